@@ -1,0 +1,169 @@
+"""What a rollout knows about its challenger: sums that pool by `+`, and nothing that needs the rows again.
+
+A loss difference is champion minus challenger on one labelled request: positive means the challenger is better.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+
+Floats = npt.NDArray[np.float64]
+
+
+class ClusterSums(BaseModel):
+    """Sums from which the mean of a value and its cluster-robust variance follow.
+
+    rows, clusters: how many. total: Σ s over clusters, s the cluster's sum of values and n its rows;
+    square: Σ s²; cross: Σ s·n; size_square: Σ n².
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    rows: int = 0
+    clusters: int = 0
+    total: float = 0.0
+    square: float = 0.0
+    cross: float = 0.0
+    size_square: float = 0.0
+
+    @classmethod
+    def of(cls, values: Floats, clusters: npt.NDArray[Any] | Sequence[str]) -> Self:
+        """Sum `values` (rows,) by the cluster label of each row."""
+        if len(values) == 0:
+            return cls()
+        _, index = np.unique(np.asarray(clusters), return_inverse=True)
+        sums = np.bincount(index, weights=values).astype(np.float64)
+        sizes = np.bincount(index).astype(np.float64)
+        return cls._from(sums, sizes)
+
+    @classmethod
+    def one(cls, total: float, rows: int) -> Self:
+        """One cluster of `rows` rows whose values sum to `total`."""
+        return cls() if rows == 0 else cls._from(np.array([total]), np.array([float(rows)]))
+
+    @classmethod
+    def _from(cls, sums: Floats, sizes: Floats) -> Self:
+        return cls(
+            rows=int(sizes.sum()),
+            clusters=len(sums),
+            total=float(sums.sum()),
+            square=float(sums @ sums),
+            cross=float(sums @ sizes),
+            size_square=float(sizes @ sizes),
+        )
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(
+            rows=self.rows + other.rows,
+            clusters=self.clusters + other.clusters,
+            total=self.total + other.total,
+            square=self.square + other.square,
+            cross=self.cross + other.cross,
+            size_square=self.size_square + other.size_square,
+        )
+
+    @property
+    def mean(self) -> float:
+        """Mean of the values. Raises: ValueError without a row."""
+        if self.rows == 0:
+            raise ValueError("a mean needs at least one row, got none")
+        return self.total / self.rows
+
+    def standard_error(self) -> float:
+        """Of the mean, robust to dependence within a cluster; infinite with fewer than two clusters.
+
+        Source: Cameron and Miller, A Practitioner's Guide to Cluster-Robust Inference, 2015, with the C/(C−1) factor.
+        """
+        if self.clusters < 2:  # noqa: PLR2004 — a variance needs two
+            return math.inf
+        mean = self.mean
+        residual = self.square - 2 * mean * self.cross + mean * mean * self.size_square
+        correction = self.clusters / (self.clusters - 1)
+        return math.sqrt(max(residual, 0.0) * correction) / self.rows
+
+
+class PairedLoss(BaseModel):
+    """Paired loss differences, summed by unit within a cohort and by cohort.
+
+    requests: what the champion answered in these cohorts. pairs: those the challenger scored too, both with a
+    number; labelled or not. champion_loss, challenger_loss: sums over the labelled pairs.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    by_unit: ClusterSums = ClusterSums()
+    by_cohort: ClusterSums = ClusterSums()
+    champion_loss: float = 0.0
+    challenger_loss: float = 0.0
+    pairs: int = 0
+    requests: int = 0
+
+    @classmethod
+    def of_cohort(
+        cls, champion: Floats, challenger: Floats, units: Sequence[str], *, pairs: int, requests: int
+    ) -> Self:
+        """One cohort: the losses of both versions on the same labelled requests, each (rows,)."""
+        difference = champion - challenger
+        return cls(
+            by_unit=ClusterSums.of(difference, units),
+            by_cohort=ClusterSums.one(float(difference.sum()), len(difference)),
+            champion_loss=float(champion.sum()),
+            challenger_loss=float(challenger.sum()),
+            pairs=pairs,
+            requests=requests,
+        )
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(
+            by_unit=self.by_unit + other.by_unit,
+            by_cohort=self.by_cohort + other.by_cohort,
+            champion_loss=self.champion_loss + other.champion_loss,
+            challenger_loss=self.challenger_loss + other.challenger_loss,
+            pairs=self.pairs + other.pairs,
+            requests=self.requests + other.requests,
+        )
+
+    @property
+    def labels(self) -> int:
+        """Paired labels: the sample size."""
+        return self.by_unit.rows
+
+
+class ArmCounts(BaseModel):
+    """Requests of one stage by arm. `events` are errors, or slow answers: units (within a cohort) that met one."""
+
+    model_config = ConfigDict(frozen=True)
+
+    champion: int = 0
+    challenger: int = 0
+    champion_errors: int = 0
+    challenger_errors: int = 0
+    champion_slow: int = 0
+    challenger_slow: int = 0
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(
+            **{name: getattr(self, name) + getattr(other, name) for name in type(self).model_fields}
+        )
+
+
+class Evidence(BaseModel):
+    """All that a decision is made of, beside the policy, the state and the time.
+
+    champion: the version that answers now. challenger_problem: why the challenger cannot be served, if so.
+    loss: scored cohorts of shadow and canary. shadow, canary: counts of each stage, never pooled (their splits differ).
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    champion: int | None
+    challenger_problem: str | None = None
+    loss: PairedLoss = PairedLoss()
+    shadow: ArmCounts = ArmCounts()
+    canary: ArmCounts = ArmCounts()

@@ -1,0 +1,82 @@
+"""The statistics of a rollout, in its own words: how much better, and are there too many errors.
+
+Thin over `functions.stats`: what is added here is dependence. Rows of one unit, and on request all rows of one cohort,
+are one observation for the variance; few cohorts pay for their few degrees of freedom.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from scipy import special
+
+from functions.rollout.evidence import PairedLoss
+from functions.rollout.policy import RolloutPolicy
+
+_PRIOR_COUNTS = 5.0  # the prior around the null share weighs five events: quick from .5 % to 2 % errors at a tenth of traffic
+
+
+@dataclass(frozen=True, slots=True)
+class Improvement:
+    """How much lower the challenger's mean loss is: an estimate and one-sided bounds, each valid at every look."""
+
+    labels: int
+    estimate: float
+    lower: float
+    upper: float
+
+
+def improvement(loss: PairedLoss, policy: RolloutPolicy) -> Improvement | None:
+    """Anytime-valid bounds of the mean paired difference; None where there is nothing to judge.
+
+    Nothing to judge: fewer than `policy.burn_in` labels, sums that are not finite, or differences that do not vary.
+    Source: Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas, Time-uniform central limit theory and asymptotic
+    confidence sequences, 2021.
+    """
+    units = loss.by_unit
+    if units.rows < policy.burn_in or not math.isfinite(units.total + units.square):
+        return None
+    deviation = units.standard_error()
+    if deviation == 0.0:
+        return None
+    z = _threshold(units.rows, policy.alpha, policy.planned_labels)
+    radius = z * deviation
+    if policy.dependence == "cohort":
+        radius = max(radius, _few_clusters(z, loss.by_cohort.clusters) * loss.by_cohort.standard_error())
+    return Improvement(
+        labels=units.rows, estimate=units.mean, lower=units.mean - radius, upper=units.mean + radius
+    )
+
+
+def _threshold(rows: int, alpha: float, planned: int) -> float:
+    """One-sided boundary of |mean| / standard error after `rows` observations."""
+    rho2 = (-2 * math.log(2 * alpha) + math.log(1 - 2 * math.log(2 * alpha))) / planned
+    t = rows * rho2
+    return math.sqrt(2 * (t + 1) / t * math.log(1 + math.sqrt(t + 1) / (2 * alpha)))
+
+
+def _few_clusters(z: float, clusters: int) -> float:
+    """The Student quantile with `clusters` − 1 degrees of freedom at the tail of a normal `z`."""
+    if clusters < 2:  # noqa: PLR2004 — no degree of freedom
+        return math.inf
+    return float(-special.stdtrit(clusters - 1, special.ndtr(-z)))
+
+
+def excess_p_value(challenger: int, champion: int, share: float) -> float:
+    """Sequential p-value of more events at the challenger than its `share` explains; 1 where it has no excess.
+
+    Under the null the arm of each event is Bernoulli(share), however the rate of events moves over time.
+    Source: Lindon and Malek, Anytime-valid inference for multinomial count data, 2022.
+    """
+    total = challenger + champion
+    if challenger <= share * total:
+        return 1.0
+    a, b = _PRIOR_COUNTS * share, _PRIOR_COUNTS * (1 - share)
+    log_bayes = (
+        special.betaln(a + challenger, b + champion)
+        - special.betaln(a, b)
+        - challenger * math.log(share)
+        - champion * math.log1p(-share)
+    )
+    return min(1.0, math.exp(-float(log_bayes)))

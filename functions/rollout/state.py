@@ -1,0 +1,136 @@
+"""A rollout as a pure fold of its journal: `step(history, entry)`; nothing here reads or writes.
+
+One journal a model, `rollouts/{model}`; one entry for each thing that happened, with the evidence and the policy it
+was decided on, so that the decision can be made again from the journal alone.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict
+
+from functions.rollout.policy import RolloutPolicy
+
+Stage = Literal["shadow", "canary", "promoted", "rolled_back", "inconclusive"]
+OPEN: tuple[Stage, ...] = ("shadow", "canary")
+KEPT_OUTCOMES = 64  # finished rollouts that the fold remembers; the journal keeps them all
+
+
+class RolloutState(BaseModel):
+    """Where one rollout stands.
+
+    rollout: number of the entry that began it. traffic_entry: the registry entry on which the last change of traffic
+    was decided; the change is made only while that is still the newest, hence at most once.
+    judged_labels: paired labels at the last recorded decision.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    rollout: int
+    champion: int
+    challenger: int
+    policy: RolloutPolicy
+    stage: Stage
+    started_at: AwareDatetime
+    stage_since: AwareDatetime
+    traffic_entry: int
+    paused: bool = False
+    judged_labels: int = 0
+    reason: str = ""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the rollout still has something to decide."""
+        return self.stage in OPEN
+
+
+class Outcome(BaseModel):
+    """How a rollout ended."""
+
+    model_config = ConfigDict(frozen=True)
+
+    rollout: int
+    champion: int
+    challenger: int
+    stage: Stage
+    rule: str
+    started_at: AwareDatetime
+    ended_at: AwareDatetime
+
+
+class History(BaseModel):
+    """All the fold remembers: the newest rollout and how the last ones ended."""
+
+    model_config = ConfigDict(frozen=True)
+
+    current: RolloutState | None = None
+    outcomes: tuple[Outcome, ...] = ()
+
+    @property
+    def open(self) -> RolloutState | None:
+        """The rollout that is under way, or None."""
+        return self.current if self.current is not None and self.current.is_open else None
+
+
+def step(history: History, number: int, body: dict[str, Any]) -> History:
+    """Fold one entry of the journal into `history`.
+
+    Raises: ValueError for an event that is not of this journal, or that concerns no rollout.
+    """
+    event, at = body["event"], datetime.fromisoformat(body["at"])
+    if event == "started":
+        return history.model_copy(update={"current": _started(number, body, at)})
+    current = history.current
+    if current is None:
+        raise ValueError(
+            f"entry {number}: event {event!r} before any rollout started; the journal is damaged"
+        )
+    if event == "decided":
+        return _decided(history, current, body, at)
+    if event in ("paused", "resumed"):
+        return history.model_copy(update={"current": _paused(current, at, paused=event == "paused")})
+    raise ValueError(
+        f"entry {number}: unknown event {event!r}; it was written by a newer Toque: upgrade this one"
+    )
+
+
+def _started(number: int, body: dict[str, Any], at: datetime) -> RolloutState:
+    return RolloutState(
+        rollout=number,
+        champion=body["champion"],
+        challenger=body["challenger"],
+        policy=RolloutPolicy.model_validate(body["policy"]),
+        stage="shadow",
+        started_at=at,
+        stage_since=at,
+        traffic_entry=body["traffic_entry"],
+        reason=body["reason"],
+    )
+
+
+def _paused(current: RolloutState, at: datetime, *, paused: bool) -> RolloutState:
+    # Resuming starts the stage's clock again: time spent paused must not run into its timeout.
+    since = current.stage_since if paused else at
+    return current.model_copy(update={"paused": paused, "stage_since": since})
+
+
+def _decided(history: History, current: RolloutState, body: dict[str, Any], at: datetime) -> History:
+    update: dict[str, Any] = {"judged_labels": body["labels"]}
+    if body["stage"] != current.stage:
+        update |= {"stage": body["stage"], "stage_since": at, "traffic_entry": body["traffic_entry"]}
+    after = current.model_copy(update=update)
+    if after.is_open:
+        return history.model_copy(update={"current": after})
+    outcome = Outcome(
+        rollout=after.rollout,
+        champion=after.champion,
+        challenger=after.challenger,
+        stage=after.stage,
+        rule=body["decision"]["rule"],
+        started_at=after.started_at,
+        ended_at=at,
+    )
+    outcomes = (*history.outcomes, outcome)[-KEPT_OUTCOMES:]
+    return History(current=after, outcomes=outcomes)
