@@ -1,0 +1,80 @@
+"""One numbered entry of a journal, sealed by its digest and chained to the one before."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from registry.errors import Damaged, InvalidInput
+from registry.times import from_text, to_text
+
+NO_DIGEST = "0" * 64  # what the first entry names as its predecessor
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One change.
+
+    number: position, from 0; body: what changed, as JSON; actor: who; at: when; txn: unique to the attempt;
+    previous, digest: SHA-256 (hex) of the entry before and of this one.
+    """
+
+    number: int
+    body: dict[str, Any]
+    actor: str
+    at: datetime
+    txn: str
+    previous: str
+    digest: str = ""
+
+    def sealed(self) -> Entry:
+        """The same entry with its digest."""
+        return replace(self, digest=hashlib.sha256(_canonical(self._content())).hexdigest())
+
+    def to_json(self) -> dict[str, Any]:
+        """What is stored, as JSON values."""
+        return {**self._content(), "digest": self.digest}
+
+    def to_bytes(self) -> bytes:
+        """What is stored."""
+        return _canonical(self.to_json())
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "number": self.number,
+            "body": self.body,
+            "actor": self.actor,
+            "at": to_text(self.at),
+            "txn": self.txn,
+            "previous": self.previous,
+        }
+
+
+def parse_entry(data: bytes, where: str) -> Entry:
+    """The entry in `data`. Raises: Damaged, naming `where`, if it is not one or does not give its digest."""
+    try:
+        fields = json.loads(data)
+        stored = Entry(**{**fields, "at": from_text(fields["at"])})
+    except (ValueError, TypeError, KeyError) as error:
+        raise Damaged(f"{where} is not readable: {error}") from error
+    if stored.sealed().digest != stored.digest:
+        raise Damaged(f"{where} does not give its digest {stored.digest[:12]}…: its bytes were changed")
+    return stored
+
+
+def _canonical(content: Mapping[str, Any]) -> bytes:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode()
+
+
+def plain(body: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """`body` as a reader will see it. Raises: InvalidInput unless it is JSON without NaN or infinity."""
+    try:
+        plain: dict[str, Any] = json.loads(_canonical(body))
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"{path}: entry body is not finite JSON: {error}") from error
+    return plain

@@ -1,0 +1,80 @@
+"""What can go wrong in the registry: one class for each way a caller would act differently."""
+
+# ruff: noqa: N818 - the names say what is the case (`except NotFound`), as Starlette's and httpx's do
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from registry.entry import Entry
+
+
+class RegistryError(Exception):
+    """Base of everything this package raises on purpose."""
+
+
+class InvalidInput(RegistryError, ValueError):
+    """The caller gave something that can never work: fix the argument named in the message."""
+
+
+class NotFound(RegistryError):
+    """Nothing is stored there."""
+
+
+class AlreadyExists(RegistryError):
+    """Something is stored there already, and `create` never overwrites."""
+
+
+class Conflict(RegistryError):
+    """Another writer's entry stands where ours should have gone: reread and decide again.
+
+    number: the number both wanted; entry: what is there.
+    """
+
+    def __init__(self, number: int, entry: Entry, *, path: str = "journal") -> None:
+        self.number = number
+        self.entry = entry
+        self.path = path
+        super().__init__(
+            f"{path}: entry {number} was written by {entry.actor!r} at {entry.at.isoformat()}; "
+            "reread the journal and decide again"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild_conflict, (self.number, self.entry, self.path)
+
+
+def _rebuild_conflict(number: int, entry: Entry, path: str) -> Conflict:
+    return Conflict(number, entry, path=path)
+
+
+class Stale(RegistryError):
+    """The caller's `expected` value is not what is there now; `actual` says what is."""
+
+    def __init__(self, what: str, expected: object, actual: object) -> None:
+        self.what = what
+        self.expected = expected
+        self.actual = actual
+        super().__init__(
+            f"{what}: expected {expected!r} but it is {actual!r} now; read it again and decide on that"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.what, self.expected, self.actual)
+
+
+class Refused(RegistryError):
+    """A rule of the model (approval, gate, live alias, code in files) forbids it; the message names the rule."""
+
+
+class Damaged(RegistryError):
+    """Stored bytes are not what was recorded: never use them; restore the named object from a copy."""
+
+
+class Forbidden(RegistryError):
+    """The store refused our credentials for this request."""
+
+
+class Unavailable(RegistryError):
+    """The store did not answer, so the outcome is unknown: the same call may be tried again."""
