@@ -5,9 +5,8 @@ serving and batch scoring call this one function, so a string is the same number
 machine and in every year. 0 is reserved for *missing*.
 """
 
-import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,6 @@ import xxhash
 
 MISSING = 0
 """The hash of None, null and NaN; no string has it."""
-
-_ENCODE_ABOVE = 64  # from here on one dictionary encoding is cheaper than hashing every string
 
 
 def hash_strings(values: Iterable[Any]) -> npt.NDArray[np.int64]:
@@ -40,27 +37,14 @@ def hash_strings(values: Iterable[Any]) -> npt.NDArray[np.int64]:
     to_arrow = getattr(values, "to_arrow", None)  # polars
     if to_arrow is not None:
         return hash_strings(to_arrow())
-    items = values if isinstance(values, (list, tuple)) else list(values)
-    return _hash_items(items)
+    return _hash_items(values)
 
 
-def _hash_items(items: Sequence[Any]) -> npt.NDArray[np.int64]:
-    """Hash Python objects, the distinct ones once."""
-    if len(items) <= _ENCODE_ABOVE:
-        return _signed([_hash_one(item) for item in items])
-    hashes: dict[Any, int] = {item: _hash_one(item) for item in _distinct(items)}
-    return _signed(list(map(hashes.__getitem__, items)))
-
-
-def _distinct(items: Sequence[Any]) -> set[Any]:
-    """Return the distinct items, or say which one cannot be hashed."""
-    try:
-        return set(items)
-    except TypeError:
-        position = next(
-            n for n, item in enumerate(items) if not isinstance(item, (str, bytes, float, type(None)))
-        )
-        raise _not_text(items[position]) from None
+def _hash_items(items: Iterable[Any]) -> npt.NDArray[np.int64]:
+    """Hash Python objects one by one: a string takes 80 ns, finding the distinct ones first takes longer."""
+    xxh64 = xxhash.xxh64_intdigest
+    hashes = [(xxh64(item.encode()) or 1) if item.__class__ is str else _hash_one(item) for item in items]
+    return np.array(hashes, dtype=np.uint64).view(np.int64)
 
 
 def _hash_one(item: object) -> int:
@@ -84,10 +68,6 @@ def _not_text(item: object) -> TypeError:
     )
 
 
-def _signed(hashes: list[int]) -> npt.NDArray[np.int64]:
-    return np.array(hashes, dtype=np.uint64).view(np.int64)
-
-
 def _hash_arrow(array: Any) -> npt.NDArray[np.int64]:
     """Hash the dictionary of an Arrow array, then look each row up in it."""
     if pa.types.is_null(array.type):
@@ -95,7 +75,7 @@ def _hash_arrow(array: Any) -> npt.NDArray[np.int64]:
     if not pa.types.is_dictionary(array.type):
         array = array.dictionary_encode()
     words = array.dictionary.to_pylist()
-    table = _signed([*itertools.chain(map(_hash_one, words), [MISSING])])
+    table = _hash_items([*words, None])
     codes = array.indices.fill_null(len(words)) if array.null_count else array.indices
     found: npt.NDArray[np.int64] = table[codes.to_numpy(zero_copy_only=False)]
     return found
