@@ -1,0 +1,99 @@
+"""Where "now" comes from: the wall, a replayed time line, or a fixed value. Always aware, always UTC."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Protocol
+
+import redis
+
+REPLAY_KEY = "toque:clock"
+
+
+class Clock(Protocol):
+    """Tells the platform's time."""
+
+    def __call__(self) -> datetime:
+        """Now, in UTC."""
+        ...
+
+
+def system_clock() -> datetime:
+    """The wall clock, in UTC."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True)
+class FixedClock:
+    """A clock that stands still, for tests and for running something as of a moment."""
+
+    at: datetime
+
+    def __post_init__(self) -> None:
+        aware(self.at)
+
+    def __call__(self) -> datetime:
+        """The fixed moment."""
+        return self.at
+
+
+@dataclass
+class ReplayClock:
+    """A time line that a replay driver moves and everyone else reads, through one Redis key.
+
+    redis_url: where the key is; hold_s: how long a reading is reused before Redis is asked again.
+    """
+
+    redis_url: str
+    hold_s: float = 0.02
+    _client: redis.Redis | None = field(default=None, init=False, repr=False, compare=False)
+    _read_at: float = field(default=-1e9, init=False, repr=False, compare=False)
+    _value: datetime | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __call__(self) -> datetime:
+        """The replayed moment.
+
+        Raises: LookupError if no driver has set one.
+        """
+        if self._value is None or time.monotonic() - self._read_at > self.hold_s:
+            raw = self._connect().get(REPLAY_KEY)
+            if not isinstance(raw, bytes):
+                raise LookupError(
+                    f"the replay clock at Redis key {REPLAY_KEY!r} is not set; call ReplayClock.set first"
+                )
+            self._value, self._read_at = aware(datetime.fromisoformat(raw.decode())), time.monotonic()
+        return self._value
+
+    def set(self, at: datetime) -> None:
+        """Move the time line to `at`. Raises: ValueError if it is naive."""
+        self._connect().set(REPLAY_KEY, aware(at).isoformat())
+        self._value, self._read_at = aware(at), time.monotonic()
+
+    def _connect(self) -> redis.Redis:
+        if self._client is None:
+            self._client = redis.Redis.from_url(self.redis_url)
+        return self._client
+
+    def __reduce__(self) -> tuple[type[ReplayClock], tuple[str, float]]:
+        return type(self), (self.redis_url, self.hold_s)
+
+
+def clock_named(name: str, redis_url: str | None) -> Clock:
+    """The clock that `TOQUE_CLOCK` names: "system" or "replay".
+
+    Raises: ValueError for another name, or for "replay" without Redis.
+    """
+    if name == "system":
+        return system_clock
+    if name == "replay" and redis_url:
+        return ReplayClock(redis_url)
+    raise ValueError(f"TOQUE_CLOCK={name!r}: use 'system', or 'replay' together with TOQUE_REDIS_URL")
+
+
+def aware(at: datetime) -> datetime:
+    """The same moment in UTC. Raises: ValueError if it is naive."""
+    if at.tzinfo is None:
+        raise ValueError(f"naive time {at.isoformat()}; give its offset, as in datetime(..., tzinfo=UTC)")
+    return at.astimezone(UTC)

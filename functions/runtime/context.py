@@ -1,0 +1,103 @@
+"""What a function may use beyond its arguments: the store, Redis, the clock, and who is acting.
+
+This is an edge: the only module of the runtime that reads the environment (`TOQUE_STORE`, `TOQUE_REDIS_URL`,
+`TOQUE_PROJECT`, `TOQUE_CLOCK`, `TOQUE_ACTOR`). A context travels with every remote run, so that a worker uses
+the same store and clock as the caller.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from functions.runtime.clock import Clock, clock_named, system_clock
+from registry.store import ObjectStore, open_store
+
+if TYPE_CHECKING:
+    from featurestore import FeatureStore
+    from registry import Registry
+
+DEFAULT_STORE = ".toque/store"
+
+
+@dataclass(frozen=True)
+class Context:
+    """The surroundings of a run.
+
+    store, store_url: the object store; redis_url: None where there is none; project: module of the user's
+    definitions; clock: the platform's time; actor: who acts, written into every journal entry.
+    """
+
+    store: ObjectStore
+    store_url: str
+    redis_url: str | None = None
+    project: str | None = None
+    clock: Clock = system_clock
+    actor: str = "local"
+
+    def registry(self) -> Registry:
+        """The model registry in the store, acting as `actor`."""
+        return self._registry
+
+    def features(self) -> FeatureStore:
+        """The feature store in the store and Redis, on the platform's clock."""
+        return self._features
+
+    @cached_property
+    def _registry(self) -> Registry:
+        from registry import Registry  # a run that asks for neither does not wait for their imports
+
+        return Registry(self.store, actor=self.actor)
+
+    @cached_property
+    def _features(self) -> FeatureStore:
+        from featurestore import FeatureStore  # the same
+
+        return FeatureStore(self.store, redis_url=self.redis_url, clock=self.clock)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
+
+
+_used: ContextVar[Context | None] = ContextVar("toque_context", default=None)
+
+
+def context() -> Context:
+    """The context of this run: the one in use, else the process's own, read once from the environment."""
+    return _used.get() or _of_process()
+
+
+@contextmanager
+def use_context(used: Context) -> Iterator[Context]:
+    """Let `context()` answer `used` within the block, in this thread and in runs started from it."""
+    token = _used.set(used)
+    try:
+        yield used
+    finally:
+        _used.reset(token)
+
+
+def context_of(environment: Mapping[str, str]) -> Context:
+    """A context from environment variables; without `TOQUE_STORE` the store is the folder `.toque/store` here."""
+    url = environment.get("TOQUE_STORE") or f"file://{Path(DEFAULT_STORE).resolve()}"
+    redis_url = environment.get("TOQUE_REDIS_URL") or None
+    return Context(
+        store=open_store(url),
+        store_url=url,
+        redis_url=redis_url,
+        project=environment.get("TOQUE_PROJECT") or None,
+        clock=clock_named(environment.get("TOQUE_CLOCK") or "system", redis_url),
+        actor=environment.get("TOQUE_ACTOR") or getpass.getuser(),
+    )
+
+
+@cache
+def _of_process() -> Context:
+    return context_of(os.environ)

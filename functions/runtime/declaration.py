@@ -1,0 +1,146 @@
+"""What a function declares about itself: frozen values, checked when they are made."""
+
+from __future__ import annotations
+
+import zoneinfo
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from croniter import croniter
+
+from functions.runtime.errors import DeclarationError
+
+Overlap = Literal["skip", "queue", "replace"]
+CatchUp = Literal["latest", "all", "none"]
+
+
+def _require(name: str, value: float | None, *, at_least: float) -> None:
+    if value is not None and not value >= at_least:
+        raise DeclarationError(f"{name}={value!r} must be at least {at_least}")
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What one run occupies on the cluster.
+
+    num_cpus, num_gpus: fractions allowed; memory_bytes: None leaves it to Ray.
+    Raises: DeclarationError if any is negative.
+    """
+
+    num_cpus: float = 1
+    num_gpus: float = 0
+    memory_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_cpus", "num_gpus", "memory_bytes"):
+            _require(name, getattr(self, name), at_least=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """When a run that failed is tried again.
+
+    max_attempts: runs in all, the first included.
+    backoff_s, factor, max_backoff_s: wait before the second run, its growth, its ceiling; each wait is
+        drawn between half of it and all of it.
+    on, never: exception types that are retried, and those that are not even so.
+    max_lost: how often a run may vanish with its worker; that is not the function's fault and counts apart.
+    Raises: DeclarationError if a number is out of range or a type is no exception.
+    """
+
+    max_attempts: int = 3
+    backoff_s: float = 1.0
+    factor: float = 2.0
+    max_backoff_s: float = 60.0
+    on: tuple[type[Exception], ...] = (Exception,)
+    never: tuple[type[Exception], ...] = ()
+    max_lost: int = 5
+
+    def __post_init__(self) -> None:
+        _require("max_attempts", self.max_attempts, at_least=1)
+        _require("backoff_s", self.backoff_s, at_least=0)
+        _require("factor", self.factor, at_least=1)
+        _require("max_backoff_s", self.max_backoff_s, at_least=0)
+        _require("max_lost", self.max_lost, at_least=0)
+        for kind in (*self.on, *self.never):
+            if not (isinstance(kind, type) and issubclass(kind, Exception)):
+                raise DeclarationError(f"Retries: {kind!r} is not an exception type")
+
+    def covers(self, error: BaseException) -> bool:
+        """Whether an error of this type may be tried again."""
+        return isinstance(error, self.on) and not isinstance(error, self.never)
+
+    def backoff(self, attempt: int, *, draw: float) -> float:
+        """Seconds to wait after the given attempt (1 for the first) failed; draw in [0, 1) sets the jitter."""
+        full = min(self.backoff_s * self.factor ** (attempt - 1), self.max_backoff_s)
+        return full * (0.5 + draw / 2)
+
+
+ONCE = Retries(max_attempts=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Cron:
+    """When a function runs by itself.
+
+    expression: five cron fields, or six with seconds last; timezone: an IANA name in which they are read.
+    jitter_s: each tick is moved later by a fixed share of this, drawn from schedule and tick.
+    overlap: what a tick does while the previous run is not over: skip it, queue behind it, or replace it.
+    catch_up: which ticks missed while nothing ran are made up: the latest, all, or none.
+    grace_s: with catch_up="none", how late a tick may still fire.
+    arguments: passed to each run; tick_as: the parameter, if any, that receives the tick's time.
+    Raises: DeclarationError for an expression, time zone or number that cannot be read.
+    """
+
+    expression: str
+    timezone: str = "UTC"
+    jitter_s: float = 0.0
+    overlap: Overlap = "skip"
+    catch_up: CatchUp = "latest"
+    grace_s: float = 60.0
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    tick_as: str | None = None
+
+    def __post_init__(self) -> None:
+        if not croniter.is_valid(self.expression):
+            raise DeclarationError(
+                f"Cron: cannot read {self.expression!r}; write five fields, as in '0 6 * * *'"
+            )
+        if self.timezone not in zoneinfo.available_timezones():
+            raise DeclarationError(
+                f"Cron: unknown time zone {self.timezone!r}; use an IANA name, as in 'Europe/Rome'"
+            )
+        if self.overlap not in {"skip", "queue", "replace"} or self.catch_up not in {"latest", "all", "none"}:
+            raise DeclarationError(
+                f"Cron: overlap={self.overlap!r} or catch_up={self.catch_up!r} is not a policy"
+            )
+        _require("jitter_s", self.jitter_s, at_least=0)
+        _require("grace_s", self.grace_s, at_least=0)
+
+
+@dataclass(frozen=True, slots=True)
+class OnEvent:
+    """Which events a function runs on; it receives the event's payload as its arguments.
+
+    topic: the topic's name; where: payload fields that must be equal to these values.
+    reentrant: whether an event that this function itself caused may start it again (never more than
+        sixteen links long). The default breaks loops.
+    payload_as: the parameter that receives the whole payload; None spreads its fields over the parameters.
+    """
+
+    topic: str
+    where: Mapping[str, Any] = field(default_factory=dict)
+    reentrant: bool = False
+    payload_as: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.topic or self.topic.strip("/") != self.topic:
+            raise DeclarationError(
+                f"OnEvent: {self.topic!r} is no topic; use a name as in 'alarms' or 'models/late'"
+            )
+
+    def matches(self, payload: Mapping[str, Any]) -> bool:
+        """Whether the payload has every field of `where` with that value."""
+        return all(name in payload and payload[name] == value for name, value in self.where.items())

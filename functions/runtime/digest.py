@@ -1,0 +1,107 @@
+"""A function's version: the digest of its code and of the code it refers to.
+
+Followed are the names the code uses: functions and classes of this project by their source, constants by
+value, installed packages by name and version. A change anywhere a run could see it changes the digest; a change
+in a neighbour it never mentions does not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+_INSTALLED = tuple(
+    {str(Path(sysconfig.get_path(each)).resolve()) for each in ("stdlib", "purelib", "platlib")}
+)
+_PLAIN = (str, bytes, int, float, bool, type(None), tuple, frozenset)
+
+
+def digest_of(target: Callable[..., Any], *, declared: str = "") -> str:
+    """The sha256 of the code reached from `target`, hex; `declared` adds what is not code."""
+    parts: dict[str, str] = {"declared": declared}
+    _follow(target, parts)
+    told = "\n".join(f"{name}={parts[name]}" for name in sorted(parts))
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def _follow(target: Any, parts: dict[str, str]) -> None:
+    name = f"{target.__module__}.{target.__qualname__}"
+    if name in parts:
+        return
+    parts[name] = _source(target)
+    for code, names in _codes(target):
+        for each in _names(code):
+            if each in names:
+                _refer(f"{target.__module__}.{each}", names[each], parts)
+
+
+def _refer(name: str, value: Any, parts: dict[str, str]) -> None:
+    value = getattr(value, "body", value)  # a declared function stands for its body
+    if isinstance(value, ModuleType):
+        parts[f"module {value.__name__}"] = _module(value)
+    elif isinstance(value, FunctionType | type):
+        if _ours(sys.modules.get(value.__module__)):
+            _follow(value, parts)
+        else:
+            parts[name] = f"{value.__module__}.{value.__qualname__} {_version(value.__module__)}"
+    elif isinstance(value, _PLAIN):
+        parts[name] = repr(value)
+
+
+def _codes(target: Any) -> Iterator[tuple[CodeType, dict[str, Any]]]:
+    if isinstance(target, FunctionType):
+        cells = dict(zip(target.__code__.co_freevars, _contents(target), strict=False))
+        yield target.__code__, target.__globals__ | cells
+        return
+    for member in vars(target).values():
+        plain = getattr(member, "__func__", getattr(member, "fget", member))
+        if isinstance(plain, FunctionType) and plain.__module__ == target.__module__:
+            yield plain.__code__, plain.__globals__
+
+
+def _contents(target: FunctionType) -> list[Any]:
+    return [cell.cell_contents for cell in target.__closure__ or () if _filled(cell)]
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018  # reading an empty cell raises: that is the question
+    except ValueError:
+        return False
+    return True
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from (*code.co_names, *code.co_freevars)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+
+
+def _source(target: Any) -> str:
+    try:
+        return inspect.getsource(target)
+    except (OSError, TypeError):  # typed at a prompt: the compiled code is all there is
+        code = getattr(target, "__code__", None)
+        return f"{code.co_code.hex()} {code.co_consts!r}" if code else repr(target)
+
+
+def _module(module: ModuleType) -> str:
+    if _ours(module) and module.__file__:
+        return hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
+    return _version(module.__name__)
+
+
+def _ours(module: ModuleType | None) -> bool:
+    path = getattr(module, "__file__", None)
+    return bool(path) and not str(Path(str(path)).resolve()).startswith(_INSTALLED)
+
+
+def _version(module: str) -> str:
+    return str(getattr(sys.modules.get(module.partition(".")[0]), "__version__", "-"))

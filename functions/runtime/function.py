@@ -1,0 +1,255 @@
+"""The function: a Python function that can also run elsewhere, many times over, and durably.
+
+A declared function is called as ever: `embed("a")` runs here and now. `embed.remote("a")` runs it on the cluster,
+or in a thread where there is none; `embed.map(["a", "b"])` fans out; `embed.submit("a")` records it in the store,
+where it is retried and resumed until it has ended.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from functools import cached_property, partial
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
+
+from functions.runtime import catalog, cluster
+from functions.runtime.context import Context, context
+from functions.runtime.declaration import ONCE, Cron, OnEvent, Resources, Retries
+from functions.runtime.digest import digest_of
+from functions.runtime.errors import DeclarationError
+from functions.runtime.fanout import fan_out
+from functions.runtime.future import Future
+from functions.runtime.local import LocalRun
+from functions.runtime.reference import reference, resolve, travels_by_name
+from functions.runtime.signature import Signature
+from functions.runtime.work import Outcome, attempt, persist
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Function(Generic[P, R]):
+    """A declared function; call it as the function it was.
+
+    name, doc; reference: "module:qualname"; signature: its types; resources, timeout_s, retries,
+    max_concurrency, cache: as declared; schedule, on: its Crons and OnEvents; body: the undecorated function.
+    """
+
+    def __init__(
+        self,
+        body: Callable[..., Any],
+        *,
+        signature: Signature,
+        resources: Resources = Resources(),  # noqa: B008  # frozen
+        timeout_s: float | None = None,
+        retries: Retries = ONCE,
+        max_concurrency: int | None = None,
+        cache: bool = False,
+        schedule: Sequence[Cron] = (),
+        on: Sequence[OnEvent] = (),
+    ) -> None:
+        functools.update_wrapper(self, body)
+        self.body = body
+        self.name = body.__name__
+        self.doc = inspect.getdoc(body) or ""
+        self.reference = reference(body)
+        self.signature = signature
+        self.resources = resources
+        self.timeout_s = timeout_s
+        self.retries = retries
+        self.max_concurrency = max_concurrency
+        self.cache = cache
+        self.schedule = tuple(schedule)
+        self.on = tuple(on)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run here, now, on validated arguments. Raises: InvalidArguments, and what the body raises."""
+        result: R = self.body(**self.signature.bind(args, kwargs))
+        return result
+
+    def remote(self, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        """Start a run on the cluster, or in a thread of this process where Ray is not initialised."""
+        return self.start(self.signature.bind(args, kwargs))
+
+    def map(
+        self, items: Iterable[Any], *, return_errors: bool = False, in_flight: int | None = None
+    ) -> list[R | Exception]:
+        """Run once for each item and return the results in the items' order.
+
+        items: for a function of one parameter its argument; otherwise the first argument, or a mapping of
+            arguments, or a tuple of them.
+        return_errors: errors stand in the list instead of being raised.
+        in_flight: runs at a time; by default what was declared as `max_concurrency`, else plenty.
+        """
+        arguments = (self.signature.spread(item) for item in items)
+        return fan_out(
+            self.start, arguments, in_flight=in_flight or self.max_concurrency, return_errors=return_errors
+        )
+
+    def call_json(self, arguments: Mapping[str, Any]) -> Any:
+        """Run here on a JSON object of arguments; the result in its JSON form.
+
+        Raises: InvalidArguments, InvalidResult, and what the body raises.
+        """
+        outcome = self.attempt(self.signature.load(arguments), None)
+        return self.signature.dump_result(outcome.unwrap())
+
+    def remote_json(self, arguments: Mapping[str, Any]) -> Future[Any]:
+        """Start a run on a JSON object of arguments; `signature.dump_result` gives the result's JSON form."""
+        return self.start(self.signature.load(arguments))
+
+    def start(self, arguments: dict[str, Any]) -> Future[R]:
+        """Start a run on validated arguments."""
+        if cluster.running():
+            return cluster.ClusterRun(self.name, self._task.remote(arguments, context()))
+        job = partial(self.attempt, arguments, context())
+        return LocalRun(self.name, job, retries=self.retries, timeout_s=self.timeout_s)
+
+    def attempt(self, arguments: Mapping[str, Any], used: Context | None) -> Outcome:
+        """One run in this process, as an Outcome."""
+        return attempt(self.body, arguments, retries=self.retries, context=used)
+
+    @cached_property
+    def digest(self) -> str:
+        """The version of the code: a sha256 over it and what it refers to."""
+        return digest_of(self.body, declared=f"cache={self.cache}")
+
+    @property
+    def input_schema(self) -> dict[str, Any]:
+        """JSON Schema of the arguments."""
+        return self.signature.input_schema
+
+    @property
+    def output_schema(self) -> dict[str, Any]:
+        """JSON Schema of the result."""
+        return self.signature.output_schema
+
+    @cached_property
+    def _task(self) -> Any:
+        return cluster.task(
+            self.name, self._on_worker(), cluster.options(self.resources, self.retries, self.timeout_s)
+        )
+
+    def _on_worker(self) -> Callable[[dict[str, Any], Context], Outcome]:
+        def run(arguments: dict[str, Any], used: Context) -> Outcome:
+            bounded = cluster.bounded(self.name, self.body, self.timeout_s)
+            once = partial(attempt, bounded, arguments, retries=self.retries, context=used)
+            return persist(once, retries=self.retries)
+
+        return run
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        if travels_by_name(self.body):
+            return resolve, (self.reference,)
+        return _rebuilt, (type(self), self.body, self._declared())
+
+    def _declared(self) -> dict[str, Any]:
+        names = ("resources", "timeout_s", "retries", "max_concurrency", "cache", "schedule", "on")
+        return {name: getattr(self, name) for name in names} | {"signature": self.signature}
+
+    def __repr__(self) -> str:
+        return f"<function {self.reference}>"
+
+
+class AsyncFunction(Function[P, R]):
+    """A declared `async def`: calling it gives a coroutine, running it elsewhere gives what that returns."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:  # type: ignore[override]
+        """Begin it here. The override is the point: awaiting belongs to the caller."""
+        result: Coroutine[Any, Any, R] = self.body(**self.signature.bind(args, kwargs))
+        return result
+
+
+@overload
+def function(body: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncFunction[P, R]: ...
+@overload
+def function(body: Callable[P, R], /) -> Function[P, R]: ...
+@overload
+def function(
+    *,
+    resources: Resources = ...,
+    timeout_s: float | None = ...,
+    retries: Retries | None = ...,
+    max_concurrency: int | None = ...,
+    cache: bool = ...,
+    schedule: Cron | Sequence[Cron] | None = ...,
+    on: OnEvent | Sequence[OnEvent] | None = ...,
+) -> _Declare: ...
+
+
+def function(body: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
+    """Declare a function.
+
+    resources: what a run occupies on the cluster.
+    timeout_s: the work is killed after this; None lets it run.
+    retries: when a failed run is tried again; by default it is not.
+    max_concurrency: runs at a time: of durable ones across the cluster, of one `map` otherwise.
+    cache: a run with arguments that the same code has seen before answers from the store.
+    schedule: one or several Crons; on: one or several OnEvents.
+
+    Raises: DeclarationError, at import, for what cannot be declared.
+    """
+    names = sys._getframe(1).f_locals  # noqa: SLF001  # types defined beside the function resolve its annotations
+    if body is not None:
+        return _declare(body, names, {})
+    return lambda late: _declare(late, names, declared)
+
+
+class _Declare(Protocol):
+    @overload
+    def __call__(self, body: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncFunction[P, R]: ...
+    @overload
+    def __call__(self, body: Callable[P, R], /) -> Function[P, R]: ...
+
+
+def _declare(
+    body: Callable[..., Any], names: Mapping[str, Any], declared: Mapping[str, Any]
+) -> Function[..., Any]:
+    if not inspect.isfunction(body):
+        raise DeclarationError(
+            f"@function stands on a function, not on {body!r}; put it below other decorators"
+        )
+    kind = AsyncFunction if inspect.iscoroutinefunction(body) else Function
+    made: Function[..., Any] = kind(
+        body, signature=Signature.of(body, names=names), **_checked(body.__name__, declared)
+    )
+    catalog.declare(made)
+    return made
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "resources": (Resources,),
+    "timeout_s": (int, float, type(None)),
+    "retries": (Retries,),
+    "max_concurrency": (int, type(None)),
+    "cache": (bool,),
+    "schedule": (tuple,),
+    "on": (tuple,),
+}
+_MEMBERS: dict[str, type] = {"schedule": Cron, "on": OnEvent}
+
+
+def _checked(name: str, declared: Mapping[str, Any]) -> dict[str, Any]:
+    checked = {each: value for each, value in declared.items() if not (value is None and each != "timeout_s")}
+    for each, member in _MEMBERS.items():
+        given = checked.get(each, ())
+        checked[each] = (given,) if isinstance(given, member) else tuple(given)
+        if not all(isinstance(one, member) for one in checked[each]):
+            raise DeclarationError(f"{name}: {each}={given!r} must be {member.__name__}, or several")
+    for each, value in checked.items():
+        if each not in _KINDS:
+            raise DeclarationError(f"{name}: no such option {each!r}; there are {', '.join(_KINDS)}")
+        if not isinstance(value, _KINDS[each]):
+            raise DeclarationError(f"{name}: {each}={value!r} must be {_KINDS[each][0].__name__}")
+    for each in ("timeout_s", "max_concurrency"):
+        if checked.get(each) is not None and not checked[each] > 0:
+            raise DeclarationError(f"{name}: {each}={checked[each]!r} must be above 0, or None")
+    return checked
+
+
+def _rebuilt(
+    kind: type[Function[..., Any]], body: Callable[..., Any], declared: Mapping[str, Any]
+) -> Function[..., Any]:
+    return kind(body, **declared)

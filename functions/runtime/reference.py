@@ -1,0 +1,81 @@
+"""How a function is named so that another process finds it: `module:qualname`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from functools import cache, reduce
+from types import ModuleType
+from typing import Any
+
+from ray import cloudpickle
+
+from functions.runtime.errors import UnknownFunction
+
+
+def reference(target: Callable[..., Any]) -> str:
+    """The name of `target` across processes, as in "functions.features:materialize"."""
+    return f"{target.__module__}:{target.__qualname__}"
+
+
+def resolve(name: str) -> Any:
+    """What `module:qualname` names, importing its module.
+
+    Raises: UnknownFunction if the module or the name in it is not there.
+    """
+    module, _, path = name.partition(":")
+    try:
+        return reduce(getattr, path.split("."), importlib.import_module(module))
+    except (ImportError, AttributeError) as error:
+        raise UnknownFunction(f"{name} cannot be imported: {error}; is its code on this machine?") from error
+
+
+def travels_by_name(target: Callable[..., Any]) -> bool:
+    """Whether another process can import `target`; if not, its code travels with it.
+
+    A module that only this process knows (a script, a test) is marked to travel by value as a whole.
+    """
+    module = sys.modules.get(target.__module__)
+    if module is None or target.__module__ == "__main__" or "<locals>" in target.__qualname__:
+        own = False
+    else:
+        own = importable(target.__module__)
+    if (
+        not own
+        and module is not None
+        and target.__module__ != "__main__"
+        and not importable(target.__module__)
+    ):
+        _carry(module)
+    return own
+
+
+@cache
+def importable(module: str) -> bool:
+    """Whether the import system, not just this process's table of modules, knows `module`."""
+    path = None
+    parts = module.split(".")
+    for end in range(1, len(parts) + 1):
+        spec = next(
+            filter(None, (each.find_spec(".".join(parts[:end]), path) for each in sys.meta_path)), None
+        )
+        if spec is None:
+            return False
+        path = spec.submodule_search_locations
+    return True
+
+
+def pack(value: Any) -> bytes:
+    """Bytes for another process of ours; code that it cannot import goes along."""
+    data: bytes = cloudpickle.dumps(value)  # type: ignore[no-untyped-call]  # the library has no types
+    return data
+
+
+def unpack(data: bytes) -> Any:
+    """The value that another process of ours packed. Never for data from a store or the network."""
+    return cloudpickle.loads(data)
+
+
+def _carry(module: ModuleType) -> None:
+    cloudpickle.register_pickle_by_value(module)  # type: ignore[no-untyped-call]  # the library has no types

@@ -1,0 +1,223 @@
+"""A function's signature as data: validation on the way in, serialisation on the way out, JSON Schemas."""
+
+from __future__ import annotations
+
+import collections.abc
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+from pydantic import (
+    ConfigDict,
+    PydanticSchemaGenerationError,
+    PydanticUserError,
+    TypeAdapter,
+    ValidationError,
+)
+from pydantic.errors import PydanticInvalidForJsonSchema
+from pydantic.json_schema import JsonSchemaMode
+from pydantic_core import PydanticSerializationError
+
+from functions.runtime.errors import DeclarationError, InvalidArguments, InvalidResult
+
+RESERVED = frozenset({"key"})
+_STREAMS = (
+    collections.abc.Generator,
+    collections.abc.Iterator,
+    collections.abc.AsyncGenerator,
+    collections.abc.AsyncIterator,
+)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Types of a function's parameters and result.
+
+    name: for messages; signature: parameters in order, all of them nameable; hints: their resolved types, and
+    under "return" the result's.
+    """
+
+    name: str
+    signature: inspect.Signature
+    hints: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, target: Callable[..., Any], *, names: Mapping[str, Any]) -> Signature:
+        """Read the signature of `target`; `names` resolves annotations beyond its module.
+
+        Raises: DeclarationError if a parameter has no name or no type, or the return type is missing.
+        """
+        name = target.__name__
+        signature = inspect.signature(target)
+        hints = _hints(target, names)
+        for parameter in signature.parameters.values():
+            _check(name, parameter, hints)
+        if "return" not in hints:
+            raise DeclarationError(f"{name}: declare a return type, as in `-> int` or `-> None`")
+        made = cls(name, signature, hints)
+        if not (
+            made.adapters.keys() == signature.parameters.keys() and made.result
+        ):  # made now: errors belong here
+            raise DeclarationError(f"{name}: its parameters {signature} cannot be typed")
+        return made
+
+    @cached_property
+    def adapters(self) -> dict[str, TypeAdapter[Any]]:
+        """Validators by parameter."""
+        return {each: _adapter(self.name, each, self.hints[each]) for each in self.signature.parameters}
+
+    @cached_property
+    def result(self) -> TypeAdapter[Any]:
+        """The validator of the result; a stream's result is the list of its items."""
+        return _adapter(self.name, "return", _result_type(self.hints["return"]))
+
+    def spread(self, item: Any) -> dict[str, Any]:
+        """Validated arguments from one item of a `map`. Raises: InvalidArguments."""
+        if len(self.signature.parameters) > 1 and isinstance(item, Mapping):
+            return self.bind((), item)
+        if len(self.signature.parameters) > 1 and isinstance(item, tuple):
+            return self.bind(item, {})
+        return self.bind((item,), {})
+
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Validated arguments by name, defaults left out. Raises: InvalidArguments."""
+        try:
+            given = self.signature.bind(*args, **kwargs).arguments
+        except TypeError as error:
+            raise InvalidArguments(f"{self.name}: {error}") from error
+        return self._validate(given, lambda adapter, value: adapter.validate_python(value))
+
+    def load(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Validated arguments from a JSON object. Raises: InvalidArguments naming each bad field."""
+        problems = [
+            {"field": each, "message": "unknown parameter", "value": None}
+            for each in arguments
+            if each not in self.adapters
+        ]
+        for each, parameter in self.signature.parameters.items():
+            if parameter.default is parameter.empty and each not in arguments:
+                problems.append({"field": each, "message": "required, but missing", "value": None})
+        if problems:
+            raise self._invalid(problems)
+        return self._validate(arguments, _validate_json_value)
+
+    def dump(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """JSON form of validated arguments. Raises: InvalidArguments if one has none."""
+        try:
+            return {
+                each: self.adapters[each].dump_python(value, mode="json") for each, value in arguments.items()
+            }
+        except (PydanticSerializationError, ValueError) as error:
+            raise InvalidArguments(f"{self.name}: an argument has no JSON form: {error}") from error
+
+    def dump_result(self, value: Any) -> Any:
+        """JSON form of a result. Raises: InvalidResult if it does not fit the return type."""
+        try:
+            return self.result.dump_python(self.result.validate_python(value), mode="json")
+        except (ValidationError, PydanticSerializationError, ValueError) as error:
+            kind = type(value).__name__
+            raise InvalidResult(
+                f"{self.name} returned {kind}, which its return type cannot carry: {error}"
+            ) from error
+
+    def load_result(self, value: Any) -> Any:
+        """The typed result back from its JSON form."""
+        return _validate_json_value(self.result, value)
+
+    @cached_property
+    def input_schema(self) -> dict[str, Any]:
+        """JSON Schema of the arguments object. Raises: DeclarationError if a type has none."""
+        mode: JsonSchemaMode = "validation"
+        inputs = [(each, mode, adapter) for each, adapter in self.adapters.items()]
+        try:
+            schemas, shared = TypeAdapter.json_schemas(inputs)
+        except PydanticInvalidForJsonSchema as error:
+            raise DeclarationError(f"{self.name}: a parameter has no JSON Schema: {error}") from error
+        properties = {each: dict(schemas[each, mode]) for each, _, _ in inputs}
+        required = [each for each, p in self.signature.parameters.items() if p.default is p.empty]
+        for each, parameter in self.signature.parameters.items():
+            if parameter.default is not parameter.empty:
+                properties[each]["default"] = self.dump({each: parameter.default})[each]
+        schema: dict[str, Any] = {"type": "object", "properties": properties, "additionalProperties": False}
+        return schema | ({"required": required} if required else {}) | shared
+
+    @cached_property
+    def output_schema(self) -> dict[str, Any]:
+        """JSON Schema of the result. Raises: DeclarationError if the type has none."""
+        try:
+            return self.result.json_schema(mode="serialization")
+        except PydanticInvalidForJsonSchema as error:
+            raise DeclarationError(f"{self.name}: the return type has no JSON Schema: {error}") from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"name": self.name, "signature": self.signature, "hints": self.hints}
+
+    def _validate(
+        self, arguments: Mapping[str, Any], validate: Callable[[TypeAdapter[Any], Any], Any]
+    ) -> dict[str, Any]:
+        values, problems = {}, []
+        for each, value in arguments.items():
+            try:
+                values[each] = validated = validate(self.adapters[each], value)
+            except ValidationError as error:
+                problems += [_problem(each, detail) for detail in error.errors(include_url=False)]
+                continue
+            if isinstance(validated, datetime) and validated.tzinfo is None:
+                problems.append(
+                    {"field": each, "message": "a naive time; give its offset, as in Z", "value": str(value)}
+                )
+        if problems:
+            raise self._invalid(problems)
+        return values
+
+    def _invalid(self, problems: list[dict[str, Any]]) -> InvalidArguments:
+        told = "; ".join(f"{each['field']}: {each['message']}" for each in problems)
+        return InvalidArguments(f"{self.name}: {told}", problems)
+
+
+def _validate_json_value(adapter: TypeAdapter[Any], value: Any) -> Any:
+    # JSON has fewer types than Python: times, bytes and tuples come as strings and lists, which lax mode accepts.
+    return adapter.validate_python(value)
+
+
+def _hints(target: Callable[..., Any], names: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(target, localns=dict(names), include_extras=True)
+    except NameError as error:
+        raise DeclarationError(f"{target.__name__}: {error}; define the type before the function") from error
+
+
+def _check(name: str, parameter: inspect.Parameter, hints: Mapping[str, Any]) -> None:
+    if parameter.kind not in {parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY}:
+        raise DeclarationError(f"{name}: parameter {parameter} has no name a JSON object could give; name it")
+    if parameter.name in RESERVED:
+        raise DeclarationError(
+            f"{name}: a parameter cannot be called {parameter.name!r}: `submit` takes it; rename it"
+        )
+    if parameter.name not in hints:
+        raise DeclarationError(f"{name}: parameter {parameter.name!r} has no type; annotate it")
+
+
+def _adapter(name: str, parameter: str, kind: Any) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter(kind)
+    except PydanticSchemaGenerationError:
+        return TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
+    except PydanticUserError as error:
+        raise DeclarationError(f"{name}: {parameter}: {error.message}") from error
+
+
+def _result_type(kind: Any) -> Any:
+    if typing.get_origin(kind) in _STREAMS:
+        return list[typing.get_args(kind)[0]]  # type: ignore[misc]  # the item type is known at run time only
+    return kind
+
+
+def _problem(parameter: str, detail: Any) -> dict[str, Any]:
+    path = ".".join(str(part) for part in (parameter, *detail["loc"]))
+    shown = repr(detail["input"])
+    return {"field": path, "message": f"{detail['msg']}, got {shown[:80]}", "value": shown[:200]}
