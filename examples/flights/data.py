@@ -76,7 +76,18 @@ def weather() -> pl.DataFrame:
         .with_columns(observed_hour=pl.col("time_hour").str.to_datetime(time_zone="UTC", time_unit="us"))
         .unique(["origin", "observed_hour"], keep="last", maintain_order=True)
         .sort("observed_hour", "origin")
-        .select("origin", "observed_hour", "temp", "dewp", "humid", "wind_speed", "wind_gust", "precip", "pressure", "visib")
+        .select(
+            "origin",
+            "observed_hour",
+            "temp",
+            "dewp",
+            "humid",
+            "wind_speed",
+            "wind_gust",
+            "precip",
+            "pressure",
+            "visib",
+        )
     )
 
 
@@ -87,7 +98,9 @@ def planes() -> pl.DataFrame:
 
 
 def _read(name: str) -> pl.DataFrame:
-    return pl.read_csv(data_dir() / f"{name}.csv", null_values="NA", infer_schema_length=30_000, encoding="utf8-lossy")
+    return pl.read_csv(
+        data_dir() / f"{name}.csv", null_values="NA", infer_schema_length=30_000, encoding="utf8-lossy"
+    )
 
 
 def _arrival() -> pl.Expr:

@@ -1,0 +1,259 @@
+"""What is known of a flight an hour before it should leave.
+
+Stored features are published on the half hours: a row at 14:30 holds what was known by 14:30, and whoever predicts
+between 14:30 and 15:00 uses it. So training (a point-in-time join) and serving (whatever Redis holds) see the same.
+What a flight itself will do (dep_delay, arr_delay, air_time, the actual times) is unknown then and appears in no
+feature of that flight; past flights count from the moment they left or landed.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from examples.flights import data
+from featurestore import (
+    Aggregation,
+    Entity,
+    FeatureService,
+    FeatureView,
+    Field,
+    Float64,
+    OnDemandFeatureView,
+    RequestSource,
+    UnixTimestamp,
+    Windows,
+)
+
+EVERY = timedelta(minutes=30)
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+NEW_YORK = ZoneInfo("America/New_York")
+
+airport = Entity("airport", join_keys=["origin"])
+carrier = Entity("carrier")
+route = Entity("route", join_keys=["origin", "dest"])
+aircraft = Entity("aircraft", join_keys=["tailnum"])
+
+KEYS = ("carrier", "origin", "dest", "tailnum")
+WEATHER = ("temp", "dewp", "humid", "wind_speed", "wind_gust", "precip", "pressure", "visib")
+
+airport_weather = FeatureView(
+    "airport_weather",
+    entities=[airport],
+    schema=[Field(name, Float64) for name in WEATHER],
+    ttl=3 * HOUR,
+    owner="ops-data",
+    description="The hourly observation at the origin, published when its hour is over.",
+)
+airport_congestion = FeatureView(
+    "airport_congestion",
+    entities=[airport],
+    source=Windows(
+        [
+            Aggregation("mean", HOUR, "dep_delay", "airport_dep_delay_1h"),
+            Aggregation("mean", HOUR, "dep_late", "airport_dep_late_1h"),
+            Aggregation("mean", 3 * HOUR, "dep_delay", "airport_dep_delay_3h"),
+            Aggregation("count", HOUR, "dep_delay", "airport_departures_1h"),
+            Aggregation("sum", 6 * HOUR, "waiting", "airport_backlog_6h"),
+        ],
+        every=EVERY,
+        event_time="known_at",
+    ),
+    ttl=DAY,
+    owner="ops-data",
+    description="Departures of the last hours, and how many scheduled ones have not left yet.",
+)
+carrier_history = FeatureView(
+    "carrier_history",
+    entities=[carrier],
+    source=Windows(
+        [
+            Aggregation("mean", 3 * HOUR, "dep_delay", "carrier_dep_delay_3h"),
+            Aggregation("mean", 6 * HOUR, "arr_delay", "carrier_arr_delay_6h"),
+            Aggregation("mean", DAY, "late", "carrier_late_1d"),
+            Aggregation("mean", 7 * DAY, "late", "carrier_late_7d"),
+        ],
+        every=HOUR,
+        event_time="known_at",
+    ),
+    ttl=7 * DAY,
+    owner="ops-data",
+)
+route_history = FeatureView(
+    "route_history",
+    entities=[route],
+    source=Windows(
+        [
+            Aggregation("mean", 7 * DAY, "late", "route_late_7d"),
+            Aggregation("mean", 7 * DAY, "arr_delay", "route_arr_delay_7d"),
+            Aggregation("mean", 30 * DAY, "late", "route_late_30d"),
+            Aggregation("count", 7 * DAY, "late", "route_flights_7d"),
+        ],
+        every=DAY,
+        event_time="known_at",
+    ),
+    ttl=30 * DAY,
+    owner="ops-data",
+)
+aircraft_history = FeatureView(
+    "aircraft_history",
+    entities=[aircraft],
+    source=Windows(
+        [
+            Aggregation("mean", DAY, "arr_delay", "aircraft_arr_delay_1d"),
+            Aggregation("mean", DAY, "left_late", "aircraft_dep_delay_1d"),
+            Aggregation("mean", 7 * DAY, "late", "aircraft_late_7d"),
+            Aggregation("count", 7 * DAY, "late", "aircraft_flights_7d"),
+        ],
+        event_time="known_at",
+    ),
+    ttl=7 * DAY,
+    owner="fleet-data",
+    description="One row each time a flight of the aircraft has landed.",
+)
+aircraft_facts = FeatureView(
+    "aircraft_facts",
+    entities=[aircraft],
+    schema=[Field("built", Float64), Field("seats", Float64)],
+    owner="fleet-data",
+    description="What does not change: year of manufacture and seats.",
+)
+
+booking = RequestSource(
+    "booking",
+    [
+        Field("scheduled_departure", UnixTimestamp),
+        Field("scheduled_arrival", UnixTimestamp),
+        Field("distance", Float64),
+    ],
+)
+
+
+def timetable_features(columns: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
+    """Local hour (0 to 24) and weekday (1 Monday) of the scheduled departure, and the planned minutes and miles."""
+    departure, arrival = columns["scheduled_departure"], columns["scheduled_arrival"]
+    local = pl.Series(departure).dt.replace_time_zone("UTC").dt.convert_time_zone(NEW_YORK.key)
+    return {
+        "departure_hour": (local.dt.hour().cast(pl.Float64) + local.dt.minute() / 60).to_numpy(),
+        "weekday": local.dt.weekday().cast(pl.Float64).to_numpy(),
+        "planned_minutes": (arrival - departure) / np.timedelta64(1, "m"),
+        "planned_miles": np.asarray(columns["distance"], dtype=np.float64),
+    }
+
+
+timetable = OnDemandFeatureView(
+    "timetable",
+    sources=[booking],
+    schema=[
+        Field(name, Float64) for name in ("departure_hour", "weekday", "planned_minutes", "planned_miles")
+    ],
+    transform=timetable_features,
+)
+
+STORED = (
+    airport_weather,
+    airport_congestion,
+    carrier_history,
+    route_history,
+    aircraft_history,
+    aircraft_facts,
+)
+flight_delay = FeatureService(
+    "flight_delay",
+    [*STORED, timetable],
+    owner="delay-team",
+    description="An hour before scheduled departure.",
+)
+FEATURES = [airport, carrier, route, aircraft, *STORED, timetable, flight_delay]
+CATEGORICAL = ["carrier", "origin", "dest"]
+NUMERIC = flight_delay.columns
+
+
+def entity_table(flights: pl.DataFrame) -> pa.Table:
+    """One row a flight: keys, request values, the moment of prediction, and what came of it.
+
+    `event_timestamp` is an hour before scheduled departure; `late` (1.0 or 0.0; null: never arrived) is known at
+    `label_known_at`.
+    """
+    late = (pl.col("arr_delay") > data.LATE_MINUTES).cast(pl.Float64)
+    return (
+        flights.select(
+            *("flight_id", "carrier", "origin", "dest"),
+            pl.col("tailnum").fill_null("unknown"),
+            *("scheduled_departure", "scheduled_arrival", pl.col("distance").cast(pl.Float64)),
+            event_timestamp=pl.col("scheduled_departure") - data.PREDICTION_LEAD,
+            late=late,
+            label_known_at="arrived_at",
+        )
+        .sort("event_timestamp", "flight_id")
+        .to_arrow()
+    )
+
+
+def events(view: FeatureView, flights: pl.DataFrame) -> pa.Table:
+    """What a view's windows are computed from: past departures, arrivals and flights due, by the time they were known.
+
+    Columns: carrier, origin, dest, tailnum, known_at (rounded up to the next publication); dep_delay and dep_late (known
+    when a flight has left), arr_delay and late (when it has landed), waiting (+1 when a departure is due, -1 when it
+    leaves); null where an event has none. Delays are clipped to five hours, so that one stranded aircraft does not
+    speak for its airport.
+    """
+    due, left, landed = _due(flights), _left(flights), _landed(flights)
+    parts = {
+        "airport_congestion": [due, left],
+        "carrier_history": [left, landed],
+        "route_history": [landed],
+        "aircraft_history": [landed.filter(pl.col("tailnum").is_not_null())],
+    }[view.name]
+    published = pl.col("known_at").dt.offset_by("-1us").dt.truncate("30m") + EVERY
+    table = pl.concat(parts, how="diagonal").filter(pl.col("known_at").is_not_null())
+    return table.with_columns(known_at=published).sort("known_at").to_arrow()
+
+
+def _due(flights: pl.DataFrame) -> pl.DataFrame:
+    return flights.select(*KEYS, known_at="scheduled_departure", waiting=pl.lit(1.0))
+
+
+def _left(flights: pl.DataFrame) -> pl.DataFrame:
+    delay = pl.col("dep_delay")
+    return flights.select(
+        *KEYS,
+        delay.cast(pl.Float64).clip(-30, 300),
+        known_at="departed_at",
+        dep_late=(delay > data.LATE_MINUTES).cast(pl.Float64),
+        waiting=pl.lit(-1.0),
+    )
+
+
+def _landed(flights: pl.DataFrame) -> pl.DataFrame:
+    delay = pl.col("arr_delay")
+    return flights.select(
+        *KEYS,
+        delay.cast(pl.Float64).clip(-60, 300),
+        known_at="arrived_at",
+        late=(delay > data.LATE_MINUTES).cast(pl.Float64),
+        left_late=pl.col("dep_delay").cast(pl.Float64).clip(-30, 300),
+    )
+
+
+def weather_rows(weather: pl.DataFrame) -> pa.Table:
+    """Rows of `airport_weather`: an hour's observation is published when the hour is over."""
+    return (
+        weather.with_columns(event_timestamp=pl.col("observed_hour") + HOUR)
+        .select("origin", "event_timestamp", *[pl.col(name).cast(pl.Float64) for name in WEATHER])
+        .to_arrow()
+    )
+
+
+def aircraft_rows(*, known_from: datetime) -> pa.Table:
+    """Rows of `aircraft_facts`, known since before the first flight."""
+    return (
+        data.planes()
+        .select("tailnum", pl.col("built").cast(pl.Float64), pl.col("seats").cast(pl.Float64))
+        .with_columns(event_timestamp=pl.lit(known_from, dtype=pl.Datetime("us", "UTC")))
+        .to_arrow()
+    )
