@@ -1,0 +1,154 @@
+"""From the stream into Delta tables, each record exactly once.
+
+A commit carries, as Delta transactions, the number of each writer's last record in it. A drain reads those
+numbers in the snapshot it commits to and leaves out what is already there; Delta refuses the commit if another
+drain moved them meanwhile, and the drain looks again. Only then are the records dropped from the stream, and
+after that from the writers' files. Whatever dies in between, the next drain finds the rest.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake.exceptions import CommitFailedError
+from pydantic import BaseModel, ConfigDict
+from redis import Redis
+
+from functions.prediction_log.errors import PredictionLogError
+from functions.prediction_log.frames import Frame
+from functions.prediction_log.records import LABELS, PREDICTIONS, label_columns, prediction_columns
+from functions.prediction_log.shipper import adopt_orphans
+from functions.prediction_log.stream import Stream
+from registry.store import ObjectStore
+from registry.tables import Table
+
+__all__ = ["LABELS_TABLE", "Drained", "drain", "predictions_table"]
+
+LABELS_TABLE = "labels"
+_PATIENCE_S = 60.0
+Batch = Mapping[str, list[Frame]]
+"""Per writer the frames that were read, in order."""
+
+
+class Drained(BaseModel):
+    """What one drain moved: rows added to the tables, writers they came from, dead writers' folders claimed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    predictions: int = 0
+    labels: int = 0
+    writers: int = 0
+    adopted: int = 0
+
+    def __add__(self, other: Drained) -> Drained:
+        return Drained(
+            predictions=self.predictions + other.predictions,
+            labels=self.labels + other.labels,
+            writers=max(self.writers, other.writers),
+            adopted=self.adopted + other.adopted,
+        )
+
+
+def predictions_table(model: str) -> str:
+    """The name of the table that holds a model's predictions."""
+    return f"predictions/{model}"
+
+
+def drain(
+    store: ObjectStore, redis_url: str, *, wal_root: Path | None = None, max_rounds: int = 1_000
+) -> Drained:
+    """Move every record that is in the streams, and those of dead writers under `wal_root`, into the tables.
+
+    Safe to run several at once. Raises: redis.RedisError, PredictionLogError, registry's Unavailable.
+    """
+    client = Redis.from_url(redis_url, socket_timeout=30, socket_connect_timeout=5)
+    try:
+        total = Drained()
+        for kind, move in (("predictions", _move_predictions), ("labels", _move_labels)):
+            stream = Stream(client, kind)
+            if wal_root is not None:
+                total += Drained(adopted=adopt_orphans(wal_root, kind, stream))
+            for _ in range(max_rounds):
+                moved = _round(store, stream, move)
+                if moved is None:
+                    break
+                total += moved
+        return total
+    finally:
+        client.close()
+
+
+def _round(
+    store: ObjectStore, stream: Stream, move: Callable[[ObjectStore, Batch], Drained]
+) -> Drained | None:
+    """Move a bounded batch; None when there is nothing to move."""
+    batch = {writer: frames for writer in stream.writers() if (frames := list(stream.read(writer)))}
+    if not batch:
+        return None
+    moved = move(store, batch)
+    for writer, frames in batch.items():
+        stream.mark_drained(writer, frames[-1].number)
+    return moved + Drained(writers=len(batch))
+
+
+def _move_predictions(store: ObjectStore, batch: Batch) -> Drained:
+    models = prediction_columns(frame.payload for frames in batch.values() for frame in frames)
+    rows = 0
+    for model in models:
+
+        def build(payloads: Iterable[bytes], model: str = model) -> pa.Table:
+            return prediction_columns(payloads).get(model, PREDICTIONS.empty_table())
+
+        rows += _append_new(Table(store, predictions_table(model)), batch, build, PREDICTIONS)
+    return Drained(predictions=rows)
+
+
+def _move_labels(store: ObjectStore, batch: Batch) -> Drained:
+    return Drained(labels=_append_new(Table(store, LABELS_TABLE), batch, label_columns, LABELS))
+
+
+def _append_new(
+    table: Table, batch: Batch, build: Callable[[Iterable[bytes]], pa.Table], schema: pa.Schema
+) -> int:
+    """Append the records of `batch` that the table does not have; returns the rows added."""
+    if not table.exists():
+        table.append(schema.empty_table(), partition_by=["day"])
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        snapshot = DeltaTable(table.uri, storage_options=table.storage_options or None)
+        fresh, last = _fresh(snapshot, batch)
+        rows = build(frame.payload for frame in fresh)
+        if not rows.num_rows:
+            return 0
+        transactions = [Transaction(writer, number) for writer, number in last.items()]
+        try:
+            write_deltalake(
+                snapshot,
+                rows,
+                mode="append",
+                commit_properties=CommitProperties(app_transactions=transactions),
+            )
+        except CommitFailedError as error:
+            if time.monotonic() > deadline:
+                raise PredictionLogError(f"{table.name}: no commit in {_PATIENCE_S} s: {error}") from error
+            time.sleep(random.uniform(0.01, 0.1))
+        else:
+            return int(rows.num_rows)
+
+
+def _fresh(snapshot: DeltaTable, batch: Batch) -> tuple[list[Frame], dict[str, int]]:
+    """The frames that are not in this snapshot, and per writer the last number among them."""
+    fresh: list[Frame] = []
+    last: dict[str, int] = {}
+    for writer, frames in batch.items():
+        there = snapshot.transaction_version(writer) or 0
+        new = [frame for frame in frames if frame.number > there]
+        if new:
+            fresh += new
+            last[writer] = new[-1].number
+    return fresh, last

@@ -1,0 +1,70 @@
+"""The framing of the log: number, length, checksum, payload; the same bytes on disk and in the stream.
+
+A write that a crash cut short leaves a torn last frame. Reading stops there: that record had not been
+acknowledged, because the acknowledgement comes after the write.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+__all__ = ["HEADER_BYTES", "Frame", "encode_frame", "read_frames", "whole_frames"]
+
+_HEADER = struct.Struct("<QII")
+HEADER_BYTES = _HEADER.size
+_NUMBER = struct.Struct("<Q")
+
+
+class Frame(NamedTuple):
+    """One record: `number` counts the writer's records from 1, `end` is the offset behind it."""
+
+    number: int
+    payload: bytes
+    end: int
+
+
+def _checksum(number: int, payload: bytes | memoryview) -> int:
+    return zlib.crc32(payload, zlib.crc32(_NUMBER.pack(number)))
+
+
+def encode_frame(number: int, payload: bytes) -> bytes:
+    """The bytes of one record."""
+    return _HEADER.pack(number, len(payload), _checksum(number, payload)) + payload
+
+
+def read_frames(data: bytes) -> Iterator[Frame]:
+    """The whole, undamaged frames at the start of `data`; stops at the first that is not."""
+    view = memoryview(data)
+    at = 0
+    while at + HEADER_BYTES <= len(data):
+        number, length, checksum = _HEADER.unpack_from(data, at)
+        end = at + HEADER_BYTES + length
+        if end > len(data):
+            return
+        payload = view[at + HEADER_BYTES : end]
+        if _checksum(number, payload) != checksum:
+            return
+        yield Frame(number, bytes(payload), end)
+        at = end
+
+
+def whole_frames(data: bytes, *, after: int = 0) -> tuple[int, int, int, int]:
+    """Where the whole frames of `data` with a number above `after` lie, without checking sums.
+
+    Returns (start offset, end offset, first number, last number); first and last are 0 if there are none.
+    """
+    at = start = first = last = 0
+    while at + HEADER_BYTES <= len(data):
+        number, length, _ = _HEADER.unpack_from(data, at)
+        end = at + HEADER_BYTES + length
+        if end > len(data):
+            break
+        if number <= after:
+            start = end
+        else:
+            first, last = first or number, number
+        at = end
+    return start, (at if last else start), first, last

@@ -1,0 +1,223 @@
+"""What is logged: predictions and labels, as compact records on the way and as columns in the tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgpack  # type: ignore[import-untyped]  # it ships no types
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+__all__ = [
+    "LABELS",
+    "PREDICTIONS",
+    "Label",
+    "decode_prediction",
+    "encode_labels",
+    "encode_prediction",
+    "label_columns",
+    "prediction_columns",
+]
+
+_TIME = pa.timestamp("us", tz="UTC")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+PREDICTIONS = pa.schema(
+    [
+        pa.field("prediction_id", pa.string(), nullable=False),
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("version", pa.int64(), nullable=False),
+        pa.field("arm", pa.string(), nullable=False),
+        pa.field("shadow", pa.bool_(), nullable=False),
+        pa.field("unit", pa.string()),
+        pa.field("predicted_at", _TIME, nullable=False),
+        pa.field("latency_ms", pa.float32()),
+        pa.field("numeric", pa.list_(pa.float32())),
+        pa.field("categorical", pa.list_(pa.string())),
+        pa.field("outputs", pa.list_(pa.float32())),
+        pa.field("missing", pa.list_(pa.string())),
+        pa.field("entities", pa.string()),
+        pa.field("day", pa.string(), nullable=False),
+    ]
+)
+"""One row per answered row: `{id}` if the request had one row, else `{id}:{row}`. NaN in `numeric` is missing."""
+
+LABELS = pa.schema(
+    [
+        pa.field("prediction_id", pa.string(), nullable=False),
+        pa.field("label", pa.float64(), nullable=False),
+        pa.field("observed_at", _TIME, nullable=False),
+        pa.field("received_at", _TIME, nullable=False),
+        pa.field("day", pa.string(), nullable=False),
+    ]
+)
+"""One row per label received; `day` is the day of `received_at`. A correction is a later row."""
+
+_FIELDS = (
+    "id", "model", "version", "arm", "shadow", "unit", "at_us", "latency_ms",
+    "rows", "numeric", "categorical", "outputs", "missing", "entities",
+)  # fmt: skip
+
+
+def micros(at: datetime) -> int:
+    """Microseconds since 1970 of an aware time.
+
+    Raises: ValueError if the time is naive.
+    """
+    if at.tzinfo is None:
+        raise ValueError(f"a time needs its zone, got {at.isoformat()}; use datetime.now(UTC)")
+    return (at - _EPOCH) // timedelta(microseconds=1)
+
+
+def encode_prediction(
+    *,
+    id: str,  # noqa: A002 - the protocol's word
+    model: str,
+    version: int,
+    arm: str,
+    shadow: bool,
+    unit: str | None,
+    at_us: int,
+    latency_ms: float,
+    rows: int,
+    numeric: npt.NDArray[np.float32] | None,
+    categorical: Sequence[Sequence[str]] | None,
+    outputs: npt.NDArray[np.float32] | None,
+    missing: Sequence[Sequence[str]] | None = None,
+    entities: Sequence[Mapping[str, Any]] | None = None,
+) -> bytes:
+    """One request's answered rows as a record.
+
+    at_us: microseconds since 1970, UTC. numeric: (rows, F), outputs: (rows, K), row-major; None is not logged.
+    """
+    packed: bytes = msgpack.packb(
+        (
+            id, model, version, arm, shadow, unit, at_us, latency_ms, rows,
+            None if numeric is None else numeric.tobytes(),
+            categorical,
+            None if outputs is None else outputs.tobytes(),
+            missing,
+            entities,
+        ),
+        default=str,
+    )  # fmt: skip
+    return packed
+
+
+def decode_prediction(payload: bytes) -> dict[str, Any]:
+    """The fields of `encode_prediction`, arrays still as bytes."""
+    return dict(zip(_FIELDS, msgpack.unpackb(payload), strict=True))
+
+
+def prediction_columns(payloads: Iterable[bytes]) -> dict[str, pa.Table]:
+    """Records as a table per model, a row per answered row."""
+    by_model: dict[str, list[dict[str, Any]]] = {}
+    for payload in payloads:
+        record = decode_prediction(payload)
+        by_model.setdefault(record["model"], []).append(record)
+    return {model: _predictions(records) for model, records in by_model.items()}
+
+
+def _predictions(records: Sequence[Mapping[str, Any]]) -> pa.Table:
+    counts = [record["rows"] for record in records]
+
+    def repeat(values: Iterable[Any], kind: pa.DataType) -> pa.Array:
+        return pa.array([v for v, n in zip(values, counts, strict=True) for _ in range(n)], kind)
+
+    def field(name: str) -> list[Any]:
+        return [record[name] for record in records]
+
+    columns = {
+        "prediction_id": pa.array(
+            [name for r in records for name in _row_ids(r["id"], r["rows"])], pa.string()
+        ),
+        "model": repeat(field("model"), pa.string()),
+        "version": repeat(field("version"), pa.int64()),
+        "arm": repeat(field("arm"), pa.string()),
+        "shadow": repeat(field("shadow"), pa.bool_()),
+        "unit": repeat(field("unit"), pa.string()),
+        "predicted_at": repeat(field("at_us"), pa.int64()).cast(_TIME),
+        "latency_ms": repeat(field("latency_ms"), pa.float32()),
+        "numeric": _float_lists(field("numeric"), counts),
+        "categorical": _lists(field("categorical"), counts),
+        "outputs": _float_lists(field("outputs"), counts),
+        "missing": _lists(field("missing"), counts),
+        "entities": pa.array(_entities(field("entities"), counts), pa.string()),
+        "day": repeat((_day(at) for at in field("at_us")), pa.string()),
+    }
+    return pa.table(columns, schema=PREDICTIONS)
+
+
+def _row_ids(request_id: str, rows: int) -> list[str]:
+    return [request_id] if rows == 1 else [f"{request_id}:{row}" for row in range(rows)]
+
+
+def _day(at_us: int) -> str:
+    return (_EPOCH + timedelta(microseconds=at_us)).date().isoformat()
+
+
+def _float_lists(blobs: Sequence[bytes | None], counts: Sequence[int]) -> pa.Array:
+    """Lists of float32, one per row, from row-major blobs; a null where nothing was logged."""
+    widths, nulls = [], []
+    for blob, rows in zip(blobs, counts, strict=True):
+        widths += [len(blob or b"") // 4 // rows if rows else 0] * rows
+        nulls += [blob is None] * rows
+    offsets = np.concatenate(([0], np.cumsum(widths))).astype(np.int32)
+    values = np.frombuffer(b"".join(blob or b"" for blob in blobs), dtype="<f4")
+    return pa.ListArray.from_arrays(
+        pa.array(offsets), pa.array(values, pa.float32()), mask=pa.array(nulls, pa.bool_())
+    )
+
+
+def _lists(values: Sequence[Sequence[Sequence[str]] | None], counts: Sequence[int]) -> pa.Array:
+    rows: list[Sequence[str] | None] = []
+    for value, count in zip(values, counts, strict=True):
+        rows.extend([None] * count if value is None else value)
+    return pa.array(rows, pa.list_(pa.string()))
+
+
+def _entities(values: Sequence[Sequence[Any] | None], counts: Sequence[int]) -> list[str | None]:
+    rows: list[str | None] = []
+    for value, count in zip(values, counts, strict=True):
+        rows.extend([None] * count if value is None else [json.dumps(v, sort_keys=True) for v in value])
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """The truth about one prediction, as observed at a time and received at another (both aware)."""
+
+    prediction_id: str
+    label: float
+    observed_at: datetime
+    received_at: datetime
+
+
+def encode_labels(labels: Sequence[Label]) -> bytes:
+    """Labels that are acknowledged together, as one record.
+
+    Raises: ValueError if a time is naive.
+    """
+    packed: bytes = msgpack.packb(
+        [(x.prediction_id, x.label, micros(x.observed_at), micros(x.received_at)) for x in labels]
+    )
+    return packed
+
+
+def label_columns(payloads: Iterable[bytes]) -> pa.Table:
+    """Label records as a table, a row per label."""
+    rows = [row for payload in payloads for row in msgpack.unpackb(payload)]
+    ids, values, observed, received = zip(*rows, strict=True) if rows else ((), (), (), ())
+    columns = {
+        "prediction_id": pa.array(ids, pa.string()),
+        "label": pa.array(values, pa.float64()),
+        "observed_at": pa.array(observed, pa.int64()).cast(_TIME),
+        "received_at": pa.array(received, pa.int64()).cast(_TIME),
+        "day": pa.array([_day(at) for at in received], pa.string()),
+    }
+    return pa.table(columns, schema=LABELS)

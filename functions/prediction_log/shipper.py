@@ -1,0 +1,156 @@
+"""Moves records from the write-ahead files to the stream, off the path of any answer.
+
+Redis away: the files grow up to their bound and shipping goes on when it is back. Orphans, the files of dead
+writers on this machine, are shipped by whoever claims their lock, and removed once they are drained.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+
+from redis import Redis, RedisError
+
+from functions.prediction_log.stream import Stream
+from functions.prediction_log.wal import Chunk, SegmentReader, WriteAheadLog, claim, recover, segments_of
+
+__all__ = ["LogWriter", "adopt_orphans"]
+
+_log = logging.getLogger(__name__)
+
+
+class LogWriter:
+    """A durable log: `append` returns when the record survives this process; a thread ships it to Redis.
+
+    root: the folder of the write-ahead files on this machine. kind: "predictions" or "labels".
+    redis_url: where the stream is.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        kind: str,
+        redis_url: str,
+        *,
+        limit_bytes: int = 1 << 30,
+        segment_bytes: int = 8 << 20,
+        fsync: bool = False,
+        poll_s: float = 0.05,
+        tidy_every_s: float = 5.0,
+    ) -> None:
+        self._wal = WriteAheadLog(
+            root / kind, limit_bytes=limit_bytes, segment_bytes=segment_bytes, fsync=fsync
+        )
+        self._root, self._kind = root, kind
+        self._poll_s, self._tidy_every_s = poll_s, tidy_every_s
+        self._next_tidy = self._deadline = time.monotonic() + tidy_every_s
+        self._stop = threading.Event()
+        self._position = 0
+        client = Redis.from_url(redis_url, socket_timeout=5, socket_connect_timeout=2)
+        self._stream = Stream(client, kind)
+        self._thread = threading.Thread(target=self._run, name=f"ship-{kind}", daemon=True)
+        self._thread.start()
+
+    @property
+    def writer(self) -> str:
+        """The name of this writer, new for every process."""
+        return self._wal.writer
+
+    @property
+    def waiting_bytes(self) -> int:
+        """How much is kept in the files of this writer, shipped or not, because it is not yet drained."""
+        return self._wal.size_bytes
+
+    def append(self, payload: bytes) -> int:
+        """Write one record; see `WriteAheadLog.append`.
+
+        Raises: LogFullError.
+        """
+        return self._wal.append(payload)
+
+    def close(self, *, timeout_s: float = 5.0) -> None:
+        """Ship what can be shipped in `timeout_s` and stop; the rest stays in the files for an adopter."""
+        self._deadline = time.monotonic() + timeout_s
+        self._stop.set()
+        self._thread.join(timeout_s)
+        self._wal.close()
+
+    def _run(self) -> None:
+        away = False
+        while self._wait():
+            try:
+                self._ship()
+                self._tidy()
+                away = False
+            except (RedisError, OSError) as error:
+                if not away:
+                    _log.warning("%s: cannot ship, keeping records in the files: %s", self._kind, error)
+                away = True
+                self._stop.wait(0.5)
+
+    def _wait(self) -> bool:
+        """Wait for the next round; False once there is nothing left to do before the end."""
+        if not self._stop.wait(self._poll_s):
+            return True
+        return self._position < self._wal.last and time.monotonic() < self._deadline
+
+    def _ship(self) -> None:
+        """Ship everything that is written; ends early when the stream is full."""
+        while (chunk := self._wal.read_after(self._position)) is not None:
+            self._position, full = _send(self._stream, self.writer, chunk, self._position)
+            if full:
+                return
+
+    def _tidy(self) -> None:
+        """Now and then: drop files that are drained, take over those of dead writers."""
+        if time.monotonic() < self._next_tidy:
+            return
+        self._next_tidy = time.monotonic() + self._tidy_every_s
+        self._wal.forget(self._stream.drained(self.writer))
+        adopt_orphans(self._root, self._kind, self._stream)
+
+
+def _send(stream: Stream, writer: str, chunk: Chunk, position: int) -> tuple[int, bool]:
+    """Send one chunk; returns the position Redis is at now, and whether the stream is full."""
+    frames, _, last = chunk
+    answer = stream.append(writer, frames, after=position, last=last)
+    return answer.last, answer.full
+
+
+def adopt_orphans(root: Path, kind: str, stream: Stream) -> int:
+    """Ship the files of dead writers found under `root`, and remove those that are drained.
+
+    Returns how many folders were claimed.
+    """
+    claimed = 0
+    with contextlib.suppress(FileNotFoundError):
+        for folder in sorted((root / kind).iterdir()):
+            lock = claim(folder)
+            if lock is None:
+                continue
+            try:
+                _adopt(folder, stream)
+                claimed += 1
+            finally:
+                os.close(lock)
+    return claimed
+
+
+def _adopt(folder: Path, stream: Stream) -> None:
+    writer = folder.name
+    last = recover(folder)
+    if stream.drained(writer) >= last:
+        shutil.rmtree(folder)
+        stream.forget(writer)
+        return
+    segments, reader = segments_of(folder), SegmentReader()
+    position = stream.shipped(writer)
+    while (chunk := reader.read(segments, position)) is not None:
+        position, full = _send(stream, writer, chunk, position)
+        if full:
+            return

@@ -1,0 +1,120 @@
+"""The Redis stream between the writers and the table: one entry holds a chunk of a writer's frames.
+
+Per kind of record (`predictions`, `labels`): a stream `toque:{kind}:{writer}` per writer whose entry ids are
+`{last record number}-0`, and two hashes by writer, `toque:{kind}:shipped` and `toque:{kind}:drained`, holding
+the last record number that is in the stream and in the table. A chunk is accepted only if it continues what
+Redis has, so a re-send is harmless, and after Redis lost its newest second the writer learns it and sends
+that second again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from redis import Redis
+
+from functions.prediction_log.errors import PredictionLogError
+from functions.prediction_log.frames import Frame, read_frames
+
+__all__ = ["Shipped", "Stream"]
+
+_APPEND = """
+local last = redis.call('HGET', KEYS[2], ARGV[1]) or redis.call('HGET', KEYS[3], ARGV[1]) or '0'
+if last ~= ARGV[2] then return {'behind', last} end
+if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[5]) then return {'full', last} end
+redis.call('XADD', KEYS[1], ARGV[3] .. '-0', 'frames', ARGV[4])
+redis.call('HSET', KEYS[2], ARGV[1], ARGV[3])
+return {'ok', ARGV[3]}
+"""
+_DRAINED = """
+local there = tonumber(redis.call('HGET', KEYS[2], ARGV[1]) or '0')
+if tonumber(ARGV[2]) > there then redis.call('HSET', KEYS[2], ARGV[1], ARGV[2]) end
+redis.call('XTRIM', KEYS[1], 'MINID', ARGV[3] .. '-0')
+return redis.status_reply('OK')
+"""
+
+
+class Shipped(NamedTuple):
+    """What Redis said to a chunk: `accepted`, or that its last record is `last`, or that it is `full`."""
+
+    accepted: bool
+    full: bool
+    last: int
+
+
+class Stream:
+    """The streams of one kind of record.
+
+    client: a client that returns bytes. max_entries: the bound on each writer's stream; its writer waits
+        there (its file holds the rest).
+    """
+
+    def __init__(self, client: Redis, kind: str, *, max_entries: int = 512) -> None:
+        self.kind = kind
+        self._client = client
+        self._max_entries = max_entries
+        self._shipped, self._drained = f"toque:{kind}:shipped", f"toque:{kind}:drained"
+        self._append = client.register_script(_APPEND)
+        self._mark = client.register_script(_DRAINED)
+
+    def _key(self, writer: str) -> str:
+        return f"toque:{self.kind}:{writer}"
+
+    def append(self, writer: str, frames: bytes, *, after: int, last: int) -> Shipped:
+        """Add a chunk that ends at record `last`, provided that Redis has exactly up to `after`."""
+        answer: Any = self._append(
+            keys=[self._key(writer), self._shipped, self._drained],
+            args=[writer, after, last, frames, self._max_entries],
+        )
+        return Shipped(answer[0] == b"ok", answer[0] == b"full", int(answer[1]))
+
+    def shipped(self, writer: str) -> int:
+        """The last record number of a writer that is in the stream, or was."""
+        value: Any = self._client.hget(self._shipped, writer)
+        return int(value) if value else self.drained(writer)
+
+    def drained(self, writer: str) -> int:
+        """The last record number of a writer that is in its table."""
+        value: Any = self._client.hget(self._drained, writer)
+        return int(value) if value else 0
+
+    def writers(self) -> list[str]:
+        """The writers that have records in Redis which are not drained yet."""
+        pipe = self._client.pipeline(transaction=False)
+        pipe.hgetall(self._shipped)
+        pipe.hgetall(self._drained)
+        shipped, drained = pipe.execute()
+        return sorted(w.decode() for w, last in shipped.items() if int(last) > int(drained.get(w, b"0")))
+
+    def read(self, writer: str, *, max_entries: int = 64) -> Iterator[Frame]:
+        """The oldest records of a writer, in order, as far as `max_entries` entries reach.
+
+        Raises: PredictionLogError if an entry is damaged.
+        """
+        entries: Any = self._client.xrange(self._key(writer), count=max_entries)
+        for _, fields in entries:
+            yield from _checked(fields[b"frames"], self._key(writer))
+
+    def mark_drained(self, writer: str, last: int) -> None:
+        """Say that a writer's records up to `last` are in the table, and drop them from the stream."""
+        self._mark(keys=[self._key(writer), self._drained], args=[writer, last, last + 1])
+
+    def forget(self, writer: str) -> None:
+        """Remove what Redis knows of a dead writer whose records are all in the table."""
+        pipe = self._client.pipeline(transaction=True)
+        pipe.delete(self._key(writer))
+        pipe.hdel(self._shipped, writer)
+        pipe.hdel(self._drained, writer)
+        pipe.execute()
+
+
+def _checked(frames: bytes, key: str) -> Iterator[Frame]:
+    end = 0
+    for frame in read_frames(frames):
+        end = frame.end
+        yield frame
+    if end != len(frames):
+        raise PredictionLogError(
+            f"{key}: an entry is damaged at byte {end} of {len(frames)}; look at the disk"
+        )

@@ -1,0 +1,209 @@
+"""The write-ahead file: a record is in it before its answer leaves, and survives the death of the process.
+
+One folder per writer, `{root}/{kind}/{writer}/`, holding segments named by their first record number and a
+`lock` file that the living writer holds. The kernel drops the lock when the process dies, however it dies:
+a folder whose lock can be taken is an orphan, to be shipped by whoever finds it. Records are handed to the
+kernel, not forced to the disk (`fsync=True` does that too): they survive a killed process, not a lost machine.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from functions.prediction_log.errors import LogFullError
+from functions.prediction_log.frames import HEADER_BYTES, encode_frame, read_frames, whole_frames
+
+__all__ = ["Chunk", "SegmentReader", "WriteAheadLog", "claim", "recover", "segments_of"]
+
+Chunk = tuple[bytes, int, int]
+"""Whole frames, the number of the first, the number of the last."""
+
+
+def segments_of(folder: Path) -> list[tuple[int, Path]]:
+    """The segments in a writer's folder as (first record number, path), oldest first."""
+    return sorted((int(path.stem), path) for path in folder.glob("*.wal"))
+
+
+def claim(folder: Path) -> int | None:
+    """Take the lock of a writer's folder: a file descriptor that holds it, or None if its writer lives."""
+    try:
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    return lock
+
+
+class WriteAheadLog:
+    """The numbered records of one writer, appended by any thread, read by one shipper.
+
+    folder: the place for this kind of record; the writer makes its own folder below it.
+    limit_bytes: the bound on what is kept; `append` refuses beyond it.
+    segment_bytes: a new file is begun past this size; whole files are dropped once they are drained.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        limit_bytes: int = 1 << 30,
+        segment_bytes: int = 8 << 20,
+        fsync: bool = False,
+    ) -> None:
+        self.limit_bytes, self.segment_bytes, self._fsync = limit_bytes, segment_bytes, fsync
+        self.writer, self.folder, self._lock_fd = _found(folder)
+        self.last = 0
+        self.size_bytes = 0
+        self._mutex = threading.Lock()
+        self._reader = SegmentReader()
+        self._segments: list[tuple[int, Path]] = []
+        self._fd = -1
+        self._end = 0
+        self._roll()
+
+    def append(self, payload: bytes) -> int:
+        """Write one record; returns its number. When this returns, a killed process loses nothing of it.
+
+        Raises: LogFullError if the bound is reached or the disk is full; nothing is left behind then.
+        """
+        with self._mutex:
+            number = self.last + 1
+            frame = encode_frame(number, payload)
+            if self.size_bytes + len(frame) > self.limit_bytes:
+                raise LogFullError(
+                    f"{self.folder}: {self.size_bytes} bytes wait to be drained, the bound is {self.limit_bytes}; "
+                    "bring Redis and the drain back, or raise the bound"
+                )
+            if self._end >= self.segment_bytes:
+                self._roll()
+            self._write(frame)
+            self.last = number
+            return number
+
+    def _write(self, frame: bytes) -> None:
+        try:
+            written = os.write(self._fd, frame)
+            if self._fsync:
+                os.fdatasync(self._fd)
+        except OSError as error:
+            os.ftruncate(self._fd, self._end)
+            raise LogFullError(f"{self.folder}: cannot write: {error}; free space there") from error
+        if written != len(frame):
+            os.ftruncate(self._fd, self._end)
+            raise LogFullError(
+                f"{self.folder}: the disk took {written} of {len(frame)} bytes; free space there"
+            )
+        self._end += written
+        self.size_bytes += written
+
+    def _roll(self) -> None:
+        path = self.folder / f"{self.last + 1:020d}.wal"
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd, self._end = fd, 0
+        self._segments.append((self.last + 1, path))
+
+    def read_after(self, number: int, *, chunk_bytes: int = 256 << 10) -> Chunk | None:
+        """The next records after `number`, about `chunk_bytes` of them; None if there are none.
+
+        Meant for one reader: it remembers where it stopped.
+        """
+        if number >= self.last:
+            return None
+        with self._mutex:
+            segments = list(self._segments)
+        return self._reader.read(segments, number, chunk_bytes=chunk_bytes)
+
+    def forget(self, number: int) -> None:
+        """Drop whole segments in which every record is drained, that is, numbered at most `number`."""
+        with self._mutex:
+            if self._fd < 0:
+                return
+            if self._end and number >= self.last:
+                self._roll()
+            while len(self._segments) > 1 and self._segments[1][0] - 1 <= number:
+                _, path = self._segments.pop(0)
+                self.size_bytes -= path.stat().st_size
+                path.unlink()
+
+    def close(self) -> None:
+        """Stop writing and let go of the lock; what is not yet drained stays for an adopter."""
+        with self._mutex:
+            if self._fd >= 0:
+                os.close(self._fd)
+                os.close(self._lock_fd)
+                self._fd = -1
+
+
+def _found(kind: Path) -> tuple[str, Path, int]:
+    """Make a writer's folder and take its lock; another name if an adopter was quicker."""
+    while True:
+        writer = uuid.uuid4().hex
+        folder = kind / writer
+        folder.mkdir(parents=True)
+        lock = claim(folder)
+        if lock is not None:
+            return writer, folder, lock
+
+
+class SegmentReader:
+    """Reads chunks of whole frames from segments, and remembers where the last one ended."""
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+        self._offset = 0
+        self._number = -1
+
+    def read(
+        self, segments: list[tuple[int, Path]], number: int, *, chunk_bytes: int = 256 << 10
+    ) -> Chunk | None:
+        """The next whole frames after `number` in these segments; None if there are none."""
+        for i, (_, path) in enumerate(segments):
+            if i + 1 < len(segments) and segments[i + 1][0] - 1 <= number:
+                continue
+            offset = self._offset if (path, number) == (self._path, self._number) else 0
+            for data in _windows(path, offset, number, chunk_bytes):
+                start, end, first, last = whole_frames(data, after=number)
+                offset += end
+                if last:
+                    self._path, self._offset, self._number = path, offset, last
+                    return data[start:end], first, last
+        return None
+
+
+def _windows(path: Path, at: int, number: int, chunk_bytes: int) -> Iterator[bytes]:
+    """Successive pieces of a segment from a frame's start, until one holds a frame after `number`."""
+    size = chunk_bytes
+    with path.open("rb") as file:
+        while len(data := os.pread(file.fileno(), size, at)) >= HEADER_BYTES:
+            _, end, _, last = whole_frames(data, after=number)
+            if end == 0 and len(data) == size:
+                size *= 2  # a frame larger than the window
+                continue
+            yield data
+            if last or end == 0:
+                return
+            at += end
+
+
+def recover(folder: Path) -> int:
+    """Cut the torn end off a dead writer's last segment; returns the number of its last whole record."""
+    last = 0
+    for first, path in segments_of(folder):
+        data = path.read_bytes()
+        end, last = 0, max(last, first - 1)
+        for frame in read_frames(data):
+            end, last = frame.end, frame.number
+        if end < len(data):
+            os.truncate(path, end)
+    return last

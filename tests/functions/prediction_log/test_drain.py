@@ -1,0 +1,422 @@
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import redis
+
+from functions import Context, use_context
+from functions.prediction_log import (
+    Drained,
+    Label,
+    LogFullError,
+    LogWriter,
+    default_wal_root,
+    drain,
+    drain_predictions,
+    encode_labels,
+    encode_prediction,
+    latest_labels,
+    micros,
+    outcomes,
+    predictions,
+)
+from functions.prediction_log.errors import PredictionLogError
+from functions.prediction_log.frames import encode_frame
+from functions.prediction_log.stream import Stream
+from registry import open_store
+from registry.store import ObjectStore
+
+T0 = datetime(2013, 5, 1, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ObjectStore:
+    return open_store(f"file://{tmp_path}/store")
+
+
+@pytest.fixture
+def wal_root(tmp_path: Path) -> Path:
+    return tmp_path / "wal"
+
+
+def record(name: str, *, at: datetime = T0, **changes: Any) -> bytes:
+    fields: dict[str, Any] = {
+        "id": name, "model": "late", "version": 3, "arm": "champion", "shadow": False, "unit": "u1",
+        "at_us": micros(at), "latency_ms": 1.5, "rows": 1,
+        "numeric": np.array([[1.5, np.nan]], np.float32), "categorical": [["UA", ""]],
+        "outputs": np.array([[0.25]], np.float32), "missing": [["b"]], "entities": [{"carrier": "UA"}],
+    }  # fmt: skip
+    return encode_prediction(**(fields | changes))
+
+
+def all_rows(store: ObjectStore, model: str = "late") -> pa.Table:
+    return predictions(store, model, T0 - timedelta(days=400), T0 + timedelta(days=400))
+
+
+def until(condition: Callable[[], object], *, within_s: float = 20) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.02)
+
+
+def write(wal_root: Path, url: str, payloads: list[bytes], *, kind: str = "predictions") -> str:
+    log = LogWriter(wal_root, kind, url, poll_s=0.01)
+    for payload in payloads:
+        log.append(payload)
+    log.close()
+    return log.writer
+
+
+def test_a_prediction_arrives_whole(store: ObjectStore, wal_root: Path, redis_server: Any):
+    write(wal_root, redis_server.url, [record("p1")])
+    assert drain(store, redis_server.url) == Drained(predictions=1, writers=1)
+    (row,) = all_rows(store).to_pylist()
+    assert np.isnan(row["numeric"].pop())
+    assert row == {
+        "prediction_id": "p1", "model": "late", "version": 3, "arm": "champion", "shadow": False,
+        "unit": "u1", "predicted_at": T0, "latency_ms": 1.5, "numeric": [1.5], "categorical": ["UA", ""],
+        "outputs": [0.25], "missing": ["b"], "entities": '{"carrier": "UA"}', "day": "2013-05-01",
+    }  # fmt: skip
+
+
+def test_rows_of_one_request_get_ids_of_their_own(store: ObjectStore, wal_root: Path, redis_server: Any):
+    batch = record(
+        "p", rows=2, numeric=np.array([[1], [2]], np.float32), outputs=np.array([[3], [4]], np.float32),
+        categorical=None, missing=None, entities=None,
+    )  # fmt: skip
+    write(wal_root, redis_server.url, [batch, record("q", numeric=None, outputs=None)])
+    drain(store, redis_server.url)
+    rows = all_rows(store).select(["prediction_id", "numeric", "outputs", "categorical"]).to_pylist()
+    assert rows == [
+        {"prediction_id": "p:0", "numeric": [1.0], "outputs": [3.0], "categorical": None},
+        {"prediction_id": "p:1", "numeric": [2.0], "outputs": [4.0], "categorical": None},
+        {"prediction_id": "q", "numeric": None, "outputs": None, "categorical": ["UA", ""]},
+    ]
+
+
+def test_models_have_tables_of_their_own(store: ObjectStore, wal_root: Path, redis_server: Any):
+    write(wal_root, redis_server.url, [record("a"), record("b", model="other"), record("c")])
+    drain(store, redis_server.url)
+    assert all_rows(store)["prediction_id"].to_pylist() == ["a", "c"]
+    assert all_rows(store, "other")["prediction_id"].to_pylist() == ["b"]
+
+
+def test_a_drain_that_died_before_it_marked_is_repeated_without_doubles(
+    store: ObjectStore, wal_root: Path, redis_server: Any, monkeypatch: pytest.MonkeyPatch
+):
+    write(wal_root, redis_server.url, [record(f"p{i}") for i in range(5)])
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stream, "mark_drained", die)
+        with pytest.raises(KeyboardInterrupt):
+            drain(store, redis_server.url)
+    write(wal_root, redis_server.url, [record("later")])
+    drain(store, redis_server.url)
+    assert sorted(all_rows(store)["prediction_id"].to_pylist()) == ["later", "p0", "p1", "p2", "p3", "p4"]
+
+
+def test_drains_at_once_add_each_record_once(store: ObjectStore, wal_root: Path, redis_server: Any):
+    logs = [LogWriter(wal_root, "predictions", redis_server.url, poll_s=0.001) for _ in range(3)]
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def drain_forever() -> None:
+        try:
+            while not stop.is_set():
+                drain(store, redis_server.url)
+        except BaseException as error:  # noqa: BLE001 - shown by the assertion below
+            failures.append(error)
+
+    threads = [threading.Thread(target=drain_forever) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    names = [f"{w}-{i}" for i in range(150) for w in range(3)]
+    for name in names:
+        logs[int(name[0])].append(record(name))
+        time.sleep(0.001)
+    for log in logs:
+        log.close()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    drain(store, redis_server.url)
+    assert not failures
+    assert Counter(all_rows(store)["prediction_id"].to_pylist()) == Counter(names)
+
+
+def test_redis_that_lost_everything_gets_it_again_from_the_files(
+    store: ObjectStore, wal_root: Path, redis_server: Any
+):
+    log = LogWriter(wal_root, "predictions", redis_server.url, poll_s=0.01)
+    log.append(record("drained"))
+    stream = Stream(redis.Redis.from_url(redis_server.url), "predictions")
+    until(lambda: stream.shipped(log.writer) == 1)
+    drain(store, redis_server.url)
+    log.append(record("only in redis"))
+    until(lambda: stream.shipped(log.writer) == 2)
+    redis_server.lose_everything()
+    log.append(record("after"))
+    until(lambda: stream.shipped(log.writer) == 3)
+    drain(store, redis_server.url)
+    log.close()
+    assert sorted(all_rows(store)["prediction_id"].to_pylist()) == ["after", "drained", "only in redis"]
+
+
+def test_redis_away_answers_go_on_up_to_the_bound(wal_root: Path, store: ObjectStore, redis_server: Any):
+    redis_server.kill()
+    log = LogWriter(wal_root, "predictions", redis_server.url, poll_s=0.01, limit_bytes=50_000)
+    kept = []
+    while log.waiting_bytes + 300 < 50_000:
+        kept.append(f"p{len(kept)}")
+        log.append(record(kept[-1]))
+    with pytest.raises(LogFullError, match="bring Redis and the drain back"):
+        log.append(record("x" * 300))
+    assert len(kept) > 100
+    redis_server.start()
+    stream = Stream(redis.Redis.from_url(redis_server.url), "predictions")
+    until(lambda: stream.shipped(log.writer) == len(kept))
+    drain(store, redis_server.url)
+    log.close()
+    assert Counter(all_rows(store)["prediction_id"].to_pylist()) == Counter(kept)
+
+
+def test_a_full_stream_is_bounded_and_the_file_keeps_the_rest(
+    wal_root: Path, redis_server: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Stream.__init__, "__kwdefaults__", {"max_entries": 2})
+    log = LogWriter(wal_root, "predictions", redis_server.url, poll_s=0.005)
+    client = redis.Redis.from_url(redis_server.url)
+    stream = Stream(client, "predictions")
+    for i in range(30):
+        log.append(record(f"p{i}"))
+        time.sleep(0.005)
+    until(lambda: client.xlen(f"toque:predictions:{log.writer}") == 2)
+    assert stream.shipped(log.writer) < 30
+    stream.mark_drained(log.writer, stream.shipped(log.writer))
+    until(lambda: stream.shipped(log.writer) == 30)
+    log.close()
+
+
+def test_orphans_are_shipped_by_another_writer_and_removed_when_drained(
+    store: ObjectStore, wal_root: Path, redis_server: Any
+):
+    url = redis_server.url
+    redis_server.kill()
+    dead = write_without_shipping(wal_root, url, [record("orphan")])
+    redis_server.start()
+    log = LogWriter(wal_root, "predictions", url, poll_s=0.01, tidy_every_s=0.02)
+    stream = Stream(redis.Redis.from_url(url), "predictions")
+    until(lambda: stream.shipped(dead) == 1)
+    drain(store, url)
+    until(lambda: not (wal_root / "predictions" / dead).exists())
+    assert all_rows(store)["prediction_id"].to_pylist() == ["orphan"]
+    assert stream.writers() == []
+    log.close()
+
+
+def write_without_shipping(wal_root: Path, url: str, payloads: list[bytes]) -> str:
+    log = LogWriter(wal_root, "predictions", url)
+    for payload in payloads:
+        log.append(payload)
+    log.close(timeout_s=0.1)
+    return log.writer
+
+
+def test_the_drain_itself_adopts_orphans(store: ObjectStore, wal_root: Path, redis_server: Any):
+    redis_server.kill()
+    write_without_shipping(wal_root, redis_server.url, [record("orphan")])
+    redis_server.start()
+    assert drain(store, redis_server.url, wal_root=wal_root) == Drained(predictions=1, writers=1, adopted=1)
+    assert drain(store, redis_server.url, wal_root=wal_root) == Drained(adopted=1)
+    assert list((wal_root / "predictions").iterdir()) == []
+
+
+def test_the_function_drains_the_platform_it_runs_in(tmp_path: Path, redis_server: Any):
+    url = f"file://{tmp_path}/store"
+    write(default_wal_root(url), redis_server.url, [record("p1")])
+    with use_context(Context(store=open_store(url), store_url=url, redis_url=redis_server.url)):
+        assert drain_predictions().predictions == 1
+    assert all_rows(open_store(url))["prediction_id"].to_pylist() == ["p1"]
+
+
+def test_the_function_says_what_it_lacks_without_redis(tmp_path: Path, store: ObjectStore):
+    with use_context(Context(store=store, store_url=store.url)):
+        with pytest.raises(PredictionLogError, match="TOQUE_REDIS_URL"):
+            drain_predictions()
+
+
+def test_a_damaged_entry_is_an_error_and_not_a_loss(store: ObjectStore, redis_server: Any):
+    stream = Stream(redis.Redis.from_url(redis_server.url), "predictions")
+    good, bad = encode_frame(1, record("a")), bytearray(encode_frame(2, record("b")))
+    bad[-1] ^= 1
+    assert stream.append("w", good + bytes(bad), after=0, last=2).accepted
+    with pytest.raises(PredictionLogError, match="damaged"):
+        drain(store, redis_server.url)
+
+
+def test_a_resend_is_refused_and_says_where_redis_is(redis_server: Any):
+    stream = Stream(redis.Redis.from_url(redis_server.url), "labels")
+    assert stream.append("w", b"", after=0, last=3) == (True, False, 3)
+    assert stream.append("w", b"", after=0, last=3) == (False, False, 3)
+    assert stream.append("w", b"", after=2, last=4) == (False, False, 3)
+    assert stream.append("w", b"", after=3, last=4) == (True, False, 4)
+
+
+def label(name: str, value: float, hour: int, *, received: int = 0) -> Label:
+    return Label(name, value, T0 + timedelta(hours=hour), T0 + timedelta(hours=hour + received))
+
+
+def test_labels_join_their_predictions_and_corrections_win(
+    store: ObjectStore, wal_root: Path, redis_server: Any
+):
+    shadow = record("a", shadow=True, version=4, arm="shadow")
+    write(wal_root, redis_server.url, [record("a"), shadow, record("b", at=T0 + timedelta(hours=1))])
+    write(
+        wal_root,
+        redis_server.url,
+        [
+            encode_labels([label("a", 1, 9), label("stranger", 1, 3)]),
+            encode_labels([label("a", 0, 5)]),  # observed before the other: late, not a correction
+            encode_labels([label("a", 0, 9, received=1)]),  # the same observation, corrected later
+            encode_labels([label("a", 1, 9)]),  # a duplicate of the first
+        ],
+        kind="labels",
+    )
+    assert drain(store, redis_server.url).labels == 5
+    joined = outcomes(store, "late", T0, T0 + timedelta(days=1))
+    assert joined.select(["prediction_id", "version", "shadow", "label"]).to_pylist() == [
+        {"prediction_id": "a", "version": 3, "shadow": False, "label": 0.0},
+        {"prediction_id": "a", "version": 4, "shadow": True, "label": 0.0},
+    ]
+    everything = outcomes(store, "late", T0, T0 + timedelta(days=1), labelled_only=False, columns=["version"])
+    assert everything["label"].to_pylist() == [0.0, 0.0, None]
+    assert everything.column_names == ["version", "prediction_id", "label", "observed_at", "received_at"]
+
+
+def test_outcomes_of_nothing_are_empty_with_their_columns(store: ObjectStore):
+    empty = outcomes(store, "late", T0, T0 + timedelta(days=1))
+    assert empty.num_rows == 0
+    assert empty.column_names[-3:] == ["label", "observed_at", "received_at"]
+    assert latest_labels(store).num_rows == 0
+
+
+def test_outcomes_take_start_and_leave_end(store: ObjectStore, wal_root: Path, redis_server: Any):
+    write(wal_root, redis_server.url, [record(f"h{h}", at=T0 + timedelta(hours=h)) for h in range(48)])
+    drain(store, redis_server.url)
+    found = predictions(store, "late", T0 + timedelta(hours=10), T0 + timedelta(hours=30))
+    assert found["prediction_id"].to_pylist() == [f"h{h}" for h in range(10, 30)]
+
+
+def test_naive_times_are_refused(store: ObjectStore):
+    naive = datetime(2013, 1, 1)  # noqa: DTZ001 - the point
+    with pytest.raises(ValueError, match="zone"):
+        outcomes(store, "late", naive, T0)
+    with pytest.raises(ValueError, match="zone"):
+        micros(naive)
+
+
+def test_processes_of_one_platform_agree_on_the_place(tmp_path: Path):
+    assert default_wal_root(f"file://{tmp_path}/my%20store") == tmp_path / "my store-wal"
+    assert default_wal_root("s3://a/b") == default_wal_root("s3://a/b") != default_wal_root("s3://a/c")
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from functions.prediction_log import LogWriter, encode_prediction
+log = LogWriter(Path(sys.argv[1]), "predictions", sys.argv[2], poll_s=0.005, tidy_every_s=0.1, segment_bytes=50_000)
+vector, out = np.zeros((1, 20), np.float32), np.zeros((1, 1), np.float32)
+for i in range(int(sys.argv[4])):
+    name = f"{sys.argv[3]}-{i}"
+    log.append(encode_prediction(
+        id=name, model="late", version=1, arm="champion", shadow=False, unit=None, at_us=1367409600000000 + i,
+        latency_ms=1.0, rows=1, numeric=vector, categorical=None, outputs=out))
+    print(name, flush=True)
+    time.sleep(0.0002)
+log.close(timeout_s=30)
+"""
+DRAINER = """
+import sys
+from pathlib import Path
+from functions.prediction_log import drain
+from registry import open_store
+import redis
+while True:
+    try:
+        drain(open_store(sys.argv[1]), sys.argv[2], wal_root=Path(sys.argv[3]))
+    except redis.RedisError:
+        pass
+"""
+
+
+class Child:
+    """A child process whose printed lines are collected."""
+
+    def __init__(self, code: str, *args: object) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, args)], stdout=subprocess.PIPE, text=True
+        )
+        self.lines: list[str] = []
+        self._thread = threading.Thread(target=self._read)
+        self._thread.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.endswith("\n"):
+                self.lines.append(line.strip())
+        self.process.stdout.close()
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.wait()
+
+    def wait(self) -> None:
+        self.process.wait()
+        self._thread.join()
+
+
+@pytest.mark.slow
+def test_kill_9_of_writers_redis_and_drain_keeps_every_acknowledged_prediction_once(
+    tmp_path: Path, wal_root: Path, redis_server: Any
+):
+    store_url = f"file://{tmp_path}/store"
+    rng = random.Random(7)
+    writers = [Child(WRITER, wal_root, redis_server.url, f"w{i}", 12_000) for i in range(3)]
+    for round_number in range(4):
+        drainer = Child(DRAINER, store_url, redis_server.url, wal_root)
+        time.sleep(rng.uniform(1.5, 2.5))
+        drainer.kill()
+        redis_server.kill()
+        if round_number == 1:
+            writers[0].kill()
+        time.sleep(rng.uniform(0.0, 0.4))
+        redis_server.start()
+    writers[1].kill()
+    writers[2].wait()
+    for _ in range(2):
+        drain(open_store(store_url), redis_server.url, wal_root=wal_root)
+    counts = Counter(all_rows(open_store(store_url))["prediction_id"].to_pylist())
+    acknowledged = {name for writer in writers for name in writer.lines}
+    assert len(acknowledged) > 12_000
+    assert [name for name, count in counts.items() if count != 1] == []
+    assert acknowledged - counts.keys() == set()
+    assert len(counts.keys() - acknowledged) <= 2  # written, killed before the acknowledgement

@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from functions.prediction_log.errors import LogFullError
+from functions.prediction_log.frames import encode_frame, read_frames, whole_frames
+from functions.prediction_log.wal import SegmentReader, WriteAheadLog, claim, recover, segments_of
+
+PAYLOADS = st.lists(st.binary(max_size=40), max_size=12)
+
+
+def read_all(log: WriteAheadLog, *, chunk_bytes: int = 64) -> list[tuple[int, bytes]]:
+    found: list[tuple[int, bytes]] = []
+    while (chunk := log.read_after(found[-1][0] if found else 0, chunk_bytes=chunk_bytes)) is not None:
+        frames = list(read_frames(chunk[0]))
+        assert (frames[0].number, frames[-1].number) == chunk[1:]
+        found += [(frame.number, frame.payload) for frame in frames]
+    return found
+
+
+@given(PAYLOADS, st.integers(0, 400))
+def test_a_torn_end_costs_only_the_records_it_cuts(payloads: list[bytes], cut: int):
+    frames = [encode_frame(i + 1, payload) for i, payload in enumerate(payloads)]
+    data = b"".join(frames)
+    kept = data[: max(0, len(data) - cut)]
+    found = list(read_frames(kept))
+    assert [frame.payload for frame in found] == payloads[: len(found)]
+    whole = len(b"".join(frames[: len(found)]))
+    assert whole <= len(kept)
+    assert len(found) == len(payloads) or len(kept) < whole + len(frames[len(found)])
+
+
+@given(PAYLOADS.filter(any), st.data())
+def test_a_flipped_bit_is_never_returned_as_a_record(payloads: list[bytes], data: st.DataObject):
+    raw = bytearray(b"".join(encode_frame(i + 1, payload) for i, payload in enumerate(payloads)))
+    at = data.draw(st.integers(0, len(raw) * 8 - 1))
+    raw[at // 8] ^= 1 << (at % 8)
+    found = list(read_frames(bytes(raw)))
+    assert len(found) < len(payloads)
+    assert [frame.payload for frame in found] == payloads[: len(found)]
+
+
+@given(PAYLOADS, st.integers(0, 12))
+def test_whole_frames_finds_what_lies_behind_a_number(payloads: list[bytes], after: int):
+    data = b"".join(encode_frame(i + 1, payload) for i, payload in enumerate(payloads))
+    start, end, first, last = whole_frames(data + b"torn", after=after)
+    found = list(read_frames(data[start:end]))
+    assert [frame.payload for frame in found] == payloads[after:]
+    assert (first, last) == ((after + 1, len(payloads)) if found else (0, 0))
+
+
+@pytest.mark.parametrize("chunk_bytes", [16, 100, 1 << 20])
+def test_records_are_read_back_in_order_over_segments(tmp_path: Path, chunk_bytes: int):
+    log = WriteAheadLog(tmp_path, segment_bytes=200)
+    payloads = [os.urandom(i * 7 % 150) for i in range(60)]
+    numbers = [log.append(payload) for payload in payloads]
+    assert numbers == list(range(1, 61))
+    assert len(segments_of(log.folder)) > 5
+    assert read_all(log, chunk_bytes=chunk_bytes) == list(zip(numbers, payloads, strict=True))
+    log.close()
+
+
+def test_a_reader_can_go_back(tmp_path: Path):
+    log = WriteAheadLog(tmp_path, segment_bytes=64)
+    for i in range(20):
+        log.append(bytes([i]))
+    assert read_all(log)[-1][0] == 20
+    chunk = log.read_after(7)
+    assert chunk is not None
+    assert chunk[1] == 8
+    log.close()
+
+
+def test_drained_segments_are_dropped_and_make_room(tmp_path: Path):
+    log = WriteAheadLog(tmp_path, limit_bytes=2_000, segment_bytes=500)
+    for full in range(1, 21):
+        assert log.append(b"x" * 84) == full
+    with pytest.raises(LogFullError, match="bound is 2000"):
+        log.append(b"x" * 84)
+    log.forget(10)
+    assert log.size_bytes <= 1_500
+    log.forget(full)
+    assert log.size_bytes == 0
+    assert log.append(b"again") == full + 1
+    assert read_all_after(log, full) == [b"again"]
+    log.close()
+
+
+def read_all_after(log: WriteAheadLog, number: int) -> list[bytes]:
+    chunk = log.read_after(number)
+    return [] if chunk is None else [frame.payload for frame in read_frames(chunk[0])]
+
+
+def test_a_full_disk_leaves_no_half_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    log = WriteAheadLog(tmp_path)
+    log.append(b"one")
+    real = os.write
+
+    def short(fd: int, data: bytes) -> int:
+        return real(fd, data[:5])
+
+    def full(fd: int, data: bytes) -> int:
+        real(fd, data[:3])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for fault in (short, full):
+        monkeypatch.setattr(os, "write", fault)
+        with pytest.raises(LogFullError, match="free space"):
+            log.append(b"lost")
+    monkeypatch.setattr(os, "write", real)
+    assert log.append(b"two") == 2
+    assert [payload for _, payload in read_all(log)] == [b"one", b"two"]
+    log.close()
+
+
+def test_threads_share_one_numbering(tmp_path: Path):
+    log = WriteAheadLog(tmp_path, segment_bytes=2_000)
+
+    def write(name: int) -> None:
+        for i in range(200):
+            log.append(f"{name}:{i}".encode())
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = read_all(log, chunk_bytes=1_000)
+    assert [number for number, _ in found] == list(range(1, 801))
+    assert {payload for _, payload in found} == {f"{n}:{i}".encode() for n in range(4) for i in range(200)}
+    log.close()
+
+
+def test_a_living_writer_cannot_be_claimed_and_a_closed_one_can(tmp_path: Path):
+    log = WriteAheadLog(tmp_path)
+    assert claim(log.folder) is None
+    log.close()
+    lock = claim(log.folder)
+    assert lock is not None
+    os.close(lock)
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from functions.prediction_log.wal import WriteAheadLog
+log = WriteAheadLog(Path(sys.argv[1]), segment_bytes=4_000)
+print(log.folder, flush=True)
+while True:
+    print(log.append(b"x" * 50), flush=True)
+"""
+
+
+def test_kill_9_loses_no_acknowledged_record(tmp_path: Path):
+    child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    folder = Path(child.stdout.readline().strip())
+    acknowledged = 0
+    while acknowledged < 500:
+        acknowledged = int(child.stdout.readline())
+    child.send_signal(signal.SIGKILL)
+    rest = child.stdout.read().split()
+    child.wait()
+    child.stdout.close()
+    acknowledged = max([acknowledged, *map(int, rest[:-1])])
+    lock = claim(folder)
+    assert lock is not None
+    last = recover(folder)
+    assert last >= acknowledged
+    reader, number = SegmentReader(), 0
+    while (chunk := reader.read(segments_of(folder), number)) is not None:
+        assert chunk[1] == number + 1
+        number = chunk[2]
+    assert number == last
+    os.close(lock)
+
+
+def test_recover_cuts_a_torn_end(tmp_path: Path):
+    log = WriteAheadLog(tmp_path)
+    log.append(b"whole")
+    log.close()
+    (_, path) = segments_of(log.folder)[-1]
+    size = path.stat().st_size
+    with path.open("ab") as file:
+        file.write(encode_frame(2, b"torn")[:-1])
+    assert recover(log.folder) == 1
+    assert path.stat().st_size == size
