@@ -1,0 +1,49 @@
+"""What a caller of the predictor may be told: every refusal has an HTTP status and names its field."""
+
+# ruff: noqa: N818 - these are answers, named as the registry names its own
+
+from __future__ import annotations
+
+__all__ = ["BadRequest", "Denied", "NotFound", "NotReady", "Overloaded", "PredictorError", "TooLarge"]
+
+
+class PredictorError(Exception):
+    """A refusal with an HTTP `status`; the message names the field, the value and the remedy."""
+
+    status = 400
+
+
+class BadRequest(PredictorError):
+    """The request cannot be understood: 400."""
+
+
+class NotFound(PredictorError):
+    """The model or version is not served here: 404."""
+
+    status = 404
+
+
+class TooLarge(PredictorError):
+    """The body or a tensor is larger than this deployment accepts: 413."""
+
+    status = 413
+
+
+class Denied(PredictorError):
+    """No valid token (401), or a token whose role is too low (403)."""
+
+    def __init__(self, message: str, *, status: int = 401) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class NotReady(PredictorError):
+    """No version can answer yet: 503, try again."""
+
+    status = 503
+
+
+class Overloaded(PredictorError):
+    """More requests are in flight than the deployment's bound: 429, try again after a moment."""
+
+    status = 429
