@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from functions.rollout.policy import RolloutPolicy
+from registry import Entry
 
 Stage = Literal["shadow", "canary", "promoted", "rolled_back", "inconclusive"]
 OPEN: tuple[Stage, ...] = ("shadow", "canary")
@@ -23,7 +24,8 @@ class RolloutState(BaseModel):
 
     rollout: number of the entry that began it. traffic_entry: the registry entry on which the last change of traffic
     was decided; the change is made only while that is still the newest, hence at most once.
-    judged_labels: paired labels at the last recorded decision.
+    canary_since: when users first met the challenger. judged_labels: paired labels at the last recorded decision.
+    settled: the rollout has ended and its last change of traffic was seen to be made, or given up on.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -36,7 +38,9 @@ class RolloutState(BaseModel):
     started_at: AwareDatetime
     stage_since: AwareDatetime
     traffic_entry: int
+    canary_since: AwareDatetime | None = None
     paused: bool = False
+    settled: bool = False
     judged_labels: int = 0
     reason: str = ""
 
@@ -58,6 +62,7 @@ class Outcome(BaseModel):
     rule: str
     started_at: AwareDatetime
     ended_at: AwareDatetime
+    note: str = ""
 
 
 class History(BaseModel):
@@ -74,11 +79,12 @@ class History(BaseModel):
         return self.current if self.current is not None and self.current.is_open else None
 
 
-def step(history: History, number: int, body: dict[str, Any]) -> History:
+def step(history: History, entry: Entry) -> History:
     """Fold one entry of the journal into `history`.
 
     Raises: ValueError for an event that is not of this journal, or that concerns no rollout.
     """
+    number, body = entry.number, entry.body
     event, at = body["event"], datetime.fromisoformat(body["at"])
     if event == "started":
         return history.model_copy(update={"current": _started(number, body, at)})
@@ -89,6 +95,8 @@ def step(history: History, number: int, body: dict[str, Any]) -> History:
         )
     if event == "decided":
         return _decided(history, current, body, at)
+    if event == "settled":
+        return _settled(history, current, body)
     if event in ("paused", "resumed"):
         return history.model_copy(update={"current": _paused(current, at, paused=event == "paused")})
     raise ValueError(
@@ -116,10 +124,17 @@ def _paused(current: RolloutState, at: datetime, *, paused: bool) -> RolloutStat
     return current.model_copy(update={"paused": paused, "stage_since": since})
 
 
+def _settled(history: History, current: RolloutState, body: dict[str, Any]) -> History:
+    after = current.model_copy(update={"settled": True, "stage": body["stage"]})
+    last = history.outcomes[-1].model_copy(update={"stage": body["stage"], "note": body["note"]})
+    return History(current=after, outcomes=(*history.outcomes[:-1], last))
+
+
 def _decided(history: History, current: RolloutState, body: dict[str, Any], at: datetime) -> History:
     update: dict[str, Any] = {"judged_labels": body["labels"]}
     if body["stage"] != current.stage:
         update |= {"stage": body["stage"], "stage_since": at, "traffic_entry": body["traffic_entry"]}
+        update |= {"canary_since": at} if body["stage"] == "canary" else {}
     after = current.model_copy(update=update)
     if after.is_open:
         return history.model_copy(update={"current": after})

@@ -1,0 +1,317 @@
+"""One model's rollouts: start, tick, pause, end by hand, and explain; all state is in the journal."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from functions.rollout.decide import Action, Decision, Finding, decide
+from functions.rollout.errors import NoRollout, RolloutActive, RolloutError
+from functions.rollout.evidence import Evidence
+from functions.rollout.explain import Explained, explain
+from functions.rollout.interval import improvement
+from functions.rollout.observe import ReadOutcomes, observe
+from functions.rollout.policy import RolloutPolicy
+from functions.rollout.state import History, RolloutState, Stage, step
+from functions.rollout.traffic import TrafficControl, TrafficNow, apply, champion_of, in_place, insist
+from registry import Entry, Fold, Journal, ObjectStore, Refused, Stale
+
+_NEXT_STAGE: dict[Action, Stage] = {
+    "advance": "canary",
+    "promote": "promoted",
+    "roll_back": "rolled_back",
+    "inconclusive": "inconclusive",
+}
+_logger = logging.getLogger(__name__)
+_UNUSABLE = ("rejected", "archived", "deleted")
+
+
+class Ticked(BaseModel):
+    """What one tick found and did. entry: number of the journal entry it wrote, None if it wrote none."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    rollout: int | None = None
+    challenger: int | None = None
+    stage: str = "none"
+    action: str = "hold"
+    rule: str = "no_rollout"
+    text: str = "no rollout is open"
+    labels: int = 0
+    estimate: float | None = None
+    lower: float | None = None
+    upper: float | None = None
+    entry: int | None = None
+
+
+class Rollouts:
+    """The rollouts of `model`.
+
+    read: logged predictions with labels, unlabelled ones included, predicted in [start, end).
+    clock: the platform's time. Each method reads its state anew and appends at most one entry.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        store: ObjectStore,
+        registry: TrafficControl,
+        read: ReadOutcomes,
+        clock: Callable[[], datetime],
+        actor: str,
+    ) -> None:
+        self.model = model
+        self._store = store
+        self._registry = registry
+        self._read = read
+        self._clock = clock
+        self._fold: Fold[History] = Fold(
+            Journal(store, f"rollouts/{model}", actor=actor, clock=clock),
+            History(),
+            step,
+            encode=lambda history: history.model_dump(mode="json"),
+            decode=History.model_validate,
+        )
+
+    def history(self) -> History:
+        """The newest rollout and how the last ones ended."""
+        return self._fold.refresh()
+
+    def entries(self) -> list[Entry]:
+        """The whole journal, oldest first."""
+        return list(self._fold.journal.entries())
+
+    def start(self, challenger: int, policy: RolloutPolicy, *, reason: str) -> RolloutState:
+        """Begin a rollout in shadow; starting the same challenger again while it is under way changes nothing.
+
+        Raises: RolloutActive while another challenger is under way; RolloutError if the challenger cannot be served.
+        """
+        traffic: TrafficNow = self._registry.traffic(self.model)
+        champion = champion_of(traffic)
+        self._check_start(challenger, champion)
+
+        def begin(history: History) -> dict[str, Any] | None:
+            under_way = history.open
+            if under_way is None:
+                return {
+                    "event": "started",
+                    "at": self._clock().isoformat(),
+                    "champion": champion,
+                    "challenger": challenger,
+                    "policy": policy.model_dump(mode="json"),
+                    "traffic_entry": traffic.entry,
+                    "reason": reason,
+                }
+            if under_way.challenger == challenger:
+                return None
+            raise RolloutActive(
+                f"{self.model}: rollout {under_way.rollout} of version {under_way.challenger} is in {under_way.stage}; "
+                "wait for its end or abort it"
+            )
+
+        self._fold.transact(begin)
+        state = self._current()
+        self._apply(state)
+        return state
+
+    def tick(self) -> Ticked:
+        """Look once: make good what a killed tick left undone, judge, record, change the traffic."""
+        state = self._fold.refresh().current
+        if state is None or state.settled:
+            return Ticked(model=self.model)
+        if not state.is_open:
+            return self._settle(state)
+        traffic: TrafficNow = self._registry.traffic(self.model)
+        problem = None if in_place(traffic, state) else self._put_in_place(state, traffic)
+        now = self._clock()
+        traffic = self._registry.traffic(self.model)
+        evidence = self._observe(state, traffic, now, problem)
+        decision = decide(state, evidence, state.policy, now)
+        return self._record(state, evidence, decision, traffic.entry, now)
+
+    def pause(self, *, reason: str) -> RolloutState:
+        """Stop advancing and promoting; what protects users goes on. Raises: NoRollout."""
+        return self._by_hand("paused", reason)
+
+    def resume(self, *, reason: str) -> RolloutState:
+        """Go on; the stage's time starts anew. Raises: NoRollout."""
+        return self._by_hand("resumed", reason)
+
+    def end(self, action: Action, *, reason: str) -> RolloutState:
+        """End by hand: "promote", "roll_back" or "inconclusive". Raises: NoRollout; Refused; RolloutError."""
+        if action not in ("promote", "roll_back", "inconclusive"):
+            raise RolloutError(f"action {action!r} ends nothing; use promote, roll_back or inconclusive")
+        state = self._open()
+        now = self._clock()
+        traffic: TrafficNow = self._registry.traffic(self.model)
+        evidence = self._observe(state, traffic, now, None)
+        by_hand = Finding(rule="by_hand", fired=True, text=reason)
+        decision = Decision(action=action, rule="by_hand", findings=(by_hand,))
+        self._record(state, evidence, decision, traffic.entry, now)
+        return self._current()
+
+    def explain(self, entry: int) -> Explained:
+        """Make the decision of journal entry `entry` again from the journal alone.
+
+        Raises: RolloutError if there is no such entry or it holds no decision.
+        """
+        return explain(self._fold.journal.entries(), entry)
+
+    def _check_start(self, challenger: int, champion: int | None) -> None:
+        problem = self._problem(challenger)
+        if problem is not None:
+            raise RolloutError(f"{self.model}: {problem}; roll out another version")
+        if champion is None:
+            raise RolloutError(f"{self.model} has no champion to compare with; set the alias champion first")
+        if champion == challenger:
+            raise RolloutError(f"{self.model}: version {challenger} is the champion already")
+
+    def _problem(self, version: int) -> str | None:
+        found = self._registry.find_version(self.model, version)
+        if found is None:
+            return f"version {version} does not exist"
+        status = str(getattr(found.status, "value", found.status)).lower()
+        return f"version {version} is {status}" if status in _UNUSABLE else None
+
+    def _put_in_place(self, state: RolloutState, traffic: TrafficNow) -> str | None:
+        """Make the change that a killed tick decided on and did not make; else say why it is not made."""
+        if traffic.entry != state.traffic_entry:
+            return f"version {state.challenger} was taken out of the traffic by hand"
+        try:
+            apply(self._registry, self.model, state, state.traffic_entry)
+        except Refused as error:
+            return f"the registry refuses version {state.challenger} in {state.stage}: {error}"
+        except Stale:
+            return None  # it is being changed right now: the next tick sees how
+        return None
+
+    def _observe(
+        self, state: RolloutState, traffic: TrafficNow, now: datetime, problem: str | None
+    ) -> Evidence:
+        sums = observe(self._store, self.model, state, self._read, now)
+        return Evidence(
+            champion=champion_of(traffic),
+            challenger_problem=self._problem(state.challenger) or problem,
+            loss=sums.loss,
+            shadow=sums.shadow,
+            canary=sums.canary,
+        )
+
+    def _record(
+        self, state: RolloutState, evidence: Evidence, decision: Decision, traffic_entry: int, now: datetime
+    ) -> Ticked:
+        stage = _NEXT_STAGE.get(decision.action, state.stage)
+        news = stage != state.stage or evidence.loss.labels != state.judged_labels
+        body = {
+            "event": "decided",
+            "at": now.isoformat(),
+            "stage": stage,
+            "labels": evidence.loss.labels,
+            "decision": decision.model_dump(mode="json"),
+            "evidence": evidence.model_dump(mode="json"),
+            "traffic_entry": traffic_entry,
+        }
+        # Another ticker that was first has decided on the same rows: then there is nothing left to record.
+        entry = self._fold.transact(lambda history: body if news and history.current == state else None)
+        if entry is not None and stage != state.stage:
+            self._apply(self._current())
+        return _ticked(self.model, state, stage, evidence, decision, entry)
+
+    def _apply(self, state: RolloutState) -> None:
+        """Change the traffic right after the decision; what fails here the next tick finds and deals with."""
+        try:
+            if state.stage == "promoted":
+                apply(self._registry, self.model, state, state.traffic_entry)
+            else:
+                insist(self._registry, self.model, state)
+        except (Stale, Refused) as error:
+            _logger.warning("%s: rollout %d %s: %s", self.model, state.rollout, state.stage, error)
+
+    def _settle(self, state: RolloutState) -> Ticked:
+        """See that the last change of an ended rollout was made, and record that."""
+        stage, note = state.stage, ""
+        if stage == "promoted":
+            stage, note = self._settle_promotion(state)
+        if stage != "promoted" and not insist(
+            self._registry, self.model, state.model_copy(update={"stage": stage})
+        ):
+            return Ticked(
+                model=self.model, rollout=state.rollout, stage=stage, rule="withdrawing", text="busy"
+            )
+        body = {"event": "settled", "at": self._clock().isoformat(), "stage": stage, "note": note}
+        entry = self._fold.transact(lambda history: body if history.current == state else None)
+        return Ticked(
+            model=self.model,
+            rollout=state.rollout,
+            challenger=state.challenger,
+            stage=stage,
+            rule="settled",
+            text=note or f"ended as {stage}",
+            labels=state.judged_labels,
+            entry=None if entry is None else entry.number,
+        )
+
+    def _settle_promotion(self, state: RolloutState) -> tuple[Stage, str]:
+        traffic: TrafficNow = self._registry.traffic(self.model)
+        if champion_of(traffic) == state.challenger:
+            return "promoted", ""
+        try:
+            apply(self._registry, self.model, state, state.traffic_entry)
+        except Stale:
+            return (
+                "inconclusive",
+                f"champion is {champion_of(traffic)}: it was changed by hand at the promotion",
+            )
+        except Refused as error:
+            return "inconclusive", f"the registry refused the promotion: {error}"
+        return "promoted", ""
+
+    def _by_hand(self, event: str, reason: str) -> RolloutState:
+        self._open()
+
+        def say(history: History) -> dict[str, Any] | None:
+            state = history.open
+            if state is None or state.paused == (event == "paused"):
+                return None
+            return {"event": event, "at": self._clock().isoformat(), "reason": reason}
+
+        self._fold.transact(say)
+        return self._current()
+
+    def _current(self) -> RolloutState:
+        state = self._fold.refresh().current
+        if state is None:
+            raise NoRollout(f"{self.model} has never had a rollout; start one")
+        return state
+
+    def _open(self) -> RolloutState:
+        state = self._current()
+        if not state.is_open:
+            raise NoRollout(f"{self.model}: rollout {state.rollout} ended as {state.stage}; start another")
+        return state
+
+
+def _ticked(
+    model: str, state: RolloutState, stage: Stage, evidence: Evidence, decision: Decision, entry: Entry | None
+) -> Ticked:
+    gain = improvement(evidence.loss, state.policy)
+    return Ticked(
+        model=model,
+        rollout=state.rollout,
+        challenger=state.challenger,
+        stage=stage,
+        action=decision.action,
+        rule=decision.rule,
+        text=decision.text,
+        labels=evidence.loss.labels,
+        estimate=None if gain is None else gain.estimate,
+        lower=None if gain is None else gain.lower,
+        upper=None if gain is None else gain.upper,
+        entry=None if entry is None else entry.number,
+    )

@@ -1,0 +1,160 @@
+"""From logged rows to evidence: cohorts of prediction time, each summed once its labels had time to come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Protocol, Self
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from functions.rollout.evidence import ArmCounts, PairedLoss
+from functions.rollout.policy import RolloutPolicy
+from functions.rollout.state import RolloutState
+from functions.scoring import Scored, score
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+ReadOutcomes = Callable[[datetime, datetime], pa.Table]  # predictions with labels, predicted in [start, end)
+
+
+class Objects(Protocol):
+    """The verbs of the object store that the sums are kept with."""
+
+    def find(self, key: str) -> bytes | None:
+        """The object, or None."""
+        ...
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write or overwrite the object."""
+        ...
+
+
+class Sums(BaseModel):
+    """The evidence of the cohorts before `next_cohort`: a cache that the log could fill again.
+
+    next_cohort: index of the first cohort that is not in the sums, counted in cohort lengths since the epoch.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    next_cohort: int
+    loss: PairedLoss = PairedLoss()
+    shadow: ArmCounts = ArmCounts()
+    canary: ArmCounts = ArmCounts()
+
+    def plus(self, loss: PairedLoss, shadow: ArmCounts, canary: ArmCounts) -> Self:
+        """These sums and one more cohort."""
+        return self.model_copy(
+            update={
+                "next_cohort": self.next_cohort + 1,
+                "loss": self.loss + loss,
+                "shadow": self.shadow + shadow,
+                "canary": self.canary + canary,
+            }
+        )
+
+
+def observe(store: Objects, model: str, state: RolloutState, read: ReadOutcomes, now: datetime) -> Sums:
+    """The sums as of `now`: loss of the cohorts whose labels are due, counts of all traffic so far.
+
+    Rows are read only from the first cohort that is not summed yet; finished cohorts are kept in the store under
+    `rollouts/{model}/evidence/`. A row or label that comes later than `policy.label_delay` is not counted.
+    """
+    policy = state.policy
+    key = f"rollouts/{model}/evidence/{state.rollout:08d}.json"
+    kept = store.find(key)
+    sums = (
+        Sums(next_cohort=_index(state.started_at, policy)) if kept is None else Sums.model_validate_json(kept)
+    )
+    begun = sums.next_cohort
+    due = _index(now - policy.label_delay, policy)  # cohorts before it have ended and waited
+    start = max(state.started_at, _start(sums.next_cohort, policy))
+    if start >= now:
+        return sums
+    rows = score(read(start, now), loss=policy.loss, clip=policy.clip, cap=policy.loss_cap)
+    sums, rows = _finish(sums, rows, state, due)
+    if sums.next_cohort > begun:
+        store.put(key, sums.model_dump_json().encode())
+    return _with_open_cohorts(sums, rows, state)
+
+
+def _finish(sums: Sums, rows: Scored, state: RolloutState, due: int) -> tuple[Sums, Scored]:
+    """Add every cohort that is due; return the rows that are not."""
+    while sums.next_cohort < due:
+        end = _micros(_start(sums.next_cohort + 1, state.policy))
+        cohort, rows = rows.where(rows.at < end), rows.where(rows.at >= end)
+        sums = sums.plus(paired_loss(cohort, state), *counts(cohort, state))
+    return sums, rows
+
+
+def _with_open_cohorts(sums: Sums, rows: Scored, state: RolloutState) -> Sums:
+    """Count the traffic of cohorts that still wait for labels, without their losses."""
+    length = int(state.policy.cohort / timedelta(microseconds=1))
+    index = rows.at // length
+    for one in np.unique(index):
+        shadow, canary = counts(rows.where(index == one), state)
+        sums = sums.model_copy(update={"shadow": sums.shadow + shadow, "canary": sums.canary + canary})
+    return sums
+
+
+def paired_loss(cohort: Scored, state: RolloutState) -> PairedLoss:
+    """The losses of champion and shadow on the same labelled requests of one cohort."""
+    champion = cohort.where((cohort.version == state.champion) & ~cohort.shadow).first_by_id()
+    challenger = cohort.where((cohort.version == state.challenger) & cohort.shadow).first_by_id()
+    _, left, right = np.intersect1d(
+        champion.id.astype(str), challenger.id.astype(str), assume_unique=True, return_indices=True
+    )
+    ours, theirs = challenger.where(right), champion.where(left)
+    both = ours.answered & theirs.answered
+    labelled = both & np.isfinite(ours.loss) & np.isfinite(theirs.loss)
+    return PairedLoss.of_cohort(
+        theirs.loss[labelled],
+        ours.loss[labelled],
+        theirs.unit[labelled].astype(str).tolist(),
+        pairs=int(both.sum()),
+        requests=int(champion.answered.sum()),
+    )
+
+
+def counts(cohort: Scored, state: RolloutState) -> tuple[ArmCounts, ArmCounts]:
+    """Requests, errors and slow answers of one cohort: in the shadow stage, in the canary stage."""
+    if state.canary_since is None:
+        return _counts(cohort, state, challenger_is_shadow=True), ArmCounts()
+    boundary = _micros(state.canary_since)
+    return (
+        _counts(cohort.where(cohort.at < boundary), state, challenger_is_shadow=True),
+        _counts(cohort.where(cohort.at >= boundary), state, challenger_is_shadow=False),
+    )
+
+
+def _counts(rows: Scored, state: RolloutState, *, challenger_is_shadow: bool) -> ArmCounts:
+    champion = rows.where((rows.version == state.champion) & ~rows.shadow)
+    challenger = rows.where((rows.version == state.challenger) & (rows.shadow == challenger_is_shadow))
+    slow_ms = state.policy.slow_ms if state.policy.slow_ms is not None else np.inf
+    return ArmCounts(
+        champion=len(champion),
+        challenger=len(challenger),
+        champion_errors=_units(champion, ~champion.answered),
+        challenger_errors=_units(challenger, ~challenger.answered),
+        champion_slow=_units(champion, champion.latency_ms > slow_ms),
+        challenger_slow=_units(challenger, challenger.latency_ms > slow_ms),
+    )
+
+
+def _units(rows: Scored, met: np.ndarray) -> int:
+    """How many units met the event: a unit that repeats its request is one observation."""
+    return len(set(rows.unit[met]))
+
+
+def _index(at: datetime, policy: RolloutPolicy) -> int:
+    return (at - EPOCH) // policy.cohort
+
+
+def _start(index: int, policy: RolloutPolicy) -> datetime:
+    return EPOCH + index * policy.cohort
+
+
+def _micros(at: datetime) -> int:
+    return (at - EPOCH) // timedelta(microseconds=1)

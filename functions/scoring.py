@@ -1,0 +1,121 @@
+"""Logged predictions as arrays, each with the loss it realised, if its label has come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+Loss = Literal["log_loss", "squared_error"]
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Predictions, one element a row, in order of prediction time.
+
+    at: microseconds since the epoch. unit: the request's unit, its id where it has none.
+    answered: whether the outputs are there and finite. label: NaN until it came, or where it cannot be one.
+    output: the first output. loss: NaN unless answered and labelled.
+    """
+
+    id: npt.NDArray[np.object_]
+    version: npt.NDArray[np.int64]
+    shadow: npt.NDArray[np.bool_]
+    unit: npt.NDArray[np.object_]
+    at: npt.NDArray[np.int64]
+    latency_ms: Floats
+    answered: npt.NDArray[np.bool_]
+    label: Floats
+    output: Floats
+    loss: Floats
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+    def where(self, mask: npt.NDArray[Any]) -> Self:
+        """The rows that `mask` (rows,) or an index selects."""
+        return type(self)(*(getattr(self, field.name)[mask] for field in fields(self)))
+
+    def first_by_id(self) -> Self:
+        """One row for each prediction id: the first. A client's retry under the same id counts once."""
+        _, index = np.unique(self.id.astype(str), return_index=True)
+        return self.where(np.sort(index))
+
+
+def score(rows: pa.Table, *, loss: Loss = "log_loss", clip: float = 0.01, cap: float = 1e6) -> Scored:
+    """Score `rows` of the prediction log joined with labels.
+
+    clip: probabilities are held in [clip, 1 - clip]; cap: the largest squared error a row may add.
+    Log loss takes one output as the probability of label 1, several as the probabilities of classes 0, 1, ….
+    """
+    rows = rows.sort_by([("predicted_at", "ascending"), ("prediction_id", "ascending")])
+    ids = rows["prediction_id"].to_numpy(zero_copy_only=False)
+    unit = rows["unit"].to_numpy(zero_copy_only=False)
+    flat, start, width = _outputs(rows["outputs"])
+    finite = np.isfinite(flat)
+    answered = (width > 0) & (_per_row(finite, start, width) == width)
+    label = _floats(rows["label"])
+    output = np.full(len(ids), np.nan)
+    output[answered] = flat[start[answered]]
+    realised = np.full(len(ids), np.nan)
+    judged = np.flatnonzero(answered & np.isfinite(label))
+    parts = flat, start[judged], width[judged], label[judged]
+    realised[judged] = _log_loss(*parts, clip) if loss == "log_loss" else _squared_error(*parts, cap)
+    return Scored(
+        id=ids,
+        version=rows["version"].to_numpy(),
+        shadow=rows["shadow"].to_numpy(zero_copy_only=False).astype(bool),
+        unit=np.array([own or name for own, name in zip(unit, ids, strict=True)], dtype=object),
+        at=rows["predicted_at"].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy(),
+        latency_ms=_floats(rows["latency_ms"]),
+        answered=answered,
+        label=np.where(np.isnan(realised) & answered, np.nan, label),
+        output=output,
+        loss=realised,
+    )
+
+
+def _outputs(column: pa.ChunkedArray) -> tuple[Floats, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """All output values in one array, and where each row's begin and how many they are."""
+    width = pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)
+    flat = _floats(pc.list_flatten(column))
+    return flat, np.concatenate(([0], np.cumsum(width)[:-1])).astype(np.int64)[: len(width)], width
+
+
+def _per_row(
+    finite: npt.NDArray[np.bool_], start: npt.NDArray[np.int64], width: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    running = np.concatenate(([0], np.cumsum(finite)))
+    counts: npt.NDArray[np.int64] = running[start + width] - running[start]
+    return counts
+
+
+def _floats(column: pa.ChunkedArray | pa.Array) -> Floats:
+    values: Floats = pc.fill_null(column.cast(pa.float64()), float("nan")).to_numpy(zero_copy_only=False)
+    return values
+
+
+def _log_loss(
+    flat: Floats, start: npt.NDArray[np.int64], width: npt.NDArray[np.int64], label: Floats, clip: float
+) -> Floats:
+    """Cross entropy in nats; NaN where the label is no probability and no class."""
+    many = width > 1
+    is_class = many & (label == np.floor(label)) & (label >= 0) & (label < width)
+    is_probability = ~many & (label >= 0) & (label <= 1)
+    place = start + np.where(is_class, label, 0).astype(np.int64)
+    p = np.clip(flat[place], clip, 1 - clip)
+    binary = -(label * np.log(p) + (1 - label) * np.log1p(-p))
+    result: Floats = np.where(is_class, -np.log(p), np.where(is_probability, binary, np.nan))
+    return result
+
+
+def _squared_error(
+    flat: Floats, start: npt.NDArray[np.int64], width: npt.NDArray[np.int64], label: Floats, cap: float
+) -> Floats:
+    result: Floats = np.where(width == 1, np.minimum((flat[start] - label) ** 2, cap), np.nan)
+    return result

@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from functions.rollout.controller import Rollouts, Ticked
+from functions.rollout.errors import NoRollout, RolloutActive, RolloutError
+from functions.rollout.policy import RolloutPolicy
+
+POLICY = RolloutPolicy(shadow_min_labels=200)
+
+
+def run(kitchen: Any, days: int, **serve: int) -> list[Ticked]:
+    """Serve and tick daily, each tick by a fresh controller, until a rollout ends or the days are over."""
+    ticks: list[Ticked] = []
+    for _ in range(days):
+        kitchen.serve_a_day(**serve)
+        ticks.append(kitchen.rollouts().tick())
+        if ticks[-1].stage in ("promoted", "rolled_back", "inconclusive"):
+            break
+    return ticks
+
+
+def test_a_better_challenger_goes_through_shadow_and_canary_to_champion(kitchen: Any) -> None:
+    kitchen.rollouts().start(2, POLICY, reason="retrained")
+    assert kitchen.registry.now.shadows == (2,)
+    ticks = run(kitchen, 40)
+    stages = list(dict.fromkeys(tick.stage for tick in ticks))
+    assert stages == ["shadow", "canary", "promoted"]
+    assert kitchen.registry.now.champion.version == 2
+    assert kitchen.registry.now.shadows == ()
+    assert kitchen.rollouts().tick().rule == "settled"
+    assert kitchen.rollouts().tick().rule == "no_rollout"
+    assert [outcome.stage for outcome in kitchen.rollouts().history().outcomes] == ["promoted"]
+
+
+def test_a_worse_challenger_is_stopped_and_leaves_the_traffic(kitchen: Any) -> None:
+    kitchen.quality = {1: 0.9, 2: -0.2}
+    kitchen.rollouts().start(2, POLICY, reason="retrained")
+    last = run(kitchen, 40)[-1]
+    assert (last.stage, last.rule) == ("rolled_back", "worse")
+    assert kitchen.registry.now.versions == (1,)
+
+
+def test_a_canary_that_errs_is_rolled_back_even_while_paused(kitchen: Any) -> None:
+    kitchen.rollouts().start(2, POLICY, reason="retrained")
+    while kitchen.rollouts().history().current.stage == "shadow":
+        run(kitchen, 1)
+    kitchen.rollouts().pause(reason="looking into it")
+    kitchen.failing = {2: 0.5}
+    ticks = run(kitchen, 3)
+    assert (ticks[-1].stage, ticks[-1].rule) == ("rolled_back", "errors")
+    assert kitchen.registry.now.versions == (1,)
+
+
+def test_no_label_ever_ends_inconclusive(kitchen: Any) -> None:
+    kitchen.labelled = 0.0
+    kitchen.rollouts().start(
+        2, POLICY.model_copy(update={"shadow_timeout": timedelta(days=5)}), reason="retrained"
+    )
+    last = run(kitchen, 8, requests=20)[-1]
+    assert (last.stage, last.rule) == ("inconclusive", "timed_out")
+    assert kitchen.registry.now.versions == (1,)
+
+
+def test_every_decision_can_be_made_again_from_the_journal(kitchen: Any) -> None:
+    kitchen.rollouts().start(2, POLICY, reason="retrained")
+    run(kitchen, 40)
+    kitchen.rollouts().tick()
+    decided = [entry for entry in kitchen.rollouts().entries() if entry.body["event"] == "decided"]
+    assert len(decided) > 3
+    for entry in decided:
+        explained = kitchen.rollouts().explain(entry.number)
+        assert explained.same
+        assert explained.recomputed == explained.recorded
+    with pytest.raises(RolloutError, match="holds no decision"):
+        kitchen.rollouts().explain(0)
+    with pytest.raises(RolloutError, match="no entry 999"):
+        kitchen.rollouts().explain(999)
+
+
+def test_a_tick_writes_at_most_one_entry_and_a_second_one_none(kitchen: Any) -> None:
+    kitchen.rollouts().start(2, POLICY, reason="retrained")
+    for _ in range(12):
+        kitchen.serve_a_day()
+        before = len(kitchen.rollouts().entries())
+        kitchen.rollouts().tick()
+        between = len(kitchen.rollouts().entries())
+        assert between - before <= 1
+        if kitchen.rollouts().history().open is None:
+            break
+        kitchen.rollouts().tick()
+        assert len(kitchen.rollouts().entries()) == between
+
+
+class KilledError(Exception):
+    """The process died here."""
+
+
+class Dying:
+    """A registry whose process dies right before, or right after, its change of traffic."""
+
+    def __init__(self, registry: Any, *, after: bool) -> None:
+        self._registry = registry
+        self._after = after
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in {"set_traffic", "promote"}:
+            return getattr(self._registry, name)
+
+        def die(*args: Any, **kwargs: Any) -> None:
+            if self._after:
+                getattr(self._registry, name)(*args, **kwargs)
+            raise KilledError
+
+        return die
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_tick_killed_at_any_change_of_traffic_changes_no_decision(kitchen: Any, *, after: bool) -> None:
+    with pytest.raises(KilledError):
+        kitchen.rollouts(Dying(kitchen.registry, after=after)).start(2, POLICY, reason="retrained")
+    kitchen.rollouts().tick()
+    assert kitchen.registry.now.shadows == (2,)
+    stages = []
+    for _ in range(40):
+        kitchen.serve_a_day()
+        try:
+            kitchen.rollouts(Dying(kitchen.registry, after=after)).tick()
+        except KilledError:
+            stages.append(kitchen.rollouts().history().current.stage)
+            kitchen.rollouts().tick()
+        if kitchen.rollouts().history().open is None:
+            break
+    assert stages == ["canary", "promoted"]
+    assert kitchen.registry.now.champion.version == 2
+    assert kitchen.registry.now.versions == (2,)
+
+
+def test_a_champion_changed_by_hand_ends_it_and_is_left_alone(kitchen: Any) -> None:
+    kitchen.rollouts().start(2, POLICY, reason="retrained")
+    kitchen.serve_a_day()
+    kitchen.registry.by_hand(3, shadows=[2])
+    kitchen.quality[3] = 0.5
+    tick = kitchen.rollouts().tick()
+    assert (tick.stage, tick.rule) == ("inconclusive", "champion_changed")
+    assert kitchen.registry.now.versions == (3,)
+
+
+def test_a_challenger_taken_out_by_hand_is_not_put_back(kitchen: Any) -> None:
+    kitchen.rollouts().start(2, POLICY, reason="retrained")
+    kitchen.serve_a_day()
+    kitchen.registry.by_hand(1)
+    tick = kitchen.rollouts().tick()
+    assert (tick.stage, tick.rule) == ("rolled_back", "challenger_unusable")
+    assert kitchen.registry.now.versions == (1,)
+
+
+def test_a_change_by_hand_at_the_very_moment_of_promotion_wins(kitchen: Any) -> None:
+    kitchen.rollouts().start(2, POLICY, reason="retrained")
+    while kitchen.rollouts().history().current.stage != "canary":
+        run(kitchen, 1)
+    kitchen.registry.before_change = lambda: kitchen.registry.by_hand(3)
+    kitchen.quality[3] = 0.5
+    run(kitchen, 40)
+    assert kitchen.registry.now.champion.version == 3
+    tick = kitchen.rollouts().tick()
+    assert (tick.stage, tick.rule) == ("inconclusive", "settled")
+    assert "by hand" in kitchen.rollouts().history().outcomes[-1].note
+
+
+def test_a_version_that_the_registry_refuses_in_canary_is_rolled_back(kitchen: Any) -> None:
+    kitchen.rollouts().start(2, POLICY, reason="retrained")
+    kitchen.registry.refuse = "0 of 1 approvals"
+    last = run(kitchen, 20)[-1]
+    assert (last.stage, last.rule) == ("rolled_back", "challenger_unusable")
+    assert "approvals" in last.text
+    assert kitchen.registry.now.versions == (1,)
+
+
+@pytest.mark.parametrize("status", ["REJECTED", "DELETED", None])
+def test_a_version_rejected_or_deleted_in_the_middle_is_withdrawn(kitchen: Any, status: str | None) -> None:
+    kitchen.rollouts().start(2, POLICY, reason="retrained")
+    kitchen.serve_a_day()
+    if status is None:
+        del kitchen.registry.statuses[2]
+    else:
+        kitchen.registry.statuses[2] = status
+    assert kitchen.rollouts().tick().stage == "rolled_back"
+    assert kitchen.registry.now.versions == (1,)
+
+
+def test_one_rollout_at_a_time_and_starting_twice_is_once(kitchen: Any) -> None:
+    first = kitchen.rollouts().start(2, POLICY, reason="retrained")
+    assert kitchen.rollouts().start(2, POLICY, reason="again") == first
+    with pytest.raises(RolloutActive, match="version 2 is in shadow"):
+        kitchen.rollouts().start(3, POLICY, reason="another")
+    with pytest.raises(RolloutError, match="champion already"):
+        kitchen.rollouts().start(1, POLICY, reason="itself")
+    with pytest.raises(RolloutError, match="does not exist"):
+        kitchen.rollouts().start(9, POLICY, reason="nobody")
+
+
+def test_pause_resume_and_end_by_hand(kitchen: Any) -> None:
+    with pytest.raises(NoRollout):
+        kitchen.rollouts().pause(reason="nothing there")
+    kitchen.rollouts().start(2, POLICY, reason="retrained")
+    assert kitchen.rollouts().pause(reason="holiday").paused
+    run(kitchen, 4)
+    assert kitchen.rollouts().history().current.stage == "shadow"
+    assert not kitchen.rollouts().resume(reason="back").paused
+    assert kitchen.rollouts().tick().stage == "canary"
+    assert kitchen.rollouts().end("roll_back", reason="changed my mind").stage == "rolled_back"
+    assert kitchen.registry.now.versions == (1,)
+    entries = kitchen.rollouts().entries()
+    assert kitchen.rollouts().explain(entries[-1].number).recomputed is None
+    with pytest.raises(NoRollout, match="ended as rolled_back"):
+        kitchen.rollouts().resume(reason="too late")
+
+
+def test_slow_answers_of_a_canary_roll_it_back(kitchen: Any) -> None:
+    kitchen.rollouts().start(2, POLICY.model_copy(update={"slow_ms": 100.0}), reason="retrained")
+    kitchen.slow = {2: 0.9}
+    last = run(kitchen, 20)[-1]
+    assert (last.stage, last.rule) == ("rolled_back", "slow")
+
+
+def test_two_tickers_decide_once(kitchen: Any) -> None:
+    kitchen.rollouts().start(2, POLICY, reason="retrained")
+    one, other = kitchen.rollouts(), kitchen.rollouts()
+    kitchen.serve_a_day()
+    kitchen.serve_a_day()
+
+    class Interleaved:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(kitchen.registry, name)
+
+        def find_version(self, model: str, version: int) -> Any:
+            other.tick()  # the other ticker runs its whole tick in the middle of ours
+            return kitchen.registry.find_version(model, version)
+
+    ours: Rollouts = kitchen.rollouts(Interleaved())
+    before = len(one.entries())
+    assert ours.tick().entry is None
+    assert len(one.entries()) == before + 1
