@@ -3,6 +3,8 @@
 It knows objects, journals and tables. It must not know features, functions, Ray or HTTP.
 """
 
+from registry.access import Access, Principal, Role, TokenRecord
+from registry.entry import Entry
 from registry.errors import (
     AlreadyExists,
     Conflict,
@@ -16,28 +18,57 @@ from registry.errors import (
     Unavailable,
 )
 from registry.fold import Fold
-from registry.journal import Entry, Journal
+from registry.journal import Journal
+from registry.lineage import Dependent, Lineage
+from registry.model_state import ModelState
+from registry.registry import Registry
+from registry.run import Run
+from registry.run_record import Point, RunRecord
+from registry.signature import Signature, TensorSpec
 from registry.store import ObjectStore, open_store
 from registry.tables import Table, TableSnapshot
 from registry.times import Clock, as_utc, utc_now
+from registry.traffic import Arm, Traffic
+from registry.versions import Approval, Blob, GateOutcome, ModelPolicy, ModelVersion, Override
 
 __all__ = [
+    "Access",
     "AlreadyExists",
+    "Approval",
+    "Arm",
+    "Blob",
     "Clock",
     "Conflict",
     "Damaged",
+    "Dependent",
     "Entry",
     "Fold",
     "Forbidden",
+    "GateOutcome",
     "InvalidInput",
     "Journal",
+    "Lineage",
+    "ModelPolicy",
+    "ModelState",
+    "ModelVersion",
     "NotFound",
     "ObjectStore",
+    "Override",
+    "Point",
+    "Principal",
     "Refused",
+    "Registry",
     "RegistryError",
+    "Role",
+    "Run",
+    "RunRecord",
+    "Signature",
     "Stale",
     "Table",
     "TableSnapshot",
+    "TensorSpec",
+    "TokenRecord",
+    "Traffic",
     "Unavailable",
     "as_utc",
     "open_store",

@@ -1,0 +1,76 @@
+"""Where a run ran: interpreter, machine, packages, code state; and what it used."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import metadata
+from typing import Any
+
+_GIT_TIMEOUT_S = 2.0
+_PACKAGES = ("ray", "torch", "numpy", "pyarrow", "polars", "scikit-learn", "deltalake")
+
+
+@lru_cache(maxsize=1)
+def environment() -> dict[str, Any]:
+    """Facts about this process, as JSON; read once a process."""
+    facts: dict[str, Any] = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": socket.gethostname(),
+        "cpus": os.cpu_count(),
+        "command": sys.argv[:1],
+        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+    }
+    commit = _git("rev-parse", "HEAD")
+    if commit:
+        facts["git"] = {"commit": commit, "dirty": bool(_git("status", "--porcelain", "-uno"))}
+    return facts
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What this process and its children had used at a moment: clock and CPU seconds."""
+
+    wall_s: float
+    cpu_s: float
+
+    @classmethod
+    def now(cls) -> Usage:
+        """Used so far."""
+        own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+        return cls(time.monotonic(), sum(part.ru_utime + part.ru_stime for part in (own, children)))
+
+    def since(self) -> dict[str, float]:
+        """Used from then to now, and the most memory this process ever held."""
+        now = Usage.now()
+        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return {
+            "wall_s": round(now.wall_s - self.wall_s, 3),
+            "cpu_s": round(now.cpu_s - self.cpu_s, 3),
+            "peak_memory_bytes": peak_bytes,
+        }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str:
+    """Git's answer about the working folder, or "" where there is none to be had."""
+    command = ["git", *arguments]  # found on PATH: it is the user's own
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_TIMEOUT_S, check=False)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,0 +1,158 @@
+"""Who may go live: approvals, gates, policy, aliases and traffic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from registry import rules
+from registry.model_state import ModelState
+from registry.rules import UNCHECKED, Expected
+from registry.shelf import Shelf
+from registry.traffic import CHAMPION, Traffic
+from registry.versions import ModelPolicy, ModelVersion
+
+
+class Governance(Shelf):
+    """The part of the registry that decides which version is live. Each change is one journal entry."""
+
+    def set_policy(self, name: str, policy: ModelPolicy) -> ModelState:
+        """Say what a version of the model needs before it may go live. Raises: NotFound."""
+        return self._change(name, lambda state: rules.set_policy(state, policy))[1]
+
+    def approve(self, name: str, version: int, *, comment: str = "") -> ModelVersion:
+        """Approve a version in this actor's name; it replaces what this actor said before.
+
+        Raises: NotFound; Refused if the actor is its author or not among the approvers.
+        """
+        return self._review(name, version, approved=True, comment=comment)
+
+    def reject(self, name: str, version: int, *, comment: str = "") -> ModelVersion:
+        """Reject a version: nothing can be pointed to it until this actor approves it.
+
+        Raises: NotFound; Refused while it is live.
+        """
+        return self._review(name, version, approved=False, comment=comment)
+
+    def record_gate(
+        self,
+        name: str,
+        version: int,
+        gate: str,
+        passed: bool,  # noqa: FBT001 - reads as a sentence: record_gate(model, 3, "offline", passed=True)
+        details: Mapping[str, Any] | None = None,
+    ) -> ModelVersion:
+        """Record the outcome of a gate; the last one of each name counts.
+
+        details: JSON values; NaN and infinities are kept as text.
+        Raises: NotFound; InvalidInput.
+        """
+        _, state = self._change(
+            name,
+            lambda state: rules.record_gate(state, version, gate, passed=passed, details=details or {}),
+        )
+        return state.versions[version]
+
+    def set_alias(
+        self,
+        name: str,
+        alias: str,
+        version: int,
+        *,
+        expected: Expected = UNCHECKED,
+        reason: str = "",
+        override: str = "",
+    ) -> ModelVersion:
+        """Point an alias to a version; returns the version.
+
+        expected: the version it must point to now (None: none), or it is left alone.
+        override: the reason of an emergency: goes live against the policy, and is marked for ever.
+        Raises: Stale, naming what is there now; Refused if the policy is not met; NotFound.
+        """
+        return self._point(
+            name, alias, version, expected=expected, reason=reason, override=override, clear=False
+        )
+
+    def promote(
+        self,
+        name: str,
+        version: int,
+        *,
+        reason: str = "",
+        expected: Expected = UNCHECKED,
+        override: str = "",
+    ) -> ModelVersion:
+        """Make a version the champion and end its canaries and shadows, in one entry.
+
+        Raises: as `set_alias`.
+        """
+        return self._point(
+            name, CHAMPION, version, expected=expected, reason=reason, override=override, clear=True
+        )
+
+    def delete_alias(self, name: str, alias: str, *, reason: str = "") -> None:
+        """Take an alias away; an absent one is fine. Raises: NotFound; Refused while traffic needs it."""
+        self._change(name, lambda state: rules.delete_alias(state, alias, reason=reason))
+
+    def rollback(self, name: str, alias: str = CHAMPION, *, reason: str = "") -> ModelVersion:
+        """Point an alias back to the version before, in one entry; ends canaries and shadows too.
+
+        Versions rejected or deleted meanwhile are passed over.
+        Raises: Refused if there is none to go back to; NotFound.
+        """
+        entry, state = self._change(name, lambda state: rules.rollback(state, alias, reason=reason))
+        return state.versions[entry.body["version"] if entry else state.aliases[alias]]
+
+    def traffic(self, name: str) -> Traffic:
+        """The split in force. 1 read when warm. Raises: NotFound if there is no champion."""
+        return rules.require_traffic(self.follow(name).refresh())
+
+    def set_traffic(
+        self,
+        name: str,
+        arms: Mapping[str, tuple[int, float]],
+        *,
+        shadows: Sequence[int] = (),
+        expected: int | None = None,
+        reason: str = "",
+        override: str = "",
+    ) -> Traffic:
+        """Split the traffic: arm -> (version, share); the champion has the rest.
+
+        shadows: versions that see every request and answer none.
+        expected: `entry` of the traffic this was decided on, or None for whatever it is.
+        Raises: Stale; Refused if the policy is not met; InvalidInput for shares; NotFound.
+        """
+
+        def decide(state: ModelState) -> rules.Body | None:
+            return rules.set_traffic(
+                state, arms, shadows=shadows, expected=expected, reason=reason, override=override
+            )
+
+        return rules.require_traffic(self._change(name, decide)[1])
+
+    def _review(self, name: str, version: int, *, approved: bool, comment: str) -> ModelVersion:
+        _, state = self._change(
+            name,
+            lambda state: rules.review(state, version, actor=self.actor, approved=approved, comment=comment),
+        )
+        return state.versions[version]
+
+    def _point(
+        self,
+        name: str,
+        alias: str,
+        version: int,
+        *,
+        expected: Expected,
+        reason: str,
+        override: str,
+        clear: bool,
+    ) -> ModelVersion:
+        _, state = self._change(
+            name,
+            lambda state: rules.set_alias(
+                state, alias, version, expected=expected, reason=reason, override=override, clear=clear
+            ),
+        )
+        return state.versions[version]

@@ -1,0 +1,274 @@
+"""The state of one model: a pure fold of the entries of its journal.
+
+One journal holds versions, approvals, gates, aliases and traffic, so that "promote" is one entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+from registry.entry import Entry
+from registry.errors import RegistryError
+from registry.times import from_text, to_text
+from registry.traffic import BUCKETS, CHAMPION, Arm, Traffic
+from registry.versions import Approval, Blob, GateOutcome, ModelPolicy, ModelVersion, Override, jsonable
+
+SCHEMA = "1"
+_PAST_KEPT = 100  # earlier values of an alias, for rollback
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The recorded part of the traffic: all but the champion's arm."""
+
+    arms: tuple[Arm, ...] = ()
+    shadows: tuple[int, ...] = ()
+    salt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """All that is known of one model.
+
+    created_at: None as long as the model does not exist. past: alias -> earlier versions behind it, oldest
+    first. generation: how many times garbage was collected. traffic_entry: number of the last entry that
+    changed the effective traffic. entries: how many entries this state contains.
+    """
+
+    name: str
+    created_at: datetime | None = None
+    description: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    policy: ModelPolicy = field(default_factory=ModelPolicy)
+    versions: Mapping[int, ModelVersion] = field(default_factory=dict)
+    aliases: Mapping[str, int] = field(default_factory=dict)
+    past: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    split: Split = field(default_factory=Split)
+    traffic_entry: int = 0
+    generation: int = 0
+    entries: int = 0
+
+    @property
+    def traffic(self) -> Traffic | None:
+        """The effective split, or None as long as there is no champion."""
+        champion = self.aliases.get(CHAMPION)
+        if champion is None:
+            return None
+        taken = sum(stop - start for arm in self.split.arms for start, stop in arm.buckets)
+        first = Arm(name=CHAMPION, version=champion, share=(BUCKETS - taken) / BUCKETS)
+        return Traffic(
+            arms=(first, *self.split.arms),
+            shadows=self.split.shadows,
+            salt=self.split.salt,
+            entry=self.traffic_entry,
+        )
+
+    def blobs(self) -> dict[str, Blob]:
+        """Content digest -> blob, of every version that is not deleted."""
+        return {
+            blob.sha256: blob
+            for version in self.versions.values()
+            if version.deleted_at is None
+            for blob in version.files.values()
+        }
+
+    def uses(self, version: int) -> list[str]:
+        """What points to `version`: aliases, arms, shadow; empty if nothing does."""
+        aliases = [f"alias {alias!r}" for alias, target in self.aliases.items() if target == version]
+        arms = [f"traffic arm {arm.name!r}" for arm in self.split.arms if arm.version == version]
+        return aliases + arms + (["shadow traffic"] if version in self.split.shadows else [])
+
+
+def step(state: ModelState, entry: Entry) -> ModelState:
+    """The state after `entry`. Pure. Raises: RegistryError for a kind this release does not know."""
+    kind = entry.body.get("kind")
+    apply = _STEPS.get(str(kind))
+    if apply is None:
+        raise RegistryError(
+            f"model {state.name}: entry {entry.number} is of kind {kind!r}, which this release does not "
+            "know; upgrade this program"
+        )
+    return replace(apply(state, entry), entries=entry.number + 1)
+
+
+def encode(state: ModelState) -> dict[str, Any]:
+    """The state as JSON values."""
+    return {
+        "created_at": None if state.created_at is None else to_text(state.created_at),
+        "description": state.description,
+        "tags": dict(state.tags),
+        "policy": jsonable(state.policy),
+        "versions": [jsonable(version) for version in state.versions.values()],
+        "aliases": dict(state.aliases),
+        "past": {alias: list(versions) for alias, versions in state.past.items()},
+        "arms": [jsonable(arm) for arm in state.split.arms],
+        "shadows": list(state.split.shadows),
+        "salt": state.split.salt,
+        "traffic_entry": state.traffic_entry,
+        "generation": state.generation,
+        "entries": state.entries,
+    }
+
+
+def decode(name: str, data: Mapping[str, Any]) -> ModelState:
+    """The inverse of `encode`."""
+    versions = [ModelVersion.model_validate(version) for version in data["versions"]]
+    return ModelState(
+        name=name,
+        created_at=None if data["created_at"] is None else from_text(data["created_at"]),
+        description=data["description"],
+        tags=data["tags"],
+        policy=ModelPolicy.model_validate(data["policy"]),
+        versions={version.version: version for version in versions},
+        aliases=data["aliases"],
+        past={alias: tuple(past) for alias, past in data["past"].items()},
+        split=_split(data),
+        traffic_entry=data["traffic_entry"],
+        generation=data["generation"],
+        entries=data["entries"],
+    )
+
+
+def _split(data: Mapping[str, Any]) -> Split:
+    arms = tuple(Arm.model_validate(arm) for arm in data["arms"])
+    return Split(arms=arms, shadows=tuple(data["shadows"]), salt=data["salt"])
+
+
+def _model_created(state: ModelState, entry: Entry) -> ModelState:
+    body = entry.body
+    return replace(
+        state,
+        created_at=entry.at,
+        description=body["description"],
+        tags=body["tags"],
+        policy=ModelPolicy.model_validate(body["policy"]),
+    )
+
+
+def _model_changed(state: ModelState, entry: Entry) -> ModelState:
+    tags = {**state.tags, **entry.body["tags"]}
+    return replace(state, tags=tags, description=entry.body.get("description", state.description))
+
+
+def _policy_set(state: ModelState, entry: Entry) -> ModelState:
+    return replace(state, policy=ModelPolicy.model_validate(entry.body["policy"]))
+
+
+def _version_created(state: ModelState, entry: Entry) -> ModelState:
+    version = ModelVersion.model_validate(
+        {**entry.body["version"], "model": state.name, "author": entry.actor, "created_at": entry.at}
+    )
+    return _with_version(state, version)
+
+
+def _version_changed(state: ModelState, entry: Entry) -> ModelState:
+    version = state.versions[entry.body["version"]]
+    tags = {
+        name: value for name, value in {**version.tags, **entry.body["tags"]}.items() if value is not None
+    }
+    return _with_version(state, version.model_copy(update={"tags": tags}))
+
+
+def _reviewed(state: ModelState, entry: Entry) -> ModelState:
+    body = entry.body
+    version = state.versions[body["version"]]
+    others = tuple(approval for approval in version.approvals if approval.actor != entry.actor)
+    said = Approval(actor=entry.actor, approved=body["approved"], comment=body["comment"], at=entry.at)
+    return _with_version(state, version.model_copy(update={"approvals": (*others, said)}))
+
+
+def _gate(state: ModelState, entry: Entry) -> ModelState:
+    body = entry.body
+    version = state.versions[body["version"]]
+    outcome = GateOutcome(
+        name=body["gate"], passed=body["passed"], details=body["details"], actor=entry.actor, at=entry.at
+    )
+    return _with_version(
+        state, version.model_copy(update={"gates": {**version.gates, outcome.name: outcome}})
+    )
+
+
+def _deleted(state: ModelState, entry: Entry) -> ModelState:
+    version = state.versions[entry.body["version"]]
+    return _with_version(state, version.model_copy(update={"deleted_at": entry.at}))
+
+
+def _alias_set(state: ModelState, entry: Entry) -> ModelState:
+    alias, version = entry.body["alias"], entry.body["version"]
+    before = state.aliases.get(alias)
+    past = state.past.get(alias, ())
+    if before is not None and before != version:
+        past = (*past, before)[-_PAST_KEPT:]
+    moved = _point(state, entry, alias, version, past)
+    return _overridden(moved, entry, version)
+
+
+def _alias_deleted(state: ModelState, entry: Entry) -> ModelState:
+    alias = entry.body["alias"]
+    aliases = {name: version for name, version in state.aliases.items() if name != alias}
+    past = (*state.past.get(alias, ()), state.aliases[alias])[-_PAST_KEPT:]
+    changed = replace(state, aliases=aliases, past={**state.past, alias: past})
+    return replace(changed, split=Split(), traffic_entry=entry.number) if alias == CHAMPION else changed
+
+
+def _rolled_back(state: ModelState, entry: Entry) -> ModelState:
+    alias, version = entry.body["alias"], entry.body["version"]
+    past = state.past[alias]
+    index = len(past) - 1 - past[::-1].index(version)
+    return _point(state, entry, alias, version, past[:index])
+
+
+def _point(state: ModelState, entry: Entry, alias: str, version: int, past: tuple[int, ...]) -> ModelState:
+    """The state with `alias` on `version`; a new champion takes over its arm, or all of them if told so."""
+    changed = replace(state, aliases={**state.aliases, alias: version}, past={**state.past, alias: past})
+    if alias != CHAMPION:
+        return changed
+    arms = () if entry.body.get("clear") else tuple(a for a in state.split.arms if a.version != version)
+    shadows = () if entry.body.get("clear") else tuple(s for s in state.split.shadows if s != version)
+    split = Split(arms, shadows, state.split.salt if arms or shadows else "")
+    return replace(changed, split=split, traffic_entry=entry.number)
+
+
+def _traffic_set(state: ModelState, entry: Entry) -> ModelState:
+    changed = replace(state, split=_split(entry.body), traffic_entry=entry.number)
+    for arm in changed.split.arms:
+        changed = _overridden(changed, entry, arm.version)
+    return changed
+
+
+def _swept(state: ModelState, entry: Entry) -> ModelState:
+    return replace(state, generation=entry.body["generation"])
+
+
+def _overridden(state: ModelState, entry: Entry, number: int) -> ModelState:
+    """Mark the version if it went live against the policy."""
+    broken = entry.body.get("broken", {}).get(str(number))
+    if not broken:
+        return state
+    version = state.versions[number]
+    mark = Override(actor=entry.actor, reason=entry.body["override"], broken=tuple(broken), at=entry.at)
+    return _with_version(state, version.model_copy(update={"overrides": (*version.overrides, mark)}))
+
+
+def _with_version(state: ModelState, version: ModelVersion) -> ModelState:
+    return replace(state, versions={**state.versions, version.version: version})
+
+
+_STEPS: dict[str, Callable[[ModelState, Entry], ModelState]] = {
+    "model-created": _model_created,
+    "model-changed": _model_changed,
+    "policy": _policy_set,
+    "version-created": _version_created,
+    "version-changed": _version_changed,
+    "version-deleted": _deleted,
+    "review": _reviewed,
+    "gate": _gate,
+    "alias": _alias_set,
+    "alias-deleted": _alias_deleted,
+    "rollback": _rolled_back,
+    "traffic": _traffic_set,
+    "swept": _swept,
+}

@@ -1,0 +1,37 @@
+"""The registry: models, governance and runs behind one name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from registry.governance import Governance
+from registry.models import Models
+from registry.runs import Runs
+from registry.times import Clock, utc_now
+
+if TYPE_CHECKING:
+    from registry.store import ObjectStore
+
+
+class Registry(Models, Governance, Runs):
+    """The recipe book in `store`, written in the name of `actor`. Picklable; safe for threads.
+
+    store: from `open_store`; actor: recorded with every change; clock: gives the times of changes.
+    """
+
+    def __init__(self, store: ObjectStore, *, actor: str, clock: Clock = utc_now) -> None:
+        super().__init__(store, actor=actor, clock=clock)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (self.store, self.actor, self.clock)
+
+    def __repr__(self) -> str:
+        return f"Registry({self.store.url!r}, actor={self.actor!r})"
+
+    def as_actor(self, actor: str) -> Registry:
+        """The same registry, written in another's name."""
+        return Registry(self.store, actor=actor, clock=self.clock)
+
+
+def _rebuild(store: ObjectStore, actor: str, clock: Clock) -> Registry:
+    return Registry(store, actor=actor, clock=clock)

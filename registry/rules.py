@@ -1,0 +1,222 @@
+"""What may happen to a model: pure decisions, each from a state to the one entry to append (or None)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal
+
+from registry.errors import AlreadyExists, InvalidInput, NotFound, Refused, Stale
+from registry.model_state import ModelState
+from registry.names import check_name
+from registry.traffic import BUCKETS, CHAMPION, Ranges, Traffic, allocate, to_buckets
+from registry.versions import ModelPolicy, ModelVersion, finite, jsonable
+
+Body = dict[str, Any]
+UNCHECKED: Final = "unchecked"
+Expected = int | None | Literal["unchecked"]
+
+
+def require_model(state: ModelState) -> None:
+    """Raises: NotFound if the model does not exist."""
+    if state.created_at is None:
+        raise NotFound(f"model {state.name!r} does not exist; create it with create_model")
+
+
+def require_version(state: ModelState, number: int) -> ModelVersion:
+    """Version `number`, deleted or not. Raises: NotFound."""
+    require_model(state)
+    version = state.versions.get(number)
+    if version is None:
+        raise NotFound(
+            f"{state.name}@{number} does not exist; the last version is {max(state.versions, default=0)}"
+        )
+    return version
+
+
+def require_usable(state: ModelState, number: int) -> ModelVersion:
+    """Version `number`. Raises: NotFound; Refused if it was rejected or deleted."""
+    version = require_version(state, number)
+    if version.status != "READY":
+        raise Refused(f"{state.name}@{number} is {version.status}; register or choose another version")
+    return version
+
+
+def create_model(
+    state: ModelState, *, description: str, tags: Mapping[str, str], policy: ModelPolicy
+) -> Body:
+    """Raises: AlreadyExists."""
+    if state.created_at is not None:
+        raise AlreadyExists(f"model {state.name!r} was created at {state.created_at.isoformat()}")
+    return {
+        "kind": "model-created",
+        "description": description,
+        "tags": dict(tags),
+        "policy": jsonable(policy),
+    }
+
+
+def set_policy(state: ModelState, policy: ModelPolicy) -> Body | None:
+    """Raises: NotFound."""
+    require_model(state)
+    return None if policy == state.policy else {"kind": "policy", "policy": jsonable(policy)}
+
+
+def review(state: ModelState, number: int, *, actor: str, approved: bool, comment: str) -> Body | None:
+    """Raises: NotFound; Refused if this actor's word does not count by the policy."""
+    version = require_version(state, number)
+    policy = state.policy
+    if approved and policy.guarded and actor == version.author and not policy.author_may_approve:
+        raise Refused(
+            f"{state.name}@{number}: {actor!r} registered it and may not approve it too; ask another"
+        )
+    if approved and policy.approvers and actor not in policy.approvers:
+        raise Refused(
+            f"{state.name}@{number}: {actor!r} is not among its approvers {sorted(policy.approvers)}"
+        )
+    said = {(a.actor, a.approved, a.comment) for a in version.approvals}
+    if (actor, approved, comment) in said:
+        return None
+    if not approved and state.uses(number):
+        raise Refused(f"{state.name}@{number} is live ({', '.join(state.uses(number))}); roll back first")
+    return {"kind": "review", "version": number, "approved": approved, "comment": comment}
+
+
+def record_gate(
+    state: ModelState, number: int, gate: str, *, passed: bool, details: Mapping[str, Any]
+) -> Body:
+    """Raises: NotFound; InvalidInput."""
+    require_version(state, number)
+    check_name(gate, what="gate")
+    return {"kind": "gate", "version": number, "gate": gate, "passed": passed, "details": finite(details)}
+
+
+def set_alias(
+    state: ModelState, alias: str, number: int, *, expected: Expected, reason: str, override: str, clear: bool
+) -> Body | None:
+    """Point `alias` to a version; `clear` ends the champion's experiments in the same entry.
+
+    Raises: Stale if `expected` is not there now; Refused if the policy is not met.
+    """
+    require_usable(state, number)
+    check_name(alias, what="alias")
+    actual = state.aliases.get(alias)
+    if expected not in {UNCHECKED, actual}:
+        raise Stale(f"alias {alias!r} of {state.name}", expected, actual)
+    busy = clear and bool(state.split.arms or state.split.shadows)
+    if actual == number and not busy:
+        return None
+    broken = _broken(state, [number] if alias in state.policy.guarded else [], override)
+    body: Body = {"kind": "alias", "alias": alias, "version": number, "reason": reason, "clear": clear}
+    return body | _mark(broken, override)
+
+
+def delete_alias(state: ModelState, alias: str, *, reason: str) -> Body | None:
+    """Raises: NotFound if the model does not exist; Refused while traffic depends on it."""
+    require_model(state)
+    if alias not in state.aliases:
+        return None
+    if alias == CHAMPION and (state.split.arms or state.split.shadows):
+        raise Refused(f"{state.name}: traffic is split around its champion; end that with set_traffic first")
+    return {"kind": "alias-deleted", "alias": alias, "reason": reason}
+
+
+def rollback(state: ModelState, alias: str, *, reason: str) -> Body:
+    """Back to the last earlier version behind `alias` that may still be used.
+
+    Raises: Refused if there is none.
+    """
+    require_model(state)
+    past = state.past.get(alias, ())
+    for number in reversed(past):
+        if state.versions[number].status == "READY" and number != state.aliases.get(alias):
+            return {"kind": "rollback", "alias": alias, "version": number, "reason": reason, "clear": True}
+    raise Refused(
+        f"alias {alias!r} of {state.name} has no earlier version to go back to (it had {list(past)})"
+    )
+
+
+def set_traffic(
+    state: ModelState,
+    arms: Mapping[str, tuple[int, float]],
+    *,
+    shadows: Sequence[int],
+    expected: int | None,
+    reason: str,
+    override: str,
+) -> Body | None:
+    """Split the traffic: arm -> (version, share), the champion has the rest.
+
+    Raises: NotFound without a champion; Stale; Refused; InvalidInput.
+    """
+    traffic = require_traffic(state)
+    if expected is not None and expected != traffic.entry:
+        raise Stale(f"traffic of {state.name}", expected, traffic.entry)
+    for number in [*(version for version, _ in arms.values()), *shadows]:
+        require_usable(state, number)
+    ranges = _allocate(state, arms)
+    new = [
+        {
+            "name": name,
+            "version": version,
+            "share": sum(stop - start for start, stop in ranges[name]) / BUCKETS,
+            "buckets": [list(span) for span in ranges[name]],
+        }
+        for name, (version, _) in arms.items()
+    ]
+    unique_shadows = list(dict.fromkeys(shadows))
+    if new == [jsonable(arm) for arm in state.split.arms] and unique_shadows == list(state.split.shadows):
+        return None
+    guarded = [version for version, _ in arms.values()] if state.policy.guarded else []
+    salt = state.split.salt or f"{state.name}/{state.entries}"
+    body: Body = {"kind": "traffic", "arms": new, "shadows": unique_shadows, "salt": salt, "reason": reason}
+    return body | _mark(_broken(state, guarded, override), override)
+
+
+def delete_version(state: ModelState, number: int, *, reason: str) -> Body | None:
+    """Raises: NotFound; Refused while anything points to it."""
+    version = require_version(state, number)
+    if version.deleted_at is not None:
+        return None
+    uses = state.uses(number)
+    if uses:
+        raise Refused(
+            f"{state.name}@{number} cannot be deleted: {', '.join(uses)} points to it; move that first"
+        )
+    return {"kind": "version-deleted", "version": number, "reason": reason}
+
+
+def require_traffic(state: ModelState) -> Traffic:
+    """The split in force. Raises: NotFound if there is no model or no champion."""
+    require_model(state)
+    traffic = state.traffic
+    if traffic is None:
+        raise NotFound(
+            f"model {state.name!r} has no champion; set_alias(…, 'champion', …) before its traffic"
+        )
+    return traffic
+
+
+def _allocate(state: ModelState, arms: Mapping[str, tuple[int, float]]) -> dict[str, Ranges]:
+    for name in arms:
+        check_name(name, what="arm")
+        if name == CHAMPION:
+            raise InvalidInput("arm 'champion' has what the others leave; give the others' shares only")
+    wanted = {name: to_buckets(share, arm=name) for name, (_, share) in arms.items()}
+    return allocate({arm.name: arm.buckets for arm in state.split.arms}, wanted)
+
+
+def _broken(state: ModelState, numbers: Sequence[int], override: str) -> dict[str, list[str]]:
+    """Version -> rules of the policy it does not meet. Raises: Refused if any and there is no override."""
+    broken = {
+        str(number): list(missing)
+        for number in numbers
+        if (missing := state.versions[number].missing(state.policy))
+    }
+    if broken and not override.strip():
+        text = "; ".join(f"{state.name}@{number}: {', '.join(rules)}" for number, rules in broken.items())
+        raise Refused(f"not allowed to go live: {text}. In an emergency pass override='the reason'")
+    return broken
+
+
+def _mark(broken: Mapping[str, list[str]], override: str) -> Body:
+    return {"broken": dict(broken), "override": override} if broken else {}
