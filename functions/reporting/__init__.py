@@ -1,0 +1,20 @@
+"""What happened to a model, on one page: losses by week, alarms and decisions, latencies, versions, lineage.
+
+Reads the prediction log and the journals; decides nothing. The page is one HTML file without external resources.
+"""
+
+from functions.reporting.jobs import Report, model_report
+from functions.reporting.timeline import Happening, timeline
+from functions.reporting.trace import PredictionTrace, trace_prediction
+from functions.reporting.weekly import Week, weeks
+
+__all__ = [
+    "Happening",
+    "PredictionTrace",
+    "Report",
+    "Week",
+    "model_report",
+    "timeline",
+    "trace_prediction",
+    "weeks",
+]

@@ -1,0 +1,140 @@
+"""The function that writes a model's report."""
+
+from __future__ import annotations
+
+import tempfile
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict
+
+from functions.evaluation.metrics import auc, log_loss
+from functions.prediction_log import outcomes, predictions
+from functions.reporting.page import Findings, Latency, render
+from functions.reporting.timeline import Happening, from_model, from_rollouts, timeline
+from functions.reporting.trace import trace_prediction
+from functions.reporting.weekly import first_outputs, rescore, served, weeks
+from functions.runtime.context import context
+from functions.runtime.function import function
+from functions.training import load
+from registry import Journal, Registry
+
+
+class Report(BaseModel):
+    """Where the page is (a key of the store) and the figures at its top.
+
+    since: from when the second pair of figures counts (the first change of champion), None if there was none.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str
+    labelled: int
+    served_loss: float
+    reference_loss: float
+    since: datetime | None = None
+    served_loss_since: float | None = None
+    reference_loss_since: float | None = None
+    served_auc_since: float | None = None
+    summary: list[str] = []
+
+
+@function(timeout_s=300)
+def model_report(model: str, start: datetime, end: datetime, reference: int = 1) -> Report:
+    """Write the report of what `model` served in [start, end) into the store, as `reports/{model}.html`.
+
+    reference: the version that served losses are held against, scored on the logged vectors.
+    Raises: ValueError if nothing served in that time has a label yet.
+    """
+    used = context()
+    registry = used.registry()
+    rows = served(outcomes(used.store, model, start, end))
+    if not rows.num_rows:
+        raise ValueError(
+            f"nothing that {model!r} served from {start} to {end} has a label yet; drain the log first"
+        )
+    frozen = _reference_scores(registry, model, reference, rows)
+    happenings = timeline(from_model(registry.history(model)), _rollouts(registry, model))
+    report = _figures(model, rows, frozen, _first_change(happenings))
+    versions = registry.list_versions(model)
+    findings = Findings(
+        model=model,
+        start=start,
+        end=end,
+        reference=reference,
+        summary=report.summary,
+        weeks=weeks(rows, frozen),
+        happenings=happenings,
+        latencies=_latencies(
+            predictions(used.store, model, start, end, columns=["version", "shadow", "latency_ms"])
+        ),
+        versions=versions,
+        trace=trace_prediction(registry, model, rows["prediction_id"][-1].as_py()),
+    )
+    used.store.put(report.key, render(findings).encode())
+    return report
+
+
+def _reference_scores(registry: Registry, model: str, reference: int, rows: pa.Table) -> np.ndarray:
+    version = registry.get_version(model, reference)
+    with tempfile.TemporaryDirectory() as folder:
+        registry.download(model, reference, to=Path(folder))
+        return rescore(rows, load(folder, signature=version.signature))
+
+
+def _rollouts(registry: Registry, model: str) -> list[Happening]:
+    return from_rollouts(Journal(registry.store, f"rollouts/{model}", actor=registry.actor).entries())
+
+
+def _first_change(happenings: list[Happening]) -> datetime | None:
+    """When the champion first changed, or None."""
+    changes = [one.at for one in happenings if one.kind == "champion"]
+    return changes[1] if len(changes) > 1 else None
+
+
+def _figures(model: str, rows: pa.Table, frozen: np.ndarray, since: datetime | None) -> Report:
+    label, own = rows["label"].to_numpy(), first_outputs(rows)
+    whole = Report(
+        key=f"reports/{model}.html",
+        labelled=len(label),
+        served_loss=log_loss(label, own),
+        reference_loss=log_loss(label, frozen),
+        since=since,
+    )
+    summary = [
+        (
+            f"{whole.labelled:,} labelled predictions: log loss {whole.served_loss:.4f} as served, "
+            f"{whole.reference_loss:.4f} had the first model stayed."
+        )
+    ]
+    if since is None:
+        return whole.model_copy(
+            update={"summary": [*summary, "No challenger replaced it; the reasons are below."]}
+        )
+    after = pc.greater_equal(rows["predicted_at"], pa.scalar(since, pa.timestamp("us", "UTC"))).to_numpy()
+    if not after.any():
+        return whole.model_copy(update={"summary": summary})
+    figures = {
+        "served_loss_since": log_loss(label[after], own[after]),
+        "reference_loss_since": log_loss(label[after], frozen[after]),
+        "served_auc_since": auc(label[after], own[after]),
+    }
+    summary.append(
+        f"Since the first retrained model took over on {since:%d %B} ({int(after.sum()):,} labels): log loss "
+        f"{figures['served_loss_since']:.4f} against {figures['reference_loss_since']:.4f} frozen, "
+        f"AUC {figures['served_auc_since']:.4f} against {auc(label[after], frozen[after]):.4f}."
+    )
+    return whole.model_copy(update={**figures, "summary": summary})
+
+
+def _latencies(rows: pa.Table) -> list[Latency]:
+    answered = rows.filter(pc.and_(pc.invert(rows["shadow"]), pc.is_valid(rows["latency_ms"])))
+    found = []
+    for version in sorted(pc.unique(answered["version"]).to_pylist()):
+        times = answered.filter(pc.equal(answered["version"], version))["latency_ms"].to_numpy()
+        p50, p95, p99 = np.percentile(times, [50, 95, 99])
+        found.append(Latency(version, len(times), float(p50), float(p95), float(p99)))
+    return found

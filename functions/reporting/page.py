@@ -1,0 +1,188 @@
+"""The page: plain values in, one self-contained HTML file out."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from functions.reporting.timeline import Happening
+from functions.reporting.trace import PredictionTrace
+from functions.reporting.weekly import Week
+from registry import ModelVersion
+
+SERVED, REFERENCE = "#0b6e4f", "#b04a2f"
+SHOWN = {"alarm": "#c0392b", "champion": "#0b6e4f", "rollout": "#2f6db0", "retrain": "#8e5bb0"}
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: #222; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; }
+th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #eee; vertical-align: top; }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+code { font-size: .85em; overflow-wrap: anywhere; } .said { background: #f5f7f6; padding: .6rem 1rem; }
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Percentiles of the time from a request's arrival to its answer in the replica, in ms, for one version."""
+
+    version: int
+    requests: int
+    p50: float
+    p95: float
+    p99: float
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """All that the page shows. summary: sentences at the top; reference: the version that losses are held against."""
+
+    model: str
+    start: datetime
+    end: datetime
+    reference: int
+    summary: Sequence[str]
+    weeks: Sequence[Week]
+    happenings: Sequence[Happening]
+    latencies: Sequence[Latency]
+    versions: Sequence[ModelVersion]
+    trace: PredictionTrace | None
+
+
+def render(found: Findings) -> str:
+    """The whole page as HTML."""
+    title = f"{found.model}, {found.start:%d %B %Y} to {found.end:%d %B %Y}"
+    sections = [
+        ("Log loss by week", _by_week(found, "loss")),
+        ("AUC by week", _by_week(found, "auc")),
+        ("What happened", _happenings(found.happenings)),
+        ("Latency in the replica", _latency_table(found.latencies)),
+        ("Versions", _version_table(found.versions)),
+        ("One prediction, back to its sources", _trace_table(found.trace)),
+    ]
+    said = "".join(f"<p>{_text(line)}</p>" for line in found.summary)
+    body = "".join(f"<h2>{heading}</h2>{content}" for heading, content in sections)
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title>'
+        f"<style>{_STYLE}</style><script>{get_plotlyjs()}</script></head>"
+        f'<body><h1>{_text(title)}</h1><div class="said">{said}</div>{body}</body></html>'
+    )
+
+
+def _by_week(found: Findings, measure: str) -> str:
+    """Two lines, served and reference, over the decisions and alarms of the same weeks."""
+    if not found.weeks:
+        return "<p>No week has enough labelled predictions yet.</p>"
+    at = [week.start for week in found.weeks]
+    figure = go.Figure()
+    for name, prefix, colour in (
+        ("what the platform served", "served", SERVED),
+        (f"version {found.reference}, frozen", "reference", REFERENCE),
+    ):
+        values = [getattr(week, f"{prefix}_{measure}") for week in found.weeks]
+        figure.add_scatter(x=at, y=values, name=name, mode="lines+markers", line={"color": colour})
+    for happening in found.happenings:
+        if happening.kind in SHOWN and at[0] <= happening.at <= found.end:
+            _mark(figure, happening)
+    figure.update_layout(
+        height=360,
+        margin={"l": 50, "r": 20, "t": 20, "b": 40},
+        template="plotly_white",
+        legend={"orientation": "h", "y": 1.12},
+        yaxis_title="log loss (nats)" if measure == "loss" else "AUC",
+        hovermode="x",
+    )
+    html_text: str = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False})
+    return html_text
+
+
+def _mark(figure: go.Figure, happening: Happening) -> None:
+    """A vertical line; its text is in the table below and on hover."""
+    colour = SHOWN[happening.kind]
+    figure.add_shape(
+        type="line", xref="x", yref="paper", x0=happening.at, x1=happening.at, y0=0, y1=1,
+        line={"color": colour, "width": 1, "dash": "dot"},
+    )  # fmt: skip
+    figure.add_annotation(
+        x=happening.at, y=1, yref="paper", text=happening.kind[0].upper(), showarrow=False,
+        font={"color": colour, "size": 11}, hovertext=happening.text, yanchor="bottom",
+    )  # fmt: skip
+
+
+def _happenings(happenings: Sequence[Happening]) -> str:
+    rows = [[f"{one.at:%Y-%m-%d %H:%M}", one.kind, one.text, one.actor] for one in happenings]
+    return _table(["when (UTC)", "what", "", "by"], rows)
+
+
+def _latency_table(latencies: Sequence[Latency]) -> str:
+    rows = [
+        [f"version {one.version}", one.requests, f"{one.p50:.2f}", f"{one.p95:.2f}", f"{one.p99:.2f}"]
+        for one in latencies
+    ]
+    return _table(["", "predictions", "p50 ms", "p95 ms", "p99 ms"], rows, numbers_from=1)
+
+
+def _version_table(versions: Sequence[ModelVersion]) -> str:
+    rows = []
+    for version in versions:
+        metrics = ", ".join(f"{k} {v:.4f}" for k, v in sorted(version.metrics.items()) if math.isfinite(v))
+        gates = ", ".join(f"{g.name}: {'passed' if g.passed else 'failed'}" for g in version.gates.values())
+        said = "; ".join(
+            f"{a.actor} {'approved' if a.approved else 'rejected'} ({a.comment})" for a in version.approvals
+        )
+        rows.append(
+            [version.version, f"{version.created_at:%Y-%m-%d %H:%M}", version.author, metrics, gates, said]
+        )
+    return _table(["version", "created (UTC)", "author", "metrics", "gates", "approvals"], rows)
+
+
+def _trace_table(trace: PredictionTrace | None) -> str:
+    if trace is None:
+        return "<p>No labelled prediction yet.</p>"
+    lineage = trace.lineage
+    features = ", ".join(f"{k} = {_value(v)}" for k, v in trace.features.items())
+    facts: Mapping[str, str] = {
+        "prediction": f"{trace.prediction_id}, {trace.predicted_at:%Y-%m-%d %H:%M} UTC, arm {trace.arm}",
+        "answer and label": f"{trace.outputs} and {'not yet known' if trace.label is None else trace.label}",
+        "vector": features,
+        "version": f"{trace.model}, version {trace.version}; approved by {'; '.join(trace.approved_by) or 'nobody'}",
+        "run": f"{trace.run_name} ({lineage.run}, {trace.run_status})",
+        "training data": ", ".join(f"{one.name} at table version {one.version}" for one in lineage.datasets),
+        "feature views": ", ".join(f"{view} {digest[:19]}…" for view, digest in lineage.features.items()),
+        "code": lineage.code or "not recorded",
+    }
+    return _table(["", ""], [[name, value] for name, value in facts.items()])
+
+
+def _value(value: float | str | None) -> str:
+    if value is None:
+        return "missing"
+    return f"{value:.4g}" if isinstance(value, float) else value
+
+
+def _table(
+    header: Sequence[str], rows: Sequence[Sequence[object]], *, numbers_from: int | None = None
+) -> str:
+    if not rows:
+        return "<p>Nothing yet.</p>"
+
+    def cells(tag: str, values: Sequence[object]) -> str:
+        numeric = len(values) if numbers_from is None else numbers_from
+        styles = ["" if index < numeric else ' class="number"' for index in range(len(values))]
+        return "".join(
+            f"<{tag}{style}>{_text(value)}</{tag}>" for style, value in zip(styles, values, strict=True)
+        )
+
+    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
+    return f"<table><tr>{cells('th', header)}</tr>{body}</table>"
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))

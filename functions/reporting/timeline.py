@@ -1,0 +1,101 @@
+"""What happened to a model, in order, from its journals: versions, gates, approvals, rollouts, traffic, alarms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from registry import Entry
+
+Kind = Literal["version", "gate", "approval", "champion", "traffic", "rollout", "alarm", "retrain"]
+
+
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """Something that happened at a moment, in a sentence, and who did it."""
+
+    at: datetime
+    kind: Kind
+    text: str
+    actor: str = ""
+
+
+def timeline(*parts: Iterable[Happening]) -> list[Happening]:
+    """Everything in order of time."""
+    return sorted((one for part in parts for one in part), key=lambda one: one.at)
+
+
+def from_model(entries: Iterable[Entry]) -> list[Happening]:
+    """The entries of a model's journal that a reader of the time line cares about."""
+    told = ((entry, _MODEL.get(str(entry.body.get("kind")))) for entry in entries)
+    return [_happening(entry, *tell(entry.body)) for entry, tell in told if tell is not None]
+
+
+def from_rollouts(entries: Iterable[Entry]) -> list[Happening]:
+    """Starts and changes of stage of a model's rollouts; a tick that held is not news."""
+    found, stage = [], ""
+    for entry in entries:
+        body = entry.body
+        event = body["event"]
+        at = datetime.fromisoformat(body["at"])
+        if event == "started":
+            stage = "shadow"
+            text = f"rollout of version {body['challenger']} against {body['champion']}: shadow ({body['reason']})"
+            found.append(Happening(at, "rollout", text, entry.actor))
+        elif event == "decided" and body["stage"] != stage:
+            stage = body["stage"]
+            found.append(Happening(at, "rollout", f"{stage}: {_decided(body['decision'])}", entry.actor))
+        elif event in ("paused", "resumed"):
+            found.append(Happening(at, "rollout", event, entry.actor))
+    return found
+
+
+def _decided(decision: Mapping[str, Any]) -> str:
+    """The sentence of the rule that decided."""
+    said = [finding["text"] for finding in decision["findings"] if finding["rule"] == decision["rule"]]
+    return f"{decision['action']} by {decision['rule']}" + (f": {said[0]}" if said else "")
+
+
+def _happening(entry: Entry, kind: Kind, text: str) -> Happening:
+    return Happening(entry.at, kind, text, entry.actor)
+
+
+def _version(body: Mapping[str, Any]) -> tuple[Kind, str]:
+    version = body["version"]
+    return "version", f"version {version['version']} registered"
+
+
+def _gate(body: Mapping[str, Any]) -> tuple[Kind, str]:
+    verdict = "passed" if body["passed"] else "failed"
+    return "gate", f"version {body['version']} {verdict} the gate {body['gate']!r}"
+
+
+def _review(body: Mapping[str, Any]) -> tuple[Kind, str]:
+    verdict = "approved" if body["approved"] else "rejected"
+    return "approval", f"version {body['version']} {verdict}: {body['comment']}"
+
+
+def _alias(body: Mapping[str, Any]) -> tuple[Kind, str]:
+    return "champion", f"version {body['version']} became {body['alias']}"
+
+
+def _rollback(body: Mapping[str, Any]) -> tuple[Kind, str]:
+    return "champion", f"rolled back: version {body['version']} is {body['alias']} again"
+
+
+def _traffic(body: Mapping[str, Any]) -> tuple[Kind, str]:
+    arms = [f"{arm['name']} {arm['share']:.0%} to version {arm['version']}" for arm in body["arms"]]
+    shadows = [f"shadow of version {version}" for version in body["shadows"]]
+    return "traffic", ", ".join([*arms, *shadows]) or "all traffic to the champion"
+
+
+_MODEL: dict[str, Callable[[Mapping[str, Any]], tuple[Kind, str]]] = {
+    "version-created": _version,
+    "gate": _gate,
+    "review": _review,
+    "alias": _alias,
+    "rollback": _rollback,
+    "traffic": _traffic,
+}

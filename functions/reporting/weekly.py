@@ -1,0 +1,101 @@
+"""Losses by week: what the platform served, beside one version scored on the very vectors that were logged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from functions.evaluation.metrics import auc, log_loss
+
+Floats = npt.NDArray[np.float64]
+FEW = 20  # labelled predictions below which a week gets no point: its loss would be noise
+
+
+class Scorer(Protocol):
+    """A loaded version: arrays by input name in, arrays by output name out."""
+
+    def predict(self, inputs: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Score rows."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Week:
+    """One week of labelled predictions. losses and AUCs: of what was served, and of the reference version.
+
+    An AUC is NaN where a week holds one class only.
+    """
+
+    start: datetime
+    labelled: int
+    served_loss: float
+    reference_loss: float
+    served_auc: float
+    reference_auc: float
+
+
+def served(outcomes: pa.Table) -> pa.Table:
+    """The labelled rows that a caller saw: no shadows, with an output.
+
+    outcomes: of `functions.prediction_log.outcomes`.
+    """
+    answered = pc.greater(pc.list_value_length(outcomes["outputs"]), 0)
+    seen = pc.and_(pc.invert(outcomes["shadow"]), pc.fill_null(answered, False))
+    return outcomes.filter(pc.and_(seen, pc.is_valid(outcomes["label"])))
+
+
+def rescore(rows: pa.Table, scorer: Scorer) -> Floats:
+    """What another version says of logged rows, from the vectors that were logged: (rows,) first outputs.
+
+    scorer: a tabular version with the inputs `numeric` and `categorical`.
+    """
+    if not rows.num_rows:
+        return np.empty(0)
+    numeric = np.stack(rows["numeric"].to_numpy(zero_copy_only=False)).astype(np.float32)
+    texts = rows["categorical"].to_pylist()
+    categorical = np.array(texts, dtype=object).reshape(rows.num_rows, -1)
+    outputs = scorer.predict({"numeric": numeric, "categorical": categorical})
+    return np.asarray(next(iter(outputs.values())), dtype=np.float64).reshape(rows.num_rows, -1)[:, 0]
+
+
+def first_outputs(rows: pa.Table) -> Floats:
+    """The first output of each row, as it was answered."""
+    values: Floats = pc.list_element(rows["outputs"], 0).to_numpy().astype(np.float64)
+    return values
+
+
+def weeks(rows: pa.Table, reference: Floats) -> list[Week]:
+    """Weeks (from Monday, UTC) of served rows, oldest first; weeks with fewer than 20 labels are left out.
+
+    rows: of `served`; reference: (rows,) probabilities of the reference version.
+    """
+    label = rows["label"].to_numpy()
+    own = first_outputs(rows)
+    days = rows["predicted_at"].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy() // 86_400_000_000
+    monday = (days + 3) // 7 * 7 - 3  # 1970-01-01 was a Thursday
+    found = []
+    for start in np.unique(monday):
+        week = monday == start
+        if week.sum() < FEW:
+            continue
+        found.append(
+            Week(
+                start=datetime(1970, 1, 1, tzinfo=UTC) + timedelta(days=int(start)),
+                labelled=int(week.sum()),
+                served_loss=log_loss(label[week], own[week]),
+                reference_loss=log_loss(label[week], reference[week]),
+                served_auc=_auc(label[week], own[week]),
+                reference_auc=_auc(label[week], reference[week]),
+            )
+        )
+    return found
+
+
+def _auc(label: Floats, probability: Floats) -> float:
+    return auc(label, probability) if 0 < label.sum() < len(label) else float("nan")
