@@ -20,7 +20,8 @@ class Scored:
 
     at: microseconds since the epoch. unit: the request's unit, its id where it has none.
     answered: whether the outputs are there and finite. label: NaN until it came, or where it cannot be one.
-    output: the first output. loss: NaN unless answered and labelled.
+    output: the first output. loss: NaN unless answered and labelled. expected: the loss that a probability leads to
+    expect if it is right, its entropy; NaN for other outputs.
     """
 
     id: npt.NDArray[np.object_]
@@ -33,6 +34,7 @@ class Scored:
     label: Floats
     output: Floats
     loss: Floats
+    expected: Floats
 
     def __len__(self) -> int:
         return len(self.at)
@@ -66,6 +68,11 @@ def score(rows: pa.Table, *, loss: Loss = "log_loss", clip: float = 0.01, cap: f
     judged = np.flatnonzero(answered & np.isfinite(label))
     parts = flat, start[judged], width[judged], label[judged]
     realised[judged] = _log_loss(*parts, clip) if loss == "log_loss" else _squared_error(*parts, cap)
+    expected = (
+        _entropy(np.where(width == 1, output, np.nan), clip)
+        if loss == "log_loss"
+        else np.full(len(ids), np.nan)
+    )
     return Scored(
         id=ids,
         version=rows["version"].to_numpy(),
@@ -77,6 +84,7 @@ def score(rows: pa.Table, *, loss: Loss = "log_loss", clip: float = 0.01, cap: f
         label=np.where(np.isnan(realised) & answered, np.nan, label),
         output=output,
         loss=realised,
+        expected=expected,
     )
 
 
@@ -111,6 +119,13 @@ def _log_loss(
     p = np.clip(flat[place], clip, 1 - clip)
     binary = -(label * np.log(p) + (1 - label) * np.log1p(-p))
     result: Floats = np.where(is_class, -np.log(p), np.where(is_probability, binary, np.nan))
+    return result
+
+
+def _entropy(probability: Floats, clip: float) -> Floats:
+    """Of one yes-or-no, in nats."""
+    p = np.clip(probability, clip, 1 - clip)
+    result: Floats = -(p * np.log(p) + (1 - p) * np.log1p(-p))
     return result
 
 

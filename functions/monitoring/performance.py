@@ -1,0 +1,229 @@
+"""Realised loss of what is served, cohort by cohort, against what was promised.
+
+Two questions are asked of each cohort of predictions, once its labels had time to come:
+- loss: is the mean loss above the one recorded at validation?
+- surprise: is it above the loss that the model's own probabilities lead to expect (their entropy)? A day that is hard and
+  was called hard surprises nobody; a model that no longer fits is surprised however easy the days are.
+
+One bad day is weather; a run of them is a model that no longer fits. Each mean is set against its baseline in units of
+how much cohorts vary by themselves, held within three of them, and summed up (CUSUM). How much they vary is learned from
+differences of cohorts a few apart, which a lasting rise does not inflate and slow weather does not deflate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from functions.rollout.evidence import ClusterSums
+from functions.scoring import Loss, Scored
+from functions.stats import Cusum
+
+Measure = Literal["loss", "surprise"]
+
+_APART = 3  # cohorts between the two of a difference: neighbours are too alike
+_KEPT = 28  # differences that the state keeps
+_FEW = 5  # differences below which they are not trusted alone
+_UNKNOWN_SPREAD = 3.0  # then a cohort's spread is taken as so many of its own standard errors
+_HELD = 3.0  # one cohort adds at most this many spreads
+_MEDIAN_TO_SD = 0.954  # median |x − y| of independent standard normals
+
+
+class PerformanceMonitor(BaseModel):
+    """How realised loss is watched.
+
+    cohort, label_delay: windows of prediction time and how long after its end each waits for labels.
+    min_labels, min_label_share: cohorts with less are reported as insufficient and not judged.
+    baseline: names of the version's metrics that may hold its loss at validation, the first that exists counts;
+        without one the first `baseline_cohorts` cohorts served are the baseline.
+    min_rise: rise that is of no interest. shift, threshold: of the CUSUM, in spreads of a cohort.
+    lookback: how far back a monitor without a state begins.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["performance"] = "performance"
+    loss: Loss = "log_loss"
+    clip: float = Field(default=0.01, gt=0, lt=0.5)
+    cohort: timedelta = timedelta(days=1)
+    label_delay: timedelta = timedelta(days=1)
+    min_labels: int = Field(default=30, ge=2)
+    min_label_share: float = Field(default=0.3, gt=0, lt=1)
+    baseline: tuple[str, ...] = ("valid_log_loss", "val_log_loss", "log_loss")
+    baseline_cohorts: int = Field(default=7, ge=2)
+    min_rise: float = Field(default=0.0, ge=0)
+    shift: float = Field(default=1.0, gt=0)
+    threshold: float = Field(default=6.0, gt=0)
+    lookback: timedelta = timedelta(days=28)
+
+    @field_validator("cohort")
+    @classmethod
+    def _some_time(cls, cohort: timedelta) -> timedelta:
+        if cohort <= timedelta(0):
+            raise ValueError(f"cohort must be longer than zero, got {cohort}")
+        return cohort
+
+
+class Cohort(BaseModel):
+    """One cohort of one version. requests: answered. sums: of each measure over labelled rows, clustered by unit."""
+
+    model_config = ConfigDict(frozen=True)
+
+    index: int
+    requests: int
+    sums: dict[Measure, ClusterSums]
+
+    @classmethod
+    def of(cls, index: int, rows: Scored) -> Self:
+        """Sum the rows of one cohort."""
+        labelled = rows.where(np.isfinite(rows.loss))
+        units = labelled.unit.astype(str)
+        sums: dict[Measure, ClusterSums] = {"loss": ClusterSums.of(labelled.loss, units)}
+        foreseen = np.isfinite(labelled.expected)
+        if foreseen.any():
+            surprise = (labelled.loss - labelled.expected)[foreseen]
+            sums["surprise"] = ClusterSums.of(surprise, units[foreseen])
+        return cls(index=index, requests=int(rows.answered.sum()), sums=sums)
+
+
+class Track(BaseModel):
+    """What is remembered of one measure.
+
+    baseline: None until known. early: cohort means collected for it. recent: the last few means.
+    differences: of means a few cohorts apart. level: of the CUSUM.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    baseline: float | None = None
+    early: tuple[float, ...] = ()
+    recent: tuple[float, ...] = ()
+    differences: tuple[float, ...] = ()
+    level: float = 0.0
+
+
+class PerformanceState(BaseModel):
+    """What the monitor remembers of the champion it watches. next_cohort: the first cohort not judged."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: int
+    next_cohort: int
+    tracks: dict[Measure, Track]
+
+    @classmethod
+    def begin(cls, version: int, next_cohort: int, *, validated_loss: float | None) -> Self:
+        """The state before the first cohort. A calibrated model's surprise is 0 on average."""
+        tracks: dict[Measure, Track] = {
+            "loss": Track(baseline=validated_loss),
+            "surprise": Track(baseline=0.0),
+        }
+        return cls(version=version, next_cohort=next_cohort, tracks=tracks)
+
+    def of_version(self, version: int, *, validated_loss: float | None) -> Self:
+        """The state for a new champion: its own baseline and a fresh CUSUM; the traffic varies as it did."""
+        fresh = type(self).begin(version, self.next_cohort, validated_loss=validated_loss)
+        tracks = {
+            measure: track.model_copy(update={"differences": self.tracks[measure].differences})
+            for measure, track in fresh.tracks.items()
+        }
+        return fresh.model_copy(update={"tracks": tracks})
+
+
+class Verdict(BaseModel):
+    """What one measure says of one cohort. z: rise over the baseline in spreads; level: of the CUSUM, before a reset."""
+
+    model_config = ConfigDict(frozen=True)
+
+    measure: Measure
+    kind: Literal["ok", "alarm", "insufficient", "baseline"]
+    text: str
+    labels: int
+    mean: float | None = None
+    baseline: float | None = None
+    z: float | None = None
+    level: float | None = None
+
+
+def judge(
+    state: PerformanceState, cohort: Cohort, monitor: PerformanceMonitor
+) -> tuple[PerformanceState, tuple[Verdict, ...]]:
+    """The state after `cohort`, and what each measure says of it."""
+    tracks, verdicts = dict(state.tracks), []
+    for measure, track in state.tracks.items():
+        sums = cohort.sums.get(measure, ClusterSums())
+        thin = _thin(sums, cohort.requests, monitor)
+        if thin is not None:
+            verdicts.append(Verdict(measure=measure, kind="insufficient", text=thin, labels=sums.rows))
+            continue
+        tracks[measure], verdict = _follow(track, measure, sums, monitor)
+        verdicts.append(verdict)
+    after = state.model_copy(update={"tracks": tracks, "next_cohort": cohort.index + 1})
+    return after, tuple(verdicts)
+
+
+def _thin(sums: ClusterSums, requests: int, monitor: PerformanceMonitor) -> str | None:
+    if sums.rows < monitor.min_labels:
+        return f"{sums.rows} labels of {requests} predictions; {monitor.min_labels} are needed"
+    if sums.rows < monitor.min_label_share * requests:
+        return f"{sums.rows} of {requests} predictions have a label; {monitor.min_label_share:.0%} are needed"
+    if sums.clusters < 2:  # noqa: PLR2004 — for a spread
+        return "all labels are of one unit"
+    return None
+
+
+def _follow(
+    track: Track, measure: Measure, sums: ClusterSums, monitor: PerformanceMonitor
+) -> tuple[Track, Verdict]:
+    mean = sums.mean
+    spread = _spread(track.differences, sums.standard_error())
+    track = _remember(track, mean)
+    if track.baseline is None:
+        return _collect(track, measure, sums, monitor)
+    z = min((mean - track.baseline - monitor.min_rise) / spread, _HELD)
+    level = max(0.0, track.level + z - monitor.shift / 2)
+    after = Cusum(0.0, 1.0, monitor.shift, monitor.threshold, level=track.level).update([z])
+    text = (
+        f"{measure} {mean:.4f} against {track.baseline:.4f}: {z:+.1f} spreads of {spread:.4f}; "
+        f"CUSUM {level:.1f} of {monitor.threshold}"
+    )
+    verdict = Verdict(
+        measure=measure,
+        kind="alarm" if after.alarm else "ok",
+        text=text,
+        labels=sums.rows,
+        mean=mean,
+        baseline=track.baseline,
+        z=z,
+        level=level,
+    )
+    return track.model_copy(update={"level": after.level}), verdict
+
+
+def _spread(differences: Sequence[float], error: float) -> float:
+    """How much a cohort's mean varies by itself, at least its own standard error."""
+    floor = max(error, 1e-9)
+    if len(differences) < _FEW:
+        return floor * _UNKNOWN_SPREAD
+    return max(floor, float(np.median(differences)) / _MEDIAN_TO_SD)
+
+
+def _remember(track: Track, mean: float) -> Track:
+    differences = track.differences
+    if len(track.recent) == _APART:
+        differences = (*differences, abs(mean - track.recent[0]))[-_KEPT:]
+    return track.model_copy(update={"recent": (*track.recent, mean)[-_APART:], "differences": differences})
+
+
+def _collect(
+    track: Track, measure: Measure, sums: ClusterSums, monitor: PerformanceMonitor
+) -> tuple[Track, Verdict]:
+    early = (*track.early, sums.mean)
+    baseline = float(np.mean(early)) if len(early) >= monitor.baseline_cohorts else None
+    text = f"cohort {len(early)} of {monitor.baseline_cohorts} for the baseline"
+    verdict = Verdict(measure=measure, kind="baseline", text=text, labels=sums.rows, mean=sums.mean)
+    return track.model_copy(update={"early": early, "baseline": baseline}), verdict
