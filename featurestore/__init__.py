@@ -6,6 +6,7 @@ Ray only in `featurestore.distributed`.
 """
 
 from featurestore.aggregations import Aggregation, Windows, aggregate_windows, aggregations
+from featurestore.catalogue import Change, Plan
 from featurestore.definitions import (
     Entity,
     FeatureService,
@@ -16,25 +17,53 @@ from featurestore.definitions import (
     RequestSource,
 )
 from featurestore.dtypes import Bool, DType, Float32, Float64, Int32, Int64, String, UnixTimestamp
+from featurestore.errors import (
+    FeatureStoreError,
+    IncompatibleChange,
+    InvalidDefinition,
+    InvalidRows,
+    OnlineStoreUnavailable,
+    UnknownDefinition,
+    UnreadableRow,
+)
+from featurestore.materialize import Materialized
+from featurestore.ondemand import on_demand, on_demand_feature_view
+from featurestore.serving import OnlineFeatures, Status
+from featurestore.store import FeatureStore
 
 __all__ = [
     "Aggregation",
     "Bool",
+    "Change",
     "DType",
     "Entity",
     "FeatureService",
+    "FeatureStore",
+    "FeatureStoreError",
     "FeatureView",
     "Field",
     "Float32",
     "Float64",
+    "IncompatibleChange",
     "Int32",
     "Int64",
+    "InvalidDefinition",
+    "InvalidRows",
+    "Materialized",
     "OnDemandFeatureView",
+    "OnlineFeatures",
+    "OnlineStoreUnavailable",
+    "Plan",
     "Projection",
     "RequestSource",
+    "Status",
     "String",
     "UnixTimestamp",
+    "UnknownDefinition",
+    "UnreadableRow",
     "Windows",
     "aggregate_windows",
     "aggregations",
+    "on_demand",
+    "on_demand_feature_view",
 ]

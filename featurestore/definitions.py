@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 
 from featurestore.dtypes import DType
 from featurestore.errors import InvalidDefinition, UnknownDefinition
@@ -22,7 +23,7 @@ CREATED_TIMESTAMP = "created_timestamp"
 EVENT_DAY = "event_day"
 RESERVED = frozenset({EVENT_TIMESTAMP, CREATED_TIMESTAMP, EVENT_DAY})
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
 def check_name(what: str, name: str) -> None:
@@ -31,7 +32,7 @@ def check_name(what: str, name: str) -> None:
     Raises: InvalidDefinition.
     """
     if not _NAME.fullmatch(name):
-        msg = f"{what} {name!r}: use letters, digits and underscores, not starting with a digit"
+        msg = f"{what} {name!r}: use letters, digits and underscores, starting with a letter"
         raise InvalidDefinition(msg)
 
 
@@ -113,6 +114,9 @@ class Transformation(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """As JSON, with a `type`; part of the view's digest."""
+
+    def compute(self, events: pa.Table, *, keys: Sequence[str]) -> pa.Table:
+        """The view's rows, with `event_timestamp`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,253 @@
+"""The offline store: one Delta table a view, partitioned by event day, every row with event and created time.
+
+Rows are only ever added; which of them count is decided when they are read. A read opens just the files that can hold
+rows of the time range asked for.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError, TableNotFoundError
+
+from featurestore.definitions import CREATED_TIMESTAMP, EVENT_DAY, EVENT_TIMESTAMP, FeatureView
+from featurestore.dtypes import TIMESTAMP
+from featurestore.rows import Clock, Tabular, conform, offline_schema
+from registry.store import ObjectStore
+from registry.tables import Table, TableSnapshot
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file of a table's version; first, last: bounds of its event times, None where the log has none."""
+
+    path: str
+    rows: int
+    first: datetime | None
+    last: datetime | None
+    fragment: ds.Fragment = field(compare=False)
+
+    def may_hold(self, after: datetime | None, until: datetime | None) -> bool:
+        """Whether it may have rows with `after <= event time <= until`."""
+        too_old = after is not None and self.last is not None and self.last < after
+        too_new = until is not None and self.first is not None and self.first > until
+        return not (too_old or too_new)
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """The files of one version of a view's table."""
+
+    number: int
+    files: tuple[File, ...]
+    schema: pa.Schema
+    dataset: ds.FileSystemDataset = field(compare=False)
+
+    def of(self, files: Iterable[File]) -> ds.FileSystemDataset:
+        """A dataset of some of the files."""
+        fragments = [f.fragment for f in files]
+        return ds.FileSystemDataset(fragments, self.schema, self.dataset.format, self.dataset.filesystem)
+
+
+class OfflineStore:
+    """Feature tables of a project in an object store."""
+
+    def __init__(self, store: ObjectStore, project: str, *, clock: Clock) -> None:
+        self._store = store
+        self._project = project
+        self._clock = clock
+        self._opened: dict[str, Version] = {}
+        self._newest: dict[str, DeltaTable] = {}
+
+    def table(self, view: FeatureView) -> Table:
+        """The view's table, `features/{project}/{view}`."""
+        return Table(self._store, f"features/{self._project}/{view.name}")
+
+    def write(self, view: FeatureView, data: Tabular) -> TableSnapshot:
+        """Add rows, atomically; a missing created time is now.
+
+        Returns: the table's version that has them.
+        Raises: InvalidRows.
+        """
+        rows = conform(view, data, clock=self._clock)
+        days = pc.strftime(rows.column(EVENT_TIMESTAMP), format="%Y-%m-%d")
+        times = [
+            EVENT_TIMESTAMP,
+            CREATED_TIMESTAMP,
+        ]  # first: Delta keeps bounds of a table's first columns only
+        others = [name for name in rows.column_names if name not in times]
+        stored = rows.select([*times, *others]).append_column(EVENT_DAY, days)
+        return self.table(view).append(stored, partition_by=(EVENT_DAY,), merge_schema=True)
+
+    def version(self, view: FeatureView, number: int | None = None) -> Version | None:
+        """The files of a version (default: the newest), or None if nothing was ever written."""
+        cached = self._opened.get(view.name)
+        if cached is not None and cached.number == number:
+            return cached
+        table = self._delta(view, number)
+        if table is None:
+            return None
+        if cached is None or cached.number != table.version():
+            cached = _open(table)
+            self._opened[view.name] = cached
+        return cached
+
+    def _delta(self, view: FeatureView, number: int | None) -> DeltaTable | None:
+        """The view's table at a version; the newest one is kept open, so that following it reads only what is new."""
+        uri, options = self._store.table_location(self.table(view).name)
+        newest = self._newest.get(view.name)
+        if number is None and newest is not None:
+            newest.update_incremental()
+            return newest
+        try:
+            table = DeltaTable(uri, version=number, storage_options=options or None)
+        except TableNotFoundError:
+            return None
+        if number is None:
+            self._newest[view.name] = table
+        return table
+
+    def paths(self, view: FeatureView, number: int) -> frozenset[str]:
+        """Paths of a version's files; none if the log no longer reaches back to it."""
+        cached = self._opened.get(view.name)
+        if cached is not None and cached.number == number:
+            return frozenset(f.path for f in cached.files)
+        try:
+            table = self._delta(view, number)
+        except DeltaError:
+            return frozenset()
+        if table is None:
+            return frozenset()
+        return frozenset(pa.table(table.get_add_actions(flatten=True)).column("path").to_pylist())
+
+    def read(
+        self,
+        view: FeatureView,
+        *,
+        features: Sequence[str] | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        version: int | None = None,
+    ) -> pa.Table:
+        """Rows with `start <= event time <= end`, typed as the view says; features of older rows may be null.
+
+        features: which, by default all.
+        """
+        found = self.version(view, version)
+        schema = _selected(view, features)
+        if found is None:
+            return schema.empty_table()
+        return scan(found, found.files, schema, start=start, end=end)
+
+    def batches(
+        self,
+        view: FeatureView,
+        version: Version,
+        files: Iterable[File],
+        *,
+        start: datetime | None,
+        end: datetime | None,
+        rows: int,
+    ) -> Iterator[tuple[pa.Table, tuple[File, ...]]]:
+        """Rows of some files in tables of about `rows`, each with the files that end in it."""
+        schema = offline_schema(view)
+        waiting: list[File] = []
+        for file in files:
+            if file.rows >= rows:
+                yield from _split(version, file, schema, start=start, end=end, rows=rows)
+                continue
+            waiting.append(file)
+            if sum(f.rows for f in waiting) >= rows:
+                yield scan(version, waiting, schema, start=start, end=end), tuple(waiting)
+                waiting = []
+        if waiting:
+            yield scan(version, waiting, schema, start=start, end=end), tuple(waiting)
+
+
+def _open(table: DeltaTable) -> Version:
+    dataset = table.to_pyarrow_dataset()
+    fragments = {fragment.path: fragment for fragment in dataset.get_fragments()}
+    actions: list[dict[str, Any]] = pa.table(table.get_add_actions(flatten=True)).to_pylist()
+    files = [
+        File(
+            action["path"],
+            action["num_records"] or 0,
+            action.get(f"min.{EVENT_TIMESTAMP}"),
+            action.get(f"max.{EVENT_TIMESTAMP}"),
+            fragments[action["path"]],
+        )
+        for action in actions
+    ]
+    files.sort(key=lambda f: (str(f.first), f.path))
+    return Version(table.version(), tuple(files), dataset.schema, dataset)
+
+
+def _selected(view: FeatureView, features: Sequence[str] | None) -> pa.Schema:
+    schema = offline_schema(view)
+    if features is None:
+        return schema
+    kept = {*features, *(key.name for key in view.join_keys), EVENT_TIMESTAMP, CREATED_TIMESTAMP}
+    return pa.schema([f for f in schema if f.name in kept])
+
+
+def _between(start: datetime | None, end: datetime | None) -> ds.Expression | None:
+    time = ds.field(EVENT_TIMESTAMP)
+    conditions = []
+    if start is not None:
+        conditions.append(time >= pa.scalar(start, TIMESTAMP))
+    if end is not None:
+        conditions.append(time <= pa.scalar(end, TIMESTAMP))
+    if not conditions:
+        return None
+    return conditions[0] if len(conditions) == 1 else conditions[0] & conditions[1]
+
+
+def scan(
+    version: Version,
+    files: Iterable[File],
+    schema: pa.Schema,
+    *,
+    start: datetime | None = None,
+    end: datetime | None = None,
+) -> pa.Table:
+    """Rows of some files with `start <= event time <= end`, in the schema asked for."""
+    kept = [f for f in files if f.may_hold(start, end)]
+    if not kept:
+        return schema.empty_table()
+    names = [name for name in schema.names if name in version.schema.names]
+    return _shaped(version.of(kept).to_table(columns=names, filter=_between(start, end)), schema)
+
+
+def _split(
+    version: Version,
+    file: File,
+    schema: pa.Schema,
+    *,
+    start: datetime | None,
+    end: datetime | None,
+    rows: int,
+) -> Iterator[tuple[pa.Table, tuple[File, ...]]]:
+    """One large file in several tables; only the last says that the file has ended."""
+    names = [name for name in schema.names if name in version.schema.names]
+    scanner = version.of([file]).scanner(columns=names, filter=_between(start, end), batch_size=rows)
+    waiting: list[pa.RecordBatch] = []
+    for batch in scanner.to_batches():
+        waiting.append(batch)
+        if sum(b.num_rows for b in waiting) >= rows:
+            yield _shaped(pa.Table.from_batches(waiting), schema), ()
+            waiting = []
+    rest = pa.Table.from_batches(waiting, scanner.projected_schema)
+    yield _shaped(rest, schema), (file,)
+
+
+def _shaped(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    columns = [
+        rows.column(f.name).cast(f.type) if f.name in rows.column_names else pa.nulls(rows.num_rows, f.type)
+        for f in schema
+    ]
+    return pa.table(columns, schema=schema)

@@ -1,0 +1,388 @@
+"""`FeatureStore`: the one object that users hold; it joins definitions, offline tables and the online store."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Literal
+
+import pyarrow.compute as pc
+
+from featurestore import catalogue as catalogues
+from featurestore import revive
+from featurestore.catalogue import Catalogue, Plan, Record
+from featurestore.definitions import (
+    EVENT_TIMESTAMP,
+    Definition,
+    FeatureLike,
+    FeatureService,
+    FeatureView,
+    OnDemandFeatureView,
+    Projection,
+    Transform,
+    check_name,
+    projection,
+)
+from featurestore.encoding import RowLayout
+from featurestore.errors import InvalidRows, OnlineStoreUnavailable, UnknownDefinition
+from featurestore.historical import RetrievalJob, check_entities, stored_view
+from featurestore.materialize import Materialized, Materializer, Progress
+from featurestore.offline import OfflineStore
+from featurestore.online import OnlineStore
+from featurestore.retrieval import Retrieval, plan_retrieval
+from featurestore.rows import Clock, Tabular, conform, to_table
+from featurestore.serving import EntityRows, OnlineFeatures, Request, lookups_of
+from registry.fold import Fold
+from registry.journal import Journal
+from registry.store import ObjectStore
+from registry.tables import Table, TableSnapshot
+from registry.times import as_utc, utc_now
+
+Features = FeatureService | FeatureLike | str | Sequence[FeatureLike | str]
+ViewOrName = FeatureView | str
+
+
+class FeatureStore:
+    """Features of one project: defined once, the same numbers in training and in serving.
+
+    store: holds definitions and offline rows; redis_url: of the online store, None to go without.
+    clock: gives created times, and "now" for online reads and pushes; actor: who is recorded for changes.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        redis_url: str | None = None,
+        project: str = "default",
+        *,
+        clock: Clock = utc_now,
+        actor: str = "local",
+    ) -> None:
+        check_name("project", project)
+        self.project = project
+        self._clock = clock
+        self._store = store
+        self.offline = OfflineStore(store, project, clock=clock)
+        self._online = OnlineStore(redis_url, project) if redis_url else None
+        journal = Journal(store, f"features/{project}/definitions", actor=actor, clock=clock)
+        self._catalogue: Fold[Catalogue] = Fold(
+            journal, Catalogue(), catalogues.step, encode=catalogues.encode, decode=catalogues.decode
+        )
+        self._transforms: dict[str, Transform] = {}
+        self._services: dict[str, tuple[int, FeatureService]] = {}
+        self._requests: dict[str | int, tuple[Features, int, Request]] = {}
+
+    @property
+    def online(self) -> OnlineStore:
+        """The online store.
+
+        Raises: OnlineStoreUnavailable if there is none.
+        """
+        if self._online is None:
+            raise OnlineStoreUnavailable(
+                "this feature store has no online store; pass redis_url (or set TOQUE_REDIS_URL)"
+            )
+        return self._online
+
+    # --- definitions
+
+    def plan(self, definitions: Iterable[Definition], *, remove: Sequence[str] = ()) -> Plan:
+        """What `apply` would do.
+
+        remove: definitions to take out of force, as `kind/name` (`feature_view/weather`).
+        Raises: InvalidDefinition, IncompatibleChange, UnknownDefinition.
+        """
+        return catalogues.plan(self._catalogue.refresh(), catalogues.closure(definitions), prune=remove)
+
+    def apply(self, definitions: Iterable[Definition], *, remove: Sequence[str] = ()) -> Plan:
+        """Put definitions, and all they are made of, in force as one journal entry; returns what changed.
+
+        Raises: InvalidDefinition, IncompatibleChange, UnknownDefinition.
+        """
+        wanted = catalogues.closure(definitions)
+        plans: list[Plan] = []
+
+        def decide(state: Catalogue) -> dict[str, Any] | None:
+            plans.append(catalogues.plan(state, wanted, prune=remove))
+            return catalogues.entry_body(plans[-1], wanted)
+
+        self._catalogue.transact(decide)
+        for definition in wanted.values():
+            if isinstance(definition, OnDemandFeatureView):
+                self._transforms[definition.code] = definition.transform
+        return plans[-1]
+
+    def refresh(self) -> Catalogue:
+        """Read what others have applied; one request when nothing is new."""
+        return self._catalogue.refresh()
+
+    def _state(self, kind: str, name: str) -> Catalogue:
+        """The catalogue as last read, read again if it does not have the name."""
+        state = self._catalogue.state
+        return state if state.find(kind, name) else self._catalogue.refresh()
+
+    def _transform(self, described: Mapping[str, Any]) -> Transform:
+        known = self._transforms.get(described["code"])
+        return known if known is not None else revive.import_transform(described)
+
+    def get_feature_view(self, name: str) -> FeatureView:
+        """The view in force under this name.
+
+        Raises: UnknownDefinition.
+        """
+        return revive.view(self._state("feature_view", name).get("feature_view", name).definition)
+
+    def get_on_demand_feature_view(self, name: str) -> OnDemandFeatureView:
+        """The on-demand view in force under this name, with its function.
+
+        Raises: UnknownDefinition.
+        """
+        return revive.on_demand(self._state("on_demand_feature_view", name), name, transform=self._transform)
+
+    def get_feature_service(self, name: str) -> FeatureService:
+        """The service in force under this name.
+
+        Raises: UnknownDefinition.
+        """
+        state = self._state("feature_service", name)
+        cached = self._services.get(name)
+        if cached is None or cached[0] != self._catalogue.next:
+            cached = self._catalogue.next, revive.service(state, name, transform=self._transform)
+            self._services[name] = cached
+        return cached[1]
+
+    def list_feature_views(self) -> list[FeatureView]:
+        """All views in force, by name."""
+        state = self._catalogue.refresh()
+        return [
+            revive.view(state.get("feature_view", name).definition) for name in state.names("feature_view")
+        ]
+
+    def list_feature_services(self) -> list[str]:
+        """Names of all services in force."""
+        return self._catalogue.refresh().names("feature_service")
+
+    def history(self, kind: str, name: str) -> tuple[Record, ...]:
+        """Every applied version of a definition, oldest first.
+
+        kind: entity, feature_view, on_demand_feature_view or feature_service.
+        """
+        return self._catalogue.refresh().versions(kind, name)
+
+    def definitions_digest(self, service: FeatureService | str) -> dict[str, str]:
+        """Digest of every view that a service uses, sources of on-demand views included: what lineage records.
+
+        Raises: UnknownDefinition if one is not applied.
+        """
+        found = self.get_feature_service(service) if isinstance(service, str) else service
+        state = self._catalogue.refresh()
+        parts = catalogues.closure([found])
+        views = [key.split("/") for key in parts if key.split("/")[0].endswith("feature_view")]
+        return {name: state.get(kind, name).digest for kind, name in sorted(views, key=lambda v: v[1])}
+
+    def _applied(self, view: ViewOrName) -> FeatureView:
+        """The view in force; one handed in as a value has to be it.
+
+        Raises: UnknownDefinition.
+        """
+        name = view if isinstance(view, str) else view.name
+        in_force = self.get_feature_view(name)
+        if isinstance(view, FeatureView) and view.semantics() != in_force.semantics():
+            self._catalogue.refresh()
+            in_force = self.get_feature_view(name)
+            if view.semantics() != in_force.semantics():
+                raise UnknownDefinition(
+                    f"feature view {name!r} differs from the one in force; apply it first"
+                )
+        return in_force
+
+    # --- offline
+
+    def write_offline(self, view: ViewOrName, rows: Tabular) -> TableSnapshot:
+        """Add rows to a view's offline table: join keys, features, `event_timestamp`, optionally `created_timestamp`.
+
+        rows: an Arrow table, a pandas or polars frame, or a list of dicts.
+        Returns: the table's version that has them.
+        Raises: InvalidRows, UnknownDefinition.
+        """
+        return self.offline.write(self._applied(view), rows)
+
+    def compute_offline(self, view: ViewOrName, events: Tabular) -> TableSnapshot:
+        """Make a view's rows from raw events by its `source` and add them.
+
+        Raises: InvalidRows, UnknownDefinition (also if the view has no source).
+        """
+        found = self._applied(view)
+        if found.source is None:
+            raise UnknownDefinition(
+                f"feature view {found.name!r} has no source; write its rows with write_offline"
+            )
+        keys = [key.name for key in found.join_keys]
+        return self.offline.write(found, found.source.compute(to_table(events), keys=keys))
+
+    def offline_table(self, view: ViewOrName) -> Table:
+        """The Delta table that holds a view's rows."""
+        return self.offline.table(self._applied(view))
+
+    def get_historical_features(
+        self, entity_df: Tabular | TableSnapshot, features: Features, *, as_known: bool = False
+    ) -> RetrievalJob:
+        """The features as they were at each entity row's `event_timestamp`: rows out are rows in, in order.
+
+        entity_df: a table with the join keys, `event_timestamp` and any other columns, or a snapshot of one.
+        features: a service (or its name), views, or `view:feature` strings.
+        as_known: use only rows whose `created_timestamp` is not after the entity row's time.
+        Raises: InvalidRows, InvalidDefinition, UnknownDefinition.
+        """
+        retrieval = self.plan_features(features)
+        if isinstance(entity_df, TableSnapshot):
+            entities = Table(self._store, entity_df.name).read(version=entity_df.version)
+        else:
+            entities = to_table(entity_df)
+        entities = check_entities(entities, retrieval)
+        return RetrievalJob(entities, retrieval, self.offline, self._versions(retrieval), as_known)
+
+    def _versions(self, retrieval: Retrieval) -> dict[str, TableSnapshot | None]:
+        versions: dict[str, TableSnapshot | None] = {}
+        for lookup in retrieval.lookups:
+            view = stored_view(lookup)
+            found = self.offline.version(view)
+            name = self.offline.table(view).name
+            versions[view.name] = None if found is None else TableSnapshot(name=name, version=found.number)
+        return versions
+
+    def plan_features(self, features: Features) -> Retrieval:
+        """What a list of features takes to answer.
+
+        Raises: UnknownDefinition, InvalidDefinition.
+        """
+        if isinstance(features, str) and ":" not in features:
+            return plan_retrieval(self.get_feature_service(features))
+        if isinstance(features, FeatureService):
+            return plan_retrieval(features)
+        parts = (
+            [features]
+            if isinstance(features, (str, FeatureView, OnDemandFeatureView, Projection))
+            else features
+        )
+        return plan_retrieval([self._projection(part) for part in parts])
+
+    def _projection(self, part: FeatureLike | str) -> Projection:
+        if not isinstance(part, str):
+            return projection(part)
+        view, _, feature = part.partition(":")
+        if not feature:
+            raise UnknownDefinition(f"{part!r} names no feature; write 'view:feature'")
+        state = self._catalogue.state
+        if not (state.find("feature_view", view) or state.find("on_demand_feature_view", view)):
+            state = self._catalogue.refresh()
+        return revive.any_view(state, view, transform=self._transform)[[feature]]
+
+    # --- online
+
+    def materialize(
+        self,
+        views: Sequence[ViewOrName] | None = None,
+        *,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        progress: Progress | None = None,
+    ) -> list[Materialized]:
+        """Bring rows with `start <= event time <= end` online, newest wins; may be run again at any time.
+
+        views: by default all; start: None for everything up to `end`; end: by default now.
+        Raises: OnlineStoreUnavailable, UnknownDefinition.
+        """
+        materializer = Materializer(self.offline, self.online, progress=progress)
+        until = self._now(end)
+        since = None if start is None else as_utc(start, name="start")
+        return [materializer.window(view, start=since, end=until) for view in self._chosen(views)]
+
+    def materialize_incremental(
+        self,
+        end: datetime | None = None,
+        *,
+        views: Sequence[ViewOrName] | None = None,
+        progress: Progress | None = None,
+    ) -> list[Materialized]:
+        """Bring online what is new up to `end` (by default now), late rows and corrections included.
+
+        Raises: OnlineStoreUnavailable, UnknownDefinition.
+        """
+        materializer = Materializer(self.offline, self.online, progress=progress)
+        until = self._now(end)
+        return [materializer.incremental(view, end=until) for view in self._chosen(views)]
+
+    def _chosen(self, views: Sequence[ViewOrName] | None) -> list[FeatureView]:
+        return self.list_feature_views() if views is None else [self._applied(view) for view in views]
+
+    def _now(self, given: datetime | None) -> datetime:
+        return self._clock() if given is None else as_utc(given, name="end")
+
+    def push(
+        self, view: ViewOrName, rows: Tabular, to: Literal["both", "online", "offline"] = "both"
+    ) -> TableSnapshot | None:
+        """Add rows as they happen; offline first, so that what was seen online can be trained on.
+
+        Returns: the offline table's version that has them, or None if they only went online.
+        Raises: InvalidRows, also for rows going online whose event time is still to come; OnlineStoreUnavailable
+            (then the next incremental run brings what was written offline).
+        """
+        found = self._applied(view)
+        typed = conform(found, rows, clock=self._clock)
+        if to != "offline":
+            self._refuse_future(found, typed.column(EVENT_TIMESTAMP))
+        snapshot = self.offline.write(found, typed) if to != "online" else None
+        if to != "offline":
+            self.online.write(found, typed)
+        return snapshot
+
+    def _refuse_future(self, view: FeatureView, times: Any) -> None:
+        latest, now = pc.max(times).as_py(), self._clock()
+        if latest is not None and latest > now:
+            msg = (
+                f"feature view {view.name!r}: event_timestamp {latest.isoformat()} is after now ({now.isoformat()}); "
+                "push it to='offline' and materialize when its time has come"
+            )
+            raise InvalidRows(msg)
+
+    def get_online_features(
+        self, features: Features, entity_rows: EntityRows, now: datetime | None = None
+    ) -> OnlineFeatures:
+        """The features of some entities as of `now` (by default the clock's), in one round trip.
+
+        entity_rows: dicts with the join keys and the values that on-demand views take from the request.
+        Raises: InvalidRows, UnknownDefinition, OnlineStoreUnavailable.
+        """
+        request = self._request(features)
+        values = self.online.read(request.keys(entity_rows))
+        return request.answer(entity_rows, values, now=self._as_of(now))
+
+    async def get_online_features_async(
+        self, features: Features, entity_rows: EntityRows, now: datetime | None = None
+    ) -> OnlineFeatures:
+        """As `get_online_features`, without blocking the event loop."""
+        request = self._request(features)
+        values = await self.online.read_async(request.keys(entity_rows))
+        return request.answer(entity_rows, values, now=self._as_of(now))
+
+    def _as_of(self, now: datetime | None) -> datetime:
+        return self._clock() if now is None else as_utc(now, name="now")
+
+    def _request(self, features: Features) -> Request:
+        """The planned read of some features; kept, because a server asks the same again and again."""
+        key = features if isinstance(features, str) else id(features)
+        kept = self._requests.get(key)
+        if kept is not None and (kept[0] is features or key == features) and kept[1] == self._catalogue.next:
+            return kept[2]
+        retrieval = self.plan_features(features)
+        request = Request(retrieval, lookups_of(self.project, retrieval, self._layouts(retrieval)))
+        if not isinstance(features, list):  # a list may be changed by its owner
+            self._requests[key] = (features, self._catalogue.next, request)
+        return request
+
+    def _layouts(self, retrieval: Retrieval) -> dict[str, list[RowLayout]]:
+        state = self._catalogue.refresh()
+        names = {lookup.view.name for lookup in retrieval.lookups}
+        return {
+            name: [RowLayout(revive.view(r.definition).schema) for r in state.versions("feature_view", name)]
+            for name in names
+        }

