@@ -1,0 +1,1 @@
+"""Judging models: metrics, baselines and gates."""

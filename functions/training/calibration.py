@@ -1,0 +1,36 @@
+"""Temperature scaling: one number, learnt on the rows held out, that makes probabilities mean what they say.
+
+There is deliberately no intercept. A network trained on log loss already has the base rate of its training rows; the
+rows held out are a few days, whose own base rate is weather, and an intercept would learn that (on the flights of
+January to June it cost 1.3 % of July's log loss).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+_STEPS = 50
+_TOLERANCE = 1e-8
+_RIDGE = 1e-3  # towards 1, in units of one row: decides only where the rows do not
+
+
+def fit_inverse_temperature(logits: Tensor, label: Tensor) -> float:
+    """The factor on logits (rows,) that lowers the log loss of `label` (rows,) most, by Newton's method.
+
+    Returns: a positive factor; 1.0 where no factor is better, so the order of predictions never changes.
+    Source: Guo et al., On Calibration of Modern Neural Networks, 2017.
+    """
+    z, y = logits.double(), label.double()
+    factor = 1.0
+    for _ in range(_STEPS):
+        p = torch.sigmoid(factor * z)
+        gradient = float((z * (p - y)).sum()) + _RIDGE * (factor - 1.0)
+        curvature = float((z * z * p * (1 - p)).sum()) + _RIDGE
+        step = max(-0.5, min(0.5, gradient / curvature))
+        factor -= step
+        if abs(step) < _TOLERANCE:
+            break
+    before, after = (float(binary_cross_entropy_with_logits(x, y)) for x in (z, factor * z))
+    return factor if factor > 0 and after < before else 1.0

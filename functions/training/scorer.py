@@ -1,0 +1,24 @@
+"""The module that is exported: preprocessing, network and calibration in one graph."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from functions.training.network import TabularNet
+
+
+class TabularScorer(nn.Module):
+    """Raw rows to calibrated probabilities: what a served model is."""
+
+    inverse_temperature: Tensor
+
+    def __init__(self, net: TabularNet, inverse_temperature: float) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("inverse_temperature", torch.tensor(inverse_temperature, dtype=torch.float32))
+
+    def forward(self, numeric: Tensor, categorical: Tensor) -> Tensor:
+        """Probability (rows, 1) float32 of `numeric` (rows, F) float32 and `categorical` (rows, C) int64 hashes."""
+        scaled, missing, category = self.net.preprocessing(numeric, categorical)
+        return torch.sigmoid(self.net(scaled, missing, category) * self.inverse_temperature)
