@@ -6,7 +6,7 @@ Two questions are asked of each cohort of predictions, once its labels had time 
   was called hard surprises nobody; a model that no longer fits is surprised however easy the days are.
 
 One bad day is weather; a run of them is a model that no longer fits. Each mean is set against its baseline in units of
-how much cohorts vary by themselves, held within three of them, and summed up (CUSUM). How much they vary is learned from
+how much cohorts vary by themselves, held within two and a half of them, and summed up (CUSUM). How much they vary is learned from
 differences of cohorts a few apart, which a lasting rise does not inflate and slow weather does not deflate.
 """
 
@@ -29,7 +29,7 @@ _APART = 3  # cohorts between the two of a difference: neighbours are too alike
 _KEPT = 28  # differences that the state keeps
 _FEW = 5  # differences below which they are not trusted alone
 _UNKNOWN_SPREAD = 3.0  # then a cohort's spread is taken as so many of its own standard errors
-_HELD = 3.0  # one cohort adds at most this many spreads
+_HELD = 2.5  # one cohort adds at most this many spreads
 _MEDIAN_TO_SD = 0.954  # median |x − y| of independent standard normals
 
 

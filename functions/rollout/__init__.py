@@ -3,9 +3,20 @@
 Knows policies, evidence and the journal of decisions. Must not know how models are trained or served.
 """
 
+from functions.rollout.controller import Rollouts, Ticked
 from functions.rollout.decide import Decision, Finding, decide
 from functions.rollout.errors import NoRollout, RolloutActive, RolloutError
 from functions.rollout.evidence import ArmCounts, ClusterSums, Evidence, PairedLoss
+from functions.rollout.explain import Explained, explain
+from functions.rollout.jobs import (
+    end_rollout,
+    explain_rollout,
+    pause_rollout,
+    resume_rollout,
+    rollout_status,
+    start_rollout,
+    tick_rollout,
+)
 from functions.rollout.policy import RolloutPolicy
 from functions.rollout.state import History, Outcome, RolloutState
 
@@ -14,6 +25,7 @@ __all__ = [
     "ClusterSums",
     "Decision",
     "Evidence",
+    "Explained",
     "Finding",
     "History",
     "NoRollout",
@@ -23,5 +35,15 @@ __all__ = [
     "RolloutError",
     "RolloutPolicy",
     "RolloutState",
+    "Rollouts",
+    "Ticked",
     "decide",
+    "end_rollout",
+    "explain",
+    "explain_rollout",
+    "pause_rollout",
+    "resume_rollout",
+    "rollout_status",
+    "start_rollout",
+    "tick_rollout",
 ]

@@ -92,7 +92,7 @@ class Rollouts:
 
         Raises: RolloutActive while another challenger is under way; RolloutError if the challenger cannot be served.
         """
-        traffic: TrafficNow = self._registry.traffic(self.model)
+        traffic = self._registry.traffic(self.model)
         champion = champion_of(traffic)
         self._check_start(challenger, champion)
 
@@ -127,7 +127,7 @@ class Rollouts:
             return Ticked(model=self.model)
         if not state.is_open:
             return self._settle(state)
-        traffic: TrafficNow = self._registry.traffic(self.model)
+        traffic = self._registry.traffic(self.model)
         problem = None if in_place(traffic, state) else self._put_in_place(state, traffic)
         now = self._clock()
         traffic = self._registry.traffic(self.model)
@@ -149,7 +149,7 @@ class Rollouts:
             raise RolloutError(f"action {action!r} ends nothing; use promote, roll_back or inconclusive")
         state = self._open()
         now = self._clock()
-        traffic: TrafficNow = self._registry.traffic(self.model)
+        traffic = self._registry.traffic(self.model)
         evidence = self._observe(state, traffic, now, None)
         by_hand = Finding(rule="by_hand", fired=True, text=reason)
         decision = Decision(action=action, rule="by_hand", findings=(by_hand,))
@@ -258,9 +258,14 @@ class Rollouts:
         )
 
     def _settle_promotion(self, state: RolloutState) -> tuple[Stage, str]:
-        traffic: TrafficNow = self._registry.traffic(self.model)
+        traffic = self._registry.traffic(self.model)
         if champion_of(traffic) == state.challenger:
             return "promoted", ""
+        if traffic.entry != state.traffic_entry:
+            return (
+                "inconclusive",
+                f"champion is {champion_of(traffic)}: it was changed by hand at the promotion",
+            )
         try:
             apply(self._registry, self.model, state, state.traffic_entry)
         except Stale:

@@ -53,28 +53,32 @@ class TrafficNow(Protocol):
 class TrafficControl(Protocol):
     """What a rollout needs of the registry."""
 
-    def traffic(self, model: str) -> Any:
-        """The traffic in force (`TrafficNow`)."""
+    def traffic(self, model: str, /) -> TrafficNow:
+        """The traffic in force."""
         ...
 
     def set_traffic(
         self,
         model: str,
         arms: Mapping[str, tuple[int, float]],
+        /,
         *,
         shadows: Sequence[int],
         expected: int | None,
         reason: str,
-    ) -> Any:
+    ) -> object:
         """Replace arms beside the champion, and shadows. Raises: Stale if `expected` is not the newest entry."""
         ...
 
-    def promote(self, model: str, version: int, *, reason: str, expected: int | None) -> Any:
-        """Make `version` the champion in one entry. Raises: Stale; Refused if a rule of the model forbids it."""
+    def promote(self, model: str, version: int, /, *, reason: str, expected: int | None) -> object:
+        """Make `version` the champion in one entry.
+
+        Raises: Stale if the champion is not `expected`; Refused if a rule of the model forbids it.
+        """
         ...
 
-    def find_version(self, model: str, version: int) -> Any:
-        """The version, or None."""
+    def find_version(self, model: str, version: int, /) -> Any:
+        """The version, with a `status`, or None."""
         ...
 
 
@@ -84,15 +88,15 @@ def champion_of(traffic: TrafficNow) -> int | None:
 
 
 def apply(registry: TrafficControl, model: str, state: RolloutState, expected: int) -> None:
-    """Make the traffic what `state.stage` asks for, if the registry still stands at entry `expected`.
+    """Make the traffic what `state.stage` asks for, if it still is that of entry `expected`.
 
     Raises: Stale if it does not; Refused if the model's rules forbid it.
     """
     reason = f"rollout {state.rollout}: {state.stage}"
     if state.stage == "promoted":
-        registry.promote(model, state.challenger, reason=reason, expected=expected)
+        registry.promote(model, state.challenger, reason=reason, expected=state.champion)
         return
-    traffic: TrafficNow = registry.traffic(model)
+    traffic = registry.traffic(model)
     arms = {arm.name: (arm.version, arm.share) for arm in traffic.arms[1:] if arm.version != state.challenger}
     shadows = [version for version in traffic.shadows if version != state.challenger]
     if state.is_open:
@@ -116,7 +120,7 @@ def insist(registry: TrafficControl, model: str, state: RolloutState) -> bool:
     the one that the rollout was judged against. Raises: Refused.
     """
     for _ in range(_ATTEMPTS):
-        traffic: TrafficNow = registry.traffic(model)
+        traffic = registry.traffic(model)
         if state.is_open and champion_of(traffic) != state.champion:
             return False
         if not state.is_open and not _holds(traffic, state.challenger):

@@ -60,7 +60,9 @@ class TrafficRegistry:
         return self._become(self.now.champion.version, others, shadows)
 
     def promote(self, model: str, version: int, *, reason: str = "", expected: int | None = None) -> Traffic:
-        self._check(expected, guarded=True)
+        self._check(None, guarded=True)
+        if expected is not None and expected != self.now.champion.version:
+            raise Stale("champion", expected, self.now.champion.version)
         return self._become(version, [], [])
 
     def by_hand(self, champion: int, *, shadows: Sequence[int] = ()) -> None:

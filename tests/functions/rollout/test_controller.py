@@ -245,3 +245,35 @@ def test_two_tickers_decide_once(kitchen: Any) -> None:
     before = len(one.entries())
     assert ours.tick().entry is None
     assert len(one.entries()) == before + 1
+
+
+def test_a_tick_reads_only_cohorts_that_still_wait_for_labels(kitchen: Any) -> None:
+    kitchen.quality = {1: 0.5, 2: 0.5}
+    read: list[timedelta] = []
+
+    def tick() -> Ticked:
+        rollouts = kitchen.rollouts()
+        inner = rollouts._read
+
+        def measured(start: Any, end: Any) -> Any:
+            read.append(end - start)
+            return inner(start, end)
+
+        rollouts._read = measured
+        return rollouts.tick()
+
+    kitchen.rollouts().start(2, POLICY, reason="equal")
+    for _ in range(10):
+        kitchen.serve_a_day(requests=20)
+        labels = tick().labels
+    assert labels == 180  # of nine days; the tenth still waits
+    assert max(read) <= timedelta(days=2)
+
+
+def test_sums_that_were_lost_are_filled_again_from_the_log(kitchen: Any) -> None:
+    kitchen.quality = {1: 0.5, 2: 0.5}
+    kitchen.rollouts().start(2, POLICY, reason="equal")
+    run(kitchen, 4, requests=20)
+    kitchen.store.delete("rollouts/late/evidence/00000000.json")
+    kitchen.serve_a_day(requests=20)
+    assert kitchen.rollouts().tick().labels == 80

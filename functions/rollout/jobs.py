@@ -1,0 +1,82 @@
+"""Rollouts as functions: started by retraining or by hand, ticked by the schedule, explained years later."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from functions.prediction_log import outcomes
+from functions.rollout.controller import Rollouts, Ticked
+from functions.rollout.explain import Explained
+from functions.rollout.policy import RolloutPolicy
+from functions.rollout.state import History, RolloutState
+from functions.runtime.context import context
+from functions.runtime.function import function
+
+_COLUMNS = ("prediction_id", "version", "shadow", "unit", "predicted_at", "latency_ms", "outputs")
+
+
+def rollouts(model: str) -> Rollouts:
+    """The rollouts of `model` in the context's store, on its clock."""
+    used = context()
+    return Rollouts(
+        model,
+        store=used.store,
+        registry=used.registry(),
+        read=lambda start, end: outcomes(
+            used.store, model, start, end, labelled_only=False, columns=_COLUMNS
+        ),
+        clock=used.clock,
+        actor=used.actor,
+    )
+
+
+@function(timeout_s=120)
+def start_rollout(
+    model: str,
+    version: int,
+    policy: RolloutPolicy = RolloutPolicy(),  # noqa: B008 — frozen
+    reason: str = "",
+) -> RolloutState:
+    """Roll out `version`: first as a shadow of the champion.
+
+    Raises: RolloutActive while another version is under way; RolloutError if this one cannot be served.
+    """
+    return rollouts(model).start(version, policy, reason=reason)
+
+
+@function(timeout_s=120)
+def tick_rollout(model: str) -> Ticked:
+    """Look at the open rollout once: hold, advance, promote, roll back, or give up. At most one journal entry."""
+    return rollouts(model).tick()
+
+
+@function(timeout_s=60)
+def pause_rollout(model: str, reason: str) -> RolloutState:
+    """Stop advancing and promoting; guardrails go on. Raises: NoRollout."""
+    return rollouts(model).pause(reason=reason)
+
+
+@function(timeout_s=60)
+def resume_rollout(model: str, reason: str) -> RolloutState:
+    """Go on after a pause. Raises: NoRollout."""
+    return rollouts(model).resume(reason=reason)
+
+
+@function(timeout_s=60)
+def end_rollout(
+    model: str, action: Literal["promote", "roll_back", "inconclusive"], reason: str
+) -> RolloutState:
+    """End the open rollout by hand. Raises: NoRollout."""
+    return rollouts(model).end(action, reason=reason)
+
+
+@function(timeout_s=60)
+def rollout_status(model: str) -> History:
+    """The newest rollout and how the last ones ended."""
+    return rollouts(model).history()
+
+
+@function(timeout_s=60)
+def explain_rollout(model: str, entry: int) -> Explained:
+    """Make the decision of a journal entry again, from the journal alone. Raises: RolloutError."""
+    return rollouts(model).explain(entry)

@@ -1,0 +1,90 @@
+"""The rollout functions against the real registry, journal and tables in a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from functions.rollout import RolloutPolicy, explain_rollout, rollout_status, start_rollout, tick_rollout
+from functions.runtime import Context, use_context
+from registry import ModelPolicy, Registry
+
+MODEL = "late"
+POLICY = RolloutPolicy(shadow_min_labels=200)
+
+
+@pytest.fixture
+def registry(kitchen: Any, tmp_path: Path) -> Registry:
+    """Version 1 is champion; 2 and 3 are registered; whoever goes live needs an approval and the gate."""
+    reg = Registry(kitchen.store, actor="trainer", clock=kitchen.clock)
+    reg.create_model(MODEL, policy=ModelPolicy(guarded=frozenset({"champion"}), gates=("offline",)))
+    for number in (1, 2, 3):
+        path = tmp_path / f"weights-{number}.txt"
+        path.write_text(str(number))
+        reg.create_version(MODEL, path)
+    for number in (1, 2):
+        reg.record_gate(MODEL, number, "offline", passed=True)
+        reg.as_actor("ada").approve(MODEL, number)
+    reg.set_alias(MODEL, "champion", 1)
+    return reg
+
+
+def follow(kitchen: Any, registry: Registry) -> None:
+    """Let the simulated model serve by the registry's traffic."""
+    kitchen.registry.now = registry.traffic(MODEL)
+
+
+def run(kitchen: Any, registry: Registry, days: int) -> list[Any]:
+    ticks = []
+    for _ in range(days):
+        follow(kitchen, registry)
+        kitchen.serve_a_day()
+        ticks.append(tick_rollout(MODEL))
+        if ticks[-1].stage in ("promoted", "rolled_back", "inconclusive"):
+            break
+    return ticks
+
+
+def test_from_shadow_to_champion_in_the_registry(kitchen: Any, registry: Registry) -> None:
+    with use_context(Context(kitchen.store, kitchen.store.url, clock=kitchen.clock, actor="ticker")):
+        start_rollout(MODEL, 2, POLICY, reason="retrained")
+        assert registry.traffic(MODEL).shadows == (2,)
+        ticks = run(kitchen, registry, 40)
+        assert [t.stage for t in ticks][-1] == "promoted"
+        assert registry.traffic(MODEL).versions == (2,)
+        assert tick_rollout(MODEL).rule == "settled"
+        assert explain_rollout(MODEL, ticks[-1].entry).same
+        assert rollout_status(MODEL).outcomes[-1].challenger == 2
+
+
+def test_a_version_nobody_approved_never_meets_a_user(kitchen: Any, registry: Registry) -> None:
+    kitchen.quality[3] = 0.9
+    with use_context(Context(kitchen.store, kitchen.store.url, clock=kitchen.clock, actor="ticker")):
+        start_rollout(MODEL, 3, POLICY, reason="impatient")
+        last = run(kitchen, registry, 20)[-1]
+        assert (last.stage, last.rule) == ("rolled_back", "challenger_unusable")
+        assert registry.traffic(MODEL).versions == (1,)
+
+
+def test_a_rollback_by_hand_after_a_promotion_is_left_alone(kitchen: Any, registry: Registry) -> None:
+    with use_context(Context(kitchen.store, kitchen.store.url, clock=kitchen.clock, actor="ticker")):
+        start_rollout(MODEL, 2, POLICY, reason="retrained")
+        run(kitchen, registry, 40)
+        registry.rollback(MODEL, "champion", reason="a customer called")
+        tick = tick_rollout(MODEL)
+        assert (tick.stage, tick.rule) == ("inconclusive", "settled")
+        assert registry.traffic(MODEL).versions == (1,)
+
+
+def test_a_version_rejected_in_canary_leaves_the_traffic(kitchen: Any, registry: Registry) -> None:
+    with use_context(Context(kitchen.store, kitchen.store.url, clock=kitchen.clock, actor="ticker")):
+        start_rollout(MODEL, 2, POLICY, reason="retrained")
+        while rollout_status(MODEL).current.stage == "shadow":
+            run(kitchen, registry, 1)
+        follow(kitchen, registry)
+        kitchen.serve_a_day()
+        registry.set_traffic(MODEL, {}, shadows=[], reason="take it out first")
+        registry.as_actor("ada").reject(MODEL, 2, comment="unfair")
+        assert tick_rollout(MODEL).stage == "rolled_back"
