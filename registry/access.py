@@ -99,7 +99,7 @@ class Access:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         journal = Journal(store, "access/journal", actor=actor, clock=clock)
-        self._fold: Fold[Tokens] = Fold(journal, {}, _step, encode=_encode, decode=_decode)
+        self._fold: Fold[Tokens] = Fold(journal, {}, _step, encode=_encode, decode=_decode, carry=True)
         self._clock = clock
         self._monotonic = monotonic
         self._read_at: float | None = None

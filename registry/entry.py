@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import pairwise
 from typing import Any
 
 from registry.errors import Damaged, InvalidInput
@@ -39,9 +40,16 @@ class Entry:
         """What is stored, as JSON values."""
         return {**self._content(), "digest": self.digest}
 
-    def to_bytes(self) -> bytes:
-        """What is stored."""
-        return _canonical(self.to_json())
+    def to_bytes(self, carried: Sequence[Entry] = ()) -> bytes:
+        """What is stored.
+
+        carried: entries before this one, repeated beside it so that a cold reader needs fewer reads. They
+        are no part of the digest; their own digests and the chain vouch for them.
+        """
+        content = self.to_json()
+        return _canonical(
+            content | {"carried": [entry.to_json() for entry in carried]} if carried else content
+        )
 
     def _content(self) -> dict[str, Any]:
         return {
@@ -54,16 +62,31 @@ class Entry:
         }
 
 
-def parse_entry(data: bytes, where: str) -> Entry:
-    """The entry in `data`. Raises: Damaged, naming `where`, if it is not one or does not give its digest."""
+def parse_entry(data: bytes, where: str) -> tuple[Entry, list[Entry]]:
+    """The entry in `data`, and those it carries.
+
+    Raises: Damaged, naming `where`, if it is not one, does not give its digest, or carries others than its
+    predecessors.
+    """
     try:
         fields = json.loads(data)
-        stored = Entry(**{**fields, "at": from_text(fields["at"])})
-    except (ValueError, TypeError, KeyError) as error:
+        carried = [_from_json(before) for before in fields.pop("carried", ())]
+        entry = _from_json(fields)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise Damaged(f"{where} is not readable: {error}") from error
-    if stored.sealed().digest != stored.digest:
-        raise Damaged(f"{where} does not give its digest {stored.digest[:12]}…: its bytes were changed")
-    return stored
+    for one in (*carried, entry):
+        if one.sealed().digest != one.digest:
+            raise Damaged(f"{where} does not give its digest {one.digest[:12]}…: its bytes were changed")
+    if entry.to_bytes(carried) != data:
+        raise Damaged(f"{where} is not written as its content is: its bytes were changed")
+    for before, after in pairwise([*carried, entry]):
+        if after.previous != before.digest or after.number != before.number + 1:
+            raise Damaged(f"{where} carries an entry {before.number} that is not in its chain")
+    return entry, carried
+
+
+def _from_json(fields: dict[str, Any]) -> Entry:
+    return Entry(**{**fields, "at": from_text(fields["at"])})
 
 
 def _canonical(content: Mapping[str, Any]) -> bytes:

@@ -12,13 +12,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from registry.entry import NO_DIGEST, Entry
-from registry.errors import Conflict, Unavailable
+from registry.errors import Conflict, Damaged, RegistryError
 
 if TYPE_CHECKING:
     from registry.journal import Journal
 
 S = TypeVar("S")
 SNAPSHOT_EVERY = 64
+_MAX_TAIL_BYTES = 256 << 10
 _FIRST_BACKOFF_S = 0.01
 _MAX_BACKOFF_S = 1.0
 _logger = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ class Fold(Generic[S]):
     encode, decode: the state to JSON values and back; with both, a snapshot is kept every 64 entries, and a
     cold read is the snapshot and what came after. Without, it is every entry.
     schema: change it when `step` or `encode` changes, and old snapshots are left aside.
+    carry: each entry repeats those since the last snapshot, so that a cold read is 3 requests however long
+    the journal; for journals that many read and few write.
     May be shared by threads.
     """
 
@@ -43,12 +46,16 @@ class Fold(Generic[S]):
         encode: Callable[[S], Any] | None = None,
         decode: Callable[[Any], S] | None = None,
         schema: str = "1",
+        carry: bool = False,
     ) -> None:
         self.journal = journal
         self._step = step
         self._encode = encode
         self._decode = decode
         self._schema = schema
+        self._carry = carry and encode is not None
+        self._tail: list[Entry] = []
+        self._tail_bytes = 0
         self._state = initial
         self._next = 0
         self._head = NO_DIGEST
@@ -72,7 +79,10 @@ class Fold(Generic[S]):
         Raises: Damaged if the chain is broken; the state then stays what it was.
         """
         with self._lock:
-            self._warm_up()
+            if self._cold:
+                self._warm_up()
+                if self._carry and self._catch_up():
+                    return self._state
             while (entry := self.journal.find(self._next)) is not None:
                 self._advance(entry)
             return self._state
@@ -90,17 +100,18 @@ class Fold(Generic[S]):
         deadline = time.monotonic() + patience_s
         attempt = 0
         while True:
-            state = self.refresh()
-            with self._lock:
-                number = self._next
+            with self._lock:  # state and number must belong together
+                state = self.refresh()
+                number, carried = self._next, tuple(self._tail)
             body = decide(state)
             if body is None:
                 return None
             try:
-                entry = self.journal.append(body, at=number)
-            except Conflict:
+                entry = self.journal.append(body, at=number, carried=carried)
+            except Conflict as conflict:
                 if time.monotonic() > deadline:
                     raise
+                self._take(conflict.entry)
                 time.sleep(backoff_s(attempt))
                 attempt += 1
                 continue
@@ -108,17 +119,26 @@ class Fold(Generic[S]):
             return entry
 
     def _take(self, entry: Entry) -> None:
-        """Fold in our own entry, unless a concurrent refresh of this object has."""
+        """Fold in an entry we need not read, unless a concurrent refresh of this object has."""
         with self._lock:
             if entry.number == self._next:
                 self._advance(entry)
-            if self._encode and self._next - self._snapshot_at >= SNAPSHOT_EVERY:
+            due = self._next - self._snapshot_at >= SNAPSHOT_EVERY or self._tail_bytes > _MAX_TAIL_BYTES
+            if self._encode and due:
                 self._save()
 
     def _advance(self, entry: Entry) -> None:
+        if entry.number and entry.previous != self._head:
+            raise Damaged(
+                f"{self.journal.path} entry {entry.number} follows digest {entry.previous[:12]}…, but entry "
+                f"{entry.number - 1} has {self._head[:12]}…: one of them was changed"
+            )
         self._state = self._step(self._state, entry)
         self._next = entry.number + 1
         self._head = entry.digest
+        if self._carry:
+            self._tail.append(entry)
+            self._tail_bytes += len(entry.to_bytes())
 
     @property
     def _key(self) -> str:
@@ -136,15 +156,28 @@ class Fold(Generic[S]):
         text = json.dumps(content, separators=(",", ":"))
         try:
             self.journal.store.put(self._key, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode())
-        except Unavailable as error:
+        except RegistryError as error:
             _logger.warning("%s: snapshot at %d not kept: %s", self.journal.path, self._next, error)
             return
         self._snapshot_at = self._next
+        self._tail, self._tail_bytes = [], 0
+
+    def _catch_up(self) -> bool:
+        """Take the last entry and those it carries; False if they do not reach back to where we are."""
+        last = self.journal.find_last(self._next)
+        if last is None:
+            return True
+        found = self.journal.find_carrying(last)
+        entries = [*found[1], found[0]] if found else []
+        if not entries or entries[0].number > self._next:
+            return False
+        for entry in entries:
+            if entry.number >= self._next:
+                self._advance(entry)
+        return True
 
     def _warm_up(self) -> None:
         """Start from the snapshot, the first time."""
-        if not self._cold:
-            return
         content = self._load() if self._decode else None
         if content is not None and self._decode is not None:
             self._state = self._decode(content["state"])

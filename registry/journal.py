@@ -8,7 +8,8 @@ Entries are never deleted: a stalled writer could then create one again and beli
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from registry.entry import NO_DIGEST, Entry, parse_entry, plain
@@ -38,10 +39,11 @@ class Journal:
         self.clock = clock
         self._digests: dict[int, str] = {}
 
-    def append(self, body: Mapping[str, Any], *, at: int) -> Entry:
+    def append(self, body: Mapping[str, Any], *, at: int, carried: Sequence[Entry] = ()) -> Entry:
         """Write `body` as entry number `at`, one past the last; 1 write.
 
         A lost answer is settled by reading back and comparing the transaction id.
+        carried: the entries right before it, repeated beside it for cold readers.
         Raises: Conflict if another's entry is there; InvalidInput if `body` is not finite JSON or `at`
         leaves a gap; Unavailable if the store does not answer (then the entry may be there or not).
         """
@@ -54,9 +56,9 @@ class Journal:
             previous=self._digest_before(at),
         ).sealed()
         try:
-            self.store.create(self.key(at), entry.to_bytes())
+            self.store.create(self.key(at), entry.to_bytes(carried))
         except (AlreadyExists, Unavailable) as error:
-            there = self.find(at)
+            there = self._find_unchained(at)
             if there is None:
                 raise Unavailable(f"{self.path}: entry {at} was not written: {error}; try again") from error
             if there.txn != entry.txn:
@@ -73,15 +75,26 @@ class Journal:
 
     def find(self, number: int) -> Entry | None:
         """Entry `number` or None; 1 read. Raises: Damaged if its bytes do not give its digest."""
+        found = self.find_carrying(number)
+        return None if found is None else found[0]
+
+    def find_carrying(self, number: int) -> tuple[Entry, list[Entry]] | None:
+        """Entry `number` and those it carries, or None; 1 read. Raises: Damaged as `find`."""
         data = self.store.find(self.key(number))
         if data is None:
             return None
-        entry = parse_entry(data, f"{self.path} entry {number}")
+        entry, carried = parse_entry(data, f"{self.path} entry {number}")
         if entry.number != number:
             raise Damaged(f"{self.path} entry {number} holds entry {entry.number}")
         self._check_chain(entry)
         self.remember(entry)
-        return entry
+        return entry, carried
+
+    def find_last(self, start: int) -> int | None:
+        """The number of the last entry from `start` on, or None; 1 listing of what is there."""
+        after = self.key(start - 1) if start else f"{self.path}/entries/"
+        last = deque(self.store.list(f"{self.path}/entries/", after=after), maxlen=1)
+        return int(last[0].rpartition("/")[2].removesuffix(".json")) if last else None
 
     def entries(self, start: int = 0) -> Iterator[Entry]:
         """Entries from `start` to the last, one read each and one to find the end."""
@@ -97,8 +110,8 @@ class Journal:
         """
         self._digests.clear()
         count = sum(1 for _ in self.entries())
-        beyond = next(self.store.list(f"{self.path}/entries/", after=self.key(max(count - 1, 0))), None)
-        if beyond is not None and (count or beyond != self.key(0)):
+        beyond = self.find_last(count)
+        if beyond is not None and self.find(count) is None:
             raise Damaged(f"{self.path} entry {count} is missing, yet {beyond} is there")
         return count
 
@@ -116,6 +129,11 @@ class Journal:
     def trust(self, number: int, digest: str) -> None:
         """Take `digest` as that of entry `number`, known from a snapshot."""
         self._digests[number] = digest
+
+    def _find_unchained(self, number: int) -> Entry | None:
+        """Entry `number` as stored, whatever came before it: a conflict is news, not damage."""
+        data = self.store.find(self.key(number))
+        return None if data is None else parse_entry(data, f"{self.path} entry {number}")[0]
 
     def _digest_before(self, number: int) -> str:
         if number == 0:

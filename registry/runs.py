@@ -182,5 +182,6 @@ class Runs(Shelf):
                     encode=run_record.encode,
                     decode=run_record.decode,
                     schema=run_record.SCHEMA,
+                    carry=True,
                 )
             return self._experiments[experiment]

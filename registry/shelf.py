@@ -52,6 +52,7 @@ class Shelf:
                     encode=model_state.encode,
                     decode=partial(model_state.decode, model),
                     schema=model_state.SCHEMA,
+                    carry=True,
                 )
             return self._models[model]
 

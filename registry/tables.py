@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from registry.store import ObjectStore
 
 _PATIENCE_S = 60.0
+# A snapshot named today is readable in years: Delta would forget old versions after 30 days.
+_CONFIGURATION = {
+    "delta.enableExpiredLogCleanup": "false",
+    "delta.logRetentionDuration": "interval 36500 days",
+    "delta.deletedFileRetentionDuration": "interval 36500 days",
+}
 _METADATA = "toque"  # key of our metadata among a commit's
 
 
@@ -150,7 +156,12 @@ class Table:
 
     def metadata(self, version: int | None = None) -> dict[str, str]:
         """The metadata given with the commit of `version` (default: the newest). Raises: NotFound."""
-        commit = self._open(version).history(1)[0]
+        table = self._open()
+        wanted = int(table.version()) if version is None else version
+        commits = table.history(int(table.version()) - wanted + 1) if wanted >= 0 else []
+        commit = next((commit for commit in commits if commit["version"] == wanted), None)
+        if commit is None:
+            raise NotFound(f"table {self.name} has no version {wanted} in {self.store.url}")
         kept: dict[str, str] = json.loads(commit.get(_METADATA, "{}"))
         return kept
 
@@ -178,6 +189,7 @@ class Table:
             schema,
             mode="ignore",
             partition_by=list(partition_by) or None,
+            configuration=_CONFIGURATION,
             storage_options=options or None,
         )
 

@@ -1,0 +1,75 @@
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+
+from registry import ObjectStore, Registry, open_store
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """The address of an S3 server with a bucket `toque`; its credentials stand in the environment."""
+    patch = pytest.MonkeyPatch()
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_CONFIG_FILE": "/nonexistent",
+        "AWS_SHARED_CREDENTIALS_FILE": "/nonexistent",
+    }.items():
+        patch.setenv(name, value)
+    script = Path(__file__).with_name("moto_server.py")
+    server = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert server.stdout is not None
+    endpoint = f"http://127.0.0.1:{server.stdout.readline().strip()}"
+    boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(Bucket="toque")
+    yield endpoint
+    server.kill()
+    server.wait()
+    patch.undo()
+
+
+@pytest.fixture
+def folder_url(tmp_path: Path) -> str:
+    return f"file://{tmp_path}/store"
+
+
+@pytest.fixture(params=["folder", "s3"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The url of an empty store; tests that use it run once for each kind of store."""
+    if request.param == "folder":
+        return f"file://{tmp_path}/store"
+    endpoint = request.getfixturevalue("s3_endpoint")
+    return f"s3://toque/{uuid.uuid4().hex}?endpoint={endpoint}"
+
+
+@pytest.fixture
+def store(store_url: str) -> ObjectStore:
+    return open_store(store_url)
+
+
+@pytest.fixture
+def folder_store(folder_url: str) -> ObjectStore:
+    return open_store(folder_url)
+
+
+@pytest.fixture
+def model_files(tmp_path: Path) -> Path:
+    """A folder with the files of a small model."""
+    folder = tmp_path / "model"
+    (folder / "notes").mkdir(parents=True)
+    (folder / "model.pt2").write_bytes(b"weights" * 1000)
+    (folder / "model.json").write_text("{}")
+    (folder / "notes" / "empty.txt").write_bytes(b"")
+    return folder
+
+
+@pytest.fixture
+def reg(folder_store: ObjectStore) -> Registry:
+    return Registry(folder_store, actor="ada")

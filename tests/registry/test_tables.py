@@ -1,0 +1,148 @@
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from registry import InvalidInput, NotFound, ObjectStore, Table, TableSnapshot, open_store
+
+
+def rows(*values: int) -> pa.Table:
+    return pa.table({"a": list(values), "day": [f"d{value % 2}" for value in values]})
+
+
+def test_append_creates_then_adds_and_every_version_stays_readable(store: ObjectStore):
+    table = Table(store, "predictions/m")
+    assert not table.exists()
+    first = table.append(rows(1, 2), partition_by=["day"])
+    second = table.append(rows(3))
+    assert table.exists()
+    assert (first.name, second.version) == ("predictions/m", table.version())
+    assert sorted(table.read()["a"].to_pylist()) == [1, 2, 3]
+    assert sorted(table.read(version=first.version)["a"].to_pylist()) == [1, 2]
+    assert table.snapshot() == second
+    assert str(second) == f"predictions/m@{second.version}"
+
+
+def test_read_takes_columns_and_filters(store: ObjectStore):
+    table = Table(store, "t")
+    table.append(rows(1, 2, 3), partition_by=["day"])
+    assert table.read(columns=["a"], where=[("day", "=", "d1"), ("a", ">", 1)]).to_pydict() == {"a": [3]}
+    assert table.read(where=pc.field("a") == 2).to_pydict() == {"a": [2], "day": ["d0"]}
+    assert table.schema().names == ["a", "day"]
+
+
+def test_a_transaction_is_applied_once(store: ObjectStore):
+    table = Table(store, "t")
+    assert table.transaction("w") is None
+    table.append(rows(1), transactions={"w": 1})
+    again = table.append(rows(1), transactions={"w": 1})
+    assert table.read()["a"].to_pylist() == [1]
+    assert again == table.snapshot()
+    table.append(rows(2), transactions={"w": 2, "v": 1})
+    assert (table.transaction("w"), table.transaction("v"), table.transaction("x")) == (2, 1, None)
+
+
+def test_metadata_is_kept_with_its_version(store: ObjectStore):
+    table = Table(store, "t")
+    first = table.append(rows(1), metadata={"entities": "trips@3", "ü": "1"})
+    second = table.append(rows(2))
+    assert table.metadata(first.version) == {"entities": "trips@3", "ü": "1"}
+    assert table.metadata(second.version) == {}
+
+
+def test_overwrite_replaces_rows_and_schema(store: ObjectStore):
+    table = Table(store, "t")
+    first = table.append(rows(1))
+    table.overwrite(pa.table({"b": ["x"]}), metadata={"why": "new"})
+    assert table.read().to_pydict() == {"b": ["x"]}
+    assert table.read(version=first.version)["a"].to_pylist() == [1]
+    assert table.metadata() == {"why": "new"}
+
+
+def test_overwrite_creates_too(store: ObjectStore):
+    Table(store, "t").overwrite(rows(1), partition_by=["day"])
+    assert Table(store, "t").read()["a"].to_pylist() == [1]
+
+
+def test_times_come_back_as_they_were(store: ObjectStore):
+    at = datetime(2013, 7, 1, 12, 0, 0, 123456, tzinfo=UTC)
+    table = Table(store, "t")
+    table.append(pa.table({"at": pa.array([at], pa.timestamp("us", "UTC"))}))
+    assert table.schema().field("at").type == pa.timestamp("us", "UTC")
+    assert table.read()["at"].to_pylist() == [at]
+
+
+def test_naive_times_are_refused(folder_store: ObjectStore):
+    naive = pa.table({"at": pa.array([0], pa.timestamp("us"))})
+    for write in (Table(folder_store, "t").append, Table(folder_store, "t").overwrite):
+        with pytest.raises(InvalidInput, match="'at'"):
+            write(naive)
+    assert not Table(folder_store, "t").exists()
+
+
+def test_columns_that_do_not_fit_are_refused_unless_merged(folder_store: ObjectStore):
+    table = Table(folder_store, "t")
+    table.append(rows(1))
+    with pytest.raises(InvalidInput, match="do not fit"):
+        table.append(pa.table({"a": [2], "day": ["d"], "new": [1.5]}))
+    table.append(pa.table({"a": [2], "day": ["d"], "new": [1.5]}), merge_schema=True)
+    assert sorted(table.read()["new"].to_pylist(), key=str) == [1.5, None]
+
+
+def test_what_is_not_there_is_not_found(store: ObjectStore):
+    table = Table(store, "nothing")
+    for read in (table.read, table.version, table.schema, table.metadata):
+        with pytest.raises(NotFound, match="nothing"):
+            read()
+    table.append(rows(1))
+    for version in (7, -1):
+        with pytest.raises(NotFound, match=str(version)):
+            table.read(version=version)
+
+
+@pytest.mark.parametrize("name", ["", "../t", "a//b", "/a", "a/", "a b"])
+def test_names_that_are_paths_in_disguise_are_refused(folder_store: ObjectStore, name: str):
+    with pytest.raises(InvalidInput):
+        Table(folder_store, name)
+
+
+def test_one_table_may_lie_below_the_name_of_another(folder_store: ObjectStore):
+    Table(folder_store, "a").append(rows(1))
+    Table(folder_store, "a/b").append(rows(2))
+    assert Table(folder_store, "a").read()["a"].to_pylist() == [1]
+
+
+def test_a_snapshot_is_a_frozen_value():
+    assert TableSnapshot(name="t", version=1) == TableSnapshot.model_validate({"name": "t", "version": 1})
+    assert len({TableSnapshot(name="t", version=1), TableSnapshot(name="t", version=1)}) == 1
+
+
+def _append(url: str, writer: int) -> None:
+    table = Table(open_store(url), "shared")
+    for number in range(4):
+        for _ in range(2):  # the second is a retry that has to change nothing
+            table.append(pa.table({"id": [writer * 100 + number]}), transactions={f"w{writer}": number})
+
+
+def test_processes_append_at_once_exactly_once(store_url: str):
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(4, mp_context=spawn) as pool:
+        for future in [pool.submit(_append, store_url, writer) for writer in range(4)]:
+            future.result()
+    found = sorted(Table(open_store(store_url), "shared").read()["id"].to_pylist())
+    assert found == sorted(writer * 100 + number for writer in range(4) for number in range(4))
+
+
+def _append_the_same(url: str) -> None:
+    Table(open_store(url), "raced").append(pa.table({"id": [1]}), transactions={"w": 1})
+
+
+def test_the_same_transaction_from_many_processes_is_applied_once(store_url: str):
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(4, mp_context=spawn) as pool:
+        for future in [pool.submit(_append_the_same, store_url) for _ in range(8)]:
+            future.result()
+    assert Table(open_store(store_url), "raced").read()["id"].to_pylist() == [1]
