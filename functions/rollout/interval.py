@@ -13,6 +13,7 @@ from scipy import special
 
 from functions.rollout.evidence import PairedLoss
 from functions.rollout.policy import RolloutPolicy
+from functions.stats import asymptotic_threshold, sequential_counts
 
 _PRIOR_COUNTS = 5.0  # the prior around the null share weighs five events: quick from .5 % to 2 % errors at a tenth of traffic
 
@@ -40,20 +41,15 @@ def improvement(loss: PairedLoss, policy: RolloutPolicy) -> Improvement | None:
     deviation = units.standard_error()
     if deviation == 0.0:
         return None
-    z = _threshold(units.rows, policy.alpha, policy.planned_labels)
+    z = asymptotic_threshold(
+        units.rows, alpha=policy.alpha, n_opt=policy.planned_labels, alternative="greater"
+    )
     radius = z * deviation
     if policy.dependence == "cohort":
         radius = max(radius, _few_clusters(z, loss.by_cohort.clusters) * loss.by_cohort.standard_error())
     return Improvement(
         labels=units.rows, estimate=units.mean, lower=units.mean - radius, upper=units.mean + radius
     )
-
-
-def _threshold(rows: int, alpha: float, planned: int) -> float:
-    """One-sided boundary of |mean| / standard error after `rows` observations."""
-    rho2 = (-2 * math.log(2 * alpha) + math.log(1 - 2 * math.log(2 * alpha))) / planned
-    t = rows * rho2
-    return math.sqrt(2 * (t + 1) / t * math.log(1 + math.sqrt(t + 1) / (2 * alpha)))
 
 
 def _few_clusters(z: float, clusters: int) -> float:
@@ -69,14 +65,6 @@ def excess_p_value(challenger: int, champion: int, share: float) -> float:
     Under the null the arm of each event is Bernoulli(share), however the rate of events moves over time.
     Source: Lindon and Malek, Anytime-valid inference for multinomial count data, 2022.
     """
-    total = challenger + champion
-    if challenger <= share * total:
+    if challenger <= share * (challenger + champion):
         return 1.0
-    a, b = _PRIOR_COUNTS * share, _PRIOR_COUNTS * (1 - share)
-    log_bayes = (
-        special.betaln(a + challenger, b + champion)
-        - special.betaln(a, b)
-        - challenger * math.log(share)
-        - champion * math.log1p(-share)
-    )
-    return min(1.0, math.exp(-float(log_bayes)))
+    return sequential_counts([challenger, champion], [share, 1 - share], concentration=_PRIOR_COUNTS).p
