@@ -83,7 +83,7 @@ def category_matrix(table: pa.Table, columns: Sequence[str]) -> npt.NDArray[Any]
 def binary_labels(table: pa.Table, label: str) -> npt.NDArray[np.float32]:
     """The label column as (rows,) float32 of zeros and ones.
 
-    Raises: TrainingDataError if it is absent, has a null, another value, or one class only.
+    Raises: TrainingDataError if it is absent, has a null, or another value.
     """
     column = _column(table, label)
     if column.null_count:
@@ -94,7 +94,6 @@ def binary_labels(table: pa.Table, label: str) -> npt.NDArray[np.float32]:
     found = np.unique(values)
     if not np.isin(found, [0.0, 1.0]).all():
         raise TrainingDataError(f"label column {label!r} must hold 0 and 1 only, found {found[:5].tolist()}")
-    require_both_classes(torch.tensor(values), f"label column {label!r}")
     return values
 
 
@@ -113,16 +112,19 @@ def tabular_data(
 ) -> TabularData:
     """Read the named columns of a table of examples.
 
-    Raises: TrainingDataError if the table is empty, or a column is absent or of the wrong kind.
+    Raises: TrainingDataError if the table is empty, a column is absent or of the wrong kind, or the label has one
+    class only.
     """
     if table.num_rows == 0:
         raise TrainingDataError("the table has no rows: there is nothing to learn from")
     if not numeric and not categorical:
         raise TrainingDataError("no feature columns were named: name some as numeric or categorical")
+    labels = torch.tensor(binary_labels(table, label))
+    require_both_classes(labels, f"label column {label!r}")
     return TabularData(
         torch.from_numpy(numeric_matrix(table, numeric)),
         torch.from_numpy(category_matrix(table, categorical)),
-        torch.tensor(binary_labels(table, label)),
+        labels,
     )
 
 

@@ -56,7 +56,7 @@ class ProcessGroup:
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module with its gradients averaged over the workers."""
-        return DistributedDataParallel(module, broadcast_buffers=False)
+        return DistributedDataParallel(module, forward_sync_buffers=False)
 
     def total(self, values: Tensor) -> Tensor:
         """The sum of `values` over the workers."""

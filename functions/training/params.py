@@ -35,3 +35,8 @@ class TabularParams(BaseModel):
     split: Split = "days"
     valid_fraction: float = Field(default=0.1, gt=0.0, lt=1.0)
     seed: int = 0
+
+
+def run_params(params: TabularParams, **more: object) -> dict[str, str]:
+    """The parameters of a run as it records them."""
+    return {name: str(value) for name, value in {**params.model_dump(), **more}.items()}

@@ -17,7 +17,7 @@ from functions.training.distributed import Job, Workers, fit_on_workers, log_epo
 from functions.training.errors import TrainingDataError
 from functions.training.fitting import Columns, Fitted, fit, prepare
 from functions.training.loop import threads
-from functions.training.params import TabularParams
+from functions.training.params import TabularParams, run_params
 from registry import Lineage, ModelVersion, Registry, Run, Table, TableSnapshot
 
 
@@ -111,11 +111,6 @@ def train_tabular(
         code=order.code,
     ) as run:
         return _train(registry, run, order, workers, register=register)
-
-
-def run_params(params: TabularParams, **more: object) -> dict[str, str]:
-    """The parameters of a run as it records them."""
-    return {name: str(value) for name, value in {**params.model_dump(), **more}.items()}
 
 
 def fit_order(order: Order, table: Table, run: Run, workers: Workers) -> Fitted:

@@ -1,0 +1,104 @@
+"""Sweeps: many settings tried at once on Ray Tune, the poor ones stopped early, every trial a tracked run.
+
+The data are prepared once and shared by all trials; a trial is an actor that is reused for the next one. The settings
+are drawn here, from a seed, and the first trial always has the given ones, so a sweep never ends worse than no sweep.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+
+import ray
+from pydantic import BaseModel, ConfigDict
+
+from functions.runtime.context import context
+from functions.runtime.declaration import Resources
+from functions.runtime.function import function
+from functions.training.errors import TrainingError
+from functions.training.fitting import Columns, prepare
+from functions.training.params import TabularParams, run_params
+from functions.training.space import DEFAULT_SPACE, Choice, Range, Space, draw_points
+from functions.training.trials import Trial, TrialTracker, run_trials
+from registry import Run, Table, TableSnapshot
+
+__all__ = ["DEFAULT_SPACE", "Choice", "Range", "Space", "Sweep", "Trial", "tune_tabular"]
+
+
+class Sweep(BaseModel):
+    """What a sweep found. run_id: the run that holds its trials; best_run: the trial's."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run_id: str
+    best_params: TabularParams
+    best_run: str
+    best_loss: float
+    trials: list[Trial]
+    seconds: float
+
+
+@function(resources=Resources(num_cpus=1), timeout_s=3600)
+def tune_tabular(
+    model: str,
+    training_set: TableSnapshot,
+    label: str,
+    numeric: list[str],
+    categorical: list[str],
+    params: TabularParams = TabularParams(),  # noqa: B008 - frozen
+    space: Space = DEFAULT_SPACE,
+    num_samples: int = 4,
+    max_epochs: int | None = None,
+    concurrency: int = 2,
+    cpus_per_trial: float = 1.0,
+    experiment: str | None = None,
+    seed: int = 0,
+) -> Sweep:
+    """Try settings of the tabular network on Ray Tune with ASHA and return the best; nothing is registered.
+
+    params: the settings that the space does not vary, and the first trial; space: parameter -> what to draw from;
+    num_samples: trials; max_epochs: epochs of the longest trial (default: those of params); concurrency: trials at a
+    time, each with `cpus_per_trial`; experiment: where sweep and trials are tracked (default: "{model}-sweep").
+    Raises: TrainingDataError for a space or data that cannot be used; TrainingError if no Ray runs or every trial fails.
+    """
+    if not ray.is_initialized():
+        raise TrainingError("a sweep needs a Ray cluster: call ray.init() first, or train with train_tabular")
+    base = params if max_epochs is None else params.model_copy(update={"epochs": max_epochs})
+    points = draw_points(space, base, num_samples, seed)
+    columns = Columns(tuple(numeric), tuple(categorical), label)
+    registry, name = context().registry(), experiment or f"{model}-sweep"
+    code = tune_tabular.digest
+    with registry.start_run(
+        name,
+        name=f"sweep {model}",
+        params=run_params(base, num_samples=num_samples, label=label),
+        tags={"kind": "sweep", "model": model},
+        datasets=[training_set],
+        code=code,
+    ) as run:
+        began = time.perf_counter()
+        table = Table(registry.store, training_set.name)
+        prepared = prepare(table.read(version=training_set.version, columns=columns.read()), columns, base)
+        tracker = TrialTracker(registry, name, parent=run.id, points=points, dataset=training_set, code=code)
+        run_trials(prepared, points, tracker, concurrency=concurrency, cpus_per_trial=cpus_per_trial)
+        return _best(run, tracker.trials(), time.perf_counter() - began)
+
+
+def _best(run: Run, trials: list[Trial], seconds: float) -> Sweep:
+    good = [trial for trial in trials if not trial.failed and math.isfinite(trial.valid_loss)]
+    if not good:
+        errors = sorted({trial.error for trial in trials})
+        raise TrainingError(f"all {len(trials)} trials failed: {errors}")
+    best = min(good, key=lambda trial: trial.valid_loss)
+    run.log_metrics(
+        {"best_loss": best.valid_loss, "trials": len(trials), "epochs": sum(t.epochs for t in trials)}
+    )
+    run.set_tags({"best_run": best.run_id})
+    return Sweep(
+        run_id=run.id,
+        best_params=best.params,
+        best_run=best.run_id,
+        best_loss=best.valid_loss,
+        trials=trials,
+        seconds=seconds,
+    )
