@@ -167,7 +167,7 @@ def set_traffic(
     if new == [jsonable(arm) for arm in state.split.arms] and unique_shadows == list(state.split.shadows):
         return None
     guarded = [version for version, _ in arms.values()] if state.policy.guarded else []
-    salt = state.split.salt or f"{state.name}/{state.entries}"
+    salt = (state.split.salt or f"{state.name}/{state.entries}") if new or unique_shadows else ""
     body: Body = {"kind": "traffic", "arms": new, "shadows": unique_shadows, "salt": salt, "reason": reason}
     return body | _mark(_broken(state, guarded, override), override)
 
