@@ -68,9 +68,10 @@ def run_trials(
         )
         errors: dict[int, str] = {}
         try:
-            for result in tuner.fit():
+            results = tuner.fit()
+            for result in (results[number] for number in range(len(results))):
                 if result.error is not None:
-                    errors[result.config["point"]] = _last_line(result.error)
+                    errors[(result.config or {})["point"]] = _last_line(result.error)
         finally:
             tracker.close(errors)
 

@@ -1,0 +1,40 @@
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+
+from functions.training.fitting import Columns
+from functions.training.params import TabularParams
+
+NUMERIC = ["wind", "load", "seats"]
+CATEGORICAL = ["carrier", "route"]
+CARRIERS = np.array(["AA", "UA", "DL", "B6", "ünï"])
+
+
+def examples(rows=4_000, seed=0, days=40):
+    """Rows whose label depends on numbers, a category and on whether a number is missing."""
+    generator = np.random.default_rng(seed)
+    wind = generator.gamma(2.0, 5.0, rows)
+    load = generator.normal(100.0, 30.0, rows)
+    missing = generator.random(rows) < 0.2
+    carrier = generator.integers(0, len(CARRIERS), rows)
+    logit = 0.12 * (wind - 10) + 1.5 * (carrier == 2) - 1.0 * (carrier == 0) + 1.2 * missing - 0.8
+    late = (generator.random(rows) < 1 / (1 + np.exp(-logit))).astype(np.float64)
+    start = datetime(2013, 1, 1, tzinfo=UTC).timestamp() * 1e6
+    at = np.sort(start + generator.random(rows) * days * 86_400e6).astype(np.int64)
+    return pa.table(
+        {
+            "wind": pa.array(wind, pa.float64()),
+            "load": pa.array(load, pa.float64(), mask=missing),
+            "seats": pa.array(generator.integers(50, 200, rows)),
+            "carrier": pa.array(CARRIERS[carrier]),
+            "route": pa.array([None if n % 7 == 0 else f"r{n % 30}" for n in range(rows)]),
+            "late": late,
+            "event_timestamp": pa.array(at).cast(pa.timestamp("us", "UTC")),
+        }
+    )
+
+
+COLUMNS = Columns(NUMERIC, CATEGORICAL, "late")
+NAMES = {"label": "late", "numeric": NUMERIC, "categorical": CATEGORICAL}
+FAST = TabularParams(hidden=(32,), batch_size=512, epochs=4, lr=1e-2)
