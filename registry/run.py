@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 from uuid import uuid4
 
 from registry.blobs import sha256_of
 from registry.environment import Usage
-from registry.errors import AlreadyExists, Damaged, InvalidInput, NotFound, RegistryError
+from registry.errors import AlreadyExists, Damaged, InvalidInput, NotFound, RegistryError, Unavailable
 from registry.names import check_key
 from registry.run_record import Point, RunRecord, Segment, Status, with_segments
 from registry.tables import TableSnapshot
@@ -23,6 +23,7 @@ from registry.versions import Blob
 
 if TYPE_CHECKING:
     from registry.runs import Runs
+    from registry.store import ObjectStore
 
 FLUSH_EVERY_S = 2.0
 BEAT_EVERY_S = 10.0
@@ -45,6 +46,7 @@ class Run:
         self._segments = segments
         self._owner = owner
         self._buffer = Segment()
+        self._pending: tuple[Segment, bytes] | None = None
         self._buffer_lock = threading.Lock()
         self._store_lock = threading.Lock()
         self._stop = threading.Event()
@@ -149,18 +151,12 @@ class Run:
     def flush(self) -> None:
         """Store what is buffered, now: 1 write if there is anything. Raises: Unavailable, keeping the buffer."""
         with self._store_lock:
-            with self._buffer_lock:
-                segment, self._buffer = self._buffer, Segment()
-            if not segment:
-                return
-            try:
-                self._segments = self._runs.store_segment(self.id, self._segments, segment)
-            except RegistryError:
-                with self._buffer_lock:
-                    self._buffer = _joined(segment, self._buffer)
-                raise
-            self._stored_at = time.monotonic()
-            self._record = with_segments(self._record, [segment])
+            while self._next_segment() is not None:
+                segment, data = cast("tuple[Segment, bytes]", self._pending)
+                self._segments = self._runs.store_segment(self.id, self._segments, data)
+                self._pending = None
+                self._stored_at = time.monotonic()
+                self._record = with_segments(self._record, [segment])
 
     def finish(self, status: Status = "FINISHED") -> None:
         """Store what is buffered and end the run. Raises: Unavailable; it can then be called again."""
@@ -204,6 +200,14 @@ class Run:
             raise Damaged(f"artifact {path!r} of run {self.id} was changed in the store")
         return target
 
+    def _next_segment(self) -> tuple[Segment, bytes] | None:
+        """What to store next: first what could not be stored before, with the same bytes, then the buffer."""
+        with self._buffer_lock:
+            if self._pending is None and self._buffer:
+                self._pending = self._buffer, self._buffer.to_bytes(nonce=uuid4().hex)
+                self._buffer = Segment()
+            return self._pending
+
     def _log_file(self, file: Path, path: str) -> None:
         blob = Blob(sha256=sha256_of(file), size=file.stat().st_size)
         check_key(path)
@@ -224,7 +228,7 @@ class Run:
         """A daemon that stores what is buffered every two seconds, and lets the owner's heart beat."""
         with self._buffer_lock:
             if self._thread is None and not self._stop.is_set():
-                self._thread = threading.Thread(target=self._keep_up, name=f"run-{self.id[:8]}", daemon=True)
+                self._thread = threading.Thread(target=self._keep_up, name=f"run-{self.id}", daemon=True)
                 self._thread.start()
 
     def _stop_thread(self) -> None:
@@ -243,6 +247,16 @@ class Run:
                     last_beat = time.monotonic()
             except RegistryError as error:
                 _logger.warning("run %s: not stored yet, will try again: %s", self.id, error)
+            if not self._owner and self._is_idle():
+                return
+
+    def _is_idle(self) -> bool:
+        """Whether the daemon may end: nothing is buffered, and the next to log starts another."""
+        with self._buffer_lock:
+            if self._buffer or self._pending:
+                return False
+            self._thread = None
+            return True
 
 
 def _attach(runs: Runs, record: RunRecord, segments: int) -> Run:
@@ -259,32 +273,26 @@ def beat_text() -> bytes:
     return to_text(utc_now()).encode()
 
 
-def store_segment(store: Any, run_id: str, number: int, segment: Segment) -> int:
-    """Store `segment` at the first free number from `number` on; returns the number after it.
+def store_segment(store: ObjectStore, run_id: str, number: int, data: bytes) -> int:
+    """Store a segment's bytes at the first free number from `number` on; returns the number after it.
 
-    Its bytes carry a nonce, so a retry that meets its own success recognises it.
+    The bytes are unique, so a retry that meets its own success recognises it.
+    Raises: Unavailable; the same call may be made again.
     """
-    data = segment.to_bytes()[:-1] + f',"nonce":"{uuid4().hex}"}}'.encode()
     while True:
+        key = segment_key(run_id, number)
         try:
-            store.create(segment_key(run_id, number), data)
+            store.create(key, data)
         except AlreadyExists:
-            if store.find(segment_key(run_id, number)) != data:
+            if store.find(key) != data:
                 number += 1
                 continue
+        except Unavailable:
+            if store.find(key) != data:
+                raise
         return number + 1
 
 
 def segment_key(run_id: str, number: int) -> str:
     """Where a segment is stored."""
     return f"runs/{run_id}/segments/{number:06d}.json"
-
-
-def _joined(first: Segment, second: Segment) -> Segment:
-    return Segment(
-        params=first.params | second.params,
-        tags=first.tags | second.tags,
-        points=first.points + second.points,
-        artifacts=first.artifacts | second.artifacts,
-        datasets=first.datasets + second.datasets,
-    )

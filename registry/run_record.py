@@ -100,11 +100,15 @@ class Segment:
     def __bool__(self) -> bool:
         return bool(self.params or self.tags or self.points or self.artifacts or self.datasets)
 
-    def to_bytes(self) -> bytes:
-        """As stored: times as microseconds since 1970, NaN and infinities as JSON's extensions."""
+    def to_bytes(self, *, nonce: str = "") -> bytes:
+        """As stored, with NaN and infinities as JSON's extensions.
+
+        nonce: makes the bytes unique, so that a writer can tell its own segment from another's.
+        """
         names = list(dict.fromkeys(name for name, _ in self.points))
         index = {name: number for number, name in enumerate(names)}
         content = {
+            "nonce": nonce,
             "params": self.params,
             "tags": self.tags,
             "names": names,

@@ -10,6 +10,8 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
+import pyarrow as pa
+
 from registry import run as runs_io
 from registry import run_record
 from registry.environment import environment
@@ -18,6 +20,7 @@ from registry.fold import Fold
 from registry.journal import Journal
 from registry.names import check_name
 from registry.run import Run, new_run_id
+from registry.run_compare import comparison, plot
 from registry.run_record import Index, RunRecord, Segment, Status, with_segments
 from registry.run_search import parse_order, parse_where
 from registry.shelf import Shelf
@@ -92,7 +95,7 @@ class Runs(Shelf):
         while (key := next(self.store.list("experiments/", after=after), None)) is not None:
             names.append(key.split("/")[1])
             after = f"experiments/{names[-1]}/\U0010ffff"
-        return names
+        return sorted(names)
 
     def search_runs(
         self,
@@ -115,6 +118,19 @@ class Runs(Shelf):
             live = {record.id: record for record in pool.map(self._live, going)}
         found = [run for record in records if holds(run := live.get(record.id, record))]
         return sort(found)[:limit]
+
+    def compare_runs(self, run_ids: Sequence[str]) -> pa.Table:
+        """One row a run: run, name, status, then the parameters and metrics in which they differ.
+
+        Raises: NotFound.
+        """
+        return comparison([self.get_record(run_id) for run_id in run_ids])
+
+    def plot_runs(self, run_ids: Sequence[str], metric: str) -> str:
+        """An HTML page with the series of a metric, one line a run. Raises: NotFound."""
+        records = [self.get_record(run_id) for run_id in run_ids]
+        series = {f"{one.name} {one.id[:12]}".strip(): self.get_run(one.id).series(metric) for one in records}
+        return plot(metric, series)
 
     def reap_runs(self, experiment: str) -> list[str]:
         """Record in the index that runs without a heartbeat are LOST; returns their ids."""
@@ -146,9 +162,9 @@ class Runs(Shelf):
             yield Segment.from_bytes(data, runs_io.segment_key(run_id, number))
             number += 1
 
-    def store_segment(self, run_id: str, number: int, segment: Segment) -> int:
-        """Store a segment at the first free number from `number`; returns the one after. Used by `Run`."""
-        return runs_io.store_segment(self.store, run_id, number, segment)
+    def store_segment(self, run_id: str, number: int, data: bytes) -> int:
+        """Store a segment's bytes at the first free number from `number`; returns the one after. Used by `Run`."""
+        return runs_io.store_segment(self.store, run_id, number, data)
 
     def beat(self, run_id: str) -> None:
         """Say that the run's owner is alive. Used by `Run`."""
