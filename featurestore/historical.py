@@ -53,9 +53,9 @@ class RetrievalJob:
 
         partitions: of the keys; by default as many as the cluster has CPUs, and at least 8.
         """
-        from featurestore import distributed  # the room's one module with Ray, which most callers do not need
+        from featurestore.distributed import historical  # Ray, which most callers do without, comes with it
 
-        return distributed.historical(self, partitions=partitions)
+        return historical(self, partitions=partitions)
 
     def _append(self, table: pa.Table, lookup: Projection) -> pa.Table:
         view = stored_view(lookup)

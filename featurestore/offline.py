@@ -6,7 +6,7 @@ rows of the time range asked for.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +17,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from featurestore.definitions import CREATED_TIMESTAMP, EVENT_DAY, EVENT_TIMESTAMP, FeatureView
 from featurestore.dtypes import TIMESTAMP
-from featurestore.rows import Clock, Tabular, conform, offline_schema
+from featurestore.rows import offline_schema
 from registry.store import ObjectStore
 from registry.tables import Table, TableSnapshot
 
@@ -57,32 +57,34 @@ class Version:
 class OfflineStore:
     """Feature tables of a project in an object store."""
 
-    def __init__(self, store: ObjectStore, project: str, *, clock: Clock) -> None:
+    def __init__(self, store: ObjectStore, project: str) -> None:
         self._store = store
         self._project = project
-        self._clock = clock
         self._opened: dict[str, Version] = {}
         self._newest: dict[str, DeltaTable] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What travels to a worker: where the tables are, not what is open here."""
+        return {"_store": self._store, "_project": self._project, "_opened": {}, "_newest": {}}
 
     def table(self, view: FeatureView) -> Table:
         """The view's table, `features/{project}/{view}`."""
         return Table(self._store, f"features/{self._project}/{view.name}")
 
-    def write(self, view: FeatureView, data: Tabular) -> TableSnapshot:
-        """Add rows, atomically; a missing created time is now.
+    def write(self, view: FeatureView, rows: pa.Table) -> TableSnapshot:
+        """Add rows, atomically.
 
+        rows: in the view's offline schema, as `rows.conform` makes them.
         Returns: the table's version that has them.
-        Raises: InvalidRows.
         """
-        rows = conform(view, data, clock=self._clock)
-        days = pc.strftime(rows.column(EVENT_TIMESTAMP), format="%Y-%m-%d")
-        times = [
-            EVENT_TIMESTAMP,
-            CREATED_TIMESTAMP,
-        ]  # first: Delta keeps bounds of a table's first columns only
-        others = [name for name in rows.column_names if name not in times]
-        stored = rows.select([*times, *others]).append_column(EVENT_DAY, days)
-        return self.table(view).append(stored, partition_by=(EVENT_DAY,), merge_schema=True)
+        return self.table(view).append(storable(rows), partition_by=(EVENT_DAY,), merge_schema=True)
+
+    def create(self, view: FeatureView) -> Table:
+        """The view's table, created empty if there is none."""
+        table = self.table(view)
+        if not table.exists():
+            table.append(storable(offline_schema(view).empty_table()), partition_by=(EVENT_DAY,))
+        return table
 
     def version(self, view: FeatureView, number: int | None = None) -> Version | None:
         """The files of a version (default: the newest), or None if nothing was ever written."""
@@ -169,22 +171,34 @@ class OfflineStore:
             yield scan(version, waiting, schema, start=start, end=end), tuple(waiting)
 
 
+def storable(rows: pa.Table) -> pa.Table:
+    """Rows of a view's offline schema as they are stored: the times first, and their day.
+
+    Delta keeps bounds of a table's first columns only, and reads are pruned by time.
+    """
+    days = pc.strftime(rows.column(EVENT_TIMESTAMP), format="%Y-%m-%d")
+    times = [EVENT_TIMESTAMP, CREATED_TIMESTAMP]
+    others = [name for name in rows.column_names if name not in times]
+    return rows.select([*times, *others]).append_column(EVENT_DAY, days)
+
+
 def _open(table: DeltaTable) -> Version:
     dataset = table.to_pyarrow_dataset()
     fragments = {fragment.path: fragment for fragment in dataset.get_fragments()}
     actions: list[dict[str, Any]] = pa.table(table.get_add_actions(flatten=True)).to_pylist()
-    files = [
-        File(
-            action["path"],
-            action["num_records"] or 0,
-            action.get(f"min.{EVENT_TIMESTAMP}"),
-            action.get(f"max.{EVENT_TIMESTAMP}"),
-            fragments[action["path"]],
-        )
-        for action in actions
-    ]
+    files = [_file(action, fragments[action["path"]]) for action in actions]
     files.sort(key=lambda f: (str(f.first), f.path))
     return Version(table.version(), tuple(files), dataset.schema, dataset)
+
+
+def _file(action: dict[str, Any], fragment: ds.Fragment) -> File:
+    """A file from its line in the log; without recorded bounds its day has to do."""
+    first, last = action.get(f"min.{EVENT_TIMESTAMP}"), action.get(f"max.{EVENT_TIMESTAMP}")
+    day = action.get(f"partition.{EVENT_DAY}")
+    if (first is None or last is None) and day is not None:
+        first = datetime.fromisoformat(day).replace(tzinfo=UTC)
+        last = first + timedelta(days=1)
+    return File(action["path"], action["num_records"] or 0, first, last, fragment)
 
 
 def _selected(view: FeatureView, features: Sequence[str] | None) -> pa.Schema:

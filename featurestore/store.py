@@ -60,7 +60,7 @@ class FeatureStore:
         self.project = project
         self._clock = clock
         self._store = store
-        self.offline = OfflineStore(store, project, clock=clock)
+        self.offline = OfflineStore(store, project)
         self._online = OnlineStore(redis_url, project) if redis_url else None
         journal = Journal(store, f"features/{project}/definitions", actor=actor, clock=clock)
         self._catalogue: Fold[Catalogue] = Fold(
@@ -81,6 +81,10 @@ class FeatureStore:
                 "this feature store has no online store; pass redis_url (or set TOQUE_REDIS_URL)"
             )
         return self._online
+
+    def now(self) -> datetime:
+        """The time of this store's clock."""
+        return self._clock()
 
     # --- definitions
 
@@ -203,7 +207,8 @@ class FeatureStore:
         Returns: the table's version that has them.
         Raises: InvalidRows, UnknownDefinition.
         """
-        return self.offline.write(self._applied(view), rows)
+        found = self._applied(view)
+        return self.offline.write(found, conform(found, rows, clock=self._clock))
 
     def compute_offline(self, view: ViewOrName, events: Tabular) -> TableSnapshot:
         """Make a view's rows from raw events by its `source` and add them.
@@ -216,7 +221,8 @@ class FeatureStore:
                 f"feature view {found.name!r} has no source; write its rows with write_offline"
             )
         keys = [key.name for key in found.join_keys]
-        return self.offline.write(found, found.source.compute(to_table(events), keys=keys))
+        rows = found.source.compute(to_table(events), keys=keys)
+        return self.offline.write(found, conform(found, rows, clock=self._clock))
 
     def offline_table(self, view: ViewOrName) -> Table:
         """The Delta table that holds a view's rows."""

@@ -1,0 +1,139 @@
+"""Over Ray Data the numbers are those of the local code, whatever the blocks and partitions."""
+
+import random
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+
+from featurestore import (
+    Aggregation,
+    Entity,
+    FeatureService,
+    FeatureStore,
+    FeatureView,
+    Field,
+    Float64,
+    Int64,
+    InvalidRows,
+    Windows,
+    distributed,
+    on_demand,
+)
+from featurestore.dtypes import TIMESTAMP
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+START = datetime(2013, 6, 1, tzinfo=UTC)
+plane = Entity("plane")
+place = Entity("place", dtype=Int64)
+late = FeatureView("late", [plane], [Field("x", Float64), Field("n", Int64)], ttl=timedelta(hours=20))
+both = FeatureView("both", [plane, place], [Field("y", Float64)])
+
+
+def doubled(inputs: Any) -> Any:
+    return {"twice": inputs["x"] * 2}
+
+
+service = FeatureService(
+    "s",
+    [late[["x"]], both, on_demand("twice", doubled, sources=[late[["x"]]], schema=[Field("twice", Float64)])],
+)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    started = not ray.is_initialized()
+    if started:
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    yield
+    if started:
+        ray.shutdown()
+
+
+def some_rows(view: FeatureView, count: int, seed: int) -> pa.Table:
+    rng = np.random.default_rng(seed)
+    hours = rng.integers(0, 96, (2, count))
+    times = [pa.array([START + timedelta(hours=int(h)) for h in row], TIMESTAMP) for row in hours]
+    columns: dict[str, Any] = {
+        "plane": [f"N{i}" for i in rng.integers(0, 9, count)],
+        "place": rng.integers(0, 3, count),
+        "x": rng.normal(size=count),
+        "n": rng.integers(0, 5, count),
+        "y": rng.normal(size=count),
+        "event_timestamp": times[0],
+        "created_timestamp": times[1],
+    }
+    names = [f.name for f in (*view.join_keys, *view.schema)] + ["event_timestamp", "created_timestamp"]
+    return pa.table({name: columns[name] for name in names})
+
+
+def some_entities(count: int) -> pa.Table:
+    rng = random.Random(5)
+    planes = [rng.choice([None, *(f"N{i}" for i in range(11))]) for _ in range(count)]
+    times = [START + timedelta(hours=rng.randrange(100)) for _ in range(count)]
+    return pa.table(
+        {
+            "label": list(range(count)),
+            "plane": planes,
+            "place": [rng.randrange(3) for _ in range(count)],
+            "event_timestamp": pa.array(times, TIMESTAMP),
+        }
+    )
+
+
+@pytest.fixture
+def filled(offline_fs: FeatureStore) -> FeatureStore:
+    offline_fs.apply([service])
+    for seed in (1, 2):
+        offline_fs.write_offline(late, some_rows(late, 300, seed))
+        offline_fs.write_offline(both, some_rows(both, 300, seed))
+    return offline_fs
+
+
+@pytest.mark.parametrize(("partitions", "how"), [(1, "as_stored"), (5, "as_stored"), (5, "as_known")])
+def test_training_sets_are_the_same(cluster: None, filled: FeatureStore, partitions: int, how: str) -> None:
+    job = filled.get_historical_features(some_entities(200), "s", as_known=how == "as_known")
+    assert collected(job.to_ray(partitions=partitions)).equals(job.to_arrow())
+
+
+def test_an_entity_table_that_is_a_dataset_gives_the_same(cluster: None, filled: FeatureStore) -> None:
+    entities = some_entities(120)
+    blocks = ray.data.from_arrow([entities.slice(at, 30) for at in (90, 0, 60, 30)])
+    got = distributed.get_historical_features(filled, blocks, "s", row_number="label", partitions=3)
+    assert collected(got).equals(filled.get_historical_features(entities, "s").to_arrow())
+    with pytest.raises(InvalidRows, match="row number column 'row' is missing"):
+        distributed.get_historical_features(filled, blocks, "s", row_number="row")
+
+
+def test_a_view_without_rows_gives_nulls(cluster: None, offline_fs: FeatureStore) -> None:
+    offline_fs.apply([late])
+    job = offline_fs.get_historical_features(some_entities(5), features=late)
+    assert collected(job.to_ray(partitions=2)).equals(job.to_arrow())
+
+
+def test_aggregates_are_the_same_and_written_in_one_commit(
+    cluster: None, offline_fs: FeatureStore, clock: Any
+) -> None:
+    wanted = [Aggregation(f, timedelta(hours=12), "x") for f in ("mean", "max", "count")]
+    view = FeatureView("recent", [plane], source=Windows(wanted, every=timedelta(hours=2)))
+    offline_fs.apply([view])
+    before = offline_fs.offline.create(view).version()
+    events = some_rows(late, 400, 3).rename_columns({"created_timestamp": "known_at"})
+    blocks = ray.data.from_arrow([events.slice(at, 100) for at in (300, 100, 0, 200)])
+    snapshot = distributed.compute_offline(offline_fs, "recent", blocks, partitions=3)
+    assert snapshot.version == before + 1
+    order = [("plane", "ascending"), ("event_timestamp", "ascending")]
+    got = offline_fs.offline.read(view).sort_by(order)
+    expected = view.source.compute(events, keys=["plane"]) if view.source else None
+    assert got.drop_columns(["created_timestamp"]).equals(expected)
+    assert set(got["created_timestamp"].to_pylist()) == {clock.now}
+
+
+def collected(dataset: ray.data.Dataset) -> pa.Table:
+    return pa.concat_tables(ray.get(dataset.to_arrow_refs()))
