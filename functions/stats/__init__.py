@@ -4,21 +4,71 @@ Pure functions and frozen values over numbers; nothing here knows of models, sto
 """
 
 from functions.stats import drift
+from functions.stats.bandit import Allocation, epsilon_greedy, thompson
+from functions.stats.betting import BettingCS, betting_cs
 from functions.stats.change import Adwin, Cusum, PageHinkley
+from functions.stats.counts import SequentialCounts, sequential_counts
+from functions.stats.effects import (
+    CupedEffect,
+    Effect,
+    cuped,
+    difference,
+    ratio,
+    ratio_effect,
+    relative_lift,
+    stratified_effect,
+    winsorize,
+)
 from functions.stats.moments import CoMoments, Moments
 from functions.stats.multiplicity import benjamini_hochberg, holm, k_of_n
+from functions.stats.planner import RunPlan, minimum_detectable_effect, plan_run
+from functions.stats.quantiles import QuantileTest, quantile_test
+from functions.stats.sequential import (
+    AsymptoticCS,
+    asymptotic_cs,
+    asymptotic_threshold,
+    normal_mixture_bound,
+)
 from functions.stats.sketch import TableSketch, one_row_per_unit
+from functions.stats.spending import GroupSequentialBounds, group_sequential_bounds
 
 __all__ = [
     "Adwin",
+    "Allocation",
+    "AsymptoticCS",
+    "BettingCS",
     "CoMoments",
+    "CupedEffect",
     "Cusum",
+    "Effect",
+    "GroupSequentialBounds",
     "Moments",
     "PageHinkley",
+    "QuantileTest",
+    "RunPlan",
+    "SequentialCounts",
     "TableSketch",
+    "asymptotic_cs",
+    "asymptotic_threshold",
     "benjamini_hochberg",
+    "betting_cs",
+    "cuped",
+    "difference",
     "drift",
+    "epsilon_greedy",
+    "group_sequential_bounds",
     "holm",
     "k_of_n",
+    "minimum_detectable_effect",
+    "normal_mixture_bound",
     "one_row_per_unit",
+    "plan_run",
+    "quantile_test",
+    "ratio",
+    "ratio_effect",
+    "relative_lift",
+    "sequential_counts",
+    "stratified_effect",
+    "thompson",
+    "winsorize",
 ]
