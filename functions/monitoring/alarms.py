@@ -1,0 +1,110 @@
+"""Alarms: what a monitor has to say, said once, kept for ever, and told to whoever listens.
+
+One journal a model, `alarms/{model}`. An alarm's key names what was found and where, so a monitor that runs again over the
+same rows says nothing twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict
+
+from registry import Entry, Fold, Journal, ObjectStore
+
+TOPIC = "alarm"
+Monitor = Literal["performance", "drift", "age", "manual"]
+Publish = Callable[[str, dict[str, Any], str], object]
+_REMEMBERED = 512  # keys that the fold keeps
+
+
+class Alarm(BaseModel):
+    """Something that somebody, or retraining, should look at.
+
+    subject: what it is about: a measure, columns. version: the champion it concerns.
+    start, end: prediction times of the rows it was found in. recovered: it is over.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str
+    model: str
+    monitor: Monitor
+    subject: str
+    version: int
+    raised_at: AwareDatetime
+    start: AwareDatetime
+    end: AwareDatetime
+    text: str
+    statistic: float | None = None
+    threshold: float | None = None
+    recovered: bool = False
+
+
+class AlarmState(BaseModel):
+    """keys: of the last alarms. standing: by monitor and subject, those raised and not recovered."""
+
+    model_config = ConfigDict(frozen=True)
+
+    keys: tuple[str, ...] = ()
+    standing: dict[str, Alarm] = {}
+
+
+class Alarms:
+    """The alarms of `model`.
+
+    publish: tells subscribers: (topic, payload, key); a key that was published before is not told again.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        store: ObjectStore,
+        clock: Callable[[], datetime],
+        actor: str,
+        publish: Publish,
+    ) -> None:
+        self._publish = publish
+        journal = Journal(store, f"alarms/{model}", actor=actor, clock=clock)
+        self._fold: Fold[AlarmState] = Fold(
+            journal,
+            AlarmState(),
+            step,
+            encode=lambda state: state.model_dump(mode="json"),
+            decode=AlarmState.model_validate,
+        )
+
+    def say(self, alarm: Alarm) -> bool:
+        """Publish and record `alarm`; returns whether it was new."""
+        body = {"alarm": alarm.model_dump(mode="json")}
+        if alarm.key in self._fold.refresh().keys:
+            return False
+        # Told before it is recorded: a crash between the two tells it again under the same key, never not at all.
+        self._publish(TOPIC, body["alarm"], alarm.key)
+        return self._fold.transact(lambda state: None if alarm.key in state.keys else body) is not None
+
+    def standing(self) -> list[Alarm]:
+        """Those raised and not recovered, oldest first."""
+        return sorted(self._fold.refresh().standing.values(), key=lambda alarm: alarm.raised_at)
+
+    def all(self) -> list[Alarm]:
+        """Every alarm and recovery, oldest first."""
+        return told(self._fold.journal.entries())
+
+
+def told(entries: Iterable[Entry]) -> list[Alarm]:
+    """The alarms in entries of the journal `alarms/{model}`."""
+    return [Alarm.model_validate(entry.body["alarm"]) for entry in entries]
+
+
+def step(state: AlarmState, entry: Entry) -> AlarmState:
+    """Fold one entry."""
+    alarm = Alarm.model_validate(entry.body["alarm"])
+    about = f"{alarm.monitor}/{alarm.subject}"
+    standing = {name: other for name, other in state.standing.items() if name != about}
+    if not alarm.recovered:
+        standing[about] = alarm
+    return AlarmState(keys=(*state.keys, alarm.key)[-_REMEMBERED:], standing=standing)

@@ -1,0 +1,30 @@
+"""Cohorts: equal windows of prediction time, numbered from the epoch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Cohorts:
+    """The grid of windows of one length."""
+
+    length: timedelta
+
+    def index(self, at: datetime) -> int:
+        """Number of the cohort that holds `at`. Raises: ValueError if it is naive."""
+        if at.tzinfo is None:
+            raise ValueError(f"time {at} has no time zone; pass an aware UTC time")
+        return (at - EPOCH) // self.length
+
+    def start(self, index: int) -> datetime:
+        """When cohort `index` begins."""
+        return EPOCH + index * self.length
+
+
+def micros(at: datetime) -> int:
+    """Microseconds since the epoch."""
+    return (at - EPOCH) // timedelta(microseconds=1)

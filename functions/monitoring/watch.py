@@ -1,0 +1,174 @@
+"""The monitors at work: read the cohorts that are due, judge them, record, raise alarms, remember.
+
+A run reads each row once and leaves its memory in the store. Alarms are said first, then findings recorded, then the memory
+written: a run that dies in between is repeated by the next to the same effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from functions.monitoring.alarms import Alarm, Alarms
+from functions.monitoring.cohorts import Cohorts, micros
+from functions.monitoring.performance import (
+    Cohort,
+    PerformanceMonitor,
+    PerformanceState,
+    Verdict,
+    judge,
+)
+from functions.monitoring.results import record
+from functions.scoring import Scored, score
+from registry import ModelVersion, ObjectStore
+
+Read = Callable[[datetime, datetime], pa.Table]
+
+
+class Watched(BaseModel):
+    """What one run of a monitor found. cohorts: judged in this run; alarms: raised, or recovered, for the first time."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    monitor: str
+    version: int | None = None
+    cohorts: int = 0
+    text: str = ""
+    alarms: tuple[Alarm, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """Where a monitor stands: the model it watches, its store, the time, and whom it tells."""
+
+    model: str
+    store: ObjectStore
+    alarms: Alarms
+    now: datetime
+
+    def remembered(self, monitor: str) -> bytes | None:
+        """The memory of `monitor`, or None."""
+        return self.store.find(self._key(monitor))
+
+    def remember(self, monitor: str, state: BaseModel) -> None:
+        """Keep the memory of `monitor`."""
+        self.store.put(self._key(monitor), state.model_dump_json().encode())
+
+    def say(self, alarms: list[Alarm]) -> tuple[Alarm, ...]:
+        """Raise alarms; returns those that were new."""
+        return tuple(alarm for alarm in alarms if self.alarms.say(alarm))
+
+    def _key(self, monitor: str) -> str:
+        return f"monitoring/{self.model}/state/{monitor}.json"
+
+
+def watch_loss(post: Post, champion: ModelVersion, monitor: PerformanceMonitor, read: Read) -> Watched:
+    """Judge every cohort whose labels are due.
+
+    read: predictions beside their labels, unlabelled ones included, predicted in [start, end).
+    """
+    grid = Cohorts(monitor.cohort)
+    due = grid.index(post.now - monitor.label_delay)
+    state = _loss_state(post, champion, monitor, grid)
+    first = state.next_cohort
+    if first >= due:
+        return Watched(
+            model=post.model, monitor=monitor.kind, version=champion.version, text="no cohort is due"
+        )
+    rows = score(read(grid.start(first), grid.start(due)), loss=monitor.loss, clip=monitor.clip)
+    rows = rows.where((rows.version == champion.version) & ~rows.shadow)
+    alarms, findings, last = [], [], ""
+    for index, mine in by_cohort(rows, grid, first, due):
+        cohort = Cohort.of(index, mine)
+        state, verdicts = judge(state, cohort, monitor)
+        if cohort.requests:
+            findings += [_finding(post, champion, grid, cohort, verdict, monitor) for verdict in verdicts]
+            alarms += [_alarm(post, champion, grid, index, v, monitor) for v in verdicts if v.kind == "alarm"]
+            last = "; ".join(verdict.text for verdict in verdicts)
+    new = post.say(alarms)
+    record(post.store, post.model, monitor.kind, findings, upto=due)
+    post.remember(monitor.kind, state)
+    return Watched(
+        model=post.model,
+        monitor=monitor.kind,
+        version=champion.version,
+        cohorts=due - first,
+        text=last,
+        alarms=new,
+    )
+
+
+def by_cohort(rows: Scored, grid: Cohorts, first: int, due: int) -> Iterator[tuple[int, Scored]]:
+    """Rows in order of time, cut into the cohorts from `first` to before `due`; empty ones too."""
+    bounds = np.searchsorted(rows.at, [micros(grid.start(index)) for index in range(first, due + 1)])
+    for place, index in enumerate(range(first, due)):
+        yield index, rows.where(np.arange(bounds[place], bounds[place + 1]))
+
+
+def _loss_state(
+    post: Post, champion: ModelVersion, monitor: PerformanceMonitor, grid: Cohorts
+) -> PerformanceState:
+    validated = next((champion.metrics[name] for name in monitor.baseline if name in champion.metrics), None)
+    kept = post.remembered(monitor.kind)
+    if kept is None:
+        begin = grid.index(post.now - monitor.label_delay - monitor.lookback)
+        return PerformanceState.begin(champion.version, begin, validated_loss=validated)
+    state = PerformanceState.model_validate_json(kept)
+    if state.version == champion.version:
+        return state
+    return state.of_version(champion.version, validated_loss=validated)
+
+
+def _finding(
+    post: Post,
+    champion: ModelVersion,
+    grid: Cohorts,
+    cohort: Cohort,
+    verdict: Verdict,
+    monitor: PerformanceMonitor,
+) -> dict[str, Any]:
+    return {
+        "monitor": monitor.kind,
+        "subject": verdict.measure,
+        "version": champion.version,
+        "start": grid.start(cohort.index),
+        "end": grid.start(cohort.index + 1),
+        "rows": verdict.labels,
+        "verdict": verdict.kind,
+        "value": verdict.mean,
+        "reference": verdict.baseline,
+        "statistic": verdict.level,
+        "threshold": monitor.threshold,
+        "text": verdict.text,
+        "judged_at": post.now,
+    }
+
+
+def _alarm(
+    post: Post,
+    champion: ModelVersion,
+    grid: Cohorts,
+    index: int,
+    verdict: Verdict,
+    monitor: PerformanceMonitor,
+) -> Alarm:
+    return Alarm(
+        key=f"{post.model}/{monitor.kind}/{verdict.measure}/{champion.version}/{index}",
+        model=post.model,
+        monitor=monitor.kind,
+        subject=verdict.measure,
+        version=champion.version,
+        raised_at=post.now,
+        start=grid.start(index),
+        end=grid.start(index + 1),
+        text=verdict.text,
+        statistic=verdict.level,
+        threshold=monitor.threshold,
+    )

@@ -1,0 +1,262 @@
+"""The drift monitor at work: logged feature vectors, cohort by cohort, against the sketch of the training set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from functions.monitoring.alarms import Alarm
+from functions.monitoring.cohorts import Cohorts, micros
+from functions.monitoring.drift import DriftMonitor, DriftState, DriftVerdict, Reference, judge
+from functions.monitoring.results import record
+from functions.monitoring.watch import Post, Read, Watched
+from functions.stats.sketch import TableSketch
+from registry import ModelVersion, ObjectStore, Table
+
+_TIMES = ("event_timestamp", "prediction_time")  # columns of a training set that may hold its rows' time
+_REFERENCE_COHORTS = 120  # cohorts of the training set from which the likeness of rows is taken
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The features of a version, in the order in which they are logged."""
+
+    numeric: tuple[str, ...]
+    categorical: tuple[str, ...]
+
+    @classmethod
+    def of(cls, version: ModelVersion) -> Columns:
+        """From its signature. Raises: ValueError if that names no columns."""
+        specs = version.signature.inputs if version.signature is not None else []
+        numeric = [name for spec in specs if spec.datatype != "BYTES" for name in spec.columns or []]
+        categorical = [name for spec in specs if spec.datatype == "BYTES" for name in spec.columns or []]
+        if not numeric and not categorical:
+            raise ValueError(
+                f"{version.model}@{version.version} names no columns in its signature; drift needs them: "
+                "register it with TensorSpec(columns=[…])"
+            )
+        return cls(tuple(numeric), tuple(categorical))
+
+    def kept(self, wanted: Sequence[str]) -> Columns:
+        """Those of `wanted`; all if that is empty. Raises: ValueError for a name that is not among them."""
+        unknown = sorted(set(wanted) - set(self.numeric) - set(self.categorical))
+        if unknown:
+            raise ValueError(f"DriftMonitor.columns names {unknown}, which the model does not read")
+        if not wanted:
+            return self
+        return Columns(
+            tuple(name for name in self.numeric if name in wanted),
+            tuple(name for name in self.categorical if name in wanted),
+        )
+
+
+def watch_features(post: Post, champion: ModelVersion, monitor: DriftMonitor, read: Read) -> Watched:
+    """Judge the window that ends with each cohort that is due.
+
+    read: logged predictions in [start, end), with `numeric` and `categorical`.
+    """
+    grid, logged = Cohorts(monitor.cohort), Columns.of(champion)
+    due = grid.index(post.now - monitor.delay)
+    state = _state(post, champion, monitor, grid)
+    first = state.next_cohort
+    if first >= due:
+        return Watched(
+            model=post.model, monitor=monitor.kind, version=champion.version, text="no cohort is due"
+        )
+    reference = reference_of(post, champion, monitor)
+    rows = feature_table(read(grid.start(first), grid.start(due)), logged)
+    at = rows["predicted_at"].cast(pa.int64()).to_numpy()
+    bounds = np.searchsorted(at, [micros(grid.start(index)) for index in range(first, due + 1)])
+    alarms, findings, text = [], [], ""
+    for place, index in enumerate(range(first, due)):
+        part = rows.slice(bounds[place], bounds[place + 1] - bounds[place])
+        state, verdict = judge(state, reference, reference.sketch.window(part), index, monitor)
+        findings += _findings(post, champion, grid, verdict, monitor)
+        alarms += _alarms(post, champion, grid, verdict, monitor, all_well=not state.alarmed)
+        text = f"{verdict.rows} rows; drifted in k of n windows: {', '.join(verdict.confirmed) or 'nothing'}"
+    new = post.say(alarms)
+    record(post.store, post.model, monitor.kind, findings, upto=due)
+    post.remember(monitor.kind, state)
+    return Watched(
+        model=post.model,
+        monitor=monitor.kind,
+        version=champion.version,
+        cohorts=due - first,
+        text=text,
+        alarms=new,
+    )
+
+
+def reference_of(post: Post, version: ModelVersion, monitor: DriftMonitor) -> Reference:
+    """The sketch of the version's training set: kept in the store, built from the table where it is not there.
+
+    Raises: ValueError if the version has no training set on record; NotFound if that is gone and no sketch was kept.
+    """
+    columns = Columns.of(version).kept(monitor.columns)
+    names = [*columns.numeric, *columns.categorical]
+    key = f"monitoring/{post.model}/reference/{version.version}.json"
+    kept = post.store.find(key)
+    if kept is not None:
+        stored = json.loads(kept)
+        if stored["columns"] == names and stored["bins"] == monitor.bins:
+            return Reference.from_dict(stored)
+    reference = _build(post.store, version, columns, monitor)
+    content = {"columns": names, "bins": monitor.bins, **reference.to_dict()}
+    post.store.put(key, json.dumps(content).encode())
+    return reference
+
+
+def _build(store: ObjectStore, version: ModelVersion, columns: Columns, monitor: DriftMonitor) -> Reference:
+    if not version.lineage.datasets:
+        raise ValueError(
+            f"{version.model}@{version.version} has no training set in its lineage; drift is held against it: "
+            "register the version with Lineage(datasets=[…])"
+        )
+    snapshot = version.lineage.datasets[0]
+    table = Table(store, snapshot.name)
+    there = set(table.schema().names)
+    time = next((name for name in _TIMES if name in there), None)
+    wanted = [*columns.numeric, *columns.categorical, *([time] if time else [])]
+    rows = table.read(version=snapshot.version, columns=[name for name in wanted if name in there])
+    rows = _sampled(rows, monitor.reference_rows)
+    sketch = TableSketch.reference(
+        rows, numeric=columns.numeric, categorical=columns.categorical, bins=monitor.bins
+    )
+    return Reference.of(sketch, _cohort_sketches(rows, sketch, time, monitor) if time else [])
+
+
+def _sampled(rows: pa.Table, most: int) -> pa.Table:
+    if rows.num_rows <= most:
+        return rows
+    chosen = np.random.default_rng(0).choice(rows.num_rows, most, replace=False)
+    return rows.take(pa.array(np.sort(chosen)))
+
+
+def _cohort_sketches(
+    rows: pa.Table, sketch: TableSketch, time: str, monitor: DriftMonitor
+) -> list[TableSketch]:
+    """One sketch for each cohort of the training set, of evenly spread ones if there are many."""
+    at = rows[time].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy()
+    index = at // (monitor.cohort // timedelta(microseconds=1))
+    present = np.unique(index)
+    chosen = present[np.unique(np.linspace(0, len(present) - 1, _REFERENCE_COHORTS).astype(int))]
+    return [sketch.window(rows.filter(pa.array(index == one))) for one in chosen]
+
+
+def feature_table(rows: pa.Table, columns: Columns) -> pa.Table:
+    """Logged vectors as one column a feature, in order of prediction time; what was shadowed is left out.
+
+    A row whose vector has another length belongs to a version with other features, and is left out too.
+    """
+    seen = rows.filter(pc.invert(rows["shadow"])).sort_by([("predicted_at", "ascending")])
+    fits = pc.and_(
+        _has_length(seen["numeric"], len(columns.numeric)),
+        _has_length(seen["categorical"], len(columns.categorical)),
+    )
+    seen = seen.filter(fits)
+    found: dict[str, Any] = {"predicted_at": seen["predicted_at"]}
+    for source, names, kind in (
+        ("numeric", columns.numeric, pa.float32()),
+        ("categorical", columns.categorical, pa.string()),
+    ):
+        flat = pc.list_flatten(seen[source]).combine_chunks().cast(kind)
+        for place, name in enumerate(names):
+            found[name] = flat.take(pa.array(np.arange(place, len(flat), len(names))))
+    return pa.table(found)
+
+
+def _has_length(column: pa.ChunkedArray, length: int) -> Any:
+    return pc.equal(pc.fill_null(pc.list_value_length(column), 0), length)
+
+
+def _state(post: Post, champion: ModelVersion, monitor: DriftMonitor, grid: Cohorts) -> DriftState:
+    kept = post.remembered(monitor.kind)
+    due = grid.index(post.now - monitor.delay)
+    if kept is not None:
+        state = DriftState.model_validate_json(kept)
+        if state.version == champion.version:
+            return state
+        # Another champion learnt from another training set: its windows are counted anew, back to one full window.
+        return DriftState(
+            version=champion.version, next_cohort=min(state.next_cohort, due - monitor.window + 1)
+        )
+    return DriftState(
+        version=champion.version, next_cohort=grid.index(post.now - monitor.delay - monitor.lookback)
+    )
+
+
+def _findings(
+    post: Post, champion: ModelVersion, grid: Cohorts, verdict: DriftVerdict, monitor: DriftMonitor
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "monitor": monitor.kind,
+            "subject": column.column,
+            "version": champion.version,
+            "start": grid.start(verdict.cohort - monitor.window + 1),
+            "end": grid.start(verdict.cohort + 1),
+            "rows": column.rows_window,
+            "verdict": column.status,
+            "value": column.effect,
+            "reference": monitor.min_effect,
+            "statistic": column.q,
+            "threshold": monitor.alpha,
+            "text": column.reason,
+            "judged_at": post.now,
+        }
+        for column in verdict.columns
+    ]
+
+
+def _alarms(
+    post: Post,
+    champion: ModelVersion,
+    grid: Cohorts,
+    verdict: DriftVerdict,
+    monitor: DriftMonitor,
+    *,
+    all_well: bool,
+) -> list[Alarm]:
+    """At most one for what has newly drifted, naming all columns, and one when every column is well again."""
+    said = {column.column: column.reason for column in verdict.columns}
+    found = []
+    for names, recovered in ((verdict.news, False), (verdict.recovered if all_well else (), True)):
+        if names:
+            text = "; ".join(f"{name}: {said[name]}" for name in names)
+            found.append(_alarm(post, champion, grid, verdict.cohort, monitor, text, recovered=recovered))
+    return found
+
+
+def _alarm(
+    post: Post,
+    champion: ModelVersion,
+    grid: Cohorts,
+    index: int,
+    monitor: DriftMonitor,
+    text: str,
+    *,
+    recovered: bool,
+) -> Alarm:
+    return Alarm(
+        key=f"{post.model}/{monitor.kind}/{champion.version}/{index}{'/recovered' if recovered else ''}",
+        model=post.model,
+        monitor=monitor.kind,
+        subject="features",
+        version=champion.version,
+        raised_at=post.now,
+        start=_window_start(grid, index, monitor),
+        end=grid.start(index + 1),
+        text=text,
+        recovered=recovered,
+    )
+
+
+def _window_start(grid: Cohorts, index: int, monitor: DriftMonitor) -> datetime:
+    return grid.start(index - monitor.window + 1)
