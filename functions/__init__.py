@@ -6,18 +6,25 @@ registry and the kernels; it must not know what serves it (`ray_apps`).
 
 from functions.runtime.context import Context, context, use_context
 from functions.runtime.declaration import Cron, OnEvent, Resources, Retries
-from functions.runtime.function import Function, function
+from functions.runtime.function import Function, call, function
 from functions.runtime.future import Future
+from functions.runtime.invocation import Invocation
+from functions.runtime.workflow import report_progress, sleep, wait_for
 
 __all__ = [
     "Context",
     "Cron",
     "Function",
     "Future",
+    "Invocation",
     "OnEvent",
     "Resources",
     "Retries",
+    "call",
     "context",
     "function",
+    "report_progress",
+    "sleep",
     "use_context",
+    "wait_for",
 ]

@@ -1,23 +1,16 @@
-"""Runs on Ray: one task a run, its retries inside the worker, its timeout enforced there."""
+"""Runs on Ray: one task a run, its retries and its timeout inside the worker."""
 
 from __future__ import annotations
 
-import faulthandler
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError, TaskCancelledError
 
 from functions.runtime.declaration import Resources, Retries
-from functions.runtime.errors import Cancelled, TimedOut, WorkerLost
-from functions.runtime.work import Outcome, complete
-
-GRACE_S = 5.0
+from functions.runtime.errors import Cancelled, WorkerLost
+from functions.runtime.work import Outcome
 
 
 class ClusterRun:
@@ -49,12 +42,20 @@ class ClusterRun:
 
     def done(self) -> bool:
         """See `Future.done`."""
-        ready, _ = ray.wait([self.ref], timeout=0)
+        return self.wait(0)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether it has ended, waiting so long at most; a waiting worker lends its CPU to others."""
+        ready, _ = ray.wait([self.ref], timeout=timeout_s)
         return bool(ready)
 
     def cancel(self) -> None:
         """Interrupt the task, or keep it from starting."""
         ray.cancel(self.ref, force=False)
+
+    def kill(self) -> None:
+        """End the task and its worker process at once."""
+        ray.cancel(self.ref, force=True)
 
 
 def running() -> bool:
@@ -88,41 +89,3 @@ def outcomes(runs: Sequence[object]) -> list[Outcome] | None:
         return list(ray.get(refs))
     except RayError:
         return None
-
-
-def bounded(name: str, body: Callable[..., Any], timeout_s: float | None) -> Callable[..., Any]:
-    """`body`, seen through to its end within its deadline."""
-    if timeout_s is None:
-        return body
-
-    def within(**arguments: Any) -> Any:
-        with deadline(name, timeout_s):
-            return complete(body, arguments)
-
-    return within
-
-
-@contextmanager
-def deadline(name: str, timeout_s: float | None) -> Iterator[None]:
-    """Raise TimedOut in the block after `timeout_s`; code that does not listen is killed a little later.
-
-    The alarm interrupts Python code and system calls. A loop in C hears no alarm: faulthandler's watchdog, which
-    needs no interpreter lock, then ends the process.
-    """
-    if timeout_s is None or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def late(*_: object) -> None:
-        raise TimedOut(f"{name} ran past timeout_s={timeout_s} and was killed")
-
-    before = signal.signal(signal.SIGALRM, late)
-    with open(os.devnull, "w") as nowhere:  # noqa: PTH123  # the watchdog wants a descriptor
-        faulthandler.dump_traceback_later(timeout_s + GRACE_S, exit=True, file=nowhere)
-        signal.setitimer(signal.ITIMER_REAL, timeout_s)
-        try:
-            yield
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            faulthandler.cancel_dump_traceback_later()
-            signal.signal(signal.SIGALRM, before)

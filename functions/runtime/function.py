@@ -16,15 +16,20 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from functions.runtime import catalog, cluster
 from functions.runtime.context import Context, context
+from functions.runtime.deadline import bounded
 from functions.runtime.declaration import ONCE, Cron, OnEvent, Resources, Retries
 from functions.runtime.digest import digest_of
 from functions.runtime.errors import DeclarationError
 from functions.runtime.fanout import fan_out
 from functions.runtime.future import Future
+from functions.runtime.invocation import Invocation, ledger_of
+from functions.runtime.ledger import Origin
 from functions.runtime.local import LocalRun
+from functions.runtime.memo import remembered
 from functions.runtime.reference import reference, resolve, travels_by_name
 from functions.runtime.signature import Signature
 from functions.runtime.work import Outcome, attempt, persist
+from functions.runtime.workflow import current, run_step
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -107,9 +112,32 @@ class Function(Generic[P, R]):
         job = partial(self.attempt, arguments, context())
         return LocalRun(self.name, job, retries=self.retries, timeout_s=self.timeout_s)
 
-    def attempt(self, arguments: Mapping[str, Any], used: Context | None) -> Outcome:
-        """One run in this process, as an Outcome."""
-        return attempt(self.body, arguments, retries=self.retries, context=used)
+    def submit(self, *args: Any, key: str | None = None, **kwargs: Any) -> Invocation[R]:
+        """Record an invocation in the store; it will run, be retried and resumed until it has ended.
+
+        key: an idempotency key: the same key and arguments give the same invocation.
+        Raises: InvalidArguments; KeyConflict if the key was used with other arguments.
+        """
+        return self.accept(self.signature.bind(args, kwargs), key=key)
+
+    def submit_json(self, arguments: Mapping[str, Any], *, key: str | None = None) -> Invocation[R]:
+        """Like `submit`, on a JSON object of arguments."""
+        return self.accept(self.signature.load(arguments), key=key)
+
+    def accept(self, arguments: dict[str, Any], *, key: str | None = None) -> Invocation[R]:
+        """Record an invocation on validated arguments; within a durable run it belongs to that."""
+        run, ledger = current(), ledger_of(context())
+        own_key, origin = run.child() if run else (None, Origin())
+        return Invocation(ledger.submit(self, arguments, key=key or own_key, origin=origin), context())
+
+    def attempt(
+        self, arguments: Mapping[str, Any], used: Context | None, *, body: Callable[..., Any] | None = None
+    ) -> Outcome:
+        """One run in this process, as an Outcome; `body` stands in for the function's own.
+
+        With `cache`, arguments that the same code has seen answer from the store.
+        """
+        return attempt(self._caching(body or self.body), arguments, retries=self.retries, context=used)
 
     @cached_property
     def digest(self) -> str:
@@ -134,9 +162,8 @@ class Function(Generic[P, R]):
 
     def _on_worker(self) -> Callable[[dict[str, Any], Context], Outcome]:
         def run(arguments: dict[str, Any], used: Context) -> Outcome:
-            bounded = cluster.bounded(self.name, self.body, self.timeout_s)
-            once = partial(attempt, bounded, arguments, retries=self.retries, context=used)
-            return persist(once, retries=self.retries)
+            within = bounded(self.name, self.body, self.timeout_s)
+            return persist(partial(self.attempt, arguments, used, body=within), retries=self.retries)
 
         return run
 
@@ -144,6 +171,9 @@ class Function(Generic[P, R]):
         if travels_by_name(self.body):
             return resolve, (self.reference,)
         return _rebuilt, (type(self), self.body, self._declared())
+
+    def _caching(self, body: Callable[..., Any]) -> Callable[..., Any]:
+        return partial(remembered, self, body) if self.cache else body
 
     def _declared(self) -> dict[str, Any]:
         names = ("resources", "timeout_s", "retries", "max_concurrency", "cache", "schedule", "on")
@@ -195,6 +225,18 @@ def function(body: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
     if body is not None:
         return _declare(body, names, {})
     return lambda late: _declare(late, names, declared)
+
+
+def call(target: Function[..., R] | str, /, *args: Any, **kwargs: Any) -> R:
+    """Run a function, with its retries and timeout, and wait for its result.
+
+    target: the function, or its name. Within a durable run this is a step: recorded when it has finished, and
+    answered from the record when the run is resumed.
+    Raises: UnknownFunction, InvalidArguments, and what the function raises.
+    """
+    found: Function[..., R] = catalog.get(target) if isinstance(target, str) else target
+    result: R = run_step(found, found.signature.bind(args, kwargs))
+    return result
 
 
 class _Declare(Protocol):
@@ -252,4 +294,6 @@ def _checked(name: str, declared: Mapping[str, Any]) -> dict[str, Any]:
 def _rebuilt(
     kind: type[Function[..., Any]], body: Callable[..., Any], declared: Mapping[str, Any]
 ) -> Function[..., Any]:
-    return kind(body, **declared)
+    made = kind(body, **declared)
+    catalog.declare(made)  # what it submits from here must be found here
+    return made

@@ -57,9 +57,9 @@ class Child:
             self.kill()
             self._connection.close()
 
-    def done(self) -> bool:
-        """Whether its outcome is there to read, or it has died."""
-        return self._connection.closed or self._connection.poll(0)
+    def wait(self, timeout_s: float) -> bool:
+        """Whether its outcome is there to read, or it has died, waiting so long at most."""
+        return self._connection.closed or self._connection.poll(timeout_s)
 
     def kill(self) -> None:
         """End the process and its group, at once."""

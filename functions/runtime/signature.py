@@ -91,6 +91,13 @@ class Signature:
             raise InvalidArguments(f"{self.name}: {error}") from error
         return self._validate(given, lambda adapter, value: adapter.validate_python(value))
 
+    def complete(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments with the defaults of those left out, so that they mean the same under later code."""
+        defaults = {
+            each: p.default for each, p in self.signature.parameters.items() if p.default is not p.empty
+        }
+        return defaults | dict(arguments)
+
     def load(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Validated arguments from a JSON object. Raises: InvalidArguments naming each bad field."""
         problems = [

@@ -1,0 +1,36 @@
+"""The invocations that are dead, in one journal, so that a listing reads a snapshot and not the world."""
+
+from __future__ import annotations
+
+from registry.journal import Entry, Fold, Journal
+from registry.store import ObjectStore
+from registry.times import Clock, utc_now
+
+PATH = "dead_letters"
+
+
+class DeadLetters:
+    """The index of dead invocations in `store`, oldest first."""
+
+    def __init__(self, store: ObjectStore, *, actor: str, clock: Clock = utc_now) -> None:
+        journal = Journal(store, PATH, actor=actor, clock=clock)
+        self._fold: Fold[tuple[str, ...]] = Fold(journal, (), _step, encode=list, decode=tuple)
+
+    def all(self) -> tuple[str, ...]:
+        """The ids of the dead."""
+        return self._fold.refresh()
+
+    def add(self, invocation: str) -> None:
+        """Enter a dead invocation; once is enough."""
+        self._fold.transact(lambda dead: None if invocation in dead else {"dead": invocation})
+
+    def remove(self, invocation: str, *, reason: str) -> None:
+        """Take one out: "redriven", or "purged" by someone who has seen it."""
+        body = {"removed": invocation, "reason": reason}
+        self._fold.transact(lambda dead: body if invocation in dead else None)
+
+
+def _step(dead: tuple[str, ...], entry: Entry) -> tuple[str, ...]:
+    if "dead" in entry.body:
+        return (*dead, entry.body["dead"])
+    return tuple(each for each in dead if each != entry.body["removed"])

@@ -1,0 +1,285 @@
+"""Runs what the ledger holds: learns of it from the queues, starts workers, notices those that died.
+
+An executor has no state that another could not read from the store. Any number may run; which of them runs an
+invocation is settled by the worker's claim in the invocation's journal.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import threading
+import time
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+from functions.runtime import catalog, cluster
+from functions.runtime.attendance import Assignment, Attended, attend, lease_key
+from functions.runtime.context import Context
+from functions.runtime.errors import FunctionError, UnknownFunction
+from functions.runtime.ledger import Followed, Ledger, later
+from functions.runtime.nursery import Child
+from functions.runtime.queue import Note, QueueReader
+from functions.runtime.record import Record, accepted
+from functions.runtime.work import Outcome
+from registry.entry import Entry
+from registry.errors import Unavailable
+from registry.times import from_text
+
+if TYPE_CHECKING:
+    from functions.runtime.function import Function
+
+CHECKPOINT_EVERY_S = 5.0
+ELSEWHERE_S = 30.0
+_logger = logging.getLogger(__name__)
+
+
+class Worker(Protocol):
+    """A process that attends to an invocation."""
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether it has ended, waiting so long at most."""
+        ...
+
+    def outcome(self) -> Outcome:
+        """What it returned: an Attended, or an error if it died."""
+        ...
+
+    def kill(self) -> None:
+        """End it at once."""
+        ...
+
+
+@dataclass
+class Executor:
+    """Executes the invocations in the store of `context`.
+
+    capacity: workers at a time; None lets Ray queue them, or gives a local machine two a CPU.
+    """
+
+    context: Context
+    ledger: Ledger
+    capacity: int | None = None
+    _open: dict[str, datetime] = field(default_factory=dict)
+    _workers: dict[str, tuple[Function[..., Any], Worker]] = field(default_factory=dict)
+    _reader: QueueReader | None = None
+    _kept_at: float = 0.0
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def poll(self) -> int:
+        """Look once at all that is new or due; returns how many invocations are open. Does not wait for work."""
+        with self._lock:
+            for note in self._news():
+                self._open[note.invocation] = self.ledger.clock()
+                self._guarded(note.invocation, note)
+            for each in [each for each, (_, worker) in self._workers.items() if worker.wait(0)]:
+                self._guarded(each, None)
+            now = self.ledger.clock()
+            for each in [
+                each for each, due in self._open.items() if due <= now and each not in self._workers
+            ]:
+                self._guarded(each, None)
+            self._checkpoint()
+            return len(self._open)
+
+    def attend(self, invocation: str, *, wait_s: float) -> None:
+        """Look at one invocation, run it if it is due, and wait a little for its worker if it is ours."""
+        with self._lock:
+            if self._open.get(invocation, self.ledger.clock()) <= self.ledger.clock():
+                self._guarded(invocation, None)
+            ours = self._workers.get(invocation)
+        if ours is None:
+            time.sleep(wait_s)
+        elif ours[1].wait(wait_s):
+            with self._lock:
+                self._guarded(invocation, None)
+
+    def close(self) -> None:
+        """Kill the workers this executor started; their invocations are run again by another."""
+        with self._lock:
+            for _, worker in self._workers.values():
+                worker.kill()
+            self._workers.clear()
+
+    def _news(self) -> list[Note]:
+        if self._reader is None:
+            self._reader = QueueReader(self.ledger.store, actor=self.ledger.actor, clock=self.ledger.clock)
+            self._open = self._reader.resume() | self._open
+        return list(self._reader.news())
+
+    def _checkpoint(self) -> None:
+        if self._reader and time.monotonic() - self._kept_at > CHECKPOINT_EVERY_S:
+            self._reader.checkpoint(self._open)
+            self._kept_at = time.monotonic()
+
+    def _guarded(self, invocation: str, note: Note | None) -> None:
+        try:
+            self._look(invocation, note)
+        except (Unavailable, UnknownFunction) as error:
+            self._postpone(invocation, error)
+        except Exception as error:
+            # One record that cannot be read must not keep the others from running.
+            _logger.exception("invocation %s cannot be attended to", invocation)
+            self._postpone(invocation, error)
+
+    def _postpone(self, invocation: str, error: Exception) -> None:
+        _logger.warning("invocation %s is left for %s s: %s", invocation, ELSEWHERE_S, error)
+        self._open[invocation] = self.ledger.clock() + timedelta(seconds=ELSEWHERE_S)
+
+    def _look(self, invocation: str, note: Note | None) -> None:
+        if invocation in self._workers:
+            self._look_at_worker(invocation)
+        else:
+            self._decide(self._followed(invocation, note))
+
+    def _look_at_worker(self, invocation: str) -> None:
+        function, worker = self._workers[invocation]
+        if not worker.wait(0):
+            if self.ledger.read(invocation).ended:
+                worker.kill()
+            return
+        del self._workers[invocation]
+        outcome = worker.outcome()
+        if isinstance(outcome.value, Attended):
+            self._settle(invocation, outcome.value.status, outcome.value.due)
+            return
+        followed = self.ledger.follow(invocation)
+        self._lose(followed, function, str(outcome.error))
+
+    def _followed(self, invocation: str, note: Note | None) -> Followed:
+        if note is None or note.entry is None:
+            return self.ledger.follow(invocation)
+        entry = Entry(**(note.entry | {"at": from_text(note.entry["at"])}))
+        journal = self.ledger.journal(invocation)
+        journal.remember(entry)
+        return Followed(journal, accepted(entry, invocation), entry.digest)
+
+    def _decide(self, followed: Followed) -> None:
+        record, now = followed.record, self.ledger.clock()
+        if record.status == "running":
+            self._check_lease(followed, now)
+        elif not record.runnable or record.due > now:
+            self._settle(record.id, record.status, record.due, idle=not record.runnable)
+        elif (function := self._admitted(record)) is not None:
+            self._start(function, followed)
+        else:
+            self._open[record.id] = now
+
+    def _settle(self, invocation: str, status: str, due: datetime, *, idle: bool = False) -> None:
+        """Enter when to look again, or that there is nothing more to do until a note says otherwise."""
+        if status == "dead":
+            self.ledger.dead_letters.add(invocation)
+        if status in {"succeeded", "dead", "cancelled"} or idle:
+            self._open.pop(invocation, None)
+        else:
+            self._open[invocation] = due
+
+    def _admitted(self, record: Record) -> Function[..., Any] | None:
+        """The function, if there is room for one more run of it."""
+        function = catalog.find(record.reference)
+        if function is None:
+            raise UnknownFunction(f"{record.reference} is not declared in this process")
+        limit = None if cluster.running() else 2 * (os.cpu_count() or 1)
+        capacity = self.capacity or limit
+        same = sum(each.reference == function.reference for each, _ in self._workers.values())
+        full = capacity is not None and len(self._workers) >= capacity
+        return None if full or same >= (function.max_concurrency or same + 1) else function
+
+    def _start(self, function: Function[..., Any], followed: Followed) -> None:
+        record = followed.record
+        if record.steps and record.started_digest not in {None, function.digest}:
+            self._refuse_changed(followed, function)
+            return
+        assignment = Assignment(function, record, followed.head, self.context, self.ledger.lease_s)
+        self._workers[record.id] = (function, _worker(assignment))
+        self._open[record.id] = self.ledger.clock()
+
+    def _refuse_changed(self, followed: Followed, function: Function[..., Any]) -> None:
+        message = (
+            f"{function.name} has {len(followed.record.steps)} recorded steps of code {followed.record.started_digest}, "
+            f"but this is {function.digest}; run the old code, or redrive it to go on with this one"
+        )
+        body = {"kind": "dead", "lost": True, "failure": {"type": "CodeChanged", "message": message}}
+        followed.append(lambda record: body if record.runnable else None)
+        self._settle(followed.record.id, followed.record.status, followed.record.due)
+
+    def _check_lease(self, followed: Followed, now: datetime) -> None:
+        record = followed.record
+        until = record.due
+        if until <= now:
+            until = max(until, self._beaten(record) + timedelta(seconds=record.lease_s))
+        if until > now:
+            self._open[record.id] = until
+            return
+        self._lose(followed, catalog.find(record.reference), f"worker {record.worker} has been silent")
+
+    def _beaten(self, record: Record) -> datetime:
+        data = self.ledger.store.find(lease_key(record.id))
+        told: dict[str, Any] = json.loads(data) if data else {}
+        return (
+            datetime.fromisoformat(told["at"]) if told.get("worker") == record.worker else record.submitted_at
+        )
+
+    def _lose(self, followed: Followed, function: Function[..., Any] | None, reason: str) -> None:
+        """Record that a worker vanished: run again, unless that has happened too often or was its timeout."""
+        worker = followed.record.worker
+        followed.append(
+            lambda record: _loss(record, function, reason, worker=worker, now=self.ledger.clock())
+        )
+        self._settle(followed.record.id, followed.record.status, followed.record.due)
+
+
+def _loss(
+    record: Record, function: Function[..., Any] | None, reason: str, *, worker: str | None, now: datetime
+) -> dict[str, Any] | None:
+    if record.status not in {"queued", "running"} or record.worker != worker:
+        return None
+    if function is None:
+        raise FunctionError(f"{record.reference} is not declared here; its policy is unknown")
+    retries = function.retries
+    if (
+        function.timeout_s
+        and record.started_at
+        and now - record.started_at >= timedelta(seconds=function.timeout_s)
+    ):
+        reason = f"ran past timeout_s={function.timeout_s} and its worker was killed"
+        failure = {"type": "TimedOut", "message": reason}
+        if record.attempts + 1 >= retries.max_attempts:
+            return {"kind": "dead", "failure": failure}
+        return {
+            "kind": "failed",
+            "failure": failure,
+            "due": later(now, _backoff(function, record.attempts + 1)),
+        }
+    failure = {"type": "WorkerLost", "message": reason}
+    if record.lost >= retries.max_lost:
+        return {"kind": "dead", "lost": True, "failure": failure}
+    return {"kind": "lost", "failure": failure, "due": later(now, _backoff(function, record.lost + 1))}
+
+
+def _backoff(function: Function[..., Any], attempt: int) -> float:
+    return function.retries.backoff(attempt, draw=random.random())
+
+
+def _worker(assignment: Assignment) -> Worker:
+    function = assignment.function
+    if cluster.running():
+        return cluster.ClusterRun(function.name, _task(function).remote(assignment))
+    return Child(function.name, partial(_attended, assignment), retries=function.retries)
+
+
+@cache
+def _task(function: Function[..., Any]) -> Any:
+    def attended(assignment: Assignment) -> Outcome:
+        return _attended(assignment)
+
+    asked = cluster.options(function.resources, function.retries, function.timeout_s)
+    return cluster.task(function.name, attended, asked | {"max_retries": 0})  # the ledger runs it again
+
+
+def _attended(assignment: Assignment) -> Outcome:
+    return Outcome(attend(assignment))

@@ -1,0 +1,159 @@
+"""Where executors learn of invocations that want looking at, without ever listing the store.
+
+Each writing process has a queue of its own, a journal that only it appends to: a note costs one write and never
+meets another writer. Executors find the queues in one index and read the next number of each. A queue that has
+been silent for long is closed by an executor's own append to it, which its writer, if it still lives, runs
+into, and opens another.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from registry.errors import Conflict
+from registry.journal import Entry, Fold, Journal
+from registry.store import ObjectStore
+from registry.times import Clock, utc_now
+
+INDEX = "queues/index"
+CHECKPOINT = "queues/checkpoint.json"
+SILENT_AFTER = timedelta(minutes=10)
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Look at this invocation; `entry` is its first entry, if it is new and small."""
+
+    invocation: str
+    entry: dict[str, Any] | None = None
+
+
+class QueueWriter:
+    """The queue of the present process in `store`; may be shared by threads."""
+
+    def __init__(self, store: ObjectStore, *, actor: str, clock: Clock = utc_now) -> None:
+        self._store = store
+        self._actor = actor
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._journal: Journal | None = None
+        self._next = 0
+
+    def add(self, note: Note) -> None:
+        """Append a note: one write, and one more when this is the first."""
+        body = {"invocation": note.invocation} | ({"entry": note.entry} if note.entry else {})
+        with self._lock:
+            while True:
+                journal = self._journal or self._open()
+                try:
+                    journal.append(body, at=self._next)
+                except Conflict:  # an executor found it silent and closed it
+                    self._journal = None
+                    continue
+                self._next += 1
+                return
+
+    def _open(self) -> Journal:
+        name = uuid.uuid4().hex
+        index(self._store, actor=self._actor, clock=self._clock).transact(lambda _: {"opened": name})
+        self._journal = Journal(self._store, f"queues/{name}", actor=self._actor, clock=self._clock)
+        self._next = 0
+        return self._journal
+
+
+@dataclass
+class _Followed:
+    journal: Journal
+    next: int
+    heard_at: datetime
+
+
+@dataclass
+class QueueReader:
+    """Follows every open queue in `store`, from a checkpoint on."""
+
+    store: ObjectStore
+    actor: str
+    clock: Clock = utc_now
+    _index: Fold[frozenset[str]] = field(init=False)
+    _queues: dict[str, _Followed] = field(init=False, default_factory=dict)
+    _positions: dict[str, int] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._index = index(self.store, actor=self.actor, clock=self.clock)
+
+    def resume(self) -> dict[str, datetime]:
+        """Go to the last checkpoint; returns the invocations that were open then, with the time each is due."""
+        data = self.store.find(CHECKPOINT)
+        if data is None:
+            return {}
+        content = json.loads(data)
+        self._positions = content["positions"]
+        return {each: datetime.fromisoformat(due) for each, due in content["open"].items()}
+
+    def checkpoint(self, opened: dict[str, datetime]) -> None:
+        """Keep how far this reader is and what is open; a later reader starts there.
+
+        Another reader's checkpoint may replace this one: each is whole in itself, so an older one only
+        makes someone read a little twice.
+        """
+        positions = {name: queue.next for name, queue in self._queues.items()}
+        content = {"positions": positions, "open": {each: due.isoformat() for each, due in opened.items()}}
+        self.store.put(CHECKPOINT, json.dumps(content).encode())
+
+    def news(self) -> Iterator[Note]:
+        """Notes since the last call: one read for the index and one a queue when there are none."""
+        opened = self._index.refresh()
+        for name in opened - self._queues.keys():
+            journal = Journal(self.store, f"queues/{name}", actor=self.actor, clock=self.clock)
+            self._queues[name] = _Followed(journal, self._positions.get(name, 0), self.clock())
+        for name, queue in list(self._queues.items()):
+            yield from self._read(name, queue)
+            if name not in opened:  # another executor closed it; what it had not read is read now
+                del self._queues[name]
+
+    def _read(self, name: str, queue: _Followed) -> Iterator[Note]:
+        for entry in queue.journal.entries(queue.next):
+            queue.next, queue.heard_at = entry.number + 1, self.clock()
+            if entry.body.get("closed"):
+                self._forget(name)
+                return
+            yield Note(entry.body["invocation"], entry.body.get("entry"))
+        if self.clock() - queue.heard_at > SILENT_AFTER:
+            self._close(queue)
+
+    def _close(self, queue: _Followed) -> None:
+        try:
+            queue.journal.append({"closed": True}, at=queue.next)
+        except Conflict:
+            return  # its writer has just spoken: read on next time
+
+    def _forget(self, name: str) -> None:
+        self._index.transact(lambda opened: {"closed": name} if name in opened else None)
+
+
+def index(store: ObjectStore, *, actor: str, clock: Clock = utc_now) -> Fold[frozenset[str]]:
+    """The queues that are open."""
+    journal = Journal(store, INDEX, actor=actor, clock=clock)
+    return Fold(journal, frozenset(), _index_step, encode=sorted, decode=frozenset)
+
+
+def _index_step(opened: frozenset[str], entry: Entry) -> frozenset[str]:
+    if "opened" in entry.body:
+        return opened | {entry.body["opened"]}
+    return opened - {entry.body["closed"]}
+
+
+def every_note(store: ObjectStore, *, actor: str) -> Iterator[Note]:
+    """All notes ever written, queue by queue; for listings, not for hot paths."""
+    for entry in Journal(store, INDEX, actor=actor).entries():
+        if "opened" in entry.body:
+            for note in Journal(store, f"queues/{entry.body['opened']}", actor=actor).entries():
+                if "invocation" in note.body:
+                    yield Note(note.body["invocation"], note.body.get("entry"))

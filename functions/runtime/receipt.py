@@ -1,0 +1,109 @@
+"""What an invocation cost, measured where it ran."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from pathlib import Path
+
+from pydantic import BaseModel
+
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+_STATUS = Path("/proc/self/status")
+
+
+class Usage(BaseModel, frozen=True):
+    """What one run used: wall and processor seconds, and the most memory it held."""
+
+    run_s: float
+    cpu_s: float
+    gpu_s: float
+    peak_memory_bytes: int
+
+
+class Receipt(BaseModel, frozen=True):
+    """The bill of an invocation, all its attempts together; the peak is the highest of any.
+
+    queue_s: from acceptance, or from the time it was due, to the first start; gpu_s: GPUs held x run time.
+    """
+
+    invocation: str
+    function: str
+    digest: str
+    caller: str
+    finished_at: datetime
+    attempts: int
+    queue_s: float
+    run_s: float
+    cpu_s: float
+    gpu_s: float
+    peak_memory_bytes: int
+
+
+class Total(BaseModel, frozen=True):
+    """Receipts of one function, day (UTC) and caller, summed."""
+
+    function: str
+    day: str
+    caller: str
+    invocations: int
+    run_s: float
+    cpu_s: float
+    gpu_s: float
+
+
+def totals(receipts: Iterable[Receipt]) -> list[Total]:
+    """Sums by function, day and caller, in that order."""
+    groups: dict[tuple[str, str, str], list[Receipt]] = {}
+    for each in receipts:
+        groups.setdefault((each.function, each.finished_at.date().isoformat(), each.caller), []).append(each)
+    return [
+        Total(
+            function=function,
+            day=day,
+            caller=caller,
+            invocations=len(group),
+            run_s=sum(each.run_s for each in group),
+            cpu_s=sum(each.cpu_s for each in group),
+            gpu_s=sum(each.gpu_s for each in group),
+        )
+        for (function, day, caller), group in sorted(groups.items())
+    ]
+
+
+def meter(*, num_gpus: float) -> Callable[[], Usage]:
+    """Start measuring this process and the children it waits for; the returned call reads the meter."""
+    _reset_peak()
+    started, cpu = time.monotonic(), _cpu_s()
+
+    def read() -> Usage:
+        run_s = time.monotonic() - started
+        return Usage(
+            run_s=run_s, cpu_s=_cpu_s() - cpu, gpu_s=run_s * num_gpus, peak_memory_bytes=_peak_memory_bytes()
+        )
+
+    return read
+
+
+def _cpu_s() -> float:
+    used = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+def _reset_peak() -> None:
+    try:
+        _CLEAR_REFS.write_text("5")  # Linux: begin the high-water mark anew
+    except OSError:
+        return  # elsewhere the peak is the process's own, not this run's
+
+
+def _peak_memory_bytes() -> int:
+    try:
+        line = next(each for each in _STATUS.read_text().splitlines() if each.startswith("VmHWM"))
+    except OSError:
+        scale = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+    return int(line.split()[1]) * 1024

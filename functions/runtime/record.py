@@ -1,0 +1,227 @@
+"""The record of a durable invocation: a pure fold of its journal's entries.
+
+queued -> running -> succeeded | dead | cancelled
+             |  ^
+             v  |
+      failed, waiting   (until due, then it runs again)
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from functions.runtime.receipt import Receipt, Usage
+from registry.journal import Entry
+
+Status = Literal["queued", "running", "failed", "waiting", "succeeded", "dead", "cancelled"]
+ENDED = frozenset({"succeeded", "dead", "cancelled"})
+
+
+class Failure(BaseModel, frozen=True):
+    """Why an attempt did not succeed: the error's type, message and traceback."""
+
+    type: str
+    message: str
+    traceback: str = ""
+
+
+class Step(BaseModel, frozen=True):
+    """A finished step of a workflow: what was called with which arguments (their digest), and its result."""
+
+    function: str
+    arguments: str
+    result: dict[str, Any]
+
+
+class Record(BaseModel, frozen=True):
+    """All that is known of an invocation.
+
+    arguments, result: in the form of `values`; chain: the functions whose events led here, oldest first;
+    due: when it may run (again); attempts, lost: runs that failed by themselves, and with their worker;
+    started_digest: the code the current generation began with; length: entries folded.
+    """
+
+    id: str
+    function: str
+    reference: str
+    arguments: dict[str, Any]
+    key: str | None = None
+    caller: str
+    digest: str
+    parent: str | None = None
+    chain: tuple[str, ...] = ()
+    submitted_at: datetime
+    due: datetime
+    status: Status = "queued"
+    attempts: int = 0
+    lost: int = 0
+    worker: str | None = None
+    lease_s: float = 0.0
+    started_at: datetime | None = None
+    first_started_at: datetime | None = None
+    started_digest: str | None = None
+    steps: tuple[Step, ...] = ()
+    signals: dict[str, Any] = {}
+    waits_for: str | None = None
+    failure: Failure | None = None
+    result: dict[str, Any] | None = None
+    usage: Usage | None = None
+    receipt: Receipt | None = None
+    progress: float | None = None
+    finished_at: datetime | None = None
+    length: int = 1
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing will happen to it any more, unless it is redriven."""
+        return self.status in ENDED
+
+    @property
+    def runnable(self) -> bool:
+        """Whether it may run once it is due."""
+        return self.status in {"queued", "failed"} or (self.status == "waiting" and self.waits_for is None)
+
+
+def accepted(entry: Entry, invocation: str) -> Record:
+    """The record after its first entry."""
+    body = {name: value for name, value in entry.body.items() if name != "kind"}
+    body["due"] = body.get("due") or entry.at
+    return Record(id=invocation, caller=entry.actor, submitted_at=entry.at, **body)
+
+
+def step(record: Record, entry: Entry) -> Record:
+    """The record after one more entry."""
+    changes = _CHANGES[entry.body["kind"]](record, entry)
+    return record.model_copy(update={**changes, "length": entry.number + 1})
+
+
+def _started(record: Record, entry: Entry) -> dict[str, Any]:
+    return {
+        "status": "running",
+        "worker": entry.body["worker"],
+        "lease_s": entry.body["lease_s"],
+        "started_at": entry.at,
+        "first_started_at": record.first_started_at or entry.at,
+        "started_digest": entry.body["digest"],
+        "due": entry.at + timedelta(seconds=entry.body["lease_s"]),
+    }
+
+
+def _failed(record: Record, entry: Entry) -> dict[str, Any]:
+    return {
+        "status": "failed",
+        "attempts": record.attempts + 1,
+        "failure": Failure(**entry.body["failure"]),
+        "due": datetime.fromisoformat(entry.body["due"]),
+        "usage": _used(record, entry),
+    }
+
+
+def _lost(record: Record, entry: Entry) -> dict[str, Any]:
+    due = datetime.fromisoformat(entry.body["due"])
+    return {
+        "status": "queued",
+        "lost": record.lost + 1,
+        "failure": Failure(**entry.body["failure"]),
+        "due": due,
+    }
+
+
+def _succeeded(record: Record, entry: Entry) -> dict[str, Any]:
+    done = {
+        "status": "succeeded",
+        "attempts": record.attempts + 1,
+        "result": entry.body["result"],
+        "failure": None,
+    }
+    return _ended(record, entry) | done
+
+
+def _dead(record: Record, entry: Entry) -> dict[str, Any]:
+    own = 0 if entry.body.get("lost") else 1
+    done = {"status": "dead", "attempts": record.attempts + own, "failure": Failure(**entry.body["failure"])}
+    return _ended(record, entry) | done
+
+
+def _cancelled(record: Record, entry: Entry) -> dict[str, Any]:
+    return _ended(record, entry) | {"status": "cancelled"}
+
+
+def _ended(record: Record, entry: Entry) -> dict[str, Any]:
+    receipt = entry.body.get("receipt")
+    return {
+        "finished_at": entry.at,
+        "usage": _used(record, entry),
+        "receipt": Receipt(**receipt) if receipt else None,
+        "waits_for": None,
+    }
+
+
+def _stepped(record: Record, entry: Entry) -> dict[str, Any]:
+    body = entry.body
+    made = Step(function=body["function"], arguments=body["arguments"], result=body["result"])
+    return {"steps": (*record.steps, made)}
+
+
+def _waiting(record: Record, entry: Entry) -> dict[str, Any]:
+    signal = entry.body.get("signal")
+    there = signal is not None and signal in record.signals  # it came while the run was on its way to wait
+    return {
+        "status": "waiting",
+        "waits_for": None if there else signal,
+        "due": datetime.fromisoformat(entry.body["due"]) if "due" in entry.body else entry.at,
+        "usage": _used(record, entry),
+    }
+
+
+def _signalled(record: Record, entry: Entry) -> dict[str, Any]:
+    name = entry.body["signal"]
+    signals = record.signals | {name: entry.body["value"]}
+    return {"signals": signals} | ({"waits_for": None, "due": entry.at} if record.waits_for == name else {})
+
+
+def _redriven(_: Record, entry: Entry) -> dict[str, Any]:
+    return {
+        "status": "queued",
+        "attempts": 0,
+        "lost": 0,
+        "due": entry.at,
+        "started_digest": None,
+        "finished_at": None,
+        "receipt": None,
+    }
+
+
+def _used(record: Record, entry: Entry) -> Usage | None:
+    given = entry.body.get("usage")
+    if given is None:
+        return record.usage
+    new, old = Usage(**given), record.usage
+    return new if old is None else add(old, new)
+
+
+def add(one: Usage, other: Usage) -> Usage:
+    """The usage of two runs together: sums, and the higher peak."""
+    return Usage(
+        run_s=one.run_s + other.run_s,
+        cpu_s=one.cpu_s + other.cpu_s,
+        gpu_s=one.gpu_s + other.gpu_s,
+        peak_memory_bytes=max(one.peak_memory_bytes, other.peak_memory_bytes),
+    )
+
+
+_CHANGES = {
+    "started": _started,
+    "failed": _failed,
+    "lost": _lost,
+    "succeeded": _succeeded,
+    "dead": _dead,
+    "cancelled": _cancelled,
+    "step": _stepped,
+    "waiting": _waiting,
+    "signalled": _signalled,
+    "redriven": _redriven,
+}

@@ -1,0 +1,59 @@
+"""Arguments and results on their way into a journal: small ones by value, large ones by reference."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from contextlib import suppress
+from typing import Any
+
+from functions.runtime.errors import FunctionError
+from registry.errors import AlreadyExists
+from registry.store import ObjectStore
+
+BY_REFERENCE_ABOVE_BYTES = 1 << 20
+
+
+def put_value(store: ObjectStore, value: Any) -> dict[str, Any]:
+    """The form in which a JSON value stands in an entry; above 1 MiB it is stored under its digest first.
+
+    A value with NaN or infinity, which JSON does not have, stands as text.
+    """
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    data = text.encode()
+    if len(data) > BY_REFERENCE_ABOVE_BYTES:
+        digest = hashlib.sha256(data).hexdigest()
+        with suppress(AlreadyExists):  # by its name it is the same value
+            store.create(_key(digest), data)
+        return {"sha256": digest, "size_bytes": len(data)}
+    return {"json": value} if _finite(value) else {"text": text}
+
+
+def get_value(store: ObjectStore, form: dict[str, Any]) -> Any:
+    """The value that stands in an entry as `form`.
+
+    Raises: FunctionError if the stored bytes do not give their digest.
+    """
+    if "json" in form:
+        return form["json"]
+    if "text" in form:
+        return json.loads(form["text"])
+    data = store.get(_key(form["sha256"]))
+    if hashlib.sha256(data).hexdigest() != form["sha256"]:
+        raise FunctionError(
+            f"the value {form['sha256'][:12]}… in the store was changed; restore it from a copy"
+        )
+    return json.loads(data)
+
+
+def _key(digest: str) -> str:
+    return f"values/{digest[:2]}/{digest}.json"
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, dict):
+        return all(_finite(each) for each in value.values())
+    return all(_finite(each) for each in value) if isinstance(value, list) else True
