@@ -27,7 +27,7 @@ from featurestore.errors import (
     UnreadableRow,
 )
 from featurestore.materialize import Materialized
-from featurestore.ondemand import on_demand, on_demand_feature_view
+from featurestore.ondemand import on_demand_feature_view
 from featurestore.serving import OnlineFeatures, Status
 from featurestore.store import FeatureStore
 
@@ -64,6 +64,5 @@ __all__ = [
     "Windows",
     "aggregate_windows",
     "aggregations",
-    "on_demand",
     "on_demand_feature_view",
 ]

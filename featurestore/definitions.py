@@ -5,6 +5,7 @@ which numbers come out (it is digested for lineage); `describe()` adds what only
 """
 
 import hashlib
+import inspect
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from featurestore.code import code_digest, code_reference
 from featurestore.dtypes import DType
 from featurestore.errors import InvalidDefinition, UnknownDefinition
 
@@ -224,6 +226,7 @@ class OnDemandFeatureView:
     sources: views, projections and request sources whose columns the function gets.
     transform: columns in, columns out, all of one length. Numbers and booleans come as float64 with NaN for
         null, strings as object arrays with None, times as datetime64[us] with NaT; a NaN it returns is null.
+    code, reference: digest of the function's text and where to import it from; found out if not given.
     Raises: InvalidDefinition.
     """
 
@@ -243,6 +246,9 @@ class OnDemandFeatureView:
         object.__setattr__(self, "sources", sources)
         object.__setattr__(self, "schema", tuple(self.schema))
         object.__setattr__(self, "tags", dict(self.tags))
+        object.__setattr__(self, "code", self.code or code_digest(self.transform))
+        object.__setattr__(self, "reference", self.reference or code_reference(self.transform))
+        object.__setattr__(self, "description", self.description or inspect.getdoc(self.transform) or "")
         if not self.schema or not sources:
             raise InvalidDefinition(f"on-demand feature view {self.name!r} needs sources and a schema")
         _unique(f"on-demand feature view {self.name!r} inputs", self.inputs)

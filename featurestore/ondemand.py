@@ -1,8 +1,5 @@
 """On-demand views: one vectorised function, run on columns of training rows and on columns of a request alike."""
 
-import hashlib
-import inspect
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +16,7 @@ from featurestore.definitions import (
 )
 from featurestore.dtypes import DType
 from featurestore.encoding import to_microseconds
-from featurestore.errors import InvalidDefinition, InvalidRows
+from featurestore.errors import InvalidRows
 
 Array = np.ndarray[Any, Any]
 
@@ -35,53 +32,16 @@ def on_demand_feature_view(
     """Declare a function as an on-demand view, under its own name unless another is given."""
 
     def declare(transform: Transform) -> OnDemandFeatureView:
-        return on_demand(
-            name or transform.__name__,
+        return OnDemandFeatureView(
+            name or getattr(transform, "__name__", ""),
+            sources,
+            schema,
             transform,
-            sources=sources,
-            schema=schema,
             tags=tags or {},
             owner=owner,
         )
 
     return declare
-
-
-def on_demand(
-    name: str,
-    transform: Transform,
-    *,
-    sources: Sequence[FeatureView | Projection | RequestSource],
-    schema: Sequence[Field],
-    tags: Mapping[str, str] | None = None,
-    owner: str = "",
-) -> OnDemandFeatureView:
-    """An on-demand view of a function, with the digest of its code and where to import it from."""
-    return OnDemandFeatureView(
-        name,
-        sources,
-        schema,
-        transform,
-        code=code_digest(transform),
-        reference=f"{transform.__module__}:{transform.__qualname__}",
-        tags=tags or {},
-        owner=owner,
-        description=inspect.getdoc(transform) or "",
-    )
-
-
-def code_digest(transform: Transform) -> str:
-    """Digest of a function's source text.
-
-    Raises: InvalidDefinition if Python cannot find the text.
-    """
-    try:
-        text = textwrap.dedent(inspect.getsource(transform))
-    except (OSError, TypeError) as error:
-        raise InvalidDefinition(
-            f"the source of {transform!r} cannot be read; define it in a module"
-        ) from error
-    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
 def compute(view: OnDemandFeatureView, inputs: Mapping[str, Array], *, rows: int) -> dict[str, Array]:

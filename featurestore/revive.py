@@ -7,6 +7,7 @@ from typing import Any
 
 from featurestore.aggregations import Aggregation, Windows
 from featurestore.catalogue import Catalogue
+from featurestore.code import code_digest
 from featurestore.definitions import (
     Entity,
     FeatureService,
@@ -19,7 +20,6 @@ from featurestore.definitions import (
 )
 from featurestore.dtypes import DType
 from featurestore.errors import UnknownDefinition
-from featurestore.ondemand import code_digest
 
 FindTransform = Callable[[Mapping[str, Any]], Transform]
 

@@ -20,9 +20,9 @@ from featurestore import (
     Float64,
     Int64,
     InvalidRows,
+    OnDemandFeatureView,
     Windows,
     distributed,
-    on_demand,
 )
 from featurestore.dtypes import TIMESTAMP
 
@@ -41,7 +41,7 @@ def doubled(inputs: Any) -> Any:
 
 service = FeatureService(
     "s",
-    [late[["x"]], both, on_demand("twice", doubled, sources=[late[["x"]]], schema=[Field("twice", Float64)])],
+    [late[["x"]], both, OnDemandFeatureView("twice", [late[["x"]]], [Field("twice", Float64)], doubled)],
 )
 
 

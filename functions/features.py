@@ -1,0 +1,149 @@
+"""Features as functions: build a training set that can be read again years later, and bring features online."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timedelta
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict
+
+from featurestore import InvalidRows, Materialized
+from featurestore.historical import RetrievalJob
+from functions.runtime.context import context
+from functions.runtime.declaration import Retries
+from functions.runtime.function import function
+from registry import Table, TableSnapshot, as_utc
+
+EVENT_TIMESTAMP = "event_timestamp"
+LABEL_KNOWN_AT = "label_known_at"
+
+
+class TrainingSetLineage(BaseModel):
+    """Where a training set came from.
+
+    service: its features; entities: the snapshot of rows and labels; views: digest of each view's definition;
+    tables: the offline snapshot read for each view (absent: the view had no rows); start, end: of event times;
+    known_by: labels known later were left out; rows: how many it has.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    service: str
+    entities: TableSnapshot
+    views: dict[str, str]
+    tables: dict[str, TableSnapshot]
+    label: str
+    start: datetime
+    end: datetime
+    known_by: datetime
+    rows: int
+
+
+class MaterializeResult(BaseModel):
+    """What was brought online, view by view."""
+
+    model_config = ConfigDict(frozen=True)
+
+    views: list[Materialized]
+
+    @property
+    def rows(self) -> int:
+        """Rows offered to the online store."""
+        return sum(view.rows for view in self.views)
+
+    @property
+    def written(self) -> int:
+        """Rows that replaced what was there."""
+        return sum(view.written for view in self.views)
+
+
+@function(timeout_s=1800, retries=Retries(max_attempts=3))
+def build_training_set(
+    service: str,
+    entities: TableSnapshot,
+    label: str,
+    start: datetime,
+    end: datetime,
+    known_by: datetime | None = None,
+    name: str = "",
+) -> TableSnapshot:
+    """The features of a service as they were at each labelled row's time, stored as a table snapshot with its lineage.
+
+    service: name of a feature service that is in force.
+    entities: rows with join keys, request values, `event_timestamp`, the label, and perhaps `label_known_at`; of these
+        the ones with `start <= event_timestamp < end`, a label, and `label_known_at <= known_by`.
+    known_by: by default now, on the platform's clock.
+    name: of the table it is stored in, by default `training/{service}`; every call makes a new version of it.
+    Raises: InvalidRows if no row is left, or a column is missing.
+    """
+    ctx = context()
+    features = ctx.features()
+    since, until = as_utc(start, name="start"), as_utc(end, name="end")
+    known = ctx.clock() if known_by is None else as_utc(known_by, name="known_by")
+    rows = Table(ctx.store, entities.name).read(version=entities.version, where=_between(since, until))
+    chosen = labelled(rows, label, known_by=known)
+    if not chosen.num_rows:
+        msg = f"{entities} has no rows with {label!r} known by {known} and {since} <= {EVENT_TIMESTAMP} < {until}"
+        raise InvalidRows(msg)
+    job = features.get_historical_features(chosen, features=service)
+    lineage = TrainingSetLineage(
+        service=service,
+        entities=entities,
+        views=features.definitions_digest(service),
+        tables=_tables(job),
+        label=label,
+        start=since,
+        end=until,
+        known_by=known,
+        rows=chosen.num_rows,
+    )
+    table = Table(ctx.store, name or f"training/{service}")
+    return table.overwrite(job.to_arrow(), metadata={"training_set": lineage.model_dump_json()})
+
+
+def training_set_lineage(snapshot: TableSnapshot) -> TrainingSetLineage:
+    """Where a stored training set came from.
+
+    Raises: InvalidRows if the snapshot is no training set of ours.
+    """
+    metadata = Table(context().store, snapshot.name).metadata(snapshot.version)
+    if "training_set" not in metadata:
+        raise InvalidRows(
+            f"{snapshot} was not made by build_training_set; its metadata has {sorted(metadata)}"
+        )
+    return TrainingSetLineage.model_validate(json.loads(metadata["training_set"]))
+
+
+@function(timeout_s=1800, retries=Retries(max_attempts=3))
+def materialize(views: list[str] | None = None, end: datetime | None = None) -> MaterializeResult:
+    """Bring online what is new of some views up to `end`, late rows and corrections included; may run at any time again.
+
+    views: by default all; end: by default now, on the platform's clock.
+    Raises: OnlineStoreUnavailable if Redis does not answer; a rerun completes it.
+    """
+    return MaterializeResult(views=context().features().materialize_incremental(end, views=views))
+
+
+def labelled(rows: pa.Table, label: str, *, known_by: datetime) -> pa.Table:
+    """The rows that have a label which was known by then.
+
+    Raises: InvalidRows if there is no such column.
+    """
+    if label not in rows.column_names:
+        raise InvalidRows(f"entity table: label column {label!r} is missing; got {rows.column_names}")
+    kept = pc.is_valid(rows.column(label))
+    if LABEL_KNOWN_AT in rows.column_names:
+        known = pc.less_equal(rows.column(LABEL_KNOWN_AT), pa.scalar(known_by, pa.timestamp("us", "UTC")))
+        kept = pc.and_(kept, pc.fill_null(known, False))
+    return rows.filter(kept)
+
+
+def _between(start: datetime, end: datetime) -> pc.Expression:
+    time, utc = pc.field(EVENT_TIMESTAMP), pa.timestamp("us", "UTC")
+    return (time >= pa.scalar(start, utc)) & (time <= pa.scalar(end - timedelta(microseconds=1), utc))
+
+
+def _tables(job: RetrievalJob) -> dict[str, TableSnapshot]:
+    return {view: snapshot for view, snapshot in job.versions.items() if snapshot is not None}
