@@ -78,7 +78,7 @@ def tune_tabular(
     ) as run:
         began = time.perf_counter()
         table = Table(registry.store, training_set.name)
-        prepared = prepare(table.read(version=training_set.version, columns=columns.read()), columns, base)
+        prepared = prepare(columns.read(table, training_set), columns, base)
         tracker = TrialTracker(registry, name, parent=run.id, points=points, dataset=training_set, code=code)
         run_trials(prepared, points, tracker, concurrency=concurrency, cpus_per_trial=cpus_per_trial)
         return _best(run, tracker.trials(), time.perf_counter() - began)

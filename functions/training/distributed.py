@@ -112,7 +112,7 @@ def _work(config: dict[str, Any]) -> Fitted | TrainingError:
     """One worker's part. An error of the data or the loss is returned: starting again would only meet it again."""
     job: Job = config["job"]
     world = ProcessGroup()
-    table = job.table.read(version=job.snapshot.version, columns=job.columns.read())
+    table = job.columns.read(job.table, job.snapshot)
     first = world.rank == 0
     try:
         with threads(job.threads):

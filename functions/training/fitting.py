@@ -22,6 +22,7 @@ from functions.training.network import TabularNet
 from functions.training.params import TabularParams
 from functions.training.preprocessing import Preprocessing, fit_preprocessing
 from functions.training.scorer import TabularScorer
+from registry import Table, TableSnapshot
 
 OnEpoch = Callable[[Epoch], None]
 
@@ -34,9 +35,11 @@ class Columns:
     categorical: Sequence[str]
     label: str
 
-    def read(self) -> list[str]:
-        """All that training reads, the time of the row included."""
-        return [*self.numeric, *self.categorical, self.label, TIME_COLUMN]
+    def read(self, table: Table, snapshot: TableSnapshot) -> pa.Table:
+        """What training reads of a snapshot, the time of the row included; what is absent is named later, by use."""
+        rows = table.read(version=snapshot.version)
+        wanted = {*self.numeric, *self.categorical, self.label, TIME_COLUMN}
+        return rows.select([name for name in rows.column_names if name in wanted])
 
 
 @dataclass(frozen=True, slots=True)

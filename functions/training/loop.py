@@ -16,6 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.optim.lr_scheduler import LambdaLR
 
 from functions.training.errors import TrainingDiverged
 from functions.training.network import TabularNet
@@ -23,6 +24,8 @@ from functions.training.params import TabularParams
 from functions.training.preprocessing import Encoded
 
 _EPOCHS_APART, _WORKERS_APART = 1_000, 1_000_003  # so that no two epochs, seeds or workers share a stream
+_RISE = 0.25
+_MIN_BATCH, _MIN_STEPS = 16, 32
 _SCORING_ROWS = 16_384  # rows scored at once: small enough for the cache of a core
 
 
@@ -105,12 +108,11 @@ class Trainer:
         self._train, self._valid, self._params = train, valid, params
         self._world: World = world or Alone()
         self._module = self._world.wrap(net)
-        self._batch = min(params.batch_size, len(train))
+        self._batch = _batch_rows(params.batch_size, len(train), self._world.size)
         self._steps = max(1, len(train) // self._batch)
+        total = self._steps * params.epochs
         self._optimizer = torch.optim.AdamW(_groups(net, params.weight_decay), lr=params.lr, fused=True)
-        self._schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self._optimizer, params.lr, total_steps=self._steps * params.epochs, pct_start=0.25
-        )
+        self._schedule = LambdaLR(self._optimizer, lambda step: one_cycle(step, total))
         self._best = _Best()
 
     @property
@@ -202,6 +204,14 @@ def score_logits(net: TabularNet, rows: Encoded) -> Tensor:
     return torch.cat(pieces) if pieces else torch.empty(0)
 
 
+def one_cycle(step: int, total: int) -> float:
+    """Share of the peak learning rate at a step: a linear rise over the first quarter, then half a cosine down."""
+    rise = max(1, round(_RISE * total))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - rise) / max(1, total - rise))))
+
+
 @contextmanager
 def threads(count: int) -> Iterator[None]:
     """Let torch use `count` threads inside, so that it fits the CPUs that were asked for."""
@@ -211,6 +221,12 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _batch_rows(wanted: int, rows: int, workers: int) -> int:
+    """Rows of a step: as wanted, but fewer on a small set, so that an epoch has enough steps; even for all workers."""
+    batch = min(wanted, max(_MIN_BATCH, rows // _MIN_STEPS), rows)
+    return max(workers, batch - batch % workers)
 
 
 def _groups(net: nn.Module, weight_decay: float) -> list[dict[str, object]]:

@@ -11,7 +11,7 @@ class TabularParams(BaseModel):
     """How the tabular network is built and trained; the defaults are meant to be good without tuning.
 
     hidden: widths of the hidden layers; embedding_dim: numbers a category becomes; bins: pieces of the linear code of
-    a number; lr: peak of the one-cycle schedule; batch_size: rows of one optimiser step over all workers;
+    a number; lr: peak of the one-cycle schedule; batch_size: rows of one optimiser step over all workers (fewer on a set below 32 times that);
     epochs: the length of the schedule; patience: epochs without a better validation loss before stopping;
     unknown_rate: share of categories hidden during training, which teaches the row for unknown ones;
     min_category_rows, max_categories: which categories get a row of their own;

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from functions.training.dataset import TabularData
 
@@ -91,12 +92,13 @@ class Preprocessing(nn.Module):
         return ((scaled.unsqueeze(2) - self.left) * self.inverse_width).clamp(0.0, 1.0).flatten(1)
 
     def _scale(self, numeric: Tensor) -> tuple[Tensor, Tensor]:
+        numeric = at_least_one_column(numeric)
         known = torch.isfinite(numeric)
         scaled = (torch.where(known, numeric, self.center) - self.center) * self.inverse_scale
         return scaled * torch.rsqrt(1.0 + (scaled / 3.0) ** 2), torch.where(known, 0.0, 1.0)
 
     def _look_up(self, categorical: Tensor) -> Tensor:
-        keys = categorical.t().contiguous()
+        keys = at_least_one_column(categorical).t().contiguous()
         place = torch.searchsorted(self.vocabulary, keys).clamp(max=self.vocabulary.shape[1] - 1)
         known = torch.gather(self.vocabulary, 1, place) == keys
         return torch.where(known, place + 1, 0).t() + self.offset
@@ -110,7 +112,8 @@ def fit_preprocessing(
     bins: pieces of the linear code of a number; min_category_rows: a rarer category counts as unknown;
     max_categories: the most frequent ones that a column keeps.
     """
-    numeric = data.numeric.numpy()
+    numeric = at_least_one_column(data.numeric).numpy()
+    categorical = at_least_one_column(data.categorical).numpy()
     if len(numeric) > _QUANTILE_ROWS:
         numeric = numeric[:: -(-len(numeric) // _QUANTILE_ROWS)]
     center, scale = _center_and_scale(numeric)
@@ -120,8 +123,13 @@ def fit_preprocessing(
         torch.from_numpy((1.0 / scale).astype(np.float32)),
         torch.from_numpy(left),
         torch.from_numpy(inverse_width),
-        torch.from_numpy(_vocabularies(data.categorical.numpy(), min_category_rows, max_categories)),
+        torch.from_numpy(_vocabularies(categorical, min_category_rows, max_categories)),
     )
+
+
+def at_least_one_column(values: Tensor) -> Tensor:
+    """`values` (rows, columns), or a column of zeros where there is none: an empty weight cannot be exported."""
+    return pad(values, (0, 1)) if values.shape[1] == 0 else values
 
 
 def _finite(column: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
@@ -173,7 +181,7 @@ def _vocabularies(categorical: npt.NDArray[Any], min_rows: int, max_categories: 
         values, counts = values[frequent], counts[frequent]
         top = values[np.argsort(-counts, kind="stable")[:max_categories]]
         kept.append(np.union1d(top, np.zeros(1, dtype=np.int64)))
-    width = max((len(values) for values in kept), default=1)
+    width = max(len(values) for values in kept)
     vocabulary = np.full((len(kept), width), _PADDING, dtype=np.int64)
     for j, values in enumerate(kept):
         vocabulary[j, : len(values)] = values

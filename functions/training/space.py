@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from functions.training.errors import TrainingDataError
 from functions.training.params import TabularParams
@@ -35,6 +35,14 @@ class Range(BaseModel):
     low: float
     high: float
     log: bool = False
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.low <= self.high or (self.log and self.low <= 0):
+            raise ValueError(
+                f"low={self.low} must be at most high={self.high}, and above 0 with log={self.log}"
+            )
+        return self
 
     def draw(self, generator: np.random.Generator) -> float:
         """One value."""

@@ -119,7 +119,7 @@ def fit_order(order: Order, table: Table, run: Run, workers: Workers) -> Fitted:
     if workers.count > 1:
         job = Job(table, order.training_set, order.columns, order.params, cpus, run)
         return fit_on_workers(job, workers)
-    rows = table.read(version=order.training_set.version, columns=order.columns.read())
+    rows = order.columns.read(table, order.training_set)
     with threads(cpus):
         return fit(prepare(rows, order.columns, order.params), order.params, on_epoch=log_epoch(run))
 
@@ -151,7 +151,7 @@ def _train(registry: Registry, run: Run, order: Order, workers: Workers, *, regi
 
 
 def _register(registry: Registry, run: Run, order: Order, table: Table, fitted: Fitted) -> ModelVersion:
-    rows = table.read(version=order.training_set.version, columns=order.columns.read())
+    rows = order.columns.read(table, order.training_set)
     signature = tabular_signature(order.columns, rows)
     with tempfile.TemporaryDirectory(prefix="toque-model-") as folder:
         write_artifact(Path(folder), fitted, signature=signature, columns=order.columns, params=order.params)

@@ -51,9 +51,9 @@ def test_a_loss_that_is_no_number_stops_with_the_remedy(prepared):
 
 
 class Twin:
-    """One of two workers whose gradients meet in a shared list: both run in this process, one after the other."""
+    """One of two workers, neither of which waits for the other."""
 
-    def __init__(self, rank, size):
+    def __init__(self, rank, size) -> None:
         self.rank, self.size = rank, size
 
     def wrap(self, module):

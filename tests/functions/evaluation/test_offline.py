@@ -1,0 +1,128 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from functions.evaluation import EvaluationError, Gate, evaluate_gate
+from functions.evaluation.baselines import constant, logistic
+from functions.evaluation.metrics import log_loss
+from functions.training import train_tabular
+from functions.training.program import export_program, save_program
+from registry import Lineage, Signature, Table, TensorSpec
+from tests.functions.training.kitchen import CATEGORICAL, FAST, NAMES, NUMERIC, examples
+
+
+@pytest.fixture
+def tables(kitchen):
+    train = Table(kitchen.store, "training").append(examples(seed=0))
+    return train, Table(kitchen.store, "held-out").append(examples(2_000, seed=1))
+
+
+def bad_version(kitchen, model, value, train):
+    """A version that answers `value` to everything."""
+
+    class Fixed(torch.nn.Module):
+        def forward(self, numeric, categorical):
+            return numeric[:, :1] * 0.0 + categorical[:, :1].float() * 0.0 + value
+
+    registry = kitchen.registry()
+    registry.create_model(model, exist_ok=True)
+    signature = Signature(
+        inputs=[
+            TensorSpec(name="numeric", datatype="FP32", shape=[-1, 1], columns=["wind"]),
+            TensorSpec(name="categorical", datatype="BYTES", shape=[-1, 1], columns=["carrier"]),
+        ],
+        outputs=[TensorSpec(name="probability", datatype="FP32", shape=[-1, 1])],
+    )
+    program = export_program(
+        Fixed(), {"numeric": torch.rand(4, 1), "categorical": torch.ones(4, 1, dtype=torch.int64)}
+    )
+    folder = kitchen.store.url.removeprefix("file://") + "-model"
+    import pathlib
+
+    pathlib.Path(folder).mkdir(exist_ok=True)
+    save_program(program, pathlib.Path(folder) / "model.pt2")
+    return registry.create_version(
+        model, folder, signature=signature, lineage=Lineage(datasets=[train])
+    ).version
+
+
+def test_a_good_model_passes_and_the_outcome_is_recorded_with_its_reasons(kitchen, tables):
+    train, held_out = tables
+    trained = train_tabular("late", train, **NAMES, params=FAST)
+    result = evaluate_gate(
+        "late", trained.version, held_out, "late", Gate(min_auc=0.6, max_champion_ratio=1.0)
+    )
+    assert result.passed, result
+    assert result.rows == 2_000
+    assert result.champion is None
+    assert 0 < result.ratios["logistic"] <= 1.01
+    assert result.intervals["log_loss"].low < result.metrics["log_loss"] < result.intervals["log_loss"].high
+    outcome = kitchen.registry().get_version("late", trained.version).gates["offline"]
+    assert outcome.passed
+    assert outcome.details["dataset"] == "held-out@" + str(held_out.version)
+    assert {check["name"] for check in outcome.details["checks"]} >= {
+        "rows",
+        "ece",
+        "auc",
+        "log loss / constant",
+    }
+
+
+def test_a_challenger_is_measured_against_the_champion_on_the_same_rows(kitchen, tables):
+    train, held_out = tables
+    trained = train_tabular("late", train, **NAMES, params=FAST)
+    kitchen.registry().set_alias("late", "champion", trained.version)
+    worse = bad_version(kitchen, "late", 0.5, train)
+    result = evaluate_gate(
+        "late", worse, held_out, "late", Gate(max_log_loss_ratio={}, max_champion_ratio=1.0)
+    )
+    assert not result.passed
+    assert result.champion == trained.version
+    assert result.ratios["champion"] > 1
+    assert result.intervals["log_loss - champion"].low > 0
+    assert [check.name for check in result.checks if not check.passed] == [
+        "log loss / champion"
+    ] or result.metrics["ece"] > 0.1
+
+
+@pytest.mark.parametrize("value", [float("nan"), 2.0])
+def test_predictions_that_are_no_probabilities_do_not_pass(kitchen, tables, value):
+    train, held_out = tables
+    version = bad_version(kitchen, "broken", value, train)
+    result = evaluate_gate("broken", version, held_out, "late")
+    assert not result.passed
+    assert "probabilities are no numbers" in result.reason
+    assert not kitchen.registry().get_version("broken", version).gates["offline"].passed
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        (examples(50).slice(0, 0), "no rows"),
+        (examples(50).set_column(5, "late", pa.array(np.zeros(50))), "needs both classes"),
+    ],
+)
+def test_data_that_cannot_judge_do_not_pass(kitchen, tables, rows, says):
+    train, _ = tables
+    version = bad_version(kitchen, "fixed", 0.3, train)
+    snapshot = Table(kitchen.store, "useless").append(rows)
+    result = evaluate_gate("fixed", version, snapshot, "late")
+    assert not result.passed
+    assert says in result.reason
+
+
+def test_a_version_is_not_judged_on_what_it_learnt_from(kitchen, tables):
+    train, _ = tables
+    version = bad_version(kitchen, "fixed", 0.3, train)
+    with pytest.raises(EvaluationError, match="judge it on rows that it has not seen"):
+        evaluate_gate("fixed", version, train, "late")
+
+
+def test_the_baselines_are_what_they_say():
+    train, test = examples(seed=0), examples(2_000, seed=1)
+    label = test["late"].to_numpy()
+    base = constant(train, test, NUMERIC, CATEGORICAL, "late")
+    assert np.unique(base).tolist() == [pytest.approx(train["late"].to_numpy().mean())]
+    learnt = logistic(train, test, NUMERIC, CATEGORICAL, "late")
+    assert log_loss(label, learnt) < 0.93 * log_loss(label, base)

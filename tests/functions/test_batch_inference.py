@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+
+import functions.batch_inference as batch
+from functions import Context, use_context
+from functions.batch_inference import predict_batch
+from functions.training import TrainingDataError, train_tabular
+from registry import Table, open_store
+from tests.functions.training.kitchen import FAST, NAMES, examples
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    url = f"file://{tmp_path_factory.mktemp('batch')}"
+    context = Context(store=open_store(url), store_url=url, actor="cook")
+    with use_context(context):
+        snapshot = Table(context.store, "training").append(examples())
+        train_tabular("late", snapshot, **NAMES, params=FAST)
+        context.registry().set_alias("late", "champion", 1)
+    return context, snapshot
+
+
+@pytest.fixture
+def kitchen(trained):
+    with use_context(trained[0]):
+        yield trained
+
+
+def test_every_row_is_scored_once_and_carries_where_it_came_from(kitchen):
+    context, snapshot = kitchen
+    done = predict_batch(
+        "late", snapshot, keep=["event_timestamp", "carrier"], shard_rows=999, output="out-a"
+    )
+    assert (done.rows, done.rows_scored, done.version, done.where) == (4_000, 4_000, 1, "here")
+    out = Table(context.store, "out-a").read().sort_by("row")
+    assert out["row"].to_pylist() == list(range(4_000))
+    assert out["carrier"].equals(examples()["carrier"])
+    assert set(out["source"].to_pylist()) == {str(snapshot)}
+    assert set(out["model_version"].to_pylist()) == {1}
+    probability = out["probability"].to_numpy()
+    assert ((probability > 0) & (probability < 1)).all()
+    assert (
+        probability[examples()["carrier"].to_numpy(zero_copy_only=False) == "DL"].mean() > probability.mean()
+    )
+
+
+def test_a_second_run_adds_nothing(kitchen):
+    context, snapshot = kitchen
+    first = predict_batch("late", snapshot, shard_rows=1_500, output="out-b")
+    second = predict_batch("late", snapshot, shard_rows=1_500, output="out-b")
+    assert second.rows_scored == 0
+    assert second.table == first.table
+    assert Table(context.store, "out-b").read().num_rows == 4_000
+
+
+def test_a_run_that_dies_goes_on_where_it_stopped(kitchen, monkeypatch):
+    context, snapshot = kitchen
+    score, calls = batch.ShardScorer.__call__, []
+
+    def dies_at_the_third(self, shard):
+        calls.append(shard)
+        if len(calls) == 3:
+            raise MemoryError
+        return score(self, shard)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batch.ShardScorer, "__call__", dies_at_the_third)
+        with pytest.raises(MemoryError):
+            predict_batch("late", snapshot, shard_rows=1_000, output="out-c")
+    assert Table(context.store, "out-c").read().num_rows == 2_000
+    again = predict_batch("late", snapshot, shard_rows=1_000, output="out-c")
+    assert again.rows_scored == 2_000
+    rows = Table(context.store, "out-c").read()["row"].to_numpy()
+    np.testing.assert_array_equal(np.sort(rows), np.arange(4_000))
+
+
+def test_a_new_version_scores_the_same_snapshot_anew(kitchen):
+    context, snapshot = kitchen
+    predict_batch("late", snapshot, output="out-d")
+    two = train_tabular("late", snapshot, **NAMES, params=FAST).version
+    assert predict_batch("late", snapshot, version=two, output="out-d").rows_scored == 4_000
+    assert Table(context.store, "out-d").read().num_rows == 8_000
+
+
+def test_what_does_not_fit_the_signature_is_named(kitchen):
+    context, _ = kitchen
+    bare = Table(context.store, "bare").append(examples(10).drop_columns(["wind"]))
+    with pytest.raises(TrainingDataError, match=r"lacks columns \['wind'\]"):
+        predict_batch("late", bare, output="out-e")
