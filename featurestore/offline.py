@@ -249,14 +249,18 @@ def _split(
     """One large file in several tables; only the last says that the file has ended."""
     names = [name for name in schema.names if name in version.schema.names]
     scanner = version.of([file]).scanner(columns=names, filter=_between(start, end), batch_size=rows)
-    waiting: list[pa.RecordBatch] = []
+    ready, waiting = schema.empty_table(), list[pa.RecordBatch]()
     for batch in scanner.to_batches():
         waiting.append(batch)
         if sum(b.num_rows for b in waiting) >= rows:
-            yield _shaped(pa.Table.from_batches(waiting), schema), ()
-            waiting = []
-    rest = pa.Table.from_batches(waiting, scanner.projected_schema)
-    yield _shaped(rest, schema), (file,)
+            if ready.num_rows:
+                yield ready, ()
+            ready, waiting = _shaped(pa.Table.from_batches(waiting), schema), []
+    if any(b.num_rows for b in waiting):
+        if ready.num_rows:
+            yield ready, ()
+        ready = _shaped(pa.Table.from_batches(waiting), schema)
+    yield ready, (file,)
 
 
 def _shaped(rows: pa.Table, schema: pa.Schema) -> pa.Table:

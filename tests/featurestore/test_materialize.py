@@ -1,0 +1,242 @@
+"""Whatever arrives late, twice, out of order or in the middle of a kill: online ends equal to offline as of now."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from featurestore import Entity, FeatureStore, FeatureView, Field, Float64, OnlineStoreUnavailable, String
+from featurestore.dtypes import TIMESTAMP
+from featurestore.materialize import Materializer
+from registry import open_store
+
+START = datetime(2013, 6, 1, tzinfo=UTC)
+NOW = datetime(2013, 7, 1, 12, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+PLANES = [f"N{i}" for i in range(6)]
+view = FeatureView(
+    "late",
+    [Entity("plane")],
+    [Field("x", Float64), Field("s", String)],
+    ttl=timedelta(days=90),
+    description="delays",
+)
+
+
+def row(plane: str, event: int, created: int, x: float | None, s: str | None = "a") -> dict[str, Any]:
+    return {
+        "plane": plane,
+        "x": x,
+        "s": s,
+        "event_timestamp": START + event * MINUTE,
+        "created_timestamp": START + created * MINUTE,
+    }
+
+
+def assert_online_equals_offline(fs: FeatureStore, now: datetime) -> None:
+    asked = [{"plane": plane} for plane in PLANES]
+    entities = pa.Table.from_pylist([{**a, "event_timestamp": now} for a in asked])
+    offline = fs.get_historical_features(entities, features=view).to_arrow()
+    online = fs.get_online_features(view, asked, now=now).columns()
+    assert online == {name: offline[name].to_pylist() for name in view.features}
+
+
+ROW = st.builds(
+    row,
+    st.sampled_from(PLANES),
+    st.integers(0, 8),
+    st.integers(0, 4),
+    st.one_of(st.none(), st.sampled_from([1.0, 2.0])),
+    st.one_of(st.none(), st.sampled_from(["", "b"])),
+)
+STEP = st.tuples(
+    st.lists(ROW, min_size=1, max_size=6), st.sampled_from(["offline", "both"]), st.integers(0, 3)
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(STEP, max_size=6))
+def test_after_any_history_of_writes_an_incremental_run_makes_them_equal(
+    tmp_path_factory: pytest.TempPathFactory, redis_server: Any, clock: Any, steps: list[Any]
+) -> None:
+    fs = FeatureStore(open_store(tmp_path_factory.mktemp("store").as_uri()), redis_server.url, clock=clock)
+    fs.online.client.flushall()
+    fs.apply([view])
+    for hour, (rows, to, ahead) in enumerate(steps):
+        clock.now = START + timedelta(minutes=hour + 8 if to == "both" else hour)
+        fs.push(view, rows, to=to)
+        if ahead < 3:
+            fs.materialize_incremental(START + (hour + ahead) * MINUTE)
+    end = START + 20 * MINUTE
+    fs.materialize_incremental(end)
+    assert_online_equals_offline(fs, end)
+    fs.online.close()
+
+
+def test_late_rows_and_corrections_are_brought_by_the_next_run(fs: FeatureStore) -> None:
+    fs.apply([view])
+    fs.write_offline(view, [row("N1", 10, 10, 1.0), row("N2", 10, 10, 1.0)])
+    assert fs.materialize_incremental(START + 20 * MINUTE)[0].written == 2
+    fs.write_offline(view, [row("N1", 10, 11, 2.0), row("N2", 5, 30, 9.0), row("N3", 3, 30, 3.0)])
+    done = fs.materialize_incremental(START + 21 * MINUTE)[0]
+    assert (done.rows, done.written) == (3, 2)
+    assert_online_equals_offline(fs, START + 21 * MINUTE)
+
+
+def test_rows_whose_time_has_not_come_wait_for_it(fs: FeatureStore) -> None:
+    fs.apply([view])
+    fs.write_offline(view, [row("N1", minute, 0, float(minute)) for minute in range(10)])
+    for minute in (3, 3, 7, 5):
+        fs.materialize_incremental(START + minute * MINUTE)
+    assert fs.get_online_features(view, [{"plane": "N1"}]).columns(["x"]) == {"x": [7.0]}
+
+
+def test_a_window_brings_only_its_rows(fs: FeatureStore) -> None:
+    fs.apply([view])
+    fs.write_offline(view, [row(plane, i, 0, float(i)) for i, plane in enumerate(PLANES)])
+    done = fs.materialize(["late"], start=START + 2 * MINUTE, end=START + 3 * MINUTE)
+    assert [d.rows for d in done] == [2]
+    got = fs.get_online_features(view, [{"plane": plane} for plane in PLANES]).columns(["x"])
+    assert got == {"x": [None, None, 2.0, 3.0, None, None]}
+
+
+def test_an_emptied_redis_is_filled_again(fs: FeatureStore) -> None:
+    fs.apply([view])
+    fs.write_offline(view, [row("N1", 1, 1, 1.0)])
+    fs.materialize_incremental()
+    fs.online.client.flushall()
+    assert fs.materialize_incremental()[0].written == 1
+
+
+def test_nothing_new_reads_nothing(fs: FeatureStore) -> None:
+    fs.apply([view])
+    assert fs.materialize_incremental(START)[0].table_version is None
+    fs.write_offline(view, [row("N1", 1, 1, 1.0)])
+    fs.materialize_incremental(START + 5 * MINUTE)
+    assert fs.materialize_incremental(START + 5 * MINUTE)[0].rows == 0
+
+
+def test_progress_is_told_and_memory_bounded(fs: FeatureStore) -> None:
+    fs.apply([view])
+    fs.write_offline(view, [row(PLANES[i % 6], i, 0, float(i)) for i in range(100)])
+    told: list[tuple[str, int, int]] = []
+    mover = Materializer(fs.offline, fs.online, progress=lambda *at: told.append(at), rows_at_once=30)
+    mover.window(view, start=None, end=NOW)
+    assert [t[0] for t in told] == ["late"] * len(told)
+    assert len(told) >= 3
+    assert told[-1] == ("late", 100, 100)
+    assert_online_equals_offline(fs, NOW)
+
+
+def test_eight_writers_in_any_order_end_with_the_newest(
+    fs: FeatureStore, make_store: Callable[..., FeatureStore], redis_url: str
+) -> None:
+    fs.apply([view])
+    rows = [row(PLANES[i % 6], i // 24, i % 4, float(i)) for i in range(240)]
+    order = np.random.default_rng(3).permutation(len(rows))
+    shares = [[rows[i] for i in order[start::8]] for start in range(8)]
+    gate = threading.Barrier(8)
+
+    def write(share: list[dict[str, Any]]) -> None:
+        store = make_store(redis_url)
+        gate.wait()
+        for at in range(0, len(share), 10):
+            store.push("late", share[at : at + 10], to="online")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, shares))
+    fs.write_offline(view, rows)
+    assert_online_equals_offline(fs, NOW)
+
+
+def kill_in_the_middle(fs: FeatureStore, store_url: str, redis_url: str, what: str) -> None:
+    script = Path(__file__).with_name("victim.py")
+    root = str(script.parents[2])
+    process = subprocess.Popen(
+        [sys.executable, str(script), store_url, redis_url, what], env=os.environ | {"PYTHONPATH": root}
+    )
+    deadline = time.monotonic() + 60
+    while not list(fs.online.client.scan_iter("toque:*", count=1000)):
+        assert time.monotonic() < deadline, "the process wrote nothing"
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("what", ["window", "incremental", "push"])
+def test_after_kill_9_a_rerun_ends_as_an_undisturbed_run(
+    fs: FeatureStore, tmp_path: Path, redis_url: str, what: str
+) -> None:
+    fs.apply([view])
+    days = [row(PLANES[i % 6], (i // 1000) * 1440 // 2 + i % 1000, 0, float(i)) for i in range(20_000)]
+    fs.write_offline(view, days)
+    kill_in_the_middle(fs, f"file://{tmp_path}/store", redis_url, what)
+    fs.materialize_incremental()
+    assert_online_equals_offline(fs, NOW)
+    assert fs.materialize_incremental()[0].rows == 0
+
+
+def test_a_rerun_skips_what_an_interrupted_run_had_finished(fs: FeatureStore) -> None:
+    fs.apply([view])
+    fs.write_offline(view, [row("N1", 1440 * day, 0, float(day)) for day in range(6)])
+
+    class Killed(Exception):  # noqa: N818  # it plays a signal
+        pass
+
+    def stop(_name: str, rows: int, _total: int) -> None:
+        if rows == 4:
+            raise Killed
+
+    with pytest.raises(Killed):
+        Materializer(fs.offline, fs.online, progress=stop, rows_at_once=1).incremental(view, end=NOW)
+    fs.write_offline(view, [row("N2", 1, 1, 7.0)])
+    done = fs.materialize_incremental(NOW)[0]
+    assert (done.rows, done.resumed) == (2 + 1, True)
+    assert_online_equals_offline(fs, NOW)
+
+
+def test_redis_gone_in_the_middle_is_a_clear_error_and_a_rerun_completes(
+    make_store: Callable[..., FeatureStore], spare_redis: Any
+) -> None:
+    server = spare_redis
+    fs = make_store(server.url)
+    fs.apply([view])
+    fs.write_offline(view, [row(PLANES[day % 6], 1440 * day, 0, float(day)) for day in range(12)])
+
+    def pull_the_plug(_name: str, rows: int, _total: int) -> None:
+        if rows == 5:
+            server.kill()
+
+    mover = Materializer(fs.offline, fs.online, progress=pull_the_plug, rows_at_once=1)
+    with pytest.raises(OnlineStoreUnavailable, match=f"Redis at 127.0.0.1:{server.port}: "):
+        mover.incremental(view, end=NOW)
+    with pytest.raises(OnlineStoreUnavailable) as told:
+        fs.get_online_features(view, [{"plane": "N1"}])
+    assert "secret" not in str(told.value)
+    server.start()
+    done = fs.materialize_incremental(NOW)[0]
+    assert done.resumed
+    assert_online_equals_offline(fs, NOW)
+
+
+def test_a_row_takes_less_than_300_bytes(fs: FeatureStore) -> None:
+    wide = FeatureView("wide", [Entity("plane")], [Field(f"f{i}", Float64) for i in range(20)])
+    fs.apply([wide])
+    n = 5_000
+    columns: dict[str, Any] = {f"f{i}": np.arange(n) * 0.1 for i in range(20)}
+    columns |= {"plane": [f"N{i:06}" for i in range(n)], "event_timestamp": pa.array([START] * n, TIMESTAMP)}
+    before = fs.online.client.info("memory")["used_memory"]
+    fs.push(wide, pa.table(columns), to="online")
+    assert (fs.online.client.info("memory")["used_memory"] - before) / n < 300
