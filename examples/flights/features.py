@@ -9,7 +9,6 @@ feature of that flight; past flights count from the moment they left or landed.
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import numpy as np
 import polars as pl
@@ -23,15 +22,15 @@ from featurestore import (
     FeatureView,
     Field,
     Float64,
+    Int64,
     OnDemandFeatureView,
     RequestSource,
-    UnixTimestamp,
     Windows,
 )
+from featurestore.aggregations import Function
 
 EVERY = timedelta(minutes=30)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
-NEW_YORK = ZoneInfo("America/New_York")
 
 airport = Entity("airport", join_keys=["origin"])
 carrier = Entity("carrier")
@@ -54,11 +53,11 @@ airport_congestion = FeatureView(
     entities=[airport],
     source=Windows(
         [
-            Aggregation("mean", HOUR, "dep_delay", "airport_dep_delay_1h"),
-            Aggregation("mean", HOUR, "dep_late", "airport_dep_late_1h"),
-            Aggregation("mean", 3 * HOUR, "dep_delay", "airport_dep_delay_3h"),
-            Aggregation("count", HOUR, "dep_delay", "airport_departures_1h"),
-            Aggregation("sum", 6 * HOUR, "waiting", "airport_backlog_6h"),
+            Aggregation(Function.MEAN, HOUR, "dep_delay", "airport_dep_delay_1h"),
+            Aggregation(Function.MEAN, HOUR, "dep_late", "airport_dep_late_1h"),
+            Aggregation(Function.MEAN, 3 * HOUR, "dep_delay", "airport_dep_delay_3h"),
+            Aggregation(Function.COUNT, HOUR, "dep_delay", "airport_departures_1h"),
+            Aggregation(Function.SUM, 6 * HOUR, "waiting", "airport_backlog_6h"),
         ],
         every=EVERY,
         event_time="known_at",
@@ -72,10 +71,10 @@ carrier_history = FeatureView(
     entities=[carrier],
     source=Windows(
         [
-            Aggregation("mean", 3 * HOUR, "dep_delay", "carrier_dep_delay_3h"),
-            Aggregation("mean", 6 * HOUR, "arr_delay", "carrier_arr_delay_6h"),
-            Aggregation("mean", DAY, "late", "carrier_late_1d"),
-            Aggregation("mean", 7 * DAY, "late", "carrier_late_7d"),
+            Aggregation(Function.MEAN, 3 * HOUR, "dep_delay", "carrier_dep_delay_3h"),
+            Aggregation(Function.MEAN, 6 * HOUR, "arr_delay", "carrier_arr_delay_6h"),
+            Aggregation(Function.MEAN, DAY, "late", "carrier_late_1d"),
+            Aggregation(Function.MEAN, 7 * DAY, "late", "carrier_late_7d"),
         ],
         every=HOUR,
         event_time="known_at",
@@ -88,10 +87,10 @@ route_history = FeatureView(
     entities=[route],
     source=Windows(
         [
-            Aggregation("mean", 7 * DAY, "late", "route_late_7d"),
-            Aggregation("mean", 7 * DAY, "arr_delay", "route_arr_delay_7d"),
-            Aggregation("mean", 30 * DAY, "late", "route_late_30d"),
-            Aggregation("count", 7 * DAY, "late", "route_flights_7d"),
+            Aggregation(Function.MEAN, 7 * DAY, "late", "route_late_7d"),
+            Aggregation(Function.MEAN, 7 * DAY, "arr_delay", "route_arr_delay_7d"),
+            Aggregation(Function.MEAN, 30 * DAY, "late", "route_late_30d"),
+            Aggregation(Function.COUNT, 7 * DAY, "late", "route_flights_7d"),
         ],
         every=DAY,
         event_time="known_at",
@@ -104,10 +103,10 @@ aircraft_history = FeatureView(
     entities=[aircraft],
     source=Windows(
         [
-            Aggregation("mean", DAY, "arr_delay", "aircraft_arr_delay_1d"),
-            Aggregation("mean", DAY, "left_late", "aircraft_dep_delay_1d"),
-            Aggregation("mean", 7 * DAY, "late", "aircraft_late_7d"),
-            Aggregation("count", 7 * DAY, "late", "aircraft_flights_7d"),
+            Aggregation(Function.MEAN, DAY, "arr_delay", "aircraft_arr_delay_1d"),
+            Aggregation(Function.MEAN, DAY, "left_late", "aircraft_dep_delay_1d"),
+            Aggregation(Function.MEAN, 7 * DAY, "late", "aircraft_late_7d"),
+            Aggregation(Function.COUNT, 7 * DAY, "late", "aircraft_flights_7d"),
         ],
         event_time="known_at",
     ),
@@ -126,31 +125,29 @@ aircraft_facts = FeatureView(
 booking = RequestSource(
     "booking",
     [
-        Field("scheduled_departure", UnixTimestamp),
-        Field("scheduled_arrival", UnixTimestamp),
+        Field("departure_s", Int64),  # scheduled departure, seconds since 1970 UTC
+        Field("planned_minutes", Float64),
         Field("distance", Float64),
     ],
 )
 
 
 def timetable_features(columns: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
-    """Local hour (0 to 24) and weekday (1 Monday) of the scheduled departure, and the planned minutes and miles."""
-    departure, arrival = columns["scheduled_departure"], columns["scheduled_arrival"]
-    local = pl.Series(departure).dt.replace_time_zone("UTC").dt.convert_time_zone(NEW_YORK.key)
+    """New York's hour (0 to 24) and weekday (1 Monday) of the scheduled departure; planned minutes and miles."""
+    departure = pl.Series(columns["departure_s"] * 1e6, dtype=pl.Int64).cast(pl.Datetime("us", "UTC"))
+    local = departure.dt.convert_time_zone("America/New_York")
     return {
         "departure_hour": (local.dt.hour().cast(pl.Float64) + local.dt.minute() / 60).to_numpy(),
         "weekday": local.dt.weekday().cast(pl.Float64).to_numpy(),
-        "planned_minutes": (arrival - departure) / np.timedelta64(1, "m"),
-        "planned_miles": np.asarray(columns["distance"], dtype=np.float64),
+        "minutes_planned": np.asarray(columns["planned_minutes"], dtype=np.float64),
+        "miles": np.asarray(columns["distance"], dtype=np.float64),
     }
 
 
 timetable = OnDemandFeatureView(
     "timetable",
     sources=[booking],
-    schema=[
-        Field(name, Float64) for name in ("departure_hour", "weekday", "planned_minutes", "planned_miles")
-    ],
+    schema=[Field(name, Float64) for name in ("departure_hour", "weekday", "minutes_planned", "miles")],
     transform=timetable_features,
 )
 
@@ -180,11 +177,14 @@ def entity_table(flights: pl.DataFrame) -> pa.Table:
     `label_known_at`.
     """
     late = (pl.col("arr_delay") > data.LATE_MINUTES).cast(pl.Float64)
+    minutes = (pl.col("scheduled_arrival") - pl.col("scheduled_departure")).dt.total_minutes()
     return (
         flights.select(
             *("flight_id", "carrier", "origin", "dest"),
             pl.col("tailnum").fill_null("unknown"),
-            *("scheduled_departure", "scheduled_arrival", pl.col("distance").cast(pl.Float64)),
+            pl.col("distance").cast(pl.Float64),
+            departure_s=pl.col("scheduled_departure").dt.epoch("s"),
+            planned_minutes=minutes.cast(pl.Float64),
             event_timestamp=pl.col("scheduled_departure") - data.PREDICTION_LEAD,
             late=late,
             label_known_at="arrived_at",

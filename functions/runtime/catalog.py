@@ -22,6 +22,7 @@ PLATFORM = (
     "functions.monitoring",
     "functions.rollout",
     "functions.retraining",
+    "functions.reporting",
 )
 
 _declared: dict[str, dict[str, Function[..., Any]]] = {}  # name -> reference -> function

@@ -32,7 +32,8 @@ class Context:
     """The surroundings of a run.
 
     store, store_url: the object store; redis_url: None where there is none; project: module of the user's
-    definitions; clock: the platform's time; actor: who acts, written into every journal entry.
+    definitions; clock: the platform's time; actor: who acts, written into every journal entry; chain: the
+    functions whose doing led here, oldest first, by which events tell loops.
     """
 
     store: ObjectStore
@@ -41,6 +42,7 @@ class Context:
     project: str | None = None
     clock: Clock = system_clock
     actor: str = "local"
+    chain: tuple[str, ...] = ()
 
     def registry(self) -> Registry:
         """The model registry in the store, acting as `actor`."""
@@ -54,7 +56,7 @@ class Context:
     def _registry(self) -> Registry:
         from registry import Registry  # a run that asks for neither does not wait for their imports
 
-        return Registry(self.store, actor=self.actor)
+        return Registry(self.store, actor=self.actor, clock=self.clock)
 
     @cached_property
     def _features(self) -> FeatureStore:

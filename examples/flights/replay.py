@@ -1,0 +1,158 @@
+"""Live through a season again: features are pushed when they became known, flights are asked about, labels come later.
+
+The replayed clock moves in steps of half an hour, the rhythm in which features are published. Within a step requests run
+at once; between steps everything that became known is pushed first, so that Redis holds what was known at that moment
+and never more. The clock stands still while the platform inspects and retrains.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import aiohttp
+import numpy as np
+import polars as pl
+
+from examples.flights.features import EVERY, STORED, booking
+from examples.flights.model import ENTITIES, delay_model
+from featurestore import FeatureStore
+from functions.runtime.clock import ReplayClock
+from registry import ObjectStore, Table
+
+IN_FLIGHT = 16
+KEYS = ("carrier", "origin", "dest", "tailnum")
+Daily = Callable[[datetime], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class Season:
+    """What is replayed: `flights` in order of the moment they are asked about, and each view's rows in order of time."""
+
+    flights: pl.DataFrame
+    rows: dict[str, pl.DataFrame]
+    start: datetime
+    end: datetime
+
+    @classmethod
+    def of(
+        cls, store: ObjectStore, fs: FeatureStore, start: datetime, end: datetime, requests: int
+    ) -> "Season":
+        """An even sample of `requests` flights asked about in [start, end), and the feature rows of that time."""
+        asked = pl.DataFrame(Table(store, ENTITIES).read()).filter(
+            (pl.col("event_timestamp") >= start) & (pl.col("event_timestamp") < end)
+        )
+        chosen = np.linspace(0, asked.height - 1, min(requests, asked.height)).astype(np.int64)
+        flights = asked.sort("event_timestamp", "flight_id")[chosen]
+        steps = flights["event_timestamp"].dt.truncate(f"{int(EVERY.total_seconds())}s")
+        rows = {}
+        for view in STORED:
+            found = pl.DataFrame(fs.offline_table(view).read()).drop(
+                "created_timestamp", "event_day", strict=False
+            )
+            rows[view.name] = found.filter(pl.col("event_timestamp") < end).sort("event_timestamp")
+        return cls(flights.with_columns(step=steps), rows, start, end)
+
+    def steps(self) -> Iterator[tuple[datetime, pl.DataFrame]]:
+        """Half hours in which flights are asked about, each with them."""
+        for (moment,), flights in self.flights.group_by("step", maintain_order=True):
+            yield moment, flights
+
+
+@dataclass(slots=True)
+class Tally:
+    """What the replay saw. answered: prediction id to version; failed: status or error to count; due: labels to come."""
+
+    answered: dict[str, int] = field(default_factory=dict)
+    failed: dict[str, int] = field(default_factory=dict)
+    labels: int = 0
+    due: list[tuple[datetime, str, float]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Replay:
+    """Drives one season against a running platform.
+
+    url, token: of the platform's door; run: prefix of the prediction ids, so that two replays do not meet.
+    """
+
+    season: Season
+    fs: FeatureStore
+    clock: ReplayClock
+    url: str
+    token: str
+    run: str
+    tally: Tally = field(default_factory=Tally)
+
+    async def live(self, daily: Daily, progress: Callable[[datetime], None]) -> Tally:
+        """Replay the season; `daily` is awaited at each midnight, and once at the end, while the clock stands still."""
+        headers = {"Authorization": f"Bearer {self.token}"}
+        connector = aiohttp.TCPConnector(limit=IN_FLIGHT)
+        async with aiohttp.ClientSession(self.url, headers=headers, connector=connector) as http:
+            before, day = datetime.min.replace(tzinfo=self.season.start.tzinfo), self.season.start
+            for moment, flights in self.season.steps():
+                while moment >= day + timedelta(days=1):
+                    day += timedelta(days=1)
+                    await self._midnight(http, day, daily)
+                self.clock.set(moment)
+                self._publish(before, moment)
+                await self._ask(http, flights)
+                before = moment
+                progress(moment)
+            await self._midnight(http, self.season.end + timedelta(days=2), daily)
+        return self.tally
+
+    def _publish(self, after: datetime, until: datetime) -> None:
+        """Bring online what became known in (after, until]."""
+        for view, rows in self.season.rows.items():
+            first = int(rows["event_timestamp"].search_sorted(after, side="right"))
+            last = int(rows["event_timestamp"].search_sorted(until, side="right"))
+            if last > first:
+                self.fs.push(view, rows[first:last].to_arrow(), to="online")
+
+    async def _ask(self, http: aiohttp.ClientSession, flights: pl.DataFrame) -> None:
+        await asyncio.gather(*(self._predict(http, row) for row in flights.to_dicts()))
+
+    async def _predict(self, http: aiohttp.ClientSession, row: dict[str, Any]) -> None:
+        name = f"{self.run}-{row['flight_id']}"
+        body = {
+            "id": name,
+            "inputs": [],
+            "parameters": {
+                "unit": str(row["flight_id"]),
+                "entities": [{key: row[key] for key in KEYS}],
+                "request": [{field.name: row[field.name] for field in booking.schema}],
+                "at": row["event_timestamp"].isoformat(),
+            },
+        }
+        try:
+            async with http.post(f"/v2/models/{delay_model.name}/infer", json=body) as response:
+                answer = await response.json()
+                if response.status != 200:
+                    self._miss(f"HTTP {response.status}: {answer}")
+                    return
+        except (aiohttp.ClientError, TimeoutError) as error:
+            self._miss(type(error).__name__)
+            return
+        self.tally.answered[name] = int(answer["model_version"])
+        if row["late"] is not None:
+            self.tally.due.append((row["label_known_at"], name, row["late"]))
+
+    def _miss(self, why: str) -> None:
+        self.tally.failed[why] = self.tally.failed.get(why, 0) + 1
+
+    async def _midnight(self, http: aiohttp.ClientSession, now: datetime, daily: Daily) -> None:
+        """Move to the day's end, report the flights that have landed, and let the platform inspect."""
+        self.clock.set(now)
+        landed = [one for one in self.tally.due if one[0] <= now]
+        self.tally.due = [one for one in self.tally.due if one[0] > now]
+        if landed:
+            body = [
+                {"prediction_id": name, "label": label, "observed_at": at.isoformat()}
+                for at, name, label in landed
+            ]
+            async with http.post("/feedback", json=body) as response:
+                response.raise_for_status()
+            self.tally.labels += len(landed)
+        await daily(now)
