@@ -1,0 +1,145 @@
+"""Challengers: one training for each window of the past, each judged on the newest rows, which none of them has seen."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from functions.evaluation import Gate, GateResult, evaluate_gate
+from functions.features import build_training_set
+from functions.project import ModelDefinition
+from functions.retraining_policy import RetrainingPolicy, Running, TrainingWindow
+from functions.runtime.context import context
+from functions.training import Trained, train_tabular
+from registry import Table, TableSnapshot
+
+BEGINNING = datetime(1970, 1, 2, tzinfo=UTC)  # earlier than any row
+_logger = logging.getLogger(__name__)
+
+
+class Challenger(BaseModel):
+    """One candidate of a retrain. passed: its gate; log_loss: on the held-out rows. problem: why it came to nothing."""
+
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
+
+    window: str
+    version: int | None = None
+    passed: bool = False
+    log_loss: float | None = None
+    problem: str = ""
+
+
+def train_challengers(
+    definition: ModelDefinition, policy: RetrainingPolicy, running: Running
+) -> tuple[Challenger, ...]:
+    """Train a challenger on each window and judge it by the gate; one that fails does not stop the others.
+
+    Raises: InvalidRows if a window, or the held-out time, has no labelled row.
+    """
+    orders, gate_set = _orders(definition, policy, running)
+    trained = train_tabular.map([order.arguments for order in orders], return_errors=True)
+    return tuple(
+        _judged(definition, _gate(definition, policy), order.window, outcome, gate_set)
+        for order, outcome in zip(orders, trained, strict=True)
+    )
+
+
+def _gate(definition: ModelDefinition, policy: RetrainingPolicy) -> Gate:
+    """The model's gate, and with it the comparison with the champion."""
+    if definition.gate.max_champion_ratio is not None:
+        return definition.gate
+    return definition.gate.model_copy(update={"max_champion_ratio": policy.max_champion_ratio})
+
+
+def best_of(challengers: Sequence[Challenger]) -> Challenger | None:
+    """The one with the lowest loss of those that passed, or None."""
+    passed = [
+        (one.log_loss, place)
+        for place, one in enumerate(challengers)
+        if one.passed and one.log_loss is not None
+    ]
+    return challengers[min(passed)[1]] if passed else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    window: TrainingWindow
+    arguments: dict[str, Any]
+
+
+def _orders(
+    definition: ModelDefinition, policy: RetrainingPolicy, running: Running
+) -> tuple[list[_Order], TableSnapshot]:
+    """Build the training sets and the held-out set, as of the moment the retrain began."""
+    used = context()
+    entities = Table(used.store, definition.entities)
+    snapshot = TableSnapshot(name=definition.entities, version=entities.version())
+    until = running.at - policy.label_delay
+    split = until - policy.holdout
+
+    def build(name: str, start: datetime, end: datetime) -> TableSnapshot:
+        return build_training_set(
+            service=definition.service,
+            entities=snapshot,
+            label=definition.label,
+            start=start,
+            end=end,
+            known_by=running.at,
+            name=f"training/{definition.name}/{running.number:06d}-{name}",
+        )
+
+    common = {
+        "model": definition.name,
+        "label": definition.label,
+        "numeric": list(definition.numeric),
+        "categorical": list(definition.categorical),
+        "params": definition.training,
+        "features": used.features().definitions_digest(definition.service),
+        "datasets": [snapshot],
+        "feature_service": definition.service,
+        "parent": running.champion,
+    }
+    orders = []
+    for window in policy.windows:
+        start = BEGINNING if window.days is None else split - timedelta(days=window.days)
+        tags = {**definition.tags, "window": window.name, "retrain": str(running.number)}
+        made = build(window.name, start, split)
+        orders.append(_Order(window, {**common, "training_set": made, "tags": tags}))
+    return orders, build("holdout", split, until)
+
+
+def _judged(
+    definition: ModelDefinition,
+    gate: Gate,
+    window: TrainingWindow,
+    outcome: Trained | Exception,
+    gate_set: TableSnapshot,
+) -> Challenger:
+    if isinstance(outcome, Exception):
+        _logger.warning("%s: training on %s failed: %s", definition.name, window.name, outcome)
+        return Challenger(window=window.name, problem=f"training failed: {outcome}")
+    if outcome.version is None:
+        return Challenger(window=window.name, problem="the training registered no version")
+    result = evaluate_gate(definition.name, outcome.version, gate_set, definition.label, gate)
+    return Challenger(
+        window=window.name,
+        version=outcome.version,
+        passed=result.passed,
+        log_loss=result.metrics.get("log_loss"),
+        problem="" if result.passed else _why(result),
+    )
+
+
+def _why(result: GateResult) -> str:
+    if result.reason:
+        return result.reason
+    return ", ".join(
+        f"{check.name} {check.value:.4g}, {check.rule} {check.limit:.4g}"
+        for check in result.checks
+        if not check.passed
+    )

@@ -1,0 +1,303 @@
+"""Closing the loop: an alarm becomes challengers, one of them a rollout, or nothing does and the journal says why.
+
+`inspect_model` is the one thing a schedule has to run for a model: it watches, ticks the rollout, and offers what stands to
+retraining. `retrain` also listens to alarms by itself. Both may run as often as they like: the journal `retraining/{model}`
+lets one retrain begin, and one that died is taken up again by whoever comes next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict
+
+from functions.challengers import Challenger, best_of, train_challengers
+from functions.monitoring import TOPIC, Alarm, Watched, alarms, watch_drift, watch_performance
+from functions.project import ModelDefinition, load_project
+from functions.retraining_policy import (
+    Finished,
+    RetrainDecision,
+    RetrainingPolicy,
+    RetrainState,
+    Running,
+    Situation,
+    decide,
+    step,
+)
+from functions.rollout import RolloutError, Ticked, rollout_status, start_rollout, tick_rollout
+from functions.runtime.clock import system_clock
+from functions.runtime.context import context
+from functions.runtime.declaration import OnEvent, Resources, Retries
+from functions.runtime.function import function
+from registry import Fold, Journal, ModelVersion
+
+
+class Retrained(BaseModel):
+    """What came of an alarm. version: the challenger that is being rolled out, if any."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    action: str
+    rule: str
+    text: str
+    version: int | None = None
+    challengers: tuple[Challenger, ...] = ()
+
+
+class Seen(BaseModel):
+    """A champion, and when it was first seen to be one."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: int
+    since: AwareDatetime
+
+
+class Inspected(BaseModel):
+    """What one inspection of a model found and did."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    at: datetime
+    watched: tuple[Watched, ...]
+    rollout: Ticked
+    retraining: tuple[Retrained, ...] = ()
+
+
+@function(timeout_s=3600, retries=Retries(max_attempts=3), max_concurrency=1)
+def inspect_model(model: str) -> Inspected:
+    """Watch a model's loss and drift, tick its rollout, and offer what stands to retraining.
+
+    Raises: ProjectError if the project does not define the model.
+    """
+    definition = load_project(context().project).model(model)
+    watched = _watch(definition)
+    rollout = tick_rollout(model)
+    offered = [retrain(alarm) for alarm in _offers(definition)] if definition.retraining else []
+    return Inspected(
+        model=model,
+        at=context().clock(),
+        watched=watched,
+        rollout=rollout,
+        retraining=tuple(offered),
+    )
+
+
+@function(resources=Resources(num_cpus=1), timeout_s=3600, on=OnEvent(TOPIC, payload_as="alarm"))
+def retrain(alarm: Alarm) -> Retrained:
+    """Decide whether `alarm` leads to a retrain, and if so train challengers, judge them, and roll the best one out.
+
+    Raises: ProjectError if the project does not define the model; what training raises, after it was recorded.
+    """
+    definition = load_project(context().project).model(alarm.model)
+    policy = definition.retraining
+    if policy is None:
+        return _answer(alarm, "skip", "no_policy", "the model has no retraining policy")
+    fold = retrains(alarm.model)
+    decision, running = _begin(fold, alarm, policy)
+    if running is None:
+        return _answer(alarm, decision.action, decision.rule, decision.text)
+    try:
+        finished, challengers = _carry_out(definition, policy, running)
+    except Exception as error:
+        _end(fold, running, _finished(running, "failed", None, f"{type(error).__name__}: {error}"), ())
+        raise
+    _end(fold, running, finished, challengers)
+    return _answer(alarm, decision.action, finished.outcome, finished.text, finished.version, challengers)
+
+
+@function(timeout_s=60)
+def request_retrain(model: str, reason: str) -> Retrained:
+    """Ask for a retrain by hand; the policy's rules apply to it as to any alarm."""
+    now = context().clock()
+    champion = _champion(model)
+    alarm = Alarm(
+        key=f"{model}/manual/{now.isoformat()}",
+        model=model,
+        monitor="manual",
+        subject=reason,
+        version=champion.version if champion is not None else 0,
+        raised_at=now,
+        start=now,
+        end=now,
+        text=f"asked for by {context().actor}: {reason}",
+    )
+    return retrain(alarm)
+
+
+def retrains(model: str) -> Fold[RetrainState]:
+    """The journal of a model's retrains, followed."""
+    used = context()
+    return Fold(
+        Journal(used.store, f"retraining/{model}", actor=used.actor, clock=used.clock),
+        RetrainState(),
+        step,
+        encode=lambda state: state.model_dump(mode="json"),
+        decode=RetrainState.model_validate,
+    )
+
+
+def _watch(definition: ModelDefinition) -> tuple[Watched, ...]:
+    watched = []
+    if definition.performance is not None:
+        watched.append(watch_performance(definition.name, definition.performance))
+    if definition.drift is not None:
+        watched.append(watch_drift(definition.name, definition.drift))
+    return tuple(watched)
+
+
+def _offers(definition: ModelDefinition) -> list[Alarm]:
+    """What stands: the alarm of an unfinished retrain first, else the oldest that concerns the champion."""
+    running = retrains(definition.name).refresh().running
+    if running is not None:
+        return [running.alarm]
+    champion = _champion(definition.name)
+    if champion is None:
+        return []
+    standing = [one for one in alarms(definition.name).standing() if one.version == champion.version]
+    aged = _age_alarm(definition, champion)
+    return (standing or ([aged] if aged is not None else []))[:1]
+
+
+def _age_alarm(definition: ModelDefinition, champion: ModelVersion) -> Alarm | None:
+    """An alarm once the champion has served for the longest time the policy allows."""
+    policy, now = definition.retraining, context().clock()
+    since = _champion_since(definition.name)
+    if policy is None or policy.max_age is None or since is None or now - since < policy.max_age:
+        return None
+    return Alarm(
+        key=f"{definition.name}/age/{champion.version}/{(now - since) // policy.max_age}",
+        model=definition.name,
+        monitor="age",
+        subject="champion",
+        version=champion.version,
+        raised_at=now,
+        start=since,
+        end=now,
+        text=f"version {champion.version} has been champion for {now - since}; at most {policy.max_age}",
+    )
+
+
+def _begin(
+    fold: Fold[RetrainState], alarm: Alarm, policy: RetrainingPolicy
+) -> tuple[RetrainDecision, Running | None]:
+    """Decide, and append what was decided: of any number of callers one starts."""
+    now, world = context().clock(), _situation(alarm.model)
+    decided: list[RetrainDecision] = []
+
+    def choose(state: RetrainState) -> dict[str, Any] | None:
+        decision = decide(state, alarm, world, policy, now)
+        decided.append(decision)
+        body = {"at": now.isoformat(), "decision": decision.model_dump(mode="json"), "alarm": alarm.key}
+        body |= {"world": world.model_dump(mode="json"), "policy": policy.model_dump(mode="json")}
+        if decision.action == "retrain":
+            running = Running(number=0, alarm=alarm, at=now, wall=world.wall, champion=world.champion or 0)
+            return {"event": "started", "running": running.model_dump(mode="json"), **body}
+        if decision.action == "resume":
+            return {"event": "resumed", **body}
+        # The first of many alike is recorded; a hundred alarms in a cooldown are not news.
+        if decision.action == "skip" and decision.rule != state.last_skip:
+            return {"event": "skipped", **body}
+        return None
+
+    fold.transact(choose)
+    decision = decided[-1]
+    return decision, fold.state.running if decision.action in ("retrain", "resume") else None
+
+
+def _situation(model: str) -> Situation:
+    champion, history = _champion(model), rollout_status(model)
+    return Situation(
+        champion=None if champion is None else champion.version,
+        champion_since=_champion_since(model),
+        rollout_open=history.open is not None,
+        ends={outcome.challenger: outcome.stage for outcome in history.outcomes},
+        wall=system_clock(),
+    )
+
+
+def _carry_out(
+    definition: ModelDefinition, policy: RetrainingPolicy, running: Running
+) -> tuple[Finished, tuple[Challenger, ...]]:
+    """Train on each window, gate, approve and roll out the best that passed."""
+    challengers = train_challengers(definition, policy, running)
+    best = best_of(challengers)
+    if best is None:
+        why = "; ".join(f"{one.window}: {one.problem}" for one in challengers)
+        return _finished(running, "no_challenger", None, f"no challenger passed: {why}"), challengers
+    return _roll_out(definition, policy, running, best), challengers
+
+
+def _roll_out(
+    definition: ModelDefinition, policy: RetrainingPolicy, running: Running, best: Challenger
+) -> Finished:
+    """Approve in the policy's name, and start the rollout."""
+    version = best.version
+    assert version is not None  # noqa: S101 — the one caller has checked it
+    registry = context().registry()
+    if policy.approver is not None:
+        comment = f"passed gate {definition.gate.name!r}; retrain {running.number}: {running.alarm.text}"
+        registry.as_actor(policy.approver).approve(definition.name, version, comment=comment)
+    try:
+        start_rollout(
+            definition.name, version, definition.rollout, reason=f"retrain {running.number} ({best.window})"
+        )
+    except RolloutError as error:
+        return _finished(running, "failed", None, f"version {version} was not rolled out: {error}")
+    return _finished(running, "rolled_out", version, f"version {version} ({best.window}) is in shadow")
+
+
+def _end(
+    fold: Fold[RetrainState], running: Running, finished: Finished, challengers: Sequence[Challenger]
+) -> None:
+    body = {
+        "event": "finished",
+        "at": context().clock().isoformat(),
+        "finished": finished.model_dump(mode="json"),
+        "challengers": [one.model_dump(mode="json") for one in challengers],
+    }
+    fold.transact(lambda state: body if state.running == running else None)
+
+
+def _finished(running: Running, outcome: Any, version: int | None, text: str) -> Finished:
+    return Finished(number=running.number, started_at=running.at, outcome=outcome, version=version, text=text)
+
+
+def _answer(
+    alarm: Alarm,
+    action: str,
+    rule: str,
+    text: str,
+    version: int | None = None,
+    challengers: Sequence[Challenger] = (),
+) -> Retrained:
+    return Retrained(
+        model=alarm.model,
+        action=action,
+        rule=rule,
+        text=text,
+        version=version,
+        challengers=tuple(challengers),
+    )
+
+
+def _champion(model: str) -> ModelVersion | None:
+    return context().registry().find_version(model, "champion")
+
+
+def _champion_since(model: str) -> datetime | None:
+    """When the champion of now was first seen by an inspection, on the platform's clock."""
+    used, champion = context(), _champion(model)
+    if champion is None:
+        return None
+    key = f"retraining/{model}/seen.json"
+    kept = used.store.find(key)
+    seen = Seen.model_validate_json(kept) if kept is not None else None
+    if seen is None or seen.version != champion.version:
+        seen = Seen(version=champion.version, since=used.clock())
+        used.store.put(key, seen.model_dump_json().encode())
+    return seen.since

@@ -1,0 +1,299 @@
+"""When an alarm leads to retraining, and when it does not: a pure decision that says why.
+
+A hundred alarms make one retrain; a retrain's own effect never makes the next; retrains that brought nothing make the next
+wait longer. `decide` asks the rules of `RULES` in order; the first that fires decides, and all findings are recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal, Self
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+
+from functions.monitoring.alarms import Alarm, Monitor
+from functions.rollout.decide import Finding
+from functions.rollout.state import Stage
+from registry import Entry
+
+Action = Literal["retrain", "resume", "skip"]
+_KEPT = 64  # finished retrains that the fold remembers
+
+
+class TrainingWindow(BaseModel):
+    """Which rows a challenger learns from: all before the held-out ones, or the last `days` of them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    days: int | None = Field(default=None, ge=1)
+
+
+class Blackout(BaseModel):
+    """A time in which nothing is retrained."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    start: AwareDatetime
+    end: AwareDatetime
+
+
+class RetrainingPolicy(BaseModel):
+    """When and how a model is retrained.
+
+    triggers: the monitors whose alarms count. max_age: raise an alarm "age" once the champion is older; None: never.
+    cooldown: between the starts of two retrains; it grows by `backoff` with each in a row that brought no promotion, up to
+        `max_cooldown`. settle: after a change of champion.
+    budget, budget_window: most retrains in a sliding window. blackouts: times of none.
+    windows: a challenger is trained on each. holdout: the newest rows, kept for the gate. label_delay: rows younger than this
+        are in neither, since their labels are not all there.
+    max_champion_ratio: log loss of a challenger over the champion's on the held-out rows, at most; None: not compared.
+    approver: in whose name a challenger that passed its gate is approved; None leaves that to people.
+    lost_after: wall-clock time after which a retrain that has not ended counts as dead and is taken up again.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    triggers: tuple[Monitor, ...] = ("performance", "drift", "age", "manual")
+    max_age: timedelta | None = None
+    cooldown: timedelta = timedelta(days=14)
+    backoff: float = Field(default=2.0, ge=1.0)
+    max_cooldown: timedelta = timedelta(days=90)
+    settle: timedelta = timedelta(days=3)
+    budget: int = Field(default=12, ge=1)
+    budget_window: timedelta = timedelta(days=365)
+    blackouts: tuple[Blackout, ...] = ()
+    windows: tuple[TrainingWindow, ...] = (TrainingWindow(name="all"), TrainingWindow(name="recent", days=60))
+    holdout: timedelta = timedelta(days=7)
+    label_delay: timedelta = timedelta(days=1)
+    max_champion_ratio: float | None = Field(default=1.0, gt=0)
+    approver: str | None = "retraining-policy"
+    lost_after: timedelta = timedelta(minutes=30)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [window.name for window in self.windows]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"windows need at least one, each with its own name; got {names}")
+        for name in ("holdout", "lost_after", "budget_window"):
+            if getattr(self, name) <= timedelta(0):
+                raise ValueError(f"{name} must be longer than zero, got {getattr(self, name)}")
+        return self
+
+
+class Running(BaseModel):
+    """A retrain that has begun and not ended.
+
+    number: of its journal entry. at: when, on the platform's clock. wall: when it was last begun, by the wall clock.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    number: int
+    alarm: Alarm
+    at: AwareDatetime
+    wall: AwareDatetime
+    champion: int
+
+
+class Finished(BaseModel):
+    """How a retrain ended. version: the challenger that was rolled out, if any."""
+
+    model_config = ConfigDict(frozen=True)
+
+    number: int
+    started_at: AwareDatetime
+    outcome: Literal["rolled_out", "no_challenger", "failed"]
+    version: int | None = None
+    text: str = ""
+
+
+class RetrainState(BaseModel):
+    """All the fold of `retraining/{model}` remembers. last_skip: rule of the last recorded skip since the last start."""
+
+    model_config = ConfigDict(frozen=True)
+
+    running: Running | None = None
+    finished: tuple[Finished, ...] = ()
+    starts: tuple[AwareDatetime, ...] = ()
+    last_skip: str | None = None
+
+
+class Situation(BaseModel):
+    """What the decision needs to know of the world.
+
+    champion_since: when it took over. rollout_open: whether one is under way. ends: how rollouts ended, by challenger.
+    wall: the wall clock, by which a retrain is dead; `now` may be a replayed time.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    champion: int | None
+    champion_since: AwareDatetime | None = None
+    rollout_open: bool = False
+    ends: dict[int, Stage] = {}
+    wall: AwareDatetime
+
+
+class RetrainDecision(BaseModel):
+    """What to do with an alarm, by which rule, and what every rule found."""
+
+    model_config = ConfigDict(frozen=True)
+
+    action: Action
+    rule: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def text(self) -> str:
+        """The sentence of the rule that decided."""
+        return next((one.text for one in self.findings if one.rule == self.rule), "nothing speaks against it")
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    state: RetrainState
+    alarm: Alarm
+    world: Situation
+    policy: RetrainingPolicy
+    now: datetime
+
+
+def decide(
+    state: RetrainState, alarm: Alarm, world: Situation, policy: RetrainingPolicy, now: datetime
+) -> RetrainDecision:
+    """Whether `alarm` leads to a retrain. Raises: ValueError if `now` has no time zone."""
+    if now.tzinfo is None:
+        raise ValueError(f"now {now} has no time zone; pass an aware UTC time")
+    look = _Look(state, alarm, world, policy, now)
+    findings = [(action, rule(look)) for action, rule in RULES]
+    action, rule = next(((a, f.rule) for a, f in findings if f.fired), ("retrain", "go"))
+    return RetrainDecision(action=action, rule=rule, findings=tuple(finding for _, finding in findings))
+
+
+def fruitless(state: RetrainState, ends: Mapping[int, Stage]) -> int:
+    """How many of the last retrains in a row brought no promotion."""
+    count = 0
+    for one in reversed(state.finished):
+        if one.version is not None and ends.get(one.version) == "promoted":
+            break
+        count += 1
+    return count
+
+
+def waits(state: RetrainState, ends: Mapping[int, Stage], policy: RetrainingPolicy) -> timedelta:
+    """The cooldown in force."""
+    factor = policy.backoff ** min(fruitless(state, ends), 32)
+    longest = max(policy.max_cooldown, policy.cooldown)
+    return min(
+        longest, timedelta(seconds=min(policy.cooldown.total_seconds() * factor, longest.total_seconds()))
+    )
+
+
+def _running(look: _Look) -> Finding:
+    return _age(look, "running")
+
+
+def _dead(look: _Look) -> Finding:
+    return _age(look, "dead")
+
+
+def _age(look: _Look, rule: Literal["running", "dead"]) -> Finding:
+    """A retrain that has not ended is running, or dead once it has taken too long."""
+    running = look.state.running
+    if running is None:
+        return Finding(rule=rule, fired=False, text="no retrain has begun and not ended")
+    age, limit = look.world.wall - running.wall, look.policy.lost_after
+    text = f"retrain {running.number} began {age} ago and has not ended; dead after {limit}"
+    return Finding(rule=rule, fired=(age < limit) == (rule == "running"), text=text)
+
+
+def _no_trigger(look: _Look) -> Finding:
+    alarm = look.alarm
+    fired = alarm.recovered or alarm.monitor not in look.policy.triggers
+    text = f"alarm of {alarm.monitor}{' (recovered)' if alarm.recovered else ''}; triggers: {look.policy.triggers}"
+    return Finding(rule="no_trigger", fired=fired, text=text)
+
+
+def _other_champion(look: _Look) -> Finding:
+    fired = look.alarm.version != look.world.champion
+    text = f"the alarm concerns version {look.alarm.version}, the champion is {look.world.champion}"
+    return Finding(rule="other_champion", fired=fired, text=text)
+
+
+def _rollout_open(look: _Look) -> Finding:
+    fired = look.world.rollout_open
+    return Finding(
+        rule="rollout_open", fired=fired, text=f"a challenger is {'' if fired else 'not '}being rolled out"
+    )
+
+
+def _settling(look: _Look) -> Finding:
+    since, settle = look.world.champion_since, look.policy.settle
+    if since is None or not look.state.starts:
+        return Finding(rule="settling", fired=False, text="the champion is no retrain's doing")
+    age = look.now - since
+    return Finding(rule="settling", fired=age < settle, text=f"champion for {age}, settles for {settle}")
+
+
+def _blackout(look: _Look) -> Finding:
+    within = next((b for b in look.policy.blackouts if b.start <= look.now < b.end), None)
+    text = "no blackout" if within is None else f"blackout until {within.end}"
+    return Finding(rule="blackout", fired=within is not None, text=text)
+
+
+def _cooling(look: _Look) -> Finding:
+    if not look.state.starts:
+        return Finding(rule="cooldown", fired=False, text="never retrained")
+    cooldown = waits(look.state, look.world.ends, look.policy)
+    age = look.now - look.state.starts[-1]
+    vain = fruitless(look.state, look.world.ends)
+    text = f"{age} since the last start, cooldown {cooldown}" + (f" after {vain} in vain" if vain else "")
+    return Finding(
+        rule="cooldown",
+        fired=age < cooldown,
+        text=text,
+        statistic=age.total_seconds(),
+        threshold=cooldown.total_seconds(),
+    )
+
+
+def _over_budget(look: _Look) -> Finding:
+    spent = sum(start > look.now - look.policy.budget_window for start in look.state.starts)
+    text = f"{spent} of {look.policy.budget} retrains in {look.policy.budget_window}"
+    return Finding(rule="budget", fired=spent >= look.policy.budget, text=text)
+
+
+RULES: tuple[tuple[Action, Callable[[_Look], Finding]], ...] = (
+    ("skip", _running),
+    ("resume", _dead),
+    ("skip", _no_trigger),
+    ("skip", _other_champion),
+    ("skip", _rollout_open),
+    ("skip", _settling),
+    ("skip", _blackout),
+    ("skip", _cooling),
+    ("skip", _over_budget),
+)
+
+
+def step(state: RetrainState, entry: Entry) -> RetrainState:
+    """Fold one entry of `retraining/{model}`. Raises: ValueError for an event that is not of this journal."""
+    body: dict[str, Any] = entry.body
+    if body["event"] == "skipped":
+        return state.model_copy(update={"last_skip": body["decision"]["rule"]})
+    if body["event"] == "started":
+        running = Running.model_validate({**body["running"], "number": entry.number})
+        starts = (*state.starts, running.at)[-_KEPT:]
+        return RetrainState(running=running, finished=state.finished, starts=starts)
+    if body["event"] == "resumed" and state.running is not None:
+        wall = datetime.fromisoformat(body["world"]["wall"])
+        return state.model_copy(update={"running": state.running.model_copy(update={"wall": wall})})
+    if body["event"] == "finished":
+        finished = (*state.finished, Finished.model_validate(body["finished"]))[-_KEPT:]
+        return state.model_copy(update={"running": None, "finished": finished, "last_skip": None})
+    raise ValueError(
+        f"entry {entry.number}: unknown event {body['event']!r}; it was written by a newer Toque: upgrade this one"
+    )

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from functions.monitoring import Alarm
+from functions.retraining_policy import (
+    Blackout,
+    Finished,
+    RetrainingPolicy,
+    RetrainState,
+    Running,
+    Situation,
+    TrainingWindow,
+    decide,
+    fruitless,
+    waits,
+)
+
+NOW = datetime(2013, 6, 1, tzinfo=UTC)
+DAY = timedelta(days=1)
+POLICY = RetrainingPolicy()
+
+
+def alarm(**changes: Any) -> Alarm:
+    fields: dict[str, Any] = {
+        "key": "late/performance/loss/1/15000",
+        "model": "late",
+        "monitor": "performance",
+        "subject": "loss",
+        "version": 1,
+        "raised_at": NOW,
+        "start": NOW - 2 * DAY,
+        "end": NOW - DAY,
+        "text": "loss rose",
+    }
+    return Alarm(**(fields | changes))
+
+
+def world(**changes: Any) -> Situation:
+    fields: dict[str, Any] = {"champion": 1, "champion_since": NOW - 60 * DAY, "wall": NOW}
+    return Situation(**(fields | changes))
+
+
+def running(wall: datetime) -> Running:
+    return Running(number=0, alarm=alarm(), at=NOW - DAY, wall=wall, champion=1)
+
+
+def ended(version: int | None, days_ago: int = 30) -> Finished:
+    outcome = "no_challenger" if version is None else "rolled_out"
+    return Finished(number=0, started_at=NOW - days_ago * DAY, outcome=outcome, version=version)
+
+
+def rule(state: RetrainState, *, policy: RetrainingPolicy = POLICY, **changes: Any) -> tuple[str, str]:
+    decision = decide(state, changes.pop("alarm", alarm()), world(**changes), policy, NOW)
+    assert decision.text
+    return decision.action, decision.rule
+
+
+def test_a_first_alarm_retrains() -> None:
+    assert rule(RetrainState()) == ("retrain", "go")
+
+
+@pytest.mark.parametrize(
+    ("state", "changes", "expected"),
+    [
+        (RetrainState(running=running(NOW - timedelta(minutes=1))), {}, ("skip", "running")),
+        (RetrainState(running=running(NOW - timedelta(hours=1))), {}, ("resume", "dead")),
+        (RetrainState(), {"alarm": alarm(recovered=True)}, ("skip", "no_trigger")),
+        (RetrainState(), {"alarm": alarm(version=2)}, ("skip", "other_champion")),
+        (RetrainState(), {"champion": None}, ("skip", "other_champion")),
+        (RetrainState(), {"rollout_open": True}, ("skip", "rollout_open")),
+        (RetrainState(starts=(NOW - 20 * DAY,)), {"champion_since": NOW - DAY}, ("skip", "settling")),
+        (RetrainState(starts=(NOW - 5 * DAY,)), {}, ("skip", "cooldown")),
+        (RetrainState(starts=(NOW - 15 * DAY,)), {}, ("retrain", "go")),
+        (RetrainState(starts=tuple(NOW - (300 - i) * DAY for i in range(12))), {}, ("skip", "budget")),
+    ],
+)
+def test_each_rule_has_its_say(
+    state: RetrainState, changes: dict[str, Any], expected: tuple[str, str]
+) -> None:
+    assert rule(state, **changes) == expected
+
+
+def test_only_declared_monitors_trigger() -> None:
+    policy = RetrainingPolicy(triggers=("performance",))
+    assert rule(RetrainState(), policy=policy) == ("retrain", "go")
+    assert rule(RetrainState(), policy=policy, alarm=alarm(monitor="drift")) == ("skip", "no_trigger")
+
+
+def test_a_blackout_waits() -> None:
+    policy = RetrainingPolicy(blackouts=(Blackout(start=NOW - DAY, end=NOW + DAY),))
+    assert rule(RetrainState(), policy=policy) == ("skip", "blackout")
+
+
+def test_retrains_in_vain_make_the_next_wait_longer_and_a_promotion_ends_that() -> None:
+    vain = RetrainState(finished=(ended(7), ended(None), ended(8)), starts=(NOW - 30 * DAY,))
+    assert fruitless(vain, {8: "rolled_back"}) == 3
+    assert waits(vain, {8: "rolled_back"}, POLICY) == timedelta(days=90)  # 14 * 2**3 = 112, at most 90
+    assert rule(vain, ends={8: "rolled_back"}) == ("skip", "cooldown")
+    assert fruitless(vain, {8: "promoted"}) == 0
+    assert waits(vain, {8: "promoted"}, POLICY) == timedelta(days=14)
+    assert rule(vain, ends={8: "promoted"}) == ("retrain", "go")
+
+
+def test_a_hundred_vain_retrains_do_not_overflow() -> None:
+    state = RetrainState(finished=tuple(ended(None) for _ in range(100)))
+    assert waits(state, {}, POLICY) == POLICY.max_cooldown
+
+
+def test_all_findings_are_there_whatever_decided() -> None:
+    decision = decide(RetrainState(), alarm(version=9), world(), POLICY, NOW)
+    assert [finding.rule for finding in decision.findings] == [
+        "running", "dead", "no_trigger", "other_champion", "rollout_open", "settling", "blackout", "cooldown", "budget",
+    ]  # fmt: skip
+
+
+def test_policies_that_cannot_work_are_refused() -> None:
+    with pytest.raises(ValidationError, match="own name"):
+        RetrainingPolicy(windows=(TrainingWindow(name="all"), TrainingWindow(name="all", days=3)))
+    with pytest.raises(ValidationError, match="own name"):
+        RetrainingPolicy(windows=())
+    with pytest.raises(ValidationError, match="holdout must be longer"):
+        RetrainingPolicy(holdout=timedelta(0))
+    with pytest.raises(ValueError, match="no time zone"):
+        decide(RetrainState(), alarm(), world(), POLICY, datetime(2013, 6, 1))  # noqa: DTZ001
