@@ -1,0 +1,4 @@
+"""What runs on a cluster: the serving counter, the door to functions, the ticker, and the commands that start them.
+
+It may use every room below. It must stay light to import: the processes that start Ray import it before Ray.
+"""

@@ -1,0 +1,9 @@
+"""The HTTP door: functions, invocations, models, feedback, features, schedules, health and metrics.
+
+It validates, authorises and passes on; every decision is made in the rooms below. `ray_apps.gateway.app.build_app`
+makes the application without Ray; `application` deploys it.
+"""
+
+from ray_apps.gateway.deployment import application
+
+__all__ = ["application"]

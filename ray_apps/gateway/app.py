@@ -1,0 +1,47 @@
+"""The gateway's application, put together from its routers."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import FastAPI
+from starlette.requests import Request
+
+from ray_apps.gateway import data, functions, invocations, models, openapi, operations, problems
+from ray_apps.gateway.auth import Doorman, allowed
+from ray_apps.gateway.limits import BodyLimit
+from ray_apps.gateway.metrics import Counted, Metrics
+from ray_apps.gateway.services import Services
+from ray_apps.gateway.wire import Json
+from registry import Principal, Role
+
+
+def build_app(services: Services) -> FastAPI:
+    """The application; it needs neither Ray nor Serve.
+
+    services: the context, access list and label log it works on.
+    """
+    app = FastAPI(
+        title="Toque",
+        version=operations.VERSION,
+        description="Functions, models, feedback and features of a Toque platform.",
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.services = services
+    app.state.metrics = Metrics()
+    app.state.doorman = Doorman(services.door.verify)
+    for room in (functions, invocations, models, data, operations):
+        app.include_router(room.router)
+    openapi.install(app)
+    problems.install(app)
+    app.add_api_route("/openapi.json", get_openapi, methods=["GET"], include_in_schema=False)
+    app.add_middleware(BodyLimit)
+    app.add_middleware(Counted, metrics=app.state.metrics)
+    return app
+
+
+async def get_openapi(request: Request, _: Annotated[Principal, allowed(Role.viewer)]) -> Json:
+    """The OpenAPI document of the routes and of every function."""
+    return Json(request.app.openapi())

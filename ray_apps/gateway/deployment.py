@@ -1,0 +1,47 @@
+"""The gateway on Ray Serve."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from ray.serve import Application
+
+MAX_ONGOING_REQUESTS = 512
+
+
+def application(options: dict[str, Any] | None = None) -> Application:
+    """The Serve application of the gateway, also for `serve deploy` (import_path in `ray_apps/config`).
+
+    options: passed to the deployment's `options`, such as num_replicas.
+    """
+    from ray import serve  # late: the processes that start Ray import this package before it
+
+    chosen: dict[str, Any] = {
+        "name": "gateway",
+        "max_ongoing_requests": MAX_ONGOING_REQUESTS,
+        "ray_actor_options": {"num_cpus": 0},  # it waits more than it computes
+        "health_check_period_s": 5,
+    } | (options or {})
+    deployment: Any = serve.deployment(serve.ingress(build)(), **chosen)
+    found: Application = deployment.bind()
+    return found
+
+
+def build() -> FastAPI:
+    """The application in a replica: the process's context, every function declared."""
+    from functions.prediction_log import LogWriter, default_wal_root  # late: only a replica needs them
+    from functions.runtime import catalog
+    from functions.runtime.context import context_of
+    from ray_apps.gateway.app import build_app
+    from ray_apps.gateway.services import Services
+
+    context = context_of(os.environ)
+    catalog.discover(project=context.project)
+
+    def labels() -> LogWriter:
+        return LogWriter(default_wal_root(context.store_url), "labels", context.redis_url or "")
+
+    return build_app(Services(context=context, labels=labels))

@@ -1,0 +1,167 @@
+"""Functions by HTTP: list, describe, call now, call durably, accept for later."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Request
+from pydantic import BaseModel
+
+from functions.runtime import catalog
+from functions.runtime.context import Context, use_context
+from functions.runtime.function import Function
+from functions.runtime.invocation import Invocation
+from ray_apps.gateway.auth import allowed
+from ray_apps.gateway.invocations import Told, told
+from ray_apps.gateway.problems import Problem, of_function
+from ray_apps.gateway.services import Services, services_of
+from ray_apps.gateway.wire import Json, json_of
+from registry import Principal, Role
+
+router = APIRouter(tags=["functions"])
+
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+
+
+class Described(BaseModel):
+    """A function as a caller sees it."""
+
+    name: str
+    reference: str
+    doc: str
+    digest: str
+    input_schema: dict[str, Any]
+    output_schema: dict[str, Any]
+    resources: dict[str, Any]
+    timeout_s: float | None
+    max_attempts: int
+    cache: bool
+    schedules: list[str]
+    events: list[str]
+
+
+@router.get("/functions", response_model=list[Described])
+async def list_functions(_: Annotated[Principal, allowed(Role.viewer)]) -> Json:
+    """Every function there is."""
+    return Json([describe(each).model_dump(mode="json") for each in catalog.all_functions()])
+
+
+@router.get("/functions/{name}", response_model=Described)
+async def get_function(name: str, _: Annotated[Principal, allowed(Role.viewer)]) -> Json:
+    """One function with the JSON Schemas of its arguments and result."""
+    return Json(describe(catalog.get(name)).model_dump(mode="json"))
+
+
+@router.post("/functions/{name}", responses={202: {"model": Told, "description": "Accepted; see Location"}})
+async def call_function(
+    request: Request,
+    name: str,
+    principal: Annotated[Principal, allowed(Role.operator)],
+    idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
+    prefer: Annotated[str | None, Header()] = None,
+) -> Json:
+    """Call a function on a JSON object of arguments.
+
+    Without headers it runs once, now. With `Idempotency-Key` it is recorded, run durably, and the same key gives
+    the same answer for ever. With `Prefer: respond-async` the answer is 202 and a Location to ask at.
+    """
+    function, arguments = catalog.get(name), await _arguments(request)
+    services = services_of(request)
+    used = services.acting(principal)
+    later = "respond-async" in (prefer or "")
+    if idempotency_key is None and not later:
+        return await _call(request, services, function, arguments, used)
+    if idempotency_key is not None and not _KEY.fullmatch(idempotency_key):
+        raise Problem(400, "Idempotency-Key: give 1 to 255 visible ASCII characters")
+    invocation = await services.run(_submit, function, arguments, idempotency_key, used)
+    if later:
+        return _accepted(await services.run(told, invocation), prefer)
+    return await _awaited(request, services, function, invocation)
+
+
+def describe(function: Function[..., Any]) -> Described:
+    """What a caller may know of a function."""
+    resources = function.resources
+    return Described(
+        name=function.name,
+        reference=function.reference,
+        doc=function.doc,
+        digest=function.digest,
+        input_schema=function.input_schema,
+        output_schema=function.output_schema,
+        resources={"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus},
+        timeout_s=function.timeout_s,
+        max_attempts=function.retries.max_attempts,
+        cache=function.cache,
+        schedules=[str(each) for each in function.schedule],
+        events=[str(each) for each in function.on],
+    )
+
+
+async def _arguments(request: Request) -> dict[str, Any]:
+    if not await request.body():
+        return {}
+    value = await json_of(request)
+    if not isinstance(value, dict):
+        raise Problem(422, f"the body is a JSON {type(value).__name__}; send an object of arguments by name")
+    return value
+
+
+async def _call(
+    request: Request,
+    services: Services,
+    function: Function[..., Any],
+    arguments: dict[str, Any],
+    used: Context,
+) -> Json:
+    try:
+        result = await services.run(_run, function, arguments, used)
+    except Exception as error:  # whatever the user's function raises is its caller's answer
+        request.app.state.metrics.calls.labels(function.name, "failed").inc()
+        raise of_function(function.name, error) from error
+    request.app.state.metrics.calls.labels(function.name, "succeeded").inc()
+    return Json(result)
+
+
+def _run(function: Function[..., Any], arguments: Mapping[str, Any], used: Context) -> Any:
+    with use_context(used):
+        return function.signature.dump_result(function.remote_json(arguments).result())
+
+
+def _submit(
+    function: Function[..., Any], arguments: Mapping[str, Any], key: str | None, used: Context
+) -> Invocation[Any]:
+    with use_context(used):
+        return function.submit_json(arguments, key=key)
+
+
+async def _awaited(
+    request: Request, services: Services, function: Function[..., Any], invocation: Invocation[Any]
+) -> Json:
+    try:
+        await services.run(invocation.wait, services.wait_s)
+    except TimeoutError:
+        return _accepted(await services.run(told, invocation), None)
+    answer = await services.run(told, invocation)
+    request.app.state.metrics.calls.labels(function.name, answer.status).inc()
+    headers = {"Location": _location(answer)}
+    if answer.status == "succeeded":
+        return Json(answer.result, headers=headers)
+    if answer.failure is None:
+        raise Problem(
+            409, f"{function.name} {answer.id} was {answer.status}", kind=answer.status, headers=headers
+        )
+    detail = f"{function.name}: {answer.failure['type']}: {answer.failure['message']}"
+    raise Problem(500, detail, kind="invocation-dead", headers=headers)
+
+
+def _accepted(answer: Told, prefer: str | None) -> Json:
+    headers = {"Location": _location(answer)}
+    headers |= {"Preference-Applied": "respond-async"} if prefer else {"Retry-After": "1"}
+    return Json(answer.model_dump(mode="json"), 202, headers=headers)
+
+
+def _location(answer: Told) -> str:
+    return f"/invocations/{answer.id}"

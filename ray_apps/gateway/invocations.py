@@ -1,0 +1,132 @@
+"""Durable invocations by HTTP: how they stand, cancel, redrive, signal."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel
+
+from functions.runtime.context import Context
+from functions.runtime.errors import FunctionError
+from functions.runtime.invocation import Invocation, ledger_of
+from functions.runtime.record import Record
+from functions.runtime.values import get_value
+from ray_apps.gateway.auth import allowed
+from ray_apps.gateway.problems import Problem, status_of
+from ray_apps.gateway.services import services_of
+from ray_apps.gateway.wire import Json, json_of
+from registry import Principal, Role
+
+router = APIRouter(tags=["invocations"])
+
+State = Literal["queued", "running", "failed", "waiting", "succeeded", "dead", "cancelled"]
+
+
+class Told(BaseModel):
+    """An invocation as its caller sees it; `result` once it has succeeded, `failure` while the last attempt failed."""
+
+    id: str
+    function: str
+    status: State
+    caller: str
+    key: str | None
+    arguments: dict[str, Any]
+    submitted_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    due: datetime
+    attempts: int
+    lost: int
+    steps: list[str]
+    waits_for: str | None
+    progress: float | None
+    failure: dict[str, str] | None
+    receipt: dict[str, Any] | None
+    result: Any = None
+
+
+@router.get("/invocations", response_model=list[Told])
+async def list_invocations(
+    request: Request,
+    principal: Annotated[Principal, allowed(Role.viewer)],
+    state: State | None = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> Json:
+    """Invocations, the dead ones quickly: they have an index."""
+    services = services_of(request)
+
+    def listed(used: Context) -> list[dict[str, Any]]:
+        records = ledger_of(used).invocations(status=state, limit=limit)
+        return [_told(record, used).model_dump(mode="json") for record in records]
+
+    return Json(await services.run(listed, services.acting(principal)))
+
+
+@router.get("/invocations/{invocation}", response_model=Told)
+async def get_invocation(
+    request: Request, invocation: str, principal: Annotated[Principal, allowed(Role.viewer)]
+) -> Json:
+    """How an invocation stands, and its result."""
+    services = services_of(request)
+    found = Invocation[Any](invocation, services.acting(principal))
+    return Json((await services.run(told, found)).model_dump(mode="json"))
+
+
+@router.delete("/invocations/{invocation}", response_model=Told)
+async def cancel_invocation(
+    request: Request, invocation: str, principal: Annotated[Principal, allowed(Role.operator)]
+) -> Json:
+    """Cancel it if it has not ended; running work is killed."""
+    services = services_of(request)
+    used = services.acting(principal)
+    record = await services.run(ledger_of(used).cancel, invocation)
+    return Json((await services.run(_told, record, used)).model_dump(mode="json"))
+
+
+@router.post("/invocations/{invocation}/redrive", response_model=Told, status_code=202)
+async def redrive_invocation(
+    request: Request, invocation: str, principal: Annotated[Principal, allowed(Role.operator)]
+) -> Json:
+    """Queue a dead or cancelled invocation again, its finished steps kept."""
+    services = services_of(request)
+    used = services.acting(principal)
+    try:
+        record = await services.run(ledger_of(used).redrive, invocation)
+    except FunctionError as error:
+        if status_of(error) is not None:
+            raise
+        raise Problem(409, str(error), kind="not-dead") from error
+    return Json((await services.run(_told, record, used)).model_dump(mode="json"), 202)
+
+
+@router.post("/invocations/{invocation}/signals/{name}", response_model=Told, status_code=202)
+async def signal_invocation(
+    request: Request, invocation: str, name: str, principal: Annotated[Principal, allowed(Role.operator)]
+) -> Json:
+    """Give a workflow that waits for signal `name` the JSON value in the body."""
+    services = services_of(request)
+    used = services.acting(principal)
+    value = await json_of(request) if await request.body() else None
+    record = await services.run(ledger_of(used).signal, invocation, name, value)
+    return Json((await services.run(_told, record, used)).model_dump(mode="json"), 202)
+
+
+def told(invocation: Invocation[Any]) -> Told:
+    """Read an invocation. Raises: UnknownInvocation."""
+    return _told(invocation.record(), invocation.used)
+
+
+def _told(record: Record, used: Context) -> Told:
+    shared = record.model_dump(
+        include=set(Told.model_fields) - {"arguments", "steps", "failure", "receipt", "result"}
+    )
+    return Told(
+        **shared,
+        arguments=get_value(used.store, record.arguments),
+        steps=[each.function for each in record.steps],
+        failure=record.failure.model_dump() if record.failure else None,
+        receipt=record.receipt.model_dump(mode="json") if record.receipt else None,
+        result=get_value(used.store, record.result) if record.result else None,
+    )

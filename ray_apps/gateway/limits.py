@@ -1,0 +1,42 @@
+"""Cuts off bodies that are too large before anything reads them whole."""
+
+from __future__ import annotations
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ray_apps.gateway.wire import MAX_BODY_BYTES
+
+
+class BodyLimit:
+    """ASGI middleware that lets no body above `limit_bytes` through, declared or streamed.
+
+    Whoever reads on past the limit gets HTTPException 413, which becomes the answer.
+    """
+
+    def __init__(self, app: ASGIApp, *, limit_bytes: int = MAX_BODY_BYTES) -> None:
+        self._app = app
+        self._limit_bytes = limit_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, counting what it sends."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        read = int(declared) if declared.isdigit() else 0
+
+        async def counted() -> Message:
+            nonlocal read
+            self._check(read)
+            message = await receive()
+            if declared == b"0":
+                read += len(message.get("body", b""))
+                self._check(read)
+            return message
+
+        await self._app(scope, counted, send)
+
+    def _check(self, size_bytes: int) -> None:
+        if size_bytes > self._limit_bytes:
+            raise HTTPException(413, f"the body is larger than {self._limit_bytes} bytes; send less at a time")

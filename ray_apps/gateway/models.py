@@ -1,0 +1,226 @@
+"""The registry by HTTP: models, versions, approvals, aliases and traffic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from ray_apps.gateway.auth import allowed
+from ray_apps.gateway.services import services_of
+from ray_apps.gateway.wire import Json
+from registry import ModelState, ModelVersion, Principal, Registry, Role, Traffic
+
+router = APIRouter(prefix="/models", tags=["models"])
+
+Viewer = Annotated[Principal, allowed(Role.viewer)]
+Operator = Annotated[Principal, allowed(Role.operator)]
+Approver = Annotated[Principal, allowed(Role.approver)]
+Number = Annotated[int, Field(ge=1, le=2**31)]
+
+
+class Summary(BaseModel):
+    """A model in a few lines."""
+
+    name: str
+    description: str
+    created_at: datetime | None
+    tags: dict[str, str]
+    aliases: dict[str, int]
+    versions: list[int]
+    traffic: Traffic | None
+
+
+class Change(BaseModel):
+    """Something said about a model, with a reason that stands in its journal."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: str = Field(default="", max_length=2000)
+
+
+class Pointing(Change):
+    """Point an alias; `expected`, if given, is the version it must point to now (null: none)."""
+
+    version: Number
+    expected: Number | None = None
+    override: str = Field(default="", max_length=2000)
+
+
+class Review(BaseModel):
+    """What an approver says."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    comment: str = Field(default="", max_length=2000)
+
+
+class Share(BaseModel):
+    """An arm's version and its part of the traffic, 0 to 1."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: Number
+    share: float = Field(ge=0, le=1)
+
+
+class Split(Change):
+    """Arms beside the champion, which has what they leave; `expected` is the `entry` this was decided on."""
+
+    arms: dict[str, Share] = {}
+    shadows: list[Number] = []
+    expected: int | None = None
+    override: str = Field(default="", max_length=2000)
+
+
+async def _with(request: Request, principal: Principal, work: Callable[[Registry], Any]) -> Json:
+    services = services_of(request)
+
+    def done() -> Any:
+        result = work(services.acting(principal).registry())
+        return result.model_dump(mode="json") if isinstance(result, BaseModel) else result
+
+    return Json(await services.run(done))
+
+
+@router.get("", response_model=list[Summary])
+async def list_models(request: Request, principal: Viewer) -> Json:
+    """Every model."""
+
+    def listed(registry: Registry) -> list[Any]:
+        return [_summary(registry.get_model(name)).model_dump(mode="json") for name in registry.list_models()]
+
+    return await _with(request, principal, listed)
+
+
+@router.get("/{model}", response_model=Summary)
+async def get_model(request: Request, model: str, principal: Viewer) -> Json:
+    """One model: aliases, versions, traffic."""
+    return await _with(request, principal, lambda registry: _summary(registry.get_model(model)))
+
+
+@router.get("/{model}/versions", response_model=list[ModelVersion])
+async def list_versions(request: Request, model: str, principal: Viewer) -> Json:
+    """All versions that are not deleted, oldest first."""
+
+    def listed(registry: Registry) -> list[Any]:
+        return [version.model_dump(mode="json") for version in registry.list_versions(model)]
+
+    return await _with(request, principal, listed)
+
+
+@router.get("/{model}/versions/{version}", response_model=ModelVersion)
+async def get_version(request: Request, model: str, version: str, principal: Viewer) -> Json:
+    """A version by number or alias: signature, metrics, lineage, approvals, gates."""
+    return await _with(
+        request, principal, lambda registry: registry.get_version(model, number_or_alias(version))
+    )
+
+
+@router.get("/{model}/history")
+async def get_history(
+    request: Request, model: str, principal: Viewer, limit: Annotated[int, Query(ge=1, le=10_000)] = 100
+) -> Json:
+    """The latest entries of the model's journal, oldest first: who changed what, when and why."""
+
+    def listed(registry: Registry) -> list[Any]:
+        return [entry.to_json() for entry in registry.history(model)[-limit:]]
+
+    return await _with(request, principal, listed)
+
+
+@router.get("/{model}/aliases/{alias}")
+async def get_alias(
+    request: Request, model: str, alias: str, principal: Viewer, at: AwareDatetime | None = None
+) -> Json:
+    """The version behind an alias, now or at a past moment; null if there was none."""
+
+    def found(registry: Registry) -> Any:
+        aliases = (registry.model_at(model, at) if at else registry.get_model(model)).aliases
+        return {"model": model, "alias": alias, "version": aliases.get(alias)}
+
+    return await _with(request, principal, found)
+
+
+@router.put("/{model}/aliases/{alias}", response_model=ModelVersion)
+async def set_alias(request: Request, model: str, alias: str, body: Pointing, principal: Operator) -> Json:
+    """Point an alias to a version; 409 names what is there if it is not the expected one, or the policy unmet."""
+    return await _with(request, principal, lambda registry: registry.set_alias(model, alias, **_given(body)))
+
+
+@router.post("/{model}/promote", response_model=ModelVersion)
+async def promote(request: Request, model: str, body: Pointing, principal: Operator) -> Json:
+    """Make a version the champion and end its canaries and shadows, at once."""
+    return await _with(request, principal, lambda registry: registry.promote(model, **_given(body)))
+
+
+@router.post("/{model}/aliases/{alias}/rollback", response_model=ModelVersion)
+async def rollback(request: Request, model: str, alias: str, body: Change, principal: Operator) -> Json:
+    """Point an alias back to the version before."""
+    return await _with(
+        request, principal, lambda registry: registry.rollback(model, alias, reason=body.reason)
+    )
+
+
+@router.post("/{model}/versions/{version}/approve", response_model=ModelVersion)
+async def approve(request: Request, model: str, version: Number, body: Review, principal: Approver) -> Json:
+    """Approve a version in one's own name."""
+    return await _with(
+        request, principal, lambda registry: registry.approve(model, version, comment=body.comment)
+    )
+
+
+@router.post("/{model}/versions/{version}/reject", response_model=ModelVersion)
+async def reject(request: Request, model: str, version: Number, body: Review, principal: Approver) -> Json:
+    """Reject a version: nothing can be pointed to it until it is approved."""
+    return await _with(
+        request, principal, lambda registry: registry.reject(model, version, comment=body.comment)
+    )
+
+
+@router.get("/{model}/traffic", response_model=Traffic)
+async def get_traffic(request: Request, model: str, principal: Viewer) -> Json:
+    """The split in force."""
+    return await _with(request, principal, lambda registry: registry.traffic(model))
+
+
+@router.put("/{model}/traffic", response_model=Traffic)
+async def set_traffic(request: Request, model: str, body: Split, principal: Operator) -> Json:
+    """Split the traffic; the champion has what the arms leave."""
+
+    def changed(registry: Registry) -> Traffic:
+        return registry.set_traffic(
+            model,
+            {name: (arm.version, arm.share) for name, arm in body.arms.items()},
+            shadows=body.shadows,
+            expected=body.expected,
+            reason=body.reason,
+            override=body.override,
+        )
+
+    return await _with(request, principal, changed)
+
+
+def number_or_alias(text: str) -> int | str:
+    """A version as it stands in a path."""
+    return int(text) if text.isascii() and text.isdigit() else text
+
+
+def _given(body: Pointing) -> dict[str, Any]:
+    given = {"version": body.version, "reason": body.reason, "override": body.override}
+    return given | ({"expected": body.expected} if "expected" in body.model_fields_set else {})
+
+
+def _summary(state: ModelState) -> Summary:
+    return Summary(
+        name=state.name,
+        description=state.description,
+        created_at=state.created_at,
+        tags=dict(state.tags),
+        aliases=dict(state.aliases),
+        versions=[each.version for each in state.versions.values() if each.deleted_at is None],
+        traffic=state.traffic,
+    )

@@ -1,0 +1,114 @@
+"""The OpenAPI document: the gateway's routes, and every function under its own path with its own schemas."""
+
+from __future__ import annotations
+
+import re
+from copy import deepcopy
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from functions.runtime import catalog
+from functions.runtime.function import Function
+
+GENERIC = "/functions/{name}"
+_DEFINITION = re.compile(r"^#/\$defs/")
+
+PROBLEM: dict[str, Any] = {
+    "type": "object",
+    "description": "RFC 9457",
+    "required": ["type", "title", "status", "detail"],
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "instance": {"type": "string"},
+        "errors": {"type": "array", "items": {"type": "object"}},
+    },
+}
+
+
+def install(app: FastAPI) -> None:
+    """Make the application describe itself and the functions that are declared when it is asked."""
+
+    def described() -> dict[str, Any]:
+        document = get_openapi(
+            title="Toque",
+            version=app.version,
+            description=app.description,
+            routes=app.routes,
+            separate_input_output_schemas=False,
+        )
+        return with_functions(_with_problems(document), catalog.all_functions())
+
+    app.openapi = described  # type: ignore[method-assign]  # FastAPI documents this way of extending it
+
+
+def with_functions(document: dict[str, Any], functions: list[Function[..., Any]]) -> dict[str, Any]:
+    """The document with a path for each function; those of one name in several modules keep the general path."""
+    names = [each.name for each in functions]
+    general = document["paths"].get(GENERIC, {}).get("post")
+    for function in functions:
+        if general is not None and names.count(function.name) == 1:
+            document["paths"][f"/functions/{function.name}"] = {
+                "post": _operation(document, general, function)
+            }
+    return document
+
+
+def _operation(
+    document: dict[str, Any], general: dict[str, Any], function: Function[..., Any]
+) -> dict[str, Any]:
+    operation = deepcopy(general)
+    operation["operationId"] = f"call_{function.name}"
+    operation["summary"] = function.doc.splitlines()[0] if function.doc else function.name
+    operation["description"] = function.doc
+    operation["parameters"] = [each for each in general.get("parameters", []) if each["in"] != "path"]
+    arguments = _hoisted(document, f"{function.name}_arguments", function.input_schema)
+    operation["requestBody"] = {
+        "required": bool(function.input_schema.get("required")),
+        "content": {"application/json": {"schema": arguments}},
+    }
+    result = _hoisted(document, f"{function.name}_result", function.output_schema)
+    operation["responses"]["200"] = {
+        "description": "The result",
+        "content": {"application/json": {"schema": result}},
+    }
+    return operation
+
+
+def _hoisted(document: dict[str, Any], name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """A reference to `schema` among the components, its own definitions beside it under prefixed names."""
+    components = document.setdefault("components", {}).setdefault("schemas", {})
+    body = dict(schema)
+    for definition, content in body.pop("$defs", {}).items():
+        components[f"{name}.{definition}"] = _renamed(content, name)
+    components[name] = _renamed(body, name)
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _renamed(value: Any, prefix: str) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: _DEFINITION.sub(f"#/components/schemas/{prefix}.", each)
+            if key == "$ref" and isinstance(each, str)
+            else _renamed(each, prefix)
+            for key, each in value.items()
+        }
+    return [_renamed(each, prefix) for each in value] if isinstance(value, list) else value
+
+
+def _with_problems(document: dict[str, Any]) -> dict[str, Any]:
+    """Every operation may answer a problem, instead of FastAPI's own validation errors."""
+    components = document.setdefault("components", {}).setdefault("schemas", {})
+    for name in ("HTTPValidationError", "ValidationError"):
+        components.pop(name, None)
+    components["Problem"] = PROBLEM
+    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
+            operation["responses"]["default"] = {"description": "A problem", "content": content}
+    return document

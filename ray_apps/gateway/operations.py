@@ -1,0 +1,137 @@
+"""Running the platform: health, numbers, schedules, tokens, and the server's side of the inference protocol."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Request
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from starlette.responses import Response
+
+from ray_apps.gateway.auth import allowed
+from ray_apps.gateway.schedules import statuses
+from ray_apps.gateway.services import services_of
+from ray_apps.gateway.wire import Json
+from registry import Access, NotFound, Principal, RegistryError, Role
+
+router = APIRouter()
+
+NAME, VERSION = "toque", "0.1.0"
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+Viewer = Annotated[Principal, allowed(Role.viewer)]
+Admin = Annotated[Principal, allowed(Role.admin)]
+
+
+class TokenWanted(BaseModel):
+    """A token to make: whose, with which role, until when."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(min_length=1, max_length=100)
+    role: Literal["viewer", "predictor", "operator", "approver", "admin"]
+    expires_at: AwareDatetime | None = None
+
+
+class TokenMade(BaseModel):
+    """A new token; `token` is shown this once."""
+
+    name: str
+    role: str
+    token: str
+
+
+class TokenListed(BaseModel):
+    """A token as it is kept: without its secret."""
+
+    id: str
+    name: str
+    role: str
+    created_by: str
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+
+@router.get("/healthz", tags=["health"])
+async def get_health() -> Json:
+    """Whether this process answers; the only thing one may ask without a token, with the protocol's own health."""
+    return Json({"status": "ok"})
+
+
+@router.get("/v2/health/live", tags=["protocol"])
+async def get_live() -> Json:
+    """Whether the server is alive."""
+    return Json({"live": True})
+
+
+@router.get("/v2/health/ready", tags=["protocol"])
+async def get_ready(request: Request) -> Json:
+    """Whether the server can do its work: the store answers."""
+    services = services_of(request)
+    try:
+        await services.run(services.context.store.find, "health")
+    except RegistryError:
+        return Json({"ready": False}, 503)
+    return Json({"ready": True})
+
+
+@router.get("/v2", tags=["protocol"])
+async def get_server(_: Viewer) -> Json:
+    """The server's name, version and protocol extensions."""
+    return Json({"name": NAME, "version": VERSION, "extensions": ["binary_tensor_data"]})
+
+
+@router.get("/metrics", tags=["health"])
+async def get_metrics(request: Request, _: Viewer) -> Response:
+    """Numbers of this gateway process in Prometheus's text format."""
+    return Response(request.app.state.metrics.text(), media_type=METRICS_TYPE)
+
+
+@router.get("/schedules", tags=["functions"])
+async def get_schedules(request: Request, principal: Viewer) -> Json:
+    """Every schedule: its function, the last tick that was handled, and the next one."""
+    services = services_of(request)
+    return Json(await services.run(statuses, services.acting(principal)))
+
+
+@router.get("/tokens", tags=["access"], response_model=list[TokenListed])
+async def list_tokens(request: Request, principal: Admin) -> Json:
+    """All tokens there ever were, without their secrets."""
+    access = _access(request, principal)
+    kept = await services_of(request).run(access.list_tokens)
+    listed = [each.model_dump(mode="json", exclude={"digest"}) | {"role": each.role.name} for each in kept]
+    return Json(listed)
+
+
+@router.post("/tokens", tags=["access"], response_model=TokenMade, status_code=201)
+async def create_token(request: Request, body: TokenWanted, principal: Admin) -> Json:
+    """Make a token."""
+    access = _access(request, principal)
+    made = await services_of(request).run(
+        access.create_token, body.name, body.role, expires_at=body.expires_at
+    )
+    return Json({"name": body.name, "role": body.role, "token": made}, 201)
+
+
+@router.delete("/tokens/{name}", tags=["access"], status_code=204)
+async def revoke_token(request: Request, name: str, principal: Admin) -> Response:
+    """End the live token of that name; it is refused everywhere within two seconds."""
+    await services_of(request).run(_access(request, principal).revoke, name)
+    return Response(status_code=204)
+
+
+@router.get("/v2/models/{model}", tags=["protocol"], include_in_schema=False)
+@router.get("/v2/models/{model}/{rest:path}", tags=["protocol"], include_in_schema=False)
+@router.post("/v2/models/{model}/{rest:path}", tags=["protocol"], include_in_schema=False)
+async def no_such_model(model: str, _: Viewer, rest: str = "") -> Json:  # noqa: ARG001  # part of the path
+    """A model that is served has a door of its own: what arrives here is not."""
+    raise NotFound(
+        f"model {model!r} is not served here; `GET /models` lists the registry's, `toque up` serves them"
+    )
+
+
+def _access(request: Request, principal: Principal) -> Access:
+    services = services_of(request)
+    return Access(services.context.store, actor=principal.name)

@@ -1,0 +1,163 @@
+"""Errors as problem details (RFC 9457): one table from exception to status, the message as the detail.
+
+Source: https://www.rfc-editor.org/rfc/rfc9457
+"""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from featurestore.errors import (
+    FeatureStoreError,
+    OnlineStoreUnavailable,
+    UnknownDefinition,
+)
+from functions.prediction_log import LogFullError
+from functions.runtime import errors as runtime
+from ray_apps.gateway.wire import dumps
+from registry import errors as registry
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_S = "1"
+_logger = logging.getLogger(__name__)
+
+
+class Problem(Exception):  # noqa: N818  # it is one, whether or not anyone erred
+    """A refusal with its status and, optionally, problems of single fields and headers."""
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        *,
+        kind: str = "about:blank",
+        fields: list[dict[str, Any]] | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.kind = kind
+        self.fields = fields or []
+        self.headers = headers or {}
+
+
+# The first class that fits decides; subclasses stand above their bases.
+_STATUS: tuple[tuple[type[Exception], int], ...] = (
+    (registry.NotFound, 404),
+    (registry.InvalidInput, 422),
+    (registry.Stale, 409),
+    (registry.Conflict, 409),
+    (registry.AlreadyExists, 409),
+    (registry.Refused, 409),
+    (registry.Unavailable, 503),
+    (runtime.UnknownFunction, 404),
+    (runtime.UnknownInvocation, 404),
+    (runtime.InvalidArguments, 422),
+    (runtime.KeyConflict, 409),
+    (runtime.Cancelled, 409),
+    (runtime.WorkerLost, 503),
+    (TimeoutError, 504),
+    (OnlineStoreUnavailable, 503),
+    (UnknownDefinition, 404),
+    (FeatureStoreError, 422),
+    (LogFullError, 503),
+)
+
+
+def status_of(error: Exception) -> int | None:
+    """The status an error of the platform has; None for any other."""
+    return next((status for kind, status in _STATUS if isinstance(error, kind)), None)
+
+
+def of_error(error: Exception) -> Problem | None:
+    """The problem an error of the platform is; None for any other."""
+    status = status_of(error)
+    if status is None:
+        return None
+    fields = error.problems if isinstance(error, runtime.InvalidArguments) else []
+    headers = {"Retry-After": RETRY_AFTER_S} if status == HTTPStatus.SERVICE_UNAVAILABLE else {}
+    return Problem(status, str(error), kind=_kind(error), fields=fields, headers=headers)
+
+
+def of_function(name: str, error: Exception) -> Problem:
+    """The problem that a function's own error is: its arguments' fault where it says so, else the function's."""
+    known = of_error(error)
+    if known is not None:
+        return known
+    refused = isinstance(error, ValueError | LookupError | TypeError)
+    status = HTTPStatus.UNPROCESSABLE_ENTITY if refused else HTTPStatus.INTERNAL_SERVER_ERROR
+    kind = "function-refused" if refused else "function-failed"
+    return Problem(status, f"{name}: {type(error).__name__}: {error}", kind=kind)
+
+
+def respond(problem: Problem, request: Request) -> Response:
+    """The problem as a response; on protocol routes with the member `error` that its clients read."""
+    body: dict[str, Any] = {
+        "type": problem.kind,
+        "title": HTTPStatus(problem.status).phrase,
+        "status": problem.status,
+        "detail": problem.detail,
+        "instance": request.url.path,
+    }
+    body |= {"errors": problem.fields} if problem.fields else {}
+    body |= {"error": problem.detail} if request.url.path.startswith("/v2") else {}
+    return Response(dumps(body), problem.status, headers=problem.headers, media_type=MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Make the application answer every error as a problem."""
+    app.add_exception_handler(Problem, _on_problem)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    for kind in dict.fromkeys(kind for kind, _ in _STATUS):
+        app.add_exception_handler(kind, _on_known)
+    app.add_exception_handler(Exception, _on_unknown)
+
+
+def _on_problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Problem)  # noqa: S101  # registered for it only
+    return respond(error, request)
+
+
+def _on_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101  # the same
+    problem = Problem(error.status_code, str(error.detail), headers=dict(error.headers or {}))
+    return respond(problem, request)
+
+
+def _on_invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101  # the same
+    fields = [
+        {"field": ".".join(map(str, each["loc"])), "message": each["msg"], "value": _short(each.get("input"))}
+        for each in error.errors()
+    ]
+    told = "; ".join(f"{each['field']}: {each['message']}" for each in fields)
+    return respond(Problem(422, told, kind="invalid-request", fields=fields), request)
+
+
+def _on_known(request: Request, error: Exception) -> Response:
+    problem = of_error(error)
+    assert problem is not None  # noqa: S101  # the same
+    return respond(problem, request)
+
+
+def _on_unknown(request: Request, error: Exception) -> Response:
+    _logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return respond(Problem(500, "the gateway failed; its log says why", kind="internal"), request)
+
+
+def _kind(error: Exception) -> str:
+    name = type(error).__name__
+    return "".join(f"-{c.lower()}" if c.isupper() and i else c.lower() for i, c in enumerate(name))
+
+
+def _short(value: Any) -> Any:
+    return value if isinstance(value, bool | int | float | None) else str(value)[:200]

@@ -1,0 +1,119 @@
+"""Which ports are free, and who holds the others."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ray_apps.local.errors import PortTaken
+from ray_apps.local.settings import Ports
+
+LISTENING = "0A"  # state of a listening socket in /proc/net/tcp
+TRIED_ABOVE = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A process that listens on a port; pid is None where we may not look."""
+
+    port: int
+    pid: int | None
+    command: str
+
+    def __str__(self) -> str:
+        if self.pid is None:
+            return "a process of another user"
+        return f"{self.command} (pid {self.pid})"
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A port that was taken: what it was for, who holds it, and what is used instead."""
+
+    purpose: str
+    holder: Holder
+    port: int
+
+    def __str__(self) -> str:
+        return f"port {self.holder.port} ({self.purpose}) is held by {self.holder}; using {self.port}"
+
+
+def choose(
+    wanted: Ports,
+    *,
+    host: str,
+    fixed: bool = False,
+    holder: Callable[[int, str], Holder | None] | None = None,
+) -> tuple[Ports, list[Moved]]:
+    """Free ports for every purpose, each the wanted one or the next free above it.
+
+    fixed: refuse instead of moving. holder: tells who holds a port (for tests).
+    Raises: PortTaken, naming port, purpose and holder.
+    """
+    ask = holder or holder_of
+    chosen: dict[str, int] = {}
+    moved: list[Moved] = []
+    for purpose, port in wanted.model_dump().items():
+        held = ask(port, host)
+        if held is None and port in chosen.values():
+            held = Holder(port, os.getpid(), "another part of this platform")
+        if held is not None and fixed:
+            raise PortTaken(
+                f"port {port} ({purpose}) is held by {held}; end it, or let another port be taken"
+            )
+        chosen[purpose] = port if held is None else _next_free(port, set(chosen.values()), host, ask)
+        if held is not None:
+            moved.append(Moved(purpose, held, chosen[purpose]))
+    return Ports(**chosen), moved
+
+
+def holder_of(port: int, host: str = "127.0.0.1") -> Holder | None:
+    """Who listens on `port` at `host` or at every address; None if it can be bound."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((host, port))
+        except OSError:
+            return _look_up(port)
+    return None
+
+
+def _next_free(port: int, taken: set[int], host: str, ask: Callable[[int, str], Holder | None]) -> int:
+    for candidate in range(port + 1, min(port + TRIED_ABOVE, 65536)):
+        if candidate not in taken and ask(candidate, host) is None:
+            return candidate
+    raise PortTaken(
+        f"no free port from {port} to {port + TRIED_ABOVE}; end something or choose another range"
+    )
+
+
+def _look_up(port: int) -> Holder:
+    sockets = {f"socket:[{inode}]" for inode in _listening_inodes(port)}
+    for folder in Path("/proc").glob("[0-9]*"):
+        if sockets & _open_sockets(folder):
+            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            return Holder(port, int(folder.name), command[:120])
+    return Holder(port, None, "")
+
+
+def _listening_inodes(port: int) -> Iterator[str]:
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        if not Path(table).exists():
+            continue
+        for line in Path(table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == LISTENING and int(fields[1].rpartition(":")[2], 16) == port:
+                yield fields[9]
+
+
+def _open_sockets(folder: Path) -> set[str]:
+    links = set()
+    try:
+        for entry in os.scandir(folder / "fd"):
+            links.add(os.readlink(entry.path))  # noqa: PTH115  # thousands of them: no Path objects
+    except OSError:
+        return links  # it ended, or belongs to someone else: what was read so far is all there is
+    return links

@@ -1,0 +1,129 @@
+"""Finding and ending what we started, whatever has been killed meanwhile.
+
+Everything a part starts stays in that part's session (Ray's daemons, workers, replicas and HAProxy are all in the
+session of the `ray start` that began them), and inherits the variable `TOQUE_SESSION`, which names the state
+folder. A session outlives its leader, so both still tell after a `kill -9` of anything.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+MARK = "TOQUE_SESSION"
+POLL_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A living process: its session, when it started (clock ticks after boot), its command and its mark."""
+
+    pid: int
+    session: int
+    started: int
+    command: str
+    mark: str | None
+
+    @classmethod
+    def find(cls, pid: int) -> Process | None:
+        """The process, or None if there is none or it is a zombie."""
+        folder = Path(f"/proc/{pid}")
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        except OSError:
+            return None
+        if fields[0] in "ZX":
+            return None
+        return cls(pid, int(fields[3]), int(fields[19]), command, _mark(folder))
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A session we began: the pid of its leader and when that started."""
+
+    leader: int
+    started: int
+
+    @classmethod
+    def led_by(cls, pid: int) -> Session:
+        """The session of a process that has just been started in one of its own."""
+        process = Process.find(pid)
+        return cls(pid, process.started if process else 0)
+
+
+def of_platform(home: Path, sessions: Collection[Session]) -> list[Process]:
+    """Every living process that belongs to the platform in `home`, oldest first; never this one's own session.
+
+    sessions: what was recorded when they were started.
+    """
+    everything = _scan()
+    ours = {each.session for each in everything if each.mark == str(home)}
+    ours |= {session.leader for session in sessions if _is_still(session, everything)}
+    ours.discard(os.getsid(0))
+    return sorted((each for each in everything if each.session in ours), key=lambda each: each.started)
+
+
+def end(
+    home: Path, sessions: Collection[Session], *, grace_s: float, keep: Collection[int] = ()
+) -> list[Process]:
+    """End them: all are asked, and what is left after `grace_s` is killed. Returns what would not die.
+
+    keep: sessions, by the pid of their leader, that are left alone for now.
+    """
+
+    def left() -> list[Process]:
+        return [each for each in of_platform(home, sessions) if each.session not in keep]
+
+    for process in left():
+        _signal(process, signal.SIGTERM)
+    deadline = time.monotonic() + grace_s
+    while left() and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    deadline = time.monotonic() + max(grace_s, 5.0)
+    while (stubborn := left()) and time.monotonic() < deadline:
+        for process in stubborn:
+            _signal(process, signal.SIGKILL)
+        time.sleep(POLL_S)
+    return stubborn
+
+
+def marked(environment: Mapping[str, str], home: Path) -> dict[str, str]:
+    """`environment` with the mark by which `home`'s processes are found."""
+    return {**environment, MARK: str(home)}
+
+
+def _is_still(session: Session, everything: Collection[Process]) -> bool:
+    """Whether the session number still means that session: it is not reused while anyone is in it."""
+    members = [each for each in everything if each.session == session.leader]
+    leader = next((each for each in members if each.pid == session.leader), None)
+    if leader is not None:
+        return leader.started == session.started
+    return bool(members) and all(each.started >= session.started for each in members)
+
+
+def _signal(process: Process, number: signal.Signals) -> None:
+    now = Process.find(process.pid)
+    if now is not None and now.started == process.started:  # not another process that got its number
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(process.pid, number)
+
+
+def _scan() -> list[Process]:
+    pids = (int(name) for name in os.listdir("/proc") if name.isdigit())  # noqa: PTH208  # names, not Paths
+    return [process for pid in pids if (process := Process.find(pid)) is not None]
+
+
+def _mark(folder: Path) -> str | None:
+    try:
+        environment = (folder / "environ").read_bytes()
+    except OSError:
+        return None
+    wanted = f"{MARK}=".encode()
+    found = next((each for each in environment.split(b"\0") if each.startswith(wanted)), None)
+    return found[len(wanted) :].decode() if found else None

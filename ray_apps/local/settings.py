@@ -1,0 +1,96 @@
+"""What a person may choose about the platform on this machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+HOME = ".toque"
+MEBIBYTE = 1024 * 1024
+
+
+class Ports(BaseModel):
+    """The ports that are asked for; a taken one gives way to the next free one unless `Settings.fixed_ports`.
+
+    http: the platform's door; jobs: Ray's job door; redis; gcs, agent: Ray's own; stats, metrics: HAProxy's;
+    door_metrics: of the job door.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    http: int = Field(default=8000, ge=1, le=65535)
+    jobs: int = Field(default=8265, ge=1, le=65535)
+    redis: int = Field(default=6389, ge=1, le=65535)
+    gcs: int = Field(default=6399, ge=1, le=65535)
+    agent: int = Field(default=52365, ge=1, le=65535)
+    stats: int = Field(default=8404, ge=1, le=65535)
+    metrics: int = Field(default=9101, ge=1, le=65535)
+    door_metrics: int = Field(default=44227, ge=1, le=65535)
+
+
+class Settings(BaseModel):
+    """How to start the platform here.
+
+    home: state folder (store, Redis data, tokens, what is running); store_url: default is the folder `store` in
+    it; redis_url: None starts an embedded Redis; project: module of the user's definitions; clock: "system", or
+    "replay" for a driver that sets the time; host: address of the doors; num_cpus: CPUs Ray may count on;
+    object_store_bytes: Ray's shared memory; start_timeout_s: for each part.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    home: Path = Path(HOME)
+    store_url: str = ""
+    redis_url: str | None = None
+    project: str | None = None
+    clock: Literal["system", "replay"] = "system"
+    host: str = "127.0.0.1"
+    ports: Ports = Ports()
+    fixed_ports: bool = False
+    num_cpus: int = Field(default_factory=lambda: max(2, os.cpu_count() or 1), ge=1)
+    object_store_bytes: int = Field(default=512 * MEBIBYTE, ge=80 * MEBIBYTE)
+    start_timeout_s: float = Field(default=60.0, gt=0)
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        home = self.home.expanduser().resolve()
+        object.__setattr__(self, "home", home)
+        object.__setattr__(self, "store_url", self.store_url or f"file://{home / 'store'}")
+        return self
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str], **chosen: Any) -> Self:
+        """Settings from `TOQUE_*` variables; what is `chosen` and not None goes first.
+
+        Raises: pydantic.ValidationError, naming the field.
+        """
+        names = {
+            "home": "TOQUE_HOME",
+            "store_url": "TOQUE_STORE",
+            "redis_url": "TOQUE_REDIS_URL",
+            "project": "TOQUE_PROJECT",
+            "clock": "TOQUE_CLOCK",
+        }
+        given: dict[str, Any] = {
+            field: environment[name] for field, name in names.items() if environment.get(name)
+        }
+        return cls(**(given | {field: value for field, value in chosen.items() if value is not None}))
+
+    @property
+    def redis_folder(self) -> Path:
+        """Where the embedded Redis keeps its data, password and log."""
+        return self.home / "redis"
+
+    @property
+    def token_file(self) -> Path:
+        """The administrator's bearer token."""
+        return self.home / "token"
+
+    @property
+    def ray_token_file(self) -> Path:
+        """The token that Ray's own processes and clients show each other."""
+        return self.home / "ray_token"

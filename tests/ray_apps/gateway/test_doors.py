@@ -1,0 +1,115 @@
+"""Who may enter, and how refusals look."""
+
+from typing import Any
+
+import pytest
+
+
+async def test_without_a_token_nothing_but_health_answers(platform: Any) -> None:
+    document = (await platform.client.get("/openapi.json", headers=platform.of("viewer"))).json()
+    opened = {"/healthz", "/v2/health/live", "/v2/health/ready"}
+    for path, operations in document["paths"].items():
+        for method in operations:
+            answer = await platform.client.request(method, path.replace("{", "").replace("}", ""))
+            assert (answer.status_code == 200) == (path in opened), (method, path, answer.text)
+            assert answer.status_code in {200, 401}
+    assert (await platform.client.get("/openapi.json")).status_code == 401
+
+
+async def test_a_refusal_is_a_problem_that_says_what_to_do(platform: Any) -> None:
+    answer = await platform.client.get("/functions")
+    assert answer.status_code == 401
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert answer.json()["title"] == "Unauthorized"
+    assert "toque token" in answer.json()["detail"]
+    assert answer.json()["instance"] == "/functions"
+
+
+@pytest.mark.parametrize(
+    ("role", "method", "path", "refused"),
+    [
+        ("predictor", "GET", "/models", False),
+        ("viewer", "POST", "/functions/nothing", True),
+        ("predictor", "POST", "/functions/nothing", True),
+        ("operator", "POST", "/functions/nothing", False),
+        ("viewer", "POST", "/feedback", True),
+        ("predictor", "POST", "/feedback", False),
+        ("predictor", "POST", "/features/weather/push", True),
+        ("operator", "POST", "/models/late/versions/1/approve", True),
+        ("approver", "POST", "/models/late/versions/1/approve", False),
+        ("viewer", "PUT", "/models/late/traffic", True),
+        ("approver", "GET", "/tokens", True),
+        ("admin", "GET", "/tokens", False),
+    ],
+)
+async def test_each_door_asks_for_its_role(
+    platform: Any, role: str, method: str, path: str, refused: bool
+) -> None:
+    answer = await platform.client.request(method, path, headers=platform.of(role), json={})
+    assert (answer.status_code == 403) == refused, answer.text
+    if refused:
+        assert f"a-{role} has the role {role}" in answer.json()["detail"]
+
+
+async def test_a_revoked_token_is_refused(platform: Any) -> None:
+    made = await platform.client.post(
+        "/tokens", headers=platform.of("admin"), json={"name": "bob", "role": "viewer"}
+    )
+    assert made.status_code == 201, made.text
+    bob = {"Authorization": f"Bearer {made.json()['token']}"}
+    # Not used before it is revoked: a used one is remembered for half a second.
+    assert (await platform.client.delete("/tokens/bob", headers=platform.of("admin"))).status_code == 204
+    assert (await platform.client.get("/models", headers=bob)).status_code == 401
+    listed = (await platform.client.get("/tokens", headers=platform.of("admin"))).json()
+    assert [each["revoked_at"] is not None for each in listed if each["name"] == "bob"] == [True]
+    assert all("digest" not in each for each in listed)
+
+
+async def test_a_second_live_token_of_a_name_is_a_conflict(platform: Any) -> None:
+    wanted = {"name": "bob", "role": "viewer"}
+    assert (
+        await platform.client.post("/tokens", headers=platform.of("admin"), json=wanted)
+    ).status_code == 201
+    assert (
+        await platform.client.post("/tokens", headers=platform.of("admin"), json=wanted)
+    ).status_code == 409
+
+
+async def test_unknown_paths_and_methods_are_problems(platform: Any) -> None:
+    for method, path, status in [("GET", "/nowhere", 404), ("PATCH", "/functions", 405)]:
+        answer = await platform.client.request(method, path, headers=platform.of("admin"))
+        assert answer.status_code == status
+        assert answer.headers["content-type"] == "application/problem+json"
+
+
+async def test_a_body_above_the_limit_is_refused_before_it_is_read(platform: Any) -> None:
+    async def endless() -> Any:
+        for _ in range(40):
+            yield b" " * (1 << 20)
+
+    answer = await platform.client.post("/feedback", headers=platform.of("predictor"), content=endless())
+    assert answer.status_code == 413
+    assert "larger than 16777216 bytes" in answer.json()["detail"]
+    declared = {"content-length": str(1 << 30)} | platform.of("predictor")
+    assert (
+        await platform.client.post("/feedback", headers=declared, content=b"[]")
+    ).status_code == 413
+
+
+async def test_metrics_count_requests_under_their_route(platform: Any) -> None:
+    for model in ("one", "two"):
+        await platform.client.get(f"/models/{model}", headers=platform.of("viewer"))
+    answer = await platform.client.get("/metrics", headers=platform.of("viewer"))
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert 'toque_gateway_requests_total{method="GET",route="/models/{model}",status="404"} 2.0' in answer.text
+
+
+async def test_the_protocol_names_the_server_and_unknown_models(platform: Any) -> None:
+    server = await platform.client.get("/v2", headers=platform.of("viewer"))
+    assert server.json()["name"] == "toque"
+    assert (await platform.client.get("/v2/health/ready")).json() == {"ready": True}
+    for path in ("/v2/models/none", "/v2/models/none/versions/3/ready"):
+        answer = await platform.client.get(path, headers=platform.of("viewer"))
+        assert answer.status_code == 404
+        assert "'none'" in answer.json()["error"]
