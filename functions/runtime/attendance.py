@@ -62,7 +62,8 @@ def attend(assignment: Assignment) -> Attended:
     if followed.append(lambda record: claim if record.runnable else None):
         run = Run(ledger, followed, worker)
         with _lease(run):
-            _perform(function, run, replace(used, actor=assignment.record.caller))
+            chain = (*assignment.record.chain, function.name)
+            _perform(function, run, replace(used, actor=assignment.record.caller, chain=chain))
     return Attended(followed.record.status, followed.record.due)
 
 

@@ -126,12 +126,15 @@ class OnEvent:
     topic: the topic's name; where: payload fields that must be equal to these values.
     reentrant: whether an event that this function itself caused may start it again (never more than
         sixteen links long). The default breaks loops.
+    from_start: whether a new subscription also gets what was published before it.
     payload_as: the parameter that receives the whole payload; None spreads its fields over the parameters.
+    arguments: passed to each run beside the payload.
     """
 
     topic: str
     where: Mapping[str, Any] = field(default_factory=dict)
     reentrant: bool = False
+    from_start: bool = False
     payload_as: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
 

@@ -126,9 +126,10 @@ class Function(Generic[P, R]):
 
     def accept(self, arguments: dict[str, Any], *, key: str | None = None) -> Invocation[R]:
         """Record an invocation on validated arguments; within a durable run it belongs to that."""
-        run, ledger = current(), ledger_of(context())
-        own_key, origin = run.child() if run else (None, Origin())
-        return Invocation(ledger.submit(self, arguments, key=key or own_key, origin=origin), context())
+        run, used = current(), context()
+        origin = Origin(parent=run.id if run else None, chain=used.chain)
+        own_key = run.child_key() if run and key is None else key
+        return Invocation(ledger_of(used).submit(self, arguments, key=own_key, origin=origin), used)
 
     def attempt(
         self, arguments: Mapping[str, Any], used: Context | None, *, body: Callable[..., Any] | None = None

@@ -32,7 +32,7 @@ LEASE_S = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What led to an invocation: the invocation it is a step of, and the functions whose events caused it."""
+    """What led to an invocation: the invocation it is part of, and the functions whose doing caused it."""
 
     parent: str | None = None
     chain: tuple[str, ...] = ()
@@ -94,6 +94,13 @@ class Ledger:
     def read(self, invocation: str) -> Record:
         """The record as it stands: one read an entry. Raises: UnknownInvocation."""
         return self.follow(invocation).record
+
+    def find_status(self, invocation: str) -> Status | None:
+        """How an invocation stands; None if there is none of this id."""
+        try:
+            return self.read(invocation).status
+        except UnknownInvocation:
+            return None
 
     def follow(self, invocation: str) -> Followed:
         """The record and its journal, ready to append to. Raises: UnknownInvocation."""

@@ -18,7 +18,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from functions.runtime.errors import Cancelled, FunctionError, StepMismatch
-from functions.runtime.ledger import Followed, Ledger, Origin
+from functions.runtime.ledger import Followed, Ledger
 from functions.runtime.values import get_value, put_value
 
 if TYPE_CHECKING:
@@ -50,11 +50,6 @@ class Run:
     def id(self) -> str:
         """The invocation's id."""
         return self.followed.record.id
-
-    @property
-    def chain(self) -> tuple[str, ...]:
-        """The functions whose events led here, this one last."""
-        return (*self.followed.record.chain, self.followed.record.function)
 
     def step(self, name: str, arguments: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
         """The recorded JSON result of the next step, or that of `compute()`, which is then recorded.
@@ -89,11 +84,11 @@ class Run:
         """Whether the record still says that this worker runs it."""
         return self.followed.record.status == "running" and self.followed.record.worker == self.worker
 
-    def child(self) -> tuple[str, Origin]:
-        """Key and origin of the next invocation submitted from within this one."""
+    def child_key(self) -> str:
+        """The key of the next invocation submitted from within this one."""
         with self._lock:
             number, self._children = self._children, self._children + 1
-        return f"{self.id}/{number}", Origin(parent=self.id, chain=self.followed.record.chain)
+        return f"{self.id}/{number}"
 
 
 _current: ContextVar[Run | None] = ContextVar("toque_run", default=None)

@@ -1,0 +1,171 @@
+"""Functions from the command line: `python -m functions run NAME --json '{…}'`.
+
+Results go to standard output as JSON, one value; errors to standard error. Exit codes: 0 well, 1 the function
+failed, 2 the request was wrong (unknown function or invocation, arguments that do not fit, a key used otherwise).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from pydantic import BaseModel
+
+from functions.runtime import catalog
+from functions.runtime.context import context
+from functions.runtime.errors import (
+    InvalidArguments,
+    KeyConflict,
+    UnknownFunction,
+    UnknownInvocation,
+)
+from functions.runtime.invocation import Invocation, ledger_of
+from functions.runtime.receipt import totals
+from functions.runtime.record import Record
+from functions.runtime.values import get_value
+
+WRONG_REQUEST = (UnknownFunction, UnknownInvocation, InvalidArguments, KeyConflict)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    given = _parser().parse_args(arguments)
+    try:
+        _declare(given.module)
+        given.command(given)
+    except WRONG_REQUEST as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    except json.JSONDecodeError as error:
+        sys.stderr.write(f"--json cannot be read: {error}\n")
+        return 2
+    except Exception as error:  # noqa: BLE001  # whatever a function raises ends as a message and exit code 1
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m functions", description=__doc__)
+    parser.add_argument(
+        "--module", action="append", default=[], help="a module that declares functions; repeatable"
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    run = _command(commands, "run", _run, "run a function here and print its result")
+    run.add_argument("name")
+    run.add_argument("--json", default="{}", help="the arguments, a JSON object")
+    submit = _command(commands, "submit", _submit, "record a durable invocation and print its id")
+    submit.add_argument("name")
+    submit.add_argument("--json", default="{}", help="the arguments, a JSON object")
+    submit.add_argument("--key", help="idempotency key")
+    submit.add_argument("--wait", action="store_true", help="wait and print the result instead")
+    _command(commands, "list", _list, "the functions there are")
+    _command(commands, "show", _show, "a function or an invocation, in full").add_argument("name")
+    listing = _command(commands, "invocations", _invocations, "durable invocations")
+    listing.add_argument("--status", help="only those that are this, as in 'dead'")
+    listing.add_argument("--limit", type=int, default=100)
+    for name, command, told in (
+        ("cancel", _cancel, "end an invocation"),
+        ("redrive", _redrive, "queue a dead or cancelled invocation again"),
+        ("purge", _purge, "take an invocation out of the dead letters"),
+    ):
+        _command(commands, name, command, told).add_argument("id")
+    _command(commands, "costs", _costs, "receipts summed by function, day and caller")
+    return parser
+
+
+def _command(commands: Any, name: str, command: Callable[[argparse.Namespace], None], told: str) -> Any:
+    parser = commands.add_parser(name, help=told, description=told)
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _declare(modules: Iterable[str]) -> None:
+    catalog.discover((*catalog.PLATFORM, *modules), project=context().project)
+
+
+def _run(given: argparse.Namespace) -> None:
+    _print(catalog.get(given.name).call_json(_object(given.json)))
+
+
+def _submit(given: argparse.Namespace) -> None:
+    function = catalog.get(given.name)
+    invocation: Invocation[Any] = function.submit_json(_object(given.json), key=given.key)
+    _print(function.signature.dump_result(invocation.result()) if given.wait else invocation.id)
+
+
+def _list(_: argparse.Namespace) -> None:
+    _print([{"name": each.name, "doc": each.doc.partition("\n")[0]} for each in catalog.all_functions()])
+
+
+def _show(given: argparse.Namespace) -> None:
+    function = catalog.find(given.name)
+    if function is None:
+        _print(_told(ledger_of(context()).read(given.name)))
+        return
+    schemas = {"input_schema": function.input_schema, "output_schema": function.output_schema}
+    _print(
+        {
+            "name": function.name,
+            "reference": function.reference,
+            "doc": function.doc,
+            "digest": function.digest,
+        }
+        | schemas
+    )
+
+
+def _invocations(given: argparse.Namespace) -> None:
+    found = ledger_of(context()).invocations(status=given.status, limit=given.limit)
+    shown = {"id", "function", "status", "caller", "submitted_at", "attempts"}
+    _print([each.model_dump(mode="json", include=shown) for each in found])
+
+
+def _cancel(given: argparse.Namespace) -> None:
+    _print(ledger_of(context()).cancel(given.id).status)
+
+
+def _redrive(given: argparse.Namespace) -> None:
+    _print(ledger_of(context()).redrive(given.id).status)
+
+
+def _purge(given: argparse.Namespace) -> None:
+    ledger_of(context()).dead_letters.remove(given.id, reason="purged")
+    _print("purged")
+
+
+def _costs(_: argparse.Namespace) -> None:
+    ended = ledger_of(context()).invocations(limit=1_000_000)
+    _print(
+        [
+            each.model_dump(mode="json")
+            for each in totals(record.receipt for record in ended if record.receipt)
+        ]
+    )
+
+
+def _told(record: Record) -> dict[str, Any]:
+    store = context().store
+    told: dict[str, Any] = record.model_dump(mode="json", exclude={"steps"})
+    told["steps"] = [each.function for each in record.steps]
+    told["arguments"] = get_value(store, record.arguments)
+    return told | ({"result": get_value(store, record.result)} if record.result else {})
+
+
+def _object(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise InvalidArguments(f"--json holds a {type(value).__name__}; give an object of arguments by name")
+    return value
+
+
+def _print(value: Any) -> None:
+    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    sys.stdout.write(json.dumps(plain, indent=2, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""A store of its own for every test, and the two places where functions run."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from functions import Context, use_context
+from functions.runtime.invocation import executor_of
+from registry import open_store
+
+
+@pytest.fixture
+def used(tmp_path: Path) -> Iterator[Context]:
+    url = f"file://{tmp_path / 'store'}"
+    with use_context(Context(open_store(url), url, actor="ada")) as context:
+        yield context
+        executor_of(context).close()
+
+
+@pytest.fixture(
+    scope="module", params=["local", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.slow])]
+)
+def place(request: pytest.FixtureRequest) -> Iterator[str]:
+    if request.param == "local":
+        yield request.param
+        return
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+        yield request.param
+    finally:
+        ray.shutdown()
+
+
+@pytest.fixture
+def traces(tmp_path: Path) -> "Traces":
+    return Traces(tmp_path / "traces")
+
+
+class Traces:
+    """What runs left behind, in a file that any process may append to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def read(self) -> list[str]:
+        path = Path(self.path)
+        return path.read_text().split() if path.exists() else []
+
+    def wait_for(self, count: int) -> list[str]:
+        eventually(lambda: len(self.read()) >= count)
+        return self.read()
+
+
+def eventually(holds: Callable[[], object], *, within_s: float = 30) -> None:
+    deadline = time.monotonic() + within_s
+    while not holds():
+        assert time.monotonic() < deadline, f"not so within {within_s} s"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def soon() -> Callable[..., None]:
+    return eventually
