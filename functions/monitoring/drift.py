@@ -49,7 +49,7 @@ class DriftMonitor(BaseModel):
     min_rows: int = Field(default=30, ge=2)
     k: int = Field(default=3, ge=1)
     n: int = Field(default=4, ge=1)
-    lookback: timedelta = timedelta(days=7)
+    lookback: timedelta = timedelta(days=10)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -9,6 +9,7 @@ from functions.monitoring.watch import Post, Watched, watch_loss
 from functions.monitoring.watch_features import watch_features
 from functions.prediction_log import outcomes, predictions
 from functions.runtime.context import context
+from functions.runtime.events import publish
 from functions.runtime.function import function
 from registry import ModelVersion
 
@@ -64,8 +65,8 @@ def alarms(model: str) -> Alarms:
     return Alarms(model, store=used.store, clock=used.clock, actor=used.actor, publish=_tell)
 
 
-def _tell(topic: str, payload: dict[str, object], key: str) -> None:
-    """The journal of alarms is what inspections read; nobody else listens yet."""
+def _tell(topic: str, payload: dict[str, object], key: str) -> object:
+    return publish(topic, payload, key=key)
 
 
 def _post(model: str) -> Post:
