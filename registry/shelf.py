@@ -56,6 +56,11 @@ class Shelf:
                 )
             return self._models[model]
 
+    def list_models(self) -> list[str]:
+        """Names of all models, sorted."""
+        names = [key.removeprefix("model-names/") for key in self.store.list("model-names/")]
+        return [name for name in names if self.follow(name).refresh().created_at is not None]
+
     def _change(
         self, model: str, decide: Callable[[ModelState], Body | None]
     ) -> tuple[Entry | None, ModelState]:
