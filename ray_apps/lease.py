@@ -18,7 +18,8 @@ from registry import AlreadyExists, ObjectStore
 class Lease:
     """A claim on the lead of `name`.
 
-    holder: who claims; term_s: length of a term; clock: wall time in seconds since the epoch.
+    holder: who claims; term_s: length of a term; clock: wall time in seconds since the epoch; leads: what `held`
+    last answered.
     """
 
     store: ObjectStore
@@ -26,6 +27,7 @@ class Lease:
     holder: str
     term_s: float = 5.0
     clock: Callable[[], float] = time.time
+    leads: bool = False
     _won: set[int] = field(default_factory=set)
     _lost: set[int] = field(default_factory=set)
 
@@ -33,10 +35,10 @@ class Lease:
         """Whether this holder leads now; at most one write a term."""
         now = self.clock()
         term = int(now // self.term_s)
-        leads = self._claim(term)
-        if leads and now - term * self.term_s >= self.term_s / 2:
+        self.leads = self._claim(term)
+        if self.leads and now - term * self.term_s >= self.term_s / 2:
             self._claim(term + 1)
-        return leads
+        return self.leads
 
     def _claim(self, term: int) -> bool:
         if term not in self._won | self._lost:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ray.serve import Application
 
 INTERVAL_S = 0.25
+DRAIN_EVERY_S = 2.0
 QUIET_S = 30.0  # the same complaint is logged this often
 _logger = logging.getLogger(__name__)
 
@@ -28,14 +29,19 @@ Round = Callable[[], object]
 class Ticker:
     """Goes through its rounds again and again while it leads.
 
-    rounds: what is done each time, by name; leads: whether this ticker has the lead; interval_s: from one
-    beginning to the next.
+    prepare: makes the rounds, what is done each time, by name; called once, in the ticker's thread, and again if
+    it fails. leads: whether this ticker has the lead; interval_s: from one beginning to the next.
     """
 
     def __init__(
-        self, rounds: Mapping[str, Round], *, leads: Callable[[], bool], interval_s: float = INTERVAL_S
+        self,
+        prepare: Callable[[], Mapping[str, Round]],
+        *,
+        leads: Callable[[], bool],
+        interval_s: float = INTERVAL_S,
     ) -> None:
-        self._rounds = dict(rounds)
+        self._prepare = prepare
+        self._rounds: Mapping[str, Round] | None = None
         self._leads = leads
         self._interval_s = interval_s
         self._stop = threading.Event()
@@ -50,7 +56,8 @@ class Ticker:
     def stop(self) -> None:
         """End after the round that is under way."""
         self._stop.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     @property
     def alive(self) -> bool:
@@ -59,10 +66,15 @@ class Ticker:
 
     def turn(self) -> None:
         """Every round once, if it leads; what fails in one keeps none of the others from happening."""
-        if self._guarded("lease", self._leads):
+        if self._rounds is None:
+            self._guarded("prepare", self._make_ready)
+        if self._rounds is not None and self._guarded("lease", self._leads):
             for name, work in self._rounds.items():
                 self._guarded(name, work)
-        self.turns += 1
+            self.turns += 1
+
+    def _make_ready(self) -> None:
+        self._rounds = self._prepare()
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -81,40 +93,56 @@ class Ticker:
             return None
 
 
-def platform_rounds(environment: Mapping[str, str]) -> tuple[dict[str, Round], Lease]:
-    """The rounds of the platform that `environment` names, and the lease on them."""
-    from functions.runtime import catalog  # late: only a replica needs them
-    from functions.runtime.context import context_of
-    from functions.runtime.invocation import run_pending
-
-    context = context_of(environment)
-    catalog.discover(project=context.project)
-    rounds: dict[str, Round] = {
-        "invocations": lambda: run_pending(context),
-    }
-    return rounds, Lease(context.store, "ticker", holder=f"{os.uname().nodename}/{os.getpid()}")
-
-
 class TickerReplica:
-    """A ticker on Serve; unhealthy, and so replaced, when its thread has ended."""
+    """The platform's tickers on Serve: one for what is due, one that drains the prediction log.
+
+    It imports every function first, in its own thread, so that deploying it does not wait. Unhealthy, and so
+    replaced, when a thread has ended.
+    """
 
     def __init__(self) -> None:
-        rounds, lease = platform_rounds(os.environ)
-        self._ticker = Ticker(rounds, leads=lease.held)
-        self._ticker.start()
+        from functions.runtime.context import context_of  # late: only a replica needs it
+
+        self._context = context_of(os.environ)
+        lease = Lease(self._context.store, "ticker", holder=f"{os.uname().nodename}/{os.getpid()}")
+        self._due = Ticker(self._due_rounds, leads=lease.held)
+        self._drain = Ticker(self._drain_rounds, leads=lambda: lease.leads, interval_s=DRAIN_EVERY_S)
+        self._due.start()
+        self._drain.start()
 
     def check_health(self) -> None:
-        """Called by Serve. Raises: RuntimeError if the ticker has ended."""
-        if not self._ticker.alive:
-            raise RuntimeError("the ticker's thread has ended; its log says why")
+        """Called by Serve. Raises: RuntimeError if a ticker has ended."""
+        if not (self._due.alive and self._drain.alive):
+            raise RuntimeError("a ticker's thread has ended; its log says why")
 
     def turns(self) -> int:
-        """How often it has gone round."""
-        return self._ticker.turns
+        """How often what is due was looked at."""
+        return self._due.turns
 
     def __del__(self) -> None:
         """Stop when Serve lets go of the replica."""
-        self._ticker.stop()
+        self._due.stop()
+        self._drain.stop()
+
+    def _due_rounds(self) -> dict[str, Round]:
+        from functions.runtime import events, schedule  # late: as above
+        from functions.runtime.invocation import run_pending
+        from ray_apps.duties import discover
+
+        discover(self._context.project)
+        return {
+            "schedules": lambda: schedule.run_due(self._context),
+            "events": lambda: events.run_events(self._context),
+            "invocations": lambda: run_pending(self._context),
+        }
+
+    def _drain_rounds(self) -> dict[str, Round]:
+        from functions.prediction_log import default_wal_root, drain  # late: as above
+
+        store, redis_url = self._context.store, self._context.redis_url
+        if redis_url is None:
+            return {}
+        return {"drain": lambda: drain(store, redis_url, wal_root=default_wal_root(store.url))}
 
 
 def application(options: dict[str, Any] | None = None) -> Application:

@@ -11,7 +11,7 @@ from ray_apps.gateway import data, functions, invocations, models, openapi, oper
 from ray_apps.gateway.auth import Doorman, allowed
 from ray_apps.gateway.limits import BodyLimit
 from ray_apps.gateway.metrics import Counted, Metrics
-from ray_apps.gateway.services import Services
+from ray_apps.gateway.services import Services, services_of
 from ray_apps.gateway.wire import Json
 from registry import Principal, Role
 
@@ -44,4 +44,5 @@ def build_app(services: Services) -> FastAPI:
 
 async def get_openapi(request: Request, _: Annotated[Principal, allowed(Role.viewer)]) -> Json:
     """The OpenAPI document of the routes and of every function."""
+    await services_of(request).ready()
     return Json(request.app.openapi())

@@ -63,7 +63,7 @@ async def give_feedback(
 ) -> Json:
     """Labels by prediction id; answered when they are durable. Sent twice, or corrected later, does no harm."""
     services = services_of(request)
-    received = services.context.clock()
+    received = await services.run(services.context.clock)
     labels = [
         Label(each.prediction_id, each.label, observed_at=each.observed_at or received, received_at=received)
         for each in body

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 from typing import TYPE_CHECKING, Any
+
+from registry.errors import Unavailable
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -31,17 +34,27 @@ def application(options: dict[str, Any] | None = None) -> Application:
 
 
 def build() -> FastAPI:
-    """The application in a replica: the process's context, every function declared."""
+    """The application in a replica, on the process's context.
+
+    It answers before the functions are imported, which takes seconds; who asks for one waits for that.
+    """
     from functions.prediction_log import LogWriter, default_wal_root  # late: only a replica needs them
-    from functions.runtime import catalog
     from functions.runtime.context import context_of
     from ray_apps.gateway.app import build_app
     from ray_apps.gateway.services import Services
 
     context = context_of(os.environ)
-    catalog.discover(project=context.project)
 
     def labels() -> LogWriter:
-        return LogWriter(default_wal_root(context.store_url), "labels", context.redis_url or "")
+        if context.redis_url is None:
+            raise Unavailable("labels need Redis to travel; set TOQUE_REDIS_URL")
+        return LogWriter(default_wal_root(context.store_url), "labels", context.redis_url)
 
-    return build_app(Services(context=context, labels=labels))
+    def discover() -> None:
+        from ray_apps.duties import discover as everything  # late: the import that takes seconds
+
+        everything(context.project)
+
+    services = Services(context=context, labels=labels, discover=discover)
+    threading.Thread(target=services.catalogue, name="discover", daemon=True).start()
+    return build_app(services)

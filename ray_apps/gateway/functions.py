@@ -43,14 +43,16 @@ class Described(BaseModel):
 
 
 @router.get("/functions", response_model=list[Described])
-async def list_functions(_: Annotated[Principal, allowed(Role.viewer)]) -> Json:
+async def list_functions(request: Request, _: Annotated[Principal, allowed(Role.viewer)]) -> Json:
     """Every function there is."""
+    await services_of(request).ready()
     return Json([describe(each).model_dump(mode="json") for each in catalog.all_functions()])
 
 
 @router.get("/functions/{name}", response_model=Described)
-async def get_function(name: str, _: Annotated[Principal, allowed(Role.viewer)]) -> Json:
+async def get_function(request: Request, name: str, _: Annotated[Principal, allowed(Role.viewer)]) -> Json:
     """One function with the JSON Schemas of its arguments and result."""
+    await services_of(request).ready()
     return Json(describe(catalog.get(name)).model_dump(mode="json"))
 
 
@@ -67,8 +69,9 @@ async def call_function(
     Without headers it runs once, now. With `Idempotency-Key` it is recorded, run durably, and the same key gives
     the same answer for ever. With `Prefer: respond-async` the answer is 202 and a Location to ask at.
     """
-    function, arguments = catalog.get(name), await _arguments(request)
     services = services_of(request)
+    await services.ready()
+    function, arguments = catalog.get(name), await _arguments(request)
     used = services.acting(principal)
     later = "respond-async" in (prefer or "")
     if idempotency_key is None and not later:

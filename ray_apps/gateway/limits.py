@@ -39,4 +39,6 @@ class BodyLimit:
 
     def _check(self, size_bytes: int) -> None:
         if size_bytes > self._limit_bytes:
-            raise HTTPException(413, f"the body is larger than {self._limit_bytes} bytes; send less at a time")
+            raise HTTPException(
+                413, f"the body is larger than {self._limit_bytes} bytes; send less at a time"
+            )

@@ -93,6 +93,7 @@ async def get_metrics(request: Request, _: Viewer) -> Response:
 async def get_schedules(request: Request, principal: Viewer) -> Json:
     """Every schedule: its function, the last tick that was handled, and the next one."""
     services = services_of(request)
+    await services.ready()
     return Json(await services.run(statuses, services.acting(principal)))
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from functions.runtime import schedule
 from functions.runtime.context import Context
+from ray_apps.gateway.problems import Problem
 
 
 def statuses(used: Context) -> list[dict[str, Any]]:
-    """Every schedule with the last tick that was handled."""
-    from functions.runtime import schedule
-
+    """Every schedule with the last tick that was handled. Raises: Problem 503 while a replayed clock is not set."""
+    try:
+        used.clock()
+    except LookupError as error:
+        raise Problem(503, str(error), kind="clock-not-set", headers={"Retry-After": "1"}) from error
     return [each.model_dump(mode="json") for each in schedule.status(used)]

@@ -34,14 +34,17 @@ class Services:
     """Everything the routes need; blocking work goes through `run`.
 
     context: the platform's; labels: opens the label log when first needed, for it starts a thread;
-    wait_s: how long a synchronous call of a durable invocation waits before it answers 202.
+    discover: imports the functions, on first use, for it takes seconds; wait_s: how long a synchronous call of a durable invocation waits before it answers 202.
     """
 
     context: Context
     labels: Callable[[], LabelLog]
     access: Access | None = None
+    discover: Callable[[], object] = lambda: None
     wait_s: float = 60.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _discovering: threading.Lock = field(default_factory=threading.Lock)
+    _discovered: bool = False
 
     def __post_init__(self) -> None:
         self._acting = lru_cache(CONTEXTS_KEPT)(self._context_for)
@@ -62,6 +65,19 @@ class Services:
             if not hasattr(self, "_label_log"):
                 self._label_log = self.labels()
             return self._label_log
+
+    def catalogue(self) -> None:
+        """Have every function declared; the first call imports them, others wait for it. May block."""
+        if not self._discovered:
+            with self._discovering:
+                if not self._discovered:
+                    self.discover()
+                    self._discovered = True
+
+    async def ready(self) -> None:
+        """Have every function declared, without holding up the event loop."""
+        if not self._discovered:
+            await self.run(self.catalogue)
 
     @cached_property
     def _limiter(self) -> anyio.CapacityLimiter:

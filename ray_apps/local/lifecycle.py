@@ -73,6 +73,8 @@ def down(home: Path, *, report: Report = lambda _: None) -> int:
 def _start(settings: Settings, report: Report) -> Running:
     begun = time.monotonic()
     running = _prepared(settings)
+    # Ray reads how to authenticate when it is first imported, and the project's imports may bring it in.
+    os.environ.update(ray_head.platform_environment(running) | ray_head.serve_environment(running))
     for note in running.notes:
         report(note)
 

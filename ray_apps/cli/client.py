@@ -1,0 +1,91 @@
+"""The platform's HTTP door, for the commands."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from ray_apps.local import running as record
+
+TIMEOUT_S = 3600.0
+
+
+class Refused(Exception):  # noqa: N818  # an answer, not an error of ours
+    """The platform answered with a problem; `callers_fault` says whether asking otherwise would help."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+
+    @property
+    def callers_fault(self) -> bool:
+        """Whether the request was wrong."""
+        return self.status < HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+class Unreachable(Exception):  # noqa: N818  # the same
+    """Nothing answers at the platform's address, or none is known."""
+
+
+class Client:
+    """Asks the platform at `url` in the name of `token`."""
+
+    def __init__(self, url: str, token: str, *, transport: httpx.BaseTransport | None = None) -> None:
+        self._url = url
+        headers = {"Authorization": f"Bearer {token}"}
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S, transport=transport)
+
+    def get(self, path: str, **query: Any) -> Any:
+        """The JSON answer to a GET."""
+        given = {name: value for name, value in query.items() if value is not None}
+        return self.send("GET", path, params=given).json()
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        params: Mapping[str, Any] | None = None,
+    ) -> httpx.Response:
+        """The answer to any request. Raises: Refused with the problem's detail; Unreachable."""
+        content = {} if body is None else {"json": body}
+        try:
+            answer = self._http.request(method, path, headers=headers, params=params, **content)
+        except httpx.TransportError as error:
+            raise Unreachable(f"nothing answers at {self._url}: {error}; `toque up` starts it") from error
+        if answer.is_error:
+            raise Refused(answer.status_code, _detail(answer))
+        return answer
+
+
+def client_of(given: argparse.Namespace) -> Client:
+    """A client from `TOQUE_URL` and `TOQUE_TOKEN`, else for what runs in the state folder.
+
+    Raises: Unreachable if there is neither.
+    """
+    running = record.find(Path(given.home).expanduser().resolve())
+    url = os.environ.get("TOQUE_URL") or (running.url if running else None)
+    token = os.environ.get("TOQUE_TOKEN") or (running.token() if running else None)
+    if not url or not token:
+        raise Unreachable(
+            f"nothing runs in {given.home}; `toque up` starts it, or set TOQUE_URL and TOQUE_TOKEN"
+        )
+    return Client(url, token)
+
+
+def _detail(answer: httpx.Response) -> str:
+    try:
+        problem = answer.json()
+    except ValueError:
+        return f"{answer.status_code} {answer.reason_phrase}: {answer.text[:500]}"
+    if not isinstance(problem, dict):
+        return f"{answer.status_code} {answer.reason_phrase}: {problem}"
+    return str(problem.get("detail") or problem.get("error") or problem)

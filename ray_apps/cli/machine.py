@@ -1,0 +1,125 @@
+"""`toque up`, `down`, `status` and `demo`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import runpy
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ray_apps.cli.command import UsageError, add
+from ray_apps.cli.show import out, say, table, value
+from ray_apps.local import Running, Settings, down, status, up
+from ray_apps.local.settings import Ports
+
+if TYPE_CHECKING:
+    from ray_apps.cli.command import Commands
+
+
+def register(commands: Commands) -> None:
+    """Add the commands."""
+    starting = add(commands, "up", _up, "start the platform on this machine")
+    starting.add_argument("--project", help="module of your definitions (default: TOQUE_PROJECT)")
+    starting.add_argument("--clock", choices=["system", "replay"], help="whose time counts")
+    starting.add_argument("--store", help="address of the store (default: a folder in the state folder)")
+    starting.add_argument("--redis", help="address of a Redis (default: one is started)")
+    starting.add_argument("--port", type=int, help="of the HTTP door (default: 8000)")
+    starting.add_argument("--cpus", type=int, help="CPUs that Ray may count on")
+    starting.add_argument(
+        "--fixed-ports", action="store_true", help="stop at a taken port instead of moving on"
+    )
+    add(commands, "down", _down, "end every process of the platform on this machine")
+    asking = add(commands, "status", _status, "show what runs and whether it answers")
+    asking.add_argument("--json", action="store_true", help="print it as JSON")
+    asking.add_argument(
+        "--environment", action="store_true", help="print shell lines for a client, with the token"
+    )
+    showing = add(commands, "demo", _demo, "run the project's demo: the module `demo` in it")
+    showing.add_argument("--project", help="module of the project (default: TOQUE_PROJECT)")
+    showing.add_argument("rest", nargs=argparse.REMAINDER, help="arguments for the demo")
+
+
+def settings_of(given: argparse.Namespace) -> Settings:
+    """Settings from the environment and the command line. Raises: pydantic.ValidationError."""
+    ports = Ports() if given.port is None else Ports(http=given.port)
+    return Settings.of(
+        os.environ,
+        home=Path(given.home),
+        project=given.project,
+        clock=given.clock,
+        store_url=given.store,
+        redis_url=given.redis,
+        num_cpus=given.cpus,
+        ports=ports,
+        fixed_ports=given.fixed_ports,
+    )
+
+
+def _up(given: argparse.Namespace) -> int:
+    with out.status("starting") as spinner:
+
+        def report(step: str) -> None:
+            spinner.update(step)
+            if not out.is_terminal or step.startswith("port "):
+                say(step)
+
+        running = up(settings_of(given), report=report)
+    _welcome(running)
+    return 0
+
+
+def _welcome(running: Running) -> None:
+    say(f"up in {running.timings_s.get('ready', 0):.0f} s")
+    doors = [
+        ("HTTP", running.url),
+        ("jobs", running.jobs_url),
+        *((f"model {name}", f"{running.url}/v2/models/{name}") for name in running.models),
+        ("token", str(running.settings.token_file)),
+    ]
+    table(("door", "where"), doors)
+    say("`toque down` ends it")
+
+
+def _down(given: argparse.Namespace) -> int:
+    ended = down(Path(given.home), report=say)
+    say("nothing was running" if ended == 0 else "down")
+    return 0
+
+
+def _status(given: argparse.Namespace) -> int:
+    found = status(Path(given.home))
+    if given.environment and found.running:
+        for name, content in found.running.client_environment().items():
+            say(f"export {name}='{content}'")
+    elif given.json:
+        value(found.model_dump(mode="json", exclude={"running"}) | {"healthy": found.healthy})
+    elif not found.parts:
+        say(f"nothing runs in {found.home}")
+    else:
+        table(("part", "answers", "where"), [(part.name, part.up, part.where) for part in found.parts])
+        say(f"{found.processes} processes")
+    return 0 if found.healthy else 1
+
+
+def _demo(given: argparse.Namespace) -> int:
+    project = given.project or os.environ.get("TOQUE_PROJECT")
+    if not project:
+        raise UsageError("which project? give --project or set TOQUE_PROJECT, as in examples.flights")
+    sys.path.insert(0, os.getcwd())  # noqa: PTH109  # a project lies where one stands
+    module = f"{project}.demo"
+    try:
+        there = find_spec(module)
+    except ModuleNotFoundError as error:
+        raise UsageError(f"no project {project!r} can be imported from {os.getcwd()}: {error}") from error  # noqa: PTH109
+    if there is None:
+        raise UsageError(f"the project {project} has no module {module}")
+    os.environ.update({"TOQUE_PROJECT": project, "TOQUE_HOME": str(Path(given.home).resolve())})
+    sys.argv = [module, *given.rest]
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0

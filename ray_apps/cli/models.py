@@ -1,0 +1,154 @@
+"""`toque models` and `toque traffic`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from ray_apps.cli.client import client_of
+from ray_apps.cli.command import UsageError, add, group
+from ray_apps.cli.show import say, table
+
+if TYPE_CHECKING:
+    from ray_apps.cli.command import Commands
+
+
+def register(commands: Commands) -> None:
+    """Add the commands."""
+    models = group(commands, "models", "the registry: list, show, approve, promote, history")
+    add(models, "list", _list, "list the models")
+    add(models, "show", _show, "show a model's versions").add_argument("model")
+    history = add(models, "history", _history, "who changed what, when and why")
+    history.add_argument("model")
+    history.add_argument("--limit", type=int, default=30)
+    for name, run in (("approve", _approve), ("reject", _reject)):
+        review = add(models, name, run, f"{name} a version in your own name")
+        review.add_argument("model")
+        review.add_argument("version", type=int)
+        review.add_argument("--comment", default="")
+    promote = add(models, "promote", _promote, "make a version the champion, and end its canary and shadow")
+    promote.add_argument("model")
+    promote.add_argument("version", type=int)
+    promote.add_argument("--reason", default="")
+    traffic = group(commands, "traffic", "who answers: show, set, rollback")
+    add(traffic, "show", _traffic, "show the split in force").add_argument("model")
+    setting = add(traffic, "set", _set, "split the traffic, as in: set MODEL canary=5:0.1 --shadow 6")
+    setting.add_argument("model")
+    setting.add_argument("arms", nargs="*", metavar="ARM=VERSION:SHARE", help="none: the champion has it all")
+    setting.add_argument("--shadow", type=int, action="append", default=[], metavar="VERSION")
+    setting.add_argument("--expected", type=int, help="entry of the split this was decided on")
+    setting.add_argument("--reason", default="")
+    back = add(traffic, "rollback", _rollback, "point the champion back to the version before")
+    back.add_argument("model")
+    back.add_argument("--reason", default="")
+
+
+def arm_of(text: str) -> tuple[str, dict[str, Any]]:
+    """An arm from `name=version:share`. Raises: UsageError."""
+    name, equals, rest = text.partition("=")
+    version, colon, share = rest.partition(":")
+    try:
+        if not (name and equals and colon):
+            raise ValueError(text)  # noqa: TRY301  # one message for all
+        return name, {"version": int(version), "share": float(share)}
+    except ValueError as error:
+        raise UsageError(f"{text!r} is no arm; write NAME=VERSION:SHARE, as in canary=5:0.1") from error
+
+
+def _list(given: argparse.Namespace) -> int:
+    rows = [
+        (each["name"], len(each["versions"]), _aliases(each["aliases"]), each["created_at"])
+        for each in client_of(given).get("/models")
+    ]
+    table(("model", "versions", "aliases", "since"), rows)
+    return 0
+
+
+def _show(given: argparse.Namespace) -> int:
+    client = client_of(given)
+    aliases = client.get(f"/models/{given.model}")["aliases"]
+    rows = [
+        (
+            each["version"],
+            each["status"],
+            _aliases({name: number for name, number in aliases.items() if number == each["version"]}),
+            ", ".join(
+                f"{name}: {'passed' if gate['passed'] else 'failed'}" for name, gate in each["gates"].items()
+            ),
+            ", ".join(said["actor"] for said in each["approvals"] if said["approved"]),
+            each["author"],
+            each["created_at"],
+        )
+        for each in client.get(f"/models/{given.model}/versions")
+    ]
+    table(("version", "status", "alias", "gates", "approved by", "author", "created"), rows)
+    return 0
+
+
+def _history(given: argparse.Namespace) -> int:
+    entries = client_of(given).get(f"/models/{given.model}/history", limit=given.limit)
+    rows = [
+        (each["number"], each["at"], each["actor"], each["body"].get("kind"), each["body"].get("reason", ""))
+        for each in entries
+    ]
+    table(("entry", "at", "actor", "change", "reason"), rows)
+    return 0
+
+
+def _approve(given: argparse.Namespace) -> int:
+    return _review(given, "approve")
+
+
+def _reject(given: argparse.Namespace) -> int:
+    return _review(given, "reject")
+
+
+def _review(given: argparse.Namespace, verb: str) -> int:
+    path = f"/models/{given.model}/versions/{given.version}/{verb}"
+    client_of(given).send("POST", path, body={"comment": given.comment})
+    say(
+        f"{given.model}@{given.version}: {verb}d"
+        if verb.endswith("e")
+        else f"{given.model}@{given.version}: {verb}ed"
+    )
+    return 0
+
+
+def _promote(given: argparse.Namespace) -> int:
+    body = {"version": given.version, "reason": given.reason}
+    client_of(given).send("POST", f"/models/{given.model}/promote", body=body)
+    say(f"{given.model}@{given.version} is the champion")
+    return 0
+
+
+def _traffic(given: argparse.Namespace) -> int:
+    _print_split(client_of(given).get(f"/models/{given.model}/traffic"))
+    return 0
+
+
+def _set(given: argparse.Namespace) -> int:
+    body = {
+        "arms": dict(arm_of(text) for text in given.arms),
+        "shadows": given.shadow,
+        "expected": given.expected,
+        "reason": given.reason,
+    }
+    _print_split(client_of(given).send("PUT", f"/models/{given.model}/traffic", body=body).json())
+    return 0
+
+
+def _rollback(given: argparse.Namespace) -> int:
+    path = f"/models/{given.model}/aliases/champion/rollback"
+    version = client_of(given).send("POST", path, body={"reason": given.reason}).json()
+    say(f"{given.model}@{version['version']} is the champion again")
+    return 0
+
+
+def _print_split(split: dict[str, Any]) -> None:
+    rows = [(arm["name"], arm["version"], f"{arm['share']:.2%}") for arm in split["arms"]]
+    table(("arm", "version", "share"), [*rows, *(("shadow", version, "-") for version in split["shadows"])])
+    say(f"entry {split['entry']}")
+
+
+def _aliases(aliases: dict[str, int]) -> str:
+    return ", ".join(f"{name}={version}" for name, version in aliases.items()) or "-"
