@@ -80,7 +80,13 @@ def tune_tabular(
         table = Table(registry.store, training_set.name)
         prepared = prepare(columns.read(table, training_set), columns, base)
         tracker = TrialTracker(registry, name, parent=run.id, points=points, dataset=training_set, code=code)
-        run_trials(prepared, points, tracker, concurrency=concurrency, cpus_per_trial=cpus_per_trial)
+        run_trials(
+            prepared,
+            [point.settled(len(prepared.train)) for point in points],
+            tracker,
+            concurrency=concurrency,
+            cpus_per_trial=cpus_per_trial,
+        )
         return _best(run, tracker.trials(), time.perf_counter() - began)
 
 

@@ -100,6 +100,7 @@ def prepare(table: pa.Table, columns: Columns, params: TabularParams) -> Prepare
 
 def new_trainer(prepared: Prepared, params: TabularParams, world: World | None = None) -> Trainer:
     """A trainer of a fresh network; equal seeds give equal networks."""
+    params = params.settled(len(prepared.train))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(params.seed)
         net = TabularNet(prepared.preprocessing, params)

@@ -25,7 +25,6 @@ from functions.training.preprocessing import Encoded
 
 _EPOCHS_APART, _WORKERS_APART = 1_000, 1_000_003  # so that no two epochs, seeds or workers share a stream
 _RISE = 0.25
-_MIN_BATCH, _MIN_STEPS = 16, 32
 _SCORING_ROWS = 16_384  # rows scored at once: small enough for the cache of a core
 
 
@@ -108,9 +107,10 @@ class Trainer:
         self._train, self._valid, self._params = train, valid, params
         self._world: World = world or Alone()
         self._module = self._world.wrap(net)
-        self._batch = _batch_rows(params.batch_size, len(train), self._world.size)
+        self._epochs, self._patience = params.span
+        self._batch = params.batch_rows(len(train), workers=self._world.size)
         self._steps = max(1, len(train) // self._batch)
-        total = self._steps * params.epochs
+        total = self._steps * self._epochs
         self._optimizer = torch.optim.AdamW(_groups(net, params.weight_decay), lr=params.lr, fused=True)
         self._schedule = LambdaLR(self._optimizer, lambda step: one_cycle(step, total))
         self._best = _Best()
@@ -119,7 +119,7 @@ class Trainer:
     def finished(self) -> bool:
         """Whether the schedule is done or patience has run out."""
         number = len(self.epochs)
-        return number >= self._params.epochs or number - 1 - self._best.epoch >= self._params.patience
+        return number >= self._epochs or number - 1 - self._best.epoch >= self._patience
 
     @property
     def best_epoch(self) -> int:
@@ -221,12 +221,6 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _batch_rows(wanted: int, rows: int, workers: int) -> int:
-    """Rows of a step: as wanted, but fewer on a small set, so that an epoch has enough steps; even for all workers."""
-    batch = min(wanted, max(_MIN_BATCH, rows // _MIN_STEPS), rows)
-    return max(workers, batch - batch % workers)
 
 
 def _groups(net: nn.Module, weight_decay: float) -> list[dict[str, object]]:

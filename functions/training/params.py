@@ -6,13 +6,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from functions.training.dataset import Split
 
+_EPOCHS, _PATIENCE = 6, 3
+_MIN_BATCH, _MIN_STEPS, _MIN_TOTAL_STEPS = 16, 32, 200
+
 
 class TabularParams(BaseModel):
     """How the tabular network is built and trained; the defaults are meant to be good without tuning.
 
     hidden: widths of the hidden layers; embedding_dim: numbers a category becomes; bins: pieces of the linear code of
     a number; lr: peak of the one-cycle schedule; batch_size: rows of one optimiser step over all workers (fewer on a set below 32 times that);
-    epochs: the length of the schedule; patience: epochs without a better validation loss before stopping;
+    epochs: the length of the schedule (None: six, more on a small set); patience: epochs without a better validation
+    loss before stopping (None: a third of the epochs, three at least);
     unknown_rate: share of categories hidden during training, which teaches the row for unknown ones;
     min_category_rows, max_categories: which categories get a row of their own;
     split, valid_fraction: which rows are held out to stop, to calibrate and to measure (see `split_rows`).
@@ -27,14 +31,33 @@ class TabularParams(BaseModel):
     lr: float = Field(default=3e-3, gt=0.0)
     weight_decay: float = Field(default=5e-2, ge=0.0)
     batch_size: int = Field(default=2048, ge=1)
-    epochs: int = Field(default=6, ge=1)
-    patience: int = Field(default=3, ge=1)
+    epochs: int | None = Field(default=None, ge=1)
+    patience: int | None = Field(default=None, ge=1)
     unknown_rate: float = Field(default=0.02, ge=0.0, lt=1.0)
     min_category_rows: int = Field(default=10, ge=1)
     max_categories: int = Field(default=10_000, ge=1)
     split: Split = "days"
     valid_fraction: float = Field(default=0.1, gt=0.0, lt=1.0)
     seed: int = 0
+
+    def batch_rows(self, rows: int, *, workers: int = 1) -> int:
+        """Rows of a step on a training part of `rows`: an epoch has 32 steps at least, a step is even for all workers."""
+        batch = min(self.batch_size, max(_MIN_BATCH, rows // _MIN_STEPS), rows)
+        return max(workers, batch - batch % workers)
+
+    def settled(self, rows: int) -> TabularParams:
+        """These settings with epochs and patience decided for a training part of `rows`."""
+        steps = max(1, rows // self.batch_rows(rows))
+        epochs = self.epochs or max(_EPOCHS, -(-_MIN_TOTAL_STEPS // steps))
+        patience = self.patience or max(_PATIENCE, epochs // 3)
+        return self.model_copy(update={"epochs": epochs, "patience": patience})
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """Epochs and patience of settled settings. Raises: ValueError if they are not settled."""
+        if self.epochs is None or self.patience is None:
+            raise ValueError(f"epochs={self.epochs}, patience={self.patience}: call settled(rows) first")
+        return self.epochs, self.patience
 
 
 def run_params(params: TabularParams, **more: object) -> dict[str, str]:

@@ -40,8 +40,8 @@ def run_trials(
     concurrency: int,
     cpus_per_trial: float,
 ) -> None:
-    """Run one trial for each setting under ASHA; how they ended is in `tracker`."""
-    longest = max(point.epochs for point in points)
+    """Run one trial for each (settled) setting under ASHA; how they ended is in `tracker`."""
+    longest = max(point.span[0] for point in points)
     trainable = tune.with_parameters(
         TabularTrial, prepared=prepared, points=points, cpus=max(1, int(cpus_per_trial))
     )

@@ -7,6 +7,7 @@ import torch
 from functions.training.calibration import fit_inverse_temperature
 from functions.training.errors import TrainingDiverged
 from functions.training.fitting import fit, new_trainer, prepare
+from functions.training.params import TabularParams
 from tests.functions.training.kitchen import COLUMNS, FAST, examples
 
 
@@ -99,3 +100,26 @@ def test_a_part_with_one_class_is_named():
     table = table.set_column(table.column_names.index("late"), "late", late)
     with pytest.raises(Exception, match=r"(training|validation) part .* has one class only"):
         prepare(table, COLUMNS, FAST.model_copy(update={"split": "time", "valid_fraction": 0.3}))
+
+
+@pytest.mark.parametrize(("rows", "epochs"), [(100, 34), (5_000, 7), (70_000, 6), (150_000, 6)])
+def test_a_small_set_gets_smaller_steps_and_more_of_them(rows, epochs):
+    params = TabularParams().settled(rows)
+    steps = rows // params.batch_rows(rows)
+    assert params.span[0] == epochs
+    assert steps * epochs >= 200
+    assert params.settled(10 * rows) == params
+
+
+@pytest.mark.parametrize(("rows", "workers"), [(1, 1), (7, 3), (1_000, 2), (10**6, 4)])
+def test_every_worker_gets_as_many_rows_of_a_step(rows, workers):
+    batch = TabularParams().batch_rows(rows, workers=workers)
+    assert batch % workers == 0
+    assert 0 < batch <= max(rows, workers)
+
+
+def test_settings_that_were_given_stay():
+    params = TabularParams(epochs=2, patience=9).settled(10)
+    assert params.span == (2, 9)
+    with pytest.raises(ValueError, match="call settled"):
+        _ = TabularParams().span
