@@ -86,7 +86,7 @@ def encode_prediction(
     latency_ms: float,
     rows: int,
     numeric: npt.NDArray[np.float32] | None,
-    categorical: Sequence[Sequence[str]] | None,
+    categorical: Sequence[Sequence[str | None]] | None,
     outputs: npt.NDArray[np.float32] | None,
     missing: Sequence[Sequence[str]] | None = None,
     entities: Sequence[Mapping[str, Any]] | None = None,
@@ -174,8 +174,8 @@ def _float_lists(blobs: Sequence[bytes | None], counts: Sequence[int]) -> pa.Arr
     )
 
 
-def _lists(values: Sequence[Sequence[Sequence[str]] | None], counts: Sequence[int]) -> pa.Array:
-    rows: list[Sequence[str] | None] = []
+def _lists(values: Sequence[Sequence[Sequence[str | None]] | None], counts: Sequence[int]) -> pa.Array:
+    rows: list[Sequence[str | None] | None] = []
     for value, count in zip(values, counts, strict=True):
         rows.extend([None] * count if value is None else value)
     return pa.array(rows, pa.list_(pa.string()))

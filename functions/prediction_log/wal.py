@@ -121,8 +121,8 @@ class WriteAheadLog:
         if number >= self.last:
             return None
         with self._mutex:
-            segments = list(self._segments)
-        return self._reader.read(segments, number, chunk_bytes=chunk_bytes)
+            segments, last, end = list(self._segments), self.last, self._end
+        return self._reader.read(segments, number, chunk_bytes=chunk_bytes, newest=(last, end))
 
     def forget(self, number: int) -> None:
         """Drop whole segments in which every record is drained, that is, numbered at most `number`."""
@@ -157,7 +157,11 @@ def _found(kind: Path) -> tuple[str, Path, int]:
 
 
 class SegmentReader:
-    """Reads chunks of whole frames from segments, and remembers where the last one ended."""
+    """Reads chunks of whole frames from segments, and remembers where the last one ended.
+
+    Frames are walked one by one only to find a place it does not remember, or to cut a long backlog: walking
+    them holds the interpreter's lock, for which the answering thread would wait.
+    """
 
     def __init__(self) -> None:
         self._path: Path | None = None
@@ -165,19 +169,49 @@ class SegmentReader:
         self._number = -1
 
     def read(
-        self, segments: list[tuple[int, Path]], number: int, *, chunk_bytes: int = 256 << 10
+        self,
+        segments: list[tuple[int, Path]],
+        number: int,
+        *,
+        chunk_bytes: int = 256 << 10,
+        newest: tuple[int, int] | None = None,
     ) -> Chunk | None:
-        """The next whole frames after `number` in these segments; None if there are none."""
+        """The next whole frames after `number` in these segments; None if there are none.
+
+        newest: the last record's number and the end of the newest segment, where they are known.
+        """
         for i, (_, path) in enumerate(segments):
-            if i + 1 < len(segments) and segments[i + 1][0] - 1 <= number:
+            following = segments[i + 1][0] if i + 1 < len(segments) else None
+            if following is not None and following - 1 <= number:
                 continue
-            offset = self._offset if (path, number) == (self._path, self._number) else 0
-            for data in _windows(path, offset, number, chunk_bytes):
-                start, end, first, last = whole_frames(data, after=number)
-                offset += end
-                if last:
-                    self._path, self._offset, self._number = path, offset, last
-                    return data[start:end], first, last
+            if (path, number) != (self._path, self._number):
+                chunk = self._walk(path, 0, number, chunk_bytes)
+            else:
+                ends = (following - 1, path.stat().st_size) if following is not None else newest
+                chunk = self._jump(path, ends, chunk_bytes)
+            if chunk is not None:
+                return chunk
+        return None
+
+    def _jump(self, path: Path, ends: tuple[int, int] | None, chunk_bytes: int) -> Chunk | None:
+        """All that a segment has behind the remembered place, if its end is known and not far."""
+        if ends is None or ends[1] - self._offset > chunk_bytes:
+            return self._walk(path, self._offset, self._number, chunk_bytes)
+        last, end = ends
+        if last <= self._number:
+            return None
+        with path.open("rb") as file:
+            data = os.pread(file.fileno(), end - self._offset, self._offset)
+        first, self._offset, self._number = self._number + 1, end, last
+        return data, first, last
+
+    def _walk(self, path: Path, offset: int, number: int, chunk_bytes: int) -> Chunk | None:
+        for data in _windows(path, offset, number, chunk_bytes):
+            start, end, first, last = whole_frames(data, after=number)
+            offset += end
+            if last:
+                self._path, self._offset, self._number = path, offset, last
+                return data[start:end], first, last
         return None
 
 

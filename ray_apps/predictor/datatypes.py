@@ -1,12 +1,13 @@
 """The tensor datatypes of the Open Inference Protocol and their numpy equivalents.
 
-BYTES tensors are numpy object arrays whose items are `bytes`. BF16 has no numpy type and is refused.
+BYTES tensors are numpy object arrays whose items are `bytes`, or None for a JSON null. BF16 has no numpy type and is refused.
 
 Source: Open Inference Protocol v2, "Tensor Data Types".
 """
 
 from __future__ import annotations
 
+import math
 import struct
 from typing import Any
 
@@ -35,6 +36,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "BYTES": np.dtype(object),
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_LARGEST = {name: float(np.finfo(dtype).max) for name, dtype in DTYPES.items() if dtype.kind == "f"}
 _LENGTH = struct.Struct("<I")
 
 
@@ -63,7 +65,7 @@ def datatype_of(dtype: np.dtype[Any]) -> str:
 def cast(values: Any, datatype: str, field: str) -> Array:
     """Turn decoded JSON values (nested lists) into an array of `datatype`, refusing whatever loses a value.
 
-    values: a list, flat or nested; null means NaN in floating point tensors and is refused elsewhere.
+    values: a list, flat or nested; null is NaN in floating point tensors, None in BYTES, refused elsewhere.
     Raises: BadRequest naming `field` for ragged lists, wrong types and values out of range.
     """
     dtype = dtype_of(datatype, field)
@@ -89,13 +91,10 @@ def _floats(raw: Array, dtype: np.dtype[Any], datatype: str, field: str) -> Arra
         raw = _nullable(raw, datatype, field)
     if raw.dtype.kind not in "fiu":
         raise BadRequest(f"{field}.data: {datatype} needs numbers, got {raw.dtype.name}")
-    if raw.dtype == dtype or dtype.itemsize == 8:  # noqa: PLR2004 - JSON numbers are 64-bit floats
-        return raw.astype(dtype, copy=False)
-    with np.errstate(over="ignore"):
-        out = raw.astype(dtype)
-    if np.isinf(out).any():
+    limit = _LARGEST[datatype]
+    if float(np.fmax.reduce(raw, axis=None)) > limit or float(np.fmin.reduce(raw, axis=None)) < -limit:
         raise BadRequest(f"{field}.data: a value is out of the range of {datatype}; send FP64 or clip it")
-    return out
+    return raw.astype(dtype, copy=False)
 
 
 def _nullable(raw: Array, datatype: str, field: str) -> Array:
@@ -146,8 +145,10 @@ def _text(values: list[Any], field: str) -> Array:
         flat = [item for row in flat for item in row]
     out = np.empty(len(flat), dtype=object)
     for i, item in enumerate(flat):
+        if item is None:
+            continue
         if not isinstance(item, str):
-            raise BadRequest(f"{field}.data: BYTES needs strings, got {item!r:.80}")
+            raise BadRequest(f"{field}.data: BYTES needs strings or null, got {item!r:.80}")
         out[i] = item.encode()
     return out.reshape(shape)
 
@@ -158,7 +159,7 @@ def unpack(data: bytes | memoryview, datatype: str, shape: tuple[int, ...], fiel
     Raises: BadRequest naming `field` if the number of bytes does not fit the shape.
     """
     dtype = dtype_of(datatype, field)
-    size = int(np.prod(shape, dtype=object)) if shape else 1
+    size = math.prod(shape)
     if dtype.kind == "O":
         return _unpack_bytes(data, size, field).reshape(shape)
     if len(data) != size * dtype.itemsize:

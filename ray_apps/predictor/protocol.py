@@ -8,6 +8,7 @@ Source: Open Inference Protocol v2 (REST), and the binary tensor data extension.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -146,7 +147,7 @@ def _json_tensor(tensor: Mapping[str, Any], field: str) -> Array:
     array = cast(tensor["data"], tensor.get("datatype"), field)  # type: ignore[arg-type]  # refused inside
     if array.shape == shape:
         return array
-    if array.size != (int(np.prod(shape)) if shape else 1):
+    if array.size != math.prod(shape):
         raise BadRequest(f"{field}.data: shape {list(shape)} does not hold {array.size} values")
     if array.ndim != 1:
         raise BadRequest(f"{field}.data: nested as {list(array.shape)}, but shape says {list(shape)}")
@@ -233,6 +234,6 @@ def _json_data(array: Array, name: str) -> Any:
     if array.dtype.kind != "O":
         return np.ascontiguousarray(array).ravel()
     try:
-        return [item if isinstance(item, str) else item.decode() for item in array.ravel()]
+        return [item.decode() if isinstance(item, bytes) else item for item in array.ravel()]
     except UnicodeDecodeError as error:
         raise BadRequest(f"outputs.{name}: not UTF-8 ({error}); ask for it with binary_data=true") from None

@@ -1,0 +1,126 @@
+"""Serve models of a store on this machine, without the rest of the platform: to try one out, or to measure it.
+
+python -m ray_apps.predictor --port 8000 MODEL…    (the store and Redis are those of the environment)
+
+It starts a Ray of its own with Serve behind HAProxy, prints `ready` when all models answer, and ends everything
+it started on SIGINT or SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+FAST = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
+    "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # Ray's default of 15 lets any other program starve the replicas
+}
+"""Serve's settings for speed; they count only in processes that start with them."""
+
+
+def main() -> None:
+    """Read the arguments, serve, wait for a signal, end."""
+    parser = argparse.ArgumentParser(prog="python -m ray_apps.predictor", description=__doc__)
+    parser.add_argument("models", nargs="+", metavar="MODEL")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--num-cpus", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--no-authentication", action="store_true", help="let everybody in; for measurements")
+    parser.add_argument("--no-log", action="store_true", help="log no predictions")
+    arguments = parser.parse_args()
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with _haproxy_folder() as folder, _cluster(arguments.num_cpus, folder):
+        _deploy(arguments)
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+        stop.wait()
+
+
+@contextlib.contextmanager
+def _haproxy_folder() -> Iterator[Path]:
+    """A folder for HAProxy's files; ends the HAProxy that was started with them."""
+    folder = Path(tempfile.mkdtemp(prefix="toque-haproxy-"))
+    os.environ.update(
+        FAST
+        | {
+            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+        }
+    )
+    try:
+        yield folder
+    finally:
+        _end_haproxy(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end_haproxy(folder: Path) -> None:
+    """End the processes that run on this folder's configuration: `ray stop` leaves them."""
+    needle = str(folder / "haproxy.cfg").encode()
+    for process in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if process.name.isdigit() and needle in (process / "cmdline").read_bytes().split(b"\0"):
+                os.kill(int(process.name), signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _cluster(num_cpus: int, folder: Path) -> Iterator[None]:
+    """A Ray of this process's own."""
+    import ray  # late: Serve's settings must be in the environment first
+    from ray import serve
+
+    ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=200 << 20,
+        runtime_env={"env_vars": {**FAST, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}},
+    )
+    try:
+        yield
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+def _deploy(arguments: argparse.Namespace) -> None:
+    from ray import serve  # late, as above
+    from ray.serve.config import HTTPOptions
+    from ray.serve.schema import LoggingConfig
+
+    from ray_apps.predictor.deployment import deploy_model
+    from ray_apps.predictor.options import PredictorOptions
+
+    serve.start(
+        http_options=HTTPOptions(host="127.0.0.1", port=arguments.port),
+        logging_config=LoggingConfig(enable_access_log=False),
+    )
+    options = PredictorOptions.from_environment(
+        os.environ,
+        authentication=not arguments.no_authentication,
+        log=not arguments.no_log,
+    )
+    for model in arguments.models:
+        deploy_model(model, options)
+
+
+if __name__ == "__main__":
+    main()

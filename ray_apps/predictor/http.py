@@ -1,0 +1,233 @@
+"""The HTTP door: the Open Inference Protocol's routes of one model as a bare ASGI application.
+
+It is written on ASGI itself, without a framework, because a framework's share of a small request is larger than
+the model's. Every answer that is not a prediction is JSON; every refusal is `{"error": "…"}`.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+import zlib
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from types import SimpleNamespace
+from typing import Any
+
+import orjson
+
+from ray_apps.predictor.doorkeeper import Gate
+from ray_apps.predictor.errors import BadRequest, Denied, NotFound, Overloaded, PredictorError, TooLarge
+from ray_apps.predictor.loaded import LoadedVersion
+from ray_apps.predictor.protocol import InferResponse, decode_request, encode_response
+from ray_apps.predictor.service import Predictor
+
+__all__ = ["HttpDoor", "metadata"]
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Headers = Iterable[tuple[bytes, bytes]]
+
+_VERSIONED = re.compile(r"/versions/([0-9]{1,9})(/infer|/ready|)")
+_JSON = (b"content-type", b"application/json")
+_log = logging.getLogger("ray.serve")
+
+
+class HttpDoor:
+    """An ASGI application that serves one model below the path it is mounted at.
+
+    gate: who may come in; applies to every route. max_body_bytes: bound on a request's body, unpacked.
+    """
+
+    routes: tuple[()] = ()  # Serve names a request's route by these two: here there is one name, the mount
+    router = SimpleNamespace(redirect_slashes=False)
+
+    def __init__(self, predictor: Predictor, gate: Gate, *, max_body_bytes: int = 64 << 20) -> None:
+        self.predictor, self.gate = predictor, gate
+        self.max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await _other(scope, receive, send)
+            return
+        try:
+            status, headers, body = await self._answer(scope, receive)
+        except PredictorError as refusal:
+            status, headers, body = _refusal(refusal)
+        except Exception:
+            incident = uuid.uuid4().hex
+            _log.exception("%s %s failed, incident %s", scope["method"], scope["path"], incident)
+            status, headers, body = (
+                500,
+                [_JSON],
+                orjson.dumps({"error": f"internal error, incident {incident}"}),
+            )
+        headers.append((b"content-length", b"%d" % len(body)))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _answer(self, scope: Message, receive: Receive) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+        authorization, wanted = _headers(scope["headers"])
+        await self.gate.admit(authorization)
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        post = scope["method"] == "POST"
+        if post and path == "/infer":
+            return await self._infer(receive, wanted, None)
+        if path in {"", "/", "/ready", "/status"}:
+            _only(scope, "GET")
+            return self._look(path)
+        matched = _VERSIONED.fullmatch(path)
+        if matched is None:
+            _only(scope, "POST" if path == "/infer" else scope["method"])
+            raise NotFound(
+                f"path: no route {path!r} on a model; see /v2/models/{self.predictor.engine.model}"
+            )
+        number, action = int(matched[1]), matched[2]
+        _only(scope, "POST" if action == "/infer" else "GET")
+        if action == "/infer":
+            return await self._infer(receive, wanted, number)
+        return self._look_at(number, action)
+
+    async def _infer(
+        self, receive: Receive, wanted: dict[bytes, bytes], number: int | None
+    ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+        body = await _read(receive, wanted, self.max_body_bytes)
+        length = _header_length(wanted.get(b"inference-header-content-length"))
+        request = decode_request(body, length)
+        response: InferResponse = await self.predictor.infer(request, number=number)
+        encoded, json_bytes = encode_response(response, request)
+        if json_bytes is None:
+            return 200, [_JSON], encoded
+        headers = [(b"content-type", b"application/octet-stream")]
+        headers.append((b"inference-header-content-length", b"%d" % json_bytes))
+        return 200, headers, encoded
+
+    def _look(self, path: str) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+        champion = self.predictor.engine.routes.champion
+        if path == "/status":
+            return 200, [_JSON], orjson.dumps(self.predictor.describe())
+        if path == "/ready":
+            document = {"name": self.predictor.engine.model, "ready": champion is not None}
+            return 200 if champion is not None else 503, [_JSON], orjson.dumps(document)
+        if champion is None:
+            raise NotFound(f"model {self.predictor.engine.model!r} has no champion that is loaded")
+        return 200, [_JSON], orjson.dumps(metadata(self.predictor, champion))
+
+    def _look_at(self, number: int, action: str) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+        engine = self.predictor.engine
+        version = engine.find(number)
+        if action == "/ready":
+            document = {"name": engine.model, "version": str(number), "ready": version is not None}
+            return 200 if version is not None else 503, [_JSON], orjson.dumps(document)
+        if version is not None:
+            return 200, [_JSON], orjson.dumps(metadata(self.predictor, version))
+        raise NotFound(
+            f"model {engine.model!r} has no version {number} loaded; it has {engine.describe()['loaded']}"
+        )
+
+
+def metadata(predictor: Predictor, version: LoadedVersion) -> dict[str, Any]:
+    """The protocol's description of a model, from a version's signature."""
+    return {
+        "name": predictor.engine.model,
+        "versions": [str(number) for number in predictor.engine.describe()["loaded"]],
+        "platform": "toque",
+        "inputs": [_tensor(spec) for spec in version.signature.inputs],
+        "outputs": [_tensor(spec) for spec in version.signature.outputs],
+        "parameters": {"version": str(version.version), "feature_service": version.service},
+    }
+
+
+def _tensor(spec: Any) -> dict[str, Any]:
+    described = {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape}
+    if spec.columns is not None:
+        described["parameters"] = {"columns": spec.columns}
+    return described
+
+
+_WANTED = {b"inference-header-content-length", b"content-encoding", b"content-length"}
+
+
+def _headers(headers: Headers) -> tuple[bytes | None, dict[bytes, bytes]]:
+    authorization = None
+    wanted = {}
+    for name, value in headers:
+        if name == b"authorization":
+            authorization = value
+        elif name in _WANTED:
+            wanted[name] = value
+    return authorization, wanted
+
+
+def _header_length(value: bytes | None) -> int | None:
+    if value is None:
+        return None
+    if not value.isdigit() or len(value) > 12:  # noqa: PLR2004 - digits of any body that is accepted
+        raise BadRequest(f"Inference-Header-Content-Length: expected a number of bytes, got {value[:40]!r}")
+    return int(value)
+
+
+async def _read(receive: Receive, wanted: dict[bytes, bytes], limit: int) -> bytes:
+    """The body, bounded and unpacked."""
+    declared = wanted.get(b"content-length", b"0")
+    if declared.isdigit() and int(declared[:20]) > limit:
+        raise TooLarge(f"body: {declared.decode()} bytes; at most {limit} are accepted")
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    if message.get("more_body"):
+        chunks, size = [body], len(body)
+        while message.get("more_body"):
+            message = await receive()
+            chunks.append(message.get("body", b""))
+            size += len(chunks[-1])
+            if size > limit:
+                raise TooLarge(f"body: more than {limit} bytes; send smaller batches")
+        body = b"".join(chunks)
+    if message["type"] == "http.disconnect":
+        raise BadRequest("body: the client went away before it was whole")
+    encoding = wanted.get(b"content-encoding")
+    return body if encoding in {None, b"identity"} else _unpack(body, encoding, limit)
+
+
+def _unpack(body: bytes, encoding: bytes | None, limit: int) -> bytes:
+    if encoding not in {b"gzip", b"deflate"}:
+        raise BadRequest(f"Content-Encoding: {encoding!r} is not served; use gzip, deflate or none")
+    unpacker = zlib.decompressobj(47 if encoding == b"gzip" else 15)
+    try:
+        unpacked = unpacker.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise BadRequest(f"body: not {encoding.decode()}: {error}") from None
+    if len(unpacked) > limit:
+        raise TooLarge(f"body: unpacks to more than {limit} bytes; send smaller batches")
+    if not unpacker.eof:
+        raise BadRequest(f"body: the {encoding.decode()} data is cut off")
+    return unpacked
+
+
+def _only(scope: Message, method: str) -> None:
+    if scope["method"] != method and not (method == "GET" and scope["method"] == "HEAD"):
+        refusal = BadRequest(f"method: {scope['path']} takes {method}, not {scope['method']}")
+        refusal.status = 405
+        raise refusal
+
+
+def _refusal(refusal: PredictorError) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    headers = [_JSON]
+    if isinstance(refusal, Denied) and refusal.status == 401:  # noqa: PLR2004 - HTTP
+        headers.append((b"www-authenticate", b"Bearer"))
+    if isinstance(refusal, Overloaded) or refusal.status == 503:  # noqa: PLR2004 - HTTP
+        headers.append((b"retry-after", b"1"))
+    return refusal.status, headers, orjson.dumps({"error": str(refusal).encode(errors="replace").decode()})
+
+
+async def _other(scope: Message, receive: Receive, send: Send) -> None:
+    """Lifespan events are acknowledged, websockets refused."""
+    while scope["type"] == "lifespan":
+        message = await receive()
+        kind = message["type"]
+        await send({"type": f"{kind}.complete"})
+        if kind == "lifespan.shutdown":
+            return
+    await send({"type": "websocket.close", "code": 1003})

@@ -1,0 +1,172 @@
+"""One version of a model in memory: checked against its signature, warmed by its example, ready to answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ray_apps.predictor.datatypes import DTYPES, Array
+from ray_apps.predictor.errors import BadRequest, PredictorError
+from registry.signature import Signature, TensorSpec
+from registry.versions import ModelVersion
+
+__all__ = ["LoadError", "LoadedVersion", "Loader", "Scorer", "load_version"]
+
+INLINE_MS = 2.0
+"""A version whose example takes less than this answers on the event loop: a hand-over would cost more."""
+
+
+class Scorer(Protocol):
+    """What a loaded artifact can do."""
+
+    def predict(self, inputs: Mapping[str, Any]) -> Mapping[str, Array]:
+        """Outputs by name for inputs by name. Raises: ValueError for inputs it cannot take."""
+        ...
+
+
+Loader = Callable[[Path, Signature], Scorer]
+
+
+class LoadError(PredictorError):
+    """A version cannot be served: its files do not load, or its example is not answered as signed."""
+
+    status = 503
+
+
+class LoadedVersion:
+    """A version that answered its example.
+
+    record: what the registry says of it. service: the feature service that its keys are looked up in, or None.
+    example_ms: how long its example took when warm.
+    """
+
+    def __init__(self, record: ModelVersion, scorer: Scorer) -> None:
+        if record.signature is None:
+            raise LoadError(f"{record.model}@{record.version}: has no signature; register it with one")
+        self.record = record
+        self.version = record.version
+        self.signature: Signature = record.signature
+        self.service = record.tags.get("feature_service")
+        self.rejects_missing = record.tags.get("missing_features") == "reject"
+        self.example_ms = 0.0
+        self._scorer = scorer
+        self._inputs = [(spec, _dtype(spec), tuple(spec.shape)) for spec in self.signature.inputs]
+        self._names = {spec.name for spec in self.signature.inputs}
+        self._outputs = {spec.name for spec in self.signature.outputs}
+
+    @property
+    def inline(self) -> bool:
+        """Whether it answers so fast that it runs on the event loop."""
+        return self.example_ms < INLINE_MS
+
+    def check(self, inputs: Mapping[str, Array]) -> int:
+        """Compare inputs with the signature; returns the number of rows.
+
+        Raises: BadRequest naming the input.
+        """
+        rows = -1
+        for spec, dtype, shape in self._inputs:
+            array = inputs.get(spec.name)
+            if array is None:
+                raise BadRequest(f"inputs.{spec.name}: missing; the model takes {sorted(self._names)}")
+            if array.dtype != dtype:
+                raise BadRequest(f"inputs.{spec.name}.datatype: the model takes {spec.datatype}")
+            got = array.shape
+            if got != shape and not _fits(got, shape):
+                raise BadRequest(f"inputs.{spec.name}.shape: {list(got)} does not fit {spec.shape}")
+            if shape and shape[0] == -1:
+                if rows not in {-1, got[0]}:
+                    raise BadRequest(f"inputs.{spec.name}.shape: {got[0]} rows, other inputs have {rows}")
+                rows = got[0]
+        if len(inputs) != len(self._inputs):
+            unknown = sorted(set(inputs) - self._names)
+            raise BadRequest(f"inputs.{unknown[0]}: no such input; the model takes {sorted(self._names)}")
+        return rows if rows >= 0 else 1
+
+    def check_outputs(self, names: Iterable[str]) -> None:
+        """Compare requested outputs with the signature. Raises: BadRequest naming the output."""
+        for name in names:
+            if name not in self._outputs:
+                raise BadRequest(f"outputs.{name}: no such output; the model gives {sorted(self._outputs)}")
+
+    def predict(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Score checked inputs.
+
+        Raises: BadRequest for values the model refuses (`ValueError` of the scorer).
+        """
+        try:
+            return self._scorer.predict(inputs)
+        except ValueError as error:
+            raise BadRequest(f"inputs: the model refuses them: {error}") from error
+
+    def warm_up(self) -> None:
+        """Answer the recorded example until the answer is warm, and measure it.
+
+        Raises: LoadError if an output is missing, or has another type or shape than signed.
+        """
+        inputs = self._example()
+        if inputs is None:
+            return
+        rows = self.check(inputs)
+        for _ in range(3):
+            begin = time.perf_counter()
+            outputs = self.predict(inputs)
+            self.example_ms = (time.perf_counter() - begin) * 1e3
+        for spec in self.signature.outputs:
+            array = outputs.get(spec.name)
+            if array is None or array.dtype != DTYPES.get(spec.datatype):
+                raise LoadError(f"{self}: output {spec.name!r} of the example is not {spec.datatype}")
+            if not _fits(array.shape, tuple(spec.shape)) or (spec.shape[:1] == [-1] and len(array) != rows):
+                raise LoadError(f"{self}: output {spec.name!r} has shape {array.shape}, signed {spec.shape}")
+
+    def _example(self) -> dict[str, Array] | None:
+        example = self.signature.example
+        if example is None:
+            return None
+        return {spec.name: _example_array(example[spec.name], dtype) for spec, dtype, _ in self._inputs}
+
+    def __str__(self) -> str:
+        return f"{self.record.model}@{self.version}"
+
+
+def load_version(record: ModelVersion, folder: Path, loader: Loader) -> LoadedVersion:
+    """Load a version's verified files and warm it.
+
+    Raises: LoadError with the reason, whatever went wrong: a version that cannot answer must not take the
+    replica down with it.
+    """
+    try:
+        if record.signature is None:
+            raise LoadError("it has no signature; register it with one")  # noqa: TRY301 - one way out
+        loaded = LoadedVersion(record, loader(folder, record.signature))
+        loaded.warm_up()
+    except Exception as error:
+        raise LoadError(f"{record.model}@{record.version} cannot be served: {error}") from error
+    return loaded
+
+
+def _dtype(spec: TensorSpec) -> np.dtype[Any]:
+    dtype = DTYPES.get(spec.datatype)
+    if dtype is None:
+        raise LoadError(
+            f"input {spec.name!r}: datatype {spec.datatype} is not served; use one of {list(DTYPES)}"
+        )
+    return dtype
+
+
+def _fits(got: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    return len(got) == len(shape) and all(want in {-1, size} for want, size in zip(shape, got, strict=True))
+
+
+def _example_array(values: Any, dtype: np.dtype[Any]) -> Array:
+    if dtype.kind != "O":
+        return np.array(values, dtype=dtype)
+    texts = np.array(values, dtype=object)
+    flat = [item.encode() if isinstance(item, str) else item for item in texts.ravel()]
+    out = np.empty(len(flat), dtype=object)
+    out[:] = flat
+    return out.reshape(texts.shape)

@@ -1,0 +1,83 @@
+"""Which version answers: the recorded traffic policy over the versions that are ready. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+from registry.traffic import Traffic
+
+__all__ = ["Ready", "Routes", "plan_routes", "wanted_versions"]
+
+CHAMPION = "champion"
+
+
+class Ready(Protocol):
+    """A version that can answer."""
+
+    @property
+    def version(self) -> int:
+        """Its number."""
+        ...
+
+
+V = TypeVar("V", bound=Ready)
+
+
+@dataclass(frozen=True, slots=True)
+class Routes(Generic[V]):
+    """What one replica does with requests from now on; replaced as a whole, never changed.
+
+    champion: answers whatever no other ready arm owns; None as long as no champion ever was ready.
+    arms: version -> the ready version, for the arms of the split. shadows: ready shadow versions.
+    degraded: versions that the policy names and that are not ready, so that another answers for them.
+    """
+
+    traffic: Traffic | None = None
+    champion: V | None = None
+    arms: Mapping[int, V] = field(default_factory=dict)
+    shadows: tuple[V, ...] = ()
+    degraded: frozenset[int] = frozenset()
+
+    def choose(self, unit: str) -> tuple[str, V | None]:
+        """The arm and version that answer `unit`; an arm that is not ready is answered by the champion."""
+        if self.traffic is None or len(self.traffic.arms) == 1:
+            return CHAMPION, self.champion
+        arm = self.traffic.assign(unit)
+        version = self.arms.get(arm.version)
+        if version is None:
+            return CHAMPION, self.champion
+        return arm.name, version
+
+    def arm_of(self, version: int) -> str:
+        """The arm that a version stands in, or "pinned" for one that a request asked for by number."""
+        arms = self.traffic.arms if self.traffic is not None else ()
+        return next((arm.name for arm in arms if arm.version == version), "pinned")
+
+
+def wanted_versions(traffic: Traffic | None, aliases: Mapping[str, int]) -> tuple[int, ...]:
+    """The versions a replica holds for a policy, the champion first."""
+    routed = traffic.versions if traffic is not None else ()
+    return tuple(dict.fromkeys([*routed, *aliases.values()]))
+
+
+def plan_routes(traffic: Traffic | None, ready: Iterable[V], previous: Routes[V]) -> Routes[V]:
+    """Routes for a policy and the versions that are ready.
+
+    A champion that is not ready does not take over: whoever was champion before keeps answering.
+    """
+    if traffic is None:
+        return previous
+    by_number = {version.version: version for version in ready}
+    champion = by_number.get(traffic.champion.version, previous.champion)
+    arms = {arm.version: by_number[arm.version] for arm in traffic.arms[1:] if arm.version in by_number}
+    if champion is not None:
+        arms[traffic.champion.version] = champion
+    return Routes(
+        traffic=traffic,
+        champion=champion,
+        arms=arms,
+        shadows=tuple(by_number[v] for v in traffic.shadows if v in by_number),
+        degraded=frozenset(traffic.versions) - by_number.keys(),
+    )

@@ -1,0 +1,111 @@
+"""Shadow versions: they see what the champion answers, off its path, and are dropped first under load."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from ray_apps.predictor.datatypes import Array
+from ray_apps.predictor.errors import PredictorError
+from ray_apps.predictor.keys import Assembled, KeyedRows
+from ray_apps.predictor.loaded import LoadedVersion
+from ray_apps.predictor.recording import Recorder
+
+__all__ = ["ShadowJob", "Shadows"]
+
+_log = logging.getLogger("ray.serve")
+LookUp = Callable[[LoadedVersion, KeyedRows], Awaitable[Assembled]]
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowJob:
+    """One answered request for one shadow: the answer's tensors, or the keys to look its own up."""
+
+    version: LoadedVersion
+    answered_by: LoadedVersion
+    id: str
+    unit: str | None
+    at_us: int
+    inputs: Mapping[str, Array]
+    keys: KeyedRows | None
+    missing: Sequence[Sequence[str]] | None
+
+
+class Shadows:
+    """A bounded queue of shadow work and the one task that does it; counts what was done, failed and dropped."""
+
+    def __init__(self, recorder: Recorder, look_up: LookUp, *, limit: int = 256) -> None:
+        self._recorder, self._look_up = recorder, look_up
+        self._queue: asyncio.Queue[ShadowJob] = asyncio.Queue(limit)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="shadow")
+        self._task: asyncio.Task[None] | None = None
+        self.scored = 0
+        self.failed = 0
+        self.dropped = 0
+
+    def offer(self, job: ShadowJob) -> None:
+        """Queue a job, or drop it if the queue is full; never waits."""
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._work())
+        try:
+            self._queue.put_nowait(job)
+        except asyncio.QueueFull:
+            self.dropped += 1
+
+    async def drained(self) -> None:
+        """Wait until every queued job is done."""
+        await self._queue.join()
+
+    async def close(self) -> None:
+        """Stop; what is queued is dropped."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self.dropped += self._queue.qsize()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _work(self) -> None:
+        while True:
+            job = await self._queue.get()
+            try:
+                await self._score(job)
+                self.scored += 1
+            except PredictorError as error:
+                self._count_failure(job, error)
+            except Exception as error:  # noqa: BLE001 - a shadow may fail in any way; it must not stop the others
+                self._count_failure(job, error)
+            finally:
+                self._queue.task_done()
+
+    def _count_failure(self, job: ShadowJob, error: Exception) -> None:
+        if self.failed % 1_000 == 0:
+            _log.warning("shadow %s failed: %s (%d failures so far)", job.version, error, self.failed)
+        self.failed += 1
+
+    async def _score(self, job: ShadowJob) -> None:
+        begin = time.perf_counter()
+        version, inputs, missing = job.version, job.inputs, job.missing
+        if job.keys is not None and not _same_vector(version, job.answered_by):
+            found = await self._look_up(version, job.keys)
+            inputs, missing = found.inputs, found.missing
+        rows = version.check(inputs)
+        loop = asyncio.get_running_loop()
+        outputs = await loop.run_in_executor(self._pool, version.predict, inputs)
+        self._recorder.record(
+            id=job.id, version=version.version, arm="shadow", shadow=True, unit=job.unit, at_us=job.at_us,
+            latency_ms=(time.perf_counter() - begin) * 1e3, rows=rows, inputs=inputs, outputs=outputs,
+            missing=missing, entities=job.keys.entities if job.keys is not None else None,
+        )  # fmt: skip
+
+    def describe(self) -> dict[str, Any]:
+        """The counts."""
+        return {"scored": self.scored, "failed": self.failed, "dropped": self.dropped}
+
+
+def _same_vector(one: LoadedVersion, other: LoadedVersion) -> bool:
+    return one.service == other.service and one.signature.inputs == other.signature.inputs

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+
+from ray_apps.predictor.doorkeeper import Doorkeeper
+from ray_apps.predictor.engine import Engine
+from ray_apps.predictor.http import HttpDoor
+from ray_apps.predictor.recording import Recorder
+from ray_apps.predictor.service import Predictor
+from registry import Access, Registry, Signature, TensorSpec, open_store
+
+
+def _neighbour(name: str) -> ModuleType:
+    """The conftest of the prediction log, for its redis-server."""
+    path = Path(__file__).parents[2] / "functions" / "prediction_log" / "conftest.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+redis_server = _neighbour("prediction_log_redis").redis_server
+
+SIGNATURE = Signature(
+    inputs=[
+        TensorSpec(name="numeric", datatype="FP32", shape=[-1, 2], columns=["distance", "wind"]),
+        TensorSpec(name="categorical", datatype="BYTES", shape=[-1, 1], columns=["carrier"]),
+    ],
+    outputs=[TensorSpec(name="probability", datatype="FP32", shape=[-1, 1])],
+    example={"numeric": [[1.0, 2.0]], "categorical": [["UA"]]},
+)
+
+
+@dataclass
+class Answer:
+    """A scorer whose artifact says what it answers: `{"value": 0.3}`, `{"fail": "load"}` and so on."""
+
+    value: float
+    fail: str = ""
+    seen: list[Mapping[str, Any]] = field(default_factory=list)
+
+    def predict(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        self.seen.append(inputs)
+        if self.fail == "predict":
+            raise RuntimeError("out of memory")
+        if self.fail == "values":
+            raise ValueError("a number is too large")
+        rows = len(inputs["numeric"])
+        if self.fail == "shape":
+            return {"probability": np.zeros((rows, 2), np.float32)}
+        if self.fail == "type":
+            return {"probability": np.zeros((rows, 1), np.float64)}
+        sums = np.nan_to_num(np.asarray(inputs["numeric"], np.float32)).sum(axis=1, keepdims=True)
+        return {"probability": (self.value + 0.001 * sums).astype(np.float32)}
+
+
+def load_answer(folder: Path, signature: Signature) -> Answer:
+    document = json.loads((folder / "model.json").read_text())
+    if document.get("fail") == "load":
+        raise RuntimeError("not a model")
+    return Answer(document["value"], document.get("fail", ""))
+
+
+@dataclass
+class MemoryLog:
+    payloads: list[bytes] = field(default_factory=list)
+
+    def append(self, payload: bytes) -> int:
+        self.payloads.append(payload)
+        return len(self.payloads)
+
+
+@dataclass
+class Kitchen:
+    """A registry with one model, and its predictor behind the HTTP door."""
+
+    folder: Path
+    registry: Registry
+    engine: Engine
+    predictor: Predictor
+    log: MemoryLog
+    client: httpx.AsyncClient
+    tokens: dict[str, str]
+    scratch: int = 0
+
+    def version(self, value: float = 0.25, *, tags: Mapping[str, str] | None = None, **document: Any) -> int:
+        self.scratch += 1
+        path = self.folder / f"artifact-{self.scratch}"
+        path.mkdir()
+        (path / "model.json").write_text(json.dumps({"value": value, **document}))
+        made = self.registry.create_version("late", path=path, signature=SIGNATURE, tags=dict(tags or {}))
+        return made.version
+
+    def settle(self) -> None:
+        """One round of following and loading, as the engine's threads do them."""
+        self.engine.follow_once()
+        self.engine.load_wanted()
+
+    async def infer(self, body: Mapping[str, Any] | None = None, *, path: str = "/infer") -> httpx.Response:
+        return await self.client.post(path, json=tensors() if body is None else body)
+
+
+def tensors(rows: int = 1, **fields: Any) -> dict[str, Any]:
+    return {
+        "inputs": [
+            {"name": "numeric", "datatype": "FP32", "shape": [rows, 2], "data": [1.0, 2.0] * rows},
+            {"name": "categorical", "datatype": "BYTES", "shape": [rows, 1], "data": ["UA"] * rows},
+        ],
+        **fields,
+    }
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def make_kitchen(tmp_path: Path) -> Callable[..., Kitchen]:
+    def make(**options: Any) -> Kitchen:
+        store = open_store(f"file://{tmp_path}/store")
+        registry = Registry(store, actor="ada")
+        registry.create_model("late")
+        access = Access(store, actor="root")
+        tokens = {role: access.create_token(role, role) for role in ("viewer", "predictor", "admin")}
+        engine = Engine("late", Registry(store, actor="predictor"), load_answer, scratch=tmp_path / "loading")
+        log = MemoryLog()
+        predictor = Predictor(engine, Recorder("late", log), **options)
+        door = HttpDoor(predictor, Doorkeeper(Access(store, actor="predictor")), max_body_bytes=1 << 20)
+        client = httpx.AsyncClient(
+            transport=httpx.ASGITransport(door),
+            base_url="http://replica",
+            headers={"Authorization": f"Bearer {tokens['predictor']}"},
+        )
+        return Kitchen(tmp_path, registry, engine, predictor, log, client, tokens)
+
+    return make
+
+
+@pytest.fixture
+async def kitchen(make_kitchen: Callable[..., Kitchen]) -> AsyncIterator[Kitchen]:
+    """One champion that answers 0.25 + a thousandth of the sum of its numbers."""
+    made = make_kitchen()
+    made.registry.promote("late", made.version())
+    made.settle()
+    yield made
+    await made.predictor.close()
+    await made.client.aclose()
+    await asyncio.sleep(0)
