@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError, TaskCancelledError
 
-from functions.runtime.declaration import Resources, Retries
+from functions.runtime.declaration import ONCE, Resources, Retries
 from functions.runtime.errors import Cancelled, WorkerLost
 from functions.runtime.work import Outcome
 
@@ -25,19 +25,18 @@ class ClusterRun:
         return self.outcome(timeout_s).unwrap()
 
     def outcome(self, timeout_s: float | None = None) -> Outcome:
-        """How it ended. Raises: TimeoutError, Cancelled, WorkerLost."""
+        """How it ended; that may be Cancelled or WorkerLost. Raises: TimeoutError if it has not."""
         try:
             outcome: Outcome = ray.get(self.ref, timeout=timeout_s)
         except GetTimeoutError as error:
             raise TimeoutError(
                 f"{self._name} has not ended after {timeout_s} s of waiting; it goes on"
             ) from error
-        except TaskCancelledError as error:
-            raise Cancelled(f"{self._name} was cancelled") from error
+        except TaskCancelledError:
+            return Outcome.failed(Cancelled(f"{self._name} was cancelled"), retries=ONCE)
         except RayError as error:
-            raise WorkerLost(
-                f"{self._name}: its worker died, was preempted, or could not start it: {error}"
-            ) from error
+            lost = WorkerLost(f"{self._name}: its worker died, was preempted, or could not start it: {error}")
+            return Outcome.failed(lost, retries=ONCE)
         return outcome
 
     def done(self) -> bool:
