@@ -159,8 +159,9 @@ def place_rows(key: Ints, at: Ints) -> Rows:
 def _distinct(values: Ints) -> Ints:
     """The distinct values in order; faster than numpy's hashing `unique` on nearly sorted input."""
     rising = bool((values[1:] >= values[:-1]).all())
-    ordered = values if rising else np.sort(values)
-    return ordered[np.append(True, ordered[1:] != ordered[:-1])]
+    ordered: Ints = values if rising else np.sort(values)
+    first: Ints = ordered[np.append(True, ordered[1:] != ordered[:-1])]
+    return first
 
 
 class Column:
