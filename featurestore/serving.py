@@ -4,9 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from numbers import Integral, Real
 from typing import Any
 
 from featurestore.definitions import FeatureView, Field, Projection
+from featurestore.dtypes import DType
 from featurestore.encoding import ENCODING_VERSION, Decoded, RowLayout, from_microseconds, to_microseconds
 from featurestore.errors import InvalidRows, UnreadableRow
 from featurestore.historical import stored_view
@@ -193,9 +195,35 @@ class Request:
 
 
 def _requested(field: Field, number: int, row: Mapping[str, Any]) -> Any:
+    """A value sent with the request, checked; a time may come as ISO 8601 text, as JSON has no times."""
     if field.name not in row:
         raise InvalidRows(f"entity row {number}: request value {field.name!r} is missing; got {sorted(row)}")
-    return row[field.name]
+    value = row[field.name]
+    if field.dtype is DType.UNIX_TIMESTAMP and isinstance(value, str):
+        value = _time(value)
+    fits = value is None or isinstance(value, _REQUESTED[field.dtype])
+    if not fits or (isinstance(value, datetime) and value.tzinfo is None):
+        msg = f"entity row {number}: request value {field.name!r} must be {field.dtype}, got {row[field.name]!r}"
+        raise InvalidRows(msg)
+    return value
+
+
+def _time(text: str) -> datetime | str:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return text
+
+
+_REQUESTED: dict[DType, type | tuple[type, ...]] = {
+    DType.FLOAT64: Real,
+    DType.FLOAT32: Real,
+    DType.INT64: Integral,
+    DType.INT32: Integral,
+    DType.BOOL: bool,
+    DType.STRING: str,
+    DType.UNIX_TIMESTAMP: datetime,
+}
 
 
 def lookups_of(

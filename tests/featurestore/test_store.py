@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from featurestore import (
+    DType,
     Entity,
     FeatureService,
     FeatureStore,
@@ -20,9 +21,11 @@ from featurestore import (
     Int64,
     InvalidDefinition,
     InvalidRows,
+    OnDemandFeatureView,
     OnlineStoreUnavailable,
     RequestSource,
     String,
+    UnixTimestamp,
     UnknownDefinition,
     on_demand_feature_view,
 )
@@ -327,6 +330,32 @@ def test_a_bad_online_request_is_named(fs: FeatureStore, asked: dict[str, Any], 
     fs.apply([weather])
     with pytest.raises(InvalidRows, match=message):
         fs.get_online_features(weather, [{"origin": "JFK"}, asked])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "good", "bad"),
+    [
+        (Float64, 2, "2"),
+        (Int64, 2, 2.5),
+        (String, "a", 1),
+        (UnixTimestamp, "2013-06-01T00:00:00Z", "2013-06-01T00:00:00"),
+        (UnixTimestamp, START, "yesterday"),
+    ],
+)
+def test_values_sent_with_a_request_are_checked(fs: FeatureStore, dtype: DType, good: Any, bad: Any) -> None:
+    sent = RequestSource("sent", [Field("v", dtype)])
+    echo = OnDemandFeatureView("echo", [sent], [Field("w", dtype)], echoed)
+    fs.apply([echo])
+    got = fs.get_online_features(echo, [{"v": good}, {"v": None}]).columns()
+    assert got == {"w": [START if dtype is UnixTimestamp else good, None]}
+    with pytest.raises(InvalidRows, match=f"entity row 1: request value 'v' must be {dtype}, got '?{bad}"):
+        fs.get_online_features(echo, [{"v": good}, {"v": bad}])
+    with pytest.raises(InvalidRows, match="entity row 0: request value 'v' is missing"):
+        fs.get_online_features(echo, [{}])
+
+
+def echoed(inputs: Any) -> Any:
+    return {"w": inputs["v"]}
 
 
 def test_a_push_from_the_future_is_refused_online(fs: FeatureStore, clock: Any) -> None:
