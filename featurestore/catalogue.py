@@ -178,6 +178,7 @@ def plan(catalogue: Catalogue, wanted: Mapping[str, Definition], *, prune: Seque
         force needs what is removed.
     """
     changes = [_change(catalogue, key, definition) for key, definition in wanted.items()]
+    _refuse_missing_features(catalogue, wanted, frozenset(prune))
     for key in prune:
         kind, name = key.split("/", 1)
         record = catalogue.get(kind, name)
@@ -232,6 +233,28 @@ def _refuse_corruption(old: Record, new: Mapping[str, Any]) -> None:
             raise IncompatibleChange(msg)
 
 
+def _refuse_missing_features(
+    catalogue: Catalogue, wanted: Mapping[str, Definition], pruned: frozenset[str]
+) -> None:
+    """A definition that stays in force must find every feature it names in the views as they will be."""
+    views = {d.name: d.features for d in wanted.values() if isinstance(d, FeatureView | OnDemandFeatureView)}
+    for key, versions in catalogue.records.items():
+        user = versions[-1]
+        if user.removed or key in pruned or key in wanted:
+            continue
+        for used in _references(user.definition):
+            gone = sorted(set(used["features"]) - set(views.get(used["view"], used["features"])))
+            if gone:
+                msg = f"{_words(user.kind)} {user.name!r} uses {used['view']}:{gone[0]}, which would go; change it too"
+                raise IncompatibleChange(msg)
+
+
+def _references(definition: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The projections that a service or an on-demand view is made of."""
+    sources = definition.get("sources", []) + definition.get("features", [])
+    return [source for source in sources if "view" in source]
+
+
 def _refuse_if_used(
     catalogue: Catalogue, record: Record, pruned: frozenset[str], wanted: Mapping[str, Definition]
 ) -> None:
@@ -250,8 +273,7 @@ def _uses(user_kind: str, used_kind: str, definition: Mapping[str, Any]) -> set[
     if user_kind == "feature_view" and used_kind == "entity":
         return {entity["name"] for entity in definition["entities"]}
     if used_kind in {"feature_view", "on_demand_feature_view"}:
-        sources = definition.get("sources", []) + definition.get("features", [])
-        return {source["view"] for source in sources if "view" in source}
+        return {source["view"] for source in _references(definition)}
     return set()
 
 

@@ -22,7 +22,7 @@ from featurestore.definitions import (
     projection,
 )
 from featurestore.encoding import RowLayout
-from featurestore.errors import InvalidRows, OnlineStoreUnavailable, UnknownDefinition
+from featurestore.errors import InvalidRows, OnlineStoreUnavailable, UnknownDefinition, UnreadableRow
 from featurestore.historical import RetrievalJob, check_entities, stored_view
 from featurestore.materialize import Materialized, Materializer, Progress
 from featurestore.offline import OfflineStore
@@ -358,17 +358,33 @@ class FeatureStore:
         entity_rows: dicts with the join keys and the values that on-demand views take from the request.
         Raises: InvalidRows, UnknownDefinition, OnlineStoreUnavailable.
         """
-        request = self._request(features)
-        values = self.online.read(request.keys(entity_rows))
-        return request.answer(entity_rows, values, now=self._as_of(now))
+        values = self.online.read(self._request(features).keys(entity_rows))
+        return self._answer(features, entity_rows, values, now)
 
     async def get_online_features_async(
         self, features: Features, entity_rows: EntityRows, now: datetime | None = None
     ) -> OnlineFeatures:
         """As `get_online_features`, without blocking the event loop."""
-        request = self._request(features)
-        values = await self.online.read_async(request.keys(entity_rows))
-        return request.answer(entity_rows, values, now=self._as_of(now))
+        values = await self.online.read_async(self._request(features).keys(entity_rows))
+        return self._answer(features, entity_rows, values, now)
+
+    def _answer(
+        self,
+        features: Features,
+        entity_rows: EntityRows,
+        values: Sequence[bytes | None],
+        now: datetime | None,
+    ) -> OnlineFeatures:
+        """Decode; a layout that is not known may be of a version that another process has just applied."""
+        as_of = self._as_of(now)
+        try:
+            return self._request(features).answer(entity_rows, values, now=as_of)
+        except UnreadableRow:
+            known = self._catalogue.next
+            self._catalogue.refresh()
+            if self._catalogue.next == known:
+                raise
+            return self._request(features).answer(entity_rows, values, now=as_of)
 
     def _as_of(self, now: datetime | None) -> datetime:
         return self._clock() if now is None else as_utc(now, name="now")

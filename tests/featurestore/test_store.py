@@ -230,6 +230,29 @@ def test_what_is_used_cannot_be_removed(offline_fs: FeatureStore) -> None:
         offline_fs.apply([], remove=["feature_view/weather"])
 
 
+def test_a_feature_that_a_service_uses_cannot_go(offline_fs: FeatureStore) -> None:
+    offline_fs.apply([service])
+    without = FeatureView("weather", [airport], [Field("temp", Float64)], ttl=weather.ttl)
+    with pytest.raises(IncompatibleChange, match="feature service 'late' uses weather:sky, which would go"):
+        offline_fs.apply([without])
+    assert "weather" in offline_fs.apply([without], remove=["feature_service/late"]).of("changed")
+
+
+def test_a_reader_learns_of_a_layout_that_another_process_applied(
+    make_store: Callable[..., FeatureStore], redis_url: str, clock: Any
+) -> None:
+    clock.now = START + HOUR
+    old, new = make_store(redis_url), make_store(redis_url)
+    old.apply([FeatureService("plain", [weather[["temp"]]])])
+    old.push(weather, [row("JFK", 0, 1.0)])
+    asked = [{"origin": "JFK"}]
+    assert old.get_online_features("plain", asked).columns() == {"temp": [1.0]}
+    more = FeatureView("weather", [airport], [Field("rain", Float64), *weather.schema], ttl=weather.ttl)
+    new.apply([more])
+    new.push(more, [row("JFK", 1, 2.0, rain=0.5)])
+    assert old.get_online_features("plain", asked).columns() == {"temp": [2.0]}
+
+
 def test_another_process_finds_definitions_and_code(
     make_store: Callable[..., FeatureStore], redis_url: str
 ) -> None:
