@@ -78,7 +78,7 @@ def start(settings: Settings, port: int) -> Session:
 
 def wait(settings: Settings, address: str) -> None:
     """Wait until it answers. Raises: StartFailed with the end of its log."""
-    client = redis.Redis.from_url(address, socket_connect_timeout=1, socket_timeout=5)
+    client = redis.Redis.from_url(address, socket_connect_timeout=1, socket_timeout=1)
     deadline = time.monotonic() + settings.start_timeout_s
     while not answers(client):
         if time.monotonic() > deadline:
@@ -91,7 +91,7 @@ def answers(client: redis.Redis) -> bool:
     """Whether the server is there and has loaded its data."""
     try:
         return bool(client.ping())
-    except redis.exceptions.ConnectionError:  # refused, or still loading its append-only file
+    except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError):  # refused, or loading its data
         return False
 
 

@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from ray_apps.local import ray_head
+from ray_apps.local.lifecycle import run_folder
+from ray_apps.local.ports import Ports
+from ray_apps.local.running import Running, boot_id, find, forget
+from ray_apps.local.settings import Settings
+
+
+def made(home: Path) -> Running:
+    home.mkdir(exist_ok=True)
+    settings = Settings(home=home, project="examples.flights", clock="replay")
+    settings.token_file.write_text("tq_secret")
+    return Running(
+        settings=settings, boot=boot_id(), ports=Ports(), redis_url="redis://:p@h:1/0", run_folder=run_folder(home)
+    )
+
+
+def test_what_is_chosen_goes_before_the_environment_and_that_before_defaults(tmp_path: Path) -> None:
+    environment = {"TOQUE_HOME": str(tmp_path), "TOQUE_PROJECT": "one", "TOQUE_CLOCK": "replay"}
+    settings = Settings.of(environment, project="two", clock=None)
+    assert (settings.project, settings.clock, settings.home) == ("two", "replay", tmp_path.resolve())
+    assert settings.store_url == f"file://{tmp_path.resolve()}/store"
+
+
+def test_a_clock_that_is_none_is_refused() -> None:
+    with pytest.raises(ValidationError, match="clock"):
+        Settings.of({"TOQUE_CLOCK": "sundial"})
+
+
+def test_what_runs_is_kept_for_this_user_only_and_read_back(tmp_path: Path) -> None:
+    running = made(tmp_path).save()
+    assert find(tmp_path) == running
+    assert (tmp_path / "up.json").stat().st_mode & 0o077 == 0
+    forget(tmp_path)
+    forget(tmp_path)
+    assert find(tmp_path) is None
+
+
+def test_processes_get_the_platforms_variables_and_no_other_platforms(tmp_path: Path) -> None:
+    inherited = {"PATH": "/bin", "TOQUE_STORE": "s3://other", "RAY_ADDRESS": "elsewhere", "TOQUE_TOKEN": "tq_other"}
+    environment = ray_head.environment(made(tmp_path), inherited)
+    assert environment["TOQUE_STORE"] == f"file://{tmp_path}/store"
+    assert environment["TOQUE_CLOCK"] == "replay"
+    assert environment["TOQUE_PROJECT"] == "examples.flights"
+    assert environment["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
+    assert environment["RAY_ADDRESS"] == "127.0.0.1:6399"
+    assert environment["PATH"] == "/bin"
+    assert "TOQUE_TOKEN" not in environment  # a function is not the administrator
+    assert str(ray_head.ROOT) in environment["PYTHONPATH"].split(":")
+
+
+def test_a_client_gets_the_token(tmp_path: Path) -> None:
+    assert made(tmp_path).client_environment()["TOQUE_TOKEN"] == "tq_secret"
+
+
+def test_sockets_have_short_paths_however_deep_the_state_folder_is(tmp_path: Path) -> None:
+    node, socket = "n" * 56, "m.sock.12345.tmp"
+    path = run_folder(tmp_path / ("deep/" * 40)) / "ha" / node / socket
+    assert len(str(path)) <= 107
+
+
+def test_everything_ray_starts_is_bound_to_loopback(tmp_path: Path) -> None:
+    command = ray_head.command(made(tmp_path))
+    assert "--node-ip-address=127.0.0.1" in command
+    assert "--include-dashboard=false" in command
