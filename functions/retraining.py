@@ -15,7 +15,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from functions.challengers import Challenger, best_of, train_challengers
 from functions.monitoring import TOPIC, Alarm, Watched, alarms, watch_drift, watch_performance
-from functions.project import ModelDefinition, load_project
+from functions.project import ModelDefinition, Project, load_project
 from functions.retraining_policy import (
     Finished,
     RetrainDecision,
@@ -29,8 +29,9 @@ from functions.retraining_policy import (
 from functions.rollout import RolloutError, Ticked, rollout_status, start_rollout, tick_rollout
 from functions.runtime.clock import system_clock
 from functions.runtime.context import context
-from functions.runtime.declaration import OnEvent, Resources, Retries
+from functions.runtime.declaration import Cron, OnEvent, Resources, Retries
 from functions.runtime.function import function
+from functions.runtime.schedule import Schedule
 from registry import Fold, Journal, ModelVersion
 
 
@@ -127,6 +128,14 @@ def request_retrain(model: str, reason: str) -> Retrained:
         text=f"asked for by {context().actor}: {reason}",
     )
     return retrain(alarm)
+
+
+def inspections(project: Project) -> list[Schedule]:
+    """The schedule of each model's inspection; whoever ticks adds them with `functions.runtime.schedule.add`."""
+    return [
+        Schedule(f"inspect-{name}", inspect_model, Cron(definition.inspect, arguments={"model": name}))
+        for name, definition in project.models.items()
+    ]
 
 
 def retrains(model: str) -> Fold[RetrainState]:

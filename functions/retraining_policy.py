@@ -45,7 +45,7 @@ class RetrainingPolicy(BaseModel):
 
     triggers: the monitors whose alarms count. max_age: raise an alarm "age" once the champion is older; None: never.
     cooldown: between the starts of two retrains; it grows by `backoff` with each in a row that brought no promotion, up to
-        `max_cooldown`. settle: after a change of champion.
+        `max_cooldown`. settle: after a promotion, while its own effects show.
     budget, budget_window: most retrains in a sliding window. blackouts: times of none.
     windows: a challenger is trained on each. holdout: the newest rows, kept for the gate. label_delay: rows younger than this
         are in neither, since their labels are not all there.
@@ -232,8 +232,9 @@ def _rollout_open(look: _Look) -> Finding:
 
 def _settling(look: _Look) -> Finding:
     since, settle = look.world.champion_since, look.policy.settle
-    if since is None or not look.state.starts:
-        return Finding(rule="settling", fired=False, text="the champion is no retrain's doing")
+    champion = look.world.champion
+    if since is None or champion is None or look.world.ends.get(champion) != "promoted":
+        return Finding(rule="settling", fired=False, text="the champion was not promoted by a rollout")
     age = look.now - since
     return Finding(rule="settling", fired=age < settle, text=f"champion for {age}, settles for {settle}")
 

@@ -1,0 +1,267 @@
+"""From an alarm to a rollout, with the real feature store, training, gate and registry, in a folder."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from featurestore import Entity, FeatureService, FeatureView, Field, Float64, String
+from functions import Context, use_context
+from functions import retraining as module
+from functions.evaluation import Gate
+from functions.features import build_training_set
+from functions.monitoring import Alarm, alarms
+from functions.project import ModelDefinition, load_project
+from functions.retraining import Retrained, inspect_model, inspections, request_retrain, retrain, retrains
+from functions.retraining_policy import RetrainingPolicy, TrainingWindow
+from functions.rollout import rollout_status
+from functions.training import TabularParams, train_tabular
+from registry import ModelPolicy, Table, TableSnapshot, open_store
+
+MODEL, DAY = "late", timedelta(days=1)
+START = datetime(2013, 1, 1, tzinfo=UTC)
+TURN = START + 40 * DAY  # from here on the opposite is true
+PER_DAY = 60
+
+state = FeatureView("state", [Entity("item")], [Field("x", Float64), Field("kind", String)])
+POLICY = RetrainingPolicy(
+    windows=(TrainingWindow(name="all"), TrainingWindow(name="recent", days=25)),
+    cooldown=10 * DAY,
+    settle=DAY,
+)
+DEFINITION = ModelDefinition(
+    name=MODEL,
+    service="late",
+    entities="items",
+    label="late",
+    numeric=("x",),
+    categorical=("kind",),
+    training=TabularParams(hidden=(16,), epochs=8, batch_size=64, lr=0.02),
+    gate=Gate(max_log_loss_ratio={"constant": 1.0}, max_ece=0.3, min_rows=50),
+    governance=ModelPolicy(guarded=frozenset({"champion"}), gates=("offline",)),
+    retraining=POLICY,
+)
+
+
+class Wall:
+    """Two clocks in one: the platform's, and the wall's by which a retrain is dead."""
+
+    def __init__(self) -> None:
+        self.now = START + 75 * DAY
+        self.wall = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Wall:
+    made = Wall()
+    monkeypatch.setattr(module, "system_clock", lambda: made.wall)
+    return made
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of a project whose world turned on day 40, with a champion from before."""
+    folder = tmp_path_factory.mktemp("prepared") / "store"
+    url = f"file://{folder}"
+    with use_context(Context(open_store(url), url, clock=Wall(), actor="trainer")) as context:
+        context.features().apply([state, FeatureService("late", [state])])
+        items = write_items(context)
+        first = build_training_set("late", items, "late", START, TURN, name="training/first")
+        registry = context.registry()
+        registry.create_model(MODEL, policy=DEFINITION.governance)
+        train_tabular(MODEL, first, "late", ["x"], ["kind"], DEFINITION.training)
+        registry.record_gate(MODEL, 1, "offline", passed=True)
+        registry.as_actor("ada").approve(MODEL, 1)
+        registry.set_alias(MODEL, "champion", 1)
+    return folder
+
+
+@pytest.fixture
+def ctx(prepared: Path, tmp_path: Path, clock: Wall, monkeypatch: pytest.MonkeyPatch) -> Iterator[Context]:
+    """A copy of the prepared store, and the project that watches it."""
+    project = ModuleType("turned_project")
+    project.FEATURES, project.MODELS = [state, FeatureService("late", [state])], [DEFINITION]  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "turned_project", project)
+    shutil.copytree(prepared, tmp_path / "store")
+    url = f"file://{tmp_path}/store"
+    with use_context(
+        Context(open_store(url), url, project="turned_project", clock=clock, actor="trainer")
+    ) as context:
+        yield context
+
+
+def write_items(context: Context, days: int = 75) -> TableSnapshot:
+    rng = np.random.default_rng(3)
+    count = days * PER_DAY
+    at = [START + DAY * (i / PER_DAY) for i in range(count)]
+    x = rng.normal(size=count)
+    turned = np.array([when >= TURN for when in at])
+    late = rng.random(count) < 1 / (1 + np.exp(np.where(turned, 2.0, -2.0) * x))
+    names = [f"i{i}" for i in range(count)]
+    times = pa.array(at, pa.timestamp("us", "UTC"))
+    context.features().write_offline(
+        state,
+        pa.table({"item": names, "x": x, "kind": rng.choice(["a", "b"], count), "event_timestamp": times}),
+    )
+    known = pa.array([when + timedelta(hours=5) for when in at], pa.timestamp("us", "UTC"))
+    rows = {"item": names, "event_timestamp": times, "late": late.astype(float), "label_known_at": known}
+    return Table(context.store, "items").append(pa.table(rows))
+
+
+def alarm(clock: Wall, number: int = 0, **changes: Any) -> Alarm:
+    fields: dict[str, Any] = {
+        "key": f"{MODEL}/performance/surprise/1/{number}",
+        "model": MODEL,
+        "monitor": "performance",
+        "subject": "surprise",
+        "version": 1,
+        "raised_at": clock.now,
+        "start": clock.now - 2 * DAY,
+        "end": clock.now - DAY,
+        "text": "surprised",
+    }
+    return Alarm(**(fields | changes))
+
+
+def events(ctx: Context) -> list[str]:
+    return [entry.body["event"] for entry in retrains(MODEL).journal.entries()]
+
+
+@pytest.mark.slow
+def test_an_alarm_becomes_a_challenger_in_shadow(ctx: Context, clock: Wall) -> None:
+    done = retrain(alarm(clock))
+    assert (done.action, done.rule) == ("retrain", "rolled_out")
+    assert {one.window for one in done.challengers} == {"all", "recent"}
+    registry = ctx.registry()
+    version = registry.get_version(MODEL, done.version)
+    assert version.gates["offline"].passed
+    assert [approval.actor for approval in version.approvals] == ["retraining-policy"]
+    assert version.lineage.parent == 1
+    assert version.tags["feature_service"] == "late"
+    assert version.tags["window"] == next(
+        one.window for one in done.challengers if one.version == done.version
+    )
+    assert registry.traffic(MODEL).shadows == (done.version,)
+    assert rollout_status(MODEL).open is not None
+    held_out(ctx, clock, done)
+    # a hundred more alarms, and an inspection, change nothing
+    again = [retrain(alarm(clock, number)) for number in range(1, 101)]
+    assert {(one.action, one.rule) for one in again} == {("skip", "rollout_open")}
+    assert inspect_model(MODEL).rollout.stage == "shadow"
+    assert events(ctx) == ["started", "finished", "skipped"]
+
+
+def held_out(ctx: Context, clock: Wall, done: Retrained) -> None:
+    """The newest rows are in no training set, and each window is as long as it says."""
+    split = clock.now - POLICY.label_delay - POLICY.holdout
+    for one in done.challengers:
+        snapshot = ctx.registry().get_version(MODEL, one.version).lineage.datasets[0]
+        times = Table(ctx.store, snapshot.name).read(version=snapshot.version)["event_timestamp"].to_pylist()
+        assert max(times) < split
+        assert (min(times) >= split - 25 * DAY) == (one.window == "recent")
+
+
+class Stub:
+    """Stands in for the training of challengers, to fail in ways that real training seldom does."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *outcomes: Any) -> None:
+        self.outcomes = list(outcomes)
+        self.calls = 0
+        monkeypatch.setattr(module, "train_challengers", self)
+
+    def __call__(self, *_: Any) -> Any:
+        self.calls += 1
+        outcome = self.outcomes.pop(0)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+
+class KilledError(BaseException):
+    """The process died."""
+
+
+def test_no_challenger_that_passes_is_an_answer_and_is_waited_for_longer(
+    ctx: Context, clock: Wall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vain = (module.Challenger(window="all", version=7, problem="log loss / champion 1.2, at most 1"),)
+    stub = Stub(monkeypatch, vain, vain)
+    done = retrain(alarm(clock))
+    assert (done.action, done.rule) == ("retrain", "no_challenger")
+    assert "log loss / champion" in done.text
+    clock.now += 11 * DAY  # past the cooldown, not past the doubled one
+    assert retrain(alarm(clock, 1)).rule == "cooldown"
+    clock.now += 10 * DAY
+    assert retrain(alarm(clock, 2)).rule == "no_challenger"
+    assert stub.calls == 2
+
+
+def test_a_retrain_that_fails_is_recorded_and_raised(
+    ctx: Context, clock: Wall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Stub(monkeypatch, ValueError("the labels are gone"))
+    with pytest.raises(ValueError, match="labels are gone"):
+        retrain(alarm(clock))
+    assert retrains(MODEL).refresh().finished[-1].text == "ValueError: the labels are gone"
+    clock.now += 2 * DAY
+    assert retrain(alarm(clock, 1)).rule == "cooldown"
+
+
+def test_a_retrain_that_was_killed_is_taken_up_again_by_the_next_inspection(
+    ctx: Context, clock: Wall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub = Stub(monkeypatch, KilledError(), ())
+    with pytest.raises(KilledError):
+        retrain(alarm(clock))
+    assert [one.rule for one in inspect_model(MODEL).retraining] == ["running"]
+    clock.wall += POLICY.lost_after
+    resumed = inspect_model(MODEL).retraining
+    assert [(one.action, one.rule) for one in resumed] == [("resume", "no_challenger")]
+    assert stub.calls == 2
+    assert events(ctx) == ["started", "skipped", "resumed", "finished"]
+    assert retrains(MODEL).refresh().running is None
+
+
+def test_an_inspection_offers_what_stands(ctx: Context, clock: Wall, monkeypatch: pytest.MonkeyPatch) -> None:
+    Stub(monkeypatch, ())
+    assert inspect_model(MODEL).retraining == ()
+    alarms(MODEL).say(alarm(clock))
+    assert [one.rule for one in inspect_model(MODEL).retraining] == ["no_challenger"]
+    assert [one.rule for one in inspect_model(MODEL).retraining] == ["cooldown"]
+
+
+def test_a_champion_grown_old_is_an_alarm(ctx: Context, clock: Wall, monkeypatch: pytest.MonkeyPatch) -> None:
+    Stub(monkeypatch, ())
+    old = DEFINITION.model_copy(update={"retraining": POLICY.model_copy(update={"max_age": 30 * DAY})})
+    sys.modules["turned_project"].MODELS = [old]  # type: ignore[attr-defined]
+    assert inspect_model(MODEL).retraining == ()
+    clock.now += 29 * DAY
+    assert inspect_model(MODEL).retraining == ()
+    clock.now += 2 * DAY
+    assert [one.rule for one in inspect_model(MODEL).retraining] == ["no_challenger"]
+
+
+def test_asked_for_by_hand_the_rules_still_apply(
+    ctx: Context, clock: Wall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Stub(monkeypatch, ())
+    first: Retrained = request_retrain(MODEL, "new data came")
+    assert first.rule == "no_challenger"
+    assert request_retrain(MODEL, "and again").rule == "cooldown"
+
+
+def test_each_model_has_its_inspection_scheduled(ctx: Context) -> None:
+    (schedule,) = inspections(load_project("turned_project"))
+    assert (schedule.name, schedule.cron.arguments) == ("inspect-late", {"model": MODEL})
