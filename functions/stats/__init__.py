@@ -11,6 +11,7 @@ from functions.stats.counts import SequentialCounts, sequential_counts
 from functions.stats.effects import (
     CupedEffect,
     Effect,
+    block_means,
     cuped,
     difference,
     ratio,
@@ -52,6 +53,7 @@ __all__ = [
     "asymptotic_threshold",
     "benjamini_hochberg",
     "betting_cs",
+    "block_means",
     "cuped",
     "difference",
     "drift",

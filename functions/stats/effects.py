@@ -160,6 +160,23 @@ def winsorize(values: npt.ArrayLike, *, lower: float = -math.inf, upper: float =
     return as_floats(np.clip(array, lower, upper))
 
 
+def block_means(values: npt.ArrayLike, *, size: int) -> Floats:
+    """Means of consecutive blocks, for values that depend on those before them; a last part block is left out.
+
+    Blocks several times as long as the dependence lasts are nearly independent, and may be tested where the values
+    themselves may not: autocorrelated latencies otherwise fail a large share of comparisons of equals.
+    values: (n,), in the order of time. size: values in a block. Returns: (n // size,).
+    Raises: ValueError if size < 1 or a value is not finite.
+    Source: Law and Carson, A sequential procedure for determining the length of a steady-state simulation, 1979.
+    """
+    if size < 1:
+        raise ValueError(f"a block needs a size of at least 1, got {size}")
+    array = as_floats(values)
+    whole = len(array) // size
+    means: Floats = array[: whole * size].reshape(whole, size).mean(axis=1)
+    return means
+
+
 def _nothing(n: int) -> Effect:
     return Effect(math.nan, math.inf, n)
 
