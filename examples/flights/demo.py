@@ -10,7 +10,7 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -23,13 +23,12 @@ from examples.flights.features import STORED, flight_delay
 from examples.flights.model import delay_model
 from examples.flights.prep import Prepared, prepare_entities, prepare_view
 from examples.flights.replay import Replay, Season, Tally
-from functions import Context
 from functions.evaluation import GateResult, evaluate_gate
 from functions.features import build_training_set
 from functions.prediction_log import drain_predictions
 from functions.reporting import Report, model_report
 from functions.retraining import Inspected, inspect_model
-from functions.runtime.clock import ReplayClock
+from functions.runtime.clock import Clock, ReplayClock
 from functions.runtime.context import context_of
 from functions.training import Trained, train_tabular
 from functions.tuning import Sweep, tune_tabular
@@ -39,6 +38,7 @@ from registry import NotFound, TableSnapshot
 JANUARY, APRIL, MAY, AUGUST = (datetime(2013, month, 1, tzinfo=UTC) for month in (1, 4, 5, 8))
 MARK = "demo"  # names a state folder as ours, to be set aside by the next demo
 MODEL = delay_model.name
+Say = Callable[[str], None]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,10 +53,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         set_aside(settings.home, console)
         return asyncio.run(Demo(settings, console, chosen.requests, chosen.until).run())
-    except KeyboardInterrupt:
-        console.print("\ninterrupted: ending what was started")
+    except BaseException as error:
+        console.print(f"\n{type(error).__name__}: ending what was started")
         down(settings.home)
-        return 130
+        if isinstance(error, KeyboardInterrupt):
+            return 130
+        raise
 
 
 def set_aside(home: Path, console: Console) -> None:
@@ -91,12 +93,14 @@ class Demo:
         with self._step("Set-up") as say:
             running = up(self._settings, report=say)
             self._context = context_of(os.environ)
-            self._clock = ReplayClock(running.redis_url)
+            self._clock = _replayed(self._context.clock)
             self._clock.set(MAY)
             say(f"gateway, predictor and ticker at {running.url}")
         with self._step("Prep") as say:
             prepared = self._prepare()
-            say(f"{sum(one.rows for one in prepared):,} rows in {len(prepared)} tables, {len(STORED)} feature views")
+            say(
+                f"{sum(one.rows for one in prepared):,} rows in {len(prepared)} tables, {len(STORED)} feature views"
+            )
         entities = next(one.snapshot for one in prepared if one.name == delay_model.entities)
         with self._step("Recipe") as say:
             self._recipe(entities, say)
@@ -117,11 +121,13 @@ class Demo:
         views = [prepare_view.remote(view.name) for view in STORED]
         return [entities.result(), *(view.result() for view in views)]
 
-    def _recipe(self, entities: TableSnapshot, say: "Say") -> None:
+    def _recipe(self, entities: TableSnapshot, say: Say) -> None:
         training = self._set("train", entities, JANUARY, APRIL)
         held_out = self._set("gate", entities, APRIL, MAY)
         sweep = self._sweep(training)
-        say(f"best of {len(sweep.trials)} trials: validation loss {sweep.best_loss:.4f} in {sweep.seconds:.0f} s")
+        say(
+            f"best of {len(sweep.trials)} trials: validation loss {sweep.best_loss:.4f} in {sweep.seconds:.0f} s"
+        )
         trained = self._train(entities, training, sweep)
         gate = evaluate_gate(MODEL, trained.version or 0, held_out, delay_model.label, delay_model.gate)
         say(_told(gate))
@@ -167,10 +173,8 @@ class Demo:
             feature_service=flight_delay.name,
         )
 
-    async def _season(self, running: Running, say: "Say") -> tuple[Tally, list[Inspected]]:
-        season = Season.of(
-            self._context.store, self._context.features(), MAY, self._until, self._requests
-        )
+    async def _season(self, running: Running, say: Say) -> tuple[Tally, list[Inspected]]:
+        season = Season.of(self._context.store, self._context.features(), MAY, self._until, self._requests)
         replay = Replay(
             season, self._context.features(), self._clock, running.url, running.token(), secrets.token_hex(3)
         )
@@ -189,7 +193,9 @@ class Demo:
             tally = await replay.live(
                 inspect, lambda at: progress.update(task, completed=(at - MAY) / timedelta(days=1))
             )
-        say(f"{len(tally.answered):,} predictions, {tally.labels:,} labels, {sum(tally.failed.values())} failures")
+        say(
+            f"{len(tally.answered):,} predictions, {tally.labels:,} labels, {sum(tally.failed.values())} failures"
+        )
         for why, count in tally.failed.items():
             say(f"{count} x {why}")
         return tally, inspections
@@ -202,24 +208,26 @@ class Demo:
         grid.add_row("versions served", ", ".join(map(str, sorted(set(tally.answered.values())))))
         grid.add_row("retrains", "; ".join(one.text for one in retrains) or "none was called for")
         grid.add_row("report", str(self._settings.home / "reports" / "demo.html"))
-        grid.add_row("still running", f"{running.url} (docs at {running.url}/docs), Ray jobs at {running.jobs_url}")
+        grid.add_row(
+            "still running", f"{running.url} (docs at {running.url}/docs), Ray jobs at {running.jobs_url}"
+        )
         grid.add_row("end it", "make down")
         self._console.print(grid)
         self._console.print(f"done in {time.monotonic() - self._began:.0f} s")
 
     @contextlib.contextmanager
-    def _step(self, name: str) -> "Iterator[Say]":
+    def _step(self, name: str) -> Iterator[Say]:
         began = time.monotonic()
         self._console.print(f"[bold]{name}[/bold]")
         yield lambda line: self._console.print(f"  {line}")
         self._console.print(f"  [dim]{time.monotonic() - began:.0f} s[/dim]")
 
 
-class Say:
-    """Prints one line of a step."""
-
-    def __call__(self, line: str) -> None:
-        """Print it."""
+def _replayed(clock: Clock) -> ReplayClock:
+    """The platform's clock, which must be one that can be moved."""
+    if not isinstance(clock, ReplayClock):
+        raise TypeError(f"the demo needs a platform on the replay clock, this one has {clock!r}")
+    return clock
 
 
 def _inspect() -> Inspected:

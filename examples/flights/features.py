@@ -28,6 +28,7 @@ from featurestore import (
     Windows,
 )
 from featurestore.aggregations import Function
+from featurestore.definitions import Definition
 
 EVERY = timedelta(minutes=30)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -165,7 +166,7 @@ flight_delay = FeatureService(
     owner="delay-team",
     description="An hour before scheduled departure.",
 )
-FEATURES = [airport, carrier, route, aircraft, *STORED, timetable, flight_delay]
+FEATURES: list[Definition] = [airport, carrier, route, aircraft, *STORED, timetable, flight_delay]
 CATEGORICAL = ["carrier", "origin", "dest"]
 NUMERIC = flight_delay.columns
 

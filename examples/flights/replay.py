@@ -8,7 +8,7 @@ and never more. The clock stands still while the platform inspects and retrains.
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import aiohttp
@@ -90,7 +90,7 @@ class Replay:
         headers = {"Authorization": f"Bearer {self.token}"}
         connector = aiohttp.TCPConnector(limit=IN_FLIGHT)
         async with aiohttp.ClientSession(self.url, headers=headers, connector=connector) as http:
-            before, day = datetime.min.replace(tzinfo=self.season.start.tzinfo), self.season.start
+            before, day = datetime(1970, 1, 1, tzinfo=UTC), self.season.start
             for moment, flights in self.season.steps():
                 while moment >= day + timedelta(days=1):
                     day += timedelta(days=1)
@@ -106,8 +106,9 @@ class Replay:
     def _publish(self, after: datetime, until: datetime) -> None:
         """Bring online what became known in (after, until]."""
         for view, rows in self.season.rows.items():
-            first = int(rows["event_timestamp"].search_sorted(after, side="right"))
-            last = int(rows["event_timestamp"].search_sorted(until, side="right"))
+            first, last = np.searchsorted(
+                rows["event_timestamp"].to_numpy(), _numpy(after, until), side="right"
+            )
             if last > first:
                 self.fs.push(view, rows[first:last].to_arrow(), to="online")
 
@@ -156,3 +157,8 @@ class Replay:
                 response.raise_for_status()
             self.tally.labels += len(landed)
         await daily(now)
+
+
+def _numpy(*moments: datetime) -> np.ndarray[Any, np.dtype[np.datetime64]]:
+    """Aware times as numpy's, which are UTC without saying so."""
+    return np.array([moment.replace(tzinfo=None) for moment in moments], dtype="datetime64[us]")
