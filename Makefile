@@ -2,6 +2,7 @@
 .DEFAULT_GOAL := help
 .PHONY: help setup demo up down test test-fast lint format bench load clean
 PYTHON ?= python3
+PROJECT ?= examples.flights
 BIN := .venv/bin
 STAMP := .venv/.installed
 
@@ -17,10 +18,10 @@ $(STAMP): pyproject.toml constraints.txt
 setup: $(STAMP) ## create .venv and install everything into it
 
 demo: $(STAMP) ## the whole kitchen on real flights, about five minutes
-	@$(BIN)/python -m ray_apps.cli demo
+	@TOQUE_PROJECT=$(PROJECT) $(BIN)/python -m ray_apps.cli demo
 
 up: $(STAMP) ## start Redis, Ray and the serving counter on this machine
-	@$(BIN)/python -m ray_apps.cli up
+	@TOQUE_PROJECT=$(PROJECT) $(BIN)/python -m ray_apps.cli up
 
 down: ## end all that `make up` or `make demo` started
 	@test ! -x $(BIN)/python || $(BIN)/python -m ray_apps.cli down

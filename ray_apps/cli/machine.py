@@ -110,6 +110,8 @@ def _demo(given: argparse.Namespace) -> int:
         raise UsageError("which project? give --project or set TOQUE_PROJECT, as in examples.flights")
     sys.path.insert(0, os.getcwd())  # noqa: PTH109  # a project lies where one stands
     module = f"{project}.demo"
+    # Ray reads how to authenticate when it is first imported, and the project may do that.
+    os.environ.update(Settings.of(os.environ, home=Path(given.home)).ray_login())
     try:
         there = find_spec(module)
     except ModuleNotFoundError as error:
@@ -117,7 +119,7 @@ def _demo(given: argparse.Namespace) -> int:
     if there is None:
         raise UsageError(f"the project {project} has no module {module}")
     os.environ.update({"TOQUE_PROJECT": project, "TOQUE_HOME": str(Path(given.home).resolve())})
-    sys.argv = [module, *given.rest]
+    sys.argv = [module, *given.rest[given.rest[:1] == ["--"] :]]
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as end:

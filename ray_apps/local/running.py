@@ -64,9 +64,7 @@ class Running(BaseModel):
             "TOQUE_URL": self.url,
             "RAY_ADDRESS": self.ray_address,
             "RAY_API_SERVER_ADDRESS": self.jobs_url,
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(self.settings.ray_token_file),
-        }
+        } | self.settings.ray_login()
         return {name: value for name, value in given.items() if value}
 
     def client_environment(self) -> dict[str, str]:

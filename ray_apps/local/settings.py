@@ -94,3 +94,7 @@ class Settings(BaseModel):
     def ray_token_file(self) -> Path:
         """The token that Ray's own processes and clients show each other."""
         return self.home / "ray_token"
+
+    def ray_login(self) -> dict[str, str]:
+        """What Ray's processes and clients need in their environment to trust each other."""
+        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.ray_token_file)}
