@@ -143,13 +143,19 @@ def plan(cron: Cron, *, name: str, last: datetime, now: datetime) -> Tick | None
 
 def tick_after(cron: Cron, moment: datetime) -> datetime:
     """The first tick after a moment."""
-    found: datetime = _iterator(cron, moment).get_next(datetime)
+    ticks = _iterator(cron, moment)
+    found: datetime = ticks.get_next(datetime)
+    while _repeated(cron, found):
+        found = ticks.get_next(datetime)
     return found.astimezone(UTC)
 
 
 def tick_before(cron: Cron, moment: datetime) -> datetime:
     """The last tick before a moment."""
-    found: datetime = _iterator(cron, moment).get_prev(datetime)
+    ticks = _iterator(cron, moment)
+    found: datetime = ticks.get_prev(datetime)
+    while _repeated(cron, found):
+        found = ticks.get_prev(datetime)
     return found.astimezone(UTC)
 
 
@@ -284,6 +290,15 @@ def _fired(name: str, body: dict[str, Any]) -> Fired:
 
 def _iterator(cron: Cron, moment: datetime) -> Any:
     return croniter(cron.expression, moment.astimezone(zoneinfo.ZoneInfo(cron.timezone)))
+
+
+def _repeated(cron: Cron, tick: datetime) -> bool:
+    """Whether a tick at a fixed hour is the second of that hour, on the day the clocks go back: once is meant."""
+    hours = cron.expression.split()[1]
+    local = tick.astimezone(UTC).astimezone(
+        zoneinfo.ZoneInfo(cron.timezone)
+    )  # by UTC: croniter leaves fold as it was
+    return not hours.startswith("*") and local.fold == 1
 
 
 def _jitter_s(cron: Cron, name: str, tick: datetime) -> float:

@@ -1,5 +1,7 @@
 """What a function promises, wherever it runs: the same tests in this process and on a Ray cluster."""
 
+import os
+import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -134,6 +136,13 @@ def lie() -> int:
 def mark(path: str, word: str) -> str:
     leave(path, word)
     return word
+
+
+@function
+def die_once(path: str) -> int:
+    if leave(path) == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 1
 
 
 @function
@@ -375,3 +384,9 @@ def test_every_invocation_has_a_receipt() -> None:
     assert receipt.digest == add.digest
     assert receipt.run_s > 0
     assert receipt.peak_memory_bytes > 1 << 20
+
+
+def test_a_worker_that_dies_is_replaced_and_that_is_not_the_function_s_fault(traces: Any) -> None:
+    invocation = die_once.submit(traces.path)
+    assert invocation.result(60) == 1
+    assert (invocation.record().attempts, invocation.record().lost) == (1, 1)

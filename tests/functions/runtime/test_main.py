@@ -1,0 +1,62 @@
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from functions.__main__ import main
+from functions.runtime import catalog, context
+
+
+@pytest.fixture(autouse=True)
+def _here(used: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "PLATFORM", ())
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    import kitchen  # noqa: F401
+
+
+def ask(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> Any:
+    assert main(["--module", "kitchen", *words]) == code
+    out, err = capsys.readouterr()
+    return json.loads(out) if code == 0 else err
+
+
+def test_run_prints_the_result(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = json.dumps({"path": str(tmp_path / "t"), "word": "x"})
+    assert ask(capsys, "run", "peel", "--json", arguments) == "x"
+
+
+def test_what_is_wrong_with_the_request_is_exit_code_two(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no function 'nope'" in ask(capsys, "run", "nope", code=2)
+    assert "path: required" in ask(capsys, "run", "peel", code=2)
+    assert "--json cannot be read" in ask(capsys, "run", "peel", "--json", "{", code=2)
+
+
+def test_what_the_function_raises_is_exit_code_one(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = json.dumps({"path": "/", "word": "x"})
+    assert "IsADirectoryError" in ask(capsys, "run", "peel", "--json", arguments, code=1)
+
+
+def test_submit_wait_show_cancel_redrive(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = json.dumps({"path": str(tmp_path / "t"), "word": "x"})
+    identifier = ask(capsys, "submit", "peel", "--json", arguments, "--key", "k")
+    assert ask(capsys, "show", identifier)["status"] == "queued"
+    assert ask(capsys, "cancel", identifier) == "cancelled"
+    assert ask(capsys, "redrive", identifier) == "queued"
+    assert ask(capsys, "submit", "peel", "--json", arguments, "--key", "k", "--wait") == "x"
+    shown = ask(capsys, "show", identifier)
+    assert (shown["result"], shown["arguments"]["word"]) == ("x", "x")
+    assert [each["id"] for each in ask(capsys, "invocations")] == [identifier]
+    (total,) = ask(capsys, "costs")
+    assert (total["function"], total["caller"], total["invocations"]) == ("peel", "ada", 1)
+
+
+def test_list_and_show_describe_functions(capsys: pytest.CaptureFixture[str]) -> None:
+    assert {"name": "peel", "doc": "Leave a word in a file."} in ask(capsys, "list")
+    assert ask(capsys, "show", "peel")["input_schema"]["required"] == ["path", "word"]
+
+
+def test_modules_are_found_on_the_path(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "kitchen" in sys.modules
+    assert context().actor == "ada"
