@@ -113,6 +113,7 @@ async def create_token(request: Request, body: TokenWanted, principal: Admin) ->
     made = await services_of(request).run(
         access.create_token, body.name, body.role, expires_at=body.expires_at
     )
+    await _read_again(request)
     return Json({"name": body.name, "role": body.role, "token": made}, 201)
 
 
@@ -120,6 +121,7 @@ async def create_token(request: Request, body: TokenWanted, principal: Admin) ->
 async def revoke_token(request: Request, name: str, principal: Admin) -> Response:
     """End the live token of that name; it is refused everywhere within two seconds."""
     await services_of(request).run(_access(request, principal).revoke, name)
+    await _read_again(request)
     return Response(status_code=204)
 
 
@@ -131,6 +133,12 @@ async def no_such_model(model: str, _: Viewer, rest: str = "") -> Json:  # noqa:
     raise NotFound(
         f"model {model!r} is not served here; `GET /models` lists the registry's, `toque up` serves them"
     )
+
+
+async def _read_again(request: Request) -> None:
+    """Have this gateway know at once what others learn within a second or two."""
+    await services_of(request).run(services_of(request).door.list_tokens)
+    request.app.state.doorman.forget()
 
 
 def _access(request: Request, principal: Principal) -> Access:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import orjson
@@ -24,12 +25,19 @@ class Json(Response):
 
 def dumps(content: Any) -> bytes:
     """`content` as JSON."""
-    return orjson.dumps(content, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY)
+    try:
+        return orjson.dumps(content, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY)
+    except TypeError:  # an integer of more than 64 bits: rare, and JSON has it
+        return json.dumps(content, default=str).encode()
 
 
 async def json_of(request: Request) -> Any:
     """The request's body as a JSON value. Raises: HTTPException 400 if it is none."""
     try:
-        return orjson.loads(await request.body())
-    except orjson.JSONDecodeError as error:
+        return json.loads(await request.body(), parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
         raise HTTPException(400, f"the body is not JSON: {error}") from error
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON value")

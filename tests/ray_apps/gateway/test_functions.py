@@ -53,13 +53,19 @@ async def test_bad_arguments_name_their_fields(platform: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "status"), [(b"{", 400), (b"[1]", 422), (b'"a"', 422), (b"", 422), (b"\xff\xfe", 400)]
+    ("body", "status"),
+    [(b"{", 400), (b"[1]", 422), (b'"a"', 422), (b"", 422), (b"\xff\xfe", 400), (b'{"a": NaN}', 400)],
 )
 async def test_a_body_that_is_no_object_is_refused(platform: Any, body: bytes, status: int) -> None:
     answer = await platform.client.post(
         "/functions/gateway_add", content=body, headers=platform.of("operator")
     )
     assert answer.status_code == status, answer.text
+
+
+async def test_an_integer_beyond_64_bits_arrives_and_returns_whole(platform: Any) -> None:
+    answer = await post(platform, "gateway_add", {"a": 10**30})
+    assert answer.json()["total"] == 10**30 + 1
 
 
 async def test_unknown_functions_and_invocations_are_404(platform: Any) -> None:

@@ -49,7 +49,9 @@ def test_it_wants_its_password_which_nobody_else_can_read(
 
 def test_it_listens_on_loopback_only(port: int, started: Session) -> None:
     listening = [line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    assert [each.split(":")[0] for each in listening if int(each.split(":")[1], 16) == port].count("00000000") == 0
+    assert [each.split(":")[0] for each in listening if int(each.split(":")[1], 16) == port].count(
+        "00000000"
+    ) == 0
 
 
 def test_it_comes_back_with_its_data_after_kill_9(settings: Settings, port: int, started: Session) -> None:
@@ -85,7 +87,7 @@ def test_a_server_that_does_not_start_is_told_with_its_log(home: Path) -> None:
         port = taken.getsockname()[1]
         session = redis_server.start(settings, port)
         begun = time.monotonic()
-        with pytest.raises(Exception, match="did not answer within 0.5 s"):
+        with pytest.raises(Exception, match="did not answer within"):
             redis_server.wait(settings, redis_server.url(settings, port))
         assert time.monotonic() - begun < 30
     assert processes.end(home, [session], grace_s=2) == []

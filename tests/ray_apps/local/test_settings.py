@@ -15,7 +15,11 @@ def made(home: Path) -> Running:
     settings = Settings(home=home, project="examples.flights", clock="replay")
     settings.token_file.write_text("tq_secret")
     return Running(
-        settings=settings, boot=boot_id(), ports=Ports(), redis_url="redis://:p@h:1/0", run_folder=run_folder(home)
+        settings=settings,
+        boot=boot_id(),
+        ports=Ports(),
+        redis_url="redis://:p@h:1/0",
+        run_folder=run_folder(home),
     )
 
 
@@ -41,7 +45,12 @@ def test_what_runs_is_kept_for_this_user_only_and_read_back(tmp_path: Path) -> N
 
 
 def test_processes_get_the_platforms_variables_and_no_other_platforms(tmp_path: Path) -> None:
-    inherited = {"PATH": "/bin", "TOQUE_STORE": "s3://other", "RAY_ADDRESS": "elsewhere", "TOQUE_TOKEN": "tq_other"}
+    inherited = {
+        "PATH": "/bin",
+        "TOQUE_STORE": "s3://other",
+        "RAY_ADDRESS": "elsewhere",
+        "TOQUE_TOKEN": "tq_other",
+    }
     environment = ray_head.environment(made(tmp_path), inherited)
     assert environment["TOQUE_STORE"] == f"file://{tmp_path}/store"
     assert environment["TOQUE_CLOCK"] == "replay"

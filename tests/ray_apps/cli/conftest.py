@@ -1,0 +1,90 @@
+import sys
+import threading
+import time
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import uvicorn
+
+from functions import function
+from functions.runtime.context import Context
+from ray_apps.gateway.app import build_app
+from ray_apps.gateway.services import Services
+from registry import Access, Registry, open_store
+
+
+@dataclass
+class Platform:
+    """A gateway on a real port, and a model in its registry."""
+
+    url: str
+    context: Context
+    registry: Registry
+
+
+@function()
+def cli_add(a: int, b: int = 1) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+@function()
+def cli_break() -> int:
+    """Fail."""
+    raise RuntimeError("out of gas")
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("TOQUE_URL", "TOQUE_TOKEN", "TOQUE_HOME", "TOQUE_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def platform(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Platform]:
+    url = f"file://{tmp_path / 'store'}"
+    context = Context(open_store(url), url, actor="platform")
+    access = Access(context.store, actor="tests")
+    services = Services(context=context, labels=lambda: pytest.fail("no labels here"), access=access)
+    server = uvicorn.Server(uvicorn.Config(build_app(services), port=0, log_level="error", ws="none"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 30
+    while not server.started:
+        assert time.monotonic() < deadline, "the server did not start"
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    monkeypatch.setenv("TOQUE_URL", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("TOQUE_TOKEN", access.create_token("ada", "admin"))
+    yield Platform(f"http://127.0.0.1:{port}", context, Registry(context.store, actor="trainer"))
+    server.should_exit = True
+    thread.join(10)
+
+
+@pytest.fixture
+def model(platform: Platform, tmp_path: Path) -> str:
+    files = tmp_path / "files"
+    files.mkdir()
+    (files / "weights.bin").write_bytes(b"1")
+    platform.registry.create_model("late")
+    for _ in range(3):
+        platform.registry.create_version("late", files)
+    return "late"
+
+
+@pytest.fixture
+def project(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """A project on sys.path, `kitchen`, to be given a demo."""
+    folder = tmp_path / "kitchen"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("FEATURES, MODELS = [], []\n")
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    yield folder
+    sys.path[:] = before
+    for name in [each for each in sys.modules if each.split(".")[0] == "kitchen"]:
+        assert isinstance(sys.modules.pop(name), types.ModuleType)

@@ -1,0 +1,134 @@
+"""The commands, against a gateway on a real port."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ray_apps.cli import main
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = main(arguments)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture(autouse=True)
+def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray_apps.cli import show  # the consoles hold the streams of the moment they were made
+
+    monkeypatch.setattr(show, "out", show.Console(highlight=False, soft_wrap=True, width=200))
+    monkeypatch.setattr(show, "err", show.Console(stderr=True, highlight=False, soft_wrap=True))
+
+
+def test_a_function_is_called_and_its_result_printed(platform: Any, capsys: Any) -> None:
+    assert run(capsys, "run", "cli_add", "--json", '{"a": 2}') == (0, "3\n", "")
+    code, out, _ = run(capsys, "functions")
+    assert code == 0
+    assert "Add two numbers." in out
+
+
+def test_arguments_come_from_a_file_too(platform: Any, capsys: Any, tmp_path: Path) -> None:
+    file = tmp_path / "arguments.json"
+    file.write_text('{"a": 40, "b": 2}')
+    assert run(capsys, "run", "cli_add", "--json", f"@{file}")[:2] == (0, "42\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (("run", "cli_none"), 2, "no function 'cli_none'"),
+        (("run", "cli_add", "--json", '{"a": "x"}'), 2, "a: "),
+        (("run", "cli_add", "--json", "{"), 2, "this is not JSON"),
+        (("run", "cli_add", "--json", "@/nowhere"), 2, "cannot read '/nowhere'"),
+        (("run", "cli_break"), 1, "out of gas"),
+        (("models", "show", "none"), 2, "none"),
+        (("traffic", "set", "late", "canary"), 2, "write NAME=VERSION:SHARE"),
+        (("predict", "late"), 2, "give either --json"),
+        (("predict", "late", "--entities", "[]"), 2, "not served here"),
+        (("token", "revoke", "nobody"), 2, "nobody"),
+    ],
+)
+def test_what_goes_wrong_is_told_on_standard_error_with_an_exit_code(
+    platform: Any, capsys: Any, arguments: tuple[str, ...], code: int, told: str
+) -> None:
+    found, out, err = run(capsys, *arguments)
+    assert (found, out) == (code, ""), err
+    assert told in err
+
+
+def test_a_durable_invocation_is_followed(platform: Any, capsys: Any) -> None:
+    code, out, _ = run(capsys, "submit", "cli_add", "--json", '{"a": 1}', "--key", "k")
+    assert code == 0
+    invocation = out.strip()
+    assert run(capsys, "run", "cli_add", "--json", '{"a": 1}', "--key", "k")[:2] == (0, "2\n")
+    assert run(capsys, "submit", "cli_add", "--json", '{"a": 1}', "--key", "k", "--wait")[:2] == (0, "2\n")
+    assert run(capsys, "submit", "cli_add", "--json", '{"a": 9}', "--key", "k")[0] == 2
+    shown = json.loads(run(capsys, "invocations", "show", invocation)[1])
+    assert (shown["status"], shown["caller"]) == ("succeeded", "ada")
+    assert invocation in run(capsys, "invocations", "list")[1]
+    assert run(capsys, "invocations", "redrive", invocation)[0] == 2
+
+
+def test_a_model_is_promoted_split_and_rolled_back(platform: Any, model: str, capsys: Any) -> None:
+    assert run(capsys, "models", "approve", model, "1", "--comment", "fine")[:2] == (0, "late@1: approved\n")
+    for version in ("1", "2"):
+        assert run(capsys, "models", "promote", model, version)[0] == 0
+    code, out, err = run(capsys, "traffic", "set", model, "canary=3:0.1", "--shadow", "1")
+    assert code == 0, err
+    assert "10.00%" in out
+    assert run(capsys, "traffic", "show", model)[1] == out
+    assert run(capsys, "traffic", "rollback", model)[1] == "late@1 is the champion again\n"
+    listed = run(capsys, "models", "list")[1]
+    assert "champion=1" in listed
+    assert "ada" in run(capsys, "models", "history", model)[1]
+    assert "READY" in run(capsys, "models", "show", model)[1]
+
+
+def test_tokens_are_made_listed_and_revoked(
+    platform: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, _ = run(capsys, "token", "create", "bob", "viewer")
+    assert code == 0
+    assert "bob" in run(capsys, "token", "list")[1]
+    monkeypatch.setenv("TOQUE_TOKEN", out.strip())
+    assert run(capsys, "models", "list")[0] == 0
+    code, _, err = run(capsys, "run", "cli_add", "--json", '{"a": 1}')
+    assert (code, "this needs operator" in err) == (2, True)
+
+
+def test_without_a_platform_commands_say_how_to_start_one(home: Path, capsys: Any) -> None:
+    code, _, err = run(capsys, "--home", str(home), "models", "list")
+    assert (code, "`toque up` starts it" in err) == (1, True)
+    code, out, _ = run(capsys, "--home", str(home), "status")
+    assert (code, "nothing runs in" in out) == (1, True)
+    assert run(capsys, "--home", str(home), "down")[:2] == (0, "nothing was running\n")
+
+
+def test_a_platform_that_is_gone_is_told(home: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOQUE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("TOQUE_TOKEN", "tq_a_b")
+    code, _, err = run(capsys, "--home", str(home), "models", "list")
+    assert (code, "nothing answers at http://127.0.0.1:9" in err) == (1, True)
+
+
+def test_the_demo_of_the_project_is_run_with_its_arguments_and_exit_code(
+    project: Path, home: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOQUE_PROJECT", "before")  # so that it is put back afterwards
+    monkeypatch.setenv("TOQUE_HOME", "before")
+    (project / "demo.py").write_text(
+        "import os, sys\nprint(os.environ['TOQUE_PROJECT'], sys.argv[1:])\nsys.exit(3)\n"
+    )
+    arguments = ("--home", str(home), "demo", "--project", "kitchen", "--", "--fast")
+    code, out, _ = run(capsys, *arguments)
+    assert (code, out) == (3, "kitchen ['--fast']\n")
+
+
+def test_a_project_without_a_demo_is_told(project: Path, home: Path, capsys: Any) -> None:
+    assert "has no module kitchen.demo" in run(capsys, "demo", "--project", "kitchen")[2]
+    assert "no project 'larder'" in run(capsys, "demo", "--project", "larder")[2]
+    code, _, err = run(capsys, "demo")
+    assert (code, "TOQUE_PROJECT" in err) == (2, True)

@@ -1,0 +1,147 @@
+"""Up, call, kill, down, in HAProxy mode on free ports: nothing is left, and nothing answered is lost."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from ray_apps.local import Running, down, processes, status
+from ray_apps.local.running import find
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
+
+PROJECT = '''
+from functions import function
+FEATURES, MODELS = [], []
+
+@function()
+def kitchen_add(a: int, b: int = 1) -> int:
+    """Add."""
+    return a + b
+'''
+
+
+def until(what: Callable[[], bool], *, within_s: float = 60.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not what():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.05)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("up")
+    (folder / "kitchen_project.py").write_text(PROJECT)
+    return folder
+
+
+@pytest.fixture
+def home(place: Path) -> Iterator[Path]:
+    yield place / "home"
+    down(place / "home")
+
+
+def toque(place: Path, *arguments: str) -> subprocess.Popen[str]:
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("TOQUE_", "RAY_"))
+    }
+    command = [sys.executable, "-m", "ray_apps.cli", "--home", str(place / "home"), *arguments]
+    return subprocess.Popen(
+        command, cwd=place, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def up(place: Path) -> Running:
+    started = toque(place, "up", "--project", "kitchen_project", "--port", str(free_port()))
+    out, _ = started.communicate(timeout=300)
+    assert started.returncode == 0, out
+    running = find(place / "home")
+    assert running is not None
+    return running
+
+
+def call(running: Running, path: str, body: Any = None, **headers: str) -> Any:
+    given = {"Authorization": f"Bearer {running.token()}"} | headers
+    method = "GET" if body is None else "POST"
+    answer = httpx.request(method, running.url + path, json=body, headers=given, timeout=120)
+    answer.raise_for_status()
+    return answer.json()
+
+
+def left(home: Path, running: Running) -> list[str]:
+    return [each.command for each in processes.of_platform(home, running.sessions.values())]
+
+
+def kill(home: Path, running: Running, name: str) -> None:
+    [victim] = [
+        each for each in processes.of_platform(home, running.sessions.values()) if name in each.command
+    ]
+    os.kill(victim.pid, signal.SIGKILL)
+
+
+def answers(running: Running, path: str, body: Any = None) -> bool:
+    try:
+        call(running, path, body)
+    except httpx.HTTPError:
+        return False
+    return True
+
+
+def test_up_call_kill_and_down_leave_nothing(place: Path, home: Path) -> None:
+    running = up(place)
+    assert call(running, "/functions/kitchen_add", {"a": 2}) == 3
+    assert call(running, "/functions/kitchen_add", {"a": 2}, **{"Idempotency-Key": "k"}) == 3
+    assert {each["name"] for each in call(running, "/schedules")} == set()
+    assert any("haproxy" in each for each in left(home, running))
+    assert status(home).healthy
+
+    kill(home, running, "redis-server 127")
+    kill(home, running, "ServeReplica:gateway")
+    until(lambda: status(home).healthy)
+    until(lambda: answers(running, "/functions/kitchen_add", {"a": 3}))
+
+    assert down(home) > 0
+    assert left(home, running) == []
+    assert down(home) == 0
+    assert not status(home).healthy
+
+
+def test_a_platform_whose_head_was_killed_starts_anew_with_its_memory(place: Path, home: Path) -> None:
+    first = up(place)
+    assert call(first, "/functions/kitchen_add", {"a": 5}, **{"Idempotency-Key": "five"}) == 6
+    kill(home, first, "gcs_server")
+    second = up(place)
+    assert call(second, "/functions/kitchen_add", {"a": 5}, **{"Idempotency-Key": "five"}) == 6
+    assert second.token() == first.token()
+    assert down(home) > 0
+    assert left(home, first) == left(home, second) == []
+
+
+@pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGKILL])
+def test_up_that_is_interrupted_leaves_nothing_behind(place: Path, home: Path, blow: signal.Signals) -> None:
+    starting = toque(place, "up", "--port", str(free_port()))
+    until(lambda: (running := find(home)) is not None and "ray" in running.sessions)
+    running = find(home)
+    assert running is not None
+    starting.send_signal(blow)
+    starting.communicate(timeout=120)
+    if blow is signal.SIGINT:
+        assert starting.returncode == 130
+        assert find(home) is None
+    else:
+        assert down(home) > 0
+    assert left(home, running) == []
