@@ -6,15 +6,11 @@ Ray only in `featurestore.distributed`.
 """
 
 from featurestore.aggregations import Aggregation, Windows, aggregate_windows, aggregations
-from featurestore.catalogue import Change, Plan
 from featurestore.definitions import (
-    Entity,
     FeatureService,
     FeatureView,
-    Field,
     OnDemandFeatureView,
     Projection,
-    RequestSource,
 )
 from featurestore.dtypes import Bool, DType, Float32, Float64, Int32, Int64, String, UnixTimestamp
 from featurestore.errors import (
@@ -26,8 +22,17 @@ from featurestore.errors import (
     UnknownDefinition,
     UnreadableRow,
 )
+from featurestore.fields import (
+    Entity,
+    Field,
+    RequestSource,
+)
 from featurestore.materialize import Materialized
 from featurestore.ondemand import on_demand_feature_view
+from featurestore.planning import (
+    Change,
+    Plan,
+)
 from featurestore.serving import OnlineFeatures, Status
 from featurestore.store import FeatureStore
 

@@ -16,9 +16,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from featurestore.definitions import EVENT_TIMESTAMP, Field, check_name
 from featurestore.dtypes import TIMESTAMP, DType
 from featurestore.errors import InvalidDefinition
+from featurestore.fields import (
+    EVENT_TIMESTAMP,
+    Field,
+    check_name,
+)
 from featurestore.windowing import Column, Floats, Window, order_events
 
 KNOWN_AT = "known_at"

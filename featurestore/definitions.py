@@ -1,4 +1,4 @@
-"""What a feature is: entities, views, services and on-demand views, in Feast's words.
+"""What a feature is: views, services and on-demand views, in Feast's words.
 
 Every definition is a frozen value, checked when it is written down. `semantics()` is the part that decides
 which numbers come out (it is digested for lineage); `describe()` adds what only people read.
@@ -7,8 +7,7 @@ which numbers come out (it is digested for lineage); `describe()` adds what only
 import hashlib
 import inspect
 import json
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, Protocol
@@ -19,92 +18,7 @@ import pyarrow as pa
 from featurestore.code import code_digest, code_reference
 from featurestore.dtypes import DType
 from featurestore.errors import InvalidDefinition, UnknownDefinition
-
-EVENT_TIMESTAMP = "event_timestamp"
-CREATED_TIMESTAMP = "created_timestamp"
-EVENT_DAY = "event_day"
-RESERVED = frozenset({EVENT_TIMESTAMP, CREATED_TIMESTAMP, EVENT_DAY})
-
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
-
-
-def check_name(what: str, name: str) -> None:
-    """Refuse a name that could not be a column, a table folder and a Redis key part.
-
-    Raises: InvalidDefinition.
-    """
-    if not _NAME.fullmatch(name):
-        msg = f"{what} {name!r}: use letters, digits and underscores, starting with a letter"
-        raise InvalidDefinition(msg)
-
-
-def _unique(what: str, names: Iterable[str]) -> None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise InvalidDefinition(f"{what}: {name!r} appears twice; names must be unique")
-        seen.add(name)
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """A named, typed column: a feature, a join key or a value sent with the request.
-
-    Raises: InvalidDefinition for a name that is no identifier or is kept for the store's own columns.
-    """
-
-    name: str
-    dtype: DType
-
-    def __post_init__(self) -> None:
-        check_name("field", self.name)
-        if self.name in RESERVED:
-            raise InvalidDefinition(
-                f"field {self.name!r} is one of the store's own columns {sorted(RESERVED)}"
-            )
-        object.__setattr__(self, "dtype", DType(self.dtype))
-
-    def describe(self) -> dict[str, Any]:
-        """As JSON."""
-        return {"name": self.name, "dtype": self.dtype.value}
-
-
-@dataclass(frozen=True, slots=True)
-class Entity:
-    """What features are about: a name and the columns that identify one of it.
-
-    join_keys: column names (of type `dtype`) or Fields; by default the entity's own name.
-    Raises: InvalidDefinition.
-    """
-
-    name: str
-    join_keys: Sequence[str | Field] = ()
-    dtype: DType = DType.STRING
-    description: str = ""
-
-    def __post_init__(self) -> None:
-        check_name("entity", self.name)
-        given = self.join_keys or (self.name,)
-        keys = tuple(key if isinstance(key, Field) else Field(key, self.dtype) for key in given)
-        _unique(f"entity {self.name!r} join keys", (key.name for key in keys))
-        for key in keys:
-            if not key.dtype.is_key:
-                msg = f"entity {self.name!r}: join key {key.name!r} is {key.dtype}; use String, Int64, Int32 or Bool"
-                raise InvalidDefinition(msg)
-        object.__setattr__(self, "join_keys", keys)
-
-    @property
-    def keys(self) -> tuple[Field, ...]:
-        """The join keys as fields."""
-        return tuple(key for key in self.join_keys if isinstance(key, Field))
-
-    def describe(self) -> dict[str, Any]:
-        """As JSON."""
-        return {
-            "name": self.name,
-            "join_keys": [key.describe() for key in self.keys],
-            "description": self.description,
-        }
+from featurestore.fields import Entity, Field, RequestSource, check_name, refuse_doubles
 
 
 class Transformation(Protocol):
@@ -156,7 +70,7 @@ class FeatureView:
             raise InvalidDefinition(
                 f"feature view {self.name!r}: schema differs from what its source computes"
             )
-        _unique(f"feature view {self.name!r}", [f.name for f in (*self.join_keys, *schema)])
+        refuse_doubles(f"feature view {self.name!r}", [f.name for f in (*self.join_keys, *schema)])
 
     @property
     def join_keys(self) -> tuple[Field, ...]:
@@ -199,23 +113,6 @@ class FeatureView:
         return self.semantics() | people
 
 
-@dataclass(frozen=True, slots=True)
-class RequestSource:
-    """Values that only the request knows; training reads them from columns of the entity table."""
-
-    name: str
-    schema: Sequence[Field]
-
-    def __post_init__(self) -> None:
-        check_name("request source", self.name)
-        object.__setattr__(self, "schema", tuple(self.schema))
-        _unique(f"request source {self.name!r}", (f.name for f in self.schema))
-
-    def describe(self) -> dict[str, Any]:
-        """As JSON."""
-        return {"request": self.name, "schema": [f.describe() for f in self.schema]}
-
-
 Transform = Callable[[Mapping[str, np.ndarray[Any, Any]]], Mapping[str, Any]]
 
 
@@ -251,8 +148,8 @@ class OnDemandFeatureView:
         object.__setattr__(self, "description", self.description or inspect.getdoc(self.transform) or "")
         if not self.schema or not sources:
             raise InvalidDefinition(f"on-demand feature view {self.name!r} needs sources and a schema")
-        _unique(f"on-demand feature view {self.name!r} inputs", self.inputs)
-        _unique(f"on-demand feature view {self.name!r}", self.features)
+        refuse_doubles(f"on-demand feature view {self.name!r} inputs", self.inputs)
+        refuse_doubles(f"on-demand feature view {self.name!r}", self.features)
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -311,7 +208,7 @@ class Projection:
         if unknown or not self.features:
             msg = f"view {self.view.name!r} has no feature {unknown}; it has {list(self.view.features)}"
             raise UnknownDefinition(msg)
-        _unique(f"projection of {self.view.name!r}", self.features)
+        refuse_doubles(f"projection of {self.view.name!r}", self.features)
         if self.alias is not None:
             check_name("view alias", self.alias)
 
@@ -382,7 +279,7 @@ class FeatureService:
         object.__setattr__(self, "tags", dict(self.tags))
         if not self.features:
             raise InvalidDefinition(f"feature service {self.name!r} has no features")
-        _unique(f"feature service {self.name!r} (rename one with view.with_name)", self.columns)
+        refuse_doubles(f"feature service {self.name!r} (rename one with view.with_name)", self.columns)
 
     @property
     def projections(self) -> tuple[Projection, ...]:

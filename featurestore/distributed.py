@@ -16,13 +16,20 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from featurestore.definitions import EVENT_DAY, FeatureView, Projection
+from featurestore.applied import ViewOrName
+from featurestore.definitions import (
+    FeatureView,
+    Projection,
+)
 from featurestore.errors import InvalidRows, UnknownDefinition
+from featurestore.fields import (
+    EVENT_DAY,
+)
 from featurestore.historical import RetrievalJob, attach, check_entities, finish, stored_view
 from featurestore.offline import OfflineStore, scan, storable
 from featurestore.retrieval import Retrieval
 from featurestore.rows import conform, offline_schema
-from featurestore.store import Features, FeatureStore, ViewOrName
+from featurestore.store import Features, FeatureStore
 from kernels.hashing import hash_strings
 from registry.tables import TableSnapshot
 

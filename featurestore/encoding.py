@@ -23,9 +23,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.definitions import CREATED_TIMESTAMP, EVENT_TIMESTAMP, Field
 from featurestore.dtypes import DType
 from featurestore.errors import UnreadableRow
+from featurestore.fields import (
+    CREATED_TIMESTAMP,
+    EVENT_TIMESTAMP,
+    Field,
+)
 
 ENCODING_VERSION = 1
 HEADER = struct.Struct("<BIqq")

@@ -8,9 +8,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from featurestore import pointintime
-from featurestore.definitions import EVENT_TIMESTAMP, FeatureView, Field, Projection
+from featurestore.definitions import (
+    FeatureView,
+    Projection,
+)
 from featurestore.encoding import RowLayout
 from featurestore.errors import InvalidDefinition, InvalidRows
+from featurestore.fields import (
+    EVENT_TIMESTAMP,
+    Field,
+)
 from featurestore.offline import OfflineStore
 from featurestore.ondemand import arrow_column_of, to_arrow
 from featurestore.retrieval import Retrieval

@@ -16,7 +16,9 @@ from datetime import datetime, timedelta
 
 from pydantic import BaseModel, ConfigDict
 
-from featurestore.definitions import FeatureView
+from featurestore.definitions import (
+    FeatureView,
+)
 from featurestore.encoding import from_microseconds, to_microseconds
 from featurestore.offline import File, OfflineStore, Version
 from featurestore.online import OnlineStore

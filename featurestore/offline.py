@@ -15,8 +15,15 @@ import pyarrow.dataset as ds
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from featurestore.definitions import CREATED_TIMESTAMP, EVENT_DAY, EVENT_TIMESTAMP, FeatureView
+from featurestore.definitions import (
+    FeatureView,
+)
 from featurestore.dtypes import TIMESTAMP
+from featurestore.fields import (
+    CREATED_TIMESTAMP,
+    EVENT_DAY,
+    EVENT_TIMESTAMP,
+)
 from featurestore.rows import offline_schema
 from registry.store import ObjectStore
 from registry.tables import Table, TableSnapshot

@@ -8,15 +8,17 @@ import pyarrow as pa
 
 from featurestore.definitions import (
     FeatureView,
-    Field,
     OnDemandFeatureView,
     Projection,
-    RequestSource,
     Transform,
 )
 from featurestore.dtypes import DType
 from featurestore.encoding import to_microseconds
 from featurestore.errors import InvalidRows
+from featurestore.fields import (
+    Field,
+    RequestSource,
+)
 
 Array = np.ndarray[Any, Any]
 

@@ -18,9 +18,15 @@ import redis
 import redis.asyncio
 from redis.exceptions import RedisError
 
-from featurestore.definitions import CREATED_TIMESTAMP, EVENT_TIMESTAMP, FeatureView
+from featurestore.definitions import (
+    FeatureView,
+)
 from featurestore.encoding import RowLayout, precedence
 from featurestore.errors import OnlineStoreUnavailable
+from featurestore.fields import (
+    CREATED_TIMESTAMP,
+    EVENT_TIMESTAMP,
+)
 from featurestore.onlinekeys import row_keys
 
 if TYPE_CHECKING:

@@ -10,7 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from featurestore.definitions import FeatureView
+from featurestore.definitions import (
+    FeatureView,
+)
 from featurestore.dtypes import DType
 from featurestore.errors import InvalidRows
 

@@ -17,8 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.definitions import CREATED_TIMESTAMP, EVENT_TIMESTAMP
 from featurestore.encoding import HEADER_BYTES, RowLayout, microseconds
+from featurestore.fields import (
+    CREATED_TIMESTAMP,
+    EVENT_TIMESTAMP,
+)
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -85,7 +88,7 @@ def search(
     if not len(kept) or not len(times):
         return Match(nothing, 0)
     events = microseconds(rows.column(EVENT_TIMESTAMP))[kept]
-    ranks, asked = _ranks(events, times)
+    ranks, asked = _ranks(events, times, keys=int(wanted.max()) + 1)
     span = int(ranks.max()) + 1
     composite = codes[kept] * span + ranks
     order = np.argsort(composite)
@@ -137,13 +140,13 @@ def _dense(wanted: Ints, there: Ints) -> tuple[Ints, Ints]:
     )
 
 
-def _ranks(events: Ints, times: Ints) -> tuple[Ints, Ints]:
+def _ranks(events: Ints, times: Ints, *, keys: int) -> tuple[Ints, Ints]:
     """Event times as non-negative integers, and for each asked time the greatest of them not after it (or -1).
 
     Offsets from the first event where they leave room for the key codes in 62 bits, else dense ranks.
     """
     first, last = int(events.min()), int(events.max())
-    if (last - first + 1) * (len(events) + 1) < _COMPOSITE_LIMIT:
+    if (last - first + 1) * (keys + 1) < _COMPOSITE_LIMIT:
         return events - first, np.where(times < first, -1, np.minimum(times, last) - first)
     distinct = np.unique(events)
     return np.searchsorted(distinct, events), np.searchsorted(distinct, times, side="right") - 1

@@ -6,8 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from featurestore.definitions import FeatureService, FeatureView, Field, OnDemandFeatureView, Projection
+from featurestore.definitions import (
+    FeatureService,
+    FeatureView,
+    OnDemandFeatureView,
+    Projection,
+)
 from featurestore.errors import InvalidDefinition
+from featurestore.fields import (
+    Field,
+)
 from featurestore.ondemand import compute
 
 Array = np.ndarray[Any, Any]

@@ -6,20 +6,24 @@ from datetime import timedelta
 from typing import Any
 
 from featurestore.aggregations import Aggregation, Windows
-from featurestore.catalogue import Catalogue
+from featurestore.catalogue import (
+    Catalogue,
+)
 from featurestore.code import code_digest
 from featurestore.definitions import (
-    Entity,
     FeatureService,
     FeatureView,
-    Field,
     OnDemandFeatureView,
     Projection,
-    RequestSource,
     Transform,
 )
 from featurestore.dtypes import DType
 from featurestore.errors import UnknownDefinition
+from featurestore.fields import (
+    Entity,
+    Field,
+    RequestSource,
+)
 
 FindTransform = Callable[[Mapping[str, Any]], Transform]
 

@@ -9,9 +9,16 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.definitions import CREATED_TIMESTAMP, EVENT_TIMESTAMP, FeatureView, Field
+from featurestore.definitions import (
+    FeatureView,
+)
 from featurestore.dtypes import TIMESTAMP
 from featurestore.errors import InvalidRows
+from featurestore.fields import (
+    CREATED_TIMESTAMP,
+    EVENT_TIMESTAMP,
+    Field,
+)
 
 Clock = Callable[[], datetime]
 # An Arrow table, a pandas or polars frame, or a sequence of mappings; the first two come without types.

@@ -7,10 +7,16 @@ from enum import StrEnum
 from numbers import Integral, Real
 from typing import Any
 
-from featurestore.definitions import FeatureView, Field, Projection
+from featurestore.definitions import (
+    FeatureView,
+    Projection,
+)
 from featurestore.dtypes import DType
 from featurestore.encoding import ENCODING_VERSION, Decoded, RowLayout, from_microseconds, to_microseconds
 from featurestore.errors import InvalidRows, UnreadableRow
+from featurestore.fields import (
+    Field,
+)
 from featurestore.historical import stored_view
 from featurestore.ondemand import column_of, to_python
 from featurestore.onlinekeys import RequestKeys

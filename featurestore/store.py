@@ -1,28 +1,27 @@
 """`FeatureStore`: the one object that users hold; it joins definitions, offline tables and the online store."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal
 
 import pyarrow.compute as pc
 
-from featurestore import catalogue as catalogues
 from featurestore import revive
-from featurestore.catalogue import Catalogue, Plan, Record
+from featurestore.applied import Definitions, ViewOrName
 from featurestore.definitions import (
-    EVENT_TIMESTAMP,
-    Definition,
     FeatureLike,
     FeatureService,
     FeatureView,
     OnDemandFeatureView,
     Projection,
-    Transform,
-    check_name,
     projection,
 )
 from featurestore.encoding import RowLayout
 from featurestore.errors import InvalidRows, OnlineStoreUnavailable, UnknownDefinition, UnreadableRow
+from featurestore.fields import (
+    EVENT_TIMESTAMP,
+    check_name,
+)
 from featurestore.historical import RetrievalJob, check_entities, stored_view
 from featurestore.materialize import Materialized, Materializer, Progress
 from featurestore.offline import OfflineStore
@@ -30,17 +29,15 @@ from featurestore.online import OnlineStore
 from featurestore.retrieval import Retrieval, plan_retrieval
 from featurestore.rows import Clock, Tabular, conform, to_table
 from featurestore.serving import EntityRows, OnlineFeatures, Request, lookups_of
-from registry.fold import Fold
 from registry.journal import Journal
 from registry.store import ObjectStore
 from registry.tables import Table, TableSnapshot
 from registry.times import as_utc, utc_now
 
 Features = FeatureService | FeatureLike | str | Sequence[FeatureLike | str]
-ViewOrName = FeatureView | str
 
 
-class FeatureStore:
+class FeatureStore(Definitions):
     """Features of one project: defined once, the same numbers in training and in serving.
 
     store: holds definitions and offline rows; redis_url: of the online store, None to go without.
@@ -62,12 +59,7 @@ class FeatureStore:
         self._store = store
         self.offline = OfflineStore(store, project)
         self._online = OnlineStore(redis_url, project) if redis_url else None
-        journal = Journal(store, f"features/{project}/definitions", actor=actor, clock=clock)
-        self._catalogue: Fold[Catalogue] = Fold(
-            journal, Catalogue(), catalogues.step, encode=catalogues.encode, decode=catalogues.decode
-        )
-        self._transforms: dict[str, Transform] = {}
-        self._services: dict[str, tuple[int, FeatureService]] = {}
+        super().__init__(Journal(store, f"features/{project}/definitions", actor=actor, clock=clock))
         self._requests: dict[str | int, tuple[Features, int, Request]] = {}
 
     @property
@@ -85,120 +77,6 @@ class FeatureStore:
     def now(self) -> datetime:
         """The time of this store's clock."""
         return self._clock()
-
-    # --- definitions
-
-    def plan(self, definitions: Iterable[Definition], *, remove: Sequence[str] = ()) -> Plan:
-        """What `apply` would do.
-
-        remove: definitions to take out of force, as `kind/name` (`feature_view/weather`).
-        Raises: InvalidDefinition, IncompatibleChange, UnknownDefinition.
-        """
-        return catalogues.plan(self._catalogue.refresh(), catalogues.closure(definitions), prune=remove)
-
-    def apply(self, definitions: Iterable[Definition], *, remove: Sequence[str] = ()) -> Plan:
-        """Put definitions, and all they are made of, in force as one journal entry; returns what changed.
-
-        Raises: InvalidDefinition, IncompatibleChange, UnknownDefinition.
-        """
-        wanted = catalogues.closure(definitions)
-        plans: list[Plan] = []
-
-        def decide(state: Catalogue) -> dict[str, Any] | None:
-            plans.append(catalogues.plan(state, wanted, prune=remove))
-            return catalogues.entry_body(plans[-1], wanted)
-
-        self._catalogue.transact(decide)
-        for definition in wanted.values():
-            if isinstance(definition, OnDemandFeatureView):
-                self._transforms[definition.code] = definition.transform
-        return plans[-1]
-
-    def refresh(self) -> Catalogue:
-        """Read what others have applied; one request when nothing is new."""
-        return self._catalogue.refresh()
-
-    def _state(self, kind: str, name: str) -> Catalogue:
-        """The catalogue as last read, read again if it does not have the name."""
-        state = self._catalogue.state
-        return state if state.find(kind, name) else self._catalogue.refresh()
-
-    def _transform(self, described: Mapping[str, Any]) -> Transform:
-        known = self._transforms.get(described["code"])
-        return known if known is not None else revive.import_transform(described)
-
-    def get_feature_view(self, name: str) -> FeatureView:
-        """The view in force under this name.
-
-        Raises: UnknownDefinition.
-        """
-        return revive.view(self._state("feature_view", name).get("feature_view", name).definition)
-
-    def get_on_demand_feature_view(self, name: str) -> OnDemandFeatureView:
-        """The on-demand view in force under this name, with its function.
-
-        Raises: UnknownDefinition.
-        """
-        return revive.on_demand(self._state("on_demand_feature_view", name), name, transform=self._transform)
-
-    def get_feature_service(self, name: str) -> FeatureService:
-        """The service in force under this name.
-
-        Raises: UnknownDefinition.
-        """
-        state = self._state("feature_service", name)
-        cached = self._services.get(name)
-        if cached is None or cached[0] != self._catalogue.next:
-            cached = self._catalogue.next, revive.service(state, name, transform=self._transform)
-            self._services[name] = cached
-        return cached[1]
-
-    def list_feature_views(self) -> list[FeatureView]:
-        """All views in force, by name."""
-        state = self._catalogue.refresh()
-        return [
-            revive.view(state.get("feature_view", name).definition) for name in state.names("feature_view")
-        ]
-
-    def list_feature_services(self) -> list[str]:
-        """Names of all services in force."""
-        return self._catalogue.refresh().names("feature_service")
-
-    def history(self, kind: str, name: str) -> tuple[Record, ...]:
-        """Every applied version of a definition, oldest first.
-
-        kind: entity, feature_view, on_demand_feature_view or feature_service.
-        """
-        return self._catalogue.refresh().versions(kind, name)
-
-    def definitions_digest(self, service: FeatureService | str) -> dict[str, str]:
-        """Digest of every view that a service uses, sources of on-demand views included: what lineage records.
-
-        Raises: UnknownDefinition if one is not applied.
-        """
-        found = self.get_feature_service(service) if isinstance(service, str) else service
-        state = self._catalogue.refresh()
-        parts = catalogues.closure([found])
-        views = [key.split("/") for key in parts if key.split("/")[0].endswith("feature_view")]
-        return {name: state.get(kind, name).digest for kind, name in sorted(views, key=lambda v: v[1])}
-
-    def _applied(self, view: ViewOrName) -> FeatureView:
-        """The view in force; one handed in as a value has to be it.
-
-        Raises: UnknownDefinition.
-        """
-        name = view if isinstance(view, str) else view.name
-        in_force = self.get_feature_view(name)
-        if isinstance(view, FeatureView) and view.semantics() != in_force.semantics():
-            self._catalogue.refresh()
-            in_force = self.get_feature_view(name)
-            if view.semantics() != in_force.semantics():
-                raise UnknownDefinition(
-                    f"feature view {name!r} differs from the one in force; apply it first"
-                )
-        return in_force
-
-    # --- offline
 
     def write_offline(self, view: ViewOrName, rows: Tabular) -> TableSnapshot:
         """Add rows to a view's offline table: join keys, features, `event_timestamp`, optionally `created_timestamp`.
@@ -281,8 +159,6 @@ class FeatureStore:
         if not (state.find("feature_view", view) or state.find("on_demand_feature_view", view)):
             state = self._catalogue.refresh()
         return revive.any_view(state, view, transform=self._transform)[[feature]]
-
-    # --- online
 
     def materialize(
         self,

@@ -3,11 +3,13 @@
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+import boto3
 import pytest
 import redis
 
@@ -124,3 +126,23 @@ def fs(make_store: Callable[..., FeatureStore], redis_url: str) -> FeatureStore:
 @pytest.fixture
 def offline_fs(make_store: Callable[..., FeatureStore]) -> FeatureStore:
     return make_store()
+
+
+@pytest.fixture(scope="session")
+def s3_store_url() -> Iterator[str]:
+    """A bucket on an S3 server of the tests; its credentials stand in the environment."""
+    patch = pytest.MonkeyPatch()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        patch.setenv(name, "test")
+    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    script = Path(__file__).parents[1] / "registry" / "moto_server.py"
+    server = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert server.stdout is not None
+    endpoint = f"http://127.0.0.1:{server.stdout.readline().strip()}"
+    boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(Bucket="kitchen")
+    yield f"s3://kitchen/store?endpoint={endpoint}"
+    server.kill()
+    server.wait()
+    patch.undo()

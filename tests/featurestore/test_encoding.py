@@ -6,10 +6,16 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from featurestore.definitions import Entity, FeatureView, Field
+from featurestore.definitions import (
+    FeatureView,
+)
 from featurestore.dtypes import Bool, Float32, Float64, Int32, Int64, String, UnixTimestamp
 from featurestore.encoding import RowLayout, precedence
 from featurestore.errors import InvalidRows, UnreadableRow
+from featurestore.fields import (
+    Entity,
+    Field,
+)
 from featurestore.onlinekeys import RequestKeys, row_keys
 from featurestore.rows import conform
 from featurestore.serving import Lookup

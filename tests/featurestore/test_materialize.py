@@ -231,6 +231,17 @@ def test_redis_gone_in_the_middle_is_a_clear_error_and_a_rerun_completes(
     assert_online_equals_offline(fs, NOW)
 
 
+def test_on_s3_it_is_the_same(s3_store_url: str, redis_url: str) -> None:
+    fs = FeatureStore(open_store(s3_store_url), redis_url, clock=lambda: NOW)
+    fs.apply([view])
+    fs.write_offline(view, [row(PLANES[i % 6], 700 * i, 700 * i, float(i)) for i in range(9)])
+    assert fs.materialize_incremental(START + 3 * 700 * MINUTE)[0].rows == 4
+    fs.push(view, [row("N1", 1, 9, 7.0)])
+    assert fs.materialize_incremental()[0].rows == 6
+    assert_online_equals_offline(fs, NOW)
+    fs.online.close()
+
+
 def test_a_row_takes_less_than_300_bytes(fs: FeatureStore) -> None:
     wide = FeatureView("wide", [Entity("plane")], [Field(f"f{i}", Float64) for i in range(20)])
     fs.apply([wide])

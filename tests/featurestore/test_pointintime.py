@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featurestore.definitions import Field
 from featurestore.dtypes import TIMESTAMP, Float64, String
 from featurestore.encoding import RowLayout, precedence
+from featurestore.fields import (
+    Field,
+)
 from featurestore.pointintime import join
 
 START = datetime(2013, 1, 1, tzinfo=UTC)
