@@ -76,8 +76,8 @@ def inspect_model(model: str) -> Inspected:
     Raises: ProjectError if the project does not define the model.
     """
     definition = load_project(context().project).model(model)
+    rollout = tick_rollout(model)  # first: what protects users must not wait for a monitor that fails
     watched = _watch(definition)
-    rollout = tick_rollout(model)
     offered = [retrain(alarm) for alarm in _offers(definition)] if definition.retraining else []
     return Inspected(
         model=model,
@@ -201,7 +201,8 @@ def _begin(
     def choose(state: RetrainState) -> dict[str, Any] | None:
         decision = decide(state, alarm, world, policy, now)
         decided.append(decision)
-        body = {"at": now.isoformat(), "decision": decision.model_dump(mode="json"), "alarm": alarm.key}
+        body = {"at": now.isoformat(), "decision": decision.model_dump(mode="json")}
+        body |= {"alarm": alarm.model_dump(mode="json")}
         body |= {"world": world.model_dump(mode="json"), "policy": policy.model_dump(mode="json")}
         if decision.action == "retrain":
             running = Running(number=0, alarm=alarm, at=now, wall=world.wall, champion=world.champion or 0)

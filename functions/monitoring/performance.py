@@ -1,9 +1,11 @@
 """Realised loss of what is served, cohort by cohort, against what was promised.
 
-Two questions are asked of each cohort of predictions, once its labels had time to come:
+Of each cohort of predictions, once its labels had time to come, it is asked:
 - loss: is the mean loss above the one recorded at validation?
 - surprise: is it above the loss that the model's own probabilities lead to expect (their entropy)? A day that is hard and
   was called hard surprises nobody; a model that no longer fits is surprised however easy the days are.
+- overstated, understated: do its probabilities lie above, or below, what came true? Such a model may lose little by it and
+  still be worth retraining.
 
 One bad day is weather; a run of them is a model that no longer fits. Each mean is set against its baseline in units of
 how much cohorts vary by themselves, held within two and a half of them, and summed up (CUSUM). How much they vary is learned from
@@ -23,7 +25,8 @@ from functions.rollout.evidence import ClusterSums
 from functions.scoring import Loss, Scored
 from functions.stats import Cusum
 
-Measure = Literal["loss", "surprise"]
+Measure = Literal["loss", "surprise", "overstated", "understated"]
+MEASURES: tuple[Measure, ...] = ("loss", "surprise", "overstated", "understated")
 
 _APART = 3  # cohorts between the two of a difference: neighbours are too alike
 _KEPT = 28  # differences that the state keeps
@@ -40,7 +43,7 @@ class PerformanceMonitor(BaseModel):
     min_labels, min_label_share: cohorts with less are reported as insufficient and not judged.
     baseline: names of the version's metrics that may hold its loss at validation, the first that exists counts;
         without one the first `baseline_cohorts` cohorts served are the baseline.
-    min_rise: rise that is of no interest. shift, threshold: of the CUSUM, in spreads of a cohort.
+    measures: what is asked. min_rise: rise that is of no interest. shift, threshold: of the CUSUM, in spreads of a cohort.
     lookback: how far back a monitor without a state begins.
     """
 
@@ -53,6 +56,7 @@ class PerformanceMonitor(BaseModel):
     label_delay: timedelta = timedelta(days=1)
     min_labels: int = Field(default=30, ge=2)
     min_label_share: float = Field(default=0.3, gt=0, lt=1)
+    measures: tuple[Measure, ...] = MEASURES
     baseline: tuple[str, ...] = ("valid_log_loss", "val_log_loss", "log_loss")
     baseline_cohorts: int = Field(default=7, ge=2)
     min_rise: float = Field(default=0.0, ge=0)
@@ -84,9 +88,11 @@ class Cohort(BaseModel):
         units = labelled.unit.astype(str)
         sums: dict[Measure, ClusterSums] = {"loss": ClusterSums.of(labelled.loss, units)}
         foreseen = np.isfinite(labelled.expected)
-        if foreseen.any():
-            surprise = (labelled.loss - labelled.expected)[foreseen]
-            sums["surprise"] = ClusterSums.of(surprise, units[foreseen])
+        if foreseen.any():  # one probability a row
+            seen, units = labelled.where(foreseen), units[foreseen]
+            sums["surprise"] = ClusterSums.of(seen.loss - seen.expected, units)
+            sums["overstated"] = ClusterSums.of(seen.output - seen.label, units)
+            sums["understated"] = ClusterSums.of(seen.label - seen.output, units)
         return cls(index=index, requests=int(rows.answered.sum()), sums=sums)
 
 
@@ -117,18 +123,16 @@ class PerformanceState(BaseModel):
 
     @classmethod
     def begin(cls, version: int, next_cohort: int, *, validated_loss: float | None) -> Self:
-        """The state before the first cohort. A calibrated model's surprise is 0 on average."""
-        tracks: dict[Measure, Track] = {
-            "loss": Track(baseline=validated_loss),
-            "surprise": Track(baseline=0.0),
-        }
+        """The state before the first cohort. All but the loss are 0 on average where the model is calibrated."""
+        tracks: dict[Measure, Track] = {measure: Track(baseline=0.0) for measure in MEASURES}
+        tracks["loss"] = Track(baseline=validated_loss)
         return cls(version=version, next_cohort=next_cohort, tracks=tracks)
 
     def of_version(self, version: int, *, validated_loss: float | None) -> Self:
         """The state for a new champion: its own baseline and a fresh CUSUM; the traffic varies as it did."""
         fresh = type(self).begin(version, self.next_cohort, validated_loss=validated_loss)
         tracks = {
-            measure: track.model_copy(update={"differences": self.tracks[measure].differences})
+            measure: track.model_copy(update={"differences": self.tracks.get(measure, Track()).differences})
             for measure, track in fresh.tracks.items()
         }
         return fresh.model_copy(update={"tracks": tracks})
@@ -154,7 +158,8 @@ def judge(
 ) -> tuple[PerformanceState, tuple[Verdict, ...]]:
     """The state after `cohort`, and what each measure says of it."""
     tracks, verdicts = dict(state.tracks), []
-    for measure, track in state.tracks.items():
+    for measure in monitor.measures:
+        track = state.tracks.get(measure, Track(baseline=0.0))
         sums = cohort.sums.get(measure, ClusterSums())
         thin = _thin(sums, cohort.requests, monitor)
         if thin is not None:

@@ -22,7 +22,14 @@ from functions.features import build_training_set
 from functions.monitoring import Alarm, alarms
 from functions.project import ModelDefinition, load_project
 from functions.retraining import Retrained, inspect_model, inspections, request_retrain, retrain, retrains
-from functions.retraining_policy import RetrainingPolicy, TrainingWindow
+from functions.retraining_policy import (
+    RetrainingPolicy,
+    RetrainState,
+    Situation,
+    TrainingWindow,
+    decide,
+    step,
+)
 from functions.rollout import rollout_status
 from functions.training import TabularParams, train_tabular
 from registry import ModelPolicy, Table, TableSnapshot, open_store
@@ -232,6 +239,30 @@ def test_a_retrain_that_was_killed_is_taken_up_again_by_the_next_inspection(
     assert stub.calls == 2
     assert events(ctx) == ["started", "skipped", "resumed", "finished"]
     assert retrains(MODEL).refresh().running is None
+
+
+def test_every_decision_can_be_made_again_from_the_journal(
+    ctx: Context, clock: Wall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Stub(monkeypatch, (), ())
+    for number in range(3):
+        retrain(alarm(clock, number))
+        clock.now += 12 * DAY
+    remade, before = 0, RetrainState()
+    for entry in retrains(MODEL).journal.entries():
+        if "decision" in entry.body:
+            body = entry.body
+            again = decide(
+                before,
+                Alarm.model_validate(body["alarm"]),
+                Situation.model_validate(body["world"]),
+                RetrainingPolicy.model_validate(body["policy"]),
+                datetime.fromisoformat(body["at"]),
+            )
+            assert again.model_dump(mode="json") == body["decision"]
+            remade += 1
+        before = step(before, entry)
+    assert remade == 3
 
 
 def test_an_inspection_offers_what_stands(ctx: Context, clock: Wall, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,6 +87,24 @@ def test_hard_days_that_were_called_hard_surprise_nobody() -> None:
     assert alarmed == {"loss"}
 
 
+def test_probabilities_that_lie_above_the_truth_are_overstated() -> None:
+    # Called at .3, true at .2: the loss falls, and the entropy promised more; only the comparison of means tells.
+    rng = np.random.default_rng(8)
+    state = PerformanceState.begin(1, 0, validated_loss=0.6)
+    alarmed: set[str] = set()
+    for index in range(30):
+        label = (rng.random(200) < 0.2).astype(float)
+        loss = -(label * np.log(0.3) + (1 - label) * np.log(0.7))
+        sums = {
+            "loss": ClusterSums.of(loss, np.arange(200)),
+            "overstated": ClusterSums.of(0.3 - label, np.arange(200)),
+            "understated": ClusterSums.of(label - 0.3, np.arange(200)),
+        }
+        state, verdicts = judge(state, Cohort(index=index, requests=200, sums=sums), MONITOR)
+        alarmed |= {verdict.measure for verdict in verdicts if verdict.kind == "alarm"}
+    assert alarmed == {"overstated"}
+
+
 @pytest.mark.parametrize(
     ("losses", "requests", "text"),
     [
