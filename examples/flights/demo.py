@@ -18,24 +18,26 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table as Grid
 
-from examples.flights import FEATURES
+from examples.flights import FEATURES, inspect_flights
 from examples.flights.features import STORED, flight_delay
 from examples.flights.model import delay_model
 from examples.flights.prep import Prepared, prepare_entities, prepare_view
 from examples.flights.replay import Replay, Season, Tally
 from functions.evaluation import GateResult, evaluate_gate
 from functions.features import build_training_set
-from functions.prediction_log import drain_predictions
 from functions.reporting import Report, model_report
-from functions.retraining import Inspected, inspect_model
+from functions.retraining import Inspected
+from functions.runtime import schedule
 from functions.runtime.clock import Clock, ReplayClock
-from functions.runtime.context import context_of
+from functions.runtime.context import Context, context_of
+from functions.runtime.invocation import Invocation
 from functions.training import Trained, train_tabular
 from functions.tuning import Sweep, tune_tabular
 from ray_apps.local import Running, Settings, down, up
 from registry import NotFound, TableSnapshot
 
 JANUARY, APRIL, MAY, AUGUST = (datetime(2013, month, 1, tzinfo=UTC) for month in (1, 4, 5, 8))
+INSPECTION_S = 900.0  # an inspection that retrains takes about a minute
 MARK = "demo"  # names a state folder as ours, to be set aside by the next demo
 MODEL = delay_model.name
 Say = Callable[[str], None]
@@ -182,8 +184,12 @@ class Demo:
         days = (self._until - MAY) / timedelta(days=1)
         columns = (TextColumn("  {task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
 
+        seen: set[str] = set()
+
         async def inspect(now: datetime) -> None:
-            found = await asyncio.to_thread(_inspect)
+            found = await asyncio.to_thread(_inspected, self._context, now, seen)
+            if found is None:
+                return
             inspections.append(found)
             for line in _news(found):
                 progress.console.print(f"  [dim]{now:%d %b}[/dim] {line}")
@@ -230,10 +236,29 @@ def _replayed(clock: Clock) -> ReplayClock:
     return clock
 
 
-def _inspect() -> Inspected:
-    """What the schedule runs: drain the log, then watch, judge, and retrain if the policy says so."""
-    drain_predictions()
-    return inspect_model(MODEL)
+def _inspected(used: Context, now: datetime, seen: set[str]) -> Inspected | None:
+    """Wait until the schedule has handled every tick up to `now`, and its inspection is over; None if none was due.
+
+    seen: invocations that were waited for before.
+    Raises: InvocationFailed if the inspection is dead; TimeoutError if the ticker does not tick.
+    """
+    deadline = time.monotonic() + INSPECTION_S
+    schedules = [one for one in schedule.declared() if one.name == inspect_flights.name]
+    while True:
+        (standing,) = schedule.status(used, schedules=schedules)
+        due = schedule.tick_before(schedules[0].cron, now + timedelta(seconds=1))
+        if standing.last_tick is not None and standing.last_tick >= min(due, now):
+            break
+        if time.monotonic() > deadline:
+            raise TimeoutError(
+                f"the ticker has not handled the tick of {due}; `toque status` says whether it is up"
+            )
+        time.sleep(0.05)
+    if standing.invocation is None or standing.invocation in seen:
+        return None
+    seen.add(standing.invocation)
+    result: Inspected = Invocation(standing.invocation, used).result(INSPECTION_S)
+    return result
 
 
 def _told(gate: GateResult) -> str:
