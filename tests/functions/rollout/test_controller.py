@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import contextlib
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import pytest
 
 from functions.rollout.controller import Rollouts, Ticked
 from functions.rollout.errors import NoRollout, RolloutActive, RolloutError
 from functions.rollout.policy import RolloutPolicy
+from registry import open_store
 
 POLICY = RolloutPolicy(shadow_min_labels=200)
 
@@ -277,3 +280,64 @@ def test_sums_that_were_lost_are_filled_again_from_the_log(kitchen: Any) -> None
     kitchen.store.delete("rollouts/late/evidence/00000000.json")
     kitchen.serve_a_day(requests=20)
     assert kitchen.rollouts().tick().labels == 80
+
+
+class DyingStore:
+    """A store whose process dies at its `fuse`-th request: before it is made, or right after."""
+
+    def __init__(self, store: Any, fuse: int, *, after: bool) -> None:
+        self._store = store
+        self._fuse = fuse
+        self._after = after
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in {"find", "get", "put", "create"}:
+            return getattr(self._store, name)
+
+        def request(*args: Any) -> Any:
+            self._fuse -= 1
+            if self._fuse == 0 and not self._after:
+                raise KilledError
+            answer = getattr(self._store, name)(*args)
+            if self._fuse == 0:
+                raise KilledError
+            return answer
+
+        return request
+
+
+def decisions(kitchen: Any) -> list[tuple[str, str, int]]:
+    return [
+        (entry.body["stage"], entry.body["decision"]["rule"], entry.body["labels"])
+        for entry in kitchen.rollouts().entries()
+        if entry.body["event"] == "decided"
+    ]
+
+
+def season(kitchen: Any, kill_at: Any) -> list[tuple[str, str, int]]:
+    """A whole rollout in which each day's first tick is killed where `kill_at()` says; the next tick is not."""
+    kitchen.rollouts().start(2, POLICY, reason="retrained")
+    living = kitchen.store
+    for _ in range(40):
+        kitchen.serve_a_day()
+        fuse, after = kill_at()
+        if fuse:
+            kitchen.store = DyingStore(living, fuse, after=after)
+            with contextlib.suppress(KilledError):
+                kitchen.rollouts().tick()
+            kitchen.store = living
+        kitchen.rollouts().tick()
+        if kitchen.rollouts().history().open is None:
+            break
+    return decisions(kitchen)
+
+
+def test_ticks_killed_at_random_change_no_decision(tmp_path: Any, kitchen: Any) -> None:
+    calm = season(kitchen, lambda: (0, False))
+    assert calm[-1][0] == "promoted"
+    rng = np.random.default_rng(5)
+    for round_ in range(8):
+        again = type(kitchen)(open_store(f"file://{tmp_path}/round-{round_}"))
+        killed = season(again, lambda: (int(rng.integers(1, 12)), bool(rng.integers(2))))
+        assert killed == calm
+        assert again.registry.now.versions == (2,)
