@@ -247,7 +247,8 @@ def _inspected(used: Context, now: datetime, seen: set[str]) -> Inspected | None
     while True:
         (standing,) = schedule.status(used, schedules=schedules)
         due = schedule.tick_before(schedules[0].cron, now + timedelta(seconds=1))
-        if standing.last_tick is not None and standing.last_tick >= min(due, now):
+        recorded = standing.invocation is None or standing.invocation_status is not None
+        if recorded and standing.last_tick is not None and standing.last_tick >= due:
             break
         if time.monotonic() > deadline:
             raise TimeoutError(
