@@ -88,7 +88,7 @@ class Fold(Generic[S]):
             return self._state
 
     def transact(
-        self, decide: Callable[[S], dict[str, Any] | None], *, patience_s: float = 60.0
+        self, decide: Callable[[S], dict[str, Any] | None], *, patience_s: float = 120.0
     ) -> Entry | None:
         """Read the state, `decide` what to append, append it; decide again when another writer was first.
 

@@ -74,7 +74,7 @@ class Runs(Shelf):
         )
         self.store.create(f"runs/{record.id}/run.json", json.dumps(record.to_json()).encode())
         self.beat(record.id)
-        self._index(experiment).transact(lambda _: {"kind": "started", "run": record.to_json()})
+        self._index(experiment).transact(lambda _: {"kind": "started", "run": _brief(record)})
         return Run(self, record, owner=True)
 
     def get_run(self, run_id: str) -> Run:
@@ -87,7 +87,8 @@ class Runs(Shelf):
         """All that is known of a run now. Raises: NotFound."""
         started = self._started(run_id)
         told = self._index(started.experiment).refresh().get(run_id, started)
-        return told if told.status != "RUNNING" else self._live(told)
+        whole = told if told.status != "RUNNING" else self._live(told)
+        return replace(whole, facts={**started.facts, **whole.facts})
 
     def list_experiments(self) -> list[str]:
         """Names of all experiments, sorted."""
@@ -108,6 +109,7 @@ class Runs(Shelf):
         """Runs for which `where` holds (MLflow's filter grammar; see `registry.run_search`).
 
         The store is not listed: the index is one read when warm. Runs still going on are read one by one.
+        The records lack `facts["environment"]`, which only `get_run` reads.
         Raises: InvalidInput if the filter cannot be read, with the place.
         """
         holds, sort = parse_where(where), parse_order(order_by)
@@ -150,7 +152,7 @@ class Runs(Shelf):
             told = index.get(record.id)
             if told is not None and told.status == status:
                 return None
-            return {"kind": "ended", "run": ended.to_json()}
+            return {"kind": "ended", "run": _brief(ended)}
 
         self._index(record.experiment).transact(decide)
         return ended
@@ -201,3 +203,9 @@ class Runs(Shelf):
                     carry=True,
                 )
             return self._experiments[experiment]
+
+
+def _brief(record: RunRecord) -> dict[str, Any]:
+    """What the index keeps of a run: all but its environment, which is most of its bytes and rarely asked for."""
+    facts = {fact: value for fact, value in record.facts.items() if fact != "environment"}
+    return replace(record, facts=facts).to_json()

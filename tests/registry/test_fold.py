@@ -1,6 +1,6 @@
-import multiprocessing
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing.context import ForkServerContext
 from typing import Any
 
 import pytest
@@ -198,9 +198,8 @@ def _add_many(url: str, count: int) -> None:
         fold.transact(lambda total: {"n": 1, "seen": total})
 
 
-def test_processes_that_append_at_once_lose_nothing(store_url: str):
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(4, mp_context=spawn) as pool:
+def test_processes_that_append_at_once_lose_nothing(processes: ForkServerContext, store_url: str):
+    with ProcessPoolExecutor(4, mp_context=processes) as pool:
         for future in [pool.submit(_add_many, store_url, 20) for _ in range(4)]:
             future.result()
     fold = sum_of(open_store(store_url), carry=True)

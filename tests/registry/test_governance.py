@@ -1,5 +1,5 @@
-import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
@@ -230,14 +230,15 @@ def _promote(url: str, version: int) -> bool:
     return True
 
 
-def test_of_eight_promotions_with_one_expected_value_one_wins(store_url: str, model_files: Path):
+def test_of_eight_promotions_with_one_expected_value_one_wins(
+    processes: ForkServerContext, store_url: str, model_files: Path
+):
     reg = Registry(open_store(store_url), actor="ada")
     reg.create_model("m")
     for _ in range(9):
         reg.create_version("m", model_files)
     reg.promote("m", 1)
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(8, mp_context=spawn) as pool:
+    with ProcessPoolExecutor(8, mp_context=processes) as pool:
         won = [
             version
             for version, ok in zip(

@@ -1,8 +1,8 @@
-import multiprocessing
 import os
 import zipfile
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime, timedelta
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +245,36 @@ def test_lineage_answers_both_ways(reg: Registry, model_files: Path):
     assert reg.dependents(TableSnapshot(name="training", version=5)) == []
 
 
+def test_a_model_card_tells_what_is_recorded(reg: Registry, model_files: Path):
+    reg.create_model("m", description="Late or not?")
+    lineage = Lineage(
+        run="r1",
+        datasets=[TableSnapshot(name="training", version=4)],
+        code="c" * 64,
+        features={"v": "d" * 64},
+    )
+    reg.create_version(
+        "m", model_files, signature=SIGNATURE, metrics={"log_loss": 0.5}, lineage=lineage, tags={"a|b": "c"}
+    )
+    reg.as_actor("bob").approve("m", 1, comment="fine")
+    reg.record_gate("m", 1, "offline", False)
+    reg.set_alias("m", "champion", 1)
+    card = reg.card("m", "champion")
+    for text in (
+        "# m@1",
+        "Late or not?",
+        "READY, alias 'champion'",
+        "| log_loss | 0.5 |",
+        "| in | x | FP32 | [-1, 1] |",
+        "gate offline: FAILED",
+        "approved by bob",
+        "table training@4",
+        "run r1",
+        "a\\|b",
+    ):
+        assert text in card
+
+
 def flip(store: ObjectStore, key: str) -> None:
     data = bytearray(store.get(key))
     data[len(data) // 2] ^= 1
@@ -358,27 +388,27 @@ def _register(url: str, path: Path, me: int, count: int) -> list[int]:
     return [reg.create_version("m", path, tags={"writer": f"{me}.{n}"}).version for n in range(count)]
 
 
-@pytest.mark.parametrize(("processes", "count"), [(8, 4)])
-def test_versions_are_dense_under_concurrency(store_url: str, model_files: Path, processes: int, count: int):
+def test_versions_are_dense_under_concurrency(
+    processes: ForkServerContext, store_url: str, model_files: Path
+):
     reg = Registry(open_store(store_url), actor="ada")
     reg.create_model("m")
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=spawn) as pool:
-        made = [pool.submit(_register, store_url, model_files, me, count) for me in range(processes)]
+    with ProcessPoolExecutor(8, mp_context=processes) as pool:
+        made = [pool.submit(_register, store_url, model_files, me, 4) for me in range(8)]
         numbers = sorted(number for future in made for number in future.result())
-    assert numbers == list(range(1, processes * count + 1))
+    assert numbers == list(range(1, 33))
     tags = {version.tags["writer"] for version in reg.list_versions("m")}
-    assert tags == {f"{me}.{n}" for me in range(processes) for n in range(count)}
+    assert tags == {f"{me}.{n}" for me in range(8) for n in range(4)}
     reg.verify("m")
 
 
 @pytest.mark.slow
-def test_thirty_two_processes_register_ten_versions_each(folder_url: str, model_files: Path):
+def test_thirty_two_processes_register_ten_versions_each(
+    processes: ForkServerContext, folder_url: str, model_files: Path
+):
     reg = Registry(open_store(folder_url), actor="ada")
     reg.create_model("m")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["registry"])
-    with ProcessPoolExecutor(32, mp_context=context) as pool:
+    with ProcessPoolExecutor(32, mp_context=processes) as pool:
         made = [pool.submit(_register, folder_url, model_files, me, 10) for me in range(32)]
         numbers = sorted(number for future in made for number in future.result())
     assert numbers == list(range(1, 321))

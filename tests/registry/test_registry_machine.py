@@ -248,4 +248,4 @@ RegistryMachine.TestCase.settings = settings(
     derandomize=True,
     suppress_health_check=list(HealthCheck),
 )
-TestRegistry = RegistryMachine.TestCase
+TestRegistry = pytest.mark.slow(RegistryMachine.TestCase)

@@ -1,5 +1,4 @@
 import math
-import multiprocessing
 import pickle
 import signal
 import subprocess
@@ -7,6 +6,7 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from datetime import timedelta
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -159,10 +159,9 @@ def _log(run: Run, me: int) -> None:
     run.flush()
 
 
-def test_workers_that_log_to_one_run_lose_nothing(store_url: str):
+def test_workers_that_log_to_one_run_lose_nothing(processes: ForkServerContext, store_url: str):
     run = Registry(open_store(store_url), actor="ada").start_run("exp")
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(3, mp_context=spawn) as pool:
+    with ProcessPoolExecutor(3, mp_context=processes) as pool:
         for future in [pool.submit(_log, run, me) for me in range(3)]:
             future.result()
     run.finish()

@@ -1,13 +1,23 @@
-import multiprocessing
 import pickle
 import threading
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import boto3
 import pytest
+from botocore.exceptions import ClientError
 
-from registry import AlreadyExists, Forbidden, InvalidInput, NotFound, ObjectStore, Unavailable, open_store
+from registry import (
+    AlreadyExists,
+    Forbidden,
+    InvalidInput,
+    NotFound,
+    ObjectStore,
+    RegistryError,
+    Unavailable,
+    open_store,
+)
 
 BAD_KEYS = [
     "",
@@ -121,9 +131,8 @@ def _race(url: str, rounds: int, me: int) -> list[int]:
     return won
 
 
-def test_of_many_processes_that_create_one_key_one_wins(store_url: str):
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(6, mp_context=spawn) as pool:
+def test_of_many_processes_that_create_one_key_one_wins(processes: ForkServerContext, store_url: str):
+    with ProcessPoolExecutor(6, mp_context=processes) as pool:
         wins = [pool.submit(_race, store_url, 40, me) for me in range(6)]
         won = sorted(number for future in wins for number in future.result())
     assert won == list(range(40))
@@ -178,3 +187,47 @@ def test_a_folder_without_permission_is_forbidden(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("os.link", refuse)
     with pytest.raises(Forbidden, match="check owner and mode"):
         store.create("a", b"")
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "expected"),
+    [
+        ("AccessDenied", 403, Forbidden),
+        ("InvalidAccessKeyId", 403, Forbidden),
+        ("InternalError", 500, Unavailable),
+        ("SlowDown", 503, Unavailable),
+        ("PreconditionFailed", 412, AlreadyExists),
+        ("EntityTooLarge", 400, RegistryError),
+    ],
+)
+def test_what_s3_answers_becomes_what_the_caller_can_act_on(
+    s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, code: str, status: int, expected: type[Exception]
+):
+    store = open_store(f"s3://toque/x?endpoint={s3_endpoint}")
+    answer = {"Error": {"Code": code, "Message": "no"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+
+    def refuse(**_: object) -> None:
+        raise ClientError(answer, "PutObject")
+
+    monkeypatch.setattr(store._client, "put_object", refuse)
+    with pytest.raises(expected, match=r"^a") as caught:
+        store.create("a", b"")
+    assert type(caught.value) is expected
+
+
+def test_a_conditional_write_that_met_another_is_tried_again(
+    s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
+):
+    store = open_store(f"s3://toque/conflict?endpoint={s3_endpoint}")
+    put, tries = store._client.put_object, []
+
+    def busy_twice(**request: object) -> object:
+        tries.append(request)
+        if len(tries) < 3:
+            raise ClientError({"Error": {"Code": "ConditionalRequestConflict"}}, "PutObject")
+        return put(**request)
+
+    monkeypatch.setattr(store._client, "put_object", busy_twice)
+    store.create("busy", b"1")
+    assert store.get("busy") == b"1"
+    assert len(tries) == 3

@@ -1,6 +1,6 @@
-import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
+from multiprocessing.context import ForkServerContext
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -127,9 +127,8 @@ def _append(url: str, writer: int) -> None:
             table.append(pa.table({"id": [writer * 100 + number]}), transactions={f"w{writer}": number})
 
 
-def test_processes_append_at_once_exactly_once(store_url: str):
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(4, mp_context=spawn) as pool:
+def test_processes_append_at_once_exactly_once(processes: ForkServerContext, store_url: str):
+    with ProcessPoolExecutor(4, mp_context=processes) as pool:
         for future in [pool.submit(_append, store_url, writer) for writer in range(4)]:
             future.result()
     found = sorted(Table(open_store(store_url), "shared").read()["id"].to_pylist())
@@ -140,9 +139,10 @@ def _append_the_same(url: str) -> None:
     Table(open_store(url), "raced").append(pa.table({"id": [1]}), transactions={"w": 1})
 
 
-def test_the_same_transaction_from_many_processes_is_applied_once(store_url: str):
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(4, mp_context=spawn) as pool:
+def test_the_same_transaction_from_many_processes_is_applied_once(
+    processes: ForkServerContext, store_url: str
+):
+    with ProcessPoolExecutor(4, mp_context=processes) as pool:
         for future in [pool.submit(_append_the_same, store_url) for _ in range(8)]:
             future.result()
     assert Table(open_store(store_url), "raced").read()["id"].to_pylist() == [1]
