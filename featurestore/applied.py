@@ -68,25 +68,25 @@ class Definitions:
         return known if known is not None else revive.import_transform(described)
 
     def get_feature_view(self, name: str) -> FeatureView:
-        """The view in force under this name.
+        """The view in force under this name; like every `get`, one request when nothing is new.
 
         Raises: UnknownDefinition.
         """
-        return revive.view(self._state("feature_view", name).get("feature_view", name).definition)
+        return revive.view(self._catalogue.refresh().get("feature_view", name).definition)
 
     def get_on_demand_feature_view(self, name: str) -> OnDemandFeatureView:
         """The on-demand view in force under this name, with its function.
 
         Raises: UnknownDefinition.
         """
-        return revive.on_demand(self._state("on_demand_feature_view", name), name, transform=self._transform)
+        return revive.on_demand(self._catalogue.refresh(), name, transform=self._transform)
 
     def get_feature_service(self, name: str) -> FeatureService:
         """The service in force under this name.
 
         Raises: UnknownDefinition.
         """
-        state = self._state("feature_service", name)
+        state = self._catalogue.refresh()
         cached = self._services.get(name)
         if cached is None or cached[0] != self._catalogue.next:
             cached = self._catalogue.next, revive.service(state, name, transform=self._transform)
@@ -128,9 +128,8 @@ class Definitions:
         Raises: UnknownDefinition.
         """
         name = view if isinstance(view, str) else view.name
-        in_force = self.get_feature_view(name)
+        in_force = revive.view(self._state("feature_view", name).get("feature_view", name).definition)
         if isinstance(view, FeatureView) and view.semantics() != in_force.semantics():
-            self._catalogue.refresh()
             in_force = self.get_feature_view(name)
             if view.semantics() != in_force.semantics():
                 raise UnknownDefinition(

@@ -253,6 +253,18 @@ def test_a_reader_learns_of_a_layout_that_another_process_applied(
     assert old.get_online_features("plain", asked).columns() == {"temp": [2.0]}
 
 
+def test_a_changed_service_is_served_once_it_has_been_read_again(
+    make_store: Callable[..., FeatureStore], redis_url: str, clock: Any
+) -> None:
+    clock.now = START + HOUR
+    server, other = make_store(redis_url), make_store()
+    other.apply([FeatureService("plain", [weather[["temp"]]])])
+    assert list(server.get_online_features("plain", [{"origin": "JFK"}]).columns()) == ["temp"]
+    other.apply([FeatureService("plain", [weather[["temp", "sky"]]])])
+    server.get_feature_service("plain")
+    assert list(server.get_online_features("plain", [{"origin": "JFK"}]).columns()) == ["temp", "sky"]
+
+
 def test_another_process_finds_definitions_and_code(
     make_store: Callable[..., FeatureStore], redis_url: str
 ) -> None:
