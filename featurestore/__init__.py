@@ -34,6 +34,7 @@ from featurestore.planning import (
     Plan,
 )
 from featurestore.serving import OnlineFeatures, Status
+from featurestore.skew import SkewReport, skew_report
 from featurestore.store import FeatureStore
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "Plan",
     "Projection",
     "RequestSource",
+    "SkewReport",
     "Status",
     "String",
     "UnixTimestamp",
@@ -70,4 +72,5 @@ __all__ = [
     "aggregate_windows",
     "aggregations",
     "on_demand_feature_view",
+    "skew_report",
 ]

@@ -1,0 +1,100 @@
+"""Training-serving skew: what was served, recomputed from the offline store as of then, and where the two differ."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from featurestore.fields import EVENT_TIMESTAMP
+from featurestore.rows import Tabular, to_table
+from featurestore.store import Features, FeatureStore
+
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+@dataclass(frozen=True, slots=True)
+class SkewReport:
+    """How served features compare with recomputed ones.
+
+    rows: compared; mismatches: rows by feature, features without any left out; examples: the differing values, one row
+    each: `row` (of the log), `event_timestamp`, `feature`, `served`, `recomputed` (as text, null where null).
+    """
+
+    rows: int
+    mismatches: dict[str, int]
+    examples: pa.Table
+
+    @property
+    def rate(self) -> float:
+        """Share of (row, feature) pairs that differ among the features that differ at all; 0 if none does."""
+        return sum(self.mismatches.values()) / (self.rows * len(self.mismatches)) if self.mismatches else 0.0
+
+
+def skew_report(
+    fs: FeatureStore,
+    served: Tabular,
+    features: Features,
+    *,
+    as_known: bool = True,
+    tolerance: float = 1e-6,
+    examples: int = 100,
+) -> SkewReport:
+    """Recompute logged online features point-in-time and list what differs.
+
+    served: join keys, request values, `event_timestamp` (when they were read) and the feature columns.
+    as_known: compare with what was known then, so that rows which arrived later are no skew.
+    tolerance: relative, for numbers (a log may hold float32); examples: how many differing values to list.
+    Raises: InvalidRows, UnknownDefinition.
+    """
+    log = to_table(served)
+    columns = [name for name in fs.plan_features(features).columns if name in log.column_names]
+    again = fs.get_historical_features(log.drop_columns(columns), features, as_known=as_known).to_arrow()
+    found: dict[str, Mask] = {
+        name: _differs(log.column(name), again.column(name), tolerance) for name in columns
+    }
+    mismatches = {name: int(mask.sum()) for name, mask in found.items() if mask.any()}
+    listed = [_listed(log, again, name, np.flatnonzero(found[name])[:examples]) for name in mismatches]
+    table = pa.concat_tables(listed).slice(0, examples) if listed else _EXAMPLES.empty_table()
+    return SkewReport(log.num_rows, mismatches, table)
+
+
+def _differs(served: pa.ChunkedArray, again: pa.ChunkedArray, tolerance: float) -> Mask:
+    """Where the values are not the same; null and NaN are the same as each other and as nothing else."""
+    if pa.types.is_floating(again.type) or pa.types.is_integer(again.type):
+        a, b = (
+            column.cast(pa.float64(), safe=False).fill_null(float("nan")).to_numpy()
+            for column in (served, again)
+        )
+        same: Mask = np.isclose(a, b, rtol=tolerance, atol=tolerance * 1e-3, equal_nan=True)
+        return ~same
+    equal = pc.equal(served.cast(again.type), again).fill_null(False).to_numpy()
+    both_null = pc.and_(served.is_null(), again.is_null()).to_numpy()
+    differs: Mask = ~(equal | both_null)
+    return differs
+
+
+_EXAMPLES = pa.schema(
+    [
+        ("row", pa.int64()),
+        (EVENT_TIMESTAMP, pa.timestamp("us", "UTC")),
+        ("feature", pa.string()),
+        ("served", pa.string()),
+        ("recomputed", pa.string()),
+    ]
+)
+
+
+def _listed(log: pa.Table, again: pa.Table, name: str, rows: np.ndarray[Any, Any]) -> pa.Table:
+    at = pa.array(rows)
+    return pa.table(
+        {
+            "row": at,
+            EVENT_TIMESTAMP: again.column(EVENT_TIMESTAMP).take(at),
+            "feature": pa.array([name] * len(rows)),
+            "served": log.column(name).take(at).cast(pa.string()),
+            "recomputed": again.column(name).take(at).cast(pa.string()),
+        },
+        schema=_EXAMPLES,
+    )
