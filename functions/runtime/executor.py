@@ -66,6 +66,7 @@ class Executor:
     capacity: int | None = None
     _open: dict[str, datetime] = field(default_factory=dict)
     _workers: dict[str, tuple[Function[..., Any], Worker]] = field(default_factory=dict)
+    _backlog: dict[str, Followed] = field(default_factory=dict)  # due, but there was no room: not read again
     _reader: QueueReader | None = None
     _kept_at: float = 0.0
     _lock: threading.RLock = field(default_factory=threading.RLock)
@@ -151,6 +152,9 @@ class Executor:
         self._lose(followed, function, str(outcome.error))
 
     def _followed(self, invocation: str, note: Note | None) -> Followed:
+        waiting = self._backlog.pop(invocation, None)
+        if note is None and waiting is not None:
+            return waiting  # if it has changed since, its worker finds out when it claims
         if note is None or note.entry is None:
             return self.ledger.follow(invocation)
         entry = Entry(**(note.entry | {"at": from_text(note.entry["at"])}))
@@ -168,6 +172,7 @@ class Executor:
             self._start(function, followed)
         else:
             self._open[record.id] = now
+            self._backlog[record.id] = followed
 
     def _settle(self, invocation: str, status: str, due: datetime, *, idle: bool = False) -> None:
         """Enter when to look again, or that there is nothing more to do until a note says otherwise."""

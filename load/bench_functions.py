@@ -1,0 +1,201 @@
+"""Benchmark functions against bare Ray, in one run: `python -m load.bench_functions`.
+
+Bare Ray and ours take turns, so that what else the machine does hits both. Bounds: `.remote` within 1.3x, a map
+of 1,000 within 1.2x, 100 durable invocations accepted a second on a folder, at most 3 store requests to accept
+and 3 to finish. Exit code 1 if one does not hold.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import ray
+
+from functions import Context, function, use_context
+from functions.runtime.executor import Executor
+from functions.runtime.invocation import executor_of, ledger_of
+from functions.runtime.ledger import Ledger
+from load.timing import Timing, print_machine
+from registry import ObjectStore, open_store
+
+ROUNDS = 300
+MAPS = 7
+ITEMS = 1_000
+ACCEPTED = 300
+
+
+@function
+def nothing(n: int) -> int:
+    """Give back what it was given."""
+    return n
+
+
+def bare(n: int) -> int:
+    """The same, undeclared."""
+    return n
+
+
+class Counted:
+    """A store that counts its requests."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self.store = store
+        self.requests: Counter[str] = Counter()
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.store, name)
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self.requests[name] += 1
+            return method(*args, **kwargs)
+
+        return counted if callable(method) else method
+
+    def __reduce__(self) -> Any:
+        return open_store, (self.store.url,)
+
+
+def main() -> int:
+    """Run everything; the exit code says whether every bound held."""
+    print_machine("ray", "pydantic")
+    with tempfile.TemporaryDirectory() as folder:
+        url = f"file://{folder}/store"
+        used = _at(url)
+        held = [_accepting(_at(f"{url}-accepting")), _requests(used)]
+        _durable(used, "local child process")
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+        with use_context(replace(used, actor="bench-ray")):
+            held += [_remote(), _map()]
+        _durable(replace(used, actor="bench-ray"), "Ray task")
+        ray.shutdown()
+    return 0 if all(held) else 1
+
+
+def _at(url: str) -> Context:
+    return Context(open_store(url), url, actor="bench")
+
+
+def _remote() -> bool:
+    task = ray.remote(bare)
+    start = time.perf_counter()
+    ray.get(task.remote(0))
+    bare_cold_s = time.perf_counter() - start
+    start = time.perf_counter()
+    nothing.remote(0).result()
+    print(
+        f"first call: bare Ray {bare_cold_s * 1e3:.0f} ms, .remote {(time.perf_counter() - start) * 1e3:.0f} ms"
+    )
+    turns = [
+        (_seconds(lambda: ray.get(task.remote(1))), _seconds(lambda: nothing.remote(1).result()))
+        for _ in range(ROUNDS)
+    ]
+    return _compare(".remote, one at a time", turns[20:], bound=1.3)
+
+
+def _map() -> bool:
+    task = ray.remote(bare)
+    items = list(range(ITEMS))
+    turns = [
+        (
+            _seconds(lambda: ray.get([task.remote(each) for each in items])),
+            _seconds(lambda: nothing.map(items)),
+        )
+        for _ in range(MAPS)
+    ]
+    return _compare(f".map over {ITEMS}", turns[1:], bound=1.2)
+
+
+def _accepting(used: Context) -> bool:
+    with use_context(used):
+        nothing.submit(0)
+        one_s = _seconds(lambda: [nothing.submit(each) for each in range(ACCEPTED)])
+    with ProcessPoolExecutor(2) as pool:
+        begun = time.perf_counter()
+        list(pool.map(_submit_many, [used.store_url] * 2))
+        two_s = time.perf_counter() - begun
+    rate = ACCEPTED / one_s
+    print(
+        f"accepted durable invocations: {rate:.0f}/s from one process, {2 * ACCEPTED / two_s:.0f}/s from two new ones"
+    )
+    return _bound("accepted a second", rate, 100, at_least=True)
+
+
+def _submit_many(url: str) -> None:
+    with use_context(Context(open_store(url), url, actor="bench-two")):
+        for each in range(ACCEPTED):
+            nothing.submit(each)
+
+
+def _requests(used: Context) -> bool:
+    """Requests of an invocation beyond those of polling: what each further one adds."""
+    store: Any = Counted(open_store(f"{used.store_url}-counted"))
+    counted = Context(store, store.url, actor="bench")
+    ledger = Ledger(store, actor="bench")
+    executor = Executor(counted, ledger)
+    _drain(executor, lambda: ledger.submit(nothing, {"n": 0}))
+    store.requests.clear()
+    for each in range(20):
+        ledger.submit(nothing, {"n": each})
+    accept = sum(store.requests.values()) / 20
+    store.requests.clear()
+    executor.poll()
+    polled = (
+        sum(store.requests.values()) - 2
+    )  # the index and the queue's end are read whether or not there is work
+    finish = polled / 20 + 2  # the worker, in its own process, writes its claim and its result
+    print(f"store requests: {accept:.1f} to accept, {finish:.1f} to finish (note, claim, result)")
+    _drain(executor, lambda: None)
+    return _bound("requests to accept", accept, 3) and _bound("requests to finish", finish, 3)
+
+
+def _durable(used: Context, where: str) -> None:
+    ledger, executor = ledger_of(used), executor_of(used)
+    _drain(executor, lambda: None)
+    one = [_seconds(lambda: _drain(executor, lambda: ledger.submit(nothing, {"n": 1}))) for _ in range(12)]
+    many_s = _seconds(
+        lambda: _drain(executor, lambda: [ledger.submit(nothing, {"n": each}) for each in range(100)])
+    )
+    timing = Timing(*map(float, np.quantile(one[2:], [0.2, 0.5, 0.8])))
+    print(f"durable, {where}: one, submit to recorded result {timing}; a hundred {100 / many_s:.0f}/s")
+
+
+def _drain(executor: Executor, submit: Callable[[], object]) -> None:
+    submit()
+    while executor.poll():
+        time.sleep(0.001)
+
+
+def _compare(what: str, turns: list[tuple[float, float]], *, bound: float) -> bool:
+    for name, column in (("bare Ray", 0), ("ours", 1)):
+        print(
+            f"{what}, {name:8}: {Timing(*map(float, np.quantile([turn[column] for turn in turns], [0.2, 0.5, 0.8])))}"
+        )
+    medians = [float(np.median([turn[column] for turn in turns])) for column in (0, 1)]
+    return _bound(f"{what}: ratio of medians", medians[1] / medians[0], bound)
+
+
+def _bound(what: str, value: float, bound: float, *, at_least: bool = False) -> bool:
+    held = value >= bound if at_least else value <= bound
+    print(
+        f"{'held  ' if held else 'BROKEN'} {value:8.2f} {'>=' if at_least else '<='} {bound:g}  {what}",
+        flush=True,
+    )
+    return held
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    call()
+    return time.perf_counter() - begun
+
+
+if __name__ == "__main__":
+    sys.exit(main())
