@@ -127,9 +127,9 @@ class TickerReplica:
     def _due_rounds(self) -> dict[str, Round]:
         from functions.runtime import events, schedule  # late: as above
         from functions.runtime.invocation import run_pending
-        from ray_apps.duties import discover
+        from ray_apps.duties import discover_gently
 
-        discover(self._context.project)
+        discover_gently(self._context.project)
         return {
             "schedules": lambda: schedule.run_due(self._context),
             "events": lambda: events.run_events(self._context),

@@ -51,9 +51,9 @@ def build() -> FastAPI:
         return LogWriter(default_wal_root(context.store_url), "labels", context.redis_url)
 
     def discover() -> None:
-        from ray_apps.duties import discover as everything  # late: the import that takes seconds
+        from ray_apps.duties import discover_gently  # late: the import that takes seconds
 
-        everything(context.project)
+        discover_gently(context.project)
 
     services = Services(context=context, labels=labels, discover=discover)
     threading.Thread(target=services.catalogue, name="discover", daemon=True).start()

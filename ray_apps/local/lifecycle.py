@@ -44,8 +44,8 @@ def up(settings: Settings, *, report: Report = lambda _: None) -> Running:
     with _alone(settings.home):
         there = record.find(settings.home)
         if there is not None and status(settings.home).healthy:
-            report("already up")
             deploying.connect(there)
+            report("already up")
             return there
         _end(settings.home)
         try:

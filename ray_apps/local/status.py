@@ -14,6 +14,8 @@ from ray_apps.local import jobs, processes, redis_server
 from ray_apps.local import running as record
 from ray_apps.local.running import Running
 
+DAEMONS = ("gcs_server", "raylet")  # without either of them a cluster is gone
+
 
 class Part(BaseModel):
     """One part: whether it answers, and where."""
@@ -55,7 +57,11 @@ def status(home: Path) -> Status:
     commands = [each.command for each in found]
     parts = (
         Part(name="redis", up=_redis(running), where=f"{running.settings.host}:{running.ports.redis}"),
-        Part(name="ray", up=any("raylet" in each for each in commands), where=running.ray_address),
+        Part(
+            name="ray",
+            up=all(any(f"/{daemon} " in each for each in commands) for daemon in DAEMONS),
+            where=running.ray_address,
+        ),
         Part(name="jobs", up=jobs.answers(running), where=running.jobs_url),
         Part(name="gateway", up=_answers(f"{running.url}/healthz"), where=running.url),
         *(
