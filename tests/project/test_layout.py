@@ -25,3 +25,9 @@ def test_every_decision_note_is_linked_from_the_readme():
     readme = (ROOT / "README.md").read_text()
     missing = [note.name for note in (ROOT / "docs").glob("*.md") if f"docs/{note.name}" not in readme]
     assert not missing
+
+
+def test_every_page_the_readme_links_exists():
+    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text())
+    assert links
+    assert not [link for link in links if not link.startswith("http") and not (ROOT / link).exists()]

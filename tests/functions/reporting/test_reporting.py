@@ -1,0 +1,131 @@
+"""A model's page: figures by week that agree with a hand calculation, journals told in order, HTML that stands alone."""
+
+import math
+import re
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from functions.prediction_log.records import PREDICTIONS
+from functions.reporting import Happening, timeline, trace_prediction, weeks
+from functions.reporting.page import Findings, Latency, render
+from functions.reporting.timeline import from_model
+from functions.reporting.weekly import first_outputs, rescore, served
+from registry import Registry, open_store
+
+MONDAY = datetime(2013, 7, 1, tzinfo=UTC)
+
+
+def outcome_rows(
+    count: int, *, probability: float, label_of=lambda i: float(i % 2), step=timedelta(hours=4)
+) -> pa.Table:
+    """Served rows from a Monday on, each with its label."""
+    at = [MONDAY + i * step for i in range(count)]
+    columns = {
+        "prediction_id": [f"p{i}" for i in range(count)],
+        "model": ["m"] * count,
+        "version": [1] * count,
+        "arm": ["champion"] * count,
+        "shadow": [False] * count,
+        "unit": [None] * count,
+        "predicted_at": at,
+        "latency_ms": [1.0] * count,
+        "numeric": [[float(i), math.nan] for i in range(count)],
+        "categorical": [["UA"]] * count,
+        "outputs": [[probability]] * count,
+        "missing": [[]] * count,
+        "entities": [None] * count,
+        "day": [f"{moment:%Y-%m-%d}" for moment in at],
+    }
+    table = pa.table(columns, schema=PREDICTIONS)
+    return table.append_column("label", pa.array([label_of(i) for i in range(count)], pa.float64()))
+
+
+def test_a_week_runs_from_monday_and_has_the_mean_log_loss():
+    rows = outcome_rows(84, probability=0.25)  # 14 days of 6
+    found = weeks(rows, np.full(84, 0.5))
+    assert [week.start for week in found] == [MONDAY, MONDAY + timedelta(days=7)]
+    assert [week.labelled for week in found] == [42, 42]
+    # Half the labels are 1: the mean of -ln(1/4) and -ln(3/4); for one half it is ln 2 whatever the label.
+    assert found[0].served_loss == pytest.approx((math.log(4) + math.log(4 / 3)) / 2)
+    assert found[0].reference_loss == pytest.approx(math.log(2))
+    assert found[0].served_auc == pytest.approx(0.5)
+
+
+def test_a_week_with_few_labels_is_left_out():
+    assert weeks(outcome_rows(19, probability=0.25), np.full(19, 0.5)) == []
+
+
+def test_a_week_of_one_class_has_no_auc():
+    (week,) = weeks(outcome_rows(40, probability=0.25, label_of=lambda _: 0.0), np.full(40, 0.5))
+    assert math.isnan(week.served_auc)
+
+
+def test_shadows_unlabelled_and_failed_rows_were_not_served():
+    rows = outcome_rows(3, probability=0.25).to_pylist()
+    rows[0]["shadow"] = True
+    rows[1]["label"] = None
+    rows += [{**rows[2], "outputs": None}, {**rows[2], "outputs": []}]
+    table = pa.Table.from_pylist(rows, schema=outcome_rows(1, probability=0.1).schema)
+    assert served(table)["prediction_id"].to_pylist() == ["p2"]
+
+
+def test_rescoring_uses_the_logged_vectors():
+    class Doubling:
+        def predict(self, inputs):
+            assert inputs["categorical"].shape == (3, 1)
+            assert np.isnan(inputs["numeric"][:, 1]).all()
+            return {"probability": inputs["numeric"][:, :1] * 2}
+
+    rows = outcome_rows(3, probability=0.25)
+    assert rescore(rows, Doubling()).tolist() == [0.0, 2.0, 4.0]
+    assert first_outputs(rows).tolist() == [0.25, 0.25, 0.25]
+
+
+def test_a_models_journal_is_told_in_order(tmp_path):
+    registry = Registry(open_store(tmp_path.as_uri()), actor="ada")
+    registry.create_model("m")
+    folder = tmp_path / "files"
+    folder.mkdir()
+    (folder / "weights.txt").write_text("1")
+    registry.create_version("m", path=folder)
+    registry.record_gate("m", 1, "offline", passed=True, details={})
+    registry.as_actor("bob").approve("m", 1, comment="fine")
+    registry.set_alias("m", "champion", 1)
+    told = from_model(registry.history("m"))
+    assert [one.kind for one in told] == ["version", "gate", "approval", "champion"]
+    assert [one.actor for one in told] == ["ada", "ada", "bob", "ada"]
+    early = Happening(datetime(2000, 1, 1, tzinfo=UTC), "alarm", "long before")
+    assert timeline(told, [early])[0] == early
+
+
+def test_a_prediction_that_is_not_in_the_log_is_named(tmp_path):
+    registry = Registry(open_store(tmp_path.as_uri()), actor="ada")
+    with pytest.raises(LookupError, match="'p1' is not in the log of 'm'"):
+        trace_prediction(registry, "m", "p1")
+
+
+def test_the_page_stands_alone_and_escapes_what_it_shows():
+    rows = outcome_rows(84, probability=0.25)
+    page = render(
+        Findings(
+            model="m<script>",
+            start=MONDAY,
+            end=MONDAY + timedelta(days=14),
+            reference=1,
+            summary=["all is <well>"],
+            weeks=weeks(rows, np.full(84, 0.5)),
+            happenings=[Happening(MONDAY + timedelta(days=3), "alarm", "loss & drift")],
+            latencies=[Latency(1, 84, 1.0, 2.0, 3.0)],
+            versions=[],
+            trace=None,
+        )
+    )
+    assert "all is &lt;well&gt;" in page
+    assert "m&lt;script&gt;" in page
+    assert "loss &amp; drift" in page
+    without_library = re.sub(r"<script[^>]*>.*?</script>", "", page, flags=re.DOTALL)
+    assert not re.search(r"""(src|href)=["']?(http|//)""", without_library)
+    assert "<script src" not in page
