@@ -121,6 +121,13 @@ def _accepting(used: Context) -> bool:
         begun = time.perf_counter()
         list(pool.map(_submit_many, [used.store_url] * 2))
         two_s = time.perf_counter() - begun
+    store = open_store(f"{used.store_url}-bare")
+    bare_s = _seconds(
+        lambda: [store.create(f"{kind}/{each}", b"x" * 500) for each in range(ACCEPTED) for kind in "ab"]
+    )
+    print(
+        f"accepting one is {one_s / bare_s:.2f}x two bare writes of the store, {bare_s / ACCEPTED * 1e3:.1f} ms"
+    )
     rate = ACCEPTED / one_s
     print(
         f"accepted durable invocations: {rate:.0f}/s from one process, {2 * ACCEPTED / two_s:.0f}/s from two new ones"

@@ -274,7 +274,12 @@ def _worker(assignment: Assignment) -> Worker:
     function = assignment.function
     if cluster.running():
         return cluster.ClusterRun(function.name, _task(function).remote(assignment))
-    return Child(function.name, partial(_attended, assignment), retries=function.retries)
+    return Child(
+        function.name,
+        partial(_attended, assignment),
+        retries=function.retries,
+        module=function.body.__module__,
+    )
 
 
 @cache

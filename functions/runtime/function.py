@@ -110,7 +110,9 @@ class Function(Generic[P, R]):
         if cluster.running():
             return cluster.ClusterRun(self.name, self._task.remote(arguments, context()))
         job = partial(self.attempt, arguments, context())
-        return LocalRun(self.name, job, retries=self.retries, timeout_s=self.timeout_s)
+        return LocalRun(
+            self.name, job, retries=self.retries, timeout_s=self.timeout_s, module=self.body.__module__
+        )
 
     def submit(self, *args: Any, key: str | None = None, **kwargs: Any) -> Invocation[R]:
         """Record an invocation in the store; it will run, be retried and resumed until it has ended.

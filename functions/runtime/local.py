@@ -16,8 +16,11 @@ from functions.runtime.work import Outcome, persist
 class LocalRun:
     """A job in a thread of its own; with `timeout_s` each attempt is a child process that is killed at it."""
 
-    def __init__(self, name: str, job: Job, *, retries: Retries, timeout_s: float | None) -> None:
+    def __init__(
+        self, name: str, job: Job, *, retries: Retries, timeout_s: float | None, module: str = ""
+    ) -> None:
         self._name = name
+        self._module = module
         self._job = job
         self._retries = retries
         self._timeout_s = timeout_s
@@ -66,7 +69,7 @@ class LocalRun:
         if self._timeout_s is None:
             return self._job()
         try:
-            self._child = Child(self._name, self._job, retries=self._retries)
+            self._child = Child(self._name, self._job, retries=self._retries, module=self._module)
         except Exception as error:  # noqa: BLE001  # arguments that cannot travel, a nursery that cannot start
             return Outcome.failed(error, retries=ONCE)
         return self._child.outcome(self._timeout_s)

@@ -8,6 +8,7 @@ when its parent does, and so does each child.
 from __future__ import annotations
 
 import atexit
+import importlib
 import os
 import secrets
 import signal
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
@@ -26,17 +28,28 @@ from functions.runtime.errors import TimedOut, WorkerLost
 from functions.runtime.reference import pack, unpack
 from functions.runtime.work import Outcome
 
+START_PATIENCE_S = 60.0
 Job = Callable[[], Outcome]
+WARM = "functions."  # modules that are known to start no thread when imported, and so may be imported before a fork
 
 
 class Child:
-    """A job in a child process that leads a process group of its own."""
+    """A job in a child process that leads a process group of its own.
 
-    def __init__(self, name: str, job: Job, *, retries: Retries) -> None:
+    name: for messages; module: where the function is declared; if it is the platform's, it is imported once
+    for all children.
+    """
+
+    def __init__(self, name: str, job: Job, *, retries: Retries, module: str = "") -> None:
         self._name = name
         self._retries = retries
         surroundings = {"path": sys.path, "directory": str(Path.cwd()), "environment": dict(os.environ)}
         self._connection = _nursery().connect()
+        self._connection.send(module if module.startswith(WARM) else "")
+        if not self._connection.poll(START_PATIENCE_S):
+            raise WorkerLost(
+                f"{name}: no process started within {START_PATIENCE_S} s; is the machine out of memory?"
+            )
         self._pid = int(self._connection.recv())
         self._connection.send(surroundings)
         self._connection.send_bytes(pack(job))
@@ -140,9 +153,18 @@ def serve() -> None:
         _end_with_parent(lambda: os.read(0, 1))
         while True:
             connection = listener.accept()
-            if os.fork() == 0:
-                _live(connection)
-            connection.close()
+            with connection:
+                _warm(connection)
+                if os.fork() == 0:
+                    _live(connection)
+
+
+def _warm(connection: Connection) -> None:
+    """Import what the job will need, once for all children to come."""
+    with suppress(EOFError, ConnectionError, ImportError):  # the child will meet it, and tell
+        module = connection.recv() if connection.poll(START_PATIENCE_S) else ""
+        if module:
+            importlib.import_module(module)
 
 
 def _live(connection: Connection) -> None:

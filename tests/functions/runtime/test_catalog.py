@@ -1,0 +1,35 @@
+import json
+
+import pytest
+
+from functions import function
+from functions.runtime import catalog
+from functions.runtime.errors import UnknownFunction
+
+
+def test_every_function_of_the_platform_can_be_called_by_json() -> None:
+    found = [each for each in catalog.discover() if each.reference.startswith("functions.")]
+    assert {"build_training_set", "train_tabular", "retrain"} <= {each.name for each in found}
+    for each in found:
+        assert json.dumps(each.input_schema)
+        assert json.dumps(each.output_schema)
+        assert each.doc, f"{each.name} says nothing of itself"
+        assert catalog.get(each.reference) is each
+
+
+def test_a_name_that_two_modules_declare_is_refused_by_name_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "_declared", {})
+
+    def make(module: str) -> None:
+        def twin(a: int) -> int:
+            return a
+
+        twin.__module__, twin.__qualname__ = module, "twin"
+        function(twin)
+
+    make("one")
+    assert catalog.get("twin").reference == "one:twin"
+    make("two")
+    with pytest.raises(UnknownFunction, match="one:twin, two:twin"):
+        catalog.get("twin")
+    assert catalog.get("two:twin").reference == "two:twin"
