@@ -120,10 +120,9 @@ def wait_for(target: Target, child: subprocess.Popen[bytes], log: Path, *, withi
     deadline = time.monotonic() + within_s
     request = urllib.request.Request(target.url, data=target.body, headers=target.headers)  # noqa: S310 - loopback
     while time.monotonic() < deadline and child.poll() is None:
-        with contextlib.suppress(OSError):
-            with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310 - loopback
-                answer.read()
-                return
+        with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310 - loopback
+            answer.read()
+            return
         time.sleep(0.2)
     raise RuntimeError(f"{target.name} does not answer:\n{log.read_text(errors='replace')[-3000:]}")
 
@@ -236,7 +235,8 @@ def run(arguments: argparse.Namespace, folder: Path) -> None:
         wait_for(targets[1], our_process, logs[2])
         for target in targets:
             measure(target, 16, 2, folder)  # warm
-            target.rates.clear(), target.p50.clear(), target.p99.clear()
+            for kept in (target.rates, target.p50, target.p99):
+                kept.clear()
         for _ in range(arguments.rounds):
             for count in arguments.connections:
                 for target in targets:

@@ -40,7 +40,7 @@ class LogWriter:
         limit_bytes: int = 1 << 30,
         segment_bytes: int = 8 << 20,
         fsync: bool = False,
-        poll_s: float = 0.05,
+        poll_s: float = 0.1,
         tidy_every_s: float = 5.0,
     ) -> None:
         self._wal = WriteAheadLog(
@@ -51,6 +51,7 @@ class LogWriter:
         self._next_tidy = self._deadline = time.monotonic() + tidy_every_s
         self._stop = threading.Event()
         self._position = 0
+        self._unsent: Chunk | None = None
         client = Redis.from_url(redis_url, socket_timeout=5, socket_connect_timeout=2)
         self._stream = Stream(client, kind)
         self._thread = threading.Thread(target=self._run, name=f"ship-{kind}", daemon=True)
@@ -100,11 +101,17 @@ class LogWriter:
         return self._position < self._wal.last and time.monotonic() < self._deadline
 
     def _ship(self) -> None:
-        """Ship everything that is written; ends early when the stream is full."""
-        while (chunk := self._wal.read_after(self._position)) is not None:
-            self._position, full = _send(self._stream, self.writer, chunk, self._position)
-            if full:
+        """Ship everything that is written; ends early when the stream is full, keeping the chunk it read."""
+        while True:
+            if self._unsent is None:
+                self._unsent = self._wal.read_after(self._position)
+            if self._unsent is None:
                 return
+            self._position, full = _send(self._stream, self.writer, self._unsent, self._position)
+            if full:
+                self._stop.wait(0.2)
+                return
+            self._unsent = None
 
     def _tidy(self) -> None:
         """Now and then: drop files that are drained, take over those of dead writers."""

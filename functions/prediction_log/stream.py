@@ -50,7 +50,7 @@ class Stream:
         there (its file holds the rest).
     """
 
-    def __init__(self, client: Redis, kind: str, *, max_entries: int = 512) -> None:
+    def __init__(self, client: Redis, kind: str, *, max_entries: int = 4_096) -> None:
         self.kind = kind
         self._client = client
         self._max_entries = max_entries

@@ -13,6 +13,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -26,6 +27,7 @@ FAST = {
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "ray_apps.predictor.middleware.middlewares",
     "RAY_worker_niceness": "0",  # Ray's default of 15 lets any other program starve the replicas
 }
 """Serve's settings for speed; they count only in processes that start with them."""
@@ -41,9 +43,12 @@ def main() -> None:
     parser.add_argument("--no-log", action="store_true", help="log no predictions")
     arguments = parser.parse_args()
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    with _haproxy_folder() as folder, _cluster(arguments.num_cpus, folder):
+    with _haproxy_folder(), _cluster(arguments.num_cpus):
+        for number in (
+            signal.SIGINT,
+            signal.SIGTERM,
+        ):  # Ray has put handlers of its own there, which end at once
+            signal.signal(number, lambda *_: stop.set())
         _deploy(arguments)
         sys.stdout.write("ready\n")
         sys.stdout.flush()
@@ -51,7 +56,7 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def _haproxy_folder() -> Iterator[Path]:
+def _haproxy_folder() -> Iterator[None]:
     """A folder for HAProxy's files; ends the HAProxy that was started with them."""
     folder = Path(tempfile.mkdtemp(prefix="toque-haproxy-"))
     os.environ.update(
@@ -62,13 +67,23 @@ def _haproxy_folder() -> Iterator[Path]:
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
             "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
         }
     )
     try:
-        yield folder
+        yield
     finally:
         _end_haproxy(folder)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def _end_haproxy(folder: Path) -> None:
@@ -81,7 +96,7 @@ def _end_haproxy(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _cluster(num_cpus: int, folder: Path) -> Iterator[None]:
+def _cluster(num_cpus: int) -> Iterator[None]:
     """A Ray of this process's own."""
     import ray  # late: Serve's settings must be in the environment first
     from ray import serve
@@ -98,7 +113,7 @@ def _cluster(num_cpus: int, folder: Path) -> Iterator[None]:
         yield
     finally:
         serve.shutdown()
-        ray.shutdown()
+        ray.shutdown()  # type: ignore[no-untyped-call]
 
 
 def _deploy(arguments: argparse.Namespace) -> None:

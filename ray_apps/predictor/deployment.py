@@ -11,6 +11,7 @@ from typing import Any
 import ray
 import torch
 from ray import serve
+from ray.serve.schema import LoggingConfig
 
 from featurestore import FeatureStore
 from functions.prediction_log import LogWriter
@@ -86,7 +87,8 @@ class PredictorReplica:
     """One replica of a model's predictor."""
 
     def __init__(self, model: str, options: dict[str, Any]) -> None:
-        torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
+        resources: dict[str, float] = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
+        torch.set_num_threads(max(1, int(resources.get("CPU", 1))))
         sys.setswitchinterval(0.001)  # background threads hold the answering one up for this long at most
         self._options = PredictorOptions.model_validate(options)
         self._parts = _Parts(model, self._options)
@@ -103,7 +105,7 @@ def application(model: str, options: PredictorOptions | None = None) -> serve.Ap
     options: by default those of this process's environment.
     """
     options = options if options is not None else PredictorOptions.from_environment(os.environ)
-    deployment = serve.deployment(
+    deployment: Any = serve.deployment(  # Serve's overloads take a class with options for a decorator
         PredictorReplica,
         name=f"predict-{model}",
         num_replicas=options.num_replicas,
@@ -112,8 +114,10 @@ def application(model: str, options: PredictorOptions | None = None) -> serve.Ap
         ray_actor_options={"num_cpus": options.num_cpus},
         health_check_period_s=5,
         graceful_shutdown_timeout_s=10,
+        logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
     )
-    return deployment.bind(model, options.model_dump(mode="json"))
+    bound: serve.Application = deployment.bind(model, options.model_dump(mode="json"))
+    return bound
 
 
 def deploy_model(model: str, options: PredictorOptions | None = None) -> None:

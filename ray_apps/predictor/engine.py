@@ -226,7 +226,7 @@ class Engine:
         """Run a step; a fault nobody foresaw is told and must not end the thread that follows the policy."""
         try:
             step()
-        except Exception:
+        except Exception:  # noqa: BLE001 - the thread must outlive it, and it is logged whole
             _log.exception("%s: following the policy failed, trying again", self.model)
 
     def find(self, number: int) -> LoadedVersion | None:

@@ -56,7 +56,7 @@ class HttpDoor:
             status, headers, body = await self._answer(scope, receive)
         except PredictorError as refusal:
             status, headers, body = _refusal(refusal)
-        except Exception:
+        except Exception:  # noqa: BLE001 - the caller gets a 500 with its incident, the log the rest
             incident = uuid.uuid4().hex
             _log.exception("%s %s failed, incident %s", scope["method"], scope["path"], incident)
             status, headers, body = (

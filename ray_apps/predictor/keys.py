@@ -17,7 +17,16 @@ from ray_apps.predictor.errors import BadRequest, NotReady
 from ray_apps.predictor.loaded import LoadedVersion
 from registry.signature import TensorSpec
 
-__all__ = ["Assembled", "FeatureSource", "KeyedRows", "OnlineColumns", "assemble", "look_up", "parse_keys"]
+__all__ = [
+    "Assembled",
+    "FeatureSource",
+    "KeyedRows",
+    "OnlineColumns",
+    "ServiceWatch",
+    "assemble",
+    "look_up",
+    "parse_keys",
+]
 
 MAX_ROWS = 4_096
 Value = str | float | int | bool | None
@@ -114,32 +123,33 @@ def _moment(value: Any, *, replay: bool) -> datetime | None:
     return at
 
 
-class ServiceCache:
-    """Feature service definitions by name, read again every half minute."""
+class ServiceWatch:
+    """Sees to it that changed definitions of feature services are noticed, every half minute."""
 
     def __init__(self, source: FeatureSource) -> None:
         self._source = source
-        self._held: dict[str, tuple[float, Any]] = {}
+        self._seen: dict[str, float] = {}
 
-    async def get(self, name: str) -> Any:
-        """The definition of a service; a held one is good enough while the store does not answer."""
-        held = self._held.get(name)
-        if held is not None and time.monotonic() - held[0] < _SERVICE_HELD_S:
-            return held[1]
-        loop = asyncio.get_running_loop()
+    async def see(self, name: str) -> None:
+        """Read a service's definition again if that is due; an old one will do while the store is away.
+
+        Raises: NotReady if it was never read and cannot be.
+        """
+        seen = self._seen.get(name)
+        if seen is not None and time.monotonic() - seen < _SERVICE_HELD_S:
+            return
+        self._seen[name] = time.monotonic()  # one caller goes, the others do not wait
         try:
-            service = await loop.run_in_executor(None, self._source.get_feature_service, name)
+            await asyncio.get_running_loop().run_in_executor(None, self._source.get_feature_service, name)
         except Exception as error:
-            if held is None:
+            if seen is None:
+                del self._seen[name]
                 raise NotReady(f"feature service {name!r} cannot be read: {error}") from error
-            service = held[1]
-        self._held[name] = (time.monotonic(), service)
-        return service
 
 
 async def look_up(
     source: FeatureSource,
-    services: ServiceCache,
+    services: ServiceWatch,
     version: LoadedVersion,
     rows: KeyedRows,
     now: datetime | None,
@@ -151,10 +161,10 @@ async def look_up(
     """
     if version.service is None:
         raise BadRequest(f"parameters.entities: {version} has no feature service; send tensors")
-    service = await services.get(version.service)
+    await services.see(version.service)
     columns = [name for spec in version.signature.inputs for name in spec.columns or ()]
     try:
-        found = await source.get_online_features_async(service, rows.merged(), now)
+        found = await source.get_online_features_async(version.service, rows.merged(), now)
         values = found.columns()
     except InvalidRows as error:
         raise BadRequest(f"parameters.entities: {error}") from error
@@ -174,7 +184,7 @@ def assemble(
     table: dict[str, list[Any]] = {
         name: list(values[name]) if name in values else [None] * count for name in columns
     }
-    for i, row in enumerate(rows.request or ()):
+    for i, row in enumerate(rows.merged()):  # an entity key may be a feature too: the carrier, the route
         for name, value in row.items():
             if name in table:
                 table[name][i] = value

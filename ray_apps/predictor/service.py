@@ -14,7 +14,7 @@ from functions.prediction_log import micros
 from ray_apps.predictor.datatypes import Array
 from ray_apps.predictor.engine import Engine
 from ray_apps.predictor.errors import BadRequest, NotFound, NotReady
-from ray_apps.predictor.keys import Assembled, FeatureSource, KeyedRows, ServiceCache, look_up, parse_keys
+from ray_apps.predictor.keys import Assembled, FeatureSource, KeyedRows, ServiceWatch, look_up, parse_keys
 from ray_apps.predictor.loaded import LoadedVersion
 from ray_apps.predictor.protocol import InferRequest, InferResponse
 from ray_apps.predictor.recording import Recorder
@@ -43,7 +43,7 @@ class Predictor:
         self.engine, self.recorder = engine, recorder
         self.shadows = Shadows(recorder, self._look_up, limit=shadow_limit)
         self._features = features
-        self._services = ServiceCache(features) if features is not None else None
+        self._services = ServiceWatch(features) if features is not None else None
         self._clock, self._replay = clock, replay
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="predict")
 

@@ -257,9 +257,9 @@ def test_the_function_drains_the_platform_it_runs_in(tmp_path: Path, redis_serve
 
 
 def test_the_function_says_what_it_lacks_without_redis(tmp_path: Path, store: ObjectStore):
-    with use_context(Context(store=store, store_url=store.url)):
-        with pytest.raises(PredictionLogError, match="TOQUE_REDIS_URL"):
-            drain_predictions()
+    without = use_context(Context(store=store, store_url=store.url))
+    with without, pytest.raises(PredictionLogError, match="TOQUE_REDIS_URL"):
+        drain_predictions()
 
 
 def test_a_damaged_entry_is_an_error_and_not_a_loss(store: ObjectStore, redis_server: Any):

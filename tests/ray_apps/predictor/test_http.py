@@ -216,7 +216,7 @@ async def test_a_full_log_does_not_stop_answers_and_is_counted(kitchen: Kitchen)
 
     class Full:
         def append(self, payload: bytes) -> int:
-            raise LogFullError("the bound is 1000")
+            raise LogFullError(f"{len(payload)} bytes are beyond the bound")
 
     kitchen.predictor.recorder = Recorder("late", Full())
     assert (await kitchen.infer()).status_code == 200
