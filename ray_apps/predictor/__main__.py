@@ -112,8 +112,8 @@ def _cluster(num_cpus: int) -> Iterator[None]:
     try:
         yield
     finally:
-        serve.shutdown()
-        ray.shutdown()  # type: ignore[no-untyped-call]
+        serve.shutdown()  # type: ignore[no-untyped-call]
+        ray.shutdown()
 
 
 def _deploy(arguments: argparse.Namespace) -> None:

@@ -403,7 +403,10 @@ def test_kill_9_of_writers_redis_and_drain_keeps_every_acknowledged_prediction_o
     writers = [Child(WRITER, wal_root, redis_server.url, f"w{i}", 12_000) for i in range(3)]
     for round_number in range(4):
         drainer = Child(DRAINER, store_url, redis_server.url, wal_root)
-        time.sleep(rng.uniform(1.5, 2.5))
+        alive = writers[1:] if round_number > 1 else writers
+        goals = [len(writer.lines) + rng.randrange(800, 1_200) for writer in alive]
+        for writer, goal in zip(alive, goals, strict=True):
+            until(lambda writer=writer, goal=goal: len(writer.lines) >= min(goal, 12_000), within_s=90)
         drainer.kill()
         redis_server.kill()
         if round_number == 1:
@@ -416,7 +419,7 @@ def test_kill_9_of_writers_redis_and_drain_keeps_every_acknowledged_prediction_o
         drain(open_store(store_url), redis_server.url, wal_root=wal_root)
     counts = Counter(all_rows(open_store(store_url))["prediction_id"].to_pylist())
     acknowledged = {name for writer in writers for name in writer.lines}
-    assert len(acknowledged) > 12_000
+    assert len(acknowledged) > 12_000 + 2 * 1_600
     assert [name for name, count in counts.items() if count != 1] == []
     assert acknowledged - counts.keys() == set()
     assert len(counts.keys() - acknowledged) <= 2  # written, killed before the acknowledgement
