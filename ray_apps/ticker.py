@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ray.serve import Application
 
 INTERVAL_S = 0.25
-DRAIN_EVERY_S = 2.0
+DRAIN_EVERY_S = 10.0  # each drain is a commit: more often makes the tables slow to read
 QUIET_S = 30.0  # the same complaint is logged this often
 _logger = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ class TickerReplica:
     def _due_rounds(self) -> dict[str, Round]:
         from functions.runtime import events, schedule  # late: as above
         from functions.runtime.invocation import run_pending
-        from ray_apps.duties import discover_gently
+        from ray_apps.discovery import discover_gently
 
         discover_gently(self._context.project)
         return {

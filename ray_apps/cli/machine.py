@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from ray_apps.cli.command import UsageError, add
 from ray_apps.cli.show import out, say, table, value
 from ray_apps.local import Running, Settings, down, status, up
-from ray_apps.local.settings import Ports
 
 if TYPE_CHECKING:
     from ray_apps.cli.command import Commands
@@ -44,7 +43,6 @@ def register(commands: Commands) -> None:
 
 def settings_of(given: argparse.Namespace) -> Settings:
     """Settings from the environment and the command line. Raises: pydantic.ValidationError."""
-    ports = Ports() if given.port is None else Ports(http=given.port)
     return Settings.of(
         os.environ,
         home=Path(given.home),
@@ -53,8 +51,8 @@ def settings_of(given: argparse.Namespace) -> Settings:
         store_url=given.store,
         redis_url=given.redis,
         num_cpus=given.cpus,
-        ports=ports,
-        fixed_ports=given.fixed_ports,
+        ports=None if given.port is None else {"http": given.port},
+        fixed_ports=given.fixed_ports or None,
     )
 
 

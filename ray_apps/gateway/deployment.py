@@ -51,7 +51,7 @@ def build() -> FastAPI:
         return LogWriter(default_wal_root(context.store_url), "labels", context.redis_url)
 
     def discover() -> None:
-        from ray_apps.duties import discover_gently  # late: the import that takes seconds
+        from ray_apps.discovery import discover_gently  # late: the import that takes seconds
 
         discover_gently(context.project)
 

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from ray_apps.local import deploying, jobs, processes, ray_head, redis_server
@@ -63,9 +63,7 @@ def down(home: Path, *, report: Report = lambda _: None) -> int:
     Raises: LocalError naming processes that would not end.
     """
     home = home.expanduser().resolve()
-    if not home.exists():
-        return 0
-    with _alone(home):
+    with _alone(home) if home.exists() else nullcontext():  # its processes may outlive a deleted folder
         _disconnect()
         return _end(home, report=report)
 

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 HOME = ".toque"
+CLUSTER_FILE = Path(__file__).resolve().parents[2] / "clusters" / "local.yaml"
 MEBIBYTE = 1024 * 1024
 
 
@@ -64,8 +66,10 @@ class Settings(BaseModel):
 
     @classmethod
     def of(cls, environment: Mapping[str, str], **chosen: Any) -> Self:
-        """Settings from `TOQUE_*` variables; what is `chosen` and not None goes first.
+        """Settings from `metadata.toque` of the cluster file and `TOQUE_*` variables.
 
+        chosen: goes before the environment, and that before the file; None counts as not given. ports: those
+        that differ, by purpose. The file is `TOQUE_CLUSTER`, by default `clusters/local.yaml` beside our packages.
         Raises: pydantic.ValidationError, naming the field.
         """
         names = {
@@ -75,10 +79,13 @@ class Settings(BaseModel):
             "project": "TOQUE_PROJECT",
             "clock": "TOQUE_CLOCK",
         }
-        given: dict[str, Any] = {
+        from_file = _cluster_settings(Path(environment.get("TOQUE_CLUSTER") or CLUSTER_FILE))
+        from_environment = {
             field: environment[name] for field, name in names.items() if environment.get(name)
         }
-        return cls(**(given | {field: value for field, value in chosen.items() if value is not None}))
+        wanted = {field: value for field, value in chosen.items() if value is not None}
+        ports = from_file.get("ports", {}) | wanted.pop("ports", {})
+        return cls(**(from_file | from_environment | wanted | {"ports": ports}))
 
     @property
     def redis_folder(self) -> Path:
@@ -98,3 +105,11 @@ class Settings(BaseModel):
     def ray_login(self) -> dict[str, str]:
         """What Ray's processes and clients need in their environment to trust each other."""
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.ray_token_file)}
+
+
+def _cluster_settings(file: Path) -> dict[str, Any]:
+    """What a cluster file says to `toque up`; nothing if it is not there."""
+    if not file.exists():
+        return {}
+    content: dict[str, Any] = (yaml.safe_load(file.read_text()).get("metadata") or {}).get("toque") or {}
+    return content

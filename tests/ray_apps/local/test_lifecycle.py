@@ -107,6 +107,9 @@ def test_up_call_kill_and_down_leave_nothing(place: Path, home: Path) -> None:
     assert call(running, "/functions/kitchen_add", {"a": 2}, **{"Idempotency-Key": "k"}) == 3
     assert {each["name"] for each in call(running, "/schedules")} == set()
     assert any("haproxy" in each for each in left(home, running))
+    again = toque(place, "up")
+    assert "already up" in again.communicate(timeout=60)[0]
+    assert again.returncode == 0
     assert status(home).healthy
 
     kill(home, running, "redis-server 127")
@@ -131,16 +134,20 @@ def test_a_platform_whose_head_was_killed_starts_anew_with_its_memory(place: Pat
     assert left(home, first) == left(home, second) == []
 
 
-@pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGKILL])
-def test_up_that_is_interrupted_leaves_nothing_behind(place: Path, home: Path, blow: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("blow", "part"), [(signal.SIGINT, "ray"), (signal.SIGKILL, "ray"), (signal.SIGINT, "jobs")]
+)
+def test_up_that_is_interrupted_leaves_nothing_behind(
+    place: Path, home: Path, blow: signal.Signals, part: str
+) -> None:
     starting = toque(place, "up", "--port", str(free_port()))
-    until(lambda: (running := find(home)) is not None and "ray" in running.sessions)
+    until(lambda: (running := find(home)) is not None and part in running.sessions)
     running = find(home)
     assert running is not None
     starting.send_signal(blow)
-    starting.communicate(timeout=120)
+    out, _ = starting.communicate(timeout=120)
     if blow is signal.SIGINT:
-        assert starting.returncode == 130
+        assert starting.returncode == 130, out
         assert find(home) is None
     else:
         assert down(home) > 0

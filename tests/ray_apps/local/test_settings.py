@@ -7,7 +7,7 @@ from ray_apps.local import ray_head
 from ray_apps.local.lifecycle import run_folder
 from ray_apps.local.ports import Ports
 from ray_apps.local.running import Running, boot_id, find, forget
-from ray_apps.local.settings import Settings
+from ray_apps.local.settings import CLUSTER_FILE, Settings
 
 
 def made(home: Path) -> Running:
@@ -28,6 +28,26 @@ def test_what_is_chosen_goes_before_the_environment_and_that_before_defaults(tmp
     settings = Settings.of(environment, project="two", clock=None)
     assert (settings.project, settings.clock, settings.home) == ("two", "replay", tmp_path.resolve())
     assert settings.store_url == f"file://{tmp_path.resolve()}/store"
+
+
+def test_the_cluster_file_speaks_first_and_is_overruled(tmp_path: Path) -> None:
+    file = tmp_path / "cluster.yaml"
+    told = "{clock: replay, start_timeout_s: 5, ports: {http: 8123, jobs: 8124}}"
+    file.write_text(f"cluster_name: c\nmetadata: {{toque: {told}}}\n")
+    settings = Settings.of({"TOQUE_CLUSTER": str(file), "TOQUE_CLOCK": "system"}, ports={"jobs": 9000})
+    assert (settings.clock, settings.start_timeout_s) == ("system", 5)
+    assert (settings.ports.http, settings.ports.jobs, settings.ports.redis) == (8123, 9000, Ports().redis)
+
+
+def test_the_cluster_file_of_the_repository_is_understood() -> None:
+    assert CLUSTER_FILE.exists()
+    assert Settings.of({}).ports == Ports()
+
+
+def test_a_word_that_the_cluster_file_should_not_have_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "cluster.yaml").write_text("metadata: {toque: {colour: red}}\n")
+    with pytest.raises(ValidationError, match="colour"):
+        Settings.of({"TOQUE_CLUSTER": str(tmp_path / "cluster.yaml")})
 
 
 def test_a_clock_that_is_none_is_refused() -> None:
