@@ -26,7 +26,8 @@ from examples.flights.replay import Replay, Season, Tally
 from functions.evaluation import GateResult, evaluate_gate
 from functions.features import build_training_set
 from functions.reporting import Report, model_report
-from functions.retraining import Inspected
+from functions.retraining import Inspected, retrains
+from functions.rollout import rollout_status
 from functions.runtime import schedule
 from functions.runtime.clock import Clock, ReplayClock
 from functions.runtime.context import Context, context_of
@@ -107,14 +108,14 @@ class Demo:
         with self._step("Recipe") as say:
             self._recipe(entities, say)
         with self._step("Counter and inspector") as say:
-            tally, inspections = await self._season(running, say)
+            tally = await self._season(running, say)
         with self._step("Report") as say:
             report = model_report(MODEL, MAY, self._until)
             path = self._settings.home / "reports" / "demo.html"
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(self._context.store.get(report.key))
             say(str(path))
-        self._summary(running, report, tally, inspections)
+        self._summary(running, report, tally)
         return 0
 
     def _prepare(self) -> list[Prepared]:
@@ -175,12 +176,11 @@ class Demo:
             feature_service=flight_delay.name,
         )
 
-    async def _season(self, running: Running, say: Say) -> tuple[Tally, list[Inspected]]:
+    async def _season(self, running: Running, say: Say) -> Tally:
         season = Season.of(self._context.store, self._context.features(), MAY, self._until, self._requests)
         replay = Replay(
             season, self._context.features(), self._clock, running.url, running.token(), secrets.token_hex(3)
         )
-        inspections: list[Inspected] = []
         days = (self._until - MAY) / timedelta(days=1)
         columns = (TextColumn("  {task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
 
@@ -190,7 +190,6 @@ class Demo:
             found = await asyncio.to_thread(_inspected, self._context, now, seen)
             if found is None:
                 return
-            inspections.append(found)
             for line in _news(found):
                 progress.console.print(f"  [dim]{now:%d %b}[/dim] {line}")
 
@@ -204,15 +203,18 @@ class Demo:
         )
         for why, count in tally.failed.items():
             say(f"{count} x {why}")
-        return tally, inspections
+        return tally
 
-    def _summary(self, running: Running, report: Report, tally: Tally, inspections: list[Inspected]) -> None:
+    def _summary(self, running: Running, report: Report, tally: Tally) -> None:
         grid = Grid(title="Flight delay, May to July", show_header=False)
         for line in report.summary:
             grid.add_row("", line)
-        retrains = [one for found in inspections for one in found.retraining if one.action == "retrain"]
-        grid.add_row("versions served", ", ".join(map(str, sorted(set(tally.answered.values())))))
-        grid.add_row("retrains", "; ".join(one.text for one in retrains) or "none was called for")
+        ended = retrains(MODEL).refresh().finished
+        grid.add_row("retrains", "; ".join(one.text for one in ended) or "none was called for")
+        for outcome in rollout_status(MODEL).outcomes:
+            grid.add_row(
+                "rollout", f"version {outcome.challenger}: {outcome.stage} by {outcome.rule} {outcome.note}"
+            )
         grid.add_row("report", str(self._settings.home / "reports" / "demo.html"))
         grid.add_row(
             "still running", f"{running.url} (docs at {running.url}/docs), Ray jobs at {running.jobs_url}"
@@ -271,6 +273,10 @@ def _told(gate: GateResult) -> str:
 def _news(found: Inspected) -> list[str]:
     news = [f"alarm: {alarm.text}" for watched in found.watched for alarm in watched.alarms]
     news += [f"retrain: {one.text}" for one in found.retraining if one.action == "retrain"]
+    if found.rollout.action != "hold":
+        news.append(
+            f"rollout of version {found.rollout.challenger}: {found.rollout.action}, {found.rollout.text}"
+        )
     return news
 
 
