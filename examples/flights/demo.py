@@ -209,6 +209,7 @@ class Demo:
         grid = Grid(title="Flight delay, May to July", show_header=False)
         for line in report.summary:
             grid.add_row("", line)
+        grid.add_row("versions served", ", ".join(map(str, sorted(set(tally.answered.values())))))
         ended = retrains(MODEL).refresh().finished
         grid.add_row("retrains", "; ".join(one.text for one in ended) or "none was called for")
         for outcome in rollout_status(MODEL).outcomes:
