@@ -27,7 +27,7 @@ class ClusterRun:
     def outcome(self, timeout_s: float | None = None) -> Outcome:
         """How it ended; that may be Cancelled or WorkerLost. Raises: TimeoutError if it has not."""
         try:
-            outcome: Outcome = ray.get(self.ref, timeout=timeout_s)
+            return Outcome.of(ray.get(self.ref, timeout=timeout_s))
         except GetTimeoutError as error:
             raise TimeoutError(
                 f"{self._name} has not ended after {timeout_s} s of waiting; it goes on"
@@ -37,7 +37,6 @@ class ClusterRun:
         except RayError as error:
             lost = WorkerLost(f"{self._name}: its worker died, was preempted, or could not start it: {error}")
             return Outcome.failed(lost, retries=ONCE)
-        return outcome
 
     def done(self) -> bool:
         """See `Future.done`."""
@@ -73,7 +72,7 @@ def options(resources: Resources, retries: Retries, timeout_s: float | None) -> 
     return asked | ({"memory": resources.memory_bytes} if resources.memory_bytes else {})
 
 
-def task(name: str, run: Callable[..., Outcome], asked: Mapping[str, Any]) -> Any:
+def task(name: str, run: Callable[..., Any], asked: Mapping[str, Any]) -> Any:
     """A Ray remote function that shows under the function's name."""
     run.__name__ = run.__qualname__ = name
     return ray.remote(**asked)(run)
@@ -85,6 +84,6 @@ def outcomes(runs: Sequence[object]) -> list[Outcome] | None:
     if len(refs) < len(runs):
         return None
     try:
-        return list(ray.get(refs))
+        return [Outcome.of(each) for each in ray.get(refs)]
     except RayError:
         return None

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import getpass
 import os
+import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,14 @@ class Context:
 
         return FeatureStore(self.store, redis_url=self.redis_url, clock=self.clock)
 
+    @cached_property
+    def _packed(self) -> bytes:
+        return pickle.dumps(self)
+
+    def packed(self) -> bytes:
+        """Bytes of it for another process of ours; packed once however many runs it travels with."""
+        return self._packed
+
     def __getstate__(self) -> dict[str, object]:
         return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
 
@@ -74,6 +83,13 @@ _used: ContextVar[Context | None] = ContextVar("toque_context", default=None)
 def context() -> Context:
     """The context of this run: the one in use, else the process's own, read once from the environment."""
     return _used.get() or _of_process()
+
+
+@lru_cache(maxsize=8)
+def unpacked(data: bytes) -> Context:
+    """The context that another process of ours packed; the same one each time, so that it stays warm."""
+    found: Context = pickle.loads(data)  # noqa: S301  # our own process's bytes, never a store's
+    return found
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from functools import cached_property, partial
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from functions.runtime import catalog, cluster
-from functions.runtime.context import Context, context
+from functions.runtime.context import Context, context, unpacked
 from functions.runtime.deadline import bounded
 from functions.runtime.declaration import ONCE, Cron, OnEvent, Resources, Retries
 from functions.runtime.digest import digest_of
@@ -47,6 +47,7 @@ class Function(Generic[P, R]):
         body: Callable[..., Any],
         *,
         signature: Signature,
+        named: str | None = None,
         resources: Resources = Resources(),  # noqa: B008  # frozen
         timeout_s: float | None = None,
         retries: Retries = ONCE,
@@ -59,7 +60,7 @@ class Function(Generic[P, R]):
         self.body = body
         self.name = body.__name__
         self.doc = inspect.getdoc(body) or ""
-        self.reference = reference(body)
+        self.reference = named or reference(body)
         self.signature = signature
         self.resources = resources
         self.timeout_s = timeout_s
@@ -108,7 +109,7 @@ class Function(Generic[P, R]):
     def start(self, arguments: dict[str, Any]) -> Future[R]:
         """Start a run on validated arguments."""
         if cluster.running():
-            return cluster.ClusterRun(self.name, self._task.remote(arguments, context()))
+            return cluster.ClusterRun(self.name, self._task.remote(arguments, context().packed()))
         job = partial(self.attempt, arguments, context())
         return LocalRun(
             self.name, job, retries=self.retries, timeout_s=self.timeout_s, module=self.body.__module__
@@ -163,10 +164,11 @@ class Function(Generic[P, R]):
             self.name, self._on_worker(), cluster.options(self.resources, self.retries, self.timeout_s)
         )
 
-    def _on_worker(self) -> Callable[[dict[str, Any], Context], Outcome]:
-        def run(arguments: dict[str, Any], used: Context) -> Outcome:
+    def _on_worker(self) -> Callable[[dict[str, Any], bytes], Outcome | tuple[Any, int]]:
+        def run(arguments: dict[str, Any], used: bytes) -> Outcome | tuple[Any, int]:
             within = bounded(self.name, self.body, self.timeout_s)
-            return persist(partial(self.attempt, arguments, used, body=within), retries=self.retries)
+            once = partial(self.attempt, arguments, unpacked(used), body=within)
+            return persist(once, retries=self.retries).light()
 
         return run
 
@@ -180,7 +182,8 @@ class Function(Generic[P, R]):
 
     def _declared(self) -> dict[str, Any]:
         names = ("resources", "timeout_s", "retries", "max_concurrency", "cache", "schedule", "on")
-        return {name: getattr(self, name) for name in names} | {"signature": self.signature}
+        own = {"signature": self.signature, "named": self.reference}
+        return {name: getattr(self, name) for name in names} | own
 
     def __repr__(self) -> str:
         return f"<function {self.reference}>"

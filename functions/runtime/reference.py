@@ -15,8 +15,15 @@ from functions.runtime.errors import UnknownFunction
 
 
 def reference(target: Callable[..., Any]) -> str:
-    """The name of `target` across processes, as in "functions.features:materialize"."""
-    return f"{target.__module__}:{target.__qualname__}"
+    """The name of `target` across processes, as in "functions.features:materialize".
+
+    What is run as `python -m kitchen` is `__main__` here, but "kitchen" to everyone else.
+    """
+    module = target.__module__
+    if module == "__main__":
+        spec = getattr(sys.modules["__main__"], "__spec__", None)
+        module = spec.name if spec else module
+    return f"{module}:{target.__qualname__}"
 
 
 def resolve(name: str) -> Any:
