@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from functions.runtime import catalog
 from functions.runtime.context import Context, use_context
+from functions.runtime.errors import DeclarationError
 from functions.runtime.function import Function
 from functions.runtime.invocation import Invocation
 from ray_apps.gateway.auth import allowed
@@ -42,11 +43,23 @@ class Described(BaseModel):
     events: list[str]
 
 
+def offered() -> list[Function[..., Any]]:
+    """The functions that HTTP can carry: a type without a JSON Schema, such as a table, keeps one to Python callers."""
+    return [function for function in catalog.all_functions() if _has_schemas(function)]
+
+
+def _has_schemas(function: Function[..., Any]) -> bool:
+    try:
+        return bool(function.input_schema) and function.output_schema is not None
+    except DeclarationError:
+        return False
+
+
 @router.get("/functions", response_model=list[Described])
 async def list_functions(request: Request, _: Annotated[Principal, allowed(Role.viewer)]) -> Json:
     """Every function there is."""
     await services_of(request).ready()
-    return Json([describe(each).model_dump(mode="json") for each in catalog.all_functions()])
+    return Json([describe(each).model_dump(mode="json") for each in offered()])
 
 
 @router.get("/functions/{name}", response_model=Described)

@@ -9,8 +9,8 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from functions.runtime import catalog
 from functions.runtime.function import Function
+from ray_apps.gateway.functions import offered
 
 GENERIC = "/functions/{name}"
 _DEFINITION = re.compile(r"^#/\$defs/")
@@ -41,7 +41,7 @@ def install(app: FastAPI) -> None:
             routes=app.routes,
             separate_input_output_schemas=False,
         )
-        return with_functions(_with_problems(document), catalog.all_functions())
+        return with_functions(_with_problems(document), offered())
 
     app.openapi = described  # type: ignore[method-assign]  # FastAPI documents this way of extending it
 

@@ -83,6 +83,8 @@ def project(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     (folder / "__init__.py").write_text("FEATURES, MODELS = [], []\n")
     monkeypatch.chdir(tmp_path)
+    for name in [each for each in sys.modules if each.split(".")[0] == "kitchen"]:
+        monkeypatch.delitem(sys.modules, name)  # another test's project of that name
     before = list(sys.path)
     yield folder
     sys.path[:] = before
