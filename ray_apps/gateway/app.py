@@ -32,8 +32,10 @@ def build_app(services: Services) -> FastAPI:
     app.state.services = services
     app.state.metrics = Metrics()
     app.state.doorman = Doorman(services.door.verify)
-    for room in (functions, invocations, models, data, operations):
+    rooms = (functions, invocations, models, data, operations)
+    for room in rooms:
         app.include_router(room.router)
+    app.state.rooms = [route for room in rooms for route in room.router.routes]
     openapi.install(app)
     problems.install(app)
     app.add_api_route("/openapi.json", get_openapi, methods=["GET"], include_in_schema=False)

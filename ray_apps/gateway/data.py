@@ -7,13 +7,13 @@ from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 from fastapi import APIRouter, Request
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from functions.prediction_log import Label, encode_labels
 from ray_apps.gateway.auth import allowed
 from ray_apps.gateway.problems import Problem
 from ray_apps.gateway.services import services_of
-from ray_apps.gateway.wire import Json
+from ray_apps.gateway.wire import Json, Time
 from registry import Principal, Role
 
 router = APIRouter(tags=["data"])
@@ -28,8 +28,8 @@ class Feedback(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     prediction_id: str = Field(min_length=1, max_length=512)
-    label: float = Field(allow_inf_nan=False)
-    observed_at: AwareDatetime | None = None
+    label: float = Field(strict=True, allow_inf_nan=False)
+    observed_at: Time | None = None
 
 
 class Acknowledged(BaseModel):

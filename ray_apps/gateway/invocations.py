@@ -16,7 +16,7 @@ from functions.runtime.values import get_value
 from ray_apps.gateway.auth import allowed
 from ray_apps.gateway.problems import Problem, status_of
 from ray_apps.gateway.services import services_of
-from ray_apps.gateway.wire import Json, json_of
+from ray_apps.gateway.wire import Json, Name, json_of
 from registry import Principal, Role
 
 router = APIRouter(tags=["invocations"])
@@ -66,7 +66,7 @@ async def list_invocations(
 
 @router.get("/invocations/{invocation}", response_model=Told)
 async def get_invocation(
-    request: Request, invocation: str, principal: Annotated[Principal, allowed(Role.viewer)]
+    request: Request, invocation: Name, principal: Annotated[Principal, allowed(Role.viewer)]
 ) -> Json:
     """How an invocation stands, and its result."""
     services = services_of(request)
@@ -76,7 +76,7 @@ async def get_invocation(
 
 @router.delete("/invocations/{invocation}", response_model=Told)
 async def cancel_invocation(
-    request: Request, invocation: str, principal: Annotated[Principal, allowed(Role.operator)]
+    request: Request, invocation: Name, principal: Annotated[Principal, allowed(Role.operator)]
 ) -> Json:
     """Cancel it if it has not ended; running work is killed."""
     services = services_of(request)
@@ -87,7 +87,7 @@ async def cancel_invocation(
 
 @router.post("/invocations/{invocation}/redrive", response_model=Told, status_code=202)
 async def redrive_invocation(
-    request: Request, invocation: str, principal: Annotated[Principal, allowed(Role.operator)]
+    request: Request, invocation: Name, principal: Annotated[Principal, allowed(Role.operator)]
 ) -> Json:
     """Queue a dead or cancelled invocation again, its finished steps kept."""
     services = services_of(request)
@@ -103,7 +103,7 @@ async def redrive_invocation(
 
 @router.post("/invocations/{invocation}/signals/{name}", response_model=Told, status_code=202)
 async def signal_invocation(
-    request: Request, invocation: str, name: str, principal: Annotated[Principal, allowed(Role.operator)]
+    request: Request, invocation: Name, name: Name, principal: Annotated[Principal, allowed(Role.operator)]
 ) -> Json:
     """Give a workflow that waits for signal `name` the JSON value in the body."""
     services = services_of(request)

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from fastapi import APIRouter, Path, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
 
 from ray_apps.gateway.auth import allowed
 from ray_apps.gateway.services import services_of
-from ray_apps.gateway.wire import Json
+from ray_apps.gateway.wire import Json, Name, Time
 from registry import ModelState, ModelVersion, Principal, Registry, Role, Traffic
 
 router = APIRouter(prefix="/models", tags=["models"])
@@ -20,6 +20,7 @@ Viewer = Annotated[Principal, allowed(Role.viewer)]
 Operator = Annotated[Principal, allowed(Role.operator)]
 Approver = Annotated[Principal, allowed(Role.approver)]
 Number = Annotated[int, Field(ge=1, le=2**31)]
+VersionNumber = Annotated[int, Path(ge=1, le=2**31)]
 
 
 class Summary(BaseModel):
@@ -70,7 +71,7 @@ class Share(BaseModel):
 class Split(Change):
     """Arms beside the champion, which has what they leave; `expected` is the `entry` this was decided on."""
 
-    arms: dict[str, Share] = {}
+    arms: dict[Name, Share] = {}
     shadows: list[Number] = []
     expected: int | None = None
     override: str = Field(default="", max_length=2000)
@@ -97,13 +98,13 @@ async def list_models(request: Request, principal: Viewer) -> Json:
 
 
 @router.get("/{model}", response_model=Summary)
-async def get_model(request: Request, model: str, principal: Viewer) -> Json:
+async def get_model(request: Request, model: Name, principal: Viewer) -> Json:
     """One model: aliases, versions, traffic."""
     return await _with(request, principal, lambda registry: _summary(registry.get_model(model)))
 
 
 @router.get("/{model}/versions", response_model=list[ModelVersion])
-async def list_versions(request: Request, model: str, principal: Viewer) -> Json:
+async def list_versions(request: Request, model: Name, principal: Viewer) -> Json:
     """All versions that are not deleted, oldest first."""
 
     def listed(registry: Registry) -> list[Any]:
@@ -113,7 +114,7 @@ async def list_versions(request: Request, model: str, principal: Viewer) -> Json
 
 
 @router.get("/{model}/versions/{version}", response_model=ModelVersion)
-async def get_version(request: Request, model: str, version: str, principal: Viewer) -> Json:
+async def get_version(request: Request, model: Name, version: Name, principal: Viewer) -> Json:
     """A version by number or alias: signature, metrics, lineage, approvals, gates."""
     return await _with(
         request, principal, lambda registry: registry.get_version(model, number_or_alias(version))
@@ -122,7 +123,7 @@ async def get_version(request: Request, model: str, version: str, principal: Vie
 
 @router.get("/{model}/history")
 async def get_history(
-    request: Request, model: str, principal: Viewer, limit: Annotated[int, Query(ge=1, le=10_000)] = 100
+    request: Request, model: Name, principal: Viewer, limit: Annotated[int, Query(ge=1, le=10_000)] = 100
 ) -> Json:
     """The latest entries of the model's journal, oldest first: who changed what, when and why."""
 
@@ -134,7 +135,7 @@ async def get_history(
 
 @router.get("/{model}/aliases/{alias}")
 async def get_alias(
-    request: Request, model: str, alias: str, principal: Viewer, at: AwareDatetime | None = None
+    request: Request, model: Name, alias: Name, principal: Viewer, at: Time | None = None
 ) -> Json:
     """The version behind an alias, now or at a past moment; null if there was none."""
 
@@ -146,19 +147,19 @@ async def get_alias(
 
 
 @router.put("/{model}/aliases/{alias}", response_model=ModelVersion)
-async def set_alias(request: Request, model: str, alias: str, body: Pointing, principal: Operator) -> Json:
+async def set_alias(request: Request, model: Name, alias: Name, body: Pointing, principal: Operator) -> Json:
     """Point an alias to a version; 409 names what is there if it is not the expected one, or the policy unmet."""
     return await _with(request, principal, lambda registry: registry.set_alias(model, alias, **_given(body)))
 
 
 @router.post("/{model}/promote", response_model=ModelVersion)
-async def promote(request: Request, model: str, body: Pointing, principal: Operator) -> Json:
+async def promote(request: Request, model: Name, body: Pointing, principal: Operator) -> Json:
     """Make a version the champion and end its canaries and shadows, at once."""
     return await _with(request, principal, lambda registry: registry.promote(model, **_given(body)))
 
 
 @router.post("/{model}/aliases/{alias}/rollback", response_model=ModelVersion)
-async def rollback(request: Request, model: str, alias: str, body: Change, principal: Operator) -> Json:
+async def rollback(request: Request, model: Name, alias: Name, body: Change, principal: Operator) -> Json:
     """Point an alias back to the version before."""
     return await _with(
         request, principal, lambda registry: registry.rollback(model, alias, reason=body.reason)
@@ -166,7 +167,9 @@ async def rollback(request: Request, model: str, alias: str, body: Change, princ
 
 
 @router.post("/{model}/versions/{version}/approve", response_model=ModelVersion)
-async def approve(request: Request, model: str, version: Number, body: Review, principal: Approver) -> Json:
+async def approve(
+    request: Request, model: Name, version: VersionNumber, body: Review, principal: Approver
+) -> Json:
     """Approve a version in one's own name."""
     return await _with(
         request, principal, lambda registry: registry.approve(model, version, comment=body.comment)
@@ -174,7 +177,9 @@ async def approve(request: Request, model: str, version: Number, body: Review, p
 
 
 @router.post("/{model}/versions/{version}/reject", response_model=ModelVersion)
-async def reject(request: Request, model: str, version: Number, body: Review, principal: Approver) -> Json:
+async def reject(
+    request: Request, model: Name, version: VersionNumber, body: Review, principal: Approver
+) -> Json:
     """Reject a version: nothing can be pointed to it until it is approved."""
     return await _with(
         request, principal, lambda registry: registry.reject(model, version, comment=body.comment)
@@ -182,13 +187,13 @@ async def reject(request: Request, model: str, version: Number, body: Review, pr
 
 
 @router.get("/{model}/traffic", response_model=Traffic)
-async def get_traffic(request: Request, model: str, principal: Viewer) -> Json:
+async def get_traffic(request: Request, model: Name, principal: Viewer) -> Json:
     """The split in force."""
     return await _with(request, principal, lambda registry: registry.traffic(model))
 
 
 @router.put("/{model}/traffic", response_model=Traffic)
-async def set_traffic(request: Request, model: str, body: Split, principal: Operator) -> Json:
+async def set_traffic(request: Request, model: Name, body: Split, principal: Operator) -> Json:
     """Split the traffic; the champion has what the arms leave."""
 
     def changed(registry: Registry) -> Traffic:

@@ -58,6 +58,14 @@ def with_functions(document: dict[str, Any], functions: list[Function[..., Any]]
     return document
 
 
+def _described(general: dict[str, Any], function: Function[..., Any]) -> dict[str, Any]:
+    return general | {
+        "operationId": f"describe_{function.name}",
+        "summary": f"What {function.name} takes and returns",
+        "parameters": [each for each in general.get("parameters", []) if each["in"] != "path"],
+    }
+
+
 def _operation(
     document: dict[str, Any], general: dict[str, Any], function: Function[..., Any]
 ) -> dict[str, Any]:

@@ -6,13 +6,13 @@ from datetime import datetime
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
-from starlette.responses import Response
+from pydantic import BaseModel, ConfigDict
+from starlette.responses import PlainTextResponse, Response
 
 from ray_apps.gateway.auth import allowed
 from ray_apps.gateway.schedules import statuses
 from ray_apps.gateway.services import services_of
-from ray_apps.gateway.wire import Json
+from ray_apps.gateway.wire import Json, Name, Time
 from registry import Access, NotFound, Principal, RegistryError, Role
 
 router = APIRouter()
@@ -29,9 +29,9 @@ class TokenWanted(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str = Field(min_length=1, max_length=100)
+    name: Name
     role: Literal["viewer", "predictor", "operator", "approver", "admin"]
-    expires_at: AwareDatetime | None = None
+    expires_at: Time | None = None
 
 
 class TokenMade(BaseModel):
@@ -83,7 +83,7 @@ async def get_server(_: Viewer) -> Json:
     return Json({"name": NAME, "version": VERSION, "extensions": ["binary_tensor_data"]})
 
 
-@router.get("/metrics", tags=["health"])
+@router.get("/metrics", tags=["health"], response_class=PlainTextResponse)
 async def get_metrics(request: Request, _: Viewer) -> Response:
     """Numbers of this gateway process in Prometheus's text format."""
     return Response(request.app.state.metrics.text(), media_type=METRICS_TYPE)
@@ -118,7 +118,7 @@ async def create_token(request: Request, body: TokenWanted, principal: Admin) ->
 
 
 @router.delete("/tokens/{name}", tags=["access"], status_code=204)
-async def revoke_token(request: Request, name: str, principal: Admin) -> Response:
+async def revoke_token(request: Request, name: Name, principal: Admin) -> Response:
     """End the live token of that name; it is refused everywhere within two seconds."""
     await services_of(request).run(_access(request, principal).revoke, name)
     await _read_again(request)

@@ -13,13 +13,14 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Route
 
 from featurestore.errors import (
     FeatureStoreError,
     OnlineStoreUnavailable,
     UnknownDefinition,
 )
-from functions.prediction_log import LogFullError
+from functions.prediction_log import PredictionLogError
 from functions.runtime import errors as runtime
 from ray_apps.gateway.wire import dumps
 from registry import errors as registry
@@ -61,6 +62,7 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (runtime.UnknownFunction, 404),
     (runtime.UnknownInvocation, 404),
     (runtime.InvalidArguments, 422),
+    (runtime.DeclarationError, 422),  # JSON cannot carry its types
     (runtime.KeyConflict, 409),
     (runtime.Cancelled, 409),
     (runtime.WorkerLost, 503),
@@ -68,7 +70,7 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (OnlineStoreUnavailable, 503),
     (UnknownDefinition, 404),
     (FeatureStoreError, 422),
-    (LogFullError, 503),
+    (PredictionLogError, 503),
 )
 
 
@@ -129,8 +131,21 @@ def _on_problem(request: Request, error: Exception) -> Response:
 
 def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101  # the same
-    problem = Problem(error.status_code, str(error.detail), headers=dict(error.headers or {}))
-    return respond(problem, request)
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:  # the router names only the first route's methods
+        headers = {"Allow": ", ".join(sorted(_methods(request)))}
+    return respond(Problem(error.status_code, str(error.detail), headers=headers), request)
+
+
+def _methods(request: Request) -> set[str]:
+    """The methods that the routes of this path have, all together."""
+    routes = request.app.state.rooms
+    return {
+        method
+        for route in routes
+        if isinstance(route, Route) and route.path_regex.match(request.url.path)
+        for method in route.methods or ()
+    }
 
 
 def _on_invalid(request: Request, error: Exception) -> Response:

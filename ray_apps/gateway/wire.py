@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Annotated, Any
 
 import orjson
 from fastapi import Request
+from pydantic import AwareDatetime, BeforeValidator, StringConstraints
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"  # as the registry's names
+
+Name = Annotated[str, StringConstraints(pattern=NAME)]
+
+
+def _text(value: object) -> object:
+    if isinstance(value, int | float):
+        raise ValueError("write a time as ISO 8601 text with its offset")  # noqa: TRY004  # pydantic's way to refuse
+    return value
+
+
+Time = Annotated[AwareDatetime, BeforeValidator(_text)]
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
 

@@ -38,7 +38,10 @@ async def test_no_labels_write_nothing(platform: Any) -> None:
     ("one", "field"),
     [
         ({"prediction_id": "p", "label": 1, "observed_at": "2026-02-28T23:00:00"}, "observed_at"),
+        ({"prediction_id": "p", "label": 1, "observed_at": 1772319600}, "observed_at"),
         ({"prediction_id": "p", "label": "late"}, "label"),
+        ({"prediction_id": "p", "label": "1"}, "label"),
+        ({"prediction_id": "p", "label": True}, "label"),
         ({"prediction_id": "", "label": 1}, "prediction_id"),
         ({"label": 1}, "prediction_id"),
         ({"prediction_id": "p", "label": None}, "label"),

@@ -83,6 +83,12 @@ async def test_unknown_paths_and_methods_are_problems(platform: Any) -> None:
         assert answer.headers["content-type"] == "application/problem+json"
 
 
+async def test_a_method_that_is_not_there_tells_which_are(platform: Any) -> None:
+    for path, methods in [("/functions/any", "GET, POST"), ("/invocations/any", "DELETE, GET")]:
+        answer = await platform.client.put(path, headers=platform.of("admin"))
+        assert (answer.status_code, answer.headers["allow"]) == (405, methods)
+
+
 async def test_a_body_above_the_limit_is_refused_before_it_is_read(platform: Any) -> None:
     async def endless() -> Any:
         for _ in range(40):

@@ -144,6 +144,14 @@ async def test_the_dead_are_listed_with_their_error(platform: Any) -> None:
     ).status_code == 422
 
 
+async def test_a_function_that_json_cannot_carry_is_for_python_callers_only(platform: Any) -> None:
+    listed = (await platform.client.get("/functions", headers=platform.of("viewer"))).json()
+    assert "gateway_rows" not in {each["name"] for each in listed}
+    told = await platform.client.get("/functions/gateway_rows", headers=platform.of("viewer"))
+    assert (told.status_code, "JSON Schema" in told.json()["detail"]) == (422, True)
+    assert (await post(platform, "gateway_rows", {"table": []})).status_code == 422
+
+
 async def test_openapi_has_every_function_with_schemas_that_resolve(platform: Any) -> None:
     document = (await platform.client.get("/openapi.json", headers=platform.of("viewer"))).json()
     operation = document["paths"]["/functions/gateway_add"]["post"]
