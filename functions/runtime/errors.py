@@ -68,7 +68,3 @@ class CodeChanged(FunctionError):
 
 class StepMismatch(FunctionError):
     """On replay a workflow asked for another step than the recorded one: it is not deterministic."""
-
-
-class MissingSecret(FunctionError, LookupError):
-    """A secret the function declares is in neither the environment nor the secrets folder."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from functions.runtime import catalog, cluster
 from functions.runtime.attendance import Assignment, Attended, attend, lease_key
 from functions.runtime.context import Context
-from functions.runtime.errors import FunctionError, UnknownFunction
+from functions.runtime.errors import CodeChanged, FunctionError, UnknownFunction
 from functions.runtime.ledger import Followed, Ledger, later
 from functions.runtime.nursery import Child
 from functions.runtime.queue import Note, QueueReader
@@ -204,11 +204,15 @@ class Executor:
         self._open[record.id] = self.ledger.clock()
 
     def _refuse_changed(self, followed: Followed, function: Function[..., Any]) -> None:
-        message = (
+        changed = CodeChanged(
             f"{function.name} has {len(followed.record.steps)} recorded steps of code {followed.record.started_digest}, "
             f"but this is {function.digest}; run the old code, or redrive it to go on with this one"
         )
-        body = {"kind": "dead", "lost": True, "failure": {"type": "CodeChanged", "message": message}}
+        body = {
+            "kind": "dead",
+            "lost": True,
+            "failure": {"type": type(changed).__name__, "message": str(changed)},
+        }
         followed.append(lambda record: body if record.runnable else None)
         self._settle(followed.record.id, followed.record.status, followed.record.due)
 

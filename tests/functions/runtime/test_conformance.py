@@ -164,6 +164,12 @@ def stumble_after_step(path: str) -> str:
     return first
 
 
+@function(retries=Retries(3, backoff_s=0.01))
+def fickle(path: str) -> str:
+    call(mark, path, f"time{leave(path, 'tried')}")
+    raise ConnectionError("stumbled")
+
+
 @function
 def approved(path: str) -> str:
     call(mark, path, "before")
@@ -351,6 +357,12 @@ def test_a_workflow_records_its_steps(traces: Any) -> None:
 def test_a_finished_step_never_runs_again(traces: Any) -> None:
     assert stumble_after_step.submit(traces.path).result(60) == "once"
     assert traces.read() == ["once", "tried", "tried"]
+
+
+def test_a_workflow_that_asks_for_another_step_on_replay_is_told_so(traces: Any) -> None:
+    with pytest.raises(InvocationFailed, match="StepMismatch.*step 0"):
+        fickle.submit(traces.path).result(60)
+    assert traces.read() == ["tried", "time1", "tried"]
 
 
 def test_a_workflow_can_submit_and_wait(traces: Any) -> None:
