@@ -360,7 +360,7 @@ def test_a_finished_step_never_runs_again(traces: Any) -> None:
 
 
 def test_a_workflow_that_asks_for_another_step_on_replay_is_told_so(traces: Any) -> None:
-    with pytest.raises(InvocationFailed, match="StepMismatch.*step 0"):
+    with pytest.raises(InvocationFailed, match=r"StepMismatch.*step 0"):
         fickle.submit(traces.path).result(60)
     assert traces.read() == ["tried", "time1", "tried"]
 
