@@ -218,7 +218,8 @@ class Demo:
             )
         grid.add_row("report", str(self._settings.home / "reports" / "demo.html"))
         grid.add_row(
-            "still running", f"{running.url} (docs at {running.url}/docs), Ray jobs at {running.jobs_url}"
+            "still running",
+            f"{running.url} (OpenAPI at {running.url}/openapi.json), Ray jobs at {running.jobs_url}",
         )
         grid.add_row("end it", "make down")
         self._console.print(grid)
