@@ -24,12 +24,12 @@ import torch
 from functions.prediction_log import encode_prediction
 from functions.prediction_log.wal import WriteAheadLog
 from functions.training.program import export_program, save_program
-from ray_apps.predictor.deployment import load_scorer
 from ray_apps.predictor.doorkeeper import Doorkeeper
 from ray_apps.predictor.engine import Engine
 from ray_apps.predictor.http import HttpDoor
 from ray_apps.predictor.protocol import InferResponse, decode_request, encode_response
 from ray_apps.predictor.recording import Recorder, vectors
+from ray_apps.predictor.scoring import load_scorer
 from ray_apps.predictor.service import Predictor
 from registry import Access, Registry, Signature, TensorSpec, open_store
 

@@ -16,17 +16,16 @@ from ray.serve.schema import LoggingConfig
 from featurestore import FeatureStore
 from functions.prediction_log import LogWriter
 from functions.runtime.clock import clock_named
-from functions.training.scoring import load as load_artifact
 from ray_apps.predictor.doorkeeper import Doorkeeper, Gate, OpenDoor
 from ray_apps.predictor.engine import Engine
 from ray_apps.predictor.http import HttpDoor
-from ray_apps.predictor.loaded import Scorer
+from ray_apps.predictor.middleware import open_lane
 from ray_apps.predictor.options import PredictorOptions
 from ray_apps.predictor.recording import Recorder
+from ray_apps.predictor.scoring import load_scorer
 from ray_apps.predictor.service import Predictor
 from registry import Registry, open_store
 from registry.access import Access
-from registry.signature import Signature
 
 __all__ = ["app_name", "application", "build_predictor", "deploy_model", "route_prefix"]
 
@@ -39,11 +38,6 @@ def app_name(model: str) -> str:
 def route_prefix(model: str) -> str:
     """Where a model is served."""
     return f"/v2/models/{model}"
-
-
-def load_scorer(folder: Path, signature: Signature) -> Scorer:
-    """The artifact in a version's folder."""
-    return load_artifact(folder, signature=signature)
 
 
 class _Parts:
@@ -74,12 +68,21 @@ class _Parts:
         access = Access(store, actor=f"predictor/{model}")
         self.gate: Gate = Doorkeeper(access) if options.authentication else OpenDoor()
 
+    def door(self, options: PredictorOptions) -> HttpDoor:
+        """The HTTP door to the predictor."""
+        return HttpDoor(
+            self.predictor,
+            self.gate,
+            max_body_bytes=options.max_body_bytes,
+            max_in_flight=options.max_ongoing_requests + max(0, options.max_queued_requests),
+        )
+
 
 def build_predictor(model: str, options: PredictorOptions) -> HttpDoor:
     """A model's ASGI application, its versions loaded and followed: for tests and servers without Serve."""
     parts = _Parts(model, options)
     parts.engine.start()
-    return HttpDoor(parts.predictor, parts.gate, max_body_bytes=options.max_body_bytes)
+    return parts.door(options)
 
 
 @serve.ingress()
@@ -96,7 +99,9 @@ class PredictorReplica:
 
     def __serve_build_asgi_app__(self) -> HttpDoor:
         """The application that Serve's HTTP server of this replica calls."""
-        return HttpDoor(self._parts.predictor, self._parts.gate, max_body_bytes=self._options.max_body_bytes)
+        door = self._parts.door(self._options)
+        open_lane(route_prefix(self._parts.engine.model), door)
+        return door
 
 
 def application(model: str, options: PredictorOptions | None = None) -> serve.Application:

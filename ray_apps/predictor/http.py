@@ -38,20 +38,30 @@ class HttpDoor:
     """An ASGI application that serves one model below the path it is mounted at.
 
     gate: who may come in; applies to every route. max_body_bytes: bound on a request's body, unpacked.
+    max_in_flight: beyond it requests are refused with 429.
     """
 
     routes: tuple[()] = ()  # Serve names a request's route by these two: here there is one name, the mount
     router = SimpleNamespace(redirect_slashes=False)
 
-    def __init__(self, predictor: Predictor, gate: Gate, *, max_body_bytes: int = 64 << 20) -> None:
+    def __init__(
+        self,
+        predictor: Predictor,
+        gate: Gate,
+        *,
+        max_body_bytes: int = 64 << 20,
+        max_in_flight: int = 1_280,
+    ) -> None:
         self.predictor, self.gate = predictor, gate
-        self.max_body_bytes = max_body_bytes
+        self.max_body_bytes, self.max_in_flight = max_body_bytes, max_in_flight
+        self.in_flight = 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             await _other(scope, receive, send)
             return
+        self.in_flight += 1
         try:
             status, headers, body = await self._answer(scope, receive)
         except PredictorError as refusal:
@@ -64,12 +74,16 @@ class HttpDoor:
                 [_JSON],
                 orjson.dumps({"error": f"internal error, incident {incident}"}),
             )
+        finally:
+            self.in_flight -= 1
         headers.append((b"content-length", b"%d" % len(body)))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
     async def _answer(self, scope: Message, receive: Receive) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
         authorization, wanted = _headers(scope["headers"])
+        if self.in_flight > self.max_in_flight:
+            raise Overloaded(f"{self.in_flight} requests are in flight here; send again after a moment")
         await self.gate.admit(authorization)
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         post = scope["method"] == "POST"

@@ -21,7 +21,7 @@ class PredictorOptions(BaseModel):
     runs on the replay clock. authentication: False lets everybody in. log: whether answers are logged.
     wal_root: folder of the write-ahead files (default: beside the store). log_limit_bytes: their bound for each
     replica. poll_s: how often the traffic policy is read. num_replicas, num_cpus, max_ongoing_requests,
-    max_queued_requests: Serve's (beyond the queue callers get 503). max_body_bytes: of one request.
+    max_queued_requests: Serve's; beyond both a caller is told to come again. max_body_bytes: of one request.
     shadow_limit: how many requests may wait for shadows before they are dropped.
     """
 
