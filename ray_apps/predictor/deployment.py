@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import tempfile
@@ -96,6 +97,8 @@ class PredictorReplica:
         self._options = PredictorOptions.model_validate(options)
         self._parts = _Parts(model, self._options)
         self._parts.engine.start()
+        gc.collect()
+        gc.freeze()  # torch and Ray are a million objects: a full collection over them takes a tenth of a second
 
     def __serve_build_asgi_app__(self) -> HttpDoor:
         """The application that Serve's HTTP server of this replica calls."""

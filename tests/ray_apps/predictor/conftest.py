@@ -35,7 +35,8 @@ def _neighbour(name: str) -> ModuleType:
     return module
 
 
-redis_server = _neighbour("prediction_log_redis").redis_server
+_redis = _neighbour("prediction_log_redis")
+redis_server, RedisServer = _redis.redis_server, _redis.RedisServer
 
 SIGNATURE = Signature(
     inputs=[
