@@ -101,8 +101,12 @@ class LogWriter:
         return self._position < self._wal.last and time.monotonic() < self._deadline
 
     def _ship(self) -> None:
-        """Ship everything that is written; ends early when the stream is full, keeping the chunk it read."""
-        while True:
+        """Ship what is written by now (what comes meanwhile is for the next round, in one piece).
+
+        Ends early when the stream is full, keeping the chunk it read.
+        """
+        goal = self._wal.last
+        while self._position < goal:
             if self._unsent is None:
                 self._unsent = self._wal.read_after(self._position)
             if self._unsent is None:
