@@ -12,9 +12,10 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
 from functions.evaluation.metrics import auc, log_loss
+from functions.monitoring.alarms import told
 from functions.prediction_log import outcomes, predictions
 from functions.reporting.page import Findings, Latency, render
-from functions.reporting.timeline import Happening, from_model, from_rollouts, timeline
+from functions.reporting.timeline import Happening, from_alarms, from_model, from_rollouts, timeline
 from functions.reporting.trace import trace_prediction
 from functions.reporting.weekly import first_outputs, rescore, served, weeks
 from functions.runtime.context import context
@@ -57,7 +58,9 @@ def model_report(model: str, start: datetime, end: datetime, reference: int = 1)
             f"nothing that {model!r} served from {start} to {end} has a label yet; drain the log first"
         )
     frozen = _reference_scores(registry, model, reference, rows)
-    happenings = timeline(from_model(registry.history(model)), _rollouts(registry, model))
+    happenings = timeline(
+        from_model(registry.history(model)), _rollouts(registry, model), _alarms(registry, model)
+    )
     report = _figures(model, rows, frozen, _first_change(happenings))
     versions = registry.list_versions(model)
     findings = Findings(
@@ -87,6 +90,10 @@ def _reference_scores(registry: Registry, model: str, reference: int, rows: pa.T
 
 def _rollouts(registry: Registry, model: str) -> list[Happening]:
     return from_rollouts(Journal(registry.store, f"rollouts/{model}", actor=registry.actor).entries())
+
+
+def _alarms(registry: Registry, model: str) -> list[Happening]:
+    return from_alarms(told(Journal(registry.store, f"alarms/{model}", actor=registry.actor).entries()))
 
 
 def _first_change(happenings: list[Happening]) -> datetime | None:

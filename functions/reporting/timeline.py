@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
+from functions.monitoring import Alarm
 from registry import Entry
 
 Kind = Literal["version", "gate", "approval", "champion", "traffic", "rollout", "alarm", "retrain"]
@@ -50,6 +51,16 @@ def from_rollouts(entries: Iterable[Entry]) -> list[Happening]:
         elif event in ("paused", "resumed"):
             found.append(Happening(at, "rollout", event, entry.actor))
     return found
+
+
+def from_alarms(alarms: Iterable[Alarm]) -> list[Happening]:
+    """What the monitors said of a model, and when it was over."""
+    return [
+        Happening(
+            alarm.raised_at, "alarm", f"{alarm.monitor}: {alarm.text}{' (over)' if alarm.recovered else ''}"
+        )
+        for alarm in alarms
+    ]
 
 
 def _decided(decision: Mapping[str, Any]) -> str:

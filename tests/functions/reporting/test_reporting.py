@@ -8,10 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from functions.monitoring import Alarm
 from functions.prediction_log.records import PREDICTIONS
 from functions.reporting import Happening, timeline, trace_prediction, weeks
 from functions.reporting.page import Findings, Latency, render
-from functions.reporting.timeline import from_model
+from functions.reporting.timeline import from_alarms, from_model
 from functions.reporting.weekly import first_outputs, rescore, served
 from registry import Registry, open_store
 
@@ -99,6 +100,22 @@ def test_a_models_journal_is_told_in_order(tmp_path):
     assert [one.actor for one in told] == ["ada", "ada", "bob", "ada"]
     early = Happening(datetime(2000, 1, 1, tzinfo=UTC), "alarm", "long before")
     assert timeline(told, [early])[0] == early
+
+
+def test_alarms_are_told_when_raised_and_when_over():
+    alarm = Alarm(
+        key="m/drift/x/1/0",
+        model="m",
+        monitor="drift",
+        subject="x",
+        version=1,
+        raised_at=MONDAY,
+        start=MONDAY,
+        end=MONDAY + timedelta(days=1),
+        text="x moved",
+    )
+    over = alarm.model_copy(update={"recovered": True, "raised_at": MONDAY + timedelta(days=2)})
+    assert [one.text for one in from_alarms([alarm, over])] == ["drift: x moved", "drift: x moved (over)"]
 
 
 def test_a_prediction_that_is_not_in_the_log_is_named(tmp_path):
