@@ -15,6 +15,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from functions.challengers import Challenger, best_of, train_challengers
 from functions.monitoring import TOPIC, Alarm, Watched, alarms, watch_drift, watch_performance
+from functions.prediction_log import drain_predictions
 from functions.project import ModelDefinition, Project, load_project
 from functions.retraining_policy import (
     Finished,
@@ -71,11 +72,13 @@ class Inspected(BaseModel):
 
 @function(timeout_s=3600, retries=Retries(max_attempts=3), max_concurrency=1)
 def inspect_model(model: str) -> Inspected:
-    """Watch a model's loss and drift, tick its rollout, and offer what stands to retraining.
+    """Bring the log up to date, tick a model's rollout, watch its loss and drift, offer what stands to retraining.
 
     Raises: ProjectError if the project does not define the model.
     """
     definition = load_project(context().project).model(model)
+    if context().redis_url is not None:  # without Redis the tables are all there is
+        drain_predictions()
     rollout = tick_rollout(model)  # first: what protects users must not wait for a monitor that fails
     watched = _watch(definition)
     offered = [retrain(alarm) for alarm in _offers(definition)] if definition.retraining else []
@@ -131,7 +134,7 @@ def request_retrain(model: str, reason: str) -> Retrained:
 
 
 def inspections(project: Project) -> list[Schedule]:
-    """The schedule of each model's inspection; whoever ticks adds them with `functions.runtime.schedule.add`."""
+    """The schedule of each model's inspection, by `ModelDefinition.inspect`."""
     return [
         Schedule(f"inspect-{name}", inspect_model, Cron(definition.inspect, arguments={"model": name}))
         for name, definition in project.models.items()

@@ -6,7 +6,6 @@ this folder and change the definitions; docs/your-own-data.md goes through it.
 """
 
 from examples.flights.features import FEATURES
-from examples.flights.inspection import inspect_flights
 from examples.flights.model import MODELS
 
-__all__ = ["FEATURES", "MODELS", "inspect_flights"]
+__all__ = ["FEATURES", "MODELS"]

@@ -18,15 +18,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table as Grid
 
-from examples.flights import FEATURES, inspect_flights
+from examples.flights import FEATURES
 from examples.flights.features import STORED, flight_delay
 from examples.flights.model import delay_model
 from examples.flights.prep import Prepared, prepare_entities, prepare_view
 from examples.flights.replay import Replay, Season, Tally
 from functions.evaluation import GateResult, evaluate_gate
 from functions.features import build_training_set
+from functions.project import load_project
 from functions.reporting import Report, model_report
-from functions.retraining import Inspected, retrains
+from functions.retraining import Inspected, inspections, retrains
 from functions.rollout import rollout_status
 from functions.runtime import schedule
 from functions.runtime.clock import Clock, ReplayClock
@@ -247,10 +248,10 @@ def _inspected(used: Context, now: datetime, seen: set[str]) -> Inspected | None
     Raises: InvocationFailed if the inspection is dead; TimeoutError if the ticker does not tick.
     """
     deadline = time.monotonic() + INSPECTION_S
-    schedules = [one for one in schedule.declared() if one.name == inspect_flights.name]
+    (inspection,) = inspections(load_project(used.project))
+    due = schedule.tick_before(inspection.cron, now + timedelta(seconds=1))
     while True:
-        (standing,) = schedule.status(used, schedules=schedules)
-        due = schedule.tick_before(schedules[0].cron, now + timedelta(seconds=1))
+        (standing,) = schedule.status(used, schedules=[inspection])
         recorded = standing.invocation is None or standing.invocation_status is not None
         if recorded and standing.last_tick is not None and standing.last_tick >= due:
             break

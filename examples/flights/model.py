@@ -28,6 +28,7 @@ delay_model = ModelDefinition(
         settle=timedelta(days=7),
         budget=4,
     ),
+    inspect="0 0 */2 * *",
     governance=ModelPolicy(guarded=frozenset({"champion"}), approvals=1, gates=("offline",)),
 )
 MODELS = [delay_model]
