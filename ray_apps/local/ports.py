@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ray_apps.local.errors import PortTaken
+from ray_apps.local.processes import Process
 from ray_apps.local.settings import Ports
 
 LISTENING = "0A"  # state of a listening socket in /proc/net/tcp
@@ -93,9 +94,8 @@ def _next_free(port: int, taken: set[int], host: str, ask: Callable[[int, str], 
 def _look_up(port: int) -> Holder:
     sockets = {f"socket:[{inode}]" for inode in _listening_inodes(port)}
     for folder in Path("/proc").glob("[0-9]*"):
-        if sockets & _open_sockets(folder):
-            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-            return Holder(port, int(folder.name), command[:120])
+        if sockets & _open_sockets(folder) and (found := Process.find(int(folder.name))) is not None:
+            return Holder(port, found.pid, found.command[:120])
     return Holder(port, None, "")
 
 
