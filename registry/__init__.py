@@ -17,19 +17,21 @@ from registry.errors import (
     Stale,
     Unavailable,
 )
+from registry.experiments import Experiment
 from registry.fold import Fold
 from registry.journal import Journal
 from registry.lineage import Dependent, Lineage
 from registry.model_state import ModelState
 from registry.registry import Registry
 from registry.run import Run
-from registry.run_record import Point, RunRecord
+from registry.run_log import RunLog
+from registry.run_record import Point, RunRecord, Segment
 from registry.signature import Signature, TensorSpec
 from registry.store import ObjectStore, open_store
 from registry.tables import Table, TableSnapshot
 from registry.times import Clock, as_utc, utc_now
 from registry.traffic import Arm, Traffic
-from registry.versions import Approval, Blob, GateOutcome, ModelPolicy, ModelVersion, Override
+from registry.versions import Approval, Blob, GateOutcome, ModelPolicy, ModelVersion, Override, SignatureMark
 
 __all__ = [
     "Access",
@@ -42,6 +44,7 @@ __all__ = [
     "Damaged",
     "Dependent",
     "Entry",
+    "Experiment",
     "Fold",
     "Forbidden",
     "GateOutcome",
@@ -61,8 +64,11 @@ __all__ = [
     "RegistryError",
     "Role",
     "Run",
+    "RunLog",
     "RunRecord",
+    "Segment",
     "Signature",
+    "SignatureMark",
     "Stale",
     "Table",
     "TableSnapshot",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,15 +15,11 @@ from registry.errors import Damaged, InvalidInput, NotFound
 from registry.versions import Blob
 
 if TYPE_CHECKING:
-    from registry.store import ObjectStore
+    from registry.store import ObjectStore, Progress
 
 T = TypeVar("T")
 R = TypeVar("R")
-Progress = Callable[[int], None]
 _PARALLEL = 8
-_CHUNK_BYTES = 1 << 20
-_CODE_SUFFIXES = {".pkl", ".pickle", ".joblib", ".dill", ".cloudpickle", ".py", ".pyc", ".so", ".npy.pkl"}
-_PICKLE_STARTS = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,24 +48,21 @@ class Blobs:
     ) -> dict[str, Blob]:
         """Store files in parallel, 1 write each (large ones in parts); returns digest -> blob.
 
-        on_progress: called with the bytes of each file once it is stored.
+        on_progress: called with the bytes of each piece as it is stored.
         Raises: InvalidInput if a file changed since it was read first.
         """
-        distinct = {file.sha256: file for file in files}
 
         def send(file: LocalFile) -> Blob:
             blob = Blob(sha256=file.sha256, size=file.size, generation=generation)
-            self._store.upload(self.key(blob), file.path)
+            self._store.upload(self.key(blob), file.path, on_progress=on_progress)
             now = file.path.stat()
             if (now.st_size, now.st_mtime_ns) != (file.size, file.mtime_ns):
                 raise InvalidInput(
                     f"{file.path} changed while it was stored; write it first, register it then"
                 )
-            if on_progress:
-                on_progress(file.size)
             return blob
 
-        return {blob.sha256: blob for blob in _parallel(send, list(distinct.values()))}
+        return {blob.sha256: blob for blob in _parallel(send, list(files))}
 
     def download(self, files: Mapping[str, Blob], to: Path, *, on_progress: Progress | None = None) -> None:
         """Write files (path -> blob) below `to`; each appears only when its digest was checked.
@@ -79,14 +71,14 @@ class Blobs:
         Raises: Damaged if stored bytes do not give their digest; NotFound if a blob is gone.
         """
 
-        def fetch(item: tuple[str, Blob]) -> None:
+        def get(item: tuple[str, Blob]) -> None:
             path, blob = to / item[0], item[1]
             if not (path.is_file() and path.stat().st_size == blob.size and sha256_of(path) == blob.sha256):
-                self._fetch(blob, path)
-            if on_progress:
+                fetch(self._store, self.key(blob), blob, path, on_progress=on_progress)
+            elif on_progress:
                 on_progress(blob.size)
 
-        _parallel(fetch, list(files.items()))
+        _parallel(get, list(files.items()))
 
     def check(self, blobs: Iterable[Blob], scratch: Path) -> int:
         """Read blobs and check their digests; returns how many bytes.
@@ -97,26 +89,32 @@ class Blobs:
 
         def look(blob: Blob) -> int:
             path = scratch / blob.sha256
-            self._fetch(blob, path)
+            fetch(self._store, self.key(blob), blob, path)
             path.unlink()
             return blob.size
 
         return sum(_parallel(look, sorted(blobs, key=lambda blob: blob.sha256)))
 
-    def _fetch(self, blob: Blob, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{blob.sha256[:16]}.{uuid4().hex}")
-        try:
-            try:
-                self._store.download(self.key(blob), partial)
-            except NotFound as error:
-                raise Damaged(f"blob {self.key(blob)} is gone; restore it from a copy") from error
-            found = sha256_of(partial)
-            if found != blob.sha256:
-                raise Damaged(f"blob {self.key(blob)} has bytes of digest {found[:12]}…: it was changed")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+
+def fetch(
+    store: ObjectStore, key: str, blob: Blob, path: Path, *, on_progress: Progress | None = None
+) -> None:
+    """Write the content stored under `key` to `path`, which appears only when its digest was checked.
+
+    Raises: Damaged if it is gone, or its bytes do not give the digest.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{blob.sha256[:16]}.{uuid4().hex}")
+    try:
+        store.download(key, partial, on_progress=on_progress)
+        found = sha256_of(partial)
+        if found != blob.sha256:
+            raise Damaged(f"blob {key} has bytes of digest {found[:12]}…: it was changed")
+        partial.replace(path)
+    except NotFound as error:
+        raise Damaged(f"blob {key} is gone; restore it from a copy") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def scan(path: Path) -> dict[str, LocalFile]:
@@ -144,11 +142,6 @@ def scan(path: Path) -> dict[str, LocalFile]:
     return dict(zip(found, _parallel(_local_file, list(found.values())), strict=True))
 
 
-def code_in(files: Mapping[str, LocalFile]) -> tuple[str, ...]:
-    """Paths of files that can execute code when they are loaded: pickles, scripts, libraries."""
-    return tuple(name for name, file in files.items() if _can_execute(file.path))
-
-
 def sha256_of(path: Path) -> str:
     """SHA-256 (hex) of the file at `path`."""
     with path.open("rb") as file:
@@ -162,20 +155,6 @@ def _local_file(path: Path) -> LocalFile:
 
 def _is_folder(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink()
-
-
-def _can_execute(path: Path) -> bool:
-    if path.suffix.lower() in _CODE_SUFFIXES:
-        return True
-    with path.open("rb") as file:
-        start = file.read(4)
-    if start.startswith(_PICKLE_STARTS):
-        return True
-    # torch.save makes a zip with data.pkl; an exported program (.pt2) is read by torch without unpickling.
-    if start != b"PK\x03\x04" or path.suffix.lower() == ".pt2" or not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.rpartition("/")[2] == "data.pkl" for name in archive.namelist())
 
 
 def _parallel(work: Callable[[T], R], items: list[T]) -> list[R]:

@@ -24,7 +24,7 @@ def model_card(state: ModelState, version: ModelVersion) -> str:
     sections = [
         ("Metrics", _table(("metric", "value"), ((n, f"{v:.6g}") for n, v in version.metrics.items()))),
         ("Inputs and outputs", _signature(version)),
-        ("Gates and approvals", _judged(version)),
+        ("Gates, approvals and signatures", _judged(version)),
         ("Made from", _lineage(version)),
         ("Tags", _table(("tag", "value"), version.tags.items())),
     ]
@@ -53,6 +53,10 @@ def _judged(version: ModelVersion) -> str:
     lines += [
         f"- {'approved' if said.approved else 'REJECTED'} by {said.actor} at {to_text(said.at)} {said.comment}".rstrip()
         for said in version.approvals
+    ]
+    lines += [
+        f"- signed by key `{mark.signer[:16]}` ({mark.actor}, {to_text(mark.at)})"
+        for mark in version.signatures
     ]
     lines += [
         f"- OVERRIDE by {mark.actor} at {to_text(mark.at)}: {mark.reason} (against: {'; '.join(mark.broken)})"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 S = TypeVar("S")
 SNAPSHOT_EVERY = 64
+PATIENCE_S = 120.0
 _MAX_TAIL_BYTES = 256 << 10
 _FIRST_BACKOFF_S = 0.01
 _MAX_BACKOFF_S = 1.0
@@ -88,7 +89,7 @@ class Fold(Generic[S]):
             return self._state
 
     def transact(
-        self, decide: Callable[[S], dict[str, Any] | None], *, patience_s: float = 120.0
+        self, decide: Callable[[S], dict[str, Any] | None], *, patience_s: float = PATIENCE_S
     ) -> Entry | None:
         """Read the state, `decide` what to append, append it; decide again when another writer was first.
 

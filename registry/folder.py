@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote
 
 from registry.errors import AlreadyExists, Forbidden, InvalidInput, NotFound, Unavailable
 from registry.names import check_key
 
+if TYPE_CHECKING:
+    from registry.store import Progress
+
 _TMP = ".tmp"
+_CHUNK_BYTES = 1 << 20
 _STALE_S = 24 * 3600.0
 
 
@@ -72,21 +76,21 @@ class FolderStore:
         path = self._path(key)
         with self._errors(key), self._temporary() as temporary:
             _write_durably(temporary, data)
-            self._make_parent(path)
+            renewed = self._make_parent(path)
             try:
                 os.link(temporary, path)
             except FileExistsError as error:
                 raise AlreadyExists(f"{key} is already in {self.url}") from error
-            _sync_folder(path.parent)
+            _sync_folders(renewed)
 
     def put(self, key: str, data: bytes) -> None:
         """Store `data`, replacing what is there."""
         path = self._path(key)
         with self._errors(key), self._temporary() as temporary:
             _write_durably(temporary, data)
-            self._make_parent(path)
+            renewed = self._make_parent(path)
             temporary.replace(path)
-            _sync_folder(path.parent)
+            _sync_folders(renewed)
 
     def delete(self, key: str) -> None:
         """Remove the object; an absent one is fine. Folders stay: removing one could race with `create`."""
@@ -108,18 +112,18 @@ class FolderStore:
         with self._errors(prefix):
             yield from self._walk(folder, prefix, after)
 
-    def upload(self, key: str, path: Path) -> None:
-        """`put` the file at `path`, streaming."""
+    def upload(self, key: str, path: Path, *, on_progress: Progress | None = None) -> None:
+        """`put` the file at `path`, streaming; `on_progress` is told the bytes of each piece."""
         target = self._path(key)
         with self._errors(key), self._temporary() as temporary:
             with path.open("rb") as source, temporary.open("xb") as sink:
-                shutil.copyfileobj(source, sink, 1 << 20)
+                _copy(source, sink, on_progress)
                 _sync_file(sink)
-            self._make_parent(target)
+            renewed = self._make_parent(target)
             temporary.replace(target)
-            _sync_folder(target.parent)
+            _sync_folders(renewed)
 
-    def download(self, key: str, path: Path) -> None:
+    def download(self, key: str, path: Path, *, on_progress: Progress | None = None) -> None:
         """Write the object to `path`; it appears whole or not at all. Raises: NotFound."""
         source_path = self._path(key)
         partial = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}")
@@ -129,7 +133,7 @@ class FolderStore:
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
                 raise NotFound(f"{key} is not in {self.url}") from error
             with source:
-                _copy_whole(source, partial, path)
+                _copy_whole(source, partial, path, on_progress)
 
     def table_location(self, name: str) -> tuple[str, dict[str, str]]:
         """(path, no options) where `deltalake` keeps the table `name`."""
@@ -153,16 +157,14 @@ class FolderStore:
     def _path(self, key: str) -> Path:
         return self._root / check_key(key)
 
-    def _make_parent(self, path: Path) -> None:
-        """Make the folder of `path`, and make its name durable too."""
-        missing = []
-        folder = path.parent
-        while not folder.is_dir():
-            missing.append(folder)
-            folder = folder.parent
-        for made in reversed(missing):
+    def _make_parent(self, path: Path) -> Sequence[Path]:
+        """Make the folder of `path`; returns the folders that hold a new name once `path` is there."""
+        renewed = [path.parent]
+        while not renewed[-1].is_dir():
+            renewed.append(renewed[-1].parent)
+        for made in reversed(renewed[:-1]):
             made.mkdir(exist_ok=True)
-            _sync_folder(made.parent)
+        return renewed
 
     @contextmanager
     def _temporary(self) -> Iterator[Path]:
@@ -216,10 +218,17 @@ def _write_durably(path: Path, data: bytes) -> None:
         _sync_file(file)
 
 
-def _copy_whole(source: BinaryIO, partial: Path, path: Path) -> None:
+def _copy(source: BinaryIO, sink: BinaryIO, on_progress: Progress | None) -> None:
+    while chunk := source.read(_CHUNK_BYTES):
+        sink.write(chunk)
+        if on_progress:
+            on_progress(len(chunk))
+
+
+def _copy_whole(source: BinaryIO, partial: Path, path: Path, on_progress: Progress | None) -> None:
     try:
         with partial.open("xb") as sink:
-            shutil.copyfileobj(source, sink, 1 << 20)
+            _copy(source, sink, on_progress)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -228,6 +237,15 @@ def _copy_whole(source: BinaryIO, partial: Path, path: Path) -> None:
 def _sync_file(file: Any) -> None:
     file.flush()
     os.fsync(file.fileno())
+
+
+def _sync_folders(folders: Sequence[Path]) -> None:
+    """Make the names in them durable; several at a time, for each waits for the disk."""
+    if len(folders) == 1:
+        _sync_folder(folders[0])
+        return
+    with ThreadPoolExecutor(len(folders)) as pool:
+        list(pool.map(_sync_folder, folders))
 
 
 def _sync_folder(folder: Path) -> None:

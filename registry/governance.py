@@ -97,8 +97,9 @@ class Governance(Shelf):
     def rollback(self, name: str, alias: str = CHAMPION, *, reason: str = "") -> ModelVersion:
         """Point an alias back to the version before, in one entry; ends canaries and shadows too.
 
-        Versions rejected or deleted meanwhile are passed over.
-        Raises: Refused if there is none to go back to; NotFound.
+        Passed over are versions rejected or deleted meanwhile and, where the alias is guarded, those that the
+        policy would not let there now, unless an override once did.
+        Raises: Refused if there is none to go back to, saying why of each; NotFound.
         """
         entry, state = self._change(name, lambda state: rules.rollback(state, alias, reason=reason))
         return state.versions[entry.body["version"] if entry else state.aliases[alias]]

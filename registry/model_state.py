@@ -14,7 +14,16 @@ from registry.entry import Entry
 from registry.errors import RegistryError
 from registry.times import from_text, to_text
 from registry.traffic import BUCKETS, CHAMPION, Arm, Traffic
-from registry.versions import Approval, Blob, GateOutcome, ModelPolicy, ModelVersion, Override, jsonable
+from registry.versions import (
+    Approval,
+    Blob,
+    GateOutcome,
+    ModelPolicy,
+    ModelVersion,
+    Override,
+    SignatureMark,
+    jsonable,
+)
 
 SCHEMA = "1"
 _PAST_KEPT = 100  # earlier values of an alias, for rollback
@@ -149,8 +158,11 @@ def _model_created(state: ModelState, entry: Entry) -> ModelState:
 
 
 def _model_changed(state: ModelState, entry: Entry) -> ModelState:
-    tags = {**state.tags, **entry.body["tags"]}
-    return replace(state, tags=tags, description=entry.body.get("description", state.description))
+    return replace(
+        state,
+        tags=_merged(state.tags, entry.body["tags"]),
+        description=entry.body.get("description", state.description),
+    )
 
 
 def _policy_set(state: ModelState, entry: Entry) -> ModelState:
@@ -166,10 +178,13 @@ def _version_created(state: ModelState, entry: Entry) -> ModelState:
 
 def _version_changed(state: ModelState, entry: Entry) -> ModelState:
     version = state.versions[entry.body["version"]]
-    tags = {
-        name: value for name, value in {**version.tags, **entry.body["tags"]}.items() if value is not None
-    }
+    tags = _merged(version.tags, entry.body["tags"])
     return _with_version(state, version.model_copy(update={"tags": tags}))
+
+
+def _merged(tags: Mapping[str, str], changes: Mapping[str, str | None]) -> dict[str, str]:
+    """Tags with those changed; None takes one away."""
+    return {name: value for name, value in {**tags, **changes}.items() if value is not None}
 
 
 def _reviewed(state: ModelState, entry: Entry) -> ModelState:
@@ -189,6 +204,14 @@ def _gate(state: ModelState, entry: Entry) -> ModelState:
     return _with_version(
         state, version.model_copy(update={"gates": {**version.gates, outcome.name: outcome}})
     )
+
+
+def _signed(state: ModelState, entry: Entry) -> ModelState:
+    version = state.versions[entry.body["version"]]
+    mark = SignatureMark(
+        signer=entry.body["signer"], sha256=entry.body["sha256"], actor=entry.actor, at=entry.at
+    )
+    return _with_version(state, version.model_copy(update={"signatures": (*version.signatures, mark)}))
 
 
 def _deleted(state: ModelState, entry: Entry) -> ModelState:
@@ -266,6 +289,7 @@ _STEPS: dict[str, Callable[[ModelState, Entry], ModelState]] = {
     "version-deleted": _deleted,
     "review": _reviewed,
     "gate": _gate,
+    "signed": _signed,
     "alias": _alias_set,
     "alias-deleted": _alias_deleted,
     "rollback": _rolled_back,

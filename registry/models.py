@@ -10,13 +10,14 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from registry import rules
-from registry.blobs import Progress
 from registry.card import model_card
 from registry.entry import Entry
 from registry.errors import NotFound, Refused
 from registry.lineage import Dependent
 from registry.model_state import ModelState, step
 from registry.registration import Registration
+from registry.signed import Signed
+from registry.store import Progress
 from registry.tables import TableSnapshot
 from registry.times import as_utc
 from registry.versions import ModelPolicy, ModelVersion
@@ -32,7 +33,7 @@ class Verified(BaseModel):
     size_bytes: int
 
 
-class Models(Registration):
+class Models(Registration, Signed):
     """The part of the registry about models and versions."""
 
     def create_model(
@@ -70,9 +71,9 @@ class Models(Registration):
         return state
 
     def set_model_tags(
-        self, name: str, tags: Mapping[str, str], *, description: str | None = None
+        self, name: str, tags: Mapping[str, str | None], *, description: str | None = None
     ) -> ModelState:
-        """Add or replace tags and, if given, the description. Raises: NotFound."""
+        """Add or replace tags (None removes one) and, if given, the description. Raises: NotFound."""
         body: rules.Body = {"kind": "model-changed", "tags": dict(tags)}
         body |= {} if description is None else {"description": description}
 
@@ -129,24 +130,31 @@ class Models(Registration):
         version: int | str,
         to: str | Path,
         *,
+        paths: Collection[str] | None = None,
         allow_code: Collection[str] = (),
         on_progress: Progress | None = None,
     ) -> Path:
         """Write a version's files below the folder `to`, every digest checked; returns the folder.
 
-        allow_code: paths of files that can execute code, to be accepted by name.
-        Raises: NotFound; Damaged if a stored byte was changed; Refused for code or a deleted version.
+        paths: those wanted; None: all. allow_code: paths of files that can execute code, to be accepted by name.
+        Raises: NotFound; Damaged if a stored byte was changed; Refused for code, for a deleted version, and
+            where the policy names signers and none of them has signed.
         """
         found = self.get_version(name, version)
         if found.deleted_at is not None:
             raise Refused(f"{name}@{found.version} was deleted at {found.deleted_at.isoformat()}")
-        refused = sorted(set(found.code_files) - set(allow_code))
+        unknown = sorted(set(paths or ()) - set(found.files))
+        if unknown:
+            raise NotFound(f"{name}@{found.version} has no files {unknown}; it has {sorted(found.files)}")
+        wanted = {path: blob for path, blob in found.files.items() if paths is None or path in paths}
+        refused = sorted(set(found.code_files) & set(wanted) - set(allow_code))
         if refused:
             raise Refused(
                 f"{name}@{found.version}: {refused} can execute code; accept it: allow_code={refused}"
             )
+        self._require_signed(name, found)
         folder = Path(to)
-        self._blobs(name).download(found.files, folder, on_progress=on_progress)
+        self._blobs(name).download(wanted, folder, on_progress=on_progress)
         return folder
 
     def history(self, name: str) -> list[Entry]:
@@ -176,12 +184,15 @@ class Models(Registration):
         return state
 
     def verify(self, name: str) -> Verified:
-        """Walk the model's hash chain and read every blob.
+        """Walk the model's hash chain and read every blob and signature.
 
         Raises: Damaged, naming the first damaged thing; NotFound.
         """
         count = self.follow(name).journal.verify()
         blobs = self.get_model(name).blobs()
+        for version in self.follow(name).state.versions.values():
+            for mark in version.signatures:
+                self.signature(name, version.version, mark.sha256)
         with tempfile.TemporaryDirectory() as scratch:
             size_bytes = self._blobs(name).check(blobs.values(), Path(scratch))
         return Verified(entries=count, blobs=len(blobs), size_bytes=size_bytes)

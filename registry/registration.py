@@ -16,14 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from registry import rules
-from registry.blobs import Blobs, LocalFile, Progress, code_in, scan
+from registry.blobs import Blobs, LocalFile, scan
+from registry.code_files import code_in
 from registry.errors import InvalidInput, Refused
 from registry.lineage import Lineage
 from registry.model_state import ModelState
 from registry.names import check_name
 from registry.shelf import Shelf
 from registry.signature import Signature
+from registry.store import Progress
 from registry.versions import Blob, ModelVersion, finite, jsonable
+
+_PATIENCE_S = 1200.0  # what was uploaded is worth waiting for, however many others register
 
 
 class _SweptMeanwhile(Exception):  # noqa: N818 - a signal between two functions here, not an error
@@ -53,7 +57,7 @@ class Registration(Shelf):
         F new files cost F + 1 writes and 2 reads.
         key: idempotency key: a second call with it returns the version the first made.
         allow_code: paths of files that can execute code when loaded (pickles, scripts), accepted by name.
-        on_progress: called with the bytes of each file once it is stored.
+        on_progress: called with the bytes of each piece as it is stored, or found to be stored already.
         Raises: NotFound if the model does not exist; InvalidInput for bad files; Refused for code.
         """
         files = scan(Path(path))
@@ -124,7 +128,7 @@ class Registration(Shelf):
             body = {**content, "files": {path: jsonable(stored[file.sha256]) for path, file in files.items()}}
             body["digest"] = _digest(body)
             try:
-                entry, state = self._change(name, _registration(body, stored))
+                entry, state = self._change(name, _registration(body, stored), patience_s=_PATIENCE_S)
             except _SweptMeanwhile:
                 state = self.follow(name).state
                 continue
@@ -136,11 +140,12 @@ class Registration(Shelf):
     ) -> dict[str, Blob]:
         """Content digest -> blob; content that a version has already is not sent again."""
         known = state.blobs()
-        new = [file for file in files.values() if file.sha256 not in known]
-        reused = {file.sha256: known[file.sha256] for file in files.values() if file.sha256 in known}
-        return reused | self._blobs(state.name).upload(
-            new, generation=state.generation, on_progress=on_progress
-        )
+        distinct = {file.sha256: file for file in files.values()}
+        new = [file for digest, file in distinct.items() if digest not in known]
+        if on_progress:
+            on_progress(sum(file.size for file in files.values()) - sum(file.size for file in new))
+        sent = self._blobs(state.name).upload(new, generation=state.generation, on_progress=on_progress)
+        return {digest: known[digest] for digest in distinct if digest in known} | sent
 
     def _blobs(self, name: str) -> Blobs:
         return Blobs(self.store, f"models/{check_name(name)}/blobs")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from registry.experiments import Experiments
 from registry.governance import Governance
 from registry.models import Models
-from registry.runs import Runs
 from registry.times import Clock, utc_now
 
 if TYPE_CHECKING:
     from registry.store import ObjectStore
 
 
-class Registry(Models, Governance, Runs):
+class Registry(Models, Governance, Experiments):
     """The recipe book in `store`, written in the name of `actor`. Picklable; safe for threads.
 
     store: from `open_store`; actor: recorded with every change; clock: gives the times of changes.

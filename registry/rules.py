@@ -121,18 +121,18 @@ def delete_alias(state: ModelState, alias: str, *, reason: str) -> Body | None:
 
 
 def rollback(state: ModelState, alias: str, *, reason: str) -> Body:
-    """Back to the last earlier version behind `alias` that may still be used.
+    """Back to the last earlier version behind `alias` that may be there still.
 
-    Raises: Refused if there is none.
+    Raises: Refused if there is none, with the reason for each.
     """
     require_model(state)
     past = state.past.get(alias, ())
-    for number in reversed(past):
-        if state.versions[number].status == "READY" and number != state.aliases.get(alias):
+    bars = {number: _bar(state, alias, number) for number in reversed(past)}
+    for number, bar in bars.items():
+        if not bar:
             return {"kind": "rollback", "alias": alias, "version": number, "reason": reason, "clear": True}
-    raise Refused(
-        f"alias {alias!r} of {state.name} has no earlier version to go back to (it had {list(past)})"
-    )
+    told = "; ".join(f"{number} {bar}" for number, bar in bars.items()) or "it had none"
+    raise Refused(f"alias {alias!r} of {state.name} has no earlier version to go back to: {told}")
 
 
 def set_traffic(
@@ -203,6 +203,17 @@ def _allocate(state: ModelState, arms: Mapping[str, tuple[int, float]]) -> dict[
             raise InvalidInput("arm 'champion' has what the others leave; give the others' shares only")
     wanted = {name: to_buckets(share, arm=name) for name, (_, share) in arms.items()}
     return allocate({arm.name: arm.buckets for arm in state.split.arms}, wanted)
+
+
+def _bar(state: ModelState, alias: str, number: int) -> str:
+    """What keeps `alias` from going back to `number`; "" if nothing does. An override, once given, holds."""
+    version = state.versions[number]
+    if number == state.aliases.get(alias):
+        return "is there now"
+    if version.status != "READY":
+        return f"is {version.status}"
+    missing = version.missing(state.policy) if alias in state.policy.guarded else ()
+    return "" if version.overrides else ", ".join(missing)
 
 
 def _broken(state: ModelState, numbers: Sequence[int], override: str) -> dict[str, list[str]]:

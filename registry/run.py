@@ -12,18 +12,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 from uuid import uuid4
 
-from registry.blobs import sha256_of
 from registry.environment import Usage
-from registry.errors import AlreadyExists, Damaged, InvalidInput, NotFound, RegistryError, Unavailable
-from registry.names import check_key
+from registry.errors import InvalidInput, RegistryError
 from registry.run_record import Point, RunRecord, Segment, Status, with_segments
 from registry.tables import TableSnapshot
-from registry.times import to_text, utc_now
-from registry.versions import Blob
 
 if TYPE_CHECKING:
     from registry.runs import Runs
-    from registry.store import ObjectStore
 
 FLUSH_EVERY_S = 2.0
 BEAT_EVERY_S = 10.0
@@ -189,16 +184,7 @@ class Run:
 
         Raises: NotFound; Damaged.
         """
-        blob = self.record().artifacts.get(path)
-        if blob is None:
-            raise NotFound(f"run {self.id} has no artifact {path!r}")
-        target = Path(to) / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        self._runs.store.download(self._artifact_key(path, blob), target)
-        if sha256_of(target) != blob.sha256:
-            target.unlink()
-            raise Damaged(f"artifact {path!r} of run {self.id} was changed in the store")
-        return target
+        return self._runs.fetch_artifact(self.record(), path, Path(to) / path)
 
     def _next_segment(self) -> tuple[Segment, bytes] | None:
         """What to store next: first what could not be stored before, with the same bytes, then the buffer."""
@@ -209,14 +195,9 @@ class Run:
             return self._pending
 
     def _log_file(self, file: Path, path: str) -> None:
-        blob = Blob(sha256=sha256_of(file), size=file.stat().st_size)
-        check_key(path)
-        self._runs.store.upload(self._artifact_key(path, blob), file)
+        blob = self._runs.store_artifact(self.id, path, file)
         with self._buffer_lock:
             self._buffer.artifacts[path] = blob
-
-    def _artifact_key(self, path: str, blob: Blob) -> str:
-        return f"runs/{self.id}/artifacts/{blob.sha256[:16]}/{PurePosixPath(path).name}"
 
     def _logged(self) -> None:
         """Something is in the buffer: see that it gets stored."""
@@ -261,38 +242,3 @@ class Run:
 
 def _attach(runs: Runs, record: RunRecord, segments: int) -> Run:
     return Run(runs, record, segments=segments)
-
-
-def new_run_id() -> str:
-    """A fresh id: 32 hex digits, the first by time, so that ids sort by start."""
-    return f"{time.time_ns() // 1_000_000:012x}{uuid4().hex[:20]}"
-
-
-def beat_text() -> bytes:
-    """A heartbeat: the wall clock's time, whatever clock the registry runs on."""
-    return to_text(utc_now()).encode()
-
-
-def store_segment(store: ObjectStore, run_id: str, number: int, data: bytes) -> int:
-    """Store a segment's bytes at the first free number from `number` on; returns the number after it.
-
-    The bytes are unique, so a retry that meets its own success recognises it.
-    Raises: Unavailable; the same call may be made again.
-    """
-    while True:
-        key = segment_key(run_id, number)
-        try:
-            store.create(key, data)
-        except AlreadyExists:
-            if store.find(key) != data:
-                number += 1
-                continue
-        except Unavailable:
-            if store.find(key) != data:
-                raise
-        return number + 1
-
-
-def segment_key(run_id: str, number: int) -> str:
-    """Where a segment is stored."""
-    return f"runs/{run_id}/segments/{number:06d}.json"

@@ -9,20 +9,25 @@ import pyarrow as pa
 from registry.run_record import Point, RunRecord
 
 
+def differences(kinds: Mapping[str, Sequence[Mapping[str, object]]]) -> dict[str, list[object]]:
+    """What is not the same in all runs, as `params.lr` -> its value in each (None: it has none); of one run, all.
+
+    kinds: as `params` -> those of each run.
+    """
+    found: dict[str, list[object]] = {}
+    for kind, values in kinds.items():
+        for name in dict.fromkeys(name for one in values for name in one):
+            each = [one.get(name) for one in values]
+            if len(set(map(repr, each))) > 1 or len(values) == 1:
+                found[f"{kind}.{name}"] = each
+    return found
+
+
 def comparison(records: Sequence[RunRecord]) -> pa.Table:
     """One row a run: run, name, status, then each parameter and metric in which the runs differ."""
-    columns: dict[str, list[object]] = {
-        "run": [record.id for record in records],
-        "name": [record.name for record in records],
-        "status": [record.status for record in records],
-    }
-    for kind in ("params", "metrics"):
-        values: list[Mapping[str, object]] = [getattr(record, kind) for record in records]
-        for name in dict.fromkeys(name for one in values for name in one):
-            column = [one.get(name) for one in values]
-            if len(set(map(repr, column))) > 1 or len(records) == 1:
-                columns[f"{kind}.{name}"] = column
-    return pa.table(columns)
+    facts = {fact: [getattr(record, fact) for record in records] for fact in ("id", "name", "status")}
+    kinds = {kind: [getattr(record, kind) for record in records] for kind in ("params", "metrics")}
+    return pa.table({"run": facts.pop("id"), **facts, **differences(kinds)})
 
 
 def plot(metric: str, series: Mapping[str, Sequence[Point]]) -> str:

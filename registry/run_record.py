@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
+from uuid import uuid4
 
 from registry.entry import Entry
 from registry.errors import Damaged
@@ -14,7 +16,7 @@ from registry.tables import TableSnapshot
 from registry.times import from_text, to_text
 from registry.versions import Blob, finite
 
-Status = Literal["RUNNING", "FINISHED", "FAILED", "LOST"]
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED", "LOST"]
 SCHEMA = "1"
 
 
@@ -66,6 +68,11 @@ class RunRecord:
             "facts": finite(self.facts),
         }
 
+    def brief(self) -> dict[str, Any]:
+        """What the index keeps: all but the environment, which is most of the bytes and rarely asked for."""
+        facts = {fact: value for fact, value in self.facts.items() if fact != "environment"}
+        return replace(self, facts=facts).to_json()
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RunRecord:
         """The inverse of `to_json`."""
@@ -89,10 +96,10 @@ class RunRecord:
 
 @dataclass(slots=True)
 class Segment:
-    """Events of one run, buffered and then stored as one object."""
+    """Events of one run, buffered and then stored as one object. A tag of None takes the tag away."""
 
     params: dict[str, str] = field(default_factory=dict)
-    tags: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str | None] = field(default_factory=dict)
     points: list[tuple[str, Point]] = field(default_factory=list)
     artifacts: dict[str, Blob] = field(default_factory=dict)
     datasets: list[TableSnapshot] = field(default_factory=list)
@@ -142,7 +149,8 @@ class Segment:
 
 def with_segments(record: RunRecord, segments: Iterable[Segment]) -> RunRecord:
     """`record` with what the segments say, in their order."""
-    params, tags = dict(record.params), dict(record.tags)
+    params: dict[str, str] = dict(record.params)
+    tags: dict[str, str | None] = dict(record.tags)
     artifacts, datasets = dict(record.artifacts), list(record.datasets)
     last: dict[str, Point] = {}
     for segment in segments:
@@ -156,11 +164,16 @@ def with_segments(record: RunRecord, segments: Iterable[Segment]) -> RunRecord:
     return replace(
         record,
         params=params,
-        tags=tags,
+        tags={name: value for name, value in tags.items() if value is not None},
         artifacts=artifacts,
         datasets=tuple(dict.fromkeys(datasets)),
         metrics={**record.metrics, **{name: point.value for name, point in last.items()}},
     )
+
+
+def new_run_id() -> str:
+    """A fresh id: 32 hex digits, the first by time, so that ids sort by start."""
+    return f"{time.time_ns() // 1_000_000:012x}{uuid4().hex[:20]}"
 
 
 Index = Mapping[str, RunRecord]

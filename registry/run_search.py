@@ -12,12 +12,12 @@ import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from registry.errors import InvalidInput
 from registry.run_record import RunRecord
 
-Predicate = Callable[[RunRecord], bool]
+Predicate = Callable[[Any], bool]
 _TOKEN = re.compile(
     r"\s*(?:(?P<text>'(?:[^']|'')*')|(?P<name>(?:[A-Za-z_][\w/\-]*\.)?(?:`[^`]+`|\"[^\"]+\")|[A-Za-z_][\w./\-]*)"
     r"|(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)|(?P<sign><=|>=|!=|<>|[=<>(),]))"
@@ -66,6 +66,29 @@ class _Token:
     at: int
 
 
+class Comparable(Protocol):
+    """What stands on the left of a comparison."""
+
+    @property
+    def kind(self) -> str:
+        """Of what kind it is, for messages."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Its name within the kind."""
+        ...
+
+    @property
+    def is_number(self) -> bool:
+        """Whether it compares as a number."""
+        ...
+
+    def of(self, item: Any, /) -> Any:
+        """Its value in `item`, or None where there is none."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """Something of a run that can be compared: a metric, a parameter, a tag or an attribute."""
@@ -88,14 +111,14 @@ class Column:
         )
 
 
-def parse_where(where: str) -> Predicate:
-    """The predicate that `where` says; empty text is true of every run.
+def parse_where(where: str, columns: Callable[[str], Comparable] | None = None) -> Predicate:
+    """The predicate that `where` says; empty text is true of everything.
 
+    columns: from a name to what it means; None: the columns of runs.
     Raises: InvalidInput, with the place and what was wanted there.
     """
-    parser = _Parser(where)
-    tests = parser.comparisons()
-    return lambda run: all(test(run) for test in tests)
+    tests = _Parser(where, columns or parse_column).comparisons()
+    return lambda item: all(test(item) for test in tests)
 
 
 def parse_order(order_by: str | Sequence[str]) -> Callable[[list[RunRecord]], list[RunRecord]]:
@@ -143,8 +166,9 @@ def _is_ordered(value: Any) -> bool:
 class _Parser:
     """Recursive descent over the tokens of one filter."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, columns: Callable[[str], Comparable]) -> None:
         self._text = text
+        self._columns = columns
         self._tokens = _tokens(text)
         self._next = 0
 
@@ -158,7 +182,7 @@ class _Parser:
 
     def _comparison(self) -> Predicate:
         token = self._take("name", "a column such as metrics.log_loss")
-        column = parse_column(token.text)
+        column = self._columns(token.text)
         if self._is_word("IS"):
             return self._null_test(column)
         if self._is_word("NOT"):
@@ -177,12 +201,12 @@ class _Parser:
             raise self._error(sign.at, "an operator such as = or <")
         return _compare(column, compare, self._value(column))
 
-    def _null_test(self, column: Column) -> Predicate:
+    def _null_test(self, column: Comparable) -> Predicate:
         wanted = not self._is_word("NOT")
         self._word("NULL")
         return lambda run: (column.of(run) is None) == wanted
 
-    def _values(self, column: Column) -> set[Any]:
+    def _values(self, column: Comparable) -> set[Any]:
         self._sign("(")
         values = {self._value(column)}
         while self._is_sign(","):
@@ -190,7 +214,7 @@ class _Parser:
         self._sign(")")
         return values
 
-    def _value(self, column: Column) -> Any:
+    def _value(self, column: Comparable) -> Any:
         if column.is_number:
             return float(self._take("number", f"a number: {column.kind}.{column.name} is one").text)
         return self._take("text", f"a quoted text: {column.kind} compare as text").text
@@ -247,15 +271,15 @@ def _tokens(text: str) -> list[_Token]:
     return tokens
 
 
-def _compare(column: Column, compare: Callable[[Any, Any], bool], value: Any) -> Predicate:
-    def test(run: RunRecord) -> bool:
-        found = column.of(run)
+def _compare(column: Comparable, compare: Callable[[Any, Any], bool], value: Any) -> Predicate:
+    def test(item: Any) -> bool:
+        found = column.of(item)
         return found is not None and compare(found, value)
 
     return test
 
 
-def _like(column: Column, pattern: str, *, ignore_case: bool) -> Predicate:
+def _like(column: Comparable, pattern: str, *, ignore_case: bool) -> Predicate:
     parts = {"%": ".*", "_": "."}
     text = "".join(parts.get(char, re.escape(char)) for char in pattern)
     compiled = re.compile(text, re.DOTALL | (re.IGNORECASE if ignore_case else 0))

@@ -8,25 +8,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timedelta
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 
-from registry import run as runs_io
 from registry import run_record
+from registry.blobs import fetch, sha256_of
 from registry.environment import environment
-from registry.errors import NotFound
+from registry.errors import AlreadyExists, NotFound, Unavailable
 from registry.fold import Fold
 from registry.journal import Journal
-from registry.names import check_name
-from registry.run import Run, new_run_id
+from registry.names import check_key, check_name
+from registry.run import Run
 from registry.run_compare import comparison, plot
-from registry.run_record import Index, RunRecord, Segment, Status, with_segments
+from registry.run_record import Index, RunRecord, Segment, Status, new_run_id, with_segments
 from registry.run_search import parse_order, parse_where
 from registry.shelf import Shelf
 from registry.tables import TableSnapshot
-from registry.times import Clock, from_text, utc_now
+from registry.times import Clock, from_text, to_text, utc_now
+from registry.versions import Blob
 
+_BATCH = 16  # segments read at once
 LOST_AFTER = timedelta(seconds=60)  # without a heartbeat, which comes every ten
 
 
@@ -58,7 +61,6 @@ class Runs(Shelf):
         code: digest of the code that runs; parent: id of the run this one is part of.
         Raises: InvalidInput for a malformed experiment name.
         """
-        check_name(experiment, what="experiment")
         facts = {"environment": environment(), "code": code, "parent": parent}
         record = RunRecord(
             id=new_run_id(),
@@ -72,10 +74,16 @@ class Runs(Shelf):
             datasets=tuple(datasets),
             facts={fact: value for fact, value in facts.items() if value is not None},
         )
-        self.store.create(f"runs/{record.id}/run.json", json.dumps(record.to_json()).encode())
+        check_name(experiment, what="experiment")
         self.beat(record.id)
-        self._index(experiment).transact(lambda _: {"kind": "started", "run": _brief(record)})
+        self.begin(record)
         return Run(self, record, owner=True)
+
+    def begin(self, record: RunRecord) -> None:
+        """Tell the index of a run that begins; 2 writes. Used by `start_run` and `RunLog`."""
+        index = self.index(record.experiment)
+        self.store.create(f"runs/{record.id}/run.json", json.dumps(record.to_json()).encode())
+        index.transact(lambda _: {"kind": "started", "run": record.brief()})
 
     def get_run(self, run_id: str) -> Run:
         """A handle to a run, to read it or to log to it from anywhere. Raises: NotFound."""
@@ -86,7 +94,7 @@ class Runs(Shelf):
     def get_record(self, run_id: str) -> RunRecord:
         """All that is known of a run now. Raises: NotFound."""
         started = self._started(run_id)
-        told = self._index(started.experiment).refresh().get(run_id, started)
+        told = self.index(started.experiment).refresh().get(run_id, started)
         whole = told if told.status != "RUNNING" else self._live(told)
         return replace(whole, facts={**started.facts, **whole.facts})
 
@@ -114,7 +122,7 @@ class Runs(Shelf):
         """
         holds, sort = parse_where(where), parse_order(order_by)
         names = [experiment] if isinstance(experiment, str) else list(experiment)
-        records = [record for name in names for record in self._index(name).refresh().values()]
+        records = [record for name in names for record in self.index(name).refresh().values()]
         going = [record for record in records if record.status == "RUNNING"]
         with ThreadPoolExecutor(8) as pool:
             live = {record.id: record for record in pool.map(self._live, going)}
@@ -138,7 +146,7 @@ class Runs(Shelf):
         """Record in the index that runs without a heartbeat are LOST; returns their ids."""
         ids = []
         for record in self.search_runs(experiment, "attributes.status = 'LOST'"):
-            if self._index(experiment).state[record.id].status == "RUNNING":
+            if self.index(experiment).state[record.id].status == "RUNNING":
                 self.end(record, "LOST")
                 ids.append(record.id)
         return ids
@@ -152,29 +160,79 @@ class Runs(Shelf):
             told = index.get(record.id)
             if told is not None and told.status == status:
                 return None
-            return {"kind": "ended", "run": _brief(ended)}
+            return {"kind": "ended", "run": ended.brief()}
 
-        self._index(record.experiment).transact(decide)
+        self.index(record.experiment).transact(decide)
         return ended
 
-    def segments(self, run_id: str) -> Iterator[Segment]:
-        """What a run has stored so far, in order."""
-        number = 0
-        while (data := self.store.find(runs_io.segment_key(run_id, number))) is not None:
-            yield Segment.from_bytes(data, runs_io.segment_key(run_id, number))
-            number += 1
+    def segments(self, run_id: str, start: int = 0) -> Iterator[Segment]:
+        """What a run has stored so far, in order, from number `start`.
+
+        Read until one is missing: one by one, then in ever larger batches at once.
+        """
+        number, batch = start, 1
+        with ThreadPoolExecutor(_BATCH) as pool:
+            while True:
+                keys = [_segment_key(run_id, each) for each in range(number, number + batch)]
+                for key, data in zip(keys, pool.map(self.store.find, keys), strict=True):
+                    if data is None:
+                        return
+                    yield Segment.from_bytes(data, key)
+                number += batch
+                batch = min(_BATCH, number - start)
 
     def store_segment(self, run_id: str, number: int, data: bytes) -> int:
-        """Store a segment's bytes at the first free number from `number`; returns the one after. Used by `Run`."""
-        return runs_io.store_segment(self.store, run_id, number, data)
+        """Store a segment's bytes at the first free number from `number` on; returns the number after it.
+
+        The bytes are unique, so a retry that meets its own success recognises it. Used by `Run` and `RunLog`.
+        Raises: Unavailable; the same call may be made again.
+        """
+        while True:
+            key = _segment_key(run_id, number)
+            try:
+                self.store.create(key, data)
+            except AlreadyExists:
+                if self.store.find(key) != data:
+                    number += 1
+                    continue
+            except Unavailable:
+                if self.store.find(key) != data:
+                    raise
+            return number + 1
+
+    def store_artifact(self, run_id: str, path: str, file: Path) -> Blob:
+        """Store the bytes of a file that will be artifact `path` of a run; a segment then tells of it.
+
+        Raises: InvalidInput if `path` is not a path below the run.
+        """
+        blob = Blob(sha256=sha256_of(file), size=file.stat().st_size)
+        check_key(path)
+        self.store.upload(_artifact_key(run_id, path, blob), file)
+        return blob
+
+    def fetch_artifact(self, record: RunRecord, path: str, target: Path) -> Path:
+        """Write artifact `path` of a run to the file `target`, its digest checked; returns the file.
+
+        Raises: NotFound; Damaged.
+        """
+        blob = record.artifacts.get(path)
+        if blob is None:
+            raise NotFound(f"run {record.id} has no artifact {path!r}")
+        fetch(self.store, _artifact_key(record.id, path, blob), blob, target)
+        return target
 
     def beat(self, run_id: str) -> None:
-        """Say that the run's owner is alive. Used by `Run`."""
-        self.store.put(f"runs/{run_id}/heartbeat", runs_io.beat_text())
+        """Say that the run's owner is alive, by the wall clock, whatever clock the registry runs on. Used by `Run`."""
+        self.store.put(f"runs/{run_id}/heartbeat", to_text(utc_now()).encode())
 
     def _live(self, record: RunRecord) -> RunRecord:
-        """A run the index tells as going on, as its segments tell it; LOST if its heart has stopped."""
+        """A run the index tells as going on, as its segments tell it; LOST if its heart has stopped.
+
+        A run logged from afar (see `RunLog`) has no heart, and goes on until it is told to have ended.
+        """
         whole = with_segments(record, self.segments(record.id))
+        if record.facts.get("remote"):
+            return whole
         beat = self.store.find(f"runs/{record.id}/heartbeat")
         last: datetime | None = None if beat is None else from_text(beat.decode())
         lost = last is None or utc_now() - last > LOST_AFTER
@@ -187,7 +245,8 @@ class Runs(Shelf):
             raise NotFound(f"run {run_id!r} does not exist in {self.store.url}")
         return RunRecord.from_json(json.loads(data))
 
-    def _index(self, experiment: str) -> Fold[Index]:
+    def index(self, experiment: str) -> Fold[Index]:
+        """The runs of an experiment, kept warm: `.refresh()` is one read. Raises: InvalidInput."""
         check_name(experiment, what="experiment")
         with self._experiments_lock:
             if experiment not in self._experiments:
@@ -205,7 +264,9 @@ class Runs(Shelf):
             return self._experiments[experiment]
 
 
-def _brief(record: RunRecord) -> dict[str, Any]:
-    """What the index keeps of a run: all but its environment, which is most of its bytes and rarely asked for."""
-    facts = {fact: value for fact, value in record.facts.items() if fact != "environment"}
-    return replace(record, facts=facts).to_json()
+def _segment_key(run_id: str, number: int) -> str:
+    return f"runs/{run_id}/segments/{number:06d}.json"
+
+
+def _artifact_key(run_id: str, path: str, blob: Blob) -> str:
+    return f"runs/{run_id}/artifacts/{blob.sha256[:16]}/{PurePosixPath(path).name}"

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import boto3
@@ -21,6 +21,9 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, 
 
 from registry.errors import AlreadyExists, Forbidden, InvalidInput, NotFound, RegistryError, Unavailable
 from registry.names import check_key
+
+if TYPE_CHECKING:
+    from registry.store import Progress
 
 _PART_BYTES = 32 << 20
 _MAX_PARTS = 9_000  # S3 allows 10,000
@@ -115,17 +118,20 @@ class S3Store:
                 return
             request["ContinuationToken"] = page["NextContinuationToken"]
 
-    def upload(self, key: str, path: Path) -> None:
-        """`put` the file at `path`; above 32 MiB in parts, in parallel. S3 checks a CRC of every part."""
+    def upload(self, key: str, path: Path, *, on_progress: Progress | None = None) -> None:
+        """`put` the file at `path`; above 32 MiB in parts, in parallel. S3 checks a CRC of every part.
+
+        on_progress: told the bytes moved since the call before; negative when a part is sent again.
+        """
         name = self._name(key)
         part_bytes = max(_PART_BYTES, -(-path.stat().st_size // _MAX_PARTS))
         parts = TransferConfig(
             multipart_threshold=part_bytes, multipart_chunksize=part_bytes, max_concurrency=8
         )
         with self._errors(key):
-            self._client.upload_file(str(path), self._bucket, name, Config=parts)
+            self._client.upload_file(str(path), self._bucket, name, Config=parts, Callback=on_progress)
 
-    def download(self, key: str, path: Path) -> None:
+    def download(self, key: str, path: Path, *, on_progress: Progress | None = None) -> None:
         """Write the object to `path`; it appears whole or not at all. Raises: NotFound."""
         name = self._name(key)
         partial = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}")
@@ -135,6 +141,8 @@ class S3Store:
                 with partial.open("xb") as sink:
                     for chunk in body.iter_chunks(1 << 20):
                         sink.write(chunk)
+                        if on_progress:
+                            on_progress(len(chunk))
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)

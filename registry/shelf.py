@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from registry import model_state
 from registry.entry import Entry
 from registry.errors import InvalidInput
-from registry.fold import Fold
+from registry.fold import PATIENCE_S, Fold
 from registry.journal import Journal
 from registry.model_state import ModelState
 from registry.names import check_name
@@ -62,9 +62,9 @@ class Shelf:
         return [name for name in names if self.follow(name).refresh().created_at is not None]
 
     def _change(
-        self, model: str, decide: Callable[[ModelState], Body | None]
+        self, model: str, decide: Callable[[ModelState], Body | None], *, patience_s: float = PATIENCE_S
     ) -> tuple[Entry | None, ModelState]:
         """Append what `decide` returns; gives the entry and the state that contains it."""
         fold = self.follow(model)
-        entry = fold.transact(decide)
+        entry = fold.transact(decide, patience_s=patience_s)
         return entry, fold.state

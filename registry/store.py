@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from registry.errors import InvalidInput
 from registry.folder import FolderStore
-from registry.s3 import S3Store
+
+if TYPE_CHECKING:
+    from registry.s3 import S3Store
+
+Progress = Callable[[int], None]
 
 
 @runtime_checkable
@@ -50,15 +54,24 @@ class ObjectStore(Protocol):
         ...
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[str]:
-        """Keys that start with `prefix` and come after `after`, in order of code points."""
+        """Keys that start with `prefix` and come after `after`, in order of code points.
+
+        SeaweedFS compares part by part instead ("a/b" before "a-b"): do not mix names that begin alike.
+        """
         ...
 
-    def upload(self, key: str, path: Path) -> None:
-        """`put` the file at `path`, streaming, in parts where the store has them."""
+    def upload(self, key: str, path: Path, *, on_progress: Progress | None = None) -> None:
+        """`put` the file at `path`, streaming, in parts where the store has them.
+
+        on_progress: called with the bytes moved since the call before; negative when a part is sent again.
+        """
         ...
 
-    def download(self, key: str, path: Path) -> None:
-        """Write the object to `path`, streaming; `path` appears whole or not at all. Raises: NotFound."""
+    def download(self, key: str, path: Path, *, on_progress: Progress | None = None) -> None:
+        """Write the object to `path`, streaming; `path` appears whole or not at all. Raises: NotFound.
+
+        on_progress: as for `upload`.
+        """
         ...
 
     def table_location(self, name: str) -> tuple[str, dict[str, str]]:
@@ -78,5 +91,7 @@ def open_store(url: str) -> FolderStore | S3Store:
     if parts.scheme == "file" and parts.netloc in {"", "localhost"} and parts.path.startswith("/"):
         return FolderStore(Path(unquote(parts.path)))
     if parts.scheme == "s3" and parts.netloc and set(query) <= {"endpoint"}:
+        from registry.s3 import S3Store  # late: boto3 is a third of this room's import
+
         return S3Store(parts.netloc, unquote(parts.path).strip("/"), endpoint=query.get("endpoint", [""])[-1])
     raise InvalidInput(f"store url {url!r}: want 'file:///absolute/path' or 's3://bucket/prefix?endpoint=…'")

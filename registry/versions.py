@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, computed_field
+from pydantic import BaseModel, ConfigDict, Field, computed_field, field_validator
 
 from registry.lineage import Lineage
 from registry.signature import Signature
+from registry.signing import canonical, fingerprint
 
 
 class Blob(BaseModel):
@@ -61,12 +62,24 @@ class Override(BaseModel):
     at: datetime
 
 
+class SignatureMark(BaseModel):
+    """A signature that was checked when it was added. signer: fingerprint of its key; sha256: of its bundle."""
+
+    model_config = ConfigDict(frozen=True)
+
+    signer: str
+    sha256: str
+    actor: str
+    at: datetime
+
+
 class ModelPolicy(BaseModel):
     """What a version needs before it may go live.
 
     guarded: aliases that need it; with any, a share of the traffic needs it too. approvals: how many people
     must approve; approvers: who may (empty: anyone). gates: which must have passed. author_may_approve:
-    whether the author counts.
+    whether the author counts. signers: public keys (PEM), one of which must have signed; with any, no file of
+    a version is handed out unless such a signature holds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -76,6 +89,12 @@ class ModelPolicy(BaseModel):
     approvers: frozenset[str] = frozenset()
     gates: tuple[str, ...] = ()
     author_may_approve: bool = False
+    signers: tuple[str, ...] = ()
+
+    @field_validator("signers")
+    @classmethod
+    def _keys(cls, signers: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(canonical(key) for key in signers)
 
 
 class ModelVersion(BaseModel):
@@ -104,6 +123,7 @@ class ModelVersion(BaseModel):
     approvals: tuple[Approval, ...] = ()
     gates: dict[str, GateOutcome] = Field(default_factory=dict)
     overrides: tuple[Override, ...] = ()
+    signatures: tuple[SignatureMark, ...] = ()
     deleted_at: datetime | None = None
 
     @computed_field  # type: ignore[prop-decorator]
@@ -136,6 +156,9 @@ class ModelVersion(BaseModel):
         if len(approvers) < policy.approvals:
             who = f" from {sorted(policy.approvers)}" if policy.approvers else ""
             wants.append(f"{len(approvers)} of {policy.approvals} approvals{who} (author: {self.author})")
+        marks = {mark.signer for mark in self.signatures}
+        if policy.signers and marks.isdisjoint(map(fingerprint, policy.signers)):
+            wants.append(f"not signed by one of its {len(policy.signers)} signers")
         return tuple(wants)
 
 

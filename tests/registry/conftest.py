@@ -1,15 +1,14 @@
 import multiprocessing
 import multiprocessing.context
-import subprocess
-import sys
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import pytest
 
 from registry import ObjectStore, Registry, open_store
+from tests.registry import s3_servers
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -37,18 +36,13 @@ def processes(aws_environment: None) -> multiprocessing.context.ForkServerContex
 
 
 @pytest.fixture(scope="session")
-def s3_endpoint(aws_environment: None) -> Iterator[str]:
-    """The address of an S3 server with a bucket `toque`."""
-    script = Path(__file__).with_name("moto_server.py")
-    server = subprocess.Popen(
-        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    assert server.stdout is not None
-    endpoint = f"http://127.0.0.1:{server.stdout.readline().strip()}"
-    boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(Bucket="toque")
-    yield endpoint
-    server.kill()
-    server.wait()
+def s3_endpoint(aws_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an S3 server with a bucket `toque`: moto's, or SeaweedFS if TOQUE_TEST_S3 says so."""
+    seaweedfs = os.environ.get("TOQUE_TEST_S3") == "seaweedfs"
+    server = s3_servers.seaweedfs(tmp_path_factory.mktemp("weed")) if seaweedfs else s3_servers.moto()
+    with server as endpoint:
+        s3_servers.create_bucket(endpoint, "toque")
+        yield endpoint
 
 
 @pytest.fixture

@@ -1,15 +1,21 @@
 """A store that fails at request k, for every k: no partial state is ever visible, and a retry succeeds."""
 
+import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
-from registry import ModelPolicy, NotFound, ObjectStore, Registry, Stale, Unavailable, open_store
+from registry import ModelPolicy, NotFound, ObjectStore, Registry, Stale, Unavailable, open_store, signing
 
 VERBS = {"get", "find", "create", "put", "delete", "list", "upload", "download"}
+KEY = ec.generate_private_key(ec.SECP256R1()).private_bytes(
+    serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+)
 NOW = datetime(2013, 1, 1, tzinfo=UTC)
 
 
@@ -69,6 +75,10 @@ def traffic(reg: Registry, _: Path) -> None:
     reg.set_traffic("m", {"canary": (2, 0.1)}, shadows=[3])
 
 
+def sign(reg: Registry, _: Path) -> None:
+    reg.sign_version("m", 3, KEY)
+
+
 def create(reg: Registry, _: Path) -> None:
     reg.create_model("other", exist_ok=True)
 
@@ -90,7 +100,12 @@ def after(reg: Registry, action: Callable[[Registry, Path], None]) -> Any:
         register: lambda: [version.key for version in state.versions.values()].count("run-9"),
         promote: lambda: state.aliases["champion"],
         approve: lambda: [approval.actor for approval in state.versions[3].approvals],
-        traffic: lambda: (state.aliases["champion"], state.split.arms[0].share, state.split.shadows),
+        traffic: lambda: (
+            state.aliases["champion"],
+            [a.share for a in state.split.arms],
+            state.split.shadows,
+        ),
+        sign: lambda: [mark.signer for mark in state.versions[3].signatures],
         create: fresh.list_models,
         collect: lambda: [key for key in reg.store.list("models/m/blobs/") if key.endswith("0" * 64)],
         log_run: lambda: {
@@ -103,7 +118,8 @@ EXPECTED = {
     register: 1,
     promote: 2,
     approve: ["bob"],
-    traffic: (1, 0.1, (3,)),
+    traffic: (1, [0.1], (3,)),
+    sign: [signing.fingerprint(signing.public_of(KEY))],
     create: ["m", "other"],
     collect: [],
     log_run: {("FINISHED", 0.5)},
@@ -120,22 +136,63 @@ def test_a_failure_at_any_request_leaves_no_partial_state_and_a_retry_succeeds(
     warm: bool,  # noqa: FBT001 - a case
     after_effect: bool,  # noqa: FBT001 - a case
 ):
+    fail_everywhere(
+        lambda at: f"file://{tmp_path}/store{at}", model_files, action, warm=warm, after_effect=after_effect
+    )
+
+
+ON_S3 = [
+    pytest.param(action, after_effect, marks=() if action is promote and after_effect else pytest.mark.proof)
+    for action in (register, promote, approve, collect)
+    for after_effect in (False, True)
+]
+
+
+@pytest.mark.parametrize(("action", "after_effect"), ON_S3)
+def test_the_same_holds_on_s3(
+    s3_endpoint: str,
+    model_files: Path,
+    action: Callable[[Registry, Path], None],
+    after_effect: bool,  # noqa: FBT001 - a case
+):
+    prefix = uuid.uuid4().hex
+    fail_everywhere(
+        lambda at: f"s3://toque/{prefix}{at}?endpoint={s3_endpoint}",
+        model_files,
+        action,
+        warm=False,
+        after_effect=after_effect,
+    )
+
+
+def fail_everywhere(
+    url: Callable[[int], str],
+    files: Path,
+    action: Callable[[Registry, Path], None],
+    *,
+    warm: bool,
+    after_effect: bool,
+) -> None:
+    """Fail request 0, then request 1 of a fresh store, and so on, until the action needs no more requests."""
     for at in range(100):
-        store = open_store(f"file://{tmp_path}/store{at}")
-        prepare(store, model_files)
+        store = open_store(url(at))
+        prepare(store, files)
         failing = Failing(store, -1, after=after_effect)
         actor = Registry(failing, actor="bob", clock=lambda: NOW)
-        if warm:
-            actor.get_model("m")
+        before = after(actor, action)
+        if not warm:
+            actor = Registry(failing, actor="bob", clock=lambda: NOW)
         failing.count, failing.at = 0, at
-        failed = attempt(actor, action, model_files)
+        failed = attempt(actor, action, files)
         failing.at = -1
         reg = Registry(store, actor="bob", clock=lambda: NOW)
         check_whole(reg)
-        action(actor, model_files)
+        assert after(reg, action) in (before, EXPECTED[action]), f"request {at}"
+        action(actor, files)
         check_whole(reg)
         assert after(reg, action) == EXPECTED[action], f"request {at}"
         if not failed:
+            assert at > 0
             return
     pytest.fail("it never ended")
 

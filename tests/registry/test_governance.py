@@ -138,6 +138,22 @@ def test_rollback_goes_back_step_by_step_over_what_may_not_be_used(reg: Registry
         reg.rollback(model, "candidate")
 
 
+def test_rollback_does_not_go_around_the_policy(reg: Registry, model: str):
+    for version in (1, 2, 3):
+        reg.promote(model, version)
+    reg.set_policy(model, GUARDED)
+    with pytest.raises(Refused, match=r"2 gate 'offline' has not run, 0 of 1 approvals.*; 1 gate 'offline'"):
+        reg.rollback(model)
+    allow(reg, model, 1)
+    assert reg.rollback(model).version == 1  # over 2, which nobody approved
+    reg.promote(model, 2, override="all else is broken")
+    allow(reg, model, 3)
+    reg.promote(model, 3)
+    assert reg.rollback(model).version == 2  # an override, once given, holds
+    reg.set_policy(model, GUARDED.model_copy(update={"guarded": frozenset({"candidate"})}))
+    assert reg.rollback(model).version == 1
+
+
 def test_traffic_is_sticky_and_follows_the_champion(reg: Registry, model: str):
     with pytest.raises(NotFound, match="no champion"):
         reg.set_traffic(model, {"canary": (2, 0.1)})

@@ -1,24 +1,26 @@
 """The whole registry against a dictionary model: any sequence of calls, by several actors, cold and warm."""
 
 import tempfile
+import uuid
 from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, event, settings
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import initialize, invariant, rule, run_state_machine_as_test
 
-from registry import ModelPolicy, NotFound, Refused, Registry, Stale, open_store
+from registry import ModelPolicy, ModelVersion, NotFound, Refused, Registry, Stale, open_store
+from tests.registry.run_rules import ACTORS, RunRules, actors
 
 ALIASES = ["champion", "candidate"]
-ACTORS = ["ada", "bob", "cleo"]
 versions = st.integers(1, 5)
-actors = st.sampled_from(ACTORS)
 
 
-class RegistryMachine(RuleBasedStateMachine):
+class RegistryMachine(RunRules):
     """`self.model` is what the registry should hold, in the plainest words."""
+
+    endpoint = ""  # of an S3 server; none: a folder
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,15 +31,17 @@ class RegistryMachine(RuleBasedStateMachine):
         root = Path(self.folder.name)
         self.files = root / "files"
         self.files.mkdir()
-        self.url = f"file://{root}/store"
+        s3 = f"s3://toque/{uuid.uuid4().hex}?endpoint={self.endpoint}"
+        self.url = s3 if self.endpoint else f"file://{root}/store"
         self.warm = {actor: Registry(open_store(self.url), actor=actor) for actor in ACTORS}
         self.model: dict[int, dict[str, Any]] = {}
         self.aliases: dict[str, int] = {}
         self.past: dict[str, list[int]] = {alias: [] for alias in ALIASES}
         self.arms: dict[str, tuple[int, float]] = {}
-        self.guarded = False
+        self.guarded = self.gated = False
 
     def teardown(self) -> None:
+        super().teardown()
         self.folder.cleanup()
         self.patch.undo()
 
@@ -52,13 +56,31 @@ class RegistryMachine(RuleBasedStateMachine):
         (self.files / "weights").write_bytes(b"%d" % content)
         version = self.warm[actor].create_version("m", self.files)
         assert version.version == len(self.model) + 1
-        self.model[version.version] = {"author": actor, "said": {}, "content": content, "deleted": False}
+        self.model[version.version] = {
+            "author": actor, "said": {}, "content": content, "deleted": False, "gate": None, "marks": 0, "tags": {}
+        }  # fmt: skip
 
-    @rule(guarded=st.sampled_from([False, False, True]))
-    def set_policy(self, guarded: bool) -> None:  # noqa: FBT001 - hypothesis names it
-        policy = ModelPolicy(guarded=frozenset({"champion"} if guarded else set()), approvals=1)
+    @rule(guarded=st.sampled_from([False, False, True]), gated=st.booleans())
+    def set_policy(self, guarded: bool, gated: bool) -> None:  # noqa: FBT001 - hypothesis names them
+        policy = ModelPolicy(
+            guarded=frozenset({"champion"} if guarded else set()),
+            approvals=1,
+            gates=("offline",) if gated else (),
+        )
         self.warm["ada"].set_policy("m", policy)
-        self.guarded = guarded
+        self.guarded, self.gated = guarded, gated
+
+    @rule(version=versions, passed=st.sampled_from([True, True, False]))
+    def judge(self, version: int, passed: bool) -> None:  # noqa: FBT001 - hypothesis names it
+        if version in self.model:
+            self.warm["bob"].record_gate("m", version, "offline", passed)
+            self.model[version]["gate"] = passed
+
+    @rule(actor=actors, version=versions, value=st.sampled_from(["x", "y", None]))
+    def tag(self, actor: str, version: int, value: str | None) -> None:
+        if version in self.model:
+            self.warm[actor].set_version_tags("m", version, {"t": value})
+            self.model[version]["tags"] = {} if value is None else {"t": value}
 
     @rule(actor=actors, version=versions, approved=st.sampled_from([True, True, True, False]))
     def review(self, actor: str, version: int, approved: bool) -> None:  # noqa: FBT001 - hypothesis names it
@@ -107,28 +129,45 @@ class RegistryMachine(RuleBasedStateMachine):
             self.set_alias("ada", "champion", version, "what it is")
             event("an arm became champion")
 
-    @rule(actor=actors, version=versions)
-    def promote(self, actor: str, version: int) -> None:
+    @rule(actor=actors, version=versions, override=st.sampled_from(["", "", "fire"]))
+    def promote(self, actor: str, version: int, override: str) -> None:
         def call() -> Any:
-            return self.warm[actor].promote("m", version)
+            return self.warm[actor].promote("m", version, override=override)
 
         if self.refuses(call, version):
             return
         same = self.aliases.get("champion") == version and not self.arms
-        if not same and not self.may_go(True, version):
+        forbidden = not same and not self.may_go(True, version)
+        if forbidden and not override:
             with pytest.raises(Refused, match="not allowed"):
                 call()
             return
         call()
+        self.model[version]["marks"] += forbidden
         self.point("champion", version)
         self.arms = {}
+
+    @rule(alias=st.sampled_from(ALIASES))
+    def delete_alias(self, alias: str) -> None:
+        reg = self.warm["ada"]
+        if alias == "champion" and self.arms:
+            with pytest.raises(Refused, match="split around"):
+                reg.delete_alias("m", alias)
+            return
+        reg.delete_alias("m", alias)
+        if alias in self.aliases:
+            self.past[alias].append(self.aliases.pop(alias))
 
     @rule(alias=st.sampled_from(ALIASES))
     def rollback(self, alias: str) -> None:
         reg = self.warm["cleo"]
         past = self.past[alias]
         usable = [
-            i for i, number in enumerate(past) if self.is_ready(number) and number != self.aliases.get(alias)
+            i
+            for i, number in enumerate(past)
+            if self.is_ready(number)
+            and number != self.aliases.get(alias)
+            and (self.may_go(alias == "champion", number) or self.model[number]["marks"])
         ]
         if not usable:
             with pytest.raises(Refused, match="no earlier version"):
@@ -193,11 +232,21 @@ class RegistryMachine(RuleBasedStateMachine):
             assert state.aliases == self.aliases
             assert {arm.name: (arm.version, arm.share) for arm in state.split.arms} == self.arms
             assert all((v.status == "READY") == self.is_ready(n) for n, v in state.versions.items())
+            assert {n: self.facts(v) for n, v in state.versions.items()} == {
+                n: (m["said"], m["gate"], m["marks"], m["tags"]) for n, m in self.model.items()
+            }
 
     @invariant()
     def is_sound(self) -> None:
         if self.model:
             self.warm["ada"].verify("m")
+
+    @staticmethod
+    def facts(version: ModelVersion) -> tuple[dict[str, bool], bool | None, int, dict[str, str]]:
+        """What was said, the gate's outcome, how often the policy was overridden, the tags."""
+        said = {approval.actor: approval.approved for approval in version.approvals}
+        gate = version.gates["offline"].passed if version.gates else None
+        return said, gate, len(version.overrides), version.tags
 
     past_changed = False
 
@@ -219,7 +268,8 @@ class RegistryMachine(RuleBasedStateMachine):
         others = [
             actor for actor, approved in said.items() if approved and actor != self.model[version]["author"]
         ]
-        return not (guarded and self.guarded) or bool(others)
+        judged = not self.gated or self.model[version]["gate"] is True
+        return not (guarded and self.guarded) or (bool(others) and judged)
 
     def refuses(self, call: Any, version: int) -> bool:
         if version not in self.model:
@@ -241,11 +291,31 @@ class RegistryMachine(RuleBasedStateMachine):
         return True
 
 
-RegistryMachine.TestCase.settings = settings(
-    max_examples=40,
-    stateful_step_count=50,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=list(HealthCheck),
-)
-TestRegistry = pytest.mark.slow(RegistryMachine.TestCase)
+def holds(machine: type[RegistryMachine], *, examples: int, steps: int) -> None:
+    """Run sequences of calls against the machine."""
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            derandomize=True,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def test_any_sequence_of_calls_agrees_with_a_dictionary():
+    holds(RegistryMachine, examples=8, steps=30)
+
+
+@pytest.mark.proof
+def test_a_hundred_long_sequences_agree_with_a_dictionary():
+    holds(RegistryMachine, examples=100, steps=50)
+
+
+@pytest.mark.proof
+def test_sequences_agree_with_a_dictionary_on_s3(s3_endpoint: str):
+    class OnS3(RegistryMachine):
+        endpoint = s3_endpoint
+
+    holds(OnS3, examples=4, steps=25)

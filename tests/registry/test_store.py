@@ -1,6 +1,9 @@
+import os
 import pickle
 import threading
+import uuid
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -66,27 +69,36 @@ def test_create_succeeds_again_after_delete(store: ObjectStore):
     assert store.get("a/x") == b"2"
 
 
-def test_list_is_sorted_by_code_point_and_pages_after_a_key(store: ObjectStore):
+def in_order(keys: list[str], store_url: str) -> list[str]:
+    """Keys as a store lists them: by code point, except that SeaweedFS goes folder by folder."""
+    by_folder = store_url.startswith("s3") and os.environ.get("TOQUE_TEST_S3") == "seaweedfs"
+    return sorted(keys, key=lambda key: key.split("/") if by_folder else [key])
+
+
+def test_list_is_sorted_and_pages_after_a_key(store: ObjectStore, store_url: str):
     keys = ["m/a/1", "m/a.json", "m/a/2/z", "m/a-b", "m/a0", "m/é", "m/B", "n/1", "m/a/10"]
     for key in keys:
         store.put(key, b"")
-    expected = sorted(key for key in keys if key.startswith("m/"))
+    expected = in_order([key for key in keys if key.startswith("m/")], store_url)
     assert list(store.list("m/")) == expected
     for index, key in enumerate(expected):
         assert list(store.list("m/", after=key)) == expected[index + 1 :]
     assert list(store.list("m/a/1")) == ["m/a/1", "m/a/10"]
     assert list(store.list("m/a")) == [key for key in expected if key.startswith("m/a")]
-    assert list(store.list("m/", after="m/a/1\U0010ffff")) == [k for k in expected if k > "m/a/1\U0010ffff"]
+    beyond = in_order([*expected, "m/a/1\U0010ffff"], store_url)
+    assert list(store.list("m/", after="m/a/1\U0010ffff")) == beyond[beyond.index("m/a/1\U0010ffff") + 1 :]
     assert list(store.list("nowhere/")) == []
-    assert list(store.list("")) == sorted(keys)
+    assert list(store.list("")) == in_order(keys, store_url)
 
 
-def test_list_goes_beyond_one_page(store: ObjectStore, store_url: str):
-    if store_url.startswith("file"):
-        pytest.skip("folders have no pages")
-    for number in range(1005):
-        store.put(f"p/{number:05d}", b"")
-    assert len(list(store.list("p/"))) == 1005
+def test_a_list_on_s3_goes_beyond_one_page(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch):
+    store = open_store(f"s3://toque/{uuid.uuid4().hex}?endpoint={s3_endpoint}")
+    monkeypatch.setattr(store._client, "list_objects_v2", partial(store._client.list_objects_v2, MaxKeys=2))
+    keys = [f"p/{number}" for number in range(5)]
+    for key in keys:
+        store.put(key, b"")
+    assert list(store.list("p/")) == keys
+    assert list(store.list("p/", after="p/0")) == keys[1:]
 
 
 @pytest.mark.parametrize("key", BAD_KEYS)
@@ -100,8 +112,11 @@ def test_keys_that_are_paths_in_disguise_are_refused(store: ObjectStore, key: st
 def test_upload_and_download_keep_every_byte(store: ObjectStore, tmp_path: Path, size_bytes: int):
     source, target = tmp_path / "source", tmp_path / "target"
     source.write_bytes(bytes(range(251)) * (size_bytes // 251) + b"x" * (size_bytes % 251))
-    store.upload("big/file", source)
-    store.download("big/file", target)
+    moved: list[int] = []
+    store.upload("big/file", source, on_progress=moved.append)
+    store.download("big/file", target, on_progress=moved.append)
+    assert sum(moved) == 2 * size_bytes
+    assert max(moved, default=0) <= 8 << 20  # in pieces
     assert target.read_bytes() == source.read_bytes()
 
 
@@ -132,10 +147,10 @@ def _race(url: str, rounds: int, me: int) -> list[int]:
 
 
 def test_of_many_processes_that_create_one_key_one_wins(processes: ForkServerContext, store_url: str):
-    with ProcessPoolExecutor(6, mp_context=processes) as pool:
-        wins = [pool.submit(_race, store_url, 40, me) for me in range(6)]
+    with ProcessPoolExecutor(4, mp_context=processes) as pool:
+        wins = [pool.submit(_race, store_url, 25, me) for me in range(4)]
         won = sorted(number for future in wins for number in future.result())
-    assert won == list(range(40))
+    assert won == list(range(25))
     store = open_store(store_url)
     owners = {number: me for me, future in enumerate(wins) for number in future.result()}
     assert all(store.get(f"race/{number}") == str(me).encode() for number, me in owners.items())

