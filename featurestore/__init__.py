@@ -5,13 +5,14 @@ online store (Redis), materialization and on-demand views. Must not know what a 
 Ray only in `featurestore.distributed`.
 """
 
-from featurestore.aggregations import Aggregation, Windows, aggregate_windows, aggregations
+from featurestore.aggregations import Aggregation, Windows, aggregate_windows, aggregations, last_k
 from featurestore.definitions import (
     FeatureService,
     FeatureView,
     OnDemandFeatureView,
     Projection,
 )
+from featurestore.distinct import DistinctSketch
 from featurestore.dtypes import Bool, DType, Float32, Float64, Int32, Int64, String, UnixTimestamp
 from featurestore.errors import (
     FeatureStoreError,
@@ -19,14 +20,17 @@ from featurestore.errors import (
     InvalidDefinition,
     InvalidRows,
     OnlineStoreUnavailable,
+    UnexpectedRows,
     UnknownDefinition,
     UnreadableRow,
 )
+from featurestore.expectations import Freshness, InRange, NullShare
 from featurestore.fields import (
     Entity,
     Field,
     RequestSource,
 )
+from featurestore.health import ViewHealth, newest_event, view_health
 from featurestore.materialize import Materialized
 from featurestore.ondemand import on_demand_feature_view
 from featurestore.planning import (
@@ -35,27 +39,34 @@ from featurestore.planning import (
 )
 from featurestore.serving import OnlineFeatures, Status
 from featurestore.skew import SkewReport, skew_report
+from featurestore.statistics import FeatureStatistics, view_statistics
 from featurestore.store import FeatureStore
+from featurestore.upkeep import Upkeep, compact, erase, expire
 
 __all__ = [
     "Aggregation",
     "Bool",
     "Change",
     "DType",
+    "DistinctSketch",
     "Entity",
     "FeatureService",
+    "FeatureStatistics",
     "FeatureStore",
     "FeatureStoreError",
     "FeatureView",
     "Field",
     "Float32",
     "Float64",
+    "Freshness",
+    "InRange",
     "IncompatibleChange",
     "Int32",
     "Int64",
     "InvalidDefinition",
     "InvalidRows",
     "Materialized",
+    "NullShare",
     "OnDemandFeatureView",
     "OnlineFeatures",
     "OnlineStoreUnavailable",
@@ -65,12 +76,22 @@ __all__ = [
     "SkewReport",
     "Status",
     "String",
+    "UnexpectedRows",
     "UnixTimestamp",
     "UnknownDefinition",
     "UnreadableRow",
+    "Upkeep",
+    "ViewHealth",
     "Windows",
     "aggregate_windows",
     "aggregations",
+    "compact",
+    "erase",
+    "expire",
+    "last_k",
+    "newest_event",
     "on_demand_feature_view",
     "skew_report",
+    "view_health",
+    "view_statistics",
 ]

@@ -9,7 +9,7 @@ import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +18,7 @@ import pyarrow as pa
 from featurestore.code import code_digest, code_reference
 from featurestore.dtypes import DType
 from featurestore.errors import InvalidDefinition, UnknownDefinition
+from featurestore.expectations import Expectation, refuse_unknown
 from featurestore.fields import Entity, Field, RequestSource, check_name, refuse_doubles
 
 
@@ -31,8 +32,8 @@ class Transformation(Protocol):
     def describe(self) -> dict[str, Any]:
         """As JSON, with a `type`; part of the view's digest."""
 
-    def compute(self, events: pa.Table, *, keys: Sequence[str]) -> pa.Table:
-        """The view's rows, with `event_timestamp`."""
+    def compute(self, events: pa.Table, *, keys: Sequence[str], since: datetime | None = None) -> pa.Table:
+        """The view's rows, with `event_timestamp`; since: only those that an earlier run up to then has not settled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class FeatureView:
     schema: the features (may be left out when `source` computes them); entities may be empty: one global row.
     ttl: how long after its event time a value may be used, inclusive; None means for ever.
     source: how rows are made from raw events, if the store is to know.
+    expectations: what rows must be like to be written.
     Raises: InvalidDefinition.
     """
 
@@ -53,6 +55,7 @@ class FeatureView:
     tags: Mapping[str, str] = field(default_factory=dict, hash=False)
     owner: str = ""
     description: str = ""
+    expectations: Sequence[Expectation] = ()
 
     def __post_init__(self) -> None:
         check_name("feature view", self.name)
@@ -60,6 +63,7 @@ class FeatureView:
         object.__setattr__(self, "entities", tuple(self.entities))
         object.__setattr__(self, "schema", schema)
         object.__setattr__(self, "tags", dict(self.tags))
+        object.__setattr__(self, "expectations", tuple(self.expectations))
         if not schema:
             raise InvalidDefinition(f"feature view {self.name!r} has no features; give it a schema")
         if self.ttl is not None and self.ttl <= timedelta(0):
@@ -70,7 +74,9 @@ class FeatureView:
             raise InvalidDefinition(
                 f"feature view {self.name!r}: schema differs from what its source computes"
             )
-        refuse_doubles(f"feature view {self.name!r}", [f.name for f in (*self.join_keys, *schema)])
+        fields = (*self.join_keys, *schema)
+        refuse_doubles(f"feature view {self.name!r}", [f.name for f in fields])
+        refuse_unknown(f"feature view {self.name!r}", tuple(self.expectations), {f.name: f for f in fields})
 
     @property
     def join_keys(self) -> tuple[Field, ...]:
@@ -110,7 +116,7 @@ class FeatureView:
     def describe(self) -> dict[str, Any]:
         """The whole definition as JSON."""
         people = {"tags": dict(self.tags), "owner": self.owner, "description": self.description}
-        return self.semantics() | people
+        return self.semantics() | people | {"expectations": [e.describe() for e in self.expectations]}
 
 
 Transform = Callable[[Mapping[str, np.ndarray[Any, Any]]], Mapping[str, Any]]

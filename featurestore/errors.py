@@ -22,6 +22,10 @@ class InvalidRows(FeatureStoreError, ValueError):
     """Rows handed in do not fit the view; the message names view, column and value."""
 
 
+class UnexpectedRows(InvalidRows):
+    """Well-formed rows that are not as the view's expectations say; keep them aside and ask who made them."""
+
+
 class OnlineStoreUnavailable(FeatureStoreError, ConnectionError):
     """Redis did not answer or is not configured; nothing was half-written that a rerun would not mend."""
 

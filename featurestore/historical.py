@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -77,11 +78,14 @@ class RetrievalJob:
         version = self.versions[view.name]
         if version is None or not self.entities.num_rows:
             return offline_schema(view).empty_table()
-        bounds = pc.min_max(self.entities.column(EVENT_TIMESTAMP)).as_py()
-        start = None if view.ttl is None else bounds["min"] - view.ttl
-        return self.offline.read(
-            view, features=features, start=start, end=bounds["max"], version=version.version
-        )
+        start, end = self.bounds(lookup)
+        return self.offline.read(view, features=features, start=start, end=end, version=version.version)
+
+    def bounds(self, lookup: Projection) -> tuple[datetime | None, datetime | None]:
+        """First and last event time of rows that the entity rows could see; None where they set no bound."""
+        times = pc.min_max(self.entities.column(EVENT_TIMESTAMP)).as_py()
+        ttl = stored_view(lookup).ttl
+        return (None if ttl is None or times["min"] is None else times["min"] - ttl), times["max"]
 
 
 def stored_view(lookup: Projection) -> FeatureView:
@@ -102,7 +106,7 @@ def attach(entities: pa.Table, rows: pa.Table, lookup: Projection, *, as_known: 
     view = stored_view(lookup)
     keys = list(zip(lookup.key_columns, (key.name for key in view.join_keys), strict=True))
     match = pointintime.search(
-        _typed_keys(entities, lookup),
+        typed_keys(entities, lookup),
         rows,
         keys=keys,
         layout=RowLayout([f for f in view.schema if f.name in rows.column_names]),
@@ -113,8 +117,11 @@ def attach(entities: pa.Table, rows: pa.Table, lookup: Projection, *, as_known: 
     return pointintime.take(entities, rows, match, features=features), match.ties
 
 
-def _typed_keys(entities: pa.Table, lookup: Projection) -> pa.Table:
-    """The entity table's key columns in the view's types, with the event time."""
+def typed_keys(entities: pa.Table, lookup: Projection) -> pa.Table:
+    """The entity table's key columns in the view's types, with the event time.
+
+    Raises: InvalidRows for a column that is missing, of another kind, or with a value that does not fit.
+    """
     typed = {EVENT_TIMESTAMP: entities.column(EVENT_TIMESTAMP)}
     for column, key in zip(lookup.key_columns, stored_view(lookup).join_keys, strict=True):
         if column not in entities.column_names:
@@ -145,7 +152,7 @@ def check_entities(entities: pa.Table, retrieval: Retrieval) -> pa.Table:
             names.index(f.name), f.name, cast_column(WHERE, f, entities.column(f.name))
         )
     for lookup in retrieval.lookups:
-        _typed_keys(entities, lookup)
+        typed_keys(entities, lookup)
     return entities
 
 

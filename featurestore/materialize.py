@@ -20,6 +20,7 @@ from featurestore.definitions import (
     FeatureView,
 )
 from featurestore.encoding import from_microseconds, to_microseconds
+from featurestore.errors import InvalidRows
 from featurestore.offline import File, OfflineStore, Version
 from featurestore.online import OnlineStore
 
@@ -103,9 +104,12 @@ class Materializer:
     def window(self, view: FeatureView, *, start: datetime | None, end: datetime) -> Materialized:
         """Offer the rows with `start <= event time <= end`; all up to `end` if start is None.
 
-        Raises: OnlineStoreUnavailable; a rerun completes it.
+        Raises: InvalidRows if no time lies between; OnlineStoreUnavailable; a rerun completes it.
         """
         began = time.perf_counter()
+        if start is not None and start > end:
+            msg = f"feature view {view.name!r}: start {start.isoformat()} is after end {end.isoformat()}; swap them"
+            raise InvalidRows(msg)
         version = self._offline.version(view)
         if version is None:
             return Materialized(view=view.name, end=end)
@@ -120,9 +124,7 @@ class Materializer:
         """
         began = time.perf_counter()
         interrupted = self._interrupted(view)
-        before = None
-        if interrupted is not None:
-            before = self._run(view, interrupted, began=began, resumed=True)
+        before = None if interrupted is None else self._resumed(view, interrupted, began=began)
         version = self._offline.version(view)
         if version is None:
             return Materialized(view=view.name, end=end)
@@ -134,6 +136,15 @@ class Materializer:
             update={"rows": done.rows + before.rows, "written": done.written + before.written}
         )
 
+    def _resumed(self, view: FeatureView, run: Run, *, began: float) -> Materialized | None:
+        """What completing an interrupted run did; None if its files are erased, and then the next run covers it."""
+        try:
+            return self._run(view, run, began=began, resumed=True)
+        except FileNotFoundError:
+            with self._online.reachable():
+                self._online.client.delete(self._key(view, "run"), self._done_key(view, run))
+            return None
+
     def claimed(self, view: FeatureView) -> Claim | None:
         """What the online store says it has of the view."""
         with self._online.reachable():
@@ -141,7 +152,8 @@ class Materializer:
         return Claim(*json.loads(found)) if isinstance(found, bytes) else None
 
     def _key(self, view: FeatureView, what: str) -> str:
-        return f"toque-{what}:{self._online.project}:{view.name}"
+        # What stands in braces decides the slot in a cluster: a view's keys are changed together.
+        return f"toque-{what}:{{{self._online.project}:{view.name}}}"
 
     def _done_key(self, view: FeatureView, run: Run) -> str:
         return self._key(view, "done") + ":" + hashlib.sha256(run.to_json().encode()).hexdigest()[:16]
@@ -207,7 +219,7 @@ class Materializer:
         if run.before is None:
             start = None if run.start_us is None else from_microseconds(run.start_us)
             return [([f for f in version.files if f.may_hold(start, end)], run.start_us)]
-        known = self._offline.paths(view, run.before.version)
+        known = self._offline.known_since(view, run.before.version, version.number)
         new = [f for f in version.files if f.path not in known and f.may_hold(None, end)]
         since = from_microseconds(run.before.end_us) + _MICROSECOND
         due = [f for f in version.files if f.path in known and f.may_hold(since, end)]

@@ -4,14 +4,15 @@ Rows are only ever added; which of them count is decided when they are read. A r
 rows of the time range asked for.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
@@ -28,12 +29,21 @@ from featurestore.rows import offline_schema
 from registry.store import ObjectStore
 from registry.tables import Table, TableSnapshot
 
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds  # at runtime it comes with the first table that is read, and pandas with it
+
+_LOG_RESOLUTION = timedelta(milliseconds=1)
+
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """One file of a table's version; first, last: bounds of its event times, None where the log has none."""
+    """One file of a table's version.
+
+    day: its event day; first, last: bounds of its event times, None where the log has none.
+    """
 
     path: str
+    day: str
     rows: int
     first: datetime | None
     last: datetime | None
@@ -58,7 +68,7 @@ class Version:
     def of(self, files: Iterable[File]) -> ds.FileSystemDataset:
         """A dataset of some of the files."""
         fragments = [f.fragment for f in files]
-        return ds.FileSystemDataset(fragments, self.schema, self.dataset.format, self.dataset.filesystem)
+        return type(self.dataset)(fragments, self.schema, self.dataset.format, self.dataset.filesystem)
 
 
 class OfflineStore:
@@ -106,6 +116,11 @@ class OfflineStore:
             self._opened[view.name] = cached
         return cached
 
+    def newest(self, view: FeatureView) -> datetime | None:
+        """The last event time there is, to the millisecond it ends in; None if there are no rows."""
+        version = self.version(view)
+        return max((f.last for f in version.files if f.last), default=None) if version else None
+
     def _delta(self, view: FeatureView, number: int | None) -> DeltaTable | None:
         """The view's table at a version; the newest one is kept open, so that following it reads only what is new."""
         uri, options = self._store.table_location(self.table(view).name)
@@ -133,6 +148,22 @@ class OfflineStore:
         if table is None:
             return frozenset()
         return frozenset(pa.table(table.get_add_actions(flatten=True)).column("path").to_pylist())
+
+    def known_since(self, view: FeatureView, number: int, newest: int) -> frozenset[str]:
+        """Paths of a version's files, and of those that compaction has made of them up to the newest version."""
+        known = self.paths(view, number)
+        if known <= self.paths(view, newest):  # nothing of it was compacted, and the log need not be read
+            return known
+        for compaction in self._compactions(view, number, newest):
+            before, after = self.paths(view, compaction - 1), self.paths(view, compaction)
+            mixed = {_folder(path) for path in before - after - known}
+            known |= {path for path in after - before if _folder(path) not in mixed}
+        return known
+
+    def _compactions(self, view: FeatureView, number: int, newest: int) -> list[int]:
+        table = self._delta(view, newest)
+        commits = table.history(newest - number) if table is not None and newest > number else []
+        return sorted(c["version"] for c in commits if c.get("operation") == "OPTIMIZE")
 
     def read(
         self,
@@ -199,13 +230,22 @@ def _open(table: DeltaTable) -> Version:
 
 
 def _file(action: dict[str, Any], fragment: ds.Fragment) -> File:
-    """A file from its line in the log; without recorded bounds its day has to do."""
+    """A file from its line in the log; without recorded bounds its day has to do.
+
+    The log cuts bounds to milliseconds, so the last row may be that much later than it says.
+    """
     first, last = action.get(f"min.{EVENT_TIMESTAMP}"), action.get(f"max.{EVENT_TIMESTAMP}")
+    last = None if last is None else last + _LOG_RESOLUTION
     day = action.get(f"partition.{EVENT_DAY}")
     if (first is None or last is None) and day is not None:
         first = datetime.fromisoformat(day).replace(tzinfo=UTC)
         last = first + timedelta(days=1)
-    return File(action["path"], action["num_records"] or 0, first, last, fragment)
+    return File(action["path"], day or "", action["num_records"] or 0, first, last, fragment)
+
+
+def _folder(path: str) -> str:
+    """The partition a file is of; compaction never puts two together."""
+    return path.rpartition("/")[0]
 
 
 def _selected(view: FeatureView, features: Sequence[str] | None) -> pa.Schema:
@@ -216,8 +256,8 @@ def _selected(view: FeatureView, features: Sequence[str] | None) -> pa.Schema:
     return pa.schema([f for f in schema if f.name in kept])
 
 
-def _between(start: datetime | None, end: datetime | None) -> ds.Expression | None:
-    time = ds.field(EVENT_TIMESTAMP)
+def _between(start: datetime | None, end: datetime | None) -> pc.Expression | None:
+    time = pc.field(EVENT_TIMESTAMP)
     conditions = []
     if start is not None:
         conditions.append(time >= pa.scalar(start, TIMESTAMP))

@@ -7,16 +7,19 @@ views and rows of a request. The layout of keys and values is in `docs/online-st
 import asyncio
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 from weakref import WeakKeyDictionary
 
 import polars as pl
 import pyarrow as pa
 import redis
 import redis.asyncio
-from redis.exceptions import RedisError
+from redis.asyncio.cluster import RedisCluster as AsyncRedisCluster
+from redis.cluster import RedisCluster
+from redis.exceptions import RedisClusterException, RedisError
 
 from featurestore.definitions import (
     FeatureView,
@@ -27,6 +30,7 @@ from featurestore.fields import (
     CREATED_TIMESTAMP,
     EVENT_TIMESTAMP,
 )
+from featurestore.held import HeldConnections
 from featurestore.onlinekeys import row_keys
 
 if TYPE_CHECKING:
@@ -36,6 +40,9 @@ KEYS_PER_CALL = (
     500  # the script's argument lists stay far below Lua's limit, and a call below two milliseconds
 )
 CALLS_PER_TRIP = 8
+FEW = 500  # rows of which a dictionary knows the newest sooner than a query does
+_CLUSTER = "+cluster"
+_UNREACHABLE = (RedisError, RedisClusterException, OSError)
 
 NEWEST_WINS = """
 local function newer(a, b)
@@ -67,17 +74,34 @@ return n
 class OnlineStore:
     """Packed rows of a project in Redis.
 
-    redis_url: `redis://[:password@]host:port/db`.
+    redis_url: `redis://[:password@]host:port/db`, or `redis+cluster://[:password@]host:port` of any node of a cluster.
     """
 
     def __init__(self, redis_url: str, project: str) -> None:
         self.project = project
-        self._url = redis_url
         parts = urlsplit(redis_url)
         self._where = f"Redis at {parts.hostname}:{parts.port or 6379}"
-        self.client = redis.Redis.from_url(redis_url)
-        self._script = self.client.register_script(NEWEST_WINS)
-        self._async: WeakKeyDictionary[Any, redis.asyncio.Redis] = WeakKeyDictionary()
+        self._clustered = parts.scheme.endswith(_CLUSTER)
+        self._url = urlunsplit(parts._replace(scheme=parts.scheme.removesuffix(_CLUSTER)))
+        self._async: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+
+    @cached_property
+    def client(self) -> Any:
+        """The synchronous client; a cluster's learns the cluster's nodes when it is made.
+
+        Raises: OnlineStoreUnavailable.
+        """
+        with self.reachable():
+            kind: Any = RedisCluster if self._clustered else redis.Redis
+            return kind.from_url(self._url)
+
+    @cached_property
+    def _held(self) -> HeldConnections:
+        return HeldConnections(self.client)
+
+    @cached_property
+    def _script(self) -> Any:
+        return self.client.register_script(NEWEST_WINS)
 
     def write(self, view: FeatureView, rows: pa.Table) -> int:
         """Bring rows in; of rows of one key the newest stays.
@@ -86,7 +110,9 @@ class OnlineStore:
         Returns: how many rows replaced what was there.
         Raises: OnlineStoreUnavailable; what was written by then stays, and a rerun completes it.
         """
-        newest = newest_rows(view, rows)
+        newest = (
+            newest_rows(view, rows) if rows.num_rows > FEW else rows
+        )  # of few, the loop below finds them sooner
         values = RowLayout(view.schema).encode(newest)
         pairs: dict[bytes, bytes] = {}
         for key, value in zip(row_keys(self.project, view, newest), values, strict=True):
@@ -99,38 +125,59 @@ class OnlineStore:
         remaining = iter(pairs)
         with self.reachable():
             while trip := list(islice(remaining, KEYS_PER_CALL * CALLS_PER_TRIP)):
-                pipe = self.client.pipeline(transaction=False)
-                for at in range(0, len(trip), KEYS_PER_CALL):
-                    part = trip[at : at + KEYS_PER_CALL]
-                    self._script(keys=[k for k, _ in part], args=[v for _, v in part], client=pipe)
-                won += sum(pipe.execute())
+                won += self._trip_to_cluster(trip) if self._clustered else self._trip(trip)
         return won
 
+    def _trip(self, pairs: Sequence[tuple[bytes, bytes]]) -> int:
+        if len(pairs) <= KEYS_PER_CALL:  # a pipeline asks first whether the script is there
+            return int(self._script(keys=[k for k, _ in pairs], args=[v for _, v in pairs]))
+        pipe = self.client.pipeline(transaction=False)
+        for at in range(0, len(pairs), KEYS_PER_CALL):
+            part = pairs[at : at + KEYS_PER_CALL]
+            self._script(keys=[k for k, _ in part], args=[v for _, v in part], client=pipe)
+        return sum(pipe.execute())
+
+    def _trip_to_cluster(self, pairs: Sequence[tuple[bytes, bytes]]) -> int:
+        """A script's keys must lie in one slot, and rows lie in all of them: a call a row, a trip a node."""
+        pipe = self.client.pipeline()
+        for key, value in pairs:
+            pipe.execute_command("EVAL", NEWEST_WINS, 1, key, value)  # by digest its client pipelines none
+        return sum(pipe.execute())
+
     def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """The packed rows of some keys, in one round trip.
+        """The packed rows of some keys, in one round trip (in a cluster, one to each node).
 
         Raises: OnlineStoreUnavailable.
         """
         if not keys:
             return []
-        with self.reachable():
-            values: list[bytes | None] = self.client.execute_command("MGET", *keys)  # type: ignore[no-untyped-call]  # redis-py leaves it so
+        values: list[bytes | None]
+        try:  # as `reachable`, which takes a microsecond
+            values = self.client.mget_nonatomic(*keys) if self._clustered else self._held.call("MGET", *keys)
+        except _UNREACHABLE as error:
+            raise self._unavailable(error) from error
         return values
 
     async def read_async(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """As `read`, on the running event loop."""
         if not keys:
             return []
+        values: list[bytes | None]
         with self.reachable():
-            values: list[bytes | None] = await self._loop_client().execute_command("MGET", *keys)  # type: ignore[no-untyped-call]  # likewise
+            client = self._loop_client()
+            if self._clustered:
+                values = await client.mget_nonatomic(*keys)
+            else:
+                values = await client.execute_command("MGET", *keys)
         return values
 
-    def _loop_client(self) -> "redis.asyncio.Redis":
+    def _loop_client(self) -> Any:
         """A client of its own for each event loop: connections cannot change loops."""
         loop = asyncio.get_running_loop()
         client = self._async.get(loop)
         if client is None:
-            client = redis.asyncio.Redis.from_url(self._url)
+            kind: Any = AsyncRedisCluster if self._clustered else redis.asyncio.Redis
+            client = kind.from_url(self._url)
             self._async[loop] = client
         return client
 
@@ -142,17 +189,19 @@ class OnlineStore:
 
     def close(self) -> None:
         """Close the synchronous connections."""
-        self.client.close()
+        if "client" in vars(self):
+            self.client.close()
 
     @contextmanager
     def reachable(self) -> "Iterator[None]":
         """Turn Redis's errors into ours, which say where it should have been."""
         try:
             yield
-        except (RedisError, OSError) as error:
-            raise OnlineStoreUnavailable(
-                f"{self._where}: {error}; start it or check TOQUE_REDIS_URL"
-            ) from error
+        except _UNREACHABLE as error:
+            raise self._unavailable(error) from error
+
+    def _unavailable(self, error: Exception) -> OnlineStoreUnavailable:
+        return OnlineStoreUnavailable(f"{self._where}: {error}; start it or check TOQUE_REDIS_URL")
 
 
 def newest_rows(view: FeatureView, rows: pa.Table) -> pa.Table:

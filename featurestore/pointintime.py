@@ -95,29 +95,32 @@ def search(
     composite = composite[order]
     ties = _settle(order, composite, rows, kept, layout)
     last = np.searchsorted(composite, wanted * span + asked, side="right") - 1
-    first = np.searchsorted(composite, wanted * span, side="left")
-    last[(wanted < 0) | (asked < 0)] = -1
+    found = (last >= 0) & (wanted >= 0) & (asked >= 0)
+    found &= composite[last] >= wanted * span  # else it is the last row of the key before
     if as_known:
         created = microseconds(rows.column(CREATED_TIMESTAMP))[kept[order]]
-        last = _last_known(created, last, first, times)
-    found = last >= first
-    found &= last >= 0
+        first = np.searchsorted(composite, wanted * span, side="left")
+        last = _last_known(created, np.where(found, last, -1), first, times)
+        found = last >= 0
+    at = order[np.where(found, last, 0)]
     if ttl is not None:
-        age = times - events[order[np.where(found, last, 0)]]
-        found &= age <= ttl // timedelta(microseconds=1)
-    return Match(np.where(found, kept[order[np.where(found, last, 0)]], -1), ties)
+        found &= times - events[at] <= ttl // timedelta(microseconds=1)
+    return Match(np.where(found, kept[at], -1), ties)
 
 
 def _codes(entities: pa.Table, rows: pa.Table, keys: Sequence[tuple[str, str]]) -> tuple[Ints, Ints]:
     """Keys as one small integer an entity row and a feature row; -1 where null or (rows) nobody asks for it."""
     wanted = np.zeros(entities.num_rows, dtype=np.int64)
     there = np.zeros(rows.num_rows, dtype=np.int64)
-    for entity_column, row_column in keys:
-        distinct = pc.unique(rows.column(row_column).combine_chunks()).drop_null()
-        a = _positions(entities.column(entity_column).cast(distinct.type), distinct)
-        b = _positions(rows.column(row_column), distinct)
-        wanted = np.where((wanted < 0) | (a < 0), -1, wanted * max(len(distinct), 1) + a)
-        there = np.where((there < 0) | (b < 0), -1, there * max(len(distinct), 1) + b)
+    for number, (entity_column, row_column) in enumerate(keys):
+        asked = entities.column(entity_column).cast(rows.schema.field(row_column).type)
+        distinct = pc.unique(asked.combine_chunks()).drop_null()
+        a, b = _positions(asked, distinct), _positions(rows.column(row_column), distinct)
+        if not number:
+            wanted, there = a, b
+            continue
+        wanted = np.where((wanted < 0) | (a < 0), -1, wanted * len(distinct) + a)
+        there = np.where((there < 0) | (b < 0), -1, there * len(distinct) + b)
         wanted, there = _dense(wanted, there)
     return wanted, there
 

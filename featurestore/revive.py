@@ -19,6 +19,7 @@ from featurestore.definitions import (
 )
 from featurestore.dtypes import DType
 from featurestore.errors import UnknownDefinition
+from featurestore.expectations import revive_expectation
 from featurestore.fields import (
     Entity,
     Field,
@@ -48,6 +49,7 @@ def view(described: Mapping[str, Any]) -> FeatureView:
         tags=described["tags"],
         owner=described["owner"],
         description=described["description"],
+        expectations=[revive_expectation(e) for e in described.get("expectations", ())],
     )
 
 
@@ -59,7 +61,9 @@ def windows(described: Mapping[str, Any]) -> Windows:
     if described["type"] != "windows":
         raise UnknownDefinition(f"a transformation of type {described['type']!r} is not known here")
     made = [
-        Aggregation(a["function"], timedelta(microseconds=a["window_us"]), a["column"], a["name"])
+        Aggregation(
+            a["function"], timedelta(microseconds=a["window_us"]), a["column"], a["name"], k=a.get("k", 1)
+        )
         for a in described["aggregations"]
     ]
     return Windows(
@@ -67,6 +71,7 @@ def windows(described: Mapping[str, Any]) -> Windows:
         every=_microseconds(described["every_us"]),
         event_time=described["event_time"],
         known_at=described["known_at"],
+        watermark=_microseconds(described.get("watermark_us")),
     )
 
 

@@ -1,10 +1,10 @@
 """Rows handed in, checked and brought to a view's exact columns and types; every refusal names view, column, value."""
 
+import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, TypeAlias
 
-import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,6 +14,7 @@ from featurestore.definitions import (
 )
 from featurestore.dtypes import TIMESTAMP
 from featurestore.errors import InvalidRows
+from featurestore.expectations import Freshness
 from featurestore.fields import (
     CREATED_TIMESTAMP,
     EVENT_TIMESTAMP,
@@ -31,7 +32,8 @@ def to_table(data: Tabular) -> pa.Table:
         return data
     if isinstance(data, pl.DataFrame):
         return data.to_arrow()
-    if isinstance(data, pd.DataFrame):
+    pandas = sys.modules.get("pandas")  # who hands in a frame of it has imported it
+    if pandas is not None and isinstance(data, pandas.DataFrame):
         return pa.Table.from_pandas(data, preserve_index=False)
     return pa.Table.from_pylist([dict(row) for row in data])
 
@@ -61,6 +63,16 @@ def conform(view: FeatureView, data: Tabular, *, clock: Clock) -> pa.Table:
         refuse_nulls(where, table, key.name)
     times = [time_column(where, table, name) for name in (EVENT_TIMESTAMP, CREATED_TIMESTAMP)]
     return pa.table([*columns, *times], schema=schema)
+
+
+def check_rows(view: FeatureView, rows: pa.Table) -> None:
+    """Hold a batch of conforming rows against the view's ranges and null shares; freshness is the table's affair.
+
+    Raises: UnexpectedRows.
+    """
+    for each in view.expectations:
+        if not isinstance(each, Freshness):
+            each.check(f"feature view {view.name!r}", rows)
 
 
 def _check_names(where: str, got: Sequence[str], expected: Sequence[str]) -> None:

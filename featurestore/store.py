@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from featurestore import revive
@@ -18,6 +19,7 @@ from featurestore.definitions import (
 )
 from featurestore.encoding import RowLayout
 from featurestore.errors import InvalidRows, OnlineStoreUnavailable, UnknownDefinition, UnreadableRow
+from featurestore.expectations import Freshness
 from featurestore.fields import (
     EVENT_TIMESTAMP,
     check_name,
@@ -27,7 +29,7 @@ from featurestore.materialize import Materialized, Materializer, Progress
 from featurestore.offline import OfflineStore
 from featurestore.online import OnlineStore
 from featurestore.retrieval import Retrieval, plan_retrieval
-from featurestore.rows import Clock, Tabular, conform, to_table
+from featurestore.rows import Clock, Tabular, check_rows, conform, to_table
 from featurestore.serving import EntityRows, OnlineFeatures, Request, lookups_of
 from registry.journal import Journal
 from registry.store import ObjectStore
@@ -74,6 +76,11 @@ class FeatureStore(Definitions):
             )
         return self._online
 
+    @property
+    def has_online(self) -> bool:
+        """Whether there is an online store."""
+        return self._online is not None
+
     def now(self) -> datetime:
         """The time of this store's clock."""
         return self._clock()
@@ -86,11 +93,36 @@ class FeatureStore(Definitions):
         Raises: InvalidRows, UnknownDefinition.
         """
         found = self._applied(view)
-        return self.offline.write(found, conform(found, rows, clock=self._clock))
+        return self.offline.write(found, self._expected(found, rows))
 
-    def compute_offline(self, view: ViewOrName, events: Tabular) -> TableSnapshot:
+    def _expected(self, view: FeatureView, rows: Tabular) -> pa.Table:
+        """The rows as they are stored, if they are as the view's expectations say.
+
+        Raises: InvalidRows.
+        """
+        typed = conform(view, rows, clock=self._clock)
+        check_rows(view, typed)
+        self.check_fresh(view, typed)
+        return typed
+
+    def check_fresh(self, view: FeatureView, rows: pa.Table) -> None:
+        """Hold rows that are to be written against the view's `Freshness`, if it has one.
+
+        rows: any table with their `event_timestamp`.
+        Raises: UnexpectedRows.
+        """
+        for each in view.expectations:
+            if isinstance(each, Freshness):
+                newest = self.offline.newest(view)
+                each.check(f"feature view {view.name!r}", rows, newest=newest, now=self._clock())
+
+    def compute_offline(
+        self, view: ViewOrName, events: Tabular, *, since: datetime | None = None
+    ) -> TableSnapshot:
         """Make a view's rows from raw events by its `source` and add them.
 
+        since: an earlier run had all events up to then; only rows that it could not settle are made, from events that
+            reach back to `since - source.reach`.
         Raises: InvalidRows, UnknownDefinition (also if the view has no source).
         """
         found = self._applied(view)
@@ -99,8 +131,9 @@ class FeatureStore(Definitions):
                 f"feature view {found.name!r} has no source; write its rows with write_offline"
             )
         keys = [key.name for key in found.join_keys]
-        rows = found.source.compute(to_table(events), keys=keys)
-        return self.offline.write(found, conform(found, rows, clock=self._clock))
+        start = None if since is None else as_utc(since, name="since")
+        rows = found.source.compute(to_table(events), keys=keys, since=start)
+        return self.offline.write(found, self._expected(found, rows))
 
     def offline_table(self, view: ViewOrName) -> Table:
         """The Delta table that holds a view's rows."""
@@ -171,7 +204,7 @@ class FeatureStore(Definitions):
         """Bring rows with `start <= event time <= end` online, newest wins; may be run again at any time.
 
         views: by default all; start: None for everything up to `end`; end: by default now.
-        Raises: OnlineStoreUnavailable, UnknownDefinition.
+        Raises: InvalidRows if `start` is after `end`; OnlineStoreUnavailable, UnknownDefinition.
         """
         materializer = Materializer(self.offline, self.online, progress=progress)
         until = self._now(end)
@@ -209,7 +242,7 @@ class FeatureStore(Definitions):
             (then the next incremental run brings what was written offline).
         """
         found = self._applied(view)
-        typed = conform(found, rows, clock=self._clock)
+        typed = self._expected(found, rows)
         if to != "offline":
             self._refuse_future(found, typed.column(EVENT_TIMESTAMP))
         snapshot = self.offline.write(found, typed) if to != "online" else None
@@ -234,18 +267,21 @@ class FeatureStore(Definitions):
         entity_rows: dicts with the join keys and the values that on-demand views take from the request.
         Raises: InvalidRows, UnknownDefinition, OnlineStoreUnavailable.
         """
-        values = self.online.read(self._request(features).keys(entity_rows))
-        return self._answer(features, entity_rows, values, now)
+        request = self._request(features)
+        values = self.online.read(request.keys(entity_rows))
+        return self._answer(request, features, entity_rows, values, now)
 
     async def get_online_features_async(
         self, features: Features, entity_rows: EntityRows, now: datetime | None = None
     ) -> OnlineFeatures:
         """As `get_online_features`, without blocking the event loop."""
-        values = await self.online.read_async(self._request(features).keys(entity_rows))
-        return self._answer(features, entity_rows, values, now)
+        request = self._request(features)
+        values = await self.online.read_async(request.keys(entity_rows))
+        return self._answer(request, features, entity_rows, values, now)
 
     def _answer(
         self,
+        request: Request,
         features: Features,
         entity_rows: EntityRows,
         values: Sequence[bytes | None],
@@ -254,7 +290,7 @@ class FeatureStore(Definitions):
         """Decode; a layout that is not known may be of a version that another process has just applied."""
         as_of = self._as_of(now)
         try:
-            return self._request(features).answer(entity_rows, values, now=as_of)
+            return request.answer(entity_rows, values, now=as_of)
         except UnreadableRow:
             known = self._catalogue.next
             self._catalogue.refresh()

@@ -1,16 +1,12 @@
-"""Trailing windows over events, computed along the rows of the result.
+"""Which rows a windowed aggregate has, and in which of them each event is in the window.
 
 An event is in the window of a run of consecutive rows of its key: from the first row at which it is known to the last
-before it is too old. Where the run begins does not depend on the window's length, so begins, and the sums of all that
-has entered by each row, are found once and shared by all windows. A window's count or sum is what has entered less what
-has left. That is exact: values are split into two fixed-point halves whose sums cannot round, so what was added and
-taken away leaves nothing behind. Minima cover every run with two overlapping blocks of a power of two rows and push
-those down, level by level.
+before it is too old. Where the run begins does not depend on the window's length, so begins, and what has entered by
+each row, are found once and shared by all windows: these are the tiles of which all of them are made.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,9 +22,11 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 WHERE = "windowed aggregation"
 
+PIECE_EVENTS = 2**18  # small enough for the processor's cache
+
 _COMPOSITE_LIMIT = 2**62
-_TINY = 1e-200  # below this the halves would underflow
-_ROUNDING = 8 * np.finfo(np.float64).eps
+_BLOCK = 2**15
+_RADIX_KEYS = 2**16  # numpy sorts integers of 16 bits by counting
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,27 +34,38 @@ class Events:
     """Known events ordered by key and the time they enter a window.
 
     keys: table of the distinct keys, in order; key: (events,) row in it; happened, enters: (events,) microseconds, the
-    latter the later of event time and known time; source, order: the known events and where each stands in it.
+    latter the later of event time and known time; numbers: columns as (events,) float64, NaN where there is no value;
+    things: columns of any type.
     """
 
     keys: pa.Table
     key: Ints
     happened: Ints
     enters: Ints
-    source: pa.Table
-    order: Ints
+    numbers: Mapping[str, Floats]
+    things: Mapping[str, pa.Array]
 
-    def values(self, column: str) -> Floats:
-        """A column's values in order, NaN where there is none.
+    def pieces(self) -> Iterator["Events"]:
+        """The events in pieces of about `PIECE_EVENTS`, each with all events of its keys; one if there are none."""
+        starts = (
+            np.searchsorted(self.key, np.arange(self.keys.num_rows)) if self.keys.num_rows else np.zeros(1)
+        )
+        first = 0
+        for key in range(1, len(starts)):
+            if starts[key] - starts[first] >= PIECE_EVENTS:
+                yield self._piece(first, key, slice(int(starts[first]), int(starts[key])))
+                first = key
+        yield self._piece(first, len(starts), slice(int(starts[first]), len(self.key)))
 
-        Raises: InvalidRows if it is missing or has infinite values.
-        """
-        if column not in self.source.column_names:
-            raise InvalidRows(f"{WHERE}: column {column!r} is missing; got {self.source.column_names}")
-        values: Floats = self.source.column(column).cast(pa.float64()).fill_null(float("nan")).to_numpy()
-        if np.isinf(values).any():
-            raise InvalidRows(f"{WHERE}: column {column!r} has infinite values; make them null")
-        return values[self.order]
+    def _piece(self, first: int, last: int, part: slice) -> "Events":
+        return Events(
+            self.keys.slice(first, last - first),
+            self.key[part] - first,
+            self.happened[part],
+            self.enters[part],
+            {name: values[part] for name, values in self.numbers.items()},
+            {name: values[part] for name, values in self.things.items()},
+        )
 
     def rows(self, lengths: Sequence[int], every: int | None) -> "Rows":
         """The (key, time) pairs that get a row: each entry, or each grid boundary next after an entry or an exit.
@@ -65,19 +74,44 @@ class Events:
         """
         if every is None:
             return place_rows(self.key, self.enters)
-        leaves = [self.happened + length for length in lengths]
-        real = [leave > self.enters for leave in leaves]
-        times = np.concatenate([self.enters, *(x[r] for x, r in zip(leaves, real, strict=True))])
-        key = np.concatenate([self.key, *(self.key[r] for r in real)])
-        return place_rows(key, -(-times // every) * every)
+        turns = [_boundaries(self.key, self.enters, every)]
+        for length in lengths:
+            leaves = self.happened + length
+            real = leaves > self.enters
+            turns.append(_boundaries(self.key[real], leaves[real], every))
+        return place_rows(*(np.concatenate(parts) for parts in zip(*turns, strict=True)))
 
 
-def order_events(events: pa.Table, *, keys: Sequence[str], event_time: str, known_at: str) -> Events:
+def _boundaries(key: Ints, times: Ints, every: int) -> tuple[Ints, Ints]:
+    """The grid boundaries at or next after the times, without those that follow themselves."""
+    at = -(-times // every) * every
+    first = np.ones(len(at), dtype=bool)
+    first[1:] = (at[1:] != at[:-1]) | (key[1:] != key[:-1])
+    return key[first], at[first]
+
+
+def _is_number(dtype: pa.DataType) -> bool:
+    t = pa.types
+    return bool(t.is_integer(dtype) or t.is_floating(dtype) or t.is_boolean(dtype) or t.is_null(dtype))
+
+
+def order_events(
+    events: pa.Table,
+    *,
+    keys: Sequence[str],
+    event_time: str,
+    known_at: str,
+    numbers: Iterable[str],
+    things: Iterable[str],
+    watermark: int | None = None,
+) -> Events:
     """Check an event table and order it; events that are not known yet (null) are left out.
 
-    Raises: InvalidRows for a missing column, a null key or event time, or a naive time.
+    numbers, things: columns to take along as numbers, or as they are; watermark: microseconds after it happened at which an event may become known at the latest; later ones are left out.
+
+    Raises: InvalidRows for a missing column, a null key or event time, a naive time, or what is no finite number.
     """
-    for name in (*keys, known_at):
+    for name in (*keys, known_at, *numbers, *things):
         if name not in events.column_names:
             raise InvalidRows(f"{WHERE}: column {name!r} is missing; got {events.column_names}")
     for name in keys:
@@ -86,15 +120,42 @@ def order_events(events: pa.Table, *, keys: Sequence[str], event_time: str, know
     known = events.filter(pc.is_valid(events.column(known_at))) if unknown else events
     happened = microseconds(time_column(WHERE, known, event_time))
     enters = np.maximum(happened, microseconds(time_column(WHERE, known, known_at)))
+    if watermark is not None and len(happened):
+        in_time = enters - happened <= watermark
+        if not in_time.all():
+            known, happened, enters = known.filter(pa.array(in_time)), happened[in_time], enters[in_time]
     distinct, codes = _encode_keys(known, keys)
     order = _order(codes, enters)
-    return Events(distinct, codes[order], happened[order], enters[order], known, order)
+    return Events(
+        distinct,
+        codes[order],
+        happened[order],
+        enters[order],
+        {name: _numbers(known, name)[order] for name in numbers},
+        {name: known.column(name).combine_chunks().take(pa.array(order)) for name in things},
+    )
+
+
+def _numbers(events: pa.Table, name: str) -> Floats:
+    column = events.column(name)
+    if not _is_number(column.type):
+        raise InvalidRows(f"{WHERE}: column {name!r} must be a number, got {column.type}")
+    values: Floats = column.cast(pa.float64()).fill_null(float("nan")).to_numpy()
+    if np.isinf(values).any():
+        raise InvalidRows(f"{WHERE}: column {name!r} has infinite values; make them null")
+    return values
 
 
 def _encode_keys(events: pa.Table, keys: Sequence[str]) -> tuple[pa.Table, Ints]:
     """The distinct keys in order, and each event's row among them."""
     if not keys:
         return pa.table({}), np.zeros(events.num_rows, dtype=np.int64)
+    if len(keys) == 1:
+        encoded = events.column(keys[0]).combine_chunks().dictionary_encode()
+        rank = pc.sort_indices(encoded.dictionary)
+        place = np.empty(len(rank), dtype=np.int64)
+        place[rank.to_numpy()] = np.arange(len(rank))
+        return pa.table({keys[0]: encoded.dictionary.take(rank)}), place[encoded.indices.to_numpy()]
     distinct = events.select(list(keys)).group_by(list(keys)).aggregate([])
     distinct = distinct.sort_by([(name, "ascending") for name in keys]).combine_chunks()
     codes = np.zeros(events.num_rows, dtype=np.int64)
@@ -108,9 +169,11 @@ def _encode_keys(events: pa.Table, keys: Sequence[str]) -> tuple[pa.Table, Ints]
 
 
 def _order(key: Ints, at: Ints) -> Ints:
-    """Positions by key, then time; by one integer where both fit in it."""
+    """Positions by key, then time; by one integer where both fit in it, by key alone where time is in order."""
     if not len(at):
         return np.zeros(0, dtype=np.int64)
+    if int(key.max()) < _RADIX_KEYS and is_rising(at):
+        return np.argsort(key.astype(np.uint16), kind="stable")
     first = int(at.min())
     span = int(at.max()) - first + 1
     fits = span * (int(key.max()) + 1) < _COMPOSITE_LIMIT
@@ -134,11 +197,27 @@ class Rows:
 
     def position(self, key: Ints, at: Ints) -> Ints:
         """First row of each key at or after a time; the row after the key's last if there is none."""
+        found = np.empty(len(at), dtype=np.int64)
+        for part in blocks(len(at)):
+            wanted = self._offset(at[part])
+            wanted += key[part] * self.span
+            found[part] = _first_not_below(self.composite, wanted)
+        return found
+
+    def _offset(self, at: Ints) -> Ints:
         if len(self.ticks) > 1:
-            offset = np.searchsorted(self.ticks, at, side="left")
-        else:
-            offset = np.clip(at - self.ticks[:1].sum(), 0, self.span - 1)
-        return np.searchsorted(self.composite, key * self.span + offset, side="left")
+            return np.searchsorted(self.ticks, at, side="left")
+        offset: Ints = np.clip(at - self.ticks[:1].sum(), 0, self.span - 1)
+        return offset
+
+
+def _first_not_below(values: Ints, wanted: Ints) -> Ints:
+    """`np.searchsorted`, looking only where it must if what is wanted rises."""
+    if not is_rising(wanted):
+        return np.searchsorted(values, wanted, side="left")
+    low, high = np.searchsorted(values, wanted[[0, -1]], side="left")
+    found: Ints = np.searchsorted(values[low:high], wanted, side="left") + low
+    return found
 
 
 def place_rows(key: Ints, at: Ints) -> Rows:
@@ -158,144 +237,37 @@ def place_rows(key: Ints, at: Ints) -> Rows:
 
 def _distinct(values: Ints) -> Ints:
     """The distinct values in order; faster than numpy's hashing `unique` on nearly sorted input."""
-    rising = bool((values[1:] >= values[:-1]).all())
-    ordered: Ints = values if rising else np.sort(values)
+    ordered: Ints = values if is_rising(values) else np.sort(values)
     first: Ints = ordered[np.append(True, ordered[1:] != ordered[:-1])]
     return first
 
 
-class Column:
-    """One column's values and where each enters; holds what all windows share.
-
-    begin: (events,) first row of each event; values: (events,) or None to count events; size: number of rows.
-    """
-
-    def __init__(self, begin: Ints, values: Floats | None, size: int) -> None:
-        self.kept = None if values is None else ~np.isnan(values)
-        if self.kept is not None and self.kept.all():
-            self.kept = None
-        self.size = size
-        self.begin = begin if self.kept is None else begin[self.kept]
-        given = np.zeros(0) if values is None else values
-        self.values = given if self.kept is None else given[self.kept]
-
-    def window(self, end: Ints) -> "Window":
-        """The window of one length; end: (events,) the row at which each event has left."""
-        return Window(self, end if self.kept is None else end[self.kept])
-
-    @cached_property
-    def entered(self) -> Ints:
-        """How many values have entered by each row."""
-        return _running(self.begin, None, self.size).astype(np.int64)
-
-    @cached_property
-    def centre(self) -> float:
-        """A round number in the middle of the values, from which squares are taken."""
-        return float(np.round(self.values.mean())) if len(self.values) else 0.0
-
-    @cached_property
-    def sums(self) -> "RunningSum":
-        """Sums of the values."""
-        return RunningSum(self.begin, self.values, self.size)
-
-    @cached_property
-    def squares(self) -> "RunningSum":
-        """Sums of the squared distances from the centre."""
-        return RunningSum(self.begin, (self.values - self.centre) ** 2, self.size)
+def blocks(size: int) -> Iterator[slice]:
+    """Slices of a long array that stay in the processor's cache through several steps."""
+    return (slice(at, at + _BLOCK) for at in range(0, size, _BLOCK))
 
 
-class RunningSum:
-    """Sums of what has entered by each row, in exact halves, from which a window takes what has left."""
-
-    def __init__(self, begin: Ints, values: Floats, size: int) -> None:
-        self._size = size
-        self._halves = [(half, _running(begin, half, size)) for half in fixed_point_halves(values)]
-
-    def within(self, end: Ints) -> Floats:
-        """What has entered and not left."""
-        total = np.zeros(self._size)
-        for half, entered in self._halves:
-            total += entered - _running(end, half, self._size)
-        return total
+def is_rising(values: Ints) -> bool:
+    """Whether no value is below the one before."""
+    return bool((values[1:] >= values[:-1]).all())
 
 
-def _running(at: Ints, weights: Floats | None, size: int) -> Floats:
-    """Running total along the rows of what stands at each."""
-    return np.cumsum(np.bincount(at, weights, size + 1)[:size])
+@dataclass(frozen=True, slots=True)
+class Course:
+    """Events and the rows along which they are aggregated; begin: (events,) first row in which each is known."""
 
+    events: Events
+    rows: Rows
+    begin: Ints
 
-def fixed_point_halves(values: Floats) -> list[Floats]:
-    """Two arrays that add up to the values, so that any sum within one of them is exact in float64.
+    @classmethod
+    def of(cls, events: Events, rows: Rows) -> "Course":
+        """Find where each event begins: in a row of its own, or in the next of its key."""
+        own = np.array_equal(rows.at, events.enters) and np.array_equal(rows.key, events.key)
+        begin = np.arange(len(rows.at)) if own else rows.position(events.key, events.enters)
+        return cls(events, rows, begin)
 
-    Each holds multiples of one power of two that are few enough bits wide.
-    """
-    largest = float(np.abs(values).max(initial=0.0))
-    if largest < _TINY:
-        return [values]
-    exponent = int(np.frexp(largest)[1])
-    bits = 52 - int(np.ceil(np.log2(len(values) + 1)))
-    grid = np.ldexp(1.0, exponent - bits)
-    high = np.round(values / grid) * grid
-    rest = values - high
-    if not rest.any():
-        return [high]
-    fine = np.ldexp(grid, -bits)
-    return [high, np.round(rest / fine) * fine]
-
-
-class Window:
-    """One column over one window, row by row; all results are (rows,)."""
-
-    def __init__(self, column: Column, end: Ints) -> None:
-        self._column = column
-        self._end = end
-
-    @cached_property
-    def count(self) -> Ints:
-        """How many values it holds."""
-        return self._column.entered - _running(self._end, None, self._column.size).astype(np.int64)
-
-    @cached_property
-    def _total(self) -> Floats:
-        return self._column.sums.within(self._end)
-
-    def sum(self) -> Floats:
-        """Sum of the values, 0 where there is none."""
-        return self._total
-
-    def mean(self) -> Floats:
-        """Mean; meaningless where there is no value."""
-        return self._total / np.maximum(self.count, 1)
-
-    def std(self) -> Floats:
-        """Standard deviation of a sample; meaningless below two values."""
-        n = np.maximum(self.count, 1)
-        squares = self._column.squares.within(self._end)
-        off_centre = self._total - self._column.centre * n
-        spread = squares - off_centre * off_centre / n
-        rounding = _ROUNDING * (squares + np.abs(off_centre * self._total) / n)
-        spread[spread <= rounding] = 0.0
-        return np.sqrt(spread / np.maximum(self.count - 1, 1))
-
-    def minimum(self) -> Floats:
-        """Least value; infinite where there is none."""
-        return self._least(self._column.values)
-
-    def maximum(self) -> Floats:
-        """Greatest value; infinite where there is none."""
-        return -self._least(-self._column.values)
-
-    def _least(self, values: Floats) -> Floats:
-        kept = self._end > self._column.begin
-        begin, values = self._column.begin[kept], values[kept]
-        length = self._end[kept] - begin
-        level = np.frexp(length.astype(np.float64))[1] - 1  # 2^level <= length
-        best = np.full(self._column.size, np.inf)
-        for k in range(int(level.max(initial=-1)), -1, -1):
-            at = np.flatnonzero(level == k)
-            np.minimum.at(best, begin[at], values[at])
-            np.minimum.at(best, begin[at] + length[at] - (1 << k), values[at])
-            if k:
-                half = 1 << (k - 1)
-                np.minimum(best[half:], best[:-half].copy(), out=best[half:])
-        return best
+    def ends(self, length: int) -> Ints:
+        """(events,) the row in which each has left a window of `length` microseconds; its begin if it never is in it."""
+        left = self.rows.position(self.events.key, self.events.happened + length)
+        return np.maximum(self.begin, left, out=left)

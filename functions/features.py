@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import datetime, timedelta
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
-from featurestore import InvalidRows, Materialized
+from featurestore import InvalidRows, Materialized, ViewHealth, view_health
 from featurestore.historical import RetrievalJob
+from functions.runtime.capture import report_progress
 from functions.runtime.context import context
 from functions.runtime.declaration import Retries
 from functions.runtime.function import function
-from registry import Table, TableSnapshot, as_utc
+from registry import NotFound, ObjectStore, Table, TableSnapshot, as_utc
 
 EVENT_TIMESTAMP = "event_timestamp"
 LABEL_KNOWN_AT = "label_known_at"
+HEALTH_TABLE = "feature_health"
+
+_HEALTH = pa.schema(
+    [
+        pa.field("view", pa.string(), nullable=False),
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("feature", pa.string()),
+        pa.field("value", pa.float64()),
+        pa.field("measured_at", pa.timestamp("us", "UTC"), nullable=False),
+    ]
+)
+"""One row a view and figure (`rows`, `freshness_s`, `recent_rows`, `coverage`), and one a feature for its `fill`."""
 
 
 class TrainingSetLineage(BaseModel):
@@ -120,10 +135,88 @@ def training_set_lineage(snapshot: TableSnapshot) -> TrainingSetLineage:
 def materialize(views: list[str] | None = None, end: datetime | None = None) -> MaterializeResult:
     """Bring online what is new of some views up to `end`, late rows and corrections included; may run at any time again.
 
-    views: by default all; end: by default now, on the platform's clock.
+    views: by default all; end: by default now, on the platform's clock. Reports rows done of those to read, and the rate.
     Raises: OnlineStoreUnavailable if Redis does not answer; a rerun completes it.
     """
-    return MaterializeResult(views=context().features().materialize_incremental(end, views=views))
+    features = context().features()
+    return MaterializeResult(views=features.materialize_incremental(end, views=views, progress=_Progress()))
+
+
+class _Progress:
+    """Tells whoever watches the run how far the view at hand is, and how fast it goes."""
+
+    def __init__(self) -> None:
+        self._view = ""
+        self._begun = self._last = time.perf_counter()
+
+    def __call__(self, view: str, rows: int, total: int) -> None:
+        if view != self._view:  # it began when the one before had ended
+            self._view, self._begun = view, self._last
+        self._last = time.perf_counter()
+        rate = rows / (self._last - self._begun)
+        report_progress(rows, total, f"{view}: {rows:,} of {total:,} rows, {rate:,.0f} rows/s")
+
+
+@function(timeout_s=600)
+def feature_health(
+    views: list[str] | None = None, span_hours: float = 24.0, samples: int = 3
+) -> list[ViewHealth]:
+    """How fresh and how full some views are, how much of them is online, and their newest rows.
+
+    views: by default all; span_hours: how much of the newest event time is read.
+    Raises: UnknownDefinition; OnlineStoreUnavailable if Redis does not answer.
+    """
+    features, span = context().features(), timedelta(hours=span_hours)
+    names = [view.name for view in features.list_feature_views()] if views is None else views
+    return [view_health(features, name, span=span, samples=samples) for name in names]
+
+
+@function(timeout_s=600)
+def record_feature_health(views: list[str] | None = None, span_hours: float = 24.0) -> list[ViewHealth]:
+    """Measure some views and add the figures to the table `feature_health`, for a schedule.
+
+    Raises: UnknownDefinition; OnlineStoreUnavailable if Redis does not answer.
+    """
+    measured = feature_health(views, span_hours, samples=0)
+    rows = [row for health in measured for row in _health_rows(health)]
+    if rows:
+        Table(context().store, HEALTH_TABLE).append(pa.Table.from_pylist(rows, schema=_HEALTH))
+    return measured
+
+
+def latest_feature_health(store: ObjectStore, *, since: datetime) -> list[dict[str, Any]]:
+    """The rows of each view's newest measurement in the table `feature_health`, none measured before `since`.
+
+    Raises: RegistryError if the store does not answer.
+    """
+    after = pc.field("measured_at") >= pa.scalar(since, pa.timestamp("us", "UTC"))
+    try:
+        rows = Table(store, HEALTH_TABLE).read(where=after).to_pylist()
+    except NotFound:  # nothing was measured yet
+        return []
+    newest: dict[str, datetime] = {}
+    for row in rows:
+        newest[row["view"]] = max(row["measured_at"], newest.get(row["view"], row["measured_at"]))
+    return [row for row in rows if row["measured_at"] == newest[row["view"]]]
+
+
+def _health_rows(health: ViewHealth) -> list[dict[str, Any]]:
+    figures: dict[tuple[str, str | None], float | None] = {
+        ("rows", None): float(health.rows),
+        ("freshness_s", None): health.freshness_s,
+        ("recent_rows", None): float(health.recent_rows),
+        ("coverage", None): health.coverage,
+    } | {("fill", feature): share for feature, share in health.fill.items()}
+    return [
+        {
+            "view": health.view,
+            "metric": metric,
+            "feature": feature,
+            "value": value,
+            "measured_at": health.measured_at,
+        }
+        for (metric, feature), value in figures.items()
+    ]
 
 
 def labelled(rows: pa.Table, label: str, *, known_by: datetime) -> pa.Table:

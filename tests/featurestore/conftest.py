@@ -11,6 +11,7 @@ from pathlib import Path
 
 import boto3
 import pytest
+import ray.data
 import redis
 
 from featurestore import FeatureStore
@@ -28,14 +29,22 @@ def redis_binary() -> str:
     return str(found)
 
 
-class RedisServer:
-    """A server that can be killed and started again on the same append-only file."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+def free_port(*, below: int) -> int:
+    while True:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+            port = int(probe.getsockname()[1])
+        if port < below:
+            return port
+
+
+class RedisServer:
+    """A server that can be killed and started again on the same append-only file; or a cluster of one such node."""
+
+    def __init__(self, folder: Path, *, cluster: bool = False) -> None:
+        self.folder = folder
+        self.cluster = cluster
+        self.port = free_port(below=55_000 if cluster else 65_536)  # a node's bus is 10,000 above its port
         self.url = f"redis://:secret@127.0.0.1:{self.port}/0"
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -43,6 +52,8 @@ class RedisServer:
         options = (
             f"--port {self.port} --bind 127.0.0.1 --requirepass secret --appendonly yes --appendfsync always"
         )
+        if self.cluster:
+            options += " --cluster-enabled yes --cluster-announce-ip 127.0.0.1"
         command = [redis_binary(), *options.split(), "--save", "", "--dir", str(self.folder)]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         client = redis.Redis.from_url(self.url)
@@ -55,6 +66,10 @@ class RedisServer:
                 assert time.monotonic() < deadline, "redis-server did not come up"
             else:
                 break
+        if self.cluster:
+            client.execute_command("CLUSTER ADDSLOTS", *range(16_384))
+            while client.cluster("INFO")["cluster_state"] != "ok":
+                assert time.monotonic() < deadline, "the cluster did not come up"
         client.close()
 
     def kill(self) -> None:
@@ -76,6 +91,15 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 def spare_redis(tmp_path: Path) -> Iterator[RedisServer]:
     """A server of the test's own, to be killed."""
     server = RedisServer(tmp_path)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="session")
+def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A cluster of one node, which refuses keys of several slots as a larger one does."""
+    server = RedisServer(tmp_path_factory.mktemp("cluster"), cluster=True)
     server.start()
     yield server
     server.kill()
@@ -126,6 +150,18 @@ def fs(make_store: Callable[..., FeatureStore], redis_url: str) -> FeatureStore:
 @pytest.fixture
 def offline_fs(make_store: Callable[..., FeatureStore]) -> FeatureStore:
     return make_store()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A local Ray cluster, unless one is running already."""
+    started = not ray.is_initialized()
+    if started:
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    yield
+    if started:
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session")

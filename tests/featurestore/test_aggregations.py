@@ -71,7 +71,7 @@ EVENT = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(EVENT, max_size=25), st.sampled_from([None, timedelta(minutes=20), HOUR]))
 def test_every_row_is_what_the_definition_says(events: list[dict[str, Any]], every: timedelta | None) -> None:
     wanted = aggregations({"x": ALL}, windows=[timedelta(minutes=40), timedelta(minutes=150)])
@@ -85,7 +85,7 @@ def test_every_row_is_what_the_definition_says(events: list[dict[str, Any]], eve
             )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(EVENT, max_size=25))
 def test_on_a_grid_nothing_changes_at_boundaries_without_a_row(events: list[dict[str, Any]]) -> None:
     windows = Windows([Aggregation("count", timedelta(minutes=45), "x")], every=timedelta(minutes=10))

@@ -1,8 +1,9 @@
 """Over Ray Data the numbers are those of the local code, whatever the blocks and partitions."""
 
 import random
-from collections.abc import Iterator
+import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,16 @@ from featurestore import (
     FeatureView,
     Field,
     Float64,
+    Freshness,
     Int64,
     InvalidRows,
     OnDemandFeatureView,
+    UnexpectedRows,
     Windows,
     distributed,
 )
 from featurestore.dtypes import TIMESTAMP
+from tests.featurestore.oracle import Cases, features_of, store_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -43,17 +47,6 @@ service = FeatureService(
     "s",
     [late[["x"]], both, OnDemandFeatureView("twice", [late[["x"]]], [Field("twice", Float64)], doubled)],
 )
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    started = not ray.is_initialized()
-    if started:
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    yield
-    if started:
-        ray.shutdown()
 
 
 def some_rows(view: FeatureView, count: int, seed: int) -> pa.Table:
@@ -102,6 +95,16 @@ def test_training_sets_are_the_same(cluster: None, filled: FeatureStore, partiti
     assert collected(job.to_ray(partitions=partitions)).equals(job.to_arrow())
 
 
+def test_rows_come_in_order_whichever_block_is_ready_first(cluster: None, filled: FeatureStore) -> None:
+    def first_last(rows: pa.Table) -> pa.Table:
+        time.sleep(0.5 if 0 in rows["label"].to_pylist() else 0.0)  # a slow block
+        return rows
+
+    rows = filled.get_historical_features(some_entities(200), "s").to_ray(partitions=5)
+    got = collected(rows.map_batches(first_last, batch_format="pyarrow"))
+    assert got["label"].to_pylist() == list(range(200))
+
+
 def test_an_entity_table_that_is_a_dataset_gives_the_same(cluster: None, filled: FeatureStore) -> None:
     entities = some_entities(120)
     blocks = ray.data.from_arrow([entities.slice(at, 30) for at in (90, 0, 60, 30)])
@@ -109,6 +112,37 @@ def test_an_entity_table_that_is_a_dataset_gives_the_same(cluster: None, filled:
     assert collected(got).equals(filled.get_historical_features(entities, "s").to_arrow())
     with pytest.raises(InvalidRows, match="row number column 'row' is missing"):
         distributed.get_historical_features(filled, blocks, "s", row_number="row")
+
+
+@pytest.mark.parametrize("mode", ["as_stored", "as_known"])
+def test_five_hundred_cases_are_as_the_definition_says(cluster: None, tmp_path: Path, mode: str) -> None:
+    cases, as_known = Cases(), mode == "as_known"
+    fs = store_of(cases, tmp_path, files=5, seed=3)
+    entities = cases.entity_table(1)
+    one = fs.get_historical_features(entities, "all", as_known=as_known).to_ray(partitions=1)
+    numbered = entities.append_column("n", pa.array(range(entities.num_rows)))
+    size = -(-numbered.num_rows // 7)
+    blocks = ray.data.from_arrow([numbered.slice(at * size, size) for at in (4, 0, 6, 1, 5, 3, 2)])
+    several = distributed.get_historical_features(
+        fs, blocks, "all", row_number="n", as_known=as_known, partitions=5
+    )
+    for out in map(collected, (one, several)):
+        assert out.select(entities.column_names).to_pylist() == cases.entities
+        assert features_of(out) == cases.expected[as_known]
+
+
+def test_keys_of_another_number_type_meet_their_rows(cluster: None, offline_fs: FeatureStore) -> None:
+    """As pandas has integers with nulls: hashed as they are, 10^15 and 1e+15 would be sent to two partitions."""
+    view = FeatureView("flights", [Entity("flight", dtype=Int64)], [Field("x", Float64)])
+    offline_fs.apply([view])
+    flights = [10**15 + n for n in range(40)]
+    offline_fs.write_offline(
+        view, [{"flight": f, "x": float(n), "event_timestamp": START} for n, f in enumerate(flights)]
+    )
+    times = pa.array([START] * 41, TIMESTAMP)
+    entities = pa.table({"flight": pa.array([*map(float, flights), None]), "event_timestamp": times})
+    job = offline_fs.get_historical_features(entities, features=view)
+    assert collected(job.to_ray(partitions=8))["x"].to_pylist() == [*map(float, range(40)), None]
 
 
 def test_a_view_without_rows_gives_nulls(cluster: None, offline_fs: FeatureStore) -> None:
@@ -133,6 +167,22 @@ def test_aggregates_are_the_same_and_written_in_one_commit(
     expected = view.source.compute(events, keys=["plane"]) if view.source else None
     assert got.drop_columns(["created_timestamp"]).equals(expected)
     assert set(got["created_timestamp"].to_pylist()) == {clock.now}
+
+
+def test_rows_that_are_not_fresh_are_refused_whole(
+    cluster: None, offline_fs: FeatureStore, clock: Any
+) -> None:
+    view = FeatureView("brisk", [plane], [Field("x", Float64)], expectations=[Freshness(timedelta(hours=4))])
+    offline_fs.apply([view])
+    rows = [{"plane": f"N{n}", "x": 1.0, "event_timestamp": START + timedelta(hours=n)} for n in range(6)]
+    blocks = ray.data.from_arrow([pa.Table.from_pylist(rows[at : at + 2]) for at in (2, 4, 0)])
+    clock.now = START + timedelta(hours=10)
+    with pytest.raises(UnexpectedRows, match=r"column .event_timestamp. ends at 2013-06-01T05:00:00"):
+        distributed.write_offline(offline_fs, view, blocks, partitions=2)
+    assert offline_fs.offline.read(view).num_rows == 0
+    clock.now = START + timedelta(hours=9)
+    distributed.write_offline(offline_fs, view, blocks, partitions=2)
+    assert offline_fs.offline.read(view).num_rows == 6
 
 
 def collected(dataset: ray.data.Dataset) -> pa.Table:

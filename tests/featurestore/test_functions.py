@@ -1,5 +1,6 @@
 """The feature functions: training sets with lineage, and bringing features online."""
 
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,7 +11,14 @@ import pytest
 
 from featurestore import Entity, FeatureService, FeatureView, Field, Float64, InvalidRows
 from functions import Context, use_context
-from functions.features import build_training_set, materialize, training_set_lineage
+from functions.features import (
+    build_training_set,
+    latest_feature_health,
+    materialize,
+    record_feature_health,
+    training_set_lineage,
+)
+from functions.features_report import feature_report
 from registry import Table, TableSnapshot, open_store
 
 START = datetime(2013, 6, 1, tzinfo=UTC)
@@ -81,3 +89,42 @@ def test_materialize_brings_what_is_due(ctx: Context) -> None:
     assert online.columns() == {"temp": [2.0]}
     assert materialize(end=START + 9 * HOUR).rows == 2
     assert ctx.features().get_online_features(weather, [{"origin": "JFK"}]).columns() == {"temp": [4.0]}
+
+
+def test_materialize_reports_how_far_it_is_and_how_fast(
+    ctx: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[float, float, str]] = []
+    monkeypatch.setattr("functions.features.report_progress", lambda *at: told.append(at))
+    materialize(end=START + 9 * HOUR)
+    (done, total, text) = told[-1]
+    assert (done, total) == (5, 5)
+    assert re.fullmatch(r"weather: 5 of 5 rows, [\d,]+ rows/s", text)
+
+
+def test_the_page_of_a_view_tells_its_state_and_draws_its_values(ctx: Context) -> None:
+    key = feature_report("weather", span_hours=3.0, samples=2)
+    page = ctx.store.get(key).decode()
+    assert key == "reports/features-weather.html"
+    assert "5 rows in 1 files; the newest is of 2013-06-01 04:00:00" in page
+    cells = re.findall("<td[^>]*>([^<]*)</td>", page)
+    assert cells[:9] == ["temp", "Float64", "100.0%", "4", "2.5", "1.291", "1", "1.75 / 2.5 / 3.25", "4"]
+    assert '"y":[0.25,0.25,0.25,0.25]' in page.replace(" ", "")
+    assert cells.count("JFK") == 2  # the newest rows
+    assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=", page)
+
+
+def test_the_newest_measurement_of_each_view_is_found(ctx: Context, clock: Any) -> None:
+    assert latest_feature_health(ctx.store, since=START) == []
+    for hours in (6, 7):
+        clock.now = START + hours * HOUR
+        record_feature_health(["weather"])
+    rows = latest_feature_health(ctx.store, since=START)
+    assert {row["metric"]: row["value"] for row in rows} == {
+        "rows": 5.0,
+        "freshness_s": 3 * 3600.0,
+        "recent_rows": 5.0,
+        "coverage": 0.0,
+        "fill": 1.0,
+    }
+    assert latest_feature_health(ctx.store, since=START + 8 * HOUR) == []

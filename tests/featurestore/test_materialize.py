@@ -1,13 +1,10 @@
-"""Whatever arrives late, twice, out of order or in the middle of a kill: online ends equal to offline as of now."""
+"""Whatever arrives late, twice or out of order: online ends equal to offline as of now. Kills: `test_kills.py`."""
 
-import os
-import subprocess
-import sys
+import itertools
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +14,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from featurestore import Entity, FeatureStore, FeatureView, Field, Float64, OnlineStoreUnavailable, String
+from featurestore import (
+    Entity,
+    FeatureStore,
+    FeatureView,
+    Field,
+    Float64,
+    InvalidRows,
+    OnlineStoreUnavailable,
+)
 from featurestore.dtypes import TIMESTAMP
 from featurestore.materialize import Materializer
 from registry import open_store
-
-START = datetime(2013, 6, 1, tzinfo=UTC)
-NOW = datetime(2013, 7, 1, 12, tzinfo=UTC)
-MINUTE = timedelta(minutes=1)
-PLANES = [f"N{i}" for i in range(6)]
-view = FeatureView(
-    "late",
-    [Entity("plane")],
-    [Field("x", Float64), Field("s", String)],
-    ttl=timedelta(days=90),
-    description="delays",
-)
-
-
-def row(plane: str, event: int, created: int, x: float | None, s: str | None = "a") -> dict[str, Any]:
-    return {
-        "plane": plane,
-        "x": x,
-        "s": s,
-        "event_timestamp": START + event * MINUTE,
-        "created_timestamp": START + created * MINUTE,
-    }
+from tests.featurestore.victim import MINUTE, NOW, PLANES, START, row, view
 
 
 def assert_online_equals_offline(fs: FeatureStore, now: datetime) -> None:
@@ -66,12 +50,29 @@ STEP = st.tuples(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(STEP, max_size=6))
+HISTORY = st.lists(STEP, max_size=6)
+a_few = settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@a_few
+@given(HISTORY)
 def test_after_any_history_of_writes_an_incremental_run_makes_them_equal(
     tmp_path_factory: pytest.TempPathFactory, redis_server: Any, clock: Any, steps: list[Any]
 ) -> None:
-    fs = FeatureStore(open_store(tmp_path_factory.mktemp("store").as_uri()), redis_server.url, clock=clock)
+    after_a_history_they_are_equal(tmp_path_factory.mktemp("store"), redis_server.url, clock, steps)
+
+
+@pytest.mark.proof
+@settings(a_few, max_examples=300)
+@given(HISTORY)
+def test_after_any_of_three_hundred_histories_too(
+    tmp_path_factory: pytest.TempPathFactory, redis_server: Any, clock: Any, steps: list[Any]
+) -> None:
+    after_a_history_they_are_equal(tmp_path_factory.mktemp("store"), redis_server.url, clock, steps)
+
+
+def after_a_history_they_are_equal(folder: Path, redis_url: str, clock: Any, steps: list[Any]) -> None:
+    fs = FeatureStore(open_store(folder.as_uri()), redis_url, clock=clock)
     fs.online.client.flushall()
     fs.apply([view])
     for hour, (rows, to, ahead) in enumerate(steps):
@@ -110,6 +111,15 @@ def test_a_window_brings_only_its_rows(fs: FeatureStore) -> None:
     assert [d.rows for d in done] == [2]
     got = fs.get_online_features(view, [{"plane": plane} for plane in PLANES]).columns(["x"])
     assert got == {"x": [None, None, 2.0, 3.0, None, None]}
+
+
+def test_a_window_without_rows_brings_none_and_one_without_time_is_refused(fs: FeatureStore) -> None:
+    fs.apply([view])
+    fs.write_offline(view, [row("N1", 5, 5, 1.0)])
+    done = fs.materialize(start=START + 6 * MINUTE, end=START + 9 * MINUTE)[0]
+    assert (done.rows, done.written) == (0, 0)
+    with pytest.raises(InvalidRows, match=r"'late': start 2013-06-01T00:09:00\+00:00 is after end"):
+        fs.materialize(start=START + 9 * MINUTE, end=START + 6 * MINUTE)
 
 
 def test_an_emptied_redis_is_filled_again(fs: FeatureStore) -> None:
@@ -161,31 +171,51 @@ def test_eight_writers_in_any_order_end_with_the_newest(
     assert_online_equals_offline(fs, NOW)
 
 
-def kill_in_the_middle(fs: FeatureStore, store_url: str, redis_url: str, what: str) -> None:
-    script = Path(__file__).with_name("victim.py")
-    root = str(script.parents[2])
-    process = subprocess.Popen(
-        [sys.executable, str(script), store_url, redis_url, what], env=os.environ | {"PYTHONPATH": root}
-    )
-    deadline = time.monotonic() + 60
-    while not list(fs.online.client.scan_iter("toque:*", count=1000)):
-        assert time.monotonic() < deadline, "the process wrote nothing"
-        time.sleep(0.001)
-    process.kill()
-    process.wait()
-
-
-@pytest.mark.parametrize("what", ["window", "incremental", "push"])
-def test_after_kill_9_a_rerun_ends_as_an_undisturbed_run(
-    fs: FeatureStore, tmp_path: Path, redis_url: str, what: str
+def test_eight_writers_of_both_stores_and_a_materializer_end_with_the_newest(
+    fs: FeatureStore, make_store: Callable[..., FeatureStore], redis_url: str
 ) -> None:
+    """Corrections with equal event times, late rows and exact ties, while incremental runs go on."""
     fs.apply([view])
-    days = [row(PLANES[i % 6], (i // 1000) * 1440 // 2 + i % 1000, 0, float(i)) for i in range(20_000)]
-    fs.write_offline(view, days)
-    kill_in_the_middle(fs, f"file://{tmp_path}/store", redis_url, what)
-    fs.materialize_incremental()
+    order = np.random.default_rng(4).permutation(96)
+    rows = [row(PLANES[i % 6], i // 24, i % 3, float(i), "ab"[i % 2]) for i in order]
+    gate = threading.Barrier(9)
+
+    def write(share: list[dict[str, Any]]) -> None:
+        store = make_store(redis_url)
+        gate.wait()
+        for at, to in zip(
+            range(0, len(share), 4), itertools.cycle(["both", "offline", "both"]), strict=False
+        ):
+            store.push("late", share[at : at + 4], to=to)
+
+    def follow() -> None:
+        store = make_store(redis_url)
+        gate.wait()
+        for minute in (0, 1, 1, 2):
+            store.materialize_incremental(START + minute * MINUTE)
+
+    with ThreadPoolExecutor(9) as pool:
+        following = pool.submit(follow)
+        list(pool.map(write, [rows[start::8] for start in range(8)]))
+        following.result()
+    fs.materialize_incremental(NOW)
     assert_online_equals_offline(fs, NOW)
-    assert fs.materialize_incremental()[0].rows == 0
+    assert fs.offline.read(view).num_rows == len(rows)
+
+
+def test_a_push_that_ends_between_the_two_stores_is_completed_by_the_next_run(
+    make_store: Callable[..., FeatureStore], spare_redis: Any
+) -> None:
+    fs = make_store(spare_redis.url)
+    fs.apply([view])
+    spare_redis.kill()
+    with pytest.raises(OnlineStoreUnavailable):
+        fs.push(view, [row("N1", 1, 1, 1.0)])
+    spare_redis.start()
+    assert fs.get_online_features(view, [{"plane": "N1"}]).statuses["x"] == ["NOT_FOUND"]
+    fs.materialize_incremental(NOW)
+    assert_online_equals_offline(fs, NOW)
+    assert fs.get_online_features(view, [{"plane": "N1"}]).columns(["x"]) == {"x": [1.0]}
 
 
 def test_a_rerun_skips_what_an_interrupted_run_had_finished(fs: FeatureStore) -> None:

@@ -94,7 +94,7 @@ def joined(
     )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=150)  # of a whole store five hundred: `test_definition.py`
 @given(
     st.lists(entity, max_size=12),
     st.lists(row, max_size=30),
@@ -111,7 +111,7 @@ def test_every_entity_row_sees_what_the_definition_says(
     assert list(zip(out.column("x").to_pylist(), out.column("s").to_pylist(), strict=True)) == expected
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(entity, max_size=8), st.lists(row, max_size=20), st.randoms(use_true_random=False), MODES)
 def test_the_order_of_rows_makes_no_difference(
     entities: list[dict[str, Any]], rows: list[dict[str, Any]], random: Any, mode: str

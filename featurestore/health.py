@@ -1,0 +1,173 @@
+"""How a view is doing: how fresh it is, how full, how much of it is online, and what its newest rows look like.
+
+Sizes come from the table's log; the rest from the newest span of rows, read piece by piece.
+"""
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict
+
+from featurestore.applied import ViewOrName
+from featurestore.definitions import FeatureView
+from featurestore.distinct import DistinctSketch
+from featurestore.encoding import from_microseconds
+from featurestore.expectations import missing
+from featurestore.fields import EVENT_TIMESTAMP
+from featurestore.materialize import Materializer
+from featurestore.offline import Version
+from featurestore.onlinekeys import row_keys
+from featurestore.serving import Status
+from featurestore.store import FeatureStore
+
+DAY = timedelta(days=1)
+_ROWS_AT_ONCE = 200_000
+
+
+class ViewHealth(BaseModel):
+    """One view, measured.
+
+    rows, files: of the table's newest version; newest_event: of rows up to now; freshness_s: how old that is;
+    recent_rows: in the span that ends with it, of which are `keys` (distinct, within 1.6 %), `fill` (share of values
+    that are there, by feature) and `samples` (the newest rows); coverage: share of sampled recent keys that an online
+    read finds within the ttl, None without an online store; online_until: what materialization has brought.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    view: str
+    owner: str = ""
+    measured_at: datetime
+    ttl_s: float | None = None
+    rows: int = 0
+    files: int = 0
+    newest_event: datetime | None = None
+    freshness_s: float | None = None
+    recent_rows: int = 0
+    keys: int = 0
+    fill: dict[str, float] = {}
+    coverage: float | None = None
+    online_until: datetime | None = None
+    samples: list[dict[str, Any]] = []
+
+
+def view_health(
+    fs: FeatureStore,
+    view: ViewOrName,
+    *,
+    span: timedelta = DAY,
+    samples: int = 3,
+    sampled_keys: int = 1_000,
+) -> ViewHealth:
+    """Measure a view as of now.
+
+    span: how much of the newest event time is read; sampled_keys: how many online rows are looked up.
+    Raises: UnknownDefinition, OnlineStoreUnavailable.
+    """
+    found = fs.get_feature_view(view if isinstance(view, str) else view.name)
+    now = fs.now()
+    ttl_s = None if found.ttl is None else found.ttl.total_seconds()
+    health = ViewHealth(view=found.name, owner=found.owner, measured_at=now, ttl_s=ttl_s)
+    version = fs.offline.version(found)
+    if version is None:
+        return health
+    recent = _Recent(found, samples=samples)
+    for piece in recent_rows(fs, found, version, span=span, now=now):
+        recent.add(piece, fs.project)
+    return health.model_copy(
+        update={
+            "rows": sum(f.rows for f in version.files),
+            "files": len(version.files),
+            "newest_event": recent.newest,
+            "freshness_s": None if recent.newest is None else (now - recent.newest).total_seconds(),
+            "recent_rows": recent.rows,
+            "keys": round(recent.keys.estimate()),
+            "fill": recent.fill(),
+            "samples": recent.samples,
+        }
+        | (_online(fs, found, recent.last, sampled_keys) if fs.has_online else {})
+    )
+
+
+def newest_event(fs: FeatureStore, view: ViewOrName) -> datetime | None:
+    """The event time of a view's newest row up to now; None if it has none. Raises: UnknownDefinition."""
+    found = fs.get_feature_view(view if isinstance(view, str) else view.name)
+    version = fs.offline.version(found)
+    return None if version is None else _newest(fs, found, version, now=fs.now())
+
+
+def recent_rows(
+    fs: FeatureStore, view: FeatureView, version: Version, *, span: timedelta, now: datetime
+) -> Iterator[pa.Table]:
+    """The rows of the newest span up to now, piece by piece, oldest files first."""
+    newest = _newest(fs, view, version, now=now)
+    if newest is None:
+        return
+    start = newest - span
+    files = [f for f in version.files if f.may_hold(start, now)]
+    for piece, _ in fs.offline.batches(view, version, files, start=start, end=now, rows=_ROWS_AT_ONCE):
+        if piece.num_rows:
+            yield piece
+
+
+def _newest(fs: FeatureStore, view: FeatureView, version: Version, *, now: datetime) -> datetime | None:
+    begun = [f.first for f in version.files if f.first is not None and f.first <= now]
+    if not begun:
+        return None
+    newest = max(begun)  # a file has a row at its first time, so the newest row is not before
+    files = [f for f in version.files if f.may_hold(newest, now)]
+    for piece, _ in fs.offline.batches(view, version, files, start=newest, end=now, rows=_ROWS_AT_ONCE):
+        newest = max(newest, pc.max(piece.column(EVENT_TIMESTAMP)).as_py() or newest)
+    return newest
+
+
+class _Recent:
+    """What pieces of a view's rows add up to."""
+
+    def __init__(self, view: FeatureView, *, samples: int) -> None:
+        self._view = view
+        self._wanted = samples
+        self._missing = dict.fromkeys(view.features, 0)
+        self.rows = 0
+        self.newest: datetime | None = None
+        self.keys = DistinctSketch.of(pa.array([], pa.string()))
+        self.last: pa.Table | None = None
+        self._newest_rows: pa.Table | None = None
+
+    def add(self, piece: pa.Table, project: str) -> None:
+        """Count a piece in."""
+        self.rows += piece.num_rows
+        for name in self._missing:
+            self._missing[name] += missing(piece.column(name))
+        self.keys += DistinctSketch.of(pa.array(row_keys(project, self._view, piece)).cast(pa.string()))
+        ends = pc.max(piece.column(EVENT_TIMESTAMP)).as_py()
+        self.newest = ends if self.newest is None else max(self.newest, ends)
+        self.last = piece
+        both = piece if self._newest_rows is None else pa.concat_tables([self._newest_rows, piece])
+        self._newest_rows = both.sort_by([(EVENT_TIMESTAMP, "descending")]).slice(0, self._wanted)
+
+    def fill(self) -> dict[str, float]:
+        """Share of values that are there, by feature."""
+        return {name: 1 - count / self.rows for name, count in self._missing.items()} if self.rows else {}
+
+    @property
+    def samples(self) -> list[dict[str, Any]]:
+        """The newest rows."""
+        return [] if self._newest_rows is None else self._newest_rows.to_pylist()
+
+
+def _online(fs: FeatureStore, view: FeatureView, rows: pa.Table | None, sampled_keys: int) -> dict[str, Any]:
+    claim = Materializer(fs.offline, fs.online).claimed(view)
+    until = None if claim is None else from_microseconds(claim.end_us)
+    if rows is None:
+        return {"online_until": until}
+    at = np.unique(np.linspace(0, rows.num_rows - 1, min(sampled_keys, rows.num_rows)).astype(np.int64))
+    keys = rows.select([key.name for key in view.join_keys]).take(pa.array(at)).to_pylist() or [{}]
+    answer = fs.get_online_features(view, keys)
+    states = answer.statuses[view.features[0]]
+    there = sum(state in {Status.PRESENT, Status.NULL_VALUE} for state in states)
+    return {"online_until": until, "coverage": there / len(states)}

@@ -1,0 +1,193 @@
+"""What the values of a view are like: how many, how spread, which. Read piece by piece, so that any number of rows will do.
+
+Counts, bounds, mean and deviation are of all rows; quartiles, histograms and frequent values of a sample of them.
+"""
+
+import math
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict
+
+from featurestore.applied import ViewOrName
+from featurestore.definitions import FeatureView
+from featurestore.distinct import DistinctSketch
+from featurestore.dtypes import DType
+from featurestore.expectations import missing
+from featurestore.fields import Field
+from featurestore.health import DAY, recent_rows
+from featurestore.store import FeatureStore
+
+SAMPLE_ROWS = 50_000
+_QUARTILES = (0.25, 0.5, 0.75)
+_NUMBERS = {DType.FLOAT64, DType.FLOAT32, DType.INT64, DType.INT32}
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+
+class FeatureStatistics(BaseModel):
+    """One feature over some rows.
+
+    values: that are there (neither null nor NaN); distinct: of them, within 1.6 %; mean, std (of a sample), least, most:
+    of finite numbers. quartiles; edges (bins + 1) and counts (bins): of sampled numbers, the last bin holds its upper edge.
+    top: the most frequent sampled values of other types, each with its share.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    dtype: str
+    rows: int
+    values: int
+    distinct: int
+    mean: float | None = None
+    std: float | None = None
+    least: float | None = None
+    most: float | None = None
+    quartiles: tuple[float, ...] = ()
+    edges: tuple[float, ...] = ()
+    counts: tuple[int, ...] = ()
+    top: tuple[tuple[str, float], ...] = ()
+
+
+def view_statistics(
+    fs: FeatureStore, view: ViewOrName, *, span: timedelta = DAY, bins: int = 30, top: int = 10
+) -> list[FeatureStatistics]:
+    """Statistics of each feature over the newest span of a view's rows, in the order of its schema.
+
+    Raises: UnknownDefinition.
+    """
+    found = fs.get_feature_view(view if isinstance(view, str) else view.name)
+    version = fs.offline.version(found)
+    pieces = [] if version is None else recent_rows(fs, found, version, span=span, now=fs.now())
+    return statistics(found, pieces, bins=bins, top=top)
+
+
+def statistics(
+    view: FeatureView, pieces: Iterable[pa.Table], *, bins: int = 30, top: int = 10
+) -> list[FeatureStatistics]:
+    """Statistics of each feature over rows of a view that come in pieces."""
+    columns = [_Column(field) for field in view.schema]
+    sample = _Sample()
+    for piece in pieces:
+        for column in columns:
+            column.add(piece.column(column.field.name))
+        sample.add(piece.select(view.features))
+    return [column.figures(sample.of(column.field.name), bins=bins, top=top) for column in columns]
+
+
+class _Column:
+    """What the pieces of one column add up to."""
+
+    def __init__(self, field: Field) -> None:
+        self.field = field
+        self._rows = self._missing = self._finite = 0
+        self._mean = self._squares = 0.0
+        self._least, self._most = math.inf, -math.inf
+        self._distinct: DistinctSketch | None = None
+
+    def add(self, values: pa.ChunkedArray) -> None:
+        """Count values in."""
+        self._rows += len(values)
+        self._missing += missing(values)
+        sketch = DistinctSketch.of(values)
+        self._distinct = sketch if self._distinct is None else self._distinct + sketch
+        if self.field.dtype in _NUMBERS:
+            self._add_numbers(_finite(values))
+
+    def _add_numbers(self, numbers: Floats) -> None:
+        """Source: Chan, Golub, LeVeque, Updating Formulae and a Pairwise Algorithm for Computing Sample Variances, 1979."""
+        count = len(numbers)
+        if not count:
+            return
+        mean = float(numbers.mean())
+        delta, both = mean - self._mean, self._finite + count
+        self._squares += float(((numbers - mean) ** 2).sum()) + delta**2 * self._finite * count / both
+        self._mean += delta * count / both
+        self._finite = both
+        self._least, self._most = (
+            min(self._least, float(numbers.min())),
+            max(self._most, float(numbers.max())),
+        )
+
+    def figures(self, sample: pa.ChunkedArray | None, *, bins: int, top: int) -> FeatureStatistics:
+        """All of it."""
+        given: dict[str, Any] = {}
+        if self.field.dtype in _NUMBERS:
+            given = self._numbers() | ({} if sample is None else _drawn(_finite(sample), bins))
+        elif sample is not None:
+            given = {"top": _most_frequent(sample, top)}
+        return FeatureStatistics(
+            name=self.field.name,
+            dtype=self.field.dtype.value,
+            rows=self._rows,
+            values=self._rows - self._missing,
+            distinct=0 if self._distinct is None else round(self._distinct.estimate()),
+            **given,
+        )
+
+    def _numbers(self) -> dict[str, Any]:
+        if not self._finite:
+            return {}
+        deviation = math.sqrt(self._squares / (self._finite - 1)) if self._finite > 1 else None
+        return {"mean": self._mean, "std": deviation, "least": self._least, "most": self._most}
+
+
+class _Sample:
+    """Every so-manyth row, at most twice `SAMPLE_ROWS`; of fewer rows all."""
+
+    def __init__(self) -> None:
+        self._rows: pa.Table | None = None
+        self._stride, self._seen = 1, 0
+
+    def add(self, piece: pa.Table) -> None:
+        """Take its share of a piece."""
+        first = -self._seen % self._stride
+        self._seen += piece.num_rows
+        taken = _every(piece.slice(first), self._stride)
+        self._rows = taken if self._rows is None else pa.concat_tables([self._rows, taken])
+        while self._rows.num_rows > 2 * SAMPLE_ROWS:
+            self._rows = _every(self._rows, 2)
+            self._stride *= 2
+
+    def of(self, name: str) -> pa.ChunkedArray | None:
+        """A column of the rows taken, None if there were none at all."""
+        return None if self._rows is None else self._rows.column(name)
+
+
+def _every(table: pa.Table, stride: int) -> pa.Table:
+    return table if stride == 1 else table.take(pa.array(range(0, table.num_rows, stride), pa.int64()))
+
+
+def _finite(values: pa.ChunkedArray) -> Floats:
+    numbers: Floats = values.drop_null().cast(pa.float64(), safe=False).to_numpy()
+    return numbers[np.isfinite(numbers)]
+
+
+def _drawn(numbers: Floats, bins: int) -> dict[str, Any]:
+    """Quartiles and a histogram of at most so many bins of one width, whole numbers each in a bin of its own if they fit."""
+    if not len(numbers):
+        return {}
+    least, most = float(numbers.min()), float(numbers.max())
+    edges: Floats = (
+        np.linspace(least, most, bins + 1) if most > least else np.array([least - 0.5, least + 0.5])
+    )
+    if most - least < bins and (numbers == np.rint(numbers)).all():
+        edges = np.arange(least - 0.5, most + 1)
+    return {
+        "quartiles": tuple(np.quantile(numbers, _QUARTILES).tolist()),
+        "edges": tuple(edges.tolist()),
+        "counts": tuple(np.histogram(numbers, edges)[0].tolist()),
+    }
+
+
+def _most_frequent(values: pa.ChunkedArray, top: int) -> tuple[tuple[str, float], ...]:
+    there = values.drop_null().cast(pa.string())
+    counted = pa.Table.from_arrays(pc.value_counts(there).flatten(), ["value", "count"])
+    order = [("count", "descending"), ("value", "ascending")]
+    rows = counted.sort_by(order).slice(0, top).to_pylist()
+    return tuple((row["value"], row["count"] / len(there)) for row in rows)

@@ -1,0 +1,139 @@
+"""Keeping offline tables in shape: few large files instead of many small ones, and no rows older than they are of use.
+
+Each is one Delta commit, so a reader sees a table before it or after it, appends go on meanwhile, and a kill leaves
+files that no version names. Older versions stay readable, and with them every training set's lineage, until `erase`
+takes their files away.
+"""
+
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from deltalake import DeltaTable
+from deltalake.exceptions import CommitFailedError, TableNotFoundError
+from pydantic import BaseModel, ConfigDict
+
+from featurestore.applied import ViewOrName
+from featurestore.definitions import FeatureView
+from featurestore.errors import FeatureStoreError, InvalidDefinition
+from featurestore.fields import EVENT_DAY
+from featurestore.store import FeatureStore
+from registry.fold import backoff_s
+
+FILE_BYTES = 128 * 2**20
+LEAST_GRACE = timedelta(days=1)  # a slower append than this could lose files that it has not committed yet
+_PATIENCE_S = 60.0
+
+
+class Upkeep(BaseModel):
+    """What was done to one view's table.
+
+    table_version: that has it, None if there is no table; added, removed: files; rows: that are gone.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    view: str
+    table_version: int | None = None
+    added: int = 0
+    removed: int = 0
+    rows: int = 0
+
+
+def compact(fs: FeatureStore, view: ViewOrName, *, file_bytes: int = FILE_BYTES) -> Upkeep:
+    """Put the small files of each event day together, up to about `file_bytes` each; no row changes.
+
+    Raises: UnknownDefinition; FeatureStoreError if other maintenance keeps interfering.
+    """
+    found = fs.get_feature_view(view if isinstance(view, str) else view.name)
+
+    def optimize(table: DeltaTable) -> dict[str, Any]:
+        done: dict[str, Any] = table.optimize.compact(target_size=file_bytes)
+        return done
+
+    version, done = _commit(fs, found, optimize)
+    return Upkeep(
+        view=found.name,
+        table_version=version,
+        added=done.get("numFilesAdded", 0),
+        removed=done.get("numFilesRemoved", 0),
+    )
+
+
+def expire(fs: FeatureStore, view: ViewOrName, *, keep: timedelta) -> Upkeep:
+    """Take the event days out of a view's table that ended longer than `keep` ago; older versions still have them.
+
+    keep: at least the view's ttl, so that no read as of now changes.
+    Raises: InvalidDefinition if the view has no ttl or a longer one; UnknownDefinition.
+    """
+    found = fs.get_feature_view(view if isinstance(view, str) else view.name)
+    if found.ttl is None:
+        msg = (
+            f"feature view {found.name!r} has no ttl, so the newest row of a key counts however old it is; "
+            "give the view a ttl before rows of it expire"
+        )
+        raise InvalidDefinition(msg)
+    if keep < found.ttl:
+        raise InvalidDefinition(
+            f"feature view {found.name!r} uses rows for {found.ttl}; keep them at least as long, not {keep}"
+        )
+    first_kept = (fs.now() - keep).date().isoformat()
+    old = f"{EVENT_DAY} < '{first_kept}'"
+    rows = _rows_before(fs, found, first_kept)
+    if not rows:  # a delete of nothing would be a commit all the same
+        version = fs.offline.version(found)
+        return Upkeep(view=found.name, table_version=None if version is None else version.number)
+    version_number, done = _commit(fs, found, lambda table: dict(table.delete(old)))
+    return Upkeep(
+        view=found.name, table_version=version_number, removed=done.get("num_removed_files", 0), rows=rows
+    )
+
+
+def _rows_before(fs: FeatureStore, view: FeatureView, day: str) -> int:
+    version = fs.offline.version(view)
+    return sum(f.rows for f in version.files if f.day < day) if version else 0
+
+
+def erase(fs: FeatureStore, view: ViewOrName, *, grace: timedelta) -> Upkeep:
+    """Remove the files that the table has not named for `grace`; versions that need them cannot be read any more.
+
+    grace: at least a day, so that no append that is still being written loses its files.
+    Raises: InvalidDefinition for less; UnknownDefinition.
+    """
+    found = fs.get_feature_view(view if isinstance(view, str) else view.name)
+    if grace < LEAST_GRACE:
+        raise InvalidDefinition(
+            f"feature view {found.name!r}: files must have been unused for at least {LEAST_GRACE}, got {grace}"
+        )
+    hours = int(grace / timedelta(hours=1))
+
+    def vacuum(table: DeltaTable) -> dict[str, Any]:
+        gone = table.vacuum(hours, dry_run=False, enforce_retention_duration=False, full=True)
+        return {"removed": len(gone)}
+
+    version, done = _commit(fs, found, vacuum)
+    return Upkeep(view=found.name, table_version=version, removed=done.get("removed", 0))
+
+
+def _commit(
+    fs: FeatureStore, view: FeatureView, change: Callable[[DeltaTable], dict[str, Any]]
+) -> tuple[int | None, dict[str, Any]]:
+    """Run `change` on the newest version, again while others change what it changes; what it says it did."""
+    table = fs.offline_table(view)
+    deadline, attempt = time.monotonic() + _PATIENCE_S, 0
+    while True:
+        try:
+            opened = DeltaTable(table.uri, storage_options=table.storage_options or None)
+            done = change(opened)
+        except TableNotFoundError:
+            return None, {}
+        except CommitFailedError as error:
+            if time.monotonic() > deadline:
+                raise FeatureStoreError(
+                    f"feature view {view.name!r}: no commit to {table.name} in {_PATIENCE_S} s ({error}); run it again"
+                ) from error
+            time.sleep(backoff_s(attempt))
+            attempt += 1
+        else:
+            return int(opened.version()), done

@@ -1,0 +1,51 @@
+"""Upkeep of offline feature tables as functions, for a schedule: compact nightly, expire and erase what is too old.
+
+All are safe beside writers, materialization and each other, and may be killed and run again at any time.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from featurestore import Upkeep, compact, erase, expire
+from functions.runtime.context import context
+from functions.runtime.declaration import Retries
+from functions.runtime.function import function
+
+_MIB = 2**20
+
+
+@function(timeout_s=3600, retries=Retries(max_attempts=3), max_concurrency=1)
+def compact_features(views: list[str] | None = None, file_mib: int = 128) -> list[Upkeep]:
+    """Put the small files of each event day of some views together; no row changes.
+
+    views: by default all; file_mib: about how large a file may become.
+    """
+    features = context().features()
+    names = _names(views)
+    return [compact(features, name, file_bytes=file_mib * _MIB) for name in names]
+
+
+@function(timeout_s=3600, retries=Retries(max_attempts=3), max_concurrency=1)
+def expire_features(keep_days: dict[str, float]) -> list[Upkeep]:
+    """Take event days out of views' tables; older versions of a table still have them until `erase_features`.
+
+    keep_days: view to the days that its rows are kept, at least its ttl.
+    Raises: InvalidDefinition for a view without ttl, or a longer one.
+    """
+    features = context().features()
+    return [expire(features, view, keep=timedelta(days=days)) for view, days in keep_days.items()]
+
+
+@function(timeout_s=3600, retries=Retries(max_attempts=3), max_concurrency=1)
+def erase_features(views: list[str] | None = None, grace_days: float = 30.0) -> list[Upkeep]:
+    """Remove files that compaction and expiry have taken out of use; training sets keep their own rows.
+
+    views: by default all; grace_days: since when a file must be out of use. Versions that needed it cannot be read again.
+    """
+    features = context().features()
+    return [erase(features, name, grace=timedelta(days=grace_days)) for name in _names(views)]
+
+
+def _names(views: list[str] | None) -> list[str]:
+    return [view.name for view in context().features().list_feature_views()] if views is None else views
