@@ -4,12 +4,14 @@ This face is what a user's project needs to declare and run functions. The room 
 registry and the kernels; it must not know what serves it (`ray_apps`).
 """
 
+from functions.runtime.capture import report_progress
 from functions.runtime.context import Context, context, use_context
 from functions.runtime.declaration import Cron, OnEvent, Resources, Retries
 from functions.runtime.function import Function, call, function
 from functions.runtime.future import Future
 from functions.runtime.invocation import Invocation
-from functions.runtime.workflow import report_progress, sleep, wait_for
+from functions.runtime.waiter import wait_for_event
+from functions.runtime.workflow import sleep, wait_for
 
 __all__ = [
     "Context",
@@ -27,4 +29,5 @@ __all__ = [
     "sleep",
     "use_context",
     "wait_for",
+    "wait_for_event",
 ]

@@ -1,7 +1,8 @@
 """Functions from the command line: `python -m functions run NAME --json '{…}'`.
 
-Results go to standard output as JSON, one value; errors to standard error. Exit codes: 0 well, 1 the function
-failed, 2 the request was wrong (unknown function or invocation, arguments that do not fit, a key used otherwise).
+Results go to standard output as JSON, one value; errors to standard error, as a JSON object with the member `error`.
+Where nobody reads along, either is a single line, the last. Exit codes: 0 well, 1 the function failed, 2 the request
+was wrong (unknown function or invocation, arguments that do not fit, a key used otherwise).
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TextIO
 
 from pydantic import BaseModel
 
-from functions.runtime import catalog
+from functions.runtime import catalog, cluster
 from functions.runtime.context import context
 from functions.runtime.errors import (
     InvalidArguments,
@@ -22,11 +24,13 @@ from functions.runtime.errors import (
     UnknownFunction,
     UnknownInvocation,
 )
-from functions.runtime.invocation import Invocation, ledger_of
-from functions.runtime.receipt import totals
+from functions.runtime.invocation import Invocation, executor_of, ledger_of
+from functions.runtime.log import Tail
 from functions.runtime.record import Record
 from functions.runtime.values import get_value
 
+FOLLOW_S = 0.5
+POLL_S = 0.1
 WRONG_REQUEST = (UnknownFunction, UnknownInvocation, InvalidArguments, KeyConflict)
 
 
@@ -37,15 +41,20 @@ def main(arguments: list[str] | None = None) -> int:
         _declare(given.module)
         given.command(given)
     except WRONG_REQUEST as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+        return _tell(error, str(error), code=2)
     except json.JSONDecodeError as error:
-        sys.stderr.write(f"--json cannot be read: {error}\n")
-        return 2
+        return _tell(error, f"--json cannot be read: {error}", code=2)
+    except KeyboardInterrupt:
+        return 130
     except Exception as error:  # noqa: BLE001  # whatever a function raises ends as a message and exit code 1
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        return 1
+        return _tell(error, str(error), code=1)
     return 0
+
+
+def _tell(error: Exception, message: str, *, code: int) -> int:
+    told = {"error": {"type": type(error).__name__, "message": message, "exit_code": code}}
+    sys.stderr.write(_json(told, sys.stderr) + "\n")
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,7 +63,9 @@ def _parser() -> argparse.ArgumentParser:
         "--module", action="append", default=[], help="a module that declares functions; repeatable"
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    run = _command(commands, "run", _run, "run a function here and print its result")
+    run = _command(
+        commands, "run", _run, "run a function here, or on the cluster of a Ray job, and print its result"
+    )
     run.add_argument("name")
     run.add_argument("--json", default="{}", help="the arguments, a JSON object")
     submit = _command(commands, "submit", _submit, "record a durable invocation and print its id")
@@ -73,6 +84,17 @@ def _parser() -> argparse.ArgumentParser:
         ("purge", _purge, "take an invocation out of the dead letters"),
     ):
         _command(commands, name, command, told).add_argument("id")
+    signal = _command(commands, "signal", _signal, "give a waiting invocation its signal: an approval, say")
+    signal.add_argument("id")
+    signal.add_argument("name")
+    signal.add_argument("--json", default="true", help="the signal's value")
+    logs = _command(commands, "logs", _logs, "what an invocation printed and logged")
+    logs.add_argument("id")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on until it has ended")
+    work = _command(
+        commands, "work", _work, "run what is submitted, with the code that is here, until stopped"
+    )
+    work.add_argument("--until-idle", action="store_true", help="end when nothing is open any more")
     _command(commands, "costs", _costs, "receipts summed by function, day and caller")
     return parser
 
@@ -88,7 +110,13 @@ def _declare(modules: Iterable[str]) -> None:
 
 
 def _run(given: argparse.Namespace) -> None:
-    _print(catalog.get(given.name).call_json(_object(given.json)))
+    function, arguments = catalog.get(given.name), _object(given.json)
+    if not cluster.in_job():
+        _print(function.call_json(arguments))
+        return
+    with cluster.joined():  # left before the result is printed, so that no worker's output comes after it
+        result = function.signature.dump_result(function.remote_json(arguments).result())
+    _print(result)
 
 
 def _submit(given: argparse.Namespace) -> None:
@@ -132,19 +160,36 @@ def _redrive(given: argparse.Namespace) -> None:
     _print(ledger_of(context()).redrive(given.id).status)
 
 
+def _signal(given: argparse.Namespace) -> None:
+    _print(ledger_of(context()).signal(given.id, given.name, json.loads(given.json)).status)
+
+
 def _purge(given: argparse.Namespace) -> None:
-    ledger_of(context()).dead_letters.remove(given.id, reason="purged")
+    ledger_of(context()).purge(given.id)
     _print("purged")
 
 
+def _work(given: argparse.Namespace) -> None:
+    executor = executor_of(context())
+    while executor.poll() or not given.until_idle:
+        time.sleep(POLL_S)
+
+
 def _costs(_: argparse.Namespace) -> None:
-    ended = ledger_of(context()).invocations(limit=1_000_000)
-    _print(
-        [
-            each.model_dump(mode="json")
-            for each in totals(record.receipt for record in ended if record.receipt)
-        ]
-    )
+    _print([each.model_dump(mode="json") for each in ledger_of(context()).costs()])
+
+
+def _logs(given: argparse.Namespace) -> None:
+    invocation = Invocation.of(given.id)
+    tail = Tail(lambda after: list(invocation.log(after=after)))
+    while True:
+        ended = invocation.record().ended  # before reading: what it said by then is read
+        for line in tail.news():
+            sys.stdout.write(f"{line.text}\n")
+        sys.stdout.flush()
+        if ended or not given.follow:
+            return
+        time.sleep(FOLLOW_S)
 
 
 def _told(record: Record) -> dict[str, Any]:
@@ -164,7 +209,11 @@ def _object(text: str) -> dict[str, Any]:
 
 def _print(value: Any) -> None:
     plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-    sys.stdout.write(json.dumps(plain, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(_json(plain, sys.stdout) + "\n")
+
+
+def _json(value: Any, out: TextIO) -> str:
+    return json.dumps(value, indent=2 if out.isatty() else None, ensure_ascii=False)
 
 
 if __name__ == "__main__":

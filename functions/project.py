@@ -13,16 +13,19 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from functions.evaluation import Gate
-from functions.monitoring import DriftMonitor, PerformanceMonitor
+from functions.monitoring import DriftMonitor, EstimateMonitor, PerformanceMonitor, QualityMonitor
+from functions.placement import Placement
 from functions.retraining_policy import RetrainingPolicy
 from functions.rollout import RolloutPolicy
 from functions.training import TabularParams
 from registry import ModelPolicy
 
-Monitor = Annotated[PerformanceMonitor | DriftMonitor, Field(discriminator="kind")]
+Monitor = Annotated[
+    PerformanceMonitor | DriftMonitor | QualityMonitor | EstimateMonitor, Field(discriminator="kind")
+]
 
 
-class ProjectError(Exception):
+class ProjectError(ValueError):
     """The project's module does not say what it must; the message says what and where."""
 
 
@@ -35,6 +38,7 @@ class ModelDefinition(BaseModel):
     monitors: at most one of each kind; none: not watched. rollout, retraining: the rules for challengers.
     governance: what the registry demands of a version that goes live.
     inspect: cron expression of the daily (or other) inspection, on the platform's clock.
+    placement: in how many replicas it is served, or in the pool.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,11 +51,12 @@ class ModelDefinition(BaseModel):
     categorical: tuple[str, ...] = ()
     training: TabularParams = TabularParams()
     gate: Gate = Gate()
-    monitors: tuple[Monitor, ...] = (PerformanceMonitor(), DriftMonitor())
+    monitors: tuple[Monitor, ...] = (PerformanceMonitor(), DriftMonitor(), QualityMonitor())
     rollout: RolloutPolicy = RolloutPolicy()
     retraining: RetrainingPolicy | None = RetrainingPolicy()
     governance: ModelPolicy = ModelPolicy(guarded=frozenset({"champion"}), gates=("offline",))
     inspect: str = "0 6 * * *"
+    placement: Placement = Placement()
     tags: dict[str, str] = {}
 
     @model_validator(mode="after")
@@ -81,6 +86,16 @@ class ModelDefinition(BaseModel):
         """The monitor of drift, or None."""
         return next((one for one in self.monitors if isinstance(one, DriftMonitor)), None)
 
+    @property
+    def quality(self) -> QualityMonitor | None:
+        """The monitor of data quality, or None."""
+        return next((one for one in self.monitors if isinstance(one, QualityMonitor)), None)
+
+    @property
+    def estimate(self) -> EstimateMonitor | None:
+        """The monitor that estimates performance before labels are there, or None."""
+        return next((one for one in self.monitors if isinstance(one, EstimateMonitor)), None)
+
 
 @dataclass(frozen=True, slots=True)
 class Project:
@@ -100,9 +115,9 @@ class Project:
 
 
 def load_project(module: str | None) -> Project:
-    """Import a project by the name of its module.
+    """Import a project by the name of its module; one that declares neither FEATURES nor MODELS has functions only.
 
-    Raises: ProjectError if there is none, it cannot be imported, or it does not declare FEATURES and MODELS.
+    Raises: ProjectError if there is none, it cannot be imported, or it declares one of them and not the other.
     """
     if not module:
         raise ProjectError("no project is set; set TOQUE_PROJECT to its module, as in 'examples.flights'")
@@ -112,6 +127,8 @@ def load_project(module: str | None) -> Project:
         if error.name is None or not module.startswith(error.name):
             raise  # the project itself was found and misses something else: that message says more
         raise ProjectError(f"no module {module!r}; TOQUE_PROJECT names a module on sys.path") from error
+    if not (hasattr(found, "FEATURES") or hasattr(found, "MODELS")):
+        return Project(module, (), {})
     features, models = getattr(found, "FEATURES", None), getattr(found, "MODELS", None)
     if not isinstance(features, list | tuple) or not isinstance(models, list | tuple):
         raise ProjectError(

@@ -5,7 +5,6 @@ The worker itself claims the attempt, keeps its lease, and records how it ended:
 
 from __future__ import annotations
 
-import json
 import random
 import threading
 import time
@@ -14,15 +13,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from functions.runtime.context import Context, use_context
 from functions.runtime.deadline import bounded
 from functions.runtime.errors import Cancelled, FunctionError
+from functions.runtime.lease import beat
 from functions.runtime.ledger import Followed, Ledger, later
-from functions.runtime.receipt import Receipt, Usage, meter
-from functions.runtime.record import Record, add
+from functions.runtime.receipt import meter
+from functions.runtime.record import Record
+from functions.runtime.slots import Slots
 from functions.runtime.values import put_value
+from functions.runtime.versions import bound, not_before, refusal
 from functions.runtime.work import ErrorRecord, Outcome
 from functions.runtime.workflow import Run, Suspended, running
 from registry.errors import Unavailable
@@ -31,17 +34,22 @@ if TYPE_CHECKING:
     from functions.runtime.function import Function
 
 STORE_PATIENCE_S = 60.0
+SLOT_PATIENCE_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """What a worker is sent: the function, the record as known, the digest of its last entry, the surroundings."""
+    """What a worker is sent: the function, the record as known, the digest of its last entry, the surroundings.
+
+    code_patience_s: see `versions.not_before`.
+    """
 
     function: Function[..., Any]
     record: Record
     head: str
     context: Context
     lease_s: float
+    code_patience_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,23 +61,41 @@ class Attended:
 
 
 def attend(assignment: Assignment) -> Attended:
-    """Claim the attempt, run it, record its end."""
+    """Claim the attempt, run it, record its end; or leave it for later if the function runs often enough already."""
     function, used = assignment.function, assignment.context
     ledger = Ledger(used.store, actor=used.actor, lease_s=assignment.lease_s)
-    followed = Followed(ledger.journal(assignment.record.id), assignment.record, assignment.head)
-    worker = uuid.uuid4().hex
-    claim = {"kind": "started", "worker": worker, "lease_s": ledger.lease_s, "digest": function.digest}
-    if followed.append(lambda record: claim if record.runnable else None):
+    worker, slots = uuid.uuid4().hex, Slots.of(function, ledger)
+    if slots and not slots.take(worker, assignment.record.id):
+        full = timedelta(seconds=SLOT_PATIENCE_S * (1 + random.random()))
+        return Attended(assignment.record.status, ledger.clock() + full)
+    try:
+        return _claim(assignment, ledger, worker)
+    finally:
+        if slots:
+            _patiently(lambda: slots.give(worker))
+
+
+def _claim(assignment: Assignment, ledger: Ledger, worker: str) -> Attended:
+    function, used, known = assignment.function, assignment.context, assignment.record
+    followed = Followed(ledger.journal(known.id), known, assignment.head)
+    body = {"kind": "started", "worker": worker, "lease_s": ledger.lease_s, "digest": function.digest}
+    # The code on disk may be another than the executor's.
+    begins = not_before(known, function.digest, patience_s=assignment.code_patience_s)
+    if begins > ledger.clock():
+        return Attended(known.status, begins)
+    body = refusal(known, function.digest) or body
+    free = partial(_free, known, function.digest)
+    if followed.append(lambda record: body if free(record) else None) and body["kind"] == "started":
         run = Run(ledger, followed, worker)
         with _lease(run):
-            chain = (*assignment.record.chain, function.name)
-            _perform(function, run, replace(used, actor=assignment.record.caller, chain=chain))
+            chain = (*known.chain, function.name)
+            _perform(function, run, replace(used, actor=known.caller, chain=chain, invocation=run.id))
     return Attended(followed.record.status, followed.record.due)
 
 
-def lease_key(invocation: str) -> str:
-    """Where the worker of an invocation says that it lives."""
-    return f"invocations/{invocation}/lease.json"
+def _free(known: Record, digest: str, record: Record) -> bool:
+    """Whether the record may be taken up as it is; it may have grown since it was judged."""
+    return record.runnable and (record.length == known.length or not bound(record, digest))
 
 
 def _perform(function: Function[..., Any], run: Run, used: Context) -> None:
@@ -80,12 +106,7 @@ def _perform(function: Function[..., Any], run: Run, used: Context) -> None:
     except Suspended as wait:
         due = {"due": wait.due.isoformat()} if wait.due else {}
         body = {"kind": "waiting", "signal": wait.signal} | due
-    usage = read()
-    body["usage"] = usage.model_dump()
-    if body["kind"] in {"succeeded", "dead"}:
-        body["receipt"] = _receipt(function, run.followed.record, usage, now=run.ledger.clock()).model_dump(
-            mode="json"
-        )
+    body["usage"] = read().model_dump()
     with suppress(Cancelled):  # ended or taken over meanwhile: what this run found is not the recorded result
         _patiently(lambda: run.append(body))
 
@@ -127,32 +148,16 @@ def _patiently(write: Callable[[], None]) -> None:
             wait_s = min(2 * wait_s, 5.0)
 
 
-def _receipt(function: Function[..., Any], record: Record, usage: Usage, *, now: datetime) -> Receipt:
-    used = usage if record.usage is None else add(usage, record.usage)
-    waited = (record.first_started_at or now) - record.submitted_at
-    return Receipt(
-        invocation=record.id,
-        function=record.function,
-        digest=function.digest,
-        caller=record.caller,
-        finished_at=now,
-        attempts=record.attempts + 1,
-        queue_s=max(0.0, waited / timedelta(seconds=1)),
-        **used.model_dump(),
-    )
-
-
 @contextmanager
 def _lease(run: Run) -> Iterator[None]:
     ended = threading.Event()
 
-    def beat() -> None:
+    def live() -> None:
         while not ended.wait(run.ledger.lease_s / 3):
-            told = {"worker": run.worker, "at": run.ledger.clock().isoformat(), "progress": run.fraction}
             with suppress(Unavailable):  # the next beat is soon; the lease outlasts two that fail
-                run.ledger.store.put(lease_key(run.id), json.dumps(told).encode())
+                beat(run.ledger.store, run.id, run.worker, run.ledger.clock())
 
-    thread = threading.Thread(target=beat, name=f"lease-{run.id}", daemon=True)
+    thread = threading.Thread(target=live, name=f"lease-{run.id}", daemon=True)
     thread.start()
     try:
         yield

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 PLATFORM = (
     "functions.features",
+    "functions.features_report",
+    "functions.feature_maintenance",
+    "functions.registry_maintenance",
     "functions.training",
     "functions.tuning",
     "functions.evaluation",

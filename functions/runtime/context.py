@@ -1,7 +1,7 @@
 """What a function may use beyond its arguments: the store, Redis, the clock, and who is acting.
 
 This is an edge: the only module of the runtime that reads the environment (`TOQUE_STORE`, `TOQUE_REDIS_URL`,
-`TOQUE_PROJECT`, `TOQUE_CLOCK`, `TOQUE_ACTOR`). A context travels with every remote run, so that a worker uses
+`TOQUE_PROJECT`, `TOQUE_CLOCK`, `TOQUE_ACTOR`, `TOQUE_SECRETS`, `TOQUE_PRICES`, and secrets by their names). A context travels with every remote run, so that a worker uses
 the same store and clock as the caller.
 """
 
@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from functions.runtime.clock import Clock, clock_named, system_clock
+from functions.runtime.receipt import Prices
+from functions.runtime.secret import revealed
 from registry.store import ObjectStore, open_store
 
 if TYPE_CHECKING:
@@ -34,7 +36,9 @@ class Context:
 
     store, store_url: the object store; redis_url: None where there is none; project: module of the user's
     definitions; clock: the platform's time; actor: who acts, written into every journal entry; chain: the
-    functions whose doing led here, oldest first, by which events tell loops.
+    functions whose doing led here, oldest first, by which events tell loops; secrets_dir: a folder with a file
+    for each secret, as Kubernetes, Docker and systemd mount them; invocation: the durable invocation that a run
+    belongs to; prices: what machines cost, for the receipts of trainings, None where nobody said.
     """
 
     store: ObjectStore
@@ -44,6 +48,24 @@ class Context:
     clock: Clock = system_clock
     actor: str = "local"
     chain: tuple[str, ...] = ()
+    secrets_dir: str | None = None
+    invocation: str | None = None
+    prices: Prices | None = None
+
+    def secret(self, name: str) -> str:
+        """The secret `name`, which the running function must declare. Raises: UndeclaredSecret."""
+        return revealed(name)
+
+    def find_secret(self, name: str) -> str | None:
+        """A secret as it is where this runs: its file in `secrets_dir`, else the environment variable, else None.
+
+        Files are read anew each time, so that one that is replaced counts from the next run on; one line end at
+        the end is not part of the value.
+        """
+        file = Path(self.secrets_dir, name) if self.secrets_dir else None
+        if file is not None and file.is_file():
+            return file.read_text().removesuffix("\n")
+        return os.environ.get(name)
 
     def registry(self) -> Registry:
         """The model registry in the store, acting as `actor`."""
@@ -63,7 +85,7 @@ class Context:
     def _features(self) -> FeatureStore:
         from featurestore import FeatureStore  # the same
 
-        return FeatureStore(self.store, redis_url=self.redis_url, clock=self.clock)
+        return FeatureStore(self.store, redis_url=self.redis_url, clock=self.clock, actor=self.actor)
 
     @cached_property
     def _packed(self) -> bytes:
@@ -103,9 +125,13 @@ def use_context(used: Context) -> Iterator[Context]:
 
 
 def context_of(environment: Mapping[str, str]) -> Context:
-    """A context from environment variables; without `TOQUE_STORE` the store is the folder `.toque/store` here."""
+    """A context from environment variables; without `TOQUE_STORE` the store is the folder `.toque/store` here.
+
+    Raises: ValueError if `TOQUE_PRICES` is no JSON of `Prices`.
+    """
     url = environment.get("TOQUE_STORE") or f"file://{Path(DEFAULT_STORE).resolve()}"
     redis_url = environment.get("TOQUE_REDIS_URL") or None
+    prices = environment.get("TOQUE_PRICES")  # as in {"currency": "EUR", "cpu_hour": 0.05, "gpu_hour": 3}
     return Context(
         store=open_store(url),
         store_url=url,
@@ -113,6 +139,8 @@ def context_of(environment: Mapping[str, str]) -> Context:
         project=environment.get("TOQUE_PROJECT") or None,
         clock=clock_named(environment.get("TOQUE_CLOCK") or "system", redis_url),
         actor=environment.get("TOQUE_ACTOR") or getpass.getuser(),
+        secrets_dir=environment.get("TOQUE_SECRETS") or None,
+        prices=Prices.model_validate_json(prices) if prices else None,
     )
 
 

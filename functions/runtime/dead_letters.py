@@ -24,10 +24,10 @@ class DeadLetters:
         """Enter a dead invocation; once is enough."""
         self._fold.transact(lambda dead: None if invocation in dead else {"dead": invocation})
 
-    def remove(self, invocation: str, *, reason: str) -> None:
-        """Take one out: "redriven", or "purged" by someone who has seen it."""
+    def remove(self, invocation: str, *, reason: str) -> bool:
+        """Take one out: "redriven", or "purged" by someone who has seen it. Returns: whether it was there."""
         body = {"removed": invocation, "reason": reason}
-        self._fold.transact(lambda dead: body if invocation in dead else None)
+        return self._fold.transact(lambda dead: body if invocation in dead else None) is not None
 
 
 def _step(dead: tuple[str, ...], entry: Entry) -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 Followed are the names the code uses: functions and classes of this project by their source, constants by
 value, installed packages by name and version. A change anywhere a run could see it changes the digest; a change
-in a neighbour it never mentions does not.
+in a neighbour it never mentions does not. What the code imports when it runs is followed more coarsely, file by file,
+so that a digest can be reckoned where those libraries are absent.
 """
 
 from __future__ import annotations
@@ -10,15 +11,14 @@ from __future__ import annotations
 import hashlib
 import inspect
 import sys
-import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-_INSTALLED = tuple(
-    {str(Path(sysconfig.get_path(each)).resolve()) for each in ("stdlib", "purelib", "platlib")}
-)
+from functions.runtime.late_imports import INSTALLED, late_modules
+from functions.runtime.reference import reference
+
 _PLAIN = (str, bytes, int, float, bool, type(None), tuple, frozenset)
 
 
@@ -31,14 +31,16 @@ def digest_of(target: Callable[..., Any], *, declared: str = "") -> str:
 
 
 def _follow(target: Any, parts: dict[str, str]) -> None:
-    name = f"{target.__module__}.{target.__qualname__}"
+    name = reference(target)
     if name in parts:
         return
     parts[name] = _source(target)
+    package = getattr(sys.modules.get(target.__module__), "__package__", None) or ""
     for code, names in _codes(target):
+        parts |= {f"module {each}": told for each, told in late_modules(code, package).items()}
         for each in _names(code):
             if each in names:
-                _refer(f"{target.__module__}.{each}", names[each], parts)
+                _refer(f"{name}.{each}", names[each], parts)
 
 
 def _refer(name: str, value: Any, parts: dict[str, str]) -> None:
@@ -51,7 +53,19 @@ def _refer(name: str, value: Any, parts: dict[str, str]) -> None:
         else:
             parts[name] = f"{value.__module__}.{value.__qualname__} {_version(value.__module__)}"
     elif isinstance(value, _PLAIN):
-        parts[name] = repr(value)
+        parts[name] = _told(value)
+
+
+def _told(value: Any) -> str:
+    """A constant in words that are the same in every process: no order of hashes, no addresses."""
+    value = getattr(value, "body", value)
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_told, value))})"
+    if isinstance(value, frozenset):
+        return f"{{{', '.join(sorted(map(_told, value)))}}}"
+    if isinstance(value, FunctionType | type):
+        return f"{value.__module__}.{value.__qualname__}"
+    return repr(value) if isinstance(value, _PLAIN) else type(value).__qualname__
 
 
 def _codes(target: Any) -> Iterator[tuple[CodeType, dict[str, Any]]]:
@@ -100,7 +114,7 @@ def _module(module: ModuleType) -> str:
 
 def _ours(module: ModuleType | None) -> bool:
     path = getattr(module, "__file__", None)
-    return bool(path) and not str(Path(str(path)).resolve()).startswith(_INSTALLED)
+    return bool(path) and not str(Path(str(path)).resolve()).startswith(INSTALLED)
 
 
 def _version(module: str) -> str:

@@ -20,7 +20,7 @@ class UnknownFunction(FunctionError, LookupError):
 
 
 class InvalidArguments(FunctionError, ValueError):
-    """The arguments do not fit the signature; `problems` lists field, message and value."""
+    """The arguments do not fit the signature; `problems` lists field, kind (as pydantic names it), message and value."""
 
     def __init__(self, message: str, problems: list[dict[str, Any]] | None = None) -> None:
         super().__init__(message)
@@ -44,6 +44,18 @@ class Cancelled(FunctionError):
 
 class WorkerLost(FunctionError):
     """The process that ran the work died: killed, out of memory, or its node left."""
+
+
+class MissingSecret(FunctionError, LookupError):
+    """A secret that the function declares is not there, or too short to be kept out of logs."""
+
+
+class UndeclaredSecret(FunctionError, LookupError):
+    """The body asks for a secret that the function does not declare."""
+
+
+class SecretLeaked(FunctionError, ValueError):
+    """A value that would be stored has a secret in it."""
 
 
 class RemoteError(FunctionError):

@@ -19,9 +19,11 @@ from functions.runtime.errors import InvalidArguments, KeyConflict
 from functions.runtime.function import Function
 from functions.runtime.invocation import ledger_of
 from functions.runtime.ledger import Origin
+from functions.runtime.secret import refuse_secrets
+from functions.runtime.topic import topic_of
+from functions.runtime.waiter import wake_waiters
 from registry.journal import Entry, Fold, Journal
 
-KEYS_KEPT = 1024
 LONGEST_CHAIN = 16
 REFUSED = "events-refused"
 
@@ -60,9 +62,11 @@ def publish(
 
     payload: a JSON object. key: published again under one of the topic's last 1,024 keys, an event is not
     appended again; the number is then that of the first. used: by default the present context.
+    Raises: SecretLeaked if a secret of the running function is in it.
     """
     at = used or context()
-    fold = _topic(at, topic)
+    refuse_secrets(json.dumps(payload), what=f"an event of {topic}")
+    fold = topic_of(at, topic)
     body = {"payload": dict(payload), "key": key, "chain": list(at.chain)}
     entry = fold.transact(lambda keys: None if key is not None and key in keys else body)
     return entry.number if entry else fold.state[str(key)]
@@ -71,13 +75,16 @@ def publish(
 def run_events(used: Context) -> int:
     """Submit what the subscriptions want of events not yet delivered; returns how many invocations that made.
 
-    Costs one read a topic when there is nothing new. A subscription seen for the first time begins with the
+    Workflows that wait for one of the events are woken too. Costs one read, and one a topic, when there is nothing
+    new. A subscription seen for the first time begins with the
     next event, or with the first if it says `from_start`.
     """
     topics: dict[str, list[Subscription]] = {}
     for each in declared():
         topics.setdefault(each.on.topic, []).append(each)
-    return sum(_reader(used, topic).deliver(subscriptions) for topic, subscriptions in topics.items())
+    made = sum(_reader(used, topic).deliver(subscriptions) for topic, subscriptions in topics.items())
+    wake_waiters(used)
+    return made
 
 
 class _Reader:
@@ -108,7 +115,7 @@ class _Reader:
         data = self._used.store.find(_cursor_key(subscription))
         if data is not None:
             return int(json.loads(data)["next"])
-        fold = _topic(self._used, self._topic)
+        fold = topic_of(self._used, self._topic)
         fold.refresh()
         begin = 0 if subscription.on.from_start else fold.next
         self._keep(subscription, begin)
@@ -174,19 +181,6 @@ def _loop(subscription: Subscription, chain: list[str]) -> str | None:
     if subscription.function.name in chain and not subscription.on.reentrant:
         return f"{subscription.function.name} caused this event itself: {' > '.join(chain)}"
     return None
-
-
-def _topic(used: Context, topic: str) -> Fold[dict[str, int]]:
-    journal = Journal(used.store, f"events/{topic}", actor=used.actor)
-    return Fold(journal, {}, _keys, encode=dict, decode=dict)
-
-
-def _keys(keys: dict[str, int], entry: Entry) -> dict[str, int]:
-    key = entry.body["key"]
-    if key is None:
-        return keys
-    kept = list(keys.items())[-(KEYS_KEPT - 1) :]
-    return dict(kept) | {key: entry.number}
 
 
 def _refusals(used: Context) -> Fold[frozenset[str]]:

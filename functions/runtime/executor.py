@@ -6,7 +6,6 @@ invocation is settled by the worker's claim in the invocation's journal.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import random
@@ -15,16 +14,20 @@ import time
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from functions.runtime import catalog, cluster
-from functions.runtime.attendance import Assignment, Attended, attend, lease_key
+from functions.runtime.attendance import Assignment, Attended, attend
 from functions.runtime.context import Context
-from functions.runtime.errors import CodeChanged, FunctionError, UnknownFunction
+from functions.runtime.errors import FunctionError, UnknownFunction
+from functions.runtime.lease import believed_until
 from functions.runtime.ledger import Followed, Ledger, later
 from functions.runtime.nursery import Child
 from functions.runtime.queue import Note, QueueReader
 from functions.runtime.record import Record, accepted
+from functions.runtime.slots import Slots
+from functions.runtime.versions import BEFORE_GIVING_UP_S, not_before, refusal
+from functions.runtime.warm import Pool, Worker
 from functions.runtime.work import Outcome
 from registry.entry import Entry
 from registry.errors import Unavailable
@@ -38,35 +41,23 @@ ELSEWHERE_S = 30.0
 _logger = logging.getLogger(__name__)
 
 
-class Worker(Protocol):
-    """A process that attends to an invocation."""
-
-    def wait(self, timeout_s: float) -> bool:
-        """Whether it has ended, waiting so long at most."""
-        ...
-
-    def outcome(self) -> Outcome:
-        """What it returned: an Attended, or an error if it died."""
-        ...
-
-    def kill(self) -> None:
-        """End it at once."""
-        ...
-
-
 @dataclass
 class Executor:
     """Executes the invocations in the store of `context`.
 
-    capacity: workers at a time; None lets Ray queue them, or gives a local machine two a CPU.
+    capacity: workers at a time; None lets Ray queue them, or gives a local machine two a CPU; code_patience_s: how
+    long what has steps of other code is left to executors that have it.
     """
 
     context: Context
     ledger: Ledger
     capacity: int | None = None
+    code_patience_s: float = BEFORE_GIVING_UP_S
     _open: dict[str, datetime] = field(default_factory=dict)
     _workers: dict[str, tuple[Function[..., Any], Worker]] = field(default_factory=dict)
     _backlog: dict[str, Followed] = field(default_factory=dict)  # due, but there was no room: not read again
+    _slots: dict[str, Slots | None] = field(default_factory=dict)
+    _warm: Pool = field(default_factory=Pool)
     _reader: QueueReader | None = None
     _kept_at: float = 0.0
     _lock: threading.RLock = field(default_factory=threading.RLock)
@@ -77,20 +68,30 @@ class Executor:
             for note in self._news():
                 self._open[note.invocation] = self.ledger.clock()
                 self._guarded(note.invocation, note)
-            for each in [each for each, (_, worker) in self._workers.items() if worker.wait(0)]:
-                self._guarded(each, None)
+            self._reap()
             now = self.ledger.clock()
             for each in [
                 each for each, due in self._open.items() if due <= now and each not in self._workers
             ]:
                 self._guarded(each, None)
+            self._warm.keep(catalog.all_functions())
             self._checkpoint()
             return len(self._open)
+
+    def look_at(self, invocation: str, due: datetime) -> bool:
+        """Learn that an invocation is due at this time, without a note; False if a worker of ours is at it."""
+        with self._lock:
+            if invocation in self._workers:
+                return False
+            self._open[invocation] = due
+            return True
 
     def attend(self, invocation: str, *, wait_s: float) -> None:
         """Look at one invocation, run it if it is due, and wait a little for its worker if it is ours."""
         with self._lock:
             if self._open.get(invocation, self.ledger.clock()) <= self.ledger.clock():
+                if invocation not in self._workers:
+                    self._reap()  # nobody may wait for those any more, and they hold room
                 self._guarded(invocation, None)
             ours = self._workers.get(invocation)
         if ours is None:
@@ -99,12 +100,17 @@ class Executor:
             with self._lock:
                 self._guarded(invocation, None)
 
+    def warm_workers(self, function: Function[..., Any]) -> int:
+        """How many workers of a function wait for it, imports done."""
+        return self._warm.ready(function)
+
     def close(self) -> None:
         """Kill the workers this executor started; their invocations are run again by another."""
         with self._lock:
             for _, worker in self._workers.values():
                 worker.kill()
             self._workers.clear()
+            self._warm.close()
 
     def _news(self) -> list[Note]:
         if self._reader is None:
@@ -126,6 +132,11 @@ class Executor:
             # One record that cannot be read must not keep the others from running.
             _logger.exception("invocation %s cannot be attended to", invocation)
             self._postpone(invocation, error)
+
+    def _reap(self) -> None:
+        """Enter how the workers that are done have ended."""
+        for each in [each for each, (_, worker) in self._workers.items() if worker.wait(0)]:
+            self._guarded(each, None)
 
     def _postpone(self, invocation: str, error: Exception) -> None:
         _logger.warning("invocation %s is left for %s s: %s", invocation, ELSEWHERE_S, error)
@@ -166,7 +177,7 @@ class Executor:
         record, now = followed.record, self.ledger.clock()
         if record.status == "running":
             self._check_lease(followed, now)
-        elif not record.runnable or record.due > now:
+        elif not record.runnable or (record.due > now and not record.untouched):
             self._settle(record.id, record.status, record.due, idle=not record.runnable)
         elif (function := self._admitted(record)) is not None:
             self._start(function, followed)
@@ -190,48 +201,48 @@ class Executor:
             raise UnknownFunction(f"{record.reference} is not declared in this process")
         limit = None if cluster.running() else 2 * (os.cpu_count() or 1)
         capacity = self.capacity or limit
-        same = sum(each.reference == function.reference for each, _ in self._workers.values())
         full = capacity is not None and len(self._workers) >= capacity
-        return None if full or same >= (function.max_concurrency or same + 1) else function
+        return None if full or not self._slot(function) else function
+
+    def _slot(self, function: Function[..., Any]) -> bool:
+        """Whether a worker of the function might get a slot; it takes one itself, or comes back without."""
+        slots = self._slots_of(function)
+        if slots is None:
+            return True
+        same = sum(each.reference == function.reference for each, _ in self._workers.values())
+        return same < slots.limit and slots.free()
+
+    def _slots_of(self, function: Function[..., Any]) -> Slots | None:
+        if function.reference not in self._slots:
+            self._slots[function.reference] = Slots.of(function, self.ledger)
+        return self._slots[function.reference]
 
     def _start(self, function: Function[..., Any], followed: Followed) -> None:
-        record = followed.record
-        if record.steps and record.started_digest not in {None, function.digest}:
-            self._refuse_changed(followed, function)
+        record, now = followed.record, self.ledger.clock()
+        begins = not_before(record, function.digest, patience_s=self.code_patience_s)
+        if begins > now:
+            self._open[record.id] = begins
             return
-        assignment = Assignment(function, record, followed.head, self.context, self.ledger.lease_s)
-        self._workers[record.id] = (function, _worker(assignment))
-        self._open[record.id] = self.ledger.clock()
-
-    def _refuse_changed(self, followed: Followed, function: Function[..., Any]) -> None:
-        changed = CodeChanged(
-            f"{function.name} has {len(followed.record.steps)} recorded steps of code {followed.record.started_digest}, "
-            f"but this is {function.digest}; run the old code, or redrive it to go on with this one"
+        refused = refusal(record, function.digest)
+        if refused is not None:
+            followed.append(lambda now: refused if now.runnable and now.length == record.length else None)
+            self._settle(record.id, followed.record.status, followed.record.due)
+            return
+        assignment = Assignment(
+            function, record, followed.head, self.context, self.ledger.lease_s, self.code_patience_s
         )
-        body = {
-            "kind": "dead",
-            "lost": True,
-            "failure": {"type": type(changed).__name__, "message": str(changed)},
-        }
-        followed.append(lambda record: body if record.runnable else None)
-        self._settle(followed.record.id, followed.record.status, followed.record.due)
+        warm = self._warm.take(function)
+        worker = warm.give(partial(_attended, assignment)) if warm else _worker(assignment)
+        self._workers[record.id] = (function, worker)
+        self._open[record.id] = now
 
     def _check_lease(self, followed: Followed, now: datetime) -> None:
         record = followed.record
-        until = record.due
-        if until <= now:
-            until = max(until, self._beaten(record) + timedelta(seconds=record.lease_s))
+        until = believed_until(self.ledger.store, record, now)
         if until > now:
             self._open[record.id] = until
             return
         self._lose(followed, catalog.find(record.reference), f"worker {record.worker} has been silent")
-
-    def _beaten(self, record: Record) -> datetime:
-        data = self.ledger.store.find(lease_key(record.id))
-        told: dict[str, Any] = json.loads(data) if data else {}
-        return (
-            datetime.fromisoformat(told["at"]) if told.get("worker") == record.worker else record.submitted_at
-        )
 
     def _lose(self, followed: Followed, function: Function[..., Any] | None, reason: str) -> None:
         """Record that a worker vanished: run again, unless that has happened too often or was its timeout."""
@@ -239,6 +250,9 @@ class Executor:
         followed.append(
             lambda record: _loss(record, function, reason, worker=worker, now=self.ledger.clock())
         )
+        slots = self._slots_of(function) if function else None
+        if worker and slots:
+            slots.give(worker)
         self._settle(followed.record.id, followed.record.status, followed.record.due)
 
 
@@ -278,12 +292,8 @@ def _worker(assignment: Assignment) -> Worker:
     function = assignment.function
     if cluster.running():
         return cluster.ClusterRun(function.name, _task(function).remote(assignment))
-    return Child(
-        function.name,
-        partial(_attended, assignment),
-        retries=function.retries,
-        module=function.body.__module__,
-    )
+    child = Child(function.name, retries=function.retries, module=function.body.__module__)
+    return child.give(partial(_attended, assignment))
 
 
 @cache

@@ -35,6 +35,7 @@ def fan_out(
             waiting.append(start(each))
         results += _collect(waiting, return_errors=return_errors)
     except BaseException:
+        cluster.settle()
         for run in waiting:
             run.cancel()
         raise

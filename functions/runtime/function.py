@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property, partial
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 
@@ -19,16 +21,18 @@ from functions.runtime.context import Context, context, unpacked
 from functions.runtime.deadline import bounded
 from functions.runtime.declaration import ONCE, Cron, OnEvent, Resources, Retries
 from functions.runtime.digest import digest_of
-from functions.runtime.errors import DeclarationError
+from functions.runtime.errors import DeclarationError, InvalidResult
 from functions.runtime.fanout import fan_out
 from functions.runtime.future import Future
 from functions.runtime.invocation import Invocation, ledger_of
 from functions.runtime.ledger import Origin
 from functions.runtime.local import LocalRun
 from functions.runtime.memo import remembered
+from functions.runtime.options import checked
 from functions.runtime.reference import reference, resolve, travels_by_name
+from functions.runtime.secret import in_sight, refuse_secrets, revealing
 from functions.runtime.signature import Signature
-from functions.runtime.work import Outcome, attempt, persist
+from functions.runtime.work import Outcome, attempt, complete, persist
 from functions.runtime.workflow import current, run_step
 
 P = ParamSpec("P")
@@ -39,7 +43,7 @@ class Function(Generic[P, R]):
     """A declared function; call it as the function it was.
 
     name, doc; reference: "module:qualname"; signature: its types; resources, timeout_s, retries,
-    max_concurrency, cache: as declared; schedule, on: its Crons and OnEvents; body: the undecorated function.
+    max_concurrency, cache, secrets, warm: as declared; schedule, on: its Crons and OnEvents; body: the undecorated function.
     """
 
     def __init__(
@@ -48,11 +52,14 @@ class Function(Generic[P, R]):
         *,
         signature: Signature,
         named: str | None = None,
+        digest: str | None = None,
         resources: Resources = Resources(),  # noqa: B008  # frozen
         timeout_s: float | None = None,
         retries: Retries = ONCE,
         max_concurrency: int | None = None,
         cache: bool = False,
+        secrets: Sequence[str] = (),
+        warm: int = 0,
         schedule: Sequence[Cron] = (),
         on: Sequence[OnEvent] = (),
     ) -> None:
@@ -62,17 +69,21 @@ class Function(Generic[P, R]):
         self.doc = inspect.getdoc(body) or ""
         self.reference = named or reference(body)
         self.signature = signature
+        self._digest = digest
         self.resources = resources
         self.timeout_s = timeout_s
         self.retries = retries
         self.max_concurrency = max_concurrency
         self.cache = cache
+        self.secrets = tuple(secrets)
+        self.warm = warm
         self.schedule = tuple(schedule)
         self.on = tuple(on)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run here, now, on validated arguments. Raises: InvalidArguments, and what the body raises."""
-        result: R = self.body(**self.signature.bind(args, kwargs))
+        given = self.signature.bind(args, kwargs)
+        result: R = self._knowing(given) if self.secrets else self.body(**given)
         return result
 
     def remote(self, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
@@ -99,17 +110,18 @@ class Function(Generic[P, R]):
 
         Raises: InvalidArguments, InvalidResult, and what the body raises.
         """
-        outcome = self.attempt(self.signature.load(arguments), None)
+        outcome = self.attempt(self.signature.admit(arguments), None)
         return self.signature.dump_result(outcome.unwrap())
 
     def remote_json(self, arguments: Mapping[str, Any]) -> Future[Any]:
         """Start a run on a JSON object of arguments; `signature.dump_result` gives the result's JSON form."""
-        return self.start(self.signature.load(arguments))
+        return self.start(self.signature.admit(arguments))
 
     def start(self, arguments: dict[str, Any]) -> Future[R]:
         """Start a run on validated arguments."""
         if cluster.running():
-            return cluster.ClusterRun(self.name, self._task.remote(arguments, context().packed()))
+            started = self._task.remote(arguments, context().packed())
+            return cluster.ClusterRun(self.name, started, timeout_s=self.timeout_s)
         job = partial(self.attempt, arguments, context())
         return LocalRun(
             self.name, job, retries=self.retries, timeout_s=self.timeout_s, module=self.body.__module__
@@ -125,7 +137,7 @@ class Function(Generic[P, R]):
 
     def submit_json(self, arguments: Mapping[str, Any], *, key: str | None = None) -> Invocation[R]:
         """Like `submit`, on a JSON object of arguments."""
-        return self.accept(self.signature.load(arguments), key=key)
+        return self.accept(self.signature.admit(arguments), key=key)
 
     def accept(self, arguments: dict[str, Any], *, key: str | None = None) -> Invocation[R]:
         """Record an invocation on validated arguments; within a durable run it belongs to that."""
@@ -141,12 +153,15 @@ class Function(Generic[P, R]):
 
         With `cache`, arguments that the same code has seen answer from the store.
         """
-        return attempt(self._caching(body or self.body), arguments, retries=self.retries, context=used)
+        within = self._caching(body or self.body)
+        return attempt(
+            self, partial(self._storable, within) if self.secrets else within, arguments, used=used
+        )
 
     @cached_property
     def digest(self) -> str:
         """The version of the code: a sha256 over it and what it refers to."""
-        return digest_of(self.body, declared=f"cache={self.cache}")
+        return self._digest or digest_of(self.body, declared=f"cache={self.cache}")
 
     @property
     def input_schema(self) -> dict[str, Any]:
@@ -180,9 +195,30 @@ class Function(Generic[P, R]):
     def _caching(self, body: Callable[..., Any]) -> Callable[..., Any]:
         return partial(remembered, self, body) if self.cache else body
 
+    def _storable(self, body: Callable[..., Any], /, **arguments: Any) -> Any:
+        result = complete(body, arguments)
+        with suppress(InvalidResult):  # what has no JSON form is never stored
+            refuse_secrets(json.dumps(self.signature.dump_result(result)), what=f"the result of {self.name}")
+        return result
+
+    def _knowing(self, arguments: dict[str, Any]) -> Any:
+        with revealing(self.name, self.secrets, context().find_secret):
+            result = self.body(**arguments)
+            return in_sight(result) if inspect.isgenerator(result) else result
+
     def _declared(self) -> dict[str, Any]:
-        names = ("resources", "timeout_s", "retries", "max_concurrency", "cache", "schedule", "on")
-        own = {"signature": self.signature, "named": self.reference}
+        names = (
+            "resources",
+            "timeout_s",
+            "retries",
+            "max_concurrency",
+            "cache",
+            "secrets",
+            "warm",
+            "schedule",
+            "on",
+        )
+        own = {"signature": self.signature, "named": self.reference, "digest": self.digest}
         return {name: getattr(self, name) for name in names} | own
 
     def __repr__(self) -> str:
@@ -194,8 +230,12 @@ class AsyncFunction(Function[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:  # type: ignore[override]
         """Begin it here. The override is the point: awaiting belongs to the caller."""
-        result: Coroutine[Any, Any, R] = self.body(**self.signature.bind(args, kwargs))
-        return result
+        return self._awaited(self.signature.bind(args, kwargs))
+
+    async def _awaited(self, arguments: dict[str, Any]) -> R:
+        with revealing(self.name, self.secrets, context().find_secret):
+            result: R = await self.body(**arguments)
+            return result
 
 
 @overload
@@ -210,6 +250,8 @@ def function(
     retries: Retries | None = ...,
     max_concurrency: int | None = ...,
     cache: bool = ...,
+    secrets: Sequence[str] = ...,
+    warm: int = ...,
     schedule: Cron | Sequence[Cron] | None = ...,
     on: OnEvent | Sequence[OnEvent] | None = ...,
 ) -> _Declare: ...
@@ -223,6 +265,8 @@ def function(body: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
     retries: when a failed run is tried again; by default it is not.
     max_concurrency: runs at a time: of durable ones across the cluster, of one `map` otherwise.
     cache: a run with arguments that the same code has seen before answers from the store.
+    secrets: names of the secrets that the body reads by `context().secret(name)`.
+    warm: workers that wait for durable runs with the imports done; 0 scales to zero.
     schedule: one or several Crons; on: one or several OnEvents.
 
     Raises: DeclarationError, at import, for what cannot be declared.
@@ -261,40 +305,10 @@ def _declare(
         )
     kind = AsyncFunction if inspect.iscoroutinefunction(body) else Function
     made: Function[..., Any] = kind(
-        body, signature=Signature.of(body, names=names), **_checked(body.__name__, declared)
+        body, signature=Signature.of(body, names=names), **checked(body.__name__, declared)
     )
     catalog.declare(made)
     return made
-
-
-_KINDS: dict[str, tuple[type, ...]] = {
-    "resources": (Resources,),
-    "timeout_s": (int, float, type(None)),
-    "retries": (Retries,),
-    "max_concurrency": (int, type(None)),
-    "cache": (bool,),
-    "schedule": (tuple,),
-    "on": (tuple,),
-}
-_MEMBERS: dict[str, type] = {"schedule": Cron, "on": OnEvent}
-
-
-def _checked(name: str, declared: Mapping[str, Any]) -> dict[str, Any]:
-    checked = {each: value for each, value in declared.items() if not (value is None and each != "timeout_s")}
-    for each, member in _MEMBERS.items():
-        given = checked.get(each, ())
-        checked[each] = (given,) if isinstance(given, member) else tuple(given)
-        if not all(isinstance(one, member) for one in checked[each]):
-            raise DeclarationError(f"{name}: {each}={given!r} must be {member.__name__}, or several")
-    for each, value in checked.items():
-        if each not in _KINDS:
-            raise DeclarationError(f"{name}: no such option {each!r}; there are {', '.join(_KINDS)}")
-        if not isinstance(value, _KINDS[each]):
-            raise DeclarationError(f"{name}: {each}={value!r} must be {_KINDS[each][0].__name__}")
-    for each in ("timeout_s", "max_concurrency"):
-        if checked.get(each) is not None and not checked[each] > 0:
-            raise DeclarationError(f"{name}: {each}={checked[each]!r} must be above 0, or None")
-    return checked
 
 
 def _rebuilt(

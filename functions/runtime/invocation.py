@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -11,6 +12,7 @@ from functions.runtime.context import Context, context
 from functions.runtime.errors import Cancelled, InvocationFailed
 from functions.runtime.executor import Executor
 from functions.runtime.ledger import Ledger
+from functions.runtime.log import Progress, Segment, find_progress, read_log
 from functions.runtime.record import Record, Status
 from functions.runtime.values import get_value
 
@@ -65,16 +67,30 @@ class Invocation(Generic[R]):
         """The record once it has ended. Raises: TimeoutError."""
         deadline = time.monotonic() + (timeout_s if timeout_s is not None else float("inf"))
         followed = self._ledger.follow(self.id)
-        wait_s = _FIRST_WAIT_S
-        while not followed.refresh().ended:
+        wait_s, seen = _FIRST_WAIT_S, 0
+        while not (record := followed.refresh()).ended:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 raise TimeoutError(
                     f"{self.id} is {followed.record.status} after {timeout_s} s of waiting; it goes on"
                 )
+            news = (
+                record.runnable and record.length > seen
+            )  # signalled, say, while it had a deadline to wait for
+            if news and executor_of(self.used).look_at(self.id, record.due):
+                seen = record.length
             executor_of(self.used).attend(self.id, wait_s=min(wait_s, left_s))
             wait_s = min(2 * wait_s, _MAX_WAIT_S)
         return followed.record
+
+    def log(self, *, after: str = "") -> Iterator[Segment]:
+        """What it has said so far, by time. after: name of a segment; only later ones. Raises: UnknownInvocation."""
+        self._ledger.require(self.id)
+        return read_log(self.used.store, self.id, after=after)
+
+    def progress(self) -> Progress | None:
+        """How far it said it is; None if it has not."""
+        return find_progress(self.used.store, self.id)
 
     def cancel(self) -> None:
         """End it if it has not ended; running work is killed."""

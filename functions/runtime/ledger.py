@@ -7,6 +7,7 @@ digest of function and idempotency key, so the store itself answers whether it w
 from __future__ import annotations
 
 import hashlib
+import sys
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from functions.runtime.dead_letters import DeadLetters
 from functions.runtime.errors import FunctionError, KeyConflict, UnknownInvocation
 from functions.runtime.queue import Note, QueueWriter, every_note
+from functions.runtime.receipt import Total, totals
 from functions.runtime.record import Record, Status, accepted, step
 from functions.runtime.values import get_value, put_value
 from registry.errors import Conflict
@@ -104,15 +106,19 @@ class Ledger:
 
     def follow(self, invocation: str) -> Followed:
         """The record and its journal, ready to append to. Raises: UnknownInvocation."""
-        journal = self.journal(invocation)
-        first = journal.find(0)
+        journal, first = self.journal(invocation), self.require(invocation)
+        followed = Followed(journal, accepted(first, invocation), first.digest)
+        followed.refresh()
+        return followed
+
+    def require(self, invocation: str) -> Entry:
+        """The first entry of an invocation. Raises: UnknownInvocation."""
+        first = self.journal(invocation).find(0)
         if first is None:
             raise UnknownInvocation(
                 f"no invocation {invocation!r} in {self.store.url}; check the id and the store"
             )
-        followed = Followed(journal, accepted(first, invocation), first.digest)
-        followed.refresh()
-        return followed
+        return first
 
     def arguments(self, record: Record) -> dict[str, Any]:
         """The arguments of an invocation as a JSON object."""
@@ -140,6 +146,18 @@ class Ledger:
         self.dead_letters.remove(invocation, reason="redriven")
         return followed.record
 
+    def purge(self, invocation: str) -> Record:
+        """Take an invocation out of the dead letters; its record stays.
+
+        Raises: UnknownInvocation; FunctionError if it is not among them.
+        """
+        record = self.read(invocation)
+        if not self.dead_letters.remove(invocation, reason="purged"):
+            raise FunctionError(
+                f"{invocation} is {record.status} and not among the dead letters; only what is there is purged"
+            )
+        return record
+
     def signal(self, invocation: str, name: str, value: Any = None) -> Record:
         """Give a workflow that waits for signal `name` its JSON value; given early, it is kept."""
         followed = self.follow(invocation)
@@ -162,6 +180,11 @@ class Ledger:
         matching = (each for each in records if status is None or each.status == status)
         for _, record in zip(range(limit), matching, strict=False):
             yield record
+
+    def costs(self) -> list[Total]:
+        """The receipts of all that has ended, summed by function, day and caller; reads every invocation."""
+        ended = self.invocations(limit=sys.maxsize)
+        return totals(record.receipt for record in ended if record.receipt)
 
     def journal(self, invocation: str) -> Journal:
         """The journal of an invocation."""

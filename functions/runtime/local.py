@@ -69,7 +69,7 @@ class LocalRun:
         if self._timeout_s is None:
             return self._job()
         try:
-            self._child = Child(self._name, self._job, retries=self._retries, module=self._module)
+            self._child = Child(self._name, retries=self._retries, module=self._module)
         except Exception as error:  # noqa: BLE001  # arguments that cannot travel, a nursery that cannot start
             return Outcome.failed(error, retries=ONCE)
-        return self._child.outcome(self._timeout_s)
+        return self._child.give(self._job).outcome(self._timeout_s)

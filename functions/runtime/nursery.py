@@ -21,29 +21,32 @@ from contextlib import suppress
 from functools import cache
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from functions.runtime.declaration import Retries
-from functions.runtime.errors import TimedOut, WorkerLost
+from functions.runtime.errors import InvalidResult, TimedOut, WorkerLost
 from functions.runtime.reference import pack, unpack
 from functions.runtime.work import Outcome
 
 START_PATIENCE_S = 60.0
+State = Literal["starting", "ready", "busy", "gone", "failed"]  # failed: before it was ever ready
 Job = Callable[[], Outcome]
 WARM = "functions."  # modules that are known to start no thread when imported, and so may be imported before a fork
 
 
 class Child:
-    """A job in a child process that leads a process group of its own.
+    """A child process that leads a process group of its own and does one job.
 
     name: for messages; module: where the function is declared; if it is the platform's, it is imported once
-    for all children.
+    for all children; ready: a module that the child imports at once, before it has a job.
     """
 
-    def __init__(self, name: str, job: Job, *, retries: Retries, module: str = "") -> None:
+    def __init__(self, name: str, *, retries: Retries, module: str = "", ready: str = "") -> None:
         self._name = name
         self._retries = retries
-        surroundings = {"path": sys.path, "directory": str(Path.cwd()), "environment": dict(os.environ)}
+        self._state: State = "starting"
+        surroundings: dict[str, Any] = {"path": sys.path, "directory": str(Path.cwd())}
+        surroundings |= {"environment": dict(os.environ), "ready": ready}
         self._connection = _nursery().connect()
         self._connection.send(module if module.startswith(WARM) else "")
         if not self._connection.poll(START_PATIENCE_S):
@@ -52,7 +55,21 @@ class Child:
             )
         self._pid = int(self._connection.recv())
         self._connection.send(surroundings)
-        self._connection.send_bytes(pack(job))
+
+    def give(self, job: Job) -> Child:
+        """Send it its job."""
+        with suppress(BrokenPipeError, ConnectionResetError):  # it has died: the outcome will tell
+            self._connection.send_bytes(pack(job))
+        return self
+
+    def state(self) -> State:
+        """What it is at, before it has a job."""
+        if self._state in {"starting", "ready"} and self._connection.poll():
+            try:
+                self._state = self._connection.recv()
+            except (EOFError, ConnectionError):
+                self._state = "failed" if self._state == "starting" else "gone"
+        return self._state
 
     def outcome(self, timeout_s: float | None = None) -> Outcome:
         """How it ended; past `timeout_s` it is killed first."""
@@ -172,11 +189,18 @@ def _live(connection: Connection) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     connection.send(os.getpid())
     surroundings = connection.recv()
-    job = connection.recv_bytes()
     sys.path[:] = surroundings["path"]
     os.chdir(surroundings["directory"])
     os.environ.clear()
     os.environ.update(surroundings["environment"])
+    if surroundings["ready"]:
+        with suppress(ImportError):  # the job will meet it, and tell
+            importlib.import_module(surroundings["ready"])
+        connection.send("ready")
+    try:
+        job = connection.recv_bytes()
+    except (EOFError, ConnectionError):
+        os._exit(0)  # its parent ended before it had a job
     _end_with_parent(lambda: connection.poll(None))
     connection.send_bytes(_run(job))
     sys.stdout.flush()
@@ -186,9 +210,14 @@ def _live(connection: Connection) -> None:
 
 def _run(job: bytes) -> bytes:
     try:
-        return pack(unpack(job)())  # our own parent's bytes
-    except Exception as error:  # noqa: BLE001  # a job that cannot be read, or a result that cannot travel
+        result = unpack(job)()  # our own parent's bytes
+    except Exception as error:  # noqa: BLE001  # a job that cannot be read
         return pack(Outcome.failed(error, retries=Retries(max_attempts=1)))
+    try:
+        return pack(result)
+    except Exception as error:  # noqa: BLE001  # whatever the user's object raises, it cannot travel
+        told = InvalidResult(f"the result cannot leave the process that made it: {error}")
+        return pack(Outcome.failed(told, retries=Retries(max_attempts=1)))
 
 
 def _end_with_parent(wait: Callable[[], Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
@@ -24,10 +25,14 @@ class Usage(BaseModel, frozen=True):
     peak_memory_bytes: int
 
 
+NOTHING = Usage(run_s=0, cpu_s=0, gpu_s=0, peak_memory_bytes=0)
+
+
 class Receipt(BaseModel, frozen=True):
     """The bill of an invocation, all its attempts together; the peak is the highest of any.
 
-    queue_s: from acceptance, or from the time it was due, to the first start; gpu_s: GPUs held x run time.
+    queue_s: from acceptance to the first start; gpu_s: GPUs held x run time. What a worker used that was killed
+    is not in it: it could not say.
     """
 
     invocation: str
@@ -43,6 +48,20 @@ class Receipt(BaseModel, frozen=True):
     peak_memory_bytes: int
 
 
+class Prices(BaseModel, frozen=True, extra="forbid"):
+    """What an hour of a CPU and of a GPU costs, and a kilowatt-hour, unless the hours include it."""
+
+    currency: str = Field(min_length=1)
+    cpu_hour: float = Field(ge=0)
+    gpu_hour: float = Field(ge=0)
+    kwh: float = Field(default=0.0, ge=0)
+
+    def money(self, *, cpu_s: float, gpu_s: float, energy_j: float | None = None) -> float:
+        """What a use comes to. energy_j: None where it is not known; it is not charged then."""
+        hours = (cpu_s * self.cpu_hour + gpu_s * self.gpu_hour) / 3600
+        return hours + (energy_j or 0.0) / 3.6e6 * self.kwh
+
+
 class Total(BaseModel, frozen=True):
     """Receipts of one function, day (UTC) and caller, summed."""
 
@@ -50,9 +69,15 @@ class Total(BaseModel, frozen=True):
     day: str
     caller: str
     invocations: int
+    attempts: int
+    queue_s: float
     run_s: float
     cpu_s: float
     gpu_s: float
+
+    def money(self, *, cpu_hour: float, gpu_hour: float) -> float:
+        """What it comes to at prices for an hour of one CPU and of one GPU."""
+        return (self.cpu_s * cpu_hour + self.gpu_s * gpu_hour) / 3600
 
 
 def totals(receipts: Iterable[Receipt]) -> list[Total]:
@@ -66,9 +91,11 @@ def totals(receipts: Iterable[Receipt]) -> list[Total]:
             day=day,
             caller=caller,
             invocations=len(group),
-            run_s=sum(each.run_s for each in group),
-            cpu_s=sum(each.cpu_s for each in group),
-            gpu_s=sum(each.gpu_s for each in group),
+            attempts=sum(each.attempts for each in group),
+            queue_s=math.fsum(each.queue_s for each in group),
+            run_s=math.fsum(each.run_s for each in group),
+            cpu_s=math.fsum(each.cpu_s for each in group),
+            gpu_s=math.fsum(each.gpu_s for each in group),
         )
         for (function, day, caller), group in sorted(groups.items())
     ]

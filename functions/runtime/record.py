@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from functions.runtime.receipt import Receipt, Usage
+from functions.runtime.receipt import NOTHING, Receipt, Usage
 from registry.journal import Entry
 
 Status = Literal["queued", "running", "failed", "waiting", "succeeded", "dead", "cancelled"]
@@ -66,11 +66,11 @@ class Record(BaseModel, frozen=True):
     steps: tuple[Step, ...] = ()
     signals: dict[str, Any] = {}
     waits_for: str | None = None
+    waits_until: datetime | None = None
     failure: Failure | None = None
     result: dict[str, Any] | None = None
     usage: Usage | None = None
     receipt: Receipt | None = None
-    progress: float | None = None
     finished_at: datetime | None = None
     length: int = 1
 
@@ -80,9 +80,15 @@ class Record(BaseModel, frozen=True):
         return self.status in ENDED
 
     @property
+    def untouched(self) -> bool:
+        """Whether it is new and wants to run at once, by whatever clock."""
+        return self.length == 1 and self.due == self.submitted_at
+
+    @property
     def runnable(self) -> bool:
         """Whether it may run once it is due."""
-        return self.status in {"queued", "failed"} or (self.status == "waiting" and self.waits_for is None)
+        idle = self.waits_for is not None and self.waits_until is None
+        return self.status in {"queued", "failed"} or (self.status == "waiting" and not idle)
 
 
 def accepted(entry: Entry, invocation: str) -> Record:
@@ -101,6 +107,8 @@ def step(record: Record, entry: Entry) -> Record:
 def _started(record: Record, entry: Entry) -> dict[str, Any]:
     return {
         "status": "running",
+        "waits_for": None,
+        "waits_until": None,
         "worker": entry.body["worker"],
         "lease_s": entry.body["lease_s"],
         "started_at": entry.at,
@@ -131,33 +139,35 @@ def _lost(record: Record, entry: Entry) -> dict[str, Any]:
 
 
 def _succeeded(record: Record, entry: Entry) -> dict[str, Any]:
-    done = {
-        "status": "succeeded",
-        "attempts": record.attempts + 1,
-        "result": entry.body["result"],
-        "failure": None,
-    }
-    return _ended(record, entry) | done
+    done = {"status": "succeeded", "result": entry.body["result"], "failure": None}
+    return _ended(record, entry, attempts=record.attempts + 1) | done
 
 
 def _dead(record: Record, entry: Entry) -> dict[str, Any]:
     own = 0 if entry.body.get("lost") else 1
-    done = {"status": "dead", "attempts": record.attempts + own, "failure": Failure(**entry.body["failure"])}
-    return _ended(record, entry) | done
+    done = {"status": "dead", "failure": Failure(**entry.body["failure"])}
+    return _ended(record, entry, attempts=record.attempts + own) | done
 
 
 def _cancelled(record: Record, entry: Entry) -> dict[str, Any]:
-    return _ended(record, entry) | {"status": "cancelled"}
+    return _ended(record, entry, attempts=record.attempts) | {"status": "cancelled"}
 
 
-def _ended(record: Record, entry: Entry) -> dict[str, Any]:
-    receipt = entry.body.get("receipt")
-    return {
-        "finished_at": entry.at,
-        "usage": _used(record, entry),
-        "receipt": Receipt(**receipt) if receipt else None,
-        "waits_for": None,
-    }
+def _ended(record: Record, entry: Entry, *, attempts: int) -> dict[str, Any]:
+    used = _used(record, entry) or NOTHING
+    waited = (record.first_started_at or entry.at) - record.submitted_at
+    receipt = Receipt(
+        invocation=record.id,
+        function=record.function,
+        digest=record.started_digest or record.digest,
+        caller=record.caller,
+        finished_at=entry.at,
+        attempts=attempts,
+        queue_s=max(0.0, waited / timedelta(seconds=1)),
+        **used.model_dump(),
+    )
+    ended = {"finished_at": entry.at, "attempts": attempts, "waits_for": None, "waits_until": None}
+    return ended | {"usage": used, "receipt": receipt}
 
 
 def _stepped(record: Record, entry: Entry) -> dict[str, Any]:
@@ -168,11 +178,13 @@ def _stepped(record: Record, entry: Entry) -> dict[str, Any]:
 
 def _waiting(record: Record, entry: Entry) -> dict[str, Any]:
     signal = entry.body.get("signal")
+    until = datetime.fromisoformat(entry.body["due"]) if "due" in entry.body else None
     there = signal is not None and signal in record.signals  # it came while the run was on its way to wait
     return {
         "status": "waiting",
         "waits_for": None if there else signal,
-        "due": datetime.fromisoformat(entry.body["due"]) if "due" in entry.body else entry.at,
+        "waits_until": None if there or signal is None else until,
+        "due": entry.at if there or until is None else until,
         "usage": _used(record, entry),
     }
 
@@ -180,7 +192,8 @@ def _waiting(record: Record, entry: Entry) -> dict[str, Any]:
 def _signalled(record: Record, entry: Entry) -> dict[str, Any]:
     name = entry.body["signal"]
     signals = record.signals | {name: entry.body["value"]}
-    return {"signals": signals} | ({"waits_for": None, "due": entry.at} if record.waits_for == name else {})
+    awaited = {"waits_for": None, "waits_until": None, "due": entry.at}
+    return {"signals": signals} | (awaited if record.waits_for == name else {})
 
 
 def _redriven(_: Record, entry: Entry) -> dict[str, Any]:

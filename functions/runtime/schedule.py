@@ -228,9 +228,12 @@ class _Timetable:
         return _fired(self._schedule.name, entry.body) if entry else None
 
     def _decision(self, now: datetime, *, busy: bool) -> Callable[[ScheduleState], dict[str, Any] | None]:
+        judged = self._fold.state.invocation
+
         def decide(state: ScheduleState) -> dict[str, Any] | None:
             tick = self._plan(state, now)
-            if tick is None:
+            # Another ticker has fired since: whether that run is over, or was even submitted, is to be seen first.
+            if tick is None or state.invocation != judged:
                 return None
             told = {"tick": tick.at.isoformat()}
             if tick.action == "skip":

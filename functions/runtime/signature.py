@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections.abc
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic.json_schema import JsonSchemaMode
-from pydantic_core import PydanticSerializationError
+from pydantic_core import PydanticSerializationError, to_json
 
 from functions.runtime.errors import DeclarationError, InvalidArguments, InvalidResult
 
@@ -98,19 +98,29 @@ class Signature:
         }
         return defaults | dict(arguments)
 
+    def admit(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Validated arguments from a JSON object that someone wrote: what its JSON Schema says, nothing converted.
+
+        `false` is no integer here, nor is "1". Raises: InvalidArguments naming each bad field.
+        """
+        return self._loaded(arguments, _validate_strictly)
+
     def load(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Validated arguments from a JSON object. Raises: InvalidArguments naming each bad field."""
+        """Validated arguments back from their JSON form. Raises: InvalidArguments naming each bad field."""
+        return self._loaded(arguments, _validate_json_value)
+
+    def _loaded(
+        self, arguments: Mapping[str, Any], validate: Callable[[TypeAdapter[Any], Any], Any]
+    ) -> dict[str, Any]:
         problems = [
-            {"field": each, "message": "unknown parameter", "value": None}
-            for each in arguments
-            if each not in self.adapters
+            _told(each, "unknown", "unknown parameter") for each in arguments if each not in self.adapters
         ]
         for each, parameter in self.signature.parameters.items():
             if parameter.default is parameter.empty and each not in arguments:
-                problems.append({"field": each, "message": "required, but missing", "value": None})
+                problems.append(_told(each, "missing", "required, but missing"))
         if problems:
             raise self._invalid(problems)
-        return self._validate(arguments, _validate_json_value)
+        return self._validate(arguments, validate)
 
     def dump(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """JSON form of validated arguments. Raises: InvalidArguments if one has none."""
@@ -150,7 +160,7 @@ class Signature:
             if parameter.default is not parameter.empty:
                 properties[each]["default"] = self.dump({each: parameter.default})[each]
         schema: dict[str, Any] = {"type": "object", "properties": properties, "additionalProperties": False}
-        return schema | ({"required": required} if required else {}) | shared
+        return _with_tags(schema | ({"required": required} if required else {}) | shared)
 
     @cached_property
     def output_schema(self) -> dict[str, Any]:
@@ -173,10 +183,11 @@ class Signature:
             except ValidationError as error:
                 problems += [_problem(each, detail) for detail in error.errors(include_url=False)]
                 continue
+            except PydanticSerializationError as error:
+                problems.append(_told(each, "not_json", f"no JSON value: {error}"))
+                continue
             if isinstance(validated, datetime) and validated.tzinfo is None:
-                problems.append(
-                    {"field": each, "message": "a naive time; give its offset, as in Z", "value": str(value)}
-                )
+                problems.append(_told(each, "naive", "a naive time; give its offset, as in Z", str(value)))
         if problems:
             raise self._invalid(problems)
         return values
@@ -189,6 +200,33 @@ class Signature:
 def _validate_json_value(adapter: TypeAdapter[Any], value: Any) -> Any:
     # JSON has fewer types than Python: times, bytes and tuples come as strings and lists, which lax mode accepts.
     return adapter.validate_python(value)
+
+
+def _validate_strictly(adapter: TypeAdapter[Any], value: Any) -> Any:
+    try:
+        return adapter.validate_json(_text(value), strict=True)
+    except ValidationError as error:
+        if not any(_is_whole(detail["input"]) for detail in error.errors(include_url=False)):
+            raise
+    return adapter.validate_json(
+        _text(_with_integers(value)), strict=True
+    )  # 1.0 is an integer to JSON Schema
+
+
+def _text(value: Any) -> bytes:
+    return to_json(value, inf_nan_mode="constants")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, float) and value.is_integer()
+
+
+def _with_integers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_integers(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_with_integers(each) for each in value]
+    return int(value) if _is_whole(value) else value
 
 
 def _hints(target: Callable[..., Any], names: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,4 +265,30 @@ def _result_type(kind: Any) -> Any:
 def _problem(parameter: str, detail: Any) -> dict[str, Any]:
     path = ".".join(str(part) for part in (parameter, *detail["loc"]))
     shown = repr(detail["input"])
-    return {"field": path, "message": f"{detail['msg']}, got {shown[:80]}", "value": shown[:200]}
+    return _told(path, detail["type"], f"{detail['msg']}, got {shown[:80]}", shown[:200])
+
+
+def _told(field: str, kind: str, message: str, value: str | None = None) -> dict[str, Any]:
+    return {"field": field, "kind": kind, "message": message, "value": value}
+
+
+def _with_tags(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema with the tag of a tagged union required of its members: without it pydantic admits none of them,
+    though the field that holds it has a default.
+    """
+    definitions = schema.get("$defs", {})
+    for node in _nodes(schema):
+        tagged = node.get("discriminator")
+        tag = tagged.get("propertyName") if isinstance(tagged, dict) else None
+        for each in node.get("oneOf", ()) if isinstance(tag, str) else ():
+            member = definitions.get(each.get("$ref", "").rpartition("/")[2])
+            if member is not None:
+                member["required"] = sorted({*member.get("required", ()), tag})
+    return schema
+
+
+def _nodes(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        yield value
+    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _nodes(each)

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from functions.runtime.errors import FunctionError
+from functions.runtime.secret import refuse_secrets
 from registry.errors import AlreadyExists
 from registry.store import ObjectStore
 
@@ -19,8 +20,10 @@ def put_value(store: ObjectStore, value: Any) -> dict[str, Any]:
     """The form in which a JSON value stands in an entry; above 1 MiB it is stored under its digest first.
 
     A value with NaN or infinity, which JSON does not have, stands as text.
+    Raises: SecretLeaked if a secret of the running function is in it.
     """
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    refuse_secrets(text, what="a value")
     data = text.encode()
     if len(data) > BY_REFERENCE_ABOVE_BYTES:
         digest = hashlib.sha256(data).hexdigest()

@@ -14,11 +14,21 @@ import traceback
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
-from functions.runtime.context import Context, use_context
+from functions.runtime.capture import captured, say
+from functions.runtime.context import Context, context, use_context
 from functions.runtime.declaration import Retries
 from functions.runtime.errors import FunctionError, RemoteError, WorkerLost
+from functions.runtime.secret import redact, revealing, tells
+
+
+class Task(Protocol):
+    """What a function declares of its runs."""
+
+    name: str
+    retries: Retries
+    secrets: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +46,13 @@ class ErrorRecord:
 
     @classmethod
     def of(cls, error: BaseException, *, retries: Retries) -> ErrorRecord:
-        """Describe `error`; what the runtime itself refuses is never retried."""
-        told = "".join(traceback.format_exception(error))
+        """Describe `error`, secrets left out; what the runtime itself refuses is never retried."""
+        told = redact("".join(traceback.format_exception(error)))
         retryable = retries.covers(error) and (
             not isinstance(error, FunctionError) or isinstance(error, TimeoutError)
         )
-        return cls(type(error).__qualname__, str(error), told, retryable, lost=isinstance(error, WorkerLost))
+        message = redact(str(error))
+        return cls(type(error).__qualname__, message, told, retryable, lost=isinstance(error, WorkerLost))
 
     def __str__(self) -> str:
         return f"{self.type}: {self.message}"
@@ -82,14 +93,17 @@ class Outcome:
 
 
 def attempt(
-    body: Callable[..., Any], arguments: Mapping[str, Any], *, retries: Retries, context: Context | None
+    task: Task, body: Callable[..., Any], arguments: Mapping[str, Any], *, used: Context | None
 ) -> Outcome:
-    """Run `body(**arguments)` once, within `context` if given."""
-    with use_context(context) if context else nullcontext():
+    """Run `body(**arguments)` once, within the context `used` if given."""
+    with use_context(used) if used else nullcontext(), captured(task.name, secrets=task.secrets):
         try:
-            return Outcome(complete(body, arguments))
+            with revealing(task.name, task.secrets, context().find_secret):
+                return Outcome(complete(body, arguments))
         except Exception as error:  # noqa: BLE001  # whatever the user's code raises is the outcome
-            return Outcome.failed(error, retries=retries)
+            failed = Outcome.failed(error, retries=task.retries)
+            say(failed.error.traceback if failed.error else "")
+            return failed
 
 
 def persist(
@@ -133,4 +147,4 @@ def _portable(error: BaseException) -> bytes | None:
         pickle.loads(data)  # noqa: S301  # our own bytes: an error that pickles may still not unpickle
     except Exception:  # noqa: BLE001  # any failure means the same: it cannot travel, its text does
         return None
-    return data
+    return None if tells(data.decode(errors="replace")) else data  # an error with a secret in it stays here

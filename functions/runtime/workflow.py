@@ -41,7 +41,6 @@ class Run:
     ledger: Ledger
     followed: Followed
     worker: str
-    fraction: float | None = None
     _cursor: int = 0
     _children: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -84,6 +83,11 @@ class Run:
         """Whether the record still says that this worker runs it."""
         return self.followed.record.status == "running" and self.followed.record.worker == self.worker
 
+    @property
+    def position(self) -> int:
+        """How many steps it has asked for so far."""
+        return self._cursor
+
     def child_key(self) -> str:
         """The key of the next invocation submitted from within this one."""
         with self._lock:
@@ -100,7 +104,7 @@ def current() -> Run | None:
 
 
 @contextmanager
-def running(run: Run) -> Iterator[None]:
+def running(run: Run | None) -> Iterator[None]:
     """Let `current()` answer `run` within the block."""
     token = _current.set(run)
     try:
@@ -116,7 +120,8 @@ def run_step(function: Function[..., Any], arguments: dict[str, Any]) -> Any:
         return function.start(arguments).result()
 
     def compute() -> Any:
-        return function.signature.dump_result(function.start(arguments).result())
+        with running(None):  # what a step calls is part of it, here as in a worker of its own
+            return function.signature.dump_result(function.start(arguments).result())
 
     result = run.step(function.name, function.signature.dump(arguments), compute)
     return function.signature.load_result(result)
@@ -127,41 +132,42 @@ def sleep(seconds: float) -> None:
 
     Raises: FunctionError outside a durable run.
     """
-    run = _required("sleep")
-    until = run.ledger.clock() + timedelta(seconds=seconds)
-    due = datetime.fromisoformat(run.step("sleep", {"seconds": seconds}, until.isoformat))
+    run = required("sleep")
+    due = _until(run, seconds)
     if run.ledger.clock() < due:
         raise Suspended(due=due)
 
 
-def wait_for(signal: str) -> Any:
+def wait_for(signal: str, *, timeout_s: float | None = None) -> Any:
     """The JSON value that someone gives with `Ledger.signal`: an approval, say; until then no worker is held.
 
-    Raises: FunctionError outside a durable run.
+    A signal is given once: waiting for its name again answers the same value.
+    Raises: TimeoutError after timeout_s; FunctionError outside a durable run.
     """
-    run = _required("wait_for")
+    run = required("wait_for")
+    until = None if timeout_s is None else _until(run, timeout_s)
 
-    def given() -> Any:
-        if signal not in run.followed.record.signals:
-            raise Suspended(signal=signal)
-        return run.followed.record.signals[signal]
+    def given() -> list[Any]:
+        signals = run.followed.record.signals
+        if signal in signals:
+            return [signals[signal]]
+        if until is not None and run.ledger.clock() >= until:
+            return []
+        raise Suspended(due=until, signal=signal)
 
-    return run.step("wait_for", {"signal": signal}, given)
-
-
-def report_progress(fraction: float) -> None:
-    """Tell how far this run is, 0 to 1; outside a durable run nobody listens.
-
-    Raises: ValueError outside that range.
-    """
-    if not 0 <= fraction <= 1:
-        raise ValueError(f"fraction={fraction!r} must be between 0 and 1")
-    run = current()
-    if run is not None:
-        run.fraction = fraction
+    found = run.step("wait_for", {"signal": signal, "timeout_s": timeout_s}, given)
+    if not found:
+        raise TimeoutError(f"{run.id}: nobody gave the signal {signal!r} within {timeout_s} s")
+    return found[0]
 
 
-def _required(verb: str) -> Run:
+def _until(run: Run, seconds: float) -> datetime:
+    until = run.ledger.clock() + timedelta(seconds=seconds)
+    return datetime.fromisoformat(run.step("sleep", {"seconds": seconds}, until.isoformat))
+
+
+def required(verb: str) -> Run:
+    """The durable run this is called in. Raises: FunctionError if there is none."""
     run = current()
     if run is None:
         raise FunctionError(

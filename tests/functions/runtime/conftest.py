@@ -27,7 +27,9 @@ def place(request: pytest.FixtureRequest) -> Iterator[str]:
     if request.param == "local":
         yield request.param
         return
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.init(  # local: never a cluster that happens to run here
+        address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False
+    )
     try:
         yield request.param
     finally:

@@ -1,14 +1,10 @@
 """Functions that other processes of these tests import by name."""
 
 import os
-import sys
 import time
 from pathlib import Path
 
-from functions import Resources, Retries, call, function
-from functions.runtime.context import context
-from functions.runtime.executor import Executor
-from functions.runtime.ledger import Ledger
+from functions import Retries, call, function
 
 
 @function
@@ -29,24 +25,20 @@ def ten_steps(path: str, pause_s: float = 0.0) -> list[str]:
     return words
 
 
-@function(retries=Retries(max_attempts=3, backoff_s=0.01, max_lost=100), resources=Resources(num_cpus=1))
+@function(retries=Retries(max_attempts=3, backoff_s=0.01, max_lost=100))
 def risky(path: str, number: int) -> int:
     """Tell its process, so that a test can kill it, and take a moment."""
+    return _in_danger(path, number)
+
+
+@function(retries=Retries(max_lost=0))
+def fragile(path: str, number: int) -> int:
+    """The same, but the first worker that dies is the last."""
+    return _in_danger(path, number)
+
+
+def _in_danger(path: str, number: int) -> int:
     with Path(path).open("a") as file:
         file.write(f"{number}:{os.getpid()}\n")
     time.sleep(0.05)
     return number
-
-
-def main() -> None:
-    """An executor in a process of its own, on the store of the environment, with leases of three seconds."""
-    used = context()
-    executor = Executor(used, Ledger(used.store, actor=used.actor, lease_s=3.0))
-    print("ready", flush=True)  # noqa: T201  # the test waits for this line
-    while True:
-        executor.poll()
-        time.sleep(0.02)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

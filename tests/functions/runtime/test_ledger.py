@@ -165,6 +165,26 @@ def test_the_dead_are_listed_without_reading_the_living(used: Context, soon: Cal
     assert [each.id for each in ledger_of(used).invocations(status="dead")] == [dead[1].id]
 
 
+def test_costs_are_the_sum_of_the_receipts_whatever_the_end(used: Context, soon: Callable[..., None]) -> None:
+    doubled = [double.submit(each) for each in range(3)]
+    dead, cancelled = never.submit(), double.submit(9)
+    cancelled.cancel()
+    soon(lambda: run_pending(used) == 0)
+    ledger_of(used).redrive(dead.id)
+    soon(lambda: run_pending(used) == 0)
+    double.submit(10)  # has not ended, and so costs nothing yet
+    receipts = [each.record().receipt for each in (*doubled, dead, cancelled)]
+    assert all(receipts)
+    totals = {each.function: each for each in ledger_of(used).costs()}
+    for name, count, attempts in (("double", 4, 3), ("never", 1, 1)):
+        own = [each for each in receipts if each and each.function == name]
+        assert (totals[name].invocations, totals[name].attempts, len(own)) == (count, attempts, count)
+        for unit in ("queue_s", "run_s", "cpu_s", "gpu_s"):
+            assert getattr(totals[name], unit) == pytest.approx(sum(getattr(each, unit) for each in own))
+    assert totals["never"].run_s > 0
+    assert totals["double"].money(cpu_hour=3600, gpu_hour=0) == pytest.approx(totals["double"].cpu_s)
+
+
 def test_an_unknown_invocation_is_said_to_be(used: Context) -> None:
     with pytest.raises(UnknownInvocation, match="nothing"):
         Invocation.of("nothing").status()

@@ -112,6 +112,34 @@ def test_a_tick_whose_ticker_died_before_submitting_is_made_good(
     assert ledger_of(used).find_status(claimed.invocation) == "queued"
 
 
+def test_a_tick_claimed_by_one_who_dies_while_another_claims_the_next_is_made_good(
+    used: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each = hourly(catch_up="all")
+    living, dying = schedule._Timetable(used, each), schedule._Timetable(used, each)
+    living.fire(NOON)
+    dying.fire(NOON)
+    monkeypatch.setattr(dying, "_make_good", lambda: None)
+    judged, at = living._busy, NOON + timedelta(hours=2)
+    claimed: list[Any] = []
+
+    def judged_too_early() -> bool:
+        found = judged()
+        if not claimed:
+            claimed.append(dying._claim(at))
+        return found
+
+    monkeypatch.setattr(living, "_busy", judged_too_early)
+    living.fire(at)
+    ledger_of(used).cancel(claimed[0].invocation)
+    (second,) = living.fire(at)
+    assert [one.tick for one in (claimed[0], second)] == [NOON + timedelta(hours=hour) for hour in (1, 2)]
+    assert {ledger_of(used).find_status(one.invocation) for one in (claimed[0], second)} == {
+        "cancelled",
+        "queued",
+    }
+
+
 @pytest.mark.parametrize(
     ("overlap", "second"), [("skip", "skipped"), ("queue", "nothing"), ("replace", "fired")]
 )

@@ -1,0 +1,99 @@
+"""What a function imports only when it runs: found in its code, followed by file, and never imported here.
+
+A late import keeps a heavy library out of every process that merely knows the function. Its version must still show in
+the function's digest, and the process that reckons the digest may not have the library.
+"""
+
+from __future__ import annotations
+
+import ast
+import dis
+import hashlib
+import importlib.util
+import sysconfig
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from types import CodeType
+
+INSTALLED = tuple(
+    {str(Path(sysconfig.get_path(each)).resolve()) for each in ("stdlib", "purelib", "platlib")}
+)
+
+
+def late_modules(code: CodeType, package: str) -> dict[str, str]:
+    """Every module of this project that `code` imports, and all that those import -> sha256 of its file, hex.
+
+    package: of the module that holds the code, for relative imports. Installed packages are left out: they need not
+    be installed where the digest is reckoned.
+    """
+    found: dict[str, str] = {}
+    wanted = list(_imported_by(code, package))
+    while wanted:
+        module = wanted.pop()
+        if module in found:
+            continue
+        path = _file_of(module)
+        if path is not None:
+            digest, names = _read(path, module)
+            found[module] = digest
+            wanted += names
+    return found
+
+
+def _imported_by(code: CodeType, package: str) -> Iterator[str]:
+    before: list[dis.Instruction] = []
+    for instruction in dis.get_instructions(code):
+        if instruction.opname == "IMPORT_NAME":
+            level, names = before[-2].argval, before[-1].argval
+            yield from _candidates(str(instruction.argval), int(level), names or (), package)
+        if (
+            instruction.opname != "EXTENDED_ARG"
+        ):  # a prefix, where a function has more than 255 names or constants
+            before.append(instruction)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _imported_by(constant, package)
+
+
+def _candidates(module: str, level: int, names: Iterator[str] | tuple[str, ...], package: str) -> list[str]:
+    """The module that an import names, and each name of it, which may be a module too."""
+    if level:
+        parents = package.split(".")
+        module = ".".join([*parents[: len(parents) - level + 1], *([module] if module else [])])
+    return [module, *(f"{module}.{name}" for name in names)]
+
+
+@cache
+def _read(path: Path, module: str) -> tuple[str, tuple[str, ...]]:
+    """Digest of a source file, and what it imports anywhere."""
+    source = path.read_bytes()
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    names: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            told = tuple(alias.name for alias in node.names)
+            names += _candidates(node.module or "", node.level, told, package)
+    return hashlib.sha256(source).hexdigest(), tuple(names)
+
+
+@cache
+def _file_of(module: str) -> Path | None:
+    """The source of one of this project's modules; None if it is installed, built in, or no module at all."""
+    top, *rest = module.split(".")
+    try:
+        spec = importlib.util.find_spec(top)  # of a top-level name, which imports nothing
+    except (ImportError, ValueError):
+        return None
+    if spec is None:
+        return None
+    places = [Path(base, *rest) for base in spec.submodule_search_locations or ()]
+    files = [file for place in places for file in (place / "__init__.py", place.with_suffix(".py"))]
+    if not rest and spec.origin is not None:
+        files.append(Path(spec.origin))
+    for file in files:
+        if file.suffix == ".py" and file.is_file() and not str(file.resolve()).startswith(INSTALLED):
+            return file
+    return None

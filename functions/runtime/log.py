@@ -1,0 +1,255 @@
+"""What a durable invocation said while it ran: lines in the store, in segments, written as it goes on.
+
+Lines are gathered for half a second, or 64 KiB, and written as one object. Its name begins with the time of its
+first line, so that the segments of every process that worked on an invocation sort into one account. A process
+that is killed loses what it said since its last segment. A run that says nothing writes nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel
+
+from functions.runtime.secret import redact
+from registry.errors import Unavailable
+from registry.store import ObjectStore
+from registry.times import utc_now
+
+FLUSH_S = 0.5
+SEGMENT_BYTES = 64 << 10
+LINE_CHARACTERS = 8 << 10
+PENDING_BYTES = 4 << 20  # held while the store does not answer; beyond it lines are left out, and counted
+KEPT_BYTES = 64 << 20  # of one process; the same
+CLOSING_S = 5.0
+OVERLAP_MS = 10_000
+
+Source = Literal["stdout", "stderr", "log"]
+
+
+class Line(BaseModel, frozen=True):
+    """A line that a run of `function` printed or logged."""
+
+    at: datetime
+    function: str
+    source: Source
+    text: str
+
+
+class Segment(BaseModel, frozen=True):
+    """Some lines in order. name: sorts by time; reading goes on after it."""
+
+    name: str
+    lines: list[Line]
+
+
+class Progress(BaseModel, frozen=True):
+    """How far a run is: `done` of `total`, in what unit it likes, and a word about it."""
+
+    done: float
+    total: float
+    text: str
+    at: datetime
+
+
+class Recorder:
+    """Writes what one process says for an invocation; a thread of its own does it from the first word on."""
+
+    def __init__(self, store: ObjectStore, invocation: str, function: str) -> None:
+        self._store = store
+        self._invocation = invocation
+        self._function = function
+        self._kept_bytes = 0
+        self._newest_ms = 0
+        self._closed = threading.Event()
+        self.renew()
+
+    def renew(self) -> None:
+        """Begin anew in a forked process: what was pending is its parent's to write, and so are the locks it held."""
+        self._writer = uuid.uuid4().hex[:8]
+        self._pending: deque[bytes] = deque()
+        self._pending_bytes = self._left_out = self._segments = 0
+        self._progress: Progress | None = None
+        self._lock = threading.Lock()
+        self._writing = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def line(self, source: Source, text: str) -> None:
+        """Keep a line; secrets are left out of it, and what is past 8,192 characters is cut off."""
+        shown = redact(text)
+        if len(shown) > LINE_CHARACTERS:
+            shown = f"{shown[:LINE_CHARACTERS]}… ({len(shown) - LINE_CHARACTERS} more characters)"
+        made = Line(at=utc_now(), function=self._function, source=source, text=shown)
+        full = self._add(made.model_dump_json().encode())
+        if full and not self.busy:
+            self._flush()  # whoever talks that much waits for the store
+
+    def progress(self, done: float, total: float, text: str) -> None:
+        """Keep how far the run is; of several within half a second only the last is written."""
+        with self._lock:
+            self._progress = Progress(done=done, total=total, text=redact(text), at=utc_now())
+        self._begin()
+
+    def close(self) -> None:
+        """Write what is left, for five seconds at most if the store does not answer."""
+        self._closed.set()
+        if self._thread is None:
+            return
+        self._thread.join()
+        deadline = time.monotonic() + CLOSING_S
+        while not self._flush() and time.monotonic() < deadline:
+            time.sleep(FLUSH_S)
+
+    @property
+    def busy(self) -> bool:
+        """Whether this thread is writing: what the store itself logs meanwhile is not to be kept."""
+        return _writes.here
+
+    def _add(self, line: bytes) -> bool:
+        with self._lock:
+            if self._pending_bytes + len(line) > PENDING_BYTES or self._kept_bytes + len(line) > KEPT_BYTES:
+                self._left_out += 1
+                return False
+            self._pending.append(line)
+            self._pending_bytes += len(line)
+            self._kept_bytes += len(line)
+            full = self._pending_bytes >= SEGMENT_BYTES
+        self._begin()
+        return full
+
+    def _begin(self) -> None:
+        with self._lock:
+            if self._thread is None and not self._closed.is_set():
+                self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        while not self._closed.wait(FLUSH_S):
+            self._flush()
+
+    def _flush(self) -> bool:
+        """Write everything pending; whether the store took it."""
+        with self._writing, _writes:
+            try:
+                self._write_progress()
+                while lines := self._taken():
+                    self._write(lines)
+            except Unavailable:
+                return False
+            return True
+
+    def _taken(self) -> list[bytes]:
+        with self._lock:
+            lines: list[bytes] = []
+            size = 0
+            for each in self._pending:
+                if lines and size + len(each) > SEGMENT_BYTES:
+                    break
+                lines.append(each)
+                size += len(each)
+            if not lines and self._left_out:
+                lines.append(self._told_left_out())
+            return lines
+
+    def _told_left_out(self) -> bytes:
+        text = f"… {self._left_out} lines were left out: more than is kept of one process"
+        line = Line(at=utc_now(), function=self._function, source="stderr", text=text)
+        return line.model_dump_json().encode()
+
+    def _write(self, lines: list[bytes]) -> None:
+        """Put a segment, and only then forget its lines."""
+        self._newest_ms = max(self._newest_ms, int(time.time() * 1000))
+        name = f"{self._newest_ms:013d}-{self._writer}-{self._segments:06d}"
+        self._store.put(f"{_folder(self._invocation)}{name}.jsonl", b"\n".join(lines))
+        self._segments += 1
+        with self._lock:
+            if not self._pending:
+                self._left_out = 0
+            for each in lines[: len(self._pending)]:
+                self._pending.popleft()
+                self._pending_bytes -= len(each)
+
+    def _write_progress(self) -> None:
+        told, key = self._progress, progress_key(self._invocation)
+        if told is not None:
+            self._store.put(key, told.model_dump_json().encode())
+            with self._lock:
+                self._progress = None if self._progress is told else self._progress
+
+
+class _Writes(threading.local):
+    """Marks the thread that writes."""
+
+    here = False
+
+    def __enter__(self) -> None:
+        self.here = True
+
+    def __exit__(self, *_: object) -> None:
+        self.here = False
+
+
+_writes = _Writes()
+
+
+def read_log(store: ObjectStore, invocation: str, *, after: str = "") -> Iterator[Segment]:
+    """What an invocation has said so far, by time: one listing, and one read a segment.
+
+    after: name of a segment; only later ones. A segment of another process may still appear a moment before it.
+    """
+    folder = _folder(invocation)
+    for key in store.list(folder, after=f"{folder}{after}.jsonl" if after else ""):
+        data = store.find(key)
+        if data:
+            lines = [Line.model_validate_json(each) for each in data.splitlines()]
+            yield Segment(name=key.removeprefix(folder).removesuffix(".jsonl"), lines=lines)
+
+
+class Tail:
+    """Follows a log, giving each line once.
+
+    read: the segments after the one named, as many as it likes, none if there are no more.
+    """
+
+    def __init__(self, read: Callable[[str], list[Segment]]) -> None:
+        self._read = read
+        self._seen: set[str] = set()
+        self._newest_ms = 0
+
+    def news(self) -> Iterator[Line]:
+        """The lines that were not there the last time.
+
+        Reading begins a little before the newest segment: another process may name its own by an earlier moment.
+        """
+        after = f"{max(0, self._newest_ms - OVERLAP_MS):013d}"
+        while segments := self._read(after):
+            for each in segments:
+                if each.name not in self._seen:
+                    self._seen.add(each.name)
+                    yield from each.lines
+            after = segments[-1].name
+            self._newest_ms = int(after.partition("-")[0])
+
+
+def find_progress(store: ObjectStore, invocation: str) -> Progress | None:
+    """How far an invocation said it is; None if it has not."""
+    with suppress(Unavailable):  # a bar that stands still for a moment is no error
+        data = store.find(progress_key(invocation))
+        return Progress.model_validate_json(data) if data else None
+    return None
+
+
+def progress_key(invocation: str) -> str:
+    """Where an invocation says how far it is."""
+    return f"invocations/{invocation}/progress.json"
+
+
+def _folder(invocation: str) -> str:
+    return f"invocations/{invocation}/logs/"

@@ -1,0 +1,54 @@
+"""What `@function(...)` may be told, checked at import."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from functions.runtime.declaration import Cron, OnEvent, Resources, Retries
+from functions.runtime.errors import DeclarationError
+
+_SECRET = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_KINDS: dict[str, tuple[type, ...]] = {
+    "resources": (Resources,),
+    "timeout_s": (int, float, type(None)),
+    "retries": (Retries,),
+    "max_concurrency": (int, type(None)),
+    "cache": (bool,),
+    "secrets": (tuple,),
+    "warm": (int,),
+    "schedule": (tuple,),
+    "on": (tuple,),
+}
+_MEMBERS: dict[str, type] = {"secrets": str, "schedule": Cron, "on": OnEvent}
+
+
+def checked(name: str, declared: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the function `name`, schedule and on as tuples. Raises: DeclarationError."""
+    found = {each: value for each, value in declared.items() if not (value is None and each != "timeout_s")}
+    for each, member in _MEMBERS.items():
+        given = found.get(each, ())
+        found[each] = (given,) if isinstance(given, member) else tuple(given)
+        if not all(isinstance(one, member) for one in found[each]):
+            raise DeclarationError(f"{name}: {each}={given!r} must be {member.__name__}, or several")
+    for each, value in found.items():
+        if each not in _KINDS:
+            raise DeclarationError(f"{name}: no such option {each!r}; there are {', '.join(_KINDS)}")
+        if not isinstance(value, _KINDS[each]):
+            raise DeclarationError(f"{name}: {each}={value!r} must be {_KINDS[each][0].__name__}")
+    _check_values(name, found)
+    return found
+
+
+def _check_values(name: str, found: Mapping[str, Any]) -> None:
+    for each in ("timeout_s", "max_concurrency"):
+        if found.get(each) is not None and not found[each] > 0:
+            raise DeclarationError(f"{name}: {each}={found[each]!r} must be above 0, or None")
+    if found.get("warm", 0) < 0:
+        raise DeclarationError(f"{name}: warm={found['warm']!r} must be a number of workers, 0 or more")
+    for secret in found["secrets"]:
+        if not _SECRET.fullmatch(secret):
+            raise DeclarationError(
+                f"{name}: secrets={secret!r} is no name; use letters, digits and _ as in API_KEY"
+            )

@@ -1,0 +1,37 @@
+"""A topic: a journal of events, and the keys under which the latest were published."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from functions.runtime.context import Context
+from registry.journal import Entry, Fold, Journal
+
+KEYS_KEPT = 1024
+
+
+def topic_of(used: Context, topic: str) -> Fold[dict[str, int]]:
+    """The topic called `topic`; its state is event number by key."""
+    journal = Journal(used.store, f"events/{topic}", actor=used.actor)
+    return Fold(journal, {}, _keys, encode=dict, decode=dict)
+
+
+def _keys(keys: dict[str, int], entry: Entry) -> dict[str, int]:
+    key = entry.body["key"]
+    if key is None:
+        return keys
+    kept = list(keys.items())[-(KEYS_KEPT - 1) :]
+    return dict(kept) | {key: entry.number}
+
+
+def first_since(fold: Fold[dict[str, int]], at: datetime) -> int:
+    """The number of the first event published at or after `at`; the next one's if there is none. A few reads."""
+    fold.refresh()
+    low, high = 0, fold.next
+    while low < high:
+        middle = (low + high) // 2
+        if fold.journal.entry(middle).at < at:
+            low = middle + 1
+        else:
+            high = middle
+    return low

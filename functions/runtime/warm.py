@@ -1,0 +1,136 @@
+"""Workers kept waiting with a function's imports done, for functions declared with `warm=n`.
+
+They belong to an executor and attend to durable runs. Locally a warm worker is a child process that serves one run
+and is then replaced; on Ray it is an actor that serves one run after another and holds the function's resources.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from functions.runtime import cluster
+from functions.runtime.errors import FunctionError
+from functions.runtime.nursery import Child, Job, State
+
+if TYPE_CHECKING:
+    from functions.runtime.function import Function
+    from functions.runtime.work import Outcome
+
+AFTER_FAILURE_S = 30.0
+_logger = logging.getLogger(__name__)
+
+
+class Worker(Protocol):
+    """A process that attends to an invocation."""
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether it has ended, waiting so long at most."""
+        ...
+
+    def outcome(self) -> Outcome:
+        """What it returned: an Attended, or an error if it died."""
+        ...
+
+    def kill(self) -> None:
+        """End it at once."""
+        ...
+
+
+class Waiting(Protocol):
+    """A process that waits for a job."""
+
+    def state(self) -> State:
+        """What it is at."""
+        ...
+
+    def give(self, job: Job) -> Worker:
+        """Start the job in it."""
+        ...
+
+    def kill(self) -> None:
+        """End it at once."""
+        ...
+
+
+@dataclass
+class Pool:
+    """The warm workers of one executor."""
+
+    _waiting: dict[str, list[Waiting]] = field(default_factory=dict)
+    _not_before: dict[str, float] = field(default_factory=dict)
+
+    def keep(self, functions: Iterable[Function[..., Any]]) -> None:
+        """See that for each function that wants warm workers as many are waiting, or on their way."""
+        for function in functions:
+            if function.warm:
+                self._fill(function)
+
+    def take(self, function: Function[..., Any]) -> Waiting | None:
+        """A worker of the function that is ready, to be given a job at once; None if there is none."""
+        return next((each for each in self._of(function) if each.state() == "ready"), None)
+
+    def ready(self, function: Function[..., Any]) -> int:
+        """How many are waiting for work, imports done."""
+        return sum(each.state() == "ready" for each in self._of(function))
+
+    def close(self) -> None:
+        """End them all."""
+        for waiting in self._waiting.values():
+            for each in waiting:
+                each.kill()
+        self._waiting.clear()
+
+    def _of(self, function: Function[..., Any]) -> list[Waiting]:
+        return self._waiting.setdefault(_key(function), [])
+
+    def _fill(self, function: Function[..., Any]) -> None:
+        waiting, key = self._of(function), _key(function)
+        states = [each.state() for each in waiting]
+        waiting[:] = [
+            each for each, state in zip(waiting, states, strict=True) if state not in {"gone", "failed"}
+        ]
+        if "failed" in states:
+            self._pause(function, "it ended before its imports were done; can its module be imported there?")
+        while len(waiting) < function.warm and time.monotonic() >= self._not_before.get(key, 0):
+            try:
+                waiting.append(_begin(function))
+            except FunctionError as error:
+                self._pause(function, str(error))
+
+    def _pause(self, function: Function[..., Any], reason: str) -> None:
+        _logger.warning("%s: no warm worker for %s s: %s", function.name, AFTER_FAILURE_S, reason)
+        self._not_before[_key(function)] = time.monotonic() + AFTER_FAILURE_S
+
+
+class _WarmChild:
+    """A child process that has imported the function's module; good for one job."""
+
+    def __init__(self, function: Function[..., Any]) -> None:
+        module = function.reference.partition(":")[0]
+        self._child = Child(function.name, retries=function.retries, ready=module)
+        self._spent = False
+
+    def state(self) -> State:
+        return "gone" if self._spent else self._child.state()
+
+    def give(self, job: Job) -> Worker:
+        self._spent = True
+        return self._child.give(job)
+
+    def kill(self) -> None:
+        self._child.kill()
+
+
+def _key(function: Function[..., Any]) -> str:
+    where = "ray" if cluster.running() else "here"
+    return f"{where} {function.reference} {function.digest}"
+
+
+def _begin(function: Function[..., Any]) -> Waiting:
+    if cluster.running():
+        return cluster.Attendant(function.name, function, function.resources)
+    return _WarmChild(function)

@@ -1,0 +1,167 @@
+"""Bad input and faults: each is a clear error or a retry, and nothing is lost or done twice."""
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from functions import Context, Retries, function
+from functions.runtime import attendance
+from functions.runtime.attendance import Assignment, attend
+from functions.runtime.errors import InvalidResult, InvocationFailed
+from functions.runtime.executor import Executor
+from functions.runtime.invocation import Invocation, executor_of, ledger_of
+from functions.runtime.ledger import Ledger
+from functions.runtime.versions import BEFORE_GIVING_UP_S
+from registry import Unavailable, open_store, utc_now
+from registry.store import ObjectStore
+
+
+@function
+def handle() -> Any:
+    """A result that is no value."""
+    return threading.Lock()
+
+
+@function(timeout_s=30)
+def handle_in_a_process() -> Any:
+    return threading.Lock()
+
+
+@function
+def mark(path: str) -> int:
+    with open(path, "a") as file:  # noqa: PTH123
+        file.write("x\n")
+    return 7
+
+
+@function(retries=Retries(max_attempts=2, backoff_s=3600.0))
+def mark_and_fail(path: str) -> int:
+    mark.body(path)
+    raise ConnectionError("not today")
+
+
+class Faulty:
+    """A store that is away for the requests whose numbers are `away`, before or after they have had their effect."""
+
+    def __init__(self, store: ObjectStore, away: range, *, after_effect: bool) -> None:
+        self.store = store
+        self.away = away
+        self.after_effect = after_effect
+        self.asked = 0
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.store, name)
+        if name not in {"get", "find", "create", "put", "list", "delete"}:
+            return method
+
+        def asked(*args: Any, **kwargs: Any) -> Any:
+            number, self.asked = self.asked, self.asked + 1
+            if number in self.away and not self.after_effect:
+                raise Unavailable("503 Slow Down")
+            result = method(*args, **kwargs)
+            if number in self.away:
+                raise Unavailable("timed out waiting for the answer")
+            return result
+
+        return asked
+
+    def __reduce__(self) -> Any:
+        return open_store, (self.store.url,)
+
+
+def away(used: Context, first: int, count: int = 1, *, after_effect: bool) -> Context:
+    store: Any = Faulty(used.store, range(first, first + count), after_effect=after_effect)
+    return replace(used, store=store)
+
+
+@pytest.mark.parametrize("target", [handle, handle_in_a_process], ids=["thread", "process"])
+def test_a_result_that_is_no_value_is_said_to_be_at_every_door(used: Context, target: Any) -> None:
+    with pytest.raises(InvalidResult, match=r"returned .*lock"):
+        target.call_json({})
+    with pytest.raises(InvalidResult, match="lock"):
+        target.signature.dump_result(target.remote_json({}).result(60))
+    with pytest.raises(InvocationFailed, match=r"InvalidResult: .*returned .*lock"):
+        target.submit().result(60)
+
+
+@pytest.mark.parametrize("after_effect", [False, True], ids=["503", "timeout"])
+@pytest.mark.parametrize("number", range(5))
+def test_a_submission_that_fails_anywhere_is_repeated_with_its_key_and_runs_once(
+    used: Context, traces: Any, soon: Callable[..., None], number: int, *, after_effect: bool
+) -> None:
+    faulty = away(used, number, after_effect=after_effect)
+    first = Ledger(faulty.store, actor="ada")
+    with suppress(Unavailable):
+        first.submit(mark, {"path": traces.path}, key="k")
+    assert faulty.store.asked > number  # it did meet the fault
+    repeated = first.submit(mark, {"path": traces.path}, key="k")
+    assert Invocation[int](repeated, used).result(30) == 7
+    assert first.submit(mark, {"path": traces.path}, key="k") == repeated
+    soon(lambda: executor_of(used).poll() == 0)
+    assert traces.read() == ["x"]
+
+
+@pytest.mark.parametrize("after_effect", [False, True], ids=["503", "timeout"])
+@pytest.mark.parametrize("count", [1, 4])
+def test_work_that_is_done_is_recorded_when_the_store_is_back_and_not_done_again(
+    used: Context, traces: Any, monkeypatch: pytest.MonkeyPatch, count: int, *, after_effect: bool
+) -> None:
+    monkeypatch.setattr(attendance.time, "sleep", lambda _: None)
+    identifier = ledger_of(used).submit(mark, {"path": traces.path})
+    followed = ledger_of(used).follow(identifier)
+    faulty = away(used, 1, count, after_effect=after_effect)  # request 0 is the claim, then comes the result
+    attend(
+        Assignment(
+            mark, followed.record, followed.head, faulty, lease_s=15.0, code_patience_s=BEFORE_GIVING_UP_S
+        )
+    )
+    record = ledger_of(used).read(identifier)
+    assert (record.status, record.attempts, record.length) == ("succeeded", 1, 3)
+    assert traces.read() == ["x"]
+
+
+class Jumping:
+    """A wall clock that someone sets."""
+
+    def __init__(self) -> None:
+        self.by = timedelta(0)
+
+    def __call__(self) -> datetime:
+        return utc_now() + self.by
+
+
+@pytest.mark.parametrize("jump", [timedelta(days=-1), timedelta(days=1)], ids=["back", "forth"])
+def test_a_clock_that_jumps_before_the_start_holds_nothing_up(
+    used: Context, traces: Any, soon: Callable[..., None], jump: timedelta
+) -> None:
+    clock = Jumping()
+    ledger = Ledger(used.store, actor="ada", clock=clock)
+    executor = Executor(used, ledger)
+    identifier = ledger.submit(mark, {"path": traces.path})
+    clock.by = jump
+    soon(lambda: executor.poll() == 0)
+    assert ledger.read(identifier).status == "succeeded"
+    assert traces.read() == ["x"]
+    executor.close()
+
+
+def test_a_clock_that_jumps_while_a_run_waits_to_be_tried_again_loses_nothing(
+    used: Context, traces: Any, soon: Callable[..., None]
+) -> None:
+    clock = Jumping()
+    ledger = Ledger(used.store, actor="ada", clock=clock)
+    executor = Executor(used, ledger)
+    identifier = ledger.submit(mark_and_fail, {"path": traces.path})
+    soon(lambda: executor.poll() and ledger.read(identifier).status == "failed")
+    clock.by = -timedelta(days=1)
+    executor.poll()
+    assert (ledger.read(identifier).status, len(traces.read())) == ("failed", 1)
+    clock.by = timedelta(days=1)
+    soon(lambda: executor.poll() == 0)
+    assert (ledger.read(identifier).status, len(traces.read())) == ("dead", 2)
+    executor.close()

@@ -1,0 +1,264 @@
+"""A ten-step workflow, killed after each step in turn: its driver, its worker, the whole cluster it ran on.
+
+The workflow stands still where the test wants it to, until the test lets it go on, so every kill falls where it is
+meant to. The short version is in the suite; `make prove` kills each victim after each step, and after all of them.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Collection, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from functions import Context, use_context
+from functions.runtime import invocation as invocations
+from functions.runtime.schedule import run_due, status
+from registry import open_store
+
+ROOT = Path(__file__).parents[3]
+STEPS = range(10)
+TOKEN = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": "0123456789abcdef" * 2,
+}  # a cluster's drivers need the same
+AFTER_EACH = [pytest.param([step], id=f"after-{step + 1}") for step in STEPS]
+AFTER_ALL = pytest.param(STEPS, id="after-all")
+VICTIMS = [
+    pytest.param("driver", "local", id="driver-local"),
+    pytest.param("worker", "local", id="worker-local"),
+    pytest.param("driver", "live cluster", id="driver-ray", marks=pytest.mark.ray),
+    pytest.param("worker", "live cluster", id="worker-ray", marks=pytest.mark.ray),
+    pytest.param("cluster", "own cluster", id="cluster-ray", marks=pytest.mark.ray),
+]
+
+
+@pytest.fixture(scope="module")
+def proof() -> Any:
+    sys.path.insert(0, str(Path(__file__).parent))
+    import proof_kitchen
+
+    yield proof_kitchen
+    sys.path.remove(str(Path(__file__).parent))
+
+
+class Kitchen:
+    """A process in a session of its own, with whatever it started; `said` is its first line."""
+
+    def __init__(self, call: str, environment: dict[str, str]) -> None:
+        environment = os.environ | TOKEN | environment
+        environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{Path(__file__).parent}"
+        code = f"import proof_kitchen; proof_kitchen.{call}"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert self.process.stdout is not None
+        self.said = self.process.stdout.readline().strip()
+        assert self.said
+
+    def members(self) -> list[int]:
+        """The living processes of the session: on Ray the GCS, the raylet, every worker."""
+        return [pid for pid in _pids() if _session_of(pid) == self.process.pid]
+
+    def kill(self) -> int:
+        """SIGKILL for all of them; returns how many there were."""
+        killed: set[int] = set()
+        while found := self.members():
+            for pid in found:
+                _kill(pid)
+            killed.update(found)
+            if self.process.poll() is None:
+                self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return len(killed)
+
+
+def _pids() -> list[int]:
+    return [int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit()]
+
+
+def _session_of(pid: int) -> int | None:
+    try:
+        state, _, _, session = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:4]
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if state == "Z" else int(session)
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:  # it ended by itself meanwhile
+        return
+
+
+@pytest.fixture(scope="module")
+def live_cluster() -> Iterator[str]:
+    """The address of a cluster that outlives the drivers on it."""
+    holder = Kitchen("hold()", {})
+    yield holder.said
+    holder.kill()
+
+
+@pytest.fixture
+def start(used: Context) -> Iterator[Callable[[str], Kitchen]]:
+    running: list[Kitchen] = []
+
+    def started(call: str) -> Kitchen:
+        running.append(Kitchen(call, {"TOQUE_STORE": used.store_url, "TOQUE_ACTOR": used.actor}))
+        return running[-1]
+
+    yield started
+    for kitchen in running:
+        kitchen.kill()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(proof: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], list[str]]:
+    """The effects and the result of a run that nobody disturbs."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    url = f"file://{folder / 'store'}"
+    for step in STEPS:
+        (folder / f"go{step}").touch()
+    with use_context(Context(open_store(url), url, actor="ada")) as used:
+        result = proof.gated.submit(str(folder)).result(60)
+        invocations.executor_of(used).close()
+    return (folder / "effects").read_text().split(), result
+
+
+class Stage:
+    """The workflow under test, which stands still after some steps, and the files that it and the test talk by."""
+
+    def __init__(self, proof: Any, folder: Path, soon: Callable[..., None]) -> None:
+        self.folder = folder
+        self.soon = soon
+        self.invocation = proof.gated.submit(str(folder))
+        self.pid = folder / "pid"
+
+    def stand_only_after(self, steps: Collection[int]) -> None:
+        for step in STEPS:
+            if step not in steps:
+                (self.folder / f"go{step}").touch()
+
+    def worker_after(self, step: int) -> int:
+        """Wait until the workflow stands after a step, recorded; returns the process that runs it."""
+        self.soon(lambda: len(self.invocation.record().steps) == step + 1 and self.pid.exists(), within_s=60)
+        self.soon(self.pid.read_text, within_s=5)
+        return int(self.pid.read_text())
+
+    def let_go(self, step: int, worker: int) -> None:
+        """Let it go on, now that who ran it is no more."""
+        self.soon(lambda: _session_of(worker) is None)
+        self.pid.unlink()
+        (self.folder / f"go{step}").touch()
+
+
+@pytest.fixture
+def stage(proof: Any, used: Context, tmp_path: Path, soon: Callable[..., None]) -> Stage:
+    return Stage(proof, tmp_path, soon)
+
+
+@pytest.fixture
+def kitchens(request: pytest.FixtureRequest, start: Any) -> Callable[[str], Callable[[], Kitchen]]:
+    """What starts an executor in such a place."""
+
+    def at(where: str) -> Callable[[], Kitchen]:
+        address = request.getfixturevalue("live_cluster") if where == "live cluster" else where
+        return lambda: start(f"main({address!r})")
+
+    return at
+
+
+def survive(stage: Stage, start: Callable[[], Kitchen], victim: str, steps: Collection[int]) -> None:
+    """Kill the victim after each of these steps, and start anew what went with it."""
+    stage.stand_only_after(steps)
+    kitchen = start()
+    for step in steps:
+        worker = stage.worker_after(step)
+        if victim == "worker":
+            _kill(worker)
+        else:
+            assert kitchen.kill() >= (4 if victim == "cluster" else 1)  # driver, GCS, raylet, worker
+        stage.let_go(step, worker)
+        if victim != "worker":
+            kitchen = start()
+    stage.soon(lambda: stage.invocation.status() == "succeeded", within_s=60)
+
+
+def as_if_undisturbed(stage: Stage, undisturbed: tuple[list[str], list[str]]) -> bool:
+    return ((stage.folder / "effects").read_text().split(), stage.invocation.result(5)) == undisturbed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("victim", "where"), VICTIMS[:2])
+def test_a_workflow_killed_twice_has_each_effect_once(
+    stage: Stage, kitchens: Any, undisturbed: Any, victim: str, where: str
+) -> None:
+    survive(stage, kitchens(where), victim, [4, 9])
+    assert as_if_undisturbed(stage, undisturbed)
+    assert stage.invocation.record().lost == 2
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_workflow_whose_cluster_is_killed_whole_has_each_effect_once(
+    stage: Stage, kitchens: Any, undisturbed: Any
+) -> None:
+    survive(stage, kitchens("own cluster"), "cluster", [4])
+    assert as_if_undisturbed(stage, undisturbed)
+    assert stage.invocation.record().lost == 1
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("steps", [*AFTER_EACH, AFTER_ALL])
+@pytest.mark.parametrize(("victim", "where"), VICTIMS)
+def test_a_workflow_killed_after_any_step_has_each_effect_once(
+    stage: Stage, kitchens: Any, undisturbed: Any, victim: str, where: str, steps: Collection[int]
+) -> None:
+    survive(stage, kitchens(where), victim, steps)
+    assert as_if_undisturbed(stage, undisturbed)
+    assert stage.invocation.record().lost == len(steps)
+
+
+@pytest.mark.parametrize(
+    "ticks", [pytest.param(12, marks=pytest.mark.slow), pytest.param(100, marks=pytest.mark.proof)]
+)
+def test_three_tickers_of_which_one_is_killed_fire_each_tick_once(
+    proof: Any, used: Context, start: Any, tmp_path: Path, soon: Callable[..., None], ticks: int
+) -> None:
+    noon, clock = datetime(2024, 3, 1, 12, tzinfo=UTC), tmp_path / "now"
+    clock.write_text(noon.isoformat())
+    run_due(used, now=noon, schedules=[proof.OFTEN])  # from here on ticks count
+    tickers = [start(f"tick({str(tmp_path)!r})") for _ in range(3)]
+    ledger = invocations.ledger_of(used)
+
+    def fired() -> int:
+        return status(used, schedules=[proof.OFTEN])[0].fired
+
+    for minute in range(ticks // 4, ticks + 1, ticks // 4):
+        _write(clock, (noon + timedelta(minutes=minute)).isoformat())
+        soon(lambda: fired() >= minute - ticks // 10, within_s=60)  # noqa: B023
+        if minute == ticks // 2:
+            tickers[0].kill()  # while ticks are still to fire, and one of them runs
+    soon(lambda: fired() == ticks, within_s=60)
+    soon(lambda: len(list(ledger.invocations(limit=1000))) == ticks, within_s=10)
+    found = list(ledger.invocations(limit=1000))
+    soon(lambda: all(ledger.read(each.id).status == "succeeded" for each in found), within_s=60)
+    fired_at = [datetime.fromisoformat(ledger.arguments(each)["at"]).isoformat() for each in found]
+    expected = {(noon + timedelta(minutes=minute)).isoformat() for minute in range(1, ticks + 1)}
+    assert (len(fired_at), set(fired_at)) == (ticks, expected)
+
+
+def _write(path: Path, text: str) -> None:
+    beside = path.with_suffix(".new")
+    beside.write_text(text)
+    beside.replace(path)
