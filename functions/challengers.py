@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from functions.evaluation import Gate, GateResult, evaluate_gate
 from functions.features import build_training_set
@@ -16,21 +16,29 @@ from functions.project import ModelDefinition
 from functions.retraining_policy import RetrainingPolicy, Running, TrainingWindow
 from functions.runtime.context import context
 from functions.training import Trained, train_tabular
+from functions.training.params import Task
 from registry import Table, TableSnapshot
 
 BEGINNING = datetime(1970, 1, 2, tzinfo=UTC)  # earlier than any row
+_LOSSES: dict[Task, str] = {"binary": "log_loss", "multiclass": "log_loss", "regression": "rmse"}
 _logger = logging.getLogger(__name__)
 
 
 class Challenger(BaseModel):
-    """One candidate of a retrain. passed: its gate; log_loss: on the held-out rows. problem: why it came to nothing."""
+    """One candidate of a retrain.
+
+    passed: its gate; loss: on the held-out rows, the log loss or a number's root mean squared error. problem: why it came to
+    nothing.
+    """
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     window: str
     version: int | None = None
     passed: bool = False
-    log_loss: float | None = None
+    loss: float | None = Field(
+        default=None, validation_alias=AliasChoices("loss", "log_loss")
+    )  # as it was called
     problem: str = ""
 
 
@@ -59,9 +67,7 @@ def _gate(definition: ModelDefinition, policy: RetrainingPolicy) -> Gate:
 def best_of(challengers: Sequence[Challenger]) -> Challenger | None:
     """The one with the lowest loss of those that passed, or None."""
     passed = [
-        (one.log_loss, place)
-        for place, one in enumerate(challengers)
-        if one.passed and one.log_loss is not None
+        (one.loss, place) for place, one in enumerate(challengers) if one.passed and one.loss is not None
     ]
     return challengers[min(passed)[1]] if passed else None
 
@@ -130,7 +136,7 @@ def _judged(
         window=window.name,
         version=outcome.version,
         passed=result.passed,
-        log_loss=result.metrics.get("log_loss"),
+        loss=result.metrics.get(_LOSSES[definition.training.task]),
         problem="" if result.passed else _why(result),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +14,19 @@ Loss = Literal["log_loss", "squared_error"]
 Floats = npt.NDArray[np.float64]
 
 
+class Scorer(Protocol):
+    """A loaded version: arrays by input name in, arrays by output name out."""
+
+    def predict(self, inputs: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Score rows."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Scored:
     """Predictions, one element a row, in order of prediction time.
 
-    at: microseconds since the epoch. unit: the request's unit, its id where it has none.
+    at: microseconds since the epoch. unit: the request's unit, its id where it has none (one for all its rows).
     answered: whether the outputs are there and finite. label: NaN until it came, or where it cannot be one.
     output: the first output. loss: NaN unless answered and labelled. expected: the loss that a probability leads to
     expect if it is right, its entropy; NaN for other outputs.
@@ -77,7 +85,7 @@ def score(rows: pa.Table, *, loss: Loss = "log_loss", clip: float = 0.01, cap: f
         id=ids,
         version=rows["version"].to_numpy(),
         shadow=rows["shadow"].to_numpy(zero_copy_only=False).astype(bool),
-        unit=np.array([own or name for own, name in zip(unit, ids, strict=True)], dtype=object),
+        unit=np.array([own or _request(name) for own, name in zip(unit, ids, strict=True)], dtype=object),
         at=rows["predicted_at"].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy(),
         latency_ms=_floats(rows["latency_ms"]),
         answered=answered,
@@ -86,6 +94,26 @@ def score(rows: pa.Table, *, loss: Loss = "log_loss", clip: float = 0.01, cap: f
         loss=realised,
         expected=expected,
     )
+
+
+def rescore(rows: pa.Table, scorer: Scorer) -> Floats:
+    """What another version says of logged rows, from the vectors that were logged: (rows,) first outputs.
+
+    scorer: a tabular version with the inputs `numeric` and `categorical`.
+    """
+    if not rows.num_rows:
+        return np.empty(0)
+    numeric = np.stack(rows["numeric"].to_numpy(zero_copy_only=False)).astype(np.float32)
+    texts = rows["categorical"].to_pylist()
+    categorical = np.array(texts, dtype=object).reshape(rows.num_rows, -1)
+    outputs = scorer.predict({"numeric": numeric, "categorical": categorical})
+    return np.asarray(next(iter(outputs.values())), dtype=np.float64).reshape(rows.num_rows, -1)[:, 0]
+
+
+def _request(row_id: str) -> str:
+    """The request of a row: rows of a request with several are called `{id}:{row}`."""
+    request, _, row = row_id.rpartition(":")
+    return request if request and row.isdecimal() else row_id
 
 
 def _outputs(column: pa.ChunkedArray) -> tuple[Floats, npt.NDArray[np.int64], npt.NDArray[np.int64]]:

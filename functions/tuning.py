@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import math
 import time
+from typing import TYPE_CHECKING
 
-import ray
 from pydantic import BaseModel, ConfigDict
 
 from functions.runtime.context import context
 from functions.runtime.declaration import Resources
 from functions.runtime.function import function
 from functions.training.errors import TrainingError
-from functions.training.fitting import Columns, prepare
 from functions.training.params import TabularParams, run_params
-from functions.training.space import DEFAULT_SPACE, Choice, Range, Space, draw_points
-from functions.training.trials import Trial, TrialTracker, run_trials
+from functions.training.space import DEFAULT_SPACE, Choice, Range, Space, Trial, draw_points
 from registry import Run, Table, TableSnapshot
+
+if TYPE_CHECKING:
+    from functions.training.fitting import Columns
 
 __all__ = ["DEFAULT_SPACE", "Choice", "Range", "Space", "Sweep", "Trial", "tune_tabular"]
 
@@ -59,8 +60,15 @@ def tune_tabular(
     params: the settings that the space does not vary, and the first trial; space: parameter -> what to draw from;
     num_samples: trials; max_epochs: epochs of the longest trial (default: those of params); concurrency: trials at a
     time, each with `cpus_per_trial`; experiment: where sweep and trials are tracked (default: "{model}-sweep").
+    A sweep that was interrupted repeats no finished trial when it is asked for again.
     Raises: TrainingDataError for a space or data that cannot be used; TrainingError if no Ray runs or every trial fails.
     """
+    import ray  # late, all four: torch and Ray Tune are for whoever sweeps
+
+    from functions.training.cost import billed
+    from functions.training.fitting import Columns, prepare
+    from functions.training.trials import TrialTracker, finished_trials, run_trials
+
     if not ray.is_initialized():
         raise TrainingError("a sweep needs a Ray cluster: call ray.init() first, or train with train_tabular")
     base = params if max_epochs is None else params.model_copy(update={"epochs": max_epochs})
@@ -68,18 +76,33 @@ def tune_tabular(
     columns = Columns(tuple(numeric), tuple(categorical), label)
     registry, name = context().registry(), experiment or f"{model}-sweep"
     code = tune_tabular.digest
-    with registry.start_run(
-        name,
-        name=f"sweep {model}",
-        params=run_params(base, num_samples=num_samples, label=label),
-        tags={"kind": "sweep", "model": model},
-        datasets=[training_set],
-        code=code,
-    ) as run:
+    key = _key(training_set, columns, points, code)
+    prices = context().prices
+    with (
+        registry.start_run(
+            name,
+            name=f"sweep {model}",
+            params=run_params(base, num_samples=num_samples, label=label),
+            tags={"kind": "sweep", "model": model, "sweep_key": key},
+            datasets=[training_set],
+            code=code,
+        ) as run,
+        billed(run, prices) as bill,
+    ):
         began = time.perf_counter()
         table = Table(registry.store, training_set.name)
         prepared = prepare(columns.read(table, training_set), columns, base)
-        tracker = TrialTracker(registry, name, parent=run.id, points=points, dataset=training_set, code=code)
+        done = finished_trials(registry, name, key, points)
+        tracker = TrialTracker(
+            registry,
+            name,
+            parent=run.id,
+            points=points,
+            dataset=training_set,
+            code=code,
+            done=done,
+            prices=prices,
+        )
         run_trials(
             prepared,
             [point.settled(len(prepared.train)) for point in points],
@@ -87,7 +110,22 @@ def tune_tabular(
             concurrency=concurrency,
             cpus_per_trial=cpus_per_trial,
         )
+        bill.others = tracker.spent()
         return _best(run, tracker.trials(), time.perf_counter() - began)
+
+
+def _key(training_set: TableSnapshot, columns: Columns, points: list[TabularParams], code: str) -> str:
+    """What names a sweep: all that its trials depend on."""
+    from functions.training.checkpoints import digest_of  # late: it stands beside what torch writes
+
+    return digest_of(
+        {
+            "training_set": training_set.model_dump(),
+            "columns": [list(columns.numeric), list(columns.categorical), columns.label],
+            "points": [point.model_dump(mode="json") for point in points],
+            "code": code,
+        }
+    )
 
 
 def _best(run: Run, trials: list[Trial], seconds: float) -> Sweep:

@@ -1,15 +1,19 @@
 """The kitchen: learns models from training sets, writes them as plain tensor programs, and reads them back.
 
-It knows tables, the registry and Ray Train. It must not know who serves a model, nor how it is rolled out.
+It knows tables, the registry and Ray Train. It must not know who serves a model, nor how it is rolled out. torch and Ray
+Train are imported when something is trained or scored, not before: most processes only know what could be.
 """
 
 from functions.training.errors import ArtifactRefused, TrainingDataError, TrainingDiverged, TrainingError
-from functions.training.params import TabularParams
+from functions.training.params import RecipeParams, TabularParams
+from functions.training.recipe import Recipe, train_recipe
 from functions.training.scoring import ScoringModel, example_arrays, load
 from functions.training.tabular import Trained, train_tabular
 
 __all__ = [
     "ArtifactRefused",
+    "Recipe",
+    "RecipeParams",
     "ScoringModel",
     "TabularParams",
     "Trained",
@@ -18,5 +22,6 @@ __all__ = [
     "TrainingError",
     "example_arrays",
     "load",
+    "train_recipe",
     "train_tabular",
 ]

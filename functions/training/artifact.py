@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from functions.training.fitting import Columns, Fitted
 from functions.training.params import TabularParams
 from functions.training.program import export_program, save_program
 from functions.training.scoring import DESCRIPTION_FILE, PROGRAM_FILE, ScoringModel, load
+from functions.training.target import Target
 from registry.signature import Signature, TensorSpec
 
 EXAMPLE_ROWS = 2
 _PARITY_ATOL = 1e-5
 
 
-def tabular_signature(columns: Columns, table: pa.Table) -> Signature:
+def tabular_signature(columns: Columns, table: pa.Table, target: Target) -> Signature:
     """What callers send (numbers and texts, by column) and get, with the first rows of `table` as the example."""
     rows = table.slice(0, EXAMPLE_ROWS)
     numbers = [[_number(value) for value in row] for row in _rows(rows, columns.numeric)]
@@ -42,7 +44,7 @@ def tabular_signature(columns: Columns, table: pa.Table) -> Signature:
                 columns=list(columns.categorical),
             ),
         ],
-        outputs=[TensorSpec(name="probability", datatype="FP32", shape=[-1, 1])],
+        outputs=[target.spec],
         example={"numeric": numbers, "categorical": texts},
     )
 
@@ -72,6 +74,8 @@ def _description(
         "kind": "tabular",
         "format": 1,
         "signature": signature.model_dump(mode="json"),
+        "task": params.task,
+        "target": asdict(fitted.scorer.target),
         "label": columns.label,
         "params": params.model_dump(mode="json"),
         "inverse_temperature": fitted.inverse_temperature,
@@ -89,8 +93,8 @@ def _check_read_back(fitted: Fitted, loaded: ScoringModel) -> None:
         with torch.inference_mode():
             wanted = fitted.scorer(part.numeric, part.categorical).numpy()
         got = loaded.predict({"numeric": part.numeric.numpy(), "categorical": part.categorical.numpy()})
-        gap = float(np.abs(wanted - got["probability"]).max())
-        if not gap <= _PARITY_ATOL:
+        gap = float(np.abs(wanted - next(iter(got.values()))).max())
+        if not gap <= _PARITY_ATOL * max(1.0, float(np.abs(wanted).max())):
             raise TrainingError(
                 f"the saved model answers {rows} rows otherwise than the one in memory, by {gap:.3g}: not registered"
             )

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from functions.training.dataset import category_matrix, numeric_matrix
 from functions.training.errors import TrainingDataError
+from functions.training.matrices import category_matrix, numeric_matrix
 from registry.signature import Signature
 
 

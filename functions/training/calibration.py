@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import cross_entropy
 
 _STEPS = 50
 _TOLERANCE = 1e-8
@@ -17,20 +17,25 @@ _RIDGE = 10.0  # towards 1, as strong as some tens of rows: a hundred rows held 
 
 
 def fit_inverse_temperature(logits: Tensor, label: Tensor) -> float:
-    """The factor on logits (rows,) that lowers the log loss of `label` (rows,) most, by Newton's method.
+    """The factor on logits that lowers the log loss of `label` (rows,) most, by Newton's method.
 
+    logits: (rows, classes), with labels that are places among the classes; or (rows,), with labels of 0 and 1.
     Returns: a positive factor; 1.0 where no factor is better, so the order of predictions never changes.
     Source: Guo et al., On Calibration of Modern Neural Networks, 2017.
     """
-    z, y = logits.double(), label.double()
+    z, y = logits.double(), label.long()
+    if z.ndim == 1:
+        z = torch.stack([torch.zeros_like(z), z], dim=1)
+    chosen = float(z.gather(1, y.unsqueeze(1)).sum())
     factor = 1.0
     for _ in range(_STEPS):
-        p = torch.sigmoid(factor * z)
-        gradient = float((z * (p - y)).sum()) + _RIDGE * (factor - 1.0)
-        curvature = float((z * z * p * (1 - p)).sum()) + _RIDGE
+        p = torch.softmax(factor * z, dim=1)
+        mean = (p * z).sum(dim=1, keepdim=True)
+        gradient = float(mean.sum()) - chosen + _RIDGE * (factor - 1.0)
+        curvature = float((p * (z - mean) ** 2).sum()) + _RIDGE
         step = max(-0.5, min(0.5, gradient / curvature))
         factor -= step
         if abs(step) < _TOLERANCE:
             break
-    before, after = (float(binary_cross_entropy_with_logits(x, y)) for x in (z, factor * z))
+    before, after = (float(cross_entropy(x, y)) for x in (z, factor * z))
     return factor if factor > 0 and after < before else 1.0

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
 from functions.training.errors import TrainingDataError
-from kernels.hashing import hash_strings
+from functions.training.matrices import (
+    binary_labels,
+    category_matrix,
+    class_labels,
+    named_column,
+    number_labels,
+    numeric_matrix,
+)
+from functions.training.params import Split, Task
 
 TIME_COLUMN = "event_timestamp"
-Split = Literal["days", "time", "random"]
 _DAY_US = 86_400_000_000
 _Mask = npt.NDArray[np.bool_]
 
@@ -27,74 +32,20 @@ class TabularData:
     """Raw rows of a data set.
 
     numeric: (rows, features) float32, NaN where missing; categorical: (rows, columns) int64 hashes, 0 where missing;
-    label: (rows,) float32.
+    label: (rows,) float32 of 0 and 1; of several classes int64, places among the names in `classes`; of numbers float64.
     """
 
     numeric: Tensor
     categorical: Tensor
     label: Tensor
+    classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.label.shape[0]
 
     def take(self, rows: Tensor) -> TabularData:
         """The given rows, in the given order."""
-        return TabularData(self.numeric[rows], self.categorical[rows], self.label[rows])
-
-
-def numeric_matrix(table: pa.Table, columns: Sequence[str]) -> npt.NDArray[Any]:
-    """The named columns as (rows, columns) float32; null becomes NaN.
-
-    Raises: TrainingDataError if a column is absent or not a number.
-    """
-    out = np.empty((table.num_rows, len(columns)), dtype=np.float32)
-    for j, name in enumerate(columns):
-        column = _column(table, name)
-        if not (
-            pa.types.is_integer(column.type)
-            or pa.types.is_floating(column.type)
-            or pa.types.is_boolean(column.type)
-            or pa.types.is_null(column.type)
-        ):
-            raise TrainingDataError(
-                f"numeric column {name!r} has type {column.type}: cast it to a number or list it as categorical"
-            )
-        out[:, j] = pc.fill_null(column.cast(pa.float32(), safe=False), np.nan).to_numpy()
-    return out
-
-
-def category_matrix(table: pa.Table, columns: Sequence[str]) -> npt.NDArray[Any]:
-    """The named columns as (rows, columns) int64 hashes of their text; null becomes 0.
-
-    Integers are hashed as their decimal digits, booleans as "true" and "false".
-    Raises: TrainingDataError if a column is absent or holds fractions or times, which have no one text.
-    """
-    out = np.empty((table.num_rows, len(columns)), dtype=np.int64)
-    for j, name in enumerate(columns):
-        column = _column(table, name)
-        if pa.types.is_floating(column.type) or pa.types.is_temporal(column.type):
-            raise TrainingDataError(
-                f"categorical column {name!r} has type {column.type}: list it as numeric or store it as text"
-            )
-        out[:, j] = hash_strings(column.cast(pa.string()))
-    return out
-
-
-def binary_labels(table: pa.Table, label: str) -> npt.NDArray[np.float32]:
-    """The label column as (rows,) float32 of zeros and ones.
-
-    Raises: TrainingDataError if it is absent, has a null, or another value.
-    """
-    column = _column(table, label)
-    if column.null_count:
-        raise TrainingDataError(
-            f"label column {label!r} has {column.null_count} nulls in {table.num_rows} rows: leave those rows out"
-        )
-    values: npt.NDArray[np.float32] = column.cast(pa.float32()).to_numpy()
-    found = np.unique(values)
-    if not np.isin(found, [0.0, 1.0]).all():
-        raise TrainingDataError(f"label column {label!r} must hold 0 and 1 only, found {found[:5].tolist()}")
-    return values
+        return TabularData(self.numeric[rows], self.categorical[rows], self.label[rows], self.classes)
 
 
 def require_both_classes(label: Tensor, where: str) -> None:
@@ -108,7 +59,7 @@ def require_both_classes(label: Tensor, where: str) -> None:
 
 
 def tabular_data(
-    table: pa.Table, *, numeric: Sequence[str], categorical: Sequence[str], label: str
+    table: pa.Table, *, numeric: Sequence[str], categorical: Sequence[str], label: str, task: Task = "binary"
 ) -> TabularData:
     """Read the named columns of a table of examples.
 
@@ -119,13 +70,24 @@ def tabular_data(
         raise TrainingDataError("the table has no rows: there is nothing to learn from")
     if not numeric and not categorical:
         raise TrainingDataError("no feature columns were named: name some as numeric or categorical")
-    labels = torch.tensor(binary_labels(table, label))
-    require_both_classes(labels, f"label column {label!r}")
+    classes, labels = _labels(table, label, task)
     return TabularData(
         torch.from_numpy(numeric_matrix(table, numeric)),
         torch.from_numpy(category_matrix(table, categorical)),
         labels,
+        classes,
     )
+
+
+def _labels(table: pa.Table, label: str, task: Task) -> tuple[tuple[str, ...], Tensor]:
+    if task == "multiclass":
+        classes, places = class_labels(table, label)
+        return classes, torch.from_numpy(places)
+    if task == "regression":
+        return (), torch.tensor(number_labels(table, label))
+    labels = torch.tensor(binary_labels(table, label))
+    require_both_classes(labels, f"label column {label!r}")
+    return (), labels
 
 
 def split_rows(table: pa.Table, *, valid_fraction: float, by: Split, seed: int) -> tuple[Tensor, Tensor]:
@@ -167,12 +129,6 @@ _SPLITS = {"time": _last_part, "days": _whole_days, "random": _some_rows}
 
 
 def _times(table: pa.Table) -> npt.NDArray[np.int64]:
-    times = _column(table, TIME_COLUMN).cast(pa.timestamp("us", "UTC"))
+    times = named_column(table, TIME_COLUMN).cast(pa.timestamp("us", "UTC"))
     micros: npt.NDArray[np.int64] = times.cast(pa.int64()).to_numpy()
     return micros
-
-
-def _column(table: pa.Table, name: str) -> pa.ChunkedArray:
-    if name not in table.column_names:
-        raise TrainingDataError(f"column {name!r} is not in the table, which has {table.column_names}")
-    return table.column(name)

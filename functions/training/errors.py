@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class TrainingError(Exception):
+class TrainingError(ValueError):
     """Base of the errors of training, scoring and evaluation."""
 
 

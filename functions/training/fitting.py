@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import pyarrow as pa
 import torch
+from torch import Tensor
 
-from functions.evaluation.metrics import METRICS
-from functions.training.calibration import fit_inverse_temperature
+from functions.training.checkpoints import Checkpoints
 from functions.training.dataset import (
     TIME_COLUMN,
     TabularData,
-    require_both_classes,
     split_rows,
     tabular_data,
 )
-from functions.training.loop import Epoch, Examples, Trainer, World, score_logits
+from functions.training.lesson import Examples, TabularLesson
+from functions.training.loop import Epoch, OnEpoch, Trainer, train
 from functions.training.network import TabularNet
 from functions.training.params import TabularParams
-from functions.training.preprocessing import Preprocessing, fit_preprocessing
+from functions.training.preprocessing import Encoded, Preprocessing, fit_preprocessing
 from functions.training.scorer import TabularScorer
+from functions.training.start import Start
+from functions.training.target import Target, target_of
+from functions.training.world import Alone, World
 from registry import Table, TableSnapshot
 
-OnEpoch = Callable[[Epoch], None]
+_SCORING_ROWS = 16_384  # rows scored at once: few enough for the cache of a core
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +50,17 @@ class Columns:
 class Prepared:
     """Everything that is done once before the first epoch.
 
-    sample: a few raw training rows, for the export and for the recorded example.
+    start: the version whose weights training begins with, or None; label: (rows,) of the rows held out, as in the table; sample: a few raw training rows, for the export and for the
+    recorded example.
     """
 
     preprocessing: Preprocessing
+    target: Target
     train: Examples
     valid: Examples
+    label: Tensor
     sample: TabularData
+    start: Start | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,39 +80,50 @@ class Fitted:
     sample: TabularData
 
 
-def prepare(table: pa.Table, columns: Columns, params: TabularParams) -> Prepared:
-    """Split, learn the preprocessing from the training part, and encode both parts.
+def prepare(table: pa.Table, columns: Columns, params: TabularParams, start: Start | None = None) -> Prepared:
+    """Split, learn the preprocessing from the training part (or take that of `start`), and encode both parts.
 
     Raises: TrainingDataError if the table cannot be learnt from.
     """
-    data = tabular_data(table, numeric=columns.numeric, categorical=columns.categorical, label=columns.label)
+    data = tabular_data(
+        table, numeric=columns.numeric, categorical=columns.categorical, label=columns.label, task=params.task
+    )
     rows_train, rows_valid = split_rows(
         table, valid_fraction=params.valid_fraction, by=params.split, seed=params.seed
     )
     train, valid = data.take(rows_train), data.take(rows_valid)
-    for part, rows in (("training", train), ("validation", valid)):
-        require_both_classes(rows.label, f"the {part} part ({len(rows)} rows)")
-    preprocessing = fit_preprocessing(
-        train,
-        bins=params.bins,
-        min_category_rows=params.min_category_rows,
-        max_categories=params.max_categories,
-    )
+    target = target_of(params.task, train, valid)
+    if start is not None:
+        target, preprocessing = start.kept(target), start.preprocessing()
+    else:
+        preprocessing = fit_preprocessing(
+            train,
+            bins=params.bins,
+            min_category_rows=params.min_category_rows,
+            max_categories=params.max_categories,
+        )
     return Prepared(
         preprocessing,
-        Examples(preprocessing.encode(train), train.label),
-        Examples(preprocessing.encode(valid), valid.label),
+        target,
+        Examples(preprocessing.encode(train), target.code(train.label)),
+        Examples(preprocessing.encode(valid), target.code(valid.label)),
+        valid.label,
         data.take(torch.arange(min(64, len(data)))),
+        start,
     )
 
 
 def new_trainer(prepared: Prepared, params: TabularParams, world: World | None = None) -> Trainer:
-    """A trainer of a fresh network; equal seeds give equal networks."""
+    """A trainer of a fresh network, or one with the weights to start from; equal seeds give equal networks."""
     params = params.settled(len(prepared.train))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(params.seed)
-        net = TabularNet(prepared.preprocessing, params)
-    return Trainer(net, prepared.train, prepared.valid, params, world)
+        net = TabularNet(prepared.preprocessing, params, outputs=prepared.target.outputs)
+    if prepared.start is not None:
+        prepared.start.load(net)
+    offset = prepared.preprocessing.offset
+    lesson = TabularLesson(prepared.train, prepared.valid, prepared.target, offset, params.unknown_rate)
+    return Trainer(net, lesson, params, world)
 
 
 def fit(
@@ -113,31 +132,38 @@ def fit(
     *,
     world: World | None = None,
     on_epoch: OnEpoch | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Fitted:
     """Train until the schedule or patience ends, keep the best epoch, calibrate and measure it.
 
+    on_epoch: told of each epoch, of those that were trained before an interruption too.
+    checkpoints: where an interrupted training is taken up; the first worker saves each epoch.
     Raises: TrainingDiverged if a loss stops being a number.
     """
+    world = world or Alone()
     trainer = new_trainer(prepared, params, world)
-    while not trainer.finished:
-        epoch = trainer.run_epoch()
-        if on_epoch is not None:
-            on_epoch(epoch)
-    trainer.restore_best()
-    logits = score_logits(trainer.net, prepared.valid.rows)
-    factor = fit_inverse_temperature(logits, prepared.valid.label)
+    train(trainer, world, on_epoch=on_epoch, checkpoints=checkpoints)
+    net = cast("TabularNet", trainer.net)
+    logits, target = score_logits(net, prepared.valid.rows), prepared.target
+    factor = target.calibrate(logits, prepared.valid.label)
     return Fitted(
-        scorer=TabularScorer(trainer.net, factor).eval(),
+        scorer=TabularScorer(net, target, factor).eval(),
         inverse_temperature=factor,
         epochs=tuple(trainer.epochs),
         best_epoch=trainer.best_epoch,
-        metrics=_metrics(logits, prepared.valid.label, factor),
+        metrics=target.metrics(target.answer(logits * factor), prepared.label),
         rows_train=len(prepared.train),
         rows_valid=len(prepared.valid),
         sample=prepared.sample,
     )
 
 
-def _metrics(logits: torch.Tensor, label: torch.Tensor, factor: float) -> dict[str, float]:
-    probability = torch.sigmoid(logits * factor).numpy()
-    return {name: metric(label.numpy(), probability) for name, metric in METRICS.items()}
+def score_logits(net: TabularNet, rows: Encoded) -> Tensor:
+    """Logits (rows, outputs) of encoded rows, without dropout or gradients."""
+    net.eval()
+    pieces = []
+    with torch.no_grad():
+        for start in range(0, len(rows), _SCORING_ROWS):
+            part = slice(start, start + _SCORING_ROWS)
+            pieces.append(net(rows.numeric[part], rows.missing[part], rows.category[part]))
+    return torch.cat(pieces) if pieces else torch.empty(0, net.outputs)

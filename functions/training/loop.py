@@ -1,4 +1,4 @@
-"""The training loop: whole data in memory, large batches, AdamW under one cycle, the best epoch kept.
+"""The training loop: large batches, AdamW under one cycle, the best epoch kept, whatever the network and the data.
 
 The same loop runs alone or as one of several workers. Every worker draws the same permutation and takes its share of
 each batch, so N workers take the steps that one would take, up to rounding.
@@ -8,80 +8,73 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.optim.lr_scheduler import LambdaLR
 
+from functions.training.checkpoints import WHOLE, Checkpoints, Snapshot
 from functions.training.errors import TrainingDiverged
-from functions.training.network import TabularNet
-from functions.training.params import TabularParams
-from functions.training.preprocessing import Encoded
+from functions.training.lesson import Batch, Lesson
+from functions.training.params import Precision
+from functions.training.world import Alone, World
 
 _EPOCHS_APART, _WORKERS_APART = 1_000, 1_000_003  # so that no two epochs, seeds or workers share a stream
 _RISE = 0.25
-_SCORING_ROWS = 16_384  # rows scored at once: small enough for the cache of a core
-
-
-@dataclass(frozen=True, slots=True)
-class Examples:
-    """Encoded rows with their labels (rows,) float32."""
-
-    rows: Encoded
-    label: Tensor
-
-    def __len__(self) -> int:
-        return self.label.shape[0]
+_SCORED_STEPS = 8  # batches scored at once: of the default size, few enough rows for the cache of a core
 
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """What one pass over the training rows did; losses in nats per row."""
+    """What one pass over the training rows did; losses a row: nats, or squared deviations for a number.
+
+    units_per_s: speed in what a row holds, such as tokens.
+    """
 
     number: int
     train_loss: float
     valid_loss: float
     seconds: float
     rows_per_s: float
+    units_per_s: dict[str, float] = field(default_factory=dict)
 
 
-class World(Protocol):
-    """The workers that train together, as one of them sees it."""
+OnEpoch = Callable[[Epoch], None]
+
+
+class Settings(Protocol):
+    """How the loop goes: `TabularParams` or `RecipeParams`, which say what each is."""
 
     @property
-    def rank(self) -> int:
-        """Which of them this one is, from 0."""
+    def lr(self) -> float:
+        """Peak of the learning rate."""
 
     @property
-    def size(self) -> int:
-        """How many they are."""
+    def weight_decay(self) -> float:
+        """Of the weights, not of biases."""
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """The module with gradients averaged over the workers."""
+    @property
+    def clip(self) -> float | None:
+        """The greatest norm of a step's gradients."""
 
-    def total(self, values: Tensor) -> Tensor:
-        """The sum of `values` over the workers."""
+    @property
+    def precision(self) -> Precision:
+        """Of the network's arithmetic."""
 
+    @property
+    def seed(self) -> int:
+        """Of all random numbers."""
 
-@dataclass(frozen=True, slots=True)
-class Alone:
-    """A world of one worker."""
+    @property
+    def span(self) -> tuple[int, int]:
+        """Epochs and patience."""
 
-    rank: int = 0
-    size: int = 1
-
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """The module itself."""
-        return module
-
-    def total(self, values: Tensor) -> Tensor:
-        """The values themselves."""
-        return values
+    def batch_rows(self, rows: int, *, workers: int = 1) -> int:
+        """Rows of a step on a training part of `rows`, over all workers."""
 
 
 @dataclass(slots=True)
@@ -95,23 +88,18 @@ class Trainer:
     """Trains one network epoch by epoch; ask `finished` before each, and `restore_best` at the end."""
 
     def __init__(
-        self,
-        net: TabularNet,
-        train: Examples,
-        valid: Examples,
-        params: TabularParams,
-        world: World | None = None,
+        self, net: nn.Module, lesson: Lesson, settings: Settings, world: World | None = None
     ) -> None:
-        self.net = net
+        self.net, self.lesson = net, lesson
         self.epochs: list[Epoch] = []
-        self._train, self._valid, self._params = train, valid, params
+        self._settings = settings
         self._world: World = world or Alone()
-        self._module = self._world.wrap(net)
-        self._epochs, self._patience = params.span
-        self._batch = params.batch_rows(len(train), workers=self._world.size)
-        self._steps = max(1, len(train) // self._batch)
+        self._module = self._world.wrap(net.to(self._world.device))
+        self._epochs, self._patience = settings.span
+        self._batch = settings.batch_rows(lesson.train_rows, workers=self._world.size)
+        self._steps = max(1, lesson.train_rows // self._batch)
         total = self._steps * self._epochs
-        self._optimizer = torch.optim.AdamW(_groups(net, params.weight_decay), lr=params.lr, fused=True)
+        self._optimizer = torch.optim.AdamW(_groups(net, settings.weight_decay), lr=settings.lr, fused=True)
         self._schedule = LambdaLR(self._optimizer, lambda step: one_cycle(step, total))
         self._best = _Best()
 
@@ -137,11 +125,13 @@ class Trainer:
         Raises: TrainingDiverged if a loss is not a finite number.
         """
         begin = time.perf_counter()
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=_cards(self._world.device)):
             train_loss = self._pass_over_training_rows()
         valid_loss = self._validate()
         seconds = time.perf_counter() - begin
-        epoch = Epoch(len(self.epochs), train_loss, valid_loss, seconds, len(self._train) / seconds)
+        rate = self.lesson.train_rows / seconds
+        units = {name: count * rate for name, count in self.lesson.units.items()}
+        epoch = Epoch(len(self.epochs), train_loss, valid_loss, seconds, rate, units)
         self._check(epoch)
         self.epochs.append(epoch)
         if valid_loss < self._best.loss:
@@ -153,55 +143,126 @@ class Trainer:
         """Put the weights of the best epoch back into the network."""
         self.net.load_state_dict(self._best.state)
 
+    def snapshot(self) -> Snapshot:
+        """All that the next epochs depend on, beside data and settings; their random numbers depend on their number."""
+        state = {f"net.{name}": value for name, value in self.net.state_dict().items()}
+        state |= {f"best.{name}": value for name, value in self._best.state.items()}
+        for number, moments in self._optimizer.state_dict()["state"].items():
+            state |= {f"optimizer.{number}.{name}": value for name, value in moments.items()}
+        facts = {
+            "epochs": [asdict(epoch) for epoch in self.epochs],
+            "best": [self._best.loss, self._best.epoch],
+            "schedule": self._schedule.state_dict(),
+        }
+        tensors, rows = {}, {}
+        for name, value in state.items():
+            tensors[name] = self._world.part(value)
+            if tensors[name] is not value:
+                rows[name] = value.shape[0]
+        return Snapshot(tensors, facts, rows)
+
+    def resume(self, snapshot: Snapshot) -> None:
+        """Go on from where a trainer of the same data and settings was."""
+        parts: dict[str, dict[str, Tensor]] = {"net": {}, "best": {}, "optimizer": {}}
+        likes = {f"net.{name}": value for name, value in self.net.state_dict().items()}
+        likes |= {name.replace("net.", "best.", 1): value for name, value in likes.items()}
+        weights = [weight for group in self._optimizer.param_groups for weight in group["params"]]
+        for full, value in snapshot.tensors.items():
+            part, _, name = full.partition(".")
+            if full in snapshot.rows:
+                like = likes[full] if full in likes else weights[int(name.partition(".")[0])]
+                parts[part][name] = self._world.joined(value.to(self._world.device), like)
+            else:
+                parts[part][name] = value
+        self.net.load_state_dict(parts["net"])
+        loss, epoch = snapshot.facts["best"]
+        self._best = _Best(loss, epoch, parts["best"])
+        self.epochs[:] = [Epoch(**told) for told in snapshot.facts["epochs"]]
+        moments = self._optimizer.state_dict()
+        for full, value in parts["optimizer"].items():
+            number, _, name = full.partition(".")
+            moments["state"].setdefault(int(number), {})[name] = value
+        self._schedule.load_state_dict(snapshot.facts["schedule"])
+        for group, rate in zip(moments["param_groups"], self._schedule.get_last_lr(), strict=True):
+            group["lr"] = rate
+        self._optimizer.load_state_dict(moments)
+
     def _pass_over_training_rows(self) -> float:
         self._module.train()
-        seed = self._params.seed * _EPOCHS_APART + len(self.epochs)
-        order = torch.randperm(len(self._train), generator=torch.Generator().manual_seed(seed))
+        seed = self._settings.seed * _EPOCHS_APART + len(self.epochs)
+        order = torch.randperm(self.lesson.train_rows, generator=torch.Generator().manual_seed(seed))
         torch.manual_seed(seed + _WORKERS_APART * (1 + self._world.rank))  # dropout and hidden categories
-        total = torch.zeros(())
+        total = torch.zeros((), device=self._world.device)
         for step in range(self._steps):
             mine = order[step * self._batch : (step + 1) * self._batch][self._world.rank :: self._world.size]
-            rows = self._train.rows.take(mine)
-            logits = self._module(rows.numeric, rows.missing, self._hide_some(rows.category))
-            loss = binary_cross_entropy_with_logits(logits.squeeze(1), self._train.label[mine])
+            loss = self._loss(self._module, self.lesson.train_batch(mine), "mean")
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            if self._settings.clip is not None:
+                nn.utils.clip_grad_norm_(self.net.parameters(), self._settings.clip)
             self._optimizer.step()
             self._schedule.step()
             total += loss.detach()
         return float(self._world.total(total)) / (self._steps * self._world.size)
 
-    def _hide_some(self, category: Tensor) -> Tensor:
-        if self._params.unknown_rate == 0.0:
-            return category
-        hidden = torch.rand(category.shape) < self._params.unknown_rate
-        return torch.where(hidden, self.net.preprocessing.offset, category)
-
     def _validate(self) -> float:
-        mine = slice(self._world.rank, None, self._world.size)
-        rows, label = self._valid.rows, self._valid.label[mine]
-        share = Encoded(rows.numeric[mine], rows.missing[mine], rows.category[mine])
-        loss = binary_cross_entropy_with_logits(score_logits(self.net, share), label, reduction="sum")
-        return float(self._world.total(loss)) / len(self._valid)
+        """Every worker takes as many passes as the others: those of a model that is split wait for each other."""
+        self.net.eval()
+        total = torch.zeros((), device=self._world.device)
+        rows, most = self.lesson.valid_rows, self._batch * _SCORED_STEPS
+        with torch.no_grad():
+            for start in range(0, rows, most):
+                mine = torch.arange(start, min(start + most, rows))[self._world.rank :: self._world.size]
+                total += self._loss(self.net, self.lesson.valid_batch(mine), "sum")
+        return float(self._world.total(total)) / rows
+
+    def _loss(self, module: nn.Module, batch: Batch, reduction: str) -> Tensor:
+        device = self._world.device
+        batch = tuple(tensor.to(device, non_blocking=True) for tensor in batch)
+        half = self._settings.precision == "bf16"
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=half):
+            return self.lesson.loss(module, batch, reduction=reduction)
 
     def _check(self, epoch: Epoch) -> None:
         for name, loss in (("training", epoch.train_loss), ("validation", epoch.valid_loss)):
             if not math.isfinite(loss):
                 raise TrainingDiverged(
                     f"the {name} loss of epoch {epoch.number} is {loss}: training stopped and registered nothing; "
-                    f"lower lr (now {self._params.lr}) or look for extreme values in the features"
+                    f"lower lr (now {self._settings.lr}) or look for extreme values in the features"
                 )
 
 
-def score_logits(net: TabularNet, rows: Encoded) -> Tensor:
-    """Logits (rows,) of encoded rows, without dropout or gradients."""
-    net.eval()
-    pieces = []
-    with torch.no_grad():
-        for start in range(0, len(rows), _SCORING_ROWS):
-            part = slice(start, start + _SCORING_ROWS)
-            pieces.append(net(rows.numeric[part], rows.missing[part], rows.category[part]).squeeze(1))
-    return torch.cat(pieces) if pieces else torch.empty(0)
+def train(
+    trainer: Trainer, world: World, *, on_epoch: OnEpoch | None = None, checkpoints: Checkpoints | None = None
+) -> None:
+    """Train until the schedule or patience ends, and put the best epoch back.
+
+    on_epoch: told of each epoch, of those that were trained before an interruption too.
+    checkpoints: where an interrupted training is taken up; each epoch is saved, by the first worker or in shares by all.
+    Raises: TrainingDiverged if a loss stops being a number; RuntimeError if the workers do not begin with the same epoch.
+    """
+    saved = checkpoints.latest(world.share) if checkpoints else None
+    if saved is not None:
+        trainer.resume(saved)
+    _require_same_epoch(len(trainer.epochs), world)
+    tell = on_epoch or _nobody
+    for epoch in trainer.epochs:
+        tell(epoch)
+    while not trainer.finished:
+        epoch = trainer.run_epoch()
+        tell(epoch)
+        if checkpoints is not None and (world.rank == 0 or world.share != WHOLE):
+            checkpoints.save(epoch.number, trainer.snapshot(), world.share)
+    trainer.restore_best()
+
+
+def _require_same_epoch(number: int, world: World) -> None:
+    """A worker that was thought dead may have saved while the others were reading: the group has to read again."""
+    together = int(world.total(torch.tensor(number, device=world.device)))
+    if together != number * world.size:
+        raise RuntimeError(
+            f"worker {world.rank} of {world.size} goes on with epoch {number}, others with another: begin them again"
+        )
 
 
 def one_cycle(step: int, total: int) -> float:
@@ -230,3 +291,12 @@ def _groups(net: nn.Module, weight_decay: float) -> list[dict[str, object]]:
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
+
+
+def _cards(device: str) -> list[torch.device]:
+    """The cards whose random numbers a pass uses."""
+    return [] if device == "cpu" else [torch.device(device)]
+
+
+def _nobody(_: Epoch) -> None:
+    """Nobody is told of epochs."""

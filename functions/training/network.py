@@ -18,7 +18,7 @@ class TabularNet(nn.Module):
 
     def __init__(self, preprocessing: Preprocessing, params: TabularParams, *, outputs: int = 1) -> None:
         super().__init__()
-        self.preprocessing = preprocessing
+        self.preprocessing, self.outputs = preprocessing, outputs
         features, bins = preprocessing.left.shape
         columns = preprocessing.vocabulary.shape[0]
         self.embedding = nn.Embedding(preprocessing.embedding_rows, params.embedding_dim)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
-from functions.training.dataset import Split
-
+Task = Literal["binary", "multiclass", "regression"]
+Split = Literal["days", "time", "random"]
+Precision = Literal["fp32", "bf16"]
 _EPOCHS, _PATIENCE = 6, 3
 _MIN_BATCH, _MIN_STEPS, _MIN_TOTAL_STEPS = 16, 32, 200
 
@@ -13,17 +16,20 @@ _MIN_BATCH, _MIN_STEPS, _MIN_TOTAL_STEPS = 16, 32, 200
 class TabularParams(BaseModel):
     """How the tabular network is built and trained; the defaults are meant to be good without tuning.
 
+    task: what the label is: 0 or 1, one of several classes (texts or integers), or a number;
     hidden: widths of the hidden layers; embedding_dim: numbers a category becomes; bins: pieces of the linear code of
     a number; lr: peak of the one-cycle schedule; batch_size: rows of one optimiser step over all workers (fewer on a set below 32 times that);
     epochs: the length of the schedule (None: six, more on a small set); patience: epochs without a better validation
     loss before stopping (None: a third of the epochs, three at least);
     unknown_rate: share of categories hidden during training, which teaches the row for unknown ones;
     min_category_rows, max_categories: which categories get a row of their own;
-    split, valid_fraction: which rows are held out to stop, to calibrate and to measure (see `split_rows`).
+    split, valid_fraction: which rows are held out to stop, to calibrate and to measure (see `split_rows`);
+    clip: the greatest norm of a step's gradients (None: any); precision: of the network's arithmetic, weights stay float32.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    task: Task = "binary"
     hidden: tuple[int, ...] = (128, 64)
     dropout: float = Field(default=0.2, ge=0.0, lt=1.0)
     embedding_dim: int = Field(default=8, ge=1)
@@ -38,6 +44,8 @@ class TabularParams(BaseModel):
     max_categories: int = Field(default=10_000, ge=1)
     split: Split = "days"
     valid_fraction: float = Field(default=0.1, gt=0.0, lt=1.0)
+    clip: float | None = Field(default=None, gt=0.0)
+    precision: Precision = "fp32"
     seed: int = 0
 
     def batch_rows(self, rows: int, *, workers: int = 1) -> int:
@@ -60,6 +68,36 @@ class TabularParams(BaseModel):
         return self.epochs, self.patience
 
 
-def run_params(params: TabularParams, **more: object) -> dict[str, str]:
+class RecipeParams(BaseModel):
+    """How a network of a user's recipe is trained.
+
+    lr: peak of the one-cycle schedule; batch_size: rows of one optimiser step over all workers; epochs: the length of the
+    schedule; patience: epochs without a better validation loss before stopping (None: never); clip, precision: as in
+    `TabularParams`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lr: float = Field(default=1e-3, gt=0.0)
+    weight_decay: float = Field(default=1e-2, ge=0.0)
+    batch_size: int = Field(default=32, ge=1)
+    epochs: int = Field(default=10, ge=1)
+    patience: int | None = Field(default=None, ge=1)
+    clip: float | None = Field(default=1.0, gt=0.0)
+    precision: Precision = "fp32"
+    seed: int = 0
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """Epochs and patience."""
+        return self.epochs, self.patience or self.epochs
+
+    def batch_rows(self, rows: int, *, workers: int = 1) -> int:
+        """Rows of a step on a training part of `rows`: as many for each worker, at least one."""
+        batch = min(self.batch_size, rows)
+        return max(workers, batch - batch % workers)
+
+
+def run_params(params: BaseModel, **more: object) -> dict[str, str]:
     """The parameters of a run as it records them."""
     return {name: str(value) for name, value in {**params.model_dump(), **more}.items()}

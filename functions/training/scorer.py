@@ -6,19 +6,20 @@ import torch
 from torch import Tensor, nn
 
 from functions.training.network import TabularNet
+from functions.training.target import Target
 
 
 class TabularScorer(nn.Module):
-    """Raw rows to calibrated probabilities: what a served model is."""
+    """Raw rows to calibrated answers: what a served model is."""
 
     inverse_temperature: Tensor
 
-    def __init__(self, net: TabularNet, inverse_temperature: float) -> None:
+    def __init__(self, net: TabularNet, target: Target, inverse_temperature: float) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.target = net, target
         self.register_buffer("inverse_temperature", torch.tensor(inverse_temperature, dtype=torch.float32))
 
     def forward(self, numeric: Tensor, categorical: Tensor) -> Tensor:
-        """Probability (rows, 1) float32 of `numeric` (rows, F) float32 and `categorical` (rows, C) int64 hashes."""
+        """Answers (rows, outputs) float32 for `numeric` (rows, F) float32 and `categorical` (rows, C) int64 hashes."""
         scaled, missing, category = self.net.preprocessing(numeric, categorical)
-        return torch.sigmoid(self.net(scaled, missing, category) * self.inverse_temperature)
+        return self.target.answer(self.net(scaled, missing, category) * self.inverse_temperature)

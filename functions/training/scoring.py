@@ -1,21 +1,22 @@
-"""A saved model, ready to answer: arrays in by name, arrays out by name."""
+"""A saved model, ready to answer: arrays in by name, arrays out by name. torch is imported when one is loaded."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from pydantic import ValidationError
 
 from functions.training.errors import ArtifactRefused, TrainingDataError
-from functions.training.program import load_program
 from kernels.hashing import hash_strings
 from registry.signature import Signature, TensorSpec
+
+if TYPE_CHECKING:
+    import torch
 
 PROGRAM_FILE = "model.pt2"
 DESCRIPTION_FILE = "model.json"
@@ -68,6 +69,8 @@ class ScoringModel:
             )
         if rows == {0}:
             return {spec.name: _empty(spec) for spec in self.signature.outputs}
+        import torch  # late: what only names models does without it
+
         with torch.inference_mode():
             result = self._program(*map(torch.from_numpy, arrays))
         tensors = (result,) if isinstance(result, torch.Tensor) else tuple(result)
@@ -87,6 +90,8 @@ def load(directory: Path | str, *, signature: Signature | None = None) -> Scorin
 
     Raises: ArtifactRefused if a file is absent, holds more than a tensor program, or they do not fit together.
     """
+    from functions.training.program import load_program  # late: it needs torch
+
     folder = Path(directory)
     path = folder / PROGRAM_FILE
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""What a sweep may try: typed distributions over the settings of the tabular network."""
+"""What a sweep may try, typed distributions over the settings of the tabular network, and what it finds of each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from functions.training.errors import TrainingDataError
 from functions.training.params import TabularParams
 
-_OF_THE_DATA = {"bins", "min_category_rows", "max_categories", "split", "valid_fraction", "seed"}
+_OF_THE_DATA = {"task", "bins", "min_category_rows", "max_categories", "split", "valid_fraction", "seed"}
+
+
+class Trial(BaseModel):
+    """One setting and how far it came. valid_loss: its best; NaN if it failed before the first epoch ended."""
+
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
+
+    run_id: str
+    params: TabularParams
+    valid_loss: float
+    epochs: int
+    failed: bool
+    error: str = ""
 
 
 class Choice(BaseModel):

@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
 from ray import tune
 
+from functions.runtime.receipt import Prices
+from functions.training.cost import Meter, Spent, log_cost
+from functions.training.distributed import NICENESS
 from functions.training.fitting import Prepared, new_trainer
+from functions.training.interrupts import interruptible
 from functions.training.loop import Trainer, threads
 from functions.training.params import TabularParams, run_params
+from functions.training.space import Trial
 from registry import Registry, Run, TableSnapshot
 
 METRIC = "valid_loss"
-
-
-class Trial(BaseModel):
-    """One setting and how far it came. valid_loss: its best; NaN if it failed before the first epoch ended."""
-
-    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
-
-    run_id: str
-    params: TabularParams
-    valid_loss: float
-    epochs: int
-    failed: bool
-    error: str = ""
 
 
 def run_trials(
@@ -40,7 +32,10 @@ def run_trials(
     concurrency: int,
     cpus_per_trial: float,
 ) -> None:
-    """Run one trial for each (settled) setting under ASHA; how they ended is in `tracker`."""
+    """Run one trial for each (settled) setting that `tracker` knows no result of, under ASHA; how they ended is in it."""
+    numbers = [number for number in range(len(points)) if number not in tracker.done]
+    if not numbers:
+        return
     longest = max(point.span[0] for point in points)
     trainable = tune.with_parameters(
         TabularTrial, prepared=prepared, points=points, cpus=max(1, int(cpus_per_trial))
@@ -48,7 +43,7 @@ def run_trials(
     with tempfile.TemporaryDirectory(prefix="toque-sweep-") as folder:
         tuner = tune.Tuner(
             tune.with_resources(trainable, {"cpu": cpus_per_trial}),
-            param_space={"point": tune.grid_search(list(range(len(points))))},
+            param_space={"point": tune.grid_search(numbers)},
             tune_config=tune.TuneConfig(
                 metric=METRIC,
                 mode="min",
@@ -68,7 +63,8 @@ def run_trials(
         )
         errors: dict[int, str] = {}
         try:
-            results = tuner.fit()
+            with interruptible():
+                results = tuner.fit()
             for result in (results[number] for number in range(len(results))):
                 if result.error is not None:
                     errors[(result.config or {})["point"]] = _last_line(result.error)
@@ -81,12 +77,36 @@ class _Tracked:
     run: Run
     point: TabularParams
     losses: list[float] = field(default_factory=list)
+    spent: Spent = field(default_factory=Spent)
     open: bool = True
     error: str = ""
 
 
+def finished_trials(
+    registry: Registry, experiment: str, key: str, points: Sequence[TabularParams]
+) -> dict[int, Trial]:
+    """What interrupted sweeps of the same `key` have finished, by number of the setting."""
+    interrupted = f"tags.sweep_key = '{key}' AND attributes.status != 'FINISHED'"
+    found = {}
+    for sweep in registry.search_runs(experiment, interrupted):
+        ended = f"tags.sweep = '{sweep.id}' AND attributes.status = 'FINISHED'"
+        for run in registry.search_runs(experiment, ended):
+            number = int(run.tags["trial"])
+            found[number] = Trial(
+                run_id=run.id,
+                params=points[number],
+                valid_loss=run.metrics["best_loss"],
+                epochs=int(run.metrics["epochs"]),
+                failed=False,
+            )
+    return found
+
+
 class TrialTracker(tune.Callback):
-    """Keeps one run of the registry for each trial, from the process that drives the sweep."""
+    """Keeps one run of the registry for each trial, from the process that drives the sweep.
+
+    done: trials that need not be run again, by number of their setting.
+    """
 
     def __init__(
         self,
@@ -97,7 +117,11 @@ class TrialTracker(tune.Callback):
         points: Sequence[TabularParams],
         dataset: TableSnapshot,
         code: str,
+        done: Mapping[int, Trial],
+        prices: Prices | None = None,
     ) -> None:
+        self.done = done
+        self._prices = prices
         self._registry, self._experiment, self._parent = registry, experiment, parent
         self._points, self._dataset, self._code = points, dataset, code
         self._tracked: dict[int, _Tracked] = {}
@@ -112,7 +136,7 @@ class TrialTracker(tune.Callback):
             self._experiment,
             name=f"trial {number}",
             params=run_params(point),
-            tags={"kind": "trial", "sweep": self._parent},
+            tags={"kind": "trial", "sweep": self._parent, "trial": str(number)},
             datasets=[self._dataset],
             code=self._code,
             parent=self._parent,
@@ -125,6 +149,7 @@ class TrialTracker(tune.Callback):
         names = (METRIC, "train_loss", "epoch_s", "rows_per_s")
         tracked.run.log_metrics({name: result[name] for name in names}, step=len(tracked.losses))
         tracked.losses.append(float(result[METRIC]))
+        tracked.spent = Spent(result["cpu_s"])
 
     def on_trial_complete(self, *, trial: Any, **_: Any) -> None:  # type: ignore[override]  # called by name
         """End the run of a trial that is over, be it at its last epoch or stopped by the scheduler."""
@@ -138,8 +163,8 @@ class TrialTracker(tune.Callback):
 
     def trials(self) -> list[Trial]:
         """All trials in the order of their settings."""
-        return [
-            Trial(
+        ran = {
+            number: Trial(
                 run_id=tracked.run.id,
                 params=tracked.point,
                 valid_loss=min(tracked.losses, default=math.nan),
@@ -147,14 +172,19 @@ class TrialTracker(tune.Callback):
                 failed=bool(tracked.error),
                 error=tracked.error,
             )
-            for _, tracked in sorted(self._tracked.items())
-        ]
+            for number, tracked in self._tracked.items()
+        }
+        return [trial for _, trial in sorted({**self.done, **ran}.items())]
 
-    @staticmethod
-    def _close(tracked: _Tracked, *, error: str) -> None:
+    def spent(self) -> Spent:
+        """What all trials that ran spent."""
+        return sum((tracked.spent for tracked in self._tracked.values()), Spent())
+
+    def _close(self, tracked: _Tracked, *, error: str) -> None:
         tracked.open, tracked.error = False, error
         if tracked.losses:
             tracked.run.log_metrics({"best_loss": min(tracked.losses), "epochs": len(tracked.losses)})
+        log_cost(tracked.run, tracked.spent.cost(self._prices))
         if error:
             tracked.run.set_tags({"error": error[:1000]})
         tracked.run.finish("FAILED" if error else "FINISHED")
@@ -167,6 +197,7 @@ class TabularTrial(tune.Trainable):
         self, config: dict[str, Any], *, prepared: Prepared, points: Sequence[TabularParams], cpus: int
     ) -> None:
         """Begin with the setting that `config` points at."""
+        os.nice(NICENESS)
         self._prepared, self._points, self._cpus = prepared, points, cpus
         self._trainer = self._begin(config)
 
@@ -179,6 +210,7 @@ class TabularTrial(tune.Trainable):
             "train_loss": epoch.train_loss,
             "epoch_s": epoch.seconds,
             "rows_per_s": epoch.rows_per_s,
+            "cpu_s": self._meter.read().cpu_s,
             "done": self._trainer.finished,
         }
 
@@ -188,6 +220,7 @@ class TabularTrial(tune.Trainable):
         return True
 
     def _begin(self, config: dict[str, Any]) -> Trainer:
+        self._meter = Meter("cpu", 0.0)
         return new_trainer(self._prepared, self._points[config["point"]])
 
 

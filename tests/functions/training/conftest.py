@@ -1,8 +1,19 @@
+from collections.abc import Iterator
+
 import pytest
+import ray
 
 from functions import Context, use_context
+from functions.training.loop import threads
 from registry import Table, open_store
 from tests.functions.training.kitchen import examples
+
+
+@pytest.fixture(scope="package", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Two threads that share so small a step wait for each other longer than they reckon, the more so on busy cores."""
+    with threads(1):
+        yield
 
 
 @pytest.fixture
@@ -17,3 +28,14 @@ def kitchen(tmp_path):
 @pytest.fixture
 def training_set(kitchen):
     return Table(kitchen.store, "training").append(examples())
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A Ray cluster of two CPUs."""
+    started = not ray.is_initialized()
+    if started:
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    if started:
+        ray.shutdown()

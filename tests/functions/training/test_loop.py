@@ -8,6 +8,7 @@ from functions.training.calibration import fit_inverse_temperature
 from functions.training.errors import TrainingDiverged
 from functions.training.fitting import fit, new_trainer, prepare
 from functions.training.params import TabularParams
+from functions.training.world import Alone
 from tests.functions.training.kitchen import COLUMNS, FAST, examples
 
 
@@ -51,17 +52,12 @@ def test_a_loss_that_is_no_number_stops_with_the_remedy(prepared):
         fit(prepared, FAST.model_copy(update={"lr": 1e30}))
 
 
-class Twin:
+class Twin(Alone):
     """One of two workers, neither of which waits for the other."""
 
     def __init__(self, rank, size) -> None:
+        super().__init__()
         self.rank, self.size = rank, size
-
-    def wrap(self, module):
-        return module
-
-    def total(self, values):
-        return values
 
 
 def test_workers_share_each_batch_out_without_a_row_twice(prepared):

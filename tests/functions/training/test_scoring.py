@@ -19,7 +19,7 @@ def folder(tmp_path_factory):
     table = examples()
     params = FAST.model_copy(update={"epochs": 1})
     fitted = fit(prepare(table, COLUMNS, params), params)
-    signature = tabular_signature(COLUMNS, table)
+    signature = tabular_signature(COLUMNS, table, fitted.scorer.target)
     write_artifact(path, fitted, signature=signature, columns=COLUMNS, params=params)
     return path
 

@@ -1,0 +1,11 @@
+"""A small language model of this repository's own notes: a user's network, data and settings as a recipe of a project.
+
+`python -m examples.gpt` trains it here; `--workers 2 --sharding shard` splits it among the workers of a Ray cluster, with
+`--gpus 1` a card each. The loop, checkpoints, runs, cost and registration are the platform's.
+"""
+
+from examples.gpt.recipe import GptRecipe
+
+RECIPES = {"gpt": GptRecipe}
+
+__all__ = ["RECIPES", "GptRecipe"]

@@ -1,0 +1,50 @@
+"""The recipe: network, text and signature in one value, whose fields are the options of a training."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Self
+
+from pydantic import Field, model_validator
+from torch import nn
+
+from examples.gpt.data import Windows, notes
+from examples.gpt.network import VOCABULARY, Gpt
+from functions.training import Recipe
+from registry import Signature, TensorSpec
+
+
+class GptRecipe(Recipe):
+    """A small GPT. context: bytes that it sees; width: numbers a byte becomes; heads: of attention; layers: blocks."""
+
+    context: int = Field(default=64, ge=2)
+    width: int = Field(default=64, ge=1)
+    heads: int = Field(default=4, ge=1)
+    layers: int = Field(default=2, ge=1)
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width={self.width} must be a multiple of heads={self.heads}")
+        return self
+
+    def network(self) -> nn.Module:
+        """A new one."""
+        return Gpt(context=self.context, width=self.width, heads=self.heads, layers=self.layers)
+
+    def lesson(self) -> Windows:
+        """The notes."""
+        return Windows.of(notes(), self.context)
+
+    def data(self) -> str:
+        """The SHA-256 of the notes."""
+        return f"sha256:{hashlib.sha256(notes()).hexdigest()}"
+
+    def signature(self) -> Signature:
+        """Bytes in, logits of the byte after each out; a shorter text is filled up at its end with anything."""
+        text = notes()
+        return Signature(
+            inputs=[TensorSpec(name="tokens", datatype="INT64", shape=[-1, self.context])],
+            outputs=[TensorSpec(name="logits", datatype="FP32", shape=[-1, self.context, VOCABULARY])],
+            example={"tokens": [list(text[: self.context]), list(text[1 : self.context + 1])]},
+        )

@@ -1,0 +1,130 @@
+"""Columns of a table as arrays: numbers, hashes of texts, and labels. It needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from functions.training.errors import TrainingDataError
+from kernels.hashing import hash_strings
+
+_FEWEST_CLASSES, _MOST_CLASSES = 2, 1_000  # more are ids, not classes
+
+
+def numeric_matrix(table: pa.Table, columns: Sequence[str]) -> npt.NDArray[Any]:
+    """The named columns as (rows, columns) float32; null becomes NaN.
+
+    Raises: TrainingDataError if a column is absent or not a number.
+    """
+    out = np.empty((table.num_rows, len(columns)), dtype=np.float32)
+    for j, name in enumerate(columns):
+        column = named_column(table, name)
+        if not (_is_number(column.type) or pa.types.is_null(column.type)):
+            raise TrainingDataError(
+                f"numeric column {name!r} has type {column.type}: cast it to a number or list it as categorical"
+            )
+        out[:, j] = pc.fill_null(column.cast(pa.float32(), safe=False), np.nan).to_numpy()
+    return out
+
+
+def category_matrix(table: pa.Table, columns: Sequence[str]) -> npt.NDArray[Any]:
+    """The named columns as (rows, columns) int64 hashes of their text; null becomes 0.
+
+    Integers are hashed as their decimal digits, booleans as "true" and "false".
+    Raises: TrainingDataError if a column is absent or holds fractions or times, which have no one text.
+    """
+    out = np.empty((table.num_rows, len(columns)), dtype=np.int64)
+    for j, name in enumerate(columns):
+        column = named_column(table, name)
+        if pa.types.is_floating(column.type) or pa.types.is_temporal(column.type):
+            raise TrainingDataError(
+                f"categorical column {name!r} has type {column.type}: list it as numeric or store it as text"
+            )
+        out[:, j] = hash_strings(column.cast(pa.string()))
+    return out
+
+
+def binary_labels(table: pa.Table, label: str) -> npt.NDArray[np.float32]:
+    """The label column as (rows,) float32 of zeros and ones.
+
+    Raises: TrainingDataError if it is absent, has a null, or another value.
+    """
+    column = _without_nulls(table, label)
+    if not _is_number(column.type):
+        raise TrainingDataError(
+            f"label column {label!r} has type {column.type}, want 0 and 1: for classes set task='multiclass' in params"
+        )
+    values: npt.NDArray[np.float32] = column.cast(pa.float32(), safe=False).to_numpy()
+    found = np.unique(values)
+    if not np.isin(found, [0.0, 1.0]).all():
+        raise TrainingDataError(
+            f"label column {label!r} must hold 0 and 1 only, found {found[:5].tolist()}: for other labels set "
+            "task='multiclass' or task='regression' in params"
+        )
+    return values
+
+
+def class_labels(table: pa.Table, label: str) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
+    """The names of the classes, sorted (integers by value), and the label column as (rows,) places among them.
+
+    Raises: TrainingDataError if it is absent, has a null, fractions or times, or not 2 to 1,000 classes.
+    """
+    column = _without_nulls(table, label)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if not (
+        pa.types.is_integer(column.type)
+        or pa.types.is_string(column.type)
+        or pa.types.is_large_string(column.type)
+    ):
+        raise TrainingDataError(
+            f"label column {label!r} has type {column.type}: classes are texts or integers; for a number set "
+            "task='regression' in params"
+        )
+    names, places = np.unique(column.to_numpy(), return_inverse=True)
+    if not _FEWEST_CLASSES <= len(names) <= _MOST_CLASSES:
+        raise TrainingDataError(
+            f"label column {label!r} has {len(names)} classes in {table.num_rows} rows, want {_FEWEST_CLASSES} to "
+            f"{_MOST_CLASSES}: check the label"
+        )
+    return tuple(str(name) for name in names), places.astype(np.int64)
+
+
+def number_labels(table: pa.Table, label: str) -> npt.NDArray[np.float64]:
+    """The label column as (rows,) float64. Raises: TrainingDataError if it is absent or not a finite number everywhere."""
+    column = _without_nulls(table, label)
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        raise TrainingDataError(f"label column {label!r} has type {column.type}: a regression needs a number")
+    values: npt.NDArray[np.float64] = column.cast(pa.float64()).to_numpy()
+    bad = int((~np.isfinite(values)).sum())
+    if bad:
+        raise TrainingDataError(
+            f"label column {label!r} has {bad} values in {table.num_rows} rows that are no finite number: leave those "
+            "rows out"
+        )
+    return values
+
+
+def named_column(table: pa.Table, name: str) -> pa.ChunkedArray:
+    """The column of that name. Raises: TrainingDataError if it is absent."""
+    if name not in table.column_names:
+        raise TrainingDataError(f"column {name!r} is not in the table, which has {table.column_names}")
+    return table.column(name)
+
+
+def _without_nulls(table: pa.Table, label: str) -> pa.ChunkedArray:
+    column = named_column(table, label)
+    if column.null_count:
+        raise TrainingDataError(
+            f"label column {label!r} has {column.null_count} nulls in {table.num_rows} rows: leave those rows out"
+        )
+    return column
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))

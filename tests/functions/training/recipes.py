@@ -1,0 +1,97 @@
+"""A project with a small recipe: a network with blocks, and one that does not work out."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from functions.training import Recipe, RecipeParams
+from functions.training.loop import Trainer
+from functions.training.world import World
+from registry import Signature, TensorSpec
+
+
+class Twice(nn.Module):
+    """A block of blocks."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.steps = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for step in self.steps:
+            x = torch.tanh(step(x))
+        return x
+
+
+class Stack(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, width)
+        self.blocks = nn.ModuleList(Twice(width) for _ in range(2))
+        self.last = nn.Linear(width, 1)
+        self.register_buffer("shift", torch.tensor(0.5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        for block in self.blocks:
+            x = x + block(x)
+        answer: torch.Tensor = self.last(x) + self.shift
+        return answer
+
+
+@dataclass
+class Sums:
+    """Rows of three numbers, of which the sum of the first two is to be told; 103 rows are even for no two workers."""
+
+    scale: float
+    train_rows: int = 400
+    valid_rows: int = 103
+    units: dict[str, int] = field(default_factory=lambda: {"numbers": 3})
+
+    def train_batch(self, rows):
+        return self._rows(0)[rows], self._rows(0)[rows, :2].sum(1) * self.scale
+
+    def valid_batch(self, rows):
+        return self._rows(1)[rows], self._rows(1)[rows, :2].sum(1) * self.scale
+
+    def loss(self, module, batch, *, reduction="mean"):
+        x, y = batch
+        return nn.functional.mse_loss(module(x).squeeze(1), y, reduction=reduction)
+
+    def _rows(self, seed):
+        return torch.randn(400, 3, generator=torch.Generator().manual_seed(seed))
+
+
+class SumRecipe(Recipe):
+    """width: an odd one is split unevenly."""
+
+    width: int = 5
+    scale: float = 1.0
+
+    def network(self):
+        return Stack(self.width)
+
+    def lesson(self):
+        return Sums(self.scale)
+
+    def data(self):
+        return f"sums:{self.scale}"
+
+    def signature(self):
+        return Signature(
+            inputs=[TensorSpec(name="x", datatype="FP32", shape=[-1, 3])],
+            outputs=[TensorSpec(name="sum", datatype="FP32", shape=[-1, 1])],
+            example={"x": [[1.0, 2.0, 3.0], [0.0, 0.0, 1.0]]},
+        )
+
+
+RECIPES = {"sums": SumRecipe}
+FAST = RecipeParams(lr=3e-2, epochs=4, batch_size=50)
+
+
+def trainer(params: RecipeParams = FAST, world: World | None = None) -> Trainer:
+    """One of a network that is always the same."""
+    recipe = SumRecipe()
+    torch.manual_seed(0)
+    return Trainer(recipe.network(), recipe.lesson(), params, world)

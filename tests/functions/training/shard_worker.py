@@ -1,0 +1,46 @@
+"""One of two workers that hold half a model each: rank, a folder to meet in, and a store. Tells its losses as JSON."""
+
+import json
+import sys
+
+import torch
+import torch.distributed
+
+from functions.training.checkpoints import Checkpoints
+from functions.training.loop import Epoch, train
+from functions.training.world import Shards
+from registry import open_store
+from tests.functions.training.recipes import FAST, trainer
+
+
+class Cut(Exception):  # noqa: N818 - what happens to a training
+    """The power went."""
+
+
+def cut(epoch: Epoch) -> None:
+    if epoch.number == 2:
+        raise Cut
+
+
+if __name__ == "__main__":
+    rank, folder, url = sys.argv[1:]
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/group", rank=int(rank), world_size=2
+    )
+    world = Shards()
+    undisturbed, broken, resumed = (trainer(FAST, world) for _ in range(3))
+    train(undisturbed, world)
+    checkpoints = Checkpoints(open_store(url), "checkpoints/cut/")
+    try:
+        train(broken, world, on_epoch=cut, checkpoints=checkpoints)
+    except Cut:
+        train(resumed, world, checkpoints=checkpoints)
+    state = resumed.snapshot().tensors
+    told = {
+        "undisturbed": [epoch.valid_loss for epoch in undisturbed.epochs],
+        "resumed": [epoch.valid_loss for epoch in resumed.epochs],
+        "rows": [len(state["net.first.weight"]), len(state["optimizer.0.exp_avg"])],
+    }
+    torch.distributed.destroy_process_group()
+    sys.stdout.write(json.dumps(told) + "\n")

@@ -1,0 +1,76 @@
+"""A training that was interrupted ends as if it had not been."""
+
+import pytest
+import torch
+
+from functions import Context
+from functions.training import train_tabular
+from functions.training.checkpoints import Checkpoints
+from functions.training.fitting import Fitted, fit, prepare
+from functions.training.loop import Epoch
+from tests.functions.training.kitchen import COLUMNS, FAST, NAMES, examples
+
+LAST = 3
+
+
+class Cut(Exception):  # noqa: N818 - what happens to a training
+    """The power went."""
+
+
+def weights(fitted: Fitted) -> dict[str, torch.Tensor]:
+    return fitted.scorer.state_dict()
+
+
+def equal(one: Fitted, other: Fitted) -> bool:
+    ours, theirs = weights(one), weights(other)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("cut_after", range(LAST + 1))
+def test_resumed_after_any_epoch_it_ends_with_the_same_weights(kitchen: Context, cut_after: int) -> None:
+    prepared = prepare(examples(), COLUMNS, FAST)
+    undisturbed = fit(prepared, FAST)
+    checkpoints = Checkpoints.of(kitchen.store, {"cut": cut_after})
+
+    def cut(epoch: Epoch) -> None:
+        if epoch.number == cut_after:
+            raise Cut
+
+    for _ in range(2):  # before the epoch is saved, every time it is tried: it begins after the one before
+        with pytest.raises(Cut):
+            fit(prepared, FAST, on_epoch=cut, checkpoints=checkpoints)
+    told: list[int] = []
+    resumed = fit(prepared, FAST, on_epoch=lambda epoch: told.append(epoch.number), checkpoints=checkpoints)
+    assert equal(resumed, undisturbed)
+    assert resumed.metrics == undisturbed.metrics
+    assert told == list(range(LAST + 1))
+
+
+def test_two_are_kept_and_a_damaged_one_is_passed_over(kitchen: Context) -> None:
+    prepared = prepare(examples(), COLUMNS, FAST)
+    checkpoints = Checkpoints.of(kitchen.store, {})
+    undisturbed = fit(prepared, FAST, checkpoints=checkpoints)
+    before, last = sorted(kitchen.store.list(checkpoints.folder))
+    data = bytearray(kitchen.store.get(last))
+    data[-1] ^= 1
+    kitchen.store.put(last, bytes(data))
+    found = checkpoints.latest()
+    assert found is not None
+    assert len(found.facts["epochs"]) == LAST
+    assert before.endswith(f"{LAST - 1:06d}.safetensors")
+    assert equal(fit(prepared, FAST, checkpoints=checkpoints), undisturbed)
+    checkpoints.drop()
+    assert checkpoints.latest() is None
+
+
+def test_what_determines_the_weights_names_them(kitchen: Context) -> None:
+    folders = {
+        Checkpoints.of(kitchen.store, what).folder for what in ({"lr": 1}, {"lr": 2}, {"lr": 1, "n": 0})
+    }
+    assert len(folders) == 3
+    assert Checkpoints.of(kitchen.store, {"a": 1, "b": 2}) == Checkpoints.of(kitchen.store, {"b": 2, "a": 1})
+
+
+def test_a_training_that_ended_well_leaves_none(kitchen, training_set):
+    train_tabular("late", training_set, **NAMES, params=FAST)
+    assert list(kitchen.store.list("checkpoints/")) == []

@@ -1,0 +1,39 @@
+"""A process that works, to be killed: what it does, store, table, its version, and a running cluster's address.
+
+Without an address it starts a cluster of its own, but for "batch here".
+"""
+
+import json
+import sys
+
+import ray
+
+from functions import Context, use_context
+from functions.batch_inference import predict_batch
+from functions.training import train_tabular
+from functions.training.params import TabularParams
+from functions.tuning import tune_tabular
+from registry import TableSnapshot, open_store
+from tests.functions.training.kitchen import FAST, NAMES
+
+LONG = TabularParams(hidden=(64, 32), batch_size=64, epochs=9, patience=9)
+SHARD_ROWS = 20_000
+
+
+def work(what: str, snapshot: TableSnapshot) -> object:
+    if what == "sweep":
+        return tune_tabular("late", snapshot, **NAMES, params=FAST, num_samples=4, concurrency=1)
+    if what == "train":
+        return train_tabular("late", snapshot, **NAMES, params=LONG, num_workers=2)
+    return predict_batch("late", snapshot, version=1, shard_rows=SHARD_ROWS)
+
+
+if __name__ == "__main__":
+    what, url, name, version, *address = sys.argv[1:]
+    if address:
+        ray.init(address=address[0], log_to_driver=False)
+    elif what != "batch here":
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    with use_context(Context(store=open_store(url), store_url=url)):
+        done = work(what, TableSnapshot(name=name, version=int(version)))
+    sys.stdout.write(json.dumps(done.model_dump(mode="json")) + "\n")  # type: ignore[attr-defined]
