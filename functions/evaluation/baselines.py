@@ -1,24 +1,25 @@
-"""What a model must beat to be worth serving: the base rate, and a logistic regression on the same columns."""
+"""What a model must beat to be worth serving: the base rate, and a linear model on the same columns."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from sklearn.compose import ColumnTransformer
-from sklearn.impute import SimpleImputer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from functions.training.dataset import binary_labels, category_matrix, numeric_matrix
+from functions.training.matrices import binary_labels, category_matrix, number_labels, numeric_matrix
+
+if TYPE_CHECKING:
+    from sklearn.compose import ColumnTransformer
+    from sklearn.linear_model import LogisticRegression
 
 Baseline = Literal["constant", "logistic"]
+Places = Callable[[pa.Table, str], npt.NDArray[np.int64]]
 _ROWS = 50_000  # a logistic regression of some hundred columns learns nothing more from further rows
 _MIN_CATEGORY_ROWS = 20
+_WIDE = 500  # weights beyond which Newton's matrix costs more than the gradients of L-BFGS
 
 
 def constant(
@@ -35,30 +36,109 @@ def logistic(
 
     It learns from at most 50,000 rows, evenly spread over `train`.
     """
-    if train.num_rows > _ROWS:
-        train = train.take(np.linspace(0, train.num_rows - 1, _ROWS).astype(np.int64))
-    width = len(numeric)
-    model = _pipeline(width, len(categorical))
-    model.fit(_matrix(train, numeric, categorical), binary_labels(train, label))
-    probability: npt.NDArray[Any] = model.predict_proba(_matrix(test, numeric, categorical))[:, 1]
+    train = _spread(train)
+    learnt, asked = _encoded(train, test, numeric, categorical)
+    model = _logistic(learnt.shape[1]).fit(learnt, binary_labels(train, label))
+    probability: npt.NDArray[Any] = model.predict_proba(asked)[:, 1]
     return probability
+
+
+def class_constant(
+    train: pa.Table,
+    test: pa.Table,
+    _: Sequence[str],
+    __: Sequence[str],
+    label: str,
+    *,
+    places: Places,
+    classes: int,
+) -> npt.NDArray[Any]:
+    """The training rows' share of each class for every row of `test`; `places` reads the label column."""
+    shares = np.bincount(places(train, label), minlength=classes) / train.num_rows
+    return np.tile(shares, (test.num_rows, 1))
+
+
+def class_logistic(
+    train: pa.Table,
+    test: pa.Table,
+    numeric: Sequence[str],
+    categorical: Sequence[str],
+    label: str,
+    *,
+    places: Places,
+    classes: int,
+) -> npt.NDArray[Any]:
+    """As `logistic`, the probabilities of each class."""
+    train = _spread(train)
+    learnt, asked = _encoded(train, test, numeric, categorical)
+    model = _logistic(learnt.shape[1] * classes).fit(learnt, places(train, label))
+    probability = np.zeros((test.num_rows, classes))
+    probability[:, model.classes_] = model.predict_proba(asked)
+    return probability
+
+
+def number_constant(
+    train: pa.Table, test: pa.Table, _: Sequence[str], __: Sequence[str], label: str
+) -> npt.NDArray[Any]:
+    """The mean of the training rows' labels for every row of `test`."""
+    return np.full(test.num_rows, float(number_labels(train, label).mean()))
+
+
+def number_linear(
+    train: pa.Table, test: pa.Table, numeric: Sequence[str], categorical: Sequence[str], label: str
+) -> npt.NDArray[Any]:
+    """Ridge regression on what `logistic` reads."""
+    from sklearn.linear_model import Ridge  # late, as in `_columns`
+
+    train = _spread(train)
+    learnt, asked = _encoded(train, test, numeric, categorical)
+    value: npt.NDArray[Any] = Ridge().fit(learnt, number_labels(train, label)).predict(asked)
+    return value
 
 
 BASELINES: dict[Baseline, Callable[..., npt.NDArray[Any]]] = {"constant": constant, "logistic": logistic}
 
 
-def _pipeline(numeric: int, categorical: int) -> Pipeline:
+def _spread(train: pa.Table) -> pa.Table:
+    """At most 50,000 rows, evenly spread."""
+    if train.num_rows <= _ROWS:
+        return train
+    return train.take(np.linspace(0, train.num_rows - 1, _ROWS).astype(np.int64))
+
+
+def _logistic(weights: int) -> LogisticRegression:
+    """Newton's method where there are few weights: a few steps instead of a hundred, to the same place."""
+    from sklearn.linear_model import LogisticRegression  # late, as in `_columns`
+
+    solver = "newton-cholesky" if weights <= _WIDE else "lbfgs"
+    return LogisticRegression(C=1.0, max_iter=200, solver=solver)
+
+
+def _encoded(
+    train: pa.Table, test: pa.Table, numeric: Sequence[str], categorical: Sequence[str]
+) -> tuple[Any, Any]:
+    """Both tables' rows as a linear model takes them, dense or sparse; all is learnt from `train`."""
+    columns = _columns(len(numeric), len(categorical))
+    learnt = columns.fit_transform(_matrix(train, numeric, categorical))
+    return learnt, columns.transform(_matrix(test, numeric, categorical))
+
+
+def _columns(numeric: int, categorical: int) -> ColumnTransformer:
+    from sklearn.compose import ColumnTransformer  # late, all four: whoever only names a gate does without
+    from sklearn.impute import SimpleImputer
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
     numbers = make_pipeline(
         SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True), StandardScaler()
     )
     texts = OneHotEncoder(min_frequency=_MIN_CATEGORY_ROWS, handle_unknown="infrequent_if_exist")
-    columns = ColumnTransformer(
+    return ColumnTransformer(
         [
             ("numbers", numbers, list(range(numeric))),
             ("texts", texts, list(range(numeric, numeric + categorical))),
         ]
     )
-    return make_pipeline(columns, LogisticRegression(C=1.0, max_iter=200))
 
 
 def _matrix(table: pa.Table, numeric: Sequence[str], categorical: Sequence[str]) -> npt.NDArray[np.float64]:

@@ -12,14 +12,25 @@ from collections.abc import Mapping
 from pydantic import BaseModel, ConfigDict, Field
 
 from functions.evaluation.baselines import Baseline
+from functions.evaluation.behaviour import Behaviour
+from functions.evaluation.check import Check, at_least, at_most
+from functions.evaluation.fairness import FairnessRule
+from functions.evaluation.robustness import RobustnessRule
+from functions.evaluation.slices import SliceRule
 
 
 class Gate(BaseModel):
     """What a version must keep.
 
-    max_log_loss_ratio: baseline -> the model's log loss over the baseline's, at most; max_champion_ratio: the same
+    max_log_loss_ratio: baseline -> the model's log loss (of a number: its squared error) over the baseline's, at most;
+    "logistic" is the linear model, ridge regression for a number; max_champion_ratio: the same
     over the champion's (None: not compared; no champion yet: passes); max_ece: expected calibration error, at most;
-    min_auc: at least; min_rows: fewer rows of evaluation fail.
+    min_auc: at least; min_rows: fewer rows of evaluation fail. max_ece_high: the upper end of the calibration error's 95 %
+    interval, at most: calibration that is proven, not only estimated.
+    entity: the column of whom a row is about; intervals and slices take rows of one entity as one observation.
+    slices: parts of the data on which it must not be worse than a reference. fairness: gaps between groups. robustness:
+    missing and shifted inputs. behaviours: changes of an input that must not, or must, move the answer.
+    max_latency_ms: median time of one row in this process; max_size_bytes: of all files of the version.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -30,45 +41,42 @@ class Gate(BaseModel):
     max_ece: float | None = Field(default=0.1, gt=0.0, le=1.0)
     min_auc: float | None = Field(default=None, ge=0.0, le=1.0)
     min_rows: int = Field(default=200, ge=1)
-
-
-class Check(BaseModel):
-    """One limit: the value found, the limit, and which side of it is good."""
-
-    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
-
-    name: str
-    value: float
-    limit: float
-    rule: str
-    passed: bool
+    max_ece_high: float | None = Field(default=None, gt=0.0, le=1.0)
+    entity: str | None = None
+    slices: SliceRule | None = None
+    fairness: tuple[FairnessRule, ...] = ()
+    robustness: RobustnessRule | None = None
+    behaviours: tuple[Behaviour, ...] = ()
+    max_latency_ms: float | None = Field(default=None, gt=0.0)
+    max_size_bytes: int | None = Field(default=None, gt=0)
 
 
 def judge(
-    gate: Gate, *, rows: int, metrics: Mapping[str, float], ratios: Mapping[str, float], has_champion: bool
+    gate: Gate,
+    *,
+    rows: int,
+    metrics: Mapping[str, float],
+    ratios: Mapping[str, float],
+    has_champion: bool,
+    ece_high: float = math.nan,
+    loss: str = "log loss",
 ) -> list[Check]:
     """All checks of `gate`.
 
     metrics: `log_loss`, `auc`, `ece` of the model; ratios: its log loss over that of each baseline and of
-    "champion". What is absent counts as NaN, and NaN passes nothing.
+    "champion"; ece_high: the upper end of the calibration error's interval; loss: what the ratios are of. What is absent counts as NaN, and NaN passes nothing.
     """
-    checks = [_at_least("rows", rows, gate.min_rows)]
+    checks = [at_least("rows", rows, gate.min_rows)]
     for name, limit in gate.max_log_loss_ratio.items():
-        checks.append(_at_most(f"log loss / {name}", ratios.get(name, math.nan), limit))
+        checks.append(at_most(f"{loss} / {name}", ratios.get(name, math.nan), limit))
     if gate.max_champion_ratio is not None and has_champion:
         checks.append(
-            _at_most("log loss / champion", ratios.get("champion", math.nan), gate.max_champion_ratio)
+            at_most(f"{loss} / champion", ratios.get("champion", math.nan), gate.max_champion_ratio)
         )
     if gate.max_ece is not None:
-        checks.append(_at_most("ece", metrics.get("ece", math.nan), gate.max_ece))
+        checks.append(at_most("ece", metrics.get("ece", math.nan), gate.max_ece))
+    if gate.max_ece_high is not None:
+        checks.append(at_most("ece, upper end", ece_high, gate.max_ece_high))
     if gate.min_auc is not None:
-        checks.append(_at_least("auc", metrics.get("auc", math.nan), gate.min_auc))
+        checks.append(at_least("auc", metrics.get("auc", math.nan), gate.min_auc))
     return checks
-
-
-def _at_most(name: str, value: float, limit: float) -> Check:
-    return Check(name=name, value=value, limit=limit, rule="at most", passed=value <= limit)
-
-
-def _at_least(name: str, value: float, limit: float) -> Check:
-    return Check(name=name, value=value, limit=limit, rule="at least", passed=value >= limit)

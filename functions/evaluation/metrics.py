@@ -83,18 +83,28 @@ METRICS: dict[str, Metric] = {"log_loss": log_loss, "auc": auc, "ece": ece, "bri
 
 
 def bootstrap(
-    metric: Metric, label: Array, probability: Array, *, rounds: int = 200, level: float = 0.95, seed: int = 0
+    metric: Metric,
+    label: Array,
+    probability: Array,
+    *,
+    entity: npt.NDArray[np.generic] | None = None,
+    rounds: int = 200,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> Interval:
-    """A metric with its percentile interval over resampled rows.
+    """A metric with its percentile interval over resampled rows, or resampled entities with all their rows.
 
+    entity: (rows,) whom a row is about; rows of one entity hang together, and rows drawn alone would promise too much.
     level: coverage of the interval. Resamples in which the metric has no value (one class) are drawn again.
     Raises: EvaluationError as the metric.
+    Source: Field and Welsh, Bootstrapping clustered data, 2007.
     """
     estimate = metric(label, probability)
     generator = np.random.default_rng(seed)
+    draw = _by_row(len(label)) if entity is None else _by_entity(entity)
     values: list[float] = []
     for _ in range(10 * rounds):
-        rows = generator.integers(0, len(label), len(label))
+        rows = draw(generator)
         try:
             values.append(metric(label[rows], probability[rows]))
         except EvaluationError:
@@ -105,6 +115,28 @@ def bootstrap(
         raise EvaluationError(f"no resample of {len(label)} rows holds both classes: give more rows")
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return Interval(estimate=estimate, low=float(low), high=float(high))
+
+
+Draw = Callable[[np.random.Generator], npt.NDArray[np.int64]]
+
+
+def _by_row(rows: int) -> Draw:
+    return lambda generator: generator.integers(0, rows, rows)
+
+
+def _by_entity(entity: npt.NDArray[np.generic]) -> Draw:
+    _, code, size = np.unique(entity, return_inverse=True, return_counts=True)
+    order = np.argsort(code, kind="stable").astype(np.int64)
+    start = np.concatenate(([0], np.cumsum(size)[:-1]))
+
+    def draw(generator: np.random.Generator) -> npt.NDArray[np.int64]:
+        chosen = generator.integers(0, len(size), len(size))
+        sizes = size[chosen]
+        within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        rows: npt.NDArray[np.int64] = order[np.repeat(start[chosen], sizes) + within]
+        return rows
+
+    return draw
 
 
 def check_predictions(

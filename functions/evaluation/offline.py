@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +14,18 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from functions.evaluation.baselines import BASELINES
+from functions.evaluation.calibration import ReliabilityPoint, reliability
+from functions.evaluation.check import Check
+from functions.evaluation.demands import Evaluated, demands
 from functions.evaluation.errors import EvaluationError
-from functions.evaluation.gate import Check, Gate, judge
-from functions.evaluation.metrics import METRICS, Interval, bootstrap, log_loss, row_log_loss
+from functions.evaluation.gate import Gate, judge
+from functions.evaluation.kinds import BINARY, Kind, kind_of
+from functions.evaluation.metrics import Interval, bootstrap
+from functions.evaluation.robustness import Predict
 from functions.runtime.context import context
 from functions.runtime.declaration import Resources
 from functions.runtime.function import function
-from functions.training.assembly import first_output, input_columns, table_inputs
-from functions.training.dataset import binary_labels
+from functions.training.assembly import input_columns, table_inputs
 from functions.training.scoring import load
 from registry import ModelVersion, Registry, Table, TableSnapshot
 
@@ -30,8 +35,9 @@ _CHAMPION = "champion"
 class GateResult(BaseModel):
     """How a version did.
 
-    metrics: of the version; ratios: its log loss over those of the baselines and the champion; intervals: 95 %
-    bootstrap intervals of log loss and AUC, and of the loss difference to the champion (negative: better than it);
+    metrics: of the version; ratios: its log loss, of a number its squared error, over those of the baselines and the
+    champion; intervals: 95 % bootstrap intervals of the main metrics, and of the loss difference to the champion
+    (negative: better than it), by entity where the gate names its column; reliability: points of a calibration plot;
     reason: why nothing could be measured, else empty.
     """
 
@@ -46,6 +52,7 @@ class GateResult(BaseModel):
     ratios: dict[str, float] = {}
     intervals: dict[str, Interval] = {}
     checks: list[Check] = []
+    reliability: list[ReliabilityPoint] = []
     champion: int | None = None
     reason: str = ""
 
@@ -54,9 +61,12 @@ class GateResult(BaseModel):
 class Measured:
     """What was measured before anything is judged."""
 
+    kind: Kind
     metrics: dict[str, float]
     ratios: dict[str, float]
     intervals: dict[str, Interval]
+    reliability: list[ReliabilityPoint]
+    demanded: list[Check]
 
 
 @function(resources=Resources(num_cpus=1), timeout_s=1800)
@@ -70,7 +80,7 @@ def evaluate_gate(
 ) -> GateResult:
     """Measure a version on `dataset`, judge it by `gate`, and record the outcome with the version.
 
-    label: the column of 0 and 1; baseline_set: what the baselines learn from (default: the version's training set).
+    label: the column of 0 and 1, of classes or of numbers, as the version answers; baseline_set: what the baselines learn from (default: the version's training set).
     An outcome without rows, with predictions that are no numbers or with one class is recorded as not passed.
     Raises: EvaluationError if the version learnt from this very snapshot or has no training set for the baselines;
     NotFound; TrainingDataError if the dataset lacks a column.
@@ -96,10 +106,17 @@ def predict_table(registry: Registry, version: ModelVersion, table: pa.Table) ->
 
     Raises: ArtifactRefused, TrainingDataError.
     """
+    with _opened(registry, version, BINARY) as predict:
+        return predict(table)
+
+
+@contextmanager
+def _opened(registry: Registry, version: ModelVersion, kind: Kind) -> Iterator[Predict]:
+    """The version, loaded once for any number of tables."""
     with tempfile.TemporaryDirectory(prefix="toque-model-") as folder:
         registry.download(version.model, version.version, to=folder)
         scoring = load(folder, signature=version.signature)
-    return first_output(scoring.predict(table_inputs(table, scoring.signature)))
+        yield lambda table: kind.answers(scoring.predict(table_inputs(table, scoring.signature)))
 
 
 def _measure(
@@ -113,27 +130,86 @@ def _measure(
 ) -> Measured:
     if table.num_rows == 0:
         raise EvaluationError("the evaluation data has no rows")
-    y = binary_labels(table, label)
-    probability = predict_table(registry, version, table)
-    metrics = {name: metric(y, probability) for name, metric in METRICS.items()}
-    intervals = {name: bootstrap(METRICS[name], y, probability) for name in ("log_loss", "auc")}
-    losses = _baseline_losses(registry, version, table, label, list(gate.max_log_loss_ratio), baseline_set)
+    kind = kind_of(version)
+    _require_measurable(gate, kind)
+    y = kind.label(table, label)
+    entity = _entities(table, gate.entity)
+    references = _baselines(registry, version, table, label, list(gate.max_log_loss_ratio), baseline_set)
     if champion is not None:
-        incumbent = predict_table(registry, champion, table)
-        losses[_CHAMPION] = log_loss(y, incumbent)
-        intervals["log_loss - champion"] = _difference(y, probability, incumbent)
-    ratios = {name: metrics["log_loss"] / loss for name, loss in losses.items()}
-    return Measured(metrics | {f"{name}_log_loss": loss for name, loss in losses.items()}, ratios, intervals)
+        references[_CHAMPION] = _champions_answers(registry, champion, kind, table)
+    with _opened(registry, version, kind) as predict:
+        answers = predict(table)
+        metrics = {name: metric(y, answers) for name, metric in kind.metrics.items()}
+        found = Evaluated(version, table, y, answers, predict, references, entity)
+        demanded = demands(gate, found)
+    intervals = {
+        name: bootstrap(kind.metrics[name], y, answers, entity=entity) for name in kind.with_interval
+    }
+    losses = {name: kind.row_loss(y, others) for name, others in references.items()}
+    own, named = kind.row_loss(y, answers), kind.loss.replace(" ", "_")
+    if champion is not None:
+        intervals[f"{named} - champion"] = _mean(own - losses[_CHAMPION], y, entity)
+    return Measured(
+        kind=kind,
+        metrics=metrics | {f"{name}_{named}": float(loss.mean()) for name, loss in losses.items()},
+        ratios={name: float(own.mean() / loss.mean()) for name, loss in losses.items()},
+        intervals=intervals,
+        reliability=reliability(y, answers) if kind is BINARY else [],
+        demanded=demanded,
+    )
 
 
-def _baseline_losses(
+def _champions_answers(
+    registry: Registry, champion: ModelVersion, kind: Kind, table: pa.Table
+) -> npt.NDArray[Any]:
+    """What the champion says, if it answers the same question."""
+    others = kind_of(champion)
+    if (others.name, others.classes) != (kind.name, kind.classes):
+        raise EvaluationError(
+            f"champion {champion.version} answers for {others.name} {list(others.classes)}, the version for {kind.name} "
+            f"{list(kind.classes)}: they cannot be compared; set max_champion_ratio=None"
+        )
+    with _opened(registry, champion, others) as predict:
+        return predict(table)
+
+
+def _require_measurable(gate: Gate, kind: Kind) -> None:
+    """Raises: EvaluationError if the gate demands what answers of this kind cannot show."""
+    if kind is BINARY:
+        return
+    asked = {
+        "min_auc": gate.min_auc,
+        "slices": gate.slices,
+        "fairness": gate.fairness,
+        "robustness": gate.robustness,
+        "behaviours": gate.behaviours,
+    }
+    if "ece" not in kind.metrics:
+        asked |= {"max_ece": gate.max_ece, "max_ece_high": gate.max_ece_high}
+    vain = sorted(name for name, demand in asked.items() if demand)
+    if vain:
+        raise EvaluationError(
+            f"the gate demands {vain}, which answers for {kind.name} cannot show: leave them out, or set them to None"
+        )
+
+
+def _entities(table: pa.Table, column: str | None) -> npt.NDArray[Any] | None:
+    if column is None:
+        return None
+    if column not in table.column_names:
+        raise EvaluationError(f"the evaluation data has no column {column!r}, which gate.entity names")
+    return np.asarray(table[column].cast(pa.string()).to_numpy(zero_copy_only=False), dtype=np.str_)
+
+
+def _baselines(
     registry: Registry,
     version: ModelVersion,
     table: pa.Table,
     label: str,
     names: Sequence[Any],
     baseline_set: TableSnapshot | None,
-) -> dict[str, float]:
+) -> dict[str, npt.NDArray[Any]]:
+    """Answers (rows,) of each baseline."""
     if not names:
         return {}
     snapshot = baseline_set or next(iter(version.lineage.datasets), None)
@@ -146,14 +222,13 @@ def _baseline_losses(
     numeric, categorical = columns.get(False, []), columns.get(True, [])
     read = [*input_columns(version.signature), label]
     train = Table(registry.store, snapshot.name).read(version=snapshot.version, columns=read)
-    y = binary_labels(table, label)
-    return {name: log_loss(y, BASELINES[name](train, table, numeric, categorical, label)) for name in names}
+    learn = kind_of(version).baselines
+    return {name: learn[name](train, table, numeric, categorical, label) for name in names}
 
 
-def _difference(y: npt.NDArray[Any], new: npt.NDArray[Any], old: npt.NDArray[Any]) -> Interval:
-    """Interval of the mean paired difference of log losses."""
-    gaps = row_log_loss(y, new) - row_log_loss(y, old)
-    return bootstrap(lambda _, gap: float(np.mean(gap)), y, gaps)
+def _mean(gaps: npt.NDArray[Any], y: npt.NDArray[Any], entity: npt.NDArray[Any] | None) -> Interval:
+    """Interval of the mean of paired differences."""
+    return bootstrap(lambda _, gap: float(np.mean(gap)), y, gaps, entity=entity)
 
 
 def _judged(
@@ -165,7 +240,10 @@ def _judged(
         metrics=measured.metrics,
         ratios=measured.ratios,
         has_champion=champion is not None,
+        ece_high=measured.intervals["ece"].high if "ece" in measured.intervals else math.nan,
+        loss=measured.kind.loss,
     )
+    checks += measured.demanded
     return GateResult(
         model=version.model,
         version=version.version,
@@ -176,6 +254,7 @@ def _judged(
         ratios=measured.ratios,
         intervals=measured.intervals,
         checks=checks,
+        reliability=measured.reliability,
         champion=None if champion is None else champion.version,
     )
 

@@ -20,10 +20,13 @@ from functions.stats.effects import (
     stratified_effect,
     winsorize,
 )
+from functions.stats.estimate import ScoreSketch, estimate_auc, estimate_losses
 from functions.stats.moments import CoMoments, Moments
 from functions.stats.multiplicity import benjamini_hochberg, holm, k_of_n
+from functions.stats.multivariate import domain_classifier, mmd
 from functions.stats.planner import RunPlan, minimum_detectable_effect, plan_run
 from functions.stats.quantiles import QuantileTest, quantile_test
+from functions.stats.season import find_season
 from functions.stats.sequential import (
     AsymptoticCS,
     asymptotic_cs,
@@ -31,6 +34,7 @@ from functions.stats.sequential import (
     normal_mixture_bound,
 )
 from functions.stats.sketch import TableSketch, one_row_per_unit
+from functions.stats.slices import slices_above, worst_slices
 from functions.stats.spending import GroupSequentialBounds, group_sequential_bounds
 
 __all__ = [
@@ -47,6 +51,7 @@ __all__ = [
     "PageHinkley",
     "QuantileTest",
     "RunPlan",
+    "ScoreSketch",
     "SequentialCounts",
     "TableSketch",
     "asymptotic_cs",
@@ -56,12 +61,17 @@ __all__ = [
     "block_means",
     "cuped",
     "difference",
+    "domain_classifier",
     "drift",
     "epsilon_greedy",
+    "estimate_auc",
+    "estimate_losses",
+    "find_season",
     "group_sequential_bounds",
     "holm",
     "k_of_n",
     "minimum_detectable_effect",
+    "mmd",
     "normal_mixture_bound",
     "one_row_per_unit",
     "plan_run",
@@ -70,7 +80,9 @@ __all__ = [
     "ratio_effect",
     "relative_lift",
     "sequential_counts",
+    "slices_above",
     "stratified_effect",
     "thompson",
     "winsorize",
+    "worst_slices",
 ]

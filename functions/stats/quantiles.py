@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, special
+import scipy  # its parts are loaded when first used
+from scipy import special
 
 from functions.stats.moments import Floats, as_floats
 
@@ -106,7 +107,7 @@ def _best_count(n: int, q: float, prior: tuple[float, float]) -> float:
         return 0.0
     if slope(float(n)) <= 0:
         return float(n)
-    return float(optimize.brentq(slope, 0.0, float(n), xtol=1e-12 * n))
+    return float(scipy.optimize.brentq(slope, 0.0, float(n), xtol=1e-12 * n))
 
 
 def _quantile(ordered: Floats, q: float) -> float:

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, special
+import scipy  # its parts are loaded when first used
+from scipy import special
 
 from functions.stats.effects import Effect, difference
 from functions.stats.moments import as_moments
@@ -195,4 +196,4 @@ def _one_sided_mixture(v: float, rho: float, alpha: float) -> float:
     upper = math.sqrt(v + rho)
     while excess(upper) < 0:
         upper *= 2
-    return float(optimize.brentq(excess, 0.0, upper, xtol=1e-12 * upper))
+    return float(scipy.optimize.brentq(excess, 0.0, upper, xtol=1e-12 * upper))

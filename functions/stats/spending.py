@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, special
+import scipy  # its parts are loaded when first used
+from scipy import special
 
 from functions.stats.moments import Floats
 
@@ -81,7 +82,7 @@ def _bound(paths: _Paths | None, step: float, t: float, spend: float, sides: int
     def excess(z: float) -> float:
         return _stopping(paths, step, z * math.sqrt(t), sides) - spend
 
-    return float(optimize.brentq(excess, 0.0 if sides == 2 else -_FAR, 2 * _FAR, xtol=1e-10))  # noqa: PLR2004 - both
+    return float(scipy.optimize.brentq(excess, 0.0 if sides == 2 else -_FAR, 2 * _FAR, xtol=1e-10))  # noqa: PLR2004 - both
 
 
 def _stopping(paths: _Paths | None, step: float, edge: float, sides: int) -> float:

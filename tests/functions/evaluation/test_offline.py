@@ -3,7 +3,14 @@ import pyarrow as pa
 import pytest
 import torch
 
-from functions.evaluation import EvaluationError, Gate, evaluate_gate
+from functions.evaluation import (
+    EvaluationError,
+    Gate,
+    Invariance,
+    RobustnessRule,
+    SliceRule,
+    evaluate_gate,
+)
 from functions.evaluation.baselines import constant, logistic
 from functions.evaluation.metrics import log_loss
 from functions.training import train_tabular
@@ -67,6 +74,24 @@ def test_a_good_model_passes_and_the_outcome_is_recorded_with_its_reasons(kitche
         "auc",
         "log loss / constant",
     }
+    demanding = Gate(
+        name="everything",
+        entity="route",
+        max_ece_high=0.2,
+        slices=SliceRule(columns=("carrier", "wind"), max_excess=0.05),
+        robustness=RobustnessRule(max_missing_ratio=3.0),
+        behaviours=(Invariance(column="carrier", max_change=1.0),),
+        max_size_bytes=1,
+        max_latency_ms=60_000.0,
+    )
+    strict = evaluate_gate("late", trained.version, held_out, "late", demanding)
+    assert [check.name for check in strict.checks if not check.passed] == ["size, bytes"], strict.checks
+    assert len(strict.checks) == 10
+    assert sum(point.rows for point in strict.reliability) == 2_000
+    assert not kitchen.registry().get_version("late", trained.version).gates["everything"].passed
+    nobody = evaluate_gate("late", trained.version, held_out, "late", Gate(entity="nobody"))
+    assert not nobody.passed
+    assert "no column 'nobody'" in nobody.reason
 
 
 def test_a_challenger_is_measured_against_the_champion_on_the_same_rows(kitchen, tables):

@@ -22,7 +22,7 @@ def losses(rng: np.random.Generator, rate: float, n: int) -> np.ndarray:
 
 @pytest.mark.parametrize("fresh", FRESH, ids=lambda d: type(d).__name__)
 @given(cuts=st.lists(st.integers(0, 600), max_size=5))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_any_split_into_batches_gives_the_same_detector(fresh, cuts: list[int]):
     rng = np.random.default_rng(3)
     stream = np.concatenate([losses(rng, 0.2, 300), losses(rng, 0.6, 300)])
@@ -57,7 +57,8 @@ def test_a_rise_of_loss_from_20_to_30_percent_is_found_and_nothing_else(kind: st
         delays.append(after[0] - 10_000 if after else math.inf)
     assert false <= 8
     assert np.median(delays) <= 600
-    assert np.mean(np.array(delays) <= 900) >= 0.9
+    soon = {"cusum": 600}.get(kind, 900)
+    assert np.mean(np.array(delays) <= soon) >= 0.9
 
 
 def test_cusum_follows_its_recursion():

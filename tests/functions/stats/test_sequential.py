@@ -190,7 +190,7 @@ def test_betting_gives_the_published_interval():
 
 
 @given(cuts=st.lists(st.integers(0, 700), max_size=4))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_betting_is_the_same_in_any_batches(cuts: list[int]):
     values = np.random.default_rng(1).beta(2, 5, 700) * 3 - 1
     whole = betting_cs(values, bounds=(-1, 2), grid=200)

@@ -1,0 +1,119 @@
+"""What a gate asks for beyond its metrics: slices, fairness, robustness, behaviour, latency and size, as checks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from functions.evaluation.behaviour import Direction, Invariance, judge_behaviour
+from functions.evaluation.check import Check, at_most
+from functions.evaluation.errors import EvaluationError
+from functions.evaluation.fairness import FairnessRule, judge_fairness
+from functions.evaluation.gate import Gate
+from functions.evaluation.metrics import row_log_loss
+from functions.evaluation.robustness import Predict, judge_robustness
+from functions.evaluation.slices import judge_slices
+from functions.training.assembly import input_columns
+from registry import ModelVersion
+
+Floats = npt.NDArray[np.float64]
+_TIMED = 50  # single rows; their median is told
+_ROWS = 2_000  # rows on which behaviour is tried
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """A version on the evaluation rows. references: (rows,) answers of "champion" and of the baselines."""
+
+    version: ModelVersion
+    table: pa.Table
+    label: Floats
+    probability: Floats
+    predict: Predict
+    references: Mapping[str, Floats]
+    entity: npt.NDArray[np.generic] | None
+
+
+def demands(gate: Gate, found: Evaluated) -> list[Check]:
+    """All checks. One that cannot be made (a column is absent, answers are no numbers) fails and says why."""
+    checks = _sliced(gate, found)
+    for fairness in gate.fairness:
+        checks += _made(
+            f"fairness over {fairness.column}",
+            partial(_fair, fairness, found),
+        )
+    if gate.robustness is not None:
+        checks += _made("robustness", lambda: _robust(gate, found))
+    for behaviour in gate.behaviours:
+        checks += _made(
+            f"{behaviour.kind} of {behaviour.column}",
+            partial(_behaved, behaviour, found),
+        )
+    return [*checks, *_costs(gate, found)]
+
+
+def _sliced(gate: Gate, found: Evaluated) -> list[Check]:
+    rule = gate.slices
+    if rule is None:
+        return []
+    reference = found.references.get(rule.against)
+    if reference is None and rule.against == "champion":
+        return []  # the first version of a model has none to be worse than
+    if reference is None:
+        text = f"gate has no {rule.against} in max_log_loss_ratio to compare slices with; add it"
+        return [at_most(f"slices against {rule.against}", float("nan"), rule.alpha, text)]
+    excess = row_log_loss(found.label, found.probability) - row_log_loss(found.label, reference)
+    return _made("slices", lambda: [judge_slices(rule, found.table, excess, found.entity)[0]])
+
+
+def _fair(rule: FairnessRule, found: Evaluated) -> list[Check]:
+    return [judge_fairness(rule, found.table, found.label, found.probability)]
+
+
+def _behaved(rule: Invariance | Direction, found: Evaluated) -> list[Check]:
+    return [judge_behaviour(rule, found.table.slice(0, _ROWS), found.predict)]
+
+
+def _robust(gate: Gate, found: Evaluated) -> list[Check]:
+    signature = found.version.signature
+    if gate.robustness is None or signature is None:
+        raise EvaluationError(f"{found.version.model}@{found.version.version} has no signature to disturb")
+    return judge_robustness(
+        gate.robustness, found.table, found.label, found.predict, input_columns(signature)
+    )
+
+
+def _costs(gate: Gate, found: Evaluated) -> list[Check]:
+    checks = []
+    if gate.max_latency_ms is not None:
+        checks.append(at_most("latency of one row, ms", _latency_ms(found), gate.max_latency_ms))
+    if gate.max_size_bytes is not None:
+        size = sum(blob.size for blob in found.version.files.values())
+        checks.append(at_most("size, bytes", float(size) if size else float("nan"), gate.max_size_bytes))
+    return checks
+
+
+def _latency_ms(found: Evaluated) -> float:
+    """Median time that one row takes, after the first."""
+    rows = [found.table.slice(index % found.table.num_rows, 1) for index in range(_TIMED + 1)]
+    times = []
+    for row in rows:
+        start = time.perf_counter()
+        found.predict(row)
+        times.append(1_000 * (time.perf_counter() - start))
+    return float(np.median(times[1:]))
+
+
+def _made(name: str, make: Callable[[], list[Check]]) -> list[Check]:
+    try:
+        return make()
+    except KeyError as error:
+        return [at_most(name, float("nan"), 0.0, f"the evaluation data lacks the column {error}")]
+    except EvaluationError as error:
+        return [at_most(name, float("nan"), 0.0, str(error))]

@@ -1,0 +1,115 @@
+"""What a version answers, and so how a gate judges it: a probability, the probabilities of several classes, or a number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from functions.evaluation.baselines import (
+    BASELINES,
+    Baseline,
+    class_constant,
+    class_logistic,
+    number_constant,
+    number_linear,
+)
+from functions.evaluation.class_metrics import CLASS_METRICS, class_row_log_loss
+from functions.evaluation.errors import EvaluationError
+from functions.evaluation.metrics import METRICS, row_log_loss
+from functions.evaluation.number_metrics import NUMBER_METRICS, squared_error
+from functions.training.assembly import first_output
+from functions.training.matrices import binary_labels, named_column, number_labels
+from registry import ModelVersion
+
+Array = npt.NDArray[Any]
+Learn = Callable[[pa.Table, pa.Table, Sequence[str], Sequence[str], str], Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How answers of one kind are judged.
+
+    label: (rows,) of a table; answers: what `metrics` and `row_loss` take, from a version's outputs; loss: what the mean of
+    `row_loss` is called; baselines: answers of what a model must beat; with_interval: metrics that are told with one.
+    """
+
+    name: Literal["binary", "multiclass", "regression"]
+    loss: str
+    label: Callable[[pa.Table, str], Array]
+    answers: Callable[[dict[str, Array]], Array]
+    metrics: Mapping[str, Callable[[Array, Array], float]]
+    row_loss: Callable[[Array, Array], npt.NDArray[np.float64]]
+    baselines: Mapping[Baseline, Learn]
+    with_interval: tuple[str, ...]
+    classes: tuple[str, ...] = ()
+
+
+def kind_of(version: ModelVersion) -> Kind:
+    """By the first output of the signature: one named "value" is a number, one with named columns has several classes."""
+    output = version.signature.outputs[0] if version.signature is not None else None
+    if output is not None and output.name == "value":
+        return NUMBER
+    if output is not None and output.columns is not None and len(output.columns) > 1:
+        return _classes(output.columns)
+    return BINARY
+
+
+BINARY = Kind(
+    name="binary",
+    loss="log loss",
+    label=lambda table, name: binary_labels(table, name).astype(np.float64),
+    answers=first_output,
+    metrics=METRICS,
+    row_loss=row_log_loss,
+    baselines=BASELINES,
+    with_interval=("log_loss", "auc", "ece"),
+)
+NUMBER = Kind(
+    name="regression",
+    loss="squared error",
+    label=number_labels,
+    answers=first_output,
+    metrics=NUMBER_METRICS,
+    row_loss=squared_error,
+    baselines={"constant": number_constant, "logistic": number_linear},
+    with_interval=("rmse", "mae"),
+)
+
+
+def _classes(names: Sequence[str]) -> Kind:
+    places = partial(_places, names=names)
+    return Kind(
+        name="multiclass",
+        loss="log loss",
+        label=places,
+        answers=lambda outputs: next(iter(outputs.values())),
+        metrics=CLASS_METRICS,
+        row_loss=class_row_log_loss,
+        baselines={
+            "constant": partial(class_constant, places=places, classes=len(names)),
+            "logistic": partial(class_logistic, places=places, classes=len(names)),
+        },
+        with_interval=("log_loss", "accuracy", "ece"),
+        classes=tuple(names),
+    )
+
+
+def _places(table: pa.Table, label: str, *, names: Sequence[str]) -> npt.NDArray[np.int64]:
+    """The label column as places among the classes that the version knows."""
+    texts = named_column(table, label).cast(pa.string())
+    found = pc.index_in(texts, pa.array(names))
+    if found.null_count:
+        unknown = pc.unique(texts.filter(pc.is_null(found))).to_pylist()
+        raise EvaluationError(
+            f"label column {label!r} holds {unknown[:5]} in {found.null_count} rows, the version knows the classes "
+            f"{list(names)[:20]}: leave those rows out or train on them"
+        )
+    places: npt.NDArray[np.int64] = found.to_numpy().astype(np.int64)
+    return places

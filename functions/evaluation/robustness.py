@@ -1,0 +1,106 @@
+"""What becomes of the loss when an input is missing, or comes in another unit or from a drifting sensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict, Field
+
+from functions.evaluation.check import Check, at_most
+from functions.evaluation.errors import EvaluationError
+from functions.evaluation.metrics import log_loss
+
+Floats = npt.NDArray[np.float64]
+Predict = Callable[[pa.Table], Floats]
+
+
+class RobustnessRule(BaseModel):
+    """How much one disturbed input may cost: log loss over the undisturbed one, at most.
+
+    max_missing_ratio: a column is null in every row. max_shift_ratio: a numeric column is shifted by `shift` times the range
+    of its middle half, up and down. None: not tried. columns: those disturbed, all inputs unless given.
+    max_rows: rows that are tried, spread evenly.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_missing_ratio: float | None = Field(default=2.0, ge=1.0)
+    max_shift_ratio: float | None = Field(default=None, ge=1.0)
+    shift: float = Field(default=1.0, gt=0.0)
+    columns: tuple[str, ...] = ()
+    max_rows: int = Field(default=2_000, ge=10)
+
+
+def judge_robustness(
+    rule: RobustnessRule, table: pa.Table, label: Floats, predict: Predict, inputs: Sequence[str]
+) -> list[Check]:
+    """One check for each kind of disturbance, on its worst column; answers that are no probabilities fail it.
+
+    inputs: the columns that the model reads. Raises: KeyError if the table lacks a column.
+    """
+    keep = np.unique(np.linspace(0, table.num_rows - 1, min(rule.max_rows, table.num_rows)).astype(np.int64))
+    table, label = table.take(keep), label[keep]
+    clean = log_loss(label, predict(table))
+    columns = rule.columns or tuple(inputs)
+    checks = []
+    if rule.max_missing_ratio is not None:
+        gone = {name: [without(table, name)] for name in columns}
+        checks.append(
+            _worst("log loss with an input missing", rule.max_missing_ratio, gone, label, predict, clean)
+        )
+    if rule.max_shift_ratio is not None:
+        moved = {name: _shifts(table, name, rule.shift) for name in columns if _is_number(table, name)}
+        checks.append(
+            _worst("log loss with an input shifted", rule.max_shift_ratio, moved, label, predict, clean)
+        )
+    return checks
+
+
+def without(table: pa.Table, column: str) -> pa.Table:
+    """The table with nulls in `column`."""
+    return replaced(table, column, pa.nulls(table.num_rows, table[column].type))
+
+
+def replaced(table: pa.Table, column: str, values: pa.Array | pa.ChunkedArray) -> pa.Table:
+    """The table with other values in `column`."""
+    return table.set_column(table.column_names.index(column), column, values)
+
+
+def added(table: pa.Table, column: str, amount: float) -> pa.Table:
+    """The table with `amount` added to a numeric column."""
+    return replaced(table, column, pc.add(table[column].cast(pa.float64()), amount))
+
+
+def _shifts(table: pa.Table, column: str, shift: float) -> list[pa.Table]:
+    numbers = pc.drop_null(table[column]).to_numpy(zero_copy_only=False).astype(np.float64)
+    numbers = numbers[np.isfinite(numbers)]
+    if not len(numbers):
+        return []
+    amount = shift * float(np.subtract(*np.quantile(numbers, [0.75, 0.25])))
+    return [added(table, column, amount), added(table, column, -amount)] if amount else []
+
+
+def _is_number(table: pa.Table, column: str) -> bool:
+    return bool(pa.types.is_integer(table[column].type) or pa.types.is_floating(table[column].type))
+
+
+def _worst(
+    name: str, limit: float, disturbed: dict[str, list[pa.Table]], label: Floats, predict: Predict, clean: float
+) -> Check:  # fmt: skip
+    ratios: dict[str, float] = {}
+    for column, tables in disturbed.items():
+        for table in tables:
+            try:
+                ratio = log_loss(label, predict(table)) / clean
+            except EvaluationError as error:
+                return at_most(name, float("nan"), limit, f"{column}: {error}")
+            ratios[column] = max(ratio, ratios.get(column, 0.0))
+    if not ratios:
+        return at_most(name, float("nan"), limit, "no column could be disturbed")
+    ranked = sorted(ratios, key=lambda column: -ratios[column])[:5]
+    note = ", ".join(f"{column} {ratios[column]:.3f}" for column in ranked)
+    return at_most(name, ratios[ranked[0]], limit, note)

@@ -1,0 +1,73 @@
+"""Where is it worse? Every category, every quarter of a number, and pairs of them, with a correction for looking everywhere."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict, Field
+
+from functions.evaluation.check import Check, at_least
+from functions.stats.slices import Slice, slices_above
+
+Floats = npt.NDArray[np.float64]
+_FEWEST_ENTITIES = 10
+_SHOWN = 5
+
+
+class SliceRule(BaseModel):
+    """Parts of the data on which a model's loss must not be proven higher than the reference's.
+
+    columns: texts, each value a slice, and numbers, each quarter of their range; missing values are a slice of their own.
+    depth: 2 looks at all pairs of columns too. against: the reference, on the same rows.
+    max_excess: in mean log loss, that is tolerated. alpha: chance that a model that is nowhere worse fails (Holm's correction
+    over all slices). min_rows: smaller slices are not judged; if none is left, the check fails.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    columns: tuple[str, ...] = Field(min_length=1)
+    depth: Literal[1, 2] = 1
+    against: Literal["champion", "constant", "logistic"] = "constant"
+    max_excess: float = Field(default=0.0, ge=0.0)
+    alpha: float = Field(default=0.05, gt=0.0, lt=0.5)
+    min_rows: int = Field(default=100, ge=2)
+
+
+def judge_slices(
+    rule: SliceRule, table: pa.Table, excess: Floats, entity: npt.NDArray[np.generic] | None
+) -> tuple[Check, tuple[Slice, ...]]:
+    """The check, and the worst slices first.
+
+    table: the evaluation rows. excess: (rows,) the model's loss less the reference's. entity: (rows,) or None: every row alone.
+    Raises: KeyError if the table lacks a column.
+    Source: as `slices_above`.
+    """
+    worst = slices_above(
+        excess,
+        {name: _column(table[name]) for name in rule.columns},
+        level=rule.max_excess,
+        unit=entity,
+        depth=rule.depth,
+        min_rows=rule.min_rows,
+        min_units=_FEWEST_ENTITIES,
+    )
+    name = f"slices against {rule.against}: least p of {len(worst)}"
+    if not worst:
+        note = f"no slice of {rule.columns} has {rule.min_rows} rows of {_FEWEST_ENTITIES} entities"
+        return at_least(name, float("nan"), rule.alpha, note), ()
+    shown = [
+        f"{one.name}: {one.mean:+.4f} on {one.rows} rows, p = {one.corrected:.3g}" for one in worst[:_SHOWN]
+    ]
+    return at_least(name, worst[0].corrected, rule.alpha, "; ".join(shown)), worst
+
+
+def _column(column: pa.ChunkedArray) -> npt.NDArray[np.generic]:
+    """Numbers with NaN where there is none, or texts with None."""
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        return np.asarray(column.cast(pa.string()).to_pylist(), dtype=object)
+    numbers = np.asarray(pc.fill_null(column.cast(pa.float64()), float("nan")).to_numpy(zero_copy_only=False))
+    return np.where(np.isfinite(numbers), numbers, np.nan)
