@@ -3,46 +3,63 @@
 Knows policies, evidence and the journal of decisions. Must not know how models are trained or served.
 """
 
+from functions.rollout.budget import Budget
 from functions.rollout.controller import Rollouts, Ticked
 from functions.rollout.decide import Decision, Finding, decide
 from functions.rollout.errors import NoRollout, RolloutActive, RolloutError
-from functions.rollout.evidence import ArmCounts, ClusterSums, Evidence, PairedLoss
+from functions.rollout.evidence import ArmCounts, ClusterSums, Evidence, MetricSums, PairedLoss, UnitCounts
 from functions.rollout.explain import Explained, explain
 from functions.rollout.jobs import (
     end_rollout,
     explain_rollout,
     pause_rollout,
+    record_metric,
     resume_rollout,
+    rollout_budget,
     rollout_status,
     start_rollout,
     tick_rollout,
 )
-from functions.rollout.policy import RolloutPolicy
+from functions.rollout.metrics import MetricValue
+from functions.rollout.plan import RolloutPlan, plan
+from functions.rollout.planning import plan_rollout
+from functions.rollout.policy import Guardrail, RolloutPolicy, Slo
 from functions.rollout.state import History, Outcome, RolloutState
 
 __all__ = [
     "ArmCounts",
+    "Budget",
     "ClusterSums",
     "Decision",
     "Evidence",
     "Explained",
     "Finding",
+    "Guardrail",
     "History",
+    "MetricSums",
+    "MetricValue",
     "NoRollout",
     "Outcome",
     "PairedLoss",
     "RolloutActive",
     "RolloutError",
+    "RolloutPlan",
     "RolloutPolicy",
     "RolloutState",
     "Rollouts",
+    "Slo",
     "Ticked",
+    "UnitCounts",
     "decide",
     "end_rollout",
     "explain",
     "explain_rollout",
     "pause_rollout",
+    "plan",
+    "plan_rollout",
+    "record_metric",
     "resume_rollout",
+    "rollout_budget",
     "rollout_status",
     "start_rollout",
     "tick_rollout",

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from functions.rollout.budget import Budget, budget, within_budget
 from functions.rollout.decide import Action, Decision, Finding, decide
 from functions.rollout.errors import NoRollout, RolloutActive, RolloutError
 from functions.rollout.evidence import Evidence
 from functions.rollout.explain import Explained, explain
+from functions.rollout.gather import gather
 from functions.rollout.interval import improvement
-from functions.rollout.observe import ReadOutcomes, observe
+from functions.rollout.metrics import ReadMetric
+from functions.rollout.observe import ReadOutcomes, no_metrics
 from functions.rollout.policy import RolloutPolicy
+from functions.rollout.slo import slo_sums, spent_budget
 from functions.rollout.state import History, RolloutState, Stage, step
-from functions.rollout.traffic import TrafficControl, TrafficNow, apply, champion_of, in_place, insist
+from functions.rollout.traffic import TrafficControl, TrafficNow, absent, apply, champion_of, in_place, insist
 from registry import Entry, Fold, Journal, ObjectStore, Refused, Stale
 
 _NEXT_STAGE: dict[Action, Stage] = {
@@ -53,7 +57,7 @@ class Rollouts:
     """The rollouts of `model`.
 
     read: logged predictions with labels, unlabelled ones included, predicted in [start, end).
-    clock: the platform's time. Each method reads its state anew and appends at most one entry.
+    read_metric: the tables of business metrics, where a policy's guardrails name some. clock: the platform's time. Each method reads its state anew and appends at most one entry.
     """
 
     def __init__(
@@ -65,11 +69,13 @@ class Rollouts:
         read: ReadOutcomes,
         clock: Callable[[], datetime],
         actor: str,
+        read_metric: ReadMetric = no_metrics,
     ) -> None:
         self.model = model
         self._store = store
         self._registry = registry
         self._read = read
+        self._read_metric = read_metric
         self._clock = clock
         self._fold: Fold[History] = Fold(
             Journal(store, f"rollouts/{model}", actor=actor, clock=clock),
@@ -87,28 +93,40 @@ class Rollouts:
         """The whole journal, oldest first."""
         return list(self._fold.journal.entries())
 
-    def start(self, challenger: int, policy: RolloutPolicy, *, reason: str) -> RolloutState:
+    def start(
+        self, challenger: int, policy: RolloutPolicy, *, reason: str, rivals: Sequence[int] = ()
+    ) -> RolloutState:
         """Begin a rollout in shadow; starting the same challenger again while it is under way changes nothing.
 
-        Raises: RolloutActive while another challenger is under way; RolloutError if the challenger cannot be served.
+        rivals: further challengers, shadows of the same requests; the best goes on to the canary alone.
+        Raises: RolloutActive while another challenger is under way; RolloutError if one cannot be served, or the budget of
+        wrong promotions, or an error budget, is spent.
         """
         traffic = self._registry.traffic(self.model)
         champion = champion_of(traffic)
-        self._check_start(challenger, champion)
+        for version in (challenger, *rivals):
+            self._check_start(version, champion)
+        spent = spent_budget(policy, slo_sums(policy, self._read, self._clock()))
+        if spent is not None:
+            raise RolloutError(f"{self.model}: {spent}; wait until there is room for a mistake")
+        if len({challenger, *rivals}) <= len(rivals):
+            raise RolloutError(f"{self.model}: {[challenger, *rivals]} names a version twice; name each once")
 
         def begin(history: History) -> dict[str, Any] | None:
             under_way = history.open
             if under_way is None:
+                now = self._clock()
                 return {
                     "event": "started",
-                    "at": self._clock().isoformat(),
+                    "at": now.isoformat(),
                     "champion": champion,
                     "challenger": challenger,
-                    "policy": policy.model_dump(mode="json"),
+                    "rivals": list(rivals),
+                    "policy": self._affordable(policy, history, now).model_dump(mode="json"),
                     "traffic_entry": traffic.entry,
                     "reason": reason,
                 }
-            if under_way.challenger == challenger:
+            if under_way.versions == (challenger, *rivals):
                 return None
             raise RolloutActive(
                 f"{self.model}: rollout {under_way.rollout} of version {under_way.challenger} is in {under_way.stage}; "
@@ -120,6 +138,16 @@ class Rollouts:
         self._apply(state)
         return state
 
+    def budget(self, policy: RolloutPolicy) -> Budget:
+        """What the rollouts of the past year were given of alpha, and what one that starts now would get."""
+        return budget(self.history(), policy, self._clock())
+
+    def _affordable(self, policy: RolloutPolicy, history: History, now: datetime) -> RolloutPolicy:
+        try:
+            return within_budget(policy, history, now)
+        except ValueError as error:
+            raise RolloutError(f"{self.model}: {error}") from error
+
     def tick(self) -> Ticked:
         """Look once: make good what a killed tick left undone, judge, record, change the traffic."""
         state = self._fold.refresh().current
@@ -128,10 +156,10 @@ class Rollouts:
         if not state.is_open:
             return self._settle(state)
         traffic = self._registry.traffic(self.model)
-        problem = None if in_place(traffic, state) else self._put_in_place(state, traffic)
+        problems = {} if in_place(traffic, state) else self._put_in_place(state, traffic)
         now = self._clock()
         traffic = self._registry.traffic(self.model)
-        evidence = self._observe(state, traffic, now, problem)
+        evidence = self._observe(state, traffic, now, problems)
         decision = decide(state, evidence, state.policy, now)
         return self._record(state, evidence, decision, traffic.entry, now)
 
@@ -150,7 +178,7 @@ class Rollouts:
         state = self._open()
         now = self._clock()
         traffic = self._registry.traffic(self.model)
-        evidence = self._observe(state, traffic, now, None)
+        evidence = self._observe(state, traffic, now, {})
         by_hand = Finding(rule="by_hand", fired=True, text=reason)
         decision = Decision(action=action, rule="by_hand", findings=(by_hand,))
         self._record(state, evidence, decision, traffic.entry, now)
@@ -179,35 +207,37 @@ class Rollouts:
         status = str(getattr(found.status, "value", found.status)).lower()
         return f"version {version} is {status}" if status in _UNUSABLE else None
 
-    def _put_in_place(self, state: RolloutState, traffic: TrafficNow) -> str | None:
-        """Make the change that a killed tick decided on and did not make; else say why it is not made."""
+    def _put_in_place(self, state: RolloutState, traffic: TrafficNow) -> dict[int, str]:
+        """Make the change that a killed tick decided on and did not make; else say, by version, why it is not made."""
+        if champion_of(traffic) != state.champion:
+            return {}  # a promotion by hand takes challengers out of the traffic too: what it says is the champion's change
         if traffic.entry != state.traffic_entry:
-            return f"version {state.challenger} was taken out of the traffic by hand"
+            missing = absent(traffic, state) or (
+                () if in_place(traffic, state.only(state.challenger)) else (state.challenger,)
+            )
+            return {version: f"version {version} was taken out of the traffic by hand" for version in missing}
         try:
             apply(self._registry, self.model, state, state.traffic_entry)
         except Refused as error:
-            return f"the registry refuses version {state.challenger} in {state.stage}: {error}"
+            why = f"the registry refuses version {state.challenger} in {state.stage}: {error}"
+            return {state.challenger: why}
         except Stale:
-            return None  # it is being changed right now: the next tick sees how
-        return None
+            return {}  # it is being changed right now: the next tick sees how
+        return {}
 
     def _observe(
-        self, state: RolloutState, traffic: TrafficNow, now: datetime, problem: str | None
+        self, state: RolloutState, traffic: TrafficNow, now: datetime, problems: dict[int, str]
     ) -> Evidence:
-        sums = observe(self._store, self.model, state, self._read, now)
-        return Evidence(
-            champion=champion_of(traffic),
-            challenger_problem=self._problem(state.challenger) or problem,
-            loss=sums.loss,
-            shadow=sums.shadow,
-            canary=sums.canary,
-        )
+        known = {version: self._problem(version) or problems.get(version) for version in state.alive}
+        bad = {version: problem for version, problem in known.items() if problem is not None}
+        return gather(self._store, self.model, state, self._read, self._read_metric, traffic, bad, now)
 
     def _record(
         self, state: RolloutState, evidence: Evidence, decision: Decision, traffic_entry: int, now: datetime
     ) -> Ticked:
         stage = _NEXT_STAGE.get(decision.action, state.stage)
-        news = stage != state.stage or evidence.loss.labels != state.judged_labels
+        moved = stage != state.stage or bool(decision.dropped)
+        news = moved or evidence.loss.labels != state.judged_labels
         body = {
             "event": "decided",
             "at": now.isoformat(),
@@ -219,7 +249,7 @@ class Rollouts:
         }
         # Another ticker that was first has decided on the same rows: then there is nothing left to record.
         entry = self._fold.transact(lambda history: body if news and history.current == state else None)
-        if entry is not None and stage != state.stage:
+        if entry is not None and moved:
             self._apply(self._current())
         return _ticked(self.model, state, stage, evidence, decision, entry)
 

@@ -8,138 +8,96 @@ finite and enough, so no traffic, no labels and no numbers can only ever hold or
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
-from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
+from functions.rollout.arms import combine, shared
 from functions.rollout.evidence import Evidence
-from functions.rollout.interval import Improvement, excess_p_value, improvement
+from functions.rollout.guards import errors, guardrails, mismatch, not_shown_harmless, slow
+from functions.rollout.interval import improvement
+from functions.rollout.look import Finding, Look
 from functions.rollout.policy import RolloutPolicy
+from functions.rollout.slo import budget_burns, budget_spent
 from functions.rollout.state import RolloutState
+from functions.rollout.verdict import Action, Decision
 
-Action = Literal["hold", "advance", "promote", "roll_back", "inconclusive"]
-
-
-class Finding(BaseModel):
-    """What one rule found: a statistic, the threshold it was held against, and the sentence a person reads."""
-
-    model_config = ConfigDict(frozen=True)
-
-    rule: str
-    fired: bool
-    text: str
-    statistic: float | None = None
-    threshold: float | None = None
+__all__ = ["RULES", "Action", "Decision", "Finding", "decide"]
 
 
-class Decision(BaseModel):
-    """What to do, by which rule, and what every rule found."""
-
-    model_config = ConfigDict(frozen=True)
-
-    action: Action
-    rule: str
-    findings: tuple[Finding, ...]
-
-    @property
-    def text(self) -> str:
-        """The sentence of the rule that decided."""
-        return next((finding.text for finding in self.findings if finding.rule == self.rule), "no rule fired")
-
-
-@dataclass(frozen=True, slots=True)
-class _Look:
-    state: RolloutState
-    evidence: Evidence
-    policy: RolloutPolicy
-    now: datetime
-    improvement: Improvement | None
-
-    @property
-    def in_stage(self) -> timedelta:
-        return self.now - self.state.stage_since
-
-
-def decide(state: RolloutState, evidence: Evidence, policy: RolloutPolicy, now: datetime) -> Decision:
+def decide(
+    state: RolloutState,
+    evidence: Evidence,
+    policy: RolloutPolicy,
+    now: datetime,
+    *,
+    rules: Collection[str] | None = None,
+) -> Decision:
     """Judge an open rollout.
 
+    rules: names of the rules to ask, all of them unless given; a decision of long ago is made again by those there were.
     Raises: ValueError if the rollout has ended or `now` has no time zone.
     """
     if not state.is_open:
         raise ValueError(f"rollout {state.rollout} ended as {state.stage}; there is nothing left to decide")
     if now.tzinfo is None:
         raise ValueError(f"now {now} has no time zone; pass an aware UTC time")
-    look = _Look(state, evidence, policy, now, improvement(evidence.loss, policy))
-    findings = [(action, rule(look)) for action, rule in RULES]
+    policy = shared(policy, state)
+    if not state.rivals:
+        return _alone(state, evidence, policy, now, rules)
+    each = {state.challenger: evidence} | {
+        version: evidence.rivals.get(version, Evidence(champion=evidence.champion))
+        for version in state.rivals
+    }
+    return combine(
+        {version: _alone(state.only(version), found, policy, now, rules) for version, found in each.items()}
+    )
+
+
+def _alone(
+    state: RolloutState,
+    evidence: Evidence,
+    policy: RolloutPolicy,
+    now: datetime,
+    rules: Collection[str] | None,
+) -> Decision:
+    look = Look(state, evidence, policy, now, improvement(evidence.loss, policy))
+    findings = [(action, rule(look)) for name, action, rule in RULES if rules is None or name in rules]
     action, rule = next(((a, f.rule) for a, f in findings if f.fired), ("hold", "undecided"))
     return Decision(action=action, rule=rule, findings=tuple(finding for _, finding in findings))
 
 
-def _challenger_unusable(look: _Look) -> Finding:
+def _challenger_unusable(look: Look) -> Finding:
     problem = look.evidence.challenger_problem
     text = f"challenger {look.state.challenger} is usable" if problem is None else problem
     return Finding(rule="challenger_unusable", fired=problem is not None, text=text)
 
 
-def _champion_changed(look: _Look) -> Finding:
+def _champion_changed(look: Look) -> Finding:
     live, judged = look.evidence.champion, look.state.champion
     text = f"the champion is {live}, this rollout compares with {judged}"
     return Finding(rule="champion_changed", fired=live != judged, text=text)
 
 
-def _errors(look: _Look) -> Finding:
-    return _guard(look, "errors")
-
-
-def _slow(look: _Look) -> Finding:
-    return _guard(look, "slow")
-
-
-def _guard(look: _Look, event: Literal["errors", "slow"]) -> Finding:
-    """Count test in the stage that runs; a shadow's latency is off the users' path and is not judged."""
-    stage = look.state.stage
-    counts = look.evidence.canary if stage == "canary" else look.evidence.shadow
-    # A shadow scores the champion's own requests: under the null an error is either version's with equal chance.
-    share = look.policy.canary_share if stage == "canary" else 0.5
-    ours, theirs = getattr(counts, f"challenger_{event}"), getattr(counts, f"champion_{event}")
-    if event == "slow" and (look.policy.slow_ms is None or stage == "shadow"):
-        return Finding(rule=event, fired=False, text="latency is not judged here")
-    p = excess_p_value(ours, theirs, share)
-    text = (
-        f"{event} in {stage}: challenger {ours}, champion {theirs}, expected share {share:.3g}, p = {p:.3g}"
-    )
-    return Finding(
-        rule=event,
-        fired=p < look.policy.guard_alpha,
-        text=text,
-        statistic=p,
-        threshold=look.policy.guard_alpha,
-    )
-
-
-def _worse(look: _Look) -> Finding:
+def _worse(look: Look) -> Finding:
     gain = look.improvement
     if gain is None or not math.isfinite(gain.upper):
         return Finding(rule="worse", fired=False, text=_unjudged(look))
-    text = f"improvement is below {gain.upper:.5f} at level {look.policy.alpha}"
+    text = f"improvement is below {gain.upper:.5f} at level {_level(look)}"
     return Finding(rule="worse", fired=gain.upper < 0, text=text, statistic=gain.upper, threshold=0.0)
 
 
-def _paused(look: _Look) -> Finding:
+def _paused(look: Look) -> Finding:
     paused = look.state.paused
     return Finding(rule="paused", fired=paused, text="paused by hand" if paused else "not paused")
 
 
-def _clock_went_back(look: _Look) -> Finding:
+def _clock_went_back(look: Look) -> Finding:
     fired = look.in_stage < timedelta(0)
     text = f"{look.in_stage} in stage {look.state.stage}"
     return Finding(rule="clock_went_back", fired=fired, text=text)
 
 
-def _shadow_good_enough(look: _Look) -> Finding:
+def _shadow_good_enough(look: Look) -> Finding:
     gain, policy = look.improvement, look.policy
     if look.state.stage != "shadow":
         return Finding(rule="shadow_done", fired=False, text="not in shadow")
@@ -157,21 +115,21 @@ def _shadow_good_enough(look: _Look) -> Finding:
     )
 
 
-def _better(look: _Look) -> Finding:
+def _better(look: Look) -> Finding:
     gain, policy = look.improvement, look.policy
     if look.state.stage != "canary":
         return Finding(rule="better", fired=False, text="not in canary")
-    thin = _thin_evidence(look) or _thin_canary(look)
+    thin = _thin_evidence(look) or _thin_canary(look) or not_shown_harmless(look)
     if gain is None or thin is not None:
         return Finding(rule="better", fired=False, text=thin or _unjudged(look))
     if not math.isfinite(gain.lower):
         return Finding(rule="better", fired=False, text=_unjudged(look))
-    text = f"improvement is above {gain.lower:.5f} at level {policy.alpha} ({gain.labels} paired labels)"
+    text = f"improvement is above {gain.lower:.5f} at level {_level(look)} ({gain.labels} paired labels)"
     fired = gain.lower > policy.min_effect
     return Finding(rule="better", fired=fired, text=text, statistic=gain.lower, threshold=policy.min_effect)
 
 
-def _too_small(look: _Look) -> Finding:
+def _too_small(look: Look) -> Finding:
     gain, floor = look.improvement, look.policy.min_effect
     if gain is None or not math.isfinite(gain.upper):
         return Finding(rule="too_small", fired=False, text=_unjudged(look))
@@ -180,7 +138,7 @@ def _too_small(look: _Look) -> Finding:
     return Finding(rule="too_small", fired=fired, text=text, statistic=gain.upper, threshold=floor)
 
 
-def _timed_out(look: _Look) -> Finding:
+def _timed_out(look: Look) -> Finding:
     policy, stage = look.policy, look.state.stage
     limit = policy.canary_timeout if stage == "canary" else policy.shadow_timeout
     seconds, limit_s = look.in_stage.total_seconds(), limit.total_seconds()
@@ -190,7 +148,7 @@ def _timed_out(look: _Look) -> Finding:
     )
 
 
-def _thin_evidence(look: _Look) -> str | None:
+def _thin_evidence(look: Look) -> str | None:
     """Why the loss must not let a challenger through, or None."""
     loss, policy = look.evidence.loss, look.policy
     if loss.pairs < policy.min_shadow_share * loss.requests:
@@ -200,7 +158,7 @@ def _thin_evidence(look: _Look) -> str | None:
     return None
 
 
-def _thin_canary(look: _Look) -> str | None:
+def _thin_canary(look: Look) -> str | None:
     """Why the canary has not been seen enough by users, or None."""
     counts, policy = look.evidence.canary, look.policy
     if counts.challenger < policy.canary_min_requests:
@@ -212,7 +170,13 @@ def _thin_canary(look: _Look) -> str | None:
     return None
 
 
-def _unjudged(look: _Look) -> str:
+def _level(look: Look) -> str:
+    """Alpha as a person reads it. Alone it is printed as the policy has it: recorded texts are made again to the letter."""
+    alpha = look.policy.alpha
+    return f"{alpha:.4g}" if look.state.entered else f"{alpha}"
+
+
+def _unjudged(look: Look) -> str:
     loss = look.evidence.loss
     return (
         f"the loss is not judged: {loss.labels} paired labels in {loss.by_cohort.clusters} cohorts "
@@ -220,16 +184,20 @@ def _unjudged(look: _Look) -> str:
     )
 
 
-RULES: tuple[tuple[Action, Callable[[_Look], Finding]], ...] = (
-    ("roll_back", _challenger_unusable),
-    ("inconclusive", _champion_changed),
-    ("roll_back", _errors),
-    ("roll_back", _slow),
-    ("roll_back", _worse),
-    ("hold", _paused),
-    ("hold", _clock_went_back),
-    ("advance", _shadow_good_enough),
-    ("promote", _better),
-    ("inconclusive", _too_small),
-    ("inconclusive", _timed_out),
+RULES: tuple[tuple[str, Action, Callable[[Look], Finding]], ...] = (
+    ("challenger_unusable", "roll_back", _challenger_unusable),
+    ("champion_changed", "inconclusive", _champion_changed),
+    ("errors", "roll_back", errors),
+    ("slow", "roll_back", slow),
+    ("guardrails", "roll_back", guardrails),
+    ("budget_burns", "roll_back", budget_burns),
+    ("worse", "roll_back", _worse),
+    ("mismatch", "inconclusive", mismatch),
+    ("paused", "hold", _paused),
+    ("clock_went_back", "hold", _clock_went_back),
+    ("budget_spent", "hold", budget_spent),
+    ("shadow_done", "advance", _shadow_good_enough),
+    ("better", "promote", _better),
+    ("too_small", "inconclusive", _too_small),
+    ("timed_out", "inconclusive", _timed_out),
 )

@@ -1,7 +1,7 @@
 """What a rollout refuses, and why."""
 
 
-class RolloutError(Exception):
+class RolloutError(ValueError):
     """Base of the refusals of `functions.rollout`."""
 
 

@@ -153,11 +153,80 @@ class ArmCounts(BaseModel):
         )
 
 
+class UnitCounts(BaseModel):
+    """Units that met the canary's split, each counted once, in the arm that it met first."""
+
+    model_config = ConfigDict(frozen=True)
+
+    champion: int = 0
+    challenger: int = 0
+
+
+class MetricSums(BaseModel):
+    """A business metric of both arms of a canary, compared within each cohort: a storm meets both arms alike.
+
+    rows: with a value, of both arms. requests: answered, with or without one. difference: by cohort, challenger less
+    champion, weighted by the cohort's rows. noise: sum over cohorts of rows² times the variance of the difference, where rows
+    of one unit are one observation. champion_units, challenger_units: units behind it, summed over cohorts.
+    champion_total, challenger_total, champion_rows: for the means that a person reads.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    rows: int = 0
+    requests: int = 0
+    difference: ClusterSums = ClusterSums()
+    noise: float = 0.0
+    champion_units: int = 0
+    challenger_units: int = 0
+    champion_total: float = 0.0
+    challenger_total: float = 0.0
+    champion_rows: int = 0
+
+    @classmethod
+    def of_cohort(cls, champion: ClusterSums, challenger: ClusterSums, *, requests: int) -> Self:
+        """One cohort: values of each arm, clustered by unit. With fewer than two units in an arm it says nothing."""
+        if min(champion.clusters, challenger.clusters) < 2:  # noqa: PLR2004 - a variance needs two
+            return cls(requests=requests)
+        rows = champion.rows + challenger.rows
+        gap = challenger.mean - champion.mean
+        variance = champion.standard_error() ** 2 + challenger.standard_error() ** 2
+        return cls(
+            rows=rows,
+            requests=requests,
+            difference=ClusterSums.one(gap * rows, rows),
+            noise=rows * rows * variance,
+            champion_units=champion.clusters,
+            challenger_units=challenger.clusters,
+            champion_total=champion.total,
+            challenger_total=challenger.total,
+            champion_rows=champion.rows,
+        )
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(
+            **{name: getattr(self, name) + getattr(other, name) for name in type(self).model_fields}
+        )
+
+
+class SloSums(BaseModel):
+    """Answers and bad ones of an objective: in its window, and in each long and short window of its burn rates."""
+
+    model_config = ConfigDict(frozen=True)
+
+    answers: int = 0
+    bad: int = 0
+    recent: tuple[tuple[tuple[int, int], tuple[int, int]], ...] = ()
+
+
 class Evidence(BaseModel):
     """All that a decision is made of, beside the policy, the state and the time.
 
     champion: the version that answers now. challenger_problem: why the challenger cannot be served, if so.
     loss: scored cohorts of shadow and canary. shadow, canary: counts of each stage, never pooled (their splits differ).
+    units: of the canary's split. canary_share: the canary's declared share of what it and the champion answer together; None
+    where it was not noted: then the policy's. metrics: by guardrail. slos: by objective.
+    rivals: the evidence on each other challenger that is still in the shadow, by version.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -167,3 +236,8 @@ class Evidence(BaseModel):
     loss: PairedLoss = PairedLoss()
     shadow: ArmCounts = ArmCounts()
     canary: ArmCounts = ArmCounts()
+    units: UnitCounts = UnitCounts()
+    canary_share: float | None = None
+    metrics: dict[str, MetricSums] = {}
+    slos: dict[str, SloSums] = {}
+    rivals: dict[int, Evidence] = {}

@@ -10,20 +10,29 @@ from pydantic import BaseModel, ConfigDict
 from functions.rollout.decide import Decision, decide
 from functions.rollout.errors import RolloutError
 from functions.rollout.evidence import Evidence
-from functions.rollout.state import History, step
+from functions.rollout.state import History, RolloutState, step
 from registry import Entry
 
 
 class Explained(BaseModel):
-    """A recorded decision made again. same: whether every finding came out bit for bit as recorded."""
+    """A recorded decision made again.
+
+    text: what was decided, and whether it comes out again, in a sentence. same: whether every finding did, bit for bit;
+    different: the rules that find something else now, each as "rule" or "rule of version 3".
+    state, evidence: what the rules were asked about, with `at` all there is to it. recomputed: None for a person's decision,
+    which has no rule to ask again.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     entry: int
     at: datetime
+    text: str
+    same: bool
+    different: tuple[str, ...] = ()
     recorded: Decision
     recomputed: Decision | None
-    same: bool
+    state: RolloutState
     evidence: Evidence
 
 
@@ -48,16 +57,46 @@ def _explain(before: History, entry: Entry) -> Explained:
     at = datetime.fromisoformat(entry.body["at"])
     recorded = Decision.model_validate(entry.body["decision"])
     evidence = Evidence.model_validate(entry.body["evidence"])
-    if recorded.rule == "by_hand":  # a person's decision has no rule to ask again
-        return Explained(
-            entry=entry.number, at=at, recorded=recorded, recomputed=None, same=True, evidence=evidence
-        )
-    again = decide(state, evidence, state.policy, at)
+    again = _again(state, evidence, recorded, at)
+    same = again is None or again == recorded
     return Explained(
         entry=entry.number,
         at=at,
+        text=_sentence(state, recorded, at, same=same, by_whom=entry.actor if again is None else None),
+        same=same,
+        different=() if again is None else _different(recorded, again),
         recorded=recorded,
         recomputed=again,
-        same=again == recorded,
+        state=state,
         evidence=evidence,
     )
+
+
+def _again(state: RolloutState, evidence: Evidence, recorded: Decision, at: datetime) -> Decision | None:
+    if recorded.rule == "by_hand":
+        return None
+    asked = {finding.rule for finding in recorded.findings}  # a rule that came later was not asked then
+    return decide(state, evidence, state.policy, at, rules=asked)
+
+
+def _different(recorded: Decision, again: Decision) -> tuple[str, ...]:
+    before, now = ({(one.rule, one.arm): one for one in made.findings} for made in (recorded, again))
+    return tuple(
+        rule if arm is None else f"{rule} of version {arm}"
+        for rule, arm in dict.fromkeys([*before, *now])
+        if before.get((rule, arm)) != now.get((rule, arm))
+    )
+
+
+def _sentence(
+    state: RolloutState, recorded: Decision, at: datetime, *, same: bool, by_whom: str | None
+) -> str:
+    challengers = f"version{'s' if state.rivals else ''} {', '.join(map(str, state.alive))}"
+    rule = "hand" if by_whom is not None else recorded.rule
+    what = (
+        f"{at:%Y-%m-%d %H:%M} UTC, rollout {state.rollout}: {challengers} against {state.champion}, in {state.stage}: "
+        f"{recorded.action} by {rule}: {recorded.text}"
+    )
+    if by_whom is not None:
+        return f"{what}. {by_whom} decided, so there is no rule to ask again."
+    return f"{what}. Made again, it is {'the same, bit for bit' if same else 'NOT the same: see different'}."

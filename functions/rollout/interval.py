@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from scipy import special
 
-from functions.rollout.evidence import PairedLoss
-from functions.rollout.policy import RolloutPolicy
+from functions.rollout.evidence import MetricSums, PairedLoss
+from functions.rollout.policy import Guardrail, RolloutPolicy
 from functions.stats import asymptotic_threshold, sequential_counts
 
 _PRIOR_COUNTS = 5.0  # the prior around the null share weighs five events: quick from .5 % to 2 % errors at a tenth of traffic
@@ -50,6 +50,29 @@ def improvement(loss: PairedLoss, policy: RolloutPolicy) -> Improvement | None:
     return Improvement(
         labels=units.rows, estimate=units.mean, lower=units.mean - radius, upper=units.mean + radius
     )
+
+
+def metric_change(
+    sums: MetricSums, guardrail: Guardrail, policy: RolloutPolicy, alpha: float
+) -> Improvement | None:
+    """Anytime-valid bounds of how much better (below 0: worse) a guardrail's mean is in the canary.
+
+    None where there is nothing to judge: fewer than `policy.burn_in` units in an arm, sums that are not finite, values that
+    do not vary. alpha: of each of the two one-sided bounds.
+    Source: as `improvement`, on the difference of means stratified by cohort.
+    """
+    gap = sums.difference
+    if min(sums.champion_units, sums.challenger_units) < policy.burn_in:
+        return None
+    if not math.isfinite(gap.total + gap.square + sums.noise) or sums.noise <= 0.0:
+        return None
+    units = sums.champion_units + sums.challenger_units
+    z = asymptotic_threshold(units, alpha=alpha, n_opt=policy.planned_labels, alternative="greater")
+    radius = z * math.sqrt(sums.noise) / gap.rows
+    if policy.dependence == "cohort":
+        radius = max(radius, _few_clusters(z, gap.clusters) * gap.standard_error())
+    better = gap.mean if guardrail.better == "higher" else -gap.mean
+    return Improvement(labels=sums.rows, estimate=better, lower=better - radius, upper=better + radius)
 
 
 def _few_clusters(z: float, clusters: int) -> float:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Literal
 
 from functions.prediction_log import outcomes
+from functions.rollout.budget import Budget
 from functions.rollout.controller import Rollouts, Ticked
 from functions.rollout.explain import Explained
-from functions.rollout.policy import RolloutPolicy
+from functions.rollout.metrics import MetricValue, read_metric, write_metric
+from functions.rollout.policy import MetricName, RolloutPolicy
 from functions.rollout.state import History, RolloutState
 from functions.runtime.context import context
 from functions.runtime.function import function
 
-_COLUMNS = ("prediction_id", "version", "shadow", "unit", "predicted_at", "latency_ms", "outputs")
+_COLUMNS = ("prediction_id", "version", "arm", "shadow", "unit", "predicted_at", "latency_ms", "outputs")
 
 
 def rollouts(model: str) -> Rollouts:
@@ -25,6 +27,7 @@ def rollouts(model: str) -> Rollouts:
         read=lambda start, end: outcomes(
             used.store, model, start, end, labelled_only=False, columns=_COLUMNS
         ),
+        read_metric=lambda name, since: read_metric(used.store, name, since),
         clock=used.clock,
         actor=used.actor,
     )
@@ -36,12 +39,26 @@ def start_rollout(
     version: int,
     policy: RolloutPolicy = RolloutPolicy(),  # noqa: B008 — frozen
     reason: str = "",
+    rivals: tuple[int, ...] = (),
 ) -> RolloutState:
     """Roll out `version`: first as a shadow of the champion.
 
-    Raises: RolloutActive while another version is under way; RolloutError if this one cannot be served.
+    rivals: further versions that compete with it in the shadow; the best goes on alone, at alpha over their number.
+    Raises: RolloutActive while another version is under way; RolloutError if one cannot be served.
     """
-    return rollouts(model).start(version, policy, reason=reason)
+    return rollouts(model).start(version, policy, reason=reason, rivals=rivals)
+
+
+@function(timeout_s=60)
+def rollout_budget(model: str, policy: RolloutPolicy = RolloutPolicy()) -> Budget:  # noqa: B008 - frozen
+    """How many wrong promotions the rollouts of the past year may have made, and what is left for the next."""
+    return rollouts(model).budget(policy)
+
+
+@function(timeout_s=60)
+def record_metric(name: MetricName, values: list[MetricValue]) -> int:
+    """Add values of a business metric that a guardrail with source "table" reads; returns how many."""
+    return write_metric(context().store, name, values)
 
 
 @function(timeout_s=120)

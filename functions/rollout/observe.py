@@ -8,9 +8,13 @@ from typing import Protocol, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
-from functions.rollout.evidence import ArmCounts, PairedLoss
+from functions.prediction_log import PINNED
+from functions.rollout.assigned import Assigned, assigned
+from functions.rollout.evidence import ArmCounts, MetricSums, PairedLoss
+from functions.rollout.metrics import ReadMetric, metric_sums
 from functions.rollout.policy import RolloutPolicy
 from functions.rollout.state import RolloutState
 from functions.scoring import Scored, score
@@ -43,27 +47,55 @@ class Sums(BaseModel):
     loss: PairedLoss = PairedLoss()
     shadow: ArmCounts = ArmCounts()
     canary: ArmCounts = ArmCounts()
+    units: Assigned = Assigned()
+    metrics: dict[str, MetricSums] = {}
 
-    def plus(self, loss: PairedLoss, shadow: ArmCounts, canary: ArmCounts) -> Self:
-        """These sums and one more cohort."""
-        return self.model_copy(
+    def plus(self, cohort: Scored, state: RolloutState, metrics: dict[str, MetricSums]) -> Self:
+        """These sums and one more cohort, whose labels are due."""
+        counted = self.counting(cohort, state)
+        return counted.model_copy(
             update={
                 "next_cohort": self.next_cohort + 1,
-                "loss": self.loss + loss,
+                "loss": self.loss + paired_loss(cohort, state),
+                "metrics": {
+                    name: self.metrics.get(name, MetricSums()) + new for name, new in metrics.items()
+                },
+            }
+        )
+
+    def counting(self, cohort: Scored, state: RolloutState) -> Self:
+        """These sums and the traffic of one more cohort."""
+        shadow, canary = counts(cohort, state)
+        return self.model_copy(
+            update={
                 "shadow": self.shadow + shadow,
                 "canary": self.canary + canary,
+                "units": assigned(cohort, state, self.units),
             }
         )
 
 
-def observe(store: Objects, model: str, state: RolloutState, read: ReadOutcomes, now: datetime) -> Sums:
+def no_metrics(name: str, since: datetime) -> pa.Table:
+    """A reader for platforms without business metrics. Raises: LookupError."""
+    raise LookupError(f"no reader of metrics was given, and metric {name!r} is wanted from {since}")
+
+
+def observe(
+    store: Objects,
+    model: str,
+    state: RolloutState,
+    read: ReadOutcomes,
+    now: datetime,
+    read_metric: ReadMetric = no_metrics,
+) -> Sums:
     """The sums as of `now`: loss of the cohorts whose labels are due, counts of all traffic so far.
 
     Rows are read only from the first cohort that is not summed yet; finished cohorts are kept in the store under
     `rollouts/{model}/evidence/`. A row or label that comes later than `policy.label_delay` is not counted.
     """
     policy = state.policy
-    key = f"rollouts/{model}/evidence/{state.rollout:08d}.json"
+    own = "" if state.challenger == state.versions[0] else f"-{state.challenger}"
+    key = f"rollouts/{model}/evidence/{state.rollout:08d}{own}.json"
     kept = store.find(key)
     sums = (
         Sums(next_cohort=_index(state.started_at, policy)) if kept is None else Sums.model_validate_json(kept)
@@ -73,19 +105,35 @@ def observe(store: Objects, model: str, state: RolloutState, read: ReadOutcomes,
     start = max(state.started_at, _start(sums.next_cohort, policy))
     if start >= now:
         return sums
-    rows = score(read(start, now), loss=policy.loss, clip=policy.clip, cap=policy.loss_cap)
-    sums, rows = _finish(sums, rows, state, due)
+    rows = score(by_split(read(start, now)), loss=policy.loss, clip=policy.clip, cap=policy.loss_cap)
+    tables = _metric_tables(state, read_metric, start) if sums.next_cohort < due else {}
+    sums, rows = _finish(sums, rows, state, due, tables)
     if sums.next_cohort > begun:
         store.put(key, sums.model_dump_json().encode())
     return _with_open_cohorts(sums, rows, state)
 
 
-def _finish(sums: Sums, rows: Scored, state: RolloutState, due: int) -> tuple[Sums, Scored]:
+def by_split(rows: pa.Table) -> pa.Table:
+    """Rows that came by the split: who asks for a version by number chose it, and says nothing about the arms."""
+    return rows.filter(pc.not_equal(rows["arm"], PINNED))
+
+
+def _metric_tables(state: RolloutState, read_metric: ReadMetric, since: datetime) -> dict[str, pa.Table]:
+    """The tables of the guardrails that have one of their own."""
+    if state.stage != "canary":
+        return {}
+    wanted = [guardrail.name for guardrail in state.policy.guardrails if guardrail.source == "table"]
+    return {name: read_metric(name, since) for name in wanted}
+
+
+def _finish(
+    sums: Sums, rows: Scored, state: RolloutState, due: int, tables: dict[str, pa.Table]
+) -> tuple[Sums, Scored]:
     """Add every cohort that is due; return the rows that are not."""
     while sums.next_cohort < due:
         end = _micros(_start(sums.next_cohort + 1, state.policy))
         cohort, rows = rows.where(rows.at < end), rows.where(rows.at >= end)
-        sums = sums.plus(paired_loss(cohort, state), *counts(cohort, state))
+        sums = sums.plus(cohort, state, _metrics(cohort, state, tables))
     return sums, rows
 
 
@@ -94,9 +142,21 @@ def _with_open_cohorts(sums: Sums, rows: Scored, state: RolloutState) -> Sums:
     length = int(state.policy.cohort / timedelta(microseconds=1))
     index = rows.at // length
     for one in np.unique(index):
-        shadow, canary = counts(rows.where(index == one), state)
-        sums = sums.model_copy(update={"shadow": sums.shadow + shadow, "canary": sums.canary + canary})
+        sums = sums.counting(rows.where(index == one), state)
     return sums
+
+
+def _metrics(cohort: Scored, state: RolloutState, tables: dict[str, pa.Table]) -> dict[str, MetricSums]:
+    """The business metrics of one cohort of a canary."""
+    if state.canary_since is None:
+        return {}
+    mine = cohort.where(~cohort.shadow & (cohort.at >= _micros(state.canary_since)))
+    champion = mine.where(mine.version == state.champion)
+    challenger = mine.where(mine.version == state.challenger)
+    return {
+        guardrail.name: metric_sums(champion, challenger, guardrail, tables.get(guardrail.name))
+        for guardrail in state.policy.guardrails
+    }
 
 
 def paired_loss(cohort: Scored, state: RolloutState) -> PairedLoss:

@@ -8,7 +8,58 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
+MetricName = Annotated[str, Field(pattern=r"^[a-z0-9_-]+$", max_length=64)]
 Level = Annotated[float, Field(gt=0.0, lt=0.5)]
+
+
+class Guardrail(BaseModel):
+    """A business metric that a canary must not worsen: its mean, compared with the champion's at the same time.
+
+    name: also of the metric's table, if source is "table" (`record_metric` writes it, by prediction id).
+    source: where a value comes from: the "label" (what became of an answer: a sale, a complaint), the first "output",
+        "latency_ms", or a "table" of its own.
+    margin: the mean may be worse by this much. Proven worse by more, the rollout is rolled back; until it is proven not to
+        be, nothing is promoted.
+    better: which direction is good. floor, cap: values are held within, fixed before any is seen, which bounds one outlier.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: MetricName
+    source: Literal["label", "output", "latency_ms", "table"] = "label"
+    margin: float = Field(ge=0.0, allow_inf_nan=False)
+    better: Literal["higher", "lower"] = "higher"
+    floor: float | None = Field(default=None, allow_inf_nan=False)
+    cap: float | None = Field(default=None, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.floor is not None and self.cap is not None and self.floor >= self.cap:
+            raise ValueError(
+                f"guardrail {self.name!r}: floor {self.floor} must be below cap {self.cap}; swap them"
+            )
+        return self
+
+
+class Slo(BaseModel):
+    """What a model promises its users: a share of answers that are there, or that are there in time.
+
+    target: the share of good answers over `window`; what it leaves is the error budget. slow_ms: an answer above it is bad;
+    None: one without an output is.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: MetricName
+    target: Share = 0.999
+    slow_ms: float | None = Field(default=None, gt=0.0)
+    window: timedelta = timedelta(days=28)
+
+    @model_validator(mode="after")
+    def _has_a_window(self) -> Self:
+        if self.window <= timedelta(0):
+            raise ValueError(f"slo {self.name!r}: window must be longer than zero, got {self.window}")
+        return self
 
 
 class RolloutPolicy(BaseModel):
@@ -18,9 +69,10 @@ class RolloutPolicy(BaseModel):
     requests that the champion answers, and both are held against the same label. One confidence sequence
     runs over shadow and canary alike, so looking at every tick costs nothing.
 
-    alpha: bound on the chance that an equal challenger is ever promoted, and (separately) that an equal one is
-        ever stopped as worse.
-    min_effect: improvement in mean loss that is worth a promotion; 0 asks only for "better".
+    alpha: bound on the chance that a challenger no better than `min_effect` is ever promoted, and (separately) that an equal
+        one is ever stopped as worse.
+    min_effect: improvement in mean loss that is worth a promotion; 0 asks only for "better". Below 0 it is a margin, as for a
+        model trained anew on more rows: one proven to lose no more than that is promoted, one proven worse at all is not.
     planned_labels: number of paired labels at which the confidence sequence is tightest.
     burn_in: paired labels below which the loss is not judged at all (the sequence is asymptotic).
     clip: probabilities are held within [clip, 1 - clip] before their logarithm, which bounds one label's loss.
@@ -32,13 +84,20 @@ class RolloutPolicy(BaseModel):
     min_label_share: below this share of labelled pairs nothing is decided by loss (the label stream stopped).
     min_shadow_share: below this share of champion requests that the shadow scored, the same.
     slow_ms: an answer above it counts as slow; slow answers are judged as errors are. None: latency is free.
-    guard_alpha: chance that a challenger with the champion's error rate is rolled back for its errors.
+    guard_alpha: chance that a challenger with the champion's error rate is rolled back for its errors; and, shared
+        among the guardrails, that one as good as the champion is rolled back for any of them.
+    guardrails: business metrics beside loss, errors and latency.
+    slos: error budgets of the model, over all versions that users meet. Spent, a rollout is not started and does not advance;
+        burning fast, a canary is rolled back.
+    mismatch_alpha: chance that a canary whose units are split as declared is stopped for a mismatch of the split.
+    wrong_promotions_a_year: bound on the expected number of promotions of challengers that are not better, over all of the
+        model's rollouts of any 365 days. A rollout that the rest of it does not afford runs at a smaller alpha. None: no bound.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     alpha: Level = 0.05
-    min_effect: float = Field(default=0.0, ge=0.0)
+    min_effect: float = Field(default=0.0, allow_inf_nan=False)
     planned_labels: int = Field(default=2_000, ge=10)
     burn_in: int = Field(default=100, ge=10)
     loss: Literal["log_loss", "squared_error"] = "log_loss"
@@ -57,6 +116,10 @@ class RolloutPolicy(BaseModel):
     canary_timeout: timedelta = timedelta(days=28)
     guard_alpha: Level = 0.05
     slow_ms: float | None = Field(default=None, gt=0.0)
+    guardrails: tuple[Guardrail, ...] = ()
+    slos: tuple[Slo, ...] = ()
+    mismatch_alpha: Level = 0.01
+    wrong_promotions_a_year: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _positive_times(self) -> Self:
@@ -66,6 +129,10 @@ class RolloutPolicy(BaseModel):
         for name in ("label_delay", "canary_min"):
             if getattr(self, name) < timedelta(0):
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for what, named in (("guardrails", self.guardrails), ("slos", self.slos)):
+            names = [one.name for one in named]
+            if len(set(names)) < len(names):
+                raise ValueError(f"{what} {names} have a name twice; rename one")
         if self.canary_min >= self.canary_timeout:
             raise ValueError(
                 f"canary_min {self.canary_min} must be shorter than canary_timeout {self.canary_timeout}; "

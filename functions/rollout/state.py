@@ -6,7 +6,7 @@ was decided on, so that the decision can be made again from the journal alone.
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
@@ -16,6 +16,7 @@ from registry import Entry
 
 Stage = Literal["shadow", "canary", "promoted", "rolled_back", "inconclusive"]
 OPEN: tuple[Stage, ...] = ("shadow", "canary")
+YEAR = timedelta(days=365)
 KEPT_OUTCOMES = 64  # finished rollouts that the fold remembers; the journal keeps them all
 
 
@@ -26,6 +27,7 @@ class RolloutState(BaseModel):
     was decided; the change is made only while that is still the newest, hence at most once.
     canary_since: when users first met the challenger. judged_labels: paired labels at the last recorded decision.
     settled: the rollout has ended and its last change of traffic was seen to be made, or given up on.
+    rivals: the other challengers that are still in the shadow. entered: all that started, where there were several.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -43,6 +45,22 @@ class RolloutState(BaseModel):
     settled: bool = False
     judged_labels: int = 0
     reason: str = ""
+    rivals: tuple[int, ...] = ()
+    entered: tuple[int, ...] = ()
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """All challengers that started, those that left included."""
+        return self.entered or (self.challenger,)
+
+    @property
+    def alive(self) -> tuple[int, ...]:
+        """The challengers that are still judged, the front-runner first."""
+        return (self.challenger, *self.rivals)
+
+    def only(self, version: int) -> RolloutState:
+        """The rollout as if `version` were its only challenger left."""
+        return self.model_copy(update={"challenger": version, "rivals": ()})
 
     @property
     def is_open(self) -> bool:
@@ -65,13 +83,23 @@ class Outcome(BaseModel):
     note: str = ""
 
 
+class Spent(BaseModel):
+    """The chance of a wrong promotion that one rollout was given, when it started."""
+
+    model_config = ConfigDict(frozen=True)
+
+    at: AwareDatetime
+    alpha: float
+
+
 class History(BaseModel):
-    """All the fold remembers: the newest rollout and how the last ones ended."""
+    """All the fold remembers: the newest rollout, how the last ones ended, and what the past year's were given of alpha."""
 
     model_config = ConfigDict(frozen=True)
 
     current: RolloutState | None = None
     outcomes: tuple[Outcome, ...] = ()
+    spent: tuple[Spent, ...] = ()
 
     @property
     def open(self) -> RolloutState | None:
@@ -87,7 +115,10 @@ def step(history: History, entry: Entry) -> History:
     number, body = entry.number, entry.body
     event, at = body["event"], datetime.fromisoformat(body["at"])
     if event == "started":
-        return history.model_copy(update={"current": _started(number, body, at)})
+        state = _started(number, body, at)
+        within = [one for one in history.spent if one.at > at - YEAR]
+        spent = (*within, Spent(at=at, alpha=state.policy.alpha))
+        return history.model_copy(update={"current": state, "spent": spent})
     current = history.current
     if current is None:
         raise ValueError(
@@ -115,6 +146,8 @@ def _started(number: int, body: dict[str, Any], at: datetime) -> RolloutState:
         stage_since=at,
         traffic_entry=body["traffic_entry"],
         reason=body["reason"],
+        rivals=tuple(body.get("rivals", ())),
+        entered=(body["challenger"], *body["rivals"]) if body.get("rivals") else (),
     )
 
 
@@ -127,11 +160,14 @@ def _paused(current: RolloutState, at: datetime, *, paused: bool) -> RolloutStat
 def _settled(history: History, current: RolloutState, body: dict[str, Any]) -> History:
     after = current.model_copy(update={"settled": True, "stage": body["stage"]})
     last = history.outcomes[-1].model_copy(update={"stage": body["stage"], "note": body["note"]})
-    return History(current=after, outcomes=(*history.outcomes[:-1], last))
+    return history.model_copy(update={"current": after, "outcomes": (*history.outcomes[:-1], last)})
 
 
 def _decided(history: History, current: RolloutState, body: dict[str, Any], at: datetime) -> History:
     update: dict[str, Any] = {"judged_labels": body["labels"]}
+    arms = _arms_left(current, body["decision"])
+    if arms:
+        update |= {**arms, "traffic_entry": body["traffic_entry"]}
     if body["stage"] != current.stage:
         update |= {"stage": body["stage"], "stage_since": at, "traffic_entry": body["traffic_entry"]}
         update |= {"canary_since": at} if body["stage"] == "canary" else {}
@@ -148,4 +184,13 @@ def _decided(history: History, current: RolloutState, body: dict[str, Any], at: 
         ended_at=at,
     )
     outcomes = (*history.outcomes, outcome)[-KEPT_OUTCOMES:]
-    return History(current=after, outcomes=outcomes)
+    return history.model_copy(update={"current": after, "outcomes": outcomes})
+
+
+def _arms_left(current: RolloutState, decision: dict[str, Any]) -> dict[str, Any]:
+    """What a decision makes of several challengers: some leave, or one goes on alone."""
+    chosen, dropped = decision.get("chosen"), decision.get("dropped") or ()
+    if chosen is not None:
+        return {"challenger": chosen, "rivals": ()}
+    left = [version for version in current.alive if version not in dropped]
+    return {"challenger": left[0], "rivals": tuple(left[1:])} if dropped and left else {}

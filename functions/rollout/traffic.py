@@ -97,20 +97,35 @@ def apply(registry: TrafficControl, model: str, state: RolloutState, expected: i
         registry.promote(model, state.challenger, reason=reason, expected=state.champion)
         return
     traffic = registry.traffic(model)
-    arms = {arm.name: (arm.version, arm.share) for arm in traffic.arms[1:] if arm.version != state.challenger}
-    shadows = [version for version in traffic.shadows if version != state.challenger]
+    ours = state.versions
+    arms = {arm.name: (arm.version, arm.share) for arm in traffic.arms[1:] if arm.version not in ours}
+    shadows = [version for version in traffic.shadows if version not in ours]
     if state.is_open:
-        shadows.append(state.challenger)
+        shadows.extend(state.alive)
     if state.stage == "canary":
         arms[CANARY] = (state.challenger, state.policy.canary_share)
     registry.set_traffic(model, arms, shadows=shadows, expected=expected, reason=reason)
 
 
 def in_place(traffic: TrafficNow, state: RolloutState) -> bool:
-    """Whether the challenger of an open rollout is in the traffic as its stage asks."""
-    if state.challenger not in traffic.shadows:
+    """Whether the challengers of an open rollout are in the traffic as its stage asks, and those that left are not."""
+    if absent(traffic, state) or any(
+        version in traffic.shadows for version in set(state.versions) - set(state.alive)
+    ):
         return False
     return state.stage != "canary" or any(arm.version == state.challenger for arm in traffic.arms[1:])
+
+
+def absent(traffic: TrafficNow, state: RolloutState) -> tuple[int, ...]:
+    """The challengers of an open rollout that are no shadows, though all of them should be."""
+    return tuple(version for version in state.alive if version not in traffic.shadows)
+
+
+def canary_share_of(traffic: TrafficNow, state: RolloutState) -> float | None:
+    """The canary's declared share of what it and the champion answer together; None where it answers nothing."""
+    ours = sum(arm.share for arm in traffic.arms[1:] if arm.version == state.challenger)
+    theirs = sum(arm.share for arm in traffic.arms if arm.version == state.champion)
+    return ours / (ours + theirs) if ours > 0 and theirs > 0 else None
 
 
 def insist(registry: TrafficControl, model: str, state: RolloutState) -> bool:
@@ -123,7 +138,7 @@ def insist(registry: TrafficControl, model: str, state: RolloutState) -> bool:
         traffic = registry.traffic(model)
         if state.is_open and champion_of(traffic) != state.champion:
             return False
-        if not state.is_open and not _holds(traffic, state.challenger):
+        if not state.is_open and not any(_holds(traffic, version) for version in state.versions):
             return True
         try:
             apply(registry, model, state, traffic.entry)

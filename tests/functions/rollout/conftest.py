@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from functions.prediction_log import LABELS_TABLE, outcomes, predictions_table
+from functions.prediction_log import LABELS_TABLE, PINNED, outcomes, predictions_table
 from functions.prediction_log.records import LABELS, PREDICTIONS
 from functions.rollout.controller import Rollouts
 from registry import ObjectStore, Refused, Stale, Table, open_store
@@ -136,6 +136,14 @@ class Kitchen:
         self._label(ids, truth, at)
         self.now += DAY
 
+    def pinned(self, *, version: int, requests: int) -> None:
+        """Somebody asks for a version by number."""
+        at = self.now - timedelta(minutes=1)
+        rows = [self._row(f"mine-{i}", version, PINNED, at, 0.0, shadow=False) for i in range(requests)]
+        Table(self.store, predictions_table(MODEL)).append(
+            pa.Table.from_pylist(rows, schema=PREDICTIONS), partition_by=["day"]
+        )
+
     def _row(
         self, name: str, version: int, arm: str, at: datetime, signal: float, *, shadow: bool
     ) -> dict[str, Any]:
@@ -151,6 +159,8 @@ class Kitchen:
             "unit": name,
             "predicted_at": at,
             "latency_ms": 500.0 if is_slow else 5.0,
+            "numeric": [signal],
+            "categorical": ["EWR"],
             "outputs": [float("nan")] if failed else [float(p)],
             "day": f"{at:%Y-%m-%d}",
         }

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
+import json
 from datetime import timedelta
 from typing import Any
 
@@ -8,7 +11,9 @@ import numpy as np
 import pytest
 
 from functions.rollout.controller import Rollouts, Ticked
+from functions.rollout.decide import decide
 from functions.rollout.errors import NoRollout, RolloutActive, RolloutError
+from functions.rollout.explain import explain
 from functions.rollout.policy import RolloutPolicy
 from registry import open_store
 
@@ -78,10 +83,36 @@ def test_every_decision_can_be_made_again_from_the_journal(kitchen: Any) -> None
         explained = kitchen.rollouts().explain(entry.number)
         assert explained.same
         assert explained.recomputed == explained.recorded
+        there = kitchen.store.get(f"rollouts/late/entries/{entry.number:08d}.json")
+        again = json.dumps(
+            explained.recomputed.model_dump(mode="json"), sort_keys=True, separators=(",", ":")
+        )
+        assert again.encode() in there  # to the byte, as it lies in the store
     with pytest.raises(RolloutError, match="holds no decision"):
         kitchen.rollouts().explain(0)
     with pytest.raises(RolloutError, match="no entry 999"):
         kitchen.rollouts().explain(999)
+
+
+def test_a_decision_that_was_tampered_with_is_not_made_again(kitchen: Any) -> None:
+    kitchen.rollouts().start(2, POLICY, reason="retrained")
+    last = run(kitchen, 40)[-1]
+    whole = kitchen.rollouts().entries()
+    told = explain(whole, last.entry)
+    assert "version 2 against 1, in canary: promote by better: improvement is above" in told.text
+    assert told.text.endswith("the same, bit for bit.")
+    assert decide(told.state, told.evidence, told.state.policy, told.at) == told.recorded
+    body = copy.deepcopy(whole[last.entry].body)
+    body["evidence"]["loss"]["by_unit"]["total"] *= 1 + 1e-6
+    struck = [*whole[: last.entry], dataclasses.replace(whole[last.entry], body=body)]
+    told = explain(struck, last.entry)
+    assert not told.same
+    assert told.different == ("worse", "better", "too_small")
+    assert told.text.endswith("NOT the same: see different.")
+    body = copy.deepcopy(whole[last.entry].body)
+    body["decision"]["action"] = "hold"
+    struck = [*whole[: last.entry], dataclasses.replace(whole[last.entry], body=body)]
+    assert not explain(struck, last.entry).same
 
 
 def test_a_tick_writes_at_most_one_entry_and_a_second_one_none(kitchen: Any) -> None:
@@ -142,10 +173,11 @@ def test_a_tick_killed_at_any_change_of_traffic_changes_no_decision(kitchen: Any
     assert kitchen.registry.now.versions == (2,)
 
 
-def test_a_champion_changed_by_hand_ends_it_and_is_left_alone(kitchen: Any) -> None:
+@pytest.mark.parametrize("shadows", [[2], []], ids=["beside the challenger", "clearing the traffic"])
+def test_a_champion_changed_by_hand_ends_it_and_is_left_alone(kitchen: Any, shadows: list[int]) -> None:
     kitchen.rollouts().start(2, POLICY, reason="retrained")
     kitchen.serve_a_day()
-    kitchen.registry.by_hand(3, shadows=[2])
+    kitchen.registry.by_hand(3, shadows=shadows)
     kitchen.quality[3] = 0.5
     tick = kitchen.rollouts().tick()
     assert (tick.stage, tick.rule) == ("inconclusive", "champion_changed")
@@ -218,7 +250,11 @@ def test_pause_resume_and_end_by_hand(kitchen: Any) -> None:
     assert kitchen.rollouts().end("roll_back", reason="changed my mind").stage == "rolled_back"
     assert kitchen.registry.now.versions == (1,)
     entries = kitchen.rollouts().entries()
-    assert kitchen.rollouts().explain(entries[-1].number).recomputed is None
+    told = kitchen.rollouts().explain(entries[-1].number)
+    assert told.recomputed is None
+    assert told.text.endswith(
+        "roll_back by hand: changed my mind. test decided, so there is no rule to ask again."
+    )
     with pytest.raises(NoRollout, match="ended as rolled_back"):
         kitchen.rollouts().resume(reason="too late")
 
@@ -336,8 +372,20 @@ def test_ticks_killed_at_random_change_no_decision(tmp_path: Any, kitchen: Any) 
     calm = season(kitchen, lambda: (0, False))
     assert calm[-1][0] == "promoted"
     rng = np.random.default_rng(5)
-    for round_ in range(8):
+    for round_ in range(2):  # fifty kills of a process: test_proofs
         again = type(kitchen)(open_store(f"file://{tmp_path}/round-{round_}"))
         killed = season(again, lambda: (int(rng.integers(1, 12)), bool(rng.integers(2))))
         assert killed == calm
         assert again.registry.now.versions == (2,)
+
+
+def test_who_asks_for_the_canary_by_number_is_no_evidence_on_it(kitchen: Any) -> None:
+    kitchen.rollouts().start(2, POLICY, reason="retrained")
+    while kitchen.rollouts().history().current.stage == "shadow":
+        run(kitchen, 1)
+    kitchen.serve_a_day(requests=20)
+    kitchen.pinned(version=2, requests=500)
+    tick = kitchen.rollouts().tick()
+    assert (tick.stage, tick.action) == ("canary", "hold")
+    decided = kitchen.rollouts().entries()[-1].body["evidence"]
+    assert decided["canary"]["champion"] + decided["canary"]["challenger"] == 20

@@ -153,6 +153,14 @@ def test_an_improvement_too_small_to_matter_is_inconclusive() -> None:
     assert (decision.action, decision.rule) == ("inconclusive", "too_small")
 
 
+def test_within_a_margin_an_equal_one_is_promoted_and_one_proven_worse_is_not() -> None:
+    evidence = {effect: Evidence(champion=1, loss=loss(effect), canary=BUSY) for effect in (0.0, -0.05)}
+    wide, none = RolloutPolicy(min_effect=-0.2), RolloutPolicy()
+    assert judge(state("canary", policy=wide), evidence[0.0]).action == "promote"
+    assert judge(state("canary", policy=none), evidence[0.0]).action == "hold"
+    assert judge(state("canary", policy=wide), evidence[-0.05]).rule == "worse"
+
+
 def test_slow_answers_roll_back_in_canary_only() -> None:
     policy = RolloutPolicy(slow_ms=100.0)
     slow = ArmCounts(champion=900, challenger=100, champion_slow=2, challenger_slow=15)

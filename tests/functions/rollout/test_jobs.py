@@ -7,8 +7,16 @@ from typing import Any
 
 import pytest
 
-from functions.rollout import RolloutPolicy, explain_rollout, rollout_status, start_rollout, tick_rollout
+from functions.rollout import (
+    RolloutPolicy,
+    explain_rollout,
+    record_metric,
+    rollout_status,
+    start_rollout,
+    tick_rollout,
+)
 from functions.runtime import Context, use_context
+from functions.runtime.errors import InvalidArguments
 from registry import ModelPolicy, Registry
 
 MODEL = "late"
@@ -88,3 +96,15 @@ def test_a_version_rejected_in_canary_leaves_the_traffic(kitchen: Any, registry:
         registry.set_traffic(MODEL, {}, shadows=[], reason="take it out first")
         registry.as_actor("ada").reject(MODEL, 2, comment="unfair")
         assert tick_rollout(MODEL).stage == "rolled_back"
+
+
+def test_a_metric_is_recorded_by_json_and_its_name_cannot_leave_its_folder(kitchen: Any) -> None:
+    value = {"prediction_id": "7", "value": 2.5, "observed_at": "2013-05-01T00:00:00Z"}
+    with use_context(Context(kitchen.store, kitchen.store.url, clock=kitchen.clock, actor="shop")):
+        assert record_metric.call_json({"name": "sales", "values": [value]}) == 1
+        assert record_metric.call_json({"name": "sales", "values": []}) == 0
+        for name in ("../labels", "a/b", ""):
+            with pytest.raises(InvalidArguments):
+                record_metric.call_json({"name": name, "values": [value]})
+        with pytest.raises(InvalidArguments):
+            record_metric.call_json({"name": "sales", "values": [{**value, "value": float("nan")}]})

@@ -84,13 +84,12 @@ def share(ended: list[Ended], action: str) -> float:
 @pytest.mark.parametrize(
     "world",
     [
-        World(),
-        World(tail=3.0),
-        World(shock=0.04),
-        World(rows_a_unit=10),
-        World(labels=20, shock=0.1),
+        pytest.param(World(), marks=pytest.mark.proof, id="plain"),
+        pytest.param(World(tail=3.0), marks=pytest.mark.proof, id="heavy tails"),
+        pytest.param(World(shock=0.04), marks=pytest.mark.proof, id="days differ"),
+        pytest.param(World(rows_a_unit=10), marks=pytest.mark.proof, id="ten rows a unit"),
+        pytest.param(World(labels=20, shock=0.1), id="few labels a day"),
     ],
-    ids=["plain", "heavy tails", "days differ", "ten rows a unit", "few labels a day"],
 )
 def test_an_equal_challenger_is_promoted_or_stopped_at_most_alpha(world: World) -> None:
     # 300 null runs looked at 60 times each: each error <= alpha + 4 s.e. = .05 + 4 * sqrt(.05 * .95 / 300)

@@ -1,0 +1,55 @@
+"""Several challengers at once: one decision out of one for each.
+
+All of them are shadows of the same requests. Each is judged at its part of alpha (the policy's divided by the number that
+started, for good), so the chance that any challenger that is not better is ever promoted stays within alpha, however the
+one for the canary is picked. Those proven worse, failing or too small leave early; the rest waits for the best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from functions.rollout.look import Finding
+from functions.rollout.policy import RolloutPolicy
+from functions.rollout.state import RolloutState
+from functions.rollout.verdict import Decision
+
+
+def shared(policy: RolloutPolicy, state: RolloutState) -> RolloutPolicy:
+    """The policy that each challenger is judged by: alpha and guard_alpha divided by their number."""
+    arms = len(state.versions)
+    if arms == 1:
+        return policy
+    return policy.model_copy(update={"alpha": policy.alpha / arms, "guard_alpha": policy.guard_alpha / arms})
+
+
+def combine(each: Mapping[int, Decision]) -> Decision:
+    """What to do, from what would be done with each challenger alone.
+
+    each: by version, the front-runner first.
+    """
+    findings = tuple(
+        finding.model_copy(update={"arm": arm})
+        for arm, decision in each.items()
+        for finding in decision.findings
+    )
+    leaving = {arm: one for arm, one in each.items() if one.action == "roll_back" or one.rule == "too_small"}
+    if len(leaving) == len(each):
+        harmless = [one for one in leaving.values() if one.action == "inconclusive"]
+        last = (harmless or list(leaving.values()))[0]
+        return Decision(action=last.action, rule=last.rule, findings=findings)
+    if leaving:
+        text = "; ".join(f"version {arm} leaves by {one.rule}: {one.text}" for arm, one in leaving.items())
+        said = Finding(rule="dropped", fired=True, text=text)
+        return Decision(action="drop", rule="dropped", findings=(*findings, said), dropped=tuple(leaving))
+    ready = {arm: one for arm, one in each.items() if one.action == "advance"}
+    if ready:
+        best = max(ready, key=lambda arm: _estimate(ready[arm]))
+        return Decision(action="advance", rule="shadow_done", findings=findings, chosen=best)
+    first = next(iter(each.values()))  # what is left concerns all of them alike
+    return Decision(action=first.action, rule=first.rule, findings=findings)
+
+
+def _estimate(decision: Decision) -> float:
+    found = next(finding for finding in decision.findings if finding.rule == "shadow_done")
+    return -float("inf") if found.statistic is None else found.statistic

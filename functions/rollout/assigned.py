@@ -1,0 +1,69 @@
+"""Which units met a canary's split, each counted once: what the test of the split is made of."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+
+from functions.rollout.evidence import UnitCounts
+from functions.rollout.state import RolloutState
+from functions.scoring import Scored
+from kernels.hashing import hash_strings
+
+SETTLE_US = 10_000_000  # replicas follow the traffic one after the other; until all do, the split is not the declared one
+MOST_UNITS = 200_000  # a split that is off by 1 % of itself is found by then; the test of these stays true
+
+
+class Assigned(BaseModel):
+    """The count so far. begun: the challenger has answered. seen: sorted int64 hashes of the units that are counted, or not
+    to be; little-endian.
+    """
+
+    model_config = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
+
+    counts: UnitCounts = UnitCounts()
+    begun: bool = False
+    seen: bytes = b""
+
+
+def assigned(rows: Scored, state: RolloutState, before: Assigned) -> Assigned:
+    """Count the units of `rows` (in order of time) that were not counted before.
+
+    Counting begins right after the challenger's first answer that comes ten seconds into the canary or later: replicas take
+    a moment to follow the traffic, and units that the champion alone answered meanwhile are no evidence on the split. That
+    answer is a stopping time, so each unit after it is on the canary with the declared chance. The rows of a request without
+    a unit were assigned together, and count once.
+    """
+    rows = _of_the_split(rows, state)
+    seen = np.frombuffer(before.seen, dtype="<i8")
+    if not before.begun:
+        answers = np.flatnonzero(rows.version == state.challenger)
+        if not len(answers):
+            return before
+        seen = _hashes(rows.where(answers[:1]))
+        rows = rows.where(np.arange(len(rows)) > answers[0])
+    units, first = np.unique(_hashes(rows), return_index=True)
+    new = ~np.isin(units, seen)
+    room = max(0, MOST_UNITS - before.counts.champion - before.counts.challenger)
+    index = np.sort(first[new])[:room]
+    challengers = int((rows.version[index] == state.challenger).sum())
+    counts = UnitCounts(
+        champion=before.counts.champion + len(index) - challengers,
+        challenger=before.counts.challenger + challengers,
+    )
+    known = np.union1d(seen, _hashes(rows.where(index))).astype("<i8")
+    return Assigned(counts=counts, begun=True, seen=known.tobytes())
+
+
+def _of_the_split(rows: Scored, state: RolloutState) -> Scored:
+    """What champion and canary answered since the canary began."""
+    if state.canary_since is None:
+        return rows.where(np.zeros(len(rows), dtype=bool))
+    since = int(state.canary_since.timestamp() * 1_000_000) + SETTLE_US
+    arms = (rows.version == state.champion) | (rows.version == state.challenger)
+    return rows.where(arms & ~rows.shadow & (rows.at >= since))
+
+
+def _hashes(rows: Scored) -> npt.NDArray[np.int64]:
+    return hash_strings(rows.unit)

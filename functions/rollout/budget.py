@@ -1,0 +1,55 @@
+"""How often a model's rollouts may be wrong over a year: alpha is given out of a budget that the journal remembers."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from pydantic import BaseModel, ConfigDict
+
+from functions.rollout.policy import RolloutPolicy
+from functions.rollout.state import YEAR, History
+
+PART = 0.25  # of what is left, at most, for one rollout: the budget never runs dry, rollouts only get slower
+
+
+class Budget(BaseModel):
+    """What the rollouts of the past 365 days were given.
+
+    rollouts: how many started. spent: sum of their alphas, a bound on the expected number of promotions of challengers that
+    were not better, however each start depended on how the ones before ended. left: of the policy's budget, None without one.
+    alpha: what a rollout that starts now runs at.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    rollouts: int
+    spent: float
+    left: float | None
+    alpha: float
+
+
+def budget(history: History, policy: RolloutPolicy, now: datetime) -> Budget:
+    """The budget as of `now`. A rollout gets the policy's alpha, but no more than a quarter of what is left.
+
+    Source: linearity of expectation over rollouts, each wrong with a chance of at most its alpha given what came before.
+    """
+    recent = [one.alpha for one in history.spent if one.at > now - YEAR]
+    spent = sum(recent)
+    if policy.wrong_promotions_a_year is None:
+        return Budget(rollouts=len(recent), spent=spent, left=None, alpha=policy.alpha)
+    left = max(policy.wrong_promotions_a_year - spent, 0.0)
+    return Budget(rollouts=len(recent), spent=spent, left=left, alpha=min(policy.alpha, PART * left))
+
+
+def within_budget(policy: RolloutPolicy, history: History, now: datetime) -> RolloutPolicy:
+    """The policy with the alpha that the budget affords.
+
+    Raises: ValueError if nothing is left, which takes a budget that was lowered.
+    """
+    found = budget(history, policy, now)
+    if found.alpha <= 0.0:
+        raise ValueError(
+            f"wrong_promotions_a_year={policy.wrong_promotions_a_year} is spent: {found.rollouts} rollouts of the past year "
+            f"were given {found.spent:.4g}; raise it, or wait until the oldest of them are a year old"
+        )
+    return policy if found.alpha == policy.alpha else policy.model_copy(update={"alpha": found.alpha})

@@ -1,0 +1,78 @@
+"""Everything that one look needs, read once: the sums of every challenger, and what the traffic and registry say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+import pyarrow as pa
+
+from functions.rollout.evidence import Evidence
+from functions.rollout.metrics import ReadMetric
+from functions.rollout.observe import Objects, ReadOutcomes, observe
+from functions.rollout.slo import slo_sums
+from functions.rollout.state import RolloutState
+from functions.rollout.traffic import TrafficNow, canary_share_of, champion_of
+
+
+@dataclass
+class _Once:
+    """A reader that gives the same table for the same span: challengers are judged on the same rows."""
+
+    read: ReadOutcomes
+    last: tuple[datetime, datetime] | None = None
+    table: pa.Table | None = None
+
+    def __call__(self, start: datetime, end: datetime) -> pa.Table:
+        if self.table is None or self.last != (start, end):
+            self.last, self.table = (start, end), self.read(start, end)
+        return self.table
+
+
+def gather(
+    store: Objects,
+    model: str,
+    state: RolloutState,
+    read: ReadOutcomes,
+    read_metric: ReadMetric,
+    traffic: TrafficNow,
+    problems: Mapping[int, str],
+    now: datetime,
+) -> Evidence:
+    """The evidence as of `now`. problems: by version, why a challenger cannot be served."""
+    once, slos = _Once(read), slo_sums(state.policy, read, now)
+    return Evidence(
+        **_of(store, model, state, once, read_metric, traffic, problems, now),
+        slos=slos,
+        rivals={
+            version: Evidence(
+                **_of(store, model, state.only(version), once, read_metric, traffic, problems, now),
+                slos=slos,
+            )
+            for version in state.rivals
+        },
+    )
+
+
+def _of(
+    store: Objects,
+    model: str,
+    state: RolloutState,
+    read: ReadOutcomes,
+    read_metric: ReadMetric,
+    traffic: TrafficNow,
+    problems: Mapping[int, str],
+    now: datetime,
+) -> dict[str, object]:
+    sums = observe(store, model, state, read, now, read_metric)
+    return {
+        "champion": champion_of(traffic),
+        "challenger_problem": problems.get(state.challenger),
+        "loss": sums.loss,
+        "shadow": sums.shadow,
+        "canary": sums.canary,
+        "units": sums.units.counts,
+        "canary_share": canary_share_of(traffic, state) if state.stage == "canary" else None,
+        "metrics": sums.metrics,
+    }

@@ -1,0 +1,104 @@
+"""Business metrics of a canary: values by prediction, summed by arm and cohort."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from functions.rollout.evidence import ClusterSums, MetricSums
+from functions.rollout.policy import Guardrail
+from functions.scoring import Scored
+from registry import ObjectStore, Table
+
+METRIC = pa.schema(
+    [
+        pa.field("prediction_id", pa.string(), nullable=False),
+        pa.field("value", pa.float64(), nullable=False),
+        pa.field("observed_at", pa.timestamp("us", tz="UTC"), nullable=False),
+        pa.field("day", pa.string(), nullable=False),
+    ]
+)
+ReadMetric = Callable[
+    [str, datetime], pa.Table
+]  # name, not observed before: prediction_id and value, each id once
+
+
+class MetricValue(BaseModel):
+    """What a metric was for one prediction. A correction is a later row of the same prediction."""
+
+    model_config = ConfigDict(frozen=True)
+
+    prediction_id: str
+    value: float = Field(allow_inf_nan=False)
+    observed_at: AwareDatetime
+
+
+def write_metric(store: ObjectStore, name: str, values: list[MetricValue]) -> int:
+    """Add values to the table of metric `name`; returns how many."""
+    if not values:
+        return 0
+    rows = [{**value.model_dump(), "day": _day(value.observed_at)} for value in values]
+    Table(store, _table(name)).append(pa.Table.from_pylist(rows, schema=METRIC), partition_by=["day"])
+    return len(values)
+
+
+def read_metric(store: ObjectStore, name: str, since: datetime) -> pa.Table:
+    """Values of metric `name` from the day of `since` on: of each prediction the latest."""
+    table = Table(store, _table(name))
+    if not table.exists():
+        return METRIC.empty_table()
+    where: Any = pc.field("day") >= _day(since)
+    rows = pl.DataFrame(table.read(where=where))
+    return rows.sort("observed_at").unique("prediction_id", keep="last", maintain_order=True).to_arrow()
+
+
+def values_of(rows: Scored, guardrail: Guardrail, metric: pa.Table | None) -> npt.NDArray[np.float64]:
+    """The guardrail's value of each row (rows,), within its floor and cap; NaN where there is none yet."""
+    if guardrail.source == "table":
+        values = _joined(rows, metric)
+    else:
+        values = np.asarray(getattr(rows, guardrail.source), dtype=np.float64)
+    floor = -np.inf if guardrail.floor is None else guardrail.floor
+    cap = np.inf if guardrail.cap is None else guardrail.cap
+    held: npt.NDArray[np.float64] = np.clip(values, floor, cap)
+    return np.where(np.isfinite(values), held, np.nan)
+
+
+def metric_sums(
+    champion: Scored, challenger: Scored, guardrail: Guardrail, metric: pa.Table | None
+) -> MetricSums:
+    """Sum one cohort. champion, challenger: what each arm answered, shadows left out."""
+    arms = [arm.first_by_id() for arm in (champion, challenger)]
+    sums = []
+    for arm in arms:
+        values = values_of(arm, guardrail, metric)
+        known = np.isfinite(values)
+        sums.append(ClusterSums.of(values[known], arm.unit[known].astype(str)))
+    return MetricSums.of_cohort(*sums, requests=sum(len(arm) for arm in arms))
+
+
+def _joined(rows: Scored, metric: pa.Table | None) -> npt.NDArray[np.float64]:
+    if metric is None or not metric.num_rows:
+        return np.full(len(rows), np.nan)
+    names = metric["prediction_id"].to_numpy(zero_copy_only=False).astype(str)
+    order = np.argsort(names)
+    wanted = rows.id.astype(str)
+    place = np.minimum(np.searchsorted(names[order], wanted), len(names) - 1)
+    values = metric["value"].to_numpy()[order]
+    return np.where(names[order][place] == wanted, values[place], np.nan)
+
+
+def _table(name: str) -> str:
+    return f"metrics/{name}"
+
+
+def _day(at: datetime) -> str:
+    return at.astimezone(UTC).date().isoformat()

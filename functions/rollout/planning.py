@@ -1,0 +1,67 @@
+"""The function that plans a rollout, from what the prediction log knows."""
+
+from __future__ import annotations
+
+import tempfile
+from datetime import timedelta
+
+from functions.prediction_log import outcomes
+from functions.rollout.budget import budget
+from functions.rollout.errors import RolloutError
+from functions.rollout.jobs import rollouts
+from functions.rollout.plan import RolloutPlan, plan
+from functions.rollout.policy import RolloutPolicy
+from functions.rollout.replay import replayed_loss
+from functions.runtime.context import context
+from functions.runtime.function import function
+from functions.training import load
+
+_COLUMNS = ("prediction_id", "version", "arm", "shadow", "unit", "predicted_at", "latency_ms", "outputs")
+_VECTORS = ("numeric", "categorical")
+_WORTH = 0.02  # of the champion's loss: the effect that is planned for, unless one is named
+
+
+@function(timeout_s=300)
+def plan_rollout(
+    model: str,
+    version: int,
+    policy: RolloutPolicy = RolloutPolicy(),  # noqa: B008 - frozen
+    effect: float | None = None,
+    days: int = 28,
+) -> RolloutPlan:
+    """What a rollout of `version` by `policy` may be expected to find, and when; nothing is started.
+
+    The logged vectors of the champion's past `days` are scored by `version`, and the rollout is simulated on noise as large
+    as the differences had. A version that learnt from those days looks better on them than it is: believe the noise, and not
+    `replayed`.
+    effect: improvement in mean loss that is looked for; 2 % of the champion's loss unless given.
+    Raises: RolloutError if the log has labels of fewer than two cohorts; NotFound if there is no such version, or no champion.
+    """
+    used = context()
+    registry = used.registry()
+    champion = registry.traffic(model).champion.version
+    now = used.clock()
+    judged = policy.model_copy(
+        update={"alpha": budget(rollouts(model).history(), policy, now).alpha or policy.alpha}
+    )
+    record = registry.get_version(model, version)
+    with tempfile.TemporaryDirectory(prefix="toque-plan-") as folder:
+        registry.download(model, version, to=folder)
+        loss = replayed_loss(
+            lambda since, until: outcomes(
+                used.store, model, since, until, labelled_only=False, columns=(*_COLUMNS, *_VECTORS)
+            ),
+            load(folder, signature=record.signature),
+            judged,
+            champion=champion,
+            start=now - timedelta(days=days),
+            now=now,
+        )
+    wanted = effect if effect is not None else _WORTH * loss.champion_loss / max(loss.labels, 1)
+    try:
+        found = plan(loss, judged, wanted)
+    except ValueError as error:
+        raise RolloutError(f"{model}: {error}") from error
+    cohort, unit = loss.by_cohort.standard_error(), loss.by_unit.standard_error()
+    error_ = max(cohort, unit) if policy.dependence == "cohort" else unit
+    return found.model_copy(update={"replayed": loss.by_unit.mean, "replayed_error": error_})

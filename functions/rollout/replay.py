@@ -1,0 +1,74 @@
+"""The past as it would have looked with a challenger in the shadow: logged vectors, scored again."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from functions.rollout.evidence import PairedLoss
+from functions.rollout.observe import ReadOutcomes, observe
+from functions.rollout.policy import RolloutPolicy
+from functions.rollout.state import RolloutState
+from functions.scoring import Scorer, rescore
+
+
+class _Nowhere:
+    """Sums of a replay are not kept."""
+
+    def find(self, key: str) -> bytes | None:  # noqa: ARG002 - the store's verb
+        return None
+
+    def put(self, key: str, data: bytes) -> None:
+        """Forget it."""
+
+
+def replayed_loss(
+    read: ReadOutcomes,
+    scorer: Scorer,
+    policy: RolloutPolicy,
+    *,
+    champion: int,
+    start: datetime,
+    now: datetime,
+) -> PairedLoss:
+    """The paired losses that a shadow would have gathered from `start` until `now`.
+
+    read: outcomes with the logged `numeric` and `categorical`, unlabelled ones included. scorer: the loaded challenger.
+    """
+    replay = champion + 1  # any other number
+    state = RolloutState(
+        rollout=0,
+        champion=champion,
+        challenger=replay,
+        policy=policy,
+        stage="shadow",
+        started_at=start,
+        stage_since=start,
+        traffic_entry=0,
+    )
+
+    def with_shadow(since: datetime, until: datetime) -> pa.Table:
+        rows = read(since, until)
+        mine = pc.and_(pc.equal(rows["version"], champion), pc.invert(rows["shadow"]))
+        logged = pc.and_(pc.is_valid(rows["numeric"]), pc.is_valid(rows["categorical"]))
+        rows = rows.filter(pc.and_(mine, logged))
+        return pa.concat_tables([rows, _shadow_of(rows, scorer, replay)])
+
+    return observe(_Nowhere(), "replay", state, with_shadow, now).loss
+
+
+def _shadow_of(rows: pa.Table, scorer: Scorer, version: int) -> pa.Table:
+    outputs = rescore(rows, scorer).astype(np.float32)
+    answers = pa.array(outputs.reshape(-1, 1).tolist(), type=rows.schema.field("outputs").type)
+    changed = {
+        "version": pa.array(np.full(rows.num_rows, version, dtype=np.int64)),
+        "shadow": pa.array(np.ones(rows.num_rows, dtype=bool)),
+        "outputs": answers,
+    }
+    for name, column in changed.items():
+        at = rows.schema.get_field_index(name)
+        rows = rows.set_column(at, rows.schema.field(at), column)
+    return rows

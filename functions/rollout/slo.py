@@ -1,0 +1,87 @@
+"""Error budgets: what a model has promised its users, and how fast the promise is being spent.
+
+Not whether the challenger is at fault, which the guards ask: a model that has no room for a mistake takes no new version.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+
+from functions.rollout.evidence import SloSums
+from functions.rollout.look import Finding, Look
+from functions.rollout.observe import ReadOutcomes, by_split
+from functions.rollout.policy import RolloutPolicy, Slo
+from functions.scoring import Scored, score
+
+# Long window, short window, and how many times as fast as allowed the budget burns in both.
+BURNS = ((timedelta(hours=1), timedelta(minutes=5), 14.4), (timedelta(hours=6), timedelta(minutes=30), 6.0))
+_FEWEST_BAD = 10  # in the long window: a single failure of a quiet hour is no fire
+
+
+def slo_sums(policy: RolloutPolicy, read: ReadOutcomes, now: datetime) -> dict[str, SloSums]:
+    """Count, for each objective, the answers that users got and the bad ones among them, whichever version gave them."""
+    if not policy.slos:
+        return {}
+    longest = max(BURNS[-1][0], *(slo.window for slo in policy.slos))
+    rows = score(by_split(read(now - longest, now)), loss=policy.loss)
+    rows = rows.where(~rows.shadow)
+    return {slo.name: _sums(slo, rows, now) for slo in policy.slos}
+
+
+def budget_burns(look: Look) -> Finding:
+    """A canary is live while the budget burns down within days: users first, whoever is to blame."""
+    if look.state.stage != "canary" or not look.policy.slos:
+        return Finding(rule="budget_burns", fired=False, text="no error budget is watched here")
+    found = [_burning(slo, look.evidence.slos.get(slo.name, SloSums())) for slo in look.policy.slos]
+    return next((one for one in found if one.fired), found[0])
+
+
+def budget_spent(look: Look) -> Finding:
+    """Nothing advances while an error budget is spent; the stage's time goes on."""
+    spent = spent_budget(look.policy, look.evidence.slos)
+    if spent is None:
+        text = "no error budget is spent" if look.policy.slos else "no error budget is watched here"
+        return Finding(rule="budget_spent", fired=False, text=text)
+    limit = look.policy.canary_timeout if look.state.stage == "canary" else look.policy.shadow_timeout
+    return Finding(rule="budget_spent", fired=look.in_stage < limit, text=spent)
+
+
+def spent_budget(policy: RolloutPolicy, sums: dict[str, SloSums]) -> str | None:
+    """The objective whose budget is spent, in a sentence, or None."""
+    for slo in policy.slos:
+        one = sums.get(slo.name, SloSums())
+        allowed = (1 - slo.target) * one.answers
+        if one.bad > allowed:
+            return (
+                f"the error budget of {slo.name} is spent: {one.bad} of {one.answers} answers in {slo.window} were bad, "
+                f"{allowed:.1f} are allowed"
+            )
+    return None
+
+
+def _burning(slo: Slo, sums: SloSums) -> Finding:
+    """Source: Beyer and others, The Site Reliability Workbook, 2018, chapter 5 (multiwindow, multi-burn-rate alerts)."""
+    allowed, fastest = 1 - slo.target, 0.0
+    for (long, short, factor), counts in zip(BURNS, sums.recent, strict=False):
+        rates = [bad / answers / allowed if answers else 0.0 for answers, bad in counts]
+        fastest = max(fastest, min(rates))
+        if min(rates) >= factor and counts[0][1] >= _FEWEST_BAD:
+            text = f"{slo.name} burns its budget {min(rates):.1f} times too fast over {long} and {short}; {factor} is the limit"
+            return Finding(rule="budget_burns", fired=True, text=text, statistic=min(rates), threshold=factor)
+    text = f"{slo.name} burns its budget at {fastest:.1f} times the rate that it lasts with"
+    return Finding(rule="budget_burns", fired=False, text=text, statistic=fastest, threshold=BURNS[-1][2])
+
+
+def _sums(slo: Slo, rows: Scored, now: datetime) -> SloSums:
+    bad = ~rows.answered if slo.slow_ms is None else ~(rows.latency_ms <= slo.slow_ms)
+
+    def within(span: timedelta) -> tuple[int, int]:
+        since = (now - span - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+        inside = rows.at >= since
+        return int(inside.sum()), int(np.count_nonzero(bad & inside))
+
+    answers, failed = within(slo.window)
+    recent = tuple((within(long), within(short)) for long, short, _ in BURNS)
+    return SloSums(answers=answers, bad=failed, recent=recent)

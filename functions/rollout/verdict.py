@@ -1,0 +1,34 @@
+"""A decision: what to do, by which rule, and what every rule found."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from functions.rollout.look import Finding
+
+Action = Literal["hold", "drop", "advance", "promote", "roll_back", "inconclusive"]
+
+
+class Decision(BaseModel):
+    """What to do, by which rule, and what every rule found.
+
+    With several challengers: dropped, those that leave the shadow; chosen, the one that goes to the canary.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    action: Action
+    rule: str
+    findings: tuple[Finding, ...]
+    dropped: tuple[int, ...] = ()
+    chosen: int | None = None
+
+    @property
+    def text(self) -> str:
+        """The sentence of the rule that decided."""
+        said = [finding for finding in self.findings if finding.rule == self.rule]
+        about = [finding for finding in said if self.chosen is not None and finding.arm == self.chosen]
+        fired = [finding for finding in said if finding.fired]
+        return next((finding.text for finding in (*about, *fired, *said)), "no rule fired")
