@@ -14,7 +14,17 @@ from typing import Any
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from functions.challengers import Challenger, best_of, train_challengers
-from functions.monitoring import TOPIC, Alarm, Watched, alarms, watch_drift, watch_performance
+from functions.monitoring import (
+    TOPIC,
+    Alarm,
+    QualityMonitor,
+    Watched,
+    alarms,
+    estimate_performance,
+    watch_drift,
+    watch_performance,
+    watch_quality,
+)
 from functions.prediction_log import drain_predictions
 from functions.project import ModelDefinition, Project, load_project
 from functions.retraining_policy import (
@@ -155,10 +165,15 @@ def retrains(model: str) -> Fold[RetrainState]:
 
 def _watch(definition: ModelDefinition) -> tuple[Watched, ...]:
     watched = []
+    if definition.quality is not None:  # first: its incidents explain what the others find
+        watched.append(watch_quality(definition.name, definition.quality))
     if definition.performance is not None:
         watched.append(watch_performance(definition.name, definition.performance))
+    if definition.estimate is not None:
+        watched.append(estimate_performance(definition.name, definition.estimate))
     if definition.drift is not None:
-        watched.append(watch_drift(definition.name, definition.drift))
+        explained = definition.quality or QualityMonitor()
+        watched.append(watch_drift(definition.name, definition.drift, explained))
     return tuple(watched)
 
 
@@ -170,7 +185,11 @@ def _offers(definition: ModelDefinition) -> list[Alarm]:
     champion = _champion(definition.name)
     if champion is None:
         return []
-    standing = [one for one in alarms(definition.name).standing() if one.version == champion.version]
+    standing = [
+        one
+        for one in alarms(definition.name).standing()
+        if one.version == champion.version and one.monitor != "quality" and not one.explained_by
+    ]
     aged = _age_alarm(definition, champion)
     return (standing or ([aged] if aged is not None else []))[:1]
 
@@ -230,6 +249,12 @@ def _situation(model: str) -> Situation:
         rollout_open=history.open is not None,
         ends={outcome.challenger: outcome.stage for outcome in history.outcomes},
         wall=system_clock(),
+        incidents={
+            name: one.text
+            for one in alarms(model).standing()
+            if one.monitor == "quality"
+            for name in one.columns
+        },
     )
 
 

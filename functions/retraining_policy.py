@@ -13,12 +13,14 @@ from typing import Any, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
-from functions.monitoring.alarms import Alarm, Monitor
+from functions.monitoring.alarms import Alarm
 from functions.rollout.decide import Finding
 from functions.rollout.state import Stage
 from registry import Entry
 
 Action = Literal["retrain", "resume", "skip"]
+Trigger = Literal["performance", "drift", "age", "manual"]
+"""The monitors that may lead to a retrain: "quality" is not one, a broken pipe is mended and not learnt from."""
 _KEPT = 64  # finished retrains that the fold remembers
 
 
@@ -56,7 +58,7 @@ class RetrainingPolicy(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    triggers: tuple[Monitor, ...] = ("performance", "drift", "age", "manual")
+    triggers: tuple[Trigger, ...] = ("performance", "drift", "age", "manual")
     max_age: timedelta | None = None
     cooldown: timedelta = timedelta(days=14)
     backoff: float = Field(default=2.0, ge=1.0)
@@ -126,6 +128,7 @@ class Situation(BaseModel):
 
     champion_since: when it took over. rollout_open: whether one is under way. ends: how rollouts ended, by challenger.
     wall: the wall clock, by which a retrain is dead; `now` may be a replayed time.
+    incidents: for each column that a standing data-quality incident spoils, what it says.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -135,6 +138,7 @@ class Situation(BaseModel):
     rollout_open: bool = False
     ends: dict[int, Stage] = {}
     wall: AwareDatetime
+    incidents: dict[str, str] = {}
 
 
 class RetrainDecision(BaseModel):
@@ -217,6 +221,28 @@ def _no_trigger(look: _Look) -> Finding:
     return Finding(rule="no_trigger", fired=fired, text=text)
 
 
+def _explained(look: _Look) -> Finding:
+    """Drift of columns that an incident spoiled, be it when the alarm was raised or by now."""
+    alarm, rule = look.alarm, "explained"
+    if alarm.explained_by:
+        text = f"{', '.join(alarm.columns)}: explained by the incidents {', '.join(alarm.explained_by)}"
+        return Finding(rule=rule, fired=True, text=text)
+    standing = look.world.incidents
+    left = [name for name in alarm.columns if name not in standing]
+    if alarm.monitor != "drift" or not alarm.columns or left:
+        return Finding(rule=rule, fired=False, text="no data-quality incident explains the alarm")
+    text = "; ".join(standing[name] for name in alarm.columns)
+    return Finding(rule=rule, fired=True, text=f"explained by a data-quality incident: {text}")
+
+
+def _broken_feed(look: _Look) -> Finding:
+    """A loss that a broken feed raised would be learnt by whoever trains on its rows; a person may insist."""
+    said = "; ".join(sorted(set(look.world.incidents.values())))
+    fired = bool(said) and look.alarm.monitor != "manual"
+    text = f"the feed is broken: {said}" if said else "no data-quality incident stands on a column"
+    return Finding(rule="broken_feed", fired=fired, text=text)
+
+
 def _other_champion(look: _Look) -> Finding:
     fired = look.alarm.version != look.world.champion
     text = f"the alarm concerns version {look.alarm.version}, the champion is {look.world.champion}"
@@ -271,6 +297,8 @@ RULES: tuple[tuple[Action, Callable[[_Look], Finding]], ...] = (
     ("skip", _running),
     ("resume", _dead),
     ("skip", _no_trigger),
+    ("skip", _explained),
+    ("skip", _broken_feed),
     ("skip", _other_champion),
     ("skip", _rollout_open),
     ("skip", _settling),

@@ -1,12 +1,24 @@
-"""Monitors: realised loss and drift of what is served, watched by scheduled functions.
+"""Monitors: realised loss, drift and data quality of what is served, watched by scheduled functions.
 
 Knows logged predictions, labels and statistics. Must not know how models are trained, rolled out or served.
 """
 
 from functions.monitoring.alarms import TOPIC, Alarm, Alarms
 from functions.monitoring.drift import DriftMonitor
-from functions.monitoring.jobs import alarms, standing_alarms, watch_drift, watch_performance
+from functions.monitoring.estimate import EstimateMonitor
+from functions.monitoring.explain import Changed, SliceFindings, SliceOptions
+from functions.monitoring.jobs import (
+    alarms,
+    estimate_performance,
+    standing_alarms,
+    watch_drift,
+    watch_performance,
+    watch_quality,
+    what_changed,
+    worst_slices,
+)
 from functions.monitoring.performance import PerformanceMonitor
+from functions.monitoring.quality import QualityMonitor
 from functions.monitoring.results import results_table
 from functions.monitoring.watch import Watched
 
@@ -14,12 +26,21 @@ __all__ = [
     "TOPIC",
     "Alarm",
     "Alarms",
+    "Changed",
     "DriftMonitor",
+    "EstimateMonitor",
     "PerformanceMonitor",
+    "QualityMonitor",
+    "SliceFindings",
+    "SliceOptions",
     "Watched",
     "alarms",
+    "estimate_performance",
     "results_table",
     "standing_alarms",
     "watch_drift",
     "watch_performance",
+    "watch_quality",
+    "what_changed",
+    "worst_slices",
 ]

@@ -15,7 +15,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 from registry import Entry, Fold, Journal, ObjectStore
 
 TOPIC = "alarm"
-Monitor = Literal["performance", "drift", "age", "manual"]
+Monitor = Literal["performance", "drift", "age", "manual", "quality"]
 Publish = Callable[[str, dict[str, Any], str], object]
 _REMEMBERED = 512  # keys that the fold keeps
 
@@ -25,6 +25,8 @@ class Alarm(BaseModel):
 
     subject: what it is about: a measure, columns. version: the champion it concerns.
     start, end: prediction times of the rows it was found in. recovered: it is over.
+    columns: the features it concerns, where it concerns single ones. explained_by: keys of the data-quality incidents that
+    spoiled these columns: such an alarm is on record and asks for nothing.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -41,6 +43,8 @@ class Alarm(BaseModel):
     statistic: float | None = None
     threshold: float | None = None
     recovered: bool = False
+    columns: tuple[str, ...] = ()
+    explained_by: tuple[str, ...] = ()
 
 
 class AlarmState(BaseModel):

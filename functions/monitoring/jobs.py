@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from featurestore import FeatureStore
 from functions.monitoring.alarms import Alarm, Alarms
 from functions.monitoring.drift import DriftMonitor
+from functions.monitoring.estimate import EstimateMonitor, watch_estimates
+from functions.monitoring.explain import Changed, SliceFindings, SliceOptions, find_changes, find_slices
 from functions.monitoring.performance import PerformanceMonitor
+from functions.monitoring.quality import QualityMonitor
 from functions.monitoring.watch import Post, Watched, watch_loss
 from functions.monitoring.watch_features import watch_features
+from functions.monitoring.watch_quality import Views, spoiled_columns, watch_rows
 from functions.prediction_log import outcomes, predictions
 from functions.runtime.context import context
 from functions.runtime.events import publish
@@ -36,20 +41,101 @@ def watch_performance(
 
 
 @function(timeout_s=300)
-def watch_drift(model: str, monitor: DriftMonitor = DriftMonitor()) -> Watched:  # noqa: B008 — frozen
+def watch_quality(model: str, monitor: QualityMonitor = QualityMonitor()) -> Watched:  # noqa: B008 — frozen
+    """Ask of each cohort of requests, and of the views behind them, whether the feed is broken; raise and close incidents.
+
+    Nothing is ever retrained for an incident, and drift that one explains is told as such: run it before `watch_drift`.
+    Raises: ValueError if the champion's version names no columns.
+    """
+    champion = _champion(model)
+    if champion is None:
+        return Watched(model=model, monitor=monitor.kind, text="no champion serves this model")
+    used = context()
+    # Without Redis: a view's age is that of its table, and must be known while Redis is away.
+    views = Views.of(FeatureStore(used.store, clock=used.clock, actor=used.actor), champion)
+    return watch_rows(
+        _post(model),
+        champion,
+        monitor,
+        lambda start, end: predictions(used.store, model, start, end, columns=_FEATURES),
+        views,
+    )
+
+
+@function(timeout_s=300)
+def watch_drift(
+    model: str,
+    monitor: DriftMonitor = DriftMonitor(),  # noqa: B008 — frozen
+    quality: QualityMonitor = QualityMonitor(),  # noqa: B008 — frozen
+) -> Watched:
     """Compare what is asked with the champion's training set, window by window, and raise alarms.
 
+    quality: the monitor whose incidents explain drift of the columns they spoil.
     Raises: ValueError if the champion's version names no columns or no training set.
     """
     champion = _champion(model)
     if champion is None:
         return Watched(model=model, monitor=monitor.kind, text="no champion serves this model")
-    store = context().store
+    store, post = context().store, _post(model)
     return watch_features(
-        _post(model),
+        post,
         champion,
         monitor,
         lambda start, end: predictions(store, model, start, end, columns=_FEATURES),
+        spoiled_columns(post, quality),
+    )
+
+
+@function(timeout_s=300)
+def estimate_performance(model: str, monitor: EstimateMonitor = EstimateMonitor()) -> Watched:  # noqa: B008 — frozen
+    """Estimate the performance of each cohort before its labels are there, and settle what labels have come for.
+
+    For one probability of label 1. An estimate is on record as one: it raises no alarm, ends none, and is never health.
+    """
+    champion = _champion(model)
+    if champion is None:
+        return Watched(model=model, monitor=monitor.kind, text="no champion serves this model")
+    store = context().store
+    return watch_estimates(
+        _post(model),
+        champion,
+        monitor,
+        lambda start, end: outcomes(store, model, start, end, labelled_only=False, columns=_SCORED),
+    )
+
+
+@function(timeout_s=300)
+def worst_slices(model: str, options: SliceOptions = SliceOptions()) -> SliceFindings | None:  # noqa: B008 — frozen
+    """Search the slices of the champion's labelled requests that lose most; None if no champion serves the model."""
+    champion = _champion(model)
+    if champion is None:
+        return None
+    store, columns = context().store, (*_SCORED, "numeric", "categorical")
+    return find_slices(
+        _post(model),
+        champion,
+        options,
+        lambda start, end: outcomes(store, model, start, end, columns=columns),
+    )
+
+
+@function(timeout_s=300)
+def what_changed(model: str, days: int = 7, max_rows: int = 5_000) -> Changed | None:
+    """Which features tell the last days' requests from the champion's training set; None if no champion serves the model.
+
+    It sees what no column shows alone. Rows of one day are alike, and are taken as independent here: read it beside
+    `watch_drift`, which raises the alarms.
+    """
+    champion = _champion(model)
+    if champion is None:
+        return None
+    store = context().store
+    return find_changes(
+        _post(model),
+        champion,
+        lambda start, end: predictions(store, model, start, end, columns=_FEATURES),
+        days=days,
+        max_rows=max_rows,
     )
 
 

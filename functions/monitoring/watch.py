@@ -6,7 +6,7 @@ written: a run that dies in between is repeated by the next to the same effect.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -61,9 +61,33 @@ class Post:
         """Keep the memory of `monitor`."""
         self.store.put(self._key(monitor), state.model_dump_json().encode())
 
-    def say(self, alarms: list[Alarm]) -> tuple[Alarm, ...]:
-        """Raise alarms; returns those that were new."""
-        return tuple(alarm for alarm in alarms if self.alarms.say(alarm))
+    def nothing_due(self, monitor: str, champion: ModelVersion) -> Watched:
+        """What a run found that came before the next cohort was due."""
+        return Watched(model=self.model, monitor=monitor, version=champion.version, text="no cohort is due")
+
+    def conclude(
+        self,
+        monitor: str,
+        champion: ModelVersion,
+        state: BaseModel,
+        cohorts: range,
+        *,
+        text: str,
+        findings: Sequence[dict[str, Any]],
+        alarms: Sequence[Alarm] = (),
+    ) -> Watched:
+        """End a run over `cohorts`: raise alarms, record findings, and last remember the state."""
+        new = tuple(alarm for alarm in alarms if self.alarms.say(alarm))
+        record(self.store, self.model, monitor, findings, upto=cohorts.stop)
+        self.remember(monitor, state)
+        return Watched(
+            model=self.model,
+            monitor=monitor,
+            version=champion.version,
+            cohorts=len(cohorts),
+            text=text,
+            alarms=new,
+        )
 
     def _key(self, monitor: str) -> str:
         return f"monitoring/{self.model}/state/{monitor}.json"
@@ -79,9 +103,7 @@ def watch_loss(post: Post, champion: ModelVersion, monitor: PerformanceMonitor, 
     state = _loss_state(post, champion, monitor, grid)
     first = state.next_cohort
     if first >= due:
-        return Watched(
-            model=post.model, monitor=monitor.kind, version=champion.version, text="no cohort is due"
-        )
+        return post.nothing_due(monitor.kind, champion)
     rows = score(read(grid.start(first), grid.start(due)), loss=monitor.loss, clip=monitor.clip)
     rows = rows.where((rows.version == champion.version) & ~rows.shadow)
     alarms, findings, last = [], [], ""
@@ -92,16 +114,8 @@ def watch_loss(post: Post, champion: ModelVersion, monitor: PerformanceMonitor, 
             findings += [_finding(post, champion, grid, cohort, verdict, monitor) for verdict in verdicts]
             alarms += [_alarm(post, champion, grid, index, v, monitor) for v in verdicts if v.kind == "alarm"]
             last = "; ".join(verdict.text for verdict in verdicts)
-    new = post.say(alarms)
-    record(post.store, post.model, monitor.kind, findings, upto=due)
-    post.remember(monitor.kind, state)
-    return Watched(
-        model=post.model,
-        monitor=monitor.kind,
-        version=champion.version,
-        cohorts=due - first,
-        text=last,
-        alarms=new,
+    return post.conclude(
+        monitor.kind, champion, state, range(first, due), text=last, findings=findings, alarms=alarms
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -14,13 +14,15 @@ import pyarrow.compute as pc
 
 from functions.monitoring.alarms import Alarm
 from functions.monitoring.cohorts import Cohorts, micros
-from functions.monitoring.drift import DriftMonitor, DriftState, DriftVerdict, Reference, judge
-from functions.monitoring.results import record
+from functions.monitoring.drift import DriftMonitor, DriftState, DriftVerdict, judge
+from functions.monitoring.reference import Numbered, Reference, season_of
 from functions.monitoring.watch import Post, Read, Watched
 from functions.stats.sketch import TableSketch
 from registry import ModelVersion, ObjectStore, Table
 
-_TIMES = ("event_timestamp", "prediction_time")  # columns of a training set that may hold its rows' time
+_SUBJECT, _EXPLAINED = "features", "features spoiled by an incident"
+TIMES = ("event_timestamp", "prediction_time")
+"""Columns of a training set that may hold its rows' time."""
 _REFERENCE_COHORTS = 120  # cohorts of the training set from which the likeness of rows is taken
 
 
@@ -57,7 +59,13 @@ class Columns:
         )
 
 
-def watch_features(post: Post, champion: ModelVersion, monitor: DriftMonitor, read: Read) -> Watched:
+Spoiled = Callable[[datetime, datetime], Mapping[str, str]]
+"""For columns that a data-quality incident spoiled between two times, the key of its alarm."""
+
+
+def watch_features(
+    post: Post, champion: ModelVersion, monitor: DriftMonitor, read: Read, spoiled: Spoiled
+) -> Watched:
     """Judge the window that ends with each cohort that is due.
 
     read: logged predictions in [start, end), with `numeric` and `categorical`.
@@ -67,9 +75,7 @@ def watch_features(post: Post, champion: ModelVersion, monitor: DriftMonitor, re
     state = _state(post, champion, monitor, grid)
     first = state.next_cohort
     if first >= due:
-        return Watched(
-            model=post.model, monitor=monitor.kind, version=champion.version, text="no cohort is due"
-        )
+        return post.nothing_due(monitor.kind, champion)
     reference = reference_of(post, champion, monitor)
     rows = feature_table(read(grid.start(first), grid.start(due)), logged)
     at = rows["predicted_at"].cast(pa.int64()).to_numpy()
@@ -77,20 +83,14 @@ def watch_features(post: Post, champion: ModelVersion, monitor: DriftMonitor, re
     alarms, findings, text = [], [], ""
     for place, index in enumerate(range(first, due)):
         part = rows.slice(bounds[place], bounds[place + 1] - bounds[place])
-        state, verdict = judge(state, reference, reference.sketch.window(part), index, monitor)
+        causes = spoiled(grid.start(index - monitor.window - monitor.n + 2), grid.start(index + 1))
+        sketch = reference.sketch.window(part)
+        state, verdict = judge(state, reference, sketch, index, monitor, spoiled=causes)
         findings += _findings(post, champion, grid, verdict, monitor)
-        alarms += _alarms(post, champion, grid, verdict, monitor, all_well=not state.alarmed)
+        alarms += _alarms(post, champion, grid, verdict, monitor, state, causes)
         text = f"{verdict.rows} rows; drifted in k of n windows: {', '.join(verdict.confirmed) or 'nothing'}"
-    new = post.say(alarms)
-    record(post.store, post.model, monitor.kind, findings, upto=due)
-    post.remember(monitor.kind, state)
-    return Watched(
-        model=post.model,
-        monitor=monitor.kind,
-        version=champion.version,
-        cohorts=due - first,
-        text=text,
-        alarms=new,
+    return post.conclude(
+        monitor.kind, champion, state, range(first, due), text=text, findings=findings, alarms=alarms
     )
 
 
@@ -101,14 +101,20 @@ def reference_of(post: Post, version: ModelVersion, monitor: DriftMonitor) -> Re
     """
     columns = Columns.of(version).kept(monitor.columns)
     names = [*columns.numeric, *columns.categorical]
+    made = {
+        "columns": names,
+        "bins": monitor.bins,
+        "cohort_s": monitor.cohort.total_seconds(),
+        "season": monitor.season,
+    }
     key = f"monitoring/{post.model}/reference/{version.version}.json"
     kept = post.store.find(key)
     if kept is not None:
         stored = json.loads(kept)
-        if stored["columns"] == names and stored["bins"] == monitor.bins:
+        if all(stored.get(name) == value for name, value in made.items()):
             return Reference.from_dict(stored)
     reference = _build(post.store, version, columns, monitor)
-    content = {"columns": names, "bins": monitor.bins, **reference.to_dict()}
+    content = made | reference.to_dict()
     post.store.put(key, json.dumps(content).encode())
     return reference
 
@@ -122,32 +128,41 @@ def _build(store: ObjectStore, version: ModelVersion, columns: Columns, monitor:
     snapshot = version.lineage.datasets[0]
     table = Table(store, snapshot.name)
     there = set(table.schema().names)
-    time = next((name for name in _TIMES if name in there), None)
+    time = next((name for name in TIMES if name in there), None)
     wanted = [*columns.numeric, *columns.categorical, *([time] if time else [])]
     rows = table.read(version=snapshot.version, columns=[name for name in wanted if name in there])
-    rows = _sampled(rows, monitor.reference_rows)
+    rows = sampled(rows, monitor.reference_rows)
     sketch = TableSketch.reference(
         rows, numeric=columns.numeric, categorical=columns.categorical, bins=monitor.bins
     )
-    return Reference.of(sketch, _cohort_sketches(rows, sketch, time, monitor) if time else [])
+    cohorts = _cohort_sketches(rows, sketch, time, monitor) if time else []
+    period = season_of(cohorts, monitor.periods) if monitor.season == "auto" else (*monitor.periods, None)[0]
+    if period is not None and cohorts:
+        return Reference.seasonal(cohorts, period)
+    return Reference.of(sketch, [one for _, one in cohorts])
 
 
-def _sampled(rows: pa.Table, most: int) -> pa.Table:
+def sampled(rows: pa.Table, most: int) -> pa.Table:
+    """At most so many of the rows, always the same ones, in their order."""
     if rows.num_rows <= most:
         return rows
     chosen = np.random.default_rng(0).choice(rows.num_rows, most, replace=False)
     return rows.take(pa.array(np.sort(chosen)))
 
 
-def _cohort_sketches(
-    rows: pa.Table, sketch: TableSketch, time: str, monitor: DriftMonitor
-) -> list[TableSketch]:
-    """One sketch for each cohort of the training set, of evenly spread ones if there are many."""
+def _cohort_sketches(rows: pa.Table, sketch: TableSketch, time: str, monitor: DriftMonitor) -> list[Numbered]:
+    """One sketch for each cohort of the training set, of evenly spread ones if there are many; of all if a season may be."""
     at = rows[time].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy()
     index = at // (monitor.cohort // timedelta(microseconds=1))
-    present = np.unique(index)
-    chosen = present[np.unique(np.linspace(0, len(present) - 1, _REFERENCE_COHORTS).astype(int))]
-    return [sketch.window(rows.filter(pa.array(index == one))) for one in chosen]
+    order = np.argsort(index, kind="stable")
+    present, first = np.unique(index[order], return_index=True)
+    places = np.arange(len(present))
+    if not monitor.periods:
+        places = np.unique(np.linspace(0, len(present) - 1, _REFERENCE_COHORTS).astype(int))
+    ends, rows = np.append(first[1:], len(order)), rows.take(pa.array(order))
+    return [
+        (int(present[one]), sketch.window(rows.slice(first[one], ends[one] - first[one]))) for one in places
+    ]
 
 
 def feature_table(rows: pa.Table, columns: Columns) -> pa.Table:
@@ -156,11 +171,7 @@ def feature_table(rows: pa.Table, columns: Columns) -> pa.Table:
     A row whose vector has another length belongs to a version with other features, and is left out too.
     """
     seen = rows.filter(pc.invert(rows["shadow"])).sort_by([("predicted_at", "ascending")])
-    fits = pc.and_(
-        _has_length(seen["numeric"], len(columns.numeric)),
-        _has_length(seen["categorical"], len(columns.categorical)),
-    )
-    seen = seen.filter(fits)
+    seen = seen.filter(fits(seen, columns))
     found: dict[str, Any] = {"predicted_at": seen["predicted_at"]}
     for source, names, kind in (
         ("numeric", columns.numeric, pa.float32()),
@@ -170,6 +181,14 @@ def feature_table(rows: pa.Table, columns: Columns) -> pa.Table:
         for place, name in enumerate(names):
             found[name] = flat.take(pa.array(np.arange(place, len(flat), len(names))))
     return pa.table(found)
+
+
+def fits(rows: pa.Table, columns: Columns) -> Any:
+    """Which rows (rows,) have vectors of as many values as the version has features."""
+    return pc.and_(
+        _has_length(rows["numeric"], len(columns.numeric)),
+        _has_length(rows["categorical"], len(columns.categorical)),
+    )
 
 
 def _has_length(column: pa.ChunkedArray, length: int) -> Any:
@@ -183,9 +202,9 @@ def _state(post: Post, champion: ModelVersion, monitor: DriftMonitor, grid: Coho
         state = DriftState.model_validate_json(kept)
         if state.version == champion.version:
             return state
-        # Another champion learnt from another training set: its windows are counted anew, back to one full window.
+        # Another champion learnt from another training set: its windows are counted anew, as far back as one needs.
         return DriftState(
-            version=champion.version, next_cohort=min(state.next_cohort, due - monitor.window + 1)
+            version=champion.version, next_cohort=min(state.next_cohort, due - monitor.kept + 1)
         )
     return DriftState(
         version=champion.version, next_cohort=grid.index(post.now - monitor.delay - monitor.lookback)
@@ -221,40 +240,54 @@ def _alarms(
     grid: Cohorts,
     verdict: DriftVerdict,
     monitor: DriftMonitor,
-    *,
-    all_well: bool,
+    state: DriftState,
+    causes: Mapping[str, str],
 ) -> list[Alarm]:
-    """At most one for what has newly drifted, naming all columns, and one when every column is well again."""
-    said = {column.column: column.reason for column in verdict.columns}
-    found = []
-    for names, recovered in ((verdict.news, False), (verdict.recovered if all_well else (), True)):
-        if names:
-            text = "; ".join(f"{name}: {said[name]}" for name in names)
-            found.append(_alarm(post, champion, grid, verdict.cohort, monitor, text, recovered=recovered))
-    return found
+    """At most one for what has newly drifted, naming all columns, and one when every column is well again.
+
+    What an incident explains is told apart, as a subject of its own.
+    """
+    told = (
+        (_SUBJECT, verdict.news, False),
+        (_EXPLAINED, verdict.excused, False),
+        (_SUBJECT, verdict.recovered if not state.alarmed else (), True),
+        (_EXPLAINED, verdict.forgiven if not state.excused else (), True),
+    )
+    return [
+        _alarm(post, champion, grid, verdict, monitor, subject, names, causes, recovered=recovered)
+        for subject, names, recovered in told
+        if names
+    ]
 
 
 def _alarm(
     post: Post,
     champion: ModelVersion,
     grid: Cohorts,
-    index: int,
+    verdict: DriftVerdict,
     monitor: DriftMonitor,
-    text: str,
+    subject: str,
+    names: Sequence[str],
+    causes: Mapping[str, str],
     *,
     recovered: bool,
 ) -> Alarm:
+    said = {column.column: column.reason for column in verdict.columns}
+    what = "" if subject == _SUBJECT else "/explained"
+    explained = subject == _EXPLAINED and not recovered
     return Alarm(
-        key=f"{post.model}/{monitor.kind}/{champion.version}/{index}{'/recovered' if recovered else ''}",
+        key=f"{post.model}/{monitor.kind}/{champion.version}/{verdict.cohort}{what}{'/recovered' if recovered else ''}",
         model=post.model,
         monitor=monitor.kind,
-        subject="features",
+        subject=subject,
         version=champion.version,
         raised_at=post.now,
-        start=_window_start(grid, index, monitor),
-        end=grid.start(index + 1),
-        text=text,
+        start=_window_start(grid, verdict.cohort, monitor),
+        end=grid.start(verdict.cohort + 1),
+        text="; ".join(f"{name}: {said[name]}" for name in names),
         recovered=recovered,
+        columns=tuple(names),
+        explained_by=tuple(sorted({causes[name] for name in names})) if explained else (),
     )
 
 

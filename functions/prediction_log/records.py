@@ -47,6 +47,9 @@ PREDICTIONS = pa.schema(
 )
 """One row per answered row: `{id}` if the request had one row, else `{id}:{row}`. NaN in `numeric` is missing."""
 
+PINNED = "pinned"
+"""The arm of a request that asked for a version by number: no part of any split, and no evidence on one."""
+
 LABELS = pa.schema(
     [
         pa.field("prediction_id", pa.string(), nullable=False),

@@ -3,7 +3,7 @@
 Reads the prediction log and the journals; decides nothing. The page is one HTML file without external resources.
 """
 
-from functions.reporting.jobs import Report, model_report
+from functions.reporting.jobs import Report, model_report, rollout_report
 from functions.reporting.timeline import Happening, timeline
 from functions.reporting.trace import PredictionTrace, trace_prediction
 from functions.reporting.weekly import Week, weeks
@@ -14,6 +14,7 @@ __all__ = [
     "Report",
     "Week",
     "model_report",
+    "rollout_report",
     "timeline",
     "trace_prediction",
     "weeks",

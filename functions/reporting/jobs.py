@@ -15,6 +15,7 @@ from functions.evaluation.metrics import auc, log_loss
 from functions.monitoring.alarms import told
 from functions.prediction_log import outcomes, predictions
 from functions.reporting.page import Findings, Latency, render
+from functions.reporting.rollout_page import judged, render_rollout
 from functions.reporting.timeline import Happening, from_alarms, from_model, from_rollouts, timeline
 from functions.reporting.trace import trace_prediction
 from functions.reporting.weekly import first_outputs, rescore, served, weeks
@@ -47,7 +48,8 @@ class Report(BaseModel):
 def model_report(model: str, start: datetime, end: datetime, reference: int = 1) -> Report:
     """Write the report of what `model` served in [start, end) into the store, as `reports/{model}.html`.
 
-    reference: the version that served losses are held against, scored on the logged vectors.
+    reference: the version that served losses are held against, scored on the logged vectors. What happened before `start` is
+    left out; what came of that time later is not.
     Raises: ValueError if nothing served in that time has a label yet.
     """
     used = context()
@@ -70,7 +72,7 @@ def model_report(model: str, start: datetime, end: datetime, reference: int = 1)
         reference=reference,
         summary=report.summary,
         weeks=weeks(rows, frozen),
-        happenings=happenings,
+        happenings=[one for one in happenings if one.at >= start],
         latencies=_latencies(
             predictions(used.store, model, start, end, columns=["version", "shadow", "latency_ms"])
         ),
@@ -79,6 +81,21 @@ def model_report(model: str, start: datetime, end: datetime, reference: int = 1)
     )
     used.store.put(report.key, render(findings).encode())
     return report
+
+
+@function(timeout_s=120)
+def rollout_report(model: str, rollout: int | None = None) -> str:
+    """Write the page of one rollout of `model` into the store; returns its key, `reports/{model}-rollout-{number}.html`.
+
+    rollout: number of the journal entry that began it, as `rollout_status` tells; the newest one unless given.
+    Raises: RolloutError if no rollout began there.
+    """
+    store = context().store
+    entries = list(Journal(store, f"rollouts/{model}", actor=context().actor).entries())
+    state, _, _ = judged(entries, rollout)
+    key = f"reports/{model}-rollout-{state.rollout}.html"
+    store.put(key, render_rollout(model, entries, state.rollout).encode())
+    return key
 
 
 def _reference_scores(registry: Registry, model: str, reference: int, rows: pa.Table) -> np.ndarray:

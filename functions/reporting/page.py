@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
 
+from functions.reporting.parts import document, drawn, table
 from functions.reporting.timeline import Happening
 from functions.reporting.trace import PredictionTrace
 from functions.reporting.weekly import Week
@@ -18,16 +17,6 @@ from registry import ModelVersion
 
 SERVED, REFERENCE = "#0b6e4f", "#b04a2f"
 SHOWN = {"alarm": "#c0392b", "champion": "#0b6e4f", "rollout": "#2f6db0", "retrain": "#8e5bb0"}
-
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: #222; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd; }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; }
-th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #eee; vertical-align: top; }
-td:first-child { white-space: nowrap; }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
-code { font-size: .85em; overflow-wrap: anywhere; } .said { background: #f5f7f6; padding: .6rem 1rem; }
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +57,7 @@ def render(found: Findings) -> str:
         ("Versions", _version_table(found.versions)),
         ("One prediction, back to its sources", _trace_table(found.trace)),
     ]
-    said = "".join(f"<p>{_text(line)}</p>" for line in found.summary)
-    body = "".join(f"<h2>{heading}</h2>{content}" for heading, content in sections)
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title>'
-        f"<style>{_STYLE}</style><script>{get_plotlyjs()}</script></head>"
-        f'<body><h1>{_text(title)}</h1><div class="said">{said}</div>{body}</body></html>'
-    )
+    return document(title, found.summary, sections)
 
 
 def _by_week(found: Findings, measure: str) -> str:
@@ -92,16 +75,7 @@ def _by_week(found: Findings, measure: str) -> str:
     for happening in found.happenings:
         if happening.kind in SHOWN and at[0] <= happening.at <= found.end:
             _mark(figure, happening)
-    figure.update_layout(
-        height=360,
-        margin={"l": 50, "r": 20, "t": 20, "b": 40},
-        template="plotly_white",
-        legend={"orientation": "h", "y": 1.12},
-        yaxis_title="log loss (nats)" if measure == "loss" else "AUC",
-        hovermode="x",
-    )
-    html_text: str = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False})
-    return html_text
+    return drawn(figure, "log loss (nats)" if measure == "loss" else "AUC")
 
 
 def _mark(figure: go.Figure, happening: Happening) -> None:
@@ -119,7 +93,7 @@ def _mark(figure: go.Figure, happening: Happening) -> None:
 
 def _happenings(happenings: Sequence[Happening]) -> str:
     rows = [[f"{one.at:%Y-%m-%d %H:%M}", one.kind, one.text, one.actor] for one in happenings]
-    return _table(["when (UTC)", "what", "", "by"], rows)
+    return table(["when (UTC)", "what", "", "by"], rows)
 
 
 def _latency_table(latencies: Sequence[Latency]) -> str:
@@ -127,7 +101,7 @@ def _latency_table(latencies: Sequence[Latency]) -> str:
         [f"version {one.version}", one.requests, f"{one.p50:.2f}", f"{one.p95:.2f}", f"{one.p99:.2f}"]
         for one in latencies
     ]
-    return _table(["", "predictions", "p50 ms", "p95 ms", "p99 ms"], rows, numbers_from=1)
+    return table(["", "predictions", "p50 ms", "p95 ms", "p99 ms"], rows, numbers_from=1)
 
 
 def _version_table(versions: Sequence[ModelVersion]) -> str:
@@ -136,12 +110,13 @@ def _version_table(versions: Sequence[ModelVersion]) -> str:
         metrics = ", ".join(f"{k} {v:.4f}" for k, v in sorted(version.metrics.items()) if math.isfinite(v))
         gates = ", ".join(f"{g.name}: {'passed' if g.passed else 'failed'}" for g in version.gates.values())
         said = "; ".join(
-            f"{a.actor} {'approved' if a.approved else 'rejected'} ({a.comment})" for a in version.approvals
+            f"{a.actor} {'approved' if a.approved else 'rejected'}" + (f" ({a.comment})" if a.comment else "")
+            for a in version.approvals
         )
         rows.append(
             [version.version, f"{version.created_at:%Y-%m-%d %H:%M}", version.author, metrics, gates, said]
         )
-    return _table(["version", "created (UTC)", "author", "metrics", "gates", "approvals"], rows)
+    return table(["version", "created (UTC)", "author", "metrics", "gates", "approvals"], rows)
 
 
 def _trace_table(trace: PredictionTrace | None) -> str:
@@ -159,31 +134,10 @@ def _trace_table(trace: PredictionTrace | None) -> str:
         "feature views": ", ".join(f"{view} {digest[:19]}…" for view, digest in lineage.features.items()),
         "code": lineage.code or "not recorded",
     }
-    return _table(["", ""], [[name, value] for name, value in facts.items()])
+    return table(["", ""], [[name, value] for name, value in facts.items()])
 
 
 def _value(value: float | str | None) -> str:
     if value is None:
         return "missing"
     return f"{value:.4g}" if isinstance(value, float) else value
-
-
-def _table(
-    header: Sequence[str], rows: Sequence[Sequence[object]], *, numbers_from: int | None = None
-) -> str:
-    if not rows:
-        return "<p>Nothing yet.</p>"
-
-    def cells(tag: str, values: Sequence[object]) -> str:
-        numeric = len(values) if numbers_from is None else numbers_from
-        styles = ["" if index < numeric else ' class="number"' for index in range(len(values))]
-        return "".join(
-            f"<{tag}{style}>{_text(value)}</{tag}>" for style, value in zip(styles, values, strict=True)
-        )
-
-    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-    return f"<table><tr>{cells('th', header)}</tr>{body}</table>"
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value))

@@ -85,7 +85,8 @@ def _gate(body: Mapping[str, Any]) -> tuple[Kind, str]:
 
 def _review(body: Mapping[str, Any]) -> tuple[Kind, str]:
     verdict = "approved" if body["approved"] else "rejected"
-    return "approval", f"version {body['version']} {verdict}: {body['comment']}"
+    comment = f": {body['comment']}" if body["comment"] else ""
+    return "approval", f"version {body['version']} {verdict}{comment}"
 
 
 def _alias(body: Mapping[str, Any]) -> tuple[Kind, str]:

@@ -73,7 +73,11 @@ def trace_prediction(registry: Registry, model: str, prediction_id: str) -> Pred
         lineage=version.lineage,
         run_name=run.name if run else None,
         run_status=run.status if run else None,
-        approved_by=[f"{said.actor}: {said.comment}" for said in version.approvals if said.approved],
+        approved_by=[
+            f"{said.actor}: {said.comment}" if said.comment else said.actor
+            for said in version.approvals
+            if said.approved
+        ],
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,17 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from functions.evaluation.metrics import auc, log_loss
+from functions.scoring import rescore
+
+__all__ = ["Week", "first_outputs", "rescore", "served", "weeks"]
 
 Floats = npt.NDArray[np.float64]
 FEW = 20  # labelled predictions below which a week gets no point: its loss would be noise
-
-
-class Scorer(Protocol):
-    """A loaded version: arrays by input name in, arrays by output name out."""
-
-    def predict(self, inputs: dict[str, Any]) -> dict[str, np.ndarray]:
-        """Score rows."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +42,6 @@ def served(outcomes: pa.Table) -> pa.Table:
     answered = pc.greater(pc.list_value_length(outcomes["outputs"]), 0)
     seen = pc.and_(pc.invert(outcomes["shadow"]), pc.fill_null(answered, False))
     return outcomes.filter(pc.and_(seen, pc.is_valid(outcomes["label"])))
-
-
-def rescore(rows: pa.Table, scorer: Scorer) -> Floats:
-    """What another version says of logged rows, from the vectors that were logged: (rows,) first outputs.
-
-    scorer: a tabular version with the inputs `numeric` and `categorical`.
-    """
-    if not rows.num_rows:
-        return np.empty(0)
-    numeric = np.stack(rows["numeric"].to_numpy(zero_copy_only=False)).astype(np.float32)
-    texts = rows["categorical"].to_pylist()
-    categorical = np.array(texts, dtype=object).reshape(rows.num_rows, -1)
-    outputs = scorer.predict({"numeric": numeric, "categorical": categorical})
-    return np.asarray(next(iter(outputs.values())), dtype=np.float64).reshape(rows.num_rows, -1)[:, 0]
 
 
 def first_outputs(rows: pa.Table) -> Floats:

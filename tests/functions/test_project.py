@@ -53,6 +53,12 @@ def test_a_module_that_is_not_there_or_declares_nothing_is_refused(project: Modu
         load_project("a_project")
 
 
+def test_a_project_may_have_functions_only(project: ModuleType) -> None:
+    del project.MODELS
+    del project.FEATURES
+    assert (load_project("a_project").features, load_project("a_project").models) == ((), {})
+
+
 def test_two_models_of_one_name_and_strangers_are_refused(project: ModuleType) -> None:
     project.MODELS = [definition(), definition()]  # type: ignore[attr-defined]
     with pytest.raises(ProjectError, match="two models called 'late'"):

@@ -273,6 +273,23 @@ def test_an_inspection_offers_what_stands(ctx: Context, clock: Wall, monkeypatch
     assert [one.rule for one in inspect_model(MODEL).retraining] == ["cooldown"]
 
 
+def test_an_incident_is_never_offered_and_hides_no_other_alarm(
+    ctx: Context, clock: Wall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub = Stub(monkeypatch, (), ())
+    incident = alarm(clock, key=f"{MODEL}/quality/volume/1", monitor="quality", subject="volume")
+    assert retrain(incident).rule == "no_trigger"
+    alarms(MODEL).say(incident)
+    assert inspect_model(MODEL).retraining == ()
+    alarms(MODEL).say(alarm(clock))
+    broken = {"key": f"{MODEL}/quality/nulls/1", "monitor": "quality", "subject": "nulls", "columns": ("x",)}
+    alarms(MODEL).say(alarm(clock, **broken))
+    assert [one.rule for one in inspect_model(MODEL).retraining] == ["broken_feed"]
+    assert stub.calls == 0
+    alarms(MODEL).say(alarm(clock, **broken | {"key": f"{MODEL}/quality/nulls/2", "recovered": True}))
+    assert [one.rule for one in inspect_model(MODEL).retraining] == ["no_challenger"]
+
+
 def test_a_champion_grown_old_is_an_alarm(ctx: Context, clock: Wall, monkeypatch: pytest.MonkeyPatch) -> None:
     Stub(monkeypatch, ())
     old = DEFINITION.model_copy(update={"retraining": POLICY.model_copy(update={"max_age": 30 * DAY})})

@@ -115,7 +115,8 @@ def test_a_hundred_vain_retrains_do_not_overflow() -> None:
 def test_all_findings_are_there_whatever_decided() -> None:
     decision = decide(RetrainState(), alarm(version=9), world(), POLICY, NOW)
     assert [finding.rule for finding in decision.findings] == [
-        "running", "dead", "no_trigger", "other_champion", "rollout_open", "settling", "blackout", "cooldown", "budget",
+        "running", "dead", "no_trigger", "explained", "broken_feed", "other_champion", "rollout_open", "settling",
+        "blackout", "cooldown", "budget",
     ]  # fmt: skip
 
 

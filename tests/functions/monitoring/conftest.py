@@ -43,7 +43,13 @@ class Diner:
     def registry(self) -> Registry:
         return Registry(self.store, actor="trainer", clock=self.clock)
 
-    def register(self, *, shift: float = 0.0, metrics: dict[str, float] | None = None) -> int:
+    def register(
+        self,
+        *,
+        shift: float = 0.0,
+        metrics: dict[str, float] | None = None,
+        tags: dict[str, str] | None = None,
+    ) -> int:
         """A version with a training set of 60 days before START, made champion."""
         days = [START - (60 - i) * DAY for i in range(60)]
         rows = pa.concat_tables(
@@ -67,7 +73,12 @@ class Diner:
             outputs=[TensorSpec(name="probability", datatype="FP32", shape=[-1, 1])],
         )
         made = reg.create_version(
-            MODEL, path, signature=signature, metrics=metrics or {}, lineage=Lineage(datasets=[snapshot])
+            MODEL,
+            path,
+            signature=signature,
+            metrics=metrics or {},
+            tags=tags or {},
+            lineage=Lineage(datasets=[snapshot]),
         )
         reg.set_alias(MODEL, "champion", made.version)
         self.version = made.version
@@ -83,14 +94,23 @@ class Diner:
         )
 
     def serve(self, days: int = 1, requests: int = 150) -> None:
+        rows: list[dict[str, Any]] = []
+        labels: list[dict[str, Any]] = []
         for _ in range(days):
-            self._serve_a_day(requests)
+            self._serve_a_day(requests, rows, labels)
+        for table, values, schema in (
+            (predictions_table(MODEL), rows, PREDICTIONS),
+            (LABELS_TABLE, labels, LABELS),
+        ):
+            if values:
+                Table(self.store, table).append(
+                    pa.Table.from_pylist(values, schema=schema), partition_by=["day"]
+                )
 
-    def _serve_a_day(self, requests: int) -> None:
+    def _serve_a_day(self, requests: int, rows: list[dict[str, Any]], labels: list[dict[str, Any]]) -> None:
         asked = self.features(requests, self.shift)
         odds = asked["wind"].to_numpy()
         truth = self.rng.random(requests) < 1 / (1 + np.exp(-odds - self.bias))
-        rows, labels = [], []
         for i in range(requests):
             at = self.now + DAY * (i + 0.5) / requests
             name = f"{self.now:%Y%j}-{i}"
@@ -105,14 +125,6 @@ class Diner:
                         "received_at": seen,
                         "day": f"{seen:%Y-%m-%d}",
                     }
-                )
-        for table, values, schema in (
-            (predictions_table(MODEL), rows, PREDICTIONS),
-            (LABELS_TABLE, labels, LABELS),
-        ):
-            if values:
-                Table(self.store, table).append(
-                    pa.Table.from_pylist(values, schema=schema), partition_by=["day"]
                 )
         self.now += DAY
 

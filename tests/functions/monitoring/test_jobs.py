@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
-from functions.monitoring import Alarm, results_table, standing_alarms, watch_drift, watch_performance
+from functions.monitoring import (
+    Alarm,
+    DriftMonitor,
+    results_table,
+    standing_alarms,
+    watch_drift,
+    watch_performance,
+)
 from functions.monitoring import alarms as alarms_of
 from functions.monitoring.performance import PerformanceMonitor
 from functions.runtime import use_context
@@ -104,6 +112,19 @@ def test_a_lost_reference_is_built_again(diner: Any) -> None:
         diner.store.delete(f"monitoring/{MODEL}/reference/1.json")
         assert inspect(diner, 2) == []
     assert diner.store.find(f"monitoring/{MODEL}/reference/1.json") is not None
+
+
+def test_a_season_is_declared_or_looked_for_in_the_training_set(diner: Any) -> None:
+    diner.register()
+    key = f"monitoring/{MODEL}/reference/1.json"
+    with use_context(diner.context()):
+        diner.serve(12)
+        for season, period in (("week", 7), ("auto", None)):
+            watched = watch_drift(MODEL, DriftMonitor(season=season))
+            assert watched.alarms == ()
+            assert json.loads(diner.store.get(key))["period"] == period
+            diner.serve(1)
+    assert watched.cohorts == 1
 
 
 def test_labels_that_stopped_are_said_and_raise_no_false_alarm(diner: Any) -> None:

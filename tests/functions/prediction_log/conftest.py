@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 import redis
 
+from registry import open_store
+from registry.store import ObjectStore
+
 
 def redis_binary() -> str:
     found = shutil.which("redis-server")
@@ -73,3 +76,13 @@ def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
     yield server
     if server.process is not None:
         server.kill()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ObjectStore:
+    return open_store(f"file://{tmp_path}/store")
+
+
+@pytest.fixture
+def wal_root(tmp_path: Path) -> Path:
+    return tmp_path / "wal"

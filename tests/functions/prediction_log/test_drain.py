@@ -1,84 +1,32 @@
+"""From the file through the stream into the table: whole, once, and whatever dies between."""
+
 from __future__ import annotations
 
-import random
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import redis
 
 from functions import Context, use_context
 from functions.prediction_log import (
     Drained,
-    Label,
     LogFullError,
     LogWriter,
     default_wal_root,
     drain,
     drain_predictions,
-    encode_labels,
-    encode_prediction,
-    latest_labels,
-    micros,
-    outcomes,
-    predictions,
 )
 from functions.prediction_log.errors import PredictionLogError
 from functions.prediction_log.frames import encode_frame
 from functions.prediction_log.stream import Stream
 from registry import open_store
 from registry.store import ObjectStore
-
-T0 = datetime(2013, 5, 1, 12, tzinfo=UTC)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> ObjectStore:
-    return open_store(f"file://{tmp_path}/store")
-
-
-@pytest.fixture
-def wal_root(tmp_path: Path) -> Path:
-    return tmp_path / "wal"
-
-
-def record(name: str, *, at: datetime = T0, **changes: Any) -> bytes:
-    fields: dict[str, Any] = {
-        "id": name, "model": "late", "version": 3, "arm": "champion", "shadow": False, "unit": "u1",
-        "at_us": micros(at), "latency_ms": 1.5, "rows": 1,
-        "numeric": np.array([[1.5, np.nan]], np.float32), "categorical": [["UA", ""]],
-        "outputs": np.array([[0.25]], np.float32), "missing": [["b"]], "entities": [{"carrier": "UA"}],
-    }  # fmt: skip
-    return encode_prediction(**(fields | changes))
-
-
-def all_rows(store: ObjectStore, model: str = "late") -> pa.Table:
-    return predictions(store, model, T0 - timedelta(days=400), T0 + timedelta(days=400))
-
-
-def until(condition: Callable[[], object], *, within_s: float = 20) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.02)
-
-
-def write(wal_root: Path, url: str, payloads: list[bytes], *, kind: str = "predictions") -> str:
-    log = LogWriter(wal_root, kind, url, poll_s=0.01)
-    for payload in payloads:
-        log.append(payload)
-    log.close()
-    return log.writer
+from tests.functions.prediction_log.logbook import T0, all_rows, record, until, write
 
 
 def test_a_prediction_arrives_whole(store: ObjectStore, wal_root: Path, redis_server: Any):
@@ -277,149 +225,3 @@ def test_a_resend_is_refused_and_says_where_redis_is(redis_server: Any):
     assert stream.append("w", b"", after=0, last=3) == (False, False, 3)
     assert stream.append("w", b"", after=2, last=4) == (False, False, 3)
     assert stream.append("w", b"", after=3, last=4) == (True, False, 4)
-
-
-def label(name: str, value: float, hour: int, *, received: int = 0) -> Label:
-    return Label(name, value, T0 + timedelta(hours=hour), T0 + timedelta(hours=hour + received))
-
-
-def test_labels_join_their_predictions_and_corrections_win(
-    store: ObjectStore, wal_root: Path, redis_server: Any
-):
-    shadow = record("a", shadow=True, version=4, arm="shadow")
-    write(wal_root, redis_server.url, [record("a"), shadow, record("b", at=T0 + timedelta(hours=1))])
-    write(
-        wal_root,
-        redis_server.url,
-        [
-            encode_labels([label("a", 1, 9), label("stranger", 1, 3)]),
-            encode_labels([label("a", 0, 5)]),  # observed before the other: late, not a correction
-            encode_labels([label("a", 0, 9, received=1)]),  # the same observation, corrected later
-            encode_labels([label("a", 1, 9)]),  # a duplicate of the first
-        ],
-        kind="labels",
-    )
-    assert drain(store, redis_server.url).labels == 5
-    joined = outcomes(store, "late", T0, T0 + timedelta(days=1))
-    assert joined.select(["prediction_id", "version", "shadow", "label"]).to_pylist() == [
-        {"prediction_id": "a", "version": 3, "shadow": False, "label": 0.0},
-        {"prediction_id": "a", "version": 4, "shadow": True, "label": 0.0},
-    ]
-    everything = outcomes(store, "late", T0, T0 + timedelta(days=1), labelled_only=False, columns=["version"])
-    assert everything["label"].to_pylist() == [0.0, 0.0, None]
-    assert everything.column_names == ["version", "prediction_id", "label", "observed_at", "received_at"]
-
-
-def test_outcomes_of_nothing_are_empty_with_their_columns(store: ObjectStore):
-    empty = outcomes(store, "late", T0, T0 + timedelta(days=1))
-    assert empty.num_rows == 0
-    assert empty.column_names[-3:] == ["label", "observed_at", "received_at"]
-    assert latest_labels(store).num_rows == 0
-
-
-def test_outcomes_take_start_and_leave_end(store: ObjectStore, wal_root: Path, redis_server: Any):
-    write(wal_root, redis_server.url, [record(f"h{h}", at=T0 + timedelta(hours=h)) for h in range(48)])
-    drain(store, redis_server.url)
-    found = predictions(store, "late", T0 + timedelta(hours=10), T0 + timedelta(hours=30))
-    assert found["prediction_id"].to_pylist() == [f"h{h}" for h in range(10, 30)]
-
-
-def test_naive_times_are_refused(store: ObjectStore):
-    naive = datetime(2013, 1, 1)  # noqa: DTZ001 - the point
-    with pytest.raises(ValueError, match="zone"):
-        outcomes(store, "late", naive, T0)
-    with pytest.raises(ValueError, match="zone"):
-        micros(naive)
-
-
-def test_processes_of_one_platform_agree_on_the_place(tmp_path: Path):
-    assert default_wal_root(f"file://{tmp_path}/my%20store") == tmp_path / "my store-wal"
-    assert default_wal_root("s3://a/b") == default_wal_root("s3://a/b") != default_wal_root("s3://a/c")
-
-
-WRITER = """
-import sys, time
-from pathlib import Path
-import numpy as np
-from functions.prediction_log import LogWriter, encode_prediction
-log = LogWriter(Path(sys.argv[1]), "predictions", sys.argv[2], poll_s=0.005, tidy_every_s=0.1, segment_bytes=50_000)
-vector, out = np.zeros((1, 20), np.float32), np.zeros((1, 1), np.float32)
-for i in range(int(sys.argv[4])):
-    name = f"{sys.argv[3]}-{i}"
-    log.append(encode_prediction(
-        id=name, model="late", version=1, arm="champion", shadow=False, unit=None, at_us=1367409600000000 + i,
-        latency_ms=1.0, rows=1, numeric=vector, categorical=None, outputs=out))
-    print(name, flush=True)
-    time.sleep(0.0002)
-log.close(timeout_s=30)
-"""
-DRAINER = """
-import sys
-from pathlib import Path
-from functions.prediction_log import drain
-from registry import open_store
-import redis
-while True:
-    try:
-        drain(open_store(sys.argv[1]), sys.argv[2], wal_root=Path(sys.argv[3]))
-    except redis.RedisError:
-        pass
-"""
-
-
-class Child:
-    """A child process whose printed lines are collected."""
-
-    def __init__(self, code: str, *args: object) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code, *map(str, args)], stdout=subprocess.PIPE, text=True
-        )
-        self.lines: list[str] = []
-        self._thread = threading.Thread(target=self._read)
-        self._thread.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.endswith("\n"):
-                self.lines.append(line.strip())
-        self.process.stdout.close()
-
-    def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.wait()
-
-    def wait(self) -> None:
-        self.process.wait()
-        self._thread.join()
-
-
-@pytest.mark.slow
-def test_kill_9_of_writers_redis_and_drain_keeps_every_acknowledged_prediction_once(
-    tmp_path: Path, wal_root: Path, redis_server: Any
-):
-    store_url = f"file://{tmp_path}/store"
-    rng = random.Random(7)
-    writers = [Child(WRITER, wal_root, redis_server.url, f"w{i}", 12_000) for i in range(3)]
-    for round_number in range(4):
-        drainer = Child(DRAINER, store_url, redis_server.url, wal_root)
-        alive = writers[1:] if round_number > 1 else writers
-        goals = [len(writer.lines) + rng.randrange(800, 1_200) for writer in alive]
-        for writer, goal in zip(alive, goals, strict=True):
-            until(lambda writer=writer, goal=goal: len(writer.lines) >= min(goal, 12_000), within_s=90)
-        drainer.kill()
-        redis_server.kill()
-        if round_number == 1:
-            writers[0].kill()
-        time.sleep(rng.uniform(0.0, 0.4))
-        redis_server.start()
-    writers[1].kill()
-    writers[2].wait()
-    for _ in range(2):
-        drain(open_store(store_url), redis_server.url, wal_root=wal_root)
-    counts = Counter(all_rows(open_store(store_url))["prediction_id"].to_pylist())
-    acknowledged = {name for writer in writers for name in writer.lines}
-    assert len(acknowledged) > 12_000 + 2 * 1_600
-    assert [name for name, count in counts.items() if count != 1] == []
-    assert acknowledged - counts.keys() == set()
-    assert len(counts.keys() - acknowledged) <= 2  # written, killed before the acknowledgement

@@ -1,0 +1,189 @@
+"""What stands behind an alarm: where the loss is worst, and which features tell the requests from the training set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict, Field
+
+from functions.monitoring.watch import Post, Read
+from functions.monitoring.watch_features import Columns, feature_table, fits, sampled
+from functions.scoring import Loss, score
+from functions.stats.multivariate import domain_classifier
+from functions.stats.slices import worst_slices
+from registry import ModelVersion, Table
+
+
+class SliceOptions(BaseModel):
+    """How slices are searched.
+
+    days: of predictions, counted back from now. columns: that cut slices; empty for all that the model reads.
+    cohort: rows of one are taken as one witness, since they share their weather. depth: columns that a slice may combine.
+    min_rows, min_cohorts: of a slice and of its rest. min_excess: loss above the rest's that is of interest. alpha: bound on
+    the chance of any false slice.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    days: int = Field(default=28, ge=1)
+    columns: tuple[str, ...] = ()
+    loss: Loss = "log_loss"
+    clip: float = Field(default=0.01, gt=0, lt=0.5)
+    cohort: timedelta = timedelta(days=1)
+    depth: int = Field(default=2, ge=1, le=2)
+    min_rows: int = Field(default=50, ge=2)
+    min_cohorts: int = Field(default=10, ge=2)
+    min_excess: float = Field(default=0.0, ge=0)
+    alpha: float = Field(default=0.05, gt=0, lt=0.5)
+    max_rows: int = Field(default=50_000, ge=100)
+
+
+class WorstSlice(BaseModel):
+    """Requests that lose more than the others. where: conditions on features. p: corrected for the search."""
+
+    model_config = ConfigDict(frozen=True)
+
+    where: tuple[str, ...]
+    rows: int
+    loss: float
+    rest: float
+    p: float
+    text: str
+
+
+class SliceFindings(BaseModel):
+    """The slices of a champion's labelled requests that are worse than the rest; rows: labelled, tested: slices."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    version: int
+    rows: int
+    tested: int = 0
+    loss: float | None = None
+    slices: tuple[WorstSlice, ...] = ()
+    text: str
+
+
+class Changed(BaseModel):
+    """How well requests can be told from the training set. auc: .5 is not at all. p: of so much by chance.
+
+    columns: those by which they can, most telling first. importance: of every column, in AUC.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    version: int
+    rows_training: int
+    rows: int
+    auc: float | None = None
+    p: float | None = None
+    columns: tuple[str, ...] = ()
+    importance: dict[str, float] = {}
+    text: str
+
+
+def find_slices(post: Post, champion: ModelVersion, options: SliceOptions, read: Read) -> SliceFindings:
+    """Search the champion's labelled requests of the last days for slices that are worse than the rest.
+
+    read: predictions with labels, with their vectors, predicted in [start, end).
+    """
+    logged = Columns.of(champion)
+    rows = read(post.now - timedelta(days=options.days), post.now)
+    rows = rows.filter(pc.and_(pc.invert(rows["shadow"]), pc.equal(rows["version"], champion.version)))
+    rows = rows.filter(fits(rows, logged))
+    rows = sampled(
+        rows.sort_by([("predicted_at", "ascending"), ("prediction_id", "ascending")]), options.max_rows
+    )
+    scored = score(rows, loss=options.loss, clip=options.clip)
+    judged = np.isfinite(scored.loss)
+    if not judged.any():
+        text = f"no labelled answer of version {champion.version} in the last {options.days} days"
+        return SliceFindings(model=post.model, version=champion.version, rows=0, text=text)
+    kept = logged.kept(options.columns)
+    features = _values(feature_table(rows, logged).filter(pa.array(judged)), kept)
+    found = worst_slices(
+        scored.loss[judged],
+        features,
+        unit=scored.at[judged] // (options.cohort // timedelta(microseconds=1)),
+        depth=options.depth,
+        min_rows=options.min_rows,
+        min_units=options.min_cohorts,
+        min_excess=options.min_excess,
+        alpha=options.alpha,
+    )
+    return SliceFindings(
+        model=post.model,
+        version=champion.version,
+        rows=found.rows,
+        tested=found.tested,
+        loss=found.mean,
+        slices=tuple(
+            WorstSlice(
+                where=one.where, rows=one.rows, loss=one.mean, rest=one.rest, p=one.corrected, text=one.text
+            )
+            for one in found.slices
+        ),
+        text="; ".join(one.text for one in found.slices)
+        or f"none of {found.tested} slices is worse than the rest",
+    )
+
+
+def find_changes(post: Post, champion: ModelVersion, read: Read, *, days: int, max_rows: int) -> Changed:
+    """Learn to tell the requests of the last days from the training set, and name the columns by which it can be done.
+
+    read: logged predictions, with their vectors, in [start, end). max_rows: of either side, at random.
+    Raises: ValueError if the version has no training set on record.
+    """
+    columns = Columns.of(champion)
+    if not champion.lineage.datasets:
+        raise ValueError(
+            f"{champion.model}@{champion.version} has no training set in its lineage; requests are held against it: "
+            "register the version with Lineage(datasets=[…])"
+        )
+    snapshot = champion.lineage.datasets[0]
+    names = [*columns.numeric, *columns.categorical]
+    trained = sampled(
+        Table(post.store, snapshot.name).read(version=snapshot.version, columns=names), max_rows
+    )
+    rows = feature_table(read(post.now - timedelta(days=days), post.now), columns)
+    asked = sampled(rows, max_rows)
+    sizes = {"rows_training": trained.num_rows, "rows": asked.num_rows}
+    if min(sizes.values()) < _FEWEST:
+        text = f"{asked.num_rows} requests, {trained.num_rows} training rows: {_FEWEST} of each are needed"
+        return Changed(model=post.model, version=champion.version, text=text, **sizes)
+    rng = np.random.default_rng(0)  # the same rows give the same answer
+    found = domain_classifier(_values(trained, columns), _values(asked, columns), rng=rng)
+    changed = found.changed()
+    what = f"told apart by {', '.join(changed)}" if changed else "not told apart"
+    return Changed(
+        model=post.model,
+        version=champion.version,
+        auc=found.auc,
+        p=found.p,
+        columns=changed,
+        importance=dict(found.importance),
+        text=f"requests and training rows are {what}: AUC {found.auc:.3f}, p = {found.p:.2g}",
+        **sizes,
+    )
+
+
+_FEWEST = 50
+
+
+def _values(rows: pa.Table, columns: Columns) -> Mapping[str, Any]:
+    """Columns as arrays (rows,): floats with NaN where missing, and strings with None."""
+    numbers = {
+        name: pc.fill_null(rows[name].cast(pa.float64(), safe=False), float("nan")).to_numpy()
+        for name in columns.numeric
+    }
+    words = {
+        name: np.array(rows[name].cast(pa.string()).to_pylist(), dtype=object) for name in columns.categorical
+    }
+    return numbers | words

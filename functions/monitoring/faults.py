@@ -1,0 +1,156 @@
+"""What can be wrong with a cohort: one check a question, each answered by a fault, by none, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from functions.monitoring.profile import ColumnProfile
+from functions.monitoring.quality import CohortLook, Fault, Incident, QualityMonitor, QualityState, ViewAge
+from functions.monitoring.units import JUMP, jump_of
+from functions.stats.drift import compare_rates
+
+_CHANCE = 1e-4  # a share of nulls that chance explains so often is no incident
+_ALMOST = 0.95  # share of what used to be there that is missing: then it is gone, however often it was missing before
+_OFTEN_MISSING = 0.8  # a column that a healthy cohort had so little of may be away for another
+_VARIES = 0.9  # a column whose most frequent value never had a larger share varies
+_STILL = 0.999
+
+
+def find_faults(
+    state: QualityState, look: CohortLook, monitor: QualityMonitor
+) -> Iterator[tuple[str, Incident | None]]:
+    """Every question that can be answered about a cohort, by key, and the fault if it has one."""
+    yield from _of_rows(state, look, monitor)
+    for age in look.views:
+        yield f"freshness:{age.view}", _stale(age, look.index)
+    for name, profile in look.columns.items():
+        if profile.rows >= monitor.min_rows:
+            past = [
+                one for one in state.history.get(name, ()) if one.index >= look.index - 2 * monitor.history
+            ]
+            yield from _of_column(name, profile, past, state, monitor)
+
+
+def _of_rows(
+    state: QualityState, look: CohortLook, monitor: QualityMonitor
+) -> Iterator[tuple[str, Incident | None]]:
+    if len(state.volumes) >= monitor.min_history and max(state.volumes) >= monitor.min_rows:
+        yield "volume:rows", _wrong_volume(state.volumes, look, monitor)
+    if look.rows < monitor.min_rows:
+        return
+    shares: tuple[tuple[Fault, int, float, str], ...] = (
+        ("schema", look.misfit, monitor.max_misfit, "have vectors of another length than the signature"),
+        ("duplicates", look.duplicates, monitor.max_duplicates, "repeat the id of an earlier one"),
+    )
+    for fault, count, most, what in shares:
+        share = count / look.rows
+        text = f"{count} of {look.rows} rows {what}; at most {most:.1%}"
+        yield (
+            f"{fault}:rows",
+            _incident(fault, "rows", (), text, share, most, look.index) if share > most else None,
+        )
+
+
+def _wrong_volume(volumes: Sequence[int], look: CohortLook, monitor: QualityMonitor) -> Incident | None:
+    fewest, most = min(volumes) * monitor.min_volume, max(volumes) * monitor.max_volume
+    if fewest <= look.rows <= most:
+        return None
+    limit = fewest if look.rows < fewest else most
+    usual = f"healthy cohorts had {min(volumes)} to {max(volumes)}"
+    text = f"{look.rows} rows; {usual}, and {limit:.0f} is the {'least' if look.rows < fewest else 'most'} allowed"
+    return _incident("volume", "rows", (), text, look.rows, limit, look.index)
+
+
+def _stale(age: ViewAge, index: int) -> Incident | None:
+    if age.age is not None and age.age <= age.most:
+        return None
+    text = (
+        f"view {age.view}: "
+        + ("it has no row" if age.age is None else f"the newest row is {age.age} old")
+        + f"; at most {age.most}"
+    )
+    seconds = float("inf") if age.age is None else age.age.total_seconds()
+    return _incident("freshness", age.view, age.columns, text, seconds, age.most.total_seconds(), index)
+
+
+def _of_column(
+    name: str,
+    now: ColumnProfile,
+    past: Sequence[ColumnProfile],
+    state: QualityState,
+    monitor: QualityMonitor,
+) -> Iterator[tuple[str, Incident | None]]:
+    if past:
+        yield f"nulls:{name}", _too_many_nulls(name, now, past, monitor)
+    if now.present < monitor.min_rows:
+        return
+    yield f"ranges:{name}", _out_of_range(name, now, monitor)
+    if len(past) >= monitor.min_history:
+        yield f"constant:{name}", _stands_still(name, now, past)
+        if (
+            name in monitor.units
+        ):  # a delay jumps tenfold in a storm; only who knows the unit can call that a fault
+            yield from _other_unit(name, now, past, monitor.units[name], already=f"unit:{name}" in state.open)
+
+
+def _too_many_nulls(
+    name: str, now: ColumnProfile, past: Sequence[ColumnProfile], monitor: QualityMonitor
+) -> Incident | None:
+    worst = max(past, key=lambda one: one.null_share)
+    usual = worst.null_share
+    limit = min(usual + max(monitor.max_null_rise, 2 * usual), usual + _ALMOST * (1 - usual))
+    if now.null_share <= limit or usual > _OFTEN_MISSING:
+        return None
+    if compare_rates((worst.nulls, now.nulls), (worst.rows, now.rows)).p > _CHANCE:
+        return None
+    text = f"{name}: {now.null_share:.1%} of {now.rows} values are missing; at most {usual:.1%} were"
+    return _incident("nulls", name, (name,), text, now.null_share, limit, now.index)
+
+
+def _out_of_range(name: str, now: ColumnProfile, monitor: QualityMonitor) -> Incident | None:
+    share = now.outside / now.present
+    if share <= monitor.max_outside:
+        return None
+    text = f"{name}: {now.outside} of {now.present} values are beyond the declared range or infinite"
+    return _incident("ranges", name, (name,), text, share, monitor.max_outside, now.index)
+
+
+def _stands_still(name: str, now: ColumnProfile, past: Sequence[ColumnProfile]) -> Incident | None:
+    if now.top_share < _STILL or max(one.top_share for one in past) > _VARIES:
+        return None
+    text = f"{name}: {now.top_share:.1%} of {now.present} values are the same; it always varied"
+    return _incident("constant", name, (name,), text, now.top_share, _STILL, now.index)
+
+
+def _other_unit(
+    name: str, now: ColumnProfile, past: Sequence[ColumnProfile], unit: str, *, already: bool
+) -> Iterator[tuple[str, Incident | None]]:
+    """Once found it is over when the values are back, not when the season has moved them off the conversion."""
+    quartiles = [one.quartiles for one in past if one.quartiles]
+    jump = jump_of(quartiles, now.quartiles, unit=unit) if now.quartiles and len(quartiles) > 1 else None
+    if jump is None:
+        return
+    if not jump.is_jump or (jump.conversion is None and not already):
+        yield f"unit:{name}", None
+        return
+    told = jump.conversion
+    what = "another unit" if told is None else f"{told.source} to {told.target}"
+    text = (
+        f"{name}: unit changed ({what}): its quartiles jumped by {jump.spreads:.1f} spreads between cohorts"
+    )
+    yield f"unit:{name}", _incident("unit", name, (name,), text, jump.spreads, JUMP, now.index)
+
+
+def _incident(
+    fault: Fault, about: str, columns: tuple[str, ...], text: str, value: float, limit: float, index: int
+) -> Incident:
+    return Incident(
+        fault=fault,
+        about=about,
+        columns=columns,
+        text=text,
+        value=value,
+        limit=limit,
+        since=index,
+        seen=index,
+    )

@@ -1,0 +1,204 @@
+"""What a window is held against: the training set, or the cohorts just before; where there is a season, like with like.
+
+Requests of one cohort are alike (they share weather, a promotion, an outage), so a window of some cohorts is worth far fewer
+rows than it has. How alike they are is measured on the cohorts of the reference, within a phase of the season if there is one,
+since what the season does to every Monday is no accident of one of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import numpy as np
+
+from functions.stats.moments import Floats
+from functions.stats.season import find_season
+from functions.stats.sketch import ColumnSketch, TableSketch
+
+Numbered = tuple[int, TableSketch]
+"""A cohort's number and its sketch."""
+
+_TOP_CELLS = 3  # categories whose shares are looked at for a season
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What the rows of a reference looked like.
+
+    sketch: of all of them, whose bins every window is counted in. alike: for each column, how alike rows of a cohort are
+    (0 to 1). rows_a_cohort: of the sketched rows, on average. period: of its season in cohorts, None without one;
+    phases: then the sketch of each phase.
+    """
+
+    sketch: TableSketch
+    alike: Mapping[str, float]
+    rows_a_cohort: float
+    period: int | None = None
+    phases: Mapping[int, TableSketch] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, sketch: TableSketch, cohorts: Sequence[TableSketch]) -> Self:
+        """From the sketch of all rows and those of the reference's cohorts; without cohorts rows are independent."""
+        alike = {name: likeness([one.columns[name] for one in cohorts]) for name in sketch.columns}
+        return cls(sketch, alike, rows_of(sketch) / len(cohorts) if cohorts else 1.0)
+
+    @classmethod
+    def seasonal(cls, cohorts: Sequence[Numbered], period: int) -> Self:
+        """From numbered cohorts (at least one), phase by phase of a season."""
+        phases: dict[int, TableSketch] = {}
+        for index, one in cohorts:
+            phase = index % period
+            phases[phase] = phases[phase] + one if phase in phases else one
+        whole = added(phases.values())
+        groups = [index % period for index, _ in cohorts]
+        alike = {name: likeness([one.columns[name] for _, one in cohorts], groups) for name in whole.columns}
+        return cls(whole, alike, rows_of(whole) / len(cohorts), period, phases)
+
+    def beside(self, window: Sequence[Numbered]) -> tuple[TableSketch, TableSketch]:
+        """The reference and the window to compare: of the same phases, in the same mix.
+
+        Phases of which the reference has no row are left out of both, and with them all there may be.
+        """
+        if self.period is None:
+            return self.sketch, added(one for _, one in window)
+        rows: dict[int, int] = {}
+        for index, one in window:
+            rows[index % self.period] = rows.get(index % self.period, 0) + rows_of(one)
+        shares = {
+            phase: count / rows_of(self.phases[phase])
+            for phase, count in rows.items()
+            if count and phase in self.phases and rows_of(self.phases[phase])
+        }
+        if not shares:
+            nothing = _nothing(self.sketch)
+            return nothing, nothing
+        most = max(shares.values())
+        reference = added(_thinned(self.phases[phase], share / most) for phase, share in shares.items())
+        return reference, added(one for index, one in window if index % self.period in shares)
+
+    def worth(self, rows_a_cohort: float) -> dict[str, float]:
+        """What one of the rows of a cohort is worth, by column, up to 1."""
+        return {name: 1.0 / (1.0 + max(rows_a_cohort - 1.0, 0.0) * rho) for name, rho in self.alike.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `from_dict` reads them back."""
+        return {
+            "sketch": self.sketch.to_dict(),
+            "alike": dict(self.alike),
+            "rows_a_cohort": self.rows_a_cohort,
+            "period": self.period,
+            "phases": {str(phase): one.to_dict() for phase, one in self.phases.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` wrote."""
+        phases = {int(phase): TableSketch.from_dict(one) for phase, one in stored["phases"].items()}
+        sketch = TableSketch.from_dict(stored["sketch"])
+        return cls(sketch, stored["alike"], stored["rows_a_cohort"], stored["period"], phases)
+
+
+def season_of(cohorts: Sequence[Numbered], periods: Sequence[int]) -> int | None:
+    """The season of a table, looked for in where the values of its columns lie, cohort by cohort; None if there is none."""
+    filled = [(index, one) for index, one in cohorts if rows_of(one)]
+    if len(filled) < 2:  # noqa: PLR2004 - for a difference
+        return None
+    figures = [_figures([one.columns[name] for _, one in filled]) for name in filled[0][1].columns]
+    return find_season(np.concatenate(figures, axis=1), [index for index, _ in filled], periods)
+
+
+def likeness(cohorts: Sequence[ColumnSketch], groups: Sequence[int] | None = None) -> float:
+    """How alike the rows of a cohort are: the intraclass correlation of a column's cells, 0 to 1.
+
+    Taken from the variation between cohorts over what independent rows would show; of an ordered column the larger of
+    that of its cells and of their cumulative shares, in which a shift of a whole day shows.
+    groups: phase of each cohort; then the variation is that between cohorts of one phase.
+    Source: Rao and Scott, The analysis of categorical data from complex sample surveys, 1981.
+    """
+    counts = np.array([[*one.counts, one.nulls] for one in cohorts], dtype=np.float64)
+    phase = np.zeros(len(counts), dtype=np.int64) if groups is None else np.array(groups)
+    filled = counts.sum(axis=1) > 0 if len(counts) else np.zeros(0, dtype=bool)
+    counts, (_, phase) = counts[filled], np.unique(phase[filled], return_inverse=True)
+    if len(counts) - len(np.unique(phase)) < 1:
+        return 0.0
+    size = float(counts.sum(axis=1).mean())
+    ordered = cohorts[0].kind == "numeric"
+    cumulative = np.cumsum(counts, axis=1)
+    effect = max(
+        _design_effect(counts, counts, phase), _design_effect(cumulative, counts, phase) if ordered else 0.0
+    )
+    return float(np.clip((effect - 1) / max(size - 1, 1.0), 0.0, 1.0))
+
+
+def _design_effect(hits: Floats, of: Floats, phase: Any) -> float:
+    """Variance of the cells' shares between cohorts of a phase, over that of independent rows. hits: (cohorts, cells)."""
+    sizes = of.sum(axis=1, keepdims=True)
+    groups = int(phase.max()) + 1
+    summed, total = np.zeros((groups, hits.shape[1])), np.zeros((groups, 1))
+    np.add.at(summed, phase, hits)
+    np.add.at(total, phase, sizes)
+    share = (summed / total)[phase]
+    between = (sizes * (hits / sizes - share) ** 2).sum() / (len(hits) - groups)
+    within = float((sizes * share * (1 - share)).sum() / sizes.sum())
+    return float(between / within) if within > 0 else 1.0
+
+
+def _figures(cohorts: Sequence[ColumnSketch]) -> Floats:
+    """Where the values of a column lie: (cohorts, figures), of an ordered one its mean rank, else its largest shares."""
+    counts = np.array([one.counts for one in cohorts], dtype=np.float64)
+    nulls = np.array([one.nulls / max(one.rows, 1) for one in cohorts])[:, None]
+    pooled = counts.sum(axis=0)
+    if not pooled.sum():
+        return nulls
+    present = counts.sum(axis=1, keepdims=True)
+    shares = np.where(present > 0, counts / np.maximum(present, 1), pooled / pooled.sum())
+    if cohorts[0].kind == "numeric":
+        rank = (np.cumsum(pooled) - pooled / 2) / pooled.sum()
+        return np.concatenate([shares @ rank[:, None], nulls], axis=1)
+    return np.concatenate([shares[:, np.argsort(pooled)[-_TOP_CELLS:]], nulls], axis=1)
+
+
+def added(sketches: Iterable[TableSketch]) -> TableSketch:
+    """The sum of sketches. Raises: StopIteration if there are none."""
+    parts = iter(sketches)
+    whole = next(parts)
+    for one in parts:
+        whole = whole + one
+    return whole
+
+
+def rows_of(sketch: TableSketch) -> int:
+    """Rows that were sketched."""
+    return max((column.rows for column in sketch.columns.values()), default=0)
+
+
+def scaled(sketch: TableSketch, worth: Mapping[str, float]) -> TableSketch:
+    """Counts times what a row is worth, rounded so that a cell with a row keeps one."""
+    return TableSketch({name: _scale(column, worth[name]) for name, column in sketch.columns.items()})
+
+
+def _thinned(sketch: TableSketch, share: float) -> TableSketch:
+    return scaled(sketch, dict.fromkeys(sketch.columns, share))
+
+
+def _nothing(like: TableSketch) -> TableSketch:
+    return TableSketch(
+        {
+            name: replace(column, counts=(0,) * len(column.counts), nulls=0)
+            for name, column in like.columns.items()
+        }
+    )
+
+
+def _scale(column: ColumnSketch, worth: float) -> ColumnSketch:
+    if worth >= 1.0:
+        return column
+    counts = tuple(_rounded(count, worth) for count in column.counts)
+    return replace(column, counts=counts, nulls=_rounded(column.nulls, worth))
+
+
+def _rounded(count: int, worth: float) -> int:
+    return 0 if count == 0 else max(1, math.floor(count * worth + 0.5))

@@ -1,0 +1,265 @@
+"""The quality monitor at work: the prediction log and the views it was fed from, cohort by cohort."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from featurestore import FeatureStore, FeatureView, Freshness, InRange, UnknownDefinition, newest_event
+from functions.monitoring.alarms import Alarm
+from functions.monitoring.cohorts import Cohorts, micros
+from functions.monitoring.incidents import judge, spoiled, told_as
+from functions.monitoring.profile import ColumnProfile, Range
+from functions.monitoring.quality import (
+    CohortLook,
+    Fault,
+    QualityMonitor,
+    QualityState,
+    QualityVerdict,
+    ViewAge,
+)
+from functions.monitoring.watch import Post, Read, Watched
+from functions.monitoring.watch_features import TIMES, Columns, feature_table, fits
+from registry import ModelVersion, ObjectStore, Table
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """The views behind a model's columns. columns: for each view, its features and the model's columns they are."""
+
+    store: FeatureStore
+    columns: Sequence[tuple[FeatureView, Mapping[str, str]]]
+
+    @classmethod
+    def of(cls, store: FeatureStore, version: ModelVersion) -> Views:
+        """Those of the version's feature service; none if it names none, or the service is gone."""
+        name = version.tags.get("feature_service")
+        try:
+            projections = () if name is None else store.get_feature_service(name).projections
+        except UnknownDefinition:
+            projections = ()
+        logged = Columns.of(version)
+        read, found = {*logged.numeric, *logged.categorical}, []
+        for one in projections:
+            columns = {a: b for a, b in zip(one.features, one.columns, strict=True) if b in read}
+            if columns and isinstance(one.view, FeatureView):
+                found.append((one.view, columns))
+        return cls(store, found)
+
+    def ranges(self) -> dict[str, Range]:
+        """What the views expect of the model's columns (`InRange`)."""
+        return {
+            columns[one.column]: (one.least, one.most)
+            for view, columns in self.columns
+            for one in view.expectations
+            if isinstance(one, InRange) and one.column in columns
+        }
+
+    def ages(self, monitor: QualityMonitor) -> tuple[ViewAge, ...]:
+        """How old the newest row of each view is, of those for which anything limits it."""
+        limited = [
+            (view, columns, monitor.max_age.get(view.name, _most_age(view))) for view, columns in self.columns
+        ]
+        return tuple(
+            ViewAge(view=view.name, columns=tuple(columns.values()), age=self._age(view), most=most)
+            for view, columns, most in limited
+            if most is not None
+        )
+
+    def _age(self, view: FeatureView) -> timedelta | None:
+        newest = newest_event(self.store, view)
+        return None if newest is None else self.store.now() - newest
+
+
+def _most_age(view: FeatureView) -> timedelta | None:
+    """What the view expects of its newest row; else its ttl, after which no value of it may be used."""
+    return next((one.most for one in view.expectations if isinstance(one, Freshness)), view.ttl)
+
+
+def watch_rows(
+    post: Post, champion: ModelVersion, monitor: QualityMonitor, read: Read, views: Views
+) -> Watched:
+    """Judge each cohort that is due, and raise and close incidents.
+
+    read: logged predictions in [start, end), with `numeric` and `categorical`.
+    """
+    grid, due = Cohorts(monitor.cohort), Cohorts(monitor.cohort).index(post.now - monitor.delay)
+    monitor = monitor.model_copy(update={"ranges": views.ranges() | monitor.ranges})
+    state = _state(post, champion, monitor, grid)
+    first = state.next_cohort
+    if first >= due:
+        return post.nothing_due(monitor.kind, champion)
+    ages = views.ages(monitor)
+    alarms, findings = [], []
+    for look in _looks(read(grid.start(first), grid.start(due)), champion, monitor, first, due):
+        newest = look.model_copy(update={"views": ages}) if look.index == due - 1 else look
+        state, verdict = judge(state, newest, monitor)
+        findings += _findings(post, champion, grid, verdict)
+        alarms += [_alarm(post, champion, grid, kind, verdict) for kind in verdict.changed]
+    return post.conclude(
+        monitor.kind,
+        champion,
+        state,
+        range(first, due),
+        text="; ".join(one.text for one in state.open.values()) or "no incident",
+        findings=findings,
+        alarms=alarms,
+    )
+
+
+def spoiled_columns(post: Post, monitor: QualityMonitor) -> Callable[[datetime, datetime], Mapping[str, str]]:
+    """For two times: the columns that an incident spoiled between them, and the key of the alarm that told it."""
+    kept, grid = post.remembered(monitor.kind), Cohorts(monitor.cohort)
+    state = None if kept is None else QualityState.model_validate_json(kept)
+
+    def between(start: datetime, end: datetime) -> Mapping[str, str]:
+        last = grid.index(end - timedelta(microseconds=1))
+        told = spoiled(state, grid.index(start), last)
+        return {column: f"{post.model}/{name}" for column, name in told.items()}
+
+    return between
+
+
+def _looks(
+    rows: pa.Table, champion: ModelVersion, monitor: QualityMonitor, first: int, due: int
+) -> Iterator[CohortLook]:
+    """What is judged of each cohort, empty ones included."""
+    logged, grid = Columns.of(champion), Cohorts(monitor.cohort)
+    rows = rows.filter(pc.invert(rows["shadow"])).sort_by([("predicted_at", "ascending")])
+    own = rows.filter(pc.equal(rows["version"], champion.version))  # others may read other features
+    features = feature_table(rows, logged)
+    edges = [micros(grid.start(index)) for index in range(first, due + 1)]
+    kept = logged.kept(monitor.columns)
+    for place, index in enumerate(range(first, due)):
+        every, mine = _cut(rows, edges, place), _cut(own, edges, place)
+        yield CohortLook(
+            index=index,
+            rows=every.num_rows,
+            misfit=mine.num_rows - int(pc.sum(fits(mine, logged)).as_py() or 0),
+            duplicates=every.num_rows - pc.count_distinct(every["prediction_id"]).as_py(),
+            columns=_profiles(index, _cut(features, edges, place), kept, monitor),
+        )
+
+
+def _cut(rows: pa.Table, edges: Sequence[int], place: int) -> pa.Table:
+    """The rows, in order of time, of one cohort."""
+    at = rows["predicted_at"].cast(pa.int64()).to_numpy()
+    start, end = np.searchsorted(at, edges[place : place + 2])
+    return rows.slice(start, end - start)
+
+
+def _profiles(
+    index: int, rows: pa.Table, columns: Columns, monitor: QualityMonitor
+) -> dict[str, ColumnProfile]:
+    """Profiles of the columns of `rows` that are there."""
+    there = set(rows.column_names)
+    found = {
+        name: ColumnProfile.of_numbers(
+            index, _numbers(rows[name]), allowed=monitor.ranges.get(name, (None, None))
+        )
+        for name in columns.numeric
+        if name in there
+    }
+    words = {name: rows[name].cast(pa.string()) for name in columns.categorical if name in there}
+    return found | {name: ColumnProfile.of_words(index, column) for name, column in words.items()}
+
+
+def _numbers(column: pa.ChunkedArray) -> Any:
+    return pc.fill_null(column.cast(pa.float64(), safe=False), float("nan")).to_numpy()
+
+
+def _state(post: Post, champion: ModelVersion, monitor: QualityMonitor, grid: Cohorts) -> QualityState:
+    """The memory; another champion learnt from other rows, and is held against those."""
+    kept = post.remembered(monitor.kind)
+    if kept is None:
+        begin = grid.index(post.now - monitor.delay - monitor.lookback)
+        history = _training_history(post.store, champion, monitor)
+        return QualityState(version=champion.version, next_cohort=begin, history=history)
+    state = QualityState.model_validate_json(kept)
+    if state.version == champion.version:
+        return state
+    history = state.history | _training_history(post.store, champion, monitor)
+    return state.model_copy(update={"version": champion.version, "history": history})
+
+
+def _training_history(
+    store: ObjectStore, version: ModelVersion, monitor: QualityMonitor
+) -> dict[str, tuple[ColumnProfile, ...]]:
+    """Profiles of the last cohorts of the version's training set; nothing if it has none on record, or no times."""
+    if not version.lineage.datasets:
+        return {}
+    snapshot = version.lineage.datasets[0]
+    table = Table(store, snapshot.name)
+    there = set(table.schema().names) if table.exists() else set()
+    time = next((name for name in TIMES if name in there), None)
+    if time is None:
+        return {}
+    columns = Columns.of(version).kept(monitor.columns)
+    wanted = [name for name in (*columns.numeric, *columns.categorical, time) if name in there]
+    rows = table.read(version=snapshot.version, columns=wanted)
+    at = rows[time].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy()
+    index = at // (monitor.cohort // timedelta(microseconds=1))
+    found: dict[str, list[ColumnProfile]] = {}
+    for one in np.unique(index)[-monitor.history :].tolist():
+        cohort = rows.filter(pa.array(index == one))
+        for name, profile in _profiles(one, cohort, columns, monitor).items():
+            if profile.rows >= monitor.min_rows:
+                found.setdefault(name, []).append(profile)
+    return {name: tuple(profiles) for name, profiles in found.items()}
+
+
+def _findings(
+    post: Post, champion: ModelVersion, grid: Cohorts, verdict: QualityVerdict
+) -> list[dict[str, Any]]:
+    """One row for the cohort, and one for each fault."""
+    faults = [
+        {
+            "subject": one.key,
+            "verdict": "incident",
+            "value": one.value,
+            "threshold": one.limit,
+            "text": one.text,
+        }
+        for one in verdict.faults
+    ]
+    whole: dict[str, Any] = {
+        "subject": "rows",
+        "verdict": "incident" if faults else "ok",
+        "value": float(verdict.rows),
+    }
+    common = {
+        "monitor": "quality",
+        "version": champion.version,
+        "start": grid.start(verdict.cohort),
+        "end": grid.start(verdict.cohort + 1),
+        "rows": verdict.rows,
+        "judged_at": post.now,
+    }
+    return [common | one for one in (whole, *faults)]
+
+
+def _alarm(post: Post, champion: ModelVersion, grid: Cohorts, kind: Fault, verdict: QualityVerdict) -> Alarm:
+    """One for all that is open of a kind, or that nothing is any more."""
+    incidents = verdict.changed[kind]
+    columns = sorted({name for one in incidents for name in one.columns})
+    return Alarm(
+        key=f"{post.model}/{told_as(kind, verdict.cohort)}",
+        model=post.model,
+        monitor="quality",
+        subject=kind,
+        version=champion.version,
+        raised_at=post.now,
+        start=grid.start(min((one.since for one in incidents), default=verdict.cohort)),
+        end=grid.start(verdict.cohort + 1),
+        text="; ".join(one.text for one in incidents) or f"{kind}: all is well again",
+        statistic=incidents[0].value if incidents else None,
+        threshold=incidents[0].limit if incidents else None,
+        recovered=not incidents,
+        columns=tuple(columns),
+    )

@@ -1,0 +1,40 @@
+"""Upkeep of the registry as a function, for a schedule: nightly is often enough.
+
+Safe beside registrations, runs and itself, and may be killed and run again at any time.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from pydantic import BaseModel
+
+from functions.runtime.context import context
+from functions.runtime.declaration import Retries
+from functions.runtime.function import function
+from registry.folder import FolderStore
+
+
+class Tidied(BaseModel):
+    """What was cleared away: keys of files that no version used, ids of runs whose process was gone, and how many
+    half-written files killed writers had left (in a folder; in a bucket a lifecycle rule ends unfinished uploads).
+    """
+
+    files: list[str]
+    lost_runs: list[str]
+    left_over: int
+
+
+@function(timeout_s=3600, retries=Retries(max_attempts=3), max_concurrency=1)
+def tidy_registry(grace_days: float = 1.0) -> Tidied:
+    """Delete files no version uses, record runs without a heartbeat as lost, and clear what killed writers left.
+
+    grace_days: files of versions deleted more recently are kept.
+    """
+    registry = context().registry()
+    lost = [run for experiment in registry.list_experiments() for run in registry.reap_runs(experiment)]
+    return Tidied(
+        files=registry.collect_garbage(grace=timedelta(days=grace_days)),
+        lost_runs=lost,
+        left_over=registry.store.sweep() if isinstance(registry.store, FolderStore) else 0,
+    )

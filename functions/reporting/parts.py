@@ -1,0 +1,64 @@
+"""What pages are made of: one self-contained HTML document, tables and figures, everything escaped."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: #222; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; }
+th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #eee; vertical-align: top; }
+td:first-child { white-space: nowrap; }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+code { font-size: .85em; overflow-wrap: anywhere; } .said { background: #f5f7f6; padding: .6rem 1rem; }
+"""
+
+
+def document(title: str, summary: Sequence[str], sections: Sequence[tuple[str, str]]) -> str:
+    """The whole page. summary: sentences at the top; sections: headings, and contents that are HTML already."""
+    said = "".join(f"<p>{_text(line)}</p>" for line in summary)
+    body = "".join(f"<h2>{heading}</h2>{content}" for heading, content in sections)
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title>'
+        f"<style>{_STYLE}</style><script>{get_plotlyjs()}</script></head>"
+        f'<body><h1>{_text(title)}</h1><div class="said">{said}</div>{body}</body></html>'
+    )
+
+
+def drawn(figure: go.Figure, axis: str) -> str:
+    """A figure as HTML. axis: what its vertical axis shows, with units."""
+    figure.update_layout(
+        height=360,
+        margin={"l": 50, "r": 20, "t": 30, "b": 70},
+        template="plotly_white",
+        legend={"orientation": "h", "y": -0.2},  # below: marks of what happened stand above
+        yaxis_title=axis,
+        hovermode="x",
+    )
+    html_text: str = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False})
+    return html_text
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]], *, numbers_from: int | None = None) -> str:
+    """A table of texts. numbers_from: the first column of numbers, which stand to the right."""
+    if not rows:
+        return "<p>Nothing yet.</p>"
+
+    def cells(tag: str, values: Sequence[object]) -> str:
+        numeric = len(values) if numbers_from is None else numbers_from
+        styles = ["" if index < numeric else ' class="number"' for index in range(len(values))]
+        return "".join(
+            f"<{tag}{style}>{_text(value)}</{tag}>" for style, value in zip(styles, values, strict=True)
+        )
+
+    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
+    return f"<table><tr>{cells('th', header)}</tr>{body}</table>"
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from functions.monitoring import (
+    Alarm,
+    EstimateMonitor,
+    estimate_performance,
+    results_table,
+    standing_alarms,
+    watch_performance,
+)
+from functions.retraining_policy import RetrainingPolicy
+from functions.runtime import use_context
+from registry import Table, open_store
+
+MODEL = "late"
+MONITOR = EstimateMonitor(min_labels=300)
+DAY = timedelta(days=1)
+
+
+def said(diner: Any, subject: str = "log_loss") -> list[dict[str, Any]]:
+    rows = Table(diner.store, results_table(MODEL)).read().to_pylist()
+    mine = [row for row in rows if row["monitor"] == "estimate" and row["subject"] == subject]
+    return sorted(mine, key=lambda row: (row["start"], row["verdict"]))
+
+
+def test_a_cohort_is_estimated_before_its_labels_and_settled_after(diner: Any) -> None:
+    diner.register()
+    with use_context(diner.context()):
+        diner.serve(1)
+        watched = estimate_performance(MODEL, MONITOR)
+        (estimate,) = said(diner)
+        assert (estimate["verdict"], estimate["value"]) == ("estimate", None)
+        assert "not health" in estimate["text"]
+        assert "uncalibrated" in estimate["text"]
+        assert "estimate" in watched.text
+        diner.serve(6)
+        estimate_performance(MODEL, MONITOR)
+        assert estimate_performance(MODEL, MONITOR).text == "no cohort is due"
+    rows = said(diner)
+    assert [row["verdict"] for row in rows].count("estimate") == 7
+    settled = [row for row in rows if row["value"] is not None]
+    assert {row["verdict"] for row in settled} == {"agreed"}
+    assert len(settled) == 6  # the last cohort's labels are due a day after its end
+    assert any("calibrated on" in row["text"] and "uncalibrated" not in row["text"] for row in rows)
+    assert {row["verdict"] for row in said(diner, "auc")} == {"estimate"}
+
+
+def test_concept_drift_leaves_the_estimate_calm_and_is_found_out_when_labels_land(diner: Any) -> None:
+    diner.register()
+    with use_context(diner.context()):
+        diner.serve(8)
+        estimate_performance(MODEL, MONITOR)
+        diner.bias = 2.5
+        diner.serve(6)
+        watched = estimate_performance(MODEL, MONITOR)
+        assert watched.alarms == ()
+        assert standing_alarms(MODEL) == []
+        rows = said(diner)
+        late = [row for row in rows if row["start"] >= diner.now - 6 * DAY]
+        calm = [row["reference"] for row in rows if row["start"] < diner.now - 6 * DAY]
+        first = next(row for row in late if row["verdict"] == "estimate")
+        assert min(calm) < first["reference"] < max(calm) + 0.05
+        assert "contradicted" in {row["verdict"] for row in late}
+        assert not {"ok", "well", "stable"} & {row["verdict"] for row in rows}
+        # the truth is the other monitor's to tell
+        assert {alarm.monitor for alarm in watch_performance(MODEL).alarms} == {"performance"}
+
+
+def test_estimates_do_not_depend_on_how_often_the_monitor_runs(diner: Any, tmp_path: Path) -> None:
+    other = type(diner)(open_store(f"file://{tmp_path}/other"), tmp_path)
+    found = []
+    for kitchen, days in ((diner, [1] * 6), (other, [6])):
+        kitchen.register()
+        with use_context(kitchen.context()):
+            for some in days:
+                kitchen.serve(some, requests=60)
+                estimate_performance(MODEL, EstimateMonitor(lookback=6 * DAY, min_labels=100))
+        found.append(
+            [(row["start"], row["verdict"], row["reference"], row["value"]) for row in said(kitchen)]
+        )
+    assert found[0] == found[1]
+    assert len(found[0]) == 11
+
+
+def test_few_answers_are_not_estimated_and_another_champion_starts_afresh(diner: Any) -> None:
+    diner.register()
+    with use_context(diner.context()):
+        diner.serve(1, requests=10)
+        assert estimate_performance(MODEL, MONITOR).text == "too few answers to estimate"
+        diner.register()
+        diner.serve(1)
+        assert "uncalibrated" in estimate_performance(MODEL, MONITOR).text
+    assert {row["version"] for row in said(diner)} == {2}
+
+
+def test_an_estimate_can_neither_be_an_alarm_nor_a_trigger() -> None:
+    at = "2013-05-01T00:00:00Z"
+    fields = {"key": "k", "model": MODEL, "subject": "s", "version": 1, "text": "t"}
+    with pytest.raises(ValidationError, match="monitor"):
+        Alarm.model_validate(fields | {"monitor": "estimate", "raised_at": at, "start": at, "end": at})
+    with pytest.raises(ValidationError):
+        RetrainingPolicy(triggers=("estimate",))  # type: ignore[arg-type]
+    with pytest.raises(ValidationError, match="longer than zero"):
+        EstimateMonitor(cohort=timedelta(0))

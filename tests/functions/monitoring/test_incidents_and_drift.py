@@ -1,0 +1,223 @@
+"""A broken pipe is not drift: incidents from the real log and views, what they excuse, and what they may not cause."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from featurestore import Entity, FeatureService, FeatureStore, FeatureView, Field, Float64, Freshness, InRange
+from functions.monitoring import (
+    Alarm,
+    DriftMonitor,
+    QualityMonitor,
+    results_table,
+    standing_alarms,
+    watch_drift,
+    watch_quality,
+)
+from functions.monitoring import alarms as alarms_of
+from functions.retraining_policy import RetrainingPolicy, RetrainState, Situation, decide
+from functions.runtime import use_context
+from registry import Table
+
+MODEL = "late"
+DAY = timedelta(days=1)
+
+
+def inspect(diner: Any, days: int) -> list[Alarm]:
+    """Serve some days and watch, quality first, as an inspection does; the alarms that were raised."""
+    diner.serve(days, requests=60)
+    return [*watch_quality(MODEL).alarms, *watch_drift(MODEL).alarms]
+
+
+def broken_wind(diner: Any, monkeypatch: pytest.MonkeyPatch, value: float | None) -> None:
+    """From now on the wind that is logged is `value`."""
+    as_before = diner._row
+
+    def row(asked: Any, *rest: Any) -> dict[str, Any]:
+        made: dict[str, Any] = as_before(asked, *rest)
+        return made | {"numeric": [value, made["numeric"][1]]}
+
+    monkeypatch.setattr(diner, "_row", row)
+
+
+def said(alarms: list[Alarm]) -> list[tuple[str, str, tuple[str, ...], bool]]:
+    return [(one.monitor, one.subject, one.columns, one.recovered) for one in alarms]
+
+
+def decision(alarm: Alarm, **world: Any) -> tuple[str, str]:
+    at = alarm.raised_at
+    made = decide(
+        RetrainState(), alarm, Situation(champion=alarm.version, wall=at, **world), RetrainingPolicy(), at
+    )
+    return made.action, made.rule
+
+
+def standing_incidents() -> dict[str, str]:
+    return {
+        name: one.text for one in standing_alarms(MODEL) if one.monitor == "quality" for name in one.columns
+    }
+
+
+def test_a_healthy_month_has_no_incident_and_one_row_a_day(diner: Any) -> None:
+    diner.register()
+    with use_context(diner.context()):
+        assert inspect(diner, 20) == []
+        rows = Table(diner.store, results_table(MODEL)).read().to_pylist()
+    quality = [row for row in rows if row["monitor"] == "quality"]
+    assert {(row["subject"], row["verdict"]) for row in quality} == {("rows", "ok")}
+    assert len({row["start"] for row in quality}) == len(quality)
+
+
+@pytest.mark.parametrize(("value", "kind"), [(7.0, "constant"), (None, "nulls")])
+def test_drift_of_a_broken_column_is_on_record_as_explained_and_retrains_nothing(
+    diner: Any, monkeypatch: pytest.MonkeyPatch, value: float | None, kind: str
+) -> None:
+    diner.register()
+    with use_context(diner.context()):
+        assert inspect(diner, 8) == []
+        with monkeypatch.context() as patch:
+            broken_wind(diner, patch, value)
+            first = inspect(diner, 2)
+            assert said(first) == [
+                ("quality", kind, ("wind",), False)
+            ]  # named by the first cohort that is due
+            drift = inspect(diner, 10)
+            assert said(drift) == [("drift", "features spoiled by an incident", ("wind",), False)]
+            assert drift[0].explained_by == (first[0].key,)
+            for alarm in (*first, *drift):
+                assert decision(alarm, incidents=standing_incidents())[0] == "skip"
+            assert decision(first[0])[1] == "no_trigger"
+            assert decision(drift[0])[1] == "explained"
+        after = inspect(diner, 14)
+        assert said(after) == [
+            ("quality", kind, (), True),
+            ("drift", "features spoiled by an incident", ("wind",), True),
+        ]
+        assert standing_alarms(MODEL) == []
+
+
+def test_drift_that_outlives_its_incident_is_told_as_drift(
+    diner: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    diner.register()
+    with use_context(diner.context()):
+        assert inspect(diner, 8) == []
+        with monkeypatch.context() as patch:
+            broken_wind(diner, patch, 7.0)
+            inspect(diner, 8)
+        diner.shift = 1.0
+        after = inspect(diner, 16)
+    assert said(after) == [
+        ("quality", "constant", (), True),
+        ("drift", "features", ("wind",), False),
+        ("drift", "features spoiled by an incident", ("wind",), True),
+    ]
+    assert after[1].explained_by == ()
+    assert decision(after[1]) == ("retrain", "go")
+
+
+def test_drift_without_an_incident_still_triggers(diner: Any) -> None:
+    diner.register()
+    with use_context(diner.context()):
+        diner.shift = 1.0
+        (alarm,) = inspect(diner, 12)
+        assert said([alarm]) == [("drift", "features", ("wind",), False)]
+        assert decision(alarm) == ("retrain", "go")
+        # an incident that began after the alarm explains it for as long as it stands, on all columns or on none
+        assert decision(alarm, incidents={"wind": "it stands still"}) == ("skip", "explained")
+        both = alarm.model_copy(update={"columns": ("hour", "wind")})
+        assert decision(both, incidents={"wind": "it stands still"}) == ("skip", "broken_feed")
+
+
+def test_a_loss_that_rose_with_a_broken_feed_waits_until_it_is_mended(diner: Any) -> None:
+    diner.register()
+    with use_context(diner.context()):
+        diner.shift = 1.0
+        (drift,) = inspect(diner, 12)
+    loss = drift.model_copy(update={"monitor": "performance", "subject": "loss", "columns": ()})
+    assert decision(loss) == ("retrain", "go")
+    assert decision(loss, incidents={"wind": "it stands still"}) == ("skip", "broken_feed")
+    by_hand = loss.model_copy(update={"monitor": "manual"})
+    assert decision(by_hand, incidents={"wind": "it stands still"}) == ("retrain", "go")
+
+
+def test_no_policy_can_make_an_incident_a_trigger() -> None:
+    with pytest.raises(ValidationError):
+        RetrainingPolicy(triggers=("quality",))  # type: ignore[arg-type]
+    assert "quality" not in RetrainingPolicy().triggers
+
+
+def test_a_run_killed_before_it_remembered_is_repeated_to_the_same_effect(
+    diner: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    diner.register()
+    with use_context(diner.context()):
+        diner.serve(5, requests=60)
+        broken_wind(diner, monkeypatch, None)
+        diner.serve(5, requests=60)
+        first = watch_quality(MODEL)
+        assert said(list(first.alarms)) == [("quality", "nulls", ("wind",), False)]
+        rows = Table(diner.store, results_table(MODEL)).read().num_rows
+        state = diner.store.find(f"monitoring/{MODEL}/state/quality.json")
+        diner.store.delete(f"monitoring/{MODEL}/state/quality.json")
+        again = watch_quality(MODEL)
+        assert again.alarms == ()
+        assert diner.store.find(f"monitoring/{MODEL}/state/quality.json") == state
+        assert Table(diner.store, results_table(MODEL)).read().num_rows == rows
+        assert len(alarms_of(MODEL).all()) == 1
+        assert watch_quality(MODEL).text == "no cohort is due"
+
+
+def test_vectors_of_another_length_requests_sent_twice_and_silence_are_named(
+    diner: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    diner.register()
+    as_before = diner._row
+
+    def row(asked: Any, i: int, *rest: Any) -> dict[str, Any]:
+        made: dict[str, Any] = as_before(asked, i, *rest)
+        if i < 10:
+            return made | {"numeric": made["numeric"][:1]}
+        return made | ({"prediction_id": "the same"} if i < 20 else {})
+
+    with use_context(diner.context()):
+        assert inspect(diner, 10) == []
+        with monkeypatch.context() as patch:
+            patch.setattr(diner, "_row", row)
+            assert {one.subject for one in inspect(diner, 2)} == {"schema", "duplicates"}
+        diner.now += 2 * DAY
+        found = watch_quality(MODEL)
+    assert [(one.subject, one.recovered) for one in found.alarms if not one.recovered] == [("volume", False)]
+    assert "0 rows; healthy cohorts had 60 to 60" in found.text
+
+
+def test_a_view_gone_stale_and_values_beyond_its_range_are_named(diner: Any) -> None:
+    weather = FeatureView(
+        "weather",
+        [Entity("airport")],
+        [Field("wind", Float64)],
+        expectations=[InRange("wind", least=-1.0), Freshness(2 * DAY)],
+    )
+    features = FeatureStore(diner.store, clock=diner.clock)
+    features.apply([weather, FeatureService("late", [weather])])
+    diner.register(tags={"feature_service": "late"})
+    monitor, drift = QualityMonitor(), DriftMonitor()
+    with use_context(diner.context()):
+        diner.serve(2, requests=60)
+        features.write_offline(weather, [{"airport": "JFK", "wind": 1.0, "event_timestamp": diner.now}])
+        found = watch_quality(MODEL, monitor)
+        assert said(list(found.alarms)) == [("quality", "ranges", ("wind",), False)]
+        diner.serve(3, requests=60)
+        found = watch_quality(MODEL, monitor)
+        assert said(list(found.alarms)) == [("quality", "freshness", ("wind",), False)]
+        assert "view weather: the newest row is 3 days, 0:00:00 old; at most 2 days" in found.text
+        assert watch_drift(MODEL, drift, monitor).alarms == ()
+
+
+def test_no_champion_is_an_answer(diner: Any) -> None:
+    with use_context(diner.context()):
+        assert watch_quality(MODEL).text == "no champion serves this model"

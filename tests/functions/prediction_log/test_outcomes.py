@@ -1,0 +1,80 @@
+"""Labels and the predictions they belong to."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from functions.prediction_log import (
+    Label,
+    default_wal_root,
+    drain,
+    encode_labels,
+    latest_labels,
+    micros,
+    outcomes,
+    predictions,
+)
+from registry.store import ObjectStore
+from tests.functions.prediction_log.logbook import T0, record, write
+
+
+def label(name: str, value: float, hour: int, *, received: int = 0) -> Label:
+    return Label(name, value, T0 + timedelta(hours=hour), T0 + timedelta(hours=hour + received))
+
+
+def test_labels_join_their_predictions_and_corrections_win(
+    store: ObjectStore, wal_root: Path, redis_server: Any
+):
+    shadow = record("a", shadow=True, version=4, arm="shadow")
+    write(wal_root, redis_server.url, [record("a"), shadow, record("b", at=T0 + timedelta(hours=1))])
+    write(
+        wal_root,
+        redis_server.url,
+        [
+            encode_labels([label("a", 1, 9), label("stranger", 1, 3)]),
+            encode_labels([label("a", 0, 5)]),  # observed before the other: late, not a correction
+            encode_labels([label("a", 0, 9, received=1)]),  # the same observation, corrected later
+            encode_labels([label("a", 1, 9)]),  # a duplicate of the first
+        ],
+        kind="labels",
+    )
+    assert drain(store, redis_server.url).labels == 5
+    joined = outcomes(store, "late", T0, T0 + timedelta(days=1))
+    assert joined.select(["prediction_id", "version", "shadow", "label"]).to_pylist() == [
+        {"prediction_id": "a", "version": 3, "shadow": False, "label": 0.0},
+        {"prediction_id": "a", "version": 4, "shadow": True, "label": 0.0},
+    ]
+    everything = outcomes(store, "late", T0, T0 + timedelta(days=1), labelled_only=False, columns=["version"])
+    assert everything["label"].to_pylist() == [0.0, 0.0, None]
+    assert everything.column_names == ["version", "prediction_id", "label", "observed_at", "received_at"]
+
+
+def test_outcomes_of_nothing_are_empty_with_their_columns(store: ObjectStore):
+    empty = outcomes(store, "late", T0, T0 + timedelta(days=1))
+    assert empty.num_rows == 0
+    assert empty.column_names[-3:] == ["label", "observed_at", "received_at"]
+    assert latest_labels(store).num_rows == 0
+
+
+def test_outcomes_take_start_and_leave_end(store: ObjectStore, wal_root: Path, redis_server: Any):
+    write(wal_root, redis_server.url, [record(f"h{h}", at=T0 + timedelta(hours=h)) for h in range(48)])
+    drain(store, redis_server.url)
+    found = predictions(store, "late", T0 + timedelta(hours=10), T0 + timedelta(hours=30))
+    assert found["prediction_id"].to_pylist() == [f"h{h}" for h in range(10, 30)]
+
+
+def test_naive_times_are_refused(store: ObjectStore):
+    naive = datetime(2013, 1, 1)  # noqa: DTZ001 - the point
+    with pytest.raises(ValueError, match="zone"):
+        outcomes(store, "late", naive, T0)
+    with pytest.raises(ValueError, match="zone"):
+        micros(naive)
+
+
+def test_processes_of_one_platform_agree_on_the_place(tmp_path: Path):
+    assert default_wal_root(f"file://{tmp_path}/my%20store") == tmp_path / "my store-wal"
+    assert default_wal_root("s3://a/b") == default_wal_root("s3://a/b") != default_wal_root("s3://a/c")

@@ -1,0 +1,53 @@
+"""Which challenger is best, whatever the label is."""
+
+import json
+
+import pytest
+
+from functions.challengers import Challenger, _judged, best_of
+from functions.evaluation import Gate
+from functions.project import ModelDefinition
+from functions.retraining_policy import TrainingWindow
+from functions.training import train_tabular
+from registry import Table
+from tests.functions.training.conftest import kitchen, one_thread  # noqa: F401 - the same kitchen
+from tests.functions.training.test_tasks import MULTI, NAMES, NUMBER, prices, seasons
+
+LENIENT = Gate(max_ece=None, max_log_loss_ratio={"constant": 1.5})
+
+
+@pytest.mark.parametrize(
+    ("model", "make", "params", "loss"),
+    [("season", seasons, MULTI, "log_loss"), ("price", prices, NUMBER, "rmse")],
+)
+def test_the_best_is_the_one_with_the_lowest_loss_of_its_kind(kitchen, model, make, params, loss):  # noqa: F811
+    training = Table(kitchen.store, "training").append(make(seed=0))
+    held_out = Table(kitchen.store, "held-out").append(make(seed=1).slice(0, 600))
+    definition = ModelDefinition(
+        name=model,
+        service=model,
+        entities="held-out",
+        label="y",
+        numeric=("a", "b"),
+        categorical=("c",),
+        training=params,
+        gate=LENIENT,
+    )
+    challengers = []
+    for window, epochs in (("short", params.epochs - 2), ("long", params.epochs)):
+        given = params.model_copy(update={"epochs": epochs, "lr": 1e-2 if window == "long" else 4e-3})
+        trained = train_tabular(model, training, **NAMES, params=given)
+        judged = _judged(definition, definition.gate, TrainingWindow(name=window), trained, held_out)
+        assert judged.passed, judged
+        told = kitchen.registry().get_version(model, trained.version).metrics[loss]
+        assert judged.loss == pytest.approx(told, rel=0.5)  # of other rows
+        challengers.append(judged)
+    assert best_of(challengers) == min(challengers, key=lambda one: one.loss)
+    assert best_of(challengers[:1]) == challengers[0]
+
+
+def test_what_journals_call_log_loss_is_the_loss():
+    told = {"window": "all", "version": 3, "passed": True, "log_loss": 0.5}
+    challenger = Challenger.model_validate(told)
+    assert challenger.loss == 0.5
+    assert Challenger.model_validate(json.loads(challenger.model_dump_json())) == challenger
