@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray_apps.cli.client import Client, client_of
-from ray_apps.cli.command import UsageError, add, group
+from ray_apps.cli.command import UsageError, add, find_project_here, group
+from ray_apps.cli.ledger import ENDED, progress_bar
 from ray_apps.cli.show import complain, say, table, value
 
 if TYPE_CHECKING:
@@ -30,13 +31,20 @@ def register(commands: Commands) -> None:
     _arguments(submitting)
     submitting.add_argument("--key", help="idempotency key: the same key gives the same invocation")
     submitting.add_argument("--wait", action="store_true", help="wait for the result and print it")
-    actions = group(commands, "invocations", "durable invocations: list, show, cancel, redrive")
+    actions = group(
+        commands, "invocations", "durable invocations: list, show, cancel, redrive, purge, signal"
+    )
     listing = add(actions, "list", _list, "list invocations")
+    signalling = add(actions, "signal", _signal, "give a waiting one its signal: an approval, say")
+    signalling.add_argument("id")
+    signalling.add_argument("name", help="of the signal")
+    signalling.add_argument("--json", default="true", help="its value (default: true)")
     listing.add_argument("--state", help="only these, as in dead")
     for name, run, text in (
         ("show", _show, "show one with its result or error"),
         ("cancel", _cancel, "end one that has not ended"),
         ("redrive", _redrive, "queue a dead one again"),
+        ("purge", _purge, "take one out of the dead letters"),
     ):
         add(actions, name, run, text).add_argument("id")
 
@@ -77,6 +85,7 @@ def _run(given: argparse.Namespace) -> int:
     if given.here:
         from functions.__main__ import main  # late: it imports every function
 
+        find_project_here()
         return main(["run", given.name, "--json", json.dumps(read_json(given.json))])
     headers = {"Idempotency-Key": given.key} if given.key else None
     arguments = read_json(given.json)
@@ -97,11 +106,13 @@ def _submit(given: argparse.Namespace) -> int:
 
 
 def _ended(client: Client, invocation: str) -> dict[str, Any]:
-    while True:
-        told: dict[str, Any] = client.get(f"/invocations/{invocation}")
-        if told["status"] in {"succeeded", "dead", "cancelled"}:
-            return told
-        time.sleep(POLL_S)
+    with progress_bar() as show:
+        while True:
+            told: dict[str, Any] = client.get(f"/invocations/{invocation}")
+            show(told)
+            if told["status"] in ENDED:
+                return told
+            time.sleep(POLL_S)
 
 
 def _report(told: dict[str, Any]) -> int:
@@ -130,6 +141,18 @@ def _show(given: argparse.Namespace) -> int:
 
 def _cancel(given: argparse.Namespace) -> int:
     say(client_of(given).send("DELETE", f"/invocations/{given.id}").json()["status"])
+    return 0
+
+
+def _purge(given: argparse.Namespace) -> int:
+    client_of(given).send("POST", f"/invocations/{given.id}/purge")
+    say("purged")
+    return 0
+
+
+def _signal(given: argparse.Namespace) -> int:
+    path = f"/invocations/{given.id}/signals/{given.name}"
+    say(client_of(given).send("POST", path, body=read_json(given.json)).json()["status"])
     return 0
 
 

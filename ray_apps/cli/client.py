@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ class Client:
         headers = {"Authorization": f"Bearer {token}"}
         self._http = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S, transport=transport)
 
-    def get(self, path: str, **query: Any) -> Any:
+    def get(self, path: str, /, **query: Any) -> Any:
         """The JSON answer to a GET."""
         given = {name: value for name, value in query.items() if value is not None}
         return self.send("GET", path, params=given).json()
@@ -57,13 +58,31 @@ class Client:
     ) -> httpx.Response:
         """The answer to any request. Raises: Refused with the problem's detail; Unreachable."""
         content = {} if body is None else {"json": body}
-        try:
+        with self._reaching():
             answer = self._http.request(method, path, headers=headers, params=params, **content)
+        return _good(answer)
+
+    @contextmanager
+    def stream(
+        self,
+        method: str,
+        path: str,
+        *,
+        content: Iterator[bytes] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Iterator[httpx.Response]:
+        """The answer to a request that is sent and read piece by piece. Raises: as `send`."""
+        with self._reaching(), self._http.stream(method, path, content=content, headers=headers) as answer:
+            if answer.is_error:
+                answer.read()
+            yield _good(answer)
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        try:
+            yield
         except httpx.TransportError as error:
             raise Unreachable(f"nothing answers at {self._url}: {error}; `toque up` starts it") from error
-        if answer.is_error:
-            raise Refused(answer.status_code, _detail(answer))
-        return answer
 
 
 def client_of(given: argparse.Namespace) -> Client:
@@ -81,6 +100,12 @@ def client_of(given: argparse.Namespace) -> Client:
     return Client(url, token)
 
 
+def _good(answer: httpx.Response) -> httpx.Response:
+    if answer.is_error:
+        raise Refused(answer.status_code, _detail(answer))
+    return answer
+
+
 def _detail(answer: httpx.Response) -> str:
     try:
         problem = answer.json()
@@ -88,4 +113,4 @@ def _detail(answer: httpx.Response) -> str:
         return f"{answer.status_code} {answer.reason_phrase}: {answer.text[:500]}"
     if not isinstance(problem, dict):
         return f"{answer.status_code} {answer.reason_phrase}: {problem}"
-    return str(problem.get("detail") or problem.get("error") or problem)
+    return str(problem.get("detail") or problem.get("error") or problem.get("message") or problem)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,3 +29,10 @@ def group(commands: Commands, name: str, help_text: str) -> Commands:
     """A command with commands of its own."""
     made = commands.add_parser(name, help=help_text, description=help_text)
     return made.add_subparsers(required=True, metavar="ACTION")
+
+
+def find_project_here() -> None:
+    """Have a project found where one stands, which an installed command would not look into."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)

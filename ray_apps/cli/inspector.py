@@ -1,4 +1,4 @@
-"""`toque rollout` and `toque drift`: what the inspector found and what became of challengers."""
+"""`toque rollout`, `toque drift` and `toque incidents`: what the inspector found and what became of challengers."""
 
 from __future__ import annotations
 
@@ -16,13 +16,31 @@ if TYPE_CHECKING:
 
 def register(commands: Commands) -> None:
     """Add the commands."""
-    rollout = group(commands, "rollout", "rollouts: status, start, tick, pause, resume, end")
+    rollout = group(
+        commands, "rollout", "rollouts: plan, start, status, tick, pause, resume, end, explain, page"
+    )
     add(rollout, "status", _status, "the open rollout and how the last ones ended").add_argument("model")
     add(rollout, "tick", _tick, "look at the open rollout now").add_argument("model")
     start = add(rollout, "start", _start, "roll a version out, first as a shadow")
     start.add_argument("model")
     start.add_argument("version", type=int)
     start.add_argument("--reason", default="")
+    start.add_argument(
+        "--rivals", type=int, nargs="*", default=[], help="further versions in the same shadow"
+    )
+    planned = add(rollout, "plan", _plan, "what a rollout may be expected to find, and when; starts nothing")
+    planned.add_argument("model")
+    planned.add_argument("version", type=int)
+    planned.add_argument(
+        "--effect", type=float, help="improvement in mean loss; default 2 %% of the champion's loss"
+    )
+    planned.add_argument("--days", type=int, default=28, help="past days of the log to plan from")
+    paged = add(rollout, "page", _page, "write the page of a rollout into the store; prints its key")
+    paged.add_argument("model")
+    paged.add_argument("--rollout", type=int, help="journal entry that began it; default the newest")
+    explained = add(rollout, "explain", _explain, "make a recorded decision again, from the journal alone")
+    explained.add_argument("model")
+    explained.add_argument("entry", type=int)
     for name, run, text in (
         ("pause", _pause, "stop advancing; guardrails go on"),
         ("resume", _resume, "go on after a pause"),
@@ -38,6 +56,8 @@ def register(commands: Commands) -> None:
         commands, "drift", _drift, "compare the present window of a model's inputs with its training set"
     )
     drift.add_argument("model")
+    standing = add(commands, "incidents", _incidents, "alarms and broken feeds of a model that still stand")
+    standing.add_argument("model")
 
 
 def _status(given: argparse.Namespace) -> int:
@@ -49,7 +69,19 @@ def _tick(given: argparse.Namespace) -> int:
 
 
 def _start(given: argparse.Namespace) -> int:
-    return _call(given, "start_rollout", version=given.version, reason=given.reason)
+    return _call(given, "start_rollout", version=given.version, reason=given.reason, rivals=given.rivals)
+
+
+def _plan(given: argparse.Namespace) -> int:
+    return _call(given, "plan_rollout", version=given.version, effect=given.effect, days=given.days)
+
+
+def _page(given: argparse.Namespace) -> int:
+    return _call(given, "rollout_report", rollout=given.rollout)
+
+
+def _explain(given: argparse.Namespace) -> int:
+    return _call(given, "explain_rollout", entry=given.entry)
 
 
 def _pause(given: argparse.Namespace) -> int:
@@ -66,6 +98,10 @@ def _end(given: argparse.Namespace) -> int:
 
 def _drift(given: argparse.Namespace) -> int:
     return _call(given, "watch_drift")
+
+
+def _incidents(given: argparse.Namespace) -> int:
+    return _call(given, "standing_alarms")
 
 
 def _call(given: argparse.Namespace, function: str, **arguments: object) -> int:

@@ -10,12 +10,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ray_apps.cli.command import UsageError, add
+from ray_apps.cli.command import UsageError, add, find_project_here
 from ray_apps.cli.show import out, say, table, value
 from ray_apps.local import Running, Settings, down, status, up
 
 if TYPE_CHECKING:
     from ray_apps.cli.command import Commands
+
+# What Ray Data and Tune would print would tear a demo's bars apart.
+_QUIET = {"RAY_DATA_LOG_LEVEL": "ERROR", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
 
 
 def register(commands: Commands) -> None:
@@ -57,6 +60,9 @@ def settings_of(given: argparse.Namespace) -> Settings:
 
 
 def _up(given: argparse.Namespace) -> int:
+    settings = settings_of(given)
+    if settings.project:
+        _require(settings.project)
     with out.status("starting") as spinner:
 
         def report(step: str) -> None:
@@ -64,7 +70,7 @@ def _up(given: argparse.Namespace) -> int:
             if not out.is_terminal or step.startswith("port "):
                 say(step)
 
-        running = up(settings_of(given), report=report)
+        running = up(settings, report=report)
     _welcome(running)
     return 0
 
@@ -106,16 +112,10 @@ def _demo(given: argparse.Namespace) -> int:
     project = given.project or os.environ.get("TOQUE_PROJECT")
     if not project:
         raise UsageError("which project? give --project or set TOQUE_PROJECT, as in examples.flights")
-    sys.path.insert(0, os.getcwd())  # noqa: PTH109  # a project lies where one stands
     module = f"{project}.demo"
-    # Ray reads how to authenticate when it is first imported, and the project may do that.
-    os.environ.update(Settings.of(os.environ, home=Path(given.home)).ray_login())
-    try:
-        there = find_spec(module)
-    except ModuleNotFoundError as error:
-        raise UsageError(f"no project {project!r} can be imported from {os.getcwd()}: {error}") from error  # noqa: PTH109
-    if there is None:
-        raise UsageError(f"the project {project} has no module {module}")
+    # Ray reads how to authenticate, and what to print, when it is first imported, and the project may do that.
+    os.environ.update(Settings.of(os.environ, home=Path(given.home)).ray_login() | _QUIET)
+    _require(module)
     os.environ.update({"TOQUE_PROJECT": project, "TOQUE_HOME": str(Path(given.home).resolve())})
     sys.argv = [module, *given.rest[given.rest[:1] == ["--"] :]]
     try:
@@ -123,3 +123,14 @@ def _demo(given: argparse.Namespace) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0
+
+
+def _require(module: str) -> None:
+    """Raises: UsageError if a project's module cannot be found from here."""
+    find_project_here()
+    try:
+        there = find_spec(module)
+    except ModuleNotFoundError as error:
+        raise UsageError(f"no module {module!r} can be imported from {Path.cwd()}: {error}") from error
+    if there is None:
+        raise UsageError(f"no module {module!r} in {Path.cwd()} or on PYTHONPATH: is the name right?")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from ray_apps.cli import model_files, model_record, signing
 from ray_apps.cli.client import client_of
 from ray_apps.cli.command import UsageError, add, group
 from ray_apps.cli.show import say, table
@@ -12,10 +13,14 @@ from ray_apps.cli.show import say, table
 if TYPE_CHECKING:
     from ray_apps.cli.command import Commands
 
+_OVERRIDE = "in an emergency, against the model's policy; marked for ever"
+
 
 def register(commands: Commands) -> None:
     """Add the commands."""
-    models = group(commands, "models", "the registry: list, show, approve, promote, history")
+    models = group(
+        commands, "models", "the registry: list, show, register, download, policy, approve, sign, promote, …"
+    )
     add(models, "list", _list, "list the models")
     add(models, "show", _show, "show a model's versions").add_argument("model")
     history = add(models, "history", _history, "who changed what, when and why")
@@ -26,10 +31,15 @@ def register(commands: Commands) -> None:
         review.add_argument("model")
         review.add_argument("version", type=int)
         review.add_argument("--comment", default="")
+    model_files.register(models)
+    model_record.register(models)
+    signing.register(models)
     promote = add(models, "promote", _promote, "make a version the champion, and end its canary and shadow")
     promote.add_argument("model")
     promote.add_argument("version", type=int)
     promote.add_argument("--reason", default="")
+    promote.add_argument("--expected", type=int, help="the champion this was decided on")
+    promote.add_argument("--override", default="", metavar="REASON", help=_OVERRIDE)
     traffic = group(commands, "traffic", "who answers: show, set, rollback")
     add(traffic, "show", _traffic, "show the split in force").add_argument("model")
     setting = add(traffic, "set", _set, "split the traffic, as in: set MODEL canary=5:0.1 --shadow 6")
@@ -38,6 +48,7 @@ def register(commands: Commands) -> None:
     setting.add_argument("--shadow", type=int, action="append", default=[], metavar="VERSION")
     setting.add_argument("--expected", type=int, help="entry of the split this was decided on")
     setting.add_argument("--reason", default="")
+    setting.add_argument("--override", default="", metavar="REASON", help=_OVERRIDE)
     back = add(traffic, "rollback", _rollback, "point the champion back to the version before")
     back.add_argument("model")
     back.add_argument("--reason", default="")
@@ -115,7 +126,8 @@ def _review(given: argparse.Namespace, verb: str) -> int:
 
 
 def _promote(given: argparse.Namespace) -> int:
-    body = {"version": given.version, "reason": given.reason}
+    body = {"version": given.version, "reason": given.reason, "override": given.override}
+    body |= {} if given.expected is None else {"expected": given.expected}
     client_of(given).send("POST", f"/models/{given.model}/promote", body=body)
     say(f"{given.model}@{given.version} is the champion")
     return 0
@@ -132,6 +144,7 @@ def _set(given: argparse.Namespace) -> int:
         "shadows": given.shadow,
         "expected": given.expected,
         "reason": given.reason,
+        "override": given.override,
     }
     _print_split(client_of(given).send("PUT", f"/models/{given.model}/traffic", body=body).json())
     return 0

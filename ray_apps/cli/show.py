@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+_GAP = 2  # between two columns
+_LAST = 40  # characters of the last column that fit at least
+_TIME = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d)(:\d\d(\.\d+)?)?(Z|\+00:00)")
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -33,11 +38,16 @@ def value(content: Any) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Rows under headings."""
-    made = Table(*columns, box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        made.add_row(*(_cell(each) for each in row))
-    out.print(made)
+    """Rows under headings; only the last column is wrapped, so that every name and id can be copied whole."""
+    lines = [[_cell(each) for each in row] for row in rows]
+    *widths, last = (max(map(len, column)) for column in zip(columns, *lines, strict=True))
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        made.add_column(name, no_wrap=name != columns[-1], overflow="fold")
+    for line in lines:
+        made.add_row(*line)
+    needed = sum(width + _GAP for width in widths) + min(last, _LAST)
+    out.print(made, width=max(out.width, needed), crop=False)
 
 
 def _cell(content: Any) -> str:
@@ -47,4 +57,4 @@ def _cell(content: Any) -> str:
         return f"{content:.4g}"
     if isinstance(content, bool):
         return "yes" if content else "no"
-    return str(content).replace("[", r"\[")
+    return _TIME.sub(r"\1 \2", str(content)).replace("[", r"\[")

@@ -20,10 +20,35 @@ class PredictorArgs(BaseModel):
     options: dict[str, Any] = {}
 
 
-def predictor(args: PredictorArgs) -> Application:
-    """The Serve application of one model; its route prefix must be `/v2/models/{model}`."""
+def predictor(args: PredictorArgs | dict[str, Any]) -> Application:
+    """The Serve application of one model; its route prefix must be `/v2/models/{model}`.
+
+    args: Serve passes the file's mapping, as it cannot read annotations that are evaluated late.
+    Raises: pydantic.ValidationError, naming the field.
+    """
     from ray_apps.predictor import PredictorOptions, application  # late: it imports torch
 
+    args = PredictorArgs.model_validate(args)
     options = PredictorOptions.from_environment(os.environ, **args.options)
     found: Application = application(args.model, options)
+    return found
+
+
+class PoolArgs(BaseModel):
+    """The pool's `args`. options: fields of PoolOptions that differ from the cluster's environment."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    options: dict[str, Any] = {}
+
+
+def pool(args: PoolArgs | dict[str, Any]) -> Application:
+    """The Serve application of all models without one of their own; its route prefix must be `/v2/models`.
+
+    Raises: pydantic.ValidationError, naming the field.
+    """
+    from ray_apps.predictor import PoolOptions, pool_application  # late: as above
+
+    options = PoolOptions.from_environment(os.environ, **PoolArgs.model_validate(args).options)
+    found: Application = pool_application(options)
     return found

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from starlette.requests import Request
 
 from ray_apps.gateway import data, functions, invocations, models, openapi, operations, problems
-from ray_apps.gateway.auth import Doorman, allowed
+from ray_apps.gateway.auth import Doorman, allowed, identify_bearer
 from ray_apps.gateway.limits import BodyLimit
 from ray_apps.gateway.metrics import Counted, Metrics
 from ray_apps.gateway.services import Services, services_of
@@ -37,7 +37,7 @@ def build_app(services: Services) -> FastAPI:
         app.include_router(room.router)
     app.state.rooms = [route for room in rooms for route in room.router.routes]
     openapi.install(app)
-    problems.install(app)
+    problems.install(app, identify=identify_bearer)
     app.add_api_route("/openapi.json", get_openapi, methods=["GET"], include_in_schema=False)
     app.add_middleware(BodyLimit)
     app.add_middleware(Counted, metrics=app.state.metrics)

@@ -69,6 +69,12 @@ def allowed(role: Role) -> Any:
     return Depends(principal)
 
 
+async def identify_bearer(request: Request) -> Principal:
+    """Whose token the request carries, where no route asks. Raises: Problem 401."""
+    credentials = await bearer(request)
+    return await identify(request, credentials.credentials if credentials else None)
+
+
 async def identify(request: Request, token: str | None) -> Principal:
     """Whose token it is. Raises: Problem 401."""
     headers = {"WWW-Authenticate": "Bearer"}

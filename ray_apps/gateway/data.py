@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
@@ -19,7 +18,6 @@ from registry import Principal, Role
 router = APIRouter(tags=["data"])
 
 MAX_ROWS = 100_000
-TIMES = ("event_timestamp", "created_timestamp")
 
 
 class Feedback(BaseModel):
@@ -38,12 +36,21 @@ class Acknowledged(BaseModel):
     accepted: int
 
 
+class Row(BaseModel):
+    """A feature row: beside its times the join keys and features of the view."""
+
+    model_config = ConfigDict(extra="allow")
+
+    event_timestamp: Time
+    created_timestamp: Time | None = None
+
+
 class Rows(BaseModel):
-    """Feature rows: join keys, features, event_timestamp, and where they go."""
+    """Feature rows, and where they go."""
 
     model_config = ConfigDict(extra="forbid")
 
-    rows: list[dict[str, Any]] = Field(min_length=1, max_length=MAX_ROWS)
+    rows: list[Row] = Field(min_length=1, max_length=MAX_ROWS)
     to: Literal["both", "online", "offline"] = "both"
 
 
@@ -82,31 +89,22 @@ async def push_features(
     services = services_of(request)
 
     def pushed() -> dict[str, Any]:
-        snapshot = services.acting(principal).features().push(view, table_of(body.rows), to=body.to)
+        features = services.acting(principal).features()
+        snapshot = features.push(features.get_feature_view(view), table_of(body.rows), to=body.to)
         name, version = (snapshot.name, snapshot.version) if snapshot else (None, None)
         return {"rows": len(body.rows), "table": name, "version": version}
 
     return Json(await services.run(pushed))
 
 
-def table_of(rows: list[dict[str, Any]]) -> pa.Table:
-    """Rows as a table, ISO times as times. Raises: Problem 422 naming row and field."""
-    parsed = [
-        {field: _time(number, field, value) if field in TIMES else value for field, value in row.items()}
-        for number, row in enumerate(rows)
-    ]
-    columns = list(dict.fromkeys(field for row in parsed for field in row))
+def table_of(rows: list[Row]) -> pa.Table:
+    """Rows as a table. Raises: Problem 409 if a column cannot be one."""
+    plain = [dict(row) for row in rows]
+    fields = dict.fromkeys(field for row in plain for field in row)
+    columns = {field: [row.get(field) for row in plain] for field in fields}
+    if not any(columns["created_timestamp"]):
+        del columns["created_timestamp"]
     try:
-        return pa.table({each: [row.get(each) for row in parsed] for each in columns})
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise Problem(422, f"rows: one column holds values of several types: {error}") from error
-
-
-def _time(number: int, field: str, value: Any) -> datetime:
-    try:
-        time = datetime.fromisoformat(value)
-    except (TypeError, ValueError) as error:
-        raise Problem(422, f"rows[{number}].{field}={value!r} is not an ISO 8601 time") from error
-    if time.tzinfo is None:
-        raise Problem(422, f"rows[{number}].{field}={value!r} is naive; give its offset, as in Z")
-    return time
+        return pa.table(columns)
+    except (pa.ArrowException, OverflowError, UnicodeError) as error:
+        raise Problem(409, f"rows: one column cannot be of one type: {error}", kind="invalid-rows") from error

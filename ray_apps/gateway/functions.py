@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -15,15 +14,15 @@ from functions.runtime.errors import DeclarationError
 from functions.runtime.function import Function
 from functions.runtime.invocation import Invocation
 from ray_apps.gateway.auth import allowed
-from ray_apps.gateway.invocations import Told, told
-from ray_apps.gateway.problems import Problem, of_function
+from ray_apps.gateway.invocations import Told, told, told_of
+from ray_apps.gateway.problems import Problem, of_failure, of_function
 from ray_apps.gateway.services import Services, services_of
 from ray_apps.gateway.wire import Json, json_of
 from registry import Principal, Role
 
 router = APIRouter(tags=["functions"])
 
-_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+Key = Annotated[str | None, Header(pattern="^[!-~]{1,255}$", description="1 to 255 visible ASCII characters")]
 
 
 class Described(BaseModel):
@@ -74,13 +73,14 @@ async def call_function(
     request: Request,
     name: str,
     principal: Annotated[Principal, allowed(Role.operator)],
-    idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
+    idempotency_key: Key = None,
     prefer: Annotated[str | None, Header()] = None,
 ) -> Json:
     """Call a function on a JSON object of arguments.
 
     Without headers it runs once, now. With `Idempotency-Key` it is recorded, run durably, and the same key gives
     the same answer for ever. With `Prefer: respond-async` the answer is 202 and a Location to ask at.
+    Arguments that do not fit the schema are 422; what fits and is refused by the function is 409.
     """
     services = services_of(request)
     await services.ready()
@@ -89,8 +89,6 @@ async def call_function(
     later = "respond-async" in (prefer or "")
     if idempotency_key is None and not later:
         return await _call(request, services, function, arguments, used)
-    if idempotency_key is not None and not _KEY.fullmatch(idempotency_key):
-        raise Problem(400, "Idempotency-Key: give 1 to 255 visible ASCII characters")
     invocation = await services.run(_submit, function, arguments, idempotency_key, used)
     if later:
         return _accepted(await services.run(told, invocation), prefer)
@@ -134,16 +132,20 @@ async def _call(
 ) -> Json:
     try:
         result = await services.run(_run, function, arguments, used)
-    except Exception as error:  # whatever the user's function raises is its caller's answer
+    except Problem:
         request.app.state.metrics.calls.labels(function.name, "failed").inc()
-        raise of_function(function.name, error) from error
+        raise
     request.app.state.metrics.calls.labels(function.name, "succeeded").inc()
     return Json(result)
 
 
 def _run(function: Function[..., Any], arguments: Mapping[str, Any], used: Context) -> Any:
     with use_context(used):
-        return function.signature.dump_result(function.remote_json(arguments).result())
+        started = function.remote_json(arguments)
+        try:
+            return function.signature.dump_result(started.result())
+        except Exception as error:  # whatever the user's function raises is its caller's answer
+            raise of_function(function.name, error) from error
 
 
 def _submit(
@@ -157,10 +159,10 @@ async def _awaited(
     request: Request, services: Services, function: Function[..., Any], invocation: Invocation[Any]
 ) -> Json:
     try:
-        await services.run(invocation.wait, services.wait_s)
+        record = await services.run(invocation.wait, services.wait_s)
     except TimeoutError:
         return _accepted(await services.run(told, invocation), None)
-    answer = await services.run(told, invocation)
+    answer = await services.run(told_of, record, invocation.used)
     request.app.state.metrics.calls.labels(function.name, answer.status).inc()
     headers = {"Location": _location(answer)}
     if answer.status == "succeeded":
@@ -169,8 +171,7 @@ async def _awaited(
         raise Problem(
             409, f"{function.name} {answer.id} was {answer.status}", kind=answer.status, headers=headers
         )
-    detail = f"{function.name}: {answer.failure['type']}: {answer.failure['message']}"
-    raise Problem(500, detail, kind="invocation-dead", headers=headers)
+    raise of_failure(function.name, answer.failure["type"], answer.failure["message"], headers=headers)
 
 
 def _accepted(answer: Told, prefer: str | None) -> Json:

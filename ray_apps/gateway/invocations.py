@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
+from itertools import islice
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -11,11 +13,13 @@ from pydantic import BaseModel
 from functions.runtime.context import Context
 from functions.runtime.errors import FunctionError
 from functions.runtime.invocation import Invocation, ledger_of
+from functions.runtime.log import Progress, Segment, find_progress
+from functions.runtime.receipt import Total
 from functions.runtime.record import Record
 from functions.runtime.values import get_value
 from ray_apps.gateway.auth import allowed
 from ray_apps.gateway.problems import Problem, status_of
-from ray_apps.gateway.services import services_of
+from ray_apps.gateway.services import Services, services_of
 from ray_apps.gateway.wire import Json, Name, json_of
 from registry import Principal, Role
 
@@ -41,7 +45,7 @@ class Told(BaseModel):
     lost: int
     steps: list[str]
     waits_for: str | None
-    progress: float | None
+    progress: Progress | None
     failure: dict[str, str] | None
     receipt: dict[str, Any] | None
     result: Any = None
@@ -59,7 +63,7 @@ async def list_invocations(
 
     def listed(used: Context) -> list[dict[str, Any]]:
         records = ledger_of(used).invocations(status=state, limit=limit)
-        return [_told(record, used).model_dump(mode="json") for record in records]
+        return [told_of(record, used).model_dump(mode="json") for record in records]
 
     return Json(await services.run(listed, services.acting(principal)))
 
@@ -74,6 +78,35 @@ async def get_invocation(
     return Json((await services.run(told, found)).model_dump(mode="json"))
 
 
+@router.get("/invocations/{invocation}/logs", response_model=list[Segment])
+async def get_logs(
+    request: Request,
+    invocation: Name,
+    principal: Annotated[Principal, allowed(Role.viewer)],
+    after: Annotated[str, Query(pattern=r"^[0-9a-f-]{0,64}$")] = "",
+    limit: Annotated[int, Query(ge=1, le=100)] = 100,
+) -> Json:
+    """What an invocation has printed and logged so far, in segments by time; `after` names one and gives what follows."""
+    services = services_of(request)
+    found = Invocation[Any](invocation, services.acting(principal))
+
+    def read() -> list[dict[str, Any]]:
+        return [each.model_dump(mode="json") for each in islice(found.log(after=after), limit)]
+
+    return Json(await services.run(read))
+
+
+@router.get("/costs", response_model=list[Total])
+async def list_costs(request: Request, principal: Annotated[Principal, allowed(Role.viewer)]) -> Json:
+    """The receipts of all invocations summed by function, day and caller; reads every invocation."""
+    services = services_of(request)
+
+    def summed(used: Context) -> list[dict[str, Any]]:
+        return [each.model_dump(mode="json") for each in ledger_of(used).costs()]
+
+    return Json(await services.run(summed, services.acting(principal)))
+
+
 @router.delete("/invocations/{invocation}", response_model=Told)
 async def cancel_invocation(
     request: Request, invocation: Name, principal: Annotated[Principal, allowed(Role.operator)]
@@ -82,7 +115,7 @@ async def cancel_invocation(
     services = services_of(request)
     used = services.acting(principal)
     record = await services.run(ledger_of(used).cancel, invocation)
-    return Json((await services.run(_told, record, used)).model_dump(mode="json"))
+    return Json((await services.run(told_of, record, used)).model_dump(mode="json"))
 
 
 @router.post("/invocations/{invocation}/redrive", response_model=Told, status_code=202)
@@ -92,13 +125,28 @@ async def redrive_invocation(
     """Queue a dead or cancelled invocation again, its finished steps kept."""
     services = services_of(request)
     used = services.acting(principal)
+    record = await _of_the_dead(services, ledger_of(used).redrive, invocation)
+    return Json((await services.run(told_of, record, used)).model_dump(mode="json"), 202)
+
+
+@router.post("/invocations/{invocation}/purge", response_model=Told)
+async def purge_invocation(
+    request: Request, invocation: Name, principal: Annotated[Principal, allowed(Role.operator)]
+) -> Json:
+    """Take an invocation out of the dead letters; its record stays."""
+    services = services_of(request)
+    used = services.acting(principal)
+    record = await _of_the_dead(services, ledger_of(used).purge, invocation)
+    return Json((await services.run(told_of, record, used)).model_dump(mode="json"))
+
+
+async def _of_the_dead(services: Services, act: Callable[[str], Record], invocation: str) -> Record:
     try:
-        record = await services.run(ledger_of(used).redrive, invocation)
+        return await services.run(act, invocation)
     except FunctionError as error:
         if status_of(error) is not None:
             raise
         raise Problem(409, str(error), kind="not-dead") from error
-    return Json((await services.run(_told, record, used)).model_dump(mode="json"), 202)
 
 
 @router.post("/invocations/{invocation}/signals/{name}", response_model=Told, status_code=202)
@@ -110,22 +158,24 @@ async def signal_invocation(
     used = services.acting(principal)
     value = await json_of(request) if await request.body() else None
     record = await services.run(ledger_of(used).signal, invocation, name, value)
-    return Json((await services.run(_told, record, used)).model_dump(mode="json"), 202)
+    return Json((await services.run(told_of, record, used)).model_dump(mode="json"), 202)
 
 
 def told(invocation: Invocation[Any]) -> Told:
     """Read an invocation. Raises: UnknownInvocation."""
-    return _told(invocation.record(), invocation.used)
+    return told_of(invocation.record(), invocation.used)
 
 
-def _told(record: Record, used: Context) -> Told:
+def told_of(record: Record, used: Context) -> Told:
+    """A record that was read, with its arguments, progress and result."""
     shared = record.model_dump(
-        include=set(Told.model_fields) - {"arguments", "steps", "failure", "receipt", "result"}
+        include=set(Told.model_fields) - {"arguments", "steps", "progress", "failure", "receipt", "result"}
     )
     return Told(
         **shared,
         arguments=get_value(used.store, record.arguments),
         steps=[each.function for each in record.steps],
+        progress=None if record.ended or record.untouched else find_progress(used.store, record.id),
         failure=record.failure.model_dump() if record.failure else None,
         receipt=record.receipt.model_dump(mode="json") if record.receipt else None,
         result=get_value(used.store, record.result) if record.result else None,

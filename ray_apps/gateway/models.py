@@ -12,13 +12,24 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray_apps.gateway.auth import allowed
 from ray_apps.gateway.services import services_of
 from ray_apps.gateway.wire import Json, Name, Time
-from registry import ModelState, ModelVersion, Principal, Registry, Role, Traffic
+from registry import (
+    Damaged,
+    ModelPolicy,
+    ModelState,
+    ModelVersion,
+    NotFound,
+    Principal,
+    Registry,
+    Role,
+    Traffic,
+)
 
 router = APIRouter(prefix="/models", tags=["models"])
 
 Viewer = Annotated[Principal, allowed(Role.viewer)]
 Operator = Annotated[Principal, allowed(Role.operator)]
 Approver = Annotated[Principal, allowed(Role.approver)]
+Admin = Annotated[Principal, allowed(Role.admin)]
 Number = Annotated[int, Field(ge=1, le=2**31)]
 VersionNumber = Annotated[int, Path(ge=1, le=2**31)]
 
@@ -59,6 +70,30 @@ class Review(BaseModel):
     comment: str = Field(default="", max_length=2000)
 
 
+class Card(BaseModel):
+    """A model card, in Markdown."""
+
+    card: str
+
+
+class Audit(BaseModel):
+    """How much was read and found as it was written; `damaged` names the first thing that is not, if any."""
+
+    entries: int = 0
+    blobs: int = 0
+    size_bytes: int = 0
+    damaged: str | None = None
+
+
+class Signing(BaseModel):
+    """A signature made elsewhere (a bundle of the OpenSSF model-signing format), and the key it is checked with."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    bundle: str
+    public_key: str
+
+
 class Share(BaseModel):
     """An arm's version and its part of the traffic, 0 to 1."""
 
@@ -71,7 +106,7 @@ class Share(BaseModel):
 class Split(Change):
     """Arms beside the champion, which has what they leave; `expected` is the `entry` this was decided on."""
 
-    arms: dict[Name, Share] = {}
+    arms: dict[Name, Share] = Field(default={}, json_schema_extra={"additionalProperties": False})
     shadows: list[Number] = []
     expected: int | None = None
     override: str = Field(default="", max_length=2000)
@@ -119,6 +154,39 @@ async def get_version(request: Request, model: Name, version: Name, principal: V
     return await _with(
         request, principal, lambda registry: registry.get_version(model, number_or_alias(version))
     )
+
+
+@router.get("/{model}/versions/{version}/card", response_model=Card)
+async def get_card(request: Request, model: Name, version: Name, principal: Viewer) -> Json:
+    """A version's model card: what is recorded of it, as a page."""
+    return await _with(
+        request, principal, lambda registry: Card(card=registry.card(model, number_or_alias(version)))
+    )
+
+
+@router.get("/{model}/policy", response_model=ModelPolicy)
+async def get_policy(request: Request, model: Name, principal: Viewer) -> Json:
+    """What a version of the model needs before it may go live."""
+    return await _with(request, principal, lambda registry: registry.get_model(model).policy)
+
+
+@router.put("/{model}/policy", response_model=ModelPolicy)
+async def set_policy(request: Request, model: Name, body: ModelPolicy, principal: Admin) -> Json:
+    """Say what a version of the model needs before it may go live; what is live already stays."""
+    return await _with(request, principal, lambda registry: registry.set_policy(model, body).policy)
+
+
+@router.post("/{model}/audit", response_model=Audit)
+async def audit(request: Request, model: Name, principal: Operator) -> Json:
+    """Walk the model's hash chain and read every file and signature: it takes as long as that takes."""
+
+    def audited(registry: Registry) -> Audit:
+        try:
+            return Audit(**registry.verify(model).model_dump())
+        except Damaged as damage:
+            return Audit(damaged=str(damage))
+
+    return await _with(request, principal, audited)
 
 
 @router.get("/{model}/history")
@@ -184,6 +252,32 @@ async def reject(
     return await _with(
         request, principal, lambda registry: registry.reject(model, version, comment=body.comment)
     )
+
+
+@router.post("/{model}/versions/{version}/signatures", response_model=ModelVersion)
+async def add_signature(
+    request: Request, model: Name, version: VersionNumber, body: Signing, principal: Operator
+) -> Json:
+    """Keep a signature of a version's files; 409 if it is not one of that key over these files."""
+    bundle = body.bundle.encode()
+    return await _with(
+        request, principal, lambda registry: registry.add_signature(model, version, bundle, body.public_key)
+    )
+
+
+@router.get("/{model}/versions/{version}/signatures/{signer}")
+async def get_signature(
+    request: Request, model: Name, version: VersionNumber, signer: Name, principal: Viewer
+) -> Json:
+    """A signature's bundle, by the fingerprint of its key, to be checked by whoever asks."""
+
+    def found(registry: Registry) -> dict[str, str]:
+        for mark in registry.get_version(model, version).signatures:
+            if mark.signer == signer:
+                return {"bundle": registry.signature(model, version, mark.sha256).decode()}
+        raise NotFound(f"{model}@{version} has no signature of the key {signer}")
+
+    return await _with(request, principal, found)
 
 
 @router.get("/{model}/traffic", response_model=Traffic)

@@ -14,6 +14,7 @@ from ray_apps.gateway.functions import offered
 
 GENERIC = "/functions/{name}"
 _DEFINITION = re.compile(r"^#/\$defs/")
+_UNNAMEABLE = re.compile(r"[^A-Za-z0-9._-]")  # what the name of a component may not hold
 
 PROBLEM: dict[str, Any] = {
     "type": "object",
@@ -47,39 +48,51 @@ def install(app: FastAPI) -> None:
 
 
 def with_functions(document: dict[str, Any], functions: list[Function[..., Any]]) -> dict[str, Any]:
-    """The document with a path for each function; those of one name in several modules keep the general path."""
+    """The document with a path for each function, in place of the general way to call one.
+
+    Where several modules declare a name, its functions stand under their references, `module:name`.
+    """
+    paths = document["paths"]
+    general = {method: paths.get(GENERIC, {}).get(method) for method in ("get", "post")}
     names = [each.name for each in functions]
-    general = document["paths"].get(GENERIC, {}).get("post")
-    for function in functions:
-        if general is not None and names.count(function.name) == 1:
-            document["paths"][f"/functions/{function.name}"] = {
-                "post": _operation(document, general, function)
-            }
+    for function in functions if all(general.values()) else ():
+        called = function.name if names.count(function.name) == 1 else function.reference
+        paths[f"/functions/{called}"] = {
+            "get": _described(general["get"], function, called),
+            "post": _operation(document, general["post"], function, called),
+        }
+    if functions:
+        paths.pop(GENERIC, None)
     return document
 
 
-def _described(general: dict[str, Any], function: Function[..., Any]) -> dict[str, Any]:
+def _described(general: dict[str, Any], function: Function[..., Any], called: str) -> dict[str, Any]:
     return general | {
-        "operationId": f"describe_{function.name}",
+        "operationId": f"describe_{called}",
         "summary": f"What {function.name} takes and returns",
-        "parameters": [each for each in general.get("parameters", []) if each["in"] != "path"],
+        "parameters": _without_path(general),
     }
 
 
+def _without_path(general: dict[str, Any]) -> list[Any]:
+    return [each for each in general.get("parameters", []) if each["in"] != "path"]
+
+
 def _operation(
-    document: dict[str, Any], general: dict[str, Any], function: Function[..., Any]
+    document: dict[str, Any], general: dict[str, Any], function: Function[..., Any], called: str
 ) -> dict[str, Any]:
     operation = deepcopy(general)
-    operation["operationId"] = f"call_{function.name}"
+    component = _UNNAMEABLE.sub(".", called)
+    operation["operationId"] = f"call_{called}"
     operation["summary"] = function.doc.splitlines()[0] if function.doc else function.name
     operation["description"] = function.doc
-    operation["parameters"] = [each for each in general.get("parameters", []) if each["in"] != "path"]
-    arguments = _hoisted(document, f"{function.name}_arguments", function.input_schema)
+    operation["parameters"] = _without_path(general)
+    arguments = _hoisted(document, f"{component}_arguments", function.input_schema)
     operation["requestBody"] = {
         "required": bool(function.input_schema.get("required")),
         "content": {"application/json": {"schema": arguments}},
     }
-    result = _hoisted(document, f"{function.name}_result", function.output_schema)
+    result = _hoisted(document, f"{component}_result", function.output_schema)
     operation["responses"]["200"] = {
         "description": "The result",
         "content": {"application/json": {"schema": result}},

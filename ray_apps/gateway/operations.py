@@ -10,10 +10,12 @@ from pydantic import BaseModel, ConfigDict
 from starlette.responses import PlainTextResponse, Response
 
 from ray_apps.gateway.auth import allowed
+from ray_apps.gateway.feature_metrics import feature_metrics
+from ray_apps.gateway.problems import Problem
 from ray_apps.gateway.schedules import statuses
 from ray_apps.gateway.services import services_of
 from ray_apps.gateway.wire import Json, Name, Time
-from registry import Access, NotFound, Principal, RegistryError, Role
+from registry import Access, NotFound, Principal, RegistryError, Role, utc_now
 
 router = APIRouter()
 
@@ -66,7 +68,7 @@ async def get_live() -> Json:
     return Json({"live": True})
 
 
-@router.get("/v2/health/ready", tags=["protocol"])
+@router.get("/v2/health/ready", tags=["protocol"], responses={503: {"description": "The store is away"}})
 async def get_ready(request: Request) -> Json:
     """Whether the server can do its work: the store answers."""
     services = services_of(request)
@@ -85,8 +87,10 @@ async def get_server(_: Viewer) -> Json:
 
 @router.get("/metrics", tags=["health"], response_class=PlainTextResponse)
 async def get_metrics(request: Request, _: Viewer) -> Response:
-    """Numbers of this gateway process in Prometheus's text format."""
-    return Response(request.app.state.metrics.text(), media_type=METRICS_TYPE)
+    """Numbers of this gateway process, and of feature views as last measured, in Prometheus's text format."""
+    services = services_of(request)
+    features = await services.run(feature_metrics, services.context.store, now=services.context.clock())
+    return Response(request.app.state.metrics.text() + features, media_type=METRICS_TYPE)
 
 
 @router.get("/schedules", tags=["functions"])
@@ -108,7 +112,9 @@ async def list_tokens(request: Request, principal: Admin) -> Json:
 
 @router.post("/tokens", tags=["access"], response_model=TokenMade, status_code=201)
 async def create_token(request: Request, body: TokenWanted, principal: Admin) -> Json:
-    """Make a token."""
+    """Make a token. Raises: Problem 409 if it would be over already, or a live one has its name."""
+    if body.expires_at is not None and body.expires_at <= utc_now():
+        raise Problem(409, f"expires_at={body.expires_at.isoformat()} has passed; give a later time")
     access = _access(request, principal)
     made = await services_of(request).run(
         access.create_token, body.name, body.role, expires_at=body.expires_at

@@ -1,11 +1,15 @@
 """Errors as problem details (RFC 9457): one table from exception to status, the message as the detail.
 
+A request that does not fit the OpenAPI document is 400 or 422; one that fits, and is refused for what is there or
+by the function it calls, is 409; what is our own fault is 5xx.
+
 Source: https://www.rfc-editor.org/rfc/rfc9457
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable, Iterator
 from http import HTTPStatus
 from typing import Any
 
@@ -21,6 +25,7 @@ from featurestore.errors import (
     UnknownDefinition,
 )
 from functions.prediction_log import PredictionLogError
+from functions.runtime import catalog
 from functions.runtime import errors as runtime
 from ray_apps.gateway.wire import dumps
 from registry import errors as registry
@@ -69,14 +74,19 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (TimeoutError, 504),
     (OnlineStoreUnavailable, 503),
     (UnknownDefinition, 404),
-    (FeatureStoreError, 422),
+    (FeatureStoreError, 409),  # the rows do not fit the view as it is defined now
     (PredictionLogError, 503),
 )
 
 
+_RULES = frozenset({"value_error", "assertion_error"})  # a validator's own code, of which no schema tells
+# How a function says no.
+_BY_FUNCTIONS: tuple[type[Exception], ...] = (ValueError, LookupError, OverflowError)
+
+
 def status_of(error: Exception) -> int | None:
     """The status an error of the platform has; None for any other."""
-    return next((status for kind, status in _STATUS if isinstance(error, kind)), None)
+    return _status_of_class(type(error))
 
 
 def of_error(error: Exception) -> Problem | None:
@@ -85,19 +95,49 @@ def of_error(error: Exception) -> Problem | None:
     if status is None:
         return None
     fields = error.problems if isinstance(error, runtime.InvalidArguments) else []
+    if any(each["kind"] in _RULES for each in fields):
+        status = HTTPStatus.CONFLICT
     headers = {"Retry-After": RETRY_AFTER_S} if status == HTTPStatus.SERVICE_UNAVAILABLE else {}
     return Problem(status, str(error), kind=_kind(error), fields=fields, headers=headers)
 
 
 def of_function(name: str, error: Exception) -> Problem:
-    """The problem that a function's own error is: its arguments' fault where it says so, else the function's."""
+    """The problem that a function's own error is: a refusal where it says so, else the function's failure."""
+    status = _status_in_function(type(error))
     known = of_error(error)
+    if known is not None and known.status == status:
+        return known
+    kind = "function-refused" if status == HTTPStatus.CONFLICT else "function-failed"
+    return Problem(status, f"{name}: {type(error).__name__}: {error}", kind=kind)
+
+
+def of_failure(name: str, error: str, message: str, *, headers: dict[str, str]) -> Problem:
+    """The problem that a dead invocation is. error: the name of its error's class, as it stands in the record."""
+    roots = (*(kind for kind, _ in _STATUS), *_BY_FUNCTIONS)
+    found = (kind for root in roots for kind in _descendants(root) if kind.__qualname__ == error)
+    status = _status_in_function(next(found, Exception))
+    return Problem(status, f"{name}: {error}: {message}", kind="invocation-dead", headers=headers)
+
+
+def _status_of_class(error: type[Exception]) -> int | None:
+    return next((status for kind, status in _STATUS if issubclass(error, kind)), None)
+
+
+def _status_in_function(error: type[Exception]) -> int:
+    """The status of an error from within a function, whose arguments had been found to fit its schema."""
+    known = _status_of_class(error)
+    if known == HTTPStatus.UNPROCESSABLE_ENTITY:
+        return HTTPStatus.CONFLICT
     if known is not None:
         return known
-    refused = isinstance(error, ValueError | LookupError | TypeError)
-    status = HTTPStatus.UNPROCESSABLE_ENTITY if refused else HTTPStatus.INTERNAL_SERVER_ERROR
-    kind = "function-refused" if refused else "function-failed"
-    return Problem(status, f"{name}: {type(error).__name__}: {error}", kind=kind)
+    refused = issubclass(error, _BY_FUNCTIONS) and not issubclass(error, runtime.FunctionError)
+    return HTTPStatus.CONFLICT if refused else HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def _descendants(kind: type[Exception]) -> Iterator[type[Exception]]:
+    yield kind
+    for each in kind.__subclasses__():
+        yield from _descendants(each)
 
 
 def respond(problem: Problem, request: Request) -> Response:
@@ -114,10 +154,23 @@ def respond(problem: Problem, request: Request) -> Response:
     return Response(dumps(body), problem.status, headers=problem.headers, media_type=MEDIA_TYPE)
 
 
-def install(app: FastAPI) -> None:
-    """Make the application answer every error as a problem."""
+def install(app: FastAPI, *, identify: Callable[[Request], Awaitable[object]]) -> None:
+    """Make the application answer every error as a problem.
+
+    identify: raises a Problem for a stranger, who is not even told which paths there are.
+    """
+
+    async def on_http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)  # noqa: S101  # registered for it only
+        try:
+            if error.status_code in {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED}:
+                await identify(request)
+            return _on_http(request, error)
+        except Problem as stranger:
+            return respond(stranger, request)
+
     app.add_exception_handler(Problem, _on_problem)
-    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     for kind in dict.fromkeys(kind for kind, _ in _STATUS):
         app.add_exception_handler(kind, _on_known)
@@ -125,16 +178,31 @@ def install(app: FastAPI) -> None:
 
 
 def _on_problem(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Problem)  # noqa: S101  # registered for it only
+    assert isinstance(error, Problem)  # noqa: S101  # the same
     return respond(error, request)
 
 
-def _on_http(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # noqa: S101  # the same
-    headers = dict(error.headers or {})
-    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:  # the router names only the first route's methods
-        headers = {"Allow": ", ".join(sorted(_methods(request)))}
+def _on_http(request: Request, error: HTTPException) -> Response:
+    if error.status_code != HTTPStatus.METHOD_NOT_ALLOWED:
+        return respond(
+            Problem(error.status_code, str(error.detail), headers=dict(error.headers or {})), request
+        )
+    unknown = _unknown_function(request.url.path)
+    if unknown is not None:
+        return _on_known(request, unknown)
+    # The router names only the first route's methods.
+    headers = {"Allow": ", ".join(sorted(_methods(request)))}
     return respond(Problem(error.status_code, str(error.detail), headers=headers), request)
+
+
+def _unknown_function(path: str) -> runtime.UnknownFunction | None:
+    before, _, name = path.partition("/functions/")
+    if not before and name and "/" not in name:
+        try:
+            catalog.get(name)
+        except runtime.UnknownFunction as error:
+            return error
+    return None
 
 
 def _methods(request: Request) -> set[str]:
@@ -155,7 +223,8 @@ def _on_invalid(request: Request, error: Exception) -> Response:
         for each in error.errors()
     ]
     told = "; ".join(f"{each['field']}: {each['message']}" for each in fields)
-    return respond(Problem(422, told, kind="invalid-request", fields=fields), request)
+    broken = any(each["type"] in _RULES for each in error.errors())
+    return respond(Problem(409 if broken else 422, told, kind="invalid-request", fields=fields), request)
 
 
 def _on_known(request: Request, error: Exception) -> Response:

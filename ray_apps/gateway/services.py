@@ -12,6 +12,7 @@ import anyio
 from anyio import to_thread
 
 from functions.runtime.context import Context
+from ray_apps.gateway.problems import Problem
 from registry import Access, Principal
 
 P = ParamSpec("P")
@@ -75,9 +76,16 @@ class Services:
                     self._discovered = True
 
     async def ready(self) -> None:
-        """Have every function declared, without holding up the event loop."""
+        """Have every function declared, without holding up the event loop.
+
+        Raises: Problem 503 with the reason why they cannot be imported.
+        """
         if not self._discovered:
-            await self.run(self.catalogue)
+            try:
+                await self.run(self.catalogue)
+            except Exception as error:  # whatever the user's modules raise when they are imported
+                told = f"the functions cannot be imported: {type(error).__name__}: {error}"
+                raise Problem(503, told, kind="functions-missing", headers={"Retry-After": "1"}) from error
 
     @cached_property
     def _limiter(self) -> anyio.CapacityLimiter:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import orjson
 from fastapi import Request
 from pydantic import AwareDatetime, BeforeValidator, StringConstraints
+from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -18,7 +19,7 @@ Name = Annotated[str, StringConstraints(pattern=NAME)]
 
 def _text(value: object) -> object:
     if isinstance(value, int | float):
-        raise ValueError("write a time as ISO 8601 text with its offset")  # noqa: TRY004  # pydantic's way to refuse
+        raise PydanticCustomError("string_type", "write a time as ISO 8601 text with its offset")
     return value
 
 

@@ -1,4 +1,4 @@
-"""Connects to the head and deploys gateway, ticker and a predictor for each model."""
+"""Connects to the head and deploys gateway, MLflow's protocol, ticker and a predictor for each model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ from ray_apps.local.errors import LocalError
 from ray_apps.local.running import Running
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ray.serve import RunTarget
+
+    from functions.placement import Placement
+    from ray_apps.predictor import PredictorOptions
 
 
 def connect(running: Running) -> str:
@@ -48,29 +53,62 @@ def deploy(running: Running) -> None:
         http_options=HTTPOptions(host=running.settings.host, port=running.ports.http),
         logging_config=LoggingConfig(enable_access_log=False),
     )
-    serve.run_many(targets(running.models))
+    serve.run_many([*targets(placements(running)), grpc_target(running)])
 
 
-def targets(models: tuple[str, ...]) -> list[RunTarget]:
-    """What is deployed: one application each for the gateway, the ticker and every model."""
+def targets(models: Mapping[str, Placement]) -> list[RunTarget]:
+    """What is deployed: gateway, MLflow's protocol, ticker, and every model where it is placed."""
     from ray.serve import RunTarget  # late: as above
 
-    from ray_apps import gateway, predictor, ticker
+    from ray_apps import gateway, mlflow, ticker
 
-    # No CPU is reserved: on a small machine training would find none left.
-    options = predictor.PredictorOptions.from_environment(os.environ, num_cpus=0)
     doors: list[tuple[str, str | None, Any]] = [
         ("gateway", "/", gateway.application()),
+        ("mlflow", mlflow.ROUTE_PREFIX, mlflow.application()),
         ("ticker", None, ticker.application()),
-    ]
-    counters = [
-        (predictor.app_name(name), predictor.route_prefix(name), predictor.application(name, options))
-        for name in models
     ]
     return [
         RunTarget(target=target, name=name, route_prefix=prefix)
-        for name, prefix, target in (*doors, *counters)
+        for name, prefix, target in (*doors, *_counters(models))
     ]
+
+
+def _counters(models: Mapping[str, Placement]) -> list[tuple[str, str | None, Any]]:
+    """Name, route prefix and application of every predictor, and of the pool if a model is placed there."""
+    from ray_apps import predictor  # late: as above
+
+    # No CPU is reserved: on a small machine training would find none left.
+    options = predictor.PredictorOptions.from_environment(os.environ, num_cpus=0)
+    found: list[tuple[str, str | None, Any]] = [
+        (
+            predictor.app_name(name),
+            predictor.route_prefix(name),
+            predictor.application(name, _placed(options, place)),
+        )
+        for name, place in models.items()
+        if not place.pool
+    ]
+    if any(place.pool for place in models.values()):
+        pool = predictor.PoolOptions.from_environment(os.environ, num_cpus=0)
+        found.append((predictor.POOL_APP, predictor.POOL_PREFIX, predictor.pool_application(pool)))
+    return found
+
+
+def _placed(options: PredictorOptions, place: Placement) -> PredictorOptions:
+    if place.min_replicas == place.max_replicas:
+        return options.model_copy(update={"num_replicas": place.max_replicas})
+    return options.model_copy(update={"min_replicas": place.min_replicas, "max_replicas": place.max_replicas})
+
+
+def grpc_target(running: Running) -> RunTarget:
+    """The gRPC door to all models."""
+    from ray.serve import RunTarget  # late: as above
+
+    from ray_apps.predictor import rpc
+
+    settings = running.settings
+    options = rpc.FrontOptions(url=running.url, host=settings.host, port=running.ports.grpc)
+    return RunTarget(target=rpc.grpc_application(options), name=rpc.GRPC_APP, route_prefix=None)
 
 
 def models_of(project: str | None) -> tuple[str, ...]:
@@ -82,6 +120,16 @@ def models_of(project: str | None) -> tuple[str, ...]:
     )
 
     return tuple(load_project(project).models)
+
+
+def placements(running: Running) -> dict[str, Placement]:
+    """Where each model of a platform is served, as its project says."""
+    from functions.project import load_project  # late: as above
+
+    if running.settings.project is None or not running.models:
+        return {}
+    project = load_project(running.settings.project)
+    return {name: project.model(name).placement for name in running.models}
 
 
 def _cluster_id(running: Running) -> str:

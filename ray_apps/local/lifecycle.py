@@ -49,7 +49,8 @@ def up(settings: Settings, *, report: Report = lambda _: None) -> Running:
             return there
         _end(settings.home)
         try:
-            return _start(settings, report)
+            with _in_turn():
+                return _start(settings, report)
         except BaseException:
             report("ending what was started")
             _disconnect()
@@ -164,6 +165,14 @@ def _disconnect() -> None:
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
         ray.shutdown()
+
+
+@contextmanager
+def _in_turn() -> Iterator[None]:
+    """A user's platforms start one after another: a port that one has chosen is not bound yet when the next looks."""
+    with (Path(tempfile.gettempdir()) / f"toque-{os.getuid()}.starting").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager

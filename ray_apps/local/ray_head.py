@@ -19,6 +19,7 @@ from ray_apps.local.running import Running
 
 ROOT = Path(__file__).resolve().parents[2]  # the folder that holds our packages
 _LOG = "ray_start.log"
+_STARTING = 8  # processes at once; by default as many as CPUs, and a platform at rest has twelve
 
 
 def environment(running: Running, inherited: Mapping[str, str]) -> dict[str, str]:
@@ -38,7 +39,8 @@ def platform_environment(running: Running) -> dict[str, str]:
 def serve_environment(running: Running) -> dict[str, str]:
     """Serve behind HAProxy with throughput settings, its files in our folder, its ports ours.
 
-    HAProxy's own listeners cannot be bound to loopback only; they show numbers, and take no commands.
+    HAProxy's own listeners cannot be bound to loopback only; they show numbers, and take no commands. Ray starts its
+    workers at niceness 15, below all else on the machine; here they serve, so they start at 0, and trainers step back.
     """
     folder = running.run_folder / "ha"
     return {
@@ -56,6 +58,9 @@ def serve_environment(running: Running) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_STATS_PORT": str(running.ports.stats),
         "RAY_TMPDIR": str(running.run_folder),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",
+        "RAY_worker_maximum_startup_concurrency": str(_STARTING),
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "ray_apps.predictor.middleware.middlewares",
         "RAY_START_HOOK": "ray_apps.local.start_hook.without_client_server",
         "DASHBOARD_METRIC_PORT": str(running.ports.door_metrics),
     }
@@ -116,6 +121,10 @@ _starters: dict[int, subprocess.Popen[bytes]] = {}  # so that an ended `ray star
 
 
 def _paths(inherited: Mapping[str, str]) -> dict[str, str]:
-    """Where the processes find our packages and, in the current folder, the user's project."""
-    places = [os.getcwd(), str(ROOT), *inherited.get("PYTHONPATH", "").split(os.pathsep)]  # noqa: PTH109
-    return {"PYTHONPATH": os.pathsep.join(dict.fromkeys(place for place in places if place))}
+    """Where the processes find our packages and, in the current folder, the user's project; a job's `python` is ours."""
+    modules = [os.getcwd(), str(ROOT), *inherited.get("PYTHONPATH", "").split(os.pathsep)]  # noqa: PTH109
+    programs = [str(Path(sys.executable).parent), *inherited.get("PATH", os.defpath).split(os.pathsep)]
+    return {
+        name: os.pathsep.join(dict.fromkeys(place for place in places if place))
+        for name, places in (("PYTHONPATH", modules), ("PATH", programs))
+    }

@@ -40,6 +40,11 @@ class Running(BaseModel):
         return f"http://{self.settings.host}:{self.ports.http}"
 
     @property
+    def grpc_address(self) -> str:
+        """Where the models answer by gRPC."""
+        return f"{self.settings.host}:{self.ports.grpc}"
+
+    @property
     def jobs_url(self) -> str:
         """The address for `ray job submit`."""
         return f"http://{self.settings.host}:{self.ports.jobs}"

@@ -18,13 +18,14 @@ MEBIBYTE = 1024 * 1024
 class Ports(BaseModel):
     """The ports that are asked for; a taken one gives way to the next free one unless `Settings.fixed_ports`.
 
-    http: the platform's door; jobs: Ray's job door; redis; gcs, agent: Ray's own; stats, metrics: HAProxy's;
+    http: the platform's door; grpc: the models' by gRPC; jobs: Ray's job door; redis; gcs, agent: Ray's own; stats, metrics: HAProxy's;
     door_metrics: of the job door.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     http: int = Field(default=8000, ge=1, le=65535)
+    grpc: int = Field(default=8001, ge=1, le=65535)
     jobs: int = Field(default=8265, ge=1, le=65535)
     redis: int = Field(default=6389, ge=1, le=65535)
     gcs: int = Field(default=6399, ge=1, le=65535)

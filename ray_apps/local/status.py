@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -63,6 +64,7 @@ def status(home: Path) -> Status:
             where=running.ray_address,
         ),
         Part(name="jobs", up=jobs.answers(running), where=running.jobs_url),
+        Part(name="grpc", up=_listens(running.settings.host, running.ports.grpc), where=running.grpc_address),
         Part(name="gateway", up=_answers(f"{running.url}/healthz"), where=running.url),
         *(
             Part(
@@ -84,6 +86,14 @@ def _redis(running: Running) -> bool:
         return False
     finally:
         client.close()
+
+
+def _listens(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=2):
+            return True
+    except OSError:
+        return False
 
 
 def _answers(url: str, *, alive: bool = False) -> bool:

@@ -1,10 +1,34 @@
 """The model server: the Open Inference Protocol v2 over the versions of the registry.
 
-Each model is a Serve application of its own under `/v2/models/{name}`. Its replicas follow the model's traffic
-policy, load what it names beside the traffic, and log every answer before it leaves.
+Each model is a Serve application of its own under `/v2/models/{name}`, or one of many in the pool. Replicas follow
+the models' traffic policies, load what they name beside the traffic, and log every answer before it leaves.
 """
 
-from ray_apps.predictor.deployment import app_name, application, build_predictor, deploy_model, route_prefix
-from ray_apps.predictor.options import PredictorOptions
+from ray_apps.predictor.deployment import (
+    POOL_APP,
+    POOL_PREFIX,
+    app_name,
+    application,
+    build_pool,
+    build_predictor,
+    deploy_model,
+    deploy_pool,
+    pool_application,
+    route_prefix,
+)
+from ray_apps.predictor.options import PoolOptions, PredictorOptions
 
-__all__ = ["PredictorOptions", "app_name", "application", "build_predictor", "deploy_model", "route_prefix"]
+__all__ = [
+    "POOL_APP",
+    "POOL_PREFIX",
+    "PoolOptions",
+    "PredictorOptions",
+    "app_name",
+    "application",
+    "build_pool",
+    "build_predictor",
+    "deploy_model",
+    "deploy_pool",
+    "pool_application",
+    "route_prefix",
+]

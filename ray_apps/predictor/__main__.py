@@ -1,9 +1,10 @@
 """Serve models of a store on this machine, without the rest of the platform: to try one out, or to measure it.
 
-python -m ray_apps.predictor --port 8000 MODEL…    (the store and Redis are those of the environment)
+python -m ray_apps.predictor --port 8000 [--grpc-port 8001] MODEL…    (the store and Redis are those of the environment)
 
 It starts a Ray of its own with Serve behind HAProxy, prints `ready` when all models answer, and ends everything
-it started on SIGINT or SIGTERM.
+it started on SIGINT or SIGTERM. SIGHUP deploys all models again, with the code that is on disk then, and prints
+`deployed`. With --bare it serves them from this process alone, without Ray.
 """
 
 from __future__ import annotations
@@ -18,7 +19,13 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ray_apps.predictor.door import Door
+    from ray_apps.predictor.options import PoolOptions, PredictorOptions
 
 FAST = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -37,12 +44,34 @@ FAST = {
 def main() -> None:
     """Read the arguments, serve, wait for a signal, end."""
     parser = argparse.ArgumentParser(prog="python -m ray_apps.predictor", description=__doc__)
-    parser.add_argument("models", nargs="+", metavar="MODEL")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="each in replicas of its own")
+    parser.add_argument("--pool", action="store_true", help="all other models of the store in a pool")
+    parser.add_argument(
+        "--pool-bytes", type=int, default=1 << 30, help="memory limit of a replica of the pool"
+    )
+    parser.add_argument("--pool-replicas", type=int, default=2)
     parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--grpc-port", type=int, help="answer by gRPC too, at this port")
+    parser.add_argument("--bare", action="store_true", help="in this process, without Ray")
+    parser.add_argument("--replicas", type=int, default=1, help="of each model")
+    parser.add_argument(
+        "--max-replicas", type=int, help="let each model have so many, as requests in flight take"
+    )
+    parser.add_argument(
+        "--min-replicas", type=int, default=1, help="with --max-replicas; 0: none while nobody asks"
+    )
+    parser.add_argument(
+        "--idle-s", type=float, default=300.0, help="how long nobody asks before the last one stops"
+    )
     parser.add_argument("--num-cpus", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--no-authentication", action="store_true", help="let everybody in; for measurements")
     parser.add_argument("--no-log", action="store_true", help="log no predictions")
     arguments = parser.parse_args()
+    if not arguments.models and not arguments.pool:
+        parser.error("name at least one MODEL, or give --pool")
+    if arguments.bare:
+        _serve_bare(arguments)
+        return
     stop = threading.Event()
     with _haproxy_folder(), _cluster(arguments.num_cpus):
         for number in (
@@ -50,10 +79,65 @@ def main() -> None:
             signal.SIGTERM,
         ):  # Ray has put handlers of its own there, which end at once
             signal.signal(number, lambda *_: stop.set())
+        again = threading.Event()
+        signal.signal(signal.SIGHUP, lambda *_: again.set())
         _deploy(arguments)
-        sys.stdout.write("ready\n")
-        sys.stdout.flush()
-        stop.wait()
+        _say("ready")
+        while not stop.wait(0.2):
+            if again.is_set():
+                again.clear()
+                _deploy_models(arguments)
+                _say("deployed")
+
+
+def _say(word: str) -> None:
+    sys.stdout.write(f"{word}\n")
+    sys.stdout.flush()
+
+
+def _serve_bare(arguments: argparse.Namespace) -> None:
+    import torch  # late, as the rest: with Ray, Serve's settings must be in the environment first
+    import uvloop
+
+    from ray_apps.predictor.bare import serve_bare
+    from ray_apps.predictor.deployment import build_pool, build_predictor
+
+    torch.set_num_threads(1)  # as a replica of less than two CPUs
+    sys.setswitchinterval(0.001)
+    options = _options(arguments)
+    doors: dict[str, Door] = {model: build_predictor(model, options) for model in arguments.models}
+    if arguments.pool:
+        doors[""] = build_pool(_pool_options(arguments))
+    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn ends by it, and then raises it once more
+    uvloop.run(
+        serve_bare(doors, port=arguments.port, grpc_port=arguments.grpc_port, ready=partial(_say, "ready"))
+    )
+
+
+def _options(arguments: argparse.Namespace) -> PredictorOptions:
+    from ray_apps.predictor.options import PredictorOptions  # late, as above
+
+    return PredictorOptions.from_environment(
+        os.environ,
+        authentication=not arguments.no_authentication,
+        log=not arguments.no_log,
+        num_replicas=arguments.replicas,
+        min_replicas=arguments.min_replicas,
+        max_replicas=arguments.max_replicas,
+        idle_s=arguments.idle_s,
+    )
+
+
+def _pool_options(arguments: argparse.Namespace) -> PoolOptions:
+    from ray_apps.predictor.options import PoolOptions  # late, as above
+
+    return PoolOptions.from_environment(
+        os.environ,
+        authentication=not arguments.no_authentication,
+        log=not arguments.no_log,
+        memory_limit_bytes=arguments.pool_bytes,
+        num_replicas=arguments.pool_replicas,
+    )
 
 
 @contextlib.contextmanager
@@ -117,25 +201,31 @@ def _cluster(num_cpus: int) -> Iterator[None]:
         ray.shutdown()
 
 
+def _deploy_models(arguments: argparse.Namespace) -> None:
+    from ray_apps.predictor.deployment import deploy_model, deploy_pool  # late, as above
+
+    options = _options(arguments)
+    for model in arguments.models:
+        deploy_model(model, options)
+    if arguments.pool:
+        deploy_pool(_pool_options(arguments))
+
+
 def _deploy(arguments: argparse.Namespace) -> None:
     from ray import serve  # late, as above
     from ray.serve.config import HTTPOptions
     from ray.serve.schema import LoggingConfig
 
-    from ray_apps.predictor.deployment import deploy_model
-    from ray_apps.predictor.options import PredictorOptions
+    from ray_apps.predictor.rpc import GRPC_APP, FrontOptions, grpc_application
 
     serve.start(
         http_options=HTTPOptions(host="127.0.0.1", port=arguments.port),
         logging_config=LoggingConfig(enable_access_log=False),
     )
-    options = PredictorOptions.from_environment(
-        os.environ,
-        authentication=not arguments.no_authentication,
-        log=not arguments.no_log,
-    )
-    for model in arguments.models:
-        deploy_model(model, options)
+    _deploy_models(arguments)
+    if arguments.grpc_port is not None:
+        front = FrontOptions(url=f"http://127.0.0.1:{arguments.port}", port=arguments.grpc_port)
+        serve.run(grpc_application(front), name=GRPC_APP, route_prefix=None)
 
 
 if __name__ == "__main__":

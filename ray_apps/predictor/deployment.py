@@ -1,4 +1,4 @@
-"""The predictor as a Serve application: one per model, under `/v2/models/{name}`."""
+"""The predictor as Serve applications: one per model under `/v2/models/{name}`, and a pool for the rest."""
 
 from __future__ import annotations
 
@@ -10,25 +10,42 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 from ray import serve
 from ray.serve.schema import LoggingConfig
 
 from featurestore import FeatureStore
 from functions.prediction_log import LogWriter
 from functions.runtime.clock import clock_named
+from ray_apps.predictor.door import Door
 from ray_apps.predictor.doorkeeper import Doorkeeper, Gate, OpenDoor
 from ray_apps.predictor.engine import Engine
 from ray_apps.predictor.http import HttpDoor
 from ray_apps.predictor.middleware import open_lane
-from ray_apps.predictor.options import PredictorOptions
+from ray_apps.predictor.options import PoolOptions, PredictorOptions
+from ray_apps.predictor.pool import Pool
+from ray_apps.predictor.pool_door import PoolDoor
 from ray_apps.predictor.recording import Recorder
-from ray_apps.predictor.scoring import load_scorer
 from ray_apps.predictor.service import Predictor
 from registry import Registry, open_store
 from registry.access import Access
 
-__all__ = ["app_name", "application", "build_predictor", "deploy_model", "route_prefix"]
+__all__ = [
+    "POOL_APP",
+    "POOL_PREFIX",
+    "app_name",
+    "application",
+    "build_pool",
+    "build_predictor",
+    "deploy_model",
+    "deploy_pool",
+    "pool_application",
+    "route_prefix",
+]
+
+POOL_APP = "pool"
+"""The Serve application of the pool."""
+POOL_PREFIX = "/v2/models"
+"""Where the pool stands: Serve prefers the longer prefix of a model that has an application of its own."""
 
 
 def app_name(model: str) -> str:
@@ -41,49 +58,92 @@ def route_prefix(model: str) -> str:
     return f"/v2/models/{model}"
 
 
-class _Parts:
-    """What a replica consists of, to be closed together."""
+class _Platform:
+    """What all models of a replica share."""
 
-    def __init__(self, model: str, options: PredictorOptions) -> None:
-        store = open_store(options.store_url)
-        registry = Registry(store, actor=f"predictor/{model}")
-        clock = clock_named("replay" if options.replay else "system", options.redis_url)
-        scratch = Path(tempfile.gettempdir()) / "toque-loading"
-        self.engine = Engine(model, registry, load_scorer, scratch=scratch, poll_s=options.poll_s)
-        self.log: LogWriter | None = None
-        features = None
+    def __init__(self, name: str, options: PredictorOptions) -> None:
+        self._options = options
+        self._store = open_store(options.store_url)
+        self._clock = clock_named("replay" if options.replay else "system", options.redis_url)
+        self._features: FeatureStore | None = None
+        self._log: LogWriter | None = None
         if options.redis_url is not None:
-            features = FeatureStore(store, redis_url=options.redis_url, clock=clock)
+            self._features = FeatureStore(self._store, redis_url=options.redis_url, clock=self._clock)
             if options.log:
-                self.log = LogWriter(
+                self._log = LogWriter(
                     options.wal, "predictions", options.redis_url, limit_bytes=options.log_limit_bytes
                 )
-        self.predictor = Predictor(
-            self.engine,
-            Recorder(model, self.log),
-            features=features,
-            clock=clock if options.replay else None,
-            replay=options.replay,
-            shadow_limit=options.shadow_limit,
-        )
-        access = Access(store, actor=f"predictor/{model}")
+        access = Access(self._store, actor=f"predictor/{name}")
         self.gate: Gate = Doorkeeper(access) if options.authentication else OpenDoor()
 
-    def door(self, options: PredictorOptions) -> HttpDoor:
-        """The HTTP door to the predictor."""
+    @property
+    def max_in_flight(self) -> int:
+        """How many requests a replica holds at once."""
+        return self._options.max_ongoing_requests + max(0, self._options.max_queued_requests)
+
+    def door(self, model: str, *, retain: int = 2) -> HttpDoor:
+        """The HTTP door to a model, nothing loaded. retain: versions kept after the policy dropped them."""
+        from ray_apps.predictor.scoring import load_scorer  # late: torch is for replicas, not for who deploys
+
+        registry = Registry(self._store, actor=f"predictor/{model}")
+        scratch = Path(tempfile.gettempdir()) / "toque-loading"
+        poll_s = self._options.poll_s
+        engine = Engine(model, registry, load_scorer, scratch=scratch, poll_s=poll_s, retain=retain)
+        predictor = Predictor(
+            engine,
+            Recorder(model, self._log),
+            features=self._features,
+            clock=self._clock if self._options.replay else None,
+            replay=self._options.replay,
+            shadow_limit=self._options.shadow_limit,
+        )
         return HttpDoor(
-            self.predictor,
+            predictor,
             self.gate,
-            max_body_bytes=options.max_body_bytes,
-            max_in_flight=options.max_ongoing_requests + max(0, options.max_queued_requests),
+            max_body_bytes=self._options.max_body_bytes,
+            max_in_flight=self.max_in_flight,
         )
 
 
 def build_predictor(model: str, options: PredictorOptions) -> HttpDoor:
     """A model's ASGI application, its versions loaded and followed: for tests and servers without Serve."""
-    parts = _Parts(model, options)
-    parts.engine.start()
-    return parts.door(options)
+    door = _Platform(model, options).door(model)
+    door.predictor.engine.start()
+    return door
+
+
+def build_pool(options: PoolOptions) -> PoolDoor:
+    """The ASGI application of a pool, empty: as `build_predictor`."""
+    platform = _Platform("pool", options)
+    pool = Pool(
+        lambda model: platform.door(model, retain=1),
+        limit_bytes=options.memory_limit_bytes,
+        pinned=options.pinned,
+        poll_s=options.poll_s,
+        max_waiting=max(1, platform.max_in_flight // 2),
+    )
+    return PoolDoor(pool, platform.gate, max_in_flight=platform.max_in_flight)
+
+
+def _furnish_process() -> None:
+    """Torch's threads, and how long others may hold the answering one up."""
+    import torch  # late: as above
+
+    resources: dict[str, float] = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
+    torch.set_num_threads(max(1, int(resources.get("CPU", 1))))
+    sys.setswitchinterval(0.001)  # background threads hold the answering one up for this long at most
+
+
+def _freeze() -> None:
+    gc.collect()
+    gc.freeze()  # torch and Ray are a million objects: a full collection over them takes a tenth of a second
+
+
+def _open_lane(prefix: str, door: Door, options: PredictorOptions) -> None:
+    if (
+        options.max_replicas is None
+    ):  # else Serve has to count the requests, or it stops replicas that are busy
+        open_lane(prefix, door)
 
 
 @serve.ingress()
@@ -91,20 +151,31 @@ class PredictorReplica:
     """One replica of a model's predictor."""
 
     def __init__(self, model: str, options: dict[str, Any]) -> None:
-        resources: dict[str, float] = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
-        torch.set_num_threads(max(1, int(resources.get("CPU", 1))))
-        sys.setswitchinterval(0.001)  # background threads hold the answering one up for this long at most
-        self._options = PredictorOptions.model_validate(options)
-        self._parts = _Parts(model, self._options)
-        self._parts.engine.start()
-        gc.collect()
-        gc.freeze()  # torch and Ray are a million objects: a full collection over them takes a tenth of a second
+        _furnish_process()
+        self._model, self._options = model, PredictorOptions.model_validate(options)
+        self._door = build_predictor(model, self._options)
+        _freeze()
 
     def __serve_build_asgi_app__(self) -> HttpDoor:
         """The application that Serve's HTTP server of this replica calls."""
-        door = self._parts.door(self._options)
-        open_lane(route_prefix(self._parts.engine.model), door)
-        return door
+        _open_lane(route_prefix(self._model), self._door, self._options)
+        return self._door
+
+
+@serve.ingress()
+class PoolReplica:
+    """One replica of the pool."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        _furnish_process()
+        self._options = PoolOptions.model_validate(options)
+        self._door = build_pool(self._options)
+        _freeze()
+
+    def __serve_build_asgi_app__(self) -> PoolDoor:
+        """As a predictor's."""
+        _open_lane(POOL_PREFIX, self._door, self._options)
+        return self._door
 
 
 def application(model: str, options: PredictorOptions | None = None) -> serve.Application:
@@ -113,10 +184,28 @@ def application(model: str, options: PredictorOptions | None = None) -> serve.Ap
     options: by default those of this process's environment.
     """
     options = options if options is not None else PredictorOptions.from_environment(os.environ)
-    deployment: Any = serve.deployment(  # Serve's overloads take a class with options for a decorator
-        PredictorReplica,
-        name=f"predict-{model}",
-        num_replicas=options.num_replicas,
+    bound = _deployment(PredictorReplica, f"predict-{model}", options)
+    application: serve.Application = bound.bind(model, options.model_dump(mode="json"))
+    return application
+
+
+def pool_application(options: PoolOptions | None = None) -> serve.Application:
+    """The pool's Serve application, to be run under `POOL_PREFIX`: every model without an application of its own.
+
+    options: by default those of this process's environment.
+    """
+    options = options if options is not None else PoolOptions.from_environment(os.environ)
+    application: serve.Application = _deployment(PoolReplica, "pool", options).bind(
+        options.model_dump(mode="json")
+    )
+    return application
+
+
+def _deployment(replica: Any, name: str, options: PredictorOptions) -> Any:
+    return serve.deployment(  # Serve's overloads take a class with options for a decorator
+        replica,
+        name=name,
+        **options.scale,
         max_ongoing_requests=options.max_ongoing_requests,
         max_queued_requests=options.max_queued_requests,
         ray_actor_options={"num_cpus": options.num_cpus},
@@ -124,10 +213,13 @@ def application(model: str, options: PredictorOptions | None = None) -> serve.Ap
         graceful_shutdown_timeout_s=10,
         logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
     )
-    bound: serve.Application = deployment.bind(model, options.model_dump(mode="json"))
-    return bound
 
 
 def deploy_model(model: str, options: PredictorOptions | None = None) -> None:
     """Deploy or redeploy a model's application on the running Serve; returns when it is ready."""
     serve.run(application(model, options), name=app_name(model), route_prefix=route_prefix(model))
+
+
+def deploy_pool(options: PoolOptions | None = None) -> None:
+    """Deploy or redeploy the pool on the running Serve; returns when it is ready."""
+    serve.run(pool_application(options), name=POOL_APP, route_prefix=POOL_PREFIX)

@@ -64,13 +64,19 @@ class _Known(NamedTuple):
 class Doorkeeper:
     """Admits requests whose token has the role `predictor` or a higher one.
 
-    recheck_s: when a remembered answer is looked up again.
+    recheck_s: when a remembered answer is looked up again. patience_s: how long a store that hangs is waited for
+    before a remembered answer goes on.
     """
 
     def __init__(
-        self, access: Verifier, *, recheck_s: float = 0.5, clock: Callable[[], float] = time.monotonic
+        self,
+        access: Verifier,
+        *,
+        recheck_s: float = 0.5,
+        patience_s: float = 0.5,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._access, self._recheck_s, self._clock = access, recheck_s, clock
+        self._access, self._recheck_s, self._patience_s, self._clock = access, recheck_s, patience_s, clock
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
         self._checking: dict[bytes, asyncio.Task[_Known]] = {}
 
@@ -86,12 +92,22 @@ class Doorkeeper:
         age_s = self._clock() - known.at if known is not None else float("inf")
         if age_s > self._recheck_s:
             checking = self._check(authorization)
-            if known is None or age_s > 2 * self._recheck_s:
+            if known is None:
                 known = await asyncio.shield(checking)
+            elif age_s > 2 * self._recheck_s:
+                known = await self._renewed(authorization, known, checking)
         if known is None or known.status == 401:  # noqa: PLR2004 - HTTP
             raise Denied("authorization: the token is unknown, expired or revoked; ask an admin for one")
         if known.status != 200:  # noqa: PLR2004 - HTTP
             raise Denied("authorization: the token's role may not predict; it takes 'predictor'", status=403)
+
+    async def _renewed(self, raw: bytes, known: _Known, checking: asyncio.Task[_Known]) -> _Known:
+        """The outcome of a check, or what was known if the store hangs: that is the same as a store that is away."""
+        done, _ = await asyncio.wait({checking}, timeout=self._patience_s)
+        if done:
+            return await checking
+        self._known[raw] = kept = _Known(self._clock(), known.status)
+        return kept
 
     def _check(self, raw: bytes) -> asyncio.Task[_Known]:
         """Verify a header in the background, once at a time."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ray_apps.predictor.errors import NotFound
-from ray_apps.predictor.loaded import LoadedVersion, Loader, LoadError, load_version
+from ray_apps.predictor.loaded import LoadedVersion, Loader, LoadError, load_version, memory_of
 from ray_apps.predictor.routes import Routes, plan_routes, wanted_versions
 from registry.errors import RegistryError
 from registry.traffic import Traffic
@@ -137,17 +137,22 @@ class Engine:
             return
         self._plan()
 
+    def due(self) -> list[ModelVersion]:
+        """The versions that the policy names, that are not here, and whose last failure is long enough ago."""
+        view, now = self.view, self._clock()
+        wanted = wanted_versions(view.traffic, view.aliases) if view is not None else ()
+        return [
+            view.versions[number]
+            for number in wanted
+            if view is not None and number in view.versions and number not in self._loaded
+            and not (number in self._failures and self._failures[number].retry_at > now)
+        ]  # fmt: skip
+
     def load_wanted(self) -> None:
-        """Load every version that the policy names, that is not here, and whose last failure is long enough ago."""
-        view = self.view
-        if view is None:
-            return
-        for version in wanted_versions(view.traffic, view.aliases):
-            failure = self._failures.get(version)
-            if version in self._loaded or (failure is not None and failure.retry_at > self._clock()):
-                continue
+        """Load every version that is due."""
+        for record in self.due():
             try:
-                self.load(version)
+                self.load(record.version)
             except (LoadError, NotFound) as error:
                 _log.warning("%s; it takes no traffic, what served before goes on", error)
 
@@ -229,6 +234,16 @@ class Engine:
         except Exception:  # noqa: BLE001 - the thread must outlive it, and it is logged whole
             _log.exception("%s: following the policy failed, trying again", self.model)
 
+    @property
+    def loaded(self) -> list[int]:
+        """The versions that can answer, by number."""
+        return sorted(self._loaded)
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory of the versions that are loaded, as estimated."""
+        return sum(memory_of(version.record) for version in list(self._loaded.values()))
+
     def find(self, number: int) -> LoadedVersion | None:
         """A version that is loaded, or None."""
         return self._loaded.get(number)
@@ -238,7 +253,7 @@ class Engine:
         routes = self.routes
         return {
             "champion": routes.champion.version if routes.champion else None,
-            "loaded": sorted(self._loaded),
+            "loaded": self.loaded,
             "degraded": sorted(routes.degraded),
             "failures": {str(version): reason for version, reason in self.failures.items()},
             "policy_entry": routes.traffic.entry if routes.traffic else None,

@@ -4,7 +4,16 @@
 
 from __future__ import annotations
 
-__all__ = ["BadRequest", "Denied", "NotFound", "NotReady", "Overloaded", "PredictorError", "TooLarge"]
+__all__ = [
+    "BadRequest",
+    "DeadlineExceeded",
+    "Denied",
+    "NotFound",
+    "NotReady",
+    "Overloaded",
+    "PredictorError",
+    "TooLarge",
+]
 
 
 class PredictorError(Exception):
@@ -47,3 +56,9 @@ class Overloaded(PredictorError):
     """More requests are in flight than the deployment's bound: 429, try again after a moment."""
 
     status = 429
+
+
+class DeadlineExceeded(PredictorError):
+    """The caller's deadline passed before the answer was there: 504."""
+
+    status = 504

@@ -1,48 +1,35 @@
-"""The HTTP door: the Open Inference Protocol's routes of one model as a bare ASGI application.
-
-It is written on ASGI itself, without a framework, because a framework's share of a small request is larger than
-the model's. Every answer that is not a prediction is JSON; every refusal is `{"error": "…"}`.
-"""
+"""The HTTP door: the Open Inference Protocol's routes of one model as a bare ASGI application."""
 
 from __future__ import annotations
 
-import logging
+import asyncio
 import re
-import uuid
 import zlib
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from types import SimpleNamespace
+from collections.abc import Iterable
 from typing import Any
 
 import orjson
 
+from ray_apps.predictor.door import JSON, Answer, Door, Message, Receive
 from ray_apps.predictor.doorkeeper import Gate
-from ray_apps.predictor.errors import BadRequest, Denied, NotFound, Overloaded, PredictorError, TooLarge
+from ray_apps.predictor.errors import BadRequest, DeadlineExceeded, NotFound, TooLarge
 from ray_apps.predictor.loaded import LoadedVersion
-from ray_apps.predictor.protocol import InferResponse, decode_request, encode_response
+from ray_apps.predictor.protocol import InferRequest, InferResponse, decode_request, encode_response
 from ray_apps.predictor.service import Predictor
 
 __all__ = ["HttpDoor", "metadata"]
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 Headers = Iterable[tuple[bytes, bytes]]
 
 _VERSIONED = re.compile(r"/versions/([0-9]{1,9})(/infer|/ready|)")
-_JSON = (b"content-type", b"application/json")
-_log = logging.getLogger("ray.serve")
 
 
-class HttpDoor:
+class HttpDoor(Door):
     """An ASGI application that serves one model below the path it is mounted at.
 
     gate: who may come in; applies to every route. max_body_bytes: bound on a request's body, unpacked.
     max_in_flight: beyond it requests are refused with 429.
     """
-
-    routes: tuple[()] = ()  # Serve names a request's route by these two: here there is one name, the mount
-    router = SimpleNamespace(redirect_slashes=False)
 
     def __init__(
         self,
@@ -52,38 +39,17 @@ class HttpDoor:
         max_body_bytes: int = 64 << 20,
         max_in_flight: int = 1_280,
     ) -> None:
+        super().__init__(max_in_flight=max_in_flight)
         self.predictor, self.gate = predictor, gate
-        self.max_body_bytes, self.max_in_flight = max_body_bytes, max_in_flight
-        self.in_flight = 0
+        self.max_body_bytes = max_body_bytes
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        if scope["type"] != "http":
-            await _other(scope, receive, send)
-            return
-        self.in_flight += 1
-        try:
-            status, headers, body = await self._answer(scope, receive)
-        except PredictorError as refusal:
-            status, headers, body = _refusal(refusal)
-        except Exception:  # noqa: BLE001 - the caller gets a 500 with its incident, the log the rest
-            incident = uuid.uuid4().hex
-            _log.exception("%s %s failed, incident %s", scope["method"], scope["path"], incident)
-            status, headers, body = (
-                500,
-                [_JSON],
-                orjson.dumps({"error": f"internal error, incident {incident}"}),
-            )
-        finally:
-            self.in_flight -= 1
-        headers.append((b"content-length", b"%d" % len(body)))
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+    async def close(self) -> None:
+        """Stop the predictor."""
+        await self.predictor.close()
 
-    async def _answer(self, scope: Message, receive: Receive) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    async def answer(self, scope: Message, receive: Receive) -> Answer:
+        """Status, headers and body of one request. Raises: PredictorError."""
         authorization, wanted = _headers(scope["headers"])
-        if self.in_flight > self.max_in_flight:
-            raise Overloaded(f"{self.in_flight} requests are in flight here; send again after a moment")
         await self.gate.admit(authorization)
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         post = scope["method"] == "POST"
@@ -104,39 +70,54 @@ class HttpDoor:
             return await self._infer(receive, wanted, number)
         return self._look_at(number, action)
 
-    async def _infer(
-        self, receive: Receive, wanted: dict[bytes, bytes], number: int | None
-    ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    async def _infer(self, receive: Receive, wanted: dict[bytes, bytes], number: int | None) -> Answer:
+        until = _until(wanted.get(b"x-request-timeout-ms"))
         body = await _read(receive, wanted, self.max_body_bytes)
         length = _header_length(wanted.get(b"inference-header-content-length"))
         request = decode_request(body, length)
-        response: InferResponse = await self.predictor.infer(request, number=number)
+        if until is None and "timeout" not in request.parameters:
+            response: InferResponse = await self.predictor.infer(request, number=number)
+        else:
+            response = await self._infer_in_time(request, number, until)
         encoded, json_bytes = encode_response(response, request)
         if json_bytes is None:
-            return 200, [_JSON], encoded
+            return 200, [JSON], encoded
         headers = [(b"content-type", b"application/octet-stream")]
         headers.append((b"inference-header-content-length", b"%d" % json_bytes))
         return 200, headers, encoded
 
-    def _look(self, path: str) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    async def _infer_in_time(
+        self, request: InferRequest, number: int | None, until: float | None
+    ) -> InferResponse:
+        """Answer before the earlier of a header's and a parameter's deadline; later work is dropped."""
+        limits = [moment for moment in (until, _until_by_parameter(request)) if moment is not None]
+        try:
+            async with asyncio.timeout_at(min(limits, default=None)):
+                return await self.predictor.infer(request, number=number)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                "deadline: it passed before the answer was there; allow more time"
+            ) from None
+
+    def _look(self, path: str) -> Answer:
         champion = self.predictor.engine.routes.champion
         if path == "/status":
-            return 200, [_JSON], orjson.dumps(self.predictor.describe())
+            return 200, [JSON], orjson.dumps(self.predictor.describe())
         if path == "/ready":
             document = {"name": self.predictor.engine.model, "ready": champion is not None}
-            return 200 if champion is not None else 503, [_JSON], orjson.dumps(document)
+            return 200 if champion is not None else 503, [JSON], orjson.dumps(document)
         if champion is None:
             raise NotFound(f"model {self.predictor.engine.model!r} has no champion that is loaded")
-        return 200, [_JSON], orjson.dumps(metadata(self.predictor, champion))
+        return 200, [JSON], orjson.dumps(metadata(self.predictor, champion))
 
-    def _look_at(self, number: int, action: str) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    def _look_at(self, number: int, action: str) -> Answer:
         engine = self.predictor.engine
         version = engine.find(number)
         if action == "/ready":
             document = {"name": engine.model, "version": str(number), "ready": version is not None}
-            return 200 if version is not None else 503, [_JSON], orjson.dumps(document)
+            return 200 if version is not None else 503, [JSON], orjson.dumps(document)
         if version is not None:
-            return 200, [_JSON], orjson.dumps(metadata(self.predictor, version))
+            return 200, [JSON], orjson.dumps(metadata(self.predictor, version))
         raise NotFound(
             f"model {engine.model!r} has no version {number} loaded; it has {engine.describe()['loaded']}"
         )
@@ -161,7 +142,13 @@ def _tensor(spec: Any) -> dict[str, Any]:
     return described
 
 
-_WANTED = {b"inference-header-content-length", b"content-encoding", b"content-length"}
+_WANTED = {
+    b"inference-header-content-length",
+    b"content-encoding",
+    b"content-length",
+    b"x-request-timeout-ms",
+}
+_MILLISECOND_DIGITS = 9
 
 
 def _headers(headers: Headers) -> tuple[bytes | None, dict[bytes, bytes]]:
@@ -173,6 +160,23 @@ def _headers(headers: Headers) -> tuple[bytes | None, dict[bytes, bytes]]:
         elif name in _WANTED:
             wanted[name] = value
     return authorization, wanted
+
+
+def _until(value: bytes | None) -> float | None:
+    """The moment of the loop's clock by which a request with X-Request-Timeout-Ms is to be answered."""
+    if value is None:
+        return None
+    if not value.isdigit() or len(value) > _MILLISECOND_DIGITS or int(value) == 0:
+        raise BadRequest(f"X-Request-Timeout-Ms: expected a number of milliseconds > 0, got {value[:40]!r}")
+    return asyncio.get_running_loop().time() + int(value) / 1e3
+
+
+def _until_by_parameter(request: InferRequest) -> float | None:
+    """The same for `parameters.timeout`, microseconds from now, as Triton's clients say it; 0 is none."""
+    timeout = request.parameters.get("timeout", 0)
+    if type(timeout) is not int or timeout < 0:
+        raise BadRequest(f"parameters.timeout: expected microseconds, an integer >= 0, got {timeout!r:.80}")
+    return asyncio.get_running_loop().time() + timeout / 1e6 if timeout else None
 
 
 def _header_length(value: bytes | None) -> int | None:
@@ -225,23 +229,3 @@ def _only(scope: Message, method: str) -> None:
         refusal = BadRequest(f"method: {scope['path']} takes {method}, not {scope['method']}")
         refusal.status = 405
         raise refusal
-
-
-def _refusal(refusal: PredictorError) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-    headers = [_JSON]
-    if isinstance(refusal, Denied) and refusal.status == 401:  # noqa: PLR2004 - HTTP
-        headers.append((b"www-authenticate", b"Bearer"))
-    if isinstance(refusal, Overloaded) or refusal.status == 503:  # noqa: PLR2004 - HTTP
-        headers.append((b"retry-after", b"1"))
-    return refusal.status, headers, orjson.dumps({"error": str(refusal).encode(errors="replace").decode()})
-
-
-async def _other(scope: Message, receive: Receive, send: Send) -> None:
-    """Lifespan events are acknowledged, websockets refused."""
-    while scope["type"] == "lifespan":
-        message = await receive()
-        kind = message["type"]
-        await send({"type": f"{kind}.complete"})
-        if kind == "lifespan.shutdown":
-            return
-    await send({"type": "websocket.close", "code": 1003})

@@ -72,10 +72,14 @@ class KeyedRows:
 
 @dataclass(frozen=True, slots=True)
 class Assembled:
-    """A request by key as tensors; missing: per row the columns that had no value."""
+    """A request by key as tensors.
+
+    missing: per row the columns that had no value. abstained: the rows that are not to be predicted for it.
+    """
 
     inputs: dict[str, Array]
     missing: list[list[str]]
+    abstained: Sequence[int] = ()
 
 
 def parse_keys(parameters: Mapping[str, Any], *, replay: bool) -> KeyedRows | None:
@@ -157,20 +161,32 @@ async def look_up(
     """Fetch a version's features for keyed rows, one round trip for all of them, and lay them out.
 
     now: the moment as of which values may be used; None is the feature store's own clock.
-    Raises: BadRequest for keys that do not fit; NotReady if the online store does not answer.
+    Raises: BadRequest for keys that do not fit; NotReady if the online store does not answer and the version's
+    policy for missing features does not say what to do then.
     """
     if version.service is None:
         raise BadRequest(f"parameters.entities: {version} has no feature service; send tensors")
-    await services.see(version.service)
     columns = [name for spec in version.signature.inputs for name in spec.columns or ()]
     try:
-        found = await source.get_online_features_async(version.service, rows.merged(), now)
-        values = found.columns()
+        values = await _fetch(source, services, version.service, rows, now)
+    except NotReady:
+        if not version.missing.needs_no_store:
+            raise
+        values = {}
+    return assemble(version, columns, values, rows)
+
+
+async def _fetch(
+    source: FeatureSource, services: ServiceWatch, service: str, rows: KeyedRows, now: datetime | None
+) -> Mapping[str, Sequence[Any]]:
+    await services.see(service)
+    try:
+        found = await source.get_online_features_async(service, rows.merged(), now)
+        return found.columns()
     except InvalidRows as error:
         raise BadRequest(f"parameters.entities: {error}") from error
     except Exception as error:
         raise NotReady(f"the online store does not answer: {error}") from error
-    return assemble(version, columns, values, rows)
 
 
 def assemble(
@@ -189,13 +205,17 @@ def assemble(
             if name in table:
                 table[name][i] = value
     missing = [[name for name in columns if table[name][i] is None] for i in range(count)]
-    if version.rejects_missing and any(missing):
+    policy = version.missing
+    if policy.action == "reject" and any(missing):
         first = next(i for i, names in enumerate(missing) if names)
         raise BadRequest(
             f"parameters.entities[{first}]: no value for {missing[first]}, which {version} requires"
         )
+    for name, value in policy.defaults.items():
+        table[name] = [value if found is None else found for found in table[name]]
     inputs = {spec.name: _tensor(spec, table, count) for spec in version.signature.inputs}
-    return Assembled(inputs, missing)
+    abstained = [i for i, names in enumerate(missing) if names] if policy.action == "abstain" else ()
+    return Assembled(inputs, missing, abstained)
 
 
 def _tensor(spec: TensorSpec, table: Mapping[str, Sequence[Any]], count: int) -> Array:

@@ -4,7 +4,7 @@ Serve's accounting of a request (metadata, context, tasks that watch for timeout
 about as much as a small model's prediction. A middleware stands before it, in the replica's own process; this one
 hands requests for predictions straight to the predictor of that replica. All else takes Serve's way, health
 checks and draining included; the predictor bounds and counts what it has in flight itself. It is switched on
-where the cluster starts, by an environment variable (`CALLBACK`); without it everything works, slower.
+where the cluster starts, by the variable RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH; without it all works, slower.
 """
 
 from __future__ import annotations
@@ -14,10 +14,7 @@ from typing import Any
 
 from starlette.middleware import Middleware
 
-__all__ = ["CALLBACK", "Lane", "close_lane", "middlewares", "open_lane"]
-
-CALLBACK = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "ray_apps.predictor.middleware.middlewares"}
-"""The environment variable that switches the lane on."""
+__all__ = ["Lane", "close_lane", "middlewares", "open_lane"]
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
 _doors: dict[str, App] = {}  # route prefix -> application, of the one replica in this process

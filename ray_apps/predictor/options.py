@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from functions.prediction_log import default_wal_root
 from functions.runtime.context import context_of
 
-__all__ = ["PredictorOptions"]
+__all__ = ["PoolOptions", "PredictorOptions"]
 
 
 class PredictorOptions(BaseModel):
@@ -23,6 +23,10 @@ class PredictorOptions(BaseModel):
     replica. poll_s: how often the traffic policy is read. num_replicas, num_cpus, max_ongoing_requests,
     max_queued_requests: Serve's; beyond both a caller is told to come again. max_body_bytes: of one request.
     shadow_limit: how many requests may wait for shadows before they are dropped.
+
+    max_replicas: goes before num_replicas; as many replicas as it takes for `target_in_flight` requests in each,
+    at least `min_replicas`. With none (0) a model takes no process once nobody asked for `idle_s`, and the next
+    request waits for a replica to start. Serve counts the requests then, which costs each 0.1 ms.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,6 +40,10 @@ class PredictorOptions(BaseModel):
     log_limit_bytes: int = Field(default=1 << 30, ge=1 << 16)
     poll_s: float = Field(default=0.25, gt=0)
     num_replicas: int = Field(default=1, ge=1)
+    min_replicas: int = Field(default=1, ge=0)
+    max_replicas: int | None = Field(default=None, ge=1)
+    target_in_flight: float = Field(default=8.0, gt=0)
+    idle_s: float = Field(default=300.0, ge=0)
     num_cpus: float = Field(default=0.5, ge=0)
     max_ongoing_requests: int = Field(default=256, ge=1)
     max_queued_requests: int = Field(default=1_024, ge=-1)
@@ -43,7 +51,7 @@ class PredictorOptions(BaseModel):
     shadow_limit: int = Field(default=256, ge=1)
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str], **changes: Any) -> PredictorOptions:
+    def from_environment(cls, environment: Mapping[str, str], **changes: Any) -> Self:
         """Options of the platform that `TOQUE_STORE`, `TOQUE_REDIS_URL` and `TOQUE_CLOCK` name.
 
         changes: fields that differ. Raises: ValueError if the environment contradicts itself.
@@ -57,7 +65,46 @@ class PredictorOptions(BaseModel):
         }
         return cls.model_validate(found | changes)
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.max_replicas is not None and self.min_replicas > self.max_replicas:
+            raise ValueError(
+                f"min_replicas={self.min_replicas} is more than max_replicas={self.max_replicas}; raise max_replicas"
+            )
+        return self
+
+    @property
+    def scale(self) -> dict[str, Any]:
+        """How many replicas, in the words of a Serve deployment."""
+        if self.max_replicas is None:
+            return {"num_replicas": self.num_replicas}
+        return {
+            "autoscaling_config": {
+                "min_replicas": self.min_replicas,
+                "initial_replicas": max(1, self.min_replicas),
+                "max_replicas": self.max_replicas,
+                "target_ongoing_requests": self.target_in_flight,
+                "upscale_delay_s": 2.0,
+                "downscale_delay_s": max(30.0, self.idle_s) if self.min_replicas else self.idle_s,
+                "downscale_to_zero_delay_s": self.idle_s,
+                "look_back_period_s": 5.0,
+                "metrics_interval_s": 1.0,
+            }
+        }
+
     @property
     def wal(self) -> Path:
         """The folder of the write-ahead files."""
         return self.wal_root if self.wal_root is not None else default_wal_root(self.store_url)
+
+
+class PoolOptions(PredictorOptions):
+    """How the pool is deployed: as a predictor, and
+
+    memory_limit_bytes: for the models of one replica, as estimated from their files (the process itself takes
+    some 400 MB beside them). pinned: models that are loaded at the start and never evicted.
+    """
+
+    num_replicas: int = Field(default=2, ge=1)
+    memory_limit_bytes: int = Field(default=1 << 30, ge=1 << 20)
+    pinned: tuple[str, ...] = ()

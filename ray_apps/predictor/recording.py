@@ -1,9 +1,16 @@
-"""What of an answer is logged: the exact vector, the outputs, the version and arm, the moment, the time it took."""
+"""What of an answer is logged: the exact vector, the outputs, the version and arm, the moment, the time it took.
+
+Of an answer that failed there is a record without vector and outputs, so that whoever judges a version sees its
+failures: written a moment later, behind a bound, since a failure must not cost more than an answer.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,10 +19,13 @@ import numpy.typing as npt
 from functions.prediction_log import LogFullError, encode_prediction
 from ray_apps.predictor.datatypes import Array
 
-__all__ = ["Log", "Recorder", "vectors"]
+__all__ = ["Failure", "Log", "Recorder", "vectors"]
 
 MAX_VALUES = 65_536
 """A row with more values than this is logged without them."""
+MAX_FAILURES = 512
+"""So many failures wait to be written; more are dropped and counted."""
+FLUSH_S = 0.05
 _log = logging.getLogger("ray.serve")
 
 
@@ -27,13 +37,38 @@ class Log(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A request that a version was chosen for and did not answer; fields as of `Recorder.record`.
+
+    rows: 1 as long as the request was not compared with the signature: nobody makes a thousand records of one.
+    """
+
+    id: str
+    version: int
+    arm: str
+    shadow: bool
+    unit: str | None
+    at_us: int
+    latency_ms: float
+    rows: int = 1
+    entities: Sequence[Mapping[str, Any]] | None = None
+
+
 class Recorder:
-    """Logs answers of one model; counts the records that a full log did not take."""
+    """Logs answers of one model; counts the records that a full log did not take.
+
+    failures: how many were written; failures_dropped: how many came faster than they could be.
+    """
 
     def __init__(self, model: str, log: Log | None) -> None:
         self._model, self._log = model, log
+        self._failures: deque[Failure] = deque()
+        self._flushing: asyncio.TimerHandle | None = None
         self.written = 0
         self.dropped = 0
+        self.failures = 0
+        self.failures_dropped = 0
 
     def record(
         self,
@@ -61,8 +96,46 @@ class Recorder:
             latency_ms=latency_ms, rows=rows, numeric=numeric, categorical=categorical, outputs=scores,
             missing=missing, entities=entities,
         )  # fmt: skip
+        self._append(self._log, payload)
+
+    def fail(self, failure: Failure) -> None:
+        """Have a failure logged soon; never waits. Beyond the bound it is dropped and counted."""
+        if self._log is None or failure.rows == 0:
+            return
+        if len(self._failures) >= MAX_FAILURES:
+            self.failures_dropped += 1
+            return
+        self._failures.append(failure)
+        if self._flushing is None:
+            self._flushing = asyncio.get_running_loop().call_later(FLUSH_S, self.flush)
+
+    def flush(self) -> None:
+        """Write the failures that wait."""
+        if self._flushing is not None:
+            self._flushing.cancel()
+            self._flushing = None
+        while self._failures and self._log is not None:
+            one = self._failures.popleft()
+            payload = encode_prediction(
+                id=one.id, model=self._model, version=one.version, arm=one.arm, shadow=one.shadow, unit=one.unit,
+                at_us=one.at_us, latency_ms=one.latency_ms, rows=one.rows, numeric=None, categorical=None,
+                outputs=None, entities=one.entities,
+            )  # fmt: skip
+            self._append(self._log, payload)
+            self.failures += 1
+
+    def describe(self) -> dict[str, int]:
+        """The counts."""
+        return {
+            "written": self.written,
+            "dropped": self.dropped,
+            "failures": self.failures,
+            "failures_dropped": self.failures_dropped,
+        }
+
+    def _append(self, log: Log, payload: bytes) -> None:
         try:
-            self._log.append(payload)
+            log.append(payload)
         except LogFullError as error:
             if self.dropped % 1_000 == 0:
                 _log.error("prediction log of %s: %s; %d dropped so far", self._model, error, self.dropped)
@@ -83,9 +156,17 @@ def vectors(
     for array in tensors.values():
         if array.ndim and array.shape[0] == rows and array.size <= MAX_VALUES * rows:
             (texts if array.dtype.kind == "O" else numbers).append(array)
-    numeric = [np.asarray(array, np.float32).reshape(rows, -1) for array in numbers]
+    numeric = [_float32(array).reshape(rows, -1) for array in numbers]
     joined = numeric[0] if len(numeric) == 1 else np.hstack(numeric) if numeric else None
     return joined, _texts(texts, rows) if texts else None
+
+
+def _float32(array: Array) -> Array:
+    """As float32; what is beyond its range is logged as infinite."""
+    if array.dtype == np.float32:
+        return array
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32)
 
 
 def _texts(arrays: Sequence[Array], rows: int) -> list[list[str | None]]:

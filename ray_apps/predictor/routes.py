@@ -50,11 +50,6 @@ class Routes(Generic[V]):
             return CHAMPION, self.champion
         return arm.name, version
 
-    def arm_of(self, version: int) -> str:
-        """The arm that a version stands in, or "pinned" for one that a request asked for by number."""
-        arms = self.traffic.arms if self.traffic is not None else ()
-        return next((arm.name for arm in arms if arm.version == version), "pinned")
-
 
 def wanted_versions(traffic: Traffic | None, aliases: Mapping[str, int]) -> tuple[int, ...]:
     """The versions a replica holds for a policy, the champion first."""

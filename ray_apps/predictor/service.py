@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
-from functions.prediction_log import micros
+from functions.prediction_log import PINNED, micros
+from ray_apps.predictor.batching import Batcher
 from ray_apps.predictor.datatypes import Array
 from ray_apps.predictor.engine import Engine
 from ray_apps.predictor.errors import BadRequest, NotFound, NotReady
 from ray_apps.predictor.keys import Assembled, FeatureSource, KeyedRows, ServiceWatch, look_up, parse_keys
 from ray_apps.predictor.loaded import LoadedVersion
 from ray_apps.predictor.protocol import InferRequest, InferResponse
-from ray_apps.predictor.recording import Recorder
+from ray_apps.predictor.recording import Failure, Recorder
 from ray_apps.predictor.shadows import ShadowJob, Shadows
 
 __all__ = ["Predictor"]
@@ -53,26 +56,23 @@ class Predictor:
         number: a version asked for by number, past the split.
         Raises: PredictorError with the status and the words for the caller.
         """
-        begin = time.perf_counter()
         prediction_id = request.id or os.urandom(16).hex()
         unit = _unit(request.parameters)
+        begin = time.perf_counter()
         arm, version = await self._choose(unit or prediction_id, number)
-        version.check_outputs(request.outputs)
-        found, keys = await self._inputs(request, version)
-        rows = version.check(found.inputs)
-        outputs = await self._predict(version, found.inputs)
-        at_us = self._now_us(keys)
-        self.recorder.record(
-            id=prediction_id, version=version.version, arm=arm, shadow=False, unit=unit, at_us=at_us,
-            latency_ms=(time.perf_counter() - begin) * 1e3, rows=rows, inputs=found.inputs, outputs=outputs,
-            missing=found.missing or None, entities=keys.entities if keys is not None else None,
-        )  # fmt: skip
+        call = _Call(prediction_id, unit, arm, version, begin)
+        try:
+            found = await self._inputs(request, call)
+            outputs = await self._predict(call, found)
+        except BaseException:  # a caller whose time is up included
+            if number is None:  # who asks for a version by number tries it out: no evidence against it
+                self._fail(call)
+            raise
+        at_us = self._now_us(call.keys)
+        self._record(call, at_us, found, outputs)
         if self.engine.routes.shadows and number is None:
-            self._offer(version, prediction_id, unit, at_us, found, keys)
-        parameters: dict[str, Any] = {"arm": arm}
-        if keys is not None:
-            parameters["missing"] = found.missing
-        return InferResponse(self.engine.model, version.version, outputs, prediction_id, parameters)
+            self._offer(call, at_us, found)
+        return InferResponse(self.engine.model, version.version, outputs, prediction_id, _said(call, found))
 
     async def _choose(self, unit: str, number: int | None) -> tuple[str, LoadedVersion]:
         routes = self.engine.routes
@@ -86,7 +86,7 @@ class Predictor:
         if found is None:
             loop = asyncio.get_running_loop()
             found = await loop.run_in_executor(self._pool, self.engine.load, number)
-        return routes.arm_of(number), found
+        return PINNED, found
 
     def _refuse_rejected(self, number: int) -> None:
         record = self.engine.view.versions.get(number) if self.engine.view is not None else None
@@ -97,27 +97,59 @@ class Predictor:
         traffic = self.engine.routes.traffic
         return traffic is not None and number in traffic.versions
 
-    async def _inputs(
-        self, request: InferRequest, version: LoadedVersion
-    ) -> tuple[Assembled, KeyedRows | None]:
-        keys = None
+    async def _inputs(self, request: InferRequest, call: _Call) -> Assembled:
+        """The version's inputs, compared with its signature."""
+        call.version.check_outputs(request.outputs)
         if request.parameters:
-            keys = parse_keys(request.parameters, replay=self._replay)
-        if keys is None:
-            return Assembled(request.inputs, []), None
-        if request.inputs:
+            call.keys = parse_keys(request.parameters, replay=self._replay)
+        if call.keys is None:
+            found = Assembled(request.inputs, [])
+        elif request.inputs:
             raise BadRequest("inputs: give either tensors or parameters.entities, not both")
-        return await self._look_up(version, keys), keys
+        else:
+            found = await self._look_up(call.version, call.keys)
+        call.rows = call.version.check(found.inputs)
+        return found
 
     async def _look_up(self, version: LoadedVersion, keys: KeyedRows) -> Assembled:
         if self._features is None or self._services is None:
             raise BadRequest("parameters.entities: this platform has no online store; send tensors")
         return await look_up(self._features, self._services, version, keys, keys.at)
 
-    async def _predict(self, version: LoadedVersion, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+    async def _predict(self, call: _Call, found: Assembled) -> Mapping[str, Array]:
+        version = call.version
+        if version.batching is None or found.abstained or call.rows >= version.batching.max_rows:
+            if version.inline:
+                return version.predict(found.inputs, found.abstained)
+            return await self._score(version, found.inputs, found.abstained)
+        if version.batcher is None:
+            version.batcher = Batcher(partial(self._score, version), version.batching)
+        return await version.batcher.predict(found.inputs, call.rows)
+
+    async def _score(
+        self, version: LoadedVersion, inputs: Mapping[str, Array], abstained: Sequence[int] = ()
+    ) -> Mapping[str, Array]:
         if version.inline:
-            return version.predict(inputs)
-        return await asyncio.get_running_loop().run_in_executor(self._pool, version.predict, inputs)
+            return version.predict(inputs, abstained)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, version.predict, inputs, abstained)
+
+    def _record(self, call: _Call, at_us: int, found: Assembled, outputs: Mapping[str, Array]) -> None:
+        self.recorder.record(
+            id=call.id, version=call.version.version, arm=call.arm, shadow=False, unit=call.unit, at_us=at_us,
+            latency_ms=call.passed_ms(), rows=call.rows, inputs=found.inputs, outputs=outputs,
+            missing=found.missing or None, entities=call.keys.entities if call.keys is not None else None,
+        )  # fmt: skip
+
+    def _fail(self, call: _Call) -> None:
+        entities = call.keys.entities if call.keys is not None else None
+        self.recorder.fail(
+            Failure(
+                id=call.id, version=call.version.version, arm=call.arm, shadow=False, unit=call.unit,
+                at_us=self._now_us(call.keys), latency_ms=call.passed_ms(),
+                rows=call.rows if entities is None else len(entities), entities=entities,
+            )
+        )  # fmt: skip
 
     def _now_us(self, keys: KeyedRows | None) -> int:
         if keys is not None and keys.at is not None:
@@ -126,20 +158,10 @@ class Predictor:
             return time.time_ns() // 1_000
         return micros(self._clock().astimezone(UTC))
 
-    def _offer(
-        self,
-        answered_by: LoadedVersion,
-        prediction_id: str,
-        unit: str | None,
-        at_us: int,
-        found: Assembled,
-        keys: KeyedRows | None,
-    ) -> None:
+    def _offer(self, call: _Call, at_us: int, found: Assembled) -> None:
         for shadow in self.engine.routes.shadows:
-            if shadow is not answered_by:
-                job = ShadowJob(
-                    shadow, answered_by, prediction_id, unit, at_us, found.inputs, keys, found.missing or None
-                )
+            if shadow is not call.version:
+                job = ShadowJob(shadow, call.version, call.id, call.unit, at_us, call.rows, found, call.keys)
                 self.shadows.offer(job)
 
     def describe(self) -> dict[str, Any]:
@@ -147,14 +169,54 @@ class Predictor:
         return {
             **self.engine.describe(),
             "shadows": self.shadows.describe(),
-            "log": {"written": self.recorder.written, "dropped": self.recorder.dropped},
+            "log": self.recorder.describe(),
+            "batches": self._batches(),
+        }
+
+    def _batches(self) -> dict[str, dict[str, int]]:
+        """Of each loaded version that makes some: how many, and of how many rows together."""
+        loaded = [self.engine.find(number) for number in self.engine.loaded]
+        return {
+            str(version.version): {"batches": version.batcher.batches, "rows": version.batcher.rows}
+            for version in loaded
+            if version is not None and version.batcher is not None
         }
 
     async def close(self) -> None:
         """Stop the engine and the shadows."""
         await self.shadows.close()
+        self.recorder.flush()
         await asyncio.get_running_loop().run_in_executor(None, self.engine.stop)
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+@dataclass(slots=True)
+class _Call:
+    """A request that a version was chosen for; rows: 1 until it was compared with the signature."""
+
+    id: str
+    unit: str | None
+    arm: str
+    version: LoadedVersion
+    begin: float
+    keys: KeyedRows | None = None
+    rows: int = 1
+
+    def passed_ms(self) -> float:
+        """Since it was begun."""
+        return (time.perf_counter() - self.begin) * 1e3
+
+
+def _said(call: _Call, found: Assembled) -> dict[str, Any]:
+    """The response's parameters: the arm; by key what was missing, and what was done about it."""
+    parameters: dict[str, Any] = {"arm": call.arm}
+    if call.keys is not None:
+        parameters["missing"] = found.missing
+        if any(found.missing):
+            parameters["missing_policy"] = call.version.missing.action
+        if found.abstained:
+            parameters["abstained"] = list(found.abstained)
+    return parameters
 
 
 def _unit(parameters: Mapping[str, Any]) -> str | None:

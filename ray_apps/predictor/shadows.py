@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from ray_apps.predictor.datatypes import Array
-from ray_apps.predictor.errors import PredictorError
 from ray_apps.predictor.keys import Assembled, KeyedRows
 from ray_apps.predictor.loaded import LoadedVersion
-from ray_apps.predictor.recording import Recorder
+from ray_apps.predictor.recording import Failure, Recorder
 
 __all__ = ["ShadowJob", "Shadows"]
 
@@ -24,16 +22,16 @@ LookUp = Callable[[LoadedVersion, KeyedRows], Awaitable[Assembled]]
 
 @dataclass(frozen=True, slots=True)
 class ShadowJob:
-    """One answered request for one shadow: the answer's tensors, or the keys to look its own up."""
+    """One answered request of some rows for one shadow: the answer's tensors, or the keys to look its own up."""
 
     version: LoadedVersion
     answered_by: LoadedVersion
     id: str
     unit: str | None
     at_us: int
-    inputs: Mapping[str, Array]
+    rows: int
+    found: Assembled
     keys: KeyedRows | None
-    missing: Sequence[Sequence[str]] | None
 
 
 class Shadows:
@@ -72,34 +70,38 @@ class Shadows:
     async def _work(self) -> None:
         while True:
             job = await self._queue.get()
+            begin = time.perf_counter()
             try:
-                await self._score(job)
+                await self._score(job, begin)
                 self.scored += 1
-            except PredictorError as error:
-                self._count_failure(job, error)
             except Exception as error:  # noqa: BLE001 - a shadow may fail in any way; it must not stop the others
-                self._count_failure(job, error)
+                self._failed(job, error, (time.perf_counter() - begin) * 1e3)
             finally:
                 self._queue.task_done()
 
-    def _count_failure(self, job: ShadowJob, error: Exception) -> None:
+    def _failed(self, job: ShadowJob, error: Exception, latency_ms: float) -> None:
         if self.failed % 1_000 == 0:
             _log.warning("shadow %s failed: %s (%d failures so far)", job.version, error, self.failed)
         self.failed += 1
+        self._recorder.fail(
+            Failure(
+                id=job.id, version=job.version.version, arm="shadow", shadow=True, unit=job.unit,
+                at_us=job.at_us, latency_ms=latency_ms,
+                rows=job.rows, entities=job.keys.entities if job.keys is not None else None,
+            )
+        )  # fmt: skip
 
-    async def _score(self, job: ShadowJob) -> None:
-        begin = time.perf_counter()
-        version, inputs, missing = job.version, job.inputs, job.missing
+    async def _score(self, job: ShadowJob, begin: float) -> None:
+        version, found = job.version, job.found
         if job.keys is not None and not _same_vector(version, job.answered_by):
             found = await self._look_up(version, job.keys)
-            inputs, missing = found.inputs, found.missing
-        rows = version.check(inputs)
+        rows = version.check(found.inputs)
         loop = asyncio.get_running_loop()
-        outputs = await loop.run_in_executor(self._pool, version.predict, inputs)
+        outputs = await loop.run_in_executor(self._pool, version.predict, found.inputs, found.abstained)
         self._recorder.record(
             id=job.id, version=version.version, arm="shadow", shadow=True, unit=job.unit, at_us=job.at_us,
-            latency_ms=(time.perf_counter() - begin) * 1e3, rows=rows, inputs=inputs, outputs=outputs,
-            missing=missing, entities=job.keys.entities if job.keys is not None else None,
+            latency_ms=(time.perf_counter() - begin) * 1e3, rows=rows, inputs=found.inputs, outputs=outputs,
+            missing=found.missing or None, entities=job.keys.entities if job.keys is not None else None,
         )  # fmt: skip
 
     def describe(self) -> dict[str, Any]:
@@ -108,4 +110,8 @@ class Shadows:
 
 
 def _same_vector(one: LoadedVersion, other: LoadedVersion) -> bool:
-    return one.service == other.service and one.signature.inputs == other.signature.inputs
+    return (one.service, one.missing, one.signature.inputs) == (
+        other.service,
+        other.missing,
+        other.signature.inputs,
+    )

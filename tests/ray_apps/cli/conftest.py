@@ -8,19 +8,23 @@ from pathlib import Path
 
 import pytest
 import uvicorn
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from functions import function
 from functions.runtime.context import Context
 from ray_apps.gateway.app import build_app
 from ray_apps.gateway.services import Services
+from ray_apps.mlflow import build_app as build_mlflow
 from registry import Access, Registry, open_store
 
 
 @dataclass
 class Platform:
-    """A gateway on a real port, and a model in its registry."""
+    """A gateway, and MLflow's protocol beside it, on a real port, and their registry."""
 
     url: str
+    token: str
     context: Context
     registry: Registry
 
@@ -37,6 +41,14 @@ def cli_break() -> int:
     raise RuntimeError("out of gas")
 
 
+@function()
+def cli_talk(words: list[str]) -> int:
+    """Say some words."""
+    for word in words:
+        print(word)  # noqa: T201
+    return len(words)
+
+
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("TOQUE_URL", "TOQUE_TOKEN", "TOQUE_HOME", "TOQUE_PROJECT"):
@@ -50,7 +62,10 @@ def platform(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     context = Context(open_store(url), url, actor="platform")
     access = Access(context.store, actor="tests")
     services = Services(context=context, labels=lambda: pytest.fail("no labels here"), access=access)
-    server = uvicorn.Server(uvicorn.Config(build_app(services), port=0, log_level="error", ws="none"))
+    app = Starlette(
+        routes=[Mount("/api", build_mlflow(context.store, access=access)), Mount("/", build_app(services))]
+    )
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", ws="none"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     deadline = time.monotonic() + 30
@@ -59,8 +74,9 @@ def platform(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         time.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
     monkeypatch.setenv("TOQUE_URL", f"http://127.0.0.1:{port}")
-    monkeypatch.setenv("TOQUE_TOKEN", access.create_token("ada", "admin"))
-    yield Platform(f"http://127.0.0.1:{port}", context, Registry(context.store, actor="trainer"))
+    token = access.create_token("ada", "admin")
+    monkeypatch.setenv("TOQUE_TOKEN", token)
+    yield Platform(f"http://127.0.0.1:{port}", token, context, Registry(context.store, actor="trainer"))
     server.should_exit = True
     thread.join(10)
 

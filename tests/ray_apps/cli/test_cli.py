@@ -1,12 +1,18 @@
 """The commands, against a gateway on a real port."""
 
+import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from ray_apps.cli import main
+from functions.runtime.invocation import run_pending
+from ray_apps.cli import ledger, main
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -72,6 +78,64 @@ def test_a_durable_invocation_is_followed(platform: Any, capsys: Any) -> None:
     assert run(capsys, "invocations", "redrive", invocation)[0] == 2
 
 
+def test_what_an_invocation_said_is_shown_and_followed_to_its_end(platform: Any, capsys: Any) -> None:
+    arguments = ("cli_talk", "--json", '{"words": ["[one]", "two"]}', "--key", "k")
+    assert run(capsys, "run", *arguments)[:2] == (0, "2\n")
+    invocation = run(capsys, "submit", *arguments)[1].strip()
+    assert run(capsys, "logs", invocation)[:2] == (0, "[one]\ntwo\n")
+    assert run(capsys, "logs", invocation, "-f")[:2] == (0, "[one]\ntwo\n")
+    assert "cli_talk stdout: two" in run(capsys, "logs", invocation, "--times")[1]
+    assert run(capsys, "run", "cli_break", "--key", "b")[0] == 1
+    broken = run(capsys, "submit", "cli_break", "--key", "b")[1].strip()
+    code, out, err = run(capsys, "logs", broken, "--follow")
+    assert (code, "in cli_break" in out, "RuntimeError: out of gas" in err) == (1, True, True)
+    assert run(capsys, "logs", "nothing")[0] == 2
+
+
+def test_progress_is_a_bar_at_a_terminal_and_nothing_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    told = {"function": "peel", "progress": {"done": 1, "total": 4, "text": "peeling"}}
+    monkeypatch.setattr(ledger, "out", Console(file=shown, force_terminal=True, width=80))
+    with ledger.progress_bar() as show:
+        show(told | {"progress": None})
+        show(told)
+    assert "peeling" in shown.getvalue()
+    assert "25%" in shown.getvalue()
+    piped = io.StringIO()
+    monkeypatch.setattr(ledger, "out", Console(file=piped))
+    with ledger.progress_bar() as show:
+        show(told)
+    assert piped.getvalue() == ""
+
+
+def test_the_dead_are_listed_and_purged(platform: Any, capsys: Any) -> None:
+    run(capsys, "run", "cli_break", "--key", "b")
+    broken = run(capsys, "submit", "cli_break", "--key", "b")[1].strip()
+    run_pending(platform.context)  # whoever attends enters it into the index
+    assert broken in run(capsys, "invocations", "list", "--state", "dead")[1]
+    assert run(capsys, "invocations", "purge", broken)[:2] == (0, "purged\n")
+    assert broken not in run(capsys, "invocations", "list", "--state", "dead")[1]
+    code, _, err = run(capsys, "invocations", "purge", broken)
+    assert (code, "not among the dead letters" in err) == (2, True)
+    assert run(capsys, "invocations", "purge", "nothing")[0] == 2
+
+
+def test_costs_are_the_sum_of_the_receipts(platform: Any, capsys: Any) -> None:
+    receipts = []
+    for number in range(3):
+        arguments = ("cli_add", "--json", json.dumps({"a": number}), "--key", f"k{number}")
+        run(capsys, "run", *arguments)
+        invocation = run(capsys, "submit", *arguments)[1].strip()
+        receipts.append(json.loads(run(capsys, "invocations", "show", invocation)[1])["receipt"])
+    (row,) = json.loads(run(capsys, "costs", "--cpu-hour", "3600", "--json")[1])
+    assert (row["function"], row["caller"], row["invocations"], row["attempts"]) == ("cli_add", "ada", 3, 3)
+    assert row["day"] in {each["finished_at"][:10] for each in receipts}
+    for name in ("queue_s", "run_s", "cpu_s", "gpu_s"):
+        assert row[name] == pytest.approx(sum(each[name] for each in receipts)), name
+    assert row["money"] == pytest.approx(row["cpu_s"])
+    assert "cli_add" in run(capsys, "costs")[1]
+
+
 def test_a_model_is_promoted_split_and_rolled_back(platform: Any, model: str, capsys: Any) -> None:
     assert run(capsys, "models", "approve", model, "1", "--comment", "fine")[:2] == (0, "late@1: approved\n")
     for version in ("1", "2"):
@@ -127,8 +191,36 @@ def test_the_demo_of_the_project_is_run_with_its_arguments_and_exit_code(
     assert (code, out) == (3, "kitchen ['--fast']\n")
 
 
+def test_a_project_is_found_where_one_stands_and_what_is_not_there_is_told_before_anything_starts(
+    tmp_path: Path,
+) -> None:
+    code = "from functions import function\n\n\n@function\ndef greet(name: str) -> str:\n    return f'hello {name}'\n"
+    (tmp_path / "hello.py").write_text(code)
+    toque = Path(sys.executable).with_name("toque")  # as installed: Python does not look here by itself
+    words = {
+        "here": ["run", "greet", "--here", "--json", '{"name": "Ada"}'],
+        "up": ["up", "--project", "hullo"],
+    }
+    environment = os.environ | {"TOQUE_PROJECT": "hello"}
+    told = {
+        name: subprocess.run(
+            [toque, *each], check=False, cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        for name, each in words.items()
+    }
+    assert (told["here"].returncode, told["here"].stdout) == (0, '"hello Ada"\n'), told["here"].stderr
+    assert (told["up"].returncode, told["up"].stdout) == (2, "")
+    assert "no module 'hullo' in" in told["up"].stderr
+
+
 def test_a_project_without_a_demo_is_told(project: Path, home: Path, capsys: Any) -> None:
-    assert "has no module kitchen.demo" in run(capsys, "demo", "--project", "kitchen")[2]
-    assert "no project 'larder'" in run(capsys, "demo", "--project", "larder")[2]
+    assert "no module 'kitchen.demo' in" in run(capsys, "demo", "--project", "kitchen")[2]
+    assert "no module 'larder.demo' can be imported" in run(capsys, "demo", "--project", "larder")[2]
     code, _, err = run(capsys, "demo")
     assert (code, "TOQUE_PROJECT" in err) == (2, True)
+
+
+def test_the_command_line_does_not_import_ray():
+    """Ray reads how to authenticate when it is first imported; a command sets that first."""
+    program = "import sys, ray_apps.cli.main; sys.exit('ray' in sys.modules or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

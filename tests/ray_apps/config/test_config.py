@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 from pydantic import ValidationError
+from ray.serve import Application
+from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve.schema import ServeDeploySchema
 
 import ray_apps.config
@@ -25,6 +27,19 @@ def test_serve_accepts_the_file_and_every_builder_takes_its_args(file: Path) -> 
         if name == "predictor":
             args = PredictorArgs.model_validate(application.args)
             assert application.route_prefix == f"/v2/models/{args.model}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_serve_builds_every_application_of_the_file(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOQUE_STORE", f"file://{tmp_path}/store")
+    for application in ServeDeploySchema.model_validate(yaml.safe_load(file.read_text())).applications:
+        module, _, name = application.import_path.partition(":")
+        built = call_user_app_builder_with_args_if_necessary(
+            getattr(import_module(module), name), application.args
+        )
+        assert isinstance(built, Application)
 
 
 def test_a_misspelt_argument_is_refused() -> None:

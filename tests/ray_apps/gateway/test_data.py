@@ -86,19 +86,21 @@ async def test_rows_are_pushed_to_the_offline_table(platform: Any, weather: Feat
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("status", "row", "told"),
     [
-        ({"airport": "JFK", "wind": 1.0, "event_timestamp": "yesterday"}, "rows[0].event_timestamp"),
-        ({"airport": "JFK", "wind": 1.0, "event_timestamp": "2026-02-28T10:00:00"}, "naive"),
-        ({"airport": "JFK", "wind": "strong", "event_timestamp": "2026-02-28T10:00:00Z"}, "wind"),
-        ({"wind": 1.0, "event_timestamp": "2026-02-28T10:00:00Z"}, "airport"),
+        (422, {"airport": "JFK", "wind": 1.0, "event_timestamp": "yesterday"}, "rows.0.event_timestamp"),
+        (422, {"airport": "JFK", "wind": 1.0, "event_timestamp": "2026-02-28T10:00:00"}, "timezone"),
+        (422, {"airport": "JFK", "wind": 1.0}, "rows.0.event_timestamp"),
+        (409, {"airport": "JFK", "wind": "strong", "event_timestamp": "2026-02-28T10:00:00Z"}, "wind"),
+        (409, {"airport": "JFK", "wind": 10**30, "event_timestamp": "2026-02-28T10:00:00Z"}, "too large"),
+        (409, {"wind": 1.0, "event_timestamp": "2026-02-28T10:00:00Z"}, "airport"),
     ],
 )
 async def test_a_bad_row_names_what_is_wrong(
-    platform: Any, weather: FeatureView, row: dict[str, Any], told: str
+    platform: Any, weather: FeatureView, status: int, row: dict[str, Any], told: str
 ) -> None:
     answer = await post(platform, "/features/weather/push", {"rows": [row], "to": "offline"})
-    assert answer.status_code == 422, answer.text
+    assert answer.status_code == status, answer.text
     assert told in answer.json()["detail"]
 
 

@@ -105,3 +105,12 @@ async def test_a_split_that_cannot_be_names_its_field(
     answer = await platform.client.put("/models/late/traffic", headers=platform.of("operator"), json=body)
     assert answer.status_code == 422
     assert answer.json()["errors"][0]["field"].startswith("body.")
+
+
+async def test_a_body_that_fits_its_schema_and_breaks_a_rule_is_a_conflict(
+    platform: Any, late: Registry
+) -> None:
+    answer = await send(platform, "admin", "PUT", "/models/late/policy", signers=["no key"])
+    assert (answer.status_code, "signers" in answer.json()["detail"]) == (409, True)
+    answer = await send(platform, "admin", "PUT", "/models/late/policy", signers="no list")
+    assert answer.status_code == 422

@@ -1,6 +1,8 @@
 """Functions for the gateway's tests, in a module of their own so that child processes find them."""
 
+import threading
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from pydantic import BaseModel
@@ -44,3 +46,22 @@ def gateway_note(folder: str, text: str) -> int:
 def gateway_rows(table: pa.Table) -> int:
     """Count rows of something that JSON cannot carry."""
     return int(table.num_rows)
+
+
+class LockedError(Exception):
+    """An error that cannot be pickled."""
+
+    def __init__(self) -> None:
+        super().__init__("the door is locked")
+        self.lock = threading.Lock()
+
+
+@function(timeout_s=30)
+def gateway_lock() -> int:
+    raise LockedError
+
+
+@function(timeout_s=30)
+def gateway_handle() -> Any:
+    """Return what is no value."""
+    return threading.Lock()

@@ -1,3 +1,5 @@
+import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -77,7 +79,7 @@ def test_processes_get_the_platforms_variables_and_no_other_platforms(tmp_path: 
     assert environment["TOQUE_PROJECT"] == "examples.flights"
     assert environment["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
     assert environment["RAY_ADDRESS"] == "127.0.0.1:6399"
-    assert environment["PATH"] == "/bin"
+    assert environment["PATH"] == f"{Path(sys.executable).parent}:/bin"  # a job's `python` is ours
     assert "TOQUE_TOKEN" not in environment  # a function is not the administrator
     assert str(ray_head.ROOT) in environment["PYTHONPATH"].split(":")
 
@@ -96,3 +98,9 @@ def test_everything_ray_starts_is_bound_to_loopback(tmp_path: Path) -> None:
     command = ray_head.command(made(tmp_path))
     assert "--node-ip-address=127.0.0.1" in command
     assert "--include-dashboard=false" in command
+
+
+def test_the_replicas_lane_can_be_imported(tmp_path: Path) -> None:
+    name = ray_head.environment(made(tmp_path), {})["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]
+    module, _, function = name.rpartition(".")
+    assert callable(getattr(import_module(module), function))

@@ -138,7 +138,7 @@ async def test_shadows_are_dropped_first_and_counted(make_kitchen: Callable[...,
     held = threading.Event()
     (shadow,) = made.engine.routes.shadows
     original = shadow.predict
-    shadow.predict = lambda inputs: (held.wait(10), original(inputs))[1]  # type: ignore[method-assign]
+    shadow.predict = lambda *given: (held.wait(10), original(*given))[1]  # type: ignore[method-assign]
     for _ in range(10):
         assert (await made.infer()).status_code == 200
     held.set()
@@ -216,7 +216,7 @@ async def test_slow_versions_answer_off_the_event_loop(kitchen: Kitchen):
     champion.example_ms = 50.0
     threads: list[str] = []
     original = champion.predict
-    champion.predict = lambda x: (threads.append(threading.current_thread().name), original(x))[1]  # type: ignore[method-assign]
+    champion.predict = lambda *x: (threads.append(threading.current_thread().name), original(*x))[1]  # type: ignore[method-assign]
     assert (await kitchen.infer()).status_code == 200
     assert threads[0].startswith("predict")
 
@@ -283,6 +283,28 @@ async def test_the_access_list_away_known_tokens_go_on_and_unknown_ones_wait():
     await door.admit(b"Bearer good")
     with pytest.raises(NotReady, match="cannot be read"):
         await door.admit(b"Bearer new")
+
+
+async def test_the_access_list_hangs_known_tokens_go_on_until_it_answers_again():
+    class Hanging(List):
+        go_on = threading.Event()
+
+        def verify(self, token: str) -> Token | None:
+            assert self.go_on.wait(20)
+            return super().verify(token)
+
+    now, tokens = [0.0], Hanging()
+    door = Doorkeeper(tokens, recheck_s=1.0, patience_s=0.01, clock=lambda: now[0])
+    tokens.go_on.set()
+    await door.admit(b"Bearer good")
+    tokens.go_on.clear()
+    for now[0] in (10.0, 10.1, 20.0):
+        await door.admit(b"Bearer good")
+    tokens.tokens.clear()
+    tokens.go_on.set()
+    await settled(door)
+    with pytest.raises(Denied):
+        await door.admit(b"Bearer good")
 
 
 async def test_a_flood_of_wrong_tokens_is_forgotten():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import threading
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -98,13 +99,17 @@ async def test_a_model_without_a_champion_is_not_ready_and_says_so(make_kitchen:
     assert response.headers["retry-after"] == "1"
 
 
-async def test_a_version_can_be_asked_for_by_number(kitchen: Kitchen):
+@pytest.mark.parametrize("stands_in_the_split", [False, True])
+async def test_a_version_can_be_asked_for_by_number(kitchen: Kitchen, *, stands_in_the_split: bool):
     other = kitchen.version(0.5)
+    if stands_in_the_split:
+        kitchen.registry.set_traffic("late", {"canary": (other, 0.5)})
     kitchen.settle()
     response = await kitchen.infer(path=f"/versions/{other}/infer")
     assert response.json()["model_version"] == "2"
     assert response.json()["parameters"]["arm"] == "pinned"
     assert (await kitchen.infer(path="/versions/77/infer")).status_code == 404
+    kitchen.registry.set_traffic("late", {})
     kitchen.registry.as_actor("bob").reject("late", other)
     kitchen.settle()
     response = await kitchen.infer(path=f"/versions/{other}/infer")
@@ -220,7 +225,8 @@ async def test_a_full_log_does_not_stop_answers_and_is_counted(kitchen: Kitchen)
 
     kitchen.predictor.recorder = Recorder("late", Full())
     assert (await kitchen.infer()).status_code == 200
-    assert kitchen.predictor.describe()["log"] == {"written": 0, "dropped": 1}
+    counts = kitchen.predictor.describe()["log"]
+    assert (counts["written"], counts["dropped"]) == (0, 1)
 
 
 async def test_no_rows_are_answered_with_no_rows_and_not_logged(kitchen: Kitchen):
@@ -260,10 +266,68 @@ BODY = st.fixed_dictionaries(
 )  # fmt: skip
 
 
-@settings(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(BODY | ANY, st.sampled_from(["/infer", "/versions/1/infer", "/versions/0/infer"]))
+PATHS = st.sampled_from(["/infer", "/versions/1/infer", "/versions/0/infer"])
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(BODY | ANY, PATHS)
 async def test_no_document_makes_a_5xx(kitchen: Kitchen, body: Any, path: str):
+    await answered_without_fault(kitchen, body, path)
+
+
+@pytest.mark.proof
+@settings(max_examples=2_000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(BODY | ANY, PATHS)
+async def test_none_of_two_thousand_documents_makes_a_5xx(kitchen: Kitchen, body: Any, path: str):
+    await answered_without_fault(kitchen, body, path)
+
+
+async def answered_without_fault(kitchen: Kitchen, body: Any, path: str) -> None:
     content = json.dumps(body).encode("utf-8", "replace")
     response = await kitchen.client.post(path, content=content)
     assert response.status_code < 500, response.text
     assert isinstance(orjson.loads(response.content), dict)
+
+
+async def test_trace_context_and_request_id_are_echoed_with_answers_and_refusals(kitchen: Kitchen):
+    sent = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "tracestate": "a=1",
+            "x-request-id": "q-1"}  # fmt: skip
+    for content, status in ((json.dumps(tensors()), 200), ("{", 400)):
+        response = await kitchen.client.post("/infer", content=content, headers=sent)
+        assert response.status_code == status
+        assert {name: response.headers[name] for name in sent} == sent
+
+
+@pytest.mark.parametrize("by", ["header", "parameter"])
+async def test_an_answer_that_would_come_after_the_deadline_is_a_504(kitchen: Kitchen, by: str):
+    release = threading.Event()
+    version: Any = kitchen.engine.routes.champion
+    version._scorer.predict = lambda _: release.wait(20)
+    version.example_ms = 100.0  # so it answers in a thread
+    try:
+        headers = {"X-Request-Timeout-Ms": "50"} if by == "header" else {}
+        body = tensors(parameters={"timeout": 50_000}) if by == "parameter" else tensors()
+        response = await kitchen.client.post("/infer", json=body, headers=headers)
+        assert response.status_code == 504
+        assert response.json()["error"].startswith("deadline:")
+    finally:
+        release.set()
+
+
+@pytest.mark.parametrize(
+    ("headers", "parameters", "words"),
+    [({"X-Request-Timeout-Ms": "soon"}, {}, "X-Request-Timeout-Ms"), ({"X-Request-Timeout-Ms": "0"}, {}, "> 0"),
+     ({}, {"timeout": -1}, "parameters.timeout"), ({}, {"timeout": True}, "parameters.timeout")],
+)  # fmt: skip
+async def test_a_deadline_that_is_none_is_refused(
+    kitchen: Kitchen, headers: dict[str, str], parameters: dict[str, Any], words: str
+):
+    response = await kitchen.client.post("/infer", json=tensors(parameters=parameters), headers=headers)
+    assert response.status_code == 400
+    assert words in response.json()["error"]
+
+
+async def test_a_deadline_far_off_changes_nothing(kitchen: Kitchen):
+    headers = {"X-Request-Timeout-Ms": "60000"}
+    response = await kitchen.client.post("/infer", json=tensors(parameters={"timeout": 0}), headers=headers)
+    assert response.status_code == 200

@@ -151,7 +151,7 @@ async def test_a_shadow_with_features_of_its_own_looks_them_up(by_key: Kitchen):
     shadow = by_key.version(0.5, tags={"feature_service": "late", "missing_features": "reject"})
     by_key.registry.set_traffic("late", {}, shadows=[shadow])
     by_key.settle()
-    await by_key.infer(keyed({"origin": "JFK", "tailnum": "N1"}))
+    await by_key.infer(keyed({"origin": "JFK", "tailnum": "N1"}, request=[{"distance": 1.0}]))
     await by_key.predictor.shadows.drained()
     rows_logged = prediction_columns(by_key.log.payloads)["late"].to_pylist()
     assert [row["version"] for row in rows_logged] == [1, shadow]

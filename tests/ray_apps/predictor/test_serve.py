@@ -20,6 +20,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
+import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
 
 from functions.prediction_log import default_wal_root, drain, predictions
@@ -48,6 +49,7 @@ class Scale(torch.nn.Module):
 class Platform:
     folder: Path
     port: int
+    grpc_port: int
     registry: Registry
     token: str
     redis_url: str
@@ -87,6 +89,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     made = Platform(
         folder=folder,
         port=_free_port(),
+        grpc_port=_free_port(),
         registry=Registry(store, actor="ada"),
         token=Access(store, actor="ada").create_token("test", "predictor"),
         redis_url=redis.url,
@@ -95,7 +98,8 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
         made.registry.create_model(model)
         made.registry.promote(model, made.version(model, factor))
     environment = os.environ | {"TOQUE_STORE": store.url, "TOQUE_REDIS_URL": redis.url}
-    command = [sys.executable, "-m", "ray_apps.predictor", "--port", str(made.port), "one", "two"]
+    ports = ["--port", str(made.port), "--grpc-port", str(made.grpc_port)]
+    command = [sys.executable, "-m", "ray_apps.predictor", *ports, "one", "two"]
     with (folder / "log").open("wb") as log:
         made.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
     try:
@@ -175,6 +179,18 @@ def test_an_unmodified_tritonclient_reaches_each_model_by_its_name(platform: Pla
         assert result.as_numpy("y").tolist() == [[want]]
         assert result.get_response()["model_name"] == model
     client.close()
+
+
+def test_an_unmodified_grpc_client_reaches_each_model_by_its_name(platform: Platform):
+    with triton_grpc.InferenceServerClient(f"127.0.0.1:{platform.grpc_port}") as client:
+        login = {"authorization": f"Bearer {platform.token}"}
+        for model, want in (("one", 3.0), ("two", 6.0)):
+            assert client.is_model_ready(model, headers=login)
+            tensor = triton_grpc.InferInput("x", [1, 3], "FP32")
+            tensor.set_data_from_numpy(np.ones((1, 3), np.float32))
+            answer = client.infer(model, [tensor], headers=login)
+            assert answer.as_numpy("y").tolist() == [[want]]
+            assert answer.get_response().model_name == model
 
 
 def test_promotions_rollbacks_and_a_broken_version_fail_no_request(platform: Platform):

@@ -1,0 +1,105 @@
+"""Files to and from the platform: many at once, streamed, with a bar at the terminal."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from urllib.parse import quote
+
+from ray_apps.cli.client import Client, Refused
+from ray_apps.cli.command import UsageError
+from registry import InvalidInput
+from registry.blobs import LocalFile, scan
+from registry.names import check_key
+from registry.progress import progress_bar
+
+_ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
+_PARALLEL = 8
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """One file: its address at the platform, as in `runs/ID/model/weights`, its place here, its size in bytes.
+
+    sha256: what a fetched file must have; "": whatever the platform, which checks it too, sends.
+    """
+
+    address: str
+    here: Path
+    size: int
+    sha256: str = ""
+
+
+def local(source: str) -> dict[str, LocalFile]:
+    """The files of the folder (or the one file) `source`, by path. Raises: UsageError."""
+    try:
+        return scan(Path(source))
+    except InvalidInput as error:
+        raise UsageError(str(error)) from error
+
+
+def outgoing(found: Mapping[str, LocalFile], address: str) -> list[Transfer]:
+    """What stores files below `address`."""
+    return [Transfer(f"{address}/{path}", file.path, file.size) for path, file in found.items()]
+
+
+def fetch(client: Client, transfers: Sequence[Transfer], *, label: str) -> None:
+    """Get files; each appears whole, its digest checked, or not at all. Raises: Refused; Unreachable."""
+    _all(lambda each, moved: _fetch(client, each, moved), transfers, label)
+
+
+def send(client: Client, transfers: Sequence[Transfer], *, label: str) -> None:
+    """Store files at the platform. Raises: Refused; Unreachable."""
+    _all(lambda each, moved: _send(client, each, moved), transfers, label)
+
+
+def below(folder: Path, path: str) -> Path:
+    """The place of a file that the platform names, below `folder`. Raises: InvalidInput if it would leave it."""
+    return folder / check_key(path)
+
+
+def _all(
+    move: Callable[[Transfer, Callable[[int], None]], None], transfers: Sequence[Transfer], label: str
+) -> None:
+    total = sum(each.size for each in transfers)
+    with progress_bar(label, total) as moved, ThreadPoolExecutor(_PARALLEL) as pool:
+        for done in [pool.submit(move, each, moved) for each in transfers]:
+            done.result()
+
+
+def _fetch(client: Client, transfer: Transfer, moved: Callable[[int], None]) -> None:
+    transfer.here.parent.mkdir(parents=True, exist_ok=True)
+    partial = transfer.here.with_name(f".{transfer.here.name[:200]}.partial")
+    digest = hashlib.sha256()
+    try:
+        with (
+            client.stream("GET", f"{_ARTIFACTS}/{quote(transfer.address)}") as answer,
+            partial.open("wb") as sink,
+        ):
+            for chunk in answer.iter_bytes(_CHUNK_BYTES):
+                sink.write(chunk)
+                digest.update(chunk)
+                moved(len(chunk))
+        if transfer.sha256 not in {"", digest.hexdigest()}:
+            told = f"{transfer.address} came with the digest {digest.hexdigest()[:12]}…, not {transfer.sha256[:12]}…"
+            raise Refused(HTTPStatus.BAD_GATEWAY, f"{told}: it was changed on the way; fetch it again")
+        partial.replace(transfer.here)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _send(client: Client, transfer: Transfer, moved: Callable[[int], None]) -> None:
+    def chunks() -> Iterator[bytes]:
+        with transfer.here.open("rb") as source:
+            while chunk := source.read(_CHUNK_BYTES):
+                yield chunk
+                moved(len(chunk))
+
+    size = {"Content-Length": str(transfer.size)}
+    with client.stream("PUT", f"{_ARTIFACTS}/{quote(transfer.address)}", content=chunks(), headers=size):
+        pass  # the answer says nothing more

@@ -1,0 +1,39 @@
+"""MLflow's protocol on Ray Serve, under `/api`, so that its clients' tracking address is the platform's own."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from ray.serve import Application
+
+ROUTE_PREFIX = "/api"
+MAX_ONGOING_REQUESTS = 256
+
+
+def application(options: dict[str, Any] | None = None) -> Application:
+    """The Serve application, also for `serve deploy`; its route prefix must be `/api`.
+
+    options: passed to the deployment's `options`, such as num_replicas.
+    """
+    from ray import serve  # late: the processes that start Ray import this package before it
+
+    chosen: dict[str, Any] = {
+        "name": "mlflow",
+        "max_ongoing_requests": MAX_ONGOING_REQUESTS,
+        "ray_actor_options": {"num_cpus": 0},  # it waits more than it computes
+    } | (options or {})
+    deployment: Any = serve.deployment(serve.ingress(build)(), **chosen)
+    found: Application = deployment.bind()
+    return found
+
+
+def build() -> FastAPI:
+    """The application in a replica, on the store that its environment names."""
+    from functions.runtime.context import context_of  # late: only a replica needs them
+    from ray_apps.mlflow.app import build_app
+
+    context = context_of(os.environ)
+    return build_app(context.store, clock=context.clock)

@@ -1,0 +1,105 @@
+"""Errors in MLflow's own shape: `{"error_code": …, "message": …}`.
+
+Source: https://mlflow.org/docs/latest/rest-api.html and mlflow/exceptions.py.
+"""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from registry import errors
+
+_logger = logging.getLogger(__name__)
+
+# Damage is no server error to MLflow's client here: it would try again for minutes what cannot get better.
+_STATUS = {
+    "INVALID_PARAMETER_VALUE": 400,
+    "RESOURCE_ALREADY_EXISTS": 400,
+    "UNAUTHENTICATED": 401,
+    "PERMISSION_DENIED": 403,
+    "RESOURCE_DOES_NOT_EXIST": 404,
+    "ENDPOINT_NOT_FOUND": 404,
+    "RESOURCE_CONFLICT": 409,
+    "DATA_LOSS": 409,
+    "INTERNAL_ERROR": 500,
+    "NOT_IMPLEMENTED": 501,
+    "TEMPORARILY_UNAVAILABLE": 503,
+}
+
+# The first class that fits decides.
+_CODES: tuple[tuple[type[Exception], str], ...] = (
+    (errors.NotFound, "RESOURCE_DOES_NOT_EXIST"),
+    (errors.InvalidInput, "INVALID_PARAMETER_VALUE"),
+    (errors.AlreadyExists, "RESOURCE_ALREADY_EXISTS"),
+    (errors.Stale, "RESOURCE_CONFLICT"),
+    (errors.Conflict, "RESOURCE_CONFLICT"),
+    (errors.Refused, "PERMISSION_DENIED"),
+    (errors.Forbidden, "PERMISSION_DENIED"),
+    (errors.Damaged, "DATA_LOSS"),
+    (errors.Unavailable, "TEMPORARILY_UNAVAILABLE"),
+)
+
+
+class Refusal(Exception):  # noqa: N818 - it is one, whether or not anyone erred
+    """An answer that is an error. code: one of MLflow's names."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def unsupported(what: str, instead: str) -> Refusal:
+    """The refusal of something MLflow has and this platform has not."""
+    return Refusal("NOT_IMPLEMENTED", f"{what} is not supported by Toque's registry; {instead}")
+
+
+def install(app: FastAPI) -> None:
+    """Make the application answer every error in MLflow's shape."""
+    app.add_exception_handler(Refusal, _on_refusal)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    for kind, _ in _CODES:
+        app.add_exception_handler(kind, _on_known)
+    app.add_exception_handler(Exception, _on_unknown)
+
+
+def _answer(code: str, message: str, headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse({"error_code": code, "message": message}, _STATUS[code], headers)
+
+
+def _on_refusal(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Refusal)  # noqa: S101 - what it is registered for
+    headers = {"WWW-Authenticate": "Bearer"} if error.code == "UNAUTHENTICATED" else None
+    return _answer(error.code, str(error), headers)
+
+
+def _on_known(_: Request, error: Exception) -> Response:
+    return _answer(next(code for kind, code in _CODES if isinstance(error, kind)), str(error))
+
+
+def _on_http(request: Request, error: Exception) -> Response:
+    """No such route, not with this method, or a body that cannot be read."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - what it is registered for
+    if error.status_code in {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED}:
+        message = f"{request.method} {request.url.path} is not an endpoint of Toque's registry"
+        return _answer("ENDPOINT_NOT_FOUND", message)
+    return _answer("INVALID_PARAMETER_VALUE", str(error.detail))
+
+
+def _on_invalid(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - what it is registered for
+    problems: list[dict[str, Any]] = list(error.errors())
+    places = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in problems]
+    return _answer("INVALID_PARAMETER_VALUE", "; ".join(places))
+
+
+def _on_unknown(request: Request, error: Exception) -> Response:
+    _logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return _answer("INTERNAL_ERROR", f"{type(error).__name__}: {error}")

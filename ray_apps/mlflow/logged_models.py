@@ -1,0 +1,197 @@
+"""MLflow's logged models: each is a run of its own in one experiment, with its parameters, metrics and files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query
+
+from ray_apps.mlflow import wire
+from ray_apps.mlflow.desk import AtDesk, Reader, Writer
+from ray_apps.mlflow.experiments import LOGGED_MODELS, usable
+from ray_apps.mlflow.files import listing
+from ray_apps.mlflow.runs import log_of_model, logged_model
+from ray_apps.mlflow.search import page
+from ray_apps.mlflow.wire import Body, Json, Tag
+from registry import InvalidInput, NotFound, RunLog, RunRecord, Segment
+from registry.run_record import Status
+
+router = APIRouter(prefix="/2.0/mlflow/logged-models")
+
+EXPERIMENT, KIND, RUN = (f"{wire.RESERVED}{name}" for name in ("experiment", "model_type", "source_run"))
+_READY: dict[str, Status] = {
+    "LOGGED_MODEL_PENDING": "RUNNING",
+    "LOGGED_MODEL_READY": "FINISHED",
+    "LOGGED_MODEL_UPLOAD_FAILED": "FAILED",
+}
+_STATUS = {status: name for name, status in _READY.items()}
+_ORDERS = {
+    "creation_timestamp": "attributes.start_time",
+    "creation_time": "attributes.start_time",
+    "last_updated_timestamp": "attributes.end_time",
+    "name": "attributes.name",
+}
+_ENDLESS = 1 << 62
+
+
+class Create(Body):
+    """A model about to be logged."""
+
+    experiment_id: str = wire.DEFAULT_ID
+    name: str = ""
+    model_type: str = ""
+    source_run_id: str = ""
+    params: Sequence[Tag] = ()
+    tags: Sequence[Tag] = ()
+
+
+class Finalize(Body):
+    """How the upload of a model ended."""
+
+    status: Literal["LOGGED_MODEL_PENDING", "LOGGED_MODEL_READY", "LOGGED_MODEL_UPLOAD_FAILED"]
+
+
+class Tags(Body):
+    """Tags to add or replace."""
+
+    tags: Sequence[Tag] = ()
+
+
+class Params(Body):
+    """Parameters to add."""
+
+    params: Sequence[Tag] = ()
+
+
+class Order(Body):
+    """One column to sort by."""
+
+    field_name: str
+    ascending: bool = True
+
+
+class Search(Body):
+    """A search over logged models."""
+
+    experiment_ids: Sequence[str] = ()
+    filter: str = ""
+    max_results: int = 50
+    order_by: Sequence[Order] = ()
+    page_token: str = ""
+    datasets: Sequence[Json] = ()
+
+
+@router.post("")
+def create(body: Create, registry: Writer) -> Json:
+    """Begin a logged model; its files come next."""
+    own = {EXPERIMENT: usable(registry, body.experiment_id), KIND: body.model_type, RUN: body.source_run_id}
+    log = RunLog.begin(
+        registry,
+        LOGGED_MODELS,
+        name=body.name,
+        tags=wire.pairs(body.tags) | {name: value for name, value in own.items() if value},
+        params={param.key: param.value for param in body.params},
+        parent=body.source_run_id or None,
+    )
+    return {"model": _model(log.record)}
+
+
+@router.post("/search")
+def search(body: Search, registry: Reader) -> Json:
+    """Logged models that a filter holds for."""
+    if body.datasets:
+        raise InvalidInput("datasets: metrics are not kept by data set here; search without it")
+    order = [_order(each) for each in body.order_by] or ["attributes.start_time DESC"]
+    every = registry.search_runs(LOGGED_MODELS, body.filter, order_by=order, limit=_ENDLESS)
+    wanted = set(body.experiment_ids)
+    seen = [each for each in every if each.tags.get(EXPERIMENT) in wanted and wire.DELETED not in each.tags]
+    found, more = page(seen, size=body.max_results, token=body.page_token)
+    return {"models": [_model(each) for each in found], **more}
+
+
+@router.get("/{model_id}")
+def get(model_id: str, registry: Reader, allow_deleted: bool = False) -> Json:  # noqa: FBT001, FBT002 - a query
+    """One logged model."""
+    record = logged_model(registry, model_id)
+    if wire.DELETED in record.tags and not allow_deleted:
+        raise NotFound(f"logged model {model_id} was deleted")
+    return {"model": _model(record)}
+
+
+@router.patch("/{model_id}")
+def finalize(model_id: str, body: Finalize, registry: Writer, desk: AtDesk) -> Json:
+    """Say how the upload ended."""
+    return {"model": _model(log_of_model(desk, registry, model_id).change(status=_READY[body.status]))}
+
+
+@router.delete("/{model_id}")
+def delete(model_id: str, registry: Writer, desk: AtDesk) -> Json:
+    """Hide a logged model; its files stay."""
+    log_of_model(desk, registry, model_id).write(Segment(tags={wire.DELETED: "true"}))
+    return {}
+
+
+@router.patch("/{model_id}/tags")
+def set_tags(model_id: str, body: Tags, registry: Writer, desk: AtDesk) -> Json:
+    """Add or replace tags."""
+    log = log_of_model(desk, registry, model_id)
+    log.write(Segment(tags={**wire.pairs(body.tags)}))
+    return {"model": _model(registry.get_record(log.record.id))}
+
+
+@router.delete("/{model_id}/tags/{key:path}")
+def delete_tag(model_id: str, key: str, registry: Writer, desk: AtDesk) -> Json:
+    """Take a tag away."""
+    log_of_model(desk, registry, model_id).write(Segment(tags={wire.check_tag(key): None}))
+    return {}
+
+
+@router.post("/{model_id}/params")
+def log_params(model_id: str, body: Params, registry: Writer, desk: AtDesk) -> Json:
+    """Add parameters."""
+    params = {param.key: param.value for param in body.params}
+    log_of_model(desk, registry, model_id).write(Segment(params=params))
+    return {}
+
+
+@router.get("/{model_id}/artifacts/directories")
+def list_artifacts(
+    model_id: str, registry: Reader, artifact_directory_path: Annotated[str, Query()] = ""
+) -> Json:
+    """The files of a logged model in one folder."""
+    record = logged_model(registry, model_id)
+    files = listing(record.artifacts, artifact_directory_path)
+    return {"root_uri": wire.artifact_root(record.id), "files": files}
+
+
+def _order(order: Order) -> str:
+    column = _ORDERS.get(order.field_name, order.field_name)
+    return column if order.ascending else f"{column} DESC"
+
+
+def _model(record: RunRecord) -> Json:
+    model_id = f"m-{record.id}"
+    metrics = [
+        {"key": key, "value": wire.number(value), "timestamp": wire.to_ms(record.ended_at or record.started_at),
+         "step": 0, "model_id": model_id, "run_id": record.tags.get(RUN, "")}
+        for key, value in record.metrics.items()
+    ]  # fmt: skip
+    return {
+        "info": {
+            "model_id": model_id,
+            "experiment_id": record.tags[EXPERIMENT],
+            "name": record.name,
+            "creation_timestamp_ms": wire.to_ms(record.started_at),
+            "last_updated_timestamp_ms": wire.to_ms(record.ended_at or record.started_at),
+            "artifact_uri": wire.artifact_root(record.id),
+            "status": _STATUS.get(record.status, "LOGGED_MODEL_UPLOAD_FAILED"),
+            "model_type": record.tags.get(KIND, ""),
+            "source_run_id": record.tags.get(RUN, ""),
+            "tags": wire.tags_of(record.tags),
+        },
+        "data": {
+            "params": [{"key": key, "value": value} for key, value in record.params.items()],
+            "metrics": metrics,
+        },
+    }

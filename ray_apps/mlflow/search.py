@@ -1,0 +1,75 @@
+"""Searching what is not a run: experiments, models and versions by MLflow's filters, and pages of anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from ray_apps.mlflow.wire import Json
+from registry import InvalidInput
+from registry.run_search import Predicate, parse_where
+
+T = TypeVar("T")
+Attributes = Mapping[str, Callable[[Any], Any]]
+_IS_PROMPT = "mlflow.prompt.is_prompt"  # clients ask for what is no prompt; nothing here is one
+NUMBERS = {
+    "version_number",
+    "creation_time",
+    "last_update_time",
+    "creation_timestamp",
+    "last_updated_timestamp",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Attribute:
+    """A column of MLflow's: an attribute, or a tag."""
+
+    kind: str
+    name: str
+    of: Callable[[Any], Any]
+
+    @property
+    def is_number(self) -> bool:
+        """Whether it compares as a number."""
+        return self.kind == "attributes" and self.name in NUMBERS
+
+
+def holds(where: str, attributes: Attributes) -> Predicate:
+    """The predicate that a filter says over things with these attributes, and `tags`. Raises: InvalidInput."""
+    return parse_where(where, lambda name: _column(name, attributes))
+
+
+def ordered(items: list[T], order_by: Sequence[str], attributes: Attributes) -> list[T]:
+    """Items in the order that `name DESC, …` says. Raises: InvalidInput for what is no attribute."""
+    for text in reversed(order_by):
+        name, _, direction = text.strip().rpartition(" ")
+        if direction.upper() not in {"ASC", "DESC"}:
+            name, direction = text.strip(), "ASC"
+        column = _column(name, attributes)
+        items = sorted(items, key=column.of, reverse=direction.upper() == "DESC")
+    return items
+
+
+def page(items: Sequence[T], *, size: int, token: str) -> tuple[Sequence[T], Json]:
+    """A page of `items` and, if there are more, the token of the next. Raises: InvalidInput."""
+    if size < 1:
+        raise InvalidInput(f"max_results={size} is below 1")
+    if token and not token.isdecimal():
+        raise InvalidInput(f"page_token={token!r} is not one this server gave")
+    start = int(token or 0)
+    more = {"next_page_token": str(start + size)} if start + size < len(items) else {}
+    return items[start : start + size], more
+
+
+def _column(name: str, attributes: Attributes) -> _Attribute:
+    kind, dot, rest = name.partition(".")
+    if dot and kind.lower() in {"tag", "tags"}:
+        key = rest[1:-1] if rest[:1] in {"`", '"'} else rest
+        absent = "false" if key == _IS_PROMPT else None
+        return _Attribute("tags", key, lambda item: item.tags.get(key, absent))
+    plain = rest if dot and kind.lower() in {"attribute", "attributes", "attr"} else name
+    if plain.lower() not in attributes:
+        raise InvalidInput(f"{name!r} cannot be searched; there are {sorted(attributes)} and tags.NAME")
+    return _Attribute("attributes", plain.lower(), attributes[plain.lower()])

@@ -1,0 +1,105 @@
+"""What every HTTP door of the predictor does around its answers: bound them, refuse, and never fall over.
+
+It is written on ASGI itself, without a framework, because a framework's share of a small request is larger than
+the model's. Every answer that is not a prediction is JSON; every refusal is `{"error": "…"}`.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, MutableMapping
+from types import SimpleNamespace
+from typing import Any
+
+import orjson
+
+from ray_apps.predictor.errors import Denied, Overloaded, PredictorError
+
+__all__ = ["JSON", "Answer", "Door", "Message", "Receive", "Send"]
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
+"""Status, headers and body."""
+
+JSON = (b"content-type", b"application/json")
+_ECHOED = {b"traceparent", b"tracestate", b"x-request-id"}
+_log = logging.getLogger("ray.serve")
+
+
+class Door(ABC):
+    """An ASGI application; what it answers is a subclass's `answer`.
+
+    max_in_flight: beyond it requests are refused with 429.
+    """
+
+    routes: tuple[()] = ()  # Serve names a request's route by these two: here there is one name, the mount
+    router = SimpleNamespace(redirect_slashes=False)
+
+    def __init__(self, *, max_in_flight: int) -> None:
+        self.max_in_flight = max_in_flight
+        self.in_flight = 0
+
+    @abstractmethod
+    async def answer(self, scope: Message, receive: Receive) -> Answer:
+        """Status, headers and body of one request. Raises: PredictorError."""
+
+    def opened(self) -> None:  # noqa: B027  # to be overridden or not
+        """Called once the server is up, where it says so."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """End what stands behind the door."""
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._other(scope, receive, send)
+            return
+        self.in_flight += 1
+        try:
+            self._check_room()
+            status, headers, body = await self.answer(scope, receive)
+        except PredictorError as refusal:
+            status, headers, body = _refusal(refusal)
+        except Exception:  # noqa: BLE001 - the caller gets a 500 with its incident, the log the rest
+            incident = uuid.uuid4().hex
+            _log.exception("%s %s failed, incident %s", scope["method"], scope["path"], incident)
+            status, headers, body = (
+                500,
+                [JSON],
+                orjson.dumps({"error": f"internal error, incident {incident}"}),
+            )
+        finally:
+            self.in_flight -= 1
+        headers.append((b"content-length", b"%d" % len(body)))
+        headers += [header for header in scope["headers"] if header[0] in _ECHOED]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    def _check_room(self) -> None:
+        if self.in_flight > self.max_in_flight:
+            raise Overloaded(f"{self.in_flight} requests are in flight here; send again after a moment")
+
+    async def _other(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Lifespan events are acknowledged, websockets refused."""
+        while scope["type"] == "lifespan":
+            kind = (await receive())["type"]
+            if kind == "lifespan.startup":
+                self.opened()
+            await send({"type": f"{kind}.complete"})
+            if kind == "lifespan.shutdown":
+                return
+        await send({"type": "websocket.close", "code": 1003})
+
+
+def _refusal(refusal: PredictorError) -> Answer:
+    headers = [JSON]
+    if isinstance(refusal, Denied) and refusal.status == 401:  # noqa: PLR2004 - HTTP
+        headers.append((b"www-authenticate", b"Bearer"))
+    if isinstance(refusal, Overloaded) or refusal.status == 503:  # noqa: PLR2004 - HTTP
+        headers.append((b"retry-after", b"1"))
+    return refusal.status, headers, orjson.dumps({"error": str(refusal).encode(errors="replace").decode()})

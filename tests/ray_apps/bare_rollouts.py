@@ -1,0 +1,88 @@
+"""The platform of `flights_rollouts` without Ray: one server answers by HTTP, functions run here; store, Redis and journals are real."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from functions.prediction_log import Label, LogWriter, default_wal_root, encode_labels
+from functions.runtime import catalog
+from functions.runtime.clock import ReplayClock
+from functions.runtime.context import Context, use_context
+from registry import Access, Registry, open_store
+from tests.ray_apps.flights_rollouts import MAY, MODEL, Driver, free_port, until
+from tests.ray_apps.predictor.conftest import RedisServer
+
+
+@dataclass(frozen=True)
+class Server:
+    """A bare predictor, where it answers and who may ask."""
+
+    url: str
+    secret: str
+
+    def token(self) -> str:
+        """The bearer token."""
+        return self.secret
+
+
+class BareDriver(Driver):
+    """A driver that calls functions in this process."""
+
+    context: Context
+    labels: LogWriter
+
+    def function(self, name: str, /, **arguments: Any) -> Any:
+        """Call a function of the platform."""
+        with use_context(self.context):
+            return catalog.get(name).call_json(arguments)
+
+    def label(self, known: Sequence[tuple[str, float]]) -> None:
+        """Report what became of answers, by their ids."""
+        if known:
+            rows = [Label(name, label, observed_at=self.now, received_at=self.now) for name, label in known]
+            self.labels.append(encode_labels(rows))
+        self.labelled += len(known)
+
+
+@contextmanager
+def bare_platform(folder: Path) -> Iterator[BareDriver]:
+    """Start Redis and a bare predictor; end them."""
+    (folder / "redis").mkdir()
+    redis = RedisServer(folder / "redis")
+    redis.start()
+    store = open_store(f"file://{folder}/store")
+    Registry(store, actor="ada").create_model(MODEL)
+    clock = ReplayClock(redis.url)
+    clock.set(MAY)
+    named = {"TOQUE_STORE": store.url, "TOQUE_REDIS_URL": redis.url, "TOQUE_CLOCK": "replay"}
+    server = Server(
+        f"http://127.0.0.1:{free_port()}", Access(store, actor="ada").create_token("t", "predictor")
+    )
+    command = [sys.executable, "-m", "ray_apps.predictor", "--bare", "--port", server.url.rpartition(":")[2]]
+    with (folder / "log").open("wb") as log:
+        answering = subprocess.Popen(
+            [*command, MODEL], stdout=log, stderr=subprocess.STDOUT, env=os.environ | named
+        )
+    labels = LogWriter(default_wal_root(store.url), "labels", redis.url)
+    try:
+        until(lambda: b"ready\n" in (folder / "log").read_bytes(), within_s=120)
+        catalog.discover()
+        driver = BareDriver(server, Registry(store, actor="ada"), clock, folder)
+        driver.labels = labels
+        driver.context = Context(
+            store=store, store_url=store.url, redis_url=redis.url, clock=clock, actor="ada"
+        )
+        yield driver
+    finally:
+        labels.close()
+        answering.send_signal(signal.SIGKILL)
+        answering.wait()
+        redis.kill()

@@ -1,0 +1,180 @@
+"""The OpenAPI document holds: schemathesis calls every operation, and nothing answers 5xx or other than it says.
+
+Real stores: a folder and a redis-server; real functions: the platform's own, in threads and child processes.
+"""
+
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Collection, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import schemathesis
+from schemathesis import engine
+
+from featurestore import Entity, FeatureView, Field, Float64, String
+from functions.prediction_log import LogWriter
+from functions.runtime import catalog
+from functions.runtime.context import Context
+from ray_apps.discovery import discover_gently
+from ray_apps.gateway.app import build_app
+from ray_apps.gateway.services import Services
+from ray_apps.local.redis_server import binary
+from registry import Access, ModelPolicy, Registry, open_store
+
+SEED = 20130701
+PHASES = ("examples", "coverage", "fuzzing", "stateful")
+
+
+@pytest.fixture
+def redis_url(tmp_path: Path) -> Iterator[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        str(binary()),
+        "--port",
+        str(port),
+        "--bind",
+        "127.0.0.1",
+        "--save",
+        "",
+        "--dir",
+        str(tmp_path),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    client = redis.Redis(port=port)
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            client.ping()
+            break
+        except redis.exceptions.ConnectionError:
+            assert time.monotonic() < deadline, "redis-server did not come up"
+    yield f"redis://127.0.0.1:{port}/0"
+    client.close()
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def kept(tmp_path: Path, redis_url: str) -> Context:
+    """A platform with a model of three versions and a feature view."""
+    url = f"file://{tmp_path / 'store'}"
+    context = Context(open_store(url), url, redis_url=redis_url, actor="platform")
+    registry = Registry(context.store, actor="trainer")
+    registry.create_model("late", policy=ModelPolicy(guarded=frozenset({"champion"})))
+    weights = tmp_path / "files"
+    weights.mkdir()
+    (weights / "weights.bin").write_bytes(b"1")
+    for _ in range(3):
+        registry.create_version("late", weights, metrics={"log_loss": 0.4})
+    airport = Entity("airport", join_keys=["airport"])
+    fields = [Field("wind", Float64), Field("sky", String)]
+    context.features().apply(
+        [FeatureView("weather", entities=[airport], schema=fields, ttl=timedelta(days=1))]
+    )
+    return context
+
+
+@pytest.fixture
+def only(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], bool]], None]:
+    """Have only such functions declared as a test chooses by their references."""
+
+    def chosen(wanted: Callable[[str], bool]) -> None:
+        declared = {
+            name: {reference: each for reference, each in named.items() if wanted(reference)}
+            for name, named in catalog._declared.items()
+        }
+        monkeypatch.setattr(catalog, "_declared", {name: named for name, named in declared.items() if named})
+
+    return chosen
+
+
+@pytest.fixture
+def document(kept: Context, tmp_path: Path) -> Iterator[Any]:
+    token = Access(kept.store, actor="tests").create_token("fuzz", "admin")
+    opened: list[LogWriter] = []
+
+    def labels() -> LogWriter:
+        opened.append(LogWriter(tmp_path / "wal", "labels", str(kept.redis_url)))
+        return opened[-1]
+
+    services = Services(context=kept, labels=labels, wait_s=20)
+
+    def load(examples: int, *, phases: Collection[str]) -> Any:
+        headers = {"Authorization": f"Bearer {token}"}
+        config = schemathesis.Config.from_dict(
+            {
+                "seed": SEED,
+                "headers": headers,
+                "continue-on-failure": True,
+                "cache": {"enabled": False},
+                "suppress-health-check": ["all"],
+                "request-timeout": 120,  # a first call imports its function's module
+                "checks": {
+                    "use_after_free": {"enabled": False}
+                },  # DELETE cancels an invocation; its record stays
+                "generation": {"database": "none", "max-examples": examples},
+                "phases": {each: {"enabled": each in phases} for each in PHASES},
+            }
+        )
+        return schemathesis.openapi.from_asgi(
+            "/openapi.json", build_app(services), config=config, headers=headers
+        )
+
+    yield load
+    for each in opened:
+        each.close()
+
+
+def fuzz(schema: Any) -> tuple[int, list[str]]:
+    """Call it all; returns how many requests that were, and what schemathesis found."""
+    called, found = 0, []
+    for event in engine.from_schema(schema).execute():
+        if isinstance(event, engine.events.NonFatalError | engine.events.FatalError):
+            found.append(str(event))
+        if isinstance(event, engine.events.ScenarioFinished):
+            called += len(event.recorder.interactions)
+            found += _failures(event.recorder)
+    return called, found
+
+
+def _failures(recorder: Any) -> list[str]:
+    return [
+        f"{recorder.cases[case].value.as_curl_command()}\n{check.name}: {check.failure_info.failure}\n"
+        for case, checks in recorder.checks.items()
+        for check in checks
+        if check.failure_info is not None
+    ]
+
+
+def test_a_hundred_requests_find_no_5xx_and_no_breach_of_the_document(
+    document: Any, toys: None, only: Any
+) -> None:
+    only({"gateway_toys:gateway_add", "gateway_toys:gateway_refuse"}.__contains__)
+    called, found = fuzz(document(3, phases=["fuzzing"]))
+    assert not found, "\n".join(found)
+    assert called >= 100
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize(
+    ("examples", "phases", "rooms"),
+    [
+        pytest.param(3, ["coverage", "fuzzing", "stateful"], "functions.rollout.", id="one-room-every-phase"),
+        pytest.param(14, ["fuzzing"], "functions.", id="every-room"),
+    ],
+)
+def test_a_thousand_requests_find_no_5xx_and_no_breach_of_the_document(
+    document: Any, toys: None, only: Any, examples: int, phases: list[str], rooms: str
+) -> None:
+    discover_gently(None)
+    only(lambda reference: reference.startswith((rooms, "gateway_toys:gateway_add")))
+    called, found = fuzz(document(examples, phases=phases))
+    assert not found, "\n".join(found)
+    assert called >= 1000

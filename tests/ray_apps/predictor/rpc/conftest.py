@@ -1,0 +1,193 @@
+"""Two models behind an HTTP server with the gRPC front before it, for unmodified tritonclients."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+import uvicorn
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from ray_apps.predictor.bare import by_prefix
+from ray_apps.predictor.datatypes import DTYPES
+from ray_apps.predictor.doorkeeper import Doorkeeper
+from ray_apps.predictor.engine import Engine
+from ray_apps.predictor.http import HttpDoor
+from ray_apps.predictor.recording import Recorder
+from ray_apps.predictor.rpc import Front, open_front
+from ray_apps.predictor.service import Predictor
+from registry import Access, Registry, Signature, TensorSpec, open_store
+from tests.ray_apps.predictor.conftest import MemoryLog
+
+TYPED = [name for name in DTYPES if name != "FP16"]  # 16-bit floats have no typed contents and no JSON
+
+
+@dataclass
+class Same:
+    """Answers what it is given, `factor` times where it is a number; says "slow" to the models it waits in."""
+
+    release: threading.Event
+
+    def predict(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        wait = inputs.get("INT64")
+        if wait is not None and wait.size and wait.ravel()[0] == -77:
+            self.release.wait(20)
+        return {f"out_{name}": np.asarray(array) for name, array in inputs.items()}
+
+
+def signature(names: list[str]) -> Signature:
+    example = {"BYTES": [["a"]], "BOOL": [[True]]}
+    return Signature(
+        inputs=[TensorSpec(name=name, datatype=name, shape=[-1, 2]) for name in names],
+        outputs=[TensorSpec(name=f"out_{name}", datatype=name, shape=[-1, 2]) for name in names],
+        example={name: [example.get(name, [[1]])[0] * 2] for name in names},
+    )
+
+
+def values(name: str) -> np.ndarray:
+    """Two rows with the ends of a datatype's range."""
+    dtype = DTYPES[name]
+    if name == "BYTES":
+        return np.array([[b"", "ü€".encode()], [b"\x00\xff", b"x" * 300]], dtype=object)
+    if name == "BOOL":
+        return np.array([[True, False], [False, True]])
+    info = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
+    return np.array([[info.min, info.max], [0, 1]], dtype=dtype)
+
+
+@dataclass
+class Counter:
+    """Two models behind an HTTP server, and the gRPC front before it."""
+
+    http: str
+    grpc: str
+    token: str
+    viewer: str
+    release: threading.Event
+    doors: dict[str, HttpDoor]
+
+    @property
+    def login(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.token}"}
+
+
+def make_door(folder: Path, model: str, names: list[str], release: threading.Event) -> HttpDoor:
+    store = open_store(f"file://{folder}/store")
+    registry = Registry(store, actor="ada")
+    registry.create_model(model)
+    path = folder / model
+    path.mkdir()
+    (path / "model.json").write_text("{}")
+    registry.promote(model, registry.create_version(model, path=path, signature=signature(names)).version)
+    engine = Engine(model, registry, lambda *_: Same(release), scratch=folder / "loading")
+    engine.follow_once()
+    engine.load_wanted()
+    predictor = Predictor(engine, Recorder(model, MemoryLog()))
+    return HttpDoor(predictor, Doorkeeper(Access(store, actor="predictor")))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def serve(counter: Counter, started: threading.Event, stop: threading.Event) -> None:
+    port = int(counter.http.rpartition(":")[2])
+    config = uvicorn.Config(by_prefix(counter.doors), port=port, lifespan="off", log_level="error", ws="none")
+    server = uvicorn.Server(config)
+    server.install_signal_handlers = lambda: None
+    running = asyncio.create_task(server.serve())
+    front = Front(f"http://{counter.http}")
+    door = open_front(front, counter.grpc, max_message_bytes=1 << 20, max_calls=64)
+    await door.start()
+    while not server.started:  # noqa: ASYNC110 - uvicorn tells it by a flag only
+        await asyncio.sleep(0.01)
+    started.set()
+    await asyncio.get_running_loop().run_in_executor(None, stop.wait)
+    await door.stop(1)
+    front.close()
+    server.should_exit = True
+    await running
+    for one in counter.doors.values():
+        await one.predictor.close()
+
+
+@pytest.fixture(scope="module")
+def counter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Counter]:
+    folder = tmp_path_factory.mktemp("counter")
+    release, started, stop = threading.Event(), threading.Event(), threading.Event()
+    doors = {
+        "every": make_door(folder, "every", list(DTYPES), release),
+        "typed": make_door(folder, "typed", TYPED, release),
+    }
+    access = Access(open_store(f"file://{folder}/store"), actor="root")
+    made = Counter(
+        http=f"127.0.0.1:{free_port()}",
+        grpc=f"127.0.0.1:{free_port()}",
+        token=access.create_token("predictor", "predictor"),
+        viewer=access.create_token("viewer", "viewer"),
+        release=release,
+        doors=doors,
+    )
+    thread = threading.Thread(target=lambda: asyncio.run(serve(made, started, stop)))
+    thread.start()
+    assert started.wait(30)
+    yield made
+    release.set()
+    stop.set()
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+@pytest.fixture
+def client(counter: Counter) -> Iterator[triton.InferenceServerClient]:
+    with triton.InferenceServerClient(counter.grpc) as made:
+        yield made
+
+
+def inputs(names: list[str]) -> list[triton.InferInput]:
+    made = []
+    for name in names:
+        tensor = triton.InferInput(name, [2, 2], name)
+        tensor.set_data_from_numpy(values(name))
+        made.append(tensor)
+    return made
+
+
+def place(name: str) -> str:
+    """The field of the protocol that holds a datatype's typed contents."""
+    own = {
+        "BOOL": "bool",
+        "UINT64": "uint64",
+        "INT64": "int64",
+        "FP32": "fp32",
+        "FP64": "fp64",
+        "BYTES": "bytes",
+    }
+    return f"{own.get(name, 'uint' if name.startswith('U') else 'int')}_contents"
+
+
+def typed_request(**fields: Any) -> Any:
+    """A request with typed contents, built of tritonclient's own messages."""
+    request = service_pb2.ModelInferRequest(model_name="typed", **fields)
+    for name in TYPED:
+        tensor = request.inputs.add(name=name, datatype=name, shape=[2, 2])
+        getattr(tensor.contents, place(name)).extend(values(name).ravel().tolist())
+    return request
+
+
+@pytest.fixture
+def stub(counter: Counter) -> Iterator[service_pb2_grpc.GRPCInferenceServiceStub]:
+    with grpc.insecure_channel(counter.grpc) as channel:
+        yield service_pb2_grpc.GRPCInferenceServiceStub(channel)

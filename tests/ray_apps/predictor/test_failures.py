@@ -1,0 +1,105 @@
+"""Failed answers in the log: what a rollout counts as a version's errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from functions.prediction_log.records import LABELS, prediction_columns
+from functions.scoring import score
+from ray_apps.predictor.recording import MAX_FAILURES, Failure, Recorder
+from tests.ray_apps.predictor.conftest import Kitchen, MemoryLog, tensors
+
+
+def logged(kitchen: Kitchen) -> list[dict[str, Any]]:
+    kitchen.predictor.recorder.flush()
+    return prediction_columns(kitchen.log.payloads)["late"].to_pylist() if kitchen.log.payloads else []
+
+
+def fail(kitchen: Kitchen, how: str = "predict") -> None:
+    champion: Any = kitchen.engine.routes.champion
+    champion._scorer.fail = how
+
+
+@pytest.mark.parametrize(("how", "status"), [("predict", 500), ("values", 400)])
+async def test_a_request_that_the_version_fails_is_logged_without_outputs(
+    kitchen: Kitchen, how: str, status: int
+):
+    fail(kitchen, how)
+    response = await kitchen.infer(tensors(3, id="f", parameters={"unit": "N1"}))
+    assert response.status_code == status
+    rows = logged(kitchen)
+    assert [row["prediction_id"] for row in rows] == ["f:0", "f:1", "f:2"]
+    assert {(row["version"], row["arm"], row["unit"], row["shadow"]) for row in rows} == {
+        (1, "champion", "N1", False)
+    }
+    assert {(row["outputs"], row["numeric"]) for row in rows} == {(None, None)}
+    assert kitchen.predictor.describe()["log"]["failures"] == 1
+
+
+async def test_the_answer_does_not_wait_for_the_record_of_its_failure(kitchen: Kitchen):
+    fail(kitchen)
+    await kitchen.infer()
+    assert kitchen.log.payloads == []
+    assert len(logged(kitchen)) == 1
+
+
+async def test_a_request_that_does_not_fit_the_version_is_one_failure(kitchen: Kitchen):
+    """A challenger with another signature fails its share of the traffic: the rollout must see it."""
+    assert (await kitchen.infer({"inputs": tensors(500)["inputs"][:1]})).status_code == 400
+    assert len(logged(kitchen)) == 1
+
+
+async def test_what_no_version_was_chosen_for_is_no_failure(kitchen: Kitchen):
+    await kitchen.client.post("/infer", content=b"{")
+    kitchen.client.headers.pop("authorization")
+    await kitchen.infer()
+    assert logged(kitchen) == []
+
+
+async def test_who_asks_for_a_version_by_number_is_no_evidence_against_it(kitchen: Kitchen):
+    fail(kitchen)
+    assert (await kitchen.infer(path="/versions/1/infer")).status_code == 500
+    assert logged(kitchen) == []
+
+
+async def test_a_shadow_that_fails_is_logged_as_one(kitchen: Kitchen):
+    shadow = kitchen.version(0.5)
+    kitchen.registry.set_traffic("late", {}, shadows=[shadow])
+    kitchen.settle()
+    found: Any = kitchen.engine.find(shadow)
+    found._scorer.fail = "predict"
+    await kitchen.infer(tensors(2, id="s"))
+    await kitchen.predictor.shadows.drained()
+    rows = [row for row in logged(kitchen) if row["shadow"]]
+    assert [(row["prediction_id"], row["version"], row["outputs"]) for row in rows] == [
+        ("s:0", shadow, None),
+        ("s:1", shadow, None),
+    ]
+
+
+async def test_the_rollouts_scoring_reads_them_as_not_answered(kitchen: Kitchen):
+    await kitchen.infer(tensors(id="good"))
+    fail(kitchen)
+    await kitchen.infer(tensors(id="bad"))
+    kitchen.predictor.recorder.flush()
+    rows = prediction_columns(kitchen.log.payloads)["late"]
+    scored = score(rows.append_column("label", pa.nulls(len(rows), LABELS.field("label").type)))
+    assert dict(zip(scored.id, scored.answered, strict=True)) == {"good": True, "bad": False}
+
+
+async def test_a_flood_of_failures_is_bounded_and_counted():
+    log = MemoryLog()
+    recorder = Recorder("late", log)
+    for i in range(MAX_FAILURES + 5):
+        recorder.fail(Failure(str(i), 1, "champion", shadow=False, unit=None, at_us=0, latency_ms=1.0))
+    recorder.flush()
+    assert len(log.payloads) == MAX_FAILURES
+    assert recorder.describe() == {
+        "written": MAX_FAILURES,
+        "dropped": 0,
+        "failures": MAX_FAILURES,
+        "failures_dropped": 5,
+    }

@@ -1,0 +1,62 @@
+"""The split of a replica over many units: shares, ramps, and two experiments at once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import sqrt
+from typing import Any
+
+import pytest
+
+from ray_apps.predictor.routes import Routes
+from registry.traffic import BUCKETS
+from tests.ray_apps.predictor.conftest import Kitchen
+
+UNITS = 100_000
+
+
+def routes(kitchen: Kitchen, shares: dict[int, float]) -> Routes[Any]:
+    """The routes of a replica that followed the policy; shares by version."""
+    kitchen.registry.set_traffic(
+        "late", {f"arm-{version}": (version, share) for version, share in shares.items()}
+    )
+    kitchen.settle()
+    return kitchen.engine.routes
+
+
+def arms_of(split: Routes[Any], units: list[str]) -> list[str]:
+    return [split.choose(unit)[0] for unit in units]
+
+
+@pytest.mark.parametrize(
+    "followed",  # so many units through all ramps; about 6,300 of the 10,000 buckets are in the fewer ones
+    [BUCKETS, pytest.param(UNITS, marks=pytest.mark.proof)],
+)
+async def test_a_90_9_1_split_is_met_and_twenty_ramps_move_nobody_who_was_in(kitchen: Kitchen, followed: int):
+    one, two = kitchen.version(0.5), kitchen.version(0.75)
+    split = routes(kitchen, {one: 0.09, two: 0.01})
+    units = [f"user-{n}" for n in range(UNITS)]
+    counts = Counter(arms_of(split, units))
+    assert len(counts) == 3
+    for (_, count), share in zip(counts.most_common(), (0.90, 0.09, 0.01), strict=True):
+        # Binomial: three shares, false alarm of each 6e-5
+        assert abs(count - UNITS * share) <= 4 * sqrt(UNITS * share * (1 - share))
+    units = units[:followed]
+    before = arms_of(split, units)
+    for ramp in range(1, 21):
+        split = routes(kitchen, {one: 0.09 + 0.02 * ramp, two: 0.01 + 0.01 * ramp})
+        after = arms_of(split, units)
+        assert not [pair for pair in zip(before, after, strict=True) if pair[0] not in {"champion", pair[1]}]
+        before = after
+    assert Counter(before)["champion"] < followed * 0.35
+
+
+@pytest.mark.parametrize("count", [UNITS // 5, pytest.param(UNITS, marks=pytest.mark.proof)])
+async def test_arms_of_two_experiments_are_independent(kitchen: Kitchen, count: int):
+    units = [f"user-{n}" for n in range(count)]
+    first = arms_of(routes(kitchen, {kitchen.version(0.5): 0.5}), units)
+    kitchen.registry.set_traffic("late", {})  # ends the experiment, and with it its salt
+    second = arms_of(routes(kitchen, {kitchen.version(0.75): 0.5}), units)
+    both = sum(a != "champion" and b != "champion" for a, b in zip(first, second, strict=True))
+    # Under independence Binomial(count, .25); false alarm 6e-5
+    assert abs(both - len(units) / 4) <= 4 * sqrt(len(units) * 0.25 * 0.75)
