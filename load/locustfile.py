@@ -1,7 +1,8 @@
 """A locust user that speaks the Open Inference Protocol; `python -m load.run` starts it, or locust by hand.
 
 Reads from the environment: TOQUE_TOKEN (bearer token), TOQUE_MODEL, TOQUE_LOAD_RATE (requests a second and user),
-TOQUE_LOAD_ROWS (rows a request) and TOQUE_LOAD_KEYS (file of rows for requests by key; without it tensors are sent).
+TOQUE_LOAD_ROWS (rows a request), TOQUE_LOAD_KEYS (file of rows for requests by key; without it tensors are sent) and
+TOQUE_LOAD_LOG (file that gets a line of JSON for each request: when it was due, milliseconds, version, failure).
 """
 
 import itertools
@@ -21,6 +22,18 @@ from load.payload import Json, keyed_request, problem_of, read_rows, tensor_requ
 NAME = "infer"  # of the statistics that are judged
 
 _seeds = itertools.count()
+_started = time.time() - time.perf_counter()
+
+
+def _log(due: float, answer: Any, problem: str | None) -> None:
+    """Add a request to the log, if one is kept."""
+    if path := os.environ.get("TOQUE_LOAD_LOG"):
+        version = answer.get("model_version") if isinstance(answer, dict) else None
+        line = {
+            "due": _started + due, "ms": (time.perf_counter() - due) * 1e3, "version": version, "failure": problem,
+        }  # fmt: skip
+        with Path(path).open("a", encoding="utf-8") as log:
+            log.write(json.dumps(line) + "\n")
 
 
 @events.quitting.add_listener  # type: ignore[untyped-decorator] # locust ships no types for its events
@@ -74,9 +87,13 @@ class InferenceUser(FastHttpUser):
             path, json=body, headers=self.headers, name=NAME, catch_response=True
         ) as answer:
             answer.request_meta["response_time"] = (time.perf_counter() - due) * 1e3
-            if answer.status_code != 200:
-                answer.failure(f"{answer.status_code}: {answer.text!r:.120}")
-            elif problem := problem_of(answer.json(), sent_id=body["id"]):
+            document = answer.json() if answer.status_code == 200 else None
+            if document is not None:
+                problem = problem_of(document, sent_id=body["id"])
+            else:
+                problem = f"{answer.status_code}: {answer.text!r:.120}"
+            if problem:
                 answer.failure(problem)
+        _log(due, document, problem)
 
     tasks = [infer]  # noqa: RUF012 - how locust is told

@@ -9,22 +9,23 @@ import asyncio
 import contextlib
 import os
 import secrets
+import signal
 import time
-from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pyarrow.compute as pc
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table as Grid
 
 from examples.flights import FEATURES
 from examples.flights.features import STORED, flight_delay
 from examples.flights.model import delay_model
 from examples.flights.prep import Prepared, prepare_entities, prepare_view
 from examples.flights.replay import Replay, Season, Tally
-from functions.evaluation import GateResult, evaluate_gate
+from examples.flights.show import Interrupt, Step, news, step, summary, told
+from functions.evaluation import evaluate_gate
 from functions.features import build_training_set
+from functions.prediction_log import drain_predictions, predictions_table
 from functions.project import load_project
 from functions.reporting import Report, model_report
 from functions.retraining import Inspected, inspections, retrains
@@ -36,33 +37,36 @@ from functions.runtime.invocation import Invocation
 from functions.training import Trained, train_tabular
 from functions.tuning import Sweep, tune_tabular
 from ray_apps.local import Running, Settings, down, up
-from registry import NotFound, TableSnapshot
+from registry import NotFound, Table, TableSnapshot
 
 JANUARY, APRIL, MAY, AUGUST = (datetime(2013, month, 1, tzinfo=UTC) for month in (1, 4, 5, 8))
 INSPECTION_S = 900.0  # an inspection that retrains takes about a minute
+SHIPPING_S = 30.0  # the longest that the last answers may take from a replica's file to the table
 MARK = "demo"  # names a state folder as ours, to be set aside by the next demo
 MODEL = delay_model.name
-Say = Callable[[str], None]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the demo; returns the exit code. The platform stays up; Ctrl-C ends it and leaves no process."""
     parser = argparse.ArgumentParser(prog="toque demo", description=__doc__)
     parser.add_argument("--requests", type=int, default=14_000, help="flights asked about (default 14,000)")
-    parser.add_argument("--until", type=datetime.fromisoformat, default=AUGUST, help="end of the replay")
-    parser.add_argument("--home", type=Path, default=None, help="state folder (default .toque)")
+    parser.add_argument(
+        "--until", type=datetime.fromisoformat, default=AUGUST, help="end of the replay (default 2013-08-01)"
+    )
     chosen = parser.parse_args(arguments)
-    settings = Settings.of(os.environ, home=chosen.home, project="examples.flights", clock="replay")
+    settings = Settings.of(os.environ, project="examples.flights", clock="replay")
     console = Console()
     try:
         set_aside(settings.home, console)
-        return asyncio.run(Demo(settings, console, chosen.requests, chosen.until).run())
+        Demo(settings, console, chosen.requests, chosen.until).run()
     except BaseException as error:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it running
         console.print(f"\n{type(error).__name__}: ending what was started")
         down(settings.home)
         if isinstance(error, KeyboardInterrupt):
             return 130
         raise
+    return 0
 
 
 def set_aside(home: Path, console: Console) -> None:
@@ -73,7 +77,7 @@ def set_aside(home: Path, console: Console) -> None:
     if not (home / "store").exists():
         return
     if not (home / MARK).exists():
-        raise SystemExit(f"{home} holds a store that is no demo's; run `toque demo --home OTHER_FOLDER`")
+        raise SystemExit(f"{home} holds a store that is no demo's; run `toque --home OTHER_FOLDER demo`")
     down(home)
     kept = home.with_name(f"{home.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
     home.rename(kept)
@@ -88,55 +92,59 @@ class Demo:
         self._console = console
         self._requests = requests
         self._until = until if until.tzinfo else until.replace(tzinfo=UTC)
+        self._interrupt = Interrupt()
         self._began = time.monotonic()
 
-    async def run(self) -> int:
-        """Every step in order."""
+    def run(self) -> None:
+        """Every step in order. Raises: SystemExit if the first model fails its gate, or an answer is not in the log."""
         self._settings.home.mkdir(parents=True, exist_ok=True)
         (self._settings.home / MARK).touch()
-        with self._step("Set-up") as say:
-            running = up(self._settings, report=say)
+        with self._step("Set-up", parts=3) as now:
+            running = up(self._settings, report=lambda doing: now.now(doing, advance=1))
             self._context = context_of(os.environ)
             self._clock = _replayed(self._context.clock)
             self._clock.set(MAY)
-            say(f"gateway, predictor and ticker at {running.url}")
-        with self._step("Prep") as say:
-            prepared = self._prepare()
-            say(
-                f"{sum(one.rows for one in prepared):,} rows in {len(prepared)} tables, {len(STORED)} feature views"
-            )
-        entities = next(one.snapshot for one in prepared if one.name == delay_model.entities)
-        with self._step("Recipe") as say:
-            self._recipe(entities, say)
-        with self._step("Counter and inspector") as say:
-            tally = await self._season(running, say)
-        with self._step("Report") as say:
-            report = model_report(MODEL, MAY, self._until)
-            path = self._settings.home / "reports" / "demo.html"
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(self._context.store.get(report.key))
-            say(str(path))
-        self._summary(running, report, tally)
-        return 0
+            now.result = f"gateway, predictor and ticker at {running.url}"
+        with self._step("Prep", parts=len(STORED) + 1) as now:
+            entities = self._prepare(now)
+        with self._step("Recipe", parts=5) as now:
+            self._recipe(entities, now)
+        with self._step("Counter and inspector", parts=(self._until - MAY) / timedelta(days=1)) as now:
+            tally = self._season(running, now)
+        with self._step("Report", parts=2) as now:
+            report = self._report(tally, now)
+        self._console.print(summary(report, self._rows(running, tally)))
+        self._console.print(f"done in {time.monotonic() - self._began:.0f} s")
 
-    def _prepare(self) -> list[Prepared]:
+    def _step(self, name: str, parts: float) -> contextlib.AbstractContextManager[Step]:
+        return step(self._console, self._interrupt, name, parts)
+
+    def _prepare(self, now: Step) -> TableSnapshot:
+        now.now("flights and labels")
         self._context.features().apply(FEATURES)
-        entities = prepare_entities.remote()
-        views = [prepare_view.remote(view.name) for view in STORED]
-        return [entities.result(), *(view.result() for view in views)]
+        entities = prepare_entities()
+        views: list[Prepared] = []
+        for view in STORED:
+            now.now(view.name, advance=1)
+            views.append(prepare_view(view.name))
+        rows = sum(view.rows for view in views)
+        now.result = f"{entities.rows:,} flights, {rows:,} rows of {len(views)} feature views"
+        return entities.snapshot
 
-    def _recipe(self, entities: TableSnapshot, say: Say) -> None:
+    def _recipe(self, entities: TableSnapshot, now: Step) -> None:
+        now.now("point-in-time training set")
         training = self._set("train", entities, JANUARY, APRIL)
         held_out = self._set("gate", entities, APRIL, MAY)
+        now.now("sweep: 4 trials under ASHA", advance=1)
         sweep = self._sweep(training)
-        say(
-            f"best of {len(sweep.trials)} trials: validation loss {sweep.best_loss:.4f} in {sweep.seconds:.0f} s"
-        )
+        now.now("training on two workers", advance=1)
         trained = self._train(entities, training, sweep)
+        now.now("gate on April", advance=1)
         gate = evaluate_gate(MODEL, trained.version or 0, held_out, delay_model.label, delay_model.gate)
-        say(_told(gate))
+        now.result = f"best of {len(sweep.trials)} trials at {sweep.best_loss:.4f}; {told(gate)}"
         if not gate.passed:
-            raise SystemExit("the first model failed its gate: there is nothing to serve")
+            raise SystemExit(f"there is nothing to serve: {told(gate)}")
+        now.now("approval", advance=1)
         registry = self._context.registry()
         registry.as_actor("ada").approve(MODEL, gate.version, comment="April is convincing")
         registry.set_alias(MODEL, "champion", gate.version)
@@ -177,61 +185,78 @@ class Demo:
             feature_service=flight_delay.name,
         )
 
-    async def _season(self, running: Running, say: Say) -> Tally:
+    def _season(self, running: Running, now: Step) -> Tally:
         season = Season.of(self._context.store, self._context.features(), MAY, self._until, self._requests)
         replay = Replay(
             season, self._context.features(), self._clock, running.url, running.token(), secrets.token_hex(3)
         )
-        days = (self._until - MAY) / timedelta(days=1)
-        columns = (TextColumn("  {task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-
         seen: set[str] = set()
 
-        async def inspect(now: datetime) -> None:
-            found = await asyncio.to_thread(_inspected, self._context, now, seen)
-            if found is None:
-                return
-            for line in _news(found):
-                progress.console.print(f"  [dim]{now:%d %b}[/dim] {line}")
+        async def inspect(at: datetime) -> None:
+            now.now("inspection")
+            found = await _inspected(self._context, at, seen)
+            for line in news(found) if found else []:
+                now.say(f"[dim]{at:%d %b}[/dim] {line}")
 
-        with Progress(*columns, console=self._console) as progress:
-            task = progress.add_task("May to July", total=days)
-            tally = await replay.live(
-                inspect, lambda at: progress.update(task, completed=(at - MAY) / timedelta(days=1))
-            )
-        say(
-            f"{len(tally.answered):,} predictions, {tally.labels:,} labels, {sum(tally.failed.values())} failures"
+        def progress(at: datetime) -> None:
+            now.now(f"{at:%d %b}, {len(replay.tally.answered):,} answers")
+            now.reach((at - MAY) / timedelta(days=1))
+
+        tally = asyncio.run(replay.live(inspect, progress))
+        failures = "; ".join(f"{count} x {why}" for why, count in tally.failed.items())
+        now.result = (
+            f"{len(tally.answered):,} predictions, {tally.labels:,} labels, {failures or 'no failure'}"
         )
-        for why, count in tally.failed.items():
-            say(f"{count} x {why}")
+        if tally.retried:
+            now.result += f", {tally.retried} requests sent again"
         return tally
 
-    def _summary(self, running: Running, report: Report, tally: Tally) -> None:
-        grid = Grid(title="Flight delay, May to July", show_header=False)
-        for line in report.summary:
-            grid.add_row("", line)
-        grid.add_row("versions served", ", ".join(map(str, sorted(set(tally.answered.values())))))
-        ended = retrains(MODEL).refresh().finished
-        grid.add_row("retrains", "; ".join(one.text for one in ended) or "none was called for")
-        for outcome in rollout_status(MODEL).outcomes:
-            grid.add_row(
-                "rollout", f"version {outcome.challenger}: {outcome.stage} by {outcome.rule} {outcome.note}"
-            )
-        grid.add_row("report", str(self._settings.home / "reports" / "demo.html"))
-        grid.add_row(
-            "still running",
-            f"{running.url} (OpenAPI at {running.url}/openapi.json), Ray jobs at {running.jobs_url}",
-        )
-        grid.add_row("end it", "make down")
-        self._console.print(grid)
-        self._console.print(f"done in {time.monotonic() - self._began:.0f} s")
+    def _report(self, tally: Tally, now: Step) -> Report:
+        now.now("prediction log against answers")
+        lost, deadline = set(tally.answered), time.monotonic() + SHIPPING_S
+        while lost and time.monotonic() < deadline:
+            drain_predictions()
+            lost -= _logged(self._context)
+        if lost:
+            raise SystemExit(f"{len(lost)} answered predictions are not in the log, {min(lost)} among them")
+        now.now("page", advance=1)
+        report = model_report(MODEL, MAY, self._until)
+        self._page.parent.mkdir(exist_ok=True)
+        self._page.write_bytes(self._context.store.get(report.key))
+        now.result = f"{self._page}; every answer is in the prediction log"
+        return report
 
-    @contextlib.contextmanager
-    def _step(self, name: str) -> Iterator[Say]:
-        began = time.monotonic()
-        self._console.print(f"[bold]{name}[/bold]")
-        yield lambda line: self._console.print(f"  {line}")
-        self._console.print(f"  [dim]{time.monotonic() - began:.0f} s[/dim]")
+    @property
+    def _page(self) -> Path:
+        return self._settings.home / "reports" / "demo.html"
+
+    def _rows(self, running: Running, tally: Tally) -> list[tuple[str, str]]:
+        ended = retrains(MODEL).refresh().finished
+        rows = [
+            ("versions served", ", ".join(map(str, sorted(set(tally.answered.values()))))),
+            ("retrains", "; ".join(one.text for one in ended) or "none was called for"),
+        ]
+        rows += [
+            ("rollout", f"version {one.challenger}: {one.stage} by {one.rule} {one.note}")
+            for one in rollout_status(MODEL).outcomes
+        ]
+        return [
+            *rows,
+            ("report", str(self._page)),
+            (
+                "still running",
+                f"{running.url} (OpenAPI at {running.url}/openapi.json), Ray jobs at {running.jobs_url}",
+            ),
+            ("end it", "make down"),
+        ]
+
+
+def _logged(used: Context) -> set[str]:
+    """Ids of the answered predictions in the log."""
+    rows = Table(used.store, predictions_table(MODEL)).read(
+        columns=["prediction_id"], where=~pc.field("shadow")
+    )
+    return set(rows["prediction_id"].to_pylist())
 
 
 def _replayed(clock: Clock) -> ReplayClock:
@@ -241,7 +266,7 @@ def _replayed(clock: Clock) -> ReplayClock:
     return clock
 
 
-def _inspected(used: Context, now: datetime, seen: set[str]) -> Inspected | None:
+async def _inspected(used: Context, now: datetime, seen: set[str]) -> Inspected | None:
     """Wait until the schedule has handled every tick up to `now`, and its inspection is over; None if none was due.
 
     seen: invocations that were waited for before.
@@ -252,35 +277,19 @@ def _inspected(used: Context, now: datetime, seen: set[str]) -> Inspected | None
     due = schedule.tick_before(inspection.cron, now + timedelta(seconds=1))
     while True:
         (standing,) = schedule.status(used, schedules=[inspection])
-        recorded = standing.invocation is None or standing.invocation_status is not None
-        if recorded and standing.last_tick is not None and standing.last_tick >= due:
+        handled = standing.last_tick is not None and standing.last_tick >= due
+        if handled and standing.invocation in {None, *seen}:
+            return None
+        if handled and standing.invocation_status in ("succeeded", "dead", "cancelled"):
             break
         if time.monotonic() > deadline:
             raise TimeoutError(
-                f"the ticker has not handled the tick of {due}; `toque status` says whether it is up"
+                f"the inspection of {due} is not over; `toque status` says whether the ticker is up"
             )
-        time.sleep(0.05)
-    if standing.invocation is None or standing.invocation in seen:
-        return None
-    seen.add(standing.invocation)
-    result: Inspected = Invocation(standing.invocation, used).result(INSPECTION_S)
+        await asyncio.sleep(0.05)
+    seen.add(str(standing.invocation))
+    result: Inspected = Invocation(str(standing.invocation), used).result(1.0)
     return result
-
-
-def _told(gate: GateResult) -> str:
-    ratios = ", ".join(f"{value:.3f} x {name}" for name, value in gate.ratios.items())
-    verdict = "passed" if gate.passed else f"failed ({gate.reason or 'see its checks'})"
-    return f"version {gate.version} {verdict} the gate: log loss {gate.metrics['log_loss']:.4f}, {ratios}"
-
-
-def _news(found: Inspected) -> list[str]:
-    news = [f"alarm: {alarm.text}" for watched in found.watched for alarm in watched.alarms]
-    news += [f"retrain: {one.text}" for one in found.retraining if one.action == "retrain"]
-    if found.rollout.action != "hold":
-        news.append(
-            f"rollout of version {found.rollout.challenger}: {found.rollout.action}, {found.rollout.text}"
-        )
-    return news
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 from examples.flights.features import CATEGORICAL, NUMERIC, flight_delay
 from functions.evaluation import Gate
-from functions.monitoring import DriftMonitor, PerformanceMonitor
+from functions.monitoring import DriftMonitor, PerformanceMonitor, QualityMonitor
 from functions.project import ModelDefinition
 from functions.retraining_policy import RetrainingPolicy, TrainingWindow
 from functions.rollout import RolloutPolicy
@@ -20,11 +20,16 @@ delay_model = ModelDefinition(
     numeric=tuple(NUMERIC),
     categorical=tuple(CATEGORICAL),
     gate=Gate(max_log_loss_ratio={"constant": 0.98, "logistic": 1.01}, max_ece=0.1),
-    monitors=(PerformanceMonitor(), DriftMonitor()),
-    rollout=RolloutPolicy(planned_labels=1_500, shadow_min_labels=600, shadow_timeout=timedelta(days=14)),
+    monitors=(QualityMonitor(units={"temp": "F", "dewp": "F"}), PerformanceMonitor(), DriftMonitor()),
+    # A storm delays a whole day, so days are what a verdict counts; four weeks of labels are some 4,000.
+    rollout=RolloutPolicy(
+        planned_labels=4_000, shadow_min_labels=600, shadow_timeout=timedelta(days=14), mismatch_alpha=0.001
+    ),
     retraining=RetrainingPolicy(
-        windows=(TrainingWindow(name="all"), TrainingWindow(name="recent", days=75)),
-        cooldown=timedelta(days=21),
+        # No challenger learns from less than the first model did, which had three months.
+        windows=(TrainingWindow(name="all"), TrainingWindow(name="recent", days=120)),
+        cooldown=timedelta(days=14),
+        backoff=1.0,
         settle=timedelta(days=7),
         budget=4,
     ),

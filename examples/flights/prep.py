@@ -1,16 +1,22 @@
-"""Fill the offline tables: one function a view, fanned out over the cluster."""
+"""Fill the offline tables: raw flights in, by Ray Data, one table a feature view out."""
 
 from datetime import UTC, datetime
+from functools import partial
 
+import polars as pl
+import pyarrow as pa
+import ray.data
 from pydantic import BaseModel, ConfigDict
 
 from examples.flights import data
 from examples.flights import features as kitchen
 from examples.flights.model import ENTITIES
-from functions import Resources, context, function
+from featurestore import FeatureView, distributed
+from functions import context, function
 from registry import Table, TableSnapshot
 
 FIRST_DAY = datetime(2013, 1, 1, tzinfo=UTC)
+_PARTS = 4  # a year of flights is little: more blocks and partitions only cost their overhead
 
 
 class Prepared(BaseModel):
@@ -23,30 +29,36 @@ class Prepared(BaseModel):
     snapshot: TableSnapshot
 
 
-@function(resources=Resources(num_cpus=1), timeout_s=600)
+@function(timeout_s=600)
 def prepare_view(view: str) -> Prepared:
     """Compute all of 2013 for one feature view and append it to the view's offline table."""
     store = context().features()
     definition = store.get_feature_view(view)
     if view == kitchen.airport_weather.name:
-        rows = kitchen.weather_rows(data.weather())
+        snapshot = store.write_offline(definition, kitchen.weather_rows(data.weather()))
     elif view == kitchen.aircraft_facts.name:
-        rows = kitchen.aircraft_rows(known_from=FIRST_DAY)
+        snapshot = store.write_offline(definition, kitchen.aircraft_rows(known_from=FIRST_DAY))
     else:
-        events = kitchen.events(definition, data.flights())
-        snapshot = store.compute_offline(definition, events)
-        return Prepared(
-            name=view,
-            rows=store.offline_table(definition).read(columns=["event_timestamp"]).num_rows,
-            snapshot=snapshot,
-        )
-    return Prepared(name=view, rows=rows.num_rows, snapshot=store.write_offline(definition, rows))
+        raw = ray.data.from_arrow(_blocks(data.flights()))
+        events = raw.map_batches(partial(_events, view=definition), batch_format="pyarrow", batch_size=None)
+        snapshot = distributed.compute_offline(store, definition, events, partitions=_PARTS)
+    rows = store.offline_table(definition).read(columns=["event_timestamp"]).num_rows
+    return Prepared(name=view, rows=rows, snapshot=snapshot)
 
 
-@function(resources=Resources(num_cpus=1), timeout_s=600)
+@function(timeout_s=600)
 def prepare_entities() -> Prepared:
     """Write the flights that are asked about, with their labels and when those became known."""
     rows = kitchen.entity_table(data.flights())
     return Prepared(
         name=ENTITIES, rows=rows.num_rows, snapshot=Table(context().store, ENTITIES).overwrite(rows)
     )
+
+
+def _blocks(flights: pl.DataFrame) -> list[pa.Table]:
+    size = -(-flights.height // _PARTS)
+    return [part.to_arrow() for part in flights.iter_slices(size)]
+
+
+def _events(block: pa.Table, view: FeatureView) -> pa.Table:
+    return kitchen.events(view, pl.DataFrame(block))

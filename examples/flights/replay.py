@@ -6,9 +6,11 @@ and never more. The clock stands still while the platform inspects and retrains.
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from typing import Any
 
 import aiohttp
@@ -22,6 +24,7 @@ from functions.runtime.clock import ReplayClock
 from registry import ObjectStore, Table
 
 IN_FLIGHT = 16
+PATIENCE_S, RETRY_S = 120.0, 0.2  # for a part of the platform that is away
 KEYS = ("carrier", "origin", "dest", "tailnum")
 Daily = Callable[[datetime], Awaitable[None]]
 
@@ -62,9 +65,14 @@ class Season:
 
 @dataclass(slots=True)
 class Tally:
-    """What the replay saw. answered: prediction id to version; failed: status or error to count; due: labels to come."""
+    """What the replay saw.
+
+    answered: prediction id to version; retried: requests that found nobody and were sent again; failed: status or error
+    to count; labels: how many were reported; due: those to come.
+    """
 
     answered: dict[str, int] = field(default_factory=dict)
+    retried: int = 0
     failed: dict[str, int] = field(default_factory=dict)
     labels: int = 0
     due: list[tuple[datetime, str, float]] = field(default_factory=list)
@@ -127,21 +135,29 @@ class Replay:
                 "at": row["event_timestamp"].isoformat(),
             },
         }
-        try:
-            async with http.post(f"/v2/models/{delay_model.name}/infer", json=body) as response:
-                answer = await response.json()
-                if response.status != 200:
-                    self._miss(f"HTTP {response.status}: {answer}")
-                    return
-        except (aiohttp.ClientError, TimeoutError) as error:
-            self._miss(type(error).__name__)
-            return
-        self.tally.answered[name] = int(answer["model_version"])
-        if row["late"] is not None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not await self._answered(http, name, body, last=time.monotonic() > deadline):  # noqa: ASYNC110
+            await asyncio.sleep(RETRY_S)
+        if name in self.tally.answered and row["late"] is not None:
             self.tally.due.append((row["label_known_at"], name, row["late"]))
 
-    def _miss(self, why: str) -> None:
+    async def _answered(
+        self, http: aiohttp.ClientSession, name: str, body: dict[str, Any], *, last: bool
+    ) -> bool:
+        """Ask once; whether that settles it. A replica or a Redis that is being replaced is asked again."""
+        try:
+            async with http.post(f"/v2/models/{delay_model.name}/infer", json=body) as response:
+                if response.status == HTTPStatus.OK:
+                    self.tally.answered[name] = int((await response.json())["model_version"])
+                    return True
+                why, again = f"HTTP {response.status}", response.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        except (aiohttp.ClientError, TimeoutError) as error:
+            why, again = type(error).__name__, True
+        if again and not last:
+            self.tally.retried += 1
+            return False
         self.tally.failed[why] = self.tally.failed.get(why, 0) + 1
+        return True
 
     async def _midnight(self, http: aiohttp.ClientSession, now: datetime, daily: Daily) -> None:
         """Move to the day's end, report the flights that have landed, and let the platform inspect."""

@@ -1,0 +1,133 @@
+"""How the model may be renewed through the year of `year`, and the tables that each such year starts from."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import ModuleType
+from typing import Literal
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from examples.flights import data
+from examples.flights import features as kitchen
+from examples.flights.features import CATEGORICAL, FEATURES, NUMERIC, flight_delay
+from examples.flights.model import ENTITIES, delay_model
+from functions.evaluation import evaluate_gate
+from functions.features import build_training_set
+from functions.retraining_policy import TrainingWindow
+from functions.runtime.context import Context, use_context
+from functions.training import TabularParams, Trained, train_tabular
+from registry import Registry, Table, TableSnapshot, open_store
+
+Plan = Literal["never", "weekly", "drift", "policy"]
+PLANS: tuple[Plan, ...] = ("never", "weekly", "drift", "policy")
+MODEL, DAY = delay_model.name, timedelta(days=1)
+BEGIN, GATED, FIRST, END = (
+    datetime(*day, tzinfo=UTC) for day in ((2013, 1, 1), (2013, 3, 25), (2013, 4, 1), (2014, 1, 1))
+)
+BUDGET = 7  # retrains of the year
+MARGIN = 0.01  # of log loss, a fiftieth of it: a renewal proven to lose no more is promoted, for it has seen more flights
+APART = timedelta(days=28)  # retrains, at least: else seven are spent by September
+EVERYTHING = (
+    TrainingWindow(name="all"),
+)  # four months of summer win a week of September and lose the winter
+_NO_PATIENCE = timedelta(milliseconds=1)  # one process: a retrain that has not ended was killed
+
+
+@dataclass
+class Hands:
+    """A clock that is moved by hand."""
+
+    now: datetime = FIRST
+
+    def __call__(self) -> datetime:
+        """The time."""
+        return self.now
+
+
+def prepare(folder: Path, *, one_in: int = 4, training: TabularParams = delay_model.training) -> None:
+    """Fill the tables of 2013, ask about one flight in `one_in`, and make the first champion from what was known by April.
+
+    Raises: SystemExit if that model does not pass its gate.
+    """
+    url = (folder / "store").absolute().as_uri()
+    used = Context(open_store(url), url, project=project_of("never", training), clock=Hands(), actor="year")
+    with use_context(used):
+        _fill(used)
+        every = kitchen.entity_table(data.flights())
+        chosen = every.take(pa.array(np.arange(0, every.num_rows, one_in)))
+        entities = Table(used.store, ENTITIES).overwrite(chosen)
+        first = build_training_set(
+            flight_delay.name, entities, "late", BEGIN, GATED, name=f"training/{MODEL}/first"
+        )
+        gate_set = build_training_set(
+            flight_delay.name, entities, "late", GATED, FIRST - DAY, name=f"training/{MODEL}/gate"
+        )
+        registry = used.registry()
+        registry.create_model(MODEL, policy=delay_model.governance)
+        trained = trained_on(first, entities, training)
+        gate = evaluate_gate(MODEL, trained.version or 0, gate_set, "late", delay_model.gate)
+        if not gate.passed:
+            raise SystemExit(f"the first model does not pass its gate: {gate.reason or gate.checks}")
+        registry.as_actor("ada").approve(MODEL, gate.version)
+        registry.set_alias(MODEL, "champion", gate.version)
+        rows = used.features().get_historical_features(chosen, features=flight_delay.name).to_arrow()
+    pl.DataFrame(rows).sort("event_timestamp", "flight_id").write_parquet(folder / "asked.parquet")
+
+
+def _fill(used: Context) -> None:
+    """The offline tables, as `prep` fills them, without Ray."""
+    features = used.features()
+    features.apply(FEATURES)
+    features.write_offline(kitchen.airport_weather, kitchen.weather_rows(data.weather()))
+    features.write_offline(kitchen.aircraft_facts, kitchen.aircraft_rows(known_from=BEGIN))
+    for view in kitchen.STORED:
+        if view.source is not None:
+            keys = [key.name for key in view.join_keys]
+            features.write_offline(view, view.source.compute(kitchen.events(view, data.flights()), keys=keys))
+
+
+def trained_on(made: TableSnapshot, entities: TableSnapshot, training: TabularParams) -> Trained:
+    """A new version that learnt from `made`."""
+    return train_tabular(
+        MODEL, made, "late", list(NUMERIC), list(CATEGORICAL), training, datasets=[entities], feature_service=flight_delay.name
+    )  # fmt: skip
+
+
+def let_through(registry: Registry, trained: Trained) -> int:
+    """Let the version through unseen: the plan that asks nobody."""
+    assert trained.version is not None  # noqa: S101 - it was asked to register one
+    registry.record_gate(MODEL, trained.version, "offline", passed=True, details={"why": "weekly, unseen"})
+    registry.as_actor("calendar").approve(MODEL, trained.version)
+    return trained.version
+
+
+def project_of(plan: Plan, training: TabularParams) -> str:
+    """Declare the project of a plan; returns the name of its module."""
+    policy = delay_model.retraining
+    assert policy is not None  # noqa: S101 - the example has one
+    triggers = ("drift",) if plan == "drift" else policy.triggers
+    policy = policy.model_copy(
+        update={
+            "triggers": triggers,
+            "lost_after": _NO_PATIENCE,
+            "budget": BUDGET,
+            "cooldown": APART,
+            "windows": EVERYTHING,
+        }
+    )
+    changed: dict[str, object] = {
+        "retraining": policy if plan in ("drift", "policy") else None,
+        "rollout": delay_model.rollout.model_copy(update={"min_effect": -MARGIN}),
+        "training": training,
+    }
+    module = ModuleType(f"flights_year_{plan}")
+    module.__dict__["FEATURES"] = FEATURES
+    module.__dict__["MODELS"] = [delay_model.model_copy(update=changed)]
+    sys.modules[module.__name__] = module
+    return module.__name__

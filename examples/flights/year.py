@@ -1,0 +1,306 @@
+"""The whole of 2013 again, without a running platform: rows, labels and models in one process, on a replayed clock.
+
+`python -m examples.flights.year --home FOLDER` lives through the year under each plan for renewing the model:
+- never: the first model serves to the end.
+- weekly: trained anew every seven days on all that is labelled, and served at once; nobody asks whether it is better.
+- drift, policy: the inspector's loop (watch, decide, train challengers, gate, shadow, canary, promote), where drift alone or
+  every monitor may ask for a retrain.
+
+A day's flights are answered by the arms that the registry names, with the features that the point-in-time join gives for
+their moment; labels come when the aircraft has landed. Every step is done once however often it is begun, so a year that
+was killed goes on where it stood.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from examples.flights.features import CATEGORICAL, NUMERIC, flight_delay
+from examples.flights.model import ENTITIES, delay_model
+from examples.flights.plans import (
+    BEGIN,
+    DAY,
+    END,
+    FIRST,
+    MODEL,
+    PLANS,
+    Hands,
+    Plan,
+    let_through,
+    prepare,
+    project_of,
+    trained_on,
+)
+from functions.features import build_training_set
+from functions.monitoring import alarms
+from functions.prediction_log import LABELS_TABLE, outcomes, predictions_table
+from functions.prediction_log.records import LABELS, PREDICTIONS
+from functions.retraining import inspect_model, retrains
+from functions.rollout import rollout_status
+from functions.runtime.context import Context, use_context
+from functions.scoring import score
+from functions.training import ScoringModel, TabularParams, load
+from registry import Registry, Table, TableSnapshot, open_store
+
+WEEK, INSPECTED_EVERY = 7, 2  # days
+
+
+class Lived(BaseModel):
+    """How far a year has come. day: the first that has not been lived; cpu_s: spent on renewing the model, children included."""
+
+    model_config = ConfigDict(frozen=True)
+
+    day: int = 0
+    trainings: int = 0
+    cpu_s: float = 0.0
+
+
+@dataclass
+class Year:
+    """One life of the model under `plan`, in a folder that `prepare` filled.
+
+    days: of the replay, from `FIRST` on. training: of every network.
+    """
+
+    folder: Path
+    plan: Plan
+    training: TabularParams = delay_model.training
+    last: datetime = END
+    clock: Hands = field(default_factory=Hands)
+    loaded: dict[int, ScoringModel] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Open the store, and declare the project of this plan."""
+        url = (self.folder / "store").absolute().as_uri()
+        self.context = Context(
+            open_store(url), url, project=project_of(self.plan, self.training), clock=self.clock, actor="year"
+        )
+        self.asked = pl.read_parquet(self.folder / "asked.parquet")
+
+    def live(self, told: Callable[[datetime], None] = lambda _: None) -> Lived:
+        """Live from the first day that was not lived to the last; may be killed and called again."""
+        with use_context(self.context):
+            lived = self._lived()
+            while (start := FIRST + lived.day * DAY) < self.last:
+                self.clock.now = start
+                self._serve(lived.day, start)
+                self.clock.now = start + DAY
+                self._label(lived.day, start + DAY)
+                before = _cpu_s()
+                trained = self._renew(lived.day)
+                lived = Lived(
+                    day=lived.day + 1,
+                    trainings=lived.trainings + trained,
+                    cpu_s=lived.cpu_s + (_cpu_s() - before if trained else 0.0),
+                )
+                self.context.store.put("year/lived.json", lived.model_dump_json().encode())
+                told(start)
+        return lived
+
+    def _lived(self) -> Lived:
+        kept = self.context.store.find("year/lived.json")
+        return Lived() if kept is None else Lived.model_validate_json(kept)
+
+    def _serve(self, day: int, start: datetime) -> None:
+        """Answer a day's flights, and let the challengers in the shadow answer them too."""
+        rows = self.asked.filter(pl.col("event_timestamp").is_between(start, start + DAY, closed="left"))
+        table = Table(self.context.store, predictions_table(MODEL))
+        if not rows.height or _done(table, day):
+            return
+        traffic = self.context.registry().traffic(MODEL)
+        arms = [traffic.assign(str(one)) for one in rows["flight_id"].to_list()]
+        version = np.array([arm.version for arm in arms])
+        parts = [
+            self._answers(
+                rows.filter(version == one), one, [a.name for a in arms if a.version == one], shadow=False
+            )
+            for one in dict.fromkeys(version.tolist())
+        ]
+        parts += [self._answers(rows, one, ["shadow"] * rows.height, shadow=True) for one in traffic.shadows]
+        table.append(pa.concat_tables(parts), partition_by=["day"], transactions={"year": day})
+
+    def _answers(self, rows: pl.DataFrame, version: int, arms: list[str], *, shadow: bool) -> pa.Table:
+        texts = [list(row) for row in rows.select(CATEGORICAL).iter_rows()]
+        numeric = rows.select(pl.col(NUMERIC).cast(pl.Float32)).fill_null(float("nan")).to_numpy()
+        inputs = {"numeric": numeric, "categorical": np.array(texts, dtype=object)}
+        outputs = self._model(version).predict(inputs)["probability"]
+        count, at = (
+            rows.height,
+            rows["event_timestamp"].to_arrow().cast(PREDICTIONS.field("predicted_at").type),
+        )
+        columns = {
+            "prediction_id": rows["flight_id"].cast(pl.String).to_list(),
+            "model": [MODEL] * count,
+            "version": [version] * count,
+            "arm": arms,
+            "shadow": [shadow] * count,
+            "unit": rows["flight_id"].cast(pl.String).to_list(),
+            "predicted_at": at,
+            "latency_ms": [1.0] * count,
+            "numeric": list(numeric),
+            "categorical": texts,
+            "outputs": list(outputs.astype(np.float32)),
+            "missing": [None] * count,
+            "entities": [None] * count,
+            "day": rows["event_timestamp"].dt.strftime("%Y-%m-%d").to_list(),
+        }
+        return pa.table(columns, schema=PREDICTIONS)
+
+    def _label(self, day: int, now: datetime) -> None:
+        """Report what has landed in the last day."""
+        landed = self.asked.filter(
+            pl.col("late").is_not_null()
+            & (pl.col("event_timestamp") >= FIRST)
+            & pl.col("label_known_at").is_between(now - DAY, now, closed="right")
+        ).sort("label_known_at", "flight_id")
+        table = Table(self.context.store, LABELS_TABLE)
+        if not landed.height or _done(table, day):
+            return
+        columns = {
+            "prediction_id": landed["flight_id"].cast(pl.String).to_list(),
+            "label": landed["late"].to_list(),
+            "observed_at": landed["label_known_at"].to_list(),
+            "received_at": landed["label_known_at"].to_list(),
+            "day": landed["label_known_at"].dt.strftime("%Y-%m-%d").to_list(),
+        }
+        table.append(pa.table(columns, schema=LABELS), partition_by=["day"], transactions={"year": day})
+
+    def _renew(self, day: int) -> int:
+        """What the plan does at the end of a day; returns how many networks were trained."""
+        if self.plan == "weekly":
+            return self._train_anew() if (day + 1) % WEEK == 0 else 0
+        if (day + 1) % INSPECTED_EVERY:
+            return 0
+        seen = inspect_model(MODEL)
+        return sum(len(one.challengers) for one in seen.retraining)
+
+    def _train_anew(self) -> int:
+        """Train on everything that is labelled, and serve it at once."""
+        entities = TableSnapshot(name=ENTITIES, version=Table(self.context.store, ENTITIES).version())
+        made = build_training_set(
+            flight_delay.name, entities, "late", BEGIN, self.clock.now - DAY, name=f"training/{MODEL}/weekly"
+        )
+        registry = self.context.registry()
+        registry.set_alias(
+            MODEL, "champion", let_through(registry, trained_on(made, entities, self.training))
+        )
+        return 1
+
+    def _model(self, version: int) -> ScoringModel:
+        if version not in self.loaded:
+            self.loaded[version] = _download(self.context.registry(), version)
+        return self.loaded[version]
+
+
+def _download(registry: Registry, version: int) -> ScoringModel:
+    with tempfile.TemporaryDirectory() as folder:
+        registry.download(MODEL, version, to=Path(folder))
+        return load(folder, signature=registry.get_version(MODEL, version).signature)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def _done(table: Table, day: int) -> bool:
+    """Whether the table has the rows of this day of the year."""
+    last = table.transaction("year") if table.exists() else None
+    return last is not None and last >= day
+
+
+def _cpu_s() -> float:
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
+
+
+class Outcome(BaseModel):
+    """What a year came to. loss: mean log loss of what users were answered; renewals: that reached them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    plan: Plan
+    answered: int
+    loss: float
+    trainings: int
+    retrains: int
+    renewals: int
+    cpu_s: float
+
+
+def outcome(year: Year, lived: Lived) -> Outcome:
+    """The figures of a year that was lived."""
+    store = year.context.store
+    with use_context(year.context):
+        rows = score(outcomes(store, MODEL, FIRST, year.last), clip=delay_model.rollout.clip)
+        started = [one for one in retrains(MODEL).journal.entries() if one.body["event"] == "started"]
+    answered = rows.where(~rows.shadow)
+    return Outcome(
+        plan=year.plan,
+        answered=len(answered),
+        loss=float(answered.loss.mean()),
+        trainings=lived.trainings,
+        retrains=len(started) if year.plan in ("drift", "policy") else lived.trainings,
+        renewals=len(np.unique(answered.version[answered.version > 1])),
+        cpu_s=lived.cpu_s,
+    )
+
+
+def story(year: Year) -> list[tuple[str, ...]]:
+    """All that the loop said and decided, in order: alarms, retrains and rollouts; without wall-clock times."""
+    with use_context(year.context):
+        said = [(one.key, one.text, str(one.raised_at)) for one in alarms(MODEL).all()]
+        bodies = [one.body for one in retrains(MODEL).journal.entries()]
+        ended = [(str(one.challenger), one.stage, one.rule) for one in rollout_status(MODEL).outcomes]
+    decided = [
+        (one["event"], one["at"], one["decision"]["rule"], one["alarm"]["key"])
+        if "decision" in one
+        else (one["event"], one["at"], one["finished"]["text"])
+        for one in bodies
+        if one["event"] != "resumed"
+    ]
+    return [*said, *decided, *ended]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Live through the year under each plan and print what came of it; a year that was interrupted goes on."""
+    parser = argparse.ArgumentParser(prog="python -m examples.flights.year")
+    parser.add_argument("--home", type=Path, required=True, help="folder for the stores, one a plan")
+    parser.add_argument("--plans", nargs="+", choices=PLANS, default=list(PLANS))
+    parser.add_argument(
+        "--one-in", type=int, default=4, help="flights asked about: one in so many (default 4)"
+    )
+    chosen = parser.parse_args(arguments)
+    base = chosen.home / "prepared"
+    if not (base / "asked.parquet").exists():
+        shutil.rmtree(base, ignore_errors=True)
+        prepare(base, one_in=chosen.one_in)
+    _say("| plan | answered | log loss | retrains | networks trained | promoted | CPU s for it |")
+    for plan in chosen.plans:
+        folder = chosen.home / plan
+        if not folder.exists():
+            shutil.copytree(base, folder)
+        year = Year(folder, plan)
+        found = outcome(year, year.live())
+        _say(
+            f"| {plan} | {found.answered:,} | {found.loss:.4f} | {found.retrains} | {found.trainings} "
+            f"| {found.renewals} | {found.cpu_s:.0f} |"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

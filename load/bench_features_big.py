@@ -1,0 +1,128 @@
+"""Training sets larger than memory: `python -m load.bench_features_big [--entities 100000,300000]`.
+
+Ten feature rows for each entity row, simulated on disk piece by piece, joined over a Ray cluster of this machine and
+written to Parquet. Prints the time an entity row, which should not grow, and the memory of all processes together, each
+shared page counted once.
+"""
+
+import argparse
+import contextlib
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import ray
+
+from featurestore import FeatureStore
+from load.feature_bed import FEATURES, NOW, entity_rows, feature_rows, wide
+from load.timing import print_machine
+from registry import open_store
+
+PIECE = 1_000_000
+KEYS_SHARE = 5  # feature rows a key, so that more rows are more keys
+GIB = 2**30
+
+
+def main() -> None:
+    """Run every size and print one line for each."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--entities", default="100000,300000", help="entity rows (default: %(default)s)")
+    parser.add_argument(
+        "--object-store-gib", type=float, default=1.0, help="shared memory before Ray spills to disk"
+    )
+    parser.add_argument("--folder", default=None, help="for the simulated tables and Ray's spilling")
+    arguments = parser.parse_args()
+    print_machine("ray", "polars", "pyarrow", "deltalake")
+    for entities in (int(size) for size in arguments.entities.split(",")):
+        with (
+            tempfile.TemporaryDirectory(dir=arguments.folder) as folder,
+            cluster(folder, int(arguments.object_store_gib * GIB)),
+        ):
+            bench(Path(folder), entities)
+
+
+@contextlib.contextmanager
+def cluster(folder: str, object_store_bytes: int) -> Iterator[None]:
+    """A Ray cluster of this machine that spills into the folder."""
+    ray.init(
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=object_store_bytes,
+        object_spilling_directory=folder,
+    )
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    yield
+    ray.shutdown()
+
+
+def bench(folder: Path, entities: int) -> None:
+    """One size."""
+    fs = FeatureStore(open_store((folder / "store").as_uri()), clock=lambda: NOW)
+    fs.apply([wide])
+    rows, keys = entities * 10, entities * 10 // KEYS_SHARE
+    for number, at in enumerate(range(0, rows, PIECE)):
+        fs.write_offline(wide, feature_rows(min(PIECE, rows - at), keys=keys, seed=number + 2))
+    asked = entity_rows(entities, keys=keys)
+    asked = asked.append_column("number", pa.array(range(entities), pa.int64()))
+    # As many partitions as keep one, rows and copies, near a hundred MiB whatever the size.
+    partitions = max(8, rows * (FEATURES + 4) * 8 // (32 * 2**20))
+    with memory_watch() as peak:
+        start = time.perf_counter()
+        job = fs.get_historical_features(asked, features=wide)
+        job.to_ray(partitions=partitions).write_parquet(str(folder / "out"))
+        took = time.perf_counter() - start
+    made = ds.dataset(folder / "out").count_rows()
+    if made != entities:
+        raise RuntimeError(f"{made} rows came out of {entities}")
+    print(
+        f"training set {entities:>10,} x {rows:>11,} x {FEATURES}: {took:8.1f} s, {took / entities * 1e6:7.1f} us a row, "
+        f"peak {peak[0] / GIB:5.2f} GiB",
+        flush=True,
+    )
+
+
+@contextlib.contextmanager
+def memory_watch(every_s: float = 0.5) -> Iterator[list[int]]:
+    """The greatest memory of this process and all it started, in bytes, as the only item."""
+    peak, ended = [0], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(every_s):
+            peak[0] = max(peak[0], _memory())
+
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    yield peak
+    ended.set()
+    watching.join()
+
+
+def _memory() -> int:
+    """Bytes of this process and its descendants, shared pages divided among those who share them (Linux)."""
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has just ended
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    family = {os.getpid()}
+    for _ in range(8):  # generations
+        family |= {pid for pid, parent in parents.items() if parent in family}
+    return sum(map(_share, family))
+
+
+def _share(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+if __name__ == "__main__":
+    main()

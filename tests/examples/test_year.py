@@ -1,0 +1,99 @@
+"""The year of flights replayed: what the policy is worth beside other plans, and fifty kills that change nothing.
+
+Both take minutes and are left to `make prove`; `python -m examples.flights.year` prints the table of all plans.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from examples.flights.plans import BUDGET, DAY, END, FIRST, Plan, prepare
+from examples.flights.year import Outcome, Year, outcome, story
+from registry import Table
+from registry.folder import FolderStore
+
+KILLS = 50
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared")
+    prepare(folder, one_in=4)
+    return folder
+
+
+class KilledError(BaseException):
+    """The process died."""
+
+
+class Reaper:
+    """Kills, by chance, just before or just after a write; `chance` of each."""
+
+    def __init__(self, most: int, chance: float) -> None:
+        self.rng, self.left, self.chance, self.kills = np.random.default_rng(0), most, chance, 0
+
+    def around(self, write: Callable[..., Any]) -> Callable[..., Any]:
+        def maybe(*args: Any, **kwargs: Any) -> Any:
+            self._maybe()
+            done = write(*args, **kwargs)
+            self._maybe()
+            return done
+
+        return maybe
+
+    def _maybe(self) -> None:
+        if self.left and self.rng.random() < self.chance:
+            self.left -= 1
+            self.kills += 1
+            raise KilledError
+
+
+def lived(prepared: Path, folder: Path, plan: Plan) -> Outcome:
+    shutil.copytree(prepared, folder)
+    year = Year(folder, plan)
+    return outcome(year, year.live())
+
+
+@pytest.mark.proof
+@pytest.mark.timeout(7200)
+def test_the_policy_serves_as_well_as_retraining_every_week_with_few_retrains(
+    prepared: Path, tmp_path: Path
+) -> None:
+    policy, weekly = (lived(prepared, tmp_path / plan, plan) for plan in ("policy", "weekly"))
+    assert policy.retrains <= BUDGET < 8
+    assert policy.loss <= 1.02 * weekly.loss
+    assert policy.cpu_s < weekly.cpu_s / 2
+
+
+def killed_and_resumed(prepared: Path, folder: Path, days: int, reaper: Reaper) -> Year:
+    """Live so many days; each time it is killed a new process, as it were, goes on."""
+    shutil.copytree(prepared, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        for where, names in ((FolderStore, ("create", "put", "upload")), (Table, ("append", "overwrite"))):
+            for name in names:
+                patch.setattr(where, name, reaper.around(getattr(where, name)))
+        while True:
+            year = Year(folder, "policy", last=min(FIRST + days * DAY, END))
+            try:
+                year.live()
+            except KilledError:
+                continue
+            return year
+
+
+@pytest.mark.proof
+@pytest.mark.timeout(7200)
+def test_fifty_kills_through_the_year_change_no_alarm_no_retrain_and_no_decision(
+    prepared: Path, tmp_path: Path
+) -> None:
+    undisturbed = killed_and_resumed(prepared, tmp_path / "calm", 275, Reaper(0, 0.0))
+    reaper = Reaper(KILLS, 0.015)
+    killed = killed_and_resumed(prepared, tmp_path / "killed", 275, reaper)
+    assert reaper.kills == KILLS
+    assert story(killed) == story(undisturbed)
