@@ -25,7 +25,7 @@ from functions.monitoring import (
     watch_performance,
     watch_quality,
 )
-from functions.prediction_log import drain_predictions
+from functions.prediction_log import drain_predictions, shared_scans
 from functions.project import ModelDefinition, Project, load_project
 from functions.retraining_policy import (
     Finished,
@@ -44,6 +44,9 @@ from functions.runtime.declaration import Cron, OnEvent, Resources, Retries
 from functions.runtime.function import function
 from functions.runtime.schedule import Schedule
 from registry import Fold, Journal, ModelVersion
+
+FEW, TOGETHER = 8, 50
+"""Models with one cron expression up to which each has a schedule of its own, and how many share one beyond."""
 
 
 class Retrained(BaseModel):
@@ -87,18 +90,37 @@ def inspect_model(model: str) -> Inspected:
     Raises: ProjectError if the project does not define the model.
     """
     definition = load_project(context().project).model(model)
-    if context().redis_url is not None:  # without Redis the tables are all there is
-        drain_predictions()
-    rollout = tick_rollout(model)  # first: what protects users must not wait for a monitor that fails
-    watched = _watch(definition)
-    offered = [retrain(alarm) for alarm in _offers(definition)] if definition.retraining else []
-    return Inspected(
-        model=model,
-        at=context().clock(),
-        watched=watched,
-        rollout=rollout,
-        retraining=tuple(offered),
-    )
+    _drain()
+    with shared_scans():
+        seen = _look(definition)
+    return _offered(definition, seen)
+
+
+@function(timeout_s=3600, retries=Retries(max_attempts=3))
+def inspect_models(models: list[str]) -> list[Inspected]:
+    """As `inspect_model` for each, on one scan of the labels for all; what stands is offered once all were looked at.
+
+    One that fails does not keep the others from being looked at. Raises: ExceptionGroup of what failed, at the end.
+    """
+    project = load_project(context().project)
+    definitions = [project.model(model) for model in models]
+    _drain()
+    inspected, failed = [], []
+    with shared_scans():
+        for definition in definitions:
+            try:
+                inspected.append((definition, _look(definition)))
+            except Exception as error:  # noqa: BLE001 - a group's members are nothing to one another
+                failed.append(_named(definition, error))
+    found = []
+    for definition, seen in inspected:
+        try:
+            found.append(_offered(definition, seen))
+        except Exception as error:  # noqa: BLE001 - as above
+            failed.append(_named(definition, error))
+    if failed:
+        raise ExceptionGroup(f"{len(failed)} of {len(models)} inspections failed", failed)
+    return found
 
 
 @function(resources=Resources(num_cpus=1), timeout_s=3600, on=OnEvent(TOPIC, payload_as="alarm"))
@@ -144,11 +166,55 @@ def request_retrain(model: str, reason: str) -> Retrained:
 
 
 def inspections(project: Project) -> list[Schedule]:
-    """The schedule of each model's inspection, by `ModelDefinition.inspect`."""
+    """The schedule of each model's inspection, by `ModelDefinition.inspect`.
+
+    Of many models that are due at the same times `TOGETHER` are inspected in one run, which reads what they share once.
+    """
+    due: dict[str, list[str]] = {}
+    for name, definition in project.models.items():
+        due.setdefault(definition.inspect, []).append(name)
+    return [one for cron, names in due.items() for one in _schedules(cron, names)]
+
+
+def _schedules(cron: str, names: list[str]) -> list[Schedule]:
+    if len(names) <= FEW:
+        return [
+            Schedule(f"inspect-{name}", inspect_model, Cron(cron, arguments={"model": name}))
+            for name in names
+        ]
+    groups = [names[at : at + TOGETHER] for at in range(0, len(names), TOGETHER)]
     return [
-        Schedule(f"inspect-{name}", inspect_model, Cron(definition.inspect, arguments={"model": name}))
-        for name, definition in project.models.items()
+        Schedule(
+            f"inspect-{group[0]}-and-{len(group) - 1}-more",
+            inspect_models,
+            Cron(cron, arguments={"models": group}),
+        )
+        for group in groups
     ]
+
+
+def _drain() -> None:
+    if context().redis_url is not None:  # without Redis the tables are all there is
+        drain_predictions()
+
+
+def _look(definition: ModelDefinition) -> Inspected:
+    """What a model's monitors find; nothing is offered yet."""
+    rollout = tick_rollout(
+        definition.name
+    )  # first: what protects users must not wait for a monitor that fails
+    return Inspected(model=definition.name, at=context().clock(), watched=_watch(definition), rollout=rollout)
+
+
+def _offered(definition: ModelDefinition, seen: Inspected) -> Inspected:
+    """Offer what stands to retraining."""
+    offered = [retrain(alarm) for alarm in _offers(definition)] if definition.retraining else []
+    return seen.model_copy(update={"retraining": tuple(offered)})
+
+
+def _named(definition: ModelDefinition, error: Exception) -> Exception:
+    error.add_note(f"while model {definition.name!r} was inspected")
+    return error
 
 
 def retrains(model: str) -> Fold[RetrainState]:

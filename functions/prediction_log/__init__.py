@@ -11,6 +11,7 @@ from functions.prediction_log.jobs import drain_predictions
 from functions.prediction_log.outcomes import latest_labels, outcomes, predictions
 from functions.prediction_log.places import default_wal_root
 from functions.prediction_log.records import PINNED, Label, encode_labels, encode_prediction, micros
+from functions.prediction_log.shared import shared_scans
 from functions.prediction_log.shipper import LogWriter
 
 __all__ = [
@@ -31,4 +32,5 @@ __all__ = [
     "outcomes",
     "predictions",
     "predictions_table",
+    "shared_scans",
 ]

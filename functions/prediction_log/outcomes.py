@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
+from deltalake import DeltaTable
 
 from functions.prediction_log.drain import LABELS_TABLE, predictions_table
 from functions.prediction_log.records import LABELS, PREDICTIONS
+from functions.prediction_log.shared import kept_labels, kept_rows
 from registry.store import ObjectStore
 from registry.tables import Table
 
 __all__ = ["latest_labels", "outcomes", "predictions"]
+
+_SKEW = timedelta(hours=1)  # by which a label may be received before its prediction was made, by other clocks
 
 
 def predictions(
@@ -31,6 +35,15 @@ def predictions(
     Raises: ValueError if a time is naive.
     """
     _aware(start, end)
+    chosen = None if columns is None else tuple(columns)
+    return kept_rows(
+        (store.url, model, start, end, chosen), lambda: _predictions(store, model, start, end, chosen)
+    )
+
+
+def _predictions(
+    store: ObjectStore, model: str, start: datetime, end: datetime, columns: Sequence[str] | None
+) -> pa.Table:
     table = Table(store, predictions_table(model))
     schema = PREDICTIONS if columns is None else pa.schema([PREDICTIONS.field(name) for name in columns])
     if not table.exists():
@@ -55,7 +68,12 @@ def latest_labels(store: ObjectStore, *, received_from: datetime | None = None) 
     if not table.exists():
         return LABELS.empty_table()
     where: Any = None if received_from is None else pc.field("day") >= _day(received_from)
-    rows = pl.from_arrow(table.read(where=where))
+    return _in_force(table.read(where=where))
+
+
+def _in_force(labels: pa.Table) -> pa.Table:
+    """Of several labels of a prediction the latest."""
+    rows = pl.from_arrow(labels)
     assert isinstance(rows, pl.DataFrame)  # noqa: S101 - a table is not a column
     latest = rows.sort("observed_at", "received_at").unique("prediction_id", keep="last", maintain_order=True)
     return latest.to_arrow().cast(LABELS)
@@ -73,14 +91,15 @@ def outcomes(
     """Predictions with start <= predicted_at < end beside their labels, in order of prediction.
 
     Columns of the predictions (or `columns` of them), then `label`, `observed_at`, `received_at`; shadows are
-    rows of their own with the same prediction_id and label. A label is never received before the day of its
-    prediction: older label files are not read.
+    rows of their own with the same prediction_id and label. A label that was received more than an hour before `start`
+    is of no such prediction, and is not read.
     labelled_only: leave out predictions without a label; otherwise their label is null.
     Raises: ValueError if a time is naive.
     """
     wanted = None if columns is None else list(dict.fromkeys([*columns, "prediction_id"]))
-    left = pl.from_arrow(predictions(store, model, start, end, columns=wanted))
-    right = pl.from_arrow(latest_labels(store, received_from=start - timedelta(days=1)))
+    rows = predictions(store, model, start, end, columns=wanted)
+    left = pl.from_arrow(rows)
+    right = pl.from_arrow(_in_force(_labels_of(store, rows["prediction_id"], start - _SKEW)))
     assert isinstance(left, pl.DataFrame)  # noqa: S101 - tables are not columns
     assert isinstance(right, pl.DataFrame)  # noqa: S101
     joined = left.join(
@@ -93,6 +112,35 @@ def outcomes(
     fields = [PREDICTIONS.field(name) for name in names]
     fields += [LABELS.field(name).with_nullable(True) for name in ("label", "observed_at", "received_at")]
     return joined.to_arrow().cast(pa.schema(fields))
+
+
+def _labels_of(store: ObjectStore, ids: pa.ChunkedArray, since: datetime) -> pa.Table:
+    """All labels of these predictions that were received from `since` on, and it may be some of others.
+
+    Read in batches of which only what is asked for is kept: the table holds the labels of all models.
+    """
+
+    def read(begin: datetime) -> Iterator[pa.RecordBatch]:
+        return _labels_since(store, begin)
+
+    shared = kept_labels(store.url, ids, since, read)
+    if shared is not None:
+        return shared
+    wanted = pc.unique(ids)
+    parts = [batch.filter(pc.is_in(batch["prediction_id"], value_set=wanted)) for batch in read(since)]
+    return pa.Table.from_batches(parts, LABELS)
+
+
+def _labels_since(store: ObjectStore, since: datetime) -> Iterator[pa.RecordBatch]:
+    table = Table(store, LABELS_TABLE)
+    if not table.exists():
+        return
+    where = (pc.field("day") >= _day(since)) & (
+        pc.field("received_at") >= pa.scalar(since, pa.timestamp("us", tz="UTC"))
+    )
+    delta = DeltaTable(table.uri, storage_options=table.storage_options or None)
+    for batch in delta.to_pyarrow_dataset().to_batches(columns=LABELS.names, filter=where):
+        yield batch.cast(LABELS)
 
 
 def _day(at: datetime) -> str:

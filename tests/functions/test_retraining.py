@@ -20,8 +20,16 @@ from functions import retraining as module
 from functions.evaluation import Gate
 from functions.features import build_training_set
 from functions.monitoring import Alarm, alarms
-from functions.project import ModelDefinition, load_project
-from functions.retraining import Retrained, inspect_model, inspections, request_retrain, retrain, retrains
+from functions.project import ModelDefinition, Project, load_project
+from functions.retraining import (
+    Retrained,
+    inspect_model,
+    inspect_models,
+    inspections,
+    request_retrain,
+    retrain,
+    retrains,
+)
 from functions.retraining_policy import (
     RetrainingPolicy,
     RetrainState,
@@ -313,3 +321,29 @@ def test_asked_for_by_hand_the_rules_still_apply(
 def test_each_model_has_its_inspection_scheduled(ctx: Context) -> None:
     (schedule,) = inspections(load_project("turned_project"))
     assert (schedule.name, schedule.cron.arguments) == ("inspect-late", {"model": MODEL})
+
+
+def test_many_models_are_inspected_together_and_one_that_fails_alone(
+    ctx: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = load_project("turned_project").models
+    many = {f"late-{n}": models[MODEL].model_copy(update={"name": f"late-{n}"}) for n in range(120)}
+    project = Project("many", (), many)
+    schedules = inspections(project)
+    assert [len(one.cron.arguments["models"]) for one in schedules] == [50, 50, 20]
+    assert [name for one in schedules for name in one.cron.arguments["models"]] == list(many)
+    monkeypatch.setattr("functions.retraining.load_project", lambda _: Project("one", (), models | many))
+    looked: list[str] = []
+
+    def watch(definition: ModelDefinition) -> tuple[()]:
+        looked.append(definition.name)
+        if definition.name == "late-1":
+            raise ValueError("its table is gone")
+        return ()
+
+    monkeypatch.setattr("functions.retraining._watch", watch)
+    with pytest.raises(ExceptionGroup, match="1 of 3 inspections failed") as failed:
+        inspect_models(["late-0", "late-1", "late-2"])
+    assert looked == ["late-0", "late-1", "late-2"]
+    assert failed.value.exceptions[0].__notes__ == ["while model 'late-1' was inspected"]
+    assert [one.model for one in inspect_models(["late-0", "late-2"])] == ["late-0", "late-2"]

@@ -17,6 +17,8 @@ from functions.prediction_log import (
     micros,
     outcomes,
     predictions,
+    shared,
+    shared_scans,
 )
 from registry.store import ObjectStore
 from tests.functions.prediction_log.logbook import T0, record, write
@@ -78,3 +80,35 @@ def test_naive_times_are_refused(store: ObjectStore):
 def test_processes_of_one_platform_agree_on_the_place(tmp_path: Path):
     assert default_wal_root(f"file://{tmp_path}/my%20store") == tmp_path / "my store-wal"
     assert default_wal_root("s3://a/b") == default_wal_root("s3://a/b") != default_wal_root("s3://a/c")
+
+
+def test_many_readers_in_one_block_share_one_scan_of_the_labels(
+    store: ObjectStore, wal_root: Path, redis_server: Any, monkeypatch: pytest.MonkeyPatch
+):
+    write(wal_root, redis_server.url, [record(name) for name in ("a", "b", "c")])
+    late = [record(name, at=T0 + timedelta(hours=1), model="other") for name in ("d", "a2")]
+    write(wal_root, redis_server.url, late)
+    told = [label("a", 1, 2), label("a", 0, 3), label("d", 1, 4), label("stranger", 1, 4)]
+    write(wal_root, redis_server.url, [encode_labels(told)], kind="labels")
+    drain(store, redis_server.url)
+
+    def ask(model: str) -> Any:
+        return outcomes(store, model, T0, T0 + timedelta(days=1), columns=["version"])
+
+    alone = [ask("late"), ask("other")]
+    scans: list[Any] = []
+    keep = shared._bounded
+
+    def counted(batches: Any) -> Any:
+        scans.append(batches)
+        return keep(batches)
+
+    monkeypatch.setattr(shared, "_bounded", counted)
+    with shared_scans():
+        together = [ask("late"), ask("other"), ask("late")]
+    assert together == [*alone, alone[0]]
+    assert [one["label"].to_pylist() for one in alone] == [[0.0], [1.0]]
+    assert len(scans) == 1
+    monkeypatch.setattr(shared, "MOST_LABELS", 2)
+    with shared_scans():  # too many to keep: each reads for itself, to the same effect
+        assert [ask("late"), ask("other")] == alone
