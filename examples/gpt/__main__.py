@@ -31,7 +31,12 @@ def main() -> None:
             "gpt",
             options={name: getattr(given, name) for name in RECIPES["gpt"].model_fields},
             params=RecipeParams(
-                lr=given.lr, epochs=given.epochs, batch_size=given.batch, precision=given.precision
+                lr=given.lr,
+                epochs=given.epochs,
+                batch_size=given.batch,
+                precision=given.precision,
+                accumulate=given.accumulate,
+                compiled=given.compiled,
             ),
             num_workers=given.workers,
             worker_gpus=given.gpus,
@@ -87,6 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=32, help="windows of a step, over all workers")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--accumulate", type=int, default=1, help="pieces of a worker's part of a step")
+    parser.add_argument("--compiled", action="store_true", help="steps go through torch.compile")
     parser.add_argument("--workers", type=int, default=1, help="more than one train on the Ray cluster")
     parser.add_argument("--gpus", type=float, default=0.0, help="of each worker")
     parser.add_argument("--sharding", choices=("replicate", "shard"), default="replicate")

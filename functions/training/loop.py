@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from functions.training.checkpoints import WHOLE, Checkpoints, Snapshot
+from functions.training.compiling import Compiled
 from functions.training.errors import TrainingDiverged
 from functions.training.lesson import Batch, Lesson
 from functions.training.params import Precision
@@ -66,6 +67,14 @@ class Settings(Protocol):
         """Of the network's arithmetic."""
 
     @property
+    def accumulate(self) -> int:
+        """Pieces of a worker's part of a step."""
+
+    @property
+    def compiled(self) -> bool:
+        """Whether steps go through torch.compile."""
+
+    @property
     def seed(self) -> int:
         """Of all random numbers."""
 
@@ -95,6 +104,7 @@ class Trainer:
         self._settings = settings
         self._world: World = world or Alone()
         self._module = self._world.wrap(net.to(self._world.device))
+        self._stepped = Compiled(self._module) if settings.compiled else self._module
         self._epochs, self._patience = settings.span
         self._batch = settings.batch_rows(lesson.train_rows, workers=self._world.size)
         self._steps = max(1, lesson.train_rows // self._batch)
@@ -195,15 +205,25 @@ class Trainer:
         total = torch.zeros((), device=self._world.device)
         for step in range(self._steps):
             mine = order[step * self._batch : (step + 1) * self._batch][self._world.rank :: self._world.size]
-            loss = self._loss(self._module, self.lesson.train_batch(mine), "mean")
             self._optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            total += self._gradients(mine)
             if self._settings.clip is not None:
                 nn.utils.clip_grad_norm_(self.net.parameters(), self._settings.clip)
             self._optimizer.step()
             self._schedule.step()
-            total += loss.detach()
         return float(self._world.total(total)) / (self._steps * self._world.size)
+
+    def _gradients(self, rows: Tensor) -> Tensor:
+        """Add up the gradients of the mean loss of `rows`, piece by piece; returns that loss."""
+        pieces = rows.chunk(self._settings.accumulate)
+        total = torch.zeros((), device=self._world.device)
+        for piece in pieces:
+            with self._world.piece(self._module, last=piece is pieces[-1]):
+                loss = self._loss(self._stepped, self.lesson.train_batch(piece), "mean")
+                loss = loss * (len(piece) / len(rows))
+                loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            total += loss.detach()
+        return total
 
     def _validate(self) -> float:
         """Every worker takes as many passes as the others: those of a model that is split wait for each other."""

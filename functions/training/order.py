@@ -16,7 +16,7 @@ from functions.training.distributed import Workers, carry_through
 from functions.training.errors import TrainingDataError
 from functions.training.fitting import Columns, Fitted, fit, prepare
 from functions.training.loop import OnEpoch
-from functions.training.params import TabularParams
+from functions.training.params import TabularParams, weights_depend_on
 from functions.training.start import Start, start_from
 from functions.training.tabular import Trained
 from functions.training.world import World
@@ -45,7 +45,7 @@ class Order:
         return {
             "training_set": self.training_set.model_dump(),
             "columns": [list(self.columns.numeric), list(self.columns.categorical), self.columns.label],
-            "params": self.params.model_dump(mode="json"),
+            "params": weights_depend_on(self.params),
             "code": self.code,
             "start": self.start,
         }

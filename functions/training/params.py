@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -10,6 +10,7 @@ Task = Literal["binary", "multiclass", "regression"]
 Split = Literal["days", "time", "random"]
 Precision = Literal["fp32", "bf16"]
 _EPOCHS, _PATIENCE = 6, 3
+_HOW = {"accumulate", "compiled"}  # how a step is computed, not what it computes
 _MIN_BATCH, _MIN_STEPS, _MIN_TOTAL_STEPS = 16, 32, 200
 
 
@@ -24,7 +25,9 @@ class TabularParams(BaseModel):
     unknown_rate: share of categories hidden during training, which teaches the row for unknown ones;
     min_category_rows, max_categories: which categories get a row of their own;
     split, valid_fraction: which rows are held out to stop, to calibrate and to measure (see `split_rows`);
-    clip: the greatest norm of a step's gradients (None: any); precision: of the network's arithmetic, weights stay float32.
+    clip: the greatest norm of a step's gradients (None: any); precision: of the network's arithmetic, weights stay float32;
+    accumulate: pieces in which a worker passes its rows of a step, one after the other, so that a step needs no more
+    memory than a piece; compiled: whether steps go through torch.compile, which takes a minute to begin with.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,6 +49,8 @@ class TabularParams(BaseModel):
     valid_fraction: float = Field(default=0.1, gt=0.0, lt=1.0)
     clip: float | None = Field(default=None, gt=0.0)
     precision: Precision = "fp32"
+    accumulate: int = Field(default=1, ge=1)
+    compiled: bool = False
     seed: int = 0
 
     def batch_rows(self, rows: int, *, workers: int = 1) -> int:
@@ -72,8 +77,8 @@ class RecipeParams(BaseModel):
     """How a network of a user's recipe is trained.
 
     lr: peak of the one-cycle schedule; batch_size: rows of one optimiser step over all workers; epochs: the length of the
-    schedule; patience: epochs without a better validation loss before stopping (None: never); clip, precision: as in
-    `TabularParams`.
+    schedule; patience: epochs without a better validation loss before stopping (None: never); clip, precision, accumulate,
+    compiled: as in `TabularParams`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -85,6 +90,8 @@ class RecipeParams(BaseModel):
     patience: int | None = Field(default=None, ge=1)
     clip: float | None = Field(default=1.0, gt=0.0)
     precision: Precision = "fp32"
+    accumulate: int = Field(default=1, ge=1)
+    compiled: bool = False
     seed: int = 0
 
     @property
@@ -96,6 +103,11 @@ class RecipeParams(BaseModel):
         """Rows of a step on a training part of `rows`: as many for each worker, at least one."""
         batch = min(self.batch_size, rows)
         return max(workers, batch - batch % workers)
+
+
+def weights_depend_on(params: BaseModel) -> dict[str, Any]:
+    """The settings that the weights depend on, as JSON: a training may go on in smaller pieces, or uncompiled."""
+    return params.model_dump(mode="json", exclude=_HOW)
 
 
 def run_params(params: BaseModel, **more: object) -> dict[str, str]:

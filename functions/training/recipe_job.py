@@ -22,7 +22,7 @@ from functions.training.distributed import Sharding, Workers, carry_through
 from functions.training.errors import TrainingError
 from functions.training.loop import OnEpoch, Trainer
 from functions.training.loop import train as train_epochs
-from functions.training.params import RecipeParams
+from functions.training.params import RecipeParams, weights_depend_on
 from functions.training.program import export_program, save_program
 from functions.training.recipe import Recipe
 from functions.training.scoring import DESCRIPTION_FILE, PROGRAM_FILE, example_arrays, load
@@ -52,7 +52,7 @@ class RecipeOrder:
         return {
             "recipe": self.recipe.model_dump(mode="json"),
             "data": self.recipe.data(),
-            "params": self.params.model_dump(mode="json"),
+            "params": weights_depend_on(self.params),
             "code": self.code,
             "sharding": sharding,
         }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol, cast
 
 import torch
 import torch.distributed
@@ -34,6 +35,9 @@ class World(Protocol):
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module with gradients averaged over the workers."""
 
+    def piece(self, module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
+        """Within it a piece of a step is passed through what `wrap` gave; only after the last do gradients meet."""
+
     def total(self, values: Tensor) -> Tensor:
         """The sum of `values` over the workers."""
 
@@ -56,6 +60,10 @@ class Alone:
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module itself."""
         return module
+
+    def piece(self, module: nn.Module, *, last: bool) -> AbstractContextManager[None]:  # noqa: ARG002 - there is nobody to meet
+        """Nothing: gradients add up by themselves."""
+        return nullcontext()
 
     def total(self, values: Tensor) -> Tensor:
         """The values themselves."""
@@ -84,6 +92,10 @@ class Replicas(Alone):
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module with its gradients averaged over the workers."""
         return DistributedDataParallel(module, forward_sync_buffers=False)
+
+    def piece(self, module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
+        """One that averages gradients after the last piece."""
+        return nullcontext() if last else cast("DistributedDataParallel", module).no_sync()
 
     def total(self, values: Tensor) -> Tensor:
         """The sum of `values` over the workers."""
@@ -115,6 +127,13 @@ class Shards(Replicas):
         for unit in (*reversed(blocks), module):  # what is within a block before the block
             fully_shard(unit, mesh=self._mesh)
         return module
+
+    def piece(self, module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
+        """One that shares gradients out after the last piece; until then a worker holds those of the whole model."""
+        from torch.distributed.fsdp import FSDPModule  # late: the same
+
+        cast("FSDPModule", module).set_requires_gradient_sync(last)
+        return nullcontext()
 
     def part(self, tensor: Tensor) -> Tensor:
         """Its rows of a weight."""

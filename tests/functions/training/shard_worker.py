@@ -8,7 +8,7 @@ import torch.distributed
 
 from functions.training.checkpoints import Checkpoints
 from functions.training.loop import Epoch, train
-from functions.training.world import Shards
+from functions.training.world import Replicas, Shards, World
 from registry import open_store
 from tests.functions.training.recipes import FAST, trainer
 
@@ -20,6 +20,13 @@ class Cut(Exception):  # noqa: N818 - what happens to a training
 def cut(epoch: Epoch) -> None:
     if epoch.number == 2:
         raise Cut
+
+
+def in_pieces(world: World) -> list[float]:
+    """The losses of steps in three pieces of nine and eight rows."""
+    pieces = trainer(FAST.model_copy(update={"accumulate": 3}), world)
+    train(pieces, world)
+    return [epoch.valid_loss for epoch in pieces.epochs]
 
 
 if __name__ == "__main__":
@@ -40,6 +47,7 @@ if __name__ == "__main__":
     told = {
         "undisturbed": [epoch.valid_loss for epoch in undisturbed.epochs],
         "resumed": [epoch.valid_loss for epoch in resumed.epochs],
+        "pieces": [in_pieces(world), in_pieces(Replicas())],
         "rows": [len(state["net.first.weight"]), len(state["optimizer.0.exp_avg"])],
     }
     torch.distributed.destroy_process_group()

@@ -53,7 +53,9 @@ def test_an_epoch_of_which_a_share_is_absent_or_damaged_does_not_count(kitchen):
 
 
 @pytest.mark.slow
-def test_two_workers_with_half_a_model_each_learn_what_one_does_though_they_were_cut(kitchen, tmp_path):
+def test_two_workers_with_half_a_model_each_learn_what_one_does_though_they_were_cut_and_steps_are_in_pieces(
+    kitchen, tmp_path
+):
     alone = trainer()
     train(alone, Alone())
     workers = [
@@ -76,6 +78,8 @@ def test_two_workers_with_half_a_model_each_learn_what_one_does_though_they_were
     for each in told:
         assert each["resumed"] == each["undisturbed"]  # to the last bit
         assert each["undisturbed"] == pytest.approx([epoch.valid_loss for epoch in alone.epochs], rel=1e-4)
+        for pieces in each["pieces"]:
+            assert pieces == pytest.approx(each["undisturbed"], rel=1e-5)
         assert each["rows"] in ([3, 3], [2, 2])  # of five: weight and its moments
     checkpoints = Checkpoints(kitchen.store, "checkpoints/cut/")
     assert len(list(kitchen.store.list(checkpoints.folder))) == 4  # two epochs, two shares

@@ -1,0 +1,105 @@
+"""How a step is computed, in pieces or compiled, is no matter of what it computes."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from functions.training import TrainingError
+from functions.training.checkpoints import Checkpoints
+from functions.training.fitting import new_trainer, prepare
+from functions.training.loop import Trainer, train
+from functions.training.world import Alone
+from tests.functions.training.kitchen import COLUMNS, examples
+from tests.functions.training.kitchen import FAST as TABULAR
+from tests.functions.training.recipes import FAST, trainer
+
+
+def close(one: Trainer, other: Trainer) -> None:
+    """Weights after the same steps, up to rounding."""
+    wanted = other.net.state_dict()
+    for name, value in one.net.state_dict().items():
+        torch.testing.assert_close(value, wanted[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "pieces", [2, 7, 50, 1_000]
+)  # of 50 rows: even, uneven, single, and more than there are
+def test_a_step_in_pieces_is_the_step(pieces: int) -> None:
+    whole, parts = trainer(), trainer(FAST.model_copy(update={"accumulate": pieces}))
+    for _ in range(2):
+        assert parts.run_epoch().train_loss == pytest.approx(whole.run_epoch().train_loss, rel=1e-4)
+    close(parts, whole)
+
+
+def test_a_step_of_a_table_in_pieces_is_the_step() -> None:
+    calm = TABULAR.model_copy(update={"dropout": 0.0, "unknown_rate": 0.0})
+    prepared = prepare(examples(1_000), COLUMNS, calm)
+    whole, parts = (
+        new_trainer(prepared, calm.model_copy(update={"accumulate": pieces})) for pieces in (1, 3)
+    )
+    for each in (whole, parts):
+        each.run_epoch()
+    close(parts, whole)
+
+
+def test_workers_that_are_not_at_the_last_piece_do_not_meet(monkeypatch) -> None:
+    told: list[bool] = []
+    world = Alone()
+    piece = world.piece
+    monkeypatch.setattr(
+        world, "piece", lambda module, *, last: told.append(last) or piece(module, last=last), raising=True
+    )
+    trainer(FAST.model_copy(update={"accumulate": 4}), world).run_epoch()
+    assert told == [False, False, False, True] * 8
+
+
+@pytest.fixture
+def quick(monkeypatch) -> None:
+    """torch.compile with all of its front and none of the C++, which takes half a minute."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_compiled_training_goes_on_uncompiled_and_ends_as_it_would_have(kitchen) -> None:
+    fast = FAST.model_copy(update={"compiled": True, "accumulate": 2})
+    checkpoints = Checkpoints.of(kitchen.store, {})
+    first, undisturbed = trainer(fast), trainer(FAST.model_copy(update={"accumulate": 2}))
+    assert type(first._stepped).__name__ == "Compiled"
+    for _ in range(2):
+        checkpoints.save(first.run_epoch().number, first.snapshot())
+    train(undisturbed, Alone())
+    assert set(first.snapshot().tensors) == set(undisturbed.snapshot().tensors)
+    resumed = trainer()
+    train(resumed, Alone(), checkpoints=checkpoints)
+    close(resumed, undisturbed)
+
+
+def test_what_cannot_be_compiled_is_told_with_the_remedy(monkeypatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no compiler in this kitchen")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=broken))
+    compiled = trainer(FAST.model_copy(update={"compiled": True}))
+    with pytest.raises(TrainingError, match=r"cannot compile Stack here \(.*; train with compiled=False"):
+        compiled.run_epoch()
+
+
+@pytest.mark.proof
+def test_compiled_steps_are_the_steps() -> None:
+    plain = trainer()
+    compiled = trainer(FAST.model_copy(update={"compiled": True}))
+    for _ in range(2):
+        plain.run_epoch()
+        compiled.run_epoch()
+    close(compiled, plain)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_on_a_card_pieces_and_compiled_steps_are_the_steps() -> None:
+    ways = [FAST.model_copy(update=how) for how in ({}, {"accumulate": 3}, {"compiled": True})]
+    trainers = [trainer(way, Alone("cuda")) for way in ways]
+    losses = [[each.run_epoch().valid_loss for _ in range(2)] for each in trainers]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert losses[2] == pytest.approx(losses[0], rel=1e-3)
