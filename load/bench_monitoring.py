@@ -1,7 +1,8 @@
 """Simulate the monitors at length against stated bounds: `python -m load.bench_monitoring`; exit 1 if one breaks.
 
-`--peer-python PYTHON` adds a table beside Evidently and NannyML (`load/monitoring_peers.py`), run by the interpreter of an
-environment that has them. A family is one comparison of all columns of a table; it alarms falsely if any column is called
+`--only PART` runs one part of it: `bounds`, the simulations; `rows`, `window`, `models`, what watching costs at size
+(`load/monitoring_scale.py`); `peers`, a table beside Evidently, and with `--peer-python PYTHON` beside NannyML too, run by the
+interpreter of an environment that has it (`load/monitoring_peers.py`). A family is one comparison of all columns of a table; it alarms falsely if any column is called
 drifted where nothing changed. Its share may exceed the declared level by four standard errors. The floors under the effect
 are off there, so that it is the tests that are judged. Every simulation is seeded.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,6 +27,8 @@ from functions.monitoring.performance import Cohort, PerformanceState, judge
 from functions.monitoring.reference import Numbered, Reference
 from functions.rollout.evidence import ClusterSums
 from functions.stats import Cusum, Moments, TableSketch, drift, one_row_per_unit
+from load.monitoring_scale import an_hour_of_models, day_from_hours, rows_beyond_memory
+from load.monitoring_table import compare_with_peers
 from load.timing import print_machine
 
 Draw = Callable[[np.random.Generator, int], object]
@@ -231,16 +235,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run everything; the exit code says whether every bound held."""
     parser = argparse.ArgumentParser(prog="python -m load.bench_monitoring")
     parser.add_argument("--peer-python", help="interpreter that has evidently and nannyml")
-    parser.add_argument("--only", choices=["bounds", "peers"])
+    parser.add_argument("--only", choices=list(PARTS))
     chosen = parser.parse_args(arguments)
-    print_machine("numpy", "scipy", "pyarrow")
-    held = [] if chosen.only == "peers" else [*_null_bounds(), *_power_bounds()]
-    if chosen.only != "bounds":
-        from load.monitoring_table import compare_with_peers  # late: an hour's simulations need none of it
-
-        compare_with_peers(chosen.peer_python)
+    print_machine("numpy", "scipy", "pyarrow", "ray", "deltalake")
+    held: list[bool] = []
+    for name in [chosen.only] if chosen.only else PARTS:
+        start = time.perf_counter()
+        held += PARTS[name](chosen.peer_python)
+        print(f"# {name}: {time.perf_counter() - start:.0f} s", flush=True)
     print(f"{sum(held)} of {len(held)} bounds held")
     return 0 if all(held) else 1
+
+
+def _beside_peers(peer_python: str | None) -> list[bool]:
+    compare_with_peers(peer_python)
+    return []
+
+
+PARTS: dict[str, Callable[[str | None], list[bool]]] = {
+    "window": lambda _: day_from_hours(),
+    "models": lambda _: an_hour_of_models(),
+    "rows": lambda _: rows_beyond_memory(),
+    "bounds": lambda _: [*_null_bounds(), *_power_bounds()],
+    "peers": _beside_peers,
+}
 
 
 def allowed(runs: int) -> float:

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from functions.monitoring.reference import Numbered, Reference, added, rows_of, scaled
+from functions.monitoring.reference import Numbered, Reference, rows_of, scaled
 from functions.stats import k_of_n
 from functions.stats.drift import ColumnDrift, DriftReport, compare
 from functions.stats.sketch import TableSketch
@@ -161,7 +161,7 @@ def _rolled(reference: Reference, before: Sequence[Numbered]) -> Reference | Non
     if reference.period is not None:
         return Reference.seasonal(filled, reference.period)
     sketches = [one for _, one in filled]
-    return Reference.of(added(sketches), sketches)
+    return Reference.of(TableSketch.total(sketches), sketches)
 
 
 def _conclude(

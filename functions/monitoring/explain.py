@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
+from functions.monitoring.large import Rows
 from functions.monitoring.watch import Post, Read
 from functions.monitoring.watch_features import Columns, feature_table, fits, sampled
 from functions.scoring import Loss, score
@@ -149,9 +150,7 @@ def find_changes(post: Post, champion: ModelVersion, read: Read, *, days: int, m
         )
     snapshot = champion.lineage.datasets[0]
     names = [*columns.numeric, *columns.categorical]
-    trained = sampled(
-        Table(post.store, snapshot.name).read(version=snapshot.version, columns=names), max_rows
-    )
+    trained = Rows(Table(post.store, snapshot.name), snapshot.version, tuple(names)).sampled(max_rows)
     rows = feature_table(read(post.now - timedelta(days=days), post.now), columns)
     asked = sampled(rows, max_rows)
     sizes = {"rows_training": trained.num_rows, "rows": asked.num_rows}

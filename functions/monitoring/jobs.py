@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from featurestore import FeatureStore
 from functions.monitoring.alarms import Alarm, Alarms
 from functions.monitoring.drift import DriftMonitor
 from functions.monitoring.estimate import EstimateMonitor, watch_estimates
 from functions.monitoring.explain import Changed, SliceFindings, SliceOptions, find_changes, find_slices
+from functions.monitoring.large import Rows
 from functions.monitoring.performance import PerformanceMonitor
 from functions.monitoring.quality import QualityMonitor
 from functions.monitoring.watch import Post, Watched, watch_loss
 from functions.monitoring.watch_features import watch_features
 from functions.monitoring.watch_quality import Views, spoiled_columns, watch_rows
-from functions.prediction_log import outcomes, predictions
+from functions.prediction_log import made_within, outcomes, predictions, predictions_table
 from functions.runtime.context import context
 from functions.runtime.events import publish
 from functions.runtime.function import function
-from registry import ModelVersion
+from registry import ModelVersion, ObjectStore, Table
 
 _SCORED = ("prediction_id", "version", "shadow", "unit", "predicted_at", "latency_ms", "outputs")
 _FEATURES = ("prediction_id", "version", "shadow", "predicted_at", "numeric", "categorical")
@@ -83,6 +86,7 @@ def watch_drift(
         monitor,
         lambda start, end: predictions(store, model, start, end, columns=_FEATURES),
         spoiled_columns(post, quality),
+        lambda start, end: _logged(store, model, start, end),
     )
 
 
@@ -153,6 +157,14 @@ def alarms(model: str) -> Alarms:
 
 def _tell(topic: str, payload: dict[str, object], key: str) -> object:
     return publish(topic, payload, key=key)
+
+
+def _logged(store: ObjectStore, model: str, start: datetime, end: datetime) -> Rows | None:
+    """The vectors logged in [start, end), unread; None before the first."""
+    table = Table(store, predictions_table(model))
+    if not table.exists():
+        return None
+    return Rows(table, table.version(), _FEATURES, made_within(start, end))
 
 
 def _post(model: str) -> Post:

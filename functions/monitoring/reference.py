@@ -8,7 +8,7 @@ since what the season does to every Monday is no accident of one of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -48,11 +48,11 @@ class Reference:
     @classmethod
     def seasonal(cls, cohorts: Sequence[Numbered], period: int) -> Self:
         """From numbered cohorts (at least one), phase by phase of a season."""
-        phases: dict[int, TableSketch] = {}
+        parts: dict[int, list[TableSketch]] = {}
         for index, one in cohorts:
-            phase = index % period
-            phases[phase] = phases[phase] + one if phase in phases else one
-        whole = added(phases.values())
+            parts.setdefault(index % period, []).append(one)
+        phases = {phase: TableSketch.total(ones) for phase, ones in parts.items()}
+        whole = TableSketch.total(list(phases.values()))
         groups = [index % period for index, _ in cohorts]
         alike = {name: likeness([one.columns[name] for _, one in cohorts], groups) for name in whole.columns}
         return cls(whole, alike, rows_of(whole) / len(cohorts), period, phases)
@@ -63,7 +63,7 @@ class Reference:
         Phases of which the reference has no row are left out of both, and with them all there may be.
         """
         if self.period is None:
-            return self.sketch, added(one for _, one in window)
+            return self.sketch, TableSketch.total([one for _, one in window])
         rows: dict[int, int] = {}
         for index, one in window:
             rows[index % self.period] = rows.get(index % self.period, 0) + rows_of(one)
@@ -76,8 +76,9 @@ class Reference:
             nothing = _nothing(self.sketch)
             return nothing, nothing
         most = max(shares.values())
-        reference = added(_thinned(self.phases[phase], share / most) for phase, share in shares.items())
-        return reference, added(one for index, one in window if index % self.period in shares)
+        reference = [_thinned(self.phases[phase], share / most) for phase, share in shares.items()]
+        alike = [one for index, one in window if index % self.period in shares]
+        return TableSketch.total(reference), TableSketch.total(alike)
 
     def worth(self, rows_a_cohort: float) -> dict[str, float]:
         """What one of the rows of a cohort is worth, by column, up to 1."""
@@ -159,15 +160,6 @@ def _figures(cohorts: Sequence[ColumnSketch]) -> Floats:
         rank = (np.cumsum(pooled) - pooled / 2) / pooled.sum()
         return np.concatenate([shares @ rank[:, None], nulls], axis=1)
     return np.concatenate([shares[:, np.argsort(pooled)[-_TOP_CELLS:]], nulls], axis=1)
-
-
-def added(sketches: Iterable[TableSketch]) -> TableSketch:
-    """The sum of sketches. Raises: StopIteration if there are none."""
-    parts = iter(sketches)
-    whole = next(parts)
-    for one in parts:
-        whole = whole + one
-    return whole
 
 
 def rows_of(sketch: TableSketch) -> int:

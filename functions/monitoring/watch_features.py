@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import pyarrow.compute as pc
 from functions.monitoring.alarms import Alarm
 from functions.monitoring.cohorts import Cohorts, micros
 from functions.monitoring.drift import DriftMonitor, DriftState, DriftVerdict, judge
+from functions.monitoring.large import LARGE_ROWS, Rows, sketch_rows
 from functions.monitoring.reference import Numbered, Reference, season_of
 from functions.monitoring.watch import Post, Read, Watched
 from functions.stats.sketch import TableSketch
@@ -62,13 +64,22 @@ class Columns:
 Spoiled = Callable[[datetime, datetime], Mapping[str, str]]
 """For columns that a data-quality incident spoiled between two times, the key of its alarm."""
 
+Logged = Callable[[datetime, datetime], Rows | None]
+"""The log between two times as rows of a table that need not be read at once; None before there is one."""
+
 
 def watch_features(
-    post: Post, champion: ModelVersion, monitor: DriftMonitor, read: Read, spoiled: Spoiled
+    post: Post,
+    champion: ModelVersion,
+    monitor: DriftMonitor,
+    read: Read,
+    spoiled: Spoiled,
+    logged_rows: Logged = lambda _start, _end: None,
 ) -> Watched:
     """Judge the window that ends with each cohort that is due.
 
-    read: logged predictions in [start, end), with `numeric` and `categorical`.
+    read: logged predictions in [start, end), with `numeric` and `categorical`. logged_rows: the same, not read yet: of more
+    than `LARGE_ROWS` each cohort is sketched in parts.
     """
     grid, logged = Cohorts(monitor.cohort), Columns.of(champion)
     due = grid.index(post.now - monitor.delay)
@@ -77,14 +88,10 @@ def watch_features(
     if first >= due:
         return post.nothing_due(monitor.kind, champion)
     reference = reference_of(post, champion, monitor)
-    rows = feature_table(read(grid.start(first), grid.start(due)), logged)
-    at = rows["predicted_at"].cast(pa.int64()).to_numpy()
-    bounds = np.searchsorted(at, [micros(grid.start(index)) for index in range(first, due + 1)])
+    sketches = _sketches(reference.sketch, logged, (grid, first, due), read, logged_rows)
     alarms, findings, text = [], [], ""
-    for place, index in enumerate(range(first, due)):
-        part = rows.slice(bounds[place], bounds[place + 1] - bounds[place])
+    for index, sketch in sketches:
         causes = spoiled(grid.start(index - monitor.window - monitor.n + 2), grid.start(index + 1))
-        sketch = reference.sketch.window(part)
         state, verdict = judge(state, reference, sketch, index, monitor, spoiled=causes)
         findings += _findings(post, champion, grid, verdict, monitor)
         alarms += _alarms(post, champion, grid, verdict, monitor, state, causes)
@@ -92,6 +99,25 @@ def watch_features(
     return post.conclude(
         monitor.kind, champion, state, range(first, due), text=text, findings=findings, alarms=alarms
     )
+
+
+def _sketches(
+    like: TableSketch, columns: Columns, cohorts: tuple[Cohorts, int, int], read: Read, logged: Logged
+) -> Iterator[Numbered]:
+    """The sketch of each cohort from the first to before the one that is not due."""
+    grid, first, due = cohorts
+    start, end = grid.start(first), grid.start(due)
+    whole = logged(start, end)
+    if whole is not None and whole.count() > LARGE_ROWS:
+        for index in range(first, due):
+            part = logged(grid.start(index), grid.start(index + 1)) or whole
+            yield index, sketch_rows(part, like, prepare=partial(feature_table, columns=columns))
+        return
+    rows = feature_table(read(start, end), columns)
+    at = rows["predicted_at"].cast(pa.int64()).to_numpy()
+    bounds = np.searchsorted(at, [micros(grid.start(index)) for index in range(first, due + 1)])
+    for place, index in enumerate(range(first, due)):
+        yield index, like.window(rows.slice(bounds[place], bounds[place + 1] - bounds[place]))
 
 
 def reference_of(post: Post, version: ModelVersion, monitor: DriftMonitor) -> Reference:
@@ -130,8 +156,8 @@ def _build(store: ObjectStore, version: ModelVersion, columns: Columns, monitor:
     there = set(table.schema().names)
     time = next((name for name in TIMES if name in there), None)
     wanted = [*columns.numeric, *columns.categorical, *([time] if time else [])]
-    rows = table.read(version=snapshot.version, columns=[name for name in wanted if name in there])
-    rows = sampled(rows, monitor.reference_rows)
+    present = tuple(name for name in wanted if name in there)
+    rows = Rows(table, snapshot.version, present).sampled(monitor.reference_rows)
     sketch = TableSketch.reference(
         rows, numeric=columns.numeric, categorical=columns.categorical, bins=monitor.bins
     )

@@ -8,7 +8,7 @@ package knows nothing of models, of HTTP or of Serve.
 from functions.prediction_log.drain import LABELS_TABLE, Drained, drain, predictions_table
 from functions.prediction_log.errors import LogFullError, PredictionLogError
 from functions.prediction_log.jobs import drain_predictions
-from functions.prediction_log.outcomes import latest_labels, outcomes, predictions
+from functions.prediction_log.outcomes import latest_labels, made_within, outcomes, predictions
 from functions.prediction_log.places import default_wal_root
 from functions.prediction_log.records import PINNED, Label, encode_labels, encode_prediction, micros
 from functions.prediction_log.shared import shared_scans
@@ -28,6 +28,7 @@ __all__ = [
     "encode_labels",
     "encode_prediction",
     "latest_labels",
+    "made_within",
     "micros",
     "outcomes",
     "predictions",

@@ -17,7 +17,7 @@ from functions.prediction_log.shared import kept_labels, kept_rows
 from registry.store import ObjectStore
 from registry.tables import Table
 
-__all__ = ["latest_labels", "outcomes", "predictions"]
+__all__ = ["latest_labels", "made_within", "outcomes", "predictions"]
 
 _SKEW = timedelta(hours=1)  # by which a label may be received before its prediction was made, by other clocks
 
@@ -48,18 +48,23 @@ def _predictions(
     schema = PREDICTIONS if columns is None else pa.schema([PREDICTIONS.field(name) for name in columns])
     if not table.exists():
         return schema.empty_table()
-    where: Any = (
-        (pc.field("day") >= _day(start))
-        & (pc.field("day") <= _day(end))
-        & (pc.field("predicted_at") >= pa.scalar(start, pa.timestamp("us", tz="UTC")))
-        & (pc.field("predicted_at") < pa.scalar(end, pa.timestamp("us", tz="UTC")))
-    )
+    where = made_within(start, end)
     wanted = list(
         dict.fromkeys([*(columns or PREDICTIONS.names), "predicted_at", "prediction_id", "version"])
     )
     rows = table.read(columns=wanted, where=where)
     order = [("predicted_at", "ascending"), ("prediction_id", "ascending"), ("version", "ascending")]
     return rows.sort_by(order).select(schema.names).cast(schema)
+
+
+def made_within(start: datetime, end: datetime) -> Any:
+    """The filter of predictions with start <= predicted_at < end; whole files are passed over by their day."""
+    return (
+        (pc.field("day") >= _day(start))
+        & (pc.field("day") <= _day(end))
+        & (pc.field("predicted_at") >= pa.scalar(start, pa.timestamp("us", tz="UTC")))
+        & (pc.field("predicted_at") < pa.scalar(end, pa.timestamp("us", tz="UTC")))
+    )
 
 
 def latest_labels(store: ObjectStore, *, received_from: datetime | None = None) -> pa.Table:

@@ -5,6 +5,7 @@ added up from its hours, and the rows are never needed again.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -56,6 +57,15 @@ class Moments:
         if not 0 <= successes <= n:
             raise ValueError(f"successes must lie in 0..n, got {successes} of {n}")
         return cls(n, successes / n, successes * (n - successes) / n) if n else cls()
+
+    @classmethod
+    def total(cls, parts: "Sequence[Moments]") -> "Moments":
+        """The sum of any number of moments, at once."""
+        n = sum(part.n for part in parts)
+        if not n:
+            return cls()
+        mean = sum(part.n * part.mean for part in parts) / n
+        return cls(n, mean, sum(part.m2 + part.n * (part.mean - mean) ** 2 for part in parts))
 
     def __add__(self, other: "Moments") -> "Moments":
         n = self.n + other.n

@@ -1,0 +1,168 @@
+"""Models for the monitors to watch: fifty features, a training set, and a log that grows hour by hour, in a folder store."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from functions.monitoring import DriftMonitor, PerformanceMonitor, QualityMonitor
+from functions.prediction_log import LABELS_TABLE, predictions_table
+from functions.prediction_log.records import LABELS, PREDICTIONS
+from functions.project import ModelDefinition
+from functions.runtime import Context
+from registry import Lineage, Signature, Table, TableSnapshot, TensorSpec, open_store
+
+HOUR = timedelta(hours=1)
+START = datetime(2026, 3, 2, tzinfo=UTC)
+NUMERIC, CATEGORICAL = 40, 10
+NAMES = [f"n{place}" for place in range(NUMERIC)], [f"c{place}" for place in range(CATEGORICAL)]
+TRAINING_ROWS, TRAINING_HOURS = 5_000, 14 * 24
+WORDS = np.array([f"w{place}" for place in range(20)])
+
+DRIFT = DriftMonitor(cohort=HOUR, window=24, delay=timedelta(0), lookback=timedelta(hours=24))
+QUALITY = QualityMonitor(cohort=HOUR, delay=timedelta(0), lookback=timedelta(hours=24))
+PERFORMANCE = PerformanceMonitor(cohort=HOUR, label_delay=HOUR, lookback=timedelta(hours=24))
+
+
+@dataclass
+class Bed:
+    """A store at `root` whose clock is moved by hand."""
+
+    root: Path
+    now: datetime = START
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(7))
+
+    def __post_init__(self) -> None:
+        """Open the store, made where it is not there."""
+        store = open_store((self.root / "store").absolute().as_uri())
+        self.context = Context(store, store.url, clock=lambda: self.now, actor="inspector", project=PROJECT)
+
+    def training_set(self) -> TableSnapshot:
+        """Two weeks of rows to learn from."""
+        rows = feature_rows(self.rng, TRAINING_ROWS)
+        hours = np.sort(self.rng.integers(0, TRAINING_HOURS, TRAINING_ROWS))
+        at = pa.array([START - HOUR * (TRAINING_HOURS - int(one)) for one in hours], _TIME)
+        return Table(self.context.store, "training/all").overwrite(rows.append_column("event_timestamp", at))
+
+    def register(self, model: str, snapshot: TableSnapshot) -> None:
+        """A champion of `model` that learnt from `snapshot`."""
+        path = self.root / "model.txt"
+        path.write_text(model)
+        registry = self.context.registry()
+        registry.create_model(model, exist_ok=True)
+        made = registry.create_version(
+            model,
+            path,
+            signature=SIGNATURE,
+            metrics={"log_loss": 0.65},
+            lineage=Lineage(datasets=[snapshot]),
+        )
+        registry.set_alias(model, "champion", made.version)
+
+    def serve(self, model: str, start: datetime, *, hours: int, rows_an_hour: int) -> pa.Table:
+        """Log so many hours of answers to `model` from `start` on; returns their labels, which `label` logs."""
+        count = hours * rows_an_hour
+        features = feature_rows(self.rng, count)
+        numeric = np.stack([features[name].to_numpy() for name in NAMES[0]], axis=1).astype(np.float32)
+        words = np.stack([features[name].to_numpy() for name in NAMES[1]], axis=1)
+        at = _micros(start) + (np.arange(count) * (3_600_000_000 / rows_an_hour)).astype(np.int64)
+        p = 1 / (1 + np.exp(-numeric[:, 0].astype(np.float64)))
+        ids = pa.array([f"{model}-{one}" for one in at.tolist()])
+        times = pa.array(at).cast(_TIME)
+        day = pa.array(np.datetime_as_string(at.astype("datetime64[us]"), unit="D"))
+        _append(self.context, predictions_table(model), _answers(model, ids, times, day, numeric, words, p))
+        label = pa.array((self.rng.random(count) < p).astype(np.float64))
+        return pa.table([ids, label, times, times, day], schema=LABELS)
+
+    def label(self, labels: pa.Table) -> None:
+        """Log labels, be they of one model or of many."""
+        _append(self.context, LABELS_TABLE, labels)
+
+
+PROJECT = "monitored_models"
+
+
+def declare(models: Sequence[str]) -> None:
+    """A project of these models, each with the three monitors every hour, and the default policy of retraining."""
+    module = ModuleType(PROJECT)
+    module.__dict__["FEATURES"] = ()
+    module.__dict__["MODELS"] = [
+        ModelDefinition(
+            name=model,
+            service="none",
+            entities="none",
+            label="label",
+            numeric=tuple(NAMES[0]),
+            categorical=tuple(NAMES[1]),
+            monitors=(QUALITY, PERFORMANCE, DRIFT),
+            inspect="0 * * * *",
+        )
+        for model in models
+    ]
+    sys.modules[PROJECT] = module
+
+
+SIGNATURE = Signature(
+    inputs=[
+        TensorSpec(name="numeric", datatype="FP32", shape=[-1, NUMERIC], columns=NAMES[0]),
+        TensorSpec(name="categorical", datatype="BYTES", shape=[-1, CATEGORICAL], columns=NAMES[1]),
+    ],
+    outputs=[TensorSpec(name="probability", datatype="FP32", shape=[-1, 1])],
+)
+_TIME = pa.timestamp("us", "UTC")
+
+
+def feature_rows(rng: np.random.Generator, rows: int) -> pa.Table:
+    """So many rows of independent features."""
+    numbers: dict[str, object] = {name: rng.standard_normal(rows) for name in NAMES[0]}
+    words = {name: WORDS[rng.integers(0, len(WORDS), rows)] for name in NAMES[1]}
+    return pa.table(numbers | words)
+
+
+def _answers(
+    model: str,
+    ids: pa.Array,
+    times: pa.Array,
+    day: pa.Array,
+    numeric: npt.NDArray[np.float32],
+    words: npt.NDArray[np.str_],
+    p: npt.NDArray[np.float64],
+) -> pa.Table:
+    count = len(ids)
+    columns = {
+        "prediction_id": ids,
+        "model": pa.array([model] * count),
+        "version": pa.array(np.ones(count, dtype=np.int64)),
+        "arm": pa.array(["champion"] * count),
+        "shadow": pa.array(np.zeros(count, dtype=bool)),
+        "unit": ids,
+        "predicted_at": times,
+        "latency_ms": pa.array(np.full(count, 4.0, dtype=np.float32)),
+        "numeric": _lists(pa.array(numeric.ravel()), NUMERIC),
+        "categorical": _lists(pa.array(words.ravel()), CATEGORICAL),
+        "outputs": _lists(pa.array(p.astype(np.float32)), 1),
+        "missing": pa.nulls(count, pa.list_(pa.string())),
+        "entities": pa.nulls(count, pa.string()),
+        "day": day,
+    }
+    return pa.table(columns, schema=PREDICTIONS)
+
+
+def _lists(flat: pa.Array, width: int) -> pa.Array:
+    return pa.ListArray.from_arrays(pa.array(np.arange(0, len(flat) + 1, width, dtype=np.int32)), flat)
+
+
+def _append(used: Context, table: str, rows: pa.Table) -> None:
+    Table(used.store, table).append(rows, partition_by=["day"])
+
+
+def _micros(at: datetime) -> int:
+    return (at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
