@@ -10,6 +10,7 @@ from registry.errors import (
     Conflict,
     Damaged,
     Forbidden,
+    GivenUp,
     InvalidInput,
     NotFound,
     Refused,
@@ -20,6 +21,7 @@ from registry.errors import (
 from registry.experiments import Experiment
 from registry.fold import Fold
 from registry.journal import Journal
+from registry.layers import Claim
 from registry.lineage import Dependent, Lineage
 from registry.model_state import ModelState
 from registry.registry import Registry
@@ -30,7 +32,7 @@ from registry.signature import Signature, TensorSpec
 from registry.store import ObjectStore, open_store
 from registry.tables import Table, TableSnapshot
 from registry.times import Clock, as_utc, utc_now
-from registry.traffic import Arm, Traffic
+from registry.traffic import Arm, Holdout, LayerPart, LayerShare, Traffic
 from registry.versions import Approval, Blob, GateOutcome, ModelPolicy, ModelVersion, Override, SignatureMark
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "Approval",
     "Arm",
     "Blob",
+    "Claim",
     "Clock",
     "Conflict",
     "Damaged",
@@ -48,8 +51,12 @@ __all__ = [
     "Fold",
     "Forbidden",
     "GateOutcome",
+    "GivenUp",
+    "Holdout",
     "InvalidInput",
     "Journal",
+    "LayerPart",
+    "LayerShare",
     "Lineage",
     "ModelPolicy",
     "ModelState",

@@ -64,6 +64,10 @@ class Stale(RegistryError):
         return type(self), (self.what, self.expected, self.actual)
 
 
+class GivenUp(Stale):
+    """A part of a layer was taken back between being claimed and being used: claim it again."""
+
+
 class Refused(RegistryError):
     """A rule of the model (approval, gate, live alias, code in files) forbids it; the message names the rule."""
 

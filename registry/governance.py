@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from registry import rules
+from registry.layers import Layers
 from registry.model_state import ModelState
 from registry.rules import UNCHECKED, Expected
-from registry.shelf import Shelf
-from registry.traffic import CHAMPION, Traffic
+from registry.traffic import CHAMPION, LayerPart, LayerShare, Traffic
 from registry.versions import ModelPolicy, ModelVersion
 
 
-class Governance(Shelf):
+class Governance(Layers):
     """The part of the registry that decides which version is live. Each change is one journal entry."""
 
     def set_policy(self, name: str, policy: ModelPolicy) -> ModelState:
@@ -101,7 +101,7 @@ class Governance(Shelf):
         policy would not let there now, unless an override once did.
         Raises: Refused if there is none to go back to, saying why of each; NotFound.
         """
-        entry, state = self._change(name, lambda state: rules.rollback(state, alias, reason=reason))
+        entry, state = self._tidily(name, lambda state: rules.rollback(state, alias, reason=reason))
         return state.versions[entry.body["version"] if entry else state.aliases[alias]]
 
     def traffic(self, name: str) -> Traffic:
@@ -117,19 +117,50 @@ class Governance(Shelf):
         expected: int | None = None,
         reason: str = "",
         override: str = "",
+        layer: LayerShare | None = None,
     ) -> Traffic:
         """Split the traffic: arm -> (version, share); the champion has the rest.
 
         shadows: versions that see every request and answer none.
         expected: `entry` of the traffic this was decided on, or None for whatever it is.
-        Raises: Stale; Refused if the policy is not met; InvalidInput for shares; NotFound.
+        layer: the arms share only that part of the layer, and no unit of it is in another model's; the shares of
+            arms are of that part. It is given back when the last arm and shadow leave.
+        Raises: Stale; Refused if the policy is not met, or others have the layer; InvalidInput for shares; NotFound.
         """
 
-        def decide(state: ModelState) -> rules.Body | None:
+        def decide(state: ModelState, part: LayerPart | None) -> rules.Body | None:
             return rules.set_traffic(
-                state, arms, shadows=shadows, expected=expected, reason=reason, override=override
+                state, arms, shadows=shadows, expected=expected, reason=reason, override=override, layer=part
             )
 
+        return rules.require_traffic(self._in_layer(name, layer if arms or shadows else None, decide))
+
+    def begin_holdout(self, name: str, holdout: str, share: float, *, reason: str = "") -> Traffic:
+        """Hold a share of all units out of every experiment of the model, until `end_holdout`.
+
+        They meet the champion, whichever it is, and shadows do not see them. Models that declare a holdout of the
+        same name hold out the same units (of the larger share, those of the smaller and more).
+        Raises: NotFound; InvalidInput; Refused while arms answer, or if it holds out another share already.
+        """
+        return self._with_holdout(
+            name, lambda state: rules.begin_holdout(state, holdout, share, reason=reason)
+        )
+
+    def end_holdout(self, name: str, holdout: str, *, reason: str = "") -> Traffic:
+        """Let held-out units take part again; an absent one is fine. Raises: NotFound."""
+        return self._with_holdout(name, lambda state: rules.end_holdout(state, holdout, reason=reason))
+
+    def unmet(self, name: str, version: int) -> tuple[str, ...]:
+        """What the model's policy wants of a version before it may be the champion, and is not there yet.
+
+        Raises: NotFound.
+        """
+        state = self.follow(name).refresh()
+        found = rules.require_version(state, version)
+        return found.missing(state.policy) if CHAMPION in state.policy.guarded else ()
+
+    def _with_holdout(self, name: str, decide: Callable[[ModelState], rules.Body | None]) -> Traffic:
+        rules.require_traffic(self.follow(name).refresh())
         return rules.require_traffic(self._change(name, decide)[1])
 
     def _review(self, name: str, version: int, *, approved: bool, comment: str) -> ModelVersion:
@@ -150,7 +181,7 @@ class Governance(Shelf):
         override: str,
         clear: bool,
     ) -> ModelVersion:
-        _, state = self._change(
+        _, state = self._tidily(
             name,
             lambda state: rules.set_alias(
                 state, alias, version, expected=expected, reason=reason, override=override, clear=clear

@@ -13,7 +13,7 @@ from typing import Any
 from registry.entry import Entry
 from registry.errors import RegistryError
 from registry.times import from_text, to_text
-from registry.traffic import BUCKETS, CHAMPION, Arm, Traffic
+from registry.traffic import BUCKETS, CHAMPION, Arm, Holdout, LayerPart, Traffic
 from registry.versions import (
     Approval,
     Blob,
@@ -25,17 +25,18 @@ from registry.versions import (
     jsonable,
 )
 
-SCHEMA = "1"
+SCHEMA = "2"
 _PAST_KEPT = 100  # earlier values of an alias, for rollback
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """The recorded part of the traffic: all but the champion's arm."""
+    """The recorded part of the traffic: all but the champion's arm and the holdouts, which outlive it."""
 
     arms: tuple[Arm, ...] = ()
     shadows: tuple[int, ...] = ()
     salt: str = ""
+    layer: LayerPart | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,8 @@ class ModelState:
 
     created_at: None as long as the model does not exist. past: alias -> earlier versions behind it, oldest
     first. generation: how many times garbage was collected. traffic_entry: number of the last entry that
-    changed the effective traffic. entries: how many entries this state contains.
+    changed the effective traffic. left: layer -> the last claim of it that this model may not use any more.
+    entries: how many entries this state contains.
     """
 
     name: str
@@ -56,6 +58,8 @@ class ModelState:
     aliases: Mapping[str, int] = field(default_factory=dict)
     past: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     split: Split = field(default_factory=Split)
+    holdouts: tuple[Holdout, ...] = ()
+    left: Mapping[str, int] = field(default_factory=dict)
     traffic_entry: int = 0
     generation: int = 0
     entries: int = 0
@@ -73,6 +77,8 @@ class ModelState:
             shadows=self.split.shadows,
             salt=self.split.salt,
             entry=self.traffic_entry,
+            layer=self.split.layer,
+            holdouts=self.holdouts,
         )
 
     def blobs(self) -> dict[str, Blob]:
@@ -116,6 +122,9 @@ def encode(state: ModelState) -> dict[str, Any]:
         "arms": [jsonable(arm) for arm in state.split.arms],
         "shadows": list(state.split.shadows),
         "salt": state.split.salt,
+        "layer": None if state.split.layer is None else jsonable(state.split.layer),
+        "holdouts": [jsonable(holdout) for holdout in state.holdouts],
+        "left": dict(state.left),
         "traffic_entry": state.traffic_entry,
         "generation": state.generation,
         "entries": state.entries,
@@ -135,6 +144,8 @@ def decode(name: str, data: Mapping[str, Any]) -> ModelState:
         aliases=data["aliases"],
         past={alias: tuple(past) for alias, past in data["past"].items()},
         split=_split(data),
+        holdouts=tuple(Holdout.model_validate(holdout) for holdout in data["holdouts"]),
+        left=data["left"],
         traffic_entry=data["traffic_entry"],
         generation=data["generation"],
         entries=data["entries"],
@@ -143,7 +154,9 @@ def decode(name: str, data: Mapping[str, Any]) -> ModelState:
 
 def _split(data: Mapping[str, Any]) -> Split:
     arms = tuple(Arm.model_validate(arm) for arm in data["arms"])
-    return Split(arms=arms, shadows=tuple(data["shadows"]), salt=data["salt"])
+    layer = data.get("layer")  # entries of before there were layers have none
+    part = None if layer is None else LayerPart.model_validate(layer)
+    return Split(arms=arms, shadows=tuple(data["shadows"]), salt=data["salt"], layer=part)
 
 
 def _model_created(state: ModelState, entry: Entry) -> ModelState:
@@ -234,7 +247,7 @@ def _alias_deleted(state: ModelState, entry: Entry) -> ModelState:
     aliases = {name: version for name, version in state.aliases.items() if name != alias}
     past = (*state.past.get(alias, ()), state.aliases[alias])[-_PAST_KEPT:]
     changed = replace(state, aliases=aliases, past={**state.past, alias: past})
-    return replace(changed, split=Split(), traffic_entry=entry.number) if alias == CHAMPION else changed
+    return _with_split(changed, Split(), entry) if alias == CHAMPION else changed
 
 
 def _rolled_back(state: ModelState, entry: Entry) -> ModelState:
@@ -251,15 +264,42 @@ def _point(state: ModelState, entry: Entry, alias: str, version: int, past: tupl
         return changed
     arms = () if entry.body.get("clear") else tuple(a for a in state.split.arms if a.version != version)
     shadows = () if entry.body.get("clear") else tuple(s for s in state.split.shadows if s != version)
-    split = Split(arms, shadows, state.split.salt if arms or shadows else "")
-    return replace(changed, split=split, traffic_entry=entry.number)
+    split = replace(state.split, arms=arms, shadows=shadows) if arms or shadows else Split()
+    return _with_split(changed, split, entry)
 
 
 def _traffic_set(state: ModelState, entry: Entry) -> ModelState:
-    changed = replace(state, split=_split(entry.body), traffic_entry=entry.number)
+    changed = _with_split(state, _split(entry.body), entry)
     for arm in changed.split.arms:
         changed = _overridden(changed, entry, arm.version)
     return changed
+
+
+def _with_split(state: ModelState, split: Split, entry: Entry) -> ModelState:
+    """The state with another split; the claim of a layer that it gives up must not come back."""
+    changed = replace(state, split=split, traffic_entry=entry.number)
+    given_up = state.split.layer
+    if given_up is None or (split.layer is not None and split.layer.name == given_up.name):
+        return changed
+    return _leave(changed, given_up.name, given_up.claim)
+
+
+def _layer_left(state: ModelState, entry: Entry) -> ModelState:
+    return _leave(state, entry.body["layer"], entry.body["claim"])
+
+
+def _leave(state: ModelState, layer: str, claim: int) -> ModelState:
+    return replace(state, left={**state.left, layer: max(claim, state.left.get(layer, claim))})
+
+
+def _held_out(state: ModelState, entry: Entry) -> ModelState:
+    holdout = Holdout(name=entry.body["holdout"], share=entry.body["share"])
+    return replace(state, holdouts=(*state.holdouts, holdout), traffic_entry=entry.number)
+
+
+def _holdout_ended(state: ModelState, entry: Entry) -> ModelState:
+    kept = tuple(holdout for holdout in state.holdouts if holdout.name != entry.body["holdout"])
+    return replace(state, holdouts=kept, traffic_entry=entry.number)
 
 
 def _swept(state: ModelState, entry: Entry) -> ModelState:
@@ -294,5 +334,9 @@ _STEPS: dict[str, Callable[[ModelState, Entry], ModelState]] = {
     "alias-deleted": _alias_deleted,
     "rollback": _rolled_back,
     "traffic": _traffic_set,
+    "traffic-in-layer": _traffic_set,  # a kind of its own: who knows no layers must not read it as the whole traffic
+    "layer-left": _layer_left,
+    "holdout": _held_out,
+    "holdout-ended": _holdout_ended,
     "swept": _swept,
 }

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
-from registry.errors import AlreadyExists, InvalidInput, NotFound, Refused, Stale
+from registry.errors import AlreadyExists, GivenUp, InvalidInput, NotFound, Refused, Stale
 from registry.model_state import ModelState
 from registry.names import check_name
-from registry.traffic import BUCKETS, CHAMPION, Ranges, Traffic, allocate, to_buckets
+from registry.traffic import BUCKETS, CHAMPION, RESERVED, LayerPart, Ranges, Traffic, allocate, to_buckets
 from registry.versions import ModelPolicy, ModelVersion, finite, jsonable
 
 Body = dict[str, Any]
@@ -143,10 +143,11 @@ def set_traffic(
     expected: int | None,
     reason: str,
     override: str,
+    layer: LayerPart | None = None,
 ) -> Body | None:
     """Split the traffic: arm -> (version, share), the champion has the rest.
 
-    Raises: NotFound without a champion; Stale; Refused; InvalidInput.
+    Raises: NotFound without a champion; Stale; GivenUp if the layer's part was taken back; Refused; InvalidInput.
     """
     traffic = require_traffic(state)
     if expected is not None and expected != traffic.entry:
@@ -164,12 +165,76 @@ def set_traffic(
         for name, (version, _) in arms.items()
     ]
     unique_shadows = list(dict.fromkeys(shadows))
-    if new == [jsonable(arm) for arm in state.split.arms] and unique_shadows == list(state.split.shadows):
+    part = layer if new or unique_shadows else None
+    require_layer(state, part, keeps_arms=bool(new))
+    if (
+        part == state.split.layer
+        and new == [jsonable(arm) for arm in state.split.arms]
+        and unique_shadows == list(state.split.shadows)
+    ):
         return None
     guarded = [version for version, _ in arms.values()] if state.policy.guarded else []
     salt = (state.split.salt or f"{state.name}/{state.entries}") if new or unique_shadows else ""
     body: Body = {"kind": "traffic", "arms": new, "shadows": unique_shadows, "salt": salt, "reason": reason}
+    if part is not None:
+        body |= {"kind": "traffic-in-layer", "layer": jsonable(part)}
     return body | _mark(_broken(state, guarded, override), override)
+
+
+def require_layer(state: ModelState, part: LayerPart | None, *, keeps_arms: bool) -> None:
+    """Arms stay in their layer while they answer, and a claim that was given up is not used.
+
+    Raises: GivenUp; Refused if units would change between arms.
+    """
+    if part is not None and part.claim <= state.left.get(part.name, -1):
+        raise GivenUp(f"claim of {state.name} in layer {part.name!r}", part.claim, state.left[part.name])
+    now = state.split.layer
+    if not (keeps_arms and state.split.arms) or part == now:
+        return
+    if part is None or now is None or part.name != now.name or part.share < now.share:
+        here = "in no layer" if now is None else f"in {now.share:.2%} of layer {now.name!r}"
+        raise Refused(
+            f"{state.name}: its arms are {here}, which can only grow while they answer, or their units would "
+            "change arms; end them first (set_traffic without arms)"
+        )
+
+
+def leave_layer(state: ModelState, layer: str, claim: int) -> Body | None:
+    """Never use `claim` of `layer` again, unless the split rests on that layer now."""
+    if state.split.layer is not None and state.split.layer.name == layer:
+        return None
+    done = claim <= state.left.get(layer, -1)
+    return None if done else {"kind": "layer-left", "layer": layer, "claim": claim}
+
+
+def begin_holdout(state: ModelState, name: str, share: float, *, reason: str) -> Body | None:
+    """Hold units out. Raises: NotFound; InvalidInput; Refused where they would have met an arm."""
+    require_model(state)
+    check_name(name, what="holdout")
+    buckets = to_buckets(share, what=f"holdout {name!r}")
+    if not 0 < buckets < BUCKETS:
+        raise InvalidInput(f"holdout {name!r}: share={share!r} holds out none or all; give 0.0001 to 0.9999")
+    there = next((one for one in state.holdouts if one.name == name), None)
+    if there is not None:
+        if there.share == buckets / BUCKETS:
+            return None
+        raise Refused(
+            f"{state.name} holds out {there.share:.2%} as {name!r} already, and who is held out stays; "
+            "begin another under a new name, or end this one"
+        )
+    if state.split.arms:
+        raise Refused(
+            f"{state.name}: arms {[arm.name for arm in state.split.arms]} answer, and units that they touched "
+            f"would be in holdout {name!r}; begin it between experiments"
+        )
+    return {"kind": "holdout", "holdout": name, "share": buckets / BUCKETS, "reason": reason}
+
+
+def end_holdout(state: ModelState, name: str, *, reason: str) -> Body | None:
+    """Let held-out units take part again. Raises: NotFound if the model does not exist."""
+    require_model(state)
+    there = any(one.name == name for one in state.holdouts)
+    return {"kind": "holdout-ended", "holdout": name, "reason": reason} if there else None
 
 
 def delete_version(state: ModelState, number: int, *, reason: str) -> Body | None:
@@ -201,7 +266,11 @@ def _allocate(state: ModelState, arms: Mapping[str, tuple[int, float]]) -> dict[
         check_name(name, what="arm")
         if name == CHAMPION:
             raise InvalidInput("arm 'champion' has what the others leave; give the others' shares only")
-    wanted = {name: to_buckets(share, arm=name) for name, (_, share) in arms.items()}
+        if name in RESERVED and name not in {arm.name for arm in state.split.arms}:
+            raise InvalidInput(
+                f"arm {name!r} is what answers of units beside the arms are called; choose another name"
+            )
+    wanted = {name: to_buckets(share, what=f"arm {name!r}") for name, (_, share) in arms.items()}
     return allocate({arm.name: arm.buckets for arm in state.split.arms}, wanted)
 
 

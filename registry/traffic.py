@@ -1,7 +1,8 @@
 """Who answers which request: 10,000 buckets, owned by arms; a unit's bucket never changes.
 
 Which buckets an arm owns is part of the recorded policy, so raising one share takes buckets from the
-champion only, and nobody else moves.
+champion only, and nobody else moves. Before the arms are asked, holdouts take their units out, and so does
+a layer with those that belong to other experiments in it: each by a salt of its own.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from registry.errors import InvalidInput
 
 BUCKETS = 10_000
 CHAMPION = "champion"
+HOLDOUT = "holdout"  # the arm of held-out units
+OUTSIDE = "outside"  # the arm of units that are not in the model's part of its layer
+RESERVED = frozenset({CHAMPION, HOLDOUT, OUTSIDE})
 Ranges = tuple[tuple[int, int], ...]  # half-open, sorted, apart
 
 
@@ -34,11 +38,66 @@ class Arm(BaseModel):
     buckets: Ranges = ()
 
 
+class LayerShare(BaseModel):
+    """How much of which layer an experiment wants; share: 0 to 1."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    share: float = Field(ge=1 / BUCKETS, le=1, allow_inf_nan=False)
+
+
+class LayerPart(BaseModel):
+    """The part of a layer that a model's experiment has: no other model's has any of its buckets.
+
+    claim: number of the entry in the layer's journal by which it was taken.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    claim: int
+    buckets: Ranges
+
+    @property
+    def share(self) -> float:
+        """Part of the layer, 0 to 1."""
+        return size(self.buckets) / BUCKETS
+
+    @property
+    def salt(self) -> str:
+        """The same for every model in the layer, so that a unit has one bucket in it; no model's salt has a ':'."""
+        return f"layer:{self.name}"
+
+
+class Holdout(BaseModel):
+    """Units that no experiment touches. share: of all units, 0 to 1.
+
+    Models that declare a holdout of the same name hold out the same units.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    share: float = Field(ge=1 / BUCKETS, lt=1, allow_inf_nan=False)
+
+    @property
+    def salt(self) -> str:
+        """Its own."""
+        return f"holdout:{self.name}"
+
+    def holds(self, unit: str) -> bool:
+        """Whether `unit` is held out."""
+        return bucket_of(self.salt, unit) < round(self.share * BUCKETS)
+
+
 class Traffic(BaseModel):
     """The split in force.
 
     arms: champion first, shares sum to 1; shadows: versions that see every request and answer none;
     salt: of this experiment; entry: number of the journal entry it came from.
+    layer: the part of a layer that the arms share; None: they share all units. holdouts: who is left out of all
+    of it. Shares of arms are of the units that are neither held out nor outside the layer's part.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -47,6 +106,8 @@ class Traffic(BaseModel):
     shadows: tuple[int, ...] = ()
     salt: str = ""
     entry: int = 0
+    layer: LayerPart | None = None
+    holdouts: tuple[Holdout, ...] = ()
 
     @property
     def champion(self) -> Arm:
@@ -58,10 +119,41 @@ class Traffic(BaseModel):
         """Every version a replica has to hold, each once."""
         return tuple(dict.fromkeys([*(arm.version for arm in self.arms), *self.shadows]))
 
+    @property
+    def reach(self) -> float:
+        """The part of all units that the arms share, 0 to 1: the layer's, less those held out."""
+        kept = 1.0 if self.layer is None else self.layer.share
+        for holdout in self.holdouts:
+            kept *= 1 - holdout.share
+        return kept
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the champion answers every unit under its own name."""
+        return len(self.arms) == 1 and self.layer is None and not self.holdouts
+
     def assign(self, unit: str) -> Arm:
-        """The arm that answers `unit` (a user, a key, a request id): always the same while shares only grow."""
+        """The arm that answers `unit` (a user, a key, a request id): always the same while shares only grow.
+
+        A held-out unit's is called "holdout" and one's outside the layer's part "outside": both are the champion.
+        """
+        if any(holdout.holds(unit) for holdout in self.holdouts):
+            return self._beside(HOLDOUT)
+        if self.layer is not None and not self._is_inside(bucket_of(self.layer.salt, unit)):
+            return self._beside(OUTSIDE)
         starts, arms = self._table
         return arms[bisect_right(starts, bucket_of(self.salt, unit)) - 1]
+
+    def _beside(self, name: str) -> Arm:
+        return Arm(name=name, version=self.champion.version, share=0.0)
+
+    def _is_inside(self, bucket: int) -> bool:
+        return bisect_right(self._edges, bucket) % 2 == 1
+
+    @cached_property
+    def _edges(self) -> list[int]:
+        """Where the layer's part begins and ends, in turn."""
+        return [edge for span in (self.layer.buckets if self.layer else ()) for edge in span]
 
     @cached_property
     def _table(self) -> tuple[list[int], list[Arm]]:
@@ -87,10 +179,10 @@ def bucket_of(salt: str, unit: str) -> int:
     return int.from_bytes(blake2b(inner, digest_size=8).digest(), "big") % BUCKETS
 
 
-def to_buckets(share: float, *, arm: str) -> int:
-    """How many buckets `share` is. Raises: InvalidInput outside 0 to 1 or NaN."""
+def to_buckets(share: float, *, what: str) -> int:
+    """How many buckets `share` is. what: has it, for the error. Raises: InvalidInput outside 0 to 1 or NaN."""
     if not 0.0 <= share <= 1.0:
-        raise InvalidInput(f"arm {arm!r}: share={share!r} is not between 0 and 1")
+        raise InvalidInput(f"{what}: share={share!r} is not between 0 and 1")
     return round(share * BUCKETS)
 
 
@@ -108,13 +200,14 @@ def allocate(held: Mapping[str, Ranges], wanted: Mapping[str, int]) -> dict[str,
     kept = {arm: _first(held.get(arm, ()), count) for arm, count in wanted.items()}
     free = _complement([span for ranges in kept.values() for span in ranges])
     for arm, count in wanted.items():
-        taken = _first(free, count - _size(kept[arm]))
-        free = _first(free, _size(free), skip=_size(taken))
+        taken = _first(free, count - size(kept[arm]))
+        free = _first(free, size(free), skip=size(taken))
         kept[arm] = _merge([*kept[arm], *taken])
     return kept
 
 
-def _size(ranges: Sequence[tuple[int, int]]) -> int:
+def size(ranges: Sequence[tuple[int, int]]) -> int:
+    """How many buckets there are in `ranges`."""
     return sum(stop - start for start, stop in ranges)
 
 

@@ -38,6 +38,7 @@ class RegistryMachine(RunRules):
         self.aliases: dict[str, int] = {}
         self.past: dict[str, list[int]] = {alias: [] for alias in ALIASES}
         self.arms: dict[str, tuple[int, float]] = {}
+        self.holdouts: dict[str, float] = {}
         self.guarded = self.gated = False
 
     def teardown(self) -> None:
@@ -199,6 +200,27 @@ class RegistryMachine(RunRules):
             call()
             self.arms = wanted
 
+    @rule(actor=actors, name=st.sampled_from(["q3", "q4"]), share=st.sampled_from([0.1, 0.2]))
+    def begin_holdout(self, actor: str, name: str, share: float) -> None:
+        def call() -> Any:
+            return self.warm[actor].begin_holdout("m", name, share)
+
+        if "champion" not in self.aliases:
+            with pytest.raises(NotFound):
+                call()
+        elif self.holdouts.get(name, share) != share or (self.arms and name not in self.holdouts):
+            with pytest.raises(Refused):
+                call()
+        else:
+            call()
+            self.holdouts[name] = share
+
+    @rule(actor=actors, name=st.sampled_from(["q3", "q4"]))
+    def end_holdout(self, actor: str, name: str) -> None:
+        if "champion" in self.aliases:
+            self.warm[actor].end_holdout("m", name)
+            self.holdouts.pop(name, None)
+
     @rule(version=st.sampled_from([4, 5]))
     def delete(self, version: int) -> None:
         reg = self.warm["bob"]
@@ -231,6 +253,7 @@ class RegistryMachine(RunRules):
             }
             assert state.aliases == self.aliases
             assert {arm.name: (arm.version, arm.share) for arm in state.split.arms} == self.arms
+            assert {each.name: each.share for each in state.holdouts} == self.holdouts
             assert all((v.status == "READY") == self.is_ready(n) for n, v in state.versions.items())
             assert {n: self.facts(v) for n, v in state.versions.items()} == {
                 n: (m["said"], m["gate"], m["marks"], m["tags"]) for n, m in self.model.items()

@@ -96,4 +96,4 @@ def test_more_than_everything_is_refused():
         allocate({}, {"a": 6000, "b": 5000})
     for share in (-0.1, 1.1, float("nan")):
         with pytest.raises(InvalidInput, match="between 0 and 1"):
-            to_buckets(share, arm="a")
+            to_buckets(share, what="arm a")
