@@ -12,7 +12,7 @@ help: ## print the targets
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(f"Toque needs Python 3.11 to 3.13, {sys.executable} is {sys.version.split()[0]}; run make PYTHON=python3.12" if not (3, 11) <= sys.version_info[:2] <= (3, 13) else 0)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,examples]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,examples,flavors]'
 	@touch $@
 
 setup: $(STAMP) ## create .venv and install everything into it

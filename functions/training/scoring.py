@@ -1,9 +1,9 @@
-"""A saved model, ready to answer: arrays in by name, arrays out by name. torch is imported when one is loaded."""
+"""A saved model, ready to answer: arrays in by name, arrays out by name. torch is imported when one that needs it is loaded."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from functions.training.errors import ArtifactRefused, TrainingDataError
+from functions.training.flavors import FLAVORS, Answer, fitted_output, flavor_of, load_answer
 from kernels.hashing import hash_strings
 from registry.signature import Signature, TensorSpec
 
@@ -61,7 +62,7 @@ class ScoringModel:
             raise TrainingDataError(
                 f"no input {sorted(unknown)}: the model takes {[spec.name for spec in self.signature.inputs]}"
             )
-        arrays = [_array(spec, inputs) for spec in self.signature.inputs]
+        arrays = [self._array(spec, inputs) for spec in self.signature.inputs]
         rows = {array.shape[0] for array in arrays if array.ndim}
         if len(rows) > 1:
             raise TrainingDataError(
@@ -69,6 +70,18 @@ class ScoringModel:
             )
         if rows == {0}:
             return {spec.name: _empty(spec) for spec in self.signature.outputs}
+        return self._run(arrays)
+
+    def warm_up(self) -> None:
+        """Answer the recorded example (twice, so that lazy set-up is over). Nothing happens if there is none."""
+        if self.signature.example is not None:
+            for _ in range(2):
+                self.predict(self.signature.example)
+
+    def _array(self, spec: TensorSpec, inputs: Mapping[str, Any]) -> npt.NDArray[Any]:
+        return _fitting(spec, inputs, _typed)
+
+    def _run(self, arrays: Sequence[npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         import torch  # late: what only names models does without it
 
         with torch.inference_mode():
@@ -78,26 +91,46 @@ class ScoringModel:
             spec.name: tensor.numpy() for spec, tensor in zip(self.signature.outputs, tensors, strict=True)
         }
 
-    def warm_up(self) -> None:
-        """Answer the recorded example (twice, so that lazy set-up is over). Nothing happens if there is none."""
-        if self.signature.example is not None:
-            for _ in range(2):
-                self.predict(example_arrays(self.signature))
+
+class FlavorModel(ScoringModel):
+    """A model of another format behind the same checks: texts stay texts, and answers get the type that was signed.
+
+    answer: outputs by name for inputs by name, as `functions.training.flavors` reads it from a file.
+    """
+
+    def __init__(self, answer: Answer, signature: Signature) -> None:
+        self.signature = signature
+        self._answer = answer
+
+    def _array(self, spec: TensorSpec, inputs: Mapping[str, Any]) -> npt.NDArray[Any]:
+        return _fitting(spec, inputs, _text_or_typed)
+
+    def _run(self, arrays: Sequence[npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        outputs = self._answer(
+            {spec.name: array for spec, array in zip(self.signature.inputs, arrays, strict=True)}
+        )
+        absent = [spec.name for spec in self.signature.outputs if spec.name not in outputs]
+        if absent:
+            raise ArtifactRefused(f"the model gives {sorted(outputs)}, the signature promises {absent}")
+        return {spec.name: _signed(spec, outputs[spec.name]) for spec in self.signature.outputs}
 
 
 def load(directory: Path | str, *, signature: Signature | None = None) -> ScoringModel:
-    """Load the model in `directory` (`model.pt2`, and `model.json` unless the signature is given).
+    """Load the model in `directory`: `model.pt2` or a flavor's file, and `model.json` unless the signature is given.
 
-    Raises: ArtifactRefused if a file is absent, holds more than a tensor program, or they do not fit together.
+    Raises: ArtifactRefused if a file is absent, holds more than a model of its kind, or they do not fit together.
     """
-    from functions.training.program import load_program  # late: it needs torch
-
     folder = Path(directory)
-    path = folder / PROGRAM_FILE
+    path, flavor = folder / PROGRAM_FILE, flavor_of(folder)
+    if flavor is not None and not path.is_file():
+        found = signature or _described_signature(folder)
+        return FlavorModel(load_answer(folder, flavor, found), found)
     if not path.is_file():
         raise ArtifactRefused(
-            f"no {PROGRAM_FILE} in {folder}: it holds {sorted(p.name for p in folder.glob('*'))}"
+            f"no {PROGRAM_FILE} and none of {[*FLAVORS]} in {folder}: it holds {sorted(p.name for p in folder.glob('*'))}"
         )
+    from functions.training.program import load_program  # late: it needs torch
+
     return ScoringModel(load_program(path.read_bytes()), signature or _described_signature(folder))
 
 
@@ -118,10 +151,12 @@ def _described_signature(folder: Path) -> Signature:
         raise ArtifactRefused(f"{path} has no readable signature: {error}") from error
 
 
-def _array(spec: TensorSpec, inputs: Mapping[str, Any]) -> npt.NDArray[Any]:
+def _fitting(
+    spec: TensorSpec, inputs: Mapping[str, Any], typed: Callable[[TensorSpec, Any], npt.NDArray[Any]]
+) -> npt.NDArray[Any]:
     if spec.name not in inputs:
         raise TrainingDataError(f"input {spec.name!r} is absent; it is {spec.datatype} {spec.shape}")
-    array = _typed(spec, inputs[spec.name])
+    array = typed(spec, inputs[spec.name])
     fits = array.ndim == len(spec.shape) and all(
         want in {-1, got} for want, got in zip(spec.shape, array.shape, strict=True)
     )
@@ -137,6 +172,27 @@ def _typed(spec: TensorSpec, values: Any) -> npt.NDArray[Any]:
     if array.dtype.kind in "OUS":
         raise TrainingDataError(f"input {spec.name!r} holds {array.dtype}, the model takes {spec.datatype}")
     return np.require(array, dtype=_NUMPY_TYPES[spec.datatype], requirements=["C", "W"])
+
+
+def _text_or_typed(spec: TensorSpec, values: Any) -> npt.NDArray[Any]:
+    if spec.datatype != "BYTES":
+        return _typed(spec, values)
+    array = np.asarray(values, dtype=object)
+    flat = [value.decode() if isinstance(value, bytes) else value for value in array.ravel()]
+    texts = np.empty(len(flat), dtype=object)
+    texts[:] = flat
+    return texts.reshape(array.shape)
+
+
+def _signed(spec: TensorSpec, value: Any) -> npt.NDArray[Any]:
+    """An answer in the type and shape that were signed; texts are bytes, as the protocol has them."""
+    array = fitted_output(spec, value)
+    if spec.datatype != "BYTES":
+        return np.require(array, dtype=_NUMPY_TYPES[spec.datatype], requirements=["C", "W"])
+    flat = [text.encode() if isinstance(text, str) else text for text in array.ravel().tolist()]
+    out = np.empty(len(flat), dtype=object)
+    out[:] = flat
+    return out.reshape(array.shape)
 
 
 def _hashed(values: Any) -> npt.NDArray[Any]:

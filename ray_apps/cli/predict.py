@@ -25,6 +25,7 @@ def register(commands: Commands) -> None:
     )
     asking.add_argument("--request", help="values known only at request time, a row for each of the entities")
     asking.add_argument("--unit", help="whom the traffic policy keeps on one arm")
+    asking.add_argument("--explain", action="store_true", help="say what each feature added to the answer")
     asking.add_argument("--id", help="prediction id (default: a fresh one)")
 
 
@@ -36,10 +37,13 @@ def request_of(given: argparse.Namespace) -> dict[str, Any]:
         body = read_json(given.json)
         if not isinstance(body, dict):
             raise UsageError("--json must be an object with `inputs`")
+        if given.explain:
+            body = body | {"parameters": {**body.get("parameters", {}), "explain": True}}
         return body | ({"id": given.id} if given.id else {})
     parameters: dict[str, Any] = {"entities": read_json(given.entities)}
     parameters |= {"request": read_json(given.request)} if given.request else {}
     parameters |= {"unit": given.unit} if given.unit else {}
+    parameters |= {"explain": True} if given.explain else {}
     return {"inputs": [], "parameters": parameters} | ({"id": given.id} if given.id else {})
 
 

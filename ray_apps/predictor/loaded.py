@@ -120,7 +120,7 @@ class LoadedVersion:
 
         Raises: LoadError if an output is missing, or has another type or shape than signed.
         """
-        inputs = self._example()
+        inputs = self.example()
         if inputs is None:
             return
         rows = self.check(inputs)
@@ -135,7 +135,8 @@ class LoadedVersion:
             if not _fits(array.shape, tuple(spec.shape)) or (spec.shape[:1] == [-1] and len(array) != rows):
                 raise LoadError(f"{self}: output {spec.name!r} has shape {array.shape}, signed {spec.shape}")
 
-    def _example(self) -> dict[str, Array] | None:
+    def example(self) -> dict[str, Array] | None:
+        """The inputs of the recorded example, or None without one."""
         example = self.signature.example
         if example is None:
             return None

@@ -42,7 +42,7 @@ class Routes(Generic[V]):
 
     def choose(self, unit: str) -> tuple[str, V | None]:
         """The arm and version that answer `unit`; an arm that is not ready is answered by the champion."""
-        if self.traffic is None or len(self.traffic.arms) == 1:
+        if self.traffic is None or self.traffic.is_whole:
             return CHAMPION, self.champion
         arm = self.traffic.assign(unit)
         version = self.arms.get(arm.version)

@@ -57,6 +57,8 @@ def load_scorer(folder: Path, signature: Signature) -> Scorer:
     Raises: whatever the artifact's reader raises for a file that it refuses.
     """
     checked = load(folder, signature=signature)
+    if not (folder / PROGRAM_FILE).is_file():
+        return _Checked(checked)
     program = load_program((folder / PROGRAM_FILE).read_bytes())
     run = _bare(program) if isinstance(program, torch.fx.GraphModule) else None
     if run is None or signature.example is None:
@@ -66,7 +68,7 @@ def load_scorer(folder: Path, signature: Signature) -> Scorer:
 
 
 class _Checked:
-    """`ScoringModel`, for what cannot be called directly."""
+    """A model of another format, or a program that cannot be called directly."""
 
     def __init__(self, model: ScoringModel) -> None:
         self._model = model

@@ -16,14 +16,19 @@ from functions.prediction_log import PINNED, micros
 from ray_apps.predictor.batching import Batcher
 from ray_apps.predictor.datatypes import Array
 from ray_apps.predictor.engine import Engine
-from ray_apps.predictor.errors import BadRequest, NotFound, NotReady
+from ray_apps.predictor.errors import BadRequest, NotFound, NotReady, Overloaded
+from ray_apps.predictor.explain import Explain, Explanation, parse_explain
 from ray_apps.predictor.keys import Assembled, FeatureSource, KeyedRows, ServiceWatch, look_up, parse_keys
 from ray_apps.predictor.loaded import LoadedVersion
 from ray_apps.predictor.protocol import InferRequest, InferResponse
 from ray_apps.predictor.recording import Failure, Recorder
 from ray_apps.predictor.shadows import ShadowJob, Shadows
+from registry.traffic import HOLDOUT
 
 __all__ = ["Predictor"]
+
+MAX_EXPLANATIONS = 16
+"""So many requests of a model may wait for their explanation; more are told to come again."""
 
 
 class Predictor:
@@ -49,6 +54,8 @@ class Predictor:
         self._services = ServiceWatch(features) if features is not None else None
         self._clock, self._replay = clock, replay
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="predict")
+        self._explainer = ThreadPoolExecutor(1, thread_name_prefix="explain")  # never before an answer
+        self._explaining = 0
 
     async def infer(self, request: InferRequest, *, number: int | None = None) -> InferResponse:
         """Choose a version, get its inputs, predict, log, and hand a copy to the shadows.
@@ -70,9 +77,12 @@ class Predictor:
             raise
         at_us = self._now_us(call.keys)
         self._record(call, at_us, found, outputs)
-        if self.engine.routes.shadows and number is None:
+        if self.engine.routes.shadows and number is None and arm != HOLDOUT:
             self._offer(call, at_us, found)
-        return InferResponse(self.engine.model, version.version, outputs, prediction_id, _said(call, found))
+        said = _said(call, found)
+        if call.explanation is not None:
+            said["explanation"] = await self._explain(call.explanation, outputs, found.abstained)
+        return InferResponse(self.engine.model, version.version, outputs, prediction_id, said)
 
     async def _choose(self, unit: str, number: int | None) -> tuple[str, LoadedVersion]:
         routes = self.engine.routes
@@ -109,7 +119,27 @@ class Predictor:
         else:
             found = await self._look_up(call.version, call.keys)
         call.rows = call.version.check(found.inputs)
+        wanted = parse_explain(request.parameters) if request.parameters else None
+        if wanted is not None:
+            call.explanation = self._explanation(call, found, wanted)
         return found
+
+    def _explanation(self, call: _Call, found: Assembled, wanted: Explain) -> Explanation:
+        if self._explaining >= MAX_EXPLANATIONS:
+            raise Overloaded(
+                f"parameters.explain: {self._explaining} requests wait for explanations; try again"
+            )
+        return Explanation(call.version, found.inputs, call.rows, wanted)
+
+    async def _explain(
+        self, explanation: Explanation, outputs: Mapping[str, Array], abstained: Sequence[int]
+    ) -> list[Any]:
+        self._explaining += 1
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._explainer, explanation.explain, outputs, abstained)
+        finally:
+            self._explaining -= 1
 
     async def _look_up(self, version: LoadedVersion, keys: KeyedRows) -> Assembled:
         if self._features is None or self._services is None:
@@ -187,7 +217,8 @@ class Predictor:
         await self.shadows.close()
         self.recorder.flush()
         await asyncio.get_running_loop().run_in_executor(None, self.engine.stop)
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._explainer):
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclass(slots=True)
@@ -201,6 +232,7 @@ class _Call:
     begin: float
     keys: KeyedRows | None = None
     rows: int = 1
+    explanation: Explanation | None = None
 
     def passed_ms(self) -> float:
         """Since it was begun."""
