@@ -12,6 +12,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from functions.alerting import AlertPolicy
 from functions.evaluation import Gate
 from functions.monitoring import DriftMonitor, EstimateMonitor, PerformanceMonitor, QualityMonitor
 from functions.placement import Placement
@@ -35,7 +36,8 @@ class ModelDefinition(BaseModel):
     service: the feature service it reads. entities: the table of what is asked about (join keys, `event_timestamp`, the label,
     `label_known_at`). label: a column of that table. numeric, categorical: the features, in the order of its tensors.
     training: of the default network. gate: what a version must prove before users meet it.
-    monitors: at most one of each kind; none: not watched. rollout, retraining: the rules for challengers.
+    monitors: at most one of each kind; none: not watched. alerts: who is told of what they find; None: nobody.
+    rollout, retraining: the rules for challengers.
     governance: what the registry demands of a version that goes live.
     inspect: cron expression of the daily (or other) inspection, on the platform's clock.
     placement: in how many replicas it is served, or in the pool.
@@ -52,6 +54,7 @@ class ModelDefinition(BaseModel):
     training: TabularParams = TabularParams()
     gate: Gate = Gate()
     monitors: tuple[Monitor, ...] = (PerformanceMonitor(), DriftMonitor(), QualityMonitor())
+    alerts: AlertPolicy | None = None
     rollout: RolloutPolicy = RolloutPolicy()
     retraining: RetrainingPolicy | None = RetrainingPolicy()
     governance: ModelPolicy = ModelPolicy(guarded=frozenset({"champion"}), gates=("offline",))

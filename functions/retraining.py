@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
+from functions.alerts import tell_people
 from functions.challengers import Challenger, best_of, train_challengers
 from functions.monitoring import (
     TOPIC,
@@ -207,7 +208,10 @@ def _look(definition: ModelDefinition) -> Inspected:
 
 
 def _offered(definition: ModelDefinition, seen: Inspected) -> Inspected:
-    """Offer what stands to retraining."""
+    """Offer what stands to people, who may have been kept from it by a silence, and to retraining."""
+    if definition.alerts is not None:
+        for alarm in alarms(definition.name).standing():
+            tell_people(alarm)
     offered = [retrain(alarm) for alarm in _offers(definition)] if definition.retraining else []
     return seen.model_copy(update={"retraining": tuple(offered)})
 

@@ -1,0 +1,26 @@
+"""Alerts: who hears of an alarm, how loudly, when not, and over which wire.
+
+Knows alarms and sinks. Must not know what raised an alarm, nor what a project or a retrain is.
+"""
+
+from functions.alerting.decide import AlertState, AlertVerdict, Silence, decide, step
+from functions.alerting.policy import AlertPolicy, Email, Severity, Sink, Webhook
+from functions.alerting.shapes import Alert
+from functions.alerting.sinks import SinkDownError, SinkRefusedError, deliver
+
+__all__ = [
+    "Alert",
+    "AlertPolicy",
+    "AlertState",
+    "AlertVerdict",
+    "Email",
+    "Severity",
+    "Silence",
+    "Sink",
+    "SinkDownError",
+    "SinkRefusedError",
+    "Webhook",
+    "decide",
+    "deliver",
+    "step",
+]

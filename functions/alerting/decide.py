@@ -1,0 +1,143 @@
+"""Whether an alarm is told to people: a pure decision over what was told, silenced and acknowledged.
+
+An alert is what stands about one thing: a monitor and its subject. However many alarms say the same, it is told once, then again
+only if nobody acknowledged it for long; its recovery is told to whom it was told.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict
+
+from functions.alerting.policy import AlertPolicy
+from functions.monitoring import Alarm
+from registry import Entry
+
+_REMEMBERED = 512  # keys that the fold keeps
+
+Rule = Literal["new", "again", "recovered", "told", "silenced", "acknowledged", "standing", "never_told"]
+SENDS: tuple[Rule, ...] = ("new", "again", "recovered")
+
+
+class Silence(BaseModel):
+    """Nothing about `about` is told until a moment. about: "monitor/subject", "monitor", or "*" for everything."""
+
+    model_config = ConfigDict(frozen=True)
+
+    about: str
+    until: AwareDatetime
+    by: str
+    reason: str
+
+    def covers(self, alarm: Alarm, now: datetime) -> bool:
+        """Whether it keeps this alarm quiet now."""
+        return now < self.until and self.about in ("*", alarm.monitor, about(alarm))
+
+
+class Standing(BaseModel):
+    """What was told and has not recovered. key: of the alarm told last, at `told_at`. acknowledged_by: who looks after it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str
+    told_at: AwareDatetime
+    acknowledged_by: str | None = None
+
+
+class AlertState(BaseModel):
+    """All that the fold of `alerts/{model}` remembers. told: keys of the last sendings; standing: by what it is about."""
+
+    model_config = ConfigDict(frozen=True)
+
+    told: tuple[str, ...] = ()
+    standing: dict[str, Standing] = {}
+    silences: tuple[Silence, ...] = ()
+
+
+class AlertVerdict(BaseModel):
+    """What is done with an alarm, and why. key: of the sending: the same one is never sent twice on purpose."""
+
+    model_config = ConfigDict(frozen=True)
+
+    rule: Rule
+    key: str
+    text: str
+
+    @property
+    def sends(self) -> bool:
+        """Whether people are told."""
+        return self.rule in SENDS
+
+
+def about(alarm: Alarm) -> str:
+    """What an alarm is about: alarms about the same are one alert."""
+    return f"{alarm.monitor}/{alarm.subject}"
+
+
+def decide(state: AlertState, alarm: Alarm, policy: AlertPolicy, now: datetime) -> AlertVerdict:
+    """Whether `alarm` is told. Raises: ValueError if `now` has no time zone."""
+    if now.tzinfo is None:
+        raise ValueError(f"now {now} has no time zone; pass an aware UTC time")
+    standing = state.standing.get(about(alarm))
+    if alarm.recovered:
+        rule, text = _of_recovery(state, alarm, standing)
+    elif (silence := next((one for one in state.silences if one.covers(alarm, now)), None)) is not None:
+        rule, text = "silenced", f"silenced until {silence.until} by {silence.by}: {silence.reason}"
+    elif standing is not None:
+        rule, text = _of_standing(standing, policy, now)
+    elif alarm.key in state.told:
+        rule, text = "told", "this alarm was told before, and is over"
+    else:
+        rule, text = "new", "nothing about it stands yet"
+    key = f"{alarm.key}/since/{standing.told_at.isoformat()}" if rule == "again" and standing else alarm.key
+    return AlertVerdict(rule=rule, key=key, text=text)
+
+
+def _of_recovery(state: AlertState, alarm: Alarm, standing: Standing | None) -> tuple[Rule, str]:
+    if alarm.key in state.told:
+        return "told", "this recovery was told before"
+    if standing is None:
+        return "never_told", "it recovered from what nobody was told of"
+    return "recovered", f"what was told at {standing.told_at} is over"
+
+
+def _of_standing(standing: Standing, policy: AlertPolicy, now: datetime) -> tuple[Rule, str]:
+    if standing.acknowledged_by is not None:
+        return "acknowledged", f"{standing.acknowledged_by} looks after it"
+    if policy.repeat_after is not None and now - standing.told_at >= policy.repeat_after:
+        return "again", f"nobody acknowledged what was told at {standing.told_at}"
+    return "standing", f"told at {standing.told_at}"
+
+
+def step(state: AlertState, entry: Entry) -> AlertState:
+    """Fold one entry of `alerts/{model}`. Raises: ValueError for an event that is not of this journal."""
+    body: dict[str, Any] = entry.body
+    event = body["event"]
+    if event == "told":
+        return _told(state, Alarm.model_validate(body["alarm"]), body["key"], body["at"])
+    if event == "silenced":
+        added = Silence.model_validate(body["silence"])
+        kept = [one for one in state.silences if one.until > entry.at and one.about != added.about]
+        return state.model_copy(update={"silences": (*kept, added)})
+    if event == "unsilenced":
+        kept = [one for one in state.silences if one.about != body["about"]]
+        return state.model_copy(update={"silences": tuple(kept)})
+    if event == "acknowledged":
+        standing = dict(state.standing)
+        if body["about"] in standing:
+            by = {"acknowledged_by": body["by"]}
+            standing[body["about"]] = standing[body["about"]].model_copy(update=by)
+        return state.model_copy(update={"standing": standing})
+    raise ValueError(
+        f"entry {entry.number}: unknown event {event!r}; it was written by a newer Toque: upgrade this one"
+    )
+
+
+def _told(state: AlertState, alarm: Alarm, key: str, at: str) -> AlertState:
+    standing = {name: one for name, one in state.standing.items() if name != about(alarm)}
+    if not alarm.recovered:
+        standing[about(alarm)] = Standing(key=alarm.key, told_at=datetime.fromisoformat(at))
+    told = (*state.told, alarm.key, *([key] if key != alarm.key else []))[-_REMEMBERED:]
+    return state.model_copy(update={"told": told, "standing": standing})

@@ -1,0 +1,112 @@
+"""Sending an alert over a wire, once; who calls tries again where that can help."""
+
+from __future__ import annotations
+
+import smtplib
+import ssl
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any
+
+import httpx
+
+from functions.alerting.policy import Email, Sink, Webhook
+from functions.alerting.shapes import Alert, generic, mail, pagerduty, slack
+
+TIMEOUT_S = 10.0
+_LATER = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
+_SMTP_PERMANENT = 500
+
+FindSecret = Callable[[str], str | None]
+
+
+class SinkDownError(Exception):
+    """The sink did not take the alert now; later it may."""
+
+
+class SinkRefusedError(Exception):
+    """The sink will not take it, or cannot be asked, however often one tries."""
+
+
+def deliver(alert: Alert, sink: Sink, find_secret: FindSecret) -> None:
+    """Send `alert` to `sink`; errors name the sink and never its address, which may be a secret.
+
+    Raises: SinkDownError, SinkRefusedError.
+    """
+    if isinstance(sink, Webhook):
+        _post(alert, sink, find_secret)
+    else:
+        _send_mail(alert, sink, find_secret)
+
+
+def _post(alert: Alert, sink: Webhook, find_secret: FindSecret) -> None:
+    url = sink.url if sink.url_secret is None else _secret(sink.name, sink.url_secret, find_secret)
+    headers = {"Idempotency-Key": alert.key[-255:]}
+    try:
+        answer = httpx.post(
+            str(url), json=_shaped(alert, sink, find_secret), headers=headers, timeout=TIMEOUT_S
+        )
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+        raise SinkRefusedError(
+            f"sink {sink.name!r}: its url cannot be read; it needs http:// or https://"
+        ) from error
+    except httpx.TransportError as error:
+        raise SinkDownError(f"sink {sink.name!r} does not answer: {type(error).__name__}") from None
+    if answer.is_success:
+        return
+    said = f"sink {sink.name!r} answered {answer.status_code}: {answer.text[:200]}"
+    if answer.is_server_error or answer.status_code in _LATER:
+        raise SinkDownError(said)
+    raise SinkRefusedError(said)
+
+
+def _shaped(alert: Alert, sink: Webhook, find_secret: FindSecret) -> dict[str, Any]:
+    if sink.shape == "slack":
+        return slack(alert)
+    if sink.routing_key_secret is not None:
+        return pagerduty(alert, _secret(sink.name, sink.routing_key_secret, find_secret))
+    return generic(alert)
+
+
+def _send_mail(alert: Alert, sink: Email, find_secret: FindSecret) -> None:
+    password = None if sink.password_secret is None else _secret(sink.name, sink.password_secret, find_secret)
+    secure = ssl.create_default_context() if sink.security != "none" else None
+    try:
+        with _connected(sink, secure) as server:
+            if sink.security == "starttls":
+                server.starttls(context=secure)
+            if sink.user is not None and password is not None:
+                server.login(sink.user, password)
+            refused = server.send_message(mail(alert, sink), to_addrs=list(sink.to))
+    except smtplib.SMTPRecipientsRefused as error:
+        raise _smtp_error(sink, max(code for code, _ in error.recipients.values())) from None
+    except smtplib.SMTPResponseException as error:
+        raise _smtp_error(sink, error.smtp_code) from None
+    except ssl.SSLCertVerificationError as error:
+        raise SinkRefusedError(
+            f"sink {sink.name!r}: its certificate is not valid: {error.verify_message}"
+        ) from None
+    except (OSError, smtplib.SMTPException) as error:
+        raise SinkDownError(f"sink {sink.name!r} does not answer: {type(error).__name__}") from None
+    if refused:
+        raise SinkRefusedError(f"sink {sink.name!r} took it for some, but not for {sorted(refused)}")
+
+
+def _connected(sink: Email, secure: ssl.SSLContext | None) -> smtplib.SMTP:
+    if sink.security == "tls":
+        return smtplib.SMTP_SSL(sink.host, sink.port, timeout=TIMEOUT_S, context=secure)
+    return smtplib.SMTP(sink.host, sink.port, timeout=TIMEOUT_S)
+
+
+def _smtp_error(sink: Email, code: int) -> Exception:
+    kind = SinkRefusedError if code >= _SMTP_PERMANENT else SinkDownError
+    return kind(f"sink {sink.name!r} answered {code}")
+
+
+def _secret(sink: str, name: str, find: FindSecret) -> str:
+    value = find(name)
+    if not value:
+        raise SinkRefusedError(
+            f"sink {sink!r}: no secret {name!r} here; set the variable {name}, or put a file of that name into TOQUE_SECRETS"
+        )
+    return value

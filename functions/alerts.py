@@ -1,0 +1,144 @@
+"""Alarms told to people: each alarm that is raised is decided upon, and sent to the sinks of its model's policy.
+
+A sending is a durable invocation of its own for each sink, under a key made of alert and sink: it is tried for two hours, a sink
+that stays away that long leaves it among the dead letters, whence it can be sent again, and no other sink waits for it. It is
+submitted before it is recorded as told, so that a crash between the two sends nothing twice and loses nothing.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from functions.alerting import (
+    Alert,
+    AlertState,
+    AlertVerdict,
+    Silence,
+    Sink,
+    SinkDownError,
+    decide,
+    deliver,
+    step,
+)
+from functions.monitoring import TOPIC, Alarm
+from functions.project import load_project
+from functions.runtime.context import context
+from functions.runtime.declaration import OnEvent, Retries
+from functions.runtime.function import function
+from registry import Fold, Journal, NotFound
+
+# Waits of 15 s, 30 s, … up to 15 minutes: two hours in all, half of that if every draw is the shortest.
+_PATIENT = Retries(max_attempts=14, backoff_s=15.0, factor=2.0, max_backoff_s=900.0, on=(SinkDownError,))
+
+
+class Told(BaseModel):
+    """What came of an alarm. sinks: to which it is being sent; none where `verdict` holds it back."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    about: str
+    verdict: AlertVerdict | None = None
+    sinks: tuple[str, ...] = ()
+
+
+@function(timeout_s=120, retries=Retries(max_attempts=5), on=OnEvent(TOPIC, payload_as="alarm"))
+def tell_people(alarm: Alarm) -> Told:
+    """Decide whether people are told of `alarm`, and if so send it to every sink of its model's policy.
+
+    Raises: ProjectError if the project does not define the model.
+    """
+    policy = load_project(context().project).model(alarm.model).alerts
+    named = f"{alarm.monitor}/{alarm.subject}"
+    if policy is None:
+        return Told(model=alarm.model, about=named)
+    fold, now = alert_journal(alarm.model), context().clock()
+    verdict = decide(fold.refresh(), alarm, policy, now)
+    if not verdict.sends:
+        return Told(model=alarm.model, about=named, verdict=verdict)
+    alert = Alert.of(alarm, policy, key=verdict.key, at=now)
+    sinks = policy.sinks_for(alert.severity)
+    for sink in sinks:
+        send_alert.submit(alert, sink, key=f"alert {sink.name} {alert.key}")
+    body = {
+        "event": "told",
+        "at": now.isoformat(),
+        "key": verdict.key,
+        "alarm": alarm.model_dump(mode="json"),
+    }
+
+    def still(state: AlertState) -> dict[str, Any] | None:
+        return (
+            body
+            if decide(state, alarm, policy, now).key == verdict.key and verdict.key not in state.told
+            else None
+        )
+
+    fold.transact(still)
+    return Told(model=alarm.model, about=named, verdict=verdict, sinks=tuple(one.name for one in sinks))
+
+
+@function(timeout_s=60, retries=_PATIENT)
+def send_alert(alert: Alert, sink: Sink) -> str:
+    """Send one alert to one sink; returns the sink's name.
+
+    Raises: SinkDownError, which is tried again; SinkRefusedError, which is not.
+    """
+    deliver(alert, sink, context().find_secret)
+    return sink.name
+
+
+@function(timeout_s=60)
+def silence_alerts(model: str, about: str, hours: float, reason: str) -> AlertState:
+    """Tell nobody about something for some hours; what still stands then is told.
+
+    about: "monitor/subject" as alerts name it, a monitor, or "*". hours: 0 ends a silence.
+    Raises: ValueError for a time below zero or above a year.
+    """
+    if not 0 <= hours <= _YEAR_HOURS:
+        raise ValueError(f"hours={hours} must lie between 0, which ends a silence, and {_YEAR_HOURS}, a year")
+    fold, used = alert_journal(model), context()
+    until = used.clock() + timedelta(hours=hours)
+    silence = Silence(about=about, until=until, by=used.actor, reason=reason)
+    body: dict[str, Any] = {"event": "silenced", "silence": silence.model_dump(mode="json")}
+    fold.transact(lambda _: body if hours else {"event": "unsilenced", "about": about})
+    return fold.state
+
+
+_YEAR_HOURS = 24 * 366
+
+
+@function(timeout_s=60)
+def acknowledge_alert(model: str, about: str) -> AlertState:
+    """Say that one looks after what stands: it is not told again, its recovery is.
+
+    about: "monitor/subject", as alerts name it. Raises: NotFound if nothing about it was told and stands.
+    """
+    fold = alert_journal(model)
+    body = {"event": "acknowledged", "about": about, "by": context().actor}
+    if fold.transact(lambda state: body if about in state.standing else None) is None:
+        raise NotFound(
+            f"no alert about {about!r} of {model!r} stands; standing are {sorted(fold.state.standing)}"
+        )
+    return fold.state
+
+
+@function(timeout_s=60)
+def alert_status(model: str) -> AlertState:
+    """What was told of a model and stands, who looks after it, and what is silenced."""
+    return alert_journal(model).refresh()
+
+
+def alert_journal(model: str) -> Fold[AlertState]:
+    """The journal of what people were told of a model, followed."""
+    used = context()
+    return Fold(
+        Journal(used.store, f"alerts/{model}", actor=used.actor, clock=used.clock),
+        AlertState(),
+        step,
+        encode=lambda state: state.model_dump(mode="json"),
+        decode=AlertState.model_validate,
+    )
