@@ -10,6 +10,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from registry.traffic import OUTSIDE
+
 Loss = Literal["log_loss", "squared_error"]
 Floats = npt.NDArray[np.float64]
 
@@ -29,7 +31,8 @@ class Scored:
     at: microseconds since the epoch. unit: the request's unit, its id where it has none (one for all its rows).
     answered: whether the outputs are there and finite. label: NaN until it came, or where it cannot be one.
     output: the first output. loss: NaN unless answered and labelled. expected: the loss that a probability leads to
-    expect if it is right, its entropy; NaN for other outputs.
+    expect if it is right, its entropy; NaN for other outputs. outside: whether its unit stood outside the experiment's part
+    of its layer, where the champion answers beside the arms.
     """
 
     id: npt.NDArray[np.object_]
@@ -43,6 +46,7 @@ class Scored:
     output: Floats
     loss: Floats
     expected: Floats
+    outside: npt.NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.at)
@@ -93,6 +97,7 @@ def score(rows: pa.Table, *, loss: Loss = "log_loss", clip: float = 0.01, cap: f
         output=output,
         loss=realised,
         expected=expected,
+        outside=_outside(rows),
     )
 
 
@@ -108,6 +113,13 @@ def rescore(rows: pa.Table, scorer: Scorer) -> Floats:
     categorical = np.array(texts, dtype=object).reshape(rows.num_rows, -1)
     outputs = scorer.predict({"numeric": numeric, "categorical": categorical})
     return np.asarray(next(iter(outputs.values())), dtype=np.float64).reshape(rows.num_rows, -1)[:, 0]
+
+
+def _outside(rows: pa.Table) -> npt.NDArray[np.bool_]:
+    if "arm" not in rows.column_names:  # who reads no arms compares none
+        return np.zeros(rows.num_rows, dtype=bool)
+    outside: npt.NDArray[np.bool_] = pc.equal(rows["arm"], OUTSIDE).to_numpy(zero_copy_only=False)
+    return outside.astype(bool)
 
 
 def _request(row_id: str) -> str:

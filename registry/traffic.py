@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from hashlib import blake2b
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,6 +22,9 @@ CHAMPION = "champion"
 HOLDOUT = "holdout"  # the arm of held-out units
 OUTSIDE = "outside"  # the arm of units that are not in the model's part of its layer
 RESERVED = frozenset({CHAMPION, HOLDOUT, OUTSIDE})
+Named = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+]  # the rule of `names`, for schemas
 Ranges = tuple[tuple[int, int], ...]  # half-open, sorted, apart
 
 
@@ -43,7 +47,7 @@ class LayerShare(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
+    name: Named
     share: float = Field(ge=1 / BUCKETS, le=1, allow_inf_nan=False)
 
 
@@ -78,7 +82,7 @@ class Holdout(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    name: str
+    name: Named
     share: float = Field(ge=1 / BUCKETS, lt=1, allow_inf_nan=False)
 
     @property

@@ -100,7 +100,17 @@ def _rollback(body: Mapping[str, Any]) -> tuple[Kind, str]:
 def _traffic(body: Mapping[str, Any]) -> tuple[Kind, str]:
     arms = [f"{arm['name']} {arm['share']:.0%} to version {arm['version']}" for arm in body["arms"]]
     shadows = [f"shadow of version {version}" for version in body["shadows"]]
-    return "traffic", ", ".join([*arms, *shadows]) or "all traffic to the champion"
+    layer = body.get("layer")
+    inside = "" if layer is None else f" in layer {layer['name']!r}"
+    return "traffic", (", ".join([*arms, *shadows]) or "all traffic to the champion") + inside
+
+
+def _held_out(body: Mapping[str, Any]) -> tuple[Kind, str]:
+    return "traffic", f"{body['share']:.2%} of the units held out as {body['holdout']!r}"
+
+
+def _holdout_ended(body: Mapping[str, Any]) -> tuple[Kind, str]:
+    return "traffic", f"holdout {body['holdout']!r} ended"
 
 
 _MODEL: dict[str, Callable[[Mapping[str, Any]], tuple[Kind, str]]] = {
@@ -110,4 +120,7 @@ _MODEL: dict[str, Callable[[Mapping[str, Any]], tuple[Kind, str]]] = {
     "alias": _alias,
     "rollback": _rollback,
     "traffic": _traffic,
+    "traffic-in-layer": _traffic,
+    "holdout": _held_out,
+    "holdout-ended": _holdout_ended,
 }

@@ -12,6 +12,7 @@ from functions.rollout.explain import Explained, explain
 from functions.rollout.jobs import (
     end_rollout,
     explain_rollout,
+    look_at_rollout,
     pause_rollout,
     record_metric,
     resume_rollout,
@@ -24,6 +25,7 @@ from functions.rollout.metrics import MetricValue
 from functions.rollout.plan import RolloutPlan, plan
 from functions.rollout.planning import plan_rollout
 from functions.rollout.policy import Guardrail, RolloutPolicy, Slo
+from functions.rollout.sight import Sight
 from functions.rollout.state import History, Outcome, RolloutState
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "RolloutPolicy",
     "RolloutState",
     "Rollouts",
+    "Sight",
     "Slo",
     "Ticked",
     "UnitCounts",
@@ -54,6 +57,7 @@ __all__ = [
     "end_rollout",
     "explain",
     "explain_rollout",
+    "look_at_rollout",
     "pause_rollout",
     "plan",
     "plan_rollout",

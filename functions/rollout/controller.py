@@ -19,9 +19,22 @@ from functions.rollout.interval import improvement
 from functions.rollout.metrics import ReadMetric
 from functions.rollout.observe import ReadOutcomes, no_metrics
 from functions.rollout.policy import RolloutPolicy
+from functions.rollout.sight import Sight, ended, sight
 from functions.rollout.slo import slo_sums, spent_budget
 from functions.rollout.state import History, RolloutState, Stage, step
-from functions.rollout.traffic import TrafficControl, TrafficNow, absent, apply, champion_of, in_place, insist
+from functions.rollout.traffic import (
+    TrafficControl,
+    TrafficNow,
+    absent,
+    apply,
+    champion_of,
+    check_promotion,
+    give_back,
+    in_place,
+    insist,
+    problem_of,
+    reserve,
+)
 from registry import Entry, Fold, Journal, ObjectStore, Refused, Stale
 
 _NEXT_STAGE: dict[Action, Stage] = {
@@ -31,7 +44,6 @@ _NEXT_STAGE: dict[Action, Stage] = {
     "inconclusive": "inconclusive",
 }
 _logger = logging.getLogger(__name__)
-_UNUSABLE = ("rejected", "archived", "deleted")
 
 
 class Ticked(BaseModel):
@@ -102,8 +114,7 @@ class Rollouts:
         Raises: RolloutActive while another challenger is under way; RolloutError if one cannot be served, or the budget of
         wrong promotions, or an error budget, is spent.
         """
-        traffic = self._registry.traffic(self.model)
-        champion = champion_of(traffic)
+        champion = champion_of(self._registry.traffic(self.model))
         for version in (challenger, *rivals):
             self._check_start(version, champion)
         spent = spent_budget(policy, slo_sums(policy, self._read, self._clock()))
@@ -111,32 +122,45 @@ class Rollouts:
             raise RolloutError(f"{self.model}: {spent}; wait until there is room for a mistake")
         if len({challenger, *rivals}) <= len(rivals):
             raise RolloutError(f"{self.model}: {[challenger, *rivals]} names a version twice; name each once")
+        before = self.history()
+        self._refuse_another(before, (challenger, *rivals))
+        if before.open is None:
+            reserve(self._registry, self.model, policy)
+        traffic = self._registry.traffic(self.model)
 
         def begin(history: History) -> dict[str, Any] | None:
-            under_way = history.open
-            if under_way is None:
-                now = self._clock()
-                return {
-                    "event": "started",
-                    "at": now.isoformat(),
-                    "champion": champion,
-                    "challenger": challenger,
-                    "rivals": list(rivals),
-                    "policy": self._affordable(policy, history, now).model_dump(mode="json"),
-                    "traffic_entry": traffic.entry,
-                    "reason": reason,
-                }
-            if under_way.versions == (challenger, *rivals):
+            self._refuse_another(history, (challenger, *rivals))
+            if history.open is not None:
                 return None
+            now = self._clock()
+            return {
+                "event": "started",
+                "at": now.isoformat(),
+                "champion": champion,
+                "challenger": challenger,
+                "rivals": list(rivals),
+                "policy": self._affordable(policy, history, now).model_dump(mode="json"),
+                "traffic_entry": traffic.entry,
+                "reason": reason,
+            }
+
+        try:
+            self._fold.transact(begin)
+        except RolloutError:
+            give_back(self._registry, self.model, policy)
+            raise
+        state = self._current()
+        self._apply(state)
+        return state
+
+    def _refuse_another(self, history: History, versions: tuple[int, ...]) -> None:
+        """Raises: RolloutActive if other versions are under way."""
+        under_way = history.open
+        if under_way is not None and under_way.versions != versions:
             raise RolloutActive(
                 f"{self.model}: rollout {under_way.rollout} of version {under_way.challenger} is in {under_way.stage}; "
                 "wait for its end or abort it"
             )
-
-        self._fold.transact(begin)
-        state = self._current()
-        self._apply(state)
-        return state
 
     def budget(self, policy: RolloutPolicy) -> Budget:
         """What the rollouts of the past year were given of alpha, and what one that starts now would get."""
@@ -163,6 +187,14 @@ class Rollouts:
         decision = decide(state, evidence, state.policy, now)
         return self._record(state, evidence, decision, traffic.entry, now)
 
+    def look(self) -> Sight:
+        """How the newest rollout stands, and what a tick would do now; decides nothing. Raises: NoRollout."""
+        state, now = self._current(), self._clock()
+        traffic = self._registry.traffic(self.model)
+        if not state.is_open:
+            return ended(self.model, state, self._fold.state, traffic, now)
+        return sight(self.model, state, self._observe(state, traffic, now, {}), traffic, now)
+
     def pause(self, *, reason: str) -> RolloutState:
         """Stop advancing and promoting; what protects users goes on. Raises: NoRollout."""
         return self._by_hand("paused", reason)
@@ -178,6 +210,8 @@ class Rollouts:
         state = self._open()
         now = self._clock()
         traffic = self._registry.traffic(self.model)
+        if action == "promote":
+            check_promotion(self._registry, self.model, state, traffic)
         evidence = self._observe(state, traffic, now, {})
         by_hand = Finding(rule="by_hand", fired=True, text=reason)
         decision = Decision(action=action, rule="by_hand", findings=(by_hand,))
@@ -192,20 +226,13 @@ class Rollouts:
         return explain(self._fold.journal.entries(), entry)
 
     def _check_start(self, challenger: int, champion: int | None) -> None:
-        problem = self._problem(challenger)
+        problem = problem_of(self._registry, self.model, challenger)
         if problem is not None:
             raise RolloutError(f"{self.model}: {problem}; roll out another version")
         if champion is None:
             raise RolloutError(f"{self.model} has no champion to compare with; set the alias champion first")
         if champion == challenger:
             raise RolloutError(f"{self.model}: version {challenger} is the champion already")
-
-    def _problem(self, version: int) -> str | None:
-        found = self._registry.find_version(self.model, version)
-        if found is None:
-            return f"version {version} does not exist"
-        status = str(getattr(found.status, "value", found.status)).lower()
-        return f"version {version} is {status}" if status in _UNUSABLE else None
 
     def _put_in_place(self, state: RolloutState, traffic: TrafficNow) -> dict[int, str]:
         """Make the change that a killed tick decided on and did not make; else say, by version, why it is not made."""
@@ -228,7 +255,10 @@ class Rollouts:
     def _observe(
         self, state: RolloutState, traffic: TrafficNow, now: datetime, problems: dict[int, str]
     ) -> Evidence:
-        known = {version: self._problem(version) or problems.get(version) for version in state.alive}
+        known = {
+            version: problem_of(self._registry, self.model, version) or problems.get(version)
+            for version in state.alive
+        }
         bad = {version: problem for version, problem in known.items() if problem is not None}
         return gather(self._store, self.model, state, self._read, self._read_metric, traffic, bad, now)
 

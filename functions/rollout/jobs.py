@@ -10,6 +10,7 @@ from functions.rollout.controller import Rollouts, Ticked
 from functions.rollout.explain import Explained
 from functions.rollout.metrics import MetricValue, read_metric, write_metric
 from functions.rollout.policy import MetricName, RolloutPolicy
+from functions.rollout.sight import Sight
 from functions.rollout.state import History, RolloutState
 from functions.runtime.context import context
 from functions.runtime.function import function
@@ -91,6 +92,15 @@ def end_rollout(
 def rollout_status(model: str) -> History:
     """The newest rollout and how the last ones ended."""
     return rollouts(model).history()
+
+
+@function(timeout_s=120)
+def look_at_rollout(model: str) -> Sight:
+    """How the newest rollout stands: samples of each arm, effect, guards, what comes next. Decides nothing.
+
+    Raises: NoRollout if there never was one.
+    """
+    return rollouts(model).look()
 
 
 @function(timeout_s=60)

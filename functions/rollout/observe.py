@@ -18,6 +18,7 @@ from functions.rollout.metrics import ReadMetric, metric_sums
 from functions.rollout.policy import RolloutPolicy
 from functions.rollout.state import RolloutState
 from functions.scoring import Scored, score
+from registry.traffic import HOLDOUT
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 ReadOutcomes = Callable[[datetime, datetime], pa.Table]  # predictions with labels, predicted in [start, end)
@@ -105,7 +106,7 @@ def observe(
     start = max(state.started_at, _start(sums.next_cohort, policy))
     if start >= now:
         return sums
-    rows = score(by_split(read(start, now)), loss=policy.loss, clip=policy.clip, cap=policy.loss_cap)
+    rows = score(in_experiments(read(start, now)), loss=policy.loss, clip=policy.clip, cap=policy.loss_cap)
     tables = _metric_tables(state, read_metric, start) if sums.next_cohort < due else {}
     sums, rows = _finish(sums, rows, state, due, tables)
     if sums.next_cohort > begun:
@@ -116,6 +117,12 @@ def observe(
 def by_split(rows: pa.Table) -> pa.Table:
     """Rows that came by the split: who asks for a version by number chose it, and says nothing about the arms."""
     return rows.filter(pc.not_equal(rows["arm"], PINNED))
+
+
+def in_experiments(rows: pa.Table) -> pa.Table:
+    """Rows that came by the split, of units that are not held out: those count in no comparison."""
+    rows = by_split(rows)
+    return rows.filter(pc.not_equal(rows["arm"], HOLDOUT))
 
 
 def _metric_tables(state: RolloutState, read_metric: ReadMetric, since: datetime) -> dict[str, pa.Table]:
@@ -150,7 +157,7 @@ def _metrics(cohort: Scored, state: RolloutState, tables: dict[str, pa.Table]) -
     """The business metrics of one cohort of a canary."""
     if state.canary_since is None:
         return {}
-    mine = cohort.where(~cohort.shadow & (cohort.at >= _micros(state.canary_since)))
+    mine = cohort.where(~cohort.shadow & ~cohort.outside & (cohort.at >= _micros(state.canary_since)))
     champion = mine.where(mine.version == state.champion)
     challenger = mine.where(mine.version == state.challenger)
     return {
@@ -185,7 +192,7 @@ def counts(cohort: Scored, state: RolloutState) -> tuple[ArmCounts, ArmCounts]:
     boundary = _micros(state.canary_since)
     return (
         _counts(cohort.where(cohort.at < boundary), state, challenger_is_shadow=True),
-        _counts(cohort.where(cohort.at >= boundary), state, challenger_is_shadow=False),
+        _counts(cohort.where((cohort.at >= boundary) & ~cohort.outside), state, challenger_is_shadow=False),
     )
 
 

@@ -7,6 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from registry.traffic import Holdout, LayerShare
+
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 MetricName = Annotated[str, Field(pattern=r"^[a-z0-9_-]+$", max_length=64)]
 Level = Annotated[float, Field(gt=0.0, lt=0.5)]
@@ -90,6 +92,10 @@ class RolloutPolicy(BaseModel):
     slos: error budgets of the model, over all versions that users meet. Spent, a rollout is not started and does not advance;
         burning fast, a canary is rolled back.
     mismatch_alpha: chance that a canary whose units are split as declared is stopped for a mismatch of the split.
+    layer: the part of a layer that the rollout has to itself, from its start on: no unit of it is in another model's experiment
+        there. `canary_share` is of that part. None: all units.
+    holdout: units that the model holds out; begun with the rollout unless it is there, and left there when it ends. They meet
+        the champion and count in no comparison.
     wrong_promotions_a_year: bound on the expected number of promotions of challengers that are not better, over all of the
         model's rollouts of any 365 days. A rollout that the rest of it does not afford runs at a smaller alpha. None: no bound.
     """
@@ -119,6 +125,8 @@ class RolloutPolicy(BaseModel):
     guardrails: tuple[Guardrail, ...] = ()
     slos: tuple[Slo, ...] = ()
     mismatch_alpha: Level = 0.01
+    layer: LayerShare | None = None
+    holdout: Holdout | None = None
     wrong_promotions_a_year: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
 
     @model_validator(mode="after")

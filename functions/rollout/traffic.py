@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from functions.rollout.errors import RolloutError
+from functions.rollout.policy import RolloutPolicy
 from functions.rollout.state import RolloutState
-from registry import Stale
+from registry import LayerPart, LayerShare, Refused, Stale
 
 CANARY = "canary"
+_UNUSABLE = ("rejected", "archived", "deleted")
 _ATTEMPTS = 8  # rereads before a clean-up leaves it to the next tick
 
 
@@ -49,6 +52,16 @@ class TrafficNow(Protocol):
         """Number of the registry entry it came from."""
         ...
 
+    @property
+    def layer(self) -> LayerPart | None:
+        """The part of a layer that the arms share, or None: all units."""
+        ...
+
+    @property
+    def reach(self) -> float:
+        """The part of all units that the arms share, 0 to 1."""
+        ...
+
 
 class TrafficControl(Protocol):
     """What a rollout needs of the registry."""
@@ -66,8 +79,25 @@ class TrafficControl(Protocol):
         shadows: Sequence[int],
         expected: int | None,
         reason: str,
+        layer: LayerShare | None,
     ) -> object:
         """Replace arms beside the champion, and shadows. Raises: Stale if `expected` is not the newest entry."""
+        ...
+
+    def claim(self, model: str, wanted: LayerShare, /) -> object:
+        """See that the model has its part of a layer. Raises: Refused if others have the room."""
+        ...
+
+    def release(self, model: str, layer: str, /) -> None:
+        """Give the part back, unless the traffic is split in it."""
+        ...
+
+    def begin_holdout(self, model: str, holdout: str, share: float, /, *, reason: str) -> object:
+        """Hold units out; it may be there already. Raises: Refused."""
+        ...
+
+    def unmet(self, model: str, version: int, /) -> Sequence[str]:
+        """What the model's rules want of a version before it may be the champion, and is not there yet."""
         ...
 
     def promote(self, model: str, version: int, /, *, reason: str, expected: int | None) -> object:
@@ -80,6 +110,51 @@ class TrafficControl(Protocol):
     def find_version(self, model: str, version: int, /) -> Any:
         """The version, with a `status`, or None."""
         ...
+
+
+def problem_of(registry: TrafficControl, model: str, version: int) -> str | None:
+    """Why `version` cannot be served, or None."""
+    found = registry.find_version(model, version)
+    if found is None:
+        return f"version {version} does not exist"
+    status = str(getattr(found.status, "value", found.status)).lower()
+    return f"version {version} is {status}" if status in _UNUSABLE else None
+
+
+def reserve(registry: TrafficControl, model: str, policy: RolloutPolicy) -> None:
+    """See at the start, not after weeks in the shadow, that holdout and layer can be had. Raises: RolloutError."""
+    try:
+        if policy.holdout is not None:
+            name, share = policy.holdout.name, policy.holdout.share
+            registry.begin_holdout(model, name, share, reason="a rollout's policy asks for it")
+        if policy.layer is not None:
+            registry.claim(model, policy.layer)
+    except Refused as error:
+        raise RolloutError(str(error)) from error
+
+
+def give_back(registry: TrafficControl, model: str, policy: RolloutPolicy) -> None:
+    """Undo `reserve` of the layer where the rollout did not start; a holdout stays until it is ended."""
+    if policy.layer is not None:
+        registry.release(model, policy.layer.name)
+
+
+def check_promotion(registry: TrafficControl, model: str, state: RolloutState, traffic: TrafficNow) -> None:
+    """Tell a person who promotes at once what a tick would find out after. Raises: Refused; RolloutError."""
+    problem = problem_of(registry, model, state.challenger)
+    if problem is not None:
+        raise RolloutError(f"{model}: {problem}; abort this rollout")
+    if champion_of(traffic) != state.champion:
+        raise RolloutError(
+            f"{model}: the champion is {champion_of(traffic)}, this rollout compares with {state.champion}; "
+            "abort it and start another"
+        )
+    unmet = registry.unmet(model, state.challenger)
+    if unmet:
+        raise Refused(
+            f"{model}@{state.challenger} may not become the champion yet: {', '.join(unmet)}; "
+            "have that done, then promote"
+        )
 
 
 def champion_of(traffic: TrafficNow) -> int | None:
@@ -104,7 +179,18 @@ def apply(registry: TrafficControl, model: str, state: RolloutState, expected: i
         shadows.extend(state.alive)
     if state.stage == "canary":
         arms[CANARY] = (state.challenger, state.policy.canary_share)
-    registry.set_traffic(model, arms, shadows=shadows, expected=expected, reason=reason)
+    layer = _layer(traffic, state)
+    registry.set_traffic(model, arms, shadows=shadows, expected=expected, reason=reason, layer=layer)
+
+
+def _layer(traffic: TrafficNow, state: RolloutState) -> LayerShare | None:
+    """The rollout's own layer while it is open; else the one that others' arms are in, which stay there."""
+    there, own = traffic.layer, state.policy.layer if state.is_open else None
+    if there is None or (own is not None and (own.name != there.name or own.share > there.share)):
+        return own
+    return LayerShare(
+        name=there.name, share=there.share
+    )  # as it is, or grown by hand: it cannot shrink meanwhile
 
 
 def in_place(traffic: TrafficNow, state: RolloutState) -> bool:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001  # argparse has no public name
 
 Command = Callable[[argparse.Namespace], int]
+OVERRIDE = "in an emergency, against the model's policy; marked for ever"
+INTERRUPTED = 130  # exit code after Ctrl-C
 
 
 class UsageError(Exception):

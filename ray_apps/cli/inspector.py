@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from ray_apps.cli.calls import call
+from ray_apps.cli import rollout_table
+from ray_apps.cli.calls import call, read_json
 from ray_apps.cli.client import client_of
 from ray_apps.cli.command import add, group
 from ray_apps.cli.show import value
@@ -17,9 +18,19 @@ if TYPE_CHECKING:
 def register(commands: Commands) -> None:
     """Add the commands."""
     rollout = group(
-        commands, "rollout", "rollouts: plan, start, status, tick, pause, resume, end, explain, page"
+        commands,
+        "rollout",
+        "rollouts: plan, start, status, tick, pause, resume, promote, abort, end, explain, page",
     )
-    add(rollout, "status", _status, "the open rollout and how the last ones ended").add_argument("model")
+    status = add(rollout, "status", _status, "the open rollout and how the last ones ended")
+    status.add_argument("model")
+    status.add_argument(
+        "-f",
+        "--follow",
+        "--watch",
+        action="store_true",
+        help="show it as a table until it has ended; exit code 1 unless it was promoted",
+    )
     add(rollout, "tick", _tick, "look at the open rollout now").add_argument("model")
     start = add(rollout, "start", _start, "roll a version out, first as a shadow")
     start.add_argument("model")
@@ -27,6 +38,12 @@ def register(commands: Commands) -> None:
     start.add_argument("--reason", default="")
     start.add_argument(
         "--rivals", type=int, nargs="*", default=[], help="further versions in the same shadow"
+    )
+    start.add_argument(
+        "--policy",
+        default="{}",
+        metavar="JSON",
+        help='as in {"canary_share": 0.05}, @file or - (default: {})',
     )
     planned = add(rollout, "plan", _plan, "what a rollout may be expected to find, and when; starts nothing")
     planned.add_argument("model")
@@ -44,6 +61,8 @@ def register(commands: Commands) -> None:
     for name, run, text in (
         ("pause", _pause, "stop advancing; guardrails go on"),
         ("resume", _resume, "go on after a pause"),
+        ("promote", _promote, "make the challenger the champion now, in your own name"),
+        ("abort", _abort, "roll the challenger back now, in your own name"),
     ):
         changing = add(rollout, name, run, text)
         changing.add_argument("model")
@@ -61,6 +80,8 @@ def register(commands: Commands) -> None:
 
 
 def _status(given: argparse.Namespace) -> int:
+    if given.follow:
+        return rollout_table.follow(client_of(given), given.model)
     return _call(given, "rollout_status")
 
 
@@ -69,7 +90,15 @@ def _tick(given: argparse.Namespace) -> int:
 
 
 def _start(given: argparse.Namespace) -> int:
-    return _call(given, "start_rollout", version=given.version, reason=given.reason, rivals=given.rivals)
+    policy = read_json(given.policy)
+    return _call(
+        given,
+        "start_rollout",
+        version=given.version,
+        policy=policy,
+        reason=given.reason,
+        rivals=given.rivals,
+    )
 
 
 def _plan(given: argparse.Namespace) -> int:
@@ -90,6 +119,14 @@ def _pause(given: argparse.Namespace) -> int:
 
 def _resume(given: argparse.Namespace) -> int:
     return _call(given, "resume_rollout", reason=given.reason)
+
+
+def _promote(given: argparse.Namespace) -> int:
+    return _call(given, "end_rollout", action="promote", reason=given.reason)
+
+
+def _abort(given: argparse.Namespace) -> int:
+    return _call(given, "end_rollout", action="roll_back", reason=given.reason)
 
 
 def _end(given: argparse.Namespace) -> int:

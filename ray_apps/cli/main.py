@@ -12,13 +12,13 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
-from ray_apps.cli import access, calls, features, inspector, ledger, machine, models, predict, runs
+from ray_apps.cli import access, calls, features, inspector, ledger, machine, models, predict, runs, traffic
 from ray_apps.cli.client import Refused, Unreachable
-from ray_apps.cli.command import UsageError
+from ray_apps.cli.command import INTERRUPTED, UsageError
 from ray_apps.cli.show import complain
 from ray_apps.local.errors import LocalError
 
-FAILED, WRONG, INTERRUPTED = 1, 2, 130
+FAILED, WRONG = 1, 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,6 +53,6 @@ def parser() -> argparse.ArgumentParser:
         "--home", default=os.environ.get("TOQUE_HOME") or ".toque", help="state folder (default: %(default)s)"
     )
     commands = made.add_subparsers(required=True, metavar="COMMAND")
-    for room in (machine, calls, ledger, models, runs, features, inspector, predict, access):
+    for room in (machine, calls, ledger, models, traffic, runs, features, inspector, predict, access):
         room.register(commands)
     return made

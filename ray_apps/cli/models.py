@@ -1,19 +1,17 @@
-"""`toque models` and `toque traffic`."""
+"""`toque models`."""
 
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ray_apps.cli import model_files, model_record, signing
 from ray_apps.cli.client import client_of
-from ray_apps.cli.command import UsageError, add, group
+from ray_apps.cli.command import OVERRIDE, add, group
 from ray_apps.cli.show import say, table
 
 if TYPE_CHECKING:
     from ray_apps.cli.command import Commands
-
-_OVERRIDE = "in an emergency, against the model's policy; marked for ever"
 
 
 def register(commands: Commands) -> None:
@@ -39,31 +37,7 @@ def register(commands: Commands) -> None:
     promote.add_argument("version", type=int)
     promote.add_argument("--reason", default="")
     promote.add_argument("--expected", type=int, help="the champion this was decided on")
-    promote.add_argument("--override", default="", metavar="REASON", help=_OVERRIDE)
-    traffic = group(commands, "traffic", "who answers: show, set, rollback")
-    add(traffic, "show", _traffic, "show the split in force").add_argument("model")
-    setting = add(traffic, "set", _set, "split the traffic, as in: set MODEL canary=5:0.1 --shadow 6")
-    setting.add_argument("model")
-    setting.add_argument("arms", nargs="*", metavar="ARM=VERSION:SHARE", help="none: the champion has it all")
-    setting.add_argument("--shadow", type=int, action="append", default=[], metavar="VERSION")
-    setting.add_argument("--expected", type=int, help="entry of the split this was decided on")
-    setting.add_argument("--reason", default="")
-    setting.add_argument("--override", default="", metavar="REASON", help=_OVERRIDE)
-    back = add(traffic, "rollback", _rollback, "point the champion back to the version before")
-    back.add_argument("model")
-    back.add_argument("--reason", default="")
-
-
-def arm_of(text: str) -> tuple[str, dict[str, Any]]:
-    """An arm from `name=version:share`. Raises: UsageError."""
-    name, equals, rest = text.partition("=")
-    version, colon, share = rest.partition(":")
-    try:
-        if not (name and equals and colon):
-            raise ValueError(text)  # noqa: TRY301  # one message for all
-        return name, {"version": int(version), "share": float(share)}
-    except ValueError as error:
-        raise UsageError(f"{text!r} is no arm; write NAME=VERSION:SHARE, as in canary=5:0.1") from error
+    promote.add_argument("--override", default="", metavar="REASON", help=OVERRIDE)
 
 
 def _list(given: argparse.Namespace) -> int:
@@ -131,36 +105,6 @@ def _promote(given: argparse.Namespace) -> int:
     client_of(given).send("POST", f"/models/{given.model}/promote", body=body)
     say(f"{given.model}@{given.version} is the champion")
     return 0
-
-
-def _traffic(given: argparse.Namespace) -> int:
-    _print_split(client_of(given).get(f"/models/{given.model}/traffic"))
-    return 0
-
-
-def _set(given: argparse.Namespace) -> int:
-    body = {
-        "arms": dict(arm_of(text) for text in given.arms),
-        "shadows": given.shadow,
-        "expected": given.expected,
-        "reason": given.reason,
-        "override": given.override,
-    }
-    _print_split(client_of(given).send("PUT", f"/models/{given.model}/traffic", body=body).json())
-    return 0
-
-
-def _rollback(given: argparse.Namespace) -> int:
-    path = f"/models/{given.model}/aliases/champion/rollback"
-    version = client_of(given).send("POST", path, body={"reason": given.reason}).json()
-    say(f"{given.model}@{version['version']} is the champion again")
-    return 0
-
-
-def _print_split(split: dict[str, Any]) -> None:
-    rows = [(arm["name"], arm["version"], f"{arm['share']:.2%}") for arm in split["arms"]]
-    table(("arm", "version", "share"), [*rows, *(("shadow", version, "-") for version in split["shadows"])])
-    say(f"entry {split['entry']}")
 
 
 def _aliases(aliases: dict[str, int]) -> str:

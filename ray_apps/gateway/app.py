@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import FastAPI
 from starlette.requests import Request
 
-from ray_apps.gateway import data, functions, invocations, models, openapi, operations, problems
+from ray_apps.gateway import data, functions, invocations, layers, models, openapi, operations, problems
 from ray_apps.gateway.auth import Doorman, allowed, identify_bearer
 from ray_apps.gateway.limits import BodyLimit
 from ray_apps.gateway.metrics import Counted, Metrics
@@ -32,7 +32,7 @@ def build_app(services: Services) -> FastAPI:
     app.state.services = services
     app.state.metrics = Metrics()
     app.state.doorman = Doorman(services.door.verify)
-    rooms = (functions, invocations, models, data, operations)
+    rooms = (functions, invocations, models, layers, data, operations)
     for room in rooms:
         app.include_router(room.router)
     app.state.rooms = [route for room in rooms for route in room.router.routes]

@@ -14,6 +14,7 @@ from ray_apps.gateway.services import services_of
 from ray_apps.gateway.wire import Json, Name, Time
 from registry import (
     Damaged,
+    LayerShare,
     ModelPolicy,
     ModelState,
     ModelVersion,
@@ -104,15 +105,20 @@ class Share(BaseModel):
 
 
 class Split(Change):
-    """Arms beside the champion, which has what they leave; `expected` is the `entry` this was decided on."""
+    """Arms beside the champion, which has what they leave; `expected` is the `entry` this was decided on.
+
+    With a `layer` the arms share that part of it only, and no unit of it is in another model's.
+    """
 
     arms: dict[Name, Share] = Field(default={}, json_schema_extra={"additionalProperties": False})
     shadows: list[Number] = []
+    layer: LayerShare | None = None
     expected: int | None = None
     override: str = Field(default="", max_length=2000)
 
 
-async def _with(request: Request, principal: Principal, work: Callable[[Registry], Any]) -> Json:
+async def by_registry(request: Request, principal: Principal, work: Callable[[Registry], Any]) -> Json:
+    """What `work` makes of the registry in the caller's name."""
     services = services_of(request)
 
     def done() -> Any:
@@ -129,13 +135,13 @@ async def list_models(request: Request, principal: Viewer) -> Json:
     def listed(registry: Registry) -> list[Any]:
         return [_summary(registry.get_model(name)).model_dump(mode="json") for name in registry.list_models()]
 
-    return await _with(request, principal, listed)
+    return await by_registry(request, principal, listed)
 
 
 @router.get("/{model}", response_model=Summary)
 async def get_model(request: Request, model: Name, principal: Viewer) -> Json:
     """One model: aliases, versions, traffic."""
-    return await _with(request, principal, lambda registry: _summary(registry.get_model(model)))
+    return await by_registry(request, principal, lambda registry: _summary(registry.get_model(model)))
 
 
 @router.get("/{model}/versions", response_model=list[ModelVersion])
@@ -145,13 +151,13 @@ async def list_versions(request: Request, model: Name, principal: Viewer) -> Jso
     def listed(registry: Registry) -> list[Any]:
         return [version.model_dump(mode="json") for version in registry.list_versions(model)]
 
-    return await _with(request, principal, listed)
+    return await by_registry(request, principal, listed)
 
 
 @router.get("/{model}/versions/{version}", response_model=ModelVersion)
 async def get_version(request: Request, model: Name, version: Name, principal: Viewer) -> Json:
     """A version by number or alias: signature, metrics, lineage, approvals, gates."""
-    return await _with(
+    return await by_registry(
         request, principal, lambda registry: registry.get_version(model, number_or_alias(version))
     )
 
@@ -159,7 +165,7 @@ async def get_version(request: Request, model: Name, version: Name, principal: V
 @router.get("/{model}/versions/{version}/card", response_model=Card)
 async def get_card(request: Request, model: Name, version: Name, principal: Viewer) -> Json:
     """A version's model card: what is recorded of it, as a page."""
-    return await _with(
+    return await by_registry(
         request, principal, lambda registry: Card(card=registry.card(model, number_or_alias(version)))
     )
 
@@ -167,13 +173,13 @@ async def get_card(request: Request, model: Name, version: Name, principal: View
 @router.get("/{model}/policy", response_model=ModelPolicy)
 async def get_policy(request: Request, model: Name, principal: Viewer) -> Json:
     """What a version of the model needs before it may go live."""
-    return await _with(request, principal, lambda registry: registry.get_model(model).policy)
+    return await by_registry(request, principal, lambda registry: registry.get_model(model).policy)
 
 
 @router.put("/{model}/policy", response_model=ModelPolicy)
 async def set_policy(request: Request, model: Name, body: ModelPolicy, principal: Admin) -> Json:
     """Say what a version of the model needs before it may go live; what is live already stays."""
-    return await _with(request, principal, lambda registry: registry.set_policy(model, body).policy)
+    return await by_registry(request, principal, lambda registry: registry.set_policy(model, body).policy)
 
 
 @router.post("/{model}/audit", response_model=Audit)
@@ -186,7 +192,7 @@ async def audit(request: Request, model: Name, principal: Operator) -> Json:
         except Damaged as damage:
             return Audit(damaged=str(damage))
 
-    return await _with(request, principal, audited)
+    return await by_registry(request, principal, audited)
 
 
 @router.get("/{model}/history")
@@ -198,7 +204,7 @@ async def get_history(
     def listed(registry: Registry) -> list[Any]:
         return [entry.to_json() for entry in registry.history(model)[-limit:]]
 
-    return await _with(request, principal, listed)
+    return await by_registry(request, principal, listed)
 
 
 @router.get("/{model}/aliases/{alias}")
@@ -211,25 +217,27 @@ async def get_alias(
         aliases = (registry.model_at(model, at) if at else registry.get_model(model)).aliases
         return {"model": model, "alias": alias, "version": aliases.get(alias)}
 
-    return await _with(request, principal, found)
+    return await by_registry(request, principal, found)
 
 
 @router.put("/{model}/aliases/{alias}", response_model=ModelVersion)
 async def set_alias(request: Request, model: Name, alias: Name, body: Pointing, principal: Operator) -> Json:
     """Point an alias to a version; 409 names what is there if it is not the expected one, or the policy unmet."""
-    return await _with(request, principal, lambda registry: registry.set_alias(model, alias, **_given(body)))
+    return await by_registry(
+        request, principal, lambda registry: registry.set_alias(model, alias, **_given(body))
+    )
 
 
 @router.post("/{model}/promote", response_model=ModelVersion)
 async def promote(request: Request, model: Name, body: Pointing, principal: Operator) -> Json:
     """Make a version the champion and end its canaries and shadows, at once."""
-    return await _with(request, principal, lambda registry: registry.promote(model, **_given(body)))
+    return await by_registry(request, principal, lambda registry: registry.promote(model, **_given(body)))
 
 
 @router.post("/{model}/aliases/{alias}/rollback", response_model=ModelVersion)
 async def rollback(request: Request, model: Name, alias: Name, body: Change, principal: Operator) -> Json:
     """Point an alias back to the version before."""
-    return await _with(
+    return await by_registry(
         request, principal, lambda registry: registry.rollback(model, alias, reason=body.reason)
     )
 
@@ -239,7 +247,7 @@ async def approve(
     request: Request, model: Name, version: VersionNumber, body: Review, principal: Approver
 ) -> Json:
     """Approve a version in one's own name."""
-    return await _with(
+    return await by_registry(
         request, principal, lambda registry: registry.approve(model, version, comment=body.comment)
     )
 
@@ -249,7 +257,7 @@ async def reject(
     request: Request, model: Name, version: VersionNumber, body: Review, principal: Approver
 ) -> Json:
     """Reject a version: nothing can be pointed to it until it is approved."""
-    return await _with(
+    return await by_registry(
         request, principal, lambda registry: registry.reject(model, version, comment=body.comment)
     )
 
@@ -260,7 +268,7 @@ async def add_signature(
 ) -> Json:
     """Keep a signature of a version's files; 409 if it is not one of that key over these files."""
     bundle = body.bundle.encode()
-    return await _with(
+    return await by_registry(
         request, principal, lambda registry: registry.add_signature(model, version, bundle, body.public_key)
     )
 
@@ -277,13 +285,13 @@ async def get_signature(
                 return {"bundle": registry.signature(model, version, mark.sha256).decode()}
         raise NotFound(f"{model}@{version} has no signature of the key {signer}")
 
-    return await _with(request, principal, found)
+    return await by_registry(request, principal, found)
 
 
 @router.get("/{model}/traffic", response_model=Traffic)
 async def get_traffic(request: Request, model: Name, principal: Viewer) -> Json:
     """The split in force."""
-    return await _with(request, principal, lambda registry: registry.traffic(model))
+    return await by_registry(request, principal, lambda registry: registry.traffic(model))
 
 
 @router.put("/{model}/traffic", response_model=Traffic)
@@ -295,12 +303,13 @@ async def set_traffic(request: Request, model: Name, body: Split, principal: Ope
             model,
             {name: (arm.version, arm.share) for name, arm in body.arms.items()},
             shadows=body.shadows,
+            layer=body.layer,
             expected=body.expected,
             reason=body.reason,
             override=body.override,
         )
 
-    return await _with(request, principal, changed)
+    return await by_registry(request, principal, changed)
 
 
 def number_or_alias(text: str) -> int | str:

@@ -18,7 +18,7 @@ from functions.prediction_log import LABELS_TABLE, PINNED, outcomes, predictions
 from functions.prediction_log.records import LABELS, PREDICTIONS
 from functions.rollout.controller import Rollouts
 from registry import ObjectStore, Refused, Stale, Table, open_store
-from registry.traffic import Arm, Traffic, allocate, to_buckets
+from registry.traffic import OUTSIDE, Arm, Traffic, allocate, to_buckets
 
 START = datetime(2013, 5, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -50,9 +50,10 @@ class TrafficRegistry:
         shadows: Sequence[int] = (),
         expected: int | None = None,
         reason: str = "",
+        layer: None = None,
     ) -> Traffic:
         self._check(expected, guarded=bool(arms))
-        spans = allocate({}, {name: to_buckets(share, arm=name) for name, (_, share) in arms.items()})
+        spans = allocate({}, {name: to_buckets(share, what=name) for name, (_, share) in arms.items()})
         others = [
             Arm(name=name, version=version, share=share, buckets=spans[name])
             for name, (version, share) in arms.items()
@@ -64,6 +65,9 @@ class TrafficRegistry:
         if expected is not None and expected != self.now.champion.version:
             raise Stale("champion", expected, self.now.champion.version)
         return self._become(version, [], [])
+
+    def unmet(self, model: str, version: int) -> tuple[str, ...]:
+        return (self.refuse,) if self.refuse else ()
 
     def by_hand(self, champion: int, *, shadows: Sequence[int] = ()) -> None:
         self._become(champion, [], shadows)
@@ -88,7 +92,7 @@ class Kitchen:
     """Serves by the traffic in force, one day at a time, and moves the clock.
 
     quality: for each version, how much of the truth its probabilities carry (0 none, 1 all).
-    failing: share of a version's answers that have no output.
+    failing: share of a version's answers that have no output. lost: share that is answered and never logged.
     """
 
     store: ObjectStore
@@ -96,6 +100,7 @@ class Kitchen:
     quality: dict[int, float] = field(default_factory=lambda: {1: 0.5, 2: 0.9})
     failing: dict[int, float] = field(default_factory=dict)
     slow: dict[int, float] = field(default_factory=dict)
+    lost: dict[int, float] = field(default_factory=dict)
     labelled: float = 1.0
     seed: int = 1
     now: datetime = START
@@ -124,8 +129,10 @@ class Kitchen:
         rows: list[dict[str, Any]] = []
         for i, name in enumerate(ids):
             arm = self.registry.now.assign(name)
-            rows.append(self._row(name, arm.version, arm.name, at[i], signal[i], shadow=False))
-            if arm.name == "champion":
+            answer = self._row(name, arm.version, arm.name, at[i], signal[i], shadow=False)
+            if not self.lost or self._rng.random() >= self.lost.get(arm.version, 0.0):
+                rows.append(answer)
+            if arm.name in ("champion", OUTSIDE):
                 rows += [
                     self._row(name, v, "shadow", at[i], signal[i], shadow=True)
                     for v in self.registry.now.shadows

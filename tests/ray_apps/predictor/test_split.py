@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from functions.prediction_log.records import prediction_columns
 from ray_apps.predictor.routes import Routes
+from registry import LayerShare
 from registry.traffic import BUCKETS
-from tests.ray_apps.predictor.conftest import Kitchen
+from tests.ray_apps.predictor.conftest import Kitchen, tensors
 
 UNITS = 100_000
 
@@ -60,3 +62,38 @@ async def test_arms_of_two_experiments_are_independent(kitchen: Kitchen, count: 
     both = sum(a != "champion" and b != "champion" for a, b in zip(first, second, strict=True))
     # Under independence Binomial(count, .25); false alarm 6e-5
     assert abs(both - len(units) / 4) <= 4 * sqrt(len(units) * 0.25 * 0.75)
+
+
+async def test_held_out_units_meet_the_champion_say_so_and_are_no_shadows_business(kitchen: Kitchen):
+    canary, shadow = kitchen.version(0.5), kitchen.version(0.75)
+    kitchen.registry.begin_holdout("late", "q4", 0.3)
+    kitchen.registry.set_traffic(
+        "late", {"canary": (canary, 0.5)}, shadows=[shadow], layer=LayerShare(name="trips", share=0.5)
+    )
+    kitchen.settle()
+    traffic, arms = kitchen.registry.traffic("late"), set[str]()
+    for n in range(40):
+        unit = f"user-{n}"
+        answer = (await kitchen.infer(tensors(2, parameters={"unit": unit}))).json()
+        assert answer["parameters"]["arm"] == traffic.assign(unit).name
+        assert answer["model_version"] == str(canary if answer["parameters"]["arm"] == "canary" else 1)
+        arms.add(answer["parameters"]["arm"])
+    assert arms == {"champion", "canary", "holdout", "outside"}
+    await kitchen.predictor.shadows.drained()
+    rows = prediction_columns(kitchen.log.payloads)["late"].to_pylist()
+    seen = {arm: {row["unit"] for row in rows if row["arm"] == arm} for arm in [*arms, "shadow"]}
+    assert seen["shadow"] == seen["champion"] | seen["canary"] | seen["outside"]
+    assert seen["holdout"] == {f"user-{n}" for n in range(40)} - seen["shadow"]
+    by_number = await kitchen.infer(
+        tensors(parameters={"unit": min(seen["holdout"])}), path=f"/versions/{canary}/infer"
+    )
+    assert by_number.json()["parameters"]["arm"] == "pinned"  # past the split, as before
+
+
+async def test_units_are_held_out_also_while_nothing_is_tried(kitchen: Kitchen):
+    kitchen.registry.begin_holdout("late", "q4", 0.3)
+    kitchen.settle()
+    arms = Counter(arms_of(kitchen.engine.routes, [f"user-{n}" for n in range(2_000)]))
+    assert set(arms) == {"champion", "holdout"}
+    # Binomial(2 000, .3); 4 standard errors
+    assert abs(arms["holdout"] - 600) <= 4 * sqrt(2_000 * 0.3 * 0.7)

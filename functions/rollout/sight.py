@@ -1,0 +1,196 @@
+"""A rollout as a person watches it: what was counted so far, and what the next tick would do. Nothing is decided here."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict
+
+from functions.rollout.arms import shared
+from functions.rollout.decide import decide
+from functions.rollout.evidence import Evidence
+from functions.rollout.interval import improvement
+from functions.rollout.look import Finding
+from functions.rollout.state import History, RolloutState
+from functions.rollout.traffic import TrafficNow
+
+
+class ArmSight(BaseModel):
+    """What one version did in this stage.
+
+    share: of the units that the rollout has, None for a shadow, which answers none. errors, slow: units that met one.
+    units: that met the split, each counted once; None in the shadow.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    arm: str
+    version: int
+    share: float | None
+    answers: int
+    errors: int
+    slow: int
+    units: int | None = None
+
+
+class Effect(BaseModel):
+    """By how much a challenger's mean loss is lower. lower, upper: valid at every look; None until it can be judged."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: int
+    labels: int
+    estimate: float | None = None
+    lower: float | None = None
+    upper: float | None = None
+
+
+class Sight(BaseModel):
+    """One look at a rollout.
+
+    reach: the part of all units that the arms share: less than 1 in a layer or beside a holdout. findings: of every rule.
+    action, rule, text: what would be decided now, or, where it has ended, what was. next: what it waits for, in a sentence.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    at: AwareDatetime
+    rollout: int
+    stage: str
+    since: AwareDatetime
+    is_open: bool
+    paused: bool
+    champion: int
+    challengers: tuple[int, ...]
+    reach: float
+    arms: tuple[ArmSight, ...] = ()
+    effects: tuple[Effect, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    action: str
+    rule: str
+    text: str
+    next: str
+
+
+def sight(model: str, state: RolloutState, evidence: Evidence, traffic: TrafficNow, now: datetime) -> Sight:
+    """How an open rollout stands on `evidence`."""
+    decision = decide(state, evidence, state.policy, now)
+    each = {state.challenger: evidence} | {
+        version: evidence.rivals.get(version, Evidence(champion=evidence.champion))
+        for version in state.rivals
+    }
+    return Sight(
+        **_where(model, state, now),
+        reach=traffic.reach,
+        arms=_arms(state, each, traffic),
+        effects=tuple(_effect(version, found, state) for version, found in each.items()),
+        findings=decision.findings,
+        action=decision.action,
+        rule=decision.rule,
+        text=decision.text,
+        next=_next(state),
+    )
+
+
+def ended(model: str, state: RolloutState, history: History, traffic: TrafficNow, now: datetime) -> Sight:
+    """How a rollout ended."""
+    last = history.outcomes[-1]
+    return Sight(
+        **_where(model, state, now),
+        reach=traffic.reach,
+        action=state.stage,
+        rule=last.rule,
+        text=last.note
+        or f"ended {last.ended_at:%Y-%m-%d %H:%M} UTC as {state.stage.replace('_', ' ')} by {last.rule}",
+        next="",
+    )
+
+
+def _where(model: str, state: RolloutState, now: datetime) -> dict[str, object]:
+    return {
+        "model": model,
+        "at": now,
+        "rollout": state.rollout,
+        "stage": state.stage,
+        "since": state.stage_since,
+        "is_open": state.is_open,
+        "paused": state.paused,
+        "champion": state.champion,
+        "challengers": state.alive,
+    }
+
+
+def _arms(state: RolloutState, each: dict[int, Evidence], traffic: TrafficNow) -> tuple[ArmSight, ...]:
+    shares = {arm.version: (arm.name, arm.share) for arm in reversed(traffic.arms)}
+    in_canary, own = state.stage == "canary", each[state.challenger]
+    name, share = shares.get(state.champion, ("champion", 0.0))
+    champion = _arm(own, "champion", state, name, state.champion, share, units=own.units.champion)
+    others = [
+        _arm(
+            found,
+            "challenger",
+            state,
+            *_place(shares, version, in_canary=in_canary),
+            units=found.units.challenger,
+        )
+        for version, found in each.items()
+    ]
+    return (champion, *others)
+
+
+def _place(
+    shares: dict[int, tuple[str, float]], version: int, *, in_canary: bool
+) -> tuple[str, int, float | None]:
+    name, share = shares.get(version, ("canary", 0.0))
+    return (name, version, share) if in_canary else ("shadow", version, None)
+
+
+def _arm(
+    evidence: Evidence,
+    side: Literal["champion", "challenger"],
+    state: RolloutState,
+    name: str,
+    version: int,
+    share: float | None,
+    *,
+    units: int,
+) -> ArmSight:
+    in_canary = state.stage == "canary"
+    counts = evidence.canary if in_canary else evidence.shadow
+    return ArmSight(
+        arm=name,
+        version=version,
+        share=share,
+        answers=getattr(counts, side),
+        errors=getattr(counts, f"{side}_errors"),
+        slow=getattr(counts, f"{side}_slow"),
+        units=units if in_canary else None,
+    )
+
+
+def _effect(version: int, evidence: Evidence, state: RolloutState) -> Effect:
+    gain = improvement(evidence.loss, shared(state.policy, state))
+    if gain is None:
+        return Effect(version=version, labels=evidence.loss.labels)
+    return Effect(
+        version=version, labels=gain.labels, estimate=gain.estimate, lower=gain.lower, upper=gain.upper
+    )
+
+
+def _next(state: RolloutState) -> str:
+    policy = state.policy
+    if state.paused:
+        return "paused: nothing lets it through until it is resumed; what protects users goes on"
+    if state.stage == "shadow":
+        until = state.stage_since + policy.shadow_timeout
+        return (
+            f"a canary of {policy.canary_share:.0%}, from {policy.shadow_min_labels} paired labels on, while the estimate is "
+            f"above {policy.min_effect:g}; given up at {until:%Y-%m-%d %H:%M} UTC"
+        )
+    until, opens = state.stage_since + policy.canary_timeout, state.stage_since + policy.canary_min
+    return (
+        f"promoted from {opens:%Y-%m-%d %H:%M} UTC on, when the improvement is above {policy.min_effect:g} for sure; "
+        f"given up at {until:%Y-%m-%d %H:%M} UTC"
+    )

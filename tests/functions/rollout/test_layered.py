@@ -1,0 +1,216 @@
+"""Rollouts in a layer and beside a holdout, with the real registry; and those that a person ends or watches."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from functions.prediction_log import outcomes
+from functions.rollout import (
+    NoRollout,
+    RolloutError,
+    RolloutPolicy,
+    end_rollout,
+    explain_rollout,
+    look_at_rollout,
+    rollout_status,
+    start_rollout,
+    tick_rollout,
+)
+from functions.runtime import Context, use_context
+from registry import Holdout, LayerShare, ModelPolicy, Refused, Registry
+
+MODEL = "late"
+POLICY = RolloutPolicy(
+    shadow_min_labels=200,
+    canary_share=0.3,
+    layer=LayerShare(name="trips", share=0.5),
+    holdout=Holdout(name="q2", share=0.1),
+)
+
+
+@pytest.fixture
+def registry(kitchen: Any, tmp_path: Path) -> Registry:
+    """Models `late` and `price` with three versions each, the first one champion; `late` wants an approval."""
+    reg = Registry(kitchen.store, actor="trainer", clock=kitchen.clock)
+    weights = tmp_path / "weights.txt"
+    weights.write_text("1")
+    for model in (MODEL, "price"):
+        reg.create_model(model, policy=ModelPolicy(guarded=frozenset({"champion"} if model == MODEL else ())))
+        for _ in range(3):
+            reg.create_version(model, weights)
+        for number in (1, 2):
+            reg.as_actor("ada").approve(model, number)
+        reg.set_alias(model, "champion", 1)
+    return reg
+
+
+@pytest.fixture(autouse=True)
+def _here(kitchen: Any) -> Any:
+    with use_context(Context(kitchen.store, kitchen.store.url, clock=kitchen.clock, actor="grace")):
+        yield
+
+
+def run(kitchen: Any, registry: Registry, days: int, **serve: int) -> list[Any]:
+    ticks = []
+    for _ in range(days):
+        kitchen.registry.now = registry.traffic(MODEL)
+        kitchen.serve_a_day(**serve)
+        ticks.append(tick_rollout(MODEL))
+        if ticks[-1].stage in ("promoted", "rolled_back", "inconclusive"):
+            break
+    return ticks
+
+
+def until_canary(kitchen: Any, registry: Registry) -> None:
+    while rollout_status(MODEL).open.stage == "shadow":
+        run(kitchen, registry, 1)
+
+
+def rows(kitchen: Any) -> list[dict[str, Any]]:
+    since = rollout_status(MODEL).current.started_at
+    return outcomes(kitchen.store, MODEL, since, kitchen.now, labelled_only=False).to_pylist()
+
+
+def test_from_shadow_to_champion_in_a_layer_beside_a_holdout(kitchen: Any, registry: Registry) -> None:
+    start_rollout(MODEL, 2, POLICY, reason="retrained")
+    assert registry.layer("trips")[MODEL].share == 0.5
+    with pytest.raises(RolloutError, match=r"50.00% left and price wants 60.00%"):
+        start_rollout("price", 2, RolloutPolicy(layer=LayerShare(name="trips", share=0.6)))
+    assert rollout_status("price").current is None
+    until_canary(kitchen, registry)
+    ticks = run(kitchen, registry, 40)
+    assert ticks[-1].stage == "promoted"
+    decided = [one.entry for one in ticks if one.entry is not None]
+    assert all(explain_rollout(MODEL, entry).same for entry in decided)
+    share = next(
+        one for one in explain_rollout(MODEL, decided[-1]).recorded.findings if one.rule == "mismatch"
+    )
+    assert not share.fired
+    assert "at a share of 0.3," in share.text
+    last = explain_rollout(MODEL, decided[-1]).evidence
+    served = [row for row in rows(kitchen) if not row["shadow"]]
+    arms = Counter(row["arm"] for row in served)
+    assert set(arms) == {"champion", "canary", "holdout", "outside"}
+    assert {row["version"] for row in served if row["arm"] in ("holdout", "outside")} == {1}
+    assert last.canary.challenger == arms["canary"]
+    assert last.units.champion + last.units.challenger < arms["canary"] + arms["champion"]
+    # Shadows see all but the held-out units, and so does the loss: a canary's own answers have no shadow.
+    assert last.loss.requests <= arms["champion"] + arms["outside"]
+    assert registry.layer("trips") == {}
+    assert registry.traffic(MODEL).holdouts == (Holdout(name="q2", share=0.1),)
+    start_rollout("price", 2, RolloutPolicy(layer=LayerShare(name="trips", share=0.6)))
+
+
+def test_no_held_out_unit_meets_a_second_rollout_either(kitchen: Any, registry: Registry) -> None:
+    kitchen.quality[3] = 0.9
+    registry.as_actor("ada").approve(MODEL, 3)
+    for version in (2, 3):
+        start_rollout(MODEL, version, POLICY, reason="retrained")
+        until_canary(kitchen, registry)
+        run(kitchen, registry, 2)
+        held = [row for row in rows(kitchen) if POLICY.holdout.holds(row["unit"])]
+        assert {(row["arm"], row["version"], row["shadow"]) for row in held} == {("holdout", 1, False)}
+        end_rollout(MODEL, "inconclusive", "seen enough")
+        tick_rollout(MODEL)
+
+
+@pytest.mark.parametrize("lost", [{}, {2: 0.6}], ids=["as declared", "off"])
+def test_the_split_is_tested_within_the_layers_part(
+    kitchen: Any, registry: Registry, lost: dict[int, float]
+) -> None:
+    kitchen.quality = {1: 0.5, 2: 0.55}
+    policy = POLICY.model_copy(
+        update={"shadow_min_labels": 30, "burn_in": 30, "min_effect": -1.0, "canary_min": timedelta(days=9)}
+    )
+    start_rollout(MODEL, 2, policy, reason="equal")
+    until_canary(kitchen, registry)
+    kitchen.lost = lost
+    ticks = run(kitchen, registry, 5, requests=400)
+    assert (ticks[-1].rule == "mismatch") == bool(lost)
+    seen = rollout_status(MODEL).current
+    assert (seen.stage == "inconclusive") == bool(lost)
+
+
+def test_a_layer_without_room_refuses_the_start_and_leaves_nothing(kitchen: Any, registry: Registry) -> None:
+    registry.set_traffic("price", {"a": (2, 0.5)}, layer=LayerShare(name="trips", share=0.8))
+    before = registry.traffic(MODEL)
+    wanted = POLICY.model_copy(update={"holdout": None})
+    with pytest.raises(RolloutError, match=r"'trips' has 20.00% left"):
+        start_rollout(MODEL, 2, wanted)
+    assert registry.traffic(MODEL) == before
+    assert rollout_status(MODEL).current is None
+    start_rollout(MODEL, 2)
+    end_rollout(MODEL, "roll_back", "another try")
+    tick_rollout(MODEL)
+    fits = {"layer": LayerShare(name="trips", share=0.2)}
+    with pytest.raises(RolloutError, match=r"wrong_promotions_a_year=0.01 is spent"):
+        start_rollout(MODEL, 2, wanted.model_copy(update={**fits, "wrong_promotions_a_year": 0.01}))
+    assert set(registry.layer("trips")) == {"price"}
+    start_rollout(MODEL, 2, wanted.model_copy(update=fits))
+    assert registry.traffic(MODEL).layer.share == 0.2
+
+
+def test_a_person_promotes_only_what_the_models_policy_allows(kitchen: Any, registry: Registry) -> None:
+    start_rollout(MODEL, 3, POLICY, reason="impatient")
+    with pytest.raises(Refused, match=r"late@3 may not become the champion yet: 0 of 1 approvals"):
+        end_rollout(MODEL, "promote", "I like it")
+    assert rollout_status(MODEL).open is not None
+    registry.as_actor("ada").approve(MODEL, 3)
+    assert end_rollout(MODEL, "promote", "I like it").stage == "promoted"
+    assert registry.traffic(MODEL).champion.version == 3
+    entry = kitchen.rollouts().entries()[-1]
+    told = explain_rollout(MODEL, entry.number)
+    assert (entry.actor, told.recorded.rule, told.recorded.action) == ("grace", "by_hand", "promote")
+    assert "promote by hand: I like it. grace decided" in told.text
+    assert tick_rollout(MODEL).rule == "settled"
+
+
+def test_a_person_aborts_with_a_reason_and_the_part_is_free(kitchen: Any, registry: Registry) -> None:
+    start_rollout(MODEL, 2, POLICY, reason="retrained")
+    until_canary(kitchen, registry)
+    assert end_rollout(MODEL, "roll_back", "a customer called").stage == "rolled_back"
+    assert registry.traffic(MODEL).versions == (1,)
+    assert registry.layer("trips") == {}
+    told = explain_rollout(MODEL, kitchen.rollouts().entries()[-1].number)
+    assert "roll_back by hand: a customer called. grace decided" in told.text
+
+
+def test_a_champion_changed_by_hand_is_not_promoted_over(kitchen: Any, registry: Registry) -> None:
+    start_rollout(MODEL, 2, POLICY, reason="retrained")
+    registry.as_actor("ada").approve(MODEL, 3)
+    registry.set_alias(MODEL, "champion", 3)
+    with pytest.raises(RolloutError, match="the champion is 3, this rollout compares with 1"):
+        end_rollout(MODEL, "promote", "I like it")
+
+
+def test_a_look_tells_what_a_tick_would_do_and_writes_no_entry(kitchen: Any, registry: Registry) -> None:
+    with pytest.raises(NoRollout):
+        look_at_rollout(MODEL)
+    start_rollout(MODEL, 2, POLICY, reason="retrained")
+    early = look_at_rollout(MODEL)
+    assert [(arm.arm, arm.version, arm.share) for arm in early.arms] == [
+        ("champion", 1, 1.0),
+        ("shadow", 2, None),
+    ]
+    assert early.effects[0].estimate is None
+    until_canary(kitchen, registry)
+    kitchen.registry.now = registry.traffic(MODEL)
+    kitchen.serve_a_day()
+    entries = len(kitchen.rollouts().entries())
+    seen = look_at_rollout(MODEL)
+    assert len(kitchen.rollouts().entries()) == entries
+    assert (seen.stage, seen.reach) == ("canary", pytest.approx(0.45))
+    champion, canary = seen.arms
+    assert (champion.share, canary.share) == (0.7, 0.3)
+    assert canary.answers > 0
+    assert seen.effects[0].lower < seen.effects[0].estimate < seen.effects[0].upper
+    ticked = tick_rollout(MODEL)
+    assert (ticked.action, ticked.rule) == (seen.action, seen.rule)
+    end_rollout(MODEL, "roll_back", "seen enough")
+    over = look_at_rollout(MODEL)
+    assert (over.is_open, over.stage, over.rule) == (False, "rolled_back", "by_hand")

@@ -1,0 +1,125 @@
+"""`toque rollout` and `toque traffic` in a layer, against a gateway on a real port."""
+
+import io
+import json
+import re
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from functions.rollout.jobs import rollouts
+from functions.runtime import use_context
+from ray_apps.cli import main, rollout_table
+from registry import ModelPolicy
+
+
+def run(capsys: Any, *arguments: str) -> tuple[int, str, str]:
+    code = main(arguments)
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+@pytest.fixture
+def late(platform: Any, model: str) -> str:
+    """Version 1 is the champion, and another needs an approval for that."""
+    platform.registry.set_alias(model, "champion", 1)
+    platform.registry.set_policy(model, ModelPolicy(guarded=frozenset({"champion"})))
+    return model
+
+
+def test_a_person_promotes_what_is_approved_and_the_journal_says_who_and_why(
+    platform: Any, late: str, capsys: Any
+) -> None:
+    policy = '{"layer": {"name": "trips", "share": 0.5}, "holdout": {"name": "q4", "share": 0.1}}'
+    assert run(capsys, "rollout", "start", late, "2", "--policy", policy)[0] == 0
+    code, _, err = run(capsys, "rollout", "promote", late, "--reason", "I like it")
+    assert code == 2
+    assert "late@2 may not become the champion yet: 0 of 1 approvals" in err
+    platform.registry.as_actor("bob").approve(late, 2)
+    code, out, _ = run(capsys, "rollout", "promote", late, "--reason", "I like it")
+    assert (code, json.loads(out)["stage"]) == (0, "promoted")
+    assert platform.registry.traffic(late).champion.version == 2
+    told = json.loads(run(capsys, "rollout", "explain", late, "1")[1])
+    assert "promote by hand: I like it. ada decided" in told["text"]
+    assert run(capsys, "rollout", "status", late, "-f")[:2] == (0, lines(capsys, late))
+    assert run(capsys, "traffic", "layer", "trips")[1].endswith("100.00% is free\n")
+
+
+def lines(capsys: Any, model: str) -> str:
+    """What following an ended rollout prints: a line, the same again."""
+    said = run(capsys, "rollout", "status", model, "--follow")[1]
+    assert re.fullmatch(r".{16}Z late: rollout 0, version 2 .*promoted.*by by_hand\n", said), said
+    return said
+
+
+def test_a_person_aborts_and_who_follows_learns_of_it(
+    platform: Any, late: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, _, err = run(capsys, "rollout", "status", late, "-f")
+    assert (code, "has never had a rollout" in err) == (2, True)
+    assert run(capsys, "rollout", "start", late, "2", "--rivals", "3")[0] == 0
+    waited: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 2:
+            with use_context(platform.context):
+                rollouts(late).end("roll_back", reason="enough")
+
+    monkeypatch.setattr(rollout_table, "sleep", wait)
+    code, out, _ = run(capsys, "rollout", "status", late, "--watch")
+    assert code == 1
+    first, last = out.splitlines()  # nothing changed between the first two looks
+    assert "version 2, 3 against 1, shadow since" in first
+    assert "champion 0 answers 0 errors, shadow 0 answers 0 errors, shadow 0" in first
+    assert "version 3: 0 labels, improvement not judged yet; hold by undecided" in first
+    assert "rolled_back" in last
+    code, _, err = run(capsys, "rollout", "abort", late, "--reason", "again")
+    assert (code, "ended as rolled_back; start another" in err) == (2, True)
+
+
+def test_at_a_terminal_it_is_a_live_table_and_control_c_leaves_it_quietly(
+    platform: Any, late: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(capsys, "rollout", "start", late, "2")[0] == 0
+    screen = io.StringIO()
+    monkeypatch.setattr(rollout_table, "out", Console(force_terminal=True))
+    monkeypatch.setattr(
+        rollout_table,
+        "Console",
+        lambda **given: Console(file=screen, force_terminal=True, width=100, **given),
+    )
+
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rollout_table, "sleep", interrupt)
+    code, _, err = run(capsys, "rollout", "status", late, "-f")
+    assert (code, err) == (130, "")
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    for text in (
+        "version 2 against 1, shadow since",
+        "paired labels",
+        "champion_changed",
+        "next: a canary of 10%",
+    ):
+        assert text in shown
+    assert all(len(each) <= 100 for each in shown.splitlines())
+
+
+def test_a_split_in_a_layer_beside_a_holdout_is_set_and_shown(platform: Any, late: str, capsys: Any) -> None:
+    platform.registry.set_policy(late, ModelPolicy())
+    assert run(capsys, "traffic", "holdout", late, "q4", "0.05", "--reason", "the quarter")[0] == 0
+    code, out, _ = run(capsys, "traffic", "set", late, "a=2:0.5", "b=3:0.25", "--layer", "trips:0.4")
+    assert code == 0
+    assert "holdout q4: 5.00% of all units are held out" in out
+    assert "layer trips: the arms share 40.00% of it" in out
+    shown = run(capsys, "traffic", "layer", "trips")[1]
+    assert re.search(r"late +40.00% +0-3999 +yes *\n60.00% is free", shown), shown
+    assert run(capsys, "traffic", "layer")[1].split() == ["layer", "trips"]
+    assert run(capsys, "traffic", "set", late)[0] == 0
+    assert run(capsys, "traffic", "layer", "trips")[1].endswith("100.00% is free\n")
+    assert "holdout" not in run(capsys, "traffic", "end-holdout", late, "q4")[1]
+    code, _, err = run(capsys, "traffic", "set", late, "--layer", "trips")
+    assert (code, "write NAME:SHARE" in err) == (2, True)
