@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pyarrow as pa
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from functions.evaluation import Gate, GateResult, evaluate_gate
 from functions.features import build_training_set
 from functions.project import ModelDefinition
-from functions.retraining_policy import RetrainingPolicy, Running, TrainingWindow
+from functions.retraining_policy import RetrainingPolicy, Running
 from functions.runtime.context import context
 from functions.training import Trained, train_tabular
 from functions.training.params import Task
+from functions.training_window import TrainingWindow
 from registry import Table, TableSnapshot
 
 BEGINNING = datetime(1970, 1, 2, tzinfo=UTC)  # earlier than any row
@@ -88,10 +90,10 @@ def _orders(
     until = running.at - policy.label_delay
     split = until - policy.holdout
 
-    def build(name: str, start: datetime, end: datetime) -> TableSnapshot:
+    def build(name: str, start: datetime, end: datetime, of: TableSnapshot = snapshot) -> TableSnapshot:
         return build_training_set(
             service=definition.service,
-            entities=snapshot,
+            entities=of,
             label=definition.label,
             start=start,
             end=end,
@@ -114,9 +116,22 @@ def _orders(
     for window in policy.windows:
         start = BEGINNING if window.days is None else split - timedelta(days=window.days)
         tags = {**definition.tags, "window": window.name, "retrain": str(running.number)}
-        made = build(window.name, start, split)
+        made = build(window.name, start, split, _chosen(snapshot, window, split, f"{running.number:06d}"))
         orders.append(_Order(window, {**common, "training_set": made, "tags": tags}))
     return orders, build("holdout", split, until)
+
+
+def _chosen(entities: TableSnapshot, window: TrainingWindow, end: datetime, retrain: str) -> TableSnapshot:
+    """The entities that a window chooses, as a table of their own; all of them where it leaves none out."""
+    if not window.chooses:
+        return entities
+    store = context().store
+    rows = Table(store, entities.name).read(version=entities.version)
+    at = rows["event_timestamp"].cast(pa.timestamp("us", "UTC")).to_numpy()
+    kept = rows.filter(pa.array(window.chosen(at, end)))
+    return Table(store, f"{entities.name}-{retrain}-{window.name}").overwrite(
+        kept, metadata={"chosen_from": str(entities), "window": window.model_dump_json()}
+    )
 
 
 def _judged(

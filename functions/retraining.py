@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict
 
 from functions.alerts import tell_people
 from functions.challengers import Challenger, best_of, train_challengers
@@ -36,15 +36,27 @@ from functions.retraining_policy import (
     Running,
     Situation,
     decide,
-    step,
 )
+from functions.retraining_triggers import champion_of, champion_since, offers, retrains, standing_against
 from functions.rollout import RolloutError, Ticked, rollout_status, start_rollout, tick_rollout
 from functions.runtime.clock import system_clock
 from functions.runtime.context import context
 from functions.runtime.declaration import Cron, OnEvent, Resources, Retries
 from functions.runtime.function import function
 from functions.runtime.schedule import Schedule
-from registry import Fold, Journal, ModelVersion
+from registry import Fold
+
+__all__ = [
+    "TOGETHER",
+    "Inspected",
+    "Retrained",
+    "inspect_model",
+    "inspect_models",
+    "inspections",
+    "request_retrain",
+    "retrain",
+    "retrains",
+]
 
 FEW, TOGETHER = 8, 50
 """Models with one cron expression up to which each has a schedule of its own, and how many share one beyond."""
@@ -61,15 +73,6 @@ class Retrained(BaseModel):
     text: str
     version: int | None = None
     challengers: tuple[Challenger, ...] = ()
-
-
-class Seen(BaseModel):
-    """A champion, and when it was first seen to be one."""
-
-    model_config = ConfigDict(frozen=True)
-
-    version: int
-    since: AwareDatetime
 
 
 class Inspected(BaseModel):
@@ -151,7 +154,7 @@ def retrain(alarm: Alarm) -> Retrained:
 def request_retrain(model: str, reason: str) -> Retrained:
     """Ask for a retrain by hand; the policy's rules apply to it as to any alarm."""
     now = context().clock()
-    champion = _champion(model)
+    champion = champion_of(model)
     alarm = Alarm(
         key=f"{model}/manual/{now.isoformat()}",
         model=model,
@@ -212,25 +215,13 @@ def _offered(definition: ModelDefinition, seen: Inspected) -> Inspected:
     if definition.alerts is not None:
         for alarm in alarms(definition.name).standing():
             tell_people(alarm)
-    offered = [retrain(alarm) for alarm in _offers(definition)] if definition.retraining else []
+    offered = [retrain(alarm) for alarm in offers(definition)] if definition.retraining else []
     return seen.model_copy(update={"retraining": tuple(offered)})
 
 
 def _named(definition: ModelDefinition, error: Exception) -> Exception:
     error.add_note(f"while model {definition.name!r} was inspected")
     return error
-
-
-def retrains(model: str) -> Fold[RetrainState]:
-    """The journal of a model's retrains, followed."""
-    used = context()
-    return Fold(
-        Journal(used.store, f"retraining/{model}", actor=used.actor, clock=used.clock),
-        RetrainState(),
-        step,
-        encode=lambda state: state.model_dump(mode="json"),
-        decode=RetrainState.model_validate,
-    )
 
 
 def _watch(definition: ModelDefinition) -> tuple[Watched, ...]:
@@ -245,42 +236,6 @@ def _watch(definition: ModelDefinition) -> tuple[Watched, ...]:
         explained = definition.quality or QualityMonitor()
         watched.append(watch_drift(definition.name, definition.drift, explained))
     return tuple(watched)
-
-
-def _offers(definition: ModelDefinition) -> list[Alarm]:
-    """What stands: the alarm of an unfinished retrain first, else the oldest that concerns the champion."""
-    running = retrains(definition.name).refresh().running
-    if running is not None:
-        return [running.alarm]
-    champion = _champion(definition.name)
-    if champion is None:
-        return []
-    standing = [
-        one
-        for one in alarms(definition.name).standing()
-        if one.version == champion.version and one.monitor != "quality" and not one.explained_by
-    ]
-    aged = _age_alarm(definition, champion)
-    return (standing or ([aged] if aged is not None else []))[:1]
-
-
-def _age_alarm(definition: ModelDefinition, champion: ModelVersion) -> Alarm | None:
-    """An alarm once the champion has served for the longest time the policy allows."""
-    policy, now = definition.retraining, context().clock()
-    since = _champion_since(definition.name)
-    if policy is None or policy.max_age is None or since is None or now - since < policy.max_age:
-        return None
-    return Alarm(
-        key=f"{definition.name}/age/{champion.version}/{(now - since) // policy.max_age}",
-        model=definition.name,
-        monitor="age",
-        subject="champion",
-        version=champion.version,
-        raised_at=now,
-        start=since,
-        end=now,
-        text=f"version {champion.version} has been champion for {now - since}; at most {policy.max_age}",
-    )
 
 
 def _begin(
@@ -312,10 +267,10 @@ def _begin(
 
 
 def _situation(model: str) -> Situation:
-    champion, history = _champion(model), rollout_status(model)
+    champion, history = champion_of(model), rollout_status(model)
     return Situation(
         champion=None if champion is None else champion.version,
-        champion_since=_champion_since(model),
+        champion_since=champion_since(model),
         rollout_open=history.open is not None,
         ends={outcome.challenger: outcome.stage for outcome in history.outcomes},
         wall=system_clock(),
@@ -325,6 +280,9 @@ def _situation(model: str) -> Situation:
             if one.monitor == "quality"
             for name in one.columns
         },
+        standing=()
+        if champion is None
+        else tuple(f"{one.monitor}/{one.subject}" for one in standing_against(model, champion.version)),
     )
 
 
@@ -391,21 +349,3 @@ def _answer(
         version=version,
         challengers=tuple(challengers),
     )
-
-
-def _champion(model: str) -> ModelVersion | None:
-    return context().registry().find_version(model, "champion")
-
-
-def _champion_since(model: str) -> datetime | None:
-    """When the champion of now was first seen by an inspection, on the platform's clock."""
-    used, champion = context(), _champion(model)
-    if champion is None:
-        return None
-    key = f"retraining/{model}/seen.json"
-    kept = used.store.find(key)
-    seen = Seen.model_validate_json(kept) if kept is not None else None
-    if seen is None or seen.version != champion.version:
-        seen = Seen(version=champion.version, since=used.clock())
-        used.store.put(key, seen.model_dump_json().encode())
-    return seen.since

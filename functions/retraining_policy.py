@@ -11,26 +11,38 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal, Self
 
+from croniter import croniter
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from functions.monitoring.alarms import Alarm
 from functions.rollout.decide import Finding
 from functions.rollout.state import Stage
+from functions.training_window import TrainingWindow
 from registry import Entry
 
+__all__ = [
+    "RULES",
+    "Action",
+    "Blackout",
+    "Finished",
+    "RetrainDecision",
+    "RetrainState",
+    "RetrainingPolicy",
+    "Running",
+    "Situation",
+    "TrainingWindow",
+    "Trigger",
+    "decide",
+    "fruitless",
+    "step",
+    "waits",
+]
+
 Action = Literal["retrain", "resume", "skip"]
-Trigger = Literal["performance", "drift", "age", "manual"]
+Trigger = Literal["performance", "drift", "age", "schedule", "volume", "manual"]
 """The monitors that may lead to a retrain: "quality" is not one, a broken pipe is mended and not learnt from."""
+_WATCHED = ("performance", "drift")  # monitors whose alarms may be over by themselves
 _KEPT = 64  # finished retrains that the fold remembers
-
-
-class TrainingWindow(BaseModel):
-    """Which rows a challenger learns from: all before the held-out ones, or the last `days` of them."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
-    days: int | None = Field(default=None, ge=1)
 
 
 class Blackout(BaseModel):
@@ -45,7 +57,11 @@ class Blackout(BaseModel):
 class RetrainingPolicy(BaseModel):
     """When and how a model is retrained.
 
-    triggers: the monitors whose alarms count. max_age: raise an alarm "age" once the champion is older; None: never.
+    triggers: the monitors whose alarms count. important: features of which one must have drifted for drift to count; empty:
+        any. max_age, schedule, min_new_labels: raise an alarm of the policy's own ("age", "schedule", "volume") once the champion
+        is older, at the times of a cron expression, and once so many labels came since it or the last retrain began.
+    persist: how long an alarm must have stood; quorum: how many must stand at once, each of another monitor or subject. Neither
+        is asked of a person or of the policy's own alarms.
     cooldown: between the starts of two retrains; it grows by `backoff` with each in a row that brought no promotion, up to
         `max_cooldown`. settle: after a promotion, while its own effects show.
     budget, budget_window: most retrains in a sliding window. blackouts: times of none.
@@ -58,8 +74,13 @@ class RetrainingPolicy(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    triggers: tuple[Trigger, ...] = ("performance", "drift", "age", "manual")
+    triggers: tuple[Trigger, ...] = ("performance", "drift", "age", "schedule", "volume", "manual")
+    important: tuple[str, ...] = ()
     max_age: timedelta | None = None
+    schedule: str | None = None
+    min_new_labels: int | None = Field(default=None, ge=1)
+    persist: timedelta = timedelta(0)
+    quorum: int = Field(default=1, ge=1)
     cooldown: timedelta = timedelta(days=14)
     backoff: float = Field(default=2.0, ge=1.0)
     max_cooldown: timedelta = timedelta(days=90)
@@ -79,6 +100,10 @@ class RetrainingPolicy(BaseModel):
         names = [window.name for window in self.windows]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"windows need at least one, each with its own name; got {names}")
+        if self.schedule is not None and not croniter.is_valid(self.schedule):
+            raise ValueError(
+                f"schedule {self.schedule!r} is no cron expression; write five fields, as in '0 6 * * 1'"
+            )
         for name in ("holdout", "lost_after", "budget_window"):
             if getattr(self, name) <= timedelta(0):
                 raise ValueError(f"{name} must be longer than zero, got {getattr(self, name)}")
@@ -128,7 +153,8 @@ class Situation(BaseModel):
 
     champion_since: when it took over. rollout_open: whether one is under way. ends: how rollouts ended, by challenger.
     wall: the wall clock, by which a retrain is dead; `now` may be a replayed time.
-    incidents: for each column that a standing data-quality incident spoils, what it says.
+    incidents: for each column that a standing data-quality incident spoils, what it says. standing: what the alarms are about
+    that stand against the champion and are not explained, "monitor/subject".
     """
 
     model_config = ConfigDict(frozen=True)
@@ -139,6 +165,7 @@ class Situation(BaseModel):
     ends: dict[int, Stage] = {}
     wall: AwareDatetime
     incidents: dict[str, str] = {}
+    standing: tuple[str, ...] = ()
 
 
 class RetrainDecision(BaseModel):
@@ -221,6 +248,36 @@ def _no_trigger(look: _Look) -> Finding:
     return Finding(rule="no_trigger", fired=fired, text=text)
 
 
+def _unimportant(look: _Look) -> Finding:
+    """Drift of features that the policy does not count."""
+    alarm, important = look.alarm, look.policy.important
+    counted = sorted(set(alarm.columns) & set(important))
+    fired = bool(important) and alarm.monitor == "drift" and bool(alarm.columns) and not counted
+    text = (
+        f"of the important features {', '.join(counted) or 'none'} drifted"
+        if important
+        else "every feature is important"
+    )
+    return Finding(rule="unimportant", fired=fired, text=text)
+
+
+def _too_young(look: _Look) -> Finding:
+    """An alarm that may be over as quickly as it came."""
+    age, persist = look.now - look.alarm.raised_at, look.policy.persist
+    fired = look.alarm.monitor in _WATCHED and age < persist
+    return Finding(
+        rule="too_young", fired=fired, text=f"the alarm has stood for {age}, must stand for {persist}"
+    )
+
+
+def _no_quorum(look: _Look) -> Finding:
+    """Too few that say so."""
+    agreeing = {*look.world.standing, f"{look.alarm.monitor}/{look.alarm.subject}"}
+    fired = look.alarm.monitor in _WATCHED and len(agreeing) < look.policy.quorum
+    text = f"{len(agreeing)} of {look.policy.quorum} alarms that must stand at once: {', '.join(sorted(agreeing))}"
+    return Finding(rule="no_quorum", fired=fired, text=text)
+
+
 def _explained(look: _Look) -> Finding:
     """Drift of columns that an incident spoiled, be it when the alarm was raised or by now."""
     alarm, rule = look.alarm, "explained"
@@ -297,9 +354,12 @@ RULES: tuple[tuple[Action, Callable[[_Look], Finding]], ...] = (
     ("skip", _running),
     ("resume", _dead),
     ("skip", _no_trigger),
+    ("skip", _unimportant),
     ("skip", _explained),
     ("skip", _broken_feed),
     ("skip", _other_champion),
+    ("skip", _too_young),
+    ("skip", _no_quorum),
     ("skip", _rollout_open),
     ("skip", _settling),
     ("skip", _blackout),

@@ -15,7 +15,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 from registry import Entry, Fold, Journal, ObjectStore
 
 TOPIC = "alarm"
-Monitor = Literal["performance", "drift", "age", "manual", "quality"]
+Monitor = Literal["performance", "drift", "quality", "operations", "age", "schedule", "volume", "manual"]
 Publish = Callable[[str, dict[str, Any], str], object]
 _REMEMBERED = 512  # keys that the fold keeps
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 
 from featurestore import Entity, FeatureService, FeatureView, Field, Float64, String
-from functions import Context, use_context
+from functions import Context, challengers, use_context
 from functions import retraining as module
 from functions.evaluation import Gate
 from functions.features import build_training_set
@@ -33,13 +33,14 @@ from functions.retraining import (
 from functions.retraining_policy import (
     RetrainingPolicy,
     RetrainState,
+    Running,
     Situation,
-    TrainingWindow,
     decide,
     step,
 )
 from functions.rollout import rollout_status
 from functions.training import TabularParams, train_tabular
+from functions.training_window import TrainingWindow
 from registry import ModelPolicy, Table, TableSnapshot, open_store
 
 MODEL, DAY = "late", timedelta(days=1)
@@ -347,3 +348,57 @@ def test_many_models_are_inspected_together_and_one_that_fails_alone(
     assert looked == ["late-0", "late-1", "late-2"]
     assert failed.value.exceptions[0].__notes__ == ["while model 'late-1' was inspected"]
     assert [one.model for one in inspect_models(["late-0", "late-2"])] == ["late-0", "late-2"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "days", "monitor"),
+    [
+        ({"schedule": "0 0 1 * *"}, 40, "schedule"),
+        ({"max_age": 30 * DAY}, 30, "age"),
+        ({"min_new_labels": 20 * PER_DAY}, 21, "volume"),
+    ],
+)
+def test_a_policy_raises_alarms_of_its_own_when_they_are_due(
+    ctx: Context,
+    clock: Wall,
+    monkeypatch: pytest.MonkeyPatch,
+    limits: dict[str, Any],
+    days: int,
+    monitor: str,
+) -> None:
+    policy = POLICY.model_copy(update=limits | {"cooldown": DAY, "backoff": 1.0})
+    definition = DEFINITION.model_copy(update={"retraining": policy, "monitors": ()})
+    monkeypatch.setattr(sys.modules["turned_project"], "MODELS", [definition])
+    Stub(monkeypatch, (), ())
+    clock.now = TURN
+    assert inspect_model(MODEL).retraining == ()  # the champion is seen for the first time
+    clock.now += days * DAY
+    (done,) = inspect_model(MODEL).retraining
+    assert done.rule == "no_challenger"
+    started = next(one for one in retrains(MODEL).journal.entries() if one.body["event"] == "started")
+    assert started.body["alarm"]["monitor"] == monitor
+    clock.now += 2 * DAY
+    assert [one.rule for one in inspect_model(MODEL).retraining] == (
+        ["no_challenger"] if monitor == "age" else []
+    )
+
+
+def test_a_window_may_choose_among_the_rows_of_its_time(ctx: Context, clock: Wall) -> None:
+    windows = (
+        TrainingWindow(name="all"),
+        TrainingWindow(name="season", season_days=20),
+        TrainingWindow(name="fading", half_life_days=10),
+    )
+    running = Running(number=4, alarm=alarm(clock), at=clock.now, wall=clock.wall, champion=1)
+    policy = POLICY.model_copy(update={"windows": windows})
+    (everything, season, fading), _ = challengers._orders(DEFINITION, policy, running)
+    sizes = {}
+    for order in (everything, season, fading):
+        made = order.arguments["training_set"]
+        times = Table(ctx.store, made.name).read(version=made.version)["event_timestamp"].to_pylist()
+        sizes[order.window.name] = len(times)
+        assert order.arguments["datasets"] == [
+            TableSnapshot(name="items", version=Table(ctx.store, "items").version())
+        ]
+    assert 0 < sizes["season"] < sizes["all"]
+    assert 0 < sizes["fading"] < sizes["all"] / 2

@@ -14,11 +14,11 @@ from functions.retraining_policy import (
     RetrainState,
     Running,
     Situation,
-    TrainingWindow,
     decide,
     fruitless,
     waits,
 )
+from functions.training_window import TrainingWindow
 
 NOW = datetime(2013, 6, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -115,8 +115,8 @@ def test_a_hundred_vain_retrains_do_not_overflow() -> None:
 def test_all_findings_are_there_whatever_decided() -> None:
     decision = decide(RetrainState(), alarm(version=9), world(), POLICY, NOW)
     assert [finding.rule for finding in decision.findings] == [
-        "running", "dead", "no_trigger", "explained", "broken_feed", "other_champion", "rollout_open", "settling",
-        "blackout", "cooldown", "budget",
+        "running", "dead", "no_trigger", "unimportant", "explained", "broken_feed", "other_champion", "too_young",
+        "no_quorum", "rollout_open", "settling", "blackout", "cooldown", "budget",
     ]  # fmt: skip
 
 
@@ -129,3 +129,29 @@ def test_policies_that_cannot_work_are_refused() -> None:
         RetrainingPolicy(holdout=timedelta(0))
     with pytest.raises(ValueError, match="no time zone"):
         decide(RetrainState(), alarm(), world(), POLICY, datetime(2013, 6, 1))  # noqa: DTZ001
+
+
+@pytest.mark.parametrize(
+    ("limits", "changes", "expected"),
+    [
+        ({"persist": 2 * DAY}, {"alarm": alarm(raised_at=NOW - DAY)}, "too_young"),
+        ({"persist": 2 * DAY}, {"alarm": alarm(raised_at=NOW - 2 * DAY)}, "go"),
+        ({"persist": 2 * DAY}, {"alarm": alarm(monitor="manual")}, "go"),
+        ({"quorum": 2}, {}, "no_quorum"),
+        ({"quorum": 2}, {"standing": ("performance/loss",)}, "no_quorum"),
+        ({"quorum": 2}, {"standing": ("performance/loss", "drift/features")}, "go"),
+        ({"quorum": 2}, {"alarm": alarm(monitor="volume")}, "go"),
+        ({"important": ("wind",)}, {"alarm": alarm(monitor="drift", columns=("hour",))}, "unimportant"),
+        ({"important": ("wind",)}, {"alarm": alarm(monitor="drift", columns=("hour", "wind"))}, "go"),
+        ({"important": ("wind",)}, {}, "go"),
+    ],
+)
+def test_few_young_and_unimportant_alarms_wait(
+    limits: dict[str, Any], changes: dict[str, Any], expected: str
+) -> None:
+    assert rule(RetrainState(), policy=POLICY.model_copy(update=limits), **changes)[1] == expected
+
+
+def test_a_schedule_that_cannot_be_read_is_refused() -> None:
+    with pytest.raises(ValidationError, match="no cron expression"):
+        RetrainingPolicy(schedule="every monday")

@@ -1,0 +1,129 @@
+"""What may lead to a retrain: the alarms that stand against the champion, and those that a policy raises by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from croniter import croniter
+from pydantic import AwareDatetime, BaseModel, ConfigDict
+
+from functions.features import LABEL_KNOWN_AT
+from functions.monitoring import Alarm, alarms
+from functions.monitoring.alarms import Monitor
+from functions.project import ModelDefinition
+from functions.retraining_policy import RetrainingPolicy, RetrainState, step
+from functions.runtime.context import context
+from registry import Fold, Journal, ModelVersion, Table
+
+
+class Seen(BaseModel):
+    """A champion, and when it was first seen to be one."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: int
+    since: AwareDatetime
+
+
+def offers(definition: ModelDefinition) -> list[Alarm]:
+    """What stands: the alarm of an unfinished retrain first, else the oldest that concerns the champion."""
+    state = retrains(definition.name).refresh()
+    if state.running is not None:
+        return [state.running.alarm]
+    champion = champion_of(definition.name)
+    if champion is None or definition.retraining is None:
+        return []
+    standing = standing_against(definition.name, champion.version)
+    return standing[:1] or list(_own(definition, definition.retraining, champion, state))[:1]
+
+
+def standing_against(model: str, version: int) -> list[Alarm]:
+    """The alarms that stand against a version and may be retrained for, oldest first."""
+    return [
+        one
+        for one in alarms(model).standing()
+        if one.version == version and one.monitor in ("performance", "drift") and not one.explained_by
+    ]
+
+
+def retrains(model: str) -> Fold[RetrainState]:
+    """The journal of a model's retrains, followed."""
+    used = context()
+    return Fold(
+        Journal(used.store, f"retraining/{model}", actor=used.actor, clock=used.clock),
+        RetrainState(),
+        step,
+        encode=lambda state: state.model_dump(mode="json"),
+        decode=RetrainState.model_validate,
+    )
+
+
+def champion_of(model: str) -> ModelVersion | None:
+    """The version that serves, or None."""
+    return context().registry().find_version(model, "champion")
+
+
+def champion_since(model: str) -> datetime | None:
+    """When the champion of now was first seen by an inspection, on the platform's clock."""
+    used, champion = context(), champion_of(model)
+    if champion is None:
+        return None
+    key = f"retraining/{model}/seen.json"
+    kept = used.store.find(key)
+    seen = Seen.model_validate_json(kept) if kept is not None else None
+    if seen is None or seen.version != champion.version:
+        seen = Seen(version=champion.version, since=used.clock())
+        used.store.put(key, seen.model_dump_json().encode())
+    return seen.since
+
+
+def _own(
+    definition: ModelDefinition, policy: RetrainingPolicy, champion: ModelVersion, state: RetrainState
+) -> Iterator[Alarm]:
+    """Alarms of the policy's own that are due. since: the champion serves; last: anything was begun since."""
+    now, since = context().clock(), champion_since(definition.name)
+    if since is None:
+        return
+    last = max([since, *state.starts[-1:]])
+
+    def alarm(monitor: Monitor, name: str, start: datetime, text: str) -> Alarm:
+        return Alarm(
+            key=f"{definition.name}/{monitor}/{champion.version}/{name}",
+            model=definition.name,
+            monitor=monitor,
+            subject="champion",
+            version=champion.version,
+            raised_at=now,
+            start=start,
+            end=now,
+            text=text,
+        )
+
+    if policy.max_age is not None and now - since >= policy.max_age:
+        text = f"version {champion.version} has been champion for {now - since}; at most {policy.max_age}"
+        yield alarm("age", str((now - since) // policy.max_age), since, text)
+    tick = None if policy.schedule is None else croniter(policy.schedule, last).get_next(datetime)
+    if tick is not None and tick <= now:
+        yield alarm("schedule", tick.isoformat(), last, f"due at {tick} by {policy.schedule!r}")
+    if policy.min_new_labels is not None:
+        count = _labels_since(definition, last)
+        if count >= policy.min_new_labels:
+            text = f"{count} labels came since {last}; a retrain is due at {policy.min_new_labels}"
+            yield alarm("volume", last.isoformat(), last, text)
+
+
+def _labels_since(definition: ModelDefinition, since: datetime) -> int:
+    """Rows of the model's entities whose label became known since; of a table that does not say when, rows by their time."""
+    table = Table(context().store, definition.entities)
+    if not table.exists():
+        return 0
+    time = LABEL_KNOWN_AT if LABEL_KNOWN_AT in table.schema().names else "event_timestamp"
+    where = (
+        (pc.field(time) > pa.scalar(since, pa.timestamp("us", "UTC")))
+        & (pc.field(time) <= pa.scalar(context().clock(), pa.timestamp("us", "UTC")))
+        & pc.field(definition.label).is_valid()
+    )
+    return int(table.read(columns=[time], where=where).num_rows)
