@@ -14,7 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from functions.alerting import AlertPolicy
 from functions.evaluation import Gate
-from functions.monitoring import DriftMonitor, EstimateMonitor, PerformanceMonitor, QualityMonitor
+from functions.monitoring import (
+    DriftMonitor,
+    EstimateMonitor,
+    OperationsMonitor,
+    PerformanceMonitor,
+    QualityMonitor,
+)
 from functions.placement import Placement
 from functions.retraining_policy import RetrainingPolicy
 from functions.rollout import RolloutPolicy
@@ -22,7 +28,8 @@ from functions.training import TabularParams
 from registry import ModelPolicy
 
 Monitor = Annotated[
-    PerformanceMonitor | DriftMonitor | QualityMonitor | EstimateMonitor, Field(discriminator="kind")
+    PerformanceMonitor | DriftMonitor | QualityMonitor | EstimateMonitor | OperationsMonitor,
+    Field(discriminator="kind"),
 ]
 
 
@@ -98,6 +105,11 @@ class ModelDefinition(BaseModel):
     def estimate(self) -> EstimateMonitor | None:
         """The monitor that estimates performance before labels are there, or None."""
         return next((one for one in self.monitors if isinstance(one, EstimateMonitor)), None)
+
+    @property
+    def operations(self) -> OperationsMonitor | None:
+        """The monitor of latency, errors, saturation and cost, or None."""
+        return next((one for one in self.monitors if isinstance(one, OperationsMonitor)), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from functions.monitoring import (
     alarms,
     estimate_performance,
     watch_drift,
+    watch_operations,
     watch_performance,
     watch_quality,
 )
@@ -228,6 +229,8 @@ def _watch(definition: ModelDefinition) -> tuple[Watched, ...]:
     watched = []
     if definition.quality is not None:  # first: its incidents explain what the others find
         watched.append(watch_quality(definition.name, definition.quality))
+    if definition.operations is not None:
+        watched.append(watch_operations(definition.name, definition.operations))
     if definition.performance is not None:
         watched.append(watch_performance(definition.name, definition.performance))
     if definition.estimate is not None:

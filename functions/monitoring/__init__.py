@@ -12,11 +12,13 @@ from functions.monitoring.jobs import (
     estimate_performance,
     standing_alarms,
     watch_drift,
+    watch_operations,
     watch_performance,
     watch_quality,
     what_changed,
     worst_slices,
 )
+from functions.monitoring.operations import OperationsMonitor
 from functions.monitoring.performance import PerformanceMonitor
 from functions.monitoring.quality import QualityMonitor
 from functions.monitoring.results import results_table
@@ -29,6 +31,7 @@ __all__ = [
     "Changed",
     "DriftMonitor",
     "EstimateMonitor",
+    "OperationsMonitor",
     "PerformanceMonitor",
     "QualityMonitor",
     "SliceFindings",
@@ -39,6 +42,7 @@ __all__ = [
     "results_table",
     "standing_alarms",
     "watch_drift",
+    "watch_operations",
     "watch_performance",
     "watch_quality",
     "what_changed",

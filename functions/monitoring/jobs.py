@@ -10,6 +10,7 @@ from functions.monitoring.drift import DriftMonitor
 from functions.monitoring.estimate import EstimateMonitor, watch_estimates
 from functions.monitoring.explain import Changed, SliceFindings, SliceOptions, find_changes, find_slices
 from functions.monitoring.large import Rows
+from functions.monitoring.operations import OperationsMonitor, watch_service
 from functions.monitoring.performance import PerformanceMonitor
 from functions.monitoring.quality import QualityMonitor
 from functions.monitoring.watch import Post, Watched, watch_loss
@@ -22,6 +23,7 @@ from functions.runtime.function import function
 from registry import ModelVersion, ObjectStore, Table
 
 _SCORED = ("prediction_id", "version", "shadow", "unit", "predicted_at", "latency_ms", "outputs")
+_ANSWERED = ("prediction_id", "version", "shadow", "predicted_at", "latency_ms", "outputs")
 _FEATURES = ("prediction_id", "version", "shadow", "predicted_at", "numeric", "categorical")
 
 
@@ -87,6 +89,22 @@ def watch_drift(
         lambda start, end: predictions(store, model, start, end, columns=_FEATURES),
         spoiled_columns(post, quality),
         lambda start, end: _logged(store, model, start, end),
+    )
+
+
+@function(timeout_s=300)
+def watch_operations(model: str, monitor: OperationsMonitor = OperationsMonitor()) -> Watched:  # noqa: B008 — frozen
+    """Record latency, errors, saturation and cost of each cohort of requests, and raise alarms where a limit is broken."""
+    champion = _champion(model)
+    if champion is None:
+        return Watched(model=model, monitor=monitor.kind, text="no champion serves this model")
+    used = context()
+    return watch_service(
+        _post(model),
+        champion,
+        monitor,
+        lambda start, end: predictions(used.store, model, start, end, columns=_ANSWERED),
+        None if used.prices is None else used.prices.cpu_hour,
     )
 
 

@@ -1,0 +1,233 @@
+"""Operations: how fast, how reliably and at what cost a model answers, from the prediction log, cohort by cohort.
+
+A limit is on a share of requests: those slower than it allows, those without an answer. It is broken when the share is above
+the limit by more than chance explains, so that three slow requests of a quiet night wake nobody. Nobody retrains for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from scipy import special
+
+from functions.monitoring.alarms import Alarm
+from functions.monitoring.cohorts import Cohorts, micros
+from functions.monitoring.watch import Post, Read, Watched
+from registry import ModelVersion
+
+Subject = Literal["errors", "latency", "saturation"]
+_CHANCE = 1e-3  # a share that chance explains so often breaks no limit
+_SLOWEST = 0.01  # share of requests that a limit on the 99th percentile leaves
+
+
+class OperationsMonitor(BaseModel):
+    """How operations are watched.
+
+    max_error_share: of requests without an answer. p99_ms: limit on the 99th percentile of the time in the replica; None: not
+    judged. capacity: requests that all replicas can be at work on at a time; max_busy: share of it in use on average.
+    cpus: of a replica while it is at work on one request, from which with `TOQUE_PRICES` the cost is reckoned.
+    cohort, delay: requests are judged by windows of time, so long after their end. min_requests: fewer are not judged.
+    lookback: how far back a monitor without a state begins.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["operations"] = "operations"
+    max_error_share: float = Field(default=0.01, ge=0, lt=1)
+    p99_ms: float | None = Field(default=None, gt=0)
+    capacity: float | None = Field(default=None, gt=0)
+    max_busy: float = Field(default=0.8, gt=0, le=1)
+    cpus: float = Field(default=1.0, gt=0)
+    cohort: timedelta = timedelta(hours=1)
+    delay: timedelta = timedelta(minutes=10)
+    min_requests: int = Field(default=20, ge=1)
+    lookback: timedelta = timedelta(days=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.cohort <= timedelta(0):
+            raise ValueError(f"cohort must be longer than zero, got {self.cohort}")
+        return self
+
+
+class OperationsState(BaseModel):
+    """What the monitor remembers. broken: the limits that were broken when they were last judged."""
+
+    model_config = ConfigDict(frozen=True)
+
+    next_cohort: int
+    broken: tuple[Subject, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One cohort. slow: requests above the limit. busy: requests at work at a time, on average. cost: None without prices."""
+
+    index: int
+    requests: int
+    errors: int
+    slow: int
+    busy: float
+    percentiles: tuple[float, float, float]
+    cost: float | None
+
+    @classmethod
+    def of(cls, index: int, rows: pa.Table, monitor: OperationsMonitor, cpu_hour: float | None) -> Self:
+        """Sum up what was logged in a cohort, shadows left out. cpu_hour: price of a CPU for an hour."""
+        asked = _requests(rows)
+        times = asked["latency_ms"].drop_null().to_numpy()
+        spent_s = float(times.sum()) / 1e3
+        found = np.percentile(times, [50, 95, 99]) if len(times) else np.full(3, np.nan)
+        return cls(
+            index,
+            requests=asked.num_rows,
+            errors=int(pc.sum(asked["failed"]).as_py() or 0),
+            slow=0 if monitor.p99_ms is None else int((times > monitor.p99_ms).sum()),
+            busy=spent_s / monitor.cohort.total_seconds(),
+            percentiles=(float(found[0]), float(found[1]), float(found[2])),
+            cost=None if cpu_hour is None else spent_s * monitor.cpus / 3600 * cpu_hour,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A limit that was judged, and whether it is broken."""
+
+    subject: Subject
+    broken: bool
+    value: float
+    limit: float
+    text: str
+
+
+def judge(served: Served, monitor: OperationsMonitor) -> list[Limit]:
+    """Which limits a cohort breaks; none is judged of fewer than `min_requests`."""
+    return list(_limits(served, monitor)) if served.requests >= monitor.min_requests else []
+
+
+def _limits(served: Served, monitor: OperationsMonitor) -> Iterator[Limit]:
+    share = served.errors / served.requests
+    text = f"{served.errors} of {served.requests} requests had no answer ({share:.2%}); at most {monitor.max_error_share:.2%}"
+    broken = _above(served.errors, served.requests, monitor.max_error_share)
+    yield Limit("errors", broken, share, monitor.max_error_share, text)
+    if monitor.p99_ms is not None:
+        slow = served.slow / served.requests
+        text = (
+            f"{slow:.2%} of {served.requests} requests took more than {monitor.p99_ms:g} ms, at most {_SLOWEST:.0%}; "
+            f"99th percentile {served.percentiles[2]:.1f} ms"
+        )
+        broken = _above(served.slow, served.requests, _SLOWEST)
+        yield Limit("latency", broken, served.percentiles[2], monitor.p99_ms, text)
+    if monitor.capacity is not None:
+        used = served.busy / monitor.capacity
+        text = f"{served.busy:.2f} requests at work at a time, {used:.0%} of {monitor.capacity:g}; at most {monitor.max_busy:.0%}"
+        yield Limit("saturation", used > monitor.max_busy, used, monitor.max_busy, text)
+
+
+def watch_service(
+    post: Post, champion: ModelVersion, monitor: OperationsMonitor, read: Read, cpu_hour: float | None
+) -> Watched:
+    """Judge each cohort that is due, and raise and close alarms.
+
+    read: logged predictions in [start, end). cpu_hour: price of a CPU for an hour, None where nobody said.
+    """
+    grid, due = Cohorts(monitor.cohort), Cohorts(monitor.cohort).index(post.now - monitor.delay)
+    kept = post.remembered(monitor.kind)
+    begin = grid.index(post.now - monitor.delay - monitor.lookback)
+    state = OperationsState(next_cohort=begin) if kept is None else OperationsState.model_validate_json(kept)
+    first = state.next_cohort
+    if first >= due:
+        return post.nothing_due(monitor.kind, champion)
+    rows = read(grid.start(first), grid.start(due))
+    rows = rows.filter(pc.invert(rows["shadow"])).sort_by([("predicted_at", "ascending")])
+    at = rows["predicted_at"].cast(pa.int64()).to_numpy()
+    bounds = np.searchsorted(at, [micros(grid.start(index)) for index in range(first, due + 1)])
+    alarms, findings, text = [], [], "too few requests to judge"
+    for place, index in enumerate(range(first, due)):
+        part = rows.slice(bounds[place], bounds[place + 1] - bounds[place])
+        served = Served.of(index, part, monitor, cpu_hour)
+        limits = judge(served, monitor)
+        findings += _findings(post, champion, grid, served, limits)
+        changed = [one for one in limits if one.broken != (one.subject in state.broken)]
+        alarms += [_alarm(post, champion, grid, index, one) for one in changed]
+        unjudged = set(state.broken) - {one.subject for one in limits}
+        broken = unjudged | {one.subject for one in limits if one.broken}
+        state = OperationsState(next_cohort=index + 1, broken=tuple(sorted(broken)))
+        text = "; ".join(one.text for one in limits) or text
+    return post.conclude(
+        monitor.kind, champion, state, range(first, due), text=text, findings=findings, alarms=alarms
+    )
+
+
+def _requests(rows: pa.Table) -> pa.Table:
+    """One row a request, with its time and whether any of its rows has no answer: rows of one are called `{id}:{row}`."""
+    ids = pc.replace_substring_regex(rows["prediction_id"], pattern=r":\d+$", replacement="")
+    failed = pc.fill_null(pc.equal(pc.list_value_length(rows["outputs"]), 0), True)
+    table = pa.table({"id": ids, "latency_ms": rows["latency_ms"].cast(pa.float64()), "failed": failed})
+    grouped = table.group_by("id").aggregate([("latency_ms", "max"), ("failed", "any")])
+    return pa.table({"latency_ms": grouped["latency_ms_max"], "failed": grouped["failed_any"]})
+
+
+def _above(hits: int, requests: int, limit: float) -> bool:
+    """Whether so many hits are more than a share of `limit` explains. Source: the exact binomial test, Clopper and Pearson 1934."""
+    if hits <= limit * requests:
+        return False
+    return limit == 0 or float(special.bdtrc(hits - 1, requests, limit)) < _CHANCE
+
+
+def _findings(
+    post: Post, champion: ModelVersion, grid: Cohorts, served: Served, limits: list[Limit]
+) -> list[dict[str, Any]]:
+    """One row for each figure of a cohort that had requests, and for each limit that was judged."""
+    if not served.requests:
+        return []
+    figures = dict(zip(("p50_ms", "p95_ms", "p99_ms"), served.percentiles, strict=True))
+    figures |= {"requests": float(served.requests), "busy": served.busy}
+    if served.cost is not None:
+        figures["cost"] = served.cost
+    rows: list[dict[str, Any]] = [
+        {"subject": name, "verdict": "ok", "value": value} for name, value in figures.items()
+    ]
+    rows += [
+        {
+            "subject": one.subject,
+            "verdict": "alarm" if one.broken else "ok",
+            "value": one.value,
+            "threshold": one.limit,
+            "text": one.text,
+        }
+        for one in limits
+    ]
+    common = {
+        "monitor": "operations",
+        "version": champion.version,
+        "start": grid.start(served.index),
+        "end": grid.start(served.index + 1),
+        "rows": served.requests,
+        "judged_at": post.now,
+    }
+    return [common | one for one in rows]
+
+
+def _alarm(post: Post, champion: ModelVersion, grid: Cohorts, index: int, limit: Limit) -> Alarm:
+    return Alarm(
+        key=f"{post.model}/operations/{limit.subject}/{index}{'' if limit.broken else '/recovered'}",
+        model=post.model,
+        monitor="operations",
+        subject=limit.subject,
+        version=champion.version,
+        raised_at=post.now,
+        start=grid.start(index),
+        end=grid.start(index + 1),
+        text=limit.text,
+        statistic=limit.value,
+        threshold=limit.limit,
+        recovered=not limit.broken,
+    )
