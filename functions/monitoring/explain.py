@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -108,7 +107,7 @@ def find_slices(post: Post, champion: ModelVersion, options: SliceOptions, read:
         text = f"no labelled answer of version {champion.version} in the last {options.days} days"
         return SliceFindings(model=post.model, version=champion.version, rows=0, text=text)
     kept = logged.kept(options.columns)
-    features = _values(feature_table(rows, logged).filter(pa.array(judged)), kept)
+    features = values_of(feature_table(rows, logged).filter(pa.array(judged)), kept)
     found = worst_slices(
         scored.loss[judged],
         features,
@@ -158,7 +157,7 @@ def find_changes(post: Post, champion: ModelVersion, read: Read, *, days: int, m
         text = f"{asked.num_rows} requests, {trained.num_rows} training rows: {_FEWEST} of each are needed"
         return Changed(model=post.model, version=champion.version, text=text, **sizes)
     rng = np.random.default_rng(0)  # the same rows give the same answer
-    found = domain_classifier(_values(trained, columns), _values(asked, columns), rng=rng)
+    found = domain_classifier(values_of(trained, columns), values_of(asked, columns), rng=rng)
     changed = found.changed()
     what = f"told apart by {', '.join(changed)}" if changed else "not told apart"
     return Changed(
@@ -176,7 +175,7 @@ def find_changes(post: Post, champion: ModelVersion, read: Read, *, days: int, m
 _FEWEST = 50
 
 
-def _values(rows: pa.Table, columns: Columns) -> Mapping[str, Any]:
+def values_of(rows: pa.Table, columns: Columns) -> dict[str, Any]:
     """Columns as arrays (rows,): floats with NaN where missing, and strings with None."""
     numbers = {
         name: pc.fill_null(rows[name].cast(pa.float64(), safe=False), float("nan")).to_numpy()

@@ -31,10 +31,14 @@ from registry import ModelVersion, ObjectStore, Table
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """The views behind a model's columns. columns: for each view, its features and the model's columns they are."""
+    """The views behind a model's columns. columns: for each view, its features and the model's columns they are.
+
+    service: the feature service that names them; None where there is none.
+    """
 
     store: FeatureStore
     columns: Sequence[tuple[FeatureView, Mapping[str, str]]]
+    service: str | None = None
 
     @classmethod
     def of(cls, store: FeatureStore, version: ModelVersion) -> Views:
@@ -50,7 +54,7 @@ class Views:
             columns = {a: b for a, b in zip(one.features, one.columns, strict=True) if b in read}
             if columns and isinstance(one.view, FeatureView):
                 found.append((one.view, columns))
-        return cls(store, found)
+        return cls(store, found, name if projections else None)
 
     def ranges(self) -> dict[str, Range]:
         """What the views expect of the model's columns (`InRange`)."""
@@ -60,6 +64,10 @@ class Views:
             for one in view.expectations
             if isinstance(one, InRange) and one.column in columns
         }
+
+    def digests(self) -> dict[str, str]:
+        """The digest of each view's definition as it is in force."""
+        return {} if self.service is None else self.store.definitions_digest(self.service)
 
     def ages(self, monitor: QualityMonitor) -> tuple[ViewAge, ...]:
         """How old the newest row of each view is, of those for which anything limits it."""

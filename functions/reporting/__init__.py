@@ -3,16 +3,18 @@
 Reads the prediction log and the journals; decides nothing. The page is one HTML file without external resources.
 """
 
-from functions.reporting.jobs import Report, model_report, rollout_report
+from functions.reporting.jobs import AlarmReport, Report, alarm_report, model_report, rollout_report
 from functions.reporting.timeline import Happening, timeline
 from functions.reporting.trace import PredictionTrace, trace_prediction
 from functions.reporting.weekly import Week, weeks
 
 __all__ = [
+    "AlarmReport",
     "Happening",
     "PredictionTrace",
     "Report",
     "Week",
+    "alarm_report",
     "model_report",
     "rollout_report",
     "timeline",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from datetime import datetime
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
+from featurestore import FeatureStore
 from functions.evaluation.metrics import auc, log_loss
+from functions.monitoring import Alarm, alarms
 from functions.monitoring.alarms import told
+from functions.monitoring.causes import Causes, Changes, find_causes
+from functions.monitoring.watch import Post
+from functions.monitoring.watch_quality import Views
 from functions.prediction_log import outcomes, predictions
+from functions.reporting.alarm_page import render_alarm
 from functions.reporting.page import Findings, Latency, render
 from functions.reporting.rollout_page import judged, render_rollout
 from functions.reporting.timeline import Happening, from_alarms, from_model, from_rollouts, timeline
@@ -42,6 +50,15 @@ class Report(BaseModel):
     reference_loss_since: float | None = None
     served_auc_since: float | None = None
     summary: list[str] = []
+
+
+class AlarmReport(BaseModel):
+    """Where the page of an alarm is (a key of the store), and what is on it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str
+    causes: Causes
 
 
 @function(timeout_s=300)
@@ -96,6 +113,56 @@ def rollout_report(model: str, rollout: int | None = None) -> str:
     key = f"reports/{model}-rollout-{state.rollout}.html"
     store.put(key, render_rollout(model, entries, state.rollout).encode())
     return key
+
+
+@function(timeout_s=300)
+def alarm_report(model: str, alarm: str | None = None, days_before: int = 28) -> AlarmReport:
+    """Say what changed behind an alarm, ordered by its part in the loss, and write that as a page into the store.
+
+    alarm: its key, as `standing_alarms` tells; the newest one unless given. days_before: that its window is held against.
+    Raises: ValueError if there is no such alarm, or no champion.
+    """
+    used = context()
+    registry = used.registry()
+    entries = told(Journal(used.store, f"alarms/{model}", actor=used.actor).entries())
+    raised = [one for one in entries if not one.recovered]
+    found = next((one for one in reversed(raised) if alarm in (None, one.key)), None)
+    champion = registry.find_version(model, "champion")
+    if found is None or champion is None:
+        asked = "an alarm" if alarm is None else f"the alarm {alarm!r}"
+        raise ValueError(
+            f"{model!r} has no champion or not {asked}; the last are {[one.key for one in raised[-5:]]}"
+        )
+    causes = find_causes(
+        Post(model=model, store=used.store, alarms=alarms(model), now=used.clock()),
+        champion,
+        found,
+        _changes(registry, model, raised),
+        Views.of(FeatureStore(used.store, clock=used.clock, actor=used.actor), champion),
+        lambda start, end: outcomes(used.store, model, start, end),
+        before=timedelta(days=days_before),
+        loss="log_loss",
+    )
+    happenings = timeline(
+        from_model(registry.history(model)), _rollouts(registry, model), from_alarms(entries)
+    )
+    key = f"reports/{model}-alarm-{sha256(found.key.encode()).hexdigest()[:12]}.html"
+    used.store.put(key, render_alarm(causes, happenings).encode())
+    return AlarmReport(key=key, causes=causes)
+
+
+def _changes(registry: Registry, model: str, raised: Sequence[Alarm]) -> Changes:
+    """What the registry and the alarms know of the time."""
+    champions = [
+        (int(entry.body["version"]), entry.at)
+        for entry in registry.history(model)
+        if entry.body.get("kind") in ("alias", "rollback") and entry.body.get("alias") == "champion"
+    ]
+    return Changes(
+        champions=tuple(champions),
+        code={one.version: one.lineage.code for one in registry.list_versions(model)},
+        incidents=tuple(one for one in raised if one.monitor == "quality"),
+    )
 
 
 def _reference_scores(registry: Registry, model: str, reference: int, rows: pa.Table) -> np.ndarray:

@@ -1,0 +1,239 @@
+"""What changed when, and what of the loss it explains: features, slices, upstream tables, versions and incidents behind an alarm.
+
+The loss of the rows that an alarm is about is held against that of the weeks before, and the change split column by column
+(`functions.stats.decompose`). The parts of different columns overlap where the columns do: they rank, and do not add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import AwareDatetime, BaseModel, ConfigDict
+
+from functions.monitoring.alarms import Alarm
+from functions.monitoring.explain import values_of
+from functions.monitoring.results import results_table
+from functions.monitoring.watch import Post, Read
+from functions.monitoring.watch_features import Columns, feature_table, fits
+from functions.monitoring.watch_quality import Views
+from functions.scoring import Loss, Scored, score
+from functions.stats.decompose import ColumnChange, decompose_change
+from registry import ModelVersion, Table
+
+Kind = Literal["feature", "slice", "table", "version", "incident"]
+_BEYOND_CHANCE = 3.0  # standard errors from which a part is told
+_SLICES, _FEWEST = 10, 30
+
+
+class Cause(BaseModel):
+    """Something that changed. since: when, where that is known. contribution: to the mean loss, of `error`; None: not known."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Kind
+    what: str
+    text: str
+    since: AwareDatetime | None = None
+    contribution: float | None = None
+    error: float | None = None
+
+
+class Causes(BaseModel):
+    """What stands behind an alarm, the largest contribution first. rows, loss: labelled, before and in its window."""
+
+    model_config = ConfigDict(frozen=True)
+
+    alarm: Alarm
+    before: AwareDatetime
+    rows_before: int
+    rows: int
+    loss_before: float | None = None
+    loss: float | None = None
+    causes: tuple[Cause, ...] = ()
+    text: str
+
+
+class Changes(BaseModel):
+    """What the registry and the journals know of the time. champions: versions and when each took over, oldest first.
+
+    code: digest of each version's code. incidents: alarms of data quality, recoveries left out.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    champions: tuple[tuple[int, AwareDatetime], ...] = ()
+    code: dict[int, str | None] = {}
+    incidents: tuple[Alarm, ...] = ()
+
+
+def find_causes(
+    post: Post,
+    champion: ModelVersion,
+    alarm: Alarm,
+    changes: Changes,
+    views: Views,
+    read: Read,
+    *,
+    before: timedelta,
+    loss: Loss,
+) -> Causes:
+    """Rank what changed between the time before an alarm's window and the window.
+
+    read: predictions with labels and vectors, predicted in [start, end).
+    """
+    logged, began = Columns.of(champion), alarm.start - before
+    rows = read(began, alarm.end)
+    rows = rows.filter(pc.and_(pc.invert(rows["shadow"]), fits(rows, logged)))
+    rows = rows.sort_by([("predicted_at", "ascending"), ("prediction_id", "ascending")])
+    scored, features = score(rows, loss=loss), feature_table(rows, logged)
+    judged = np.isfinite(scored.loss)
+    split = (alarm.start - _EPOCH) // timedelta(microseconds=1)
+    early, late = judged & (scored.at < split), judged & (scored.at >= split)
+    sizes = {"rows_before": int(early.sum()), "rows": int(late.sum())}
+    common = {"alarm": alarm, "before": began, **sizes}
+    incidents = [one for one in changes.incidents if one.start < alarm.end]
+    if min(sizes.values()) < _FEWEST:
+        text = f"{sizes['rows_before']} labels before and {sizes['rows']} in the window: {_FEWEST} of each are needed"
+        found = [_incident(one, {}) for one in incidents]
+        return Causes(**common, text=text, causes=tuple(found))
+    parts = decompose_change(
+        scored.loss[early],
+        scored.loss[late],
+        values_of(features.filter(pa.array(early)), logged),
+        values_of(features.filter(pa.array(late)), logged),
+    )
+    mixes = {one.column: one for one in parts}
+    found = [
+        *_features(post, parts, alarm),
+        *_slices(parts),
+        *_tables(views, champion, mixes),
+        *_versions(scored, early, late, changes, began),
+        *(_incident(one, mixes) for one in incidents),
+    ]
+    losses = float(scored.loss[early].mean()), float(scored.loss[late].mean())
+    ranked = sorted(found, key=lambda one: (one.contribution is None, -(one.contribution or 0.0)))
+    text = f"the loss went from {losses[0]:.4f} to {losses[1]:.4f}; " + (
+        f"most of it by {ranked[0].kind} {ranked[0].what}"
+        if ranked
+        else "nothing that was looked at explains it"
+    )
+    return Causes(**common, loss_before=losses[0], loss=losses[1], causes=tuple(ranked), text=text)
+
+
+_EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
+
+
+def _features(post: Post, parts: Sequence[ColumnChange], alarm: Alarm) -> Iterator[Cause]:
+    """Columns whose values moved: to where the loss was higher, beyond chance, or so that the drift monitor named them."""
+    drifted = _drifted_since(post, alarm.end)
+    for one in parts:
+        if one.column in drifted or abs(one.mix) > _BEYOND_CHANCE * one.error:
+            text = f"requests moved to values at which the loss was {'higher' if one.mix > 0 else 'lower'} before"
+            yield Cause(
+                kind="feature",
+                what=one.column,
+                text=text,
+                since=drifted.get(one.column),
+                contribution=one.mix,
+                error=one.error,
+            )
+
+
+def _drifted_since(post: Post, end: datetime) -> dict[str, datetime]:
+    """For columns that the drift monitor found drifted in their last window before `end`, since when without a break."""
+    table = Table(post.store, results_table(post.model))
+    if not table.exists():
+        return {}
+    where = (pc.field("monitor") == "drift") & (pc.field("end") <= pa.scalar(end, pa.timestamp("us", "UTC")))
+    rows = table.read(columns=["subject", "start", "end", "verdict"], where=where).sort_by("end").to_pylist()
+    since: dict[str, datetime] = {}
+    for row in rows:
+        if row["verdict"] in ("drifted", "vanished"):
+            since.setdefault(row["subject"], row["start"])
+        elif row["verdict"] == "stable":
+            since.pop(row["subject"], None)
+    return since
+
+
+def _slices(parts: Sequence[ColumnChange]) -> list[Cause]:
+    """Cells of columns that lose more than they did, beyond chance."""
+    worse = [
+        cell for one in parts for cell in one.cells if cell.contribution > _BEYOND_CHANCE * cell.error > 0
+    ]
+    worse.sort(key=lambda cell: -cell.contribution)
+    return [
+        Cause(
+            kind="slice",
+            what=cell.name,
+            text=f"its loss went from {cell.loss_before:.4f} to {cell.loss_after:.4f} on {cell.share_after:.1%} of the rows",
+            contribution=cell.contribution,
+            error=cell.error,
+        )
+        for cell in worse[:_SLICES]
+    ]
+
+
+def _tables(views: Views, champion: ModelVersion, mixes: Mapping[str, ColumnChange]) -> Iterator[Cause]:
+    """Views whose columns moved beyond chance, or whose definition is not the one that was learnt from."""
+    digests = views.digests()
+    for view, columns in views.columns:
+        known = [mixes[name] for name in columns.values() if name in mixes]
+        most = max(known, key=lambda one: one.mix, default=None)
+        learnt = champion.lineage.features.get(view.name)
+        changed = learnt is not None and digests.get(view.name, learnt) != learnt
+        moved = most is not None and most.mix > _BEYOND_CHANCE * most.error
+        if not moved and not changed:
+            continue
+        said = ["its definition is not the one that was learnt from"] if changed else []
+        said += [f"its column {most.column} moved"] if most is not None and moved else []
+        yield Cause(
+            kind="table",
+            what=view.name,
+            text="; ".join(said),
+            contribution=None if most is None else most.mix,
+            error=None if most is None else most.error,
+        )
+
+
+def _versions(scored: Scored, early: Any, late: Any, changes: Changes, began: datetime) -> Iterator[Cause]:
+    """Versions that took over in that time: what their answers lose beyond what was lost before."""
+    before, count = float(scored.loss[early].mean()), int(late.sum())
+    for (earlier, _), (version, since) in pairwise(changes.champions):
+        mine = late & (scored.version == version)
+        if since <= began or not mine.any():
+            continue
+        lost = scored.loss[mine] - before
+        same = changes.code.get(earlier) == changes.code.get(version)
+        text = (
+            f"it answers {mine.sum() / count:.0%} of the requests; "
+            f"its code is {'that' if same else 'not that'} of version {earlier}"
+        )
+        error = float(lost.std() / np.sqrt(len(lost)) * mine.sum() / count)
+        yield Cause(
+            kind="version",
+            what=str(version),
+            text=text,
+            since=since,
+            contribution=float(lost.sum() / count),
+            error=error,
+        )
+
+
+def _incident(alarm: Alarm, mixes: Mapping[str, ColumnChange]) -> Cause:
+    """A broken feed: what the columns that it spoils moved, the most of them."""
+    spoiled = [mixes[name] for name in alarm.columns if name in mixes]
+    most = max(spoiled, key=lambda one: one.mix, default=None)
+    return Cause(
+        kind="incident",
+        what=alarm.subject,
+        text=alarm.text,
+        since=alarm.start,
+        contribution=None if most is None else most.mix,
+        error=None if most is None else most.error,
+    )
