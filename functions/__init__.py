@@ -6,7 +6,7 @@ registry and the kernels; it must not know what serves it (`ray_apps`).
 
 from functions.runtime.capture import report_progress
 from functions.runtime.context import Context, context, use_context
-from functions.runtime.declaration import Cron, OnEvent, Resources, Retries
+from functions.runtime.declaration import Cron, Demand, OnEvent, Resources, Retries
 from functions.runtime.function import Function, call, function
 from functions.runtime.future import Future
 from functions.runtime.invocation import Invocation
@@ -16,6 +16,7 @@ from functions.runtime.workflow import sleep, wait_for
 __all__ = [
     "Context",
     "Cron",
+    "Demand",
     "Function",
     "Future",
     "Invocation",

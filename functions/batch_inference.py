@@ -20,7 +20,7 @@ import ray.data
 from pydantic import BaseModel, ConfigDict
 
 from functions.runtime.context import context
-from functions.runtime.declaration import Resources
+from functions.runtime.declaration import Demand, Resources
 from functions.runtime.function import function
 from functions.training.assembly import input_columns, table_inputs
 from functions.training.errors import TrainingDataError
@@ -65,7 +65,11 @@ class BatchJob:
         return f"batch:{self.version.model}@{self.version.version}:{self.dataset}:{self.shard_rows}:{shard}"
 
 
-@function(resources=Resources(num_cpus=1), timeout_s=3600)
+def _demand(max_actors: int, priority: int, **_: Any) -> Demand:
+    return Demand(cpus=max(1.0, float(max_actors)), priority=priority)
+
+
+@function(resources=Resources(num_cpus=1), timeout_s=3600, demand=_demand)
 def predict_batch(
     model: str,
     dataset: TableSnapshot,
@@ -74,11 +78,13 @@ def predict_batch(
     keep: list[str] | None = None,
     shard_rows: int = 50_000,
     max_actors: int = 2,
+    priority: int = 0,  # noqa: ARG001 - its demand reads it
 ) -> BatchPredictions:
     """Score every row of `dataset` with a version and append the predictions to a table, each row exactly once.
 
     version: a number or an alias; output: the table's name (default: "batch/{model}"); keep: input columns to carry
-    over (default: none); shard_rows: rows written by one commit; max_actors: the pool grows up to it.
+    over (default: none); shard_rows: rows written by one commit; max_actors: the pool grows up to it;
+    priority: of a submitted one in the queue of experiments, the higher first.
     The output has `row` (the row's number in the snapshot), the kept columns, the model's outputs, `source` (the
     snapshot) and `model_version`.
     Raises: NotFound; TrainingDataError if the dataset does not fit the version's signature.

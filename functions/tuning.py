@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
 from functions.runtime.context import context
-from functions.runtime.declaration import Resources
+from functions.runtime.declaration import Demand, Resources
 from functions.runtime.function import function
 from functions.training.errors import TrainingError
 from functions.training.params import TabularParams, run_params
@@ -39,7 +39,11 @@ class Sweep(BaseModel):
     seconds: float
 
 
-@function(resources=Resources(num_cpus=1), timeout_s=3600)
+def _demand(concurrency: int, cpus_per_trial: float, priority: int, **_: Any) -> Demand:
+    return Demand(cpus=max(1.0, concurrency * cpus_per_trial), priority=priority)
+
+
+@function(resources=Resources(num_cpus=1), timeout_s=3600, demand=_demand)
 def tune_tabular(
     model: str,
     training_set: TableSnapshot,
@@ -54,12 +58,14 @@ def tune_tabular(
     cpus_per_trial: float = 1.0,
     experiment: str | None = None,
     seed: int = 0,
+    priority: int = 0,  # noqa: ARG001 - its demand reads it
 ) -> Sweep:
     """Try settings of the tabular network on Ray Tune with ASHA and return the best; nothing is registered.
 
     params: the settings that the space does not vary, and the first trial; space: parameter -> what to draw from;
     num_samples: trials; max_epochs: epochs of the longest trial (default: those of params); concurrency: trials at a
     time, each with `cpus_per_trial`; experiment: where sweep and trials are tracked (default: "{model}-sweep").
+    priority: of a submitted one in the queue of experiments, the higher first.
     A sweep that was interrupted repeats no finished trial when it is asked for again.
     Raises: TrainingDataError for a space or data that cannot be used; TrainingError if no Ray runs or every trial fails.
     """

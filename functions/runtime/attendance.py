@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -21,6 +21,7 @@ from functions.runtime.deadline import bounded
 from functions.runtime.errors import Cancelled, FunctionError
 from functions.runtime.lease import beat
 from functions.runtime.ledger import Followed, Ledger, later
+from functions.runtime.places import Places
 from functions.runtime.receipt import meter
 from functions.runtime.record import Record
 from functions.runtime.slots import Slots
@@ -64,15 +65,18 @@ def attend(assignment: Assignment) -> Attended:
     """Claim the attempt, run it, record its end; or leave it for later if the function runs often enough already."""
     function, used = assignment.function, assignment.context
     ledger = Ledger(used.store, actor=used.actor, lease_s=assignment.lease_s)
-    worker, slots = uuid.uuid4().hex, Slots.of(function, ledger)
-    if slots and not slots.take(worker, assignment.record.id):
+    worker, slots, places = uuid.uuid4().hex, Slots.of(function, ledger), Places.of(function, ledger)
+    with ExitStack() as held:
+        taken = slots is None or slots.take(worker, assignment.record.id)
+        if slots and taken:
+            held.callback(_patiently, lambda: slots.give(worker))
+        if places and taken:
+            held.callback(_patiently, lambda: places.give(worker))
+            taken = places.take_for(assignment.record, worker)
+        if taken:
+            return _claim(assignment, ledger, worker)
         full = timedelta(seconds=SLOT_PATIENCE_S * (1 + random.random()))
         return Attended(assignment.record.status, ledger.clock() + full)
-    try:
-        return _claim(assignment, ledger, worker)
-    finally:
-        if slots:
-            _patiently(lambda: slots.give(worker))
 
 
 def _claim(assignment: Assignment, ledger: Ledger, worker: str) -> Attended:

@@ -25,6 +25,7 @@ PLATFORM = (
     "functions.monitoring",
     "functions.rollout",
     "functions.retraining",
+    "functions.quotas",
     "functions.reporting",
 )
 

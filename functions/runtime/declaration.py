@@ -38,6 +38,23 @@ class Resources:
 
 
 @dataclass(frozen=True, slots=True)
+class Demand:
+    """What an experiment takes of its team's quota while it runs, and how soon it is wanted.
+
+    cpus, gpus: of all its workers together; priority: the higher ones begin first.
+    Raises: DeclarationError if cpus or gpus is negative.
+    """
+
+    cpus: float = 0.0
+    gpus: float = 0.0
+    priority: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("cpus", "gpus"):
+            _require(name, getattr(self, name), at_least=0)
+
+
+@dataclass(frozen=True, slots=True)
 class Retries:
     """When a run that failed is tried again.
 

@@ -74,6 +74,10 @@ class InvocationFailed(FunctionError):
     """A durable invocation ended dead; its error and traceback are in the message."""
 
 
+class OverQuota(FunctionError):
+    """An experiment asks for more than a quota of its team, or of everyone, even alone."""
+
+
 class CodeChanged(FunctionError):
     """A workflow with recorded steps cannot go on, for its code is no longer the one it began with."""
 

@@ -11,6 +11,7 @@ import os
 import random
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cache, partial
@@ -23,6 +24,7 @@ from functions.runtime.errors import FunctionError, UnknownFunction
 from functions.runtime.lease import believed_until
 from functions.runtime.ledger import Followed, Ledger, later
 from functions.runtime.nursery import Child
+from functions.runtime.places import Places
 from functions.runtime.queue import Note, QueueReader
 from functions.runtime.record import Record, accepted
 from functions.runtime.slots import Slots
@@ -57,23 +59,28 @@ class Executor:
     _workers: dict[str, tuple[Function[..., Any], Worker]] = field(default_factory=dict)
     _backlog: dict[str, Followed] = field(default_factory=dict)  # due, but there was no room: not read again
     _slots: dict[str, Slots | None] = field(default_factory=dict)
+    _places: Places = field(init=False)
     _warm: Pool = field(default_factory=Pool)
     _reader: QueueReader | None = None
     _kept_at: float = 0.0
     _lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def __post_init__(self) -> None:
+        self._places = Places(self.ledger)
 
     def poll(self) -> int:
         """Look once at all that is new or due; returns how many invocations are open. Does not wait for work."""
         with self._lock:
             for note in self._news():
                 self._open[note.invocation] = self.ledger.clock()
-                self._guarded(note.invocation, note)
+                self._guarded(note.invocation, partial(self._look, note.invocation, note))
             self._reap()
             now = self.ledger.clock()
             for each in [
                 each for each, due in self._open.items() if due <= now and each not in self._workers
             ]:
-                self._guarded(each, None)
+                self._guarded(each, partial(self._look, each))
+            self._begin_experiments()
             self._warm.keep(catalog.all_functions())
             self._checkpoint()
             return len(self._open)
@@ -92,13 +99,16 @@ class Executor:
             if self._open.get(invocation, self.ledger.clock()) <= self.ledger.clock():
                 if invocation not in self._workers:
                     self._reap()  # nobody may wait for those any more, and they hold room
-                self._guarded(invocation, None)
+                self._guarded(invocation, partial(self._look, invocation))
+            waiting = self._backlog.get(invocation)
+            if waiting is not None and self._places.concern(waiting):
+                self.poll()  # whether it is its turn hangs on the others
             ours = self._workers.get(invocation)
         if ours is None:
             time.sleep(wait_s)
         elif ours[1].wait(wait_s):
             with self._lock:
-                self._guarded(invocation, None)
+                self._guarded(invocation, partial(self._look, invocation))
 
     def warm_workers(self, function: Function[..., Any]) -> int:
         """How many workers of a function wait for it, imports done."""
@@ -123,9 +133,9 @@ class Executor:
             self._reader.checkpoint(self._open)
             self._kept_at = time.monotonic()
 
-    def _guarded(self, invocation: str, note: Note | None) -> None:
+    def _guarded(self, invocation: str, look: Callable[[], None]) -> None:
         try:
-            self._look(invocation, note)
+            look()
         except (Unavailable, UnknownFunction) as error:
             self._postpone(invocation, error)
         except Exception as error:
@@ -136,13 +146,13 @@ class Executor:
     def _reap(self) -> None:
         """Enter how the workers that are done have ended."""
         for each in [each for each, (_, worker) in self._workers.items() if worker.wait(0)]:
-            self._guarded(each, None)
+            self._guarded(each, partial(self._look, each))
 
     def _postpone(self, invocation: str, error: Exception) -> None:
         _logger.warning("invocation %s is left for %s s: %s", invocation, ELSEWHERE_S, error)
         self._open[invocation] = self.ledger.clock() + timedelta(seconds=ELSEWHERE_S)
 
-    def _look(self, invocation: str, note: Note | None) -> None:
+    def _look(self, invocation: str, note: Note | None = None) -> None:
         if invocation in self._workers:
             self._look_at_worker(invocation)
         else:
@@ -179,7 +189,7 @@ class Executor:
             self._check_lease(followed, now)
         elif not record.runnable or (record.due > now and not record.untouched):
             self._settle(record.id, record.status, record.due, idle=not record.runnable)
-        elif (function := self._admitted(record)) is not None:
+        elif not self._places.concern(followed) and (function := self._admitted(record)) is not None:
             self._start(function, followed)
         else:
             self._open[record.id] = now
@@ -204,6 +214,29 @@ class Executor:
         full = capacity is not None and len(self._workers) >= capacity
         return None if full or not self._slot(function) else function
 
+    def _begin_experiments(self) -> None:
+        """Start those that wait and whose turn it is; refuse what no quota will ever let in."""
+        waiting = {each: known for each, known in self._backlog.items() if self._places.concern(known)}
+        if not waiting:
+            return
+        try:
+            turns = self._places.turns(waiting, under_way=self._workers)
+        except Unavailable as error:
+            _logger.warning("no experiment begins now: %s", error)
+            return
+        for each, refused in turns:
+            self._guarded(each, partial(self._begin, self._backlog.pop(each), refused))
+
+    def _begin(self, followed: Followed, refused: dict[str, Any] | None) -> None:
+        record = followed.record
+        if refused is not None:
+            followed.append(partial(_if_runnable, refused, record.length))
+            self._settle(record.id, followed.record.status, followed.record.due)
+        elif (function := self._admitted(record)) is not None:
+            self._start(function, followed)
+        else:
+            self._backlog[record.id] = followed
+
     def _slot(self, function: Function[..., Any]) -> bool:
         """Whether a worker of the function might get a slot; it takes one itself, or comes back without."""
         slots = self._slots_of(function)
@@ -225,7 +258,7 @@ class Executor:
             return
         refused = refusal(record, function.digest)
         if refused is not None:
-            followed.append(lambda now: refused if now.runnable and now.length == record.length else None)
+            followed.append(partial(_if_runnable, refused, record.length))
             self._settle(record.id, followed.record.status, followed.record.due)
             return
         assignment = Assignment(
@@ -251,9 +284,15 @@ class Executor:
             lambda record: _loss(record, function, reason, worker=worker, now=self.ledger.clock())
         )
         slots = self._slots_of(function) if function else None
-        if worker and slots:
-            slots.give(worker)
+        for held in (slots, self._places if function and function.demand else None):
+            if worker and held:
+                held.give(worker)
         self._settle(followed.record.id, followed.record.status, followed.record.due)
+
+
+def _if_runnable(body: dict[str, Any], length: int, record: Record) -> dict[str, Any] | None:
+    """An entry for a record that is as it was judged."""
+    return body if record.runnable and record.length == length else None
 
 
 def _loss(

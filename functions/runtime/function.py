@@ -19,7 +19,7 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 from functions.runtime import catalog, cluster
 from functions.runtime.context import Context, context, unpacked
 from functions.runtime.deadline import bounded
-from functions.runtime.declaration import ONCE, Cron, OnEvent, Resources, Retries
+from functions.runtime.declaration import ONCE, Cron, Demand, OnEvent, Resources, Retries
 from functions.runtime.digest import digest_of
 from functions.runtime.errors import DeclarationError, InvalidResult
 from functions.runtime.fanout import fan_out
@@ -43,7 +43,7 @@ class Function(Generic[P, R]):
     """A declared function; call it as the function it was.
 
     name, doc; reference: "module:qualname"; signature: its types; resources, timeout_s, retries,
-    max_concurrency, cache, secrets, warm: as declared; schedule, on: its Crons and OnEvents; body: the undecorated function.
+    max_concurrency, cache, secrets, warm, demand: as declared; schedule, on: its Crons and OnEvents; body: the undecorated function.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class Function(Generic[P, R]):
         cache: bool = False,
         secrets: Sequence[str] = (),
         warm: int = 0,
+        demand: Callable[..., Demand] | None = None,
         schedule: Sequence[Cron] = (),
         on: Sequence[OnEvent] = (),
     ) -> None:
@@ -77,6 +78,7 @@ class Function(Generic[P, R]):
         self.cache = cache
         self.secrets = tuple(secrets)
         self.warm = warm
+        self.demand = demand
         self.schedule = tuple(schedule)
         self.on = tuple(on)
 
@@ -215,6 +217,7 @@ class Function(Generic[P, R]):
             "cache",
             "secrets",
             "warm",
+            "demand",
             "schedule",
             "on",
         )
@@ -252,6 +255,7 @@ def function(
     cache: bool = ...,
     secrets: Sequence[str] = ...,
     warm: int = ...,
+    demand: Callable[..., Demand] | None = ...,
     schedule: Cron | Sequence[Cron] | None = ...,
     on: OnEvent | Sequence[OnEvent] | None = ...,
 ) -> _Declare: ...
@@ -267,6 +271,7 @@ def function(body: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
     cache: a run with arguments that the same code has seen before answers from the store.
     secrets: names of the secrets that the body reads by `context().secret(name)`.
     warm: workers that wait for durable runs with the imports done; 0 scales to zero.
+    demand: what a durable run takes of its team's quota, from the arguments by name; it waits for its turn.
     schedule: one or several Crons; on: one or several OnEvents.
 
     Raises: DeclarationError, at import, for what cannot be declared.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from types import FunctionType
 from typing import Any
 
 from functions.runtime.declaration import Cron, OnEvent, Resources, Retries
@@ -18,6 +19,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "cache": (bool,),
     "secrets": (tuple,),
     "warm": (int,),
+    "demand": (FunctionType,),
     "schedule": (tuple,),
     "on": (tuple,),
 }

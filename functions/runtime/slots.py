@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from functions.runtime.function import Function
 
 REFRESH_S = 0.2
-Held = dict[str, dict[str, str]]  # worker -> invocation, and when it took the slot
+Held = dict[str, dict[str, Any]]  # worker -> invocation, when it took the slot, and what it asked for
 
 
 @dataclass
@@ -48,16 +49,15 @@ class Slots:
         told = hashlib.sha256(function.reference.encode()).hexdigest()[:12]
         return cls(ledger, f"{function.name}-{told}", function.max_concurrency)
 
-    def take(self, worker: str, invocation: str) -> bool:
+    def take(self, worker: str, invocation: str, asks: Mapping[str, Any] | None = None) -> bool:
         """Take a slot, if there is one: a read and a write, and more where all are held."""
         held = self._fold.refresh()
-        gone = self._gone(held) if len(held) >= self.limit else []
+        wants = {"invocation": invocation, "at": to_text(self.ledger.clock())} | dict(asks or {})
+        gone = [] if self._room(held, wants) else self._gone(held)
 
         def decide(held: Held) -> dict[str, Any] | None:
-            if len(held.keys() - gone) >= self.limit:
-                return None
-            mine = {"invocation": invocation, "at": to_text(self.ledger.clock())}
-            return {"take": worker, "gone": gone} | mine
+            left = {each: held[each] for each in held if each not in gone}
+            return {"take": worker, "gone": gone} | wants if self._room(left, wants) else None
 
         return self._fold.transact(decide) is not None
 
@@ -79,10 +79,13 @@ class Slots:
                 self.give(worker)
         return len(self._fold.state) < self.limit
 
+    def _room(self, held: Held, wants: Mapping[str, Any]) -> bool:  # noqa: ARG002 - here one is like another
+        return len(held) < self.limit
+
     def _gone(self, held: Held) -> list[str]:
         return [worker for worker, each in held.items() if not self._holds(worker, each)]
 
-    def _holds(self, worker: str, held: dict[str, str]) -> bool:
+    def _holds(self, worker: str, held: dict[str, Any]) -> bool:
         now = self.ledger.clock()
         claims_until = from_text(held["at"]) + timedelta(seconds=self.ledger.lease_s)
         try:
@@ -98,5 +101,5 @@ def _step(held: Held, entry: Entry) -> Held:
     body = entry.body
     left = {worker: each for worker, each in held.items() if worker not in body["gone"]}
     if "take" in body:
-        left[body["take"]] = {"invocation": body["invocation"], "at": body["at"]}
+        left[body["take"]] = {name: told for name, told in body.items() if name not in {"take", "gone"}}
     return left

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from functions.runtime.context import context
-from functions.runtime.declaration import Resources
+from functions.runtime.declaration import Demand, Resources
 from functions.runtime.function import function
 from functions.training.errors import TrainingDataError
 from functions.training.params import RecipeParams, run_params
@@ -70,7 +70,11 @@ def recipe_of(project: str | None, name: str, options: dict[str, Any]) -> Recipe
         raise TrainingDataError(f"options={options} do not fit recipe {name!r}: {error}") from error
 
 
-@function(resources=Resources(num_cpus=1), timeout_s=86_400)
+def _demand(num_workers: int, worker_cpus: float, worker_gpus: float, priority: int, **_: Any) -> Demand:
+    return Demand(max(1.0, num_workers * worker_cpus), num_workers * worker_gpus, priority)
+
+
+@function(resources=Resources(num_cpus=1), timeout_s=86_400, demand=_demand)
 def train_recipe(
     model: str,
     recipe: str,
@@ -83,12 +87,14 @@ def train_recipe(
     experiment: str | None = None,
     register: bool = True,  # noqa: FBT001, FBT002 - by HTTP every argument has its name
     tags: dict[str, str] | None = None,
+    priority: int = 0,  # noqa: ARG001 - its demand reads it
 ) -> Trained:
     """Train the network of a recipe of the project and register it as the next version of `model`.
 
     recipe: a name in the project's RECIPES; options: its fields; num_workers: 1 trains here, more train on the Ray cluster
     with `worker_cpus` and `worker_gpus` each; sharding: every worker holds the whole model ("replicate", DDP) or its share
     of weights, optimiser and checkpoints ("shard", FSDP2); experiment: where the run is tracked (default: the model's name).
+    priority: of a submitted one in the queue of experiments, the higher first.
     A training that was interrupted goes on after its last epoch when it is asked for again, be it by fewer workers or more.
     Raises: TrainingDataError, TrainingDiverged, ArtifactRefused; the run is then FAILED and nothing is registered.
     """

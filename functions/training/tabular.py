@@ -5,10 +5,12 @@ The function is known to processes that never train; what trains, `order`, is im
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict
 
 from functions.runtime.context import context
-from functions.runtime.declaration import Resources
+from functions.runtime.declaration import Demand, Resources
 from functions.runtime.function import function
 from functions.training.bill import Cost
 from functions.training.params import TabularParams, run_params
@@ -34,7 +36,11 @@ class Trained(BaseModel):
     cost: Cost | None = None
 
 
-@function(resources=Resources(num_cpus=1), timeout_s=3600)
+def _demand(num_workers: int, worker_cpus: float, priority: int, **_: Any) -> Demand:
+    return Demand(cpus=max(1.0, num_workers * worker_cpus), priority=priority)
+
+
+@function(resources=Resources(num_cpus=1), timeout_s=3600, demand=_demand)
 def train_tabular(
     model: str,
     training_set: TableSnapshot,
@@ -52,6 +58,7 @@ def train_tabular(
     parent: int | None = None,
     tags: dict[str, str] | None = None,
     start_from: int | None = None,
+    priority: int = 0,  # noqa: ARG001 - its demand reads it
 ) -> Trained:
     """Train the tabular network on a training set and register it as the next version of `model`.
 
@@ -61,6 +68,7 @@ def train_tabular(
     version this one challenges; feature_service: what serves its features by key, kept as a tag.
     start_from: a version of `model` whose weights, preprocessing and target training begins with (a warm start; a lower
     params.lr suits it); the new version names it as its parent.
+    priority: of a submitted one in the queue of experiments, the higher first.
     A training that was interrupted, by whatever, goes on after its last epoch when it is asked for again.
     Raises: TrainingDataError, TrainingDiverged, ArtifactRefused; the run is then FAILED and nothing is registered.
     """

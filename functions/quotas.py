@@ -1,0 +1,117 @@
+"""Experiments beside the counter: the quotas of teams, what runs within them, and what waits for its turn.
+
+A training, sweep or batch inference that is submitted is an experiment. It takes a place in its team's quota while it runs,
+and waits in the ledger until there is one; who is first is said in `functions.runtime.admission`.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from pydantic import BaseModel, ConfigDict
+
+from functions.runtime import catalog
+from functions.runtime.admission import EVERYONE, Ask, Quota, in_the_way, in_turn, team_of
+from functions.runtime.context import context
+from functions.runtime.function import function
+from functions.runtime.invocation import ledger_of
+from functions.runtime.places import demand_of, quotas_in
+from functions.runtime.record import Record
+from registry.names import check_name
+
+_LISTED = 10_000
+
+
+class Admission(BaseModel):
+    """One that runs or waits. since: when it was submitted; waits_for: what it waits for, None for one that runs."""
+
+    model_config = ConfigDict(frozen=True)
+
+    invocation: str
+    function: str
+    caller: str
+    team: str
+    cpus: float
+    gpus: float
+    priority: int
+    since: datetime
+    waits_for: str | None
+
+
+@function
+def set_quota(
+    team: str,
+    cpus: float | None = None,
+    gpus: float | None = None,
+    at_once: int | None = None,
+    members: list[str] | None = None,
+) -> dict[str, Quota]:
+    """Say what the experiments of a team may occupy at a time; returns all quotas.
+
+    team: its name, or "everyone" for all teams together; at_once: how many of them; None: no limit; members: the callers whose team it is. A team's
+    earlier quota is replaced. What runs goes on.
+    Raises: InvalidInput for a name that is none; ValidationError for a limit below 0; ValueError for a caller of another team.
+    """
+    check_name(team, what="team")
+    quota = Quota(cpus=cpus, gpus=gpus, at_once=at_once, members=tuple(members or ()))
+    quotas = quotas_in(context().store, context().actor)
+    for name, other in quotas.refresh().items():
+        twice = sorted(set(other.members) & set(quota.members)) if name != team else []
+        if twice:
+            raise ValueError(f"members={twice} of {team!r} are in {name!r}: take them out there first")
+    quotas.transact(lambda _: {"team": team, "quota": quota.model_dump(mode="json")})
+    return quotas.state
+
+
+@function
+def remove_quota(team: str) -> dict[str, Quota]:
+    """Let a team's experiments occupy what they like, and forget its members; returns the other quotas."""
+    quotas = quotas_in(context().store, context().actor)
+    quotas.transact(lambda there: {"team": team, "quota": None} if team in there else None)
+    return quotas.state
+
+
+@function
+def quotas() -> dict[str, Quota]:
+    """The quotas, by team."""
+    return quotas_in(context().store, context().actor).refresh()
+
+
+@function
+def admissions() -> list[Admission]:
+    """The experiments that run, and those that wait in the order in which they would begin; reads every invocation."""
+    ledger = ledger_of(context())
+    there = quotas_in(context().store, context().actor).refresh()
+    asked: dict[str, tuple[Record, Ask]] = {}
+    for record in ledger.invocations(limit=_LISTED):
+        found = catalog.find(record.reference)
+        if found is not None and found.demand and (record.runnable or record.status == "running"):
+            team = team_of(record.caller, there)
+            asked[record.id] = (
+                record,
+                Ask.of(record.id, team, demand_of(record, ledger), record.submitted_at),
+            )
+    running = [ask for record, ask in asked.values() if record.status == "running"]
+    waiting = [ask for record, ask in asked.values() if record.status != "running"]
+    ordered = (*running, *in_turn(running, waiting, there))
+    return [_told(*asked[ask.invocation], running, there) for ask in ordered]
+
+
+def _told(record: Record, ask: Ask, running: list[Ask], there: dict[str, Quota]) -> Admission:
+    waits_for = None
+    if record.status != "running":
+        team = in_the_way(ask, running, there)
+        waits_for = {None: "its turn", EVERYONE: "room in the quota of everyone"}.get(
+            team, f"room in the quota of its team {team!r}"
+        )
+    return Admission(
+        invocation=record.id,
+        function=record.function,
+        caller=record.caller,
+        team=ask.team,
+        cpus=ask.cpus,
+        gpus=ask.gpus,
+        priority=ask.priority,
+        since=record.submitted_at,
+        waits_for=waits_for,
+    )
