@@ -33,7 +33,7 @@ from featurestore.historical import (
     stored_view,
     typed_keys,
 )
-from featurestore.offline import File, OfflineStore, scan, storable
+from featurestore.offline import File, OfflineStore, Version, scan, storable
 from featurestore.parts import ENTITIES, PART, ROWS, AskedKeys, Hashes, key_hashes, pack, unpack
 from featurestore.retrieval import Retrieval
 from featurestore.rows import check_rows, conform, offline_schema
@@ -45,6 +45,9 @@ ROW = "toque_row"  # number of an entity row, to give rows back in order
 
 _MIN_PARTITIONS = 8
 _ROWS_PER_BLOCK = 250_000
+# A shuffle cuts each task's rows into as many pieces as there are tasks: with more tasks of fewer rows there are more pieces
+# than Ray keeps apart cheaply, and below 100 kB it keeps them in the driver.
+_TASKS, _MOST_ROWS_PER_TASK = 100, 1_000_000
 
 Dataset = ray.data.Dataset
 
@@ -129,22 +132,36 @@ def _stored_rows(job: RetrievalJob, lookup: Projection) -> Dataset:
 
 def _shares(files: Sequence[File], bounds: tuple[datetime | None, datetime | None]) -> Iterator[list[int]]:
     """Numbers of the files that may hold rows within the bounds, a task's worth of rows at a time."""
+    held = [(number, file.rows) for number, file in enumerate(files) if file.may_hold(*bounds)]
+    enough = min(max(sum(rows for _, rows in held) // _TASKS, _ROWS_PER_BLOCK), _MOST_ROWS_PER_TASK)
     share: list[int] = []
     rows = 0
-    for number, file in enumerate(files):
-        if not file.may_hold(*bounds):
-            continue
+    for number, more in held:
         share.append(number)
-        rows += file.rows
-        if rows >= _ROWS_PER_BLOCK:
+        rows += more
+        if rows >= enough:
             yield share
             share, rows = [], 0
     if share:
         yield share
 
 
+_opened: dict[tuple[str, int], Version] = {}  # in a worker; opening takes time for every file of the version
+_MOST_OPENED = 4
+
+
+def _version(offline: OfflineStore, view: FeatureView, number: int) -> Version | None:
+    key = (offline.table(view).uri, number)
+    version = _opened.get(key) or offline.version(view, number)
+    if version is not None and key not in _opened:
+        if len(_opened) >= _MOST_OPENED:
+            _opened.clear()
+        _opened[key] = version
+    return version
+
+
 def _read_files(pieces: pa.Table, *, offline: OfflineStore, view: FeatureView, number: int) -> pa.Table:
-    version = offline.version(view, number)
+    version = _version(offline, view, number)
     if version is None:
         raise UnknownDefinition(f"feature view {view.name!r}: version {number} of its table cannot be read")
     files = [version.files[at] for numbers in pieces.column("files").to_pylist() for at in numbers]
