@@ -10,6 +10,7 @@ from functions.monitoring.explain import Changed, SliceFindings, SliceOptions
 from functions.monitoring.jobs import (
     alarms,
     estimate_performance,
+    monitor_status,
     standing_alarms,
     watch_drift,
     watch_operations,
@@ -21,7 +22,7 @@ from functions.monitoring.jobs import (
 from functions.monitoring.operations import OperationsMonitor
 from functions.monitoring.performance import PerformanceMonitor
 from functions.monitoring.quality import QualityMonitor
-from functions.monitoring.results import results_table
+from functions.monitoring.results import MonitorStatus, results_table
 from functions.monitoring.watch import Watched
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Changed",
     "DriftMonitor",
     "EstimateMonitor",
+    "MonitorStatus",
     "OperationsMonitor",
     "PerformanceMonitor",
     "QualityMonitor",
@@ -39,6 +41,7 @@ __all__ = [
     "Watched",
     "alarms",
     "estimate_performance",
+    "monitor_status",
     "results_table",
     "standing_alarms",
     "watch_drift",

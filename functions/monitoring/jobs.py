@@ -13,6 +13,7 @@ from functions.monitoring.large import Rows
 from functions.monitoring.operations import OperationsMonitor, watch_service
 from functions.monitoring.performance import PerformanceMonitor
 from functions.monitoring.quality import QualityMonitor
+from functions.monitoring.results import MonitorStatus, last_judged
 from functions.monitoring.watch import Post, Watched, watch_loss
 from functions.monitoring.watch_features import watch_features
 from functions.monitoring.watch_quality import Views, spoiled_columns, watch_rows
@@ -159,6 +160,12 @@ def what_changed(model: str, days: int = 7, max_rows: int = 5_000) -> Changed | 
         days=days,
         max_rows=max_rows,
     )
+
+
+@function(timeout_s=60)
+def monitor_status(model: str) -> list[MonitorStatus]:
+    """What each monitor of a model judged last, and what it found wrong."""
+    return last_judged(context().store, model)
 
 
 @function(timeout_s=60)

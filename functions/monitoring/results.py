@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
+from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from registry import ObjectStore, Table
 
@@ -34,6 +35,54 @@ effect and its floor; statistic and threshold: CUSUM level and limit, or correct
 def results_table(model: str) -> str:
     """The name of the table."""
     return f"monitoring/{model}"
+
+
+class MonitorStatus(BaseModel):
+    """What a monitor judged last. rows: of its newest cohort or window; subjects: measures or columns; wrong: what it said of
+    those that are not well.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    monitor: str
+    judged_until: AwareDatetime
+    judged_at: AwareDatetime
+    rows: int
+    subjects: int
+    wrong: tuple[str, ...] = ()
+
+
+def last_judged(store: ObjectStore, model: str) -> list[MonitorStatus]:
+    """What each monitor of a model judged last, by name; empty before the first."""
+    table = Table(store, results_table(model))
+    if not table.exists():
+        return []
+    newest: dict[str, list[dict[str, Any]]] = {}
+    for row in table.read(
+        columns=["monitor", "subject", "end", "rows", "verdict", "text", "judged_at"]
+    ).to_pylist():
+        kept = newest.setdefault(row["monitor"], [row])
+        if row["end"] > kept[0]["end"]:
+            newest[row["monitor"]] = [row]
+        elif row["end"] == kept[0]["end"] and row is not kept[0]:
+            kept.append(row)
+    return [_status(monitor, rows) for monitor, rows in sorted(newest.items())]
+
+
+def _status(monitor: str, rows: Sequence[dict[str, Any]]) -> MonitorStatus:
+    return MonitorStatus(
+        monitor=monitor,
+        judged_until=rows[0]["end"],
+        judged_at=max(row["judged_at"] for row in rows),
+        rows=max(row["rows"] for row in rows),
+        subjects=len(rows),
+        wrong=tuple(
+            f"{row['subject']}: {row['text'] or row['verdict']}" for row in rows if row["verdict"] in _WRONG
+        ),
+    )
+
+
+_WRONG = frozenset({"alarm", "drifted", "vanished", "incident", "contradicted"})
 
 
 def record(

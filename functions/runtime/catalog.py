@@ -23,6 +23,7 @@ PLATFORM = (
     "functions.batch_inference",
     "functions.prediction_log",
     "functions.monitoring",
+    "functions.alerts",
     "functions.rollout",
     "functions.retraining",
     "functions.quotas",

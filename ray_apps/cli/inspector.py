@@ -1,4 +1,4 @@
-"""`toque rollout`, `toque drift` and `toque incidents`: what the inspector found and what became of challengers."""
+"""`toque rollout`, `drift`, `monitors`, `incidents`, `why` and `alerts`: what the inspector found, and what became of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ray_apps.cli import rollout_table
 from ray_apps.cli.calls import call, read_json
 from ray_apps.cli.client import client_of
 from ray_apps.cli.command import add, group
-from ray_apps.cli.show import value
+from ray_apps.cli.show import table, value
 
 if TYPE_CHECKING:
     from ray_apps.cli.command import Commands
@@ -77,6 +77,31 @@ def register(commands: Commands) -> None:
     drift.add_argument("model")
     standing = add(commands, "incidents", _incidents, "alarms and broken feeds of a model that still stand")
     standing.add_argument("model")
+    watched = add(commands, "monitors", _monitors, "what each monitor of a model judged last")
+    watched.add_argument("model")
+    why = add(commands, "why", _why, "what changed behind an alarm, by its part in the loss; writes a page")
+    why.add_argument("model")
+    why.add_argument("--alarm", help="its key, as `incidents` tells; default the newest")
+    _register_alerts(commands)
+
+
+def _register_alerts(commands: Commands) -> None:
+    alerts = group(commands, "alerts", "what people were told of a model: status, ack, silence")
+    add(
+        alerts, "status", _alerts, "what was told and stands, who looks after it, what is silenced"
+    ).add_argument("model")
+    for name, run, text in (
+        ("ack", _ack, "look after what stands: it is not told again, its end is"),
+        ("silence", _silence, "tell nobody about something for some hours"),
+    ):
+        changing = add(alerts, name, run, text)
+        changing.add_argument("model")
+        changing.add_argument(
+            "about", help="'monitor/subject' as alerts name it; for silence also a monitor, or '*'"
+        )
+        if run is _silence:
+            changing.add_argument("--hours", type=float, required=True, help="0 ends a silence")
+            changing.add_argument("--reason", required=True)
 
 
 def _status(given: argparse.Namespace) -> int:
@@ -139,6 +164,32 @@ def _drift(given: argparse.Namespace) -> int:
 
 def _incidents(given: argparse.Namespace) -> int:
     return _call(given, "standing_alarms")
+
+
+def _monitors(given: argparse.Namespace) -> int:
+    found = call(client_of(given), "monitor_status", {"model": given.model})
+    rows = [
+        (one["monitor"], one["judged_until"], one["rows"], one["subjects"], "; ".join(one["wrong"]) or "well")
+        for one in found
+    ]
+    table(("monitor", "judged until", "rows", "subjects", ""), rows)
+    return 0
+
+
+def _why(given: argparse.Namespace) -> int:
+    return _call(given, "alarm_report", alarm=given.alarm)
+
+
+def _alerts(given: argparse.Namespace) -> int:
+    return _call(given, "alert_status")
+
+
+def _ack(given: argparse.Namespace) -> int:
+    return _call(given, "acknowledge_alert", about=given.about)
+
+
+def _silence(given: argparse.Namespace) -> int:
+    return _call(given, "silence_alerts", about=given.about, hours=given.hours, reason=given.reason)
 
 
 def _call(given: argparse.Namespace, function: str, **arguments: object) -> int:

@@ -1,10 +1,12 @@
 """`toque incidents`, against a gateway on a real port."""
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import functions.alerts  # noqa: F401 - declares what the commands call
 from functions.monitoring import Alarm, alarms
+from functions.monitoring.results import record
 from functions.runtime import use_context
 from ray_apps.cli import main
 
@@ -35,3 +37,33 @@ def test_what_stands_is_listed_and_what_is_over_is_not(platform: Any, capsys: An
     (listed,) = json.loads(capsys.readouterr().out)
     assert (listed["monitor"], listed["subject"], listed["columns"]) == ("quality", "nulls", ["wind"])
     assert "missing" in listed["text"]
+
+
+def test_monitors_tell_what_they_judged_last_and_what_is_wrong(platform: Any, capsys: Any) -> None:
+    at = datetime(2013, 5, 1, tzinfo=UTC)
+    row: dict[str, Any] = {"monitor": "drift", "version": 1, "start": at, "rows": 90, "judged_at": at}
+    judged = [
+        row | {"subject": "wind", "end": at, "verdict": "drifted", "text": "effect .3"},
+        row | {"subject": "wind", "end": at + timedelta(days=1), "verdict": "drifted", "text": "effect .4"},
+        row | {"subject": "hour", "end": at + timedelta(days=1), "verdict": "stable", "text": "effect 0"},
+    ]
+    with use_context(platform.context) as used:
+        record(used.store, "late", "drift", judged, upto=2)
+    assert main(("monitors", "late")) == 0
+    printed = capsys.readouterr().out
+    assert "2013-05-02" in printed
+    assert "wind: effect .4" in printed
+    assert "hour" not in printed
+
+
+def test_an_alert_is_silenced_and_one_that_nobody_was_told_of_cannot_be_acknowledged(
+    platform: Any, capsys: Any
+) -> None:
+    silence = ("alerts", "silence", "late", "drift", "--hours", "2", "--reason", "works on the feed")
+    assert main(silence) == 0
+    capsys.readouterr()
+    assert main(("alerts", "status", "late")) == 0
+    (one,) = json.loads(capsys.readouterr().out)["silences"]
+    assert (one["about"], one["reason"]) == ("drift", "works on the feed")
+    assert main(("alerts", "ack", "late", "drift/features")) == 2
+    assert "no alert about 'drift/features' of 'late' stands" in capsys.readouterr().err
