@@ -21,6 +21,8 @@ __all__ = ["HttpDoor", "metadata"]
 
 Headers = Iterable[tuple[bytes, bytes]]
 
+ARM = b"x-toque-arm"
+"""Header that asks for one arm of the split, whoever asks."""
 _VERSIONED = re.compile(r"/versions/([0-9]{1,9})(/infer|/ready|)")
 
 
@@ -75,6 +77,8 @@ class HttpDoor(Door):
         body = await _read(receive, wanted, self.max_body_bytes)
         length = _header_length(wanted.get(b"inference-header-content-length"))
         request = decode_request(body, length)
+        if number is None and ARM in wanted:
+            number = self.predictor.pinned(wanted[ARM].decode("latin-1"))
         if until is None and "timeout" not in request.parameters:
             response: InferResponse = await self.predictor.infer(request, number=number)
         else:
@@ -147,6 +151,7 @@ _WANTED = {
     b"content-encoding",
     b"content-length",
     b"x-request-timeout-ms",
+    ARM,
 }
 _MILLISECOND_DIGITS = 9
 

@@ -84,6 +84,16 @@ class Predictor:
             said["explanation"] = await self._explain(call.explanation, outputs, found.abstained)
         return InferResponse(self.engine.model, version.version, outputs, prediction_id, said)
 
+    def pinned(self, arm: str) -> int:
+        """The version of an arm that a request asks for by name, past the split. Raises: NotFound."""
+        traffic = self.engine.routes.traffic
+        arms = {one.name: one.version for one in traffic.arms} if traffic is not None else {}
+        if arm not in arms:
+            raise NotFound(
+                f"X-Toque-Arm: {self.engine.model!r} has no arm {arm[:80]!r} now; it has {[*arms]}"
+            )
+        return arms[arm]
+
     async def _choose(self, unit: str, number: int | None) -> tuple[str, LoadedVersion]:
         routes = self.engine.routes
         if number is None:

@@ -135,7 +135,7 @@ def test_nothing_is_answered_in_the_clear_or_by_old_tls(edge: dict[str, int], ce
         httpx.get(f"http://127.0.0.1:{edge['http']}/v2")
     old = ssl.create_default_context(cafile=str(certificate))
     old.set_ciphers("ALL:@SECLEVEL=0")
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="TLSVersion"):
         old.minimum_version, old.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"https://127.0.0.1:{edge['http']}/v2", verify=old)

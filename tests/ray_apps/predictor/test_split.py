@@ -97,3 +97,18 @@ async def test_units_are_held_out_also_while_nothing_is_tried(kitchen: Kitchen):
     assert set(arms) == {"champion", "holdout"}
     # Binomial(2 000, .3); 4 standard errors
     assert abs(arms["holdout"] - 600) <= 4 * sqrt(2_000 * 0.3 * 0.7)
+
+
+async def test_an_arm_asked_for_by_header_answers_and_is_no_evidence(kitchen: Kitchen):
+    kitchen.registry.set_traffic("late", {"canary": (kitchen.version(0.5), 0.01)})
+    kitchen.settle()
+    for arm, version in (("canary", "2"), ("champion", "1")):
+        answer = await kitchen.client.post("/infer", json=tensors(), headers={"X-Toque-Arm": arm})
+        assert (answer.json()["model_version"], answer.json()["parameters"]["arm"]) == (version, "pinned")
+    rows = prediction_columns(kitchen.log.payloads)["late"].to_pylist()
+    assert [(row["version"], row["arm"]) for row in rows] == [(2, "pinned"), (1, "pinned")]
+    kitchen.registry.set_traffic("late", {})
+    kitchen.settle()
+    answer = await kitchen.client.post("/infer", json=tensors(), headers={"X-Toque-Arm": "canary"})
+    assert answer.status_code == 404
+    assert "no arm 'canary' now; it has ['champion']" in answer.json()["error"]
