@@ -20,6 +20,7 @@ from functions.monitoring import (
     OperationsMonitor,
     PerformanceMonitor,
     QualityMonitor,
+    SkewMonitor,
 )
 from functions.placement import Placement
 from functions.retraining_policy import RetrainingPolicy
@@ -28,7 +29,7 @@ from functions.training import TabularParams
 from registry import ModelPolicy
 
 Monitor = Annotated[
-    PerformanceMonitor | DriftMonitor | QualityMonitor | EstimateMonitor | OperationsMonitor,
+    PerformanceMonitor | DriftMonitor | QualityMonitor | EstimateMonitor | OperationsMonitor | SkewMonitor,
     Field(discriminator="kind"),
 ]
 
@@ -105,6 +106,11 @@ class ModelDefinition(BaseModel):
     def estimate(self) -> EstimateMonitor | None:
         """The monitor that estimates performance before labels are there, or None."""
         return next((one for one in self.monitors if isinstance(one, EstimateMonitor)), None)
+
+    @property
+    def skew(self) -> SkewMonitor | None:
+        """The monitor of training–serving skew, or None."""
+        return next((one for one in self.monitors if isinstance(one, SkewMonitor)), None)
 
     @property
     def operations(self) -> OperationsMonitor | None:

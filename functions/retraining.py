@@ -26,6 +26,7 @@ from functions.monitoring import (
     watch_operations,
     watch_performance,
     watch_quality,
+    watch_skew,
 )
 from functions.prediction_log import drain_predictions, shared_scans
 from functions.project import ModelDefinition, Project, load_project
@@ -229,6 +230,8 @@ def _watch(definition: ModelDefinition) -> tuple[Watched, ...]:
     watched = []
     if definition.quality is not None:  # first: its incidents explain what the others find
         watched.append(watch_quality(definition.name, definition.quality))
+    if definition.skew is not None:
+        watched.append(watch_skew(definition.name, definition.skew))
     if definition.operations is not None:
         watched.append(watch_operations(definition.name, definition.operations))
     if definition.performance is not None:

@@ -16,6 +16,7 @@ from functions.monitoring.jobs import (
     watch_operations,
     watch_performance,
     watch_quality,
+    watch_skew,
     what_changed,
     worst_slices,
 )
@@ -23,6 +24,7 @@ from functions.monitoring.operations import OperationsMonitor
 from functions.monitoring.performance import PerformanceMonitor
 from functions.monitoring.quality import QualityMonitor
 from functions.monitoring.results import MonitorStatus, results_table
+from functions.monitoring.skew import SkewMonitor
 from functions.monitoring.watch import Watched
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "OperationsMonitor",
     "PerformanceMonitor",
     "QualityMonitor",
+    "SkewMonitor",
     "SliceFindings",
     "SliceOptions",
     "Watched",
@@ -48,6 +51,7 @@ __all__ = [
     "watch_operations",
     "watch_performance",
     "watch_quality",
+    "watch_skew",
     "what_changed",
     "worst_slices",
 ]

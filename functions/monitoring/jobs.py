@@ -14,6 +14,7 @@ from functions.monitoring.operations import OperationsMonitor, watch_service
 from functions.monitoring.performance import PerformanceMonitor
 from functions.monitoring.quality import QualityMonitor
 from functions.monitoring.results import MonitorStatus, last_judged
+from functions.monitoring.skew import SkewMonitor, watch_skewed
 from functions.monitoring.watch import Post, Watched, watch_loss
 from functions.monitoring.watch_features import watch_features
 from functions.monitoring.watch_quality import Views, spoiled_columns, watch_rows
@@ -106,6 +107,27 @@ def watch_operations(model: str, monitor: OperationsMonitor = OperationsMonitor(
         monitor,
         lambda start, end: predictions(used.store, model, start, end, columns=_ANSWERED),
         None if used.prices is None else used.prices.cpu_hour,
+    )
+
+
+@function(timeout_s=300)
+def watch_skew(model: str, monitor: SkewMonitor = SkewMonitor()) -> Watched:  # noqa: B008 — frozen
+    """Hold a version's first hours against its training set, and a sample of what was logged against the offline store.
+
+    Raises: ValueError if the champion's version names no columns or no training set.
+    """
+    champion = _champion(model)
+    if champion is None:
+        return Watched(model=model, monitor=monitor.kind, text="no champion serves this model")
+    used = context()
+    return watch_skewed(
+        _post(model),
+        champion,
+        monitor,
+        lambda start, end: predictions(
+            used.store, model, start, end, columns=(*_FEATURES, "missing", "entities")
+        ),
+        Views.of(FeatureStore(used.store, clock=used.clock, actor=used.actor), champion),
     )
 
 

@@ -1,0 +1,209 @@
+"""Training–serving skew: is what a version is asked with what it learnt from, from its first hour on?
+
+Two questions, of a broken pipe both, so that nobody retrains for the answer. First hours: are the served values distributed as
+those of the training set, but for what an hour may differ from a month? Recomputed: does the offline store, asked for the same
+moment, give the values that were logged?
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from featurestore import skew_report
+from functions.monitoring.alarms import Alarm
+from functions.monitoring.drift import DriftMonitor, compare_window
+from functions.monitoring.watch import Post, Read, Watched
+from functions.monitoring.watch_features import Columns, feature_table, fits, reference_of, sampled
+from functions.monitoring.watch_quality import Views
+from registry import ModelVersion
+
+Subject = Literal["skew in the first hours", "skew against the offline store"]
+FIRST: Subject = "skew in the first hours"
+RECOMPUTED: Subject = "skew against the offline store"
+
+
+class SkewMonitor(BaseModel):
+    """How skew is watched.
+
+    hours: of a version's first answers that are held against its training set. alpha, min_effect: of that comparison; an hour
+    differs from a month, so the floor is high. min_rows: fewer are waited for.
+    sample: logged rows since the last look that are recomputed; 0: none. max_mismatch: share of them in which a feature may
+    differ. delay: rows younger are left for the next look, since the offline store may not have all they saw.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["skew"] = "skew"
+    hours: float = Field(default=1.0, gt=0)
+    alpha: float = Field(default=0.001, gt=0, lt=0.5)
+    min_effect: float = Field(default=0.4, gt=0, lt=1)
+    min_rows: int = Field(default=50, ge=2)
+    sample: int = Field(default=500, ge=0)
+    max_mismatch: float = Field(default=0.01, ge=0, lt=1)
+    delay: timedelta = timedelta(hours=1)
+
+
+class SkewState(BaseModel):
+    """What the monitor remembers. since: the version's first answer counts from there; looked: up to when rows were recomputed.
+
+    judged: whether the first hours were; broken: columns, by subject, that were told and not found well again.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    version: int
+    since: AwareDatetime
+    looked: AwareDatetime
+    judged: bool = False
+    broken: dict[str, tuple[str, ...]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An answer to one question: the columns that are wrong, and what was found. rows: that were looked at."""
+
+    subject: Subject
+    rows: int
+    columns: tuple[str, ...]
+    text: str
+
+
+def watch_skewed(
+    post: Post, champion: ModelVersion, monitor: SkewMonitor, read: Read, views: Views
+) -> Watched:
+    """Ask both questions of what came since the last look.
+
+    read: logged predictions in [start, end), with vectors, `missing` and `entities`.
+    """
+    state = before = _state(post, champion, monitor)
+    until = post.now - monitor.delay
+    found: list[Found] = []
+    first = _first_hours(post, champion, monitor, state, read)
+    if first is not None:
+        found.append(first)
+        state = state.model_copy(update={"judged": not first.columns})
+    if monitor.sample and until > state.looked and views.columns:
+        again = _recomputed(champion, monitor, read(state.looked, until), views)
+        state = state.model_copy(update={"looked": until})
+        found += [again] if again is not None else []
+    alarms = [
+        _alarm(post, champion, one, before)
+        for one in found
+        if one.columns != before.broken.get(one.subject, ())
+    ]
+    broken = state.broken | {one.subject: one.columns for one in found}
+    state = state.model_copy(
+        update={"broken": {name: columns for name, columns in broken.items() if columns}}
+    )
+    for alarm in alarms:
+        post.alarms.say(alarm)
+    post.remember(monitor.kind, state)
+    text = "; ".join(one.text for one in found) or "nothing new to look at"
+    return Watched(
+        model=post.model,
+        monitor=monitor.kind,
+        version=champion.version,
+        cohorts=len(found),
+        text=text,
+        alarms=tuple(alarms),
+    )
+
+
+def _state(post: Post, champion: ModelVersion, monitor: SkewMonitor) -> SkewState:
+    """The memory; another champion's first hours begin when it is first seen here, less the delay."""
+    kept = post.remembered(monitor.kind)
+    state = None if kept is None else SkewState.model_validate_json(kept)
+    if state is not None and state.version == champion.version:
+        return state
+    since = post.now - monitor.delay - timedelta(hours=monitor.hours)
+    broken = {} if state is None else state.broken
+    return SkewState(version=champion.version, since=since, looked=since, broken=broken)
+
+
+def _first_hours(
+    post: Post, champion: ModelVersion, monitor: SkewMonitor, state: SkewState, read: Read
+) -> Found | None:
+    """The first hours, once they are over; while they were wrong the last ones, to see whether it is over."""
+    if state.judged:
+        return None
+    hours = timedelta(hours=monitor.hours)
+    start = max(state.since, post.now - hours) if state.broken.get(FIRST) else state.since
+    rows = _own(read(start, post.now), champion)
+    if rows.num_rows < monitor.min_rows:
+        return None
+    drift = DriftMonitor(
+        window=1, alpha=monitor.alpha, min_effect=monitor.min_effect, min_null_change=monitor.min_effect
+    )
+    reference = reference_of(post, champion, drift)
+    window = reference.sketch.window(feature_table(rows, Columns.of(champion)))
+    report, _ = compare_window(reference, [(0, window)], drift)
+    said = {one.column: one.reason for one in report.columns}
+    wrong = report.drifted
+    text = "; ".join(f"{name}: {said[name]}" for name in wrong) or "served as learnt"
+    return Found(FIRST, rows.num_rows, wrong, text)
+
+
+def _recomputed(champion: ModelVersion, monitor: SkewMonitor, rows: pa.Table, views: Views) -> Found | None:
+    """Logged features of stored views against the offline store as it was known then; None if no row names its keys."""
+    rows = _own(rows, champion)
+    rows = sampled(rows.filter(rows["entities"].is_valid()), monitor.sample)
+    if not rows.num_rows:
+        return None
+    logged, keys = feature_table(rows, Columns.of(champion)), _keys(rows["entities"])
+    wrong: dict[str, float] = {}
+    for view, columns in views.columns:
+        names = [key.name for key in view.join_keys]
+        if not set(names) <= set(keys.column_names):
+            continue
+        served = keys.select(names).append_column("event_timestamp", logged["predicted_at"])
+        for feature, column in columns.items():
+            served = served.append_column(feature, _present(logged[column], rows["missing"], column))
+        report = skew_report(views.store, served, view)
+        shares = {
+            columns[name]: count / report.rows for name, count in report.mismatches.items() if name in columns
+        }
+        wrong |= {name: share for name, share in shares.items() if share > monitor.max_mismatch}
+    text = "; ".join(
+        f"{name}: {share:.1%} of {rows.num_rows} rows differ" for name, share in sorted(wrong.items())
+    )
+    return Found(
+        RECOMPUTED, rows.num_rows, tuple(sorted(wrong)), text or f"{rows.num_rows} rows are as recomputed"
+    )
+
+
+def _own(rows: pa.Table, champion: ModelVersion) -> pa.Table:
+    """What the version answered, in order of time, with vectors of its signature."""
+    mine = rows.filter(pc.and_(pc.invert(rows["shadow"]), pc.equal(rows["version"], champion.version)))
+    mine = mine.filter(fits(mine, Columns.of(champion)))
+    return mine.sort_by([("predicted_at", "ascending"), ("prediction_id", "ascending")])
+
+
+def _keys(entities: pa.ChunkedArray) -> pa.Table:
+    """One column a key, from the logged JSON objects."""
+    return pa.Table.from_pylist([json.loads(one) for one in entities.to_pylist()])
+
+
+def _present(values: pa.ChunkedArray, missing: pa.ChunkedArray, column: str) -> pa.Array:
+    """The values, null where the log says that the feature was missing, whatever stood in for it."""
+    gone = pa.array([column in (one or ()) for one in missing.to_pylist()])
+    return pc.if_else(gone, pa.scalar(None, values.type), values.combine_chunks())
+
+
+def _alarm(post: Post, champion: ModelVersion, found: Found, state: SkewState) -> Alarm:
+    names: Sequence[str] = found.columns or state.broken.get(found.subject, ())
+    start: datetime = state.since if found.subject == FIRST else state.looked
+    what = "recovered" if not found.columns else ",".join(names)
+    key = f"{post.model}/quality/{found.subject}/{champion.version}/{start.isoformat()}/{what}"
+    fields: dict[str, Any] = {"columns": tuple(names), "recovered": not found.columns, "text": found.text}
+    return Alarm(
+        key=key, model=post.model, monitor="quality", subject=found.subject, version=champion.version,
+        raised_at=post.now, start=start, end=post.now, **fields,
+    )  # fmt: skip
