@@ -21,6 +21,7 @@ from functions.monitoring import (
     PerformanceMonitor,
     QualityMonitor,
     SkewMonitor,
+    VectorMonitor,
 )
 from functions.placement import Placement
 from functions.retraining_policy import RetrainingPolicy
@@ -29,7 +30,13 @@ from functions.training import TabularParams
 from registry import ModelPolicy
 
 Monitor = Annotated[
-    PerformanceMonitor | DriftMonitor | QualityMonitor | EstimateMonitor | OperationsMonitor | SkewMonitor,
+    PerformanceMonitor
+    | DriftMonitor
+    | QualityMonitor
+    | EstimateMonitor
+    | OperationsMonitor
+    | SkewMonitor
+    | VectorMonitor,
     Field(discriminator="kind"),
 ]
 
@@ -111,6 +118,11 @@ class ModelDefinition(BaseModel):
     def skew(self) -> SkewMonitor | None:
         """The monitor of training–serving skew, or None."""
         return next((one for one in self.monitors if isinstance(one, SkewMonitor)), None)
+
+    @property
+    def vectors(self) -> VectorMonitor | None:
+        """The monitor of embeddings and texts, or None."""
+        return next((one for one in self.monitors if isinstance(one, VectorMonitor)), None)
 
     @property
     def operations(self) -> OperationsMonitor | None:

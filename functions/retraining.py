@@ -23,6 +23,7 @@ from functions.monitoring import (
     alarms,
     estimate_performance,
     watch_drift,
+    watch_embeddings,
     watch_operations,
     watch_performance,
     watch_quality,
@@ -241,6 +242,8 @@ def _watch(definition: ModelDefinition) -> tuple[Watched, ...]:
     if definition.drift is not None:
         explained = definition.quality or QualityMonitor()
         watched.append(watch_drift(definition.name, definition.drift, explained))
+    if definition.vectors is not None:
+        watched.append(watch_embeddings(definition.name, definition.vectors))
     return tuple(watched)
 
 

@@ -13,6 +13,7 @@ from functions.monitoring.jobs import (
     monitor_status,
     standing_alarms,
     watch_drift,
+    watch_embeddings,
     watch_operations,
     watch_performance,
     watch_quality,
@@ -25,6 +26,7 @@ from functions.monitoring.performance import PerformanceMonitor
 from functions.monitoring.quality import QualityMonitor
 from functions.monitoring.results import MonitorStatus, results_table
 from functions.monitoring.skew import SkewMonitor
+from functions.monitoring.vectors import VectorMonitor
 from functions.monitoring.watch import Watched
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "SkewMonitor",
     "SliceFindings",
     "SliceOptions",
+    "VectorMonitor",
     "Watched",
     "alarms",
     "estimate_performance",
@@ -48,6 +51,7 @@ __all__ = [
     "results_table",
     "standing_alarms",
     "watch_drift",
+    "watch_embeddings",
     "watch_operations",
     "watch_performance",
     "watch_quality",

@@ -15,6 +15,7 @@ from functions.monitoring.performance import PerformanceMonitor
 from functions.monitoring.quality import QualityMonitor
 from functions.monitoring.results import MonitorStatus, last_judged
 from functions.monitoring.skew import SkewMonitor, watch_skewed
+from functions.monitoring.vectors import VectorMonitor, watch_vectors
 from functions.monitoring.watch import Post, Watched, watch_loss
 from functions.monitoring.watch_features import watch_features
 from functions.monitoring.watch_quality import Views, spoiled_columns, watch_rows
@@ -107,6 +108,24 @@ def watch_operations(model: str, monitor: OperationsMonitor = OperationsMonitor(
         monitor,
         lambda start, end: predictions(used.store, model, start, end, columns=_ANSWERED),
         None if used.prices is None else used.prices.cpu_hour,
+    )
+
+
+@function(timeout_s=300)
+def watch_embeddings(model: str, monitor: VectorMonitor) -> Watched:
+    """Compare embeddings and texts of what is asked with those of the champion's training set, and raise alarms of drift.
+
+    Raises: ValueError if the champion's version names no columns or no training set, or does not read what is watched.
+    """
+    champion = _champion(model)
+    if champion is None:
+        return Watched(model=model, monitor=monitor.kind, text="no champion serves this model")
+    store = context().store
+    return watch_vectors(
+        _post(model),
+        champion,
+        monitor,
+        lambda start, end: predictions(store, model, start, end, columns=(*_FEATURES, "unit")),
     )
 
 
