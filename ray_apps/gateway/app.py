@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from fastapi import FastAPI
 from starlette.requests import Request
+from starlette.responses import HTMLResponse
 
 from ray_apps.gateway import data, functions, invocations, layers, models, openapi, operations, problems
 from ray_apps.gateway.auth import Doorman, allowed, identify_bearer
@@ -14,6 +16,9 @@ from ray_apps.gateway.metrics import Counted, Metrics
 from ray_apps.gateway.services import Services, services_of
 from ray_apps.gateway.wire import Json
 from registry import Principal, Role
+
+_PLAYGROUND = Path(__file__).with_name("playground.html")
+_POLICY = "default-src 'none'; connect-src 'self'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 
 def build_app(services: Services) -> FastAPI:
@@ -39,6 +44,7 @@ def build_app(services: Services) -> FastAPI:
     openapi.install(app)
     problems.install(app, identify=identify_bearer)
     app.add_api_route("/openapi.json", get_openapi, methods=["GET"], include_in_schema=False)
+    app.add_api_route("/docs", get_playground, methods=["GET"], include_in_schema=False)
     app.add_middleware(BodyLimit)
     app.add_middleware(Counted, metrics=app.state.metrics)
     return app
@@ -48,3 +54,8 @@ async def get_openapi(request: Request, _: Annotated[Principal, allowed(Role.vie
     """The OpenAPI document of the routes and of every function."""
     await services_of(request).ready()
     return Json(request.app.openapi())
+
+
+async def get_playground() -> HTMLResponse:
+    """A page to ask a model from; it holds nothing of the platform's, so it asks for no token itself."""
+    return HTMLResponse(_PLAYGROUND.read_text(), headers={"Content-Security-Policy": _POLICY})

@@ -1,5 +1,6 @@
 """Who may enter, and how refusals look."""
 
+import re
 from typing import Any
 
 import pytest
@@ -135,3 +136,16 @@ async def test_the_protocol_names_the_server_and_unknown_models(platform: Any) -
         answer = await platform.client.get(path, headers=platform.of("viewer"))
         assert answer.status_code == 404
         assert "'none'" in answer.json()["error"]
+
+
+async def test_the_playground_needs_nothing_from_elsewhere_and_asks_routes_that_exist(platform: Any) -> None:
+    answer = await platform.client.get("/docs")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "connect-src 'self'" in answer.headers["content-security-policy"]
+    assert not re.findall(r"(?:src|href)=|https?://", answer.text)
+    document = (await platform.client.get("/openapi.json", headers=platform.of("viewer"))).json()
+    asked = re.findall(r'call\("GET", ["`]([^"`]+)["`]\)', answer.text)
+    assert len(asked) == 3
+    for path in asked:
+        assert path.replace("${name}", "{model}").replace("champion", "{version}") in document["paths"], path
