@@ -16,14 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from functions.rollout.evidence import ClusterSums
 from functions.scoring import Loss, Scored
-from functions.stats import Cusum
+from functions.stats import Cusum, PageHinkley
 
 Measure = Literal["loss", "surprise", "overstated", "understated"]
 MEASURES: tuple[Measure, ...] = ("loss", "surprise", "overstated", "understated")
@@ -43,7 +43,9 @@ class PerformanceMonitor(BaseModel):
     min_labels, min_label_share: cohorts with less are reported as insufficient and not judged.
     baseline: names of the version's metrics that may hold its loss at validation, the first that exists counts;
         without one the first `baseline_cohorts` cohorts served are the baseline.
-    measures: what is asked. min_rise: rise that is of no interest. shift, threshold: of the CUSUM, in spreads of a cohort.
+    measures: what is asked. min_rise: rise that is of no interest.
+    detector: how cohorts are summed up: "cusum", which knows the baseline and is quickest, or "page_hinkley", against the mean
+        of the cohorts so far. shift, threshold: of it, in spreads of a cohort.
     lookback: how far back a monitor without a state begins.
     """
 
@@ -60,6 +62,7 @@ class PerformanceMonitor(BaseModel):
     baseline: tuple[str, ...] = ("valid_log_loss", "val_log_loss", "log_loss")
     baseline_cohorts: int = Field(default=7, ge=2)
     min_rise: float = Field(default=0.0, ge=0)
+    detector: Literal["cusum", "page_hinkley"] = "cusum"
     shift: float = Field(default=1.0, gt=0)
     threshold: float = Field(default=6.0, gt=0)
     lookback: timedelta = timedelta(days=28)
@@ -100,7 +103,7 @@ class Track(BaseModel):
     """What is remembered of one measure.
 
     baseline: None until known. early: cohort means collected for it. recent: the last few means.
-    differences: of means a few cohorts apart. level: of the CUSUM.
+    differences: of means a few cohorts apart. level: of the detector; memory: what another than CUSUM keeps beside it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -110,6 +113,7 @@ class Track(BaseModel):
     recent: tuple[float, ...] = ()
     differences: tuple[float, ...] = ()
     level: float = 0.0
+    memory: dict[str, Any] = {}
 
 
 class PerformanceState(BaseModel):
@@ -190,15 +194,14 @@ def _follow(
     if track.baseline is None:
         return _collect(track, measure, sums, monitor)
     z = min((mean - track.baseline - monitor.min_rise) / spread, _HELD)
-    level = max(0.0, track.level + z - monitor.shift / 2)
-    after = Cusum(0.0, 1.0, monitor.shift, monitor.threshold, level=track.level).update([z])
+    alarm, level, left = _summed_up(track, z, monitor)
     text = (
         f"{measure} {mean:.4f} against {track.baseline:.4f}: {z:+.1f} spreads of {spread:.4f}; "
-        f"CUSUM {level:.1f} of {monitor.threshold}"
+        f"{_NAMES[monitor.detector]} {level:.1f} of {monitor.threshold}"
     )
     verdict = Verdict(
         measure=measure,
-        kind="alarm" if after.alarm else "ok",
+        kind="alarm" if alarm else "ok",
         text=text,
         labels=sums.rows,
         mean=mean,
@@ -206,7 +209,21 @@ def _follow(
         z=z,
         level=level,
     )
-    return track.model_copy(update={"level": after.level}), verdict
+    return track.model_copy(update=left), verdict
+
+
+_NAMES = {"cusum": "CUSUM", "page_hinkley": "Page-Hinkley"}
+
+
+def _summed_up(track: Track, z: float, monitor: PerformanceMonitor) -> tuple[bool, float, dict[str, Any]]:
+    """Whether the detector fires at a cohort's rise `z`, its level before a reset, and what is left of it."""
+    if monitor.detector == "cusum":
+        level = max(0.0, track.level + z - monitor.shift / 2)
+        cusum = Cusum(0.0, 1.0, monitor.shift, monitor.threshold, level=track.level).update([z])
+        return cusum.alarm, level, {"level": cusum.level}
+    after = PageHinkley(monitor.shift / 2, monitor.threshold, _FEW, **track.memory).update([z])
+    kept = {name: getattr(after, name) for name in ("n", "seen", "mean", "total", "lowest")}
+    return after.alarm, after.total - after.lowest, {"level": after.total - after.lowest, "memory": kept}
 
 
 def _spread(differences: Sequence[float], error: float) -> float:

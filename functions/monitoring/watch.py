@@ -26,6 +26,7 @@ from functions.monitoring.performance import (
 )
 from functions.monitoring.results import record
 from functions.scoring import Scored, score
+from functions.stats.roc import auc_with_error
 from registry import ModelVersion, ObjectStore
 
 Read = Callable[[datetime, datetime], pa.Table]
@@ -113,6 +114,7 @@ def watch_loss(post: Post, champion: ModelVersion, monitor: PerformanceMonitor, 
         if cohort.requests:
             findings += [_finding(post, champion, grid, cohort, verdict, monitor) for verdict in verdicts]
             alarms += [_alarm(post, champion, grid, index, v, monitor) for v in verdicts if v.kind == "alarm"]
+            findings += _figures(post, champion, grid, index, mine, monitor)
             last = "; ".join(verdict.text for verdict in verdicts)
     return post.conclude(
         monitor.kind, champion, state, range(first, due), text=last, findings=findings, alarms=alarms
@@ -163,6 +165,41 @@ def _finding(
         "text": verdict.text,
         "judged_at": post.now,
     }
+
+
+def _figures(
+    post: Post, champion: ModelVersion, grid: Cohorts, index: int, rows: Scored, monitor: PerformanceMonitor
+) -> Iterator[dict[str, Any]]:
+    """AUC, and by how much probabilities are too high, with intervals; of one probability a row and enough labels alone.
+
+    They are on record and not judged: `surprise`, `overstated` and `understated` are.
+    """
+    known = np.isin(rows.label, (0.0, 1.0)) & np.isfinite(rows.expected)
+    if known.sum() < monitor.min_labels:
+        return
+    label, p = rows.label[known], rows.output[known]
+    gap = p - label
+    figures = {"calibration": (float(gap.mean()), float(gap.std(ddof=1) / np.sqrt(len(gap))))}
+    ranked = auc_with_error(label, p)
+    if ranked is not None:
+        figures["auc"] = ranked
+    for name, (value, error) in figures.items():
+        yield {
+            "monitor": monitor.kind,
+            "subject": name,
+            "version": champion.version,
+            "start": grid.start(index),
+            "end": grid.start(index + 1),
+            "rows": len(label),
+            "verdict": "measured",
+            "value": value,
+            "statistic": error,
+            "text": f"{name} {value:.4f}, 95 % interval {value - _TWO * error:.4f} to {value + _TWO * error:.4f}",
+            "judged_at": post.now,
+        }
+
+
+_TWO = 1.96  # standard errors of a 95 % interval
 
 
 def _alarm(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 from functions.monitoring import (
@@ -42,6 +43,12 @@ def test_a_healthy_month_is_quiet_and_on_record(diner: Any) -> None:
     losses = [row for row in found if row["subject"] == "loss"]
     assert len({row["start"] for row in losses}) == len(losses)  # each cohort once
     assert len(losses) == 24  # the last day still waits for labels
+    aucs = [row["value"] for row in found if row["subject"] == "auc"]
+    assert len(aucs) == 24
+    # The truth follows its probability, 1 / (1 + exp(-x)) of a normal x: its AUC is .74 (numerically), a day's error .04.
+    assert np.mean(aucs) == pytest.approx(0.74, abs=4 * 0.04 / np.sqrt(24))
+    gaps = [row["value"] / row["statistic"] for row in found if row["subject"] == "calibration"]
+    assert sum(abs(gap) > 1.96 for gap in gaps) <= 24 * 0.05 + 4 * np.sqrt(24 * 0.05 * 0.95)
     assert {row["subject"] for row in found if row["monitor"] == "drift"} == {"wind", "hour", "carrier"}
 
 

@@ -27,13 +27,14 @@ def watch(
     flip_at: int | None = None,
     baseline: float | None = 0.2,
     shock: float = 0.0,
+    monitor: PerformanceMonitor = MONITOR,
 ) -> list[int]:
     """Cohorts at which a 0/1 loss of .2, which flips to .3 at `flip_at`, alarmed."""
     state = PerformanceState.begin(1, 0, validated_loss=baseline)
     alarms = []
     for index in range(cohorts):
         rate = 0.2 + 0.1 * (flip_at is not None and index >= flip_at) + shock * rng.normal()
-        state, verdicts = judge(state, cohort(index, rng.random(labels) < rate), MONITOR)
+        state, verdicts = judge(state, cohort(index, rng.random(labels) < rate), monitor)
         if any(verdict.kind == "alarm" for verdict in verdicts):
             alarms.append(index)
     return alarms
@@ -149,3 +150,20 @@ def test_the_state_survives_json() -> None:
     state = PerformanceState.begin(1, 0, validated_loss=0.2)
     state, _ = judge(state, cohort(0, [0.1, 0.7] * 50, surprise=[0.1, -0.1] * 50), MONITOR)
     assert PerformanceState.model_validate_json(state.model_dump_json()) == state
+
+
+def test_page_hinkley_stays_quiet_finds_a_flip_and_goes_on_from_what_it_remembered() -> None:
+    # 60 null streams of 60 cohorts: streams with an alarm <= .05 + 4 s.e.; a flip after 40 cohorts is found in >= 90 %
+    monitor = PerformanceMonitor(detector="page_hinkley", threshold=8.0)
+    rng = np.random.default_rng(4)
+    quiet = [watch(rng, 60, monitor=monitor) for _ in range(60)]
+    assert sum(map(bool, quiet)) / 60 <= 0.05 + 4 * np.sqrt(0.05 * 0.95 / 60)
+    found = [watch(rng, 60, flip_at=40, monitor=monitor) for _ in range(40)]
+    assert sum(any(at >= 40 for at in alarms) for alarms in found) >= 36
+    state = stored = PerformanceState.begin(1, 0, validated_loss=0.2)
+    for index in range(40):
+        one = cohort(index, rng.random(100) < 0.2 + 0.01 * index)
+        state, verdicts = judge(state, one, monitor)
+        stored = PerformanceState.model_validate_json(stored.model_dump_json())
+        stored, again = judge(stored, one, monitor)
+        assert verdicts == again
