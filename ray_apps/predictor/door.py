@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from ray_apps.predictor.errors import Denied, Overloaded, PredictorError
+from ray_apps.predictor.errors import BadRequest, Denied, Overloaded, PredictorError
 
 __all__ = ["JSON", "Answer", "Door", "Message", "Receive", "Send"]
 
@@ -26,6 +26,9 @@ Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
 """Status, headers and body."""
 
 JSON = (b"content-type", b"application/json")
+PRIORITY = b"x-toque-priority"
+_ROOM = {b"low": 0.5, b"normal": 1.0, b"high": 1.125}
+"""Of `max_in_flight`, what must not be taken yet for a request of each priority to come in."""
 _ECHOED = {b"traceparent", b"tracestate", b"x-request-id"}
 _log = logging.getLogger("ray.serve")
 
@@ -33,7 +36,8 @@ _log = logging.getLogger("ray.serve")
 class Door(ABC):
     """An ASGI application; what it answers is a subclass's `answer`.
 
-    max_in_flight: beyond it requests are refused with 429.
+    max_in_flight: beyond it requests are refused with 429; those of low priority beyond half of it, those of high
+    priority beyond an eighth more.
     """
 
     routes: tuple[()] = ()  # Serve names a request's route by these two: here there is one name, the mount
@@ -61,7 +65,7 @@ class Door(ABC):
             return
         self.in_flight += 1
         try:
-            self._check_room()
+            self._check_room(scope)
             status, headers, body = await self.answer(scope, receive)
         except PredictorError as refusal:
             status, headers, body = _refusal(refusal)
@@ -80,8 +84,12 @@ class Door(ABC):
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    def _check_room(self) -> None:
-        if self.in_flight > self.max_in_flight:
+    def _check_room(self, scope: Message) -> None:
+        priority = next((value for name, value in scope["headers"] if name == PRIORITY), b"normal")
+        room = _ROOM.get(priority.lower())
+        if room is None:
+            raise BadRequest(f"X-Toque-Priority: expected low, normal or high, got {priority[:40]!r}")
+        if self.in_flight > self.max_in_flight * room:
             raise Overloaded(f"{self.in_flight} requests are in flight here; send again after a moment")
 
     async def _other(self, scope: Message, receive: Receive, send: Send) -> None:

@@ -43,7 +43,7 @@ CODES: Mapping[int, Any] = {
     504: _Code.DEADLINE_EXCEEDED,
 }
 """gRPC's word for an HTTP status; any other refusal of a request is INVALID_ARGUMENT, of ours INTERNAL."""
-PASSED_ON = ("authorization", "traceparent", "tracestate", "x-request-id", "x-toque-arm")
+PASSED_ON = ("authorization", "traceparent", "tracestate", "x-request-id", "x-toque-arm", "x-toque-priority")
 PASSED_BACK = (b"traceparent", b"tracestate", b"x-request-id", b"retry-after")
 _OK, _NOT_FOUND, _UNAVAILABLE, _FAULT = 200, 404, 503, 500
 
