@@ -17,11 +17,11 @@ from tests.ray_apps.predictor.conftest import SIGNATURE
 
 @pytest.fixture
 def record(tmp_path: Path) -> ModelVersion:
-    from skops.io import dump
     from sklearn.compose import make_column_transformer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import OneHotEncoder
+    from skops.io import dump
 
     table = pd.DataFrame({"distance": [1.0, 2, 3, 4], "wind": [0.0, 1, 0, 1], "carrier": ["UA", "B6"] * 2})
     encode = make_column_transformer(
