@@ -43,6 +43,7 @@ _NEXT_STAGE: dict[Action, Stage] = {
     "roll_back": "rolled_back",
     "inconclusive": "inconclusive",
 }
+_ATTEMPTS = 8  # to end a rollout by hand while ticks write, too
 _logger = logging.getLogger(__name__)
 
 
@@ -207,16 +208,18 @@ class Rollouts:
         """End by hand: "promote", "roll_back" or "inconclusive". Raises: NoRollout; Refused; RolloutError."""
         if action not in ("promote", "roll_back", "inconclusive"):
             raise RolloutError(f"action {action!r} ends nothing; use promote, roll_back or inconclusive")
-        state = self._open()
-        now = self._clock()
-        traffic = self._registry.traffic(self.model)
-        if action == "promote":
-            check_promotion(self._registry, self.model, state, traffic)
-        evidence = self._observe(state, traffic, now, {})
-        by_hand = Finding(rule="by_hand", fired=True, text=reason)
-        decision = Decision(action=action, rule="by_hand", findings=(by_hand,))
-        self._record(state, evidence, decision, traffic.entry, now)
-        return self._current()
+        for _ in range(_ATTEMPTS):
+            state = self._open()
+            now = self._clock()
+            traffic = self._registry.traffic(self.model)
+            if action == "promote":
+                check_promotion(self._registry, self.model, state, traffic)
+            evidence = self._observe(state, traffic, now, {})
+            by_hand = Finding(rule="by_hand", fired=True, text=reason)
+            decision = Decision(action=action, rule="by_hand", findings=(by_hand,))
+            if self._record(state, evidence, decision, traffic.entry, now).entry is not None:
+                return self._current()
+        raise RolloutError(f"{self.model}: ticks were first {_ATTEMPTS} times; nothing was ended, try again")
 
     def explain(self, entry: int) -> Explained:
         """Make the decision of journal entry `entry` again from the journal alone.

@@ -14,6 +14,7 @@ from functions.rollout import (
     NoRollout,
     RolloutError,
     RolloutPolicy,
+    Rollouts,
     end_rollout,
     explain_rollout,
     look_at_rollout,
@@ -186,6 +187,26 @@ def test_a_champion_changed_by_hand_is_not_promoted_over(kitchen: Any, registry:
     registry.set_alias(MODEL, "champion", 3)
     with pytest.raises(RolloutError, match="the champion is 3, this rollout compares with 1"):
         end_rollout(MODEL, "promote", "I like it")
+
+
+def test_a_tick_in_between_does_not_swallow_what_a_person_says(
+    kitchen: Any, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_rollout(MODEL, 2, POLICY, reason="retrained")
+    kitchen.registry.now = registry.traffic(MODEL)
+    kitchen.serve_a_day()
+    kitchen.now += timedelta(days=1)
+    observe = Rollouts._observe
+
+    def slow(self: Rollouts, *args: Any) -> Any:
+        found = observe(self, *args)
+        monkeypatch.setattr(Rollouts, "_observe", observe)
+        assert tick_rollout(MODEL).entry is not None
+        return found
+
+    monkeypatch.setattr(Rollouts, "_observe", slow)
+    assert end_rollout(MODEL, "roll_back", "a customer called").stage == "rolled_back"
+    assert registry.traffic(MODEL).versions == (1,)
 
 
 def test_a_look_tells_what_a_tick_would_do_and_writes_no_entry(kitchen: Any, registry: Registry) -> None:
