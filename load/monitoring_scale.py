@@ -6,6 +6,7 @@ Parts of `python -m load.bench_monitoring`; each prints its figures and says whi
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 import time
@@ -59,6 +60,7 @@ class Sketched:
 
 def rows_beyond_memory(sizes: tuple[int, ...] = (10_000_000, 100_000_000)) -> list[bool]:
     """Drift of tables of twenty numbers over Ray Data, made block by block in the tasks that sketch them."""
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # else a page of plans between the figures
     with tempfile.TemporaryDirectory() as folder, cluster(folder, OBJECT_STORE_BYTES):
         reference = reference_of_dataset(_made(1_000_000, shift=0.0, seed=1))
         sketch_dataset(_made(1_000_000, shift=0.0, seed=2), reference)  # workers are there from now on

@@ -16,14 +16,14 @@ from functions.stats.text import text_vectors
 from tests.functions.monitoring.conftest import MODEL
 
 MONITOR = VectorMonitor(
-    embeddings={"place": ("wind", "hour")}, texts=("carrier",), window=3, delay=timedelta(0), max_rows=200
+    embeddings={"place": ("wind", "hour")}, texts=("carrier",), window=3, delay=timedelta(0), max_rows=100
 )
 
 
 def watched(diner: Any, days: int) -> list[tuple[str, bool]]:
     told = []
     for _ in range(days):
-        diner.serve(requests=100)
+        diner.serve(requests=50)
         told += [(one.subject, one.recovered) for one in watch_embeddings(MODEL, MONITOR).alarms]
     return told
 
