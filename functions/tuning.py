@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from functions.runtime.context import context
 from functions.runtime.declaration import Demand, Resources
 from functions.runtime.function import function
-from functions.training.errors import TrainingError
+from functions.training.errors import TrainingDataError, TrainingError
 from functions.training.params import TabularParams, run_params
 from functions.training.space import DEFAULT_SPACE, Choice, Range, Space, Trial, draw_points
 from registry import Run, Table, TableSnapshot
@@ -77,6 +77,10 @@ def tune_tabular(
 
     if not ray.is_initialized():
         raise TrainingError("a sweep needs a Ray cluster: call ray.init() first, or train with train_tabular")
+    if params.rows_in != "memory":
+        raise TrainingDataError(
+            "params.rows_in='disk': a sweep's trials share rows in memory; sweep on a part of the rows"
+        )
     base = params if max_epochs is None else params.model_copy(update={"epochs": max_epochs})
     points = draw_points(space, base, num_samples, seed)
     columns = Columns(tuple(numeric), tuple(categorical), label)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
@@ -147,6 +147,19 @@ class Table:
         table = self._open(version)
         names = list(columns) if columns is not None else None
         return table.to_pyarrow_table(columns=names, filters=where)
+
+    def batches(
+        self, *, version: int | None = None, columns: Sequence[str] | None = None, rows: int = 65_536
+    ) -> Iterator[pa.Table]:
+        """Rows of a version in the order of `read`, at most so many at a time; columns that it lacks are left out.
+
+        Raises: NotFound if there is no such table or version.
+        """
+        dataset = self._open(version).to_pyarrow_dataset()
+        names = None if columns is None else [name for name in dataset.schema.names if name in columns]
+        for batch in dataset.to_batches(columns=names, batch_size=rows):
+            if batch.num_rows:
+                yield pa.Table.from_batches([batch])
 
     def transaction(self, app_id: str) -> int | None:
         """The last version committed under `app_id`, or None (also if there is no table)."""

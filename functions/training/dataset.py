@@ -70,7 +70,7 @@ def tabular_data(
         raise TrainingDataError("the table has no rows: there is nothing to learn from")
     if not numeric and not categorical:
         raise TrainingDataError("no feature columns were named: name some as numeric or categorical")
-    classes, labels = _labels(table, label, task)
+    classes, labels = labels_of(table, label, task)
     return TabularData(
         torch.from_numpy(numeric_matrix(table, numeric)),
         torch.from_numpy(category_matrix(table, categorical)),
@@ -79,7 +79,8 @@ def tabular_data(
     )
 
 
-def _labels(table: pa.Table, label: str, task: Task) -> tuple[tuple[str, ...], Tensor]:
+def labels_of(table: pa.Table, label: str, task: Task) -> tuple[tuple[str, ...], Tensor]:
+    """The names of the classes, if it has any, and the label column as in `TabularData`. Raises: TrainingDataError."""
     if task == "multiclass":
         classes, places = class_labels(table, label)
         return classes, torch.from_numpy(places)

@@ -17,11 +17,11 @@ from functions.training.dataset import (
     split_rows,
     tabular_data,
 )
-from functions.training.lesson import Examples, TabularLesson
+from functions.training.lesson import Examples, Rows, TabularLesson
 from functions.training.loop import Epoch, OnEpoch, Trainer, train
 from functions.training.network import TabularNet
 from functions.training.params import TabularParams
-from functions.training.preprocessing import Encoded, Preprocessing, fit_preprocessing
+from functions.training.preprocessing import Preprocessing, fit_preprocessing
 from functions.training.scorer import TabularScorer
 from functions.training.start import Start
 from functions.training.target import Target, target_of
@@ -158,12 +158,12 @@ def fit(
     )
 
 
-def score_logits(net: TabularNet, rows: Encoded) -> Tensor:
+def score_logits(net: TabularNet, rows: Rows) -> Tensor:
     """Logits (rows, outputs) of encoded rows, without dropout or gradients."""
     net.eval()
     pieces = []
     with torch.no_grad():
         for start in range(0, len(rows), _SCORING_ROWS):
-            part = slice(start, start + _SCORING_ROWS)
-            pieces.append(net(rows.numeric[part], rows.missing[part], rows.category[part]))
+            part = rows.take(torch.arange(start, min(start + _SCORING_ROWS, len(rows))))
+            pieces.append(net(part.numeric, part.missing, part.category))
     return torch.cat(pieces) if pieces else torch.empty(0, net.outputs)

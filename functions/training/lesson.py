@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -39,11 +39,31 @@ class Lesson(Protocol):
         """The loss of the rows of a batch: their mean, or their "sum" (0 if there are none)."""
 
 
+@runtime_checkable
+class Foretold(Protocol):
+    """A lesson that likes to know which rows come next, to fetch them while a step is computed."""
+
+    def soon(self, rows: Tensor) -> None:
+        """The training rows `rows` (n,) come next; must not wait, nor draw random numbers."""
+
+
+class Rows(Protocol):
+    """Encoded rows, wherever they are."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, rows: Tensor) -> Encoded:
+        """The given rows, in the given order."""
+
+    def soon(self, rows: Tensor) -> None:
+        """The given rows will be taken soon."""
+
+
 @dataclass(frozen=True, slots=True)
 class Examples:
     """Encoded rows with their labels (rows,), coded by the target."""
 
-    rows: Encoded
+    rows: Rows
     label: Tensor
 
     def __len__(self) -> int:
@@ -83,6 +103,10 @@ class TabularLesson:
         """Numbers, gaps, categories (some of them hidden) and labels."""
         taken, label = self.train.batch(rows)
         return taken.numeric, taken.missing, self._hide_some(taken.category), label
+
+    def soon(self, rows: Tensor) -> None:
+        """Those of a step to come."""
+        self.train.rows.soon(rows)
 
     def valid_batch(self, rows: Tensor) -> Batch:
         """Numbers, gaps, categories and labels."""

@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from functions.training.checkpoints import WHOLE, Checkpoints, Snapshot
 from functions.training.compiling import Compiled
 from functions.training.errors import TrainingDiverged
-from functions.training.lesson import Batch, Lesson
+from functions.training.lesson import Batch, Foretold, Lesson
 from functions.training.params import Precision
 from functions.training.world import Alone, World
 
@@ -33,7 +33,7 @@ _SCORED_STEPS = 8  # batches scored at once: of the default size, few enough row
 class Epoch:
     """What one pass over the training rows did; losses a row: nats, or squared deviations for a number.
 
-    units_per_s: speed in what a row holds, such as tokens.
+    units_per_s: speed in what a row holds, such as tokens; busy: the part of the steps in which it did not wait for rows.
     """
 
     number: int
@@ -42,6 +42,7 @@ class Epoch:
     seconds: float
     rows_per_s: float
     units_per_s: dict[str, float] = field(default_factory=dict)
+    busy: float = 1.0
 
 
 OnEpoch = Callable[[Epoch], None]
@@ -112,6 +113,7 @@ class Trainer:
         self._optimizer = torch.optim.AdamW(_groups(net, settings.weight_decay), lr=settings.lr, fused=True)
         self._schedule = LambdaLR(self._optimizer, lambda step: one_cycle(step, total))
         self._best = _Best()
+        self._waited_s = 0.0
 
     @property
     def finished(self) -> bool:
@@ -134,14 +136,15 @@ class Trainer:
 
         Raises: TrainingDiverged if a loss is not a finite number.
         """
-        begin = time.perf_counter()
+        begin, self._waited_s = time.perf_counter(), 0.0
         with torch.random.fork_rng(devices=_cards(self._world.device)):
             train_loss = self._pass_over_training_rows()
+        busy = 1.0 - self._waited_s / (time.perf_counter() - begin)
         valid_loss = self._validate()
         seconds = time.perf_counter() - begin
         rate = self.lesson.train_rows / seconds
         units = {name: count * rate for name, count in self.lesson.units.items()}
-        epoch = Epoch(len(self.epochs), train_loss, valid_loss, seconds, rate, units)
+        epoch = Epoch(len(self.epochs), train_loss, valid_loss, seconds, rate, units, busy)
         self._check(epoch)
         self.epochs.append(epoch)
         if valid_loss < self._best.loss:
@@ -204,7 +207,9 @@ class Trainer:
         torch.manual_seed(seed + _WORKERS_APART * (1 + self._world.rank))  # dropout and hidden categories
         total = torch.zeros((), device=self._world.device)
         for step in range(self._steps):
-            mine = order[step * self._batch : (step + 1) * self._batch][self._world.rank :: self._world.size]
+            mine = self._share(order, step)
+            if isinstance(self.lesson, Foretold):
+                self.lesson.soon(self._share(order, step + 1))
             self._optimizer.zero_grad(set_to_none=True)
             total += self._gradients(mine)
             if self._settings.clip is not None:
@@ -219,11 +224,21 @@ class Trainer:
         total = torch.zeros((), device=self._world.device)
         for piece in pieces:
             with self._world.piece(self._module, last=piece is pieces[-1]):
-                loss = self._loss(self._stepped, self.lesson.train_batch(piece), "mean")
+                loss = self._loss(self._stepped, self._fetched(piece), "mean")
                 loss = loss * (len(piece) / len(rows))
                 loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             total += loss.detach()
         return total
+
+    def _share(self, order: Tensor, step: int) -> Tensor:
+        """The rows of a step that are this worker's."""
+        return order[step * self._batch : (step + 1) * self._batch][self._world.rank :: self._world.size]
+
+    def _fetched(self, rows: Tensor) -> Batch:
+        began = time.perf_counter()
+        batch = self.lesson.train_batch(rows)
+        self._waited_s += time.perf_counter() - began
+        return batch
 
     def _validate(self) -> float:
         """Every worker takes as many passes as the others: those of a model that is split wait for each other."""

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from functions.runtime.receipt import Prices
-from functions.training.artifact import tabular_signature, write_artifact
+from functions.training.artifact import EXAMPLE_ROWS, tabular_signature, write_artifact
 from functions.training.checkpoints import Checkpoints
 from functions.training.cost import billed
 from functions.training.distributed import Workers, carry_through
 from functions.training.errors import TrainingDataError
 from functions.training.fitting import Columns, Fitted, fit, prepare
 from functions.training.loop import OnEpoch
+from functions.training.ondisk import prepare_on_disk
 from functions.training.params import TabularParams, weights_depend_on
 from functions.training.start import Start, start_from
 from functions.training.tabular import Trained
@@ -74,8 +75,13 @@ class TabularJob:
     def work(self, world: World, on_epoch: OnEpoch | None) -> Fitted:
         """Fit, as one of `world`. Raises: TrainingError as `prepare` and `fit` do."""
         order = self.order
-        rows = order.columns.read(self.table, order.training_set)
-        prepared = prepare(rows, order.columns, order.params, self.start)
+        if order.params.rows_in == "disk":
+            prepared = prepare_on_disk(
+                self.table, order.training_set, order.columns, order.params, self.start
+            )
+        else:
+            rows = order.columns.read(self.table, order.training_set)
+            prepared = prepare(rows, order.columns, order.params, self.start)
         return fit(prepared, order.params, world=world, on_epoch=on_epoch, checkpoints=self.checkpoints)
 
 
@@ -134,7 +140,7 @@ def _start(registry: Registry, order: Order) -> Start | None:
 
 
 def _register(registry: Registry, run: Run, order: Order, table: Table, fitted: Fitted) -> ModelVersion:
-    rows = order.columns.read(table, order.training_set)
+    rows = next(table.batches(version=order.training_set.version, rows=EXAMPLE_ROWS))
     signature = tabular_signature(order.columns, rows, fitted.scorer.target)
     with tempfile.TemporaryDirectory(prefix="toque-model-") as folder:
         write_artifact(Path(folder), fitted, signature=signature, columns=order.columns, params=order.params)

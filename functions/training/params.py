@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 Task = Literal["binary", "multiclass", "regression"]
 Split = Literal["days", "time", "random"]
 Precision = Literal["fp32", "bf16"]
+RowsIn = Literal["memory", "disk"]
 _EPOCHS, _PATIENCE = 6, 3
 _HOW = {"accumulate", "compiled"}  # how a step is computed, not what it computes
 _MIN_BATCH, _MIN_STEPS, _MIN_TOTAL_STEPS = 16, 32, 200
@@ -27,7 +28,8 @@ class TabularParams(BaseModel):
     split, valid_fraction: which rows are held out to stop, to calibrate and to measure (see `split_rows`);
     clip: the greatest norm of a step's gradients (None: any); precision: of the network's arithmetic, weights stay float32;
     accumulate: pieces in which a worker passes its rows of a step, one after the other, so that a step needs no more
-    memory than a piece; compiled: whether steps go through torch.compile, which takes a minute to begin with.
+    memory than a piece; compiled: whether steps go through torch.compile, which takes a minute to begin with;
+    rows_in: where a worker keeps the rows: those that do not fit its memory go into a file on its machine.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,6 +53,7 @@ class TabularParams(BaseModel):
     precision: Precision = "fp32"
     accumulate: int = Field(default=1, ge=1)
     compiled: bool = False
+    rows_in: RowsIn = "memory"
     seed: int = 0
 
     def batch_rows(self, rows: int, *, workers: int = 1) -> int:

@@ -43,6 +43,9 @@ class Encoded:
         """The given rows, in the given order."""
         return Encoded(self.numeric[rows], self.missing[rows], self.category[rows])
 
+    def soon(self, rows: Tensor) -> None:
+        """They are in memory."""
+
 
 class Preprocessing(nn.Module):
     """Scales, flags and looks up; has statistics, but nothing that learns by gradient.

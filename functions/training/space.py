@@ -12,7 +12,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from functions.training.errors import TrainingDataError
 from functions.training.params import TabularParams
 
-_OF_THE_DATA = {"task", "bins", "min_category_rows", "max_categories", "split", "valid_fraction", "seed"}
+_OF_THE_DATA = {
+    "task",
+    "bins",
+    "min_category_rows",
+    "max_categories",
+    "split",
+    "valid_fraction",
+    "rows_in",
+    "seed",
+}
 
 
 class Trial(BaseModel):
