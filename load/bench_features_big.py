@@ -52,6 +52,7 @@ def main() -> None:
 def cluster(folder: str, object_store_bytes: int) -> Iterator[None]:
     """A Ray cluster of this machine that spills into the folder."""
     ray.init(
+        address="local",  # never a cluster that happens to run here
         include_dashboard=False,
         log_to_driver=False,
         object_store_memory=object_store_bytes,
