@@ -1,0 +1,57 @@
+"""How a large table is read by tasks: few, and each table opened once in a process."""
+
+import copy
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from featurestore import Entity, FeatureStore, FeatureView, Field, Float64, distributed, offline
+from featurestore.dtypes import TIMESTAMP
+from featurestore.offline import File
+
+START = datetime(2013, 6, 1, tzinfo=UTC)
+late = FeatureView("late", [Entity("plane")], [Field("x", Float64)])
+
+
+def files(*rows: int) -> list[File]:
+    days = [START + timedelta(days=number) for number in range(len(rows))]
+    fragment: Any = None
+    return [
+        File(f"f{day:%d}", f"{day:%Y-%m-%d}", count, day, day + timedelta(days=1), fragment)
+        for day, count in zip(days, rows, strict=True)
+    ]
+
+
+def test_small_tables_are_read_in_tasks_of_a_quarter_of_a_million_rows() -> None:
+    shares = list(distributed._shares(files(100_000, 200_000, 50_000, 300_000, 10), (None, None)))
+    assert shares == [[0, 1], [2, 3], [4]]
+
+
+def test_large_tables_are_read_in_some_hundred_tasks_of_a_million_rows_at_most() -> None:
+    assert len(list(distributed._shares(files(*[100_000] * 600), (None, None)))) == 100
+    assert len(list(distributed._shares(files(*[100_000] * 2_000), (None, None)))) == 200
+
+
+def test_files_beyond_the_bounds_are_left_out() -> None:
+    within = (START + timedelta(days=1, hours=1), START + timedelta(days=1, hours=2))
+    assert list(distributed._shares(files(1, 1, 1), within)) == [[1]]
+
+
+def test_a_worker_lists_the_files_of_a_table_once(
+    offline_fs: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offline_fs.apply([late])
+    rows = pa.table(
+        {"plane": ["N1", "N2"], "event_timestamp": pa.array([START] * 2, TIMESTAMP), "x": [1.0, 2.0]}
+    )
+    number = offline_fs.write_offline(late, rows).version
+    opened = []
+    monkeypatch.setattr(offline, "_open", lambda table, first=offline._open: opened.append(1) or first(table))
+    for _ in range(3):  # as it travels to each task
+        there = copy.copy(offline_fs.offline)
+        piece = pa.table({"files": [[0]]})
+        read = distributed._read_files(piece, offline=there, view=late, number=number)
+        assert read["x"].to_pylist() == [1.0, 2.0]
+    assert opened == [1]
