@@ -75,10 +75,6 @@ class Total(BaseModel, frozen=True):
     cpu_s: float
     gpu_s: float
 
-    def money(self, *, cpu_hour: float, gpu_hour: float) -> float:
-        """What it comes to at prices for an hour of one CPU and of one GPU."""
-        return (self.cpu_s * cpu_hour + self.gpu_s * gpu_hour) / 3600
-
 
 def totals(receipts: Iterable[Receipt]) -> list[Total]:
     """Sums by function, day and caller, in that order."""

@@ -14,7 +14,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -22,13 +22,34 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from functions.training.params import RecipeParams, TabularParams
 from registry import ObjectStore
 
-KEPT = 2  # the last one may be found damaged
 _DIGEST_BYTES = 32
 _HEADER_BYTES = 8  # of a safetensors file: the length of its header
 _NAME = re.compile(r"(\d{6})(?:\.(\d+)-of-(\d+))?\.safetensors")
 _logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Which epochs' checkpoints stay: the `last` ones, and the `best` by validation loss, those after the end too.
+
+    last: two by default, for the last may be found damaged.
+    """
+
+    last: int = 2
+    best: int = 0
+
+    def best_of(self, losses: Sequence[float]) -> set[int]:
+        """The epochs of the lowest losses, one a number from 0; of equals the earlier."""
+        return set(sorted(range(len(losses)), key=lambda epoch: (losses[epoch], epoch))[: self.best])
+
+    def dropped(self, epoch: int, losses: Sequence[float]) -> list[int]:
+        """Which earlier epochs may go once `epoch` is saved: one that has left the last, or been beaten by this one."""
+        best, before = self.best_of(losses[: epoch + 1]), self.best_of(losses[:epoch])
+        gone = {epoch - self.last} | before
+        return sorted(each for each in gone if 0 <= each <= epoch - self.last and each not in best)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,21 +86,23 @@ class Checkpoints:
 
     store: ObjectStore
     folder: str
+    keep: Keep = Keep()
 
     @classmethod
-    def of(cls, store: ObjectStore, determined_by: Mapping[str, Any]) -> Self:
+    def of(cls, store: ObjectStore, determined_by: Mapping[str, Any], keep: Keep = Keep()) -> Self:
         """Those of the training that `determined_by`, which is JSON, describes."""
-        return cls(store, f"checkpoints/{digest_of(determined_by)}/")
+        return cls(store, f"checkpoints/{digest_of(determined_by)}/", keep)
 
     def save(self, epoch: int, snapshot: Snapshot, share: Share = WHOLE) -> None:
-        """Keep the state after `epoch`, or a worker's share of it; of the earlier ones only the last stays."""
+        """Keep the state after `epoch`, or a worker's share of it; of the earlier ones stay those that `keep` names."""
         metadata = {"facts": json.dumps(snapshot.facts), "rows": json.dumps(snapshot.rows)}
         payload = safetensors.torch.save(
             {name: tensor.contiguous() for name, tensor in snapshot.tensors.items()}, metadata
         )
         self.store.put(self._key(epoch, share), hashlib.sha256(payload).digest() + payload)
-        if epoch >= KEPT:
-            self.store.delete(self._key(epoch - KEPT, share))
+        losses = [each["valid_loss"] for each in snapshot.facts.get("epochs", [])]
+        for old in self.keep.dropped(epoch, losses):
+            self.store.delete(self._key(old, share))
 
     def latest(self, share: Share = WHOLE) -> Snapshot | None:
         """The newest whole one, with the rows of `share` of what is split, or None."""
@@ -90,9 +113,14 @@ class Checkpoints:
         return None
 
     def drop(self) -> None:
-        """Forget them: the training has ended well."""
+        """Forget them, but for the best that are to be kept: the training has ended well."""
+        last = next(self._whole_ones(), None)
+        found = self._facts(last) if last and self.keep.best else None
+        best = self.keep.best_of([each["valid_loss"] for each in found["epochs"]]) if found else set()
         for key in list(self.store.list(self.folder)):
-            self.store.delete(key)
+            told = _NAME.fullmatch(key.removeprefix(self.folder))
+            if not told or int(told.group(1)) not in best:
+                self.store.delete(key)
 
     def _key(self, epoch: int, share: Share) -> str:
         which = "" if share == WHOLE else f".{share.rank}-of-{share.size}"
@@ -109,6 +137,10 @@ class Checkpoints:
         for (epoch, size), ranks in sorted(found.items(), reverse=True):
             if ranks == set(range(size)):
                 yield [self._key(epoch, Share(rank, size)) for rank in range(size)]
+
+    def _facts(self, keys: list[str]) -> dict[str, Any] | None:
+        parts = _Parts(WHOLE)
+        return parts.joined().facts if self._read(keys[0], Share(0, len(keys)), parts) else None
 
     def _read(self, key: str, held: Share, parts: _Parts) -> bool:
         """Add what `held` had saved to `parts`; False if it is damaged or was replaced meanwhile."""
@@ -150,6 +182,11 @@ class _Parts:
             name: parts[0] if len(parts) == 1 else torch.cat(parts) for name, parts in self._tensors.items()
         }
         return Snapshot(tensors, self._facts, self._rows)
+
+
+def keep_of(params: TabularParams | RecipeParams) -> Keep:
+    """What a training's settings say of its checkpoints."""
+    return Keep(params.keep_last, params.keep_best)
 
 
 def digest_of(what: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from functions.runtime.receipt import Prices
 from functions.training.artifact import EXAMPLE_ROWS, tabular_signature, write_artifact
-from functions.training.checkpoints import Checkpoints
+from functions.training.checkpoints import Checkpoints, keep_of
 from functions.training.cost import billed
 from functions.training.distributed import Workers, carry_through
 from functions.training.errors import TrainingDataError
@@ -106,7 +106,7 @@ def carry_out(
     """Fit, and register the next version if asked. Raises: TrainingError."""
     began = time.perf_counter()
     table = Table(registry.store, order.training_set.name)
-    checkpoints = Checkpoints.of(registry.store, order.determined_by())
+    checkpoints = Checkpoints.of(registry.store, order.determined_by(), keep_of(order.params))
     with billed(run, prices) as bill:
         done = carry_through(TabularJob(run, order, table, checkpoints, _start(registry, order)), workers)
         fitted, bill.others = done.made, done.spent

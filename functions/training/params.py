@@ -11,7 +11,12 @@ Split = Literal["days", "time", "random"]
 Precision = Literal["fp32", "bf16"]
 RowsIn = Literal["memory", "disk"]
 _EPOCHS, _PATIENCE = 6, 3
-_HOW = {"accumulate", "compiled"}  # how a step is computed, not what it computes
+_HOW = {
+    "accumulate",
+    "compiled",
+    "keep_last",
+    "keep_best",
+}  # how a step is computed and kept, not what it computes
 _MIN_BATCH, _MIN_STEPS, _MIN_TOTAL_STEPS = 16, 32, 200
 
 
@@ -29,6 +34,7 @@ class TabularParams(BaseModel):
     clip: the greatest norm of a step's gradients (None: any); precision: of the network's arithmetic, weights stay float32;
     accumulate: pieces in which a worker passes its rows of a step, one after the other, so that a step needs no more
     memory than a piece; compiled: whether steps go through torch.compile, which takes a minute to begin with;
+    keep_last, keep_best: how many checkpoints stay: of the last epochs, and of the best, which stay after the end;
     rows_in: where a worker keeps the rows: those that do not fit its memory go into a file on its machine.
     """
 
@@ -53,6 +59,8 @@ class TabularParams(BaseModel):
     precision: Precision = "fp32"
     accumulate: int = Field(default=1, ge=1)
     compiled: bool = False
+    keep_last: int = Field(default=2, ge=1)
+    keep_best: int = Field(default=0, ge=0)
     rows_in: RowsIn = "memory"
     seed: int = 0
 
@@ -81,7 +89,7 @@ class RecipeParams(BaseModel):
 
     lr: peak of the one-cycle schedule; batch_size: rows of one optimiser step over all workers; epochs: the length of the
     schedule; patience: epochs without a better validation loss before stopping (None: never); clip, precision, accumulate,
-    compiled: as in `TabularParams`.
+    compiled, keep_last, keep_best: as in `TabularParams`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -95,6 +103,8 @@ class RecipeParams(BaseModel):
     precision: Precision = "fp32"
     accumulate: int = Field(default=1, ge=1)
     compiled: bool = False
+    keep_last: int = Field(default=2, ge=1)
+    keep_best: int = Field(default=0, ge=0)
     seed: int = 0
 
     @property

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from functions.runtime.digest import digest_of
 from functions.runtime.receipt import Prices
-from functions.training.checkpoints import Checkpoints
+from functions.training.checkpoints import Checkpoints, keep_of
 from functions.training.cost import billed
 from functions.training.distributed import Sharding, Workers, carry_through
 from functions.training.errors import TrainingError
@@ -108,7 +108,7 @@ def train(
 ) -> Trained:
     """Train, and register the next version if asked. Raises: TrainingError."""
     began = time.perf_counter()
-    checkpoints = Checkpoints.of(registry.store, order.determined_by(workers.sharding))
+    checkpoints = Checkpoints.of(registry.store, order.determined_by(workers.sharding), keep_of(order.params))
     cards = workers.gpus_each if workers.count == 1 else 0.0
     with billed(run, prices, device=workers.device if cards else "cpu", gpus=cards) as bill:
         done = carry_through(RecipeJob(run, order.recipe, order.params, checkpoints), workers)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from ray_apps.cli.client import Client, client_of
-from ray_apps.cli.command import add
+from ray_apps.cli.command import UsageError, add
 from ray_apps.cli.show import complain, out, say, table, value
 
 if TYPE_CHECKING:
     from functions.runtime.log import Line, Tail
+    from functions.runtime.receipt import Prices
     from ray_apps.cli.command import Commands
 
 POLL_S = 0.5
@@ -37,8 +39,9 @@ def register(commands: Commands) -> None:
     )
     logs.add_argument("--times", action="store_true", help="put time, function and source before each line")
     costs = add(commands, "costs", _costs, "sum the receipts by function, day and caller")
-    costs.add_argument("--cpu-hour", type=float, default=0.0, metavar="PRICE", help="of a CPU for an hour")
-    costs.add_argument("--gpu-hour", type=float, default=0.0, metavar="PRICE", help="of a GPU for an hour")
+    told = "for an hour (default: TOQUE_PRICES)"
+    costs.add_argument("--cpu-hour", type=float, metavar="PRICE", help=f"of a CPU {told}")
+    costs.add_argument("--gpu-hour", type=float, metavar="PRICE", help=f"of a GPU {told}")
     costs.add_argument("--json", action="store_true", help="print it as JSON")
 
 
@@ -101,19 +104,34 @@ def _stamped(line: Line) -> str:
 def _costs(given: argparse.Namespace) -> int:
     from functions.runtime.receipt import Total  # late: it brings in Ray
 
+    prices = _prices(given)
     found = TypeAdapter(list[Total]).validate_python(client_of(given).get("/costs"))
-    rows = [
-        each.model_dump() | {"money": each.money(cpu_hour=given.cpu_hour, gpu_hour=given.gpu_hour)}
-        for each in found
-    ]
+    rows = [each.model_dump() | {"money": prices.money(cpu_s=each.cpu_s, gpu_s=each.gpu_s)} for each in found]
     if given.json:
         value(rows)
     else:
-        table(_HEADINGS, [tuple(row.values()) for row in [*rows, _all(rows)]])
+        table((*_HEADINGS, prices.currency), [tuple(row.values()) for row in [*rows, _all(rows)]])
     return 0
 
 
-_HEADINGS = ("function", "day", "caller", "runs", "attempts", "queue s", "run s", "CPU s", "GPU s", "money")
+def _prices(given: argparse.Namespace) -> Prices:
+    """Those of TOQUE_PRICES; what the command line says goes first. Raises: UsageError if they cannot be read."""
+    from functions.runtime.receipt import Prices  # late: it brings in Ray
+
+    told = os.environ.get("TOQUE_PRICES") or '{"currency": "money", "cpu_hour": 0, "gpu_hour": 0}'
+    try:
+        known = Prices.model_validate_json(told)
+        said = {name: getattr(given, name) for name in ("cpu_hour", "gpu_hour")}
+        return Prices.model_validate(
+            known.model_dump() | {name: price for name, price in said.items() if price is not None}
+        )
+    except ValidationError as error:
+        raise UsageError(
+            f"prices that cannot be read, from TOQUE_PRICES={told} and the options: {error}"
+        ) from error
+
+
+_HEADINGS = ("function", "day", "caller", "runs", "attempts", "queue s", "run s", "CPU s", "GPU s")
 
 
 def _all(rows: list[dict[str, Any]]) -> dict[str, Any]:

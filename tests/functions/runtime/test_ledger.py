@@ -182,7 +182,6 @@ def test_costs_are_the_sum_of_the_receipts_whatever_the_end(used: Context, soon:
         for unit in ("queue_s", "run_s", "cpu_s", "gpu_s"):
             assert getattr(totals[name], unit) == pytest.approx(sum(getattr(each, unit) for each in own))
     assert totals["never"].run_s > 0
-    assert totals["double"].money(cpu_hour=3600, gpu_hour=0) == pytest.approx(totals["double"].cpu_s)
 
 
 def test_an_unknown_invocation_is_said_to_be(used: Context) -> None:

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from functions import Context
 from functions.training import train_tabular
-from functions.training.checkpoints import Checkpoints
+from functions.training.checkpoints import Checkpoints, Keep
 from functions.training.fitting import Fitted, fit, prepare
 from functions.training.loop import Epoch
 from tests.functions.training.kitchen import COLUMNS, FAST, NAMES, examples
@@ -69,6 +71,33 @@ def test_what_determines_the_weights_names_them(kitchen: Context) -> None:
     }
     assert len(folders) == 3
     assert Checkpoints.of(kitchen.store, {"a": 1, "b": 2}) == Checkpoints.of(kitchen.store, {"b": 2, "a": 1})
+
+
+losses = st.lists(st.floats(0, 1), min_size=1, max_size=9)
+
+
+@given(losses, st.integers(1, 3), st.integers(0, 3))
+def test_the_last_and_the_best_stay_and_no_others(valid: list[float], last: int, best: int) -> None:
+    keep, there = Keep(last, best), set()
+    for epoch in range(len(valid)):
+        there = (there | {epoch}) - set(keep.dropped(epoch, valid))
+        so_far = valid[: epoch + 1]
+        lowest = sorted(range(epoch + 1), key=lambda each: (so_far[each], each))[:best]
+        assert there == {*range(max(0, epoch + 1 - last), epoch + 1), *lowest}
+
+
+def test_the_best_stay_after_the_end_and_are_whole(kitchen: Context) -> None:
+    prepared = prepare(examples(), COLUMNS, FAST)
+    checkpoints = Checkpoints.of(kitchen.store, {}, Keep(last=1, best=2))
+    fitted = fit(prepared, FAST, checkpoints=checkpoints)
+    valid = [epoch.valid_loss for epoch in fitted.epochs]
+    wanted = sorted(sorted(range(len(valid)), key=lambda each: valid[each])[:2])
+    checkpoints.drop()
+    kept = sorted(kitchen.store.list(checkpoints.folder))
+    assert [int(key[-18:-12]) for key in kept] == wanted
+    assert equal(
+        fit(prepared, FAST, checkpoints=checkpoints), fitted
+    )  # asked again it goes on, and ends alike
 
 
 def test_a_training_that_ended_well_leaves_none(kitchen, training_set):

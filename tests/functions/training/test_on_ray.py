@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluste
 def test_two_workers_learn_what_one_learns_though_one_is_killed(kitchen, training_set, monkeypatch, tmp_path):
     calm = FAST.model_copy(update={"dropout": 0.0, "unknown_rate": 0.0})
     one = train_tabular("late", training_set, **NAMES, params=calm)
-    killed = Deadly(kitchen.store, "checkpoints/deadly/", tmp_path / "killed")
+    killed = Deadly(kitchen.store, "checkpoints/deadly/", mark=tmp_path / "killed")
     monkeypatch.setattr(Checkpoints, "of", lambda *_: killed)
     two = train_tabular("late", training_set, **NAMES, params=calm, num_workers=2)
     assert killed.mark.exists()

@@ -120,7 +120,7 @@ def test_the_dead_are_listed_and_purged(platform: Any, capsys: Any) -> None:
     assert run(capsys, "invocations", "purge", "nothing")[0] == 2
 
 
-def test_costs_are_the_sum_of_the_receipts(platform: Any, capsys: Any) -> None:
+def test_costs_are_the_sum_of_the_receipts(platform: Any, capsys: Any, monkeypatch: Any) -> None:
     receipts = []
     for number in range(3):
         arguments = ("cli_add", "--json", json.dumps({"a": number}), "--key", f"k{number}")
@@ -134,6 +134,16 @@ def test_costs_are_the_sum_of_the_receipts(platform: Any, capsys: Any) -> None:
         assert row[name] == pytest.approx(sum(each[name] for each in receipts)), name
     assert row["money"] == pytest.approx(row["cpu_s"])
     assert "cli_add" in run(capsys, "costs")[1]
+    monkeypatch.setenv("TOQUE_PRICES", '{"currency": "EUR", "cpu_hour": 7200, "gpu_hour": 1}')
+    (priced,) = json.loads(run(capsys, "costs", "--json")[1])
+    assert priced["money"] == pytest.approx(2 * priced["cpu_s"])
+    assert "EUR" in run(capsys, "costs")[1]
+    (said,) = json.loads(run(capsys, "costs", "--cpu-hour", "3600", "--json")[1])
+    assert said["money"] == pytest.approx(said["cpu_s"])
+    monkeypatch.setenv("TOQUE_PRICES", '{"currency": "EUR"}')
+    code, _, complaint = run(capsys, "costs")
+    assert code == 2
+    assert "cpu_hour" in complaint
 
 
 def test_a_model_is_promoted_split_and_rolled_back(platform: Any, model: str, capsys: Any) -> None:
