@@ -29,8 +29,10 @@ def follow(client: Client, model: str) -> int:
         if out.is_terminal:
             # A console of its own: a live table needs lines that end where the terminal's do.
             with Live(console=Console(highlight=False), auto_refresh=False) as live:
+                shown: list[RenderableType] = []
                 for last in _looks(client, model):
-                    live.update(view(last), refresh=True)
+                    shown = [view(last)] if last["is_open"] else [*shown, view(last)]
+                    live.update(Group(*shown), refresh=True)
         else:
             for last in _changes(_looks(client, model)):
                 say(f"{last['at'][:16]}Z {line(last)}")
