@@ -19,6 +19,7 @@ import ray
 import ray.data
 from pydantic import BaseModel, ConfigDict
 
+from functions.runtime.cluster import NOT_WHERE_IT_SERVES
 from functions.runtime.context import context
 from functions.runtime.declaration import Demand, Resources
 from functions.runtime.function import function
@@ -195,6 +196,7 @@ def _on_ray(
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max_actors),
         num_cpus=1,
+        label_selector=NOT_WHERE_IT_SERVES,
     )
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -17,17 +17,26 @@ from functions.runtime.declaration import Demand, Resources
 from functions.runtime.function import function
 from functions.training.errors import TrainingDataError, TrainingError
 from functions.training.params import TabularParams, run_params
-from functions.training.space import DEFAULT_SPACE, Choice, Range, Space, Trial, draw_points
+from functions.training.space import (
+    DEFAULT_SPACE,
+    Choice,
+    Limits,
+    Range,
+    Space,
+    Trial,
+    draw_points,
+    grid_points,
+)
 from registry import Run, Table, TableSnapshot
 
 if TYPE_CHECKING:
     from functions.training.fitting import Columns
 
-__all__ = ["DEFAULT_SPACE", "Choice", "Range", "Space", "Sweep", "Trial", "tune_tabular"]
+__all__ = ["DEFAULT_SPACE", "Choice", "Limits", "Range", "Space", "Sweep", "Trial", "tune_tabular"]
 
 
 class Sweep(BaseModel):
-    """What a sweep found. run_id: the run that holds its trials; best_run: the trial's."""
+    """What a sweep found. run_id: the run that holds its trials; best_run: the trial's; stopped: by which limit, if by one."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -37,10 +46,13 @@ class Sweep(BaseModel):
     best_loss: float
     trials: list[Trial]
     seconds: float
+    stopped: str | None = None
 
 
-def _demand(concurrency: int, cpus_per_trial: float, priority: int, **_: Any) -> Demand:
-    return Demand(cpus=max(1.0, concurrency * cpus_per_trial), priority=priority)
+def _demand(
+    concurrency: int, cpus_per_trial: float, gpus_per_trial: float, priority: int, **_: Any
+) -> Demand:
+    return Demand(max(1.0, concurrency * cpus_per_trial), concurrency * gpus_per_trial, priority)
 
 
 @function(resources=Resources(num_cpus=1), timeout_s=3600, demand=_demand)
@@ -58,13 +70,17 @@ def tune_tabular(
     cpus_per_trial: float = 1.0,
     experiment: str | None = None,
     seed: int = 0,
+    search: Literal["random", "grid"] = "random",
+    limits: Limits = Limits(),  # noqa: B008 - frozen
+    gpus_per_trial: float = 0.0,
     priority: int = 0,  # noqa: ARG001 - its demand reads it
 ) -> Sweep:
     """Try settings of the tabular network on Ray Tune with ASHA and return the best; nothing is registered.
 
     params: the settings that the space does not vary, and the first trial; space: parameter -> what to draw from;
-    num_samples: trials; max_epochs: epochs of the longest trial (default: those of params); concurrency: trials at a
-    time, each with `cpus_per_trial`; experiment: where sweep and trials are tracked (default: "{model}-sweep").
+    num_samples: trials; search: "random" draws them, "grid" tries every combination instead (a Range says its `steps`);
+    limits: hours, CPU- and GPU-hours and money, at the first of which the sweep ends with what it has; max_epochs: epochs of the longest trial (default: those of params); concurrency: trials at a
+    time, each with `cpus_per_trial` and `gpus_per_trial`; experiment: where sweep and trials are tracked (default: "{model}-sweep").
     priority: of a submitted one in the queue of experiments, the higher first.
     A sweep that was interrupted repeats no finished trial when it is asked for again.
     Raises: TrainingDataError for a space or data that cannot be used; TrainingError if no Ray runs or every trial fails.
@@ -82,12 +98,14 @@ def tune_tabular(
             "params.rows_in='disk': a sweep's trials share rows in memory; sweep on a part of the rows"
         )
     base = params if max_epochs is None else params.model_copy(update={"epochs": max_epochs})
-    points = draw_points(space, base, num_samples, seed)
+    points = grid_points(space, base) if search == "grid" else draw_points(space, base, num_samples, seed)
     columns = Columns(tuple(numeric), tuple(categorical), label)
     registry, name = context().registry(), experiment or f"{model}-sweep"
     code = tune_tabular.digest
     key = _key(training_set, columns, points, code)
     prices = context().prices
+    if limits.money is not None and prices is None:
+        raise TrainingError(f"limits.money={limits.money:g} needs prices: set TOQUE_PRICES, or leave it out")
     with (
         registry.start_run(
             name,
@@ -112,6 +130,7 @@ def tune_tabular(
             code=code,
             done=done,
             prices=prices,
+            limits=limits,
         )
         run_trials(
             prepared,
@@ -119,9 +138,13 @@ def tune_tabular(
             tracker,
             concurrency=concurrency,
             cpus_per_trial=cpus_per_trial,
+            gpus_per_trial=gpus_per_trial,
         )
         bill.others = tracker.spent()
-        return _best(run, tracker.trials(), time.perf_counter() - began)
+        best = _best(run, tracker.trials(), time.perf_counter() - began)
+        if tracker.stopped:
+            run.set_tags({"stopped": tracker.stopped})
+        return best.model_copy(update={"stopped": tracker.stopped})
 
 
 def _key(training_set: TableSnapshot, columns: Columns, points: list[TabularParams], code: str) -> str:

@@ -7,18 +7,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pickle import PicklingError
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError, TaskCancelledError
 
 from functions.runtime.deadline import GRACE_S
-from functions.runtime.declaration import ONCE, Resources, Retries
+from functions.runtime.declaration import ONCE, Demand, Resources, Retries
 from functions.runtime.errors import Cancelled, InvalidResult, TimedOut, WorkerLost
 from functions.runtime.nursery import State
 from functions.runtime.work import Outcome
 
+NOT_WHERE_IT_SERVES = {"ray.io/node-group": "!serve"}  # Ray's own label: the name of a node's type
 _SENDING_S = 0.1  # what a task is on its way to a worker, with room
 
 
@@ -158,10 +159,23 @@ def joined() -> Iterator[None]:
         ray.shutdown()
 
 
-def options(resources: Resources, retries: Retries, timeout_s: float | None) -> dict[str, Any]:
-    """Ray's task options. Ray itself reruns a task whose worker died, unless the timeout may have killed it."""
-    lost = retries.max_lost if timeout_s is None else 0
-    return _occupied(resources) | {"max_retries": lost}
+class Declared(Protocol):
+    """What a function declares of how its runs are placed."""
+
+    resources: Resources
+    retries: Retries
+    timeout_s: float | None
+    demand: Callable[..., Demand] | None
+
+
+def options(declared: Declared) -> dict[str, Any]:
+    """Ray's task options. Ray itself reruns a task whose worker died, unless the timeout may have killed it.
+
+    What has a demand keeps away from nodes that serve.
+    """
+    lost = declared.retries.max_lost if declared.timeout_s is None else 0
+    away = {"label_selector": NOT_WHERE_IT_SERVES} if declared.demand else {}
+    return _occupied(declared.resources) | {"max_retries": lost} | away
 
 
 def _occupied(resources: Resources) -> dict[str, Any]:

@@ -340,7 +340,7 @@ def _task(function: Function[..., Any]) -> Any:
     def attended(assignment: Assignment) -> Outcome:
         return _attended(assignment)
 
-    asked = cluster.options(function.resources, function.retries, function.timeout_s)
+    asked = cluster.options(function)
     return cluster.task(function.name, attended, asked | {"max_retries": 0})  # the ledger runs it again
 
 

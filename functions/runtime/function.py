@@ -177,9 +177,7 @@ class Function(Generic[P, R]):
 
     @cached_property
     def _task(self) -> Any:
-        return cluster.task(
-            self.name, self._on_worker(), cluster.options(self.resources, self.retries, self.timeout_s)
-        )
+        return cluster.task(self.name, self._on_worker(), cluster.options(self))
 
     def _on_worker(self) -> Callable[[dict[str, Any], bytes], Outcome | tuple[Any, int]]:
         def run(arguments: dict[str, Any], used: bytes) -> Outcome | tuple[Any, int]:

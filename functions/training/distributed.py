@@ -16,6 +16,7 @@ import ray.train
 import ray.train.torch
 import torch
 
+from functions.runtime.cluster import NOT_WHERE_IT_SERVES
 from functions.training.cost import Meter, Spent
 from functions.training.errors import TrainingError
 from functions.training.interrupts import interruptible
@@ -103,6 +104,7 @@ def work_on_cluster(job: Job[T], workers: Workers) -> Done[T]:
                 num_workers=workers.count,
                 use_gpu=workers.gpus_each > 0,
                 resources_per_worker=_resources(workers),
+                label_selector=NOT_WHERE_IT_SERVES,  # type: ignore[call-arg]  # the stub is of the old API
             ),
             run_config=ray.train.RunConfig(
                 name=f"run-{job.run.id}",
@@ -129,6 +131,7 @@ def log_epoch(run: Run) -> OnEpoch:
                 "valid_loss": epoch.valid_loss,
                 "epoch_s": epoch.seconds,
                 "rows_per_s": epoch.rows_per_s,
+                "busy": epoch.busy,
                 **{f"{unit}_per_s": rate for unit, rate in epoch.units_per_s.items()},
             },
             step=epoch.number,

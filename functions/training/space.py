@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from functions.training.bill import Cost
 from functions.training.errors import TrainingDataError
 from functions.training.params import TabularParams
 
@@ -37,6 +39,28 @@ class Trial(BaseModel):
     error: str = ""
 
 
+class Limits(BaseModel):
+    """What the trials of a sweep may use together, the epochs that run when it is used up included; None: any.
+
+    hours: of the wall clock; cpu_hours, gpu_hours: of all trials; money: at the prices of TOQUE_PRICES.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    hours: float | None = Field(default=None, gt=0)
+    cpu_hours: float | None = Field(default=None, gt=0)
+    gpu_hours: float | None = Field(default=None, gt=0)
+    money: float | None = Field(default=None, gt=0)
+
+    def reached(self, *, hours: float, cost: Cost) -> str | None:
+        """The limit that a sweep of so many hours and this bill has reached, in words; None if it may go on."""
+        used = {"hours": hours, **cost.model_dump(exclude={"currency", "energy_kwh"})}
+        for name, limit in self.model_dump(exclude_none=True).items():
+            if (used[name] or 0.0) >= limit:
+                return f"limits.{name}={limit:g} reached"
+        return None
+
+
 class Choice(BaseModel):
     """One of several values, each as likely."""
 
@@ -44,19 +68,24 @@ class Choice(BaseModel):
 
     choices: list[Any] = Field(min_length=1)
 
+    def grid(self) -> list[Any]:
+        """All of them."""
+        return self.choices
+
     def draw(self, generator: np.random.Generator) -> Any:
         """One value."""
         return self.choices[int(generator.integers(len(self.choices)))]
 
 
 class Range(BaseModel):
-    """A number between two bounds; with `log`, its logarithm is uniform."""
+    """A number between two bounds; with `log`, its logarithm is uniform. steps: how many of them a grid tries."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     low: float
     high: float
     log: bool = False
+    steps: int | None = Field(default=None, ge=2)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -65,6 +94,13 @@ class Range(BaseModel):
                 f"low={self.low} must be at most high={self.high}, and above 0 with log={self.log}"
             )
         return self
+
+    def grid(self) -> list[float]:
+        """`steps` numbers from low to high. Raises: ValueError if it does not say how many."""
+        if self.steps is None:
+            raise ValueError(f"a grid over {self.low} to {self.high} needs steps=")
+        spaced = np.geomspace if self.log else np.linspace
+        return [float(each) for each in spaced(self.low, self.high, self.steps)]
 
     def draw(self, generator: np.random.Generator) -> float:
         """One value."""
@@ -92,6 +128,27 @@ def draw_points(
     Raises: TrainingDataError if the space names what is no parameter of the network or its training, or a draw is not
     allowed.
     """
+    _require_tunable(space, count)
+    generator = np.random.default_rng(seed)
+    drawn = ({name: source.draw(generator) for name, source in space.items()} for _ in range(count - 1))
+    return [base, *_settings(base, drawn)]
+
+
+def grid_points(space: Mapping[str, Choice | Range], base: TabularParams) -> list[TabularParams]:
+    """The settings to try: `base`, then every combination of the space's values that is not it.
+
+    Raises: TrainingDataError as `draw_points`, or if a range does not say in how many steps.
+    """
+    _require_tunable(space, 1)
+    try:
+        values = [source.grid() for source in space.values()]
+    except ValueError as error:
+        raise TrainingDataError(f"the space is no grid: {error}") from error
+    combined = (dict(zip(space, each, strict=True)) for each in itertools.product(*values))
+    return list(dict.fromkeys([base, *_settings(base, combined)]))
+
+
+def _require_tunable(space: Mapping[str, Choice | Range], count: int) -> None:
     unknown = sorted(name for name in space if name not in TabularParams.model_fields or name in _OF_THE_DATA)
     if unknown or count < 1:
         allowed = sorted(set(TabularParams.model_fields) - _OF_THE_DATA)
@@ -99,12 +156,10 @@ def draw_points(
             f"num_samples={count} with a space over {sorted(space)}: want at least one trial, and {unknown} cannot be "
             f"tuned; choose from {allowed}"
         )
-    generator = np.random.default_rng(seed)
-    points = [base]
+
+
+def _settings(base: TabularParams, changes: Iterable[Mapping[str, Any]]) -> list[TabularParams]:
     try:
-        for _ in range(count - 1):
-            drawn = {name: source.draw(generator) for name, source in space.items()}
-            points.append(TabularParams.model_validate(base.model_dump() | drawn))
-    except (ValidationError, ValueError) as error:
+        return [TabularParams.model_validate(base.model_dump() | dict(each)) for each in changes]
+    except ValueError as error:
         raise TrainingDataError(f"the space draws a setting that is not allowed: {error}") from error
-    return points

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ray import tune
 
+from functions.runtime.cluster import NOT_WHERE_IT_SERVES
 from functions.runtime.receipt import Prices
 from functions.training.cost import Meter, Spent, log_cost
 from functions.training.distributed import NICENESS
@@ -18,7 +20,8 @@ from functions.training.fitting import Prepared, new_trainer
 from functions.training.interrupts import interruptible
 from functions.training.loop import Trainer, threads
 from functions.training.params import TabularParams, run_params
-from functions.training.space import Trial
+from functions.training.space import Limits, Trial
+from functions.training.world import Alone
 from registry import Registry, Run, TableSnapshot
 
 METRIC = "valid_loss"
@@ -31,18 +34,23 @@ def run_trials(
     *,
     concurrency: int,
     cpus_per_trial: float,
+    gpus_per_trial: float = 0.0,
 ) -> None:
-    """Run one trial for each (settled) setting that `tracker` knows no result of, under ASHA; how they ended is in it."""
+    """Run one trial for each (settled) setting that `tracker` knows no result of, under ASHA, within its limits; how they ended is in it."""
     numbers = [number for number in range(len(points)) if number not in tracker.done]
     if not numbers:
         return
     longest = max(point.span[0] for point in points)
     trainable = tune.with_parameters(
-        TabularTrial, prepared=prepared, points=points, cpus=max(1, int(cpus_per_trial))
+        TabularTrial,
+        prepared=prepared,
+        points=points,
+        cpus=max(1, int(cpus_per_trial)),
+        gpus=gpus_per_trial,
     )
     with tempfile.TemporaryDirectory(prefix="toque-sweep-") as folder:
         tuner = tune.Tuner(
-            tune.with_resources(trainable, {"cpu": cpus_per_trial}),
+            tune.with_resources(trainable, _room(cpus_per_trial, gpus_per_trial)),
             param_space={"point": tune.grid_search(numbers)},
             tune_config=tune.TuneConfig(
                 metric=METRIC,
@@ -58,6 +66,7 @@ def run_trials(
                 name="sweep",
                 verbose=0,
                 callbacks=[tracker],
+                stop=Budget(tracker),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         )
@@ -105,7 +114,7 @@ def finished_trials(
 class TrialTracker(tune.Callback):
     """Keeps one run of the registry for each trial, from the process that drives the sweep.
 
-    done: trials that need not be run again, by number of their setting.
+    done: trials that need not be run again, by number of their setting; stopped: the limit that ended the sweep, in words.
     """
 
     def __init__(
@@ -119,9 +128,11 @@ class TrialTracker(tune.Callback):
         code: str,
         done: Mapping[int, Trial],
         prices: Prices | None = None,
+        limits: Limits = Limits(),  # noqa: B008 - frozen
     ) -> None:
         self.done = done
-        self._prices = prices
+        self.stopped: str | None = None
+        self._prices, self._limits, self._began = prices, limits, time.monotonic()
         self._registry, self._experiment, self._parent = registry, experiment, parent
         self._points, self._dataset, self._code = points, dataset, code
         self._tracked: dict[int, _Tracked] = {}
@@ -149,17 +160,25 @@ class TrialTracker(tune.Callback):
         names = (METRIC, "train_loss", "epoch_s", "rows_per_s")
         tracked.run.log_metrics({name: result[name] for name in names}, step=len(tracked.losses))
         tracked.losses.append(float(result[METRIC]))
-        tracked.spent = Spent(result["cpu_s"])
+        tracked.spent = Spent(result["cpu_s"], result["gpu_s"], result["energy_j"])
 
     def on_trial_complete(self, *, trial: Any, **_: Any) -> None:  # type: ignore[override]  # called by name
         """End the run of a trial that is over, be it at its last epoch or stopped by the scheduler."""
         self._close(self._tracked[trial.config["point"]], error="")
 
     def close(self, errors: Mapping[int, str]) -> None:
-        """End what is still open after the sweep, failed by the error told for its setting, else interrupted."""
+        """End what is still open after the sweep: failed by the error told for its setting, ended by a limit, else interrupted."""
         for number, tracked in self._tracked.items():
             if tracked.open:
-                self._close(tracked, error=errors.get(number, "the sweep was interrupted"))
+                error = errors.get(number, self.stopped or "the sweep was interrupted")
+                ended = self.stopped and tracked.losses and number not in errors
+                self._close(tracked, error="" if ended else error)
+
+    def over(self) -> bool:
+        """Whether the sweep has reached one of its limits."""
+        hours = (time.monotonic() - self._began) / 3600
+        self.stopped = self.stopped or self._limits.reached(hours=hours, cost=self.spent().cost(self._prices))
+        return self.stopped is not None
 
     def trials(self) -> list[Trial]:
         """All trials in the order of their settings."""
@@ -190,15 +209,36 @@ class TrialTracker(tune.Callback):
         tracked.run.finish("FAILED" if error else "FINISHED")
 
 
+class Budget(tune.Stopper):
+    """Ends a sweep that has reached one of its limits."""
+
+    def __init__(self, tracker: TrialTracker) -> None:
+        self._tracker = tracker
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:  # noqa: ARG002 - as Tune calls it
+        """No single trial ends by it."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether to end all trials, and begin no others."""
+        return self._tracker.over()
+
+
 class TabularTrial(tune.Trainable):
     """One trial: an epoch a step."""
 
     def setup(  # type: ignore[override]  # with_parameters passes the others
-        self, config: dict[str, Any], *, prepared: Prepared, points: Sequence[TabularParams], cpus: int
+        self,
+        config: dict[str, Any],
+        *,
+        prepared: Prepared,
+        points: Sequence[TabularParams],
+        cpus: int,
+        gpus: float,
     ) -> None:
         """Begin with the setting that `config` points at."""
         os.nice(NICENESS)
-        self._prepared, self._points, self._cpus = prepared, points, cpus
+        self._prepared, self._points, self._cpus, self._gpus = prepared, points, cpus, gpus
         self._trainer = self._begin(config)
 
     def step(self) -> dict[str, Any]:
@@ -210,7 +250,7 @@ class TabularTrial(tune.Trainable):
             "train_loss": epoch.train_loss,
             "epoch_s": epoch.seconds,
             "rows_per_s": epoch.rows_per_s,
-            "cpu_s": self._meter.read().cpu_s,
+            **asdict(self._meter.read()),
             "done": self._trainer.finished,
         }
 
@@ -220,8 +260,15 @@ class TabularTrial(tune.Trainable):
         return True
 
     def _begin(self, config: dict[str, Any]) -> Trainer:
-        self._meter = Meter("cpu", 0.0)
-        return new_trainer(self._prepared, self._points[config["point"]])
+        device = "cuda" if self._gpus else "cpu"
+        self._meter = Meter(device, self._gpus)
+        return new_trainer(self._prepared, self._points[config["point"]], Alone(device))
+
+
+def _room(cpus: float, gpus: float) -> tune.PlacementGroupFactory:
+    return tune.PlacementGroupFactory(
+        [{"CPU": cpus, "GPU": gpus}], bundle_label_selector=[NOT_WHERE_IT_SERVES]
+    )
 
 
 def _last_line(error: BaseException) -> str:

@@ -9,7 +9,7 @@ import ray
 from functions.batch_inference import predict_batch
 from functions.training import train_tabular
 from functions.training.checkpoints import Checkpoints
-from functions.tuning import Choice, Range, tune_tabular
+from functions.tuning import Choice, Limits, Range, tune_tabular
 from registry import Table
 from tests.functions.training.kitchen import FAST, NAMES, Deadly
 
@@ -89,3 +89,23 @@ def test_batch_inference_on_ray_data_scores_each_row_once(kitchen, training_set)
     assert (done.where, done.rows_scored) == ("ray", 4_000)
     rows = Table(kitchen.store, "batch/late").read()["row"].to_pylist()
     assert sorted(rows) == list(range(4_000))
+
+
+def test_a_sweep_over_a_grid_ends_at_its_limit_with_what_it_has(kitchen, training_set):
+    space = {"dropout": Choice(choices=[0.0, 0.1, 0.3])}
+    with pytest.raises(Exception, match="limits.money=1 needs prices"):
+        tune_tabular("late", training_set, **NAMES, params=FAST, limits=Limits(money=1))
+    sweep = tune_tabular(
+        "late",
+        training_set,
+        **NAMES,
+        params=FAST,
+        space=space,
+        search="grid",
+        limits=Limits(cpu_hours=1e-9),
+        concurrency=1,
+    )
+    assert sweep.stopped == "limits.cpu_hours=1e-09 reached"
+    assert [(trial.failed, trial.epochs) for trial in sweep.trials] == [(False, 1)]
+    record = kitchen.registry().get_run(sweep.run_id).record()
+    assert (record.status, record.tags["stopped"]) == ("FINISHED", sweep.stopped)
