@@ -93,7 +93,7 @@ def test_batch_inference_on_ray_data_scores_each_row_once(kitchen, training_set)
 
 def test_a_sweep_over_a_grid_ends_at_its_limit_with_what_it_has(kitchen, training_set):
     space = {"dropout": Choice(choices=[0.0, 0.1, 0.3])}
-    with pytest.raises(Exception, match="limits.money=1 needs prices"):
+    with pytest.raises(Exception, match="needs prices: set TOQUE_PRICES"):
         tune_tabular("late", training_set, **NAMES, params=FAST, limits=Limits(money=1))
     sweep = tune_tabular(
         "late",
