@@ -16,10 +16,10 @@ from functions.features import build_training_set
 from functions.project import ModelDefinition
 from functions.retraining_policy import RetrainingPolicy, Running
 from functions.runtime.context import context
-from functions.training import Trained, train_tabular
+from functions.training import train_tabular
 from functions.training.params import Task
 from functions.training_window import TrainingWindow
-from registry import Table, TableSnapshot
+from registry import ModelVersion, Table, TableSnapshot
 
 BEGINNING = datetime(1970, 1, 2, tzinfo=UTC)  # earlier than any row
 _LOSSES: dict[Task, str] = {"binary": "log_loss", "multiclass": "log_loss", "regression": "rmse"}
@@ -49,14 +49,44 @@ def train_challengers(
 ) -> tuple[Challenger, ...]:
     """Train a challenger on each window and judge it by the gate; one that fails does not stop the others.
 
+    What a retrain that was killed had trained and judged is taken as it is: nothing is done twice.
     Raises: InvalidRows if a window, or the held-out time, has no labelled row.
     """
-    orders, gate_set = _orders(definition, policy, running)
-    trained = train_tabular.map([order.arguments for order in orders], return_errors=True)
-    return tuple(
-        _judged(definition, _gate(definition, policy), order.window, outcome, gate_set)
-        for order, outcome in zip(orders, trained, strict=True)
-    )
+    gate, made = _gate(definition, policy), _made_before(definition, running)
+    left = [window for window in policy.windows if window.name not in made]
+    judged = {name: _judged_before(definition, name, version, gate) for name, version in made.items()}
+    if left or None in judged.values():
+        orders, gate_set = _orders(definition, policy.model_copy(update={"windows": tuple(left)}), running)
+        trained = train_tabular.map([order.arguments for order in orders], return_errors=True)
+        outcomes: dict[str, int | Exception | None] = {
+            order.window.name: one if isinstance(one, Exception) else one.version
+            for order, one in zip(orders, trained, strict=True)
+        }
+        outcomes |= {name: version.version for name, version in made.items() if judged[name] is None}
+        judged |= {
+            name: _judged(definition, gate, name, outcome, gate_set) for name, outcome in outcomes.items()
+        }
+    found = (judged[window.name] for window in policy.windows)
+    return tuple(one for one in found if one is not None)
+
+
+def _made_before(definition: ModelDefinition, running: Running) -> dict[str, ModelVersion]:
+    """The versions that this retrain has registered already, by window; of several of one window the first."""
+    made: dict[str, ModelVersion] = {}
+    for version in context().registry().list_versions(definition.name):
+        if version.tags.get("retrain") == str(running.number) and version.lineage.parent == running.champion:
+            made.setdefault(version.tags.get("window", ""), version)
+    return made
+
+
+def _judged_before(
+    definition: ModelDefinition, window: str, version: ModelVersion, gate: Gate
+) -> Challenger | None:
+    """What its gate said of a version that was judged already, or None."""
+    outcome = version.gates.get(gate.name)
+    if outcome is None:
+        return None
+    return _passed_or_not(definition, window, version.version, GateResult.model_validate(outcome.details))
 
 
 def _gate(definition: ModelDefinition, policy: RetrainingPolicy) -> Gate:
@@ -137,19 +167,24 @@ def _chosen(entities: TableSnapshot, window: TrainingWindow, end: datetime, retr
 def _judged(
     definition: ModelDefinition,
     gate: Gate,
-    window: TrainingWindow,
-    outcome: Trained | Exception,
+    window: str,
+    outcome: int | Exception | None,
     gate_set: TableSnapshot,
 ) -> Challenger:
+    """A trained version by its gate. outcome: its number, None if none was registered, or why training failed."""
     if isinstance(outcome, Exception):
-        _logger.warning("%s: training on %s failed: %s", definition.name, window.name, outcome)
-        return Challenger(window=window.name, problem=f"training failed: {outcome}")
-    if outcome.version is None:
-        return Challenger(window=window.name, problem="the training registered no version")
-    result = evaluate_gate(definition.name, outcome.version, gate_set, definition.label, gate)
+        _logger.warning("%s: training on %s failed: %s", definition.name, window, outcome)
+        return Challenger(window=window, problem=f"training failed: {outcome}")
+    if outcome is None:
+        return Challenger(window=window, problem="the training registered no version")
+    result = evaluate_gate(definition.name, outcome, gate_set, definition.label, gate)
+    return _passed_or_not(definition, window, outcome, result)
+
+
+def _passed_or_not(definition: ModelDefinition, window: str, version: int, result: GateResult) -> Challenger:
     return Challenger(
-        window=window.name,
-        version=outcome.version,
+        window=window,
+        version=version,
         passed=result.passed,
         loss=result.metrics.get(_LOSSES[definition.training.task]),
         problem="" if result.passed else _why(result),

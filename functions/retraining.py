@@ -317,13 +317,16 @@ def _roll_out(
     if policy.approver is not None:
         comment = f"passed gate {definition.gate.name!r}; retrain {running.number}: {running.alarm.text}"
         registry.as_actor(policy.approver).approve(definition.name, version, comment=comment)
+    rolled_out = _finished(running, "rolled_out", version, f"version {version} ({best.window}) is in shadow")
+    if any(one.challenger == version for one in rollout_status(definition.name).outcomes):
+        return rolled_out  # before this retrain was killed, and it has come to its end since
     try:
         start_rollout(
             definition.name, version, definition.rollout, reason=f"retrain {running.number} ({best.window})"
         )
     except RolloutError as error:
         return _finished(running, "failed", None, f"version {version} was not rolled out: {error}")
-    return _finished(running, "rolled_out", version, f"version {version} ({best.window}) is in shadow")
+    return rolled_out
 
 
 def _end(

@@ -7,7 +7,6 @@ import pytest
 from functions.challengers import Challenger, _judged, best_of
 from functions.evaluation import Gate
 from functions.project import ModelDefinition
-from functions.retraining_policy import TrainingWindow
 from functions.training import train_tabular
 from registry import Table
 from tests.functions.training.conftest import kitchen, one_thread  # noqa: F401 - the same kitchen
@@ -37,7 +36,7 @@ def test_the_best_is_the_one_with_the_lowest_loss_of_its_kind(kitchen, model, ma
     for window, epochs in (("short", params.epochs - 2), ("long", params.epochs)):
         given = params.model_copy(update={"epochs": epochs, "lr": 1e-2 if window == "long" else 4e-3})
         trained = train_tabular(model, training, **NAMES, params=given)
-        judged = _judged(definition, definition.gate, TrainingWindow(name=window), trained, held_out)
+        judged = _judged(definition, definition.gate, window, trained.version, held_out)
         assert judged.passed, judged
         told = kitchen.registry().get_version(model, trained.version).metrics[loss]
         assert judged.loss == pytest.approx(told, rel=0.5)  # of other rows

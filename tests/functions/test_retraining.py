@@ -250,6 +250,34 @@ def test_a_retrain_that_was_killed_is_taken_up_again_by_the_next_inspection(
     assert retrains(MODEL).refresh().running is None
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("before", ["_roll_out", "_end"])
+def test_a_retrain_killed_near_its_end_does_nothing_twice(
+    ctx: Context, clock: Wall, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    def killed(*_: Any) -> None:
+        raise KilledError
+
+    one_window = POLICY.model_copy(update={"windows": POLICY.windows[:1]})
+    definition = DEFINITION.model_copy(update={"retraining": one_window})
+    monkeypatch.setattr(sys.modules["turned_project"], "MODELS", [definition])
+    with monkeypatch.context() as patch:
+        patch.setattr(module, before, killed)
+        with pytest.raises(KilledError):
+            retrain(alarm(clock))
+    entries = len(ctx.registry().history(MODEL))
+    trained = [one.version for one in ctx.registry().list_versions(MODEL)]
+    clock.wall += POLICY.lost_after
+    (done,) = inspect_model(MODEL).retraining
+    assert (done.action, done.rule) == ("resume", "rolled_out")
+    assert [one.version for one in ctx.registry().list_versions(MODEL)] == trained
+    if before == "_end":  # all was done: the registry hears nothing new
+        assert len(ctx.registry().history(MODEL)) == entries
+    opened = rollout_status(MODEL).open
+    assert opened is not None
+    assert opened.challenger == done.version == retrains(MODEL).refresh().finished[-1].version
+
+
 def test_every_decision_can_be_made_again_from_the_journal(
     ctx: Context, clock: Wall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
