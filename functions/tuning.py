@@ -70,7 +70,7 @@ def tune_tabular(
     cpus_per_trial: float = 1.0,
     experiment: str | None = None,
     seed: int = 0,
-    search: Literal["random", "grid"] = "random",
+    search: Literal["random", "grid", "optuna"] = "random",
     limits: Limits = Limits(),  # noqa: B008 - frozen
     gpus_per_trial: float = 0.0,
     priority: int = 0,  # noqa: ARG001 - its demand reads it
@@ -78,15 +78,17 @@ def tune_tabular(
     """Try settings of the tabular network on Ray Tune with ASHA and return the best; nothing is registered.
 
     params: the settings that the space does not vary, and the first trial; space: parameter -> what to draw from;
-    num_samples: trials; search: "random" draws them, "grid" tries every combination instead (a Range says its `steps`);
+    num_samples: trials; search: "random" draws them, "optuna" proposes them by what those before found, "grid" tries every
+    combination instead (a Range says its `steps`);
     limits: hours, CPU- and GPU-hours and money, at the first of which the sweep ends with what it has; max_epochs: epochs of the longest trial (default: those of params); concurrency: trials at a
     time, each with `cpus_per_trial` and `gpus_per_trial`; experiment: where sweep and trials are tracked (default: "{model}-sweep").
     priority: of a submitted one in the queue of experiments, the higher first.
     A sweep that was interrupted repeats no finished trial when it is asked for again.
     Raises: TrainingDataError for a space or data that cannot be used; TrainingError if no Ray runs or every trial fails.
     """
-    import ray  # late, all four: torch and Ray Tune are for whoever sweeps
+    import ray  # late, all five: torch and Ray Tune are for whoever sweeps
 
+    from functions.training.asking import Asker
     from functions.training.cost import billed
     from functions.training.fitting import Columns, prepare
     from functions.training.trials import TrialTracker, finished_trials, run_trials
@@ -102,7 +104,7 @@ def tune_tabular(
     columns = Columns(tuple(numeric), tuple(categorical), label)
     registry, name = context().registry(), experiment or f"{model}-sweep"
     code = tune_tabular.digest
-    key = _key(training_set, columns, points, code)
+    key = _key(training_set, columns, points, code, search=search, space=space, seed=seed)
     prices = context().prices
     if limits.money is not None and prices is None:
         raise TrainingError(f"limits.money={limits.money:g} needs prices: set TOQUE_PRICES, or leave it out")
@@ -120,12 +122,16 @@ def tune_tabular(
         began = time.perf_counter()
         table = Table(registry.store, training_set.name)
         prepared = prepare(columns.read(table, training_set), columns, base)
-        done = finished_trials(registry, name, key, points)
+        done = finished_trials(registry, name, key)
+        asker = None
+        if search == "optuna":
+            rows = len(prepared.train)
+            asker = Asker(space, base, count=num_samples, seed=seed, done=done, rows=rows)
         tracker = TrialTracker(
             registry,
             name,
             parent=run.id,
-            points=points,
+            points=points if asker is None else asker.points,
             dataset=training_set,
             code=code,
             done=done,
@@ -136,6 +142,7 @@ def tune_tabular(
             prepared,
             [point.settled(len(prepared.train)) for point in points],
             tracker,
+            asker=asker,
             concurrency=concurrency,
             cpus_per_trial=cpus_per_trial,
             gpus_per_trial=gpus_per_trial,
@@ -147,7 +154,16 @@ def tune_tabular(
         return best.model_copy(update={"stopped": tracker.stopped})
 
 
-def _key(training_set: TableSnapshot, columns: Columns, points: list[TabularParams], code: str) -> str:
+def _key(
+    training_set: TableSnapshot,
+    columns: Columns,
+    points: list[TabularParams],
+    code: str,
+    *,
+    search: str,
+    space: Space,
+    seed: int,
+) -> str:
     """What names a sweep: all that its trials depend on."""
     from functions.training.checkpoints import digest_of  # late: it stands beside what torch writes
 
@@ -156,6 +172,7 @@ def _key(training_set: TableSnapshot, columns: Columns, points: list[TabularPara
             "training_set": training_set.model_dump(),
             "columns": [list(columns.numeric), list(columns.categorical), columns.label],
             "points": [point.model_dump(mode="json") for point in points],
+            "search": [search, {name: source.model_dump() for name, source in space.items()}, seed],
             "code": code,
         }
     )

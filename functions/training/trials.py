@@ -14,6 +14,7 @@ from ray import tune
 
 from functions.runtime.cluster import NOT_WHERE_IT_SERVES
 from functions.runtime.receipt import Prices
+from functions.training.asking import METRIC, Asker
 from functions.training.cost import Meter, Spent, log_cost
 from functions.training.distributed import NICENESS
 from functions.training.fitting import Prepared, new_trainer
@@ -24,14 +25,13 @@ from functions.training.space import Limits, Trial
 from functions.training.world import Alone
 from registry import Registry, Run, TableSnapshot
 
-METRIC = "valid_loss"
-
 
 def run_trials(
     prepared: Prepared,
     points: Sequence[TabularParams],
     tracker: TrialTracker,
     *,
+    asker: Asker | None = None,
     concurrency: int,
     cpus_per_trial: float,
     gpus_per_trial: float = 0.0,
@@ -40,6 +40,7 @@ def run_trials(
     numbers = [number for number in range(len(points)) if number not in tracker.done]
     if not numbers:
         return
+    given: dict[str, Any] = {"point": tune.grid_search(numbers)} if asker is None else {}
     longest = max(point.span[0] for point in points)
     trainable = tune.with_parameters(
         TabularTrial,
@@ -51,11 +52,13 @@ def run_trials(
     with tempfile.TemporaryDirectory(prefix="toque-sweep-") as folder:
         tuner = tune.Tuner(
             tune.with_resources(trainable, _room(cpus_per_trial, gpus_per_trial)),
-            param_space={"point": tune.grid_search(numbers)},
+            param_space=given,
             tune_config=tune.TuneConfig(
                 metric=METRIC,
                 mode="min",
                 max_concurrent_trials=concurrency,
+                search_alg=asker,
+                num_samples=1 if asker is None else len(numbers),
                 reuse_actors=True,
                 scheduler=tune.schedulers.ASHAScheduler(
                     max_t=longest, grace_period=max(1, longest // 3), reduction_factor=2
@@ -91,9 +94,7 @@ class _Tracked:
     error: str = ""
 
 
-def finished_trials(
-    registry: Registry, experiment: str, key: str, points: Sequence[TabularParams]
-) -> dict[int, Trial]:
+def finished_trials(registry: Registry, experiment: str, key: str) -> dict[int, Trial]:
     """What interrupted sweeps of the same `key` have finished, by number of the setting."""
     interrupted = f"tags.sweep_key = '{key}' AND attributes.status != 'FINISHED'"
     found = {}
@@ -103,7 +104,7 @@ def finished_trials(
             number = int(run.tags["trial"])
             found[number] = Trial(
                 run_id=run.id,
-                params=points[number],
+                params=TabularParams.model_validate_json(run.tags["settings"]),
                 valid_loss=run.metrics["best_loss"],
                 epochs=int(run.metrics["epochs"]),
                 failed=False,
@@ -123,7 +124,7 @@ class TrialTracker(tune.Callback):
         experiment: str,
         *,
         parent: str,
-        points: Sequence[TabularParams],
+        points: Sequence[TabularParams] | Mapping[int, TabularParams],
         dataset: TableSnapshot,
         code: str,
         done: Mapping[int, Trial],
@@ -147,7 +148,12 @@ class TrialTracker(tune.Callback):
             self._experiment,
             name=f"trial {number}",
             params=run_params(point),
-            tags={"kind": "trial", "sweep": self._parent, "trial": str(number)},
+            tags={
+                "kind": "trial",
+                "sweep": self._parent,
+                "trial": str(number),
+                "settings": point.model_dump_json(),
+            },
             datasets=[self._dataset],
             code=self._code,
             parent=self._parent,
@@ -262,7 +268,9 @@ class TabularTrial(tune.Trainable):
     def _begin(self, config: dict[str, Any]) -> Trainer:
         device = "cuda" if self._gpus else "cpu"
         self._meter = Meter(device, self._gpus)
-        return new_trainer(self._prepared, self._points[config["point"]], Alone(device))
+        told = config.get("settings")  # of one that was proposed during the sweep
+        point = self._points[config["point"]] if told is None else TabularParams.model_validate(told)
+        return new_trainer(self._prepared, point, Alone(device))
 
 
 def _room(cpus: float, gpus: float) -> tune.PlacementGroupFactory:

@@ -91,6 +91,18 @@ def test_batch_inference_on_ray_data_scores_each_row_once(kitchen, training_set)
     assert sorted(rows) == list(range(4_000))
 
 
+def test_a_sweep_that_learns_from_its_trials_tries_what_it_is_given_first(kitchen, training_set):
+    space = {"lr": Range(low=1e-4, high=1e-1, log=True), "hidden": Choice(choices=[(16,), (32, 16)])}
+    sweep = tune_tabular(
+        "late", training_set, **NAMES, params=FAST, space=space, search="optuna", num_samples=4
+    )
+    assert len(sweep.trials) == 4
+    assert sweep.trials[0].params == FAST
+    assert all(trial.params.hidden in {(16,), (32, 16)} for trial in sweep.trials[1:])
+    assert len({trial.params.lr for trial in sweep.trials}) == 4
+    assert sweep.best_loss == min(trial.valid_loss for trial in sweep.trials)
+
+
 def test_a_sweep_over_a_grid_ends_at_its_limit_with_what_it_has(kitchen, training_set):
     space = {"dropout": Choice(choices=[0.0, 0.1, 0.3])}
     with pytest.raises(Exception, match="needs prices: set TOQUE_PRICES"):
