@@ -84,7 +84,7 @@ def _bundled() -> None:
 
 def _flights(table: pa.Table) -> None:
     """Log loss of each month (UTC) and of all of them, for a few seeds of ours."""
-    columns = _flight_columns(table)
+    columns = flight_columns(table)
     month, later = pc.month(table["event_timestamp"]).to_numpy(), range(LEARNT_MONTHS + 1, 13)
     train, test = (table.filter(pa.array(part)) for part in (month <= LEARNT_MONTHS, month > LEARNT_MONTHS))
     month = month[month > LEARNT_MONTHS]
@@ -107,7 +107,7 @@ def _flights(table: pa.Table) -> None:
         print(f"{name:<18} " + " ".join(f"{value:7.4f}" for value in row), flush=True)
 
 
-def _flight_columns(table: pa.Table) -> Columns:
+def flight_columns(table: pa.Table) -> Columns:
     """Texts are categories, numbers are numbers; the time and the label are neither."""
     kinds = {field.name: field.type for field in table.schema if field.name != "late"}
     numeric = [
