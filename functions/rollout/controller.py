@@ -307,6 +307,9 @@ class Rollouts:
             return Ticked(
                 model=self.model, rollout=state.rollout, stage=stage, rule="withdrawing", text="busy"
             )
+        give_back(
+            self._registry, self.model, state.policy
+        )  # whoever ended the split may have been killed before
         body = {"event": "settled", "at": self._clock().isoformat(), "stage": stage, "note": note}
         entry = self._fold.transact(lambda history: body if history.current == state else None)
         return Ticked(

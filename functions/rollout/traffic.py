@@ -134,7 +134,7 @@ def reserve(registry: TrafficControl, model: str, policy: RolloutPolicy) -> None
 
 
 def give_back(registry: TrafficControl, model: str, policy: RolloutPolicy) -> None:
-    """Undo `reserve` of the layer where the rollout did not start; a holdout stays until it is ended."""
+    """Undo `reserve` of the layer, unless the traffic is split in it; a holdout stays until it is ended."""
     if policy.layer is not None:
         registry.release(model, policy.layer.name)
 

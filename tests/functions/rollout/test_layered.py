@@ -23,7 +23,7 @@ from functions.rollout import (
     tick_rollout,
 )
 from functions.runtime import Context, use_context
-from registry import Holdout, LayerShare, ModelPolicy, Refused, Registry
+from registry import Holdout, LayerShare, ModelPolicy, Refused, Registry, open_store
 
 MODEL = "late"
 POLICY = RolloutPolicy(
@@ -36,6 +36,10 @@ POLICY = RolloutPolicy(
 
 @pytest.fixture
 def registry(kitchen: Any, tmp_path: Path) -> Registry:
+    return stocked(kitchen, tmp_path)
+
+
+def stocked(kitchen: Any, tmp_path: Path) -> Registry:
     """Models `late` and `price` with three versions each, the first one champion; `late` wants an approval."""
     reg = Registry(kitchen.store, actor="trainer", clock=kitchen.clock)
     weights = tmp_path / "weights.txt"
@@ -118,6 +122,85 @@ def test_no_held_out_unit_meets_a_second_rollout_either(kitchen: Any, registry: 
         assert {(row["arm"], row["version"], row["shadow"]) for row in held} == {("holdout", 1, False)}
         end_rollout(MODEL, "inconclusive", "seen enough")
         tick_rollout(MODEL)
+
+
+class Killed(BaseException):
+    """What no handler catches."""
+
+
+class Mortal:
+    """A store whose caller dies at its n-th write, before or after it."""
+
+    def __init__(self, store: Any, writes: int, *, after: bool) -> None:
+        self._store, self._left, self._after = store, writes, after
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._store, name)
+        if name not in ("create", "put"):
+            return found
+
+        def dying(*args: Any) -> Any:
+            self._left -= 1
+            if self._left < 0 and not self._after:
+                raise Killed
+            done = found(*args)
+            if self._left < 0:
+                raise Killed
+            return done
+
+        return dying
+
+
+def decided(kitchen: Any, tick: Any) -> list[dict[str, Any]]:
+    """Every entry of a rollout whose ticks are made so."""
+    registry = Registry(kitchen.store, actor="trainer", clock=kitchen.clock)
+    start_rollout(MODEL, 2, POLICY, reason="retrained")
+    for _ in range(40):
+        kitchen.registry.now = registry.traffic(MODEL)
+        kitchen.serve_a_day()
+        tick()
+        if not rollout_status(MODEL).current.is_open:
+            break
+    tick()
+    assert registry.traffic(MODEL).champion.version == 2
+    assert registry.layer("trips") == {}
+    return [entry.body for entry in kitchen.rollouts().entries()]
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_ticks_that_are_killed_at_every_write_decide_the_same(
+    kitchen: Any,
+    registry: Registry,
+    after: bool,  # noqa: FBT001 - a parameter
+    tmp_path: Path,
+) -> None:
+    died = 0
+
+    def mortally() -> None:
+        nonlocal died
+        for writes in range(20):
+            mortal = Mortal(kitchen.store, writes, after=after)
+            used = Context(mortal, kitchen.store.url, clock=kitchen.clock, actor="grace")  # type: ignore[arg-type]
+            try:
+                with use_context(used):
+                    tick_rollout(MODEL)
+            except Killed:
+                died += 1
+            else:
+                return
+        pytest.fail("a tick writes without end")
+
+    killed = decided(kitchen, mortally)
+    assert died >= len(killed) - 1  # beside the start, each entry had its killer
+    calm = type(kitchen)(open_store(f"file://{tmp_path}/calm"))
+    stocked(calm, tmp_path)
+    with use_context(Context(calm.store, calm.store.url, clock=calm.clock, actor="grace")):
+        untouched = decided(calm, lambda: tick_rollout(MODEL))
+    assert [without_entry(body) for body in killed] == [without_entry(body) for body in untouched]
+
+
+def without_entry(body: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in body.items() if name != "traffic_entry"}
 
 
 @pytest.mark.parametrize("lost", [{}, {2: 0.6}], ids=["as declared", "off"])
