@@ -3,6 +3,7 @@
 Reads the prediction log and the journals; decides nothing. The page is one HTML file without external resources.
 """
 
+from functions.reporting.evidently_page import EvidentlyReport, evidently_report
 from functions.reporting.jobs import AlarmReport, Report, alarm_report, model_report, rollout_report
 from functions.reporting.timeline import Happening, timeline
 from functions.reporting.trace import PredictionTrace, trace_prediction
@@ -10,11 +11,13 @@ from functions.reporting.weekly import Week, weeks
 
 __all__ = [
     "AlarmReport",
+    "EvidentlyReport",
     "Happening",
     "PredictionTrace",
     "Report",
     "Week",
     "alarm_report",
+    "evidently_report",
     "model_report",
     "rollout_report",
     "timeline",

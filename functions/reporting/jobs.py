@@ -24,7 +24,14 @@ from functions.prediction_log import outcomes, predictions
 from functions.reporting.alarm_page import render_alarm
 from functions.reporting.page import Findings, Latency, render
 from functions.reporting.rollout_page import judged, render_rollout
-from functions.reporting.timeline import Happening, from_alarms, from_model, from_rollouts, timeline
+from functions.reporting.timeline import (
+    Happening,
+    from_alarms,
+    from_model,
+    from_retrains,
+    from_rollouts,
+    timeline,
+)
 from functions.reporting.trace import trace_prediction
 from functions.reporting.weekly import first_outputs, rescore, served, weeks
 from functions.runtime.context import context
@@ -78,7 +85,10 @@ def model_report(model: str, start: datetime, end: datetime, reference: int = 1)
         )
     frozen = _reference_scores(registry, model, reference, rows)
     happenings = timeline(
-        from_model(registry.history(model)), _rollouts(registry, model), _alarms(registry, model)
+        from_model(registry.history(model)),
+        _rollouts(registry, model),
+        _retrains(registry, model),
+        _alarms(registry, model),
     )
     report = _figures(model, rows, frozen, _first_change(happenings))
     versions = registry.list_versions(model)
@@ -144,7 +154,10 @@ def alarm_report(model: str, alarm: str | None = None, days_before: int = 28) ->
         loss="log_loss",
     )
     happenings = timeline(
-        from_model(registry.history(model)), _rollouts(registry, model), from_alarms(entries)
+        from_model(registry.history(model)),
+        _rollouts(registry, model),
+        _retrains(registry, model),
+        from_alarms(entries),
     )
     key = f"reports/{model}-alarm-{sha256(found.key.encode()).hexdigest()[:12]}.html"
     used.store.put(key, render_alarm(causes, happenings).encode())
@@ -174,6 +187,10 @@ def _reference_scores(registry: Registry, model: str, reference: int, rows: pa.T
 
 def _rollouts(registry: Registry, model: str) -> list[Happening]:
     return from_rollouts(Journal(registry.store, f"rollouts/{model}", actor=registry.actor).entries())
+
+
+def _retrains(registry: Registry, model: str) -> list[Happening]:
+    return from_retrains(Journal(registry.store, f"retraining/{model}", actor=registry.actor).entries())
 
 
 def _alarms(registry: Registry, model: str) -> list[Happening]:

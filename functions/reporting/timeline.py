@@ -53,6 +53,21 @@ def from_rollouts(entries: Iterable[Entry]) -> list[Happening]:
     return found
 
 
+def from_retrains(entries: Iterable[Entry]) -> list[Happening]:
+    """What came of alarms: retrains that began, were taken up again and ended, and why one did not begin."""
+    found = []
+    for entry in entries:
+        body, at = entry.body, datetime.fromisoformat(entry.body["at"])
+        if body["event"] == "finished":
+            text = f"ended: {body['finished']['text']}"
+        elif body["event"] == "skipped":
+            text = f"no retrain for {body['alarm']['monitor']}, {_decided(body['decision'])}"
+        else:
+            text = f"{body['event']} for {body['alarm']['monitor']}: {body['alarm']['text']}"
+        found.append(Happening(at, "retrain", text, entry.actor))
+    return found
+
+
 def from_alarms(alarms: Iterable[Alarm]) -> list[Happening]:
     """What the monitors said of a model, and when it was over."""
     return [

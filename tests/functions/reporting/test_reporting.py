@@ -12,9 +12,9 @@ from functions.monitoring import Alarm
 from functions.prediction_log.records import PREDICTIONS
 from functions.reporting import Happening, timeline, trace_prediction, weeks
 from functions.reporting.page import Findings, Latency, render
-from functions.reporting.timeline import from_alarms, from_model
+from functions.reporting.timeline import from_alarms, from_model, from_retrains
 from functions.reporting.weekly import first_outputs, rescore, served
-from registry import Registry, open_store
+from registry import Journal, Registry, open_store
 
 MONDAY = datetime(2013, 7, 1, tzinfo=UTC)
 
@@ -146,3 +146,24 @@ def test_the_page_stands_alone_and_escapes_what_it_shows():
     without_library = re.sub(r"<script[^>]*>.*?</script>", "", page, flags=re.DOTALL)
     assert not re.search(r"""(src|href)=["']?(http|//)""", without_library)
     assert "<script src" not in page
+
+
+def test_what_came_of_an_alarm_is_told(tmp_path):
+    alarm = {"monitor": "drift", "text": "x moved"}
+    finding = {"rule": "cooldown", "text": "3 days since the last start"}
+    decision = {"action": "skip", "rule": "cooldown", "findings": [finding]}
+    journal = Journal(open_store(f"file://{tmp_path}"), "retraining/m", actor="inspector")
+    at = MONDAY.isoformat()
+    for number, body in enumerate(
+        [
+            {"event": "started", "at": at, "alarm": alarm},
+            {"event": "finished", "at": at, "finished": {"text": "version 2 is in shadow"}},
+            {"event": "skipped", "at": at, "alarm": alarm, "decision": decision},
+        ]
+    ):
+        journal.append(body, at=number)
+    assert [(one.kind, one.text) for one in from_retrains(journal.entries())] == [
+        ("retrain", "started for drift: x moved"),
+        ("retrain", "ended: version 2 is in shadow"),
+        ("retrain", "no retrain for drift, skip by cooldown: 3 days since the last start"),
+    ]

@@ -1,0 +1,83 @@
+"""A window beside the training set as evidently draws it, for those who know its pages.
+
+It compares rows with rows, so both sides are sampled, and the page says so. Its verdicts are its own: the monitors' tests know
+the sizes of both sides and correct over columns, and are the ones that alarm.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from functions.monitoring.large import Rows
+from functions.monitoring.watch_features import Columns, feature_table, sampled
+from functions.prediction_log import predictions
+from functions.runtime.context import context
+from functions.runtime.function import function
+from registry import Table
+
+_COLUMNS = ("prediction_id", "version", "shadow", "predicted_at", "numeric", "categorical")
+_FEWEST = 30
+
+
+class EvidentlyReport(BaseModel):
+    """Where the page is (a key of the store), and how many rows of each side are on it, of how many there were."""
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str
+    rows_reference: int
+    rows_window: int
+    rows_logged: int
+
+
+@function(timeout_s=900)
+def evidently_report(model: str, days: int = 7, max_rows: int = 5_000) -> EvidentlyReport:
+    """Write evidently's page of data drift of the last days' requests against the champion's training set into the store.
+
+    max_rows: of each side, at random and always the same ones. The page is one HTML file of some MiB without outside resources.
+    Raises: ValueError without a champion, its training set, or 30 requests.
+    """
+    used = context()
+    champion = used.registry().find_version(model, "champion")
+    if champion is None or not champion.lineage.datasets:
+        raise ValueError(
+            f"{model!r} has no champion with a training set on record; there is nothing to compare with"
+        )
+    columns, snapshot = Columns.of(champion), champion.lineage.datasets[0]
+    names = (*columns.numeric, *columns.categorical)
+    reference = Rows(Table(used.store, snapshot.name), snapshot.version, names).sampled(max_rows)
+    end = used.clock()
+    logged = feature_table(
+        predictions(used.store, model, end - timedelta(days=days), end, columns=_COLUMNS), columns
+    )
+    if logged.num_rows < _FEWEST:
+        raise ValueError(
+            f"{logged.num_rows} requests to {model!r} in the last {days} days; {_FEWEST} are needed"
+        )
+    window = sampled(logged, max_rows).select(list(names))
+    key = f"reports/{model}-evidently.html"
+    used.store.put(key, _page(reference.select(list(names)), window, columns).encode())
+    return EvidentlyReport(
+        key=key, rows_reference=reference.num_rows, rows_window=window.num_rows, rows_logged=logged.num_rows
+    )
+
+
+def _page(reference: pa.Table, window: pa.Table, columns: Columns) -> str:
+    """Evidently's page as HTML."""
+    from evidently import DataDefinition, Dataset, Report  # late: three seconds, for this page alone
+    from evidently.presets import DataDriftPreset
+
+    definition = DataDefinition(
+        numerical_columns=list(columns.numeric), categorical_columns=list(columns.categorical)
+    )
+    before, now = (
+        Dataset.from_pandas(rows.to_pandas(), data_definition=definition) for rows in (reference, window)
+    )
+    html: str = Report([DataDriftPreset()]).run(now, before).get_html_str(as_iframe=False)
+    said = f"<p>{len(window):,} requests beside {len(reference):,} training rows, sampled where there were more.</p>"
+    found = re.search(r"<body[^>]*>", html)
+    return said + html if found is None else html[: found.end()] + said + html[found.end() :]
