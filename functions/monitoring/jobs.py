@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from datetime import datetime
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from featurestore import FeatureStore
 from functions.monitoring.alarms import Alarm, Alarms
 from functions.monitoring.drift import DriftMonitor
@@ -40,12 +43,13 @@ def watch_performance(
     if champion is None:
         return Watched(model=model, monitor=monitor.kind, text="no champion serves this model")
     store = context().store
-    return watch_loss(
-        _post(model),
-        champion,
-        monitor,
-        lambda start, end: outcomes(store, model, start, end, labelled_only=False, columns=_SCORED),
-    )
+
+    def read(start: datetime, end: datetime) -> pa.Table:
+        rows = outcomes(store, model, start, end, labelled_only=False, columns=(*_SCORED, "arm"))
+        counted = rows.filter(pc.is_in(rows["arm"], pa.array(monitor.arms))) if monitor.arms else rows
+        return counted.drop_columns("arm")
+
+    return watch_loss(_post(model), champion, monitor, read)
 
 
 @function(timeout_s=300)

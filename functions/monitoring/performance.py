@@ -46,12 +46,15 @@ class PerformanceMonitor(BaseModel):
     measures: what is asked. min_rise: rise that is of no interest.
     detector: how cohorts are summed up: "cusum", which knows the baseline and is quickest, or "page_hinkley", against the mean
         of the cohorts so far. shift, threshold: of it, in spreads of a cohort.
+    arms: answers that count, by the arm that gave them; empty: all. Where what is done upon an answer changes its label (who is
+        warned leaves earlier), a holdout is answered and not acted upon, and its labels alone are unbiased: `("holdout",)`.
     lookback: how far back a monitor without a state begins.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["performance"] = "performance"
+    arms: tuple[str, ...] = ()
     loss: Loss = "log_loss"
     clip: float = Field(default=0.01, gt=0, lt=0.5)
     cohort: timedelta = timedelta(days=1)

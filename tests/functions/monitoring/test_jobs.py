@@ -160,3 +160,19 @@ def test_the_validated_loss_is_the_baseline(diner: Any) -> None:
         diner.serve(12)
         watched = watch_performance(MODEL, monitor)
     assert {alarm.subject for alarm in watched.alarms} == {"loss"}
+
+
+def test_only_answers_of_the_arms_that_count_are_judged(diner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    diner.register()
+    row = diner._row
+
+    def one_in_three(*args: Any) -> dict[str, Any]:
+        made = row(*args)
+        return made | {"arm": "holdout" if args[1] % 3 == 0 else "champion"}
+
+    monkeypatch.setattr(diner, "_row", one_in_three)
+    with use_context(diner.context()):
+        diner.serve(4)
+        watch_performance(MODEL, PerformanceMonitor(arms=("holdout",)))
+    found = Table(diner.store, results_table(MODEL)).read().to_pylist()
+    assert {row["rows"] for row in found if row["subject"] == "loss"} == {50}
