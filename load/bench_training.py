@@ -22,11 +22,13 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from functions.training.artifact import tabular_signature, write_artifact
 from functions.training.assembly import table_inputs
 from functions.training.fitting import Columns, Fitted, Prepared, fit, new_trainer, prepare
+from functions.training.ondisk import prepare_on_disk
 from functions.training.params import TabularParams
 from functions.training.preprocessing import Encoded
 from functions.training.scoring import ScoringModel
 from load.timing import Timing, print_machine, timed
 from load.training_peers import BUNDLED, PATIENT, Learner, boosted, bundled, linear, loss, ours
+from registry import Table, open_store
 
 ROWS, FEATURES, CATEGORIES = 160_000, 25, 6
 COLUMNS = Columns([f"x{n}" for n in range(FEATURES)], [f"c{n}" for n in range(CATEGORIES)], "y")
@@ -63,6 +65,7 @@ def _speed() -> None:
     _line(f"prepare {ROWS} rows x {FEATURES} + {CATEGORIES}", preparing, preparing)
     prepared = prepare(table, COLUMNS, PARAMS)
     _bench_epoch(prepared)
+    _bench_disk(table)
     _bench_scoring(table, prepared)
 
 
@@ -146,6 +149,25 @@ def _bench_epoch(prepared: Prepared) -> None:
     ours = timed(trainer._pass_over_training_rows, repeats=5)  # noqa: SLF001 - what is compared
     _line("Trainer, an epoch", ours, bare)
     _line("Trainer, an epoch and validation", timed(trainer.run_epoch, repeats=5), bare)
+    print(f"{'':>42}  {100 * trainer.epochs[-1].busy:5.1f} % of it busy with rows that are there")
+
+
+def _bench_disk(table: pa.Table) -> None:
+    """The same epoch with the rows in a file, the page cache warm, against rows in memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        stored = Table(open_store(f"file://{folder}"), "rows")
+        snapshot = stored.append(table)
+        memory, disk = (
+            new_trainer(prepared, PARAMS)
+            for prepared in (
+                prepare(table, COLUMNS, PARAMS),
+                prepare_on_disk(stored, snapshot, COLUMNS, PARAMS),
+            )
+        )
+        here = timed(memory.run_epoch, repeats=5)
+        _line("Trainer, an epoch and validation, in memory", here, here)
+        _line("Trainer, an epoch and validation, on disk", timed(disk.run_epoch, repeats=5), here)
+        print(f"{'':>42}  {100 * disk.epochs[-1].busy:5.1f} % of it busy with rows that are there")
 
 
 def _bare_epoch(prepared: Prepared, rows: Encoded) -> None:

@@ -15,7 +15,7 @@ from tests.functions.training.kitchen import FAST, NAMES
 pytestmark = [pytest.mark.ray, pytest.mark.proof]
 TRAINING = {
     "RayTrainWorker": "workers",
-    "TabularTrial": "trials",
+    "_Inner": "trials, in Tune's wrapper",
     "MapWorker": "the pool of a batch inference",
 }
 
@@ -46,7 +46,7 @@ def test_a_node_that_serves_takes_no_training_sweep_or_batch_inference(kitchen, 
         for kind in TRAINING:
             if kind in actor["ActorClassName"]:
                 found.setdefault(kind, set()).add(actor["Address"]["NodeID"])
-    assert found.keys() == TRAINING.keys()
+    assert found.keys() == TRAINING.keys(), {actor["ActorClassName"] for actor in actors().values()}
     assert all(serving not in nodes for nodes in found.values()), found
     where = train_tabular.submit("late", training_set, **NAMES, params=FAST)
     assert where.result(200).version == 2
