@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 from functions.runtime import catalog
 from functions.runtime.admission import Ask, Quota, admitted, in_the_way, never, team_of
 from functions.runtime.declaration import Demand
-from functions.runtime.errors import FunctionError, OverQuota
+from functions.runtime.errors import DeclarationError, FunctionError, OverQuota
 from functions.runtime.record import Record
 from functions.runtime.slots import Held, Slots
 from registry.entry import Entry
@@ -57,17 +57,23 @@ class Places(Slots):
         """
         self._quotas.refresh()
         held = self._look()
-        asks = {each: self._asked(followed.record) for each, followed in waiting.items()}
+        asks: dict[str, Ask] = {}
+        refused: list[tuple[str, dict[str, Any] | None]] = []
+        for each, followed in waiting.items():
+            try:
+                asks[each] = self._asked(followed.record)
+            except DeclarationError as error:
+                refused.append((each, _refusal(error)))
+                continue
+            why = never(asks[each], self._quotas.state)
+            if why is not None:
+                refused.append((each, _refusal(OverQuota(why))))
         begun = [self._asked(*self._known[each]) for each in under_way if each in self._known]
         self._known = {each: self._known[each] for each in (*waiting, *under_way) if each in self._known}
         there = {each.invocation for each in held}
         running = [*held, *(each for each in begun if each.invocation not in there)]
-        refused = {each: why for each, ask in asks.items() if (why := never(ask, self._quotas.state))}
         chosen = admitted(running, asks.values(), self._quotas.state)
-        return [
-            *((each, _refusal(why)) for each, why in refused.items()),
-            *((each.invocation, None) for each in chosen),
-        ]
+        return [*refused, *((each.invocation, None) for each in chosen)]
 
     def take_for(self, record: Record, worker: str) -> bool:
         """Take the place of an invocation, if its quotas have room."""
@@ -97,7 +103,10 @@ class Places(Slots):
 
 
 def demand_of(record: Record, ledger: Ledger) -> Demand:
-    """What an invocation asks for. Arguments that do not fit ask for nothing: it is the run that tells of them."""
+    """What an invocation asks for. Arguments that do not fit ask for nothing: it is the run that tells of them.
+
+    Raises: DeclarationError if the function's demand raises, or gives something else.
+    """
     function = catalog.get(record.reference)
     if function.demand is None:
         return Demand()
@@ -105,7 +114,13 @@ def demand_of(record: Record, ledger: Ledger) -> Demand:
         given = function.signature.complete(function.signature.load(ledger.arguments(record)))
     except FunctionError:
         return Demand()
-    return function.demand(**given)
+    try:
+        demand = function.demand(**given)
+    except Exception as error:
+        raise DeclarationError(f"{function.name}: its demand fails on these arguments: {error!r}") from error
+    if not isinstance(demand, Demand):
+        raise DeclarationError(f"{function.name}: its demand gives {demand!r}, want a Demand")
+    return demand
 
 
 def quotas_in(store: ObjectStore, actor: str) -> Fold[dict[str, Quota]]:
@@ -127,8 +142,9 @@ def _decoded(told: dict[str, Any]) -> dict[str, Quota]:
     return {team: Quota.model_validate(quota) for team, quota in told.items()}
 
 
-def _refusal(why: str) -> dict[str, Any]:
-    return {"kind": "dead", "lost": True, "failure": {"type": OverQuota.__name__, "message": why}}
+def _refusal(error: FunctionError) -> dict[str, Any]:
+    failure = {"type": type(error).__name__, "message": str(error)}
+    return {"kind": "dead", "lost": True, "failure": failure}
 
 
 def _asks(held: Held) -> list[Ask]:

@@ -219,6 +219,24 @@ def test_an_experiment_that_fits_no_quota_dies_with_the_remedy_and_lives_when_it
     assert large.result(60) == 1
 
 
+def broken(cpus: float, **_: object) -> object:
+    return Demand(cpus=1 / cpus) if cpus < 2 else cpus
+
+
+@function(demand=broken)  # type: ignore[arg-type]
+def burn(cpus: float) -> int:
+    return int(cpus)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "says"), [(0.0, "its demand fails .*ZeroDivisionError"), (3.0, "gives 3.0, want")]
+)
+def test_a_demand_that_cannot_be_told_ends_the_experiment(used: Context, cpus: float, says: str) -> None:
+    with pytest.raises(InvocationFailed, match=says):
+        burn.submit(cpus).result(60)
+    assert burn.submit(1.0).result(60) == 1
+
+
 def test_a_place_whose_worker_never_came_is_free_after_its_lease(used: Context, traces: Any) -> None:
     now = [utc_now()]
     ledger = Ledger(used.store, actor="ada", clock=lambda: now[0])
