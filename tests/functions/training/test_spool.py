@@ -12,11 +12,13 @@ import torch
 from functions.training import TrainingDataError, spool, train_tabular
 from functions.training.checkpoints import Checkpoints
 from functions.training.fitting import Prepared, fit, prepare
-from functions.training.loop import Epoch
+from functions.training.loop import Epoch, Trainer
 from functions.training.ondisk import prepare_on_disk
 from functions.training.spool import Spool
 from registry import Table, TableSnapshot
 from tests.functions.training.kitchen import COLUMNS, FAST, NAMES, examples
+from tests.functions.training.recipes import FAST as RECIPE
+from tests.functions.training.recipes import SumRecipe, Sums, trainer
 
 ROWS = 1_000
 SHORT = FAST.model_copy(update={"epochs": 3, "batch_size": 128})
@@ -175,3 +177,33 @@ def test_a_table_without_rows_is_refused(kitchen):
     with pytest.raises(TrainingDataError, match="no rows"):
         train_tabular("late", empty, **NAMES, params=SHORT.model_copy(update={"rows_in": "disk"}))
     assert isinstance(examples(1), pa.Table)
+
+
+class SumsOnDisk(Sums):
+    """A recipe's lesson whose rows are in a file."""
+
+    def __init__(self) -> None:
+        super().__init__(1.0)
+        x = self._rows(0)
+        self.spool = Spool.of(
+            "sums", lambda: ({"x": part.numpy(), "y": part[:, :2].sum(1).numpy()} for part in x.split(90))
+        )
+        self.foretold = 0
+
+    def soon(self, rows):
+        self.foretold += len(rows)
+        self.spool.soon(rows)
+
+    def train_batch(self, rows):
+        found = self.spool.take(rows)
+        return found["x"], found["y"]
+
+
+def test_a_recipe_s_lesson_may_keep_its_rows_there_too(monkeypatch):
+    monkeypatch.setattr(spool, "_MEMORY_PART", 0.0)
+    lesson, memory = SumsOnDisk(), trainer()
+    torch.manual_seed(0)
+    disk = Trainer(SumRecipe().network(), lesson, RECIPE)
+    for _ in range(2):
+        assert disk.run_epoch().valid_loss == memory.run_epoch().valid_loss
+    assert lesson.foretold == 2 * 350  # all steps' but the first's
