@@ -93,37 +93,48 @@ def find_causes(
     rows = rows.sort_by([("predicted_at", "ascending"), ("prediction_id", "ascending")])
     scored, features = score(rows, loss=loss), feature_table(rows, logged)
     judged = np.isfinite(scored.loss)
-    split = (alarm.start - _EPOCH) // timedelta(microseconds=1)
-    early, late = judged & (scored.at < split), judged & (scored.at >= split)
-    sizes = {"rows_before": int(early.sum()), "rows": int(late.sum())}
-    common = {"alarm": alarm, "before": began, **sizes}
-    incidents = [one for one in changes.incidents if one.start < alarm.end]
-    if min(sizes.values()) < _FEWEST:
-        text = f"{sizes['rows_before']} labels before and {sizes['rows']} in the window: {_FEWEST} of each are needed"
-        found = [_incident(one, {}) for one in incidents]
-        return Causes(**common, text=text, causes=tuple(found))
-    parts = decompose_change(
-        scored.loss[early],
-        scored.loss[late],
-        values_of(features.filter(pa.array(early)), logged),
-        values_of(features.filter(pa.array(late)), logged),
+    late = judged & (scored.at >= (alarm.start - _EPOCH) // timedelta(microseconds=1))
+    early = judged & ~late
+    found = Causes(
+        alarm=alarm,
+        before=began,
+        rows_before=int(early.sum()),
+        rows=int(late.sum()),
+        text="no label is there",
     )
+    incidents = [one for one in changes.incidents if one.start < alarm.end]
+    if min(found.rows_before, found.rows) < _FEWEST:
+        text = (
+            f"{found.rows_before} labels before and {found.rows} in the window: {_FEWEST} of each are needed"
+        )
+        return found.model_copy(
+            update={"text": text, "causes": tuple(_incident(one, {}) for one in incidents)}
+        )
+    columns = [values_of(features.filter(pa.array(side)), logged) for side in (early, late)]
+    parts = decompose_change(scored.loss[early], scored.loss[late], *columns)
     mixes = {one.column: one for one in parts}
-    found = [
+    causes = [
         *_features(post, parts, alarm),
         *_slices(parts),
         *_tables(views, champion, mixes),
         *_versions(scored, early, late, changes, began),
         *(_incident(one, mixes) for one in incidents),
     ]
-    losses = float(scored.loss[early].mean()), float(scored.loss[late].mean())
-    ranked = sorted(found, key=lambda one: (one.contribution is None, -(one.contribution or 0.0)))
-    text = f"the loss went from {losses[0]:.4f} to {losses[1]:.4f}; " + (
+    return _ranked(found, causes, float(scored.loss[early].mean()), float(scored.loss[late].mean()))
+
+
+def _ranked(found: Causes, causes: Sequence[Cause], before: float, after: float) -> Causes:
+    """The largest contribution first, and said in a sentence; what has no known one comes last."""
+    ranked = sorted(causes, key=lambda one: (one.contribution is None, -(one.contribution or 0.0)))
+    said = (
         f"most of it by {ranked[0].kind} {ranked[0].what}"
         if ranked
         else "nothing that was looked at explains it"
     )
-    return Causes(**common, loss_before=losses[0], loss=losses[1], causes=tuple(ranked), text=text)
+    text = f"the loss went from {before:.4f} to {after:.4f}; {said}"
+    return found.model_copy(
+        update={"loss_before": before, "loss": after, "causes": tuple(ranked), "text": text}
+    )
 
 
 _EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
