@@ -18,9 +18,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import ray.data
 
-from functions.monitoring import watch_drift, watch_performance, watch_quality
+from functions.monitoring import (
+    reference_of_dataset,
+    sketch_dataset,
+    watch_drift,
+    watch_performance,
+    watch_quality,
+)
 from functions.monitoring.drift import DriftState, compare_window
-from functions.monitoring.large import reference_of_dataset, sketch_dataset
 from functions.monitoring.reference import Reference
 from functions.retraining import TOGETHER, inspect_models
 from functions.runtime import use_context

@@ -21,6 +21,7 @@ from functions.monitoring.jobs import (
     what_changed,
     worst_slices,
 )
+from functions.monitoring.large import reference_of_dataset, sketch_dataset
 from functions.monitoring.operations import OperationsMonitor
 from functions.monitoring.performance import PerformanceMonitor
 from functions.monitoring.quality import QualityMonitor
@@ -48,7 +49,9 @@ __all__ = [
     "alarms",
     "estimate_performance",
     "monitor_status",
+    "reference_of_dataset",
     "results_table",
+    "sketch_dataset",
     "standing_alarms",
     "watch_drift",
     "watch_embeddings",
