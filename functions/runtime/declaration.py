@@ -37,6 +37,9 @@ class Resources:
             _require(name, getattr(self, name), at_least=0)
 
 
+NICENESS = 10  # an experiment steps back behind what serves on its machine
+
+
 @dataclass(frozen=True, slots=True)
 class Demand:
     """What an experiment takes of its team's quota while it runs, and how soon it is wanted.

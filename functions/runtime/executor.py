@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from functions.runtime import catalog, cluster
 from functions.runtime.attendance import Assignment, Attended, attend
 from functions.runtime.context import Context
+from functions.runtime.declaration import NICENESS
 from functions.runtime.errors import FunctionError, UnknownFunction
 from functions.runtime.lease import believed_until
 from functions.runtime.ledger import Followed, Ledger, later
@@ -341,8 +342,12 @@ def _task(function: Function[..., Any]) -> Any:
         return _attended(assignment)
 
     asked = cluster.options(function)
+    if function.demand:  # no other run comes into a process that has stepped back
+        asked |= {"max_calls": 1}
     return cluster.task(function.name, attended, asked | {"max_retries": 0})  # the ledger runs it again
 
 
 def _attended(assignment: Assignment) -> Outcome:
+    if assignment.function.demand:
+        os.nice(NICENESS)
     return Outcome(attend(assignment))

@@ -17,6 +17,7 @@ import ray.train.torch
 import torch
 
 from functions.runtime.cluster import NOT_WHERE_IT_SERVES
+from functions.runtime.declaration import NICENESS
 from functions.training.cost import Meter, Spent
 from functions.training.errors import TrainingError
 from functions.training.interrupts import interruptible
@@ -24,7 +25,6 @@ from functions.training.loop import Epoch, OnEpoch, threads
 from functions.training.world import Alone, Replicas, Shards, World
 from registry import Run
 
-NICENESS = 10  # a worker that trains steps back behind what serves on its machine
 _MAX_LOST_GROUPS = 2  # how often the group may be started again after a worker died
 Sharding = Literal["replicate", "shard"]
 T_co = TypeVar("T_co", covariant=True)

@@ -13,10 +13,10 @@ from typing import Any
 from ray import tune
 
 from functions.runtime.cluster import NOT_WHERE_IT_SERVES
+from functions.runtime.declaration import NICENESS
 from functions.runtime.receipt import Prices
 from functions.training.asking import METRIC, Asker
 from functions.training.cost import Meter, Spent, log_cost
-from functions.training.distributed import NICENESS
 from functions.training.fitting import Prepared, new_trainer
 from functions.training.interrupts import interruptible
 from functions.training.loop import Trainer, threads

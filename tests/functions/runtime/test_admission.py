@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from functions import Context, Demand, Retries, function, use_context
 from functions.quotas import admissions, quotas, remove_quota, set_quota
 from functions.runtime.admission import EVERYONE, Ask, Quota, Quotas, admitted, in_turn, never, team_of
+from functions.runtime.declaration import NICENESS
 from functions.runtime.errors import DeclarationError, InvocationFailed
 from functions.runtime.executor import Executor
 from functions.runtime.ledger import Ledger
@@ -273,3 +274,22 @@ def test_a_demand_is_checked_when_it_is_declared_or_made() -> None:
 
     with pytest.raises(DeclarationError, match="cpus=-1 must be at least 0"):
         Demand(cpus=-1)
+
+
+@function(demand=lambda **_: Demand(cpus=1))
+def how_nice() -> int:
+    return os.getpriority(os.PRIO_PROCESS, 0)
+
+
+@function
+def how_nice_beside() -> int:
+    return os.getpriority(os.PRIO_PROCESS, 0)
+
+
+def test_a_submitted_experiment_steps_back_and_nothing_else_does(used: Context, place: str) -> None:
+    with use_context(used):
+        for _ in range(2):
+            beside = how_nice_beside.submit().result(timeout_s=60)
+            assert how_nice.submit().result(timeout_s=60) == min(beside + NICENESS, 19)
+        assert how_nice_beside.submit().result(timeout_s=60) == beside
+    assert place
