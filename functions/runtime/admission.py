@@ -7,10 +7,10 @@ small ones cannot starve a large one. No quota means no limit.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any, Self
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -98,7 +98,7 @@ def admitted(running: Sequence[Ask], waiting: Iterable[Ask], quotas: Quotas) -> 
     queue = {each.invocation: each for each in waiting if never(each, quotas) is None}
     beside, chosen = list(running), []
     while queue:
-        ask = min(queue.values(), key=lambda each: _turn(each, beside, quotas))
+        ask = _first(queue.values(), beside, quotas)
         full = in_the_way(ask, beside, quotas)
         if full == EVERYONE:
             break
@@ -115,14 +115,16 @@ def in_turn(running: Sequence[Ask], waiting: Iterable[Ask], quotas: Quotas) -> l
     """The waiting in the order in which they would begin if there were room."""
     beside, queue = list(running), list(waiting)
     while queue:
-        ask = min(queue, key=lambda each: _turn(each, beside, quotas))
+        ask = _first(queue, beside, quotas)
         queue.remove(ask)
         beside.append(ask)
     return beside[len(running) :]
 
 
-def _turn(ask: Ask, running: Iterable[Ask], quotas: Quotas) -> tuple[Any, ...]:
-    return -ask.priority, _share(ask.team, running, quotas.get(EVERYONE, Quota())), ask.at, ask.invocation
+def _first(waiting: Collection[Ask], running: Sequence[Ask], quotas: Quotas) -> Ask:
+    whole = quotas.get(EVERYONE, Quota())
+    shares = {team: _share(team, running, whole) for team in {each.team for each in waiting}}
+    return min(waiting, key=lambda each: (-each.priority, shares[each.team], each.at, each.invocation))
 
 
 def _share(team: str, running: Iterable[Ask], whole: Quota) -> float:
