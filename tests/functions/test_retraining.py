@@ -258,7 +258,7 @@ def test_a_retrain_killed_near_its_end_does_nothing_twice(
     def killed(*_: Any) -> None:
         raise KilledError
 
-    one_window = POLICY.model_copy(update={"windows": POLICY.windows[:1]})
+    one_window = POLICY.model_copy(update={"windows": POLICY.windows[1:]})
     definition = DEFINITION.model_copy(update={"retraining": one_window})
     monkeypatch.setattr(sys.modules["turned_project"], "MODELS", [definition])
     with monkeypatch.context() as patch:
