@@ -20,11 +20,11 @@ _SMTP_PERMANENT = 500
 FindSecret = Callable[[str], str | None]
 
 
-class SinkDownError(Exception):
-    """The sink did not take the alert now; later it may."""
+class SinkDownError(ValueError):
+    """The sink did not take the alert now; later it may. A ValueError: the caller named it, and the platform works."""
 
 
-class SinkRefusedError(Exception):
+class SinkRefusedError(ValueError):
     """The sink will not take it, or cannot be asked, however often one tries."""
 
 
