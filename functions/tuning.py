@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -80,18 +82,75 @@ def tune_tabular(
     params: the settings that the space does not vary, and the first trial; space: parameter -> what to draw from;
     num_samples: trials; search: "random" draws them, "optuna" proposes them by what those before found, "grid" tries every
     combination instead (a Range says its `steps`);
-    limits: hours, CPU- and GPU-hours and money, at the first of which the sweep ends with what it has; max_epochs: epochs of the longest trial (default: those of params); concurrency: trials at a
-    time, each with `cpus_per_trial` and `gpus_per_trial`; experiment: where sweep and trials are tracked (default: "{model}-sweep").
+    limits: hours, CPU- and GPU-hours and money, at the first of which the sweep ends with what it has; max_epochs: epochs of
+    the longest trial (default: those of params); concurrency: trials at a time, each with `cpus_per_trial` and `gpus_per_trial`; experiment: where sweep and trials are tracked (default: "{model}-sweep").
     priority: of a submitted one in the queue of experiments, the higher first.
     A sweep that was interrupted repeats no finished trial when it is asked for again.
     Raises: TrainingDataError for a space or data that cannot be used; TrainingError if no Ray runs or every trial fails.
     """
-    import ray  # late, all five: torch and Ray Tune are for whoever sweeps
+    _check(params, limits)
+    base = params if max_epochs is None else params.model_copy(update={"epochs": max_epochs})
+    points = grid_points(space, base) if search == "grid" else draw_points(space, base, num_samples, seed)
+    wanted = _Wanted(
+        model, training_set, label, (tuple(numeric), tuple(categorical)), base, points, space, search, seed
+    )
+    name, code = experiment or f"{model}-sweep", tune_tabular.digest
+    with (
+        context()
+        .registry()
+        .start_run(
+            name,
+            name=f"sweep {model}",
+            params=run_params(base, num_samples=num_samples, label=label),
+            tags={"kind": "sweep", "model": model, "sweep_key": wanted.key(code)},
+            datasets=[training_set],
+            code=code,
+        ) as run
+    ):
+        room = {
+            "concurrency": concurrency, "cpus_per_trial": cpus_per_trial, "gpus_per_trial": gpus_per_trial
+        }  # fmt: skip
+        return _sweep(wanted, run, name, limits, code, room)
 
-    from functions.training.asking import Asker
-    from functions.training.cost import billed
-    from functions.training.fitting import Columns, prepare
-    from functions.training.trials import TrialTracker, finished_trials, run_trials
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What a sweep is to try on what; features: the numeric columns and the categorical ones."""
+
+    model: str
+    training_set: TableSnapshot
+    label: str
+    features: tuple[tuple[str, ...], tuple[str, ...]]
+    base: TabularParams
+    points: list[TabularParams]
+    space: Space
+    search: str
+    seed: int
+
+    @property
+    def columns(self) -> Columns:
+        """The columns of the training set."""
+        from functions.training.fitting import Columns  # late: it needs torch
+
+        return Columns(*self.features, self.label)
+
+    def key(self, code: str) -> str:
+        """What names a sweep: all that its trials depend on."""
+        from functions.training.checkpoints import digest_of  # late: it stands beside what torch writes
+
+        return digest_of(
+            {
+                "training_set": self.training_set.model_dump(),
+                "columns": [*map(list, self.features), self.label],
+                "points": [point.model_dump(mode="json") for point in self.points],
+                "search": [self.search, {n: one.model_dump() for n, one in self.space.items()}, self.seed],
+                "code": code,
+            }
+        )
+
+
+def _check(params: TabularParams, limits: Limits) -> None:
+    import ray  # late: it is for whoever sweeps
 
     if not ray.is_initialized():
         raise TrainingError("a sweep needs a Ray cluster: call ray.init() first, or train with train_tabular")
@@ -99,83 +158,46 @@ def tune_tabular(
         raise TrainingDataError(
             "params.rows_in='disk': a sweep's trials share rows in memory; sweep on a part of the rows"
         )
-    base = params if max_epochs is None else params.model_copy(update={"epochs": max_epochs})
-    points = grid_points(space, base) if search == "grid" else draw_points(space, base, num_samples, seed)
-    columns = Columns(tuple(numeric), tuple(categorical), label)
-    registry, name = context().registry(), experiment or f"{model}-sweep"
-    code = tune_tabular.digest
-    key = _key(training_set, columns, points, code, search=search, space=space, seed=seed)
-    prices = context().prices
-    if limits.money is not None and prices is None:
+    if limits.money is not None and context().prices is None:
         raise TrainingError(f"limits.money={limits.money:g} needs prices: set TOQUE_PRICES, or leave it out")
-    with (
-        registry.start_run(
-            name,
-            name=f"sweep {model}",
-            params=run_params(base, num_samples=num_samples, label=label),
-            tags={"kind": "sweep", "model": model, "sweep_key": key},
-            datasets=[training_set],
-            code=code,
-        ) as run,
-        billed(run, prices) as bill,
-    ):
+
+
+def _sweep(
+    wanted: _Wanted, run: Run, experiment: str, limits: Limits, code: str, room: Mapping[str, Any]
+) -> Sweep:
+    """Prepare the data, run the trials, and say what they found."""
+    from functions.training.asking import Asker  # late, all four: torch and Ray Tune are for whoever sweeps
+    from functions.training.cost import billed
+    from functions.training.fitting import prepare
+    from functions.training.trials import TrialTracker, finished_trials, run_trials
+
+    registry, prices, base = context().registry(), context().prices, wanted.base
+    with billed(run, prices) as bill:
         began = time.perf_counter()
-        table = Table(registry.store, training_set.name)
-        prepared = prepare(columns.read(table, training_set), columns, base)
-        done = finished_trials(registry, name, key)
+        table = Table(registry.store, wanted.training_set.name)
+        prepared = prepare(wanted.columns.read(table, wanted.training_set), wanted.columns, base)
+        rows, points = len(prepared.train), wanted.points
+        done = finished_trials(registry, experiment, wanted.key(code))
         asker = None
-        if search == "optuna":
-            rows = len(prepared.train)
-            asker = Asker(space, base, count=num_samples, seed=seed, done=done, rows=rows)
+        if wanted.search == "optuna":
+            asker = Asker(wanted.space, base, count=len(points), seed=wanted.seed, done=done, rows=rows)
         tracker = TrialTracker(
             registry,
-            name,
+            experiment,
             parent=run.id,
             points=points if asker is None else asker.points,
-            dataset=training_set,
+            dataset=wanted.training_set,
             code=code,
             done=done,
             prices=prices,
             limits=limits,
         )
-        run_trials(
-            prepared,
-            [point.settled(len(prepared.train)) for point in points],
-            tracker,
-            asker=asker,
-            concurrency=concurrency,
-            cpus_per_trial=cpus_per_trial,
-            gpus_per_trial=gpus_per_trial,
-        )
+        run_trials(prepared, [point.settled(rows) for point in points], tracker, asker=asker, **room)
         bill.others = tracker.spent()
         best = _best(run, tracker.trials(), time.perf_counter() - began)
         if tracker.stopped:
             run.set_tags({"stopped": tracker.stopped})
         return best.model_copy(update={"stopped": tracker.stopped})
-
-
-def _key(
-    training_set: TableSnapshot,
-    columns: Columns,
-    points: list[TabularParams],
-    code: str,
-    *,
-    search: str,
-    space: Space,
-    seed: int,
-) -> str:
-    """What names a sweep: all that its trials depend on."""
-    from functions.training.checkpoints import digest_of  # late: it stands beside what torch writes
-
-    return digest_of(
-        {
-            "training_set": training_set.model_dump(),
-            "columns": [list(columns.numeric), list(columns.categorical), columns.label],
-            "points": [point.model_dump(mode="json") for point in points],
-            "search": [search, {name: source.model_dump() for name, source in space.items()}, seed],
-            "code": code,
-        }
-    )
 
 
 def _best(run: Run, trials: list[Trial], seconds: float) -> Sweep:

@@ -17,6 +17,22 @@ if TYPE_CHECKING:
 
 def register(commands: Commands) -> None:
     """Add the commands."""
+    _register_rollout(commands)
+    drift = add(
+        commands, "drift", _drift, "compare the present window of a model's inputs with its training set"
+    )
+    drift.add_argument("model")
+    standing = add(commands, "incidents", _incidents, "alarms and broken feeds of a model that still stand")
+    standing.add_argument("model")
+    watched = add(commands, "monitors", _monitors, "what each monitor of a model judged last")
+    watched.add_argument("model")
+    why = add(commands, "why", _why, "what changed behind an alarm, by its part in the loss; writes a page")
+    why.add_argument("model")
+    why.add_argument("--alarm", help="its key, as `incidents` tells; default the newest")
+    _register_alerts(commands)
+
+
+def _register_rollout(commands: Commands) -> None:
     rollout = group(
         commands,
         "rollout",
@@ -58,6 +74,10 @@ def register(commands: Commands) -> None:
     explained = add(rollout, "explain", _explain, "make a recorded decision again, from the journal alone")
     explained.add_argument("model")
     explained.add_argument("entry", type=int)
+    _register_changes(rollout)
+
+
+def _register_changes(rollout: Commands) -> None:
     for name, run, text in (
         ("pause", _pause, "stop advancing; guardrails go on"),
         ("resume", _resume, "go on after a pause"),
@@ -71,18 +91,6 @@ def register(commands: Commands) -> None:
     end.add_argument("model")
     end.add_argument("action", choices=["promote", "roll_back", "inconclusive"])
     end.add_argument("--reason", required=True)
-    drift = add(
-        commands, "drift", _drift, "compare the present window of a model's inputs with its training set"
-    )
-    drift.add_argument("model")
-    standing = add(commands, "incidents", _incidents, "alarms and broken feeds of a model that still stand")
-    standing.add_argument("model")
-    watched = add(commands, "monitors", _monitors, "what each monitor of a model judged last")
-    watched.add_argument("model")
-    why = add(commands, "why", _why, "what changed behind an alarm, by its part in the loss; writes a page")
-    why.add_argument("model")
-    why.add_argument("--alarm", help="its key, as `incidents` tells; default the newest")
-    _register_alerts(commands)
 
 
 def _register_alerts(commands: Commands) -> None:
