@@ -24,7 +24,7 @@ import pyarrow as pa
 from functions.monitoring import DriftMonitor, PerformanceMonitor
 from functions.monitoring.drift import compare_window
 from functions.monitoring.performance import Cohort, PerformanceState, judge
-from functions.monitoring.reference import Numbered, Reference
+from functions.monitoring.reference import Cycle, Numbered, Reference
 from functions.rollout.evidence import ClusterSums
 from functions.stats import Cusum, Moments, TableSketch, drift, one_row_per_unit
 from load.monitoring_scale import an_hour_of_models, day_from_hours, rows_beyond_memory
@@ -100,7 +100,7 @@ def diurnal_alarms(runs: int, *, season: bool, seed: int = 2) -> float:
         whole = TableSketch.reference(pa.concat_tables(hours))
         cohorts = [(index, whole.window(rows)) for index, rows in enumerate(hours)]
         reference = (
-            Reference.seasonal(cohorts, _DAY_HOURS)
+            Reference.seasonal(cohorts, Cycle(_DAY_HOURS))
             if season
             else Reference.of(whole, [])  # rows taken as independent, whatever the hour
         )

@@ -19,7 +19,8 @@ from functions.stats import k_of_n
 from functions.stats.drift import ColumnDrift, DriftReport, compare
 from functions.stats.sketch import TableSketch
 
-Season = Literal["none", "day", "week", "auto"]
+Season = Literal["none", "day", "week", "year", "auto"]
+_SHORTEST_MONTH = timedelta(days=28)
 _LENGTHS: dict[str, timedelta] = {"day": timedelta(days=1), "week": timedelta(days=7)}
 
 
@@ -34,7 +35,8 @@ class DriftMonitor(BaseModel):
     reference: what windows are held against: the training set, or the `rolling` cohorts before the window, which forget a
         drift once it is that old.
     season: compare like with like: "day" holds an hour against the same hours of other days, "week" also against the same
-        weekdays; "auto" finds out in the training set whether there is one. With it the window may be one cohort.
+        weekdays; "year" a cohort against those of the same month, and so needs a training set of a year; "auto" finds out in the
+        training set whether there is a day or a week. With a season the window may be one cohort.
     k, n: windows that must agree before an alarm. lookback: how far back a monitor without a state begins.
     """
 
@@ -68,6 +70,10 @@ class DriftMonitor(BaseModel):
             raise ValueError(
                 f"a season of a {self.season} needs cohorts that divide it, got {self.cohort}: shorten cohort"
             )
+        if self.season == "year" and self.cohort > _SHORTEST_MONTH:
+            raise ValueError(
+                f"a season of a year needs cohorts within a month, got {self.cohort}: shorten cohort"
+            )
         return self
 
     @property
@@ -79,7 +85,7 @@ class DriftMonitor(BaseModel):
     def periods(self) -> tuple[int, ...]:
         """Lengths in cohorts of the seasons that may be, shortest first; the declared one alone if there is one."""
         wanted = [_LENGTHS[self.season]] if self.season in _LENGTHS else list(_LENGTHS.values())
-        if self.season == "none":
+        if self.season in ("none", "year"):
             return ()
         return tuple(one // self.cohort for one in wanted if not one % self.cohort and one > self.cohort)
 
@@ -158,8 +164,8 @@ def _rolled(reference: Reference, before: Sequence[Numbered]) -> Reference | Non
     filled = [(index, one) for index, one in before if rows_of(one)]
     if not filled:
         return None
-    if reference.period is not None:
-        return Reference.seasonal(filled, reference.period)
+    if reference.season is not None:
+        return Reference.seasonal(filled, reference.season)
     sketches = [one for _, one in filled]
     return Reference.of(TableSketch.total(sketches), sketches)
 

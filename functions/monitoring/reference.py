@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import Any, Self
 
 import numpy as np
 
+from functions.monitoring.cohorts import Cohorts
 from functions.stats.moments import Floats
 from functions.stats.season import find_season
 from functions.stats.sketch import ColumnSketch, TableSketch
@@ -25,18 +27,58 @@ _TOP_CELLS = 3  # categories whose shares are looked at for a season
 
 
 @dataclass(frozen=True, slots=True)
+class Cycle:
+    """A season of so many cohorts: a day of hours, a week of days."""
+
+    cohorts: int
+
+    def phase(self, index: int) -> int:
+        """Where in it cohort `index` is."""
+        return index % self.cohorts
+
+    def plain(self) -> int:
+        """As JSON."""
+        return self.cohorts
+
+
+@dataclass(frozen=True, slots=True)
+class Months:
+    """The year as a season: cohorts of a length are alike that begin in the same calendar month (UTC), of whatever year."""
+
+    cohort: timedelta
+
+    def phase(self, index: int) -> int:
+        """The month, 1 to 12, in which cohort `index` begins."""
+        return Cohorts(self.cohort).start(index).month
+
+    def plain(self) -> dict[str, float]:
+        """As JSON."""
+        return {"months_of_cohorts_s": self.cohort.total_seconds()}
+
+
+Season = Cycle | Months
+
+
+def season_from(plain: int | Mapping[str, float]) -> Season:
+    """What a season's `plain` gave."""
+    if isinstance(plain, int):
+        return Cycle(plain)
+    return Months(timedelta(seconds=plain["months_of_cohorts_s"]))
+
+
+@dataclass(frozen=True, slots=True)
 class Reference:
     """What the rows of a reference looked like.
 
     sketch: of all of them, whose bins every window is counted in. alike: for each column, how alike rows of a cohort are
-    (0 to 1). rows_a_cohort: of the sketched rows, on average. period: of its season in cohorts, None without one;
+    (0 to 1). rows_a_cohort: of the sketched rows, on average. season: the one that windows are compared within, None without;
     phases: then the sketch of each phase.
     """
 
     sketch: TableSketch
     alike: Mapping[str, float]
     rows_a_cohort: float
-    period: int | None = None
+    season: Season | None = None
     phases: Mapping[int, TableSketch] = field(default_factory=dict)
 
     @classmethod
@@ -46,27 +88,28 @@ class Reference:
         return cls(sketch, alike, rows_of(sketch) / len(cohorts) if cohorts else 1.0)
 
     @classmethod
-    def seasonal(cls, cohorts: Sequence[Numbered], period: int) -> Self:
+    def seasonal(cls, cohorts: Sequence[Numbered], season: Season) -> Self:
         """From numbered cohorts (at least one), phase by phase of a season."""
         parts: dict[int, list[TableSketch]] = {}
         for index, one in cohorts:
-            parts.setdefault(index % period, []).append(one)
+            parts.setdefault(season.phase(index), []).append(one)
         phases = {phase: TableSketch.total(ones) for phase, ones in parts.items()}
         whole = TableSketch.total(list(phases.values()))
-        groups = [index % period for index, _ in cohorts]
+        groups = [season.phase(index) for index, _ in cohorts]
         alike = {name: likeness([one.columns[name] for _, one in cohorts], groups) for name in whole.columns}
-        return cls(whole, alike, rows_of(whole) / len(cohorts), period, phases)
+        return cls(whole, alike, rows_of(whole) / len(cohorts), season, phases)
 
     def beside(self, window: Sequence[Numbered]) -> tuple[TableSketch, TableSketch]:
         """The reference and the window to compare: of the same phases, in the same mix.
 
         Phases of which the reference has no row are left out of both, and with them all there may be.
         """
-        if self.period is None:
+        if self.season is None:
             return self.sketch, TableSketch.total([one for _, one in window])
         rows: dict[int, int] = {}
         for index, one in window:
-            rows[index % self.period] = rows.get(index % self.period, 0) + rows_of(one)
+            phase = self.season.phase(index)
+            rows[phase] = rows.get(phase, 0) + rows_of(one)
         shares = {
             phase: count / rows_of(self.phases[phase])
             for phase, count in rows.items()
@@ -77,7 +120,7 @@ class Reference:
             return nothing, nothing
         most = max(shares.values())
         reference = [_thinned(self.phases[phase], share / most) for phase, share in shares.items()]
-        alike = [one for index, one in window if index % self.period in shares]
+        alike = [one for index, one in window if self.season.phase(index) in shares]
         return TableSketch.total(reference), TableSketch.total(alike)
 
     def worth(self, rows_a_cohort: float) -> dict[str, float]:
@@ -90,7 +133,7 @@ class Reference:
             "sketch": self.sketch.to_dict(),
             "alike": dict(self.alike),
             "rows_a_cohort": self.rows_a_cohort,
-            "period": self.period,
+            "period": None if self.season is None else self.season.plain(),
             "phases": {str(phase): one.to_dict() for phase, one in self.phases.items()},
         }
 
@@ -99,16 +142,18 @@ class Reference:
         """Read what `to_dict` wrote."""
         phases = {int(phase): TableSketch.from_dict(one) for phase, one in stored["phases"].items()}
         sketch = TableSketch.from_dict(stored["sketch"])
-        return cls(sketch, stored["alike"], stored["rows_a_cohort"], stored["period"], phases)
+        season = None if stored["period"] is None else season_from(stored["period"])
+        return cls(sketch, stored["alike"], stored["rows_a_cohort"], season, phases)
 
 
-def season_of(cohorts: Sequence[Numbered], periods: Sequence[int]) -> int | None:
+def season_of(cohorts: Sequence[Numbered], periods: Sequence[int]) -> Cycle | None:
     """The season of a table, looked for in where the values of its columns lie, cohort by cohort; None if there is none."""
     filled = [(index, one) for index, one in cohorts if rows_of(one)]
     if len(filled) < 2:  # noqa: PLR2004 - for a difference
         return None
     figures = [_figures([one.columns[name] for _, one in filled]) for name in filled[0][1].columns]
-    return find_season(np.concatenate(figures, axis=1), [index for index, _ in filled], periods)
+    period = find_season(np.concatenate(figures, axis=1), [index for index, _ in filled], periods)
+    return None if period is None else Cycle(period)
 
 
 def likeness(cohorts: Sequence[ColumnSketch], groups: Sequence[int] | None = None) -> float:

@@ -17,7 +17,7 @@ from functions.monitoring.alarms import Alarm
 from functions.monitoring.cohorts import Cohorts, micros
 from functions.monitoring.drift import DriftMonitor, DriftState, DriftVerdict, judge
 from functions.monitoring.large import LARGE_ROWS, Rows, sketch_rows
-from functions.monitoring.reference import Numbered, Reference, season_of
+from functions.monitoring.reference import Cycle, Months, Numbered, Reference, Season, season_of
 from functions.monitoring.watch import Post, Read, Watched
 from functions.stats.sketch import TableSketch
 from registry import ModelVersion, ObjectStore, Table
@@ -162,10 +162,19 @@ def _build(store: ObjectStore, version: ModelVersion, columns: Columns, monitor:
         rows, numeric=columns.numeric, categorical=columns.categorical, bins=monitor.bins
     )
     cohorts = _cohort_sketches(rows, sketch, time, monitor) if time else []
-    period = season_of(cohorts, monitor.periods) if monitor.season == "auto" else (*monitor.periods, None)[0]
-    if period is not None and cohorts:
-        return Reference.seasonal(cohorts, period)
+    season = _season(cohorts, monitor)
+    if season is not None and cohorts:
+        return Reference.seasonal(cohorts, season)
     return Reference.of(sketch, [one for _, one in cohorts])
+
+
+def _season(cohorts: Sequence[Numbered], monitor: DriftMonitor) -> Season | None:
+    """The season that is declared, or found in the training set where that is to be found out."""
+    if monitor.season == "year":
+        return Months(monitor.cohort)
+    if monitor.season == "auto":
+        return season_of(cohorts, monitor.periods)
+    return Cycle(monitor.periods[0]) if monitor.periods else None
 
 
 def sampled(rows: pa.Table, most: int) -> pa.Table:
@@ -183,7 +192,7 @@ def _cohort_sketches(rows: pa.Table, sketch: TableSketch, time: str, monitor: Dr
     order = np.argsort(index, kind="stable")
     present, first = np.unique(index[order], return_index=True)
     places = np.arange(len(present))
-    if not monitor.periods:
+    if not monitor.periods and monitor.season != "year":
         places = np.unique(np.linspace(0, len(present) - 1, _REFERENCE_COHORTS).astype(int))
     ends, rows = np.append(first[1:], len(order)), rows.take(pa.array(order))
     return [

@@ -13,7 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from functions.monitoring.drift import DriftMonitor, DriftState, DriftVerdict, judge
-from functions.monitoring.reference import Reference, season_of
+from functions.monitoring.reference import Cycle, Months, Reference, season_of
 from functions.stats.sketch import TableSketch
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -40,10 +40,10 @@ def trained(rng: np.random.Generator, period: int | None) -> Reference:
     tables = [hour(rng, index) for index in range(TRAINED)]
     layout = TableSketch.reference(pa.concat_tables(tables), bins=20)
     cohorts = [(index, layout.window(table)) for index, table in enumerate(tables)]
-    assert season_of(cohorts, HOURLY.periods) == 168
+    assert season_of(cohorts, HOURLY.periods) == Cycle(168)
     if period is None:
         return Reference.of(layout, [one for _, one in cohorts])
-    return Reference.seasonal(cohorts, period)
+    return Reference.seasonal(cohorts, Cycle(period))
 
 
 def watch(
@@ -85,7 +85,7 @@ def test_without_the_season_the_shift_is_lost_in_the_days(seasonal: Reference) -
 
 def test_a_rolling_reference_alarms_once_and_then_knows_the_new_world(seasonal: Reference) -> None:
     monitor = HOURLY.model_copy(update={"reference": "rolling", "rolling": 48, "season": "day"})
-    rng, daily = np.random.default_rng(4), replace(seasonal, period=24)
+    rng, daily = np.random.default_rng(4), replace(seasonal, season=Cycle(24))
     state, news, confirmed = DriftState(version=1, next_cohort=0), [], []
     for index in range(240):
         table = hour(rng, index, shift=0.8 if index >= 120 else 0.0, weekend=0.0)
@@ -99,7 +99,7 @@ def test_a_rolling_reference_alarms_once_and_then_knows_the_new_world(seasonal: 
 
 def test_phases_without_reference_rows_are_left_out_and_none_is_insufficient(seasonal: Reference) -> None:
     mornings = Reference.seasonal(
-        [(phase, one) for phase, one in seasonal.phases.items() if phase % 24 < 12], 168
+        [(phase, one) for phase, one in seasonal.phases.items() if phase % 24 < 12], Cycle(168)
     )
     layout = seasonal.sketch
     window = [(at, layout.window(hour(np.random.default_rng(5), at))) for at in (9, 10, 11, 12, 13)]
@@ -127,7 +127,53 @@ def test_a_seasonal_reference_survives_json(seasonal: Reference) -> None:
     assert Reference.from_dict(json.loads(json.dumps(seasonal.to_dict()))) == seasonal
 
 
+YEARLY = DriftMonitor(window=7, season="year", min_effect=0.1)
+
+
+def summery(rng: np.random.Generator, day: int, *, shift: float = 0.0) -> pa.Table:
+    """A day of a year with a summer of 1 sd."""
+    daily = np.sin(2 * np.pi * (day - 100) / 365.25) + shift
+    return pa.table({"load": rng.normal(daily, 1.0, ROWS)})
+
+
+def a_year_on(season: Months | None, days: range, *, shift: float = 0.0) -> list[tuple[int, tuple[str, ...]]]:
+    """News of the days after a year that was learnt from."""
+    rng = np.random.default_rng(8)
+    tables = {day: summery(rng, day) for day in range(365)}
+    layout = TableSketch.reference(pa.concat_tables(tables.values()), bins=20)
+    cohorts = [(day, layout.window(table)) for day, table in tables.items()]
+    sketches = [one for _, one in cohorts]
+    reference = Reference.of(layout, sketches) if season is None else Reference.seasonal(cohorts, season)
+    state, news = DriftState(version=1, next_cohort=days.start), []
+    for day in days:
+        state, verdict = judge(state, reference, layout.window(summery(rng, day, shift=shift)), day, YEARLY)
+        news += [(day, verdict.news)] if verdict.news else []
+    return news
+
+
+def test_a_month_is_held_against_the_same_month_of_the_year_before() -> None:
+    july = range(365 + 181, 365 + 212)
+    assert a_year_on(Months(DAY), july) == []
+    assert [names for _, names in a_year_on(Months(DAY), july, shift=0.8)] == [("load",)]
+    january = range(365, 365 + 31)  # its winter shifted by as much looks like spring
+    assert [names for _, names in a_year_on(Months(DAY), january, shift=0.8)] == [("load",)]
+    assert a_year_on(None, january, shift=0.8) == []
+
+
+def test_months_are_those_of_the_calendar_and_survive_json() -> None:
+    months = Months(timedelta(hours=6))
+    for at, month in ((0, 1), (31 * 4 - 1, 1), (31 * 4, 2), (59 * 4 - 1, 2), (365 * 4, 1), (365 * 4 - 1, 12)):
+        assert months.phase(at) == month
+    layout = TableSketch.reference(summery(np.random.default_rng(9), 0), bins=5)
+    reference = Reference.seasonal([(0, layout), (40, layout)], Months(DAY))
+    assert set(reference.phases) == {1, 2}
+    assert Reference.from_dict(json.loads(json.dumps(reference.to_dict()))) == reference
+
+
 def test_seasons_that_do_not_fit_the_cohorts_are_refused() -> None:
+    with pytest.raises(ValidationError, match="a season of a year needs cohorts within a month"):
+        DriftMonitor(cohort=timedelta(days=30), season="year")
+
     assert DriftMonitor(cohort=DAY, season="auto").periods == (7,)
     assert DriftMonitor(cohort=HOUR, season="auto").periods == (24, 168)
     assert DriftMonitor(cohort=HOUR, season="day").periods == (24,)
