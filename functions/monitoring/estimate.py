@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from functions.monitoring.cohorts import Cohorts
 from functions.monitoring.watch import Post, Read, Watched, by_cohort
-from functions.scoring import Scored, score
+from functions.scoring import Loss, Scored, score
 from functions.stats.estimate import (
     Calibration,
     Estimate,
@@ -33,8 +33,11 @@ BLIND = "an estimate, not health: it cannot see a changed relation between featu
 class EstimateMonitor(BaseModel):
     """How performance is estimated.
 
+    loss: of one probability of label 1, from the model's own confidence; or the squared error of a number, learnt from rows of
+        the last `lookback` that have labels.
     cohort: as of the performance monitor. label_delay: after it a cohort's labels are there and the estimate is settled.
-    min_rows: cohorts with fewer answers are not estimated. min_labels: below it probabilities are taken as served.
+    min_rows: cohorts with fewer answers are not estimated. min_labels: below it probabilities are taken as served, and
+        squared errors not estimated.
     clip: as of the performance monitor. agree: standard errors within which an estimate counts as agreed.
     lookback: how far back a monitor without a state begins.
     """
@@ -42,6 +45,7 @@ class EstimateMonitor(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["estimate"] = "estimate"
+    loss: Loss = "log_loss"
     cohort: timedelta = timedelta(days=1)
     label_delay: timedelta = timedelta(days=1)
     min_rows: int = Field(default=30, ge=1)
@@ -139,7 +143,7 @@ def settle(
         return after, []
     found = state.pending.get(index, {})
     return after, [
-        _settled(index, name, found[name], value, len(p), monitor)
+        settled(index, name, found[name], value, len(p), monitor)
         for name, value in realise(p, y, clip=monitor.clip).items()
         if name in found
     ]
@@ -150,9 +154,10 @@ def _one_probability(rows: Scored) -> npt.NDArray[np.bool_]:
     return rows.answered & np.isfinite(rows.expected) & (rows.output >= 0) & (rows.output <= 1)
 
 
-def _settled(
+def settled(
     index: int, name: str, expected: Estimate, realised: float, rows: int, monitor: EstimateMonitor
 ) -> Said:
+    """An estimate beside what was realised on so many labelled rows."""
     # Where only some of the labels came, they vary more than all would have.
     z = expected.z(realised) * float(np.sqrt(min(rows / expected.n, 1.0)))
     agreed = abs(z) <= monitor.agree
@@ -169,7 +174,7 @@ def watch_estimates(post: Post, champion: ModelVersion, monitor: EstimateMonitor
     """
     grid = Cohorts(monitor.cohort)
     due = grid.index(post.now)
-    state = _state(post, champion, monitor, grid)
+    state = state_of(post, champion, monitor, grid)
     if state.next_cohort >= due:
         return post.nothing_due(monitor.kind, champion)
     first, begun = min(state.next_label, state.next_cohort), state.next_cohort
@@ -189,11 +194,12 @@ def watch_estimates(post: Post, champion: ModelVersion, monitor: EstimateMonitor
         state,
         range(begun, due),
         text=said[-1].text if said else "too few answers to estimate",
-        findings=[_row(post, champion, grid, one, monitor) for one in said],
+        findings=[row_of(post, champion, grid, one, monitor) for one in said],
     )
 
 
-def _state(post: Post, champion: ModelVersion, monitor: EstimateMonitor, grid: Cohorts) -> EstimateState:
+def state_of(post: Post, champion: ModelVersion, monitor: EstimateMonitor, grid: Cohorts) -> EstimateState:
+    """What the monitor remembers of this champion; else where it begins."""
     kept = post.remembered(monitor.kind)
     if kept is not None:
         state = EstimateState.model_validate_json(kept)
@@ -205,9 +211,10 @@ def _state(post: Post, champion: ModelVersion, monitor: EstimateMonitor, grid: C
     return EstimateState(version=champion.version, next_cohort=begin, next_label=begin)
 
 
-def _row(
+def row_of(
     post: Post, champion: ModelVersion, grid: Cohorts, one: Said, monitor: EstimateMonitor
 ) -> dict[str, Any]:
+    """What was said as a row of the results table."""
     return {
         "monitor": monitor.kind,
         "subject": one.measure,

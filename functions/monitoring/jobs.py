@@ -11,6 +11,7 @@ from featurestore import FeatureStore
 from functions.monitoring.alarms import Alarm, Alarms
 from functions.monitoring.drift import DriftMonitor
 from functions.monitoring.estimate import EstimateMonitor, watch_estimates
+from functions.monitoring.estimate_numbers import watch_number_estimates
 from functions.monitoring.explain import Changed, SliceFindings, SliceOptions, find_changes, find_slices
 from functions.monitoring.large import Rows
 from functions.monitoring.operations import OperationsMonitor, watch_service
@@ -158,17 +159,18 @@ def watch_skew(model: str, monitor: SkewMonitor = SkewMonitor()) -> Watched:  # 
 def estimate_performance(model: str, monitor: EstimateMonitor = EstimateMonitor()) -> Watched:  # noqa: B008 — frozen
     """Estimate the performance of each cohort before its labels are there, and settle what labels have come for.
 
-    For one probability of label 1. An estimate is on record as one: it raises no alarm, ends none, and is never health.
+    For one probability of label 1, or a number (`loss="squared_error"`). An estimate is on record as one: it raises no alarm, ends none, and is never health.
     """
     champion = _champion(model)
     if champion is None:
         return Watched(model=model, monitor=monitor.kind, text="no champion serves this model")
-    store = context().store
-    return watch_estimates(
+    store, numbers = context().store, monitor.loss == "squared_error"
+    columns = (*_SCORED, "numeric", "categorical") if numbers else _SCORED
+    return (watch_number_estimates if numbers else watch_estimates)(
         _post(model),
         champion,
         monitor,
-        lambda start, end: outcomes(store, model, start, end, labelled_only=False, columns=_SCORED),
+        lambda start, end: outcomes(store, model, start, end, labelled_only=False, columns=columns),
     )
 
 
