@@ -39,7 +39,7 @@ def test_cohorts_are_estimated_once_there_are_labels_and_settled_when_theirs_com
         estimated = {row["start"] for row in rows}
         assert len(estimated) == 12 - 4  # the first four days are learnt from
         diner.bias = 2.5  # the relation of features and labels changes: the estimate cannot know
-        diner.serve(3)
+        diner.serve(3, requests=600)
         assert estimate_performance(MODEL, MONITOR).alarms == ()
         assert standing_alarms(MODEL) == []
         assert "contradicted" in {
