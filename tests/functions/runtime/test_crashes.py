@@ -73,12 +73,15 @@ def test_a_worker_that_nobody_waits_for_any_more_leaves_its_room_to_the_next(
     executor.close()
 
 
+MANY = 200
+
+
 @pytest.mark.parametrize(
     ("place", "count"),
     [
         pytest.param("local", 40, marks=pytest.mark.slow),
-        pytest.param("local", 200, marks=pytest.mark.proof),
-        pytest.param("ray", 200, marks=[pytest.mark.proof, pytest.mark.ray]),
+        pytest.param("local", MANY, marks=pytest.mark.proof),
+        pytest.param("ray", MANY, marks=[pytest.mark.proof, pytest.mark.ray]),
     ],
     indirect=["place"],
 )
@@ -106,7 +109,9 @@ def test_of_many_invocations_whose_workers_are_killed_at_random_none_is_lost(
     dead = [each.id for each in records if each.status == "dead"]
     assert {each.status for each in records} <= {"succeeded", "dead"}
     assert {each.function for each in records if each.status == "dead"} <= {"fragile"}
-    assert dead or sum(each.lost for each in records) > 0  # some were killed while they ran
+    lost = sum(each.lost for each in records)  # of the others some were killed too, and run again
+    assert dead or lost  # while they ran
+    assert count < MANY or (dead and lost)
     ledger = invocations.ledger_of(used)
     assert sorted(ledger.dead_letters.all()) == sorted(dead)
     for each in dead:
