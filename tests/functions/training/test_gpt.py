@@ -74,7 +74,7 @@ def test_two_workers_with_half_of_it_each_learn_what_one_does_though_killed(
 ):
     params = PARAMS.model_copy(update={"batch_size": 256, "epochs": 3})
     one = train_recipe("notes", "gpt", options=TINY, params=params)
-    killed = Deadly(project.store, "checkpoints/deadly/", tmp_path / "killed")
+    killed = Deadly(project.store, "checkpoints/deadly/", mark=tmp_path / "killed")
     monkeypatch.setattr(Checkpoints, "of", lambda *_: killed)
     two = train_recipe("notes", "gpt", options=TINY, params=params, num_workers=2, sharding="shard")
     assert killed.mark.exists()
