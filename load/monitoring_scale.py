@@ -36,11 +36,7 @@ from load.timing import timed
 from registry import ObjectStore
 
 COLUMNS, BLOCK_ROWS, SHIFT_SD = 20, 250_000, 0.2
-MOST_GIB, MOST_GROWTH, MOST_SLOWER = (
-    3.0,
-    1.25,
-    1.5,
-)  # what grows with the square of the rows is ten times slower
+MOST_GIB, MOST_GROWTH, MOST_SLOWER = 3.0, 1.25, 1.2
 OBJECT_STORE_BYTES = GIB // 2
 WINDOW_HOURS, MOST_WINDOW_MS = 24, 50.0
 ROWS_AN_HOUR, MOST_CPU_S_OF_A_THOUSAND = 1_000, 600.0
