@@ -257,7 +257,8 @@ def test_one_enormous_answer_neither_promotes_nor_stops(kitchen: Kitchen) -> Non
     kitchen.start(
         Enormous(kitchen.past, by_hour=True), QUICK | {"loss": "squared_error", "shadow_timeout": "P5D"}
     )
-    driver.landed += [(str(driver.asked), 1.0)]  # on the first day: after it the shadow may have labels enough
+    # On the first day: after it the shadow may have labels enough.
+    driver.landed += [(str(driver.asked), 1.0)]
     driver.ask(np.array([[*kitchen.season.x[0, :2], STRUCK]], dtype=np.float32))
     ended = kitchen.live(7, most=FEW)[-1]
     assert ended["upper"] - ended["lower"] > 1  # the answer did count
