@@ -148,16 +148,19 @@ class Table:
         names = list(columns) if columns is not None else None
         return table.to_pyarrow_table(columns=names, filters=where)
 
-    def batches(
-        self, *, version: int | None = None, columns: Sequence[str] | None = None, rows: int = 65_536
-    ) -> Iterator[pa.Table]:
-        """Rows of a version in the order of `read`, at most so many at a time; columns that it lacks are left out.
+    def head(self, rows: int, *, version: int | None = None) -> pa.Table:
+        """The first rows of a version, in the order of `read`. Raises: NotFound if there is no such table or version."""
+        # Not the first small batch: Arrow goes on to cut the rest to that size when nobody waits for it any more.
+        return self._open(version).to_pyarrow_dataset().head(rows)
+
+    def batches(self, *, version: int | None = None, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Rows of a version in the order of `read`, some at a time; columns that it lacks are left out.
 
         Raises: NotFound if there is no such table or version.
         """
         dataset = self._open(version).to_pyarrow_dataset()
         names = None if columns is None else [name for name in dataset.schema.names if name in columns]
-        for batch in dataset.to_batches(columns=names, batch_size=rows):
+        for batch in dataset.to_batches(columns=names, batch_size=65_536):
             if batch.num_rows:
                 yield pa.Table.from_batches([batch])
 

@@ -140,7 +140,7 @@ def _start(registry: Registry, order: Order) -> Start | None:
 
 
 def _register(registry: Registry, run: Run, order: Order, table: Table, fitted: Fitted) -> ModelVersion:
-    rows = next(table.batches(version=order.training_set.version, rows=EXAMPLE_ROWS))
+    rows = table.head(EXAMPLE_ROWS, version=order.training_set.version)
     signature = tabular_signature(order.columns, rows, fitted.scorer.target)
     with tempfile.TemporaryDirectory(prefix="toque-model-") as folder:
         write_artifact(Path(folder), fitted, signature=signature, columns=order.columns, params=order.params)

@@ -34,6 +34,18 @@ def test_read_takes_columns_and_filters(store: ObjectStore):
     assert table.schema().names == ["a", "day"]
 
 
+def test_head_and_batches_are_pieces_of_what_read_gives(store: ObjectStore):
+    table = Table(store, "t")
+    first = table.append(rows(1, 2, 3))
+    table.append(rows(4, 5))
+    whole = table.read()
+    assert table.head(2) == whole.slice(0, 2)
+    assert table.head(9) == whole
+    assert table.head(9, version=first.version).num_rows == 3
+    assert pa.concat_tables(table.batches()) == whole
+    assert pa.concat_tables(table.batches(columns=["a", "absent"])) == whole.select(["a"])
+
+
 def test_a_transaction_is_applied_once(store: ObjectStore):
     table = Table(store, "t")
     assert table.transaction("w") is None
