@@ -27,7 +27,7 @@ from featurestore.fields import (
 )
 from featurestore.rows import offline_schema
 from registry.store import ObjectStore
-from registry.tables import Table, TableSnapshot
+from registry.tables import Table, TableSnapshot, dataset_of
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds  # at runtime it comes with the first table that is read, and pandas with it
@@ -221,7 +221,7 @@ def storable(rows: pa.Table) -> pa.Table:
 
 
 def _open(table: DeltaTable) -> Version:
-    dataset = table.to_pyarrow_dataset()
+    dataset = dataset_of(table)
     fragments = {fragment.path: fragment for fragment in dataset.get_fragments()}
     actions: list[dict[str, Any]] = pa.table(table.get_add_actions(flatten=True)).to_pylist()
     files = [_file(action, fragments[action["path"]]) for action in actions]

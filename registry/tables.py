@@ -6,10 +6,12 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, SchemaMismatchError, TableNotFoundError
+from pyarrow import fs
 from pydantic import BaseModel, ConfigDict, Field
 
 from registry.errors import InvalidInput, NotFound, Unavailable
@@ -17,6 +19,8 @@ from registry.fold import backoff_s
 from registry.names import check_name
 
 if TYPE_CHECKING:
+    import pyarrow.dataset as ds
+
     from registry.store import ObjectStore
 
 _PATIENCE_S = 60.0
@@ -146,19 +150,25 @@ class Table:
         """
         table = self._open(version)
         names = list(columns) if columns is not None else None
-        return table.to_pyarrow_table(columns=names, filters=where)
+        return table.to_pyarrow_table(columns=names, filters=where, filesystem=_filesystem(table))
+
+    def dataset(self, version: int | None = None) -> ds.FileSystemDataset:
+        """The files of a version, unread. Raises: NotFound if there is no such table or version."""
+        return dataset_of(self._open(version))
 
     def head(self, rows: int, *, version: int | None = None) -> pa.Table:
         """The first rows of a version, in the order of `read`. Raises: NotFound if there is no such table or version."""
         # Not the first small batch: Arrow goes on to cut the rest to that size when nobody waits for it any more.
-        return self._open(version).to_pyarrow_dataset().head(rows)
+        return self.dataset(version).head(rows)
 
-    def batches(self, *, version: int | None = None, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    def batches(
+        self, *, version: int | None = None, columns: Sequence[str] | None = None
+    ) -> Iterator[pa.Table]:
         """Rows of a version in the order of `read`, some at a time; columns that it lacks are left out.
 
         Raises: NotFound if there is no such table or version.
         """
-        dataset = self._open(version).to_pyarrow_dataset()
+        dataset = self.dataset(version)
         names = None if columns is None else [name for name in dataset.schema.names if name in columns]
         for batch in dataset.to_batches(columns=names, batch_size=65_536):
             if batch.num_rows:
@@ -227,6 +237,23 @@ class Table:
         if not 0 <= version < table.version():
             return None
         return DeltaTable(uri, version=version, storage_options=options or None)
+
+
+def dataset_of(table: DeltaTable) -> ds.FileSystemDataset:
+    """The files of an open table, unread."""
+    return table.to_pyarrow_dataset(filesystem=_filesystem(table))
+
+
+def _filesystem(table: DeltaTable) -> fs.FileSystem | None:
+    """Arrow's own access to a folder; None for what only deltalake reads, whose handler calls back into Python.
+
+    Its own needs no interpreter: a read is a sixth to a half faster, and an Arrow thread that lets a file go while the
+    process ends does not abort it.
+    """
+    address = urlsplit(table.table_uri)
+    if address.scheme not in {"", "file"}:
+        return None
+    return fs.SubTreeFileSystem(unquote(address.path), fs.LocalFileSystem())
 
 
 def _commit_properties(

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
-from deltalake import DeltaTable
 
 from functions.stats.sketch import TableSketch
 from registry import Table
@@ -77,9 +76,7 @@ class Rows:
         return pa.schema([schema.field(name) for name in self.columns]).empty_table()
 
     def _dataset(self) -> ds.Dataset:
-        options = self.table.storage_options or None
-        delta = DeltaTable(self.table.uri, version=self.version, storage_options=options)
-        return delta.to_pyarrow_dataset()
+        return self.table.dataset(self.version)
 
     def _fragments(self) -> list[Any]:
         return list(self._dataset().get_fragments(filter=self.where))

@@ -9,7 +9,6 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import DeltaTable
 
 from functions.prediction_log.drain import LABELS_TABLE, predictions_table
 from functions.prediction_log.records import LABELS, PREDICTIONS
@@ -143,8 +142,7 @@ def _labels_since(store: ObjectStore, since: datetime) -> Iterator[pa.RecordBatc
     where = (pc.field("day") >= _day(since)) & (
         pc.field("received_at") >= pa.scalar(since, pa.timestamp("us", tz="UTC"))
     )
-    delta = DeltaTable(table.uri, storage_options=table.storage_options or None)
-    for batch in delta.to_pyarrow_dataset().to_batches(columns=LABELS.names, filter=where):
+    for batch in table.dataset().to_batches(columns=LABELS.names, filter=where):
         yield batch.cast(LABELS)
 
 

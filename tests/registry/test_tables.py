@@ -1,6 +1,7 @@
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from multiprocessing.context import ForkServerContext
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -44,6 +45,14 @@ def test_head_and_batches_are_pieces_of_what_read_gives(store: ObjectStore):
     assert table.head(9, version=first.version).num_rows == 3
     assert pa.concat_tables(table.batches()) == whole
     assert pa.concat_tables(table.batches(columns=["a", "absent"])) == whole.select(["a"])
+
+
+def test_partitions_may_have_any_name(tmp_path: Path):
+    table = Table(open_store(f"file://{tmp_path}/a b%20c"), "t")
+    data = pa.table({"a": range(6), "k": ["a b", "x/y", "100%", "é", "%2F", None]})
+    table.append(data, partition_by=["k"])
+    assert table.read().sort_by("a") == data
+    assert pa.concat_tables(table.batches()).sort_by("a") == data
 
 
 def test_a_transaction_is_applied_once(store: ObjectStore):
