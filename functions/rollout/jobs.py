@@ -34,26 +34,43 @@ def rollouts(model: str) -> Rollouts:
     )
 
 
+def declared_policy(model: str) -> RolloutPolicy:
+    """The rollout policy of the project's definition of `model`; the default one where there is no definition.
+
+    Raises: ProjectError if the project is set and cannot be imported.
+    """
+    from functions.project import load_project  # late: a definition holds policies of this room
+
+    module = context().project
+    definition = load_project(module).models.get(model) if module else None
+    return RolloutPolicy() if definition is None else definition.rollout
+
+
 @function(timeout_s=120)
 def start_rollout(
     model: str,
     version: int,
-    policy: RolloutPolicy = RolloutPolicy(),  # noqa: B008 — frozen
+    policy: RolloutPolicy | None = None,
     reason: str = "",
     rivals: tuple[int, ...] = (),
 ) -> RolloutState:
     """Roll out `version`: first as a shadow of the champion.
 
+    policy: the one of the model's definition unless given.
     rivals: further versions that compete with it in the shadow; the best goes on alone, at alpha over their number.
     Raises: RolloutActive while another version is under way; RolloutError if one cannot be served.
     """
+    policy = policy or declared_policy(model)
     return rollouts(model).start(version, policy, reason=reason, rivals=rivals)
 
 
 @function(timeout_s=60)
-def rollout_budget(model: str, policy: RolloutPolicy = RolloutPolicy()) -> Budget:  # noqa: B008 - frozen
-    """How many wrong promotions the rollouts of the past year may have made, and what is left for the next."""
-    return rollouts(model).budget(policy)
+def rollout_budget(model: str, policy: RolloutPolicy | None = None) -> Budget:
+    """How many wrong promotions the rollouts of the past year may have made, and what is left for the next.
+
+    policy: the one of the model's definition unless given.
+    """
+    return rollouts(model).budget(policy or declared_policy(model))
 
 
 @function(timeout_s=60)

@@ -8,7 +8,7 @@ from datetime import timedelta
 from functions.prediction_log import outcomes
 from functions.rollout.budget import budget
 from functions.rollout.errors import RolloutError
-from functions.rollout.jobs import rollouts
+from functions.rollout.jobs import declared_policy, rollouts
 from functions.rollout.plan import RolloutPlan, plan
 from functions.rollout.policy import RolloutPolicy
 from functions.rollout.replay import replayed_loss
@@ -25,7 +25,7 @@ _WORTH = 0.02  # of the champion's loss: the effect that is planned for, unless 
 def plan_rollout(
     model: str,
     version: int,
-    policy: RolloutPolicy = RolloutPolicy(),  # noqa: B008 - frozen
+    policy: RolloutPolicy | None = None,
     effect: float | None = None,
     days: int = 28,
 ) -> RolloutPlan:
@@ -34,6 +34,7 @@ def plan_rollout(
     The logged vectors of the champion's past `days` are scored by `version`, and the rollout is simulated on noise as large
     as the differences had. A version that learnt from those days looks better on them than it is: believe the noise, and not
     `replayed`.
+    policy: the one of the model's definition unless given.
     effect: improvement in mean loss that is looked for; 2 % of the champion's loss unless given.
     Raises: RolloutError if the log has labels of fewer than two cohorts; NotFound if there is no such version, or no champion.
     """
@@ -41,6 +42,7 @@ def plan_rollout(
     registry = used.registry()
     champion = registry.traffic(model).champion.version
     now = used.clock()
+    policy = policy or declared_policy(model)
     judged = policy.model_copy(
         update={"alpha": budget(rollouts(model).history(), policy, now).alpha or policy.alpha}
     )

@@ -57,9 +57,8 @@ def _register_rollout(commands: Commands) -> None:
     )
     start.add_argument(
         "--policy",
-        default="{}",
         metavar="JSON",
-        help='as in {"canary_share": 0.05}, @file or - (default: {})',
+        help='as in {"canary_share": 0.05}, @file or -; default: what the project declares for the model',
     )
     planned = add(rollout, "plan", _plan, "what a rollout may be expected to find, and when; starts nothing")
     planned.add_argument("model")
@@ -123,7 +122,7 @@ def _tick(given: argparse.Namespace) -> int:
 
 
 def _start(given: argparse.Namespace) -> int:
-    policy = read_json(given.policy)
+    policy = None if given.policy is None else read_json(given.policy)
     return _call(
         given,
         "start_rollout",

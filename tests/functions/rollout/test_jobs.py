@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
+from functions.project import ModelDefinition
 from functions.rollout import (
     RolloutPolicy,
+    end_rollout,
     explain_rollout,
     record_metric,
     rollout_status,
@@ -65,6 +70,23 @@ def test_from_shadow_to_champion_in_the_registry(kitchen: Any, registry: Registr
         assert tick_rollout(MODEL).rule == "settled"
         assert explain_rollout(MODEL, ticks[-1].entry).same
         assert rollout_status(MODEL).outcomes[-1].challenger == 2
+
+
+def test_without_a_policy_it_is_the_one_that_the_project_declares(
+    kitchen: Any, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = ModuleType("a_shop")
+    definition = ModelDefinition(
+        name=MODEL, service="late", entities="flights", label="late", numeric=("wind",), rollout=POLICY
+    )
+    shop.FEATURES, shop.MODELS = [], [definition]  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "a_shop", shop)
+    used = Context(kitchen.store, kitchen.store.url, clock=kitchen.clock, actor="ada")
+    with use_context(replace(used, project="a_shop")):
+        assert start_rollout(MODEL, 2).policy == POLICY
+        end_rollout(MODEL, "inconclusive", reason="seen enough")
+    with use_context(used):  # no project says anything of it
+        assert start_rollout(MODEL, 2).policy == RolloutPolicy()
 
 
 def test_a_version_nobody_approved_never_meets_a_user(kitchen: Any, registry: Registry) -> None:
