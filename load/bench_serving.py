@@ -6,6 +6,7 @@ Both servers run at once on this machine, each in one process behind nothing (fl
 (ours), and are measured in turns by `wrk`, so that a noisy neighbour hits both. The model is the same small MLP,
 one row, 20 numbers. Ours authenticates, checks, splits and logs.
 
+--peers PYTHON adds MLServer and `mlflow models serve`, run by the interpreter of an environment that has both.
 --grpc adds the same request through the gRPC front (a Python client with as many calls at once as there are
 connections; it takes as much CPU as the front). --batching measures a larger model instead, that takes hardly longer
 for many rows than for one, without and with `max_batch_rows`; the first of the two is the baseline. --bare measures ours in one process, without Ray and HAProxy.
@@ -37,6 +38,7 @@ from pathlib import Path
 import torch
 
 from functions.training.program import export_program, save_program
+from load import serving_peers
 from load.serving_floor import COLUMNS, small_mlp
 from registry import Access, Registry, Signature, TensorSpec, open_store
 
@@ -253,6 +255,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--grpc", action="store_true", help="also by gRPC")
+    parser.add_argument(
+        "--peers", default="", help="interpreter of an environment that has mlserver and mlflow"
+    )
     parser.add_argument("--batching", action="store_true", help="a larger model, without and with batches")
     parser.add_argument("--bare", action="store_true", help="ours without Ray and HAProxy")
     parser.add_argument("--no-log", action="store_true", help="ours without the prediction log")
@@ -295,6 +300,31 @@ def our_models(arguments: argparse.Namespace) -> dict[str, tuple[torch.nn.Module
     return {"mlp": (small_mlp(), {})}
 
 
+def _peers(python: str, folder: Path) -> list[contextlib.AbstractContextManager[Target]]:
+    """The peers, each to be entered while it is measured; none without an interpreter that has them."""
+    if not python:
+        print("MLServer and MLflow are left out: give --peers an interpreter that has them")
+        return []
+    ports = (free_port(), free_port(), free_port(), free_port())
+    return [_running(peer) for peer in serving_peers.peers(python, folder, ports, ROW)]
+
+
+@contextlib.contextmanager
+def _running(peer: serving_peers.Peer) -> Iterator[Target]:
+    """A peer that answers. Raises: CalledProcessError, RuntimeError with the end of what it said."""
+    if peer.prepare:
+        subprocess.run(
+            peer.prepare, cwd=peer.folder, env=os.environ | peer.environment, check=True, capture_output=True
+        )
+    log = peer.folder / "server.log"
+    target = Target(
+        peer.name, f"http://127.0.0.1{peer.path}", {"Content-Type": "application/json"}, peer.body
+    )
+    with process(list(peer.command), log, peer.environment) as child:
+        wait_for(target, child, log)
+        yield target
+
+
 def run(arguments: argparse.Namespace, folder: Path) -> None:
     """The measurement itself."""
     store_url = f"file://{folder}/store"
@@ -332,10 +362,12 @@ def run(arguments: argparse.Namespace, folder: Path) -> None:
         process(redis, logs[0], {}),
         process(floor, logs[1], {}) as floor_process,
         process(ours, logs[2], environment) as our_process,
+        contextlib.ExitStack() as others,
     ):
         wait_for(bare, floor_process, logs[1])
         wait_for(ours_measured[0], our_process, logs[2])
         wait_until_ready(our_process, logs[2])
+        targets += [others.enter_context(peer) for peer in _peers(arguments.peers, folder)]
         for target in targets:
             measure(target, 16, 2, folder)  # warm
             for kept in (target.rates, target.p50, target.p99):
