@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from load.serving_floor import COLUMNS, small_mlp
 
@@ -133,5 +134,6 @@ def _network(folder: Path) -> None:
         for n, layer in layers
         for kind, values in (("w", layer.weight), ("b", layer.bias))
     }
-    np.savez(folder / "weights.npz", **{name: value.detach().numpy() for name, value in weights.items()})
+    arrays: dict[str, Any] = {name: value.detach().numpy() for name, value in weights.items()}
+    np.savez(folder / "weights.npz", **arrays)
     (folder / "network.py").write_text(NETWORK.format(weights=str(folder / "weights.npz")))
