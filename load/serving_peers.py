@@ -101,24 +101,15 @@ def _mlserver(python: str, folder: Path, ports: tuple[int, ...], row: list[float
 def _mlflow(python: str, folder: Path, port: int, row: list[float]) -> Peer:
     _network(folder)
     (folder / "save.py").write_text(MLFLOW)
-    command = (
-        python,
-        "-m",
-        "mlflow",
-        "models",
-        "serve",
-        "-m",
-        str(folder / "model"),
-        "--env-manager",
-        "local",
-    )
-    command += ("--host", "127.0.0.1", "--port", str(port), "--workers", "1")
+    model = str(folder / "model")
+    served = (python, "-m", "mlflow", "models", "serve", "-m", model, "--env-manager", "local")
+    command = (*served, "--host", "127.0.0.1", "--port", str(port), "--workers", "1")
     body = json.dumps({"inputs": [row]}).encode()
     environment = {
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
         "PATH": f"{Path(python).parent}:/usr/bin:/bin",
     }
-    prepare = (python, "save.py", str(folder / "model"))
+    prepare = (python, "save.py", model)
     return Peer("mlflow models serve", folder, command, f":{port}/invocations", body, environment, prepare)
 
 
