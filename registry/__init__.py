@@ -23,6 +23,7 @@ from registry.fold import Fold
 from registry.journal import Journal
 from registry.layers import Claim
 from registry.lineage import Dependent, Lineage
+from registry.matching import Condition, TrafficRule
 from registry.model_state import ModelState
 from registry.registry import Registry
 from registry.run import Run
@@ -43,6 +44,7 @@ __all__ = [
     "Blob",
     "Claim",
     "Clock",
+    "Condition",
     "Conflict",
     "Damaged",
     "Dependent",
@@ -82,6 +84,7 @@ __all__ = [
     "TensorSpec",
     "TokenRecord",
     "Traffic",
+    "TrafficRule",
     "Unavailable",
     "as_utc",
     "open_store",

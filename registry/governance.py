@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from registry import rules
+from registry import rules as decisions
 from registry.layers import Layers
+from registry.matching import TrafficRule
 from registry.model_state import ModelState
 from registry.rules import UNCHECKED, Expected
 from registry.traffic import CHAMPION, LayerPart, LayerShare, Traffic
@@ -18,7 +19,7 @@ class Governance(Layers):
 
     def set_policy(self, name: str, policy: ModelPolicy) -> ModelState:
         """Say what a version of the model needs before it may go live. Raises: NotFound."""
-        return self._change(name, lambda state: rules.set_policy(state, policy))[1]
+        return self._change(name, lambda state: decisions.set_policy(state, policy))[1]
 
     def approve(self, name: str, version: int, *, comment: str = "") -> ModelVersion:
         """Approve a version in this actor's name; it replaces what this actor said before.
@@ -49,7 +50,7 @@ class Governance(Layers):
         """
         _, state = self._change(
             name,
-            lambda state: rules.record_gate(state, version, gate, passed=passed, details=details or {}),
+            lambda state: decisions.record_gate(state, version, gate, passed=passed, details=details or {}),
         )
         return state.versions[version]
 
@@ -92,7 +93,7 @@ class Governance(Layers):
 
     def delete_alias(self, name: str, alias: str, *, reason: str = "") -> None:
         """Take an alias away; an absent one is fine. Raises: NotFound; Refused while traffic needs it."""
-        self._change(name, lambda state: rules.delete_alias(state, alias, reason=reason))
+        self._change(name, lambda state: decisions.delete_alias(state, alias, reason=reason))
 
     def rollback(self, name: str, alias: str = CHAMPION, *, reason: str = "") -> ModelVersion:
         """Point an alias back to the version before, in one entry; ends canaries and shadows too.
@@ -101,12 +102,12 @@ class Governance(Layers):
         policy would not let there now, unless an override once did.
         Raises: Refused if there is none to go back to, saying why of each; NotFound.
         """
-        entry, state = self._tidily(name, lambda state: rules.rollback(state, alias, reason=reason))
+        entry, state = self._tidily(name, lambda state: decisions.rollback(state, alias, reason=reason))
         return state.versions[entry.body["version"] if entry else state.aliases[alias]]
 
     def traffic(self, name: str) -> Traffic:
         """The split in force. 1 read when warm. Raises: NotFound if there is no champion."""
-        return rules.require_traffic(self.follow(name).refresh())
+        return decisions.require_traffic(self.follow(name).refresh())
 
     def set_traffic(
         self,
@@ -118,6 +119,7 @@ class Governance(Layers):
         reason: str = "",
         override: str = "",
         layer: LayerShare | None = None,
+        rules: Sequence[TrafficRule] = (),
     ) -> Traffic:
         """Split the traffic: arm -> (version, share); the champion has the rest.
 
@@ -125,15 +127,19 @@ class Governance(Layers):
         expected: `entry` of the traffic this was decided on, or None for whatever it is.
         layer: the arms share only that part of the layer, and no unit of it is in another model's; the shares of
             arms are of that part. It is given back when the last arm and shadow leave.
-        Raises: Stale; Refused if the policy is not met, or others have the layer; InvalidInput for shares; NotFound.
+        rules: requests that go to one version whatever their unit, before holdouts, layer and split; the first that
+            matches. A rule that names an arm means the version that it has now.
+        Raises: Stale; Refused if the policy is not met, or others have the layer; InvalidInput for shares and rules;
+            NotFound.
         """
 
-        def decide(state: ModelState, part: LayerPart | None) -> rules.Body | None:
-            return rules.set_traffic(
-                state, arms, shadows=shadows, expected=expected, reason=reason, override=override, layer=part
-            )
+        def decide(state: ModelState, part: LayerPart | None) -> decisions.Body | None:
+            return decisions.set_traffic(
+                state, arms, shadows=shadows, expected=expected, reason=reason, override=override, layer=part,
+                rules=rules,
+            )  # fmt: skip
 
-        return rules.require_traffic(self._in_layer(name, layer if arms or shadows else None, decide))
+        return decisions.require_traffic(self._in_layer(name, layer if arms or shadows else None, decide))
 
     def begin_holdout(self, name: str, holdout: str, share: float, *, reason: str = "") -> Traffic:
         """Hold a share of all units out of every experiment of the model, until `end_holdout`.
@@ -143,12 +149,12 @@ class Governance(Layers):
         Raises: NotFound; InvalidInput; Refused while arms answer, or if it holds out another share already.
         """
         return self._with_holdout(
-            name, lambda state: rules.begin_holdout(state, holdout, share, reason=reason)
+            name, lambda state: decisions.begin_holdout(state, holdout, share, reason=reason)
         )
 
     def end_holdout(self, name: str, holdout: str, *, reason: str = "") -> Traffic:
         """Let held-out units take part again; an absent one is fine. Raises: NotFound."""
-        return self._with_holdout(name, lambda state: rules.end_holdout(state, holdout, reason=reason))
+        return self._with_holdout(name, lambda state: decisions.end_holdout(state, holdout, reason=reason))
 
     def unmet(self, name: str, version: int) -> tuple[str, ...]:
         """What the model's policy wants of a version before it may be the champion, and is not there yet.
@@ -156,17 +162,19 @@ class Governance(Layers):
         Raises: NotFound.
         """
         state = self.follow(name).refresh()
-        found = rules.require_version(state, version)
+        found = decisions.require_version(state, version)
         return found.missing(state.policy) if CHAMPION in state.policy.guarded else ()
 
-    def _with_holdout(self, name: str, decide: Callable[[ModelState], rules.Body | None]) -> Traffic:
-        rules.require_traffic(self.follow(name).refresh())
-        return rules.require_traffic(self._change(name, decide)[1])
+    def _with_holdout(self, name: str, decide: Callable[[ModelState], decisions.Body | None]) -> Traffic:
+        decisions.require_traffic(self.follow(name).refresh())
+        return decisions.require_traffic(self._change(name, decide)[1])
 
     def _review(self, name: str, version: int, *, approved: bool, comment: str) -> ModelVersion:
         _, state = self._change(
             name,
-            lambda state: rules.review(state, version, actor=self.actor, approved=approved, comment=comment),
+            lambda state: decisions.review(
+                state, version, actor=self.actor, approved=approved, comment=comment
+            ),
         )
         return state.versions[version]
 
@@ -183,7 +191,7 @@ class Governance(Layers):
     ) -> ModelVersion:
         _, state = self._tidily(
             name,
-            lambda state: rules.set_alias(
+            lambda state: decisions.set_alias(
                 state, alias, version, expected=expected, reason=reason, override=override, clear=clear
             ),
         )

@@ -12,6 +12,7 @@ from typing import Any
 
 from registry.entry import Entry
 from registry.errors import RegistryError
+from registry.matching import TrafficRule
 from registry.times import from_text, to_text
 from registry.traffic import BUCKETS, CHAMPION, Arm, Holdout, LayerPart, Traffic
 from registry.versions import (
@@ -25,7 +26,7 @@ from registry.versions import (
     jsonable,
 )
 
-SCHEMA = "2"
+SCHEMA = "3"
 _PAST_KEPT = 100  # earlier values of an alias, for rollback
 
 
@@ -37,6 +38,7 @@ class Split:
     shadows: tuple[int, ...] = ()
     salt: str = ""
     layer: LayerPart | None = None
+    rules: tuple[TrafficRule, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,7 @@ class ModelState:
             entry=self.traffic_entry,
             layer=self.split.layer,
             holdouts=self.holdouts,
+            rules=self.split.rules,
         )
 
     def blobs(self) -> dict[str, Blob]:
@@ -91,10 +94,11 @@ class ModelState:
         }
 
     def uses(self, version: int) -> list[str]:
-        """What points to `version`: aliases, arms, shadow; empty if nothing does."""
+        """What points to `version`: aliases, arms, rules, shadow; empty if nothing does."""
         aliases = [f"alias {alias!r}" for alias, target in self.aliases.items() if target == version]
         arms = [f"traffic arm {arm.name!r}" for arm in self.split.arms if arm.version == version]
-        return aliases + arms + (["shadow traffic"] if version in self.split.shadows else [])
+        ruled = [f"traffic rule {rule.name!r}" for rule in self.split.rules if version in rule.versions]
+        return aliases + arms + ruled + (["shadow traffic"] if version in self.split.shadows else [])
 
 
 def step(state: ModelState, entry: Entry) -> ModelState:
@@ -123,6 +127,7 @@ def encode(state: ModelState) -> dict[str, Any]:
         "shadows": list(state.split.shadows),
         "salt": state.split.salt,
         "layer": None if state.split.layer is None else jsonable(state.split.layer),
+        "rules": [jsonable(rule) for rule in state.split.rules],
         "holdouts": [jsonable(holdout) for holdout in state.holdouts],
         "left": dict(state.left),
         "traffic_entry": state.traffic_entry,
@@ -156,7 +161,8 @@ def _split(data: Mapping[str, Any]) -> Split:
     arms = tuple(Arm.model_validate(arm) for arm in data["arms"])
     layer = data.get("layer")  # entries of before there were layers have none
     part = None if layer is None else LayerPart.model_validate(layer)
-    return Split(arms=arms, shadows=tuple(data["shadows"]), salt=data["salt"], layer=part)
+    rules = tuple(TrafficRule.model_validate(rule) for rule in data.get("rules", ()))
+    return Split(arms=arms, shadows=tuple(data["shadows"]), salt=data["salt"], layer=part, rules=rules)
 
 
 def _model_created(state: ModelState, entry: Entry) -> ModelState:
@@ -258,20 +264,27 @@ def _rolled_back(state: ModelState, entry: Entry) -> ModelState:
 
 
 def _point(state: ModelState, entry: Entry, alias: str, version: int, past: tuple[int, ...]) -> ModelState:
-    """The state with `alias` on `version`; a new champion takes over its arm, or all of them if told so."""
+    """The state with `alias` on `version`; a new champion takes over its arm, or all of them if told so.
+
+    Told so, it also ends the rules that send to a version; those that keep requests at the champion stay.
+    """
     changed = replace(state, aliases={**state.aliases, alias: version}, past={**state.past, alias: past})
     if alias != CHAMPION:
         return changed
-    arms = () if entry.body.get("clear") else tuple(a for a in state.split.arms if a.version != version)
-    shadows = () if entry.body.get("clear") else tuple(s for s in state.split.shadows if s != version)
-    split = replace(state.split, arms=arms, shadows=shadows) if arms or shadows else Split()
+    clear = entry.body.get("clear")
+    arms = () if clear else tuple(a for a in state.split.arms if a.version != version)
+    shadows = () if clear else tuple(s for s in state.split.shadows if s != version)
+    rules = tuple(rule for rule in state.split.rules if not (clear and rule.versions))
+    kept = state.split if arms or shadows else Split()
+    split = replace(kept, arms=arms, shadows=shadows, rules=rules)
     return _with_split(changed, split, entry)
 
 
 def _traffic_set(state: ModelState, entry: Entry) -> ModelState:
     changed = _with_split(state, _split(entry.body), entry)
-    for arm in changed.split.arms:
-        changed = _overridden(changed, entry, arm.version)
+    ruled = [version for rule in changed.split.rules for version in rule.versions]
+    for version in dict.fromkeys([*(arm.version for arm in changed.split.arms), *ruled]):
+        changed = _overridden(changed, entry, version)
     return changed
 
 
@@ -335,6 +348,7 @@ _STEPS: dict[str, Callable[[ModelState, Entry], ModelState]] = {
     "rollback": _rolled_back,
     "traffic": _traffic_set,
     "traffic-in-layer": _traffic_set,  # a kind of its own: who knows no layers must not read it as the whole traffic
+    "traffic-by-rule": _traffic_set,  # and who knows no rules must not read it as a split without
     "layer-left": _layer_left,
     "holdout": _held_out,
     "holdout-ended": _holdout_ended,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
 from registry.errors import AlreadyExists, GivenUp, InvalidInput, NotFound, Refused, Stale
+from registry.matching import MAX_RULES, TrafficRule
 from registry.model_state import ModelState
 from registry.names import check_name
 from registry.traffic import BUCKETS, CHAMPION, RESERVED, LayerPart, Ranges, Traffic, allocate, to_buckets
@@ -102,7 +103,8 @@ def set_alias(
     actual = state.aliases.get(alias)
     if expected not in {UNCHECKED, actual}:
         raise Stale(f"alias {alias!r} of {state.name}", expected, actual)
-    busy = clear and bool(state.split.arms or state.split.shadows)
+    ruled = any(rule.versions for rule in state.split.rules)
+    busy = clear and bool(state.split.arms or state.split.shadows or ruled)
     if actual == number and not busy:
         return None
     broken = _broken(state, [number] if alias in state.policy.guarded else [], override)
@@ -115,7 +117,7 @@ def delete_alias(state: ModelState, alias: str, *, reason: str) -> Body | None:
     require_model(state)
     if alias not in state.aliases:
         return None
-    if alias == CHAMPION and (state.split.arms or state.split.shadows):
+    if alias == CHAMPION and (state.split.arms or state.split.shadows or state.split.rules):
         raise Refused(f"{state.name}: traffic is split around its champion; end that with set_traffic first")
     return {"kind": "alias-deleted", "alias": alias, "reason": reason}
 
@@ -144,26 +146,21 @@ def set_traffic(
     reason: str,
     override: str,
     layer: LayerPart | None = None,
+    rules: Sequence[TrafficRule] = (),
 ) -> Body | None:
-    """Split the traffic: arm -> (version, share), the champion has the rest.
+    """Split the traffic: arm -> (version, share), the champion has the rest; rules go before the split.
 
     Raises: NotFound without a champion; Stale; GivenUp if the layer's part was taken back; Refused; InvalidInput.
     """
     traffic = require_traffic(state)
     if expected is not None and expected != traffic.entry:
         raise Stale(f"traffic of {state.name}", expected, traffic.entry)
-    for number in [*(version for version, _ in arms.values()), *shadows]:
+    named = _resolve(rules, {name: version for name, (version, _) in arms.items()})
+    ruled = [version for rule in named for version in rule.versions]
+    answering = [*(version for version, _ in arms.values()), *ruled]
+    for number in [*answering, *shadows]:
         require_usable(state, number)
-    ranges = _allocate(state, arms)
-    new = [
-        {
-            "name": name,
-            "version": version,
-            "share": sum(stop - start for start, stop in ranges[name]) / BUCKETS,
-            "buckets": [list(span) for span in ranges[name]],
-        }
-        for name, (version, _) in arms.items()
-    ]
+    new = _recorded(state, arms)
     unique_shadows = list(dict.fromkeys(shadows))
     part = layer if new or unique_shadows else None
     require_layer(state, part, keeps_arms=bool(new))
@@ -171,13 +168,16 @@ def set_traffic(
         part == state.split.layer
         and new == [jsonable(arm) for arm in state.split.arms]
         and unique_shadows == list(state.split.shadows)
+        and named == state.split.rules
     ):
         return None
-    guarded = [version for version, _ in arms.values()] if state.policy.guarded else []
+    guarded = answering if state.policy.guarded else []
     salt = (state.split.salt or f"{state.name}/{state.entries}") if new or unique_shadows else ""
     body: Body = {"kind": "traffic", "arms": new, "shadows": unique_shadows, "salt": salt, "reason": reason}
     if part is not None:
         body |= {"kind": "traffic-in-layer", "layer": jsonable(part)}
+    if named:
+        body |= {"kind": "traffic-by-rule", "rules": [jsonable(rule) for rule in named]}
     return body | _mark(_broken(state, guarded, override), override)
 
 
@@ -259,6 +259,40 @@ def require_traffic(state: ModelState) -> Traffic:
             f"model {state.name!r} has no champion; set_alias(…, 'champion', …) before its traffic"
         )
     return traffic
+
+
+def _resolve(rules: Sequence[TrafficRule], arms: Mapping[str | int, int]) -> tuple[TrafficRule, ...]:
+    """Rules with the versions of the arms that they name. arms: version by name. Raises: InvalidInput."""
+    if len(rules) > MAX_RULES:
+        raise InvalidInput(
+            f"{len(rules)} rules; at most {MAX_RULES} are asked of a request, put some together"
+        )
+    names = [check_name(rule.name, what="rule") for rule in rules]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InvalidInput(f"rule {twice!r} is given twice; a rule's name is its arm in the log, rename one")
+    for rule in rules:
+        if isinstance(rule.to, str) and rule.to not in {CHAMPION, *arms}:
+            raise InvalidInput(
+                f"rule {rule.name!r} goes to arm {rule.to!r}, which is not there; name one of {[CHAMPION, *arms]}, "
+                "or the number of a version"
+            )
+    # no arm beside the champion has its name, so that stays, and means whichever it is
+    return tuple(rule.model_copy(update={"to": arms.get(rule.to, rule.to)}) for rule in rules)
+
+
+def _recorded(state: ModelState, arms: Mapping[str, tuple[int, float]]) -> list[Body]:
+    """The arms with the buckets that they have from now on, as they stand in the entry."""
+    ranges = _allocate(state, arms)
+    return [
+        {
+            "name": name,
+            "version": version,
+            "share": sum(stop - start for start, stop in ranges[name]) / BUCKETS,
+            "buckets": [list(span) for span in ranges[name]],
+        }
+        for name, (version, _) in arms.items()
+    ]
 
 
 def _allocate(state: ModelState, arms: Mapping[str, tuple[int, float]]) -> dict[str, Ranges]:

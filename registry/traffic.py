@@ -2,7 +2,8 @@
 
 Which buckets an arm owns is part of the recorded policy, so raising one share takes buckets from the
 champion only, and nobody else moves. Before the arms are asked, holdouts take their units out, and so does
-a layer with those that belong to other experiments in it: each by a salt of its own.
+a layer with those that belong to other experiments in it: each by a salt of its own. Before any of it come the rules
+of `matching`, which look at a request's attributes and not at its unit.
 """
 
 from __future__ import annotations
@@ -11,20 +12,17 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from hashlib import blake2b
-from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from registry.errors import InvalidInput
+from registry.matching import BY_RULE, Named, TrafficRule
 
 BUCKETS = 10_000
 CHAMPION = "champion"
 HOLDOUT = "holdout"  # the arm of held-out units
 OUTSIDE = "outside"  # the arm of units that are not in the model's part of its layer
 RESERVED = frozenset({CHAMPION, HOLDOUT, OUTSIDE})
-Named = Annotated[
-    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
-]  # the rule of `names`, for schemas
 Ranges = tuple[tuple[int, int], ...]  # half-open, sorted, apart
 
 
@@ -102,6 +100,7 @@ class Traffic(BaseModel):
     salt: of this experiment; entry: number of the journal entry it came from.
     layer: the part of a layer that the arms share; None: they share all units. holdouts: who is left out of all
     of it. Shares of arms are of the units that are neither held out nor outside the layer's part.
+    rules: who goes to one version whatever the unit; the first that matches.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -112,6 +111,7 @@ class Traffic(BaseModel):
     entry: int = 0
     layer: LayerPart | None = None
     holdouts: tuple[Holdout, ...] = ()
+    rules: tuple[TrafficRule, ...] = ()
 
     @property
     def champion(self) -> Arm:
@@ -121,7 +121,8 @@ class Traffic(BaseModel):
     @property
     def versions(self) -> tuple[int, ...]:
         """Every version a replica has to hold, each once."""
-        return tuple(dict.fromkeys([*(arm.version for arm in self.arms), *self.shadows]))
+        ruled = [version for rule in self.rules for version in rule.versions]
+        return tuple(dict.fromkeys([*(arm.version for arm in self.arms), *ruled, *self.shadows]))
 
     @property
     def reach(self) -> float:
@@ -133,8 +134,15 @@ class Traffic(BaseModel):
 
     @property
     def is_whole(self) -> bool:
-        """Whether the champion answers every unit under its own name."""
+        """Whether the champion answers every unit that no rule takes under its own name."""
         return len(self.arms) == 1 and self.layer is None and not self.holdouts
+
+    def by_rule(self, attributes: Mapping[str, str]) -> Arm | None:
+        """The arm of the first rule that matches a request with these attributes, "rule:" and its name; None: `assign`."""
+        for rule, arm in self._ruled:
+            if rule.matches(attributes):
+                return arm
+        return None
 
     def assign(self, unit: str) -> Arm:
         """The arm that answers `unit` (a user, a key, a request id): always the same while shares only grow.
@@ -155,6 +163,14 @@ class Traffic(BaseModel):
         return bisect_right(self._edges, bucket) % 2 == 1
 
     @cached_property
+    def _ruled(self) -> list[tuple[TrafficRule, Arm]]:
+        champion = self.champion.version
+        return [
+            (rule, Arm(name=rule.arm, version=next(iter(rule.versions), champion), share=0.0))
+            for rule in self.rules
+        ]
+
+    @cached_property
     def _edges(self) -> list[int]:
         """Where the layer's part begins and ends, in turn."""
         return [edge for span in (self.layer.buckets if self.layer else ()) for edge in span]
@@ -172,6 +188,11 @@ class Traffic(BaseModel):
             arms += [arm, self.champion]
             position = stop
         return starts, arms
+
+
+def is_shadowed(arm: str) -> bool:
+    """Whether shadows see what `arm` answers: not held-out units, nor what came by rule, which nothing compares."""
+    return arm != HOLDOUT and not arm.startswith(BY_RULE)
 
 
 def bucket_of(salt: str, unit: str) -> int:
