@@ -18,6 +18,7 @@ from functions.rollout.metrics import ReadMetric, metric_sums
 from functions.rollout.policy import RolloutPolicy
 from functions.rollout.state import RolloutState
 from functions.scoring import Scored, score
+from registry.matching import BY_RULE
 from registry.traffic import HOLDOUT
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -114,14 +115,18 @@ def observe(
     return _with_open_cohorts(sums, rows, state)
 
 
-def by_split(rows: pa.Table) -> pa.Table:
-    """Rows that came by the split: who asks for a version by number chose it, and says nothing about the arms."""
+def of_users(rows: pa.Table) -> pa.Table:
+    """Rows of users: who asks for a version by number chose it, and says nothing about the arms."""
     return rows.filter(pc.not_equal(rows["arm"], PINNED))
 
 
 def in_experiments(rows: pa.Table) -> pa.Table:
-    """Rows that came by the split, of units that are not held out: those count in no comparison."""
-    rows = by_split(rows)
+    """Rows that came by the split alone, of units that are not held out: those count in no comparison.
+
+    Nor do those that came by rule: their attributes chose them, not chance.
+    """
+    rows = of_users(rows)
+    rows = rows.filter(pc.invert(pc.starts_with(rows["arm"], BY_RULE)))
     return rows.filter(pc.not_equal(rows["arm"], HOLDOUT))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from functions.rollout.evidence import SloSums
 from functions.rollout.look import Finding, Look
-from functions.rollout.observe import ReadOutcomes, by_split
+from functions.rollout.observe import ReadOutcomes, of_users
 from functions.rollout.policy import RolloutPolicy, Slo
 from functions.scoring import Scored, score
 
@@ -25,7 +25,7 @@ def slo_sums(policy: RolloutPolicy, read: ReadOutcomes, now: datetime) -> dict[s
     if not policy.slos:
         return {}
     longest = max(BURNS[-1][0], *(slo.window for slo in policy.slos))
-    rows = score(by_split(read(now - longest, now)), loss=policy.loss)
+    rows = score(of_users(read(now - longest, now)), loss=policy.loss)
     rows = rows.where(~rows.shadow)
     return {slo.name: _sums(slo, rows, now) for slo in policy.slos}
 

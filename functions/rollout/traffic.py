@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from functions.rollout.errors import RolloutError
 from functions.rollout.policy import RolloutPolicy
 from functions.rollout.state import RolloutState
-from registry import LayerPart, LayerShare, Refused, Stale
+from registry import LayerPart, LayerShare, Refused, Stale, TrafficRule
 
 CANARY = "canary"
 _UNUSABLE = ("rejected", "archived", "deleted")
@@ -62,6 +62,11 @@ class TrafficNow(Protocol):
         """The part of all units that the arms share, 0 to 1."""
         ...
 
+    @property
+    def rules(self) -> Sequence[TrafficRule]:
+        """Who goes to one version by rule."""
+        ...
+
 
 class TrafficControl(Protocol):
     """What a rollout needs of the registry."""
@@ -80,8 +85,9 @@ class TrafficControl(Protocol):
         expected: int | None,
         reason: str,
         layer: LayerShare | None,
+        rules: Sequence[TrafficRule],
     ) -> object:
-        """Replace arms beside the champion, and shadows. Raises: Stale if `expected` is not the newest entry."""
+        """Replace arms beside the champion, shadows and rules. Raises: Stale if `expected` is not the newest entry."""
         ...
 
     def claim(self, model: str, wanted: LayerShare, /) -> object:
@@ -180,7 +186,10 @@ def apply(registry: TrafficControl, model: str, state: RolloutState, expected: i
     if state.stage == "canary":
         arms[CANARY] = (state.challenger, state.policy.canary_share)
     layer = _layer(traffic, state)
-    registry.set_traffic(model, arms, shadows=shadows, expected=expected, reason=reason, layer=layer)
+    rules = [rule for rule in traffic.rules if state.is_open or not set(rule.versions) & set(ours)]
+    registry.set_traffic(
+        model, arms, shadows=shadows, expected=expected, reason=reason, layer=layer, rules=rules
+    )
 
 
 def _layer(traffic: TrafficNow, state: RolloutState) -> LayerShare | None:
@@ -235,4 +244,7 @@ def insist(registry: TrafficControl, model: str, state: RolloutState) -> bool:
 
 
 def _holds(traffic: TrafficNow, version: int) -> bool:
-    return version in traffic.shadows or any(arm.version == version for arm in traffic.arms[1:])
+    answering = [arm.version for arm in traffic.arms[1:]] + [
+        v for rule in traffic.rules for v in rule.versions
+    ]
+    return version in traffic.shadows or version in answering

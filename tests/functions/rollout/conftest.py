@@ -17,7 +17,7 @@ import pytest
 from functions.prediction_log import LABELS_TABLE, PINNED, outcomes, predictions_table
 from functions.prediction_log.records import LABELS, PREDICTIONS
 from functions.rollout.controller import Rollouts
-from registry import ObjectStore, Refused, Stale, Table, open_store
+from registry import ObjectStore, Refused, Stale, Table, TrafficRule, open_store
 from registry.traffic import OUTSIDE, Arm, Traffic, allocate, to_buckets
 
 START = datetime(2013, 5, 1, tzinfo=UTC)
@@ -51,6 +51,7 @@ class TrafficRegistry:
         expected: int | None = None,
         reason: str = "",
         layer: None = None,
+        rules: Sequence[TrafficRule] = (),
     ) -> Traffic:
         self._check(expected, guarded=bool(arms))
         spans = allocate({}, {name: to_buckets(share, what=name) for name, (_, share) in arms.items()})
@@ -58,7 +59,7 @@ class TrafficRegistry:
             Arm(name=name, version=version, share=share, buckets=spans[name])
             for name, (version, share) in arms.items()
         ]
-        return self._become(self.now.champion.version, others, shadows)
+        return self._become(self.now.champion.version, others, shadows, rules)
 
     def promote(self, model: str, version: int, *, reason: str = "", expected: int | None = None) -> Traffic:
         self._check(None, guarded=True)
@@ -81,9 +82,21 @@ class TrafficRegistry:
         if expected is not None and expected != self.now.entry:
             raise Stale("traffic entry", expected, self.now.entry)
 
-    def _become(self, champion: int, others: list[Arm], shadows: Sequence[int]) -> Traffic:
+    def _become(
+        self,
+        champion: int,
+        others: list[Arm],
+        shadows: Sequence[int],
+        rules: Sequence[TrafficRule] = (),
+    ) -> Traffic:
         first = Arm(name="champion", version=champion, share=1 - sum(arm.share for arm in others))
-        self.now = Traffic(arms=(first, *others), shadows=tuple(shadows), salt="s", entry=self.now.entry + 1)
+        self.now = Traffic(
+            arms=(first, *others),
+            shadows=tuple(shadows),
+            salt="s",
+            entry=self.now.entry + 1,
+            rules=tuple(rules),
+        )
         return self.now
 
 
@@ -143,10 +156,10 @@ class Kitchen:
         self._label(ids, truth, at)
         self.now += DAY
 
-    def pinned(self, *, version: int, requests: int) -> None:
-        """Somebody asks for a version by number."""
+    def pinned(self, *, version: int, requests: int, arm: str = PINNED) -> None:
+        """Somebody asks for a version by number, or comes to it by rule."""
         at = self.now - timedelta(minutes=1)
-        rows = [self._row(f"mine-{i}", version, PINNED, at, 0.0, shadow=False) for i in range(requests)]
+        rows = [self._row(f"{arm}-{i}", version, arm, at, 0.0, shadow=False) for i in range(requests)]
         Table(self.store, predictions_table(MODEL)).append(
             pa.Table.from_pylist(rows, schema=PREDICTIONS), partition_by=["day"]
         )

@@ -15,7 +15,7 @@ from functions.rollout.decide import decide
 from functions.rollout.errors import NoRollout, RolloutActive, RolloutError
 from functions.rollout.explain import explain
 from functions.rollout.policy import RolloutPolicy
-from registry import open_store
+from registry import TrafficRule, open_store
 
 POLICY = RolloutPolicy(shadow_min_labels=200)
 
@@ -379,13 +379,30 @@ def test_ticks_killed_at_random_change_no_decision(tmp_path: Any, kitchen: Any) 
         assert again.registry.now.versions == (2,)
 
 
-def test_who_asks_for_the_canary_by_number_is_no_evidence_on_it(kitchen: Any) -> None:
+def test_who_asks_for_the_canary_by_number_or_comes_by_rule_is_no_evidence_on_it(kitchen: Any) -> None:
     kitchen.rollouts().start(2, POLICY, reason="retrained")
     while kitchen.rollouts().history().current.stage == "shadow":
         run(kitchen, 1)
     kitchen.serve_a_day(requests=20)
     kitchen.pinned(version=2, requests=500)
+    kitchen.pinned(version=2, requests=500, arm="rule:dutch")
     tick = kitchen.rollouts().tick()
     assert (tick.stage, tick.action) == ("canary", "hold")
     decided = kitchen.rollouts().entries()[-1].body["evidence"]
     assert decided["canary"]["champion"] + decided["canary"]["challenger"] == 20
+
+
+def test_rules_of_others_stay_and_those_to_a_challenger_end_with_it(kitchen: Any) -> None:
+    when = ({"attribute": "team", "op": "in", "values": ["eng"]},)
+    rules = [
+        TrafficRule.model_validate({"name": name, "to": to, "when": when})
+        for name, to in (("mine", 2), ("theirs", 3), ("never", "champion"))
+    ]
+    kitchen.registry.set_traffic("late", {}, rules=rules)
+    kitchen.rollouts().start(2, POLICY, reason="retrained")
+    run(kitchen, 1)
+    assert kitchen.registry.now.shadows == (2,)
+    assert [rule.name for rule in kitchen.registry.now.rules] == ["mine", "theirs", "never"]
+    kitchen.rollouts().end("roll_back", reason="no")
+    assert [rule.name for rule in kitchen.registry.now.rules] == ["theirs", "never"]
+    assert (kitchen.registry.now.shadows, kitchen.registry.now.versions) == ((), (1, 3))
