@@ -25,6 +25,13 @@ def register(commands: Commands) -> None:
     )
     asking.add_argument("--request", help="values known only at request time, a row for each of the entities")
     asking.add_argument("--unit", help="whom the traffic policy keeps on one arm")
+    asking.add_argument(
+        "--attribute",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="what the policy's rules look at",
+    )
     asking.add_argument("--explain", action="store_true", help="say what each feature added to the answer")
     asking.add_argument("--id", help="prediction id (default: a fresh one)")
 
@@ -37,14 +44,25 @@ def request_of(given: argparse.Namespace) -> dict[str, Any]:
         body = read_json(given.json)
         if not isinstance(body, dict):
             raise UsageError("--json must be an object with `inputs`")
-        if given.explain:
-            body = body | {"parameters": {**body.get("parameters", {}), "explain": True}}
+        said = _said(given)
+        if said:
+            body = body | {"parameters": {**body.get("parameters", {}), **said}}
         return body | ({"id": given.id} if given.id else {})
     parameters: dict[str, Any] = {"entities": read_json(given.entities)}
     parameters |= {"request": read_json(given.request)} if given.request else {}
     parameters |= {"unit": given.unit} if given.unit else {}
-    parameters |= {"explain": True} if given.explain else {}
+    parameters |= _said(given)
     return {"inputs": [], "parameters": parameters} | ({"id": given.id} if given.id else {})
+
+
+def _said(given: argparse.Namespace) -> dict[str, Any]:
+    """What goes with tensors and with keys alike."""
+    said: dict[str, Any] = {"explain": True} if given.explain else {}
+    pairs = [text.partition("=") for text in given.attribute]
+    for name, equals, _ in pairs:
+        if not (name and equals):
+            raise UsageError(f"--attribute {name!r}: write NAME=VALUE, as in country=NL")
+    return said | ({"attributes": {name: value for name, _, value in pairs}} if pairs else {})
 
 
 def _predict(given: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import TYPE_CHECKING, Any
 
 from ray_apps.cli.client import client_of
@@ -23,6 +24,13 @@ def register(commands: Commands) -> None:
     setting.add_argument("--shadow", type=int, action="append", default=[], metavar="VERSION")
     setting.add_argument(
         "--layer", metavar="NAME:SHARE", help="the part of a layer that the arms share, as in growth:0.2"
+    )
+    setting.add_argument(
+        "--rule",
+        action="append",
+        default=[],
+        metavar="NAME=VERSION:CONDITION",
+        help="requests whose attributes meet it go there before the split, as in 'eu=5:country in NL,BE and app >= 4'",
     )
     setting.add_argument("--expected", type=int, help="entry of the split this was decided on")
     setting.add_argument("--reason", default="")
@@ -57,6 +65,31 @@ def arm_of(text: str) -> tuple[str, dict[str, Any]]:
         raise UsageError(f"{text!r} is no arm; write NAME=VERSION:SHARE, as in canary=5:0.1") from error
 
 
+_CONDITION = re.compile(r"\s*([\w.-]+)(?:\s+(in|prefix)\s+|\s*(<=|>=|<|>)\s*)(\S.*?)\s*", re.DOTALL)
+
+
+def rule_of(text: str) -> dict[str, Any]:
+    """A rule from `name=target:condition [and condition …]`. Raises: UsageError."""
+    name, equals, rest = text.partition("=")
+    target, colon, conditions = rest.partition(":")
+    found = [_CONDITION.fullmatch(one) for one in re.split(r"\sand\s", conditions)]
+    if not (name and equals and target and colon and all(found)):
+        raise UsageError(
+            f"{text!r} is no rule; write NAME=VERSION:CONDITION, as in 'eu=5:country in NL,BE and app >= 4', with in, "
+            "prefix, <, <=, > or >="
+        )
+    when = [
+        {
+            "attribute": one[1],
+            "op": one[2] or one[3],
+            "values": [value.strip() for value in one[4].split(",")],
+        }
+        for one in found
+        if one is not None
+    ]
+    return {"name": name, "when": when, "to": int(target) if target.isdecimal() else target}
+
+
 def layer_of(text: str | None) -> dict[str, Any] | None:
     """A layer's share from `name:share`. Raises: UsageError."""
     if text is None:
@@ -78,6 +111,7 @@ def _set(given: argparse.Namespace) -> int:
         "arms": dict(arm_of(text) for text in given.arms),
         "shadows": given.shadow,
         "layer": layer_of(given.layer),
+        "rules": [rule_of(text) for text in given.rule],
         "expected": given.expected,
         "reason": given.reason,
         "override": given.override,
@@ -124,12 +158,19 @@ def _end_holdout(given: argparse.Namespace) -> int:
 def _print(split: dict[str, Any]) -> None:
     rows = [(arm["name"], arm["version"], f"{arm['share']:.2%}") for arm in split["arms"]]
     table(("arm", "version", "share"), [*rows, *(("shadow", version, "-") for version in split["shadows"])])
+    for rule in split["rules"]:
+        target = rule["to"] if rule["to"] == "champion" else f"version {rule['to']}"
+        say(f"rule {rule['name']}: {' and '.join(map(_condition, rule['when']))} goes to {target}")
     for holdout in split["holdouts"]:
         say(f"holdout {holdout['name']}: {holdout['share']:.2%} of all units are held out")
     if split["layer"]:
         part = sum(stop - start for start, stop in split["layer"]["buckets"]) / 10_000
         say(f"layer {split['layer']['name']}: the arms share {part:.2%} of it")
     say(f"entry {split['entry']}")
+
+
+def _condition(one: dict[str, Any]) -> str:
+    return f"{one['attribute']} {one['op']} {','.join(one['values'])}"
 
 
 def _spans(buckets: list[list[int]]) -> str:

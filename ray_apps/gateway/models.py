@@ -23,6 +23,7 @@ from registry import (
     Registry,
     Role,
     Traffic,
+    TrafficRule,
 )
 
 router = APIRouter(prefix="/models", tags=["models"])
@@ -107,12 +108,14 @@ class Share(BaseModel):
 class Split(Change):
     """Arms beside the champion, which has what they leave; `expected` is the `entry` this was decided on.
 
-    With a `layer` the arms share that part of it only, and no unit of it is in another model's.
+    With a `layer` the arms share that part of it only, and no unit of it is in another model's. `rules` go before all of
+    it: requests whose attributes meet one go to its version.
     """
 
     arms: dict[Name, Share] = Field(default={}, json_schema_extra={"additionalProperties": False})
     shadows: list[Number] = []
     layer: LayerShare | None = None
+    rules: list[TrafficRule] = []
     expected: int | None = None
     override: str = Field(default="", max_length=2000)
 
@@ -304,6 +307,7 @@ async def set_traffic(request: Request, model: Name, body: Split, principal: Ope
             {name: (arm.version, arm.share) for name, arm in body.arms.items()},
             shadows=body.shadows,
             layer=body.layer,
+            rules=body.rules,
             expected=body.expected,
             reason=body.reason,
             override=body.override,

@@ -30,7 +30,7 @@ class Routes(Generic[V]):
     """What one replica does with requests from now on; replaced as a whole, never changed.
 
     champion: answers whatever no other ready arm owns; None as long as no champion ever was ready.
-    arms: version -> the ready version, for the arms of the split. shadows: ready shadow versions.
+    arms: version -> the ready version, for the arms of the split and its rules. shadows: ready shadow versions.
     degraded: versions that the policy names and that are not ready, so that another answers for them.
     """
 
@@ -40,9 +40,19 @@ class Routes(Generic[V]):
     shadows: tuple[V, ...] = ()
     degraded: frozenset[int] = frozenset()
 
-    def choose(self, unit: str) -> tuple[str, V | None]:
-        """The arm and version that answer `unit`; an arm that is not ready is answered by the champion."""
-        if self.traffic is None or self.traffic.is_whole:
+    def choose(self, unit: str, attributes: Mapping[str, str] | None = None) -> tuple[str, V | None]:
+        """The arm and version that answer `unit`; an arm that is not ready is answered by the champion.
+
+        attributes: what the request says of itself, for the rules. What a rule took keeps its arm if the champion
+        answers: it did not come by the split, so it must not be counted as the champion's.
+        """
+        if self.traffic is None:
+            return CHAMPION, self.champion
+        if attributes:
+            ruled = self.traffic.by_rule(attributes)
+            if ruled is not None:
+                return ruled.name, self.arms.get(ruled.version, self.champion)
+        if self.traffic.is_whole:
             return CHAMPION, self.champion
         arm = self.traffic.assign(unit)
         version = self.arms.get(arm.version)
@@ -66,7 +76,11 @@ def plan_routes(traffic: Traffic | None, ready: Iterable[V], previous: Routes[V]
         return previous
     by_number = {version.version: version for version in ready}
     champion = by_number.get(traffic.champion.version, previous.champion)
-    arms = {arm.version: by_number[arm.version] for arm in traffic.arms[1:] if arm.version in by_number}
+    named = [
+        *(arm.version for arm in traffic.arms[1:]),
+        *(v for rule in traffic.rules for v in rule.versions),
+    ]
+    arms = {version: by_number[version] for version in named if version in by_number}
     if champion is not None:
         arms[traffic.champion.version] = champion
     return Routes(

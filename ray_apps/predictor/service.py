@@ -23,10 +23,12 @@ from ray_apps.predictor.loaded import LoadedVersion
 from ray_apps.predictor.protocol import InferRequest, InferResponse
 from ray_apps.predictor.recording import Failure, Recorder
 from ray_apps.predictor.shadows import ShadowJob, Shadows
-from registry.traffic import HOLDOUT
+from registry.traffic import is_shadowed
 
 __all__ = ["Predictor"]
 
+MAX_ATTRIBUTES = 64
+MAX_ATTRIBUTE = 256
 MAX_EXPLANATIONS = 16
 """So many requests of a model may wait for their explanation; more are told to come again."""
 
@@ -64,9 +66,9 @@ class Predictor:
         Raises: PredictorError with the status and the words for the caller.
         """
         prediction_id = request.id or os.urandom(16).hex()
-        unit = _unit(request.parameters)
+        unit, attributes = _who(request.parameters) if request.parameters else (None, None)
         begin = time.perf_counter()
-        arm, version = await self._choose(unit or prediction_id, number)
+        arm, version = await self._choose(unit or prediction_id, attributes, number)
         call = _Call(prediction_id, unit, arm, version, begin)
         try:
             found = await self._inputs(request, call)
@@ -77,7 +79,7 @@ class Predictor:
             raise
         at_us = self._now_us(call.keys)
         self._record(call, at_us, found, outputs)
-        if self.engine.routes.shadows and number is None and arm != HOLDOUT:
+        if self.engine.routes.shadows and number is None and is_shadowed(arm):
             self._offer(call, at_us, found)
         said = _said(call, found)
         if call.explanation is not None:
@@ -94,10 +96,12 @@ class Predictor:
             )
         return arms[arm]
 
-    async def _choose(self, unit: str, number: int | None) -> tuple[str, LoadedVersion]:
+    async def _choose(
+        self, unit: str, attributes: Mapping[str, str] | None, number: int | None
+    ) -> tuple[str, LoadedVersion]:
         routes = self.engine.routes
         if number is None:
-            arm, version = routes.choose(unit)
+            arm, version = routes.choose(unit, attributes)
             if version is None:
                 raise NotReady(f"model {self.engine.model!r} has no champion that is loaded; try again soon")
             return arm, version
@@ -259,6 +263,28 @@ def _said(call: _Call, found: Assembled) -> dict[str, Any]:
         if found.abstained:
             parameters["abstained"] = list(found.abstained)
     return parameters
+
+
+def _who(parameters: Mapping[str, Any]) -> tuple[str | None, Mapping[str, str] | None]:
+    """What decides who answers: the unit, for the split, and the attributes, for the rules before it."""
+    attributes = parameters.get("attributes")
+    if attributes is not None:
+        _check_attributes(attributes)
+    return _unit(parameters), attributes
+
+
+def _check_attributes(attributes: Any) -> None:
+    """Always, whether or not there are rules: a change of the policy must not make a request a bad one."""
+    if not isinstance(attributes, dict) or len(attributes) > MAX_ATTRIBUTES:
+        raise BadRequest(
+            f"parameters.attributes: expected an object of at most {MAX_ATTRIBUTES} texts, as in "
+            f'{{"country": "NL"}}, got {attributes!r:.80}'
+        )
+    for name, value in attributes.items():
+        if not isinstance(value, str) or len(value) > MAX_ATTRIBUTE:
+            raise BadRequest(
+                f"parameters.attributes.{name:.80}: expected a text of at most {MAX_ATTRIBUTE} characters, got {value!r:.80}"
+            )
 
 
 def _unit(parameters: Mapping[str, Any]) -> str | None:

@@ -2,7 +2,8 @@
 
 Raw tensor contents are the binary extension's own layout and are passed on as they are; typed contents are packed.
 An answer comes as it was asked: raw contents for a request with raw contents or without tensors, typed contents
-for typed ones. Parameters that gRPC cannot hold, `entities`, `request`, `missing`, `explain` and `explanation`, are JSON texts there.
+for typed ones. Parameters that gRPC cannot hold, `entities`, `request`, `attributes`, `missing`, `explain` and
+`explanation`, are JSON texts there.
 
 Source: Open Inference Protocol v2 (gRPC), and the binary tensor data extension of its REST form.
 """
@@ -22,7 +23,7 @@ from ray_apps.predictor.rpc.messages import ModelInferResponse, ModelMetadataRes
 
 __all__ = ["is_typed", "model_path", "read_answer", "read_metadata", "write_request"]
 
-JSON_PARAMETERS = frozenset({"entities", "request", "explain"})
+JSON_PARAMETERS = frozenset({"entities", "request", "explain", "attributes"})
 _BY_KIND = {"b": "bool_contents", "O": "bytes_contents", "f4": "fp32_contents", "f8": "fp64_contents",
             "i8": "int64_contents", "u8": "uint64_contents", "i": "int_contents", "u": "uint_contents"}  # fmt: skip
 _VERSION_DIGITS = 9

@@ -52,7 +52,9 @@ def test_arguments_come_from_a_file_too(platform: Any, capsys: Any, tmp_path: Pa
         (("run", "cli_break"), 1, "out of gas"),
         (("models", "show", "none"), 2, "none"),
         (("traffic", "set", "late", "canary"), 2, "write NAME=VERSION:SHARE"),
+        (("traffic", "set", "late", "--rule", "eu=5:country NL"), 2, "write NAME=VERSION:CONDITION"),
         (("predict", "late"), 2, "give either --json"),
+        (("predict", "late", "--entities", "[]", "--attribute", "NL"), 2, "write NAME=VALUE"),
         (("predict", "late", "--entities", "[]"), 2, "not served here"),
         (("token", "revoke", "nobody"), 2, "nobody"),
     ],
@@ -153,6 +155,17 @@ def test_a_model_is_promoted_split_and_rolled_back(platform: Any, model: str, ca
     code, out, err = run(capsys, "traffic", "set", model, "canary=3:0.1", "--shadow", "1")
     assert code == 0, err
     assert "10.00%" in out
+    assert run(capsys, "traffic", "show", model)[1] == out
+    rules = (
+        "--rule",
+        "eu=canary:country in NL, BE and app>=4",
+        "--rule",
+        "in-house=champion:team prefix eng",
+    )
+    code, out, err = run(capsys, "traffic", "set", model, "canary=3:0.1", *rules)
+    assert code == 0, err
+    assert "rule eu: country in NL,BE and app >= 4 goes to version 3" in out
+    assert "rule in-house: team prefix eng goes to champion" in out
     assert run(capsys, "traffic", "show", model)[1] == out
     assert run(capsys, "traffic", "rollback", model)[1] == "late@1 is the champion again\n"
     listed = run(capsys, "models", "list")[1]

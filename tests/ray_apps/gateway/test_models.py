@@ -96,6 +96,8 @@ async def test_an_alias_is_told_as_of_a_moment(platform: Any, late: Registry) ->
         {"arms": {"canary": {"version": "x", "share": 0.5}}},
         {"arms": {"canary": {"version": 10**30, "share": 0.5}}},
         {"armes": {}},
+        {"rules": [{"name": "eu", "to": 1, "when": []}]},
+        {"rules": [{"name": "eu", "to": 1, "when": [{"attribute": "a", "op": "like", "values": ["x"]}]}]},
         {"shadows": [0]},
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 
 from functions.prediction_log.records import prediction_columns
 from ray_apps.predictor.routes import Routes
-from registry import LayerShare
+from registry import LayerShare, TrafficRule
 from registry.traffic import BUCKETS
 from tests.ray_apps.predictor.conftest import Kitchen, tensors
 
@@ -112,3 +112,75 @@ async def test_an_arm_asked_for_by_header_answers_and_is_no_evidence(kitchen: Ki
     answer = await kitchen.client.post("/infer", json=tensors(), headers={"X-Toque-Arm": "canary"})
     assert answer.status_code == 404
     assert "no arm 'canary' now; it has ['champion']" in answer.json()["error"]
+
+
+def rule(name: str, to: int | str, **values: str) -> TrafficRule:
+    """A rule whose attributes are each to have one value."""
+    when = [{"attribute": attribute, "op": "in", "values": [value]} for attribute, value in values.items()]
+    return TrafficRule.model_validate({"name": name, "to": to, "when": when})
+
+
+async def test_a_rule_decides_before_holdout_layer_and_split_and_the_others_go_where_they_went(
+    kitchen: Kitchen,
+):
+    canary, shadow, fresh = kitchen.version(0.5), kitchen.version(0.75), kitchen.version(0.6)
+    kitchen.registry.begin_holdout("late", "q4", 0.3)
+    split = {"canary": (canary, 0.5)}
+    part = LayerShare(name="trips", share=0.5)
+    kitchen.registry.set_traffic("late", split, shadows=[shadow], layer=part)
+    before = kitchen.registry.traffic("late")
+    rules = [rule("dutch", fresh, country="NL"), rule("gold", "champion", tier="gold")]
+    kitchen.registry.set_traffic("late", split, shadows=[shadow], layer=part, rules=rules)
+    kitchen.settle()
+    said = [{"country": "NL", "tier": "gold"}, {"tier": "gold"}, {"country": "BE"}, {}]
+    for n in range(40):
+        unit, attributes = f"user-{n}", said[n % 4]
+        answer = (await kitchen.infer(tensors(parameters={"unit": unit, "attributes": attributes}))).json()
+        arm = before.assign(unit)
+        wanted = [("rule:dutch", fresh), ("rule:gold", 1), (arm.name, arm.version), (arm.name, arm.version)][
+            n % 4
+        ]
+        assert (answer["parameters"]["arm"], answer["model_version"]) == (wanted[0], str(wanted[1]))
+    await kitchen.predictor.shadows.drained()
+    rows = prediction_columns(kitchen.log.payloads)["late"].to_pylist()
+    by_rule = {row["unit"] for row in rows if row["arm"].startswith("rule:")}
+    assert by_rule == {f"user-{n}" for n in range(40) if n % 4 < 2}
+    assert not by_rule & {row["unit"] for row in rows if row["arm"] == "shadow"}
+
+
+async def test_a_rule_whose_version_does_not_load_is_answered_by_the_champion_under_the_rules_arm(
+    kitchen: Kitchen,
+):
+    broken = kitchen.version(fail="load")
+    kitchen.registry.set_traffic("late", {}, rules=[rule("dutch", broken, country="NL")])
+    kitchen.settle()
+    answer = (await kitchen.infer(tensors(parameters={"attributes": {"country": "NL"}}))).json()
+    assert (answer["parameters"]["arm"], answer["model_version"]) == ("rule:dutch", "1")
+    assert kitchen.predictor.describe()["degraded"] == [broken]
+    kitchen.registry.set_traffic("late", {})
+    kitchen.settle()
+    answer = (await kitchen.infer(tensors(parameters={"attributes": {"country": "NL"}}))).json()
+    assert answer["parameters"]["arm"] == "champion"
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ("NL", "parameters.attributes: expected an object of at most 64 texts"),
+        (["NL"], "parameters.attributes: expected an object"),
+        ({str(n): "x" for n in range(65)}, "at most 64"),
+        ({"age": 31}, "parameters.attributes.age: expected a text of at most 256 characters, got 31"),
+        ({"age": None}, "parameters.attributes.age: expected a text"),
+        ({"name": "x" * 257}, "parameters.attributes.name: expected a text"),
+    ],
+)
+async def test_attributes_that_cannot_be_are_refused_whether_or_not_there_are_rules(
+    kitchen: Kitchen, attributes: Any, message: str
+):
+    for rules in ([], [rule("dutch", 1, country="NL")]):
+        kitchen.registry.set_traffic("late", {}, rules=rules)
+        kitchen.settle()
+        answer = await kitchen.infer(tensors(parameters={"attributes": attributes}))
+        assert answer.status_code == 400
+        assert message in answer.json()["error"]
+    assert kitchen.log.payloads == []

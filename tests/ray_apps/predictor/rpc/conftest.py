@@ -25,7 +25,7 @@ from ray_apps.predictor.http import HttpDoor
 from ray_apps.predictor.recording import Recorder
 from ray_apps.predictor.rpc import Front, open_front
 from ray_apps.predictor.service import Predictor
-from registry import Access, Registry, Signature, TensorSpec, open_store
+from registry import Access, Condition, Registry, Signature, TensorSpec, TrafficRule, open_store
 from tests.ray_apps.predictor.conftest import MemoryLog
 
 TYPED = [name for name in DTYPES if name != "FP16"]  # 16-bit floats have no typed contents and no JSON
@@ -88,6 +88,8 @@ def make_door(folder: Path, model: str, names: list[str], release: threading.Eve
     path.mkdir()
     (path / "model.json").write_text("{}")
     registry.promote(model, registry.create_version(model, path=path, signature=signature(names)).version)
+    dutch = Condition(attribute="country", op="in", values=("NL",))
+    registry.set_traffic(model, {}, rules=[TrafficRule(name="dutch", to="champion", when=(dutch,))])
     engine = Engine(model, registry, lambda *_: Same(release), scratch=folder / "loading")
     engine.follow_once()
     engine.load_wanted()

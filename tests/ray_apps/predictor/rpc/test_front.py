@@ -38,6 +38,16 @@ def test_entities_travel_as_json_text(counter: Counter, stub: Any):
         stub.ModelInfer(request, metadata=tuple(counter.login.items()))
 
 
+def test_attributes_travel_as_json_text(counter: Counter, stub: Any):
+    request = typed_request()
+    request.parameters["attributes"].string_param = '{"country": "NL"}'
+    answer = stub.ModelInfer(request, metadata=tuple(counter.login.items()))
+    assert answer.parameters["arm"].string_param == "rule:dutch"
+    request.parameters["attributes"].string_param = '{"country": 31}'
+    with pytest.raises(grpc.RpcError, match=r"parameters.attributes.country: expected a text"):
+        stub.ModelInfer(request, metadata=tuple(counter.login.items()))
+
+
 def test_trace_context_and_request_id_come_back_as_metadata(counter: Counter, stub: Any):
     sent = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "tracestate": "a=1",
             "x-request-id": "q-1"}  # fmt: skip
