@@ -9,7 +9,8 @@ one row, 20 numbers. Ours authenticates, checks, splits and logs.
 --peers PYTHON adds MLServer and `mlflow models serve`, run by the interpreter of an environment that has both.
 --grpc adds the same request through the gRPC front (a Python client with as many calls at once as there are
 connections; it takes as much CPU as the front). --batching measures a larger model instead, that takes hardly longer
-for many rows than for one, without and with `max_batch_rows`; the first of the two is the baseline. --bare measures ours in one process, without Ray and HAProxy.
+for many rows than for one, without and with `max_batch_rows`; the first of the two is the baseline. --splits adds the same model behind a split of three versions, without and with a shadow; --keys a model of
+40 features, asked with the tensor and by key. --bare measures ours in one process, without Ray and HAProxy.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import itertools
 import json
 import os
 import platform
@@ -37,14 +37,20 @@ from pathlib import Path
 
 import torch
 
-from functions.training.program import export_program, save_program
 from load import serving_peers
+from load.serving_bed import (
+    ROW,
+    Served,
+    WideMlp,
+    fill_features,
+    key_body,
+    keyed_models,
+    register,
+    split_models,
+)
 from load.serving_floor import COLUMNS, small_mlp
-from registry import Access, Registry, Signature, TensorSpec, open_store
 
-WIDE = 2_048
 BATCH_ROWS = 32
-ROW = [round(0.1 * i, 1) for i in range(COLUMNS)]
 
 
 @dataclass
@@ -69,9 +75,9 @@ def free_port() -> int:
         return port
 
 
-def json_body() -> bytes:
+def json_body(row: list[float] = ROW) -> bytes:
     """One row as the protocol's JSON."""
-    tensor = {"name": "x", "datatype": "FP32", "shape": [1, COLUMNS], "data": ROW}
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, len(row)], "data": row}
     return json.dumps({"inputs": [tensor]}).encode()
 
 
@@ -82,42 +88,6 @@ def binary_body(rows: int = 1) -> tuple[bytes, int]:
     tensor = {"name": "x", "datatype": "FP32", "shape": [rows, COLUMNS], "parameters": parameters}
     head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
     return head + data, len(head)
-
-
-class WideMlp(torch.nn.Module):
-    """An MLP of 8.4 million weights: reading them is most of the work, for one row as for many."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        widths = (COLUMNS, WIDE, WIDE, WIDE, 1)
-        self.layers = torch.nn.ModuleList(torch.nn.Linear(*pair) for pair in itertools.pairwise(widths))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Probabilities (rows, 1) of `x` (rows, 20)."""
-        *hidden, last = self.layers
-        for layer in hidden:
-            x = torch.relu(layer(x))
-        return torch.sigmoid(last(x))
-
-
-def register(store_url: str, folder: Path, models: dict[str, tuple[torch.nn.Module, dict[str, str]]]) -> str:
-    """Register a module with its version's tags as champion of each model; returns a token that may predict."""
-    example = torch.tensor([ROW, ROW], dtype=torch.float32)
-    signature = Signature(
-        inputs=[TensorSpec(name="x", datatype="FP32", shape=[-1, COLUMNS])],
-        outputs=[TensorSpec(name="y", datatype="FP32", shape=[-1, 1])],
-        example={"x": example[:1].tolist()},
-    )
-    store = open_store(store_url)
-    registry = Registry(store, actor="bench")
-    for name, (module, tags) in models.items():
-        path = folder / name
-        path.mkdir(parents=True)
-        save_program(export_program(module, {"x": example}), path / "model.pt2")
-        registry.create_model(name)
-        version = registry.create_version(name, path=path, signature=signature, tags=tags)
-        registry.promote(name, version.version)
-    return Access(store, actor="bench").create_token("bench", "predictor")
 
 
 @contextlib.contextmanager
@@ -164,6 +134,20 @@ def wait_until_ready(child: subprocess.Popen[bytes], log: Path, *, within_s: flo
             return
         time.sleep(0.2)
     raise RuntimeError(f"our server is not ready:\n{log.read_text(errors='replace')[-3000:]}")
+
+
+def wait_for_port(port: int, *, within_s: float = 30) -> None:
+    """Wait until somebody listens there. Raises: OSError if nobody does."""
+    deadline = time.monotonic() + within_s
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+        else:
+            return
 
 
 def redis_binary() -> str:
@@ -259,6 +243,12 @@ def main() -> None:
         "--peers", default="", help="interpreter of an environment that has mlserver and mlflow"
     )
     parser.add_argument("--batching", action="store_true", help="a larger model, without and with batches")
+    parser.add_argument(
+        "--splits", action="store_true", help="also behind a 3-way split, without and with a shadow"
+    )
+    parser.add_argument(
+        "--keys", action="store_true", help="also a model of 40 features, with tensors and by key"
+    )
     parser.add_argument("--bare", action="store_true", help="ours without Ray and HAProxy")
     parser.add_argument("--no-log", action="store_true", help="ours without the prediction log")
     arguments = parser.parse_args()
@@ -289,15 +279,23 @@ def our_targets(arguments: argparse.Namespace, token: str, port: int, grpc_port:
     ]
     if arguments.grpc:
         targets.append(Target("predictor, gRPC", infer, headers, grpc_body(), grpc=f"127.0.0.1:{grpc_port}"))
+    if arguments.splits:
+        targets += [Target(name, f"{models}/{name}/infer", headers, json_body()) for name in split_models()]
+    if arguments.keys:
+        sent, keyed = f"{models}/forty/infer", f"{models}/forty-by-key/infer"
+        targets.append(Target("40 features, tensor", sent, headers, json_body(ROW + ROW)))
+        targets.append(Target("40 features, by key", keyed, headers, key_body()))
     return targets
 
 
-def our_models(arguments: argparse.Namespace) -> dict[str, tuple[torch.nn.Module, dict[str, str]]]:
-    """The modules that are served, and their versions' tags, by the models' names."""
+def our_models(arguments: argparse.Namespace) -> dict[str, Served]:
+    """What is served, by the models' names."""
     if arguments.batching:
         tags = {"max_batch_rows": str(BATCH_ROWS)}
-        return {"wide": (WideMlp().eval(), {}), "wide-batches": (WideMlp().eval(), tags)}
-    return {"mlp": (small_mlp(), {})}
+        return {"wide": Served(WideMlp().eval()), "wide-batches": Served(WideMlp().eval(), tags)}
+    models = {"mlp": Served(small_mlp())}
+    models |= split_models() if arguments.splits else {}
+    return models | (keyed_models() if arguments.keys else {})
 
 
 def _peers(python: str, folder: Path) -> list[contextlib.AbstractContextManager[Target]]:
@@ -358,16 +356,17 @@ def run(arguments: argparse.Namespace, folder: Path) -> None:
     redis += ["--requirepass", "bench", "--appendonly", "yes", "--save", ""]
     environment = {"TOQUE_STORE": store_url, "TOQUE_REDIS_URL": f"redis://:bench@127.0.0.1:{redis_port}/0"}
     logs = [folder / f"{name}.log" for name in ("redis", "floor", "ours")]
-    with (
-        process(redis, logs[0], {}),
-        process(floor, logs[1], {}) as floor_process,
-        process(ours, logs[2], environment) as our_process,
-        contextlib.ExitStack() as others,
-    ):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(process(redis, logs[0], {}))
+        if arguments.keys:
+            wait_for_port(redis_port)
+            fill_features(store_url, environment["TOQUE_REDIS_URL"])
+        floor_process = stack.enter_context(process(floor, logs[1], {}))
+        our_process = stack.enter_context(process(ours, logs[2], environment))
         wait_for(bare, floor_process, logs[1])
         wait_for(ours_measured[0], our_process, logs[2])
         wait_until_ready(our_process, logs[2])
-        targets += [others.enter_context(peer) for peer in _peers(arguments.peers, folder)]
+        targets += [stack.enter_context(peer) for peer in _peers(arguments.peers, folder)]
         for target in targets:
             measure(target, 16, 2, folder)  # warm
             for kept in (target.rates, target.p50, target.p99):

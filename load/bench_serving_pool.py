@@ -27,7 +27,8 @@ import httpx
 import torch
 
 from functions.training.program import export_program, save_program
-from load.bench_serving import ROW, free_port, json_body, process, redis_binary, wait_until_ready
+from load.bench_serving import free_port, json_body, process, redis_binary, wait_until_ready
+from load.serving_bed import ROW
 from load.serving_floor import COLUMNS, small_mlp
 from registry import Access, Registry, Signature, TensorSpec, open_store
 

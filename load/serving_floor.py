@@ -15,16 +15,16 @@ COLUMNS = 20
 
 
 class SmallMlp(torch.nn.Module):
-    """The model of the comparison: 20 numbers, two hidden layers, one probability."""
+    """The model of the comparison: 20 numbers unless said otherwise, two hidden layers, one probability."""
 
-    def __init__(self) -> None:
+    def __init__(self, columns: int = COLUMNS) -> None:
         super().__init__()
-        self.one = torch.nn.Linear(COLUMNS, 64)
+        self.one = torch.nn.Linear(columns, 64)
         self.two = torch.nn.Linear(64, 32)
         self.three = torch.nn.Linear(32, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Probabilities (rows, 1) of `x` (rows, 20)."""
+        """Probabilities (rows, 1) of `x` (rows, columns)."""
         return torch.sigmoid(self.three(torch.relu(self.two(torch.relu(self.one(x))))))
 
 
