@@ -112,6 +112,11 @@ class Checkpoints:
                 return parts.joined()
         return None
 
+    def at(self, epoch: int) -> Snapshot | None:
+        """The state after `epoch` as a whole model's trainer saved it, or None if it is not there or damaged."""
+        parts = _Parts(WHOLE)
+        return parts.joined() if self._read(self._key(epoch, WHOLE), WHOLE, parts) else None
+
     def drop(self) -> None:
         """Forget them, but for the best that are to be kept: the training has ended well."""
         last = next(self._whole_ones(), None)

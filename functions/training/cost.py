@@ -61,6 +61,12 @@ class Meter:
         energy_j = self._joules() - self._energy_j
         return Spent(used["cpu_s"], used["wall_s"] * self._gpus, energy_j)
 
+    def lap(self) -> Spent:
+        """What was spent since the last lap."""
+        spent = self.read()
+        self._usage, self._energy_j = Usage.now(), self._joules()
+        return spent
+
 
 class Tally:
     """A bill that is being written. others: what was spent by other processes than this one."""

@@ -109,9 +109,8 @@ class Trainer:
         self._epochs, self._patience = settings.span
         self._batch = settings.batch_rows(lesson.train_rows, workers=self._world.size)
         self._steps = max(1, lesson.train_rows // self._batch)
-        total = self._steps * self._epochs
         self._optimizer = torch.optim.AdamW(_groups(net, settings.weight_decay), lr=settings.lr, fused=True)
-        self._schedule = LambdaLR(self._optimizer, lambda step: one_cycle(step, total))
+        self._schedule = LambdaLR(self._optimizer, self._rate)
         self._best = _Best()
         self._waited_s = 0.0
 
@@ -165,7 +164,6 @@ class Trainer:
         facts = {
             "epochs": [asdict(epoch) for epoch in self.epochs],
             "best": [self._best.loss, self._best.epoch],
-            "schedule": self._schedule.state_dict(),
         }
         tensors, rows = {}, {}
         for name, value in state.items():
@@ -175,7 +173,11 @@ class Trainer:
         return Snapshot(tensors, facts, rows)
 
     def resume(self, snapshot: Snapshot) -> None:
-        """Go on from where a trainer of the same data and settings was."""
+        """Go on from where a trainer of the same data and network was.
+
+        Its settings need not be this one's: weights, moments and epochs are taken, and the schedule stands where this one's
+        would after as many epochs.
+        """
         parts: dict[str, dict[str, Tensor]] = {"net": {}, "best": {}, "optimizer": {}}
         likes = {f"net.{name}": value for name, value in self.net.state_dict().items()}
         likes |= {name.replace("net.", "best.", 1): value for name, value in likes.items()}
@@ -195,10 +197,17 @@ class Trainer:
         for full, value in parts["optimizer"].items():
             number, _, name = full.partition(".")
             moments["state"].setdefault(int(number), {})[name] = value
-        self._schedule.load_state_dict(snapshot.facts["schedule"])
-        for group, rate in zip(moments["param_groups"], self._schedule.get_last_lr(), strict=True):
+        step = len(self.epochs) * self._steps
+        rates = [self._settings.lr * self._rate(step) for _ in moments["param_groups"]]
+        place = {"last_epoch": step, "_step_count": step + 1, "_last_lr": rates}
+        self._schedule.load_state_dict(self._schedule.state_dict() | place)
+        for group, rate in zip(moments["param_groups"], rates, strict=True):
             group["lr"] = rate
         self._optimizer.load_state_dict(moments)
+
+    def _rate(self, step: int) -> float:
+        """Share of the peak learning rate at a step."""
+        return one_cycle(step, self._steps * self._epochs)
 
     def _pass_over_training_rows(self) -> float:
         self._module.train()
