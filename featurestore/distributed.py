@@ -17,11 +17,13 @@ import ray.data
 from ray.data.context import ShuffleStrategy
 
 from featurestore.applied import ViewOrName
+from featurestore.asked import Asked
 from featurestore.definitions import (
     FeatureView,
     Projection,
 )
 from featurestore.dtypes import TIMESTAMP
+from featurestore.encoding import microseconds
 from featurestore.errors import InvalidRows, UnknownDefinition
 from featurestore.expectations import Freshness
 from featurestore.fields import EVENT_DAY, EVENT_TIMESTAMP
@@ -34,7 +36,7 @@ from featurestore.historical import (
     typed_keys,
 )
 from featurestore.offline import File, OfflineStore, Version, scan, storable
-from featurestore.parts import ENTITIES, PART, ROWS, AskedKeys, Hashes, key_hashes, pack, unpack
+from featurestore.parts import ENTITIES, PART, ROWS, Hashes, key_hashes, pack, unpack
 from featurestore.retrieval import Retrieval
 from featurestore.rows import check_rows, conform, offline_schema
 from featurestore.store import Features, FeatureStore
@@ -44,10 +46,11 @@ from registry.times import as_utc
 ROW = "toque_row"  # number of an entity row, to give rows back in order
 
 _MIN_PARTITIONS = 8
+_ROWS_PER_PARTITION = 500_000
 _ROWS_PER_BLOCK = 250_000
-# A shuffle cuts each task's rows into as many pieces as there are tasks: with more tasks of fewer rows there are more pieces
-# than Ray keeps apart cheaply, and below 100 kB it keeps them in the driver.
-_TASKS, _MOST_ROWS_PER_TASK = 100, 1_000_000
+# A shuffle cuts each task's rows into as many pieces as there are tasks, and pieces below 100 kB Ray keeps in the driver's own
+# memory: few tasks of many rows each, so that pieces stay larger than that.
+_TASKS, _MOST_ROWS_PER_TASK, _MOST_FILTERED = 32, 1_000_000, 2_000_000
 
 Dataset = ray.data.Dataset
 
@@ -55,11 +58,12 @@ Dataset = ray.data.Dataset
 def historical(job: RetrievalJob, *, partitions: int | None = None) -> Dataset:
     """A retrieval job as a dataset: its entity rows, in order, with the features appended.
 
-    partitions: of the keys; by default as many as the cluster has CPUs, and at least 8.
+    partitions: of the keys; by default one for half a million stored rows, each CPU of the cluster, and at least 8.
     """
     numbered = job.entities.append_column(ROW, pa.array(np.arange(job.entities.num_rows)))
-    starts = range(0, max(numbered.num_rows, 1), _ROWS_PER_BLOCK)
-    dataset = ray.data.from_arrow([numbered.slice(at, _ROWS_PER_BLOCK) for at in starts])
+    size = _rows_per_task(numbered.num_rows)
+    starts = range(0, max(numbered.num_rows, 1), size)
+    dataset = ray.data.from_arrow([numbered.slice(at, size) for at in starts])
     return _joined(dataset, job, job.entities.column_names, partitions=partitions)
 
 
@@ -97,11 +101,11 @@ def _checked(entities: pa.Table, *, retrieval: Retrieval, row_number: str) -> pa
 def _joined(
     entities: Dataset, job: RetrievalJob, columns: Sequence[str], *, partitions: int | None
 ) -> Dataset:
-    parts = _partitions(partitions)
+    parts = _partitions(partitions, rows=_most_stored(job))
     for lookup in job.retrieval.lookups:
         left = _mapped(entities, partial(_pack_entities, lookup=lookup, parts=parts))
         keys = [key.name for key in stored_view(lookup).join_keys]
-        packed = partial(_pack_rows, keys=keys, parts=parts, asked=_asked(job.entities, lookup))
+        packed = partial(_pack_rows, keys=keys, parts=parts)
         right = _mapped(_stored_rows(job, lookup), packed)
         join = partial(_join_partition, lookup=lookup, as_known=job.as_known)
         entities = _by_part(left.union(right), join)
@@ -111,29 +115,51 @@ def _joined(
     return in_order
 
 
-def _partitions(given: int | None) -> int:
+def _partitions(given: int | None, *, rows: int = 0) -> int:
     cpus = ray.cluster_resources().get("CPU", 1)  # type: ignore[no-untyped-call]  # Ray leaves it so
-    return given or max(_MIN_PARTITIONS, int(cpus))
+    return given or max(_MIN_PARTITIONS, int(cpus), rows // _ROWS_PER_PARTITION)
+
+
+def _most_stored(job: RetrievalJob) -> int:
+    """Rows of the largest table that is read."""
+    views = {stored_view(lookup).name: stored_view(lookup) for lookup in job.retrieval.lookups}
+    opened = [
+        job.offline.version(view, snapshot.version)
+        for name, view in views.items()
+        if (snapshot := job.versions[name]) is not None
+    ]
+    return max((sum(file.rows for file in version.files) for version in opened if version), default=0)
 
 
 def _stored_rows(job: RetrievalJob, lookup: Projection) -> Dataset:
-    """All features of a view's rows, read by tasks; ties may need them all."""
+    """All features of the view's rows that can be an answer, read by tasks; ties may need them all."""
     view = stored_view(lookup)
     snapshot = job.versions[view.name]
     if snapshot is None:
         return ray.data.from_arrow(offline_schema(view).empty_table())
     version = job.offline.version(view, snapshot.version)
-    pieces = [{"files": files} for files in _shares(version.files, job.bounds(lookup))] if version else []
+    asked = _asked(job, lookup)
+    most = _MOST_ROWS_PER_TASK if asked is None else _MOST_FILTERED
+    shares = _shares(version.files, job.bounds(lookup), most=most) if version else ()
+    pieces = [{"files": files} for files in shares]
     if not pieces:
         return ray.data.from_arrow(offline_schema(view).empty_table())
     read = partial(_read_files, offline=job.offline, view=view, number=snapshot.version)
+    if asked is not None:
+        read = partial(_read_answers, **read.keywords, as_known=job.as_known, asked=asked)
     return _mapped(ray.data.from_items(pieces, override_num_blocks=len(pieces)), read)
 
 
-def _shares(files: Sequence[File], bounds: tuple[datetime | None, datetime | None]) -> Iterator[list[int]]:
+def _rows_per_task(rows: int, *, most: int = _MOST_ROWS_PER_TASK) -> int:
+    return min(max(rows // _TASKS, _ROWS_PER_BLOCK), most)
+
+
+def _shares(
+    files: Sequence[File], bounds: tuple[datetime | None, datetime | None], *, most: int
+) -> Iterator[list[int]]:
     """Numbers of the files that may hold rows within the bounds, a task's worth of rows at a time."""
     held = [(number, file.rows) for number, file in enumerate(files) if file.may_hold(*bounds)]
-    enough = min(max(sum(rows for _, rows in held) // _TASKS, _ROWS_PER_BLOCK), _MOST_ROWS_PER_TASK)
+    enough = _rows_per_task(sum(rows for _, rows in held), most=most)
     share: list[int] = []
     rows = 0
     for number, more in held:
@@ -161,11 +187,36 @@ def _version(offline: OfflineStore, view: FeatureView, number: int) -> Version |
 
 
 def _read_files(pieces: pa.Table, *, offline: OfflineStore, view: FeatureView, number: int) -> pa.Table:
+    version, files = _files(pieces, offline=offline, view=view, number=number)
+    return scan(version, files, offline_schema(view))
+
+
+def _files(
+    pieces: pa.Table, *, offline: OfflineStore, view: FeatureView, number: int
+) -> tuple[Version, list[File]]:
     version = _version(offline, view, number)
     if version is None:
         raise UnknownDefinition(f"feature view {view.name!r}: version {number} of its table cannot be read")
-    files = [version.files[at] for numbers in pieces.column("files").to_pylist() for at in numbers]
-    return scan(version, files, offline_schema(view))
+    return version, [version.files[at] for numbers in pieces.column("files").to_pylist() for at in numbers]
+
+
+def _read_answers(
+    pieces: pa.Table,
+    *,
+    offline: OfflineStore,
+    view: FeatureView,
+    number: int,
+    as_known: bool,
+    asked: "ray.ObjectRef[Asked]",
+) -> pa.Table:
+    """Of the files' rows those that can be an entity row's answer; read step by step, for few of them are."""
+    version, files = _files(pieces, offline=offline, view=view, number=number)
+    wanted, keys = ray.get(asked), [key.name for key in view.join_keys]
+    found = [offline_schema(view).empty_table()]
+    for rows, _ in offline.batches(view, version, files, start=None, end=None, rows=_ROWS_PER_BLOCK):
+        answers = wanted.answers(rows, key_hashes(rows, keys), keys=keys, ttl=view.ttl, as_known=as_known)
+        found.append(rows.take(pa.array(answers)))
+    return pa.concat_tables(found)
 
 
 def _mapped(dataset: Dataset, compute: Callable[[pa.Table], pa.Table]) -> Dataset:
@@ -181,20 +232,19 @@ def _entity_hashes(entities: pa.Table, lookup: Projection) -> Hashes:
     return key_hashes(typed_keys(entities, lookup), lookup.key_columns)
 
 
-def _pack_rows(
-    table: pa.Table, *, keys: Sequence[str], parts: int, asked: "ray.ObjectRef[AskedKeys] | None" = None
-) -> pa.Table:
-    wanted = None if asked is None else ray.get(asked)
-    return pack(table, key_hashes(table, keys), side=ROWS, parts=parts, asked=wanted)
+def _pack_rows(table: pa.Table, *, keys: Sequence[str], parts: int) -> pa.Table:
+    return pack(table, key_hashes(table, keys), side=ROWS, parts=parts)
 
 
-def _asked(entities: pa.Table, lookup: Projection) -> "ray.ObjectRef[AskedKeys] | None":
-    """The keys asked for, once on each node; None where the entity table is a dataset that has yet to be computed."""
-    if not entities.num_rows:
+def _asked(job: RetrievalJob, lookup: Projection) -> "ray.ObjectRef[Asked] | None":
+    """What is asked for, once on each node; None where the entity table is a dataset that has yet to be computed."""
+    count = job.entities.num_rows
+    if not count:
         return None
-    starts = range(0, entities.num_rows, _ROWS_PER_BLOCK)
-    pieces = (_entity_hashes(entities.slice(at, _ROWS_PER_BLOCK), lookup) for at in starts)
-    return ray.put(AskedKeys.of(pieces, rows=entities.num_rows))
+    slices = (job.entities.slice(at, _ROWS_PER_BLOCK) for at in range(0, count, _ROWS_PER_BLOCK))
+    pieces = ((_entity_hashes(rows, lookup), microseconds(rows.column(EVENT_TIMESTAMP))) for rows in slices)
+    times = pc.min_max(job.entities.column(EVENT_TIMESTAMP).cast(pa.int64())).as_py()
+    return ray.put(Asked.of(pieces, rows=count, first_us=times["min"], last_us=times["max"]))
 
 
 def _join_partition(group: pa.Table, *, lookup: Projection, as_known: bool) -> pa.Table:

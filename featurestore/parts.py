@@ -1,10 +1,10 @@
-"""Rows by the hash of their keys: which partition each belongs to, whether anybody asks for it, how it travels there.
+"""Rows by the hash of their keys: which partition each belongs to, how it travels there.
 
 What travels are Arrow tables as bytes, one for each (block, partition): entity rows and feature rows of any schema meet in
 one group, and few large values move instead of many small rows.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,9 @@ from kernels.hashing import hash_strings
 
 PART, ENTITIES, ROWS = "part", 0, 1
 _SIDE, _PAYLOAD = "side", "payload"
-_BITS_A_ROW = 8  # of those asked for: one key in nine that nobody asks for then passes
-_LEAST_BITS, _MOST_BITS = 10, 28
 
 Hashes = np.ndarray[Any, np.dtype[np.uint64]]
+Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def key_hashes(table: pa.Table, keys: Sequence[str]) -> Hashes:
@@ -29,63 +28,37 @@ def key_hashes(table: pa.Table, keys: Sequence[str]) -> Hashes:
     return mixed
 
 
-class AskedKeys:
-    """The keys that entity rows ask for, as one bit for each range of hashes; rows of other keys need not travel.
-
-    bits: of 2^n ranges, packed; a key that is asked for always passes, and few others do.
-    """
-
-    def __init__(self, bits: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
-        self.bits = bits
-
-    @classmethod
-    def of(cls, hashes: Iterable[Hashes], *, rows: int) -> "AskedKeys":
-        """hashes: of the entity rows, piece by piece; rows: how many in all."""
-        exponent = min(max((rows * _BITS_A_ROW).bit_length(), _LEAST_BITS), _MOST_BITS)
-        flags = np.zeros(1 << exponent, dtype=np.bool_)
-        for piece in hashes:
-            flags[piece >> np.uint64(64 - exponent)] = True
-        return cls(np.packbits(flags, bitorder="little"))
-
-    def may_have(self, hashes: Hashes) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """False, for each hash, where it is sure that nobody asks for it."""
-        exponent = (len(self.bits) * 8).bit_length() - 1
-        at = hashes >> np.uint64(64 - exponent)
-        found: np.ndarray[Any, np.dtype[np.bool_]] = (
-            self.bits[at >> np.uint64(3)] >> (at & np.uint64(7)).astype(np.uint8) & 1
-        ).astype(np.bool_)
-        return found
-
-
-def pack(
-    table: pa.Table, hashes: Hashes, *, side: int, parts: int, asked: AskedKeys | None = None
-) -> pa.Table:
+def pack(table: pa.Table, hashes: Hashes, *, side: int, parts: int) -> pa.Table:
     """A block as one serialized table for each partition that has rows in it.
 
-    side: `ENTITIES` or `ROWS`; asked: rows of other keys are left out.
+    side: `ENTITIES` or `ROWS`.
     """
-    rows = np.arange(table.num_rows) if asked is None else np.flatnonzero(asked.may_have(hashes))
-    part = ((hashes[rows] >> np.uint64(17)) % np.uint64(parts)).astype(np.int64)
+    part = ((hashes >> np.uint64(17)) % np.uint64(parts)).astype(np.int64)
     order = np.argsort(part, kind="stable")
     bounds = np.searchsorted(part[order], np.arange(parts + 1))
     found = [p for p in range(parts) if bounds[p] < bounds[p + 1]]
-    payloads = [_to_bytes(table.take(pa.array(rows[order[bounds[p] : bounds[p + 1]]]))) for p in found]
+    there = table.take(pa.array(order))
+    tables = [there.slice(bounds[p], bounds[p + 1] - bounds[p]) for p in found]
     if not found:  # its schema still has to be known
-        found, payloads = [0], [_to_bytes(table.slice(0, 0))]
+        found, tables = [0], [there]
     return pa.table(
         {
             PART: pa.array(found, pa.int32()),
             _SIDE: pa.array([side] * len(found), pa.int8()),
-            _PAYLOAD: pa.array(payloads, pa.large_binary()),
+            _PAYLOAD: _payloads(tables),
         }
     )
 
 
-def _to_bytes(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return bytes(sink.getvalue())
+def _payloads(tables: Sequence[pa.Table]) -> pa.LargeBinaryArray:
+    """Tables as bytes, written once into the one buffer of the column."""
+    sink, ends = pa.BufferOutputStream(), [0]
+    for table in tables:
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        ends.append(sink.tell())
+    offsets = pa.array(ends, pa.int64()).buffers()[1]
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(tables), [None, offsets, sink.getvalue()])
 
 
 def unpack(group: pa.Table, side: int) -> pa.Table | None:

@@ -2,7 +2,7 @@
 
 Ten feature rows for each entity row, simulated on disk piece by piece, joined over a Ray cluster of this machine and
 written to Parquet. Prints the time an entity row, which should not grow, and the memory of all processes together, each
-shared page counted once.
+shared page counted once, by kind of process.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from registry import open_store
 PIECE = 1_000_000
 KEYS_SHARE = 5  # feature rows a key, so that more rows are more keys
 GIB = 2**30
+_RAYS_OWN = (b"SpillWorker", b"RestoreWorker", b"Agent", b"_StatsActor", b"Coordinator")  # among its workers
 
 
 def main() -> None:
@@ -72,31 +73,34 @@ def bench(folder: Path, entities: int) -> None:
         fs.write_offline(wide, feature_rows(min(PIECE, rows - at), keys=keys, seed=number + 2))
     asked = entity_rows(entities, keys=keys)
     asked = asked.append_column("number", pa.array(range(entities), pa.int64()))
-    # As many partitions as keep one, rows and copies, near a hundred MiB whatever the size.
-    partitions = max(8, rows * (FEATURES + 4) * 8 // (32 * 2**20))
     with memory_watch() as peak:
         start = time.perf_counter()
         job = fs.get_historical_features(asked, features=wide)
-        job.to_ray(partitions=partitions).write_parquet(str(folder / "out"))
+        job.to_ray().write_parquet(str(folder / "out"))
         took = time.perf_counter() - start
     made = ds.dataset(folder / "out").count_rows()
     if made != entities:
         raise RuntimeError(f"{made} rows came out of {entities}")
+    parts = ", ".join(f"{kind} {size / GIB:.2f}" for kind, size in sorted(peak.items()))
     print(
         f"training set {entities:>10,} x {rows:>11,} x {FEATURES}: {took:8.1f} s, {took / entities * 1e6:7.1f} us a row, "
-        f"peak {peak[0] / GIB:5.2f} GiB",
+        f"peak {sum(peak.values()) / GIB:5.2f} GiB ({parts}), load {os.getloadavg()[0]:.0f}",
         flush=True,
     )
 
 
 @contextlib.contextmanager
-def memory_watch(every_s: float = 0.5) -> Iterator[list[int]]:
-    """The greatest memory of this process and all it started, in bytes, as the only item."""
-    peak, ended = [0], threading.Event()
+def memory_watch(every_s: float = 0.5) -> Iterator[dict[str, int]]:
+    """Where the memory of this process and all it started is at its greatest: bytes by kind, filled in meanwhile."""
+    peak: dict[str, int] = {}
+    ended = threading.Event()
 
     def watch() -> None:
         while not ended.wait(every_s):
-            peak[0] = max(peak[0], _memory())
+            now = _memory()
+            if sum(now.values()) > sum(peak.values()):
+                peak.clear()
+                peak.update(now)
 
     watching = threading.Thread(target=watch, daemon=True)
     watching.start()
@@ -105,8 +109,8 @@ def memory_watch(every_s: float = 0.5) -> Iterator[list[int]]:
     watching.join()
 
 
-def _memory() -> int:
-    """Bytes of this process and its descendants, shared pages divided among those who share them (Linux)."""
+def _memory() -> dict[str, int]:
+    """Bytes of this process and its descendants, by kind, shared pages divided among those who share them (Linux)."""
     parents: dict[int, int] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # it has just ended
@@ -114,15 +118,27 @@ def _memory() -> int:
     family = {os.getpid()}
     for _ in range(8):  # generations
         family |= {pid for pid, parent in parents.items() if parent in family}
-    return sum(map(_share, family))
+    sizes = {"driver": 0, "workers": 0, "ray": 0, "object store": 0}
+    for pid in family:
+        with contextlib.suppress(OSError):
+            share, shared = _share(pid)
+            sizes[_kind(pid)] += share - shared
+            sizes["object store"] += shared
+    return sizes
 
 
-def _share(pid: int) -> int:
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
-    return 0
+def _kind(pid: int) -> str:
+    if pid == os.getpid():
+        return "driver"
+    command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    return "workers" if command.startswith(b"ray::") and not any(n in command for n in _RAYS_OWN) else "ray"
+
+
+def _share(pid: int) -> tuple[int, int]:
+    """A process's share of memory in bytes, and how much of it is of shared memory."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    sizes = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
+    return sizes.get("Pss", 0), sizes.get("Pss_Shmem", 0)
 
 
 if __name__ == "__main__":

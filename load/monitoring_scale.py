@@ -94,7 +94,7 @@ def _sketched(rows: int, reference: TableSketch) -> Sketched:
         took = time.perf_counter() - start
     if window.columns["c0"].rows != rows:
         raise RuntimeError(f"{window.columns['c0'].rows} rows were counted of {rows}")
-    return Sketched(rows, took, peak[0], report.drifted)
+    return Sketched(rows, took, sum(peak.values()), report.drifted)
 
 
 def _made(rows: int, *, shift: float, seed: int) -> ray.data.Dataset:
