@@ -9,9 +9,10 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
+from mmap import mmap
 from typing import NamedTuple
 
-__all__ = ["HEADER_BYTES", "Frame", "encode_frame", "read_frames", "whole_frames"]
+__all__ = ["HEADER_BYTES", "Frame", "encode_frame", "put_frame", "read_frames", "whole_frames"]
 
 _HEADER = struct.Struct("<QII")
 HEADER_BYTES = _HEADER.size
@@ -35,6 +36,17 @@ def encode_frame(number: int, payload: bytes) -> bytes:
     return _HEADER.pack(number, len(payload), _checksum(number, payload)) + payload
 
 
+def put_frame(place: mmap, at: int, number: int, payload: bytes) -> int:
+    """Put one record into mapped memory that holds zeros there; returns where it ends.
+
+    Header last: there is no record for a reader as long as its number is 0.
+    """
+    end = at + HEADER_BYTES + len(payload)
+    place[at + HEADER_BYTES : end] = payload
+    _HEADER.pack_into(place, at, number, len(payload), _checksum(number, payload))
+    return end
+
+
 def read_frames(data: bytes) -> Iterator[Frame]:
     """The whole, undamaged frames at the start of `data`; stops at the first that is not."""
     view = memoryview(data)
@@ -52,7 +64,7 @@ def read_frames(data: bytes) -> Iterator[Frame]:
 
 
 def whole_frames(data: bytes, *, after: int = 0) -> tuple[int, int, int, int]:
-    """Where the whole frames of `data` with a number above `after` lie, without checking sums.
+    """Where the whole frames of `data` with a number above `after` lie, without checking sums; zeros are no frames.
 
     Returns (start offset, end offset, first number, last number); first and last are 0 if there are none.
     """
@@ -60,7 +72,7 @@ def whole_frames(data: bytes, *, after: int = 0) -> tuple[int, int, int, int]:
     while at + HEADER_BYTES <= len(data):
         number, length, _ = _HEADER.unpack_from(data, at)
         end = at + HEADER_BYTES + length
-        if end > len(data):
+        if number == 0 or end > len(data):
             break
         if number <= after:
             start = end

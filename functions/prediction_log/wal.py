@@ -4,19 +4,24 @@ One folder per writer, `{root}/{kind}/{writer}/`, holding segments named by thei
 `lock` file that the living writer holds. The kernel drops the lock when the process dies, however it dies:
 a folder whose lock can be taken is an orphan, to be shipped by whoever finds it. Records are handed to the
 kernel, not forced to the disk (`fsync=True` does that too): they survive a killed process, not a lost machine.
+
+The newest segment is a file of its full size, mapped into memory: a record put there is the kernel's at once, without a
+call of the kernel. Its room on the disk is taken before, since a full disk behind a mapping would end the process.
 """
 
 from __future__ import annotations
 
 import fcntl
+import mmap
 import os
+import sys
 import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from functions.prediction_log.errors import LogFullError
-from functions.prediction_log.frames import HEADER_BYTES, encode_frame, read_frames, whole_frames
+from functions.prediction_log.frames import HEADER_BYTES, put_frame, read_frames, whole_frames
 
 __all__ = ["Chunk", "SegmentReader", "WriteAheadLog", "claim", "recover", "segments_of"]
 
@@ -66,9 +71,10 @@ class WriteAheadLog:
         self._mutex = threading.Lock()
         self._reader = SegmentReader()
         self._segments: list[tuple[int, Path]] = []
-        self._fd = -1
-        self._end = 0
-        self._roll()
+        self._fd = -1  # of the newest segment, -1 as long as there is none to write to
+        self._map: mmap.mmap | None = None
+        self._room = self._end = 0
+        self._closed = False
 
     def append(self, payload: bytes) -> int:
         """Write one record; returns its number. When this returns, a killed process loses nothing of it.
@@ -76,42 +82,60 @@ class WriteAheadLog:
         Raises: LogFullError if the bound is reached or the disk is full; nothing is left behind then.
         """
         with self._mutex:
-            number = self.last + 1
-            frame = encode_frame(number, payload)
-            if self.size_bytes + len(frame) > self.limit_bytes:
+            number, size = self.last + 1, HEADER_BYTES + len(payload)
+            if self.size_bytes + size > self.limit_bytes:
                 raise LogFullError(
                     f"{self.folder}: {self.size_bytes} bytes wait to be drained, the bound is {self.limit_bytes}; "
                     "bring Redis and the drain back, or raise the bound"
                 )
-            if self._end >= self.segment_bytes:
-                self._roll()
-            self._write(frame)
+            if self._map is None or self._end + size > self._room:
+                self._roll(max(size, self.segment_bytes))
+            assert self._map is not None  # noqa: S101 - just made
+            self._end = put_frame(self._map, self._end, number, payload)
+            if self._fsync:
+                self._force(size)
+            self.size_bytes += size
             self.last = number
             return number
 
-    def _write(self, frame: bytes) -> None:
+    def _force(self, size: int) -> None:
+        """Have the disk take the last record, of so many bytes; on failure it is as if it had never been there."""
         try:
-            written = os.write(self._fd, frame)
-            if self._fsync:
-                os.fdatasync(self._fd)
+            os.fdatasync(self._fd)
         except OSError as error:
-            os.ftruncate(self._fd, self._end)
+            self._end -= size
+            self._map[self._end : self._end + size] = bytes(size)  # type: ignore[index]  # it was just written to
             raise LogFullError(f"{self.folder}: cannot write: {error}; free space there") from error
-        if written != len(frame):
-            os.ftruncate(self._fd, self._end)
-            raise LogFullError(
-                f"{self.folder}: the disk took {written} of {len(frame)} bytes; free space there"
-            )
-        self._end += written
-        self.size_bytes += written
 
-    def _roll(self) -> None:
+    def _roll(self, room: int) -> None:
+        """Begin a segment of so many bytes, all of them taken on the disk now."""
+        if self._closed:
+            raise ValueError(f"{self.folder}: this log is closed")
         path = self.folder / f"{self.last + 1:020d}.wal"
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
-        if self._fd >= 0:
-            os.close(self._fd)
-        self._fd, self._end = fd, 0
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, room)
+                place = mmap.mmap(fd, room)
+            except OSError:
+                os.close(fd)
+                path.unlink()
+                raise
+        except OSError as error:
+            raise LogFullError(
+                f"{self.folder}: cannot take {room} bytes: {error}; free space there"
+            ) from error
+        self._finish()
+        self._fd, self._map, self._room, self._end = fd, place, room, 0
         self._segments.append((self.last + 1, path))
+
+    def _finish(self) -> None:
+        """End the newest segment: its file is as long as what is in it."""
+        if self._map is not None:
+            self._map.close()
+            os.ftruncate(self._fd, self._end)
+            os.close(self._fd)
+            self._fd, self._map, self._room, self._end = -1, None, 0, 0
 
     def read_after(self, number: int, *, chunk_bytes: int = 256 << 10) -> Chunk | None:
         """The next records after `number`, about `chunk_bytes` of them; None if there are none.
@@ -127,22 +151,26 @@ class WriteAheadLog:
     def forget(self, number: int) -> None:
         """Drop whole segments in which every record is drained, that is, numbered at most `number`."""
         with self._mutex:
-            if self._fd < 0:
+            if self._closed:
                 return
-            if self._end and number >= self.last:
-                self._roll()
-            while len(self._segments) > 1 and self._segments[1][0] - 1 <= number:
-                _, path = self._segments.pop(0)
+            if number >= self.last:
+                self._finish()
+            finished = self._segments if self._map is None else self._segments[:-1]
+            firsts = [*(first for first, _ in self._segments[1:]), self.last + 1]
+            for (_, path), following in zip(list(finished), firsts, strict=False):
+                if following - 1 > number:
+                    break
+                del self._segments[0]
                 self.size_bytes -= path.stat().st_size
                 path.unlink()
 
     def close(self) -> None:
         """Stop writing and let go of the lock; what is not yet drained stays for an adopter."""
         with self._mutex:
-            if self._fd >= 0:
-                os.close(self._fd)
+            if not self._closed:
+                self._finish()
                 os.close(self._lock_fd)
-                self._fd = -1
+                self._closed = True
 
 
 def _found(kind: Path) -> tuple[str, Path, int]:
@@ -184,10 +212,10 @@ class SegmentReader:
             following = segments[i + 1][0] if i + 1 < len(segments) else None
             if following is not None and following - 1 <= number:
                 continue
+            ends = (following - 1, path.stat().st_size) if following is not None else newest
             if (path, number) != (self._path, self._number):
-                chunk = self._walk(path, 0, number, chunk_bytes)
+                chunk = self._walk(path, 0, number, chunk_bytes, ends)
             else:
-                ends = (following - 1, path.stat().st_size) if following is not None else newest
                 chunk = self._jump(path, ends, chunk_bytes)
             if chunk is not None:
                 return chunk
@@ -196,7 +224,7 @@ class SegmentReader:
     def _jump(self, path: Path, ends: tuple[int, int] | None, chunk_bytes: int) -> Chunk | None:
         """All that a segment has behind the remembered place, if its end is known and not far."""
         if ends is None or ends[1] - self._offset > chunk_bytes:
-            return self._walk(path, self._offset, self._number, chunk_bytes)
+            return self._walk(path, self._offset, self._number, chunk_bytes, ends)
         last, end = ends
         if last <= self._number:
             return None
@@ -205,8 +233,11 @@ class SegmentReader:
         first, self._offset, self._number = self._number + 1, end, last
         return data, first, last
 
-    def _walk(self, path: Path, offset: int, number: int, chunk_bytes: int) -> Chunk | None:
-        for data in _windows(path, offset, number, chunk_bytes):
+    def _walk(
+        self, path: Path, offset: int, number: int, chunk_bytes: int, ends: tuple[int, int] | None
+    ) -> Chunk | None:
+        """Frame by frame, never behind the end where it is known: a record may just be put there."""
+        for data in _windows(path, offset, number, chunk_bytes, ends[1] if ends is not None else sys.maxsize):
             start, end, first, last = whole_frames(data, after=number)
             offset += end
             if last:
@@ -215,11 +246,11 @@ class SegmentReader:
         return None
 
 
-def _windows(path: Path, at: int, number: int, chunk_bytes: int) -> Iterator[bytes]:
-    """Successive pieces of a segment from a frame's start, until one holds a frame after `number`."""
+def _windows(path: Path, at: int, number: int, chunk_bytes: int, limit: int) -> Iterator[bytes]:
+    """Successive pieces of a segment from a frame's start up to `limit`, until one holds a frame after `number`."""
     size = chunk_bytes
     with path.open("rb") as file:
-        while len(data := os.pread(file.fileno(), size, at)) >= HEADER_BYTES:
+        while len(data := os.pread(file.fileno(), min(size, limit - at), at)) >= HEADER_BYTES:
             _, end, _, last = whole_frames(data, after=number)
             if end == 0 and len(data) == size:
                 size *= 2  # a frame larger than the window

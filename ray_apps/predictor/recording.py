@@ -26,6 +26,7 @@ MAX_VALUES = 65_536
 MAX_FAILURES = 512
 """So many failures wait to be written; more are dropped and counted."""
 FLUSH_S = 0.05
+_FLOAT32 = np.dtype(np.float32)
 _log = logging.getLogger("ray.serve")
 
 
@@ -151,6 +152,10 @@ def vectors(
 
     Tensors whose first dimension is not the rows, and rows of more than `MAX_VALUES`, are left out (None).
     """
+    if len(tensors) == 1:
+        (only,) = tensors.values()
+        if only.dtype == _FLOAT32 and only.ndim == 2 and len(only) == rows and only.size <= MAX_VALUES * rows:  # noqa: PLR2004
+            return only, None  # as it is: the way of most requests, which must be short
     numbers: list[Array] = []
     texts: list[Array] = []
     for array in tensors.values():

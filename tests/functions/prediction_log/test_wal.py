@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -91,6 +92,8 @@ def test_drained_segments_are_dropped_and_make_room(tmp_path: Path):
     assert log.size_bytes <= 1_500
     log.forget(full)
     assert log.size_bytes == 0
+    assert segments_of(log.folder) == []
+    log.forget(full)
     assert log.append(b"again") == full + 1
     assert read_all_after(log, full) == [b"again"]
     log.close()
@@ -102,24 +105,69 @@ def read_all_after(log: WriteAheadLog, number: int) -> list[bytes]:
 
 
 def test_a_full_disk_leaves_no_half_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    log = WriteAheadLog(tmp_path)
-    log.append(b"one")
-    real = os.write
-
-    def short(fd: int, data: bytes) -> int:
-        return real(fd, data[:5])
-
-    def full(fd: int, data: bytes) -> int:
-        real(fd, data[:3])
+    def full(*_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for fault in (short, full):
-        monkeypatch.setattr(os, "write", fault)
-        with pytest.raises(LogFullError, match="free space"):
+    log = WriteAheadLog(tmp_path, segment_bytes=54)
+    for payload in (b"one", b"two"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "posix_fallocate", full)
+            with pytest.raises(LogFullError, match=r"cannot take 54 bytes: .*free space"):
+                log.append(b"lost, and more than is left")
+        log.append(payload)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        log.append(b"")  # what fits where room was taken before is written all the same
+    assert [payload for _, payload in read_all(log)] == [b"one", b"two", b""]
+    assert [first for first, _ in segments_of(log.folder)] == [1]
+    log.close()
+
+
+def test_a_disk_that_does_not_take_a_record_leaves_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    log = WriteAheadLog(tmp_path, fsync=True)
+    log.append(b"one")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", lambda _: (_ for _ in ()).throw(OSError(errno.EIO, "no")))
+        with pytest.raises(LogFullError, match="cannot write"):
             log.append(b"lost")
-    monkeypatch.setattr(os, "write", real)
-    assert log.append(b"two") == 2
-    assert [payload for _, payload in read_all(log)] == [b"one", b"two"]
+    assert recover(copy_of(log.folder, tmp_path / "then")) == 1
+    log.append(b"2")
+    assert [payload for _, payload in read_all(log)] == [b"one", b"2"]
+    log.close()
+
+
+def copy_of(folder: Path, to: Path) -> Path:
+    """What another process would find now."""
+    shutil.copytree(folder, to)
+    return to
+
+
+def test_a_record_is_in_the_file_as_soon_as_it_is_acknowledged_and_the_rest_is_no_record(tmp_path: Path):
+    log = WriteAheadLog(tmp_path / "log", segment_bytes=10_000)
+    for number in range(1, 100):
+        log.append(os.urandom(number * 3))
+        if number % 9 == 0:
+            assert recover(copy_of(log.folder, tmp_path / str(number))) == number
+    log.close()
+    assert recover(log.folder) == 99
+    assert max(path.stat().st_size for _, path in segments_of(log.folder)) <= 10_000
+
+
+def test_a_process_that_died_while_it_put_a_record_loses_that_one_only(tmp_path: Path):
+    log = WriteAheadLog(tmp_path / "log", segment_bytes=10_000)
+    log.append(b"whole")
+    ((_, path),) = segments_of(log.folder)
+    frame = encode_frame(2, b"torn by the end of its process")
+    for cut in range(len(frame)):
+        for there in (frame[:cut], bytes(16) + frame[16:cut]):  # header first, or last
+            folder = copy_of(log.folder, tmp_path / f"{cut}-{there[:1] == bytes(1)}")
+            with (folder / path.name).open("r+b") as file:
+                file.seek(log.size_bytes)
+                file.write(there)
+            assert recover(folder) == 1
+            assert (folder / path.name).stat().st_size == log.size_bytes
     log.close()
 
 
