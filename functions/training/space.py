@@ -25,9 +25,27 @@ _OF_THE_DATA = {
     "seed",
 }
 
+# what can change in the middle of training: none of it wants another network, or other data
+MID_TRAINING = ("batch_size", "clip", "dropout", "lr", "unknown_rate", "weight_decay")
+_LEAST_MEMBERS = 2
+
+
+class Exploit(BaseModel):
+    """What a member of a population did after `epoch` epochs: it took the weights of another trial, and new settings."""
+
+    model_config = ConfigDict(frozen=True)
+
+    epoch: int
+    trial: int
+    params: TabularParams
+
 
 class Trial(BaseModel):
-    """One setting and how far it came. valid_loss: its best; NaN if it failed before the first epoch ended."""
+    """One setting and how far it came.
+
+    params: those it began with; valid_loss: its best, of the epoch `best_epoch` (from 0); NaN if it failed before the first
+    epoch ended; exploits: what a member of a population took over, in order.
+    """
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
@@ -37,6 +55,8 @@ class Trial(BaseModel):
     epochs: int
     failed: bool
     error: str = ""
+    best_epoch: int | None = None
+    exploits: tuple[Exploit, ...] = ()
 
 
 class Limits(BaseModel):
@@ -102,6 +122,10 @@ class Range(BaseModel):
         spaced = np.geomspace if self.log else np.linspace
         return [float(each) for each in spaced(self.low, self.high, self.steps)]
 
+    def nearest(self, value: float) -> float:
+        """`value`, or the bound that it passed."""
+        return min(max(value, self.low), self.high)
+
     def draw(self, generator: np.random.Generator) -> float:
         """One value."""
         if self.log:
@@ -146,6 +170,35 @@ def grid_points(space: Mapping[str, Choice | Range], base: TabularParams) -> lis
         raise TrainingDataError(f"the space is no grid: {error}") from error
     combined = (dict(zip(space, each, strict=True)) for each in itertools.product(*values))
     return list(dict.fromkeys([base, *_settings(base, combined)]))
+
+
+def population_space(space: Space | None) -> Space:
+    """What the members of a population may change: `space`, or what of DEFAULT_SPACE can change in the middle of training.
+
+    Raises: TrainingDataError if the space holds what would want another network or other data, or a value that is not allowed.
+    """
+    if space is None:
+        return {name: source for name, source in DEFAULT_SPACE.items() if name in MID_TRAINING}
+    fixed = sorted(set(space) - set(MID_TRAINING))
+    if fixed or not space:
+        raise TrainingDataError(
+            f"search='pbt' with a space over {sorted(space)}: members copy each other's weights in the middle of training, so "
+            f"{fixed or 'an empty space'} cannot be varied; choose from {list(MID_TRAINING)} and set the others in params, or sweep over "
+            f"them with search='random'"
+        )
+    for name, source in space.items():
+        ends = source.choices if isinstance(source, Choice) else [source.low, source.high]
+        _settings(TabularParams(), ({name: value} for value in ends))
+    return space
+
+
+def population_points(space: Space, base: TabularParams, count: int, seed: int) -> list[TabularParams]:
+    """The settings that members begin with, as `draw_points`. Raises: TrainingDataError as that, or for less than two members."""
+    if count < _LEAST_MEMBERS:
+        raise TrainingDataError(
+            f"num_samples={count}: a population needs two members at least, four to be of use"
+        )
+    return draw_points(space, base, count, seed)
 
 
 def _require_tunable(space: Mapping[str, Choice | Range], count: int) -> None:

@@ -10,6 +10,7 @@ import pyarrow as pa
 from functions.training.checkpoints import WHOLE, Checkpoints
 from functions.training.fitting import Columns
 from functions.training.params import TabularParams
+from functions.training.space import Choice, Range
 
 NUMERIC = ["wind", "load", "seats"]
 CATEGORICAL = ["carrier", "route"]
@@ -43,6 +44,13 @@ def examples(rows=4_000, seed=0, days=40):
 COLUMNS = Columns(NUMERIC, CATEGORICAL, "late")
 NAMES = {"label": "late", "numeric": NUMERIC, "categorical": CATEGORICAL}
 FAST = TabularParams(hidden=(32,), batch_size=512, epochs=4, lr=1e-2)
+POPULATION = {
+    "params": FAST,
+    "space": {"lr": Range(low=1e-5, high=1e-2, log=True), "dropout": Choice(choices=[0.0, 0.1, 0.3])},
+    "search": "pbt",
+    "num_samples": 3,
+    "copy_every": 1,
+}
 
 
 @dataclass(frozen=True, slots=True)

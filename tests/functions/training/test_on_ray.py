@@ -1,3 +1,5 @@
+import json
+import math
 import signal
 import subprocess
 import sys
@@ -9,9 +11,10 @@ import ray
 from functions.batch_inference import predict_batch
 from functions.training import train_tabular
 from functions.training.checkpoints import Checkpoints
-from functions.tuning import Choice, Limits, Range, tune_tabular
+from functions.training.generations import Decision
+from functions.tuning import Choice, Exploit, Limits, Range, tune_tabular
 from registry import Table
-from tests.functions.training.kitchen import FAST, NAMES, Deadly
+from tests.functions.training.kitchen import FAST, NAMES, POPULATION, Deadly
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 
@@ -81,6 +84,62 @@ def test_a_sweep_that_was_killed_half_way_repeats_no_finished_trial(kitchen, tra
         again = f"tags.kind = 'trial' AND tags.trial = '{run.tags['trial']}'"
         assert [found.id for found in registry.search_runs("late-sweep", again)] == [run.id]
     assert sweep.best_loss == min(trial.valid_loss for trial in sweep.trials)
+
+
+def test_a_population_that_was_killed_goes_on_from_its_last_decision(kitchen, training_set):
+    address = ray.get_runtime_context().gcs_address
+    given = ["population", kitchen.store_url, training_set.name, str(training_set.version), address]
+    victim = subprocess.Popen([sys.executable, "-m", "tests.functions.training.victim", *given])
+    found, deadline = [], time.monotonic() + 180
+    while not found:
+        assert victim.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+        found = [key for key in kitchen.store.list("checkpoints/") if key.endswith("/decision-000001.json")]
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    decision = Decision.model_validate_json(kitchen.store.get(found[0]))
+    (first,) = [number for number, member in decision.members.items() if member.exploits]
+
+    sweep = tune_tabular("late", training_set, **NAMES, **POPULATION)
+    assert [(trial.failed, trial.epochs) for trial in sweep.trials] == [(False, FAST.epochs)] * 3
+    registry = kitchen.registry()
+    for number, trial in enumerate(sweep.trials):
+        run = registry.get_run(trial.run_id)
+        took = [point.value for point in run.series("epoch_s")]
+        member = decision.members[number]
+        assert took[0] == member.told[0]["epoch_s"]  # to the microsecond: it was not trained again
+        assert [Exploit(**each) for each in json.loads(run.record().tags.get("exploits", "[]"))] == list(
+            trial.exploits
+        )
+        assert list(trial.exploits[: len(member.exploits)]) == member.exploits
+    taken = sweep.trials[first].exploits[0]
+    assert (taken.epoch, taken.params.hidden) == (1, FAST.hidden)
+    assert sweep.trials[taken.trial].valid_loss < math.inf
+    rates = [point.value for point in registry.get_run(sweep.trials[first].run_id).series("lr")]
+    assert rates[0] == taken.params.lr
+    assert [sweep.descent[0].begin, sweep.descent[-1].end - 1] == [
+        0,
+        sweep.trials[sweep.descent[-1].trial].best_epoch,
+    ]
+    assert (sweep.best_run, sweep.best_params) == (sweep.descent[-1].run_id, sweep.descent[-1].params)
+    assert list(kitchen.store.list("checkpoints/")) == []
+
+
+def test_only_a_population_copies(kitchen, training_set):
+    with pytest.raises(Exception, match="copy_every=2 with search='random': it is of a population"):
+        tune_tabular("late", training_set, **NAMES, params=FAST, copy_every=2)
+    with pytest.raises(Exception, match="copy_every=4 and 4 epochs: no trial would ever copy"):
+        tune_tabular("late", training_set, **NAMES, **POPULATION | {"copy_every": 4})
+
+
+def test_a_population_ends_at_its_limit_though_some_members_wait(kitchen, training_set):
+    used_up = Limits(cpu_hours=1e-9)
+    sweep = tune_tabular("late", training_set, **NAMES, **POPULATION, limits=used_up, concurrency=1)
+    assert sweep.stopped == "limits.cpu_hours=1e-09 reached"
+    assert [(trial.failed, trial.epochs) for trial in sweep.trials] == [(False, 1)]
+    assert [(each.begin, each.end) for each in sweep.descent] == [(0, 1)]
+    assert list(kitchen.store.list("checkpoints/")) == []
 
 
 def test_batch_inference_on_ray_data_scores_each_row_once(kitchen, training_set):

@@ -14,7 +14,7 @@ from functions.training import train_tabular
 from functions.training.params import TabularParams
 from functions.tuning import tune_tabular
 from registry import TableSnapshot, open_store
-from tests.functions.training.kitchen import FAST, NAMES
+from tests.functions.training.kitchen import FAST, NAMES, POPULATION
 
 LONG = TabularParams(hidden=(64, 32), batch_size=64, epochs=9, patience=9)
 SHARD_ROWS = 5_000  # enough commits that one who looks slowly still comes before the last
@@ -23,6 +23,8 @@ SHARD_ROWS = 5_000  # enough commits that one who looks slowly still comes befor
 def work(what: str, snapshot: TableSnapshot) -> object:
     if what == "sweep":
         return tune_tabular("late", snapshot, **NAMES, params=FAST, num_samples=4, concurrency=1)
+    if what == "population":
+        return tune_tabular("late", snapshot, **NAMES, **POPULATION)
     if what == "train":
         return train_tabular("late", snapshot, **NAMES, params=LONG, num_workers=2)
     return predict_batch("late", snapshot, version=1, shard_rows=SHARD_ROWS)
