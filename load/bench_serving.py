@@ -10,7 +10,8 @@ one row, 20 numbers. Ours authenticates, checks, splits and logs.
 --grpc adds the same request through the gRPC front (a Python client with as many calls at once as there are
 connections; it takes as much CPU as the front). --batching measures a larger model instead, that takes hardly longer
 for many rows than for one, without and with `max_batch_rows`; the first of the two is the baseline. --splits adds the same model behind a split of three versions, without and with a shadow; --keys a model of
-40 features, asked with the tensor and by key. --bare measures ours in one process, without Ray and HAProxy.
+40 features, asked with the tensor and by key. --steady sends 70 % of the most that was reached, whatever became of the requests
+before (open loop, a caller in Python that takes a part of a core). --bare measures ours in one process, without Ray and HAProxy.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from pathlib import Path
 import torch
 
 from load import serving_peers
+from load.open_loop import ask_steadily
 from load.serving_bed import (
     ROW,
     Served,
@@ -230,6 +232,14 @@ def report(targets: list[Target], connections: list[int]) -> None:
             print(f"{target.name:24}{count:12}{rate:12.0f}{p50:9.2f}{p99:9.2f}{rate / floor:10.2f}")
 
 
+def report_steadily(target: Target, rounds: int) -> None:
+    """Print how long answers take at 70 % of the highest of the target's median rates."""
+    rate = 0.7 * max(map(statistics.median, target.rates.values()))
+    print(f"\n{target.name}, open loop:")
+    for _ in range(rounds):
+        print(ask_steadily(target.url, target.headers, target.body, rate=rate, seconds=10))
+
+
 def main() -> None:
     """Start both servers, measure them in turns, print."""
     parser = argparse.ArgumentParser(
@@ -249,6 +259,7 @@ def main() -> None:
     parser.add_argument(
         "--keys", action="store_true", help="also a model of 40 features, with tensors and by key"
     )
+    parser.add_argument("--steady", action="store_true", help="also 70 %% of the most, open loop")
     parser.add_argument("--bare", action="store_true", help="ours without Ray and HAProxy")
     parser.add_argument("--no-log", action="store_true", help="ours without the prediction log")
     arguments = parser.parse_args()
@@ -376,6 +387,8 @@ def run(arguments: argparse.Namespace, folder: Path) -> None:
                 for target in targets:
                     measure(target, count, arguments.seconds, folder)
         report(targets, arguments.connections)
+        if arguments.steady:
+            report_steadily(ours_measured[0], arguments.rounds)
 
 
 if __name__ == "__main__":

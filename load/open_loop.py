@@ -1,0 +1,149 @@
+"""One request, so many times a second, whatever became of those before; each is timed from when it was due.
+
+A caller that waits for an answer before it asks again is silent while a server stalls, and never sees the stall. Here
+the moments are drawn beforehand, as of many callers who do not know of each other (a Poisson process, seeded). Written on
+sockets: a general client takes more of a core than the server that it asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["OpenLoop", "ask_steadily"]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenLoop:
+    """What came of it. latencies_ms: from when each request was due; late_ms: how long after that it was sent."""
+
+    rate: float
+    latencies_ms: npt.NDArray[np.float64]
+    late_ms: npt.NDArray[np.float64]
+    failed: int
+
+    def __str__(self) -> str:
+        p50, p99 = np.quantile(self.latencies_ms, [0.5, 0.99])
+        return (
+            f"{len(self.latencies_ms)} requests at {self.rate:.0f}/s: p50 {p50:.2f} ms, p99 {p99:.2f} ms, {p99 / p50:.1f} times; "
+            f"{self.failed} failed; sent late by {np.median(self.late_ms):.2f} ms (p50)"
+        )
+
+
+def ask_steadily(
+    url: str, headers: Mapping[str, str], body: bytes, *, rate: float, seconds: float, connections: int = 64
+) -> OpenLoop:
+    """POST `body` to `url` about `rate` times a second for so long. Raises: OSError if nobody listens there."""
+    parts = urlsplit(url)
+    lines = [f"POST {parts.path} HTTP/1.1", f"Host: {parts.netloc}", f"Content-Length: {len(body)}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    request = "\r\n".join([*lines, "", ""]).encode() + body
+    rng = np.random.default_rng(7)
+    due_s = np.cumsum(rng.exponential(1 / rate, size=max(1, round(rate * seconds))))
+    caller = _Caller(request, due_s)
+    with asyncio.Runner(loop_factory=_precise) as runner:
+        runner.run(caller.run(parts.hostname or "", parts.port or 80, connections))
+    return OpenLoop(rate, caller.latencies_s * 1e3, caller.late_s * 1e3, caller.failed)
+
+
+def _precise() -> asyncio.SelectorEventLoop:
+    """select() waits for microseconds; epoll, and uvloop's timers, for whole milliseconds."""
+    return asyncio.SelectorEventLoop(selectors.SelectSelector())
+
+
+class _Caller:
+    """Sends when something is due, on a connection that is free, or as soon as one is."""
+
+    def __init__(self, request: bytes, due_s: npt.NDArray[np.float64]) -> None:
+        self.request, self.due_s = request, due_s
+        self.latencies_s, self.late_s = np.zeros(len(due_s)), np.zeros(len(due_s))
+        self.failed = 0
+        self.left = len(due_s)
+        self.free: deque[_Connection] = deque()
+        self.waiting: deque[int] = deque()
+        self.done = asyncio.Event()
+
+    async def run(self, host: str, port: int, connections: int) -> None:
+        loop = asyncio.get_running_loop()
+        opened = [
+            await loop.create_connection(lambda: _Connection(self), host, port) for _ in range(connections)
+        ]
+        self.free.extend(protocol for _, protocol in opened)
+        self.begin = loop.time()
+        self._go_on(0)
+        await self.done.wait()
+        for transport, _ in opened:
+            transport.close()
+
+    def _go_on(self, next_: int) -> None:
+        """Send all that is due by now, and come back when the next is."""
+        loop = asyncio.get_running_loop()
+        while next_ < len(self.due_s) and self.due_s[next_] <= loop.time() - self.begin:
+            self.waiting.append(next_)
+            next_ += 1
+        self.send()
+        if next_ < len(self.due_s):
+            loop.call_at(self.begin + self.due_s[next_], self._go_on, next_)
+
+    def send(self) -> None:
+        """As many as there are connections for."""
+        now = asyncio.get_running_loop().time() - self.begin
+        while self.waiting and self.free:
+            number = self.waiting.popleft()
+            self.late_s[number] = now - self.due_s[number]
+            self.free.popleft().send(number)
+
+    def answered(self, connection: _Connection, number: int, *, ok: bool) -> None:
+        """Note an answer; its connection is free again."""
+        self.latencies_s[number] = asyncio.get_running_loop().time() - self.begin - self.due_s[number]
+        self.failed += not ok
+        self.left -= 1
+        if self.left == 0:
+            self.done.set()
+            return
+        self.free.append(connection)
+        self.send()
+
+
+class _Connection(asyncio.Protocol):
+    """One connection that is kept: a request, its answer, the next request."""
+
+    def __init__(self, caller: _Caller) -> None:
+        self._caller, self._number, self._got = caller, -1, b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)  # noqa: S101 - a stream's is one
+        self._transport = transport
+
+    def send(self, number: int) -> None:
+        """Send the request of that number."""
+        self._number, self._got = number, b""
+        self._transport.write(self._caller.request)
+
+    def data_received(self, data: bytes) -> None:
+        self._got += data
+        head, end, rest = self._got.partition(b"\r\n\r\n")
+        if end and len(rest) >= _length_of(head):
+            self._caller.answered(self, self._number, ok=b" 200 " in head[:13])
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        if (
+            not self._caller.done.is_set()
+        ):  # what it had sent, and all that is left, cannot be told from failed
+            self._caller.failed += self._caller.left
+            self._caller.done.set()
+
+
+def _length_of(head: bytes) -> int:
+    """The length of the body as the head says it. Raises: ValueError if it says none."""
+    for line in head.lower().split(b"\r\n"):
+        if line.startswith(b"content-length:"):
+            return int(line[15:])
+    raise ValueError(f"an answer without Content-Length cannot be read: {head[:200]!r}")
