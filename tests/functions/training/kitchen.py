@@ -45,7 +45,7 @@ COLUMNS = Columns(NUMERIC, CATEGORICAL, "late")
 NAMES = {"label": "late", "numeric": NUMERIC, "categorical": CATEGORICAL}
 FAST = TabularParams(hidden=(32,), batch_size=512, epochs=4, lr=1e-2)
 POPULATION = {
-    "params": FAST,
+    "params": FAST.model_copy(update={"epochs": 3}),
     "space": {"lr": Range(low=1e-5, high=1e-2, log=True), "dropout": Choice(choices=[0.0, 0.1, 0.3])},
     "search": "pbt",
     "num_samples": 3,
