@@ -48,6 +48,7 @@ ROW = "toque_row"  # number of an entity row, to give rows back in order
 _MIN_PARTITIONS = 8
 _ROWS_PER_PARTITION = 500_000
 _ROWS_PER_BLOCK = 250_000
+_ROWS_PER_STEP = 100_000  # of a task that keeps few of the rows it reads
 # A shuffle cuts each task's rows into as many pieces as there are tasks, and pieces below 100 kB Ray keeps in the driver's own
 # memory: few tasks of many rows each, so that pieces stay larger than that.
 _TASKS, _MOST_ROWS_PER_TASK, _MOST_FILTERED = 32, 1_000_000, 2_000_000
@@ -213,7 +214,7 @@ def _read_answers(
     version, files = _files(pieces, offline=offline, view=view, number=number)
     wanted, keys = ray.get(asked), [key.name for key in view.join_keys]
     found = [offline_schema(view).empty_table()]
-    for rows, _ in offline.batches(view, version, files, start=None, end=None, rows=_ROWS_PER_BLOCK):
+    for rows, _ in offline.batches(view, version, files, start=None, end=None, rows=_ROWS_PER_STEP):
         answers = wanted.answers(rows, key_hashes(rows, keys), keys=keys, ttl=view.ttl, as_known=as_known)
         found.append(rows.take(pa.array(answers)))
     return pa.concat_tables(found)

@@ -52,13 +52,22 @@ def pack(table: pa.Table, hashes: Hashes, *, side: int, parts: int) -> pa.Table:
 
 def _payloads(tables: Sequence[pa.Table]) -> pa.LargeBinaryArray:
     """Tables as bytes, written once into the one buffer of the column."""
-    sink, ends = pa.BufferOutputStream(), [0]
-    for table in tables:
-        with pa.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(table)
-        ends.append(sink.tell())
+    measured = pa.MockOutputStream()
+    ends = [0, *(_write(table, measured) for table in tables)]
+    buffer = pa.allocate_buffer(ends[-1])  # of the final size, for one that grows takes twice as much
+    with pa.FixedSizeBufferWriter(buffer) as sink:
+        for table in tables:
+            _write(table, sink)
     offsets = pa.array(ends, pa.int64()).buffers()[1]
-    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(tables), [None, offsets, sink.getvalue()])
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(tables), [None, offsets, buffer])
+
+
+def _write(table: pa.Table, sink: pa.NativeFile) -> int:
+    """Returns: where it ends."""
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    end: int = sink.tell()
+    return end
 
 
 def unpack(group: pa.Table, side: int) -> pa.Table | None:
