@@ -38,7 +38,7 @@ class LogWriter:
         redis_url: str,
         *,
         limit_bytes: int = 1 << 30,
-        segment_bytes: int = 8 << 20,
+        segment_bytes: int = 1 << 20,
         fsync: bool = False,
         poll_s: float = 0.1,
         tidy_every_s: float = 5.0,
