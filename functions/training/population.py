@@ -118,6 +118,7 @@ class Population(PopulationBasedTraining):
         trial.set_config(trial.config | {"settings": member.settings.model_dump(mode="json")})
         super().on_trial_add(tune_controller, trial)
         trial.set_status(TuneTrial.PAUSED)
+        trial.init_local_path()  # Tune reads results of one that never ran, too, and a trial has its folder from its first run on
         if self._epoch > 0:
             state = self._trial_state[trial]
             state.last_train_time = state.last_perturbation_time = self._epoch
