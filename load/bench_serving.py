@@ -232,12 +232,14 @@ def report(targets: list[Target], connections: list[int]) -> None:
             print(f"{target.name:24}{count:12}{rate:12.0f}{p50:9.2f}{p99:9.2f}{rate / floor:10.2f}")
 
 
-def report_steadily(target: Target, rounds: int) -> None:
-    """Print how long answers take at 70 % of the highest of the target's median rates."""
-    rate = 0.7 * max(map(statistics.median, target.rates.values()))
-    print(f"\n{target.name}, open loop:")
+def report_steadily(targets: list[Target], rounds: int) -> None:
+    """Print, in turns, how long answers take at 70 % of the highest of each target's median rates."""
+    print("\nopen loop:")
     for _ in range(rounds):
-        print(ask_steadily(target.url, target.headers, target.body, rate=rate, seconds=10))
+        for target in targets:
+            rate = 0.7 * max(map(statistics.median, target.rates.values()))
+            found = ask_steadily(target.url, target.headers, target.body, rate=rate, seconds=10)
+            print(f"{target.name:24}{found}")
 
 
 def main() -> None:
@@ -388,7 +390,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> None:
                     measure(target, count, arguments.seconds, folder)
         report(targets, arguments.connections)
         if arguments.steady:
-            report_steadily(ours_measured[0], arguments.rounds)
+            report_steadily(targets[:2], arguments.rounds)
 
 
 if __name__ == "__main__":
