@@ -83,7 +83,7 @@ class Governance(Layers):
         expected: Expected = UNCHECKED,
         override: str = "",
     ) -> ModelVersion:
-        """Make a version the champion and end its canaries and shadows, in one entry.
+        """Make a version the champion and end its canaries, shadows and rules to a version, in one entry.
 
         Raises: as `set_alias`.
         """
@@ -96,7 +96,7 @@ class Governance(Layers):
         self._change(name, lambda state: decisions.delete_alias(state, alias, reason=reason))
 
     def rollback(self, name: str, alias: str = CHAMPION, *, reason: str = "") -> ModelVersion:
-        """Point an alias back to the version before, in one entry; ends canaries and shadows too.
+        """Point an alias back to the version before, in one entry; ends canaries, shadows and rules to a version too.
 
         Passed over are versions rejected or deleted meanwhile and, where the alias is guarded, those that the
         policy would not let there now, unless an override once did.

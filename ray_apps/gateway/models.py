@@ -233,7 +233,7 @@ async def set_alias(request: Request, model: Name, alias: Name, body: Pointing, 
 
 @router.post("/{model}/promote", response_model=ModelVersion)
 async def promote(request: Request, model: Name, body: Pointing, principal: Operator) -> Json:
-    """Make a version the champion and end its canaries and shadows, at once."""
+    """Make a version the champion and end its canaries, shadows and rules to a version, at once."""
     return await by_registry(request, principal, lambda registry: registry.promote(model, **_given(body)))
 
 
