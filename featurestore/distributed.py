@@ -51,7 +51,7 @@ _ROWS_PER_BLOCK = 250_000
 _ROWS_PER_STEP = 100_000  # of a task that keeps few of the rows it reads
 # A shuffle cuts each task's rows into as many pieces as there are tasks, and pieces below 100 kB Ray keeps in the driver's own
 # memory: few tasks of many rows each, so that pieces stay larger than that.
-_TASKS, _MOST_ROWS_PER_TASK, _MOST_FILTERED = 32, 1_000_000, 2_000_000
+_TASKS, _MOST_ROWS_PER_TASK, _MOST_FILTERED = 32, 1_000_000, 1_250_000
 
 Dataset = ray.data.Dataset
 
