@@ -86,20 +86,30 @@ def test_a_sweep_that_was_killed_half_way_repeats_no_finished_trial(kitchen, tra
     assert sweep.best_loss == min(trial.valid_loss for trial in sweep.trials)
 
 
+def first_decision(store):
+    """That of a population after its first epoch, once it is there with all weights that it names."""
+    keys, name = set(store.list("checkpoints/")), "decision-000001.json"
+    for key in keys:
+        if key.endswith(name):
+            decision, folder = Decision.model_validate_json(store.get(key)), key.removesuffix(name)
+            saved = {f"{folder}{each.weights:04d}/000000.safetensors" for each in decision.members.values()}
+            return decision if saved <= keys else None
+    return None
+
+
 @pytest.mark.timeout(900)  # each member's turn may start a process
 def test_a_population_that_was_killed_goes_on_from_its_last_decision(kitchen, training_set):
     address = ray.get_runtime_context().gcs_address
     given = ["population", kitchen.store_url, training_set.name, str(training_set.version), address]
     victim = subprocess.Popen([sys.executable, "-m", "tests.functions.training.victim", *given])
-    found, deadline = [], time.monotonic() + 300
-    while not found:
+    decision, deadline = None, time.monotonic() + 300
+    while decision is None:
         assert victim.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
-        found = [key for key in kitchen.store.list("checkpoints/") if key.endswith("/decision-000001.json")]
+        decision = first_decision(kitchen.store)
     victim.send_signal(signal.SIGKILL)
     victim.wait()
-    decision = Decision.model_validate_json(kitchen.store.get(found[0]))
     (first,) = [number for number, member in decision.members.items() if member.exploits]
 
     sweep = tune_tabular("late", training_set, **NAMES, **POPULATION)
