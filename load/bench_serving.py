@@ -362,6 +362,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> None:
     ]
     floor += ["--http", "httptools", "--log-level", "warning", "--no-access-log", "--lifespan", "off"]
     ours = [sys.executable, "-m", "ray_apps.predictor", "--port", str(our_port), *models]
+    ours += ["--num-cpus", str(max(os.cpu_count() or 1, len(models)))]  # idle replicas need room, not time
     ours += ["--grpc-port", str(grpc_port)] if arguments.grpc else []
     ours += ["--bare"] if arguments.bare else []
     ours += ["--no-log"] if arguments.no_log else []
