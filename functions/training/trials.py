@@ -78,15 +78,20 @@ def run_trials(
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         )
-        errors: dict[int, str] = {}
-        try:
-            with interruptible():
-                results = tuner.fit()
-            for result in (results[number] for number in range(len(results))):
-                if result.error is not None:
-                    errors[(result.config or {})["point"]] = _last_line(result.error)
-        finally:
-            tracker.close(errors)
+        _fit(tuner, tracker)
+
+
+def _fit(tuner: tune.Tuner, tracker: TrialTracker) -> None:
+    """Run the sweep, and end every run of it, however it ended."""
+    errors: dict[int, str] = {}
+    try:
+        with interruptible():
+            results = tuner.fit()
+        for result in (results[number] for number in range(len(results))):
+            if result.error is not None:
+                errors[(result.config or {})["point"]] = _last_line(result.error)
+    finally:
+        tracker.close(errors)
 
 
 class Budget(tune.Stopper):
