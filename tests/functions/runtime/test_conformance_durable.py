@@ -183,7 +183,7 @@ def hold_out(path: str) -> None:
             time.sleep(60)
 
 
-@function(timeout_s=0.3)
+@function(timeout_s=3)  # long enough to have begun, however busy the machine
 def stubborn(path: str) -> None:
     hold_out(path)
 
