@@ -96,14 +96,14 @@ def wrong(path: str) -> int:
 
 @function(timeout_s=0.5)
 def sleep_long(path: str) -> None:
-    time.sleep(20)
+    time.sleep(600)
     leave(path)
 
 
 @function(timeout_s=3)  # long enough to have begun, however busy the machine
 def stubborn(path: str) -> None:
     leave(path, "started")
-    for _ in range(20):
+    for _ in range(60):
         with suppress(BaseException):
             time.sleep(1)
     leave(path, "ended")
@@ -192,10 +192,8 @@ def test_an_error_outside_the_filter_is_not_retried(traces: Any) -> None:
 
 
 def test_a_timeout_kills_the_work(traces: Any) -> None:
-    started = time.monotonic()
     with pytest.raises(TimedOut):
         sleep_long.remote(traces.path).result(60)
-    assert time.monotonic() - started < 19
     assert traces.read() == []
 
 
