@@ -28,6 +28,7 @@ from registry import ModelVersion, Table
 
 Kind = Literal["feature", "slice", "table", "version", "incident"]
 _BEYOND_CHANCE = 3.0  # standard errors from which a part is told
+_NEARLY_ALL = 0.95  # of the rows
 _SLICES, _FEWEST = 10, 30
 
 
@@ -173,10 +174,9 @@ def _drifted_since(post: Post, end: datetime) -> dict[str, datetime]:
 
 
 def _slices(parts: Sequence[ColumnChange]) -> list[Cause]:
-    """Cells of columns that lose more than they did, beyond chance."""
-    worse = [
-        cell for one in parts for cell in one.cells if cell.contribution > _BEYOND_CHANCE * cell.error > 0
-    ]
+    """Cells of columns that lose more than they did, beyond chance; one of nearly all rows would say nothing."""
+    cells = [cell for one in parts for cell in one.cells if cell.share_after < _NEARLY_ALL]
+    worse = [cell for cell in cells if cell.contribution > _BEYOND_CHANCE * cell.error > 0]
     worse.sort(key=lambda cell: -cell.contribution)
     return [
         Cause(

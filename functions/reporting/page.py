@@ -72,9 +72,12 @@ def _by_week(found: Findings, measure: str) -> str:
     ):
         values = [getattr(week, f"{prefix}_{measure}") for week in found.weeks]
         figure.add_scatter(x=at, y=values, name=name, mode="lines+markers", line={"color": colour})
-    for happening in found.happenings:
-        if happening.kind in SHOWN and at[0] <= happening.at <= found.end:
-            _mark(figure, happening)
+    marked = [one for one in found.happenings if one.kind in SHOWN and at[0] <= one.at <= found.end]
+    for happening in marked:
+        _mark(figure, happening)
+    for kind in sorted({one.kind for one in marked}):  # lines without points: what the legend needs
+        dotted = {"color": SHOWN[kind], "dash": "dot"}
+        figure.add_scatter(x=[None], y=[None], name=kind, mode="lines", line=dotted)
     return drawn(figure, "log loss (nats)" if measure == "loss" else "AUC")
 
 
@@ -86,7 +89,7 @@ def _mark(figure: go.Figure, happening: Happening) -> None:
         line={"color": colour, "width": 1, "dash": "dot"},
     )  # fmt: skip
     figure.add_annotation(
-        x=happening.at, y=1, yref="paper", text=happening.kind[0].upper(), showarrow=False,
+        x=happening.at, y=1, yref="paper", text="▾", showarrow=False,
         font={"color": colour, "size": 11}, hovertext=happening.text, yanchor="bottom",
     )  # fmt: skip
 

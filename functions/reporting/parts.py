@@ -40,7 +40,8 @@ def drawn(figure: go.Figure, axis: str) -> str:
         yaxis_title=axis,
         hovermode="x",
     )
-    html_text: str = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False})
+    quiet = {"displayModeBar": False}  # its buttons would hide the marks
+    html_text: str = figure.to_html(full_html=False, include_plotlyjs=False, config=quiet)
     return html_text
 
 

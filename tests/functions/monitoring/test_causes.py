@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from functions.monitoring import Alarm, DriftMonitor, alarms, watch_drift
+from functions.monitoring import Alarm, DriftMonitor, alarms, causes, watch_drift
 from functions.reporting import alarm_report
 from functions.runtime import use_context
+from functions.stats.decompose import CellChange, ColumnChange
 from tests.functions.monitoring.conftest import DAY, MODEL, START
 
 
@@ -59,6 +60,15 @@ def test_a_model_that_no_longer_fits_shows_in_slices_and_not_in_features(diner: 
         found = alarm_report(MODEL).causes
     assert {one.kind for one in found.causes} == {"slice"}
     assert all(one.contribution and one.error and one.contribution > 3 * one.error for one in found.causes)
+
+
+def test_a_slice_of_nearly_all_rows_is_none() -> None:
+    cells = [
+        CellChange(name, share, share, 0.4, 0.6, 0.2 * share, 0.01)
+        for name, share in [("rain >= 0", 1.0), ("rain is missing", 0.9)]
+    ]
+    parts = [ColumnChange("rain", 0.0, 0.2, 0.01, (cell,)) for cell in cells]
+    assert [one.what for one in causes._slices(parts)] == ["rain is missing"]
 
 
 def test_a_drifted_feature_says_since_when_and_an_incident_what_it_spoiled(diner: Any) -> None:

@@ -143,6 +143,7 @@ def test_the_page_stands_alone_and_escapes_what_it_shows():
     assert "all is &lt;well&gt;" in page
     assert "m&lt;script&gt;" in page
     assert "loss &amp; drift" in page
+    assert page.count('"name":"alarm"') == 2  # what the lines over both plots are
     without_library = re.sub(r"<script[^>]*>.*?</script>", "", page, flags=re.DOTALL)
     assert not re.search(r"""(src|href)=["']?(http|//)""", without_library)
     assert "<script src" not in page
