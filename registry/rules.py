@@ -156,9 +156,8 @@ def set_traffic(
     if expected is not None and expected != traffic.entry:
         raise Stale(f"traffic of {state.name}", expected, traffic.entry)
     named = _resolve(rules, {name: version for name, (version, _) in arms.items()})
-    ruled = [version for rule in named for version in rule.versions]
-    answering = [*(version for version, _ in arms.values()), *ruled]
-    for number in [*answering, *shadows]:
+    split = [version for version, _ in arms.values()]
+    for number in [*split, *_ruled(named), *shadows]:
         require_usable(state, number)
     new = _recorded(state, arms)
     unique_shadows = list(dict.fromkeys(shadows))
@@ -171,7 +170,9 @@ def set_traffic(
         and named == state.split.rules
     ):
         return None
-    guarded = answering if state.policy.guarded else []
+    # Rules that stand were let in when they came: a rollout carries them along and need not answer for them again.
+    added = _ruled([rule for rule in named if rule not in state.split.rules])
+    guarded = [*split, *added] if state.policy.guarded else []
     salt = (state.split.salt or f"{state.name}/{state.entries}") if new or unique_shadows else ""
     body: Body = {"kind": "traffic", "arms": new, "shadows": unique_shadows, "salt": salt, "reason": reason}
     if part is not None:
@@ -179,6 +180,10 @@ def set_traffic(
     if named:
         body |= {"kind": "traffic-by-rule", "rules": [jsonable(rule) for rule in named]}
     return body | _mark(_broken(state, guarded, override), override)
+
+
+def _ruled(rules: Sequence[TrafficRule]) -> list[int]:
+    return [version for rule in rules for version in rule.versions]
 
 
 def require_layer(state: ModelState, part: LayerPart | None, *, keeps_arms: bool) -> None:

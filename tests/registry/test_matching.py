@@ -256,6 +256,9 @@ def test_a_rule_needs_what_an_arm_needs_and_holds_its_version(reg: Registry):
         reg.set_traffic("late", {}, rules=[DUTCH])
     reg.set_traffic("late", {}, rules=[DUTCH], override="the fair is tomorrow")
     assert [mark.reason for mark in reg.get_version("late", 2).overrides] == ["the fair is tomorrow"]
+    reg.set_traffic("late", {}, rules=[DUTCH], shadows=[3])  # whoever carries it along need not say why again
+    with pytest.raises(Refused, match="not allowed to go live: late@2"):
+        reg.set_traffic("late", {}, rules=[DUTCH, DUTCH.model_copy(update={"name": "belgian"})])
     for forbidden in (reg.delete_version, reg.reject):
         with pytest.raises(Refused, match="traffic rule 'dutch'"):
             forbidden("late", 2)
