@@ -23,6 +23,7 @@ from functions.runtime.cluster import NOT_WHERE_IT_SERVES
 from functions.runtime.context import context
 from functions.runtime.declaration import Demand, Resources
 from functions.runtime.function import function
+from functions.runtime.niceness import step_back
 from functions.training.assembly import input_columns, table_inputs
 from functions.training.errors import TrainingDataError
 from functions.training.loop import threads
@@ -115,7 +116,7 @@ def predict_batch(
 
 
 class ShardScorer:
-    """Scores shards with one loaded version: an actor of the pool."""
+    """Scores shards with one loaded version."""
 
     def __init__(self, registry: Registry, version: ModelVersion) -> None:
         with tempfile.TemporaryDirectory(prefix="toque-model-") as folder:
@@ -137,6 +138,14 @@ class ShardScorer:
         for name, values in outputs.items():
             result = result.append_column(name, _column(values))
         return result
+
+
+class PoolScorer(ShardScorer):
+    """An actor of the pool."""
+
+    def __init__(self, registry: Registry, version: ModelVersion) -> None:
+        step_back()
+        super().__init__(registry, version)
 
 
 def _pending(registry: Registry, job: BatchJob, target: Table) -> tuple[pa.Table, list[int]]:
@@ -190,7 +199,7 @@ def _on_ray(
     registry: Registry, job: BatchJob, shards: Sequence[pa.Table], max_actors: int
 ) -> Iterator[pa.Table]:
     dataset = ray.data.from_arrow(list(shards)).map_batches(
-        ShardScorer,
+        PoolScorer,
         fn_constructor_args=(registry, job.version),
         batch_size=None,
         batch_format="pyarrow",

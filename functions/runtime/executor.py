@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 from functions.runtime import catalog, cluster
 from functions.runtime.attendance import Assignment, Attended, attend
 from functions.runtime.context import Context
-from functions.runtime.declaration import NICENESS
 from functions.runtime.errors import FunctionError, UnknownFunction
 from functions.runtime.lease import believed_until
 from functions.runtime.ledger import Followed, Ledger, later
+from functions.runtime.niceness import step_back
 from functions.runtime.nursery import Child
 from functions.runtime.places import Places
 from functions.runtime.queue import Note, QueueReader
@@ -349,5 +349,5 @@ def _task(function: Function[..., Any]) -> Any:
 
 def _attended(assignment: Assignment) -> Outcome:
     if assignment.function.demand:
-        os.nice(NICENESS)
+        step_back()
     return Outcome(attend(assignment))

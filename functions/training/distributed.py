@@ -6,7 +6,6 @@ up to rounding. On CPUs they talk through gloo, on GPUs through nccl.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol, TypeVar
@@ -17,7 +16,7 @@ import ray.train.torch
 import torch
 
 from functions.runtime.cluster import NOT_WHERE_IT_SERVES
-from functions.runtime.declaration import NICENESS
+from functions.runtime.niceness import step_back
 from functions.training.cost import Meter, Spent
 from functions.training.errors import TrainingError
 from functions.training.interrupts import interruptible
@@ -144,7 +143,7 @@ def _work(config: dict[str, Any]) -> Done[Any] | TrainingError:
     """One worker's part. An error of the data or the loss is returned: starting again would only meet it again."""
     job: Job[Any] = config["job"]
     workers: Workers = config["workers"]
-    os.nice(NICENESS)
+    step_back()
     device = "cpu" if workers.device == "cpu" else str(ray.train.torch.get_device())
     world = Shards(device) if workers.sharding == "shard" else Replicas(device)
     first, meter = world.rank == 0, Meter(device, workers.gpus_each)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,7 +10,7 @@ from typing import Any
 from ray import tune
 
 from functions.runtime.cluster import NOT_WHERE_IT_SERVES
-from functions.runtime.declaration import NICENESS
+from functions.runtime.niceness import step_back
 from functions.training.asking import METRIC, Asker
 from functions.training.cost import Meter
 from functions.training.fitting import Prepared, new_trainer
@@ -122,7 +121,7 @@ class TabularTrial(tune.Trainable):
         gpus: float,
     ) -> None:
         """Begin with the setting that `config` points at."""
-        os.nice(NICENESS)
+        step_back()
         self._prepared, self._points, self._cpus, self._gpus = prepared, points, cpus, gpus
         self._trainer = self._begin(config)
 

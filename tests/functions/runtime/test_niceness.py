@@ -1,0 +1,44 @@
+"""A process that steps back does so against other sessions too, where Linux shares CPUs among sessions first."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from functions.runtime.declaration import NICENESS
+from functions.runtime.niceness import AUTOGROUP
+
+STEPS_BACK = """
+import json, os
+from functions.runtime.niceness import AUTOGROUP, step_back
+step_back()
+told = AUTOGROUP.read_text() if AUTOGROUP.exists() else ""
+print(json.dumps([os.getpriority(os.PRIO_PROCESS, 0), os.getsid(0) == os.getpid(), told.split()[-1:]]))
+"""
+
+
+def stepped_back(**started: Any) -> tuple[int, bool, list[str]]:
+    """Its niceness, whether it leads a session, and what that one's niceness is."""
+    child = subprocess.run(
+        [sys.executable, "-c", STEPS_BACK], stdout=subprocess.PIPE, check=True, timeout=120, **started
+    )
+    niceness, leads, told = json.loads(child.stdout)
+    return niceness, leads, told
+
+
+@pytest.mark.skipif(not os.access(AUTOGROUP, os.W_OK), reason="CPUs are not shared among sessions here")
+@pytest.mark.parametrize("group", [None, 0], ids=["member of a group", "leader of one"])
+def test_who_steps_back_has_a_session_of_its_own_that_is_as_nice(group: int | None) -> None:
+    wanted = min(os.getpriority(os.PRIO_PROCESS, 0) + NICENESS, 19)
+    assert stepped_back(process_group=group) == (wanted, True, [str(wanted)])
+
+
+def test_the_niceness_of_a_session_that_others_may_be_in_stays() -> None:
+    niceness, _, told = stepped_back(start_new_session=True)
+    assert niceness == min(os.getpriority(os.PRIO_PROCESS, 0) + NICENESS, 19)
+    assert told in ([], ["0"])
