@@ -1,0 +1,16 @@
+"""The project of `bench_counter`: one model, so that the platform serves it, which nobody watches and nothing retrains."""
+
+from functions.project import ModelDefinition
+
+FEATURES: list[object] = []
+MODELS = [
+    ModelDefinition(
+        name="mlp",
+        service="none",
+        entities="none",
+        label="y",
+        numeric=("x",),
+        monitors=(),
+        retraining=None,
+    )
+]
