@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from functions.runtime.declaration import NICENESS
 
 __all__ = ["step_back"]
 
+ENABLED = Path("/proc/sys/kernel/sched_autogroup_enabled")
 AUTOGROUP = Path("/proc/self/autogroup")
 PATIENCE_S, AGAIN_S = 30.0, 0.1  # Linux takes one such word in a tenth of a second, whosever
 _logger = logging.getLogger(__name__)
@@ -21,26 +23,44 @@ def step_back() -> None:
 
     Where Linux shares CPUs among sessions first (autogroups), niceness counts within a session only. A worker of Ray is in
     the session of those that serve: it would use up their share, and their niceness 0 would not get it back from other
-    sessions. So it goes into a session of its own, which is as nice. A session's leader stays where it is.
+    sessions. So it goes into a session of its own, which is as nice. A session's leader stays where it is; so does who may
+    not go, which is told in the log and no error.
     """
     niceness = os.nice(NICENESS)
-    if os.getsid(0) == os.getpid() or not os.access(AUTOGROUP, os.W_OK):
+    if os.getsid(0) == os.getpid() or not shared_among_sessions():
         return
+    try:
+        _leave_session()
+        _tell(niceness)
+    except OSError as error:
+        _logger.warning("niceness %d does not count against other sessions: %s", niceness, error)
+
+
+def shared_among_sessions() -> bool:
+    """Whether this kernel shares CPUs among sessions first."""
+    with suppress(OSError):
+        return ENABLED.read_text().strip() == "1" and os.access(AUTOGROUP, os.W_OK)
+    return False
+
+
+def _leave_session() -> None:
+    """Found a session. Raises: OSError if that is not allowed."""
     if (
         os.getpgrp() == os.getpid()
-    ):  # the leader of a group has to leave it first; a moment later its group is again its own
+    ):  # who leads a group has to leave it first, and leads it again a moment later
         os.setpgid(0, os.getpgid(os.getppid()))
     os.setsid()
+
+
+def _tell(niceness: int) -> None:
+    """Give this session its niceness. Raises: OSError if the kernel does not take it."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
             AUTOGROUP.write_text(str(niceness))
         except BlockingIOError:
             if time.monotonic() > deadline:
-                _logger.warning(
-                    "%s took no niceness within %s s: this session has none", AUTOGROUP, PATIENCE_S
-                )
-                return
+                raise
             time.sleep(AGAIN_S)
         else:
             return
