@@ -45,9 +45,8 @@ def shared_among_sessions() -> bool:
 
 def _leave_session() -> None:
     """Found a session. Raises: OSError if that is not allowed."""
-    if (
-        os.getpgrp() == os.getpid()
-    ):  # who leads a group has to leave it first, and leads it again a moment later
+    leads_group = os.getpgrp() == os.getpid()
+    if leads_group:  # such a one has to leave it first, and leads it again a moment later
         os.setpgid(0, os.getpgid(os.getppid()))
     os.setsid()
 
