@@ -95,6 +95,11 @@ def _counters(models: Mapping[str, Placement]) -> list[tuple[str, str | None, An
 
 
 def _placed(options: PredictorOptions, place: Placement) -> PredictorOptions:
+    if place.dedicated:
+        from ray_apps.predictor import DedicatedOptions  # late: as above
+
+        own = place.model_dump(include={"min_replicas", "max_replicas", "num_cpus", "num_gpus"})
+        return options.model_copy(update={"dedicated": DedicatedOptions(**own)})
     if place.min_replicas == place.max_replicas:
         return options.model_copy(update={"num_replicas": place.max_replicas})
     return options.model_copy(update={"min_replicas": place.min_replicas, "max_replicas": place.max_replicas})

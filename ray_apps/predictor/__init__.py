@@ -16,11 +16,12 @@ from ray_apps.predictor.deployment import (
     pool_application,
     route_prefix,
 )
-from ray_apps.predictor.options import PoolOptions, PredictorOptions
+from ray_apps.predictor.options import DedicatedOptions, PoolOptions, PredictorOptions
 
 __all__ = [
     "POOL_APP",
     "POOL_PREFIX",
+    "DedicatedOptions",
     "PoolOptions",
     "PredictorOptions",
     "app_name",

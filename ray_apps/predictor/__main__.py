@@ -21,7 +21,7 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ray_apps.predictor.door import Door
@@ -63,12 +63,22 @@ def main() -> None:
     parser.add_argument(
         "--idle-s", type=float, default=300.0, help="how long nobody asks before the last one stops"
     )
+    parser.add_argument(
+        "--dedicated",
+        action="store_true",
+        help="each version in a deployment of its own, of --min-replicas to --max-replicas",
+    )
+    parser.add_argument(
+        "--linger-s", type=float, default=60.0, help="how long such a one stays when nobody needs it"
+    )
     parser.add_argument("--num-cpus", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--no-authentication", action="store_true", help="let everybody in; for measurements")
     parser.add_argument("--no-log", action="store_true", help="log no predictions")
     arguments = parser.parse_args()
     if not arguments.models and not arguments.pool:
         parser.error("name at least one MODEL, or give --pool")
+    if arguments.bare and arguments.dedicated:
+        parser.error("--dedicated needs Ray; leave out --bare")
     if arguments.bare:
         _serve_bare(arguments)
         return
@@ -122,10 +132,19 @@ def _options(arguments: argparse.Namespace) -> PredictorOptions:
         authentication=not arguments.no_authentication,
         log=not arguments.no_log,
         num_replicas=arguments.replicas,
-        min_replicas=arguments.min_replicas,
-        max_replicas=arguments.max_replicas,
         idle_s=arguments.idle_s,
+        **(_dedicated(arguments) if arguments.dedicated else _scale(arguments)),
     )
+
+
+def _scale(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {"min_replicas": arguments.min_replicas, "max_replicas": arguments.max_replicas}
+
+
+def _dedicated(arguments: argparse.Namespace) -> dict[str, Any]:
+    most = arguments.max_replicas or max(1, arguments.min_replicas)
+    own = {"min_replicas": arguments.min_replicas, "max_replicas": most, "linger_s": arguments.linger_s}
+    return {"dedicated": {**own, "num_cpus": 0}}
 
 
 def _pool_options(arguments: argparse.Namespace) -> PoolOptions:

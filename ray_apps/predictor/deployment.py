@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import gc
+import asyncio
 import os
-import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import serve
 from ray.serve.schema import LoggingConfig
 
 from featurestore import FeatureStore
 from functions.prediction_log import LogWriter
 from functions.runtime.clock import clock_named
+from ray_apps.predictor.dedicated import ServeSite
 from ray_apps.predictor.door import Door
 from ray_apps.predictor.doorkeeper import Doorkeeper, Gate, OpenDoor
-from ray_apps.predictor.engine import Engine
+from ray_apps.predictor.engine import Engine, Place
 from ray_apps.predictor.http import HttpDoor
 from ray_apps.predictor.middleware import open_lane
 from ray_apps.predictor.options import PoolOptions, PredictorOptions
 from ray_apps.predictor.pool import Pool
 from ray_apps.predictor.pool_door import PoolDoor
+from ray_apps.predictor.process import freeze, furnish_process
 from ray_apps.predictor.recording import Recorder
+from ray_apps.predictor.remote import Dedicated
 from ray_apps.predictor.service import Predictor
 from registry import Registry, open_store
 from registry.access import Access
@@ -81,14 +83,19 @@ class _Platform:
         """How many requests a replica holds at once."""
         return self._options.max_ongoing_requests + max(0, self._options.max_queued_requests)
 
-    def door(self, model: str, *, retain: int = 2) -> HttpDoor:
-        """The HTTP door to a model, nothing loaded. retain: versions kept after the policy dropped them."""
+    def door(self, model: str, *, retain: int = 2, place: Place | None = None) -> HttpDoor:
+        """The HTTP door to a model, nothing loaded.
+
+        retain: versions kept after the policy dropped them. place: where they are loaded, if not here.
+        """
         from ray_apps.predictor.scoring import load_scorer  # late: torch is for replicas, not for who deploys
 
         registry = Registry(self._store, actor=f"predictor/{model}")
         scratch = Path(tempfile.gettempdir()) / "toque-loading"
         poll_s = self._options.poll_s
-        engine = Engine(model, registry, load_scorer, scratch=scratch, poll_s=poll_s, retain=retain)
+        engine = Engine(
+            model, registry, load_scorer, scratch=scratch, poll_s=poll_s, retain=retain, place=place
+        )
         predictor = Predictor(
             engine,
             Recorder(model, self._log),
@@ -106,9 +113,29 @@ class _Platform:
 
 
 def build_predictor(model: str, options: PredictorOptions) -> HttpDoor:
-    """A model's ASGI application, its versions loaded and followed: for tests and servers without Serve."""
+    """A model's ASGI application, its versions loaded and followed: for tests and servers without Serve.
+
+    Raises: ValueError if its versions are to have deployments of their own.
+    """
+    if options.dedicated is not None:
+        raise ValueError("options.dedicated needs Serve, for a version's deployment; leave it out here")
     door = _Platform(model, options).door(model)
     door.predictor.engine.start()
+    return door
+
+
+async def _open_door(model: str, options: PredictorOptions, release: int) -> HttpDoor:
+    """The same in a replica of Serve, whose loop must go on meanwhile: a version elsewhere is asked on it."""
+    own = options.dedicated
+    if own is None:
+        return build_predictor(model, options)
+    loop = asyncio.get_running_loop()
+    site = ServeSite(model, options, own, release=release)
+    dedicated = Dedicated(site, loop=loop, release=release, start_timeout_s=own.start_timeout_s)
+    door = _Platform(model, options).door(model, retain=1, place=dedicated)
+    engine = door.predictor.engine
+    dedicated.start(lambda: engine.loaded)
+    await loop.run_in_executor(None, engine.start)
     return door
 
 
@@ -125,20 +152,6 @@ def build_pool(options: PoolOptions) -> PoolDoor:
     return PoolDoor(pool, platform.gate, max_in_flight=platform.max_in_flight)
 
 
-def _furnish_process() -> None:
-    """Torch's threads, and how long others may hold the answering one up."""
-    import torch  # late: as above
-
-    resources: dict[str, float] = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
-    torch.set_num_threads(max(1, int(resources.get("CPU", 1))))
-    sys.setswitchinterval(0.001)  # background threads hold the answering one up for this long at most
-
-
-def _freeze() -> None:
-    gc.collect()
-    gc.freeze()  # torch and Ray are a million objects: a full collection over them takes a tenth of a second
-
-
 def _open_lane(prefix: str, door: Door, options: PredictorOptions) -> None:
     if (
         options.max_replicas is None
@@ -150,11 +163,11 @@ def _open_lane(prefix: str, door: Door, options: PredictorOptions) -> None:
 class PredictorReplica:
     """One replica of a model's predictor."""
 
-    def __init__(self, model: str, options: dict[str, Any]) -> None:
-        _furnish_process()
+    async def __init__(self, model: str, options: dict[str, Any], release: int) -> None:  # type: ignore[misc]  # Serve awaits it
+        furnish_process()
         self._model, self._options = model, PredictorOptions.model_validate(options)
-        self._door = build_predictor(model, self._options)
-        _freeze()
+        self._door = await _open_door(model, self._options, release)
+        freeze()
 
     def __serve_build_asgi_app__(self) -> HttpDoor:
         """The application that Serve's HTTP server of this replica calls."""
@@ -167,10 +180,10 @@ class PoolReplica:
     """One replica of the pool."""
 
     def __init__(self, options: dict[str, Any]) -> None:
-        _furnish_process()
+        furnish_process()
         self._options = PoolOptions.model_validate(options)
         self._door = build_pool(self._options)
-        _freeze()
+        freeze()
 
     def __serve_build_asgi_app__(self) -> PoolDoor:
         """As a predictor's."""
@@ -185,7 +198,7 @@ def application(model: str, options: PredictorOptions | None = None) -> serve.Ap
     """
     options = options if options is not None else PredictorOptions.from_environment(os.environ)
     bound = _deployment(PredictorReplica, f"predict-{model}", options)
-    application: serve.Application = bound.bind(model, options.model_dump(mode="json"))
+    application: serve.Application = bound.bind(model, options.model_dump(mode="json"), time.time_ns())
     return application
 
 

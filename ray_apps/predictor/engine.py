@@ -7,7 +7,6 @@ not here. Answering threads read `routes`, one immutable value. Store away: what
 from __future__ import annotations
 
 import logging
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -16,13 +15,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ray_apps.predictor.errors import NotFound
-from ray_apps.predictor.loaded import LoadedVersion, Loader, LoadError, load_version, memory_of
+from ray_apps.predictor.loaded import Files, LoadedVersion, Loader, LoadError, fetch_version, memory_of
 from ray_apps.predictor.routes import Routes, plan_routes, wanted_versions
 from registry.errors import RegistryError
 from registry.traffic import Traffic
 from registry.versions import ModelVersion
 
-__all__ = ["Engine", "Followed", "Library", "ModelView"]
+__all__ = ["Engine", "Followed", "Library", "ModelView", "Place"]
 
 _log = logging.getLogger("ray.serve")
 
@@ -54,16 +53,16 @@ class Followed(Protocol):
         ...
 
 
-class Library(Protocol):
+class Library(Files, Protocol):
     """Where versions come from: the registry."""
 
     def follow(self, model: str) -> Followed:
         """Follow a model's journal."""
         ...
 
-    def download(self, name: str, version: int, *, to: Path) -> Path:
-        """Fetch a version's files, their digests verified. Raises: RegistryError."""
-        ...
+
+Place = Callable[[ModelVersion], LoadedVersion]
+"""Makes a version ready to answer. Raises: LoadError."""
 
 
 @dataclass
@@ -78,6 +77,7 @@ class Engine:
 
     scratch: folder for files while they are loaded. loader: files to scorer. poll_s: how often the journal is read.
     retain: how many versions stay loaded after the policy dropped them, so that a rollback needs no load.
+    place: loads versions elsewhere; by default they are loaded in this process.
     """
 
     def __init__(
@@ -90,12 +90,14 @@ class Engine:
         poll_s: float = 0.25,
         retain: int = 2,
         clock: Callable[[], float] = time.monotonic,
+        place: Place | None = None,
     ) -> None:
         self.model = model
         self.routes: Routes[LoadedVersion] = Routes()
         self.view: ModelView | None = None
         self._library, self._loader, self._scratch = library, loader, scratch
         self._poll_s, self._retain, self._clock = poll_s, retain, clock
+        self._place: Place = place if place is not None else self._here
         self._followed: Followed | None = None
         self._loaded: dict[int, LoadedVersion] = {}  # least recently wanted first
         self._failures: dict[int, _Failure] = {}
@@ -170,7 +172,7 @@ class Engine:
                 raise NotFound(f"model {self.model!r} has no version {number}")
             begin = time.monotonic()
             try:
-                loaded = self._fetch_and_load(record)
+                loaded = self._place(record)
             except LoadError as error:
                 self._failed(number, str(error))
                 raise
@@ -183,14 +185,8 @@ class Engine:
             self._plan()
             return loaded
 
-    def _fetch_and_load(self, record: ModelVersion) -> LoadedVersion:
-        self._scratch.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self._scratch, prefix=f"{record.version}-") as folder:
-            try:
-                self._library.download(record.model, record.version, to=Path(folder))
-            except (RegistryError, OSError) as error:
-                raise LoadError(f"{record.model}@{record.version} cannot be fetched: {error}") from error
-            return load_version(record, Path(folder), self._loader)
+    def _here(self, record: ModelVersion) -> LoadedVersion:
+        return fetch_version(record, self._library, self._loader, scratch=self._scratch)
 
     def _failed(self, number: int, reason: str) -> None:
         attempts = self._failures[number].attempts + 1 if number in self._failures else 1

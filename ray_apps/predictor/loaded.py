@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,10 +17,20 @@ from ray_apps.predictor.batching import Batcher, Batching
 from ray_apps.predictor.datatypes import DTYPES, Array
 from ray_apps.predictor.errors import BadRequest, PredictorError
 from ray_apps.predictor.missing import MissingPolicy, abstaining
+from registry.errors import RegistryError
 from registry.signature import Signature, TensorSpec
 from registry.versions import ModelVersion
 
-__all__ = ["LoadError", "LoadedVersion", "Loader", "Scorer", "load_version", "memory_of"]
+__all__ = [
+    "Files",
+    "LoadError",
+    "LoadedVersion",
+    "Loader",
+    "Scorer",
+    "fetch_version",
+    "load_version",
+    "memory_of",
+]
 
 INLINE_MS = 2.0
 """A version whose example takes less than this answers on the event loop: a hand-over would cost more."""
@@ -31,6 +45,14 @@ class Scorer(Protocol):
 
     def predict(self, inputs: Mapping[str, Any]) -> Mapping[str, Array]:
         """Outputs by name for inputs by name. Raises: ValueError for inputs it cannot take."""
+        ...
+
+
+class Files(Protocol):
+    """Where versions' files come from: the registry."""
+
+    def download(self, name: str, version: int, *, to: Path) -> Path:
+        """Fetch a version's files, their digests verified. Raises: RegistryError."""
         ...
 
 
@@ -115,6 +137,25 @@ class LoadedVersion:
         except ValueError as error:
             raise BadRequest(f"inputs: the model refuses them: {error}") from error
 
+    async def answer(
+        self, inputs: Mapping[str, Array], rows: int, abstained: Sequence[int], threads: Executor
+    ) -> Mapping[str, Array]:
+        """Score checked inputs as `predict`, beside the event loop if it takes long, together with others if asked for."""
+        if self.batching is None or abstained or rows >= self.batching.max_rows:
+            if self.inline:
+                return self.predict(inputs, abstained)
+            return await self._answer_alone(inputs, threads=threads, abstained=abstained)
+        if self.batcher is None:
+            self.batcher = Batcher(partial(self._answer_alone, threads=threads), self.batching)
+        return await self.batcher.predict(inputs, rows)
+
+    async def _answer_alone(
+        self, inputs: Mapping[str, Array], *, threads: Executor, abstained: Sequence[int] = ()
+    ) -> Mapping[str, Array]:
+        if self.inline:
+            return self.predict(inputs, abstained)
+        return await asyncio.get_running_loop().run_in_executor(threads, self.predict, inputs, abstained)
+
     def warm_up(self) -> None:
         """Answer the recorded example until the answer is warm, and measure it.
 
@@ -160,6 +201,20 @@ def load_version(record: ModelVersion, folder: Path, loader: Loader) -> LoadedVe
     except Exception as error:
         raise LoadError(f"{record.model}@{record.version} cannot be served: {error}") from error
     return loaded
+
+
+def fetch_version(record: ModelVersion, files: Files, loader: Loader, *, scratch: Path) -> LoadedVersion:
+    """Fetch a version's files into a folder below `scratch`, load and warm it; the folder is gone afterwards.
+
+    Raises: LoadError with the reason.
+    """
+    scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=scratch, prefix=f"{record.version}-") as folder:
+        try:
+            files.download(record.model, record.version, to=Path(folder))
+        except (RegistryError, OSError) as error:
+            raise LoadError(f"{record.model}@{record.version} cannot be fetched: {error}") from error
+        return load_version(record, Path(folder), loader)
 
 
 def memory_of(record: ModelVersion) -> int:

@@ -11,7 +11,30 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from functions.prediction_log import default_wal_root
 from functions.runtime.context import context_of
 
-__all__ = ["PoolOptions", "PredictorOptions"]
+__all__ = ["DedicatedOptions", "PoolOptions", "PredictorOptions"]
+
+
+class DedicatedOptions(BaseModel):
+    """The deployment that each live version has to itself.
+
+    min_replicas, max_replicas: as many as it takes, as a predictor's; 0: none while nobody asks. num_cpus,
+    num_gpus: reserved for each. start_timeout_s: how long a version may take until it answers its example, and a
+    request waits for a replica that starts. linger_s: how long a deployment stays once no door holds its version.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min_replicas: int = Field(default=1, ge=0)
+    max_replicas: int = Field(default=1, ge=1)
+    num_cpus: float = Field(default=1.0, ge=0)
+    num_gpus: float = Field(default=0.0, ge=0)
+    start_timeout_s: float = Field(default=300.0, gt=0)
+    linger_s: float = Field(default=60.0, ge=10)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        _check_bounds(self.min_replicas, self.max_replicas)
+        return self
 
 
 class PredictorOptions(BaseModel):
@@ -27,6 +50,8 @@ class PredictorOptions(BaseModel):
     max_replicas: goes before num_replicas; as many replicas as it takes for `target_in_flight` requests in each,
     at least `min_replicas`. With none (0) a model takes no process once nobody asked for `idle_s`, and the next
     request waits for a replica to start. Serve counts the requests then, which costs each 0.1 ms.
+
+    dedicated: versions have deployments of their own, and the replicas here are only their door.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,6 +74,7 @@ class PredictorOptions(BaseModel):
     max_queued_requests: int = Field(default=1_024, ge=-1)
     max_body_bytes: int = Field(default=64 << 20, ge=1 << 10)
     shadow_limit: int = Field(default=256, ge=1)
+    dedicated: DedicatedOptions | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str], **changes: Any) -> Self:
@@ -67,10 +93,13 @@ class PredictorOptions(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.max_replicas is not None and self.min_replicas > self.max_replicas:
-            raise ValueError(
-                f"min_replicas={self.min_replicas} is more than max_replicas={self.max_replicas}; raise max_replicas"
-            )
+        if self.max_replicas is not None:
+            _check_bounds(self.min_replicas, self.max_replicas)
+            if self.dedicated is not None:
+                raise ValueError(
+                    f"max_replicas={self.max_replicas} with dedicated: versions are scaled, their door is not; "
+                    "say dedicated.max_replicas, and num_replicas for the door"
+                )
         return self
 
     @property
@@ -108,3 +137,14 @@ class PoolOptions(PredictorOptions):
     num_replicas: int = Field(default=2, ge=1)
     memory_limit_bytes: int = Field(default=1 << 30, ge=1 << 20)
     pinned: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if self.dedicated is not None:
+            raise ValueError("dedicated: a pool's versions live in its replicas; leave it out")
+        return self
+
+
+def _check_bounds(least: int, most: int) -> None:
+    if least > most:
+        raise ValueError(f"min_replicas={least} is more than max_replicas={most}; raise max_replicas")

@@ -9,11 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 from functions.prediction_log import PINNED, micros
-from ray_apps.predictor.batching import Batcher
 from ray_apps.predictor.datatypes import Array
 from ray_apps.predictor.engine import Engine
 from ray_apps.predictor.errors import BadRequest, NotFound, NotReady, Overloaded
@@ -72,7 +70,7 @@ class Predictor:
         call = _Call(prediction_id, unit, arm, version, begin)
         try:
             found = await self._inputs(request, call)
-            outputs = await self._predict(call, found)
+            outputs = await version.answer(found.inputs, call.rows, found.abstained, self._pool)
         except BaseException:  # a caller whose time is up included
             if number is None:  # who asks for a version by number tries it out: no evidence against it
                 self._fail(call)
@@ -159,24 +157,6 @@ class Predictor:
         if self._features is None or self._services is None:
             raise BadRequest("parameters.entities: this platform has no online store; send tensors")
         return await look_up(self._features, self._services, version, keys, keys.at)
-
-    async def _predict(self, call: _Call, found: Assembled) -> Mapping[str, Array]:
-        version = call.version
-        if version.batching is None or found.abstained or call.rows >= version.batching.max_rows:
-            if version.inline:
-                return version.predict(found.inputs, found.abstained)
-            return await self._score(version, found.inputs, found.abstained)
-        if version.batcher is None:
-            version.batcher = Batcher(partial(self._score, version), version.batching)
-        return await version.batcher.predict(found.inputs, call.rows)
-
-    async def _score(
-        self, version: LoadedVersion, inputs: Mapping[str, Array], abstained: Sequence[int] = ()
-    ) -> Mapping[str, Array]:
-        if version.inline:
-            return version.predict(inputs, abstained)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, version.predict, inputs, abstained)
 
     def _record(self, call: _Call, at_us: int, found: Assembled, outputs: Mapping[str, Array]) -> None:
         self.recorder.record(
