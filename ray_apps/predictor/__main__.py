@@ -65,8 +65,10 @@ def main() -> None:
     )
     parser.add_argument(
         "--dedicated",
-        action="store_true",
-        help="each version in a deployment of its own, of --min-replicas to --max-replicas",
+        action="append",
+        default=[],
+        metavar="MODEL",
+        help="serve this model too, each of its versions in --min-replicas to --max-replicas of its own",
     )
     parser.add_argument(
         "--linger-s", type=float, default=60.0, help="how long such a one stays when nobody needs it"
@@ -75,7 +77,7 @@ def main() -> None:
     parser.add_argument("--no-authentication", action="store_true", help="let everybody in; for measurements")
     parser.add_argument("--no-log", action="store_true", help="log no predictions")
     arguments = parser.parse_args()
-    if not arguments.models and not arguments.pool:
+    if not arguments.models and not arguments.pool and not arguments.dedicated:
         parser.error("name at least one MODEL, or give --pool")
     if arguments.bare and arguments.dedicated:
         parser.error("--dedicated needs Ray; leave out --bare")
@@ -114,7 +116,7 @@ def _serve_bare(arguments: argparse.Namespace) -> None:
 
     torch.set_num_threads(1)  # as a replica of less than two CPUs
     sys.setswitchinterval(0.001)
-    options = _options(arguments)
+    options = _here(arguments)
     doors: dict[str, Door] = {model: build_predictor(model, options) for model in arguments.models}
     if arguments.pool:
         doors[""] = build_pool(_pool_options(arguments))
@@ -124,7 +126,7 @@ def _serve_bare(arguments: argparse.Namespace) -> None:
     )
 
 
-def _options(arguments: argparse.Namespace) -> PredictorOptions:
+def _options(arguments: argparse.Namespace, **scale: Any) -> PredictorOptions:
     from ray_apps.predictor.options import PredictorOptions  # late, as above
 
     return PredictorOptions.from_environment(
@@ -133,18 +135,18 @@ def _options(arguments: argparse.Namespace) -> PredictorOptions:
         log=not arguments.no_log,
         num_replicas=arguments.replicas,
         idle_s=arguments.idle_s,
-        **(_dedicated(arguments) if arguments.dedicated else _scale(arguments)),
+        **scale,
     )
 
 
-def _scale(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {"min_replicas": arguments.min_replicas, "max_replicas": arguments.max_replicas}
+def _here(arguments: argparse.Namespace) -> PredictorOptions:
+    return _options(arguments, min_replicas=arguments.min_replicas, max_replicas=arguments.max_replicas)
 
 
-def _dedicated(arguments: argparse.Namespace) -> dict[str, Any]:
+def _elsewhere(arguments: argparse.Namespace) -> PredictorOptions:
     most = arguments.max_replicas or max(1, arguments.min_replicas)
     own = {"min_replicas": arguments.min_replicas, "max_replicas": most, "linger_s": arguments.linger_s}
-    return {"dedicated": {**own, "num_cpus": 0}}
+    return _options(arguments, dedicated={**own, "num_cpus": 0})
 
 
 def _pool_options(arguments: argparse.Namespace) -> PoolOptions:
@@ -223,9 +225,10 @@ def _cluster(num_cpus: int) -> Iterator[None]:
 def _deploy_models(arguments: argparse.Namespace) -> None:
     from ray_apps.predictor.deployment import deploy_model, deploy_pool  # late, as above
 
-    options = _options(arguments)
     for model in arguments.models:
-        deploy_model(model, options)
+        deploy_model(model, _here(arguments))
+    for model in arguments.dedicated:
+        deploy_model(model, _elsewhere(arguments))
     if arguments.pool:
         deploy_pool(_pool_options(arguments))
 

@@ -77,8 +77,11 @@ class Platform:
         return client.infer(model, [tensor], outputs=[output], headers=self.headers)
 
 
-@pytest.fixture(scope="module")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+PLACES = {"shared": ["one", "two"], "dedicated": ["--dedicated", "one", "--dedicated", "two"]}
+
+
+@pytest.fixture(scope="module", params=["shared", pytest.param("dedicated", marks=pytest.mark.proof)])
+def platform(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Platform]:
     from tests.ray_apps.predictor.conftest import RedisServer
 
     folder = tmp_path_factory.mktemp("platform")
@@ -99,7 +102,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
         made.registry.promote(model, made.version(model, factor))
     environment = os.environ | {"TOQUE_STORE": store.url, "TOQUE_REDIS_URL": redis.url}
     ports = ["--port", str(made.port), "--grpc-port", str(made.grpc_port)]
-    command = [sys.executable, "-m", "ray_apps.predictor", *ports, "one", "two"]
+    command = [sys.executable, "-m", "ray_apps.predictor", *ports, *PLACES[request.param]]
     with (folder / "log").open("wb") as log:
         made.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
     try:
