@@ -135,7 +135,12 @@ async def _open_door(model: str, options: PredictorOptions, release: int) -> Htt
     door = _Platform(model, options).door(model, retain=1, place=dedicated)
     engine = door.predictor.engine
     dedicated.start(lambda: engine.loaded)
-    await loop.run_in_executor(None, engine.start)
+    starting = loop.run_in_executor(None, engine.start)
+    # The champion comes first: a canary that finds no room must not keep it from answering.
+    while engine.routes.champion is None and not starting.done():
+        await asyncio.wait([starting], timeout=0.05)
+    if starting.done():
+        starting.result()
     return door
 
 

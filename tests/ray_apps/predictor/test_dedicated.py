@@ -16,7 +16,14 @@ from pydantic import ValidationError
 
 from functions.placement import Placement
 from ray_apps.local.deploying import targets
-from ray_apps.predictor import DedicatedOptions, PoolOptions, PredictorOptions, application, build_predictor
+from ray_apps.predictor import (
+    DedicatedOptions,
+    PoolOptions,
+    PredictorOptions,
+    application,
+    build_predictor,
+    deployment,
+)
 from ray_apps.predictor.dedicated import version_application
 from ray_apps.predictor.errors import BadRequest, NotReady
 from ray_apps.predictor.keeper import CLAIM_S, LINGER_S, Holds, Keeper
@@ -70,11 +77,11 @@ def test_the_door_is_one_replica_and_a_version_is_what_its_placement_says(monkey
 def test_a_versions_deployment_reserves_and_scales_as_it_is_told():
     options = PredictorOptions(store_url=STORE, dedicated=OWN, idle_s=60, target_in_flight=4)
     found: Any = version_application("late", 7, options)
-    deployment = found._bound_deployment
-    assert deployment.name == "version-late@7"
-    assert deployment.ray_actor_options["num_gpus"] == 1
-    assert deployment.ray_actor_options["num_cpus"] == 2
-    scale = deployment._deployment_config.autoscaling_config
+    bound = found._bound_deployment
+    assert bound.name == "version-late@7"
+    assert bound.ray_actor_options["num_gpus"] == 1
+    assert bound.ray_actor_options["num_cpus"] == 2
+    scale = bound._deployment_config.autoscaling_config
     assert (scale.min_replicas, scale.max_replicas, scale.downscale_to_zero_delay_s) == (0, 3, 60)
     fixed: Any = version_application(
         "late",
@@ -106,6 +113,15 @@ class Cluster:
     busy: set[int] = field(default_factory=set)
     held: list[int] = field(default_factory=list)
 
+    def begin_of(self, number: int) -> None:
+        """A replica starts."""
+        try:
+            if self.loads is not None:
+                self.replicas[number] = self.loads(number)
+            self.states[number] = Found(State.RUNNING)
+        except LoadError as error:
+            self.states[number] = Found(State.FAILED, str(error))
+
 
 @dataclass
 class Site:
@@ -120,12 +136,7 @@ class Site:
             return False
         self.cluster.begun[number] += 1
         self.cluster.releases[number] = self.at
-        self.cluster.states[number] = Found(State.RUNNING)
-        try:
-            if self.cluster.loads is not None:
-                self.cluster.replicas[number] = self.cluster.loads(number)
-        except LoadError as error:
-            self.cluster.states[number] = Found(State.FAILED, str(error))
+        self.cluster.begin_of(number)
         return True
 
     def release(self, number: int) -> int:
@@ -280,6 +291,29 @@ async def test_who_does_not_answer_in_time_is_a_503():
     way = Way("late@1", silent, loop=asyncio.get_running_loop(), patience_s=0.01)
     with pytest.raises(NotReady, match=r"late@1: none of its replicas answered within 0\.01 s"):
         await way.answer({"x": np.zeros(1)})
+
+
+async def test_a_door_opens_with_its_champion_while_a_canary_waits_for_room(
+    kitchen: Kitchen, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    registry = Registry(kitchen.registry.store, actor="replica")
+    canary = kitchen.version(0.5)
+    kitchen.registry.set_traffic("late", {"canary": (canary, 0.5)})
+    cluster = Cluster(states={canary: Found(State.STARTING)})
+    cluster.loads = lambda number: fetch_version(
+        registry.get_version("late", number), registry, load_answer, scratch=tmp_path / "elsewhere"
+    )
+    monkeypatch.setattr(deployment, "ServeSite", lambda *_, release: Site(cluster, release))
+    monkeypatch.setattr(Dedicated, "start", lambda *_: None)
+    options = PredictorOptions(store_url=kitchen.registry.store.url, authentication=False, dedicated=OWN)
+    door = await deployment._open_door("late", options, 1)
+    assert door.predictor.engine.loaded == [1]
+    cluster.begin_of(canary)
+    deadline = asyncio.get_running_loop().time() + 60
+    while door.predictor.engine.loaded != [1, canary]:
+        assert asyncio.get_running_loop().time() < deadline
+        await asyncio.sleep(0.01)
+    await door.close()
 
 
 def place(cluster: Cluster, time: Time, *, release: int = 1) -> Dedicated:
