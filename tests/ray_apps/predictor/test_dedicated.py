@@ -283,6 +283,25 @@ async def test_batches_are_made_where_the_model_is(dedicated: tuple[Kitchen, Clu
     assert cluster.replicas[second].batching is not None
 
 
+async def test_a_deadline_holds_on_the_way(dedicated: tuple[Kitchen, Cluster]):
+    kitchen, _ = dedicated
+    here: Any = kitchen.engine.find(1)
+    given_up: list[str] = []
+
+    async def silent(inputs: Any, abstained: Any) -> Reply:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            given_up.append("asked")
+            raise
+        return {}
+
+    here._way._ask = silent
+    answer = await kitchen.infer(tensors(parameters={"timeout": 20_000}))
+    assert answer.status_code == 504
+    assert given_up == ["asked"]
+
+
 async def test_who_does_not_answer_in_time_is_a_503():
     async def silent(inputs: Any, abstained: Any) -> Reply:
         await asyncio.Event().wait()

@@ -98,11 +98,10 @@ def _gcs_of_child(folder: Path, parent: int) -> re.Match[bytes] | None:
         return None
 
 
-def ask(place: Platform, unit: str) -> httpx.Response:
+def ask(place: Platform, unit: str, **parameters: Any) -> httpx.Response:
     url = f"http://127.0.0.1:{place.port}/v2/models/one/infer"
-    return httpx.post(
-        url, json=BODY | {"parameters": {"unit": unit}}, headers=place.headers, timeout=WITHIN_S
-    )
+    body = BODY | {"parameters": {"unit": unit, **parameters}}
+    return httpx.post(url, json=body, headers=place.headers, timeout=WITHIN_S)
 
 
 @pytest.mark.parametrize("platform", [[]], indirect=True)
@@ -208,6 +207,7 @@ def test_versions_go_to_zero_and_come_back_without_a_failed_request(platform: Pl
     until(lambda: _status(platform)["loaded"] == [1, second], within_s=WITHIN_S)
     for _ in range(2):
         until(lambda: not versions(), within_s=WITHIN_S)
+        assert ask(platform, "u", timeout=50_000).status_code == 504  # a deadline does not wait for a start
         begin = time.monotonic()
         with ThreadPoolExecutor(8) as threads:
             answers: list[Any] = list(threads.map(lambda i: ask(platform, f"u{i}"), range(8)))
