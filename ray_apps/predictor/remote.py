@@ -151,6 +151,7 @@ class Dedicated:
         self._clock, self._wait = clock, wait
         self._starting: set[int] = set()
         self._current: set[int] = set()  # known to be of our release, or of a later one
+        self._missing: Sequence[int] = ()  # held, and without a deployment when the keeper last looked
 
     def __call__(self, record: ModelVersion) -> LoadedVersion:
         """Run a version's deployment, or find it running, and let it answer its example.
@@ -173,15 +174,24 @@ class Dedicated:
         return version
 
     def start(self, held: Callable[[], Iterable[int]]) -> None:
-        """Say what is held from now on, in a thread. held: the versions that the door has."""
-        threading.Thread(target=self._beat, args=(held,), name="hold", daemon=True).start()
+        """Hold, and mend, from now on: in a thread each, as a deploy may take longer than a hold lasts.
+
+        held: the versions that the door has.
+        """
+        for step in (self.hold, self.mend):
+            name = f"{step.__name__}-versions"
+            threading.Thread(target=self._repeat, args=(step, held), name=name, daemon=True).start()
 
     def hold(self, held: Iterable[int]) -> None:
-        """Hold versions once; deploy again those whose deployment somebody ended, and those of an earlier release."""
+        """Tell the keeper once what is held."""
         ready = set(held)
         self._current &= ready | self._starting
-        missing = self._site.hold(sorted(ready | self._starting), current=sorted(self._current))
-        for number in ready.intersection(missing):
+        self._missing = self._site.hold(sorted(ready | self._starting), current=sorted(self._current))
+
+    def mend(self, held: Iterable[int]) -> None:
+        """Deploy again what is held and somebody ended, and what is of an earlier release."""
+        ready = set(held)
+        for number in ready.intersection(self._missing):
             if self._site.find(number) is None:
                 _log.warning("the deployment of version %d is gone; it is deployed again", number)
                 self._begin(number)
@@ -203,13 +213,13 @@ class Dedicated:
         else:
             self._begin(number)
 
-    def _beat(self, held: Callable[[], Iterable[int]]) -> None:
+    def _repeat(self, step: Callable[[Iterable[int]], None], held: Callable[[], Iterable[int]]) -> None:
         while True:
             self._wait(self._beat_s)
             try:
-                self.hold(held())
+                step(held())
             except Exception:  # noqa: BLE001 - the cluster's faults are many; the next beat tries again
-                _log.exception("holding versions failed, trying again")
+                _log.exception("versions elsewhere: %s failed, trying again", step.__name__)
 
     def _run(self, number: int) -> None:
         """Return once a version has a replica, or at once if it has an older one that goes on meanwhile.

@@ -352,6 +352,11 @@ def run(dedicated: Dedicated, number: int = 1) -> None:
     dedicated._run(number)
 
 
+def beat(dedicated: Dedicated, *held: int) -> None:
+    dedicated.hold(held)
+    dedicated.mend(held)
+
+
 def test_what_runs_is_found_and_not_deployed_twice():
     cluster, time = Cluster(), Time()
     run(place(cluster, time))
@@ -407,10 +412,10 @@ def test_a_release_that_had_to_wait_is_made_up_for():
     cluster, time = Cluster(states={1: Found(State.RUNNING)}, releases={1: 1}, busy={1}), Time()
     new = place(cluster, time, release=2)
     run(new)
-    new.hold([1])
+    beat(new, 1)
     assert cluster.releases[1] == 1  # it is not taken for what it is not
     cluster.busy.clear()
-    new.hold([1])
+    beat(new, 1)
     assert (cluster.begun[1], cluster.releases[1]) == (1, 2)
 
 
@@ -419,10 +424,10 @@ def test_what_somebody_ended_is_deployed_again_while_it_is_held():
     door = place(cluster, time)
     run(door)
     cluster.states.clear()
-    door.hold([1])
+    beat(door, 1)
     assert cluster.begun[1] == 2
     cluster.states.clear()
-    door.hold([])
+    beat(door)
     assert cluster.begun[1] == 2
     assert cluster.held == []
 
