@@ -15,6 +15,7 @@ import pytest
 from pydantic import ValidationError
 
 from functions.placement import Placement
+from ray_apps.config.builders import predictor
 from ray_apps.local.deploying import targets
 from ray_apps.predictor import (
     DedicatedOptions,
@@ -72,6 +73,17 @@ def test_the_door_is_one_replica_and_a_version_is_what_its_placement_says(monkey
     assert door.ray_actor_options["num_cpus"] == 0
     own = PredictorOptions.model_validate(door.init_args[1]).dedicated
     assert own == DedicatedOptions(min_replicas=0, max_replicas=3, num_cpus=0, num_gpus=1)
+
+
+def test_a_serve_config_says_both_how_many_doors_and_how_many_of_a_version(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TOQUE_STORE", STORE)
+    options = {"num_replicas": 2, "dedicated": {"min_replicas": 0, "max_replicas": 3, "num_gpus": 1}}
+    found: Any = predictor({"model": "late", "options": options})
+    assert found._bound_deployment.num_replicas == 2
+    own = PredictorOptions.model_validate(found._bound_deployment.init_args[1]).dedicated
+    assert own == DedicatedOptions(min_replicas=0, max_replicas=3, num_gpus=1)
+    with pytest.raises(ValidationError, match="replicas"):
+        predictor({"model": "late", "options": {"dedicated": {"replicas": 2}}})
 
 
 def test_a_versions_deployment_reserves_and_scales_as_it_is_told():
