@@ -36,7 +36,7 @@ def main() -> None:
     )
     parser.add_argument("--entities", default="100000,300000", help="entity rows (default: %(default)s)")
     parser.add_argument(
-        "--object-store-gib", type=float, default=1.0, help="shared memory before Ray spills to disk"
+        "--object-store-gib", type=float, default=0.75, help="shared memory before Ray spills to disk"
     )
     parser.add_argument("--folder", default=None, help="for the simulated tables and Ray's spilling")
     arguments = parser.parse_args()

@@ -203,7 +203,8 @@ def application(model: str, options: PredictorOptions | None = None) -> serve.Ap
     """
     options = options if options is not None else PredictorOptions.from_environment(os.environ)
     bound = _deployment(PredictorReplica, f"predict-{model}", options)
-    application: serve.Application = bound.bind(model, options.model_dump(mode="json"), time.time_ns())
+    release = time.time_ns() if options.dedicated is not None else 0  # the same again is no new deploy
+    application: serve.Application = bound.bind(model, options.model_dump(mode="json"), release)
     return application
 
 
