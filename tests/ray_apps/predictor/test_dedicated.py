@@ -103,10 +103,16 @@ def test_a_versions_deployment_reserves_and_scales_as_it_is_told():
     assert fixed._bound_deployment.num_replicas == 2
 
 
-def test_each_deploy_of_a_door_is_a_later_release():
-    doors: list[Any] = [application("late", PredictorOptions(store_url=STORE)) for _ in range(2)]
-    first, second = (door._bound_deployment.init_args[2] for door in doors)
+def releases(options: PredictorOptions) -> list[int]:
+    """Of a door that is deployed twice."""
+    doors: list[Any] = [application("late", options) for _ in range(2)]
+    return [door._bound_deployment.init_args[2] for door in doors]
+
+
+def test_each_deploy_of_a_door_to_dedicated_versions_is_a_later_release():
+    first, second = releases(PredictorOptions(store_url=STORE, dedicated=OWN))
     assert first < second
+    assert releases(PredictorOptions(store_url=STORE)) == [0, 0]
 
 
 @dataclass
