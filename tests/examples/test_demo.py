@@ -1,5 +1,6 @@
 """The demo in small: four days of flights. A replica and Redis are killed on the way; then one answer is followed back."""
 
+import contextlib
 import os
 import re
 import signal
@@ -60,7 +61,8 @@ def kill(home: Path, name: str, demo: subprocess.Popen[str]) -> None:
     victims = pids(home, name)
     assert victims, f"no process {name!r}"
     for victim in victims:
-        os.kill(victim, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # what it forked just then may be gone by now
+            os.kill(victim, signal.SIGKILL)
     until(lambda: pids(home, name) - victims, demo)
 
 

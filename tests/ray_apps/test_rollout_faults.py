@@ -299,8 +299,9 @@ def healthy(url: str) -> bool:
 
 
 def kill_gateway(kitchen: Kitchen) -> None:
-    """SIGKILL its replica."""
+    """SIGKILL its replica, and whatever it forks just now, which may be gone before its turn comes."""
     running = kitchen.driver.running
     for each in processes.of_platform(running.settings.home, running.sessions.values()):
         if "ServeReplica:gateway" in each.command:
-            os.kill(each.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(each.pid, signal.SIGKILL)
