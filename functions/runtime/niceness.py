@@ -52,7 +52,7 @@ def _leave_session() -> None:
 
 
 def _tell(niceness: int) -> None:
-    """Give this session its niceness. Raises: OSError if the kernel does not take it."""
+    """Give the autogroup of this process its niceness. Raises: OSError if the kernel does not take it."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:

@@ -96,7 +96,7 @@ def wrong(path: str) -> int:
 
 @function(timeout_s=0.5)
 def sleep_long(path: str) -> None:
-    time.sleep(600)
+    time.sleep(600)  # the work that is killed at its time limit: nobody waits so long
     leave(path)
 
 
