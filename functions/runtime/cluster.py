@@ -78,9 +78,10 @@ class ClusterRun:
 class Attendant:
     """An actor that has a function's imports done, holds its resources, and runs one job after another."""
 
-    def __init__(self, name: str, function: object, resources: Resources) -> None:
+    def __init__(self, name: str, function: Declared) -> None:
         self._name = name
-        made: Any = ray.remote(**_occupied(resources))(_Attending)
+        named = type(name, (_Attending,), {})  # Ray shows it under this name
+        made: Any = ray.remote(**_placed(function))(named)
         self._actor = made.remote(function)
         self._born = ClusterRun(name, self._actor.ready.remote())
         self._run: ClusterRun | None = None
@@ -169,18 +170,17 @@ class Declared(Protocol):
 
 
 def options(declared: Declared) -> dict[str, Any]:
-    """Ray's task options. Ray itself reruns a task whose worker died, unless the timeout may have killed it.
-
-    What has a demand keeps away from nodes that serve.
-    """
+    """Ray's task options. Ray itself reruns a task whose worker died, unless the timeout may have killed it."""
     lost = declared.retries.max_lost if declared.timeout_s is None else 0
-    away = {"label_selector": NOT_WHERE_IT_SERVES} if declared.demand else {}
-    return _occupied(declared.resources) | {"max_retries": lost} | away
+    return _placed(declared) | {"max_retries": lost}
 
 
-def _occupied(resources: Resources) -> dict[str, Any]:
+def _placed(declared: Declared) -> dict[str, Any]:
+    """What a run occupies and where: what has a demand keeps away from nodes that serve."""
+    resources = declared.resources
     asked: dict[str, Any] = {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus}
-    return asked | ({"memory": resources.memory_bytes} if resources.memory_bytes else {})
+    memory = {"memory": resources.memory_bytes} if resources.memory_bytes else {}
+    return asked | memory | ({"label_selector": NOT_WHERE_IT_SERVES} if declared.demand else {})
 
 
 def task(name: str, run: Callable[..., Any], asked: Mapping[str, Any]) -> Any:

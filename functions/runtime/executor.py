@@ -83,6 +83,7 @@ class Executor:
                 self._guarded(each, partial(self._look, each))
             self._begin_experiments()
             self._warm.keep(catalog.all_functions())
+            self._dismiss()
             self._checkpoint()
             return len(self._open)
 
@@ -110,6 +111,7 @@ class Executor:
         elif ours[1].wait(wait_s):
             with self._lock:
                 self._guarded(invocation, partial(self._look, invocation))
+                self._dismiss()
 
     def warm_workers(self, function: Function[..., Any]) -> int:
         """How many workers of a function wait for it, imports done."""
@@ -122,6 +124,10 @@ class Executor:
                 worker.kill()
             self._workers.clear()
             self._warm.close()
+
+    def _dismiss(self) -> None:
+        wanted = {each.record.reference for each in self._backlog.values()}
+        self._warm.dismiss(catalog.all_functions(), wanted=wanted)
 
     def _news(self) -> list[Note]:
         if self._reader is None:
@@ -265,10 +271,20 @@ class Executor:
         assignment = Assignment(
             function, record, followed.head, self.context, self.ledger.lease_s, self.code_patience_s
         )
-        warm = self._warm.take(function)
-        worker = warm.give(partial(_attended, assignment)) if warm else _worker(assignment)
-        self._workers[record.id] = (function, worker)
+        self._workers[record.id] = (function, self._worker(assignment))
         self._open[record.id] = now
+
+    def _worker(self, assignment: Assignment) -> Worker:
+        function = assignment.function
+        waiting = self._warm.take(function)
+        if waiting is None and function.demand and cluster.running():
+            waiting = self._warm.hire(function)
+        if waiting is not None:
+            return waiting.give(partial(_attended, assignment))
+        if cluster.running():
+            return cluster.ClusterRun(function.name, _task(function).remote(assignment))
+        child = Child(function.name, retries=function.retries, module=function.body.__module__)
+        return child.give(partial(_attended, assignment))
 
     def _check_lease(self, followed: Followed, now: datetime) -> None:
         record = followed.record
@@ -328,23 +344,13 @@ def _backoff(function: Function[..., Any], attempt: int) -> float:
     return function.retries.backoff(attempt, draw=random.random())
 
 
-def _worker(assignment: Assignment) -> Worker:
-    function = assignment.function
-    if cluster.running():
-        return cluster.ClusterRun(function.name, _task(function).remote(assignment))
-    child = Child(function.name, retries=function.retries, module=function.body.__module__)
-    return child.give(partial(_attended, assignment))
-
-
 @cache
 def _task(function: Function[..., Any]) -> Any:
     def attended(assignment: Assignment) -> Outcome:
         return _attended(assignment)
 
-    asked = cluster.options(function)
-    if function.demand:  # no other run comes into a process that has stepped back
-        asked |= {"max_calls": 1}
-    return cluster.task(function.name, attended, asked | {"max_retries": 0})  # the ledger runs it again
+    asked = cluster.options(function) | {"max_retries": 0}  # the ledger runs it again
+    return cluster.task(function.name, attended, asked)
 
 
 def _attended(assignment: Assignment) -> Outcome:

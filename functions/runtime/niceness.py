@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from functions.runtime.declaration import NICENESS
@@ -18,8 +19,9 @@ PATIENCE_S, AGAIN_S = 30.0, 0.1  # Linux takes one such word in a tenth of a sec
 _logger = logging.getLogger(__name__)
 
 
+@cache
 def step_back() -> None:
-    """Let this process, and those that it starts, come after what else wants the CPU.
+    """Let this process, and those that it starts, come after what else wants the CPU; once.
 
     Where Linux shares CPUs among sessions first (autogroups), niceness counts within a session only. A worker of Ray is in
     the session of those that serve: it would use up their share, and their niceness 0 would not get it back from other

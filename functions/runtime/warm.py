@@ -1,14 +1,16 @@
-"""Workers kept waiting with a function's imports done, for functions declared with `warm=n`.
+"""Workers kept waiting with a function's imports done, for functions declared with `warm=n`, and on Ray those of experiments.
 
 They belong to an executor and attend to durable runs. Locally a warm worker is a child process that serves one run
-and is then replaced; on Ray it is an actor that serves one run after another and holds the function's resources.
+and is then replaced; on Ray it is an actor that serves one run after another and holds the function's resources. An
+experiment's is kept as long as others of its function wait: Ray takes a second of CPU, or several, to begin a process, at the
+niceness of whatever serves beside it.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from functions.runtime.work import Outcome
 
 AFTER_FAILURE_S = 30.0
+IDLE_S = 5.0  # what waits may be kept from its turn by a quota, and this worker holds resources
 _logger = logging.getLogger(__name__)
 
 
@@ -62,6 +65,7 @@ class Pool:
 
     _waiting: dict[str, list[Waiting]] = field(default_factory=dict)
     _not_before: dict[str, float] = field(default_factory=dict)
+    _ready_since: dict[Waiting, float] = field(default_factory=dict)  # those beyond what `warm` asks for
 
     def keep(self, functions: Iterable[Function[..., Any]]) -> None:
         """See that for each function that wants warm workers as many are waiting, or on their way."""
@@ -71,7 +75,34 @@ class Pool:
 
     def take(self, function: Function[..., Any]) -> Waiting | None:
         """A worker of the function that is ready, to be given a job at once; None if there is none."""
-        return next((each for each in self._of(function) if each.state() == "ready"), None)
+        found = next((each for each in self._of(function) if each.state() == "ready"), None)
+        if found is not None:
+            self._ready_since.pop(found, None)
+        return found
+
+    def hire(self, function: Function[..., Any]) -> Waiting:
+        """One more worker of the function, to be given a job at once. Raises: FunctionError."""
+        hired = _begin(function)
+        self._of(function).append(hired)
+        return hired
+
+    def dismiss(self, functions: Iterable[Function[..., Any]], *, wanted: Container[str]) -> None:
+        """End what `hire` began and has no job, unless runs of its function wait that may come to it in a moment.
+
+        wanted: references of the functions of which runs wait.
+        """
+        for function in functions:
+            waiting = self._waiting.get(_key(function), [])
+            spare = [each for each in waiting if each.state() in {"ready", "gone", "failed"}][function.warm :]
+            for each in spare:
+                if function.reference not in wanted or self._idle_s(each) > IDLE_S or each.state() != "ready":
+                    each.kill()
+                    waiting.remove(each)
+                    self._ready_since.pop(each, None)
+
+    def _idle_s(self, waiting: Waiting) -> float:
+        now = time.monotonic()
+        return now - self._ready_since.setdefault(waiting, now)
 
     def ready(self, function: Function[..., Any]) -> int:
         """How many are waiting for work, imports done."""
@@ -132,5 +163,5 @@ def _key(function: Function[..., Any]) -> str:
 
 def _begin(function: Function[..., Any]) -> Waiting:
     if cluster.running():
-        return cluster.Attendant(function.name, function, function.resources)
+        return cluster.Attendant(function.name, function)
     return _WarmChild(function)

@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -19,6 +20,7 @@ from functions.runtime.admission import EVERYONE, Ask, Quota, Quotas, admitted, 
 from functions.runtime.declaration import NICENESS
 from functions.runtime.errors import DeclarationError, InvocationFailed
 from functions.runtime.executor import Executor
+from functions.runtime.invocation import executor_of
 from functions.runtime.ledger import Ledger
 from functions.runtime.places import Places
 from registry import utc_now
@@ -293,3 +295,32 @@ def test_a_submitted_experiment_steps_back_and_nothing_else_does(used: Context, 
             assert how_nice.submit().result(timeout_s=60) == min(beside + NICENESS, 19)
         assert how_nice_beside.submit().result(timeout_s=60) == beside
     assert place
+
+
+@function(demand=lambda **_: Demand(cpus=1))
+def which_process() -> int:
+    return os.getpid()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["ray"], indirect=True)
+@pytest.mark.usefixtures("place")
+def test_on_ray_experiments_of_one_function_follow_each_other_in_one_process(
+    used: Context, soon: Callable[..., None]
+) -> None:
+    with use_context(used):
+        set_quota(EVERYONE, at_once=1)
+        waiting = [which_process.submit() for _ in range(3)]
+        executor = executor_of(used)
+        soon(lambda: executor.poll() == 0)
+        (process,) = {each.result(timeout_s=60) for each in waiting}
+        soon(lambda: not alive(process))  # nobody waits for it, so it holds no CPU
+        assert which_process.submit().result(timeout_s=60) != process
+
+
+def alive(process: int) -> bool:
+    with suppress(ProcessLookupError):
+        os.kill(process, 0)
+        return True
+    return False

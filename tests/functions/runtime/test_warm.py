@@ -92,6 +92,59 @@ def test_one_that_cannot_start_is_not_started_over_and_over(
     assert begun == [pantry.dawdle]
 
 
+class Idle:
+    """A worker without a job."""
+
+    def __init__(self) -> None:
+        self.killed = False
+
+    def state(self) -> str:
+        return "gone" if self.killed else "ready"
+
+    def kill(self) -> None:
+        self.killed = True
+
+
+def test_who_was_hired_is_kept_while_a_run_waits_but_not_for_long(
+    pantry: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warm, "_begin", lambda _: Idle())
+    pool, cold = warm.Pool(), pantry.cold
+    first = pool.hire(cold)
+    for _ in range(3):
+        pool.dismiss([cold], wanted={cold.reference})
+    assert pool.take(cold) is first
+    pool.dismiss([cold], wanted=set())
+    assert first.killed
+    assert pool.take(cold) is None
+
+    second = pool.hire(cold)
+    pool.dismiss([cold], wanted={cold.reference})
+    monkeypatch.setattr(warm, "IDLE_S", 0.0)
+    pool.dismiss([cold], wanted={cold.reference})
+    assert second.killed
+
+
+def test_those_that_a_function_keeps_warm_are_not_dismissed(
+    pantry: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warm, "_begin", lambda _: Idle())
+    pool = warm.Pool()
+    pool.keep([pantry.taste])
+    pool.hire(pantry.taste)
+    assert pool.ready(pantry.taste) == 3
+    pool.dismiss([pantry.taste], wanted=set())
+    assert pool.ready(pantry.taste) == 2
+
+
+def test_who_died_is_forgotten(pantry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warm, "_begin", lambda _: Idle())
+    pool = warm.Pool()
+    pool.hire(pantry.cold).kill()
+    pool.dismiss([pantry.cold], wanted={pantry.cold.reference})
+    assert pool._of(pantry.cold) == []
+
+
 def test_scale_to_zero_is_the_default_and_a_negative_number_is_refused() -> None:
     @function
     def plain(a: int) -> int:
