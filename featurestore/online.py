@@ -7,7 +7,7 @@ views and rows of a request. The layout of keys and values is in `docs/online-st
 import asyncio
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
@@ -31,6 +31,7 @@ from featurestore.fields import (
     EVENT_TIMESTAMP,
 )
 from featurestore.held import HeldConnections
+from featurestore.joint import JointReads
 from featurestore.onlinekeys import row_keys
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class OnlineStore:
         self._where = f"Redis at {parts.hostname}:{parts.port or 6379}"
         self._clustered = parts.scheme.endswith(_CLUSTER)
         self._url = urlunsplit(parts._replace(scheme=parts.scheme.removesuffix(_CLUSTER)))
-        self._async: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+        self._async: WeakKeyDictionary[Any, tuple[Any, JointReads]] = WeakKeyDictionary()
 
     @cached_property
     def client(self) -> Any:
@@ -159,31 +160,25 @@ class OnlineStore:
         return values
 
     async def read_async(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """As `read`, on the running event loop."""
+        """As `read`, on the running event loop, together with what else is read there."""
         if not keys:
             return []
-        values: list[bytes | None]
         with self.reachable():
-            client = self._loop_client()
-            if self._clustered:
-                values = await client.mget_nonatomic(*keys)
-            else:
-                values = await client.execute_command("MGET", *keys)
-        return values
+            return await self._loop_reads().read(keys)
 
-    def _loop_client(self) -> Any:
+    def _loop_reads(self) -> JointReads:
         """A client of its own for each event loop: connections cannot change loops."""
         loop = asyncio.get_running_loop()
-        client = self._async.get(loop)
-        if client is None:
+        if loop not in self._async:
             kind: Any = AsyncRedisCluster if self._clustered else redis.asyncio.Redis
             client = kind.from_url(self._url)
-            self._async[loop] = client
-        return client
+            ask = client.mget_nonatomic if self._clustered else partial(client.execute_command, "MGET")
+            self._async[loop] = client, JointReads(lambda keys: ask(*keys))
+        return self._async[loop][1]
 
     async def aclose(self) -> None:
         """Close the running loop's connections."""
-        client = self._async.pop(asyncio.get_running_loop(), None)
+        client, _ = self._async.pop(asyncio.get_running_loop(), (None, None))
         if client is not None:
             await client.aclose()
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
@@ -226,24 +227,19 @@ def _tensor(spec: TensorSpec, table: Mapping[str, Sequence[Any]], count: int) ->
         for j, name in enumerate(spec.columns):
             out[:, j] = [_text(value) for value in table[name]]
         return out
-    dtype = np.float64 if spec.datatype == "FP64" else np.float32
     if spec.datatype not in {"FP32", "FP64"}:
         raise BadRequest(f"inputs.{spec.name}: {spec.datatype} cannot hold missing values; send tensors")
-    numbers = np.empty((count, len(spec.columns)), dtype=dtype)
-    for j, name in enumerate(spec.columns):
-        numbers[:, j] = [_number(value, name) for value in table[name]]
-    return numbers
+    dtype = np.float64 if spec.datatype == "FP64" else np.float32
+    values = [table[name] for name in spec.columns]
+    if str in map(type, chain.from_iterable(values)):  # numpy would read a number out of it
+        name, text = next(
+            (name, value) for name in spec.columns for value in table[name] if isinstance(value, str)
+        )
+        raise BadRequest(f"parameters.request.{name}: needs a number, got {text!r:.80}")
+    return np.array(values, dtype).reshape(len(values), count).T  # None becomes NaN
 
 
 def _text(value: Any) -> bytes | None:
     if value is None:
         return None
     return value.encode() if isinstance(value, str) else str(value).encode()
-
-
-def _number(value: Any, name: str) -> float:
-    if value is None:
-        return float("nan")
-    if isinstance(value, str):
-        raise BadRequest(f"parameters.request.{name}: needs a number, got {value!r:.80}")
-    return float(value)
