@@ -24,7 +24,7 @@ from functions.alerting import (
     step,
 )
 from functions.monitoring import TOPIC, Alarm
-from functions.project import load_project
+from functions.project import ProjectError, load_project
 from functions.runtime.context import context
 from functions.runtime.declaration import OnEvent, Retries
 from functions.runtime.function import function
@@ -45,7 +45,11 @@ class Told(BaseModel):
     sinks: tuple[str, ...] = ()
 
 
-@function(timeout_s=120, retries=Retries(max_attempts=5), on=OnEvent(TOPIC, payload_as="alarm"))
+@function(
+    timeout_s=120,
+    retries=Retries(max_attempts=5, never=(ProjectError,)),
+    on=OnEvent(TOPIC, payload_as="alarm"),
+)
 def tell_people(alarm: Alarm) -> Told:
     """Decide whether people are told of `alarm`, and if so send it to every sink of its model's policy.
 

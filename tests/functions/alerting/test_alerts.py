@@ -104,6 +104,14 @@ def test_a_crash_between_sending_and_recording_sends_nothing_twice(
     assert set(alert_status("late").standing) == {"drift/features"}
 
 
+@pytest.mark.usefixtures("used")
+def test_an_alarm_of_a_model_that_the_project_does_not_have_is_not_tried_again() -> None:
+    record = tell_people.submit(alarm(model="gone")).wait(timeout_s=60)
+    assert (record.status, record.attempts) == ("dead", 1)
+    assert record.failure is not None
+    assert record.failure.type == "ProjectError"
+
+
 def _only_of(path: str, instead: Any, append: Any) -> Any:
     return lambda self, *args, **kwargs: (instead if self.path == path else append)(self, *args, **kwargs)
 
