@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from functions.runtime.function import Function
 
 CHECKPOINT_EVERY_S = 5.0
+LAST_S = 2.0  # what a worker does after the last entry: it gives its place back
 ELSEWHERE_S = 30.0
 _logger = logging.getLogger(__name__)
 
@@ -112,6 +113,17 @@ class Executor:
             with self._lock:
                 self._guarded(invocation, partial(self._look, invocation))
                 self._dismiss()
+
+    def conclude(self, invocation: str) -> None:
+        """Let go of the worker of a run whose record has ended, if it is ours: it may hold a CPU for the next."""
+        ours = self._workers.get(invocation)
+        if ours is None:
+            return
+        ours[1].wait(LAST_S)
+        with self._lock:
+            if invocation in self._workers:
+                self._guarded(invocation, partial(self._look, invocation))
+            self._dismiss()
 
     def warm_workers(self, function: Function[..., Any]) -> int:
         """How many workers of a function wait for it, imports done."""

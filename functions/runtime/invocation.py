@@ -81,6 +81,7 @@ class Invocation(Generic[R]):
                 seen = record.length
             executor_of(self.used).attend(self.id, wait_s=min(wait_s, left_s))
             wait_s = min(2 * wait_s, _MAX_WAIT_S)
+        executor_of(self.used).conclude(self.id)
         return followed.record
 
     def log(self, *, after: str = "") -> Iterator[Segment]:

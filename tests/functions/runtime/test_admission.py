@@ -319,6 +319,23 @@ def test_on_ray_experiments_of_one_function_follow_each_other_in_one_process(
         assert which_process.submit().result(timeout_s=60) != process
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["ray"], indirect=True)
+@pytest.mark.usefixtures("place")
+def test_on_ray_who_waited_for_an_experiment_holds_no_cpu_for_another(
+    used: Context, soon: Callable[..., None]
+) -> None:
+    with use_context(used):
+        submitted, executor = which_process.submit(), executor_of(used)
+        executor.poll()
+        soon(
+            lambda: submitted.status() == "succeeded"
+        )  # its end is recorded, and the executor has not looked
+        process = submitted.result(timeout_s=60)
+        soon(lambda: not alive(process))
+
+
 def alive(process: int) -> bool:
     with suppress(ProcessLookupError):
         os.kill(process, 0)
