@@ -10,9 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -28,6 +26,7 @@ from functions.training.space import (
     Exploit,
     Limits,
     Range,
+    Search,
     Space,
     Trial,
     draw_points,
@@ -35,10 +34,9 @@ from functions.training.space import (
     population_points,
     population_space,
 )
-from registry import Run, Table, TableSnapshot
+from registry import Run, TableSnapshot
 
 if TYPE_CHECKING:
-    from functions.training.fitting import Columns
     from functions.training.tracking import TrialTracker
 
 __all__ = [
@@ -54,9 +52,6 @@ __all__ = [
     "Trial",
     "tune_tabular",
 ]
-
-Search = Literal["random", "grid", "optuna", "pbt"]
-_DECISIONS = 4  # of a population, if nobody says how far they are apart
 
 
 class Sweep(BaseModel):
@@ -118,29 +113,36 @@ def tune_tabular(
     A sweep that was interrupted repeats no finished trial when it is asked for again.
     Raises: TrainingDataError for a space or data that cannot be used; TrainingError if no Ray runs or every trial fails.
     """
+    from functions.training.cost import billed  # late, all: torch and Ray Tune are for whoever sweeps
+    from functions.training.fitting import Columns
+    from functions.training.sweeping import How, Sweeping, Wanted
+    from functions.training.trials import Room
+
     _check(params, limits, search, copy_every)
     base = params if max_epochs is None else params.model_copy(update={"epochs": max_epochs})
     tried = population_space(space) if search == "pbt" else DEFAULT_SPACE if space is None else space
     points = _points(search, tried, base, num_samples, seed)
-    how = _How(search, tried, seed, copy_every)
-    wanted = _Wanted(model, training_set, label, (tuple(numeric), tuple(categorical)), base, points, how)
-    name, code = experiment or f"{model}-sweep", tune_tabular.digest
+    columns = Columns(numeric, categorical, label)
+    wanted = Wanted(training_set, columns, base, points, How(search, tried, seed, copy_every))
+    registry, code = context().registry(), tune_tabular.digest
+    began = time.perf_counter()
     with (
-        context()
-        .registry()
-        .start_run(
-            name,
+        registry.start_run(
+            experiment or f"{model}-sweep",
             name=f"sweep {model}",
             params=run_params(base, num_samples=num_samples, label=label),
             tags={"kind": "sweep", "model": model, "sweep_key": wanted.key(code)},
             datasets=[training_set],
             code=code,
-        ) as run
+        ) as run,
+        billed(run, context().prices) as bill,
     ):
-        room = {
-            "concurrency": concurrency, "cpus_per_trial": cpus_per_trial, "gpus_per_trial": gpus_per_trial
-        }  # fmt: skip
-        return _sweep(wanted, run, name, limits, code, room)
+        sweeping = Sweeping(wanted, registry, run, code, limits, context().prices)
+        tracker = sweeping.train(Room(concurrency, cpus_per_trial, gpus_per_trial))
+        bill.others = tracker.spent()
+        best = _best(run, tracker, time.perf_counter() - began, population=search == "pbt")
+        sweeping.saved.drop()
+        return best
 
 
 def _points(
@@ -150,77 +152,6 @@ def _points(
     if search == "grid":
         return grid_points(space, base)
     return (population_points if search == "pbt" else draw_points)(space, base, num_samples, seed)
-
-
-@dataclass(frozen=True, slots=True)
-class _How:
-    """What settings hang on, beside what they are drawn from."""
-
-    search: Search
-    space: Space
-    seed: int
-    copy_every: int | None
-
-    def interval(self, epochs: int) -> int:
-        """Epochs between a population's decisions. Raises: TrainingDataError if there would be none in so many epochs."""
-        interval = self.copy_every or max(1, epochs // (_DECISIONS + 1))
-        if interval >= epochs:
-            raise TrainingDataError(
-                f"search='pbt' with copy_every={interval} and {epochs} epochs: no trial would ever copy another; "
-                f"raise max_epochs or lower copy_every"
-            )
-        return interval
-
-    def told(self) -> list[Any]:
-        """It as JSON."""
-        return [
-            self.search,
-            {n: one.model_dump() for n, one in self.space.items()},
-            self.seed,
-            self.copy_every,
-        ]
-
-
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """What a sweep is to try on what; features: the numeric columns and the categorical ones."""
-
-    model: str
-    training_set: TableSnapshot
-    label: str
-    features: tuple[tuple[str, ...], tuple[str, ...]]
-    base: TabularParams
-    points: list[TabularParams]
-    how: _How
-
-    @property
-    def columns(self) -> Columns:
-        """The columns of the training set."""
-        from functions.training.fitting import Columns  # late: it needs torch
-
-        return Columns(*self.features, self.label)
-
-    def settled(self, rows: int) -> list[TabularParams]:
-        """The points for a training part of `rows`; a population's all have as many epochs, since they change batches."""
-        points = [point.settled(rows) for point in self.points]
-        if self.how.search != "pbt":
-            return points
-        span = points[0].model_dump(include={"epochs", "patience"})
-        return [point.model_copy(update=span) for point in points]
-
-    def key(self, code: str) -> str:
-        """What names a sweep: all that its trials depend on."""
-        from functions.training.checkpoints import digest_of  # late: it stands beside what torch writes
-
-        return digest_of(
-            {
-                "training_set": self.training_set.model_dump(),
-                "columns": [*map(list, self.features), self.label],
-                "points": [point.model_dump(mode="json") for point in self.points],
-                "search": self.how.told(),
-                "code": code,
-            }
-        )
 
 
 def _check(params: TabularParams, limits: Limits, search: Search, copy_every: int | None) -> None:
@@ -238,53 +169,6 @@ def _check(params: TabularParams, limits: Limits, search: Search, copy_every: in
         )
     if limits.money is not None and context().prices is None:
         raise TrainingError(f"limits.money={limits.money:g} needs prices: set TOQUE_PRICES, or leave it out")
-
-
-def _sweep(
-    wanted: _Wanted, run: Run, experiment: str, limits: Limits, code: str, room: Mapping[str, Any]
-) -> Sweep:
-    """Prepare the data, run the trials, and say what they found."""
-    from functions.training.asking import Asker  # late, all six: torch and Ray Tune are for whoever sweeps
-    from functions.training.cost import billed
-    from functions.training.fitting import prepare
-    from functions.training.population import taken_up
-    from functions.training.tracking import TrialTracker, finished_trials
-    from functions.training.trials import run_trials
-
-    registry, prices, base, how = context().registry(), context().prices, wanted.base, wanted.how
-    with billed(run, prices) as bill:
-        began = time.perf_counter()
-        table = Table(registry.store, wanted.training_set.name)
-        prepared = prepare(wanted.columns.read(table, wanted.training_set), wanted.columns, base)
-        rows, points = len(prepared.train), wanted.settled(len(prepared.train))
-        done = finished_trials(registry, experiment, wanted.key(code))
-        asker = taken = None
-        if how.search == "optuna":
-            asker = Asker(how.space, base, count=len(points), seed=how.seed, done=done, rows=rows)
-        if how.search == "pbt":
-            folder, interval = f"checkpoints/{wanted.key(code)}/", how.interval(points[0].span[0])
-            taken = taken_up(registry.store, folder, interval, points, done)
-        tracker = TrialTracker(
-            registry,
-            experiment,
-            parent=run.id,
-            points=wanted.points if asker is None else asker.points,
-            dataset=wanted.training_set,
-            code=code,
-            done=done if taken is None else {**taken.lost, **done},
-            members=None if taken is None else taken.members,
-            prices=prices,
-            limits=limits,
-        )
-        population = (
-            None if taken is None else taken.population(how.space, how.seed, room["concurrency"], tracker)
-        )
-        run_trials(prepared, points, tracker, asker=asker, population=population, **room)
-        bill.others = tracker.spent()
-        best = _best(run, tracker, time.perf_counter() - began, population=taken is not None)
-        if taken is not None:
-            taken.generations.drop()
-        return best
 
 
 def _best(run: Run, tracker: TrialTracker, seconds: float, *, population: bool) -> Sweep:

@@ -81,11 +81,6 @@ class Generations:
             self.store.delete(self._key(epoch))
         return None
 
-    def drop(self) -> None:
-        """Forget all: the sweep has ended well."""
-        for key in list(self.store.list(self.folder)):
-            self.store.delete(key)
-
     def _decided(self) -> Iterator[int]:
         for key in list(self.store.list(self.folder)):
             told = _DECISION.fullmatch(key.removeprefix(self.folder))

@@ -18,13 +18,12 @@ from ray.train._internal.session import _TrainingResult
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import PopulationBasedTraining
 
-from functions.training.asking import METRIC
 from functions.training.generations import Decision, Generations, Member
 from functions.training.params import TabularParams
 from functions.training.space import Choice, Exploit, Range, Space, Trial
+from functions.training.telling import EPOCHS, METRIC
 from registry import ObjectStore
 
-EPOCHS = "epochs"
 _LOST = "it had failed before the sweep was interrupted"
 
 

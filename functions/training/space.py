@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -14,6 +14,7 @@ from functions.training.bill import Cost
 from functions.training.errors import TrainingDataError
 from functions.training.params import TabularParams
 
+Search = Literal["random", "grid", "optuna", "pbt"]
 _OF_THE_DATA = {
     "task",
     "bins",

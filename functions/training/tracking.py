@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,11 +12,11 @@ from pydantic import TypeAdapter
 from ray import tune
 
 from functions.runtime.receipt import Prices
-from functions.training.asking import METRIC
 from functions.training.cost import Spent, log_cost
 from functions.training.generations import Member
 from functions.training.params import TabularParams, run_params
 from functions.training.space import MID_TRAINING, Exploit, Limits, Trial
+from functions.training.telling import FINISHED, METRIC
 from registry import Registry, Run, TableSnapshot
 
 _EXPLOITS = TypeAdapter(tuple[Exploit, ...])
@@ -64,6 +64,14 @@ def finished_trials(registry: Registry, experiment: str, key: str) -> dict[int, 
     return found
 
 
+def losses_of(registry: Registry, trials: Mapping[int, Trial]) -> dict[int, list[float]]:
+    """What trials reported of each epoch, by number."""
+    return {
+        number: [point.value for point in registry.get_run(trial.run_id).series(METRIC)]
+        for number, trial in trials.items()
+    }
+
+
 class TrialTracker(tune.Callback):
     """Keeps one run of the registry for each trial, from the process that drives the sweep.
 
@@ -77,7 +85,7 @@ class TrialTracker(tune.Callback):
         experiment: str,
         *,
         parent: str,
-        points: Sequence[TabularParams] | Mapping[int, TabularParams],
+        points: Mapping[int, TabularParams],
         dataset: TableSnapshot,
         code: str,
         done: Mapping[int, Trial],
@@ -152,16 +160,21 @@ class TrialTracker(tune.Callback):
         tracked.spent += Spent(result["cpu_s"], result["gpu_s"], result["energy_j"])
 
     def on_trial_complete(self, *, trial: Any, **_: Any) -> None:  # type: ignore[override]  # called by name
-        """End the run of a trial that is over, be it at its last epoch or stopped by the scheduler."""
-        self._close(self._tracked[trial.config["point"]], error="")
+        """End the run of a trial that has trained to its end."""
+        if trial.last_result[FINISHED]:
+            self.given_up(trial.config["point"])
 
-    def close(self, errors: Mapping[int, str]) -> None:
-        """End what is still open after the sweep: failed by the error told for its setting, ended by a limit, else interrupted."""
+    def given_up(self, number: int) -> None:
+        """End the run of a trial that will not train again."""
+        self._close(self._tracked[number], error="")
+
+    def close(self, errors: Mapping[int, str], *, ended: bool) -> None:
+        """End what is still open after the sweep, which has ended or was interrupted: failed by the error told for its number."""
         for number, tracked in self._tracked.items():
             if tracked.open:
                 error = errors.get(number, self.stopped or "the sweep was interrupted")
-                ended = self.stopped and tracked.losses and number not in errors
-                self._close(tracked, error="" if ended else error)
+                well = ended and tracked.losses and number not in errors
+                self._close(tracked, error="" if well else error)
 
     def over(self) -> bool:
         """Whether the sweep has reached one of its limits."""

@@ -3,71 +3,89 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ray import tune
 
 from functions.runtime.cluster import NOT_WHERE_IT_SERVES
 from functions.runtime.niceness import step_back
-from functions.training.asking import METRIC, Asker
 from functions.training.cost import Meter
 from functions.training.fitting import Prepared, new_trainer
 from functions.training.generations import Generations
+from functions.training.halving import SINCE, UNTIL, Halving, States
 from functions.training.interrupts import interruptible
 from functions.training.loop import Trainer, threads
 from functions.training.params import TabularParams
-from functions.training.population import EPOCHS, Population, saved_as, which
+from functions.training.population import Population, saved_as, which
+from functions.training.telling import EPOCHS, FINISHED, METRIC, told_of
 from functions.training.tracking import TrialTracker
 from functions.training.world import Alone
 
 
-def run_trials(
-    prepared: Prepared,
-    points: Sequence[TabularParams],
-    tracker: TrialTracker,
-    *,
-    asker: Asker | None = None,
-    population: Population | None = None,
-    concurrency: int,
-    cpus_per_trial: float,
-    gpus_per_trial: float = 0.0,
-) -> None:
-    """Run one trial for each (settled) setting that `tracker` knows no result of, within its limits; how they ended is in it.
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How many trials train at a time, and what each takes."""
 
-    Under ASHA, or as a population that is in step.
-    """
-    numbers = [number for number in range(len(points)) if number not in tracker.done]
+    concurrency: int
+    cpus_per_trial: float
+    gpus_per_trial: float = 0.0
+
+    def group(self) -> tune.PlacementGroupFactory:
+        """What Tune asks Ray for, a trial."""
+        return tune.PlacementGroupFactory(
+            [{"CPU": self.cpus_per_trial, "GPU": self.gpus_per_trial}],
+            bundle_label_selector=[NOT_WHERE_IT_SERVES],
+        )
+
+
+def run_halving(
+    prepared: Prepared, halving: Halving, states: States, tracker: TrialTracker, room: Room
+) -> None:
+    """Run what `halving` says, within the tracker's limits; how the trials ended is in the tracker."""
+    trainable = tune.with_parameters(RestingTrial, states=states, prepared=prepared, room=room)
+    config = tune.TuneConfig(
+        metric=METRIC,
+        mode="min",
+        max_concurrent_trials=room.concurrency,
+        search_alg=halving,
+        num_samples=-1,  # until it says that all are over
+        reuse_actors=True,
+    )
+    _fit(trainable, config, tracker, room)
+
+
+def run_population(
+    prepared: Prepared, population: Population, count: int, tracker: TrialTracker, room: Room
+) -> None:
+    """Run those of a population of `count` that are not over, the same way."""
+    numbers = [number for number in range(count) if number not in tracker.done]
     if not numbers:
         return
-    room = _room(cpus_per_trial, gpus_per_trial)
-    given: dict[str, Any] = {"point": tune.grid_search(numbers)} if asker is None else {}
-    held = {
-        "prepared": prepared,
-        "points": points,
-        "cpus": max(1, int(cpus_per_trial)),
-        "gpus": gpus_per_trial,
-    }
-    if population is None:
-        trainable = tune.with_parameters(TabularTrial, **held)
-    else:
-        trainable = tune.with_parameters(MemberTrial, generations=population.generations, **held)
+    trainable = tune.with_parameters(
+        MemberTrial, generations=population.generations, prepared=prepared, room=room
+    )
+    config = tune.TuneConfig(
+        metric=METRIC, mode="min", reuse_actors=True, scheduler=population
+    )  # which has to know all of them, and lets as many train at a time as there is room
+    _fit(trainable, config, tracker, room, {"point": tune.grid_search(numbers)})
+
+
+def _fit(
+    trainable: Any,
+    config: tune.TuneConfig,
+    tracker: TrialTracker,
+    room: Room,
+    space: dict[str, Any] | None = None,
+) -> None:
+    """Run the sweep, and end every run of it, however it ended."""
+    errors: dict[int, str] = {}
+    ended = False
     with tempfile.TemporaryDirectory(prefix="toque-sweep-") as folder:
         tuner = tune.Tuner(
-            tune.with_resources(trainable, room),
-            param_space=given,
-            tune_config=tune.TuneConfig(
-                metric=METRIC,
-                mode="min",
-                max_concurrent_trials=concurrency
-                if population is None
-                else None,  # all of it has to be known to it
-                search_alg=asker,
-                num_samples=1 if asker is None else len(numbers),
-                reuse_actors=True,
-                scheduler=population or _asha(max(point.span[0] for point in points)),
-            ),
+            tune.with_resources(trainable, room.group()),
+            param_space=space or {},
+            tune_config=config,
             run_config=tune.RunConfig(
                 storage_path=folder,
                 name="sweep",
@@ -77,20 +95,15 @@ def run_trials(
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         )
-        _fit(tuner, tracker)
-
-
-def _fit(tuner: tune.Tuner, tracker: TrialTracker) -> None:
-    """Run the sweep, and end every run of it, however it ended."""
-    errors: dict[int, str] = {}
-    try:
-        with interruptible():
-            results = tuner.fit()
-        for result in (results[number] for number in range(len(results))):
-            if result.error is not None:
-                errors[(result.config or {})["point"]] = _last_line(result.error)
-    finally:
-        tracker.close(errors)
+        try:
+            with interruptible():
+                results = tuner.fit()
+            for result in (results[number] for number in range(len(results))):
+                if result.error is not None:
+                    errors[(result.config or {})["point"]] = _last_line(result.error)
+            ended = True
+        finally:
+            tracker.close(errors, ended=ended)
 
 
 class Budget(tune.Stopper):
@@ -111,31 +124,21 @@ class Budget(tune.Stopper):
 class TabularTrial(tune.Trainable):
     """One trial: an epoch a step."""
 
-    def setup(  # type: ignore[override]  # with_parameters passes the others
-        self,
-        config: dict[str, Any],
-        *,
-        prepared: Prepared,
-        points: Sequence[TabularParams],
-        cpus: int,
-        gpus: float,
-    ) -> None:
-        """Begin with the setting that `config` points at."""
+    def setup(self, config: dict[str, Any], *, prepared: Prepared, room: Room) -> None:  # type: ignore[override]  # with_parameters passes the others
+        """Begin with the settings in `config`."""
         step_back()
-        self._prepared, self._points, self._cpus, self._gpus = prepared, points, cpus, gpus
+        self._prepared, self._room = prepared, room
         self._trainer = self._begin(config)
 
     def step(self) -> dict[str, Any]:
         """Train one epoch."""
-        with threads(self._cpus):
+        with threads(max(1, int(self._room.cpus_per_trial))):
             epoch = self._trainer.run_epoch()
         return {
-            METRIC: epoch.valid_loss,
+            **told_of(epoch),
             EPOCHS: len(self._trainer.epochs),
-            "train_loss": epoch.train_loss,
-            "epoch_s": epoch.seconds,
-            "rows_per_s": epoch.rows_per_s,
             **asdict(self._meter.lap()),
+            FINISHED: self._trainer.finished,
             "done": self._trainer.finished,
         }
 
@@ -145,11 +148,32 @@ class TabularTrial(tune.Trainable):
         return True
 
     def _begin(self, config: dict[str, Any]) -> Trainer:
-        device = "cuda" if self._gpus else "cpu"
-        self._meter = Meter(device, self._gpus)
-        told = config.get("settings")  # of one that was proposed during the sweep
-        point = self._points[config["point"]] if told is None else TabularParams.model_validate(told)
-        return new_trainer(self._prepared, point, Alone(device))
+        device = "cuda" if self._room.gpus_per_trial else "cpu"
+        self._meter = Meter(device, self._room.gpus_per_trial)
+        settings = TabularParams.model_validate(config["settings"])
+        return new_trainer(self._prepared, settings, Alone(device))
+
+
+class RestingTrial(TabularTrial):
+    """One that trains up to a rung, and goes on from there in another actor."""
+
+    def setup(self, config: dict[str, Any], *, states: States, **held: Any) -> None:  # type: ignore[override]  # the same
+        """Begin with the settings in `config`, from the state after the epochs that it has behind it."""
+        self._states = states
+        super().setup(config, **held)
+
+    def step(self) -> dict[str, Any]:
+        """Train one epoch, and keep the state after it."""
+        told = super().step()
+        if not told[FINISHED]:
+            self._states.save(self.config["point"], self.config["settings"], self._trainer.snapshot())
+        return told | {"done": told[FINISHED] or told[EPOCHS] >= self.config[UNTIL]}
+
+    def _begin(self, config: dict[str, Any]) -> Trainer:
+        trainer = super()._begin(config)
+        if config[SINCE]:
+            trainer.resume(self._states.load(config["point"], config[SINCE]))
+        return trainer
 
 
 class MemberTrial(TabularTrial):
@@ -171,20 +195,6 @@ class MemberTrial(TabularTrial):
     def restore(self, checkpoint_path: Any) -> None:
         """Go on from a state that this member or another saved, under the settings of this one."""
         self._trainer.resume(self._generations.load(*which(checkpoint_path)))
-
-
-def _asha(longest: int) -> tune.schedulers.ASHAScheduler:
-    return tune.schedulers.ASHAScheduler(
-        max_t=longest,
-        grace_period=1,
-        reduction_factor=4,  # as in the paper; load.bench_sweeps has what it loses
-    )
-
-
-def _room(cpus: float, gpus: float) -> tune.PlacementGroupFactory:
-    return tune.PlacementGroupFactory(
-        [{"CPU": cpus, "GPU": gpus}], bundle_label_selector=[NOT_WHERE_IT_SERVES]
-    )
 
 
 def _last_line(error: BaseException) -> str:

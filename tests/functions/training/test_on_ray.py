@@ -12,6 +12,7 @@ from functions.batch_inference import predict_batch
 from functions.training import train_tabular
 from functions.training.checkpoints import Checkpoints
 from functions.training.generations import Decision
+from functions.training.halving import States
 from functions.tuning import Choice, Exploit, Limits, Range, tune_tabular
 from registry import Table
 from tests.functions.training.kitchen import FAST, NAMES, POPULATION, Deadly
@@ -61,21 +62,22 @@ def test_every_trial_of_a_sweep_is_a_run_and_a_poor_one_fails_alone(kitchen, tra
     assert registry.get_run(sweep.best_run).record().metrics["best_loss"] == sweep.best_loss
 
 
-def test_a_sweep_that_was_killed_half_way_repeats_no_finished_trial(kitchen, training_set):
+def test_a_sweep_that_was_killed_half_way_repeats_no_finished_trial_and_no_epoch(kitchen, training_set):
     registry = kitchen.registry()
     address = ray.get_runtime_context().gcs_address
     given = ["sweep", kitchen.store_url, training_set.name, str(training_set.version), address]
     victim = subprocess.Popen([sys.executable, "-m", "tests.functions.training.victim", *given])
-    finished, deadline = [], time.monotonic() + 120
-    while len(finished) < 2:
+    ended = "tags.kind = 'trial' AND attributes.status = 'FINISHED'"
+    deadline = time.monotonic() + 120
+    while len(registry.search_runs("late-sweep", ended)) < 2:  # of the first three, the best one rests
         assert victim.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
-        finished = registry.search_runs(
-            "late-sweep", "tags.kind = 'trial' AND attributes.status = 'FINISHED'"
-        )
     victim.send_signal(signal.SIGKILL)
     victim.wait()
+    finished = registry.search_runs("late-sweep", ended)
+    (folder,) = {key[: key.index("/", len("checkpoints/")) + 1] for key in kitchen.store.list("checkpoints/")}
+    resting = States(kitchen.store, folder).members()
 
     sweep = tune_tabular("late", training_set, **NAMES, params=FAST, num_samples=4, concurrency=1)
     assert len(sweep.trials) == 4
@@ -83,7 +85,15 @@ def test_a_sweep_that_was_killed_half_way_repeats_no_finished_trial(kitchen, tra
     for run in finished:
         again = f"tags.kind = 'trial' AND tags.trial = '{run.tags['trial']}'"
         assert [found.id for found in registry.search_runs("late-sweep", again)] == [run.id]
+    goes_on = resting.keys() - {int(run.tags["trial"]) for run in finished}
+    assert goes_on
+    for number in goes_on:
+        took = [point.value for point in registry.get_run(sweep.trials[number].run_id).series("epoch_s")]
+        before = [epoch["epoch_s"] for epoch in resting[number].told]
+        assert took[: len(before)] == before  # to the microsecond: none was trained again
+    assert sorted(trial.epochs for trial in sweep.trials) == [1, 1, 1, 4]
     assert sweep.best_loss == min(trial.valid_loss for trial in sweep.trials)
+    assert list(kitchen.store.list("checkpoints/")) == []
 
 
 def first_decision(store):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from ray.train._internal.session import _FutureTrainingResult
 
+from functions.training.checkpoints import Checkpoints
 from functions.training.descent import Stretch, descent
 from functions.training.errors import TrainingDataError, TrainingError
 from functions.training.fitting import new_trainer, prepare
@@ -162,7 +163,7 @@ def test_an_interrupted_population_goes_on_from_the_last_decision_that_is_whole(
         taken_up(kitchen.store, "p/", 2, three, {}).lost[2].error
         == "it had failed before the sweep was interrupted"
     )
-    generations.drop()
+    Checkpoints(generations.store, generations.folder).drop()
     assert list(kitchen.store.list("p/")) == []
 
 
@@ -315,13 +316,13 @@ def test_a_member_that_goes_on_has_its_past_in_its_new_run(kitchen, training_set
         registry,
         "e",
         parent=sweep.id,
-        points=[BASE],
+        points={0: BASE},
         dataset=training_set,
         code="c",
         done={},
         members={0: Member(settings=slow, weights=2, told=[past], exploits=[exploit])},
     )
-    trial = SimpleNamespace(config={"point": 0})
+    trial = SimpleNamespace(config={"point": 0}, last_result={"finished": True})
     for _ in range(2):  # it is put aside once
         tracker.on_trial_start(trial=trial)
         spent = {"cpu_s": 3600.0, "gpu_s": 0.0, "energy_j": 0.0}
