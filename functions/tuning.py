@@ -110,7 +110,7 @@ def tune_tabular(
     limits: hours, CPU- and GPU-hours and money, at the first of which the sweep ends with what it has; max_epochs: epochs of
     the longest trial (default: those of params); concurrency: trials at a time, each with `cpus_per_trial` and `gpus_per_trial`; experiment: where sweep and trials are tracked (default: "{model}-sweep").
     priority: of a submitted one in the queue of experiments, the higher first.
-    A sweep that was interrupted repeats no finished trial when it is asked for again.
+    A sweep that was interrupted repeats no epoch when it is asked for again.
     Raises: TrainingDataError for a space or data that cannot be used; TrainingError if no Ray runs or every trial fails.
     """
     from functions.training.cost import billed  # late, all: torch and Ray Tune are for whoever sweeps

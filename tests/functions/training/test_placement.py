@@ -15,7 +15,7 @@ from tests.functions.training.kitchen import FAST, NAMES
 pytestmark = [pytest.mark.ray, pytest.mark.proof]
 TRAINING = {  # what the actors that compute are called in Ray; Tune wraps a trial twice
     "workers": ("RayTrainWorker",),
-    "trials": ("ResourceTrainable", "_Inner", "TabularTrial"),
+    "trials": ("ResourceTrainable", "_Inner", "RestingTrial"),
     "the pool of a batch inference": ("MapWorker",),
 }
 
