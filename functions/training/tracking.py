@@ -104,30 +104,7 @@ class TrialTracker(tune.Callback):
 
     def on_trial_start(self, *, trial: Any, **_: Any) -> None:  # type: ignore[override]  # called by name
         """Start the trial's run, once."""
-        number = trial.config["point"]
-        if number in self._tracked:
-            return
-        point = self._points[number]
-        run = self._registry.start_run(
-            self._experiment,
-            name=f"trial {number}",
-            params=run_params(point),
-            tags={
-                "kind": "trial",
-                "sweep": self._parent,
-                "trial": str(number),
-                "settings": point.model_dump_json(),
-            },
-            datasets=[self._dataset],
-            code=self._code,
-            parent=self._parent,
-        )
-        self._tracked[number] = _Tracked(run, point)
-        if number in self._members:
-            for epoch in self._members[number].told:
-                self._tell(self._tracked[number], epoch)
-            for exploit in self._members[number].exploits:
-                self.exploited(number, exploit)
+        self._of(trial.config["point"])
 
     def exploited(self, number: int, exploit: Exploit) -> None:
         """Record on a member's run what it took over, and the settings from then on as a series."""
@@ -166,10 +143,13 @@ class TrialTracker(tune.Callback):
 
     def given_up(self, number: int) -> None:
         """End the run of a trial that will not train again."""
-        self._close(self._tracked[number], error="")
+        self._close(self._of(number), error="")
 
     def close(self, errors: Mapping[int, str], *, ended: bool) -> None:
         """End what is still open after the sweep, which has ended or was interrupted: failed by the error told for its number."""
+        if ended:  # of those that rested before it, some never went on
+            for number in [each for each, member in self._members.items() if member.told]:
+                self._of(number)
         for number, tracked in self._tracked.items():
             if tracked.open:
                 error = errors.get(number, self.stopped or "the sweep was interrupted")
@@ -202,6 +182,33 @@ class TrialTracker(tune.Callback):
     def spent(self) -> Spent:
         """What all trials that ran spent."""
         return sum((tracked.spent for tracked in self._tracked.values()), Spent())
+
+    def _of(self, number: int) -> _Tracked:
+        """A trial, whose run begins with what an interrupted sweep knew of it."""
+        if number in self._tracked:
+            return self._tracked[number]
+        point = self._points[number]
+        run = self._registry.start_run(
+            self._experiment,
+            name=f"trial {number}",
+            params=run_params(point),
+            tags={
+                "kind": "trial",
+                "sweep": self._parent,
+                "trial": str(number),
+                "settings": point.model_dump_json(),
+            },
+            datasets=[self._dataset],
+            code=self._code,
+            parent=self._parent,
+        )
+        tracked = self._tracked[number] = _Tracked(run, point)
+        if number in self._members:
+            for epoch in self._members[number].told:
+                self._tell(tracked, epoch)
+            for exploit in self._members[number].exploits:
+                self.exploited(number, exploit)
+        return tracked
 
     def _tell(self, tracked: _Tracked, epoch: dict[str, float]) -> None:
         tracked.run.log_metrics(epoch, step=len(tracked.told))

@@ -22,7 +22,6 @@ from functions.training.space import (
     population_points,
     population_space,
 )
-from functions.training.tracking import TrialTracker, finished_trials
 from tests.functions.training.kitchen import COLUMNS, FAST, examples
 
 SPACE = {"lr": Range(low=1e-3, high=1e-2, log=True), "batch_size": Choice(choices=[128, 256, 512])}
@@ -305,34 +304,3 @@ def test_nobody_waits_for_a_trial_that_failed(kitchen):
     assert [len(told) for told, _ in pretence.logged.values()] == [7, 2, 7, 7]
     decision = Decision.model_validate_json(kitchen.store.get("c/decision-000004.json"))
     assert (decision.members.keys(), decision.lost) == ({0, 2, 3}, {1: "run"})
-
-
-def test_a_member_that_goes_on_has_its_past_in_its_new_run(kitchen, training_set):
-    registry, slow = kitchen.registry(), BASE.model_copy(update={"lr": 1e-3})
-    sweep = registry.start_run("e", tags={"sweep_key": "k"})
-    exploit = Exploit(epoch=1, trial=2, params=slow)
-    past = {"valid_loss": 0.6, "train_loss": 0.7, "epoch_s": 1.5, "rows_per_s": 100.0}
-    tracker = TrialTracker(
-        registry,
-        "e",
-        parent=sweep.id,
-        points={0: BASE},
-        dataset=training_set,
-        code="c",
-        done={},
-        members={0: Member(settings=slow, weights=2, told=[past], exploits=[exploit])},
-    )
-    trial = SimpleNamespace(config={"point": 0}, last_result={"finished": True})
-    for _ in range(2):  # it is put aside once
-        tracker.on_trial_start(trial=trial)
-        spent = {"cpu_s": 3600.0, "gpu_s": 0.0, "energy_j": 0.0}
-        tracker.on_trial_result(trial=trial, result=past | {"valid_loss": 0.5} | spent)
-    tracker.on_trial_complete(trial=trial)
-    (known,) = tracker.trials().values()
-    assert (known.epochs, known.valid_loss, known.best_epoch, known.exploits) == (3, 0.5, 1, (exploit,))
-    assert known.params == BASE
-    run = registry.get_run(known.run_id)
-    assert [point.value for point in run.series("valid_loss")] == [0.6, 0.5, 0.5]
-    assert [(point.step, point.value) for point in run.series("lr")] == [(1, 1e-3)]
-    assert run.record().metrics["cpu_hours"] == 2.0  # of this sweep, in both turns
-    assert finished_trials(registry, "e", "k") == {0: known}
