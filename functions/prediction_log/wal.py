@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from functions.prediction_log.errors import LogFullError
-from functions.prediction_log.frames import HEADER_BYTES, put_frame, read_frames, whole_frames
+from functions.prediction_log.frames import HEADER_BYTES, encode_frame, read_frames, whole_frames
 
 __all__ = ["Chunk", "SegmentReader", "WriteAheadLog", "claim", "recover", "segments_of"]
 
@@ -68,14 +68,19 @@ class WriteAheadLog:
         self.limit_bytes, self.segment_bytes, self._fsync = limit_bytes, segment_bytes, fsync
         self.writer, self.folder, self._lock_fd = _found(folder)
         self.last = 0
-        self.size_bytes = 0
         self._mutex = threading.Lock()
         self._reader = SegmentReader()
         self._segments: list[tuple[int, Path]] = []
+        self._sealed_bytes = 0
         self._fd = -1  # of the newest segment, -1 as long as there is none to write to
         self._map: mmap.mmap | None = None
-        self._room = self._end = 0
+        self._end = self._until = 0  # of what is in it, and of what may be
         self._closed = False
+
+    @property
+    def size_bytes(self) -> int:
+        """How much is kept."""
+        return self._sealed_bytes + self._end
 
     def append(self, payload: bytes) -> int:
         """Write one record; returns its number. When this returns, a killed process loses nothing of it.
@@ -83,28 +88,39 @@ class WriteAheadLog:
         Raises: LogFullError if the bound is reached or the disk is full; nothing is left behind then.
         """
         with self._mutex:
-            number, size = self.last + 1, HEADER_BYTES + len(payload)
-            if self.size_bytes + size > self.limit_bytes:
-                raise LogFullError(
-                    f"{self.folder}: {self.size_bytes} bytes wait to be drained, the bound is {self.limit_bytes}; "
-                    "bring Redis and the drain back, or raise the bound"
-                )
-            if self._map is None or self._end + size > self._room:
-                self._roll(max(size, self.segment_bytes))
-            assert self._map is not None  # noqa: S101 - just made
-            self._end = put_frame(self._map, self._end, number, payload)
+            number = self.last + 1
+            if self._end + HEADER_BYTES + len(payload) > self._until:
+                self._make_room(HEADER_BYTES + len(payload))
+            frame, begin = encode_frame(number, payload), self._end
+            end = begin + len(frame)
+            self._map[begin:end] = frame  # type: ignore[index]  # there is one, since there is room in it
+            self._end, self.last = end, number
             if self._fsync:
-                self._force(size)
-            self.size_bytes += size
-            self.last = number
+                self._force(len(frame))
             return number
+
+    def _make_room(self, size: int) -> None:
+        """Have a segment that takes so many bytes more."""
+        if self.size_bytes + size > self.limit_bytes:
+            raise LogFullError(
+                f"{self.folder}: {self.size_bytes} bytes wait to be drained, the bound is {self.limit_bytes}; "
+                "bring Redis and the drain back, or raise the bound"
+            )
+        if self._map is None or self._end + size > len(self._map):
+            self._roll(max(size, self.segment_bytes))
+        self._bound()
+
+    def _bound(self) -> None:
+        """Let the newest segment take what it has room for, as far as the bound on all of them allows."""
+        room = 0 if self._map is None else len(self._map)
+        self._until = min(room, self.limit_bytes - self._sealed_bytes)
 
     def _force(self, size: int) -> None:
         """Have the disk take the last record, of so many bytes; on failure it is as if it had never been there."""
         try:
             os.fdatasync(self._fd)
         except OSError as error:
-            self._end -= size
+            self._end, self.last = self._end - size, self.last - 1
             self._map[self._end : self._end + size] = bytes(size)  # type: ignore[index]  # it was just written to
             raise LogFullError(f"{self.folder}: cannot write: {error}; free space there") from error
 
@@ -127,7 +143,7 @@ class WriteAheadLog:
                 f"{self.folder}: cannot take {room} bytes: {error}; free space there"
             ) from error
         self._finish()
-        self._fd, self._map, self._room, self._end = fd, place, room, 0
+        self._fd, self._map = fd, place
         self._segments.append((self.last + 1, path))
 
     def _finish(self) -> None:
@@ -136,7 +152,8 @@ class WriteAheadLog:
             self._map.close()
             os.ftruncate(self._fd, self._end)
             os.close(self._fd)
-            self._fd, self._map, self._room, self._end = -1, None, 0, 0
+            self._sealed_bytes += self._end
+            self._fd, self._map, self._end, self._until = -1, None, 0, 0
 
     def read_after(self, number: int, *, chunk_bytes: int = 256 << 10) -> Chunk | None:
         """The next records after `number`, about `chunk_bytes` of them; None if there are none.
@@ -162,8 +179,9 @@ class WriteAheadLog:
                 if following - 1 > number:
                     break
                 del self._segments[0]
-                self.size_bytes -= path.stat().st_size
+                self._sealed_bytes -= path.stat().st_size
                 path.unlink()
+            self._bound()
 
     def close(self) -> None:
         """Stop writing and let go of the lock; what is not yet drained stays for an adopter."""

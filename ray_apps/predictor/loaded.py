@@ -35,6 +35,7 @@ __all__ = [
 INLINE_MS = 2.0
 """A version whose example takes less than this answers on the event loop: a hand-over would cost more."""
 
+PLAIN_COLUMNS = 4_096
 
 OVERHEAD_BYTES = 128 << 10
 """Memory of a version beside its weights: 83 KiB were measured for a program of a small MLP."""
@@ -70,7 +71,7 @@ class LoadedVersion:
 
     record: what the registry says of it. service: the feature service that its keys are looked up in, or None.
     missing: what is done about features without a value. batching: bounds of batches, None without any; batcher:
-    who makes them, once a request came. example_ms: how long its example took when warm.
+    who makes them, once a request came. plain: whether it makes one float32 matrix of another of bounded rows. example_ms: how long its example took when warm.
     """
 
     def __init__(self, record: ModelVersion, scorer: Scorer) -> None:
@@ -83,6 +84,7 @@ class LoadedVersion:
         self.missing = MissingPolicy.of(record.tags, record.signature)
         self.batching = Batching.of(record.tags, record.signature)
         self.batcher: Batcher | None = None
+        self.plain = _is_plain(record.signature.inputs) and _is_plain(record.signature.outputs)
         self.example_ms = 0.0
         self._scorer = scorer
         self._inputs = [(spec, _dtype(spec), tuple(spec.shape)) for spec in self.signature.inputs]
@@ -229,6 +231,13 @@ def _dtype(spec: TensorSpec) -> np.dtype[Any]:
             f"input {spec.name!r}: datatype {spec.datatype} is not served; use one of {list(DTYPES)}"
         )
     return dtype
+
+
+def _is_plain(specs: Sequence[TensorSpec]) -> bool:
+    if len(specs) != 1 or specs[0].datatype != "FP32":
+        return False
+    columns = specs[0].shape[1:]
+    return len(columns) == 1 and 0 < columns[0] <= PLAIN_COLUMNS
 
 
 def _fits(got: tuple[int, ...], shape: tuple[int, ...]) -> bool:

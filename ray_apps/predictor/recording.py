@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from functions.prediction_log import LogFullError, encode_prediction
+from functions.prediction_log import Brief, LogFullError, encode_prediction
 from ray_apps.predictor.datatypes import Array
 
 __all__ = ["Failure", "Log", "Recorder", "vectors"]
@@ -25,8 +25,9 @@ MAX_VALUES = 65_536
 """A row with more values than this is logged without them."""
 MAX_FAILURES = 512
 """So many failures wait to be written; more are dropped and counted."""
+MAX_BRIEFS = 256
+"""Of so many versions and arms the encoders are kept."""
 FLUSH_S = 0.05
-_FLOAT32 = np.dtype(np.float32)
 _log = logging.getLogger("ray.serve")
 
 
@@ -64,6 +65,7 @@ class Recorder:
 
     def __init__(self, model: str, log: Log | None) -> None:
         self._model, self._log = model, log
+        self._briefs: dict[tuple[int, str], Brief] = {}
         self._failures: deque[Failure] = deque()
         self._flushing: asyncio.TimerHandle | None = None
         self.written = 0
@@ -98,6 +100,37 @@ class Recorder:
             missing=missing, entities=entities,
         )  # fmt: skip
         self._append(self._log, payload)
+
+    def record_numbers(
+        self,
+        version: int,
+        arm: str,
+        id: str,  # noqa: A002 - the protocol's word
+        unit: str | None,
+        at_us: int,
+        latency_ms: float,
+        rows: int,
+        numbers: Array,
+        answers: Array,
+    ) -> None:
+        """The same for an answer to tensors that is float32 (rows, K), as are the (rows, F) it was made from.
+
+        The way of most requests, which must be short.
+        """
+        if self._log is None or rows == 0:
+            return
+        brief = self._briefs.get((version, arm))
+        if brief is None:
+            brief = self._brief(version, arm)
+        payload = brief.encode(id, unit, at_us, latency_ms, rows, numbers.tobytes(), answers.tobytes())
+        self._append(self._log, payload)
+
+    def _brief(self, version: int, arm: str) -> Brief:
+        if len(self._briefs) >= MAX_BRIEFS:
+            self._briefs.clear()
+        brief = Brief(model=self._model, version=version, arm=arm, shadow=False)
+        self._briefs[version, arm] = brief
+        return brief
 
     def fail(self, failure: Failure) -> None:
         """Have a failure logged soon; never waits. Beyond the bound it is dropped and counted."""
@@ -152,10 +185,6 @@ def vectors(
 
     Tensors whose first dimension is not the rows, and rows of more than `MAX_VALUES`, are left out (None).
     """
-    if len(tensors) == 1:
-        (only,) = tensors.values()
-        if only.dtype == _FLOAT32 and only.ndim == 2 and len(only) == rows and only.size <= MAX_VALUES * rows:  # noqa: PLR2004
-            return only, None  # as it is: the way of most requests, which must be short
     numbers: list[Array] = []
     texts: list[Array] = []
     for array in tensors.values():
