@@ -6,6 +6,7 @@ from __future__ import annotations
 
 __all__ = [
     "BadRequest",
+    "CallerGone",
     "DeadlineExceeded",
     "Denied",
     "NotFound",
@@ -62,3 +63,9 @@ class DeadlineExceeded(PredictorError):
     """The caller's deadline passed before the answer was there: 504."""
 
     status = 504
+
+
+class CallerGone(PredictorError):
+    """The caller hung up before the answer was there: 499, which nobody reads, as web servers log it."""
+
+    status = 499

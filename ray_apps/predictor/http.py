@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from ray_apps.predictor.caller import Caller
 from ray_apps.predictor.door import JSON, Answer, Door, Message, Receive
 from ray_apps.predictor.doorkeeper import Gate
 from ray_apps.predictor.errors import BadRequest, DeadlineExceeded, NotFound, TooLarge
@@ -79,10 +80,11 @@ class HttpDoor(Door):
         request = decode_request(body, length)
         if number is None and ARM in wanted:
             number = self.predictor.pinned(wanted[ARM].decode("latin-1"))
+        caller = Caller(receive)
         if until is None and "timeout" not in request.parameters:
-            response: InferResponse = await self.predictor.infer(request, number=number)
+            response: InferResponse = await self.predictor.infer(request, number=number, caller=caller)
         else:
-            response = await self._infer_in_time(request, number, until)
+            response = await self._infer_in_time(request, number, caller, until)
         encoded, json_bytes = encode_response(response, request)
         if json_bytes is None:
             return 200, [JSON], encoded
@@ -91,13 +93,13 @@ class HttpDoor(Door):
         return 200, headers, encoded
 
     async def _infer_in_time(
-        self, request: InferRequest, number: int | None, until: float | None
+        self, request: InferRequest, number: int | None, caller: Caller, until: float | None
     ) -> InferResponse:
         """Answer before the earlier of a header's and a parameter's deadline; later work is dropped."""
         limits = [moment for moment in (until, _until_by_parameter(request)) if moment is not None]
         try:
             async with asyncio.timeout_at(min(limits, default=None)):
-                return await self.predictor.infer(request, number=number)
+                return await self.predictor.infer(request, number=number, caller=caller)
         except TimeoutError:
             raise DeadlineExceeded(
                 "deadline: it passed before the answer was there; allow more time"

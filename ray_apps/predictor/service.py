@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from functions.prediction_log import PINNED, micros
+from ray_apps.predictor.caller import Caller
 from ray_apps.predictor.datatypes import Array
 from ray_apps.predictor.engine import Engine
 from ray_apps.predictor.errors import BadRequest, NotFound, NotReady, Overloaded
@@ -60,10 +61,12 @@ class Predictor:
         self._explainer = ThreadPoolExecutor(1, thread_name_prefix="explain")  # never before an answer
         self._explaining = 0
 
-    async def infer(self, request: InferRequest, *, number: int | None = None) -> InferResponse:
+    async def infer(
+        self, request: InferRequest, *, number: int | None = None, caller: Caller | None = None
+    ) -> InferResponse:
         """Choose a version, get its inputs, predict, log, and hand a copy to the shadows.
 
-        number: a version asked for by number, past the split.
+        number: a version asked for by number, past the split. caller: who may go away meanwhile.
         Raises: PredictorError with the status and the words for the caller.
         """
         prediction_id = request.id or os.urandom(16).hex()
@@ -73,8 +76,9 @@ class Predictor:
         call = _Call(prediction_id, unit, arm, version, begin)
         try:
             found = await self._inputs(request, call)
-            outputs = await version.answer(found.inputs, call.rows, found.abstained, self._pool)
-        except BaseException:  # a caller whose time is up included
+            work = version.answer(found.inputs, call.rows, found.abstained, self._pool)
+            outputs = await (work if caller is None or version.inline else caller.waits_for(work))
+        except BaseException:  # a caller whose time is up, or who has gone, included
             if number is None:  # who asks for a version by number tries it out: no evidence against it
                 self._fail(call)
             raise
@@ -84,7 +88,8 @@ class Predictor:
             self._offer(call, at_us, found)
         said = _said(call, found)
         if call.explanation is not None:
-            said["explanation"] = await self._explain(call.explanation, outputs, found.abstained)
+            explaining = self._explain(call.explanation, outputs, found.abstained)
+            said["explanation"] = await (explaining if caller is None else caller.waits_for(explaining))
         return InferResponse(self.engine.model, version.version, outputs, prediction_id, said)
 
     def pinned(self, arm: str) -> int:

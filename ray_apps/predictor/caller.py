@@ -1,0 +1,50 @@
+"""Who waits for an answer: work for a caller who has gone is dropped, as far as it has not begun."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar
+
+from ray_apps.predictor.door import Receive
+from ray_apps.predictor.errors import CallerGone
+
+__all__ = ["Caller"]
+
+T = TypeVar("T")
+GONE: Final = "http.disconnect"
+
+
+class Caller:
+    """One request's caller, as its server tells of it.
+
+    receive: of a request whose body is whole: nothing comes any more but that the caller has gone.
+    """
+
+    __slots__ = ("_receive",)
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+
+    async def waits_for(self, work: Coroutine[Any, Any, T]) -> T:
+        """What `work` gives; for work that takes longer than two tasks do, some 40 µs.
+
+        Raises: CallerGone if the caller goes first; `work` is cancelled then.
+        """
+        loop = asyncio.get_running_loop()
+        working, going = loop.create_task(work), loop.create_task(self._goes())
+        try:
+            await asyncio.wait({working, going}, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                return working.result()
+            raise CallerGone("the caller went away before the answer was there")
+        finally:
+            working.cancel()
+            going.cancel()
+
+    async def _goes(self) -> None:
+        message = await self._receive()
+        if message["type"] != GONE:
+            await (
+                asyncio.get_running_loop().create_future()
+            )  # a server that says something else never says that
