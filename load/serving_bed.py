@@ -100,7 +100,7 @@ def register(store_url: str, folder: Path, models: dict[str, Served]) -> str:
     for name, model in models.items():
         registry.create_model(name)
         champion, *others = [
-            _version(registry, folder / f"{name}-{n}", name, model)
+            another_version(registry, folder / f"{name}-{n}", name, model)
             for n in range(1 + len(model.arms) + model.shadow)
         ]
         registry.promote(name, champion.version)
@@ -111,7 +111,8 @@ def register(store_url: str, folder: Path, models: dict[str, Served]) -> str:
     return _token(store)
 
 
-def _version(registry: Registry, path: Path, name: str, model: Served) -> ModelVersion:
+def another_version(registry: Registry, path: Path, name: str, model: Served) -> ModelVersion:
+    """Register a version of a model that the registry knows."""
     rows = [[0.1] * model.columns, [0.2] * model.columns]
     keyed = "feature_service" in model.tags
     signature = Signature(
