@@ -15,7 +15,7 @@ __all__ = ["HEADER_BYTES", "Frame", "encode_frame", "read_frames", "whole_frames
 
 _HEADER = struct.Struct("<QII")
 HEADER_BYTES = _HEADER.size
-_ADLER_BASE = 65_521
+_NUMBERS = 65_520  # that a sum of Adler-32 can begin with, beside 0
 
 
 class Frame(NamedTuple):
@@ -34,9 +34,9 @@ def encode_frame(number: int, payload: bytes) -> bytes:
 def _checksum(number: int, payload: bytes | memoryview) -> int:
     """Adler-32, begun with the number: CRC-32 has tables of 8 KiB, which are in no cache where an answer has just been made.
 
-    A record that a crash cut short ends in zeros, so its sum is another one.
+    A record that a crash cut short ends in zeros, so its sum is another one; that of a header of zeros is not 0.
     """
-    return adler32(payload, number % _ADLER_BASE)
+    return adler32(payload, 1 + number % _NUMBERS)
 
 
 def read_frames(data: bytes) -> Iterator[Frame]:

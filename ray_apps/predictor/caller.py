@@ -39,8 +39,10 @@ class Caller:
                 return working.result()
             raise CallerGone("the caller went away before the answer was there")
         finally:
-            working.cancel()
             going.cancel()
+            if not working.done():
+                working.cancel()
+                await asyncio.wait({working})
 
     async def _goes(self) -> None:
         message = await self._receive()
