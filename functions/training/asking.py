@@ -17,7 +17,8 @@ from functions.training.space import Choice, Space
 class Asker:
     """Proposes settings by a tree-structured Parzen estimator (TPE), the given ones first.
 
-    startup: how many are drawn at random before it learns. A proposal hangs on the seed, its number and what was tried alone.
+    count: trials in all; a third of them, five at most, are drawn at random before it learns. A proposal hangs on the seed, its number
+    and what was tried, on nothing else.
     Source: Bergstra et al., Algorithms for Hyper-Parameter Optimization, 2011.
     Raises: TrainingError if Optuna is not installed.
     """
