@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.export.passes import move_to_device_pass
 
 from functions.training.errors import ArtifactRefused, TrainingError
 
@@ -73,10 +74,17 @@ def save_program(program: torch.export.ExportedProgram, path: Path) -> None:
     path.write_bytes(buffer.getvalue())
 
 
-def load_program(data: bytes) -> nn.Module:
-    """Read a program as a callable module. Raises: ArtifactRefused if it holds more than a tensor program."""
+def load_program(data: bytes, *, device: str = "cpu") -> nn.Module:
+    """Read a program as a callable module.
+
+    device: where its weights and constants are put, and what it makes by itself (`arange`, `zeros`) is made.
+    Raises: ArtifactRefused if it holds more than a tensor program.
+    """
     inspect_program(data)
-    module = torch.export.load(io.BytesIO(data)).module(check_guards=False)
+    program = torch.export.load(io.BytesIO(data))
+    if device != "cpu":
+        program = move_to_device_pass(program, device)
+    module = program.module(check_guards=False)
     for hooks in (module._forward_pre_hooks, module._forward_hooks):  # noqa: SLF001 - there is no public way
         hooks.clear()  # they check shapes in 0.2 ms a call; `ScoringModel` does by the signature in 0.01 ms
     return module

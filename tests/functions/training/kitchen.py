@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from functions.training.checkpoints import WHOLE, Checkpoints
 from functions.training.fitting import Columns
@@ -64,3 +65,18 @@ class Deadly(Checkpoints):
         if epoch == 1 and not self.mark.exists():
             self.mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Maker(torch.nn.Module):
+    """Makes tensors by itself, of constants, buffers and device arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.constant = torch.nn.Linear(2, 2), torch.ones(2)
+        self.register_buffer("passing", torch.ones(2), persistent=False)
+
+    def forward(self, x):
+        count = torch.arange(x.shape[0]).unsqueeze(1) * 0
+        made = torch.zeros(x.shape[0], 2) + torch.full((2,), 0.5) + torch.linspace(0, 1, 2)
+        more = torch.tensor([1.0, 2.0]).to("cpu") + torch.scalar_tensor(2.0) + x.new_zeros(2)
+        return self.layer(x) * self.constant + self.passing + count + made + more

@@ -7,6 +7,7 @@ import torch
 
 from functions.training.errors import ArtifactRefused, TrainingError
 from functions.training.program import export_program, inspect_program, load_program, save_program
+from tests.functions.training.kitchen import Maker
 
 MODEL = "models/model.json"
 WEIGHTS = "data/weights/model_weights_config.json"
@@ -66,6 +67,15 @@ def test_a_saved_program_answers_as_the_model_for_any_batch(rows, tmp_path):
     program = load_program((tmp_path / "model.pt2").read_bytes())
     part = [value[:rows] for value in INPUTS.values()]
     torch.testing.assert_close(program(*part), model(*part))
+
+
+def test_what_a_program_holds_and_makes_is_put_on_the_device(tmp_path):
+    save_program(export_program(Maker(), {"x": torch.rand(4, 2)}), tmp_path / "model.pt2")
+    data = (tmp_path / "model.pt2").read_bytes()
+    program = load_program(data, device="meta")  # refuses to reckon with tensors that are elsewhere
+    assert program(torch.rand(7, 2, device="meta")).device.type == "meta"
+    with pytest.raises(RuntimeError, match="device"):
+        load_program(data)(torch.rand(7, 2, device="meta"))
 
 
 def test_what_is_written_holds_no_pickle_and_no_path_of_this_machine(saved):
