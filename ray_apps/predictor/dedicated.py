@@ -13,17 +13,18 @@ import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from ray_apps.predictor.datatypes import Array
-from ray_apps.predictor.errors import BadRequest, NotReady, Overloaded
+from ray_apps.predictor.errors import BadRequest, CardFailed, NotReady, Overloaded, PredictorError
 from ray_apps.predictor.keeper import Holds, Keeper
 from ray_apps.predictor.loaded import LoadedVersion, LoadError, fetch_version
 from ray_apps.predictor.options import DedicatedOptions, PredictorOptions
@@ -32,7 +33,7 @@ from ray_apps.predictor.remote import Ask, Found, Reply, State
 from registry import Registry, open_store
 from registry.errors import RegistryError
 
-__all__ = ["ServeSite", "VersionReplica", "version_app", "version_application"]
+__all__ = ["ServeSite", "VersionReplica", "device_of", "version_app", "version_application"]
 
 PREFIX = "version-"
 KEEPER, NAMESPACE = "toque-keeper", "toque"
@@ -61,6 +62,7 @@ class VersionReplica:
         furnish_process()
         self._version = _load(model, number, PredictorOptions.model_validate(options))
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="predict")
+        self._failed = ""
         freeze()
 
     async def __call__(self, inputs: Mapping[str, Array], abstained: Sequence[int]) -> Reply:
@@ -70,6 +72,17 @@ class VersionReplica:
             return await self._version.answer(inputs, rows, abstained, self._threads)
         except BadRequest as refusal:
             return str(refusal)
+        except CardFailed as failure:
+            self._failed = str(failure)
+            raise
+
+    def check_health(self) -> None:
+        """Serve replaces a replica whose card failed: nothing that its process asks of the card succeeds again.
+
+        Raises: CardFailed.
+        """
+        if self._failed:
+            raise CardFailed(self._failed)
 
 
 def _load(model: str, number: int, options: PredictorOptions) -> LoadedVersion:
@@ -81,7 +94,17 @@ def _load(model: str, number: int, options: PredictorOptions) -> LoadedVersion:
     except (RegistryError, OSError) as error:
         raise LoadError(f"{model}@{number} cannot be fetched: {error}") from error
     scratch = Path(tempfile.gettempdir()) / "toque-loading"
-    return fetch_version(record, registry, load_scorer, scratch=scratch)
+    loader = partial(load_scorer, device=device_of(options))
+    return fetch_version(record, registry, loader, scratch=scratch)
+
+
+def device_of(options: PredictorOptions) -> str:
+    """What a version's own replica runs programs on: a card only if one was reserved.
+
+    Said, and not found out: Ray 2.60 leaves CUDA_VISIBLE_DEVICES as it is where no card was asked for, so a replica
+    without one may see all cards of its machine (RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=1 would hide them).
+    """
+    return "cuda" if options.dedicated is not None and options.dedicated.num_gpus > 0 else "cpu"
 
 
 def version_application(model: str, number: int, options: PredictorOptions) -> serve.Application:
@@ -166,6 +189,10 @@ class ServeSite:
                 raise Overloaded(f"{self._model}@{number}: {error}") from error
             except (RayActorError, DeploymentUnavailableError) as error:
                 raise NotReady(f"{self._model}@{number} does not answer: {error}") from error
+            except RayTaskError as error:
+                if isinstance(error.cause, PredictorError):
+                    raise error.cause from None  # its words are for the caller; Ray adds the replica's traceback
+                raise
 
         return ask
 

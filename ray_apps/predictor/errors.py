@@ -7,6 +7,8 @@ from __future__ import annotations
 __all__ = [
     "BadRequest",
     "CallerGone",
+    "CardFailed",
+    "CardFull",
     "DeadlineExceeded",
     "Denied",
     "NotFound",
@@ -69,3 +71,15 @@ class CallerGone(PredictorError):
     """The caller hung up before the answer was there: 499, which nobody reads, as web servers log it."""
 
     status = 499
+
+
+class CardFull(PredictorError):
+    """The card's memory does not suffice for this request: 503; others are answered."""
+
+    status = 503
+
+
+class CardFailed(PredictorError):
+    """The card refuses this process from now on: 503, until another replica answers."""
+
+    status = 503

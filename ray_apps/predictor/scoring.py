@@ -3,11 +3,12 @@
 `ScoringModel` checks and converts whatever it is given; the predictor has done that already, against the same
 signature. For a small model the wrappers cost as much as the model: here the program's own function is called on
 plain attributes, and nothing else. A program that this cannot hold, or that answers its example differently this
-way, is left to `ScoringModel`.
+way, is left to `ScoringModel`. Where a card was reserved, the program is called there (`ray_apps.predictor.card_scoring`).
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -21,13 +22,16 @@ from torch.fx.graph import CodeGen
 from functions.training.program import load_program
 from functions.training.scoring import PROGRAM_FILE, ScoringModel, example_arrays, load
 from kernels.hashing import hash_strings
+from ray_apps.predictor.card import Card, CudaCard, Outputs
+from ray_apps.predictor.card_scoring import CardScorer, Unfit
 from ray_apps.predictor.datatypes import Array
+from ray_apps.predictor.errors import CardFailed, CardFull
 from ray_apps.predictor.loaded import Scorer
 from registry.signature import Signature
 
-__all__ = ["DirectScorer", "load_scorer"]
+__all__ = ["DirectScorer", "load_scorer", "place_on_card"]
 
-Outputs = tuple[torch.Tensor, ...]
+_log = logging.getLogger("ray.serve")
 
 
 class DirectScorer:
@@ -51,20 +55,58 @@ class DirectScorer:
         return {name: result.numpy() for name, result in zip(self._outputs, results, strict=True)}
 
 
-def load_scorer(folder: Path, signature: Signature) -> Scorer:
+def load_scorer(folder: Path, signature: Signature, *, device: str = "cpu") -> Scorer:
     """The artifact in a version's folder, called as directly as it can be.
 
-    Raises: whatever the artifact's reader raises for a file that it refuses.
+    device: "cuda" where a card was reserved for it. A program that cannot run there, or answers its example
+    differently there, runs on the CPU, as other formats do.
+    Raises: whatever the artifact's reader raises for a file that it refuses, and the card for want of memory.
     """
     checked = load(folder, signature=signature)
     if not (folder / PROGRAM_FILE).is_file():
         return _Checked(checked)
-    program = load_program((folder / PROGRAM_FILE).read_bytes())
+    data = (folder / PROGRAM_FILE).read_bytes()
+    if device == "cuda":
+        on_card = _on_card(data, checked, signature)
+        if on_card is not None:
+            return on_card
+    program = load_program(data)
     run = _bare(program) if isinstance(program, torch.fx.GraphModule) else None
     if run is None or signature.example is None:
         return _Checked(checked)
     direct = DirectScorer(run, signature)
     return direct if _agree(direct, checked, signature) else _Checked(checked)
+
+
+def place_on_card(data: bytes, checked: ScoringModel, signature: Signature, card: Card) -> CardScorer:
+    """A program on a card, compared with the same on the CPU.
+
+    Raises: Unfit if it cannot be called directly, has no example or answers differently there; what torch raises for a
+    program that cannot run there; CardFull, CardFailed.
+    """
+    if signature.example is None:
+        raise Unfit("its signature has no example to compare by")
+    with card.stream():
+        program = load_program(data, device=str(card.device))
+    run = _bare(program) if isinstance(program, torch.fx.GraphModule) else None
+    if run is None:
+        raise Unfit("it calls modules")
+    scorer = CardScorer(run, signature, card)
+    scorer.settle(_Checked(checked), _plain_example(signature), example_arrays(signature))
+    return scorer
+
+
+def _on_card(data: bytes, checked: ScoringModel, signature: Signature) -> CardScorer | None:
+    if not torch.cuda.is_available():
+        _log.warning("a card was reserved, but torch %s finds none: it runs on the CPU", torch.__version__)
+        return None
+    try:
+        return place_on_card(data, checked, signature, CudaCard())
+    except (CardFull, CardFailed, torch.OutOfMemoryError, torch.AcceleratorError):
+        raise  # the CPU would answer, but not as whoever reserved a card expects
+    except Exception as reason:  # noqa: BLE001 - operators fail in many ways where they are not made for a card
+        _log.warning("the program runs on the CPU, not on the card that was reserved: %s", reason)
+        return None
 
 
 class _Checked:
@@ -110,14 +152,19 @@ def _attach(root: SimpleNamespace, program: torch.nn.Module, path: str) -> None:
 
 def _agree(direct: DirectScorer, checked: ScoringModel, signature: Signature) -> bool:
     """Whether both answer the example alike, to the bit, for one row and for several."""
-    example = example_arrays(signature)
-    texts = {spec.name for spec in signature.inputs if spec.datatype == "BYTES"}
-    plain = {
-        name: np.array((signature.example or {})[name], dtype=object) if name in texts else array
-        for name, array in example.items()
-    }
+    plain = _plain_example(signature)
     for inputs in (plain, {name: np.concatenate([array] * 3) for name, array in plain.items()}):
         wanted, got = checked.predict(inputs), direct.predict(inputs)
         if any(not np.array_equal(wanted[name], got[name], equal_nan=True) for name in wanted):
             return False
     return True
+
+
+def _plain_example(signature: Signature) -> dict[str, Array]:
+    """The signature's example as a request has it, texts as texts."""
+    given = signature.example or {}
+    texts = {spec.name for spec in signature.inputs if spec.datatype == "BYTES"}
+    return {
+        name: np.array(given[name], dtype=object) if name in texts else array
+        for name, array in example_arrays(signature).items()
+    }
