@@ -1,30 +1,38 @@
 """Where the time of one request goes inside a replica, stage by stage, without any network.
 
 python -m ray_apps.predictor.breakdown [--columns 20]
+python -m ray_apps.predictor.breakdown --parameters 100M [--device cuda] [--rows 1]
 
 Each line is the median time of one stage of a request for one row of a small model, on this machine, repeated by
 itself; the last are the whole door, from ASGI message in to ASGI message out, and the same where nothing is logged.
 There a stage takes longer than by itself, since the model has taken the caches.
+
+--parameters: a model of that size instead, and only what its size and its rows change. --device cuda: on the card, with
+the ways to it and back, each waited for by itself; "all in one" waits once, as a request does.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import torch
 
 from functions.prediction_log import encode_prediction
 from functions.prediction_log.wal import WriteAheadLog
 from functions.training.program import export_program, save_program
+from ray_apps.predictor.captures import REPEATS
+from ray_apps.predictor.card_scoring import CardScorer
 from ray_apps.predictor.doorkeeper import Doorkeeper
 from ray_apps.predictor.engine import Engine
 from ray_apps.predictor.http import HttpDoor
@@ -35,13 +43,15 @@ from ray_apps.predictor.service import Predictor
 from registry import Access, Registry, Signature, TensorSpec, open_store
 
 ROUNDS = 2_000
+SIZED_ROUNDS = 200
+"""Of a model that takes the CPU tens of milliseconds."""
 
 
 class _Mlp(torch.nn.Module):
-    def __init__(self, columns: int) -> None:
+    def __init__(self, columns: int, first: int = 64, second: int = 32) -> None:
         super().__init__()
-        self.one, self.two = torch.nn.Linear(columns, 64), torch.nn.Linear(64, 32)
-        self.three = torch.nn.Linear(32, 1)
+        self.one, self.two = torch.nn.Linear(columns, first), torch.nn.Linear(first, second)
+        self.three = torch.nn.Linear(second, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.sigmoid(self.three(torch.relu(self.two(torch.relu(self.one(x))))))
@@ -49,22 +59,27 @@ class _Mlp(torch.nn.Module):
 
 def register(registry: Registry, folder: Path, columns: int) -> None:
     """Make a small MLP the champion of the model `mlp`."""
-    folder.mkdir()
-    example = torch.rand(2, columns)
-    save_program(export_program(_Mlp(columns).eval(), {"x": example}), folder / "model.pt2")
-    signature = Signature(
-        inputs=[TensorSpec(name="x", datatype="FP32", shape=[-1, columns])],
-        outputs=[TensorSpec(name="y", datatype="FP32", shape=[-1, 1])],
-        example={"x": example[:1].tolist()},
-    )
+    signature = _save(_Mlp(columns), folder)
     registry.create_model("mlp")
     registry.promote("mlp", registry.create_version("mlp", path=folder, signature=signature).version)
 
 
-def median_us(stage: Callable[[], Any]) -> float:
+def _save(model: _Mlp, folder: Path) -> Signature:
+    folder.mkdir()
+    columns = model.one.in_features
+    example = torch.rand(2, columns)
+    save_program(export_program(model.eval(), {"x": example}), folder / "model.pt2")
+    return Signature(
+        inputs=[TensorSpec(name="x", datatype="FP32", shape=[-1, columns])],
+        outputs=[TensorSpec(name="y", datatype="FP32", shape=[-1, 1])],
+        example={"x": example[:1].tolist()},
+    )
+
+
+def median_us(stage: Callable[[], Any], *, rounds: int = ROUNDS) -> float:
     """The median time of a stage in microseconds."""
     times = []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         begin = time.perf_counter_ns()
         stage()
         times.append(time.perf_counter_ns() - begin)
@@ -158,14 +173,75 @@ async def _stages(
     }
 
 
+def measure_sized(folder: Path, parameters: int, columns: int, rows: int, device: str) -> dict[str, float]:
+    """Median microseconds of what depends on a model's size. Raises: SystemExit without the card asked for."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit(f"--device cuda: torch {torch.__version__} finds no CUDA device here")
+    width = math.isqrt(parameters)
+    signature = _save(_Mlp(columns, width, width), folder)
+    numbers = np.random.default_rng(0).random((rows, columns), np.float32)
+    tensor = {"name": "x", "datatype": "FP32", "shape": [rows, columns], "data": numbers.ravel().tolist()}
+    body = orjson.dumps({"inputs": [tensor]})
+    request = decode_request(body)
+    scorer = load_scorer(folder, signature)
+    response = InferResponse("mlp", 1, scorer.predict(request.inputs), "0" * 32, {"arm": "champion"})
+    stages = {
+        "parse": median_us(lambda: decode_request(body)),
+        "model on the CPU": median_us(lambda: scorer.predict(request.inputs), rounds=SIZED_ROUNDS),
+    }
+    if device == "cuda":
+        on_card = load_scorer(folder, signature, device=device)
+        if not isinstance(on_card, CardScorer):
+            raise SystemExit("--device cuda: the program stays on the CPU; the line before says why")
+        stages |= card_stages(on_card, request.inputs)
+    return stages | {"encode": median_us(lambda: encode_response(response, request))}
+
+
+def card_stages(scorer: CardScorer, inputs: Mapping[str, Any], *, rounds: int = ROUNDS) -> dict[str, float]:
+    """Median microseconds of the ways to a card and back, and of what it computes between."""
+    arrays = scorer.arrays(inputs)
+
+    def done(begin: Callable[[], Any]) -> None:
+        begin()
+        scorer.card.wait()
+
+    for _ in range(REPEATS):  # captured before it is measured
+        scorer.predict(inputs)
+    with scorer.turn():
+        placed = scorer.copy_in(arrays)
+        outputs = scorer.captures.run(placed)
+        stages = {
+            "card: copy in": median_us(lambda: done(lambda: scorer.copy_in(arrays)), rounds=rounds),
+            "card: compute": median_us(lambda: done(lambda: scorer.captures.run(placed)), rounds=rounds),
+            "card: copy out": median_us(lambda: scorer.copy_out(outputs, arrays), rounds=rounds),
+        }
+    return stages | {"card: all in one": median_us(lambda: scorer.predict(inputs), rounds=rounds)}
+
+
+def number(text: str) -> int:
+    """A number such as 2000, 10k, 100M or 1.5G. Raises: ValueError for what is none."""
+    factor = {"k": 1e3, "M": 1e6, "G": 1e9}.get(text[-1:], 1)
+    return int(float(text if factor == 1 else text[:-1]) * factor)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m ray_apps.predictor.breakdown", description=__doc__)
     parser.add_argument("--columns", type=int, default=20)
-    arguments = parser.parse_args()
+    parser.add_argument("--parameters", type=number)
+    parser.add_argument("--rows", type=int, default=1)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    asked = parser.parse_args()
+    if asked.parameters is None and (asked.device != "cpu" or asked.rows != 1):
+        parser.error("--device and --rows are of a model whose --parameters are given")
     with tempfile.TemporaryDirectory() as name:
-        stages = asyncio.run(measure(Path(name), arguments.columns))
-    sys.stdout.write(f"\n{'inside the replica':24}{'median us':>12}\n")
+        if asked.parameters is None:
+            stages = asyncio.run(measure(Path(name), asked.columns))
+        else:
+            folder = Path(name) / "artifact"
+            stages = measure_sized(folder, asked.parameters, asked.columns, asked.rows, asked.device)
+    where = f" ({torch.cuda.get_device_name()})" if asked.device == "cuda" else ""
+    sys.stdout.write(f"\n{'inside the replica':24}{'median us':>12}{where}\n")
     for name, median in stages.items():
         sys.stdout.write(f"{name:24}{median:12.1f}\n")
 

@@ -21,7 +21,7 @@ from functions.training.artifact import tabular_signature, write_artifact
 from functions.training.fitting import fit, prepare
 from functions.training.program import export_program, save_program
 from functions.training.scoring import ScoringModel, load
-from ray_apps.predictor import DedicatedOptions, PredictorOptions, dedicated, scoring
+from ray_apps.predictor import DedicatedOptions, PredictorOptions, breakdown, dedicated, scoring
 from ray_apps.predictor.agreement import difference, rows_stand_alone
 from ray_apps.predictor.captures import MOST_PADDED_ROWS, REPEATS, Captures
 from ray_apps.predictor.card import Captured, Card, CudaCard, Outputs, is_full
@@ -468,3 +468,22 @@ async def test_the_door_passes_on_a_replicas_words_without_its_traceback(
     with pytest.raises(CardFull) as caught:
         await site.ask(3)({}, [])
     assert str(caught.value) == "no room"
+
+
+def test_the_ways_to_a_card_and_back_are_timed(folder: Path, tabular: ScoringModel, card: Card) -> None:
+    scorer = placed(folder, tabular.signature, card)
+    stages = breakdown.card_stages(scorer, rows(7), rounds=3)
+    assert [*stages] == ["card: copy in", "card: compute", "card: copy out", "card: all in one"]
+    assert all(median > 0 for median in stages.values())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
+def test_a_card_that_is_asked_for_and_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"--device cuda: torch .* finds no CUDA device here"):
+        breakdown.measure_sized(tmp_path / "artifact", 1_000, 20, 1, "cuda")
+
+
+def test_a_model_of_a_size_is_measured_on_the_cpu(tmp_path: Path) -> None:
+    assert [breakdown.number(text) for text in ("2000", "10k", "100M", "1.5G")] == [2e3, 1e4, 1e8, 1.5e9]
+    stages = breakdown.measure_sized(tmp_path / "artifact", 10_000, 20, 3, "cpu")
+    assert [*stages] == ["parse", "model on the CPU", "encode"]
