@@ -8,8 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from ray_apps.predictor.datatypes import Array
+from registry.signature import Signature
 
-__all__ = ["difference", "rows_stand_alone"]
+__all__ = ["difference", "has_open_rows", "rows_stand_alone", "samples"]
 
 Arrays = Mapping[str, Array]
 TOLERANCES: dict[str, tuple[float, float]] = {
@@ -22,6 +23,19 @@ TOLERANCES: dict[str, tuple[float, float]] = {
 
 class _Model(Protocol):
     def predict(self, inputs: Mapping[str, Any]) -> Arrays: ...
+
+
+def has_open_rows(signature: Signature) -> bool:
+    """Whether all inputs and outputs have as many rows as are asked about."""
+    specs = [*signature.inputs, *signature.outputs]
+    return bool(signature.inputs) and all(spec.shape[:1] == [-1] for spec in specs)
+
+
+def samples(example: Arrays, signature: Signature) -> list[Arrays]:
+    """What two ways are compared on: the signature's example, and three times its rows where they are open."""
+    if not has_open_rows(signature):
+        return [example]
+    return [example, {name: np.concatenate([array] * 3) for name, array in example.items()}]
 
 
 def difference(wanted: Arrays, got: Arrays) -> str | None:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from kernels.hashing import hash_strings
-from ray_apps.predictor.agreement import difference, rows_stand_alone
+from ray_apps.predictor.agreement import difference, has_open_rows, rows_stand_alone, samples
 from ray_apps.predictor.captures import MOST_PADDED_ROWS, REPEATS, Captures
 from ray_apps.predictor.card import Card, Outputs, is_full
 from ray_apps.predictor.datatypes import Array
@@ -71,8 +71,7 @@ class CardScorer:
     def __init__(self, run: Callable[..., Outputs], signature: Signature, card: Card) -> None:
         self._texts = [(spec.name, spec.datatype == "BYTES") for spec in signature.inputs]
         self._names = [spec.name for spec in signature.outputs]
-        specs = (*signature.inputs, *signature.outputs)
-        self._open = bool(signature.inputs) and all(spec.shape[:1] == [-1] for spec in specs)
+        self._signature = signature
         self.card, self._lock = card, threading.Lock()
         self._into, self._back = [Staging(card) for _ in self._texts], [Staging(card) for _ in self._names]
         self.captures = Captures(run, card)
@@ -84,9 +83,8 @@ class CardScorer:
         example, hashed: the signature's example, texts as they come and as hashes.
         Raises: Unfit with the largest difference; CardFull, CardFailed.
         """
-        self.pads = self._open and rows_stand_alone(checked, hashed)
-        more = [{name: np.concatenate([a] * 3) for name, a in example.items()}] if self._open else []
-        for inputs in (example, *more):
+        self.pads = has_open_rows(self._signature) and rows_stand_alone(checked, hashed)
+        for inputs in samples(example, self._signature):
             wanted = checked.predict(inputs)
             for _ in range(REPEATS + 1):
                 gap = difference(wanted, self.predict(inputs))
