@@ -27,16 +27,12 @@ class Frame(NamedTuple):
 
 
 def encode_frame(number: int, payload: bytes) -> bytes:
-    """The bytes of one record."""
-    return _HEADER.pack(number, len(payload), _checksum(number, payload)) + payload
+    """The bytes of one record.
 
-
-def _checksum(number: int, payload: bytes | memoryview) -> int:
-    """Adler-32, begun with the number: CRC-32 has tables of 8 KiB, which are in no cache where an answer has just been made.
-
-    A record that a crash cut short ends in zeros, so its sum is another one; that of a header of zeros is not 0.
+    Its checksum is Adler-32, begun with the number: CRC-32 has tables of 8 KiB, which are in no cache where an answer has just
+    been made. A record that a crash cut short ends in zeros, so its sum is another one; that of a header of zeros is not 0.
     """
-    return adler32(payload, 1 + number % _NUMBERS)
+    return _HEADER.pack(number, len(payload), adler32(payload, 1 + number % _NUMBERS)) + payload
 
 
 def read_frames(data: bytes) -> Iterator[Frame]:
@@ -49,7 +45,7 @@ def read_frames(data: bytes) -> Iterator[Frame]:
         if end > len(data):
             return
         payload = view[at + HEADER_BYTES : end]
-        if _checksum(number, payload) != checksum:
+        if adler32(payload, 1 + number % _NUMBERS) != checksum:
             return
         yield Frame(number, bytes(payload), end)
         at = end

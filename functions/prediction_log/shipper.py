@@ -46,6 +46,8 @@ class LogWriter:
         self._wal = WriteAheadLog(
             root / kind, limit_bytes=limit_bytes, segment_bytes=segment_bytes, fsync=fsync
         )
+        self.append = self._wal.append
+        """Write one record, durably; returns its number. Raises: LogFullError."""
         self._root, self._kind = root, kind
         self._poll_s, self._tidy_every_s = poll_s, tidy_every_s
         self._next_tidy = self._deadline = time.monotonic() + tidy_every_s
@@ -66,13 +68,6 @@ class LogWriter:
     def waiting_bytes(self) -> int:
         """How much is kept in the files of this writer, shipped or not, because it is not yet drained."""
         return self._wal.size_bytes
-
-    def append(self, payload: bytes) -> int:
-        """Write one record; see `WriteAheadLog.append`.
-
-        Raises: LogFullError.
-        """
-        return self._wal.append(payload)
 
     def close(self, *, timeout_s: float = 5.0) -> None:
         """Ship what can be shipped in `timeout_s` and stop; the rest stays in the files for an adopter."""
