@@ -61,6 +61,11 @@ def main() -> None:
         "--min-replicas", type=int, default=1, help="with --max-replicas; 0: none while nobody asks"
     )
     parser.add_argument(
+        "--target-latency-ms",
+        type=float,
+        help="with --max-replicas: as many, too, as it takes for 95 %% of the answers to take less",
+    )
+    parser.add_argument(
         "--idle-s", type=float, default=300.0, help="how long nobody asks before the last one stops"
     )
     parser.add_argument(
@@ -79,6 +84,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.models and not arguments.pool and not arguments.dedicated:
         parser.error("name at least one MODEL, or give --pool")
+    if arguments.target_latency_ms is not None and arguments.max_replicas is None:
+        parser.error("--target-latency-ms needs --max-replicas")
     if arguments.bare and arguments.dedicated:
         parser.error("--dedicated needs Ray; leave out --bare")
     if arguments.bare:
@@ -140,12 +147,22 @@ def _options(arguments: argparse.Namespace, **scale: Any) -> PredictorOptions:
 
 
 def _here(arguments: argparse.Namespace) -> PredictorOptions:
-    return _options(arguments, min_replicas=arguments.min_replicas, max_replicas=arguments.max_replicas)
+    return _options(
+        arguments,
+        min_replicas=arguments.min_replicas,
+        max_replicas=arguments.max_replicas,
+        target_latency_ms=arguments.target_latency_ms,
+    )
 
 
 def _elsewhere(arguments: argparse.Namespace) -> PredictorOptions:
     most = arguments.max_replicas or max(1, arguments.min_replicas)
-    own = {"min_replicas": arguments.min_replicas, "max_replicas": most, "linger_s": arguments.linger_s}
+    own = {
+        "min_replicas": arguments.min_replicas,
+        "max_replicas": most,
+        "target_latency_ms": arguments.target_latency_ms,
+        "linger_s": arguments.linger_s,
+    }
     return _options(arguments, dedicated={**own, "num_cpus": 0})
 
 

@@ -6,6 +6,7 @@ is the only one that loads the version; the door of the model has the protocol, 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import tempfile
@@ -30,6 +31,7 @@ from ray_apps.predictor.loaded import LoadedVersion, LoadError, fetch_version
 from ray_apps.predictor.options import DedicatedOptions, PredictorOptions
 from ray_apps.predictor.process import freeze, furnish_process
 from ray_apps.predictor.remote import Ask, Found, Reply, State
+from ray_apps.predictor.timing import Latencies
 from registry import Registry, open_store
 from registry.errors import RegistryError
 
@@ -85,6 +87,30 @@ class VersionReplica:
             raise CardFailed(self._failed)
 
 
+class TimedVersionReplica(VersionReplica):
+    """One that is scaled by latency."""
+
+    def __init__(self, model: str, number: int, options: dict[str, Any]) -> None:
+        super().__init__(model, number, options)
+        self._latencies = Latencies()
+
+    async def __call__(self, inputs: Mapping[str, Array], abstained: Sequence[int]) -> Reply:
+        """As without; what is refused is not timed, what ran out of its caller's time is."""
+        begin = time.perf_counter()
+        try:
+            reply = await super().__call__(inputs, abstained)
+        except asyncio.CancelledError:
+            self._latencies.add(time.perf_counter() - begin)
+            raise
+        if not isinstance(reply, str):
+            self._latencies.add(time.perf_counter() - begin)
+        return reply
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve asks for once a second."""
+        return self._latencies.report()
+
+
 def _load(model: str, number: int, options: PredictorOptions) -> LoadedVersion:
     from ray_apps.predictor.scoring import load_scorer  # late: torch is for replicas, not for who deploys
 
@@ -117,9 +143,10 @@ def version_application(model: str, number: int, options: PredictorOptions) -> s
             "num_replicas": own.max_replicas,
             "min_replicas": own.min_replicas,
             "max_replicas": None if own.min_replicas == own.max_replicas else own.max_replicas,
+            "target_latency_ms": own.target_latency_ms,
         }
     )
-    replica: Any = VersionReplica
+    replica: Any = VersionReplica if own.target_latency_ms is None else TimedVersionReplica
     bound: Any = serve.deployment(
         replica,  # Serve's overloads take a class with options for a decorator
         name=version_app(model, number),

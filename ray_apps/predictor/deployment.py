@@ -28,6 +28,7 @@ from ray_apps.predictor.process import freeze, furnish_process
 from ray_apps.predictor.recording import Recorder
 from ray_apps.predictor.remote import Dedicated
 from ray_apps.predictor.service import Predictor
+from ray_apps.predictor.timing import Latencies, TimedDoor
 from registry import Registry, open_store
 from registry.access import Access
 
@@ -157,6 +158,10 @@ def build_pool(options: PoolOptions) -> PoolDoor:
     return PoolDoor(pool, platform.gate, max_in_flight=platform.max_in_flight)
 
 
+def _timed(door: Door, options: PredictorOptions) -> Door:
+    return door if options.target_latency_ms is None else TimedDoor(door, Latencies())
+
+
 def _open_lane(prefix: str, door: Door, options: PredictorOptions) -> None:
     if (
         options.max_replicas is None
@@ -171,13 +176,17 @@ class PredictorReplica:
     async def __init__(self, model: str, options: dict[str, Any], release: int) -> None:  # type: ignore[misc]  # Serve awaits it
         furnish_process()
         self._model, self._options = model, PredictorOptions.model_validate(options)
-        self._door = await _open_door(model, self._options, release)
+        self._door = _timed(await _open_door(model, self._options, release), self._options)
         freeze()
 
-    def __serve_build_asgi_app__(self) -> HttpDoor:
+    def __serve_build_asgi_app__(self) -> Door:
         """The application that Serve's HTTP server of this replica calls."""
         _open_lane(route_prefix(self._model), self._door, self._options)
         return self._door
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve asks for once a second, where replicas come and go."""
+        return self._door.figures()
 
 
 @serve.ingress()
@@ -187,13 +196,17 @@ class PoolReplica:
     def __init__(self, options: dict[str, Any]) -> None:
         furnish_process()
         self._options = PoolOptions.model_validate(options)
-        self._door = build_pool(self._options)
+        self._door = _timed(build_pool(self._options), self._options)
         freeze()
 
-    def __serve_build_asgi_app__(self) -> PoolDoor:
+    def __serve_build_asgi_app__(self) -> Door:
         """As a predictor's."""
         _open_lane(POOL_PREFIX, self._door, self._options)
         return self._door
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """As a predictor's."""
+        return self._door.figures()
 
 
 def application(model: str, options: PredictorOptions | None = None) -> serve.Application:

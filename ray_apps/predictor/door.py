@@ -54,6 +54,10 @@ class Door(ABC):
     def opened(self) -> None:  # noqa: B027  # to be overridden or not
         """Called once the server is up, where it says so."""
 
+    def figures(self) -> dict[str, float]:
+        """What Serve is told to scale by, by name, beside the requests in flight; called once a second."""
+        return {}
+
     @abstractmethod
     async def close(self) -> None:
         """End what stands behind the door."""

@@ -10,15 +10,19 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from functions.prediction_log import default_wal_root
 from functions.runtime.context import context_of
+from ray_apps.predictor.scaling import LatencyPolicy
 
 __all__ = ["DedicatedOptions", "PoolOptions", "PredictorOptions"]
+
+POLICY = f"{LatencyPolicy.__module__}:{LatencyPolicy.__name__}"
+"""Where Serve imports it from, to send it to its controller."""
 
 
 class DedicatedOptions(BaseModel):
     """The deployment that each live version has to itself.
 
-    min_replicas, max_replicas: as many as it takes, as a predictor's; 0: none while nobody asks. num_cpus,
-    num_gpus: reserved for each. start_timeout_s: how long a version may take until it answers its example, and a
+    min_replicas, max_replicas: as many as it takes, as a predictor's; 0: none while nobody asks. target_latency_ms:
+    as a predictor's, of the version's own answers. num_cpus, num_gpus: reserved for each. start_timeout_s: how long a version may take until it answers its example, and a
     request waits for a replica that starts. linger_s: how long a deployment stays once no door holds its version.
     """
 
@@ -26,6 +30,7 @@ class DedicatedOptions(BaseModel):
 
     min_replicas: int = Field(default=1, ge=0)
     max_replicas: int = Field(default=1, ge=1)
+    target_latency_ms: float | None = Field(default=None, gt=0)
     num_cpus: float = Field(default=1.0, ge=0)
     num_gpus: float = Field(default=0.0, ge=0)
     start_timeout_s: float = Field(default=300.0, gt=0)
@@ -34,6 +39,11 @@ class DedicatedOptions(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         _check_bounds(self.min_replicas, self.max_replicas)
+        if self.target_latency_ms is not None and self.min_replicas == self.max_replicas:
+            raise ValueError(
+                f"target_latency_ms={self.target_latency_ms:g} for always {self.max_replicas} replicas: "
+                "raise max_replicas, or leave it out"
+            )
         return self
 
 
@@ -50,6 +60,8 @@ class PredictorOptions(BaseModel):
     max_replicas: goes before num_replicas; as many replicas as it takes for `target_in_flight` requests in each,
     at least `min_replicas`. With none (0) a model takes no process once nobody asked for `idle_s`, and the next
     request waits for a replica to start. Serve counts the requests then, which costs each 0.1 ms.
+    target_latency_ms: as many as it takes, too, for 95 % of the answers to take less than this, but never more than
+    requests in flight; the larger number wins.
 
     dedicated: versions have deployments of their own, and the replicas here are only their door.
     """
@@ -68,6 +80,7 @@ class PredictorOptions(BaseModel):
     min_replicas: int = Field(default=1, ge=0)
     max_replicas: int | None = Field(default=None, ge=1)
     target_in_flight: float = Field(default=8.0, gt=0)
+    target_latency_ms: float | None = Field(default=None, gt=0)
     idle_s: float = Field(default=300.0, ge=0)
     num_cpus: float = Field(default=0.5, ge=0)
     max_ongoing_requests: int = Field(default=256, ge=1)
@@ -100,6 +113,11 @@ class PredictorOptions(BaseModel):
                     f"max_replicas={self.max_replicas} with dedicated: versions are scaled, their door is not; "
                     "say dedicated.max_replicas, and num_replicas for the door"
                 )
+        elif self.target_latency_ms is not None:
+            raise ValueError(
+                f"target_latency_ms={self.target_latency_ms:g} without max_replicas: nothing is scaled; say "
+                f"{'dedicated.target_latency_ms' if self.dedicated is not None else 'max_replicas'}"
+            )
         return self
 
     @property
@@ -118,8 +136,16 @@ class PredictorOptions(BaseModel):
                 "downscale_to_zero_delay_s": self.idle_s,
                 "look_back_period_s": 5.0,
                 "metrics_interval_s": 1.0,
+                **self._by_latency,
             }
         }
+
+    @property
+    def _by_latency(self) -> dict[str, Any]:
+        if self.target_latency_ms is None:
+            return {}
+        told = {"target_latency_ms": self.target_latency_ms}
+        return {"policy": {"policy_function": POLICY, "policy_kwargs": told}}
 
     @property
     def wal(self) -> Path:

@@ -1,0 +1,106 @@
+"""How many replicas the latency of answers asks for, beside the requests in flight.
+
+`LatencyPolicy` is called by Serve's controller, ten times a second. The module is sent there by value, so it uses
+nothing of ours. It decides for this moment only: Serve applies the deployment's bounds and delays to what it says,
+as to its own rule (`ray/serve/autoscaling_policy.py`, `_apply_autoscaling_config`; Ray 2.60).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
+
+__all__ = ["ANSWERS", "LATENCY_MS", "LatencyPolicy", "Moment", "pooled_ms", "replicas_by_latency"]
+
+ANSWERS, LATENCY_MS = "toque_answers", "toque_latency_ms"
+"""What a replica reports of its last seconds: how many answers, and the 95th percentile of their latency."""
+AT_ONCE = 2.0
+"""So many times as many replicas at once, however late the answers are."""
+SETTLED_S = 10.0
+"""A number of replicas is judged once it has run for so long: until then the figures are of the number before, or of
+replicas whose first answers are slow."""
+STALE_S = 30.0
+"""A figure older than this is of a replica that reports no more; clocks of two machines differ by less."""
+
+
+class Moment(Protocol):
+    """A figure at a time: Serve's `TimeStampedValue`."""
+
+    timestamp: float
+    value: float
+
+
+Figures = Mapping[str, Mapping[Any, Sequence[Moment]]]
+"""By name and replica, oldest first."""
+
+
+def replicas_by_latency(
+    latency_ms: float, target_ms: float, *, replicas: int, requests: float, settled: bool
+) -> int:
+    """Replicas that latency asks for: more above the target, as many down to half of it, below that fewer.
+
+    replicas: that there are to be now. requests: in flight in all of them. settled: whether the latency is one of so
+    many replicas; if not, it asks for no other number.
+
+    Never more than requests in flight: with a replica to itself a request waits for no other, and if it is late all
+    the same, more replicas do not help. Fewer only so far that what is left would stay below half the target,
+    were latency in proportion to the requests in a replica, which it is at most.
+    """
+    share = latency_ms / target_ms
+    share = min(share, AT_ONCE) if share > 1 else min(2 * share, 1.0)
+    return min(math.ceil(replicas * (share if settled else 1.0)), math.ceil(requests))
+
+
+def pooled_ms(figures: Figures, *, since: float) -> float | None:
+    """The latency of a deployment: that of its replicas, weighted by their answers; None if there were none.
+
+    since: older figures do not count, in seconds of the epoch.
+    """
+    answers = total_ms = 0.0
+    for replica, counts in figures.get(ANSWERS, {}).items():
+        latencies = figures.get(LATENCY_MS, {}).get(replica)
+        if counts and latencies and counts[-1].timestamp >= since:
+            answers += counts[-1].value
+            total_ms += counts[-1].value * latencies[-1].value
+    return total_ms / answers if answers else None
+
+
+class LatencyPolicy:
+    """An autoscaling policy of Serve: its own rule for requests in flight, or what latency asks for if that is more.
+
+    target_latency_ms: what the 95th percentile is to stay below.
+    """
+
+    def __init__(self, target_latency_ms: float) -> None:
+        self._target_ms = target_latency_ms
+
+    def __call__(self, context: Any) -> tuple[float, dict[str, Any]]:
+        """Replicas wanted now, and what to remember until the next call.
+
+        context: Serve's `AutoscalingContext`.
+        """
+        in_flight, _ = replica_queue_length_autoscaling_policy(context)
+        running, since = _running_since(context)
+        memory = {"running": running, "since": since}
+        latency_ms = pooled_ms(context.raw_metrics or {}, since=context.current_time - STALE_S)
+        if latency_ms is None:
+            return in_flight, memory
+        target = context.target_num_replicas
+        by_latency = replicas_by_latency(
+            latency_ms,
+            self._target_ms,
+            replicas=target,
+            requests=context.total_num_requests,
+            settled=running == target and context.current_time - since >= SETTLED_S,
+        )
+        return max(in_flight, by_latency), memory
+
+
+def _running_since(context: Any) -> tuple[int, float]:
+    """How many replicas run, and since when it is so many."""
+    running = context.current_num_replicas
+    before = context.policy_state
+    return running, before["since"] if before.get("running") == running else context.current_time
