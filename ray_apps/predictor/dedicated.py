@@ -31,7 +31,7 @@ from ray_apps.predictor.loaded import LoadedVersion, LoadError, fetch_version
 from ray_apps.predictor.options import DedicatedOptions, PredictorOptions
 from ray_apps.predictor.process import freeze, furnish_process
 from ray_apps.predictor.remote import Ask, Found, Reply, State
-from ray_apps.predictor.timing import Latencies
+from ray_apps.predictor.timing import Timing
 from registry import Registry, open_store
 from registry.errors import RegistryError
 
@@ -92,23 +92,24 @@ class TimedVersionReplica(VersionReplica):
 
     def __init__(self, model: str, number: int, options: dict[str, Any]) -> None:
         super().__init__(model, number, options)
-        self._latencies = Latencies()
+        self._timing = Timing()
 
     async def __call__(self, inputs: Mapping[str, Array], abstained: Sequence[int]) -> Reply:
         """As without; what is refused is not timed, what ran out of its caller's time is."""
-        begin = time.perf_counter()
+        begin, answered = self._timing.begin(), False
         try:
             reply = await super().__call__(inputs, abstained)
+            answered = not isinstance(reply, str)
         except asyncio.CancelledError:
-            self._latencies.add(time.perf_counter() - begin)
+            answered = True
             raise
-        if not isinstance(reply, str):
-            self._latencies.add(time.perf_counter() - begin)
+        finally:
+            self._timing.end(begin, answered=answered)
         return reply
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What Serve asks for once a second."""
-        return self._latencies.report()
+        return self._timing.figures()
 
 
 def _load(model: str, number: int, options: PredictorOptions) -> LoadedVersion:

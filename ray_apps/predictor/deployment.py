@@ -28,7 +28,7 @@ from ray_apps.predictor.process import freeze, furnish_process
 from ray_apps.predictor.recording import Recorder
 from ray_apps.predictor.remote import Dedicated
 from ray_apps.predictor.service import Predictor
-from ray_apps.predictor.timing import Latencies, TimedDoor
+from ray_apps.predictor.timing import TimedDoor, Timing
 from registry import Registry, open_store
 from registry.access import Access
 
@@ -159,7 +159,7 @@ def build_pool(options: PoolOptions) -> PoolDoor:
 
 
 def _timed(door: Door, options: PredictorOptions) -> Door:
-    return door if options.target_latency_ms is None else TimedDoor(door, Latencies())
+    return door if options.target_latency_ms is None else TimedDoor(door, Timing())
 
 
 def _open_lane(prefix: str, door: Door, options: PredictorOptions) -> None:

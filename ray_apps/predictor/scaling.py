@@ -13,10 +13,11 @@ from typing import Any, Protocol
 
 from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
 
-__all__ = ["ANSWERS", "LATENCY_MS", "LatencyPolicy", "Moment", "pooled_ms", "replicas_by_latency"]
+__all__ = ["ANSWERS", "IN_FLIGHT", "LATENCY_MS", "LatencyPolicy", "Moment", "pooled", "replicas_by_latency"]
 
-ANSWERS, LATENCY_MS = "toque_answers", "toque_latency_ms"
-"""What a replica reports of its last seconds: how many answers, and the 95th percentile of their latency."""
+ANSWERS, LATENCY_MS, IN_FLIGHT = "toque_answers", "toque_latency_ms", "toque_in_flight"
+"""What a replica reports of its last seconds: how many answers, the 95th percentile of their latency, and how many
+requests it had on average. Serve counts those too, but none that wait for the event loop."""
 AT_ONCE = 2.0
 """So many times as many replicas at once, however late the answers are."""
 SETTLED_S = 10.0
@@ -54,18 +55,23 @@ def replicas_by_latency(
     return min(math.ceil(replicas * (share if settled else 1.0)), math.ceil(requests))
 
 
-def pooled_ms(figures: Figures, *, since: float) -> float | None:
-    """The latency of a deployment: that of its replicas, weighted by their answers; None if there were none.
+def pooled(figures: Figures, *, since: float) -> tuple[float | None, float]:
+    """The latency of a deployment in ms, that of its replicas weighted by their answers, and its requests in flight.
 
-    since: older figures do not count, in seconds of the epoch.
+    None for the latency if there were no answers. since: older figures do not count, in seconds of the epoch; nor do
+    those of a replica that did not report all three, as one of other code while a deploy goes on.
     """
-    answers = total_ms = 0.0
-    for replica, counts in figures.get(ANSWERS, {}).items():
-        latencies = figures.get(LATENCY_MS, {}).get(replica)
-        if counts and latencies and counts[-1].timestamp >= since:
-            answers += counts[-1].value
-            total_ms += counts[-1].value * latencies[-1].value
-    return total_ms / answers if answers else None
+    answers = total_ms = in_flight = 0.0
+    for replica in figures.get(ANSWERS, {}):
+        reported = [figures.get(name, {}).get(replica) for name in (ANSWERS, LATENCY_MS, IN_FLIGHT)]
+        last = [moments[-1] for moments in reported if moments]
+        if len(last) < len(reported) or last[0].timestamp < since:
+            continue
+        count, latency_ms, requests = (moment.value for moment in last)
+        answers += count
+        total_ms += count * latency_ms
+        in_flight += requests
+    return total_ms / answers if answers else None, in_flight
 
 
 class LatencyPolicy:
@@ -85,7 +91,7 @@ class LatencyPolicy:
         in_flight, _ = replica_queue_length_autoscaling_policy(context)
         running, since = _running_since(context)
         memory = {"running": running, "since": since}
-        latency_ms = pooled_ms(context.raw_metrics or {}, since=context.current_time - STALE_S)
+        latency_ms, requests = pooled(context.raw_metrics or {}, since=context.current_time - STALE_S)
         if latency_ms is None:
             return in_flight, memory
         target = context.target_num_replicas
@@ -93,7 +99,7 @@ class LatencyPolicy:
             latency_ms,
             self._target_ms,
             replicas=target,
-            requests=context.total_num_requests,
+            requests=max(requests, context.total_num_requests),
             settled=running == target and context.current_time - since >= SETTLED_S,
         )
         return max(in_flight, by_latency), memory

@@ -25,7 +25,7 @@ from ray.serve._private.deployment_info import DeploymentInfo
 
 from ray_apps.predictor import DedicatedOptions, PredictorOptions, application
 from ray_apps.predictor.dedicated import version_application
-from ray_apps.predictor.scaling import ANSWERS, LATENCY_MS, pooled_ms, replicas_by_latency
+from ray_apps.predictor.scaling import ANSWERS, IN_FLIGHT, LATENCY_MS, pooled, replicas_by_latency
 
 STORE = "file:///tmp/nowhere"
 TARGET_MS = 100.0
@@ -108,17 +108,25 @@ def test_under_a_constant_load_the_number_comes_to_rest(
     assert seen[-1] == seen[-2], seen
 
 
-def test_replicas_count_by_their_answers_and_old_figures_not_at_all():
+def test_replicas_count_by_their_answers_and_stale_or_half_figures_not_at_all():
     def at(time: float, value: float) -> list[SimpleNamespace]:
         return [SimpleNamespace(timestamp=0.0, value=1e6), SimpleNamespace(timestamp=time, value=value)]
 
     figures: dict[str, dict[Any, Any]] = {
-        ANSWERS: {"a": at(9, 30), "b": at(9, 10), "idle": at(9, 0), "gone": at(4, 99), "new": []},
+        ANSWERS: {
+            "a": at(9, 30),
+            "b": at(9, 10),
+            "idle": at(9, 0),
+            "gone": at(4, 99),
+            "new": [],
+            "old": at(9, 5),
+        },
         LATENCY_MS: {"a": at(9, 10.0), "b": at(9, 50.0), "idle": at(9, 0.0), "gone": at(4, 1e3)},
+        IN_FLIGHT: {"a": at(9, 2.5), "b": at(9, 1.0), "idle": at(9, 0.0), "gone": at(4, 70)},
     }
-    assert pooled_ms(figures, since=5) == 20.0
-    assert pooled_ms(figures, since=9.5) is None
-    assert pooled_ms({}, since=5) is None
+    assert pooled(figures, since=5) == (20.0, 3.5)
+    assert pooled(figures, since=9.5) == (None, 0.0)
+    assert pooled({}, since=5) == (None, 0.0)
 
 
 class Serve:
@@ -139,22 +147,26 @@ class Serve:
         )
         self.target = self._state.register(info, 1)
 
-    def after(self, seconds: int, *, in_flight: float, latency_ms: float | None) -> int:
-        """How many replicas there are once each said this every second; new ones start within one."""
+    def after(self, seconds: int, *, in_flight: float, latency_ms: float | None, waiting: float = 0.0) -> int:
+        """How many replicas there are once each said this every second; new ones start within one.
+
+        in_flight: in all of them, as Serve counts. waiting: that only the replicas know of.
+        """
         for _ in range(seconds):
             self.now_s += 1
             running = [ReplicaID(str(number), self._id) for number in range(self.target)]
             self._state.update_running_replica_ids(running)
             for replica in running:
-                self._report(replica, in_flight / len(running), latency_ms)
+                self._report(replica, in_flight / len(running), waiting / len(running), latency_ms)
             self.target = self._state.get_decision_num_replicas(self.target)
         return self.target
 
-    def _report(self, replica: ReplicaID, in_flight: float, latency_ms: float | None) -> None:
+    def _report(self, replica: ReplicaID, in_flight: float, waiting: float, latency_ms: float | None) -> None:
         said: Mapping[str, float] = {
             RUNNING_REQUESTS_KEY: in_flight,
             ANSWERS: 0 if latency_ms is None else 20,
             LATENCY_MS: latency_ms or 0.0,
+            IN_FLIGHT: in_flight + waiting,
         }
         points: Any = {name: [TimeStampedValue(self.now_s, value)] for name, value in said.items()}
         self._state.record_request_metrics_for_replica(
@@ -192,6 +204,11 @@ def test_a_model_scaled_by_latency_goes_to_zero_as_any_other(monkeypatch: pytest
 def test_one_slow_answer_at_a_time_is_no_reason_for_a_second_replica(monkeypatch: pytest.MonkeyPatch):
     serve = Serve(monkeypatch, max_replicas=3, target_latency_ms=TARGET_MS)
     assert serve.after(120, in_flight=1, latency_ms=5_000) == 1
+
+
+def test_requests_that_serve_cannot_see_are_a_reason_all_the_same(monkeypatch: pytest.MonkeyPatch):
+    serve = Serve(monkeypatch, max_replicas=4, target_latency_ms=TARGET_MS)
+    assert serve.after(120, in_flight=0, waiting=2.5, latency_ms=500) == 3
 
 
 def test_without_a_target_serve_s_own_policy_is_left_as_it_is():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -13,46 +14,108 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_apps.predictor import timing
 from ray_apps.predictor.door import JSON, Answer, Door, Message, Receive
 from ray_apps.predictor.errors import DeadlineExceeded, NotReady
-from ray_apps.predictor.scaling import ANSWERS, LATENCY_MS
-from ray_apps.predictor.timing import Latencies, TimedDoor
+from ray_apps.predictor.scaling import ANSWERS, IN_FLIGHT, LATENCY_MS
+from ray_apps.predictor.timing import TimedDoor, Timing, Window
+
+
+class Clock:
+    """Stands still until somebody moves it."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
 
 
 @given(st.lists(st.floats(2e-5, 600), min_size=1, max_size=300))
-def test_a_percentile_is_right_to_five_per_cent(seconds: list[float]) -> None:
-    latencies = Latencies()
+def test_mean_and_percentile_are_right_to_five_per_cent(seconds: list[float]) -> None:
+    window = Window()
     for each in seconds:
-        latencies.add(each)
-    report = latencies.report()
+        window.add(each)
+    seen = window.roll()
     rank = max(1, int(0.95 * len(seconds)))
-    assert report[ANSWERS] == len(seconds)
-    assert report[LATENCY_MS] == pytest.approx(np.sort(seconds)[rank - 1] * 1e3, rel=0.051)
+    assert seen.number == len(seconds)
+    assert seen.mean_s == pytest.approx(np.mean(seconds), rel=0.051)
+    assert seen.p95_s == pytest.approx(np.sort(seconds)[rank - 1], rel=0.051)
 
 
 def test_one_late_answer_among_a_few_makes_no_percentile_and_one_in_ten_does() -> None:
-    latencies = Latencies()
+    window = Window()
     for each in [0.01] * 9 + [3.0]:
-        latencies.add(each)
-    assert latencies.report()[LATENCY_MS] == pytest.approx(10, rel=0.051)
+        window.add(each)
+    assert window.roll().p95_s == pytest.approx(0.01, rel=0.051)
     for each in [0.01] * 9 + [3.0]:
-        latencies.add(each)
-    assert latencies.report()[LATENCY_MS] == pytest.approx(3_000, rel=0.051)
+        window.add(each)
+    assert window.roll().p95_s == pytest.approx(3.0, rel=0.051)
 
 
-def test_answers_count_in_five_reports_and_are_forgotten_then() -> None:
-    latencies = Latencies()
-    latencies.add(0.02)
-    assert [latencies.report()[ANSWERS] for _ in range(6)] == [1, 1, 1, 1, 1, 0]
-    assert latencies.report() == {ANSWERS: 0, LATENCY_MS: 0.0}
+def test_what_was_added_counts_in_five_rolls_and_is_forgotten_then() -> None:
+    window = Window()
+    window.add(0.02)
+    assert [window.roll().number for _ in range(6)] == [1, 1, 1, 1, 1, 0]
+    assert window.roll() == (0, 0.0, 0.0)
 
 
-@pytest.mark.parametrize("seconds", [0.0, 1e-9, 1e9])
+@pytest.mark.parametrize("seconds", [-1.0, 0.0, 1e-9, 1e9])
 def test_what_is_beyond_the_buckets_is_counted_in_the_last(seconds: float) -> None:
-    latencies = Latencies()
-    latencies.add(seconds)
-    assert latencies.report()[ANSWERS] == 1
+    window = Window()
+    window.add(seconds)
+    assert window.roll().number == 1
+
+
+async def test_requests_in_flight_are_averaged_over_time_the_unanswered_too() -> None:
+    clock = Clock()
+    timing = Timing(clock=clock)
+    first = timing.begin()
+    clock.now_s = 1
+    timing.begin()  # never answered
+    clock.now_s = 2
+    timing.end(first, answered=True)
+    clock.now_s = 4
+    assert timing.figures()[IN_FLIGHT] == pytest.approx((1 * 1 + 2 * 1 + 1 * 2) / 4)
+    for clock.now_s in (5, 6, 7, 8, 9):
+        figures = timing.figures()
+    assert figures[IN_FLIGHT] == pytest.approx(1)  # since the call at 4
+    assert figures[ANSWERS] == 0
+    timing.close()
+
+
+async def test_a_request_waits_for_the_loop_twice_as_long_as_a_timer_does() -> None:
+    """Rounds of 100 ms, ten answers in each that take 10 ms: who comes in one round has his answer in the next."""
+    clock = Clock()
+    timing = Timing(clock=clock, chance=random.Random(7))
+    timing.figures()
+    for _ in range(10):
+        for _ in range(10):
+            begin = timing.begin()
+            clock.now_s += 0.01
+            timing.end(begin, answered=True)
+        timing._tick()  # as the loop calls it, once a round
+    figures = timing.figures()
+    timing.close()
+    assert figures[ANSWERS] == 100
+    assert figures[LATENCY_MS] == pytest.approx(190, rel=0.1)
+    assert figures[IN_FLIGHT] == pytest.approx(
+        10, rel=0.2
+    )  # a hundred a second, each there for a tenth of one
+
+
+async def test_one_caller_of_a_model_on_the_loop_is_one_request_in_flight() -> None:
+    clock = Clock()
+    timing = Timing(clock=clock, chance=random.Random(7))
+    timing.figures()
+    for _ in range(1_000):
+        begin = timing.begin()
+        clock.now_s += 0.002
+        timing.end(begin, answered=True)
+        timing._tick()
+    figures = timing.figures()
+    timing.close()
+    assert figures[LATENCY_MS] == pytest.approx(2, rel=0.051)
+    assert figures[IN_FLIGHT] == pytest.approx(1)
 
 
 class Within(Door):
@@ -83,14 +146,20 @@ async def unready() -> None:
 
 
 async def counted(
-    act: Callable[[], Awaitable[None]] = nothing, path: str = "/infer", taken: int = 0, **request: Any
+    act: Callable[[], Awaitable[None]] = nothing,
+    path: str = "/infer",
+    taken: int = 0,
+    clock: Callable[[], float] = time.perf_counter,
+    **request: Any,
 ) -> dict[str, float]:
     """What a timed door tells after one request."""
-    door = TimedDoor(Within(act), Latencies())
+    door = TimedDoor(Within(act), Timing(clock=clock))
     door.in_flight = taken
     async with httpx.AsyncClient(transport=httpx.ASGITransport(door), base_url="http://replica") as client:
         await client.post(path, **request)
-    return door.figures()
+    figures = door.figures()
+    await door.close()
+    return figures
 
 
 async def test_predictions_and_those_that_came_too_late_are_timed() -> None:
@@ -113,7 +182,7 @@ async def test_a_caller_who_hung_up_is_timed() -> None:
         begun.set()
         await asyncio.Event().wait()
 
-    door = TimedDoor(Within(forever), Latencies())
+    door = TimedDoor(Within(forever), Timing())
     async with httpx.AsyncClient(transport=httpx.ASGITransport(door), base_url="http://replica") as client:
         asked = asyncio.create_task(client.post("/infer"))
         await begun.wait()
@@ -121,24 +190,22 @@ async def test_a_caller_who_hung_up_is_timed() -> None:
         with pytest.raises(asyncio.CancelledError):
             await asked
     assert door.figures()[ANSWERS] == 1
+    await door.close()
 
 
-async def test_the_time_that_a_caller_takes_to_send_a_body_is_not_the_door_s(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+async def test_the_time_that_a_caller_takes_to_send_a_body_is_not_the_door_s() -> None:
+    clock = Clock()
 
     async def body() -> AsyncIterator[bytes]:
         yield b"first"
-        now[0] += 30
+        clock.now_s += 30
         yield b"last"
 
     async def work() -> None:
-        now[0] += 0.02
+        clock.now_s += 0.02
 
-    assert (await counted(work, content=body()))[LATENCY_MS] == pytest.approx(20, rel=0.051)
-    assert (await counted(work, content=b"whole"))[LATENCY_MS] == pytest.approx(20, rel=0.051)
+    assert (await counted(work, clock=clock, content=body()))[LATENCY_MS] == pytest.approx(20, rel=0.051)
+    assert (await counted(work, clock=clock, content=b"whole"))[LATENCY_MS] == pytest.approx(20, rel=0.051)
 
 
 async def test_a_door_that_is_not_timed_has_nothing_to_tell() -> None:
