@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 import pytest
@@ -20,7 +22,9 @@ from tests.ray_apps.predictor.test_serve import _free_port, _replicas, until
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 
 WITHIN_S = 120
-CALLERS = 6
+HELD_S = 18.0
+"""Longer than a number of replicas is held before it is judged, and than Serve looks back."""
+CALLERS = 7
 """Fewer than the eight that a replica may have in flight: by them alone there is never a second one."""
 PROJECT = """
 import os, time
@@ -30,10 +34,10 @@ class Sleepy:
     def load(self, folder): ...
 
     def predict(self, inputs):
-        time.sleep(0.03)
-        return {"process": np.full((len(inputs["x"]), 1), os.getpid(), np.float64)}
+        time.sleep({takes_s})
+        return dict(process=np.full((len(inputs["x"]), 1), os.getpid(), np.float64))
 
-SCORERS = {"sleepy": Sleepy}
+SCORERS = dict(sleepy=Sleepy)
 """
 SIGNATURE = Signature(
     inputs=[TensorSpec(name="x", datatype="FP32", shape=[-1, 3])],
@@ -43,26 +47,38 @@ SIGNATURE = Signature(
 BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 1, 1]}]}
 
 
-PLACES = {"shared": ["sleepy"], "dedicated": ["--dedicated", "sleepy"]}
-REPLICAS = {"shared": "predict-sleepy", "dedicated": "version-sleepy@1"}
-"""What is scaled: the replicas of the model, or of its version."""
+class Case(NamedTuple):
+    """A model by how long it takes, and where it is served: what is started, and what of it is scaled."""
+
+    takes_s: float
+    target_ms: int
+    arguments: list[str]
+    replicas: str
 
 
-@pytest.fixture(params=["shared", pytest.param("dedicated", marks=pytest.mark.proof)])
-def place(request: pytest.FixtureRequest) -> str:
-    found: str = request.param
-    return found
+CASES = {
+    "shared": Case(0.03, 40, ["sleepy"], "predict-sleepy"),
+    "dedicated": Case(0.03, 40, ["--dedicated", "sleepy"], "version-sleepy@1"),
+    "on the loop": Case(0.0012, 5, ["sleepy"], "predict-sleepy"),
+}
+
+
+@pytest.fixture(
+    params=[name if name == "shared" else pytest.param(name, marks=pytest.mark.proof) for name in CASES]
+)
+def case(request: pytest.FixtureRequest) -> Case:
+    return CASES[request.param]
 
 
 @pytest.fixture
-def url(tmp_path: Path, place: str) -> Iterator[str]:
-    """Where a model is asked that says 30 ms later, two at a time, which process it is in."""
+def url(tmp_path: Path, case: Case) -> Iterator[str]:
+    """Where a model is asked that says a moment later which process it is in."""
     store = open_store(f"file://{tmp_path}/store")
     registry = Registry(store, actor="ada")
     (tmp_path / "artifact").mkdir()
     (tmp_path / "artifact" / "python_model.json").write_text('{"scorer": "sleepy"}')
     (tmp_path / "project").mkdir()
-    (tmp_path / "project" / "sleepy_project.py").write_text(PROJECT)
+    (tmp_path / "project" / "sleepy_project.py").write_text(PROJECT.format(takes_s=case.takes_s))
     registry.create_model("sleepy")
     version = registry.create_version("sleepy", path=tmp_path / "artifact", signature=SIGNATURE)
     registry.promote("sleepy", version.version)
@@ -71,7 +87,7 @@ def url(tmp_path: Path, place: str) -> Iterator[str]:
     paths = [str(tmp_path / "project"), os.environ.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     command = [sys.executable, "-m", "ray_apps.predictor", "--port", str(port), "--no-authentication"]
-    command += ["--max-replicas", "4", "--target-latency-ms", "40", *PLACES[place]]
+    command += ["--max-replicas", "4", "--target-latency-ms", str(case.target_ms), *case.arguments]
     log = tmp_path / "log"
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
@@ -91,7 +107,7 @@ def asked(client: httpx.Client, url: str) -> int:
     return int(answer.json()["outputs"][0]["data"][0])
 
 
-def test_late_answers_bring_a_second_replica_and_answers_in_time_no_third(url: str, place: str):
+def test_late_answers_bring_a_second_replica_and_answers_in_time_no_third(url: str, case: Case):
     seen: set[int] = set()
     enough = threading.Event()
 
@@ -111,8 +127,9 @@ def test_late_answers_bring_a_second_replica_and_answers_in_time_no_third(url: s
     assert len(seen) == 2
     started: set[int] = set()
     with httpx.Client(timeout=60) as client:
-        for _ in range(600):  # eighteen seconds at least: longer than a number is held before it is judged
+        held_until = time.monotonic() + HELD_S
+        while time.monotonic() < held_until:
             seen.add(asked(client, url))
-            started |= set(_replicas(REPLICAS[place]))
+            started |= set(_replicas(case.replicas))
     assert len(seen) == 2
     assert len(started) == 2
