@@ -211,6 +211,12 @@ def test_requests_that_serve_cannot_see_are_a_reason_all_the_same(monkeypatch: p
     assert serve.after(120, in_flight=0, waiting=2.5, latency_ms=500) == 3
 
 
+def test_a_model_whose_requests_serve_cannot_see_is_not_idle(monkeypatch: pytest.MonkeyPatch):
+    serve = Serve(monkeypatch, min_replicas=0, max_replicas=3, idle_s=30, target_latency_ms=TARGET_MS)
+    assert serve.after(120, in_flight=0, waiting=0.5, latency_ms=1) == 1
+    assert serve.after(60, in_flight=0, latency_ms=None) == 0
+
+
 def test_without_a_target_serve_s_own_policy_is_left_as_it_is():
     scale = PredictorOptions(store_url=STORE, max_replicas=3).scale["autoscaling_config"]
     assert "policy" not in scale
