@@ -88,7 +88,7 @@ class VersionReplica:
 
 
 class TimedVersionReplica(VersionReplica):
-    """One that is scaled by latency."""
+    """One of as many as it takes."""
 
     def __init__(self, model: str, number: int, options: dict[str, Any]) -> None:
         super().__init__(model, number, options)
@@ -147,7 +147,7 @@ def version_application(model: str, number: int, options: PredictorOptions) -> s
             "target_latency_ms": own.target_latency_ms,
         }
     )
-    replica: Any = VersionReplica if own.target_latency_ms is None else TimedVersionReplica
+    replica: Any = VersionReplica if scaled.max_replicas is None else TimedVersionReplica
     bound: Any = serve.deployment(
         replica,  # Serve's overloads take a class with options for a decorator
         name=version_app(model, number),

@@ -159,7 +159,7 @@ def build_pool(options: PoolOptions) -> PoolDoor:
 
 
 def _timed(door: Door, options: PredictorOptions) -> Door:
-    return door if options.target_latency_ms is None else TimedDoor(door, Timing())
+    return door if options.max_replicas is None else TimedDoor(door, Timing())
 
 
 def _open_lane(prefix: str, door: Door, options: PredictorOptions) -> None:

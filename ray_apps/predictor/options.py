@@ -10,11 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from functions.prediction_log import default_wal_root
 from functions.runtime.context import context_of
-from ray_apps.predictor.scaling import LatencyPolicy
+from ray_apps.predictor.scaling import Policy
 
 __all__ = ["DedicatedOptions", "PoolOptions", "PredictorOptions"]
 
-POLICY = f"{LatencyPolicy.__module__}:{LatencyPolicy.__name__}"
+POLICY = f"{Policy.__module__}:{Policy.__name__}"
 """Where Serve imports it from, to send it to its controller."""
 
 
@@ -136,16 +136,12 @@ class PredictorOptions(BaseModel):
                 "downscale_to_zero_delay_s": self.idle_s,
                 "look_back_period_s": 5.0,
                 "metrics_interval_s": 1.0,
-                **self._by_latency,
+                "policy": {
+                    "policy_function": POLICY,
+                    "policy_kwargs": {"target_latency_ms": self.target_latency_ms},
+                },
             }
         }
-
-    @property
-    def _by_latency(self) -> dict[str, Any]:
-        if self.target_latency_ms is None:
-            return {}
-        told = {"target_latency_ms": self.target_latency_ms}
-        return {"policy": {"policy_function": POLICY, "policy_kwargs": told}}
 
     @property
     def wal(self) -> Path:

@@ -1,6 +1,6 @@
-"""How many replicas the latency of answers asks for, beside the requests in flight.
+"""How many replicas there are to be, by the requests in flight and by the latency of answers.
 
-`LatencyPolicy` is called by Serve's controller, ten times a second. The module is sent there by value, so it uses
+`Policy` is called by Serve's controller, ten times a second. The module is sent there by value, so it uses
 nothing of ours. It decides for this moment only: Serve applies the deployment's bounds and delays to what it says,
 as to its own rule (`ray/serve/autoscaling_policy.py`, `_apply_autoscaling_config`; Ray 2.60).
 """
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
 
-__all__ = ["ANSWERS", "IN_FLIGHT", "LATENCY_MS", "LatencyPolicy", "Moment", "pooled", "replicas_by_latency"]
+__all__ = ["ANSWERS", "IN_FLIGHT", "LATENCY_MS", "Moment", "Policy", "pooled", "replicas_by_latency"]
 
 ANSWERS, LATENCY_MS, IN_FLIGHT = "toque_answers", "toque_latency_ms", "toque_in_flight"
 """What a replica reports of its last seconds: how many answers, the 95th percentile of their latency, and how many
@@ -74,13 +74,15 @@ def pooled(figures: Figures, *, since: float) -> tuple[float | None, float]:
     return total_ms / answers if answers else None, in_flight
 
 
-class LatencyPolicy:
-    """An autoscaling policy of Serve: its own rule for requests in flight, or what latency asks for if that is more.
+class Policy:
+    """An autoscaling policy of Serve: what requests in flight ask for, or what latency asks for if that is more.
 
-    target_latency_ms: what the 95th percentile is to stay below.
+    Serve's own rule counts no request that waits for the event loop or is answered on it: a fast model would be taken
+    for idle while it answers. So what the replicas themselves count is seen too.
+    target_latency_ms: what the 95th percentile is to stay below; None: whatever it is.
     """
 
-    def __init__(self, target_latency_ms: float) -> None:
+    def __init__(self, target_latency_ms: float | None = None) -> None:
         self._target_ms = target_latency_ms
 
     def __call__(self, context: Any) -> tuple[float, dict[str, Any]]:
@@ -88,12 +90,13 @@ class LatencyPolicy:
 
         context: Serve's `AutoscalingContext`.
         """
-        in_flight, _ = replica_queue_length_autoscaling_policy(context)
+        by_requests, _ = replica_queue_length_autoscaling_policy(context)
         running, since = _running_since(context)
         memory = {"running": running, "since": since}
         latency_ms, requests = pooled(context.raw_metrics or {}, since=context.current_time - STALE_S)
-        if latency_ms is None:
-            return in_flight, memory
+        by_requests = max(by_requests, math.ceil(requests / context.config.get_target_ongoing_requests()))
+        if latency_ms is None or self._target_ms is None:
+            return by_requests, memory
         target = context.target_num_replicas
         by_latency = replicas_by_latency(
             latency_ms,
@@ -102,7 +105,7 @@ class LatencyPolicy:
             requests=max(requests, context.total_num_requests),
             settled=running == target and context.current_time - since >= SETTLED_S,
         )
-        return max(in_flight, by_latency), memory
+        return max(by_requests, by_latency), memory
 
 
 def _running_since(context: Any) -> tuple[int, float]:

@@ -1,6 +1,6 @@
 """How late the answers of the last seconds were: counted as they leave, told to Serve once a second.
 
-Only a replica that is scaled by latency has any of this; the others' doors stay as they are.
+Only replicas that come and go have any of this; the others' doors stay as they are.
 """
 
 from __future__ import annotations

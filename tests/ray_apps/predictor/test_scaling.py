@@ -217,9 +217,17 @@ def test_a_model_whose_requests_serve_cannot_see_is_not_idle(monkeypatch: pytest
     assert serve.after(60, in_flight=0, latency_ms=None) == 0
 
 
-def test_without_a_target_serve_s_own_policy_is_left_as_it_is():
-    scale = PredictorOptions(store_url=STORE, max_replicas=3).scale["autoscaling_config"]
-    assert "policy" not in scale
+def test_a_fast_model_without_a_target_is_neither_idle_nor_alone_while_many_ask(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    serve = Serve(monkeypatch, min_replicas=0, max_replicas=3, target_in_flight=2, idle_s=30)
+    assert serve.after(120, in_flight=0, waiting=0.1, latency_ms=1) == 1
+    assert serve.after(120, in_flight=0, waiting=3.5, latency_ms=5_000) == 2  # however late
+    assert serve.after(120, in_flight=0, latency_ms=None) == 0
+
+
+def test_always_as_many_replicas_have_no_policy():
+    assert PredictorOptions(store_url=STORE, num_replicas=3).scale == {"num_replicas": 3}
 
 
 def test_a_version_of_its_own_has_a_target_of_its_own():
