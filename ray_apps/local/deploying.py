@@ -98,11 +98,13 @@ def _placed(options: PredictorOptions, place: Placement) -> PredictorOptions:
     if place.dedicated:
         from ray_apps.predictor import DedicatedOptions  # late: as above
 
-        own = place.model_dump(include={"min_replicas", "max_replicas", "num_cpus", "num_gpus"})
+        own = place.model_dump(include=set(DedicatedOptions.model_fields))
         return options.model_copy(update={"dedicated": DedicatedOptions(**own)})
     if place.min_replicas == place.max_replicas:
         return options.model_copy(update={"num_replicas": place.max_replicas})
-    return options.model_copy(update={"min_replicas": place.min_replicas, "max_replicas": place.max_replicas})
+    return options.model_copy(
+        update=place.model_dump(include={"min_replicas", "max_replicas", "target_latency_ms"})
+    )
 
 
 def grpc_target(running: Running) -> RunTarget:

@@ -44,6 +44,7 @@ OWN = DedicatedOptions(min_replicas=0, max_replicas=3, num_cpus=2, num_gpus=1)
         ({"num_gpus": 1}, "num_gpus=1 is for each replica of a dedicated version"),
         ({"num_cpus": 0.5, "pool": True}, "num_cpus=0.5 is for each replica of a dedicated version"),
         ({"dedicated": True, "min_replicas": 3}, "min_replicas=3 is more than max_replicas=1"),
+        ({"target_latency_ms": 40}, "target_latency_ms=40 for always 1 replicas"),
     ],
 )
 def test_placements_that_mean_nothing_are_refused(fields: dict[str, Any], words: str):
@@ -66,13 +67,15 @@ def test_options_that_mean_nothing_are_refused(tmp_path: Path):
 
 def test_the_door_is_one_replica_and_a_version_is_what_its_placement_says(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TOQUE_STORE", STORE)
-    place = Placement(dedicated=True, min_replicas=0, max_replicas=3, num_gpus=1)
+    place = Placement(dedicated=True, min_replicas=0, max_replicas=3, target_latency_ms=40, num_gpus=1)
     found: Any = {one.name: one.target for one in targets({"late": place})}["predictor-late"]
     door = found._bound_deployment
     assert door.num_replicas == 1
     assert door.ray_actor_options["num_cpus"] == 0
     own = PredictorOptions.model_validate(door.init_args[1]).dedicated
-    assert own == DedicatedOptions(min_replicas=0, max_replicas=3, num_cpus=0, num_gpus=1)
+    assert own == DedicatedOptions(
+        min_replicas=0, max_replicas=3, target_latency_ms=40, num_cpus=0, num_gpus=1
+    )
 
 
 def test_a_serve_config_says_both_how_many_doors_and_how_many_of_a_version(monkeypatch: pytest.MonkeyPatch):

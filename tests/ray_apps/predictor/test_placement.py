@@ -45,7 +45,7 @@ def test_models_are_deployed_where_their_project_places_them(monkeypatch: pytest
     placed = {
         "alone": Placement(),
         "two": Placement(min_replicas=2, max_replicas=2),
-        "sometimes": Placement(min_replicas=0, max_replicas=2),
+        "sometimes": Placement(min_replicas=0, max_replicas=2, target_latency_ms=40),
         "small": Placement(pool=True),
         "tiny": Placement(pool=True),
     }
@@ -56,4 +56,5 @@ def test_models_are_deployed_where_their_project_places_them(monkeypatch: pytest
     assert deployment_of(found["predictor-two"].target).num_replicas == 2
     sometimes = deployment_of(found["predictor-sometimes"].target)._deployment_config
     assert sometimes.autoscaling_config.min_replicas == 0
+    assert sometimes.autoscaling_config.policy.policy_kwargs == {"target_latency_ms": 40}
     assert "pool" not in {one.name for one in targets({"alone": Placement()})}
