@@ -28,7 +28,7 @@ import numpy as np
 import orjson
 import torch
 
-from functions.prediction_log import encode_prediction
+from functions.prediction_log import Brief
 from functions.prediction_log.wal import WriteAheadLog
 from functions.training.program import export_program, save_program
 from ray_apps.predictor.captures import REPEATS
@@ -37,7 +37,7 @@ from ray_apps.predictor.doorkeeper import Doorkeeper
 from ray_apps.predictor.engine import Engine
 from ray_apps.predictor.http import HttpDoor
 from ray_apps.predictor.protocol import InferResponse, decode_request, encode_response
-from ray_apps.predictor.recording import Recorder, vectors
+from ray_apps.predictor.recording import Recorder
 from ray_apps.predictor.scoring import load_scorer
 from ray_apps.predictor.service import Predictor
 from registry import Access, Registry, Signature, TensorSpec, open_store
@@ -153,12 +153,11 @@ async def _stages(
     outputs = champion.predict(request.inputs)
     response = InferResponse("mlp", 1, outputs, "0" * 32, {"arm": "champion"})
 
+    (numbers,), (answers,) = request.inputs.values(), outputs.values()
+    brief = Brief(model="mlp", version=1, arm="champion", shadow=False)
+
     def record() -> bytes:
-        numeric, texts = vectors(request.inputs, 1)
-        return encode_prediction(
-            id="0" * 32, model="mlp", version=1, arm="champion", shadow=False, unit=None, at_us=0, latency_ms=0.1,
-            rows=1, numeric=numeric, categorical=texts, outputs=vectors(outputs, 1)[0],
-        )  # fmt: skip
+        return brief.encode("0" * 32, None, 0, 0.1, 1, numbers.tobytes(), answers.tobytes())
 
     payload = record()
     return {
