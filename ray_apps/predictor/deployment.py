@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import tempfile
 import time
@@ -31,6 +32,7 @@ from ray_apps.predictor.service import Predictor
 from ray_apps.predictor.timing import TimedDoor, Timing
 from registry import Registry, open_store
 from registry.access import Access
+from registry.errors import Unavailable
 
 __all__ = [
     "POOL_APP",
@@ -77,7 +79,11 @@ class _Platform:
                     options.wal, "predictions", options.redis_url, limit_bytes=options.log_limit_bytes
                 )
         access = Access(self._store, actor=f"predictor/{name}")
-        self.gate: Gate = Doorkeeper(access) if options.authentication else OpenDoor()
+        self.gate: Gate = OpenDoor()
+        if options.authentication:
+            with contextlib.suppress(Unavailable):  # then it learns them later
+                access.read()
+            self.gate = Doorkeeper(access)
 
     @property
     def max_in_flight(self) -> int:

@@ -2,7 +2,8 @@
 
 A token is verified with the store once, off the event loop, and then remembered. A remembered answer older than
 `recheck_s` is looked up again in the background, one older than twice that is waited for: a revoked token is
-refused within `2 * recheck_s`, and no steady caller ever waits for the store.
+refused within `2 * recheck_s`, and no steady caller ever waits for the store. While the store hangs a token that is new here
+is looked for in the list as it was read last: a replica that has just started must not hold up whom the others know.
 """
 
 from __future__ import annotations
@@ -38,6 +39,10 @@ class Verifier(Protocol):
 
     def verify(self, token: str, /) -> Principal | None:
         """The principal of a valid token, or None."""
+        ...
+
+    def recall(self, token: str, /) -> Principal | None:
+        """The same by what was read last, at once."""
         ...
 
 
@@ -93,13 +98,24 @@ class Doorkeeper:
         if age_s > self._recheck_s:
             checking = self._check(authorization)
             if known is None:
-                known = await asyncio.shield(checking)
+                known = await self._first(authorization, checking)
             elif age_s > 2 * self._recheck_s:
                 known = await self._renewed(authorization, known, checking)
         if known is None or known.status == 401:  # noqa: PLR2004 - HTTP
             raise Denied("authorization: the token is unknown, expired or revoked; ask an admin for one")
         if known.status != 200:  # noqa: PLR2004 - HTTP
             raise Denied("authorization: the token's role may not predict; it takes 'predictor'", status=403)
+
+    async def _first(self, raw: bytes, checking: asyncio.Task[_Known]) -> _Known:
+        """The outcome of a first check, or what the list said when it was read last if the store hangs."""
+        done, _ = await asyncio.wait({checking}, timeout=self._patience_s)
+        if done:
+            return await checking
+        recalled = _status(raw, self._access.recall)
+        if recalled == 401:  # noqa: PLR2004 - HTTP; or it was made since
+            raise NotReady("authorization: the access list cannot be read now; try again soon")
+        self._known[raw] = known = _Known(self._clock(), recalled)
+        return known
 
     async def _renewed(self, raw: bytes, known: _Known, checking: asyncio.Task[_Known]) -> _Known:
         """The outcome of a check, or what was known if the store hangs: that is the same as a store that is away."""
@@ -126,7 +142,7 @@ class Doorkeeper:
     async def _verify(self, raw: bytes) -> _Known:
         loop = asyncio.get_running_loop()
         try:
-            status = await loop.run_in_executor(None, self._status, raw)
+            status = await loop.run_in_executor(None, _status, raw, self._access.verify)
         except Exception as error:
             known = self._known.get(raw)
             if known is None:
@@ -139,11 +155,12 @@ class Doorkeeper:
             self._known.popitem(last=False)
         return answer
 
-    def _status(self, raw: bytes) -> int:
-        scheme, _, token = raw.decode("latin-1").partition(" ")
-        if scheme.lower() != "bearer" or not token.strip():
-            return 401
-        principal = self._access.verify(token.strip())
-        if principal is None:
-            return 401
-        return 200 if principal.may("predictor") else 403
+
+def _status(raw: bytes, verify: Callable[[str], Principal | None]) -> int:
+    scheme, _, token = raw.decode("latin-1").partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        return 401
+    principal = verify(token.strip())
+    if principal is None:
+        return 401
+    return 200 if principal.may("predictor") else 403

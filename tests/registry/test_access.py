@@ -134,3 +134,22 @@ def test_verifying_reads_the_store_once_a_second(folder_store: ObjectStore, monk
     time.seconds = 1.5
     access.verify(token)
     assert reads == [1]
+
+
+def test_what_was_read_last_is_recalled_without_the_store(
+    folder_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+):
+    token = Access(folder_store, actor="root").create_token("cli", "predictor")
+    fresh = Access(folder_store, actor="replica")
+    assert fresh.recall(token) is None
+    fresh.read()
+
+    def hangs(*_: object) -> None:
+        raise AssertionError("it would wait")
+
+    monkeypatch.setattr(type(folder_store), "find", hangs)
+    principal = fresh.recall(token)
+    assert principal is not None
+    assert principal.may("predictor")
+    assert fresh.recall(token + "x") is None
+    assert fresh.recall("no token") is None

@@ -245,6 +245,9 @@ class List:
             raise Unavailable("no route to host")
         return self.tokens.get(token)
 
+    def recall(self, token: str) -> Token | None:
+        return self.tokens.get(token)
+
 
 async def settled(door: Doorkeeper) -> None:
     await asyncio.gather(*door._checking.values())
@@ -305,6 +308,31 @@ async def test_the_access_list_hangs_known_tokens_go_on_until_it_answers_again()
     await settled(door)
     with pytest.raises(Denied):
         await door.admit(b"Bearer good")
+
+
+async def test_the_access_list_hangs_a_token_that_is_new_here_is_looked_for_as_it_was_read_last():
+    class Hanging(List):
+        go_on = threading.Event()
+
+        def verify(self, token: str) -> Token | None:
+            assert self.go_on.wait(20)
+            return super().verify(token)
+
+    tokens = Hanging()
+    tokens.tokens["poor"] = Token(allowed=False)
+    door = Doorkeeper(tokens, patience_s=0.01)
+    try:
+        await door.admit(b"Bearer good")
+        with pytest.raises(Denied) as refusal:
+            await door.admit(b"Bearer poor")
+        assert refusal.value.status == 403
+        with pytest.raises(NotReady, match="cannot be read now"):
+            await door.admit(b"Bearer made-since")
+    finally:
+        tokens.go_on.set()
+    await settled(door)
+    with pytest.raises(Denied):
+        await door.admit(b"Bearer made-since")
 
 
 async def test_a_flood_of_wrong_tokens_is_forgotten():
