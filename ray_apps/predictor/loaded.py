@@ -71,7 +71,8 @@ class LoadedVersion:
 
     record: what the registry says of it. service: the feature service that its keys are looked up in, or None.
     missing: what is done about features without a value. batching: bounds of batches, None without any; batcher:
-    who makes them, once a request came. plain: whether it makes one float32 matrix of another of bounded rows. example_ms: how long its example took when warm.
+    who makes them, once a request came. plain: whether it makes one
+    float32 matrix of another, row by row, of so few columns that all are logged. example_ms: how long its example took when warm.
     """
 
     def __init__(self, record: ModelVersion, scorer: Scorer) -> None:
@@ -236,8 +237,8 @@ def _dtype(spec: TensorSpec) -> np.dtype[Any]:
 def _is_plain(specs: Sequence[TensorSpec]) -> bool:
     if len(specs) != 1 or specs[0].datatype != "FP32":
         return False
-    columns = specs[0].shape[1:]
-    return len(columns) == 1 and 0 < columns[0] <= PLAIN_COLUMNS
+    rows, columns = specs[0].shape[:1], specs[0].shape[1:]
+    return rows == [-1] and len(columns) == 1 and 0 < columns[0] <= PLAIN_COLUMNS
 
 
 def _fits(got: tuple[int, ...], shape: tuple[int, ...]) -> bool:

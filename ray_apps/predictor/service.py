@@ -169,7 +169,8 @@ class Predictor:
     def _record(self, call: _Call, at_us: int, found: Assembled, outputs: Mapping[str, Array]) -> None:
         if call.version.plain and call.keys is None:
             (numbers,), (answers,) = found.inputs.values(), outputs.values()
-            if answers.dtype == _FLOAT32 and answers.ndim == 2:  # noqa: PLR2004 - a class of a user's may make another
+            # a class of a user's may make something else than it signed
+            if answers.dtype == _FLOAT32 and answers.ndim == 2 and len(answers) == call.rows:  # noqa: PLR2004
                 self.recorder.record_numbers(
                     call.version.version, call.arm, call.id, call.unit, at_us, call.passed_ms(), call.rows,
                     numbers, answers,

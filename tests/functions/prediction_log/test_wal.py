@@ -4,9 +4,11 @@ import errno
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import threading
+import zlib
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,15 @@ def test_a_torn_end_costs_only_the_records_it_cuts(payloads: list[bytes], cut: i
     whole = len(b"".join(frames[: len(found)]))
     assert whole <= len(kept)
     assert len(found) == len(payloads) or len(kept) < whole + len(frames[len(found)])
+
+
+def test_frames_of_the_checksum_before_are_read():
+    payload = b"on its way while code was deployed"
+    checksum = zlib.crc32(payload, zlib.crc32((7).to_bytes(8, "little")))
+    frame = struct.pack("<QII", 7, len(payload), checksum) + payload
+    assert [(found.number, found.payload) for found in read_frames(frame + encode_frame(8, b"new"))] == [
+        (7, payload), (8, b"new"),
+    ]  # fmt: skip
 
 
 @given(PAYLOADS.filter(any), st.data())
