@@ -60,13 +60,7 @@ class Generations:
 
     def load(self, number: int, epochs: int) -> Snapshot:
         """A member's weights after so many epochs. Raises: TrainingError if they are not there, or damaged."""
-        found = self._weights(number).at(epochs - 1)
-        if found is None:
-            raise TrainingError(
-                f"the weights of trial {number} after {epochs} epochs are gone from {self.folder} or damaged: "
-                f"ask for the sweep again, it goes on from the last decision that is whole"
-            )
-        return found
+        return whole(self._weights(number), number, epochs)
 
     def decide(self, decision: Decision) -> None:
         """Record a decision."""
@@ -92,3 +86,14 @@ class Generations:
 
     def _weights(self, number: int) -> Checkpoints:
         return Checkpoints(self.store, f"{self.folder}{number:04d}/", Keep(last=2 * self.interval))
+
+
+def whole(saved: Checkpoints, number: int, epochs: int) -> Snapshot:
+    """What a trial saved after so many epochs. Raises: TrainingError if it is not there, or damaged."""
+    found = saved.at(epochs - 1)
+    if found is None:
+        raise TrainingError(
+            f"the weights of trial {number} after {epochs} epochs are gone from {saved.folder} or damaged: "
+            f"ask for the sweep again, it goes on from what is whole"
+        )
+    return found

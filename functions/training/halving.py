@@ -13,8 +13,7 @@ from ray import tune
 
 from functions.training.asking import Asker
 from functions.training.checkpoints import Checkpoints, Snapshot
-from functions.training.errors import TrainingError
-from functions.training.generations import Member
+from functions.training.generations import Member, whole
 from functions.training.loop import Epoch
 from functions.training.params import TabularParams
 from functions.training.rungs import Rungs
@@ -38,13 +37,7 @@ class States:
 
     def load(self, number: int, epochs: int) -> Snapshot:
         """That of one after so many epochs. Raises: TrainingError if it is not there, or damaged."""
-        found = self._of(number).at(epochs - 1)
-        if found is None:
-            raise TrainingError(
-                f"the state of trial {number} after {epochs} epochs is gone from {self.folder} or damaged: "
-                f"ask for the sweep again, it goes on from what is whole"
-            )
-        return found
+        return whole(self._of(number), number, epochs)
 
     def members(self) -> dict[int, Member]:
         """What all had reported, and under which settings."""

@@ -43,6 +43,30 @@ FAST = {
 
 def main() -> None:
     """Read the arguments, serve, wait for a signal, end."""
+    arguments = _arguments()
+    if arguments.bare:
+        _serve_bare(arguments)
+        return
+    stop = threading.Event()
+    with _haproxy_folder(), _cluster(arguments.num_cpus):
+        for number in (
+            signal.SIGINT,
+            signal.SIGTERM,
+        ):  # Ray has put handlers of its own there, which end at once
+            signal.signal(number, lambda *_: stop.set())
+        again = threading.Event()
+        signal.signal(signal.SIGHUP, lambda *_: again.set())
+        _deploy(arguments)
+        _say("ready")
+        while not stop.wait(0.2):
+            if again.is_set():
+                again.clear()
+                _deploy_models(arguments)
+                _say("deployed")
+
+
+def _arguments() -> argparse.Namespace:
+    """What was asked for on the command line."""
     parser = argparse.ArgumentParser(prog="python -m ray_apps.predictor", description=__doc__)
     parser.add_argument("models", nargs="*", metavar="MODEL", help="each in replicas of its own")
     parser.add_argument("--pool", action="store_true", help="all other models of the store in a pool")
@@ -88,25 +112,7 @@ def main() -> None:
         parser.error("--target-latency-ms needs --max-replicas")
     if arguments.bare and arguments.dedicated:
         parser.error("--dedicated needs Ray; leave out --bare")
-    if arguments.bare:
-        _serve_bare(arguments)
-        return
-    stop = threading.Event()
-    with _haproxy_folder(), _cluster(arguments.num_cpus):
-        for number in (
-            signal.SIGINT,
-            signal.SIGTERM,
-        ):  # Ray has put handlers of its own there, which end at once
-            signal.signal(number, lambda *_: stop.set())
-        again = threading.Event()
-        signal.signal(signal.SIGHUP, lambda *_: again.set())
-        _deploy(arguments)
-        _say("ready")
-        while not stop.wait(0.2):
-            if again.is_set():
-                again.clear()
-                _deploy_models(arguments)
-                _say("deployed")
+    return arguments
 
 
 def _say(word: str) -> None:

@@ -249,6 +249,18 @@ class List:
         return self.tokens.get(token)
 
 
+class Hanging(List):
+    """One that answers only while it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = threading.Event()
+
+    def verify(self, token: str) -> Token | None:
+        assert self.go_on.wait(20)
+        return super().verify(token)
+
+
 async def settled(door: Doorkeeper) -> None:
     await asyncio.gather(*door._checking.values())
 
@@ -289,13 +301,6 @@ async def test_the_access_list_away_known_tokens_go_on_and_unknown_ones_wait():
 
 
 async def test_the_access_list_hangs_known_tokens_go_on_until_it_answers_again():
-    class Hanging(List):
-        go_on = threading.Event()
-
-        def verify(self, token: str) -> Token | None:
-            assert self.go_on.wait(20)
-            return super().verify(token)
-
     now, tokens = [0.0], Hanging()
     door = Doorkeeper(tokens, recheck_s=1.0, patience_s=0.01, clock=lambda: now[0])
     tokens.go_on.set()
@@ -311,13 +316,6 @@ async def test_the_access_list_hangs_known_tokens_go_on_until_it_answers_again()
 
 
 async def test_the_access_list_hangs_a_token_that_is_new_here_is_looked_for_as_it_was_read_last():
-    class Hanging(List):
-        go_on = threading.Event()
-
-        def verify(self, token: str) -> Token | None:
-            assert self.go_on.wait(20)
-            return super().verify(token)
-
     tokens = Hanging()
     tokens.tokens["poor"] = Token(allowed=False)
     door = Doorkeeper(tokens, patience_s=0.01)

@@ -57,8 +57,8 @@ def test_in_proportion_above_the_target_none_less_down_to_half_of_it(
 
 
 def test_a_slow_model_with_one_request_at_a_time_keeps_one_replica():
-    for now in (1, 4):
-        assert replicas_by_latency(900, TARGET_MS, replicas=now, requests=1.0, settled=True) == 1
+    for running in (1, 4):
+        assert replicas_by_latency(900, TARGET_MS, replicas=running, requests=1.0, settled=True) == 1
 
 
 @given(latency=latencies, now=replicas, load=requests)

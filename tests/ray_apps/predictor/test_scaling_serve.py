@@ -34,7 +34,7 @@ class Sleepy:
     def load(self, folder): ...
 
     def predict(self, inputs):
-        time.sleep({takes_s})
+        time.sleep({takes_s})  # what an answer takes: it is the work itself, nobody waits for something by it
         return dict(process=np.full((len(inputs["x"]), 1), os.getpid(), np.float64))
 
 SCORERS = dict(sleepy=Sleepy)
