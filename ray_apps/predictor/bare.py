@@ -13,7 +13,7 @@ import orjson
 import uvicorn
 
 from ray_apps.predictor.door import Door
-from ray_apps.predictor.rpc import Front, open_front
+from ray_apps.predictor.rpc import Front, Inside, Listener
 
 __all__ = ["by_prefix", "serve_bare"]
 
@@ -51,25 +51,23 @@ async def serve_bare(
     doors: Mapping[str, Door], *, port: int, grpc_port: int | None, ready: Callable[[], None]
 ) -> None:
     """Serve on loopback until SIGINT or SIGTERM. ready: called once callers can connect."""
+    app = by_prefix(doors)
     config = uvicorn.Config(
-        by_prefix(doors), port=port, http="httptools", ws="none", lifespan="off", log_level="warning",
+        app, port=port, http="httptools", ws="none", lifespan="off", log_level="warning",
         access_log=False,
     )  # fmt: skip
     listening = config.bind_socket()
     listening.listen()  # who connects from now on waits for the loop, and is not refused
-    front = Front(f"http://127.0.0.1:{port}")
-    grpc_server = None
+    listener = None
     if grpc_port is not None:
-        address = f"127.0.0.1:{grpc_port}"
-        grpc_server = open_front(front, address, max_message_bytes=64 << 20, max_calls=1_280)
-        await grpc_server.start()
+        listener = Listener(Front(Inside(app)), f"127.0.0.1:{grpc_port}")
+        await listener.start()
     for door in doors.values():
         door.opened()
     ready()
     try:
         await uvicorn.Server(config).serve(sockets=[listening])
     finally:
-        if grpc_server is not None:
-            await grpc_server.stop(1)
-        front.close()
+        if listener is not None:
+            await listener.stop(1)
         await asyncio.gather(*(door.close() for door in doors.values()))

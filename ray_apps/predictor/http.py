@@ -15,6 +15,7 @@ from ray_apps.predictor.door import JSON, Answer, Door, Message, Receive
 from ray_apps.predictor.doorkeeper import Gate
 from ray_apps.predictor.errors import BadRequest, DeadlineExceeded, NotFound, TooLarge
 from ray_apps.predictor.loaded import LoadedVersion
+from ray_apps.predictor.protobuf import PROTOBUF, decode_message, encode_message
 from ray_apps.predictor.protocol import InferRequest, InferResponse, decode_request, encode_response
 from ray_apps.predictor.service import Predictor
 
@@ -76,8 +77,11 @@ class HttpDoor(Door):
     async def _infer(self, receive: Receive, wanted: dict[bytes, bytes], number: int | None) -> Answer:
         until = _until(wanted.get(b"x-request-timeout-ms"))
         body = await _read(receive, wanted, self.max_body_bytes)
-        length = _header_length(wanted.get(b"inference-header-content-length"))
-        request = decode_request(body, length)
+        as_message = wanted.get(b"content-type") == PROTOBUF
+        if as_message:
+            request, typed = decode_message(body)
+        else:
+            request = decode_request(body, _header_length(wanted.get(b"inference-header-content-length")))
         if number is None and ARM in wanted:
             number = self.predictor.pinned(wanted[ARM].decode("latin-1"))
         caller = Caller(receive)
@@ -85,6 +89,8 @@ class HttpDoor(Door):
             response: InferResponse = await self.predictor.infer(request, number=number, caller=caller)
         else:
             response = await self._infer_in_time(request, number, caller, until)
+        if as_message:
+            return 200, [(b"content-type", PROTOBUF)], encode_message(response, request, typed=typed)
         encoded, json_bytes = encode_response(response, request)
         if json_bytes is None:
             return 200, [JSON], encoded
@@ -152,6 +158,7 @@ _WANTED = {
     b"inference-header-content-length",
     b"content-encoding",
     b"content-length",
+    b"content-type",
     b"x-request-timeout-ms",
     ARM,
 }

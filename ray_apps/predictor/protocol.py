@@ -19,7 +19,16 @@ import orjson
 from ray_apps.predictor.datatypes import Array, cast, datatype_of, dtype_of, pack, unpack
 from ray_apps.predictor.errors import BadRequest, TooLarge
 
-__all__ = ["InferRequest", "InferResponse", "decode_request", "encode_response"]
+__all__ = [
+    "MAX_TENSORS",
+    "InferRequest",
+    "InferResponse",
+    "check_identifier",
+    "check_output",
+    "check_shape",
+    "decode_request",
+    "encode_response",
+]
 
 MAX_ELEMENTS = 16_777_216
 MAX_TENSORS = 256
@@ -49,6 +58,18 @@ class InferResponse:
     id: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
+    def chosen(self, request: InferRequest) -> Mapping[str, Array]:
+        """The outputs that a request asks for, all of them if it names none.
+
+        Raises: BadRequest if one does not exist.
+        """
+        if not request.outputs:
+            return self.outputs
+        for name in request.outputs:
+            if name not in self.outputs:
+                raise BadRequest(f"outputs.{name}: no such output; the model has {list(self.outputs)}")
+        return {name: self.outputs[name] for name in request.outputs}
+
 
 def decode_request(body: bytes, header_length: int | None = None) -> InferRequest:
     """Read a request body.
@@ -73,7 +94,7 @@ def decode_request(body: bytes, header_length: int | None = None) -> InferReques
     parameters = _parameters(document, "parameters")
     request = InferRequest(
         inputs=_inputs(document.get("inputs", []), rest),
-        id=_identifier(document.get("id")),
+        id=check_identifier(document.get("id")),
         parameters=parameters,
         binary_default=_flag(parameters, "binary_data_output", "parameters"),
     )
@@ -82,7 +103,8 @@ def decode_request(body: bytes, header_length: int | None = None) -> InferReques
     return request
 
 
-def _identifier(value: Any) -> str | None:
+def check_identifier(value: Any) -> str | None:
+    """A request's `id`, None for none. Raises: BadRequest."""
     if value is None or value == "":
         return None
     if not isinstance(value, str) or len(value) > 256:  # noqa: PLR2004 - a bound for the log's key
@@ -126,9 +148,9 @@ def _inputs(tensors: Any, rest: memoryview) -> dict[str, Array]:
     return arrays
 
 
-def _shape(tensor: Mapping[str, Any], field: str) -> tuple[int, ...]:
-    shape = tensor.get("shape")
-    if not isinstance(shape, list) or len(shape) > MAX_DIMS:
+def check_shape(shape: Any, field: str) -> tuple[int, ...]:
+    """The sizes of a tensor, of whatever a request has for them. Raises: BadRequest, TooLarge; they name `field`."""
+    if not isinstance(shape, list | tuple) or len(shape) > MAX_DIMS:
         raise BadRequest(f"{field}.shape: expected a list of at most {MAX_DIMS} sizes, got {shape!r:.80}")
     total = 1
     for size in shape:
@@ -141,7 +163,7 @@ def _shape(tensor: Mapping[str, Any], field: str) -> tuple[int, ...]:
 
 
 def _json_tensor(tensor: Mapping[str, Any], field: str) -> Array:
-    shape = _shape(tensor, field)
+    shape = check_shape(tensor.get("shape"), field)
     if "data" not in tensor:
         raise BadRequest(f"{field}.data: missing (and no parameters.binary_data_size)")
     array = cast(tensor["data"], tensor.get("datatype"), field)  # type: ignore[arg-type]  # refused inside
@@ -164,7 +186,7 @@ def _binary_tensor(
     if at + size > len(rest):
         raise BadRequest(f"{field}.parameters.binary_data_size: {size} bytes, but {len(rest) - at} are left")
     dtype_of(tensor.get("datatype"), field)
-    array = unpack(rest[at : at + size], tensor["datatype"], _shape(tensor, field), field)
+    array = unpack(rest[at : at + size], tensor["datatype"], check_shape(tensor.get("shape"), field), field)
     return array, at + size
 
 
@@ -179,13 +201,18 @@ def _requested_outputs(outputs: Any, request: InferRequest) -> None:
         if not isinstance(output, dict) or not isinstance(name := output.get("name"), str):
             raise BadRequest(f"outputs[{i}]: expected an object with a name")
         parameters = _parameters(output, f"outputs.{name}.parameters")
-        if parameters.get("classification"):
-            raise BadRequest(f"outputs.{name}.parameters.classification: not served; take the top k yourself")
+        check_output(name, parameters)
         if "binary_data" in parameters:
             binary[name] = _flag(parameters, "binary_data", f"outputs.{name}.parameters")
         names.append(name)
     request.outputs = tuple(dict.fromkeys(names))
     request.binary = binary
+
+
+def check_output(name: str, parameters: Mapping[str, Any]) -> None:
+    """Refuse what a requested output asks for and does not get. Raises: BadRequest."""
+    if parameters.get("classification"):
+        raise BadRequest(f"outputs.{name}.parameters.classification: not served; take the top k yourself")
 
 
 def encode_response(response: InferResponse, request: InferRequest) -> tuple[bytes, int | None]:
@@ -196,10 +223,7 @@ def encode_response(response: InferResponse, request: InferRequest) -> tuple[byt
     """
     tensors: list[dict[str, Any]] = []
     chunks: list[bytes] = []
-    for name in request.outputs or response.outputs:
-        array = response.outputs.get(name)
-        if array is None:
-            raise BadRequest(f"outputs.{name}: no such output; the model has {list(response.outputs)}")
+    for name, array in response.chosen(request).items():
         tensor: dict[str, Any] = {
             "name": name,
             "datatype": datatype_of(array.dtype),

@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve.schema import LoggingConfig
 
-from ray_apps.predictor.rpc.front import Front, open_front
+from ray_apps.predictor.rpc.front import Front
+from ray_apps.predictor.rpc.listener import Listener
+from ray_apps.predictor.rpc.upstream import Upstream
 
 __all__ = ["GRPC_APP", "FrontOptions", "grpc_application"]
 
@@ -23,10 +25,8 @@ class FrontReplica:
     """Listens for gRPC as long as the replica lives."""
 
     def __init__(self, address: str, url: str, *, max_message_bytes: int, max_calls: int) -> None:
-        self._front = Front(url)
-        self._server = open_front(
-            self._front, address, max_message_bytes=max_message_bytes, max_calls=max_calls
-        )
+        self._front = Front(Upstream(url), max_message_bytes=max_message_bytes, max_calls=max_calls)
+        self._server = Listener(self._front, address)
         self._started = asyncio.get_running_loop().create_task(self._server.start())
 
     async def check_health(self) -> None:

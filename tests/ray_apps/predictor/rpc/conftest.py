@@ -23,7 +23,7 @@ from ray_apps.predictor.doorkeeper import Doorkeeper
 from ray_apps.predictor.engine import Engine
 from ray_apps.predictor.http import HttpDoor
 from ray_apps.predictor.recording import Recorder
-from ray_apps.predictor.rpc import Front, open_front
+from ray_apps.predictor.rpc import Front, Inside, Listener, Upstream
 from ray_apps.predictor.service import Predictor
 from registry import Access, Condition, Registry, Signature, TensorSpec, TrafficRule, open_store
 from tests.ray_apps.predictor.conftest import MemoryLog
@@ -66,8 +66,9 @@ def values(name: str) -> np.ndarray:
 
 @dataclass
 class Counter:
-    """Two models behind an HTTP server, and the gRPC front before it."""
+    """Two models behind an HTTP server, and the gRPC front before it, or inside of it."""
 
+    inside: bool
     http: str
     grpc: str
     token: str
@@ -110,8 +111,9 @@ async def serve(counter: Counter, started: threading.Event, stop: threading.Even
     server = uvicorn.Server(config)
     server.install_signal_handlers = lambda: None
     running = asyncio.create_task(server.serve())
-    front = Front(f"http://{counter.http}")
-    door = open_front(front, counter.grpc, max_message_bytes=1 << 20, max_calls=64)
+    doors = Inside(by_prefix(counter.doors)) if counter.inside else Upstream(f"http://{counter.http}")
+    front = Front(doors, max_message_bytes=1 << 20, max_calls=64)
+    door = Listener(front, counter.grpc)
     await door.start()
     while not server.started:  # noqa: ASYNC110 - uvicorn tells it by a flag only
         await asyncio.sleep(0.01)
@@ -125,8 +127,8 @@ async def serve(counter: Counter, started: threading.Event, stop: threading.Even
         await one.predictor.close()
 
 
-@pytest.fixture(scope="module")
-def counter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Counter]:
+@pytest.fixture(scope="module", params=["before the server", "inside of it"])
+def counter(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Counter]:
     folder = tmp_path_factory.mktemp("counter")
     release, started, stop = threading.Event(), threading.Event(), threading.Event()
     doors = {
@@ -135,6 +137,7 @@ def counter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Counter]:
     }
     access = Access(open_store(f"file://{folder}/store"), actor="root")
     made = Counter(
+        inside=request.param == "inside of it",
         http=f"127.0.0.1:{free_port()}",
         grpc=f"127.0.0.1:{free_port()}",
         token=access.create_token("predictor", "predictor"),

@@ -6,12 +6,21 @@ import asyncio
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 import tritonclient.grpc as triton
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from ray_apps.predictor.rpc import Front, messages, open_front
-from tests.ray_apps.predictor.rpc.conftest import TYPED, Counter, free_port, typed_request
+from ray_apps.predictor import messages
+from ray_apps.predictor.rpc import Front, Listener, Upstream
+from ray_apps.predictor.rpc.upstream import Answer
+from tests.ray_apps.predictor.rpc.conftest import (
+    TYPED,
+    Counter,
+    free_port,
+    typed_request,
+    values,
+)
 
 
 def test_health_readiness_and_metadata(counter: Counter, client: triton.InferenceServerClient):
@@ -71,9 +80,9 @@ def test_our_messages_have_the_fields_of_tritonclients():
 
 def test_no_server_behind_the_front_is_unavailable():
     async def ask() -> Any:
-        front = Front(f"http://127.0.0.1:{free_port()}")
+        front = Front(Upstream(f"http://127.0.0.1:{free_port()}"))
         address = f"127.0.0.1:{free_port()}"
-        server = open_front(front, address, max_message_bytes=1 << 20, max_calls=8)
+        server = Listener(front, address)
         await server.start()
         async with grpc.aio.insecure_channel(address) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -92,7 +101,7 @@ async def test_a_second_front_takes_over_the_port_of_one_that_ends():
     request = service_pb2.ServerLiveRequest()
 
     async def start() -> Any:
-        server = open_front(Front("http://127.0.0.1:1"), address, max_message_bytes=1 << 20, max_calls=8)
+        server = Listener(Front(Upstream("http://127.0.0.1:1")), address)
         await server.start()
         return server
 
@@ -104,3 +113,68 @@ async def test_a_second_front_takes_over_the_port_of_one_that_ends():
         await first.stop(1)
         assert (await stub.ServerLive(request, wait_for_ready=True, timeout=10)).live
     await second.stop(0)
+
+
+@pytest.mark.parametrize("packed", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+def test_messages_may_come_packed(counter: Counter, packed: grpc.Compression):
+    with grpc.insecure_channel(counter.grpc, compression=packed) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        answer = stub.ModelInfer(typed_request(), metadata=tuple(counter.login.items()))
+    assert answer.model_name == "typed"
+
+
+def test_large_messages_go_both_ways(counter: Counter, client: triton.InferenceServerClient):
+    tensors = []
+    for name in TYPED:
+        tensor = triton.InferInput(name, [2_000, 2], name)
+        tensor.set_data_from_numpy(np.tile(values(name), (1_000, 1)))
+        tensors.append(tensor)
+    answer = client.infer("typed", tensors, headers=counter.login)
+    assert answer.get_response().ByteSize() > 400_000
+    assert answer.as_numpy("out_FP64").tolist() == np.tile(values("FP64"), (1_000, 1)).tolist()
+
+
+def test_what_is_not_served_is_unimplemented(counter: Counter):
+    with grpc.insecure_channel(counter.grpc) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as raised:
+            stub.RepositoryIndex(service_pb2.RepositoryIndexRequest())
+        assert raised.value.code() == grpc.StatusCode.UNIMPLEMENTED
+        with pytest.raises(grpc.RpcError) as raised:
+            list(stub.ModelStreamInfer(iter([typed_request()])))
+        assert raised.value.code() == grpc.StatusCode.UNIMPLEMENTED
+        broken = channel.unary_unary(f"/{messages.SERVICE}/ModelInfer")
+        with pytest.raises(grpc.RpcError, match="message: not what") as raised:
+            broken(b"\xff\xff")
+        assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_calls_beyond_the_bound_are_refused():
+    release = asyncio.Event()
+
+    class Slow:
+        async def ask(self, *_: Any) -> Answer:
+            await release.wait()
+            return Answer(200, {}, b"{}")
+
+        def close(self) -> None: ...
+
+    address = f"127.0.0.1:{free_port()}"
+    server = Listener(Front(Slow(), max_calls=2), address)
+    await server.start()
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        calls = [stub.ServerReady(service_pb2.ServerReadyRequest()) for _ in range(3)]
+        done, waiting = await asyncio.wait(
+            [asyncio.ensure_future(call) for call in calls], return_when=asyncio.FIRST_COMPLETED
+        )
+        (refused,) = done
+        assert refused.exception().code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        release.set()
+        assert [(await one).ready for one in waiting] == [True, True]
+    await server.stop(0)
+
+
+async def test_an_address_that_cannot_be_had_is_said():
+    with pytest.raises(RuntimeError, match=r"gRPC cannot listen at 192\.0\.2\.1:9"):
+        Listener(Front(Upstream("http://127.0.0.1:1")), "192.0.2.1:9")

@@ -1,0 +1,177 @@
+"""The Open Inference Protocol's messages as gRPC carries them: requests in, responses out. Pure.
+
+The same values as of `protocol`, without JSON: what a replica answers when the front passes a call on, or a caller
+sends a message over HTTP. An answer comes as it was asked: raw contents for a request with raw contents or without
+tensors, typed contents for typed ones. Parameters that a message cannot hold, `entities`, `request`, `attributes`,
+`missing`, `explain` and `explanation`, are JSON texts there.
+
+Source: Open Inference Protocol v2 (gRPC).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+import orjson
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it ships no types
+
+from ray_apps.predictor.datatypes import Array, datatype_of, dtype_of, pack, unpack
+from ray_apps.predictor.errors import BadRequest
+from ray_apps.predictor.messages import ModelInferRequest, ModelInferResponse
+from ray_apps.predictor.protocol import (
+    MAX_TENSORS,
+    InferRequest,
+    InferResponse,
+    check_identifier,
+    check_output,
+    check_shape,
+)
+
+__all__ = ["PROTOBUF", "decode_message", "encode_message"]
+
+PROTOBUF: Final = b"application/x-protobuf"
+"""The content type of a message over HTTP."""
+
+JSON_PARAMETERS = frozenset({"entities", "request", "explain", "attributes"})
+_BY_KIND = {"b": "bool_contents", "O": "bytes_contents", "f4": "fp32_contents", "f8": "fp64_contents",
+            "i8": "int64_contents", "u8": "uint64_contents", "i": "int_contents", "u": "uint_contents"}  # fmt: skip
+
+
+def decode_message(body: bytes) -> tuple[InferRequest, bool]:
+    """Read a ModelInferRequest; returns it, and whether its tensors are typed contents.
+
+    Raises: BadRequest or TooLarge, naming the field.
+    """
+    try:
+        message = ModelInferRequest.FromString(body)
+    except DecodeError as error:
+        raise BadRequest(f"message: no ModelInferRequest: {error}") from None
+    request = InferRequest(
+        inputs=_inputs(message),
+        id=check_identifier(message.id),
+        parameters=_parameters(message.parameters),
+        outputs=_outputs(message.outputs),
+    )
+    return request, bool(message.inputs) and not message.raw_input_contents
+
+
+def _outputs(wanted: Any) -> tuple[str, ...]:
+    if not wanted:
+        return ()
+    if len(wanted) > MAX_TENSORS:
+        raise BadRequest(f"outputs: {len(wanted)} outputs; at most {MAX_TENSORS} are accepted")
+    for output in wanted:
+        check_output(output.name, _parameters(output.parameters))
+    return tuple(dict.fromkeys(output.name for output in wanted))
+
+
+def _inputs(message: Any) -> dict[str, Array]:
+    tensors, raw = message.inputs, message.raw_input_contents
+    if len(tensors) > MAX_TENSORS:
+        raise BadRequest(f"inputs: {len(tensors)} tensors; at most {MAX_TENSORS} are accepted")
+    if raw and len(raw) != len(tensors):
+        raise BadRequest(f"raw_input_contents: {len(raw)} for {len(tensors)} inputs; send one for each")
+    arrays: dict[str, Array] = {}
+    for i, tensor in enumerate(tensors):
+        name = tensor.name
+        if name in arrays:
+            raise BadRequest(f"inputs[{i}].name: {name!r} is given twice")
+        arrays[name] = _array(tensor, raw[i] if raw else None, f"inputs.{name}")
+    return arrays
+
+
+def _array(tensor: Any, raw: bytes | None, field: str) -> Array:
+    shape = check_shape(tuple(tensor.shape), field)
+    if raw is None:
+        raw = _packed(tensor, field)
+    elif tensor.HasField("contents"):
+        raise BadRequest(f"{field}.contents: the request has raw_input_contents; send one of both")
+    return unpack(raw, tensor.datatype, shape, field)
+
+
+def _packed(tensor: Any, field: str) -> bytes:
+    """Typed contents as bytes."""
+    dtype = dtype_of(tensor.datatype, field)
+    wanted = _field_of(dtype)
+    if wanted is None:
+        raise BadRequest(
+            f"{field}.datatype: {tensor.datatype} has no typed contents; send raw_input_contents"
+        )
+    given = [found.name for found, _ in tensor.contents.ListFields()]
+    if given not in ([], [wanted]):
+        raise BadRequest(f"{field}.contents: {tensor.datatype} goes into {wanted}, got {', '.join(given)}")
+    values = list(getattr(tensor.contents, wanted))
+    if dtype.kind == "O":
+        items = np.empty(len(values), dtype=object)
+        items[:] = values
+        return pack(items)
+    try:
+        return pack(np.array(values, dtype=dtype))
+    except OverflowError as error:
+        raise BadRequest(f"{field}.contents: out of the range of {tensor.datatype}: {error}") from None
+
+
+def _field_of(dtype: np.dtype[Any]) -> str | None:
+    """The typed contents that a dtype goes into; None for 16-bit floats, which have none."""
+    exact = _BY_KIND.get(f"{dtype.kind}{dtype.itemsize}")
+    return exact or _BY_KIND.get(dtype.kind)
+
+
+def _parameters(parameters: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, holder in parameters.items():
+        kind = holder.WhichOneof("parameter_choice")
+        value = None if kind is None else getattr(holder, kind)
+        found[name] = _json(name, value) if name in JSON_PARAMETERS and isinstance(value, str) else value
+    return found
+
+
+def _json(name: str, text: str) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"parameters.{name}: expected JSON in a string: {error}") from None
+
+
+def encode_message(response: InferResponse, request: InferRequest, *, typed: bool) -> bytes:
+    """A ModelInferResponse.
+
+    typed: answer with typed contents if all outputs have some (16-bit floats have none).
+    Raises: BadRequest if a requested output does not exist.
+    """
+    message = ModelInferResponse(
+        model_name=response.model, model_version=str(response.version), id=response.id or ""
+    )
+    if response.parameters:
+        _set_parameters(message.parameters, response.parameters)
+    outputs = response.chosen(request)
+    typed = typed and all(_field_of(array.dtype) for array in outputs.values())
+    for name, array in outputs.items():
+        shown = message.outputs.add(name=name, datatype=datatype_of(array.dtype), shape=array.shape)
+        if typed:
+            _fill(shown.contents, array)
+        else:
+            message.raw_output_contents.append(pack(array))
+    encoded: bytes = message.SerializeToString()
+    return encoded
+
+
+def _fill(contents: Any, array: Array) -> None:
+    field = _field_of(array.dtype)
+    assert field is not None  # noqa: S101 - asked before
+    getattr(contents, field).extend(array.ravel().tolist())
+
+
+def _set_parameters(holders: Any, parameters: Mapping[str, Any]) -> None:
+    for name, value in parameters.items():
+        holder = holders[name]
+        if isinstance(value, bool):
+            holder.bool_param = value
+        elif isinstance(value, int):
+            holder.int64_param = value
+        elif isinstance(value, float):
+            holder.double_param = value
+        else:
+            holder.string_param = value if isinstance(value, str) else orjson.dumps(value).decode()

@@ -1,0 +1,78 @@
+"""The protocol's messages over HTTP: what gRPC carries, without gRPC."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tritonclient.grpc import service_pb2
+
+from ray_apps.predictor.datatypes import pack
+from tests.ray_apps.predictor.conftest import Kitchen
+
+HEADERS = {"Content-Type": "application/x-protobuf"}
+
+
+def message(**fields: object) -> service_pb2.ModelInferRequest:
+    request = service_pb2.ModelInferRequest(**fields)
+    request.inputs.add(name="numeric", datatype="FP32", shape=[1, 2])
+    request.inputs.add(name="categorical", datatype="BYTES", shape=[1, 1])
+    request.raw_input_contents.append(np.array([[1, 2]], np.float32).tobytes())
+    request.raw_input_contents.append(pack(np.array([[b"UA"]], object)))
+    return request
+
+
+async def test_a_message_is_answered_with_a_message(kitchen: Kitchen):
+    request = message(id="flight-7")
+    response = await kitchen.client.post("/infer", content=request.SerializeToString(), headers=HEADERS)
+    assert (response.status_code, response.headers["content-type"]) == (200, "application/x-protobuf")
+    answer = service_pb2.ModelInferResponse.FromString(response.content)
+    assert (answer.model_name, answer.model_version, answer.id) == ("late", "1", "flight-7")
+    assert answer.parameters["arm"].string_param == "champion"
+    assert np.frombuffer(answer.raw_output_contents[0], np.float32) == pytest.approx([0.253])
+
+
+async def test_outputs_are_chosen_by_name_and_refused_by_name(kitchen: Kitchen):
+    request = message()
+    request.outputs.add(name="nope")
+    response = await kitchen.client.post("/infer", content=request.SerializeToString(), headers=HEADERS)
+    assert response.status_code == 400
+    assert "outputs.nope: no such output" in response.json()["error"]
+    request = message()
+    request.outputs.add(name="probability").parameters["classification"].int64_param = 3
+    response = await kitchen.client.post("/infer", content=request.SerializeToString(), headers=HEADERS)
+    assert "classification: not served" in response.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"inputs": [{"name": "numeric"}]}, "raw_input_contents: 2 for 3"),
+        ({"id": "x" * 300}, "id: expected a string of at most 256"),
+        ({"outputs": [{"name": f"o{i}"} for i in range(300)]}, "outputs: 300 outputs; at most 256"),
+    ],
+)
+async def test_a_bad_message_is_refused_by_its_field(kitchen: Kitchen, change: dict[str, object], words: str):
+    request = message()
+    request.MergeFrom(service_pb2.ModelInferRequest(**change))
+    response = await kitchen.client.post("/infer", content=request.SerializeToString(), headers=HEADERS)
+    assert response.status_code == 400
+    assert words in response.json()["error"]
+
+
+async def test_a_tensor_twice_is_refused(kitchen: Kitchen):
+    request = message()
+    request.inputs.add(name="numeric", datatype="FP32", shape=[1, 2])
+    request.raw_input_contents.append(request.raw_input_contents[0])
+    response = await kitchen.client.post("/infer", content=request.SerializeToString(), headers=HEADERS)
+    assert "inputs[2].name: 'numeric' is given twice" in response.json()["error"]
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(at=st.integers(0, 100), junk=st.binary(max_size=12), cut=st.integers(0, 100))
+async def test_no_bytes_are_our_fault(kitchen: Kitchen, at: int, junk: bytes, cut: int):
+    good = message().SerializeToString()
+    body = good[:at] + junk + good[at + cut :]
+    response = await kitchen.client.post("/infer", content=body, headers=HEADERS)
+    assert response.status_code < 500, response.text
