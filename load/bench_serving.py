@@ -7,8 +7,8 @@ Both servers run at once on this machine, each in one process behind nothing (fl
 one row, 20 numbers. Ours authenticates, checks, splits and logs.
 
 --peers PYTHON adds MLServer and `mlflow models serve`, run by the interpreter of an environment that has both.
---grpc adds the same request through the gRPC front (a Python client with as many calls at once as there are
-connections; it takes as much CPU as the front). --batching measures a larger model instead, that takes hardly longer
+--grpc adds the same request by gRPC, and JSON by the same caller, which is `h2load`: it takes more of a core than `wrk` does.
+--batching measures a larger model instead, that takes hardly longer
 for many rows than for one, without and with `max_batch_rows`; the first of the two is the baseline. --splits adds the same model behind a split of three versions, without and with a shadow; --keys a model of
 40 features, asked with the tensor and by key. --steady sends 70 % of the most that was reached, whatever became of the requests
 before (open loop, a caller in Python that takes a part of a core). --bare measures ours in one process, without Ray and HAProxy.
@@ -17,7 +17,6 @@ before (open loop, a caller in Python that takes a part of a core). --bare measu
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import json
 import os
@@ -39,6 +38,7 @@ from pathlib import Path
 import torch
 
 from load import serving_peers
+from load.h2load import ask_by_h2load
 from load.open_loop import ask_steadily
 from load.serving_bed import (
     ROW,
@@ -57,13 +57,16 @@ BATCH_ROWS = 32
 
 @dataclass
 class Target:
-    """Something to be measured, and what was: requests per second and p50/p99 in ms by connections."""
+    """Something to be measured, and what was: requests per second and p50/p99 in ms by connections.
+
+    h2load: what that is to ask, instead of wrk; "grpc://host:port" for the message of a call.
+    """
 
     name: str
     url: str
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
-    grpc: str = ""
+    h2load: str = ""
     rates: dict[int, list[float]] = field(default_factory=dict)
     p50: dict[int, list[float]] = field(default_factory=dict)
     p99: dict[int, list[float]] = field(default_factory=dict)
@@ -163,12 +166,12 @@ def redis_binary() -> str:
 
 
 def measure(target: Target, connections: int, seconds: float, folder: Path) -> None:
-    """One run of wrk, or of the gRPC caller; refuses to report one with errors."""
-    if target.grpc:
-        times, passed_s = asyncio.run(call_grpc(target, connections, seconds))
-        target.rates.setdefault(connections, []).append(len(times) / passed_s)
+    """One run of wrk, or of h2load; refuses to report one with errors."""
+    if target.h2load:
+        times_us = ask_by_h2load(target.h2load, target.headers, target.body, connections, seconds, folder)
+        target.rates.setdefault(connections, []).append(len(times_us) / seconds)
         for place, kept in ((0.5, target.p50), (0.99, target.p99)):
-            kept.setdefault(connections, []).append(sorted(times)[int(place * len(times))] * 1e3)
+            kept.setdefault(connections, []).append(times_us[int(place * len(times_us))] / 1e3)
         return
     script = folder / f"{re.sub('[^a-z]', '-', target.name)}.lua"
     body = "".join(f"\\x{byte:02x}" for byte in target.body)
@@ -188,26 +191,6 @@ def measure(target: Target, connections: int, seconds: float, folder: Path) -> N
         found = re.search(rf"{share}\s+([\d.]+)(us|ms|s)", done.stdout)
         assert found is not None  # noqa: S101 - the same
         kept.setdefault(connections, []).append(float(found[1]) * {"us": 1e-3, "ms": 1, "s": 1e3}[found[2]])
-
-
-async def call_grpc(target: Target, calls: int, seconds: float) -> tuple[list[float], float]:
-    """Call `target.grpc` for so many seconds, so many calls at once; each call's seconds, and the whole time."""
-    import grpc  # type: ignore[import-untyped]  # late: only --grpc needs it; it ships no types
-
-    times: list[float] = []
-    begin = time.perf_counter()
-    metadata = (("authorization", target.headers["Authorization"]),)
-    async with grpc.aio.insecure_channel(target.grpc) as channel:
-        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
-
-        async def caller() -> None:
-            while time.perf_counter() - begin < seconds:
-                sent = time.perf_counter()
-                await infer(target.body, metadata=metadata)
-                times.append(time.perf_counter() - sent)
-
-        await asyncio.gather(*(caller() for _ in range(calls)))
-    return times, time.perf_counter() - begin
 
 
 def grpc_body() -> bytes:
@@ -265,8 +248,9 @@ def main() -> None:
     parser.add_argument("--bare", action="store_true", help="ours without Ray and HAProxy")
     parser.add_argument("--no-log", action="store_true", help="ours without the prediction log")
     arguments = parser.parse_args()
-    if shutil.which("wrk") is None:
-        sys.exit("this benchmark needs wrk (apt-get install wrk)")
+    for tool, package in (("wrk", "wrk"), *([("h2load", "nghttp2-client")] if arguments.grpc else [])):
+        if shutil.which(tool) is None:
+            sys.exit(f"this benchmark needs {tool} (apt-get install {package})")
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, "
           f"Python {platform.python_version()}; one row of {COLUMNS} numbers, JSON unless said otherwise")  # fmt: skip
     with tempfile.TemporaryDirectory() as name:
@@ -291,7 +275,9 @@ def our_targets(arguments: argparse.Namespace, token: str, port: int, grpc_port:
         Target("predictor, binary", infer, with_length, binary),
     ]
     if arguments.grpc:
-        targets.append(Target("predictor, gRPC", infer, headers, grpc_body(), grpc=f"127.0.0.1:{grpc_port}"))
+        address = f"grpc://127.0.0.1:{grpc_port}"
+        targets.append(Target("predictor, by h2load", infer, headers, json_body(), h2load=infer))
+        targets.append(Target("predictor, gRPC", infer, headers, grpc_body(), h2load=address))
     if arguments.splits:
         targets += [Target(name, f"{models}/{name}/infer", headers, json_body()) for name in split_models()]
     if arguments.keys:
