@@ -28,6 +28,7 @@ MAX_FAILURES = 512
 MAX_BRIEFS = 256
 """Of so many versions and arms the encoders are kept."""
 FLUSH_S = 0.05
+_FLOAT32 = np.dtype(np.float32)
 _log = logging.getLogger("ray.serve")
 
 
@@ -101,34 +102,38 @@ class Recorder:
         )  # fmt: skip
         self._append(self._log, payload)
 
-    def record_numbers(
+    def record_plain(
         self,
         version: int,
         arm: str,
+        shadow: bool,  # noqa: FBT001 - of the way of most requests, which must be short
         id: str,  # noqa: A002 - the protocol's word
         unit: str | None,
         at_us: int,
         latency_ms: float,
         rows: int,
-        numbers: Array,
-        answers: Array,
-    ) -> None:
-        """The same for an answer to tensors that is float32 (rows, K), as are the (rows, F) it was made from.
+        inputs: Mapping[str, Array],
+        outputs: Mapping[str, Array],
+    ) -> bool:
+        """The same for a version that makes a float32 (rows, K) of one (rows, F); False if this answer is none.
 
-        The way of most requests, which must be short.
+        A class of a user's may make something else than it signed.
         """
-        if self._log is None or rows == 0:
-            return
-        brief = self._briefs.get((version, arm))
-        if brief is None:
-            brief = self._brief(version, arm)
-        payload = brief.encode(id, unit, at_us, latency_ms, rows, numbers.tobytes(), answers.tobytes())
-        self._append(self._log, payload)
+        (numbers,), (answers,) = inputs.values(), outputs.values()
+        if answers.dtype != _FLOAT32 or answers.ndim != 2 or len(answers) != rows:  # noqa: PLR2004
+            return False
+        if self._log is not None and rows:
+            brief = self._briefs.get((version, arm))
+            if brief is None:
+                brief = self._brief(version, arm, shadow=shadow)
+            payload = brief.encode(id, unit, at_us, latency_ms, rows, numbers.tobytes(), answers.tobytes())
+            self._append(self._log, payload)
+        return True
 
-    def _brief(self, version: int, arm: str) -> Brief:
+    def _brief(self, version: int, arm: str, *, shadow: bool) -> Brief:
         if len(self._briefs) >= MAX_BRIEFS:
             self._briefs.clear()
-        brief = Brief(model=self._model, version=version, arm=arm, shadow=False)
+        brief = Brief(model=self._model, version=version, arm=arm, shadow=shadow)
         self._briefs[version, arm] = brief
         return brief
 

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
-
 from functions.prediction_log import PINNED, micros
 from ray_apps.predictor.caller import Caller
 from ray_apps.predictor.datatypes import Array
@@ -30,7 +28,6 @@ __all__ = ["Predictor"]
 
 MAX_ATTRIBUTES = 64
 MAX_ATTRIBUTE = 256
-_FLOAT32 = np.dtype(np.float32)
 MAX_EXPLANATIONS = 16
 """So many requests of a model may wait for their explanation; more are told to come again."""
 
@@ -167,18 +164,18 @@ class Predictor:
         return await look_up(self._features, self._services, version, keys, keys.at)
 
     def _record(self, call: _Call, at_us: int, found: Assembled, outputs: Mapping[str, Array]) -> None:
-        if call.version.plain and call.keys is None:
-            (numbers,), (answers,) = found.inputs.values(), outputs.values()
-            # a class of a user's may make something else than it signed
-            if answers.dtype == _FLOAT32 and answers.ndim == 2 and len(answers) == call.rows:  # noqa: PLR2004
-                self.recorder.record_numbers(
-                    call.version.version, call.arm, call.id, call.unit, at_us, call.passed_ms(), call.rows,
-                    numbers, answers,
-                )  # fmt: skip
-                return
+        version, arm, passed_ms = call.version.version, call.arm, call.passed_ms()
+        if (
+            call.version.plain
+            and call.keys is None
+            and self.recorder.record_plain(
+                version, arm, False, call.id, call.unit, at_us, passed_ms, call.rows, found.inputs, outputs
+            )
+        ):
+            return
         self.recorder.record(
-            id=call.id, version=call.version.version, arm=call.arm, shadow=False, unit=call.unit, at_us=at_us,
-            latency_ms=call.passed_ms(), rows=call.rows, inputs=found.inputs, outputs=outputs,
+            id=call.id, version=version, arm=arm, shadow=False, unit=call.unit, at_us=at_us,
+            latency_ms=passed_ms, rows=call.rows, inputs=found.inputs, outputs=outputs,
             missing=found.missing or None, entities=call.keys.entities if call.keys is not None else None,
         )  # fmt: skip
 
@@ -201,7 +198,7 @@ class Predictor:
 
     def _offer(self, call: _Call, at_us: int, found: Assembled) -> None:
         for shadow in self.engine.routes.shadows:
-            if shadow is not call.version:
+            if shadow is not call.version and self.shadows.has_room():
                 job = ShadowJob(shadow, call.version, call.id, call.unit, at_us, call.rows, found, call.keys)
                 self.shadows.offer(job)
 

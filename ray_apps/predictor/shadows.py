@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from ray_apps.predictor.keys import Assembled, KeyedRows
 from ray_apps.predictor.loaded import LoadedVersion
@@ -16,6 +16,10 @@ from ray_apps.predictor.recording import Failure, Recorder
 
 __all__ = ["ShadowJob", "Shadows"]
 
+SHADOW: Final = "shadow"
+TURN_S: Final = 100e-6
+"""Between answers, so long is spent on shadows; a version that takes less answers there: a thread would cost more."""
+MAX_ROWS: Final = 32
 _log = logging.getLogger("ray.serve")
 LookUp = Callable[[LoadedVersion, KeyedRows], Awaitable[Assembled]]
 
@@ -47,13 +51,16 @@ class Shadows:
         self.dropped = 0
 
     def offer(self, job: ShadowJob) -> None:
-        """Queue a job, or drop it if the queue is full; never waits."""
+        """Queue a job that there is room for; never waits."""
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._work())
-        try:
-            self._queue.put_nowait(job)
-        except asyncio.QueueFull:
-            self.dropped += 1
+        self._queue.put_nowait(job)
+
+    def has_room(self) -> bool:
+        """Whether one more can be offered; it is counted as dropped if not."""
+        full = self._queue.full()
+        self.dropped += full
+        return not full
 
     async def drained(self) -> None:
         """Wait until every queued job is done."""
@@ -68,6 +75,7 @@ class Shadows:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _work(self) -> None:
+        turn = time.perf_counter()
         while True:
             job = await self._queue.get()
             begin = time.perf_counter()
@@ -78,6 +86,9 @@ class Shadows:
                 self._failed(job, error, (time.perf_counter() - begin) * 1e3)
             finally:
                 self._queue.task_done()
+            if time.perf_counter() - turn > TURN_S:
+                await asyncio.sleep(0)  # now the answers
+                turn = time.perf_counter()
 
     def _failed(self, job: ShadowJob, error: Exception, latency_ms: float) -> None:
         if self.failed % 1_000 == 0:
@@ -85,7 +96,7 @@ class Shadows:
         self.failed += 1
         self._recorder.fail(
             Failure(
-                id=job.id, version=job.version.version, arm="shadow", shadow=True, unit=job.unit,
+                id=job.id, version=job.version.version, arm=SHADOW, shadow=True, unit=job.unit,
                 at_us=job.at_us, latency_ms=latency_ms,
                 rows=job.rows, entities=job.keys.entities if job.keys is not None else None,
             )
@@ -96,12 +107,33 @@ class Shadows:
         if job.keys is not None and not _same_vector(version, job.answered_by):
             found = await self._look_up(version, job.keys)
         rows = version.check(found.inputs)
-        loop = asyncio.get_running_loop()
-        outputs = await loop.run_in_executor(self._pool, version.predict, found.inputs, found.abstained)
+        if version.inline and 0 < version.example_ms < TURN_S * 1e3 and rows <= MAX_ROWS:
+            outputs = version.predict(found.inputs, found.abstained)
+        else:
+            loop = asyncio.get_running_loop()
+            outputs = await loop.run_in_executor(self._pool, version.predict, found.inputs, found.abstained)
+        latency_ms, keys = (time.perf_counter() - begin) * 1e3, job.keys
+        if (
+            version.plain
+            and keys is None
+            and self._recorder.record_plain(
+                version.version,
+                SHADOW,
+                True,
+                job.id,
+                job.unit,
+                job.at_us,
+                latency_ms,
+                rows,
+                found.inputs,
+                outputs,
+            )
+        ):
+            return
         self._recorder.record(
-            id=job.id, version=version.version, arm="shadow", shadow=True, unit=job.unit, at_us=job.at_us,
-            latency_ms=(time.perf_counter() - begin) * 1e3, rows=rows, inputs=found.inputs, outputs=outputs,
-            missing=found.missing or None, entities=job.keys.entities if job.keys is not None else None,
+            id=job.id, version=version.version, arm=SHADOW, shadow=True, unit=job.unit, at_us=job.at_us,
+            latency_ms=latency_ms, rows=rows, inputs=found.inputs, outputs=outputs,
+            missing=found.missing or None, entities=keys.entities if keys is not None else None,
         )  # fmt: skip
 
     def describe(self) -> dict[str, Any]:

@@ -137,6 +137,7 @@ async def test_shadows_are_dropped_first_and_counted(make_kitchen: Callable[...,
     made.settle()
     held = threading.Event()
     (shadow,) = made.engine.routes.shadows
+    shadow.example_ms = 5.0  # as one that is scored in a thread
     original = shadow.predict
     shadow.predict = lambda *given: (held.wait(10), original(*given))[1]  # type: ignore[method-assign]
     for _ in range(10):
