@@ -161,7 +161,10 @@ def encode_message(response: InferResponse, request: InferRequest, *, typed: boo
 def _fill(contents: Any, array: Array) -> None:
     field = _field_of(array.dtype)
     assert field is not None  # noqa: S101 - asked before
-    getattr(contents, field).extend(array.ravel().tolist())
+    items = array.ravel().tolist()
+    if array.dtype.kind == "O":  # a class of a user's may answer with texts
+        items = [item.encode() if isinstance(item, str) else item for item in items]
+    getattr(contents, field).extend(items)
 
 
 def _set_parameters(holders: Any, parameters: Mapping[str, Any]) -> None:
@@ -174,4 +177,8 @@ def _set_parameters(holders: Any, parameters: Mapping[str, Any]) -> None:
         elif isinstance(value, float):
             holder.double_param = value
         else:
-            holder.string_param = value if isinstance(value, str) else orjson.dumps(value).decode()
+            holder.string_param = value if isinstance(value, str) else _text(value)
+
+
+def _text(value: Any) -> str:
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY).decode()

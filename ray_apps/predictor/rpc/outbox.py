@@ -97,18 +97,23 @@ class Outbox:
     def push(self, stream: Stream) -> bool:
         """Send what there is room for of an answer that waits; whether that was all."""
         self._blocked.pop(stream.number, None)
+        parts: list[bytes | memoryview] = []
         while stream.rest is not None:
             own = self._initial_window + stream.credit
             room = min(self._window, own, MAX_FRAME)
             if room <= 0:
                 if own > 0:
                     self._blocked[stream.number] = stream
-                return False
+                break
             chunk, stream.rest = stream.rest[:room], stream.rest[room:] or None
             self._window -= len(chunk)
             stream.credit -= len(chunk)
+            parts += (header(len(chunk), DATA, 0, stream.number), chunk)
+        if parts:
             stream.since = self._loop.time()
-            self.send(DATA, 0, stream.number, bytes(chunk))
+            self._write(b"".join(parts))
+        if stream.rest is not None:
+            return False
         self.send(HEADERS, END_HEADERS | END_STREAM, stream.number, stream.trailers)
         return True
 
@@ -139,10 +144,10 @@ class Outbox:
         self._blocked.pop(stream.number, None)
 
     def flush(self) -> None:
-        """Send what was gathered."""
-        if self._frames:
-            self._transport.write(b"".join(self._frames))
-            self._frames = []
+        """Send what was gathered, unless the client has gone meanwhile."""
+        frames, self._frames = self._frames, []
+        if frames and not self._transport.is_closing():
+            self._transport.write(b"".join(frames))
 
     def _write(self, frames: bytes) -> None:
         """Send frames, with what else is said within GATHER_S if other calls wait: each by itself may wake who reads it,

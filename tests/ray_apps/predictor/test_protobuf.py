@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
 from ray_apps.predictor.datatypes import pack
+from ray_apps.predictor.protobuf import encode_message
+from ray_apps.predictor.protocol import InferRequest, InferResponse
 from tests.ray_apps.predictor.conftest import Kitchen
 
 HEADERS = {"Content-Type": "application/x-protobuf"}
@@ -67,6 +70,31 @@ async def test_a_tensor_twice_is_refused(kitchen: Kitchen):
     request.raw_input_contents.append(request.raw_input_contents[0])
     response = await kitchen.client.post("/infer", content=request.SerializeToString(), headers=HEADERS)
     assert "inputs[2].name: 'numeric' is given twice" in response.json()["error"]
+
+
+async def test_an_explanation_is_a_text(kitchen: Kitchen):
+    request = message()
+    request.parameters["explain"].string_param = '{"samples": 2}'
+    response = await kitchen.client.post("/infer", content=request.SerializeToString(), headers=HEADERS)
+    assert response.status_code == 200, response.text
+    answer = service_pb2.ModelInferResponse.FromString(response.content)
+    (explained,) = orjson.loads(answer.parameters["explanation"].string_param)
+    assert explained
+
+
+@pytest.mark.parametrize("typed", [True, False])
+def test_texts_of_a_users_class_go_out_as_bytes(*, typed: bool):
+    outputs = {"word": np.array([["ü", b"b"]], object)}
+    response = InferResponse("m", 1, outputs, parameters={"ranks": np.array([1, 2]), "cut": 0.5, "ok": True})
+    answer = service_pb2.ModelInferResponse.FromString(
+        encode_message(response, InferRequest(inputs={}), typed=typed)
+    )
+    if typed:
+        assert list(answer.outputs[0].contents.bytes_contents) == ["ü".encode(), b"b"]
+    else:
+        assert answer.raw_output_contents[0] == pack(outputs["word"])
+    assert answer.parameters["ranks"].string_param == "[1,2]"
+    assert (answer.parameters["cut"].double_param, answer.parameters["ok"].bool_param) == (0.5, True)
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

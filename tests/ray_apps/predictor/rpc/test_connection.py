@@ -327,6 +327,21 @@ async def test_who_leaves_answers_what_is_here_and_takes_no_more():
     assert wire.closed
 
 
+async def test_nothing_is_sent_to_who_has_gone():
+    wire = Wire()
+    numbers = [wire.call(b"wait"), wire.call(b"hi")]
+    wire.server.data_received(wire.client.data_to_send())
+    await asyncio.sleep(0)  # one is answered, and waits to be sent with what else is said now
+    wire.close()
+    wire.server.connection_lost(None)
+    wire.service.released.set()
+    sent = wire.writes
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert (wire.writes, wire.port.calls, wire.service.cancelled) == (sent, 0, 1)
+    assert len(numbers) == wire.service.begun
+
+
 async def test_pings_are_answered_and_a_client_that_does_not_read_is_not_read_from():
     wire = Wire()
     wire.client.ping(b"12345678")
