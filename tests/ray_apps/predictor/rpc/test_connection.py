@@ -3,161 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
-from h2.config import H2Configuration
-from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.events import (
-    ConnectionTerminated,
     DataReceived,
     PingAckReceived,
-    ResponseReceived,
     StreamReset,
-    TrailersReceived,
 )
 from h2.settings import SettingCodes
 from hyperframe.frame import (
-    ContinuationFrame,
-    DataFrame,
-    Frame,
     GoAwayFrame,
-    HeadersFrame,
-    PushPromiseFrame,
     RstStreamFrame,
-    SettingsFrame,
-    WindowUpdateFrame,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_apps.predictor.rpc import connection as under_test
-from ray_apps.predictor.rpc.connection import Connection
-from ray_apps.predictor.rpc.heads import Head, write_status
-from ray_apps.predictor.rpc.outbox import Port
-
-FIELDS = [
-    (":method", "POST"), (":scheme", "http"), (":path", "/a.B/C"), (":authority", "x"),
-    ("content-type", "application/grpc"), ("te", "trailers"),
-]  # fmt: skip
-Answer = Callable[[Head, bytes], bytes]
-
-
-@dataclass
-class Echo:
-    """Answers what it is sent; a body of b"wait" once it is released."""
-
-    max_message_bytes: int = 8 << 20
-    released: asyncio.Event = field(default_factory=asyncio.Event)
-    begun: int = 0
-    cancelled: int = 0
-
-    async def serve(self, head: Head, body: bytes) -> tuple[bytes, bytes]:
-        self.begun += 1
-        if body == b"wait":
-            try:
-                await self.released.wait()
-            except asyncio.CancelledError:
-                self.cancelled += 1
-                raise
-        return body, write_status(0, fields=[(b"path", head.path.encode())])
-
-    def too_large(self) -> bytes:
-        return write_status(8, "too large")
-
-    def too_late(self) -> bytes:
-        return write_status(4, "too late")
-
-
-class Wire:
-    """A client of h2, and the server's connection that gets its bytes: asyncio's transport for it."""
-
-    def __init__(self, *, greet: bool = True, **config: Any) -> None:
-        self.client = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8", **config))
-        self.service, self.port = Echo(), Port()
-        self.events: list[Any] = []
-        self.raw = b""
-        self.writes = 0
-        self.closed = self.paused = False
-        self.open: set[Connection] = set()
-        self.server = Connection(self.service, self.port, self.open)
-        self.server.connection_made(self)  # type: ignore[arg-type]  # as much of one as is used
-        if greet:
-            self.client.initiate_connection()
-            self.pass_on()
-
-    # the transport
-
-    def write(self, data: bytes) -> None:
-        self.writes += 1
-        self.raw += data
-
-    def close(self) -> None:
-        self.closed = True
-
-    abort = close
-
-    def is_closing(self) -> bool:
-        return self.closed
-
-    def pause_reading(self) -> None:
-        self.paused = True
-
-    def resume_reading(self) -> None:
-        self.paused = False
-
-    # the client
-
-    def pass_on(self, piece: int = 1 << 20) -> None:
-        """Give the server what the client has to say, and the client what came back."""
-        said = self.client.data_to_send()
-        for at in range(0, len(said), piece):
-            self.server.data_received(said[at : at + piece])
-        self.listen()
-
-    def listen(self) -> None:
-        raw, self.raw = self.raw, b""
-        self.events += self.client.receive_data(raw)
-
-    def frames(self) -> list[Any]:
-        """What came back and was not listened to."""
-        raw, found = self.raw, []
-        while raw:
-            frame, length = Frame.parse_frame_header(memoryview(raw[:9]))
-            frame.parse_body(memoryview(raw[9 : 9 + length]))
-            found.append(frame)
-            raw = raw[9 + length :]
-        return found
-
-    def call(self, body: bytes = b"hi", fields: list[tuple[str, str]] = FIELDS, **end: Any) -> int:
-        number = self.client.get_next_available_stream_id()
-        self.client.send_headers(number, fields)
-        self.client.send_data(number, body, end_stream=True, **end)
-        return number
-
-    async def settle(self) -> None:
-        """Let both sides say what they have to say."""
-        for _ in range(20):
-            self.pass_on()
-            await asyncio.sleep(0)
-        self.listen()
-
-    def answer(self, number: int) -> tuple[bytes, dict[str, str]]:
-        """The data and the trailers of a call."""
-        mine = [event for event in self.events if getattr(event, "stream_id", None) == number]
-        heads = [event for event in mine if isinstance(event, ResponseReceived | TrailersReceived)]
-        data = b"".join(event.data for event in mine if isinstance(event, DataReceived))
-        return data, {name: value for event in heads for name, value in event.headers}
-
-    def first(self, kind: type[Any]) -> Any:
-        return next((event for event in self.events if isinstance(event, kind)), None)
-
-    def ended_with(self) -> ErrorCodes | int | None:
-        found = self.first(ConnectionTerminated)
-        return None if found is None else found.error_code
+from tests.ray_apps.predictor.rpc.client import FIELDS, Wire
 
 
 @given(bodies=st.lists(st.binary(max_size=40), min_size=1, max_size=5), piece=st.integers(1, 60))
@@ -389,75 +252,3 @@ async def test_who_is_slow_is_given_up(monkeypatch: pytest.MonkeyPatch):
     wire.server.connection_lost(None)
     assert (wire.port.calls, wire.open) == (0, set())
     assert working != number
-
-
-def flagged(frame: Any, *flags: str) -> bytes:
-    for flag in flags:
-        frame.flags.add(flag)
-    data: bytes = frame.serialize()
-    return data
-
-
-FAULTS = {
-    "data on a stream that was not opened": (DataFrame(7, b"x").serialize(), ErrorCodes.PROTOCOL_ERROR),
-    "data on stream 0": (b"\0\0\1\0\0\0\0\0\0x", ErrorCodes.PROTOCOL_ERROR),
-    "a stream of even number": (flagged(HeadersFrame(2, b"\x82"), "END_HEADERS"), ErrorCodes.PROTOCOL_ERROR),
-    "a push": (flagged(PushPromiseFrame(1, 2, b"\x82"), "END_HEADERS"), ErrorCodes.PROTOCOL_ERROR),
-    "a continuation of nothing": (ContinuationFrame(1, b"\x82").serialize(), ErrorCodes.PROTOCOL_ERROR),
-    "a frame amid fields": (
-        HeadersFrame(1, b"\x82").serialize() + SettingsFrame(0).serialize(),
-        ErrorCodes.PROTOCOL_ERROR,
-    ),
-    "fields without end": (
-        HeadersFrame(1, b"").serialize() + ContinuationFrame(1, b"").serialize() * 100,
-        ErrorCodes.ENHANCE_YOUR_CALM,
-    ),
-    "fields that cannot be read": (
-        flagged(HeadersFrame(1, b"\xff\xff\xff"), "END_HEADERS"),
-        ErrorCodes.COMPRESSION_ERROR,
-    ),
-    "a table that is too large": (
-        flagged(HeadersFrame(1, b"\x3f\xff\xff\x03"), "END_HEADERS"),
-        ErrorCodes.COMPRESSION_ERROR,
-    ),
-    "more padding than frame": (b"\0\0\2\0\x08\0\0\0\1\x09x", ErrorCodes.PROTOCOL_ERROR),
-    "a large frame": (b"\x01\0\0\0\0\0\0\0\1", ErrorCodes.FRAME_SIZE_ERROR),
-    "a short ping": (b"\0\0\1\6\0\0\0\0\0x", ErrorCodes.FRAME_SIZE_ERROR),
-    "a short reset": (b"\0\0\1\3\0\0\0\0\1x", ErrorCodes.FRAME_SIZE_ERROR),
-    "half a setting": (b"\0\0\1\4\0\0\0\0\0x", ErrorCodes.FRAME_SIZE_ERROR),
-    "a window of nothing": (b"\0\0\4\x08\0\0\0\0\0\0\0\0\0", ErrorCodes.FLOW_CONTROL_ERROR),
-    "a window too wide": (WindowUpdateFrame(0, (1 << 31) - 1).serialize(), ErrorCodes.FLOW_CONTROL_ERROR),
-    "an initial window too wide": (b"\0\0\6\4\0\0\0\0\0\0\4\x80\0\0\0", ErrorCodes.FLOW_CONTROL_ERROR),
-    "settings without end": (SettingsFrame(0).serialize() * 1_100, ErrorCodes.ENHANCE_YOUR_CALM),
-}
-
-
-@pytest.mark.parametrize("name", FAULTS)
-async def test_a_fault_ends_the_connection_with_its_code(name: str):
-    sent, code = FAULTS[name]
-    wire = Wire()
-    wire.server.data_received(sent)
-    wire.listen()
-    assert wire.ended_with() == code
-    assert wire.closed
-
-
-FRAMES = st.tuples(st.integers(0, 11), st.integers(0, 255), st.integers(0, 9), st.binary(max_size=30)).map(
-    lambda f: len(f[3]).to_bytes(3, "big") + bytes((f[0], f[1])) + f[2].to_bytes(4, "big") + f[3]
-)
-
-
-@given(st.lists(FRAMES | st.binary(max_size=20), max_size=12))
-@settings(max_examples=400, deadline=None)
-def test_no_bytes_are_our_fault(said: list[bytes]):
-    async def exchange() -> None:
-        wire = Wire()
-        for one in said:
-            if not wire.closed:
-                wire.server.data_received(one)
-        await asyncio.sleep(0)
-        wire.server.connection_lost(None)
-        await asyncio.sleep(0)
-        assert wire.port.calls == 0
-
-    asyncio.run(exchange())
