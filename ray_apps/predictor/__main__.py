@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -39,6 +40,8 @@ FAST = {
     "RAY_worker_niceness": "0",  # Ray's default of 15 lets any other program starve the replicas
 }
 """Serve's settings for speed; they count only in processes that start with them."""
+PORTS = range(20_000, 32_768)
+"""Above those of Ray's workers, below those that Linux gives to whoever asks for any."""
 
 
 def main() -> None:
@@ -188,6 +191,7 @@ def _pool_options(arguments: argparse.Namespace) -> PoolOptions:
 def _haproxy_folder() -> Iterator[None]:
     """A folder for HAProxy's files; ends the HAProxy that was started with them."""
     folder = Path(tempfile.mkdtemp(prefix="toque-haproxy-"))
+    metrics_port, stats_port = _free_ports(2)
     os.environ.update(
         FAST
         | {
@@ -196,8 +200,8 @@ def _haproxy_folder() -> Iterator[None]:
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
             "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
-            "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
-            "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
         }
     )
     try:
@@ -207,12 +211,16 @@ def _haproxy_folder() -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def _free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now; none that the kernel may give to a connection before they are listened on."""
+    found: list[int] = []
+    with contextlib.ExitStack() as held:
+        while len(found) < count:
+            probe = held.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                probe.bind(("", random.choice(PORTS)))
+                found.append(probe.getsockname()[1])
+    return found
 
 
 def _end_haproxy(folder: Path) -> None:
