@@ -66,7 +66,7 @@ class Recorder:
 
     def __init__(self, model: str, log: Log | None) -> None:
         self._model, self._log = model, log
-        self._briefs: dict[tuple[int, str], Brief] = {}
+        self._briefs: dict[tuple[int, str, bool], Brief] = {}
         self._failures: deque[Failure] = deque()
         self._flushing: asyncio.TimerHandle | None = None
         self.written = 0
@@ -87,12 +87,26 @@ class Recorder:
         rows: int,
         inputs: Mapping[str, Array],
         outputs: Mapping[str, Array],
+        plain: bool = False,
         missing: Sequence[Sequence[str]] | None = None,
         entities: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
-        """Make one answer durable. A full log drops and counts it: answering goes first."""
+        """Make one answer durable. A full log drops and counts it: answering goes first.
+
+        plain: by tensors, of a version that is signed to make a float32 (rows, K) of one (rows, F), as most are: that is short.
+        """
         if self._log is None or rows == 0:
             return
+        if plain:
+            (numbers,), (answers,) = inputs.values(), outputs.values()
+            # a class of a user's may make something else than it signed
+            if answers.dtype == _FLOAT32 and answers.ndim == 2 and len(answers) == rows:  # noqa: PLR2004
+                brief = self._briefs.get((version, arm, shadow)) or self._brief(version, arm, shadow=shadow)
+                payload = brief.encode(
+                    id, unit, at_us, latency_ms, rows, numbers.tobytes(), answers.tobytes()
+                )
+                self._append(self._log, payload)
+                return
         numeric, categorical = vectors(inputs, rows)
         scores, _ = vectors(outputs, rows)
         payload = encode_prediction(
@@ -102,39 +116,11 @@ class Recorder:
         )  # fmt: skip
         self._append(self._log, payload)
 
-    def record_plain(
-        self,
-        version: int,
-        arm: str,
-        shadow: bool,  # noqa: FBT001 - of the way of most requests, which must be short
-        id: str,  # noqa: A002 - the protocol's word
-        unit: str | None,
-        at_us: int,
-        latency_ms: float,
-        rows: int,
-        inputs: Mapping[str, Array],
-        outputs: Mapping[str, Array],
-    ) -> bool:
-        """The same for a version that makes a float32 (rows, K) of one (rows, F); False if this answer is none.
-
-        A class of a user's may make something else than it signed.
-        """
-        (numbers,), (answers,) = inputs.values(), outputs.values()
-        if answers.dtype != _FLOAT32 or answers.ndim != 2 or len(answers) != rows:  # noqa: PLR2004
-            return False
-        if self._log is not None and rows:
-            brief = self._briefs.get((version, arm))
-            if brief is None:
-                brief = self._brief(version, arm, shadow=shadow)
-            payload = brief.encode(id, unit, at_us, latency_ms, rows, numbers.tobytes(), answers.tobytes())
-            self._append(self._log, payload)
-        return True
-
     def _brief(self, version: int, arm: str, *, shadow: bool) -> Brief:
         if len(self._briefs) >= MAX_BRIEFS:
             self._briefs.clear()
         brief = Brief(model=self._model, version=version, arm=arm, shadow=shadow)
-        self._briefs[version, arm] = brief
+        self._briefs[version, arm, shadow] = brief
         return brief
 
     def fail(self, failure: Failure) -> None:

@@ -164,19 +164,12 @@ class Predictor:
         return await look_up(self._features, self._services, version, keys, keys.at)
 
     def _record(self, call: _Call, at_us: int, found: Assembled, outputs: Mapping[str, Array]) -> None:
-        version, arm, passed_ms = call.version.version, call.arm, call.passed_ms()
-        if (
-            call.version.plain
-            and call.keys is None
-            and self.recorder.record_plain(
-                version, arm, False, call.id, call.unit, at_us, passed_ms, call.rows, found.inputs, outputs
-            )
-        ):
-            return
+        keys = call.keys
         self.recorder.record(
-            id=call.id, version=version, arm=arm, shadow=False, unit=call.unit, at_us=at_us,
-            latency_ms=passed_ms, rows=call.rows, inputs=found.inputs, outputs=outputs,
-            missing=found.missing or None, entities=call.keys.entities if call.keys is not None else None,
+            id=call.id, version=call.version.version, arm=call.arm, shadow=False, unit=call.unit, at_us=at_us,
+            latency_ms=call.passed_ms(), rows=call.rows, inputs=found.inputs, outputs=outputs,
+            plain=call.version.plain and keys is None, missing=found.missing or None,
+            entities=keys.entities if keys is not None else None,
         )  # fmt: skip
 
     def _fail(self, call: _Call) -> None:

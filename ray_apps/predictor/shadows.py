@@ -112,28 +112,12 @@ class Shadows:
         else:
             loop = asyncio.get_running_loop()
             outputs = await loop.run_in_executor(self._pool, version.predict, found.inputs, found.abstained)
-        latency_ms, keys = (time.perf_counter() - begin) * 1e3, job.keys
-        if (
-            version.plain
-            and keys is None
-            and self._recorder.record_plain(
-                version.version,
-                SHADOW,
-                True,
-                job.id,
-                job.unit,
-                job.at_us,
-                latency_ms,
-                rows,
-                found.inputs,
-                outputs,
-            )
-        ):
-            return
+        keys = job.keys
         self._recorder.record(
             id=job.id, version=version.version, arm=SHADOW, shadow=True, unit=job.unit, at_us=job.at_us,
-            latency_ms=latency_ms, rows=rows, inputs=found.inputs, outputs=outputs,
-            missing=found.missing or None, entities=keys.entities if keys is not None else None,
+            latency_ms=(time.perf_counter() - begin) * 1e3, rows=rows, inputs=found.inputs, outputs=outputs,
+            plain=version.plain and keys is None, missing=found.missing or None,
+            entities=keys.entities if keys is not None else None,
         )  # fmt: skip
 
     def describe(self) -> dict[str, Any]:

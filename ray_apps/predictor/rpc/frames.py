@@ -31,7 +31,6 @@ __all__ = [
     "NO_ERROR",
     "PADDED",
     "PING",
-    "PRIORITY",
     "PROTOCOL_ERROR",
     "PUSH_PROMISE",
     "REFUSED_STREAM",

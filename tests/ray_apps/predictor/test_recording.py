@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from functions.prediction_log.records import prediction_columns
+from functions.prediction_log.records import decode_prediction, prediction_columns
 from ray_apps.predictor.engine import Engine
 from ray_apps.predictor.protocol import InferRequest
 from ray_apps.predictor.recording import Recorder
@@ -80,3 +80,15 @@ async def test_a_float64_answer_is_logged_as_float32(tmp_path: Path):
 async def test_a_model_of_a_fixed_number_of_rows_has_one_record_without_vectors(tmp_path: Path):
     (found,) = await logged(tmp_path, lambda inputs: {"y": inputs["x"][:, :1]}, rows=3)
     assert (found["prediction_id"], found["numeric"], found["outputs"]) == ("r", None, None)
+
+
+def test_an_arm_by_the_name_of_the_shadows_is_told_from_them():
+    log = MemoryLog()
+    recorder = Recorder("m", log)
+    numbers = {"x": np.ones((1, 2), np.float32)}
+    for shadow in (True, False, True):
+        recorder.record(
+            id="a", version=1, arm="shadow", shadow=shadow, unit=None, at_us=0, latency_ms=1.0, rows=1,
+            inputs=numbers, outputs=numbers, plain=True,
+        )  # fmt: skip
+    assert [decode_prediction(payload)["shadow"] for payload in log.payloads] == [True, False, True]
