@@ -13,6 +13,7 @@ import orjson
 import uvicorn
 
 from ray_apps.predictor.door import Door
+from ray_apps.predictor.gathering import GatheringProtocol
 from ray_apps.predictor.rpc import Front, Inside, Listener
 
 __all__ = ["by_prefix", "serve_bare"]
@@ -53,8 +54,8 @@ async def serve_bare(
     """Serve on loopback until SIGINT or SIGTERM. ready: called once callers can connect."""
     app = by_prefix(doors)
     config = uvicorn.Config(
-        app, port=port, http="httptools", ws="none", lifespan="off", log_level="warning",
-        access_log=False,
+        app, port=port, http=GatheringProtocol, ws="none", lifespan="off", log_level="warning",
+        access_log=False, proxy_headers=False,
     )  # fmt: skip
     listening = config.bind_socket()
     listening.listen()  # who connects from now on waits for the loop, and is not refused

@@ -13,6 +13,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from starlette.middleware import Middleware
+from uvicorn.config import HTTP_PROTOCOLS
+
+from ray_apps.predictor.gathering import GatheringProtocol
 
 __all__ = ["Lane", "close_lane", "middlewares", "open_lane"]
 
@@ -48,5 +51,9 @@ class Lane:
 
 
 def middlewares() -> list[Middleware]:
-    """What Serve calls to learn the middlewares of its HTTP servers."""
+    """What Serve calls to learn the middlewares of its HTTP servers, before it makes them.
+
+    Their protocol is not Serve's to choose but uvicorn's, so it is said here which one that is.
+    """
+    HTTP_PROTOCOLS["auto"] = f"{GatheringProtocol.__module__}:{GatheringProtocol.__qualname__}"
     return [Middleware(Lane)]

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
+from ray_apps.predictor.gathering import Gathered
 from ray_apps.predictor.rpc.frames import (
     ACK,
     CALM,
@@ -88,7 +89,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, service: Service, port: Port, connections: set[Connection]) -> None:
         self._service, self._port, self._connections = service, port, connections
         self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport
+        self._transport: Gathered
         self._out: Outbox
         self._frames, self._heads = Frames(), Heads()
         self._pieces: tuple[int, int, list[bytes]] | None = None
@@ -109,8 +110,9 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The connection is open."""
-        self._transport = transport  # type: ignore[assignment]  # uvloop's is none of asyncio's classes
-        self._out = Outbox(self._transport, self._port)
+        port = self._port
+        self._transport = Gathered(cast("asyncio.Transport", transport), lambda: port.calls > 0)
+        self._out = Outbox(self._transport)
         self._connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio passes it
@@ -328,6 +330,7 @@ class Connection(asyncio.Protocol):
         if not self._out.answer(stream, data, trailers):
             self._streams[stream.number] = stream
             self._port.calls += 1
+        self._transport.answered()
         self._close_if_done()
 
     # ending
@@ -351,7 +354,6 @@ class Connection(asyncio.Protocol):
 
     def _close_if_done(self) -> None:
         if self._leaving and not self._streams:
-            self._out.flush()
             self._transport.close()
 
     def _end(self, code: int, words: str) -> None:

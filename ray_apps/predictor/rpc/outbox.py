@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Final
 
+from ray_apps.predictor.gathering import Gathered
 from ray_apps.predictor.rpc.frames import (
     DATA,
     DEFAULT_WINDOW,
@@ -27,7 +27,6 @@ BEGUN: Final = b"\x88" + write_fields(
     [(b"content-type", b"application/grpc"), (b"grpc-accept-encoding", ENCODINGS)]
 )
 """The fields of every answer; 0x88 is `:status 200`."""
-GATHER_S: Final = 5e-4
 
 
 class Port:
@@ -62,17 +61,15 @@ class Stream:
 class Outbox:
     """The frames to one client, through `transport`."""
 
-    def __init__(self, transport: asyncio.Transport, port: Port) -> None:
-        self._transport, self._port = transport, port
+    def __init__(self, transport: Gathered) -> None:
+        self._transport = transport
         self._loop = asyncio.get_running_loop()
         self._window = self._initial_window = DEFAULT_WINDOW
         self._blocked: dict[int, Stream] = {}  # by the window of the connection, not by their own
-        self._frames: list[bytes] = []
-        self._since = 0.0
 
     def send(self, kind: int, flags: int, number: int, payload: bytes) -> None:
         """Send a frame that no window bounds."""
-        self._write(header(len(payload), kind, flags, number) + payload)
+        self._transport.write(header(len(payload), kind, flags, number) + payload)
 
     def answer(self, stream: Stream, data: bytes, trailers: bytes) -> bool:
         """Send a call's answer; False if the client has no room for all of it yet."""
@@ -85,7 +82,7 @@ class Outbox:
             stream.rest, stream.trailers = memoryview(data), trailers
             return self.push(stream)
         self._window -= size
-        self._write(
+        self._transport.write(
             b"".join((
                 header(len(BEGUN), HEADERS, END_HEADERS, number), BEGUN,
                 header(size, DATA, 0, number), data,
@@ -111,7 +108,7 @@ class Outbox:
             parts += (header(len(chunk), DATA, 0, stream.number), chunk)
         if parts:
             stream.since = self._loop.time()
-            self._write(b"".join(parts))
+            self._transport.write(b"".join(parts))
         if stream.rest is not None:
             return False
         self.send(HEADERS, END_HEADERS | END_STREAM, stream.number, stream.trailers)
@@ -142,22 +139,3 @@ class Outbox:
     def drop(self, stream: Stream) -> None:
         """Send no more of a call's answer."""
         self._blocked.pop(stream.number, None)
-
-    def flush(self) -> None:
-        """Send what was gathered, unless the client has gone meanwhile."""
-        frames, self._frames = self._frames, []
-        if frames and not self._transport.is_closing():
-            self._transport.write(b"".join(frames))
-
-    def _write(self, frames: bytes) -> None:
-        """Send frames, with what else is said within GATHER_S if other calls wait: each by itself may wake who reads it,
-        and that was a quarter of the time of a small call.
-        """
-        now = time.monotonic()
-        if not self._frames:
-            self._since = now
-            if self._port.calls:
-                self._loop.call_soon(self.flush)
-        self._frames.append(frames)
-        if self._port.calls == 0 or now - self._since > GATHER_S:
-            self.flush()
