@@ -7,7 +7,8 @@ Both servers run at once on this machine, each in one process behind nothing (fl
 one row, 20 numbers. Ours authenticates, checks, splits and logs.
 
 --peers PYTHON adds MLServer and `mlflow models serve`, run by the interpreter of an environment that has both.
---grpc adds the same request by gRPC, and JSON by the same caller, which is `h2load`: it takes more of a core than `wrk` does.
+--grpc adds the same request by gRPC, and JSON by the same caller, which is `h2load`: it takes more of a core than `wrk` does; and a
+model of 500 numbers, where the form matters.
 --batching measures a larger model instead, that takes hardly longer
 for many rows than for one, without and with `max_batch_rows`; the first of the two is the baseline. --splits adds the same model behind a split of three versions, without and with a shadow; --keys a model of
 40 features, asked with the tensor and by key. --steady sends 70 % of the most that was reached, whatever became of the requests
@@ -41,12 +42,14 @@ from load import serving_peers
 from load.h2load import ask_by_h2load
 from load.open_loop import ask_steadily
 from load.serving_bed import (
+    LONG_ROW,
     ROW,
     Served,
     WideMlp,
     fill_features,
     key_body,
     keyed_models,
+    long_row_model,
     register,
     split_models,
 )
@@ -86,11 +89,11 @@ def json_body(row: list[float] = ROW) -> bytes:
     return json.dumps({"inputs": [tensor]}).encode()
 
 
-def binary_body(rows: int = 1) -> tuple[bytes, int]:
+def binary_body(row: list[float] = ROW) -> tuple[bytes, int]:
     """The same as a binary tensor: the body and the length of its JSON."""
-    data = torch.tensor([ROW] * rows, dtype=torch.float32).numpy().tobytes()
+    data = torch.tensor(row, dtype=torch.float32).numpy().tobytes()
     parameters = {"binary_data_size": len(data)}
-    tensor = {"name": "x", "datatype": "FP32", "shape": [rows, COLUMNS], "parameters": parameters}
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, len(row)], "parameters": parameters}
     head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
     return head + data, len(head)
 
@@ -193,13 +196,13 @@ def measure(target: Target, connections: int, seconds: float, folder: Path) -> N
         kept.setdefault(connections, []).append(float(found[1]) * {"us": 1e-3, "ms": 1, "s": 1e3}[found[2]])
 
 
-def grpc_body() -> bytes:
-    """One row for `mlp` as a message with raw contents."""
+def grpc_body(model: str = "mlp", row: list[float] = ROW) -> bytes:
+    """One row as a message with raw contents."""
     from tritonclient.grpc import service_pb2  # late: only --grpc needs it
 
-    request = service_pb2.ModelInferRequest(model_name="mlp")
-    request.inputs.add(name="x", datatype="FP32", shape=[1, COLUMNS])
-    request.raw_input_contents.append(torch.tensor(ROW, dtype=torch.float32).numpy().tobytes())
+    request = service_pb2.ModelInferRequest(model_name=model)
+    request.inputs.add(name="x", datatype="FP32", shape=[1, len(row)])
+    request.raw_input_contents.append(torch.tensor(row, dtype=torch.float32).numpy().tobytes())
     message: bytes = request.SerializeToString()
     return message
 
@@ -278,6 +281,14 @@ def our_targets(arguments: argparse.Namespace, token: str, port: int, grpc_port:
         address = f"grpc://127.0.0.1:{grpc_port}"
         targets.append(Target("predictor, by h2load", infer, headers, json_body(), h2load=infer))
         targets.append(Target("predictor, gRPC", infer, headers, grpc_body(), h2load=address))
+        row = (ROW * LONG_ROW)[:LONG_ROW]
+        infer, (binary, length) = f"{models}/long-row/infer", binary_body(row)
+        with_length = headers | {"Inference-Header-Content-Length": str(length)}
+        targets += [
+            Target(f"{LONG_ROW} numbers, by h2load", infer, headers, json_body(row), h2load=infer),
+            Target(f"{LONG_ROW} numbers, binary", infer, with_length, binary, h2load=infer),
+            Target(f"{LONG_ROW} numbers, gRPC", infer, headers, grpc_body("long-row", row), h2load=address),
+        ]
     if arguments.splits:
         targets += [Target(name, f"{models}/{name}/infer", headers, json_body()) for name in split_models()]
     if arguments.keys:
@@ -294,6 +305,7 @@ def our_models(arguments: argparse.Namespace) -> dict[str, Served]:
         return {"wide": Served(WideMlp().eval()), "wide-batches": Served(WideMlp().eval(), tags)}
     models = {"mlp": Served(small_mlp())}
     models |= split_models() if arguments.splits else {}
+    models |= long_row_model() if arguments.grpc else {}
     return models | (keyed_models() if arguments.keys else {})
 
 

@@ -19,6 +19,7 @@ from registry import Access, ModelVersion, ObjectStore, Registry, Signature, Ten
 WIDE = 2_048
 ROW = [round(0.1 * i, 1) for i in range(COLUMNS)]
 FEATURES = 40
+LONG_ROW = 500
 SERVICE = "forty_features"
 KEY = "k1"
 
@@ -56,6 +57,12 @@ def split_models() -> dict[str, Served]:
         "mlp-split": Served(small_mlp(), arms=(0.09, 0.01)),
         "mlp-split-shadow": Served(small_mlp(), arms=(0.09, 0.01), shadow=True),
     }
+
+
+def long_row_model() -> dict[str, Served]:
+    """The network with many inputs."""
+    torch.manual_seed(0)
+    return {"long-row": Served(SmallMlp(LONG_ROW).eval(), columns=LONG_ROW)}
 
 
 def keyed_models() -> dict[str, Served]:
