@@ -37,9 +37,13 @@ class Moment:
         self._answered = time.monotonic()
 
     def keeps(self, connection: Gathered) -> bool:
-        """Whether what is written now is to wait: if the answer before was just there, the next one is soon."""
+        """Whether what is written now is to wait: if the answer before was just there, the next one is soon.
+
+        If not, what waited already has gone.
+        """
         now = time.monotonic()
         if now - self._answered > SOON_S:
+            self.send()
             return False
         if not self._waiting:
             self._since = now

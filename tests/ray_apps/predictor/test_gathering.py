@@ -90,6 +90,16 @@ async def test_answers_that_take_long_themselves_do_not_wait(clock: Clock) -> No
         assert wire.said == [b"head", b"body"] * (n + 1)
 
 
+async def test_nobody_waits_for_one_that_takes_long(clock: Clock) -> None:
+    (first, fast), (second, slow) = connection(), connection()
+    fast.answered()
+    fast.write(b"fast")
+    clock.now += 2 * gathering.SOON_S
+    assert first.said == []
+    slow.write(b"slow")
+    assert (first.said, second.said) == ([b"fast"], [b"slow"])
+
+
 async def test_nothing_waits_for_longer_than_it_may(clock: Clock) -> None:
     (first, one), (second, other) = connection(), connection()
     one.answered()
