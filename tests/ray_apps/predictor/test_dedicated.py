@@ -1,12 +1,10 @@
-"""Versions in deployments of their own, without Ray: options, the way to a version, who deploys it and who ends it."""
+"""Versions in deployments of their own, without Ray: options, and the way to a version."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +24,12 @@ from ray_apps.predictor import (
     deployment,
 )
 from ray_apps.predictor.dedicated import version_application
-from ray_apps.predictor.errors import BadRequest, NotReady
-from ray_apps.predictor.keeper import CLAIM_S, LINGER_S, Holds, Keeper
-from ray_apps.predictor.loaded import LoadedVersion, LoadError, fetch_version
-from ray_apps.predictor.remote import Ask, Dedicated, Found, Reply, State, Way
+from ray_apps.predictor.errors import NotReady
+from ray_apps.predictor.loaded import LoadedVersion, fetch_version
+from ray_apps.predictor.remote import Dedicated, Found, Reply, State, Way
 from registry import Registry
 from tests.ray_apps.predictor.conftest import Kitchen, load_answer, tensors
+from tests.ray_apps.predictor.elsewhere import Cluster, Site
 
 STORE = "file:///tmp/nowhere"
 OWN = DedicatedOptions(min_replicas=0, max_replicas=3, num_cpus=2, num_gpus=1)
@@ -118,66 +116,6 @@ def test_each_deploy_of_a_door_to_dedicated_versions_is_a_later_release():
     assert releases(PredictorOptions(store_url=STORE)) == [0, 0]
 
 
-@dataclass
-class Cluster:
-    """Deployments of versions as Serve and the keeper have them, in this process.
-
-    states: of the versions that have a deployment; releases: by which they were deployed. loads: what a replica does
-    when it starts. busy: versions that another door is about to deploy.
-    """
-
-    loads: Callable[[int], LoadedVersion] | None = None
-    states: dict[int, Found] = field(default_factory=dict)
-    releases: dict[int, int] = field(default_factory=dict)
-    replicas: dict[int, LoadedVersion] = field(default_factory=dict)
-    begun: Counter[int] = field(default_factory=Counter)
-    busy: set[int] = field(default_factory=set)
-    held: list[int] = field(default_factory=list)
-
-    def begin_of(self, number: int) -> None:
-        """A replica starts."""
-        try:
-            if self.loads is not None:
-                self.replicas[number] = self.loads(number)
-            self.states[number] = Found(State.RUNNING)
-        except LoadError as error:
-            self.states[number] = Found(State.FAILED, str(error))
-
-
-@dataclass
-class Site:
-    cluster: Cluster
-    at: int = 1
-
-    def find(self, number: int) -> Found | None:
-        return self.cluster.states.get(number)
-
-    def begin(self, number: int) -> bool:
-        if number in self.cluster.busy:
-            return False
-        self.cluster.begun[number] += 1
-        self.cluster.releases[number] = self.at
-        self.cluster.begin_of(number)
-        return True
-
-    def release(self, number: int) -> int:
-        return self.cluster.releases.get(number, 0)
-
-    def hold(self, numbers: Collection[int], *, current: Collection[int]) -> Sequence[int]:
-        self.cluster.held = list(numbers)
-        self.cluster.releases |= dict.fromkeys(current, self.at)
-        return [number for number in numbers if number not in self.cluster.states]
-
-    def ask(self, number: int) -> Ask:
-        async def ask(inputs: Mapping[str, Any], abstained: Sequence[int]) -> Reply:
-            try:
-                return self.cluster.replicas[number].predict(inputs, abstained)
-            except BadRequest as refusal:
-                return str(refusal)
-
-        return ask
-
-
 @pytest.fixture
 def loop() -> Iterator[asyncio.AbstractEventLoop]:
     """The loop that versions are asked on, in a thread of its own as a door's is beside the loading one."""
@@ -188,20 +126,6 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
     made.call_soon_threadsafe(made.stop)
     thread.join(30)
     made.close()
-
-
-class Time:
-    """A clock that only waiting moves, and what happens meanwhile."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.then: dict[int, Callable[[], object]] = {}
-        self.waits = 0
-
-    def wait(self, seconds: float) -> None:
-        self.now += seconds
-        self.waits += 1
-        self.then.pop(self.waits, lambda: None)()
 
 
 @pytest.fixture
@@ -354,144 +278,3 @@ async def test_a_door_opens_with_its_champion_while_a_canary_waits_for_room(
         assert asyncio.get_running_loop().time() < deadline
         await asyncio.sleep(0.01)
     await door.close()
-
-
-def place(cluster: Cluster, time: Time, *, release: int = 1) -> Dedicated:
-    loop = asyncio.new_event_loop()  # nothing is asked on it
-    loop.close()
-    return Dedicated(
-        Site(cluster, release),
-        loop=loop,
-        release=release,
-        start_timeout_s=10,
-        clock=lambda: time.now,
-        wait=time.wait,
-    )
-
-
-def run(dedicated: Dedicated, number: int = 1) -> None:
-    dedicated._run(number)
-
-
-def beat(dedicated: Dedicated, *held: int) -> None:
-    dedicated.hold(held)
-    dedicated.mend(held)
-
-
-def test_what_runs_is_found_and_not_deployed_twice():
-    cluster, time = Cluster(), Time()
-    run(place(cluster, time))
-    run(place(cluster, time))  # another door, or the same one after its death
-    assert cluster.begun == {1: 1}
-
-
-def test_a_door_waits_for_what_another_one_deploys():
-    cluster, time = Cluster(busy={1}), Time()
-    time.then = {
-        3: lambda: cluster.states.update({1: Found(State.STARTING)}),
-        6: lambda: cluster.states.update({1: Found(State.RUNNING)}),
-    }
-    cluster.releases[1] = 1
-    run(place(cluster, time))
-    assert (cluster.begun[1], time.waits) == (0, 6)
-
-
-def test_a_failure_of_before_is_tried_again_and_one_of_now_is_told():
-    cluster, time = Cluster(states={1: Found(State.FAILED, "the disk was full")}), Time()
-    run(place(cluster, time))
-    assert cluster.begun == {1: 1}
-    cluster.states[1], cluster.busy = Found(State.STARTING), {1}
-    time.then = {time.waits + 2: lambda: cluster.states.update({1: Found(State.FAILED, "no program")})}
-    with pytest.raises(LoadError, match="no program"):
-        run(place(cluster, time))
-
-
-def test_one_that_is_ending_is_awaited_and_deployed_again():
-    cluster, time = Cluster(states={1: Found(State.ENDING)}), Time()
-    time.then = {4: cluster.states.clear}
-    run(place(cluster, time))
-    assert (cluster.begun[1], time.waits) == (1, 5)
-
-
-def test_one_that_never_gets_a_replica_is_given_up():
-    cluster, time = Cluster(states={1: Found(State.STARTING)}), Time()
-    with pytest.raises(LoadError, match="no replica after 10 s"):
-        run(place(cluster, time))
-
-
-def test_a_later_release_deploys_anew_and_an_earlier_one_does_not():
-    cluster, time = Cluster(), Time()
-    old, new = place(cluster, time, release=1), place(cluster, time, release=2)
-    run(old)
-    run(new)
-    assert (cluster.begun[1], cluster.releases[1]) == (2, 2)
-    run(place(cluster, time, release=1))
-    assert (cluster.begun[1], cluster.releases[1]) == (2, 2)
-
-
-def test_a_release_that_had_to_wait_is_made_up_for():
-    cluster, time = Cluster(states={1: Found(State.RUNNING)}, releases={1: 1}, busy={1}), Time()
-    new = place(cluster, time, release=2)
-    run(new)
-    beat(new, 1)
-    assert cluster.releases[1] == 1  # it is not taken for what it is not
-    cluster.busy.clear()
-    beat(new, 1)
-    assert (cluster.begun[1], cluster.releases[1]) == (1, 2)
-
-
-def test_what_somebody_ended_is_deployed_again_while_it_is_held():
-    cluster, time = Cluster(), Time()
-    door = place(cluster, time)
-    run(door)
-    cluster.states.clear()
-    beat(door, 1)
-    assert cluster.begun[1] == 2
-    cluster.states.clear()
-    beat(door)
-    assert cluster.begun[1] == 2
-    assert cluster.held == []
-
-
-def test_only_one_door_may_deploy_until_it_did_or_took_too_long():
-    time = Time()
-    holds = Holds(lambda: time.now)
-    assert holds.claim("v@1", "a")
-    assert not holds.claim("v@1", "b")
-    assert holds.claim("v@1", "a")
-    assert holds.claim("v@2", "b")
-    holds.deployed("v@1", 5)
-    assert holds.claim("v@1", "b")
-    time.wait(CLAIM_S + 1)
-    assert holds.claim("v@1", "a")
-    assert (holds.release("v@1"), holds.release("v@2")) == (5, 0)
-    holds.know(["v@1"], 4)
-    assert holds.release("v@1") == 5
-
-
-def test_what_no_door_holds_ends_after_its_time_and_what_one_holds_stays():
-    time, there, ended = Time(), ["v@1", "v@2", "v@3"], list[str]()
-    keeper = Keeper(
-        lambda: [*there], lambda name: (ended.append(name), there.remove(name)), Holds(lambda: time.now)
-    )  # type: ignore[func-returns-value,arg-type]
-    assert keeper.hold(["v@1", "v@2"], 10) == ["v@1", "v@2"]  # nothing was seen yet
-    keeper.sweep()
-    assert keeper.hold(["v@1", "v@9"], 10) == ["v@9"]
-    time.wait(9)
-    keeper.hold(["v@1"], 10)
-    time.wait(9)
-    keeper.sweep()
-    assert ended == ["v@2"]  # v@3 is held by nobody, but this keeper has only just begun
-    time.wait(LINGER_S)
-    keeper.sweep()
-    assert ended == ["v@2", "v@1", "v@3"]
-
-
-def test_a_keeper_that_starts_anew_ends_nothing_that_doors_still_hold():
-    time, ended = Time(), list[str]()
-    keeper = Keeper(lambda: ["v@1"], ended.append, Holds(lambda: time.now))
-    for _ in range(100):
-        keeper.sweep()
-        time.wait(5)
-        keeper.hold(["v@1"], 10)
-    assert ended == []
