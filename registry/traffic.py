@@ -149,7 +149,7 @@ class Traffic(BaseModel):
 
         A held-out unit's is called "holdout" and one's outside the layer's part "outside": both are the champion.
         """
-        if any(holdout.holds(unit) for holdout in self.holdouts):
+        if self.holdouts and any(holdout.holds(unit) for holdout in self.holdouts):
             return self._beside(HOLDOUT)
         if self.layer is not None and not self._is_inside(bucket_of(self.layer.salt, unit)):
             return self._beside(OUTSIDE)

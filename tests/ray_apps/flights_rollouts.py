@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -30,6 +29,7 @@ from functions.training.program import export_program, save_program
 from ray_apps.local import down
 from ray_apps.local.running import find
 from registry import Registry, Signature, Table, TensorSpec, open_store
+from tests.ports import free_port
 
 MODEL = "late"
 MAY = datetime(2013, 5, 1, tzinfo=UTC)
@@ -293,13 +293,6 @@ def platform(folder: Path) -> Iterator[Driver]:
         yield Driver(running, registry, clock, folder)
     finally:
         down(folder / "home")
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def until(condition: Callable[[], object], *, within_s: float = 60) -> None:

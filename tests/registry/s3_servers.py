@@ -2,16 +2,17 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
+
+from tests.ports import free_ports
 
 DEADLINE_S = 60.0
 
@@ -66,15 +67,3 @@ def create_bucket(endpoint: str, name: str) -> None:
             time.sleep(0.1)
         else:
             return
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports nobody listened on a moment ago."""
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [int(one.getsockname()[1]) for one in sockets]
-    for one in sockets:
-        with closing(one):
-            pass
-    return ports

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import redis
 
 from registry import open_store
 from registry.store import ObjectStore
+from tests.ports import free_port
 
 
 def redis_binary() -> str:
@@ -28,9 +28,7 @@ class RedisServer:
     """A real redis-server with an append-only file, which can be killed and started again."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.folder = folder
         self.url = f"redis://:secret@127.0.0.1:{self.port}/0"
         self.process: subprocess.Popen[bytes] | None = None

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,24 +14,16 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.ports import free_ports
+
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 @pytest.fixture(scope="module")
 def job_door() -> Iterator[dict[str, str]]:
     """The environment of a client of a cluster with a job server, started for these tests."""
-    gcs, door, agent, client, metrics = _free_ports(5)
+    gcs, door, agent, client, metrics = free_ports(5)
     folder = Path("/tmp") / f"rj{os.getpid()}"  # noqa: S108  # a Unix socket's path is short
     options = {
         "node-ip-address": "127.0.0.1",
@@ -58,7 +49,8 @@ def job_door() -> Iterator[dict[str, str]]:
         start_new_session=True,
     )
     try:
-        _wait_for(f"http://127.0.0.1:{door}/api/version", token["RAY_AUTH_TOKEN"], head)
+        for url in (f"{door}/api/version", f"{agent}/api/local_raylet_healthz"):  # the agent runs the jobs
+            _wait_for(f"http://127.0.0.1:{url}", token["RAY_AUTH_TOKEN"], head)
         yield environment | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{door}"}
     finally:
         for pid in _session(head.pid):
@@ -71,7 +63,7 @@ def _wait_for(url: str, token: str, head: "subprocess.Popen[bytes]") -> None:
     deadline = time.monotonic() + 90
     while True:
         assert head.poll() is None, "ray start has ended"
-        assert time.monotonic() < deadline, "the job server does not answer"
+        assert time.monotonic() < deadline, f"{url} does not answer"
         try:
             _get(url, token)
         except httpx.HTTPError:

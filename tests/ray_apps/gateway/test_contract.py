@@ -3,7 +3,6 @@
 Real stores: a folder and a redis-server; real functions: the platform's own, in threads and child processes.
 """
 
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -25,6 +24,7 @@ from ray_apps.gateway.app import build_app
 from ray_apps.gateway.services import Services
 from ray_apps.local.redis_server import binary
 from registry import Access, ModelPolicy, Registry, open_store
+from tests.ports import free_port
 
 SEED = 20130701
 PHASES = ("examples", "coverage", "fuzzing", "stateful")
@@ -32,9 +32,7 @@ PHASES = ("examples", "coverage", "fuzzing", "stateful")
 
 @pytest.fixture
 def redis_url(tmp_path: Path) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [
         str(binary()),
         "--port",

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import pytest
 
 from ray_apps.local import Running, down, processes, status
 from ray_apps.local.running import find
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -34,12 +34,6 @@ def until(what: Callable[[], bool], *, within_s: float = 60.0) -> None:
     while not what():
         assert time.monotonic() < deadline, "it did not come to pass"
         time.sleep(0.05)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

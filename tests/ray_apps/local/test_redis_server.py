@@ -12,6 +12,7 @@ import redis
 from ray_apps.local import processes, redis_server
 from ray_apps.local.processes import Session
 from ray_apps.local.settings import Settings
+from tests.ports import free_port
 
 
 @pytest.fixture
@@ -21,9 +22,7 @@ def settings(home: Path) -> Settings:
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_port()
 
 
 @pytest.fixture

@@ -18,8 +18,9 @@ import httpx
 import pytest
 
 from registry import Access, Registry, open_store
+from tests.ports import free_port
 from tests.ray_apps.predictor.conftest import RedisServer
-from tests.ray_apps.predictor.test_serve import Callers, Platform, _free_port, _replicas, _status, until
+from tests.ray_apps.predictor.test_serve import Callers, Platform, _replicas, _status, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.proof, pytest.mark.timeout(1200)]
 
@@ -44,7 +45,7 @@ def platform(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Platfor
     store = open_store(f"file://{tmp_path}/store")
     token = Access(store, actor="ada").create_token("test", "predictor")
     registry = Registry(store, actor="ada")
-    made = Platform(tmp_path, _free_port(), 0, registry, token, redis.url)
+    made = Platform(tmp_path, free_port(), 0, registry, token, redis.url)
     registry.create_model("one")
     registry.promote("one", made.version("one", 1.0))
     environment = os.environ | {"TOQUE_STORE": store.url, "TOQUE_REDIS_URL": redis.url}

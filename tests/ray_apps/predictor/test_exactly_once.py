@@ -160,7 +160,7 @@ def published(folder: Path, store: ObjectStore) -> str:
 def test_every_answered_prediction_is_in_the_table_once_and_every_acknowledged_label_joined(
     tmp_path: Path, redis_server: Any
 ):
-    from tests.ray_apps.predictor.rpc.conftest import free_port
+    from tests.ports import free_port
 
     store = open_store(f"file://{tmp_path}/store")
     token, wal_root = published(tmp_path, store), default_wal_root(store.url)

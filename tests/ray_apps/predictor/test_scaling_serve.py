@@ -17,7 +17,8 @@ import httpx
 import pytest
 
 from registry import Registry, Signature, TensorSpec, open_store
-from tests.ray_apps.predictor.test_serve import _free_port, _replicas, until
+from tests.ports import free_port
+from tests.ray_apps.predictor.test_serve import _replicas, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -82,7 +83,7 @@ def url(tmp_path: Path, case: Case) -> Iterator[str]:
     registry.create_model("sleepy")
     version = registry.create_version("sleepy", path=tmp_path / "artifact", signature=SIGNATURE)
     registry.promote("sleepy", version.version)
-    port = _free_port()
+    port = free_port()
     environment = os.environ | {"TOQUE_STORE": store.url, "TOQUE_PROJECT": "sleepy_project"}
     paths = [str(tmp_path / "project"), os.environ.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))

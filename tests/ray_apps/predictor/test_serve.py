@@ -26,6 +26,7 @@ import tritonclient.http as triton
 from functions.prediction_log import default_wal_root, drain, predictions
 from functions.training.program import export_program, save_program
 from registry import Access, Registry, Signature, TensorSpec, open_store
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(280)]
 
@@ -91,8 +92,8 @@ def platform(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRe
     store = open_store(f"file://{folder}/store")
     made = Platform(
         folder=folder,
-        port=_free_port(),
-        grpc_port=_free_port(),
+        port=free_port(),
+        grpc_port=free_port(),
         registry=Registry(store, actor="ada"),
         token=Access(store, actor="ada").create_token("test", "predictor"),
         redis_url=redis.url,
@@ -116,15 +117,6 @@ def platform(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRe
         made.process.send_signal(signal.SIGTERM)
         made.process.wait(90)
         redis.kill()
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def until(condition: Callable[[], object], *, within_s: float = 60) -> None:

@@ -93,7 +93,7 @@ def until(condition: Callable[[], object], *, within_s: float = 120) -> None:
 @contextlib.contextmanager
 def platform(folder: Path, models: list[str], arguments: list[str]) -> Iterator[Platform]:
     """A store on S3, Redis, and models of one version behind Serve and HAProxy."""
-    from tests.ray_apps.predictor.test_serve import _free_port
+    from tests.ports import free_port
     from tests.registry import s3_servers
 
     script = Path(s3_servers.__file__).with_name("moto_server.py")
@@ -107,7 +107,7 @@ def platform(folder: Path, models: list[str], arguments: list[str]) -> Iterator[
         endpoint = f"http://127.0.0.1:{store_server.stdout.readline().strip()}"
         s3_servers.create_bucket(endpoint, "toque")
         store = open_store(f"s3://toque/kitchen?endpoint={endpoint}")
-        registry, port = Registry(store, actor="ada"), _free_port()
+        registry, port = Registry(store, actor="ada"), free_port()
         (folder / "good").mkdir()
         save_program(export_program(Sum(), {"x": torch.rand(2, 3)}), folder / "good" / "model.pt2")
         (folder / "broken").mkdir()

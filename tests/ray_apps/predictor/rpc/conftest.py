@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from ray_apps.predictor.recording import Recorder
 from ray_apps.predictor.rpc import Front, Inside, Listener, Upstream
 from ray_apps.predictor.service import Predictor
 from registry import Access, Condition, Registry, Signature, TensorSpec, TrafficRule, open_store
+from tests.ports import free_port
 from tests.ray_apps.predictor.conftest import MemoryLog
 
 TYPED = [name for name in DTYPES if name != "FP16"]  # 16-bit floats have no typed contents and no JSON
@@ -96,13 +96,6 @@ def make_door(folder: Path, model: str, names: list[str], release: threading.Eve
     engine.load_wanted()
     predictor = Predictor(engine, Recorder(model, MemoryLog()))
     return HttpDoor(predictor, Doorkeeper(Access(store, actor="predictor")))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def serve(counter: Counter, started: threading.Event, stop: threading.Event) -> None:

@@ -14,10 +14,10 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from ray_apps.predictor import messages
 from ray_apps.predictor.rpc import Front, Listener, Upstream
 from ray_apps.predictor.rpc.upstream import Answer
+from tests.ports import free_port
 from tests.ray_apps.predictor.rpc.conftest import (
     TYPED,
     Counter,
-    free_port,
     typed_request,
     values,
 )
