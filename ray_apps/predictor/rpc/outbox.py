@@ -1,4 +1,4 @@
-"""What goes out on one connection: gathered for a moment, and held back where the client has no room for it."""
+"""What goes out on one connection, held back where the client has no room for it."""
 
 from __future__ import annotations
 
