@@ -39,18 +39,36 @@ DIRECT: Mapping[Any, Callable[..., Any]] = {
     _aten.add.Tensor: torch.add,
     _aten.addmm.default: torch.addmm,
     _aten.cat.default: torch.cat,
+    _aten.clamp.default: torch.clamp,
+    _aten.contiguous.default: torch.Tensor.contiguous,
+    _aten.div.Tensor: torch.div,
+    _aten.dropout.default: torch.dropout,
     _aten.embedding.default: torch.embedding,
+    _aten.eq.Tensor: torch.eq,
+    _aten.flatten.using_ints: torch.flatten,
+    _aten.gather.default: torch.gather,
     _aten.gelu.default: functional.gelu,
+    _aten.isfinite.default: torch.isfinite,
     _aten.layer_norm.default: torch.layer_norm,
     _aten.linear.default: functional.linear,
     _aten.matmul.default: torch.matmul,
     _aten.mul.Tensor: torch.mul,
+    _aten.pow.Tensor_Scalar: torch.pow,
     _aten.relu.default: torch.relu,
+    _aten.rsqrt.default: torch.rsqrt,
+    _aten.searchsorted.Tensor: torch.searchsorted,
     _aten.sigmoid.default: torch.sigmoid,
+    _aten.silu.default: functional.silu,
     _aten.softmax.int: torch.softmax,
+    _aten.sub.Tensor: torch.sub,
+    _aten.t.default: torch.t,
     _aten.tanh.default: torch.tanh,
+    _aten.unsqueeze.default: torch.unsqueeze,
+    _aten.where.Scalar: torch.where,
+    _aten.where.ScalarOther: torch.where,
+    _aten.where.self: torch.where,
 }
-"""The same operators without the dispatch by name that exported programs call them through, a third of a small one."""
+"""The same operators without the dispatch by name that exported programs call them through, a quarter to a third of a small one."""
 
 
 class DirectScorer:
@@ -174,7 +192,12 @@ def _attach(root: SimpleNamespace, program: torch.nn.Module, path: str) -> None:
 def _agree(direct: DirectScorer, checked: ScoringModel, signature: Signature) -> bool:
     """Whether both answer the example alike, to the bit, and several of its rows."""
     for inputs in samples(_plain_example(signature), signature):
-        wanted, got = checked.predict(inputs), direct.predict(inputs)
+        wanted = checked.predict(inputs)
+        try:
+            got = direct.predict(inputs)
+        except (TypeError, RuntimeError) as error:
+            _log.warning("a program cannot be called directly, which is slower: %s", error)
+            return False
         if any(not np.array_equal(wanted[name], got[name], equal_nan=True) for name in wanted):
             return False
     return True
