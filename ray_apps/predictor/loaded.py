@@ -34,6 +34,8 @@ __all__ = [
 
 INLINE_MS = 2.0
 """A version whose example takes less than this answers on the event loop: a hand-over would cost more."""
+SHORT_MS = 0.2
+"""Of those, one whose example takes longer than this answers one request in a turn of the loop."""
 
 PLAIN_COLUMNS = 4_096
 
@@ -88,6 +90,7 @@ class LoadedVersion:
         self.plain = _is_plain(record.signature.inputs) and _is_plain(record.signature.outputs)
         self.example_ms = 0.0
         self._scorer = scorer
+        self._turn = asyncio.Lock()
         self._inputs = [(spec, _dtype(spec), tuple(spec.shape)) for spec in self.signature.inputs]
         self._names = {spec.name for spec in self.signature.inputs}
         self._outputs = {spec.name for spec in self.signature.outputs}
@@ -145,7 +148,7 @@ class LoadedVersion:
     ) -> Mapping[str, Array]:
         """Score checked inputs as `predict`, beside the event loop if it takes long, together with others if asked for."""
         if self.batching is None or abstained or rows >= self.batching.max_rows:
-            if self.inline:
+            if self.example_ms < SHORT_MS:
                 return self.predict(inputs, abstained)
             return await self._answer_alone(inputs, threads=threads, abstained=abstained)
         if self.batcher is None:
@@ -155,9 +158,12 @@ class LoadedVersion:
     async def _answer_alone(
         self, inputs: Mapping[str, Array], *, threads: Executor, abstained: Sequence[int] = ()
     ) -> Mapping[str, Array]:
+        loop = asyncio.get_running_loop()
         if self.inline:
+            await self._turn.acquire()
+            loop.call_soon(self._turn.release)  # in between, the loop takes in what has come, connections too
             return self.predict(inputs, abstained)
-        return await asyncio.get_running_loop().run_in_executor(threads, self.predict, inputs, abstained)
+        return await loop.run_in_executor(threads, self.predict, inputs, abstained)
 
     def warm_up(self) -> None:
         """Answer the recorded example until the answer is warm, and measure it.

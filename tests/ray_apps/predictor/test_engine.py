@@ -222,6 +222,27 @@ async def test_slow_versions_answer_off_the_event_loop(kitchen: Kitchen):
     assert threads[0].startswith("predict")
 
 
+async def test_between_two_answers_of_a_millisecond_the_event_loop_does_what_else_there_is(kitchen: Kitchen):
+    champion = kitchen.engine.routes.champion
+    assert champion is not None
+    champion.example_ms = 1.0
+    done: list[str] = []
+    original = champion.predict
+    champion.predict = lambda *x: (done.append("answer"), original(*x))[1]  # type: ignore[method-assign]
+
+    async def others() -> None:
+        while done.count("answer") < 5:
+            done.append("else")
+            await asyncio.sleep(0)
+
+    inputs = champion.example()
+    assert inputs is not None
+    answers = [champion.answer(inputs, 1, (), kitchen.predictor._pool) for _ in range(5)]
+    await asyncio.wait_for(asyncio.gather(*answers, others()), 30)
+    assert "answer,answer" not in ",".join(done)
+    assert done.count("answer") == 5
+
+
 class Token:
     name = "bot"
 
