@@ -7,52 +7,96 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any
+from urllib.parse import unquote
 
 import orjson
 import uvicorn
 
-from ray_apps.predictor.door import Door
+from ray_apps.predictor.door import JSON, Door, Message, Receive, Request, Send, echoed
 from ray_apps.predictor.gathering import GatheringProtocol
-from ray_apps.predictor.rpc import Front, Inside, Listener
+from ray_apps.predictor.rpc import Front, Listener
+from ray_apps.predictor.rpc.upstream import Answer
 
-__all__ = ["by_prefix", "serve_bare"]
+__all__ = ["Doors", "serve_bare"]
 
+ROOT = "/v2/models"
 _SERVER = {"name": "toque", "version": "bare", "extensions": ["binary_tensor_data"]}
 _KNOWN = {"/v2": _SERVER, "/v2/health/live": {"live": True}, "/v2/health/ready": {"ready": True}}
 
 
-def by_prefix(doors: Mapping[str, Door]) -> Callable[[Any, Any, Any], Any]:
-    """An ASGI application: each model's door below `/v2/models/{name}`, the server's own routes beside them.
+class Doors:
+    """Each model's door below `/v2/models/{name}`, the server's own routes beside them: an ASGI application, or asked without one.
 
     The door called "" is a pool's: it has every model that has no door of its own.
     """
-    pool = doors.get("")
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        path = scope["path"]
-        name = path.removeprefix("/v2/models/").partition("/")[0]
-        door = doors.get(name, pool) if path.startswith("/v2/models/") else None
+    def __init__(self, doors: Mapping[str, Door]) -> None:
+        self._doors, self._pool = doors, doors.get("")
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        door, root = self._find(scope["path"])
         if door is not None:
-            root = "/v2/models" if door is pool else f"/v2/models/{name}"
-            await door({**scope, "root_path": root}, receive, send)
+            scope["root_path"] = root
+            await door(scope, receive, send)
             return
-        status, document = (
-            (200, _KNOWN[path]) if path in _KNOWN else (404, {"error": f"{path} is not served here"})
-        )
-        body = orjson.dumps(document)
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        status, body = _known(scope["path"])
+        headers = [JSON, (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    return app
+    async def ask(self, method: str, path: str, headers: Mapping[bytes, bytes], body: bytes = b"") -> Answer:
+        """What they answer to a request whose body is there; path: quoted.
+
+        A caller that gives up cancels this, so the door is never told that it went away.
+        """
+        path = unquote(path)
+        door, root = self._find(path)
+        if door is None:
+            return Answer(*_known(path))
+        request = Request(method, path.removeprefix(root), headers, _Given(body).receive)
+        status, told, answered = await door.respond(request)
+        return Answer(status, answered, dict(told + echoed(headers.items())))
+
+    def close(self) -> None:
+        """Nothing is kept for asking."""
+
+    def _find(self, path: str) -> tuple[Door | None, str]:
+        """The door that a path leads to, and where it is mounted."""
+        if not path.startswith(f"{ROOT}/"):
+            return None, ""
+        name = path[len(ROOT) + 1 :].partition("/")[0]
+        door = self._doors.get(name)
+        return (self._pool, ROOT) if door is None else (door, f"{ROOT}/{name}")
+
+
+class _Given:
+    """A body that is there, as ASGI gives it."""
+
+    __slots__ = ("_body",)
+
+    def __init__(self, body: bytes) -> None:
+        self._body: bytes | None = body
+
+    async def receive(self) -> Message:
+        body, self._body = self._body, None
+        if body is None:
+            await asyncio.get_running_loop().create_future()
+        return {"type": "http.request", "body": body}
+
+
+def _known(path: str) -> tuple[int, bytes]:
+    status, document = (
+        (200, _KNOWN[path]) if path in _KNOWN else (404, {"error": f"{path} is not served here"})
+    )
+    return status, orjson.dumps(document)
 
 
 async def serve_bare(
     doors: Mapping[str, Door], *, port: int, grpc_port: int | None, ready: Callable[[], None]
 ) -> None:
     """Serve on loopback until SIGINT or SIGTERM. ready: called once callers can connect."""
-    app = by_prefix(doors)
+    app = Doors(doors)
     config = uvicorn.Config(
         app, port=port, http=GatheringProtocol, ws="none", lifespan="off", log_level="warning",
         access_log=False, proxy_headers=False,
@@ -61,7 +105,7 @@ async def serve_bare(
     listening.listen()  # who connects from now on waits for the loop, and is not refused
     listener = None
     if grpc_port is not None:
-        listener = Listener(Front(Inside(app)), f"127.0.0.1:{grpc_port}")
+        listener = Listener(Front(app), f"127.0.0.1:{grpc_port}")
         await listener.start()
     for door in doors.values():
         door.opened()

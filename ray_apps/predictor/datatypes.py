@@ -1,6 +1,7 @@
 """The tensor datatypes of the Open Inference Protocol and their numpy equivalents.
 
 BYTES tensors are numpy object arrays whose items are `bytes`, or None for a JSON null. BF16 has no numpy type and is refused.
+On the wire numbers are little-endian, as they are in the memory of every machine that Ray runs on.
 
 Source: Open Inference Protocol v2, "Tensor Data Types".
 """
@@ -174,10 +175,9 @@ def unpack(data: bytes | memoryview, datatype: str, shape: tuple[int, ...], fiel
         raise BadRequest(
             f"{field}: {datatype} of shape {list(shape)} is {size * dtype.itemsize} bytes, got {len(data)}"
         )
-    raw = np.frombuffer(data, dtype=dtype.newbyteorder("<"))
     if dtype.kind == "b" and (np.frombuffer(data, np.uint8) > 1).any():
         raise BadRequest(f"{field}: BOOL bytes must be 0 or 1")
-    return raw.astype(dtype, copy=False).reshape(shape)
+    return np.frombuffer(bytearray(data), dtype).reshape(shape)  # the model's own to write to, as of JSON
 
 
 def _unpack_bytes(data: bytes | memoryview, size: int, field: str) -> Array:
@@ -205,7 +205,7 @@ def pack(array: Array) -> bytes:
     Raises: TypeError if an object array holds anything but bytes or str.
     """
     if array.dtype.kind != "O":
-        return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).tobytes()
+        return array.tobytes()
     parts: list[bytes] = []
     for item in array.ravel():
         raw = item.encode() if isinstance(item, str) else item

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,7 @@ import orjson
 
 from ray_apps.predictor.errors import BadRequest, Denied, Overloaded, PredictorError
 
-__all__ = ["JSON", "Answer", "Door", "Message", "Receive", "Send"]
+__all__ = ["JSON", "Answer", "Door", "Message", "Receive", "Request", "Send", "echoed"]
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -33,8 +34,26 @@ _ECHOED = {b"traceparent", b"tracestate", b"x-request-id"}
 _log = logging.getLogger("ray.serve")
 
 
+@dataclass(slots=True)
+class Request:
+    """One request.
+
+    path: below where the door is mounted. headers: the last of each name, in lower case. receive: ASGI's, for its body.
+    """
+
+    method: str
+    path: str
+    headers: Mapping[bytes, bytes]
+    receive: Receive
+
+
+def echoed(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """What of a request's headers goes back with its answer."""
+    return [header for header in headers if header[0] in _ECHOED]
+
+
 class Door(ABC):
-    """An ASGI application; what it answers is a subclass's `answer`.
+    """An ASGI application, or asked by `respond` without one; what it answers is a subclass's `answer`.
 
     max_in_flight: beyond it requests are refused with 429; those of low priority beyond half of it, those of high
     priority beyond an eighth more.
@@ -48,8 +67,8 @@ class Door(ABC):
         self.in_flight = 0
 
     @abstractmethod
-    async def answer(self, scope: Message, receive: Receive) -> Answer:
-        """Status, headers and body of one request. Raises: PredictorError."""
+    async def answer(self, request: Request) -> Answer:
+        """Status, headers and body of the answer to one request. Raises: PredictorError."""
 
     def opened(self) -> None:  # noqa: B027  # to be overridden or not
         """Called once the server is up, where it says so."""
@@ -67,29 +86,31 @@ class Door(ABC):
         if scope["type"] != "http":
             await self._other(scope, receive, send)
             return
-        self.in_flight += 1
-        try:
-            self._check_room(scope)
-            status, headers, body = await self.answer(scope, receive)
-        except PredictorError as refusal:
-            status, headers, body = _refusal(refusal)
-        except Exception:  # noqa: BLE001 - the caller gets a 500 with its incident, the log the rest
-            incident = uuid.uuid4().hex
-            _log.exception("%s %s failed, incident %s", scope["method"], scope["path"], incident)
-            status, headers, body = (
-                500,
-                [JSON],
-                orjson.dumps({"error": f"internal error, incident {incident}"}),
-            )
-        finally:
-            self.in_flight -= 1
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        request = Request(scope["method"], path, dict(scope["headers"]), receive)
+        status, headers, body = await self.respond(request)
         headers.append((b"content-length", b"%d" % len(body)))
-        headers += [header for header in scope["headers"] if header[0] in _ECHOED]
+        headers += echoed(scope["headers"])
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    def _check_room(self, scope: Message) -> None:
-        priority = next((value for name, value in scope["headers"] if name == PRIORITY), b"normal")
+    async def respond(self, request: Request) -> Answer:
+        """The answer to one request, which a refusal or a fault is, too."""
+        self.in_flight += 1
+        try:
+            self._check_room(request.headers)
+            return await self.answer(request)
+        except PredictorError as refusal:
+            return _refusal(refusal)
+        except Exception:  # noqa: BLE001 - the caller gets a 500 with its incident, the log the rest
+            incident = uuid.uuid4().hex
+            _log.exception("%s %s failed, incident %s", request.method, request.path, incident)
+            return 500, [JSON], orjson.dumps({"error": f"internal error, incident {incident}"})
+        finally:
+            self.in_flight -= 1
+
+    def _check_room(self, headers: Mapping[bytes, bytes]) -> None:
+        priority = headers.get(PRIORITY, b"normal")
         room = _ROOM.get(priority.lower())
         if room is None:
             raise BadRequest(f"X-Toque-Priority: expected low, normal or high, got {priority[:40]!r}")

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import re
 import zlib
-from collections.abc import Iterable
 from typing import Any
 
 import orjson
 
 from ray_apps.predictor.caller import Caller
-from ray_apps.predictor.door import JSON, Answer, Door, Message, Receive
+from ray_apps.predictor.door import JSON, Answer, Door, Request
 from ray_apps.predictor.doorkeeper import Gate
 from ray_apps.predictor.errors import BadRequest, DeadlineExceeded, NotFound, TooLarge
 from ray_apps.predictor.loaded import LoadedVersion
@@ -20,8 +19,6 @@ from ray_apps.predictor.protocol import InferRequest, InferResponse, decode_requ
 from ray_apps.predictor.service import Predictor
 
 __all__ = ["HttpDoor", "metadata"]
-
-Headers = Iterable[tuple[bytes, bytes]]
 
 ARM = b"x-toque-arm"
 """Header that asks for one arm of the split, whoever asks."""
@@ -51,52 +48,50 @@ class HttpDoor(Door):
         """Stop the predictor."""
         await self.predictor.close()
 
-    async def answer(self, scope: Message, receive: Receive) -> Answer:
-        """Status, headers and body of one request. Raises: PredictorError."""
-        authorization, wanted = _headers(scope["headers"])
-        await self.gate.admit(authorization)
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        post = scope["method"] == "POST"
-        if post and path == "/infer":
-            return await self._infer(receive, wanted, None)
+    async def answer(self, request: Request) -> Answer:
+        """Status, headers and body of the answer to one request. Raises: PredictorError."""
+        await self.gate.admit(request.headers.get(b"authorization"))
+        path = request.path
+        if path == "/infer" and request.method == "POST":
+            return await self._infer(request, None)
         if path in {"", "/", "/ready", "/status"}:
-            _only(scope, "GET")
+            _only(request, "GET")
             return self._look(path)
         matched = _VERSIONED.fullmatch(path)
         if matched is None:
-            _only(scope, "POST" if path == "/infer" else scope["method"])
+            _only(request, "POST" if path == "/infer" else request.method)
             raise NotFound(
                 f"path: no route {path!r} on a model; see /v2/models/{self.predictor.engine.model}"
             )
         number, action = int(matched[1]), matched[2]
-        _only(scope, "POST" if action == "/infer" else "GET")
+        _only(request, "POST" if action == "/infer" else "GET")
         if action == "/infer":
-            return await self._infer(receive, wanted, number)
+            return await self._infer(request, number)
         return self._look_at(number, action)
 
-    async def _infer(self, receive: Receive, wanted: dict[bytes, bytes], number: int | None) -> Answer:
-        until = _until(wanted.get(b"x-request-timeout-ms"))
-        body = await _read(receive, wanted, self.max_body_bytes)
-        as_message = wanted.get(b"content-type") == PROTOBUF
+    async def _infer(self, request: Request, number: int | None) -> Answer:
+        headers = request.headers
+        until = _until(headers.get(b"x-request-timeout-ms"))
+        body = await _read(request, self.max_body_bytes)
+        as_message = headers.get(b"content-type") == PROTOBUF
         if as_message:
-            request, typed = decode_message(body)
+            asked, typed = decode_message(body)
         else:
-            request = decode_request(body, _header_length(wanted.get(b"inference-header-content-length")))
-        if number is None and ARM in wanted:
-            number = self.predictor.pinned(wanted[ARM].decode("latin-1"))
-        caller = Caller(receive)
-        if until is None and "timeout" not in request.parameters:
-            response: InferResponse = await self.predictor.infer(request, number=number, caller=caller)
+            asked = decode_request(body, _header_length(headers.get(b"inference-header-content-length")))
+        if number is None and ARM in headers:
+            number = self.predictor.pinned(headers[ARM].decode("latin-1"))
+        caller = Caller(request.receive)
+        if until is None and "timeout" not in asked.parameters:
+            response: InferResponse = await self.predictor.infer(asked, number=number, caller=caller)
         else:
-            response = await self._infer_in_time(request, number, caller, until)
+            response = await self._infer_in_time(asked, number, caller, until)
         if as_message:
-            return 200, [(b"content-type", PROTOBUF)], encode_message(response, request, typed=typed)
-        encoded, json_bytes = encode_response(response, request)
+            return 200, [(b"content-type", PROTOBUF)], encode_message(response, asked, typed=typed)
+        encoded, json_bytes = encode_response(response, asked)
         if json_bytes is None:
             return 200, [JSON], encoded
-        headers = [(b"content-type", b"application/octet-stream")]
-        headers.append((b"inference-header-content-length", b"%d" % json_bytes))
-        return 200, headers, encoded
+        length = (b"inference-header-content-length", b"%d" % json_bytes)
+        return 200, [(b"content-type", b"application/octet-stream"), length], encoded
 
     async def _infer_in_time(
         self, request: InferRequest, number: int | None, caller: Caller, until: float | None
@@ -154,26 +149,7 @@ def _tensor(spec: Any) -> dict[str, Any]:
     return described
 
 
-_WANTED = {
-    b"inference-header-content-length",
-    b"content-encoding",
-    b"content-length",
-    b"content-type",
-    b"x-request-timeout-ms",
-    ARM,
-}
 _MILLISECOND_DIGITS = 9
-
-
-def _headers(headers: Headers) -> tuple[bytes | None, dict[bytes, bytes]]:
-    authorization = None
-    wanted = {}
-    for name, value in headers:
-        if name == b"authorization":
-            authorization = value
-        elif name in _WANTED:
-            wanted[name] = value
-    return authorization, wanted
 
 
 def _until(value: bytes | None) -> float | None:
@@ -201,9 +177,10 @@ def _header_length(value: bytes | None) -> int | None:
     return int(value)
 
 
-async def _read(receive: Receive, wanted: dict[bytes, bytes], limit: int) -> bytes:
+async def _read(request: Request, limit: int) -> bytes:
     """The body, bounded and unpacked."""
-    declared = wanted.get(b"content-length", b"0")
+    receive, headers = request.receive, request.headers
+    declared = headers.get(b"content-length", b"0")
     if declared.isdigit() and int(declared[:20]) > limit:
         raise TooLarge(f"body: {declared.decode()} bytes; at most {limit} are accepted")
     message = await receive()
@@ -219,7 +196,7 @@ async def _read(receive: Receive, wanted: dict[bytes, bytes], limit: int) -> byt
         body = b"".join(chunks)
     if message["type"] == "http.disconnect":
         raise BadRequest("body: the client went away before it was whole")
-    encoding = wanted.get(b"content-encoding")
+    encoding = headers.get(b"content-encoding")
     return body if encoding in {None, b"identity"} else _unpack(body, encoding, limit)
 
 
@@ -238,8 +215,8 @@ def _unpack(body: bytes, encoding: bytes | None, limit: int) -> bytes:
     return unpacked
 
 
-def _only(scope: Message, method: str) -> None:
-    if scope["method"] != method and not (method == "GET" and scope["method"] == "HEAD"):
-        refusal = BadRequest(f"method: {scope['path']} takes {method}, not {scope['method']}")
+def _only(request: Request, method: str) -> None:
+    if request.method != method and not (method == "GET" and request.method == "HEAD"):
+        refusal = BadRequest(f"method: {request.path or '/'} takes {method}, not {request.method}")
         refusal.status = 405
         raise refusal

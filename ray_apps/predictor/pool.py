@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from ray_apps.predictor.door import Answer, Message, Receive
+from ray_apps.predictor.door import Answer, Request
 from ray_apps.predictor.engine import Engine
 from ray_apps.predictor.errors import NotFound, NotReady, Overloaded, PredictorError
 from ray_apps.predictor.http import HttpDoor
@@ -96,8 +96,8 @@ class Pool:
         for name in sorted(self._pinned):
             self._find(name)
 
-    async def answer(self, name: str, scope: Message, receive: Receive) -> Answer:
-        """Answer a request below a model's name, which is loaded first if it is not here.
+    async def answer(self, name: str, request: Request) -> Answer:
+        """Answer a request whose path is below a model's name, which is loaded first if it is not here.
 
         Raises: NotFound for a model that the registry does not have; Overloaded if too many requests wait for
         models; NotReady if the limit leaves no room, or the store does not answer; and what the model's door raises.
@@ -107,7 +107,7 @@ class Pool:
         try:
             if resident.opened is not None:
                 await self._opened(resident.opened)
-            return await resident.door.answer(scope, receive)
+            return await resident.door.answer(request)
         finally:
             resident.users -= 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import orjson
 
-from ray_apps.predictor.door import JSON, Answer, Door, Message, Receive
+from ray_apps.predictor.door import JSON, Answer, Door, Request
 from ray_apps.predictor.doorkeeper import Gate
 from ray_apps.predictor.errors import NotFound
 from ray_apps.predictor.pool import Pool
@@ -32,20 +32,17 @@ class PoolDoor(Door):
         """Load what is pinned, before anybody asks."""
         self.pool.start()
 
-    async def answer(self, scope: Message, receive: Receive) -> Answer:
-        """Status, headers and body of one request. Raises: PredictorError."""
-        await self.gate.admit(_authorization(scope))
+    async def answer(self, request: Request) -> Answer:
+        """Status, headers and body of the answer to one request. Raises: PredictorError."""
+        await self.gate.admit(request.headers.get(b"authorization"))
         self.pool.start()
-        root = scope.get("root_path", "")
-        name = scope["path"].removeprefix(root).removeprefix("/").partition("/")[0]
+        path = request.path.removeprefix("/")
+        name = path.partition("/")[0]
         if not name:
             return 200, [JSON], orjson.dumps(self.pool.describe())
         try:
             check_name(name, what="model")
         except InvalidInput as error:
             raise NotFound(f"path: {error}") from None
-        return await self.pool.answer(name, {**scope, "root_path": f"{root}/{name}"}, receive)
-
-
-def _authorization(scope: Message) -> bytes | None:
-    return next((value for header, value in scope["headers"] if header == b"authorization"), None)
+        request.path = path.removeprefix(name)
+        return await self.pool.answer(name, request)

@@ -11,6 +11,7 @@ Source: Open Inference Protocol v2 (gRPC).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -121,7 +122,7 @@ def _field_of(dtype: np.dtype[Any]) -> str | None:
 
 def _parameters(parameters: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for name, holder in parameters.items():
+    for name, holder in parameters.items() if parameters else ():
         kind = holder.WhichOneof("parameter_choice")
         value = None if kind is None else getattr(holder, kind)
         found[name] = _json(name, value) if name in JSON_PARAMETERS and isinstance(value, str) else value
@@ -141,19 +142,37 @@ def encode_message(response: InferResponse, request: InferRequest, *, typed: boo
     typed: answer with typed contents if all outputs have some (16-bit floats have none).
     Raises: BadRequest if a requested output does not exist.
     """
-    message = ModelInferResponse(
-        model_name=response.model, model_version=str(response.version), id=response.id or ""
-    )
-    if response.parameters:
-        _set_parameters(message.parameters, response.parameters)
     outputs = response.chosen(request)
     typed = typed and all(_field_of(array.dtype) for array in outputs.values())
+    parts = [_lead(response.model, response.version, response.parameters.get("arm"))]
+    own = ModelInferResponse(id=response.id or "")
+    _set_parameters(own.parameters, response.parameters)
     for name, array in outputs.items():
-        shown = message.outputs.add(name=name, datatype=datatype_of(array.dtype), shape=array.shape)
         if typed:
+            shown = own.outputs.add(name=name, datatype=datatype_of(array.dtype), shape=array.shape)
             _fill(shown.contents, array)
         else:
-            message.raw_output_contents.append(pack(array))
+            parts.append(_described(name, array.dtype, array.shape))
+            own.raw_output_contents.append(pack(array))
+    parts.append(own.SerializeToString())
+    return b"".join(parts)
+
+
+@lru_cache(maxsize=1_024)
+def _lead(model: str, version: int, arm: str | None) -> bytes:
+    """What the answers of one arm have in common; messages one after another are one message."""
+    message = ModelInferResponse(model_name=model, model_version=str(version))
+    if arm is not None:
+        message.parameters["arm"].string_param = arm
+    encoded: bytes = message.SerializeToString()
+    return encoded
+
+
+@lru_cache(maxsize=1_024)
+def _described(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """An output whose contents are raw."""
+    message = ModelInferResponse()
+    message.outputs.add(name=name, datatype=datatype_of(dtype), shape=shape)
     encoded: bytes = message.SerializeToString()
     return encoded
 
@@ -168,7 +187,10 @@ def _fill(contents: Any, array: Array) -> None:
 
 
 def _set_parameters(holders: Any, parameters: Mapping[str, Any]) -> None:
+    """All but the arm."""
     for name, value in parameters.items():
+        if name == "arm":
+            continue
         holder = holders[name]
         if isinstance(value, bool):
             holder.bool_param = value

@@ -87,8 +87,9 @@ class DirectScorer:
         tensors = [
             _tensor(hash_strings(inputs[name]) if text else inputs[name]) for name, text in self._inputs
         ]
-        with torch.inference_mode():
-            results = self._run(*tensors)
+        results = self._run(
+            *tensors
+        )  # on tensors that want no gradient: a mode to say so costs more than it saves
         return {name: result.numpy() for name, result in zip(self._outputs, results, strict=True)}
 
 
@@ -157,7 +158,7 @@ class _Checked:
 
 
 def _tensor(array: Array) -> torch.Tensor:
-    if not (array.flags.c_contiguous and array.flags.writeable):
+    if not array.flags.carray:
         array = array.copy()
     return torch.from_numpy(array)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from operator import mul
 from typing import NamedTuple
 
-from ray_apps.predictor.door import Answer, Door, Message, Receive
+from ray_apps.predictor.door import Answer, Door, Message, Request
 from ray_apps.predictor.errors import DeadlineExceeded
 from ray_apps.predictor.scaling import ANSWERS, IN_FLIGHT, LATENCY_MS
 
@@ -169,12 +169,12 @@ class TimedDoor(Door):
         self._timing.close()
         await self._door.close()
 
-    async def answer(self, scope: Message, receive: Receive) -> Answer:
+    async def answer(self, request: Request) -> Answer:
         """What the door within answers. Raises: PredictorError."""
-        path = scope["path"]
-        if not path.endswith("/infer") or _ON_TRIAL.search(path):
-            return await self._door.answer(scope, receive)
+        if not request.path.endswith("/infer") or _ON_TRIAL.search(request.path):
+            return await self._door.answer(request)
         whole_at, in_pieces, answered = self._timing.begin(), False, False
+        receive = request.receive
 
         async def read() -> Message:
             nonlocal whole_at, in_pieces
@@ -184,8 +184,9 @@ class TimedDoor(Door):
             in_pieces = message.get("more_body", False)
             return message
 
+        request.receive = read
         try:
-            answer = await self._door.answer(scope, read)
+            answer = await self._door.answer(request)
             answered = True
         except (DeadlineExceeded, asyncio.CancelledError):
             answered = True

@@ -7,8 +7,7 @@ the two encodings and nothing of models, versions or the registry.
 
 from ray_apps.predictor.rpc.deployment import GRPC_APP, FrontOptions, grpc_application
 from ray_apps.predictor.rpc.front import Front
-from ray_apps.predictor.rpc.inside import Inside
 from ray_apps.predictor.rpc.listener import Listener
 from ray_apps.predictor.rpc.upstream import Upstream
 
-__all__ = ["GRPC_APP", "Front", "FrontOptions", "Inside", "Listener", "Upstream", "grpc_application"]
+__all__ = ["GRPC_APP", "Front", "FrontOptions", "Listener", "Upstream", "grpc_application"]

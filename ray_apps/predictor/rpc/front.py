@@ -222,8 +222,7 @@ class Front:
     async def _infer(self, request: Any, call: _Call) -> bytes:
         """The model's own door answers the message; here it is read for the model's name alone."""
         path = f"{_path(request.model_name, request.model_version)}/infer"
-        headers = _headers(call.head) | {b"content-type": PROTOBUF}
-        answer = _granted(await self._doors.ask("POST", path, headers, call.message))
+        answer = _granted(await self._doors.ask("POST", path, _message_headers(call.head), call.message))
         _give_back(call, answer)
         return answer.body
 
@@ -235,6 +234,12 @@ def _headers(head: Head) -> dict[bytes, bytes]:
     if head.timeout_s is not None:
         headers[b"x-request-timeout-ms"] = b"%d" % max(1, int(head.timeout_s * 1e3))
     return headers
+
+
+@lru_cache(maxsize=256)  # a client's heads are the same object call after call
+def _message_headers(head: Head) -> Mapping[bytes, bytes]:
+    """The same for a message."""
+    return _headers(head) | {b"content-type": PROTOBUF}
 
 
 def _header(name: bytes, value: bytes) -> bytes:

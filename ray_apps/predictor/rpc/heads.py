@@ -36,7 +36,7 @@ class HeadError(Exception):
     """A block of fields cannot be read; the connection's table is lost with it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Head:
     """What a call says before its message.
 

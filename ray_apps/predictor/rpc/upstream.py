@@ -25,8 +25,8 @@ class Answer:
     """A whole HTTP answer; header names are in lower case."""
 
     status: int = 0
-    headers: dict[bytes, bytes] = field(default_factory=dict)
     body: bytes = b""
+    headers: dict[bytes, bytes] = field(default_factory=dict)
 
 
 class Upstream:

@@ -12,7 +12,7 @@ import pytest
 import schemathesis
 from schemathesis import engine
 
-from ray_apps.predictor.bare import by_prefix
+from ray_apps.predictor.bare import Doors
 from ray_apps.predictor.doorkeeper import Doorkeeper
 from ray_apps.predictor.engine import Engine
 from ray_apps.predictor.http import HttpDoor
@@ -114,7 +114,7 @@ def build_app(folder: Path) -> tuple[Any, str]:
         nonlocal pool, serve
         if pool is None:  # a pool belongs to the loop that it is used in
             pool = PoolDoor(Pool(door, limit_bytes=1 << 30), gate)
-            serve = by_prefix({"late": own, "": pool})
+            serve = Doors({"late": own, "": pool})
         if scope["type"] == "lifespan":
             await pool(scope, receive, send)
         else:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from ray_apps.predictor.door import JSON, Answer, Door, Message, Receive
+from ray_apps.predictor.door import JSON, Answer, Door, Request
 
 
 class Open(Door):
     """Answers whoever comes in."""
 
-    async def answer(self, scope: Message, receive: Receive) -> Answer:  # noqa: ARG002 - the door's
+    async def answer(self, request: Request) -> Answer:  # noqa: ARG002 - the door's
         return 200, [JSON], b"{}"
 
     async def close(self) -> None: ...

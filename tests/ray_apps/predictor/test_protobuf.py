@@ -83,6 +83,30 @@ async def test_an_explanation_is_a_text(kitchen: Kitchen):
 
 
 @pytest.mark.parametrize("typed", [True, False])
+def test_each_answer_tells_of_itself_alone(*, typed: bool):
+    one = {"y": np.arange(2, dtype=np.float32), "z": np.zeros((1, 3), np.int64)}
+    two = {"y": np.arange(3, dtype=np.float64)}
+    for version, arm, outputs, name in [
+        (1, "champion", one, "a"),
+        (2, "canary", two, None),
+        (1, "canary", two, "b"),
+        (1, None, one, None),
+    ]:
+        parameters = {"arm": arm} if arm else {}
+        response = InferResponse("m", version, outputs, name, parameters)
+        answer = service_pb2.ModelInferResponse.FromString(
+            encode_message(response, InferRequest(inputs={}), typed=typed)
+        )
+        assert (answer.model_name, answer.model_version, answer.id) == ("m", str(version), name or "")
+        assert {name: value.string_param for name, value in answer.parameters.items()} == parameters
+        assert [(each.name, tuple(each.shape)) for each in answer.outputs] == [
+            (name, array.shape) for name, array in outputs.items()
+        ]
+        if not typed:
+            assert list(answer.raw_output_contents) == [array.tobytes() for array in outputs.values()]
+
+
+@pytest.mark.parametrize("typed", [True, False])
 def test_texts_of_a_users_class_go_out_as_bytes(*, typed: bool):
     outputs = {"word": np.array([["ü", b"b"]], object)}
     response = InferResponse("m", 1, outputs, parameters={"ranks": np.array([1, 2]), "cut": 0.5, "ok": True})

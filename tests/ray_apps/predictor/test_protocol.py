@@ -109,6 +109,12 @@ def test_mixed_json_and_binary_inputs_keep_their_order():
     }
 
 
+def test_a_model_may_write_to_its_inputs_however_they_came():
+    array = unpack(b"\1\0\0\0" * 2, "INT32", (2,), "x")
+    array += 1
+    assert array.tolist() == [2, 2]
+
+
 def test_null_is_nan_in_floating_tensors_and_comes_back_as_null():
     tensor = {"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1.5, None, 2]}
     request = decode_request(json.dumps({"inputs": [tensor]}).encode())

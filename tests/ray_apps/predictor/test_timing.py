@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_apps.predictor.door import JSON, Answer, Door, Message, Receive
+from ray_apps.predictor.door import JSON, Answer, Door, Request
 from ray_apps.predictor.errors import DeadlineExceeded, NotReady
 from ray_apps.predictor.scaling import ANSWERS, IN_FLIGHT, LATENCY_MS
 from ray_apps.predictor.timing import TimedDoor, Timing, Window
@@ -125,8 +125,8 @@ class Within(Door):
         super().__init__(max_in_flight=2)
         self._act = act
 
-    async def answer(self, scope: Message, receive: Receive) -> Answer:  # noqa: ARG002 - the door's
-        while (await receive()).get("more_body"):
+    async def answer(self, request: Request) -> Answer:
+        while (await request.receive()).get("more_body"):
             pass
         await self._act()
         return 200, [JSON], b"{}"

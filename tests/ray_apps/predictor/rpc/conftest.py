@@ -16,13 +16,13 @@ import tritonclient.grpc as triton
 import uvicorn
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from ray_apps.predictor.bare import by_prefix
+from ray_apps.predictor.bare import Doors
 from ray_apps.predictor.datatypes import DTYPES
 from ray_apps.predictor.doorkeeper import Doorkeeper
 from ray_apps.predictor.engine import Engine
 from ray_apps.predictor.http import HttpDoor
 from ray_apps.predictor.recording import Recorder
-from ray_apps.predictor.rpc import Front, Inside, Listener, Upstream
+from ray_apps.predictor.rpc import Front, Listener, Upstream
 from ray_apps.predictor.service import Predictor
 from registry import Access, Condition, Registry, Signature, TensorSpec, TrafficRule, open_store
 from tests.ports import free_port
@@ -100,11 +100,11 @@ def make_door(folder: Path, model: str, names: list[str], release: threading.Eve
 
 async def serve(counter: Counter, started: threading.Event, stop: threading.Event) -> None:
     port = int(counter.http.rpartition(":")[2])
-    config = uvicorn.Config(by_prefix(counter.doors), port=port, lifespan="off", log_level="error", ws="none")
+    config = uvicorn.Config(Doors(counter.doors), port=port, lifespan="off", log_level="error", ws="none")
     server = uvicorn.Server(config)
     server.install_signal_handlers = lambda: None
     running = asyncio.create_task(server.serve())
-    doors = Inside(by_prefix(counter.doors)) if counter.inside else Upstream(f"http://{counter.http}")
+    doors = Doors(counter.doors) if counter.inside else Upstream(f"http://{counter.http}")
     front = Front(doors, max_message_bytes=1 << 20, max_calls=64)
     door = Listener(front, counter.grpc)
     await door.start()

@@ -155,7 +155,7 @@ async def test_calls_beyond_the_bound_are_refused():
     class Slow:
         async def ask(self, *_: Any) -> Answer:
             await release.wait()
-            return Answer(200, {}, b"{}")
+            return Answer(200, b"{}")
 
         def close(self) -> None: ...
 
