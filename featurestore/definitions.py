@@ -129,6 +129,7 @@ class OnDemandFeatureView:
     sources: views, projections and request sources whose columns the function gets.
     transform: columns in, columns out, all of one length. Numbers and booleans come as float64 with NaN for
         null, strings as object arrays with None, times as datetime64[us] with NaT; a NaN it returns is null.
+        What it raises is told as InvalidRows.
     code, reference: digest of the function's text and where to import it from; found out if not given.
     Raises: InvalidDefinition.
     """

@@ -49,10 +49,13 @@ def on_demand_feature_view(
 def compute(view: OnDemandFeatureView, inputs: Mapping[str, Array], *, rows: int) -> dict[str, Array]:
     """The view's features from its input columns, each of length `rows`, in the forms `column_of` makes.
 
-    Raises: InvalidRows if the function does not return every feature of its schema, one value a row.
+    Raises: InvalidRows if the function raises, or does not return every feature of its schema, one value a row.
     """
-    made = view.transform(inputs)
     where = f"on-demand feature view {view.name!r}"
+    try:
+        made = view.transform(inputs)
+    except Exception as error:  # a user's function may raise anything
+        raise InvalidRows(f"{where} fails on its inputs: {type(error).__name__}: {error}") from error
     results: dict[str, Array] = {}
     for field in view.schema:
         if field.name not in made:

@@ -9,6 +9,7 @@ feature of that flight; past flights count from the moment they left or landed.
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import polars as pl
@@ -32,6 +33,7 @@ from featurestore.definitions import Definition
 
 EVERY = timedelta(minutes=30)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+NEW_YORK = ZoneInfo("America/New_York")
 
 airport = Entity("airport", join_keys=["origin"])
 carrier = Entity("carrier")
@@ -135,11 +137,10 @@ booking = RequestSource(
 
 def timetable_features(columns: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
     """New York's hour (0 to 24) and weekday (1 Monday) of the scheduled departure; planned minutes and miles."""
-    departure = pl.Series(columns["departure_s"] * 1e6, dtype=pl.Int64).cast(pl.Datetime("us", "UTC"))
-    local = departure.dt.convert_time_zone("America/New_York")
+    local = [datetime.fromtimestamp(at, NEW_YORK) for at in columns["departure_s"].tolist()]
     return {
-        "departure_hour": (local.dt.hour().cast(pl.Float64) + local.dt.minute() / 60).to_numpy(),
-        "weekday": local.dt.weekday().cast(pl.Float64).to_numpy(),
+        "departure_hour": np.array([at.hour + at.minute / 60 for at in local]),
+        "weekday": np.array([float(at.isoweekday()) for at in local]),
         "minutes_planned": np.asarray(columns["planned_minutes"], dtype=np.float64),
         "miles": np.asarray(columns["distance"], dtype=np.float64),
     }

@@ -1,5 +1,6 @@
 """Bad rows, entity tables and requests: each refusal names what it is about."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pandas as pd
@@ -114,6 +115,23 @@ def test_values_sent_with_a_request_are_checked(fs: FeatureStore, dtype: DType, 
 
 def echoed(inputs: Any) -> Any:
     return {"w": inputs["v"]}
+
+
+def test_what_a_function_refuses_is_told_with_its_view(fs: FeatureStore) -> None:
+    sent = RequestSource("sent", [Field("v", Float64)])
+    hour = OnDemandFeatureView("hour", [sent], [Field("w", Float64)], hour_of)
+    fs.apply([hour])
+    with pytest.raises(
+        InvalidRows, match="on-demand feature view 'hour' fails on its inputs: ValueError: year"
+    ):
+        fs.get_online_features(hour, [{"v": 1e12}])
+    rows = pa.table({"v": [1e12], "event_timestamp": [START]})
+    with pytest.raises(InvalidRows, match="'hour' fails on its inputs"):
+        fs.get_historical_features(rows, hour).to_arrow()
+
+
+def hour_of(inputs: Any) -> Any:
+    return {"w": [float(datetime.fromtimestamp(at, UTC).hour) for at in inputs["v"].tolist()]}
 
 
 def test_a_push_from_the_future_is_refused_online(fs: FeatureStore, clock: Any) -> None:

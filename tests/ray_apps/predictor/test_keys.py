@@ -10,7 +10,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from featurestore import Entity, FeatureService, FeatureStore, FeatureView, Field, Float64, String
+from featurestore import (
+    Entity,
+    FeatureService,
+    FeatureStore,
+    FeatureView,
+    Field,
+    Float64,
+    OnDemandFeatureView,
+    RequestSource,
+    String,
+)
 from functions.prediction_log.records import prediction_columns
 from tests.ray_apps.predictor.conftest import Kitchen
 
@@ -123,6 +133,24 @@ async def test_bad_keys_are_a_400_that_names_the_field(by_key: Kitchen, body: di
     response = await by_key.infer(body)
     assert response.status_code == 400, response.text
     assert words in response.json()["error"]
+
+
+async def test_a_value_that_an_on_demand_view_refuses_is_the_callers_fault(by_key: Kitchen):
+    features = by_key.predictor._features
+    sent = RequestSource("sent", [Field("at", Float64)])
+    hour = OnDemandFeatureView("hour", [sent], [Field("distance", Float64)], hour_of)
+    features.apply([hour, FeatureService("hours", features=[*features.list_feature_views(), hour])])
+    by_key.registry.promote("late", by_key.version(tags={"feature_service": "hours"}))
+    by_key.settle()
+    entity = {"origin": "JFK", "tailnum": "N1"}
+    assert (await by_key.infer(keyed(entity, request=[{"at": 7_200}]))).status_code == 200
+    refused = await by_key.infer(keyed(entity, request=[{"at": 1e18}]))
+    assert refused.status_code == 400, refused.text
+    assert "on-demand feature view 'hour' fails on its inputs" in refused.json()["error"]
+
+
+def hour_of(inputs: Any) -> Any:
+    return {"distance": [float(datetime.fromtimestamp(at, UTC).hour) for at in inputs["at"].tolist()]}
 
 
 async def test_tensors_and_keys_together_are_refused(by_key: Kitchen):
