@@ -23,7 +23,7 @@ MAX_BYTES: Final = 64 << 10
 REMEMBERED: Final = 256
 REMEMBERED_BYTES: Final = 1 << 10
 _SIZE_UPDATES: Final = range(0x20, 0x40)
-"""First bytes of a block that sets the size of the table, which it must do each time that it comes."""
+"""First bytes of a block that sets the size of the table, which no other than the first field may."""
 _SHORT: Final = 127
 _UNITS: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _TIMEOUT_DIGITS: Final = 8
@@ -63,14 +63,17 @@ class Heads:
         if known is not None:
             return known
         entries = self._decoder.header_table.dynamic_entries
-        before = len(entries), entries[0] if entries else None
+        count, newest = len(entries), entries[0] if entries else None
         try:
             head = _head(self._decoder.decode(block, raw=True))
         except hpack.HPACKError as error:
             raise HeadError(str(error)) from error
-        if before != (len(entries), entries[0] if entries else None):
-            self._known.clear()  # what blocks refer to has moved
-        elif 0 < len(block) <= REMEMBERED_BYTES and block[0] not in _SIZE_UPDATES:
+        resized = bool(block) and block[0] in _SIZE_UPDATES
+        if (
+            resized or len(entries) != count or (count and entries[0] is not newest)
+        ):  # an equal one is new, too
+            self._known.clear()  # what blocks refer to, or where they put it, has changed
+        elif 0 < len(block) <= REMEMBERED_BYTES:
             if len(self._known) >= REMEMBERED:
                 self._known.clear()
             self._known[block] = head

@@ -166,7 +166,7 @@ def test_alpha_is_given_out_of_a_years_budget_which_never_runs_dry() -> None:
         now = START + week * 7 * DAY
         given.append(budget(history, policy, now).alpha)
         history = history.model_copy(update={"spent": (*history.spent, Spent(at=now, alpha=given[-1]))})
-    assert given[:7] == [0.05] * 7  # until a quarter of what is left is less
+    assert given[:7] == pytest.approx([0.05] * 7)  # until a quarter of what is left is less
     assert min(given) > 0
     for first in range(8):
         assert sum(given[first : first + 52]) <= 0.5  # any 52 weeks

@@ -37,6 +37,29 @@ def test_a_block_that_is_known_is_not_decoded_again():
     assert heads.read(again) is heads.read(again)
 
 
+def entered(name: bytes, value: bytes) -> bytes:
+    """A field that enters the table, whether or not it is there."""
+    return b"\x40" + write_fields([(name, value)])[1:]
+
+
+def test_a_block_that_had_no_room_in_the_table_is_read_again_when_there_is_some():
+    heads, block = Heads(), entered(b"x", b"a")
+    heads.read(b"\x20")  # no room
+    heads.read(block)
+    heads.read(b"\x3f\x1d")  # 60 bytes: for one
+    heads.read(block)
+    assert dict(heads.read(b"\xbe").fields) == {b"x": b"a"}
+
+
+def test_a_block_that_leaves_the_same_field_in_front_of_others_is_noticed():
+    heads, front = Heads(), entered(b"x", b"a" * 1_000)
+    second = b"\xbf"  # the field behind it
+    heads.read(entered(b"y", b"b" * 1_000) + front)
+    assert dict(heads.read(second).fields) == {b"y": b"b" * 1_000}
+    heads.read(entered(b"z", b"c" * 3_000) + front)
+    assert dict(heads.read(second).fields) == {b"z": b"c" * 3_000}
+
+
 @pytest.mark.parametrize("block", [b"\xff", b"\xff\xff\xff\xff\xff", b"\x40\x05ab", b"\x3f\xff\xff\xff\x0f"])
 def test_what_cannot_be_read_is_refused(block: bytes):
     with pytest.raises(HeadError):
