@@ -87,9 +87,8 @@ class DirectScorer:
         tensors = [
             _tensor(hash_strings(inputs[name]) if text else inputs[name]) for name, text in self._inputs
         ]
-        results = self._run(
-            *tensors
-        )  # on tensors that want no gradient: a mode to say so costs more than it saves
+        # no weight wants a gradient: a mode to say so costs more than it saves
+        results = self._run(*tensors)
         return {name: result.numpy() for name, result in zip(self._outputs, results, strict=True)}
 
 

@@ -69,9 +69,8 @@ class Heads:
         except hpack.HPACKError as error:
             raise HeadError(str(error)) from error
         resized = bool(block) and block[0] in _SIZE_UPDATES
-        if (
-            resized or len(entries) != count or (count and entries[0] is not newest)
-        ):  # an equal one is new, too
+        entered = len(entries) != count or (count and entries[0] is not newest)  # an equal one, too
+        if resized or entered:
             self._known.clear()  # what blocks refer to, or where they put it, has changed
         elif 0 < len(block) <= REMEMBERED_BYTES:
             if len(self._known) >= REMEMBERED:
