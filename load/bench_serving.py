@@ -182,11 +182,11 @@ def measure(target: Target, connections: int, seconds: float, folder: Path) -> N
     lines += [f"wrk.headers['{name}'] = '{value}'" for name, value in target.headers.items()]
     script.write_text("\n".join(lines))
     done = subprocess.run(
-        ["wrk", "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--latency", "-s", str(script), target.url],
+        ["wrk", "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--timeout", "20s", "--latency", "-s", str(script), target.url],
         check=True, capture_output=True, text=True,
     )  # fmt: skip
     if "Non-2xx" in done.stdout or "Socket errors" in done.stdout:
-        raise RuntimeError(f"{target.name}: answers that are no 200:\n{done.stdout}")
+        raise RuntimeError(f"{target.name}: a request failed:\n{done.stdout}")
     rate = re.search(r"Requests/sec:\s+([\d.]+)", done.stdout)
     assert rate is not None  # noqa: S101 - wrk prints it
     target.rates.setdefault(connections, []).append(float(rate[1]))
