@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import orjson
@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 
 from ray_apps.predictor.datatypes import Array, datatype_of, dtype_of, pack, unpack
 from ray_apps.predictor.errors import BadRequest
+from ray_apps.predictor.forms import MAX_FORM_BYTES, Form, Forms, may_come_again
 from ray_apps.predictor.messages import ModelInferRequest, ModelInferResponse
 from ray_apps.predictor.protocol import (
     MAX_TENSORS,
@@ -30,11 +31,14 @@ from ray_apps.predictor.protocol import (
     check_shape,
 )
 
-__all__ = ["PROTOBUF", "decode_message", "encode_message"]
+__all__ = ["PROTOBUF", "decode_message", "encode_message", "read_addressee"]
 
 PROTOBUF: Final = b"application/x-protobuf"
 """The content type of a message over HTTP."""
 
+_NAME: Final = b"\x0a"
+"""The tag of `model_name`."""
+_forms: Forms[_Known] = Forms()
 JSON_PARAMETERS = frozenset({"entities", "request", "explain", "attributes"})
 _BY_KIND = {"b": "bool_contents", "O": "bytes_contents", "f4": "fp32_contents", "f8": "fp64_contents",
             "i8": "int64_contents", "u8": "uint64_contents", "i": "int_contents", "u": "uint_contents"}  # fmt: skip
@@ -45,6 +49,10 @@ def decode_message(body: bytes) -> tuple[InferRequest, bool]:
 
     Raises: BadRequest or TooLarge, naming the field.
     """
+    key = _key(body)
+    known = _known(key, body)
+    if known is not None:
+        return known.form.fill(body), False
     try:
         message = ModelInferRequest.FromString(body)
     except DecodeError as error:
@@ -55,7 +63,61 @@ def decode_message(body: bytes) -> tuple[InferRequest, bool]:
         parameters=_parameters(message.parameters),
         outputs=_outputs(message.outputs),
     )
-    return request, bool(message.inputs) and not message.raw_input_contents
+    if message.raw_input_contents:
+        if may_come_again(request) and _forms.came_before(key):
+            _keep(key, body, message, request)
+        return request, False
+    return request, bool(message.inputs)
+
+
+class _Known(NamedTuple):
+    """A message of a form that is known: whom it is for, the form, and all its bytes but the numbers, as (begin, end, bytes)."""
+
+    model_name: str
+    model_version: str
+    form: Form
+    rest: tuple[tuple[int, int, bytes], ...]
+
+
+def read_addressee(body: bytes) -> Any:
+    """Something with the `model_name` and `model_version` of a ModelInferRequest. Raises: DecodeError."""
+    return _known(_key(body), body) or ModelInferRequest.FromString(body)
+
+
+def _known(key: tuple[int, bytes], body: bytes) -> _Known | None:
+    """What is known of a message like one that was read before."""
+    known = _forms.get(key)
+    if known is not None:
+        for begin, end, same in known.rest:
+            if body[begin:end] != same:
+                return None
+    return known
+
+
+def _key(body: bytes) -> tuple[int, bytes]:
+    """Length and, where it comes first, as all libraries write it, the model's name."""
+    return len(body), body[: 2 + body[1]] if body[:1] == _NAME and len(body) > 1 else b""
+
+
+def _keep(key: tuple[int, bytes], body: bytes, message: Any, request: InferRequest) -> None:
+    """Know the next message of this form, if its numbers are all that stands at its end."""
+    end = len(body)
+    places: list[tuple[int, int]] = []
+    for raw in reversed(message.raw_input_contents):
+        places.insert(0, (end - len(raw), end))
+        end -= ModelInferRequest(raw_input_contents=[raw]).ByteSize()
+    if end <= MAX_FORM_BYTES and _is_message_without_contents(body[:end]):
+        gaps = zip([0, *(end for _, end in places)], [begin for begin, _ in places], strict=False)
+        rest = tuple((begin, end, body[begin:end]) for begin, end in gaps)
+        _forms.keep(key, _Known(message.model_name, message.model_version, Form(request, places), rest))
+
+
+def _is_message_without_contents(part: bytes) -> bool:
+    """Whether a message ends here: then what stands behind it is all the contents, and nothing but them."""
+    try:
+        return not ModelInferRequest.FromString(part).raw_input_contents
+    except DecodeError:
+        return False
 
 
 def _outputs(wanted: Any) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ from ray_apps.predictor.messages import (
     ServerMetadataResponse,
     ServerReadyResponse,
 )
-from ray_apps.predictor.protobuf import PROTOBUF
+from ray_apps.predictor.protobuf import PROTOBUF, read_addressee
 from ray_apps.predictor.rpc.heads import Head, write_status
 from ray_apps.predictor.rpc.upstream import Answer, UpstreamError
 from ray_apps.predictor.rpc.wire import NotServed, read_message, write_message
@@ -134,9 +134,9 @@ class Front:
             "ModelMetadata": self._model,
             "ModelInfer": self._infer,
         }
-        self._methods = {
-            f"/{SERVICE}/{name}": (request.FromString, methods[name]) for name, request in METHODS.items()
-        }
+        readers = {name: request.FromString for name, request in METHODS.items()}
+        readers["ModelInfer"] = read_addressee
+        self._methods = {f"/{SERVICE}/{name}": (read, methods[name]) for name, read in readers.items()}
 
     async def serve(self, head: Head, body: bytes) -> tuple[bytes, bytes]:
         """The answer to a call and its trailers; a refusal has trailers alone, with their status."""
