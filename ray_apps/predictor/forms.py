@@ -78,14 +78,11 @@ class Forms(Generic[T]):
         """Whether this form did, so that it is worth to be kept."""
         if key in self._known:
             return True
-        self._put(key, None)
+        self.keep(key, None)
         return False
 
-    def keep(self, key: Hashable, known: T) -> None:
-        """Know it from now on."""
-        self._put(key, known)
-
-    def _put(self, key: Hashable, known: T | None) -> None:
-        if len(self._known) >= MAX_FORMS:
+    def keep(self, key: Hashable, known: T | None) -> None:
+        """Know it from now on; where there is no room for one more, the others are forgotten."""
+        if key not in self._known and len(self._known) >= MAX_FORMS:
             self._known.clear()
         self._known[key] = known
