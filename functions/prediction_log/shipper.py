@@ -48,6 +48,8 @@ class LogWriter:
         )
         self.append = self._wal.append
         """Write one record, durably; returns its number. Raises: LogFullError."""
+        self.extend = self._wal.extend
+        """Write several, all or none; returns the number of the last. Raises: LogFullError."""
         self._root, self._kind = root, kind
         self._poll_s, self._tidy_every_s = poll_s, tidy_every_s
         self._next_tidy = self._deadline = time.monotonic() + tidy_every_s

@@ -17,7 +17,7 @@ import os
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from functions.prediction_log.errors import LogFullError
@@ -88,16 +88,24 @@ class WriteAheadLog:
         Raises: LogFullError if the bound is reached or the disk is full; nothing is left behind then.
         """
         with self._mutex:
-            number = self.last + 1
-            if self._end + HEADER_BYTES + len(payload) > self._until:
-                self._make_room(HEADER_BYTES + len(payload))
-            frame, begin = encode_frame(number, payload), self._end
-            end = begin + len(frame)
-            self._map[begin:end] = frame  # type: ignore[index]  # there is one, since there is room in it
-            self._end, self.last = end, number
-            if self._fsync:
-                self._force(len(frame))
-            return number
+            return self._put(encode_frame(self.last + 1, payload), 1)
+
+    def extend(self, payloads: Sequence[bytes]) -> int:
+        """The same for several records, all or none, forced to the disk once; returns the number of the last."""
+        with self._mutex:
+            frames = [encode_frame(number, payload) for number, payload in enumerate(payloads, self.last + 1)]
+            return self._put(b"".join(frames), len(frames)) if frames else self.last
+
+    def _put(self, frames: bytes, count: int) -> int:
+        size = len(frames)
+        if self._end + size > self._until:
+            self._make_room(size)
+        end = self._end + size
+        self._map[self._end : end] = frames  # type: ignore[index]  # there is one, since there is room in it
+        self._end, self.last = end, self.last + count
+        if self._fsync:
+            self._force(size, count)
+        return self.last
 
     def _make_room(self, size: int) -> None:
         """Have a segment that takes so many bytes more."""
@@ -115,12 +123,12 @@ class WriteAheadLog:
         room = 0 if self._map is None else len(self._map)
         self._until = min(room, self.limit_bytes - self._sealed_bytes)
 
-    def _force(self, size: int) -> None:
-        """Have the disk take the last record, of so many bytes; on failure it is as if it had never been there."""
+    def _force(self, size: int, count: int) -> None:
+        """Have the disk take the last records, of so many bytes; on failure it is as if they had never been there."""
         try:
             os.fdatasync(self._fd)
         except OSError as error:
-            self._end, self.last = self._end - size, self.last - 1
+            self._end, self.last = self._end - size, self.last - count
             self._map[self._end : self._end + size] = bytes(size)  # type: ignore[index]  # it was just written to
             raise LogFullError(f"{self.folder}: cannot write: {error}; free space there") from error
 

@@ -13,7 +13,7 @@ import orjson
 import uvicorn
 
 from ray_apps.predictor.door import JSON, Door, Message, Receive, Request, Send, echoed
-from ray_apps.predictor.gathering import GatheringProtocol
+from ray_apps.predictor.gathering import GatheringProtocol, moment
 from ray_apps.predictor.rpc import Front, Listener
 from ray_apps.predictor.rpc.upstream import Answer
 
@@ -54,7 +54,7 @@ class Doors:
         door, root = self._find(path)
         if door is None:
             return Answer(*_known(path))
-        request = Request(method, path.removeprefix(root), headers, _Given(body).receive)
+        request = Request(method, path.removeprefix(root), headers, _Given(body).receive, moment())
         status, told, answered = await door.respond(request)
         return Answer(status, answered, dict(told + echoed(headers.items())))
 

@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar
 
 from ray_apps.predictor.door import Receive
 from ray_apps.predictor.errors import CallerGone
+from ray_apps.predictor.gathering import Moment
 
 __all__ = ["Caller"]
 
@@ -19,12 +20,13 @@ class Caller:
     """One request's caller, as its server tells of it.
 
     receive: of a request whose body is whole: nothing comes any more but that the caller has gone.
+    moment: at whose end the answer leaves; None if at once.
     """
 
-    __slots__ = ("_receive",)
+    __slots__ = ("_receive", "moment")
 
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
+    def __init__(self, receive: Receive, moment: Moment | None = None) -> None:
+        self._receive, self.moment = receive, moment
 
     async def waits_for(self, work: Coroutine[Any, Any, T]) -> T:
         """What `work` gives; for work that takes longer than two tasks do, some 40 µs.

@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 
 from ray_apps.predictor.errors import BadRequest, Denied, Overloaded, PredictorError
+from ray_apps.predictor.gathering import STATE, Moment
 
 __all__ = ["JSON", "Answer", "Door", "Message", "Receive", "Request", "Send", "echoed"]
 
@@ -39,12 +40,14 @@ class Request:
     """One request.
 
     path: below where the door is mounted. headers: the last of each name, in lower case. receive: ASGI's, for its body.
+    moment: at whose end its answer leaves; None if at once.
     """
 
     method: str
     path: str
     headers: Mapping[bytes, bytes]
     receive: Receive
+    moment: Moment | None = None
 
 
 def echoed(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
@@ -87,7 +90,7 @@ class Door(ABC):
             await self._other(scope, receive, send)
             return
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        request = Request(scope["method"], path, dict(scope["headers"]), receive)
+        request = Request(scope["method"], path, dict(scope["headers"]), receive, _moment(scope))
         status, headers, body = await self.respond(request)
         headers.append((b"content-length", b"%d" % len(body)))
         headers += echoed(scope["headers"])
@@ -127,6 +130,12 @@ class Door(ABC):
             if kind == "lifespan.shutdown":
                 return
         await send({"type": "websocket.close", "code": 1003})
+
+
+def _moment(scope: Message) -> Moment | None:
+    state = scope.get("state")
+    moment: Moment | None = state.get(STATE) if state else None
+    return moment if moment is not None and moment.is_here() else None
 
 
 def _refusal(refusal: PredictorError) -> Answer:

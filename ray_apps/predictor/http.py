@@ -80,7 +80,7 @@ class HttpDoor(Door):
             asked = decode_request(body, _header_length(headers.get(b"inference-header-content-length")))
         if number is None and ARM in headers:
             number = self.predictor.pinned(headers[ARM].decode("latin-1"))
-        caller = Caller(request.receive)
+        caller = Caller(request.receive, request.moment)
         if until is None and "timeout" not in asked.parameters:
             response: InferResponse = await self.predictor.infer(asked, number=number, caller=caller)
         else:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from functions.prediction_log import Brief, LogFullError, encode_prediction
 from ray_apps.predictor.datatypes import Array
+from ray_apps.predictor.gathering import Moment
 
 __all__ = ["Failure", "Log", "Recorder", "vectors"]
 
@@ -31,12 +32,19 @@ FLUSH_S = 0.05
 _FLOAT32 = np.dtype(np.float32)
 _log = logging.getLogger("ray.serve")
 
+Owed = tuple[Brief, str, str | None, int, float, int, bytes, bytes]
+"""A record that is to be written: what encodes it, and of what."""
+
 
 class Log(Protocol):
     """A durable log."""
 
     def append(self, payload: bytes) -> int:
         """Keep a record. Raises: LogFullError."""
+        ...
+
+    def extend(self, payloads: Sequence[bytes]) -> int:
+        """Keep several, all or none. Raises: LogFullError."""
         ...
 
 
@@ -90,10 +98,12 @@ class Recorder:
         plain: bool = False,
         missing: Sequence[Sequence[str]] | None = None,
         entities: Sequence[Mapping[str, Any]] | None = None,
+        moment: Moment | None = None,
     ) -> None:
         """Make one answer durable. A full log drops and counts it: answering goes first.
 
         plain: by tensors, of a version that is signed to make a float32 (rows, K) of one (rows, F), as most are: that is short.
+        moment: if the answer leaves at its end, such records are written together then, before it.
         """
         if self._log is None or rows == 0:
             return
@@ -102,10 +112,11 @@ class Recorder:
             # a class of a user's may make something else than it signed
             if answers.dtype == _FLOAT32 and answers.ndim == 2 and len(answers) == rows:  # noqa: PLR2004
                 brief = self._briefs.get((version, arm, shadow)) or self._brief(version, arm, shadow=shadow)
-                payload = brief.encode(
-                    id, unit, at_us, latency_ms, rows, numbers.tobytes(), answers.tobytes()
-                )
-                self._append(self._log, payload)
+                one = brief, id, unit, at_us, latency_ms, rows, numbers.tobytes(), answers.tobytes()
+                if moment is None:
+                    self.settle([one])
+                else:
+                    moment.owed_by(self).append(one)
                 return
         numeric, categorical = vectors(inputs, rows)
         scores, _ = vectors(outputs, rows)
@@ -115,6 +126,23 @@ class Recorder:
             missing=missing, entities=entities,
         )  # fmt: skip
         self._append(self._log, payload)
+
+    def settle(self, owed: Sequence[Owed]) -> None:
+        """Make answers of one moment durable. Never raises: a log that is broken costs records, not answers."""
+        if self._log is None:
+            return
+        try:
+            payloads = [
+                brief.encode(name, unit, at_us, latency_ms, rows, numeric, outputs)
+                for brief, name, unit, at_us, latency_ms, rows, numeric, outputs in owed
+            ]
+            if len(payloads) == 1:
+                self._append(self._log, payloads[0])
+            else:
+                self._extend(self._log, payloads)
+        except Exception:  # noqa: BLE001 - answers of others wait for this
+            _log.exception("prediction log of %s: %d records are lost", self._model, len(owed))
+            self.dropped += len(owed)
 
     def _brief(self, version: int, arm: str, *, shadow: bool) -> Brief:
         if len(self._briefs) >= MAX_BRIEFS:
@@ -167,6 +195,15 @@ class Recorder:
             self.dropped += 1
         else:
             self.written += 1
+
+    def _extend(self, log: Log, payloads: Sequence[bytes]) -> None:
+        try:
+            log.extend(payloads)
+        except LogFullError:
+            for payload in payloads:  # there may be room for some
+                self._append(log, payload)
+        else:
+            self.written += len(payloads)
 
 
 def vectors(

@@ -17,6 +17,7 @@ from ray_apps.predictor.datatypes import Array
 from ray_apps.predictor.engine import Engine
 from ray_apps.predictor.errors import BadRequest, NotFound, NotReady, Overloaded
 from ray_apps.predictor.explain import Explain, Explanation, parse_explain
+from ray_apps.predictor.gathering import Moment
 from ray_apps.predictor.keys import Assembled, FeatureSource, KeyedRows, ServiceWatch, look_up, parse_keys
 from ray_apps.predictor.loaded import LoadedVersion
 from ray_apps.predictor.protocol import InferRequest, InferResponse
@@ -80,7 +81,7 @@ class Predictor:
                 self._fail(call)
             raise
         at_us = self._now_us(call.keys)
-        self._record(call, at_us, found, outputs)
+        self._record(call, at_us, found, outputs, None if caller is None else caller.moment)
         if self.engine.routes.shadows and number is None and is_shadowed(arm):
             self._offer(call, at_us, found)
         said = _said(call, found)
@@ -163,13 +164,15 @@ class Predictor:
             raise BadRequest("parameters.entities: this platform has no online store; send tensors")
         return await look_up(self._features, self._services, version, keys, keys.at)
 
-    def _record(self, call: _Call, at_us: int, found: Assembled, outputs: Mapping[str, Array]) -> None:
+    def _record(
+        self, call: _Call, at_us: int, found: Assembled, outputs: Mapping[str, Array], moment: Moment | None
+    ) -> None:
         keys = call.keys
         self.recorder.record(
             id=call.id, version=call.version.version, arm=call.arm, shadow=False, unit=call.unit, at_us=at_us,
             latency_ms=call.passed_ms(), rows=call.rows, inputs=found.inputs, outputs=outputs,
             plain=call.version.plain and keys is None, missing=found.missing or None,
-            entities=keys.entities if keys is not None else None,
+            entities=keys.entities if keys is not None else None, moment=moment,
         )  # fmt: skip
 
     def _fail(self, call: _Call) -> None:

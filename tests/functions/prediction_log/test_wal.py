@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import shutil
 import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import zlib
 from pathlib import Path
@@ -69,6 +71,31 @@ def test_whole_frames_finds_what_lies_behind_a_number(payloads: list[bytes], aft
     found = list(read_frames(data[start:end]))
     assert [frame.payload for frame in found] == payloads[after:]
     assert (first, last) == ((after + 1, len(payloads)) if found else (0, 0))
+
+
+@given(st.lists(PAYLOADS, max_size=6))
+def test_records_written_together_are_those_written_one_by_one(groups: list[list[bytes]]):
+    with tempfile.TemporaryDirectory() as folder:
+        together, alone = (WriteAheadLog(Path(folder) / name, segment_bytes=100) for name in ("a", "b"))
+        payloads = [payload for group in groups for payload in group]
+        lasts = [together.extend(group) for group in groups]
+        assert lasts == list(itertools.accumulate(len(group) for group in groups))
+        assert [alone.append(payload) for payload in payloads] == list(range(1, len(payloads) + 1))
+        assert read_all(together) == read_all(alone) == list(enumerate(payloads, 1))
+        together.close()
+        alone.close()
+        assert recover(together.folder) == len(payloads)
+
+
+def test_of_records_for_which_there_is_no_room_none_is_written(tmp_path: Path):
+    log = WriteAheadLog(tmp_path, limit_bytes=300, segment_bytes=100)
+    log.append(b"x" * 84)
+    with pytest.raises(LogFullError, match="bound is 300"):
+        log.extend([b"y" * 84, b"z" * 84, b""])
+    assert (log.last, log.size_bytes) == (1, 100)
+    assert log.extend([b"y" * 84, b"z" * 84]) == 3
+    assert [payload[:1] for _, payload in read_all(log)] == [b"x", b"y", b"z"]
+    log.close()
 
 
 @pytest.mark.parametrize("chunk_bytes", [16, 100, 1 << 20])
@@ -134,17 +161,18 @@ def test_a_full_disk_leaves_no_half_record(tmp_path: Path, monkeypatch: pytest.M
     log.close()
 
 
-def test_a_disk_that_does_not_take_a_record_leaves_nothing_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("lost", [[b"lost"], [b"lost", b"too"]])
+def test_a_disk_that_does_not_take_records_leaves_nothing_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: list[bytes]
 ):
     log = WriteAheadLog(tmp_path, fsync=True)
     log.append(b"one")
     with monkeypatch.context() as patch:
         patch.setattr(os, "fdatasync", lambda _: (_ for _ in ()).throw(OSError(errno.EIO, "no")))
         with pytest.raises(LogFullError, match="cannot write"):
-            log.append(b"lost")
+            log.extend(lost)
     assert recover(copy_of(log.folder, tmp_path / "then")) == 1
-    log.append(b"2")
+    assert log.append(b"2") == 2
     assert [payload for _, payload in read_all(log)] == [b"one", b"2"]
     log.close()
 

@@ -4,7 +4,7 @@ import asyncio
 import importlib.util
 import json
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -83,7 +83,10 @@ class MemoryLog:
     payloads: list[bytes] = field(default_factory=list)
 
     def append(self, payload: bytes) -> int:
-        self.payloads.append(payload)
+        return self.extend([payload])
+
+    def extend(self, payloads: Sequence[bytes]) -> int:
+        self.payloads += payloads
         return len(self.payloads)
 
 

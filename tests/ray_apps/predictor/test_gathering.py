@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import pickle
+import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
@@ -14,7 +16,7 @@ import uvloop
 from uvicorn.config import HTTP_PROTOCOLS
 
 from ray_apps.predictor import gathering
-from ray_apps.predictor.gathering import Gathered, GatheringProtocol
+from ray_apps.predictor.gathering import Gathered, GatheringProtocol, Moment, moment
 from ray_apps.predictor.middleware import middlewares
 
 BIG = 8 << 20
@@ -135,6 +137,65 @@ async def test_who_has_gone_is_sent_nothing(clock: Clock) -> None:
     assert wire.said == []
 
 
+class Debtor:
+    """Does what is owed where the answers are heard of, too."""
+
+    def __init__(self, wire: Wire) -> None:
+        self.said = wire.said
+
+    def settle(self, owed: list[Any]) -> None:
+        self.said.append(owed)
+
+
+@pytest.mark.parametrize("size", [2, 2 * gathering.MAX_KEPT_BYTES], ids=["little", "much"])
+@pytest.mark.parametrize("others", [True, False], ids=["busy", "alone"])
+@pytest.mark.parametrize("since", [0, 0.9 * gathering.SOON_S, 2 * gathering.SOON_S, 2 * gathering.LONGEST_S])
+async def test_what_is_owed_is_settled_once_and_before_the_answer_leaves(
+    clock: Clock, size: int, *, others: bool, since: float
+) -> None:
+    wire, one = connection(busy=others)
+    debtor = Debtor(wire)
+    one.answered()
+    for n in range(4):
+        moment().owed_by(debtor).append(f"r{n}")
+        clock.now += since
+        one.write(f"a{n}".encode().ljust(size))
+        one.answered()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    heard = " ".join(" ".join(said) if isinstance(said, list) else said.decode() for said in wire.said)
+    events = re.findall(r"[ar]\d", heard)
+    assert sorted(events) == [f"{kind}{n}" for kind in "ar" for n in range(4)]
+    assert all(events.index(f"r{n}") < events.index(f"a{n}") for n in range(4))
+
+
+async def test_what_is_owed_is_settled_before_a_connection_does_anything_else(clock: Clock) -> None:
+    wire, one = connection()
+    moment().owed_by(Debtor(wire)).append("a")
+    one.write_eof()
+    assert wire.said == [["a"], "end"]
+
+
+async def test_each_owes_its_own(clock: Clock) -> None:
+    (first, one), (second, _) = connection(busy=False), connection()
+    for debtor in (mine := Debtor(first), Debtor(second), mine):
+        moment().owed_by(debtor).append("x")
+    one.write(b"answer")
+    assert (first.said, second.said) == ([["x", "x"], b"answer"], [["x"]])
+
+
+async def test_a_moment_is_of_its_loop_and_stays_in_its_process() -> None:
+    here = moment()
+    assert here is moment()
+    assert here.is_here()
+    assert await asyncio.to_thread(lambda: asyncio.run(seen_elsewhere(here))) == (False, False)
+    assert pickle.loads(pickle.dumps({"state": here})) == {"state": None}  # noqa: S301 - made here
+
+
+async def seen_elsewhere(other: Moment) -> tuple[bool, bool]:
+    return other.is_here(), moment() is other
+
+
 # uvicorn with it
 
 
@@ -173,12 +234,12 @@ class Server(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def served() -> AsyncIterator[tuple[Server, int]]:
-    """The application behind uvicorn, on the loop of the test."""
+async def served(application: Any) -> AsyncIterator[tuple[Server, int]]:
+    """An application behind uvicorn, on the loop of the test."""
     global released  # noqa: PLW0603 - of the loop that runs
     released = asyncio.Event()
     config = uvicorn.Config(
-        app, port=0, http=GatheringProtocol, ws="none", lifespan="off", log_level="critical"
+        application, port=0, http=GatheringProtocol, ws="none", lifespan="off", log_level="critical"
     )
     server = Server(config)
     listening = socket.create_server(("127.0.0.1", 0))
@@ -199,7 +260,7 @@ Client = Callable[[Server, int], Awaitable[None]]
 
 def run(client: Client, loop: str) -> None:
     async def main() -> None:
-        async with asyncio.timeout(60), served() as (server, port):
+        async with asyncio.timeout(60), served(app) as (server, port):
             await client(server, port)
 
     factory = uvloop.new_event_loop if loop == "uvloop" else asyncio.new_event_loop

@@ -223,6 +223,8 @@ async def test_a_full_log_does_not_stop_answers_and_is_counted(kitchen: Kitchen)
         def append(self, payload: bytes) -> int:
             raise LogFullError(f"{len(payload)} bytes are beyond the bound")
 
+        extend = append
+
     kitchen.predictor.recorder = Recorder("late", Full())
     assert (await kitchen.infer()).status_code == 200
     counts = kitchen.predictor.describe()["log"]
