@@ -40,7 +40,7 @@ class LogWriter:
         limit_bytes: int = 1 << 30,
         segment_bytes: int = 1 << 20,
         fsync: bool = False,
-        poll_s: float = 0.1,
+        poll_s: float = 0.25,
         tidy_every_s: float = 5.0,
     ) -> None:
         self._wal = WriteAheadLog(

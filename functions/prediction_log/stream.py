@@ -50,7 +50,7 @@ class Stream:
         there (its file holds the rest).
     """
 
-    def __init__(self, client: Redis, kind: str, *, max_entries: int = 4_096) -> None:
+    def __init__(self, client: Redis, kind: str, *, max_entries: int = 1_024) -> None:
         self.kind = kind
         self._client = client
         self._max_entries = max_entries
@@ -87,14 +87,19 @@ class Stream:
         shipped, drained = pipe.execute()
         return sorted(w.decode() for w, last in shipped.items() if int(last) > int(drained.get(w, b"0")))
 
-    def read(self, writer: str, *, max_entries: int = 64) -> Iterator[Frame]:
-        """The oldest records of a writer, in order, as far as `max_entries` entries reach.
+    def read(self, writer: str, *, max_bytes: int = 16 << 20) -> Iterator[Frame]:
+        """The oldest records of a writer, in order, about `max_bytes` of them.
 
         Raises: PredictionLogError if an entry is damaged.
         """
-        entries: Any = self._client.xrange(self._key(writer), count=max_entries)
-        for _, fields in entries:
-            yield from _checked(fields[b"frames"], self._key(writer))
+        after, size = b"-", 0
+        while size < max_bytes:
+            entries: Any = self._client.xrange(self._key(writer), min=after, count=16)
+            for entry, fields in entries:
+                yield from _checked(fields[b"frames"], self._key(writer))
+                after, size = b"(" + entry, size + len(fields[b"frames"])
+            if not entries:
+                return
 
     def mark_drained(self, writer: str, last: int) -> None:
         """Say that a writer's records up to `last` are in the table, and drop them from the stream."""

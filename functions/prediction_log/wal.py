@@ -27,6 +27,8 @@ __all__ = ["Chunk", "SegmentReader", "WriteAheadLog", "claim", "recover", "segme
 
 Chunk = tuple[bytes, int, int]
 """Whole frames, the number of the first, the number of the last."""
+CHUNK_BYTES = 1 << 20
+"""As much as a segment: what a busy writer adds between two looks of its shipper is one chunk."""
 
 
 def segments_of(folder: Path) -> list[tuple[int, Path]]:
@@ -163,7 +165,7 @@ class WriteAheadLog:
             self._sealed_bytes += self._end
             self._fd, self._map, self._end, self._until = -1, None, 0, 0
 
-    def read_after(self, number: int, *, chunk_bytes: int = 256 << 10) -> Chunk | None:
+    def read_after(self, number: int, *, chunk_bytes: int = CHUNK_BYTES) -> Chunk | None:
         """The next records after `number`, about `chunk_bytes` of them; None if there are none.
 
         Meant for one reader: it remembers where it stopped.
@@ -172,6 +174,8 @@ class WriteAheadLog:
             return None
         with self._mutex:
             segments, last, end = list(self._segments), self.last, self._end
+            if self._map is not None and self._reader.is_near(segments[-1][1], number, end, chunk_bytes):
+                return self._reader.take(self._map[self._reader.offset : end], last)
         return self._reader.read(segments, number, chunk_bytes=chunk_bytes, newest=(last, end))
 
     def forget(self, number: int) -> None:
@@ -215,20 +219,21 @@ class SegmentReader:
     """Reads chunks of whole frames from segments, and remembers where the last one ended.
 
     Frames are walked one by one only to find a place it does not remember, or to cut a long backlog: walking
-    them holds the interpreter's lock, for which the answering thread would wait.
+    them holds the interpreter's lock, for which the answering thread would wait. So does every call of the kernel, when it ends.
     """
 
     def __init__(self) -> None:
         self._path: Path | None = None
-        self._offset = 0
         self._number = -1
+        self.offset = 0
+        """Where the next chunk begins."""
 
     def read(
         self,
         segments: list[tuple[int, Path]],
         number: int,
         *,
-        chunk_bytes: int = 256 << 10,
+        chunk_bytes: int = CHUNK_BYTES,
         newest: tuple[int, int] | None = None,
     ) -> Chunk | None:
         """The next whole frames after `number` in these segments; None if there are none.
@@ -240,25 +245,27 @@ class SegmentReader:
             if following is not None and following - 1 <= number:
                 continue
             ends = (following - 1, path.stat().st_size) if following is not None else newest
-            if (path, number) != (self._path, self._number):
-                chunk = self._walk(path, 0, number, chunk_bytes, ends)
-            else:
-                chunk = self._jump(path, ends, chunk_bytes)
+            chunk = self._read(path, number, chunk_bytes, ends)
             if chunk is not None:
                 return chunk
         return None
 
-    def _jump(self, path: Path, ends: tuple[int, int] | None, chunk_bytes: int) -> Chunk | None:
-        """All that a segment has behind the remembered place, if its end is known and not far."""
-        if ends is None or ends[1] - self._offset > chunk_bytes:
-            return self._walk(path, self._offset, self._number, chunk_bytes, ends)
-        last, end = ends
-        if last <= self._number:
-            return None
-        with path.open("rb") as file:
-            data = os.pread(file.fileno(), end - self._offset, self._offset)
-        first, self._offset, self._number = self._number + 1, end, last
+    def is_near(self, path: Path, number: int, end: int, chunk_bytes: int) -> bool:
+        """Whether what a segment has after `number`, up to `end`, begins where the last chunk ended, and is no long backlog."""
+        return (path, number) == (self._path, self._number) and end - self.offset <= chunk_bytes
+
+    def take(self, data: bytes, last: int) -> Chunk:
+        """What is there from `offset` to the end of record `last`, as a chunk."""
+        first, self._number = self._number + 1, last
+        self.offset += len(data)
         return data, first, last
+
+    def _read(self, path: Path, number: int, chunk_bytes: int, ends: tuple[int, int] | None) -> Chunk | None:
+        if ends is not None and self.is_near(path, number, ends[1], chunk_bytes):
+            with path.open("rb") as file:
+                return self.take(os.pread(file.fileno(), ends[1] - self.offset, self.offset), ends[0])
+        known = (path, number) == (self._path, self._number)
+        return self._walk(path, self.offset if known else 0, number, chunk_bytes, ends)
 
     def _walk(
         self, path: Path, offset: int, number: int, chunk_bytes: int, ends: tuple[int, int] | None
@@ -268,7 +275,7 @@ class SegmentReader:
             start, end, first, last = whole_frames(data, after=number)
             offset += end
             if last:
-                self._path, self._offset, self._number = path, offset, last
+                self._path, self.offset, self._number = path, offset, last
                 return data[start:end], first, last
         return None
 

@@ -219,6 +219,19 @@ def test_a_damaged_entry_is_an_error_and_not_a_loss(store: ObjectStore, redis_se
         drain(store, redis_server.url)
 
 
+def test_a_long_stream_is_read_in_bounded_pieces(redis_server: Any):
+    stream = Stream(redis.Redis.from_url(redis_server.url), "predictions")
+    for number in range(1, 101):
+        stream.append("w", encode_frame(number, bytes(84)), after=number - 1, last=number)
+    assert [frame.number for frame in stream.read("w")] == [*range(1, 101)]
+    some = [frame.number for frame in stream.read("w", max_bytes=1_700)]
+    assert some == [*range(1, len(some) + 1)]
+    assert 17 <= len(some) <= 40
+    stream.mark_drained("w", some[-1])
+    assert [frame.number for frame in stream.read("w")] == [*range(len(some) + 1, 101)]
+    assert list(stream.read("nobody")) == []
+
+
 def test_a_resend_is_refused_and_says_where_redis_is(redis_server: Any):
     stream = Stream(redis.Redis.from_url(redis_server.url), "labels")
     assert stream.append("w", b"", after=0, last=3) == (True, False, 3)

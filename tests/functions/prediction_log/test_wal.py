@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from functions.prediction_log import wal
 from functions.prediction_log.errors import LogFullError
 from functions.prediction_log.frames import encode_frame, read_frames, whole_frames
 from functions.prediction_log.wal import SegmentReader, WriteAheadLog, claim, recover, segments_of
@@ -87,6 +88,32 @@ def test_records_written_together_are_those_written_one_by_one(groups: list[list
         assert recover(together.folder) == len(payloads)
 
 
+@given(st.lists(st.one_of(PAYLOADS, st.sampled_from([8, 60, 1 << 20]), st.just("forget")), max_size=30))
+def test_a_reader_that_follows_a_writer_sees_each_record_once_in_order(steps: list[list[bytes] | int | str]):
+    with tempfile.TemporaryDirectory() as folder:
+        log = WriteAheadLog(Path(folder), segment_bytes=150)
+        written: list[bytes] = []
+        read: list[bytes] = []
+        for step in [*steps, *[60] * 400]:
+            if isinstance(step, list):
+                log.extend(step)
+                written += step
+            elif isinstance(step, int):
+                chunk = log.read_after(len(read), chunk_bytes=step)
+                frames = list(read_frames(chunk[0])) if chunk is not None else []
+                assert [frame.number for frame in frames] == [
+                    *range(len(read) + 1, len(read) + len(frames) + 1)
+                ]
+                if chunk is not None:
+                    assert chunk[1:] == (frames[0].number, frames[-1].number)
+                    assert len(chunk[0]) <= max(step, 2 * 56)  # the longest frame has to fit
+                read += [frame.payload for frame in frames]
+            else:
+                log.forget(len(read))
+        assert read == written
+        log.close()
+
+
 def test_of_records_for_which_there_is_no_room_none_is_written(tmp_path: Path):
     log = WriteAheadLog(tmp_path, limit_bytes=300, segment_bytes=100)
     log.append(b"x" * 84)
@@ -106,6 +133,19 @@ def test_records_are_read_back_in_order_over_segments(tmp_path: Path, chunk_byte
     assert numbers == list(range(1, 61))
     assert len(segments_of(log.folder)) > 5
     assert read_all(log, chunk_bytes=chunk_bytes) == list(zip(numbers, payloads, strict=True))
+    log.close()
+
+
+def test_a_reader_that_goes_on_walks_no_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    log = WriteAheadLog(tmp_path)
+    log.append(b"found by walking")
+    assert log.read_after(0) is not None
+    monkeypatch.setattr(wal, "whole_frames", None)
+    for number in (2, 4, 6):
+        log.extend([b"one", b"two"])
+        chunk = log.read_after(number - 1)
+        assert chunk is not None
+        assert chunk[1:] == (number, number + 1)
     log.close()
 
 
