@@ -1,10 +1,11 @@
 """What the prediction log costs: one predictor that logs and one that does not, measured in turns.
 
-python -m load.bench_serving_log [--seconds 4] [--rounds 8] [--connections 16]
+python -m load.bench_serving_log [--starts 6] [--rounds 4] [--seconds 1] [--connections 1 16 64]
 
 Each in one process, without Ray and HAProxy, with the small MLP of `bench_serving` and a Redis that the log is shipped to. A
-round is both, one after the other, so a neighbour that comes hits both; the ratio is the median over rounds. The CPU of a
-request is the process's own, answering, shipping and following the policy together.
+round is both, one after the other, so a neighbour that comes hits both. Two processes of the same program differ by some
+percent for as long as they live, so both are started several times: a ratio is the mean over starts of the median over rounds,
+with its standard error. The CPU of a request is the process's own, answering, shipping and following the policy together.
 """
 
 from __future__ import annotations
@@ -35,19 +36,18 @@ from load.timing import print_machine
 
 @dataclass
 class Server:
-    """A predictor that runs; of each round its requests per second, and its CPU of a request in microseconds."""
+    """A predictor that runs; per number of connections its requests per second and CPU microseconds of a request, by round."""
 
     target: Target
     pid: int
-    rates: list[float] = field(default_factory=list)
-    cpu_us: list[float] = field(default_factory=list)
+    cpu_us: dict[int, list[float]] = field(default_factory=dict)
 
     def round(self, connections: int, seconds: float, folder: Path) -> None:
         """Measure once more."""
         before = cpu_s(self.pid)
         measure(self.target, connections, seconds, folder)
-        self.rates.append(self.target.rates[connections][-1])
-        self.cpu_us.append((cpu_s(self.pid) - before) / (self.rates[-1] * seconds) * 1e6)
+        requests = self.target.rates[connections][-1] * seconds
+        self.cpu_us.setdefault(connections, []).append((cpu_s(self.pid) - before) / requests * 1e6)
 
 
 def cpu_s(pid: int) -> float:
@@ -74,9 +74,42 @@ def start(stack: contextlib.ExitStack, folder: Path) -> tuple[Server, Server]:
         target = Target(name, f"http://127.0.0.1:{port}/v2/models/mlp/infer", headers, json_body())
         wait_for(target, child, log)
         measure(target, 16, 2, folder)  # warm
+        target.rates.clear()
         return Server(target, child.pid)
 
     return serve("logged"), serve("not-logged", "--no-log")
+
+
+def one_start(arguments: argparse.Namespace) -> tuple[Server, Server]:
+    """Both in turns, in processes that are new."""
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
+        both = start(stack, Path(name))
+        for _ in range(arguments.rounds):
+            for connections in arguments.connections:
+                for server in both:
+                    server.round(connections, arguments.seconds, Path(name))
+    return both
+
+
+def report(starts: list[tuple[Server, Server]], connections: int) -> None:
+    """Print a line for each, and their ratio."""
+    for server in zip(*starts, strict=True):
+        rate = statistics.mean(statistics.median(one.target.rates[connections]) for one in server)
+        cpu = statistics.mean(statistics.median(one.cpu_us[connections]) for one in server)
+        print(
+            f"{server[0].target.name:12}{connections:4} connections{rate:8.0f} requests/s{cpu:6.0f} us of CPU each"
+        )
+    ratios = [
+        statistics.median(
+            one / other
+            for one, other in zip(
+                logged.target.rates[connections], plain.target.rates[connections], strict=True
+            )
+        )
+        for logged, plain in starts
+    ]
+    error = statistics.stdev(ratios) / len(ratios) ** 0.5
+    print(f"ratio       {connections:4} connections{statistics.mean(ratios):8.3f} +- {error:.3f}")
 
 
 def main() -> None:
@@ -84,24 +117,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=4)
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--connections", type=int, default=16)
+    parser.add_argument("--starts", type=int, default=6, help="at least 2")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--seconds", type=float, default=1)
+    parser.add_argument("--connections", type=int, nargs="+", default=[1, 16, 64])
     arguments = parser.parse_args()
     print_machine("torch")
-    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
-        both = start(stack, Path(name))
-        for _ in range(arguments.rounds):
-            for server in both:
-                server.round(arguments.connections, arguments.seconds, Path(name))
-    for server in both:
-        print(
-            f"{server.target.name:12}{statistics.median(server.rates):8.0f} requests/s"
-            f"{statistics.median(server.cpu_us):8.0f} us of CPU each"
-        )
-    logged, plain = both
-    ratios = [one / other for one, other in zip(logged.rates, plain.rates, strict=True)]
-    print(f"of a round   {statistics.median(ratios):8.3f} ({min(ratios):.2f} to {max(ratios):.2f})")
+    starts = [one_start(arguments) for _ in range(arguments.starts)]
+    for connections in arguments.connections:
+        report(starts, connections)
 
 
 if __name__ == "__main__":
