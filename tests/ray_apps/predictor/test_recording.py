@@ -29,7 +29,7 @@ from ray_apps.predictor.service import Predictor
 from registry import Registry, Signature, TensorSpec, open_store
 from tests.ports import free_port
 from tests.ray_apps.predictor.conftest import MemoryLog
-from tests.ray_apps.predictor.test_gathering import served
+from tests.ray_apps.predictor.test_gathering_served import served
 
 Answers = Callable[[Mapping[str, Any]], dict[str, np.ndarray]]
 X = np.array([[1, 2], [3, 4], [5, np.nan]], np.float32)
