@@ -138,6 +138,11 @@ class WriteAheadLog:
         """Begin a segment of so many bytes, all of them taken on the disk now."""
         if self._closed:
             raise ValueError(f"{self.folder}: this log is closed")
+        if (
+            self._map is not None and self._end == 0
+        ):  # the disk refused its first records; the next one has its name
+            self._finish()
+            self._segments.pop()[1].unlink()
         path = self.folder / f"{self.last + 1:020d}.wal"
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)

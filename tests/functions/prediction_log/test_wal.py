@@ -217,6 +217,22 @@ def test_a_disk_that_does_not_take_records_leaves_nothing_of_them(
     log.close()
 
 
+def test_a_long_record_is_taken_after_the_disk_refused_the_first_of_a_segment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    log = WriteAheadLog(tmp_path, segment_bytes=100, fsync=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", lambda _: (_ for _ in ()).throw(OSError(errno.EIO, "no")))
+        with pytest.raises(LogFullError, match="cannot write"):
+            log.append(b"lost")
+    long = b"more than the segment has room for" * 10
+    assert log.append(long) == 1
+    assert read_all(log) == [(1, long)]
+    assert [first for first, _ in segments_of(log.folder)] == [1]
+    log.close()
+    assert recover(log.folder) == 1
+
+
 def copy_of(folder: Path, to: Path) -> Path:
     """What another process would find now."""
     shutil.copytree(folder, to)

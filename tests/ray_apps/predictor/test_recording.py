@@ -249,6 +249,15 @@ async def test_a_broken_log_costs_records_and_nobody_elses(caplog: pytest.LogCap
     assert "prediction log of broken: 2 records are lost" in caplog.text
 
 
+async def test_an_answer_that_leaves_alone_is_refused_by_a_broken_log():
+    class Broken(MemoryLog):
+        def append(self, payload: bytes) -> int:
+            raise ValueError(f"this log is closed, and takes none of {len(payload)} bytes")
+
+    with pytest.raises(ValueError, match="this log is closed"):
+        record(Recorder("m", Broken()), "a")
+
+
 def record(recorder: Recorder, name: str, moment: Moment | None = None, answers: Any = X[:1, :1]) -> None:
     recorder.record(
         id=name, version=1, arm="champion", shadow=False, unit=None, at_us=0, latency_ms=1.0, rows=1,
