@@ -9,8 +9,8 @@ from featurestore.catalogue import Catalogue, Record
 from featurestore.definitions import Definition, FeatureService, FeatureView, OnDemandFeatureView, Transform
 from featurestore.errors import UnknownDefinition
 from featurestore.planning import Plan
-from registry.fold import Fold
-from registry.journal import Journal
+from registry.journal.fold import Fold
+from registry.journal.journal import Journal
 
 ViewOrName = FeatureView | str
 

@@ -40,7 +40,7 @@ from featurestore.parts import ENTITIES, PART, ROWS, Hashes, key_hashes, pack, u
 from featurestore.retrieval import Retrieval
 from featurestore.rows import check_rows, conform, offline_schema
 from featurestore.store import Features, FeatureStore
-from registry.tables import TableSnapshot
+from registry.store.tables import TableSnapshot
 from registry.times import as_utc
 
 ROW = "toque_row"  # number of an entity row, to give rows back in order

@@ -23,7 +23,7 @@ from featurestore.offline import OfflineStore
 from featurestore.ondemand import arrow_column_of, to_arrow
 from featurestore.retrieval import Retrieval
 from featurestore.rows import cast_column, offline_schema, time_column
-from registry.tables import TableSnapshot
+from registry.store.tables import TableSnapshot
 
 if TYPE_CHECKING:
     import pandas as pd

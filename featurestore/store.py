@@ -31,9 +31,9 @@ from featurestore.online import OnlineStore
 from featurestore.retrieval import Retrieval, plan_retrieval
 from featurestore.rows import Clock, Tabular, check_rows, conform, to_table
 from featurestore.serving import EntityRows, OnlineFeatures, Request, lookups_of
-from registry.journal import Journal
-from registry.store import ObjectStore
-from registry.tables import Table, TableSnapshot
+from registry.journal.journal import Journal
+from registry.store.object_store import ObjectStore
+from registry.store.tables import Table, TableSnapshot
 from registry.times import as_utc, utc_now
 
 Features = FeatureService | FeatureLike | str | Sequence[FeatureLike | str]

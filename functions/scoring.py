@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from registry.traffic import OUTSIDE
+from registry.models.traffic import OUTSIDE
 
 Loss = Literal["log_loss", "squared_error"]
 Floats = npt.NDArray[np.float64]

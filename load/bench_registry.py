@@ -22,7 +22,7 @@ import numpy as np
 
 from load.timing import Timing, print_machine, timed
 from registry import Fold, Journal, ModelPolicy, ObjectStore, Registry, Run, RunRecord, open_store
-from registry.run_record import SCHEMA, Index, decode, encode, step
+from registry.runs.record import SCHEMA, Index, decode, encode, step
 
 WRITES = {"create", "put", "upload", "delete"}
 SEARCHED_RUNS = 10_000

@@ -3,8 +3,7 @@
 It knows objects, journals and tables. It must not know features, functions, Ray or HTTP.
 """
 
-from registry.access import Access, Principal, Role, TokenRecord
-from registry.entry import Entry
+from registry.access.tokens import Access, Principal, Role, TokenRecord
 from registry.errors import (
     AlreadyExists,
     Conflict,
@@ -18,23 +17,32 @@ from registry.errors import (
     Stale,
     Unavailable,
 )
-from registry.experiments import Experiment
-from registry.fold import Fold
-from registry.journal import Journal
-from registry.layers import Claim
-from registry.lineage import Dependent, Lineage
-from registry.matching import Condition, TrafficRule
-from registry.model_state import ModelState
+from registry.journal.entry import Entry
+from registry.journal.fold import Fold
+from registry.journal.journal import Journal
+from registry.models.layers import Claim
+from registry.models.lineage import Dependent, Lineage
+from registry.models.matching import Condition, TrafficRule
+from registry.models.signature import Signature, TensorSpec
+from registry.models.state import ModelState
+from registry.models.traffic import Arm, Holdout, LayerPart, LayerShare, Traffic
+from registry.models.versions import (
+    Approval,
+    Blob,
+    GateOutcome,
+    ModelPolicy,
+    ModelVersion,
+    Override,
+    SignatureMark,
+)
 from registry.registry import Registry
-from registry.run import Run
-from registry.run_log import RunLog
-from registry.run_record import Point, RunRecord, Segment
-from registry.signature import Signature, TensorSpec
-from registry.store import ObjectStore, open_store
-from registry.tables import Table, TableSnapshot
+from registry.runs.experiments import Experiment
+from registry.runs.record import Point, RunRecord, Segment
+from registry.runs.remote_run import RunLog
+from registry.runs.run import Run
+from registry.store.object_store import ObjectStore, open_store
+from registry.store.tables import Table, TableSnapshot
 from registry.times import Clock, as_utc, utc_now
-from registry.traffic import Arm, Holdout, LayerPart, LayerShare, Traffic
-from registry.versions import Approval, Blob, GateOutcome, ModelPolicy, ModelVersion, Override, SignatureMark
 
 __all__ = [
     "Access",

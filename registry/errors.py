@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from registry.entry import Entry
+    from registry.journal.entry import Entry
 
 
 class RegistryError(Exception):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from registry.store import Progress as OnProgress
+from registry.store.object_store import Progress as OnProgress
 
 
 @contextmanager

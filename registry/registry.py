@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from registry.experiments import Experiments
-from registry.governance import Governance
-from registry.models import Models
+from registry.models.governance import Governance
+from registry.models.models import Models
+from registry.runs.experiments import Experiments
 from registry.times import Clock, utc_now
 
 if TYPE_CHECKING:
-    from registry.store import ObjectStore
+    from registry.store.object_store import ObjectStore
 
 
 class Registry(Models, Governance, Experiments):

@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 from functions.prediction_log.drain import LABELS_TABLE, predictions_table
 from functions.prediction_log.records import LABELS, PREDICTIONS
 from functions.prediction_log.shared import kept_labels, kept_rows
-from registry.store import ObjectStore
-from registry.tables import Table
+from registry.store.object_store import ObjectStore
+from registry.store.tables import Table
 
 __all__ = ["latest_labels", "made_within", "outcomes", "predictions"]
 

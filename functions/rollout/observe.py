@@ -18,8 +18,8 @@ from functions.rollout.metrics import ReadMetric, metric_sums
 from functions.rollout.policy import RolloutPolicy
 from functions.rollout.state import RolloutState
 from functions.scoring import Scored, score
-from registry.matching import BY_RULE
-from registry.traffic import HOLDOUT
+from registry.models.matching import BY_RULE
+from registry.models.traffic import HOLDOUT
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 ReadOutcomes = Callable[[datetime, datetime], pa.Table]  # predictions with labels, predicted in [start, end)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from registry.journal import Entry, Fold, Journal
-from registry.store import ObjectStore
+from registry.journal.journal import Entry, Fold, Journal
+from registry.store.object_store import ObjectStore
 from registry.times import Clock, utc_now
 
 PATH = "dead_letters"

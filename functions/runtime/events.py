@@ -22,7 +22,7 @@ from functions.runtime.ledger import Origin
 from functions.runtime.secret import refuse_secrets
 from functions.runtime.topic import topic_of
 from functions.runtime.waiter import wake_waiters
-from registry.journal import Entry, Fold, Journal
+from registry.journal.journal import Entry, Fold, Journal
 
 LONGEST_CHAIN = 16
 REFUSED = "events-refused"

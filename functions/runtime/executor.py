@@ -32,8 +32,8 @@ from functions.runtime.slots import Slots
 from functions.runtime.versions import BEFORE_GIVING_UP_S, not_before, refusal
 from functions.runtime.warm import Pool, Worker
 from functions.runtime.work import Outcome
-from registry.entry import Entry
 from registry.errors import Unavailable
+from registry.journal.entry import Entry
 from registry.times import from_text
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from functions.runtime.receipt import Total, totals
 from functions.runtime.record import Record, Status, accepted, step
 from functions.runtime.values import get_value, put_value
 from registry.errors import Conflict
-from registry.journal import Entry, Journal
-from registry.store import ObjectStore
+from registry.journal.journal import Entry, Journal
+from registry.store.object_store import ObjectStore
 from registry.times import Clock, utc_now
 
 if TYPE_CHECKING:

@@ -17,10 +17,10 @@ from functions.runtime.declaration import Demand
 from functions.runtime.errors import DeclarationError, FunctionError, OverQuota
 from functions.runtime.record import Record
 from functions.runtime.slots import Held, Slots
-from registry.entry import Entry
-from registry.fold import Fold
-from registry.journal import Journal
-from registry.store import ObjectStore
+from registry.journal.entry import Entry
+from registry.journal.fold import Fold
+from registry.journal.journal import Journal
+from registry.store.object_store import ObjectStore
 from registry.times import from_text
 
 if TYPE_CHECKING:

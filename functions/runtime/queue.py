@@ -17,8 +17,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from registry.errors import Conflict
-from registry.journal import Entry, Fold, Journal
-from registry.store import ObjectStore
+from registry.journal.journal import Entry, Fold, Journal
+from registry.store.object_store import ObjectStore
 from registry.times import Clock, utc_now
 
 INDEX = "queues/index"

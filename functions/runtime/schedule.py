@@ -26,7 +26,7 @@ from functions.runtime.errors import FunctionError
 from functions.runtime.function import Function
 from functions.runtime.invocation import ledger_of
 from functions.runtime.ledger import invocation_id
-from registry.journal import Entry, Fold, Journal
+from registry.journal.journal import Entry, Fold, Journal
 
 _MOMENT = timedelta(microseconds=1)
 _logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from functions.runtime.errors import UnknownInvocation
 from functions.runtime.lease import believed_until
 from functions.runtime.ledger import Ledger
-from registry.journal import Entry, Fold, Journal
+from registry.journal.journal import Entry, Fold, Journal
 from registry.times import from_text, to_text
 
 if TYPE_CHECKING:

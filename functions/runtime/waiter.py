@@ -17,7 +17,7 @@ from functions.runtime.invocation import ledger_of
 from functions.runtime.record import ENDED
 from functions.runtime.topic import first_since, topic_of
 from functions.runtime.workflow import required, wait_for
-from registry.journal import Entry, Fold, Journal
+from registry.journal.journal import Entry, Fold, Journal
 
 PATH = "event-waiters"
 LOOK_AFTER_S = 60.0

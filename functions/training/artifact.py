@@ -18,7 +18,7 @@ from functions.training.params import TabularParams
 from functions.training.program import export_program, save_program
 from functions.training.scoring import DESCRIPTION_FILE, PROGRAM_FILE, ScoringModel, load
 from functions.training.target import Target
-from registry.signature import Signature, TensorSpec
+from registry.models.signature import Signature, TensorSpec
 
 EXAMPLE_ROWS = 2
 _PARITY_ATOL = 1e-5

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from functions.training.errors import TrainingDataError
 from functions.training.matrices import category_matrix, numeric_matrix
-from registry.signature import Signature
+from registry.models.signature import Signature
 
 
 def table_inputs(table: pa.Table, signature: Signature) -> dict[str, npt.NDArray[Any]]:

@@ -14,7 +14,7 @@ from functions.runtime.receipt import Prices
 from functions.training.bill import Cost
 from functions.training.world import World
 from registry import Run
-from registry.environment import Usage
+from registry.runs.environment import Usage
 
 _HOUR_S, _KWH_J, _MILLI = 3600.0, 3.6e6, 1e-3
 

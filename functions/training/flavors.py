@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from functions.training.errors import ArtifactRefused, TrainingDataError
-from registry.signature import Signature, TensorSpec
+from registry.models.signature import Signature, TensorSpec
 
 Array = npt.NDArray[Any]
 Answer = Callable[[Mapping[str, Array]], Mapping[str, Any]]

@@ -18,7 +18,7 @@ from functions.runtime.function import function
 from functions.training.errors import TrainingDataError
 from functions.training.params import RecipeParams, run_params
 from functions.training.tabular import Trained
-from registry.signature import Signature
+from registry.models.signature import Signature
 
 if TYPE_CHECKING:
     from torch import nn

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from functions.training.errors import ArtifactRefused, TrainingDataError
 from functions.training.flavors import FLAVORS, Answer, fitted_output, flavor_of, load_answer
 from kernels.hashing import hash_strings
-from registry.signature import Signature, TensorSpec
+from registry.models.signature import Signature, TensorSpec
 
 if TYPE_CHECKING:
     import torch

@@ -19,7 +19,7 @@ from functions.training.calibration import fit_inverse_temperature
 from functions.training.dataset import TabularData, require_both_classes
 from functions.training.errors import TrainingDataError
 from functions.training.params import Task
-from registry.signature import TensorSpec
+from registry.models.signature import TensorSpec
 
 
 class Target(Protocol):

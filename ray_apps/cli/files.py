@@ -13,9 +13,9 @@ from urllib.parse import quote
 from ray_apps.cli.client import Client, Refused
 from ray_apps.cli.command import UsageError
 from registry import InvalidInput
-from registry.blobs import LocalFile, scan
 from registry.names import check_key
 from registry.progress import progress_bar
+from registry.store.blobs import LocalFile, scan
 
 _ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
 _PARALLEL = 8

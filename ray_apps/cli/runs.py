@@ -16,7 +16,7 @@ from ray_apps.cli.client import Client, client_of
 from ray_apps.cli.command import UsageError, add, group
 from ray_apps.cli.show import say, table, value
 from registry import Point
-from registry.run_compare import differences, plot
+from registry.runs.compare import differences, plot
 
 if TYPE_CHECKING:
     from ray_apps.cli.command import Commands

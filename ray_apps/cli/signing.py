@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from ray_apps.cli.client import client_of
 from ray_apps.cli.command import UsageError, add
 from ray_apps.cli.show import say
-from registry import RegistryError, signing
+from registry import RegistryError
+from registry.access import signing
 
 if TYPE_CHECKING:
     from ray_apps.cli.command import Commands

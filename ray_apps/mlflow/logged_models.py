@@ -15,7 +15,7 @@ from ray_apps.mlflow.runs import log_of_model, logged_model
 from ray_apps.mlflow.search import page
 from ray_apps.mlflow.wire import Body, Json, Tag
 from registry import InvalidInput, NotFound, RunLog, RunRecord, Segment
-from registry.run_record import Status
+from registry.runs.record import Status
 
 router = APIRouter(prefix="/2.0/mlflow/logged-models")
 

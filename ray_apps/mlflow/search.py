@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from ray_apps.mlflow.wire import Json
 from registry import InvalidInput
-from registry.run_search import Predicate, parse_where
+from registry.runs.search import Predicate, parse_where
 
 T = TypeVar("T")
 Attributes = Mapping[str, Callable[[Any], Any]]

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ray_apps.predictor.datatypes import Array
-from registry.signature import Signature
+from registry.models.signature import Signature
 
 __all__ = ["difference", "has_open_rows", "rows_stand_alone", "samples"]
 

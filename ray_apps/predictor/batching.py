@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ray_apps.predictor.datatypes import Array
-from registry.signature import Signature
+from registry.models.signature import Signature
 
 __all__ = ["Batcher", "Batching", "BatchingError"]
 

@@ -23,7 +23,7 @@ from ray_apps.predictor.card import Card, Outputs, is_full
 from ray_apps.predictor.datatypes import Array
 from ray_apps.predictor.errors import CardFailed, CardFull
 from ray_apps.predictor.loaded import Scorer
-from registry.signature import Signature
+from registry.models.signature import Signature
 
 __all__ = ["CardScorer", "Staging", "Unfit"]
 

@@ -31,7 +31,7 @@ from ray_apps.predictor.remote import Dedicated
 from ray_apps.predictor.service import Predictor
 from ray_apps.predictor.timing import TimedDoor, Timing
 from registry import Registry, open_store
-from registry.access import Access
+from registry.access.tokens import Access
 from registry.errors import Unavailable
 
 __all__ = [

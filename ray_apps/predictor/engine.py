@@ -18,8 +18,8 @@ from ray_apps.predictor.errors import NotFound
 from ray_apps.predictor.loaded import Files, LoadedVersion, Loader, LoadError, fetch_version, memory_of
 from ray_apps.predictor.routes import Routes, plan_routes, wanted_versions
 from registry.errors import RegistryError
-from registry.traffic import Traffic
-from registry.versions import ModelVersion
+from registry.models.traffic import Traffic
+from registry.models.versions import ModelVersion
 
 __all__ = ["Engine", "Followed", "Library", "ModelView", "Place"]
 

@@ -18,7 +18,7 @@ import numpy as np
 from ray_apps.predictor.datatypes import DTYPES, Array
 from ray_apps.predictor.errors import BadRequest
 from ray_apps.predictor.loaded import LoadedVersion
-from registry.signature import TensorSpec
+from registry.models.signature import TensorSpec
 
 __all__ = ["Explain", "Explanation", "parse_explain"]
 

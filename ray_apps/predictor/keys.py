@@ -16,7 +16,7 @@ from featurestore.errors import InvalidRows
 from ray_apps.predictor.datatypes import Array
 from ray_apps.predictor.errors import BadRequest, NotReady
 from ray_apps.predictor.loaded import LoadedVersion
-from registry.signature import TensorSpec
+from registry.models.signature import TensorSpec
 
 __all__ = [
     "Assembled",

@@ -18,8 +18,8 @@ from ray_apps.predictor.datatypes import DTYPES, Array
 from ray_apps.predictor.errors import BadRequest, PredictorError
 from ray_apps.predictor.missing import MissingPolicy, abstaining
 from registry.errors import RegistryError
-from registry.signature import Signature, TensorSpec
-from registry.versions import ModelVersion
+from registry.models.signature import Signature, TensorSpec
+from registry.models.versions import ModelVersion
 
 __all__ = [
     "Files",

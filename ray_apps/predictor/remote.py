@@ -20,7 +20,7 @@ from typing import Protocol
 from ray_apps.predictor.datatypes import Array
 from ray_apps.predictor.errors import BadRequest, NotReady
 from ray_apps.predictor.loaded import LoadedVersion, LoadError
-from registry.versions import ModelVersion
+from registry.models.versions import ModelVersion
 
 __all__ = ["Ask", "Dedicated", "Found", "RemoteVersion", "Reply", "Site", "State", "Way"]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from registry.traffic import Traffic
+from registry.models.traffic import Traffic
 
 __all__ = ["Ready", "Routes", "plan_routes", "wanted_versions"]
 

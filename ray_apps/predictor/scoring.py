@@ -29,7 +29,7 @@ from ray_apps.predictor.card_scoring import CardScorer, Unfit
 from ray_apps.predictor.datatypes import Array
 from ray_apps.predictor.errors import CardFailed, CardFull
 from ray_apps.predictor.loaded import Scorer
-from registry.signature import Signature
+from registry.models.signature import Signature
 
 __all__ = ["DirectScorer", "load_scorer", "place_on_card"]
 

@@ -23,7 +23,7 @@ from ray_apps.predictor.loaded import LoadedVersion
 from ray_apps.predictor.protocol import InferRequest, InferResponse
 from ray_apps.predictor.recording import Failure, Recorder
 from ray_apps.predictor.shadows import ShadowJob, Shadows
-from registry.traffic import is_shadowed
+from registry.models.traffic import is_shadowed
 
 __all__ = ["Predictor"]
 

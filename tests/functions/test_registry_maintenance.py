@@ -19,7 +19,7 @@ def test_what_nobody_needs_goes_and_the_rest_stays(tmp_path: Path, monkeypatch: 
     registry.create_model("m")
     registry.create_version("m", tmp_path / "weights")
     orphan = "models/m/blobs/00000000/" + "0" * 64
-    registry.store.put(orphan, b"left by a killed registration")
+    registry.store.object_store.put(orphan, b"left by a killed registration")
     killed = tmp_path / "store" / ".tmp" / "killed"
     killed.write_bytes(b"half")
     long_ago = time.time() - 100 * 3600
@@ -28,7 +28,7 @@ def test_what_nobody_needs_goes_and_the_rest_stays(tmp_path: Path, monkeypatch: 
     with use_context(context):
         tidied = tidy_registry(grace_days=0.0)
         assert (tidied.files, tidied.lost_runs, tidied.left_over) == ([orphan], [], 1)
-        monkeypatch.setattr("registry.runs.LOST_AFTER", timedelta(0))
+        monkeypatch.setattr("registry.runs.runs.LOST_AFTER", timedelta(0))
         assert tidy_registry().lost_runs == [run.id]
         tidied = tidy_registry()
     assert (tidied.files, tidied.lost_runs, tidied.left_over) == ([], [], 0)

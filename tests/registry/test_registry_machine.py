@@ -25,7 +25,9 @@ class RegistryMachine(RunRules):
     def __init__(self) -> None:
         super().__init__()
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr("registry.fold.SNAPSHOT_EVERY", 5)  # so that most states went through a snapshot
+        self.patch.setattr(
+            "registry.journal.fold.SNAPSHOT_EVERY", 5
+        )  # so that most states went through a snapshot
         memory = Path("/dev/shm")  # noqa: S108 - thousands of durable writes are slow on a disk
         self.folder = tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None)
         root = Path(self.folder.name)

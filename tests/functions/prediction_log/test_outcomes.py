@@ -20,7 +20,7 @@ from functions.prediction_log import (
     shared,
     shared_scans,
 )
-from registry.store import ObjectStore
+from registry.store.object_store import ObjectStore
 from tests.functions.prediction_log.logbook import T0, record, write
 
 

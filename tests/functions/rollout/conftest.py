@@ -18,7 +18,7 @@ from functions.prediction_log import LABELS_TABLE, PINNED, outcomes, predictions
 from functions.prediction_log.records import LABELS, PREDICTIONS
 from functions.rollout.controller import Rollouts
 from registry import ObjectStore, Refused, Stale, Table, TrafficRule, open_store
-from registry.traffic import OUTSIDE, Arm, Traffic, allocate, to_buckets
+from registry.models.traffic import OUTSIDE, Arm, Traffic, allocate, to_buckets
 
 START = datetime(2013, 5, 1, tzinfo=UTC)
 DAY = timedelta(days=1)

@@ -13,7 +13,7 @@ import pytest
 
 from functions.rollout.controller import Ticked
 from functions.rollout.policy import RolloutPolicy, Slo
-from registry.traffic import Traffic
+from registry.models.traffic import Traffic
 
 DAY = timedelta(days=1)
 ENDS = ("promoted", "rolled_back", "inconclusive")

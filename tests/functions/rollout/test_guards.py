@@ -18,7 +18,7 @@ from functions.rollout.metrics import metric_sums, read_metric, write_metric
 from functions.rollout.state import RolloutState
 from functions.scoring import Scored, score
 from registry import Entry
-from registry.traffic import Traffic
+from registry.models.traffic import Traffic
 
 START = datetime(2013, 5, 1, tzinfo=UTC)
 DAY = timedelta(days=1)

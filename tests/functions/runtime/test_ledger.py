@@ -14,7 +14,7 @@ from functions.runtime.errors import FunctionError, KeyConflict, UnknownInvocati
 from functions.runtime.invocation import Invocation, executor_of, ledger_of, run_pending
 from functions.runtime.queue import Note, QueueReader, QueueWriter, every_note
 from registry import Unavailable, open_store, utc_now
-from registry.store import ObjectStore
+from registry.store.object_store import ObjectStore
 
 
 @function

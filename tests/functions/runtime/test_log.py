@@ -17,7 +17,7 @@ from functions.runtime.errors import InvocationFailed, UnknownInvocation
 from functions.runtime.invocation import run_pending
 from functions.runtime.log import Line, Recorder, Tail, read_log
 from registry import Unavailable
-from registry.store import ObjectStore
+from registry.store.object_store import ObjectStore
 
 
 @function

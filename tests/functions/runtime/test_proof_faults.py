@@ -18,7 +18,7 @@ from functions.runtime.invocation import Invocation, executor_of, ledger_of
 from functions.runtime.ledger import Ledger
 from functions.runtime.versions import BEFORE_GIVING_UP_S
 from registry import Unavailable, open_store, utc_now
-from registry.store import ObjectStore
+from registry.store.object_store import ObjectStore
 
 
 @function

@@ -9,7 +9,7 @@ from functions.training.errors import ArtifactRefused, TrainingDataError
 from functions.training.fitting import fit, prepare
 from functions.training.scoring import load
 from kernels.hashing import hash_strings
-from registry.signature import Signature
+from registry.models.signature import Signature
 from tests.functions.training.kitchen import COLUMNS, FAST, examples
 
 

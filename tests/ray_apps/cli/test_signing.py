@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from ray_apps.cli import main
-from registry import signing
+from registry.access import signing
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from functions.prediction_log.records import prediction_columns
 from ray_apps.predictor.routes import Routes
 from registry import LayerShare, TrafficRule
-from registry.traffic import BUCKETS
+from registry.models.traffic import BUCKETS
 from tests.ray_apps.predictor.conftest import Kitchen, tensors
 
 UNITS = 100_000

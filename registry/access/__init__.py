@@ -1,0 +1,1 @@
+"""Access: tokens with roles, and signatures of model versions."""

@@ -1,0 +1,205 @@
+"""Following a journal: its state is a pure fold of its entries, kept warm by one read of the next number."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from registry.errors import Conflict, Damaged, RegistryError
+from registry.journal.entry import NO_DIGEST, Entry
+
+if TYPE_CHECKING:
+    from registry.journal.journal import Journal
+
+S = TypeVar("S")
+SNAPSHOT_EVERY = 64
+PATIENCE_S = 120.0
+_MAX_TAIL_BYTES = 256 << 10
+_FIRST_BACKOFF_S = 0.01
+_MAX_BACKOFF_S = 1.0
+_logger = logging.getLogger(__name__)
+
+
+class Fold(Generic[S]):
+    """The state of `journal`: `step` over all its entries, beginning with `initial`.
+
+    step: pure, and must not change the state it is given.
+    encode, decode: the state to JSON values and back; with both, a snapshot is kept every 64 entries, and a
+    cold read is the snapshot and what came after. Without, it is every entry.
+    schema: change it when `step` or `encode` changes, and old snapshots are left aside.
+    carry: each entry repeats those since the last snapshot, so that a cold read is 3 requests however long
+    the journal; for journals that many read and few write.
+    May be shared by threads.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        initial: S,
+        step: Callable[[S, Entry], S],
+        *,
+        encode: Callable[[S], Any] | None = None,
+        decode: Callable[[Any], S] | None = None,
+        schema: str = "1",
+        carry: bool = False,
+    ) -> None:
+        self.journal = journal
+        self._step = step
+        self._encode = encode
+        self._decode = decode
+        self._schema = schema
+        self._carry = carry and encode is not None
+        self._tail: list[Entry] = []
+        self._tail_bytes = 0
+        self._state = initial
+        self._next = 0
+        self._head = NO_DIGEST
+        self._snapshot_at = 0
+        self._cold = True
+        self._lock = threading.RLock()
+
+    @property
+    def state(self) -> S:
+        """The state as of the last refresh; no request."""
+        return self._state
+
+    @property
+    def next(self) -> int:
+        """The number of the next entry: how many the state contains."""
+        return self._next
+
+    def refresh(self) -> S:
+        """Read what is new and return the state; 1 read if nothing is.
+
+        Raises: Damaged if the chain is broken; the state then stays what it was.
+        """
+        with self._lock:
+            if self._cold:
+                self._warm_up()
+                if self._carry and self._catch_up():
+                    return self._state
+            while (entry := self.journal.find(self._next)) is not None:
+                self._advance(entry)
+            return self._state
+
+    def transact(
+        self, decide: Callable[[S], dict[str, Any] | None], *, patience_s: float = PATIENCE_S
+    ) -> Entry | None:
+        """Read the state, `decide` what to append, append it; decide again when another writer was first.
+
+        decide: pure; returns the entry's body, or None for nothing to do; what it raises passes through.
+        patience_s: how long to go on losing against other writers.
+        Returns: the entry written, or None. 1 read and 1 write when nobody interferes.
+        Raises: Conflict when patience ends; Unavailable when the store does not answer.
+        """
+        deadline = time.monotonic() + patience_s
+        attempt = 0
+        while True:
+            with self._lock:  # state and number must belong together
+                state = self.refresh()
+                number, carried = self._next, tuple(self._tail)
+            body = decide(state)
+            if body is None:
+                return None
+            try:
+                entry = self.journal.append(body, at=number, carried=carried)
+            except Conflict as conflict:
+                if time.monotonic() > deadline:
+                    raise
+                self._take(conflict.entry)
+                time.sleep(backoff_s(attempt))
+                attempt += 1
+                continue
+            self._take(entry)
+            return entry
+
+    def _take(self, entry: Entry) -> None:
+        """Fold in an entry we need not read, unless a concurrent refresh of this object has."""
+        with self._lock:
+            if entry.number == self._next:
+                self._advance(entry)
+            due = self._next - self._snapshot_at >= SNAPSHOT_EVERY or self._tail_bytes > _MAX_TAIL_BYTES
+            if self._encode and due:
+                self._save()
+
+    def _advance(self, entry: Entry) -> None:
+        if entry.number and entry.previous != self._head:
+            raise Damaged(
+                f"{self.journal.path} entry {entry.number} follows digest {entry.previous[:12]}…, but entry "
+                f"{entry.number - 1} has {self._head[:12]}…: one of them was changed"
+            )
+        self._state = self._step(self._state, entry)
+        self._next = entry.number + 1
+        self._head = entry.digest
+        if self._carry:
+            self._tail.append(entry)
+            self._tail_bytes += len(entry.to_bytes())
+
+    @property
+    def _key(self) -> str:
+        return f"{self.journal.path}/snapshot.json"
+
+    def _save(self) -> None:
+        """Keep a snapshot. It only saves reads, so a store that fails here fails nothing."""
+        assert self._encode is not None  # noqa: S101 - the one caller checks it
+        content = {
+            "schema": self._schema,
+            "next": self._next,
+            "head": self._head,
+            "state": self._encode(self._state),
+        }
+        text = json.dumps(content, separators=(",", ":"))
+        try:
+            self.journal.store.put(self._key, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode())
+        except RegistryError as error:
+            _logger.warning("%s: snapshot at %d not kept: %s", self.journal.path, self._next, error)
+            return
+        self._snapshot_at = self._next
+        self._tail, self._tail_bytes = [], 0
+
+    def _catch_up(self) -> bool:
+        """Take the last entry and those it carries; False if they do not reach back to where we are."""
+        last = self.journal.find_last(self._next)
+        if last is None:
+            return True
+        found = self.journal.find_carrying(last)
+        entries = [*found[1], found[0]] if found else []
+        if not entries or entries[0].number > self._next:
+            return False
+        for entry in entries:
+            if entry.number >= self._next:
+                self._advance(entry)
+        return True
+
+    def _warm_up(self) -> None:
+        """Start from the snapshot, the first time."""
+        content = self._load() if self._decode else None
+        if content is not None and self._decode is not None:
+            self._state = self._decode(content["state"])
+            self._next = self._snapshot_at = content["next"]
+            self._head = content["head"]
+            self.journal.trust(self._next - 1, self._head)
+        self._cold = False
+
+    def _load(self) -> dict[str, Any] | None:
+        """The snapshot, or None where it is absent, of another schema or damaged: the entries have it all."""
+        data = self.journal.store.find(self._key)
+        if data is None:
+            return None
+        digest, _, text = data.partition(b"\n")
+        if hashlib.sha256(text).hexdigest().encode() != digest:
+            _logger.warning("%s: snapshot is damaged; reading every entry instead", self.journal.path)
+            return None
+        content: dict[str, Any] = json.loads(text)
+        return content if content["schema"] == self._schema else None
+
+
+def backoff_s(attempt: int) -> float:
+    """Seconds to wait before try `attempt` + 1: random, so that losers do not meet again."""
+    return random.uniform(0.0, min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2.0 ** min(attempt, 10)))

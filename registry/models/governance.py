@@ -1,0 +1,198 @@
+"""Who may go live: approvals, gates, policy, aliases and traffic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from registry.models import rules as decisions
+from registry.models.layers import Layers
+from registry.models.matching import TrafficRule
+from registry.models.rules import UNCHECKED, Expected
+from registry.models.state import ModelState
+from registry.models.traffic import CHAMPION, LayerPart, LayerShare, Traffic
+from registry.models.versions import ModelPolicy, ModelVersion
+
+
+class Governance(Layers):
+    """The part of the registry that decides which version is live. Each change is one journal entry."""
+
+    def set_policy(self, name: str, policy: ModelPolicy) -> ModelState:
+        """Say what a version of the model needs before it may go live. Raises: NotFound."""
+        return self._change(name, lambda state: decisions.set_policy(state, policy))[1]
+
+    def approve(self, name: str, version: int, *, comment: str = "") -> ModelVersion:
+        """Approve a version in this actor's name; it replaces what this actor said before.
+
+        Raises: NotFound; Refused if the actor is its author or not among the approvers.
+        """
+        return self._review(name, version, approved=True, comment=comment)
+
+    def reject(self, name: str, version: int, *, comment: str = "") -> ModelVersion:
+        """Reject a version: nothing can be pointed to it until this actor approves it.
+
+        Raises: NotFound; Refused while it is live.
+        """
+        return self._review(name, version, approved=False, comment=comment)
+
+    def record_gate(
+        self,
+        name: str,
+        version: int,
+        gate: str,
+        passed: bool,  # noqa: FBT001 - reads as a sentence: record_gate(model, 3, "offline", passed=True)
+        details: Mapping[str, Any] | None = None,
+    ) -> ModelVersion:
+        """Record the outcome of a gate; the last one of each name counts.
+
+        details: JSON values; NaN and infinities are kept as text.
+        Raises: NotFound; InvalidInput.
+        """
+        _, state = self._change(
+            name,
+            lambda state: decisions.record_gate(state, version, gate, passed=passed, details=details or {}),
+        )
+        return state.versions[version]
+
+    def set_alias(
+        self,
+        name: str,
+        alias: str,
+        version: int,
+        *,
+        expected: Expected = UNCHECKED,
+        reason: str = "",
+        override: str = "",
+    ) -> ModelVersion:
+        """Point an alias to a version; returns the version.
+
+        expected: the version it must point to now (None: none), or it is left alone.
+        override: the reason of an emergency: goes live against the policy, and is marked for ever.
+        Raises: Stale, naming what is there now; Refused if the policy is not met; NotFound.
+        """
+        return self._point(
+            name, alias, version, expected=expected, reason=reason, override=override, clear=False
+        )
+
+    def promote(
+        self,
+        name: str,
+        version: int,
+        *,
+        reason: str = "",
+        expected: Expected = UNCHECKED,
+        override: str = "",
+    ) -> ModelVersion:
+        """Make a version the champion and end its canaries, shadows and rules to a version, in one entry.
+
+        Raises: as `set_alias`.
+        """
+        return self._point(
+            name, CHAMPION, version, expected=expected, reason=reason, override=override, clear=True
+        )
+
+    def delete_alias(self, name: str, alias: str, *, reason: str = "") -> None:
+        """Take an alias away; an absent one is fine. Raises: NotFound; Refused while traffic needs it."""
+        self._change(name, lambda state: decisions.delete_alias(state, alias, reason=reason))
+
+    def rollback(self, name: str, alias: str = CHAMPION, *, reason: str = "") -> ModelVersion:
+        """Point an alias back to the version before, in one entry; ends canaries, shadows and rules to a version too.
+
+        Passed over are versions rejected or deleted meanwhile and, where the alias is guarded, those that the
+        policy would not let there now, unless an override once did.
+        Raises: Refused if there is none to go back to, saying why of each; NotFound.
+        """
+        entry, state = self._tidily(name, lambda state: decisions.rollback(state, alias, reason=reason))
+        return state.versions[entry.body["version"] if entry else state.aliases[alias]]
+
+    def traffic(self, name: str) -> Traffic:
+        """The split in force. 1 read when warm. Raises: NotFound if there is no champion."""
+        return decisions.require_traffic(self.follow(name).refresh())
+
+    def set_traffic(
+        self,
+        name: str,
+        arms: Mapping[str, tuple[int, float]],
+        *,
+        shadows: Sequence[int] = (),
+        expected: int | None = None,
+        reason: str = "",
+        override: str = "",
+        layer: LayerShare | None = None,
+        rules: Sequence[TrafficRule] = (),
+    ) -> Traffic:
+        """Split the traffic: arm -> (version, share); the champion has the rest.
+
+        shadows: versions that see every request and answer none.
+        expected: `entry` of the traffic this was decided on, or None for whatever it is.
+        layer: the arms share only that part of the layer, and no unit of it is in another model's; the shares of
+            arms are of that part. It is given back when the last arm and shadow leave.
+        rules: requests that go to one version whatever their unit, before holdouts, layer and split; the first that
+            matches. A rule that names an arm means the version that it has now.
+        Raises: Stale; Refused if the policy is not met, or others have the layer; InvalidInput for shares and rules;
+            NotFound.
+        """
+
+        def decide(state: ModelState, part: LayerPart | None) -> decisions.Body | None:
+            return decisions.set_traffic(
+                state, arms, shadows=shadows, expected=expected, reason=reason, override=override, layer=part,
+                rules=rules,
+            )  # fmt: skip
+
+        return decisions.require_traffic(self._in_layer(name, layer if arms or shadows else None, decide))
+
+    def begin_holdout(self, name: str, holdout: str, share: float, *, reason: str = "") -> Traffic:
+        """Hold a share of all units out of every experiment of the model, until `end_holdout`.
+
+        They meet the champion, whichever it is, and shadows do not see them. Models that declare a holdout of the
+        same name hold out the same units (of the larger share, those of the smaller and more).
+        Raises: NotFound; InvalidInput; Refused while arms answer, or if it holds out another share already.
+        """
+        return self._with_holdout(
+            name, lambda state: decisions.begin_holdout(state, holdout, share, reason=reason)
+        )
+
+    def end_holdout(self, name: str, holdout: str, *, reason: str = "") -> Traffic:
+        """Let held-out units take part again; an absent one is fine. Raises: NotFound."""
+        return self._with_holdout(name, lambda state: decisions.end_holdout(state, holdout, reason=reason))
+
+    def unmet(self, name: str, version: int) -> tuple[str, ...]:
+        """What the model's policy wants of a version before it may be the champion, and is not there yet.
+
+        Raises: NotFound.
+        """
+        state = self.follow(name).refresh()
+        found = decisions.require_version(state, version)
+        return found.missing(state.policy) if CHAMPION in state.policy.guarded else ()
+
+    def _with_holdout(self, name: str, decide: Callable[[ModelState], decisions.Body | None]) -> Traffic:
+        decisions.require_traffic(self.follow(name).refresh())
+        return decisions.require_traffic(self._change(name, decide)[1])
+
+    def _review(self, name: str, version: int, *, approved: bool, comment: str) -> ModelVersion:
+        _, state = self._change(
+            name,
+            lambda state: decisions.review(
+                state, version, actor=self.actor, approved=approved, comment=comment
+            ),
+        )
+        return state.versions[version]
+
+    def _point(
+        self,
+        name: str,
+        alias: str,
+        version: int,
+        *,
+        expected: Expected,
+        reason: str,
+        override: str,
+        clear: bool,
+    ) -> ModelVersion:
+        _, state = self._tidily(
+            name,
+            lambda state: decisions.set_alias(
+                state, alias, version, expected=expected, reason=reason, override=override, clear=clear
+            ),
+        )
+        return state.versions[version]

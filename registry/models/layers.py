@@ -1,0 +1,226 @@
+"""Layers: units that experiments of several models share out among themselves, so that none is in two of them.
+
+Each layer has a journal, and one claim a model in it. A claim says that its buckets are nobody else's; the model's own
+entry, which carries a copy, says that they are used. The claim comes first and goes last, so a writer that is killed in
+between leaves a claim without traffic: harmless, taken up by the next try, and taken back when another model needs the
+room. Whoever takes back writes into the model's journal first that this claim may not be used any more, so even a writer
+that was only asleep finds out.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from registry.errors import GivenUp, Refused, RegistryError
+from registry.journal.entry import Entry
+from registry.journal.fold import Fold
+from registry.journal.journal import Journal
+from registry.models import rules
+from registry.models.model_journals import Shelf
+from registry.models.state import ModelState
+from registry.models.traffic import BUCKETS, LayerPart, LayerShare, Ranges, allocate, size, to_buckets
+from registry.names import check_name
+from registry.times import Clock, utc_now
+
+_ATTEMPTS = 8
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A model's buckets in a layer. number: of the entry that said so."""
+
+    number: int
+    buckets: Ranges
+
+    @property
+    def share(self) -> float:
+        """Part of the layer, 0 to 1."""
+        return size(self.buckets) / BUCKETS
+
+
+Claims = Mapping[str, Claim]  # by model
+
+
+class Layers(Shelf):
+    """The part of the registry about who has which part of a layer."""
+
+    def __init__(self, store: Any, *, actor: str, clock: Clock = utc_now) -> None:
+        super().__init__(store, actor=actor, clock=clock)
+        self._layers: dict[str, Fold[Claims]] = {}
+
+    def layer(self, name: str) -> Claims:
+        """The claims in a layer by model; nobody's as long as nobody asked. 1 read when warm. Raises: InvalidInput."""
+        return self._claims(name).refresh()
+
+    def list_layers(self) -> list[str]:
+        """Names of all layers that were ever claimed in, sorted."""
+        return [key.removeprefix("layer-names/") for key in self.store.list("layer-names/")]
+
+    def claim(self, model: str, wanted: LayerShare) -> LayerPart:
+        """The model's part of a layer: as it is, or grown, or taken anew. Nothing is answered by it yet.
+
+        Raises: Refused if others have the room, or the part would shrink while it is used; NotFound; InvalidInput.
+        """
+        state = self.follow(model).refresh()
+        rules.require_traffic(state)
+        layer, now = wanted.name, state.split.layer
+        count = to_buckets(wanted.share, what=f"layer {layer!r}")
+        used = now is not None and now.name == layer
+        if now is not None and used and count <= size(now.buckets):
+            return _kept(now, count, model)
+        mine = self.layer(layer).get(model)
+        if mine is not None and not used and _is_of_no_use(mine, count, state.left.get(layer, -1)):
+            self.release(model, layer)
+        claims = self.layer(layer)
+        if count > BUCKETS - _others(claims, model):  # perhaps some are left over
+            for other in [each for each in claims if each != model]:
+                self.release(other, layer)
+        return self._take(model, layer, count)
+
+    def release(self, model: str, layer: str) -> None:
+        """Give a model's part of a layer back, unless its traffic is split in it."""
+        claim = self.layer(layer).get(model)
+        if claim is None:
+            return
+        _, state = self._change(model, lambda state: rules.leave_layer(state, layer, claim.number))
+        if claim.number > state.left.get(layer, -1):
+            return
+        self._claims(layer).transact(lambda claims: _released(claims, model, claim.number))
+
+    def _in_layer(
+        self,
+        model: str,
+        wanted: LayerShare | None,
+        decide: Callable[[ModelState, LayerPart | None], rules.Body | None],
+    ) -> ModelState:
+        """Change the traffic: claim, append, and give back what is used no more.
+
+        Raises: what `claim` and `decide` raise; GivenUp if the claim was taken back again and again.
+        """
+        for attempt in range(_ATTEMPTS):
+            part = None if wanted is None else self.claim(model, wanted)
+            try:
+                return self._tidily(model, lambda state, part=part: decide(state, part))[1]  # type: ignore[misc]
+            except GivenUp:
+                if attempt + 1 == _ATTEMPTS:
+                    raise
+            except RegistryError:
+                if wanted is not None:
+                    self._try_to_release(model, wanted.name)
+                raise
+        raise AssertionError("unreachable")
+
+    def _tidily(
+        self, model: str, decide: Callable[[ModelState], rules.Body | None]
+    ) -> tuple[Entry | None, ModelState]:
+        """`_change`, and what it leaves of a layer is given back; where that fails, whoever needs the room does it."""
+        before: LayerPart | None = None
+
+        def watched(state: ModelState) -> rules.Body | None:
+            nonlocal before
+            before = state.split.layer
+            return decide(state)
+
+        entry, state = self._change(model, watched)
+        if entry is not None and before is not None and before.claim <= state.left.get(before.name, -1):
+            self._try_to_release(model, before.name)
+        return entry, state
+
+    def _try_to_release(self, model: str, layer: str) -> None:
+        try:
+            self.release(model, layer)
+        except RegistryError as error:
+            _logger.warning("layer %s: the part of %s is not given back yet: %s", layer, model, error)
+
+    def _take(self, model: str, layer: str, count: int) -> LayerPart:
+        fold = self._claims(layer)
+        if fold.next == 0:
+            self.store.put(f"layer-names/{layer}", b"")
+        there: Claim | None = None
+
+        def decide(claims: Claims) -> dict[str, Any] | None:
+            nonlocal there
+            there = claims.get(model)
+            enough = there is not None and size(there.buckets) >= count  # more: a growth that was never used
+            return None if enough else _claimed(claims, model, layer, count)
+
+        entry = fold.transact(decide)
+        taken = there if entry is None else _claim_of(entry.body, entry.number)
+        assert taken is not None  # noqa: S101 - nothing is appended only where one is there
+        return LayerPart(name=layer, claim=taken.number, buckets=taken.buckets)
+
+    def _claims(self, layer: str) -> Fold[Claims]:
+        check_name(layer, what="layer")
+        with self._models_lock:
+            if layer not in self._layers:
+                journal = Journal(self.store, f"layers/{layer}/journal", actor=self.actor, clock=self.clock)
+                self._layers[layer] = Fold(journal, {}, _step, encode=_encode, decode=_decode, carry=True)
+            return self._layers[layer]
+
+
+def _claimed(claims: Claims, model: str, layer: str, count: int) -> dict[str, Any]:
+    """The claim of `count` buckets; those that the model has, it keeps. Raises: Refused if others have them."""
+    others = _others(claims, model)
+    if count > BUCKETS - others:
+        parts = ", ".join(f"{name} {claim.share:.2%}" for name, claim in claims.items() if name != model)
+        raise Refused(
+            f"layer {layer!r} has {1 - others / BUCKETS:.2%} left and {model} wants {count / BUCKETS:.2%} of it: "
+            f"{parts}; take a smaller share, or end one of these"
+        )
+    held = {name: claim.buckets for name, claim in claims.items()}
+    sizes = {name: size(buckets) for name, buckets in held.items()}
+    buckets = allocate(held, {**sizes, model: count})[model]
+    return {"kind": "claimed", "model": model, "buckets": [list(span) for span in buckets]}
+
+
+def _released(claims: Claims, model: str, number: int) -> dict[str, Any] | None:
+    """Give back the claim of that number, if it is the one there is."""
+    there = claims.get(model)
+    return {"kind": "released", "model": model} if there is not None and there.number == number else None
+
+
+def _kept(now: LayerPart, count: int, model: str) -> LayerPart:
+    if count < size(now.buckets):
+        raise Refused(
+            f"{model} has {now.share:.2%} of layer {now.name!r}, which can only grow while its traffic is split in it; "
+            "end that first (set_traffic without arms and shadows)"
+        )
+    return now
+
+
+def _is_of_no_use(claim: Claim, count: int, left: int) -> bool:
+    """Whether a claim without traffic, of a writer that was killed or is just at it, is not the one that is wanted."""
+    return claim.number <= left or size(claim.buckets) != count
+
+
+def _others(claims: Claims, model: str) -> int:
+    return sum(size(claim.buckets) for name, claim in claims.items() if name != model)
+
+
+def _claim_of(body: Mapping[str, Any], number: int) -> Claim:
+    return Claim(number, tuple((start, stop) for start, stop in body["buckets"]))
+
+
+def _step(claims: Claims, entry: Entry) -> Claims:
+    kind, model = entry.body["kind"], entry.body["model"]
+    others = {name: claim for name, claim in claims.items() if name != model}
+    if kind == "claimed":
+        return {**others, model: _claim_of(entry.body, entry.number)}
+    if kind == "released":
+        return others
+    raise RegistryError(f"entry {entry.number} of a layer is of kind {kind!r}; upgrade this program")
+
+
+def _encode(claims: Claims) -> dict[str, Any]:
+    return {
+        model: {"number": claim.number, "buckets": [list(span) for span in claim.buckets]}
+        for model, claim in claims.items()
+    }
+
+
+def _decode(data: Mapping[str, Any]) -> Claims:
+    return {model: _claim_of(each, each["number"]) for model, each in data.items()}

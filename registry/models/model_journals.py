@@ -1,0 +1,70 @@
+"""What the parts of the registry share: a store, an actor, a clock, and warm folds of the models' journals."""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+from typing import TYPE_CHECKING
+
+from registry.errors import InvalidInput
+from registry.journal.entry import Entry
+from registry.journal.fold import PATIENCE_S, Fold
+from registry.journal.journal import Journal
+from registry.models import state as model_state
+from registry.models.state import ModelState
+from registry.names import check_name
+from registry.times import Clock, utc_now
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from registry.models.rules import Body
+    from registry.store.object_store import ObjectStore
+
+
+class Shelf:
+    """Access to the journals of models.
+
+    store: where all is kept; actor: who makes the changes; clock: their times.
+    """
+
+    def __init__(self, store: ObjectStore, *, actor: str, clock: Clock = utc_now) -> None:
+        if not actor or not actor.strip():
+            raise InvalidInput(f"actor={actor!r}: every change records who made it; pass a non-empty name")
+        self.store = store
+        self.actor = actor
+        self.clock = clock
+        self._models: dict[str, Fold[ModelState]] = {}
+        self._models_lock = threading.Lock()
+
+    def follow(self, model: str) -> Fold[ModelState]:
+        """The model's state, kept warm: `.refresh()` is one read; has `.versions`, `.aliases`, `.traffic`.
+
+        Raises: InvalidInput for a malformed name.
+        """
+        check_name(model, what="model")
+        with self._models_lock:
+            if model not in self._models:
+                self._models[model] = Fold(
+                    Journal(self.store, f"models/{model}/journal", actor=self.actor, clock=self.clock),
+                    ModelState(name=model),
+                    model_state.step,
+                    encode=model_state.encode,
+                    decode=partial(model_state.decode, model),
+                    schema=model_state.SCHEMA,
+                    carry=True,
+                )
+            return self._models[model]
+
+    def list_models(self) -> list[str]:
+        """Names of all models, sorted."""
+        names = [key.removeprefix("model-names/") for key in self.store.list("model-names/")]
+        return [name for name in names if self.follow(name).refresh().created_at is not None]
+
+    def _change(
+        self, model: str, decide: Callable[[ModelState], Body | None], *, patience_s: float = PATIENCE_S
+    ) -> tuple[Entry | None, ModelState]:
+        """Append what `decide` returns; gives the entry and the state that contains it."""
+        fold = self.follow(model)
+        entry = fold.transact(decide, patience_s=patience_s)
+        return entry, fold.state

@@ -1,0 +1,217 @@
+"""Models and their versions: register, read, check and delete."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection, Mapping
+from datetime import datetime
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from registry.errors import NotFound, Refused
+from registry.journal.entry import Entry
+from registry.models import rules
+from registry.models.lineage import Dependent
+from registry.models.model_card import model_card
+from registry.models.registration import Registration
+from registry.models.signatures import Signed
+from registry.models.state import ModelState, step
+from registry.models.versions import ModelPolicy, ModelVersion
+from registry.store.object_store import Progress
+from registry.store.tables import TableSnapshot
+from registry.times import as_utc
+
+
+class Verified(BaseModel):
+    """What `verify` has read and found in order."""
+
+    model_config = ConfigDict(frozen=True)
+
+    entries: int
+    blobs: int
+    size_bytes: int
+
+
+class Models(Registration, Signed):
+    """The part of the registry about models and versions."""
+
+    def create_model(
+        self,
+        name: str,
+        *,
+        description: str = "",
+        tags: Mapping[str, str] | None = None,
+        policy: ModelPolicy | None = None,
+        exist_ok: bool = False,
+    ) -> ModelState:
+        """Create a model; with `exist_ok` an existing one is left as it is.
+
+        Raises: AlreadyExists; InvalidInput for a malformed name.
+        """
+
+        def decide(state: ModelState) -> rules.Body | None:
+            if exist_ok and state.created_at is not None:
+                return None
+            return rules.create_model(
+                state, description=description, tags=tags or {}, policy=policy or ModelPolicy()
+            )
+
+        fold = self.follow(name)
+        if fold.next == 0:
+            self.store.put(
+                f"model-names/{name}", b""
+            )  # first: a name without a model is skipped by list_models
+        return self._change(name, decide)[1]
+
+    def get_model(self, name: str) -> ModelState:
+        """The model as it is now. Raises: NotFound."""
+        state = self.follow(name).refresh()
+        rules.require_model(state)
+        return state
+
+    def set_model_tags(
+        self, name: str, tags: Mapping[str, str | None], *, description: str | None = None
+    ) -> ModelState:
+        """Add or replace tags (None removes one) and, if given, the description. Raises: NotFound."""
+        body: rules.Body = {"kind": "model-changed", "tags": dict(tags)}
+        body |= {} if description is None else {"description": description}
+
+        def decide(state: ModelState) -> rules.Body:
+            rules.require_model(state)
+            return body
+
+        return self._change(name, decide)[1]
+
+    def find_version(self, name: str, version: int | str) -> ModelVersion | None:
+        """A version by number or alias, or None; deleted ones by number only. 1 read when warm."""
+        state = self.follow(name).refresh()
+        number = state.aliases.get(version) if isinstance(version, str) else version
+        return None if number is None else state.versions.get(number)
+
+    def get_version(self, name: str, version: int | str) -> ModelVersion:
+        """A version by number or alias. Raises: NotFound."""
+        found = self.find_version(name, version)
+        if found is None:
+            state = self.follow(name).state
+            rules.require_model(state)
+            raise NotFound(
+                f"{name}@{version} does not exist; versions go to {max(state.versions, default=0)}, "
+                f"aliases are {dict(state.aliases)}"
+            )
+        return found
+
+    def list_versions(self, name: str) -> list[ModelVersion]:
+        """All versions that are not deleted, oldest first. Raises: NotFound if the model does not exist."""
+        return [version for version in self.get_model(name).versions.values() if version.deleted_at is None]
+
+    def set_version_tags(self, name: str, version: int, tags: Mapping[str, str | None]) -> ModelVersion:
+        """Add or replace tags of a version (None removes one). Raises: NotFound."""
+
+        def decide(state: ModelState) -> rules.Body | None:
+            old = rules.require_version(state, version).tags
+            same = all(old.get(tag) == value for tag, value in tags.items())
+            return None if same else {"kind": "version-changed", "version": version, "tags": dict(tags)}
+
+        return self._change(name, decide)[1].versions[version]
+
+    def delete_version(self, name: str, version: int, *, reason: str = "") -> ModelVersion:
+        """Mark a version as deleted; its number is never used again and its history stays.
+
+        Raises: NotFound; Refused while an alias or traffic points to it.
+        """
+        return self._change(name, lambda state: rules.delete_version(state, version, reason=reason))[
+            1
+        ].versions[version]
+
+    def download(
+        self,
+        name: str,
+        version: int | str,
+        to: str | Path,
+        *,
+        paths: Collection[str] | None = None,
+        allow_code: Collection[str] = (),
+        on_progress: Progress | None = None,
+    ) -> Path:
+        """Write a version's files below the folder `to`, every digest checked; returns the folder.
+
+        paths: those wanted; None: all. allow_code: paths of files that can execute code, to be accepted by name.
+        Raises: NotFound; Damaged if a stored byte was changed; Refused for code, for a deleted version, and
+            where the policy names signers and none of them has signed.
+        """
+        found = self.get_version(name, version)
+        if found.deleted_at is not None:
+            raise Refused(f"{name}@{found.version} was deleted at {found.deleted_at.isoformat()}")
+        unknown = sorted(set(paths or ()) - set(found.files))
+        if unknown:
+            raise NotFound(f"{name}@{found.version} has no files {unknown}; it has {sorted(found.files)}")
+        wanted = {path: blob for path, blob in found.files.items() if paths is None or path in paths}
+        refused = sorted(set(found.code_files) & set(wanted) - set(allow_code))
+        if refused:
+            raise Refused(
+                f"{name}@{found.version}: {refused} can execute code; accept it: allow_code={refused}"
+            )
+        self._require_signed(name, found)
+        folder = Path(to)
+        self._blobs(name).download(wanted, folder, on_progress=on_progress)
+        return folder
+
+    def history(self, name: str) -> list[Entry]:
+        """Every change of the model, oldest first, with actor, time and reason. Raises: NotFound."""
+        entries = list(self.follow(name).journal.entries())
+        if not entries:
+            rules.require_model(ModelState(name=name))
+        return entries
+
+    def card(self, name: str, version: int | str) -> str:
+        """The model card of a version, in Markdown, rendered from what is recorded. Raises: NotFound."""
+        found = self.get_version(name, version)
+        return model_card(self.follow(name).state, found)
+
+    def alias_at(self, name: str, alias: str, at: datetime) -> int | None:
+        """The version behind `alias` at a moment, or None. Raises: NotFound; InvalidInput for a naive time."""
+        return self.model_at(name, at).aliases.get(alias)
+
+    def model_at(self, name: str, at: datetime) -> ModelState:
+        """The whole model as it was at a moment. Raises: NotFound; InvalidInput for a naive time."""
+        moment = as_utc(at, name="at")
+        entries = self.history(name)
+        known = max((entry.number for entry in entries if entry.at <= moment), default=-1)
+        state = ModelState(name=name)
+        for entry in entries[: known + 1]:
+            state = step(state, entry)
+        return state
+
+    def verify(self, name: str) -> Verified:
+        """Walk the model's hash chain and read every blob and signature.
+
+        Raises: Damaged, naming the first damaged thing; NotFound.
+        """
+        count = self.follow(name).journal.verify()
+        blobs = self.get_model(name).blobs()
+        for version in self.follow(name).state.versions.values():
+            for mark in version.signatures:
+                self.signature(name, version.version, mark.sha256)
+        with tempfile.TemporaryDirectory() as scratch:
+            size_bytes = self._blobs(name).check(blobs.values(), Path(scratch))
+        return Verified(entries=count, blobs=len(blobs), size_bytes=size_bytes)
+
+    def dependents(self, source: TableSnapshot | str) -> list[Dependent]:
+        """Every version that was made from `source`: a table snapshot, a code digest, a run id, a view digest."""
+        found: list[Dependent] = []
+        for name in self.list_models():
+            state = self.follow(name).state
+            found.extend(
+                _dependent(state, version.version)
+                for version in state.versions.values()
+                if version.deleted_at is None and version.lineage.depends_on(source)
+            )
+        return found
+
+
+def _dependent(state: ModelState, number: int) -> Dependent:
+    aliases = tuple(alias for alias, target in state.aliases.items() if target == number)
+    traffic = state.traffic
+    arms = [arm.name for arm in traffic.arms if arm.version == number] if traffic else []
+    return Dependent(model=state.name, version=number, aliases=aliases, arm=arms[0] if arms else None)

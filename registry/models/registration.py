@@ -1,0 +1,191 @@
+"""Registering a version: its files first, then one journal entry that makes it; and collecting what is left over.
+
+The two meet safely without any clock. Files are stored under the model's current generation. A collection
+first appends an entry that opens a new one, then deletes files of older generations that no version uses. A
+registration under way meets that entry when it appends, and stores its files again. A collector that stalls
+can only delete keys that no later registration may name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from registry.errors import InvalidInput, Refused
+from registry.models import rules
+from registry.models.code_files import code_in
+from registry.models.lineage import Lineage
+from registry.models.model_journals import Shelf
+from registry.models.signature import Signature
+from registry.models.state import ModelState
+from registry.models.versions import Blob, ModelVersion, finite, jsonable
+from registry.names import check_name
+from registry.store.blobs import Blobs, LocalFile, scan
+from registry.store.object_store import Progress
+
+_PATIENCE_S = 1200.0  # what was uploaded is worth waiting for, however many others register
+
+
+class _SweptMeanwhile(Exception):  # noqa: N818 - a signal between two functions here, not an error
+    """Garbage was collected between upload and append: what was uploaded may be gone."""
+
+
+class Registration(Shelf):
+    """The part of the registry that brings versions in, and clears away what they no longer need."""
+
+    def create_version(
+        self,
+        name: str,
+        path: str | Path,
+        *,
+        signature: Signature | None = None,
+        metrics: Mapping[str, float] | None = None,
+        tags: Mapping[str, str] | None = None,
+        lineage: Lineage | None = None,
+        description: str = "",
+        key: str | None = None,
+        allow_code: Collection[str] = (),
+        on_progress: Progress | None = None,
+    ) -> ModelVersion:
+        """Register the files at `path` (a folder or a file) as the next version.
+
+        The files are stored first, in parallel; then one journal entry makes the version, whole and READY.
+        F new files cost F + 1 writes and 2 reads.
+        key: idempotency key: a second call with it returns the version the first made.
+        allow_code: paths of files that can execute code when loaded (pickles, scripts), accepted by name.
+        on_progress: called with the bytes of each piece as it is stored, or found to be stored already.
+        Raises: NotFound if the model does not exist; InvalidInput for bad files; Refused for code.
+        """
+        files = scan(Path(path))
+        code = code_in(files)
+        refused = sorted(set(code) - set(allow_code))
+        if refused:
+            raise Refused(
+                f"{refused} can execute code when loaded; store safetensors or an exported graph, or accept "
+                f"them by name: allow_code={refused}"
+            )
+        content = {
+            "signature": None if signature is None else jsonable(signature),
+            "metrics": _numbers(metrics or {}),
+            "tags": {str(tag): str(value) for tag, value in (tags or {}).items()},
+            "lineage": jsonable(lineage or Lineage()),
+            "description": description,
+            "code_files": list(code),
+            "key": key,
+        }
+        return self._register(name, files, content, on_progress)
+
+    def collect_garbage(self, *, grace: timedelta = timedelta(days=1)) -> list[str]:
+        """Delete files no version uses; returns their keys.
+
+        First a journal entry opens a new generation, then files of older ones that no version uses are
+        deleted. A registration under way meets that entry when it appends, and stores its files again under
+        the new generation: so nothing reachable is ever deleted, however slow either of them is.
+        grace: files of versions deleted more recently are kept.
+        """
+        removed = []
+        for name in self.list_models():
+            removed += self._sweep(name, grace)
+        return removed
+
+    def _sweep(self, name: str, grace: timedelta) -> list[str]:
+        blobs = self._blobs(name)
+        prefix = f"models/{name}/blobs/"
+        now = self.clock()
+
+        def kept(state: ModelState) -> set[str]:
+            living = (
+                version
+                for version in state.versions.values()
+                if version.deleted_at is None or now - version.deleted_at < grace
+            )
+            return {blobs.key(blob) for version in living for blob in version.files.values()}
+
+        if set(self.store.list(prefix)) <= kept(self.follow(name).refresh()):
+            return []
+        _, state = self._change(name, lambda state: {"kind": "swept", "generation": state.generation + 1})
+        current = f"{prefix}{state.generation:08d}/"
+        used = kept(state)
+        dead = [key for key in self.store.list(prefix) if key not in used and key < current]
+        for key in dead:
+            self.store.delete(key)
+        return dead
+
+    def _register(
+        self, name: str, files: Mapping[str, LocalFile], content: rules.Body, on_progress: Progress | None
+    ) -> ModelVersion:
+        state = self.follow(name).refresh()
+        while True:
+            rules.require_model(state)
+            done = _with_key(state, content["key"])
+            if done is not None:
+                return done
+            stored = self._store_files(state, files, on_progress)
+            body = {**content, "files": {path: jsonable(stored[file.sha256]) for path, file in files.items()}}
+            body["digest"] = _digest(body)
+            try:
+                entry, state = self._change(name, _registration(body, stored), patience_s=_PATIENCE_S)
+            except _SweptMeanwhile:
+                state = self.follow(name).state
+                continue
+            if entry is not None:
+                return state.versions[entry.body["version"]["version"]]
+
+    def _store_files(
+        self, state: ModelState, files: Mapping[str, LocalFile], on_progress: Progress | None
+    ) -> dict[str, Blob]:
+        """Content digest -> blob; content that a version has already is not sent again."""
+        known = state.blobs()
+        distinct = {file.sha256: file for file in files.values()}
+        new = [file for digest, file in distinct.items() if digest not in known]
+        if on_progress:
+            on_progress(sum(file.size for file in files.values()) - sum(file.size for file in new))
+        sent = self._blobs(state.name).upload(new, generation=state.generation, on_progress=on_progress)
+        return {digest: known[digest] for digest in distinct if digest in known} | sent
+
+    def _blobs(self, name: str) -> Blobs:
+        return Blobs(self.store, f"models/{check_name(name)}/blobs")
+
+
+def _registration(body: rules.Body, stored: Mapping[str, Blob]) -> Callable[[ModelState], rules.Body | None]:
+    """The decision that adds a version, as long as what was stored for it cannot have been swept."""
+
+    def decide(state: ModelState) -> rules.Body | None:
+        rules.require_model(state)
+        if _with_key(state, body["key"]) is not None:
+            return None
+        known = state.blobs()
+        if any(
+            blob.generation != state.generation and known.get(digest) != blob
+            for digest, blob in stored.items()
+        ):
+            raise _SweptMeanwhile
+        number = max(state.versions, default=0) + 1
+        return {"kind": "version-created", "version": {**body, "version": number}}
+
+    return decide
+
+
+def _with_key(state: ModelState, key: str | None) -> ModelVersion | None:
+    if key is None:
+        return None
+    return next((version for version in state.versions.values() if version.key == key), None)
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    """SHA-256 of what makes the version behave as it does: its files and its signature."""
+    files = {path: blob["sha256"] for path, blob in body["files"].items()}
+    text = json.dumps([files, body["signature"]], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _numbers(metrics: Mapping[str, float]) -> rules.Body:
+    """Metrics as JSON. Raises: InvalidInput for a value that is no number."""
+    for metric, value in metrics.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InvalidInput(f"metric {metric!r}={value!r} is not a number; pass float(value)")
+    return finite({metric: float(value) for metric, value in metrics.items()})

@@ -1,0 +1,350 @@
+"""What may happen to a model: pure decisions, each from a state to the one entry to append (or None)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal
+
+from registry.errors import AlreadyExists, GivenUp, InvalidInput, NotFound, Refused, Stale
+from registry.models.matching import MAX_RULES, TrafficRule
+from registry.models.state import ModelState
+from registry.models.traffic import (
+    BUCKETS,
+    CHAMPION,
+    RESERVED,
+    LayerPart,
+    Ranges,
+    Traffic,
+    allocate,
+    to_buckets,
+)
+from registry.models.versions import ModelPolicy, ModelVersion, finite, jsonable
+from registry.names import check_name
+
+Body = dict[str, Any]
+UNCHECKED: Final = "unchecked"
+Expected = int | None | Literal["unchecked"]
+
+
+def require_model(state: ModelState) -> None:
+    """Raises: NotFound if the model does not exist."""
+    if state.created_at is None:
+        raise NotFound(f"model {state.name!r} does not exist; create it with create_model")
+
+
+def require_version(state: ModelState, number: int) -> ModelVersion:
+    """Version `number`, deleted or not. Raises: NotFound."""
+    require_model(state)
+    version = state.versions.get(number)
+    if version is None:
+        raise NotFound(
+            f"{state.name}@{number} does not exist; the last version is {max(state.versions, default=0)}"
+        )
+    return version
+
+
+def require_usable(state: ModelState, number: int) -> ModelVersion:
+    """Version `number`. Raises: NotFound; Refused if it was rejected or deleted."""
+    version = require_version(state, number)
+    if version.status != "READY":
+        raise Refused(f"{state.name}@{number} is {version.status}; register or choose another version")
+    return version
+
+
+def create_model(
+    state: ModelState, *, description: str, tags: Mapping[str, str], policy: ModelPolicy
+) -> Body:
+    """Raises: AlreadyExists."""
+    if state.created_at is not None:
+        raise AlreadyExists(f"model {state.name!r} was created at {state.created_at.isoformat()}")
+    return {
+        "kind": "model-created",
+        "description": description,
+        "tags": dict(tags),
+        "policy": jsonable(policy),
+    }
+
+
+def set_policy(state: ModelState, policy: ModelPolicy) -> Body | None:
+    """Raises: NotFound."""
+    require_model(state)
+    return None if policy == state.policy else {"kind": "policy", "policy": jsonable(policy)}
+
+
+def review(state: ModelState, number: int, *, actor: str, approved: bool, comment: str) -> Body | None:
+    """Raises: NotFound; Refused if this actor's word does not count by the policy."""
+    version = require_version(state, number)
+    policy = state.policy
+    if approved and policy.guarded and actor == version.author and not policy.author_may_approve:
+        raise Refused(
+            f"{state.name}@{number}: {actor!r} registered it and may not approve it too; ask another"
+        )
+    if approved and policy.approvers and actor not in policy.approvers:
+        raise Refused(
+            f"{state.name}@{number}: {actor!r} is not among its approvers {sorted(policy.approvers)}"
+        )
+    said = {(a.actor, a.approved, a.comment) for a in version.approvals}
+    if (actor, approved, comment) in said:
+        return None
+    if not approved and state.uses(number):
+        raise Refused(f"{state.name}@{number} is live ({', '.join(state.uses(number))}); roll back first")
+    return {"kind": "review", "version": number, "approved": approved, "comment": comment}
+
+
+def record_gate(
+    state: ModelState, number: int, gate: str, *, passed: bool, details: Mapping[str, Any]
+) -> Body:
+    """Raises: NotFound; InvalidInput."""
+    require_version(state, number)
+    check_name(gate, what="gate")
+    return {"kind": "gate", "version": number, "gate": gate, "passed": passed, "details": finite(details)}
+
+
+def set_alias(
+    state: ModelState, alias: str, number: int, *, expected: Expected, reason: str, override: str, clear: bool
+) -> Body | None:
+    """Point `alias` to a version; `clear` ends the champion's experiments in the same entry.
+
+    Raises: Stale if `expected` is not there now; Refused if the policy is not met.
+    """
+    require_usable(state, number)
+    check_name(alias, what="alias")
+    actual = state.aliases.get(alias)
+    if expected not in {UNCHECKED, actual}:
+        raise Stale(f"alias {alias!r} of {state.name}", expected, actual)
+    ruled = any(rule.versions for rule in state.split.rules)
+    busy = clear and bool(state.split.arms or state.split.shadows or ruled)
+    if actual == number and not busy:
+        return None
+    broken = _broken(state, [number] if alias in state.policy.guarded else [], override)
+    body: Body = {"kind": "alias", "alias": alias, "version": number, "reason": reason, "clear": clear}
+    return body | _mark(broken, override)
+
+
+def delete_alias(state: ModelState, alias: str, *, reason: str) -> Body | None:
+    """Raises: NotFound if the model does not exist; Refused while traffic depends on it."""
+    require_model(state)
+    if alias not in state.aliases:
+        return None
+    if alias == CHAMPION and (state.split.arms or state.split.shadows or state.split.rules):
+        raise Refused(f"{state.name}: traffic is split around its champion; end that with set_traffic first")
+    return {"kind": "alias-deleted", "alias": alias, "reason": reason}
+
+
+def rollback(state: ModelState, alias: str, *, reason: str) -> Body:
+    """Back to the last earlier version behind `alias` that may be there still.
+
+    Raises: Refused if there is none, with the reason for each.
+    """
+    require_model(state)
+    past = state.past.get(alias, ())
+    bars = {number: _bar(state, alias, number) for number in reversed(past)}
+    for number, bar in bars.items():
+        if not bar:
+            return {"kind": "rollback", "alias": alias, "version": number, "reason": reason, "clear": True}
+    told = "; ".join(f"{number} {bar}" for number, bar in bars.items()) or "it had none"
+    raise Refused(f"alias {alias!r} of {state.name} has no earlier version to go back to: {told}")
+
+
+def set_traffic(
+    state: ModelState,
+    arms: Mapping[str, tuple[int, float]],
+    *,
+    shadows: Sequence[int],
+    expected: int | None,
+    reason: str,
+    override: str,
+    layer: LayerPart | None = None,
+    rules: Sequence[TrafficRule] = (),
+) -> Body | None:
+    """Split the traffic: arm -> (version, share), the champion has the rest; rules go before the split.
+
+    Raises: NotFound without a champion; Stale; GivenUp if the layer's part was taken back; Refused; InvalidInput.
+    """
+    traffic = require_traffic(state)
+    if expected is not None and expected != traffic.entry:
+        raise Stale(f"traffic of {state.name}", expected, traffic.entry)
+    named = _resolve(rules, {name: version for name, (version, _) in arms.items()})
+    split = [version for version, _ in arms.values()]
+    for number in [*split, *_ruled(named), *shadows]:
+        require_usable(state, number)
+    new = _recorded(state, arms)
+    unique_shadows = list(dict.fromkeys(shadows))
+    part = layer if new or unique_shadows else None
+    require_layer(state, part, keeps_arms=bool(new))
+    if (
+        part == state.split.layer
+        and new == [jsonable(arm) for arm in state.split.arms]
+        and unique_shadows == list(state.split.shadows)
+        and named == state.split.rules
+    ):
+        return None
+    # Rules that stand were let in when they came: a rollout carries them along and need not answer for them again.
+    added = _ruled([rule for rule in named if rule not in state.split.rules])
+    guarded = [*split, *added] if state.policy.guarded else []
+    salt = (state.split.salt or f"{state.name}/{state.entries}") if new or unique_shadows else ""
+    body: Body = {"kind": "traffic", "arms": new, "shadows": unique_shadows, "salt": salt, "reason": reason}
+    if part is not None:
+        body |= {"kind": "traffic-in-layer", "layer": jsonable(part)}
+    if named:
+        body |= {"kind": "traffic-by-rule", "rules": [jsonable(rule) for rule in named]}
+    return body | _mark(_broken(state, guarded, override), override)
+
+
+def _ruled(rules: Sequence[TrafficRule]) -> list[int]:
+    return [version for rule in rules for version in rule.versions]
+
+
+def require_layer(state: ModelState, part: LayerPart | None, *, keeps_arms: bool) -> None:
+    """Arms stay in their layer while they answer, and a claim that was given up is not used.
+
+    Raises: GivenUp; Refused if units would change between arms.
+    """
+    if part is not None and part.claim <= state.left.get(part.name, -1):
+        raise GivenUp(f"claim of {state.name} in layer {part.name!r}", part.claim, state.left[part.name])
+    now = state.split.layer
+    if not (keeps_arms and state.split.arms) or part == now:
+        return
+    if part is None or now is None or part.name != now.name or part.share < now.share:
+        here = "in no layer" if now is None else f"in {now.share:.2%} of layer {now.name!r}"
+        raise Refused(
+            f"{state.name}: its arms are {here}, which can only grow while they answer, or their units would "
+            "change arms; end them first (set_traffic without arms)"
+        )
+
+
+def leave_layer(state: ModelState, layer: str, claim: int) -> Body | None:
+    """Never use `claim` of `layer` again, unless the split rests on that layer now."""
+    if state.split.layer is not None and state.split.layer.name == layer:
+        return None
+    done = claim <= state.left.get(layer, -1)
+    return None if done else {"kind": "layer-left", "layer": layer, "claim": claim}
+
+
+def begin_holdout(state: ModelState, name: str, share: float, *, reason: str) -> Body | None:
+    """Hold units out. Raises: NotFound; InvalidInput; Refused where they would have met an arm."""
+    require_model(state)
+    check_name(name, what="holdout")
+    buckets = to_buckets(share, what=f"holdout {name!r}")
+    if not 0 < buckets < BUCKETS:
+        raise InvalidInput(f"holdout {name!r}: share={share!r} holds out none or all; give 0.0001 to 0.9999")
+    there = next((one for one in state.holdouts if one.name == name), None)
+    if there is not None:
+        if there.share == buckets / BUCKETS:
+            return None
+        raise Refused(
+            f"{state.name} holds out {there.share:.2%} as {name!r} already, and who is held out stays; "
+            "begin another under a new name, or end this one"
+        )
+    if state.split.arms:
+        raise Refused(
+            f"{state.name}: arms {[arm.name for arm in state.split.arms]} answer, and units that they touched "
+            f"would be in holdout {name!r}; begin it between experiments"
+        )
+    return {"kind": "holdout", "holdout": name, "share": buckets / BUCKETS, "reason": reason}
+
+
+def end_holdout(state: ModelState, name: str, *, reason: str) -> Body | None:
+    """Let held-out units take part again. Raises: NotFound if the model does not exist."""
+    require_model(state)
+    there = any(one.name == name for one in state.holdouts)
+    return {"kind": "holdout-ended", "holdout": name, "reason": reason} if there else None
+
+
+def delete_version(state: ModelState, number: int, *, reason: str) -> Body | None:
+    """Raises: NotFound; Refused while anything points to it."""
+    version = require_version(state, number)
+    if version.deleted_at is not None:
+        return None
+    uses = state.uses(number)
+    if uses:
+        raise Refused(
+            f"{state.name}@{number} cannot be deleted: {', '.join(uses)} points to it; move that first"
+        )
+    return {"kind": "version-deleted", "version": number, "reason": reason}
+
+
+def require_traffic(state: ModelState) -> Traffic:
+    """The split in force. Raises: NotFound if there is no model or no champion."""
+    require_model(state)
+    traffic = state.traffic
+    if traffic is None:
+        raise NotFound(
+            f"model {state.name!r} has no champion; set_alias(…, 'champion', …) before its traffic"
+        )
+    return traffic
+
+
+def _resolve(rules: Sequence[TrafficRule], arms: Mapping[str | int, int]) -> tuple[TrafficRule, ...]:
+    """Rules with the versions of the arms that they name. arms: version by name. Raises: InvalidInput."""
+    if len(rules) > MAX_RULES:
+        raise InvalidInput(
+            f"{len(rules)} rules; at most {MAX_RULES} are asked of a request, put some together"
+        )
+    names = [check_name(rule.name, what="rule") for rule in rules]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InvalidInput(f"rule {twice!r} is given twice; a rule's name is its arm in the log, rename one")
+    for rule in rules:
+        if isinstance(rule.to, str) and rule.to not in {CHAMPION, *arms}:
+            raise InvalidInput(
+                f"rule {rule.name!r} goes to arm {rule.to!r}, which is not there; name one of {[CHAMPION, *arms]}, "
+                "or the number of a version"
+            )
+    # no arm beside the champion has its name, so that stays, and means whichever it is
+    return tuple(rule.model_copy(update={"to": arms.get(rule.to, rule.to)}) for rule in rules)
+
+
+def _recorded(state: ModelState, arms: Mapping[str, tuple[int, float]]) -> list[Body]:
+    """The arms with the buckets that they have from now on, as they stand in the entry."""
+    ranges = _allocate(state, arms)
+    return [
+        {
+            "name": name,
+            "version": version,
+            "share": sum(stop - start for start, stop in ranges[name]) / BUCKETS,
+            "buckets": [list(span) for span in ranges[name]],
+        }
+        for name, (version, _) in arms.items()
+    ]
+
+
+def _allocate(state: ModelState, arms: Mapping[str, tuple[int, float]]) -> dict[str, Ranges]:
+    for name in arms:
+        check_name(name, what="arm")
+        if name == CHAMPION:
+            raise InvalidInput("arm 'champion' has what the others leave; give the others' shares only")
+        if name in RESERVED and name not in {arm.name for arm in state.split.arms}:
+            raise InvalidInput(
+                f"arm {name!r} is what answers of units beside the arms are called; choose another name"
+            )
+    wanted = {name: to_buckets(share, what=f"arm {name!r}") for name, (_, share) in arms.items()}
+    return allocate({arm.name: arm.buckets for arm in state.split.arms}, wanted)
+
+
+def _bar(state: ModelState, alias: str, number: int) -> str:
+    """What keeps `alias` from going back to `number`; "" if nothing does. An override, once given, holds."""
+    version = state.versions[number]
+    if number == state.aliases.get(alias):
+        return "is there now"
+    if version.status != "READY":
+        return f"is {version.status}"
+    missing = version.missing(state.policy) if alias in state.policy.guarded else ()
+    return "" if version.overrides else ", ".join(missing)
+
+
+def _broken(state: ModelState, numbers: Sequence[int], override: str) -> dict[str, list[str]]:
+    """Version -> rules of the policy it does not meet. Raises: Refused if any and there is no override."""
+    broken = {
+        str(number): list(missing)
+        for number in numbers
+        if (missing := state.versions[number].missing(state.policy))
+    }
+    if broken and not override.strip():
+        text = "; ".join(f"{state.name}@{number}: {', '.join(rules)}" for number, rules in broken.items())
+        raise Refused(f"not allowed to go live: {text}. In an emergency pass override='the reason'")
+    return broken
+
+
+def _mark(broken: Mapping[str, list[str]], override: str) -> Body:
+    return {"broken": dict(broken), "override": override} if broken else {}

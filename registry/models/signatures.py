@@ -1,0 +1,104 @@
+"""Versions with signatures: added once, kept beside the model, and checked before any file is handed out."""
+
+from __future__ import annotations
+
+import hashlib
+
+from registry.access import signing
+from registry.errors import AlreadyExists, Damaged, Refused
+from registry.models import rules
+from registry.models.model_journals import Shelf
+from registry.models.state import ModelState
+from registry.models.versions import ModelVersion, SignatureMark
+
+
+class Signed(Shelf):
+    """The part of the registry about signatures."""
+
+    def sign_version(
+        self, name: str, version: int, private_key: bytes, *, password: bytes | None = None
+    ) -> ModelVersion:
+        """Sign a version's files with an elliptic-curve key (PEM); 2 writes and 2 reads.
+
+        A version that this key has signed is left as it is, unless that signature was lost or changed.
+        Raises: NotFound; InvalidInput for a key that cannot sign.
+        """
+        public_key = signing.public_of(private_key, password=password)
+        found = self._found(name, version)
+        try:
+            self.verify_signature(name, version, public_key)
+        except (Refused, Damaged):
+            bundle = signing.sign(name, digests(found), private_key, password=password)
+            return self.add_signature(name, version, bundle, public_key)
+        return found
+
+    def add_signature(self, name: str, version: int, bundle: bytes, public_key: str) -> ModelVersion:
+        """Keep a signature that was made elsewhere, if it is one of `public_key` over the version's files.
+
+        Raises: NotFound; Refused if it is not; InvalidInput if it is no signature or no key.
+        """
+        state = self.follow(name).refresh()
+        signing.check(bundle, digests(rules.require_version(state, version)), public_key)
+        mark = {
+            "signer": signing.fingerprint(public_key),
+            "sha256": hashlib.sha256(bundle).hexdigest(),
+        }
+        try:
+            self.store.create(_key(name, version, mark["sha256"]), bundle)
+        except AlreadyExists:
+            self.signature(name, version, mark["sha256"])  # what is there must be the same
+
+        def decide(state: ModelState) -> rules.Body | None:
+            known = {each.sha256 for each in rules.require_version(state, version).signatures}
+            return None if mark["sha256"] in known else {"kind": "signed", "version": version, **mark}
+
+        return self._change(name, decide)[1].versions[version]
+
+    def signature(self, name: str, version: int, sha256: str) -> bytes:
+        """A signature's bundle, as `model_signing verify` reads it. Raises: Damaged if it is gone or changed."""
+        key = _key(name, version, sha256)
+        bundle = self.store.find(key)
+        if bundle is None:
+            raise Damaged(f"signature {key} is gone; restore it from a copy, or sign again")
+        if hashlib.sha256(bundle).hexdigest() != sha256:
+            raise Damaged(f"signature {key} was changed")
+        return bundle
+
+    def verify_signature(self, name: str, version: int | str, public_key: str) -> SignatureMark:
+        """The signature of this key on a version, checked now against the recorded digests.
+
+        Raises: NotFound; Refused if the version has none of this key, or it does not hold.
+        """
+        found = self._found(name, version)
+        signer = signing.fingerprint(public_key)
+        for mark in reversed(found.signatures):
+            if mark.signer == signer:
+                signing.check(self.signature(name, found.version, mark.sha256), digests(found), public_key)
+                return mark
+        raise Refused(f"{name}@{found.version} has no signature of the key {signer[:12]}…")
+
+    def _require_signed(self, name: str, version: ModelVersion) -> None:
+        """Raises: Refused unless a signer of the model's policy signed the version; nothing if it names none."""
+        signers = self.follow(name).state.policy.signers
+        marks = {mark.signer for mark in version.signatures}
+        trusted = [key for key in signers if signing.fingerprint(key) in marks]
+        if signers and not trusted:
+            raise Refused(
+                f"{name}@{version.version} is not signed by one of the {len(signers)} signers its policy names"
+            )
+        for key in trusted[:1]:
+            self.verify_signature(name, version.version, key)
+
+    def _found(self, name: str, version: int | str) -> ModelVersion:
+        state = self.follow(name).refresh()
+        number = state.aliases.get(version) if isinstance(version, str) else version
+        return rules.require_version(state, number or 0)
+
+
+def digests(version: ModelVersion) -> dict[str, str]:
+    """Path -> SHA-256 of a version's files."""
+    return {path: blob.sha256 for path, blob in version.files.items()}
+
+
+def _key(name: str, version: int, sha256: str) -> str:
+    return f"models/{name}/signatures/{version:08d}-{sha256}.json"

@@ -1,0 +1,269 @@
+"""Who answers which request: 10,000 buckets, owned by arms; a unit's bucket never changes.
+
+Which buckets an arm owns is part of the recorded policy, so raising one share takes buckets from the
+champion only, and nobody else moves. Before the arms are asked, holdouts take their units out, and so does
+a layer with those that belong to other experiments in it: each by a salt of its own. Before any of it come the rules
+of `matching`, which look at a request's attributes and not at its unit.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from hashlib import blake2b
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from registry.errors import InvalidInput
+from registry.models.matching import BY_RULE, Named, TrafficRule
+
+BUCKETS = 10_000
+CHAMPION = "champion"
+HOLDOUT = "holdout"  # the arm of held-out units
+OUTSIDE = "outside"  # the arm of units that are not in the model's part of its layer
+RESERVED = frozenset({CHAMPION, HOLDOUT, OUTSIDE})
+Ranges = tuple[tuple[int, int], ...]  # half-open, sorted, apart
+
+
+class Arm(BaseModel):
+    """One arm of the split.
+
+    share: part of the traffic, 0 to 1; buckets: those it owns (the champion owns what is left: none listed).
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    version: int
+    share: float = Field(ge=0, le=1)
+    buckets: Ranges = ()
+
+
+class LayerShare(BaseModel):
+    """How much of which layer an experiment wants; share: 0 to 1."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Named
+    share: float = Field(ge=1 / BUCKETS, le=1, allow_inf_nan=False)
+
+
+class LayerPart(BaseModel):
+    """The part of a layer that a model's experiment has: no other model's has any of its buckets.
+
+    claim: number of the entry in the layer's journal by which it was taken.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    claim: int
+    buckets: Ranges
+
+    @property
+    def share(self) -> float:
+        """Part of the layer, 0 to 1."""
+        return size(self.buckets) / BUCKETS
+
+    @property
+    def salt(self) -> str:
+        """The same for every model in the layer, so that a unit has one bucket in it; no model's salt has a ':'."""
+        return f"layer:{self.name}"
+
+
+class Holdout(BaseModel):
+    """Units that no experiment touches. share: of all units, 0 to 1.
+
+    Models that declare a holdout of the same name hold out the same units.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: Named
+    share: float = Field(ge=1 / BUCKETS, lt=1, allow_inf_nan=False)
+
+    @property
+    def salt(self) -> str:
+        """Its own."""
+        return f"holdout:{self.name}"
+
+    def holds(self, unit: str) -> bool:
+        """Whether `unit` is held out."""
+        return bucket_of(self.salt, unit) < round(self.share * BUCKETS)
+
+
+class Traffic(BaseModel):
+    """The split in force.
+
+    arms: champion first, shares sum to 1; shadows: versions that see every request and answer none;
+    salt: of this experiment; entry: number of the journal entry it came from.
+    layer: the part of a layer that the arms share; None: they share all units. holdouts: who is left out of all
+    of it. Shares of arms are of the units that are neither held out nor outside the layer's part.
+    rules: who goes to one version whatever the unit; the first that matches.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    arms: tuple[Arm, ...] = Field(min_length=1)
+    shadows: tuple[int, ...] = ()
+    salt: str = ""
+    entry: int = 0
+    layer: LayerPart | None = None
+    holdouts: tuple[Holdout, ...] = ()
+    rules: tuple[TrafficRule, ...] = ()
+
+    @property
+    def champion(self) -> Arm:
+        """The arm that has what the others leave."""
+        return self.arms[0]
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """Every version a replica has to hold, each once."""
+        ruled = [version for rule in self.rules for version in rule.versions]
+        return tuple(dict.fromkeys([*(arm.version for arm in self.arms), *ruled, *self.shadows]))
+
+    @property
+    def reach(self) -> float:
+        """The part of all units that the arms share, 0 to 1: the layer's, less those held out."""
+        kept = 1.0 if self.layer is None else self.layer.share
+        for holdout in self.holdouts:
+            kept *= 1 - holdout.share
+        return kept
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the champion answers every unit that no rule takes under its own name."""
+        return len(self.arms) == 1 and self.layer is None and not self.holdouts
+
+    def by_rule(self, attributes: Mapping[str, str]) -> Arm | None:
+        """The arm of the first rule that matches a request with these attributes, "rule:" and its name; None: `assign`."""
+        for rule, arm in self._ruled:
+            if rule.matches(attributes):
+                return arm
+        return None
+
+    def assign(self, unit: str) -> Arm:
+        """The arm that answers `unit` (a user, a key, a request id): always the same while shares only grow.
+
+        A held-out unit's is called "holdout" and one's outside the layer's part "outside": both are the champion.
+        """
+        if self.holdouts and any(holdout.holds(unit) for holdout in self.holdouts):
+            return self._beside(HOLDOUT)
+        if self.layer is not None and not self._is_inside(bucket_of(self.layer.salt, unit)):
+            return self._beside(OUTSIDE)
+        starts, arms = self._table
+        return arms[bisect_right(starts, bucket_of(self.salt, unit)) - 1]
+
+    def _beside(self, name: str) -> Arm:
+        return Arm(name=name, version=self.champion.version, share=0.0)
+
+    def _is_inside(self, bucket: int) -> bool:
+        return bisect_right(self._edges, bucket) % 2 == 1
+
+    @cached_property
+    def _ruled(self) -> list[tuple[TrafficRule, Arm]]:
+        champion = self.champion.version
+        return [
+            (rule, Arm(name=rule.arm, version=next(iter(rule.versions), champion), share=0.0))
+            for rule in self.rules
+        ]
+
+    @cached_property
+    def _edges(self) -> list[int]:
+        """Where the layer's part begins and ends, in turn."""
+        return [edge for span in (self.layer.buckets if self.layer else ()) for edge in span]
+
+    @cached_property
+    def _table(self) -> tuple[list[int], list[Arm]]:
+        """Starts of all ranges and who owns each, the champion's gaps included."""
+        owned = sorted((start, stop, arm) for arm in self.arms[1:] for start, stop in arm.buckets)
+        starts, arms, position = [0], [self.champion], 0
+        for start, stop, arm in owned:
+            if start == position:
+                starts.pop()
+                arms.pop()
+            starts += [start, stop]
+            arms += [arm, self.champion]
+            position = stop
+        return starts, arms
+
+
+def is_shadowed(arm: str) -> bool:
+    """Whether shadows see what `arm` answers: not held-out units, nor what came by rule, which nothing compares."""
+    return arm != HOLDOUT and not arm.startswith(BY_RULE)
+
+
+def bucket_of(salt: str, unit: str) -> int:
+    """The bucket of `unit` under `salt`, 0 to 9,999.
+
+    Hashed twice: with a single weak hash, assignments of experiments that differ in salt only correlate.
+    """
+    inner = blake2b(f"{salt}\0{unit}".encode(), digest_size=8).digest()
+    return int.from_bytes(blake2b(inner, digest_size=8).digest(), "big") % BUCKETS
+
+
+def to_buckets(share: float, *, what: str) -> int:
+    """How many buckets `share` is. what: has it, for the error. Raises: InvalidInput outside 0 to 1 or NaN."""
+    if not 0.0 <= share <= 1.0:
+        raise InvalidInput(f"{what}: share={share!r} is not between 0 and 1")
+    return round(share * BUCKETS)
+
+
+def allocate(held: Mapping[str, Ranges], wanted: Mapping[str, int]) -> dict[str, Ranges]:
+    """Ranges for each arm of `wanted` (arm -> how many buckets), moving as few units as possible.
+
+    held: what arms own now. An arm that shrinks gives its last buckets back to the champion; one that grows
+    takes the champion's first.
+    Raises: InvalidInput if more than all buckets are wanted.
+    """
+    if sum(wanted.values()) > BUCKETS:
+        raise InvalidInput(
+            f"shares sum to {sum(wanted.values()) / BUCKETS:.4f}; the champion cannot have less than 0"
+        )
+    kept = {arm: _first(held.get(arm, ()), count) for arm, count in wanted.items()}
+    free = _complement([span for ranges in kept.values() for span in ranges])
+    for arm, count in wanted.items():
+        taken = _first(free, count - size(kept[arm]))
+        free = _first(free, size(free), skip=size(taken))
+        kept[arm] = _merge([*kept[arm], *taken])
+    return kept
+
+
+def size(ranges: Sequence[tuple[int, int]]) -> int:
+    """How many buckets there are in `ranges`."""
+    return sum(stop - start for start, stop in ranges)
+
+
+def _first(ranges: Sequence[tuple[int, int]], count: int, *, skip: int = 0) -> Ranges:
+    """The first `count` buckets of `ranges` after `skip` of them."""
+    chosen: list[tuple[int, int]] = []
+    for start, stop in ranges:
+        begin = min(start + skip, stop)
+        skip -= begin - start
+        end = min(stop, begin + count)
+        if end > begin:
+            chosen.append((begin, end))
+            count -= end - begin
+    return tuple(chosen)
+
+
+def _complement(ranges: Sequence[tuple[int, int]]) -> Ranges:
+    gaps: list[tuple[int, int]] = []
+    position = 0
+    for start, stop in sorted(ranges):
+        if start > position:
+            gaps.append((position, start))
+        position = stop
+    return (*gaps, (position, BUCKETS)) if position < BUCKETS else tuple(gaps)
+
+
+def _merge(ranges: Sequence[tuple[int, int]]) -> Ranges:
+    merged: list[tuple[int, int]] = []
+    for start, stop in sorted(ranges):
+        if merged and merged[-1][1] == start:
+            merged[-1] = (merged[-1][0], stop)
+        else:
+            merged.append((start, stop))
+    return tuple(merged)

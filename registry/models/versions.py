@@ -1,0 +1,183 @@
+"""The values of the recipe book: a version, what was said about it, and a model's policy."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, computed_field, field_validator
+
+from registry.access.signing import canonical, fingerprint
+from registry.models.lineage import Lineage
+from registry.models.signature import Signature
+
+
+class Blob(BaseModel):
+    """Content of one file: SHA-256 (hex) and size in bytes.
+
+    generation: how often garbage had been collected when it was stored; part of its place.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size: int = Field(ge=0)
+    generation: int = Field(default=0, ge=0)
+
+
+class Approval(BaseModel):
+    """What one person said last about a version."""
+
+    model_config = ConfigDict(frozen=True)
+
+    actor: str
+    approved: bool
+    comment: str = ""
+    at: datetime
+
+
+class GateOutcome(BaseModel):
+    """The last result of one gate on a version."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    passed: bool
+    details: dict[str, Any] = Field(default_factory=dict)
+    actor: str
+    at: datetime
+
+
+class Override(BaseModel):
+    """An emergency: the version went live although the policy said no. Marked for ever."""
+
+    model_config = ConfigDict(frozen=True)
+
+    actor: str
+    reason: str
+    broken: tuple[str, ...]
+    at: datetime
+
+
+class SignatureMark(BaseModel):
+    """A signature that was checked when it was added. signer: fingerprint of its key; sha256: of its bundle."""
+
+    model_config = ConfigDict(frozen=True)
+
+    signer: str
+    sha256: str
+    actor: str
+    at: datetime
+
+
+class ModelPolicy(BaseModel):
+    """What a version needs before it may go live.
+
+    guarded: aliases that need it; with any, a share of the traffic needs it too. approvals: how many people
+    must approve; approvers: who may (empty: anyone). gates: which must have passed. author_may_approve:
+    whether the author counts. signers: public keys (PEM), one of which must have signed; with any, no file of
+    a version is handed out unless such a signature holds.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    guarded: frozenset[str] = frozenset()
+    approvals: int = Field(default=1, ge=0)
+    approvers: frozenset[str] = frozenset()
+    gates: tuple[str, ...] = ()
+    author_may_approve: bool = False
+    signers: tuple[str, ...] = ()
+
+    @field_validator("signers")
+    @classmethod
+    def _keys(cls, signers: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(canonical(key) for key in signers)
+
+
+class ModelVersion(BaseModel):
+    """One immutable version of a model, and what was said about it since.
+
+    files: path in the version -> content; code_files: those that can execute code when loaded;
+    metrics, tags, signature, lineage: as given; digest: SHA-256 of files and signature; key: the caller's
+    idempotency key.
+    """
+
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
+
+    model: str
+    version: int = Field(ge=1)
+    files: dict[str, Blob]
+    signature: Signature | None = None
+    metrics: dict[str, float] = Field(default_factory=dict)
+    tags: dict[str, str] = Field(default_factory=dict)
+    lineage: Lineage = Lineage()
+    description: str = ""
+    author: str
+    created_at: datetime
+    code_files: tuple[str, ...] = ()
+    key: str | None = None
+    digest: str = ""
+    approvals: tuple[Approval, ...] = ()
+    gates: dict[str, GateOutcome] = Field(default_factory=dict)
+    overrides: tuple[Override, ...] = ()
+    signatures: tuple[SignatureMark, ...] = ()
+    deleted_at: datetime | None = None
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def status(self) -> Literal["READY", "REJECTED", "DELETED"]:
+        """READY unless someone's last word is a rejection, or it was deleted."""
+        if self.deleted_at is not None:
+            return "DELETED"
+        return "READY" if all(approval.approved for approval in self.approvals) else "REJECTED"
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(blob.size for blob in self.files.values())
+
+    def missing(self, policy: ModelPolicy) -> tuple[str, ...]:
+        """What `policy` still wants before this version may go live; empty if nothing."""
+        approvers = {
+            approval.actor
+            for approval in self.approvals
+            if approval.approved
+            and (policy.author_may_approve or approval.actor != self.author)
+            and (not policy.approvers or approval.actor in policy.approvers)
+        }
+        wants = [
+            f"gate {gate!r} has {'failed' if gate in self.gates else 'not run'}"
+            for gate in policy.gates
+            if gate not in self.gates or not self.gates[gate].passed
+        ]
+        if len(approvers) < policy.approvals:
+            who = f" from {sorted(policy.approvers)}" if policy.approvers else ""
+            wants.append(f"{len(approvers)} of {policy.approvals} approvals{who} (author: {self.author})")
+        marks = {mark.signer for mark in self.signatures}
+        if policy.signers and marks.isdisjoint(map(fingerprint, policy.signers)):
+            wants.append(f"not signed by one of its {len(policy.signers)} signers")
+        return tuple(wants)
+
+
+def jsonable(model: BaseModel) -> dict[str, Any]:
+    """`model` as finite JSON values: NaN and infinities as text, which reading turns back."""
+    values: dict[str, Any] = json.loads(model.model_dump_json())
+    return values
+
+
+def finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with NaN and infinities as text, all the way down: JSON has no words for them."""
+    return {str(name): _finite(value) for name, value in values.items()}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return finite(value)
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return {math.inf: "Infinity", -math.inf: "-Infinity"}.get(value, "NaN")
+    return value

@@ -1,0 +1,1 @@
+"""Experiments and runs: parameters, metrics, artifacts, and a search over them."""

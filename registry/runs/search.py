@@ -1,0 +1,286 @@
+"""MLflow's filter grammar over runs: `metrics.log_loss < 0.5 and params.lr = '0.01'`.
+
+Comparisons joined by AND, as MLflow has it: no OR, no parentheses around comparisons.
+    comparison: [attributes.|metrics.|params.|tags.]name operator value | name IS [NOT] NULL
+    operator:   = != < <= > >= LIKE ILIKE IN NOT IN      (params and tags compare as text)
+    name:       plain, or in backticks or double quotes where it has other characters
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from registry.errors import InvalidInput
+from registry.runs.record import RunRecord
+
+Predicate = Callable[[Any], bool]
+_TOKEN = re.compile(
+    r"\s*(?:(?P<text>'(?:[^']|'')*')|(?P<name>(?:[A-Za-z_][\w/\-]*\.)?(?:`[^`]+`|\"[^\"]+\")|[A-Za-z_][\w./\-]*)"
+    r"|(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)|(?P<sign><=|>=|!=|<>|[=<>(),]))"
+)
+_ORDERS: dict[str, Callable[[Any, Any], bool]] = {
+    "=": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+_KINDS = {
+    "metric": "metrics",
+    "metrics": "metrics",
+    "param": "params",
+    "params": "params",
+    "parameter": "params",
+    "parameters": "params",
+    "tag": "tags",
+    "tags": "tags",
+    "attribute": "attributes",
+    "attributes": "attributes",
+    "attr": "attributes",
+    "run": "attributes",
+}
+_ATTRIBUTES: dict[str, Callable[[RunRecord], Any]] = {
+    "run_id": lambda run: run.id,
+    "id": lambda run: run.id,
+    "run_name": lambda run: run.name,
+    "name": lambda run: run.name,
+    "status": lambda run: run.status,
+    "user_id": lambda run: run.actor,
+    "actor": lambda run: run.actor,
+    "experiment": lambda run: run.experiment,
+    "start_time": lambda run: run.started_at.timestamp() * 1000,
+    "created": lambda run: run.started_at.timestamp() * 1000,
+    "end_time": lambda run: None if run.ended_at is None else run.ended_at.timestamp() * 1000,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    kind: str
+    text: str
+    at: int
+
+
+class Comparable(Protocol):
+    """What stands on the left of a comparison."""
+
+    @property
+    def kind(self) -> str:
+        """Of what kind it is, for messages."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Its name within the kind."""
+        ...
+
+    @property
+    def is_number(self) -> bool:
+        """Whether it compares as a number."""
+        ...
+
+    def of(self, item: Any, /) -> Any:
+        """Its value in `item`, or None where there is none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """Something of a run that can be compared: a metric, a parameter, a tag or an attribute."""
+
+    kind: str
+    name: str
+
+    def of(self, run: RunRecord) -> Any:
+        """Its value, or None where the run has none."""
+        if self.kind == "attributes":
+            return _ATTRIBUTES[self.name](run)
+        values: Mapping[str, Any] = getattr(run, self.kind)
+        return values.get(self.name)
+
+    @property
+    def is_number(self) -> bool:
+        """Whether it compares as a number."""
+        return self.kind == "metrics" or (
+            self.kind == "attributes" and self.name in {"start_time", "created", "end_time"}
+        )
+
+
+def parse_where(where: str, columns: Callable[[str], Comparable] | None = None) -> Predicate:
+    """The predicate that `where` says; empty text is true of everything.
+
+    columns: from a name to what it means; None: the columns of runs.
+    Raises: InvalidInput, with the place and what was wanted there.
+    """
+    tests = _Parser(where, columns or parse_column).comparisons()
+    return lambda item: all(test(item) for test in tests)
+
+
+def parse_order(order_by: str | Sequence[str]) -> Callable[[list[RunRecord]], list[RunRecord]]:
+    """A sort by `metrics.log_loss`, `metrics.auc DESC`, or several of them; runs without a value come last.
+
+    Raises: InvalidInput.
+    """
+    columns = []
+    for text in [order_by] if isinstance(order_by, str) else order_by:
+        name, _, direction = text.strip().rpartition(" ")
+        if direction.upper() not in {"ASC", "DESC"}:
+            name, direction = text.strip(), "ASC"
+        columns.append((parse_column(name.strip()), direction.upper() == "DESC"))
+
+    def sort(runs: list[RunRecord]) -> list[RunRecord]:
+        for column, reverse in reversed(columns):
+            values = {run.id: column.of(run) for run in runs}
+            known = [run for run in runs if _is_ordered(values[run.id])]
+            known.sort(key=lambda run, v=values: v[run.id], reverse=reverse)  # type: ignore[misc]
+            runs = known + [run for run in runs if not _is_ordered(values[run.id])]
+        return runs
+
+    return sort
+
+
+def parse_column(name: str) -> Column:
+    """The column `name` means. Raises: InvalidInput."""
+    kind, dot, rest = name.partition(".")
+    if not dot:
+        kind, rest = "attributes", name
+    rest = rest[1:-1] if rest[:1] in {"`", '"'} else rest
+    known = _KINDS.get(kind.lower())
+    if known is None:
+        raise InvalidInput(f"{name!r}: begins with none of metrics., params., tags., attributes.")
+    if known == "attributes" and rest.lower() not in _ATTRIBUTES:
+        raise InvalidInput(f"{name!r}: no such attribute; there are {sorted(_ATTRIBUTES)}")
+    return Column(known, rest.lower() if known == "attributes" else rest)
+
+
+def _is_ordered(value: Any) -> bool:
+    """Neither absent nor NaN."""
+    return value is not None and value == value  # noqa: PLR0124 - NaN is what differs from itself
+
+
+class _Parser:
+    """Recursive descent over the tokens of one filter."""
+
+    def __init__(self, text: str, columns: Callable[[str], Comparable]) -> None:
+        self._text = text
+        self._columns = columns
+        self._tokens = _tokens(text)
+        self._next = 0
+
+    def comparisons(self) -> list[Predicate]:
+        tests: list[Predicate] = []
+        while self._peek() is not None:
+            if tests:
+                self._word("AND")
+            tests.append(self._comparison())
+        return tests
+
+    def _comparison(self) -> Predicate:
+        token = self._take("name", "a column such as metrics.log_loss")
+        column = self._columns(token.text)
+        if self._is_word("IS"):
+            return self._null_test(column)
+        if self._is_word("NOT"):
+            self._word("IN")
+            values = self._values(column)
+            return lambda run: column.of(run) is not None and column.of(run) not in values
+        if self._is_word("IN"):
+            values = self._values(column)
+            return lambda run: column.of(run) in values
+        for word in ("LIKE", "ILIKE"):
+            if self._is_word(word):
+                return _like(column, self._take("text", "a quoted pattern").text, ignore_case=word == "ILIKE")
+        sign = self._take("sign", "an operator such as = or <")
+        compare = _ORDERS.get("!=" if sign.text == "<>" else sign.text)
+        if compare is None:
+            raise self._error(sign.at, "an operator such as = or <")
+        return _compare(column, compare, self._value(column))
+
+    def _null_test(self, column: Comparable) -> Predicate:
+        wanted = not self._is_word("NOT")
+        self._word("NULL")
+        return lambda run: (column.of(run) is None) == wanted
+
+    def _values(self, column: Comparable) -> set[Any]:
+        self._sign("(")
+        values = {self._value(column)}
+        while self._is_sign(","):
+            values.add(self._value(column))
+        self._sign(")")
+        return values
+
+    def _value(self, column: Comparable) -> Any:
+        if column.is_number:
+            return float(self._take("number", f"a number: {column.kind}.{column.name} is one").text)
+        return self._take("text", f"a quoted text: {column.kind} compare as text").text
+
+    def _peek(self) -> _Token | None:
+        return self._tokens[self._next] if self._next < len(self._tokens) else None
+
+    def _take(self, kind: str, wanted: str) -> _Token:
+        token = self._peek()
+        if token is None or token.kind != kind:
+            raise self._error(len(self._text) if token is None else token.at, wanted)
+        self._next += 1
+        return token
+
+    def _is_word(self, word: str) -> bool:
+        return self._skip(lambda token: token.kind == "name" and token.text.upper() == word)
+
+    def _is_sign(self, sign: str) -> bool:
+        return self._skip(lambda token: token.kind == "sign" and token.text == sign)
+
+    def _skip(self, matches: Callable[[_Token], bool]) -> bool:
+        token = self._peek()
+        if token is None or not matches(token):
+            return False
+        self._next += 1
+        return True
+
+    def _word(self, word: str) -> None:
+        if not self._is_word(word):
+            token = self._peek()
+            raise self._error(len(self._text) if token is None else token.at, word)
+
+    def _sign(self, sign: str) -> None:
+        if not self._is_sign(sign):
+            token = self._peek()
+            raise self._error(len(self._text) if token is None else token.at, repr(sign))
+
+    def _error(self, at: int, wanted: str) -> InvalidInput:
+        return InvalidInput(f"filter {self._text!r}: at {at} ({self._text[at : at + 20]!r}) want {wanted}")
+
+
+def _tokens(text: str) -> list[_Token]:
+    tokens, at = [], 0
+    end = len(text.rstrip())
+    while at < end:
+        match = _TOKEN.match(text, at)
+        if match is None or match.lastgroup is None:
+            raise InvalidInput(f"filter {text!r}: cannot read {text[at : at + 20]!r} at {at}")
+        value = match[match.lastgroup]
+        if match.lastgroup == "text":
+            value = value[1:-1].replace("''", "'")
+        tokens.append(_Token(match.lastgroup, value, match.start(match.lastgroup)))
+        at = match.end()
+    return tokens
+
+
+def _compare(column: Comparable, compare: Callable[[Any, Any], bool], value: Any) -> Predicate:
+    def test(item: Any) -> bool:
+        found = column.of(item)
+        return found is not None and compare(found, value)
+
+    return test
+
+
+def _like(column: Comparable, pattern: str, *, ignore_case: bool) -> Predicate:
+    parts = {"%": ".*", "_": "."}
+    text = "".join(parts.get(char, re.escape(char)) for char in pattern)
+    compiled = re.compile(text, re.DOTALL | (re.IGNORECASE if ignore_case else 0))
+    return lambda run: column.of(run) is not None and compiled.fullmatch(str(column.of(run))) is not None

@@ -1,0 +1,256 @@
+"""A store in a folder: each object a file, made visible by one atomic step and never half written.
+
+What a `kill -9` or a power cut leaves, line by line of `create`: before the link, a file in `.tmp/` that
+nobody reads and `sweep` removes; after the link, the whole object (its bytes were on disk before its name).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+from urllib.parse import quote
+
+from registry.errors import AlreadyExists, Forbidden, InvalidInput, NotFound, Unavailable
+from registry.names import check_key
+
+if TYPE_CHECKING:
+    from registry.store.object_store import Progress
+
+_TMP = ".tmp"
+_CHUNK_BYTES = 1 << 20
+_STALE_S = 24 * 3600.0
+
+
+class FolderStore:
+    """Objects as files below `root`, on a file system with hard links (any local one; NFS too).
+
+    root: absolute path; made when the first object is written.
+    """
+
+    def __init__(self, root: Path) -> None:
+        if not root.is_absolute():
+            raise InvalidInput(f"store folder {str(root)!r} is not absolute; pass Path(...).resolve()")
+        self._root = root
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FolderStore, (self._root,)
+
+    def __repr__(self) -> str:
+        return f"FolderStore({self.url!r})"
+
+    @property
+    def url(self) -> str:
+        """`file://` and the absolute path."""
+        return f"file://{quote(str(self._root))}"
+
+    @property
+    def root(self) -> Path:
+        """The folder."""
+        return self._root
+
+    def get(self, key: str) -> bytes:
+        """The object's bytes. Raises: NotFound."""
+        data = self.find(key)
+        if data is None:
+            raise NotFound(f"{key} is not in {self.url}")
+        return data
+
+    def find(self, key: str) -> bytes | None:
+        """The object's bytes, or None if absent."""
+        path = self._path(key)
+        with self._errors(key):
+            try:
+                return path.read_bytes()
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                return None
+
+    def create(self, key: str, data: bytes) -> None:
+        """Store `data` if nothing is there; atomic between processes. Raises: AlreadyExists."""
+        path = self._path(key)
+        with self._errors(key), self._temporary() as temporary:
+            _write_durably(temporary, data)
+            renewed = self._make_parent(path)
+            try:
+                os.link(temporary, path)
+            except FileExistsError as error:
+                raise AlreadyExists(f"{key} is already in {self.url}") from error
+            _sync_folders(renewed)
+
+    def put(self, key: str, data: bytes) -> None:
+        """Store `data`, replacing what is there."""
+        path = self._path(key)
+        with self._errors(key), self._temporary() as temporary:
+            _write_durably(temporary, data)
+            renewed = self._make_parent(path)
+            temporary.replace(path)
+            _sync_folders(renewed)
+
+    def delete(self, key: str) -> None:
+        """Remove the object; an absent one is fine. Folders stay: removing one could race with `create`."""
+        path = self._path(key)
+        with self._errors(key):
+            try:
+                path.unlink(missing_ok=True)
+            except NotADirectoryError:
+                return
+            except (IsADirectoryError, PermissionError):
+                if not path.is_dir():
+                    raise
+
+    def list(self, prefix: str, *, after: str = "") -> Iterator[str]:
+        """Keys that start with `prefix` and come after `after`, in order of code points."""
+        folder = prefix.rpartition("/")[0]
+        if folder:
+            check_key(folder)
+        with self._errors(prefix):
+            yield from self._walk(folder, prefix, after)
+
+    def upload(self, key: str, path: Path, *, on_progress: Progress | None = None) -> None:
+        """`put` the file at `path`, streaming; `on_progress` is told the bytes of each piece."""
+        target = self._path(key)
+        with self._errors(key), self._temporary() as temporary:
+            with path.open("rb") as source, temporary.open("xb") as sink:
+                _copy(source, sink, on_progress)
+                _sync_file(sink)
+            renewed = self._make_parent(target)
+            temporary.replace(target)
+            _sync_folders(renewed)
+
+    def download(self, key: str, path: Path, *, on_progress: Progress | None = None) -> None:
+        """Write the object to `path`; it appears whole or not at all. Raises: NotFound."""
+        source_path = self._path(key)
+        partial = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}")
+        with self._errors(key):
+            try:
+                source = source_path.open("rb")
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+                raise NotFound(f"{key} is not in {self.url}") from error
+            with source:
+                _copy_whole(source, partial, path, on_progress)
+
+    def table_location(self, name: str) -> tuple[str, dict[str, str]]:
+        """(path, no options) where `deltalake` keeps the table `name`."""
+        return str(self._path(f"tables/{name}.delta")), {}
+
+    def sweep(self, *, older_than_s: float = _STALE_S) -> int:
+        """Remove what killed writers left in `.tmp/`; returns how many files.
+
+        older_than_s: age by the file system's clock; longer than any upload takes.
+        """
+        removed = 0
+        for path in (self._root / _TMP).glob("*"):
+            try:
+                if time.time() - path.stat().st_mtime > older_than_s:
+                    path.unlink()
+                    removed += 1
+            except FileNotFoundError:
+                continue  # its writer, or another sweep, was faster
+        return removed
+
+    def _path(self, key: str) -> Path:
+        return self._root / check_key(key)
+
+    def _make_parent(self, path: Path) -> Sequence[Path]:
+        """Make the folder of `path`; returns the folders that hold a new name once `path` is there."""
+        renewed = [path.parent]
+        while not renewed[-1].is_dir():
+            renewed.append(renewed[-1].parent)
+        for made in reversed(renewed[:-1]):
+            made.mkdir(exist_ok=True)
+        return renewed
+
+    @contextmanager
+    def _temporary(self) -> Iterator[Path]:
+        """A fresh path in `.tmp/`, on the same file system, gone afterwards."""
+        folder = self._root / _TMP
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / uuid.uuid4().hex
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _errors(self, key: str) -> Iterator[None]:
+        """Turn what the file system says into what the caller can act on."""
+        try:
+            yield
+        except (NotADirectoryError, IsADirectoryError, FileExistsError) as error:
+            raise InvalidInput(
+                f"{key}: a part of this key is an object already, or the object a folder, in {self.url}"
+            ) from error
+        except PermissionError as error:
+            raise Forbidden(
+                f"{key}: no permission in {self.url}; check owner and mode of the folder"
+            ) from error
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise InvalidInput(f"{key}: too long for the file system of {self.url}") from error
+            raise Unavailable(f"{key}: {self.url} failed: {error}") from error
+
+    def _walk(self, folder: str, prefix: str, after: str) -> Iterator[str]:
+        try:
+            entries = list(os.scandir(self._root / folder))
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        base = f"{folder}/" if folder else ""
+        names = sorted(base + entry.name + ("/" if entry.is_dir() else "") for entry in entries)
+        for name in names:
+            if name == f"{_TMP}/" or not (name.startswith(prefix) or prefix.startswith(name)):
+                continue
+            if name.endswith("/"):
+                if name > after or after.startswith(name):
+                    yield from self._walk(name[:-1], prefix, after)
+            elif name > after:
+                yield name
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        _sync_file(file)
+
+
+def _copy(source: BinaryIO, sink: BinaryIO, on_progress: Progress | None) -> None:
+    while chunk := source.read(_CHUNK_BYTES):
+        sink.write(chunk)
+        if on_progress:
+            on_progress(len(chunk))
+
+
+def _copy_whole(source: BinaryIO, partial: Path, path: Path, on_progress: Progress | None) -> None:
+    try:
+        with partial.open("xb") as sink:
+            _copy(source, sink, on_progress)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _sync_file(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folders(folders: Sequence[Path]) -> None:
+    """Make the names in them durable; several at a time, for each waits for the disk."""
+    if len(folders) == 1:
+        _sync_folder(folders[0])
+        return
+    with ThreadPoolExecutor(len(folders)) as pool:
+        list(pool.map(_sync_folder, folders))
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

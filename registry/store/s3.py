@@ -1,0 +1,235 @@
+"""A store in an S3 bucket, through boto3: `create` is PutObject with `If-None-Match: *`."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import boto3
+from boto3.exceptions import S3UploadFailedError
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+
+from registry.errors import AlreadyExists, Forbidden, InvalidInput, NotFound, RegistryError, Unavailable
+from registry.names import check_key
+
+if TYPE_CHECKING:
+    from registry.store.object_store import Progress
+
+_PART_BYTES = 32 << 20
+_MAX_PARTS = 9_000  # S3 allows 10,000
+_CONFIG = Config(
+    connect_timeout=5,
+    read_timeout=30,
+    retries={"mode": "standard", "total_max_attempts": 4},
+    max_pool_connections=32,
+)
+_HTTP_SERVER_ERROR = 500
+
+
+class S3Store:
+    """Objects under `prefix` in `bucket`.
+
+    endpoint: url of an S3 server other than the environment's; "" for the environment's.
+    """
+
+    def __init__(self, bucket: str, prefix: str = "", *, endpoint: str = "") -> None:
+        if prefix:
+            check_key(prefix)
+        self._bucket = bucket
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._endpoint = endpoint
+        self._lock = threading.Lock()
+        self._client_of: tuple[int, Any] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (self._bucket, self._prefix.strip("/"), self._endpoint)
+
+    def __repr__(self) -> str:
+        return f"S3Store({self.url!r})"
+
+    @property
+    def url(self) -> str:
+        """`s3://bucket/prefix`, with the endpoint if it was given."""
+        query = f"?endpoint={quote(self._endpoint, safe=':/')}" if self._endpoint else ""
+        return f"s3://{self._bucket}/{self._prefix.rstrip('/')}".rstrip("/") + query
+
+    def get(self, key: str) -> bytes:
+        """The object's bytes. Raises: NotFound."""
+        data = self.find(key)
+        if data is None:
+            raise NotFound(f"{key} is not in {self.url}")
+        return data
+
+    def find(self, key: str) -> bytes | None:
+        """The object's bytes, or None if absent."""
+        name = self._name(key)
+        try:
+            with self._errors(key):
+                data: bytes = self._client.get_object(Bucket=self._bucket, Key=name)["Body"].read()
+                return data
+        except NotFound:
+            return None
+
+    def create(self, key: str, data: bytes) -> None:
+        """Store `data` if nothing is there; of any number of callers one wins.
+
+        A retry inside boto3 can meet its own success: AlreadyExists then means "someone, maybe you".
+        Raises: AlreadyExists.
+        """
+        name = self._name(key)
+        with self._errors(key):
+            self._settle(
+                lambda: self._client.put_object(Bucket=self._bucket, Key=name, Body=data, IfNoneMatch="*")
+            )
+
+    def put(self, key: str, data: bytes) -> None:
+        """Store `data`, replacing what is there."""
+        name = self._name(key)
+        with self._errors(key):
+            self._client.put_object(Bucket=self._bucket, Key=name, Body=data)
+
+    def delete(self, key: str) -> None:
+        """Remove the object; an absent one is fine."""
+        name = self._name(key)
+        with self._errors(key):
+            self._client.delete_object(Bucket=self._bucket, Key=name)
+
+    def list(self, prefix: str, *, after: str = "") -> Iterator[str]:
+        """Keys that start with `prefix` and come after `after`, in order of code points."""
+        cut = len(self._prefix)
+        request: dict[str, Any] = {"Bucket": self._bucket, "Prefix": self._prefix + prefix}
+        if after:
+            request["StartAfter"] = self._prefix + after
+        while True:
+            with self._errors(prefix):
+                page = self._client.list_objects_v2(**request)
+            yield from (item["Key"][cut:] for item in page.get("Contents", ()))
+            if not page.get("IsTruncated"):
+                return
+            request["ContinuationToken"] = page["NextContinuationToken"]
+
+    def upload(self, key: str, path: Path, *, on_progress: Progress | None = None) -> None:
+        """`put` the file at `path`; above 32 MiB in parts, in parallel. S3 checks a CRC of every part.
+
+        on_progress: told the bytes moved since the call before; negative when a part is sent again.
+        """
+        name = self._name(key)
+        part_bytes = max(_PART_BYTES, -(-path.stat().st_size // _MAX_PARTS))
+        parts = TransferConfig(
+            multipart_threshold=part_bytes, multipart_chunksize=part_bytes, max_concurrency=8
+        )
+        with self._errors(key):
+            self._client.upload_file(str(path), self._bucket, name, Config=parts, Callback=on_progress)
+
+    def download(self, key: str, path: Path, *, on_progress: Progress | None = None) -> None:
+        """Write the object to `path`; it appears whole or not at all. Raises: NotFound."""
+        name = self._name(key)
+        partial = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}")
+        try:
+            with self._errors(key):
+                body = self._client.get_object(Bucket=self._bucket, Key=name)["Body"]
+                with partial.open("xb") as sink:
+                    for chunk in body.iter_chunks(1 << 20):
+                        sink.write(chunk)
+                        if on_progress:
+                            on_progress(len(chunk))
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def table_location(self, name: str) -> tuple[str, dict[str, str]]:
+        """(uri, storage options) where `deltalake` keeps the table `name`.
+
+        The options hold the credentials boto3 finds at this moment: ask again rather than keep them.
+        """
+        client = self._client
+        options = {"AWS_REGION": client.meta.region_name or "us-east-1"}
+        endpoint = str(client.meta.endpoint_url)
+        if ".amazonaws.com" not in endpoint:
+            options["AWS_ENDPOINT_URL"] = endpoint
+        if endpoint.startswith("http://"):
+            options["AWS_ALLOW_HTTP"] = "true"
+        credentials = boto3.session.Session().get_credentials()
+        if credentials is not None:
+            frozen = credentials.get_frozen_credentials()
+            options |= {"AWS_ACCESS_KEY_ID": frozen.access_key, "AWS_SECRET_ACCESS_KEY": frozen.secret_key}
+            options |= {"AWS_SESSION_TOKEN": frozen.token} if frozen.token else {}
+        return f"s3://{self._bucket}/{self._name(f'tables/{name}.delta')}", options
+
+    @property
+    def _client(self) -> Any:
+        """One client a process: boto3's may be shared by threads, not across a fork."""
+        with self._lock:
+            if self._client_of is None or self._client_of[0] != os.getpid():
+                session = boto3.session.Session()
+                client = session.client(
+                    "s3",
+                    endpoint_url=self._endpoint or None,
+                    region_name=session.region_name or "us-east-1",
+                    config=_CONFIG,
+                )
+                self._client_of = (os.getpid(), client)
+            return self._client_of[1]
+
+    def _name(self, key: str) -> str:
+        return self._prefix + check_key(key)
+
+    def _settle(self, write: Callable[[], Any], attempts: int = 8) -> None:
+        """Repeat a conditional write while S3 answers 409: another one was under way, nobody has won yet."""
+        for attempt in range(attempts):
+            try:
+                write()
+            except ClientError as error:
+                if error.response["Error"]["Code"] != "ConditionalRequestConflict" or attempt == attempts - 1:
+                    raise
+                time.sleep(random.uniform(0.0, 0.05 * 2**attempt))
+            else:
+                return
+
+    @contextmanager
+    def _errors(self, key: str) -> Iterator[None]:
+        """Turn what boto3 raises into what the caller can act on."""
+        try:
+            yield
+        except ClientError as error:
+            raise self._translate(key, error) from error
+        except S3UploadFailedError as error:
+            cause = error.__context__
+            if isinstance(cause, ClientError):
+                raise self._translate(key, cause) from error
+            raise Unavailable(f"{key}: upload to {self.url} failed: {error}") from error
+        except (NoCredentialsError, PartialCredentialsError) as error:
+            raise Forbidden(
+                f"{key}: no credentials for {self.url}; set AWS_ACCESS_KEY_ID and its secret"
+            ) from error
+        except BotoCoreError as error:
+            raise Unavailable(f"{key}: {self.url} did not answer: {error}") from error
+
+    def _translate(self, key: str, error: ClientError) -> RegistryError:
+        code = str(error.response["Error"].get("Code", ""))
+        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        if code == "NoSuchBucket":
+            return InvalidInput(f"{key}: bucket {self._bucket!r} does not exist; create it first")
+        if code in {"NoSuchKey", "404", "NotFound"}:
+            return NotFound(f"{key} is not in {self.url}")
+        if code in {"PreconditionFailed", "412"}:
+            return AlreadyExists(f"{key} is already in {self.url}")
+        if code == "ConditionalRequestConflict" or status >= _HTTP_SERVER_ERROR or code == "SlowDown":
+            return Unavailable(f"{key}: {self.url} answered {code}: {error}")
+        if code in {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403", "ExpiredToken"}:
+            return Forbidden(f"{key}: {self.url} refused the credentials ({code}); check the bucket's policy")
+        return RegistryError(f"{key}: {self.url} answered {code}: {error}")
+
+
+def _rebuild(bucket: str, prefix: str, endpoint: str) -> S3Store:
+    return S3Store(bucket, prefix, endpoint=endpoint)

@@ -1,0 +1,155 @@
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from registry import Access, AlreadyExists, InvalidInput, NotFound, ObjectStore, Role, Unavailable
+from registry.journal.journal import Journal
+
+START = datetime(2013, 1, 1, tzinfo=UTC)
+
+
+class Time:
+    """Both clocks of an Access, set by hand."""
+
+    def __init__(self) -> None:
+        self.now = START
+        self.seconds = 0.0
+
+    def access(self, store: ObjectStore, actor: str = "root") -> Access:
+        return Access(store, actor=actor, clock=lambda: self.now, monotonic=lambda: self.seconds)
+
+
+def test_a_token_says_whose_it_is_and_what_it_may(store: ObjectStore):
+    access = Access(store, actor="root")
+    token = access.create_token("cli", "operator")
+    principal = Access(store, actor="door").verify(token)
+    assert principal is not None
+    assert (principal.name, principal.role) == ("cli", Role.operator)
+    assert principal.may("predictor")
+    assert principal.may(Role.operator)
+    assert not principal.may("approver")
+
+
+def test_roles_are_ordered():
+    assert [role.name for role in Role] == ["viewer", "predictor", "operator", "approver", "admin"]
+    assert sorted(Role) == list(Role)
+
+
+def test_the_store_never_holds_the_secret(folder_store: ObjectStore):
+    token = Access(folder_store, actor="root").create_token("cli", Role.admin)
+    secret = token.split("_", 2)[2]
+    assert all(secret.encode() not in folder_store.get(key) for key in folder_store.list(""))
+    (record,) = Access(folder_store, actor="x").list_tokens()
+    assert (record.name, record.created_by, record.role) == ("cli", "root", Role.admin)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t + "x",
+        lambda t: t[:-1],
+        lambda t: "tk" + t[2:],
+        lambda _: "",
+        lambda _: "a_b_c",
+        lambda t: t.replace("tq_", "tq-"),
+        lambda t: t.upper(),
+    ],
+)
+def test_what_is_no_token_is_nobody(folder_store: ObjectStore, change: Any):
+    access = Access(folder_store, actor="root")
+    assert access.verify(change(access.create_token("cli", "viewer"))) is None
+
+
+def test_revocation_takes_hold_within_a_second(folder_store: ObjectStore):
+    time = Time()
+    door, office = time.access(folder_store), time.access(folder_store)
+    token = office.create_token("cli", "viewer")
+    assert door.verify(token) is not None
+    office.revoke("cli")
+    assert door.verify(token) is not None
+    time.seconds = 1.0
+    assert door.verify(token) is None
+    with pytest.raises(NotFound, match="'cli'"):
+        office.revoke("cli")
+    assert office.create_token("cli", "viewer") != token
+
+
+def test_a_token_expires(folder_store: ObjectStore):
+    time = Time()
+    access = time.access(folder_store)
+    token = access.create_token("cli", "viewer", expires_at=START + timedelta(hours=1))
+    assert access.verify(token) is not None
+    time.now = START + timedelta(hours=1)
+    assert access.verify(token) is None
+    access.create_token("cli", "viewer")
+    with pytest.raises(InvalidInput, match="expires_at"):
+        access.create_token("other", "viewer", expires_at=datetime(2013, 1, 1))  # noqa: DTZ001 - naive on purpose
+
+
+def test_a_live_name_is_taken(folder_store: ObjectStore):
+    access = Access(folder_store, actor="root")
+    access.create_token("cli", "viewer")
+    with pytest.raises(AlreadyExists, match="revoke it"):
+        access.create_token("cli", "admin")
+
+
+@pytest.mark.parametrize(("name", "role"), [("", "viewer"), ("a/b", "viewer"), ("a", "king"), ("a", "")])
+def test_bad_names_and_roles_are_refused(folder_store: ObjectStore, name: str, role: str):
+    with pytest.raises(InvalidInput):
+        Access(folder_store, actor="root").create_token(name, role)
+
+
+def test_while_the_store_is_away_what_was_read_last_stays_in_force(
+    folder_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+):
+    time = Time()
+    access = time.access(folder_store)
+    token = access.create_token("cli", "viewer")
+    fresh = time.access(folder_store)
+
+    def away(*_: object) -> None:
+        raise Unavailable("away")
+
+    assert access.verify(token) is not None
+    monkeypatch.setattr(type(folder_store), "find", away)
+    time.seconds = 5.0
+    assert access.verify(token) is not None
+    with pytest.raises(Unavailable):
+        fresh.verify(token)
+
+
+def test_verifying_reads_the_store_once_a_second(folder_store: ObjectStore, monkeypatch: pytest.MonkeyPatch):
+    time = Time()
+    access = time.access(folder_store)
+    token = access.create_token("cli", "viewer")
+    access.verify(token)
+    reads: list[int] = []
+    find = Journal.find
+    monkeypatch.setattr(Journal, "find", lambda self, number: (reads.append(number), find(self, number))[1])
+    for _ in range(100):
+        access.verify(token)
+        access.verify("tq_unknown_token")
+    assert reads == []
+    time.seconds = 1.5
+    access.verify(token)
+    assert reads == [1]
+
+
+def test_what_was_read_last_is_recalled_without_the_store(
+    folder_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+):
+    token = Access(folder_store, actor="root").create_token("cli", "predictor")
+    fresh = Access(folder_store, actor="replica")
+    assert fresh.recall(token) is None
+    fresh.read()
+
+    def hangs(*_: object) -> None:
+        raise AssertionError("it would wait")
+
+    monkeypatch.setattr(type(folder_store), "find", hangs)
+    principal = fresh.recall(token)
+    assert principal is not None
+    assert principal.may("predictor")
+    assert fresh.recall(token + "x") is None
+    assert fresh.recall("no token") is None

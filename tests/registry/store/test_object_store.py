@@ -1,0 +1,248 @@
+import os
+import pickle
+import threading
+import uuid
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+import boto3
+import pytest
+from botocore.exceptions import ClientError
+
+from registry import (
+    AlreadyExists,
+    Forbidden,
+    InvalidInput,
+    NotFound,
+    ObjectStore,
+    RegistryError,
+    Unavailable,
+    open_store,
+)
+
+BAD_KEYS = [
+    "",
+    "/a",
+    "a/",
+    "a//b",
+    "../a",
+    "a/../b",
+    "a/.",
+    "a\\b",
+    "a\nb",
+    "a\x00b",
+    "\ud800",
+    ".tmp/a",
+    "x" * 901,
+    "y" * 250,
+]
+
+
+def test_put_then_get_gives_the_same_bytes(store: ObjectStore):
+    store.put("a/b.json", b"\x00\xff" * 100)
+    assert store.get("a/b.json") == b"\x00\xff" * 100
+    store.put("a/b.json", b"")
+    assert store.get("a/b.json") == b""
+
+
+def test_an_absent_object_is_not_found(store: ObjectStore):
+    assert store.find("nothing/here") is None
+    with pytest.raises(NotFound, match="nothing/here"):
+        store.get("nothing/here")
+    store.delete("nothing/here")
+
+
+def test_create_refuses_to_overwrite(store: ObjectStore):
+    store.create("a", b"1")
+    with pytest.raises(AlreadyExists):
+        store.create("a", b"2")
+    assert store.get("a") == b"1"
+
+
+def test_create_succeeds_again_after_delete(store: ObjectStore):
+    store.create("a/x", b"1")
+    store.delete("a/x")
+    assert store.find("a/x") is None
+    store.create("a/x", b"2")
+    assert store.get("a/x") == b"2"
+
+
+def in_order(keys: list[str], store_url: str) -> list[str]:
+    """Keys as a store lists them: by code point, except that SeaweedFS goes folder by folder."""
+    by_folder = store_url.startswith("s3") and os.environ.get("TOQUE_TEST_S3") == "seaweedfs"
+    return sorted(keys, key=lambda key: key.split("/") if by_folder else [key])
+
+
+def test_list_is_sorted_and_pages_after_a_key(store: ObjectStore, store_url: str):
+    keys = ["m/a/1", "m/a.json", "m/a/2/z", "m/a-b", "m/a0", "m/é", "m/B", "n/1", "m/a/10"]
+    for key in keys:
+        store.put(key, b"")
+    expected = in_order([key for key in keys if key.startswith("m/")], store_url)
+    assert list(store.list("m/")) == expected
+    for index, key in enumerate(expected):
+        assert list(store.list("m/", after=key)) == expected[index + 1 :]
+    assert list(store.list("m/a/1")) == ["m/a/1", "m/a/10"]
+    assert list(store.list("m/a")) == [key for key in expected if key.startswith("m/a")]
+    beyond = in_order([*expected, "m/a/1\U0010ffff"], store_url)
+    assert list(store.list("m/", after="m/a/1\U0010ffff")) == beyond[beyond.index("m/a/1\U0010ffff") + 1 :]
+    assert list(store.list("nowhere/")) == []
+    assert list(store.list("")) == in_order(keys, store_url)
+
+
+def test_a_list_on_s3_goes_beyond_one_page(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch):
+    store = open_store(f"s3://toque/{uuid.uuid4().hex}?endpoint={s3_endpoint}")
+    monkeypatch.setattr(store._client, "list_objects_v2", partial(store._client.list_objects_v2, MaxKeys=2))
+    keys = [f"p/{number}" for number in range(5)]
+    for key in keys:
+        store.put(key, b"")
+    assert list(store.list("p/")) == keys
+    assert list(store.list("p/", after="p/0")) == keys[1:]
+
+
+@pytest.mark.parametrize("key", BAD_KEYS)
+def test_keys_that_are_paths_in_disguise_are_refused(store: ObjectStore, key: str):
+    for verb in (store.find, store.delete, lambda k: store.create(k, b""), lambda k: store.put(k, b"")):
+        with pytest.raises(InvalidInput):
+            verb(key)
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1, 5 << 20, (33 << 20) + 1])
+def test_upload_and_download_keep_every_byte(store: ObjectStore, tmp_path: Path, size_bytes: int):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(bytes(range(251)) * (size_bytes // 251) + b"x" * (size_bytes % 251))
+    moved: list[int] = []
+    store.upload("big/file", source, on_progress=moved.append)
+    store.download("big/file", target, on_progress=moved.append)
+    assert sum(moved) == 2 * size_bytes
+    assert max(moved, default=0) <= 8 << 20  # in pieces
+    assert target.read_bytes() == source.read_bytes()
+
+
+def test_a_failed_download_leaves_nothing(store: ObjectStore, tmp_path: Path):
+    folder = tmp_path / "to"
+    folder.mkdir()
+    with pytest.raises(NotFound):
+        store.download("nothing", folder / "file")
+    assert list(folder.iterdir()) == []
+
+
+def test_a_store_is_rebuilt_from_its_url_and_by_pickle(store: ObjectStore):
+    store.put("a", b"1")
+    assert open_store(store.url).get("a") == b"1"
+    assert pickle.loads(pickle.dumps(store)).get("a") == b"1"  # noqa: S301 - our own
+    assert isinstance(store, ObjectStore)
+
+
+def _race(url: str, rounds: int, me: int) -> list[int]:
+    store, won = open_store(url), []
+    for number in range(rounds):
+        try:
+            store.create(f"race/{number}", str(me).encode())
+        except AlreadyExists:
+            continue
+        won.append(number)
+    return won
+
+
+def test_of_many_processes_that_create_one_key_one_wins(processes: ForkServerContext, store_url: str):
+    with ProcessPoolExecutor(4, mp_context=processes) as pool:
+        wins = [pool.submit(_race, store_url, 25, me) for me in range(4)]
+        won = sorted(number for future in wins for number in future.result())
+    assert won == list(range(25))
+    store = open_store(store_url)
+    owners = {number: me for me, future in enumerate(wins) for number in future.result()}
+    assert all(store.get(f"race/{number}") == str(me).encode() for number, me in owners.items())
+
+
+def test_a_reader_never_sees_half_a_put(store: ObjectStore):
+    store.put("k", b"a" * 100_000)
+    stop = threading.Event()
+    seen: set[bytes] = set()
+
+    def read() -> None:
+        while not stop.is_set():
+            seen.add(store.get("k"))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for number in range(30):
+        store.put("k", bytes([97 + number % 2]) * 100_000)
+    stop.set()
+    reader.join()
+    assert seen <= {b"a" * 100_000, b"b" * 100_000}
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "file:relative", "file://host/path", "http://x/y", "s3://", "s3://bucket?region=x", "/abs/path"],
+)
+def test_urls_that_name_no_store_are_refused(url: str):
+    with pytest.raises((InvalidInput, ValueError)):
+        open_store(url)
+
+
+def test_a_missing_bucket_says_so(s3_endpoint: str):
+    with pytest.raises(InvalidInput, match="bucket 'absent' does not exist"):
+        open_store(f"s3://absent/x?endpoint={s3_endpoint}").put("a", b"")
+
+
+def test_a_server_that_is_away_is_unavailable(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("registry.store.s3._CONFIG", boto3.session.Config(retries={"total_max_attempts": 1}))
+    with pytest.raises(Unavailable):
+        open_store("s3://toque/x?endpoint=http://127.0.0.1:9").get("a")
+
+
+def test_a_folder_without_permission_is_forbidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    store = open_store(f"file://{tmp_path}/store")
+    monkeypatch.setattr("os.link", refuse)
+    with pytest.raises(Forbidden, match="check owner and mode"):
+        store.create("a", b"")
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "expected"),
+    [
+        ("AccessDenied", 403, Forbidden),
+        ("InvalidAccessKeyId", 403, Forbidden),
+        ("InternalError", 500, Unavailable),
+        ("SlowDown", 503, Unavailable),
+        ("PreconditionFailed", 412, AlreadyExists),
+        ("EntityTooLarge", 400, RegistryError),
+    ],
+)
+def test_what_s3_answers_becomes_what_the_caller_can_act_on(
+    s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, code: str, status: int, expected: type[Exception]
+):
+    store = open_store(f"s3://toque/x?endpoint={s3_endpoint}")
+    answer = {"Error": {"Code": code, "Message": "no"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+
+    def refuse(**_: object) -> None:
+        raise ClientError(answer, "PutObject")
+
+    monkeypatch.setattr(store._client, "put_object", refuse)
+    with pytest.raises(expected, match=r"^a") as caught:
+        store.create("a", b"")
+    assert type(caught.value) is expected
+
+
+def test_a_conditional_write_that_met_another_is_tried_again(
+    s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
+):
+    store = open_store(f"s3://toque/conflict?endpoint={s3_endpoint}")
+    put, tries = store._client.put_object, []
+
+    def busy_twice(**request: object) -> object:
+        tries.append(request)
+        if len(tries) < 3:
+            raise ClientError({"Error": {"Code": "ConditionalRequestConflict"}}, "PutObject")
+        return put(**request)
+
+    monkeypatch.setattr(store._client, "put_object", busy_twice)
+    store.create("busy", b"1")
+    assert store.get("busy") == b"1"
+    assert len(tries) == 3
