@@ -2,18 +2,27 @@
 
 Holds definitions (in Feast's words), the offline store (tables in the object store), the point-in-time join, the
 online store (Redis), materialization and on-demand views. Must not know what a model, a function or a deployment is;
-Ray only in `featurestore.distributed`.
+Ray only in `featurestore.offline.distributed`.
 """
 
-from featurestore.aggregations import Aggregation, Windows, aggregate_windows, aggregations, last_k
-from featurestore.definitions import (
+from featurestore.applied.plan import (
+    Change,
+    Plan,
+)
+from featurestore.definitions.dtypes import Bool, DType, Float32, Float64, Int32, Int64, String, UnixTimestamp
+from featurestore.definitions.expectations import Freshness, InRange, NullShare
+from featurestore.definitions.fields import (
+    Entity,
+    Field,
+    RequestSource,
+)
+from featurestore.definitions.on_demand import on_demand_feature_view
+from featurestore.definitions.views import (
     FeatureService,
     FeatureView,
     OnDemandFeatureView,
     Projection,
 )
-from featurestore.distinct import DistinctSketch
-from featurestore.dtypes import Bool, DType, Float32, Float64, Int32, Int64, String, UnixTimestamp
 from featurestore.errors import (
     FeatureStoreError,
     IncompatibleChange,
@@ -24,24 +33,15 @@ from featurestore.errors import (
     UnknownDefinition,
     UnreadableRow,
 )
-from featurestore.expectations import Freshness, InRange, NullShare
-from featurestore.fields import (
-    Entity,
-    Field,
-    RequestSource,
-)
 from featurestore.health import ViewHealth, newest_event, view_health
-from featurestore.materialize import Materialized
-from featurestore.ondemand import on_demand_feature_view
-from featurestore.planning import (
-    Change,
-    Plan,
-)
-from featurestore.serving import OnlineFeatures, Status
+from featurestore.online.materialize import Materialized
+from featurestore.online.serving import OnlineFeatures, Status
 from featurestore.skew import SkewReport, skew_report
 from featurestore.statistics import FeatureStatistics, view_statistics
 from featurestore.store import FeatureStore
 from featurestore.upkeep import Upkeep, compact, erase, expire
+from featurestore.windows.aggregations import Aggregation, Windows, aggregate_windows, aggregations, last_k
+from featurestore.windows.distinct import DistinctSketch
 
 __all__ = [
     "Aggregation",

@@ -12,17 +12,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
-from featurestore.applied import ViewOrName
-from featurestore.definitions import FeatureView
-from featurestore.distinct import DistinctSketch
-from featurestore.encoding import from_microseconds
-from featurestore.expectations import missing
-from featurestore.fields import EVENT_TIMESTAMP
-from featurestore.materialize import Materializer
-from featurestore.offline import Version
-from featurestore.onlinekeys import row_keys
-from featurestore.serving import Status
+from featurestore.applied.definitions import ViewOrName
+from featurestore.definitions.encoding import from_microseconds
+from featurestore.definitions.expectations import missing
+from featurestore.definitions.fields import EVENT_TIMESTAMP
+from featurestore.definitions.views import FeatureView
+from featurestore.offline.tables import Version
+from featurestore.online.keys import row_keys
+from featurestore.online.materialize import Materializer
+from featurestore.online.serving import Status
 from featurestore.store import FeatureStore
+from featurestore.windows.distinct import DistinctSketch
 
 DAY = timedelta(days=1)
 _ROWS_AT_ONCE = 200_000

@@ -6,17 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from featurestore.definitions import (
+from featurestore.definitions.fields import (
+    Field,
+)
+from featurestore.definitions.on_demand import compute
+from featurestore.definitions.views import (
     FeatureService,
     FeatureView,
     OnDemandFeatureView,
     Projection,
 )
 from featurestore.errors import InvalidDefinition
-from featurestore.fields import (
-    Field,
-)
-from featurestore.ondemand import compute
 
 Array = np.ndarray[Any, Any]
 

@@ -9,17 +9,17 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.definitions import (
-    FeatureView,
-)
-from featurestore.dtypes import TIMESTAMP
-from featurestore.errors import InvalidRows
-from featurestore.expectations import Freshness
-from featurestore.fields import (
+from featurestore.definitions.dtypes import TIMESTAMP
+from featurestore.definitions.expectations import Freshness
+from featurestore.definitions.fields import (
     CREATED_TIMESTAMP,
     EVENT_TIMESTAMP,
     Field,
 )
+from featurestore.definitions.views import (
+    FeatureView,
+)
+from featurestore.errors import InvalidRows
 
 Clock = Callable[[], datetime]
 # An Arrow table, a pandas or polars frame, or a sequence of mappings; the first two come without types.

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.fields import EVENT_TIMESTAMP
+from featurestore.definitions.fields import EVENT_TIMESTAMP
 from featurestore.rows import Tabular, to_table
 from featurestore.store import Features, FeatureStore
 

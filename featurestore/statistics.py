@@ -13,14 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
-from featurestore.applied import ViewOrName
-from featurestore.definitions import FeatureView
-from featurestore.distinct import DistinctSketch
-from featurestore.dtypes import DType
-from featurestore.expectations import missing
-from featurestore.fields import Field
+from featurestore.applied.definitions import ViewOrName
+from featurestore.definitions.dtypes import DType
+from featurestore.definitions.expectations import missing
+from featurestore.definitions.fields import Field
+from featurestore.definitions.views import FeatureView
 from featurestore.health import DAY, recent_rows
 from featurestore.store import FeatureStore
+from featurestore.windows.distinct import DistinctSketch
 
 SAMPLE_ROWS = 50_000
 _QUARTILES = (0.25, 0.5, 0.75)

@@ -7,9 +7,15 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore import revive
-from featurestore.applied import Definitions, ViewOrName
-from featurestore.definitions import (
+from featurestore.applied import deserialize as revive
+from featurestore.applied.definitions import Definitions, ViewOrName
+from featurestore.definitions.encoding import RowLayout
+from featurestore.definitions.expectations import Freshness
+from featurestore.definitions.fields import (
+    EVENT_TIMESTAMP,
+    check_name,
+)
+from featurestore.definitions.views import (
     FeatureLike,
     FeatureService,
     FeatureView,
@@ -17,20 +23,14 @@ from featurestore.definitions import (
     Projection,
     projection,
 )
-from featurestore.encoding import RowLayout
 from featurestore.errors import InvalidRows, OnlineStoreUnavailable, UnknownDefinition, UnreadableRow
-from featurestore.expectations import Freshness
-from featurestore.fields import (
-    EVENT_TIMESTAMP,
-    check_name,
-)
-from featurestore.historical import RetrievalJob, check_entities, stored_view
-from featurestore.materialize import Materialized, Materializer, Progress
-from featurestore.offline import OfflineStore
-from featurestore.online import OnlineStore
+from featurestore.offline.historical import RetrievalJob, check_entities, stored_view
+from featurestore.offline.tables import OfflineStore
+from featurestore.online.materialize import Materialized, Materializer, Progress
+from featurestore.online.rows import OnlineStore
+from featurestore.online.serving import EntityRows, OnlineFeatures, Request, lookups_of
 from featurestore.retrieval import Retrieval, plan_retrieval
 from featurestore.rows import Clock, Tabular, check_rows, conform, to_table
-from featurestore.serving import EntityRows, OnlineFeatures, Request, lookups_of
 from registry.journal.journal import Journal
 from registry.store.object_store import ObjectStore
 from registry.store.tables import Table, TableSnapshot

@@ -14,10 +14,10 @@ from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError, TableNotFoundError
 from pydantic import BaseModel, ConfigDict
 
-from featurestore.applied import ViewOrName
-from featurestore.definitions import FeatureView
+from featurestore.applied.definitions import ViewOrName
+from featurestore.definitions.fields import EVENT_DAY
+from featurestore.definitions.views import FeatureView
 from featurestore.errors import FeatureStoreError, InvalidDefinition
-from featurestore.fields import EVENT_DAY
 from featurestore.store import FeatureStore
 from registry.journal.fold import backoff_s
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
 from featurestore import InvalidRows, Materialized, ViewHealth, view_health
-from featurestore.historical import RetrievalJob
+from featurestore.offline.historical import RetrievalJob
 from functions.runtime.capture import report_progress
 from functions.runtime.context import context
 from functions.runtime.declaration import Retries

@@ -23,7 +23,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featurestore import FeatureStore, FeatureView, Windows, aggregations
+from featurestore import FeatureStore, FeatureView, Windows
+from featurestore.windows import aggregations
 from load.feature_bed import (
     FEATURES,
     KEYS,

@@ -15,7 +15,7 @@ import pyarrow as pa
 import redis
 
 from featurestore import Entity, FeatureView, Field, Float64
-from featurestore.dtypes import TIMESTAMP
+from featurestore.definitions.dtypes import TIMESTAMP
 
 START = datetime(2013, 1, 1, tzinfo=UTC)
 NOW = START + timedelta(days=400)

@@ -28,8 +28,8 @@ from featurestore import (
     RequestSource,
     Windows,
 )
-from featurestore.aggregations import Function
-from featurestore.definitions import Definition
+from featurestore.definitions.views import Definition
+from featurestore.windows.aggregations import Function
 
 EVERY = timedelta(minutes=30)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)

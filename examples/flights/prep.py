@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict
 from examples.flights import data
 from examples.flights import features as kitchen
 from examples.flights.model import ENTITIES
-from featurestore import FeatureView, distributed
+from featurestore import FeatureView
+from featurestore.offline import distributed
 from functions import context, function
 from registry import Table, TableSnapshot
 

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from featurestore import Entity, FeatureService, FeatureStore, FeatureView, Field, Float64, Int64, String
-from featurestore.dtypes import TIMESTAMP
+from featurestore.definitions.dtypes import TIMESTAMP
 from registry import open_store
 
 CASES = 500

@@ -10,7 +10,7 @@ from featurestore import (
     FeatureService,
     FeatureStore,
 )
-from featurestore.dtypes import TIMESTAMP
+from featurestore.definitions.dtypes import TIMESTAMP
 from tests.featurestore.airports import HOUR, START, row, service, traffic, weather
 
 

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurestore import DistinctSketch, Entity, FeatureStore, FeatureView, InvalidDefinition, InvalidRows
-from featurestore.aggregations import Aggregation, Windows, aggregate_windows, aggregations, last_k
-from featurestore.distinct import STANDARD_ERROR
-from featurestore.dtypes import TIMESTAMP
+from featurestore.definitions.dtypes import TIMESTAMP
+from featurestore.windows.aggregations import Aggregation, Windows, aggregate_windows, aggregations, last_k
+from featurestore.windows.distinct import STANDARD_ERROR
 
 START = datetime(2013, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -129,7 +129,9 @@ def test_sketches_merge_to_the_sketch_of_everything() -> None:
 
 
 def test_many_keys_and_windows_are_those_of_polars(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("featurestore.windowing.PIECE_EVENTS", 3_000)  # so that there are several pieces
+    monkeypatch.setattr(
+        "featurestore.windows.windowing.PIECE_EVENTS", 3_000
+    )  # so that there are several pieces
     rng = np.random.default_rng(5)
     minutes = np.sort(rng.integers(0, 30_000, 40_000))
     times = pa.array([START + int(m) * MINUTE for m in minutes], TIMESTAMP)

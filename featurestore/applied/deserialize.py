@@ -1,0 +1,161 @@
+"""Definitions back from what the journal recorded, in a process that never saw the code that wrote them down."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any
+
+from featurestore.applied.catalog import (
+    Catalogue,
+)
+from featurestore.definitions.code import code_digest
+from featurestore.definitions.dtypes import DType
+from featurestore.definitions.expectations import revive_expectation
+from featurestore.definitions.fields import (
+    Entity,
+    Field,
+    RequestSource,
+)
+from featurestore.definitions.views import (
+    FeatureService,
+    FeatureView,
+    OnDemandFeatureView,
+    Projection,
+    Transform,
+)
+from featurestore.errors import UnknownDefinition
+from featurestore.windows.aggregations import Aggregation, Windows
+
+FindTransform = Callable[[Mapping[str, Any]], Transform]
+
+
+def _fields(described: list[dict[str, str]]) -> tuple[Field, ...]:
+    return tuple(Field(f["name"], DType(f["dtype"])) for f in described)
+
+
+def _microseconds(value: int | None) -> timedelta | None:
+    return None if value is None else timedelta(microseconds=value)
+
+
+def view(described: Mapping[str, Any]) -> FeatureView:
+    """A feature view from its `describe()`."""
+    entities = [Entity(e["name"], _fields(e["join_keys"])) for e in described["entities"]]
+    return FeatureView(
+        described["name"],
+        entities,
+        _fields(described["schema"]),
+        ttl=_microseconds(described["ttl_us"]),
+        source=None if described["source"] is None else windows(described["source"]),
+        tags=described["tags"],
+        owner=described["owner"],
+        description=described["description"],
+        expectations=[revive_expectation(e) for e in described.get("expectations", ())],
+    )
+
+
+def windows(described: Mapping[str, Any]) -> Windows:
+    """A windowed transformation from its `describe()`.
+
+    Raises: UnknownDefinition for a transformation of another type.
+    """
+    if described["type"] != "windows":
+        raise UnknownDefinition(f"a transformation of type {described['type']!r} is not known here")
+    made = [
+        Aggregation(
+            a["function"], timedelta(microseconds=a["window_us"]), a["column"], a["name"], k=a.get("k", 1)
+        )
+        for a in described["aggregations"]
+    ]
+    return Windows(
+        made,
+        every=_microseconds(described["every_us"]),
+        event_time=described["event_time"],
+        known_at=described["known_at"],
+        watermark=_microseconds(described.get("watermark_us")),
+    )
+
+
+def any_view(
+    catalogue: Catalogue, name: str, *, transform: FindTransform
+) -> FeatureView | OnDemandFeatureView:
+    """The stored or on-demand view of this name.
+
+    Raises: UnknownDefinition.
+    """
+    if catalogue.find("on_demand_feature_view", name) is not None:
+        return on_demand(catalogue, name, transform=transform)
+    return view(catalogue.get("feature_view", name).definition)
+
+
+def _projection(catalogue: Catalogue, described: Mapping[str, Any], transform: FindTransform) -> Projection:
+    made = Projection(
+        any_view(catalogue, described["view"], transform=transform),
+        tuple(described["features"]),
+        described["alias"],
+    )
+    return made.with_join_key_map(described["join_key_map"]) if described["join_key_map"] else made
+
+
+def on_demand(catalogue: Catalogue, name: str, *, transform: FindTransform) -> OnDemandFeatureView:
+    """The on-demand view of this name, with its function.
+
+    Raises: UnknownDefinition if it is not applied or its function cannot be found as it was.
+    """
+    described = catalogue.get("on_demand_feature_view", name).definition
+    sources = [
+        RequestSource(s["request"], _fields(s["schema"]))
+        if "request" in s
+        else _projection(catalogue, s, transform)
+        for s in described["sources"]
+    ]
+    return OnDemandFeatureView(
+        name,
+        sources,
+        _fields(described["schema"]),
+        transform(described),
+        code=described["code"],
+        reference=described["reference"],
+        tags=described["tags"],
+        owner=described["owner"],
+        description=described["description"],
+    )
+
+
+def service(catalogue: Catalogue, name: str, *, transform: FindTransform) -> FeatureService:
+    """The feature service of this name with all its views.
+
+    Raises: UnknownDefinition.
+    """
+    described = catalogue.get("feature_service", name).definition
+    return FeatureService(
+        name,
+        [_projection(catalogue, p, transform) for p in described["features"]],
+        tags=described["tags"],
+        owner=described["owner"],
+        description=described["description"],
+    )
+
+
+def import_transform(described: Mapping[str, Any]) -> Transform:
+    """The function of an on-demand view, imported from where it was when it was applied.
+
+    Raises: UnknownDefinition if it is not there, or is other code than was applied.
+    """
+    where = f"on-demand feature view {described['name']!r}"
+    module, _, qualname = described["reference"].partition(":")
+    if not qualname or module == "__main__" or "<" in qualname:
+        raise UnknownDefinition(
+            f"{where}: {described['reference']!r} cannot be imported; move it to the top of a module"
+        )
+    try:
+        found: Any = importlib.import_module(module)
+        for part in qualname.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise UnknownDefinition(f"{where}: cannot import {described['reference']}: {error}") from error
+    transform: Transform = found.transform if isinstance(found, OnDemandFeatureView) else found
+    if code_digest(transform) != described["code"]:
+        raise UnknownDefinition(
+            f"{where}: {described['reference']} is not the code that was applied; apply it again"
+        )
+    return transform

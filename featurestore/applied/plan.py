@@ -1,0 +1,248 @@
+"""The plan of a change: what is added, changed and removed, and what is refused because stored rows would suffer.
+
+`plan` decides and touches nothing; `Definitions.apply` appends what it decided as one journal entry.
+"""
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from featurestore.applied.catalog import (
+    Catalogue,
+    Record,
+    spoken,
+)
+from featurestore.definitions.fields import Entity
+from featurestore.definitions.views import (
+    Definition,
+    FeatureService,
+    FeatureView,
+    OnDemandFeatureView,
+    Projection,
+    digest,
+)
+from featurestore.errors import IncompatibleChange, InvalidDefinition
+
+KINDS = {
+    "entity": Entity,
+    "feature_view": FeatureView,
+    "on_demand_feature_view": OnDemandFeatureView,
+    "feature_service": FeatureService,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What applying would do to one definition.
+
+    action: added, changed, removed or unchanged; version: the number it has or gets; details: what differs.
+    """
+
+    action: str
+    kind: str
+    name: str
+    version: int
+    details: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        sign = {"added": "+", "changed": "~", "removed": "-", "unchanged": " "}[self.action]
+        differs = f": {'; '.join(self.details)}" if self.details else ""
+        return f"{sign} {spoken(self.kind)} {self.name} (version {self.version}){differs}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What applying would do, definition by definition."""
+
+    changes: tuple[Change, ...]
+
+    def of(self, action: str) -> list[str]:
+        """Names of the definitions with this action."""
+        return [change.name for change in self.changes if change.action == action]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing would change."""
+        return all(change.action == "unchanged" for change in self.changes)
+
+    def __str__(self) -> str:
+        return "\n".join(str(change) for change in self.changes)
+
+
+def kind_of(definition: Definition) -> str:
+    """The kind under which a definition is recorded."""
+    return next(kind for kind, cls in KINDS.items() if isinstance(definition, cls))
+
+
+def describe(definition: Definition) -> dict[str, Any]:
+    """Any definition as JSON."""
+    return definition.describe()
+
+
+def digest_of(definition: Definition) -> str:
+    """Digest of the part of a definition that decides the numbers."""
+    semantics = definition.describe() if isinstance(definition, Entity) else definition.semantics()
+    return digest(semantics)
+
+
+def closure(definitions: Iterable[Definition]) -> dict[str, Definition]:
+    """The definitions with all that they are made of, by `kind/name`.
+
+    Raises: InvalidDefinition if one name stands for two different definitions.
+    """
+    found: dict[str, Definition] = {}
+    for definition in definitions:
+        for part in (*_parts(definition), definition):
+            key = f"{kind_of(part)}/{part.name}"
+            if key in found and found[key].describe() != part.describe():
+                raise InvalidDefinition(
+                    f"{spoken(kind_of(part))} {part.name!r} is defined twice, differently"
+                )
+            found[key] = part
+    return found
+
+
+def _parts(definition: Definition) -> Sequence[Definition]:
+    if isinstance(definition, FeatureView):
+        return tuple(definition.entities)
+    if isinstance(definition, OnDemandFeatureView):
+        return _of_projections(definition.projections)
+    if isinstance(definition, FeatureService):
+        return _of_projections(definition.projections)
+    return ()
+
+
+def _of_projections(projections: Iterable[Projection]) -> list[Definition]:
+    parts: list[Definition] = []
+    for p in projections:
+        parts += [*_parts(p.view), p.view]
+    return parts
+
+
+def plan(catalogue: Catalogue, wanted: Mapping[str, Definition], *, prune: Sequence[str] = ()) -> Plan:
+    """What it takes to have `wanted` in force.
+
+    wanted: by `kind/name`, as `closure` gives it; prune: `kind/name` of definitions to remove.
+    Raises: IncompatibleChange if rows already stored would become unreadable or wrong, or if something still in
+        force needs what is removed.
+    """
+    changes = [_change(catalogue, key, definition) for key, definition in wanted.items()]
+    _refuse_missing_features(catalogue, wanted, frozenset(prune))
+    for key in prune:
+        kind, name = key.split("/", 1)
+        record = catalogue.get(kind, name)
+        _refuse_if_used(catalogue, record, frozenset(prune), wanted)
+        changes.append(Change("removed", kind, name, record.version + 1))
+    return Plan(tuple(changes))
+
+
+def _change(catalogue: Catalogue, key: str, definition: Definition) -> Change:
+    kind, name = key.split("/", 1)
+    versions = catalogue.versions(kind, name)
+    if kind == "feature_view":
+        for record in versions:
+            _refuse_corruption(record, definition.describe())
+    now = catalogue.find(kind, name)
+    if now is None:
+        return Change("added", kind, name, len(versions) + 1)
+    differences = _differences(now.definition, definition.describe())
+    if not differences:
+        return Change("unchanged", kind, name, now.version)
+    return Change("changed", kind, name, now.version + 1, differences)
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
+    changed = [key for key in new if old.get(key) != new[key]]
+    return tuple(f"{key}: {_short(old.get(key))} -> {_short(new[key])}" for key in changed)
+
+
+def _short(value: Any) -> str:
+    text = ",".join(f"{f['name']}:{f['dtype']}" for f in value) if _is_schema(value) else str(value)
+    return textwrap.shorten(text, width=200, placeholder="...")
+
+
+def _is_schema(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict) and "dtype" in item for item in value)
+
+
+def _refuse_corruption(old: Record, new: Mapping[str, Any]) -> None:
+    """Rows of every version stay in one table: keys must be the same, and a feature keeps its type for ever."""
+    where = f"feature view {old.name!r} (version {old.version})"
+    remedy = f"define {old.name}_v{old.version + 1} and fill it"
+    old_keys = [key for entity in old.definition["entities"] for key in entity["join_keys"]]
+    new_keys = [key for entity in new["entities"] for key in entity["join_keys"]]
+    if old_keys != new_keys:
+        raise IncompatibleChange(f"{where} is keyed by {_short(old_keys)}, not {_short(new_keys)}; {remedy}")
+    types = {f["name"]: f["dtype"] for f in old.definition["schema"]}
+    for f in new["schema"]:
+        if types.get(f["name"], f["dtype"]) != f["dtype"]:
+            msg = (
+                f"{where}: feature {f['name']!r} is stored as {types[f['name']]}, not {f['dtype']}; {remedy}"
+            )
+            raise IncompatibleChange(msg)
+
+
+def _refuse_missing_features(
+    catalogue: Catalogue, wanted: Mapping[str, Definition], pruned: frozenset[str]
+) -> None:
+    """A definition that stays in force must find every feature it names in the views as they will be."""
+    views = {d.name: d.features for d in wanted.values() if isinstance(d, FeatureView | OnDemandFeatureView)}
+    for key, versions in catalogue.records.items():
+        user = versions[-1]
+        if user.removed or key in pruned or key in wanted:
+            continue
+        for used in _references(user.definition):
+            gone = sorted(set(used["features"]) - set(views.get(used["view"], used["features"])))
+            if gone:
+                msg = f"{spoken(user.kind)} {user.name!r} uses {used['view']}:{gone[0]}, which would go; change it too"
+                raise IncompatibleChange(msg)
+
+
+def _references(definition: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The projections that a service or an on-demand view is made of."""
+    sources = definition.get("sources", []) + definition.get("features", [])
+    return [source for source in sources if "view" in source]
+
+
+def _refuse_if_used(
+    catalogue: Catalogue, record: Record, pruned: frozenset[str], wanted: Mapping[str, Definition]
+) -> None:
+    for versions in catalogue.records.values():
+        user = versions[-1]
+        key = f"{user.kind}/{user.name}"
+        if user.removed or key in pruned:
+            continue
+        definition = wanted[key].describe() if key in wanted else user.definition
+        if record.name in _uses(user.kind, record.kind, definition):
+            msg = f"{spoken(record.kind)} {record.name!r} is used by {spoken(user.kind)} {user.name!r}; change that first"
+            raise IncompatibleChange(msg)
+
+
+def _uses(user_kind: str, used_kind: str, definition: Mapping[str, Any]) -> set[str]:
+    if user_kind == "feature_view" and used_kind == "entity":
+        return {entity["name"] for entity in definition["entities"]}
+    if used_kind in {"feature_view", "on_demand_feature_view"}:
+        return {source["view"] for source in _references(definition)}
+    return set()
+
+
+def entry_body(plan_: Plan, wanted: Mapping[str, Definition]) -> dict[str, Any] | None:
+    """The journal entry that carries out a plan, or None if there is nothing to do."""
+    if plan_.is_empty:
+        return None
+    put = [c for c in plan_.changes if c.action in {"added", "changed"}]
+    return {
+        "type": "apply",
+        "definitions": [_recorded(wanted[f"{c.kind}/{c.name}"]) for c in put],
+        "removed": [f"{c.kind}/{c.name}" for c in plan_.changes if c.action == "removed"],
+    }
+
+
+def _recorded(definition: Definition) -> dict[str, Any]:
+    return {
+        "kind": kind_of(definition),
+        "name": definition.name,
+        "digest": digest_of(definition),
+        "definition": definition.describe(),
+    }

@@ -1,0 +1,167 @@
+"""What rows of a view must be like to be written: ranges, shares of nulls, freshness.
+
+A batch that is not as expected is refused whole, so that neither store ever has part of it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, TypeAlias
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from featurestore.definitions.dtypes import DType
+from featurestore.definitions.fields import EVENT_TIMESTAMP, Field
+from featurestore.errors import InvalidDefinition, UnexpectedRows
+
+_MICROSECOND = timedelta(microseconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class InRange:
+    """Every value of a numeric column, nulls apart, lies in `[least, most]`; NaN does not.
+
+    Raises: InvalidDefinition if there is no bound or the bounds are crossed.
+    """
+
+    column: str
+    least: float | None = None
+    most: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.least is None and self.most is None:
+            raise InvalidDefinition(f"InRange({self.column!r}) has no bound; give least, most or both")
+        if self.least is not None and self.most is not None and not self.least <= self.most:
+            raise InvalidDefinition(f"InRange({self.column!r}): least {self.least} is above most {self.most}")
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"type": "in_range", "column": self.column, "least": self.least, "most": self.most}
+
+    def check(self, where: str, rows: pa.Table) -> None:
+        """Raises: UnexpectedRows naming the first value outside."""
+        column = rows.column(self.column)
+        inside = pc.is_valid(column)  # null where null, so that both bounds may make it false
+        for bound, compare in ((self.least, pc.greater_equal), (self.most, pc.less_equal)):
+            if bound is not None:
+                inside = pc.and_kleene(inside, compare(column.cast(pa.float64(), safe=False), bound))
+        outside = pc.and_(pc.is_valid(column), pc.invert(pc.fill_null(inside, False)))
+        count = pc.sum(outside).as_py()
+        if count:
+            row = pc.index(outside, True).as_py()
+            msg = (
+                f"{where}: column {self.column!r} is {column[row].as_py()!r} in row {row}, outside "
+                f"[{self.least}, {self.most}], as are {count} of {rows.num_rows} rows; correct or leave out these rows, "
+                "or widen the view's InRange"
+            )
+            raise UnexpectedRows(msg)
+
+
+@dataclass(frozen=True, slots=True)
+class NullShare:
+    """At most this share of a batch's rows has no value (null or NaN) in a column.
+
+    min_rows: smaller batches are not judged, because one row says little about a share.
+    Raises: InvalidDefinition if `most` is no share.
+    """
+
+    column: str
+    most: float
+    min_rows: int = 20
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.most <= 1:
+            raise InvalidDefinition(f"NullShare({self.column!r}): most is a share of 0 to 1, got {self.most}")
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "type": "null_share",
+            "column": self.column,
+            "most": self.most,
+            "min_rows": self.min_rows,
+        }
+
+    def check(self, where: str, rows: pa.Table) -> None:
+        """Raises: UnexpectedRows with the share there is."""
+        if rows.num_rows < self.min_rows:
+            return
+        share = missing(rows.column(self.column)) / rows.num_rows
+        if share > self.most:
+            msg = (
+                f"{where}: column {self.column!r} is null in {share:.1%} of {rows.num_rows} rows, more than "
+                f"{self.most:.1%}; find out what stopped filling it, or raise the view's NullShare"
+            )
+            raise UnexpectedRows(msg)
+
+
+@dataclass(frozen=True, slots=True)
+class Freshness:
+    """After each write the view's newest row, this batch's or one there before, is at most `most` old.
+
+    To fill in history, write the newest rows first or along with it.
+    Raises: InvalidDefinition if `most` is not positive.
+    """
+
+    most: timedelta
+
+    def __post_init__(self) -> None:
+        if self.most <= timedelta(0):
+            raise InvalidDefinition(f"Freshness: most must be positive, got {self.most}")
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"type": "freshness", "most_us": self.most // _MICROSECOND}
+
+    def check(self, where: str, rows: pa.Table, *, newest: datetime | None, now: datetime) -> None:
+        """Raises: UnexpectedRows if neither the rows nor `newest`, the newest row there was, are young enough."""
+        given = pc.max(rows.column(EVENT_TIMESTAMP)).as_py()
+        times = [time for time in (given, newest) if time is not None]
+        if times and now - max(times) > self.most:
+            msg = (
+                f"{where}: column {EVENT_TIMESTAMP!r} ends at {max(times).isoformat()}, {now - max(times)} ago, more than "
+                f"{self.most}; write the newest rows first, or raise the view's Freshness"
+            )
+            raise UnexpectedRows(msg)
+
+
+Expectation: TypeAlias = InRange | NullShare | Freshness
+
+
+def missing(column: pa.ChunkedArray) -> int:
+    """How many values are null or NaN."""
+    if pa.types.is_floating(column.type):
+        return int(pc.sum(pc.is_null(column, nan_is_null=True)).as_py() or 0)
+    return int(column.null_count)
+
+
+def refuse_unknown(where: str, expectations: tuple[Expectation, ...], fields: Mapping[str, Field]) -> None:
+    """Check that expectations speak of columns there are, and ranges of numbers.
+
+    Raises: InvalidDefinition.
+    """
+    for each in expectations:
+        if isinstance(each, Freshness):
+            continue
+        if each.column not in fields:
+            raise InvalidDefinition(f"{where} expects something of {each.column!r}; it has {list(fields)}")
+        dtype = fields[each.column].dtype
+        if isinstance(each, InRange) and dtype in {DType.STRING, DType.BOOL, DType.UNIX_TIMESTAMP}:
+            raise InvalidDefinition(f"{where}: InRange is for numbers, and {each.column!r} is {dtype}")
+
+
+def revive_expectation(described: Mapping[str, Any]) -> Expectation:
+    """An expectation from its `describe()`.
+
+    Raises: InvalidDefinition for a type that is not known here.
+    """
+    given = dict(described)
+    kind = given.pop("type")
+    if kind == "in_range":
+        return InRange(**given)
+    if kind == "null_share":
+        return NullShare(**given)
+    if kind == "freshness":
+        return Freshness(timedelta(microseconds=given["most_us"]))
+    raise InvalidDefinition(f"an expectation of type {kind!r} is not known here")

@@ -1,0 +1,116 @@
+"""Columns and what they belong to: fields, entities, and values that only a request knows."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from featurestore.definitions.dtypes import DType
+from featurestore.errors import InvalidDefinition
+
+EVENT_TIMESTAMP = "event_timestamp"
+CREATED_TIMESTAMP = "created_timestamp"
+EVENT_DAY = "event_day"
+RESERVED = frozenset({EVENT_TIMESTAMP, CREATED_TIMESTAMP, EVENT_DAY})
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+
+
+def check_name(what: str, name: str) -> None:
+    """Refuse a name that could not be a column, a table folder and a Redis key part.
+
+    Raises: InvalidDefinition.
+    """
+    if not _NAME.fullmatch(name):
+        msg = f"{what} {name!r}: use letters, digits and underscores, starting with a letter"
+        raise InvalidDefinition(msg)
+
+
+def refuse_doubles(what: str, names: Iterable[str]) -> None:
+    """Refuse a name that comes twice.
+
+    Raises: InvalidDefinition.
+    """
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise InvalidDefinition(f"{what}: {name!r} appears twice; names must be unique")
+        seen.add(name)
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A named, typed column: a feature, a join key or a value sent with the request.
+
+    Raises: InvalidDefinition for a name that is no identifier or is kept for the store's own columns.
+    """
+
+    name: str
+    dtype: DType
+
+    def __post_init__(self) -> None:
+        check_name("field", self.name)
+        if self.name in RESERVED:
+            raise InvalidDefinition(
+                f"field {self.name!r} is one of the store's own columns {sorted(RESERVED)}"
+            )
+        object.__setattr__(self, "dtype", DType(self.dtype))
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"name": self.name, "dtype": self.dtype.value}
+
+
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """What features are about: a name and the columns that identify one of it.
+
+    join_keys: column names (of type `dtype`) or Fields; by default the entity's own name.
+    Raises: InvalidDefinition.
+    """
+
+    name: str
+    join_keys: Sequence[str | Field] = ()
+    dtype: DType = DType.STRING
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        check_name("entity", self.name)
+        given = self.join_keys or (self.name,)
+        keys = tuple(key if isinstance(key, Field) else Field(key, self.dtype) for key in given)
+        refuse_doubles(f"entity {self.name!r} join keys", (key.name for key in keys))
+        for key in keys:
+            if not key.dtype.is_key:
+                msg = f"entity {self.name!r}: join key {key.name!r} is {key.dtype}; use String, Int64, Int32 or Bool"
+                raise InvalidDefinition(msg)
+        object.__setattr__(self, "join_keys", keys)
+
+    @property
+    def keys(self) -> tuple[Field, ...]:
+        """The join keys as fields."""
+        return tuple(key for key in self.join_keys if isinstance(key, Field))
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "name": self.name,
+            "join_keys": [key.describe() for key in self.keys],
+            "description": self.description,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class RequestSource:
+    """Values that only the request knows; training reads them from columns of the entity table."""
+
+    name: str
+    schema: Sequence[Field]
+
+    def __post_init__(self) -> None:
+        check_name("request source", self.name)
+        object.__setattr__(self, "schema", tuple(self.schema))
+        refuse_doubles(f"request source {self.name!r}", (f.name for f in self.schema))
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"request": self.name, "schema": [f.describe() for f in self.schema]}

@@ -1,0 +1,321 @@
+"""What a feature is: views, services and on-demand views, in Feast's words.
+
+Every definition is a frozen value, checked when it is written down. `semantics()` is the part that decides
+which numbers come out (it is digested for lineage); `describe()` adds what only people read.
+"""
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from featurestore.definitions.code import code_digest, code_reference
+from featurestore.definitions.dtypes import DType
+from featurestore.definitions.expectations import Expectation, refuse_unknown
+from featurestore.definitions.fields import Entity, Field, RequestSource, check_name, refuse_doubles
+from featurestore.errors import InvalidDefinition, UnknownDefinition
+
+
+class Transformation(Protocol):
+    """How a view's rows are made from raw events; `featurestore.windows.aggregations.Windows` is one."""
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """The features it computes."""
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON, with a `type`; part of the view's digest."""
+
+    def compute(self, events: pa.Table, *, keys: Sequence[str], since: datetime | None = None) -> pa.Table:
+        """The view's rows, with `event_timestamp`; since: only those that an earlier run up to then has not settled."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureView:
+    """A table of features over time for one set of entities.
+
+    schema: the features (may be left out when `source` computes them); entities may be empty: one global row.
+    ttl: how long after its event time a value may be used, inclusive; None means for ever.
+    source: how rows are made from raw events, if the store is to know.
+    expectations: what rows must be like to be written.
+    Raises: InvalidDefinition.
+    """
+
+    name: str
+    entities: Sequence[Entity] = ()
+    schema: Sequence[Field] = ()
+    ttl: timedelta | None = None
+    source: Transformation | None = None
+    tags: Mapping[str, str] = field(default_factory=dict, hash=False)
+    owner: str = ""
+    description: str = ""
+    expectations: Sequence[Expectation] = ()
+
+    def __post_init__(self) -> None:
+        check_name("feature view", self.name)
+        schema = tuple(self.schema) or (self.source.fields if self.source else ())
+        object.__setattr__(self, "entities", tuple(self.entities))
+        object.__setattr__(self, "schema", schema)
+        object.__setattr__(self, "tags", dict(self.tags))
+        object.__setattr__(self, "expectations", tuple(self.expectations))
+        if not schema:
+            raise InvalidDefinition(f"feature view {self.name!r} has no features; give it a schema")
+        if self.ttl is not None and self.ttl <= timedelta(0):
+            raise InvalidDefinition(
+                f"feature view {self.name!r}: ttl must be positive or None, got {self.ttl}"
+            )
+        if self.source is not None and tuple(self.source.fields) != schema:
+            raise InvalidDefinition(
+                f"feature view {self.name!r}: schema differs from what its source computes"
+            )
+        fields = (*self.join_keys, *schema)
+        refuse_doubles(f"feature view {self.name!r}", [f.name for f in fields])
+        refuse_unknown(f"feature view {self.name!r}", tuple(self.expectations), {f.name: f for f in fields})
+
+    @property
+    def join_keys(self) -> tuple[Field, ...]:
+        """The columns that identify a row's entity, in the order of the entities."""
+        return tuple(key for entity in self.entities for key in entity.keys)
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Names of the features."""
+        return tuple(f.name for f in self.schema)
+
+    def __getitem__(self, features: Sequence[str]) -> "Projection":
+        """Only some features: `view[["a", "b"]]`."""
+        return Projection(self, tuple(features))
+
+    def with_name(self, name: str) -> "Projection":
+        """The view under another name; its columns come out as `name__feature`."""
+        return Projection(self, self.features, alias=name)
+
+    def with_join_key_map(self, mapping: Mapping[str, str]) -> "Projection":
+        """Find rows by other columns of the entity table: `{"airport": "origin"}`."""
+        return Projection(self, self.features).with_join_key_map(mapping)
+
+    def semantics(self) -> dict[str, Any]:
+        """What decides the numbers, as JSON: keys, schema, ttl, source."""
+        return {
+            "kind": "feature_view",
+            "name": self.name,
+            "entities": [
+                {"name": e.name, "join_keys": [k.describe() for k in e.keys]} for e in self.entities
+            ],
+            "schema": [f.describe() for f in self.schema],
+            "ttl_us": None if self.ttl is None else self.ttl // timedelta(microseconds=1),
+            "source": None if self.source is None else self.source.describe(),
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """The whole definition as JSON."""
+        people = {"tags": dict(self.tags), "owner": self.owner, "description": self.description}
+        return self.semantics() | people | {"expectations": [e.describe() for e in self.expectations]}
+
+
+Transform = Callable[[Mapping[str, np.ndarray[Any, Any]]], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class OnDemandFeatureView:
+    """Features computed when asked for, by the same vectorised code in training and in serving.
+
+    sources: views, projections and request sources whose columns the function gets.
+    transform: columns in, columns out, all of one length. Numbers and booleans come as float64 with NaN for
+        null, strings as object arrays with None, times as datetime64[us] with NaT; a NaN it returns is null.
+        What it raises is told as InvalidRows.
+    code, reference: digest of the function's text and where to import it from; found out if not given.
+    Raises: InvalidDefinition.
+    """
+
+    name: str
+    sources: Sequence["FeatureView | Projection | RequestSource"]
+    schema: Sequence[Field]
+    transform: Transform = field(compare=False)
+    code: str = ""
+    reference: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict, hash=False)
+    owner: str = ""
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        check_name("on-demand feature view", self.name)
+        sources = tuple(projection(s) if isinstance(s, FeatureView) else s for s in self.sources)
+        object.__setattr__(self, "sources", sources)
+        object.__setattr__(self, "schema", tuple(self.schema))
+        object.__setattr__(self, "tags", dict(self.tags))
+        object.__setattr__(self, "code", self.code or code_digest(self.transform))
+        object.__setattr__(self, "reference", self.reference or code_reference(self.transform))
+        object.__setattr__(self, "description", self.description or inspect.getdoc(self.transform) or "")
+        if not self.schema or not sources:
+            raise InvalidDefinition(f"on-demand feature view {self.name!r} needs sources and a schema")
+        refuse_doubles(f"on-demand feature view {self.name!r} inputs", self.inputs)
+        refuse_doubles(f"on-demand feature view {self.name!r}", self.features)
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Names of the features it computes."""
+        return tuple(f.name for f in self.schema)
+
+    @property
+    def projections(self) -> "tuple[Projection, ...]":
+        """The stored features it reads."""
+        return tuple(s for s in self.sources if isinstance(s, Projection))
+
+    @property
+    def request_fields(self) -> tuple[Field, ...]:
+        """The values that the request must bring."""
+        return tuple(f for s in self.sources if isinstance(s, RequestSource) for f in s.schema)
+
+    @property
+    def inputs(self) -> dict[str, DType]:
+        """The function's columns and their types."""
+        stored = {name: f.dtype for p in self.projections for name, f in p.columns.items()}
+        return stored | {f.name: f.dtype for f in self.request_fields}
+
+    def __getitem__(self, features: Sequence[str]) -> "Projection":
+        """Only some of its features."""
+        return Projection(self, tuple(features))
+
+    def semantics(self) -> dict[str, Any]:
+        """What decides the numbers, as JSON: sources, schema and the digest of the code."""
+        return {
+            "kind": "on_demand_feature_view",
+            "name": self.name,
+            "sources": [s.describe() for s in self.sources if not isinstance(s, FeatureView)],
+            "schema": [f.describe() for f in self.schema],
+            "code": self.code,
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """The whole definition as JSON; `reference` says where the function is imported from."""
+        people = {"tags": dict(self.tags), "owner": self.owner, "description": self.description}
+        return self.semantics() | people | {"reference": self.reference}
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """Some features of a view, perhaps under another name and found by other columns."""
+
+    view: FeatureView | OnDemandFeatureView
+    features: tuple[str, ...]
+    alias: str | None = None
+    join_key_map: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.features, str):
+            raise InvalidDefinition(f"write view[[{self.features!r}]], with a list of names")
+        unknown = [name for name in self.features if name not in self.view.features]
+        if unknown or not self.features:
+            msg = f"view {self.view.name!r} has no feature {unknown}; it has {list(self.view.features)}"
+            raise UnknownDefinition(msg)
+        refuse_doubles(f"projection of {self.view.name!r}", self.features)
+        if self.alias is not None:
+            check_name("view alias", self.alias)
+
+    def with_name(self, name: str) -> "Projection":
+        """Under another name; columns come out as `name__feature`."""
+        return replace(self, alias=name)
+
+    def with_join_key_map(self, mapping: Mapping[str, str]) -> "Projection":
+        """Find rows by other columns of the entity table.
+
+        mapping: join key of the view to column of the entity table.
+        Raises: InvalidDefinition if a key is not the view's.
+        """
+        keys = {key.name for key in self.view.join_keys} if isinstance(self.view, FeatureView) else set()
+        if not set(mapping) <= keys:
+            msg = f"view {self.view.name!r} has join keys {sorted(keys)}, cannot map {sorted(set(mapping) - keys)}"
+            raise InvalidDefinition(msg)
+        return replace(self, join_key_map=tuple(sorted(mapping.items())))
+
+    @property
+    def columns(self) -> dict[str, Field]:
+        """Output column to the view's field, in the order asked for."""
+        fields = {f.name: f for f in self.view.schema}
+        prefix = f"{self.alias}__" if self.alias else ""
+        return {prefix + name: fields[name] for name in self.features}
+
+    @property
+    def key_columns(self) -> tuple[str, ...]:
+        """Columns of the entity table that find the row, in the order of the view's join keys."""
+        mapping = dict(self.join_key_map)
+        keys = self.view.join_keys if isinstance(self.view, FeatureView) else ()
+        return tuple(mapping.get(key.name, key.name) for key in keys)
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON; the view by name."""
+        return {
+            "view": self.view.name,
+            "features": list(self.features),
+            "alias": self.alias,
+            "join_key_map": dict(self.join_key_map),
+        }
+
+
+FeatureLike = FeatureView | OnDemandFeatureView | Projection
+
+
+def projection(features: FeatureLike) -> Projection:
+    """A view as the projection to all its features; a projection as it is."""
+    return features if isinstance(features, Projection) else Projection(features, features.features)
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureService:
+    """The features of one model, by name: what it trains on and what it is served.
+
+    Raises: InvalidDefinition if two features would come out under one column name.
+    """
+
+    name: str
+    features: Sequence[FeatureLike]
+    tags: Mapping[str, str] = field(default_factory=dict, hash=False)
+    owner: str = ""
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        check_name("feature service", self.name)
+        object.__setattr__(self, "features", tuple(projection(f) for f in self.features))
+        object.__setattr__(self, "tags", dict(self.tags))
+        if not self.features:
+            raise InvalidDefinition(f"feature service {self.name!r} has no features")
+        refuse_doubles(f"feature service {self.name!r} (rename one with view.with_name)", self.columns)
+
+    @property
+    def projections(self) -> tuple[Projection, ...]:
+        """Its views, each with the features it takes."""
+        return tuple(p for p in self.features if isinstance(p, Projection))
+
+    @property
+    def columns(self) -> list[str]:
+        """Output columns, in order."""
+        return [name for p in self.projections for name in p.columns]
+
+    def semantics(self) -> dict[str, Any]:
+        """What decides the columns, as JSON."""
+        return {
+            "kind": "feature_service",
+            "name": self.name,
+            "features": [p.describe() for p in self.projections],
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """The whole definition as JSON."""
+        people = {"tags": dict(self.tags), "owner": self.owner, "description": self.description}
+        return self.semantics() | people
+
+
+Definition = Entity | FeatureView | OnDemandFeatureView | FeatureService
+
+
+def digest(semantics: Mapping[str, Any]) -> str:
+    """The name of a definition's content: `sha256:` and 64 hexadecimal digits of its canonical JSON."""
+    text = json.dumps(semantics, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,347 @@
+"""The same joins and aggregates over Ray Data, for what does not fit one machine; the room's one module with Ray.
+
+Both are functions of all rows of a key, so rows are shuffled by key into partitions and each partition runs the local
+code: identical results, whatever the number of blocks or partitions. Nothing is gathered on the driver. How rows are
+packed for the shuffle is in `featurestore/offline/partitioning.py`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import ray.data
+from ray.data.context import ShuffleStrategy
+
+from featurestore.applied.definitions import ViewOrName
+from featurestore.definitions.dtypes import TIMESTAMP
+from featurestore.definitions.encoding import microseconds
+from featurestore.definitions.expectations import Freshness
+from featurestore.definitions.fields import EVENT_DAY, EVENT_TIMESTAMP
+from featurestore.definitions.views import (
+    FeatureView,
+    Projection,
+)
+from featurestore.errors import InvalidRows, UnknownDefinition
+from featurestore.offline.historical import (
+    RetrievalJob,
+    attach,
+    check_entities,
+    finish,
+    stored_view,
+    typed_keys,
+)
+from featurestore.offline.partitioning import ENTITIES, PART, ROWS, Hashes, key_hashes, pack, unpack
+from featurestore.offline.prefilter import Asked
+from featurestore.offline.tables import File, OfflineStore, Version, scan, storable
+from featurestore.retrieval import Retrieval
+from featurestore.rows import check_rows, conform, offline_schema
+from featurestore.store import Features, FeatureStore
+from registry.store.tables import TableSnapshot
+from registry.times import as_utc
+
+ROW = "toque_row"  # number of an entity row, to give rows back in order
+
+_MIN_PARTITIONS = 8
+_ROWS_PER_PARTITION = 500_000
+_ROWS_PER_BLOCK = 250_000
+_ROWS_PER_STEP = 100_000  # of a task that keeps few of the rows it reads
+# A shuffle cuts each task's rows into as many pieces as there are tasks, and pieces below 100 kB Ray keeps in the driver's own
+# memory: few tasks of many rows each, so that pieces stay larger than that.
+_TASKS, _MOST_ROWS_PER_TASK, _MOST_FILTERED = 32, 1_000_000, 1_250_000
+
+Dataset = ray.data.Dataset
+
+
+def historical(job: RetrievalJob, *, partitions: int | None = None) -> Dataset:
+    """A retrieval job as a dataset: its entity rows, in order, with the features appended.
+
+    partitions: of the keys; by default one for half a million stored rows, each CPU of the cluster, and at least 8.
+    """
+    numbered = job.entities.append_column(ROW, pa.array(np.arange(job.entities.num_rows)))
+    size = _rows_per_task(2 * numbered.num_rows)  # narrow rows, so half as many blocks
+    starts = range(0, max(numbered.num_rows, 1), size)
+    dataset = ray.data.from_arrow([numbered.slice(at, size) for at in starts])
+    return _joined(dataset, job, job.entities.column_names, partitions=partitions)
+
+
+def get_historical_features(
+    fs: FeatureStore,
+    entities: Dataset,
+    features: Features,
+    *,
+    row_number: str,
+    as_known: bool = False,
+    partitions: int | None = None,
+) -> Dataset:
+    """As `FeatureStore.get_historical_features`, for an entity table that is itself a dataset.
+
+    row_number: its Int64 column that numbers the rows; they come back in that order.
+    Raises: InvalidRows, UnknownDefinition.
+    """
+    columns = list(entities.schema().names)
+    if row_number not in columns:
+        raise InvalidRows(f"entity table: row number column {row_number!r} is missing; got {columns}")
+    sample = fs.get_historical_features(_empty(entities), features, as_known=as_known)
+    checked = _mapped(entities, partial(_checked, retrieval=sample.retrieval, row_number=row_number))
+    return _joined(checked, sample, columns, partitions=partitions)
+
+
+def _empty(dataset: Dataset) -> pa.Table:
+    schema = dataset.schema()
+    return pa.schema(list(zip(schema.names, schema.types, strict=True))).empty_table()
+
+
+def _checked(entities: pa.Table, *, retrieval: Retrieval, row_number: str) -> pa.Table:
+    return check_entities(entities, retrieval).append_column(ROW, entities.column(row_number))
+
+
+def _joined(
+    entities: Dataset, job: RetrievalJob, columns: Sequence[str], *, partitions: int | None
+) -> Dataset:
+    parts = _partitions(partitions, rows=_most_stored(job))
+    for lookup in job.retrieval.lookups:
+        left = _mapped(entities, partial(_pack_entities, lookup=lookup, parts=parts))
+        keys = [key.name for key in stored_view(lookup).join_keys]
+        packed = partial(_pack_rows, keys=keys, parts=parts)
+        right = _mapped(_stored_rows(job, lookup), packed)
+        join = partial(_join_partition, lookup=lookup, as_known=job.as_known)
+        entities = _by_part(left.union(right), join)
+    finished = partial(finish, entity_columns=[*columns, ROW], retrieval=job.retrieval)
+    in_order = _mapped(entities, finished).sort(ROW).drop_columns([ROW])
+    in_order.context.execution_options.preserve_order = True  # else blocks come as their tasks end
+    return in_order
+
+
+def _partitions(given: int | None, *, rows: int = 0) -> int:
+    cpus = ray.cluster_resources().get("CPU", 1)  # type: ignore[no-untyped-call]  # Ray leaves it so
+    return given or max(_MIN_PARTITIONS, int(cpus), rows // _ROWS_PER_PARTITION)
+
+
+def _most_stored(job: RetrievalJob) -> int:
+    """Rows of the largest table that is read."""
+    views = {stored_view(lookup).name: stored_view(lookup) for lookup in job.retrieval.lookups}
+    opened = [
+        job.offline.version(view, snapshot.version)
+        for name, view in views.items()
+        if (snapshot := job.versions[name]) is not None
+    ]
+    return max((sum(file.rows for file in version.files) for version in opened if version), default=0)
+
+
+def _stored_rows(job: RetrievalJob, lookup: Projection) -> Dataset:
+    """All features of the view's rows that can be an answer, read by tasks; ties may need them all."""
+    view = stored_view(lookup)
+    snapshot = job.versions[view.name]
+    if snapshot is None:
+        return ray.data.from_arrow(offline_schema(view).empty_table())
+    version = job.offline.version(view, snapshot.version)
+    asked = _asked(job, lookup)
+    most = _MOST_ROWS_PER_TASK if asked is None else _MOST_FILTERED
+    shares = _shares(version.files, job.bounds(lookup), most=most) if version else ()
+    pieces = [{"files": files} for files in shares]
+    if not pieces:
+        return ray.data.from_arrow(offline_schema(view).empty_table())
+    read = partial(_read_files, offline=job.offline, view=view, number=snapshot.version)
+    if asked is not None:
+        read = partial(_read_answers, **read.keywords, as_known=job.as_known, asked=asked)
+    return _mapped(ray.data.from_items(pieces, override_num_blocks=len(pieces)), read)
+
+
+def _rows_per_task(rows: int, *, most: int = _MOST_ROWS_PER_TASK) -> int:
+    return min(max(rows // _TASKS, _ROWS_PER_BLOCK), most)
+
+
+def _shares(
+    files: Sequence[File], bounds: tuple[datetime | None, datetime | None], *, most: int
+) -> Iterator[list[int]]:
+    """Numbers of the files that may hold rows within the bounds, a task's worth of rows at a time."""
+    held = [(number, file.rows) for number, file in enumerate(files) if file.may_hold(*bounds)]
+    enough = _rows_per_task(sum(rows for _, rows in held), most=most)
+    share: list[int] = []
+    rows = 0
+    for number, more in held:
+        share.append(number)
+        rows += more
+        if rows >= enough:
+            yield share
+            share, rows = [], 0
+    if share:
+        yield share
+
+
+_opened: dict[tuple[str, int], Version] = {}  # in a worker; opening takes time for every file of the version
+_MOST_OPENED = 4
+
+
+def _version(offline: OfflineStore, view: FeatureView, number: int) -> Version | None:
+    key = (offline.table(view).uri, number)
+    version = _opened.get(key) or offline.version(view, number)
+    if version is not None and key not in _opened:
+        if len(_opened) >= _MOST_OPENED:
+            _opened.clear()
+        _opened[key] = version
+    return version
+
+
+def _read_files(pieces: pa.Table, *, offline: OfflineStore, view: FeatureView, number: int) -> pa.Table:
+    version, files = _files(pieces, offline=offline, view=view, number=number)
+    return scan(version, files, offline_schema(view))
+
+
+def _files(
+    pieces: pa.Table, *, offline: OfflineStore, view: FeatureView, number: int
+) -> tuple[Version, list[File]]:
+    version = _version(offline, view, number)
+    if version is None:
+        raise UnknownDefinition(f"feature view {view.name!r}: version {number} of its table cannot be read")
+    return version, [version.files[at] for numbers in pieces.column("files").to_pylist() for at in numbers]
+
+
+def _read_answers(
+    pieces: pa.Table,
+    *,
+    offline: OfflineStore,
+    view: FeatureView,
+    number: int,
+    as_known: bool,
+    asked: "ray.ObjectRef[Asked]",
+) -> pa.Table:
+    """Of the files' rows those that can be an entity row's answer; read step by step, for few of them are."""
+    version, files = _files(pieces, offline=offline, view=view, number=number)
+    wanted, keys = ray.get(asked), [key.name for key in view.join_keys]
+    found = [offline_schema(view).empty_table()]
+    for rows, _ in offline.batches(view, version, files, start=None, end=None, rows=_ROWS_PER_STEP):
+        answers = wanted.answers(rows, key_hashes(rows, keys), keys=keys, ttl=view.ttl, as_known=as_known)
+        found.append(rows.take(pa.array(answers)))
+    return pa.concat_tables(found)
+
+
+def _mapped(dataset: Dataset, compute: Callable[[pa.Table], pa.Table]) -> Dataset:
+    return dataset.map_batches(compute, batch_format="pyarrow", batch_size=None)
+
+
+def _pack_entities(table: pa.Table, *, lookup: Projection, parts: int) -> pa.Table:
+    return pack(table, _entity_hashes(table, lookup), side=ENTITIES, parts=parts)
+
+
+def _entity_hashes(entities: pa.Table, lookup: Projection) -> Hashes:
+    """In the view's types, so that a key hashes as it does in the view's rows."""
+    return key_hashes(typed_keys(entities, lookup), lookup.key_columns)
+
+
+def _pack_rows(table: pa.Table, *, keys: Sequence[str], parts: int) -> pa.Table:
+    return pack(table, key_hashes(table, keys), side=ROWS, parts=parts)
+
+
+def _asked(job: RetrievalJob, lookup: Projection) -> "ray.ObjectRef[Asked] | None":
+    """What is asked for, once on each node; None where the entity table is a dataset that has yet to be computed."""
+    count = job.entities.num_rows
+    if not count:
+        return None
+    slices = (job.entities.slice(at, _ROWS_PER_BLOCK) for at in range(0, count, _ROWS_PER_BLOCK))
+    pieces = ((_entity_hashes(rows, lookup), microseconds(rows.column(EVENT_TIMESTAMP))) for rows in slices)
+    times = pc.min_max(job.entities.column(EVENT_TIMESTAMP).cast(pa.int64())).as_py()
+    return ray.put(Asked.of(pieces, rows=count, first_us=times["min"], last_us=times["max"]))
+
+
+def _join_partition(group: pa.Table, *, lookup: Projection, as_known: bool) -> pa.Table:
+    entities, rows = unpack(group, ENTITIES), unpack(group, ROWS)
+    if entities is None:  # rows that nobody asks for
+        return pa.table({})
+    if rows is None:
+        rows = offline_schema(stored_view(lookup)).empty_table()
+    return attach(entities, rows, lookup, as_known=as_known)[0]
+
+
+def compute_offline(
+    fs: FeatureStore,
+    view: ViewOrName,
+    events: Dataset,
+    *,
+    since: datetime | None = None,
+    partitions: int | None = None,
+) -> TableSnapshot:
+    """As `FeatureStore.compute_offline`, for events that are a dataset: aggregate by key, write in one commit.
+
+    Raises: InvalidRows, UnknownDefinition (also if the view has no source).
+    """
+    found = fs.get_feature_view(view if isinstance(view, str) else view.name)
+    if found.source is None:
+        raise UnknownDefinition(
+            f"feature view {found.name!r} has no source; write its rows with write_offline"
+        )
+    keys = [key.name for key in found.join_keys]
+    start = None if since is None else as_utc(since, name="since")
+    rows = by_key(
+        events, partial(found.source.compute, keys=keys, since=start), keys=keys, partitions=partitions
+    )
+    return write_offline(fs, found, rows, partitions=partitions)
+
+
+def by_key(
+    dataset: Dataset,
+    compute: Callable[[pa.Table], pa.Table],
+    *,
+    keys: Sequence[str],
+    partitions: int | None = None,
+) -> Dataset:
+    """`compute` on all rows of each key together; a partition has many keys, and no key is in two."""
+    parts = _partitions(partitions)
+    packed = _mapped(dataset, partial(_pack_rows, keys=list(keys), parts=parts))
+    return _by_part(packed, partial(_computed, compute=compute))
+
+
+def _by_part(packed: Dataset, compute: Callable[[pa.Table], pa.Table]) -> Dataset:
+    """`compute` on the packed rows of each partition.
+
+    By a sort of the few packed rows, in tasks: the hash shuffle starts actors for every shuffle, which took ten times
+    as long for a table of 300,000 rows.
+    """
+    packed.context.shuffle_strategy = ShuffleStrategy.SORT_SHUFFLE_PULL_BASED
+    return packed.groupby(PART).map_groups(compute, batch_format="pyarrow")
+
+
+def _computed(group: pa.Table, *, compute: Callable[[pa.Table], pa.Table]) -> pa.Table:
+    return compute(unpack(group, ROWS))
+
+
+def write_offline(
+    fs: FeatureStore, view: ViewOrName, rows: Dataset, *, partitions: int | None = None
+) -> TableSnapshot:
+    """As `FeatureStore.write_offline`, for rows that are a dataset: one commit, and one file a day.
+
+    Expectations are held against each block, `Freshness` against all of them: then the rows are computed before any is
+    written, and Ray keeps them meanwhile, on disk what is more than its memory.
+    Raises: InvalidRows, UnknownDefinition.
+    """
+    found = fs.get_feature_view(view if isinstance(view, str) else view.name)
+    table = fs.offline.create(found)
+    shaped = _mapped(rows, partial(_shaped, view=found, now=fs.now()))
+    if any(isinstance(each, Freshness) for each in found.expectations):
+        shaped = shaped.materialize()
+        newest = _mapped(shaped, _newest).take_all()
+        fs.check_fresh(found, pa.Table.from_pylist(newest, schema=_NEWEST))
+    by_day = by_key(shaped, _as_is, keys=[EVENT_DAY], partitions=partitions)
+    by_day.write_delta(table.uri, partition_by=[EVENT_DAY], storage_options=table.storage_options or None)
+    return table.snapshot()
+
+
+def _shaped(rows: pa.Table, *, view: FeatureView, now: datetime) -> pa.Table:
+    typed = conform(view, rows, clock=lambda: now)
+    check_rows(view, typed)
+    return storable(typed)
+
+
+_NEWEST = pa.schema([(EVENT_TIMESTAMP, TIMESTAMP)])
+
+
+def _newest(rows: pa.Table) -> pa.Table:
+    return pa.table([pa.array([pc.max(rows.column(EVENT_TIMESTAMP)).as_py()], TIMESTAMP)], schema=_NEWEST)
+
+
+def _as_is(rows: pa.Table) -> pa.Table:
+    return rows

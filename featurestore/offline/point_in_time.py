@@ -1,0 +1,222 @@
+"""The point-in-time join: for each entity row, the newest feature row that was there at its time.
+
+Of the feature rows of the same key with `t - ttl <= event <= t` (both inclusive, to the microsecond) the one with
+the greatest (event, created) is taken; `as_known` further asks for `created <= t`. Rows out are rows in, in order.
+
+Rows are sorted once by a single integer made of key and event time; each entity row is then one binary search.
+With `as_known` the rows it lands on may not have been known yet: the nearest earlier one that was is found by
+descending a tree of minima of `created`, so a backfilled history costs log n and not n a row.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from featurestore.definitions.encoding import HEADER_BYTES, RowLayout, microseconds
+from featurestore.definitions.fields import (
+    CREATED_TIMESTAMP,
+    EVENT_TIMESTAMP,
+)
+
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+
+_COMPOSITE_LIMIT = 2**62
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Where each entity row finds its feature row.
+
+    index: (entity rows,) int64, row of the feature table or -1.
+    ties: pairs of feature rows in play that share key, event and created time, so that their content decided.
+    """
+
+    index: Ints
+    ties: int
+
+
+def join(
+    entities: pa.Table,
+    rows: pa.Table,
+    *,
+    keys: Sequence[tuple[str, str]],
+    features: Mapping[str, str],
+    layout: RowLayout,
+    ttl: timedelta | None = None,
+    as_known: bool = False,
+) -> pa.Table:
+    """`entities` with the features as they were at each row's `event_timestamp` appended, null where there were none.
+
+    keys: (column of entities, column of rows) for each join key.
+    features: output column to column of `rows`.
+    layout: the fields whose bytes decide between rows that share key, event and created time.
+    """
+    match = search(entities, rows, keys=keys, layout=layout, ttl=ttl, as_known=as_known)
+    return take(entities, rows, match, features=features)
+
+
+def take(entities: pa.Table, rows: pa.Table, match: Match, *, features: Mapping[str, str]) -> pa.Table:
+    """`entities` with the matched rows' columns appended.
+
+    features: output column to column of `rows`.
+    """
+    at = pa.array(match.index, mask=match.index < 0)
+    for output, column in features.items():
+        entities = entities.append_column(output, rows.column(column).combine_chunks().take(at))
+    return entities
+
+
+def search(
+    entities: pa.Table,
+    rows: pa.Table,
+    *,
+    keys: Sequence[tuple[str, str]],
+    layout: RowLayout,
+    ttl: timedelta | None = None,
+    as_known: bool = False,
+) -> Match:
+    """Find each entity row's feature row; arguments as for `join`."""
+    wanted, codes = _codes(entities, rows, keys)
+    times = microseconds(entities.column(EVENT_TIMESTAMP))
+    kept = np.flatnonzero(codes >= 0)
+    nothing = np.full(len(times), -1, dtype=np.int64)
+    if not len(kept) or not len(times):
+        return Match(nothing, 0)
+    events = microseconds(rows.column(EVENT_TIMESTAMP))[kept]
+    ranks, asked = _ranks(events, times, keys=int(wanted.max()) + 1)
+    span = int(ranks.max()) + 1
+    composite = codes[kept] * span + ranks
+    order = np.argsort(composite)
+    composite = composite[order]
+    ties = _settle(order, composite, rows, kept, layout)
+    last = np.searchsorted(composite, wanted * span + asked, side="right") - 1
+    found = (last >= 0) & (wanted >= 0) & (asked >= 0)
+    found &= composite[last] >= wanted * span  # else it is the last row of the key before
+    if as_known:
+        created = microseconds(rows.column(CREATED_TIMESTAMP))[kept[order]]
+        first = np.searchsorted(composite, wanted * span, side="left")
+        last = _last_known(created, np.where(found, last, -1), first, times)
+        found = last >= 0
+    at = order[np.where(found, last, 0)]
+    if ttl is not None:
+        found &= times - events[at] <= ttl // timedelta(microseconds=1)
+    return Match(np.where(found, kept[at], -1), ties)
+
+
+def _codes(entities: pa.Table, rows: pa.Table, keys: Sequence[tuple[str, str]]) -> tuple[Ints, Ints]:
+    """Keys as one small integer an entity row and a feature row; -1 where null or (rows) nobody asks for it."""
+    wanted = np.zeros(entities.num_rows, dtype=np.int64)
+    there = np.zeros(rows.num_rows, dtype=np.int64)
+    for number, (entity_column, row_column) in enumerate(keys):
+        asked = entities.column(entity_column).cast(rows.schema.field(row_column).type)
+        distinct = pc.unique(asked.combine_chunks()).drop_null()
+        a, b = _positions(asked, distinct), _positions(rows.column(row_column), distinct)
+        if not number:
+            wanted, there = a, b
+            continue
+        wanted = np.where((wanted < 0) | (a < 0), -1, wanted * len(distinct) + a)
+        there = np.where((there < 0) | (b < 0), -1, there * len(distinct) + b)
+        wanted, there = _dense(wanted, there)
+    return wanted, there
+
+
+def _positions(column: pa.ChunkedArray, distinct: pa.Array) -> Ints:
+    found = pc.index_in(column, value_set=distinct, skip_nulls=True).combine_chunks()
+    positions: Ints = found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    return positions
+
+
+def _dense(wanted: Ints, there: Ints) -> tuple[Ints, Ints]:
+    """Renumber so that codes stay below the number of distinct keys asked for."""
+    distinct = np.unique(wanted[wanted >= 0])
+    if not len(distinct):
+        return np.full_like(wanted, -1), np.full_like(there, -1)
+    at = np.minimum(np.searchsorted(distinct, there), len(distinct) - 1)
+    return (
+        np.where(wanted < 0, -1, np.searchsorted(distinct, wanted)),
+        np.where(distinct[at] == there, at, -1),
+    )
+
+
+def _ranks(events: Ints, times: Ints, *, keys: int) -> tuple[Ints, Ints]:
+    """Event times as non-negative integers, and for each asked time the greatest of them not after it (or -1).
+
+    Offsets from the first event where they leave room for the key codes in 62 bits, else dense ranks.
+    """
+    first, last = int(events.min()), int(events.max())
+    if (last - first + 1) * (keys + 1) < _COMPOSITE_LIMIT:
+        return events - first, np.where(times < first, -1, np.minimum(times, last) - first)
+    distinct = np.unique(events)
+    return np.searchsorted(distinct, events), np.searchsorted(distinct, times, side="right") - 1
+
+
+def _settle(order: Ints, composite: Ints, rows: pa.Table, kept: Ints, layout: RowLayout) -> int:
+    """Within runs of one key and event time, order by created, then by content; returns how many pairs needed content."""
+    same = composite[1:] == composite[:-1]
+    if not same.any():
+        return 0
+    tied = np.zeros(len(composite), dtype=bool)
+    tied[1:] |= same
+    tied[:-1] |= same
+    at = np.flatnonzero(tied)
+    members = order[at]
+    created = microseconds(rows.column(CREATED_TIMESTAMP))[kept[members]]
+    runs = composite[at]
+    within = np.lexsort((created, runs))
+    members, created, runs = members[within], created[within], runs[within]
+    exact = (runs[1:] == runs[:-1]) & (created[1:] == created[:-1])
+    if exact.any():
+        content = [value[HEADER_BYTES:] for value in layout.encode(rows.take(kept[members]))]
+        by_content = sorted(range(len(members)), key=lambda i: (runs[i], created[i], content[i]))
+        members = members[np.array(by_content)]
+    order[at] = members
+    return int(exact.sum())
+
+
+def _last_known(created: Ints, last: Ints, first: Ints, times: Ints) -> Ints:
+    """For each query the last position in [first, last] whose `created` is not after its time, or -1."""
+    result = last.copy()
+    late = np.flatnonzero((last >= 0) & (last >= first) & (created[np.maximum(last, 0)] > times))
+    if len(late):
+        found = _last_not_above(created, last[late], times[late])
+        result[late] = np.where(found >= first[late], found, -1)
+    return result
+
+
+def _last_not_above(values: Ints, start: Ints, bound: Ints) -> Ints:
+    """For each query the greatest position <= start with values[position] <= bound, or -1.
+
+    A tree of minima: level k holds the minimum of each block of 2^k. Climb while blocks to the left are all above
+    the bound, then descend into the first that is not.
+    """
+    levels = _minima(values)
+    node, depth = start.copy(), np.full(len(start), -1)
+    for k, minima in enumerate(levels):
+        climbing = (depth < 0) & (node >= 0)
+        hit = climbing & (minima[np.where(climbing, node, 0)] <= bound)
+        depth[hit] = k
+        missed = climbing & ~hit
+        node[missed] = (node[missed] - 1) >> 1  # its sibling on the right, if any, has just missed too
+    node[depth < 0] = -1
+    for k in range(len(levels) - 1, 0, -1):
+        down = depth >= k
+        below = levels[k - 1]
+        right = np.where(down, node * 2 + 1, 0)
+        there = (right < len(below)) & (below[np.minimum(right, len(below) - 1)] <= bound)
+        node[down] = np.where(there, right, right - 1)[down]
+    return node
+
+
+def _minima(values: Ints) -> list[Ints]:
+    levels = [values]
+    while len(levels[-1]) > 1:
+        below = levels[-1]
+        if len(below) % 2:
+            below = np.append(below, np.iinfo(np.int64).max)
+        levels.append(np.minimum(below[0::2], below[1::2]))
+    return levels

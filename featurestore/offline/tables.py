@@ -1,0 +1,318 @@
+"""The offline store: one Delta table a view, partitioned by event day, every row with event and created time.
+
+Rows are only ever added; which of them count is decided when they are read. A read opens just the files that can hold
+rows of the time range asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError, TableNotFoundError
+
+from featurestore.definitions.dtypes import TIMESTAMP
+from featurestore.definitions.fields import (
+    CREATED_TIMESTAMP,
+    EVENT_DAY,
+    EVENT_TIMESTAMP,
+)
+from featurestore.definitions.views import (
+    FeatureView,
+)
+from featurestore.rows import offline_schema
+from registry.store.object_store import ObjectStore
+from registry.store.tables import Table, TableSnapshot, dataset_of
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds  # at runtime it comes with the first table that is read, and pandas with it
+
+_LOG_RESOLUTION = timedelta(milliseconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file of a table's version.
+
+    day: its event day; first, last: bounds of its event times, None where the log has none.
+    """
+
+    path: str
+    day: str
+    rows: int
+    first: datetime | None
+    last: datetime | None
+    fragment: ds.Fragment = field(compare=False)
+
+    def may_hold(self, after: datetime | None, until: datetime | None) -> bool:
+        """Whether it may have rows with `after <= event time <= until`."""
+        too_old = after is not None and self.last is not None and self.last < after
+        too_new = until is not None and self.first is not None and self.first > until
+        return not (too_old or too_new)
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """The files of one version of a view's table."""
+
+    number: int
+    files: tuple[File, ...]
+    schema: pa.Schema
+    dataset: ds.FileSystemDataset = field(compare=False)
+
+    def of(self, files: Iterable[File]) -> ds.FileSystemDataset:
+        """A dataset of some of the files."""
+        fragments = [f.fragment for f in files]
+        return type(self.dataset)(fragments, self.schema, self.dataset.format, self.dataset.filesystem)
+
+
+class OfflineStore:
+    """Feature tables of a project in an object store."""
+
+    def __init__(self, store: ObjectStore, project: str) -> None:
+        self._store = store
+        self._project = project
+        self._opened: dict[str, Version] = {}
+        self._newest: dict[str, DeltaTable] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What travels to a worker: where the tables are, not what is open here."""
+        return {"_store": self._store, "_project": self._project, "_opened": {}, "_newest": {}}
+
+    def table(self, view: FeatureView) -> Table:
+        """The view's table, `features/{project}/{view}`."""
+        return Table(self._store, f"features/{self._project}/{view.name}")
+
+    def write(self, view: FeatureView, rows: pa.Table) -> TableSnapshot:
+        """Add rows, atomically.
+
+        rows: in the view's offline schema, as `rows.conform` makes them.
+        Returns: the table's version that has them.
+        """
+        return self.table(view).append(storable(rows), partition_by=(EVENT_DAY,), merge_schema=True)
+
+    def create(self, view: FeatureView) -> Table:
+        """The view's table, created empty if there is none."""
+        table = self.table(view)
+        if not table.exists():
+            table.append(storable(offline_schema(view).empty_table()), partition_by=(EVENT_DAY,))
+        return table
+
+    def version(self, view: FeatureView, number: int | None = None) -> Version | None:
+        """The files of a version (default: the newest), or None if nothing was ever written."""
+        cached = self._opened.get(view.name)
+        if cached is not None and cached.number == number:
+            return cached
+        table = self._delta(view, number)
+        if table is None:
+            return None
+        if cached is None or cached.number != table.version():
+            cached = _open(table)
+            self._opened[view.name] = cached
+        return cached
+
+    def newest(self, view: FeatureView) -> datetime | None:
+        """The last event time there is, to the millisecond it ends in; None if there are no rows."""
+        version = self.version(view)
+        return max((f.last for f in version.files if f.last), default=None) if version else None
+
+    def _delta(self, view: FeatureView, number: int | None) -> DeltaTable | None:
+        """The view's table at a version; the newest one is kept open, so that following it reads only what is new."""
+        uri, options = self._store.table_location(self.table(view).name)
+        newest = self._newest.get(view.name)
+        if number is None and newest is not None:
+            newest.update_incremental()
+            return newest
+        try:
+            table = DeltaTable(uri, version=number, storage_options=options or None)
+        except TableNotFoundError:
+            return None
+        if number is None:
+            self._newest[view.name] = table
+        return table
+
+    def paths(self, view: FeatureView, number: int) -> frozenset[str]:
+        """Paths of a version's files; none if the log no longer reaches back to it."""
+        cached = self._opened.get(view.name)
+        if cached is not None and cached.number == number:
+            return frozenset(f.path for f in cached.files)
+        try:
+            table = self._delta(view, number)
+        except DeltaError:
+            return frozenset()
+        if table is None:
+            return frozenset()
+        return frozenset(pa.table(table.get_add_actions(flatten=True)).column("path").to_pylist())
+
+    def known_since(self, view: FeatureView, number: int, newest: int) -> frozenset[str]:
+        """Paths of a version's files, and of those that compaction has made of them up to the newest version."""
+        known = self.paths(view, number)
+        if known <= self.paths(view, newest):  # nothing of it was compacted, and the log need not be read
+            return known
+        for compaction in self._compactions(view, number, newest):
+            before, after = self.paths(view, compaction - 1), self.paths(view, compaction)
+            mixed = {_folder(path) for path in before - after - known}
+            known |= {path for path in after - before if _folder(path) not in mixed}
+        return known
+
+    def _compactions(self, view: FeatureView, number: int, newest: int) -> list[int]:
+        table = self._delta(view, newest)
+        commits = table.history(newest - number) if table is not None and newest > number else []
+        return sorted(c["version"] for c in commits if c.get("operation") == "OPTIMIZE")
+
+    def read(
+        self,
+        view: FeatureView,
+        *,
+        features: Sequence[str] | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        version: int | None = None,
+    ) -> pa.Table:
+        """Rows with `start <= event time <= end`, typed as the view says; features of older rows may be null.
+
+        features: which, by default all.
+        """
+        found = self.version(view, version)
+        schema = _selected(view, features)
+        if found is None:
+            return schema.empty_table()
+        return scan(found, found.files, schema, start=start, end=end)
+
+    def batches(
+        self,
+        view: FeatureView,
+        version: Version,
+        files: Iterable[File],
+        *,
+        start: datetime | None,
+        end: datetime | None,
+        rows: int,
+    ) -> Iterator[tuple[pa.Table, tuple[File, ...]]]:
+        """Rows of some files in tables of about `rows`, each with the files that end in it."""
+        schema = offline_schema(view)
+        waiting: list[File] = []
+        for file in files:
+            if file.rows >= rows:
+                yield from _split(version, file, schema, start=start, end=end, rows=rows)
+                continue
+            waiting.append(file)
+            if sum(f.rows for f in waiting) >= rows:
+                yield scan(version, waiting, schema, start=start, end=end), tuple(waiting)
+                waiting = []
+        if waiting:
+            yield scan(version, waiting, schema, start=start, end=end), tuple(waiting)
+
+
+def storable(rows: pa.Table) -> pa.Table:
+    """Rows of a view's offline schema as they are stored: the times first, and their day.
+
+    Delta keeps bounds of a table's first columns only, and reads are pruned by time.
+    """
+    days = pc.strftime(rows.column(EVENT_TIMESTAMP), format="%Y-%m-%d")
+    times = [EVENT_TIMESTAMP, CREATED_TIMESTAMP]
+    others = [name for name in rows.column_names if name not in times]
+    return rows.select([*times, *others]).append_column(EVENT_DAY, days)
+
+
+def _open(table: DeltaTable) -> Version:
+    dataset = dataset_of(table)
+    fragments = {fragment.path: fragment for fragment in dataset.get_fragments()}
+    actions: list[dict[str, Any]] = pa.table(table.get_add_actions(flatten=True)).to_pylist()
+    files = [_file(action, fragments[action["path"]]) for action in actions]
+    files.sort(key=lambda f: (str(f.first), f.path))
+    return Version(table.version(), tuple(files), dataset.schema, dataset)
+
+
+def _file(action: dict[str, Any], fragment: ds.Fragment) -> File:
+    """A file from its line in the log; without recorded bounds its day has to do.
+
+    The log cuts bounds to milliseconds, so the last row may be that much later than it says.
+    """
+    first, last = action.get(f"min.{EVENT_TIMESTAMP}"), action.get(f"max.{EVENT_TIMESTAMP}")
+    last = None if last is None else last + _LOG_RESOLUTION
+    day = action.get(f"partition.{EVENT_DAY}")
+    if (first is None or last is None) and day is not None:
+        first = datetime.fromisoformat(day).replace(tzinfo=UTC)
+        last = first + timedelta(days=1)
+    return File(action["path"], day or "", action["num_records"] or 0, first, last, fragment)
+
+
+def _folder(path: str) -> str:
+    """The partition a file is of; compaction never puts two together."""
+    return path.rpartition("/")[0]
+
+
+def _selected(view: FeatureView, features: Sequence[str] | None) -> pa.Schema:
+    schema = offline_schema(view)
+    if features is None:
+        return schema
+    kept = {*features, *(key.name for key in view.join_keys), EVENT_TIMESTAMP, CREATED_TIMESTAMP}
+    return pa.schema([f for f in schema if f.name in kept])
+
+
+def _between(start: datetime | None, end: datetime | None) -> pc.Expression | None:
+    time = pc.field(EVENT_TIMESTAMP)
+    conditions = []
+    if start is not None:
+        conditions.append(time >= pa.scalar(start, TIMESTAMP))
+    if end is not None:
+        conditions.append(time <= pa.scalar(end, TIMESTAMP))
+    if not conditions:
+        return None
+    return conditions[0] if len(conditions) == 1 else conditions[0] & conditions[1]
+
+
+def scan(
+    version: Version,
+    files: Iterable[File],
+    schema: pa.Schema,
+    *,
+    start: datetime | None = None,
+    end: datetime | None = None,
+) -> pa.Table:
+    """Rows of some files with `start <= event time <= end`, in the schema asked for."""
+    kept = [f for f in files if f.may_hold(start, end)]
+    if not kept:
+        return schema.empty_table()
+    names = [name for name in schema.names if name in version.schema.names]
+    return _shaped(version.of(kept).to_table(columns=names, filter=_between(start, end)), schema)
+
+
+def _split(
+    version: Version,
+    file: File,
+    schema: pa.Schema,
+    *,
+    start: datetime | None,
+    end: datetime | None,
+    rows: int,
+) -> Iterator[tuple[pa.Table, tuple[File, ...]]]:
+    """One large file in several tables; only the last says that the file has ended."""
+    names = [name for name in schema.names if name in version.schema.names]
+    scanner = version.of([file]).scanner(columns=names, filter=_between(start, end), batch_size=rows)
+    ready, waiting = schema.empty_table(), list[pa.RecordBatch]()
+    for batch in scanner.to_batches():
+        waiting.append(batch)
+        if sum(b.num_rows for b in waiting) >= rows:
+            if ready.num_rows:
+                yield ready, ()
+            ready, waiting = _shaped(pa.Table.from_batches(waiting), schema), []
+    if any(b.num_rows for b in waiting):
+        if ready.num_rows:
+            yield ready, ()
+        ready = _shaped(pa.Table.from_batches(waiting), schema)
+    yield ready, (file,)
+
+
+def _shaped(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    columns = [
+        rows.column(f.name).cast(f.type) if f.name in rows.column_names else pa.nulls(rows.num_rows, f.type)
+        for f in schema
+    ]
+    return pa.table(columns, schema=schema)

@@ -1,0 +1,245 @@
+"""Bringing offline rows online: a window, or all that is new since last time, late rows and corrections included.
+
+What has been brought is a claim `(version, end)` in Redis beside the rows: every row of that table version with event
+time up to `end` has been offered. The next incremental run offers the files that are new since that version, and of the
+old files the rows whose time has come since. Claims are written after the rows they are about and are lost with them, so
+a kill at any point, or an emptied Redis, costs repetition and never a row. Finished files are noted too: a rerun after a
+kill first completes the interrupted run, skipping those.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from pydantic import BaseModel, ConfigDict
+
+from featurestore.definitions.encoding import from_microseconds, to_microseconds
+from featurestore.definitions.views import (
+    FeatureView,
+)
+from featurestore.errors import InvalidRows
+from featurestore.offline.tables import File, OfflineStore, Version
+from featurestore.online.rows import OnlineStore
+
+ROWS_AT_ONCE = 200_000
+_MICROSECOND = timedelta(microseconds=1)
+
+Progress = Callable[[str, int, int], None]
+
+
+class Materialized(BaseModel):
+    """What one run did for one view.
+
+    rows: offered to the online store; written: that replaced what was there; table_version: read (None: no table yet);
+    end: rows up to this event time; resumed: whether an interrupted run was completed first.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    view: str
+    rows: int = 0
+    written: int = 0
+    table_version: int | None = None
+    end: datetime
+    resumed: bool = False
+    seconds: float = 0.0
+
+    @property
+    def rows_per_s(self) -> float:
+        """How fast it went."""
+        return self.rows / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Every row of the table's version with event time up to `end_us` has been offered."""
+
+    version: int
+    end_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """From what is claimed to what will be; `start_us` bounds a window and then nothing is claimed."""
+
+    before: Claim | None
+    after: Claim
+    start_us: int | None = None
+
+    def to_json(self) -> str:
+        """As stored while it runs."""
+        before = None if self.before is None else [self.before.version, self.before.end_us]
+        return json.dumps([before, [self.after.version, self.after.end_us], self.start_us])
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Run":
+        """The inverse of `to_json`."""
+        before, after, start_us = json.loads(text)
+        return cls(None if before is None else Claim(*before), Claim(*after), start_us)
+
+
+class Materializer:
+    """Moves rows of views from the offline to the online store.
+
+    progress: called with the view's name, rows done and rows there are, after each piece.
+    rows_at_once: bound of what is in memory.
+    """
+
+    def __init__(
+        self,
+        offline: OfflineStore,
+        online: OnlineStore,
+        *,
+        progress: Progress | None = None,
+        rows_at_once: int = ROWS_AT_ONCE,
+    ) -> None:
+        self._offline = offline
+        self._online = online
+        self._progress = progress
+        self._rows_at_once = rows_at_once
+
+    def window(self, view: FeatureView, *, start: datetime | None, end: datetime) -> Materialized:
+        """Offer the rows with `start <= event time <= end`; all up to `end` if start is None.
+
+        Raises: InvalidRows if no time lies between; OnlineStoreUnavailable; a rerun completes it.
+        """
+        began = time.perf_counter()
+        if start is not None and start > end:
+            msg = f"feature view {view.name!r}: start {start.isoformat()} is after end {end.isoformat()}; swap them"
+            raise InvalidRows(msg)
+        version = self._offline.version(view)
+        if version is None:
+            return Materialized(view=view.name, end=end)
+        start_us = None if start is None else to_microseconds(start)
+        run = Run(None, Claim(version.number, to_microseconds(end)), start_us)
+        return self._run(view, run, began=began, resumed=self._interrupted(view) == run)
+
+    def incremental(self, view: FeatureView, *, end: datetime) -> Materialized:
+        """Offer what is new up to `end`: new files, and rows whose time has come.
+
+        Raises: OnlineStoreUnavailable; a rerun completes it.
+        """
+        began = time.perf_counter()
+        interrupted = self._interrupted(view)
+        before = None if interrupted is None else self._resumed(view, interrupted, began=began)
+        version = self._offline.version(view)
+        if version is None:
+            return Materialized(view=view.name, end=end)
+        run = Run(self.claimed(view), Claim(version.number, to_microseconds(end)))
+        done = self._run(view, run, began=began, resumed=before is not None)
+        if before is None:
+            return done
+        return done.model_copy(
+            update={"rows": done.rows + before.rows, "written": done.written + before.written}
+        )
+
+    def _resumed(self, view: FeatureView, run: Run, *, began: float) -> Materialized | None:
+        """What completing an interrupted run did; None if its files are erased, and then the next run covers it."""
+        try:
+            return self._run(view, run, began=began, resumed=True)
+        except FileNotFoundError:
+            with self._online.reachable():
+                self._online.client.delete(self._key(view, "run"), self._done_key(view, run))
+            return None
+
+    def claimed(self, view: FeatureView) -> Claim | None:
+        """What the online store says it has of the view."""
+        with self._online.reachable():
+            found = self._online.client.get(self._key(view, "claim"))
+        return Claim(*json.loads(found)) if isinstance(found, bytes) else None
+
+    def _key(self, view: FeatureView, what: str) -> str:
+        # What stands in braces decides the slot in a cluster: a view's keys are changed together.
+        return f"toque-{what}:{{{self._online.project}:{view.name}}}"
+
+    def _done_key(self, view: FeatureView, run: Run) -> str:
+        return self._key(view, "done") + ":" + hashlib.sha256(run.to_json().encode()).hexdigest()[:16]
+
+    def _interrupted(self, view: FeatureView) -> Run | None:
+        with self._online.reachable():
+            found = self._online.client.get(self._key(view, "run"))
+        return Run.from_json(found) if isinstance(found, bytes) else None
+
+    def _run(self, view: FeatureView, run: Run, *, began: float, resumed: bool) -> Materialized:
+        version = self._offline.version(view, run.after.version)
+        if version is None or run.before == run.after:
+            end = from_microseconds(run.after.end_us)
+            return Materialized(view=view.name, table_version=run.after.version, end=end, resumed=resumed)
+        done_key = self._done_key(view, run)
+        with self._online.reachable():
+            self._online.client.set(self._key(view, "run"), run.to_json())
+            members = self._online.client.smembers(done_key)
+        done = (
+            {path.decode() for path in members if isinstance(path, bytes)}
+            if isinstance(members, set)
+            else set()
+        )
+        rows, written = self._offer(view, version, run, done, done_key)
+        self._finish(view, run, done_key)
+        return Materialized(
+            view=view.name,
+            rows=rows,
+            written=written,
+            table_version=version.number,
+            end=from_microseconds(run.after.end_us),
+            resumed=resumed,
+            seconds=time.perf_counter() - began,
+        )
+
+    def _offer(
+        self, view: FeatureView, version: Version, run: Run, done: set[str], done_key: str
+    ) -> tuple[int, int]:
+        rows = written = 0
+        parts = self._parts(view, version, run)
+        total = sum(f.rows for files, _ in parts for f in files)
+        for files, start_us in parts:
+            left = [f for f in files if f.path not in done]
+            pieces = self._offline.batches(
+                view,
+                version,
+                left,
+                start=None if start_us is None else from_microseconds(start_us),
+                end=from_microseconds(run.after.end_us),
+                rows=self._rows_at_once,
+            )
+            for piece, ended in pieces:
+                written += self._online.write(view, piece)
+                rows += piece.num_rows
+                self._note(done_key, ended)
+                if self._progress is not None:
+                    self._progress(view.name, rows, total)
+        return rows, written
+
+    def _parts(self, view: FeatureView, version: Version, run: Run) -> list[tuple[list[File], int | None]]:
+        """Files to read, each with the first event time that matters in them."""
+        end = from_microseconds(run.after.end_us)
+        if run.before is None:
+            start = None if run.start_us is None else from_microseconds(run.start_us)
+            return [([f for f in version.files if f.may_hold(start, end)], run.start_us)]
+        known = self._offline.known_since(view, run.before.version, version.number)
+        new = [f for f in version.files if f.path not in known and f.may_hold(None, end)]
+        since = from_microseconds(run.before.end_us) + _MICROSECOND
+        due = [f for f in version.files if f.path in known and f.may_hold(since, end)]
+        return (
+            [(new, None), (due, run.before.end_us + 1)]
+            if run.before.end_us < run.after.end_us
+            else [(new, None)]
+        )
+
+    def _note(self, done_key: str, files: Iterable[File]) -> None:
+        paths = [f.path for f in files]
+        if paths:
+            with self._online.reachable():
+                self._online.client.sadd(done_key, *paths)
+
+    def _finish(self, view: FeatureView, run: Run, done_key: str) -> None:
+        """Claim what was offered and forget how far the run had come, in one transaction."""
+        with self._online.reachable():
+            pipe = self._online.client.pipeline(transaction=True)
+            if run.start_us is None:
+                pipe.set(self._key(view, "claim"), json.dumps([run.after.version, run.after.end_us]))
+            pipe.delete(self._key(view, "run"), done_key)
+            pipe.execute()

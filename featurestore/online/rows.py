@@ -1,0 +1,212 @@
+"""The online store: one packed row a (view, key) in Redis, the newest in, whoever writes and in whatever order.
+
+A write is a script that compares (event, created, content) with what is there, atomically. A read is one MGET for all
+views and rows of a request. The layout of keys and values is in `docs/online-store.md`.
+"""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from contextlib import contextmanager
+from functools import cached_property, partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
+from weakref import WeakKeyDictionary
+
+import polars as pl
+import pyarrow as pa
+import redis
+import redis.asyncio
+from redis.asyncio.cluster import RedisCluster as AsyncRedisCluster
+from redis.cluster import RedisCluster
+from redis.exceptions import RedisClusterException, RedisError
+
+from featurestore.definitions.encoding import RowLayout, precedence
+from featurestore.definitions.fields import (
+    CREATED_TIMESTAMP,
+    EVENT_TIMESTAMP,
+)
+from featurestore.definitions.views import (
+    FeatureView,
+)
+from featurestore.errors import OnlineStoreUnavailable
+from featurestore.online.coalesced_reads import JointReads
+from featurestore.online.connections import HeldConnections
+from featurestore.online.keys import row_keys
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+KEYS_PER_CALL = (
+    500  # the script's argument lists stay far below Lua's limit, and a call below two milliseconds
+)
+CALLS_PER_TRIP = 8
+FEW = 500  # rows of which a dictionary knows the newest sooner than a query does
+_CLUSTER = "+cluster"
+_UNREACHABLE = (RedisError, RedisClusterException, OSError)
+
+NEWEST_WINS = """
+local function newer(a, b)
+  if a == b then return false end
+  if #b < 21 then return true end
+  local a_event, a_created = struct.unpack('<i8i8', a, 6)
+  local b_event, b_created = struct.unpack('<i8i8', b, 6)
+  if a_event ~= b_event then return a_event > b_event end
+  if a_created ~= b_created then return a_created > b_created end
+  for i = 22, math.min(#a, #b) do
+    local x, y = string.byte(a, i), string.byte(b, i)
+    if x ~= y then return x > y end
+  end
+  return #a > #b
+end
+local there = redis.call('MGET', unpack(KEYS))
+local winners, n = {}, 0
+for i = 1, #KEYS do
+  if not there[i] or newer(ARGV[i], there[i]) then
+    n = n + 1
+    winners[2 * n - 1], winners[2 * n] = KEYS[i], ARGV[i]
+  end
+end
+if n > 0 then redis.call('MSET', unpack(winners)) end
+return n
+"""
+
+
+class OnlineStore:
+    """Packed rows of a project in Redis.
+
+    redis_url: `redis://[:password@]host:port/db`, or `redis+cluster://[:password@]host:port` of any node of a cluster.
+    """
+
+    def __init__(self, redis_url: str, project: str) -> None:
+        self.project = project
+        parts = urlsplit(redis_url)
+        self._where = f"Redis at {parts.hostname}:{parts.port or 6379}"
+        self._clustered = parts.scheme.endswith(_CLUSTER)
+        self._url = urlunsplit(parts._replace(scheme=parts.scheme.removesuffix(_CLUSTER)))
+        self._async: WeakKeyDictionary[Any, tuple[Any, JointReads]] = WeakKeyDictionary()
+
+    @cached_property
+    def client(self) -> Any:
+        """The synchronous client; a cluster's learns the cluster's nodes when it is made.
+
+        Raises: OnlineStoreUnavailable.
+        """
+        with self.reachable():
+            kind: Any = RedisCluster if self._clustered else redis.Redis
+            return kind.from_url(self._url)
+
+    @cached_property
+    def _held(self) -> HeldConnections:
+        return HeldConnections(self.client)
+
+    @cached_property
+    def _script(self) -> Any:
+        return self.client.register_script(NEWEST_WINS)
+
+    def write(self, view: FeatureView, rows: pa.Table) -> int:
+        """Bring rows in; of rows of one key the newest stays.
+
+        rows: in the view's offline schema.
+        Returns: how many rows replaced what was there.
+        Raises: OnlineStoreUnavailable; what was written by then stays, and a rerun completes it.
+        """
+        newest = (
+            newest_rows(view, rows) if rows.num_rows > FEW else rows
+        )  # of few, the loop below finds them sooner
+        values = RowLayout(view.schema).encode(newest)
+        pairs: dict[bytes, bytes] = {}
+        for key, value in zip(row_keys(self.project, view, newest), values, strict=True):
+            if key not in pairs or precedence(value) > precedence(pairs[key]):
+                pairs[key] = value
+        return self._put(pairs.items())
+
+    def _put(self, pairs: Iterable[tuple[bytes, bytes]]) -> int:
+        won = 0
+        remaining = iter(pairs)
+        with self.reachable():
+            while trip := list(islice(remaining, KEYS_PER_CALL * CALLS_PER_TRIP)):
+                won += self._trip_to_cluster(trip) if self._clustered else self._trip(trip)
+        return won
+
+    def _trip(self, pairs: Sequence[tuple[bytes, bytes]]) -> int:
+        if len(pairs) <= KEYS_PER_CALL:  # a pipeline asks first whether the script is there
+            return int(self._script(keys=[k for k, _ in pairs], args=[v for _, v in pairs]))
+        pipe = self.client.pipeline(transaction=False)
+        for at in range(0, len(pairs), KEYS_PER_CALL):
+            part = pairs[at : at + KEYS_PER_CALL]
+            self._script(keys=[k for k, _ in part], args=[v for _, v in part], client=pipe)
+        return sum(pipe.execute())
+
+    def _trip_to_cluster(self, pairs: Sequence[tuple[bytes, bytes]]) -> int:
+        """A script's keys must lie in one slot, and rows lie in all of them: a call a row, a trip a node."""
+        pipe = self.client.pipeline()
+        for key, value in pairs:
+            pipe.execute_command("EVAL", NEWEST_WINS, 1, key, value)  # by digest its client pipelines none
+        return sum(pipe.execute())
+
+    def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The packed rows of some keys, in one round trip (in a cluster, one to each node).
+
+        Raises: OnlineStoreUnavailable.
+        """
+        if not keys:
+            return []
+        values: list[bytes | None]
+        try:  # as `reachable`, which takes a microsecond
+            values = self.client.mget_nonatomic(*keys) if self._clustered else self._held.call("MGET", *keys)
+        except _UNREACHABLE as error:
+            raise self._unavailable(error) from error
+        return values
+
+    async def read_async(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """As `read`, on the running event loop, together with what else is read there."""
+        if not keys:
+            return []
+        with self.reachable():
+            return await self._loop_reads().read(keys)
+
+    def _loop_reads(self) -> JointReads:
+        """A client of its own for each event loop: connections cannot change loops."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._async:
+            kind: Any = AsyncRedisCluster if self._clustered else redis.asyncio.Redis
+            client = kind.from_url(self._url)
+            ask = client.mget_nonatomic if self._clustered else partial(client.execute_command, "MGET")
+            self._async[loop] = client, JointReads(lambda keys: ask(*keys))
+        return self._async[loop][1]
+
+    async def aclose(self) -> None:
+        """Close the running loop's connections."""
+        client, _ = self._async.pop(asyncio.get_running_loop(), (None, None))
+        if client is not None:
+            await client.aclose()
+
+    def close(self) -> None:
+        """Close the synchronous connections."""
+        if "client" in vars(self):
+            self.client.close()
+
+    @contextmanager
+    def reachable(self) -> "Iterator[None]":
+        """Turn Redis's errors into ours, which say where it should have been."""
+        try:
+            yield
+        except _UNREACHABLE as error:
+            raise self._unavailable(error) from error
+
+    def _unavailable(self, error: Exception) -> OnlineStoreUnavailable:
+        return OnlineStoreUnavailable(f"{self._where}: {error}; start it or check TOQUE_REDIS_URL")
+
+
+def newest_rows(view: FeatureView, rows: pa.Table) -> pa.Table:
+    """The rows with the greatest (event, created) of each key; several a key where both are equal."""
+    keys = [key.name for key in view.join_keys]
+    frame = pl.from_arrow(rows.select([*keys, EVENT_TIMESTAMP, CREATED_TIMESTAMP]))
+    if not isinstance(frame, pl.DataFrame) or rows.num_rows == 0:
+        return rows
+    positions = frame.with_row_index("row_")
+    for time in (EVENT_TIMESTAMP, CREATED_TIMESTAMP):
+        newest = pl.col(time).max().over(keys) if keys else pl.col(time).max()
+        positions = positions.filter(pl.col(time) == newest)
+    return rows.take(positions.get_column("row_").to_arrow())

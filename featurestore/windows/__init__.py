@@ -1,0 +1,1 @@
+"""Trailing-window aggregates: which rows they have, and the values of each."""

@@ -1,0 +1,320 @@
+"""Trailing-window aggregates of past events, as rows of a feature view that never see the future.
+
+An event has the time it happened and the time it became known (`known_at`; a flight's delay when it has landed).
+At time T the window of length W holds the events with `known_at <= T` and `T - W < event time <= T`. Each row carries
+as `event_timestamp` the T it describes, so a point-in-time join on it leaks nothing.
+
+How it is computed stands in `featurestore.windows.windowing` (rows), `running` (sums, extremes), `latest` and `distinct`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from featurestore.definitions.dtypes import TIMESTAMP, DType
+from featurestore.definitions.fields import (
+    EVENT_TIMESTAMP,
+    Field,
+    check_name,
+)
+from featurestore.errors import InvalidDefinition
+from featurestore.windows.distinct import Things
+from featurestore.windows.latest import Latest
+from featurestore.windows.running import Numbers, Window
+from featurestore.windows.windowing import Course, Events, Floats, Ints, order_events
+
+KNOWN_AT = "known_at"
+
+_MICROSECOND = timedelta(microseconds=1)
+
+
+class Function(StrEnum):
+    """What is computed over a window.
+
+    `std` is the sample's (n - 1), null below two values; `approx_distinct` counts distinct values of any type with a
+    standard error of 1.6 %; `last` is the latest value by event time, or the k-th latest.
+    """
+
+    COUNT = "count"
+    SUM = "sum"
+    MEAN = "mean"
+    MIN = "min"
+    MAX = "max"
+    STD = "std"
+    APPROX_DISTINCT = "approx_distinct"
+    LAST = "last"
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregation:
+    """One column of the result: a function of a column's values over a trailing window.
+
+    column: values (nulls and NaN are left out); None, for `count` only, counts events.
+    name: of the result, by default `column_function_window`, as in `arr_delay_mean_7d` and `arr_delay_last2_7d`.
+    k: which value `last` is: 1 the latest, 2 the one before; null if the window has fewer.
+    Raises: InvalidDefinition.
+    """
+
+    function: Function
+    time_window: timedelta
+    column: str | None = None
+    name: str = ""
+    k: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "function", Function(self.function))
+        if self.time_window <= timedelta(0):
+            raise InvalidDefinition(
+                f"aggregation over {self.column!r}: window must be positive, got {self.time_window}"
+            )
+        if self.column is None and self.function is not Function.COUNT:
+            raise InvalidDefinition(
+                f"aggregation {self.function.value!r} needs a column; only count goes without"
+            )
+        if self.k < 1 or (self.k > 1 and self.function is not Function.LAST):
+            raise InvalidDefinition(
+                f"aggregation {self.function.value!r}: k={self.k}; k counts back from 1, for last only"
+            )
+        function = self.function.value + (str(self.k) if self.k > 1 else "")
+        parts = (self.column, function, _duration(self.time_window))
+        object.__setattr__(self, "name", self.name or "_".join(part for part in parts if part))
+        check_name("aggregation", self.name)
+
+    @property
+    def field(self) -> Field:
+        """The feature it fills: Int64 for counts, else Float64."""
+        counts = self.function in {Function.COUNT, Function.APPROX_DISTINCT}
+        return Field(self.name, DType.INT64 if counts else DType.FLOAT64)
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON."""
+        described = {
+            "function": self.function.value,
+            "column": self.column,
+            "window_us": self.time_window // _MICROSECOND,
+            "name": self.name,
+        }
+        return described | ({"k": self.k} if self.function is Function.LAST else {})
+
+
+def last_k(column: str, k: int, *, windows: Iterable[timedelta]) -> tuple[Aggregation, ...]:
+    """The k latest values of a column in every window, the latest first, each a feature of its own.
+
+    Raises: InvalidDefinition if k is below 1.
+    """
+    if k < 1:
+        raise InvalidDefinition(f"last_k of {column!r}: k must be at least 1, got {k}")
+    return tuple(
+        Aggregation(Function.LAST, window, column, k=each) for window in windows for each in range(1, k + 1)
+    )
+
+
+def aggregations(
+    columns: Mapping[str, Iterable[str]], *, windows: Iterable[timedelta], count: bool = False
+) -> tuple[Aggregation, ...]:
+    """Every function of every column over every window.
+
+    columns: column to its functions, `{"arr_delay": ["mean", "std"]}`.
+    count: also the number of events in each window.
+    """
+    made: list[Aggregation] = []
+    for window in windows:
+        if count:
+            made.append(Aggregation(Function.COUNT, window))
+        made += [Aggregation(Function(f), window, c) for c, functions in columns.items() for f in functions]
+    return tuple(made)
+
+
+def _duration(window: timedelta) -> str:
+    seconds = window // timedelta(seconds=1)
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        if seconds and seconds % size == 0 and window == timedelta(seconds=seconds):
+            return f"{seconds // size}{unit}"
+    return f"{window // timedelta(microseconds=1)}us"
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """How a view's rows are made from an event table: the aggregates, and when there is a row.
+
+    every: a row for each boundary of this grid (counted from 1970 UTC) at which a key's windows may have changed since
+        its last row; None: a row for each time at which an event of the key became known.
+    event_time, known_at: columns of the event table; `known_at` may be the same column. An event whose `known_at`
+        is null is not known yet and left out.
+    watermark: how long after it happened an event may become known; later ones are left out, so that a window is
+        settled `watermark` after its end. None: however late.
+    Raises: InvalidDefinition.
+    """
+
+    aggregations: Sequence[Aggregation]
+    every: timedelta | None = None
+    event_time: str = EVENT_TIMESTAMP
+    known_at: str = KNOWN_AT
+    watermark: timedelta | None = None
+    fields: tuple[Field, ...] = field(init=False, default=())
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "aggregations", tuple(self.aggregations))
+        object.__setattr__(self, "fields", tuple(a.field for a in self.aggregations))
+        names = [f.name for f in self.fields]
+        if not names or len(set(names)) < len(names):
+            raise InvalidDefinition(f"windows need aggregations with distinct names, got {names}")
+        if self.every is not None and self.every <= timedelta(0):
+            raise InvalidDefinition(f"windows: every must be positive or None, got {self.every}")
+        if self.watermark is not None and self.watermark < timedelta(0):
+            raise InvalidDefinition(f"windows: watermark must not be negative, got {self.watermark}")
+
+    @property
+    def reach(self) -> timedelta:
+        """How far back of a time events matter to the rows since then: the longest window and the watermark."""
+        return max(a.time_window for a in self.aggregations) + (self.watermark or timedelta(0))
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON."""
+        described = {
+            "type": "windows",
+            "aggregations": [a.describe() for a in self.aggregations],
+            "every_us": None if self.every is None else self.every // timedelta(microseconds=1),
+            "event_time": self.event_time,
+            "known_at": self.known_at,
+        }
+        late = {} if self.watermark is None else {"watermark_us": self.watermark // _MICROSECOND}
+        return described | late
+
+    def compute(self, events: pa.Table, *, keys: Sequence[str], since: datetime | None = None) -> pa.Table:
+        """The view's rows: keys, one column an aggregation, `event_timestamp`; ordered by key and time.
+
+        since: only the rows that are not settled by then, those after `since - watermark`; right if the events reach
+            back to `since - reach`.
+        Raises: InvalidRows for a missing column, a null key or event time, or a naive time.
+        """
+        rows = aggregate_windows(
+            events,
+            keys=keys,
+            aggregations=self.aggregations,
+            every=self.every,
+            event_time=self.event_time,
+            known_at=self.known_at,
+            watermark=self.watermark,
+        )
+        if since is None:
+            return rows
+        settled = pa.scalar(since - (self.watermark or timedelta(0)), TIMESTAMP)
+        return rows.filter(pc.greater(rows.column(EVENT_TIMESTAMP), settled))
+
+
+def aggregate_windows(
+    events: pa.Table,
+    *,
+    keys: Sequence[str],
+    aggregations: Sequence[Aggregation],
+    every: timedelta | None = None,
+    event_time: str = EVENT_TIMESTAMP,
+    known_at: str = KNOWN_AT,
+    watermark: timedelta | None = None,
+) -> pa.Table:
+    """Rows of windowed aggregates; see `Windows` for the arguments and the module for the meaning.
+
+    Cost: a sort of the events and a few passes a window; 330,000 events with ten aggregates take about 0.3 s.
+    Raises: InvalidRows for a missing column, a null key or event time, or a naive time.
+    """
+    if not len(aggregations):
+        raise InvalidDefinition("aggregate_windows needs at least one aggregation")
+    late = None if watermark is None else watermark // _MICROSECOND
+    ordered = order_events(
+        events,
+        keys=keys,
+        event_time=event_time,
+        known_at=known_at,
+        numbers={a.column for a in aggregations if a.column and a.function is not Function.APPROX_DISTINCT},
+        things={a.column for a in aggregations if a.column and a.function is Function.APPROX_DISTINCT},
+        watermark=late,
+    )
+    step = None if every is None else every // _MICROSECOND
+    compute = partial(_aggregated, aggregations=aggregations, every=step)
+    with ThreadPoolExecutor(pa.cpu_count()) as pool:
+        return pa.concat_tables(pool.map(compute, ordered.pieces()))
+
+
+def _aggregated(events: Events, *, aggregations: Sequence[Aggregation], every: int | None) -> pa.Table:
+    """The rows of some keys; every: of the grid, in microseconds."""
+    lengths = sorted({_length(a) for a in aggregations})
+    rows = events.rows(lengths, every)
+    computed = _Computation(Course.of(events, rows))
+    results: dict[str, pa.Array] = {}
+    for length in lengths:
+        results |= computed.over(length, aggregations)
+    columns = {name: events.keys.column(name).take(pa.array(rows.key)) for name in events.keys.column_names}
+    columns |= {a.name: results[a.name] for a in aggregations}
+    return pa.table(columns | {EVENT_TIMESTAMP: pa.array(rows.at).cast(TIMESTAMP)})
+
+
+def _length(aggregation: Aggregation) -> int:
+    return aggregation.time_window // _MICROSECOND
+
+
+class _Computation:
+    """What all windows of some events share, each part made when the first window needs it."""
+
+    def __init__(self, course: Course) -> None:
+        self._course = course
+        self._numbers: dict[str | None, Numbers] = {}
+        self._latest: dict[str | None, Latest] = {}
+        self._things: dict[str, Things] = {}
+
+    def over(self, length: int, aggregations: Sequence[Aggregation]) -> dict[str, pa.Array]:
+        """The results of the aggregations that have a window of `length` microseconds, by name."""
+        end = self._course.ends(length)
+        windows: dict[str | None, Window] = {}
+        made: dict[str, pa.Array] = {}
+        for a in (a for a in aggregations if _length(a) == length):
+            if a.function is Function.APPROX_DISTINCT:
+                made[a.name] = pa.array(self._distinct(str(a.column), end))
+            elif a.function is Function.LAST:
+                values, none = self._last(a.column).value(a.k, length)
+                made[a.name] = pa.array(values, mask=none)
+            else:
+                if a.column not in windows:
+                    windows[a.column] = self._number(a.column).window(end)
+                made[a.name] = _result(windows[a.column], a.function)
+        return made
+
+    def _number(self, column: str | None) -> Numbers:
+        if column not in self._numbers:
+            self._numbers[column] = Numbers(self._course, column)
+        return self._numbers[column]
+
+    def _last(self, column: str | None) -> Latest:
+        if column not in self._latest:
+            self._latest[column] = Latest(self._number(column))
+        return self._latest[column]
+
+    def _distinct(self, column: str, end: Ints) -> Ints:
+        if column not in self._things:
+            self._things[column] = Things(self._course, column)
+        return self._things[column].distinct(end)
+
+
+def _result(window: Window, function: Function) -> pa.Array:
+    """One function of one column over one window, null where it has too few values to say something."""
+    if function is Function.COUNT:
+        return pa.array(window.count)
+    compute, least = _FUNCTIONS[function]
+    return pa.array(compute(window), mask=window.count < least)
+
+
+# The function, and how many values it needs to say something.
+_FUNCTIONS: dict[Function, tuple[Callable[[Window], Floats], int]] = {
+    Function.SUM: (Window.sum, 0),
+    Function.MEAN: (Window.mean, 1),
+    Function.MIN: (Window.minimum, 1),
+    Function.MAX: (Window.maximum, 1),
+    Function.STD: (Window.std, 2),
+}

@@ -1,0 +1,170 @@
+"""How many distinct values there are, from a sketch of 4 KiB that merges.
+
+A value's hash picks one of `REGISTERS` registers, and the register keeps the greatest number of leading zeros (plus one)
+it has seen. Two sketches merge by the greater of each register, so tiles, blocks and days add up to what one pass would
+give. The standard error of the estimate is 1.04 / sqrt(REGISTERS), 1.6 %; small numbers are all but exact.
+
+Over trailing windows no sketch is kept: the number of registers that hold v or more is the number whose events with v or
+more cover the row, and half as many events have v + 1 as have v, so all rows together cost two passes over the events.
+
+Source: Flajolet et al., HyperLogLog, 2007; estimator: Ertl, New cardinality estimation algorithms, 2017, algorithm 6.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from featurestore.windows.windowing import Course, Floats, Ints
+from kernels.hashing import hash_strings
+
+PRECISION = 12
+REGISTERS = 1 << PRECISION
+STANDARD_ERROR = 1.04 / REGISTERS**0.5
+
+_TOP = 64 - PRECISION  # bits that are left to count zeros in
+_ALPHA = 1 / (2 * np.log(2))
+
+Hashes = np.ndarray[Any, np.dtype[np.uint64]]
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+@dataclass(frozen=True, slots=True)
+class DistinctSketch:
+    """A multiset's distinct values, by the thousand or the billion, in `REGISTERS` bytes; `+` merges.
+
+    registers: (REGISTERS,) uint8.
+    """
+
+    registers: Bytes
+
+    @classmethod
+    def of(cls, values: pa.Array | pa.ChunkedArray) -> "DistinctSketch":
+        """The sketch of a column's values; nulls and NaN are none."""
+        register, zeros = _split(value_hashes(values.drop_null()))
+        registers = np.zeros(REGISTERS, dtype=np.uint8)
+        np.maximum.at(registers, register, zeros)
+        return cls(registers)
+
+    def __add__(self, other: "DistinctSketch") -> "DistinctSketch":
+        return DistinctSketch(np.maximum(self.registers, other.registers))
+
+    def estimate(self) -> float:
+        """The number of distinct values, with a relative standard error of `STANDARD_ERROR`."""
+        held = np.bincount(self.registers, minlength=_TOP + 2)[1:]
+        filled = np.array([held.sum()])
+        weight = np.array([(held * np.ldexp(1.0, -np.arange(1, len(held) + 1))).sum()])
+        return float(_estimate(filled, weight)[0])
+
+
+def value_hashes(values: pa.Array | pa.ChunkedArray) -> Hashes:
+    """(values,) 64-bit hashes of a column without nulls; equal values of one type have equal hashes."""
+    whole = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    if (
+        pa.types.is_integer(whole.type)
+        or pa.types.is_boolean(whole.type)
+        or pa.types.is_timestamp(whole.type)
+    ):
+        return _mixed(whole.cast(pa.int64()).to_numpy().view(np.uint64))
+    if pa.types.is_floating(whole.type):
+        return _mixed((whole.cast(pa.float64()).to_numpy() + 0.0).view(np.uint64))  # -0.0 is 0.0
+    texts: Hashes = hash_strings(whole.cast(pa.string()).dictionary_encode()).view(np.uint64)
+    return texts
+
+
+def _mixed(x: Hashes) -> Hashes:
+    """Numbers spread over 64 bits. Source: Steele et al., SplitMix, 2014."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _split(hashes: Hashes) -> tuple[Ints, Bytes]:
+    """Each hash's register and its leading zeros plus one."""
+    register = (hashes & np.uint64(REGISTERS - 1)).astype(np.int64)
+    rest = hashes >> np.uint64(PRECISION)
+    # A float64 is exact for 52 bits, so its exponent is the place of the highest one.
+    zeros = _TOP + 1 - np.frexp(rest.astype(np.float64))[1]
+    return register, zeros.astype(np.uint8)
+
+
+def _estimate(filled: Ints, weight: Floats) -> Floats:
+    """Distinct values from (…,) how many registers are filled, and the sum over those of 2^-value."""
+    empty = REGISTERS - filled
+    made: Floats = _ALPHA * REGISTERS**2 / (REGISTERS * _sigma()[empty] + weight)
+    return made
+
+
+def _sigma() -> Floats:
+    """(REGISTERS + 1,) Ertl's σ of each share of empty registers: x + Σ x^(2^k) 2^(k-1)."""
+    x = np.arange(REGISTERS + 1) / REGISTERS
+    total, factor = x.copy(), 0.5
+    for _ in range(PRECISION + 6):  # (1 - 1/m)^(2^k) is below 1e-20 by then
+        x = x * x
+        factor *= 2
+        total += x * factor
+    total[-1] = np.inf
+    return total
+
+
+class Things:
+    """One column's values of any type and where each enters, by register."""
+
+    def __init__(self, course: Course, column: str) -> None:
+        values = course.events.things[column]
+        there = pc.is_valid(values)
+        if pa.types.is_floating(values.type):
+            there = pc.and_kleene(there, pc.invert(pc.is_nan(values)))
+        kept = np.flatnonzero(pc.fill_null(there, False).to_numpy(zero_copy_only=False))
+        self._rows = len(course.rows.at)
+        hashes = value_hashes(values.take(pa.array(kept)))
+        register, zeros = _split(hashes)
+        by_register = np.argsort(register.astype(np.uint16), kind="stable")
+        self._register, self._zeros = register[by_register], zeros[by_register]
+        self._events = kept[by_register]
+        self._begin = course.begin[self._events]
+
+    @cached_property
+    def _levels(self) -> list[Ints]:
+        """For each v from 1, the positions of values whose zeros are v or more."""
+        return [np.flatnonzero(self._zeros >= v) for v in range(1, int(self._zeros.max(initial=0)) + 1)]
+
+    def distinct(self, end: Ints) -> Ints:
+        """(rows,) estimated distinct values in a window; end: (events,) the row in which each event has left."""
+        leaves = end[self._events]
+        filled = np.zeros(self._rows + 1, dtype=np.int64)
+        rows, changes = [np.zeros(0, dtype=np.int64)], [np.zeros(0)]
+        for v, at in enumerate(self._levels, start=1):
+            starts, ends = _covered(self._register[at], self._begin[at], leaves[at], self._rows)
+            if v == 1:
+                filled = _counted(starts, self._rows) - _counted(ends, self._rows)
+            # A register that holds h counts in levels 1 to h, and 2^-h = 1/2 - 1/4 - … - 2^-h.
+            change = 0.5 if v == 1 else -(0.5**v)
+            rows += [starts, ends]
+            changes += [np.full(len(starts), change), np.full(len(ends), -change)]
+        weight = np.bincount(np.concatenate(rows), np.concatenate(changes), self._rows + 1)
+        counts = _estimate(np.cumsum(filled[:-1]), np.cumsum(weight[:-1]))
+        return np.round(counts).astype(np.int64)
+
+
+def _counted(at: Ints, rows: int) -> Ints:
+    return np.bincount(at, minlength=rows + 1)
+
+
+def _covered(register: Ints, begin: Ints, end: Ints, rows: int) -> tuple[Ints, Ints]:
+    """Starts and ends of disjoint runs that cover, for each register, the same rows as the given ones.
+
+    register, begin: in order of both.
+    """
+    if not len(register):
+        return begin, end
+    offset = register * (rows + 1)
+    furthest = np.maximum.accumulate(end + offset)
+    before = np.concatenate([[-1], furthest[:-1]]) - offset  # negative where the register is new
+    starts = np.maximum(begin, before)
+    kept = end > starts
+    return starts[kept], end[kept]

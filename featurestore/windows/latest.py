@@ -1,0 +1,58 @@
+"""The k-th latest value of trailing windows, row by row.
+
+What leaves a window is always older than what stays, so the k latest in the window are the k latest of all that has
+entered, as far as they are young enough: a running maximum, and for k = 2 the running maximum of what it displaces.
+"""
+
+import numpy as np
+
+from featurestore.windows.running import Numbers
+from featurestore.windows.windowing import Floats, Ints
+
+
+class Latest:
+    """The values of one column by how late they happened.
+
+    Of one time the value that became known later is the later one, then the greater one.
+    """
+
+    def __init__(self, numbers: Numbers) -> None:
+        self._numbers = numbers
+        events = numbers.course.events
+        self._key, self._happened = numbers.of_kept(events.key), numbers.of_kept(events.happened)
+        self._order = _by_time(self._key, self._happened, numbers.of_kept(events.enters), numbers.values)
+        rank = np.empty_like(self._order)
+        rank[self._order] = np.arange(len(rank))
+        self._rest: Ints = rank
+        self._kth: list[Ints] = []
+
+    def value(self, k: int, length: int) -> tuple[Floats, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
+        """The k-th latest value within `length` microseconds, and where there is none.
+
+        k: from 1.
+        """
+        rows, entered = self._numbers.course.rows, self._numbers.entered
+        if not len(self._order):
+            return np.zeros(len(rows.at)), np.ones(len(rows.at), dtype=bool)
+        found = self._ranked(k).take(np.maximum(entered - 1, 0))
+        event = self._order.take(np.maximum(found, 0))
+        none = (entered == 0) | (found < 0) | (self._key.take(event) != rows.key)
+        none |= self._happened.take(event) + length <= rows.at
+        return self._numbers.values.take(event), none
+
+    def _ranked(self, k: int) -> Ints:
+        """(values,) rank of the k-th latest of all that have entered by then, or -1; keys follow each other in rank."""
+        while len(self._kth) < k:
+            best = np.maximum.accumulate(self._rest)
+            before = np.concatenate([[-1], best[:-1]])
+            self._rest = np.minimum(before, self._rest)
+            self._kth.append(best)
+        return self._kth[k - 1]
+
+
+def _by_time(key: Ints, happened: Ints, enters: Ints, values: Floats) -> Ints:
+    """Positions by key, event time, known time and value; the events are in order of key and known time."""
+    same_key = key[1:] == key[:-1]
+    if bool((happened[1:] > happened[:-1])[same_key].all()):
+        return np.arange(len(key))
+    return np.lexsort((values, enters, happened, key))

@@ -1,0 +1,273 @@
+"""Which rows a windowed aggregate has, and in which of them each event is in the window.
+
+An event is in the window of a run of consecutive rows of its key: from the first row at which it is known to the last
+before it is too old. Where the run begins does not depend on the window's length, so begins, and what has entered by
+each row, are found once and shared by all windows: these are the tiles of which all of them are made.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from featurestore.definitions.encoding import microseconds
+from featurestore.errors import InvalidRows
+from featurestore.rows import refuse_nulls, time_column
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+
+WHERE = "windowed aggregation"
+
+PIECE_EVENTS = 2**18  # small enough for the processor's cache
+
+_COMPOSITE_LIMIT = 2**62
+_BLOCK = 2**15
+_RADIX_KEYS = 2**16  # numpy sorts integers of 16 bits by counting
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """Known events ordered by key and the time they enter a window.
+
+    keys: table of the distinct keys, in order; key: (events,) row in it; happened, enters: (events,) microseconds, the
+    latter the later of event time and known time; numbers: columns as (events,) float64, NaN where there is no value;
+    things: columns of any type.
+    """
+
+    keys: pa.Table
+    key: Ints
+    happened: Ints
+    enters: Ints
+    numbers: Mapping[str, Floats]
+    things: Mapping[str, pa.Array]
+
+    def pieces(self) -> Iterator["Events"]:
+        """The events in pieces of about `PIECE_EVENTS`, each with all events of its keys; one if there are none."""
+        starts = (
+            np.searchsorted(self.key, np.arange(self.keys.num_rows)) if self.keys.num_rows else np.zeros(1)
+        )
+        first = 0
+        for key in range(1, len(starts)):
+            if starts[key] - starts[first] >= PIECE_EVENTS:
+                yield self._piece(first, key, slice(int(starts[first]), int(starts[key])))
+                first = key
+        yield self._piece(first, len(starts), slice(int(starts[first]), len(self.key)))
+
+    def _piece(self, first: int, last: int, part: slice) -> "Events":
+        return Events(
+            self.keys.slice(first, last - first),
+            self.key[part] - first,
+            self.happened[part],
+            self.enters[part],
+            {name: values[part] for name, values in self.numbers.items()},
+            {name: values[part] for name, values in self.things.items()},
+        )
+
+    def rows(self, lengths: Sequence[int], every: int | None) -> "Rows":
+        """The (key, time) pairs that get a row: each entry, or each grid boundary next after an entry or an exit.
+
+        lengths: of all windows, every: of the grid, in microseconds.
+        """
+        if every is None:
+            return place_rows(self.key, self.enters)
+        turns = [_boundaries(self.key, self.enters, every)]
+        for length in lengths:
+            leaves = self.happened + length
+            real = leaves > self.enters
+            turns.append(_boundaries(self.key[real], leaves[real], every))
+        return place_rows(*(np.concatenate(parts) for parts in zip(*turns, strict=True)))
+
+
+def _boundaries(key: Ints, times: Ints, every: int) -> tuple[Ints, Ints]:
+    """The grid boundaries at or next after the times, without those that follow themselves."""
+    at = -(-times // every) * every
+    first = np.ones(len(at), dtype=bool)
+    first[1:] = (at[1:] != at[:-1]) | (key[1:] != key[:-1])
+    return key[first], at[first]
+
+
+def _is_number(dtype: pa.DataType) -> bool:
+    t = pa.types
+    return bool(t.is_integer(dtype) or t.is_floating(dtype) or t.is_boolean(dtype) or t.is_null(dtype))
+
+
+def order_events(
+    events: pa.Table,
+    *,
+    keys: Sequence[str],
+    event_time: str,
+    known_at: str,
+    numbers: Iterable[str],
+    things: Iterable[str],
+    watermark: int | None = None,
+) -> Events:
+    """Check an event table and order it; events that are not known yet (null) are left out.
+
+    numbers, things: columns to take along as numbers, or as they are; watermark: microseconds after it happened at which an event may become known at the latest; later ones are left out.
+
+    Raises: InvalidRows for a missing column, a null key or event time, a naive time, or what is no finite number.
+    """
+    for name in (*keys, known_at, *numbers, *things):
+        if name not in events.column_names:
+            raise InvalidRows(f"{WHERE}: column {name!r} is missing; got {events.column_names}")
+    for name in keys:
+        refuse_nulls(WHERE, events, name)
+    unknown = events.column(known_at).null_count
+    known = events.filter(pc.is_valid(events.column(known_at))) if unknown else events
+    happened = microseconds(time_column(WHERE, known, event_time))
+    enters = np.maximum(happened, microseconds(time_column(WHERE, known, known_at)))
+    if watermark is not None and len(happened):
+        in_time = enters - happened <= watermark
+        if not in_time.all():
+            known, happened, enters = known.filter(pa.array(in_time)), happened[in_time], enters[in_time]
+    distinct, codes = _encode_keys(known, keys)
+    order = _order(codes, enters)
+    return Events(
+        distinct,
+        codes[order],
+        happened[order],
+        enters[order],
+        {name: _numbers(known, name)[order] for name in numbers},
+        {name: known.column(name).combine_chunks().take(pa.array(order)) for name in things},
+    )
+
+
+def _numbers(events: pa.Table, name: str) -> Floats:
+    column = events.column(name)
+    if not _is_number(column.type):
+        raise InvalidRows(f"{WHERE}: column {name!r} must be a number, got {column.type}")
+    values: Floats = column.cast(pa.float64()).fill_null(float("nan")).to_numpy()
+    if np.isinf(values).any():
+        raise InvalidRows(f"{WHERE}: column {name!r} has infinite values; make them null")
+    return values
+
+
+def _encode_keys(events: pa.Table, keys: Sequence[str]) -> tuple[pa.Table, Ints]:
+    """The distinct keys in order, and each event's row among them."""
+    if not keys:
+        return pa.table({}), np.zeros(events.num_rows, dtype=np.int64)
+    if len(keys) == 1:
+        encoded = events.column(keys[0]).combine_chunks().dictionary_encode()
+        rank = pc.sort_indices(encoded.dictionary)
+        place = np.empty(len(rank), dtype=np.int64)
+        place[rank.to_numpy()] = np.arange(len(rank))
+        return pa.table({keys[0]: encoded.dictionary.take(rank)}), place[encoded.indices.to_numpy()]
+    distinct = events.select(list(keys)).group_by(list(keys)).aggregate([])
+    distinct = distinct.sort_by([(name, "ascending") for name in keys]).combine_chunks()
+    codes = np.zeros(events.num_rows, dtype=np.int64)
+    known = np.zeros(distinct.num_rows, dtype=np.int64)
+    for name in keys:
+        values = pc.unique(distinct.column(name).combine_chunks())
+        codes = codes * len(values) + pc.index_in(events.column(name), value_set=values).to_numpy()
+        known = known * len(values) + pc.index_in(distinct.column(name), value_set=values).to_numpy()
+    order = np.argsort(known)
+    return distinct, order[np.searchsorted(known[order], codes)]
+
+
+def _order(key: Ints, at: Ints) -> Ints:
+    """Positions by key, then time; by one integer where both fit in it, by key alone where time is in order."""
+    if not len(at):
+        return np.zeros(0, dtype=np.int64)
+    if int(key.max()) < _RADIX_KEYS and is_rising(at):
+        return np.argsort(key.astype(np.uint16), kind="stable")
+    first = int(at.min())
+    span = int(at.max()) - first + 1
+    fits = span * (int(key.max()) + 1) < _COMPOSITE_LIMIT
+    order: Ints = np.argsort(key * span + (at - first)) if fits else np.lexsort((at, key))
+    return order
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Result rows ordered by key and time.
+
+    key, at: (rows,). ticks: the distinct times if a key and an offset in time would not fit one integer, else just the
+    first. composite: (rows,) one integer that sorts like (key, time).
+    """
+
+    key: Ints
+    at: Ints
+    ticks: Ints
+    span: int
+    composite: Ints
+
+    def position(self, key: Ints, at: Ints) -> Ints:
+        """First row of each key at or after a time; the row after the key's last if there is none."""
+        found = np.empty(len(at), dtype=np.int64)
+        for part in blocks(len(at)):
+            wanted = self._offset(at[part])
+            wanted += key[part] * self.span
+            found[part] = _first_not_below(self.composite, wanted)
+        return found
+
+    def _offset(self, at: Ints) -> Ints:
+        if len(self.ticks) > 1:
+            return np.searchsorted(self.ticks, at, side="left")
+        offset: Ints = np.clip(at - self.ticks[:1].sum(), 0, self.span - 1)
+        return offset
+
+
+def _first_not_below(values: Ints, wanted: Ints) -> Ints:
+    """`np.searchsorted`, looking only where it must if what is wanted rises."""
+    if not is_rising(wanted):
+        return np.searchsorted(values, wanted, side="left")
+    low, high = np.searchsorted(values, wanted[[0, -1]], side="left")
+    found: Ints = np.searchsorted(values[low:high], wanted, side="left") + low
+    return found
+
+
+def place_rows(key: Ints, at: Ints) -> Rows:
+    """One row for each distinct (key, time)."""
+    if not len(at):
+        return Rows(key, at, at, 1, at)
+    first, last = int(at.min()), int(at.max())
+    if (last - first + 2) * (int(key.max()) + 1) < _COMPOSITE_LIMIT:
+        ticks, span = np.array([first]), last - first + 2
+        composite = _distinct(key * span + (at - first))
+        return Rows(composite // span, composite % span + first, ticks, span, composite)
+    ticks = _distinct(at)
+    span = len(ticks) + 1
+    composite = _distinct(key * span + np.searchsorted(ticks, at))
+    return Rows(composite // span, ticks[composite % span], ticks, span, composite)
+
+
+def _distinct(values: Ints) -> Ints:
+    """The distinct values in order; faster than numpy's hashing `unique` on nearly sorted input."""
+    ordered: Ints = values if is_rising(values) else np.sort(values)
+    first: Ints = ordered[np.append(True, ordered[1:] != ordered[:-1])]
+    return first
+
+
+def blocks(size: int) -> Iterator[slice]:
+    """Slices of a long array that stay in the processor's cache through several steps."""
+    return (slice(at, at + _BLOCK) for at in range(0, size, _BLOCK))
+
+
+def is_rising(values: Ints) -> bool:
+    """Whether no value is below the one before."""
+    return bool((values[1:] >= values[:-1]).all())
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """Events and the rows along which they are aggregated; begin: (events,) first row in which each is known."""
+
+    events: Events
+    rows: Rows
+    begin: Ints
+
+    @classmethod
+    def of(cls, events: Events, rows: Rows) -> "Course":
+        """Find where each event begins: in a row of its own, or in the next of its key."""
+        own = np.array_equal(rows.at, events.enters) and np.array_equal(rows.key, events.key)
+        begin = np.arange(len(rows.at)) if own else rows.position(events.key, events.enters)
+        return cls(events, rows, begin)
+
+    def ends(self, length: int) -> Ints:
+        """(events,) the row in which each has left a window of `length` microseconds; its begin if it never is in it."""
+        left = self.rows.position(self.events.key, self.events.happened + length)
+        return np.maximum(self.begin, left, out=left)
