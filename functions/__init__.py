@@ -4,14 +4,14 @@ This face is what a user's project needs to declare and run functions. The room 
 registry and the kernels; it must not know what serves it (`ray_apps`).
 """
 
-from functions.runtime.capture import report_progress
 from functions.runtime.context import Context, context, use_context
 from functions.runtime.declaration import Cron, Demand, OnEvent, Resources, Retries
+from functions.runtime.durable.invocation import Invocation
+from functions.runtime.durable.workflow import sleep, wait_for
 from functions.runtime.function import Function, call, function
 from functions.runtime.future import Future
-from functions.runtime.invocation import Invocation
-from functions.runtime.waiter import wait_for_event
-from functions.runtime.workflow import sleep, wait_for
+from functions.runtime.run.capture import report_progress
+from functions.runtime.triggers.waiter import wait_for_event
 
 __all__ = [
     "Context",

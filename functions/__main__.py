@@ -16,18 +16,19 @@ from typing import Any, TextIO
 
 from pydantic import BaseModel
 
-from functions.runtime import catalog, cluster
+from functions.runtime import catalog
 from functions.runtime.context import context
+from functions.runtime.durable.invocation import Invocation, executor_of, ledger_of
+from functions.runtime.durable.record import Record
+from functions.runtime.durable.values import get_value
 from functions.runtime.errors import (
     InvalidArguments,
     KeyConflict,
     UnknownFunction,
     UnknownInvocation,
 )
-from functions.runtime.invocation import Invocation, executor_of, ledger_of
-from functions.runtime.log import Tail
-from functions.runtime.record import Record
-from functions.runtime.values import get_value
+from functions.runtime.run import cluster
+from functions.runtime.run.log import Tail
 
 FOLLOW_S = 0.5
 POLL_S = 0.1

@@ -19,11 +19,11 @@ import ray
 import ray.data
 from pydantic import BaseModel, ConfigDict
 
-from functions.runtime.cluster import NOT_WHERE_IT_SERVES
 from functions.runtime.context import context
 from functions.runtime.declaration import Demand, Resources
 from functions.runtime.function import function
-from functions.runtime.niceness import step_back
+from functions.runtime.run.cluster import NOT_WHERE_IT_SERVES
+from functions.runtime.run.niceness import step_back
 from functions.training.assembly import input_columns, table_inputs
 from functions.training.errors import TrainingDataError
 from functions.training.loop import threads

@@ -13,10 +13,10 @@ from pydantic import BaseModel, ConfigDict
 
 from featurestore import InvalidRows, Materialized, ViewHealth, view_health
 from featurestore.offline.historical import RetrievalJob
-from functions.runtime.capture import report_progress
 from functions.runtime.context import context
 from functions.runtime.declaration import Retries
 from functions.runtime.function import function
+from functions.runtime.run.capture import report_progress
 from registry import NotFound, ObjectStore, Table, TableSnapshot, as_utc
 
 EVENT_TIMESTAMP = "event_timestamp"

@@ -1,7 +1,7 @@
 """Experiments beside the counter: the quotas of teams, what runs within them, and what waits for its turn.
 
 A training, sweep or batch inference that is submitted is an experiment. It takes a place in its team's quota while it runs,
-and waits in the ledger until there is one; who is first is said in `functions.runtime.admission`.
+and waits in the ledger until there is one; who is first is said in `functions.runtime.durable.admission`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from datetime import datetime
 from pydantic import BaseModel, ConfigDict
 
 from functions.runtime import catalog
-from functions.runtime.admission import EVERYONE, Ask, Quota, in_the_way, in_turn, team_of
 from functions.runtime.context import context
+from functions.runtime.durable.admission import EVERYONE, Ask, Quota, in_the_way, in_turn, team_of
+from functions.runtime.durable.invocation import ledger_of
+from functions.runtime.durable.quota_slots import demand_of, quotas_in
+from functions.runtime.durable.record import Record
 from functions.runtime.function import function
-from functions.runtime.invocation import ledger_of
-from functions.runtime.places import demand_of, quotas_in
-from functions.runtime.record import Record
 from registry.names import check_name
 
 _LISTED = 10_000

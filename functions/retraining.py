@@ -46,7 +46,7 @@ from functions.runtime.clock import system_clock
 from functions.runtime.context import context
 from functions.runtime.declaration import Cron, OnEvent, Resources, Retries
 from functions.runtime.function import function
-from functions.runtime.schedule import Schedule
+from functions.runtime.triggers.schedule import Schedule
 from registry import Fold
 
 __all__ = [

@@ -27,9 +27,9 @@ import numpy as np
 import ray
 
 from functions import Context, function, use_context
-from functions.runtime.executor import Executor
-from functions.runtime.invocation import executor_of, ledger_of
-from functions.runtime.ledger import Ledger
+from functions.runtime.durable.executor import Executor
+from functions.runtime.durable.invocation import executor_of, ledger_of
+from functions.runtime.durable.ledger import Ledger
 from load.timing import Timing, print_machine
 from registry import Access, ObjectStore, open_store
 

@@ -7,7 +7,8 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from functions.runtime import catalog, schedule
+from functions.runtime import catalog
+from functions.runtime.triggers import schedule
 
 
 def discover_gently(project: str | None) -> None:

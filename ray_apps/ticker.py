@@ -125,8 +125,8 @@ class TickerReplica:
         self._drain.stop()
 
     def _due_rounds(self) -> dict[str, Round]:
-        from functions.runtime import events, schedule  # late: as above
-        from functions.runtime.invocation import run_pending
+        from functions.runtime.durable.invocation import run_pending
+        from functions.runtime.triggers import events, schedule  # late: as above
         from ray_apps.discovery import discover_gently
 
         discover_gently(self._context.project)

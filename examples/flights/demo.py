@@ -30,10 +30,10 @@ from functions.project import load_project
 from functions.reporting import Report, model_report
 from functions.retraining import Inspected, inspections, retrains
 from functions.rollout import rollout_status
-from functions.runtime import schedule
 from functions.runtime.clock import Clock, ReplayClock
 from functions.runtime.context import Context, context_of
-from functions.runtime.invocation import Invocation
+from functions.runtime.durable.invocation import Invocation
+from functions.runtime.triggers import schedule
 from functions.training import Trained, train_tabular
 from functions.tuning import Sweep, tune_tabular
 from ray_apps.local import Running, Settings, down, up

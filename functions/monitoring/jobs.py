@@ -25,8 +25,8 @@ from functions.monitoring.watch_features import watch_features
 from functions.monitoring.watch_quality import Views, spoiled_columns, watch_rows
 from functions.prediction_log import made_within, outcomes, predictions, predictions_table
 from functions.runtime.context import context
-from functions.runtime.events import publish
 from functions.runtime.function import function
+from functions.runtime.triggers.events import publish
 from registry import ModelVersion, ObjectStore, Table
 
 _SCORED = ("prediction_id", "version", "shadow", "unit", "predicted_at", "latency_ms", "outputs")

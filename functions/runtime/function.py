@@ -16,24 +16,25 @@ from contextlib import suppress
 from functools import cached_property, partial
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 
-from functions.runtime import catalog, cluster
+from functions.runtime import catalog
 from functions.runtime.context import Context, context, unpacked
-from functions.runtime.deadline import bounded
 from functions.runtime.declaration import ONCE, Cron, Demand, OnEvent, Resources, Retries
 from functions.runtime.digest import digest_of
+from functions.runtime.durable.invocation import Invocation, ledger_of
+from functions.runtime.durable.ledger import Origin
+from functions.runtime.durable.result_cache import remembered
+from functions.runtime.durable.workflow import current, run_step
 from functions.runtime.errors import DeclarationError, InvalidResult
-from functions.runtime.fanout import fan_out
 from functions.runtime.future import Future
-from functions.runtime.invocation import Invocation, ledger_of
-from functions.runtime.ledger import Origin
-from functions.runtime.local import LocalRun
-from functions.runtime.memo import remembered
 from functions.runtime.options import checked
 from functions.runtime.reference import reference, resolve, travels_by_name
+from functions.runtime.run import cluster
+from functions.runtime.run.deadline import bounded
+from functions.runtime.run.execution import Outcome, attempt, complete, persist
+from functions.runtime.run.fanout import fan_out
+from functions.runtime.run.local import LocalRun
 from functions.runtime.secret import in_sight, refuse_secrets, revealing
 from functions.runtime.signature import Signature
-from functions.runtime.work import Outcome, attempt, complete, persist
-from functions.runtime.workflow import current, run_step
 
 P = ParamSpec("P")
 R = TypeVar("R")

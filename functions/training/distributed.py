@@ -15,8 +15,8 @@ import ray.train
 import ray.train.torch
 import torch
 
-from functions.runtime.cluster import NOT_WHERE_IT_SERVES
-from functions.runtime.niceness import step_back
+from functions.runtime.run.cluster import NOT_WHERE_IT_SERVES
+from functions.runtime.run.niceness import step_back
 from functions.training.cost import Meter, Spent
 from functions.training.errors import TrainingError
 from functions.training.interrupts import interruptible

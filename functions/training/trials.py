@@ -8,8 +8,8 @@ from typing import Any
 
 from ray import tune
 
-from functions.runtime.cluster import NOT_WHERE_IT_SERVES
-from functions.runtime.niceness import step_back
+from functions.runtime.run.cluster import NOT_WHERE_IT_SERVES
+from functions.runtime.run.niceness import step_back
 from functions.training.cost import Meter
 from functions.training.fitting import Prepared, new_trainer
 from functions.training.generations import Generations

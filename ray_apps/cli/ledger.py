@@ -17,8 +17,8 @@ from ray_apps.cli.command import UsageError, add
 from ray_apps.cli.show import complain, out, say, table, value
 
 if TYPE_CHECKING:
-    from functions.runtime.log import Line, Tail
     from functions.runtime.receipt import Prices
+    from functions.runtime.run.log import Line, Tail
     from ray_apps.cli.command import Commands
 
 POLL_S = 0.5
@@ -65,7 +65,7 @@ def progress_bar() -> Iterator[Bar]:
 
 
 def _logs(given: argparse.Namespace) -> int:
-    from functions.runtime.log import Segment, Tail  # late: it brings in Ray
+    from functions.runtime.run.log import Segment, Tail  # late: it brings in Ray
 
     segments = TypeAdapter(list[Segment])
     client = client_of(given)

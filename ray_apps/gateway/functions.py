@@ -10,9 +10,9 @@ from pydantic import BaseModel
 
 from functions.runtime import catalog
 from functions.runtime.context import Context, use_context
+from functions.runtime.durable.invocation import Invocation
 from functions.runtime.errors import DeclarationError
 from functions.runtime.function import Function
-from functions.runtime.invocation import Invocation
 from ray_apps.gateway.auth import allowed
 from ray_apps.gateway.invocations import Told, told, told_of
 from ray_apps.gateway.problems import Problem, of_failure, of_function

@@ -11,12 +11,12 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel
 
 from functions.runtime.context import Context
+from functions.runtime.durable.invocation import Invocation, ledger_of
+from functions.runtime.durable.record import Record
+from functions.runtime.durable.values import get_value
 from functions.runtime.errors import FunctionError
-from functions.runtime.invocation import Invocation, ledger_of
-from functions.runtime.log import Progress, Segment, find_progress
 from functions.runtime.receipt import Total
-from functions.runtime.record import Record
-from functions.runtime.values import get_value
+from functions.runtime.run.log import Progress, Segment, find_progress
 from ray_apps.gateway.auth import allowed
 from ray_apps.gateway.problems import Problem, status_of
 from ray_apps.gateway.services import Services, services_of

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from functions.runtime import schedule
 from functions.runtime.context import Context
+from functions.runtime.triggers import schedule
 from ray_apps.gateway.problems import Problem
 
 

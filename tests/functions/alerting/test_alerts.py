@@ -22,8 +22,8 @@ from functions.alerts import (
     tell_people,
 )
 from functions.project import ModelDefinition
-from functions.runtime.invocation import executor_of, ledger_of
-from functions.runtime.record import Record
+from functions.runtime.durable.invocation import executor_of, ledger_of
+from functions.runtime.durable.record import Record
 from registry import Journal, NotFound, open_store
 from tests.functions.alerting.test_decide import HOUR, T0, alarm
 

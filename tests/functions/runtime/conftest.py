@@ -8,7 +8,7 @@ import pytest
 import ray
 
 from functions import Context, use_context
-from functions.runtime.invocation import executor_of
+from functions.runtime.durable.invocation import executor_of
 from registry import open_store
 
 

@@ -10,9 +10,9 @@ import ray
 
 from functions import Cron, Retries, call, function
 from functions.runtime.context import context
-from functions.runtime.executor import Executor
-from functions.runtime.ledger import Ledger
-from functions.runtime.schedule import Schedule, run_due
+from functions.runtime.durable.executor import Executor
+from functions.runtime.durable.ledger import Ledger
+from functions.runtime.triggers.schedule import Schedule, run_due
 
 STEPS = 10
 

@@ -15,9 +15,9 @@ import pytest
 
 from functions import Context, Cron, Invocation, Retries, call, function, sleep, wait_for
 from functions.runtime import FixedClock
+from functions.runtime.durable.invocation import ledger_of, run_pending
 from functions.runtime.errors import Cancelled, InvocationFailed, KeyConflict
-from functions.runtime.invocation import ledger_of, run_pending
-from functions.runtime.schedule import Schedule, run_due
+from functions.runtime.triggers.schedule import Schedule, run_due
 
 pytestmark = pytest.mark.usefixtures("place", "used")
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from functions import Context
-from functions.runtime import invocation as invocations
-from functions.runtime.executor import Executor
-from functions.runtime.ledger import Ledger
+from functions.runtime.durable import invocation as invocations
+from functions.runtime.durable.executor import Executor
+from functions.runtime.durable.ledger import Ledger
 
 ROOT = Path(__file__).parents[3]
 

@@ -12,8 +12,8 @@ import pytest
 from functions import Context, Invocation
 from functions.__main__ import main
 from functions.runtime import catalog
-from functions.runtime.invocation import run_pending
-from functions.runtime.record import Record
+from functions.runtime.durable.invocation import run_pending
+from functions.runtime.durable.record import Record
 
 DOC = Path(__file__).parents[3] / "docs" / "functions.md"
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from functions import Context, Retries, function
-from functions.runtime import attendance
-from functions.runtime.attendance import Assignment, attend
+from functions.runtime.durable import attempt as attendance
+from functions.runtime.durable.attempt import Assignment, attend
+from functions.runtime.durable.code_versions import BEFORE_GIVING_UP_S
+from functions.runtime.durable.executor import Executor
+from functions.runtime.durable.invocation import Invocation, executor_of, ledger_of
+from functions.runtime.durable.ledger import Ledger
 from functions.runtime.errors import InvalidResult, InvocationFailed
-from functions.runtime.executor import Executor
-from functions.runtime.invocation import Invocation, executor_of, ledger_of
-from functions.runtime.ledger import Ledger
-from functions.runtime.versions import BEFORE_GIVING_UP_S
 from registry import Unavailable, open_store, utc_now
 from registry.store.object_store import ObjectStore
 

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from functions import Context, use_context
-from functions.runtime import invocation as invocations
-from functions.runtime.schedule import run_due, status
+from functions.runtime.durable import invocation as invocations
+from functions.runtime.triggers.schedule import run_due, status
 from registry import open_store
 
 ROOT = Path(__file__).parents[3]

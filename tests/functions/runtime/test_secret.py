@@ -17,8 +17,8 @@ from functions.runtime.errors import (
     SecretLeaked,
     UndeclaredSecret,
 )
-from functions.runtime.events import publish
 from functions.runtime.secret import redact
+from functions.runtime.triggers.events import publish
 
 VALUE = "s3cr3t/väl=ue with 'quotes'"
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from functions.runtime.invocation import run_pending
+from functions.runtime.durable.invocation import run_pending
 from ray_apps.cli import ledger, main
 
 

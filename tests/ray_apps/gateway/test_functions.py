@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from functions.runtime.invocation import run_pending
+from functions.runtime.durable.invocation import run_pending
 from registry import Unavailable
 
 pytestmark = pytest.mark.usefixtures("toys")

@@ -1,0 +1,105 @@
+"""`max_concurrency` across the cluster: a journal of who holds a slot, appended to before a durable run is claimed.
+
+A worker takes a slot by compare-and-append, so no two get the last one, and gives it back at its end. What a worker
+that was killed held is taken from it once the ledger shows that it runs no more, or its lease is over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from functions.runtime.durable.heartbeat import believed_until
+from functions.runtime.durable.ledger import Ledger
+from functions.runtime.errors import UnknownInvocation
+from registry.journal.journal import Entry, Fold, Journal
+from registry.times import from_text, to_text
+
+if TYPE_CHECKING:
+    from functions.runtime.function import Function
+
+REFRESH_S = 0.2
+Held = dict[str, dict[str, Any]]  # worker -> invocation, when it took the slot, and what it asked for
+
+
+@dataclass
+class Slots:
+    """The slots of one function; `limit` of them."""
+
+    ledger: Ledger
+    name: str
+    limit: int
+    _fold: Fold[Held] = field(init=False)
+    _refreshed_at: float = float("-inf")
+    _checked_at: float = float("-inf")
+
+    def __post_init__(self) -> None:
+        journal = Journal(self.ledger.store, f"concurrency/{self.name}", actor=self.ledger.actor)
+        self._fold = Fold(journal, {}, _step, encode=dict, decode=dict, carry=True)
+
+    @classmethod
+    def of(cls, function: Function[..., Any], ledger: Ledger) -> Slots | None:
+        """Those of a function; None if it declares no limit."""
+        if function.max_concurrency is None:
+            return None
+        told = hashlib.sha256(function.reference.encode()).hexdigest()[:12]
+        return cls(ledger, f"{function.name}-{told}", function.max_concurrency)
+
+    def take(self, worker: str, invocation: str, asks: Mapping[str, Any] | None = None) -> bool:
+        """Take a slot, if there is one: a read and a write, and more where all are held."""
+        held = self._fold.refresh()
+        wants = {"invocation": invocation, "at": to_text(self.ledger.clock())} | dict(asks or {})
+        gone = [] if self._room(held, wants) else self._gone(held)
+
+        def decide(held: Held) -> dict[str, Any] | None:
+            left = {each: held[each] for each in held if each not in gone}
+            return {"take": worker, "gone": gone} | wants if self._room(left, wants) else None
+
+        return self._fold.transact(decide) is not None
+
+    def give(self, worker: str) -> None:
+        """Give a slot back, if it is held."""
+        self._fold.transact(lambda held: {"gone": [worker]} if worker in held else None)
+
+    def free(self) -> bool:
+        """Whether there may be a slot: for a look before a worker is started; reads a few times a second at most."""
+        now = time.monotonic()
+        if now - self._refreshed_at > REFRESH_S:
+            self._refreshed_at = now
+            self._fold.refresh()
+        if len(self._fold.state) < self.limit:
+            return True
+        if now - self._checked_at > self.ledger.lease_s / 3:
+            self._checked_at = now
+            for worker in self._gone(self._fold.state):
+                self.give(worker)
+        return len(self._fold.state) < self.limit
+
+    def _room(self, held: Held, wants: Mapping[str, Any]) -> bool:  # noqa: ARG002 - here one is like another
+        return len(held) < self.limit
+
+    def _gone(self, held: Held) -> list[str]:
+        return [worker for worker, each in held.items() if not self._holds(worker, each)]
+
+    def _holds(self, worker: str, held: dict[str, Any]) -> bool:
+        now = self.ledger.clock()
+        claims_until = from_text(held["at"]) + timedelta(seconds=self.ledger.lease_s)
+        try:
+            record = self.ledger.read(held["invocation"])
+        except UnknownInvocation:
+            return False
+        if record.worker != worker:
+            return now < claims_until  # it may be about to claim
+        return record.status == "running" and believed_until(self.ledger.store, record, now) > now
+
+
+def _step(held: Held, entry: Entry) -> Held:
+    body = entry.body
+    left = {worker: each for worker, each in held.items() if worker not in body["gone"]}
+    if "take" in body:
+        left[body["take"]] = {name: told for name, told in body.items() if name not in {"take", "gone"}}
+    return left

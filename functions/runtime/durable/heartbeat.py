@@ -1,0 +1,31 @@
+"""How a worker shows that it lives: an object that it rewrites a few times within its lease."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timedelta
+from typing import Any
+
+from functions.runtime.durable.record import Record
+from registry.store.object_store import ObjectStore
+
+
+def lease_key(invocation: str) -> str:
+    """Where the worker of an invocation says that it lives."""
+    return f"invocations/{invocation}/lease.json"
+
+
+def beat(store: ObjectStore, invocation: str, worker: str, at: datetime) -> None:
+    """Say that `worker` lives."""
+    store.put(lease_key(invocation), json.dumps({"worker": worker, "at": at.isoformat()}).encode())
+
+
+def believed_until(store: ObjectStore, record: Record, now: datetime) -> datetime:
+    """Until when the worker of a running invocation is believed to live; one read if its claim is that old."""
+    if record.due > now:
+        return record.due
+    data = store.find(lease_key(record.id))
+    told: dict[str, Any] = json.loads(data) if data else {}
+    if told.get("worker") != record.worker:
+        return record.due
+    return max(record.due, datetime.fromisoformat(told["at"]) + timedelta(seconds=record.lease_s))

@@ -1,0 +1,130 @@
+"""The caller's end of a durable invocation: its id, how it stands, its result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from functions.runtime import catalog
+from functions.runtime.context import Context, context
+from functions.runtime.durable.executor import Executor
+from functions.runtime.durable.ledger import Ledger
+from functions.runtime.durable.record import Record, Status
+from functions.runtime.durable.values import get_value
+from functions.runtime.errors import Cancelled, InvocationFailed
+from functions.runtime.run.log import Progress, Segment, find_progress, read_log
+
+R = TypeVar("R")
+_FIRST_WAIT_S, _MAX_WAIT_S = 0.02, 0.5
+
+_ledgers: dict[tuple[str, str], Ledger] = {}
+_executors: dict[tuple[str, str], Executor] = {}
+
+
+@dataclass(frozen=True)
+class Invocation(Generic[R]):
+    """A handle on the invocation `id`, in the store of `used`; any process can make one from the id."""
+
+    id: str
+    used: Context
+
+    @classmethod
+    def of(cls, invocation: str) -> Invocation[Any]:
+        """The handle on an invocation in the store of the present context."""
+        return Invocation(invocation, context())
+
+    def record(self) -> Record:
+        """All that is known of it. Raises: UnknownInvocation."""
+        return self._ledger.read(self.id)
+
+    def status(self) -> Status:
+        """How it stands."""
+        return self.record().status
+
+    def result(self, timeout_s: float | None = None) -> R:
+        """The result, waited for; if nobody else runs it, it is run from here.
+
+        Raises: InvocationFailed with the error if it is dead; Cancelled; TimeoutError after `timeout_s`, the
+        invocation then goes on.
+        """
+        record = self.wait(timeout_s)
+        if record.status == "cancelled":
+            raise Cancelled(f"{record.function} {self.id} was cancelled")
+        if record.status == "dead" or record.result is None:
+            failure = record.failure
+            told = f"{failure.type}: {failure.message}\n\n{failure.traceback}" if failure else "no result"
+            raise InvocationFailed(
+                f"{record.function} {self.id} is dead after {record.attempts} attempts: {told}"
+            )
+        value = get_value(self.used.store, record.result)
+        function = catalog.find(record.reference)
+        result: R = function.signature.load_result(value) if function else value
+        return result
+
+    def wait(self, timeout_s: float | None = None) -> Record:
+        """The record once it has ended. Raises: TimeoutError."""
+        deadline = time.monotonic() + (timeout_s if timeout_s is not None else float("inf"))
+        followed = self._ledger.follow(self.id)
+        wait_s, seen = _FIRST_WAIT_S, 0
+        while not (record := followed.refresh()).ended:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise TimeoutError(
+                    f"{self.id} is {followed.record.status} after {timeout_s} s of waiting; it goes on"
+                )
+            news = (
+                record.runnable and record.length > seen
+            )  # signalled, say, while it had a deadline to wait for
+            if news and executor_of(self.used).look_at(self.id, record.due):
+                seen = record.length
+            executor_of(self.used).attend(self.id, wait_s=min(wait_s, left_s))
+            wait_s = min(2 * wait_s, _MAX_WAIT_S)
+        executor_of(self.used).conclude(self.id)
+        return followed.record
+
+    def log(self, *, after: str = "") -> Iterator[Segment]:
+        """What it has said so far, by time. after: name of a segment; only later ones. Raises: UnknownInvocation."""
+        self._ledger.require(self.id)
+        return read_log(self.used.store, self.id, after=after)
+
+    def progress(self) -> Progress | None:
+        """How far it said it is; None if it has not."""
+        return find_progress(self.used.store, self.id)
+
+    def cancel(self) -> None:
+        """End it if it has not ended; running work is killed."""
+        self._ledger.cancel(self.id)
+
+    def signal(self, name: str, value: Any = None) -> None:
+        """Give it the signal that it waits for, or will."""
+        self._ledger.signal(self.id, name, value)
+
+    @property
+    def _ledger(self) -> Ledger:
+        return ledger_of(self.used)
+
+
+def ledger_of(used: Context) -> Ledger:
+    """The ledger of the present process on the store of a context."""
+    key = (used.store_url, used.actor)
+    if key not in _ledgers:
+        _ledgers[key] = Ledger(used.store, actor=used.actor)
+    return _ledgers[key]
+
+
+def executor_of(used: Context) -> Executor:
+    """The executor of the present process on the store of a context."""
+    key = (used.store_url, used.actor)
+    if key not in _executors:
+        _executors[key] = Executor(used, ledger_of(used))
+    return _executors[key]
+
+
+def run_pending(used: Context) -> int:
+    """Run what is new or due in the store of a context, without waiting; returns how many are open.
+
+    Meant to be called a few times a second, by a ticker.
+    """
+    return executor_of(used).poll()

@@ -1,0 +1,248 @@
+"""The ledger of durable invocations: accept, read, cancel, redrive.
+
+An invocation is a journal of its own, `invocations/{id}`; accepting it is creating its first entry. Its id is a
+digest of function and idempotency key, so the store itself answers whether it was accepted before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from functions.runtime.durable.dead_letters import DeadLetters
+from functions.runtime.durable.queue import Note, QueueWriter, every_note
+from functions.runtime.durable.record import Record, Status, accepted, step
+from functions.runtime.durable.values import get_value, put_value
+from functions.runtime.errors import FunctionError, KeyConflict, UnknownInvocation
+from functions.runtime.receipt import Total, totals
+from registry.errors import Conflict
+from registry.journal.journal import Entry, Journal
+from registry.store.object_store import ObjectStore
+from registry.times import Clock, utc_now
+
+if TYPE_CHECKING:
+    from functions.runtime.function import Function
+
+NOTED_WHOLE_BELOW_BYTES = 16 * 1024
+LEASE_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What led to an invocation: the invocation it is part of, and the functions whose doing caused it."""
+
+    parent: str | None = None
+    chain: tuple[str, ...] = ()
+
+
+@dataclass
+class Ledger:
+    """Durable invocations in `store`.
+
+    actor: who acts, recorded; clock: wall time, for leases and backoff; lease_s: how long a silent worker is
+    believed alive. May be shared by threads.
+    """
+
+    store: ObjectStore
+    actor: str
+    clock: Clock = utc_now
+    lease_s: float = LEASE_S
+    dead_letters: DeadLetters = field(init=False)
+    _queue: QueueWriter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._queue = QueueWriter(self.store, actor=self.actor, clock=self.clock)
+        self.dead_letters = DeadLetters(self.store, actor=self.actor, clock=self.clock)
+
+    def submit(
+        self,
+        function: Function[..., Any],
+        arguments: Mapping[str, Any],
+        *,
+        key: str | None = None,
+        origin: Origin = Origin(),  # frozen
+    ) -> str:
+        """Accept an invocation and return its id: two writes.
+
+        arguments: validated. key: the same key and arguments give the same invocation, however often.
+        Raises: KeyConflict if the key was used with other arguments.
+        """
+        invocation = invocation_id(function.name, key)
+        stored = put_value(self.store, function.signature.dump(function.signature.complete(arguments)))
+        body = {
+            "kind": "submitted",
+            "function": function.name,
+            "reference": function.reference,
+            "arguments": stored,
+            "key": key,
+            "digest": function.digest,
+            "parent": origin.parent,
+            "chain": list(origin.chain),
+        }
+        try:
+            entry = self.journal(invocation).append(body, at=0)
+        except Conflict as conflict:
+            self._accepted_before(invocation, body, conflict.entry)
+            return invocation
+        small = len(entry.to_bytes()) < NOTED_WHOLE_BELOW_BYTES
+        self._queue.add(Note(invocation, entry.to_json() if small else None))
+        return invocation
+
+    def read(self, invocation: str) -> Record:
+        """The record as it stands: one read an entry. Raises: UnknownInvocation."""
+        return self.follow(invocation).record
+
+    def find_status(self, invocation: str) -> Status | None:
+        """How an invocation stands; None if there is none of this id."""
+        try:
+            return self.read(invocation).status
+        except UnknownInvocation:
+            return None
+
+    def follow(self, invocation: str) -> Followed:
+        """The record and its journal, ready to append to. Raises: UnknownInvocation."""
+        journal, first = self.journal(invocation), self.require(invocation)
+        followed = Followed(journal, accepted(first, invocation), first.digest)
+        followed.refresh()
+        return followed
+
+    def require(self, invocation: str) -> Entry:
+        """The first entry of an invocation. Raises: UnknownInvocation."""
+        first = self.journal(invocation).find(0)
+        if first is None:
+            raise UnknownInvocation(
+                f"no invocation {invocation!r} in {self.store.url}; check the id and the store"
+            )
+        return first
+
+    def arguments(self, record: Record) -> dict[str, Any]:
+        """The arguments of an invocation as a JSON object."""
+        return dict(get_value(self.store, record.arguments))
+
+    def cancel(self, invocation: str) -> Record:
+        """End an invocation that has not ended; what runs of it is killed. Returns the record as it is then."""
+        followed = self.follow(invocation)
+        if followed.append(lambda record: None if record.ended else {"kind": "cancelled"}):
+            self._queue.add(Note(invocation))
+        return followed.record
+
+    def redrive(self, invocation: str) -> Record:
+        """Queue a dead or cancelled invocation again, its finished steps kept.
+
+        Raises: FunctionError if it is neither.
+        """
+        followed = self.follow(invocation)
+        if followed.record.status not in {"dead", "cancelled"}:
+            raise FunctionError(
+                f"{invocation} is {followed.record.status}; only dead or cancelled ones are redriven"
+            )
+        followed.append(lambda record: {"kind": "redriven"} if record.ended else None)
+        self._queue.add(Note(invocation))
+        self.dead_letters.remove(invocation, reason="redriven")
+        return followed.record
+
+    def purge(self, invocation: str) -> Record:
+        """Take an invocation out of the dead letters; its record stays.
+
+        Raises: UnknownInvocation; FunctionError if it is not among them.
+        """
+        record = self.read(invocation)
+        if not self.dead_letters.remove(invocation, reason="purged"):
+            raise FunctionError(
+                f"{invocation} is {record.status} and not among the dead letters; only what is there is purged"
+            )
+        return record
+
+    def signal(self, invocation: str, name: str, value: Any = None) -> Record:
+        """Give a workflow that waits for signal `name` its JSON value; given early, it is kept."""
+        followed = self.follow(invocation)
+        body = {"kind": "signalled", "signal": name, "value": value}
+        if followed.append(lambda record: None if record.ended else body):
+            self._queue.add(Note(invocation))
+        return followed.record
+
+    def look_at(self, invocation: str) -> None:
+        """Tell executors to look at an invocation."""
+        self._queue.add(Note(invocation))
+
+    def invocations(self, *, status: Status | None = None, limit: int = 100) -> Iterator[Record]:
+        """Invocations, at most `limit`. The dead have an index; any other listing reads every queue."""
+        if status == "dead":
+            found = iter(self.dead_letters.all())
+        else:
+            found = iter(dict.fromkeys(note.invocation for note in every_note(self.store, actor=self.actor)))
+        records = (self.read(each) for each in found)
+        matching = (each for each in records if status is None or each.status == status)
+        for _, record in zip(range(limit), matching, strict=False):
+            yield record
+
+    def costs(self) -> list[Total]:
+        """The receipts of all that has ended, summed by function, day and caller; reads every invocation."""
+        ended = self.invocations(limit=sys.maxsize)
+        return totals(record.receipt for record in ended if record.receipt)
+
+    def journal(self, invocation: str) -> Journal:
+        """The journal of an invocation."""
+        return Journal(self.store, f"invocations/{invocation}", actor=self.actor, clock=self.clock)
+
+    def _accepted_before(self, invocation: str, body: dict[str, Any], there: Entry) -> None:
+        if there.body["arguments"] != body["arguments"]:
+            raise KeyConflict(
+                f"{body['function']}: key {body['key']!r} was used with other arguments at {there.at.isoformat()}; "
+                "use a new key for a new invocation"
+            )
+        if self.read(invocation).started_at is None:  # its writer may have died between its two writes
+            self._queue.add(Note(invocation))
+
+
+class Followed:
+    """A record that is kept up with its journal, and grown by compare-and-append; head: its last entry's digest."""
+
+    def __init__(self, journal: Journal, record: Record, head: str) -> None:
+        self.journal = journal
+        self.record = record
+        self.head = head
+        journal.trust(record.length - 1, head)
+
+    def refresh(self) -> Record:
+        """Read what is new."""
+        for entry in self.journal.entries(self.record.length):
+            self._take(entry)
+        return self.record
+
+    def append(self, decide: Any) -> bool:
+        """Append what `decide(record)` says, deciding again when another writer was first.
+
+        decide: pure; returns the entry's body, or None for nothing to do. Returns: whether it appended.
+        """
+        while True:
+            body = decide(self.record)
+            if body is None:
+                return False
+            try:
+                entry = self.journal.append(body, at=self.record.length)
+            except Conflict:
+                self.refresh()
+                continue
+            self._take(entry)
+            return True
+
+    def _take(self, entry: Entry) -> None:
+        self.record, self.head = step(self.record, entry), entry.digest
+
+
+def invocation_id(function: str, key: str | None) -> str:
+    """The id of the invocation of `function` with `key`; a random one without a key."""
+    if key is None:
+        return uuid.uuid4().hex
+    return hashlib.sha256(f"{function}\n{key}".encode()).hexdigest()[:32]
+
+
+def later(now: datetime, seconds: float) -> str:
+    """`now` and some seconds, as it stands in an entry."""
+    return (now + timedelta(seconds=seconds)).isoformat()

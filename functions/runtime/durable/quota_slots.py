@@ -1,0 +1,161 @@
+"""The places of experiments: who holds how much of the quotas, in one journal for all functions that declare a demand.
+
+A place is taken and given back as a slot of `max_concurrency` is, by the worker that runs; of what was killed it is free
+again as soon as the ledger shows it. Who waits is in the ledger already, and every executor reads that: so the order is
+decided anew at each look, and nothing that waits has anything to hold or to lose.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Self
+
+from functions.runtime import catalog
+from functions.runtime.declaration import Demand
+from functions.runtime.durable.admission import Ask, Quota, admitted, in_the_way, never, team_of
+from functions.runtime.durable.concurrency import Held, Slots
+from functions.runtime.durable.record import Record
+from functions.runtime.errors import DeclarationError, FunctionError, OverQuota
+from registry.journal.entry import Entry
+from registry.journal.fold import Fold
+from registry.journal.journal import Journal
+from registry.store.object_store import ObjectStore
+from registry.times import from_text
+
+if TYPE_CHECKING:
+    from functions.runtime.durable.ledger import Followed, Ledger
+    from functions.runtime.function import Function
+
+JOURNAL = "places"
+
+
+class Places(Slots):
+    """The places of all experiments of a ledger's store."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__(ledger, JOURNAL, limit=0)
+        self._quotas = quotas_in(ledger.store, ledger.actor)
+        self._known: dict[str, tuple[Record, Demand]] = {}
+
+    @classmethod
+    def of(cls, function: Function[..., Any], ledger: Ledger) -> Self | None:
+        """Those that a function's runs take; None if they are no experiments."""
+        return cls(ledger) if function.demand else None
+
+    def concern(self, followed: Followed) -> bool:
+        """Whether an invocation is of an experiment."""
+        function = catalog.find(followed.record.reference)
+        return function is not None and function.demand is not None
+
+    def turns(
+        self, waiting: Mapping[str, Followed], *, under_way: Iterable[str]
+    ) -> list[tuple[str, dict[str, Any] | None]]:
+        """Of those that wait, in order, whose turn it is; and with an entry that ends it, each that no quota ever lets in.
+
+        under_way: invocations whose workers were started and may not have taken their places yet.
+        """
+        self._quotas.refresh()
+        held = self._look()
+        asks: dict[str, Ask] = {}
+        refused: list[tuple[str, dict[str, Any] | None]] = []
+        for each, followed in waiting.items():
+            try:
+                asks[each] = self._asked(followed.record)
+            except DeclarationError as error:
+                refused.append((each, _refusal(error)))
+                continue
+            why = never(asks[each], self._quotas.state)
+            if why is not None:
+                refused.append((each, _refusal(OverQuota(why))))
+        begun = [self._asked(*self._known[each]) for each in under_way if each in self._known]
+        self._known = {each: self._known[each] for each in (*waiting, *under_way) if each in self._known}
+        there = {each.invocation for each in held}
+        running = [*held, *(each for each in begun if each.invocation not in there)]
+        chosen = admitted(running, asks.values(), self._quotas.state)
+        return [*refused, *((each.invocation, None) for each in chosen)]
+
+    def take_for(self, record: Record, worker: str) -> bool:
+        """Take the place of an invocation, if its quotas have room."""
+        self._quotas.refresh()
+        ask = self._asked(record)
+        told = {"team": ask.team, "cpus": ask.cpus, "gpus": ask.gpus, "priority": ask.priority}
+        return self.take(worker, record.id, told)
+
+    def _look(self) -> list[Ask]:
+        """Who holds a place; those that were killed are asked after a few times within a lease."""
+        held, now = self._fold.refresh(), time.monotonic()
+        if now - self._checked_at > self.ledger.lease_s / 3:
+            self._checked_at = now
+            for worker in self._gone(held):
+                self.give(worker)
+        return _asks(self._fold.state)
+
+    def _asked(self, record: Record, demand: Demand | None = None) -> Ask:
+        if record.id not in self._known:
+            self._known[record.id] = record, demand_of(record, self.ledger)
+        team = team_of(record.caller, self._quotas.state)
+        return Ask.of(record.id, team, demand or self._known[record.id][1], record.submitted_at)
+
+    def _room(self, held: Held, wants: Mapping[str, Any]) -> bool:
+        (ask,) = _asks({"": dict(wants)})
+        return in_the_way(ask, _asks(held), self._quotas.state) is None
+
+
+def demand_of(record: Record, ledger: Ledger) -> Demand:
+    """What an invocation asks for. Arguments that do not fit ask for nothing: it is the run that tells of them.
+
+    Raises: DeclarationError if the function's demand raises, or gives something else.
+    """
+    function = catalog.get(record.reference)
+    if function.demand is None:
+        return Demand()
+    try:
+        given = function.signature.complete(function.signature.load(ledger.arguments(record)))
+    except FunctionError:
+        return Demand()
+    try:
+        demand = function.demand(**given)
+    except Exception as error:
+        raise DeclarationError(f"{function.name}: its demand fails on these arguments: {error!r}") from error
+    if not isinstance(demand, Demand):
+        raise DeclarationError(f"{function.name}: its demand gives {demand!r}, want a Demand")
+    return demand
+
+
+def quotas_in(store: ObjectStore, actor: str) -> Fold[dict[str, Quota]]:
+    """The quotas in a store, by team."""
+    return Fold(Journal(store, "quotas", actor=actor), {}, _set, encode=_encoded, decode=_decoded)
+
+
+def _set(quotas: dict[str, Quota], entry: Entry) -> dict[str, Quota]:
+    team, told = entry.body["team"], entry.body["quota"]
+    left = {name: quota for name, quota in quotas.items() if name != team}
+    return left if told is None else left | {team: Quota.model_validate(told)}
+
+
+def _encoded(quotas: dict[str, Quota]) -> dict[str, Any]:
+    return {team: quota.model_dump(mode="json") for team, quota in quotas.items()}
+
+
+def _decoded(told: dict[str, Any]) -> dict[str, Quota]:
+    return {team: Quota.model_validate(quota) for team, quota in told.items()}
+
+
+def _refusal(error: FunctionError) -> dict[str, Any]:
+    failure = {"type": type(error).__name__, "message": str(error)}
+    return {"kind": "dead", "lost": True, "failure": failure}
+
+
+def _asks(held: Held) -> list[Ask]:
+    return [
+        Ask(
+            each["invocation"],
+            each["team"],
+            each["cpus"],
+            each["gpus"],
+            each["priority"],
+            from_text(each["at"]),
+        )
+        for each in held.values()
+    ]

@@ -1,0 +1,38 @@
+"""Results remembered in the store by code digest and arguments, for functions declared with `cache=True`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from functions.runtime.context import context
+from functions.runtime.durable.values import get_value, put_value
+from functions.runtime.run.execution import complete
+
+if TYPE_CHECKING:
+    from functions.runtime.function import Function
+
+
+def remembered(function: Function[..., Any], body: Callable[..., Any], /, **arguments: Any) -> Any:
+    """The result that this code gave for these arguments before, else `body`'s, which is then remembered.
+
+    Raises: InvalidArguments, InvalidResult for what has no JSON form, and what `body` raises.
+    """
+    store = context().store
+    key = memo_key(function, arguments)
+    known = store.find(key)
+    if known is not None:
+        return function.signature.load_result(get_value(store, json.loads(known)))
+    result = complete(body, arguments)
+    form = put_value(store, function.signature.dump_result(result))
+    store.put(key, json.dumps(form).encode())
+    return result
+
+
+def memo_key(function: Function[..., Any], arguments: dict[str, Any]) -> str:
+    """Where the result for these arguments is kept; other code, other key."""
+    signature = function.signature
+    told = json.dumps(signature.dump(signature.complete(arguments)), sort_keys=True)
+    return f"memos/{function.name}/{hashlib.sha256(f'{function.digest}{told}'.encode()).hexdigest()}.json"

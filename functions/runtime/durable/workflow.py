@@ -1,0 +1,176 @@
+"""Inside a durable run: steps that are recorded before the next begins, and waits that hold no worker.
+
+A workflow is a function that calls functions. When it is run again after a crash, its body starts from the top,
+and each step that was recorded answers from the record: only what had not finished runs. So the body between
+steps must be deterministic, and what it wants to happen once it puts into a step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from functions.runtime.durable.ledger import Followed, Ledger
+from functions.runtime.durable.values import get_value, put_value
+from functions.runtime.errors import Cancelled, FunctionError, StepMismatch
+
+if TYPE_CHECKING:
+    from functions.runtime.function import Function
+
+
+class Suspended(BaseException):
+    """Unwinds a workflow that has to wait; not an Exception, so that no body takes it for an error."""
+
+    def __init__(self, *, due: datetime | None = None, signal: str | None = None) -> None:
+        super().__init__(due or signal)
+        self.due = due
+        self.signal = signal
+
+
+@dataclass
+class Run:
+    """A durable invocation while it runs in this process."""
+
+    ledger: Ledger
+    followed: Followed
+    worker: str
+    _cursor: int = 0
+    _children: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def id(self) -> str:
+        """The invocation's id."""
+        return self.followed.record.id
+
+    def step(self, name: str, arguments: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
+        """The recorded JSON result of the next step, or that of `compute()`, which is then recorded.
+
+        Raises: StepMismatch if the record has another step there.
+        """
+        with self._lock:
+            number, self._cursor = self._cursor, self._cursor + 1
+        told = hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest()[:16]
+        steps = self.followed.record.steps
+        if number < len(steps):
+            there = steps[number]
+            if (there.function, there.arguments) != (name, told):
+                raise StepMismatch(
+                    f"{self.id}: step {number} was {there.function} and is now {name}, or its arguments differ; "
+                    "between steps a workflow must not depend on time, chance or outside state"
+                )
+            return get_value(self.ledger.store, there.result)
+        result = compute()
+        stored = put_value(self.ledger.store, result)
+        self.append({"kind": "step", "function": name, "arguments": told, "result": stored})
+        return result
+
+    def append(self, body: Mapping[str, Any]) -> None:
+        """Append an entry of this run. Raises: Cancelled if the run is no longer ours to go on with."""
+        with self._lock:
+            if not self.followed.append(lambda _: dict(body) if self.ours else None):
+                raise Cancelled(f"{self.id} is {self.followed.record.status}; this run of it ends")
+
+    @property
+    def ours(self) -> bool:
+        """Whether the record still says that this worker runs it."""
+        return self.followed.record.status == "running" and self.followed.record.worker == self.worker
+
+    @property
+    def position(self) -> int:
+        """How many steps it has asked for so far."""
+        return self._cursor
+
+    def child_key(self) -> str:
+        """The key of the next invocation submitted from within this one."""
+        with self._lock:
+            number, self._children = self._children, self._children + 1
+        return f"{self.id}/{number}"
+
+
+_current: ContextVar[Run | None] = ContextVar("toque_run", default=None)
+
+
+def current() -> Run | None:
+    """The durable invocation that runs here; None outside of one."""
+    return _current.get()
+
+
+@contextmanager
+def running(run: Run | None) -> Iterator[None]:
+    """Let `current()` answer `run` within the block."""
+    token = _current.set(run)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def run_step(function: Function[..., Any], arguments: dict[str, Any]) -> Any:
+    """Run a function with its retries and timeout and wait for it; within a durable run this is a step."""
+    run = current()
+    if run is None:
+        return function.start(arguments).result()
+
+    def compute() -> Any:
+        with running(None):  # what a step calls is part of it, here as in a worker of its own
+            return function.signature.dump_result(function.start(arguments).result())
+
+    result = run.step(function.name, function.signature.dump(arguments), compute)
+    return function.signature.load_result(result)
+
+
+def sleep(seconds: float) -> None:
+    """Let the workflow go on after so many seconds; until then it holds no worker.
+
+    Raises: FunctionError outside a durable run.
+    """
+    run = required("sleep")
+    due = _until(run, seconds)
+    if run.ledger.clock() < due:
+        raise Suspended(due=due)
+
+
+def wait_for(signal: str, *, timeout_s: float | None = None) -> Any:
+    """The JSON value that someone gives with `Ledger.signal`: an approval, say; until then no worker is held.
+
+    A signal is given once: waiting for its name again answers the same value.
+    Raises: TimeoutError after timeout_s; FunctionError outside a durable run.
+    """
+    run = required("wait_for")
+    until = None if timeout_s is None else _until(run, timeout_s)
+
+    def given() -> list[Any]:
+        signals = run.followed.record.signals
+        if signal in signals:
+            return [signals[signal]]
+        if until is not None and run.ledger.clock() >= until:
+            return []
+        raise Suspended(due=until, signal=signal)
+
+    found = run.step("wait_for", {"signal": signal, "timeout_s": timeout_s}, given)
+    if not found:
+        raise TimeoutError(f"{run.id}: nobody gave the signal {signal!r} within {timeout_s} s")
+    return found[0]
+
+
+def _until(run: Run, seconds: float) -> datetime:
+    until = run.ledger.clock() + timedelta(seconds=seconds)
+    return datetime.fromisoformat(run.step("sleep", {"seconds": seconds}, until.isoformat))
+
+
+def required(verb: str) -> Run:
+    """The durable run this is called in. Raises: FunctionError if there is none."""
+    run = current()
+    if run is None:
+        raise FunctionError(
+            f"{verb} needs a durable run: start the workflow with .submit(), not by calling it"
+        )
+    return run

@@ -1,0 +1,173 @@
+"""Hears what a process prints and logs while it works for a durable invocation.
+
+Standard output and error are replaced by streams that pass every line on, secrets left out, and keep it; a logging
+handler does the same from level INFO on. What C code or a subprocess writes goes past them, to where it always went.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from typing import Any, TextIO
+
+from functions.runtime.context import context
+from functions.runtime.run.log import Recorder, Source
+from functions.runtime.secret import redact
+
+_recorder: Recorder | None = None
+
+
+@contextmanager
+def captured(function: str, *, secrets: Sequence[str] = ()) -> Iterator[None]:
+    """Keep what this process says within the block, if the context names an invocation and nobody does it yet.
+
+    secrets: of a function that has any they are left out of what it prints, be it kept or not; not in a thread
+    beside others, for the streams are the whole process's.
+    """
+    global _recorder  # noqa: PLW0603  # a process has one standard output
+    used = context()
+    if used.invocation is None or _recorder is not None:
+        alone = threading.current_thread() is threading.main_thread()
+        with _streams(None) if secrets and alone and _recorder is None else nullcontext():
+            yield
+        return
+    _recorder = recorder = Recorder(used.store, used.invocation, function)
+    try:
+        with _streams(recorder), _logging(recorder):
+            yield
+    finally:
+        _recorder = None
+        recorder.close()
+
+
+def say(text: str) -> None:
+    """Add lines to the log of the invocation this process works for; without one nobody listens."""
+    if _recorder is not None:
+        for line in text.splitlines():
+            _recorder.line("log", line)
+
+
+def report_progress(done: float, total: float = 1.0, text: str = "") -> None:
+    """Tell how far this durable run is; outside of one nobody listens.
+
+    done, total: in any unit, as rows or epochs; with the default total, a fraction. text: what it is about.
+    Raises: ValueError unless 0 <= done <= total.
+    """
+    if not (total > 0 and 0 <= done <= total):
+        raise ValueError(f"done={done!r} must be between 0 and total={total!r}, which must be above 0")
+    if _recorder is not None:
+        _recorder.progress(done, total, text)
+
+
+@contextmanager
+def _streams(recorder: Recorder | None) -> Iterator[None]:
+    out, err = _Heard(sys.stdout, "stdout", recorder), _Heard(sys.stderr, "stderr", recorder)
+    with ExitStack() as stack:
+        stack.callback(err.end)
+        stack.callback(out.end)
+        stack.enter_context(redirect_stdout(out))
+        stack.enter_context(redirect_stderr(err))
+        yield
+
+
+@contextmanager
+def _logging(recorder: Recorder) -> Iterator[None]:
+    root = logging.getLogger()
+    handler = _Handler(recorder, echo=None if root.handlers else logging.lastResort)
+    before = root.level
+    root.addHandler(handler)
+    if before == logging.WARNING:  # nobody has chosen a level
+        root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.setLevel(before)
+        root.removeHandler(handler)
+
+
+class _Handler(logging.Handler):
+    """Keeps log records; echo: where warnings went before."""
+
+    def __init__(self, recorder: Recorder, *, echo: logging.Handler | None) -> None:
+        super().__init__()
+        self._recorder = recorder
+        self._echo = echo
+        self.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one, and echo it if it is a warning that would have been shown."""
+        if self._recorder.busy:
+            return
+        text = redact(self.format(record))
+        for line in text.splitlines():
+            self._recorder.line("log", line)
+        if self._echo and record.levelno >= self._echo.level:
+            sys.__stderr__ and sys.__stderr__.write(f"{text}\n")
+
+
+class _Heard(io.TextIOBase):
+    """A stream that passes each whole line on and, with a recorder, keeps it; of a line that overwrites itself, its last state."""
+
+    def __init__(self, original: TextIO, source: Source, recorder: Recorder | None) -> None:
+        self._original = original
+        self._source = source
+        self._recorder = recorder
+        self.renew()
+
+    def renew(self) -> None:
+        """Forget the line that was begun, and the lock."""
+        self._begun = ""
+        self._lock = threading.RLock()
+
+    def write(self, text: str) -> int:
+        """Take some text; what is not yet a line waits for its end."""
+        with self._lock:
+            *lines, self._begun = (self._begun + text).split("\n")
+            for line in lines:
+                self._pass(line)
+        return len(text)
+
+    def end(self) -> None:
+        """Pass on what has no line end."""
+        with self._lock:
+            if self._begun:
+                self._pass(self._begun)
+            self._begun = ""
+
+    def flush(self) -> None:
+        """Flush the stream behind."""
+        self._original.flush()
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def fileno(self) -> int:
+        """The descriptor behind, for subprocesses."""
+        return self._original.fileno()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._original, name)
+
+    def _pass(self, line: str) -> None:
+        shown = redact(line)
+        self._original.write(f"{shown}\n")
+        if self._recorder:
+            self._recorder.line(self._source, shown.rstrip("\r").rpartition("\r")[2])
+
+
+def _forked() -> None:
+    """In a child that the body forked: locks that another thread held would be held for ever."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, _Heard):
+            stream.renew()
+    if _recorder is not None:
+        _recorder.renew()
+
+
+os.register_at_fork(after_in_child=_forked)

@@ -1,0 +1,200 @@
+"""Runs on Ray: one task a run, its retries and its timeout inside the worker."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pickle import PicklingError
+from typing import Any, Protocol
+
+import ray
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError, TaskCancelledError
+
+from functions.runtime.declaration import ONCE, Demand, Resources, Retries
+from functions.runtime.errors import Cancelled, InvalidResult, TimedOut, WorkerLost
+from functions.runtime.run.deadline import GRACE_S
+from functions.runtime.run.execution import Outcome
+from functions.runtime.run.forkserver import State
+
+NOT_WHERE_IT_SERVES = {"ray.io/node-group": "!serve"}  # Ray's own label: the name of a node's type
+_SENDING_S = 0.1  # what a task is on its way to a worker, with room
+
+
+class ClusterRun:
+    """A Ray task that yields an Outcome. timeout_s: after which its own worker kills it."""
+
+    def __init__(self, name: str, ref: Any, *, timeout_s: float | None = None) -> None:
+        self._name = name
+        self._timeout_s = timeout_s
+        self._started = time.monotonic()
+        self.ref = ref
+
+    def result(self, timeout_s: float | None = None) -> Any:
+        """See `Future.result`."""
+        return self.outcome(timeout_s).unwrap()
+
+    def outcome(self, timeout_s: float | None = None) -> Outcome:
+        """How it ended; that may be Cancelled or WorkerLost. Raises: TimeoutError if it has not."""
+        try:
+            return Outcome.of(ray.get(self.ref, timeout=timeout_s))
+        except GetTimeoutError as error:
+            raise TimeoutError(
+                f"{self._name} has not ended after {timeout_s} s of waiting; it goes on"
+            ) from error
+        except TaskCancelledError:
+            return Outcome.failed(Cancelled(f"{self._name} was cancelled"), retries=ONCE)
+        except RayError as error:
+            return Outcome.failed(self._lost(error), retries=ONCE)
+
+    def _lost(self, error: RayError) -> WorkerLost | TimedOut | InvalidResult:
+        if isinstance(error, RayTaskError) and isinstance(error.cause, TypeError | PicklingError):
+            return InvalidResult(f"{self._name}: the result cannot leave its worker: {error.cause}")
+        if self._timeout_s is not None and time.monotonic() - self._started > self._timeout_s + GRACE_S:
+            # What does not listen to its alarm is ended with its process, which can then say nothing.
+            return TimedOut(f"{self._name} ran past timeout_s={self._timeout_s} and its worker was killed")
+        return WorkerLost(f"{self._name}: its worker died, was preempted, or could not start it: {error}")
+
+    def done(self) -> bool:
+        """See `Future.done`."""
+        return self.wait(0)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether it has ended, waiting so long at most; a waiting worker lends its CPU to others."""
+        ready, _ = ray.wait([self.ref], timeout=timeout_s)
+        return bool(ready)
+
+    def cancel(self) -> None:
+        """Interrupt the task, or keep it from starting."""
+        ray.cancel(self.ref, force=False)
+
+    def kill(self) -> None:
+        """End the task and its worker process at once."""
+        ray.cancel(self.ref, force=True)
+
+
+class Attendant:
+    """An actor that has a function's imports done, holds its resources, and runs one job after another."""
+
+    def __init__(self, name: str, function: Declared) -> None:
+        self._name = name
+        named = type(name, (_Attending,), {})  # Ray shows it under this name
+        made: Any = ray.remote(**_placed(function))(named)
+        self._actor = made.remote(function)
+        self._born = ClusterRun(name, self._actor.ready.remote())
+        self._run: ClusterRun | None = None
+
+    def state(self) -> State:
+        """See `Waiting.state`; one that was killed is found out by what became of its last job."""
+        last = self._run or self._born
+        if not last.done():
+            return "busy" if self._run else "starting"
+        error = last.outcome().error
+        if error is None or not error.lost:
+            return "ready"
+        return "gone" if self._run else "failed"
+
+    def give(self, job: Callable[[], Outcome]) -> ClusterRun:
+        """See `Waiting.give`."""
+        self._run = _AttendantRun(self._name, self._actor.run.remote(job), self._actor)
+        return self._run
+
+    def kill(self) -> None:
+        """See `Waiting.kill`."""
+        ray.kill(self._actor)
+
+
+class _AttendantRun(ClusterRun):
+    """A job of an Attendant."""
+
+    def __init__(self, name: str, ref: Any, actor: Any) -> None:
+        super().__init__(name, ref)
+        self._actor = actor
+
+    def kill(self) -> None:
+        ray.kill(self._actor)
+
+
+class _Attending:
+    """The actor itself; receiving the function has imported its module."""
+
+    def __init__(self, function: object) -> None:
+        self._function = function
+
+    def ready(self) -> Outcome:
+        return Outcome()
+
+    def run(self, job: Callable[[], Outcome]) -> Outcome:
+        return job()
+
+
+def running() -> bool:
+    """Whether this process is connected to a Ray cluster."""
+    return bool(ray.is_initialized())
+
+
+def settle() -> None:
+    """Let tasks that are on their way to a worker arrive, before they are cancelled.
+
+    Ray 2.60 aborts this process if a task is cancelled in the instant in which it is sent ("Tried to complete task that was
+    not pending"); the arrival of an error is that instant, since its worker is free for the next.
+    """
+    if running():
+        time.sleep(_SENDING_S)
+
+
+def in_job() -> bool:
+    """Whether this process is the entry point of a Ray job."""
+    return RAY_JOB_CONFIG_JSON_ENV_VAR in os.environ
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Be connected to the cluster of the job within the block, with the job's files on its workers."""
+    ray.init(configure_logging=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+class Declared(Protocol):
+    """What a function declares of how its runs are placed."""
+
+    resources: Resources
+    retries: Retries
+    timeout_s: float | None
+    demand: Callable[..., Demand] | None
+
+
+def options(declared: Declared) -> dict[str, Any]:
+    """Ray's task options. Ray itself reruns a task whose worker died, unless the timeout may have killed it."""
+    lost = declared.retries.max_lost if declared.timeout_s is None else 0
+    return _placed(declared) | {"max_retries": lost}
+
+
+def _placed(declared: Declared) -> dict[str, Any]:
+    """What a run occupies and where: what has a demand keeps away from nodes that serve."""
+    resources = declared.resources
+    asked: dict[str, Any] = {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus}
+    memory = {"memory": resources.memory_bytes} if resources.memory_bytes else {}
+    return asked | memory | ({"label_selector": NOT_WHERE_IT_SERVES} if declared.demand else {})
+
+
+def task(name: str, run: Callable[..., Any], asked: Mapping[str, Any]) -> Any:
+    """A Ray remote function that shows under the function's name."""
+    run.__name__ = run.__qualname__ = name
+    return ray.remote(**asked)(run)
+
+
+def outcomes(runs: Sequence[object]) -> list[Outcome] | None:
+    """The outcomes of runs that are all on the cluster, fetched together; None if they must be asked one by one."""
+    refs = [run.ref for run in runs if isinstance(run, ClusterRun)]
+    if len(refs) < len(runs):
+        return None
+    try:
+        return [Outcome.of(each) for each in ray.get(refs)]
+    except RayError:
+        return None

@@ -1,0 +1,54 @@
+"""A deadline inside the process that does the work: no supervisor has to live for it to hold."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from functions.runtime.errors import TimedOut
+from functions.runtime.run.execution import complete
+
+GRACE_S = 5.0
+
+
+def bounded(name: str, body: Callable[..., Any], timeout_s: float | None) -> Callable[..., Any]:
+    """`body`, seen through to its end within its deadline."""
+    if timeout_s is None:
+        return body
+
+    def within(**arguments: Any) -> Any:
+        with deadline(name, timeout_s):
+            return complete(body, arguments)
+
+    return within
+
+
+@contextmanager
+def deadline(name: str, timeout_s: float | None) -> Iterator[None]:
+    """Raise TimedOut in the block after `timeout_s`; code that does not listen is killed a little later.
+
+    The alarm interrupts Python code and system calls. A loop in C hears no alarm: faulthandler's watchdog, which
+    needs no interpreter lock, then ends the process.
+    """
+    if timeout_s is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(*_: object) -> None:
+        raise TimedOut(f"{name} ran past timeout_s={timeout_s} and was killed")
+
+    before = signal.signal(signal.SIGALRM, late)
+    with open(os.devnull, "w") as nowhere:  # noqa: PTH123  # the watchdog wants a descriptor
+        faulthandler.dump_traceback_later(timeout_s + GRACE_S, exit=True, file=nowhere)
+        signal.setitimer(signal.ITIMER_REAL, timeout_s)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            faulthandler.cancel_dump_traceback_later()
+            signal.signal(signal.SIGALRM, before)

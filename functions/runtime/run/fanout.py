@@ -1,0 +1,58 @@
+"""Many runs at once: bounded in flight, results in order, errors as values on request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from functions.runtime.future import Future
+from functions.runtime.run import cluster
+
+CLUSTER_IN_FLIGHT = 2048
+LOCAL_IN_FLIGHT = 16
+
+
+def fan_out(
+    start: Callable[[dict[str, Any]], Future[Any]],
+    arguments: Iterable[dict[str, Any]],
+    *,
+    in_flight: int | None,
+    return_errors: bool,
+) -> list[Any]:
+    """Start a run for each of `arguments`, at most `in_flight` at a time, and collect in order.
+
+    Raises: the first error in order, after cancelling what still runs, unless `return_errors`.
+    """
+    bound = in_flight or (CLUSTER_IN_FLIGHT if cluster.running() else LOCAL_IN_FLIGHT)
+    waiting: list[Future[Any]] = []
+    results: list[Any] = []
+    try:
+        for each in arguments:
+            if len(waiting) >= bound:
+                half = max(1, bound // 2)
+                results += _collect(waiting[:half], return_errors=return_errors)
+                waiting = waiting[half:]
+            waiting.append(start(each))
+        results += _collect(waiting, return_errors=return_errors)
+    except BaseException:
+        cluster.settle()
+        for run in waiting:
+            run.cancel()
+        raise
+    return results
+
+
+def _collect(runs: Sequence[Future[Any]], *, return_errors: bool) -> list[Any]:
+    outcomes = cluster.outcomes(runs)
+    if outcomes is not None:
+        return [_value(outcome.unwrap, return_errors=return_errors) for outcome in outcomes]
+    return [_value(run.result, return_errors=return_errors) for run in runs]
+
+
+def _value(read: Callable[[], Any], *, return_errors: bool) -> Any:
+    if not return_errors:
+        return read()
+    try:
+        return read()
+    except Exception as error:  # noqa: BLE001  # asked for as a value
+        return error

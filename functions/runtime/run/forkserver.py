@@ -1,0 +1,233 @@
+"""Child processes for local runs: quick to start, and killable with all they started.
+
+Forking a process that has threads (Ray, torch) is not safe, and a fresh interpreter takes most of a second to
+import. So one clean interpreter, the nursery, imports the runtime once and forks a child for each job. It ends
+when its parent does, and so does each child.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from multiprocessing.connection import Client, Connection, Listener
+from pathlib import Path
+from typing import Any, Literal
+
+from functions.runtime.declaration import Retries
+from functions.runtime.errors import InvalidResult, TimedOut, WorkerLost
+from functions.runtime.reference import pack, unpack
+from functions.runtime.run.execution import Outcome
+
+START_PATIENCE_S = 60.0
+State = Literal["starting", "ready", "busy", "gone", "failed"]  # failed: before it was ever ready
+Job = Callable[[], Outcome]
+WARM = "functions."  # modules that are known to start no thread when imported, and so may be imported before a fork
+
+
+class Child:
+    """A child process that leads a process group of its own and does one job.
+
+    name: for messages; module: where the function is declared; if it is the platform's, it is imported once
+    for all children; ready: a module that the child imports at once, before it has a job.
+    """
+
+    def __init__(self, name: str, *, retries: Retries, module: str = "", ready: str = "") -> None:
+        self._name = name
+        self._retries = retries
+        self._state: State = "starting"
+        surroundings: dict[str, Any] = {"path": sys.path, "directory": str(Path.cwd())}
+        surroundings |= {"environment": dict(os.environ), "ready": ready}
+        self._connection = _nursery().connect()
+        self._connection.send(module if module.startswith(WARM) else "")
+        if not self._connection.poll(START_PATIENCE_S):
+            raise WorkerLost(
+                f"{name}: no process started within {START_PATIENCE_S} s; is the machine out of memory?"
+            )
+        self._pid = int(self._connection.recv())
+        self._connection.send(surroundings)
+
+    def give(self, job: Job) -> Child:
+        """Send it its job."""
+        with suppress(BrokenPipeError, ConnectionResetError):  # it has died: the outcome will tell
+            self._connection.send_bytes(pack(job))
+        return self
+
+    def state(self) -> State:
+        """What it is at, before it has a job."""
+        if self._state in {"starting", "ready"} and self._connection.poll():
+            try:
+                self._state = self._connection.recv()
+            except (EOFError, ConnectionError):
+                self._state = "failed" if self._state == "starting" else "gone"
+        return self._state
+
+    def outcome(self, timeout_s: float | None = None) -> Outcome:
+        """How it ended; past `timeout_s` it is killed first."""
+        try:
+            if not self._connection.poll(timeout_s):
+                late = TimedOut(f"{self._name} ran past timeout_s={timeout_s} and was killed")
+                return Outcome.failed(late, retries=self._retries)
+            outcome: Outcome = unpack(self._connection.recv_bytes())  # our own child's bytes
+        except (EOFError, ConnectionError):
+            lost = WorkerLost(f"{self._name}: its process {self._pid} died; was it killed, or out of memory?")
+            return Outcome.failed(lost, retries=self._retries)
+        else:
+            return outcome
+        finally:
+            self.kill()
+            self._connection.close()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether its outcome is there to read, or it has died, waiting so long at most."""
+        return self._connection.closed or self._connection.poll(timeout_s)
+
+    def kill(self) -> None:
+        """End the process and its group, at once."""
+        try:
+            os.killpg(self._pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return  # it has ended
+
+
+class _Nursery:
+    """The parent's side: starts the clean interpreter and asks it for children."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="toque-")
+        self._address = str(Path(self._folder.name) / "nursery")
+        self._key = secrets.token_bytes(32)
+        self._process = subprocess.Popen(  # noqa: S603  # our own interpreter
+            [
+                sys.executable,
+                "-c",
+                "from functions.runtime.run.forkserver import serve; serve()",
+                self._address,
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(each for each in sys.path if each)},
+        )
+        atexit.register(self.close)
+        ready = self._exchange_key()
+        if ready != b"ready\n":
+            raise WorkerLost(f"the nursery of local processes did not start; it said {ready!r}")
+
+    def connect(self) -> Connection:
+        """A connection to a fresh child."""
+        return Client(self._address, "AF_UNIX", authkey=self._key)
+
+    def alive(self) -> bool:
+        """Whether the interpreter still runs."""
+        return self._process.poll() is None
+
+    def close(self) -> None:
+        """End it; it ends by itself when its standard input closes."""
+        if self._process.stdin:
+            self._process.stdin.close()
+        self._process.wait()
+        if self._process.stdout:
+            self._process.stdout.close()
+        self._folder.cleanup()
+
+    def _exchange_key(self) -> bytes:
+        if self._process.stdin is None or self._process.stdout is None:
+            raise WorkerLost("the nursery of local processes has no pipes")
+        self._process.stdin.write(self._key.hex().encode() + b"\n")
+        self._process.stdin.flush()
+        return self._process.stdout.readline()
+
+
+_starting = threading.Lock()
+
+
+def _nursery() -> _Nursery:
+    with _starting:
+        if not _living(os.getpid()).alive():
+            _living.cache_clear()
+        return _living(os.getpid())
+
+
+@cache
+def _living(pid: int) -> _Nursery:  # by pid: a forked child must not use its parent's
+    del pid
+    return _Nursery()
+
+
+def serve() -> None:
+    """Fork a child for each connection, until standard input closes; the key comes on its first line."""
+    address = sys.argv[1]
+    key = bytes.fromhex(sys.stdin.readline().strip())
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
+    with Listener(address, "AF_UNIX", backlog=128, authkey=key) as listener:
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+        os.dup2(2, 1)  # what children print goes where errors go, not into our pipe
+        _end_with_parent(lambda: os.read(0, 1))
+        while True:
+            connection = listener.accept()
+            with connection:
+                _warm(connection)
+                if os.fork() == 0:
+                    _live(connection)
+
+
+def _warm(connection: Connection) -> None:
+    """Import what the job will need, once for all children to come."""
+    with suppress(EOFError, ConnectionError, ImportError):  # the child will meet it, and tell
+        module = connection.recv() if connection.poll(START_PATIENCE_S) else ""
+        if module:
+            importlib.import_module(module)
+
+
+def _live(connection: Connection) -> None:
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    connection.send(os.getpid())
+    surroundings = connection.recv()
+    sys.path[:] = surroundings["path"]
+    os.chdir(surroundings["directory"])
+    os.environ.clear()
+    os.environ.update(surroundings["environment"])
+    if surroundings["ready"]:
+        with suppress(ImportError):  # the job will meet it, and tell
+            importlib.import_module(surroundings["ready"])
+        connection.send("ready")
+    try:
+        job = connection.recv_bytes()
+    except (EOFError, ConnectionError):
+        os._exit(0)  # its parent ended before it had a job
+    _end_with_parent(lambda: connection.poll(None))
+    connection.send_bytes(_run(job))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _run(job: bytes) -> bytes:
+    try:
+        result = unpack(job)()  # our own parent's bytes
+    except Exception as error:  # noqa: BLE001  # a job that cannot be read
+        return pack(Outcome.failed(error, retries=Retries(max_attempts=1)))
+    try:
+        return pack(result)
+    except Exception as error:  # noqa: BLE001  # whatever the user's object raises, it cannot travel
+        told = InvalidResult(f"the result cannot leave the process that made it: {error}")
+        return pack(Outcome.failed(told, retries=Retries(max_attempts=1)))
+
+
+def _end_with_parent(wait: Callable[[], Any]) -> None:
+    def watch() -> None:
+        wait()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,75 @@
+"""Runs without a cluster: a thread, or a child process where the work must be killable at its timeout."""
+
+from __future__ import annotations
+
+import contextvars
+import ctypes
+import threading
+from typing import Any
+
+from functions.runtime.declaration import ONCE, Retries
+from functions.runtime.errors import Cancelled
+from functions.runtime.run.execution import Outcome, persist
+from functions.runtime.run.forkserver import Child, Job
+
+
+class LocalRun:
+    """A job in a thread of its own; with `timeout_s` each attempt is a child process that is killed at it."""
+
+    def __init__(
+        self, name: str, job: Job, *, retries: Retries, timeout_s: float | None, module: str = ""
+    ) -> None:
+        self._name = name
+        self._module = module
+        self._job = job
+        self._retries = retries
+        self._timeout_s = timeout_s
+        self._outcome: Outcome | None = None
+        self._child: Child | None = None
+        self._cancelled = threading.Event()
+        self._thread = threading.Thread(
+            target=contextvars.copy_context().run, args=(self._run,), name=f"function-{name}", daemon=True
+        )
+        self._thread.start()
+
+    def result(self, timeout_s: float | None = None) -> Any:
+        """See `Future.result`."""
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            raise TimeoutError(f"{self._name} has not ended after {timeout_s} s of waiting; it goes on")
+        if self._outcome is None:
+            raise Cancelled(f"{self._name} was cancelled")
+        return self._outcome.unwrap()
+
+    def done(self) -> bool:
+        """See `Future.done`."""
+        return not self._thread.is_alive()
+
+    def cancel(self) -> None:
+        """Kill the child process, or raise Cancelled in the thread at its next bytecode."""
+        self._cancelled.set()
+        if self._child:
+            self._child.kill()
+        elif self._thread.is_alive() and self._thread.ident is not None:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(self._thread.ident), ctypes.py_object(Cancelled)
+            )
+
+    def _run(self) -> None:
+        try:
+            outcome = persist(self._once, retries=self._retries, pause=self._cancelled.wait)
+        except Cancelled:
+            return
+        if not self._cancelled.is_set():
+            self._outcome = outcome
+
+    def _once(self) -> Outcome:
+        if self._cancelled.is_set():
+            raise Cancelled(self._name)
+        if self._timeout_s is None:
+            return self._job()
+        try:
+            self._child = Child(self._name, retries=self._retries, module=self._module)
+        except Exception as error:  # noqa: BLE001  # arguments that cannot travel, a nursery that cannot start
+            return Outcome.failed(error, retries=ONCE)
+        return self._child.give(self._job).outcome(self._timeout_s)

@@ -1,0 +1,167 @@
+"""Workers kept waiting with a function's imports done, for functions declared with `warm=n`, and on Ray those of experiments.
+
+They belong to an executor and attend to durable runs. Locally a warm worker is a child process that serves one run
+and is then replaced; on Ray it is an actor that serves one run after another and holds the function's resources. An
+experiment's is kept as long as others of its function wait: Ray takes a second of CPU, or several, to begin a process, at the
+niceness of whatever serves beside it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Container, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from functions.runtime.errors import FunctionError
+from functions.runtime.run import cluster
+from functions.runtime.run.forkserver import Child, Job, State
+
+if TYPE_CHECKING:
+    from functions.runtime.function import Function
+    from functions.runtime.run.execution import Outcome
+
+AFTER_FAILURE_S = 30.0
+IDLE_S = 5.0  # what waits may be kept from its turn by a quota, and this worker holds resources
+_logger = logging.getLogger(__name__)
+
+
+class Worker(Protocol):
+    """A process that attends to an invocation."""
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether it has ended, waiting so long at most."""
+        ...
+
+    def outcome(self) -> Outcome:
+        """What it returned: an Attended, or an error if it died."""
+        ...
+
+    def kill(self) -> None:
+        """End it at once."""
+        ...
+
+
+class Waiting(Protocol):
+    """A process that waits for a job."""
+
+    def state(self) -> State:
+        """What it is at."""
+        ...
+
+    def give(self, job: Job) -> Worker:
+        """Start the job in it."""
+        ...
+
+    def kill(self) -> None:
+        """End it at once."""
+        ...
+
+
+@dataclass
+class Pool:
+    """The warm workers of one executor."""
+
+    _waiting: dict[str, list[Waiting]] = field(default_factory=dict)
+    _not_before: dict[str, float] = field(default_factory=dict)
+    _ready_since: dict[Waiting, float] = field(default_factory=dict)  # those beyond what `warm` asks for
+
+    def keep(self, functions: Iterable[Function[..., Any]]) -> None:
+        """See that for each function that wants warm workers as many are waiting, or on their way."""
+        for function in functions:
+            if function.warm:
+                self._fill(function)
+
+    def take(self, function: Function[..., Any]) -> Waiting | None:
+        """A worker of the function that is ready, to be given a job at once; None if there is none."""
+        found = next((each for each in self._of(function) if each.state() == "ready"), None)
+        if found is not None:
+            self._ready_since.pop(found, None)
+        return found
+
+    def hire(self, function: Function[..., Any]) -> Waiting:
+        """One more worker of the function, to be given a job at once. Raises: FunctionError."""
+        hired = _begin(function)
+        self._of(function).append(hired)
+        return hired
+
+    def dismiss(self, functions: Iterable[Function[..., Any]], *, wanted: Container[str]) -> None:
+        """End what `hire` began and has no job, unless runs of its function wait that may come to it in a moment.
+
+        wanted: references of the functions of which runs wait.
+        """
+        for function in functions:
+            waiting = self._waiting.get(_key(function), [])
+            spare = [each for each in waiting if each.state() in {"ready", "gone", "failed"}][function.warm :]
+            for each in spare:
+                if function.reference not in wanted or self._idle_s(each) > IDLE_S or each.state() != "ready":
+                    each.kill()
+                    waiting.remove(each)
+                    self._ready_since.pop(each, None)
+
+    def _idle_s(self, waiting: Waiting) -> float:
+        now = time.monotonic()
+        return now - self._ready_since.setdefault(waiting, now)
+
+    def ready(self, function: Function[..., Any]) -> int:
+        """How many are waiting for work, imports done."""
+        return sum(each.state() == "ready" for each in self._of(function))
+
+    def close(self) -> None:
+        """End them all."""
+        for waiting in self._waiting.values():
+            for each in waiting:
+                each.kill()
+        self._waiting.clear()
+
+    def _of(self, function: Function[..., Any]) -> list[Waiting]:
+        return self._waiting.setdefault(_key(function), [])
+
+    def _fill(self, function: Function[..., Any]) -> None:
+        waiting, key = self._of(function), _key(function)
+        states = [each.state() for each in waiting]
+        waiting[:] = [
+            each for each, state in zip(waiting, states, strict=True) if state not in {"gone", "failed"}
+        ]
+        if "failed" in states:
+            self._pause(function, "it ended before its imports were done; can its module be imported there?")
+        while len(waiting) < function.warm and time.monotonic() >= self._not_before.get(key, 0):
+            try:
+                waiting.append(_begin(function))
+            except FunctionError as error:
+                self._pause(function, str(error))
+
+    def _pause(self, function: Function[..., Any], reason: str) -> None:
+        _logger.warning("%s: no warm worker for %s s: %s", function.name, AFTER_FAILURE_S, reason)
+        self._not_before[_key(function)] = time.monotonic() + AFTER_FAILURE_S
+
+
+class _WarmChild:
+    """A child process that has imported the function's module; good for one job."""
+
+    def __init__(self, function: Function[..., Any]) -> None:
+        module = function.reference.partition(":")[0]
+        self._child = Child(function.name, retries=function.retries, ready=module)
+        self._spent = False
+
+    def state(self) -> State:
+        return "gone" if self._spent else self._child.state()
+
+    def give(self, job: Job) -> Worker:
+        self._spent = True
+        return self._child.give(job)
+
+    def kill(self) -> None:
+        self._child.kill()
+
+
+def _key(function: Function[..., Any]) -> str:
+    where = "ray" if cluster.running() else "here"
+    return f"{where} {function.reference} {function.digest}"
+
+
+def _begin(function: Function[..., Any]) -> Waiting:
+    if cluster.running():
+        return cluster.Attendant(function.name, function)
+    return _WarmChild(function)

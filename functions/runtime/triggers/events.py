@@ -1,0 +1,196 @@
+"""Events: topics that remember what was published, and functions that run on it.
+
+A topic is a journal. A subscription is a function's `OnEvent` and how far it has come. Delivery is at least once
+with an invocation key of subscription and event number, and so the function runs once an event. Each event
+carries the functions that led to it, and a function is not run by what it caused itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from functions.runtime import catalog
+from functions.runtime.context import Context, context
+from functions.runtime.declaration import OnEvent
+from functions.runtime.durable.invocation import ledger_of
+from functions.runtime.durable.ledger import Origin
+from functions.runtime.errors import InvalidArguments, KeyConflict
+from functions.runtime.function import Function
+from functions.runtime.secret import refuse_secrets
+from functions.runtime.triggers.topic import topic_of
+from functions.runtime.triggers.waiter import wake_waiters
+from registry.journal.journal import Entry, Fold, Journal
+
+LONGEST_CHAIN = 16
+REFUSED = "events-refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """A function and the events it runs on. name: its cursor is `subscriptions/{name}.json`."""
+
+    name: str
+    function: Function[..., Any]
+    on: OnEvent
+
+
+_added: dict[str, Subscription] = {}
+
+
+def add(subscription: Subscription) -> None:
+    """Add a subscription that no decorator declares; the same name replaces it."""
+    _added[subscription.name] = subscription
+
+
+def declared() -> list[Subscription]:
+    """The subscriptions of all declared functions and those that were added."""
+    found = [
+        Subscription(function.name if not number else f"{function.name}-{number + 1}", function, on)
+        for function in catalog.all_functions()
+        for number, on in enumerate(function.on)
+    ]
+    return [*found, *_added.values()]
+
+
+def publish(
+    topic: str, payload: Mapping[str, Any], *, key: str | None = None, used: Context | None = None
+) -> int:
+    """Append an event to a topic and return its number.
+
+    payload: a JSON object. key: published again under one of the topic's last 1,024 keys, an event is not
+    appended again; the number is then that of the first. used: by default the present context.
+    Raises: SecretLeaked if a secret of the running function is in it.
+    """
+    at = used or context()
+    refuse_secrets(json.dumps(payload), what=f"an event of {topic}")
+    fold = topic_of(at, topic)
+    body = {"payload": dict(payload), "key": key, "chain": list(at.chain)}
+    entry = fold.transact(lambda keys: None if key is not None and key in keys else body)
+    return entry.number if entry else fold.state[str(key)]
+
+
+def run_events(used: Context) -> int:
+    """Submit what the subscriptions want of events not yet delivered; returns how many invocations that made.
+
+    Workflows that wait for one of the events are woken too. Costs one read, and one a topic, when there is nothing
+    new. A subscription seen for the first time begins with the
+    next event, or with the first if it says `from_start`.
+    """
+    topics: dict[str, list[Subscription]] = {}
+    for each in declared():
+        topics.setdefault(each.on.topic, []).append(each)
+    made = sum(_reader(used, topic).deliver(subscriptions) for topic, subscriptions in topics.items())
+    wake_waiters(used)
+    return made
+
+
+class _Reader:
+    """One topic, followed by this process for all its subscriptions."""
+
+    def __init__(self, used: Context, topic: str) -> None:
+        self._used = used
+        self._topic = topic
+        self._journal = Journal(used.store, f"events/{topic}", actor=used.actor)
+        self._cursors: dict[str, int] = {}
+
+    def deliver(self, subscriptions: list[Subscription]) -> int:
+        """Bring every subscription up to the topic's end."""
+        for each in subscriptions:
+            if each.name not in self._cursors:
+                self._cursors[each.name] = self._begin(each)
+        made, begin = 0, min(self._cursors[each.name] for each in subscriptions)
+        end = begin
+        for entry in self._journal.entries(begin):
+            made += sum(self._offer(each, entry) for each in subscriptions)
+            end = entry.number + 1
+        for each in subscriptions:
+            if self._cursors[each.name] < end:
+                self._keep(each, end)
+        return made
+
+    def _begin(self, subscription: Subscription) -> int:
+        data = self._used.store.find(_cursor_key(subscription))
+        if data is not None:
+            return int(json.loads(data)["next"])
+        fold = topic_of(self._used, self._topic)
+        fold.refresh()
+        begin = 0 if subscription.on.from_start else fold.next
+        self._keep(subscription, begin)
+        return begin
+
+    def _keep(self, subscription: Subscription, number: int) -> None:
+        self._used.store.put(_cursor_key(subscription), json.dumps({"next": number}).encode())
+        self._cursors[subscription.name] = number
+
+    def _offer(self, subscription: Subscription, entry: Entry) -> bool:
+        """Submit the subscription's function for an event, if it is for it; whether that was done."""
+        on, payload = subscription.on, entry.body["payload"]
+        if entry.number < self._cursors[subscription.name] or not on.matches(payload):
+            return False
+        refusal = _loop(subscription, entry.body["chain"])
+        if refusal is None:
+            refusal = self._submit(subscription, entry, payload)
+        if refusal is not None:
+            self._refuse(subscription, entry, refusal)
+        return refusal is None
+
+    def _submit(self, subscription: Subscription, entry: Entry, payload: dict[str, Any]) -> str | None:
+        on, function = subscription.on, subscription.function
+        given = {on.payload_as: payload} if on.payload_as else payload
+        try:
+            arguments = function.signature.load(dict(on.arguments) | given)
+            key = f"event {subscription.name} {self._topic} {entry.number}"
+            ledger_of(self._used).submit(
+                function, arguments, key=key, origin=Origin(chain=tuple(entry.body["chain"]))
+            )
+        except InvalidArguments as error:
+            return str(error)
+        except KeyConflict:  # delivered before, by code with other defaults
+            return None
+        return None
+
+    def _refuse(self, subscription: Subscription, entry: Entry, reason: str) -> None:
+        told = {
+            "subscription": subscription.name,
+            "topic": self._topic,
+            "number": entry.number,
+            "reason": reason,
+        }
+        refusals = _refusals(self._used)
+        refusals.transact(lambda seen: None if _refusal_key(told) in seen else told)
+
+
+_readers: dict[tuple[str, str], _Reader] = {}
+
+
+def _reader(used: Context, topic: str) -> _Reader:
+    return _readers.setdefault((used.store_url, topic), _Reader(used, topic))
+
+
+def refusals(used: Context) -> list[dict[str, Any]]:
+    """Events that were not delivered, to whom and why: loops, and payloads that do not fit the signature."""
+    return [entry.body for entry in Journal(used.store, REFUSED, actor=used.actor).entries()]
+
+
+def _loop(subscription: Subscription, chain: list[str]) -> str | None:
+    if len(chain) > LONGEST_CHAIN:
+        return f"a chain of {len(chain)} functions led here, more than {LONGEST_CHAIN}: {' > '.join(chain)}"
+    if subscription.function.name in chain and not subscription.on.reentrant:
+        return f"{subscription.function.name} caused this event itself: {' > '.join(chain)}"
+    return None
+
+
+def _refusals(used: Context) -> Fold[frozenset[str]]:
+    journal = Journal(used.store, REFUSED, actor=used.actor)
+    return Fold(journal, frozenset(), lambda seen, entry: seen | {_refusal_key(entry.body)})
+
+
+def _refusal_key(told: Mapping[str, Any]) -> str:
+    return f"{told['subscription']} {told['topic']} {told['number']}"
+
+
+def _cursor_key(subscription: Subscription) -> str:
+    return f"subscriptions/{subscription.name}.json"

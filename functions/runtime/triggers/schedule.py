@@ -1,0 +1,311 @@
+"""Schedules: functions that run by the clock, fired by whoever ticks, once a tick.
+
+A schedule's state is a journal of its own. A tick fires by one append to it, so of any number of tickers one
+wins; the invocation's key is made of schedule and tick, so that a ticker that dies between claiming and
+submitting is made good by the next, and nothing runs twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import zoneinfo
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+from croniter import croniter
+from pydantic import BaseModel
+
+from functions.runtime import catalog
+from functions.runtime.clock import aware
+from functions.runtime.context import Context
+from functions.runtime.declaration import Cron
+from functions.runtime.durable.invocation import ledger_of
+from functions.runtime.durable.ledger import invocation_id
+from functions.runtime.errors import FunctionError
+from functions.runtime.function import Function
+from registry.journal.journal import Entry, Fold, Journal
+
+_MOMENT = timedelta(microseconds=1)
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """A function and when it runs. name: also the journal's, `schedules/{name}`."""
+
+    name: str
+    function: Function[..., Any]
+    cron: Cron
+
+
+class ScheduleState(BaseModel, frozen=True):
+    """How far a schedule is: the last tick that was handled, and the last one that fired."""
+
+    last: datetime | None = None
+    fired: datetime | None = None
+    invocation: str | None = None
+    count: int = 0
+
+
+class ScheduleStatus(BaseModel, frozen=True):
+    """A schedule as an observer sees it.
+
+    last_tick: the last tick handled, be it fired or skipped; invocation: of the last that fired; next_tick: the
+    first after now.
+    """
+
+    name: str
+    function: str
+    expression: str
+    timezone: str
+    last_tick: datetime | None
+    fired: int
+    invocation: str | None
+    invocation_status: str | None
+    next_tick: datetime
+
+
+class Fired(BaseModel, frozen=True):
+    """A tick that was handled; skipped says why it did not fire."""
+
+    schedule: str
+    tick: datetime
+    invocation: str | None = None
+    skipped: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """What is to be done with a tick that is due."""
+
+    at: datetime
+    action: Literal["fire", "skip"]
+    reason: str = ""
+
+
+_added: dict[str, Schedule] = {}
+
+
+def add(schedule: Schedule) -> None:
+    """Add a schedule that no decorator declares, a project's for instance; the same name replaces it."""
+    _added[schedule.name] = schedule
+
+
+def declared() -> list[Schedule]:
+    """The schedules of all declared functions and those that were added."""
+    found = [
+        Schedule(function.name if not number else f"{function.name}-{number + 1}", function, cron)
+        for function in catalog.all_functions()
+        for number, cron in enumerate(function.schedule)
+    ]
+    return [*found, *_added.values()]
+
+
+def run_due(
+    used: Context, *, now: datetime | None = None, schedules: Iterable[Schedule] | None = None
+) -> list[Fired]:
+    """Fire every tick that is due in the store of `used`; without any, no request is made.
+
+    now: by default the clock's; schedules: by default the declared ones. A schedule that is seen for the first
+    time begins now: no tick before that is made up.
+    """
+    at = aware(now or used.clock())
+    fired: list[Fired] = []
+    for schedule in declared() if schedules is None else schedules:
+        try:
+            fired += _timetable(used, schedule).fire(at)
+        except FunctionError:  # its own arguments do not fit, say: the others must still fire
+            _logger.exception("schedule %s cannot fire", schedule.name)
+    return fired
+
+
+def status(used: Context, *, schedules: Iterable[Schedule] | None = None) -> list[ScheduleStatus]:
+    """How every schedule stands, read anew."""
+    now = used.clock()
+    return [_timetable(used, each).status(now) for each in (declared() if schedules is None else schedules)]
+
+
+def plan(cron: Cron, *, name: str, last: datetime, now: datetime) -> Tick | None:
+    """The next thing to do for a schedule that has handled everything up to `last`; None if nothing is due."""
+    due = now - timedelta(seconds=_jitter_s(cron, name, tick_before(cron, now + _MOMENT)))
+    latest = tick_before(cron, due + _MOMENT)
+    if latest <= last:
+        return None
+    if cron.catch_up == "all":
+        return Tick(tick_after(cron, last), "fire")
+    if cron.catch_up == "none" and now - latest > timedelta(seconds=cron.grace_s + cron.jitter_s):
+        return Tick(latest, "skip", f"missed by more than grace_s={cron.grace_s}")
+    return Tick(latest, "fire")
+
+
+def tick_after(cron: Cron, moment: datetime) -> datetime:
+    """The first tick after a moment."""
+    ticks = _iterator(cron, moment)
+    found: datetime = ticks.get_next(datetime)
+    while _repeated(cron, found):
+        found = ticks.get_next(datetime)
+    return found.astimezone(UTC)
+
+
+def tick_before(cron: Cron, moment: datetime) -> datetime:
+    """The last tick before a moment."""
+    ticks = _iterator(cron, moment)
+    found: datetime = ticks.get_prev(datetime)
+    while _repeated(cron, found):
+        found = ticks.get_prev(datetime)
+    return found.astimezone(UTC)
+
+
+class _Timetable:
+    """One schedule, followed by this process."""
+
+    def __init__(self, used: Context, schedule: Schedule) -> None:
+        self._used = used
+        self._schedule = schedule
+        journal = Journal(used.store, f"schedules/{schedule.name}", actor=used.actor)
+        self._fold = Fold(
+            journal,
+            ScheduleState(),
+            _step,
+            encode=ScheduleState.model_dump_json,
+            decode=ScheduleState.model_validate_json,
+        )
+        self._submitted: datetime | None = None
+
+    def fire(self, now: datetime) -> list[Fired]:
+        """Handle every due tick."""
+        fired: list[Fired] = []
+        while (one := self._fire_next(now)) is not None:
+            fired.append(one)
+        return fired
+
+    def _fire_next(self, now: datetime) -> Fired | None:
+        if self._fold.state.last is None:
+            self._fold.transact(
+                lambda state: None if state.last else {"kind": "begun", "tick": now.isoformat()}
+            )
+            self._make_good()
+        if self._plan(self._fold.state, now) is None:
+            return None
+        claimed = self._claim(now)
+        self._make_good()
+        return claimed
+
+    def status(self, now: datetime) -> ScheduleStatus:
+        """How it stands."""
+        state, cron = self._fold.refresh(), self._schedule.cron
+        ledger = ledger_of(self._used)
+        return ScheduleStatus(
+            name=self._schedule.name,
+            function=self._schedule.function.name,
+            expression=cron.expression,
+            timezone=cron.timezone,
+            last_tick=state.last,
+            fired=state.count,
+            invocation=state.invocation,
+            invocation_status=ledger.find_status(state.invocation) if state.invocation else None,
+            next_tick=tick_after(cron, now),
+        )
+
+    def _plan(self, state: ScheduleState, now: datetime) -> Tick | None:
+        if state.last is None:
+            return None
+        return plan(self._schedule.cron, name=self._schedule.name, last=state.last, now=now)
+
+    def _claim(self, now: datetime) -> Fired | None:
+        """Append what is to be done with the next tick, unless another ticker has."""
+        self._fold.refresh()
+        busy = self._busy()
+        if busy and self._schedule.cron.overlap == "queue":
+            return None
+        if busy and self._schedule.cron.overlap == "replace":
+            ledger_of(self._used).cancel(str(self._fold.state.invocation))
+            busy = False
+        entry = self._fold.transact(self._decision(now, busy=busy))
+        return _fired(self._schedule.name, entry.body) if entry else None
+
+    def _decision(self, now: datetime, *, busy: bool) -> Callable[[ScheduleState], dict[str, Any] | None]:
+        judged = self._fold.state.invocation
+
+        def decide(state: ScheduleState) -> dict[str, Any] | None:
+            tick = self._plan(state, now)
+            # Another ticker has fired since: whether that run is over, or was even submitted, is to be seen first.
+            if tick is None or state.invocation != judged:
+                return None
+            told = {"tick": tick.at.isoformat()}
+            if tick.action == "skip":
+                return told | {"kind": "skipped", "reason": tick.reason}
+            if busy:
+                return told | {"kind": "skipped", "reason": f"the run of {state.fired} is not over"}
+            invocation = invocation_id(self._schedule.function.name, self._key(tick.at))
+            return told | {"kind": "fired", "invocation": invocation}
+
+        return decide
+
+    def _busy(self) -> bool:
+        invocation = self._fold.state.invocation
+        if invocation is None:
+            return False
+        self._make_good()
+        return not ledger_of(self._used).read(invocation).ended
+
+    def _make_good(self) -> None:
+        """See to it that the last fired tick is submitted, whoever claimed it."""
+        tick = self._fold.state.fired
+        if tick is None or tick == self._submitted:
+            return
+        function, cron = self._schedule.function, self._schedule.cron
+        given = {cron.tick_as: tick.isoformat()} if cron.tick_as else {}
+        arguments = function.signature.load(dict(cron.arguments) | given)
+        ledger_of(self._used).submit(function, arguments, key=self._key(tick))
+        self._submitted = tick
+
+    def _key(self, tick: datetime) -> str:
+        return f"schedule {self._schedule.name} {tick.isoformat()}"
+
+
+_timetables: dict[tuple[str, str], tuple[Schedule, _Timetable]] = {}
+
+
+def _timetable(used: Context, schedule: Schedule) -> _Timetable:
+    key = (used.store_url, schedule.name)
+    known = _timetables.get(key)
+    if known is None or known[0] != schedule:
+        known = _timetables[key] = (schedule, _Timetable(used, schedule))
+    return known[1]
+
+
+def _step(state: ScheduleState, entry: Entry) -> ScheduleState:
+    tick = datetime.fromisoformat(entry.body["tick"])
+    if entry.body["kind"] != "fired":
+        return state.model_copy(update={"last": tick})
+    changes = {"last": tick, "fired": tick, "invocation": entry.body["invocation"], "count": state.count + 1}
+    return state.model_copy(update=changes)
+
+
+def _fired(name: str, body: dict[str, Any]) -> Fired:
+    tick = datetime.fromisoformat(body["tick"])
+    return Fired(schedule=name, tick=tick, invocation=body.get("invocation"), skipped=body.get("reason"))
+
+
+def _iterator(cron: Cron, moment: datetime) -> Any:
+    return croniter(cron.expression, moment.astimezone(zoneinfo.ZoneInfo(cron.timezone)))
+
+
+def _repeated(cron: Cron, tick: datetime) -> bool:
+    """Whether a tick at a fixed hour is the second of that hour, on the day the clocks go back: once is meant."""
+    hours = cron.expression.split()[1]
+    local = tick.astimezone(UTC).astimezone(
+        zoneinfo.ZoneInfo(cron.timezone)
+    )  # by UTC: croniter leaves fold as it was
+    return not hours.startswith("*") and local.fold == 1
+
+
+def _jitter_s(cron: Cron, name: str, tick: datetime) -> float:
+    if not cron.jitter_s:
+        return 0.0
+    digest = hashlib.sha256(f"{name} {tick.isoformat()}".encode()).digest()
+    return cron.jitter_s * int.from_bytes(digest[:8]) / 2**64

@@ -1,0 +1,122 @@
+"""Workflows that wait for an event: who waits for what, and waking them when it comes.
+
+Waiting is a note in one journal; the workflow itself is suspended and holds no worker. Whoever delivers events gives
+the workflow the first that matches, as a signal. It may be given twice, and is then the same.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from functions.runtime.context import Context, context
+from functions.runtime.declaration import OnEvent
+from functions.runtime.durable.invocation import ledger_of
+from functions.runtime.durable.record import ENDED
+from functions.runtime.durable.workflow import required, wait_for
+from functions.runtime.triggers.topic import first_since, topic_of
+from registry.journal.journal import Entry, Fold, Journal
+
+PATH = "event-waiters"
+LOOK_AFTER_S = 60.0
+
+Waiters = dict[str, dict[str, Any]]
+
+
+def wait_for_event(
+    topic: str, *, where: Mapping[str, Any] | None = None, timeout_s: float | None = None
+) -> dict[str, Any]:
+    """The payload of the first event of `topic` published since this workflow was submitted; no worker is held.
+
+    where: payload fields that must be equal to these values.
+    Raises: TimeoutError after timeout_s; FunctionError outside a durable run.
+    """
+    run, used = required("wait_for_event"), context()
+    wanted = {"topic": topic, "where": dict(OnEvent(topic, where=where or {}).where)}
+    name = f"{run.id}/{run.position}"
+
+    def begin() -> int:
+        return first_since(topic_of(used, topic), run.followed.record.submitted_at)
+
+    begins = run.step("event_since", wanted, begin)
+    signal = f"event {run.position} {topic}"
+    if signal not in run.followed.record.signals:
+        note = {"wait": name, "invocation": run.id, "signal": signal, "since": begins} | wanted
+        _waiters(used).transact(lambda waiting: None if name in waiting else note)
+    found: dict[str, Any] = wait_for(signal, timeout_s=timeout_s)
+    return found
+
+
+def wake_waiters(used: Context) -> int:
+    """Give every workflow the event it waits for, if it has come; returns how many. One read if nobody waits."""
+    key = (used.store_url, used.actor)
+    if key not in _bells:
+        _bells[key] = _Bell(used)
+    return _bells[key].ring()
+
+
+@dataclass
+class _Bell:
+    """How far the present process has read the topics that someone waits on."""
+
+    used: Context
+    _fold: Fold[Waiters] = field(init=False)
+    _next: dict[str, int] = field(default_factory=dict)  # waiter -> the event to look at next
+    _looked_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._fold = _waiters(self.used)
+
+    def ring(self) -> int:
+        waiting = self._fold.refresh()
+        if waiting and time.monotonic() - self._looked_at > LOOK_AFTER_S:
+            self._looked_at = time.monotonic()
+            self._forget_ended(waiting)
+        topics = {each["topic"] for each in waiting.values()}
+        return sum(self._read(topic, waiting) for topic in topics)
+
+    def _read(self, topic: str, waiting: Waiters) -> int:
+        """Look at what is new in a topic for all who wait on it."""
+        here = {name: each for name, each in waiting.items() if each["topic"] == topic}
+        places = {name: self._next.get(name, int(each["since"])) for name, each in here.items()}
+        woken: set[str] = set()
+        journal = Journal(self.used.store, f"events/{topic}", actor=self.used.actor)
+        for entry in journal.entries(min(places.values())):
+            for name, each in here.items():
+                if name not in woken and entry.number >= places[name] and _matches(each, entry):
+                    ledger_of(self.used).signal(each["invocation"], each["signal"], entry.body["payload"])
+                    self._done(name)
+                    woken.add(name)
+                self._next[name] = entry.number + 1
+        return len(woken)
+
+    def _forget_ended(self, waiting: Waiters) -> None:
+        """What was cancelled, or waited too long, waits no more."""
+        for name, each in list(waiting.items()):
+            record = ledger_of(self.used).read(each["invocation"])
+            if record.status in ENDED or (record.status == "waiting" and record.waits_for != each["signal"]):
+                self._done(name)
+
+    def _done(self, name: str) -> None:
+        self._fold.transact(lambda waiting: {"done": name} if name in waiting else None)
+        self._next.pop(name, None)
+
+
+_bells: dict[tuple[str, str], _Bell] = {}
+
+
+def _matches(waiter: Mapping[str, Any], entry: Entry) -> bool:
+    return OnEvent(waiter["topic"], where=waiter["where"]).matches(entry.body["payload"])
+
+
+def _waiters(used: Context) -> Fold[Waiters]:
+    journal = Journal(used.store, PATH, actor=used.actor)
+    return Fold(journal, {}, _step, encode=dict, decode=dict)
+
+
+def _step(waiting: Waiters, entry: Entry) -> Waiters:
+    if "wait" in entry.body:
+        return waiting | {entry.body["wait"]: entry.body}
+    return {name: each for name, each in waiting.items() if name != entry.body["done"]}

@@ -1,0 +1,161 @@
+"""Two versions of a function's code at once: what began on one does not go on with the other."""
+
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from functions import Context
+from functions.runtime import catalog
+from functions.runtime.durable.code_versions import not_before
+from functions.runtime.durable.executor import Executor
+from functions.runtime.durable.invocation import executor_of, ledger_of
+from functions.runtime.durable.ledger import Ledger
+
+ROOT = Path(__file__).parents[4]
+CODE = """
+from functions import call, function, wait_for
+
+@function
+def price() -> int:
+    return {price}
+
+@function
+def total() -> list[int]:
+    first = call(price)
+    wait_for("more")
+    return [first, call(price)]
+"""
+
+
+@pytest.fixture
+def version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: Context
+) -> Iterator[Callable[[int], ModuleType]]:
+    """Import a version of the module `larder`, which lies in a folder of its own."""
+
+    def imported(price: int) -> ModuleType:
+        folder = tmp_path / f"v{price}"
+        folder.mkdir(exist_ok=True)
+        (folder / "larder.py").write_text(CODE.format(price=price))
+        monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
+        sys.modules.pop("larder", None)
+        importlib.invalidate_caches()
+        return importlib.import_module("larder")
+
+    yield imported
+    sys.modules.pop("larder", None)
+    for name in ("price", "total"):
+        catalog._declared.pop(name, None)
+
+
+@pytest.fixture
+def worker(used: Context, tmp_path: Path) -> Iterator[Callable[[int], "subprocess.Popen[bytes]"]]:
+    """An executor with a version's code, in a process of its own."""
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start(price: int) -> "subprocess.Popen[bytes]":
+        path = f"{tmp_path / f'v{price}'}{os.pathsep}{ROOT}"
+        environment = os.environ | {"TOQUE_STORE": used.store_url, "PYTHONPATH": path}
+        code = "import sys; from functions.runtime import catalog, versions; catalog.PLATFORM = ();"
+        code += "versions.BEFORE_BEGINNING_S = 30.0;"  # a machine that is busy may start the other one later
+        code += "from functions.__main__ import main; sys.exit(main(['--module', 'larder', 'work']))"
+        processes.append(subprocess.Popen([sys.executable, "-c", code], env=environment))
+        return processes[-1]
+
+    yield start
+    for each in processes:
+        each.kill()
+        each.wait()
+
+
+@pytest.mark.slow
+def test_each_invocation_finishes_on_the_code_it_started_with(
+    used: Context,
+    version: Callable[[int], ModuleType],
+    worker: Callable[[int], Any],
+    soon: Callable[..., None],
+) -> None:
+    old = version(1)
+    first, old_digest = old.total.submit(), old.total.digest
+    new = version(2)
+    second, new_digest = new.total.submit(), new.total.digest
+    assert old_digest != new_digest
+    worker(2)
+    worker(1)
+    soon(lambda: first.status() == second.status() == "waiting")
+    for each in (first, second):
+        each.signal("more")
+    soon(lambda: first.status() == second.status() == "succeeded")
+    assert (first.result(5), second.result(5)) == ([1, 1], [2, 2])
+    receipts = [each.record().receipt for each in (first, second)]
+    assert [each and each.digest for each in receipts] == [old_digest, new_digest]
+
+
+def test_what_has_steps_of_code_that_is_gone_ends_and_says_so(
+    used: Context, version: Callable[[int], ModuleType], soon: Callable[..., None]
+) -> None:
+    old = version(1)
+    invocation = old.total.submit()
+    executor = executor_of(used)
+    soon(lambda: executor.poll() == 0 and invocation.status() == "waiting")
+    new = version(2)
+    invocation.signal("more")
+    late = Executor(used, Ledger(used.store, actor="late"), code_patience_s=0.3)
+    assert late.poll() == 1
+    assert invocation.status() == "waiting"  # left to whoever has the old code
+    soon(lambda: late.poll() == 0)
+    record = invocation.record()
+    assert record.failure is not None
+    assert (record.status, record.failure.type) == ("dead", "CodeChanged")
+    assert old.total.digest in record.failure.message
+    assert new.total.digest in record.failure.message
+    assert ledger_of(used).dead_letters.all() == (invocation.id,)
+    ledger_of(used).redrive(invocation.id)
+    soon(lambda: late.poll() == 0)
+    assert invocation.result(5) == [1, 2]  # the finished step is kept, the rest is the new code's
+
+
+def test_code_that_was_replaced_on_disk_does_not_go_on_either(
+    used: Context, version: Callable[[int], ModuleType], soon: Callable[..., None]
+) -> None:
+    old = version(1)
+    invocation = old.total.submit()
+    executor = Executor(used, Ledger(used.store, actor="ada"), code_patience_s=0.3)
+    soon(lambda: executor.poll() == 0 and invocation.status() == "waiting")
+    # This process still has the old code; workers import the new.
+    Path(str(old.__file__)).write_text(CODE.format(price=22))
+    invocation.signal("more")
+    soon(lambda: executor.poll() == 0)
+    executor.close()
+    failure = invocation.record().failure
+    assert failure is not None
+    assert failure.type == "CodeChanged"
+
+
+def test_other_code_waits_a_moment_before_it_begins_and_longer_before_it_gives_up(
+    used: Context, version: Callable[[int], ModuleType]
+) -> None:
+    old = version(1)
+    invocation = old.total.submit()
+    record = invocation.record()
+    assert not_before(record, old.total.digest, patience_s=60) <= record.due
+    assert not_before(record, "other", patience_s=60) == record.due + timedelta(seconds=2)
+    invocation.cancel()
+    followed = ledger_of(used).follow(invocation.id)
+    ledger_of(used).redrive(invocation.id)
+    for body in (
+        {"kind": "started", "worker": "w", "lease_s": 0.0, "digest": old.total.digest},
+        {"kind": "step", "function": "price", "arguments": "", "result": {"json": 1}},
+    ):
+        followed.append(lambda _, body=body: body)
+    record = followed.record
+    assert not_before(record, "other", patience_s=60) == record.due + timedelta(seconds=60)
+    assert not_before(record, old.total.digest, patience_s=60) <= record.due

@@ -1,0 +1,62 @@
+"""A process that steps back does so against other sessions too, where Linux shares CPUs among sessions first."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from functions.runtime.declaration import NICENESS
+from functions.runtime.run.niceness import shared_among_sessions
+
+IMPORTS = """
+import json, os
+from pathlib import Path
+from functions.runtime import niceness
+"""
+STEPS_BACK = """
+niceness.step_back()
+told = niceness.AUTOGROUP.read_text() if niceness.AUTOGROUP.is_file() else ""
+print(json.dumps([os.getpriority(os.PRIO_PROCESS, 0), os.getsid(0) == os.getpid(), told.split()[-1:]]))
+"""
+
+
+def stepped_back(**started: Any) -> tuple[int, bool, list[str]]:
+    """Its niceness, whether it leads a session, and what that one's niceness is."""
+    child = subprocess.run(
+        [sys.executable, "-c", IMPORTS + STEPS_BACK],
+        stdout=subprocess.PIPE,
+        check=True,
+        timeout=120,
+        **started,
+    )
+    niceness, leads, told = json.loads(child.stdout)
+    return niceness, leads, told
+
+
+@pytest.mark.skipif(not shared_among_sessions(), reason="CPUs are not shared among sessions here")
+@pytest.mark.parametrize("group", [None, 0], ids=["member of a group", "leader of one"])
+def test_who_steps_back_has_a_session_of_its_own_that_is_as_nice(group: int | None) -> None:
+    wanted = min(os.getpriority(os.PRIO_PROCESS, 0) + NICENESS, 19)
+    assert stepped_back(process_group=group) == (wanted, True, [str(wanted)])
+
+
+def test_the_niceness_of_a_session_that_others_may_be_in_stays() -> None:
+    niceness, _, told = stepped_back(start_new_session=True)
+    assert niceness == min(os.getpriority(os.PRIO_PROCESS, 0) + NICENESS, 19)
+    assert told in ([], ["0"])
+
+
+def test_who_may_not_say_how_nice_its_session_is_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "enabled").write_text("1")
+    (tmp_path / "autogroup").mkdir()  # which takes no word: as where a kernel refuses it
+    places = f"niceness.ENABLED, niceness.AUTOGROUP = Path({str(tmp_path / 'enabled')!r}), Path({str(tmp_path / 'autogroup')!r})"
+    child = subprocess.run(
+        [sys.executable, "-c", f"{IMPORTS}{places}\n{STEPS_BACK}"], stderr=subprocess.PIPE, text=True, check=True, timeout=120
+    )  # fmt: skip
+    assert "does not count against other sessions" in child.stderr

@@ -1,0 +1,242 @@
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from functions import Context, Cron, function
+from functions.runtime import FixedClock
+from functions.runtime.durable.invocation import ledger_of
+from functions.runtime.errors import DeclarationError
+from functions.runtime.triggers import schedule
+from functions.runtime.triggers.schedule import Schedule, plan, run_due, tick_after, tick_before
+
+NOON = datetime(2024, 3, 1, 12, 0, tzinfo=UTC)
+HOURLY = Cron("0 * * * *")
+
+
+@function
+def tell(at: datetime, word: str = "") -> str:
+    return f"{at.isoformat()} {word}"
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "_timetables", {})
+    monkeypatch.setattr(schedule, "_added", {})
+
+
+def hourly(**options: Any) -> Schedule:
+    return Schedule("hourly", tell, Cron("0 * * * *", tick_as="at", **options))
+
+
+def ticker(used: Context, each: Schedule) -> Any:
+    """A ticker that remembers nothing of what others of this process know."""
+    timetable = schedule._Timetable(used, each)
+    return timetable.fire
+
+
+def test_a_new_schedule_begins_now(used: Context) -> None:
+    assert run_due(used, now=NOON + timedelta(minutes=5), schedules=[hourly()]) == []
+    assert run_due(used, now=NOON + timedelta(minutes=59), schedules=[hourly()]) == []
+    fired = run_due(used, now=NOON + timedelta(hours=1), schedules=[hourly()])
+    assert [each.tick for each in fired] == [NOON + timedelta(hours=1)]
+    record = ledger_of(used).read(str(fired[0].invocation))
+    assert ledger_of(used).arguments(record) == {"at": "2024-03-01T13:00:00Z", "word": ""}
+
+
+@pytest.mark.parametrize(
+    ("catch_up", "ticks"),
+    [("all", list(range(1, 25))), ("latest", [24]), ("none", [])],
+)
+def test_a_day_of_missed_ticks_follows_the_policy(used: Context, catch_up: Any, ticks: list[int]) -> None:
+    each = hourly(catch_up=catch_up, overlap="skip")
+    run_due(used, now=NOON, schedules=[each])
+    fired: list[int] = []
+    at = NOON + timedelta(days=1, minutes=10)
+    fire = ticker(used, each)
+    # Each run is ended at once, so that the overlap policy has nothing to say.
+    while found := _one(fire, used, at):
+        fired += [round((one.tick - NOON) / timedelta(hours=1)) for one in found if one.invocation]
+    assert fired == ticks
+
+
+def _one(fire: Any, used: Context, at: datetime) -> list[Any]:
+    timetable = fire.__self__
+    found = timetable._fire_next(at)
+    if found and found.invocation:
+        ledger_of(used).cancel(found.invocation)
+    return [found] if found else []
+
+
+def test_no_catch_up_still_fires_within_grace() -> None:
+    cron = Cron("0 * * * *", catch_up="none", grace_s=60)
+    tick = plan(cron, name="s", last=NOON, now=NOON + timedelta(hours=1, seconds=59))
+    assert tick is not None
+    assert tick.action == "fire"
+    late = plan(cron, name="s", last=NOON, now=NOON + timedelta(hours=1, seconds=61))
+    assert late is not None
+    assert late.action == "skip"
+
+
+def test_a_hundred_ticks_fire_a_hundred_times_with_three_tickers_of_which_one_dies(used: Context) -> None:
+    each = Schedule("often", tell, Cron("* * * * *", tick_as="at", catch_up="all", overlap="skip"))
+    tickers = [ticker(used, each) for _ in range(3)]
+    for fire in tickers:
+        fire(NOON)
+    handled: list[Any] = []
+    with ThreadPoolExecutor(3) as pool:
+        for minute in range(1, 101):
+            if minute == 50:
+                tickers.pop()
+            now = NOON + timedelta(minutes=minute)
+            found = [one for some in pool.map(lambda fire: fire(now), tickers) for one in some]  # noqa: B023
+            handled += found
+            for one in found:
+                ledger_of(used).cancel(str(one.invocation))
+    assert sorted(one.tick for one in handled) == [NOON + timedelta(minutes=m) for m in range(1, 101)]
+    assert len({one.invocation for one in handled}) == 100
+
+
+def test_a_tick_whose_ticker_died_before_submitting_is_made_good(
+    used: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each = hourly()
+    ticker(used, each)(NOON)
+    dying = schedule._Timetable(used, each)
+    dying.fire(NOON)
+    monkeypatch.setattr(dying, "_make_good", lambda: None)
+    (claimed,) = dying.fire(NOON + timedelta(hours=1))
+    assert ledger_of(used).find_status(claimed.invocation) is None
+    assert ticker(used, each)(NOON + timedelta(hours=1, seconds=1)) == []
+    assert ledger_of(used).find_status(claimed.invocation) == "queued"
+
+
+def test_a_tick_claimed_by_one_who_dies_while_another_claims_the_next_is_made_good(
+    used: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each = hourly(catch_up="all")
+    living, dying = schedule._Timetable(used, each), schedule._Timetable(used, each)
+    living.fire(NOON)
+    dying.fire(NOON)
+    monkeypatch.setattr(dying, "_make_good", lambda: None)
+    judged, at = living._busy, NOON + timedelta(hours=2)
+    claimed: list[Any] = []
+
+    def judged_too_early() -> bool:
+        found = judged()
+        if not claimed:
+            claimed.append(dying._claim(at))
+        return found
+
+    monkeypatch.setattr(living, "_busy", judged_too_early)
+    living.fire(at)
+    ledger_of(used).cancel(claimed[0].invocation)
+    (second,) = living.fire(at)
+    assert [one.tick for one in (claimed[0], second)] == [NOON + timedelta(hours=hour) for hour in (1, 2)]
+    assert {ledger_of(used).find_status(one.invocation) for one in (claimed[0], second)} == {
+        "cancelled",
+        "queued",
+    }
+
+
+@pytest.mark.parametrize(
+    ("overlap", "second"), [("skip", "skipped"), ("queue", "nothing"), ("replace", "fired")]
+)
+def test_overlap_with_a_run_that_is_not_over(used: Context, overlap: Any, second: str) -> None:
+    each = hourly(overlap=overlap)
+    run_due(used, now=NOON, schedules=[each])
+    (first,) = run_due(used, now=NOON + timedelta(hours=1), schedules=[each])
+    found = run_due(used, now=NOON + timedelta(hours=2), schedules=[each])
+    told = "nothing" if not found else "fired" if found[0].invocation else "skipped"
+    assert told == second
+    status = ledger_of(used).find_status(str(first.invocation))
+    assert status == ("cancelled" if overlap == "replace" else "queued")
+    if overlap == "queue":
+        ledger_of(used).cancel(str(first.invocation))
+        (queued,) = run_due(used, now=NOON + timedelta(hours=2, minutes=1), schedules=[each])
+        assert queued.tick == NOON + timedelta(hours=2)
+
+
+def test_nothing_due_asks_the_store_nothing(used: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    each = hourly()
+    fire = ticker(used, each)
+    fire(NOON)
+    monkeypatch.setattr(type(used.store), "find", lambda *_: pytest.fail("a read"))
+    assert fire(NOON + timedelta(minutes=30)) == []
+
+
+def test_ticks_are_read_in_the_schedule_s_time_zone() -> None:
+    rome = Cron("30 2 * * *", timezone="Europe/Rome")
+    winter = datetime(2024, 1, 10, tzinfo=UTC)
+    assert tick_after(rome, winter) == datetime(2024, 1, 10, 1, 30, tzinfo=UTC)
+    summer = datetime(2024, 7, 10, tzinfo=UTC)
+    assert tick_after(rome, summer) == datetime(2024, 7, 10, 0, 30, tzinfo=UTC)
+
+
+def test_a_daily_tick_fires_once_on_the_days_the_clocks_change() -> None:
+    rome = Cron("30 2 * * *", timezone="Europe/Rome")
+    # On 27 October 2024 Rome has 2:30 twice, at 0:30 and 1:30 UTC; on 31 March it has none, and 3:00 stands in.
+    for begin, expected in (
+        (datetime(2024, 10, 26, 12, tzinfo=UTC), ["27T00:30", "28T01:30", "29T01:30"]),
+        (datetime(2024, 3, 30, 12, tzinfo=UTC), ["31T01:00", "01T00:30", "02T00:30"]),
+    ):
+        ticks = [begin]
+        for _ in expected:
+            ticks.append(tick_after(rome, ticks[-1]))
+        assert [f"{tick:%dT%H:%M}" for tick in ticks[1:]] == expected
+        assert [tick_before(rome, tick + timedelta(seconds=1)) for tick in ticks[1:]] == ticks[1:]
+
+
+def test_an_hourly_tick_fires_in_both_hours_when_the_clocks_go_back() -> None:
+    rome = Cron("30 * * * *", timezone="Europe/Rome")
+    first = datetime(2024, 10, 27, 0, 30, tzinfo=UTC)
+    assert tick_after(rome, first) == first + timedelta(hours=1)
+
+
+def test_the_tick_before_is_the_inverse_of_the_tick_after() -> None:
+    for seconds in (0.000001, 0.5, 1, 1799.5):
+        moment = NOON + timedelta(seconds=seconds)
+        assert tick_before(HOURLY, moment) == NOON
+        assert tick_after(HOURLY, moment) == NOON + timedelta(hours=1)
+
+
+def test_jitter_delays_by_a_fixed_share() -> None:
+    cron = replace(HOURLY, jitter_s=600.0)
+    late = [
+        minute
+        for minute in range(60)
+        if plan(cron, name="s", last=NOON, now=NOON + timedelta(hours=1, minutes=minute)) is None
+    ]
+    assert late == list(range(len(late)))
+    assert len(late) <= 10
+    other = [
+        plan(cron, name=str(n), last=NOON, now=NOON + timedelta(hours=1, minutes=5)) is None
+        for n in range(40)
+    ]
+    assert 5 < sum(other) < 35  # half of the names, drawn by hash
+
+
+def test_status_tells_the_last_tick_handled(used: Context) -> None:
+    each = hourly()
+    used = replace(used, clock=FixedClock(NOON + timedelta(hours=1)))
+    run_due(used, now=NOON, schedules=[each])
+    run_due(used, schedules=[each])
+    (found,) = schedule.status(used, schedules=[each])
+    assert (found.last_tick, found.fired) == (NOON + timedelta(hours=1), 1)
+    assert found.next_tick == NOON + timedelta(hours=2)
+    assert found.invocation_status == "queued"
+
+
+def test_one_schedule_that_cannot_fire_keeps_no_other_from_it(used: Context) -> None:
+    broken = Schedule("broken", tell, Cron("0 * * * *", arguments={"at": "never"}))
+    run_due(used, now=NOON, schedules=[broken, hourly()])
+    fired = run_due(used, now=NOON + timedelta(hours=1), schedules=[broken, hourly()])
+    assert [each.schedule for each in fired] == ["hourly"]
+
+
+def test_a_cron_that_cannot_be_read_is_refused_at_once() -> None:
+    for wrong in ({"expression": "61 * * * *"}, {"timezone": "Mars/Olympus"}, {"overlap": "perhaps"}):
+        with pytest.raises(DeclarationError, match=next(iter(wrong.values())).split("/")[0].split()[0]):
+            Cron(**({"expression": "0 0 * * *"} | wrong))  # type: ignore[arg-type]

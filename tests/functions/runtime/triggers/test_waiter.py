@@ -1,0 +1,135 @@
+"""Workflows that wait, for a person, an event or a deadline, and hold no worker meanwhile."""
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from functions import Context, Invocation, call, function, wait_for, wait_for_event
+from functions.runtime.durable.executor import Executor
+from functions.runtime.durable.invocation import executor_of, ledger_of, run_pending
+from functions.runtime.durable.ledger import Ledger
+from functions.runtime.errors import FunctionError, InvocationFailed
+from functions.runtime.triggers import waiter
+from functions.runtime.triggers.events import publish, run_events
+from functions.runtime.triggers.waiter import wake_waiters
+
+
+@function
+def note(path: str, word: str) -> str:
+    with open(path, "a") as file:  # noqa: PTH123
+        file.write(f"{word}\n")
+    return word
+
+
+@function
+def cook(path: str, order: int) -> dict[str, Any]:
+    call(note, path, "before")
+    delivered = wait_for_event("deliveries", where={"order": order})
+    call(note, path, "after")
+    return delivered
+
+
+@function
+def approve(timeout_s: float) -> str:
+    try:
+        return str(wait_for("approval", timeout_s=timeout_s))
+    except TimeoutError as error:
+        return f"late: {error}"
+
+
+@function
+def impatient() -> dict[str, Any]:
+    return wait_for_event("deliveries", timeout_s=0.2)
+
+
+def idle(used: Context, invocation: Invocation[Any]) -> bool:
+    run_pending(used)
+    return invocation.status() == "waiting"
+
+
+@pytest.mark.usefixtures("place")
+def test_a_workflow_waits_for_an_event_without_a_worker(
+    used: Context, traces: Any, soon: Callable[..., None]
+) -> None:
+    invocation = cook.submit(traces.path, 2)
+    soon(lambda: idle(used, invocation))
+    soon(lambda: run_pending(used) == 0)
+    assert invocation.record().waits_for == "event 2 deliveries"
+    publish("deliveries", {"order": 1})
+    assert run_events(used) == 0
+    assert invocation.status() == "waiting"
+    publish("deliveries", {"order": 2, "by": "bike"})
+    publish("deliveries", {"order": 2, "by": "van"})
+    run_events(used)
+    assert invocation.result(60) == {"order": 2, "by": "bike"}
+    assert traces.read() == ["before", "after"]
+    assert waiter._waiters(used).refresh() == {}
+
+
+def test_an_event_that_came_before_the_wait_but_after_the_start_is_not_missed(
+    used: Context, traces: Any, soon: Callable[..., None]
+) -> None:
+    publish("deliveries", {"order": 3, "by": "yesterday"})
+    invocation = cook.submit(traces.path, 3)
+    publish("deliveries", {"order": 3, "by": "bike"})
+    soon(lambda: idle(used, invocation))
+    assert wake_waiters(used) == 1
+    assert invocation.result(60)["by"] == "bike"
+
+
+def test_the_wait_survives_everything_that_was_running(
+    used: Context, traces: Any, soon: Callable[..., None]
+) -> None:
+    invocation = cook.submit(traces.path, 4)
+    executor = executor_of(used)
+    soon(lambda: executor.poll() < 2 and invocation.record().steps)
+    pids = [worker._pid for _, worker in executor._workers.values()]
+    for pid in pids:  # in the middle of beginning to wait, or just after
+        os.kill(pid, signal.SIGKILL)
+    soon(lambda: idle(used, invocation))
+    publish("deliveries", {"order": 4})
+    fresh = Executor(used, Ledger(used.store, actor="another"))
+    waiter._bells.clear()  # what this process knew
+    soon(lambda: wake_waiters(used) == 0 and fresh.poll() == 0)
+    assert invocation.result(5) == {"order": 4}
+    assert traces.read() == ["before", "after"]
+
+
+@pytest.mark.usefixtures("place")
+def test_waiting_ends_with_the_deadline(used: Context, soon: Callable[..., None]) -> None:
+    invocation = approve.submit(0.3)
+    soon(lambda: idle(used, invocation))
+    assert invocation.result(60).startswith("late: ")
+    assert "nobody gave the signal 'approval' within 0.3 s" in invocation.result(1)
+    with pytest.raises(InvocationFailed, match="TimeoutError"):
+        impatient.submit().result(60)
+
+
+def test_an_answer_within_the_deadline_counts(used: Context, soon: Callable[..., None]) -> None:
+    invocation = approve.submit(600)
+    soon(lambda: idle(used, invocation))
+    invocation.signal("approval", "yes")
+    assert invocation.result(60) == "yes"
+
+
+def test_an_answer_given_early_is_kept(used: Context) -> None:
+    invocation = approve.submit(600)
+    invocation.signal("approval", "yes")
+    assert invocation.result(60) == "yes"
+
+
+def test_one_that_was_cancelled_waits_no_more(used: Context, traces: Any, soon: Callable[..., None]) -> None:
+    invocation = cook.submit(traces.path, 5)
+    soon(lambda: idle(used, invocation))
+    invocation.cancel()
+    assert wake_waiters(used) == 0
+    assert waiter._waiters(used).refresh() == {}
+
+
+def test_waiting_needs_a_durable_run(used: Context) -> None:
+    with pytest.raises(FunctionError, match="wait_for_event needs a durable run"):
+        wait_for_event("deliveries")
+    assert ledger_of(used).find_status("nothing") is None
