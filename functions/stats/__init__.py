@@ -4,11 +4,11 @@ Pure functions and frozen values over numbers; nothing here knows of models, sto
 """
 
 from functions.stats import drift
-from functions.stats.bandit import Allocation, epsilon_greedy, thompson
-from functions.stats.betting import BettingCS, betting_cs
 from functions.stats.change import Adwin, Cusum, PageHinkley
-from functions.stats.counts import SequentialCounts, sequential_counts
-from functions.stats.effects import (
+from functions.stats.comparison.bandit import Allocation, epsilon_greedy, thompson
+from functions.stats.comparison.betting import BettingCS, betting_cs
+from functions.stats.comparison.counts import SequentialCounts, sequential_counts
+from functions.stats.comparison.effects import (
     CupedEffect,
     Effect,
     block_means,
@@ -20,22 +20,22 @@ from functions.stats.effects import (
     stratified_effect,
     winsorize,
 )
-from functions.stats.estimate import ScoreSketch, estimate_auc, estimate_losses
-from functions.stats.moments import CoMoments, Moments
-from functions.stats.multiplicity import benjamini_hochberg, holm, k_of_n
-from functions.stats.multivariate import domain_classifier, mmd
-from functions.stats.planner import RunPlan, minimum_detectable_effect, plan_run
-from functions.stats.quantiles import QuantileTest, quantile_test
-from functions.stats.season import find_season
-from functions.stats.sequential import (
+from functions.stats.comparison.planner import RunPlan, minimum_detectable_effect, plan_run
+from functions.stats.comparison.quantiles import QuantileTest, quantile_test
+from functions.stats.comparison.sequential import (
     AsymptoticCS,
     asymptotic_cs,
     asymptotic_threshold,
     normal_mixture_bound,
 )
+from functions.stats.comparison.spending import GroupSequentialBounds, group_sequential_bounds
+from functions.stats.estimate import ScoreSketch, estimate_auc, estimate_losses
+from functions.stats.moments import CoMoments, Moments
+from functions.stats.multiplicity import benjamini_hochberg, holm, k_of_n
+from functions.stats.multivariate import domain_classifier, mmd
+from functions.stats.season import find_season
 from functions.stats.sketch import TableSketch, one_row_per_unit
 from functions.stats.slices import slices_above, worst_slices
-from functions.stats.spending import GroupSequentialBounds, group_sequential_bounds
 
 __all__ = [
     "Adwin",

@@ -13,7 +13,7 @@ from functions.stats import (
     plan_run,
     thompson,
 )
-from functions.stats.planner import stopping_times
+from functions.stats.comparison.planner import stopping_times
 
 
 def test_the_fixed_size_is_the_textbook_one():

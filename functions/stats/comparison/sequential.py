@@ -12,7 +12,7 @@ import numpy.typing as npt
 import scipy  # its parts are loaded when first used
 from scipy import special
 
-from functions.stats.effects import Effect, difference
+from functions.stats.comparison.effects import Effect, difference
 from functions.stats.moments import as_moments
 
 Alternative = Literal["two-sided", "greater", "less"]
