@@ -19,15 +19,15 @@ import ray
 import ray.data
 from pydantic import BaseModel, ConfigDict
 
+from functions.model_formats.load import ScoringModel, load
+from functions.model_formats.table_inputs import input_columns, table_inputs
 from functions.runtime.context import context
 from functions.runtime.declaration import Demand, Resources
 from functions.runtime.function import function
 from functions.runtime.run.cluster import NOT_WHERE_IT_SERVES
 from functions.runtime.run.niceness import step_back
-from functions.training.assembly import input_columns, table_inputs
 from functions.training.errors import TrainingDataError
-from functions.training.loop import threads
-from functions.training.scoring import ScoringModel, load
+from functions.training.loop.training_loop import threads
 from registry import ModelVersion, Registry, Table, TableSnapshot
 
 _SHARD = "__shard"

@@ -26,7 +26,7 @@ from typing import Any
 import httpx
 import torch
 
-from functions.training.program import export_program, save_program
+from functions.model_formats.program import export_program, save_program
 from load.bench_serving import free_port, json_body, process, redis_binary, wait_until_ready
 from load.serving_bed import ROW
 from load.serving_floor import COLUMNS, small_mlp

@@ -21,10 +21,10 @@ import ray
 import torch
 
 from functions import Context, use_context
-from functions.training.fitting import fit, prepare
 from functions.training.params import TabularParams
-from functions.training.space import DEFAULT_SPACE, draw_points
-from functions.tuning import tune_tabular
+from functions.training.tabular.fitting import fit, prepare
+from functions.tuning.jobs import tune_tabular
+from functions.tuning.space import DEFAULT_SPACE, draw_points
 from load.bench_training import flight_columns
 from load.timing import print_machine
 from registry import Table, open_store

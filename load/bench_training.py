@@ -19,13 +19,13 @@ import pyarrow.parquet as pq
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from functions.training.artifact import tabular_signature, write_artifact
-from functions.training.assembly import table_inputs
-from functions.training.fitting import Columns, Fitted, Prepared, fit, new_trainer, prepare
-from functions.training.ondisk import prepare_on_disk
+from functions.model_formats.load import ScoringModel
+from functions.model_formats.table_inputs import table_inputs
 from functions.training.params import TabularParams
-from functions.training.preprocessing import Encoded
-from functions.training.scoring import ScoringModel
+from functions.training.tabular.artifact import tabular_signature, write_artifact
+from functions.training.tabular.fitting import Columns, Fitted, Prepared, fit, new_trainer, prepare
+from functions.training.tabular.out_of_core import prepare_on_disk
+from functions.training.tabular.preprocessing import Encoded
 from load.timing import Timing, print_machine, timed
 from load.training_peers import BUNDLED, PATIENT, Learner, boosted, bundled, linear, loss, ours
 from registry import Table, open_store

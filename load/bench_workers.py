@@ -29,8 +29,8 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.parallel import DistributedDataParallel
 
-from functions.training.fitting import Prepared, new_trainer, prepare
-from functions.training.world import Alone, Replicas, World
+from functions.training.loop.parallel import Alone, Replicas, World
+from functions.training.tabular.fitting import Prepared, new_trainer, prepare
 from load.bench_training import COLUMNS, PARAMS, synthetic_table
 from load.timing import print_machine
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch
 
 from featurestore import Entity, FeatureService, FeatureStore, FeatureView, Field, Float64
-from functions.training.program import export_program, save_program
+from functions.model_formats.program import export_program, save_program
 from load.serving_floor import COLUMNS, SmallMlp, small_mlp
 from registry import Access, ModelVersion, ObjectStore, Registry, Signature, TensorSpec, open_store
 

@@ -21,9 +21,9 @@ from functions.evaluation.baselines import logistic
 from functions.evaluation.class_metrics import class_log_loss
 from functions.evaluation.metrics import log_loss
 from functions.evaluation.number_metrics import rmse
-from functions.training.fitting import Columns, fit, prepare
-from functions.training.matrices import category_matrix, numeric_matrix
+from functions.model_formats.matrices import category_matrix, numeric_matrix
 from functions.training.params import TabularParams, Task
+from functions.training.tabular.fitting import Columns, fit, prepare
 
 Floats = npt.NDArray[np.float64]
 Learner = Callable[[pa.Table, pa.Table, Columns], npt.NDArray[Any]]

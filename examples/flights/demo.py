@@ -35,7 +35,7 @@ from functions.runtime.context import Context, context_of
 from functions.runtime.durable.invocation import Invocation
 from functions.runtime.triggers import schedule
 from functions.training import Trained, train_tabular
-from functions.tuning import Sweep, tune_tabular
+from functions.tuning.jobs import Sweep, tune_tabular
 from ray_apps.local import Running, Settings, down, up
 from registry import NotFound, Table, TableSnapshot
 

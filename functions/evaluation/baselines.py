@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from functions.training.matrices import binary_labels, category_matrix, number_labels, numeric_matrix
+from functions.model_formats.matrices import binary_labels, category_matrix, number_labels, numeric_matrix
 
 if TYPE_CHECKING:
     from sklearn.compose import ColumnTransformer

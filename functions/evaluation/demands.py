@@ -19,7 +19,7 @@ from functions.evaluation.gate import Gate
 from functions.evaluation.metrics import row_log_loss
 from functions.evaluation.robustness import Predict, judge_robustness
 from functions.evaluation.slices import judge_slices
-from functions.training.assembly import input_columns
+from functions.model_formats.table_inputs import input_columns
 from registry import ModelVersion
 
 Floats = npt.NDArray[np.float64]

@@ -24,8 +24,8 @@ from functions.evaluation.class_metrics import CLASS_METRICS, class_row_log_loss
 from functions.evaluation.errors import EvaluationError
 from functions.evaluation.metrics import METRICS, row_log_loss
 from functions.evaluation.number_metrics import NUMBER_METRICS, squared_error
-from functions.training.assembly import first_output
-from functions.training.matrices import binary_labels, named_column, number_labels
+from functions.model_formats.matrices import binary_labels, named_column, number_labels
+from functions.model_formats.table_inputs import first_output
 from registry import ModelVersion
 
 Array = npt.NDArray[Any]

@@ -22,11 +22,11 @@ from functions.evaluation.gate import Gate, judge
 from functions.evaluation.kinds import BINARY, Kind, kind_of
 from functions.evaluation.metrics import Interval, bootstrap
 from functions.evaluation.robustness import Predict
+from functions.model_formats.load import load
+from functions.model_formats.table_inputs import input_columns, table_inputs
 from functions.runtime.context import context
 from functions.runtime.declaration import Resources
 from functions.runtime.function import function
-from functions.training.assembly import input_columns, table_inputs
-from functions.training.scoring import load
 from registry import ModelVersion, Registry, Table, TableSnapshot
 
 _CHAMPION = "champion"

@@ -4,11 +4,11 @@ It knows tables, the registry and Ray Train. It must not know who serves a model
 Train are imported when something is trained or scored, not before: most processes only know what could be.
 """
 
+from functions.model_formats.load import ScoringModel, example_arrays, load
 from functions.training.errors import ArtifactRefused, TrainingDataError, TrainingDiverged, TrainingError
 from functions.training.params import RecipeParams, TabularParams
-from functions.training.recipe import Recipe, train_recipe
-from functions.training.scoring import ScoringModel, example_arrays, load
-from functions.training.tabular import Trained, train_tabular
+from functions.training.recipe.train import Recipe, train_recipe
+from functions.training.tabular.train import Trained, train_tabular
 
 __all__ = [
     "ArtifactRefused",

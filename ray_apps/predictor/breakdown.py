@@ -28,9 +28,9 @@ import numpy as np
 import orjson
 import torch
 
+from functions.model_formats.program import export_program, save_program
 from functions.prediction_log import Brief
 from functions.prediction_log.wal import WriteAheadLog
-from functions.training.program import export_program, save_program
 from ray_apps.predictor.captures import REPEATS
 from ray_apps.predictor.card_scoring import CardScorer
 from ray_apps.predictor.doorkeeper import Doorkeeper

@@ -20,8 +20,8 @@ import torch
 from torch.fx.graph import CodeGen
 from torch.nn import functional
 
-from functions.training.program import load_program
-from functions.training.scoring import PROGRAM_FILE, ScoringModel, example_arrays, load
+from functions.model_formats.load import PROGRAM_FILE, ScoringModel, example_arrays, load
+from functions.model_formats.program import load_program
 from kernels.hashing import hash_strings
 from ray_apps.predictor.agreement import samples
 from ray_apps.predictor.card import Card, CudaCard, Outputs

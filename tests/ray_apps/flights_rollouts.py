@@ -23,9 +23,9 @@ import polars as pl
 import torch
 
 from examples.flights.data import flights
+from functions.model_formats.program import export_program, save_program
 from functions.prediction_log import LABELS_TABLE, predictions_table
 from functions.runtime.clock import ReplayClock
-from functions.training.program import export_program, save_program
 from ray_apps.local import down
 from ray_apps.local.running import find
 from registry import Registry, Signature, Table, TensorSpec, open_store

@@ -13,8 +13,8 @@ from functions.evaluation import (
 )
 from functions.evaluation.baselines import constant, logistic
 from functions.evaluation.metrics import log_loss
+from functions.model_formats.program import export_program, save_program
 from functions.training import train_tabular
-from functions.training.program import export_program, save_program
 from registry import Lineage, Signature, Table, TensorSpec
 from tests.functions.training.kitchen import CATEGORICAL, FAST, NAMES, NUMERIC, examples
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from functions.model_formats.program import export_program, save_program
 from functions.rollout import RolloutError, RolloutPolicy, plan_rollout, rollout_budget, start_rollout
 from functions.runtime import Context, use_context
-from functions.training.program import export_program, save_program
 from registry import NotFound, Registry, Signature, TensorSpec
 
 MODEL = "late"

@@ -78,5 +78,9 @@ def test_training_is_known_without_torch_and_its_digest_knows_the_loop() -> None
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
     known = late_modules(train_tabular.body.__code__, "functions.training")
-    assert {"functions.training.loop", "functions.training.network", "functions.training.order"} <= set(known)
+    assert {
+        "functions.training.loop",
+        "functions.training.tabular.network",
+        "functions.training.tabular.job",
+    } <= set(known)
     assert len(digest_of(train_tabular.body)) == 64

@@ -4,7 +4,7 @@ import pytest
 import ray
 
 from functions import Context, use_context
-from functions.training.loop import threads
+from functions.training.loop.training_loop import threads
 from registry import Table, open_store
 from tests.functions.training.kitchen import examples
 

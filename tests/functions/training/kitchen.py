@@ -9,9 +9,9 @@ import pyarrow as pa
 import torch
 
 from functions.training.checkpoints import WHOLE, Checkpoints
-from functions.training.fitting import Columns
 from functions.training.params import TabularParams
-from functions.training.space import Choice, Range
+from functions.training.tabular.fitting import Columns
+from functions.tuning.space import Choice, Range
 
 NUMERIC = ["wind", "load", "seats"]
 CATEGORICAL = ["carrier", "route"]

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from functions.training import Recipe, RecipeParams
-from functions.training.loop import Trainer
-from functions.training.world import World
+from functions.training.loop.parallel import World
+from functions.training.loop.training_loop import Trainer
 from registry import Signature, TensorSpec
 
 

@@ -7,8 +7,8 @@ import torch
 import torch.distributed
 
 from functions.training.checkpoints import Checkpoints
-from functions.training.loop import Epoch, train
-from functions.training.world import Replicas, Shards, World
+from functions.training.loop.parallel import Replicas, Shards, World
+from functions.training.loop.training_loop import Epoch, train
 from registry import open_store
 from tests.functions.training.recipes import FAST, trainer
 

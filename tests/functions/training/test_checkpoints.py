@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from functions import Context
 from functions.training import train_tabular
 from functions.training.checkpoints import Checkpoints, Keep
-from functions.training.fitting import Fitted, fit, prepare
-from functions.training.loop import Epoch
+from functions.training.loop.training_loop import Epoch
+from functions.training.tabular.fitting import Fitted, fit, prepare
 from tests.functions.training.kitchen import COLUMNS, FAST, NAMES, examples
 
 LAST = 3

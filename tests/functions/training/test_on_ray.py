@@ -11,9 +11,9 @@ import ray
 from functions.batch_inference import predict_batch
 from functions.training import train_tabular
 from functions.training.checkpoints import Checkpoints
-from functions.training.generations import Decision
-from functions.training.halving import States
-from functions.tuning import Choice, Exploit, Limits, Range, tune_tabular
+from functions.tuning.jobs import Choice, Exploit, Limits, Range, tune_tabular
+from functions.tuning.pbt_state import Decision
+from functions.tuning.tune_asha import States
 from registry import Table
 from tests.functions.training.kitchen import FAST, NAMES, POPULATION, Deadly
 

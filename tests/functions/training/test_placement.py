@@ -9,7 +9,7 @@ from ray.cluster_utils import Cluster
 
 from functions.batch_inference import predict_batch
 from functions.training import train_tabular
-from functions.tuning import tune_tabular
+from functions.tuning.jobs import tune_tabular
 from tests.functions.training.kitchen import FAST, NAMES
 
 pytestmark = [pytest.mark.ray, pytest.mark.proof]

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from functions.training.checkpoints import Checkpoints, Share, Snapshot
-from functions.training.loop import train
-from functions.training.world import Alone
+from functions.training.loop.parallel import Alone
+from functions.training.loop.training_loop import train
 from tests.functions.training.recipes import trainer
 
 

@@ -7,9 +7,9 @@ import torch
 
 from functions.training import TrainingError
 from functions.training.checkpoints import Checkpoints
-from functions.training.fitting import new_trainer, prepare
-from functions.training.loop import Trainer, train
-from functions.training.world import Alone
+from functions.training.loop.parallel import Alone
+from functions.training.loop.training_loop import Trainer, train
+from functions.training.tabular.fitting import new_trainer, prepare
 from tests.functions.training.kitchen import COLUMNS, examples
 from tests.functions.training.kitchen import FAST as TABULAR
 from tests.functions.training.recipes import FAST, trainer

@@ -10,12 +10,12 @@ from torch.nn.functional import cross_entropy
 from functions.evaluation.class_metrics import accuracy, class_brier, class_log_loss, top_ece
 from functions.evaluation.errors import EvaluationError
 from functions.evaluation.number_metrics import mae, r2, rmse
+from functions.model_formats.table_inputs import table_inputs
 from functions.training import TabularParams, TrainingDataError, load, train_tabular
-from functions.training.assembly import table_inputs
-from functions.training.calibration import fit_inverse_temperature
-from functions.training.dataset import tabular_data
-from functions.training.fitting import Columns, prepare
-from functions.training.space import Choice, draw_points
+from functions.training.tabular.calibration import fit_inverse_temperature
+from functions.training.tabular.dataset import tabular_data
+from functions.training.tabular.fitting import Columns, prepare
+from functions.tuning.space import Choice, draw_points
 from registry import Table
 from tests.functions.training.kitchen import FAST
 

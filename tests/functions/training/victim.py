@@ -12,7 +12,7 @@ from functions import Context, use_context
 from functions.batch_inference import predict_batch
 from functions.training import train_tabular
 from functions.training.params import TabularParams
-from functions.tuning import tune_tabular
+from functions.tuning.jobs import tune_tabular
 from registry import TableSnapshot, open_store
 from tests.functions.training.kitchen import FAST, NAMES, POPULATION
 

@@ -17,10 +17,10 @@ import torch
 from ray import serve
 from ray.exceptions import RayTaskError
 
-from functions.training.artifact import tabular_signature, write_artifact
-from functions.training.fitting import fit, prepare
-from functions.training.program import export_program, save_program
-from functions.training.scoring import ScoringModel, load
+from functions.model_formats.load import ScoringModel, load
+from functions.model_formats.program import export_program, save_program
+from functions.training.tabular.artifact import tabular_signature, write_artifact
+from functions.training.tabular.fitting import fit, prepare
 from ray_apps.predictor import DedicatedOptions, PredictorOptions, breakdown, dedicated, scoring
 from ray_apps.predictor.agreement import difference, rows_stand_alone
 from ray_apps.predictor.captures import MOST_PADDED_ROWS, REPEATS, Captures

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 import torch
 
+from functions.model_formats.program import export_program, save_program
 from functions.prediction_log import (
     Label,
     LogWriter,
@@ -31,7 +32,6 @@ from functions.prediction_log import (
     outcomes,
     predictions,
 )
-from functions.training.program import export_program, save_program
 from ray_apps.predictor.rpc.upstream import Upstream, UpstreamError
 from registry import Access, Registry, Signature, TensorSpec, open_store
 from registry.store.object_store import ObjectStore

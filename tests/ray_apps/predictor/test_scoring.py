@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from functions.training.program import export_program, save_program
+from functions.model_formats.program import export_program, save_program
 from ray_apps.predictor import scoring
 from ray_apps.predictor.loaded import load_version
 from ray_apps.predictor.scoring import DIRECT, DirectScorer, load_scorer

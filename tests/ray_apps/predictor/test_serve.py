@@ -23,8 +23,8 @@ import torch
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
 
+from functions.model_formats.program import export_program, save_program
 from functions.prediction_log import default_wal_root, drain, predictions
-from functions.training.program import export_program, save_program
 from registry import Access, Registry, Signature, TensorSpec, open_store
 from tests.ports import free_port
 

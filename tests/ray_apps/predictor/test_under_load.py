@@ -19,7 +19,7 @@ import httpx
 import pytest
 import torch
 
-from functions.training.program import export_program, save_program
+from functions.model_formats.program import export_program, save_program
 from registry import Access, Registry, Signature, TensorSpec, open_store
 from tests.ray_apps.predictor.conftest import RedisServer
 

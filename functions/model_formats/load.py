@@ -1,0 +1,205 @@
+"""A saved model, ready to answer: arrays in by name, arrays out by name. torch is imported when one that needs it is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+
+from functions.model_formats.flavors import FLAVORS, Answer, fitted_output, flavor_of, load_answer
+from functions.training.errors import ArtifactRefused, TrainingDataError
+from kernels.hashing import hash_strings
+from registry.models.signature import Signature, TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+PROGRAM_FILE = "model.pt2"
+DESCRIPTION_FILE = "model.json"
+_NUMPY_TYPES: dict[str, Any] = {
+    "BOOL": np.bool_,
+    "UINT8": np.uint8,
+    "INT8": np.int8,
+    "INT16": np.int16,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "FP16": np.float16,
+    "FP32": np.float32,
+    "FP64": np.float64,
+    "BYTES": np.int64,  # a program takes the hashes of texts
+}
+
+
+class ScoringModel:
+    """An exported program with the names of its tensors. Safe to call from several threads.
+
+    signature: inputs in the order of the program's arguments, outputs in the order of its results.
+    """
+
+    def __init__(self, program: torch.nn.Module, signature: Signature) -> None:
+        self.signature = signature
+        self._program = program
+        for spec in (*signature.inputs, *signature.outputs):
+            if spec.datatype not in _NUMPY_TYPES:
+                raise ArtifactRefused(
+                    f"tensor {spec.name!r} has datatype {spec.datatype}: use one of {sorted(_NUMPY_TYPES)}"
+                )
+
+    def predict(self, inputs: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
+        """Score rows.
+
+        inputs: input name -> array that fits the signature. A BYTES input takes texts (None is missing), which are
+        hashed here, or an int64 array of their hashes.
+        Raises: TrainingDataError naming the input that is absent, unknown or of another shape.
+        """
+        unknown = set(inputs) - {spec.name for spec in self.signature.inputs}
+        if unknown:
+            raise TrainingDataError(
+                f"no input {sorted(unknown)}: the model takes {[spec.name for spec in self.signature.inputs]}"
+            )
+        arrays = [self._array(spec, inputs) for spec in self.signature.inputs]
+        rows = {array.shape[0] for array in arrays if array.ndim}
+        if len(rows) > 1:
+            raise TrainingDataError(
+                f"inputs disagree on the number of rows: {dict(zip(inputs, [a.shape for a in arrays], strict=True))}"
+            )
+        if rows == {0}:
+            return {spec.name: _empty(spec) for spec in self.signature.outputs}
+        return self._run(arrays)
+
+    def warm_up(self) -> None:
+        """Answer the recorded example (twice, so that lazy set-up is over). Nothing happens if there is none."""
+        if self.signature.example is not None:
+            for _ in range(2):
+                self.predict(self.signature.example)
+
+    def _array(self, spec: TensorSpec, inputs: Mapping[str, Any]) -> npt.NDArray[Any]:
+        return _fitting(spec, inputs, _typed)
+
+    def _run(self, arrays: Sequence[npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        import torch  # late: what only names models does without it
+
+        with torch.inference_mode():
+            result = self._program(*map(torch.from_numpy, arrays))
+        tensors = (result,) if isinstance(result, torch.Tensor) else tuple(result)
+        return {
+            spec.name: tensor.numpy() for spec, tensor in zip(self.signature.outputs, tensors, strict=True)
+        }
+
+
+class FlavorModel(ScoringModel):
+    """A model of another format behind the same checks: texts stay texts, and answers get the type that was signed.
+
+    answer: outputs by name for inputs by name, as `functions.model_formats.flavors` reads it from a file.
+    """
+
+    def __init__(self, answer: Answer, signature: Signature) -> None:
+        self.signature = signature
+        self._answer = answer
+
+    def _array(self, spec: TensorSpec, inputs: Mapping[str, Any]) -> npt.NDArray[Any]:
+        return _fitting(spec, inputs, _text_or_typed)
+
+    def _run(self, arrays: Sequence[npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        outputs = self._answer(
+            {spec.name: array for spec, array in zip(self.signature.inputs, arrays, strict=True)}
+        )
+        absent = [spec.name for spec in self.signature.outputs if spec.name not in outputs]
+        if absent:
+            raise ArtifactRefused(f"the model gives {sorted(outputs)}, the signature promises {absent}")
+        return {spec.name: _signed(spec, outputs[spec.name]) for spec in self.signature.outputs}
+
+
+def load(directory: Path | str, *, signature: Signature | None = None) -> ScoringModel:
+    """Load the model in `directory`: `model.pt2` or a flavor's file, and `model.json` unless the signature is given.
+
+    Raises: ArtifactRefused if a file is absent, holds more than a model of its kind, or they do not fit together.
+    """
+    folder = Path(directory)
+    path, flavor = folder / PROGRAM_FILE, flavor_of(folder)
+    if flavor is not None and not path.is_file():
+        found = signature or _described_signature(folder)
+        return FlavorModel(load_answer(folder, flavor, found), found)
+    if not path.is_file():
+        raise ArtifactRefused(
+            f"no {PROGRAM_FILE} and none of {[*FLAVORS]} in {folder}: it holds {sorted(p.name for p in folder.glob('*'))}"
+        )
+    from functions.model_formats.program import load_program  # late: it needs torch
+
+    return ScoringModel(load_program(path.read_bytes()), signature or _described_signature(folder))
+
+
+def example_arrays(signature: Signature) -> dict[str, npt.NDArray[Any]]:
+    """The signature's example as arrays that `ScoringModel.predict` takes. Raises: ArtifactRefused without one."""
+    if signature.example is None:
+        raise ArtifactRefused("the signature has no example")
+    return {spec.name: _typed(spec, signature.example[spec.name]) for spec in signature.inputs}
+
+
+def _described_signature(folder: Path) -> Signature:
+    path = folder / DESCRIPTION_FILE
+    if not path.is_file():
+        raise ArtifactRefused(f"no {DESCRIPTION_FILE} in {folder}: pass the signature of the version")
+    try:
+        return Signature.model_validate(json.loads(path.read_text())["signature"])
+    except (KeyError, TypeError, json.JSONDecodeError, ValidationError) as error:
+        raise ArtifactRefused(f"{path} has no readable signature: {error}") from error
+
+
+def _fitting(
+    spec: TensorSpec, inputs: Mapping[str, Any], typed: Callable[[TensorSpec, Any], npt.NDArray[Any]]
+) -> npt.NDArray[Any]:
+    if spec.name not in inputs:
+        raise TrainingDataError(f"input {spec.name!r} is absent; it is {spec.datatype} {spec.shape}")
+    array = typed(spec, inputs[spec.name])
+    fits = array.ndim == len(spec.shape) and all(
+        want in {-1, got} for want, got in zip(spec.shape, array.shape, strict=True)
+    )
+    if not fits:
+        raise TrainingDataError(
+            f"input {spec.name!r} has shape {list(array.shape)}, the model takes {spec.shape}"
+        )
+    return array
+
+
+def _typed(spec: TensorSpec, values: Any) -> npt.NDArray[Any]:
+    array = np.asarray(values) if spec.datatype != "BYTES" else _hashed(values)
+    if array.dtype.kind in "OUS":
+        raise TrainingDataError(f"input {spec.name!r} holds {array.dtype}, the model takes {spec.datatype}")
+    return np.require(array, dtype=_NUMPY_TYPES[spec.datatype], requirements=["C", "W"])
+
+
+def _text_or_typed(spec: TensorSpec, values: Any) -> npt.NDArray[Any]:
+    if spec.datatype != "BYTES":
+        return _typed(spec, values)
+    array = np.asarray(values, dtype=object)
+    flat = [value.decode() if isinstance(value, bytes) else value for value in array.ravel()]
+    texts = np.empty(len(flat), dtype=object)
+    texts[:] = flat
+    return texts.reshape(array.shape)
+
+
+def _signed(spec: TensorSpec, value: Any) -> npt.NDArray[Any]:
+    """An answer in the type and shape that were signed; texts are bytes, as the protocol has them."""
+    array = fitted_output(spec, value)
+    if spec.datatype != "BYTES":
+        return np.require(array, dtype=_NUMPY_TYPES[spec.datatype], requirements=["C", "W"])
+    flat = [text.encode() if isinstance(text, str) else text for text in array.ravel().tolist()]
+    out = np.empty(len(flat), dtype=object)
+    out[:] = flat
+    return out.reshape(array.shape)
+
+
+def _hashed(values: Any) -> npt.NDArray[Any]:
+    array = values if isinstance(values, np.ndarray) else np.asarray(values, dtype=object)
+    return array if array.dtype == np.int64 else hash_strings(array.astype(object))
+
+
+def _empty(spec: TensorSpec) -> npt.NDArray[Any]:
+    shape = (0, *(max(size, 0) for size in spec.shape[1:]))
+    return np.empty(shape, dtype=_NUMPY_TYPES[spec.datatype])

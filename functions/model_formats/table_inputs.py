@@ -1,0 +1,44 @@
+"""Rows of a table as the inputs that a signature asks for, by column."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from functions.model_formats.matrices import category_matrix, numeric_matrix
+from functions.training.errors import TrainingDataError
+from registry.models.signature import Signature
+
+
+def table_inputs(table: pa.Table, signature: Signature) -> dict[str, npt.NDArray[Any]]:
+    """Arrays for `ScoringModel.predict`: each input from the columns that its spec names.
+
+    Raises: TrainingDataError if an input names no columns, or a column is absent or of the wrong kind.
+    """
+    inputs: dict[str, npt.NDArray[Any]] = {}
+    for spec in signature.inputs:
+        if spec.columns is None:
+            raise TrainingDataError(
+                f"input {spec.name!r} names no columns, so it cannot be filled from a table: call the model with arrays"
+            )
+        matrix = category_matrix if spec.datatype == "BYTES" else numeric_matrix
+        inputs[spec.name] = matrix(table, spec.columns)
+    return inputs
+
+
+def input_columns(signature: Signature) -> list[str]:
+    """All columns that the inputs name, in order, each once."""
+    return list(dict.fromkeys(name for spec in signature.inputs for name in spec.columns or ()))
+
+
+def first_output(outputs: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
+    """The first output as (rows,) float64. Raises: TrainingDataError if it has several values a row."""
+    name, values = next(iter(outputs.items()))
+    if values.size != values.shape[0]:
+        raise TrainingDataError(
+            f"output {name!r} has shape {values.shape}: one probability a row is needed here"
+        )
+    return values.reshape(-1).astype(np.float64)

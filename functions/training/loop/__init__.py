@@ -1,0 +1,1 @@
+"""The training loop, alone or on several workers: steps, epochs, sharding, cost and interruption."""

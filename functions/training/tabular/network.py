@@ -1,0 +1,39 @@
+"""The default network for tables: piecewise linear numbers and embedded categories into a small MLP."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from functions.training.params import TabularParams
+from functions.training.tabular.preprocessing import Preprocessing
+
+
+class TabularNet(nn.Module):
+    """Encoded rows to logits (rows, outputs).
+
+    Source: Gorishniy et al., On Embeddings for Numerical Features in Tabular Deep Learning, 2022 (piecewise linear
+    encoding); Holzmüller et al., Better by Default (RealMLP), 2024 (robust scaling, smooth clipping).
+    """
+
+    def __init__(self, preprocessing: Preprocessing, params: TabularParams, *, outputs: int = 1) -> None:
+        super().__init__()
+        self.preprocessing, self.outputs = preprocessing, outputs
+        features, bins = preprocessing.left.shape
+        columns = preprocessing.vocabulary.shape[0]
+        self.embedding = nn.Embedding(preprocessing.embedding_rows, params.embedding_dim)
+        nn.init.normal_(self.embedding.weight, std=0.1)
+        width = features * (bins + 2) + columns * params.embedding_dim
+        layers: list[nn.Module] = []
+        for hidden in params.hidden:
+            layers += [nn.Linear(width, hidden), nn.SiLU(), nn.Dropout(params.dropout)]
+            width = hidden
+        self.layers = nn.Sequential(*layers, nn.Linear(width, outputs))
+
+    def forward(self, numeric: Tensor, missing: Tensor, category: Tensor) -> Tensor:
+        """Logits of encoded rows (see `Encoded` for the shapes)."""
+        embedded = self.embedding(category).flatten(1)
+        logits: Tensor = self.layers(
+            torch.cat([self.preprocessing.bins(numeric), numeric, missing, embedded], dim=1)
+        )
+        return logits

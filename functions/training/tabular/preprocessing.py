@@ -1,0 +1,191 @@
+"""What happens to a row before the network sees it, as a torch module, so that it travels inside the export.
+
+Numbers are scaled robustly (median and interquartile range of the training rows), squashed softly towards ±3 and
+coded piecewise linearly over quantile bins; a missing or infinite number becomes the median and raises its flag.
+Categories arrive as 64-bit hashes and are looked up in one sorted vocabulary a column; what training did not see
+often enough shares the column's row 0, so that the network learns what "unknown" means.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from functions.training.tabular.dataset import TabularData
+
+_PADDING = np.iinfo(np.int64).max  # behind every real hash, so a padded vocabulary stays sorted
+_NORMAL_IQR = 1.349  # the interquartile range of a standard normal
+_QUANTILE_ROWS = 200_000  # more rows do not move a quantile that anyone could notice
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Rows as the network takes them.
+
+    numeric: (rows, features) float32, scaled, no NaN; missing: (rows, features) float32 flags;
+    category: (rows, columns) int64 rows of the joint embedding table.
+    """
+
+    numeric: Tensor
+    missing: Tensor
+    category: Tensor
+
+    def __len__(self) -> int:
+        return self.numeric.shape[0]
+
+    def take(self, rows: Tensor) -> Encoded:
+        """The given rows, in the given order."""
+        return Encoded(self.numeric[rows], self.missing[rows], self.category[rows])
+
+    def soon(self, rows: Tensor) -> None:
+        """They are in memory."""
+
+
+class Preprocessing(nn.Module):
+    """Scales, flags and looks up; has statistics, but nothing that learns by gradient.
+
+    center, inverse_scale: (features,); vocabulary: (columns, size) int64, each row sorted;
+    left, inverse_width: (features, bins) of the piecewise linear code, in scaled units (zero width: unused bin).
+    """
+
+    center: Tensor
+    inverse_scale: Tensor
+    left: Tensor
+    inverse_width: Tensor
+    vocabulary: Tensor
+    offset: Tensor
+
+    def __init__(
+        self, center: Tensor, inverse_scale: Tensor, left: Tensor, inverse_width: Tensor, vocabulary: Tensor
+    ) -> None:
+        super().__init__()
+        columns, size = vocabulary.shape
+        self.register_buffer("center", center)
+        self.register_buffer("inverse_scale", inverse_scale)
+        self.register_buffer("left", left)
+        self.register_buffer("inverse_width", inverse_width)
+        self.register_buffer("vocabulary", vocabulary)
+        self.register_buffer("offset", torch.arange(columns) * (size + 1))
+
+    @property
+    def embedding_rows(self) -> int:
+        """Rows of the joint embedding table: a vocabulary and one unknown for each column."""
+        return self.vocabulary.shape[0] * (self.vocabulary.shape[1] + 1)
+
+    def forward(self, numeric: Tensor, categorical: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode raw rows: `numeric` (rows, features) float32, `categorical` (rows, columns) int64 hashes."""
+        scaled, missing = self._scale(numeric)
+        return scaled, missing, self._look_up(categorical)
+
+    def encode(self, data: TabularData) -> Encoded:
+        """Encode a whole data set once, so that no epoch does it again."""
+        with torch.inference_mode():
+            scaled, missing = self._scale(data.numeric)
+            category = self._look_up(data.categorical)
+        return Encoded(scaled.clone(), missing.clone(), category.clone())
+
+    def bins(self, scaled: Tensor) -> Tensor:
+        """Piecewise linear code of scaled numbers: (rows, features) to (rows, features * bins) in [0, 1]."""
+        return ((scaled.unsqueeze(2) - self.left) * self.inverse_width).clamp(0.0, 1.0).flatten(1)
+
+    def _scale(self, numeric: Tensor) -> tuple[Tensor, Tensor]:
+        numeric = at_least_one_column(numeric)
+        known = torch.isfinite(numeric)
+        scaled = (torch.where(known, numeric, self.center) - self.center) * self.inverse_scale
+        return scaled * torch.rsqrt(1.0 + (scaled / 3.0) ** 2), torch.where(known, 0.0, 1.0)
+
+    def _look_up(self, categorical: Tensor) -> Tensor:
+        keys = at_least_one_column(categorical).t().contiguous()
+        place = torch.searchsorted(self.vocabulary, keys).clamp(max=self.vocabulary.shape[1] - 1)
+        known = torch.gather(self.vocabulary, 1, place) == keys
+        return torch.where(known, place + 1, 0).t() + self.offset
+
+
+def fit_preprocessing(
+    data: TabularData, *, bins: int, min_category_rows: int, max_categories: int
+) -> Preprocessing:
+    """Learn medians, spreads, quantile bins and vocabularies from training rows.
+
+    bins: pieces of the linear code of a number; min_category_rows: a rarer category counts as unknown;
+    max_categories: the most frequent ones that a column keeps.
+    """
+    numeric = at_least_one_column(data.numeric).numpy()
+    categorical = at_least_one_column(data.categorical).numpy()
+    if len(numeric) > _QUANTILE_ROWS:
+        numeric = numeric[:: -(-len(numeric) // _QUANTILE_ROWS)]
+    center, scale = _center_and_scale(numeric)
+    left, inverse_width = _quantile_bins(numeric, center, scale, bins)
+    return Preprocessing(
+        torch.from_numpy(center),
+        torch.from_numpy((1.0 / scale).astype(np.float32)),
+        torch.from_numpy(left),
+        torch.from_numpy(inverse_width),
+        torch.from_numpy(_vocabularies(categorical, min_category_rows, max_categories)),
+    )
+
+
+def at_least_one_column(values: Tensor) -> Tensor:
+    """`values` (rows, columns), or a column of zeros where there is none: an empty weight cannot be exported."""
+    return pad(values, (0, 1)) if values.shape[1] == 0 else values
+
+
+def _finite(column: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    finite: npt.NDArray[np.float64] = column[np.isfinite(column)].astype(np.float64)
+    return finite
+
+
+def _center_and_scale(numeric: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Median and spread of each column; a constant or empty column gets a spread of 1."""
+    center = np.zeros(numeric.shape[1], dtype=np.float32)
+    scale = np.ones(numeric.shape[1], dtype=np.float32)
+    for j in range(numeric.shape[1]):
+        values = _finite(numeric[:, j])
+        if values.size == 0:
+            continue
+        low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
+        spread = (high - low) / _NORMAL_IQR or float(values.std())
+        center[j] = middle
+        scale[j] = spread if spread > 0 else 1.0
+    return center, scale
+
+
+def _quantile_bins(
+    numeric: npt.NDArray[Any], center: npt.NDArray[Any], scale: npt.NDArray[Any], bins: int
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    left = np.zeros((numeric.shape[1], bins), dtype=np.float32)
+    inverse_width = np.zeros((numeric.shape[1], bins), dtype=np.float32)
+    for j in range(numeric.shape[1]):
+        values = _finite(numeric[:, j])
+        if values.size == 0:
+            continue
+        scaled = (values - center[j]) / scale[j]
+        squashed = scaled / np.sqrt(1.0 + (scaled / 3.0) ** 2)
+        edges = np.unique(np.quantile(squashed, np.linspace(0.0, 1.0, bins + 1)))
+        width = np.diff(edges)
+        wide = width > 1e-6  # noqa: PLR2004 - below it, float32 cannot tell the edges apart
+        pieces = int(wide.sum())
+        left[j, :pieces] = edges[:-1][wide]
+        inverse_width[j, :pieces] = 1.0 / width[wide]
+    return left, inverse_width
+
+
+def _vocabularies(categorical: npt.NDArray[Any], min_rows: int, max_categories: int) -> npt.NDArray[Any]:
+    """Sorted frequent hashes of each column, padded at the end to one width; 0 (missing) always belongs."""
+    kept = []
+    for j in range(categorical.shape[1]):
+        values, counts = np.unique(categorical[:, j], return_counts=True)
+        frequent = counts >= min_rows
+        values, counts = values[frequent], counts[frequent]
+        top = values[np.argsort(-counts, kind="stable")[:max_categories]]
+        kept.append(np.union1d(top, np.zeros(1, dtype=np.int64)))
+    width = max(len(values) for values in kept)
+    vocabulary = np.full((len(kept), width), _PADDING, dtype=np.int64)
+    for j, values in enumerate(kept):
+        vocabulary[j, : len(values)] = values
+    return vocabulary

@@ -1,0 +1,99 @@
+"""The tabular default: from a training set to a registered version, with no model code at all.
+
+The function is known to processes that never train; what trains, `order`, is imported when it is called.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from functions.runtime.context import context
+from functions.runtime.declaration import Demand, Resources
+from functions.runtime.function import function
+from functions.training.loop.bill import Cost
+from functions.training.params import TabularParams, run_params
+from registry import TableSnapshot
+
+
+class Trained(BaseModel):
+    """What a training made.
+
+    version: None if it was not to be registered; metrics: on the rows held out; seconds: from start to registered; cost: of
+    this process and all workers.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    run_id: str
+    model: str
+    version: int | None
+    metrics: dict[str, float]
+    best_epoch: int
+    rows: int
+    seconds: float
+    cost: Cost | None = None
+
+
+def _demand(num_workers: int, worker_cpus: float, priority: int, **_: Any) -> Demand:
+    return Demand(cpus=max(1.0, num_workers * worker_cpus), priority=priority)
+
+
+@function(resources=Resources(num_cpus=1), timeout_s=3600, demand=_demand)
+def train_tabular(
+    model: str,
+    training_set: TableSnapshot,
+    label: str,
+    numeric: list[str],
+    categorical: list[str],
+    params: TabularParams = TabularParams(),  # noqa: B008 - frozen
+    num_workers: int = 1,
+    worker_cpus: float = 1.0,
+    experiment: str | None = None,
+    register: bool = True,  # noqa: FBT001, FBT002 - by HTTP every argument has its name
+    features: dict[str, str] | None = None,
+    datasets: list[TableSnapshot] | None = None,
+    feature_service: str | None = None,
+    parent: int | None = None,
+    tags: dict[str, str] | None = None,
+    start_from: int | None = None,
+    priority: int = 0,  # noqa: ARG001 - its demand reads it
+) -> Trained:
+    """Train the tabular network on a training set and register it as the next version of `model`.
+
+    label: a column of 0 and 1, of classes or of numbers, as `params.task` says; numeric, categorical: the feature columns; num_workers: 1 trains here, more train on
+    the Ray cluster with `worker_cpus` each; experiment: where the run is tracked (default: the model's name);
+    features, datasets, parent: lineage beside the training set: digests of feature views, other tables, and the
+    version this one challenges; feature_service: what serves its features by key, kept as a tag.
+    start_from: a version of `model` whose weights, preprocessing and target training begins with (a warm start; a lower
+    params.lr suits it); the new version names it as its parent.
+    priority: of a submitted one in the queue of experiments, the higher first.
+    A training that was interrupted, by whatever, goes on after its last epoch when it is asked for again.
+    Raises: TrainingDataError, TrainingDiverged, ArtifactRefused; the run is then FAILED and nothing is registered.
+    """
+    from functions.training.tabular.job import Order, Workers, carry_out, columns  # late: torch and Ray Train
+
+    order = Order(
+        model=model,
+        training_set=training_set,
+        columns=columns(numeric, categorical, label),
+        params=params,
+        features=features or {},
+        datasets=tuple(datasets or ()),
+        parent=parent,
+        tags=(tags or {}) | ({"feature_service": feature_service} if feature_service else {}),
+        code=train_tabular.digest,
+        start=start_from,
+    )
+    workers = Workers(num_workers, worker_cpus)
+    registry = context().registry()
+    with registry.start_run(
+        experiment or model,
+        name=f"train {model}",
+        params=run_params(params, num_workers=num_workers, label=label, start_from=start_from),
+        tags={"kind": "training", "model": model, **order.tags},
+        datasets=[training_set, *order.datasets],
+        code=order.code,
+    ) as run:
+        return carry_out(registry, run, order, workers, register=register, prices=context().prices)

@@ -1,0 +1,202 @@
+"""Sweeps: many settings tried at once on Ray Tune, the poor ones stopped early, every trial a tracked run.
+
+The data are prepared once and shared by all trials; a trial is an actor that is reused for the next one. The settings
+are drawn here, from a seed, and the first trial always has the given ones, so a sweep never ends worse than no sweep. In a
+population that holds of what the trials begin with; what they copy from each other comes on top.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
+
+from functions.runtime.context import context
+from functions.runtime.declaration import Demand, Resources
+from functions.runtime.function import function
+from functions.training.errors import TrainingDataError, TrainingError
+from functions.training.params import TabularParams, run_params
+from functions.tuning.pbt_lineage import Stretch, descent
+from functions.tuning.space import (
+    DEFAULT_SPACE,
+    Choice,
+    Exploit,
+    Limits,
+    Range,
+    Search,
+    Space,
+    Trial,
+    draw_points,
+    grid_points,
+    population_points,
+    population_space,
+)
+from registry import Run, TableSnapshot
+
+if TYPE_CHECKING:
+    from functions.tuning.tracking import TrialTracker
+
+__all__ = [
+    "DEFAULT_SPACE",
+    "Choice",
+    "Exploit",
+    "Limits",
+    "Range",
+    "Search",
+    "Space",
+    "Stretch",
+    "Sweep",
+    "Trial",
+    "tune_tabular",
+]
+
+
+class Sweep(BaseModel):
+    """What a sweep found.
+
+    run_id: the run that holds its trials; best_run: the trial's; stopped: by which limit, if by one; descent: of a population,
+    which trial trained the winner's weights when, and with what; best_params are then those of its last stretch.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    run_id: str
+    best_params: TabularParams
+    best_run: str
+    best_loss: float
+    trials: list[Trial]
+    seconds: float
+    stopped: str | None = None
+    descent: list[Stretch] = []
+
+
+def _demand(
+    concurrency: int, cpus_per_trial: float, gpus_per_trial: float, priority: int, **_: Any
+) -> Demand:
+    return Demand(max(1.0, concurrency * cpus_per_trial), concurrency * gpus_per_trial, priority)
+
+
+@function(resources=Resources(num_cpus=1), timeout_s=3600, demand=_demand)
+def tune_tabular(
+    model: str,
+    training_set: TableSnapshot,
+    label: str,
+    numeric: list[str],
+    categorical: list[str],
+    params: TabularParams = TabularParams(),  # noqa: B008 - frozen
+    space: Space | None = None,
+    num_samples: int = 4,
+    max_epochs: int | None = None,
+    concurrency: int = 2,
+    cpus_per_trial: float = 1.0,
+    experiment: str | None = None,
+    seed: int = 0,
+    search: Search = "random",
+    limits: Limits = Limits(),  # noqa: B008 - frozen
+    gpus_per_trial: float = 0.0,
+    priority: int = 0,  # noqa: ARG001 - its demand reads it
+    copy_every: int | None = None,
+) -> Sweep:
+    """Try settings of the tabular network on Ray Tune and return the best; nothing is registered.
+
+    params: the settings that the space does not vary, and the first trial; space: parameter -> what to draw from (default:
+    DEFAULT_SPACE);
+    num_samples: trials; search: "random" draws them, "optuna" proposes them by what those before found, "grid" tries every
+    combination instead (a Range says its `steps`), all of them under ASHA; "pbt" trains them as a population: every
+    `copy_every` epochs (default: a fifth) the worst go on with weights of the best, under settings near theirs;
+    limits: hours, CPU- and GPU-hours and money, at the first of which the sweep ends with what it has; max_epochs: epochs of
+    the longest trial (default: those of params); concurrency: trials at a time, each with `cpus_per_trial` and `gpus_per_trial`; experiment: where sweep and trials are tracked (default: "{model}-sweep").
+    priority: of a submitted one in the queue of experiments, the higher first.
+    A sweep that was interrupted repeats no epoch when it is asked for again.
+    Raises: TrainingDataError for a space or data that cannot be used; TrainingError if no Ray runs or every trial fails.
+    """
+    from functions.training.loop.cost import billed  # late, all: torch and Ray Tune are for whoever sweeps
+    from functions.training.tabular.fitting import Columns
+    from functions.tuning.sweep import How, Sweeping, Wanted
+    from functions.tuning.trials import Room
+
+    _check(params, limits, search, copy_every)
+    base = params if max_epochs is None else params.model_copy(update={"epochs": max_epochs})
+    tried = population_space(space) if search == "pbt" else DEFAULT_SPACE if space is None else space
+    points = _points(search, tried, base, num_samples, seed)
+    columns = Columns(numeric, categorical, label)
+    wanted = Wanted(training_set, columns, base, points, How(search, tried, seed, copy_every))
+    registry, code = context().registry(), tune_tabular.digest
+    began = time.perf_counter()
+    with (
+        registry.start_run(
+            experiment or f"{model}-sweep",
+            name=f"sweep {model}",
+            params=run_params(base, num_samples=num_samples, label=label),
+            tags={"kind": "sweep", "model": model, "sweep_key": wanted.key(code)},
+            datasets=[training_set],
+            code=code,
+        ) as run,
+        billed(run, context().prices) as bill,
+    ):
+        sweeping = Sweeping(wanted, registry, run, code, limits, context().prices)
+        tracker = sweeping.train(Room(concurrency, cpus_per_trial, gpus_per_trial))
+        bill.others = tracker.spent()
+        best = _best(run, tracker, time.perf_counter() - began, population=search == "pbt")
+        sweeping.saved.drop()
+        return best
+
+
+def _points(
+    search: Search, space: Space, base: TabularParams, num_samples: int, seed: int
+) -> list[TabularParams]:
+    """What the trials begin with."""
+    if search == "grid":
+        return grid_points(space, base)
+    return (population_points if search == "pbt" else draw_points)(space, base, num_samples, seed)
+
+
+def _check(params: TabularParams, limits: Limits, search: Search, copy_every: int | None) -> None:
+    import ray  # late: it is for whoever sweeps
+
+    if not ray.is_initialized():
+        raise TrainingError("a sweep needs a Ray cluster: call ray.init() first, or train with train_tabular")
+    if copy_every is not None and (search != "pbt" or copy_every < 1):
+        raise TrainingDataError(
+            f"copy_every={copy_every} with search={search!r}: it is of a population (search='pbt'), and 1 at least"
+        )
+    if params.rows_in != "memory":
+        raise TrainingDataError(
+            "params.rows_in='disk': a sweep's trials share rows in memory; sweep on a part of the rows"
+        )
+    if limits.money is not None and context().prices is None:
+        raise TrainingError(f"limits.money={limits.money:g} needs prices: set TOQUE_PRICES, or leave it out")
+
+
+def _best(run: Run, tracker: TrialTracker, seconds: float, *, population: bool) -> Sweep:
+    numbered = tracker.trials()
+    trials = list(numbered.values())
+    good = [
+        number for number, trial in numbered.items() if not trial.failed and math.isfinite(trial.valid_loss)
+    ]
+    if not good:
+        errors = sorted({trial.error for trial in trials})
+        raise TrainingError(f"all {len(trials)} trials failed: {errors}")
+    winner = min(good, key=lambda number: numbered[number].valid_loss)
+    best, stretches = numbered[winner], descent(numbered, winner) if population else []
+    run.log_metrics(
+        {"best_loss": best.valid_loss, "trials": len(trials), "epochs": sum(t.epochs for t in trials)}
+    )
+    run.set_tags({"best_run": best.run_id})
+    if stretches:
+        run.set_tags({"descent": json.dumps([each.model_dump(mode="json") for each in stretches])})
+    if tracker.stopped:
+        run.set_tags({"stopped": tracker.stopped})
+    return Sweep(
+        run_id=run.id,
+        best_params=stretches[-1].params if stretches else best.params,
+        best_run=best.run_id,
+        best_loss=best.valid_loss,
+        trials=trials,
+        seconds=seconds,
+        stopped=tracker.stopped,
+        descent=stretches,
+    )

@@ -1,0 +1,219 @@
+"""What a sweep may try, typed distributions over the settings of the tabular network, and what it finds of each."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from functions.training.errors import TrainingDataError
+from functions.training.loop.bill import Cost
+from functions.training.params import TabularParams
+
+Search = Literal["random", "grid", "optuna", "pbt"]
+_OF_THE_DATA = {
+    "task",
+    "bins",
+    "min_category_rows",
+    "max_categories",
+    "split",
+    "valid_fraction",
+    "rows_in",
+    "seed",
+}
+
+# what can change in the middle of training: none of it wants another network, or other data
+MID_TRAINING = ("batch_size", "clip", "dropout", "lr", "unknown_rate", "weight_decay")
+_LEAST_MEMBERS = 2
+
+
+class Exploit(BaseModel):
+    """What a member of a population did after `epoch` epochs: it took the weights of another trial, and new settings."""
+
+    model_config = ConfigDict(frozen=True)
+
+    epoch: int
+    trial: int
+    params: TabularParams
+
+
+class Trial(BaseModel):
+    """One setting and how far it came.
+
+    params: those it began with; valid_loss: its best, of the epoch `best_epoch` (from 0); NaN if it failed before the first
+    epoch ended; exploits: what a member of a population took over, in order.
+    """
+
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
+
+    run_id: str
+    params: TabularParams
+    valid_loss: float
+    epochs: int
+    failed: bool
+    error: str = ""
+    best_epoch: int | None = None
+    exploits: tuple[Exploit, ...] = ()
+
+
+class Limits(BaseModel):
+    """What the trials of a sweep may use together, the epochs that run when it is used up included; None: any.
+
+    hours: of the wall clock; cpu_hours, gpu_hours: of all trials; money: at the prices of TOQUE_PRICES.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    hours: float | None = Field(default=None, gt=0)
+    cpu_hours: float | None = Field(default=None, gt=0)
+    gpu_hours: float | None = Field(default=None, gt=0)
+    money: float | None = Field(default=None, gt=0)
+
+    def reached(self, *, hours: float, cost: Cost) -> str | None:
+        """The limit that a sweep of so many hours and this bill has reached, in words; None if it may go on."""
+        used = {"hours": hours, **cost.model_dump(exclude={"currency", "energy_kwh"})}
+        for name, limit in self.model_dump(exclude_none=True).items():
+            if (used[name] or 0.0) >= limit:
+                return f"limits.{name}={limit:g} reached"
+        return None
+
+
+class Choice(BaseModel):
+    """One of several values, each as likely."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    choices: list[Any] = Field(min_length=1)
+
+    def grid(self) -> list[Any]:
+        """All of them."""
+        return self.choices
+
+    def draw(self, generator: np.random.Generator) -> Any:
+        """One value."""
+        return self.choices[int(generator.integers(len(self.choices)))]
+
+
+class Range(BaseModel):
+    """A number between two bounds; with `log`, its logarithm is uniform. steps: how many of them a grid tries."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    low: float
+    high: float
+    log: bool = False
+    steps: int | None = Field(default=None, ge=2)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.low <= self.high or (self.log and self.low <= 0):
+            raise ValueError(
+                f"low={self.low} must be at most high={self.high}, and above 0 with log={self.log}"
+            )
+        return self
+
+    def grid(self) -> list[float]:
+        """`steps` numbers from low to high. Raises: ValueError if it does not say how many."""
+        if self.steps is None:
+            raise ValueError(f"a grid over {self.low} to {self.high} needs steps=")
+        spaced = np.geomspace if self.log else np.linspace
+        return [float(each) for each in spaced(self.low, self.high, self.steps)]
+
+    def nearest(self, value: float) -> float:
+        """`value`, or the bound that it passed."""
+        return min(max(value, self.low), self.high)
+
+    def draw(self, generator: np.random.Generator) -> float:
+        """One value."""
+        if self.log:
+            return math.exp(generator.uniform(math.log(self.low), math.log(self.high)))
+        return float(generator.uniform(self.low, self.high))
+
+
+Space = dict[str, Choice | Range]
+
+DEFAULT_SPACE: Space = {
+    "lr": Range(low=1e-3, high=8e-3, log=True),
+    "dropout": Choice(choices=[0.1, 0.2, 0.3, 0.4]),
+    "hidden": Choice(choices=[(64, 32), (128, 64), (256, 128)]),
+    "embedding_dim": Choice(choices=[4, 8]),
+    "weight_decay": Range(low=5e-3, high=2e-1, log=True),
+}
+
+
+def draw_points(
+    space: Mapping[str, Choice | Range], base: TabularParams, count: int, seed: int
+) -> list[TabularParams]:
+    """The settings to try: `base`, then `count - 1` draws from `space`.
+
+    Raises: TrainingDataError if the space names what is no parameter of the network or its training, or a draw is not
+    allowed.
+    """
+    _require_tunable(space, count)
+    generator = np.random.default_rng(seed)
+    drawn = ({name: source.draw(generator) for name, source in space.items()} for _ in range(count - 1))
+    return [base, *_settings(base, drawn)]
+
+
+def grid_points(space: Mapping[str, Choice | Range], base: TabularParams) -> list[TabularParams]:
+    """The settings to try: `base`, then every combination of the space's values that is not it.
+
+    Raises: TrainingDataError as `draw_points`, or if a range does not say in how many steps.
+    """
+    _require_tunable(space, 1)
+    try:
+        values = [source.grid() for source in space.values()]
+    except ValueError as error:
+        raise TrainingDataError(f"the space is no grid: {error}") from error
+    combined = (dict(zip(space, each, strict=True)) for each in itertools.product(*values))
+    return list(dict.fromkeys([base, *_settings(base, combined)]))
+
+
+def population_space(space: Space | None) -> Space:
+    """What the members of a population may change: `space`, or what of DEFAULT_SPACE can change in the middle of training.
+
+    Raises: TrainingDataError if the space holds what would want another network or other data, or a value that is not allowed.
+    """
+    if space is None:
+        return {name: source for name, source in DEFAULT_SPACE.items() if name in MID_TRAINING}
+    fixed = sorted(set(space) - set(MID_TRAINING))
+    if fixed or not space:
+        raise TrainingDataError(
+            f"search='pbt' with a space over {sorted(space)}: members copy each other's weights in the middle of training, so "
+            f"{fixed or 'an empty space'} cannot be varied; choose from {list(MID_TRAINING)} and set the others in params, or sweep over "
+            f"them with search='random'"
+        )
+    for name, source in space.items():
+        ends = source.choices if isinstance(source, Choice) else [source.low, source.high]
+        _settings(TabularParams(), ({name: value} for value in ends))
+    return space
+
+
+def population_points(space: Space, base: TabularParams, count: int, seed: int) -> list[TabularParams]:
+    """The settings that members begin with, as `draw_points`. Raises: TrainingDataError as that, or for less than two members."""
+    if count < _LEAST_MEMBERS:
+        raise TrainingDataError(
+            f"num_samples={count}: a population needs two members at least, four to be of use"
+        )
+    return draw_points(space, base, count, seed)
+
+
+def _require_tunable(space: Mapping[str, Choice | Range], count: int) -> None:
+    unknown = sorted(name for name in space if name not in TabularParams.model_fields or name in _OF_THE_DATA)
+    if unknown or count < 1:
+        allowed = sorted(set(TabularParams.model_fields) - _OF_THE_DATA)
+        raise TrainingDataError(
+            f"num_samples={count} with a space over {sorted(space)}: want at least one trial, and {unknown} cannot be "
+            f"tuned; choose from {allowed}"
+        )
+
+
+def _settings(base: TabularParams, changes: Iterable[Mapping[str, Any]]) -> list[TabularParams]:
+    try:
+        return [TabularParams.model_validate(base.model_dump() | dict(each)) for each in changes]
+    except ValueError as error:
+        raise TrainingDataError(f"the space draws a setting that is not allowed: {error}") from error

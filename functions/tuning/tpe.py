@@ -1,0 +1,78 @@
+"""Settings that hang on what the trials before them found: Optuna proposes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from functions.training.errors import TrainingDataError, TrainingError
+from functions.training.params import TabularParams
+from functions.tuning.space import Choice, Space
+
+
+class Asker:
+    """Proposes settings by a tree-structured Parzen estimator (TPE), the given ones first.
+
+    count: trials in all; a third of them, five at most, are drawn at random before it learns. A proposal hangs on the seed, its number
+    and what was tried, on nothing else.
+    Source: Bergstra et al., Algorithms for Hyper-Parameter Optimization, 2011.
+    Raises: TrainingError if Optuna is not installed.
+    """
+
+    def __init__(self, space: Space, base: TabularParams, *, count: int, seed: int) -> None:
+        try:
+            import optuna  # late: an extra, for who searches so
+        except ImportError as error:
+            raise TrainingError(
+                "search='optuna' needs the package: pip install -c constraints.txt -e '.[sweeps]'"
+            ) from error
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._optuna, self._space, self._base, self._seed = optuna, space, base, seed
+        self._startup = min(5, max(1, count // 3))
+        self._distributions = {name: self._distribution(source) for name, source in space.items()}
+
+    def propose(self, number: int, tried: Iterable[tuple[TabularParams, float]]) -> TabularParams:
+        """Settings for the trial of that number, from the lowest losses of those that were tried."""
+        if number == 0:
+            return self._base
+        generator = np.random.SeedSequence([self._seed, number]).generate_state(1)
+        sampler = self._optuna.samplers.TPESampler(seed=int(generator[0]), n_startup_trials=self._startup)
+        study = self._optuna.create_study(direction="minimize", sampler=sampler)
+        for params, loss in tried:
+            if params != self._base and math.isfinite(loss):  # the given ones need not lie in the space
+                study.add_trial(self._learnt(params, loss))
+        drawn = study.ask(self._distributions).params
+        return _allowed(self._base, {name: self._value(name, told) for name, told in drawn.items()})
+
+    def _learnt(self, params: TabularParams, loss: float) -> Any:
+        told = {name: self._told(name, getattr(params, name)) for name in self._space}
+        return self._optuna.trial.create_trial(params=told, distributions=self._distributions, value=loss)
+
+    def _distribution(self, source: Any) -> Any:
+        distributions = self._optuna.distributions
+        if isinstance(source, Choice):
+            return distributions.CategoricalDistribution(range(len(source.choices)))
+        return distributions.FloatDistribution(source.low, source.high, log=source.log)
+
+    def _value(self, name: str, told: Any) -> Any:
+        source = self._space[name]
+        return source.choices[int(told)] if isinstance(source, Choice) else told
+
+    def _told(self, name: str, value: Any) -> Any:
+        """The inverse of `_value`, of a validated setting."""
+        source = self._space[name]
+        if not isinstance(source, Choice):
+            return value
+        allowed = [getattr(_allowed(self._base, {name: each}), name) for each in source.choices]
+        return allowed.index(value)
+
+
+def _allowed(base: TabularParams, drawn: Mapping[str, Any]) -> TabularParams:
+    try:
+        return TabularParams.model_validate(base.model_dump() | dict(drawn))
+    except ValidationError as error:
+        raise TrainingDataError(f"the space draws a setting that is not allowed: {error}") from error

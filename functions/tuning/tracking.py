@@ -1,0 +1,225 @@
+"""Trials of a sweep as runs of the registry, one each, kept by the process that drives the sweep."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import TypeAdapter
+from ray import tune
+
+from functions.runtime.receipt import Prices
+from functions.training.loop.cost import Spent, log_cost
+from functions.training.params import TabularParams, run_params
+from functions.tuning.epoch_metrics import FINISHED, METRIC
+from functions.tuning.pbt_state import Member
+from functions.tuning.space import MID_TRAINING, Exploit, Limits, Trial
+from registry import Registry, Run, TableSnapshot
+
+_EXPLOITS = TypeAdapter(tuple[Exploit, ...])
+_TOLD = (METRIC, "train_loss", "epoch_s", "rows_per_s")
+
+
+@dataclass(slots=True)
+class _Tracked:
+    run: Run
+    point: TabularParams
+    told: list[dict[str, float]] = field(default_factory=list)
+    exploits: list[Exploit] = field(default_factory=list)
+    spent: Spent = field(default_factory=Spent)
+    open: bool = True
+    error: str = ""
+
+    @property
+    def losses(self) -> list[float]:
+        """Validation losses, one an epoch."""
+        return [each[METRIC] for each in self.told]
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The one of the lowest, from 0."""
+        return self.losses.index(min(self.losses)) if self.told else None
+
+
+def finished_trials(registry: Registry, experiment: str, key: str) -> dict[int, Trial]:
+    """What interrupted sweeps of the same `key` have finished, by number of the setting."""
+    interrupted = f"tags.sweep_key = '{key}' AND attributes.status != 'FINISHED'"
+    found = {}
+    for sweep in registry.search_runs(experiment, interrupted):
+        ended = f"tags.sweep = '{sweep.id}' AND attributes.status = 'FINISHED'"
+        for run in registry.search_runs(experiment, ended):
+            number = int(run.tags["trial"])
+            found[number] = Trial(
+                run_id=run.id,
+                params=TabularParams.model_validate_json(run.tags["settings"]),
+                valid_loss=run.metrics["best_loss"],
+                epochs=int(run.metrics["epochs"]),
+                failed=False,
+                best_epoch=int(run.metrics["best_epoch"]),
+                exploits=_EXPLOITS.validate_json(run.tags.get("exploits", "[]")),
+            )
+    return found
+
+
+def losses_of(registry: Registry, trials: Mapping[int, Trial]) -> dict[int, list[float]]:
+    """What trials reported of each epoch, by number."""
+    return {
+        number: [point.value for point in registry.get_run(trial.run_id).series(METRIC)]
+        for number, trial in trials.items()
+    }
+
+
+class TrialTracker(tune.Callback):
+    """Keeps one run of the registry for each trial, from the process that drives the sweep.
+
+    done: trials that need not be run again, by number of their setting; members: of an interrupted population,
+    what they go on with; stopped: the limit that ended the sweep, in words.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        experiment: str,
+        *,
+        parent: str,
+        points: Mapping[int, TabularParams],
+        dataset: TableSnapshot,
+        code: str,
+        done: Mapping[int, Trial],
+        members: Mapping[int, Member] | None = None,
+        prices: Prices | None = None,
+        limits: Limits = Limits(),  # noqa: B008 - frozen
+    ) -> None:
+        self.done = done
+        self.stopped: str | None = None
+        self._prices, self._limits, self._began = prices, limits, time.monotonic()
+        self._registry, self._experiment, self._parent = registry, experiment, parent
+        self._points, self._dataset, self._code = points, dataset, code
+        self._failed: dict[int, str] = {}
+        self._members = members or {}
+        self._tracked: dict[int, _Tracked] = {}
+
+    def on_trial_start(self, *, trial: Any, **_: Any) -> None:  # type: ignore[override]  # called by name
+        """Start the trial's run, once."""
+        self._of(trial.config["point"])
+
+    def exploited(self, number: int, exploit: Exploit) -> None:
+        """Record on a member's run what it took over, and the settings from then on as a series."""
+        tracked = self._tracked[number]
+        tracked.exploits.append(exploit)
+        tracked.run.set_tags({"exploits": _EXPLOITS.dump_json(tuple(tracked.exploits)).decode()})
+        settings = {name: getattr(exploit.params, name) for name in MID_TRAINING}
+        known = {name: value for name, value in settings.items() if value is not None}
+        tracked.run.log_metrics(known, step=exploit.epoch)
+
+    def told(self, number: int) -> tuple[list[dict[str, float]], list[Exploit]]:
+        """What a trial has reported of each epoch, and what it took over."""
+        return list(self._tracked[number].told), list(self._tracked[number].exploits)
+
+    def lost(self) -> dict[int, str]:
+        """The runs of trials that have failed, by number."""
+        before = {number: trial.run_id for number, trial in self.done.items() if trial.failed}
+        return before | self._failed
+
+    def on_trial_error(self, *, trial: Any, **_: Any) -> None:  # type: ignore[override]  # called by name
+        """Remember who failed; the error itself is told when all is over."""
+        number = trial.config["point"]
+        if number in self._tracked:
+            self._failed[number] = self._tracked[number].run.id
+
+    def on_trial_result(self, *, trial: Any, result: dict[str, Any], **_: Any) -> None:  # type: ignore[override]  # the same
+        """Log an epoch."""
+        tracked = self._tracked[trial.config["point"]]
+        self._tell(tracked, {name: float(result[name]) for name in _TOLD})
+        tracked.spent += Spent(result["cpu_s"], result["gpu_s"], result["energy_j"])
+
+    def on_trial_complete(self, *, trial: Any, **_: Any) -> None:  # type: ignore[override]  # called by name
+        """End the run of a trial that has trained to its end."""
+        if trial.last_result[FINISHED]:
+            self.given_up(trial.config["point"])
+
+    def given_up(self, number: int) -> None:
+        """End the run of a trial that will not train again."""
+        self._close(self._of(number), error="")
+
+    def close(self, errors: Mapping[int, str], *, ended: bool) -> None:
+        """End what is still open after the sweep, which has ended or was interrupted: failed by the error told for its number."""
+        if ended:  # of those that rested before it, some never went on
+            for number in [each for each, member in self._members.items() if member.told]:
+                self._of(number)
+        for number, tracked in self._tracked.items():
+            if tracked.open:
+                error = errors.get(number, self.stopped or "the sweep was interrupted")
+                well = ended and tracked.losses and number not in errors
+                self._close(tracked, error="" if well else error)
+
+    def over(self) -> bool:
+        """Whether the sweep has reached one of its limits."""
+        hours = (time.monotonic() - self._began) / 3600
+        self.stopped = self.stopped or self._limits.reached(hours=hours, cost=self.spent().cost(self._prices))
+        return self.stopped is not None
+
+    def trials(self) -> dict[int, Trial]:
+        """All trials by number, in the order of their settings."""
+        ran = {
+            number: Trial(
+                run_id=tracked.run.id,
+                params=tracked.point,
+                valid_loss=min(tracked.losses, default=math.nan),
+                epochs=len(tracked.losses),
+                failed=bool(tracked.error),
+                error=tracked.error,
+                best_epoch=tracked.best_epoch,
+                exploits=tuple(tracked.exploits),
+            )
+            for number, tracked in self._tracked.items()
+        }
+        return dict(sorted({**self.done, **ran}.items()))
+
+    def spent(self) -> Spent:
+        """What all trials that ran spent."""
+        return sum((tracked.spent for tracked in self._tracked.values()), Spent())
+
+    def _of(self, number: int) -> _Tracked:
+        """A trial, whose run begins with what an interrupted sweep knew of it."""
+        if number in self._tracked:
+            return self._tracked[number]
+        point = self._points[number]
+        run = self._registry.start_run(
+            self._experiment,
+            name=f"trial {number}",
+            params=run_params(point),
+            tags={
+                "kind": "trial",
+                "sweep": self._parent,
+                "trial": str(number),
+                "settings": point.model_dump_json(),
+            },
+            datasets=[self._dataset],
+            code=self._code,
+            parent=self._parent,
+        )
+        tracked = self._tracked[number] = _Tracked(run, point)
+        if number in self._members:
+            for epoch in self._members[number].told:
+                self._tell(tracked, epoch)
+            for exploit in self._members[number].exploits:
+                self.exploited(number, exploit)
+        return tracked
+
+    def _tell(self, tracked: _Tracked, epoch: dict[str, float]) -> None:
+        tracked.run.log_metrics(epoch, step=len(tracked.told))
+        tracked.told.append(epoch)
+
+    def _close(self, tracked: _Tracked, *, error: str) -> None:
+        tracked.open, tracked.error = False, error
+        if tracked.best_epoch is not None:
+            best = {"best_loss": min(tracked.losses), "best_epoch": tracked.best_epoch}
+            tracked.run.log_metrics({**best, "epochs": len(tracked.losses)})
+        log_cost(tracked.run, tracked.spent.cost(self._prices))
+        if error:
+            tracked.run.set_tags({"error": error[:1000]})
+        tracked.run.finish("FAILED" if error else "FINISHED")

@@ -1,0 +1,135 @@
+"""A network of a user's own, trained in this process."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from functions import use_context
+from functions.runtime.receipt import Prices
+from functions.training import TrainingDataError, TrainingDiverged, TrainingError, load, train_recipe
+from functions.training.checkpoints import Checkpoints
+from functions.training.loop.parallel import Alone
+from functions.training.loop.training_loop import train
+from functions.training.recipe.train import recipe_of
+from tests.functions.training.recipes import FAST, RECIPES, trainer
+
+PROJECT = "tests.functions.training.recipes"
+
+
+@pytest.fixture
+def project(kitchen):
+    with use_context(replace(kitchen, project=PROJECT)) as context:
+        yield context
+
+
+def test_it_learns_and_what_is_registered_answers_as_the_network_does(project, tmp_path):
+    trained = train_recipe("sums", "sums", options={"width": 6}, params=FAST)
+    assert trained.metrics["valid_loss"] < 0.2  # the sums' variance is 2
+    registry = project.registry()
+    run = registry.get_run(trained.run_id)
+    assert [point.step for point in run.series("numbers_per_s")] == [0, 1, 2, 3]
+    record = run.record()
+    assert (record.params["width"], record.params["lr"], record.tags["data"]) == ("6", "0.03", "sums:1.0")
+    version = registry.get_version("sums", trained.version)
+    assert (version.tags["kind"], version.lineage.run) == ("recipe", trained.run_id)
+    registry.download("sums", trained.version, to=tmp_path / "got")
+    x = np.array([[1.0, 2.0, 9.0], [-1.0, 1.0, 0.0], [0.5, 0.0, 0.0]], dtype=np.float32)
+    answers = load(tmp_path / "got").predict({"x": x})["sum"][:, 0]
+    assert answers == pytest.approx([3.0, 0.0, 0.5], abs=1.0)
+    assert list(project.store.list("checkpoints/")) == []
+
+
+def test_a_training_that_was_cut_ends_as_one_that_was_not(project):
+    checkpoints = Checkpoints.of(project.store, {})
+    undisturbed = trainer()
+    train(undisturbed, Alone())
+    for cut in (0, 2):  # goes on once and again
+        part = trainer()
+        saved = checkpoints.latest()
+        if saved:
+            part.resume(saved)
+        while len(part.epochs) <= cut:
+            checkpoints.save(part.run_epoch().number, part.snapshot())
+    resumed = trainer()
+    train(resumed, Alone(), checkpoints=checkpoints)
+    assert [epoch.valid_loss for epoch in resumed.epochs] == [
+        epoch.valid_loss for epoch in undisturbed.epochs
+    ]
+    wanted = undisturbed.net.state_dict()
+    assert all(torch.equal(value, wanted[name]) for name, value in resumed.net.state_dict().items())
+
+
+def test_a_bill_is_in_the_run_and_priced_if_somebody_gave_prices(project):
+    free = train_recipe("sums", "sums", params=FAST)
+    assert free.cost is not None
+    assert (free.cost.money, free.cost.currency, free.cost.gpu_hours, free.cost.energy_kwh) == (
+        None,
+        None,
+        0,
+        None,
+    )
+    with use_context(replace(project, prices=Prices(currency="EUR", cpu_hour=7.2, gpu_hour=100))):
+        trained = train_recipe("sums", "sums", params=FAST)
+    record = project.registry().get_run(trained.run_id).record()
+    assert record.tags["currency"] == "EUR"
+    assert record.metrics["cpu_hours"] > 0
+    assert record.metrics["money"] == pytest.approx(record.metrics["cpu_hours"] * 7.2)
+
+
+def test_a_training_that_fails_has_its_bill_too_and_registers_nothing(project):
+    with pytest.raises(TrainingDiverged, match=r"loss of epoch 0 is (nan|inf)"):
+        train_recipe("sums", "sums", options={"scale": float("inf")}, params=FAST)
+    registry = project.registry()
+    (record,) = [run.record() if hasattr(run, "record") else run for run in registry.search_runs("sums")]
+    assert record.status == "FAILED"
+    assert record.metrics["cpu_hours"] > 0
+    assert list(project.store.list("models/")) == []
+
+
+def test_gradients_are_clipped_and_half_precision_learns_too():
+    loose, tight = trainer(), trainer(FAST.model_copy(update={"clip": 1e-12}))
+    before = tight.net.state_dict()["last.weight"].clone()
+    for each in (loose, tight):
+        each.run_epoch()
+    moved = [float((each.net.state_dict()["last.weight"] - before).abs().max()) for each in (loose, tight)]
+    assert moved[1] < moved[0] / 10  # AdamW's step is the gradient's by its size and eps = 1e-8
+    half = trainer(FAST.model_copy(update={"precision": "bf16"}))
+    losses = [half.run_epoch().valid_loss for _ in range(4)]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    ("project_name", "name", "options", "says"),
+    [
+        (None, "sums", {}, "which project's"),
+        (PROJECT, "products", {}, r"no recipe 'products'.*\['sums'\]"),
+        ("functions", "sums", {}, r"no recipe 'sums' in functions.RECIPES, which has \[\]"),
+        (PROJECT, "sums", {"depth": 3}, r"options=\{'depth': 3\} do not fit recipe 'sums'"),
+    ],
+)
+def test_a_recipe_that_is_not_there_is_named(project_name, name, options, says):
+    with pytest.raises(TrainingDataError, match=says):
+        recipe_of(project_name, name, options)
+
+
+def test_a_recipe_is_found_with_its_options():
+    assert recipe_of(PROJECT, "sums", {"width": 3}) == RECIPES["sums"](width=3)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_card_that_is_not_there_and_shares_for_one_are_refused(project):
+    with pytest.raises(TrainingError, match="torch finds no GPU here"):
+        train_recipe("sums", "sums", params=FAST, worker_gpus=1)
+    with pytest.raises(TrainingError, match="one worker holds all of it"):
+        train_recipe("sums", "sums", params=FAST, sharding="shard")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_on_a_card_it_learns_what_it_learns_here(project):
+    here = train_recipe("sums", "sums", params=FAST)
+    there = train_recipe("sums", "sums", params=FAST, worker_gpus=1)
+    assert there.metrics["valid_loss"] == pytest.approx(here.metrics["valid_loss"], abs=1e-2)
+    assert there.cost is not None
+    assert there.cost.gpu_hours > 0

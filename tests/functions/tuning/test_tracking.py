@@ -1,0 +1,70 @@
+"""The runs of a sweep's trials, as the process that drives it keeps them."""
+
+from types import SimpleNamespace
+
+from functions.tuning.pbt_state import Member
+from functions.tuning.space import Exploit
+from functions.tuning.tracking import TrialTracker, finished_trials
+from tests.functions.training.kitchen import FAST
+
+PAST = {"valid_loss": 0.6, "train_loss": 0.7, "epoch_s": 1.5, "rows_per_s": 100.0}
+
+
+def test_a_member_that_goes_on_has_its_past_in_its_new_run(kitchen, training_set):
+    registry, slow = kitchen.registry(), FAST.model_copy(update={"lr": 1e-3})
+    sweep = registry.start_run("e", tags={"sweep_key": "k"})
+    exploit = Exploit(epoch=1, trial=2, params=slow)
+    tracker = TrialTracker(
+        registry,
+        "e",
+        parent=sweep.id,
+        points={0: FAST},
+        dataset=training_set,
+        code="c",
+        done={},
+        members={0: Member(settings=slow, weights=2, told=[PAST], exploits=[exploit])},
+    )
+    trial = SimpleNamespace(config={"point": 0}, last_result={"finished": True})
+    for _ in range(2):  # it is put aside once
+        tracker.on_trial_start(trial=trial)
+        spent = {"cpu_s": 3600.0, "gpu_s": 0.0, "energy_j": 0.0}
+        tracker.on_trial_result(trial=trial, result=PAST | {"valid_loss": 0.5} | spent)
+    tracker.on_trial_complete(trial=trial)
+    (known,) = tracker.trials().values()
+    assert (known.epochs, known.valid_loss, known.best_epoch, known.exploits) == (3, 0.5, 1, (exploit,))
+    assert known.params == FAST
+    run = registry.get_run(known.run_id)
+    assert [point.value for point in run.series("valid_loss")] == [0.6, 0.5, 0.5]
+    assert [(point.step, point.value) for point in run.series("lr")] == [(1, 1e-3)]
+    assert run.record().metrics["cpu_hours"] == 2.0  # of this sweep, in both turns
+    assert finished_trials(registry, "e", "k") == {0: known}
+
+
+def test_who_rests_and_never_goes_on_has_a_run_that_ends_with_the_sweep(kitchen, training_set):
+    registry = kitchen.registry()
+    sweep = registry.start_run("e", tags={"sweep_key": "k"})
+
+    def tracker():
+        return TrialTracker(
+            registry,
+            "e",
+            parent=sweep.id,
+            points=dict.fromkeys(range(3), FAST),
+            dataset=training_set,
+            code="c",
+            done={},
+            members={
+                number: Member(settings=FAST, weights=number, told=[PAST] * number, exploits=[])
+                for number in range(3)
+            },
+        )
+
+    ended, interrupted = tracker(), tracker()
+    ended.given_up(2)
+    ended.close({}, ended=True)
+    assert {number: (each.failed, each.epochs) for number, each in ended.trials().items()} == {
+        1: (False, 1),
+        2: (False, 2),
+    }
+    interrupted.close({}, ended=False)
+    assert interrupted.trials() == {}
