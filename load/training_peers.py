@@ -18,9 +18,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from functions.evaluation.baselines import logistic
-from functions.evaluation.class_metrics import class_log_loss
-from functions.evaluation.metrics import log_loss
-from functions.evaluation.number_metrics import rmse
+from functions.evaluation.metrics.classes import class_log_loss
+from functions.evaluation.metrics.numbers import rmse
+from functions.evaluation.metrics.probabilities import log_loss
 from functions.model_formats.matrices import category_matrix, numeric_matrix
 from functions.training.params import TabularParams, Task
 from functions.training.tabular.fitting import Columns, fit, prepare

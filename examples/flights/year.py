@@ -44,6 +44,7 @@ from examples.flights.plans import (
     project_of,
     trained_on,
 )
+from functions.evaluation.realised_loss import score
 from functions.features import build_training_set
 from functions.monitoring import alarms
 from functions.prediction_log import LABELS_TABLE, outcomes, predictions_table
@@ -51,7 +52,6 @@ from functions.prediction_log.records import LABELS, PREDICTIONS
 from functions.retraining import inspect_model, retrains
 from functions.rollout import rollout_status
 from functions.runtime.context import Context, use_context
-from functions.scoring import score
 from functions.training import ScoringModel, TabularParams, load
 from registry import Registry, Table, TableSnapshot, open_store
 

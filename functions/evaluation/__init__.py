@@ -3,17 +3,25 @@
 It knows labels, predictions and registered versions. It must not know how a version is trained or rolled out.
 """
 
-from functions.evaluation.behaviour import Direction, Invariance
-from functions.evaluation.calibration import ReliabilityPoint, reliability
-from functions.evaluation.check import Check
+from functions.evaluation.checks.behaviour import Direction, Invariance
+from functions.evaluation.checks.check import Check
+from functions.evaluation.checks.fairness import FairnessRule
+from functions.evaluation.checks.robustness import RobustnessRule
+from functions.evaluation.checks.slices import SliceRule
 from functions.evaluation.errors import EvaluationError
-from functions.evaluation.fairness import FairnessRule
 from functions.evaluation.gate import Gate, judge
-from functions.evaluation.metrics import Interval, auc, bootstrap, brier, ece, log_loss, row_log_loss
+from functions.evaluation.metrics.calibration import ReliabilityPoint, reliability
+from functions.evaluation.metrics.probabilities import (
+    Interval,
+    auc,
+    bootstrap,
+    brier,
+    ece,
+    log_loss,
+    row_log_loss,
+)
 from functions.evaluation.offline import GateResult, evaluate_gate, predict_table
 from functions.evaluation.offpolicy import OffPolicy, doubly_robust, ips, snips
-from functions.evaluation.robustness import RobustnessRule
-from functions.evaluation.slices import SliceRule
 
 __all__ = [
     "Check",

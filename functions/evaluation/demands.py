@@ -11,14 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from functions.evaluation.behaviour import Direction, Invariance, judge_behaviour
-from functions.evaluation.check import Check, at_most
+from functions.evaluation.checks.behaviour import Direction, Invariance, judge_behaviour
+from functions.evaluation.checks.check import Check, at_most
+from functions.evaluation.checks.fairness import FairnessRule, judge_fairness
+from functions.evaluation.checks.robustness import Predict, judge_robustness
+from functions.evaluation.checks.slices import judge_slices
 from functions.evaluation.errors import EvaluationError
-from functions.evaluation.fairness import FairnessRule, judge_fairness
 from functions.evaluation.gate import Gate
-from functions.evaluation.metrics import row_log_loss
-from functions.evaluation.robustness import Predict, judge_robustness
-from functions.evaluation.slices import judge_slices
+from functions.evaluation.metrics.probabilities import row_log_loss
 from functions.model_formats.table_inputs import input_columns
 from registry import ModelVersion
 

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from pydantic import BaseModel, ConfigDict, Field
 
 from functions.evaluation.baselines import Baseline
-from functions.evaluation.behaviour import Behaviour
-from functions.evaluation.check import Check, at_least, at_most
-from functions.evaluation.fairness import FairnessRule
-from functions.evaluation.robustness import RobustnessRule
-from functions.evaluation.slices import SliceRule
+from functions.evaluation.checks.behaviour import Behaviour
+from functions.evaluation.checks.check import Check, at_least, at_most
+from functions.evaluation.checks.fairness import FairnessRule
+from functions.evaluation.checks.robustness import RobustnessRule
+from functions.evaluation.checks.slices import SliceRule
 
 
 class Gate(BaseModel):

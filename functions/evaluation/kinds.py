@@ -20,10 +20,10 @@ from functions.evaluation.baselines import (
     number_constant,
     number_linear,
 )
-from functions.evaluation.class_metrics import CLASS_METRICS, class_row_log_loss
 from functions.evaluation.errors import EvaluationError
-from functions.evaluation.metrics import METRICS, row_log_loss
-from functions.evaluation.number_metrics import NUMBER_METRICS, squared_error
+from functions.evaluation.metrics.classes import CLASS_METRICS, class_row_log_loss
+from functions.evaluation.metrics.numbers import NUMBER_METRICS, squared_error
+from functions.evaluation.metrics.probabilities import METRICS, row_log_loss
 from functions.model_formats.matrices import binary_labels, named_column, number_labels
 from functions.model_formats.table_inputs import first_output
 from registry import ModelVersion

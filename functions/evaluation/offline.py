@@ -14,14 +14,14 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from functions.evaluation.calibration import ReliabilityPoint, reliability
-from functions.evaluation.check import Check
+from functions.evaluation.checks.check import Check
+from functions.evaluation.checks.robustness import Predict
 from functions.evaluation.demands import Evaluated, demands
 from functions.evaluation.errors import EvaluationError
 from functions.evaluation.gate import Gate, judge
 from functions.evaluation.kinds import BINARY, Kind, kind_of
-from functions.evaluation.metrics import Interval, bootstrap
-from functions.evaluation.robustness import Predict
+from functions.evaluation.metrics.calibration import ReliabilityPoint, reliability
+from functions.evaluation.metrics.probabilities import Interval, bootstrap
 from functions.model_formats.load import load
 from functions.model_formats.table_inputs import input_columns, table_inputs
 from functions.runtime.context import context

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from functions.evaluation.realised_loss import Loss, Scored, score
 from functions.monitoring.cohorts import Cohorts
 from functions.monitoring.watch import Post, Read, Watched, by_cohort
-from functions.scoring import Loss, Scored, score
 from functions.stats.estimate import (
     Calibration,
     Estimate,

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from functions.evaluation.realised_loss import Loss, score
 from functions.monitoring.cohorts import Cohorts, micros
 from functions.monitoring.estimate import (
     BLIND,
@@ -21,7 +22,6 @@ from functions.monitoring.estimate import (
     state_of,
 )
 from functions.monitoring.watch import Post, Read, Watched
-from functions.scoring import Loss, score
 from functions.stats.direct_loss import LossModel
 from functions.stats.moments import Floats
 from registry import ModelVersion

@@ -21,8 +21,8 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from functions.evaluation.realised_loss import Loss, Scored
 from functions.rollout.evidence import ClusterSums
-from functions.scoring import Loss, Scored
 from functions.stats import Cusum, PageHinkley
 
 Measure = Literal["loss", "surprise", "overstated", "understated"]

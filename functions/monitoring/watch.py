@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
+from functions.evaluation.realised_loss import Scored, score
 from functions.monitoring.alarms import Alarm, Alarms
 from functions.monitoring.cohorts import Cohorts, micros
 from functions.monitoring.performance import (
@@ -25,7 +26,6 @@ from functions.monitoring.performance import (
     judge,
 )
 from functions.monitoring.results import record
-from functions.scoring import Scored, score
 from functions.stats.roc import auc_with_error
 from registry import ModelVersion, ObjectStore
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
 from featurestore import FeatureStore
-from functions.evaluation.metrics import auc, log_loss
+from functions.evaluation.metrics.probabilities import auc, log_loss
 from functions.monitoring import Alarm, alarms
 from functions.monitoring.alarms import told
 from functions.monitoring.causes import Causes, Changes, find_causes

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from functions.evaluation.metrics import auc, log_loss
-from functions.scoring import rescore
+from functions.evaluation.metrics.probabilities import auc, log_loss
+from functions.evaluation.realised_loss import rescore
 
 __all__ = ["Week", "first_outputs", "rescore", "served", "weeks"]
 

@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
+from functions.evaluation.realised_loss import Scored
 from functions.rollout.evidence import UnitCounts
 from functions.rollout.state import RolloutState
-from functions.scoring import Scored
 from kernels.hashing import hash_strings
 
 SETTLE_US = 10_000_000  # replicas follow the traffic one after the other; until all do, the split is not the declared one

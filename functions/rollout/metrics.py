@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from functions.evaluation.realised_loss import Scored
 from functions.rollout.evidence import ClusterSums, MetricSums
 from functions.rollout.policy import Guardrail
-from functions.scoring import Scored
 from registry import ObjectStore, Table
 
 METRIC = pa.schema(

@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
+from functions.evaluation.realised_loss import Scored, score
 from functions.prediction_log import PINNED
 from functions.rollout.assigned import Assigned, assigned
 from functions.rollout.evidence import ArmCounts, MetricSums, PairedLoss
 from functions.rollout.metrics import ReadMetric, metric_sums
 from functions.rollout.policy import RolloutPolicy
 from functions.rollout.state import RolloutState
-from functions.scoring import Scored, score
 from registry.models.matching import BY_RULE
 from registry.models.traffic import HOLDOUT
 

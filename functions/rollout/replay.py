@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from functions.evaluation.realised_loss import Scorer, rescore
 from functions.rollout.evidence import PairedLoss
 from functions.rollout.observe import ReadOutcomes, observe
 from functions.rollout.policy import RolloutPolicy
 from functions.rollout.state import RolloutState
-from functions.scoring import Scorer, rescore
 
 
 class _Nowhere:

@@ -9,11 +9,11 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
+from functions.evaluation.realised_loss import Scored, score
 from functions.rollout.evidence import SloSums
 from functions.rollout.look import Finding, Look
 from functions.rollout.observe import ReadOutcomes, of_users
 from functions.rollout.policy import RolloutPolicy, Slo
-from functions.scoring import Scored, score
 
 # Long window, short window, and how many times as fast as allowed the budget burns in both.
 BURNS = ((timedelta(hours=1), timedelta(minutes=5), 14.4), (timedelta(hours=6), timedelta(minutes=30), 6.0))

@@ -20,7 +20,7 @@ PLATFORM = (
     "functions.training",
     "functions.tuning",
     "functions.evaluation",
-    "functions.batch_inference",
+    "functions.evaluation.batch_inference",
     "functions.prediction_log",
     "functions.monitoring",
     "functions.alerts",

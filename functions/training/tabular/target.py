@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
-from functions.evaluation.class_metrics import CLASS_METRICS
-from functions.evaluation.metrics import METRICS
-from functions.evaluation.number_metrics import NUMBER_METRICS
+from functions.evaluation.metrics.classes import CLASS_METRICS
+from functions.evaluation.metrics.numbers import NUMBER_METRICS
+from functions.evaluation.metrics.probabilities import METRICS
 from functions.training.errors import TrainingDataError
 from functions.training.params import Task
 from functions.training.tabular.calibration import fit_inverse_temperature

@@ -22,11 +22,11 @@ from functions.evaluation import (
     log_loss,
     reliability,
 )  # fmt: skip
-from functions.evaluation.behaviour import judge_behaviour
+from functions.evaluation.checks.behaviour import judge_behaviour
+from functions.evaluation.checks.fairness import judge_fairness
+from functions.evaluation.checks.robustness import judge_robustness
+from functions.evaluation.checks.slices import judge_slices
 from functions.evaluation.demands import Evaluated, demands
-from functions.evaluation.fairness import judge_fairness
-from functions.evaluation.robustness import judge_robustness
-from functions.evaluation.slices import judge_slices
 
 N = 4_000
 

@@ -12,7 +12,7 @@ from functions.evaluation import (
     evaluate_gate,
 )
 from functions.evaluation.baselines import constant, logistic
-from functions.evaluation.metrics import log_loss
+from functions.evaluation.metrics.probabilities import log_loss
 from functions.model_formats.program import export_program, save_program
 from functions.training import train_tabular
 from registry import Lineage, Signature, Table, TensorSpec

@@ -10,13 +10,13 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
+from functions.evaluation.realised_loss import Scored, score
 from functions.rollout import Evidence, Guardrail, MetricSums, MetricValue, RolloutPolicy, UnitCounts, decide
 from functions.rollout.assigned import MOST_UNITS, Assigned, assigned
 from functions.rollout.evidence import ArmCounts, ClusterSums, PairedLoss
 from functions.rollout.explain import explain
 from functions.rollout.metrics import metric_sums, read_metric, write_metric
 from functions.rollout.state import RolloutState
-from functions.scoring import Scored, score
 from registry import Entry
 from registry.models.traffic import Traffic
 

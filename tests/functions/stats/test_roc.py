@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from functions.evaluation.metrics import auc
+from functions.evaluation.metrics.probabilities import auc
 from functions.stats.roc import auc_with_error
 
 

@@ -8,7 +8,7 @@ import time
 import pytest
 import ray
 
-from functions.batch_inference import predict_batch
+from functions.evaluation.batch_inference import predict_batch
 from functions.training import train_tabular
 from functions.training.checkpoints import Checkpoints
 from functions.tuning.jobs import Choice, Exploit, Limits, Range, tune_tabular

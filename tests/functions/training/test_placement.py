@@ -7,7 +7,7 @@ import ray
 from ray._private.state import actors
 from ray.cluster_utils import Cluster
 
-from functions.batch_inference import predict_batch
+from functions.evaluation.batch_inference import predict_batch
 from functions.training import train_tabular
 from functions.tuning.jobs import tune_tabular
 from tests.functions.training.kitchen import FAST, NAMES

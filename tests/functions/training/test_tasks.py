@@ -7,9 +7,9 @@ import torch
 from sklearn import metrics as sk
 from torch.nn.functional import cross_entropy
 
-from functions.evaluation.class_metrics import accuracy, class_brier, class_log_loss, top_ece
 from functions.evaluation.errors import EvaluationError
-from functions.evaluation.number_metrics import mae, r2, rmse
+from functions.evaluation.metrics.classes import accuracy, class_brier, class_log_loss, top_ece
+from functions.evaluation.metrics.numbers import mae, r2, rmse
 from functions.model_formats.table_inputs import table_inputs
 from functions.training import TabularParams, TrainingDataError, load, train_tabular
 from functions.training.tabular.calibration import fit_inverse_temperature

@@ -9,7 +9,7 @@ import sys
 import ray
 
 from functions import Context, use_context
-from functions.batch_inference import predict_batch
+from functions.evaluation.batch_inference import predict_batch
 from functions.training import train_tabular
 from functions.training.params import TabularParams
 from functions.tuning.jobs import tune_tabular

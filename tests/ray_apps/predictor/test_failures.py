@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from functions.evaluation.realised_loss import score
 from functions.prediction_log.records import LABELS, prediction_columns
-from functions.scoring import score
 from ray_apps.predictor.recording import MAX_FAILURES, Failure, Recorder
 from tests.ray_apps.predictor.conftest import Kitchen, MemoryLog, tensors
 

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
-from functions.evaluation.check import Check, at_most
+from functions.evaluation.checks.check import Check, at_most
 from functions.evaluation.errors import EvaluationError
-from functions.evaluation.metrics import log_loss
+from functions.evaluation.metrics.probabilities import log_loss
 
 Floats = npt.NDArray[np.float64]
 Predict = Callable[[pa.Table], Floats]

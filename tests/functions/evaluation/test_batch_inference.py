@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-import functions.batch_inference as batch
+import functions.evaluation.batch_inference as batch
 from functions import Context, use_context
-from functions.batch_inference import predict_batch
+from functions.evaluation.batch_inference import predict_batch
 from functions.training import TrainingDataError, train_tabular
 from registry import Table, open_store
 from tests.functions.training.kitchen import FAST, NAMES, examples

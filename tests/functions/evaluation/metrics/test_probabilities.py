@@ -6,7 +6,7 @@ from sklearn.metrics import brier_score_loss, roc_auc_score
 from sklearn.metrics import log_loss as sklearn_log_loss
 
 from functions.evaluation.errors import EvaluationError
-from functions.evaluation.metrics import METRICS, auc, bootstrap, brier, ece, log_loss
+from functions.evaluation.metrics.probabilities import METRICS, auc, bootstrap, brier, ece, log_loss
 
 
 @pytest.fixture

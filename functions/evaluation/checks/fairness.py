@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
-from functions.evaluation.check import Check, at_most
+from functions.evaluation.checks.check import Check, at_most
 
 Floats = npt.NDArray[np.float64]
 Measure = Literal["selection_rate", "true_positive_rate", "false_positive_rate", "calibration"]

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
-from functions.evaluation.check import Check, at_least
+from functions.evaluation.checks.check import Check, at_least
 from functions.stats.slices import Slice, slices_above
 
 Floats = npt.NDArray[np.float64]

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from functions.evaluation.errors import EvaluationError
-from functions.evaluation.metrics import CLIP, ece
+from functions.evaluation.metrics.probabilities import CLIP, ece
 
 _SUM_ATOL = 1e-3  # float32 softmax over a thousand classes
 Places = npt.NDArray[np.integer]

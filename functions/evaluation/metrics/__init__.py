@@ -1,0 +1,1 @@
+"""Metrics of predictions against labels: probabilities, classes, numbers, and calibration."""
