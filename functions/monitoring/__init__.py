@@ -4,9 +4,10 @@ Knows logged predictions, labels and statistics. Must not know how models are tr
 """
 
 from functions.monitoring.alarms import TOPIC, Alarm, Alarms
-from functions.monitoring.drift import DriftMonitor
-from functions.monitoring.estimate import EstimateMonitor
-from functions.monitoring.explain import Changed, SliceFindings, SliceOptions
+from functions.monitoring.diagnosis.explain import Changed, SliceFindings, SliceOptions
+from functions.monitoring.drift.dataset_sketches import reference_of_dataset, sketch_dataset
+from functions.monitoring.drift.monitor import DriftMonitor
+from functions.monitoring.estimates.classes import EstimateMonitor
 from functions.monitoring.jobs import (
     alarms,
     estimate_performance,
@@ -21,10 +22,9 @@ from functions.monitoring.jobs import (
     what_changed,
     worst_slices,
 )
-from functions.monitoring.large import reference_of_dataset, sketch_dataset
 from functions.monitoring.operations import OperationsMonitor
 from functions.monitoring.performance import PerformanceMonitor
-from functions.monitoring.quality import QualityMonitor
+from functions.monitoring.quality.monitor import QualityMonitor
 from functions.monitoring.results import MonitorStatus, results_table
 from functions.monitoring.skew import SkewMonitor
 from functions.monitoring.vectors import VectorMonitor

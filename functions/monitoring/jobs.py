@@ -9,20 +9,26 @@ import pyarrow.compute as pc
 
 from featurestore import FeatureStore
 from functions.monitoring.alarms import Alarm, Alarms
-from functions.monitoring.drift import DriftMonitor
-from functions.monitoring.estimate import EstimateMonitor, watch_estimates
-from functions.monitoring.estimate_numbers import watch_number_estimates
-from functions.monitoring.explain import Changed, SliceFindings, SliceOptions, find_changes, find_slices
-from functions.monitoring.large import Rows
+from functions.monitoring.diagnosis.explain import (
+    Changed,
+    SliceFindings,
+    SliceOptions,
+    find_changes,
+    find_slices,
+)
+from functions.monitoring.drift.dataset_sketches import Rows
+from functions.monitoring.drift.monitor import DriftMonitor
+from functions.monitoring.drift.watch import watch_features
+from functions.monitoring.estimates.classes import EstimateMonitor, watch_estimates
+from functions.monitoring.estimates.numbers import watch_number_estimates
 from functions.monitoring.operations import OperationsMonitor, watch_service
 from functions.monitoring.performance import PerformanceMonitor
-from functions.monitoring.quality import QualityMonitor
+from functions.monitoring.quality.monitor import QualityMonitor
+from functions.monitoring.quality.watch import Views, spoiled_columns, watch_rows
 from functions.monitoring.results import MonitorStatus, last_judged
 from functions.monitoring.skew import SkewMonitor, watch_skewed
 from functions.monitoring.vectors import VectorMonitor, watch_vectors
 from functions.monitoring.watch import Post, Watched, watch_loss
-from functions.monitoring.watch_features import watch_features
-from functions.monitoring.watch_quality import Views, spoiled_columns, watch_rows
 from functions.prediction_log import made_within, outcomes, predictions, predictions_table
 from functions.runtime.context import context
 from functions.runtime.function import function

@@ -19,10 +19,10 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from featurestore import skew_report
 from functions.monitoring.alarms import Alarm
-from functions.monitoring.drift import DriftMonitor, compare_window
+from functions.monitoring.drift.monitor import DriftMonitor, compare_window
+from functions.monitoring.drift.watch import Columns, feature_table, fits, reference_of, sampled
+from functions.monitoring.quality.watch import Views
 from functions.monitoring.watch import Post, Read, Watched
-from functions.monitoring.watch_features import Columns, feature_table, fits, reference_of, sampled
-from functions.monitoring.watch_quality import Views
 from registry import ModelVersion
 
 Subject = Literal["skew in the first hours", "skew against the offline store"]

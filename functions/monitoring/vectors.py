@@ -18,10 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from functions.monitoring.alarms import Alarm
 from functions.monitoring.cohorts import Cohorts
-from functions.monitoring.explain import values_of
-from functions.monitoring.large import Rows
+from functions.monitoring.diagnosis.explain import values_of
+from functions.monitoring.drift.dataset_sketches import Rows
+from functions.monitoring.drift.watch import Columns, feature_table, fits, sampled
 from functions.monitoring.watch import Post, Read, Watched
-from functions.monitoring.watch_features import Columns, feature_table, fits, sampled
 from functions.stats import holm, k_of_n, mmd, one_row_per_unit
 from functions.stats.moments import Floats
 from functions.stats.text import text_vectors

@@ -12,8 +12,8 @@ from datetime import timedelta
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from functions.monitoring.large import Rows
-from functions.monitoring.watch_features import Columns, feature_table, sampled
+from functions.monitoring.drift.dataset_sketches import Rows
+from functions.monitoring.drift.watch import Columns, feature_table, sampled
 from functions.prediction_log import predictions
 from functions.runtime.context import context
 from functions.runtime.function import function

@@ -17,9 +17,9 @@ from featurestore import FeatureStore
 from functions.evaluation.metrics.probabilities import auc, log_loss
 from functions.monitoring import Alarm, alarms
 from functions.monitoring.alarms import told
-from functions.monitoring.causes import Causes, Changes, find_causes
+from functions.monitoring.diagnosis.causes import Causes, Changes, find_causes
+from functions.monitoring.quality.watch import Views
 from functions.monitoring.watch import Post
-from functions.monitoring.watch_quality import Views
 from functions.prediction_log import outcomes, predictions
 from functions.reporting.alarm_page import render_alarm
 from functions.reporting.page import Findings, Latency, render

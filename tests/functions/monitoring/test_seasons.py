@@ -12,8 +12,8 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from functions.monitoring.drift import DriftMonitor, DriftState, DriftVerdict, judge
-from functions.monitoring.reference import Cycle, Months, Reference, season_of
+from functions.monitoring.drift.monitor import DriftMonitor, DriftState, DriftVerdict, judge
+from functions.monitoring.drift.reference import Cycle, Months, Reference, season_of
 from functions.stats.sketch import TableSketch
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)

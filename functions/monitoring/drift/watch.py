@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 
 from functions.monitoring.alarms import Alarm
 from functions.monitoring.cohorts import Cohorts, micros
-from functions.monitoring.drift import DriftMonitor, DriftState, DriftVerdict, judge
-from functions.monitoring.large import LARGE_ROWS, Rows, sketch_rows
-from functions.monitoring.reference import Cycle, Months, Numbered, Reference, Season, season_of
+from functions.monitoring.drift.dataset_sketches import LARGE_ROWS, Rows, sketch_rows
+from functions.monitoring.drift.monitor import DriftMonitor, DriftState, DriftVerdict, judge
+from functions.monitoring.drift.reference import Cycle, Months, Numbered, Reference, Season, season_of
 from functions.monitoring.watch import Post, Read, Watched
 from functions.stats.sketch import TableSketch
 from registry import ModelVersion, ObjectStore, Table

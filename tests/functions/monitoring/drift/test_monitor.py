@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from functions.monitoring.drift import DriftMonitor, DriftState, DriftVerdict, judge
-from functions.monitoring.reference import Reference, likeness
+from functions.monitoring.drift.monitor import DriftMonitor, DriftState, DriftVerdict, judge
+from functions.monitoring.drift.reference import Reference, likeness
 from functions.stats.sketch import TableSketch
 
 MONITOR = DriftMonitor()

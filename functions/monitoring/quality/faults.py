@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from functions.monitoring.profile import ColumnProfile
-from functions.monitoring.quality import CohortLook, Fault, Incident, QualityMonitor, QualityState, ViewAge
-from functions.monitoring.units import JUMP, jump_of
+from functions.monitoring.quality.monitor import (
+    CohortLook,
+    Fault,
+    Incident,
+    QualityMonitor,
+    QualityState,
+    ViewAge,
+)
+from functions.monitoring.quality.profile import ColumnProfile
+from functions.monitoring.quality.units import JUMP, jump_of
 from functions.stats.drift import compare_rates
 
 _CHANCE = 1e-4  # a share of nulls that chance explains so often is no incident

@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 from featurestore import FeatureStore, FeatureView, Freshness, InRange, UnknownDefinition, newest_event
 from functions.monitoring.alarms import Alarm
 from functions.monitoring.cohorts import Cohorts, micros
-from functions.monitoring.incidents import judge, spoiled, told_as
-from functions.monitoring.profile import ColumnProfile, Range
-from functions.monitoring.quality import (
+from functions.monitoring.drift.watch import TIMES, Columns, feature_table, fits
+from functions.monitoring.quality.incidents import judge, spoiled, told_as
+from functions.monitoring.quality.monitor import (
     CohortLook,
     Fault,
     QualityMonitor,
@@ -24,8 +24,8 @@ from functions.monitoring.quality import (
     QualityVerdict,
     ViewAge,
 )
+from functions.monitoring.quality.profile import ColumnProfile, Range
 from functions.monitoring.watch import Post, Read, Watched
-from functions.monitoring.watch_features import TIMES, Columns, feature_table, fits
 from registry import ModelVersion, ObjectStore, Table
 
 

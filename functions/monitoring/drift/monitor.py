@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from functions.monitoring.reference import Numbered, Reference, rows_of, scaled
+from functions.monitoring.drift.reference import Numbered, Reference, rows_of, scaled
 from functions.stats import k_of_n
 from functions.stats.drift import ColumnDrift, DriftReport, compare
 from functions.stats.sketch import TableSketch

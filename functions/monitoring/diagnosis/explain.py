@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
 from functions.evaluation.realised_loss import Loss, score
-from functions.monitoring.large import Rows
+from functions.monitoring.drift.dataset_sketches import Rows
+from functions.monitoring.drift.watch import Columns, feature_table, fits, sampled
 from functions.monitoring.watch import Post, Read
-from functions.monitoring.watch_features import Columns, feature_table, fits, sampled
 from functions.stats.multivariate import domain_classifier
 from functions.stats.slices import worst_slices
 from registry import ModelVersion, Table

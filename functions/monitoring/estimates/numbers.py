@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from functions.evaluation.realised_loss import Loss, score
 from functions.monitoring.cohorts import Cohorts, micros
-from functions.monitoring.estimate import (
+from functions.monitoring.estimates.classes import (
     BLIND,
     EstimateMonitor,
     EstimateState,

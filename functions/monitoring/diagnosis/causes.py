@@ -18,11 +18,11 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from functions.evaluation.realised_loss import Loss, Scored, score
 from functions.monitoring.alarms import Alarm
-from functions.monitoring.explain import values_of
+from functions.monitoring.diagnosis.explain import values_of
+from functions.monitoring.drift.watch import Columns, feature_table, fits
+from functions.monitoring.quality.watch import Views
 from functions.monitoring.results import results_table
 from functions.monitoring.watch import Post, Read
-from functions.monitoring.watch_features import Columns, feature_table, fits
-from functions.monitoring.watch_quality import Views
 from functions.stats.decompose import ColumnChange, decompose_change
 from registry import ModelVersion, Table
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from functions.monitoring import Alarm, DriftMonitor, alarms, causes, watch_drift
+from functions.monitoring import Alarm, DriftMonitor, alarms, watch_drift
+from functions.monitoring.diagnosis import causes
 from functions.reporting import alarm_report
 from functions.runtime import use_context
 from functions.stats.decompose import CellChange, ColumnChange

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from functions.monitoring.faults import find_faults
-from functions.monitoring.profile import ColumnProfile
-from functions.monitoring.quality import (
+from functions.monitoring.quality.faults import find_faults
+from functions.monitoring.quality.monitor import (
     CohortLook,
     Fault,
     Incident,
@@ -15,6 +14,7 @@ from functions.monitoring.quality import (
     QualityVerdict,
     Span,
 )
+from functions.monitoring.quality.profile import ColumnProfile
 
 _SPANS = 256  # incidents that the state keeps, for drift found later over the same rows
 
