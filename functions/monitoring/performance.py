@@ -22,7 +22,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from functions.evaluation.realised_loss import Loss, Scored
-from functions.rollout.evidence import ClusterSums
+from functions.rollout.evidence.sums import ClusterSums
 from functions.stats import Cusum, PageHinkley
 
 Measure = Literal["loss", "surprise", "overstated", "understated"]

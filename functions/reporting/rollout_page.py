@@ -15,12 +15,12 @@ import numpy as np
 import plotly.graph_objects as go
 
 from functions.reporting.parts import document, drawn, table
-from functions.rollout.arms import shared
 from functions.rollout.errors import RolloutError
-from functions.rollout.evidence import Evidence, MetricSums
-from functions.rollout.interval import Improvement, improvement, metric_change
+from functions.rollout.evidence.sums import Evidence, MetricSums
+from functions.rollout.judge.arms import shared
+from functions.rollout.judge.interval import Improvement, improvement, metric_change
+from functions.rollout.judge.verdict import Decision
 from functions.rollout.state import History, RolloutState, step
-from functions.rollout.verdict import Decision
 from registry import Entry
 
 _COLOURS = ("#0b6e4f", "#2f6db0", "#8e5bb0", "#b0822f", "#b04a2f")

@@ -5,9 +5,16 @@ Knows policies, evidence and the journal of decisions. Must not know how models 
 
 from functions.rollout.budget import Budget
 from functions.rollout.controller import Rollouts, Ticked
-from functions.rollout.decide import Decision, Finding, decide
 from functions.rollout.errors import NoRollout, RolloutActive, RolloutError
-from functions.rollout.evidence import ArmCounts, ClusterSums, Evidence, MetricSums, PairedLoss, UnitCounts
+from functions.rollout.evidence.metrics import MetricValue
+from functions.rollout.evidence.sums import (
+    ArmCounts,
+    ClusterSums,
+    Evidence,
+    MetricSums,
+    PairedLoss,
+    UnitCounts,
+)
 from functions.rollout.explain import Explained, explain
 from functions.rollout.jobs import (
     end_rollout,
@@ -21,12 +28,12 @@ from functions.rollout.jobs import (
     start_rollout,
     tick_rollout,
 )
-from functions.rollout.metrics import MetricValue
-from functions.rollout.plan import RolloutPlan, plan
-from functions.rollout.planning import plan_rollout
+from functions.rollout.judge.decide import Decision, Finding, decide
+from functions.rollout.planning.jobs import plan_rollout
+from functions.rollout.planning.plan import RolloutPlan, plan
 from functions.rollout.policy import Guardrail, RolloutPolicy, Slo
-from functions.rollout.sight import Sight
 from functions.rollout.state import History, Outcome, RolloutState
+from functions.rollout.status import Sight
 
 __all__ = [
     "ArmCounts",

@@ -10,18 +10,18 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from functions.rollout.budget import Budget, budget, within_budget
-from functions.rollout.decide import Action, Decision, Finding, decide
 from functions.rollout.errors import NoRollout, RolloutActive, RolloutError
-from functions.rollout.evidence import Evidence
+from functions.rollout.evidence.cohort_sums import ReadOutcomes, no_metrics
+from functions.rollout.evidence.metrics import ReadMetric
+from functions.rollout.evidence.sums import Evidence
+from functions.rollout.evidence_reader import gather
 from functions.rollout.explain import Explained, explain
-from functions.rollout.gather import gather
-from functions.rollout.interval import improvement
-from functions.rollout.metrics import ReadMetric
-from functions.rollout.observe import ReadOutcomes, no_metrics
+from functions.rollout.judge.decide import Action, Decision, Finding, decide
+from functions.rollout.judge.interval import improvement
+from functions.rollout.judge.slo import slo_sums, spent_budget
 from functions.rollout.policy import RolloutPolicy
-from functions.rollout.sight import Sight, ended, sight
-from functions.rollout.slo import slo_sums, spent_budget
 from functions.rollout.state import History, RolloutState, Stage, step
+from functions.rollout.status import Sight, ended, sight
 from functions.rollout.traffic import (
     TrafficControl,
     TrafficNow,

@@ -7,9 +7,9 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict
 
-from functions.rollout.decide import Decision, decide
 from functions.rollout.errors import RolloutError
-from functions.rollout.evidence import Evidence
+from functions.rollout.evidence.sums import Evidence
+from functions.rollout.judge.decide import Decision, decide
 from functions.rollout.state import History, RolloutState, step
 from registry import Entry
 

@@ -7,11 +7,11 @@ from typing import Literal
 from functions.prediction_log import outcomes
 from functions.rollout.budget import Budget
 from functions.rollout.controller import Rollouts, Ticked
+from functions.rollout.evidence.metrics import MetricValue, read_metric, write_metric
 from functions.rollout.explain import Explained
-from functions.rollout.metrics import MetricValue, read_metric, write_metric
 from functions.rollout.policy import MetricName, RolloutPolicy
-from functions.rollout.sight import Sight
 from functions.rollout.state import History, RolloutState
+from functions.rollout.status import Sight
 from functions.runtime.context import context
 from functions.runtime.function import function
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from functions.rollout.controller import Rollouts, Ticked
-from functions.rollout.decide import decide
 from functions.rollout.errors import NoRollout, RolloutActive, RolloutError
 from functions.rollout.explain import explain
+from functions.rollout.judge.decide import decide
 from functions.rollout.policy import RolloutPolicy
 from registry import TrafficRule, open_store
 

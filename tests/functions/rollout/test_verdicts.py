@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from functions.rollout.decide import decide
-from functions.rollout.evidence import ArmCounts, Evidence, PairedLoss
+from functions.rollout.evidence.sums import ArmCounts, Evidence, PairedLoss
+from functions.rollout.judge.decide import decide
 from functions.rollout.policy import RolloutPolicy
 from functions.rollout.state import RolloutState
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from scipy import special
 
-from functions.rollout.evidence import MetricSums, PairedLoss
+from functions.rollout.evidence.sums import MetricSums, PairedLoss
 from functions.rollout.policy import Guardrail, RolloutPolicy
 from functions.stats import asymptotic_threshold, sequential_counts
 

@@ -7,8 +7,8 @@ from datetime import datetime, timedelta
 
 from pydantic import BaseModel, ConfigDict
 
-from functions.rollout.evidence import Evidence
-from functions.rollout.interval import Improvement
+from functions.rollout.evidence.sums import Evidence
+from functions.rollout.judge.interval import Improvement
 from functions.rollout.policy import RolloutPolicy
 from functions.rollout.state import RolloutState
 

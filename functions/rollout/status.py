@@ -7,11 +7,11 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from functions.rollout.arms import shared
-from functions.rollout.decide import decide
-from functions.rollout.evidence import Evidence
-from functions.rollout.interval import improvement
-from functions.rollout.look import Finding
+from functions.rollout.evidence.sums import Evidence
+from functions.rollout.judge.arms import shared
+from functions.rollout.judge.decide import decide
+from functions.rollout.judge.interval import improvement
+from functions.rollout.judge.rule_input import Finding
 from functions.rollout.state import History, RolloutState
 from functions.rollout.traffic import TrafficNow
 

@@ -9,9 +9,9 @@ from functions.prediction_log import outcomes
 from functions.rollout.budget import budget
 from functions.rollout.errors import RolloutError
 from functions.rollout.jobs import declared_policy, rollouts
-from functions.rollout.plan import RolloutPlan, plan
+from functions.rollout.planning.plan import RolloutPlan, plan
+from functions.rollout.planning.replay import replayed_loss
 from functions.rollout.policy import RolloutPolicy
-from functions.rollout.replay import replayed_loss
 from functions.runtime.context import context
 from functions.runtime.function import function
 from functions.training import load

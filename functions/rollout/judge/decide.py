@@ -11,15 +11,15 @@ import math
 from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
 
-from functions.rollout.arms import combine, shared
-from functions.rollout.evidence import Evidence
-from functions.rollout.guards import errors, guardrails, mismatch, not_shown_harmless, slow
-from functions.rollout.interval import improvement
-from functions.rollout.look import Finding, Look
+from functions.rollout.evidence.sums import Evidence
+from functions.rollout.judge.arms import combine, shared
+from functions.rollout.judge.guards import errors, guardrails, mismatch, not_shown_harmless, slow
+from functions.rollout.judge.interval import improvement
+from functions.rollout.judge.rule_input import Finding, Look
+from functions.rollout.judge.slo import budget_burns, budget_spent
+from functions.rollout.judge.verdict import Action, Decision
 from functions.rollout.policy import RolloutPolicy
-from functions.rollout.slo import budget_burns, budget_spent
 from functions.rollout.state import RolloutState
-from functions.rollout.verdict import Action, Decision
 
 __all__ = ["RULES", "Action", "Decision", "Finding", "decide"]
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from functions.rollout.decide import Decision, decide
-from functions.rollout.evidence import ArmCounts, ClusterSums, Evidence, PairedLoss
+from functions.rollout.evidence.sums import ArmCounts, ClusterSums, Evidence, PairedLoss
+from functions.rollout.judge.decide import Decision, decide
 from functions.rollout.policy import RolloutPolicy
 from functions.rollout.state import RolloutState
 

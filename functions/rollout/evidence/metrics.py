@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from functions.evaluation.realised_loss import Scored
-from functions.rollout.evidence import ClusterSums, MetricSums
+from functions.rollout.evidence.sums import ClusterSums, MetricSums
 from functions.rollout.policy import Guardrail
 from registry import ObjectStore, Table
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from functions.rollout.look import Finding
+from functions.rollout.judge.rule_input import Finding
+from functions.rollout.judge.verdict import Decision
 from functions.rollout.policy import RolloutPolicy
 from functions.rollout.state import RolloutState
-from functions.rollout.verdict import Decision
 
 
 def shared(policy: RolloutPolicy, state: RolloutState) -> RolloutPolicy:

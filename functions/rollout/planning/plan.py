@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 from scipy import special
 
-from functions.rollout.evidence import PairedLoss
+from functions.rollout.evidence.sums import PairedLoss
 from functions.rollout.policy import RolloutPolicy
 from functions.stats import asymptotic_threshold
 

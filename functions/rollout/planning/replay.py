@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from functions.evaluation.realised_loss import Scorer, rescore
-from functions.rollout.evidence import PairedLoss
-from functions.rollout.observe import ReadOutcomes, observe
+from functions.rollout.evidence.cohort_sums import ReadOutcomes, observe
+from functions.rollout.evidence.sums import PairedLoss
 from functions.rollout.policy import RolloutPolicy
 from functions.rollout.state import RolloutState
 

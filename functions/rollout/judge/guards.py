@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from functions.rollout.evidence import MetricSums
-from functions.rollout.interval import excess_p_value, metric_change
-from functions.rollout.look import Finding, Look
+from functions.rollout.evidence.sums import MetricSums
+from functions.rollout.judge.interval import excess_p_value, metric_change
+from functions.rollout.judge.rule_input import Finding, Look
 from functions.rollout.policy import Guardrail
 from functions.stats import sequential_counts
 

@@ -9,10 +9,10 @@ import pytest
 from pydantic import ValidationError
 
 from functions.rollout import Evidence, RolloutError, RolloutPolicy, Slo
-from functions.rollout.decide import Decision, decide
-from functions.rollout.evidence import SloSums
-from functions.rollout.slo import slo_sums
-from tests.functions.rollout.test_guards import BUSY, DAY, START, better_loss, canary
+from functions.rollout.evidence.sums import SloSums
+from functions.rollout.judge.decide import Decision, decide
+from functions.rollout.judge.slo import slo_sums
+from tests.functions.rollout.judge.test_guards import BUSY, DAY, START, better_loss, canary
 
 HOUR = timedelta(hours=1)
 UP = Slo(name="up", target=0.99, window=7 * DAY)

@@ -10,9 +10,9 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 
 from functions.evaluation.realised_loss import Scored, score
-from functions.rollout.evidence import SloSums
-from functions.rollout.look import Finding, Look
-from functions.rollout.observe import ReadOutcomes, of_users
+from functions.rollout.evidence.cohort_sums import ReadOutcomes, of_users
+from functions.rollout.evidence.sums import SloSums
+from functions.rollout.judge.rule_input import Finding, Look
 from functions.rollout.policy import RolloutPolicy, Slo
 
 # Long window, short window, and how many times as fast as allowed the budget burns in both.

@@ -7,7 +7,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from functions.evaluation.realised_loss import Scored
-from functions.rollout.evidence import UnitCounts
+from functions.rollout.evidence.sums import UnitCounts
 from functions.rollout.state import RolloutState
 from kernels.hashing import hash_strings
 

@@ -11,11 +11,12 @@ import pytest
 from pydantic import ValidationError
 
 from functions.evaluation.realised_loss import Scored, score
-from functions.rollout import Evidence, Guardrail, MetricSums, MetricValue, RolloutPolicy, UnitCounts, decide
-from functions.rollout.assigned import MOST_UNITS, Assigned, assigned
-from functions.rollout.evidence import ArmCounts, ClusterSums, PairedLoss
+from functions.rollout import Evidence, Guardrail, MetricSums, MetricValue, RolloutPolicy, UnitCounts
+from functions.rollout.evidence.assigned_units import MOST_UNITS, Assigned, assigned
+from functions.rollout.evidence.metrics import metric_sums, read_metric, write_metric
+from functions.rollout.evidence.sums import ArmCounts, ClusterSums, PairedLoss
 from functions.rollout.explain import explain
-from functions.rollout.metrics import metric_sums, read_metric, write_metric
+from functions.rollout.judge import decide
 from functions.rollout.state import RolloutState
 from registry import Entry
 from registry.models.traffic import Traffic
@@ -148,7 +149,7 @@ def test_any_batches_count_the_same_units_up_to_a_stated_number(monkeypatch: pyt
         parts = assigned(rows(versions[start:stop], units[start:stop], start=start), canary(), parts)
     assert parts == whole
     assert whole.counts.champion + whole.counts.challenger < 300
-    monkeypatch.setattr("functions.rollout.assigned.MOST_UNITS", 50)
+    monkeypatch.setattr("functions.rollout.evidence.assigned_units.MOST_UNITS", 50)
     few = assigned(rows(versions, units), canary(), Assigned()).counts
     assert few.champion + few.challenger == 50 < MOST_UNITS
 

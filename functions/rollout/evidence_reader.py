@@ -8,10 +8,10 @@ from datetime import datetime
 
 import pyarrow as pa
 
-from functions.rollout.evidence import Evidence
-from functions.rollout.metrics import ReadMetric
-from functions.rollout.observe import Objects, ReadOutcomes, observe
-from functions.rollout.slo import slo_sums
+from functions.rollout.evidence.cohort_sums import Objects, ReadOutcomes, observe
+from functions.rollout.evidence.metrics import ReadMetric
+from functions.rollout.evidence.sums import Evidence
+from functions.rollout.judge.slo import slo_sums
 from functions.rollout.state import RolloutState
 from functions.rollout.traffic import TrafficNow, canary_share_of, champion_of
 

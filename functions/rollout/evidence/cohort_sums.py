@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict
 
 from functions.evaluation.realised_loss import Scored, score
 from functions.prediction_log import PINNED
-from functions.rollout.assigned import Assigned, assigned
-from functions.rollout.evidence import ArmCounts, MetricSums, PairedLoss
-from functions.rollout.metrics import ReadMetric, metric_sums
+from functions.rollout.evidence.assigned_units import Assigned, assigned
+from functions.rollout.evidence.metrics import ReadMetric, metric_sums
+from functions.rollout.evidence.sums import ArmCounts, MetricSums, PairedLoss
 from functions.rollout.policy import RolloutPolicy
 from functions.rollout.state import RolloutState
 from registry.models.matching import BY_RULE

@@ -1,0 +1,1 @@
+"""The rules that judge a rollout: pure decisions over its evidence, each with its finding."""
