@@ -24,7 +24,7 @@ from functions.monitoring import (
     VectorMonitor,
 )
 from functions.placement import Placement
-from functions.retraining_policy import RetrainingPolicy
+from functions.retraining.policy import RetrainingPolicy
 from functions.rollout import RolloutPolicy
 from functions.training import TabularParams
 from registry import ModelPolicy

@@ -22,7 +22,7 @@ from functions.monitoring import reference_of_dataset, sketch_dataset, watch_dri
 from functions.monitoring.drift.monitor import DriftState, compare_window
 from functions.monitoring.drift.reference import Reference
 from functions.monitoring.quality import watch as watch_quality
-from functions.retraining import TOGETHER, inspect_models
+from functions.retraining.jobs import TOGETHER, inspect_models
 from functions.runtime import use_context
 from functions.stats import TableSketch, drift
 from load.bench_features_big import GIB, cluster, memory_watch

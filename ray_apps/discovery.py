@@ -26,7 +26,7 @@ def _discover(project: str | None) -> None:
     if project is None:
         return
     from functions.project import load_project  # late: imports that take seconds belong to this thread
-    from functions.retraining import inspections
+    from functions.retraining.jobs import inspections
 
     for inspection in inspections(load_project(project)):
         schedule.add(inspection)

@@ -24,11 +24,11 @@ from examples.flights.prep import Prepared, prepare_entities, prepare_view
 from examples.flights.replay import Replay, Season, Tally
 from examples.flights.show import Interrupt, Step, news, step, summary, told
 from functions.evaluation import evaluate_gate
-from functions.features import build_training_set
+from functions.features.jobs import build_training_set
 from functions.prediction_log import drain_predictions, predictions_table
 from functions.project import load_project
 from functions.reporting import Report, model_report
-from functions.retraining import Inspected, inspections, retrains
+from functions.retraining.jobs import Inspected, inspections, retrains
 from functions.rollout import rollout_status
 from functions.runtime.clock import Clock, ReplayClock
 from functions.runtime.context import Context, context_of

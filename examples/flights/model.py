@@ -6,7 +6,7 @@ from examples.flights.features import CATEGORICAL, NUMERIC, flight_delay
 from functions.evaluation import Gate
 from functions.monitoring import DriftMonitor, PerformanceMonitor, QualityMonitor
 from functions.project import ModelDefinition
-from functions.retraining_policy import RetrainingPolicy, TrainingWindow
+from functions.retraining.policy import RetrainingPolicy, TrainingWindow
 from functions.rollout import RolloutPolicy
 from registry import ModelPolicy
 

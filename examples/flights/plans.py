@@ -18,8 +18,8 @@ from examples.flights import features as kitchen
 from examples.flights.features import CATEGORICAL, FEATURES, NUMERIC, flight_delay
 from examples.flights.model import ENTITIES, delay_model
 from functions.evaluation import evaluate_gate
-from functions.features import build_training_set
-from functions.retraining_policy import TrainingWindow
+from functions.features.jobs import build_training_set
+from functions.retraining.policy import TrainingWindow
 from functions.runtime.context import Context, use_context
 from functions.training import TabularParams, Trained, train_tabular
 from registry import Registry, Table, TableSnapshot, open_store

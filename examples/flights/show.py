@@ -12,7 +12,7 @@ from rich.table import Table as Grid
 
 from functions.evaluation import GateResult
 from functions.reporting import Report
-from functions.retraining import Inspected
+from functions.retraining.jobs import Inspected
 
 
 class Interrupt:

@@ -45,11 +45,11 @@ from examples.flights.plans import (
     trained_on,
 )
 from functions.evaluation.realised_loss import score
-from functions.features import build_training_set
+from functions.features.jobs import build_training_set
 from functions.monitoring import alarms
 from functions.prediction_log import LABELS_TABLE, outcomes, predictions_table
 from functions.prediction_log.records import LABELS, PREDICTIONS
-from functions.retraining import inspect_model, retrains
+from functions.retraining.jobs import inspect_model, retrains
 from functions.rollout import rollout_status
 from functions.runtime.context import Context, use_context
 from functions.training import ScoringModel, TabularParams, load

@@ -4,8 +4,8 @@ Knows alarms and sinks. Must not know what raised an alarm, nor what a project o
 """
 
 from functions.alerting.decide import AlertState, AlertVerdict, Silence, decide, step
+from functions.alerting.payloads import Alert
 from functions.alerting.policy import AlertPolicy, Email, Severity, Sink, Webhook
-from functions.alerting.shapes import Alert
 from functions.alerting.sinks import SinkDownError, SinkRefusedError, deliver
 
 __all__ = [

@@ -10,8 +10,8 @@ from typing import Any
 
 import httpx
 
+from functions.alerting.payloads import Alert, generic, mail, pagerduty, slack
 from functions.alerting.policy import Email, Sink, Webhook
-from functions.alerting.shapes import Alert, generic, mail, pagerduty, slack
 
 TIMEOUT_S = 10.0
 _LATER = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})

@@ -9,10 +9,10 @@ from functions.prediction_log.drain import LABELS_TABLE, Drained, drain, predict
 from functions.prediction_log.errors import LogFullError, PredictionLogError
 from functions.prediction_log.jobs import drain_predictions
 from functions.prediction_log.outcomes import latest_labels, made_within, outcomes, predictions
-from functions.prediction_log.places import default_wal_root
 from functions.prediction_log.records import PINNED, Brief, Label, encode_labels, encode_prediction, micros
-from functions.prediction_log.shared import shared_scans
+from functions.prediction_log.scan_cache import shared_scans
 from functions.prediction_log.shipper import LogWriter
+from functions.prediction_log.wal_root import default_wal_root
 
 __all__ = [
     "LABELS_TABLE",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from functions.prediction_log.drain import Drained, drain
 from functions.prediction_log.errors import PredictionLogError
-from functions.prediction_log.places import default_wal_root
+from functions.prediction_log.wal_root import default_wal_root
 from functions.runtime.context import context
 from functions.runtime.function import function
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from functions.prediction_log.drain import LABELS_TABLE, predictions_table
 from functions.prediction_log.records import LABELS, PREDICTIONS
-from functions.prediction_log.shared import kept_labels, kept_rows
+from functions.prediction_log.scan_cache import kept_labels, kept_rows
 from registry.store.object_store import ObjectStore
 from registry.store.tables import Table
 

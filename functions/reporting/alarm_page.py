@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from functions.monitoring.diagnosis.causes import Cause, Causes
-from functions.reporting.parts import document, drawn, table
+from functions.reporting.html import document, drawn, table
 from functions.reporting.timeline import Happening
 
 _COLOURS = {

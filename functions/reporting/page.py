@@ -9,7 +9,7 @@ from datetime import datetime
 
 import plotly.graph_objects as go
 
-from functions.reporting.parts import document, drawn, table
+from functions.reporting.html import document, drawn, table
 from functions.reporting.timeline import Happening
 from functions.reporting.trace import PredictionTrace
 from functions.reporting.weekly import Week

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from functions.reporting.parts import document, drawn, table
+from functions.reporting.html import document, drawn, table
 from functions.rollout.errors import RolloutError
 from functions.rollout.evidence.sums import Evidence, MetricSums
 from functions.rollout.judge.arms import shared

@@ -15,7 +15,7 @@ from functions.runtime.errors import UnknownFunction
 
 
 def reference(target: Callable[..., Any]) -> str:
-    """The name of `target` across processes, as in "functions.features:materialize".
+    """The name of `target` across processes, as in "functions.features.jobs:materialize".
 
     What is run as `python -m kitchen` is `__main__` here, but "kitchen" to everyone else.
     """

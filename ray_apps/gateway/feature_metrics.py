@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
-from functions.features import latest_feature_health
+from functions.features.jobs import latest_feature_health
 from registry import ObjectStore, RegistryError
 
 LOOK_BACK = timedelta(days=2)  # what was measured earlier says nothing about now

@@ -16,11 +16,11 @@ import pytest
 from examples.flights import data
 from examples.flights.features import HOUR, WEATHER
 from examples.flights.model import delay_model
-from functions import retraining as module
 from functions.monitoring import Alarm, DriftMonitor, alarms
 from functions.prediction_log import predictions_table
 from functions.prediction_log.records import PREDICTIONS
-from functions.retraining import inspect_model, retrain, retrains
+from functions.retraining import jobs as module
+from functions.retraining.jobs import inspect_model, retrain, retrains
 from functions.runtime.context import Context, use_context
 from registry import Lineage, Signature, Table, TensorSpec, open_store
 

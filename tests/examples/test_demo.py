@@ -17,7 +17,7 @@ import pytest
 from examples.flights.features import STORED, timetable
 from examples.flights.model import delay_model
 from featurestore import FeatureStore
-from functions.features import training_set_lineage
+from functions.features.jobs import training_set_lineage
 from functions.prediction_log import predictions_table
 from functions.reporting import trace_prediction
 from functions.runtime.context import Context, use_context

@@ -28,7 +28,7 @@ from featurestore import (
 )
 from featurestore.online.materialize import Materializer
 from functions import Context, use_context
-from functions.feature_maintenance import compact_features, erase_features, expire_features
+from functions.maintenance.features import compact_features, erase_features, expire_features
 from functions.runtime import catalog
 from registry import open_store
 
@@ -214,5 +214,5 @@ def test_the_functions_keep_all_views_in_shape(ctx: Context) -> None:
     assert [u.rows for u in expire_features({"late": 4.0})] == [2]
     assert [u.removed for u in erase_features(["late"], 2.0)] == [0]
     assert {"compact_features", "expire_features", "erase_features"} <= {
-        f.name for f in catalog.discover(["functions.feature_maintenance"])
+        f.name for f in catalog.discover(["functions.maintenance.features"])
     }

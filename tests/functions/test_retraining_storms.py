@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from functions import Context, use_context
-from functions import retraining as module
-from functions.challengers import Challenger
 from functions.monitoring import Alarm, alarms
 from functions.project import ModelDefinition
-from functions.retraining import Retrained, inspect_model, retrain, retrains
-from functions.retraining_policy import RULES, Blackout, RetrainingPolicy
+from functions.retraining import jobs as module
+from functions.retraining.challengers import Challenger
+from functions.retraining.jobs import Retrained, inspect_model, retrain, retrains
+from functions.retraining.policy import RULES, Blackout, RetrainingPolicy
 from functions.rollout import end_rollout, rollout_status
 from registry import ModelPolicy, open_store
 

@@ -13,7 +13,7 @@ import pytest
 
 from functions import Context, use_context
 from functions.alerting import AlertPolicy, SinkDownError, SinkRefusedError, Webhook
-from functions.alerts import (
+from functions.alerting.jobs import (
     acknowledge_alert,
     alert_journal,
     alert_status,

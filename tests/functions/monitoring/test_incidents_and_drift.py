@@ -19,7 +19,7 @@ from functions.monitoring import (
 )
 from functions.monitoring import alarms as alarms_of
 from functions.monitoring.quality import watch as watch_quality
-from functions.retraining_policy import RetrainingPolicy, RetrainState, Situation, decide
+from functions.retraining.policy import RetrainingPolicy, RetrainState, Situation, decide
 from functions.runtime import use_context
 from registry import Table
 

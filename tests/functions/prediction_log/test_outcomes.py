@@ -17,9 +17,9 @@ from functions.prediction_log import (
     micros,
     outcomes,
     predictions,
-    shared,
     shared_scans,
 )
+from functions.prediction_log import scan_cache as shared
 from registry.store.object_store import ObjectStore
 from tests.functions.prediction_log.logbook import T0, record, write
 

@@ -7,7 +7,7 @@ import pytest
 
 from featurestore import Entity, FeatureView, Field, Float64, String
 from functions import use_context
-from functions.features import HEALTH_TABLE, record_feature_health
+from functions.features.jobs import HEALTH_TABLE, record_feature_health
 from ray_apps.cli import main, show
 from registry import Table
 

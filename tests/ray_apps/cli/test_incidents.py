@@ -4,7 +4,7 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import functions.alerts  # noqa: F401 - declares what the commands call
+import functions.alerting.jobs  # noqa: F401 - declares what the commands call
 from functions.monitoring import Alarm, alarms
 from functions.monitoring.results import record
 from functions.runtime import use_context

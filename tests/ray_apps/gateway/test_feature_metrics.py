@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from featurestore import Entity, FeatureView, Field, Float64
 from functions import Context, use_context
-from functions.features import record_feature_health
+from functions.features.jobs import record_feature_health
 from ray_apps.gateway.feature_metrics import feature_metrics
 from registry import RegistryError, open_store
 

@@ -15,7 +15,7 @@ from functions.monitoring import (
     standing_alarms,
     watch_performance,
 )
-from functions.retraining_policy import RetrainingPolicy
+from functions.retraining.policy import RetrainingPolicy
 from functions.runtime import use_context
 from registry import Table, open_store
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from functions.challengers import Challenger, _judged, best_of
 from functions.evaluation import Gate
 from functions.project import ModelDefinition
+from functions.retraining.challengers import Challenger, _judged, best_of
 from functions.training import train_tabular
 from registry import Table
 from tests.functions.training.conftest import kitchen, one_thread  # noqa: F401 - the same kitchen

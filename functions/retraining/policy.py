@@ -15,9 +15,9 @@ from croniter import croniter
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from functions.monitoring.alarms import Alarm
+from functions.retraining.windows import TrainingWindow
 from functions.rollout.judge.decide import Finding
 from functions.rollout.state import Stage
-from functions.training_window import TrainingWindow
 from registry import Entry
 
 __all__ = [

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from functions.monitoring import Alarm
-from functions.retraining_policy import (
+from functions.retraining.policy import (
     Blackout,
     Finished,
     RetrainingPolicy,
@@ -18,7 +18,7 @@ from functions.retraining_policy import (
     fruitless,
     waits,
 )
-from functions.training_window import TrainingWindow
+from functions.retraining.windows import TrainingWindow
 
 NOW = datetime(2013, 6, 1, tzinfo=UTC)
 DAY = timedelta(days=1)

@@ -9,7 +9,7 @@ from itertools import pairwise
 import plotly.graph_objects as go
 
 from featurestore import FeatureStatistics, ViewHealth, view_health, view_statistics
-from functions.reporting.parts import document, drawn, table
+from functions.reporting.html import document, drawn, table
 from functions.runtime.context import context
 from functions.runtime.function import function
 

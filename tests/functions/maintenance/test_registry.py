@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from functions import Context, use_context
-from functions.registry_maintenance import tidy_registry
+from functions.maintenance.registry import tidy_registry
 from functions.runtime import catalog
 from registry import open_store
 
@@ -37,5 +37,5 @@ def test_what_nobody_needs_goes_and_the_rest_stays(tmp_path: Path, monkeypatch: 
 
 
 def test_the_platform_has_it_declared():
-    assert "functions.registry_maintenance" in catalog.PLATFORM
-    assert "tidy_registry" in {each.name for each in catalog.discover(["functions.registry_maintenance"])}
+    assert "functions.maintenance.registry" in catalog.PLATFORM
+    assert "tidy_registry" in {each.name for each in catalog.discover(["functions.maintenance.registry"])}

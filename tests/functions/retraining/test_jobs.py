@@ -15,13 +15,14 @@ import pyarrow as pa
 import pytest
 
 from featurestore import Entity, FeatureService, FeatureView, Field, Float64, String
-from functions import Context, challengers, use_context
-from functions import retraining as module
+from functions import Context, use_context
 from functions.evaluation import Gate
-from functions.features import build_training_set
+from functions.features.jobs import build_training_set
 from functions.monitoring import Alarm, alarms
 from functions.project import ModelDefinition, Project, load_project
-from functions.retraining import (
+from functions.retraining import challengers
+from functions.retraining import jobs as module
+from functions.retraining.jobs import (
     Retrained,
     inspect_model,
     inspect_models,
@@ -30,7 +31,7 @@ from functions.retraining import (
     retrain,
     retrains,
 )
-from functions.retraining_policy import (
+from functions.retraining.policy import (
     RetrainingPolicy,
     RetrainState,
     Running,
@@ -38,9 +39,9 @@ from functions.retraining_policy import (
     decide,
     step,
 )
+from functions.retraining.windows import TrainingWindow
 from functions.rollout import rollout_status
 from functions.training import TabularParams, train_tabular
-from functions.training_window import TrainingWindow
 from registry import ModelPolicy, Table, TableSnapshot, open_store
 
 MODEL, DAY = "late", timedelta(days=1)
@@ -361,7 +362,7 @@ def test_many_models_are_inspected_together_and_one_that_fails_alone(
     schedules = inspections(project)
     assert [len(one.cron.arguments["models"]) for one in schedules] == [50, 50, 20]
     assert [name for one in schedules for name in one.cron.arguments["models"]] == list(many)
-    monkeypatch.setattr("functions.retraining.load_project", lambda _: Project("one", (), models | many))
+    monkeypatch.setattr("functions.retraining.jobs.load_project", lambda _: Project("one", (), models | many))
     looked: list[str] = []
 
     def watch(definition: ModelDefinition) -> tuple[()]:
@@ -370,7 +371,7 @@ def test_many_models_are_inspected_together_and_one_that_fails_alone(
             raise ValueError("its table is gone")
         return ()
 
-    monkeypatch.setattr("functions.retraining._watch", watch)
+    monkeypatch.setattr("functions.retraining.jobs._watch", watch)
     with pytest.raises(ExceptionGroup, match="1 of 3 inspections failed") as failed:
         inspect_models(["late-0", "late-1", "late-2"])
     assert looked == ["late-0", "late-1", "late-2"]

@@ -13,8 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from functions.alerts import tell_people
-from functions.challengers import Challenger, best_of, train_challengers
+from functions.alerting.jobs import tell_people
 from functions.monitoring import (
     TOPIC,
     Alarm,
@@ -31,7 +30,8 @@ from functions.monitoring import (
 from functions.monitoring.quality import watch as watch_quality
 from functions.prediction_log import drain_predictions, shared_scans
 from functions.project import ModelDefinition, Project, load_project
-from functions.retraining_policy import (
+from functions.retraining.challengers import Challenger, best_of, train_challengers
+from functions.retraining.policy import (
     Finished,
     RetrainDecision,
     RetrainingPolicy,
@@ -40,7 +40,7 @@ from functions.retraining_policy import (
     Situation,
     decide,
 )
-from functions.retraining_triggers import champion_of, champion_since, offers, retrains, standing_against
+from functions.retraining.triggers import champion_of, champion_since, offers, retrains, standing_against
 from functions.rollout import RolloutError, Ticked, rollout_status, start_rollout, tick_rollout
 from functions.runtime.clock import system_clock
 from functions.runtime.context import context

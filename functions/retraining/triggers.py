@@ -10,11 +10,11 @@ import pyarrow.compute as pc
 from croniter import croniter
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from functions.features import LABEL_KNOWN_AT
+from functions.features.jobs import LABEL_KNOWN_AT
 from functions.monitoring import Alarm, alarms
 from functions.monitoring.alarms import Monitor
 from functions.project import ModelDefinition
-from functions.retraining_policy import RetrainingPolicy, RetrainState, step
+from functions.retraining.policy import RetrainingPolicy, RetrainState, step
 from functions.runtime.context import context
 from registry import Fold, Journal, ModelVersion, Table
 

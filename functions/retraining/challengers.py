@@ -12,13 +12,13 @@ import pyarrow as pa
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from functions.evaluation import Gate, GateResult, evaluate_gate
-from functions.features import build_training_set
+from functions.features.jobs import build_training_set
 from functions.project import ModelDefinition
-from functions.retraining_policy import RetrainingPolicy, Running
+from functions.retraining.policy import RetrainingPolicy, Running
+from functions.retraining.windows import TrainingWindow
 from functions.runtime.context import context
 from functions.training import train_tabular
 from functions.training.params import Task
-from functions.training_window import TrainingWindow
 from registry import ModelVersion, Table, TableSnapshot
 
 BEGINNING = datetime(1970, 1, 2, tzinfo=UTC)  # earlier than any row

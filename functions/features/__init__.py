@@ -1,0 +1,1 @@
+"""Features as functions: build training sets and bring features online."""
