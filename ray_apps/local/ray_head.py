@@ -60,7 +60,7 @@ def serve_environment(running: Running) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",
         "RAY_worker_maximum_startup_concurrency": str(_STARTING),
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "ray_apps.predictor.middleware.middlewares",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "ray_apps.predictor.http.bypass.middlewares",
         "RAY_START_HOOK": "ray_apps.local.start_hook.without_client_server",
         "DASHBOARD_METRIC_PORT": str(running.ports.door_metrics),
     }

@@ -4,7 +4,7 @@ Each model is a Serve application of its own under `/v2/models/{name}`, or one o
 the models' traffic policies, load what they name beside the traffic, and log every answer before it leaves.
 """
 
-from ray_apps.predictor.deployment import (
+from ray_apps.predictor.deploy.deployment import (
     POOL_APP,
     POOL_PREFIX,
     app_name,
@@ -16,7 +16,7 @@ from ray_apps.predictor.deployment import (
     pool_application,
     route_prefix,
 )
-from ray_apps.predictor.options import DedicatedOptions, PoolOptions, PredictorOptions
+from ray_apps.predictor.deploy.options import DedicatedOptions, PoolOptions, PredictorOptions
 
 __all__ = [
     "POOL_APP",

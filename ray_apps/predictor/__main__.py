@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ray_apps.predictor.door import Door
-    from ray_apps.predictor.options import PoolOptions, PredictorOptions
+    from ray_apps.predictor.deploy.options import PoolOptions, PredictorOptions
+    from ray_apps.predictor.http.endpoint import Door
 
 FAST = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -35,7 +35,7 @@ FAST = {
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "ray_apps.predictor.middleware.middlewares",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "ray_apps.predictor.http.bypass.middlewares",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
     "RAY_worker_niceness": "0",  # Ray's default of 15 lets any other program starve the replicas
 }
@@ -127,8 +127,8 @@ def _serve_bare(arguments: argparse.Namespace) -> None:
     import torch  # late, as the rest: with Ray, Serve's settings must be in the environment first
     import uvloop
 
-    from ray_apps.predictor.bare import serve_bare
-    from ray_apps.predictor.deployment import build_pool, build_predictor
+    from ray_apps.predictor.deploy.deployment import build_pool, build_predictor
+    from ray_apps.predictor.deploy.standalone import serve_bare
 
     torch.set_num_threads(1)  # as a replica of less than two CPUs
     sys.setswitchinterval(0.001)
@@ -143,7 +143,7 @@ def _serve_bare(arguments: argparse.Namespace) -> None:
 
 
 def _options(arguments: argparse.Namespace, **scale: Any) -> PredictorOptions:
-    from ray_apps.predictor.options import PredictorOptions  # late, as above
+    from ray_apps.predictor.deploy.options import PredictorOptions  # late, as above
 
     return PredictorOptions.from_environment(
         os.environ,
@@ -176,7 +176,7 @@ def _elsewhere(arguments: argparse.Namespace) -> PredictorOptions:
 
 
 def _pool_options(arguments: argparse.Namespace) -> PoolOptions:
-    from ray_apps.predictor.options import PoolOptions  # late, as above
+    from ray_apps.predictor.deploy.options import PoolOptions  # late, as above
 
     return PoolOptions.from_environment(
         os.environ,
@@ -254,7 +254,7 @@ def _cluster(num_cpus: int) -> Iterator[None]:
 
 
 def _deploy_models(arguments: argparse.Namespace) -> None:
-    from ray_apps.predictor.deployment import deploy_model, deploy_pool  # late, as above
+    from ray_apps.predictor.deploy.deployment import deploy_model, deploy_pool  # late, as above
 
     for model in arguments.models:
         deploy_model(model, _here(arguments))

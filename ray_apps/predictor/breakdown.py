@@ -31,15 +31,15 @@ import torch
 from functions.model_formats.program import export_program, save_program
 from functions.prediction_log import Brief
 from functions.prediction_log.wal import WriteAheadLog
-from ray_apps.predictor.captures import REPEATS
-from ray_apps.predictor.card_scoring import CardScorer
-from ray_apps.predictor.doorkeeper import Doorkeeper
-from ray_apps.predictor.engine import Engine
-from ray_apps.predictor.http import HttpDoor
-from ray_apps.predictor.protocol import InferResponse, decode_request, encode_response
-from ray_apps.predictor.recording import Recorder
-from ray_apps.predictor.scoring import load_scorer
-from ray_apps.predictor.service import Predictor
+from ray_apps.predictor.http.app import HttpDoor
+from ray_apps.predictor.http.auth import Doorkeeper
+from ray_apps.predictor.inference.recording import Recorder
+from ray_apps.predictor.inference.service import Predictor
+from ray_apps.predictor.protocol.json import InferResponse, decode_request, encode_response
+from ray_apps.predictor.versions.cuda_graphs import REPEATS
+from ray_apps.predictor.versions.cuda_scoring import CardScorer
+from ray_apps.predictor.versions.engine import Engine
+from ray_apps.predictor.versions.scoring import load_scorer
 from registry import Access, Registry, Signature, TensorSpec, open_store
 
 ROUNDS = 2_000

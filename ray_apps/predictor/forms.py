@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 import numpy as np
 
 if TYPE_CHECKING:
-    from ray_apps.predictor.protocol import InferRequest
+    from ray_apps.predictor.protocol.json import InferRequest
 
 __all__ = ["Form", "Forms", "may_come_again"]
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ray_apps.predictor.engine import Engine
+from ray_apps.predictor.versions.engine import Engine
 from registry import ObjectStore, Registry, Signature
 
 _SPEC = {"datatype": "FP32", "shape": [-1, 1]}

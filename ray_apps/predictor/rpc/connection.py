@@ -13,7 +13,6 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, Protocol, cast
 
-from ray_apps.predictor.gathering import Gathered
 from ray_apps.predictor.rpc.frames import (
     ACK,
     CALM,
@@ -50,6 +49,7 @@ from ray_apps.predictor.rpc.frames import (
 )
 from ray_apps.predictor.rpc.heads import MAX_BYTES, Head, HeadError, Heads, write_fields
 from ray_apps.predictor.rpc.outbox import Outbox, Port, Stream
+from ray_apps.predictor.write_coalescing import Gathered
 
 __all__ = ["PATIENCE_S", "Connection", "Service"]
 

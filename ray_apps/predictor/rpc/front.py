@@ -18,8 +18,8 @@ from urllib.parse import quote
 import orjson
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it ships no types
 
-from ray_apps.predictor.errors import BadRequest, Overloaded, PredictorError
-from ray_apps.predictor.messages import (
+from ray_apps.predictor.protocol.errors import BadRequest, Overloaded, PredictorError
+from ray_apps.predictor.protocol.messages import (
     METHODS,
     SERVICE,
     ModelMetadataResponse,
@@ -28,7 +28,7 @@ from ray_apps.predictor.messages import (
     ServerMetadataResponse,
     ServerReadyResponse,
 )
-from ray_apps.predictor.protobuf import PROTOBUF, read_addressee
+from ray_apps.predictor.protocol.protobuf import PROTOBUF, read_addressee
 from ray_apps.predictor.rpc.heads import Head, write_status
 from ray_apps.predictor.rpc.upstream import Answer, UpstreamError
 from ray_apps.predictor.rpc.wire import NotServed, read_message, write_message

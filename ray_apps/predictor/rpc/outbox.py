@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from ray_apps.predictor.gathering import Gathered
 from ray_apps.predictor.rpc.frames import (
     DATA,
     DEFAULT_WINDOW,
@@ -20,6 +19,7 @@ from ray_apps.predictor.rpc.frames import (
 )
 from ray_apps.predictor.rpc.heads import Head, write_fields
 from ray_apps.predictor.rpc.wire import ENCODINGS
+from ray_apps.predictor.write_coalescing import Gathered
 
 __all__ = ["Outbox", "Port", "Stream"]
 

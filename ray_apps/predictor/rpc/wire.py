@@ -9,7 +9,7 @@ import struct
 import zlib
 from typing import Final
 
-from ray_apps.predictor.errors import BadRequest, PredictorError, TooLarge
+from ray_apps.predictor.protocol.errors import BadRequest, PredictorError, TooLarge
 
 __all__ = ["ENCODINGS", "NotServed", "read_message", "write_message"]
 

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from ray_apps.predictor.doorkeeper import Doorkeeper
-from ray_apps.predictor.engine import Engine
-from ray_apps.predictor.http import HttpDoor
-from ray_apps.predictor.recording import Recorder
-from ray_apps.predictor.service import Predictor
+from ray_apps.predictor.http.app import HttpDoor
+from ray_apps.predictor.http.auth import Doorkeeper
+from ray_apps.predictor.inference.recording import Recorder
+from ray_apps.predictor.inference.service import Predictor
+from ray_apps.predictor.versions.engine import Engine
 from registry import Access, Registry, Signature, TensorSpec, open_store
 
 

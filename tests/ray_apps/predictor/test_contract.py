@@ -12,14 +12,14 @@ import pytest
 import schemathesis
 from schemathesis import engine
 
-from ray_apps.predictor.bare import Doors
-from ray_apps.predictor.doorkeeper import Doorkeeper
-from ray_apps.predictor.engine import Engine
-from ray_apps.predictor.http import HttpDoor
-from ray_apps.predictor.pool import Pool
-from ray_apps.predictor.pool_door import PoolDoor
-from ray_apps.predictor.recording import Recorder
-from ray_apps.predictor.service import Predictor
+from ray_apps.predictor.deploy.pool import Pool
+from ray_apps.predictor.deploy.pool_app import PoolDoor
+from ray_apps.predictor.deploy.standalone import Doors
+from ray_apps.predictor.http.app import HttpDoor
+from ray_apps.predictor.http.auth import Doorkeeper
+from ray_apps.predictor.inference.recording import Recorder
+from ray_apps.predictor.inference.service import Predictor
+from ray_apps.predictor.versions.engine import Engine
 from registry import Access, Registry, open_store
 from tests.ray_apps.predictor.conftest import SIGNATURE, MemoryLog, load_answer
 

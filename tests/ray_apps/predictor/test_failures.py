@@ -9,7 +9,7 @@ import pytest
 
 from functions.evaluation.realised_loss import score
 from functions.prediction_log.records import LABELS, prediction_columns
-from ray_apps.predictor.recording import MAX_FAILURES, Failure, Recorder
+from ray_apps.predictor.inference.recording import MAX_FAILURES, Failure, Recorder
 from tests.ray_apps.predictor.conftest import Kitchen, MemoryLog, tensors
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ray_apps.predictor.explain import Explain, Explanation
-from ray_apps.predictor.loaded import LoadError, load_version
-from ray_apps.predictor.scoring import load_scorer
+from ray_apps.predictor.inference.explain import Explain, Explanation
+from ray_apps.predictor.versions.loaded import LoadError, load_version
+from ray_apps.predictor.versions.scoring import load_scorer
 from registry import ModelVersion
 from tests.ray_apps.predictor.conftest import SIGNATURE
 

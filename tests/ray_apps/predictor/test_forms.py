@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from tritonclient.grpc import service_pb2
 
-from ray_apps.predictor import forms, protobuf, protocol
-from ray_apps.predictor.datatypes import DTYPES, datatype_of, pack
-from ray_apps.predictor.errors import PredictorError
+from ray_apps.predictor import forms
 from ray_apps.predictor.forms import Forms
-from ray_apps.predictor.protocol import InferRequest
+from ray_apps.predictor.protocol import json as protocol
+from ray_apps.predictor.protocol import protobuf
+from ray_apps.predictor.protocol.datatypes import DTYPES, datatype_of, pack
+from ray_apps.predictor.protocol.errors import PredictorError
+from ray_apps.predictor.protocol.json import InferRequest
 
 Read = Callable[[Any], tuple[InferRequest, bool]]
 Binary = tuple[bytes, int]

@@ -13,8 +13,8 @@ import uvicorn
 import uvloop
 from uvicorn.config import HTTP_PROTOCOLS
 
-from ray_apps.predictor.gathering import GatheringProtocol
-from ray_apps.predictor.middleware import middlewares
+from ray_apps.predictor.http.bypass import middlewares
+from ray_apps.predictor.write_coalescing import GatheringProtocol
 
 BIG = 8 << 20
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from functions.prediction_log.records import prediction_columns
-from ray_apps.predictor.routes import Routes
+from ray_apps.predictor.versions.routes import Routes
 from registry import LayerShare, TrafficRule
 from registry.models.traffic import BUCKETS
 from tests.ray_apps.predictor.conftest import Kitchen, tensors

@@ -16,14 +16,14 @@ import tritonclient.grpc as triton
 import uvicorn
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from ray_apps.predictor.bare import Doors
-from ray_apps.predictor.datatypes import DTYPES
-from ray_apps.predictor.doorkeeper import Doorkeeper
-from ray_apps.predictor.engine import Engine
-from ray_apps.predictor.http import HttpDoor
-from ray_apps.predictor.recording import Recorder
+from ray_apps.predictor.deploy.standalone import Doors
+from ray_apps.predictor.http.app import HttpDoor
+from ray_apps.predictor.http.auth import Doorkeeper
+from ray_apps.predictor.inference.recording import Recorder
+from ray_apps.predictor.inference.service import Predictor
+from ray_apps.predictor.protocol.datatypes import DTYPES
 from ray_apps.predictor.rpc import Front, Listener, Upstream
-from ray_apps.predictor.service import Predictor
+from ray_apps.predictor.versions.engine import Engine
 from registry import Access, Condition, Registry, Signature, TensorSpec, TrafficRule, open_store
 from tests.ports import free_port
 from tests.ray_apps.predictor.conftest import MemoryLog

@@ -9,7 +9,7 @@ import pytest
 import tritonclient.grpc as triton
 import tritonclient.http as triton_http
 
-from ray_apps.predictor.datatypes import DTYPES
+from ray_apps.predictor.protocol.datatypes import DTYPES
 from tests.ray_apps.predictor.rpc.conftest import TYPED, Counter, inputs, place, typed_request, values
 
 

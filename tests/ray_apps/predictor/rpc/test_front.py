@@ -11,7 +11,7 @@ import pytest
 import tritonclient.grpc as triton
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from ray_apps.predictor import messages
+from ray_apps.predictor.protocol import messages
 from ray_apps.predictor.rpc import Front, Listener, Upstream
 from ray_apps.predictor.rpc.upstream import Answer
 from tests.ports import free_port

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
-from ray_apps.predictor.datatypes import DTYPES
+from ray_apps.predictor.protocol.datatypes import DTYPES
 from tests.ray_apps.predictor.rpc.conftest import TYPED, Counter, inputs
 
 

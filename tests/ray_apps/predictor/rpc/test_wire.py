@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_apps.predictor.errors import BadRequest, TooLarge
+from ray_apps.predictor.protocol.errors import BadRequest, TooLarge
 from ray_apps.predictor.rpc.wire import NotServed, read_message, write_message
 
 

@@ -1,0 +1,1 @@
+"""How a predictor is deployed: on Serve, in a pool, by version, or standalone without Ray."""

@@ -1,0 +1,265 @@
+"""The predictor as Serve applications: one per model under `/v2/models/{name}`, and a pool for the rest."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+from ray.serve.schema import LoggingConfig
+
+from featurestore import FeatureStore
+from functions.prediction_log import LogWriter
+from functions.runtime.clock import clock_named
+from ray_apps.predictor.deploy.dedicated import ServeSite
+from ray_apps.predictor.deploy.latency import TimedDoor, Timing
+from ray_apps.predictor.deploy.options import PoolOptions, PredictorOptions
+from ray_apps.predictor.deploy.pool import Pool
+from ray_apps.predictor.deploy.pool_app import PoolDoor
+from ray_apps.predictor.deploy.process import freeze, furnish_process
+from ray_apps.predictor.deploy.remote import Dedicated
+from ray_apps.predictor.http.app import HttpDoor
+from ray_apps.predictor.http.auth import Doorkeeper, Gate, OpenDoor
+from ray_apps.predictor.http.bypass import open_lane
+from ray_apps.predictor.http.endpoint import Door
+from ray_apps.predictor.inference.recording import Recorder
+from ray_apps.predictor.inference.service import Predictor
+from ray_apps.predictor.versions.engine import Engine, Place
+from registry import Registry, open_store
+from registry.access.tokens import Access
+from registry.errors import Unavailable
+
+__all__ = [
+    "POOL_APP",
+    "POOL_PREFIX",
+    "app_name",
+    "application",
+    "build_pool",
+    "build_predictor",
+    "deploy_model",
+    "deploy_pool",
+    "pool_application",
+    "route_prefix",
+]
+
+POOL_APP = "pool"
+"""The Serve application of the pool."""
+POOL_PREFIX = "/v2/models"
+"""Where the pool stands: Serve prefers the longer prefix of a model that has an application of its own."""
+
+
+def app_name(model: str) -> str:
+    """The Serve application that serves a model."""
+    return f"predictor-{model}"
+
+
+def route_prefix(model: str) -> str:
+    """Where a model is served."""
+    return f"/v2/models/{model}"
+
+
+class _Platform:
+    """What all models of a replica share."""
+
+    def __init__(self, name: str, options: PredictorOptions) -> None:
+        self._options = options
+        self._store = open_store(options.store_url)
+        self._clock = clock_named("replay" if options.replay else "system", options.redis_url)
+        self._features: FeatureStore | None = None
+        self._log: LogWriter | None = None
+        if options.redis_url is not None:
+            self._features = FeatureStore(self._store, redis_url=options.redis_url, clock=self._clock)
+            if options.log:
+                self._log = LogWriter(
+                    options.wal, "predictions", options.redis_url, limit_bytes=options.log_limit_bytes
+                )
+        access = Access(self._store, actor=f"predictor/{name}")
+        self.gate: Gate = OpenDoor()
+        if options.authentication:
+            with contextlib.suppress(Unavailable):  # then it learns them later
+                access.read()
+            self.gate = Doorkeeper(access)
+
+    @property
+    def max_in_flight(self) -> int:
+        """How many requests a replica holds at once."""
+        return self._options.max_ongoing_requests + max(0, self._options.max_queued_requests)
+
+    def door(self, model: str, *, retain: int = 2, place: Place | None = None) -> HttpDoor:
+        """The HTTP door to a model, nothing loaded.
+
+        retain: versions kept after the policy dropped them. place: where they are loaded, if not here.
+        """
+        from ray_apps.predictor.versions.scoring import (
+            load_scorer,  # late: torch is for replicas, not for who deploys
+        )
+
+        registry = Registry(self._store, actor=f"predictor/{model}")
+        scratch = Path(tempfile.gettempdir()) / "toque-loading"
+        poll_s = self._options.poll_s
+        engine = Engine(
+            model, registry, load_scorer, scratch=scratch, poll_s=poll_s, retain=retain, place=place
+        )
+        predictor = Predictor(
+            engine,
+            Recorder(model, self._log),
+            features=self._features,
+            clock=self._clock if self._options.replay else None,
+            replay=self._options.replay,
+            shadow_limit=self._options.shadow_limit,
+        )
+        return HttpDoor(
+            predictor,
+            self.gate,
+            max_body_bytes=self._options.max_body_bytes,
+            max_in_flight=self.max_in_flight,
+        )
+
+
+def build_predictor(model: str, options: PredictorOptions) -> HttpDoor:
+    """A model's ASGI application, its versions loaded and followed: for tests and servers without Serve.
+
+    Raises: ValueError if its versions are to have deployments of their own.
+    """
+    if options.dedicated is not None:
+        raise ValueError("options.dedicated needs Serve, for a version's deployment; leave it out here")
+    door = _Platform(model, options).door(model)
+    door.predictor.engine.start()
+    return door
+
+
+async def _open_door(model: str, options: PredictorOptions, release: int) -> HttpDoor:
+    """The same in a replica of Serve, whose loop must go on meanwhile: a version elsewhere is asked on it."""
+    own = options.dedicated
+    if own is None:
+        return build_predictor(model, options)
+    loop = asyncio.get_running_loop()
+    site = ServeSite(model, options, own, release=release)
+    dedicated = Dedicated(site, loop=loop, release=release, start_timeout_s=own.start_timeout_s)
+    door = _Platform(model, options).door(model, retain=1, place=dedicated)
+    engine = door.predictor.engine
+    dedicated.start(lambda: engine.loaded)
+    starting = loop.run_in_executor(None, engine.start)
+    # The champion comes first: a canary that finds no room must not keep it from answering.
+    while engine.routes.champion is None and not starting.done():
+        await asyncio.wait([starting], timeout=0.05)
+    if starting.done():
+        starting.result()
+    return door
+
+
+def build_pool(options: PoolOptions) -> PoolDoor:
+    """The ASGI application of a pool, empty: as `build_predictor`."""
+    platform = _Platform("pool", options)
+    pool = Pool(
+        lambda model: platform.door(model, retain=1),
+        limit_bytes=options.memory_limit_bytes,
+        pinned=options.pinned,
+        poll_s=options.poll_s,
+        max_waiting=max(1, platform.max_in_flight // 2),
+    )
+    return PoolDoor(pool, platform.gate, max_in_flight=platform.max_in_flight)
+
+
+def _timed(door: Door, options: PredictorOptions) -> Door:
+    return door if options.max_replicas is None else TimedDoor(door, Timing())
+
+
+def _open_lane(prefix: str, door: Door, options: PredictorOptions) -> None:
+    if (
+        options.max_replicas is None
+    ):  # else Serve has to count the requests, or it stops replicas that are busy
+        open_lane(prefix, door)
+
+
+@serve.ingress()
+class PredictorReplica:
+    """One replica of a model's predictor."""
+
+    async def __init__(self, model: str, options: dict[str, Any], release: int) -> None:  # type: ignore[misc]  # Serve awaits it
+        furnish_process()
+        self._model, self._options = model, PredictorOptions.model_validate(options)
+        self._door = _timed(await _open_door(model, self._options, release), self._options)
+        freeze()
+
+    def __serve_build_asgi_app__(self) -> Door:
+        """The application that Serve's HTTP server of this replica calls."""
+        _open_lane(route_prefix(self._model), self._door, self._options)
+        return self._door
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve asks for once a second, where replicas come and go."""
+        return self._door.figures()
+
+
+@serve.ingress()
+class PoolReplica:
+    """One replica of the pool."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        furnish_process()
+        self._options = PoolOptions.model_validate(options)
+        self._door = _timed(build_pool(self._options), self._options)
+        freeze()
+
+    def __serve_build_asgi_app__(self) -> Door:
+        """As a predictor's."""
+        _open_lane(POOL_PREFIX, self._door, self._options)
+        return self._door
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """As a predictor's."""
+        return self._door.figures()
+
+
+def application(model: str, options: PredictorOptions | None = None) -> serve.Application:
+    """A model's Serve application, to be run under `route_prefix(model)`.
+
+    options: by default those of this process's environment.
+    """
+    options = options if options is not None else PredictorOptions.from_environment(os.environ)
+    bound = _deployment(PredictorReplica, f"predict-{model}", options)
+    release = time.time_ns() if options.dedicated is not None else 0  # the same again is no new deploy
+    application: serve.Application = bound.bind(model, options.model_dump(mode="json"), release)
+    return application
+
+
+def pool_application(options: PoolOptions | None = None) -> serve.Application:
+    """The pool's Serve application, to be run under `POOL_PREFIX`: every model without an application of its own.
+
+    options: by default those of this process's environment.
+    """
+    options = options if options is not None else PoolOptions.from_environment(os.environ)
+    application: serve.Application = _deployment(PoolReplica, "pool", options).bind(
+        options.model_dump(mode="json")
+    )
+    return application
+
+
+def _deployment(replica: Any, name: str, options: PredictorOptions) -> Any:
+    return serve.deployment(  # Serve's overloads take a class with options for a decorator
+        replica,
+        name=name,
+        **options.scale,
+        max_ongoing_requests=options.max_ongoing_requests,
+        max_queued_requests=options.max_queued_requests,
+        ray_actor_options={"num_cpus": options.num_cpus},
+        health_check_period_s=5,
+        graceful_shutdown_timeout_s=10,
+        logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
+    )
+
+
+def deploy_model(model: str, options: PredictorOptions | None = None) -> None:
+    """Deploy or redeploy a model's application on the running Serve; returns when it is ready."""
+    serve.run(application(model, options), name=app_name(model), route_prefix=route_prefix(model))
+
+
+def deploy_pool(options: PoolOptions | None = None) -> None:
+    """Deploy or redeploy the pool on the running Serve; returns when it is ready."""
+    serve.run(pool_application(options), name=POOL_APP, route_prefix=POOL_PREFIX)

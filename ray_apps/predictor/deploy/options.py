@@ -1,0 +1,172 @@
+"""How a predictor is deployed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from functions.prediction_log import default_wal_root
+from functions.runtime.context import context_of
+from ray_apps.predictor.deploy.scaling import Policy
+
+__all__ = ["DedicatedOptions", "PoolOptions", "PredictorOptions"]
+
+POLICY = f"{Policy.__module__}:{Policy.__name__}"
+"""Where Serve imports it from, to send it to its controller."""
+
+
+class DedicatedOptions(BaseModel):
+    """The deployment that each live version has to itself.
+
+    min_replicas, max_replicas: as many as it takes, as a predictor's; 0: none while nobody asks. target_latency_ms:
+    as a predictor's, of the version's own answers. num_cpus, num_gpus: reserved for each. start_timeout_s: how long a version may take until it answers its example, and a
+    request waits for a replica that starts. linger_s: how long a deployment stays once no door holds its version.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min_replicas: int = Field(default=1, ge=0)
+    max_replicas: int = Field(default=1, ge=1)
+    target_latency_ms: float | None = Field(default=None, gt=0)
+    num_cpus: float = Field(default=1.0, ge=0)
+    num_gpus: float = Field(default=0.0, ge=0)
+    start_timeout_s: float = Field(default=300.0, gt=0)
+    linger_s: float = Field(default=60.0, ge=10)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        _check_bounds(self.min_replicas, self.max_replicas)
+        if self.target_latency_ms is not None and self.min_replicas == self.max_replicas:
+            raise ValueError(
+                f"target_latency_ms={self.target_latency_ms:g} for always {self.max_replicas} replicas: "
+                "raise max_replicas, or leave it out"
+            )
+        return self
+
+
+class PredictorOptions(BaseModel):
+    """Where a predictor finds its memory, and its bounds.
+
+    store_url, redis_url: the platform's store and Redis (None: no requests by key, no log). replay: the platform
+    runs on the replay clock. authentication: False lets everybody in. log: whether answers are logged.
+    wal_root: folder of the write-ahead files (default: beside the store). log_limit_bytes: their bound for each
+    replica. poll_s: how often the traffic policy is read. num_replicas, num_cpus, max_ongoing_requests,
+    max_queued_requests: Serve's; beyond both a caller is told to come again. max_body_bytes: of one request.
+    shadow_limit: how many requests may wait for shadows before they are dropped.
+
+    max_replicas: goes before num_replicas; as many replicas as it takes for `target_in_flight` requests in each,
+    at least `min_replicas`. With none (0) a model takes no process once nobody asked for `idle_s`, and the next
+    request waits for a replica to start. Serve counts the requests then, which costs each 0.1 ms.
+    target_latency_ms: as many as it takes, too, for 95 % of the answers to take less than this, but never more than
+    requests in flight; the larger number wins.
+
+    dedicated: versions have deployments of their own, and the replicas here are only their door.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    store_url: str
+    redis_url: str | None = None
+    replay: bool = False
+    authentication: bool = True
+    log: bool = True
+    wal_root: Path | None = None
+    log_limit_bytes: int = Field(default=1 << 30, ge=1 << 16)
+    poll_s: float = Field(default=0.25, gt=0)
+    num_replicas: int = Field(default=1, ge=1)
+    min_replicas: int = Field(default=1, ge=0)
+    max_replicas: int | None = Field(default=None, ge=1)
+    target_in_flight: float = Field(default=8.0, gt=0)
+    target_latency_ms: float | None = Field(default=None, gt=0)
+    idle_s: float = Field(default=300.0, ge=0)
+    num_cpus: float = Field(default=0.5, ge=0)
+    max_ongoing_requests: int = Field(default=256, ge=1)
+    max_queued_requests: int = Field(default=1_024, ge=-1)
+    max_body_bytes: int = Field(default=64 << 20, ge=1 << 10)
+    shadow_limit: int = Field(default=256, ge=1)
+    dedicated: DedicatedOptions | None = None
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str], **changes: Any) -> Self:
+        """Options of the platform that `TOQUE_STORE`, `TOQUE_REDIS_URL` and `TOQUE_CLOCK` name.
+
+        changes: fields that differ. Raises: ValueError if the environment contradicts itself.
+        """
+        here = context_of(environment)
+        found = {
+            "store_url": here.store_url,
+            "redis_url": here.redis_url,
+            "replay": environment.get("TOQUE_CLOCK") == "replay",
+            "wal_root": environment.get("TOQUE_WAL") or None,
+        }
+        return cls.model_validate(found | changes)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.max_replicas is not None:
+            _check_bounds(self.min_replicas, self.max_replicas)
+            if self.dedicated is not None:
+                raise ValueError(
+                    f"max_replicas={self.max_replicas} with dedicated: versions are scaled, their door is not; "
+                    "say dedicated.max_replicas, and num_replicas for the door"
+                )
+        elif self.target_latency_ms is not None:
+            raise ValueError(
+                f"target_latency_ms={self.target_latency_ms:g} without max_replicas: nothing is scaled; say "
+                f"{'dedicated.target_latency_ms' if self.dedicated is not None else 'max_replicas'}"
+            )
+        return self
+
+    @property
+    def scale(self) -> dict[str, Any]:
+        """How many replicas, in the words of a Serve deployment."""
+        if self.max_replicas is None:
+            return {"num_replicas": self.num_replicas}
+        return {
+            "autoscaling_config": {
+                "min_replicas": self.min_replicas,
+                "initial_replicas": max(1, self.min_replicas),
+                "max_replicas": self.max_replicas,
+                "target_ongoing_requests": self.target_in_flight,
+                "upscale_delay_s": 2.0,
+                "downscale_delay_s": max(30.0, self.idle_s) if self.min_replicas else self.idle_s,
+                "downscale_to_zero_delay_s": self.idle_s,
+                "look_back_period_s": 5.0,
+                "metrics_interval_s": 1.0,
+                "policy": {
+                    "policy_function": POLICY,
+                    "policy_kwargs": {"target_latency_ms": self.target_latency_ms},
+                },
+            }
+        }
+
+    @property
+    def wal(self) -> Path:
+        """The folder of the write-ahead files."""
+        return self.wal_root if self.wal_root is not None else default_wal_root(self.store_url)
+
+
+class PoolOptions(PredictorOptions):
+    """How the pool is deployed: as a predictor, and
+
+    memory_limit_bytes: for the models of one replica, as estimated from their files (the process itself takes
+    some 400 MB beside them). pinned: models that are loaded at the start and never evicted.
+    """
+
+    num_replicas: int = Field(default=2, ge=1)
+    memory_limit_bytes: int = Field(default=1 << 30, ge=1 << 20)
+    pinned: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if self.dedicated is not None:
+            raise ValueError("dedicated: a pool's versions live in its replicas; leave it out")
+        return self
+
+
+def _check_bounds(least: int, most: int) -> None:
+    if least > most:
+        raise ValueError(f"min_replicas={least} is more than max_replicas={most}; raise max_replicas")

@@ -1,0 +1,48 @@
+"""The HTTP door to a pool: below the path it is mounted at, the routes of every model by its name."""
+
+from __future__ import annotations
+
+import orjson
+
+from ray_apps.predictor.deploy.pool import Pool
+from ray_apps.predictor.http.auth import Gate
+from ray_apps.predictor.http.endpoint import JSON, Answer, Door, Request
+from ray_apps.predictor.protocol.errors import NotFound
+from registry import InvalidInput
+from registry.names import check_name
+
+__all__ = ["PoolDoor"]
+
+
+class PoolDoor(Door):
+    """An ASGI application that serves a pool's models; `GET /` tells of the pool itself.
+
+    gate: who may come in; asked before anything is loaded. max_in_flight: of all models together.
+    """
+
+    def __init__(self, pool: Pool, gate: Gate, *, max_in_flight: int = 1_280) -> None:
+        super().__init__(max_in_flight=max_in_flight)
+        self.pool, self.gate = pool, gate
+
+    async def close(self) -> None:
+        """End the pool."""
+        await self.pool.close()
+
+    def opened(self) -> None:
+        """Load what is pinned, before anybody asks."""
+        self.pool.start()
+
+    async def answer(self, request: Request) -> Answer:
+        """Status, headers and body of the answer to one request. Raises: PredictorError."""
+        await self.gate.admit(request.headers.get(b"authorization"))
+        self.pool.start()
+        path = request.path.removeprefix("/")
+        name = path.partition("/")[0]
+        if not name:
+            return 200, [JSON], orjson.dumps(self.pool.describe())
+        try:
+            check_name(name, what="model")
+        except InvalidInput as error:
+            raise NotFound(f"path: {error}") from None
+        request.path = path.removeprefix(name)
+        return await self.pool.answer(name, request)

@@ -1,0 +1,222 @@
+"""The HTTP door: the Open Inference Protocol's routes of one model as a bare ASGI application."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import zlib
+from typing import Any
+
+import orjson
+
+from ray_apps.predictor.http.auth import Gate
+from ray_apps.predictor.http.endpoint import JSON, Answer, Door, Request
+from ray_apps.predictor.inference.caller import Caller
+from ray_apps.predictor.inference.service import Predictor
+from ray_apps.predictor.protocol.errors import BadRequest, DeadlineExceeded, NotFound, TooLarge
+from ray_apps.predictor.protocol.json import InferRequest, InferResponse, decode_request, encode_response
+from ray_apps.predictor.protocol.protobuf import PROTOBUF, decode_message, encode_message
+from ray_apps.predictor.versions.loaded import LoadedVersion
+
+__all__ = ["HttpDoor", "metadata"]
+
+ARM = b"x-toque-arm"
+"""Header that asks for one arm of the split, whoever asks."""
+_VERSIONED = re.compile(r"/versions/([0-9]{1,9})(/infer|/ready|)")
+
+
+class HttpDoor(Door):
+    """An ASGI application that serves one model below the path it is mounted at.
+
+    gate: who may come in; applies to every route. max_body_bytes: bound on a request's body, unpacked.
+    max_in_flight: beyond it requests are refused with 429.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        gate: Gate,
+        *,
+        max_body_bytes: int = 64 << 20,
+        max_in_flight: int = 1_280,
+    ) -> None:
+        super().__init__(max_in_flight=max_in_flight)
+        self.predictor, self.gate = predictor, gate
+        self.max_body_bytes = max_body_bytes
+
+    async def close(self) -> None:
+        """Stop the predictor."""
+        await self.predictor.close()
+
+    async def answer(self, request: Request) -> Answer:
+        """Status, headers and body of the answer to one request. Raises: PredictorError."""
+        await self.gate.admit(request.headers.get(b"authorization"))
+        path = request.path
+        if path == "/infer" and request.method == "POST":
+            return await self._infer(request, None)
+        if path in {"", "/", "/ready", "/status"}:
+            _only(request, "GET")
+            return self._look(path)
+        matched = _VERSIONED.fullmatch(path)
+        if matched is None:
+            _only(request, "POST" if path == "/infer" else request.method)
+            raise NotFound(
+                f"path: no route {path!r} on a model; see /v2/models/{self.predictor.engine.model}"
+            )
+        number, action = int(matched[1]), matched[2]
+        _only(request, "POST" if action == "/infer" else "GET")
+        if action == "/infer":
+            return await self._infer(request, number)
+        return self._look_at(number, action)
+
+    async def _infer(self, request: Request, number: int | None) -> Answer:
+        headers = request.headers
+        until = _until(headers.get(b"x-request-timeout-ms"))
+        body = await _read(request, self.max_body_bytes)
+        as_message = headers.get(b"content-type") == PROTOBUF
+        if as_message:
+            asked, typed = decode_message(body)
+        else:
+            asked = decode_request(body, _header_length(headers.get(b"inference-header-content-length")))
+        if number is None and ARM in headers:
+            number = self.predictor.pinned(headers[ARM].decode("latin-1"))
+        caller = Caller(request.receive, request.moment)
+        if until is None and "timeout" not in asked.parameters:
+            response: InferResponse = await self.predictor.infer(asked, number=number, caller=caller)
+        else:
+            response = await self._infer_in_time(asked, number, caller, until)
+        if as_message:
+            return 200, [(b"content-type", PROTOBUF)], encode_message(response, asked, typed=typed)
+        encoded, json_bytes = encode_response(response, asked)
+        if json_bytes is None:
+            return 200, [JSON], encoded
+        length = (b"inference-header-content-length", b"%d" % json_bytes)
+        return 200, [(b"content-type", b"application/octet-stream"), length], encoded
+
+    async def _infer_in_time(
+        self, request: InferRequest, number: int | None, caller: Caller, until: float | None
+    ) -> InferResponse:
+        """Answer before the earlier of a header's and a parameter's deadline; later work is dropped."""
+        limits = [moment for moment in (until, _until_by_parameter(request)) if moment is not None]
+        try:
+            async with asyncio.timeout_at(min(limits, default=None)):
+                return await self.predictor.infer(request, number=number, caller=caller)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                "deadline: it passed before the answer was there; allow more time"
+            ) from None
+
+    def _look(self, path: str) -> Answer:
+        champion = self.predictor.engine.routes.champion
+        if path == "/status":
+            return 200, [JSON], orjson.dumps(self.predictor.describe())
+        if path == "/ready":
+            document = {"name": self.predictor.engine.model, "ready": champion is not None}
+            return 200 if champion is not None else 503, [JSON], orjson.dumps(document)
+        if champion is None:
+            raise NotFound(f"model {self.predictor.engine.model!r} has no champion that is loaded")
+        return 200, [JSON], orjson.dumps(metadata(self.predictor, champion))
+
+    def _look_at(self, number: int, action: str) -> Answer:
+        engine = self.predictor.engine
+        version = engine.find(number)
+        if action == "/ready":
+            document = {"name": engine.model, "version": str(number), "ready": version is not None}
+            return 200 if version is not None else 503, [JSON], orjson.dumps(document)
+        if version is not None:
+            return 200, [JSON], orjson.dumps(metadata(self.predictor, version))
+        raise NotFound(
+            f"model {engine.model!r} has no version {number} loaded; it has {engine.describe()['loaded']}"
+        )
+
+
+def metadata(predictor: Predictor, version: LoadedVersion) -> dict[str, Any]:
+    """The protocol's description of a model, from a version's signature."""
+    return {
+        "name": predictor.engine.model,
+        "versions": [str(number) for number in predictor.engine.describe()["loaded"]],
+        "platform": "toque",
+        "inputs": [_tensor(spec) for spec in version.signature.inputs],
+        "outputs": [_tensor(spec) for spec in version.signature.outputs],
+        "parameters": {"version": str(version.version), "feature_service": version.service},
+    }
+
+
+def _tensor(spec: Any) -> dict[str, Any]:
+    described = {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape}
+    if spec.columns is not None:
+        described["parameters"] = {"columns": spec.columns}
+    return described
+
+
+_MILLISECOND_DIGITS = 9
+
+
+def _until(value: bytes | None) -> float | None:
+    """The moment of the loop's clock by which a request with X-Request-Timeout-Ms is to be answered."""
+    if value is None:
+        return None
+    if not value.isdigit() or len(value) > _MILLISECOND_DIGITS or int(value) == 0:
+        raise BadRequest(f"X-Request-Timeout-Ms: expected a number of milliseconds > 0, got {value[:40]!r}")
+    return asyncio.get_running_loop().time() + int(value) / 1e3
+
+
+def _until_by_parameter(request: InferRequest) -> float | None:
+    """The same for `parameters.timeout`, microseconds from now, as Triton's clients say it; 0 is none."""
+    timeout = request.parameters.get("timeout", 0)
+    if type(timeout) is not int or timeout < 0:
+        raise BadRequest(f"parameters.timeout: expected microseconds, an integer >= 0, got {timeout!r:.80}")
+    return asyncio.get_running_loop().time() + timeout / 1e6 if timeout else None
+
+
+def _header_length(value: bytes | None) -> int | None:
+    if value is None:
+        return None
+    if not value.isdigit() or len(value) > 12:  # noqa: PLR2004 - digits of any body that is accepted
+        raise BadRequest(f"Inference-Header-Content-Length: expected a number of bytes, got {value[:40]!r}")
+    return int(value)
+
+
+async def _read(request: Request, limit: int) -> bytes:
+    """The body, bounded and unpacked."""
+    receive, headers = request.receive, request.headers
+    declared = headers.get(b"content-length", b"0")
+    if declared.isdigit() and int(declared[:20]) > limit:
+        raise TooLarge(f"body: {declared.decode()} bytes; at most {limit} are accepted")
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    if message.get("more_body"):
+        chunks, size = [body], len(body)
+        while message.get("more_body"):
+            message = await receive()
+            chunks.append(message.get("body", b""))
+            size += len(chunks[-1])
+            if size > limit:
+                raise TooLarge(f"body: more than {limit} bytes; send smaller batches")
+        body = b"".join(chunks)
+    if message["type"] == "http.disconnect":
+        raise BadRequest("body: the client went away before it was whole")
+    encoding = headers.get(b"content-encoding")
+    return body if encoding in {None, b"identity"} else _unpack(body, encoding, limit)
+
+
+def _unpack(body: bytes, encoding: bytes | None, limit: int) -> bytes:
+    if encoding not in {b"gzip", b"deflate"}:
+        raise BadRequest(f"Content-Encoding: {encoding!r} is not served; use gzip, deflate or none")
+    unpacker = zlib.decompressobj(47 if encoding == b"gzip" else 15)
+    try:
+        unpacked = unpacker.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise BadRequest(f"body: not {encoding.decode()}: {error}") from None
+    if len(unpacked) > limit:
+        raise TooLarge(f"body: unpacks to more than {limit} bytes; send smaller batches")
+    if not unpacker.eof:
+        raise BadRequest(f"body: the {encoding.decode()} data is cut off")
+    return unpacked
+
+
+def _only(request: Request, method: str) -> None:
+    if request.method != method and not (method == "GET" and request.method == "HEAD"):
+        refusal = BadRequest(f"method: {request.path or '/'} takes {method}, not {request.method}")
+        refusal.status = 405
+        raise refusal

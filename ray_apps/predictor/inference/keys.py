@@ -1,0 +1,245 @@
+"""Rows by key: features from the online store and request-time values, laid out as the model's tensors."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import chain
+from typing import Any, Protocol
+
+import numpy as np
+
+from featurestore.errors import InvalidRows
+from ray_apps.predictor.protocol.datatypes import Array
+from ray_apps.predictor.protocol.errors import BadRequest, NotReady
+from ray_apps.predictor.versions.loaded import LoadedVersion
+from registry.models.signature import TensorSpec
+
+__all__ = [
+    "Assembled",
+    "FeatureSource",
+    "KeyedRows",
+    "OnlineColumns",
+    "ServiceWatch",
+    "assemble",
+    "look_up",
+    "parse_keys",
+]
+
+MAX_ROWS = 4_096
+Value = str | float | int | bool | None
+_SERVICE_HELD_S = 30.0
+
+
+class OnlineColumns(Protocol):
+    """Features of some rows, by column."""
+
+    def columns(self, names: Sequence[str] | None = None) -> Mapping[str, Sequence[Any]]:
+        """Values by feature name, None where missing or expired, in the order of the rows."""
+        ...
+
+
+class FeatureSource(Protocol):
+    """The feature store, as far as serving needs it."""
+
+    def get_feature_service(self, name: str) -> Any:
+        """A feature service's definition."""
+        ...
+
+    async def get_online_features_async(
+        self, features: Any, entity_rows: Any, now: datetime | None = None
+    ) -> OnlineColumns:
+        """The rows' features as of `now`, in one round trip."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class KeyedRows:
+    """What a request by key carries: entity keys, request-time values, and the moment of a replay."""
+
+    entities: Sequence[Mapping[str, Any]]
+    request: Sequence[Mapping[str, Value]] | None = None
+    at: datetime | None = None
+
+    def merged(self) -> Sequence[Mapping[str, Any]]:
+        """Keys and request-time values together: on-demand views want both."""
+        if self.request is None:
+            return self.entities
+        return [{**values, **keys} for keys, values in zip(self.entities, self.request, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """A request by key as tensors.
+
+    missing: per row the columns that had no value. abstained: the rows that are not to be predicted for it.
+    """
+
+    inputs: dict[str, Array]
+    missing: list[list[str]]
+    abstained: Sequence[int] = ()
+
+
+def parse_keys(parameters: Mapping[str, Any], *, replay: bool) -> KeyedRows | None:
+    """The keyed rows in a request's parameters, or None if there are none.
+
+    replay: whether `at` is honoured; it is refused on a platform that runs on the wall clock.
+    Raises: BadRequest naming the parameter.
+    """
+    if "entities" not in parameters:
+        return None
+    entities = _rows(parameters["entities"], "entities", of=(str, int))
+    request = parameters.get("request")
+    if request is not None:
+        request = _rows(request, "request", of=(str, int, float, bool, type(None)))
+        if len(request) != len(entities):
+            raise BadRequest(f"parameters.request: {len(request)} rows for {len(entities)} entities")
+    return KeyedRows(entities, request, _moment(parameters.get("at"), replay=replay))
+
+
+def _rows(value: Any, name: str, *, of: tuple[type, ...]) -> Sequence[Mapping[str, Any]]:
+    if not isinstance(value, list) or not 0 < len(value) <= MAX_ROWS:
+        raise BadRequest(f"parameters.{name}: expected 1 to {MAX_ROWS} rows (a list of objects)")
+    for i, row in enumerate(value):
+        if not isinstance(row, dict):
+            raise BadRequest(f"parameters.{name}[{i}]: expected an object, got {type(row).__name__}")
+        for key, item in row.items():
+            if not isinstance(item, of) or (isinstance(item, bool) and bool not in of):
+                raise BadRequest(f"parameters.{name}[{i}].{key}: cannot take {item!r:.80}")
+            if isinstance(item, int) and not -(2**63) <= item < 2**63:
+                raise BadRequest(f"parameters.{name}[{i}].{key}: {item} does not fit 64 bits")
+    return value
+
+
+def _moment(value: Any, *, replay: bool) -> datetime | None:
+    if value is None:
+        return None
+    if not replay:
+        raise BadRequest("parameters.at: only a platform on the replay clock takes a time; leave it out")
+    try:
+        at = datetime.fromisoformat(value)
+    except (TypeError, ValueError) as error:
+        raise BadRequest(f"parameters.at: not an ISO time: {error}") from None
+    if at.tzinfo is None:
+        raise BadRequest(f"parameters.at: {value!r} has no zone; append +00:00")
+    return at
+
+
+class ServiceWatch:
+    """Sees to it that changed definitions of feature services are noticed, every half minute."""
+
+    def __init__(self, source: FeatureSource) -> None:
+        self._source = source
+        self._seen: dict[str, float] = {}
+
+    async def see(self, name: str) -> None:
+        """Read a service's definition again if that is due; an old one will do while the store is away.
+
+        Raises: NotReady if it was never read and cannot be.
+        """
+        seen = self._seen.get(name)
+        if seen is not None and time.monotonic() - seen < _SERVICE_HELD_S:
+            return
+        self._seen[name] = time.monotonic()  # one caller goes, the others do not wait
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, self._source.get_feature_service, name)
+        except Exception as error:
+            if seen is None:
+                del self._seen[name]
+                raise NotReady(f"feature service {name!r} cannot be read: {error}") from error
+
+
+async def look_up(
+    source: FeatureSource,
+    services: ServiceWatch,
+    version: LoadedVersion,
+    rows: KeyedRows,
+    now: datetime | None,
+) -> Assembled:
+    """Fetch a version's features for keyed rows, one round trip for all of them, and lay them out.
+
+    now: the moment as of which values may be used; None is the feature store's own clock.
+    Raises: BadRequest for keys that do not fit; NotReady if the online store does not answer and the version's
+    policy for missing features does not say what to do then.
+    """
+    if version.service is None:
+        raise BadRequest(f"parameters.entities: {version} has no feature service; send tensors")
+    columns = [name for spec in version.signature.inputs for name in spec.columns or ()]
+    try:
+        values = await _fetch(source, services, version.service, rows, now)
+    except NotReady:
+        if not version.missing.needs_no_store:
+            raise
+        values = {}
+    return assemble(version, columns, values, rows)
+
+
+async def _fetch(
+    source: FeatureSource, services: ServiceWatch, service: str, rows: KeyedRows, now: datetime | None
+) -> Mapping[str, Sequence[Any]]:
+    await services.see(service)
+    try:
+        found = await source.get_online_features_async(service, rows.merged(), now)
+        return found.columns()
+    except InvalidRows as error:
+        raise BadRequest(f"parameters.entities: {error}") from error
+    except Exception as error:
+        raise NotReady(f"the online store does not answer: {error}") from error
+
+
+def assemble(
+    version: LoadedVersion, columns: Sequence[str], values: Mapping[str, Sequence[Any]], rows: KeyedRows
+) -> Assembled:
+    """Lay feature values and request-time values out as the model's tensors; request-time values win.
+
+    Raises: BadRequest for a request-time column that the model does not have, or if it rejects missing values.
+    """
+    count = len(rows.entities)
+    table: dict[str, list[Any]] = {
+        name: list(values[name]) if name in values else [None] * count for name in columns
+    }
+    for i, row in enumerate(rows.merged()):  # an entity key may be a feature too: the carrier, the route
+        for name, value in row.items():
+            if name in table:
+                table[name][i] = value
+    missing = [[name for name in columns if table[name][i] is None] for i in range(count)]
+    policy = version.missing
+    if policy.action == "reject" and any(missing):
+        first = next(i for i, names in enumerate(missing) if names)
+        raise BadRequest(
+            f"parameters.entities[{first}]: no value for {missing[first]}, which {version} requires"
+        )
+    for name, value in policy.defaults.items():
+        table[name] = [value if found is None else found for found in table[name]]
+    inputs = {spec.name: _tensor(spec, table, count) for spec in version.signature.inputs}
+    abstained = [i for i, names in enumerate(missing) if names] if policy.action == "abstain" else ()
+    return Assembled(inputs, missing, abstained)
+
+
+def _tensor(spec: TensorSpec, table: Mapping[str, Sequence[Any]], count: int) -> Array:
+    if spec.columns is None:
+        raise BadRequest(f"inputs.{spec.name}: has no named columns, so keys cannot fill it; send tensors")
+    if spec.datatype == "BYTES":
+        out = np.empty((count, len(spec.columns)), dtype=object)
+        for j, name in enumerate(spec.columns):
+            out[:, j] = [_text(value) for value in table[name]]
+        return out
+    if spec.datatype not in {"FP32", "FP64"}:
+        raise BadRequest(f"inputs.{spec.name}: {spec.datatype} cannot hold missing values; send tensors")
+    dtype = np.float64 if spec.datatype == "FP64" else np.float32
+    values = [table[name] for name in spec.columns]
+    if str in map(type, chain.from_iterable(values)):  # numpy would read a number out of it
+        name, text = next(
+            (name, value) for name in spec.columns for value in table[name] if isinstance(value, str)
+        )
+        raise BadRequest(f"parameters.request.{name}: needs a number, got {text!r:.80}")
+    return np.array(values, dtype).reshape(len(values), count).T  # None becomes NaN
+
+
+def _text(value: Any) -> bytes | None:
+    if value is None:
+        return None
+    return value.encode() if isinstance(value, str) else str(value).encode()

@@ -1,0 +1,133 @@
+"""Shadow versions: they see what the champion answers, off its path, and are dropped first under load."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ray_apps.predictor.inference.keys import Assembled, KeyedRows
+from ray_apps.predictor.inference.recording import Failure, Recorder
+from ray_apps.predictor.versions.loaded import LoadedVersion
+
+__all__ = ["ShadowJob", "Shadows"]
+
+SHADOW: Final = "shadow"
+TURN_S: Final = 100e-6
+"""Between answers, so long is spent on shadows; a version that takes less answers there: a thread would cost more."""
+MAX_ROWS: Final = 32
+_log = logging.getLogger("ray.serve")
+LookUp = Callable[[LoadedVersion, KeyedRows], Awaitable[Assembled]]
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowJob:
+    """One answered request of some rows for one shadow: the answer's tensors, or the keys to look its own up."""
+
+    version: LoadedVersion
+    answered_by: LoadedVersion
+    id: str
+    unit: str | None
+    at_us: int
+    rows: int
+    found: Assembled
+    keys: KeyedRows | None
+
+
+class Shadows:
+    """A bounded queue of shadow work and the one task that does it; counts what was done, failed and dropped."""
+
+    def __init__(self, recorder: Recorder, look_up: LookUp, *, limit: int = 256) -> None:
+        self._recorder, self._look_up = recorder, look_up
+        self._queue: asyncio.Queue[ShadowJob] = asyncio.Queue(limit)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="shadow")
+        self._task: asyncio.Task[None] | None = None
+        self.scored = 0
+        self.failed = 0
+        self.dropped = 0
+
+    def offer(self, job: ShadowJob) -> None:
+        """Queue a job that there is room for; never waits."""
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._work())
+        self._queue.put_nowait(job)
+
+    def has_room(self) -> bool:
+        """Whether one more can be offered; it is counted as dropped if not."""
+        full = self._queue.full()
+        self.dropped += full
+        return not full
+
+    async def drained(self) -> None:
+        """Wait until every queued job is done."""
+        await self._queue.join()
+
+    async def close(self) -> None:
+        """Stop; what is queued is dropped."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self.dropped += self._queue.qsize()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _work(self) -> None:
+        turn = time.perf_counter()
+        while True:
+            job = await self._queue.get()
+            begin = time.perf_counter()
+            try:
+                await self._score(job, begin)
+                self.scored += 1
+            except Exception as error:  # noqa: BLE001 - a shadow may fail in any way; it must not stop the others
+                self._failed(job, error, (time.perf_counter() - begin) * 1e3)
+            finally:
+                self._queue.task_done()
+            if time.perf_counter() - turn > TURN_S:
+                await asyncio.sleep(0)  # now the answers
+                turn = time.perf_counter()
+
+    def _failed(self, job: ShadowJob, error: Exception, latency_ms: float) -> None:
+        if self.failed % 1_000 == 0:
+            _log.warning("shadow %s failed: %s (%d failures so far)", job.version, error, self.failed)
+        self.failed += 1
+        self._recorder.fail(
+            Failure(
+                id=job.id, version=job.version.version, arm=SHADOW, shadow=True, unit=job.unit,
+                at_us=job.at_us, latency_ms=latency_ms,
+                rows=job.rows, entities=job.keys.entities if job.keys is not None else None,
+            )
+        )  # fmt: skip
+
+    async def _score(self, job: ShadowJob, begin: float) -> None:
+        version, found = job.version, job.found
+        if job.keys is not None and not _same_vector(version, job.answered_by):
+            found = await self._look_up(version, job.keys)
+        rows = version.check(found.inputs)
+        if version.inline and 0 < version.example_ms < TURN_S * 1e3 and rows <= MAX_ROWS:
+            outputs = version.predict(found.inputs, found.abstained)
+        else:
+            loop = asyncio.get_running_loop()
+            outputs = await loop.run_in_executor(self._pool, version.predict, found.inputs, found.abstained)
+        keys = job.keys
+        self._recorder.record(
+            id=job.id, version=version.version, arm=SHADOW, shadow=True, unit=job.unit, at_us=job.at_us,
+            latency_ms=(time.perf_counter() - begin) * 1e3, rows=rows, inputs=found.inputs, outputs=outputs,
+            plain=version.plain and keys is None, missing=found.missing or None,
+            entities=keys.entities if keys is not None else None,
+        )  # fmt: skip
+
+    def describe(self) -> dict[str, Any]:
+        """The counts."""
+        return {"scored": self.scored, "failed": self.failed, "dropped": self.dropped}
+
+
+def _same_vector(one: LoadedVersion, other: LoadedVersion) -> bool:
+    return (one.service, one.missing, one.signature.inputs) == (
+        other.service,
+        other.missing,
+        other.signature.inputs,
+    )

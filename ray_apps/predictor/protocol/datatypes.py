@@ -1,0 +1,215 @@
+"""The tensor datatypes of the Open Inference Protocol and their numpy equivalents.
+
+BYTES tensors are numpy object arrays whose items are `bytes`, or None for a JSON null. BF16 has no numpy type and is refused.
+On the wire numbers are little-endian, as they are in the memory of every machine that Ray runs on.
+
+Source: Open Inference Protocol v2, "Tensor Data Types".
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_apps.predictor.protocol.errors import BadRequest
+
+__all__ = ["DTYPES", "Array", "cast", "datatype_of", "dtype_of", "pack", "unpack"]
+
+Array = npt.NDArray[Any]
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype(np.bool_),
+    "UINT8": np.dtype(np.uint8),
+    "UINT16": np.dtype(np.uint16),
+    "UINT32": np.dtype(np.uint32),
+    "UINT64": np.dtype(np.uint64),
+    "INT8": np.dtype(np.int8),
+    "INT16": np.dtype(np.int16),
+    "INT32": np.dtype(np.int32),
+    "INT64": np.dtype(np.int64),
+    "FP16": np.dtype(np.float16),
+    "FP32": np.dtype(np.float32),
+    "FP64": np.dtype(np.float64),
+    "BYTES": np.dtype(object),
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_LARGEST = {name: float(np.finfo(dtype).max) for name, dtype in DTYPES.items() if dtype.kind == "f"}
+_FEW = 256  # up to here Python's min and max over the list are faster than numpy's
+_LENGTH = struct.Struct("<I")
+
+
+def dtype_of(datatype: Any, field: str) -> np.dtype[Any]:
+    """The numpy dtype of a protocol datatype.
+
+    Raises: BadRequest naming `field` if the datatype is not one that is served (BF16 included).
+    """
+    dtype = DTYPES.get(datatype) if isinstance(datatype, str) else None
+    if dtype is None:
+        raise BadRequest(f"{field}.datatype: {datatype!r} is not served; use one of {', '.join(DTYPES)}")
+    return dtype
+
+
+def datatype_of(dtype: np.dtype[Any]) -> str:
+    """The protocol's name of a numpy dtype.
+
+    Raises: ValueError if the protocol has no such type.
+    """
+    name = _NAMES.get(dtype)
+    if name is None:
+        raise ValueError(f"dtype {dtype} has no Open Inference Protocol datatype; use one of {list(DTYPES)}")
+    return name
+
+
+def cast(values: Any, datatype: str, field: str) -> Array:
+    """Turn decoded JSON values (nested lists) into an array of `datatype`, refusing whatever loses a value.
+
+    values: a list, flat or nested; null is NaN in floating point tensors, None in BYTES, refused elsewhere.
+    Raises: BadRequest naming `field` for ragged lists, wrong types and values out of range.
+    """
+    dtype = dtype_of(datatype, field)
+    if not isinstance(values, list):
+        raise BadRequest(f"{field}.data: expected a list, got {type(values).__name__}")
+    if dtype.kind == "O":
+        return _text(values, field)
+    try:
+        raw = np.array(values)
+    except (ValueError, OverflowError, TypeError) as error:
+        raise BadRequest(
+            f"{field}.data: ragged or mixed lists ({error}); rows must have one length"
+        ) from None
+    if raw.size == 0:
+        return raw.astype(dtype) if raw.dtype.kind != "O" else np.zeros(raw.shape, dtype)
+    if dtype.kind == "f":
+        return _floats(raw, values, dtype, datatype, field)
+    return _exact(raw, values, dtype, datatype, field)
+
+
+def _floats(raw: Array, values: list[Any], dtype: np.dtype[Any], datatype: str, field: str) -> Array:
+    nullable = raw.dtype.kind == "O"  # nulls, or integers beyond 64 bits
+    if nullable:
+        raw = _nullable(raw, datatype, field)
+    if raw.dtype.kind not in "fiu":
+        raise BadRequest(f"{field}.data: {datatype} needs numbers, got {raw.dtype.name}")
+    limit = _LARGEST[datatype]
+    few = raw.ndim == 1 and raw.size < _FEW and not nullable
+    low, high = (min(values), max(values)) if few else _range(raw)
+    if high > limit or low < -limit:
+        raise BadRequest(f"{field}.data: a value is out of the range of {datatype}; send FP64 or clip it")
+    return raw.astype(dtype, copy=False)
+
+
+def _range(raw: Array) -> tuple[float, float]:
+    return float(np.fmin.reduce(raw, axis=None)), float(np.fmax.reduce(raw, axis=None))
+
+
+def _nullable(raw: Array, datatype: str, field: str) -> Array:
+    for value in raw.ravel():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise BadRequest(f"{field}.data: {datatype} needs numbers or null, got {value!r:.80}")
+    try:
+        return raw.astype(np.float64)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise BadRequest(f"{field}.data: {datatype} cannot hold it: {error}") from None
+
+
+def _exact(raw: Array, values: list[Any], dtype: np.dtype[Any], datatype: str, field: str) -> Array:
+    if dtype.kind == "b":
+        if raw.dtype.kind != "b":
+            raise BadRequest(f"{field}.data: BOOL needs true or false, got {raw.dtype.name}")
+        return raw
+    if raw.dtype.kind not in "iu":
+        raw = _integers(values, datatype, field)
+    info = np.iinfo(dtype)
+    low, high = int(raw.min()), int(raw.max())
+    if low < info.min or high > info.max:
+        raise BadRequest(f"{field}.data: {low if low < info.min else high} is out of the range of {datatype}")
+    return raw.astype(dtype, copy=False)
+
+
+def _integers(values: list[Any], datatype: str, field: str) -> Array:
+    """Integers that numpy did not take for such by itself, mixtures around 2**63 above all."""
+    try:
+        raw = np.array(values, dtype=object)
+    except ValueError as error:
+        raise BadRequest(f"{field}.data: ragged lists ({error}); rows must have one length") from None
+    for value in raw.ravel():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise BadRequest(f"{field}.data: {datatype} needs integers, got {value!r:.80}")
+    return raw
+
+
+def _text(values: list[Any], field: str) -> Array:
+    shape: tuple[int, ...] = ()
+    flat: list[Any] = values
+    shape = (len(flat),)
+    while flat and isinstance(flat[0], list):
+        width = len(flat[0])
+        if not all(isinstance(row, list) and len(row) == width for row in flat):
+            raise BadRequest(f"{field}.data: ragged lists; rows must have one length")
+        shape = (*shape, width)
+        flat = [item for row in flat for item in row]
+    out = np.empty(len(flat), dtype=object)
+    for i, item in enumerate(flat):
+        if item is None:
+            continue
+        if not isinstance(item, str):
+            raise BadRequest(f"{field}.data: BYTES needs strings or null, got {item!r:.80}")
+        out[i] = item.encode()
+    return out.reshape(shape)
+
+
+def unpack(data: bytes | memoryview, datatype: str, shape: tuple[int, ...], field: str) -> Array:
+    """Read a tensor's little-endian bytes; BYTES items are prefixed by a 4-byte length.
+
+    Raises: BadRequest naming `field` if the number of bytes does not fit the shape.
+    """
+    dtype = dtype_of(datatype, field)
+    size = math.prod(shape)
+    if dtype.kind == "O":
+        return _unpack_bytes(data, size, field).reshape(shape)
+    if len(data) != size * dtype.itemsize:
+        raise BadRequest(
+            f"{field}: {datatype} of shape {list(shape)} is {size * dtype.itemsize} bytes, got {len(data)}"
+        )
+    if dtype.kind == "b" and (np.frombuffer(data, np.uint8) > 1).any():
+        raise BadRequest(f"{field}: BOOL bytes must be 0 or 1")
+    return np.frombuffer(bytearray(data), dtype).reshape(shape)  # the model's own to write to, as of JSON
+
+
+def _unpack_bytes(data: bytes | memoryview, size: int, field: str) -> Array:
+    if size * _LENGTH.size > len(data):
+        raise BadRequest(f"{field}: {size} BYTES items need at least {size * 4} bytes, got {len(data)}")
+    out = np.empty(size, dtype=object)
+    at = 0
+    for i in range(size):
+        if at + _LENGTH.size > len(data):
+            raise BadRequest(f"{field}: BYTES item {i} is cut off at byte {at} of {len(data)}")
+        (length,) = _LENGTH.unpack_from(data, at)
+        at += _LENGTH.size
+        if at + length > len(data):
+            raise BadRequest(f"{field}: BYTES item {i} claims {length} bytes, {len(data) - at} are left")
+        out[i] = bytes(data[at : at + length])
+        at += length
+    if at != len(data):
+        raise BadRequest(f"{field}: {len(data) - at} bytes are left after {size} BYTES items")
+    return out
+
+
+def pack(array: Array) -> bytes:
+    """A tensor's bytes as `unpack` reads them.
+
+    Raises: TypeError if an object array holds anything but bytes or str.
+    """
+    if array.dtype.kind != "O":
+        return array.tobytes()
+    parts: list[bytes] = []
+    for item in array.ravel():
+        raw = item.encode() if isinstance(item, str) else item
+        if not isinstance(raw, bytes):
+            raise TypeError(f"a BYTES tensor holds bytes or str, got {type(item).__name__}")
+        parts += (_LENGTH.pack(len(raw)), raw)
+    return b"".join(parts)

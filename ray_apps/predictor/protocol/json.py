@@ -1,0 +1,286 @@
+"""The Open Inference Protocol v2 over HTTP: requests in, responses out, JSON and binary tensors mixed.
+
+Pure: bytes to values and back; nothing here knows a model. Every refusal is a `BadRequest` that names the
+field. JSON `null` in a floating point tensor is NaN, and NaN is written as `null`.
+
+Source: Open Inference Protocol v2 (REST), and the binary tensor data extension.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+from typing import Any
+
+import numpy as np
+import orjson
+
+from ray_apps.predictor.forms import MAX_FORM_BYTES, Form, Forms, may_come_again
+from ray_apps.predictor.protocol.datatypes import Array, cast, datatype_of, dtype_of, pack, unpack
+from ray_apps.predictor.protocol.errors import BadRequest, TooLarge
+
+__all__ = [
+    "MAX_TENSORS",
+    "InferRequest",
+    "InferResponse",
+    "check_identifier",
+    "check_output",
+    "check_shape",
+    "decode_request",
+    "encode_response",
+]
+
+MAX_ELEMENTS = 16_777_216
+MAX_TENSORS = 256
+MAX_DIMS = 8
+_NO_PARAMETERS: Mapping[str, Any] = {}
+_forms: Forms[Form] = Forms()
+"""By the JSON, and the number of bytes behind it."""
+
+
+@dataclass(slots=True)
+class InferRequest:
+    """A decoded inference request; `binary` says for each requested output whether it goes out as bytes."""
+
+    inputs: dict[str, Array]
+    id: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    outputs: tuple[str, ...] = ()
+    binary: Mapping[str, bool] = field(default_factory=dict)
+    binary_default: bool = False
+
+    def with_inputs(self, inputs: dict[str, Array]) -> InferRequest:
+        """The same request with other inputs."""
+        return InferRequest(inputs, self.id, self.parameters, self.outputs, self.binary, self.binary_default)
+
+
+@dataclass(slots=True)
+class InferResponse:
+    """What goes back: named output arrays of one version, and parameters beside them."""
+
+    model: str
+    version: int
+    outputs: Mapping[str, Array]
+    id: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def chosen(self, request: InferRequest) -> Mapping[str, Array]:
+        """The outputs that a request asks for, all of them if it names none.
+
+        Raises: BadRequest if one does not exist.
+        """
+        if not request.outputs:
+            return self.outputs
+        for name in request.outputs:
+            if name not in self.outputs:
+                raise BadRequest(f"outputs.{name}: no such output; the model has {list(self.outputs)}")
+        return {name: self.outputs[name] for name in request.outputs}
+
+
+def decode_request(body: bytes, header_length: int | None = None) -> InferRequest:
+    """Read a request body.
+
+    header_length: bytes of JSON at the start when binary tensors follow (`Inference-Header-Content-Length`).
+    Raises: BadRequest or TooLarge.
+    """
+    if header_length is None:
+        return _read(body, memoryview(b""))
+    if not 0 <= header_length <= len(body):
+        raise BadRequest(
+            f"Inference-Header-Content-Length: {header_length} is outside the body of {len(body)} bytes"
+        )
+    head, rest = body[:header_length], memoryview(body)[header_length:]
+    if header_length > MAX_FORM_BYTES:
+        return _read(head, rest)
+    key = head, len(rest)
+    known = _forms.get(key)
+    if known is not None:
+        return known.fill(rest)
+    request = _read(head, rest)
+    ends = [*accumulate(array.nbytes for array in request.inputs.values())]
+    all_behind = ends[-1:] == [len(rest)]
+    if all_behind and may_come_again(request) and _forms.came_before(key):
+        _forms.keep(key, Form(request, pairwise([0, *ends])))
+    return request
+
+
+def _read(head: bytes, rest: memoryview) -> InferRequest:
+    """A request's JSON, with the binary tensors behind it."""
+    try:
+        document = orjson.loads(head)
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"body: not JSON ({error}); send NaN as null") from None
+    if not isinstance(document, dict):
+        raise BadRequest(f"body: expected an object, got {type(document).__name__}")
+    parameters = _parameters(document, "parameters")
+    request = InferRequest(
+        inputs=_inputs(document.get("inputs", []), rest),
+        id=check_identifier(document.get("id")),
+        parameters=parameters,
+        binary_default=_flag(parameters, "binary_data_output", "parameters"),
+    )
+    if "outputs" in document:
+        _requested_outputs(document["outputs"], request)
+    return request
+
+
+def check_identifier(value: Any) -> str | None:
+    """A request's `id`, None for none. Raises: BadRequest."""
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str) or len(value) > 256:  # noqa: PLR2004 - a bound for the log's key
+        raise BadRequest(f"id: expected a string of at most 256 characters, got {value!r:.80}")
+    return value
+
+
+def _parameters(holder: Mapping[str, Any], field: str) -> Mapping[str, Any]:
+    value = holder.get("parameters")
+    if value is None:
+        return _NO_PARAMETERS
+    if not isinstance(value, dict):
+        raise BadRequest(f"{field}: expected an object, got {type(value).__name__}")
+    return value
+
+
+def _flag(parameters: Mapping[str, Any], name: str, field: str) -> bool:
+    value = parameters.get(name, False)
+    if not isinstance(value, bool):
+        raise BadRequest(f"{field}.{name}: expected true or false, got {value!r:.80}")
+    return value
+
+
+def _inputs(tensors: Any, rest: memoryview) -> dict[str, Array]:
+    if not isinstance(tensors, list) or len(tensors) > MAX_TENSORS:
+        raise BadRequest(f"inputs: expected a list of at most {MAX_TENSORS} tensors")
+    arrays: dict[str, Array] = {}
+    at = 0
+    for i, tensor in enumerate(tensors):
+        if not isinstance(tensor, dict) or not isinstance(name := tensor.get("name"), str):
+            raise BadRequest(f"inputs[{i}]: expected an object with a name")
+        if name in arrays:
+            raise BadRequest(f"inputs[{i}].name: {name!r} is given twice")
+        size = _parameters(tensor, f"inputs.{name}.parameters").get("binary_data_size")
+        if size is None:
+            arrays[name] = _json_tensor(tensor, f"inputs.{name}")
+        else:
+            arrays[name], at = _binary_tensor(tensor, size, rest, at, f"inputs.{name}")
+    if at != len(rest):
+        raise BadRequest(f"body: {len(rest) - at} binary bytes belong to no input (binary_data_size)")
+    return arrays
+
+
+def check_shape(shape: Any, field: str) -> tuple[int, ...]:
+    """The sizes of a tensor, of whatever a request has for them. Raises: BadRequest, TooLarge; they name `field`."""
+    if not isinstance(shape, list | tuple) or len(shape) > MAX_DIMS:
+        raise BadRequest(f"{field}.shape: expected a list of at most {MAX_DIMS} sizes, got {shape!r:.80}")
+    total = 1
+    for size in shape:
+        if type(size) is not int or size < 0:
+            raise BadRequest(f"{field}.shape: sizes are integers >= 0, got {size!r:.80}")
+        total *= size
+    if total > MAX_ELEMENTS:
+        raise TooLarge(f"{field}.shape: {total} elements; at most {MAX_ELEMENTS} are accepted in one request")
+    return tuple(shape)
+
+
+def _json_tensor(tensor: Mapping[str, Any], field: str) -> Array:
+    shape = check_shape(tensor.get("shape"), field)
+    if "data" not in tensor:
+        raise BadRequest(f"{field}.data: missing (and no parameters.binary_data_size)")
+    array = cast(tensor["data"], tensor.get("datatype"), field)  # type: ignore[arg-type]  # refused inside
+    if array.shape == shape:
+        return array
+    if array.size != math.prod(shape):
+        raise BadRequest(f"{field}.data: shape {list(shape)} does not hold {array.size} values")
+    if array.ndim != 1:
+        raise BadRequest(f"{field}.data: nested as {list(array.shape)}, but shape says {list(shape)}")
+    return array.reshape(shape)
+
+
+def _binary_tensor(
+    tensor: Mapping[str, Any], size: Any, rest: memoryview, at: int, field: str
+) -> tuple[Array, int]:
+    if type(size) is not int or size < 0:
+        raise BadRequest(f"{field}.parameters.binary_data_size: expected an integer >= 0, got {size!r:.80}")
+    if "data" in tensor:
+        raise BadRequest(f"{field}: has both data and binary_data_size; send one")
+    if at + size > len(rest):
+        raise BadRequest(f"{field}.parameters.binary_data_size: {size} bytes, but {len(rest) - at} are left")
+    dtype_of(tensor.get("datatype"), field)
+    array = unpack(rest[at : at + size], tensor["datatype"], check_shape(tensor.get("shape"), field), field)
+    return array, at + size
+
+
+def _requested_outputs(outputs: Any, request: InferRequest) -> None:
+    if outputs is None:
+        return
+    if not isinstance(outputs, list) or len(outputs) > MAX_TENSORS:
+        raise BadRequest(f"outputs: expected a list of at most {MAX_TENSORS} objects")
+    names: list[str] = []
+    binary: dict[str, bool] = {}
+    for i, output in enumerate(outputs):
+        if not isinstance(output, dict) or not isinstance(name := output.get("name"), str):
+            raise BadRequest(f"outputs[{i}]: expected an object with a name")
+        parameters = _parameters(output, f"outputs.{name}.parameters")
+        check_output(name, parameters)
+        if "binary_data" in parameters:
+            binary[name] = _flag(parameters, "binary_data", f"outputs.{name}.parameters")
+        names.append(name)
+    request.outputs = tuple(dict.fromkeys(names))
+    request.binary = binary
+
+
+def check_output(name: str, parameters: Mapping[str, Any]) -> None:
+    """Refuse what a requested output asks for and does not get. Raises: BadRequest."""
+    if parameters.get("classification"):
+        raise BadRequest(f"outputs.{name}.parameters.classification: not served; take the top k yourself")
+
+
+def encode_response(response: InferResponse, request: InferRequest) -> tuple[bytes, int | None]:
+    """Write a response in the form the request asked for.
+
+    Returns the body and, if binary tensors follow the JSON, the length of the JSON.
+    Raises: BadRequest if a requested output does not exist, or a BYTES output is not text and JSON was asked.
+    """
+    tensors: list[dict[str, Any]] = []
+    chunks: list[bytes] = []
+    for name, array in response.chosen(request).items():
+        tensor: dict[str, Any] = {
+            "name": name,
+            "datatype": datatype_of(array.dtype),
+            "shape": list(array.shape),
+        }
+        if request.binary.get(name, request.binary_default):
+            chunks.append(pack(array))
+            tensor["parameters"] = {"binary_data_size": len(chunks[-1])}
+        else:
+            tensor["data"] = _json_data(array, name)
+        tensors.append(tensor)
+    head = orjson.dumps(_document(response, tensors), option=orjson.OPT_SERIALIZE_NUMPY)
+    if not chunks:
+        return head, None
+    return b"".join((head, *chunks)), len(head)
+
+
+def _document(response: InferResponse, tensors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "model_name": response.model,
+        "model_version": str(response.version),
+        "outputs": tensors,
+    }
+    if response.id is not None:
+        document["id"] = response.id
+    if response.parameters:
+        document["parameters"] = response.parameters
+    return document
+
+
+def _json_data(array: Array, name: str) -> Any:
+    if array.dtype.kind != "O":
+        return np.ascontiguousarray(array).ravel()
+    try:
+        return [item.decode() if isinstance(item, bytes) else item for item in array.ravel()]
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"outputs.{name}: not UTF-8 ({error}); ask for it with binary_data=true") from None

@@ -1,0 +1,268 @@
+"""The Open Inference Protocol's messages as gRPC carries them: requests in, responses out. Pure.
+
+The same values as of `protocol`, without JSON: what a replica answers when the front passes a call on, or a caller
+sends a message over HTTP. An answer comes as it was asked: raw contents for a request with raw contents or without
+tensors, typed contents for typed ones. Parameters that a message cannot hold, `entities`, `request`, `attributes`,
+`missing`, `explain` and `explanation`, are JSON texts there.
+
+Source: Open Inference Protocol v2 (gRPC).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import orjson
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it ships no types
+
+from ray_apps.predictor.forms import MAX_FORM_BYTES, Form, Forms, may_come_again
+from ray_apps.predictor.protocol.datatypes import Array, datatype_of, dtype_of, pack, unpack
+from ray_apps.predictor.protocol.errors import BadRequest
+from ray_apps.predictor.protocol.json import (
+    MAX_TENSORS,
+    InferRequest,
+    InferResponse,
+    check_identifier,
+    check_output,
+    check_shape,
+)
+from ray_apps.predictor.protocol.messages import ModelInferRequest, ModelInferResponse
+
+__all__ = ["PROTOBUF", "decode_message", "encode_message", "read_addressee"]
+
+PROTOBUF: Final = b"application/x-protobuf"
+"""The content type of a message over HTTP."""
+
+_NAME: Final = b"\x0a"
+"""The tag of `model_name`."""
+_forms: Forms[_Known] = Forms()
+JSON_PARAMETERS = frozenset({"entities", "request", "explain", "attributes"})
+_BY_KIND = {"b": "bool_contents", "O": "bytes_contents", "f4": "fp32_contents", "f8": "fp64_contents",
+            "i8": "int64_contents", "u8": "uint64_contents", "i": "int_contents", "u": "uint_contents"}  # fmt: skip
+
+
+def decode_message(body: bytes) -> tuple[InferRequest, bool]:
+    """Read a ModelInferRequest; returns it, and whether its tensors are typed contents.
+
+    Raises: BadRequest or TooLarge, naming the field.
+    """
+    key = _key(body)
+    known = _known(key, body)
+    if known is not None:
+        return known.form.fill(body), False
+    try:
+        message = ModelInferRequest.FromString(body)
+    except DecodeError as error:
+        raise BadRequest(f"message: no ModelInferRequest: {error}") from None
+    request = InferRequest(
+        inputs=_inputs(message),
+        id=check_identifier(message.id),
+        parameters=_parameters(message.parameters),
+        outputs=_outputs(message.outputs),
+    )
+    if message.raw_input_contents:
+        if may_come_again(request) and _forms.came_before(key):
+            _keep(key, body, message, request)
+        return request, False
+    return request, bool(message.inputs)
+
+
+class _Known(NamedTuple):
+    """A message of a form that is known: whom it is for, the form, and all its bytes but the numbers, as (begin, end, bytes)."""
+
+    model_name: str
+    model_version: str
+    form: Form
+    rest: tuple[tuple[int, int, bytes], ...]
+
+
+def read_addressee(body: bytes) -> Any:
+    """Something with the `model_name` and `model_version` of a ModelInferRequest. Raises: DecodeError."""
+    return _known(_key(body), body) or ModelInferRequest.FromString(body)
+
+
+def _known(key: tuple[int, bytes], body: bytes) -> _Known | None:
+    """What is known of a message like one that was read before."""
+    known = _forms.get(key)
+    if known is not None:
+        for begin, end, same in known.rest:
+            if body[begin:end] != same:
+                return None
+    return known
+
+
+def _key(body: bytes) -> tuple[int, bytes]:
+    """Length and, where it comes first, as all libraries write it, the model's name."""
+    return len(body), body[: 2 + body[1]] if body[:1] == _NAME and len(body) > 1 else b""
+
+
+def _keep(key: tuple[int, bytes], body: bytes, message: Any, request: InferRequest) -> None:
+    """Know the next message of this form, if its numbers are all that stands at its end."""
+    end = len(body)
+    places: list[tuple[int, int]] = []
+    for raw in reversed(message.raw_input_contents):
+        places.insert(0, (end - len(raw), end))
+        end -= ModelInferRequest(raw_input_contents=[raw]).ByteSize()
+    if end <= MAX_FORM_BYTES and _is_message_without_contents(body[:end]):
+        gaps = zip([0, *(end for _, end in places)], [begin for begin, _ in places], strict=False)
+        rest = tuple((begin, end, body[begin:end]) for begin, end in gaps)
+        _forms.keep(key, _Known(message.model_name, message.model_version, Form(request, places), rest))
+
+
+def _is_message_without_contents(part: bytes) -> bool:
+    """Whether a message ends here: then what stands behind it is all the contents, and nothing but them."""
+    try:
+        return not ModelInferRequest.FromString(part).raw_input_contents
+    except DecodeError:
+        return False
+
+
+def _outputs(wanted: Any) -> tuple[str, ...]:
+    if not wanted:
+        return ()
+    if len(wanted) > MAX_TENSORS:
+        raise BadRequest(f"outputs: {len(wanted)} outputs; at most {MAX_TENSORS} are accepted")
+    for output in wanted:
+        check_output(output.name, _parameters(output.parameters))
+    return tuple(dict.fromkeys(output.name for output in wanted))
+
+
+def _inputs(message: Any) -> dict[str, Array]:
+    tensors, raw = message.inputs, message.raw_input_contents
+    if len(tensors) > MAX_TENSORS:
+        raise BadRequest(f"inputs: {len(tensors)} tensors; at most {MAX_TENSORS} are accepted")
+    if raw and len(raw) != len(tensors):
+        raise BadRequest(f"raw_input_contents: {len(raw)} for {len(tensors)} inputs; send one for each")
+    arrays: dict[str, Array] = {}
+    for i, tensor in enumerate(tensors):
+        name = tensor.name
+        if name in arrays:
+            raise BadRequest(f"inputs[{i}].name: {name!r} is given twice")
+        arrays[name] = _array(tensor, raw[i] if raw else None, f"inputs.{name}")
+    return arrays
+
+
+def _array(tensor: Any, raw: bytes | None, field: str) -> Array:
+    shape = check_shape(tuple(tensor.shape), field)
+    if raw is None:
+        raw = _packed(tensor, field)
+    elif tensor.HasField("contents"):
+        raise BadRequest(f"{field}.contents: the request has raw_input_contents; send one of both")
+    return unpack(raw, tensor.datatype, shape, field)
+
+
+def _packed(tensor: Any, field: str) -> bytes:
+    """Typed contents as bytes."""
+    dtype = dtype_of(tensor.datatype, field)
+    wanted = _field_of(dtype)
+    if wanted is None:
+        raise BadRequest(
+            f"{field}.datatype: {tensor.datatype} has no typed contents; send raw_input_contents"
+        )
+    given = [found.name for found, _ in tensor.contents.ListFields()]
+    if given not in ([], [wanted]):
+        raise BadRequest(f"{field}.contents: {tensor.datatype} goes into {wanted}, got {', '.join(given)}")
+    values = list(getattr(tensor.contents, wanted))
+    if dtype.kind == "O":
+        items = np.empty(len(values), dtype=object)
+        items[:] = values
+        return pack(items)
+    try:
+        return pack(np.array(values, dtype=dtype))
+    except OverflowError as error:
+        raise BadRequest(f"{field}.contents: out of the range of {tensor.datatype}: {error}") from None
+
+
+def _field_of(dtype: np.dtype[Any]) -> str | None:
+    """The typed contents that a dtype goes into; None for 16-bit floats, which have none."""
+    exact = _BY_KIND.get(f"{dtype.kind}{dtype.itemsize}")
+    return exact or _BY_KIND.get(dtype.kind)
+
+
+def _parameters(parameters: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, holder in parameters.items() if parameters else ():
+        kind = holder.WhichOneof("parameter_choice")
+        value = None if kind is None else getattr(holder, kind)
+        found[name] = _json(name, value) if name in JSON_PARAMETERS and isinstance(value, str) else value
+    return found
+
+
+def _json(name: str, text: str) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"parameters.{name}: expected JSON in a string: {error}") from None
+
+
+def encode_message(response: InferResponse, request: InferRequest, *, typed: bool) -> bytes:
+    """A ModelInferResponse.
+
+    typed: answer with typed contents if all outputs have some (16-bit floats have none).
+    Raises: BadRequest if a requested output does not exist.
+    """
+    outputs = response.chosen(request)
+    typed = typed and all(_field_of(array.dtype) for array in outputs.values())
+    parts = [_lead(response.model, response.version, response.parameters.get("arm"))]
+    own = ModelInferResponse(id=response.id or "")
+    _set_parameters(own.parameters, response.parameters)
+    for name, array in outputs.items():
+        if typed:
+            shown = own.outputs.add(name=name, datatype=datatype_of(array.dtype), shape=array.shape)
+            _fill(shown.contents, array)
+        else:
+            parts.append(_described(name, array.dtype, array.shape))
+            own.raw_output_contents.append(pack(array))
+    parts.append(own.SerializeToString())
+    return b"".join(parts)
+
+
+@lru_cache(maxsize=1_024)
+def _lead(model: str, version: int, arm: str | None) -> bytes:
+    """What the answers of one arm have in common; messages one after another are one message."""
+    message = ModelInferResponse(model_name=model, model_version=str(version))
+    if arm is not None:
+        message.parameters["arm"].string_param = arm
+    encoded: bytes = message.SerializeToString()
+    return encoded
+
+
+@lru_cache(maxsize=1_024)
+def _described(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """An output whose contents are raw."""
+    message = ModelInferResponse()
+    message.outputs.add(name=name, datatype=datatype_of(dtype), shape=shape)
+    encoded: bytes = message.SerializeToString()
+    return encoded
+
+
+def _fill(contents: Any, array: Array) -> None:
+    field = _field_of(array.dtype)
+    assert field is not None  # noqa: S101 - asked before
+    items = array.ravel().tolist()
+    if array.dtype.kind == "O":  # a class of a user's may answer with texts
+        items = [item.encode() if isinstance(item, str) else item for item in items]
+    getattr(contents, field).extend(items)
+
+
+def _set_parameters(holders: Any, parameters: Mapping[str, Any]) -> None:
+    """All but the arm."""
+    for name, value in parameters.items():
+        if name == "arm":
+            continue
+        holder = holders[name]
+        if isinstance(value, bool):
+            holder.bool_param = value
+        elif isinstance(value, int):
+            holder.int64_param = value
+        elif isinstance(value, float):
+            holder.double_param = value
+        else:
+            holder.string_param = value if isinstance(value, str) else _text(value)
+
+
+def _text(value: Any) -> str:
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY).decode()

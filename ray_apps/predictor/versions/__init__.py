@@ -1,0 +1,1 @@
+"""The versions of a model in a replica: loaded, warmed, batched, routed and scored."""

@@ -1,0 +1,160 @@
+"""Requests answered together: batches form while the model is busy, an idle model never waits for more.
+
+For models whose rows do not know of each other, and that take hardly longer for many rows than for one. What
+waits is answered in the order it came, as many rows at once as the bound allows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ray_apps.predictor.protocol.datatypes import Array
+from registry.models.signature import Signature
+
+__all__ = ["Batcher", "Batching", "BatchingError"]
+
+Inputs = Mapping[str, Array]
+Predict = Callable[[Inputs], Awaitable[Mapping[str, Array]]]
+MAX_ROWS, MAX_WAIT_MS = 65_536, 1_000.0
+
+
+class BatchingError(ValueError):
+    """A version's tags ask for batches that cannot be made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batching:
+    """Bounds of a version's batches: rows at once, and how long a request may wait for others to come."""
+
+    max_rows: int
+    max_wait_s: float = 0.0
+
+    @classmethod
+    def of(cls, tags: Mapping[str, str], signature: Signature) -> Batching | None:
+        """The bounds in the tags `max_batch_rows` and `max_batch_wait_ms`; None if batches are not asked for.
+
+        Raises: BatchingError naming the tag.
+        """
+        rows, wait_ms = tags.get("max_batch_rows"), tags.get("max_batch_wait_ms", "0")
+        if rows is None:
+            return None
+        if not rows.isdecimal() or not 1 < int(rows) <= MAX_ROWS:
+            raise BatchingError(f"tag max_batch_rows={rows!r}: expected a number from 2 to {MAX_ROWS}")
+        try:
+            wait = float(wait_ms)
+        except ValueError:
+            wait = -1.0
+        if not 0 <= wait <= MAX_WAIT_MS:
+            raise BatchingError(f"tag max_batch_wait_ms={wait_ms!r}: expected 0 to {MAX_WAIT_MS:.0f}")
+        for spec in (*signature.inputs, *signature.outputs):
+            if spec.shape[:1] != [-1]:
+                raise BatchingError(
+                    f"tag max_batch_rows: {spec.name!r} has shape {spec.shape}, its rows are not open"
+                )
+        return cls(int(rows), wait / 1e3)
+
+
+@dataclass(slots=True)
+class _Waiting:
+    inputs: Inputs
+    rows: int
+    shapes: tuple[tuple[int, ...], ...]
+    answer: asyncio.Future[Mapping[str, Array]]
+
+
+class Batcher:
+    """Answers requests for one version together. Belongs to one event loop.
+
+    predict: scores checked inputs. batches, rows: how many batches and rows it scored.
+    """
+
+    def __init__(self, predict: Predict, bounds: Batching) -> None:
+        self._predict, self._bounds = predict, bounds
+        self._queue: deque[_Waiting] = deque()
+        self._queued_rows = 0
+        self._full = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self.batches = 0
+        self.rows = 0
+
+    async def predict(self, inputs: Inputs, rows: int) -> Mapping[str, Array]:
+        """Outputs of one request. Raises: what the model raises for it, never for another's."""
+        loop = asyncio.get_running_loop()
+        shapes = tuple(array.shape[1:] for array in inputs.values())
+        waiting = _Waiting(inputs, rows, shapes, loop.create_future())
+        self._queue.append(waiting)
+        self._queued_rows += rows
+        if self._queued_rows >= self._bounds.max_rows:
+            self._full.set()
+        if self._task is None or self._task.done():
+            self._task = loop.create_task(self._work())
+        return await waiting.answer
+
+    async def _work(self) -> None:
+        while self._queue:
+            if self._bounds.max_wait_s and self._queued_rows < self._bounds.max_rows:
+                self._full.clear()
+                await _wait(self._full, self._bounds.max_wait_s)
+            batch = self._take()
+            if batch:
+                await self._answer(batch)
+
+    def _take(self) -> list[_Waiting]:
+        """The first requests that fit together; those whose caller gave up are dropped."""
+        batch: list[_Waiting] = []
+        rows = 0
+        while self._queue:
+            first = self._queue[0]
+            if batch and (rows + first.rows > self._bounds.max_rows or first.shapes != batch[0].shapes):
+                break
+            self._queue.popleft()
+            self._queued_rows -= first.rows
+            if not first.answer.done():
+                batch.append(first)
+                rows += first.rows
+        return batch
+
+    async def _answer(self, batch: Sequence[_Waiting]) -> None:
+        total = sum(each.rows for each in batch)
+        self.batches += 1
+        self.rows += total
+        try:
+            outputs = await self._predict(_joined(batch))
+            if any(len(array) != total for array in outputs.values()):
+                raise ValueError(f"{total} rows in, outputs of {[len(a) for a in outputs.values()]} rows out")  # noqa: TRY301 - one way out
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the callers' to see
+            await self._answer_alone(batch, error)
+            return
+        at = 0
+        for each in batch:
+            if not each.answer.done():
+                part = slice(at, at + each.rows)
+                each.answer.set_result({name: array[part] for name, array in outputs.items()})
+            at += each.rows
+
+    async def _answer_alone(self, batch: Sequence[_Waiting], error: Exception) -> None:
+        """After a failure: one request's fault must not be another's."""
+        if len(batch) == 1:
+            if not batch[0].answer.done():
+                batch[0].answer.set_exception(error)
+            return
+        for each in batch:
+            await self._answer([each])
+
+
+async def _wait(event: asyncio.Event, timeout_s: float) -> None:
+    try:
+        await asyncio.wait_for(event.wait(), timeout_s)
+    except TimeoutError:
+        return
+
+
+def _joined(batch: Sequence[_Waiting]) -> Inputs:
+    if len(batch) == 1:
+        return batch[0].inputs
+    return {name: np.concatenate([each.inputs[name] for each in batch]) for name in batch[0].inputs}

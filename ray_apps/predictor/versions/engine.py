@@ -1,0 +1,263 @@
+"""The versions of one model in this replica: followed, loaded beside the traffic, swapped as a whole.
+
+One thread reads the model's journal (one GET while nothing is new); another loads what the policy names and is
+not here. Answering threads read `routes`, one immutable value. Store away: what is loaded goes on answering.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ray_apps.predictor.protocol.errors import NotFound
+from ray_apps.predictor.versions.loaded import (
+    Files,
+    LoadedVersion,
+    Loader,
+    LoadError,
+    fetch_version,
+    memory_of,
+)
+from ray_apps.predictor.versions.routes import Routes, plan_routes, wanted_versions
+from registry.errors import RegistryError
+from registry.models.traffic import Traffic
+from registry.models.versions import ModelVersion
+
+__all__ = ["Engine", "Followed", "Library", "ModelView", "Place"]
+
+_log = logging.getLogger("ray.serve")
+
+
+class ModelView(Protocol):
+    """The part of a model's state that serving follows."""
+
+    @property
+    def traffic(self) -> Traffic | None:
+        """The split in force."""
+        ...
+
+    @property
+    def versions(self) -> Mapping[int, ModelVersion]:
+        """All versions by number."""
+        ...
+
+    @property
+    def aliases(self) -> Mapping[str, int]:
+        """Version by alias."""
+        ...
+
+
+class Followed(Protocol):
+    """Follows one model's journal."""
+
+    def refresh(self) -> ModelView:
+        """The newest state. Raises: RegistryError."""
+        ...
+
+
+class Library(Files, Protocol):
+    """Where versions come from: the registry."""
+
+    def follow(self, model: str) -> Followed:
+        """Follow a model's journal."""
+        ...
+
+
+Place = Callable[[ModelVersion], LoadedVersion]
+"""Makes a version ready to answer. Raises: LoadError."""
+
+
+@dataclass
+class _Failure:
+    reason: str
+    attempts: int
+    retry_at: float
+
+
+class Engine:
+    """Keeps the versions that a model's traffic policy names ready to answer.
+
+    scratch: folder for files while they are loaded. loader: files to scorer. poll_s: how often the journal is read.
+    retain: how many versions stay loaded after the policy dropped them, so that a rollback needs no load.
+    place: loads versions elsewhere; by default they are loaded in this process.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        library: Library,
+        loader: Loader,
+        *,
+        scratch: Path,
+        poll_s: float = 0.25,
+        retain: int = 2,
+        clock: Callable[[], float] = time.monotonic,
+        place: Place | None = None,
+    ) -> None:
+        self.model = model
+        self.routes: Routes[LoadedVersion] = Routes()
+        self.view: ModelView | None = None
+        self._library, self._loader, self._scratch = library, loader, scratch
+        self._poll_s, self._retain, self._clock = poll_s, retain, clock
+        self._place: Place = place if place is not None else self._here
+        self._followed: Followed | None = None
+        self._loaded: dict[int, LoadedVersion] = {}  # least recently wanted first
+        self._failures: dict[int, _Failure] = {}
+        self._guard = threading.Lock()
+        self._loading = threading.Lock()
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Read the policy, load what it names, then follow it in threads of its own."""
+        self.follow_once()
+        self.load_wanted()
+        for name, target in (("follow", self._follow), ("load", self._load)):
+            thread = threading.Thread(target=target, name=f"{name}-{self.model}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def stop(self) -> None:
+        """End the threads; what is loaded still answers."""
+        self._stop.set()
+        self._wake.set()
+        for thread in self._threads:
+            thread.join(timeout=10)
+
+    @property
+    def failures(self) -> Mapping[int, str]:
+        """Versions that could not be loaded, and why."""
+        return {version: failure.reason for version, failure in self._failures.items()}
+
+    def follow_once(self) -> None:
+        """Read the journal and take over the policy as far as its versions are ready."""
+        try:
+            if self._followed is None:
+                self._followed = self._library.follow(self.model)
+            self.view = self._followed.refresh()
+        except (RegistryError, OSError) as error:
+            _log.warning("%s: the store does not answer, serving goes on: %s", self.model, error)
+            return
+        self._plan()
+
+    def due(self) -> list[ModelVersion]:
+        """The versions that the policy names, that are not here, and whose last failure is long enough ago."""
+        view, now = self.view, self._clock()
+        wanted = wanted_versions(view.traffic, view.aliases) if view is not None else ()
+        return [
+            view.versions[number]
+            for number in wanted
+            if view is not None and number in view.versions and number not in self._loaded
+            and not (number in self._failures and self._failures[number].retry_at > now)
+        ]  # fmt: skip
+
+    def load_wanted(self) -> None:
+        """Load every version that is due."""
+        for record in self.due():
+            try:
+                self.load(record.version)
+            except (LoadError, NotFound) as error:
+                _log.warning("%s; it takes no traffic, what served before goes on", error)
+
+    def load(self, number: int) -> LoadedVersion:
+        """Load a version by number (or find it loaded), digests checked and example answered.
+
+        Raises: NotFound if the model has no such version; LoadError with the reason.
+        """
+        with self._loading:
+            found = self._loaded.get(number)
+            if found is not None:
+                return found
+            record = self.view.versions.get(number) if self.view is not None else None
+            if record is None or record.status == "DELETED":
+                raise NotFound(f"model {self.model!r} has no version {number}")
+            begin = time.monotonic()
+            try:
+                loaded = self._place(record)
+            except LoadError as error:
+                self._failed(number, str(error))
+                raise
+            _log.info(
+                "%s loaded in %.2f s, example %.3f ms", loaded, time.monotonic() - begin, loaded.example_ms
+            )
+            with self._guard:
+                self._loaded[number] = loaded
+                self._failures.pop(number, None)
+            self._plan()
+            return loaded
+
+    def _here(self, record: ModelVersion) -> LoadedVersion:
+        return fetch_version(record, self._library, self._loader, scratch=self._scratch)
+
+    def _failed(self, number: int, reason: str) -> None:
+        attempts = self._failures[number].attempts + 1 if number in self._failures else 1
+        delay = min(60.0, 2.0 ** (attempts - 1))
+        self._failures[number] = _Failure(reason, attempts, self._clock() + delay)
+
+    def _plan(self) -> None:
+        with self._guard:
+            view = self.view
+            if view is None:
+                return
+            wanted = wanted_versions(view.traffic, view.aliases)
+            for version in reversed(wanted):
+                if version in self._loaded:
+                    self._loaded[version] = self._loaded.pop(version)
+            self.routes = plan_routes(view.traffic, self._loaded.values(), self.routes)
+            self._evict({*wanted, *([self.routes.champion.version] if self.routes.champion else [])})
+            if any(version not in self._loaded for version in wanted):
+                self._wake.set()
+
+    def _evict(self, kept: set[int]) -> None:
+        spare = [version for version in self._loaded if version not in kept]
+        for version in spare[: max(0, len(spare) - self._retain)]:
+            del self._loaded[version]
+
+    def _follow(self) -> None:
+        while not self._stop.wait(self._poll_s):
+            self._guarded(self.follow_once)
+
+    def _load(self) -> None:
+        while not self._stop.is_set():
+            self._wake.wait(timeout=1.0)
+            self._wake.clear()
+            if not self._stop.is_set():
+                self._guarded(self.load_wanted)
+
+    def _guarded(self, step: Callable[[], None]) -> None:
+        """Run a step; a fault nobody foresaw is told and must not end the thread that follows the policy."""
+        try:
+            step()
+        except Exception:  # noqa: BLE001 - the thread must outlive it, and it is logged whole
+            _log.exception("%s: following the policy failed, trying again", self.model)
+
+    @property
+    def loaded(self) -> list[int]:
+        """The versions that can answer, by number."""
+        return sorted(self._loaded)
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory of the versions that are loaded, as estimated."""
+        return sum(memory_of(version.record) for version in list(self._loaded.values()))
+
+    def find(self, number: int) -> LoadedVersion | None:
+        """A version that is loaded, or None."""
+        return self._loaded.get(number)
+
+    def describe(self) -> dict[str, Any]:
+        """The state of this replica, for its readiness and metadata routes."""
+        routes = self.routes
+        return {
+            "champion": routes.champion.version if routes.champion else None,
+            "loaded": self.loaded,
+            "degraded": sorted(routes.degraded),
+            "failures": {str(version): reason for version, reason in self.failures.items()},
+            "policy_entry": routes.traffic.entry if routes.traffic else None,
+        }

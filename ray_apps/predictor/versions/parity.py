@@ -1,0 +1,82 @@
+"""Whether a program answers the same when it is run in another way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from ray_apps.predictor.protocol.datatypes import Array
+from registry.models.signature import Signature
+
+__all__ = ["difference", "has_open_rows", "rows_stand_alone", "samples"]
+
+Arrays = Mapping[str, Array]
+TOLERANCES: dict[str, tuple[float, float]] = {
+    "float16": (1e-2, 1e-3),
+    "float32": (1e-4, 1e-5),
+    "float64": (1e-4, 1e-5),  # as a rule fp32's, cast
+}
+"""Relative and absolute; what is no float must be equal."""
+
+
+class _Model(Protocol):
+    def predict(self, inputs: Mapping[str, Any]) -> Arrays: ...
+
+
+def has_open_rows(signature: Signature) -> bool:
+    """Whether all inputs and outputs have as many rows as are asked about."""
+    specs = [*signature.inputs, *signature.outputs]
+    return bool(signature.inputs) and all(spec.shape[:1] == [-1] for spec in specs)
+
+
+def samples(example: Arrays, signature: Signature) -> list[Arrays]:
+    """What two ways are compared on: the signature's example, and three times its rows where they are open."""
+    if not has_open_rows(signature):
+        return [example]
+    return [example, {name: np.concatenate([array] * 3) for name, array in example.items()}]
+
+
+def difference(wanted: Arrays, got: Arrays) -> str | None:
+    """The first output that differs by more than its tolerance, and by how much; None if none does."""
+    for name, array in wanted.items():
+        other = got[name]
+        if (other.shape, other.dtype) != (array.shape, array.dtype):
+            return f"output {name!r} is {other.dtype} {other.shape}, not {array.dtype} {array.shape}"
+        if array.dtype.kind != "f":
+            wrong = int((array != other).sum())
+            if wrong:
+                return f"output {name!r} differs in {wrong} of {array.size} values"
+            continue
+        rtol, atol = TOLERANCES[array.dtype.name]
+        if not np.allclose(other, array, rtol=rtol, atol=atol, equal_nan=True):
+            with np.errstate(invalid="ignore"):  # of infinities
+                gaps = np.abs(other.astype(np.float64) - array)
+            finite = gaps[np.isfinite(gaps)]
+            return f"output {name!r} differs by {finite.max(initial=0.0):.3g}"
+    return None
+
+
+def rows_stand_alone(model: _Model, example: Arrays) -> bool:
+    """Whether rows of zeros behind others change nothing for these.
+
+    Tried with multiples of the example's numbers, all of one sign and all of the other: a maximum over rows, say, sees
+    zeros only among negatives. example: texts as hashes. False too where the model refuses what is tried.
+    """
+    for factors in ((1.0, 2.0, 0.5), (-1.0, -2.0, -0.5)):
+        rows = {name: _multiples(array, factors) for name, array in example.items()}
+        padded = {name: np.concatenate([a, np.zeros_like(a), np.zeros_like(a)]) for name, a in rows.items()}
+        try:
+            wanted, got = model.predict(rows), model.predict(padded)
+        except (ValueError, RuntimeError, IndexError):
+            return False
+        if difference(wanted, {name: got[name][: len(array)] for name, array in wanted.items()}) is not None:
+            return False
+    return True
+
+
+def _multiples(array: Array, factors: Sequence[float]) -> Array:
+    if array.dtype.kind != "f":  # classes and counts are what they are
+        return np.concatenate([array] * len(factors))
+    return np.concatenate([array * array.dtype.type(factor) for factor in factors])

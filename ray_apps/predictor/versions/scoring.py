@@ -1,0 +1,213 @@
+"""Calls an exported program without the wrappers that torch puts around it.
+
+`ScoringModel` checks and converts whatever it is given; the predictor has done that already, against the same
+signature. For a small model the wrappers cost as much as the model: here the program's own function is called on
+plain attributes, and nothing else. A program that this cannot hold, or that answers its example differently this
+way, is left to `ScoringModel`. Where a card was reserved, the program is called there (`ray_apps.predictor.versions.cuda_scoring`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.fx.graph import CodeGen
+from torch.nn import functional
+
+from functions.model_formats.load import PROGRAM_FILE, ScoringModel, example_arrays, load
+from functions.model_formats.program import load_program
+from kernels.hashing import hash_strings
+from ray_apps.predictor.protocol.datatypes import Array
+from ray_apps.predictor.protocol.errors import CardFailed, CardFull
+from ray_apps.predictor.versions.cuda_device import Card, CudaCard, Outputs
+from ray_apps.predictor.versions.cuda_scoring import CardScorer, Unfit
+from ray_apps.predictor.versions.loaded import Scorer
+from ray_apps.predictor.versions.parity import samples
+from registry.models.signature import Signature
+
+__all__ = ["DirectScorer", "load_scorer", "place_on_card"]
+
+_log = logging.getLogger("ray.serve")
+_aten = torch.ops.aten
+DIRECT: Mapping[Any, Callable[..., Any]] = {
+    _aten.add.Tensor: torch.add,
+    _aten.addmm.default: torch.addmm,
+    _aten.cat.default: torch.cat,
+    _aten.clamp.default: torch.clamp,
+    _aten.contiguous.default: torch.Tensor.contiguous,
+    _aten.div.Tensor: torch.div,
+    _aten.dropout.default: torch.dropout,
+    _aten.embedding.default: torch.embedding,
+    _aten.eq.Tensor: torch.eq,
+    _aten.flatten.using_ints: torch.flatten,
+    _aten.gather.default: torch.gather,
+    _aten.gelu.default: functional.gelu,
+    _aten.isfinite.default: torch.isfinite,
+    _aten.layer_norm.default: torch.layer_norm,
+    _aten.linear.default: functional.linear,
+    _aten.matmul.default: torch.matmul,
+    _aten.mul.Tensor: torch.mul,
+    _aten.pow.Tensor_Scalar: torch.pow,
+    _aten.relu.default: torch.relu,
+    _aten.rsqrt.default: torch.rsqrt,
+    _aten.searchsorted.Tensor: torch.searchsorted,
+    _aten.sigmoid.default: torch.sigmoid,
+    _aten.silu.default: functional.silu,
+    _aten.softmax.int: torch.softmax,
+    _aten.sub.Tensor: torch.sub,
+    _aten.t.default: torch.t,
+    _aten.tanh.default: torch.tanh,
+    _aten.unsqueeze.default: torch.unsqueeze,
+    _aten.where.Scalar: torch.where,
+    _aten.where.ScalarOther: torch.where,
+    _aten.where.self: torch.where,
+}
+"""The same operators without the dispatch by name that exported programs call them through, a quarter to a third of a small one."""
+
+
+class DirectScorer:
+    """Scores inputs that are known to fit a signature.
+
+    run: the program as a function of tensors in the signature's order, giving a tuple of tensors.
+    """
+
+    def __init__(self, run: Callable[..., Outputs], signature: Signature) -> None:
+        self._run = run
+        self._inputs = [(spec.name, spec.datatype == "BYTES") for spec in signature.inputs]
+        self._outputs = [spec.name for spec in signature.outputs]
+
+    def predict(self, inputs: Mapping[str, Any]) -> Mapping[str, Array]:
+        """Outputs by name; texts are hashed here. Raises: ValueError for bytes that are no text."""
+        tensors = [
+            _tensor(hash_strings(inputs[name]) if text else inputs[name]) for name, text in self._inputs
+        ]
+        # no weight wants a gradient: a mode to say so costs more than it saves
+        results = self._run(*tensors)
+        return {name: result.numpy() for name, result in zip(self._outputs, results, strict=True)}
+
+
+def load_scorer(folder: Path, signature: Signature, *, device: str = "cpu") -> Scorer:
+    """The artifact in a version's folder, called as directly as it can be.
+
+    device: "cuda" where a card was reserved for it. A program that cannot run there, or answers its example
+    differently there, runs on the CPU, as other formats do.
+    Raises: whatever the artifact's reader raises for a file that it refuses, and the card for want of memory.
+    """
+    checked = load(folder, signature=signature)
+    if not (folder / PROGRAM_FILE).is_file():
+        return _Checked(checked)
+    data = (folder / PROGRAM_FILE).read_bytes()
+    if device == "cuda":
+        on_card = _on_card(data, checked, signature)
+        if on_card is not None:
+            return on_card
+    program = load_program(data)
+    run = _bare(program) if isinstance(program, torch.fx.GraphModule) else None
+    if run is None or signature.example is None:
+        return _Checked(checked)
+    direct = DirectScorer(run, signature)
+    return direct if _agree(direct, checked, signature) else _Checked(checked)
+
+
+def place_on_card(data: bytes, checked: ScoringModel, signature: Signature, card: Card) -> CardScorer:
+    """A program on a card, compared with the same on the CPU.
+
+    Raises: Unfit if it cannot be called directly, has no example or answers differently there; what torch raises for a
+    program that cannot run there; CardFull, CardFailed.
+    """
+    if signature.example is None:
+        raise Unfit("its signature has no example to compare by")
+    with card.stream():
+        program = load_program(data, device=str(card.device))
+    run = _bare(program) if isinstance(program, torch.fx.GraphModule) else None
+    if run is None:
+        raise Unfit("it calls modules")
+    scorer = CardScorer(run, signature, card)
+    scorer.settle(_Checked(checked), _plain_example(signature), example_arrays(signature))
+    return scorer
+
+
+def _on_card(data: bytes, checked: ScoringModel, signature: Signature) -> CardScorer | None:
+    if not torch.cuda.is_available():
+        _log.warning("a card was reserved, but torch %s finds none: it runs on the CPU", torch.__version__)
+        return None
+    try:
+        return place_on_card(data, checked, signature, CudaCard())
+    except (CardFull, CardFailed, torch.OutOfMemoryError, torch.AcceleratorError):
+        raise  # the CPU would answer, but not as whoever reserved a card expects
+    except Exception as reason:  # noqa: BLE001 - operators fail in many ways where they are not made for a card
+        _log.warning("the program runs on the CPU, not on the card that was reserved: %s", reason)
+        return None
+
+
+class _Checked:
+    """A model of another format, or a program that cannot be called directly."""
+
+    def __init__(self, model: ScoringModel) -> None:
+        self._model = model
+
+    def predict(self, inputs: Mapping[str, Any]) -> Mapping[str, Array]:
+        return self._model.predict(inputs)
+
+
+def _tensor(array: Array) -> torch.Tensor:
+    if not array.flags.carray:
+        array = array.copy()
+    return torch.from_numpy(array)
+
+
+def _bare(program: torch.fx.GraphModule) -> Callable[..., Outputs] | None:
+    """The program's function on a plain tree of its tensors; None if it calls modules."""
+    root = SimpleNamespace()
+    for node in program.graph.nodes:
+        if node.op == "get_attr":
+            _attach(root, program, node.target)
+        elif node.op == "call_module":
+            return None
+        elif node.op == "call_function":
+            node.target = DIRECT.get(node.target, node.target)
+    program.graph.set_codegen(CodeGen())  # plain arguments and a plain tuple instead of trees
+    program.recompile()
+    return partial(type(program).forward, root)
+
+
+def _attach(root: SimpleNamespace, program: torch.nn.Module, path: str) -> None:
+    *parents, name = path.split(".")
+    source: Any = program
+    for parent in parents:
+        source = getattr(source, parent)
+        if not hasattr(root, parent):
+            setattr(root, parent, SimpleNamespace())
+        root = getattr(root, parent)
+    value = getattr(source, name)
+    setattr(root, name, value.detach() if isinstance(value, torch.Tensor) else value)
+
+
+def _agree(direct: DirectScorer, checked: ScoringModel, signature: Signature) -> bool:
+    """Whether both answer the example alike, to the bit, and several of its rows."""
+    for inputs in samples(_plain_example(signature), signature):
+        wanted = checked.predict(inputs)
+        try:
+            got = direct.predict(inputs)
+        except (TypeError, RuntimeError) as error:
+            _log.warning("a program cannot be called directly, which is slower: %s", error)
+            return False
+        if any(not np.array_equal(wanted[name], got[name], equal_nan=True) for name in wanted):
+            return False
+    return True
+
+
+def _plain_example(signature: Signature) -> dict[str, Array]:
+    """The signature's example as a request has it, texts as texts."""
+    given = signature.example or {}
+    texts = {spec.name for spec in signature.inputs if spec.datatype == "BYTES"}
+    return {
+        name: np.array(given[name], dtype=object) if name in texts else array
+        for name, array in example_arrays(signature).items()
+    }

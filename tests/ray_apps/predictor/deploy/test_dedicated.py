@@ -1,0 +1,274 @@
+"""Versions in deployments of their own, without Ray: options, and the way to a version."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from functions.placement import Placement
+from ray_apps.config.builders import predictor
+from ray_apps.local.deploying import targets
+from ray_apps.predictor import DedicatedOptions, PoolOptions, PredictorOptions, application, build_predictor
+from ray_apps.predictor.deploy import deployment
+from ray_apps.predictor.deploy.dedicated import version_application
+from ray_apps.predictor.deploy.remote import Dedicated, Found, Reply, State, Way
+from ray_apps.predictor.protocol.errors import NotReady
+from ray_apps.predictor.versions.loaded import LoadedVersion, fetch_version
+from registry import Registry
+from tests.ray_apps.predictor.conftest import Kitchen, load_answer, tensors
+from tests.ray_apps.predictor.elsewhere import Cluster, Site
+
+STORE = "file:///tmp/nowhere"
+OWN = DedicatedOptions(min_replicas=0, max_replicas=3, num_cpus=2, num_gpus=1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"pool": True, "dedicated": True}, "pool=True and dedicated=True exclude each other"),
+        ({"num_gpus": 1}, "num_gpus=1 is for each replica of a dedicated version"),
+        ({"num_cpus": 0.5, "pool": True}, "num_cpus=0.5 is for each replica of a dedicated version"),
+        ({"dedicated": True, "min_replicas": 3}, "min_replicas=3 is more than max_replicas=1"),
+        ({"target_latency_ms": 40}, "target_latency_ms=40 for always 1 replicas"),
+    ],
+)
+def test_placements_that_mean_nothing_are_refused(fields: dict[str, Any], words: str):
+    with pytest.raises(ValidationError, match=words):
+        Placement(**fields)
+
+
+def test_options_that_mean_nothing_are_refused(tmp_path: Path):
+    with pytest.raises(ValidationError, match=r"say dedicated\.max_replicas"):
+        PredictorOptions(store_url=STORE, max_replicas=2, dedicated=OWN)
+    with pytest.raises(ValidationError, match="a pool's versions live in its replicas"):
+        PoolOptions(store_url=STORE, dedicated=OWN)
+    with pytest.raises(ValidationError, match="min_replicas=4 is more than max_replicas=1"):
+        DedicatedOptions(min_replicas=4)
+    with pytest.raises(ValueError, match=r"options\.dedicated needs Serve"):
+        build_predictor("late", PredictorOptions(store_url=f"file://{tmp_path}", dedicated=OWN))
+    with pytest.raises(ValueError, match=r"options\.dedicated is None"):
+        version_application("late", 1, PredictorOptions(store_url=STORE))
+
+
+def test_the_door_is_one_replica_and_a_version_is_what_its_placement_says(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TOQUE_STORE", STORE)
+    place = Placement(dedicated=True, min_replicas=0, max_replicas=3, target_latency_ms=40, num_gpus=1)
+    found: Any = {one.name: one.target for one in targets({"late": place})}["predictor-late"]
+    door = found._bound_deployment
+    assert door.num_replicas == 1
+    assert door.ray_actor_options["num_cpus"] == 0
+    own = PredictorOptions.model_validate(door.init_args[1]).dedicated
+    assert own == DedicatedOptions(
+        min_replicas=0, max_replicas=3, target_latency_ms=40, num_cpus=0, num_gpus=1
+    )
+
+
+def test_a_serve_config_says_both_how_many_doors_and_how_many_of_a_version(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TOQUE_STORE", STORE)
+    options = {"num_replicas": 2, "dedicated": {"min_replicas": 0, "max_replicas": 3, "num_gpus": 1}}
+    found: Any = predictor({"model": "late", "options": options})
+    assert found._bound_deployment.num_replicas == 2
+    own = PredictorOptions.model_validate(found._bound_deployment.init_args[1]).dedicated
+    assert own == DedicatedOptions(min_replicas=0, max_replicas=3, num_gpus=1)
+    with pytest.raises(ValidationError, match="replicas"):
+        predictor({"model": "late", "options": {"dedicated": {"replicas": 2}}})
+
+
+def test_a_versions_deployment_reserves_and_scales_as_it_is_told():
+    options = PredictorOptions(store_url=STORE, dedicated=OWN, idle_s=60, target_in_flight=4)
+    found: Any = version_application("late", 7, options)
+    bound = found._bound_deployment
+    assert bound.name == "version-late@7"
+    assert bound.ray_actor_options["num_gpus"] == 1
+    assert bound.ray_actor_options["num_cpus"] == 2
+    scale = bound._deployment_config.autoscaling_config
+    assert (scale.min_replicas, scale.max_replicas, scale.downscale_to_zero_delay_s) == (0, 3, 60)
+    fixed: Any = version_application(
+        "late",
+        7,
+        PredictorOptions(store_url=STORE, dedicated=DedicatedOptions(min_replicas=2, max_replicas=2)),
+    )
+    assert fixed._bound_deployment.num_replicas == 2
+
+
+def releases(options: PredictorOptions) -> list[int]:
+    """Of a door that is deployed twice."""
+    doors: list[Any] = [application("late", options) for _ in range(2)]
+    return [door._bound_deployment.init_args[2] for door in doors]
+
+
+def test_each_deploy_of_a_door_to_dedicated_versions_is_a_later_release():
+    first, second = releases(PredictorOptions(store_url=STORE, dedicated=OWN))
+    assert first < second
+    assert releases(PredictorOptions(store_url=STORE)) == [0, 0]
+
+
+@pytest.fixture
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """The loop that versions are asked on, in a thread of its own as a door's is beside the loading one."""
+    made = asyncio.new_event_loop()
+    thread = threading.Thread(target=made.run_forever, daemon=True)
+    thread.start()
+    yield made
+    made.call_soon_threadsafe(made.stop)
+    thread.join(30)
+    made.close()
+
+
+@pytest.fixture
+async def dedicated(
+    make_kitchen: Callable[..., Kitchen], loop: asyncio.AbstractEventLoop, tmp_path: Path
+) -> AsyncIterator[tuple[Kitchen, Cluster]]:
+    """A kitchen whose versions are elsewhere, one champion."""
+    made = make_kitchen()
+    registry = Registry(made.registry.store, actor="replica")
+
+    def load(number: int) -> LoadedVersion:
+        record = registry.get_version("late", number)
+        return fetch_version(record, registry, load_answer, scratch=tmp_path / "elsewhere")
+
+    cluster = Cluster(load)
+    place = Dedicated(Site(cluster), loop=loop, release=1, start_timeout_s=30)
+    made.engine._place = place  # the same engine, predictor and door as everywhere
+    made.registry.promote("late", made.version())
+    made.settle()
+    yield made, cluster
+    await made.predictor.close()
+    await made.client.aclose()
+
+
+async def served(kitchen: Kitchen, unit: str = "u") -> tuple[str, str]:
+    answer = (await kitchen.infer(tensors(parameters={"unit": unit}))).json()
+    return answer["model_version"], answer["parameters"]["arm"]
+
+
+async def test_splits_promotions_rollbacks_and_shadows_are_as_elsewhere(dedicated: tuple[Kitchen, Cluster]):
+    kitchen, cluster = dedicated
+    second, third = kitchen.version(0.5), kitchen.version(0.75)
+    kitchen.registry.set_traffic("late", {"canary": (second, 0.3)}, shadows=[third])
+    kitchen.settle()
+    traffic = kitchen.registry.traffic("late")
+    for i in range(40):
+        arm = traffic.assign(f"u{i}")
+        assert await served(kitchen, f"u{i}") == (str(arm.version), arm.name)
+    await kitchen.predictor.shadows.drained()
+    assert kitchen.predictor.shadows.describe() == {"scored": 40, "failed": 0, "dropped": 0}
+    kitchen.registry.promote("late", second)
+    kitchen.settle()
+    assert await served(kitchen) == ("2", "champion")
+    kitchen.registry.rollback("late", "champion")
+    kitchen.settle()
+    assert await served(kitchen) == ("1", "champion")
+    assert cluster.begun == {1: 1, 2: 1, 3: 1}
+
+
+@pytest.mark.parametrize(
+    ("fail", "words"),
+    [("load", "not a model"), ("predict", "out of memory"), ("shape", "has shape"), ("values", "too large")],
+)
+async def test_a_version_that_cannot_answer_takes_no_traffic(
+    dedicated: tuple[Kitchen, Cluster], fail: str, words: str
+):
+    kitchen, _ = dedicated
+    broken = kitchen.version(0.5, fail=fail)
+    kitchen.registry.promote("late", broken)
+    kitchen.settle()
+    assert await served(kitchen) == ("1", "champion")
+    reason = (await kitchen.client.get("/status")).json()["failures"][str(broken)]
+    assert words in reason
+    assert reason.count("cannot be served") <= 1
+
+
+async def test_values_that_the_model_refuses_are_a_400_and_faults_are_not(
+    dedicated: tuple[Kitchen, Cluster],
+):
+    kitchen, cluster = dedicated
+    scorer: Any = cluster.replicas[1]._scorer
+    scorer.fail = "values"
+    answer = await kitchen.infer()
+    assert (answer.status_code, answer.json()) == (
+        400,
+        {"error": "inputs: the model refuses them: a number is too large"},
+    )
+    scorer.fail = "predict"
+    assert (await kitchen.infer()).status_code == 500
+
+
+async def test_a_version_asked_for_by_number_is_run_first(dedicated: tuple[Kitchen, Cluster]):
+    kitchen, cluster = dedicated
+    other = kitchen.version(0.5)
+    kitchen.engine.follow_once()
+    answer = await kitchen.infer(path=f"/versions/{other}/infer")
+    assert answer.json()["model_version"] == str(other)
+    assert cluster.begun[other] == 1
+
+
+async def test_batches_are_made_where_the_model_is(dedicated: tuple[Kitchen, Cluster]):
+    kitchen, cluster = dedicated
+    second = kitchen.version(0.5, tags={"max_batch_rows": "8"})
+    kitchen.registry.promote("late", second)
+    kitchen.settle()
+    assert await served(kitchen) == (str(second), "champion")
+    here = kitchen.engine.find(second)
+    assert here is not None
+    assert here.batching is None
+    assert cluster.replicas[second].batching is not None
+
+
+async def test_a_deadline_holds_on_the_way(dedicated: tuple[Kitchen, Cluster]):
+    kitchen, _ = dedicated
+    here: Any = kitchen.engine.find(1)
+    given_up: list[str] = []
+
+    async def silent(inputs: Any, abstained: Any) -> Reply:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            given_up.append("asked")
+            raise
+        return {}
+
+    here._way._ask = silent
+    answer = await kitchen.infer(tensors(parameters={"timeout": 20_000}))
+    assert answer.status_code == 504
+    assert given_up == ["asked"]
+
+
+async def test_who_does_not_answer_in_time_is_a_503():
+    async def silent(inputs: Any, abstained: Any) -> Reply:
+        await asyncio.Event().wait()
+        return {}
+
+    way = Way("late@1", silent, loop=asyncio.get_running_loop(), patience_s=0.01)
+    with pytest.raises(NotReady, match=r"late@1: none of its replicas answered within 0\.01 s"):
+        await way.answer({"x": np.zeros(1)})
+
+
+async def test_a_door_opens_with_its_champion_while_a_canary_waits_for_room(
+    kitchen: Kitchen, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    registry = Registry(kitchen.registry.store, actor="replica")
+    canary = kitchen.version(0.5)
+    kitchen.registry.set_traffic("late", {"canary": (canary, 0.5)})
+    cluster = Cluster(states={canary: Found(State.STARTING)})
+    cluster.loads = lambda number: fetch_version(
+        registry.get_version("late", number), registry, load_answer, scratch=tmp_path / "elsewhere"
+    )
+    monkeypatch.setattr(deployment, "ServeSite", lambda *_, release: Site(cluster, release))
+    monkeypatch.setattr(Dedicated, "start", lambda *_: None)
+    options = PredictorOptions(store_url=kitchen.registry.store.url, authentication=False, dedicated=OWN)
+    door = await deployment._open_door("late", options, 1)
+    assert door.predictor.engine.loaded == [1]
+    cluster.begin_of(canary)
+    deadline = asyncio.get_running_loop().time() + 60
+    while door.predictor.engine.loaded != [1, canary]:
+        assert asyncio.get_running_loop().time() < deadline
+        await asyncio.sleep(0.01)
+    await door.close()

@@ -1,0 +1,186 @@
+"""Requests by key against the real feature store and a real redis-server."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from featurestore import (
+    Entity,
+    FeatureService,
+    FeatureStore,
+    FeatureView,
+    Field,
+    Float64,
+    OnDemandFeatureView,
+    RequestSource,
+    String,
+)
+from functions.prediction_log.records import prediction_columns
+from tests.ray_apps.predictor.conftest import Kitchen
+
+NOW = datetime(2013, 5, 1, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+async def by_key(make_kitchen: Callable[..., Kitchen], redis_server: Any) -> AsyncIterator[Kitchen]:
+    """`wind` of an airport and `carrier` of a plane from Redis, `distance` from the request."""
+    made = make_kitchen()
+    features = FeatureStore(made.registry.store, redis_url=redis_server.url, clock=lambda: NOW)
+    airport, plane = Entity("origin", join_keys=["origin"]), Entity("tailnum", join_keys=["tailnum"])
+    weather = FeatureView(
+        "weather", entities=[airport], schema=[Field("wind", Float64)], ttl=timedelta(hours=3)
+    )
+    planes = FeatureView("planes", entities=[plane], schema=[Field("carrier", String)], ttl=None)
+    features.apply([airport, plane, weather, planes, FeatureService("late", features=[weather, planes])])
+    features.push("weather", rows("origin", ["JFK", "LGA"], "wind", [7.0, 9.0], [1, 10]), to="online")
+    features.push("planes", rows("tailnum", ["N1"], "carrier", ["UA"], [100]), to="online")
+    made.predictor._features = features
+    made.predictor._services = type(made.predictor._services or _watch(features))(features)
+    made.registry.promote("late", made.version(tags={"feature_service": "late"}))
+    made.settle()
+    yield made
+    await made.predictor.close()
+    await made.client.aclose()
+
+
+def _watch(features: FeatureStore) -> Any:
+    from ray_apps.predictor.inference.keys import ServiceWatch
+
+    return ServiceWatch(features)
+
+
+def rows(key: str, keys: list[str], name: str, values: list[Any], hours_ago: list[int]) -> pa.Table:
+    times = pa.array([NOW - timedelta(hours=h) for h in hours_ago], pa.timestamp("us", tz="UTC"))
+    return pa.table({key: keys, name: values, "event_timestamp": times})
+
+
+def keyed(*entities: dict[str, Any], **parameters: Any) -> dict[str, Any]:
+    return {"inputs": [], "parameters": {"entities": list(entities), **parameters}}
+
+
+async def test_features_are_fetched_laid_out_and_logged_as_used(by_key: Kitchen):
+    body = keyed({"origin": "JFK", "tailnum": "N1"}, request=[{"distance": 3.0}], unit="N1")
+    answer = (await by_key.infer({**body, "id": "p1"})).json()
+    assert answer["outputs"][0]["data"] == [pytest.approx(0.25 + 0.001 * 10)]
+    assert answer["parameters"] == {"arm": "champion", "missing": [[]]}
+    (row,) = prediction_columns(by_key.log.payloads)["late"].to_pylist()
+    assert row["numeric"] == [3.0, 7.0]
+    assert row["categorical"] == ["UA"]
+    assert row["missing"] == []
+    assert row["entities"] == '{"origin": "JFK", "tailnum": "N1"}'
+
+
+async def test_missing_and_expired_features_are_nan_and_are_named(by_key: Kitchen):
+    body = keyed({"origin": "LGA", "tailnum": "N1"}, {"origin": "JFK", "tailnum": "N9"})
+    answer = (await by_key.infer(body)).json()
+    assert answer["parameters"]["missing"] == [["distance", "wind"], ["distance", "carrier"]]
+    first, second = prediction_columns(by_key.log.payloads)["late"].to_pylist()
+    assert np.isnan(first["numeric"]).tolist() == [True, True]
+    assert (first["categorical"], second["categorical"]) == (["UA"], [None])
+    assert (first["missing"], second["missing"]) == (["distance", "wind"], ["distance", "carrier"])
+
+
+async def test_a_model_may_reject_what_is_missing(by_key: Kitchen):
+    tags = {"feature_service": "late", "missing_features": "reject"}
+    by_key.registry.promote("late", by_key.version(tags=tags))
+    by_key.settle()
+    response = await by_key.infer(keyed({"origin": "LGA", "tailnum": "N1"}))
+    assert response.status_code == 400
+    assert "distance" in response.json()["error"]
+    complete = keyed({"origin": "JFK", "tailnum": "N1"}, request=[{"distance": 1}])
+    assert (await by_key.infer(complete)).status_code == 200
+
+
+async def test_request_values_go_before_stored_ones(by_key: Kitchen):
+    body = keyed({"origin": "JFK", "tailnum": "N1"}, request=[{"distance": 1.0, "wind": 2.0}])
+    assert (await by_key.infer(body)).json()["outputs"][0]["data"] == [pytest.approx(0.253)]
+
+
+async def test_redis_away_tensors_still_answer_and_keys_are_told(by_key: Kitchen, redis_server: Any):
+    redis_server.kill()
+    assert (await by_key.infer()).status_code == 200
+    response = await by_key.infer(keyed({"origin": "JFK", "tailnum": "N1"}))
+    assert response.status_code == 503
+    assert "online store" in response.json()["error"]
+    redis_server.start()
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (keyed(), "entities"),
+        ({"parameters": {"entities": {}}}, "entities"),
+        ({"parameters": {"entities": [3]}}, r"entities[0]"),
+        (keyed({"origin": "JFK"}), "tailnum"),
+        (keyed({"origin": ["JFK"], "tailnum": "N1"}), "origin"),
+        (keyed({"origin": True, "tailnum": "N1"}), "origin"),
+        (keyed({"origin": 2**63, "tailnum": "N1"}), "64 bits"),
+        (keyed({"origin": 5, "tailnum": "N1"}), "origin"),
+        (keyed({"origin": "JFK", "tailnum": "N1"}, request=[]), "request"),
+        (keyed({"origin": "JFK", "tailnum": "N1"}, request=[{}, {}]), "request"),
+        (keyed({"origin": "JFK", "tailnum": "N1"}, request=[{"distance": "far"}]), "distance"),
+        (keyed({"origin": "JFK", "tailnum": "N1"}, request=[{"distance": [1]}]), "distance"),
+        (keyed({"origin": "JFK", "tailnum": "N1"}, at="2013-05-01T12:00:00+00:00"), "replay clock"),
+    ],
+)
+async def test_bad_keys_are_a_400_that_names_the_field(by_key: Kitchen, body: dict[str, Any], words: str):
+    response = await by_key.infer(body)
+    assert response.status_code == 400, response.text
+    assert words in response.json()["error"]
+
+
+async def test_a_value_that_an_on_demand_view_refuses_is_the_callers_fault(by_key: Kitchen):
+    features = by_key.predictor._features
+    sent = RequestSource("sent", [Field("at", Float64)])
+    hour = OnDemandFeatureView("hour", [sent], [Field("distance", Float64)], hour_of)
+    features.apply([hour, FeatureService("hours", features=[*features.list_feature_views(), hour])])
+    by_key.registry.promote("late", by_key.version(tags={"feature_service": "hours"}))
+    by_key.settle()
+    entity = {"origin": "JFK", "tailnum": "N1"}
+    assert (await by_key.infer(keyed(entity, request=[{"at": 7_200}]))).status_code == 200
+    refused = await by_key.infer(keyed(entity, request=[{"at": 1e18}]))
+    assert refused.status_code == 400, refused.text
+    assert "on-demand feature view 'hour' fails on its inputs" in refused.json()["error"]
+
+
+def hour_of(inputs: Any) -> Any:
+    return {"distance": [float(datetime.fromtimestamp(at, UTC).hour) for at in inputs["at"].tolist()]}
+
+
+async def test_tensors_and_keys_together_are_refused(by_key: Kitchen):
+    from tests.ray_apps.predictor.conftest import tensors
+
+    response = await by_key.infer(tensors(parameters={"entities": [{"origin": "JFK", "tailnum": "N1"}]}))
+    assert response.status_code == 400
+    assert "not both" in response.json()["error"]
+
+
+async def test_on_a_replayed_platform_a_request_says_its_moment(by_key: Kitchen):
+    by_key.predictor._replay = True
+    at = NOW - timedelta(hours=9)
+    response = await by_key.infer(keyed({"origin": "LGA", "tailnum": "N1"}, at=at.isoformat()))
+    assert response.json()["parameters"]["missing"] == [["distance"]]
+    (row,) = prediction_columns(by_key.log.payloads)["late"].to_pylist()
+    assert row["predicted_at"] == at
+    assert row["numeric"][1] == 9.0
+    for wrong in ("yesterday", "2013-05-01T12:00:00", 7):
+        response = await by_key.infer(keyed({"origin": "LGA", "tailnum": "N1"}, at=wrong))
+        assert response.status_code == 400
+        assert "parameters.at" in response.json()["error"]
+
+
+async def test_a_shadow_with_features_of_its_own_looks_them_up(by_key: Kitchen):
+    shadow = by_key.version(0.5, tags={"feature_service": "late", "missing_features": "reject"})
+    by_key.registry.set_traffic("late", {}, shadows=[shadow])
+    by_key.settle()
+    await by_key.infer(keyed({"origin": "JFK", "tailnum": "N1"}, request=[{"distance": 1.0}]))
+    await by_key.predictor.shadows.drained()
+    rows_logged = prediction_columns(by_key.log.payloads)["late"].to_pylist()
+    assert [row["version"] for row in rows_logged] == [1, shadow]
+    assert rows_logged[0]["categorical"] == rows_logged[1]["categorical"]

@@ -1,0 +1,269 @@
+"""What is logged of answers that are matrices of numbers, the way of most requests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from tritonclient.grpc import InferInput
+from tritonclient.grpc.aio import InferenceServerClient
+
+from functions.prediction_log.frames import read_frames
+from functions.prediction_log.records import decode_prediction, prediction_columns
+from functions.prediction_log.wal import WriteAheadLog, segments_of
+from ray_apps.predictor.deploy.standalone import Doors
+from ray_apps.predictor.http.app import HttpDoor
+from ray_apps.predictor.http.auth import OpenDoor
+from ray_apps.predictor.inference.recording import Recorder
+from ray_apps.predictor.inference.service import Predictor
+from ray_apps.predictor.protocol.json import InferRequest
+from ray_apps.predictor.rpc import Front, Listener
+from ray_apps.predictor.versions.engine import Engine
+from ray_apps.predictor.write_coalescing import STATE, Moment, moment
+from registry import Registry, Signature, TensorSpec, open_store
+from tests.ports import free_port
+from tests.ray_apps.predictor.conftest import MemoryLog
+from tests.ray_apps.predictor.test_gathering_served import served
+
+Answers = Callable[[Mapping[str, Any]], dict[str, np.ndarray]]
+X = np.array([[1, 2], [3, 4], [5, np.nan]], np.float32)
+
+
+def plain_predictor(tmp_path: Path, answers: Answers, log: MemoryLog, *, rows: int = -1) -> Predictor:
+    """A predictor of one model that answers so."""
+
+    class Scorer:
+        def predict(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+            return answers(inputs)
+
+    signature = Signature(
+        inputs=[TensorSpec(name="x", datatype="FP32", shape=[rows, 2])],
+        outputs=[TensorSpec(name="y", datatype="FP32", shape=[rows, 1])],
+    )
+    registry = Registry(open_store(f"file://{tmp_path}/store"), actor="ada")
+    registry.create_model("late")
+    (tmp_path / "artifact").mkdir()
+    (tmp_path / "artifact" / "model.json").write_text("{}")
+    version = registry.create_version("late", path=tmp_path / "artifact", signature=signature)
+    registry.promote("late", version.version)
+    engine = Engine("late", registry, lambda *_: Scorer(), scratch=tmp_path / "loading")
+    engine.follow_once()
+    engine.load_wanted()
+    return Predictor(engine, Recorder("late", log))
+
+
+async def logged(
+    tmp_path: Path, answers: Answers, *, rows: int = -1, **parameters: Any
+) -> list[dict[str, Any]]:
+    """The rows in the table after one request with three rows."""
+    log = MemoryLog()
+    predictor = plain_predictor(tmp_path, answers, log, rows=rows)
+    await predictor.infer(InferRequest(id="r", inputs={"x": X}, parameters=parameters))
+    await predictor.close()
+    return prediction_columns(log.payloads)["late"].to_pylist()
+
+
+async def test_each_row_is_logged_with_its_vector_and_its_answer(tmp_path: Path):
+    found = await logged(tmp_path, lambda inputs: {"y": inputs["x"][:, :1] * 10}, unit="N1")
+    assert [(row["prediction_id"], row["unit"], row["numeric"][0], row["outputs"]) for row in found] == [
+        ("r:0", "N1", 1.0, [10.0]), ("r:1", "N1", 3.0, [30.0]), ("r:2", "N1", 5.0, [50.0]),
+    ]  # fmt: skip
+    assert np.isnan(found[2]["numeric"][1])
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        lambda inputs: {"y": inputs["x"][:1, :1]},
+        lambda inputs: {"y": inputs["x"][:1, 0]},
+        lambda _: {"y": np.float32(1.0).reshape(())},
+    ],
+    ids=["too few rows", "a vector of too few", "a scalar"],
+)
+async def test_answers_that_are_not_what_was_signed_are_left_out(tmp_path: Path, answers: Answers):
+    found = await logged(tmp_path, answers)
+    assert [(row["numeric"][0], row["outputs"]) for row in found] == [(1.0, None), (3.0, None), (5.0, None)]
+
+
+async def test_a_float64_answer_is_logged_as_float32(tmp_path: Path):
+    found = await logged(tmp_path, lambda inputs: {"y": inputs["x"][:, :1].astype(np.float64)})
+    assert [row["outputs"] for row in found] == [[1.0], [3.0], [5.0]]
+
+
+async def test_a_model_of_a_fixed_number_of_rows_has_one_record_without_vectors(tmp_path: Path):
+    (found,) = await logged(tmp_path, lambda inputs: {"y": inputs["x"][:, :1]}, rows=3)
+    assert (found["prediction_id"], found["numeric"], found["outputs"]) == ("r", None, None)
+
+
+def test_an_arm_by_the_name_of_the_shadows_is_told_from_them():
+    log = MemoryLog()
+    recorder = Recorder("m", log)
+    numbers = {"x": np.ones((1, 2), np.float32)}
+    for shadow in (True, False, True):
+        recorder.record(
+            id="a", version=1, arm="shadow", shadow=shadow, unit=None, at_us=0, latency_ms=1.0, rows=1,
+            inputs=numbers, outputs=numbers, plain=True,
+        )  # fmt: skip
+    assert [decode_prediction(payload)["shadow"] for payload in log.payloads] == [True, False, True]
+
+
+Ask = Callable[[int], Awaitable[str]]
+
+
+@contextlib.asynccontextmanager
+async def by_http(app: Doors) -> AsyncIterator[Ask]:
+    async with served(app) as (_, port), httpx.AsyncClient() as client:
+
+        async def ask(number: int) -> str:
+            tensor = {"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [number, 0]}
+            url = f"http://127.0.0.1:{port}/v2/models/late/infer"
+            return str((await client.post(url, json={"inputs": [tensor]})).json()["id"])
+
+        yield ask
+
+
+@contextlib.asynccontextmanager
+async def by_grpc(app: Doors) -> AsyncIterator[Ask]:
+    address = f"127.0.0.1:{free_port()}"
+    listener = Listener(Front(app), address)
+    await listener.start()
+    async with InferenceServerClient(address) as client:
+
+        async def ask(number: int) -> str:
+            tensor = InferInput("x", [1, 2], "FP32")
+            tensor.set_data_from_numpy(np.array([[number, 0]], np.float32))
+            return str((await client.infer("late", [tensor])).get_response().id)
+
+        yield ask
+    await listener.stop(1)
+
+
+@pytest.mark.parametrize("door", [by_http, by_grpc])
+async def test_an_answer_that_came_is_in_the_log(tmp_path: Path, door: Any):
+    """Of many callers at once, whose records are written together."""
+
+    class Groups(MemoryLog):
+        most = 0
+
+        def extend(self, payloads: Sequence[bytes]) -> int:
+            self.most = max(self.most, len(payloads))
+            return super().extend(payloads)
+
+    log, seen = Groups(), list[str]()
+    predictor = plain_predictor(tmp_path, lambda inputs: {"y": inputs["x"][:, :1]}, log)
+
+    async def call(ask: Ask) -> None:
+        for number in range(20):
+            seen.append(await ask(number))
+            assert seen[-1] in ids(log)
+
+    async with asyncio.timeout(60), door(Doors({"late": HttpDoor(predictor, OpenDoor())})) as ask:
+        await asyncio.gather(*(call(ask) for _ in range(16)))
+    await predictor.close()
+    assert sorted(seen) == sorted(ids(log))
+    assert len(set(seen)) == 320
+    assert log.most > 1
+
+
+async def test_an_answer_that_leaves_by_another_loop_is_in_the_log_before(tmp_path: Path):
+    """Serve may run the application on a loop of its own, beside that of the connections."""
+    log, here = MemoryLog(), moment()
+    predictor = plain_predictor(tmp_path, lambda inputs: {"y": inputs["x"][:, :1]}, log)
+    door = HttpDoor(predictor, OpenDoor())
+
+    async def ask() -> httpx.Response:
+        body = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]}
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(from_the_connection)) as client:
+            return await client.post("http://replica/infer", json=body)
+
+    async def from_the_connection(scope: Any, receive: Any, send: Any) -> None:
+        await door({**scope, "state": {STATE: here}}, receive, send)
+
+    answer = await asyncio.to_thread(lambda: asyncio.run(ask()))
+    assert [answer.json()["id"]] == ids(log)
+    there = await ask()
+    assert ids(log) == [answer.json()["id"]]
+    here.settle()
+    assert ids(log) == [answer.json()["id"], there.json()["id"]]
+    await predictor.close()
+
+
+async def test_records_of_a_moment_are_written_together_when_it_is_over():
+    log, now = MemoryLog(), moment()
+    recorder = Recorder("m", log)
+    for name in "abc":
+        record(recorder, name, now)
+    record(recorder, "at once")
+    assert ids(log) == ["at once"]
+    now.settle()
+    assert ids(log) == ["at once", "a", "b", "c"]
+    now.settle()
+    assert (len(log.payloads), recorder.written) == (4, 4)
+
+
+async def test_what_is_recorded_is_of_the_moment_of_its_answer():
+    """A model may use one array for all its answers."""
+    log, now, answers = MemoryLog(), moment(), np.zeros((1, 1), np.float32)
+    recorder = Recorder("m", log)
+    for number in (1.0, 2.0):
+        answers[:] = number
+        record(recorder, "a", now, answers)
+    now.settle()
+    assert [np.frombuffer(decode_prediction(payload)["outputs"], "f4")[0] for payload in log.payloads] == [
+        1,
+        2,
+    ]
+
+
+async def test_a_log_with_room_for_some_takes_those(tmp_path: Path):
+    log, now = WriteAheadLog(tmp_path, limit_bytes=1_000, segment_bytes=500), moment()
+    recorder = Recorder("m", log)
+    for number in range(40):
+        record(recorder, str(number), now)
+    now.settle()
+    kept = [frame.payload for _, path in segments_of(log.folder) for frame in read_frames(path.read_bytes())]
+    assert [decode_prediction(payload)["id"] for payload in kept] == [str(n) for n in range(len(kept))]
+    assert 0 < len(kept) < 40
+    assert (recorder.written, recorder.dropped) == (len(kept), 40 - len(kept))
+    log.close()
+
+
+async def test_a_broken_log_costs_records_and_nobody_elses(caplog: pytest.LogCaptureFixture):
+    class Broken(MemoryLog):
+        def extend(self, payloads: Sequence[bytes]) -> int:
+            raise ValueError(f"this log is closed, and takes none of {len(payloads)}")
+
+    log, now = MemoryLog(), moment()
+    broken, other = Recorder("broken", Broken()), Recorder("other", log)
+    for recorder in (broken, other):
+        record(recorder, "a", now)
+        record(recorder, "b", now)
+    now.settle()
+    assert (broken.written, broken.dropped, ids(log)) == (0, 2, ["a", "b"])
+    assert "prediction log of broken: 2 records are lost" in caplog.text
+
+
+async def test_an_answer_that_leaves_alone_is_refused_by_a_broken_log():
+    class Broken(MemoryLog):
+        def append(self, payload: bytes) -> int:
+            raise ValueError(f"this log is closed, and takes none of {len(payload)} bytes")
+
+    with pytest.raises(ValueError, match="this log is closed"):
+        record(Recorder("m", Broken()), "a")
+
+
+def record(recorder: Recorder, name: str, moment: Moment | None = None, answers: Any = X[:1, :1]) -> None:
+    recorder.record(
+        id=name, version=1, arm="champion", shadow=False, unit=None, at_us=0, latency_ms=1.0, rows=1,
+        inputs={"x": X[:1]}, outputs={"y": answers}, plain=True, moment=moment,
+    )  # fmt: skip
+
+
+def ids(log: MemoryLog) -> list[str]:
+    return [decode_prediction(payload)["id"] for payload in log.payloads]

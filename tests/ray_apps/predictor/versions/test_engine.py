@@ -1,0 +1,369 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from functions.prediction_log.records import decode_prediction
+from ray_apps.predictor.http.auth import Doorkeeper
+from ray_apps.predictor.protocol.errors import Denied, NotReady
+from ray_apps.predictor.versions.engine import Engine
+from ray_apps.predictor.versions.loaded import Scorer
+from registry import ModelVersion, Registry, Signature, Unavailable
+from tests.ray_apps.predictor.conftest import Kitchen, load_answer, tensors
+
+
+async def served(kitchen: Kitchen, unit: str) -> tuple[str, str]:
+    answer = (await kitchen.infer(tensors(parameters={"unit": unit}))).json()
+    return answer["model_version"], answer["parameters"]["arm"]
+
+
+async def test_a_promotion_and_a_rollback_take_effect_with_the_next_look(kitchen: Kitchen):
+    second = kitchen.version(0.5)
+    kitchen.registry.promote("late", second)
+    kitchen.settle()
+    assert await served(kitchen, "u") == ("2", "champion")
+    kitchen.registry.rollback("late", "champion")
+    kitchen.engine.follow_once()  # a look is enough: the version before is still loaded
+    assert await served(kitchen, "u") == ("1", "champion")
+
+
+@pytest.mark.parametrize(
+    ("fail", "words"),
+    [("load", "not a model"), ("predict", "out of memory"), ("shape", "has shape"), ("type", "is not FP32"),
+     ("values", "too large")],
+)  # fmt: skip
+async def test_a_version_that_cannot_answer_never_takes_traffic(kitchen: Kitchen, fail: str, words: str):
+    broken = kitchen.version(0.5, fail=fail)
+    kitchen.registry.promote("late", broken)
+    kitchen.settle()
+    assert await served(kitchen, "u") == ("1", "champion")
+    status = (await kitchen.client.get("/status")).json()
+    assert status["degraded"] == [broken]
+    assert words in status["failures"][str(broken)]
+    assert (await kitchen.client.get("/ready")).status_code == 200
+
+
+async def test_a_canary_that_cannot_answer_leaves_its_share_to_the_champion(kitchen: Kitchen):
+    broken = kitchen.version(0.5, fail="load")
+    kitchen.registry.set_traffic("late", {"canary": (broken, 0.5)})
+    kitchen.settle()
+    answers = Counter([await served(kitchen, f"u{i}") for i in range(40)])
+    assert answers == {("1", "champion"): 40}
+
+
+async def test_a_changed_byte_is_refused(kitchen: Kitchen):
+    second = kitchen.version(0.5)
+    blobs = [
+        p for p in (kitchen.folder / "store").rglob("*") if p.is_file() and b'"value": 0.5' in p.read_bytes()
+    ]
+    assert blobs
+    for blob in blobs:
+        blob.chmod(0o644)
+        blob.write_bytes(blob.read_bytes().replace(b"0.5", b"0.6"))
+    kitchen.registry.promote("late", second)
+    kitchen.settle()
+    assert await served(kitchen, "u") == ("1", "champion")
+    assert kitchen.engine.failures[second]
+
+
+async def test_a_failed_load_is_tried_again_later_and_not_at_once(
+    kitchen: Kitchen, monkeypatch: pytest.MonkeyPatch
+):
+    now = [0.0]
+    loads: list[Path] = []
+    healthy = [False]
+
+    def loader(folder: Path, signature: Signature) -> Scorer:
+        loads.append(folder)
+        if not healthy[0]:
+            raise OSError("the disk is full")
+        return load_answer(folder, signature)
+
+    monkeypatch.setattr(kitchen.engine, "_loader", loader)
+    monkeypatch.setattr(kitchen.engine, "_clock", lambda: now[0])
+    kitchen.registry.promote("late", kitchen.version(0.5))
+    kitchen.settle()
+    kitchen.settle()
+    assert len(loads) == 1
+    healthy[0], now[0] = True, 1.5
+    kitchen.settle()
+    assert len(loads) == 2
+    assert await served(kitchen, "u") == ("2", "champion")
+    assert kitchen.engine.failures == {}
+
+
+async def test_the_split_is_the_registrys_and_sticky(kitchen: Kitchen):
+    canary, other = kitchen.version(0.5), kitchen.version(0.75)
+    kitchen.registry.set_traffic("late", {"canary": (canary, 0.2), "b": (other, 0.3)})
+    kitchen.settle()
+    traffic = kitchen.registry.traffic("late")
+    for i in range(60):
+        arm = traffic.assign(f"u{i}")
+        for _ in range(2):
+            assert await served(kitchen, f"u{i}") == (str(arm.version), arm.name)
+    assert len({traffic.assign(f"u{i}").name for i in range(60)}) == 3
+
+
+async def test_shadows_score_the_same_request_and_answer_none(kitchen: Kitchen):
+    shadow = kitchen.version(0.5)
+    kitchen.registry.set_traffic("late", {}, shadows=[shadow])
+    kitchen.settle()
+    answer = (await kitchen.infer(tensors(id="p1"))).json()
+    assert answer["model_version"] == "1"
+    await kitchen.predictor.shadows.drained()
+    first, second = (decode_prediction(payload) for payload in kitchen.log.payloads)
+    assert (first["id"], first["version"], first["shadow"]) == ("p1", 1, False)
+    assert (second["id"], second["version"], second["shadow"], second["arm"]) == (
+        "p1",
+        shadow,
+        True,
+        "shadow",
+    )
+    assert second["numeric"] == first["numeric"]
+    assert second["outputs"] != first["outputs"]
+
+
+async def test_shadows_are_dropped_first_and_counted(make_kitchen: Callable[..., Kitchen]):
+    made = make_kitchen(shadow_limit=2)
+    made.registry.promote("late", made.version())
+    made.registry.set_traffic("late", {}, shadows=[made.version(0.5)])
+    made.settle()
+    held = threading.Event()
+    (shadow,) = made.engine.routes.shadows
+    shadow.example_ms = 5.0  # as one that is scored in a thread
+    original = shadow.predict
+    shadow.predict = lambda *given: (held.wait(10), original(*given))[1]  # type: ignore[method-assign]
+    for _ in range(10):
+        assert (await made.infer()).status_code == 200
+    held.set()
+    await made.predictor.shadows.drained()
+    counts = made.predictor.shadows.describe()
+    assert counts["dropped"] >= 7
+    assert counts["scored"] + counts["dropped"] == 10
+    await made.predictor.close()
+
+
+async def test_a_shadow_that_fails_is_counted_and_hurts_nobody(kitchen: Kitchen):
+    shadow = kitchen.version(0.5)
+    kitchen.registry.set_traffic("late", {}, shadows=[shadow])
+    kitchen.settle()
+    loaded: Any = kitchen.engine.routes.shadows[0]
+    loaded._scorer.fail = "predict"
+    assert (await kitchen.infer()).status_code == 200
+    await kitchen.predictor.shadows.drained()
+    assert kitchen.predictor.shadows.describe() == {"scored": 0, "failed": 1, "dropped": 0}
+
+
+async def test_the_store_away_what_is_loaded_goes_on(kitchen: Kitchen, monkeypatch: pytest.MonkeyPatch):
+    class Away:
+        def refresh(self) -> Any:
+            raise Unavailable("no route to host")
+
+    monkeypatch.setattr(kitchen.engine, "_followed", Away())
+    kitchen.settle()
+    assert await served(kitchen, "u") == ("1", "champion")
+
+
+async def test_versions_the_policy_dropped_are_evicted_beyond_the_retained(kitchen: Kitchen):
+    for value in (0.3, 0.4, 0.5, 0.6):
+        kitchen.registry.promote("late", kitchen.version(value))
+        kitchen.settle()
+    assert (await kitchen.client.get("/status")).json()["loaded"] == [3, 4, 5]
+
+
+async def test_loading_does_not_block_answers(kitchen: Kitchen, monkeypatch: pytest.MonkeyPatch):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(folder: Path, signature: Signature) -> Scorer:
+        begun.set()
+        assert go_on.wait(20)
+        return load_answer(folder, signature)
+
+    monkeypatch.setattr(kitchen.engine, "_loader", slow)
+    kitchen.registry.promote("late", kitchen.version(0.5))
+    loading = asyncio.get_running_loop().run_in_executor(None, kitchen.settle)
+    assert await asyncio.get_running_loop().run_in_executor(None, begun.wait, 20)
+    assert await served(kitchen, "u") == ("1", "champion")
+    go_on.set()
+    await loading
+    assert await served(kitchen, "u") == ("2", "champion")
+
+
+async def test_the_threads_follow_a_promotion_within_a_second(tmp_path: Path, kitchen: Kitchen):
+    library = Registry(kitchen.registry.store, actor="replica")
+    engine = Engine("late", library, load_answer, scratch=tmp_path / "x", poll_s=0.05)
+    engine.start()
+    assert engine.routes.champion is not None
+    second = kitchen.version(0.5)
+    begin = time.monotonic()
+    kitchen.registry.promote("late", second)
+    while engine.routes.champion.version != second:
+        assert time.monotonic() - begin < 60
+        await asyncio.sleep(0.01)
+    engine.stop()
+
+
+async def test_slow_versions_answer_off_the_event_loop(kitchen: Kitchen):
+    champion = kitchen.engine.routes.champion
+    assert champion is not None
+    assert champion.inline
+    champion.example_ms = 50.0
+    threads: list[str] = []
+    original = champion.predict
+    champion.predict = lambda *x: (threads.append(threading.current_thread().name), original(*x))[1]  # type: ignore[method-assign]
+    assert (await kitchen.infer()).status_code == 200
+    assert threads[0].startswith("predict")
+
+
+async def test_between_two_answers_of_a_millisecond_the_event_loop_does_what_else_there_is(kitchen: Kitchen):
+    champion = kitchen.engine.routes.champion
+    assert champion is not None
+    champion.example_ms = 1.0
+    done: list[str] = []
+    original = champion.predict
+    champion.predict = lambda *x: (done.append("answer"), original(*x))[1]  # type: ignore[method-assign]
+
+    async def others() -> None:
+        while done.count("answer") < 5:
+            done.append("else")
+            await asyncio.sleep(0)
+
+    inputs = champion.example()
+    assert inputs is not None
+    answers = [champion.answer(inputs, 1, (), kitchen.predictor._pool) for _ in range(5)]
+    await asyncio.wait_for(asyncio.gather(*answers, others()), 30)
+    assert "answer,answer" not in ",".join(done)
+    assert done.count("answer") == 5
+
+
+class Token:
+    name = "bot"
+
+    def __init__(self, *, allowed: bool) -> None:
+        self.allowed = allowed
+
+    def may(self, role: str) -> bool:
+        return self.allowed and role == "predictor"
+
+
+class List:
+    """An access list that can be changed, switched off, and counts its readers."""
+
+    def __init__(self) -> None:
+        self.tokens = {"good": Token(allowed=True)}
+        self.reads = 0
+        self.away = False
+
+    def verify(self, token: str) -> Token | None:
+        self.reads += 1
+        if self.away:
+            raise Unavailable("no route to host")
+        return self.tokens.get(token)
+
+    def recall(self, token: str) -> Token | None:
+        return self.tokens.get(token)
+
+
+class Hanging(List):
+    """One that answers only while it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = threading.Event()
+
+    def verify(self, token: str) -> Token | None:
+        assert self.go_on.wait(20)
+        return super().verify(token)
+
+
+async def settled(door: Doorkeeper) -> None:
+    await asyncio.gather(*door._checking.values())
+
+
+async def test_a_token_is_looked_up_once_and_revoked_within_two_rechecks():
+    now, tokens = [0.0], List()
+    door = Doorkeeper(tokens, recheck_s=1.0, clock=lambda: now[0])
+    for _ in range(5):
+        await door.admit(b"Bearer good")
+    assert tokens.reads == 1
+    tokens.tokens.clear()
+    now[0] = 1.5
+    await door.admit(b"Bearer good")  # answered from memory, looked up behind it
+    await settled(door)
+    with pytest.raises(Denied):
+        await door.admit(b"Bearer good")
+    assert tokens.reads == 2
+
+
+async def test_an_old_answer_is_not_trusted():
+    now, tokens = [0.0], List()
+    door = Doorkeeper(tokens, recheck_s=1.0, clock=lambda: now[0])
+    await door.admit(b"Bearer good")
+    tokens.tokens.clear()
+    now[0] = 3600.0
+    with pytest.raises(Denied):
+        await door.admit(b"Bearer good")
+
+
+async def test_the_access_list_away_known_tokens_go_on_and_unknown_ones_wait():
+    now, tokens = [0.0], List()
+    door = Doorkeeper(tokens, recheck_s=1.0, clock=lambda: now[0])
+    await door.admit(b"Bearer good")
+    tokens.away, now[0] = True, 10.0
+    await door.admit(b"Bearer good")
+    with pytest.raises(NotReady, match="cannot be read"):
+        await door.admit(b"Bearer new")
+
+
+async def test_the_access_list_hangs_known_tokens_go_on_until_it_answers_again():
+    now, tokens = [0.0], Hanging()
+    door = Doorkeeper(tokens, recheck_s=1.0, patience_s=0.01, clock=lambda: now[0])
+    tokens.go_on.set()
+    await door.admit(b"Bearer good")
+    tokens.go_on.clear()
+    for now[0] in (10.0, 10.1, 20.0):
+        await door.admit(b"Bearer good")
+    tokens.tokens.clear()
+    tokens.go_on.set()
+    await settled(door)
+    with pytest.raises(Denied):
+        await door.admit(b"Bearer good")
+
+
+async def test_the_access_list_hangs_a_token_that_is_new_here_is_looked_for_as_it_was_read_last():
+    tokens = Hanging()
+    tokens.tokens["poor"] = Token(allowed=False)
+    door = Doorkeeper(tokens, patience_s=0.01)
+    try:
+        await door.admit(b"Bearer good")
+        with pytest.raises(Denied) as refusal:
+            await door.admit(b"Bearer poor")
+        assert refusal.value.status == 403
+        with pytest.raises(NotReady, match="cannot be read now"):
+            await door.admit(b"Bearer made-since")
+    finally:
+        tokens.go_on.set()
+    await settled(door)
+    with pytest.raises(Denied):
+        await door.admit(b"Bearer made-since")
+
+
+async def test_a_flood_of_wrong_tokens_is_forgotten():
+    door = Doorkeeper(List())
+    for i in range(5_000):
+        with pytest.raises(Denied):
+            await door.admit(b"Bearer %d" % i)
+    assert len(door._known) == 4_096
+
+
+def test_version_records_are_the_registrys(kitchen: Kitchen):
+    champion = kitchen.engine.routes.champion
+    assert champion is not None
+    assert isinstance(champion.record, ModelVersion)
