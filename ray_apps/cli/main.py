@@ -12,10 +12,11 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
-from ray_apps.cli import access, calls, features, inspector, ledger, machine, models, predict, runs, traffic
 from ray_apps.cli.client import Refused, Unreachable
 from ray_apps.cli.command import INTERRUPTED, UsageError
-from ray_apps.cli.show import complain
+from ray_apps.cli.commands import access, calls, features, ledger, machine, models, predict, runs, traffic
+from ray_apps.cli.commands import monitoring as inspector
+from ray_apps.cli.output import complain
 from ray_apps.local.errors import LocalError
 
 FAILED, WRONG = 1, 2

@@ -9,10 +9,11 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
-from ray_apps.gateway import data, functions, invocations, layers, models, openapi, operations, problems
+from ray_apps.gateway import openapi, problems
 from ray_apps.gateway.auth import Doorman, allowed, identify_bearer
 from ray_apps.gateway.limits import BodyLimit
 from ray_apps.gateway.metrics import Counted, Metrics
+from ray_apps.gateway.routes import data, functions, invocations, layers, models, operations
 from ray_apps.gateway.services import Services, services_of
 from ray_apps.gateway.wire import Json
 from registry import Principal, Role

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from functions.runtime.function import Function
-from ray_apps.gateway.functions import offered
+from ray_apps.gateway.routes.functions import offered
 
 GENERIC = "/functions/{name}"
 _DEFINITION = re.compile(r"^#/\$defs/")

@@ -7,7 +7,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ray_apps.gateway.limits import BodyLimit
 from ray_apps.mlflow import artifacts, errors, experiments, logged_models, models, runs, versions
-from ray_apps.mlflow.desk import Desk, Reader
+from ray_apps.mlflow.services import Desk, Reader
 from ray_apps.mlflow.wire import Json
 from registry import Access, Clock, ObjectStore, utc_now
 

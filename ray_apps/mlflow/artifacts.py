@@ -11,9 +11,9 @@ from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, Response
 
-from ray_apps.mlflow.desk import AtDesk, Desk, Reader, Writer
 from ray_apps.mlflow.errors import Refusal, unsupported
 from ray_apps.mlflow.files import listing, place
+from ray_apps.mlflow.services import AtDesk, Desk, Reader, Writer
 from ray_apps.mlflow.wire import Json, artifact_root
 from registry import InvalidInput, Registry, RunRecord, Segment
 

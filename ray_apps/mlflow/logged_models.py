@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query
 
 from ray_apps.mlflow import wire
-from ray_apps.mlflow.desk import AtDesk, Reader, Writer
 from ray_apps.mlflow.experiments import LOGGED_MODELS, usable
 from ray_apps.mlflow.files import listing
 from ray_apps.mlflow.runs import log_of_model, logged_model
 from ray_apps.mlflow.search import page
+from ray_apps.mlflow.services import AtDesk, Reader, Writer
 from ray_apps.mlflow.wire import Body, Json, Tag
 from registry import InvalidInput, NotFound, RunLog, RunRecord, Segment
 from registry.runs.record import Status

@@ -12,9 +12,9 @@ from fastapi import APIRouter, Query
 from pydantic import Field
 
 from ray_apps.mlflow import wire
-from ray_apps.mlflow.desk import Reader, Writer
 from ray_apps.mlflow.errors import unsupported
 from ray_apps.mlflow.search import holds, ordered, page
+from ray_apps.mlflow.services import Reader, Writer
 from ray_apps.mlflow.wire import Body, Json, Tag
 from registry import InvalidInput, NotFound
 

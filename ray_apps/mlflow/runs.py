@@ -10,9 +10,9 @@ from fastapi import APIRouter
 from pydantic import Field, model_validator
 
 from ray_apps.mlflow import wire
-from ray_apps.mlflow.desk import AtDesk, Desk, Reader, Writer
 from ray_apps.mlflow.experiments import LOGGED_MODELS, in_view, usable
 from ray_apps.mlflow.search import page
+from ray_apps.mlflow.services import AtDesk, Desk, Reader, Writer
 from ray_apps.mlflow.wire import Body, Json, Tag
 from registry import InvalidInput, NotFound, Point, Registry, RunLog, RunRecord, Segment
 

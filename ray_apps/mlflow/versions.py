@@ -14,11 +14,11 @@ from fastapi import APIRouter
 from pydantic import Field
 
 from ray_apps.mlflow import wire
-from ray_apps.mlflow.desk import Reader, Writer
 from ray_apps.mlflow.errors import Refusal, unsupported
 from ray_apps.mlflow.files import ALLOW_CODE, Place, accepted, source
 from ray_apps.mlflow.models import Asked, number_of
 from ray_apps.mlflow.search import holds, ordered, page
+from ray_apps.mlflow.services import Reader, Writer
 from ray_apps.mlflow.signature import signature_in
 from ray_apps.mlflow.wire import Body, Json, Tag
 from registry import Lineage, ModelVersion, NotFound, Refused, Registry, RunRecord

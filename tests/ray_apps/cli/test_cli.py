@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from functions.runtime.durable.invocation import run_pending
-from ray_apps.cli import ledger, main
+from ray_apps.cli import main
+from ray_apps.cli.commands import ledger
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -23,7 +24,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 
 @pytest.fixture(autouse=True)
 def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ray_apps.cli import show  # the consoles hold the streams of the moment they were made
+    from ray_apps.cli import output as show  # the consoles hold the streams of the moment they were made
 
     monkeypatch.setattr(show, "out", show.Console(highlight=False, soft_wrap=True, width=200))
     monkeypatch.setattr(show, "err", show.Console(stderr=True, highlight=False, soft_wrap=True))

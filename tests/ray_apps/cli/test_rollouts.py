@@ -10,7 +10,8 @@ from rich.console import Console
 
 from functions.rollout.jobs import rollouts
 from functions.runtime import use_context
-from ray_apps.cli import main, rollout_table
+from ray_apps.cli import main
+from ray_apps.cli.commands import rollout_table
 from registry import ModelPolicy
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 
-from ray_apps.gateway.models import Change, Operator, Viewer, by_registry
+from ray_apps.gateway.routes.models import Change, Operator, Viewer, by_registry
 from ray_apps.gateway.wire import Json, Name
 from registry import Registry, Traffic
 

@@ -8,7 +8,8 @@ import pytest
 from featurestore import Entity, FeatureView, Field, Float64, String
 from functions import use_context
 from functions.features.jobs import HEALTH_TABLE, record_feature_health
-from ray_apps.cli import main, show
+from ray_apps.cli import main
+from ray_apps.cli import output as show
 from registry import Table
 
 weather = FeatureView(

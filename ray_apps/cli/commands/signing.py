@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray_apps.cli.client import client_of
 from ray_apps.cli.command import UsageError, add
-from ray_apps.cli.show import say
+from ray_apps.cli.output import say
 from registry import RegistryError
 from registry.access import signing
 

@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict
 from starlette.responses import PlainTextResponse, Response
 
 from ray_apps.gateway.auth import allowed
-from ray_apps.gateway.feature_metrics import feature_metrics
 from ray_apps.gateway.problems import Problem
-from ray_apps.gateway.schedules import statuses
+from ray_apps.gateway.routes.feature_metrics import feature_metrics
+from ray_apps.gateway.routes.schedules import statuses
 from ray_apps.gateway.services import services_of
 from ray_apps.gateway.wire import Json, Name, Time
 from registry import Access, NotFound, Principal, RegistryError, Role, utc_now

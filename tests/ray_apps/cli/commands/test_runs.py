@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from ray_apps.cli import files, main, show
+from ray_apps.cli import main
+from ray_apps.cli import output as show
+from ray_apps.cli import transfer as files
 from registry import Registry
 from registry.progress import progress_bar
 

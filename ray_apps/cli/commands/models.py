@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from ray_apps.cli import model_files, model_record, signing
 from ray_apps.cli.client import client_of
 from ray_apps.cli.command import OVERRIDE, add, group
-from ray_apps.cli.show import say, table
+from ray_apps.cli.commands import model_files, model_record, signing
+from ray_apps.cli.output import say, table
 
 if TYPE_CHECKING:
     from ray_apps.cli.command import Commands

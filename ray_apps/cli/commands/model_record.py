@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from ray_apps.cli.calls import read_json
 from ray_apps.cli.client import client_of
 from ray_apps.cli.command import add
-from ray_apps.cli.show import complain, say, table, value
+from ray_apps.cli.commands.calls import read_json
+from ray_apps.cli.output import complain, say, table, value
 from registry import Lineage, TableSnapshot
 
 if TYPE_CHECKING:

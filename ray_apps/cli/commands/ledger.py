@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from ray_apps.cli.client import Client, client_of
 from ray_apps.cli.command import UsageError, add
-from ray_apps.cli.show import complain, out, say, table, value
+from ray_apps.cli.output import complain, out, say, table, value
 
 if TYPE_CHECKING:
     from functions.runtime.receipt import Prices

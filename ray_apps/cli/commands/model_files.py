@@ -9,11 +9,11 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ray_apps.cli import files
+from ray_apps.cli import transfer as files
 from ray_apps.cli.client import Client, Refused, Unreachable, client_of
 from ray_apps.cli.command import UsageError, add
-from ray_apps.cli.runs import API
-from ray_apps.cli.show import say
+from ray_apps.cli.commands.runs import API
+from ray_apps.cli.output import say
 
 if TYPE_CHECKING:
     from ray_apps.cli.command import Commands

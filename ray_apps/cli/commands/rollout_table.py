@@ -11,10 +11,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ray_apps.cli.calls import call
 from ray_apps.cli.client import Client
 from ray_apps.cli.command import INTERRUPTED
-from ray_apps.cli.show import out, say
+from ray_apps.cli.commands.calls import call
+from ray_apps.cli.output import out, say
 
 POLL_S = 2.0
 

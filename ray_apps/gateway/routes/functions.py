@@ -14,8 +14,8 @@ from functions.runtime.durable.invocation import Invocation
 from functions.runtime.errors import DeclarationError
 from functions.runtime.function import Function
 from ray_apps.gateway.auth import allowed
-from ray_apps.gateway.invocations import Told, told, told_of
 from ray_apps.gateway.problems import Problem, of_failure, of_function
+from ray_apps.gateway.routes.invocations import Told, told, told_of
 from ray_apps.gateway.services import Services, services_of
 from ray_apps.gateway.wire import Json, json_of
 from registry import Principal, Role

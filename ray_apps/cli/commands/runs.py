@@ -11,10 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray_apps.cli import files
+from ray_apps.cli import transfer as files
 from ray_apps.cli.client import Client, client_of
 from ray_apps.cli.command import UsageError, add, group
-from ray_apps.cli.show import say, table, value
+from ray_apps.cli.output import say, table, value
 from registry import Point
 from registry.runs.compare import differences, plot
 

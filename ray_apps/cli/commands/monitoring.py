@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from ray_apps.cli import rollout_table
-from ray_apps.cli.calls import call, read_json
 from ray_apps.cli.client import client_of
 from ray_apps.cli.command import add, group
-from ray_apps.cli.show import table, value
+from ray_apps.cli.commands import rollout_table
+from ray_apps.cli.commands.calls import call, read_json
+from ray_apps.cli.output import table, value
 
 if TYPE_CHECKING:
     from ray_apps.cli.command import Commands

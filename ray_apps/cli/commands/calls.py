@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ray_apps.cli.client import Client, client_of
 from ray_apps.cli.command import UsageError, add, find_project_here, group
-from ray_apps.cli.ledger import ENDED, progress_bar
-from ray_apps.cli.show import complain, say, table, value
+from ray_apps.cli.commands.ledger import ENDED, progress_bar
+from ray_apps.cli.output import complain, say, table, value
 
 if TYPE_CHECKING:
     from ray_apps.cli.command import Commands

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from ray_apps.cli.calls import call
 from ray_apps.cli.client import client_of
 from ray_apps.cli.command import add
-from ray_apps.cli.show import say, table
+from ray_apps.cli.commands.calls import call
+from ray_apps.cli.output import say, table
 
 if TYPE_CHECKING:
     from ray_apps.cli.command import Commands

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ray_apps.cli.command import UsageError, add, find_project_here
-from ray_apps.cli.show import out, say, table, value
+from ray_apps.cli.output import out, say, table, value
 from ray_apps.local import Running, Settings, down, status, up
 
 if TYPE_CHECKING:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from ray_apps.cli.calls import read_json
 from ray_apps.cli.client import client_of
 from ray_apps.cli.command import UsageError, add
-from ray_apps.cli.show import value
+from ray_apps.cli.commands.calls import read_json
+from ray_apps.cli.output import value
 
 if TYPE_CHECKING:
     from ray_apps.cli.command import Commands

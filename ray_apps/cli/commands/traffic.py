@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray_apps.cli.client import client_of
 from ray_apps.cli.command import OVERRIDE, UsageError, add, group
-from ray_apps.cli.show import say, table
+from ray_apps.cli.output import say, table
 
 if TYPE_CHECKING:
     from ray_apps.cli.command import Commands

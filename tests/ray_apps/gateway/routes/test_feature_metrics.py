@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from featurestore import Entity, FeatureView, Field, Float64
 from functions import Context, use_context
 from functions.features.jobs import record_feature_health
-from ray_apps.gateway.feature_metrics import feature_metrics
+from ray_apps.gateway.routes.feature_metrics import feature_metrics
 from registry import RegistryError, open_store
 
 NOW = datetime(2013, 6, 2, tzinfo=UTC)
@@ -50,6 +50,6 @@ def test_a_store_that_is_away_is_a_gauge_too(monkeypatch: pytest.MonkeyPatch, tm
     def away(*_: Any, **__: Any) -> None:
         raise RegistryError("the store does not answer")
 
-    monkeypatch.setattr("ray_apps.gateway.feature_metrics.latest_feature_health", away)
+    monkeypatch.setattr("ray_apps.gateway.routes.feature_metrics.latest_feature_health", away)
     store = open_store(f"file://{tmp_path}")
     assert read(feature_metrics(store, now=NOW)) == {("toque_feature_health_readable", ""): 0.0}

@@ -1,0 +1,1 @@
+"""The commands of `toque`, one module for each group."""
