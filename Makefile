@@ -61,7 +61,7 @@ bench-stats: $(STAMP) ## simulations of the statistics, each against its bound; 
 	@set -e; for bench in load/bench_stats*.py; do echo "== $$bench"; $(BIN)/python -m load.$$(basename $$bench .py); done
 
 load: $(STAMP) ## locust against the running counter; exit code 1 when the SLO is missed
-	@$(BIN)/python -m load.run
+	@$(BIN)/python -m load.scenarios.run
 
 clean: down ## remove what was built and stored here (.venv stays)
 	rm -rf .toque build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

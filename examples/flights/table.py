@@ -1,6 +1,6 @@
 """Every flight of 2013 with the features of its moment: `python -m examples.flights.table FILE` writes one Parquet file.
 
-For whoever wants to compare learners on the example's data without the platform: `load/bench_training.py` does.
+For whoever wants to compare learners on the example's data without the platform: `load/benchmarks/training.py` does.
 """
 
 from __future__ import annotations

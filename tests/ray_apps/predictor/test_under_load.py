@@ -150,7 +150,7 @@ class Load:
             "TOQUE_TOKEN": place.token, "TOQUE_MODEL": model, "TOQUE_LOAD_RATE": str(RATE / 8),
             "TOQUE_LOAD_LOG": str(self._log),
         }  # fmt: skip
-        program = [sys.executable, "-m", "locust", "-f", "load/locustfile.py", "--headless"]
+        program = [sys.executable, "-m", "locust", "-f", "load/scenarios/locustfile.py", "--headless"]
         program += ["--host", f"http://127.0.0.1:{place.port}", "--users", "8", "--spawn-rate", "8"]
         with (place.folder / "locust").open("wb") as out:
             self._process = subprocess.Popen(program, stdout=out, stderr=subprocess.STDOUT, env=environment)

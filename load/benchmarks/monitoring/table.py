@@ -1,0 +1,54 @@
+"""The tools side by side: each in a process of its own, on the same sets."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+RUNS = {"ours": 200, "evidently": 20, "nannyml": 20}
+_QUIET = {"NML_DISABLE_USAGE_LOGGING": "1", "DO_NOT_TRACK": "1", "PYTHONWARNINGS": "ignore"}
+
+
+def compare_with_peers(peer_python: str | None) -> None:
+    """Print a table. peer_python: interpreter for NannyML; without one its column is left out, and that is said.
+
+    Raises: RuntimeError with what a tool said, if it fails.
+    """
+    tools = {"ours": sys.executable, "evidently": sys.executable}
+    if peer_python is None:
+        print("# NannyML left out: name the interpreter of an environment that has it with --peer-python")
+    else:
+        tools["nannyml"] = peer_python
+    told = [figures_of(name, python) for name, python in tools.items()]
+    names = [f"{one['tool']} ({RUNS[name]} runs)" for name, one in zip(tools, told, strict=True)]
+    print(f"| {'set':45} | " + " | ".join(names) + " |")
+    for row in told[0]["figures"]:
+        values = " | ".join(
+            f"{one['figures'][row]:{len(name)}.3f}" for one, name in zip(told, names, strict=True)
+        )
+        print(f"| {row:45} | {values} |")
+
+
+def figures_of(name: str, python: str) -> dict[str, Any]:
+    """All figures of a tool; the large window in a process of its own, whose peak is its own."""
+    small, large = _run(name, python, str(RUNS[name])), _run(name, python, "large")
+    return small | {"figures": small["figures"] | large["figures"]}
+
+
+def _run(name: str, python: str, what: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [python, "-m", "load.peers.monitoring", name, what],
+        cwd=Path(__file__).parent.parent,
+        env=os.environ | _QUIET,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{name} on {python} failed: {done.stderr[-2000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found

@@ -1,0 +1,59 @@
+"""The floor of `bench_serving`: what a request costs when there is nothing but ASGI, json and the torch model.
+
+uvicorn load.benchmarks.serving.floor:app
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import torch
+
+COLUMNS = 20
+
+
+class SmallMlp(torch.nn.Module):
+    """The model of the comparison: 20 numbers unless said otherwise, two hidden layers, one probability."""
+
+    def __init__(self, columns: int = COLUMNS) -> None:
+        super().__init__()
+        self.one = torch.nn.Linear(columns, 64)
+        self.two = torch.nn.Linear(64, 32)
+        self.three = torch.nn.Linear(32, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Probabilities (rows, 1) of `x` (rows, columns)."""
+        return torch.sigmoid(self.three(torch.relu(self.two(torch.relu(self.one(x))))))
+
+
+def small_mlp() -> SmallMlp:
+    """The model with the same weights every time."""
+    torch.manual_seed(0)
+    return SmallMlp().eval()
+
+
+torch.set_num_threads(1)
+_model = small_mlp()
+
+
+async def app(
+    scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
+) -> None:
+    """Answer one request in the protocol's form, checking nothing."""
+    if scope["type"] != "http":
+        return
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    (tensor,) = json.loads(body)["inputs"]
+    with torch.inference_mode():
+        scores = _model(torch.tensor(tensor["data"]).reshape(tensor["shape"]))
+    output = {"name": "y", "datatype": "FP32", "shape": list(scores.shape), "data": scores.flatten().tolist()}
+    answer = json.dumps({"model_name": "mlp", "outputs": [output]}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(answer)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": answer})

@@ -1,0 +1,1 @@
+"""Simulations that hold the statistics against their stated bounds."""

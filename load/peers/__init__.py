@@ -1,0 +1,1 @@
+"""Other tools on the same work, for benchmarks that compare with them."""
