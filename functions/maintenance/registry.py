@@ -36,5 +36,5 @@ def tidy_registry(grace_days: float = 1.0) -> Tidied:
     return Tidied(
         files=registry.collect_garbage(grace=timedelta(days=grace_days)),
         lost_runs=lost,
-        left_over=registry.store.object_store.sweep() if isinstance(registry.store, FolderStore) else 0,
+        left_over=registry.store.sweep() if isinstance(registry.store, FolderStore) else 0,
     )

@@ -25,9 +25,9 @@ from functions.monitoring import (
     watch_embeddings,
     watch_operations,
     watch_performance,
+    watch_quality,
     watch_skew,
 )
-from functions.monitoring.quality import watch as watch_quality
 from functions.prediction_log import drain_predictions, shared_scans
 from functions.project import ModelDefinition, Project, load_project
 from functions.retraining.challengers import Challenger, best_of, train_challengers

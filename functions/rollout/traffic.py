@@ -177,7 +177,7 @@ def apply(registry: TrafficControl, model: str, state: RolloutState, expected: i
     if state.stage == "promoted":
         registry.promote(model, state.challenger, reason=reason, expected=state.champion)
         return
-    traffic = registry.models.traffic(model)
+    traffic = registry.traffic(model)
     ours = state.versions
     arms = {arm.name: (arm.version, arm.share) for arm in traffic.arms[1:] if arm.version not in ours}
     shadows = [version for version in traffic.shadows if version not in ours]
@@ -230,7 +230,7 @@ def insist(registry: TrafficControl, model: str, state: RolloutState) -> bool:
     the one that the rollout was judged against. Raises: Refused.
     """
     for _ in range(_ATTEMPTS):
-        traffic = registry.models.traffic(model)
+        traffic = registry.traffic(model)
         if state.is_open and champion_of(traffic) != state.champion:
             return False
         if not state.is_open and not any(_holds(traffic, version) for version in state.versions):

@@ -23,8 +23,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featurestore import FeatureStore, FeatureView, Windows
-from featurestore.windows import aggregations
+from featurestore import FeatureStore, FeatureView, Windows, aggregations
 from load.benchmarks.feature_bed import (
     FEATURES,
     KEYS,

@@ -40,7 +40,7 @@ def plan_rollout(
     """
     used = context()
     registry = used.registry()
-    champion = registry.models.traffic(model).champion.version
+    champion = registry.traffic(model).champion.version
     now = used.clock()
     policy = policy or declared_policy(model)
     judged = policy.model_copy(

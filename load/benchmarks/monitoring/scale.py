@@ -18,10 +18,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import ray.data
 
-from functions.monitoring import reference_of_dataset, sketch_dataset, watch_drift, watch_performance
+from functions.monitoring import (
+    reference_of_dataset,
+    sketch_dataset,
+    watch_drift,
+    watch_performance,
+    watch_quality,
+)
 from functions.monitoring.drift.monitor import DriftState, compare_window
 from functions.monitoring.drift.reference import Reference
-from functions.monitoring.quality import watch as watch_quality
 from functions.retraining.jobs import TOGETHER, inspect_models
 from functions.runtime import use_context
 from functions.stats import TableSketch, drift

@@ -171,7 +171,7 @@ async def get_card(request: Request, model: Name, version: Name, principal: View
     return await by_registry(
         request,
         principal,
-        lambda registry: Card(card=registry.models.model_card(model, number_or_alias(version))),
+        lambda registry: Card(card=registry.card(model, number_or_alias(version))),
     )
 
 
@@ -287,7 +287,7 @@ async def get_signature(
     def found(registry: Registry) -> dict[str, str]:
         for mark in registry.get_version(model, version).signatures:
             if mark.signer == signer:
-                return {"bundle": registry.models.signature(model, version, mark.sha256).decode()}
+                return {"bundle": registry.signature(model, version, mark.sha256).decode()}
         raise NotFound(f"{model}@{version} has no signature of the key {signer}")
 
     return await by_registry(request, principal, found)
@@ -296,7 +296,7 @@ async def get_signature(
 @router.get("/{model}/traffic", response_model=Traffic)
 async def get_traffic(request: Request, model: Name, principal: Viewer) -> Json:
     """The split in force."""
-    return await by_registry(request, principal, lambda registry: registry.models.traffic(model))
+    return await by_registry(request, principal, lambda registry: registry.traffic(model))
 
 
 @router.put("/{model}/traffic", response_model=Traffic)

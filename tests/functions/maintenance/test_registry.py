@@ -19,7 +19,7 @@ def test_what_nobody_needs_goes_and_the_rest_stays(tmp_path: Path, monkeypatch: 
     registry.create_model("m")
     registry.create_version("m", tmp_path / "weights")
     orphan = "models/m/blobs/00000000/" + "0" * 64
-    registry.store.object_store.put(orphan, b"left by a killed registration")
+    registry.store.put(orphan, b"left by a killed registration")
     killed = tmp_path / "store" / ".tmp" / "killed"
     killed.write_bytes(b"half")
     long_ago = time.time() - 100 * 3600

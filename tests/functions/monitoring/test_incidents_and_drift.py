@@ -16,9 +16,9 @@ from functions.monitoring import (
     results_table,
     standing_alarms,
     watch_drift,
+    watch_quality,
 )
 from functions.monitoring import alarms as alarms_of
-from functions.monitoring.quality import watch as watch_quality
 from functions.retraining.policy import RetrainingPolicy, RetrainState, Situation, decide
 from functions.runtime import use_context
 from registry import Table

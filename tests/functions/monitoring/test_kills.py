@@ -16,9 +16,9 @@ from functions.monitoring import (
     results_table,
     watch_drift,
     watch_performance,
+    watch_quality,
 )
 from functions.monitoring.alarms import Alarms
-from functions.monitoring.quality import watch as watch_quality
 from functions.monitoring.results import record
 from functions.monitoring.watch import Post
 from functions.runtime import use_context

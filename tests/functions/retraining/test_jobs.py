@@ -170,7 +170,7 @@ def test_an_alarm_becomes_a_challenger_in_shadow(ctx: Context, clock: Wall) -> N
     assert version.tags["window"] == next(
         one.window for one in done.challengers if one.version == done.version
     )
-    assert registry.models.traffic(MODEL).shadows == (done.version,)
+    assert registry.traffic(MODEL).shadows == (done.version,)
     assert rollout_status(MODEL).open is not None
     held_out(ctx, clock, done)
     # a hundred more alarms, and an inspection, change nothing

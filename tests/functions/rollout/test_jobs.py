@@ -46,7 +46,7 @@ def registry(kitchen: Any, tmp_path: Path) -> Registry:
 
 def follow(kitchen: Any, registry: Registry) -> None:
     """Let the simulated model serve by the registry's traffic."""
-    kitchen.registry.now = registry.models.traffic(MODEL)
+    kitchen.registry.now = registry.traffic(MODEL)
 
 
 def run(kitchen: Any, registry: Registry, days: int) -> list[Any]:
@@ -63,10 +63,10 @@ def run(kitchen: Any, registry: Registry, days: int) -> list[Any]:
 def test_from_shadow_to_champion_in_the_registry(kitchen: Any, registry: Registry) -> None:
     with use_context(Context(kitchen.store, kitchen.store.url, clock=kitchen.clock, actor="ticker")):
         start_rollout(MODEL, 2, POLICY, reason="retrained")
-        assert registry.models.traffic(MODEL).shadows == (2,)
+        assert registry.traffic(MODEL).shadows == (2,)
         ticks = run(kitchen, registry, 40)
         assert [t.stage for t in ticks][-1] == "promoted"
-        assert registry.models.traffic(MODEL).versions == (2,)
+        assert registry.traffic(MODEL).versions == (2,)
         assert tick_rollout(MODEL).rule == "settled"
         assert explain_rollout(MODEL, ticks[-1].entry).same
         assert rollout_status(MODEL).outcomes[-1].challenger == 2
@@ -95,7 +95,7 @@ def test_a_version_nobody_approved_never_meets_a_user(kitchen: Any, registry: Re
         start_rollout(MODEL, 3, POLICY, reason="impatient")
         last = run(kitchen, registry, 20)[-1]
         assert (last.stage, last.rule) == ("rolled_back", "challenger_unusable")
-        assert registry.models.traffic(MODEL).versions == (1,)
+        assert registry.traffic(MODEL).versions == (1,)
 
 
 def test_a_rollback_by_hand_after_a_promotion_is_left_alone(kitchen: Any, registry: Registry) -> None:
@@ -105,7 +105,7 @@ def test_a_rollback_by_hand_after_a_promotion_is_left_alone(kitchen: Any, regist
         registry.rollback(MODEL, "champion", reason="a customer called")
         tick = tick_rollout(MODEL)
         assert (tick.stage, tick.rule) == ("inconclusive", "settled")
-        assert registry.models.traffic(MODEL).versions == (1,)
+        assert registry.traffic(MODEL).versions == (1,)
 
 
 def test_a_version_rejected_in_canary_leaves_the_traffic(kitchen: Any, registry: Registry) -> None:

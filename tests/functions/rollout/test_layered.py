@@ -63,7 +63,7 @@ def _here(kitchen: Any) -> Any:
 def run(kitchen: Any, registry: Registry, days: int, **serve: int) -> list[Any]:
     ticks = []
     for _ in range(days):
-        kitchen.registry.now = registry.models.traffic(MODEL)
+        kitchen.registry.now = registry.traffic(MODEL)
         kitchen.serve_a_day(**serve)
         ticks.append(tick_rollout(MODEL))
         if ticks[-1].stage in ("promoted", "rolled_back", "inconclusive"):
@@ -107,7 +107,7 @@ def test_from_shadow_to_champion_in_a_layer_beside_a_holdout(kitchen: Any, regis
     # Shadows see all but the held-out units, and so does the loss: a canary's own answers have no shadow.
     assert last.loss.requests <= arms["champion"] + arms["outside"]
     assert registry.layer("trips") == {}
-    assert registry.models.traffic(MODEL).holdouts == (Holdout(name="q2", share=0.1),)
+    assert registry.traffic(MODEL).holdouts == (Holdout(name="q2", share=0.1),)
     start_rollout("price", 2, RolloutPolicy(layer=LayerShare(name="trips", share=0.6)))
 
 
@@ -156,13 +156,13 @@ def decided(kitchen: Any, tick: Any) -> list[dict[str, Any]]:
     registry = Registry(kitchen.store, actor="trainer", clock=kitchen.clock)
     start_rollout(MODEL, 2, POLICY, reason="retrained")
     for _ in range(40):
-        kitchen.registry.now = registry.models.traffic(MODEL)
+        kitchen.registry.now = registry.traffic(MODEL)
         kitchen.serve_a_day()
         tick()
         if not rollout_status(MODEL).current.is_open:
             break
     tick()
-    assert registry.models.traffic(MODEL).champion.version == 2
+    assert registry.traffic(MODEL).champion.version == 2
     assert registry.layer("trips") == {}
     return [entry.body for entry in kitchen.rollouts().entries()]
 
@@ -222,11 +222,11 @@ def test_the_split_is_tested_within_the_layers_part(
 
 def test_a_layer_without_room_refuses_the_start_and_leaves_nothing(kitchen: Any, registry: Registry) -> None:
     registry.set_traffic("price", {"a": (2, 0.5)}, layer=LayerShare(name="trips", share=0.8))
-    before = registry.models.traffic(MODEL)
+    before = registry.traffic(MODEL)
     wanted = POLICY.model_copy(update={"holdout": None})
     with pytest.raises(RolloutError, match=r"'trips' has 20.00% left"):
         start_rollout(MODEL, 2, wanted)
-    assert registry.models.traffic(MODEL) == before
+    assert registry.traffic(MODEL) == before
     assert rollout_status(MODEL).current is None
     start_rollout(MODEL, 2)
     end_rollout(MODEL, "roll_back", "another try")
@@ -236,7 +236,7 @@ def test_a_layer_without_room_refuses_the_start_and_leaves_nothing(kitchen: Any,
         start_rollout(MODEL, 2, wanted.model_copy(update={**fits, "wrong_promotions_a_year": 0.01}))
     assert set(registry.layer("trips")) == {"price"}
     start_rollout(MODEL, 2, wanted.model_copy(update=fits))
-    assert registry.models.traffic(MODEL).layer.share == 0.2
+    assert registry.traffic(MODEL).layer.share == 0.2
 
 
 def test_a_person_promotes_only_what_the_models_policy_allows(kitchen: Any, registry: Registry) -> None:
@@ -246,7 +246,7 @@ def test_a_person_promotes_only_what_the_models_policy_allows(kitchen: Any, regi
     assert rollout_status(MODEL).open is not None
     registry.as_actor("ada").approve(MODEL, 3)
     assert end_rollout(MODEL, "promote", "I like it").stage == "promoted"
-    assert registry.models.traffic(MODEL).champion.version == 3
+    assert registry.traffic(MODEL).champion.version == 3
     entry = kitchen.rollouts().entries()[-1]
     told = explain_rollout(MODEL, entry.number)
     assert (entry.actor, told.recorded.rule, told.recorded.action) == ("grace", "by_hand", "promote")
@@ -258,7 +258,7 @@ def test_a_person_aborts_with_a_reason_and_the_part_is_free(kitchen: Any, regist
     start_rollout(MODEL, 2, POLICY, reason="retrained")
     until_canary(kitchen, registry)
     assert end_rollout(MODEL, "roll_back", "a customer called").stage == "rolled_back"
-    assert registry.models.traffic(MODEL).versions == (1,)
+    assert registry.traffic(MODEL).versions == (1,)
     assert registry.layer("trips") == {}
     told = explain_rollout(MODEL, kitchen.rollouts().entries()[-1].number)
     assert "roll_back by hand: a customer called. grace decided" in told.text
@@ -276,7 +276,7 @@ def test_a_tick_in_between_does_not_swallow_what_a_person_says(
     kitchen: Any, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start_rollout(MODEL, 2, POLICY, reason="retrained")
-    kitchen.registry.now = registry.models.traffic(MODEL)
+    kitchen.registry.now = registry.traffic(MODEL)
     kitchen.serve_a_day()
     kitchen.now += timedelta(days=1)
     observe = Rollouts._observe
@@ -289,7 +289,7 @@ def test_a_tick_in_between_does_not_swallow_what_a_person_says(
 
     monkeypatch.setattr(Rollouts, "_observe", slow)
     assert end_rollout(MODEL, "roll_back", "a customer called").stage == "rolled_back"
-    assert registry.models.traffic(MODEL).versions == (1,)
+    assert registry.traffic(MODEL).versions == (1,)
 
 
 def test_a_look_tells_what_a_tick_would_do_and_writes_no_entry(kitchen: Any, registry: Registry) -> None:
@@ -303,7 +303,7 @@ def test_a_look_tells_what_a_tick_would_do_and_writes_no_entry(kitchen: Any, reg
     ]
     assert early.effects[0].estimate is None
     until_canary(kitchen, registry)
-    kitchen.registry.now = registry.models.traffic(MODEL)
+    kitchen.registry.now = registry.traffic(MODEL)
     kitchen.serve_a_day()
     entries = len(kitchen.rollouts().entries())
     seen = look_at_rollout(MODEL)

@@ -59,7 +59,7 @@ def stocked(folder: Path, url: str) -> Registry:
 
 def used(registry: Registry) -> dict[str, tuple[tuple[int, int], ...]]:
     """What each model's traffic rests on, as a replica reads it."""
-    splits = {model: registry.models.traffic(model) for model in MODELS}
+    splits = {model: registry.traffic(model) for model in MODELS}
     return {model: split.layer.buckets for model, split in splits.items() if split.layer is not None}
 
 
@@ -114,7 +114,7 @@ def test_no_unit_is_ever_in_two_experiments_of_a_layer(
         with contextlib.suppress(Refused):
             move(registry, model, what, part, share)
         assert_apart(registry)
-    splits = [registry.models.traffic(model) for model in MODELS]
+    splits = [registry.traffic(model) for model in MODELS]
     for unit in UNITS[:200]:
         assert sum(in_experiment(split, unit) for split in splits) <= 1
     claims = registry.layer("growth")

@@ -18,8 +18,8 @@ from functions.monitoring import (
     standing_alarms,
     watch_drift,
     watch_performance,
+    watch_quality,
 )
-from functions.monitoring.quality import watch as watch_quality
 from functions.prediction_log import LABELS_TABLE, predictions_table
 from functions.prediction_log.records import LABELS, PREDICTIONS
 from functions.runtime import use_context

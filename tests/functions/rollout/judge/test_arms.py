@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from functions.rollout import Evidence, PairedLoss, RolloutError, RolloutPolicy
+from functions.rollout import Evidence, PairedLoss, RolloutError, RolloutPolicy, decide
 from functions.rollout.budget import budget
 from functions.rollout.evidence.sums import ArmCounts, ClusterSums
-from functions.rollout.judge import decide
 from functions.rollout.state import History, RolloutState, Spent
 
 START = datetime(2013, 5, 1, tzinfo=UTC)

@@ -11,12 +11,11 @@ import pytest
 from pydantic import ValidationError
 
 from functions.evaluation.realised_loss import Scored, score
-from functions.rollout import Evidence, Guardrail, MetricSums, MetricValue, RolloutPolicy, UnitCounts
+from functions.rollout import Evidence, Guardrail, MetricSums, MetricValue, RolloutPolicy, UnitCounts, decide
 from functions.rollout.evidence.assigned_units import MOST_UNITS, Assigned, assigned
 from functions.rollout.evidence.metrics import metric_sums, read_metric, write_metric
 from functions.rollout.evidence.sums import ArmCounts, ClusterSums, PairedLoss
 from functions.rollout.explain import explain
-from functions.rollout.judge import decide
 from functions.rollout.state import RolloutState
 from registry import Entry
 from registry.models.traffic import Traffic

@@ -11,10 +11,8 @@ import pyarrow as pa
 import pytest
 
 from functions.prediction_log import outcomes
-from functions.rollout import Evidence, PairedLoss, RolloutPolicy, RolloutState
+from functions.rollout import Evidence, PairedLoss, RolloutPolicy, RolloutState, decide, plan
 from functions.rollout.evidence.sums import ArmCounts, ClusterSums
-from functions.rollout.judge import decide
-from functions.rollout.planning import plan
 from functions.rollout.planning.replay import replayed_loss
 
 START = datetime(2013, 5, 1, tzinfo=UTC)
