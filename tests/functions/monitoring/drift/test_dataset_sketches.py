@@ -15,8 +15,9 @@ import pytest
 import ray
 import ray.data
 
-from functions.monitoring import watch_drift, watch_features
+from functions.monitoring import watch_drift
 from functions.monitoring.drift import dataset_sketches as large
+from functions.monitoring.drift import watch as watch_features
 from functions.monitoring.drift.dataset_sketches import Rows, sketch_rows
 from functions.monitoring.drift.monitor import DriftState
 from functions.runtime import use_context
