@@ -19,15 +19,15 @@ import ray
 import ray.data
 from pydantic import BaseModel, ConfigDict
 
+from functions.model_formats.errors import TrainingDataError
 from functions.model_formats.load import ScoringModel, load
 from functions.model_formats.table_inputs import input_columns, table_inputs
+from functions.model_formats.torch_threads import torch_threads
 from functions.runtime.context import context
 from functions.runtime.declaration import Demand, Resources
 from functions.runtime.function import function
 from functions.runtime.run.cluster import NOT_WHERE_IT_SERVES
 from functions.runtime.run.niceness import step_back
-from functions.training.errors import TrainingDataError
-from functions.training.loop.training_loop import threads
 from registry import ModelVersion, Registry, Table, TableSnapshot
 
 _SHARD = "__shard"
@@ -130,7 +130,7 @@ class ShardScorer:
 
     def __call__(self, shard: pa.Table) -> pa.Table:
         """The shard with the model's outputs in place of its inputs."""
-        with threads(1):
+        with torch_threads(1):
             outputs = self._model.predict(table_inputs(shard, self._model.signature))
         inputs = set(input_columns(self._model.signature))
         kept = [name for name in shard.column_names if name.startswith("keep:") or name not in inputs]

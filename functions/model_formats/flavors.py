@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from functions.training.errors import ArtifactRefused, TrainingDataError
+from functions.model_formats.errors import ArtifactRefused, TrainingDataError
 from registry.models.signature import Signature, TensorSpec
 
 Array = npt.NDArray[Any]

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
+from functions.model_formats.errors import ArtifactRefused, TrainingDataError
 from functions.model_formats.flavors import FLAVORS, Answer, fitted_output, flavor_of, load_answer
-from functions.training.errors import ArtifactRefused, TrainingDataError
 from kernels.hashing import hash_strings
 from registry.models.signature import Signature, TensorSpec
 

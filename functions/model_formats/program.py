@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 
-from functions.training.errors import ArtifactRefused, TrainingError
+from functions.model_formats.errors import ArtifactRefused, TrainingError
 
 _MEMBERS = re.compile(
     r"archive_format|archive_version|byteorder|\.data/(version|serialization_id)|"

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from functions.model_formats.errors import TrainingDataError
 from functions.model_formats.matrices import category_matrix, numeric_matrix
-from functions.training.errors import TrainingDataError
 from registry.models.signature import Signature
 
 

@@ -7,8 +7,10 @@ Train are imported when something is trained or scored, not before: most process
 from functions.model_formats.load import ScoringModel, example_arrays, load
 from functions.training.errors import ArtifactRefused, TrainingDataError, TrainingDiverged, TrainingError
 from functions.training.params import RecipeParams, TabularParams
-from functions.training.recipe.train import Recipe, train_recipe
-from functions.training.tabular.train import Trained, train_tabular
+from functions.training.recipe.recipe import Recipe
+from functions.training.recipe.train import train_recipe
+from functions.training.tabular.train import train_tabular
+from functions.training.trained import Trained
 
 __all__ = [
     "ArtifactRefused",

@@ -1,19 +1,11 @@
-"""What can go wrong in the kitchen, as far as a caller would act on it."""
+"""Errors of training: those of model files and their data, and a training that diverged."""
 
 from __future__ import annotations
 
+from functions.model_formats.errors import ArtifactRefused, TrainingDataError, TrainingError
 
-class TrainingError(ValueError):
-    """Base of the errors of training, scoring and evaluation."""
-
-
-class TrainingDataError(TrainingError, ValueError):
-    """The data or its description cannot be learnt from: nothing was trained."""
+__all__ = ["ArtifactRefused", "TrainingDataError", "TrainingDiverged", "TrainingError"]
 
 
 class TrainingDiverged(TrainingError, ArithmeticError):  # noqa: N818 - says what happened
     """A loss or weight stopped being a number: training stopped, nothing was registered."""
-
-
-class ArtifactRefused(TrainingError, ValueError):  # noqa: N818 - says what happened
-    """A model file holds something that a model has no need of, or does not match its description."""

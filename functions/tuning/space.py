@@ -11,8 +11,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from functions.training.errors import TrainingDataError
-from functions.training.loop.bill import Cost
 from functions.training.params import TabularParams
+from functions.training.trained import Cost
 
 Search = Literal["random", "grid", "optuna", "pbt"]
 _OF_THE_DATA = {

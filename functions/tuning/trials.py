@@ -8,12 +8,13 @@ from typing import Any
 
 from ray import tune
 
+from functions.model_formats.torch_threads import torch_threads
 from functions.runtime.run.cluster import NOT_WHERE_IT_SERVES
 from functions.runtime.run.niceness import step_back
 from functions.training.loop.cost import Meter
 from functions.training.loop.interrupts import interruptible
 from functions.training.loop.parallel import Alone
-from functions.training.loop.training_loop import Trainer, threads
+from functions.training.loop.training_loop import Trainer
 from functions.training.params import TabularParams
 from functions.training.tabular.fitting import Prepared, new_trainer
 from functions.tuning.epoch_metrics import EPOCHS, FINISHED, METRIC, told_of
@@ -132,7 +133,7 @@ class TabularTrial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Train one epoch."""
-        with threads(max(1, int(self._room.cpus_per_trial))):
+        with torch_threads(max(1, int(self._room.cpus_per_trial))):
             epoch = self._trainer.run_epoch()
         return {
             **told_of(epoch),

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from functions.runtime.receipt import Prices
-from functions.training.loop.bill import Cost
 from functions.training.loop.parallel import World
+from functions.training.trained import Cost
 from registry import Run
 from registry.runs.environment import Usage
 

@@ -15,13 +15,14 @@ import ray.train
 import ray.train.torch
 import torch
 
+from functions.model_formats.torch_threads import torch_threads
 from functions.runtime.run.cluster import NOT_WHERE_IT_SERVES
 from functions.runtime.run.niceness import step_back
 from functions.training.errors import TrainingError
 from functions.training.loop.cost import Meter, Spent
 from functions.training.loop.interrupts import interruptible
 from functions.training.loop.parallel import Alone, Replicas, Shards, World
-from functions.training.loop.training_loop import Epoch, OnEpoch, threads
+from functions.training.loop.training_loop import Epoch, OnEpoch
 from registry import Run
 
 _MAX_LOST_GROUPS = 2  # how often the group may be started again after a worker died
@@ -85,7 +86,7 @@ def carry_through(job: Job[T], workers: Workers) -> Done[T]:
         )
     if workers.device == "cuda" and not torch.cuda.is_available():
         raise TrainingError(f"worker_gpus={workers.gpus_each}: torch finds no GPU here; leave it at 0")
-    with threads(workers.threads):
+    with torch_threads(workers.threads):
         return Done(job.work(Alone(workers.device), log_epoch(job.run)), Spent())
 
 
@@ -148,7 +149,7 @@ def _work(config: dict[str, Any]) -> Done[Any] | TrainingError:
     world = Shards(device) if workers.sharding == "shard" else Replicas(device)
     first, meter = world.rank == 0, Meter(device, workers.gpus_each)
     try:
-        with threads(workers.threads):
+        with torch_threads(workers.threads):
             made = job.work(world, log_epoch(job.run) if first else None)
     except TrainingError as error:
         return error

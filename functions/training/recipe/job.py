@@ -26,8 +26,8 @@ from functions.training.loop.parallel import World
 from functions.training.loop.training_loop import OnEpoch, Trainer
 from functions.training.loop.training_loop import train as train_epochs
 from functions.training.params import RecipeParams, weights_depend_on
-from functions.training.recipe.train import Recipe
-from functions.training.tabular.train import Trained
+from functions.training.recipe.recipe import Recipe
+from functions.training.trained import Trained
 from registry import Lineage, ModelVersion, Registry, Run
 
 _PARITY_ATOL = 1e-4

@@ -1,73 +1,18 @@
-"""A user's own network: what to train and on what, by a recipe of the project; the loop, the workers and the rest are ours.
+"""The function that trains a user's own network, described by a recipe of the project.
 
-A project's module names its recipes in `RECIPES`, as it names its models in `MODELS`. The function is known to processes that
-never train; what trains, `recipe_job`, is imported when it is called.
+Processes that never train know the function too; `recipe.job`, which trains, is imported when it is called.
 """
 
 from __future__ import annotations
 
-import importlib
-from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic import BaseModel, ConfigDict, ValidationError
+from typing import Any, Literal
 
 from functions.runtime.context import context
 from functions.runtime.declaration import Demand, Resources
 from functions.runtime.function import function
-from functions.training.errors import TrainingDataError
 from functions.training.params import RecipeParams, run_params
-from functions.training.tabular.train import Trained
-from registry.models.signature import Signature
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from functions.training.loop.task import Lesson
-
-
-class Recipe(BaseModel, ABC):
-    """A network and what it learns from. The fields of a subclass are its options, such as widths."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @abstractmethod
-    def network(self) -> nn.Module:
-        """A new network, its random numbers from torch's stream, which is seeded.
-
-        Its arguments are the inputs of the signature. Blocks in a `ModuleList` are what is split among workers one by one.
-        """
-
-    @abstractmethod
-    def lesson(self) -> Lesson:
-        """What it learns from; every worker reads it."""
-
-    @abstractmethod
-    def data(self) -> str:
-        """What tells its data from others, as a table's version or a digest does: a training is taken up on the same only."""
-
-    @abstractmethod
-    def signature(self) -> Signature:
-        """What the network takes and gives, with an example of two rows."""
-
-
-def recipe_of(project: str | None, name: str, options: dict[str, Any]) -> Recipe:
-    """The recipe that the project's module names so.
-
-    Raises: TrainingDataError if there is no project, no such recipe, or an option does not fit; ImportError.
-    """
-    if project is None:
-        raise TrainingDataError(
-            f"recipe {name!r}: which project's? Set TOQUE_PROJECT to a module with RECIPES"
-        )
-    known = getattr(importlib.import_module(project), "RECIPES", {})
-    if name not in known:
-        raise TrainingDataError(f"no recipe {name!r} in {project}.RECIPES, which has {sorted(known)}")
-    kind: type[Recipe] = known[name]
-    try:
-        return kind.model_validate(options)
-    except ValidationError as error:
-        raise TrainingDataError(f"options={options} do not fit recipe {name!r}: {error}") from error
+from functions.training.recipe.recipe import recipe_of
+from functions.training.trained import Trained
 
 
 def _demand(num_workers: int, worker_cpus: float, worker_gpus: float, priority: int, **_: Any) -> Demand:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from functions.training.checkpoints import Checkpoints
 from functions.training.loop.parallel import Alone, World
-from functions.training.loop.task import Examples, Rows, TabularLesson
 from functions.training.loop.training_loop import Epoch, OnEpoch, Trainer, train
 from functions.training.params import TabularParams
 from functions.training.tabular.dataset import (
@@ -25,6 +24,7 @@ from functions.training.tabular.network import TabularNet
 from functions.training.tabular.preprocessing import Preprocessing, fit_preprocessing
 from functions.training.tabular.scorer import TabularScorer
 from functions.training.tabular.target import Target, target_of
+from functions.training.tabular.task import Examples, Rows, TabularLesson
 from functions.training.tabular.warm_start import Start
 from registry import Table, TableSnapshot
 

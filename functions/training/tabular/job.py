@@ -19,8 +19,8 @@ from functions.training.params import TabularParams, weights_depend_on
 from functions.training.tabular.artifact import EXAMPLE_ROWS, tabular_signature, write_artifact
 from functions.training.tabular.fitting import Columns, Fitted, fit, prepare
 from functions.training.tabular.out_of_core import prepare_on_disk
-from functions.training.tabular.train import Trained
 from functions.training.tabular.warm_start import Start, start_from
+from functions.training.trained import Trained
 from registry import Lineage, ModelVersion, Registry, Run, Table, TableSnapshot
 
 __all__ = ["Order", "TabularJob", "Workers", "carry_out", "columns"]

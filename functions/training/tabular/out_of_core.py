@@ -16,12 +16,12 @@ from torch import Tensor
 from functions.model_formats.matrices import category_matrix, numeric_matrix
 from functions.training.errors import TrainingDataError
 from functions.training.loop.mmap_rows import Arrays, Spool
-from functions.training.loop.task import Examples
 from functions.training.params import TabularParams
 from functions.training.tabular.dataset import TIME_COLUMN, TabularData, labels_of, split_rows
 from functions.training.tabular.fitting import Columns, Prepared
 from functions.training.tabular.preprocessing import Encoded, Preprocessing, fit_preprocessing
 from functions.training.tabular.target import target_of
+from functions.training.tabular.task import Examples
 from functions.training.tabular.warm_start import Start
 from registry import Table, TableSnapshot
 

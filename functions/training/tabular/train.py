@@ -7,33 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from functions.runtime.context import context
 from functions.runtime.declaration import Demand, Resources
 from functions.runtime.function import function
-from functions.training.loop.bill import Cost
 from functions.training.params import TabularParams, run_params
+from functions.training.trained import Trained
 from registry import TableSnapshot
-
-
-class Trained(BaseModel):
-    """What a training made.
-
-    version: None if it was not to be registered; metrics: on the rows held out; seconds: from start to registered; cost: of
-    this process and all workers.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    run_id: str
-    model: str
-    version: int | None
-    metrics: dict[str, float]
-    best_epoch: int
-    rows: int
-    seconds: float
-    cost: Cost | None = None
 
 
 def _demand(num_workers: int, worker_cpus: float, priority: int, **_: Any) -> Demand:

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from functions.model_formats.errors import ArtifactRefused
 from functions.training import load
-from functions.training.errors import ArtifactRefused
 from registry import Registry, Signature, TensorSpec, open_store
 
 ROWS = 60

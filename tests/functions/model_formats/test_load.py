@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from functions.model_formats.errors import ArtifactRefused, TrainingDataError
 from functions.model_formats.load import load
-from functions.training.errors import ArtifactRefused, TrainingDataError
 from functions.training.tabular.artifact import tabular_signature, write_artifact
 from functions.training.tabular.fitting import fit, prepare
 from kernels.hashing import hash_strings

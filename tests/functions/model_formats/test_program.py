@@ -5,8 +5,8 @@ import zipfile
 import pytest
 import torch
 
+from functions.model_formats.errors import ArtifactRefused, TrainingError
 from functions.model_formats.program import export_program, inspect_program, load_program, save_program
-from functions.training.errors import ArtifactRefused, TrainingError
 from tests.functions.training.kitchen import Maker
 
 MODEL = "models/model.json"

@@ -4,7 +4,7 @@ import pytest
 import ray
 
 from functions import Context, use_context
-from functions.training.loop.training_loop import threads
+from functions.model_formats.torch_threads import torch_threads
 from registry import Table, open_store
 from tests.functions.training.kitchen import examples
 
@@ -12,7 +12,7 @@ from tests.functions.training.kitchen import examples
 @pytest.fixture(scope="package", autouse=True)
 def one_thread() -> Iterator[None]:
     """Two threads that share so small a step wait for each other longer than they reckon, the more so on busy cores."""
-    with threads(1):
+    with torch_threads(1):
         yield
 
 

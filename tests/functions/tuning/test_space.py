@@ -1,8 +1,8 @@
 import pytest
 
 from functions.training.errors import TrainingDataError
-from functions.training.loop.bill import Cost
 from functions.training.params import TabularParams
+from functions.training.trained import Cost
 from functions.tuning.space import DEFAULT_SPACE, Choice, Limits, Range, draw_points, grid_points
 
 BASE = TabularParams()

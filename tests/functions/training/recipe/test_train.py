@@ -12,7 +12,7 @@ from functions.training import TrainingDataError, TrainingDiverged, TrainingErro
 from functions.training.checkpoints import Checkpoints
 from functions.training.loop.parallel import Alone
 from functions.training.loop.training_loop import train
-from functions.training.recipe.train import recipe_of
+from functions.training.recipe.recipe import recipe_of
 from tests.functions.training.recipes import FAST, RECIPES, trainer
 
 PROJECT = "tests.functions.training.recipes"
