@@ -4,36 +4,33 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
 
 from functions.runtime.errors import UnknownFunction
 from functions.runtime.reference import resolve
-
-if TYPE_CHECKING:
-    from functions.runtime.function import Function
+from functions.runtime.run.declared import DeclaredFunction
 
 PLATFORM = (
-    "functions.features",
-    "functions.reporting.feature_page",
+    "functions.features.jobs",
     "functions.maintenance.features",
     "functions.maintenance.registry",
     "functions.training",
-    "functions.tuning",
-    "functions.evaluation",
+    "functions.tuning.jobs",
+    "functions.evaluation.offline",
     "functions.evaluation.batch_inference",
-    "functions.prediction_log",
-    "functions.monitoring",
+    "functions.prediction_log.jobs",
+    "functions.monitoring.jobs",
     "functions.alerting.jobs",
     "functions.rollout",
-    "functions.retraining",
+    "functions.retraining.jobs",
     "functions.quotas",
     "functions.reporting",
+    "functions.reporting.feature_page",
 )
 
-_declared: dict[str, dict[str, Function[..., Any]]] = {}  # name -> reference -> function
+_declared: dict[str, dict[str, DeclaredFunction]] = {}  # name -> reference -> function
 
 
-def declare(function: Function[..., Any]) -> None:
+def declare(function: DeclaredFunction) -> None:
     """Enter a function; declared again under the same reference, the newer one stands."""
     named = _declared.setdefault(function.name, {})
     for reference in [each for each in named if "<locals>" in each]:
@@ -41,7 +38,7 @@ def declare(function: Function[..., Any]) -> None:
     named[function.reference] = function
 
 
-def discover(modules: Iterable[str] = PLATFORM, *, project: str | None = None) -> list[Function[..., Any]]:
+def discover(modules: Iterable[str] = PLATFORM, *, project: str | None = None) -> list[DeclaredFunction]:
     """Import the modules, and the user's `project`, and return every function declared so far.
 
     Raises: ImportError if one of them cannot be imported.
@@ -51,12 +48,12 @@ def discover(modules: Iterable[str] = PLATFORM, *, project: str | None = None) -
     return all_functions()
 
 
-def all_functions() -> list[Function[..., Any]]:
+def all_functions() -> list[DeclaredFunction]:
     """Every declared function, by name."""
     return [function for name in sorted(_declared) for function in _declared[name].values()]
 
 
-def find(name: str) -> Function[..., Any] | None:
+def find(name: str) -> DeclaredFunction | None:
     """The function called `name`, or named `module:qualname`; None if there is none.
 
     Raises: UnknownFunction if several modules declare one of that name.
@@ -72,7 +69,7 @@ def find(name: str) -> Function[..., Any] | None:
     return next(iter(named.values()), None)
 
 
-def get(name: str) -> Function[..., Any]:
+def get(name: str) -> DeclaredFunction:
     """The function called `name`. Raises: UnknownFunction, listing what there is."""
     function = find(name)
     if function is None:
@@ -83,10 +80,10 @@ def get(name: str) -> Function[..., Any]:
     return function
 
 
-def _resolved(name: str) -> Function[..., Any] | None:
-    from functions.runtime.function import Function  # it enters itself here: above, a cycle
-
+def _resolved(name: str) -> DeclaredFunction | None:
+    """The function that `module:qualname` names, which importing its module has declared."""
     if name.startswith("__main__:") or "<locals>" in name:
         return None
     found = resolve(name)
-    return found if isinstance(found, Function) else None
+    declared = _declared.get(getattr(found, "name", ""), {}).values()
+    return next((function for function in declared if function is found), None)

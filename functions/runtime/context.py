@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 from functions.runtime.clock import Clock, clock_named, system_clock
 from functions.runtime.receipt import Prices
 from functions.runtime.secret import revealed
-from registry.store.object_store import ObjectStore, open_store
+from registry.store import open_store
+from registry.store.object_store import ObjectStore
 
 if TYPE_CHECKING:
     from featurestore import FeatureStore

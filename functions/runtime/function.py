@@ -30,6 +30,7 @@ from functions.runtime.options import checked
 from functions.runtime.reference import reference, resolve, travels_by_name
 from functions.runtime.run import cluster
 from functions.runtime.run.deadline import bounded
+from functions.runtime.run.declared import DeclaredFunction
 from functions.runtime.run.execution import Outcome, attempt, complete, persist
 from functions.runtime.run.fanout import fan_out
 from functions.runtime.run.local import LocalRun
@@ -288,7 +289,7 @@ def call(target: Function[..., R] | str, /, *args: Any, **kwargs: Any) -> R:
     answered from the record when the run is resumed.
     Raises: UnknownFunction, InvalidArguments, and what the function raises.
     """
-    found: Function[..., R] = catalog.get(target) if isinstance(target, str) else target
+    found: DeclaredFunction = catalog.get(target) if isinstance(target, str) else target
     result: R = run_step(found, found.signature.bind(args, kwargs))
     return result
 

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from functions.runtime.function import Function
+from functions.runtime.run.declared import DeclaredFunction
 from ray_apps.gateway.routes.functions import offered
 
 GENERIC = "/functions/{name}"
@@ -47,7 +47,7 @@ def install(app: FastAPI) -> None:
     app.openapi = described  # type: ignore[method-assign]  # FastAPI documents this way of extending it
 
 
-def with_functions(document: dict[str, Any], functions: list[Function[..., Any]]) -> dict[str, Any]:
+def with_functions(document: dict[str, Any], functions: list[DeclaredFunction]) -> dict[str, Any]:
     """The document with a path for each function, in place of the general way to call one.
 
     Where several modules declare a name, its functions stand under their references, `module:name`.
@@ -66,7 +66,7 @@ def with_functions(document: dict[str, Any], functions: list[Function[..., Any]]
     return document
 
 
-def _described(general: dict[str, Any], function: Function[..., Any], called: str) -> dict[str, Any]:
+def _described(general: dict[str, Any], function: DeclaredFunction, called: str) -> dict[str, Any]:
     return general | {
         "operationId": f"describe_{called}",
         "summary": f"What {function.name} takes and returns",
@@ -79,7 +79,7 @@ def _without_path(general: dict[str, Any]) -> list[Any]:
 
 
 def _operation(
-    document: dict[str, Any], general: dict[str, Any], function: Function[..., Any], called: str
+    document: dict[str, Any], general: dict[str, Any], function: DeclaredFunction, called: str
 ) -> dict[str, Any]:
     operation = deepcopy(general)
     component = _UNNAMEABLE.sub(".", called)

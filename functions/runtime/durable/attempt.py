@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from functions.runtime.context import Context, use_context
 from functions.runtime.durable.code_versions import bound, not_before, refusal
@@ -28,11 +28,9 @@ from functions.runtime.durable.workflow import Run, Suspended, running
 from functions.runtime.errors import Cancelled, FunctionError
 from functions.runtime.receipt import meter
 from functions.runtime.run.deadline import bounded
+from functions.runtime.run.declared import DeclaredFunction
 from functions.runtime.run.execution import ErrorRecord, Outcome
 from registry.errors import Unavailable
-
-if TYPE_CHECKING:
-    from functions.runtime.function import Function
 
 STORE_PATIENCE_S = 60.0
 SLOT_PATIENCE_S = 0.25
@@ -45,7 +43,7 @@ class Assignment:
     code_patience_s: see `versions.not_before`.
     """
 
-    function: Function[..., Any]
+    function: DeclaredFunction
     record: Record
     head: str
     context: Context
@@ -102,7 +100,7 @@ def _free(known: Record, digest: str, record: Record) -> bool:
     return record.runnable and (record.length == known.length or not bound(record, digest))
 
 
-def _perform(function: Function[..., Any], run: Run, used: Context) -> None:
+def _perform(function: DeclaredFunction, run: Run, used: Context) -> None:
     read = meter(num_gpus=function.resources.num_gpus)
     try:
         with running(run), use_context(used):
@@ -115,7 +113,7 @@ def _perform(function: Function[..., Any], run: Run, used: Context) -> None:
         _patiently(lambda: run.append(body))
 
 
-def _outcome(function: Function[..., Any], run: Run) -> Outcome:
+def _outcome(function: DeclaredFunction, run: Run) -> Outcome:
     try:
         arguments = function.signature.load(run.ledger.arguments(run.followed.record))
     except FunctionError as error:
@@ -123,7 +121,7 @@ def _outcome(function: Function[..., Any], run: Run) -> Outcome:
     return function.attempt(arguments, None, body=bounded(function.name, function.body, function.timeout_s))
 
 
-def _conclusion(function: Function[..., Any], run: Run, outcome: Outcome) -> dict[str, Any]:
+def _conclusion(function: DeclaredFunction, run: Run, outcome: Outcome) -> dict[str, Any]:
     error = outcome.error
     if error is None:
         try:

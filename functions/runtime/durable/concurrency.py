@@ -11,16 +11,15 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from functions.runtime.durable.heartbeat import believed_until
 from functions.runtime.durable.ledger import Ledger
 from functions.runtime.errors import UnknownInvocation
-from registry.journal.journal import Entry, Fold, Journal
+from functions.runtime.run.declared import DeclaredFunction
+from registry.journal import Entry, Fold
+from registry.journal.journal import Journal
 from registry.times import from_text, to_text
-
-if TYPE_CHECKING:
-    from functions.runtime.function import Function
 
 REFRESH_S = 0.2
 Held = dict[str, dict[str, Any]]  # worker -> invocation, when it took the slot, and what it asked for
@@ -42,7 +41,7 @@ class Slots:
         self._fold = Fold(journal, {}, _step, encode=dict, decode=dict, carry=True)
 
     @classmethod
-    def of(cls, function: Function[..., Any], ledger: Ledger) -> Slots | None:
+    def of(cls, function: DeclaredFunction, ledger: Ledger) -> Slots | None:
         """Those of a function; None if it declares no limit."""
         if function.max_concurrency is None:
             return None

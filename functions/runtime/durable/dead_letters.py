@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from registry.journal.journal import Entry, Fold, Journal
+from registry.journal import Entry, Fold
+from registry.journal.journal import Journal
 from registry.store.object_store import ObjectStore
 from registry.times import Clock, utc_now
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from functions.runtime import catalog
 from functions.runtime.context import Context
@@ -29,6 +29,7 @@ from functions.runtime.durable.quota_slots import Places
 from functions.runtime.durable.record import Record, accepted
 from functions.runtime.errors import FunctionError, UnknownFunction
 from functions.runtime.run import cluster
+from functions.runtime.run.declared import DeclaredFunction
 from functions.runtime.run.execution import Outcome
 from functions.runtime.run.forkserver import Child
 from functions.runtime.run.niceness import step_back
@@ -36,9 +37,6 @@ from functions.runtime.run.worker_pool import Pool, Worker
 from registry.errors import Unavailable
 from registry.journal.entry import Entry
 from registry.times import from_text
-
-if TYPE_CHECKING:
-    from functions.runtime.function import Function
 
 CHECKPOINT_EVERY_S = 5.0
 LAST_S = 2.0  # what a worker does after the last entry: it gives its place back
@@ -59,7 +57,7 @@ class Executor:
     capacity: int | None = None
     code_patience_s: float = BEFORE_GIVING_UP_S
     _open: dict[str, datetime] = field(default_factory=dict)
-    _workers: dict[str, tuple[Function[..., Any], Worker]] = field(default_factory=dict)
+    _workers: dict[str, tuple[DeclaredFunction, Worker]] = field(default_factory=dict)
     _backlog: dict[str, Followed] = field(default_factory=dict)  # due, but there was no room: not read again
     _slots: dict[str, Slots | None] = field(default_factory=dict)
     _places: Places = field(init=False)
@@ -126,7 +124,7 @@ class Executor:
                 self._guarded(invocation, partial(self._look, invocation))
             self._dismiss()
 
-    def warm_workers(self, function: Function[..., Any]) -> int:
+    def warm_workers(self, function: DeclaredFunction) -> int:
         """How many workers of a function wait for it, imports done."""
         return self._warm.ready(function)
 
@@ -224,7 +222,7 @@ class Executor:
         else:
             self._open[invocation] = due
 
-    def _admitted(self, record: Record) -> Function[..., Any] | None:
+    def _admitted(self, record: Record) -> DeclaredFunction | None:
         """The function, if there is room for one more run of it."""
         function = catalog.find(record.reference)
         if function is None:
@@ -257,7 +255,7 @@ class Executor:
         else:
             self._backlog[record.id] = followed
 
-    def _slot(self, function: Function[..., Any]) -> bool:
+    def _slot(self, function: DeclaredFunction) -> bool:
         """Whether a worker of the function might get a slot; it takes one itself, or comes back without."""
         slots = self._slots_of(function)
         if slots is None:
@@ -265,12 +263,12 @@ class Executor:
         same = sum(each.reference == function.reference for each, _ in self._workers.values())
         return same < slots.limit and slots.free()
 
-    def _slots_of(self, function: Function[..., Any]) -> Slots | None:
+    def _slots_of(self, function: DeclaredFunction) -> Slots | None:
         if function.reference not in self._slots:
             self._slots[function.reference] = Slots.of(function, self.ledger)
         return self._slots[function.reference]
 
-    def _start(self, function: Function[..., Any], followed: Followed) -> None:
+    def _start(self, function: DeclaredFunction, followed: Followed) -> None:
         record, now = followed.record, self.ledger.clock()
         begins = not_before(record, function.digest, patience_s=self.code_patience_s)
         if begins > now:
@@ -307,7 +305,7 @@ class Executor:
             return
         self._lose(followed, catalog.find(record.reference), f"worker {record.worker} has been silent")
 
-    def _lose(self, followed: Followed, function: Function[..., Any] | None, reason: str) -> None:
+    def _lose(self, followed: Followed, function: DeclaredFunction | None, reason: str) -> None:
         """Record that a worker vanished: run again, unless that has happened too often or was its timeout."""
         worker = followed.record.worker
         followed.append(
@@ -326,7 +324,7 @@ def _if_runnable(body: dict[str, Any], length: int, record: Record) -> dict[str,
 
 
 def _loss(
-    record: Record, function: Function[..., Any] | None, reason: str, *, worker: str | None, now: datetime
+    record: Record, function: DeclaredFunction | None, reason: str, *, worker: str | None, now: datetime
 ) -> dict[str, Any] | None:
     if record.status not in {"queued", "running"} or record.worker != worker:
         return None
@@ -353,12 +351,12 @@ def _loss(
     return {"kind": "lost", "failure": failure, "due": later(now, _backoff(function, record.lost + 1))}
 
 
-def _backoff(function: Function[..., Any], attempt: int) -> float:
+def _backoff(function: DeclaredFunction, attempt: int) -> float:
     return function.retries.backoff(attempt, draw=random.random())
 
 
 @cache
-def _task(function: Function[..., Any]) -> Any:
+def _task(function: DeclaredFunction) -> Any:
     def attended(assignment: Assignment) -> Outcome:
         return _attended(assignment)
 

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from functions.runtime.durable.dead_letters import DeadLetters
 from functions.runtime.durable.queue import Note, QueueWriter, every_note
@@ -20,13 +20,11 @@ from functions.runtime.durable.record import Record, Status, accepted, step
 from functions.runtime.durable.values import get_value, put_value
 from functions.runtime.errors import FunctionError, KeyConflict, UnknownInvocation
 from functions.runtime.receipt import Total, totals
-from registry.errors import Conflict
-from registry.journal.journal import Entry, Journal
+from functions.runtime.run.declared import DeclaredFunction
+from registry.journal import Conflict, Entry
+from registry.journal.journal import Journal
 from registry.store.object_store import ObjectStore
 from registry.times import Clock, utc_now
-
-if TYPE_CHECKING:
-    from functions.runtime.function import Function
 
 NOTED_WHOLE_BELOW_BYTES = 16 * 1024
 LEASE_S = 15.0
@@ -61,7 +59,7 @@ class Ledger:
 
     def submit(
         self,
-        function: Function[..., Any],
+        function: DeclaredFunction,
         arguments: Mapping[str, Any],
         *,
         key: str | None = None,

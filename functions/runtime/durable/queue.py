@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from registry.errors import Conflict
-from registry.journal.journal import Entry, Fold, Journal
+from registry.journal import Conflict, Entry, Fold
+from registry.journal.journal import Journal
 from registry.store.object_store import ObjectStore
 from registry.times import Clock, utc_now
 

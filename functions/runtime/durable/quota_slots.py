@@ -9,23 +9,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from functions.runtime import catalog
 from functions.runtime.declaration import Demand
 from functions.runtime.durable.admission import Ask, Quota, admitted, in_the_way, never, team_of
 from functions.runtime.durable.concurrency import Held, Slots
+from functions.runtime.durable.ledger import Followed, Ledger
 from functions.runtime.durable.record import Record
 from functions.runtime.errors import DeclarationError, FunctionError, OverQuota
+from functions.runtime.run.declared import DeclaredFunction
 from registry.journal.entry import Entry
 from registry.journal.fold import Fold
 from registry.journal.journal import Journal
 from registry.store.object_store import ObjectStore
 from registry.times import from_text
-
-if TYPE_CHECKING:
-    from functions.runtime.durable.ledger import Followed, Ledger
-    from functions.runtime.function import Function
 
 JOURNAL = "places"
 
@@ -39,7 +37,7 @@ class Places(Slots):
         self._known: dict[str, tuple[Record, Demand]] = {}
 
     @classmethod
-    def of(cls, function: Function[..., Any], ledger: Ledger) -> Self | None:
+    def of(cls, function: DeclaredFunction, ledger: Ledger) -> Self | None:
         """Those that a function's runs take; None if they are no experiments."""
         return cls(ledger) if function.demand else None
 

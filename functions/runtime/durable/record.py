@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from functions.runtime.receipt import NOTHING, Receipt, Usage
-from registry.journal.journal import Entry
+from registry.journal import Entry
 
 Status = Literal["queued", "running", "failed", "waiting", "succeeded", "dead", "cancelled"]
 ENDED = frozenset({"succeeded", "dead", "cancelled"})

@@ -5,17 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from functions.runtime.context import context
 from functions.runtime.durable.values import get_value, put_value
+from functions.runtime.run.declared import DeclaredFunction
 from functions.runtime.run.execution import complete
 
-if TYPE_CHECKING:
-    from functions.runtime.function import Function
 
-
-def remembered(function: Function[..., Any], body: Callable[..., Any], /, **arguments: Any) -> Any:
+def remembered(function: DeclaredFunction, body: Callable[..., Any], /, **arguments: Any) -> Any:
     """The result that this code gave for these arguments before, else `body`'s, which is then remembered.
 
     Raises: InvalidArguments, InvalidResult for what has no JSON form, and what `body` raises.
@@ -31,7 +29,7 @@ def remembered(function: Function[..., Any], body: Callable[..., Any], /, **argu
     return result
 
 
-def memo_key(function: Function[..., Any], arguments: dict[str, Any]) -> str:
+def memo_key(function: DeclaredFunction, arguments: dict[str, Any]) -> str:
     """Where the result for these arguments is kept; other code, other key."""
     signature = function.signature
     told = json.dumps(signature.dump(signature.complete(arguments)), sort_keys=True)

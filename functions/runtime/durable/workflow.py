@@ -15,14 +15,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from functions.runtime.durable.ledger import Followed, Ledger
 from functions.runtime.durable.values import get_value, put_value
 from functions.runtime.errors import Cancelled, FunctionError, StepMismatch
-
-if TYPE_CHECKING:
-    from functions.runtime.function import Function
+from functions.runtime.run.declared import DeclaredFunction
 
 
 class Suspended(BaseException):
@@ -113,7 +111,7 @@ def running(run: Run | None) -> Iterator[None]:
         _current.reset(token)
 
 
-def run_step(function: Function[..., Any], arguments: dict[str, Any]) -> Any:
+def run_step(function: DeclaredFunction, arguments: dict[str, Any]) -> Any:
     """Run a function with its retries and timeout and wait for it; within a durable run this is a step."""
     run = current()
     if run is None:

@@ -12,15 +12,13 @@ import logging
 import time
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Protocol
 
 from functions.runtime.errors import FunctionError
 from functions.runtime.run import cluster
+from functions.runtime.run.declared import DeclaredFunction
+from functions.runtime.run.execution import Outcome
 from functions.runtime.run.forkserver import Child, Job, State
-
-if TYPE_CHECKING:
-    from functions.runtime.function import Function
-    from functions.runtime.run.execution import Outcome
 
 AFTER_FAILURE_S = 30.0
 IDLE_S = 5.0  # what waits may be kept from its turn by a quota, and this worker holds resources
@@ -67,26 +65,26 @@ class Pool:
     _not_before: dict[str, float] = field(default_factory=dict)
     _ready_since: dict[Waiting, float] = field(default_factory=dict)  # those beyond what `warm` asks for
 
-    def keep(self, functions: Iterable[Function[..., Any]]) -> None:
+    def keep(self, functions: Iterable[DeclaredFunction]) -> None:
         """See that for each function that wants warm workers as many are waiting, or on their way."""
         for function in functions:
             if function.warm:
                 self._fill(function)
 
-    def take(self, function: Function[..., Any]) -> Waiting | None:
+    def take(self, function: DeclaredFunction) -> Waiting | None:
         """A worker of the function that is ready, to be given a job at once; None if there is none."""
         found = next((each for each in self._of(function) if each.state() == "ready"), None)
         if found is not None:
             self._ready_since.pop(found, None)
         return found
 
-    def hire(self, function: Function[..., Any]) -> Waiting:
+    def hire(self, function: DeclaredFunction) -> Waiting:
         """One more worker of the function, to be given a job at once. Raises: FunctionError."""
         hired = _begin(function)
         self._of(function).append(hired)
         return hired
 
-    def dismiss(self, functions: Iterable[Function[..., Any]], *, wanted: Container[str]) -> None:
+    def dismiss(self, functions: Iterable[DeclaredFunction], *, wanted: Container[str]) -> None:
         """End what `hire` began and has no job, unless runs of its function wait that may come to it in a moment.
 
         wanted: references of the functions of which runs wait.
@@ -104,7 +102,7 @@ class Pool:
         now = time.monotonic()
         return now - self._ready_since.setdefault(waiting, now)
 
-    def ready(self, function: Function[..., Any]) -> int:
+    def ready(self, function: DeclaredFunction) -> int:
         """How many are waiting for work, imports done."""
         return sum(each.state() == "ready" for each in self._of(function))
 
@@ -115,10 +113,10 @@ class Pool:
                 each.kill()
         self._waiting.clear()
 
-    def _of(self, function: Function[..., Any]) -> list[Waiting]:
+    def _of(self, function: DeclaredFunction) -> list[Waiting]:
         return self._waiting.setdefault(_key(function), [])
 
-    def _fill(self, function: Function[..., Any]) -> None:
+    def _fill(self, function: DeclaredFunction) -> None:
         waiting, key = self._of(function), _key(function)
         states = [each.state() for each in waiting]
         waiting[:] = [
@@ -132,7 +130,7 @@ class Pool:
             except FunctionError as error:
                 self._pause(function, str(error))
 
-    def _pause(self, function: Function[..., Any], reason: str) -> None:
+    def _pause(self, function: DeclaredFunction, reason: str) -> None:
         _logger.warning("%s: no warm worker for %s s: %s", function.name, AFTER_FAILURE_S, reason)
         self._not_before[_key(function)] = time.monotonic() + AFTER_FAILURE_S
 
@@ -140,7 +138,7 @@ class Pool:
 class _WarmChild:
     """A child process that has imported the function's module; good for one job."""
 
-    def __init__(self, function: Function[..., Any]) -> None:
+    def __init__(self, function: DeclaredFunction) -> None:
         module = function.reference.partition(":")[0]
         self._child = Child(function.name, retries=function.retries, ready=module)
         self._spent = False
@@ -156,12 +154,12 @@ class _WarmChild:
         self._child.kill()
 
 
-def _key(function: Function[..., Any]) -> str:
+def _key(function: DeclaredFunction) -> str:
     where = "ray" if cluster.running() else "here"
     return f"{where} {function.reference} {function.digest}"
 
 
-def _begin(function: Function[..., Any]) -> Waiting:
+def _begin(function: DeclaredFunction) -> Waiting:
     if cluster.running():
         return cluster.Attendant(function.name, function)
     return _WarmChild(function)

@@ -18,11 +18,12 @@ from functions.runtime.declaration import OnEvent
 from functions.runtime.durable.invocation import ledger_of
 from functions.runtime.durable.ledger import Origin
 from functions.runtime.errors import InvalidArguments, KeyConflict
-from functions.runtime.function import Function
+from functions.runtime.run.declared import DeclaredFunction
 from functions.runtime.secret import refuse_secrets
 from functions.runtime.triggers.topic import topic_of
 from functions.runtime.triggers.waiter import wake_waiters
-from registry.journal.journal import Entry, Fold, Journal
+from registry.journal import Entry, Fold
+from registry.journal.journal import Journal
 
 LONGEST_CHAIN = 16
 REFUSED = "events-refused"
@@ -33,7 +34,7 @@ class Subscription:
     """A function and the events it runs on. name: its cursor is `subscriptions/{name}.json`."""
 
     name: str
-    function: Function[..., Any]
+    function: DeclaredFunction
     on: OnEvent
 
 

@@ -25,8 +25,9 @@ from functions.runtime.declaration import Cron
 from functions.runtime.durable.invocation import ledger_of
 from functions.runtime.durable.ledger import invocation_id
 from functions.runtime.errors import FunctionError
-from functions.runtime.function import Function
-from registry.journal.journal import Entry, Fold, Journal
+from functions.runtime.run.declared import DeclaredFunction
+from registry.journal import Entry, Fold
+from registry.journal.journal import Journal
 
 _MOMENT = timedelta(microseconds=1)
 _logger = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ class Schedule:
     """A function and when it runs. name: also the journal's, `schedules/{name}`."""
 
     name: str
-    function: Function[..., Any]
+    function: DeclaredFunction
     cron: Cron
 
 

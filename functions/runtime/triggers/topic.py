@@ -5,7 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 
 from functions.runtime.context import Context
-from registry.journal.journal import Entry, Fold, Journal
+from registry.journal import Entry, Fold
+from registry.journal.journal import Journal
 
 KEYS_KEPT = 1024
 

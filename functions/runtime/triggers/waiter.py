@@ -17,7 +17,8 @@ from functions.runtime.durable.invocation import ledger_of
 from functions.runtime.durable.record import ENDED
 from functions.runtime.durable.workflow import required, wait_for
 from functions.runtime.triggers.topic import first_since, topic_of
-from registry.journal.journal import Entry, Fold, Journal
+from registry.journal import Entry, Fold
+from registry.journal.journal import Journal
 
 PATH = "event-waiters"
 LOOK_AFTER_S = 60.0

@@ -12,7 +12,7 @@ from functions.runtime import catalog
 from functions.runtime.context import Context, use_context
 from functions.runtime.durable.invocation import Invocation
 from functions.runtime.errors import DeclarationError
-from functions.runtime.function import Function
+from functions.runtime.run.declared import DeclaredFunction
 from ray_apps.gateway.auth import allowed
 from ray_apps.gateway.problems import Problem, of_failure, of_function
 from ray_apps.gateway.routes.invocations import Told, told, told_of
@@ -42,12 +42,12 @@ class Described(BaseModel):
     events: list[str]
 
 
-def offered() -> list[Function[..., Any]]:
+def offered() -> list[DeclaredFunction]:
     """The functions that HTTP can carry: a type without a JSON Schema, such as a table, keeps one to Python callers."""
     return [function for function in catalog.all_functions() if _has_schemas(function)]
 
 
-def _has_schemas(function: Function[..., Any]) -> bool:
+def _has_schemas(function: DeclaredFunction) -> bool:
     try:
         return bool(function.input_schema) and function.output_schema is not None
     except DeclarationError:
@@ -95,7 +95,7 @@ async def call_function(
     return await _awaited(request, services, function, invocation)
 
 
-def describe(function: Function[..., Any]) -> Described:
+def describe(function: DeclaredFunction) -> Described:
     """What a caller may know of a function."""
     resources = function.resources
     return Described(
@@ -126,7 +126,7 @@ async def _arguments(request: Request) -> dict[str, Any]:
 async def _call(
     request: Request,
     services: Services,
-    function: Function[..., Any],
+    function: DeclaredFunction,
     arguments: dict[str, Any],
     used: Context,
 ) -> Json:
@@ -139,7 +139,7 @@ async def _call(
     return Json(result)
 
 
-def _run(function: Function[..., Any], arguments: Mapping[str, Any], used: Context) -> Any:
+def _run(function: DeclaredFunction, arguments: Mapping[str, Any], used: Context) -> Any:
     with use_context(used):
         started = function.remote_json(arguments)
         try:
@@ -149,14 +149,15 @@ def _run(function: Function[..., Any], arguments: Mapping[str, Any], used: Conte
 
 
 def _submit(
-    function: Function[..., Any], arguments: Mapping[str, Any], key: str | None, used: Context
+    function: DeclaredFunction, arguments: Mapping[str, Any], key: str | None, used: Context
 ) -> Invocation[Any]:
     with use_context(used):
-        return function.submit_json(arguments, key=key)
+        accepted: Invocation[Any] = function.submit_json(arguments, key=key)
+        return accepted
 
 
 async def _awaited(
-    request: Request, services: Services, function: Function[..., Any], invocation: Invocation[Any]
+    request: Request, services: Services, function: DeclaredFunction, invocation: Invocation[Any]
 ) -> Json:
     try:
         record = await services.run(invocation.wait, services.wait_s)
