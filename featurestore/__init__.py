@@ -5,6 +5,7 @@ online store (Redis), materialization and on-demand views. Must not know what a 
 Ray only in `featurestore.offline.distributed`.
 """
 
+from featurestore import renamed as _renamed  # noqa: F401  # old module paths stay importable for one release
 from featurestore.applied.plan import (
     Change,
     Plan,

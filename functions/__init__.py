@@ -4,6 +4,7 @@ This face is what a user's project needs to declare and run functions. The room 
 registry and the kernels; it must not know what serves it (`ray_apps`).
 """
 
+from functions import renamed as _renamed  # noqa: F401  # old module paths stay importable for one release
 from functions.runtime.context import Context, context, use_context
 from functions.runtime.declaration import Cron, Demand, OnEvent, Resources, Retries
 from functions.runtime.durable.invocation import Invocation

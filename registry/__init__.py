@@ -3,10 +3,10 @@
 It knows objects, journals and tables. It must not know features, functions, Ray or HTTP.
 """
 
+from registry import renamed as _renamed  # noqa: F401  # old module paths stay importable for one release
 from registry.access.tokens import Access, Principal, Role, TokenRecord
 from registry.errors import (
     AlreadyExists,
-    Conflict,
     Damaged,
     Forbidden,
     GivenUp,
@@ -17,9 +17,7 @@ from registry.errors import (
     Stale,
     Unavailable,
 )
-from registry.journal.entry import Entry
-from registry.journal.fold import Fold
-from registry.journal.journal import Journal
+from registry.journal import Conflict, Entry, Fold, Journal
 from registry.models.layers import Claim
 from registry.models.lineage import Dependent, Lineage
 from registry.models.matching import Condition, TrafficRule
@@ -28,7 +26,6 @@ from registry.models.state import ModelState
 from registry.models.traffic import Arm, Holdout, LayerPart, LayerShare, Traffic
 from registry.models.versions import (
     Approval,
-    Blob,
     GateOutcome,
     ModelPolicy,
     ModelVersion,
@@ -40,8 +37,7 @@ from registry.runs.experiments import Experiment
 from registry.runs.record import Point, RunRecord, Segment
 from registry.runs.remote_run import RunLog
 from registry.runs.run import Run
-from registry.store.object_store import ObjectStore, open_store
-from registry.store.tables import Table, TableSnapshot
+from registry.store import Blob, ObjectStore, Table, TableSnapshot, open_store
 from registry.times import Clock, as_utc, utc_now
 
 __all__ = [

@@ -11,6 +11,7 @@ from typing import Any
 
 from ray import cloudpickle
 
+from functions.renamed import RENAMED
 from functions.runtime.errors import UnknownFunction
 
 
@@ -27,13 +28,14 @@ def reference(target: Callable[..., Any]) -> str:
 
 
 def resolve(name: str) -> Any:
-    """What `module:qualname` names, importing its module.
+    """The object that `module:qualname` names, importing its module.
 
+    A module path of the release before is read as the one that replaced it: journals hold such references.
     Raises: UnknownFunction if the module or the name in it is not there.
     """
     module, _, path = name.partition(":")
     try:
-        return reduce(getattr, path.split("."), importlib.import_module(module))
+        return reduce(getattr, path.split("."), importlib.import_module(RENAMED.get(module, module)))
     except (ImportError, AttributeError) as error:
         raise UnknownFunction(f"{name} cannot be imported: {error}; is its code on this machine?") from error
 

@@ -64,7 +64,7 @@ def worker(used: Context, tmp_path: Path) -> Iterator[Callable[[int], "subproces
     def start(price: int) -> "subprocess.Popen[bytes]":
         path = f"{tmp_path / f'v{price}'}{os.pathsep}{ROOT}"
         environment = os.environ | {"TOQUE_STORE": used.store_url, "PYTHONPATH": path}
-        code = "import sys; from functions.runtime import catalog, versions; catalog.PLATFORM = ();"
+        code = "import sys; from functions.runtime import catalog; from functions.runtime.durable import code_versions as versions; catalog.PLATFORM = ();"
         code += "versions.BEFORE_BEGINNING_S = 30.0;"  # a machine that is busy may start the other one later
         code += "from functions.__main__ import main; sys.exit(main(['--module', 'larder', 'work']))"
         processes.append(subprocess.Popen([sys.executable, "-c", code], env=environment))

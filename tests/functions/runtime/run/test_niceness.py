@@ -17,7 +17,7 @@ from functions.runtime.run.niceness import shared_among_sessions
 IMPORTS = """
 import json, os
 from pathlib import Path
-from functions.runtime import niceness
+from functions.runtime.run import niceness
 """
 STEPS_BACK = """
 niceness.step_back()

@@ -1,0 +1,106 @@
+"""Module paths of the functions in the release before, and the ones that replace them.
+
+Journals hold functions as `module:qualname`; `resolve` reads an old module by this table, so that an invocation which was
+recorded before still finds its function.
+"""
+
+from registry.renamed import install, moved
+
+RENAMED = (
+    moved(
+        "functions.runtime",
+        "functions.runtime.run",
+        "capture cluster deadline fanout nursery=forkserver local log niceness work=execution "
+        "warm=worker_pool",
+    )
+    | moved(
+        "functions.runtime",
+        "functions.runtime.durable",
+        "admission attendance=attempt slots=concurrency dead_letters executor invocation "
+        "lease=heartbeat ledger places=quota_slots queue record memo=result_cache values "
+        "versions=code_versions workflow",
+    )
+    | moved("functions.runtime", "functions.runtime.triggers", "events schedule topic waiter")
+    | moved(
+        "functions.stats",
+        "functions.stats.comparison",
+        "sequential betting counts spending quantiles effects planner bandit",
+    )
+    | moved(
+        "functions.training",
+        "functions.model_formats",
+        "program flavors scoring=load matrices assembly=table_inputs",
+    )
+    | moved(
+        "functions.training",
+        "functions.training.tabular",
+        "tabular=train order=job artifact dataset fitting network ondisk=out_of_core preprocessing "
+        "scorer target start=warm_start calibration",
+    )
+    | moved("functions.training", "functions.training.recipe", "recipe=train recipe_job=job")
+    | moved(
+        "functions.training",
+        "functions.training.loop",
+        "loop=training_loop lesson=task distributed world=parallel compiling interrupts "
+        "spool=mmap_rows cost bill",
+    )
+    | moved("functions", "functions.tuning", "tuning=jobs")
+    | moved(
+        "functions.training",
+        "functions.tuning",
+        "asking=tpe halving=tune_asha rungs=asha population=tune_pbt generations=pbt_state "
+        "descent=pbt_lineage space sweeping=sweep telling=epoch_metrics tracking trials",
+    )
+    | moved("functions", "functions.features", "features=jobs")
+    | moved("functions", "functions.reporting", "features_report=feature_page")
+    | moved(
+        "functions", "functions.maintenance", "feature_maintenance=features registry_maintenance=registry"
+    )
+    | moved("functions", "functions.alerting", "alerts=jobs")
+    | moved("functions", "functions.evaluation", "batch_inference scoring=realised_loss")
+    | moved(
+        "functions",
+        "functions.retraining",
+        "challengers retraining=jobs retraining_policy=policy retraining_triggers=triggers "
+        "training_window=windows",
+    )
+    | moved(
+        "functions.evaluation",
+        "functions.evaluation.metrics",
+        "metrics=probabilities class_metrics=classes number_metrics=numbers calibration",
+    )
+    | moved(
+        "functions.evaluation", "functions.evaluation.checks", "check behaviour fairness robustness slices"
+    )
+    | moved(
+        "functions.monitoring",
+        "functions.monitoring.drift",
+        "drift=monitor reference large=dataset_sketches watch_features=watch",
+    )
+    | moved(
+        "functions.monitoring",
+        "functions.monitoring.quality",
+        "quality=monitor faults profile units incidents watch_quality=watch",
+    )
+    | moved(
+        "functions.monitoring", "functions.monitoring.estimates", "estimate=classes estimate_numbers=numbers"
+    )
+    | moved("functions.monitoring", "functions.monitoring.diagnosis", "explain causes")
+    | moved("functions.rollout", "functions.rollout", "sight=status gather=evidence_reader")
+    | moved(
+        "functions.rollout",
+        "functions.rollout.judge",
+        "decide guards interval arms verdict look=rule_input slo",
+    )
+    | moved(
+        "functions.rollout",
+        "functions.rollout.evidence",
+        "evidence=sums observe=cohort_sums assigned=assigned_units metrics",
+    )
+    | moved("functions.rollout", "functions.rollout.planning", "plan planning=jobs replay")
+    | moved("functions.prediction_log", "functions.prediction_log", "places=wal_root shared=scan_cache")
+    | moved("functions.alerting", "functions.alerting", "shapes=payloads")
+    | moved("functions.reporting", "functions.reporting", "parts=html")
+)
+
+install(RENAMED)
