@@ -11,6 +11,7 @@ from featurestore.definitions.fields import (
 )
 from featurestore.definitions.on_demand import compute
 from featurestore.definitions.views import (
+    FeatureLike,
     FeatureService,
     FeatureView,
     OnDemandFeatureView,
@@ -19,6 +20,7 @@ from featurestore.definitions.views import (
 from featurestore.errors import InvalidDefinition
 
 Array = np.ndarray[Any, Any]
+Features = FeatureService | FeatureLike | str | Sequence[FeatureLike | str]
 
 
 @dataclass(frozen=True, slots=True)

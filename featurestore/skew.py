@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from featurestore.definitions.fields import EVENT_TIMESTAMP
+from featurestore.retrieval import Features
 from featurestore.rows import Tabular, to_table
-from featurestore.store import Features, FeatureStore
+from featurestore.store import FeatureStore
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 

@@ -24,19 +24,17 @@ from featurestore.definitions.views import (
     projection,
 )
 from featurestore.errors import InvalidRows, OnlineStoreUnavailable, UnknownDefinition, UnreadableRow
-from featurestore.offline.historical import RetrievalJob, check_entities, stored_view
+from featurestore.offline.historical import RetrievalJob
+from featurestore.offline.join import check_entities, stored_view
 from featurestore.offline.tables import OfflineStore
 from featurestore.online.materialize import Materialized, Materializer, Progress
 from featurestore.online.rows import OnlineStore
 from featurestore.online.serving import EntityRows, OnlineFeatures, Request, lookups_of
-from featurestore.retrieval import Retrieval, plan_retrieval
+from featurestore.retrieval import Features, Retrieval, plan_retrieval
 from featurestore.rows import Clock, Tabular, check_rows, conform, to_table
-from registry.journal.journal import Journal
-from registry.store.object_store import ObjectStore
-from registry.store.tables import Table, TableSnapshot
+from registry.journal import Journal
+from registry.store import ObjectStore, Table, TableSnapshot
 from registry.times import as_utc, utc_now
-
-Features = FeatureService | FeatureLike | str | Sequence[FeatureLike | str]
 
 
 class FeatureStore(Definitions):

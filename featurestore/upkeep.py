@@ -19,7 +19,7 @@ from featurestore.definitions.fields import EVENT_DAY
 from featurestore.definitions.views import FeatureView
 from featurestore.errors import FeatureStoreError, InvalidDefinition
 from featurestore.store import FeatureStore
-from registry.journal.fold import backoff_s
+from registry.backoff import backoff_s
 
 FILE_BYTES = 128 * 2**20
 LEAST_GRACE = timedelta(days=1)  # a slower append than this could lose files that it has not committed yet

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import numpy.typing as npt
 
+from kernels.histogram_checks import check_histogram
+
 if TYPE_CHECKING:
     import torch
 
@@ -61,27 +63,9 @@ def quantile_edges(values: npt.NDArray[Any], *, bins: int) -> npt.NDArray[np.flo
     return np.stack([_column_edges(matrix[:, column], bins, column) for column in range(matrix.shape[1])])
 
 
-def checked(values: Any, edges: Any) -> None:
-    """Raise ValueError unless values [rows, columns] and edges [columns, bins + 1] fit together."""
-    if values.ndim != 2 or edges.ndim != 2:  # noqa: PLR2004 - a matrix has two axes
-        raise ValueError(
-            f"histogram takes values [rows, columns] and edges [columns, bins + 1], got {tuple(values.shape)} "
-            f"and {tuple(edges.shape)}; reshape one column to [rows, 1]",
-        )
-    if edges.shape[0] != values.shape[1] or edges.shape[1] < 2:  # noqa: PLR2004 - one bin has two edges
-        raise ValueError(
-            f"values have {values.shape[1]} columns, edges are {tuple(edges.shape)}; "
-            "give each column its row of at least two edges",
-        )
-    ascending = (edges[:, 1:] >= edges[:, :-1]).all(1)
-    if not bool(ascending.all()):
-        column = int((~ascending).nonzero()[0][0])
-        raise ValueError(f"edges of column {column} are not ascending numbers: {edges[column].tolist()}")
-
-
 def _histogram_numpy(values: npt.NDArray[Any], edges: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     """Count on the CPU, a block of rows at a time."""
-    checked(values, edges)
+    check_histogram(values, edges)
     if values.dtype not in (np.float32, np.float64):
         values = values.astype(np.float32 if values.dtype == np.float16 else np.float64)
     floors = edges[:, :-1].astype(values.dtype)

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.histogram import checked
+from kernels.histogram_checks import check_histogram
 
 _ROWS = 64  # lanes of a tile
 _STEPS = 64  # tiles of a program
@@ -25,7 +25,7 @@ def histogram_triton(values: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
     Returns: int64 [columns, bins + 1], the last one the nulls.
     Raises: ValueError if the shapes disagree or an edge is NaN or out of order.
     """
-    checked(values, edges)
+    check_histogram(values, edges)
     values = _as_float(values)
     rows, columns = values.shape
     floors = edges[:, :-1].to(device=values.device, dtype=values.dtype).contiguous()
@@ -47,7 +47,7 @@ def histogram_reference(values: torch.Tensor, edges: torch.Tensor) -> torch.Tens
     values: [rows, columns]; edges: [columns, bins + 1]
     Raises: ValueError if the shapes disagree or an edge is NaN or out of order.
     """
-    checked(values, edges)
+    check_histogram(values, edges)
     values = _as_float(values)
     inner = edges[:, 1:-1].to(device=values.device, dtype=values.dtype).contiguous()
     bins = edges.shape[1] - 1

@@ -4,10 +4,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from registry.journal.entry import Entry
+from typing import Any
 
 
 class RegistryError(Exception):
@@ -24,29 +21,6 @@ class NotFound(RegistryError):
 
 class AlreadyExists(RegistryError):
     """Something is stored there already, and `create` never overwrites."""
-
-
-class Conflict(RegistryError):
-    """Another writer's entry stands where ours should have gone: reread and decide again.
-
-    number: the number both wanted; entry: what is there.
-    """
-
-    def __init__(self, number: int, entry: Entry, *, path: str = "journal") -> None:
-        self.number = number
-        self.entry = entry
-        self.path = path
-        super().__init__(
-            f"{path}: entry {number} was written by {entry.actor!r} at {entry.at.isoformat()}; "
-            "reread the journal and decide again"
-        )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild_conflict, (self.number, self.entry, self.path)
-
-
-def _rebuild_conflict(number: int, entry: Entry, path: str) -> Conflict:
-    return Conflict(number, entry, path=path)
 
 
 class Stale(RegistryError):

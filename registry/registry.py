@@ -10,7 +10,7 @@ from registry.runs.experiments import Experiments
 from registry.times import Clock, utc_now
 
 if TYPE_CHECKING:
-    from registry.store.object_store import ObjectStore
+    from registry.store import ObjectStore
 
 
 class Registry(Models, Governance, Experiments):

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from featurestore.errors import UnknownDefinition
-from registry.journal.journal import Entry
+from registry.journal import Entry
 
 
 def spoken(kind: str) -> str:

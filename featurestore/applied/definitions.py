@@ -16,8 +16,7 @@ from featurestore.definitions.views import (
     Transform,
 )
 from featurestore.errors import UnknownDefinition
-from registry.journal.fold import Fold
-from registry.journal.journal import Journal
+from registry.journal import Fold, Journal
 
 ViewOrName = FeatureView | str
 

@@ -8,6 +8,7 @@ packed for the shuffle is in `featurestore/offline/partitioning.py`.
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -26,8 +27,8 @@ from featurestore.definitions.views import (
     Projection,
 )
 from featurestore.errors import InvalidRows, UnknownDefinition
-from featurestore.offline.historical import (
-    RetrievalJob,
+from featurestore.offline.join import (
+    PinnedRetrieval,
     attach,
     check_entities,
     finish,
@@ -37,10 +38,9 @@ from featurestore.offline.historical import (
 from featurestore.offline.partitioning import ENTITIES, PART, ROWS, Hashes, key_hashes, pack, unpack
 from featurestore.offline.prefilter import Asked
 from featurestore.offline.tables import File, OfflineStore, Version, scan, storable
-from featurestore.retrieval import Retrieval
+from featurestore.retrieval import Features, Retrieval
 from featurestore.rows import check_rows, conform, offline_schema
-from featurestore.store import Features, FeatureStore
-from registry.store.tables import TableSnapshot
+from registry.store import TableSnapshot
 from registry.times import as_utc
 
 ROW = "toque_row"  # number of an entity row, to give rows back in order
@@ -56,7 +56,31 @@ _TASKS, _MOST_ROWS_PER_TASK, _MOST_FILTERED = 32, 1_000_000, 1_250_000
 Dataset = ray.data.Dataset
 
 
-def historical(job: RetrievalJob, *, partitions: int | None = None) -> Dataset:
+class Store(Protocol):
+    """What the functions of this module need of a `FeatureStore`."""
+
+    offline: OfflineStore
+
+    def now(self) -> datetime:
+        """Current time of the store's clock."""
+        ...
+
+    def get_feature_view(self, name: str) -> FeatureView:
+        """The applied view of that name. Raises: UnknownDefinition."""
+        ...
+
+    def get_historical_features(
+        self, entity_df: pa.Table, features: Features, *, as_known: bool = False
+    ) -> PinnedRetrieval:
+        """A retrieval of features for checked entity rows."""
+        ...
+
+    def check_fresh(self, view: FeatureView, rows: pa.Table) -> None:
+        """Check rows against the view's `Freshness`. Raises: UnexpectedRows."""
+        ...
+
+
+def historical(job: PinnedRetrieval, *, partitions: int | None = None) -> Dataset:
     """A retrieval job as a dataset: its entity rows, in order, with the features appended.
 
     partitions: of the keys; by default one for half a million stored rows, each CPU of the cluster, and at least 8.
@@ -69,7 +93,7 @@ def historical(job: RetrievalJob, *, partitions: int | None = None) -> Dataset:
 
 
 def get_historical_features(
-    fs: FeatureStore,
+    store: Store,
     entities: Dataset,
     features: Features,
     *,
@@ -85,7 +109,7 @@ def get_historical_features(
     columns = list(entities.schema().names)
     if row_number not in columns:
         raise InvalidRows(f"entity table: row number column {row_number!r} is missing; got {columns}")
-    sample = fs.get_historical_features(_empty(entities), features, as_known=as_known)
+    sample = store.get_historical_features(_empty(entities), features, as_known=as_known)
     checked = _mapped(entities, partial(_checked, retrieval=sample.retrieval, row_number=row_number))
     return _joined(checked, sample, columns, partitions=partitions)
 
@@ -100,7 +124,7 @@ def _checked(entities: pa.Table, *, retrieval: Retrieval, row_number: str) -> pa
 
 
 def _joined(
-    entities: Dataset, job: RetrievalJob, columns: Sequence[str], *, partitions: int | None
+    entities: Dataset, job: PinnedRetrieval, columns: Sequence[str], *, partitions: int | None
 ) -> Dataset:
     parts = _partitions(partitions, rows=_most_stored(job))
     for lookup in job.retrieval.lookups:
@@ -121,7 +145,7 @@ def _partitions(given: int | None, *, rows: int = 0) -> int:
     return given or max(_MIN_PARTITIONS, int(cpus), rows // _ROWS_PER_PARTITION)
 
 
-def _most_stored(job: RetrievalJob) -> int:
+def _most_stored(job: PinnedRetrieval) -> int:
     """Rows of the largest table that is read."""
     views = {stored_view(lookup).name: stored_view(lookup) for lookup in job.retrieval.lookups}
     opened = [
@@ -132,7 +156,7 @@ def _most_stored(job: RetrievalJob) -> int:
     return max((sum(file.rows for file in version.files) for version in opened if version), default=0)
 
 
-def _stored_rows(job: RetrievalJob, lookup: Projection) -> Dataset:
+def _stored_rows(job: PinnedRetrieval, lookup: Projection) -> Dataset:
     """All features of the view's rows that can be an answer, read by tasks; ties may need them all."""
     view = stored_view(lookup)
     snapshot = job.versions[view.name]
@@ -237,7 +261,7 @@ def _pack_rows(table: pa.Table, *, keys: Sequence[str], parts: int) -> pa.Table:
     return pack(table, key_hashes(table, keys), side=ROWS, parts=parts)
 
 
-def _asked(job: RetrievalJob, lookup: Projection) -> "ray.ObjectRef[Asked] | None":
+def _asked(job: PinnedRetrieval, lookup: Projection) -> "ray.ObjectRef[Asked] | None":
     """What is asked for, once on each node; None where the entity table is a dataset that has yet to be computed."""
     count = job.entities.num_rows
     if not count:
@@ -258,7 +282,7 @@ def _join_partition(group: pa.Table, *, lookup: Projection, as_known: bool) -> p
 
 
 def compute_offline(
-    fs: FeatureStore,
+    store: Store,
     view: ViewOrName,
     events: Dataset,
     *,
@@ -269,7 +293,7 @@ def compute_offline(
 
     Raises: InvalidRows, UnknownDefinition (also if the view has no source).
     """
-    found = fs.get_feature_view(view if isinstance(view, str) else view.name)
+    found = store.get_feature_view(view if isinstance(view, str) else view.name)
     if found.source is None:
         raise UnknownDefinition(
             f"feature view {found.name!r} has no source; write its rows with write_offline"
@@ -279,7 +303,7 @@ def compute_offline(
     rows = by_key(
         events, partial(found.source.compute, keys=keys, since=start), keys=keys, partitions=partitions
     )
-    return write_offline(fs, found, rows, partitions=partitions)
+    return write_offline(store, found, rows, partitions=partitions)
 
 
 def by_key(
@@ -310,7 +334,7 @@ def _computed(group: pa.Table, *, compute: Callable[[pa.Table], pa.Table]) -> pa
 
 
 def write_offline(
-    fs: FeatureStore, view: ViewOrName, rows: Dataset, *, partitions: int | None = None
+    store: Store, view: ViewOrName, rows: Dataset, *, partitions: int | None = None
 ) -> TableSnapshot:
     """As `FeatureStore.write_offline`, for rows that are a dataset: one commit, and one file a day.
 
@@ -318,13 +342,13 @@ def write_offline(
     written, and Ray keeps them meanwhile, on disk what is more than its memory.
     Raises: InvalidRows, UnknownDefinition.
     """
-    found = fs.get_feature_view(view if isinstance(view, str) else view.name)
-    table = fs.offline.create(found)
-    shaped = _mapped(rows, partial(_shaped, view=found, now=fs.now()))
+    found = store.get_feature_view(view if isinstance(view, str) else view.name)
+    table = store.offline.create(found)
+    shaped = _mapped(rows, partial(_shaped, view=found, now=store.now()))
     if any(isinstance(each, Freshness) for each in found.expectations):
         shaped = shaped.materialize()
         newest = _mapped(shaped, _newest).take_all()
-        fs.check_fresh(found, pa.Table.from_pylist(newest, schema=_NEWEST))
+        store.check_fresh(found, pa.Table.from_pylist(newest, schema=_NEWEST))
     by_day = by_key(shaped, _as_is, keys=[EVENT_DAY], partitions=partitions)
     by_day.write_delta(table.uri, partition_by=[EVENT_DAY], storage_options=table.storage_options or None)
     return table.snapshot()

@@ -1,49 +1,21 @@
 """Training sets: the features of a service as they were at each entity row's time."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from featurestore.definitions.encoding import RowLayout
-from featurestore.definitions.fields import (
-    EVENT_TIMESTAMP,
-    Field,
-)
-from featurestore.definitions.on_demand import arrow_column_of, to_arrow
-from featurestore.definitions.views import (
-    FeatureView,
-    Projection,
-)
-from featurestore.errors import InvalidDefinition, InvalidRows
-from featurestore.offline import point_in_time as pointintime
-from featurestore.offline.tables import OfflineStore
-from featurestore.retrieval import Retrieval
-from featurestore.rows import cast_column, offline_schema, time_column
-from registry.store.tables import TableSnapshot
+from featurestore.definitions.views import Projection
+from featurestore.offline.join import PinnedRetrieval, attach, finish, stored_view
 
 if TYPE_CHECKING:
     import pandas as pd
     import ray.data
 
-WHERE = "entity table"
 
+class RetrievalJob(PinnedRetrieval):
+    """A training set that is computed when one of its `to_…` methods is called."""
 
-@dataclass(frozen=True, slots=True)
-class RetrievalJob:
-    """A training set that has been asked for; the versions of all tables are fixed, so it always gives the same rows.
-
-    entities: checked entity rows; versions: the offline table read for each view (None: no rows yet).
-    """
-
-    entities: pa.Table
-    retrieval: Retrieval
-    offline: OfflineStore
-    versions: Mapping[str, TableSnapshot | None]
-    as_known: bool
+    __slots__ = ()
 
     def to_arrow(self) -> pa.Table:
         """The entity rows, in order, with the feature columns appended."""
@@ -62,7 +34,7 @@ class RetrievalJob:
         partitions: of the keys; by default as many as the cluster has CPUs, and at least 8.
         """
         from featurestore.offline.distributed import (
-            historical,  # Ray, which most callers do without, comes with it
+            historical,  # late: it imports Ray, which few callers need
         )
 
         return historical(self, partitions=partitions)
@@ -73,97 +45,3 @@ class RetrievalJob:
         if ties and set(lookup.features) != set(view.features):  # what decides a tie is the whole row
             made, _ = attach(table, self.read(lookup, view.features), lookup, as_known=self.as_known)
         return made
-
-    def read(self, lookup: Projection, features: Sequence[str]) -> pa.Table:
-        """The stored rows that the entity rows could possibly see."""
-        view = stored_view(lookup)
-        version = self.versions[view.name]
-        if version is None or not self.entities.num_rows:
-            return offline_schema(view).empty_table()
-        start, end = self.bounds(lookup)
-        return self.offline.read(view, features=features, start=start, end=end, version=version.version)
-
-    def bounds(self, lookup: Projection) -> tuple[datetime | None, datetime | None]:
-        """First and last event time of rows that the entity rows could see; None where they set no bound."""
-        times = pc.min_max(self.entities.column(EVENT_TIMESTAMP)).as_py()
-        ttl = stored_view(lookup).ttl
-        return (None if ttl is None or times["min"] is None else times["min"] - ttl), times["max"]
-
-
-def stored_view(lookup: Projection) -> FeatureView:
-    """The view of a lookup, which is a stored one.
-
-    Raises: InvalidDefinition if it is not.
-    """
-    if not isinstance(lookup.view, FeatureView):
-        raise InvalidDefinition(f"{lookup.view.name!r} is computed on demand and has no stored rows")
-    return lookup.view
-
-
-def attach(entities: pa.Table, rows: pa.Table, lookup: Projection, *, as_known: bool) -> tuple[pa.Table, int]:
-    """The entity rows with one lookup's columns appended, and how many ties only the content of rows decided.
-
-    rows: of the view, with the lookup's features or all of them.
-    """
-    view = stored_view(lookup)
-    keys = list(zip(lookup.key_columns, (key.name for key in view.join_keys), strict=True))
-    match = pointintime.search(
-        typed_keys(entities, lookup),
-        rows,
-        keys=keys,
-        layout=RowLayout([f for f in view.schema if f.name in rows.column_names]),
-        ttl=view.ttl,
-        as_known=as_known,
-    )
-    features = {column: f.name for column, f in lookup.columns.items()}
-    return pointintime.take(entities, rows, match, features=features), match.ties
-
-
-def typed_keys(entities: pa.Table, lookup: Projection) -> pa.Table:
-    """The entity table's key columns in the view's types, with the event time.
-
-    Raises: InvalidRows for a column that is missing, of another kind, or with a value that does not fit.
-    """
-    typed = {EVENT_TIMESTAMP: entities.column(EVENT_TIMESTAMP)}
-    for column, key in zip(lookup.key_columns, stored_view(lookup).join_keys, strict=True):
-        if column not in entities.column_names:
-            msg = f"{WHERE}: join key {column!r} of view {lookup.view.name!r} is missing; got {entities.column_names}"
-            raise InvalidRows(msg)
-        typed[column] = cast_column(WHERE, Field(column, key.dtype), entities.column(column))
-    return pa.table(typed)
-
-
-def check_entities(entities: pa.Table, retrieval: Retrieval) -> pa.Table:
-    """The entity table with its time in microseconds UTC and its request columns typed.
-
-    Raises: InvalidRows for a missing, duplicated or naive column, or one named like a feature.
-    """
-    names = entities.column_names
-    double = [name for name in names if names.count(name) > 1]
-    clash = [name for name in retrieval.columns if name in names]
-    if double:
-        raise InvalidRows(f"{WHERE}: column {double[0]!r} appears twice; keep one")
-    if clash:
-        raise InvalidRows(f"{WHERE}: column {clash[0]!r} has the name of a feature; rename or drop it")
-    times = time_column(WHERE, entities, EVENT_TIMESTAMP)
-    entities = entities.set_column(names.index(EVENT_TIMESTAMP), EVENT_TIMESTAMP, times)
-    for f in retrieval.request:
-        if f.name not in names:
-            raise InvalidRows(f"{WHERE}: request value {f.name!r} is missing; got {names}")
-        entities = entities.set_column(
-            names.index(f.name), f.name, cast_column(WHERE, f, entities.column(f.name))
-        )
-    for lookup in retrieval.lookups:
-        typed_keys(entities, lookup)
-    return entities
-
-
-def finish(table: pa.Table, entity_columns: Sequence[str], retrieval: Retrieval) -> pa.Table:
-    """Compute the on-demand columns of joined rows and bring all columns into the order asked for."""
-    if retrieval.computed:
-        dtypes = {name: f.dtype for lookup in retrieval.lookups for name, f in lookup.columns.items()}
-        dtypes |= {f.name: f.dtype for f in retrieval.request}
-        inputs = {name: arrow_column_of(dtype, table.column(name)) for name, dtype in dtypes.items()}
-        for column, (f, values) in retrieval.compute(inputs, rows=table.num_rows).items():
-            table = table.append_column(column, to_arrow(f, values))
-    return table.select([*entity_columns, *retrieval.columns])

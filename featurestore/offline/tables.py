@@ -26,8 +26,8 @@ from featurestore.definitions.views import (
     FeatureView,
 )
 from featurestore.rows import offline_schema
-from registry.store.object_store import ObjectStore
-from registry.store.tables import Table, TableSnapshot, dataset_of
+from registry.store import ObjectStore, Table, TableSnapshot
+from registry.store.tables import dataset_of
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds  # at runtime it comes with the first table that is read, and pandas with it

@@ -15,14 +15,12 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import BaseModel, ConfigDict
 
 from registry.errors import AlreadyExists, InvalidInput, NotFound, Unavailable
-from registry.journal.entry import Entry
-from registry.journal.fold import Fold
-from registry.journal.journal import Journal
+from registry.journal import Entry, Fold, Journal
 from registry.names import check_name
 from registry.times import Clock, as_utc, to_text, utc_now
 
 if TYPE_CHECKING:
-    from registry.store.object_store import ObjectStore
+    from registry.store import ObjectStore
 
 REFRESH_EVERY_S = 1.0
 _PREFIX = "tq"

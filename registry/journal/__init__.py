@@ -1,1 +1,8 @@
-"""The journal: numbered, chained entries appended by compare-and-append, and state folded from them."""
+"""Journals: numbered, chained entries with compare-and-append, and the states folded from them."""
+
+from registry.journal.conflict import Conflict
+from registry.journal.entry import Entry
+from registry.journal.fold import Fold
+from registry.journal.journal import Journal
+
+__all__ = ["Conflict", "Entry", "Fold", "Journal"]

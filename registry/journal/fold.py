@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from registry.errors import Conflict, Damaged, RegistryError
+from registry.backoff import backoff_s
+from registry.errors import Damaged, RegistryError
+from registry.journal.conflict import Conflict
 from registry.journal.entry import NO_DIGEST, Entry
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ S = TypeVar("S")
 SNAPSHOT_EVERY = 64
 PATIENCE_S = 120.0
 _MAX_TAIL_BYTES = 256 << 10
-_FIRST_BACKOFF_S = 0.01
-_MAX_BACKOFF_S = 1.0
 _logger = logging.getLogger(__name__)
 
 
@@ -198,8 +197,3 @@ class Fold(Generic[S]):
             return None
         content: dict[str, Any] = json.loads(text)
         return content if content["schema"] == self._schema else None
-
-
-def backoff_s(attempt: int) -> float:
-    """Seconds to wait before try `attempt` + 1: random, so that losers do not meet again."""
-    return random.uniform(0.0, min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2.0 ** min(attempt, 10)))

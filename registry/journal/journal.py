@@ -12,16 +12,14 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from registry.errors import AlreadyExists, Conflict, Damaged, InvalidInput, NotFound, Unavailable
+from registry.errors import AlreadyExists, Damaged, InvalidInput, NotFound, Unavailable
+from registry.journal.conflict import Conflict
 from registry.journal.entry import NO_DIGEST, Entry, parse_entry, plain
-from registry.journal.fold import Fold
 from registry.names import check_key
 from registry.times import Clock, utc_now
 
-__all__ = ["Entry", "Fold", "Journal"]
-
 if TYPE_CHECKING:
-    from registry.store.object_store import ObjectStore
+    from registry.store import ObjectStore
 
 
 class Journal:

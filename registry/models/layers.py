@@ -15,9 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from registry.errors import GivenUp, Refused, RegistryError
-from registry.journal.entry import Entry
-from registry.journal.fold import Fold
-from registry.journal.journal import Journal
+from registry.journal import Entry, Fold, Journal
 from registry.models import rules
 from registry.models.model_journals import Shelf
 from registry.models.state import ModelState

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from registry.store.tables import TableSnapshot
+from registry.store import TableSnapshot
 
 
 class Lineage(BaseModel):

@@ -7,9 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from registry.errors import InvalidInput
-from registry.journal.entry import Entry
-from registry.journal.fold import PATIENCE_S, Fold
-from registry.journal.journal import Journal
+from registry.journal import Entry, Fold, Journal
+from registry.journal.fold import PATIENCE_S
 from registry.models import state as model_state
 from registry.models.state import ModelState
 from registry.names import check_name
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from registry.models.rules import Body
-    from registry.store.object_store import ObjectStore
+    from registry.store import ObjectStore
 
 
 class Shelf:

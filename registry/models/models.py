@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from registry.errors import NotFound, Refused
-from registry.journal.entry import Entry
+from registry.journal import Entry
 from registry.models import rules
 from registry.models.lineage import Dependent
 from registry.models.model_card import model_card
@@ -18,8 +18,7 @@ from registry.models.registration import Registration
 from registry.models.signatures import Signed
 from registry.models.state import ModelState, step
 from registry.models.versions import ModelPolicy, ModelVersion
-from registry.store.object_store import Progress
-from registry.store.tables import TableSnapshot
+from registry.store import Progress, TableSnapshot
 from registry.times import as_utc
 
 

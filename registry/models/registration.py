@@ -22,10 +22,10 @@ from registry.models.lineage import Lineage
 from registry.models.model_journals import Shelf
 from registry.models.signature import Signature
 from registry.models.state import ModelState
-from registry.models.versions import Blob, ModelVersion, finite, jsonable
+from registry.models.versions import ModelVersion, finite, jsonable
 from registry.names import check_name
+from registry.store import Blob, Progress
 from registry.store.blobs import Blobs, LocalFile, scan
-from registry.store.object_store import Progress
 
 _PATIENCE_S = 1200.0  # what was uploaded is worth waiting for, however many others register
 

@@ -11,12 +11,11 @@ from datetime import datetime
 from typing import Any
 
 from registry.errors import RegistryError
-from registry.journal.entry import Entry
+from registry.journal import Entry
 from registry.models.matching import TrafficRule
 from registry.models.traffic import BUCKETS, CHAMPION, Arm, Holdout, LayerPart, Traffic
 from registry.models.versions import (
     Approval,
-    Blob,
     GateOutcome,
     ModelPolicy,
     ModelVersion,
@@ -24,6 +23,7 @@ from registry.models.versions import (
     SignatureMark,
     jsonable,
 )
+from registry.store import Blob
 from registry.times import from_text, to_text
 
 SCHEMA = "3"

@@ -13,19 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, computed_field, field_validat
 from registry.access.signing import canonical, fingerprint
 from registry.models.lineage import Lineage
 from registry.models.signature import Signature
-
-
-class Blob(BaseModel):
-    """Content of one file: SHA-256 (hex) and size in bytes.
-
-    generation: how often garbage had been collected when it was stored; part of its place.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    size: int = Field(ge=0)
-    generation: int = Field(default=0, ge=0)
+from registry.store import Blob
 
 
 class Approval(BaseModel):

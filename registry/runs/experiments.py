@@ -11,9 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from registry.errors import AlreadyExists, NotFound
-from registry.journal.entry import Entry
-from registry.journal.fold import Fold
-from registry.journal.journal import Journal
+from registry.journal import Entry, Fold, Journal
 from registry.names import check_name
 from registry.runs.runs import Runs
 from registry.times import Clock, from_text, to_text, utc_now

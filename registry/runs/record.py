@@ -11,9 +11,9 @@ from typing import Any, Literal, NamedTuple
 from uuid import uuid4
 
 from registry.errors import Damaged
-from registry.journal.entry import Entry
-from registry.models.versions import Blob, finite
-from registry.store.tables import TableSnapshot
+from registry.journal import Entry
+from registry.models.versions import finite
+from registry.store import Blob, TableSnapshot
 from registry.times import from_text, to_text
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED", "LOST"]

@@ -18,7 +18,7 @@ from registry.names import check_name
 from registry.runs.record import RunRecord, Segment, Status, new_run_id, with_segments
 
 if TYPE_CHECKING:
-    from registry.runs.runs import Runs
+    from registry.runs.run_store import RunStore
 
 _COUNTED = "segments"  # a fact: how many the index's record contains
 
@@ -26,7 +26,7 @@ _COUNTED = "segments"  # a fact: how many the index's record contains
 class RunLog:
     """Writes to one run, from any number of processes. Safe for threads."""
 
-    def __init__(self, runs: Runs, record: RunRecord, *, segments: int = 0) -> None:
+    def __init__(self, runs: RunStore, record: RunRecord, *, segments: int = 0) -> None:
         self._runs = runs
         self._record = record
         self._segments = segments
@@ -35,7 +35,7 @@ class RunLog:
     @classmethod
     def begin(
         cls,
-        runs: Runs,
+        runs: RunStore,
         experiment: str,
         *,
         name: str = "",
@@ -65,14 +65,14 @@ class RunLog:
         return cls(runs, record)
 
     @classmethod
-    def of(cls, runs: Runs, run_id: str) -> RunLog:
+    def of(cls, runs: RunStore, run_id: str) -> RunLog:
         """The log of a run that has begun. Raises: NotFound."""
         record = runs.get_record(run_id)
         return cls(runs, record, segments=sum(1 for _ in runs.store.list(f"runs/{run_id}/segments/")))
 
     @property
     def record(self) -> RunRecord:
-        """The run as this object knows it; `Runs.get_record` knows what others wrote too."""
+        """The run as this object knows it; `RunStore.get_record` knows what others wrote too."""
         return self._record
 
     def write(self, segment: Segment) -> None:

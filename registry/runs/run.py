@@ -15,10 +15,10 @@ from uuid import uuid4
 from registry.errors import InvalidInput, RegistryError
 from registry.runs.environment import Usage
 from registry.runs.record import Point, RunRecord, Segment, Status, with_segments
-from registry.store.tables import TableSnapshot
+from registry.store import TableSnapshot
 
 if TYPE_CHECKING:
-    from registry.runs.runs import Runs
+    from registry.runs.run_store import RunStore
 
 FLUSH_EVERY_S = 2.0
 BEAT_EVERY_S = 10.0
@@ -35,7 +35,7 @@ class Run:
     `reg.get_run(id).log_metrics(…)` in a short task is not lost; in a loop, end with `flush`.
     """
 
-    def __init__(self, runs: Runs, record: RunRecord, *, segments: int = 0, owner: bool = False) -> None:
+    def __init__(self, runs: RunStore, record: RunRecord, *, segments: int = 0, owner: bool = False) -> None:
         self._runs = runs
         self._record = record
         self._segments = segments
@@ -240,5 +240,5 @@ class Run:
             return True
 
 
-def _attach(runs: Runs, record: RunRecord, segments: int) -> Run:
+def _attach(runs: RunStore, record: RunRecord, segments: int) -> Run:
     return Run(runs, record, segments=segments)

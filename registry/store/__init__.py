@@ -1,1 +1,9 @@
-"""The object store, in a folder or in S3, and what is stored in it directly: blobs and Delta tables."""
+"""Object stores in a folder or in S3, and what is stored in them directly: blobs and Delta tables."""
+
+from registry.store.blobs import Blob
+from registry.store.folder import FolderStore
+from registry.store.object_store import ObjectStore, Progress
+from registry.store.tables import Table, TableSnapshot
+from registry.store.urls import open_store
+
+__all__ = ["Blob", "FolderStore", "ObjectStore", "Progress", "Table", "TableSnapshot", "open_store"]

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from registry.errors import Damaged, InvalidInput, NotFound
-from registry.models.versions import Blob
 
 if TYPE_CHECKING:
     from registry.store.object_store import ObjectStore, Progress
@@ -20,6 +21,19 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 _PARALLEL = 8
+
+
+class Blob(BaseModel):
+    """Content of one file: SHA-256 (hex) and size in bytes.
+
+    generation: how often garbage had been collected when it was stored; part of its place.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size: int = Field(ge=0)
+    generation: int = Field(default=0, ge=0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from deltalake.exceptions import CommitFailedError, SchemaMismatchError, TableNo
 from pyarrow import fs
 from pydantic import BaseModel, ConfigDict, Field
 
+from registry.backoff import backoff_s
 from registry.errors import InvalidInput, NotFound, Unavailable
-from registry.journal.fold import backoff_s
 from registry.names import check_name
 
 if TYPE_CHECKING:

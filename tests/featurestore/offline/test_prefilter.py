@@ -11,7 +11,7 @@ import pytest
 from featurestore.definitions.dtypes import TIMESTAMP
 from featurestore.definitions.encoding import microseconds
 from featurestore.offline import tables as offline
-from featurestore.offline.historical import attach, stored_view, typed_keys
+from featurestore.offline.join import attach, stored_view, typed_keys
 from featurestore.offline.partitioning import key_hashes
 from featurestore.offline.prefilter import Asked
 from featurestore.rows import offline_schema

@@ -28,7 +28,7 @@ def test_what_nobody_needs_goes_and_the_rest_stays(tmp_path: Path, monkeypatch: 
     with use_context(context):
         tidied = tidy_registry(grace_days=0.0)
         assert (tidied.files, tidied.lost_runs, tidied.left_over) == ([orphan], [], 1)
-        monkeypatch.setattr("registry.runs.runs.LOST_AFTER", timedelta(0))
+        monkeypatch.setattr("registry.runs.run_store.LOST_AFTER", timedelta(0))
         assert tidy_registry().lost_runs == [run.id]
         tidied = tidy_registry()
     assert (tidied.files, tidied.lost_runs, tidied.left_over) == ([], [], 0)

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from registry import Access, AlreadyExists, InvalidInput, NotFound, ObjectStore, Role, Unavailable
-from registry.journal.journal import Journal
+from registry.journal import Journal
 
 START = datetime(2013, 1, 1, tzinfo=UTC)
 

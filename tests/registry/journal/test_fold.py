@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from registry import Conflict, Damaged, Fold, Journal, ObjectStore, open_store
-from registry.journal.entry import Entry
+from registry.journal import Entry
 
 
 def add(total: int, entry: Entry) -> int:

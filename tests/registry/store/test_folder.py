@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from registry import AlreadyExists, InvalidInput, open_store
-from registry.store.folder import FolderStore
+from registry.store import FolderStore
 
 # Forks a writer that kills itself before the n-th of the system calls a write is made of, for n = 0, 1, …
 # until one lives to the end; prints each writer's exit status.

@@ -1,0 +1,132 @@
+"""The join of entity rows with the stored rows of a view, at table versions that are fixed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from featurestore.definitions.encoding import RowLayout
+from featurestore.definitions.fields import EVENT_TIMESTAMP, Field
+from featurestore.definitions.on_demand import arrow_column_of, to_arrow
+from featurestore.definitions.views import FeatureView, Projection
+from featurestore.errors import InvalidDefinition, InvalidRows
+from featurestore.offline import point_in_time
+from featurestore.offline.tables import OfflineStore
+from featurestore.retrieval import Retrieval
+from featurestore.rows import cast_column, offline_schema, time_column
+from registry.store import TableSnapshot
+
+_ENTITY_TABLE = "entity table"  # named in messages
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedRetrieval:
+    """A retrieval for given entity rows; the versions of all tables are fixed, so it always gives the same rows.
+
+    entities: checked entity rows; versions: the offline table read for each view (None: no rows yet).
+    as_known: use only rows that were created by the entity row's time.
+    """
+
+    entities: pa.Table
+    retrieval: Retrieval
+    offline: OfflineStore
+    versions: Mapping[str, TableSnapshot | None]
+    as_known: bool
+
+    def read(self, lookup: Projection, features: Sequence[str]) -> pa.Table:
+        """The stored rows that the entity rows could possibly see."""
+        view = stored_view(lookup)
+        version = self.versions[view.name]
+        if version is None or not self.entities.num_rows:
+            return offline_schema(view).empty_table()
+        start, end = self.bounds(lookup)
+        return self.offline.read(view, features=features, start=start, end=end, version=version.version)
+
+    def bounds(self, lookup: Projection) -> tuple[datetime | None, datetime | None]:
+        """First and last event time of rows that the entity rows could see; None where they set no bound."""
+        times = pc.min_max(self.entities.column(EVENT_TIMESTAMP)).as_py()
+        ttl = stored_view(lookup).ttl
+        return (None if ttl is None or times["min"] is None else times["min"] - ttl), times["max"]
+
+
+def stored_view(lookup: Projection) -> FeatureView:
+    """The view of a lookup, which is a stored one.
+
+    Raises: InvalidDefinition if it is not.
+    """
+    if not isinstance(lookup.view, FeatureView):
+        raise InvalidDefinition(f"{lookup.view.name!r} is computed on demand and has no stored rows")
+    return lookup.view
+
+
+def attach(entities: pa.Table, rows: pa.Table, lookup: Projection, *, as_known: bool) -> tuple[pa.Table, int]:
+    """The entity rows with one lookup's columns appended, and how many ties only the content of rows decided.
+
+    rows: of the view, with the lookup's features or all of them.
+    """
+    view = stored_view(lookup)
+    keys = list(zip(lookup.key_columns, (key.name for key in view.join_keys), strict=True))
+    match = point_in_time.search(
+        typed_keys(entities, lookup),
+        rows,
+        keys=keys,
+        layout=RowLayout([f for f in view.schema if f.name in rows.column_names]),
+        ttl=view.ttl,
+        as_known=as_known,
+    )
+    features = {column: f.name for column, f in lookup.columns.items()}
+    return point_in_time.take(entities, rows, match, features=features), match.ties
+
+
+def typed_keys(entities: pa.Table, lookup: Projection) -> pa.Table:
+    """The entity table's key columns in the view's types, with the event time.
+
+    Raises: InvalidRows for a column that is missing, of another kind, or with a value that does not fit.
+    """
+    typed = {EVENT_TIMESTAMP: entities.column(EVENT_TIMESTAMP)}
+    for column, key in zip(lookup.key_columns, stored_view(lookup).join_keys, strict=True):
+        if column not in entities.column_names:
+            msg = f"{_ENTITY_TABLE}: join key {column!r} of view {lookup.view.name!r} is missing; got {entities.column_names}"
+            raise InvalidRows(msg)
+        typed[column] = cast_column(_ENTITY_TABLE, Field(column, key.dtype), entities.column(column))
+    return pa.table(typed)
+
+
+def check_entities(entities: pa.Table, retrieval: Retrieval) -> pa.Table:
+    """The entity table with its time in microseconds UTC and its request columns typed.
+
+    Raises: InvalidRows for a missing, duplicated or naive column, or one named like a feature.
+    """
+    names = entities.column_names
+    double = [name for name in names if names.count(name) > 1]
+    clash = [name for name in retrieval.columns if name in names]
+    if double:
+        raise InvalidRows(f"{_ENTITY_TABLE}: column {double[0]!r} appears twice; keep one")
+    if clash:
+        raise InvalidRows(
+            f"{_ENTITY_TABLE}: column {clash[0]!r} has the name of a feature; rename or drop it"
+        )
+    times = time_column(_ENTITY_TABLE, entities, EVENT_TIMESTAMP)
+    entities = entities.set_column(names.index(EVENT_TIMESTAMP), EVENT_TIMESTAMP, times)
+    for f in retrieval.request:
+        if f.name not in names:
+            raise InvalidRows(f"{_ENTITY_TABLE}: request value {f.name!r} is missing; got {names}")
+        entities = entities.set_column(
+            names.index(f.name), f.name, cast_column(_ENTITY_TABLE, f, entities.column(f.name))
+        )
+    for lookup in retrieval.lookups:
+        typed_keys(entities, lookup)
+    return entities
+
+
+def finish(table: pa.Table, entity_columns: Sequence[str], retrieval: Retrieval) -> pa.Table:
+    """Compute the on-demand columns of joined rows and bring all columns into the order asked for."""
+    if retrieval.computed:
+        dtypes = {name: f.dtype for lookup in retrieval.lookups for name, f in lookup.columns.items()}
+        dtypes |= {f.name: f.dtype for f in retrieval.request}
+        inputs = {name: arrow_column_of(dtype, table.column(name)) for name, dtype in dtypes.items()}
+        for column, (f, values) in retrieval.compute(inputs, rows=table.num_rows).items():
+            table = table.append_column(column, to_arrow(f, values))
+    return table.select([*entity_columns, *retrieval.columns])

@@ -1,0 +1,31 @@
+"""Opening a store by its url: a folder or an S3 bucket."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from registry.errors import InvalidInput
+from registry.store.folder import FolderStore
+
+if TYPE_CHECKING:
+    from registry.store.s3 import S3Store
+
+
+def open_store(url: str) -> FolderStore | S3Store:
+    """The store at `url`: `file:///absolute/path` or `s3://bucket/prefix?endpoint=http://…`.
+
+    S3 credentials, region and endpoint come from where boto3 finds them (AWS_* and its files); `endpoint`
+    in the url goes first.
+    Raises: InvalidInput for any other url.
+    """
+    parts = urlsplit(url)
+    query = parse_qs(parts.query, strict_parsing=bool(parts.query))
+    if parts.scheme == "file" and parts.netloc in {"", "localhost"} and parts.path.startswith("/"):
+        return FolderStore(Path(unquote(parts.path)))
+    if parts.scheme == "s3" and parts.netloc and set(query) <= {"endpoint"}:
+        from registry.store.s3 import S3Store  # late: boto3 is a third of this room's import
+
+        return S3Store(parts.netloc, unquote(parts.path).strip("/"), endpoint=query.get("endpoint", [""])[-1])
+    raise InvalidInput(f"store url {url!r}: want 'file:///absolute/path' or 's3://bucket/prefix?endpoint=…'")
