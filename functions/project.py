@@ -1,14 +1,13 @@
-"""A user's project: a module with `FEATURES` and `MODELS`, and nothing else that the platform needs to know.
+"""A user's project: a module that declares `FEATURES` and `MODELS`, which is all that the platform needs to know of it.
 
-A model's definition says, in one value, what it learns from, what it has to prove, how it is watched, and how its successors
-are rolled out. Values only: whoever has other data changes definitions, not the platform.
+A model's definition says, in one value, what the model learns from, what it has to prove, how it is watched, and how its
+successors are rolled out. Definitions are values only: other data needs other definitions, and no change of the platform.
 """
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -26,8 +25,13 @@ from functions.monitoring import (
 from functions.placement import Placement
 from functions.retraining.policy import RetrainingPolicy
 from functions.rollout import RolloutPolicy
+from functions.runtime.definitions import ProjectError, declarations, pick
 from functions.training import TabularParams
 from registry import ModelPolicy
+
+__all__ = ["ModelDefinition", "Monitor", "Project", "ProjectError", "load_project"]
+
+_Kind = TypeVar("_Kind")
 
 Monitor = Annotated[
     PerformanceMonitor
@@ -41,17 +45,13 @@ Monitor = Annotated[
 ]
 
 
-class ProjectError(ValueError):
-    """The project's module does not say what it must; the message says what and where."""
-
-
 class ModelDefinition(BaseModel):
-    """One model of a project.
+    """Definition of one model of a project.
 
-    service: the feature service it reads. entities: the table of what is asked about (join keys, `event_timestamp`, the label,
-    `label_known_at`). label: a column of that table. numeric, categorical: the features, in the order of its tensors.
-    training: of the default network. gate: what a version must prove before users meet it.
-    monitors: at most one of each kind; none: not watched. alerts: who is told of what they find; None: nobody.
+    service: the feature service it reads. entities: the table of entities that predictions are about (join keys,
+    `event_timestamp`, the label, `label_known_at`). label: a column of that table. numeric, categorical: the features, in the
+    order of its tensors. training: parameters of the default network. gate: what a version must prove before users meet it.
+    monitors: at most one of each kind; empty: not watched. alerts: where alarms are sent; None: nowhere.
     rollout, retraining: the rules for challengers.
     governance: what the registry demands of a version that goes live.
     inspect: cron expression of the daily (or other) inspection, on the platform's clock.
@@ -96,86 +96,64 @@ class ModelDefinition(BaseModel):
 
     @property
     def performance(self) -> PerformanceMonitor | None:
-        """The monitor of realised loss, or None."""
-        return next((one for one in self.monitors if isinstance(one, PerformanceMonitor)), None)
+        """The monitor of realised loss, if declared."""
+        return self._monitor(PerformanceMonitor)
 
     @property
     def drift(self) -> DriftMonitor | None:
-        """The monitor of drift, or None."""
-        return next((one for one in self.monitors if isinstance(one, DriftMonitor)), None)
+        """The monitor of feature drift, if declared."""
+        return self._monitor(DriftMonitor)
 
     @property
     def quality(self) -> QualityMonitor | None:
-        """The monitor of data quality, or None."""
-        return next((one for one in self.monitors if isinstance(one, QualityMonitor)), None)
+        """The monitor of data quality, if declared."""
+        return self._monitor(QualityMonitor)
 
     @property
     def estimate(self) -> EstimateMonitor | None:
-        """The monitor that estimates performance before labels are there, or None."""
-        return next((one for one in self.monitors if isinstance(one, EstimateMonitor)), None)
+        """The monitor that estimates performance before labels arrive, if declared."""
+        return self._monitor(EstimateMonitor)
 
     @property
     def skew(self) -> SkewMonitor | None:
-        """The monitor of training–serving skew, or None."""
-        return next((one for one in self.monitors if isinstance(one, SkewMonitor)), None)
+        """The monitor of training–serving skew, if declared."""
+        return self._monitor(SkewMonitor)
 
     @property
     def vectors(self) -> VectorMonitor | None:
-        """The monitor of embeddings and texts, or None."""
-        return next((one for one in self.monitors if isinstance(one, VectorMonitor)), None)
+        """The monitor of embeddings and texts, if declared."""
+        return self._monitor(VectorMonitor)
 
     @property
     def operations(self) -> OperationsMonitor | None:
-        """The monitor of latency, errors, saturation and cost, or None."""
-        return next((one for one in self.monitors if isinstance(one, OperationsMonitor)), None)
+        """The monitor of latency, errors, saturation and cost, if declared."""
+        return self._monitor(OperationsMonitor)
+
+    def _monitor(self, kind: type[_Kind]) -> _Kind | None:
+        return next((monitor for monitor in self.monitors if isinstance(monitor, kind)), None)
 
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """What a project's module declares. features: entities, views and services, in the order in which to apply them."""
+    """Everything a project's module declares. features: entities, views and services, in the order in which to apply them."""
 
     module: str
     features: tuple[Any, ...]
     models: dict[str, ModelDefinition]
 
     def model(self, name: str) -> ModelDefinition:
-        """The definition of `name`. Raises: ProjectError, naming what there is."""
-        if name not in self.models:
-            raise ProjectError(
-                f"{self.module}.MODELS has no {name!r}; it has {sorted(self.models) or 'none'}"
-            )
-        return self.models[name]
+        """Find the definition of one model. Raises: ProjectError, naming the models there are."""
+        return pick(self.models, name, self.module)
 
 
 def load_project(module: str | None) -> Project:
     """Import a project by the name of its module; one that declares neither FEATURES nor MODELS has functions only.
 
-    Raises: ProjectError if there is none, it cannot be imported, or it declares one of them and not the other.
+    Raises: ProjectError if none is set, it cannot be imported, declares one of them and not the other, or holds a model that
+    is no ModelDefinition.
     """
-    if not module:
-        raise ProjectError("no project is set; set TOQUE_PROJECT to its module, as in 'examples.flights'")
-    try:
-        found = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not module.startswith(error.name):
-            raise  # the project itself was found and misses something else: that message says more
-        raise ProjectError(f"no module {module!r}; TOQUE_PROJECT names a module on sys.path") from error
-    if not (hasattr(found, "FEATURES") or hasattr(found, "MODELS")):
-        return Project(module, (), {})
-    features, models = getattr(found, "FEATURES", None), getattr(found, "MODELS", None)
-    if not isinstance(features, list | tuple) or not isinstance(models, list | tuple):
-        raise ProjectError(
-            f"{module} must declare FEATURES (a list of definitions) and MODELS (a list of ModelDefinition)"
-        )
-    return Project(module, tuple(features), _by_name(module, models))
-
-
-def _by_name(module: str, models: list[Any] | tuple[Any, ...]) -> dict[str, ModelDefinition]:
-    named: dict[str, ModelDefinition] = {}
-    for one in models:
-        if not isinstance(one, ModelDefinition):
-            raise ProjectError(f"{module}.MODELS holds {one!r}, which is no ModelDefinition")
-        if one.name in named:
-            raise ProjectError(f"{module}.MODELS has two models called {one.name!r}; rename one")
-        named[one.name] = one
-    return named
+    declared = declarations(module)
+    for definition in declared.models.values():
+        if not isinstance(definition, ModelDefinition):
+            raise ProjectError(f"{module}.MODELS holds {definition!r}, which is no ModelDefinition")
+    return Project(declared.module, declared.features, declared.models)

@@ -8,12 +8,13 @@ submitted before it is recorded as told, so that a crash between the two sends n
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
 from functions.alerting import (
     Alert,
+    AlertPolicy,
     AlertState,
     AlertVerdict,
     Silence,
@@ -24,14 +25,23 @@ from functions.alerting import (
     step,
 )
 from functions.monitoring import TOPIC, Alarm
-from functions.project import ProjectError, load_project
 from functions.runtime.context import context
 from functions.runtime.declaration import OnEvent, Retries
+from functions.runtime.definitions import ProjectError, model_definition
 from functions.runtime.function import function
 from registry import Fold, Journal, NotFound
 
 # Waits of 15 s, 30 s, … up to 15 minutes: two hours in all, half of that if every draw is the shortest.
 _PATIENT = Retries(max_attempts=14, backoff_s=15.0, factor=2.0, max_backoff_s=900.0, on=(SinkDownError,))
+
+
+class HasAlerts(Protocol):
+    """Definition of a model that may declare an alert policy."""
+
+    @property
+    def alerts(self) -> AlertPolicy | None:
+        """Where the model's alarms are sent; None: nowhere."""
+        ...
 
 
 class Told(BaseModel):
@@ -55,7 +65,8 @@ def tell_people(alarm: Alarm) -> Told:
 
     Raises: ProjectError if the project does not define the model.
     """
-    policy = load_project(context().project).model(alarm.model).alerts
+    definition: HasAlerts = model_definition(context().project, alarm.model)
+    policy = definition.alerts
     named = f"{alarm.monitor}/{alarm.subject}"
     if policy is None:
         return Told(model=alarm.model, about=named)

@@ -20,7 +20,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from featurestore import skew_report
 from functions.monitoring.alarms import Alarm
 from functions.monitoring.drift.monitor import DriftMonitor, compare_window
-from functions.monitoring.drift.watch import Columns, feature_table, fits, reference_of, sampled
+from functions.monitoring.drift.watch import reference_of
+from functions.monitoring.logged_features import FeatureColumns, feature_table, fits, sampled
 from functions.monitoring.quality.watch import Views
 from functions.monitoring.watch import Post, Read, Watched
 from registry import ModelVersion
@@ -143,7 +144,7 @@ def _first_hours(
         window=1, alpha=monitor.alpha, min_effect=monitor.min_effect, min_null_change=monitor.min_effect
     )
     reference = reference_of(post, champion, drift)
-    window = reference.sketch.window(feature_table(rows, Columns.of(champion)))
+    window = reference.sketch.window(feature_table(rows, FeatureColumns.of(champion)))
     report, _ = compare_window(reference, [(0, window)], drift)
     said = {one.column: one.reason for one in report.columns}
     wrong = report.drifted
@@ -157,7 +158,7 @@ def _recomputed(champion: ModelVersion, monitor: SkewMonitor, rows: pa.Table, vi
     rows = sampled(rows.filter(rows["entities"].is_valid()), monitor.sample)
     if not rows.num_rows:
         return None
-    logged, keys = feature_table(rows, Columns.of(champion)), _keys(rows["entities"])
+    logged, keys = feature_table(rows, FeatureColumns.of(champion)), _keys(rows["entities"])
     wrong: dict[str, float] = {}
     for view, columns in views.columns:
         names = [key.name for key in view.join_keys]
@@ -182,7 +183,7 @@ def _recomputed(champion: ModelVersion, monitor: SkewMonitor, rows: pa.Table, vi
 def _own(rows: pa.Table, champion: ModelVersion) -> pa.Table:
     """What the version answered, in order of time, with vectors of its signature."""
     mine = rows.filter(pc.and_(pc.invert(rows["shadow"]), pc.equal(rows["version"], champion.version)))
-    mine = mine.filter(fits(mine, Columns.of(champion)))
+    mine = mine.filter(fits(mine, FeatureColumns.of(champion)))
     return mine.sort_by([("predicted_at", "ascending"), ("prediction_id", "ascending")])
 
 

@@ -18,9 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from functions.monitoring.alarms import Alarm
 from functions.monitoring.cohorts import Cohorts
-from functions.monitoring.diagnosis.explain import values_of
 from functions.monitoring.drift.dataset_sketches import Rows
-from functions.monitoring.drift.watch import Columns, feature_table, fits, sampled
+from functions.monitoring.logged_features import FeatureColumns, feature_arrays, feature_table, fits, sampled
 from functions.monitoring.watch import Post, Read, Watched
 from functions.stats import holm, k_of_n, mmd, one_row_per_unit
 from functions.stats.moments import Floats
@@ -145,25 +144,25 @@ def _learnt(post: Post, champion: ModelVersion, monitor: VectorMonitor) -> dict[
     snapshot, columns = champion.lineage.datasets[0], _columns(champion, monitor)
     names = (*columns.numeric, *columns.categorical)
     rows = Rows(Table(post.store, snapshot.name), snapshot.version, names).sampled(monitor.max_rows)
-    return _vectors(values_of(rows, columns), monitor)
+    return _vectors(feature_arrays(rows, columns), monitor)
 
 
-def _columns(champion: ModelVersion, monitor: VectorMonitor) -> Columns:
-    return Columns.of(champion).kept(
+def _columns(champion: ModelVersion, monitor: VectorMonitor) -> FeatureColumns:
+    return FeatureColumns.of(champion).kept(
         [*(name for one in monitor.embeddings.values() for name in one), *monitor.texts]
     )
 
 
 def _asked(rows: pa.Table, champion: ModelVersion, monitor: VectorMonitor) -> dict[str, Floats]:
     """The vectors of a sample of what was asked, one row of a unit at most."""
-    logged, rng = Columns.of(champion), np.random.default_rng(0)
+    logged, rng = FeatureColumns.of(champion), np.random.default_rng(0)
     rows = rows.filter(pc.and_(pc.invert(rows["shadow"]), fits(rows, logged)))
     rows = rows.sort_by([("predicted_at", "ascending"), ("prediction_id", "ascending")])
     rows = rows.set_column(
         rows.column_names.index("unit"), "unit", pc.coalesce(rows["unit"], rows["prediction_id"])
     )
     rows = sampled(one_row_per_unit(rows, "unit", rng=rng), monitor.max_rows)
-    return _vectors(values_of(feature_table(rows, logged), _columns(champion, monitor)), monitor)
+    return _vectors(feature_arrays(feature_table(rows, logged), _columns(champion, monitor)), monitor)
 
 
 def _vectors(values: Mapping[str, Any], monitor: VectorMonitor) -> dict[str, Floats]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from functions.monitoring.drift.dataset_sketches import Rows
-from functions.monitoring.drift.watch import Columns, feature_table, sampled
+from functions.monitoring.logged_features import FeatureColumns, feature_table, sampled
 from functions.prediction_log import predictions
 from functions.runtime.context import context
 from functions.runtime.function import function
@@ -47,7 +47,7 @@ def evidently_report(model: str, days: int = 7, max_rows: int = 5_000) -> Eviden
         raise ValueError(
             f"{model!r} has no champion with a training set on record; there is nothing to compare with"
         )
-    columns, snapshot = Columns.of(champion), champion.lineage.datasets[0]
+    columns, snapshot = FeatureColumns.of(champion), champion.lineage.datasets[0]
     names = (*columns.numeric, *columns.categorical)
     reference = Rows(Table(used.store, snapshot.name), snapshot.version, names).sampled(max_rows)
     end = used.clock()
@@ -66,7 +66,7 @@ def evidently_report(model: str, days: int = 7, max_rows: int = 5_000) -> Eviden
     )
 
 
-def _page(reference: pa.Table, window: pa.Table, columns: Columns) -> str:
+def _page(reference: pa.Table, window: pa.Table, columns: FeatureColumns) -> str:
     """Evidently's page as HTML."""
     from evidently import DataDefinition, Dataset, Report  # late: three seconds, for this page alone
     from evidently.presets import DataDriftPreset

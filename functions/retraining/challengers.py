@@ -13,7 +13,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from functions.evaluation import Gate, GateResult, evaluate_gate
 from functions.features.jobs import build_training_set
-from functions.project import ModelDefinition
+from functions.retraining.definition import TrainedModel
 from functions.retraining.policy import RetrainingPolicy, Running
 from functions.retraining.windows import TrainingWindow
 from functions.runtime.context import context
@@ -45,7 +45,7 @@ class Challenger(BaseModel):
 
 
 def train_challengers(
-    definition: ModelDefinition, policy: RetrainingPolicy, running: Running
+    definition: TrainedModel, policy: RetrainingPolicy, running: Running
 ) -> tuple[Challenger, ...]:
     """Train a challenger on each window and judge it by the gate; one that fails does not stop the others.
 
@@ -70,7 +70,7 @@ def train_challengers(
     return tuple(one for one in found if one is not None)
 
 
-def _made_before(definition: ModelDefinition, running: Running) -> dict[str, ModelVersion]:
+def _made_before(definition: TrainedModel, running: Running) -> dict[str, ModelVersion]:
     """The versions that this retrain has registered already, by window; of several of one window the first."""
     made: dict[str, ModelVersion] = {}
     for version in context().registry().list_versions(definition.name):
@@ -80,7 +80,7 @@ def _made_before(definition: ModelDefinition, running: Running) -> dict[str, Mod
 
 
 def _judged_before(
-    definition: ModelDefinition, window: str, version: ModelVersion, gate: Gate
+    definition: TrainedModel, window: str, version: ModelVersion, gate: Gate
 ) -> Challenger | None:
     """What its gate said of a version that was judged already, or None."""
     outcome = version.gates.get(gate.name)
@@ -89,7 +89,7 @@ def _judged_before(
     return _passed_or_not(definition, window, version.version, GateResult.model_validate(outcome.details))
 
 
-def _gate(definition: ModelDefinition, policy: RetrainingPolicy) -> Gate:
+def _gate(definition: TrainedModel, policy: RetrainingPolicy) -> Gate:
     """The model's gate, and with it the comparison with the champion."""
     if definition.gate.max_champion_ratio is not None:
         return definition.gate
@@ -111,7 +111,7 @@ class _Order:
 
 
 def _orders(
-    definition: ModelDefinition, policy: RetrainingPolicy, running: Running
+    definition: TrainedModel, policy: RetrainingPolicy, running: Running
 ) -> tuple[list[_Order], TableSnapshot]:
     """Build the training sets and the held-out set, as of the moment the retrain began."""
     used = context()
@@ -165,7 +165,7 @@ def _chosen(entities: TableSnapshot, window: TrainingWindow, end: datetime, retr
 
 
 def _judged(
-    definition: ModelDefinition,
+    definition: TrainedModel,
     gate: Gate,
     window: str,
     outcome: int | Exception | None,
@@ -181,7 +181,7 @@ def _judged(
     return _passed_or_not(definition, window, outcome, result)
 
 
-def _passed_or_not(definition: ModelDefinition, window: str, version: int, result: GateResult) -> Challenger:
+def _passed_or_not(definition: TrainedModel, window: str, version: int, result: GateResult) -> Challenger:
     return Challenger(
         window=window,
         version=version,

@@ -29,8 +29,8 @@ from functions.monitoring import (
     watch_skew,
 )
 from functions.prediction_log import drain_predictions, shared_scans
-from functions.project import ModelDefinition, Project, load_project
 from functions.retraining.challengers import Challenger, best_of, train_challengers
+from functions.retraining.definition import InspectedModel, InspectedProject
 from functions.retraining.policy import (
     Finished,
     RetrainDecision,
@@ -45,6 +45,7 @@ from functions.rollout import RolloutError, Ticked, rollout_status, start_rollou
 from functions.runtime.clock import system_clock
 from functions.runtime.context import context
 from functions.runtime.declaration import Cron, OnEvent, Resources, Retries
+from functions.runtime.definitions import declarations, model_definition, pick
 from functions.runtime.function import function
 from functions.runtime.triggers.schedule import Schedule
 from registry import Fold
@@ -96,7 +97,7 @@ def inspect_model(model: str) -> Inspected:
 
     Raises: ProjectError if the project does not define the model.
     """
-    definition = load_project(context().project).model(model)
+    definition: InspectedModel = model_definition(context().project, model)
     _drain()
     with shared_scans():
         seen = _look(definition)
@@ -109,8 +110,8 @@ def inspect_models(models: list[str]) -> list[Inspected]:
 
     One that fails does not keep the others from being looked at. Raises: ExceptionGroup of what failed, at the end.
     """
-    project = load_project(context().project)
-    definitions = [project.model(model) for model in models]
+    project = declarations(context().project)
+    definitions: list[InspectedModel] = [pick(project.models, model, project.module) for model in models]
     _drain()
     inspected, failed = [], []
     with shared_scans():
@@ -136,7 +137,7 @@ def retrain(alarm: Alarm) -> Retrained:
 
     Raises: ProjectError if the project does not define the model; what training raises, after it was recorded.
     """
-    definition = load_project(context().project).model(alarm.model)
+    definition: InspectedModel = model_definition(context().project, alarm.model)
     policy = definition.retraining
     if policy is None:
         return _answer(alarm, "skip", "no_policy", "the model has no retraining policy")
@@ -172,7 +173,7 @@ def request_retrain(model: str, reason: str) -> Retrained:
     return retrain(alarm)
 
 
-def inspections(project: Project) -> list[Schedule]:
+def inspections(project: InspectedProject) -> list[Schedule]:
     """The schedule of each model's inspection, by `ModelDefinition.inspect`.
 
     Of many models that are due at the same times `TOGETHER` are inspected in one run, which reads what they share once.
@@ -205,7 +206,7 @@ def _drain() -> None:
         drain_predictions()
 
 
-def _look(definition: ModelDefinition) -> Inspected:
+def _look(definition: InspectedModel) -> Inspected:
     """What a model's monitors find; nothing is offered yet."""
     rollout = tick_rollout(
         definition.name
@@ -213,7 +214,7 @@ def _look(definition: ModelDefinition) -> Inspected:
     return Inspected(model=definition.name, at=context().clock(), watched=_watch(definition), rollout=rollout)
 
 
-def _offered(definition: ModelDefinition, seen: Inspected) -> Inspected:
+def _offered(definition: InspectedModel, seen: Inspected) -> Inspected:
     """Offer what stands to people, who may have been kept from it by a silence, and to retraining."""
     if definition.alerts is not None:
         for alarm in alarms(definition.name).standing():
@@ -222,12 +223,12 @@ def _offered(definition: ModelDefinition, seen: Inspected) -> Inspected:
     return seen.model_copy(update={"retraining": tuple(offered)})
 
 
-def _named(definition: ModelDefinition, error: Exception) -> Exception:
+def _named(definition: InspectedModel, error: Exception) -> Exception:
     error.add_note(f"while model {definition.name!r} was inspected")
     return error
 
 
-def _watch(definition: ModelDefinition) -> tuple[Watched, ...]:
+def _watch(definition: InspectedModel) -> tuple[Watched, ...]:
     watched = []
     if definition.quality is not None:  # first: its incidents explain what the others find
         watched.append(watch_quality(definition.name, definition.quality))
@@ -296,7 +297,7 @@ def _situation(model: str) -> Situation:
 
 
 def _carry_out(
-    definition: ModelDefinition, policy: RetrainingPolicy, running: Running
+    definition: InspectedModel, policy: RetrainingPolicy, running: Running
 ) -> tuple[Finished, tuple[Challenger, ...]]:
     """Train on each window, gate, approve and roll out the best that passed."""
     challengers = train_challengers(definition, policy, running)
@@ -308,7 +309,7 @@ def _carry_out(
 
 
 def _roll_out(
-    definition: ModelDefinition, policy: RetrainingPolicy, running: Running, best: Challenger
+    definition: InspectedModel, policy: RetrainingPolicy, running: Running, best: Challenger
 ) -> Finished:
     """Approve in the policy's name, and start the rollout."""
     version = best.version

@@ -13,7 +13,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 from functions.features.jobs import LABEL_KNOWN_AT
 from functions.monitoring import Alarm, alarms
 from functions.monitoring.alarms import Monitor
-from functions.project import ModelDefinition
+from functions.retraining.definition import TrainedModel
 from functions.retraining.policy import RetrainingPolicy, RetrainState, step
 from functions.runtime.context import context
 from registry import Fold, Journal, ModelVersion, Table
@@ -28,7 +28,7 @@ class Seen(BaseModel):
     since: AwareDatetime
 
 
-def offers(definition: ModelDefinition) -> list[Alarm]:
+def offers(definition: TrainedModel) -> list[Alarm]:
     """What stands: the alarm of an unfinished retrain first, else the oldest that concerns the champion."""
     state = retrains(definition.name).refresh()
     if state.running is not None:
@@ -81,7 +81,7 @@ def champion_since(model: str) -> datetime | None:
 
 
 def _own(
-    definition: ModelDefinition, policy: RetrainingPolicy, champion: ModelVersion, state: RetrainState
+    definition: TrainedModel, policy: RetrainingPolicy, champion: ModelVersion, state: RetrainState
 ) -> Iterator[Alarm]:
     """Alarms of the policy's own that are due. since: the champion serves; last: anything was begun since."""
     now, since = context().clock(), champion_since(definition.name)
@@ -115,7 +115,7 @@ def _own(
             yield alarm("volume", last.isoformat(), last, text)
 
 
-def _labels_since(definition: ModelDefinition, since: datetime) -> int:
+def _labels_since(definition: TrainedModel, since: datetime) -> int:
     """Rows of the model's entities whose label became known since; of a table that does not say when, rows by their time."""
     table = Table(context().store, definition.entities)
     if not table.exists():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Protocol
 
 from functions.prediction_log import outcomes
 from functions.rollout.budget import Budget
@@ -13,9 +13,19 @@ from functions.rollout.policy import MetricName, RolloutPolicy
 from functions.rollout.state import History, RolloutState
 from functions.rollout.status import Sight
 from functions.runtime.context import context
+from functions.runtime.definitions import declarations
 from functions.runtime.function import function
 
 _COLUMNS = ("prediction_id", "version", "arm", "shadow", "unit", "predicted_at", "latency_ms", "outputs")
+
+
+class HasRollout(Protocol):
+    """Definition of a model that declares how challengers are rolled out."""
+
+    @property
+    def rollout(self) -> RolloutPolicy:
+        """The policy of the model's rollouts."""
+        ...
 
 
 def rollouts(model: str) -> Rollouts:
@@ -39,10 +49,8 @@ def declared_policy(model: str) -> RolloutPolicy:
 
     Raises: ProjectError if the project is set and cannot be imported.
     """
-    from functions.project import load_project  # late: a definition holds policies of this room
-
     module = context().project
-    definition = load_project(module).models.get(model) if module else None
+    definition: HasRollout | None = declarations(module).models.get(model) if module else None
     return RolloutPolicy() if definition is None else definition.rollout
 
 

@@ -62,7 +62,7 @@ def full_grid(table: pa.Table, params: TabularParams, trials: int) -> tuple[floa
     began = time.perf_counter()
     prepared = prepare(table, flight_columns(table), params)
     points = draw_points(DEFAULT_SPACE, params, trials, seed=0)
-    all_epochs = [fit(prepared, point.settled(len(prepared.train))).epochs for point in points]
+    all_epochs = [fit(prepared, point.resolved(len(prepared.train))).epochs for point in points]
     best = min(epoch.valid_loss for epochs in all_epochs for epoch in epochs)
     return best, sum(map(len, all_epochs)), time.perf_counter() - began
 

@@ -29,7 +29,7 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.parallel import DistributedDataParallel
 
-from functions.training.loop.parallel import Alone, Replicas, World
+from functions.training.loop.process_group import ProcessGroup, ReplicatedGroup, SingleProcess
 from functions.training.tabular.fitting import Prepared, new_trainer, prepare
 from load.benchmarks.timing import print_machine
 from load.benchmarks.training import COLUMNS, PARAMS, synthetic_table
@@ -103,14 +103,14 @@ def loops(prepared: Prepared, count: int, rank: int) -> list[tuple[str, Callable
     """A pass over the rows, bare and ours, by so many workers; each returns how many rows all took. Who is not needed returns at once."""
     if rank >= count:
         return [("bare", lambda: 0), ("ours", lambda: 0)]
-    world: World = Alone() if count == 1 else Replicas()
-    trainer = new_trainer(prepared, PARAMS, world)
+    group: ProcessGroup = SingleProcess() if count == 1 else ReplicatedGroup()
+    trainer = new_trainer(prepared, PARAMS, group)
 
     def ours() -> int:
         trainer._pass_over_training_rows()  # noqa: SLF001 - what is measured
         return steps(prepared) * PARAMS.batch_size
 
-    return [("bare", Bare.of(prepared, world)), ("ours", ours)]
+    return [("bare", Bare.of(prepared, group)), ("ours", ours)]
 
 
 def steps(prepared: Prepared) -> int:
@@ -123,16 +123,16 @@ class Bare:
     """What a person would write."""
 
     prepared: Prepared
-    world: World
+    group: ProcessGroup
     net: nn.Module
     optimizer: torch.optim.Optimizer
 
     @classmethod
-    def of(cls, prepared: Prepared, world: World) -> Bare:
+    def of(cls, prepared: Prepared, group: ProcessGroup) -> Bare:
         """One with a fresh network."""
         net: nn.Module = new_trainer(prepared, PARAMS).net.train()
-        net = net if world.size == 1 else DistributedDataParallel(net)
-        return cls(prepared, world, net, torch.optim.AdamW(net.parameters(), lr=PARAMS.lr, fused=True))
+        net = net if group.size == 1 else DistributedDataParallel(net)
+        return cls(prepared, group, net, torch.optim.AdamW(net.parameters(), lr=PARAMS.lr, fused=True))
 
     def __call__(self) -> int:
         """A pass over the rows."""

@@ -18,8 +18,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from functions.evaluation.realised_loss import Loss, Scored, score
 from functions.monitoring.alarms import Alarm
-from functions.monitoring.diagnosis.explain import values_of
-from functions.monitoring.drift.watch import Columns, feature_table, fits
+from functions.monitoring.logged_features import FeatureColumns, feature_arrays, feature_table, fits
 from functions.monitoring.quality.watch import Views
 from functions.monitoring.results import results_table
 from functions.monitoring.watch import Post, Read
@@ -88,7 +87,7 @@ def find_causes(
 
     read: predictions with labels and vectors, predicted in [start, end).
     """
-    logged, began = Columns.of(champion), alarm.start - before
+    logged, began = FeatureColumns.of(champion), alarm.start - before
     rows = read(began, alarm.end)
     rows = rows.filter(pc.and_(pc.invert(rows["shadow"]), fits(rows, logged)))
     rows = rows.sort_by([("predicted_at", "ascending"), ("prediction_id", "ascending")])
@@ -111,7 +110,7 @@ def find_causes(
         return found.model_copy(
             update={"text": text, "causes": tuple(_incident(one, {}) for one in incidents)}
         )
-    columns = [values_of(features.filter(pa.array(side)), logged) for side in (early, late)]
+    columns = [feature_arrays(features.filter(pa.array(side)), logged) for side in (early, late)]
     parts = decompose_change(scored.loss[early], scored.loss[late], *columns)
     mixes = {one.column: one for one in parts}
     causes = [

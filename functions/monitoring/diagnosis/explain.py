@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from functions.evaluation.realised_loss import Loss, score
 from functions.monitoring.drift.dataset_sketches import Rows
-from functions.monitoring.drift.watch import Columns, feature_table, fits, sampled
+from functions.monitoring.logged_features import FeatureColumns, feature_arrays, feature_table, fits, sampled
 from functions.monitoring.watch import Post, Read
 from functions.stats.multivariate import domain_classifier
 from functions.stats.slices import worst_slices
@@ -94,7 +93,7 @@ def find_slices(post: Post, champion: ModelVersion, options: SliceOptions, read:
 
     read: predictions with labels, with their vectors, predicted in [start, end).
     """
-    logged = Columns.of(champion)
+    logged = FeatureColumns.of(champion)
     rows = read(post.now - timedelta(days=options.days), post.now)
     rows = rows.filter(pc.and_(pc.invert(rows["shadow"]), pc.equal(rows["version"], champion.version)))
     rows = rows.filter(fits(rows, logged))
@@ -107,7 +106,7 @@ def find_slices(post: Post, champion: ModelVersion, options: SliceOptions, read:
         text = f"no labelled answer of version {champion.version} in the last {options.days} days"
         return SliceFindings(model=post.model, version=champion.version, rows=0, text=text)
     kept = logged.kept(options.columns)
-    features = values_of(feature_table(rows, logged).filter(pa.array(judged)), kept)
+    features = feature_arrays(feature_table(rows, logged).filter(pa.array(judged)), kept)
     found = worst_slices(
         scored.loss[judged],
         features,
@@ -141,7 +140,7 @@ def find_changes(post: Post, champion: ModelVersion, read: Read, *, days: int, m
     read: logged predictions, with their vectors, in [start, end). max_rows: of either side, at random.
     Raises: ValueError if the version has no training set on record.
     """
-    columns = Columns.of(champion)
+    columns = FeatureColumns.of(champion)
     if not champion.lineage.datasets:
         raise ValueError(
             f"{champion.model}@{champion.version} has no training set in its lineage; requests are held against it: "
@@ -157,7 +156,7 @@ def find_changes(post: Post, champion: ModelVersion, read: Read, *, days: int, m
         text = f"{asked.num_rows} requests, {trained.num_rows} training rows: {_FEWEST} of each are needed"
         return Changed(model=post.model, version=champion.version, text=text, **sizes)
     rng = np.random.default_rng(0)  # the same rows give the same answer
-    found = domain_classifier(values_of(trained, columns), values_of(asked, columns), rng=rng)
+    found = domain_classifier(feature_arrays(trained, columns), feature_arrays(asked, columns), rng=rng)
     changed = found.changed()
     what = f"told apart by {', '.join(changed)}" if changed else "not told apart"
     return Changed(
@@ -173,15 +172,3 @@ def find_changes(post: Post, champion: ModelVersion, read: Read, *, days: int, m
 
 
 _FEWEST = 50
-
-
-def values_of(rows: pa.Table, columns: Columns) -> dict[str, Any]:
-    """Columns as arrays (rows,): floats with NaN where missing, and strings with None."""
-    numbers = {
-        name: pc.fill_null(rows[name].cast(pa.float64(), safe=False), float("nan")).to_numpy()
-        for name in columns.numeric
-    }
-    words = {
-        name: np.array(rows[name].cast(pa.string()).to_pylist(), dtype=object) for name in columns.categorical
-    }
-    return numbers | words

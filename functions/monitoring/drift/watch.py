@@ -4,61 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from functions.monitoring.alarms import Alarm
 from functions.monitoring.cohorts import Cohorts, micros
 from functions.monitoring.drift.dataset_sketches import LARGE_ROWS, Rows, sketch_rows
 from functions.monitoring.drift.monitor import DriftMonitor, DriftState, DriftVerdict, judge
 from functions.monitoring.drift.reference import Cycle, Months, Numbered, Reference, Season, season_of
+from functions.monitoring.logged_features import FeatureColumns, feature_table
 from functions.monitoring.watch import Post, Read, Watched
 from functions.stats.sketch import TableSketch
 from registry import ModelVersion, ObjectStore, Table
 
 _SUBJECT, _EXPLAINED = "features", "features spoiled by an incident"
 TIMES = ("event_timestamp", "prediction_time")
-"""Columns of a training set that may hold its rows' time."""
+"""FeatureColumns of a training set that may hold its rows' time."""
 _REFERENCE_COHORTS = 120  # cohorts of the training set from which the likeness of rows is taken
-
-
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """The features of a version, in the order in which they are logged."""
-
-    numeric: tuple[str, ...]
-    categorical: tuple[str, ...]
-
-    @classmethod
-    def of(cls, version: ModelVersion) -> Columns:
-        """From its signature. Raises: ValueError if that names no columns."""
-        specs = version.signature.inputs if version.signature is not None else []
-        numeric = [name for spec in specs if spec.datatype != "BYTES" for name in spec.columns or []]
-        categorical = [name for spec in specs if spec.datatype == "BYTES" for name in spec.columns or []]
-        if not numeric and not categorical:
-            raise ValueError(
-                f"{version.model}@{version.version} names no columns in its signature; drift needs them: "
-                "register it with TensorSpec(columns=[…])"
-            )
-        return cls(tuple(numeric), tuple(categorical))
-
-    def kept(self, wanted: Sequence[str]) -> Columns:
-        """Those of `wanted`; all if that is empty. Raises: ValueError for a name that is not among them."""
-        unknown = sorted(set(wanted) - set(self.numeric) - set(self.categorical))
-        if unknown:
-            raise ValueError(f"DriftMonitor.columns names {unknown}, which the model does not read")
-        if not wanted:
-            return self
-        return Columns(
-            tuple(name for name in self.numeric if name in wanted),
-            tuple(name for name in self.categorical if name in wanted),
-        )
 
 
 Spoiled = Callable[[datetime, datetime], Mapping[str, str]]
@@ -81,7 +47,7 @@ def watch_features(
     read: logged predictions in [start, end), with `numeric` and `categorical`. logged_rows: the same, not read yet: of more
     than `LARGE_ROWS` each cohort is sketched in parts.
     """
-    grid, logged = Cohorts(monitor.cohort), Columns.of(champion)
+    grid, logged = Cohorts(monitor.cohort), FeatureColumns.of(champion)
     due = grid.index(post.now - monitor.delay)
     state = _state(post, champion, monitor, grid)
     first = state.next_cohort
@@ -102,7 +68,7 @@ def watch_features(
 
 
 def _sketches(
-    like: TableSketch, columns: Columns, cohorts: tuple[Cohorts, int, int], read: Read, logged: Logged
+    like: TableSketch, columns: FeatureColumns, cohorts: tuple[Cohorts, int, int], read: Read, logged: Logged
 ) -> Iterator[Numbered]:
     """The sketch of each cohort from the first to before the one that is not due."""
     grid, first, due = cohorts
@@ -125,7 +91,7 @@ def reference_of(post: Post, version: ModelVersion, monitor: DriftMonitor) -> Re
 
     Raises: ValueError if the version has no training set on record; NotFound if that is gone and no sketch was kept.
     """
-    columns = Columns.of(version).kept(monitor.columns)
+    columns = FeatureColumns.of(version).kept(monitor.columns)
     names = [*columns.numeric, *columns.categorical]
     made = {
         "columns": names,
@@ -145,7 +111,9 @@ def reference_of(post: Post, version: ModelVersion, monitor: DriftMonitor) -> Re
     return reference
 
 
-def _build(store: ObjectStore, version: ModelVersion, columns: Columns, monitor: DriftMonitor) -> Reference:
+def _build(
+    store: ObjectStore, version: ModelVersion, columns: FeatureColumns, monitor: DriftMonitor
+) -> Reference:
     if not version.lineage.datasets:
         raise ValueError(
             f"{version.model}@{version.version} has no training set in its lineage; drift is held against it: "
@@ -177,14 +145,6 @@ def _season(cohorts: Sequence[Numbered], monitor: DriftMonitor) -> Season | None
     return Cycle(monitor.periods[0]) if monitor.periods else None
 
 
-def sampled(rows: pa.Table, most: int) -> pa.Table:
-    """At most so many of the rows, always the same ones, in their order."""
-    if rows.num_rows <= most:
-        return rows
-    chosen = np.random.default_rng(0).choice(rows.num_rows, most, replace=False)
-    return rows.take(pa.array(np.sort(chosen)))
-
-
 def _cohort_sketches(rows: pa.Table, sketch: TableSketch, time: str, monitor: DriftMonitor) -> list[Numbered]:
     """One sketch for each cohort of the training set, of evenly spread ones if there are many; of all if a season may be."""
     at = rows[time].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy()
@@ -198,36 +158,6 @@ def _cohort_sketches(rows: pa.Table, sketch: TableSketch, time: str, monitor: Dr
     return [
         (int(present[one]), sketch.window(rows.slice(first[one], ends[one] - first[one]))) for one in places
     ]
-
-
-def feature_table(rows: pa.Table, columns: Columns) -> pa.Table:
-    """Logged vectors as one column a feature, in order of prediction time; what was shadowed is left out.
-
-    A row whose vector has another length belongs to a version with other features, and is left out too.
-    """
-    seen = rows.filter(pc.invert(rows["shadow"])).sort_by([("predicted_at", "ascending")])
-    seen = seen.filter(fits(seen, columns))
-    found: dict[str, Any] = {"predicted_at": seen["predicted_at"]}
-    for source, names, kind in (
-        ("numeric", columns.numeric, pa.float32()),
-        ("categorical", columns.categorical, pa.string()),
-    ):
-        flat = pc.list_flatten(seen[source]).combine_chunks().cast(kind)
-        for place, name in enumerate(names):
-            found[name] = flat.take(pa.array(np.arange(place, len(flat), len(names))))
-    return pa.table(found)
-
-
-def fits(rows: pa.Table, columns: Columns) -> Any:
-    """Which rows (rows,) have vectors of as many values as the version has features."""
-    return pc.and_(
-        _has_length(rows["numeric"], len(columns.numeric)),
-        _has_length(rows["categorical"], len(columns.categorical)),
-    )
-
-
-def _has_length(column: pa.ChunkedArray, length: int) -> Any:
-    return pc.equal(pc.fill_null(pc.list_value_length(column), 0), length)
 
 
 def _state(post: Post, champion: ModelVersion, monitor: DriftMonitor, grid: Cohorts) -> DriftState:

@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 from featurestore import FeatureStore, FeatureView, Freshness, InRange, UnknownDefinition, newest_event
 from functions.monitoring.alarms import Alarm
 from functions.monitoring.cohorts import Cohorts, micros
-from functions.monitoring.drift.watch import TIMES, Columns, feature_table, fits
+from functions.monitoring.drift.watch import TIMES
+from functions.monitoring.logged_features import FeatureColumns, feature_table, fits
 from functions.monitoring.quality.incidents import judge, spoiled, told_as
 from functions.monitoring.quality.monitor import (
     CohortLook,
@@ -48,7 +49,7 @@ class Views:
             projections = () if name is None else store.get_feature_service(name).projections
         except UnknownDefinition:
             projections = ()
-        logged = Columns.of(version)
+        logged = FeatureColumns.of(version)
         read, found = {*logged.numeric, *logged.categorical}, []
         for one in projections:
             columns = {a: b for a, b in zip(one.features, one.columns, strict=True) if b in read}
@@ -138,7 +139,7 @@ def _looks(
     rows: pa.Table, champion: ModelVersion, monitor: QualityMonitor, first: int, due: int
 ) -> Iterator[CohortLook]:
     """What is judged of each cohort, empty ones included."""
-    logged, grid = Columns.of(champion), Cohorts(monitor.cohort)
+    logged, grid = FeatureColumns.of(champion), Cohorts(monitor.cohort)
     rows = rows.filter(pc.invert(rows["shadow"])).sort_by([("predicted_at", "ascending")])
     own = rows.filter(pc.equal(rows["version"], champion.version))  # others may read other features
     features = feature_table(rows, logged)
@@ -163,7 +164,7 @@ def _cut(rows: pa.Table, edges: Sequence[int], place: int) -> pa.Table:
 
 
 def _profiles(
-    index: int, rows: pa.Table, columns: Columns, monitor: QualityMonitor
+    index: int, rows: pa.Table, columns: FeatureColumns, monitor: QualityMonitor
 ) -> dict[str, ColumnProfile]:
     """Profiles of the columns of `rows` that are there."""
     there = set(rows.column_names)
@@ -208,7 +209,7 @@ def _training_history(
     time = next((name for name in TIMES if name in there), None)
     if time is None:
         return {}
-    columns = Columns.of(version).kept(monitor.columns)
+    columns = FeatureColumns.of(version).kept(monitor.columns)
     wanted = [name for name in (*columns.numeric, *columns.categorical, time) if name in there]
     rows = table.read(version=snapshot.version, columns=wanted)
     at = rows[time].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy()

@@ -362,7 +362,7 @@ def test_many_models_are_inspected_together_and_one_that_fails_alone(
     schedules = inspections(project)
     assert [len(one.cron.arguments["models"]) for one in schedules] == [50, 50, 20]
     assert [name for one in schedules for name in one.cron.arguments["models"]] == list(many)
-    monkeypatch.setattr("functions.retraining.jobs.load_project", lambda _: Project("one", (), models | many))
+    monkeypatch.setattr(sys.modules["turned_project"], "MODELS", list((models | many).values()))
     looked: list[str] = []
 
     def watch(definition: ModelDefinition) -> tuple[()]:

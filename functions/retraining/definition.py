@@ -1,0 +1,79 @@
+"""What retraining and inspections need of a model's definition; `functions.project.ModelDefinition` has it all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from functions.alerting import AlertPolicy
+from functions.evaluation import Gate
+from functions.monitoring import (
+    DriftMonitor,
+    EstimateMonitor,
+    OperationsMonitor,
+    PerformanceMonitor,
+    QualityMonitor,
+    SkewMonitor,
+    VectorMonitor,
+)
+from functions.retraining.policy import RetrainingPolicy
+from functions.rollout import RolloutPolicy
+from functions.training import TabularParams
+
+
+# ruff: noqa: D102 — the attributes are those of ModelDefinition, which explains them
+class TrainedModel(Protocol):
+    """Definition of how a model is trained, judged and retrained."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def service(self) -> str: ...
+    @property
+    def entities(self) -> str: ...
+    @property
+    def label(self) -> str: ...
+    @property
+    def numeric(self) -> tuple[str, ...]: ...
+    @property
+    def categorical(self) -> tuple[str, ...]: ...
+    @property
+    def training(self) -> TabularParams: ...
+    @property
+    def gate(self) -> Gate: ...
+    @property
+    def rollout(self) -> RolloutPolicy: ...
+    @property
+    def retraining(self) -> RetrainingPolicy | None: ...
+    @property
+    def tags(self) -> dict[str, str]: ...
+
+
+class InspectedModel(TrainedModel, Protocol):
+    """Definition of how a model is trained, monitored and inspected."""
+
+    @property
+    def inspect(self) -> str: ...
+    @property
+    def alerts(self) -> AlertPolicy | None: ...
+    @property
+    def performance(self) -> PerformanceMonitor | None: ...
+    @property
+    def drift(self) -> DriftMonitor | None: ...
+    @property
+    def quality(self) -> QualityMonitor | None: ...
+    @property
+    def estimate(self) -> EstimateMonitor | None: ...
+    @property
+    def skew(self) -> SkewMonitor | None: ...
+    @property
+    def operations(self) -> OperationsMonitor | None: ...
+    @property
+    def vectors(self) -> VectorMonitor | None: ...
+
+
+class InspectedProject(Protocol):
+    """Project whose models are inspected."""
+
+    @property
+    def models(self) -> Mapping[str, InspectedModel]: ...
