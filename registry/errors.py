@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import importlib
+import warnings
 from typing import Any
 
 
@@ -56,3 +58,15 @@ class Forbidden(RegistryError):
 
 class Unavailable(RegistryError):
     """The store did not answer, so the outcome is unknown: the same call may be tried again."""
+
+
+def __getattr__(name: str) -> Any:
+    """Give `Conflict` by its path of the release before; it holds an entry, so it stands with the journal."""
+    if name != "Conflict":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(
+        "registry.errors.Conflict is now registry.Conflict; the old path goes with the next release",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return importlib.import_module("registry.journal").Conflict

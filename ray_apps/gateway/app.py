@@ -10,12 +10,13 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from ray_apps.gateway import openapi, problems
-from ray_apps.gateway.auth import Doorman, allowed, identify_bearer
+from ray_apps.gateway.auth import allowed, identify_bearer
 from ray_apps.gateway.limits import BodyLimit
 from ray_apps.gateway.metrics import Counted, Metrics
 from ray_apps.gateway.routes import data, functions, invocations, layers, models, operations
 from ray_apps.gateway.services import Services, services_of
 from ray_apps.gateway.wire import Json
+from ray_apps.token_cache import TokenCache
 from registry import Principal, Role
 
 _PLAYGROUND = Path(__file__).with_name("playground.html")
@@ -37,7 +38,7 @@ def build_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     app.state.metrics = Metrics()
-    app.state.doorman = Doorman(services.door.verify)
+    app.state.tokens = TokenCache(services.door)
     rooms = (functions, invocations, models, layers, data, operations)
     for room in rooms:
         app.include_router(room.router)

@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Route
 
+import registry
 from featurestore.errors import (
     FeatureStoreError,
     OnlineStoreUnavailable,
@@ -28,7 +29,6 @@ from functions.prediction_log import PredictionLogError
 from functions.runtime import catalog
 from functions.runtime import errors as runtime
 from ray_apps.gateway.wire import dumps
-from registry import errors as registry
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = "1"

@@ -14,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from registry import errors
+from registry import Conflict, errors
 
 _logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ _CODES: tuple[tuple[type[Exception], str], ...] = (
     (errors.InvalidInput, "INVALID_PARAMETER_VALUE"),
     (errors.AlreadyExists, "RESOURCE_ALREADY_EXISTS"),
     (errors.Stale, "RESOURCE_CONFLICT"),
-    (errors.Conflict, "RESOURCE_CONFLICT"),
+    (Conflict, "RESOURCE_CONFLICT"),
     (errors.Refused, "PERMISSION_DENIED"),
     (errors.Forbidden, "PERMISSION_DENIED"),
     (errors.Damaged, "DATA_LOSS"),

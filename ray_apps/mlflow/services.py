@@ -11,8 +11,8 @@ from typing import Annotated, Any
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from ray_apps.gateway.auth import Doorman
 from ray_apps.mlflow.errors import Refusal
+from ray_apps.token_cache import TokenCache
 from registry import Access, Clock, ObjectStore, Principal, Registry, Role, RunLog, utc_now
 
 _REGISTRIES_KEPT = 256
@@ -26,7 +26,7 @@ class Desk:
 
     def __init__(self, store: ObjectStore, *, access: Access | None = None, clock: Clock = utc_now) -> None:
         door = access or Access(store, actor="mlflow")
-        self._doorman = Doorman(door.verify)
+        self._tokens = TokenCache(door)
         self._logs: OrderedDict[tuple[str, str], RunLog] = OrderedDict()
         self._lock = threading.Lock()
         self._registry: Callable[[str], Registry] = lru_cache(_REGISTRIES_KEPT)(
@@ -51,15 +51,13 @@ class Desk:
                 self._logs.popitem(last=False)
             return found
 
-    def identify(self, token: str | None, role: Role) -> Principal:
-        """Whose token it is. May read the store. Raises: Refusal without a live token, or for too low a role."""
+    async def identify(self, token: str | None, role: Role) -> Principal:
+        """Whose token it is. Raises: Refusal without a live token, or for too low a role."""
         if not token:
             raise Refusal(
                 "UNAUTHENTICATED", "no token; set MLFLOW_TRACKING_TOKEN: `toque token create` makes one"
             )
-        fresh, principal = self._doorman.remembered(token)
-        if not fresh:
-            principal = self._doorman.look_up(token)
+        principal = await self._tokens.principal(token)
         if principal is None:
             raise Refusal("UNAUTHENTICATED", "the token is unknown, expired or revoked")
         if not principal.may(role):
@@ -79,11 +77,11 @@ def desk_of(request: Request) -> Desk:
 def _acting(role: Role) -> Any:
     """A dependency: the registry in the name of whoever asks, if their role is at least `role`."""
 
-    def registry(
+    async def registry(
         request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(bearer)]
     ) -> Registry:
         desk = desk_of(request)
-        return desk.acting(desk.identify(credentials.credentials if credentials else None, role))
+        return desk.acting(await desk.identify(credentials.credentials if credentials else None, role))
 
     return Depends(registry)
 

@@ -32,7 +32,7 @@ from functions.model_formats.program import export_program, save_program
 from functions.prediction_log import Brief
 from functions.prediction_log.wal import WriteAheadLog
 from ray_apps.predictor.http.app import HttpDoor
-from ray_apps.predictor.http.auth import Doorkeeper
+from ray_apps.predictor.http.auth import TokenAuthenticator
 from ray_apps.predictor.inference.recording import Recorder
 from ray_apps.predictor.inference.service import Predictor
 from ray_apps.predictor.protocol.json import InferResponse, decode_request, encode_response
@@ -40,6 +40,7 @@ from ray_apps.predictor.versions.cuda_graphs import REPEATS
 from ray_apps.predictor.versions.cuda_scoring import CardScorer
 from ray_apps.predictor.versions.engine import Engine
 from ray_apps.predictor.versions.scoring import load_scorer
+from ray_apps.token_cache import TokenCache
 from registry import Access, Registry, Signature, TensorSpec, open_store
 
 ROUNDS = 2_000
@@ -114,9 +115,9 @@ async def measure(folder: Path, columns: int) -> dict[str, float]:
     log = WriteAheadLog(folder / "wal" / "predictions")
     token = Access(store, actor="breakdown").create_token("breakdown", "predictor")
     authorization = f"Bearer {token}".encode()
-    gate = Doorkeeper(Access(store, actor="breakdown"))
+    auth = TokenAuthenticator(TokenCache(Access(store, actor="breakdown")))
     predictor = Predictor(engine, Recorder("mlp", log))
-    door = HttpDoor(predictor, gate)
+    door = HttpDoor(predictor, auth)
     row = [round(i / 10, 1) for i in range(columns)]
     tensor = {"name": "x", "datatype": "FP32", "shape": [1, columns], "data": row}
     body = orjson.dumps({"inputs": [tensor]})
@@ -133,8 +134,8 @@ async def measure(folder: Path, columns: int) -> dict[str, float]:
     async def send(message: Any) -> None:
         assert message.get("status", 200) == 200, message  # noqa: S101, PLR2004 - measures answers only
 
-    stages = await _stages(predictor, gate, authorization, body, log)
-    unlogged = HttpDoor(Predictor(engine, Recorder("mlp", None)), gate)
+    stages = await _stages(predictor, auth, authorization, body, log)
+    unlogged = HttpDoor(Predictor(engine, Recorder("mlp", None)), auth)
     whole, without = await _in_turns(
         lambda: door(scope, receive, send), lambda: unlogged(scope, receive, send)
     )
@@ -145,7 +146,7 @@ async def measure(folder: Path, columns: int) -> dict[str, float]:
 
 
 async def _stages(
-    predictor: Predictor, gate: Doorkeeper, authorization: bytes, body: bytes, log: WriteAheadLog
+    predictor: Predictor, auth: TokenAuthenticator, authorization: bytes, body: bytes, log: WriteAheadLog
 ) -> dict[str, float]:
     champion = predictor.engine.routes.champion
     assert champion is not None  # noqa: S101 - it was promoted above
@@ -161,7 +162,7 @@ async def _stages(
 
     payload = record()
     return {
-        "token": await median_async_us(lambda: gate.admit(authorization)),
+        "token": await median_async_us(lambda: auth.admit(authorization)),
         "parse": median_us(lambda: decode_request(body)),
         "choose the version": median_us(lambda: predictor.engine.routes.choose("unit")),
         "check": median_us(lambda: champion.check(request.inputs)),

@@ -144,7 +144,7 @@ async def no_such_model(model: str, _: Viewer, rest: str = "") -> Json:  # noqa:
 async def _read_again(request: Request) -> None:
     """Have this gateway know at once what others learn within a second or two."""
     await services_of(request).run(services_of(request).door.list_tokens)
-    request.app.state.doorman.forget()
+    request.app.state.tokens.forget()
 
 
 def _access(request: Request, principal: Principal) -> Access:

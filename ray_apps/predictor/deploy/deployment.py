@@ -24,12 +24,13 @@ from ray_apps.predictor.deploy.pool_app import PoolDoor
 from ray_apps.predictor.deploy.process import freeze, furnish_process
 from ray_apps.predictor.deploy.remote import Dedicated
 from ray_apps.predictor.http.app import HttpDoor
-from ray_apps.predictor.http.auth import Doorkeeper, Gate, OpenDoor
+from ray_apps.predictor.http.auth import Authenticator, NoAuthentication, TokenAuthenticator
 from ray_apps.predictor.http.bypass import open_lane
 from ray_apps.predictor.http.endpoint import Door
 from ray_apps.predictor.inference.recording import Recorder
 from ray_apps.predictor.inference.service import Predictor
 from ray_apps.predictor.versions.engine import Engine, Place
+from ray_apps.token_cache import TokenCache
 from registry import Registry, open_store
 from registry.access.tokens import Access
 from registry.errors import Unavailable
@@ -79,11 +80,11 @@ class _Platform:
                     options.wal, "predictions", options.redis_url, limit_bytes=options.log_limit_bytes
                 )
         access = Access(self._store, actor=f"predictor/{name}")
-        self.gate: Gate = OpenDoor()
+        self.auth: Authenticator = NoAuthentication()
         if options.authentication:
             with contextlib.suppress(Unavailable):  # then it learns them later
                 access.read()
-            self.gate = Doorkeeper(access)
+            self.auth = TokenAuthenticator(TokenCache(access))
 
     @property
     def max_in_flight(self) -> int:
@@ -115,7 +116,7 @@ class _Platform:
         )
         return HttpDoor(
             predictor,
-            self.gate,
+            self.auth,
             max_body_bytes=self._options.max_body_bytes,
             max_in_flight=self.max_in_flight,
         )
@@ -163,7 +164,7 @@ def build_pool(options: PoolOptions) -> PoolDoor:
         poll_s=options.poll_s,
         max_waiting=max(1, platform.max_in_flight // 2),
     )
-    return PoolDoor(pool, platform.gate, max_in_flight=platform.max_in_flight)
+    return PoolDoor(pool, platform.auth, max_in_flight=platform.max_in_flight)
 
 
 def _timed(door: Door, options: PredictorOptions) -> Door:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import orjson
 
 from ray_apps.predictor.deploy.pool import Pool
-from ray_apps.predictor.http.auth import Gate
+from ray_apps.predictor.http.auth import Authenticator
 from ray_apps.predictor.http.endpoint import JSON, Answer, Door, Request
 from ray_apps.predictor.protocol.errors import NotFound
 from registry import InvalidInput
@@ -17,12 +17,12 @@ __all__ = ["PoolDoor"]
 class PoolDoor(Door):
     """An ASGI application that serves a pool's models; `GET /` tells of the pool itself.
 
-    gate: who may come in; asked before anything is loaded. max_in_flight: of all models together.
+    auth: admits a request or refuses it, before anything is loaded. max_in_flight: of all models together.
     """
 
-    def __init__(self, pool: Pool, gate: Gate, *, max_in_flight: int = 1_280) -> None:
+    def __init__(self, pool: Pool, auth: Authenticator, *, max_in_flight: int = 1_280) -> None:
         super().__init__(max_in_flight=max_in_flight)
-        self.pool, self.gate = pool, gate
+        self.pool, self.auth = pool, auth
 
     async def close(self) -> None:
         """End the pool."""
@@ -34,7 +34,7 @@ class PoolDoor(Door):
 
     async def answer(self, request: Request) -> Answer:
         """Status, headers and body of the answer to one request. Raises: PredictorError."""
-        await self.gate.admit(request.headers.get(b"authorization"))
+        await self.auth.admit(request.headers.get(b"authorization"))
         self.pool.start()
         path = request.path.removeprefix("/")
         name = path.partition("/")[0]

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from ray_apps.predictor.http.auth import Gate
+from ray_apps.predictor.http.auth import Authenticator
 from ray_apps.predictor.http.endpoint import JSON, Answer, Door, Request
 from ray_apps.predictor.inference.caller import Caller
 from ray_apps.predictor.inference.service import Predictor
@@ -28,20 +28,20 @@ _VERSIONED = re.compile(r"/versions/([0-9]{1,9})(/infer|/ready|)")
 class HttpDoor(Door):
     """An ASGI application that serves one model below the path it is mounted at.
 
-    gate: who may come in; applies to every route. max_body_bytes: bound on a request's body, unpacked.
+    auth: admits a request or refuses it, on every route. max_body_bytes: bound on a request's body, unpacked.
     max_in_flight: beyond it requests are refused with 429.
     """
 
     def __init__(
         self,
         predictor: Predictor,
-        gate: Gate,
+        auth: Authenticator,
         *,
         max_body_bytes: int = 64 << 20,
         max_in_flight: int = 1_280,
     ) -> None:
         super().__init__(max_in_flight=max_in_flight)
-        self.predictor, self.gate = predictor, gate
+        self.predictor, self.auth = predictor, auth
         self.max_body_bytes = max_body_bytes
 
     async def close(self) -> None:
@@ -50,7 +50,7 @@ class HttpDoor(Door):
 
     async def answer(self, request: Request) -> Answer:
         """Status, headers and body of the answer to one request. Raises: PredictorError."""
-        await self.gate.admit(request.headers.get(b"authorization"))
+        await self.auth.admit(request.headers.get(b"authorization"))
         path = request.path
         if path == "/infer" and request.method == "POST":
             return await self._infer(request, None)

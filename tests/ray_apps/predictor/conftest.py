@@ -16,10 +16,11 @@ import pytest
 import torch
 
 from ray_apps.predictor.http.app import HttpDoor
-from ray_apps.predictor.http.auth import Doorkeeper
+from ray_apps.predictor.http.auth import TokenAuthenticator
 from ray_apps.predictor.inference.recording import Recorder
 from ray_apps.predictor.inference.service import Predictor
 from ray_apps.predictor.versions.engine import Engine
+from ray_apps.token_cache import TokenCache
 from registry import Access, Registry, Signature, TensorSpec, open_store
 
 
@@ -149,7 +150,11 @@ def make_kitchen(tmp_path: Path) -> Callable[..., Kitchen]:
         engine = Engine("late", Registry(store, actor="predictor"), load_answer, scratch=tmp_path / "loading")
         log = MemoryLog()
         predictor = Predictor(engine, Recorder("late", log), **options)
-        door = HttpDoor(predictor, Doorkeeper(Access(store, actor="predictor")), max_body_bytes=1 << 20)
+        door = HttpDoor(
+            predictor,
+            TokenAuthenticator(TokenCache(Access(store, actor="predictor"))),
+            max_body_bytes=1 << 20,
+        )
         client = httpx.AsyncClient(
             transport=httpx.ASGITransport(door),
             base_url="http://replica",

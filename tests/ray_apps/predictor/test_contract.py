@@ -16,10 +16,11 @@ from ray_apps.predictor.deploy.pool import Pool
 from ray_apps.predictor.deploy.pool_app import PoolDoor
 from ray_apps.predictor.deploy.standalone import Doors
 from ray_apps.predictor.http.app import HttpDoor
-from ray_apps.predictor.http.auth import Doorkeeper
+from ray_apps.predictor.http.auth import TokenAuthenticator
 from ray_apps.predictor.inference.recording import Recorder
 from ray_apps.predictor.inference.service import Predictor
 from ray_apps.predictor.versions.engine import Engine
+from ray_apps.token_cache import TokenCache
 from registry import Access, Registry, open_store
 from tests.ray_apps.predictor.conftest import SIGNATURE, MemoryLog, load_answer
 
@@ -98,11 +99,11 @@ def build_app(folder: Path) -> tuple[Any, str]:
         for _ in range(2):
             registry.create_version(model, path=folder / "artifact", signature=SIGNATURE)
         registry.promote(model, 1)
-    gate = Doorkeeper(Access(store, actor="predictor"))
+    auth = TokenAuthenticator(TokenCache(Access(store, actor="predictor")))
 
     def door(model: str) -> HttpDoor:
         engine = Engine(model, Registry(store, actor="predictor"), load_answer, scratch=folder / "loading")
-        return HttpDoor(Predictor(engine, Recorder(model, MemoryLog())), gate)
+        return HttpDoor(Predictor(engine, Recorder(model, MemoryLog())), auth)
 
     own = door("late")
     own.predictor.engine.follow_once()
@@ -113,7 +114,7 @@ def build_app(folder: Path) -> tuple[Any, str]:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         nonlocal pool, serve
         if pool is None:  # a pool belongs to the loop that it is used in
-            pool = PoolDoor(Pool(door, limit_bytes=1 << 30), gate)
+            pool = PoolDoor(Pool(door, limit_bytes=1 << 30), auth)
             serve = Doors({"late": own, "": pool})
         if scope["type"] == "lifespan":
             await pool(scope, receive, send)

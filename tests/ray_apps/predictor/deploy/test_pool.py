@@ -20,11 +20,12 @@ from functions.prediction_log.records import decode_prediction
 from ray_apps.predictor.deploy.pool import Pool
 from ray_apps.predictor.deploy.pool_app import PoolDoor
 from ray_apps.predictor.http.app import HttpDoor
-from ray_apps.predictor.http.auth import Doorkeeper
+from ray_apps.predictor.http.auth import TokenAuthenticator
 from ray_apps.predictor.inference.recording import Recorder
 from ray_apps.predictor.inference.service import Predictor
 from ray_apps.predictor.versions.engine import Engine
 from ray_apps.predictor.versions.loaded import OVERHEAD_BYTES
+from ray_apps.token_cache import TokenCache
 from registry import Access, Registry, Signature, open_store
 from tests.ray_apps.predictor.conftest import SIGNATURE, MemoryLog, load_answer, tensors
 
@@ -48,12 +49,12 @@ class Replica:
     def __post_init__(self) -> None:
         self.go_on.set()
         self.store = open_store(self.store_url)
-        self.gate = Doorkeeper(Access(self.store, actor="pool"))
+        self.auth = TokenAuthenticator(TokenCache(Access(self.store, actor="pool")))
         self.pool = Pool(
             self.furnish, limit_bytes=self.limit_models * MODEL_BYTES, poll_s=0.02, **self.options
         )
         self.client = httpx.AsyncClient(
-            transport=httpx.ASGITransport(PoolDoor(self.pool, self.gate)),
+            transport=httpx.ASGITransport(PoolDoor(self.pool, self.auth)),
             base_url="http://pool",
             headers={"Authorization": f"Bearer {self.token}"},
         )
@@ -66,7 +67,7 @@ class Replica:
     def furnish(self, model: str) -> HttpDoor:
         registry = Registry(self.store, actor="pool")
         engine = Engine(model, registry, self.load, scratch=self.folder / "loading", retain=1)
-        return HttpDoor(Predictor(engine, Recorder(model, self.log)), self.gate)
+        return HttpDoor(Predictor(engine, Recorder(model, self.log)), self.auth)
 
     async def ask(self, model: str, path: str = "/infer") -> httpx.Response:
         return await self.client.post(f"/{model}{path}", json=tensors())

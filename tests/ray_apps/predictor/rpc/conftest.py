@@ -18,12 +18,13 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from ray_apps.predictor.deploy.standalone import Doors
 from ray_apps.predictor.http.app import HttpDoor
-from ray_apps.predictor.http.auth import Doorkeeper
+from ray_apps.predictor.http.auth import TokenAuthenticator
 from ray_apps.predictor.inference.recording import Recorder
 from ray_apps.predictor.inference.service import Predictor
 from ray_apps.predictor.protocol.datatypes import DTYPES
 from ray_apps.predictor.rpc import Front, Listener, Upstream
 from ray_apps.predictor.versions.engine import Engine
+from ray_apps.token_cache import TokenCache
 from registry import Access, Condition, Registry, Signature, TensorSpec, TrafficRule, open_store
 from tests.ports import free_port
 from tests.ray_apps.predictor.conftest import MemoryLog
@@ -95,7 +96,7 @@ def make_door(folder: Path, model: str, names: list[str], release: threading.Eve
     engine.follow_once()
     engine.load_wanted()
     predictor = Predictor(engine, Recorder(model, MemoryLog()))
-    return HttpDoor(predictor, Doorkeeper(Access(store, actor="predictor")))
+    return HttpDoor(predictor, TokenAuthenticator(TokenCache(Access(store, actor="predictor"))))
 
 
 async def serve(counter: Counter, started: threading.Event, stop: threading.Event) -> None:

@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 
 from functions.prediction_log.records import decode_prediction
-from ray_apps.predictor.http.auth import Doorkeeper
-from ray_apps.predictor.protocol.errors import Denied, NotReady
 from ray_apps.predictor.versions.engine import Engine
 from ray_apps.predictor.versions.loaded import Scorer
 from registry import ModelVersion, Registry, Signature, Unavailable
@@ -241,126 +239,6 @@ async def test_between_two_answers_of_a_millisecond_the_event_loop_does_what_els
     await asyncio.wait_for(asyncio.gather(*answers, others()), 30)
     assert "answer,answer" not in ",".join(done)
     assert done.count("answer") == 5
-
-
-class Token:
-    name = "bot"
-
-    def __init__(self, *, allowed: bool) -> None:
-        self.allowed = allowed
-
-    def may(self, role: str) -> bool:
-        return self.allowed and role == "predictor"
-
-
-class List:
-    """An access list that can be changed, switched off, and counts its readers."""
-
-    def __init__(self) -> None:
-        self.tokens = {"good": Token(allowed=True)}
-        self.reads = 0
-        self.away = False
-
-    def verify(self, token: str) -> Token | None:
-        self.reads += 1
-        if self.away:
-            raise Unavailable("no route to host")
-        return self.tokens.get(token)
-
-    def recall(self, token: str) -> Token | None:
-        return self.tokens.get(token)
-
-
-class Hanging(List):
-    """One that answers only while it may."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.go_on = threading.Event()
-
-    def verify(self, token: str) -> Token | None:
-        assert self.go_on.wait(20)
-        return super().verify(token)
-
-
-async def settled(door: Doorkeeper) -> None:
-    await asyncio.gather(*door._checking.values())
-
-
-async def test_a_token_is_looked_up_once_and_revoked_within_two_rechecks():
-    now, tokens = [0.0], List()
-    door = Doorkeeper(tokens, recheck_s=1.0, clock=lambda: now[0])
-    for _ in range(5):
-        await door.admit(b"Bearer good")
-    assert tokens.reads == 1
-    tokens.tokens.clear()
-    now[0] = 1.5
-    await door.admit(b"Bearer good")  # answered from memory, looked up behind it
-    await settled(door)
-    with pytest.raises(Denied):
-        await door.admit(b"Bearer good")
-    assert tokens.reads == 2
-
-
-async def test_an_old_answer_is_not_trusted():
-    now, tokens = [0.0], List()
-    door = Doorkeeper(tokens, recheck_s=1.0, clock=lambda: now[0])
-    await door.admit(b"Bearer good")
-    tokens.tokens.clear()
-    now[0] = 3600.0
-    with pytest.raises(Denied):
-        await door.admit(b"Bearer good")
-
-
-async def test_the_access_list_away_known_tokens_go_on_and_unknown_ones_wait():
-    now, tokens = [0.0], List()
-    door = Doorkeeper(tokens, recheck_s=1.0, clock=lambda: now[0])
-    await door.admit(b"Bearer good")
-    tokens.away, now[0] = True, 10.0
-    await door.admit(b"Bearer good")
-    with pytest.raises(NotReady, match="cannot be read"):
-        await door.admit(b"Bearer new")
-
-
-async def test_the_access_list_hangs_known_tokens_go_on_until_it_answers_again():
-    now, tokens = [0.0], Hanging()
-    door = Doorkeeper(tokens, recheck_s=1.0, patience_s=0.01, clock=lambda: now[0])
-    tokens.go_on.set()
-    await door.admit(b"Bearer good")
-    tokens.go_on.clear()
-    for now[0] in (10.0, 10.1, 20.0):
-        await door.admit(b"Bearer good")
-    tokens.tokens.clear()
-    tokens.go_on.set()
-    await settled(door)
-    with pytest.raises(Denied):
-        await door.admit(b"Bearer good")
-
-
-async def test_the_access_list_hangs_a_token_that_is_new_here_is_looked_for_as_it_was_read_last():
-    tokens = Hanging()
-    tokens.tokens["poor"] = Token(allowed=False)
-    door = Doorkeeper(tokens, patience_s=0.01)
-    try:
-        await door.admit(b"Bearer good")
-        with pytest.raises(Denied) as refusal:
-            await door.admit(b"Bearer poor")
-        assert refusal.value.status == 403
-        with pytest.raises(NotReady, match="cannot be read now"):
-            await door.admit(b"Bearer made-since")
-    finally:
-        tokens.go_on.set()
-    await settled(door)
-    with pytest.raises(Denied):
-        await door.admit(b"Bearer made-since")
-
-
-async def test_a_flood_of_wrong_tokens_is_forgotten():
-    door = Doorkeeper(List())
-    for i in range(5_000):
-        with pytest.raises(Denied):
-            await door.admit(b"Bearer %d" % i)
-    assert len(door._known) == 4_096
 
 
 def test_version_records_are_the_registrys(kitchen: Kitchen):

@@ -1,0 +1,137 @@
+"""Tokens remembered so that the access list is not read for each request."""
+
+import threading
+
+import pytest
+
+from ray_apps.predictor.http.auth import TokenAuthenticator
+from ray_apps.predictor.protocol.errors import Denied, NotReady
+from ray_apps.token_cache import TokenCache, bearer_token
+from registry import Principal, Role, Unavailable
+
+
+class AccessList:
+    """An access list that can be changed, switched off, and counts its readers."""
+
+    def __init__(self) -> None:
+        self.tokens = {"good": Principal(name="bot", role=Role.predictor)}
+        self.reads = 0
+        self.away = False
+
+    def verify(self, token: str) -> Principal | None:
+        self.reads += 1
+        if self.away:
+            raise Unavailable("no route to host")
+        return self.tokens.get(token)
+
+    def recall(self, token: str) -> Principal | None:
+        return self.tokens.get(token)
+
+
+class Hanging(AccessList):
+    """One that answers only while it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = threading.Event()
+
+    def verify(self, token: str) -> Principal | None:
+        assert self.go_on.wait(20)
+        return super().verify(token)
+
+
+async def test_a_token_is_looked_up_once_and_revoked_within_two_rechecks():
+    now, tokens = [0.0], AccessList()
+    cache = TokenCache(tokens, recheck_s=1.0, clock=lambda: now[0])
+    auth = TokenAuthenticator(cache)
+    for _ in range(5):
+        await auth.admit(b"Bearer good")
+    assert tokens.reads == 1
+    tokens.tokens.clear()
+    now[0] = 1.5
+    await auth.admit(b"Bearer good")  # answered from memory, looked up behind it
+    await cache.settled()
+    with pytest.raises(Denied):
+        await auth.admit(b"Bearer good")
+    assert tokens.reads == 2
+
+
+async def test_an_old_answer_is_not_trusted():
+    now, tokens = [0.0], AccessList()
+    cache = TokenCache(tokens, recheck_s=1.0, clock=lambda: now[0])
+    auth = TokenAuthenticator(cache)
+    await auth.admit(b"Bearer good")
+    tokens.tokens.clear()
+    now[0] = 3600.0
+    with pytest.raises(Denied):
+        await auth.admit(b"Bearer good")
+
+
+async def test_the_access_list_away_known_tokens_go_on_and_unknown_ones_wait():
+    now, tokens = [0.0], AccessList()
+    cache = TokenCache(tokens, recheck_s=1.0, clock=lambda: now[0])
+    auth = TokenAuthenticator(cache)
+    await auth.admit(b"Bearer good")
+    tokens.away, now[0] = True, 10.0
+    await auth.admit(b"Bearer good")
+    with pytest.raises(NotReady, match="cannot be read"):
+        await auth.admit(b"Bearer new")
+
+
+async def test_the_access_list_hangs_known_tokens_go_on_until_it_answers_again():
+    now, tokens = [0.0], Hanging()
+    cache = TokenCache(tokens, recheck_s=1.0, patience_s=0.01, clock=lambda: now[0])
+    auth = TokenAuthenticator(cache)
+    tokens.go_on.set()
+    await auth.admit(b"Bearer good")
+    tokens.go_on.clear()
+    for now[0] in (10.0, 10.1, 20.0):
+        await auth.admit(b"Bearer good")
+    tokens.tokens.clear()
+    tokens.go_on.set()
+    await cache.settled()
+    with pytest.raises(Denied):
+        await auth.admit(b"Bearer good")
+
+
+async def test_the_access_list_hangs_a_token_that_is_new_here_is_looked_for_as_it_was_read_last():
+    tokens = Hanging()
+    tokens.tokens["poor"] = Principal(name="reader", role=Role.viewer)
+    cache = TokenCache(tokens, patience_s=0.01)
+    auth = TokenAuthenticator(cache)
+    try:
+        await auth.admit(b"Bearer good")
+        with pytest.raises(Denied) as refusal:
+            await auth.admit(b"Bearer poor")
+        assert refusal.value.status == 403
+        with pytest.raises(NotReady, match="cannot be read now"):
+            await auth.admit(b"Bearer made-since")
+    finally:
+        tokens.go_on.set()
+    await cache.settled()
+    with pytest.raises(Denied):
+        await auth.admit(b"Bearer made-since")
+
+
+async def test_a_flood_of_wrong_tokens_is_forgotten():
+    cache = TokenCache(AccessList())
+    auth = TokenAuthenticator(cache)
+    for i in range(5_000):
+        with pytest.raises(Denied):
+            await auth.admit(b"Bearer %d" % i)
+    assert len(cache._known) == 4_096
+
+
+@pytest.mark.parametrize(
+    ("header", "token"),
+    [
+        (b"Bearer abc", "abc"),
+        (b"bearer  abc ", "abc"),
+        (b"Basic abc", None),
+        (b"Bearer ", None),
+        (b"", None),
+        (None, None),
+    ],
+)
+def test_a_bearer_token_is_read_from_its_header(header, token):
+    assert bearer_token(header) == token
