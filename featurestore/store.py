@@ -7,7 +7,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.applied import deserialize as revive
+from featurestore.applied import deserialize
 from featurestore.applied.definitions import Definitions, ViewOrName
 from featurestore.definitions.encoding import RowLayout
 from featurestore.definitions.expectations import Freshness
@@ -186,10 +186,10 @@ class FeatureStore(Definitions):
         view, _, feature = part.partition(":")
         if not feature:
             raise UnknownDefinition(f"{part!r} names no feature; write 'view:feature'")
-        state = self._catalogue.state
+        state = self._catalog.state
         if not (state.find("feature_view", view) or state.find("on_demand_feature_view", view)):
-            state = self._catalogue.refresh()
-        return revive.any_view(state, view, transform=self._transform)[[feature]]
+            state = self._catalog.refresh()
+        return deserialize.any_view(state, view, transform=self._transform)[[feature]]
 
     def materialize(
         self,
@@ -290,9 +290,9 @@ class FeatureStore(Definitions):
         try:
             return request.answer(entity_rows, values, now=as_of)
         except UnreadableRow:
-            known = self._catalogue.next
-            self._catalogue.refresh()
-            if self._catalogue.next == known:
+            known = self._catalog.next
+            self._catalog.refresh()
+            if self._catalog.next == known:
                 raise
             return self._request(features).answer(entity_rows, values, now=as_of)
 
@@ -303,18 +303,20 @@ class FeatureStore(Definitions):
         """The planned read of some features; kept, because a server asks the same again and again."""
         key = features if isinstance(features, str) else id(features)
         kept = self._requests.get(key)
-        if kept is not None and (kept[0] is features or key == features) and kept[1] == self._catalogue.next:
+        if kept is not None and (kept[0] is features or key == features) and kept[1] == self._catalog.next:
             return kept[2]
         retrieval = self.plan_features(features)
         request = Request(retrieval, lookups_of(self.project, retrieval, self._layouts(retrieval)))
         if not isinstance(features, list):  # a list may be changed by its owner
-            self._requests[key] = (features, self._catalogue.next, request)
+            self._requests[key] = (features, self._catalog.next, request)
         return request
 
     def _layouts(self, retrieval: Retrieval) -> dict[str, list[RowLayout]]:
-        state = self._catalogue.refresh()
+        state = self._catalog.refresh()
         names = {lookup.view.name for lookup in retrieval.lookups}
         return {
-            name: [RowLayout(revive.view(r.definition).schema) for r in state.versions("feature_view", name)]
+            name: [
+                RowLayout(deserialize.view(r.definition).schema) for r in state.versions("feature_view", name)
+            ]
             for name in names
         }

@@ -20,10 +20,10 @@ from registry.errors import (
 from registry.journal import Conflict, Entry, Fold, Journal
 from registry.models.layers import Claim
 from registry.models.lineage import Dependent, Lineage
-from registry.models.matching import Condition, TrafficRule
 from registry.models.signature import Signature, TensorSpec
 from registry.models.state import ModelState
 from registry.models.traffic import Arm, Holdout, LayerPart, LayerShare, Traffic
+from registry.models.traffic_rules import Condition, TrafficRule
 from registry.models.versions import (
     Approval,
     GateOutcome,

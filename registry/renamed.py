@@ -65,13 +65,13 @@ class _NewPath(Loader):
 
 
 RENAMED = (
-    moved("registry", "registry.store", "store=object_store folder s3 blobs tables")
+    moved("registry", "registry.store", "folder s3 blobs tables")
     | moved("registry", "registry.journal", "journal entry fold")
     | moved(
         "registry",
         "registry.models",
-        "models model_state=state rules versions registration governance lineage card=model_card "
-        "signature code_files traffic layers matching shelf=model_journals signed=signatures",
+        "models model_state=state rules=decisions versions registration governance lineage card=model_card "
+        "signature code_files traffic layers matching=traffic_rules shelf=model_journals signed=signed_versions",
     )
     | moved(
         "registry",

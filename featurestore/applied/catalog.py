@@ -9,7 +9,7 @@ from featurestore.errors import UnknownDefinition
 from registry.journal import Entry
 
 
-def spoken(kind: str) -> str:
+def readable_kind(kind: str) -> str:
     """A kind as people write it."""
     return kind.replace("_", " ")
 
@@ -34,7 +34,7 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
-class Catalogue:
+class Catalog:
     """All versions by `kind/name`, oldest first."""
 
     records: Mapping[str, tuple[Record, ...]] = field(default_factory=dict, hash=False)
@@ -51,7 +51,9 @@ class Catalogue:
         """
         found = self.find(kind, name)
         if found is None:
-            raise UnknownDefinition(f"no {spoken(kind)} {name!r} is applied; applied are {self.names(kind)}")
+            raise UnknownDefinition(
+                f"no {readable_kind(kind)} {name!r} is applied; applied are {self.names(kind)}"
+            )
         return found
 
     def names(self, kind: str) -> list[str]:
@@ -63,9 +65,9 @@ class Catalogue:
         return self.records.get(f"{kind}/{name}", ())
 
 
-def step(catalogue: Catalogue, entry: Entry) -> Catalogue:
-    """The catalogue after one more journal entry."""
-    records = dict(catalogue.records)
+def step(catalog: Catalog, entry: Entry) -> Catalog:
+    """The catalog after one more journal entry."""
+    records = dict(catalog.records)
     for body in entry.body["definitions"]:
         key = f"{body['kind']}/{body['name']}"
         versions = records.get(key, ())
@@ -80,20 +82,20 @@ def step(catalogue: Catalogue, entry: Entry) -> Catalogue:
             last, version=last.version + 1, entry=entry.number, at=entry.at, actor=entry.actor, removed=True
         )
         records[key] = (*records[key], gone)
-    return Catalogue(records)
+    return Catalog(records)
 
 
-def encode(catalogue: Catalogue) -> dict[str, Any]:
-    """The catalogue as JSON, for the journal's snapshots."""
+def encode(catalog: Catalog) -> dict[str, Any]:
+    """The catalog as JSON, for the journal's snapshots."""
     return {
         key: [{n: getattr(r, n) for n in Record.__slots__} | {"at": r.at.isoformat()} for r in versions]
-        for key, versions in catalogue.records.items()
+        for key, versions in catalog.records.items()
     }
 
 
-def decode(state: Mapping[str, Any]) -> Catalogue:
+def decode(state: Mapping[str, Any]) -> Catalog:
     """The inverse of `encode`."""
-    return Catalogue(
+    return Catalog(
         {
             key: tuple(Record(**{**r, "at": datetime.fromisoformat(r["at"])}) for r in versions)
             for key, versions in state.items()

@@ -3,11 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from featurestore.applied import catalog as catalogues
-from featurestore.applied import deserialize as revive
-from featurestore.applied import plan as planning
-from featurestore.applied.catalog import Catalogue, Record
-from featurestore.applied.plan import Plan
+from featurestore.applied import catalog, deserialize
+from featurestore.applied.catalog import Catalog, Record
+from featurestore.applied.plan import Plan, closure, entry_body, plan_changes
 from featurestore.definitions.views import (
     Definition,
     FeatureService,
@@ -28,8 +26,8 @@ class Definitions:
     """
 
     def __init__(self, journal: Journal) -> None:
-        self._catalogue: Fold[Catalogue] = Fold(
-            journal, Catalogue(), catalogues.step, encode=catalogues.encode, decode=catalogues.decode
+        self._catalog: Fold[Catalog] = Fold(
+            journal, Catalog(), catalog.step, encode=catalog.encode, decode=catalog.decode
         )
         self._transforms: dict[str, Transform] = {}
         self._services: dict[str, tuple[int, FeatureService]] = {}
@@ -40,82 +38,83 @@ class Definitions:
         remove: definitions to take out of force, as `kind/name` (`feature_view/weather`).
         Raises: InvalidDefinition, IncompatibleChange, UnknownDefinition.
         """
-        return planning.plan(self._catalogue.refresh(), planning.closure(definitions), prune=remove)
+        return plan_changes(self._catalog.refresh(), closure(definitions), prune=remove)
 
     def apply(self, definitions: Iterable[Definition], *, remove: Sequence[str] = ()) -> Plan:
         """Put definitions, and all they are made of, in force as one journal entry; returns what changed.
 
         Raises: InvalidDefinition, IncompatibleChange, UnknownDefinition.
         """
-        wanted = planning.closure(definitions)
+        wanted = closure(definitions)
         plans: list[Plan] = []
 
-        def decide(state: Catalogue) -> dict[str, Any] | None:
-            plans.append(planning.plan(state, wanted, prune=remove))
-            return planning.entry_body(plans[-1], wanted)
+        def decide(state: Catalog) -> dict[str, Any] | None:
+            plans.append(plan_changes(state, wanted, prune=remove))
+            return entry_body(plans[-1], wanted)
 
-        self._catalogue.transact(decide)
+        self._catalog.transact(decide)
         for definition in wanted.values():
             if isinstance(definition, OnDemandFeatureView):
                 self._transforms[definition.code] = definition.transform
         return plans[-1]
 
-    def refresh(self) -> Catalogue:
+    def refresh(self) -> Catalog:
         """Read what others have applied; one request when nothing is new."""
-        return self._catalogue.refresh()
+        return self._catalog.refresh()
 
-    def _state(self, kind: str, name: str) -> Catalogue:
-        """The catalogue as last read, read again if it does not have the name."""
-        state = self._catalogue.state
-        return state if state.find(kind, name) else self._catalogue.refresh()
+    def _state(self, kind: str, name: str) -> Catalog:
+        """The catalog as last read, read again if it does not have the name."""
+        state = self._catalog.state
+        return state if state.find(kind, name) else self._catalog.refresh()
 
     def _transform(self, described: Mapping[str, Any]) -> Transform:
         known = self._transforms.get(described["code"])
-        return known if known is not None else revive.import_transform(described)
+        return known if known is not None else deserialize.import_transform(described)
 
     def get_feature_view(self, name: str) -> FeatureView:
         """The view in force under this name; like every `get`, one request when nothing is new.
 
         Raises: UnknownDefinition.
         """
-        return revive.view(self._catalogue.refresh().get("feature_view", name).definition)
+        return deserialize.view(self._catalog.refresh().get("feature_view", name).definition)
 
     def get_on_demand_feature_view(self, name: str) -> OnDemandFeatureView:
         """The on-demand view in force under this name, with its function.
 
         Raises: UnknownDefinition.
         """
-        return revive.on_demand(self._catalogue.refresh(), name, transform=self._transform)
+        return deserialize.on_demand(self._catalog.refresh(), name, transform=self._transform)
 
     def get_feature_service(self, name: str) -> FeatureService:
         """The service in force under this name.
 
         Raises: UnknownDefinition.
         """
-        state = self._catalogue.refresh()
+        state = self._catalog.refresh()
         cached = self._services.get(name)
-        if cached is None or cached[0] != self._catalogue.next:
-            cached = self._catalogue.next, revive.service(state, name, transform=self._transform)
+        if cached is None or cached[0] != self._catalog.next:
+            cached = self._catalog.next, deserialize.service(state, name, transform=self._transform)
             self._services[name] = cached
         return cached[1]
 
     def list_feature_views(self) -> list[FeatureView]:
         """All views in force, by name."""
-        state = self._catalogue.refresh()
+        state = self._catalog.refresh()
         return [
-            revive.view(state.get("feature_view", name).definition) for name in state.names("feature_view")
+            deserialize.view(state.get("feature_view", name).definition)
+            for name in state.names("feature_view")
         ]
 
     def list_feature_services(self) -> list[str]:
         """Names of all services in force."""
-        return self._catalogue.refresh().names("feature_service")
+        return self._catalog.refresh().names("feature_service")
 
     def history(self, kind: str, name: str) -> tuple[Record, ...]:
         """Every applied version of a definition, oldest first.
 
         kind: entity, feature_view, on_demand_feature_view or feature_service.
         """
-        return self._catalogue.refresh().versions(kind, name)
+        return self._catalog.refresh().versions(kind, name)
 
     def definitions_digest(self, service: FeatureService | str) -> dict[str, str]:
         """Digest of every view that a service uses, sources of on-demand views included: what lineage records.
@@ -123,8 +122,8 @@ class Definitions:
         Raises: UnknownDefinition if one is not applied.
         """
         found = self.get_feature_service(service) if isinstance(service, str) else service
-        state = self._catalogue.refresh()
-        parts = planning.closure([found])
+        state = self._catalog.refresh()
+        parts = closure([found])
         views = [key.split("/") for key in parts if key.split("/")[0].endswith("feature_view")]
         return {name: state.get(kind, name).digest for kind, name in sorted(views, key=lambda v: v[1])}
 
@@ -134,7 +133,7 @@ class Definitions:
         Raises: UnknownDefinition.
         """
         name = view if isinstance(view, str) else view.name
-        in_force = revive.view(self._state("feature_view", name).get("feature_view", name).definition)
+        in_force = deserialize.view(self._state("feature_view", name).get("feature_view", name).definition)
         if isinstance(view, FeatureView) and view.semantics() != in_force.semantics():
             in_force = self.get_feature_view(name)
             if view.semantics() != in_force.semantics():

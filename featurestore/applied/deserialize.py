@@ -6,11 +6,11 @@ from datetime import timedelta
 from typing import Any
 
 from featurestore.applied.catalog import (
-    Catalogue,
+    Catalog,
 )
 from featurestore.definitions.code import code_digest
 from featurestore.definitions.dtypes import DType
-from featurestore.definitions.expectations import revive_expectation
+from featurestore.definitions.expectations import deserialize_expectation
 from featurestore.definitions.fields import (
     Entity,
     Field,
@@ -49,7 +49,7 @@ def view(described: Mapping[str, Any]) -> FeatureView:
         tags=described["tags"],
         owner=described["owner"],
         description=described["description"],
-        expectations=[revive_expectation(e) for e in described.get("expectations", ())],
+        expectations=[deserialize_expectation(e) for e in described.get("expectations", ())],
     )
 
 
@@ -75,37 +75,35 @@ def windows(described: Mapping[str, Any]) -> Windows:
     )
 
 
-def any_view(
-    catalogue: Catalogue, name: str, *, transform: FindTransform
-) -> FeatureView | OnDemandFeatureView:
+def any_view(catalog: Catalog, name: str, *, transform: FindTransform) -> FeatureView | OnDemandFeatureView:
     """The stored or on-demand view of this name.
 
     Raises: UnknownDefinition.
     """
-    if catalogue.find("on_demand_feature_view", name) is not None:
-        return on_demand(catalogue, name, transform=transform)
-    return view(catalogue.get("feature_view", name).definition)
+    if catalog.find("on_demand_feature_view", name) is not None:
+        return on_demand(catalog, name, transform=transform)
+    return view(catalog.get("feature_view", name).definition)
 
 
-def _projection(catalogue: Catalogue, described: Mapping[str, Any], transform: FindTransform) -> Projection:
+def _projection(catalog: Catalog, described: Mapping[str, Any], transform: FindTransform) -> Projection:
     made = Projection(
-        any_view(catalogue, described["view"], transform=transform),
+        any_view(catalog, described["view"], transform=transform),
         tuple(described["features"]),
         described["alias"],
     )
     return made.with_join_key_map(described["join_key_map"]) if described["join_key_map"] else made
 
 
-def on_demand(catalogue: Catalogue, name: str, *, transform: FindTransform) -> OnDemandFeatureView:
+def on_demand(catalog: Catalog, name: str, *, transform: FindTransform) -> OnDemandFeatureView:
     """The on-demand view of this name, with its function.
 
     Raises: UnknownDefinition if it is not applied or its function cannot be found as it was.
     """
-    described = catalogue.get("on_demand_feature_view", name).definition
+    described = catalog.get("on_demand_feature_view", name).definition
     sources = [
         RequestSource(s["request"], _fields(s["schema"]))
         if "request" in s
-        else _projection(catalogue, s, transform)
+        else _projection(catalog, s, transform)
         for s in described["sources"]
     ]
     return OnDemandFeatureView(
@@ -121,15 +119,15 @@ def on_demand(catalogue: Catalogue, name: str, *, transform: FindTransform) -> O
     )
 
 
-def service(catalogue: Catalogue, name: str, *, transform: FindTransform) -> FeatureService:
+def service(catalog: Catalog, name: str, *, transform: FindTransform) -> FeatureService:
     """The feature service of this name with all its views.
 
     Raises: UnknownDefinition.
     """
-    described = catalogue.get("feature_service", name).definition
+    described = catalog.get("feature_service", name).definition
     return FeatureService(
         name,
-        [_projection(catalogue, p, transform) for p in described["features"]],
+        [_projection(catalog, p, transform) for p in described["features"]],
         tags=described["tags"],
         owner=described["owner"],
         description=described["description"],

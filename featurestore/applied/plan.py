@@ -1,6 +1,6 @@
 """The plan of a change: what is added, changed and removed, and what is refused because stored rows would suffer.
 
-`plan` decides and touches nothing; `Definitions.apply` appends what it decided as one journal entry.
+`plan_changes` decides and touches nothing; `Definitions.apply` appends what it decided as one journal entry.
 """
 
 import textwrap
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from featurestore.applied.catalog import (
-    Catalogue,
+    Catalog,
     Record,
-    spoken,
+    readable_kind,
 )
 from featurestore.definitions.fields import Entity
 from featurestore.definitions.views import (
@@ -48,7 +48,7 @@ class Change:
     def __str__(self) -> str:
         sign = {"added": "+", "changed": "~", "removed": "-", "unchanged": " "}[self.action]
         differs = f": {'; '.join(self.details)}" if self.details else ""
-        return f"{sign} {spoken(self.kind)} {self.name} (version {self.version}){differs}"
+        return f"{sign} {readable_kind(self.kind)} {self.name} (version {self.version}){differs}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ def closure(definitions: Iterable[Definition]) -> dict[str, Definition]:
             key = f"{kind_of(part)}/{part.name}"
             if key in found and found[key].describe() != part.describe():
                 raise InvalidDefinition(
-                    f"{spoken(kind_of(part))} {part.name!r} is defined twice, differently"
+                    f"{readable_kind(kind_of(part))} {part.name!r} is defined twice, differently"
                 )
             found[key] = part
     return found
@@ -120,30 +120,30 @@ def _of_projections(projections: Iterable[Projection]) -> list[Definition]:
     return parts
 
 
-def plan(catalogue: Catalogue, wanted: Mapping[str, Definition], *, prune: Sequence[str] = ()) -> Plan:
+def plan_changes(catalog: Catalog, wanted: Mapping[str, Definition], *, prune: Sequence[str] = ()) -> Plan:
     """What it takes to have `wanted` in force.
 
     wanted: by `kind/name`, as `closure` gives it; prune: `kind/name` of definitions to remove.
     Raises: IncompatibleChange if rows already stored would become unreadable or wrong, or if something still in
         force needs what is removed.
     """
-    changes = [_change(catalogue, key, definition) for key, definition in wanted.items()]
-    _refuse_missing_features(catalogue, wanted, frozenset(prune))
+    changes = [_change(catalog, key, definition) for key, definition in wanted.items()]
+    _refuse_missing_features(catalog, wanted, frozenset(prune))
     for key in prune:
         kind, name = key.split("/", 1)
-        record = catalogue.get(kind, name)
-        _refuse_if_used(catalogue, record, frozenset(prune), wanted)
+        record = catalog.get(kind, name)
+        _refuse_if_used(catalog, record, frozenset(prune), wanted)
         changes.append(Change("removed", kind, name, record.version + 1))
     return Plan(tuple(changes))
 
 
-def _change(catalogue: Catalogue, key: str, definition: Definition) -> Change:
+def _change(catalog: Catalog, key: str, definition: Definition) -> Change:
     kind, name = key.split("/", 1)
-    versions = catalogue.versions(kind, name)
+    versions = catalog.versions(kind, name)
     if kind == "feature_view":
         for record in versions:
             _refuse_corruption(record, definition.describe())
-    now = catalogue.find(kind, name)
+    now = catalog.find(kind, name)
     if now is None:
         return Change("added", kind, name, len(versions) + 1)
     differences = _differences(now.definition, definition.describe())
@@ -184,18 +184,18 @@ def _refuse_corruption(old: Record, new: Mapping[str, Any]) -> None:
 
 
 def _refuse_missing_features(
-    catalogue: Catalogue, wanted: Mapping[str, Definition], pruned: frozenset[str]
+    catalog: Catalog, wanted: Mapping[str, Definition], pruned: frozenset[str]
 ) -> None:
     """A definition that stays in force must find every feature it names in the views as they will be."""
     views = {d.name: d.features for d in wanted.values() if isinstance(d, FeatureView | OnDemandFeatureView)}
-    for key, versions in catalogue.records.items():
+    for key, versions in catalog.records.items():
         user = versions[-1]
         if user.removed or key in pruned or key in wanted:
             continue
         for used in _references(user.definition):
             gone = sorted(set(used["features"]) - set(views.get(used["view"], used["features"])))
             if gone:
-                msg = f"{spoken(user.kind)} {user.name!r} uses {used['view']}:{gone[0]}, which would go; change it too"
+                msg = f"{readable_kind(user.kind)} {user.name!r} uses {used['view']}:{gone[0]}, which would go; change it too"
                 raise IncompatibleChange(msg)
 
 
@@ -206,16 +206,16 @@ def _references(definition: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _refuse_if_used(
-    catalogue: Catalogue, record: Record, pruned: frozenset[str], wanted: Mapping[str, Definition]
+    catalog: Catalog, record: Record, pruned: frozenset[str], wanted: Mapping[str, Definition]
 ) -> None:
-    for versions in catalogue.records.values():
+    for versions in catalog.records.values():
         user = versions[-1]
         key = f"{user.kind}/{user.name}"
         if user.removed or key in pruned:
             continue
         definition = wanted[key].describe() if key in wanted else user.definition
         if record.name in _uses(user.kind, record.kind, definition):
-            msg = f"{spoken(record.kind)} {record.name!r} is used by {spoken(user.kind)} {user.name!r}; change that first"
+            msg = f"{readable_kind(record.kind)} {record.name!r} is used by {readable_kind(user.kind)} {user.name!r}; change that first"
             raise IncompatibleChange(msg)
 
 
@@ -227,15 +227,15 @@ def _uses(user_kind: str, used_kind: str, definition: Mapping[str, Any]) -> set[
     return set()
 
 
-def entry_body(plan_: Plan, wanted: Mapping[str, Definition]) -> dict[str, Any] | None:
+def entry_body(plan: Plan, wanted: Mapping[str, Definition]) -> dict[str, Any] | None:
     """The journal entry that carries out a plan, or None if there is nothing to do."""
-    if plan_.is_empty:
+    if plan.is_empty:
         return None
-    put = [c for c in plan_.changes if c.action in {"added", "changed"}]
+    put = [c for c in plan.changes if c.action in {"added", "changed"}]
     return {
         "type": "apply",
         "definitions": [_recorded(wanted[f"{c.kind}/{c.name}"]) for c in put],
-        "removed": [f"{c.kind}/{c.name}" for c in plan_.changes if c.action == "removed"],
+        "removed": [f"{c.kind}/{c.name}" for c in plan.changes if c.action == "removed"],
     }
 
 

@@ -151,7 +151,7 @@ def refuse_unknown(where: str, expectations: tuple[Expectation, ...], fields: Ma
             raise InvalidDefinition(f"{where}: InRange is for numbers, and {each.column!r} is {dtype}")
 
 
-def revive_expectation(described: Mapping[str, Any]) -> Expectation:
+def deserialize_expectation(described: Mapping[str, Any]) -> Expectation:
     """An expectation from its `describe()`.
 
     Raises: InvalidDefinition for a type that is not known here.

@@ -36,7 +36,7 @@ from featurestore.offline.join import (
     typed_keys,
 )
 from featurestore.offline.partitioning import ENTITIES, PART, ROWS, Hashes, key_hashes, pack, unpack
-from featurestore.offline.prefilter import Asked
+from featurestore.offline.prefilter import Prefilter
 from featurestore.offline.tables import File, OfflineStore, Version, scan, storable
 from featurestore.retrieval import Features, Retrieval
 from featurestore.rows import check_rows, conform, offline_schema
@@ -163,15 +163,15 @@ def _stored_rows(job: PinnedRetrieval, lookup: Projection) -> Dataset:
     if snapshot is None:
         return ray.data.from_arrow(offline_schema(view).empty_table())
     version = job.offline.version(view, snapshot.version)
-    asked = _asked(job, lookup)
-    most = _MOST_ROWS_PER_TASK if asked is None else _MOST_FILTERED
+    prefilter = _prefilter(job, lookup)
+    most = _MOST_ROWS_PER_TASK if prefilter is None else _MOST_FILTERED
     shares = _shares(version.files, job.bounds(lookup), most=most) if version else ()
     pieces = [{"files": files} for files in shares]
     if not pieces:
         return ray.data.from_arrow(offline_schema(view).empty_table())
     read = partial(_read_files, offline=job.offline, view=view, number=snapshot.version)
-    if asked is not None:
-        read = partial(_read_answers, **read.keywords, as_known=job.as_known, asked=asked)
+    if prefilter is not None:
+        read = partial(_read_answers, **read.keywords, as_known=job.as_known, prefilter=prefilter)
     return _mapped(ray.data.from_items(pieces, override_num_blocks=len(pieces)), read)
 
 
@@ -232,14 +232,16 @@ def _read_answers(
     view: FeatureView,
     number: int,
     as_known: bool,
-    asked: "ray.ObjectRef[Asked]",
+    prefilter: "ray.ObjectRef[Prefilter]",
 ) -> pa.Table:
     """Of the files' rows those that can be an entity row's answer; read step by step, for few of them are."""
     version, files = _files(pieces, offline=offline, view=view, number=number)
-    wanted, keys = ray.get(asked), [key.name for key in view.join_keys]
+    entity_rows, keys = ray.get(prefilter), [key.name for key in view.join_keys]
     found = [offline_schema(view).empty_table()]
     for rows, _ in offline.batches(view, version, files, start=None, end=None, rows=_ROWS_PER_STEP):
-        answers = wanted.answers(rows, key_hashes(rows, keys), keys=keys, ttl=view.ttl, as_known=as_known)
+        answers = entity_rows.answers(
+            rows, key_hashes(rows, keys), keys=keys, ttl=view.ttl, as_known=as_known
+        )
         found.append(rows.take(pa.array(answers)))
     return pa.concat_tables(found)
 
@@ -261,7 +263,7 @@ def _pack_rows(table: pa.Table, *, keys: Sequence[str], parts: int) -> pa.Table:
     return pack(table, key_hashes(table, keys), side=ROWS, parts=parts)
 
 
-def _asked(job: PinnedRetrieval, lookup: Projection) -> "ray.ObjectRef[Asked] | None":
+def _prefilter(job: PinnedRetrieval, lookup: Projection) -> "ray.ObjectRef[Prefilter] | None":
     """What is asked for, once on each node; None where the entity table is a dataset that has yet to be computed."""
     count = job.entities.num_rows
     if not count:
@@ -269,7 +271,7 @@ def _asked(job: PinnedRetrieval, lookup: Projection) -> "ray.ObjectRef[Asked] | 
     slices = (job.entities.slice(at, _ROWS_PER_BLOCK) for at in range(0, count, _ROWS_PER_BLOCK))
     pieces = ((_entity_hashes(rows, lookup), microseconds(rows.column(EVENT_TIMESTAMP))) for rows in slices)
     times = pc.min_max(job.entities.column(EVENT_TIMESTAMP).cast(pa.int64())).as_py()
-    return ray.put(Asked.of(pieces, rows=count, first_us=times["min"], last_us=times["max"]))
+    return ray.put(Prefilter.of(pieces, rows=count, first_us=times["min"], last_us=times["max"]))
 
 
 def _join_partition(group: pa.Table, *, lookup: Projection, as_known: bool) -> pa.Table:

@@ -28,7 +28,7 @@ _KEY = np.uint64(_STEP_BITS)
 _LONGEST_US = 2**61  # a ttl beyond it outlives every row
 
 
-class Asked:
+class Prefilter:
     """What entity rows ask for: their keys and times.
 
     moments: (entity rows,) uint64, sorted, a key's upper bits and a time's step in one number;
@@ -41,16 +41,18 @@ class Asked:
         self.shift = shift
 
     @classmethod
-    def of(cls, pieces: Iterable[tuple[Hashes, Ints]], *, rows: int, first_us: int, last_us: int) -> "Asked":
+    def of(
+        cls, pieces: Iterable[tuple[Hashes, Ints]], *, rows: int, first_us: int, last_us: int
+    ) -> "Prefilter":
         """pieces: key hashes and times of the entity rows; rows: how many in all; first_us, last_us: of their times."""
         shift = max((last_us - first_us).bit_length() - _STEP_BITS, 0)
-        asked = cls(np.empty(rows, dtype=np.uint64), origin_us=first_us, shift=shift)
+        prefilter = cls(np.empty(rows, dtype=np.uint64), origin_us=first_us, shift=shift)
         at = 0
         for hashes, times in pieces:
-            asked.moments[at : at + len(hashes)] = asked._moment(hashes, times)
+            prefilter.moments[at : at + len(hashes)] = prefilter._moment(hashes, times)
             at += len(hashes)
-        asked.moments.sort()
-        return asked
+        prefilter.moments.sort()
+        return prefilter
 
     def _moment(self, hashes: Hashes, times: Ints) -> Hashes:
         steps = np.clip((times - self.origin_us) >> self.shift, 0, int(_STEPS)).astype(np.uint64)
@@ -74,11 +76,11 @@ class Asked:
         created = microseconds(rows.column(CREATED_TIMESTAMP))
         since = self._moment(hashes, np.maximum(events, created) if as_known else events)
         order = np.argsort(since)
-        asked, first = self._first(since[order])
+        needed, first = self._first(since[order])
         if ttl is not None:
             lasting = events[order] + min(ttl // timedelta(microseconds=1), _LONGEST_US)
-            asked &= first <= self._moment(hashes[order], lasting)
-        kept, first = order[asked], first[asked]
+            needed &= first <= self._moment(hashes[order], lasting)
+        kept, first = order[needed], first[needed]
         within = np.lexsort((created[kept], events[kept], hashes[kept]))
         kept, first = kept[within], first[within]
         same_key = _same_key(rows.select(list(keys)).take(pa.array(kept)), hashes[kept])

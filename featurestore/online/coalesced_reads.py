@@ -12,19 +12,19 @@ Values = list[bytes | None]
 KEYS_AT_ONCE = 4_096  # beyond it, the rest is for the next read: a few milliseconds of Redis each
 
 
-class JointReads:
+class CoalescedReads:
     """Reads through one asynchronous client. Belongs to one event loop.
 
-    ask: reads the values of keys, None where there is none, in their order.
+    fetch: reads the values of keys, None where there is none, in their order.
     """
 
-    def __init__(self, ask: Callable[[Sequence[bytes]], Awaitable[Values]]) -> None:
-        self._ask = ask
+    def __init__(self, fetch: Callable[[Sequence[bytes]], Awaitable[Values]]) -> None:
+        self._fetch = fetch
         self._waiting: deque[tuple[Sequence[bytes], asyncio.Future[Values]]] = deque()
         self._task: asyncio.Task[None] | None = None
 
     async def read(self, keys: Sequence[bytes]) -> Values:
-        """The values of some keys. Raises: what `ask` raises for those that were read together."""
+        """The values of some keys. Raises: what `fetch` raises for those that were read together."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Values] = loop.create_future()
         self._waiting.append((keys, answer))
@@ -52,7 +52,7 @@ class JointReads:
 
     async def _answer(self, batch: Sequence[tuple[Sequence[bytes], asyncio.Future[Values]]]) -> None:
         try:
-            values = await self._ask([key for keys, _ in batch for key in keys])
+            values = await self._fetch([key for keys, _ in batch for key in keys])
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the readers' to see
             for _, answer in batch:
                 if not answer.done():

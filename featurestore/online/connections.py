@@ -11,7 +11,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 
-class HeldConnections:
+class ConnectionCache:
     """As many connections as there are threads that read at one time.
 
     client: of one server; closing it closes them too, and the next call opens them again.

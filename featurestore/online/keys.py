@@ -16,7 +16,7 @@ from featurestore.definitions.views import (
 )
 from featurestore.errors import InvalidRows
 
-NO_KEY = b"toque:none"  # asked for where a join key is null; nobody writes it
+NULL_KEY = b"toque:none"  # asked for where a join key is null; nobody writes it
 
 
 def prefix(project: str, view: str) -> str:
@@ -59,7 +59,7 @@ class RequestKeys:
         self._columns = tuple(zip(columns, (key.dtype for key in view.join_keys), strict=True))
 
     def of(self, entity_rows: Sequence[Mapping[str, Any]]) -> list[bytes]:
-        """One key a row; `NO_KEY` where a value is None.
+        """One key a row; `NULL_KEY` where a value is None.
 
         Raises: InvalidRows for a column that is missing or of another type.
         """
@@ -73,7 +73,7 @@ class RequestKeys:
                 raise InvalidRows(msg)
             value = row[column]
             if value is None:
-                return NO_KEY
+                return NULL_KEY
             parts.append(self._text(number, column, dtype, value))
         return (self._prefix + "|".join(parts)).encode()
 

@@ -30,8 +30,8 @@ from featurestore.definitions.views import (
     FeatureView,
 )
 from featurestore.errors import OnlineStoreUnavailable
-from featurestore.online.coalesced_reads import JointReads
-from featurestore.online.connections import HeldConnections
+from featurestore.online.coalesced_reads import CoalescedReads
+from featurestore.online.connections import ConnectionCache
 from featurestore.online.keys import row_keys
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class OnlineStore:
         self._where = f"Redis at {parts.hostname}:{parts.port or 6379}"
         self._clustered = parts.scheme.endswith(_CLUSTER)
         self._url = urlunsplit(parts._replace(scheme=parts.scheme.removesuffix(_CLUSTER)))
-        self._async: WeakKeyDictionary[Any, tuple[Any, JointReads]] = WeakKeyDictionary()
+        self._async: WeakKeyDictionary[Any, tuple[Any, CoalescedReads]] = WeakKeyDictionary()
 
     @cached_property
     def client(self) -> Any:
@@ -97,8 +97,8 @@ class OnlineStore:
             return kind.from_url(self._url)
 
     @cached_property
-    def _held(self) -> HeldConnections:
-        return HeldConnections(self.client)
+    def _connections(self) -> ConnectionCache:
+        return ConnectionCache(self.client)
 
     @cached_property
     def _script(self) -> Any:
@@ -154,7 +154,11 @@ class OnlineStore:
             return []
         values: list[bytes | None]
         try:  # as `reachable`, which takes a microsecond
-            values = self.client.mget_nonatomic(*keys) if self._clustered else self._held.call("MGET", *keys)
+            values = (
+                self.client.mget_nonatomic(*keys)
+                if self._clustered
+                else self._connections.call("MGET", *keys)
+            )
         except _UNREACHABLE as error:
             raise self._unavailable(error) from error
         return values
@@ -166,14 +170,14 @@ class OnlineStore:
         with self.reachable():
             return await self._loop_reads().read(keys)
 
-    def _loop_reads(self) -> JointReads:
+    def _loop_reads(self) -> CoalescedReads:
         """A client of its own for each event loop: connections cannot change loops."""
         loop = asyncio.get_running_loop()
         if loop not in self._async:
             kind: Any = AsyncRedisCluster if self._clustered else redis.asyncio.Redis
             client = kind.from_url(self._url)
             ask = client.mget_nonatomic if self._clustered else partial(client.execute_command, "MGET")
-            self._async[loop] = client, JointReads(lambda keys: ask(*keys))
+            self._async[loop] = client, CoalescedReads(lambda keys: ask(*keys))
         return self._async[loop][1]
 
     async def aclose(self) -> None:

@@ -24,7 +24,7 @@ from featurestore.definitions.views import (
     Projection,
 )
 from featurestore.errors import InvalidRows, UnreadableRow
-from featurestore.offline.historical import stored_view
+from featurestore.offline.join import stored_view
 from featurestore.online.keys import RequestKeys
 from featurestore.retrieval import Retrieval
 
@@ -41,7 +41,7 @@ class Status(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class _Looked:
+class _LookupResult:
     """What one lookup gave.
 
     columns: where each output column stands in the rows; rows: values in schema order; states, events: one a row.
@@ -71,21 +71,21 @@ class OnlineFeatures:
         self,
         entity_rows: EntityRows,
         order: Sequence[str],
-        looked: Sequence[_Looked],
+        results: Sequence[_LookupResult],
         computed: Mapping[str, list[Any]],
     ) -> None:
         self._entity_rows = entity_rows
         self._order = order
-        self._looked = looked
+        self._results = results
         self._computed = computed
 
     def columns(self, names: Sequence[str] | None = None) -> dict[str, list[Any]]:
         """Values by column, None where missing; by default all features in the order asked for."""
         order = self._order if names is None else names
-        if not self._computed and len(self._looked) == 1:
-            return self._looked[0].values(order)
+        if not self._computed and len(self._results) == 1:
+            return self._results[0].values(order)
         values = dict(self._computed)
-        for part in self._looked:
+        for part in self._results:
             values |= part.values(part.columns)
         return {name: values[name] for name in order}
 
@@ -97,7 +97,7 @@ class OnlineFeatures:
     @property
     def statuses(self) -> dict[str, list[Status]]:
         """By feature column, one a row; a computed feature is PRESENT or NULL_VALUE."""
-        states = {name: part.states for part in self._looked for name in part.columns}
+        states = {name: part.states for part in self._results for name in part.columns}
         present = [Status.PRESENT] * len(self._entity_rows)
         return {
             name: [
@@ -110,7 +110,7 @@ class OnlineFeatures:
     @property
     def event_timestamps(self) -> dict[str, list[datetime | None]]:
         """When each value was true, by feature column; None where nothing was found or it was computed."""
-        events = {name: part.events for part in self._looked for name in part.columns}
+        events = {name: part.events for part in self._results for name in part.columns}
         nothing: list[int | None] = [None] * len(self._entity_rows)
         return {
             name: [None if e is None else from_microseconds(e) for e in events.get(name, nothing)]
@@ -137,7 +137,7 @@ class Lookup:
         self._current = current
         self._nothing = (None,) * len(current.names)
 
-    def look(self, values: Sequence[bytes | None], *, now_us: int) -> _Looked:
+    def look(self, values: Sequence[bytes | None], *, now_us: int) -> _LookupResult:
         """Decode the rows as of now."""
         rows: list[tuple[Any, ...]] = []
         states: list[Status] = []
@@ -147,7 +147,7 @@ class Lookup:
             rows.append(row)
             states.append(state)
             events.append(event)
-        return _Looked(self._columns, rows, states, events)
+        return _LookupResult(self._columns, rows, states, events)
 
     def _row(self, value: bytes | None, now_us: int) -> tuple[int | None, tuple[Any, ...], Status]:
         """Event time, values in the order of the current schema, and what became of them."""
@@ -196,18 +196,18 @@ class Request:
     ) -> OnlineFeatures:
         """The features as of `now`, from the packed rows under `keys`."""
         size, now_us = len(entity_rows), to_microseconds(now)
-        looked = [
+        results = [
             lookup.look(values[i * size : (i + 1) * size], now_us=now_us)
             for i, lookup in enumerate(self.lookups)
         ]
-        computed = self._computed(entity_rows, looked) if self.retrieval.computed else {}
-        return OnlineFeatures(entity_rows, self.retrieval.columns, looked, computed)
+        computed = self._computed(entity_rows, results) if self.retrieval.computed else {}
+        return OnlineFeatures(entity_rows, self.retrieval.columns, results, computed)
 
-    def _computed(self, entity_rows: EntityRows, looked: Sequence[_Looked]) -> dict[str, list[Any]]:
+    def _computed(self, entity_rows: EntityRows, results: Sequence[_LookupResult]) -> dict[str, list[Any]]:
         fields = {name: f for lookup in self.retrieval.lookups for name, f in lookup.columns.items()}
         inputs = {
             name: column_of(fields[name].dtype, values)
-            for part in looked
+            for part in results
             for name, values in part.values(part.columns).items()
         }
         for f in self.retrieval.request:

@@ -25,10 +25,10 @@ from featurestore.definitions.fields import (
     check_name,
 )
 from featurestore.errors import InvalidDefinition
-from featurestore.windows.distinct import Things
+from featurestore.windows.distinct import DistinctColumn
 from featurestore.windows.latest import Latest
 from featurestore.windows.running import Numbers, Window
-from featurestore.windows.windowing import Course, Events, Floats, Ints, order_events
+from featurestore.windows.windowing import Alignment, Events, Floats, Ints, order_events
 
 KNOWN_AT = "known_at"
 
@@ -234,7 +234,9 @@ def aggregate_windows(
         event_time=event_time,
         known_at=known_at,
         numbers={a.column for a in aggregations if a.column and a.function is not Function.APPROX_DISTINCT},
-        things={a.column for a in aggregations if a.column and a.function is Function.APPROX_DISTINCT},
+        distinct_columns={
+            a.column for a in aggregations if a.column and a.function is Function.APPROX_DISTINCT
+        },
         watermark=late,
     )
     step = None if every is None else every // _MICROSECOND
@@ -247,7 +249,7 @@ def _aggregated(events: Events, *, aggregations: Sequence[Aggregation], every: i
     """The rows of some keys; every: of the grid, in microseconds."""
     lengths = sorted({_length(a) for a in aggregations})
     rows = events.rows(lengths, every)
-    computed = _Computation(Course.of(events, rows))
+    computed = _Computation(Alignment.of(events, rows))
     results: dict[str, pa.Array] = {}
     for length in lengths:
         results |= computed.over(length, aggregations)
@@ -263,15 +265,15 @@ def _length(aggregation: Aggregation) -> int:
 class _Computation:
     """What all windows of some events share, each part made when the first window needs it."""
 
-    def __init__(self, course: Course) -> None:
-        self._course = course
+    def __init__(self, alignment: Alignment) -> None:
+        self._alignment = alignment
         self._numbers: dict[str | None, Numbers] = {}
         self._latest: dict[str | None, Latest] = {}
-        self._things: dict[str, Things] = {}
+        self._distinct_columns: dict[str, DistinctColumn] = {}
 
     def over(self, length: int, aggregations: Sequence[Aggregation]) -> dict[str, pa.Array]:
         """The results of the aggregations that have a window of `length` microseconds, by name."""
-        end = self._course.ends(length)
+        end = self._alignment.ends(length)
         windows: dict[str | None, Window] = {}
         made: dict[str, pa.Array] = {}
         for a in (a for a in aggregations if _length(a) == length):
@@ -288,7 +290,7 @@ class _Computation:
 
     def _number(self, column: str | None) -> Numbers:
         if column not in self._numbers:
-            self._numbers[column] = Numbers(self._course, column)
+            self._numbers[column] = Numbers(self._alignment, column)
         return self._numbers[column]
 
     def _last(self, column: str | None) -> Latest:
@@ -297,9 +299,9 @@ class _Computation:
         return self._latest[column]
 
     def _distinct(self, column: str, end: Ints) -> Ints:
-        if column not in self._things:
-            self._things[column] = Things(self._course, column)
-        return self._things[column].distinct(end)
+        if column not in self._distinct_columns:
+            self._distinct_columns[column] = DistinctColumn(self._alignment, column)
+        return self._distinct_columns[column].distinct(end)
 
 
 def _result(window: Window, function: Function) -> pa.Array:

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.windows.windowing import Course, Floats, Ints
+from featurestore.windows.windowing import Alignment, Floats, Ints
 from kernels.hashing import hash_strings
 
 PRECISION = 12
@@ -111,22 +111,22 @@ def _sigma() -> Floats:
     return total
 
 
-class Things:
-    """One column's values of any type and where each enters, by register."""
+class DistinctColumn:
+    """One column's values of any type and the row where each enters, by register."""
 
-    def __init__(self, course: Course, column: str) -> None:
-        values = course.events.things[column]
+    def __init__(self, alignment: Alignment, column: str) -> None:
+        values = alignment.events.distinct_columns[column]
         there = pc.is_valid(values)
         if pa.types.is_floating(values.type):
             there = pc.and_kleene(there, pc.invert(pc.is_nan(values)))
         kept = np.flatnonzero(pc.fill_null(there, False).to_numpy(zero_copy_only=False))
-        self._rows = len(course.rows.at)
+        self._rows = len(alignment.rows.at)
         hashes = value_hashes(values.take(pa.array(kept)))
         register, zeros = _split(hashes)
         by_register = np.argsort(register.astype(np.uint16), kind="stable")
         self._register, self._zeros = register[by_register], zeros[by_register]
         self._events = kept[by_register]
-        self._begin = course.begin[self._events]
+        self._begin = alignment.begin[self._events]
 
     @cached_property
     def _levels(self) -> list[Ints]:

@@ -11,16 +11,18 @@ from featurestore.windows.windowing import Floats, Ints
 
 
 class Latest:
-    """The values of one column by how late they happened.
+    """The values of one column by event time.
 
     Of one time the value that became known later is the later one, then the greater one.
     """
 
     def __init__(self, numbers: Numbers) -> None:
         self._numbers = numbers
-        events = numbers.course.events
-        self._key, self._happened = numbers.of_kept(events.key), numbers.of_kept(events.happened)
-        self._order = _by_time(self._key, self._happened, numbers.of_kept(events.enters), numbers.values)
+        events = numbers.alignment.events
+        self._key, self._event_times = numbers.of_kept(events.key), numbers.of_kept(events.event_times)
+        self._order = _by_time(
+            self._key, self._event_times, numbers.of_kept(events.entry_times), numbers.values
+        )
         rank = np.empty_like(self._order)
         rank[self._order] = np.arange(len(rank))
         self._rest: Ints = rank
@@ -31,13 +33,13 @@ class Latest:
 
         k: from 1.
         """
-        rows, entered = self._numbers.course.rows, self._numbers.entered
+        rows, entered = self._numbers.alignment.rows, self._numbers.entered
         if not len(self._order):
             return np.zeros(len(rows.at)), np.ones(len(rows.at), dtype=bool)
         found = self._ranked(k).take(np.maximum(entered - 1, 0))
         event = self._order.take(np.maximum(found, 0))
         none = (entered == 0) | (found < 0) | (self._key.take(event) != rows.key)
-        none |= self._happened.take(event) + length <= rows.at
+        none |= self._event_times.take(event) + length <= rows.at
         return self._numbers.values.take(event), none
 
     def _ranked(self, k: int) -> Ints:
@@ -50,9 +52,9 @@ class Latest:
         return self._kth[k - 1]
 
 
-def _by_time(key: Ints, happened: Ints, enters: Ints, values: Floats) -> Ints:
+def _by_time(key: Ints, event_times: Ints, entry_times: Ints, values: Floats) -> Ints:
     """Positions by key, event time, known time and value; the events are in order of key and known time."""
     same_key = key[1:] == key[:-1]
-    if bool((happened[1:] > happened[:-1])[same_key].all()):
+    if bool((event_times[1:] > event_times[:-1])[same_key].all()):
         return np.arange(len(key))
-    return np.lexsort((values, enters, happened, key))
+    return np.lexsort((values, entry_times, event_times, key))

@@ -8,26 +8,26 @@ from functools import cached_property
 
 import numpy as np
 
-from featurestore.windows.windowing import Course, Floats, Ints, blocks, is_rising
+from featurestore.windows.windowing import Alignment, Floats, Ints, blocks, is_rising
 
 _TINY = 1e-200  # below this the halves would underflow
 _ROUNDING = 8 * np.finfo(np.float64).eps
 
 
 class Numbers:
-    """One column's values and where each enters; holds what all windows share.
+    """One column's values and the row where each enters; holds what all windows share.
 
     column: of the events, without its nulls; None to count events.
     """
 
-    def __init__(self, course: Course, column: str | None) -> None:
-        self.course = course
-        self.size = len(course.rows.at)
-        given = np.zeros(0) if column is None else course.events.numbers[column]
+    def __init__(self, alignment: Alignment, column: str | None) -> None:
+        self.alignment = alignment
+        self.size = len(alignment.rows.at)
+        given = np.zeros(0) if column is None else alignment.events.numbers[column]
         kept = None if column is None else ~np.isnan(given)
         self.kept = None if kept is None or kept.all() else kept
         self.values = given if self.kept is None else given[self.kept]
-        self.begin = self.of_kept(course.begin)
+        self.begin = self.of_kept(alignment.begin)
 
     def of_kept(self, each: Ints) -> Ints:
         """What belongs to the events that have a value, from what belongs to all."""

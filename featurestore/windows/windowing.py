@@ -33,17 +33,17 @@ _RADIX_KEYS = 2**16  # numpy sorts integers of 16 bits by counting
 class Events:
     """Known events ordered by key and the time they enter a window.
 
-    keys: table of the distinct keys, in order; key: (events,) row in it; happened, enters: (events,) microseconds, the
+    keys: table of the distinct keys, in order; key: (events,) row in it; event_times, entry_times: (events,) microseconds, the
     latter the later of event time and known time; numbers: columns as (events,) float64, NaN where there is no value;
-    things: columns of any type.
+    distinct_columns: columns of any type.
     """
 
     keys: pa.Table
     key: Ints
-    happened: Ints
-    enters: Ints
+    event_times: Ints
+    entry_times: Ints
     numbers: Mapping[str, Floats]
-    things: Mapping[str, pa.Array]
+    distinct_columns: Mapping[str, pa.Array]
 
     def pieces(self) -> Iterator["Events"]:
         """The events in pieces of about `PIECE_EVENTS`, each with all events of its keys; one if there are none."""
@@ -61,10 +61,10 @@ class Events:
         return Events(
             self.keys.slice(first, last - first),
             self.key[part] - first,
-            self.happened[part],
-            self.enters[part],
+            self.event_times[part],
+            self.entry_times[part],
             {name: values[part] for name, values in self.numbers.items()},
-            {name: values[part] for name, values in self.things.items()},
+            {name: values[part] for name, values in self.distinct_columns.items()},
         )
 
     def rows(self, lengths: Sequence[int], every: int | None) -> "Rows":
@@ -73,11 +73,11 @@ class Events:
         lengths: of all windows, every: of the grid, in microseconds.
         """
         if every is None:
-            return place_rows(self.key, self.enters)
-        turns = [_boundaries(self.key, self.enters, every)]
+            return place_rows(self.key, self.entry_times)
+        turns = [_boundaries(self.key, self.entry_times, every)]
         for length in lengths:
-            leaves = self.happened + length
-            real = leaves > self.enters
+            leaves = self.event_times + length
+            real = leaves > self.entry_times
             turns.append(_boundaries(self.key[real], leaves[real], every))
         return place_rows(*(np.concatenate(parts) for parts in zip(*turns, strict=True)))
 
@@ -102,37 +102,41 @@ def order_events(
     event_time: str,
     known_at: str,
     numbers: Iterable[str],
-    things: Iterable[str],
+    distinct_columns: Iterable[str],
     watermark: int | None = None,
 ) -> Events:
     """Check an event table and order it; events that are not known yet (null) are left out.
 
-    numbers, things: columns to take along as numbers, or as they are; watermark: microseconds after it happened at which an event may become known at the latest; later ones are left out.
-
+    numbers, distinct_columns: columns to take along as numbers, or as they are.
+    watermark: microseconds from an event to the latest time at which it may become known; later ones are left out.
     Raises: InvalidRows for a missing column, a null key or event time, a naive time, or what is no finite number.
     """
-    for name in (*keys, known_at, *numbers, *things):
+    for name in (*keys, known_at, *numbers, *distinct_columns):
         if name not in events.column_names:
             raise InvalidRows(f"{WHERE}: column {name!r} is missing; got {events.column_names}")
     for name in keys:
         refuse_nulls(WHERE, events, name)
     unknown = events.column(known_at).null_count
     known = events.filter(pc.is_valid(events.column(known_at))) if unknown else events
-    happened = microseconds(time_column(WHERE, known, event_time))
-    enters = np.maximum(happened, microseconds(time_column(WHERE, known, known_at)))
-    if watermark is not None and len(happened):
-        in_time = enters - happened <= watermark
+    event_times = microseconds(time_column(WHERE, known, event_time))
+    entry_times = np.maximum(event_times, microseconds(time_column(WHERE, known, known_at)))
+    if watermark is not None and len(event_times):
+        in_time = entry_times - event_times <= watermark
         if not in_time.all():
-            known, happened, enters = known.filter(pa.array(in_time)), happened[in_time], enters[in_time]
+            known, event_times, entry_times = (
+                known.filter(pa.array(in_time)),
+                event_times[in_time],
+                entry_times[in_time],
+            )
     distinct, codes = _encode_keys(known, keys)
-    order = _order(codes, enters)
+    order = _order(codes, entry_times)
     return Events(
         distinct,
         codes[order],
-        happened[order],
-        enters[order],
+        event_times[order],
+        entry_times[order],
         {name: _numbers(known, name)[order] for name in numbers},
-        {name: known.column(name).combine_chunks().take(pa.array(order)) for name in things},
+        {name: known.column(name).combine_chunks().take(pa.array(order)) for name in distinct_columns},
     )
 
 
@@ -253,7 +257,7 @@ def is_rising(values: Ints) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
+class Alignment:
     """Events and the rows along which they are aggregated; begin: (events,) first row in which each is known."""
 
     events: Events
@@ -261,13 +265,13 @@ class Course:
     begin: Ints
 
     @classmethod
-    def of(cls, events: Events, rows: Rows) -> "Course":
+    def of(cls, events: Events, rows: Rows) -> "Alignment":
         """Find where each event begins: in a row of its own, or in the next of its key."""
-        own = np.array_equal(rows.at, events.enters) and np.array_equal(rows.key, events.key)
-        begin = np.arange(len(rows.at)) if own else rows.position(events.key, events.enters)
+        own = np.array_equal(rows.at, events.entry_times) and np.array_equal(rows.key, events.key)
+        begin = np.arange(len(rows.at)) if own else rows.position(events.key, events.entry_times)
         return cls(events, rows, begin)
 
     def ends(self, length: int) -> Ints:
         """(events,) the row in which each has left a window of `length` microseconds; its begin if it never is in it."""
-        left = self.rows.position(self.events.key, self.events.happened + length)
+        left = self.rows.position(self.events.key, self.events.event_times + length)
         return np.maximum(self.begin, left, out=left)

@@ -42,7 +42,7 @@ _PLAIN_OPCODES = {
 }  # fmt: skip
 
 
-def code_in(files: Mapping[str, LocalFile]) -> tuple[str, ...]:
+def executable_files(files: Mapping[str, LocalFile]) -> tuple[str, ...]:
     """Paths of files that can execute code when they are loaded."""
     return tuple(name for name, file in files.items() if _can_execute(file.path))
 

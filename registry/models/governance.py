@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from registry.models import rules as decisions
+from registry.models import decisions
+from registry.models.decisions import UNCHECKED, Expected
 from registry.models.layers import Layers
-from registry.models.matching import TrafficRule
-from registry.models.rules import UNCHECKED, Expected
 from registry.models.state import ModelState
 from registry.models.traffic import CHAMPION, LayerPart, LayerShare, Traffic
+from registry.models.traffic_rules import TrafficRule
 from registry.models.versions import ModelPolicy, ModelVersion
 
 
@@ -102,7 +102,9 @@ class Governance(Layers):
         policy would not let there now, unless an override once did.
         Raises: Refused if there is none to go back to, saying why of each; NotFound.
         """
-        entry, state = self._tidily(name, lambda state: decisions.rollback(state, alias, reason=reason))
+        entry, state = self._change_and_release(
+            name, lambda state: decisions.rollback(state, alias, reason=reason)
+        )
         return state.versions[entry.body["version"] if entry else state.aliases[alias]]
 
     def traffic(self, name: str) -> Traffic:
@@ -189,7 +191,7 @@ class Governance(Layers):
         override: str,
         clear: bool,
     ) -> ModelVersion:
-        _, state = self._tidily(
+        _, state = self._change_and_release(
             name,
             lambda state: decisions.set_alias(
                 state, alias, version, expected=expected, reason=reason, override=override, clear=clear

@@ -16,8 +16,8 @@ from typing import Any
 
 from registry.errors import GivenUp, Refused, RegistryError
 from registry.journal import Entry, Fold, Journal
-from registry.models import rules
-from registry.models.model_journals import Shelf
+from registry.models import decisions
+from registry.models.model_journals import ModelJournals
 from registry.models.state import ModelState
 from registry.models.traffic import BUCKETS, LayerPart, LayerShare, Ranges, allocate, size, to_buckets
 from registry.names import check_name
@@ -43,7 +43,7 @@ class Claim:
 Claims = Mapping[str, Claim]  # by model
 
 
-class Layers(Shelf):
+class Layers(ModelJournals):
     """The part of the registry about who has which part of a layer."""
 
     def __init__(self, store: Any, *, actor: str, clock: Clock = utc_now) -> None:
@@ -64,17 +64,17 @@ class Layers(Shelf):
         Raises: Refused if others have the room, or the part would shrink while it is used; NotFound; InvalidInput.
         """
         state = self.follow(model).refresh()
-        rules.require_traffic(state)
+        decisions.require_traffic(state)
         layer, now = wanted.name, state.split.layer
         count = to_buckets(wanted.share, what=f"layer {layer!r}")
         used = now is not None and now.name == layer
         if now is not None and used and count <= size(now.buckets):
-            return _kept(now, count, model)
+            return _existing_part(now, count, model)
         mine = self.layer(layer).get(model)
-        if mine is not None and not used and _is_of_no_use(mine, count, state.left.get(layer, -1)):
+        if mine is not None and not used and _is_unusable(mine, count, state.revoked_claims.get(layer, -1)):
             self.release(model, layer)
         claims = self.layer(layer)
-        if count > BUCKETS - _others(claims, model):  # perhaps some are left over
+        if count > BUCKETS - _claimed_by_others(claims, model):  # perhaps some are left over
             for other in [each for each in claims if each != model]:
                 self.release(other, layer)
         return self._take(model, layer, count)
@@ -84,8 +84,8 @@ class Layers(Shelf):
         claim = self.layer(layer).get(model)
         if claim is None:
             return
-        _, state = self._change(model, lambda state: rules.leave_layer(state, layer, claim.number))
-        if claim.number > state.left.get(layer, -1):
+        _, state = self._change(model, lambda state: decisions.leave_layer(state, layer, claim.number))
+        if claim.number > state.revoked_claims.get(layer, -1):
             return
         self._claims(layer).transact(lambda claims: _released(claims, model, claim.number))
 
@@ -93,7 +93,7 @@ class Layers(Shelf):
         self,
         model: str,
         wanted: LayerShare | None,
-        decide: Callable[[ModelState, LayerPart | None], rules.Body | None],
+        decide: Callable[[ModelState, LayerPart | None], decisions.Body | None],
     ) -> ModelState:
         """Change the traffic: claim, append, and give back what is used no more.
 
@@ -102,7 +102,7 @@ class Layers(Shelf):
         for attempt in range(_ATTEMPTS):
             part = None if wanted is None else self.claim(model, wanted)
             try:
-                return self._tidily(model, lambda state, part=part: decide(state, part))[1]  # type: ignore[misc]
+                return self._change_and_release(model, lambda state, part=part: decide(state, part))[1]  # type: ignore[misc]
             except GivenUp:
                 if attempt + 1 == _ATTEMPTS:
                     raise
@@ -112,19 +112,23 @@ class Layers(Shelf):
                 raise
         raise AssertionError("unreachable")
 
-    def _tidily(
-        self, model: str, decide: Callable[[ModelState], rules.Body | None]
+    def _change_and_release(
+        self, model: str, decide: Callable[[ModelState], decisions.Body | None]
     ) -> tuple[Entry | None, ModelState]:
         """`_change`, and what it leaves of a layer is given back; where that fails, whoever needs the room does it."""
         before: LayerPart | None = None
 
-        def watched(state: ModelState) -> rules.Body | None:
+        def watched(state: ModelState) -> decisions.Body | None:
             nonlocal before
             before = state.split.layer
             return decide(state)
 
         entry, state = self._change(model, watched)
-        if entry is not None and before is not None and before.claim <= state.left.get(before.name, -1):
+        if (
+            entry is not None
+            and before is not None
+            and before.claim <= state.revoked_claims.get(before.name, -1)
+        ):
             self._try_to_release(model, before.name)
         return entry, state
 
@@ -162,7 +166,7 @@ class Layers(Shelf):
 
 def _claimed(claims: Claims, model: str, layer: str, count: int) -> dict[str, Any]:
     """The claim of `count` buckets; those that the model has, it keeps. Raises: Refused if others have them."""
-    others = _others(claims, model)
+    others = _claimed_by_others(claims, model)
     if count > BUCKETS - others:
         parts = ", ".join(f"{name} {claim.share:.2%}" for name, claim in claims.items() if name != model)
         raise Refused(
@@ -181,7 +185,7 @@ def _released(claims: Claims, model: str, number: int) -> dict[str, Any] | None:
     return {"kind": "released", "model": model} if there is not None and there.number == number else None
 
 
-def _kept(now: LayerPart, count: int, model: str) -> LayerPart:
+def _existing_part(now: LayerPart, count: int, model: str) -> LayerPart:
     if count < size(now.buckets):
         raise Refused(
             f"{model} has {now.share:.2%} of layer {now.name!r}, which can only grow while its traffic is split in it; "
@@ -190,12 +194,12 @@ def _kept(now: LayerPart, count: int, model: str) -> LayerPart:
     return now
 
 
-def _is_of_no_use(claim: Claim, count: int, left: int) -> bool:
+def _is_unusable(claim: Claim, count: int, last_revoked: int) -> bool:
     """Whether a claim without traffic, of a writer that was killed or is just at it, is not the one that is wanted."""
-    return claim.number <= left or size(claim.buckets) != count
+    return claim.number <= last_revoked or size(claim.buckets) != count
 
 
-def _others(claims: Claims, model: str) -> int:
+def _claimed_by_others(claims: Claims, model: str) -> int:
     return sum(size(claim.buckets) for name, claim in claims.items() if name != model)
 
 

@@ -17,11 +17,11 @@ from registry.times import Clock, utc_now
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from registry.models.rules import Body
+    from registry.models.decisions import Body
     from registry.store import ObjectStore
 
 
-class Shelf:
+class ModelJournals:
     """Access to the journals of models.
 
     store: where all is kept; actor: who makes the changes; clock: their times.

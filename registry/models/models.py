@@ -11,11 +11,11 @@ from pydantic import BaseModel, ConfigDict
 
 from registry.errors import NotFound, Refused
 from registry.journal import Entry
-from registry.models import rules
+from registry.models import decisions
 from registry.models.lineage import Dependent
 from registry.models.model_card import model_card
 from registry.models.registration import Registration
-from registry.models.signatures import Signed
+from registry.models.signed_versions import SignedVersions
 from registry.models.state import ModelState, step
 from registry.models.versions import ModelPolicy, ModelVersion
 from registry.store import Progress, TableSnapshot
@@ -32,7 +32,7 @@ class Verified(BaseModel):
     size_bytes: int
 
 
-class Models(Registration, Signed):
+class Models(Registration, SignedVersions):
     """The part of the registry about models and versions."""
 
     def create_model(
@@ -49,10 +49,10 @@ class Models(Registration, Signed):
         Raises: AlreadyExists; InvalidInput for a malformed name.
         """
 
-        def decide(state: ModelState) -> rules.Body | None:
+        def decide(state: ModelState) -> decisions.Body | None:
             if exist_ok and state.created_at is not None:
                 return None
-            return rules.create_model(
+            return decisions.create_model(
                 state, description=description, tags=tags or {}, policy=policy or ModelPolicy()
             )
 
@@ -66,18 +66,18 @@ class Models(Registration, Signed):
     def get_model(self, name: str) -> ModelState:
         """The model as it is now. Raises: NotFound."""
         state = self.follow(name).refresh()
-        rules.require_model(state)
+        decisions.require_model(state)
         return state
 
     def set_model_tags(
         self, name: str, tags: Mapping[str, str | None], *, description: str | None = None
     ) -> ModelState:
         """Add or replace tags (None removes one) and, if given, the description. Raises: NotFound."""
-        body: rules.Body = {"kind": "model-changed", "tags": dict(tags)}
+        body: decisions.Body = {"kind": "model-changed", "tags": dict(tags)}
         body |= {} if description is None else {"description": description}
 
-        def decide(state: ModelState) -> rules.Body:
-            rules.require_model(state)
+        def decide(state: ModelState) -> decisions.Body:
+            decisions.require_model(state)
             return body
 
         return self._change(name, decide)[1]
@@ -93,7 +93,7 @@ class Models(Registration, Signed):
         found = self.find_version(name, version)
         if found is None:
             state = self.follow(name).state
-            rules.require_model(state)
+            decisions.require_model(state)
             raise NotFound(
                 f"{name}@{version} does not exist; versions go to {max(state.versions, default=0)}, "
                 f"aliases are {dict(state.aliases)}"
@@ -107,8 +107,8 @@ class Models(Registration, Signed):
     def set_version_tags(self, name: str, version: int, tags: Mapping[str, str | None]) -> ModelVersion:
         """Add or replace tags of a version (None removes one). Raises: NotFound."""
 
-        def decide(state: ModelState) -> rules.Body | None:
-            old = rules.require_version(state, version).tags
+        def decide(state: ModelState) -> decisions.Body | None:
+            old = decisions.require_version(state, version).tags
             same = all(old.get(tag) == value for tag, value in tags.items())
             return None if same else {"kind": "version-changed", "version": version, "tags": dict(tags)}
 
@@ -119,7 +119,7 @@ class Models(Registration, Signed):
 
         Raises: NotFound; Refused while an alias or traffic points to it.
         """
-        return self._change(name, lambda state: rules.delete_version(state, version, reason=reason))[
+        return self._change(name, lambda state: decisions.delete_version(state, version, reason=reason))[
             1
         ].versions[version]
 
@@ -160,7 +160,7 @@ class Models(Registration, Signed):
         """Every change of the model, oldest first, with actor, time and reason. Raises: NotFound."""
         entries = list(self.follow(name).journal.entries())
         if not entries:
-            rules.require_model(ModelState(name=name))
+            decisions.require_model(ModelState(name=name))
         return entries
 
     def card(self, name: str, version: int | str) -> str:

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from registry.errors import InvalidInput, Refused
-from registry.models import rules
-from registry.models.code_files import code_in
+from registry.models import decisions
+from registry.models.code_files import executable_files
 from registry.models.lineage import Lineage
-from registry.models.model_journals import Shelf
+from registry.models.model_journals import ModelJournals
 from registry.models.signature import Signature
 from registry.models.state import ModelState
 from registry.models.versions import ModelVersion, finite, jsonable
@@ -30,11 +30,11 @@ from registry.store.blobs import Blobs, LocalFile, scan
 _PATIENCE_S = 1200.0  # what was uploaded is worth waiting for, however many others register
 
 
-class _SweptMeanwhile(Exception):  # noqa: N818 - a signal between two functions here, not an error
+class _GarbageCollected(Exception):  # noqa: N818 - a signal between two functions here, not an error
     """Garbage was collected between upload and append: what was uploaded may be gone."""
 
 
-class Registration(Shelf):
+class Registration(ModelJournals):
     """The part of the registry that brings versions in, and clears away what they no longer need."""
 
     def create_version(
@@ -61,7 +61,7 @@ class Registration(Shelf):
         Raises: NotFound if the model does not exist; InvalidInput for bad files; Refused for code.
         """
         files = scan(Path(path))
-        code = code_in(files)
+        code = executable_files(files)
         refused = sorted(set(code) - set(allow_code))
         if refused:
             raise Refused(
@@ -116,11 +116,11 @@ class Registration(Shelf):
         return dead
 
     def _register(
-        self, name: str, files: Mapping[str, LocalFile], content: rules.Body, on_progress: Progress | None
+        self, name: str, files: Mapping[str, LocalFile], content: decisions.Body, on_progress: Progress | None
     ) -> ModelVersion:
         state = self.follow(name).refresh()
         while True:
-            rules.require_model(state)
+            decisions.require_model(state)
             done = _with_key(state, content["key"])
             if done is not None:
                 return done
@@ -129,7 +129,7 @@ class Registration(Shelf):
             body["digest"] = _digest(body)
             try:
                 entry, state = self._change(name, _registration(body, stored), patience_s=_PATIENCE_S)
-            except _SweptMeanwhile:
+            except _GarbageCollected:
                 state = self.follow(name).state
                 continue
             if entry is not None:
@@ -151,11 +151,13 @@ class Registration(Shelf):
         return Blobs(self.store, f"models/{check_name(name)}/blobs")
 
 
-def _registration(body: rules.Body, stored: Mapping[str, Blob]) -> Callable[[ModelState], rules.Body | None]:
+def _registration(
+    body: decisions.Body, stored: Mapping[str, Blob]
+) -> Callable[[ModelState], decisions.Body | None]:
     """The decision that adds a version, as long as what was stored for it cannot have been swept."""
 
-    def decide(state: ModelState) -> rules.Body | None:
-        rules.require_model(state)
+    def decide(state: ModelState) -> decisions.Body | None:
+        decisions.require_model(state)
         if _with_key(state, body["key"]) is not None:
             return None
         known = state.blobs()
@@ -163,7 +165,7 @@ def _registration(body: rules.Body, stored: Mapping[str, Blob]) -> Callable[[Mod
             blob.generation != state.generation and known.get(digest) != blob
             for digest, blob in stored.items()
         ):
-            raise _SweptMeanwhile
+            raise _GarbageCollected
         number = max(state.versions, default=0) + 1
         return {"kind": "version-created", "version": {**body, "version": number}}
 
@@ -183,7 +185,7 @@ def _digest(body: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _numbers(metrics: Mapping[str, float]) -> rules.Body:
+def _numbers(metrics: Mapping[str, float]) -> decisions.Body:
     """Metrics as JSON. Raises: InvalidInput for a value that is no number."""
     for metric, value in metrics.items():
         if isinstance(value, bool) or not isinstance(value, int | float):

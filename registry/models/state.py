@@ -12,8 +12,8 @@ from typing import Any
 
 from registry.errors import RegistryError
 from registry.journal import Entry
-from registry.models.matching import TrafficRule
 from registry.models.traffic import BUCKETS, CHAMPION, Arm, Holdout, LayerPart, Traffic
+from registry.models.traffic_rules import TrafficRule
 from registry.models.versions import (
     Approval,
     GateOutcome,
@@ -47,7 +47,7 @@ class ModelState:
 
     created_at: None as long as the model does not exist. past: alias -> earlier versions behind it, oldest
     first. generation: how many times garbage was collected. traffic_entry: number of the last entry that
-    changed the effective traffic. left: layer -> the last claim of it that this model may not use any more.
+    changed the effective traffic. revoked_claims: layer -> the last claim of it that this model may not use any more.
     entries: how many entries this state contains.
     """
 
@@ -61,7 +61,7 @@ class ModelState:
     past: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     split: Split = field(default_factory=Split)
     holdouts: tuple[Holdout, ...] = ()
-    left: Mapping[str, int] = field(default_factory=dict)
+    revoked_claims: Mapping[str, int] = field(default_factory=dict)
     traffic_entry: int = 0
     generation: int = 0
     entries: int = 0
@@ -129,7 +129,7 @@ def encode(state: ModelState) -> dict[str, Any]:
         "layer": None if state.split.layer is None else jsonable(state.split.layer),
         "rules": [jsonable(rule) for rule in state.split.rules],
         "holdouts": [jsonable(holdout) for holdout in state.holdouts],
-        "left": dict(state.left),
+        "left": dict(state.revoked_claims),
         "traffic_entry": state.traffic_entry,
         "generation": state.generation,
         "entries": state.entries,
@@ -150,7 +150,7 @@ def decode(name: str, data: Mapping[str, Any]) -> ModelState:
         past={alias: tuple(past) for alias, past in data["past"].items()},
         split=_split(data),
         holdouts=tuple(Holdout.model_validate(holdout) for holdout in data["holdouts"]),
-        left=data["left"],
+        revoked_claims=data["left"],
         traffic_entry=data["traffic_entry"],
         generation=data["generation"],
         entries=data["entries"],
@@ -294,15 +294,18 @@ def _with_split(state: ModelState, split: Split, entry: Entry) -> ModelState:
     given_up = state.split.layer
     if given_up is None or (split.layer is not None and split.layer.name == given_up.name):
         return changed
-    return _leave(changed, given_up.name, given_up.claim)
+    return _revoke_claim(changed, given_up.name, given_up.claim)
 
 
 def _layer_left(state: ModelState, entry: Entry) -> ModelState:
-    return _leave(state, entry.body["layer"], entry.body["claim"])
+    return _revoke_claim(state, entry.body["layer"], entry.body["claim"])
 
 
-def _leave(state: ModelState, layer: str, claim: int) -> ModelState:
-    return replace(state, left={**state.left, layer: max(claim, state.left.get(layer, claim))})
+def _revoke_claim(state: ModelState, layer: str, claim: int) -> ModelState:
+    return replace(
+        state,
+        revoked_claims={**state.revoked_claims, layer: max(claim, state.revoked_claims.get(layer, claim))},
+    )
 
 
 def _held_out(state: ModelState, entry: Entry) -> ModelState:

@@ -13,7 +13,7 @@ from typing import Any
 
 from registry.errors import AlreadyExists, NotFound, Unavailable
 from registry.journal import Fold, Journal
-from registry.models.model_journals import Shelf
+from registry.models.model_journals import ModelJournals
 from registry.names import check_key, check_name
 from registry.runs import record as run_record
 from registry.runs.record import Index, RunRecord, Segment, Status, with_segments
@@ -25,7 +25,7 @@ _BATCH = 16  # segments read at once
 LOST_AFTER = timedelta(seconds=60)  # without a heartbeat, which comes every ten
 
 
-class RunStore(Shelf):
+class RunStore(ModelJournals):
     """Reads and writes the records of runs, for `Runs`, `Run` and `RunLog`.
 
     An experiment is a journal with an entry where a run starts and one where it ends; it is the index that search

@@ -1,4 +1,4 @@
-"""From logged rows to evidence: cohorts of prediction time, each summed once its labels had time to come."""
+"""Sums over cohorts of logged predictions, each cohort summed once its labels had time to arrive."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from pydantic import BaseModel, ConfigDict
 
 from functions.evaluation.realised_loss import Scored, score
 from functions.prediction_log import PINNED
-from functions.rollout.evidence.assigned_units import Assigned, assigned
+from functions.rollout.evidence.assigned_units import AssignedUnits, count_assigned
 from functions.rollout.evidence.metrics import ReadMetric, metric_sums
 from functions.rollout.evidence.sums import ArmCounts, MetricSums, PairedLoss
 from functions.rollout.policy import RolloutPolicy
 from functions.rollout.state import RolloutState
-from registry.models.matching import BY_RULE
 from registry.models.traffic import HOLDOUT
+from registry.models.traffic_rules import BY_RULE
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 ReadOutcomes = Callable[[datetime, datetime], pa.Table]  # predictions with labels, predicted in [start, end)
 
 
-class Objects(Protocol):
-    """The verbs of the object store that the sums are kept with."""
+class SumsStore(Protocol):
+    """Object store that keeps the sums."""
 
     def find(self, key: str) -> bytes | None:
-        """The object, or None."""
+        """Find an object by its key, or return None."""
         ...
 
     def put(self, key: str, data: bytes) -> None:
-        """Write or overwrite the object."""
+        """Write or overwrite an object under its key."""
         ...
 
 
-class Sums(BaseModel):
-    """The evidence of the cohorts before `next_cohort`: a cache that the log could fill again.
+class CohortSums(BaseModel):
+    """Sums of all cohorts before `next_cohort`; a cache that can be rebuilt from the log.
 
     next_cohort: index of the first cohort that is not in the sums, counted in cohort lengths since the epoch.
     """
@@ -49,11 +49,11 @@ class Sums(BaseModel):
     loss: PairedLoss = PairedLoss()
     shadow: ArmCounts = ArmCounts()
     canary: ArmCounts = ArmCounts()
-    units: Assigned = Assigned()
+    units: AssignedUnits = AssignedUnits()
     metrics: dict[str, MetricSums] = {}
 
     def plus(self, cohort: Scored, state: RolloutState, metrics: dict[str, MetricSums]) -> Self:
-        """These sums and one more cohort, whose labels are due."""
+        """Add one more cohort, whose labels are due."""
         counted = self.counting(cohort, state)
         return counted.model_copy(
             update={
@@ -66,31 +66,31 @@ class Sums(BaseModel):
         )
 
     def counting(self, cohort: Scored, state: RolloutState) -> Self:
-        """These sums and the traffic of one more cohort."""
+        """Add the traffic of one more cohort, without its losses."""
         shadow, canary = counts(cohort, state)
         return self.model_copy(
             update={
                 "shadow": self.shadow + shadow,
                 "canary": self.canary + canary,
-                "units": assigned(cohort, state, self.units),
+                "units": count_assigned(cohort, state, self.units),
             }
         )
 
 
 def no_metrics(name: str, since: datetime) -> pa.Table:
-    """A reader for platforms without business metrics. Raises: LookupError."""
+    """Refuse to read a metric, for platforms without business metrics. Raises: LookupError."""
     raise LookupError(f"no reader of metrics was given, and metric {name!r} is wanted from {since}")
 
 
-def observe(
-    store: Objects,
+def sum_cohorts(
+    store: SumsStore,
     model: str,
     state: RolloutState,
     read: ReadOutcomes,
     now: datetime,
     read_metric: ReadMetric = no_metrics,
-) -> Sums:
-    """The sums as of `now`: loss of the cohorts whose labels are due, counts of all traffic so far.
+) -> CohortSums:
+    """Sum as of `now` the losses of the cohorts whose labels are due, and the counts of all traffic so far.
 
     Rows are read only from the first cohort that is not summed yet; finished cohorts are kept in the store under
     `rollouts/{model}/evidence/`. A row or label that comes later than `policy.label_delay` is not counted.
@@ -100,14 +100,16 @@ def observe(
     key = f"rollouts/{model}/evidence/{state.rollout:08d}{own}.json"
     kept = store.find(key)
     sums = (
-        Sums(next_cohort=_index(state.started_at, policy)) if kept is None else Sums.model_validate_json(kept)
+        CohortSums(next_cohort=_index(state.started_at, policy))
+        if kept is None
+        else CohortSums.model_validate_json(kept)
     )
     begun = sums.next_cohort
     due = _index(now - policy.label_delay, policy)  # cohorts before it have ended and waited
     start = max(state.started_at, _start(sums.next_cohort, policy))
     if start >= now:
         return sums
-    rows = score(in_experiments(read(start, now)), loss=policy.loss, clip=policy.clip, cap=policy.loss_cap)
+    rows = score(randomised_rows(read(start, now)), loss=policy.loss, clip=policy.clip, cap=policy.loss_cap)
     tables = _metric_tables(state, read_metric, start) if sums.next_cohort < due else {}
     sums, rows = _finish(sums, rows, state, due, tables)
     if sums.next_cohort > begun:
@@ -115,23 +117,23 @@ def observe(
     return _with_open_cohorts(sums, rows, state)
 
 
-def of_users(rows: pa.Table) -> pa.Table:
-    """Rows of users: who asks for a version by number chose it, and says nothing about the arms."""
+def unpinned_rows(rows: pa.Table) -> pa.Table:
+    """Drop rows that asked for a version by number: they were not split and say nothing about the arms."""
     return rows.filter(pc.not_equal(rows["arm"], PINNED))
 
 
-def in_experiments(rows: pa.Table) -> pa.Table:
-    """Rows that came by the split alone, of units that are not held out: those count in no comparison.
+def randomised_rows(rows: pa.Table) -> pa.Table:
+    """Keep the rows that were assigned to their arm at random by the split.
 
-    Nor do those that came by rule: their attributes chose them, not chance.
+    Dropped are units that are held out, and requests that a rule sent to a version: their attributes chose it, not chance.
     """
-    rows = of_users(rows)
+    rows = unpinned_rows(rows)
     rows = rows.filter(pc.invert(pc.starts_with(rows["arm"], BY_RULE)))
     return rows.filter(pc.not_equal(rows["arm"], HOLDOUT))
 
 
 def _metric_tables(state: RolloutState, read_metric: ReadMetric, since: datetime) -> dict[str, pa.Table]:
-    """The tables of the guardrails that have one of their own."""
+    """Read the tables of the guardrails that have their own table."""
     if state.stage != "canary":
         return {}
     wanted = [guardrail.name for guardrail in state.policy.guardrails if guardrail.source == "table"]
@@ -139,8 +141,8 @@ def _metric_tables(state: RolloutState, read_metric: ReadMetric, since: datetime
 
 
 def _finish(
-    sums: Sums, rows: Scored, state: RolloutState, due: int, tables: dict[str, pa.Table]
-) -> tuple[Sums, Scored]:
+    sums: CohortSums, rows: Scored, state: RolloutState, due: int, tables: dict[str, pa.Table]
+) -> tuple[CohortSums, Scored]:
     """Add every cohort that is due; return the rows that are not."""
     while sums.next_cohort < due:
         end = _micros(_start(sums.next_cohort + 1, state.policy))
@@ -149,7 +151,7 @@ def _finish(
     return sums, rows
 
 
-def _with_open_cohorts(sums: Sums, rows: Scored, state: RolloutState) -> Sums:
+def _with_open_cohorts(sums: CohortSums, rows: Scored, state: RolloutState) -> CohortSums:
     """Count the traffic of cohorts that still wait for labels, without their losses."""
     length = int(state.policy.cohort / timedelta(microseconds=1))
     index = rows.at // length
@@ -159,7 +161,7 @@ def _with_open_cohorts(sums: Sums, rows: Scored, state: RolloutState) -> Sums:
 
 
 def _metrics(cohort: Scored, state: RolloutState, tables: dict[str, pa.Table]) -> dict[str, MetricSums]:
-    """The business metrics of one cohort of a canary."""
+    """Sum the business metrics of one cohort of a canary."""
     if state.canary_since is None:
         return {}
     mine = cohort.where(~cohort.shadow & ~cohort.outside & (cohort.at >= _micros(state.canary_since)))
@@ -172,7 +174,7 @@ def _metrics(cohort: Scored, state: RolloutState, tables: dict[str, pa.Table]) -
 
 
 def paired_loss(cohort: Scored, state: RolloutState) -> PairedLoss:
-    """The losses of champion and shadow on the same labelled requests of one cohort."""
+    """Pair the losses of champion and shadow on the same labelled requests of one cohort."""
     champion = cohort.where((cohort.version == state.champion) & ~cohort.shadow).first_by_id()
     challenger = cohort.where((cohort.version == state.challenger) & cohort.shadow).first_by_id()
     _, left, right = np.intersect1d(
@@ -191,7 +193,7 @@ def paired_loss(cohort: Scored, state: RolloutState) -> PairedLoss:
 
 
 def counts(cohort: Scored, state: RolloutState) -> tuple[ArmCounts, ArmCounts]:
-    """Requests, errors and slow answers of one cohort: in the shadow stage, in the canary stage."""
+    """Count requests, errors and slow answers of one cohort, in the shadow stage and in the canary stage."""
     if state.canary_since is None:
         return _counts(cohort, state, challenger_is_shadow=True), ArmCounts()
     boundary = _micros(state.canary_since)
@@ -216,7 +218,7 @@ def _counts(rows: Scored, state: RolloutState, *, challenger_is_shadow: bool) ->
 
 
 def _units(rows: Scored, met: np.ndarray) -> int:
-    """How many units met the event: a unit that repeats its request is one observation."""
+    """Count the units that met the event; a unit that repeats its request is one observation."""
     return len(set(rows.unit[met]))
 
 

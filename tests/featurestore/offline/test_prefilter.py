@@ -13,7 +13,7 @@ from featurestore.definitions.encoding import microseconds
 from featurestore.offline import tables as offline
 from featurestore.offline.join import attach, stored_view, typed_keys
 from featurestore.offline.partitioning import key_hashes
-from featurestore.offline.prefilter import Asked
+from featurestore.offline.prefilter import Prefilter
 from featurestore.rows import offline_schema
 from tests.featurestore.oracle import Cases, features_of, store_of
 
@@ -34,12 +34,12 @@ def table(count: int, seed: int, *, keys: int, within_us: int) -> pa.Table:
     )
 
 
-def asked_of(entities: pa.Table, hashes: Any = None) -> Asked:
+def prefilter_of(entities: pa.Table, hashes: Any = None) -> Prefilter:
     times = microseconds(entities["event_timestamp"])
     hashes = key_hashes(entities, KEYS) if hashes is None else hashes
     half = len(times) // 2
     pieces = [(hashes[:half], times[:half]), (hashes[half:], times[half:])]
-    return Asked.of(pieces, rows=len(times), first_us=int(times.min()), last_us=int(times.max()))
+    return Prefilter.of(pieces, rows=len(times), first_us=int(times.min()), last_us=int(times.max()))
 
 
 def winners(entities: pa.Table, rows: pa.Table, *, ttl: timedelta | None, as_known: bool) -> set[int]:
@@ -68,7 +68,7 @@ def test_answers_travel_and_most_others_stay(ttl: timedelta | None, how: str) ->
         keys = (1, 3, 20)[seed % 3]
         entities = table(40, seed, keys=keys, within_us=20)
         rows = table(200, seed + 100, keys=keys, within_us=30)
-        got = asked_of(entities).answers(
+        got = prefilter_of(entities).answers(
             rows, key_hashes(rows, KEYS), keys=KEYS, ttl=ttl, as_known=how == "as_known"
         )
         answers = winners(entities, rows, ttl=ttl, as_known=how == "as_known")
@@ -83,7 +83,7 @@ def test_keys_of_one_hash_never_replace_each_other(how: str) -> None:
     """As one key in 2^64 meets another's hash: what others there are may travel, and no answer stays."""
     entities, rows = table(60, 1, keys=4, within_us=20), table(300, 2, keys=4, within_us=30)
     same = np.zeros(60, dtype=np.uint64)
-    got = asked_of(entities, same).answers(
+    got = prefilter_of(entities, same).answers(
         rows, np.zeros(300, dtype=np.uint64), keys=KEYS, as_known=how == "as_known"
     )
     wanted = winners(entities, rows, ttl=None, as_known=how == "as_known")
@@ -94,7 +94,7 @@ def test_keys_of_one_hash_never_replace_each_other(how: str) -> None:
 def test_years_in_steps_of_a_second_leave_no_answer_behind(how: str) -> None:
     years = 10 * 365 * 86_400 * 10**6
     entities, rows = table(400, 3, keys=40, within_us=years), table(4_000, 4, keys=40, within_us=years)
-    asked = asked_of(entities)
+    asked = prefilter_of(entities)
     assert asked.shift > 0
     got = asked.answers(
         rows, key_hashes(rows, KEYS), keys=KEYS, ttl=timedelta(days=30), as_known=how == "as_known"
@@ -114,7 +114,7 @@ def test_rows_that_come_within_the_step_of_an_entity_row_replace_none_before_it(
         return pa.table(same | {"event_timestamp": times, "created_timestamp": times})
 
     rows = at(np.concatenate([starts, starts + 2]))
-    got = asked_of(at(starts + 1)).answers(rows, key_hashes(rows, KEYS), keys=KEYS)
+    got = prefilter_of(at(starts + 1)).answers(rows, key_hashes(rows, KEYS), keys=KEYS)
     assert set(range(len(starts))) <= set(got.tolist())
 
 
@@ -126,7 +126,7 @@ def test_rows_of_others_and_of_later_stay() -> None:
     others = table(50, 7, keys=10, within_us=10)
     others = others.set_column(0, "plane", pa.array(["nobody"] * 50))
     for rows in (later, others, others.slice(0, 0)):
-        got = asked_of(entities).answers(rows, key_hashes(rows, KEYS), keys=KEYS)
+        got = prefilter_of(entities).answers(rows, key_hashes(rows, KEYS), keys=KEYS)
         assert got.tolist() == []
 
 
@@ -141,7 +141,7 @@ def test_five_hundred_cases_joined_from_what_travels_are_as_the_definition_says(
     for lookup in job.retrieval.lookups:
         view = stored_view(lookup)
         keys = [key.name for key in view.join_keys]
-        asked = asked_of(job.entities, key_hashes(typed_keys(job.entities, lookup), lookup.key_columns))
+        asked = prefilter_of(job.entities, key_hashes(typed_keys(job.entities, lookup), lookup.key_columns))
         version = fs.offline.version(view)
         assert version is not None
         files = [offline.scan(version, [file], offline_schema(view)) for file in version.files]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurestore.online import coalesced_reads as joint
-from featurestore.online.coalesced_reads import JointReads, Values
+from featurestore.online.coalesced_reads import CoalescedReads, Values
 
 
 class Store:
@@ -40,7 +40,7 @@ def test_each_gets_the_values_of_its_own_keys(wanted: list[list[bytes]], at_once
     async def read() -> list[Values]:
         store = Store()
         store.open.set()
-        reads = JointReads(store.ask)
+        reads = CoalescedReads(store.ask)
         found = await asyncio.gather(*(reads.read(keys) for keys in wanted))
         assert [key for keys in store.asked for key in keys] == [key for keys in wanted for key in keys]
         assert all(len(keys) <= max(at_once, *map(len, wanted)) for keys in store.asked)
@@ -53,7 +53,7 @@ def test_each_gets_the_values_of_its_own_keys(wanted: list[list[bytes]], at_once
 
 async def test_what_comes_while_a_read_is_on_its_way_goes_together() -> None:
     store = Store()
-    reads = JointReads(store.ask)
+    reads = CoalescedReads(store.ask)
     first = asyncio.create_task(reads.read([b"a"]))
     await store.begun.wait()
     others = [asyncio.create_task(reads.read([b"b", b"c"])) for _ in range(3)]
@@ -67,7 +67,7 @@ async def test_what_comes_while_a_read_is_on_its_way_goes_together() -> None:
 
 async def test_who_gave_up_is_not_asked_for_and_stops_nobody() -> None:
     store = Store()
-    reads = JointReads(store.ask)
+    reads = CoalescedReads(store.ask)
     first = asyncio.create_task(reads.read([b"a"]))
     await store.begun.wait()
     gone, stays = asyncio.create_task(reads.read([b"b"])), asyncio.create_task(reads.read([b"c"]))
@@ -83,7 +83,7 @@ async def test_who_gave_up_is_not_asked_for_and_stops_nobody() -> None:
 async def test_a_failure_is_that_of_those_who_read_together_and_the_next_read_is_a_new_one() -> None:
     store = Store()
     store.open.set()
-    reads = JointReads(store.ask)
+    reads = CoalescedReads(store.ask)
     both = await asyncio.gather(reads.read([b"a"]), reads.read([b"broken"]), return_exceptions=True)
     assert [type(each) for each in both] == [ConnectionError] * 2
     assert await reads.read([b"a"]) == [b"value of a"]

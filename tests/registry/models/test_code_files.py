@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from registry.models.code_files import code_in
+from registry.models.code_files import executable_files
 from registry.store.blobs import scan
 
 
@@ -22,7 +22,7 @@ class Evil:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(code_in(scan(folder)))
+    return sorted(executable_files(scan(folder)))
 
 
 @pytest.fixture

@@ -347,16 +347,16 @@ def test_a_writer_who_slept_finds_that_its_claim_was_taken_back(
     reg: Registry, monkeypatch: pytest.MonkeyPatch
 ):
     sleeper = Registry(reg.store, actor="sleeper")
-    whole = sleeper._tidily
+    whole = sleeper._change_and_release
 
     def asleep(model: str, decide: Any) -> Any:
-        monkeypatch.setattr(sleeper, "_tidily", whole)
+        monkeypatch.setattr(sleeper, "_change_and_release", whole)
         reg.set_traffic(
             "pricing", {"canary": (2, 0.1)}, layer=growth(0.7)
         )  # takes the claim back: it needs the room
         return whole(model, decide)
 
-    monkeypatch.setattr(sleeper, "_tidily", asleep)
+    monkeypatch.setattr(sleeper, "_change_and_release", asleep)
     with pytest.raises(Refused, match=r"30.00% left"):
         sleeper.set_traffic("ranker", {"canary": (2, 0.1)}, layer=growth(0.6))
     assert_apart(reg)

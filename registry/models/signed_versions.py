@@ -6,13 +6,13 @@ import hashlib
 
 from registry.access import signing
 from registry.errors import AlreadyExists, Damaged, Refused
-from registry.models import rules
-from registry.models.model_journals import Shelf
+from registry.models import decisions
+from registry.models.model_journals import ModelJournals
 from registry.models.state import ModelState
 from registry.models.versions import ModelVersion, SignatureMark
 
 
-class Signed(Shelf):
+class SignedVersions(ModelJournals):
     """The part of the registry about signatures."""
 
     def sign_version(
@@ -38,7 +38,7 @@ class Signed(Shelf):
         Raises: NotFound; Refused if it is not; InvalidInput if it is no signature or no key.
         """
         state = self.follow(name).refresh()
-        signing.check(bundle, digests(rules.require_version(state, version)), public_key)
+        signing.check(bundle, digests(decisions.require_version(state, version)), public_key)
         mark = {
             "signer": signing.fingerprint(public_key),
             "sha256": hashlib.sha256(bundle).hexdigest(),
@@ -48,8 +48,8 @@ class Signed(Shelf):
         except AlreadyExists:
             self.signature(name, version, mark["sha256"])  # what is there must be the same
 
-        def decide(state: ModelState) -> rules.Body | None:
-            known = {each.sha256 for each in rules.require_version(state, version).signatures}
+        def decide(state: ModelState) -> decisions.Body | None:
+            known = {each.sha256 for each in decisions.require_version(state, version).signatures}
             return None if mark["sha256"] in known else {"kind": "signed", "version": version, **mark}
 
         return self._change(name, decide)[1].versions[version]
@@ -92,7 +92,7 @@ class Signed(Shelf):
     def _found(self, name: str, version: int | str) -> ModelVersion:
         state = self.follow(name).refresh()
         number = state.aliases.get(version) if isinstance(version, str) else version
-        return rules.require_version(state, number or 0)
+        return decisions.require_version(state, number or 0)
 
 
 def digests(version: ModelVersion) -> dict[str, str]:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
 from registry.errors import AlreadyExists, GivenUp, InvalidInput, NotFound, Refused, Stale
-from registry.models.matching import MAX_RULES, TrafficRule
 from registry.models.state import ModelState
 from registry.models.traffic import (
     BUCKETS,
@@ -18,6 +17,7 @@ from registry.models.traffic import (
     allocate,
     to_buckets,
 )
+from registry.models.traffic_rules import MAX_RULES, TrafficRule
 from registry.models.versions import ModelPolicy, ModelVersion, finite, jsonable
 from registry.names import check_name
 
@@ -200,8 +200,10 @@ def require_layer(state: ModelState, part: LayerPart | None, *, keeps_arms: bool
 
     Raises: GivenUp; Refused if units would change between arms.
     """
-    if part is not None and part.claim <= state.left.get(part.name, -1):
-        raise GivenUp(f"claim of {state.name} in layer {part.name!r}", part.claim, state.left[part.name])
+    if part is not None and part.claim <= state.revoked_claims.get(part.name, -1):
+        raise GivenUp(
+            f"claim of {state.name} in layer {part.name!r}", part.claim, state.revoked_claims[part.name]
+        )
     now = state.split.layer
     if not (keeps_arms and state.split.arms) or part == now:
         return
@@ -217,7 +219,7 @@ def leave_layer(state: ModelState, layer: str, claim: int) -> Body | None:
     """Never use `claim` of `layer` again, unless the split rests on that layer now."""
     if state.split.layer is not None and state.split.layer.name == layer:
         return None
-    done = claim <= state.left.get(layer, -1)
+    done = claim <= state.revoked_claims.get(layer, -1)
     return None if done else {"kind": "layer-left", "layer": layer, "claim": claim}
 
 

@@ -29,9 +29,9 @@ from registry import (
     TrafficRule,
     open_store,
 )
-from registry.models.matching import MAX_RULES
 from registry.models.state import decode, encode
 from registry.models.traffic import BUCKETS, allocate, is_shadowed, size
+from registry.models.traffic_rules import MAX_RULES
 
 UNITS = [f"user-{n}" for n in range(50)]
 
