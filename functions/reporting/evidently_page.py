@@ -13,7 +13,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from functions.monitoring.drift.dataset_sketches import Rows
-from functions.monitoring.logged_features import FeatureColumns, feature_table, sampled
+from functions.monitoring.logged_features import FeatureColumns, feature_table, sample_rows
 from functions.prediction_log import predictions
 from functions.runtime.context import context
 from functions.runtime.function import function
@@ -49,7 +49,7 @@ def evidently_report(model: str, days: int = 7, max_rows: int = 5_000) -> Eviden
         )
     columns, snapshot = FeatureColumns.of(champion), champion.lineage.datasets[0]
     names = (*columns.numeric, *columns.categorical)
-    reference = Rows(Table(used.store, snapshot.name), snapshot.version, names).sampled(max_rows)
+    reference = Rows(Table(used.store, snapshot.name), snapshot.version, names).sample(max_rows)
     end = used.clock()
     logged = feature_table(
         predictions(used.store, model, end - timedelta(days=days), end, columns=_COLUMNS), columns
@@ -58,7 +58,7 @@ def evidently_report(model: str, days: int = 7, max_rows: int = 5_000) -> Eviden
         raise ValueError(
             f"{logged.num_rows} requests to {model!r} in the last {days} days; {_FEWEST} are needed"
         )
-    window = sampled(logged, max_rows).select(list(names))
+    window = sample_rows(logged, max_rows).select(list(names))
     key = f"reports/{model}-evidently.html"
     used.store.put(key, _page(reference.select(list(names)), window, columns).encode())
     return EvidentlyReport(
@@ -68,8 +68,15 @@ def evidently_report(model: str, days: int = 7, max_rows: int = 5_000) -> Eviden
 
 def _page(reference: pa.Table, window: pa.Table, columns: FeatureColumns) -> str:
     """Evidently's page as HTML."""
-    from evidently import DataDefinition, Dataset, Report  # late: three seconds, for this page alone
-    from evidently.presets import DataDriftPreset
+    try:
+        from evidently import (  # late: an extra, and three seconds for this page alone
+            DataDefinition,
+            Dataset,
+            Report,
+        )
+        from evidently.presets import DataDriftPreset
+    except ImportError as error:
+        raise RuntimeError("this page needs evidently; install it: pip install -e '.[reports]'") from error
 
     definition = DataDefinition(
         numerical_columns=list(columns.numeric), categorical_columns=list(columns.categorical)

@@ -1,4 +1,4 @@
-"""The project of `bench_counter`: one model, so that the platform serves it, which nobody watches and nothing retrains."""
+"""The project of `load.benchmarks.counter`: one model, so that the platform serves it, which nobody watches and nothing retrains."""
 
 from functions.project import ModelDefinition
 

@@ -223,7 +223,7 @@ def bench_feast(arguments: argparse.Namespace) -> None:
     if not arguments.feast:
         print("Feast: not measured; give --feast the python of an environment with feast[redis]")
         return
-    script = Path(__file__).with_name("feast_floor.py")
+    script = Path(__file__).parents[1] / "peers" / "feast.py"
     command = [arguments.feast, str(script), arguments.folder, arguments.redis]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=arguments.folder)
     measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

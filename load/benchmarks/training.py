@@ -23,7 +23,8 @@ from functions.model_formats.load import ScoringModel
 from functions.model_formats.table_inputs import table_inputs
 from functions.training.params import TabularParams
 from functions.training.tabular.artifact import tabular_signature, write_artifact
-from functions.training.tabular.fitting import Columns, Fitted, Prepared, fit, new_trainer, prepare
+from functions.training.tabular.columns import Columns
+from functions.training.tabular.fitting import Fitted, Prepared, fit, new_trainer, prepare
 from functions.training.tabular.out_of_core import prepare_on_disk
 from functions.training.tabular.preprocessing import Encoded
 from load.benchmarks.timing import Timing, print_machine, timed

@@ -1,4 +1,4 @@
-"""The peers of `bench_serving`: the same small network behind MLServer and `mlflow models serve`.
+"""The peers of `load.benchmarks.serving.throughput`: the same small network behind MLServer and `mlflow models serve`.
 
 Both live in an environment of their own (`pip install mlserver mlflow`), whose interpreter the benchmark is given. Each
 is what its users run: one worker, no log of requests. The network is a few products of numpy there, which for one row

@@ -23,7 +23,8 @@ from functions.evaluation.metrics.numbers import rmse
 from functions.evaluation.metrics.probabilities import log_loss
 from functions.model_formats.matrices import category_matrix, numeric_matrix
 from functions.training.params import TabularParams, Task
-from functions.training.tabular.fitting import Columns, fit, prepare
+from functions.training.tabular.columns import Columns
+from functions.training.tabular.fitting import fit, prepare
 
 Floats = npt.NDArray[np.float64]
 Learner = Callable[[pa.Table, pa.Table, Columns], npt.NDArray[Any]]

@@ -27,7 +27,7 @@ from functions.monitoring import (
 )
 from functions.monitoring.drift.monitor import DriftState, compare_window
 from functions.monitoring.drift.reference import Reference
-from functions.retraining.jobs import TOGETHER, inspect_models
+from functions.retraining.jobs import MODELS_PER_RUN, inspect_models
 from functions.runtime import use_context
 from functions.stats import TableSketch, drift
 from load.benchmarks.features_big import GIB, cluster, memory_watch
@@ -172,8 +172,8 @@ def an_hour_of_models(models: int = 1_000) -> list[bool]:
         bed.now += HOUR
         with use_context(bed.context):
             cpu, wall, kinds = _cpu_s(), time.perf_counter(), set()
-            for at in range(0, models, TOGETHER):
-                for seen in inspect_models(names[at : at + TOGETHER]):
+            for at in range(0, models, MODELS_PER_RUN):
+                for seen in inspect_models(names[at : at + MODELS_PER_RUN]):
                     kinds |= {(one.monitor, one.cohorts) for one in seen.watched}
             cpu, wall = _cpu_s() - cpu, time.perf_counter() - wall
     if kinds != {("quality", 1), ("performance", 1), ("drift", 1)}:
@@ -199,7 +199,7 @@ def _alike(bed: Bed, names: list[str]) -> None:
         labels.append(bed.serve(name, bed.now - HOUR, hours=2, rows_an_hour=ROWS_AN_HOUR))
         for part, data in kept.items():
             store.put(f"monitoring/{name}/{part}", data)
-        if len(labels) == TOGETHER:
+        if len(labels) == MODELS_PER_RUN:
             bed.label(pa.concat_tables(labels))
             labels = []
     if labels:

@@ -1,4 +1,4 @@
-"""The models that `bench_serving` serves: registered, split, and with features to be asked for by key."""
+"""The models that `load.benchmarks.serving.throughput` serves: registered, split, and with features to be asked for by key."""
 
 from __future__ import annotations
 

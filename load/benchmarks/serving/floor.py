@@ -1,4 +1,4 @@
-"""The floor of `bench_serving`: what a request costs when there is nothing but ASGI, json and the torch model.
+"""The floor of `load.benchmarks.serving.throughput`: what a request costs when there is nothing but ASGI, json and the torch model.
 
 uvicorn load.benchmarks.serving.floor:app
 """

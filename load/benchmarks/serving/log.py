@@ -2,7 +2,7 @@
 
 python -m load.benchmarks.serving.log [--starts 6] [--rounds 4] [--seconds 1] [--connections 1 16 64]
 
-Each in one process, without Ray and HAProxy, with the small MLP of `bench_serving` and a Redis that the log is shipped to. A
+Each in one process, without Ray and HAProxy, with the small MLP of `load.benchmarks.serving.throughput` and a Redis that the log is shipped to. A
 round is both, one after the other, so a neighbour that comes hits both. Two processes of the same program differ by some
 percent for as long as they live, so both are started several times: a ratio is the mean over starts of the median over rounds,
 with its standard error. The CPU of a request is the process's own, answering, shipping and following the policy together.

@@ -2,7 +2,7 @@
 
 python -m load.benchmarks.serving.policy [--replicas 2] [--changes 40] [--callers 8]
 
-The small MLP of `bench_serving` in replicas on Serve behind HAProxy, two versions of it. While callers ask without a pause, the
+The small MLP of `load.benchmarks.serving.throughput` in replicas on Serve behind HAProxy, two versions of it. While callers ask without a pause, the
 champion is changed by one append and changed back. A change is as old as the last answer of the version that it
 dismissed: from when the append returned to when that answer was there. The exit code is 1 if one took more than a second,
 or a request failed.

@@ -2,7 +2,7 @@
 
 python -m load.benchmarks.serving.pool [--seconds 20] [--hot 100] [--cold 3] [--models 200] [--fit 60] [--bare]
 
-All models are the small MLP of `bench_serving`. The pool has two replicas behind Serve's HAProxy (--bare: one
+All models are the small MLP of `load.benchmarks.serving.throughput`. The pool has two replicas behind Serve's HAProxy (--bare: one
 process without Ray) and memory for `--fit` models in each. Requests are sent on a schedule (open loop) and timed
 from the moment they were due: `--hot` a second to ten models in turns, and `--cold` a second to the others, each of
 which has mostly to be loaded first. Phases without and with the cold ones take turns.

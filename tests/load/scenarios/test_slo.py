@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-import load
+import load.scenarios
 from load.scenarios.payload import keyed_request, problem_of, read_rows, tensor_request
 from load.scenarios.slo import Measured, Objectives, Slo, judge
 
@@ -38,7 +38,7 @@ def test_percentiles_are_counted_from_the_least():
 
 
 def test_the_shipped_objectives_can_be_read_and_a_typo_is_named(tmp_path: Path):
-    shipped = Slo.read(Path(load.__file__).parent / "slo.toml")
+    shipped = Slo.read(Path(load.scenarios.__file__).parent / "slo.toml")
     assert shipped.objectives.p99_ms is not None
     (tmp_path / "slo.toml").write_text("[objectives]\np99 = 3\n")
     with pytest.raises(ValidationError, match=r"objectives\.p99"):
