@@ -1,8 +1,8 @@
 """Functions from the command line: `python -m functions run NAME --json '{…}'`.
 
 Results go to standard output as JSON, one value; errors to standard error, as a JSON object with the member `error`.
-Where nobody reads along, either is a single line, the last. Exit codes: 0 well, 1 the function failed, 2 the request
-was wrong (unknown function or invocation, arguments that do not fit, a key used otherwise).
+Where nobody reads along, either is a single line, the last. Exit codes: 0 well; 1 the function failed, or there is no
+function or invocation of that name; 2 the command line was wrong (arguments that do not fit, a key used otherwise).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from typing import Any, TextIO
 
 from pydantic import BaseModel
@@ -32,7 +33,8 @@ from functions.runtime.run.log import Tail
 
 FOLLOW_S = 0.5
 POLL_S = 0.1
-WRONG_REQUEST = (UnknownFunction, UnknownInvocation, InvalidArguments, KeyConflict)
+WRONG_REQUEST = (InvalidArguments, KeyConflict, json.JSONDecodeError)
+_COMPARED = 200  # how many of the newest invocations an unknown ID is compared with
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,67 +43,105 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         _declare(given.module)
         given.command(given)
-    except WRONG_REQUEST as error:
-        return _tell(error, str(error), code=2)
-    except json.JSONDecodeError as error:
-        return _tell(error, f"--json cannot be read: {error}", code=2)
     except KeyboardInterrupt:
         return 130
-    except Exception as error:  # noqa: BLE001  # whatever a function raises ends as a message and exit code 1
-        return _tell(error, str(error), code=1)
+    except Exception as error:  # noqa: BLE001  # whatever a function raises ends as a message and an exit code
+        return _complain(error, given)
     return 0
 
 
-def _tell(error: Exception, message: str, *, code: int) -> int:
-    told = {"error": {"type": type(error).__name__, "message": message, "exit_code": code}}
-    sys.stderr.write(_json(told, sys.stderr) + "\n")
+def _complain(error: Exception, given: argparse.Namespace) -> int:
+    code = 2 if isinstance(error, WRONG_REQUEST) else 1
+    problem = {"type": type(error).__name__, "message": _message(error, given), "exit_code": code}
+    sys.stderr.write(_json({"error": problem}, sys.stderr) + "\n")
     return code
+
+
+def _message(error: Exception, given: argparse.Namespace) -> str:
+    """The error's own words, or which name was probably meant where the one on the command line is unknown."""
+    name = getattr(given, "id", None) or getattr(given, "name", "")
+    functions = [each.name for each in catalog.all_functions()]
+    if isinstance(error, json.JSONDecodeError):
+        return f"--json cannot be read: {error}"
+    if isinstance(error, UnknownFunction) and name not in functions:
+        return (
+            f"there is no function {name!r}; {_meant(name, functions)}`python -m functions list` lists them, --module and "
+            "TOQUE_PROJECT import more"
+        )
+    if isinstance(error, UnknownInvocation):
+        store, newest = context().store, ledger_of(context()).invocations(limit=_COMPARED)
+        known = [*(each.id for each in newest), *functions]
+        return (
+            f"there is no invocation {name!r} in {store.url}; {_meant(name, known)}`python -m functions invocations` "
+            "lists them"
+        )
+    return str(error)
+
+
+def _meant(name: str, known: list[str]) -> str:
+    close = get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]!r}? " if close else ""
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m functions", description=__doc__)
     parser.add_argument(
-        "--module", action="append", default=[], help="a module that declares functions; repeatable"
+        "--module",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a module that declares functions; repeatable",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = _command(
         commands, "run", _run, "run a function here, or on the cluster of a Ray job, and print its result"
     )
-    run.add_argument("name")
-    run.add_argument("--json", default="{}", help="the arguments, a JSON object")
-    submit = _command(commands, "submit", _submit, "record a durable invocation and print its id")
-    submit.add_argument("name")
-    submit.add_argument("--json", default="{}", help="the arguments, a JSON object")
-    submit.add_argument("--key", help="idempotency key")
+    submit = _command(commands, "submit", _submit, "record a durable invocation and print its ID")
+    for each in (run, submit):
+        each.add_argument("name", help="name of the function, as `list` shows it")
+        each.add_argument(
+            "--json", default="{}", metavar="JSON", help="its arguments, a JSON object (default: {})"
+        )
+    submit.add_argument("--key", help="idempotency key: the same key gives the same invocation")
     submit.add_argument("--wait", action="store_true", help="wait and print the result instead")
-    _command(commands, "list", _list, "the functions there are")
-    _command(commands, "show", _show, "a function or an invocation, in full").add_argument("name")
-    listing = _command(commands, "invocations", _invocations, "durable invocations")
+    _command(commands, "list", _list, "list the functions there are")
+    showing = _command(commands, "show", _show, "show a function or an invocation, in full")
+    showing.add_argument("name", help="name of the function, or ID of the invocation")
+    listing = _command(commands, "invocations", _invocations, "list durable invocations, the newest first")
     listing.add_argument("--status", help="only those that are this, as in 'dead'")
-    listing.add_argument("--limit", type=int, default=100)
-    for name, command, told in (
-        ("cancel", _cancel, "end an invocation"),
-        ("redrive", _redrive, "queue a dead or cancelled invocation again"),
-        ("purge", _purge, "take an invocation out of the dead letters"),
-    ):
-        _command(commands, name, command, told).add_argument("id")
-    signal = _command(commands, "signal", _signal, "give a waiting invocation its signal: an approval, say")
-    signal.add_argument("id")
-    signal.add_argument("name")
-    signal.add_argument("--json", default="true", help="the signal's value")
-    logs = _command(commands, "logs", _logs, "what an invocation printed and logged")
-    logs.add_argument("id")
+    listing.add_argument(
+        "--limit", type=int, default=100, metavar="N", help="how many at most (default: 100)"
+    )
+    _add_changes(commands)
+    logs = _command(commands, "logs", _logs, "show what an invocation printed and logged")
+    logs.add_argument("id", help=_ID)
     logs.add_argument("-f", "--follow", action="store_true", help="go on until it has ended")
     work = _command(
         commands, "work", _work, "run what is submitted, with the code that is here, until stopped"
     )
     work.add_argument("--until-idle", action="store_true", help="end when nothing is open any more")
-    _command(commands, "costs", _costs, "receipts summed by function, day and caller")
+    _command(commands, "costs", _costs, "sum the receipts by function, day and caller")
     return parser
 
 
-def _command(commands: Any, name: str, command: Callable[[argparse.Namespace], None], told: str) -> Any:
-    parser = commands.add_parser(name, help=told, description=told)
+_ID = "ID of the invocation, as `invocations` shows it"
+
+
+def _add_changes(commands: Any) -> None:
+    for name, command, text in (
+        ("cancel", _cancel, "end an invocation"),
+        ("redrive", _redrive, "queue a dead or cancelled invocation again"),
+        ("purge", _purge, "take an invocation out of the dead letters"),
+    ):
+        _command(commands, name, command, text).add_argument("id", help=_ID)
+    signal = _command(commands, "signal", _signal, "give a waiting invocation its signal: an approval, say")
+    signal.add_argument("id", help=_ID)
+    signal.add_argument("name", help="name of the signal that it waits for")
+    signal.add_argument("--json", default="true", metavar="JSON", help="the signal's value (default: true)")
+
+
+def _command(commands: Any, name: str, command: Callable[[argparse.Namespace], None], text: str) -> Any:
+    parser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
     parser.set_defaults(command=command)
     return parser
 
@@ -133,7 +173,7 @@ def _list(_: argparse.Namespace) -> None:
 def _show(given: argparse.Namespace) -> None:
     function = catalog.find(given.name)
     if function is None:
-        _print(_told(ledger_of(context()).read(given.name)))
+        _print(_described(ledger_of(context()).read(given.name)))
         return
     schemas = {"input_schema": function.input_schema, "output_schema": function.output_schema}
     _print(
@@ -193,12 +233,12 @@ def _logs(given: argparse.Namespace) -> None:
         time.sleep(FOLLOW_S)
 
 
-def _told(record: Record) -> dict[str, Any]:
+def _described(record: Record) -> dict[str, Any]:
     store = context().store
-    told: dict[str, Any] = record.model_dump(mode="json", exclude={"steps"})
-    told["steps"] = [each.function for each in record.steps]
-    told["arguments"] = get_value(store, record.arguments)
-    return told | ({"result": get_value(store, record.result)} if record.result else {})
+    described: dict[str, Any] = record.model_dump(mode="json", exclude={"steps"})
+    described["steps"] = [each.function for each in record.steps]
+    described["arguments"] = get_value(store, record.arguments)
+    return described | ({"result": get_value(store, record.result)} if record.result else {})
 
 
 def _object(text: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from functions.runtime.durable.dead_letters import DeadLetters
-from functions.runtime.durable.queue import Note, QueueWriter, every_note
+from functions.runtime.durable.queue import Note, QueueWriter, newest_first
 from functions.runtime.durable.record import Record, Status, accepted, step
 from functions.runtime.durable.values import get_value, put_value
 from functions.runtime.errors import FunctionError, KeyConflict, UnknownInvocation
@@ -169,11 +169,14 @@ class Ledger:
         self._queue.add(Note(invocation))
 
     def invocations(self, *, status: Status | None = None, limit: int = 100) -> Iterator[Record]:
-        """Invocations, at most `limit`. The dead have an index; any other listing reads every queue."""
+        """Invocations, the newest first and at most `limit`. The dead have an index; other listings read every queue.
+
+        The newest of the dead is the one that died last.
+        """
         if status == "dead":
-            found = iter(self.dead_letters.all())
+            found = self.dead_letters.all()[::-1]
         else:
-            found = iter(dict.fromkeys(note.invocation for note in every_note(self.store, actor=self.actor)))
+            found = tuple(newest_first(self.store, actor=self.actor))
         records = (self.read(each) for each in found)
         matching = (each for each in records if status is None or each.status == status)
         for _, record in zip(range(limit), matching, strict=False):

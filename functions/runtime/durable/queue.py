@@ -150,10 +150,13 @@ def _index_step(opened: frozenset[str], entry: Entry) -> frozenset[str]:
     return opened - {entry.body["closed"]}
 
 
-def every_note(store: ObjectStore, *, actor: str) -> Iterator[Note]:
-    """All notes ever written, queue by queue; for listings, not for hot paths."""
+def newest_first(store: ObjectStore, *, actor: str) -> list[str]:
+    """Every invocation there ever was, by the time of its first note; reads all queues: for listings, not for hot paths."""
+    first: dict[str, datetime] = {}
     for entry in Journal(store, INDEX, actor=actor).entries():
         if "opened" in entry.body:
             for note in Journal(store, f"queues/{entry.body['opened']}", actor=actor).entries():
-                if "invocation" in note.body:
-                    yield Note(note.body["invocation"], note.body.get("entry"))
+                invocation = note.body.get("invocation")
+                if invocation is not None:
+                    first[invocation] = min(note.at, first.get(invocation, note.at))
+    return sorted(first, key=lambda each: first[each])[::-1]  # of the same moment, the later note goes first

@@ -28,9 +28,25 @@ def test_run_prints_the_result(capsys: pytest.CaptureFixture[str], tmp_path: Pat
 
 
 def test_what_is_wrong_with_the_request_is_exit_code_two(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no function 'nope'" in ask(capsys, "run", "nope", code=2)
     assert "path: required" in ask(capsys, "run", "peel", code=2)
     assert "--json cannot be read" in ask(capsys, "run", "peel", "--json", "{", code=2)
+
+
+def test_an_unknown_name_is_exit_code_one_and_suggests_a_known_one(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert "no function 'peal'; did you mean 'peel'?" in ask(capsys, "run", "peal", code=1)
+    assert "no function 'zzz'; `python -m functions list`" in ask(capsys, "submit", "zzz", code=1)
+    arguments = json.dumps({"path": str(tmp_path / "t"), "word": "x"})
+    identifier = ask(capsys, "submit", "peel", "--json", arguments)
+    for command in ("show", "cancel", "redrive", "purge", "logs"):
+        assert f"did you mean '{identifier}'?" in ask(capsys, command, identifier[:-1], code=1), command
+
+
+def test_the_newest_invocations_come_first(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = json.dumps({"path": str(tmp_path / "t"), "word": "x"})
+    submitted = [ask(capsys, "submit", "peel", "--json", arguments, "--key", f"k{n}") for n in range(4)]
+    assert [each["id"] for each in ask(capsys, "invocations", "--limit", "2")] == submitted[:1:-1]
 
 
 def test_what_the_function_raises_is_exit_code_one(capsys: pytest.CaptureFixture[str]) -> None:

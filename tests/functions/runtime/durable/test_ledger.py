@@ -11,7 +11,7 @@ import pytest
 from functions import Context, Retries, function
 from functions.runtime.durable import queue
 from functions.runtime.durable.invocation import Invocation, executor_of, ledger_of, run_pending
-from functions.runtime.durable.queue import Note, QueueReader, QueueWriter, every_note
+from functions.runtime.durable.queue import Note, QueueReader, QueueWriter, newest_first
 from functions.runtime.errors import FunctionError, KeyConflict, UnknownInvocation
 from registry import Unavailable, open_store, utc_now
 from registry.store.object_store import ObjectStore
@@ -220,7 +220,7 @@ def test_a_silent_queue_is_closed_and_its_writer_opens_another(used: Context) ->
     writer.add(Note("two"))
     assert [each.invocation for each in reader.news()] == ["two"]
     assert len(queue.index(used.store, actor="r").refresh()) == 1
-    assert [each.invocation for each in every_note(used.store, actor="r")] == ["one", "two"]
+    assert newest_first(used.store, actor="r") == ["two", "one"]
 
 
 def test_a_reader_resumes_from_the_checkpoint(used: Context) -> None:
