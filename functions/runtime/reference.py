@@ -33,11 +33,17 @@ def resolve(name: str) -> Any:
     A module path of the release before is read as the one that replaced it: journals hold such references.
     Raises: UnknownFunction if the module or the name in it is not there.
     """
-    module, _, path = name.partition(":")
+    module, _, path = current(name).partition(":")
     try:
-        return reduce(getattr, path.split("."), importlib.import_module(RENAMED.get(module, module)))
+        return reduce(getattr, path.split("."), importlib.import_module(module))
     except (ImportError, AttributeError) as error:
         raise UnknownFunction(f"{name} cannot be imported: {error}; is its code on this machine?") from error
+
+
+def current(name: str) -> str:
+    """The reference `module:qualname` with the module's path of today, for one that the release before recorded."""
+    module, colon, path = name.partition(":")
+    return f"{RENAMED.get(module, module)}{colon}{path}"
 
 
 def travels_by_name(target: Callable[..., Any]) -> bool:

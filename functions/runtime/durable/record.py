@@ -9,11 +9,12 @@ queued -> running -> succeeded | dead | cancelled
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel
 
 from functions.runtime.receipt import NOTHING, Receipt, Usage
+from functions.runtime.reference import current
 from registry.journal import Entry
 
 Status = Literal["queued", "running", "failed", "waiting", "succeeded", "dead", "cancelled"]
@@ -46,7 +47,7 @@ class Record(BaseModel, frozen=True):
 
     id: str
     function: str
-    reference: str
+    reference: Annotated[str, AfterValidator(current)]  # an older release may have written the module's path of then
     arguments: dict[str, Any]
     key: str | None = None
     caller: str
