@@ -1,4 +1,4 @@
-"""Where a model is served: in replicas of its own, its versions in some of their own, or in the pool with others."""
+"""Placement of a model: served in replicas of its own, each version in its own, or in the shared pool."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Placement(BaseModel):
-    """Where a model is served.
+    """Placement of a model on replicas.
 
-    pool: beside others in the replicas of the pool, loaded when it is asked for; the rest does not apply then.
-    min_replicas, max_replicas: of its own, as many as the requests in flight take; min_replicas=0: none while
-    nobody asks, and the first request after that waits for one to start. target_latency_ms: as many, too, as it takes for
-    95 % of the answers to take less.
-    dedicated: each live version in replicas of its own, so many of them, each with `num_cpus` and `num_gpus` to
-    itself; one replica beside them is the door to all versions and keeps no model.
+    pool: in the shared replicas of the pool, loaded on the first request; the other fields do not apply then.
+    min_replicas, max_replicas: of its own, scaled by the requests in flight; with min_replicas=0 an idle model has no
+    replica, and the first request waits for one to start. target_latency_ms: scale up, too, until 95 % of the answers
+    take less.
+    dedicated: each live version in that many replicas of its own, each with `num_cpus` and `num_gpus` to itself; one more
+    replica is the entry to all versions and holds no model.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,7 +1,7 @@
-"""Experiments beside the counter: the quotas of teams, what runs within them, and what waits for its turn.
+"""Quotas of teams for experiments: what runs within them, and what waits for its turn.
 
-A training, sweep or batch inference that is submitted is an experiment. It takes a place in its team's quota while it runs,
-and waits in the ledger until there is one; who is first is said in `functions.runtime.durable.admission`.
+A training, sweep or batch inference that is submitted is an experiment. It takes a slot of its team's quota while it runs,
+and waits in the ledger until there is one; `functions.runtime.durable.admission` decides the order.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from functions.runtime import catalog
 from functions.runtime.context import context
-from functions.runtime.durable.admission import EVERYONE, Ask, Quota, in_the_way, in_turn, team_of
+from functions.runtime.durable.admission import EVERYONE, QuotaRequest, Quota, blocking_quota, admission_order, team_of
 from functions.runtime.durable.invocation import ledger_of
 from functions.runtime.durable.quota_slots import demand_of, quotas_in
 from functions.runtime.durable.record import Record
@@ -23,7 +23,7 @@ _LISTED = 10_000
 
 
 class Admission(BaseModel):
-    """One that runs or waits. since: when it was submitted; waits_for: what it waits for, None for one that runs."""
+    """Experiment that runs or waits. since: when it was submitted; waits_for: what it waits for, None while it runs."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -46,11 +46,11 @@ def set_quota(
     at_once: int | None = None,
     members: list[str] | None = None,
 ) -> dict[str, Quota]:
-    """Say what the experiments of a team may occupy at a time; returns all quotas.
+    """Limit what the experiments of a team may occupy at a time; returns all quotas.
 
-    team: its name, or "everyone" for all teams together; at_once: how many of them; None: no limit; members: the callers whose team it is. A team's
-    earlier quota is replaced. What runs goes on.
-    Raises: InvalidInput for a name that is none; ValidationError for a limit below 0; ValueError for a caller of another team.
+    team: its name, or "everyone" for all teams together; at_once: how many of them; None: no limit; members: callers who belong to
+    the team. A team's earlier quota is replaced. Running experiments go on.
+    Raises: InvalidInput for an invalid name; ValidationError for a limit below 0; ValueError for a caller of another team.
     """
     check_name(team, what="team")
     quota = Quota(cpus=cpus, gpus=gpus, at_once=at_once, members=tuple(members or ()))
@@ -73,34 +73,34 @@ def remove_quota(team: str) -> dict[str, Quota]:
 
 @function
 def quotas() -> dict[str, Quota]:
-    """The quotas, by team."""
+    """List the quotas of all teams, by name."""
     return quotas_in(context().store, context().actor).refresh()
 
 
 @function
 def admissions() -> list[Admission]:
-    """The experiments that run, and those that wait in the order in which they would begin; reads every invocation."""
+    """List the running experiments, and the waiting ones in the order of their start; reads every invocation."""
     ledger = ledger_of(context())
     there = quotas_in(context().store, context().actor).refresh()
-    asked: dict[str, tuple[Record, Ask]] = {}
+    experiments: dict[str, tuple[Record, QuotaRequest]] = {}
     for record in ledger.invocations(limit=_LISTED):
         found = catalog.find(record.reference)
         if found is not None and found.demand and (record.runnable or record.status == "running"):
             team = team_of(record.caller, there)
-            asked[record.id] = (
+            experiments[record.id] = (
                 record,
-                Ask.of(record.id, team, demand_of(record, ledger), record.submitted_at),
+                QuotaRequest.of(record.id, team, demand_of(record, ledger), record.submitted_at),
             )
-    running = [ask for record, ask in asked.values() if record.status == "running"]
-    waiting = [ask for record, ask in asked.values() if record.status != "running"]
-    ordered = (*running, *in_turn(running, waiting, there))
-    return [_told(*asked[ask.invocation], running, there) for ask in ordered]
+    running = [ask for record, ask in experiments.values() if record.status == "running"]
+    waiting = [ask for record, ask in experiments.values() if record.status != "running"]
+    ordered = (*running, *admission_order(running, waiting, there))
+    return [_admission(*experiments[ask.invocation], running, there) for ask in ordered]
 
 
-def _told(record: Record, ask: Ask, running: list[Ask], there: dict[str, Quota]) -> Admission:
+def _admission(record: Record, ask: QuotaRequest, running: list[QuotaRequest], there: dict[str, Quota]) -> Admission:
     waits_for = None
     if record.status != "running":
-        team = in_the_way(ask, running, there)
+        team = blocking_quota(ask, running, there)
         waits_for = {None: "its turn", EVERYONE: "room in the quota of everyone"}.get(
             team, f"room in the quota of its team {team!r}"
         )

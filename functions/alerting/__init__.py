@@ -1,4 +1,4 @@
-"""Alerts: who hears of an alarm, how loudly, when not, and over which wire.
+"""Alerts that are sent to people for an alarm: to which sinks, how severe, and when not.
 
 Knows alarms and sinks. Must not know what raised an alarm, nor what a project or a retrain is.
 """

@@ -1,7 +1,7 @@
-"""Whether an alarm is told to people: a pure decision over what was told, silenced and acknowledged.
+"""Decision whether people are alerted of an alarm: pure, over what was sent, silenced and acknowledged before.
 
-An alert is what stands about one thing: a monitor and its subject. However many alarms say the same, it is told once, then again
-only if nobody acknowledged it for long; its recovery is told to whom it was told.
+An alert is about one subject of one monitor. However many alarms there are about it, it is sent once, then again only if nobody
+acknowledged it for long; its recovery is sent to the same sinks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SENDS: tuple[Rule, ...] = ("new", "again", "recovered")
 
 
 class Silence(BaseModel):
-    """Nothing about `about` is told until a moment. about: "monitor/subject", "monitor", or "*" for everything."""
+    """Silence that holds back alerts about a subject until a moment. about: "monitor/subject", "monitor", or "*" for everything."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -32,12 +32,12 @@ class Silence(BaseModel):
     reason: str
 
     def covers(self, alarm: Alarm, now: datetime) -> bool:
-        """Whether it keeps this alarm quiet now."""
-        return now < self.until and self.about in ("*", alarm.monitor, about(alarm))
+        """Whether the silence holds back this alarm now."""
+        return now < self.until and self.about in ("*", alarm.monitor, alert_subject(alarm))
 
 
 class Standing(BaseModel):
-    """What was told and has not recovered. key: of the alarm told last, at `told_at`. acknowledged_by: who looks after it."""
+    """Alert that was sent and has not recovered. key: of the alarm sent last, at `told_at`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -47,7 +47,7 @@ class Standing(BaseModel):
 
 
 class AlertState(BaseModel):
-    """All that the fold of `alerts/{model}` remembers. told: keys of the last sendings; standing: by what it is about."""
+    """State folded from `alerts/{model}`. told: keys of the last alerts sent; standing: by subject."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -57,7 +57,7 @@ class AlertState(BaseModel):
 
 
 class AlertVerdict(BaseModel):
-    """What is done with an alarm, and why. key: of the sending: the same one is never sent twice on purpose."""
+    """Verdict on an alarm, and the rule that gave it. key: of the alert; one key is not sent twice."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -67,20 +67,20 @@ class AlertVerdict(BaseModel):
 
     @property
     def sends(self) -> bool:
-        """Whether people are told."""
+        """Whether the alert is sent to people."""
         return self.rule in SENDS
 
 
-def about(alarm: Alarm) -> str:
-    """What an alarm is about: alarms about the same are one alert."""
+def alert_subject(alarm: Alarm) -> str:
+    """Return the subject of an alarm, "monitor/subject"; alarms about one subject are one alert."""
     return f"{alarm.monitor}/{alarm.subject}"
 
 
 def decide(state: AlertState, alarm: Alarm, policy: AlertPolicy, now: datetime) -> AlertVerdict:
-    """Whether `alarm` is told. Raises: ValueError if `now` has no time zone."""
+    """Decide whether `alarm` is sent to people. Raises: ValueError if `now` has no time zone."""
     if now.tzinfo is None:
         raise ValueError(f"now {now} has no time zone; pass an aware UTC time")
-    standing = state.standing.get(about(alarm))
+    standing = state.standing.get(alert_subject(alarm))
     if alarm.recovered:
         rule, text = _of_recovery(state, alarm, standing)
     elif (silence := next((one for one in state.silences if one.covers(alarm, now)), None)) is not None:
@@ -136,8 +136,8 @@ def step(state: AlertState, entry: Entry) -> AlertState:
 
 
 def _told(state: AlertState, alarm: Alarm, key: str, at: str) -> AlertState:
-    standing = {name: one for name, one in state.standing.items() if name != about(alarm)}
+    standing = {name: one for name, one in state.standing.items() if name != alert_subject(alarm)}
     if not alarm.recovered:
-        standing[about(alarm)] = Standing(key=alarm.key, told_at=datetime.fromisoformat(at))
+        standing[alert_subject(alarm)] = Standing(key=alarm.key, told_at=datetime.fromisoformat(at))
     told = (*state.told, alarm.key, *([key] if key != alarm.key else []))[-_REMEMBERED:]
     return state.model_copy(update={"told": told, "standing": standing})

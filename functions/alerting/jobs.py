@@ -1,8 +1,8 @@
-"""Alarms told to people: each alarm that is raised is decided upon, and sent to the sinks of its model's policy.
+"""Functions that alert people: each raised alarm is decided upon, and sent to the sinks of its model's policy.
 
-A sending is a durable invocation of its own for each sink, under a key made of alert and sink: it is tried for two hours, a sink
-that stays away that long leaves it among the dead letters, whence it can be sent again, and no other sink waits for it. It is
-submitted before it is recorded as told, so that a crash between the two sends nothing twice and loses nothing.
+Each sink gets the alert by a durable invocation of its own, under a key made of alert and sink: it is retried for two hours, then
+left among the dead letters, from which it can be redriven, and no other sink waits for it. The invocations are submitted before the
+alert is recorded as sent, so that a crash between the two sends nothing twice and loses nothing.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class HasAlerts(Protocol):
         ...
 
 
-class Told(BaseModel):
-    """What came of an alarm. sinks: to which it is being sent; none where `verdict` holds it back."""
+class AlertOutcome(BaseModel):
+    """Outcome of an alarm. sinks: to which the alert is being sent; empty where `verdict` holds it back."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -60,20 +60,20 @@ class Told(BaseModel):
     retries=Retries(max_attempts=5, never=(ProjectError,)),
     on=OnEvent(TOPIC, payload_as="alarm"),
 )
-def tell_people(alarm: Alarm) -> Told:
-    """Decide whether people are told of `alarm`, and if so send it to every sink of its model's policy.
+def tell_people(alarm: Alarm) -> AlertOutcome:
+    """Decide whether people are alerted of `alarm`, and if so send it to every sink of its model's policy.
 
     Raises: ProjectError if the project does not define the model.
     """
     definition: HasAlerts = model_definition(context().project, alarm.model)
     policy = definition.alerts
-    named = f"{alarm.monitor}/{alarm.subject}"
+    about = f"{alarm.monitor}/{alarm.subject}"
     if policy is None:
-        return Told(model=alarm.model, about=named)
+        return AlertOutcome(model=alarm.model, about=about)
     fold, now = alert_journal(alarm.model), context().clock()
     verdict = decide(fold.refresh(), alarm, policy, now)
     if not verdict.sends:
-        return Told(model=alarm.model, about=named, verdict=verdict)
+        return AlertOutcome(model=alarm.model, about=about, verdict=verdict)
     alert = Alert.of(alarm, policy, key=verdict.key, at=now)
     sinks = policy.sinks_for(alert.severity)
     for sink in sinks:
@@ -85,22 +85,24 @@ def tell_people(alarm: Alarm) -> Told:
         "alarm": alarm.model_dump(mode="json"),
     }
 
-    def still(state: AlertState) -> dict[str, Any] | None:
+    def body_if_new(state: AlertState) -> dict[str, Any] | None:
         return (
             body
             if decide(state, alarm, policy, now).key == verdict.key and verdict.key not in state.told
             else None
         )
 
-    fold.transact(still)
-    return Told(model=alarm.model, about=named, verdict=verdict, sinks=tuple(one.name for one in sinks))
+    fold.transact(body_if_new)
+    return AlertOutcome(
+        model=alarm.model, about=about, verdict=verdict, sinks=tuple(one.name for one in sinks)
+    )
 
 
 @function(timeout_s=60, retries=_PATIENT)
 def send_alert(alert: Alert, sink: Sink) -> str:
     """Send one alert to one sink; returns the sink's name.
 
-    Raises: SinkDownError, which is tried again; SinkRefusedError, which is not.
+    Raises: SinkDownError, which is retried; SinkRefusedError, which is not.
     """
     deliver(alert, sink, context().find_secret)
     return sink.name
@@ -108,7 +110,7 @@ def send_alert(alert: Alert, sink: Sink) -> str:
 
 @function(timeout_s=60)
 def silence_alerts(model: str, about: str, hours: float, reason: str) -> AlertState:
-    """Tell nobody about something for some hours; what still stands then is told.
+    """Hold back alerts about a subject for some hours; an alarm that still stands then is sent.
 
     about: "monitor/subject" as alerts name it, a monitor, or "*". hours: 0 ends a silence.
     Raises: ValueError for a time below zero or above a year.
@@ -128,9 +130,9 @@ _YEAR_HOURS = 24 * 366
 
 @function(timeout_s=60)
 def acknowledge_alert(model: str, about: str) -> AlertState:
-    """Say that one looks after what stands: it is not told again, its recovery is.
+    """Acknowledge a standing alert: it is not sent again, but its recovery is.
 
-    about: "monitor/subject", as alerts name it. Raises: NotFound if nothing about it was told and stands.
+    about: "monitor/subject", as alerts name it. Raises: NotFound if no alert about it stands.
     """
     fold = alert_journal(model)
     body = {"event": "acknowledged", "about": about, "by": context().actor}
@@ -143,12 +145,12 @@ def acknowledge_alert(model: str, about: str) -> AlertState:
 
 @function(timeout_s=60)
 def alert_status(model: str) -> AlertState:
-    """What was told of a model and stands, who looks after it, and what is silenced."""
+    """Report a model's standing alerts, who acknowledged them, and what is silenced."""
     return alert_journal(model).refresh()
 
 
 def alert_journal(model: str) -> Fold[AlertState]:
-    """The journal of what people were told of a model, followed."""
+    """Open the journal of a model's alerts."""
     used = context()
     return Fold(
         Journal(used.store, f"alerts/{model}", actor=used.actor, clock=used.clock),

@@ -1,4 +1,4 @@
-"""What a sink is sent: one alert in the shape that its reader understands."""
+"""Payloads of an alert in the shape that each kind of sink understands."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from functions.alerting.decide import about
+from functions.alerting.decide import alert_subject
 from functions.alerting.policy import AlertPolicy, Email, Severity
 from functions.monitoring import Alarm
 
@@ -19,7 +19,7 @@ _RECOVERED = "#0b6e4f"
 
 
 class Alert(BaseModel):
-    """An alarm as people are told of it. key: of this sending; thread: the same for all about one thing, recovery included."""
+    """Alert that people get for an alarm. key: of this sending; thread: shared by all alerts on a subject, recovery included."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -33,10 +33,10 @@ class Alert(BaseModel):
 
     @classmethod
     def of(cls, alarm: Alarm, policy: AlertPolicy, *, key: str, at: AwareDatetime) -> Self:
-        """An alarm under its model's policy."""
+        """Make the alert for an alarm under its model's policy."""
         return cls(
             key=key,
-            thread=f"{alarm.model}/{about(alarm)}",
+            thread=f"{alarm.model}/{alert_subject(alarm)}",
             alarm=alarm,
             severity=policy.severity_of(alarm),
             owner=policy.owner,
@@ -46,13 +46,13 @@ class Alert(BaseModel):
 
     @property
     def title(self) -> str:
-        """One line."""
+        """Title of the alert in one line."""
         state = "RECOVERED" if self.alarm.recovered else self.severity.upper()
-        return f"[{state}] {self.alarm.model}: {about(self.alarm)}"
+        return f"[{state}] {self.alarm.model}: {alert_subject(self.alarm)}"
 
     @property
     def facts(self) -> dict[str, str]:
-        """What a reader needs beside the text."""
+        """Facts that a reader needs beside the text, by name."""
         alarm = self.alarm
         told = {
             "model": f"{alarm.model}, version {alarm.version}",
@@ -65,7 +65,7 @@ class Alert(BaseModel):
 
 
 def generic(alert: Alert) -> dict[str, Any]:
-    """Everything, as it is, with the schema's name."""
+    """Make the generic JSON payload: every field, with the schema's name."""
     return {
         "schema": "toque.alert/1",
         "status": "recovered" if alert.alarm.recovered else "raised",
@@ -74,7 +74,7 @@ def generic(alert: Alert) -> dict[str, Any]:
 
 
 def slack(alert: Alert) -> dict[str, Any]:
-    """An incoming webhook's message."""
+    """Make the message of a Slack incoming webhook."""
     fields = [{"title": name, "value": _slack(value), "short": True} for name, value in alert.facts.items()]
     return {
         "text": _slack(alert.title),
@@ -90,7 +90,7 @@ def slack(alert: Alert) -> dict[str, Any]:
 
 
 def pagerduty(alert: Alert, routing_key: str) -> dict[str, Any]:
-    """An event of PagerDuty's Events API v2."""
+    """Make an event of PagerDuty's Events API v2."""
     links = [{"href": alert.runbook, "text": "runbook"}] if alert.runbook else []
     return {
         "routing_key": routing_key,
@@ -110,7 +110,7 @@ def pagerduty(alert: Alert, routing_key: str) -> dict[str, Any]:
 
 
 def mail(alert: Alert, sink: Email) -> EmailMessage:
-    """A message; one that is sent twice has the same id, by which mail readers tell."""
+    """Make an e-mail; a repeated one has the same id, by which mail readers drop it."""
     made = EmailMessage()
     made["Subject"] = alert.title.replace("\n", " ")
     made["From"], made["To"] = sink.sender, ", ".join(sink.to)
@@ -127,5 +127,5 @@ def _message_id(name: str, sink: Email) -> str:
 
 
 def _slack(text: str) -> str:
-    """Slack's three characters that mean something."""
+    """Escape the three characters that Slack treats as markup."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

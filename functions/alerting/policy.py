@@ -1,4 +1,4 @@
-"""Who is told of a model's alarms: one value beside the model's definition."""
+"""Policy of a model's alerts: sinks, severities and runbooks, one value in the model's definition."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _NAME = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
 
 
 class Webhook(BaseModel):
-    """A URL that is posted to.
+    """Webhook sink: a URL that alerts are posted to.
 
-    url: or url_secret, the name of the secret that holds it (Slack's and PagerDuty's are secrets: who knows one may post).
+    url: or url_secret, the name of the secret that holds it (Slack's and PagerDuty's URLs are secrets: anyone who knows one may post).
     shape: what is posted. routing_key_secret: the secret with PagerDuty's integration key, needed for its shape.
     least: alerts of less severity are not sent here.
     """
@@ -47,7 +47,7 @@ class Webhook(BaseModel):
 
 
 class Email(BaseModel):
-    """A mailbox, reached by SMTP.
+    """E-mail sink: mailboxes, reached by SMTP.
 
     security: STARTTLS, TLS from the start, or none (a relay on this machine). user, password_secret: both or neither.
     """
@@ -79,11 +79,11 @@ Sink = Annotated[Webhook | Email, Field(discriminator="kind")]
 
 
 class AlertPolicy(BaseModel):
-    """Who is told of a model's alarms, and how.
+    """Policy of a model's alerts: to which sinks they go, and how severe they are.
 
     owner: a person or team, named in every alert. runbook: link to what to do; runbooks: by monitor, where it differs.
     severity: by monitor; an alarm that an incident explains is never more than info. sinks: each gets every alert that is
-    severe enough for it. repeat_after: what stands and was not acknowledged is told again after so long; None: never.
+    severe enough for it. repeat_after: a standing alert that was not acknowledged is sent again after so long; None: never.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -109,13 +109,13 @@ class AlertPolicy(BaseModel):
         return self
 
     def severity_of(self, alarm: Alarm) -> Severity:
-        """How loudly an alarm is told."""
+        """Return the severity of an alarm's alert."""
         return "info" if alarm.explained_by else self.severity.get(alarm.monitor, "warning")
 
     def runbook_of(self, alarm: Alarm) -> str | None:
-        """What to do about it."""
+        """Return the runbook link for an alarm, or None."""
         return self.runbooks.get(alarm.monitor, self.runbook)
 
     def sinks_for(self, severity: Severity) -> tuple[Sink, ...]:
-        """Where an alert of this severity goes."""
+        """Return the sinks that take an alert of this severity."""
         return tuple(one for one in self.sinks if SEVERITIES.index(one.least) <= SEVERITIES.index(severity))

@@ -1,4 +1,4 @@
-"""Sending an alert over a wire, once; who calls tries again where that can help."""
+"""Delivery of an alert to a sink, tried once; the caller retries where that can help."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ FindSecret = Callable[[str], str | None]
 
 
 class SinkDownError(ValueError):
-    """The sink did not take the alert now; later it may. A ValueError: the caller named it, and the platform works."""
+    """Raised where a sink does not take the alert now but later may; a ValueError, since the platform itself works."""
 
 
 class SinkRefusedError(ValueError):
-    """The sink will not take it, or cannot be asked, however often one tries."""
+    """Raised where a sink will not take the alert however often it is sent."""
 
 
 def deliver(alert: Alert, sink: Sink, find_secret: FindSecret) -> None:
-    """Send `alert` to `sink`; errors name the sink and never its address, which may be a secret.
+    """Send one alert to one sink; errors name the sink and never its address, which may be a secret.
 
     Raises: SinkDownError, SinkRefusedError.
     """

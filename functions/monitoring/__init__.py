@@ -1,10 +1,13 @@
-"""Monitors: realised loss, drift and data quality of what is served, watched by scheduled functions.
+"""Monitors of served models: realised loss, drift, data quality and operations, watched by scheduled functions.
 
 Knows logged predictions, labels and statistics. Must not know how models are trained, rolled out or served.
 """
 
+import warnings
+from typing import TYPE_CHECKING
+
 from functions.monitoring.alarms import TOPIC, Alarm, Alarms
-from functions.monitoring.diagnosis.explain import Changed, SliceFindings, SliceOptions
+from functions.monitoring.diagnosis.explain import ChangeFindings, SliceFindings, SliceOptions
 from functions.monitoring.drift.dataset_sketches import reference_of_dataset, sketch_dataset
 from functions.monitoring.drift.monitor import DriftMonitor
 from functions.monitoring.estimates.classes import EstimateMonitor
@@ -28,15 +31,16 @@ from functions.monitoring.quality.monitor import QualityMonitor
 from functions.monitoring.results import MonitorStatus, results_table
 from functions.monitoring.skew import SkewMonitor
 from functions.monitoring.vectors import VectorMonitor
-from functions.monitoring.watch import Watched
+from functions.monitoring.watch import MonitorResult
 
 __all__ = [
     "TOPIC",
     "Alarm",
     "Alarms",
-    "Changed",
+    "ChangeFindings",
     "DriftMonitor",
     "EstimateMonitor",
+    "MonitorResult",
     "MonitorStatus",
     "OperationsMonitor",
     "PerformanceMonitor",
@@ -45,7 +49,6 @@ __all__ = [
     "SliceFindings",
     "SliceOptions",
     "VectorMonitor",
-    "Watched",
     "alarms",
     "estimate_performance",
     "monitor_status",
@@ -62,3 +65,19 @@ __all__ = [
     "what_changed",
     "worst_slices",
 ]
+
+_RENAMED = {"Changed": "ChangeFindings", "Watched": "MonitorResult"}
+
+if not TYPE_CHECKING:  # a type checker must not take every name as there
+
+    def __getattr__(name: str) -> object:
+        """Find a name of the release before, with a DeprecationWarning."""
+        if name not in _RENAMED:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        new = f"{__name__}.{_RENAMED[name]}"
+        warnings.warn(
+            f"{__name__}.{name} is now {new}; the old path goes with the next release",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return globals()[_RENAMED[name]]

@@ -1,7 +1,7 @@
-"""Alarms: what a monitor has to say, said once, kept for ever, and told to whoever listens.
+"""Alarms that monitors raise: each is journaled once for its model and published to the subscribers.
 
 One journal a model, `alarms/{model}`. An alarm's key names what was found and where, so a monitor that runs again over the
-same rows says nothing twice.
+same rows raises nothing twice.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _REMEMBERED = 512  # keys that the fold keeps
 
 
 class Alarm(BaseModel):
-    """Something that somebody, or retraining, should look at.
+    """Alarm that a person, or retraining, should look at.
 
     subject: what it is about: a measure, columns. version: the champion it concerns.
-    start, end: prediction times of the rows it was found in. recovered: it is over.
+    start, end: prediction times of the rows it was found in. recovered: the alarm is over.
     columns: the features it concerns, where it concerns single ones. explained_by: keys of the data-quality incidents that
-    spoiled these columns: such an alarm is on record and asks for nothing.
+    spoiled these columns: such an alarm is on record and needs no action.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -48,7 +48,7 @@ class Alarm(BaseModel):
 
 
 class AlarmState(BaseModel):
-    """keys: of the last alarms. standing: by monitor and subject, those raised and not recovered."""
+    """State folded from the journal. keys: of the last alarms; standing: not recovered, by monitor and subject."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -57,9 +57,9 @@ class AlarmState(BaseModel):
 
 
 class Alarms:
-    """The alarms of `model`.
+    """Journal of the alarms of one model.
 
-    publish: tells subscribers: (topic, payload, key); a key that was published before is not told again.
+    publish: sends (topic, payload, key) to subscribers; a key that was published before is not sent again.
     """
 
     def __init__(
@@ -81,31 +81,31 @@ class Alarms:
             decode=AlarmState.model_validate,
         )
 
-    def say(self, alarm: Alarm) -> bool:
+    def report(self, alarm: Alarm) -> bool:
         """Publish and record `alarm`; returns whether it was new."""
         body = {"alarm": alarm.model_dump(mode="json")}
         if alarm.key in self._fold.refresh().keys:
             return False
-        # Told before it is recorded: a crash between the two tells it again under the same key, never not at all.
+        # Published before it is recorded: after a crash between the two it is published again under the same key, never lost.
         self._publish(TOPIC, body["alarm"], alarm.key)
         return self._fold.transact(lambda state: None if alarm.key in state.keys else body) is not None
 
     def standing(self) -> list[Alarm]:
-        """Those raised and not recovered, oldest first."""
+        """List the alarms that were raised and have not recovered, oldest first."""
         return sorted(self._fold.refresh().standing.values(), key=lambda alarm: alarm.raised_at)
 
     def all(self) -> list[Alarm]:
-        """Every alarm and recovery, oldest first."""
-        return told(self._fold.journal.entries())
+        """List every alarm and recovery, oldest first."""
+        return alarms_in(self._fold.journal.entries())
 
 
-def told(entries: Iterable[Entry]) -> list[Alarm]:
-    """The alarms in entries of the journal `alarms/{model}`."""
+def alarms_in(entries: Iterable[Entry]) -> list[Alarm]:
+    """Read the alarms in entries of the journal `alarms/{model}`."""
     return [Alarm.model_validate(entry.body["alarm"]) for entry in entries]
 
 
 def step(state: AlarmState, entry: Entry) -> AlarmState:
-    """Fold one entry."""
+    """Fold one journal entry into the state."""
     alarm = Alarm.model_validate(entry.body["alarm"])
     about = f"{alarm.monitor}/{alarm.subject}"
     standing = {name: other for name, other in state.standing.items() if name != about}

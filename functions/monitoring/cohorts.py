@@ -1,4 +1,4 @@
-"""Cohorts: equal windows of prediction time, numbered from the epoch."""
+"""Cohorts of predictions: equal windows of prediction time, numbered from the epoch."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class Cohorts:
-    """The grid of windows of one length."""
+    """Grid of windows of one length."""
 
     length: timedelta
 
     def index(self, at: datetime) -> int:
-        """Number of the cohort that holds `at`. Raises: ValueError if it is naive."""
+        """Return the number of the cohort that holds `at`. Raises: ValueError if it is naive."""
         if at.tzinfo is None:
             raise ValueError(f"time {at} has no time zone; pass an aware UTC time")
         return (at - EPOCH) // self.length
 
     def start(self, index: int) -> datetime:
-        """When cohort `index` begins."""
+        """Return the time at which cohort `index` begins."""
         return EPOCH + index * self.length
 
 
-def micros(at: datetime) -> int:
-    """Microseconds since the epoch."""
+def epoch_us(at: datetime) -> int:
+    """Convert an aware time to microseconds since the epoch."""
     return (at - EPOCH) // timedelta(microseconds=1)

@@ -1,4 +1,4 @@
-"""The monitors as functions, for a schedule or a person to call."""
+"""Functions that run the monitors, for a schedule or a person to call."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pyarrow.compute as pc
 from featurestore import FeatureStore
 from functions.monitoring.alarms import Alarm, Alarms
 from functions.monitoring.diagnosis.explain import (
-    Changed,
+    ChangeFindings,
     SliceFindings,
     SliceOptions,
     find_changes,
     find_slices,
 )
-from functions.monitoring.drift.dataset_sketches import Rows
+from functions.monitoring.drift.dataset_sketches import DatasetRows
 from functions.monitoring.drift.monitor import DriftMonitor
 from functions.monitoring.drift.watch import watch_features
 from functions.monitoring.estimates.classes import EstimateMonitor, watch_estimates
@@ -28,7 +28,7 @@ from functions.monitoring.quality.watch import Views, spoiled_columns, watch_row
 from functions.monitoring.results import MonitorStatus, last_judged
 from functions.monitoring.skew import SkewMonitor, watch_skewed
 from functions.monitoring.vectors import VectorMonitor, watch_vectors
-from functions.monitoring.watch import Post, Watched, watch_loss
+from functions.monitoring.watch import MonitorResult, MonitorRun, watch_loss
 from functions.prediction_log import made_within, outcomes, predictions, predictions_table
 from functions.runtime.context import context
 from functions.runtime.function import function
@@ -44,11 +44,11 @@ _FEATURES = ("prediction_id", "version", "shadow", "predicted_at", "numeric", "c
 def watch_performance(
     model: str,
     monitor: PerformanceMonitor = PerformanceMonitor(),  # noqa: B008 — frozen
-) -> Watched:
+) -> MonitorResult:
     """Judge the realised loss of every cohort whose labels are due, and raise alarms."""
     champion = _champion(model)
     if champion is None:
-        return Watched(model=model, monitor=monitor.kind, text="no champion serves this model")
+        return MonitorResult(model=model, monitor=monitor.kind, text="no champion serves this model")
     store = context().store
 
     def read(start: datetime, end: datetime) -> pa.Table:
@@ -56,24 +56,24 @@ def watch_performance(
         counted = rows.filter(pc.is_in(rows["arm"], pa.array(monitor.arms))) if monitor.arms else rows
         return counted.drop_columns("arm")
 
-    return watch_loss(_post(model), champion, monitor, read)
+    return watch_loss(_run(model), champion, monitor, read)
 
 
 @function(timeout_s=300)
-def watch_quality(model: str, monitor: QualityMonitor = QualityMonitor()) -> Watched:  # noqa: B008 — frozen
-    """Ask of each cohort of requests, and of the views behind them, whether the feed is broken; raise and close incidents.
+def watch_quality(model: str, monitor: QualityMonitor = QualityMonitor()) -> MonitorResult:  # noqa: B008 — frozen
+    """Check each cohort of requests, and the views behind them, for a broken feed; raise and close incidents.
 
-    Nothing is ever retrained for an incident, and drift that one explains is told as such: run it before `watch_drift`.
+    An incident never leads to a retrain, and drift that it explains is reported as explained: run this before `watch_drift`.
     Raises: ValueError if the champion's version names no columns.
     """
     champion = _champion(model)
     if champion is None:
-        return Watched(model=model, monitor=monitor.kind, text="no champion serves this model")
+        return MonitorResult(model=model, monitor=monitor.kind, text="no champion serves this model")
     used = context()
     # Without Redis: a view's age is that of its table, and must be known while Redis is away.
     views = Views.of(FeatureStore(used.store, clock=used.clock, actor=used.actor), champion)
     return watch_rows(
-        _post(model),
+        _run(model),
         champion,
         monitor,
         lambda start, end: predictions(used.store, model, start, end, columns=_FEATURES),
@@ -86,35 +86,35 @@ def watch_drift(
     model: str,
     monitor: DriftMonitor = DriftMonitor(),  # noqa: B008 — frozen
     quality: QualityMonitor = QualityMonitor(),  # noqa: B008 — frozen
-) -> Watched:
-    """Compare what is asked with the champion's training set, window by window, and raise alarms.
+) -> MonitorResult:
+    """Compare requests with the champion's training set, window by window, and raise alarms of drift.
 
     quality: the monitor whose incidents explain drift of the columns they spoil.
     Raises: ValueError if the champion's version names no columns or no training set.
     """
     champion = _champion(model)
     if champion is None:
-        return Watched(model=model, monitor=monitor.kind, text="no champion serves this model")
-    store, post = context().store, _post(model)
+        return MonitorResult(model=model, monitor=monitor.kind, text="no champion serves this model")
+    store, run = context().store, _run(model)
     return watch_features(
-        post,
+        run,
         champion,
         monitor,
         lambda start, end: predictions(store, model, start, end, columns=_FEATURES),
-        spoiled_columns(post, quality),
+        spoiled_columns(run, quality),
         lambda start, end: _logged(store, model, start, end),
     )
 
 
 @function(timeout_s=300)
-def watch_operations(model: str, monitor: OperationsMonitor = OperationsMonitor()) -> Watched:  # noqa: B008 — frozen
+def watch_operations(model: str, monitor: OperationsMonitor = OperationsMonitor()) -> MonitorResult:  # noqa: B008 — frozen
     """Record latency, errors, saturation and cost of each cohort of requests, and raise alarms where a limit is broken."""
     champion = _champion(model)
     if champion is None:
-        return Watched(model=model, monitor=monitor.kind, text="no champion serves this model")
+        return MonitorResult(model=model, monitor=monitor.kind, text="no champion serves this model")
     used = context()
     return watch_service(
-        _post(model),
+        _run(model),
         champion,
         monitor,
         lambda start, end: predictions(used.store, model, start, end, columns=_ANSWERED),
@@ -123,17 +123,17 @@ def watch_operations(model: str, monitor: OperationsMonitor = OperationsMonitor(
 
 
 @function(timeout_s=300)
-def watch_embeddings(model: str, monitor: VectorMonitor) -> Watched:
-    """Compare embeddings and texts of what is asked with those of the champion's training set, and raise alarms of drift.
+def watch_embeddings(model: str, monitor: VectorMonitor) -> MonitorResult:
+    """Compare embeddings and texts of requests with those of the champion's training set, and raise alarms of drift.
 
     Raises: ValueError if the champion's version names no columns or no training set, or does not read what is watched.
     """
     champion = _champion(model)
     if champion is None:
-        return Watched(model=model, monitor=monitor.kind, text="no champion serves this model")
+        return MonitorResult(model=model, monitor=monitor.kind, text="no champion serves this model")
     store = context().store
     return watch_vectors(
-        _post(model),
+        _run(model),
         champion,
         monitor,
         lambda start, end: predictions(store, model, start, end, columns=(*_FEATURES, "unit")),
@@ -141,17 +141,17 @@ def watch_embeddings(model: str, monitor: VectorMonitor) -> Watched:
 
 
 @function(timeout_s=300)
-def watch_skew(model: str, monitor: SkewMonitor = SkewMonitor()) -> Watched:  # noqa: B008 — frozen
-    """Hold a version's first hours against its training set, and a sample of what was logged against the offline store.
+def watch_skew(model: str, monitor: SkewMonitor = SkewMonitor()) -> MonitorResult:  # noqa: B008 — frozen
+    """Compare a version's first hours with its training set, and a sample of logged rows with the offline store.
 
     Raises: ValueError if the champion's version names no columns or no training set.
     """
     champion = _champion(model)
     if champion is None:
-        return Watched(model=model, monitor=monitor.kind, text="no champion serves this model")
+        return MonitorResult(model=model, monitor=monitor.kind, text="no champion serves this model")
     used = context()
     return watch_skewed(
-        _post(model),
+        _run(model),
         champion,
         monitor,
         lambda start, end: predictions(
@@ -162,18 +162,19 @@ def watch_skew(model: str, monitor: SkewMonitor = SkewMonitor()) -> Watched:  # 
 
 
 @function(timeout_s=300)
-def estimate_performance(model: str, monitor: EstimateMonitor = EstimateMonitor()) -> Watched:  # noqa: B008 — frozen
-    """Estimate the performance of each cohort before its labels are there, and settle what labels have come for.
+def estimate_performance(model: str, monitor: EstimateMonitor = EstimateMonitor()) -> MonitorResult:  # noqa: B008 — frozen
+    """Estimate the performance of each cohort before its labels arrive, and compare with the labels once they do.
 
-    For one probability of label 1, or a number (`loss="squared_error"`). An estimate is on record as one: it raises no alarm, ends none, and is never health.
+    For one probability of label 1, or a number (`loss="squared_error"`). An estimate raises no alarm, ends no alarm, and is
+    no proof of health.
     """
     champion = _champion(model)
     if champion is None:
-        return Watched(model=model, monitor=monitor.kind, text="no champion serves this model")
+        return MonitorResult(model=model, monitor=monitor.kind, text="no champion serves this model")
     store, numbers = context().store, monitor.loss == "squared_error"
     columns = (*_SCORED, "numeric", "categorical") if numbers else _SCORED
     return (watch_number_estimates if numbers else watch_estimates)(
-        _post(model),
+        _run(model),
         champion,
         monitor,
         lambda start, end: outcomes(store, model, start, end, labelled_only=False, columns=columns),
@@ -188,7 +189,7 @@ def worst_slices(model: str, options: SliceOptions = SliceOptions()) -> SliceFin
         return None
     store, columns = context().store, (*_SCORED, "numeric", "categorical")
     return find_slices(
-        _post(model),
+        _run(model),
         champion,
         options,
         lambda start, end: outcomes(store, model, start, end, columns=columns),
@@ -196,10 +197,10 @@ def worst_slices(model: str, options: SliceOptions = SliceOptions()) -> SliceFin
 
 
 @function(timeout_s=300)
-def what_changed(model: str, days: int = 7, max_rows: int = 5_000) -> Changed | None:
-    """Which features tell the last days' requests from the champion's training set; None if no champion serves the model.
+def what_changed(model: str, days: int = 7, max_rows: int = 5_000) -> ChangeFindings | None:
+    """Find the features that tell the last days' requests from the champion's training set; None without a champion.
 
-    It sees what no column shows alone. Rows of one day are alike, and are taken as independent here: read it beside
+    This finds changes that no column shows alone. Rows of one day are alike, and are taken as independent here: read it beside
     `watch_drift`, which raises the alarms.
     """
     champion = _champion(model)
@@ -207,7 +208,7 @@ def what_changed(model: str, days: int = 7, max_rows: int = 5_000) -> Changed | 
         return None
     store = context().store
     return find_changes(
-        _post(model),
+        _run(model),
         champion,
         lambda start, end: predictions(store, model, start, end, columns=_FEATURES),
         days=days,
@@ -217,37 +218,37 @@ def what_changed(model: str, days: int = 7, max_rows: int = 5_000) -> Changed | 
 
 @function(timeout_s=60)
 def monitor_status(model: str) -> list[MonitorStatus]:
-    """What each monitor of a model judged last, and what it found wrong."""
+    """Report what each monitor of a model judged last, and the problems it found."""
     return last_judged(context().store, model)
 
 
 @function(timeout_s=60)
 def standing_alarms(model: str) -> list[Alarm]:
-    """The alarms of a model that were raised and have not recovered, oldest first."""
+    """List the alarms of a model that were raised and have not recovered, oldest first."""
     return alarms(model).standing()
 
 
 def alarms(model: str) -> Alarms:
-    """The alarms of `model` in the context's store."""
+    """Return the journal of alarms of `model` in the context's store."""
     used = context()
-    return Alarms(model, store=used.store, clock=used.clock, actor=used.actor, publish=_tell)
+    return Alarms(model, store=used.store, clock=used.clock, actor=used.actor, publish=_publish)
 
 
-def _tell(topic: str, payload: dict[str, object], key: str) -> object:
+def _publish(topic: str, payload: dict[str, object], key: str) -> object:
     return publish(topic, payload, key=key)
 
 
-def _logged(store: ObjectStore, model: str, start: datetime, end: datetime) -> Rows | None:
-    """The vectors logged in [start, end), unread; None before the first."""
+def _logged(store: ObjectStore, model: str, start: datetime, end: datetime) -> DatasetRows | None:
+    """Point at the vectors logged in [start, end) without reading them; None before the first."""
     table = Table(store, predictions_table(model))
     if not table.exists():
         return None
-    return Rows(table, table.version(), _FEATURES, made_within(start, end))
+    return DatasetRows(table, table.version(), _FEATURES, made_within(start, end))
 
 
-def _post(model: str) -> Post:
+def _run(model: str) -> MonitorRun:
     used = context()
-    return Post(model=model, store=used.store, alarms=alarms(model), now=used.clock())
+    return MonitorRun(model=model, store=used.store, alarms=alarms(model), now=used.clock())
 
 
 def _champion(model: str) -> ModelVersion | None:

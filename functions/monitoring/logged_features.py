@@ -33,7 +33,7 @@ class FeatureColumns:
             )
         return cls(tuple(numeric), tuple(categorical))
 
-    def kept(self, wanted: Sequence[str]) -> FeatureColumns:
+    def select(self, wanted: Sequence[str]) -> FeatureColumns:
         """Keep the columns of `wanted`, or all if that is empty. Raises: ValueError for a name that is not among them."""
         unknown = sorted(set(wanted) - set(self.numeric) - set(self.categorical))
         if unknown:
@@ -46,7 +46,7 @@ class FeatureColumns:
         )
 
 
-def sampled(rows: pa.Table, most: int) -> pa.Table:
+def sample_rows(rows: pa.Table, most: int) -> pa.Table:
     """Take at most `most` of the rows, always the same ones, in their order."""
     if rows.num_rows <= most:
         return rows
@@ -60,7 +60,7 @@ def feature_table(rows: pa.Table, columns: FeatureColumns) -> pa.Table:
     A row whose vector has another length belongs to a version with other features, and is left out too.
     """
     seen = rows.filter(pc.invert(rows["shadow"])).sort_by([("predicted_at", "ascending")])
-    seen = seen.filter(fits(seen, columns))
+    seen = seen.filter(has_vector_length(seen, columns))
     found: dict[str, Any] = {"predicted_at": seen["predicted_at"]}
     for source, names, kind in (
         ("numeric", columns.numeric, pa.float32()),
@@ -72,7 +72,7 @@ def feature_table(rows: pa.Table, columns: FeatureColumns) -> pa.Table:
     return pa.table(found)
 
 
-def fits(rows: pa.Table, columns: FeatureColumns) -> Any:
+def has_vector_length(rows: pa.Table, columns: FeatureColumns) -> Any:
     """Mark the rows (rows,) whose vectors have as many values as the version has features."""
     return pc.and_(
         _has_length(rows["numeric"], len(columns.numeric)),

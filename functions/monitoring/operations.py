@@ -1,7 +1,7 @@
-"""Operations: how fast, how reliably and at what cost a model answers, from the prediction log, cohort by cohort.
+"""Operations monitor: latency, errors, saturation and cost of a model, cohort by cohort, from the prediction log.
 
 A limit is on a share of requests: those slower than it allows, those without an answer. It is broken when the share is above
-the limit by more than chance explains, so that three slow requests of a quiet night wake nobody. Nobody retrains for it.
+the limit by more than chance explains, so that three slow requests of a quiet night wake nobody. It never leads to a retrain.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy import special
 
 from functions.monitoring.alarms import Alarm
-from functions.monitoring.cohorts import Cohorts, micros
-from functions.monitoring.watch import Post, Read, Watched
+from functions.monitoring.cohorts import Cohorts, epoch_us
+from functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
 from registry import ModelVersion
 
 Subject = Literal["errors", "latency", "saturation"]
@@ -28,10 +28,10 @@ _SLOWEST = 0.01  # share of requests that a limit on the 99th percentile leaves
 
 
 class OperationsMonitor(BaseModel):
-    """How operations are watched.
+    """Settings of the operations monitor.
 
     max_error_share: of requests without an answer. p99_ms: limit on the 99th percentile of the time in the replica; None: not
-    judged. capacity: requests that all replicas can be at work on at a time; max_busy: share of it in use on average.
+    judged. capacity: requests that all replicas can work on at a time; max_busy: share of it in use on average.
     cpus: of a replica while it is at work on one request, from which with `TOQUE_PRICES` the cost is reckoned.
     cohort, delay: requests are judged by windows of time, so long after their end. min_requests: fewer are not judged.
     lookback: how far back a monitor without a state begins.
@@ -58,7 +58,7 @@ class OperationsMonitor(BaseModel):
 
 
 class OperationsState(BaseModel):
-    """What the monitor remembers. broken: the limits that were broken when they were last judged."""
+    """State of the operations monitor. broken: the limits that were broken when they were last judged."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -68,7 +68,7 @@ class OperationsState(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """One cohort. slow: requests above the limit. busy: requests at work at a time, on average. cost: None without prices."""
+    """Figures of one cohort of requests. slow: requests above the limit. busy: requests at work at a time, on average. cost: None without prices."""
 
     index: int
     requests: int
@@ -80,7 +80,7 @@ class Served:
 
     @classmethod
     def of(cls, index: int, rows: pa.Table, monitor: OperationsMonitor, cpu_hour: float | None) -> Self:
-        """Sum up what was logged in a cohort, shadows left out. cpu_hour: price of a CPU for an hour."""
+        """Sum up what was logged in a cohort, without shadows. cpu_hour: price of a CPU for an hour."""
         asked = _requests(rows)
         times = asked["latency_ms"].drop_null().to_numpy()
         spent_s = float(times.sum()) / 1e3
@@ -98,7 +98,7 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A limit that was judged, and whether it is broken."""
+    """Limit that was judged, and whether it is broken."""
 
     subject: Subject
     broken: bool
@@ -108,7 +108,7 @@ class Limit:
 
 
 def judge(served: Served, monitor: OperationsMonitor) -> list[Limit]:
-    """Which limits a cohort breaks; none is judged of fewer than `min_requests`."""
+    """Judge the limits on one cohort; empty with fewer than `min_requests`."""
     return list(_limits(served, monitor)) if served.requests >= monitor.min_requests else []
 
 
@@ -132,42 +132,46 @@ def _limits(served: Served, monitor: OperationsMonitor) -> Iterator[Limit]:
 
 
 def watch_service(
-    post: Post, champion: ModelVersion, monitor: OperationsMonitor, read: Read, cpu_hour: float | None
-) -> Watched:
+    run: MonitorRun,
+    champion: ModelVersion,
+    monitor: OperationsMonitor,
+    read: ReadRows,
+    cpu_hour: float | None,
+) -> MonitorResult:
     """Judge each cohort that is due, and raise and close alarms.
 
-    read: logged predictions in [start, end). cpu_hour: price of a CPU for an hour, None where nobody said.
+    read: logged predictions in [start, end). cpu_hour: price of a CPU for an hour, None where it is not set.
     """
-    grid, due = Cohorts(monitor.cohort), Cohorts(monitor.cohort).index(post.now - monitor.delay)
-    kept = post.remembered(monitor.kind)
-    begin = grid.index(post.now - monitor.delay - monitor.lookback)
+    grid, due = Cohorts(monitor.cohort), Cohorts(monitor.cohort).index(run.now - monitor.delay)
+    kept = run.load_state(monitor.kind)
+    begin = grid.index(run.now - monitor.delay - monitor.lookback)
     state = OperationsState(next_cohort=begin) if kept is None else OperationsState.model_validate_json(kept)
     first = state.next_cohort
     if first >= due:
-        return post.nothing_due(monitor.kind, champion)
+        return run.nothing_due(monitor.kind, champion)
     rows = read(grid.start(first), grid.start(due))
     rows = rows.filter(pc.invert(rows["shadow"])).sort_by([("predicted_at", "ascending")])
     at = rows["predicted_at"].cast(pa.int64()).to_numpy()
-    bounds = np.searchsorted(at, [micros(grid.start(index)) for index in range(first, due + 1)])
+    bounds = np.searchsorted(at, [epoch_us(grid.start(index)) for index in range(first, due + 1)])
     alarms, findings, text = [], [], "too few requests to judge"
     for place, index in enumerate(range(first, due)):
         part = rows.slice(bounds[place], bounds[place + 1] - bounds[place])
         served = Served.of(index, part, monitor, cpu_hour)
         limits = judge(served, monitor)
-        findings += _findings(post, champion, grid, served, limits)
+        findings += _findings(run, champion, grid, served, limits)
         changed = [one for one in limits if one.broken != (one.subject in state.broken)]
-        alarms += [_alarm(post, champion, grid, index, one) for one in changed]
+        alarms += [_alarm(run, champion, grid, index, one) for one in changed]
         unjudged = set(state.broken) - {one.subject for one in limits}
         broken = unjudged | {one.subject for one in limits if one.broken}
         state = OperationsState(next_cohort=index + 1, broken=tuple(sorted(broken)))
         text = "; ".join(one.text for one in limits) or text
-    return post.conclude(
+    return run.conclude(
         monitor.kind, champion, state, range(first, due), text=text, findings=findings, alarms=alarms
     )
 
 
 def _requests(rows: pa.Table) -> pa.Table:
-    """One row a request, with its time and whether any of its rows has no answer: rows of one are called `{id}:{row}`."""
+    """Group rows by request, with its time and whether any row has no answer; rows of a batch are called `{id}:{row}`."""
     ids = pc.replace_substring_regex(rows["prediction_id"], pattern=r":\d+$", replacement="")
     failed = pc.fill_null(pc.equal(pc.list_value_length(rows["outputs"]), 0), True)
     table = pa.table({"id": ids, "latency_ms": rows["latency_ms"].cast(pa.float64()), "failed": failed})
@@ -176,16 +180,16 @@ def _requests(rows: pa.Table) -> pa.Table:
 
 
 def _above(hits: int, requests: int, limit: float) -> bool:
-    """Whether so many hits are more than a share of `limit` explains. Source: the exact binomial test, Clopper and Pearson 1934."""
+    """Test whether so many hits are more than a share of `limit` explains. Source: the exact binomial test, Clopper and Pearson 1934."""
     if hits <= limit * requests:
         return False
     return limit == 0 or float(special.bdtrc(hits - 1, requests, limit)) < _CHANCE
 
 
 def _findings(
-    post: Post, champion: ModelVersion, grid: Cohorts, served: Served, limits: list[Limit]
+    run: MonitorRun, champion: ModelVersion, grid: Cohorts, served: Served, limits: list[Limit]
 ) -> list[dict[str, Any]]:
-    """One row for each figure of a cohort that had requests, and for each limit that was judged."""
+    """Make one row for each figure of a cohort with requests, and for each judged limit."""
     if not served.requests:
         return []
     figures = dict(zip(("p50_ms", "p95_ms", "p99_ms"), served.percentiles, strict=True))
@@ -211,19 +215,19 @@ def _findings(
         "start": grid.start(served.index),
         "end": grid.start(served.index + 1),
         "rows": served.requests,
-        "judged_at": post.now,
+        "judged_at": run.now,
     }
     return [common | one for one in rows]
 
 
-def _alarm(post: Post, champion: ModelVersion, grid: Cohorts, index: int, limit: Limit) -> Alarm:
+def _alarm(run: MonitorRun, champion: ModelVersion, grid: Cohorts, index: int, limit: Limit) -> Alarm:
     return Alarm(
-        key=f"{post.model}/operations/{limit.subject}/{index}{'' if limit.broken else '/recovered'}",
-        model=post.model,
+        key=f"{run.model}/operations/{limit.subject}/{index}{'' if limit.broken else '/recovered'}",
+        model=run.model,
         monitor="operations",
         subject=limit.subject,
         version=champion.version,
-        raised_at=post.now,
+        raised_at=run.now,
         start=grid.start(index),
         end=grid.start(index + 1),
         text=limit.text,

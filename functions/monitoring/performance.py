@@ -1,6 +1,6 @@
-"""Realised loss of what is served, cohort by cohort, against what was promised.
+"""Performance monitor: realised loss of what is served, cohort by cohort, against the loss at validation.
 
-Of each cohort of predictions, once its labels had time to come, it is asked:
+Of each cohort of predictions, once its labels had time to arrive, the monitor asks:
 - loss: is the mean loss above the one recorded at validation?
 - surprise: is it above the loss that the model's own probabilities lead to expect (their entropy)? A day that is hard and
   was called hard surprises nobody; a model that no longer fits is surprised however easy the days are.
@@ -37,13 +37,13 @@ _MEDIAN_TO_SD = 0.954  # median |x − y| of independent standard normals
 
 
 class PerformanceMonitor(BaseModel):
-    """How realised loss is watched.
+    """Settings of the performance monitor.
 
     cohort, label_delay: windows of prediction time and how long after its end each waits for labels.
     min_labels, min_label_share: cohorts with less are reported as insufficient and not judged.
     baseline: names of the version's metrics that may hold its loss at validation, the first that exists counts;
         without one the first `baseline_cohorts` cohorts served are the baseline.
-    measures: what is asked. min_rise: rise that is of no interest.
+    measures: the questions above that are asked. min_rise: rise that is of no interest.
     detector: how cohorts are summed up: "cusum", which knows the baseline and is quickest, or "page_hinkley", against the mean
         of the cohorts so far. shift, threshold: of it, in spreads of a cohort.
     arms: answers that count, by the arm that gave them; empty: all. Where what is done upon an answer changes its label (who is
@@ -79,7 +79,7 @@ class PerformanceMonitor(BaseModel):
 
 
 class Cohort(BaseModel):
-    """One cohort of one version. requests: answered. sums: of each measure over labelled rows, clustered by unit."""
+    """Cohort of predictions of one version. requests: answered. sums: of each measure over labelled rows, clustered by unit."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -103,10 +103,10 @@ class Cohort(BaseModel):
 
 
 class Track(BaseModel):
-    """What is remembered of one measure.
+    """State of the detector of one measure.
 
     baseline: None until known. early: cohort means collected for it. recent: the last few means.
-    differences: of means a few cohorts apart. level: of the detector; memory: what another than CUSUM keeps beside it.
+    differences: of means a few cohorts apart. level: of the detector; memory: what a detector other than CUSUM keeps beside it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -120,7 +120,7 @@ class Track(BaseModel):
 
 
 class PerformanceState(BaseModel):
-    """What the monitor remembers of the champion it watches. next_cohort: the first cohort not judged."""
+    """State of the performance monitor for one champion. next_cohort: the first cohort not judged."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -130,13 +130,13 @@ class PerformanceState(BaseModel):
 
     @classmethod
     def begin(cls, version: int, next_cohort: int, *, validated_loss: float | None) -> Self:
-        """The state before the first cohort. All but the loss are 0 on average where the model is calibrated."""
+        """Make the state before the first cohort. All measures but the loss are 0 on average where the model is calibrated."""
         tracks: dict[Measure, Track] = {measure: Track(baseline=0.0) for measure in MEASURES}
         tracks["loss"] = Track(baseline=validated_loss)
         return cls(version=version, next_cohort=next_cohort, tracks=tracks)
 
     def of_version(self, version: int, *, validated_loss: float | None) -> Self:
-        """The state for a new champion: its own baseline and a fresh CUSUM; the traffic varies as it did."""
+        """Make the state for a new champion: its own baseline and a fresh CUSUM; the traffic varies as it did."""
         fresh = type(self).begin(version, self.next_cohort, validated_loss=validated_loss)
         tracks = {
             measure: track.model_copy(update={"differences": self.tracks.get(measure, Track()).differences})
@@ -146,7 +146,7 @@ class PerformanceState(BaseModel):
 
 
 class Verdict(BaseModel):
-    """What one measure says of one cohort. z: rise over the baseline in spreads; level: of the CUSUM, before a reset."""
+    """Verdict of one measure on one cohort. z: rise over the baseline in spreads; level: of the CUSUM, before a reset."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -163,22 +163,22 @@ class Verdict(BaseModel):
 def judge(
     state: PerformanceState, cohort: Cohort, monitor: PerformanceMonitor
 ) -> tuple[PerformanceState, tuple[Verdict, ...]]:
-    """The state after `cohort`, and what each measure says of it."""
+    """Judge a cohort: return the state after it, and the verdict of each measure."""
     tracks, verdicts = dict(state.tracks), []
     for measure in monitor.measures:
         track = state.tracks.get(measure, Track(baseline=0.0))
         sums = cohort.sums.get(measure, ClusterSums())
-        thin = _thin(sums, cohort.requests, monitor)
+        thin = _too_few_labels(sums, cohort.requests, monitor)
         if thin is not None:
             verdicts.append(Verdict(measure=measure, kind="insufficient", text=thin, labels=sums.rows))
             continue
-        tracks[measure], verdict = _follow(track, measure, sums, monitor)
+        tracks[measure], verdict = _update_track(track, measure, sums, monitor)
         verdicts.append(verdict)
     after = state.model_copy(update={"tracks": tracks, "next_cohort": cohort.index + 1})
     return after, tuple(verdicts)
 
 
-def _thin(sums: ClusterSums, requests: int, monitor: PerformanceMonitor) -> str | None:
+def _too_few_labels(sums: ClusterSums, requests: int, monitor: PerformanceMonitor) -> str | None:
     if sums.rows < monitor.min_labels:
         return f"{sums.rows} labels of {requests} predictions; {monitor.min_labels} are needed"
     if sums.rows < monitor.min_label_share * requests:
@@ -188,16 +188,16 @@ def _thin(sums: ClusterSums, requests: int, monitor: PerformanceMonitor) -> str 
     return None
 
 
-def _follow(
+def _update_track(
     track: Track, measure: Measure, sums: ClusterSums, monitor: PerformanceMonitor
 ) -> tuple[Track, Verdict]:
     mean = sums.mean
     spread = _spread(track.differences, sums.standard_error())
-    track = _remember(track, mean)
+    track = _with_recent(track, mean)
     if track.baseline is None:
-        return _collect(track, measure, sums, monitor)
+        return _collect_baseline(track, measure, sums, monitor)
     z = min((mean - track.baseline - monitor.min_rise) / spread, _HELD)
-    alarm, level, left = _summed_up(track, z, monitor)
+    alarm, level, left = _run_detector(track, z, monitor)
     text = (
         f"{measure} {mean:.4f} against {track.baseline:.4f}: {z:+.1f} spreads of {spread:.4f}; "
         f"{_NAMES[monitor.detector]} {level:.1f} of {monitor.threshold}"
@@ -218,8 +218,8 @@ def _follow(
 _NAMES = {"cusum": "CUSUM", "page_hinkley": "Page-Hinkley"}
 
 
-def _summed_up(track: Track, z: float, monitor: PerformanceMonitor) -> tuple[bool, float, dict[str, Any]]:
-    """Whether the detector fires at a cohort's rise `z`, its level before a reset, and what is left of it."""
+def _run_detector(track: Track, z: float, monitor: PerformanceMonitor) -> tuple[bool, float, dict[str, Any]]:
+    """Update the detector with a cohort's rise `z`: whether it fires, its level before a reset, and its new fields."""
     if monitor.detector == "cusum":
         level = max(0.0, track.level + z - monitor.shift / 2)
         cusum = Cusum(0.0, 1.0, monitor.shift, monitor.threshold, level=track.level).update([z])
@@ -230,21 +230,21 @@ def _summed_up(track: Track, z: float, monitor: PerformanceMonitor) -> tuple[boo
 
 
 def _spread(differences: Sequence[float], error: float) -> float:
-    """How much a cohort's mean varies by itself, at least its own standard error."""
+    """Estimate how much a cohort's mean varies by itself, at least its own standard error."""
     floor = max(error, 1e-9)
     if len(differences) < _FEW:
         return floor * _UNKNOWN_SPREAD
     return max(floor, float(np.median(differences)) / _MEDIAN_TO_SD)
 
 
-def _remember(track: Track, mean: float) -> Track:
+def _with_recent(track: Track, mean: float) -> Track:
     differences = track.differences
     if len(track.recent) == _APART:
         differences = (*differences, abs(mean - track.recent[0]))[-_KEPT:]
     return track.model_copy(update={"recent": (*track.recent, mean)[-_APART:], "differences": differences})
 
 
-def _collect(
+def _collect_baseline(
     track: Track, measure: Measure, sums: ClusterSums, monitor: PerformanceMonitor
 ) -> tuple[Track, Verdict]:
     early = (*track.early, sums.mean)

@@ -1,4 +1,4 @@
-"""What monitors found, as rows of the table `monitoring/{model}`; each finding once, however often a monitor runs."""
+"""Findings of monitors, as rows of the table `monitoring/{model}`; each is recorded once, however often a monitor runs."""
 
 from __future__ import annotations
 
@@ -33,13 +33,14 @@ effect and its floor; statistic and threshold: CUSUM level and limit, or correct
 
 
 def results_table(model: str) -> str:
-    """The name of the table."""
+    """Return the name of a model's table of findings."""
     return f"monitoring/{model}"
 
 
 class MonitorStatus(BaseModel):
-    """What a monitor judged last. rows: of its newest cohort or window; subjects: measures or columns; wrong: what it said of
-    those that are not well.
+    """Status of one monitor at its newest cohort or window.
+
+    rows: judged there; subjects: measures or columns; wrong: findings on the subjects with a problem.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -53,7 +54,7 @@ class MonitorStatus(BaseModel):
 
 
 def last_judged(store: ObjectStore, model: str) -> list[MonitorStatus]:
-    """What each monitor of a model judged last, by name; empty before the first."""
+    """Read the newest findings of each monitor of a model, by name; empty before the first."""
     table = Table(store, results_table(model))
     if not table.exists():
         return []

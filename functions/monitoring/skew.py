@@ -1,8 +1,8 @@
-"""Training–serving skew: is what a version is asked with what it learnt from, from its first hour on?
+"""Training–serving skew monitor: compares served feature values with those of training, from a version's first hour on.
 
-Two questions, of a broken pipe both, so that nobody retrains for the answer. First hours: are the served values distributed as
-those of the training set, but for what an hour may differ from a month? Recomputed: does the offline store, asked for the same
-moment, give the values that were logged?
+Two checks, both of the pipeline, so that neither leads to a retrain. First hours: are the served values distributed as those of
+the training set, but for what an hour may differ from a month? Recomputed: does the offline store, asked for the same moment,
+give the values that were logged?
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from featurestore import skew_report
 from functions.monitoring.alarms import Alarm
 from functions.monitoring.drift.monitor import DriftMonitor, compare_window
 from functions.monitoring.drift.watch import reference_of
-from functions.monitoring.logged_features import FeatureColumns, feature_table, fits, sampled
+from functions.monitoring.logged_features import FeatureColumns, feature_table, has_vector_length, sample_rows
 from functions.monitoring.quality.watch import Views
-from functions.monitoring.watch import Post, Read, Watched
+from functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
 from registry import ModelVersion
 
 Subject = Literal["skew in the first hours", "skew against the offline store"]
@@ -32,12 +32,12 @@ RECOMPUTED: Subject = "skew against the offline store"
 
 
 class SkewMonitor(BaseModel):
-    """How skew is watched.
+    """Settings of the skew monitor.
 
-    hours: of a version's first answers that are held against its training set. alpha, min_effect: of that comparison; an hour
+    hours: of a version's first answers that are compared with its training set. alpha, min_effect: of that comparison; an hour
     differs from a month, so the floor is high. min_rows: fewer are waited for.
-    sample: logged rows since the last look that are recomputed; 0: none. max_mismatch: share of them in which a feature may
-    differ. delay: rows younger are left for the next look, since the offline store may not have all they saw.
+    sample: logged rows since the last run that are recomputed; 0: no row is. max_mismatch: share of them in which a feature may
+    differ. delay: younger rows are left for the next run, since the offline store may not have all they saw.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,9 +53,9 @@ class SkewMonitor(BaseModel):
 
 
 class SkewState(BaseModel):
-    """What the monitor remembers. since: the version's first answer counts from there; looked: up to when rows were recomputed.
+    """State of the skew monitor. since: start of the version's first hours; looked: until when rows were recomputed.
 
-    judged: whether the first hours were; broken: columns, by subject, that were told and not found well again.
+    judged: whether the first hours were judged; broken: columns, by subject, with an alarm that stands.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -68,8 +68,8 @@ class SkewState(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """An answer to one question: the columns that are wrong, and what was found. rows: that were looked at."""
+class SkewFinding:
+    """Finding of one check: the columns with skew, and a sentence. rows: that were checked."""
 
     subject: Subject
     rows: int
@@ -78,16 +78,16 @@ class Found:
 
 
 def watch_skewed(
-    post: Post, champion: ModelVersion, monitor: SkewMonitor, read: Read, views: Views
-) -> Watched:
-    """Ask both questions of what came since the last look.
+    run: MonitorRun, champion: ModelVersion, monitor: SkewMonitor, read: ReadRows, views: Views
+) -> MonitorResult:
+    """Make both checks on the rows since the last run.
 
     read: logged predictions in [start, end), with vectors, `missing` and `entities`.
     """
-    state = before = _state(post, champion, monitor)
-    until = post.now - monitor.delay
-    found: list[Found] = []
-    first = _first_hours(post, champion, monitor, state, read)
+    state = before = _state(run, champion, monitor)
+    until = run.now - monitor.delay
+    found: list[SkewFinding] = []
+    first = _first_hours(run, champion, monitor, state, read)
     if first is not None:
         found.append(first)
         state = state.model_copy(update={"judged": not first.columns})
@@ -96,7 +96,7 @@ def watch_skewed(
         state = state.model_copy(update={"looked": until})
         found += [again] if again is not None else []
     alarms = [
-        _alarm(post, champion, one, before)
+        _alarm(run, champion, one, before)
         for one in found
         if one.columns != before.broken.get(one.subject, ())
     ]
@@ -105,11 +105,11 @@ def watch_skewed(
         update={"broken": {name: columns for name, columns in broken.items() if columns}}
     )
     for alarm in alarms:
-        post.alarms.say(alarm)
-    post.remember(monitor.kind, state)
+        run.alarms.report(alarm)
+    run.save_state(monitor.kind, state)
     text = "; ".join(one.text for one in found) or "nothing new to look at"
-    return Watched(
-        model=post.model,
+    return MonitorResult(
+        model=run.model,
         monitor=monitor.kind,
         version=champion.version,
         cohorts=len(found),
@@ -118,44 +118,46 @@ def watch_skewed(
     )
 
 
-def _state(post: Post, champion: ModelVersion, monitor: SkewMonitor) -> SkewState:
-    """The memory; another champion's first hours begin when it is first seen here, less the delay."""
-    kept = post.remembered(monitor.kind)
+def _state(run: MonitorRun, champion: ModelVersion, monitor: SkewMonitor) -> SkewState:
+    """Load the state; a new champion's first hours begin when it is first seen here, less the delay."""
+    kept = run.load_state(monitor.kind)
     state = None if kept is None else SkewState.model_validate_json(kept)
     if state is not None and state.version == champion.version:
         return state
-    since = post.now - monitor.delay - timedelta(hours=monitor.hours)
+    since = run.now - monitor.delay - timedelta(hours=monitor.hours)
     broken = {} if state is None else state.broken
     return SkewState(version=champion.version, since=since, looked=since, broken=broken)
 
 
 def _first_hours(
-    post: Post, champion: ModelVersion, monitor: SkewMonitor, state: SkewState, read: Read
-) -> Found | None:
-    """The first hours, once they are over; while they were wrong the last ones, to see whether it is over."""
+    run: MonitorRun, champion: ModelVersion, monitor: SkewMonitor, state: SkewState, read: ReadRows
+) -> SkewFinding | None:
+    """Check the first hours, and after a finding the last hours, until the skew is over."""
     if state.judged:
         return None
     hours = timedelta(hours=monitor.hours)
-    start = max(state.since, post.now - hours) if state.broken.get(FIRST) else state.since
-    rows = _own(read(start, post.now), champion)
+    start = max(state.since, run.now - hours) if state.broken.get(FIRST) else state.since
+    rows = _answered_rows(read(start, run.now), champion)
     if rows.num_rows < monitor.min_rows:
         return None
     drift = DriftMonitor(
         window=1, alpha=monitor.alpha, min_effect=monitor.min_effect, min_null_change=monitor.min_effect
     )
-    reference = reference_of(post, champion, drift)
+    reference = reference_of(run, champion, drift)
     window = reference.sketch.window(feature_table(rows, FeatureColumns.of(champion)))
     report, _ = compare_window(reference, [(0, window)], drift)
     said = {one.column: one.reason for one in report.columns}
     wrong = report.drifted
     text = "; ".join(f"{name}: {said[name]}" for name in wrong) or "served as learnt"
-    return Found(FIRST, rows.num_rows, wrong, text)
+    return SkewFinding(FIRST, rows.num_rows, wrong, text)
 
 
-def _recomputed(champion: ModelVersion, monitor: SkewMonitor, rows: pa.Table, views: Views) -> Found | None:
-    """Logged features of stored views against the offline store as it was known then; None if no row names its keys."""
-    rows = _own(rows, champion)
-    rows = sampled(rows.filter(rows["entities"].is_valid()), monitor.sample)
+def _recomputed(
+    champion: ModelVersion, monitor: SkewMonitor, rows: pa.Table, views: Views
+) -> SkewFinding | None:
+    """Compare logged features with the offline store as of then; None if no row names its keys."""
+    rows = _answered_rows(rows, champion)
+    rows = sample_rows(rows.filter(rows["entities"].is_valid()), monitor.sample)
     if not rows.num_rows:
         return None
     logged, keys = feature_table(rows, FeatureColumns.of(champion)), _keys(rows["entities"])
@@ -166,7 +168,9 @@ def _recomputed(champion: ModelVersion, monitor: SkewMonitor, rows: pa.Table, vi
             continue
         served = keys.select(names).append_column("event_timestamp", logged["predicted_at"])
         for feature, column in columns.items():
-            served = served.append_column(feature, _present(logged[column], rows["missing"], column))
+            served = served.append_column(
+                feature, _null_where_missing(logged[column], rows["missing"], column)
+            )
         report = skew_report(views.store, served, view)
         shares = {
             columns[name]: count / report.rows for name, count in report.mismatches.items() if name in columns
@@ -175,36 +179,36 @@ def _recomputed(champion: ModelVersion, monitor: SkewMonitor, rows: pa.Table, vi
     text = "; ".join(
         f"{name}: {share:.1%} of {rows.num_rows} rows differ" for name, share in sorted(wrong.items())
     )
-    return Found(
+    return SkewFinding(
         RECOMPUTED, rows.num_rows, tuple(sorted(wrong)), text or f"{rows.num_rows} rows are as recomputed"
     )
 
 
-def _own(rows: pa.Table, champion: ModelVersion) -> pa.Table:
-    """What the version answered, in order of time, with vectors of its signature."""
+def _answered_rows(rows: pa.Table, champion: ModelVersion) -> pa.Table:
+    """Select what the version answered, in order of time, with vectors of its signature."""
     mine = rows.filter(pc.and_(pc.invert(rows["shadow"]), pc.equal(rows["version"], champion.version)))
-    mine = mine.filter(fits(mine, FeatureColumns.of(champion)))
+    mine = mine.filter(has_vector_length(mine, FeatureColumns.of(champion)))
     return mine.sort_by([("predicted_at", "ascending"), ("prediction_id", "ascending")])
 
 
 def _keys(entities: pa.ChunkedArray) -> pa.Table:
-    """One column a key, from the logged JSON objects."""
+    """Parse the logged JSON objects into one column per key."""
     return pa.Table.from_pylist([json.loads(one) for one in entities.to_pylist()])
 
 
-def _present(values: pa.ChunkedArray, missing: pa.ChunkedArray, column: str) -> pa.Array:
-    """The values, null where the log says that the feature was missing, whatever stood in for it."""
+def _null_where_missing(values: pa.ChunkedArray, missing: pa.ChunkedArray, column: str) -> pa.Array:
+    """Set values to null where the log says that the feature was missing, whatever was used instead."""
     gone = pa.array([column in (one or ()) for one in missing.to_pylist()])
     return pc.if_else(gone, pa.scalar(None, values.type), values.combine_chunks())
 
 
-def _alarm(post: Post, champion: ModelVersion, found: Found, state: SkewState) -> Alarm:
+def _alarm(run: MonitorRun, champion: ModelVersion, found: SkewFinding, state: SkewState) -> Alarm:
     names: Sequence[str] = found.columns or state.broken.get(found.subject, ())
     start: datetime = state.since if found.subject == FIRST else state.looked
     what = "recovered" if not found.columns else ",".join(names)
-    key = f"{post.model}/quality/{found.subject}/{champion.version}/{start.isoformat()}/{what}"
+    key = f"{run.model}/quality/{found.subject}/{champion.version}/{start.isoformat()}/{what}"
     fields: dict[str, Any] = {"columns": tuple(names), "recovered": not found.columns, "text": found.text}
     return Alarm(
-        key=key, model=post.model, monitor="quality", subject=found.subject, version=champion.version,
-        raised_at=post.now, start=start, end=post.now, **fields,
+        key=key, model=run.model, monitor="quality", subject=found.subject, version=champion.version,
+        raised_at=run.now, start=start, end=run.now, **fields,
     )  # fmt: skip

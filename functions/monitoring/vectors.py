@@ -1,7 +1,7 @@
-"""Drift of embeddings and texts, whose columns mean nothing one by one: a kernel two-sample test on samples of rows.
+"""Drift monitor of embeddings and texts, whose columns mean nothing one by one: a kernel two-sample test.
 
-Held against the training set, over the last cohorts, with a floor under the distance and k of n windows before an alarm. Rows are
-taken as independent, at most one of a unit: rows of one day are not quite, which is what the floor and the k are for.
+The last cohorts are compared with the training set, with a floor under the distance and k of n windows before an alarm. Rows are
+taken as independent, at most one of a unit; rows of one day are not quite independent, so there is the floor and the k.
 """
 
 from __future__ import annotations
@@ -18,9 +18,15 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from functions.monitoring.alarms import Alarm
 from functions.monitoring.cohorts import Cohorts
-from functions.monitoring.drift.dataset_sketches import Rows
-from functions.monitoring.logged_features import FeatureColumns, feature_arrays, feature_table, fits, sampled
-from functions.monitoring.watch import Post, Read, Watched
+from functions.monitoring.drift.dataset_sketches import DatasetRows
+from functions.monitoring.logged_features import (
+    FeatureColumns,
+    feature_arrays,
+    feature_table,
+    has_vector_length,
+    sample_rows,
+)
+from functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
 from functions.stats import holm, k_of_n, mmd, one_row_per_unit
 from functions.stats.moments import Floats
 from functions.stats.text import text_vectors
@@ -28,11 +34,11 @@ from registry import ModelVersion, Table
 
 
 class VectorMonitor(BaseModel):
-    """How embeddings and texts are watched.
+    """Settings of the monitor of embeddings and texts.
 
     embeddings: for each, the model's numeric columns that hold it. texts: string columns, compared by their words and trigrams.
     window: cohorts, of which at most `max_rows` rows are compared with as many of the training set. alpha: bound on the chance of
-    any false one in a window. min_distance: between the samples, 0 to about 1.4, below which nothing is drift.
+    any false finding in a window. min_distance: between the samples, 0 to about 1.4, below which nothing is drift.
     k, n: windows that must agree before an alarm. lookback: how far back a monitor without a state begins.
     """
 
@@ -68,7 +74,7 @@ class VectorMonitor(BaseModel):
 
 
 class VectorState(BaseModel):
-    """What the monitor remembers. flagged: whether the last windows differed; alarmed: what was told and is not well."""
+    """State of the monitor. flagged: whether the last windows differed; alarmed: subjects with a standing alarm."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -80,7 +86,7 @@ class VectorState(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """How far a window lies from the training set. distance: root of the discrepancy, 0 where that is negative; p: corrected."""
+    """Distance of a window from the training set. distance: root of the discrepancy, 0 where that is negative; p: corrected."""
 
     name: str
     rows: int
@@ -88,46 +94,48 @@ class Distance:
     p: float
 
     def text(self, monitor: VectorMonitor) -> str:
-        """The finding in a sentence."""
+        """Describe the finding in a sentence."""
         return (
             f"{self.name}: distance {self.distance:.3f} from the training set (floor {monitor.min_distance}), "
             f"p = {self.p:.2g} (level {monitor.alpha})"
         )
 
 
-def watch_vectors(post: Post, champion: ModelVersion, monitor: VectorMonitor, read: Read) -> Watched:
+def watch_vectors(
+    run: MonitorRun, champion: ModelVersion, monitor: VectorMonitor, read: ReadRows
+) -> MonitorResult:
     """Judge the window that ends with each cohort that is due.
 
     read: logged predictions in [start, end), with `unit`, `numeric` and `categorical`.
     Raises: ValueError for a column that the model does not read, or a version without a training set.
     """
-    grid, due = Cohorts(monitor.cohort), Cohorts(monitor.cohort).index(post.now - monitor.delay)
-    state = _state(post, champion, monitor, grid)
+    grid, due = Cohorts(monitor.cohort), Cohorts(monitor.cohort).index(run.now - monitor.delay)
+    state = _state(run, champion, monitor, grid)
     first = state.next_cohort
     if first >= due:
-        return post.nothing_due(monitor.kind, champion)
-    learnt = _learnt(post, champion, monitor)
+        return run.nothing_due(monitor.kind, champion)
+    learnt = _training_vectors(run, champion, monitor)
     alarms, findings, text = [], [], "too few rows to compare"
     for index in range(first, due):
         start, end = grid.start(index - monitor.window + 1), grid.start(index + 1)
-        asked = _asked(read(start, end), champion, monitor)
+        asked = _request_vectors(read(start, end), champion, monitor)
         distances = _distances(learnt, asked, monitor)
         state, told = _conclude(state, index, distances, monitor)
-        findings += [_finding(post, champion, (start, end), one, monitor) for one in distances]
+        findings += [_finding(run, champion, (start, end), one, monitor) for one in distances]
         alarms += [
-            _alarm(post, champion, (start, end), index, name, distances, monitor, over=over)
+            _alarm(run, champion, (start, end), index, name, distances, monitor, over=over)
             for name, over in told
         ]
         text = "; ".join(one.text(monitor) for one in distances) or text
-    return post.conclude(
+    return run.conclude(
         monitor.kind, champion, state, range(first, due), text=text, findings=findings, alarms=alarms
     )
 
 
-def _state(post: Post, champion: ModelVersion, monitor: VectorMonitor, grid: Cohorts) -> VectorState:
-    kept = post.remembered(monitor.kind)
+def _state(run: MonitorRun, champion: ModelVersion, monitor: VectorMonitor, grid: Cohorts) -> VectorState:
+    kept = run.load_state(monitor.kind)
     if kept is None:
-        begin = grid.index(post.now - monitor.delay - monitor.lookback)
+        begin = grid.index(run.now - monitor.delay - monitor.lookback)
         return VectorState(version=champion.version, next_cohort=begin)
     state = VectorState.model_validate_json(kept)
     if state.version == champion.version:
@@ -135,7 +143,7 @@ def _state(post: Post, champion: ModelVersion, monitor: VectorMonitor, grid: Coh
     return VectorState(version=champion.version, next_cohort=state.next_cohort, alarmed=state.alarmed)
 
 
-def _learnt(post: Post, champion: ModelVersion, monitor: VectorMonitor) -> dict[str, Floats]:
+def _training_vectors(run: MonitorRun, champion: ModelVersion, monitor: VectorMonitor) -> dict[str, Floats]:
     if not champion.lineage.datasets:
         raise ValueError(
             f"{champion.model}@{champion.version} has no training set in its lineage; vectors are held against it: "
@@ -143,30 +151,30 @@ def _learnt(post: Post, champion: ModelVersion, monitor: VectorMonitor) -> dict[
         )
     snapshot, columns = champion.lineage.datasets[0], _columns(champion, monitor)
     names = (*columns.numeric, *columns.categorical)
-    rows = Rows(Table(post.store, snapshot.name), snapshot.version, names).sampled(monitor.max_rows)
+    rows = DatasetRows(Table(run.store, snapshot.name), snapshot.version, names).sample(monitor.max_rows)
     return _vectors(feature_arrays(rows, columns), monitor)
 
 
 def _columns(champion: ModelVersion, monitor: VectorMonitor) -> FeatureColumns:
-    return FeatureColumns.of(champion).kept(
+    return FeatureColumns.of(champion).select(
         [*(name for one in monitor.embeddings.values() for name in one), *monitor.texts]
     )
 
 
-def _asked(rows: pa.Table, champion: ModelVersion, monitor: VectorMonitor) -> dict[str, Floats]:
-    """The vectors of a sample of what was asked, one row of a unit at most."""
+def _request_vectors(rows: pa.Table, champion: ModelVersion, monitor: VectorMonitor) -> dict[str, Floats]:
+    """Take the vectors of a sample of requests, one row of a unit at most."""
     logged, rng = FeatureColumns.of(champion), np.random.default_rng(0)
-    rows = rows.filter(pc.and_(pc.invert(rows["shadow"]), fits(rows, logged)))
+    rows = rows.filter(pc.and_(pc.invert(rows["shadow"]), has_vector_length(rows, logged)))
     rows = rows.sort_by([("predicted_at", "ascending"), ("prediction_id", "ascending")])
     rows = rows.set_column(
         rows.column_names.index("unit"), "unit", pc.coalesce(rows["unit"], rows["prediction_id"])
     )
-    rows = sampled(one_row_per_unit(rows, "unit", rng=rng), monitor.max_rows)
+    rows = sample_rows(one_row_per_unit(rows, "unit", rng=rng), monitor.max_rows)
     return _vectors(feature_arrays(feature_table(rows, logged), _columns(champion, monitor)), monitor)
 
 
 def _vectors(values: Mapping[str, Any], monitor: VectorMonitor) -> dict[str, Floats]:
-    """One matrix (rows, width) an embedding or text; rows in which an embedding is not finite are left out."""
+    """Make one matrix (rows, width) per embedding or text; rows in which an embedding is not finite are left out."""
     found = {}
     for name, columns in monitor.embeddings.items():
         matrix = np.stack([values[column] for column in columns], axis=1)
@@ -177,7 +185,7 @@ def _vectors(values: Mapping[str, Any], monitor: VectorMonitor) -> dict[str, Flo
 def _distances(
     learnt: Mapping[str, Floats], asked: Mapping[str, Floats], monitor: VectorMonitor
 ) -> list[Distance]:
-    """What has enough rows on both sides, its p-value corrected for all of them."""
+    """Test what has enough rows on both sides, with p-values corrected for all tests."""
     rng = np.random.default_rng(0)  # the same rows give the same answer
     names = [name for name in learnt if min(len(learnt[name]), len(asked[name])) >= monitor.min_rows]
     enough = max(499, int(2 * len(names) / monitor.alpha))  # fewer could never be so rare, corrected for all
@@ -194,7 +202,7 @@ def _distances(
 
 
 def _scaled(x: Floats, y: Floats) -> tuple[Floats, Floats]:
-    """Both samples with each column over its spread in both together, which favours neither."""
+    """Divide each column of both samples by its spread in both together, which favours neither."""
     spread = np.concatenate([x, y]).std(axis=0)
     by = np.where(spread > 0, spread, 1.0)
     return x / by, y / by
@@ -203,7 +211,7 @@ def _scaled(x: Floats, y: Floats) -> tuple[Floats, Floats]:
 def _conclude(
     state: VectorState, index: int, distances: Sequence[Distance], monitor: VectorMonitor
 ) -> tuple[VectorState, list[tuple[str, bool]]]:
-    """The state after a window, and what is news: a name, and whether it is over."""
+    """Update the state by a window, and list changes: a name, and whether its drift is over."""
     flagged, alarmed, told = dict(state.flagged), set(state.alarmed), []
     for one in distances:
         differs = one.p <= monitor.alpha and one.distance >= monitor.min_distance
@@ -220,7 +228,7 @@ def _conclude(
 
 
 def _finding(
-    post: Post, champion: ModelVersion, span: tuple[Any, Any], one: Distance, monitor: VectorMonitor
+    run: MonitorRun, champion: ModelVersion, span: tuple[Any, Any], one: Distance, monitor: VectorMonitor
 ) -> dict[str, Any]:
     differs = one.p <= monitor.alpha and one.distance >= monitor.min_distance
     return {
@@ -236,12 +244,12 @@ def _finding(
         "statistic": one.p,
         "threshold": monitor.alpha,
         "text": one.text(monitor),
-        "judged_at": post.now,
+        "judged_at": run.now,
     }
 
 
 def _alarm(
-    post: Post,
+    run: MonitorRun,
     champion: ModelVersion,
     span: tuple[Any, Any],
     index: int,
@@ -253,9 +261,9 @@ def _alarm(
 ) -> Alarm:
     one = next(each for each in distances if each.name == name)
     columns = monitor.embeddings.get(name, (name,))
-    key = f"{post.model}/vectors/{name}/{champion.version}/{index}{'/recovered' if over else ''}"
+    key = f"{run.model}/vectors/{name}/{champion.version}/{index}{'/recovered' if over else ''}"
     return Alarm(
-        key=key, model=post.model, monitor="drift", subject=name, version=champion.version, raised_at=post.now,
+        key=key, model=run.model, monitor="drift", subject=name, version=champion.version, raised_at=run.now,
         start=span[0], end=span[1], text=one.text(monitor), statistic=one.p, threshold=monitor.alpha,
         recovered=over, columns=columns,
     )  # fmt: skip

@@ -1,7 +1,7 @@
-"""The monitors at work: read the cohorts that are due, judge them, record, raise alarms, remember.
+"""Run of a monitor: read the cohorts that are due, judge them, raise alarms, record findings, save the state.
 
-A run reads each row once and leaves its memory in the store. Alarms are said first, then findings recorded, then the memory
-written: a run that dies in between is repeated by the next to the same effect.
+A run reads each row once and keeps its state in the store. Alarms are raised first, then findings recorded, then the state
+saved: a run that dies in between is repeated by the next to the same effect.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from functions.evaluation.realised_loss import Scored, score
 from functions.monitoring.alarms import Alarm, Alarms
-from functions.monitoring.cohorts import Cohorts, micros
+from functions.monitoring.cohorts import Cohorts, epoch_us
 from functions.monitoring.performance import (
     Cohort,
     PerformanceMonitor,
@@ -29,11 +29,11 @@ from functions.monitoring.results import record
 from functions.stats.roc import auc_with_error
 from registry import ModelVersion, ObjectStore
 
-Read = Callable[[datetime, datetime], pa.Table]
+ReadRows = Callable[[datetime, datetime], pa.Table]
 
 
-class Watched(BaseModel):
-    """What one run of a monitor found. cohorts: judged in this run; alarms: raised, or recovered, for the first time."""
+class MonitorResult(BaseModel):
+    """Result of one run of a monitor. cohorts: judged in this run; alarms: raised, or recovered, for the first time."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -46,25 +46,27 @@ class Watched(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Post:
-    """Where a monitor stands: the model it watches, its store, the time, and whom it tells."""
+class MonitorRun:
+    """Run of a monitor: the model it watches, the store, the journal of alarms, and the time."""
 
     model: str
     store: ObjectStore
     alarms: Alarms
     now: datetime
 
-    def remembered(self, monitor: str) -> bytes | None:
-        """The memory of `monitor`, or None."""
+    def load_state(self, monitor: str) -> bytes | None:
+        """Load the state of `monitor`, or None before its first run."""
         return self.store.find(self._key(monitor))
 
-    def remember(self, monitor: str, state: BaseModel) -> None:
-        """Keep the memory of `monitor`."""
+    def save_state(self, monitor: str, state: BaseModel) -> None:
+        """Save the state of `monitor`, replacing the last one."""
         self.store.put(self._key(monitor), state.model_dump_json().encode())
 
-    def nothing_due(self, monitor: str, champion: ModelVersion) -> Watched:
-        """What a run found that came before the next cohort was due."""
-        return Watched(model=self.model, monitor=monitor, version=champion.version, text="no cohort is due")
+    def nothing_due(self, monitor: str, champion: ModelVersion) -> MonitorResult:
+        """Return the result of a run before the next cohort is due."""
+        return MonitorResult(
+            model=self.model, monitor=monitor, version=champion.version, text="no cohort is due"
+        )
 
     def conclude(
         self,
@@ -76,12 +78,12 @@ class Post:
         text: str,
         findings: Sequence[dict[str, Any]],
         alarms: Sequence[Alarm] = (),
-    ) -> Watched:
-        """End a run over `cohorts`: raise alarms, record findings, and last remember the state."""
-        new = tuple(alarm for alarm in alarms if self.alarms.say(alarm))
+    ) -> MonitorResult:
+        """End a run over `cohorts`: raise alarms, record findings, and save the state last."""
+        new = tuple(alarm for alarm in alarms if self.alarms.report(alarm))
         record(self.store, self.model, monitor, findings, upto=cohorts.stop)
-        self.remember(monitor, state)
-        return Watched(
+        self.save_state(monitor, state)
+        return MonitorResult(
             model=self.model,
             monitor=monitor,
             version=champion.version,
@@ -94,17 +96,19 @@ class Post:
         return f"monitoring/{self.model}/state/{monitor}.json"
 
 
-def watch_loss(post: Post, champion: ModelVersion, monitor: PerformanceMonitor, read: Read) -> Watched:
+def watch_loss(
+    run: MonitorRun, champion: ModelVersion, monitor: PerformanceMonitor, read: ReadRows
+) -> MonitorResult:
     """Judge every cohort whose labels are due.
 
     read: predictions beside their labels, unlabelled ones included, predicted in [start, end).
     """
     grid = Cohorts(monitor.cohort)
-    due = grid.index(post.now - monitor.label_delay)
-    state = _loss_state(post, champion, monitor, grid)
+    due = grid.index(run.now - monitor.label_delay)
+    state = _loss_state(run, champion, monitor, grid)
     first = state.next_cohort
     if first >= due:
-        return post.nothing_due(monitor.kind, champion)
+        return run.nothing_due(monitor.kind, champion)
     rows = score(read(grid.start(first), grid.start(due)), loss=monitor.loss, clip=monitor.clip)
     rows = rows.where((rows.version == champion.version) & ~rows.shadow)
     alarms, findings, last = [], [], ""
@@ -112,29 +116,29 @@ def watch_loss(post: Post, champion: ModelVersion, monitor: PerformanceMonitor, 
         cohort = Cohort.of(index, mine)
         state, verdicts = judge(state, cohort, monitor)
         if cohort.requests:
-            findings += [_finding(post, champion, grid, cohort, verdict, monitor) for verdict in verdicts]
-            alarms += [_alarm(post, champion, grid, index, v, monitor) for v in verdicts if v.kind == "alarm"]
-            findings += _figures(post, champion, grid, index, mine, monitor)
+            findings += [_finding(run, champion, grid, cohort, verdict, monitor) for verdict in verdicts]
+            alarms += [_alarm(run, champion, grid, index, v, monitor) for v in verdicts if v.kind == "alarm"]
+            findings += _figures(run, champion, grid, index, mine, monitor)
             last = "; ".join(verdict.text for verdict in verdicts)
-    return post.conclude(
+    return run.conclude(
         monitor.kind, champion, state, range(first, due), text=last, findings=findings, alarms=alarms
     )
 
 
 def by_cohort(rows: Scored, grid: Cohorts, first: int, due: int) -> Iterator[tuple[int, Scored]]:
-    """Rows in order of time, cut into the cohorts from `first` to before `due`; empty ones too."""
-    bounds = np.searchsorted(rows.at, [micros(grid.start(index)) for index in range(first, due + 1)])
+    """Cut rows in order of time into the cohorts from `first` to before `due`, empty ones included."""
+    bounds = np.searchsorted(rows.at, [epoch_us(grid.start(index)) for index in range(first, due + 1)])
     for place, index in enumerate(range(first, due)):
         yield index, rows.where(np.arange(bounds[place], bounds[place + 1]))
 
 
 def _loss_state(
-    post: Post, champion: ModelVersion, monitor: PerformanceMonitor, grid: Cohorts
+    run: MonitorRun, champion: ModelVersion, monitor: PerformanceMonitor, grid: Cohorts
 ) -> PerformanceState:
     validated = next((champion.metrics[name] for name in monitor.baseline if name in champion.metrics), None)
-    kept = post.remembered(monitor.kind)
+    kept = run.load_state(monitor.kind)
     if kept is None:
-        begin = grid.index(post.now - monitor.label_delay - monitor.lookback)
+        begin = grid.index(run.now - monitor.label_delay - monitor.lookback)
         return PerformanceState.begin(champion.version, begin, validated_loss=validated)
     state = PerformanceState.model_validate_json(kept)
     if state.version == champion.version:
@@ -143,7 +147,7 @@ def _loss_state(
 
 
 def _finding(
-    post: Post,
+    run: MonitorRun,
     champion: ModelVersion,
     grid: Cohorts,
     cohort: Cohort,
@@ -163,16 +167,21 @@ def _finding(
         "statistic": verdict.level,
         "threshold": monitor.threshold,
         "text": verdict.text,
-        "judged_at": post.now,
+        "judged_at": run.now,
     }
 
 
 def _figures(
-    post: Post, champion: ModelVersion, grid: Cohorts, index: int, rows: Scored, monitor: PerformanceMonitor
+    run: MonitorRun,
+    champion: ModelVersion,
+    grid: Cohorts,
+    index: int,
+    rows: Scored,
+    monitor: PerformanceMonitor,
 ) -> Iterator[dict[str, Any]]:
-    """AUC, and by how much probabilities are too high, with intervals; of one probability a row and enough labels alone.
+    """Measure AUC and calibration with intervals, where each row has one probability and enough have labels.
 
-    They are on record and not judged: `surprise`, `overstated` and `understated` are.
+    The figures are on record and not judged: `surprise`, `overstated` and `understated` are.
     """
     known = np.isin(rows.label, (0.0, 1.0)) & np.isfinite(rows.expected)
     if known.sum() < monitor.min_labels:
@@ -195,7 +204,7 @@ def _figures(
             "value": value,
             "statistic": error,
             "text": f"{name} {value:.4f}, 95 % interval {value - _TWO * error:.4f} to {value + _TWO * error:.4f}",
-            "judged_at": post.now,
+            "judged_at": run.now,
         }
 
 
@@ -203,7 +212,7 @@ _TWO = 1.96  # standard errors of a 95 % interval
 
 
 def _alarm(
-    post: Post,
+    run: MonitorRun,
     champion: ModelVersion,
     grid: Cohorts,
     index: int,
@@ -211,12 +220,12 @@ def _alarm(
     monitor: PerformanceMonitor,
 ) -> Alarm:
     return Alarm(
-        key=f"{post.model}/{monitor.kind}/{verdict.measure}/{champion.version}/{index}",
-        model=post.model,
+        key=f"{run.model}/{monitor.kind}/{verdict.measure}/{champion.version}/{index}",
+        model=run.model,
         monitor=monitor.kind,
         subject=verdict.measure,
         version=champion.version,
-        raised_at=post.now,
+        raised_at=run.now,
         start=grid.start(index),
         end=grid.start(index + 1),
         text=verdict.text,

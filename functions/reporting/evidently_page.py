@@ -12,7 +12,7 @@ from datetime import timedelta
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from functions.monitoring.drift.dataset_sketches import Rows
+from functions.monitoring.drift.dataset_sketches import DatasetRows
 from functions.monitoring.logged_features import FeatureColumns, feature_table, sample_rows
 from functions.prediction_log import predictions
 from functions.runtime.context import context
@@ -49,7 +49,7 @@ def evidently_report(model: str, days: int = 7, max_rows: int = 5_000) -> Eviden
         )
     columns, snapshot = FeatureColumns.of(champion), champion.lineage.datasets[0]
     names = (*columns.numeric, *columns.categorical)
-    reference = Rows(Table(used.store, snapshot.name), snapshot.version, names).sample(max_rows)
+    reference = DatasetRows(Table(used.store, snapshot.name), snapshot.version, names).sample(max_rows)
     end = used.clock()
     logged = feature_table(
         predictions(used.store, model, end - timedelta(days=days), end, columns=_COLUMNS), columns

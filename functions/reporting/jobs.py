@@ -16,10 +16,10 @@ from pydantic import BaseModel, ConfigDict
 from featurestore import FeatureStore
 from functions.evaluation.metrics.probabilities import auc, log_loss
 from functions.monitoring import Alarm, alarms
-from functions.monitoring.alarms import told
+from functions.monitoring.alarms import alarms_in
 from functions.monitoring.diagnosis.causes import Causes, Changes, find_causes
 from functions.monitoring.quality.watch import Views
-from functions.monitoring.watch import Post
+from functions.monitoring.watch import MonitorRun
 from functions.prediction_log import outcomes, predictions
 from functions.reporting.alarm_page import render_alarm
 from functions.reporting.page import Findings, Latency, render
@@ -134,7 +134,7 @@ def alarm_report(model: str, alarm: str | None = None, days_before: int = 28) ->
     """
     used = context()
     registry = used.registry()
-    entries = told(Journal(used.store, f"alarms/{model}", actor=used.actor).entries())
+    entries = alarms_in(Journal(used.store, f"alarms/{model}", actor=used.actor).entries())
     raised = [one for one in entries if not one.recovered]
     found = next((one for one in reversed(raised) if alarm in (None, one.key)), None)
     champion = registry.find_version(model, "champion")
@@ -144,7 +144,7 @@ def alarm_report(model: str, alarm: str | None = None, days_before: int = 28) ->
             f"{model!r} has no champion or not {asked}; the last are {[one.key for one in raised[-5:]]}"
         )
     causes = find_causes(
-        Post(model=model, store=used.store, alarms=alarms(model), now=used.clock()),
+        MonitorRun(model=model, store=used.store, alarms=alarms(model), now=used.clock()),
         champion,
         found,
         _changes(registry, model, raised),
@@ -194,7 +194,7 @@ def _retrains(registry: Registry, model: str) -> list[Happening]:
 
 
 def _alarms(registry: Registry, model: str) -> list[Happening]:
-    return from_alarms(told(Journal(registry.store, f"alarms/{model}", actor=registry.actor).entries()))
+    return from_alarms(alarms_in(Journal(registry.store, f"alarms/{model}", actor=registry.actor).entries()))
 
 
 def _first_change(happenings: list[Happening]) -> datetime | None:

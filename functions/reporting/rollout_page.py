@@ -17,7 +17,7 @@ import plotly.graph_objects as go
 from functions.reporting.html import document, drawn, table
 from functions.rollout.errors import RolloutError
 from functions.rollout.evidence.sums import Evidence, MetricSums
-from functions.rollout.judge.arms import shared
+from functions.rollout.judge.arms import with_shared_alpha
 from functions.rollout.judge.interval import Improvement, improvement, metric_change
 from functions.rollout.judge.verdict import Decision
 from functions.rollout.state import History, RolloutState, step
@@ -109,7 +109,7 @@ def _summary(state: RolloutState, decisions: Sequence[Judged]) -> list[str]:
         said.append(
             f"On {gain.labels:,} paired labels the challenger's mean loss is lower by {gain.estimate:.5f}; between "
             f"{gain.lower:.5f} and {gain.upper:.5f}, each bound true at this and all other looks with probability "
-            f"{1 - shared(state.policy, state).alpha:.4g}."
+            f"{1 - with_shared_alpha(state.policy, state).alpha:.4g}."
         )
     said.append(
         f"Last decision (entry {last.entry}): {last.decision.action} by {last.decision.rule}. {last.decision.text}."
@@ -119,7 +119,7 @@ def _summary(state: RolloutState, decisions: Sequence[Judged]) -> list[str]:
 
 def _gains(one: Judged) -> dict[int, Improvement]:
     """What was known of each challenger at a decision."""
-    policy = shared(one.before.policy, one.before)
+    policy = with_shared_alpha(one.before.policy, one.before)
     evidence = {one.before.challenger: one.evidence} | one.evidence.rivals
     found = {version: improvement(each.loss, policy) for version, each in evidence.items()}
     return {version: gain for version, gain in found.items() if gain is not None}
@@ -232,7 +232,7 @@ def _counts(state: RolloutState, decisions: Sequence[Judged]) -> str:
 def _metrics(state: RolloutState, decisions: Sequence[Judged]) -> str:
     if not state.policy.guardrails or not decisions:
         return "<p>None was asked for.</p>"
-    policy = shared(state.policy, state)
+    policy = with_shared_alpha(state.policy, state)
     rows: list[list[object]] = []
     for guardrail in policy.guardrails:
         sums = decisions[-1].evidence.metrics.get(guardrail.name, MetricSums())

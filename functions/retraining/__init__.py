@@ -1,1 +1,1 @@
-"""Retraining: an alarm becomes challengers under a policy, and the best of them a rollout."""
+"""Retraining of models: an alarm leads, under a policy, to challengers, and the best of them to a rollout."""

@@ -1,4 +1,4 @@
-"""Challengers: one training for each window of the past, each judged on the newest rows, which none of them has seen."""
+"""Challengers of a retrain: one training per window of the past, each judged on the newest rows, which no training saw."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _logger = logging.getLogger(__name__)
 
 
 class Challenger(BaseModel):
-    """One candidate of a retrain.
+    """Candidate version that a retrain trained.
 
-    passed: its gate; loss: on the held-out rows, the log loss or a number's root mean squared error. problem: why it came to
-    nothing.
+    passed: the gate; loss: on the held-out rows, the log loss or a number's root mean squared error. problem: why it did not
+    pass.
     """
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
@@ -49,29 +49,31 @@ def train_challengers(
 ) -> tuple[Challenger, ...]:
     """Train a challenger on each window and judge it by the gate; one that fails does not stop the others.
 
-    What a retrain that was killed had trained and judged is taken as it is: nothing is done twice.
+    What a killed attempt of this retrain has trained and judged is reused: nothing is done twice.
     Raises: InvalidRows if a window, or the held-out time, has no labelled row.
     """
-    gate, made = _gate(definition, policy), _made_before(definition, running)
+    gate, made = _gate(definition, policy), _registered_before(definition, running)
     left = [window for window in policy.windows if window.name not in made]
     judged = {name: _judged_before(definition, name, version, gate) for name, version in made.items()}
     if left or None in judged.values():
-        orders, gate_set = _orders(definition, policy.model_copy(update={"windows": tuple(left)}), running)
-        trained = train_tabular.map([order.arguments for order in orders], return_errors=True)
+        jobs, gate_set = _training_jobs(
+            definition, policy.model_copy(update={"windows": tuple(left)}), running
+        )
+        trained = train_tabular.map([job.arguments for job in jobs], return_errors=True)
         outcomes: dict[str, int | Exception | None] = {
-            order.window.name: one if isinstance(one, Exception) else one.version
-            for order, one in zip(orders, trained, strict=True)
+            job.window.name: one if isinstance(one, Exception) else one.version
+            for job, one in zip(jobs, trained, strict=True)
         }
         outcomes |= {name: version.version for name, version in made.items() if judged[name] is None}
         judged |= {
-            name: _judged(definition, gate, name, outcome, gate_set) for name, outcome in outcomes.items()
+            name: _judge(definition, gate, name, outcome, gate_set) for name, outcome in outcomes.items()
         }
     found = (judged[window.name] for window in policy.windows)
     return tuple(one for one in found if one is not None)
 
 
-def _made_before(definition: TrainedModel, running: Running) -> dict[str, ModelVersion]:
-    """The versions that this retrain has registered already, by window; of several of one window the first."""
+def _registered_before(definition: TrainedModel, running: Running) -> dict[str, ModelVersion]:
+    """Find the versions that this retrain has registered already, the first of each window."""
     made: dict[str, ModelVersion] = {}
     for version in context().registry().list_versions(definition.name):
         if version.tags.get("retrain") == str(running.number) and version.lineage.parent == running.champion:
@@ -82,22 +84,22 @@ def _made_before(definition: TrainedModel, running: Running) -> dict[str, ModelV
 def _judged_before(
     definition: TrainedModel, window: str, version: ModelVersion, gate: Gate
 ) -> Challenger | None:
-    """What its gate said of a version that was judged already, or None."""
+    """Read the gate's result of a version that was judged already, or return None."""
     outcome = version.gates.get(gate.name)
     if outcome is None:
         return None
-    return _passed_or_not(definition, window, version.version, GateResult.model_validate(outcome.details))
+    return _challenger(definition, window, version.version, GateResult.model_validate(outcome.details))
 
 
 def _gate(definition: TrainedModel, policy: RetrainingPolicy) -> Gate:
-    """The model's gate, and with it the comparison with the champion."""
+    """Return the model's gate with the comparison with the champion added."""
     if definition.gate.max_champion_ratio is not None:
         return definition.gate
     return definition.gate.model_copy(update={"max_champion_ratio": policy.max_champion_ratio})
 
 
 def best_of(challengers: Sequence[Challenger]) -> Challenger | None:
-    """The one with the lowest loss of those that passed, or None."""
+    """Choose the challenger with the lowest loss of those that passed, or None."""
     passed = [
         (one.loss, place) for place, one in enumerate(challengers) if one.passed and one.loss is not None
     ]
@@ -105,14 +107,14 @@ def best_of(challengers: Sequence[Challenger]) -> Challenger | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Order:
+class _TrainingJob:
     window: TrainingWindow
     arguments: dict[str, Any]
 
 
-def _orders(
+def _training_jobs(
     definition: TrainedModel, policy: RetrainingPolicy, running: Running
-) -> tuple[list[_Order], TableSnapshot]:
+) -> tuple[list[_TrainingJob], TableSnapshot]:
     """Build the training sets and the held-out set, as of the moment the retrain began."""
     used = context()
     entities = Table(used.store, definition.entities)
@@ -142,17 +144,17 @@ def _orders(
         "feature_service": definition.service,
         "parent": running.champion,
     }
-    orders = []
+    jobs = []
     for window in policy.windows:
         start = BEGINNING if window.days is None else split - timedelta(days=window.days)
         tags = {**definition.tags, "window": window.name, "retrain": str(running.number)}
         made = build(window.name, start, split, _chosen(snapshot, window, split, f"{running.number:06d}"))
-        orders.append(_Order(window, {**common, "training_set": made, "tags": tags}))
-    return orders, build("holdout", split, until)
+        jobs.append(_TrainingJob(window, {**common, "training_set": made, "tags": tags}))
+    return jobs, build("holdout", split, until)
 
 
 def _chosen(entities: TableSnapshot, window: TrainingWindow, end: datetime, retrain: str) -> TableSnapshot:
-    """The entities that a window chooses, as a table of their own; all of them where it leaves none out."""
+    """Write the entities that a window chooses to a table of their own; return all where it chooses all."""
     if not window.chooses:
         return entities
     store = context().store
@@ -164,24 +166,24 @@ def _chosen(entities: TableSnapshot, window: TrainingWindow, end: datetime, retr
     )
 
 
-def _judged(
+def _judge(
     definition: TrainedModel,
     gate: Gate,
     window: str,
     outcome: int | Exception | None,
     gate_set: TableSnapshot,
 ) -> Challenger:
-    """A trained version by its gate. outcome: its number, None if none was registered, or why training failed."""
+    """Judge a trained version by the gate. outcome: its number, None if none was registered, or why training failed."""
     if isinstance(outcome, Exception):
         _logger.warning("%s: training on %s failed: %s", definition.name, window, outcome)
         return Challenger(window=window, problem=f"training failed: {outcome}")
     if outcome is None:
         return Challenger(window=window, problem="the training registered no version")
     result = evaluate_gate(definition.name, outcome, gate_set, definition.label, gate)
-    return _passed_or_not(definition, window, outcome, result)
+    return _challenger(definition, window, outcome, result)
 
 
-def _passed_or_not(definition: TrainedModel, window: str, version: int, result: GateResult) -> Challenger:
+def _challenger(definition: TrainedModel, window: str, version: int, result: GateResult) -> Challenger:
     return Challenger(
         window=window,
         version=version,

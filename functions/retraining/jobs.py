@@ -1,15 +1,16 @@
-"""Closing the loop: an alarm becomes challengers, one of them a rollout, or nothing does and the journal says why.
+"""Functions that inspect and retrain models: an alarm leads to challengers, the best of them to a rollout.
 
-`inspect_model` is the one thing a schedule has to run for a model: it watches, ticks the rollout, and offers what stands to
-retraining. `retrain` also listens to alarms by itself. Both may run as often as they like: the journal `retraining/{model}`
-lets one retrain begin, and one that died is taken up again by whoever comes next.
+`inspect_model` is all that a schedule has to run for a model: it runs the monitors, ticks the rollout, and offers standing alarms
+to retraining. `retrain` also listens to alarms by itself. Both may run as often as they like: the journal `retraining/{model}`
+lets one retrain begin, and the next call resumes one that died.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -17,8 +18,8 @@ from functions.alerting.jobs import tell_people
 from functions.monitoring import (
     TOPIC,
     Alarm,
+    MonitorResult,
     QualityMonitor,
-    Watched,
     alarms,
     estimate_performance,
     watch_drift,
@@ -40,8 +41,8 @@ from functions.retraining.policy import (
     Situation,
     decide,
 )
-from functions.retraining.triggers import champion_of, champion_since, offers, retrains, standing_against
-from functions.rollout import RolloutError, Ticked, rollout_status, start_rollout, tick_rollout
+from functions.retraining.triggers import champion_of, champion_since, due_alarms, retrains, standing_against
+from functions.rollout import RolloutError, TickResult, rollout_status, start_rollout, tick_rollout
 from functions.runtime.clock import system_clock
 from functions.runtime.context import context
 from functions.runtime.declaration import Cron, OnEvent, Resources, Retries
@@ -51,9 +52,9 @@ from functions.runtime.triggers.schedule import Schedule
 from registry import Fold
 
 __all__ = [
-    "TOGETHER",
-    "Inspected",
-    "Retrained",
+    "MODELS_PER_RUN",
+    "InspectionResult",
+    "RetrainResult",
     "inspect_model",
     "inspect_models",
     "inspections",
@@ -62,12 +63,12 @@ __all__ = [
     "retrains",
 ]
 
-FEW, TOGETHER = 8, 50
+OWN_SCHEDULE_MODELS, MODELS_PER_RUN = 8, 50
 """Models with one cron expression up to which each has a schedule of its own, and how many share one beyond."""
 
 
-class Retrained(BaseModel):
-    """What came of an alarm. version: the challenger that is being rolled out, if any."""
+class RetrainResult(BaseModel):
+    """Result of an alarm offered to retraining. version: the challenger that is being rolled out, if any."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -79,36 +80,36 @@ class Retrained(BaseModel):
     challengers: tuple[Challenger, ...] = ()
 
 
-class Inspected(BaseModel):
-    """What one inspection of a model found and did."""
+class InspectionResult(BaseModel):
+    """Result of one inspection of a model: what was found and done."""
 
     model_config = ConfigDict(frozen=True)
 
     model: str
     at: datetime
-    watched: tuple[Watched, ...]
-    rollout: Ticked
-    retraining: tuple[Retrained, ...] = ()
+    watched: tuple[MonitorResult, ...]
+    rollout: TickResult
+    retraining: tuple[RetrainResult, ...] = ()
 
 
 @function(timeout_s=3600, retries=Retries(max_attempts=3), max_concurrency=1)
-def inspect_model(model: str) -> Inspected:
-    """Bring the log up to date, tick a model's rollout, watch its loss and drift, offer what stands to retraining.
+def inspect_model(model: str) -> InspectionResult:
+    """Inspect a model: drain the log, tick the rollout, run the monitors, offer standing alarms to retraining.
 
     Raises: ProjectError if the project does not define the model.
     """
     definition: InspectedModel = model_definition(context().project, model)
     _drain()
     with shared_scans():
-        seen = _look(definition)
-    return _offered(definition, seen)
+        seen = _inspect(definition)
+    return _offer_alarms(definition, seen)
 
 
 @function(timeout_s=3600, retries=Retries(max_attempts=3))
-def inspect_models(models: list[str]) -> list[Inspected]:
-    """As `inspect_model` for each, on one scan of the labels for all; what stands is offered once all were looked at.
+def inspect_models(models: list[str]) -> list[InspectionResult]:
+    """Inspect several models on one scan of the labels; alarms are offered once all monitors ran.
 
-    One that fails does not keep the others from being looked at. Raises: ExceptionGroup of what failed, at the end.
+    A model whose inspection fails does not stop the others. Raises: ExceptionGroup of what failed, at the end.
     """
     project = declarations(context().project)
     definitions: list[InspectedModel] = [pick(project.models, model, project.module) for model in models]
@@ -117,22 +118,22 @@ def inspect_models(models: list[str]) -> list[Inspected]:
     with shared_scans():
         for definition in definitions:
             try:
-                inspected.append((definition, _look(definition)))
-            except Exception as error:  # noqa: BLE001 - a group's members are nothing to one another
-                failed.append(_named(definition, error))
+                inspected.append((definition, _inspect(definition)))
+            except Exception as error:  # noqa: BLE001 - one model's failure must not stop the others
+                failed.append(_with_note(definition, error))
     found = []
     for definition, seen in inspected:
         try:
-            found.append(_offered(definition, seen))
+            found.append(_offer_alarms(definition, seen))
         except Exception as error:  # noqa: BLE001 - as above
-            failed.append(_named(definition, error))
+            failed.append(_with_note(definition, error))
     if failed:
         raise ExceptionGroup(f"{len(failed)} of {len(models)} inspections failed", failed)
     return found
 
 
 @function(resources=Resources(num_cpus=1), timeout_s=3600, on=OnEvent(TOPIC, payload_as="alarm"))
-def retrain(alarm: Alarm) -> Retrained:
+def retrain(alarm: Alarm) -> RetrainResult:
     """Decide whether `alarm` leads to a retrain, and if so train challengers, judge them, and roll the best one out.
 
     Raises: ProjectError if the project does not define the model; what training raises, after it was recorded.
@@ -140,23 +141,23 @@ def retrain(alarm: Alarm) -> Retrained:
     definition: InspectedModel = model_definition(context().project, alarm.model)
     policy = definition.retraining
     if policy is None:
-        return _answer(alarm, "skip", "no_policy", "the model has no retraining policy")
+        return _result(alarm, "skip", "no_policy", "the model has no retraining policy")
     fold = retrains(alarm.model)
     decision, running = _begin(fold, alarm, policy)
     if running is None:
-        return _answer(alarm, decision.action, decision.rule, decision.text)
+        return _result(alarm, decision.action, decision.rule, decision.text)
     try:
         finished, challengers = _carry_out(definition, policy, running)
     except Exception as error:
         _end(fold, running, _finished(running, "failed", None, f"{type(error).__name__}: {error}"), ())
         raise
     _end(fold, running, finished, challengers)
-    return _answer(alarm, decision.action, finished.outcome, finished.text, finished.version, challengers)
+    return _result(alarm, decision.action, finished.outcome, finished.text, finished.version, challengers)
 
 
 @function(timeout_s=60)
-def request_retrain(model: str, reason: str) -> Retrained:
-    """Ask for a retrain by hand; the policy's rules apply to it as to any alarm."""
+def request_retrain(model: str, reason: str) -> RetrainResult:
+    """Request a retrain by hand; the policy's rules apply to it as to any alarm."""
     now = context().clock()
     champion = champion_of(model)
     alarm = Alarm(
@@ -174,9 +175,9 @@ def request_retrain(model: str, reason: str) -> Retrained:
 
 
 def inspections(project: InspectedProject) -> list[Schedule]:
-    """The schedule of each model's inspection, by `ModelDefinition.inspect`.
+    """Make the schedules of the models' inspections, by `ModelDefinition.inspect`.
 
-    Of many models that are due at the same times `TOGETHER` are inspected in one run, which reads what they share once.
+    Of many models that are due at the same times `MODELS_PER_RUN` are inspected in one run, which reads what they share once.
     """
     due: dict[str, list[str]] = {}
     for name, definition in project.models.items():
@@ -185,12 +186,12 @@ def inspections(project: InspectedProject) -> list[Schedule]:
 
 
 def _schedules(cron: str, names: list[str]) -> list[Schedule]:
-    if len(names) <= FEW:
+    if len(names) <= OWN_SCHEDULE_MODELS:
         return [
             Schedule(f"inspect-{name}", inspect_model, Cron(cron, arguments={"model": name}))
             for name in names
         ]
-    groups = [names[at : at + TOGETHER] for at in range(0, len(names), TOGETHER)]
+    groups = [names[at : at + MODELS_PER_RUN] for at in range(0, len(names), MODELS_PER_RUN)]
     return [
         Schedule(
             f"inspect-{group[0]}-and-{len(group) - 1}-more",
@@ -206,29 +207,31 @@ def _drain() -> None:
         drain_predictions()
 
 
-def _look(definition: InspectedModel) -> Inspected:
-    """What a model's monitors find; nothing is offered yet."""
+def _inspect(definition: InspectedModel) -> InspectionResult:
+    """Tick the rollout and run the monitors; alarms are not offered yet."""
     rollout = tick_rollout(
         definition.name
     )  # first: what protects users must not wait for a monitor that fails
-    return Inspected(model=definition.name, at=context().clock(), watched=_watch(definition), rollout=rollout)
+    return InspectionResult(
+        model=definition.name, at=context().clock(), watched=_run_monitors(definition), rollout=rollout
+    )
 
 
-def _offered(definition: InspectedModel, seen: Inspected) -> Inspected:
-    """Offer what stands to people, who may have been kept from it by a silence, and to retraining."""
+def _offer_alarms(definition: InspectedModel, seen: InspectionResult) -> InspectionResult:
+    """Offer standing alarms to people, for whom a silence may have held them back, and to retraining."""
     if definition.alerts is not None:
         for alarm in alarms(definition.name).standing():
             tell_people(alarm)
-    offered = [retrain(alarm) for alarm in offers(definition)] if definition.retraining else []
+    offered = [retrain(alarm) for alarm in due_alarms(definition)] if definition.retraining else []
     return seen.model_copy(update={"retraining": tuple(offered)})
 
 
-def _named(definition: InspectedModel, error: Exception) -> Exception:
+def _with_note(definition: InspectedModel, error: Exception) -> Exception:
     error.add_note(f"while model {definition.name!r} was inspected")
     return error
 
 
-def _watch(definition: InspectedModel) -> tuple[Watched, ...]:
+def _run_monitors(definition: InspectedModel) -> tuple[MonitorResult, ...]:
     watched = []
     if definition.quality is not None:  # first: its incidents explain what the others find
         watched.append(watch_quality(definition.name, definition.quality))
@@ -251,18 +254,20 @@ def _watch(definition: InspectedModel) -> tuple[Watched, ...]:
 def _begin(
     fold: Fold[RetrainState], alarm: Alarm, policy: RetrainingPolicy
 ) -> tuple[RetrainDecision, Running | None]:
-    """Decide, and append what was decided: of any number of callers one starts."""
-    now, world = context().clock(), _situation(alarm.model)
+    """Decide and append the decision to the journal; of concurrent callers one starts."""
+    now, situation = context().clock(), _situation(alarm.model)
     decided: list[RetrainDecision] = []
 
     def choose(state: RetrainState) -> dict[str, Any] | None:
-        decision = decide(state, alarm, world, policy, now)
+        decision = decide(state, alarm, situation, policy, now)
         decided.append(decision)
         body = {"at": now.isoformat(), "decision": decision.model_dump(mode="json")}
         body |= {"alarm": alarm.model_dump(mode="json")}
-        body |= {"world": world.model_dump(mode="json"), "policy": policy.model_dump(mode="json")}
+        body |= {"world": situation.model_dump(mode="json"), "policy": policy.model_dump(mode="json")}
         if decision.action == "retrain":
-            running = Running(number=0, alarm=alarm, at=now, wall=world.wall, champion=world.champion or 0)
+            running = Running(
+                number=0, alarm=alarm, at=now, wall=situation.wall, champion=situation.champion or 0
+            )
             return {"event": "started", "running": running.model_dump(mode="json"), **body}
         if decision.action == "resume":
             return {"event": "resumed", **body}
@@ -299,7 +304,7 @@ def _situation(model: str) -> Situation:
 def _carry_out(
     definition: InspectedModel, policy: RetrainingPolicy, running: Running
 ) -> tuple[Finished, tuple[Challenger, ...]]:
-    """Train on each window, gate, approve and roll out the best that passed."""
+    """Train on each window, judge by the gate, and roll out the best that passed."""
     challengers = train_challengers(definition, policy, running)
     best = best_of(challengers)
     if best is None:
@@ -320,7 +325,7 @@ def _roll_out(
         registry.as_actor(policy.approver).approve(definition.name, version, comment=comment)
     rolled_out = _finished(running, "rolled_out", version, f"version {version} ({best.window}) is in shadow")
     if any(one.challenger == version for one in rollout_status(definition.name).outcomes):
-        return rolled_out  # before this retrain was killed, and it has come to its end since
+        return rolled_out  # started before this retrain was killed, and has ended since
     try:
         start_rollout(
             definition.name, version, definition.rollout, reason=f"retrain {running.number} ({best.window})"
@@ -346,15 +351,15 @@ def _finished(running: Running, outcome: Any, version: int | None, text: str) ->
     return Finished(number=running.number, started_at=running.at, outcome=outcome, version=version, text=text)
 
 
-def _answer(
+def _result(
     alarm: Alarm,
     action: str,
     rule: str,
     text: str,
     version: int | None = None,
     challengers: Sequence[Challenger] = (),
-) -> Retrained:
-    return Retrained(
+) -> RetrainResult:
+    return RetrainResult(
         model=alarm.model,
         action=action,
         rule=rule,
@@ -362,3 +367,20 @@ def _answer(
         version=version,
         challengers=tuple(challengers),
     )
+
+
+_RENAMED = {"Inspected": "InspectionResult", "Retrained": "RetrainResult"}
+
+if not TYPE_CHECKING:  # a type checker must not take every name as there
+
+    def __getattr__(name: str) -> object:
+        """Find a name of the release before, with a DeprecationWarning."""
+        if name not in _RENAMED:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        new = f"{__name__}.{_RENAMED[name]}"
+        warnings.warn(
+            f"{__name__}.{name} is now {new}; the old path goes with the next release",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return globals()[_RENAMED[name]]

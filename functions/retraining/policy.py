@@ -1,6 +1,6 @@
-"""When an alarm leads to retraining, and when it does not: a pure decision that says why.
+"""Retraining policy, and the pure decision whether an alarm leads to a retrain.
 
-A hundred alarms make one retrain; a retrain's own effect never makes the next; retrains that brought nothing make the next
+A hundred alarms make one retrain; a retrain's own effect never makes the next; retrains without a promotion make the next
 wait longer. `decide` asks the rules of `RULES` in order; the first that fires decides, and all findings are recorded.
 """
 
@@ -32,21 +32,21 @@ __all__ = [
     "Situation",
     "TrainingWindow",
     "Trigger",
+    "current_cooldown",
     "decide",
-    "fruitless",
+    "retrains_in_vain",
     "step",
-    "waits",
 ]
 
 Action = Literal["retrain", "resume", "skip"]
 Trigger = Literal["performance", "drift", "age", "schedule", "volume", "manual"]
-"""The monitors that may lead to a retrain: "quality" is not one, a broken pipe is mended and not learnt from."""
+"""The monitors that may lead to a retrain: "quality" is not among them: a broken feed is repaired, not learnt from."""
 _WATCHED = ("performance", "drift")  # monitors whose alarms may be over by themselves
 _KEPT = 64  # finished retrains that the fold remembers
 
 
 class Blackout(BaseModel):
-    """A time in which nothing is retrained."""
+    """Time span in which no retrain starts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -55,18 +55,18 @@ class Blackout(BaseModel):
 
 
 class RetrainingPolicy(BaseModel):
-    """When and how a model is retrained.
+    """Policy that says when and how a model is retrained.
 
     triggers: the monitors whose alarms count. important: features of which one must have drifted for drift to count; empty:
         any. max_age, schedule, min_new_labels: raise an alarm of the policy's own ("age", "schedule", "volume") once the champion
         is older, at the times of a cron expression, and once so many labels came since it or the last retrain began.
-    persist: how long an alarm must have stood; quorum: how many must stand at once, each of another monitor or subject. Neither
-        is asked of a person or of the policy's own alarms.
+    persist: how long an alarm must have stood; quorum: how many must stand at once, each of another monitor or subject. Both
+        do not apply to a person's request or the policy's own alarms.
     cooldown: between the starts of two retrains; it grows by `backoff` with each in a row that brought no promotion, up to
         `max_cooldown`. settle: after a promotion, while its own effects show.
-    budget, budget_window: most retrains in a sliding window. blackouts: times of none.
+    budget, budget_window: most retrains in a sliding window. blackouts: times without a retrain.
     windows: a challenger is trained on each. holdout: the newest rows, kept for the gate. label_delay: rows younger than this
-        are in neither, since their labels are not all there.
+        are in neither, since their labels are incomplete.
     max_champion_ratio: log loss of a challenger over the champion's on the held-out rows, at most; None: not compared.
     approver: in whose name a challenger that passed its gate is approved; None leaves that to people.
     lost_after: wall-clock time after which a retrain that has not ended counts as dead and is taken up again.
@@ -111,7 +111,7 @@ class RetrainingPolicy(BaseModel):
 
 
 class Running(BaseModel):
-    """A retrain that has begun and not ended.
+    """Retrain that has begun and not ended.
 
     number: of its journal entry. at: when, on the platform's clock. wall: when it was last begun, by the wall clock.
     """
@@ -126,7 +126,7 @@ class Running(BaseModel):
 
 
 class Finished(BaseModel):
-    """How a retrain ended. version: the challenger that was rolled out, if any."""
+    """Outcome of a retrain that has ended. version: the challenger that was rolled out, if any."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -138,7 +138,7 @@ class Finished(BaseModel):
 
 
 class RetrainState(BaseModel):
-    """All the fold of `retraining/{model}` remembers. last_skip: rule of the last recorded skip since the last start."""
+    """State folded from `retraining/{model}`. last_skip: rule of the last recorded skip since the last start."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -149,10 +149,10 @@ class RetrainState(BaseModel):
 
 
 class Situation(BaseModel):
-    """What the decision needs to know of the world.
+    """Situation of the model beside the alarm, as an input of the decision.
 
-    champion_since: when it took over. rollout_open: whether one is under way. ends: how rollouts ended, by challenger.
-    wall: the wall clock, by which a retrain is dead; `now` may be a replayed time.
+    champion_since: when it took over. rollout_open: whether a rollout is under way. ends: how rollouts ended, by challenger.
+    wall: the wall clock, by which a retrain counts as dead; `now` may be a replayed time.
     incidents: for each column that a standing data-quality incident spoils, what it says. standing: what the alarms are about
     that stand against the champion and are not explained, "monitor/subject".
     """
@@ -169,7 +169,7 @@ class Situation(BaseModel):
 
 
 class RetrainDecision(BaseModel):
-    """What to do with an alarm, by which rule, and what every rule found."""
+    """Decision on an alarm: what to do, by which rule, and what every rule found."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -179,12 +179,12 @@ class RetrainDecision(BaseModel):
 
     @property
     def text(self) -> str:
-        """The sentence of the rule that decided."""
+        """Text of the rule that decided."""
         return next((one.text for one in self.findings if one.rule == self.rule), "nothing speaks against it")
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
+class _RuleInput:
     state: RetrainState
     alarm: Alarm
     world: Situation
@@ -195,17 +195,17 @@ class _Look:
 def decide(
     state: RetrainState, alarm: Alarm, world: Situation, policy: RetrainingPolicy, now: datetime
 ) -> RetrainDecision:
-    """Whether `alarm` leads to a retrain. Raises: ValueError if `now` has no time zone."""
+    """Decide whether `alarm` leads to a retrain. Raises: ValueError if `now` has no time zone."""
     if now.tzinfo is None:
         raise ValueError(f"now {now} has no time zone; pass an aware UTC time")
-    look = _Look(state, alarm, world, policy, now)
-    findings = [(action, rule(look)) for action, rule in RULES]
+    inputs = _RuleInput(state, alarm, world, policy, now)
+    findings = [(action, rule(inputs)) for action, rule in RULES]
     action, rule = next(((a, f.rule) for a, f in findings if f.fired), ("retrain", "go"))
     return RetrainDecision(action=action, rule=rule, findings=tuple(finding for _, finding in findings))
 
 
-def fruitless(state: RetrainState, ends: Mapping[int, Stage]) -> int:
-    """How many of the last retrains in a row brought no promotion."""
+def retrains_in_vain(state: RetrainState, ends: Mapping[int, Stage]) -> int:
+    """Count the last retrains in a row that brought no promotion."""
     count = 0
     for one in reversed(state.finished):
         if one.version is not None and ends.get(one.version) == "promoted":
@@ -214,43 +214,43 @@ def fruitless(state: RetrainState, ends: Mapping[int, Stage]) -> int:
     return count
 
 
-def waits(state: RetrainState, ends: Mapping[int, Stage], policy: RetrainingPolicy) -> timedelta:
-    """The cooldown in force."""
-    factor = policy.backoff ** min(fruitless(state, ends), 32)
+def current_cooldown(state: RetrainState, ends: Mapping[int, Stage], policy: RetrainingPolicy) -> timedelta:
+    """Compute the cooldown in force after retrains without a promotion."""
+    factor = policy.backoff ** min(retrains_in_vain(state, ends), 32)
     longest = max(policy.max_cooldown, policy.cooldown)
     return min(
         longest, timedelta(seconds=min(policy.cooldown.total_seconds() * factor, longest.total_seconds()))
     )
 
 
-def _running(look: _Look) -> Finding:
-    return _age(look, "running")
+def _running(inputs: _RuleInput) -> Finding:
+    return _age(inputs, "running")
 
 
-def _dead(look: _Look) -> Finding:
-    return _age(look, "dead")
+def _dead(inputs: _RuleInput) -> Finding:
+    return _age(inputs, "dead")
 
 
-def _age(look: _Look, rule: Literal["running", "dead"]) -> Finding:
-    """A retrain that has not ended is running, or dead once it has taken too long."""
-    running = look.state.running
+def _age(inputs: _RuleInput, rule: Literal["running", "dead"]) -> Finding:
+    """Tell a running retrain from one that counts as dead, since it took too long."""
+    running = inputs.state.running
     if running is None:
         return Finding(rule=rule, fired=False, text="no retrain has begun and not ended")
-    age, limit = look.world.wall - running.wall, look.policy.lost_after
+    age, limit = inputs.world.wall - running.wall, inputs.policy.lost_after
     text = f"retrain {running.number} began {age} ago and has not ended; dead after {limit}"
     return Finding(rule=rule, fired=(age < limit) == (rule == "running"), text=text)
 
 
-def _no_trigger(look: _Look) -> Finding:
-    alarm = look.alarm
-    fired = alarm.recovered or alarm.monitor not in look.policy.triggers
-    text = f"alarm of {alarm.monitor}{' (recovered)' if alarm.recovered else ''}; triggers: {look.policy.triggers}"
+def _no_trigger(inputs: _RuleInput) -> Finding:
+    alarm = inputs.alarm
+    fired = alarm.recovered or alarm.monitor not in inputs.policy.triggers
+    text = f"alarm of {alarm.monitor}{' (recovered)' if alarm.recovered else ''}; triggers: {inputs.policy.triggers}"
     return Finding(rule="no_trigger", fired=fired, text=text)
 
 
-def _unimportant(look: _Look) -> Finding:
-    """Drift of features that the policy does not count."""
-    alarm, important = look.alarm, look.policy.important
+def _unimportant(inputs: _RuleInput) -> Finding:
+    """Check for drift of features that the policy does not count."""
+    alarm, important = inputs.alarm, inputs.policy.important
     counted = sorted(set(alarm.columns) & set(important))
     fired = bool(important) and alarm.monitor == "drift" and bool(alarm.columns) and not counted
     text = (
@@ -261,30 +261,30 @@ def _unimportant(look: _Look) -> Finding:
     return Finding(rule="unimportant", fired=fired, text=text)
 
 
-def _too_young(look: _Look) -> Finding:
-    """An alarm that may be over as quickly as it came."""
-    age, persist = look.now - look.alarm.raised_at, look.policy.persist
-    fired = look.alarm.monitor in _WATCHED and age < persist
+def _too_young(inputs: _RuleInput) -> Finding:
+    """Check for an alarm that has not stood long enough."""
+    age, persist = inputs.now - inputs.alarm.raised_at, inputs.policy.persist
+    fired = inputs.alarm.monitor in _WATCHED and age < persist
     return Finding(
         rule="too_young", fired=fired, text=f"the alarm has stood for {age}, must stand for {persist}"
     )
 
 
-def _no_quorum(look: _Look) -> Finding:
-    """Too few that say so."""
-    agreeing = {*look.world.standing, f"{look.alarm.monitor}/{look.alarm.subject}"}
-    fired = look.alarm.monitor in _WATCHED and len(agreeing) < look.policy.quorum
-    text = f"{len(agreeing)} of {look.policy.quorum} alarms that must stand at once: {', '.join(sorted(agreeing))}"
+def _no_quorum(inputs: _RuleInput) -> Finding:
+    """Check for too few alarms that stand at once."""
+    agreeing = {*inputs.world.standing, f"{inputs.alarm.monitor}/{inputs.alarm.subject}"}
+    fired = inputs.alarm.monitor in _WATCHED and len(agreeing) < inputs.policy.quorum
+    text = f"{len(agreeing)} of {inputs.policy.quorum} alarms that must stand at once: {', '.join(sorted(agreeing))}"
     return Finding(rule="no_quorum", fired=fired, text=text)
 
 
-def _explained(look: _Look) -> Finding:
-    """Drift of columns that an incident spoiled, be it when the alarm was raised or by now."""
-    alarm, rule = look.alarm, "explained"
+def _explained(inputs: _RuleInput) -> Finding:
+    """Check for drift of columns that an incident spoiled, when the alarm was raised or by now."""
+    alarm, rule = inputs.alarm, "explained"
     if alarm.explained_by:
         text = f"{', '.join(alarm.columns)}: explained by the incidents {', '.join(alarm.explained_by)}"
         return Finding(rule=rule, fired=True, text=text)
-    standing = look.world.incidents
+    standing = inputs.world.incidents
     left = [name for name in alarm.columns if name not in standing]
     if alarm.monitor != "drift" or not alarm.columns or left:
         return Finding(rule=rule, fired=False, text="no data-quality incident explains the alarm")
@@ -292,48 +292,48 @@ def _explained(look: _Look) -> Finding:
     return Finding(rule=rule, fired=True, text=f"explained by a data-quality incident: {text}")
 
 
-def _broken_feed(look: _Look) -> Finding:
-    """A loss that a broken feed raised would be learnt by whoever trains on its rows; a person may insist."""
-    said = "; ".join(sorted(set(look.world.incidents.values())))
-    fired = bool(said) and look.alarm.monitor != "manual"
+def _broken_feed(inputs: _RuleInput) -> Finding:
+    """Check for a broken feed, whose rows a training would learn from; a person's request overrides it."""
+    said = "; ".join(sorted(set(inputs.world.incidents.values())))
+    fired = bool(said) and inputs.alarm.monitor != "manual"
     text = f"the feed is broken: {said}" if said else "no data-quality incident stands on a column"
     return Finding(rule="broken_feed", fired=fired, text=text)
 
 
-def _other_champion(look: _Look) -> Finding:
-    fired = look.alarm.version != look.world.champion
-    text = f"the alarm concerns version {look.alarm.version}, the champion is {look.world.champion}"
+def _other_champion(inputs: _RuleInput) -> Finding:
+    fired = inputs.alarm.version != inputs.world.champion
+    text = f"the alarm concerns version {inputs.alarm.version}, the champion is {inputs.world.champion}"
     return Finding(rule="other_champion", fired=fired, text=text)
 
 
-def _rollout_open(look: _Look) -> Finding:
-    fired = look.world.rollout_open
+def _rollout_open(inputs: _RuleInput) -> Finding:
+    fired = inputs.world.rollout_open
     return Finding(
         rule="rollout_open", fired=fired, text=f"a challenger is {'' if fired else 'not '}being rolled out"
     )
 
 
-def _settling(look: _Look) -> Finding:
-    since, settle = look.world.champion_since, look.policy.settle
-    champion = look.world.champion
-    if since is None or champion is None or look.world.ends.get(champion) != "promoted":
+def _settling(inputs: _RuleInput) -> Finding:
+    since, settle = inputs.world.champion_since, inputs.policy.settle
+    champion = inputs.world.champion
+    if since is None or champion is None or inputs.world.ends.get(champion) != "promoted":
         return Finding(rule="settling", fired=False, text="the champion was not promoted by a rollout")
-    age = look.now - since
+    age = inputs.now - since
     return Finding(rule="settling", fired=age < settle, text=f"champion for {age}, settles for {settle}")
 
 
-def _blackout(look: _Look) -> Finding:
-    within = next((b for b in look.policy.blackouts if b.start <= look.now < b.end), None)
+def _blackout(inputs: _RuleInput) -> Finding:
+    within = next((b for b in inputs.policy.blackouts if b.start <= inputs.now < b.end), None)
     text = "no blackout" if within is None else f"blackout until {within.end}"
     return Finding(rule="blackout", fired=within is not None, text=text)
 
 
-def _cooling(look: _Look) -> Finding:
-    if not look.state.starts:
+def _cooling(inputs: _RuleInput) -> Finding:
+    if not inputs.state.starts:
         return Finding(rule="cooldown", fired=False, text="never retrained")
-    cooldown = waits(look.state, look.world.ends, look.policy)
-    age = look.now - look.state.starts[-1]
-    vain = fruitless(look.state, look.world.ends)
+    cooldown = current_cooldown(inputs.state, inputs.world.ends, inputs.policy)
+    age = inputs.now - inputs.state.starts[-1]
+    vain = retrains_in_vain(inputs.state, inputs.world.ends)
     text = f"{age} since the last start, cooldown {cooldown}" + (f" after {vain} in vain" if vain else "")
     return Finding(
         rule="cooldown",
@@ -344,13 +344,13 @@ def _cooling(look: _Look) -> Finding:
     )
 
 
-def _over_budget(look: _Look) -> Finding:
-    spent = sum(start > look.now - look.policy.budget_window for start in look.state.starts)
-    text = f"{spent} of {look.policy.budget} retrains in {look.policy.budget_window}"
-    return Finding(rule="budget", fired=spent >= look.policy.budget, text=text)
+def _over_budget(inputs: _RuleInput) -> Finding:
+    spent = sum(start > inputs.now - inputs.policy.budget_window for start in inputs.state.starts)
+    text = f"{spent} of {inputs.policy.budget} retrains in {inputs.policy.budget_window}"
+    return Finding(rule="budget", fired=spent >= inputs.policy.budget, text=text)
 
 
-RULES: tuple[tuple[Action, Callable[[_Look], Finding]], ...] = (
+RULES: tuple[tuple[Action, Callable[[_RuleInput], Finding]], ...] = (
     ("skip", _running),
     ("resume", _dead),
     ("skip", _no_trigger),

@@ -1,4 +1,4 @@
-"""What may lead to a retrain: the alarms that stand against the champion, and those that a policy raises by itself."""
+"""Triggers of a retrain: alarms that stand against the champion, and those that a policy raises by itself."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from functions.runtime.context import context
 from registry import Fold, Journal, ModelVersion, Table
 
 
-class Seen(BaseModel):
-    """A champion, and when it was first seen to be one."""
+class ChampionSeen(BaseModel):
+    """Champion version, and when it was first seen to be champion."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -28,8 +28,8 @@ class Seen(BaseModel):
     since: AwareDatetime
 
 
-def offers(definition: TrainedModel) -> list[Alarm]:
-    """What stands: the alarm of an unfinished retrain first, else the oldest that concerns the champion."""
+def due_alarms(definition: TrainedModel) -> list[Alarm]:
+    """Find the alarm to retrain for: that of an unfinished retrain, else the oldest against the champion."""
     state = retrains(definition.name).refresh()
     if state.running is not None:
         return [state.running.alarm]
@@ -37,11 +37,11 @@ def offers(definition: TrainedModel) -> list[Alarm]:
     if champion is None or definition.retraining is None:
         return []
     standing = standing_against(definition.name, champion.version)
-    return standing[:1] or list(_own(definition, definition.retraining, champion, state))[:1]
+    return standing[:1] or list(_policy_alarms(definition, definition.retraining, champion, state))[:1]
 
 
 def standing_against(model: str, version: int) -> list[Alarm]:
-    """The alarms that stand against a version and may be retrained for, oldest first."""
+    """List the alarms that stand against a version and may lead to a retrain, oldest first."""
     return [
         one
         for one in alarms(model).standing()
@@ -50,7 +50,7 @@ def standing_against(model: str, version: int) -> list[Alarm]:
 
 
 def retrains(model: str) -> Fold[RetrainState]:
-    """The journal of a model's retrains, followed."""
+    """Open the journal of a model's retrains."""
     used = context()
     return Fold(
         Journal(used.store, f"retraining/{model}", actor=used.actor, clock=used.clock),
@@ -62,28 +62,28 @@ def retrains(model: str) -> Fold[RetrainState]:
 
 
 def champion_of(model: str) -> ModelVersion | None:
-    """The version that serves, or None."""
+    """Find the champion version of a model, or None."""
     return context().registry().find_version(model, "champion")
 
 
 def champion_since(model: str) -> datetime | None:
-    """When the champion of now was first seen by an inspection, on the platform's clock."""
+    """Return when the current champion was first seen, on the platform's clock; None without a champion."""
     used, champion = context(), champion_of(model)
     if champion is None:
         return None
     key = f"retraining/{model}/seen.json"
     kept = used.store.find(key)
-    seen = Seen.model_validate_json(kept) if kept is not None else None
+    seen = ChampionSeen.model_validate_json(kept) if kept is not None else None
     if seen is None or seen.version != champion.version:
-        seen = Seen(version=champion.version, since=used.clock())
+        seen = ChampionSeen(version=champion.version, since=used.clock())
         used.store.put(key, seen.model_dump_json().encode())
     return seen.since
 
 
-def _own(
+def _policy_alarms(
     definition: TrainedModel, policy: RetrainingPolicy, champion: ModelVersion, state: RetrainState
 ) -> Iterator[Alarm]:
-    """Alarms of the policy's own that are due. since: the champion serves; last: anything was begun since."""
+    """Yield the alarms that the policy itself raises by age, schedule and number of labels."""
     now, since = context().clock(), champion_since(definition.name)
     if since is None:
         return
@@ -116,7 +116,7 @@ def _own(
 
 
 def _labels_since(definition: TrainedModel, since: datetime) -> int:
-    """Rows of the model's entities whose label became known since; of a table that does not say when, rows by their time."""
+    """Count the labels that became known since a time, or the rows where the table lacks that column."""
     table = Table(context().store, definition.entities)
     if not table.exists():
         return 0

@@ -1,4 +1,4 @@
-"""Which rows of the past a challenger learns from."""
+"""Training windows: the rows of the past that a challenger learns from."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _DAY_US = 86_400e6
 
 
 class TrainingWindow(BaseModel):
-    """Of all rows before the held-out ones, those that are learnt from; conditions that are not set choose all.
+    """Window of training rows before the held-out ones; conditions that are not set choose all rows.
 
     days: recent: the last so many days. season_days: seasonal: rows whose time of year lies within so many days of the end of
     the window's, in whatever year. half_life_days: weighted: of rows so much older than the newest half are kept, of rows
-    twice as old a quarter, at random but the same ones each time: what a weight of a half and a quarter would come to.
+    twice as old a quarter, at random but the same rows each time, as if weighted by a half and a quarter.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,11 +39,11 @@ class TrainingWindow(BaseModel):
 
     @property
     def chooses(self) -> bool:
-        """Whether it leaves out rows between its beginning and its end."""
+        """Whether the window leaves out rows between its beginning and its end."""
         return self.season_days is not None or self.half_life_days is not None
 
     def chosen(self, at: npt.NDArray[Any], end: datetime) -> npt.NDArray[np.bool_]:
-        """Which rows (rows,) it has. at: their times as datetime64 in UTC; end: of the window, aware.
+        """Mark the rows (rows,) that the window chooses. at: their times as datetime64 in UTC; end: of the window, aware.
 
         Raises: ValueError if `end` has no time zone.
         """

@@ -1,10 +1,13 @@
-"""Rollouts: a challenger goes through shadow and canary, is judged by always-valid tests, and promoted or not.
+"""Rollouts that take a challenger through shadow and canary, judge it by always-valid tests, and promote it or not.
 
 Knows policies, evidence and the journal of decisions. Must not know how models are trained or served.
 """
 
+import warnings
+from typing import TYPE_CHECKING
+
 from functions.rollout.budget import Budget
-from functions.rollout.controller import Rollouts, Ticked
+from functions.rollout.controller import Rollouts, TickResult
 from functions.rollout.errors import NoRollout, RolloutActive, RolloutError
 from functions.rollout.evidence.metrics import MetricValue
 from functions.rollout.evidence.sums import (
@@ -15,7 +18,7 @@ from functions.rollout.evidence.sums import (
     PairedLoss,
     UnitCounts,
 )
-from functions.rollout.explain import Explained, explain
+from functions.rollout.explain import Explanation, explain
 from functions.rollout.jobs import (
     end_rollout,
     explain_rollout,
@@ -33,7 +36,7 @@ from functions.rollout.planning.jobs import plan_rollout
 from functions.rollout.planning.plan import RolloutPlan, plan
 from functions.rollout.policy import Guardrail, RolloutPolicy, Slo
 from functions.rollout.state import History, Outcome, RolloutState
-from functions.rollout.status import Sight
+from functions.rollout.status import RolloutStatus
 
 __all__ = [
     "ArmCounts",
@@ -41,7 +44,7 @@ __all__ = [
     "ClusterSums",
     "Decision",
     "Evidence",
-    "Explained",
+    "Explanation",
     "Finding",
     "Guardrail",
     "History",
@@ -55,10 +58,10 @@ __all__ = [
     "RolloutPlan",
     "RolloutPolicy",
     "RolloutState",
+    "RolloutStatus",
     "Rollouts",
-    "Sight",
     "Slo",
-    "Ticked",
+    "TickResult",
     "UnitCounts",
     "decide",
     "end_rollout",
@@ -75,3 +78,19 @@ __all__ = [
     "start_rollout",
     "tick_rollout",
 ]
+
+_RENAMED = {"Explained": "Explanation", "Sight": "RolloutStatus", "Ticked": "TickResult"}
+
+if not TYPE_CHECKING:  # a type checker must not take every name as there
+
+    def __getattr__(name: str) -> object:
+        """Find a name of the release before, with a DeprecationWarning."""
+        if name not in _RENAMED:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        new = f"{__name__}.{_RENAMED[name]}"
+        warnings.warn(
+            f"{__name__}.{name} is now {new}; the old path goes with the next release",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return globals()[_RENAMED[name]]

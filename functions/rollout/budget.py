@@ -1,4 +1,4 @@
-"""How often a model's rollouts may be wrong over a year: alpha is given out of a budget that the journal remembers."""
+"""Yearly budget of wrong promotions: each rollout's alpha is drawn from it, and the journal remembers what was drawn."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ PART = 0.25  # of what is left, at most, for one rollout: the budget never runs 
 
 
 class Budget(BaseModel):
-    """What the rollouts of the past 365 days were given.
+    """Budget of wrong promotions and what rollouts of the past 365 days drew from it.
 
     rollouts: how many started. spent: sum of their alphas, a bound on the expected number of promotions of challengers that
-    were not better, however each start depended on how the ones before ended. left: of the policy's budget, None without one.
+    were not better, however each start depended on how the ones before ended. left: of the policy's budget; None: the policy has no budget.
     alpha: what a rollout that starts now runs at.
     """
 
@@ -29,7 +29,7 @@ class Budget(BaseModel):
 
 
 def budget(history: History, policy: RolloutPolicy, now: datetime) -> Budget:
-    """The budget as of `now`. A rollout gets the policy's alpha, but no more than a quarter of what is left.
+    """Compute the budget as of `now`. A rollout gets the policy's alpha, but no more than a quarter of what is left.
 
     Source: linearity of expectation over rollouts, each wrong with a chance of at most its alpha given what came before.
     """
@@ -42,7 +42,7 @@ def budget(history: History, policy: RolloutPolicy, now: datetime) -> Budget:
 
 
 def within_budget(policy: RolloutPolicy, history: History, now: datetime) -> RolloutPolicy:
-    """The policy with the alpha that the budget affords.
+    """Return the policy with the alpha that the budget affords.
 
     Raises: ValueError if nothing is left, which takes a budget that was lowered.
     """

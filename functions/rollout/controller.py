@@ -1,4 +1,4 @@
-"""One model's rollouts: start, tick, pause, end by hand, and explain; all state is in the journal."""
+"""Controller of one model's rollouts: start, tick, pause, end by hand, and explain; all state is in the journal."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from functions.rollout.errors import NoRollout, RolloutActive, RolloutError
 from functions.rollout.evidence.cohort_sums import ReadOutcomes, no_metrics
 from functions.rollout.evidence.metrics import ReadMetric
 from functions.rollout.evidence.sums import Evidence
-from functions.rollout.evidence_reader import gather
-from functions.rollout.explain import Explained, explain
+from functions.rollout.evidence_reader import read_evidence
+from functions.rollout.explain import Explanation, explain
 from functions.rollout.judge.decide import Action, Decision, Finding, decide
 from functions.rollout.judge.interval import improvement
 from functions.rollout.judge.slo import slo_sums, spent_budget
 from functions.rollout.policy import RolloutPolicy
 from functions.rollout.state import History, RolloutState, Stage, step
-from functions.rollout.status import Sight, ended, sight
+from functions.rollout.status import RolloutStatus, ended_status, open_status
 from functions.rollout.traffic import (
+    CurrentTraffic,
     TrafficControl,
-    TrafficNow,
-    absent,
     apply,
     champion_of,
     check_promotion,
-    give_back,
-    in_place,
-    insist,
-    problem_of,
-    reserve,
+    enforce,
+    is_applied,
+    missing_shadows,
+    release_layer,
+    reserve_units,
+    unusable_reason,
 )
 from registry import Entry, Fold, Journal, ObjectStore, Refused, Stale
 
@@ -47,8 +47,8 @@ _ATTEMPTS = 8  # to end a rollout by hand while ticks write, too
 _logger = logging.getLogger(__name__)
 
 
-class Ticked(BaseModel):
-    """What one tick found and did. entry: number of the journal entry it wrote, None if it wrote none."""
+class TickResult(BaseModel):
+    """Result of one tick: what it found and did. entry: number of the journal entry it wrote; None: it wrote nothing."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -67,10 +67,10 @@ class Ticked(BaseModel):
 
 
 class Rollouts:
-    """The rollouts of `model`.
+    """Controller of the rollouts of `model`; each method reads the state anew and appends at most one journal entry.
 
     read: logged predictions with labels, unlabelled ones included, predicted in [start, end).
-    read_metric: the tables of business metrics, where a policy's guardrails name some. clock: the platform's time. Each method reads its state anew and appends at most one entry.
+    read_metric: the tables of business metrics, where a policy's guardrails name some. clock: the platform's time.
     """
 
     def __init__(
@@ -99,11 +99,11 @@ class Rollouts:
         )
 
     def history(self) -> History:
-        """The newest rollout and how the last ones ended."""
+        """Return the newest rollout and how the last ones ended."""
         return self._fold.refresh()
 
     def entries(self) -> list[Entry]:
-        """The whole journal, oldest first."""
+        """Return the whole journal, oldest entry first."""
         return list(self._fold.journal.entries())
 
     def start(
@@ -126,7 +126,7 @@ class Rollouts:
         before = self.history()
         self._refuse_another(before, (challenger, *rivals))
         if before.open is None:
-            reserve(self._registry, self.model, policy)
+            reserve_units(self._registry, self.model, policy)
         traffic = self._registry.traffic(self.model)
 
         def begin(history: History) -> dict[str, Any] | None:
@@ -148,14 +148,14 @@ class Rollouts:
         try:
             self._fold.transact(begin)
         except RolloutError:
-            give_back(self._registry, self.model, policy)
+            release_layer(self._registry, self.model, policy)
             raise
         state = self._current()
         self._apply(state)
         return state
 
     def _refuse_another(self, history: History, versions: tuple[int, ...]) -> None:
-        """Raises: RolloutActive if other versions are under way."""
+        """Refuse to start while other versions are under way. Raises: RolloutActive."""
         under_way = history.open
         if under_way is not None and under_way.versions != versions:
             raise RolloutActive(
@@ -164,7 +164,7 @@ class Rollouts:
             )
 
     def budget(self, policy: RolloutPolicy) -> Budget:
-        """What the rollouts of the past year were given of alpha, and what one that starts now would get."""
+        """Sum the alpha of the past year's rollouts, and say what a rollout that starts now would get."""
         return budget(self.history(), policy, self._clock())
 
     def _affordable(self, policy: RolloutPolicy, history: History, now: datetime) -> RolloutPolicy:
@@ -173,39 +173,39 @@ class Rollouts:
         except ValueError as error:
             raise RolloutError(f"{self.model}: {error}") from error
 
-    def tick(self) -> Ticked:
-        """Look once: make good what a killed tick left undone, judge, record, change the traffic."""
+    def tick(self) -> TickResult:
+        """Run one step: finish what a killed tick left undone, judge, record, and change the traffic."""
         state = self._fold.refresh().current
         if state is None or state.settled:
-            return Ticked(model=self.model)
+            return TickResult(model=self.model)
         if not state.is_open:
             return self._settle(state)
         traffic = self._registry.traffic(self.model)
-        problems = {} if in_place(traffic, state) else self._put_in_place(state, traffic)
+        problems = {} if is_applied(traffic, state) else self._put_in_place(state, traffic)
         now = self._clock()
         traffic = self._registry.traffic(self.model)
         evidence = self._observe(state, traffic, now, problems)
         decision = decide(state, evidence, state.policy, now)
         return self._record(state, evidence, decision, traffic.entry, now)
 
-    def look(self) -> Sight:
-        """How the newest rollout stands, and what a tick would do now; decides nothing. Raises: NoRollout."""
+    def status(self) -> RolloutStatus:
+        """Report how the newest rollout stands and what a tick would do now, without deciding. Raises: NoRollout."""
         state, now = self._current(), self._clock()
         traffic = self._registry.traffic(self.model)
         if not state.is_open:
-            return ended(self.model, state, self._fold.state, traffic, now)
-        return sight(self.model, state, self._observe(state, traffic, now, {}), traffic, now)
+            return ended_status(self.model, state, self._fold.state, traffic, now)
+        return open_status(self.model, state, self._observe(state, traffic, now, {}), traffic, now)
 
     def pause(self, *, reason: str) -> RolloutState:
-        """Stop advancing and promoting; what protects users goes on. Raises: NoRollout."""
+        """Stop advancing and promoting, while the guardrails go on. Raises: NoRollout."""
         return self._by_hand("paused", reason)
 
     def resume(self, *, reason: str) -> RolloutState:
-        """Go on; the stage's time starts anew. Raises: NoRollout."""
+        """Go on after a pause, with the stage's time started anew. Raises: NoRollout."""
         return self._by_hand("resumed", reason)
 
     def end(self, action: Action, *, reason: str) -> RolloutState:
-        """End by hand: "promote", "roll_back" or "inconclusive". Raises: NoRollout; Refused; RolloutError."""
+        """End the rollout by hand with "promote", "roll_back" or "inconclusive". Raises: NoRollout; Refused; RolloutError."""
         if action not in ("promote", "roll_back", "inconclusive"):
             raise RolloutError(f"action {action!r} ends nothing; use promote, roll_back or inconclusive")
         for _ in range(_ATTEMPTS):
@@ -221,7 +221,7 @@ class Rollouts:
                 return self._current()
         raise RolloutError(f"{self.model}: ticks were first {_ATTEMPTS} times; nothing was ended, try again")
 
-    def explain(self, entry: int) -> Explained:
+    def explain(self, entry: int) -> Explanation:
         """Make the decision of journal entry `entry` again from the journal alone.
 
         Raises: RolloutError if there is no such entry or it holds no decision.
@@ -229,7 +229,7 @@ class Rollouts:
         return explain(self._fold.journal.entries(), entry)
 
     def _check_start(self, challenger: int, champion: int | None) -> None:
-        problem = problem_of(self._registry, self.model, challenger)
+        problem = unusable_reason(self._registry, self.model, challenger)
         if problem is not None:
             raise RolloutError(f"{self.model}: {problem}; roll out another version")
         if champion is None:
@@ -237,13 +237,13 @@ class Rollouts:
         if champion == challenger:
             raise RolloutError(f"{self.model}: version {challenger} is the champion already")
 
-    def _put_in_place(self, state: RolloutState, traffic: TrafficNow) -> dict[int, str]:
-        """Make the change that a killed tick decided on and did not make; else say, by version, why it is not made."""
+    def _put_in_place(self, state: RolloutState, traffic: CurrentTraffic) -> dict[int, str]:
+        """Make the traffic change that a killed tick decided on; return, by version, why a change is not made."""
         if champion_of(traffic) != state.champion:
-            return {}  # a promotion by hand takes challengers out of the traffic too: what it says is the champion's change
+            return {}  # a promotion by hand takes challengers out of the traffic, too; rule champion_changed reports it
         if traffic.entry != state.traffic_entry:
-            missing = absent(traffic, state) or (
-                () if in_place(traffic, state.only(state.challenger)) else (state.challenger,)
+            missing = missing_shadows(traffic, state) or (
+                () if is_applied(traffic, state.only(state.challenger)) else (state.challenger,)
             )
             return {version: f"version {version} was taken out of the traffic by hand" for version in missing}
         try:
@@ -256,18 +256,18 @@ class Rollouts:
         return {}
 
     def _observe(
-        self, state: RolloutState, traffic: TrafficNow, now: datetime, problems: dict[int, str]
+        self, state: RolloutState, traffic: CurrentTraffic, now: datetime, problems: dict[int, str]
     ) -> Evidence:
         known = {
-            version: problem_of(self._registry, self.model, version) or problems.get(version)
+            version: unusable_reason(self._registry, self.model, version) or problems.get(version)
             for version in state.alive
         }
         bad = {version: problem for version, problem in known.items() if problem is not None}
-        return gather(self._store, self.model, state, self._read, self._read_metric, traffic, bad, now)
+        return read_evidence(self._store, self.model, state, self._read, self._read_metric, traffic, bad, now)
 
     def _record(
         self, state: RolloutState, evidence: Evidence, decision: Decision, traffic_entry: int, now: datetime
-    ) -> Ticked:
+    ) -> TickResult:
         stage = _NEXT_STAGE.get(decision.action, state.stage)
         moved = stage != state.stage or bool(decision.dropped)
         news = moved or evidence.loss.labels != state.judged_labels
@@ -280,39 +280,39 @@ class Rollouts:
             "evidence": evidence.model_dump(mode="json"),
             "traffic_entry": traffic_entry,
         }
-        # Another ticker that was first has decided on the same rows: then there is nothing left to record.
+        # A concurrent tick may have decided on the same rows first; then there is nothing left to record.
         entry = self._fold.transact(lambda history: body if news and history.current == state else None)
         if entry is not None and moved:
             self._apply(self._current())
-        return _ticked(self.model, state, stage, evidence, decision, entry)
+        return _tick_result(self.model, state, stage, evidence, decision, entry)
 
     def _apply(self, state: RolloutState) -> None:
-        """Change the traffic right after the decision; what fails here the next tick finds and deals with."""
+        """Change the traffic right after the decision; the next tick repairs a change that fails here."""
         try:
             if state.stage == "promoted":
                 apply(self._registry, self.model, state, state.traffic_entry)
             else:
-                insist(self._registry, self.model, state)
+                enforce(self._registry, self.model, state)
         except (Stale, Refused) as error:
             _logger.warning("%s: rollout %d %s: %s", self.model, state.rollout, state.stage, error)
 
-    def _settle(self, state: RolloutState) -> Ticked:
-        """See that the last change of an ended rollout was made, and record that."""
+    def _settle(self, state: RolloutState) -> TickResult:
+        """Make sure that the last traffic change of an ended rollout was made, and record that."""
         stage, note = state.stage, ""
         if stage == "promoted":
             stage, note = self._settle_promotion(state)
-        if stage != "promoted" and not insist(
+        if stage != "promoted" and not enforce(
             self._registry, self.model, state.model_copy(update={"stage": stage})
         ):
-            return Ticked(
+            return TickResult(
                 model=self.model, rollout=state.rollout, stage=stage, rule="withdrawing", text="busy"
             )
-        give_back(
+        release_layer(
             self._registry, self.model, state.policy
-        )  # whoever ended the split may have been killed before
+        )  # the process that ended the split may have been killed before it released the layer
         body = {"event": "settled", "at": self._clock().isoformat(), "stage": stage, "note": note}
         entry = self._fold.transact(lambda history: body if history.current == state else None)
-        return Ticked(
+        return TickResult(
             model=self.model,
             rollout=state.rollout,
             challenger=state.challenger,
@@ -368,11 +368,11 @@ class Rollouts:
         return state
 
 
-def _ticked(
+def _tick_result(
     model: str, state: RolloutState, stage: Stage, evidence: Evidence, decision: Decision, entry: Entry | None
-) -> Ticked:
+) -> TickResult:
     gain = improvement(evidence.loss, state.policy)
-    return Ticked(
+    return TickResult(
         model=model,
         rollout=state.rollout,
         challenger=state.challenger,

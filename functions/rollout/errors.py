@@ -1,13 +1,13 @@
-"""What a rollout refuses, and why."""
+"""Errors of rollouts: what is refused, and why."""
 
 
 class RolloutError(ValueError):
-    """Base of the refusals of `functions.rollout`."""
+    """Base class of the errors of `functions.rollout`."""
 
 
 class RolloutActive(RolloutError):  # noqa: N818 — a state of the world, as `AlreadyExists` is
-    """A model has at most one rollout at a time."""
+    """Raised where another rollout of the model is under way: a model has at most one at a time."""
 
 
-class NoRollout(RolloutError):  # noqa: N818 — the same
-    """The model has no rollout that this could apply to."""
+class NoRollout(RolloutError):  # noqa: N818 — a state of the world, as `AlreadyExists` is
+    """Raised where the model has no rollout that the call could apply to."""

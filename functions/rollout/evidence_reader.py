@@ -1,4 +1,4 @@
-"""Everything that one look needs, read once: the sums of every challenger, and what the traffic and registry say."""
+"""Reader of the evidence for one decision: the sums of every challenger, the traffic, and the registry, each read once."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from datetime import datetime
 
 import pyarrow as pa
 
-from functions.rollout.evidence.cohort_sums import Objects, ReadOutcomes, observe
+from functions.rollout.evidence.cohort_sums import ReadOutcomes, SumsStore, sum_cohorts
 from functions.rollout.evidence.metrics import ReadMetric
 from functions.rollout.evidence.sums import Evidence
 from functions.rollout.judge.slo import slo_sums
 from functions.rollout.state import RolloutState
-from functions.rollout.traffic import TrafficNow, canary_share_of, champion_of
+from functions.rollout.traffic import CurrentTraffic, canary_share_of, champion_of
 
 
 @dataclass
-class _Once:
-    """A reader that gives the same table for the same span: challengers are judged on the same rows."""
+class _CachedRead:
+    """Reader that caches the last span, so that all challengers are judged on the same rows."""
 
     read: ReadOutcomes
     last: tuple[datetime, datetime] | None = None
@@ -30,24 +30,26 @@ class _Once:
         return self.table
 
 
-def gather(
-    store: Objects,
+def read_evidence(
+    store: SumsStore,
     model: str,
     state: RolloutState,
     read: ReadOutcomes,
     read_metric: ReadMetric,
-    traffic: TrafficNow,
+    traffic: CurrentTraffic,
     problems: Mapping[int, str],
     now: datetime,
 ) -> Evidence:
-    """The evidence as of `now`. problems: by version, why a challenger cannot be served."""
-    once, slos = _Once(read), slo_sums(state.policy, read, now)
+    """Read the evidence as of `now`. problems: by version, why a challenger cannot be served."""
+    once, slos = _CachedRead(read), slo_sums(state.policy, read, now)
     return Evidence(
-        **_of(store, model, state, once, read_metric, traffic, problems, now),
+        **_evidence_fields(store, model, state, once, read_metric, traffic, problems, now),
         slos=slos,
         rivals={
             version: Evidence(
-                **_of(store, model, state.only(version), once, read_metric, traffic, problems, now),
+                **_evidence_fields(
+                    store, model, state.only(version), once, read_metric, traffic, problems, now
+                ),
                 slos=slos,
             )
             for version in state.rivals
@@ -55,17 +57,17 @@ def gather(
     )
 
 
-def _of(
-    store: Objects,
+def _evidence_fields(
+    store: SumsStore,
     model: str,
     state: RolloutState,
     read: ReadOutcomes,
     read_metric: ReadMetric,
-    traffic: TrafficNow,
+    traffic: CurrentTraffic,
     problems: Mapping[int, str],
     now: datetime,
 ) -> dict[str, object]:
-    sums = observe(store, model, state, read, now, read_metric)
+    sums = sum_cohorts(store, model, state, read, now, read_metric)
     return {
         "champion": champion_of(traffic),
         "challenger_problem": problems.get(state.challenger),

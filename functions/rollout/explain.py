@@ -1,4 +1,4 @@
-"""A decision made again from the journal alone."""
+"""Replay of a recorded decision from the journal alone."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from functions.rollout.state import History, RolloutState, step
 from registry import Entry
 
 
-class Explained(BaseModel):
-    """A recorded decision made again.
+class Explanation(BaseModel):
+    """Recorded decision and its replay from the journal.
 
     text: what was decided, and whether it comes out again, in a sentence. same: whether every finding did, bit for bit;
     different: the rules that find something else now, each as "rule" or "rule of version 3".
-    state, evidence: what the rules were asked about, with `at` all there is to it. recomputed: None for a person's decision,
-    which has no rule to ask again.
+    state, evidence: the inputs of the rules, complete together with `at`. recomputed: None for a person's decision,
+    which no rule made.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -36,8 +36,8 @@ class Explained(BaseModel):
     evidence: Evidence
 
 
-def explain(entries: Iterable[Entry], number: int) -> Explained:
-    """Make the decision of entry `number` again.
+def explain(entries: Iterable[Entry], number: int) -> Explanation:
+    """Replay the decision of entry `number` and compare it with the record.
 
     entries: the journal from its first entry on, at least up to that one.
     Raises: RolloutError if it is not there or holds no decision.
@@ -50,7 +50,7 @@ def explain(entries: Iterable[Entry], number: int) -> Explained:
     raise RolloutError(f"the journal of this model's rollouts has no entry {number}")
 
 
-def _explain(before: History, entry: Entry) -> Explained:
+def _explain(before: History, entry: Entry) -> Explanation:
     state = before.current
     if entry.body["event"] != "decided" or state is None:
         raise RolloutError(f"entry {entry.number} is {entry.body['event']!r} and holds no decision")
@@ -59,7 +59,7 @@ def _explain(before: History, entry: Entry) -> Explained:
     evidence = Evidence.model_validate(entry.body["evidence"])
     again = _again(state, evidence, recorded, at)
     same = again is None or again == recorded
-    return Explained(
+    return Explanation(
         entry=entry.number,
         at=at,
         text=_sentence(state, recorded, at, same=same, by_whom=entry.actor if again is None else None),

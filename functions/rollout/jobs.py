@@ -1,4 +1,4 @@
-"""Rollouts as functions: started by retraining or by hand, ticked by the schedule, explained years later."""
+"""Functions that start, tick, pause, end and explain rollouts, for retraining, the schedule and people."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Literal, Protocol
 
 from functions.prediction_log import outcomes
 from functions.rollout.budget import Budget
-from functions.rollout.controller import Rollouts, Ticked
+from functions.rollout.controller import Rollouts, TickResult
 from functions.rollout.evidence.metrics import MetricValue, read_metric, write_metric
-from functions.rollout.explain import Explained
+from functions.rollout.explain import Explanation
 from functions.rollout.policy import MetricName, RolloutPolicy
 from functions.rollout.state import History, RolloutState
-from functions.rollout.status import Sight
+from functions.rollout.status import RolloutStatus
 from functions.runtime.context import context
 from functions.runtime.definitions import declarations
 from functions.runtime.function import function
@@ -29,7 +29,7 @@ class HasRollout(Protocol):
 
 
 def rollouts(model: str) -> Rollouts:
-    """The rollouts of `model` in the context's store, on its clock."""
+    """Return the controller of the rollouts of `model` in the context's store, on its clock."""
     used = context()
     return Rollouts(
         model,
@@ -45,7 +45,7 @@ def rollouts(model: str) -> Rollouts:
 
 
 def declared_policy(model: str) -> RolloutPolicy:
-    """The rollout policy of the project's definition of `model`; the default one where there is no definition.
+    """Find the rollout policy that the project declares for `model`; the default one where it defines no such model.
 
     Raises: ProjectError if the project is set and cannot be imported.
     """
@@ -62,7 +62,7 @@ def start_rollout(
     reason: str = "",
     rivals: tuple[int, ...] = (),
 ) -> RolloutState:
-    """Roll out `version`: first as a shadow of the champion.
+    """Start a rollout of `version`, first as a shadow of the champion.
 
     policy: the one of the model's definition unless given.
     rivals: further versions that compete with it in the shadow; the best goes on alone, at alpha over their number.
@@ -74,7 +74,7 @@ def start_rollout(
 
 @function(timeout_s=60)
 def rollout_budget(model: str, policy: RolloutPolicy | None = None) -> Budget:
-    """How many wrong promotions the rollouts of the past year may have made, and what is left for the next.
+    """Report how many wrong promotions the past year's rollouts may have made, and what is left of the budget.
 
     policy: the one of the model's definition unless given.
     """
@@ -88,20 +88,20 @@ def record_metric(name: MetricName, values: list[MetricValue]) -> int:
 
 
 @function(timeout_s=120)
-def tick_rollout(model: str) -> Ticked:
-    """Look at the open rollout once: hold, advance, promote, roll back, or give up. At most one journal entry."""
+def tick_rollout(model: str) -> TickResult:
+    """Judge the open rollout once: hold, advance, promote, roll back, or give up; appends at most one journal entry."""
     return rollouts(model).tick()
 
 
 @function(timeout_s=60)
 def pause_rollout(model: str, reason: str) -> RolloutState:
-    """Stop advancing and promoting; guardrails go on. Raises: NoRollout."""
+    """Stop advancing and promoting, while the guardrails go on. Raises: NoRollout."""
     return rollouts(model).pause(reason=reason)
 
 
 @function(timeout_s=60)
 def resume_rollout(model: str, reason: str) -> RolloutState:
-    """Go on after a pause. Raises: NoRollout."""
+    """Go on with a rollout after a pause. Raises: NoRollout."""
     return rollouts(model).resume(reason=reason)
 
 
@@ -109,26 +109,26 @@ def resume_rollout(model: str, reason: str) -> RolloutState:
 def end_rollout(
     model: str, action: Literal["promote", "roll_back", "inconclusive"], reason: str
 ) -> RolloutState:
-    """End the open rollout by hand. Raises: NoRollout."""
+    """End the open rollout by hand, with the given action. Raises: NoRollout."""
     return rollouts(model).end(action, reason=reason)
 
 
 @function(timeout_s=60)
 def rollout_status(model: str) -> History:
-    """The newest rollout and how the last ones ended."""
+    """Return the newest rollout and how the last ones ended."""
     return rollouts(model).history()
 
 
 @function(timeout_s=120)
-def look_at_rollout(model: str) -> Sight:
-    """How the newest rollout stands: samples of each arm, effect, guards, what comes next. Decides nothing.
+def look_at_rollout(model: str) -> RolloutStatus:
+    """Report how the newest rollout stands: samples of each arm, effect, guards, what comes next; decides nothing.
 
     Raises: NoRollout if there never was one.
     """
-    return rollouts(model).look()
+    return rollouts(model).status()
 
 
 @function(timeout_s=60)
-def explain_rollout(model: str, entry: int) -> Explained:
-    """Make the decision of a journal entry again, from the journal alone. Raises: RolloutError."""
+def explain_rollout(model: str, entry: int) -> Explanation:
+    """Replay the decision of a journal entry from the journal alone. Raises: RolloutError."""
     return rollouts(model).explain(entry)

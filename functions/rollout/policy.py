@@ -1,4 +1,4 @@
-"""The rules of one rollout, fixed before it starts and recorded with it."""
+"""Policy of a rollout: its rules, fixed before it starts and recorded with it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Level = Annotated[float, Field(gt=0.0, lt=0.5)]
 
 
 class Guardrail(BaseModel):
-    """A business metric that a canary must not worsen: its mean, compared with the champion's at the same time.
+    """Business metric whose mean a canary must not worsen, compared with the champion's at the same time.
 
     name: also of the metric's table, if source is "table" (`record_metric` writes it, by prediction id).
     source: where a value comes from: the "label" (what became of an answer: a sale, a complaint), the first "output",
@@ -44,10 +44,10 @@ class Guardrail(BaseModel):
 
 
 class Slo(BaseModel):
-    """What a model promises its users: a share of answers that are there, or that are there in time.
+    """Service level objective of a model: the share of answers that arrive, or that arrive in time.
 
     target: the share of good answers over `window`; what it leaves is the error budget. slow_ms: an answer above it is bad;
-    None: one without an output is.
+    None: an answer without an output is bad.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,7 +65,7 @@ class Slo(BaseModel):
 
 
 class RolloutPolicy(BaseModel):
-    """When a challenger advances from shadow to canary, is promoted, stopped, or given up on.
+    """Rules by which a challenger advances from shadow to canary, is promoted, stopped, or given up on.
 
     The success metric is the paired difference in realised loss: the challenger scores, as a shadow, the
     requests that the champion answers, and both are held against the same label. One confidence sequence
@@ -84,7 +84,7 @@ class RolloutPolicy(BaseModel):
     dependence: "cohort" takes losses within one cohort as dependent (a storm delays every flight of a day) and
         lets the variation between cohorts widen the sequence; "unit" takes only the rows of one unit so.
     min_label_share: below this share of labelled pairs nothing is decided by loss (the label stream stopped).
-    min_shadow_share: below this share of champion requests that the shadow scored, the same.
+    min_shadow_share: below this share of champion requests scored by the shadow, nothing is decided by loss either.
     slow_ms: an answer above it counts as slow; slow answers are judged as errors are. None: latency is free.
     guard_alpha: chance that a challenger with the champion's error rate is rolled back for its errors; and, shared
         among the guardrails, that one as good as the champion is rolled back for any of them.

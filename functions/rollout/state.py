@@ -1,4 +1,4 @@
-"""A rollout as a pure fold of its journal: `step(history, entry)`; nothing here reads or writes.
+"""State of rollouts as a pure fold of their journal, `step(history, entry)`; nothing here reads or writes.
 
 One journal a model, `rollouts/{model}`; one entry for each thing that happened, with the evidence and the policy it
 was decided on, so that the decision can be made again from the journal alone.
@@ -21,7 +21,7 @@ KEPT_OUTCOMES = 64  # finished rollouts that the fold remembers; the journal kee
 
 
 class RolloutState(BaseModel):
-    """Where one rollout stands.
+    """State of one rollout, as folded from the journal.
 
     rollout: number of the entry that began it. traffic_entry: the registry entry on which the last change of traffic
     was decided; the change is made only while that is still the newest, hence at most once.
@@ -50,7 +50,7 @@ class RolloutState(BaseModel):
 
     @property
     def versions(self) -> tuple[int, ...]:
-        """All challengers that started, those that left included."""
+        """All challengers that started, including those that left."""
         return self.entered or (self.challenger,)
 
     @property
@@ -59,7 +59,7 @@ class RolloutState(BaseModel):
         return (self.challenger, *self.rivals)
 
     def only(self, version: int) -> RolloutState:
-        """The rollout as if `version` were its only challenger left."""
+        """Copy the state with `version` as the only challenger left."""
         return self.model_copy(update={"challenger": version, "rivals": ()})
 
     @property
@@ -69,7 +69,7 @@ class RolloutState(BaseModel):
 
 
 class Outcome(BaseModel):
-    """How a rollout ended."""
+    """How one finished rollout ended."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -84,7 +84,7 @@ class Outcome(BaseModel):
 
 
 class Spent(BaseModel):
-    """The chance of a wrong promotion that one rollout was given, when it started."""
+    """Alpha, the chance of a wrong promotion, that one rollout was given when it started."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -93,7 +93,7 @@ class Spent(BaseModel):
 
 
 class History(BaseModel):
-    """All the fold remembers: the newest rollout, how the last ones ended, and what the past year's were given of alpha."""
+    """State of all rollouts of a model: the newest one, how the last ones ended, and the alphas of the past year."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -188,7 +188,7 @@ def _decided(history: History, current: RolloutState, body: dict[str, Any], at: 
 
 
 def _arms_left(current: RolloutState, decision: dict[str, Any]) -> dict[str, Any]:
-    """What a decision makes of several challengers: some leave, or one goes on alone."""
+    """Update the challengers after a decision: some leave, or one goes on alone."""
     chosen, dropped = decision.get("chosen"), decision.get("dropped") or ()
     if chosen is not None:
         return {"challenger": chosen, "rivals": ()}

@@ -1,4 +1,4 @@
-"""A rollout as a person watches it: what was counted so far, and what the next tick would do. Nothing is decided here."""
+"""Status of a rollout for a person: what was counted so far, and what the next tick would do; decides nothing."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from functions.rollout.evidence.sums import Evidence
-from functions.rollout.judge.arms import shared
+from functions.rollout.judge.arms import with_shared_alpha
 from functions.rollout.judge.decide import decide
 from functions.rollout.judge.interval import improvement
 from functions.rollout.judge.rule_input import Finding
 from functions.rollout.state import History, RolloutState
-from functions.rollout.traffic import TrafficNow
+from functions.rollout.traffic import CurrentTraffic
 
 
-class ArmSight(BaseModel):
-    """What one version did in this stage.
+class ArmStatus(BaseModel):
+    """Counts of one version in the current stage.
 
-    share: of the units that the rollout has, None for a shadow, which answers none. errors, slow: units that met one.
+    share: of the units that the rollout has; None for a shadow, which answers no request. errors, slow: units that met one.
     units: that met the split, each counted once; None in the shadow.
     """
 
@@ -35,7 +35,7 @@ class ArmSight(BaseModel):
 
 
 class Effect(BaseModel):
-    """By how much a challenger's mean loss is lower. lower, upper: valid at every look; None until it can be judged."""
+    """Difference by which a challenger's mean loss is lower. lower, upper: valid at every look; None until it can be judged."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -46,8 +46,8 @@ class Effect(BaseModel):
     upper: float | None = None
 
 
-class Sight(BaseModel):
-    """One look at a rollout.
+class RolloutStatus(BaseModel):
+    """Status of a rollout at one moment.
 
     reach: the part of all units that the arms share: less than 1 in a layer or beside a holdout. findings: of every rule.
     action, rule, text: what would be decided now, or, where it has ended, what was. next: what it waits for, in a sentence.
@@ -65,7 +65,7 @@ class Sight(BaseModel):
     champion: int
     challengers: tuple[int, ...]
     reach: float
-    arms: tuple[ArmSight, ...] = ()
+    arms: tuple[ArmStatus, ...] = ()
     effects: tuple[Effect, ...] = ()
     findings: tuple[Finding, ...] = ()
     action: str
@@ -74,15 +74,17 @@ class Sight(BaseModel):
     next: str
 
 
-def sight(model: str, state: RolloutState, evidence: Evidence, traffic: TrafficNow, now: datetime) -> Sight:
-    """How an open rollout stands on `evidence`."""
+def open_status(
+    model: str, state: RolloutState, evidence: Evidence, traffic: CurrentTraffic, now: datetime
+) -> RolloutStatus:
+    """Describe an open rollout as of `evidence`."""
     decision = decide(state, evidence, state.policy, now)
     each = {state.challenger: evidence} | {
         version: evidence.rivals.get(version, Evidence(champion=evidence.champion))
         for version in state.rivals
     }
-    return Sight(
-        **_where(model, state, now),
+    return RolloutStatus(
+        **_common_fields(model, state, now),
         reach=traffic.reach,
         arms=_arms(state, each, traffic),
         effects=tuple(_effect(version, found, state) for version, found in each.items()),
@@ -94,11 +96,13 @@ def sight(model: str, state: RolloutState, evidence: Evidence, traffic: TrafficN
     )
 
 
-def ended(model: str, state: RolloutState, history: History, traffic: TrafficNow, now: datetime) -> Sight:
-    """How a rollout ended."""
+def ended_status(
+    model: str, state: RolloutState, history: History, traffic: CurrentTraffic, now: datetime
+) -> RolloutStatus:
+    """Describe how a rollout ended."""
     last = history.outcomes[-1]
-    return Sight(
-        **_where(model, state, now),
+    return RolloutStatus(
+        **_common_fields(model, state, now),
         reach=traffic.reach,
         action=state.stage,
         rule=last.rule,
@@ -108,7 +112,7 @@ def ended(model: str, state: RolloutState, history: History, traffic: TrafficNow
     )
 
 
-def _where(model: str, state: RolloutState, now: datetime) -> dict[str, object]:
+def _common_fields(model: str, state: RolloutState, now: datetime) -> dict[str, object]:
     return {
         "model": model,
         "at": now,
@@ -122,7 +126,7 @@ def _where(model: str, state: RolloutState, now: datetime) -> dict[str, object]:
     }
 
 
-def _arms(state: RolloutState, each: dict[int, Evidence], traffic: TrafficNow) -> tuple[ArmSight, ...]:
+def _arms(state: RolloutState, each: dict[int, Evidence], traffic: CurrentTraffic) -> tuple[ArmStatus, ...]:
     shares = {arm.version: (arm.name, arm.share) for arm in reversed(traffic.arms)}
     in_canary, own = state.stage == "canary", each[state.challenger]
     name, share = shares.get(state.champion, ("champion", 0.0))
@@ -132,7 +136,7 @@ def _arms(state: RolloutState, each: dict[int, Evidence], traffic: TrafficNow) -
             found,
             "challenger",
             state,
-            *_place(shares, version, in_canary=in_canary),
+            *_name_and_share(shares, version, in_canary=in_canary),
             units=found.units.challenger,
         )
         for version, found in each.items()
@@ -140,7 +144,7 @@ def _arms(state: RolloutState, each: dict[int, Evidence], traffic: TrafficNow) -
     return (champion, *others)
 
 
-def _place(
+def _name_and_share(
     shares: dict[int, tuple[str, float]], version: int, *, in_canary: bool
 ) -> tuple[str, int, float | None]:
     name, share = shares.get(version, ("canary", 0.0))
@@ -156,10 +160,10 @@ def _arm(
     share: float | None,
     *,
     units: int,
-) -> ArmSight:
+) -> ArmStatus:
     in_canary = state.stage == "canary"
     counts = evidence.canary if in_canary else evidence.shadow
-    return ArmSight(
+    return ArmStatus(
         arm=name,
         version=version,
         share=share,
@@ -171,7 +175,7 @@ def _arm(
 
 
 def _effect(version: int, evidence: Evidence, state: RolloutState) -> Effect:
-    gain = improvement(evidence.loss, shared(state.policy, state))
+    gain = improvement(evidence.loss, with_shared_alpha(state.policy, state))
     if gain is None:
         return Effect(version=version, labels=evidence.loss.labels)
     return Effect(

@@ -1,4 +1,4 @@
-"""What the traffic of a model must be at a stage of its rollout, and making it so."""
+"""Traffic that each stage of a rollout needs, and the changes that make it so."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ _ATTEMPTS = 8  # rereads before a clean-up leaves it to the next tick
 
 
 class TrafficArm(Protocol):
-    """One arm as the registry records it."""
+    """Arm of a traffic split, as the registry records it."""
 
     @property
     def name(self) -> str:
-        """The arm's name."""
+        """Name of the arm, unique within the split."""
         ...
 
     @property
     def version(self) -> int:
-        """The version it serves."""
+        """Version that the arm serves."""
         ...
 
     @property
     def share(self) -> float:
-        """Its share of the units."""
+        """Share of the units that the arm gets."""
         ...
 
 
-class TrafficNow(Protocol):
-    """The traffic in force: the champion's arm first."""
+class CurrentTraffic(Protocol):
+    """Traffic split in force, the champion's arm first."""
 
     @property
     def arms(self) -> Sequence[TrafficArm]:
-        """All arms."""
+        """All arms, the champion's first."""
         ...
 
     @property
@@ -49,7 +49,7 @@ class TrafficNow(Protocol):
 
     @property
     def entry(self) -> int:
-        """Number of the registry entry it came from."""
+        """Number of the registry entry that set this traffic."""
         ...
 
     @property
@@ -64,15 +64,15 @@ class TrafficNow(Protocol):
 
     @property
     def rules(self) -> Sequence[TrafficRule]:
-        """Who goes to one version by rule."""
+        """Rules that send requests to one version by their attributes."""
         ...
 
 
 class TrafficControl(Protocol):
-    """What a rollout needs of the registry."""
+    """Operations of the registry that a rollout needs."""
 
-    def traffic(self, model: str, /) -> TrafficNow:
-        """The traffic in force."""
+    def traffic(self, model: str, /) -> CurrentTraffic:
+        """Return the traffic split in force."""
         ...
 
     def set_traffic(
@@ -91,19 +91,19 @@ class TrafficControl(Protocol):
         ...
 
     def claim(self, model: str, wanted: LayerShare, /) -> object:
-        """See that the model has its part of a layer. Raises: Refused if others have the room."""
+        """Reserve the model's part of a layer. Raises: Refused if other models have the room."""
         ...
 
     def release(self, model: str, layer: str, /) -> None:
-        """Give the part back, unless the traffic is split in it."""
+        """Release the model's part of a layer, unless the traffic is split in it."""
         ...
 
     def begin_holdout(self, model: str, holdout: str, share: float, /, *, reason: str) -> object:
-        """Hold units out; it may be there already. Raises: Refused."""
+        """Begin a holdout of units, or keep one that has begun. Raises: Refused."""
         ...
 
     def unmet(self, model: str, version: int, /) -> Sequence[str]:
-        """What the model's rules want of a version before it may be the champion, and is not there yet."""
+        """List the model's requirements for a champion that the version does not meet yet."""
         ...
 
     def promote(self, model: str, version: int, /, *, reason: str, expected: int | None) -> object:
@@ -114,12 +114,12 @@ class TrafficControl(Protocol):
         ...
 
     def find_version(self, model: str, version: int, /) -> Any:
-        """The version, with a `status`, or None."""
+        """Find a version, which has a `status`, or return None."""
         ...
 
 
-def problem_of(registry: TrafficControl, model: str, version: int) -> str | None:
-    """Why `version` cannot be served, or None."""
+def unusable_reason(registry: TrafficControl, model: str, version: int) -> str | None:
+    """Say why `version` cannot be served; None if it can."""
     found = registry.find_version(model, version)
     if found is None:
         return f"version {version} does not exist"
@@ -127,8 +127,8 @@ def problem_of(registry: TrafficControl, model: str, version: int) -> str | None
     return f"version {version} is {status}" if status in _UNUSABLE else None
 
 
-def reserve(registry: TrafficControl, model: str, policy: RolloutPolicy) -> None:
-    """See at the start, not after weeks in the shadow, that holdout and layer can be had. Raises: RolloutError."""
+def reserve_units(registry: TrafficControl, model: str, policy: RolloutPolicy) -> None:
+    """Reserve holdout and layer at the start, not after weeks in the shadow. Raises: RolloutError if they are taken."""
     try:
         if policy.holdout is not None:
             name, share = policy.holdout.name, policy.holdout.share
@@ -139,15 +139,17 @@ def reserve(registry: TrafficControl, model: str, policy: RolloutPolicy) -> None
         raise RolloutError(str(error)) from error
 
 
-def give_back(registry: TrafficControl, model: str, policy: RolloutPolicy) -> None:
-    """Undo `reserve` of the layer, unless the traffic is split in it; a holdout stays until it is ended."""
+def release_layer(registry: TrafficControl, model: str, policy: RolloutPolicy) -> None:
+    """Release the layer of `reserve_units`, unless the traffic is split in it; a holdout stays until it is ended."""
     if policy.layer is not None:
         registry.release(model, policy.layer.name)
 
 
-def check_promotion(registry: TrafficControl, model: str, state: RolloutState, traffic: TrafficNow) -> None:
-    """Tell a person who promotes at once what a tick would find out after. Raises: Refused; RolloutError."""
-    problem = problem_of(registry, model, state.challenger)
+def check_promotion(
+    registry: TrafficControl, model: str, state: RolloutState, traffic: CurrentTraffic
+) -> None:
+    """Check a promotion by hand for what the next tick would find. Raises: Refused; RolloutError."""
+    problem = unusable_reason(registry, model, state.challenger)
     if problem is not None:
         raise RolloutError(f"{model}: {problem}; abort this rollout")
     if champion_of(traffic) != state.champion:
@@ -163,15 +165,15 @@ def check_promotion(registry: TrafficControl, model: str, state: RolloutState, t
         )
 
 
-def champion_of(traffic: TrafficNow) -> int | None:
-    """The version that answers what no other arm does, or None."""
+def champion_of(traffic: CurrentTraffic) -> int | None:
+    """Return the version of the champion's arm, or None without traffic."""
     return traffic.arms[0].version if traffic.arms else None
 
 
 def apply(registry: TrafficControl, model: str, state: RolloutState, expected: int) -> None:
-    """Make the traffic what `state.stage` asks for, if it still is that of entry `expected`.
+    """Set the traffic that `state.stage` needs, if the traffic still is that of entry `expected`.
 
-    Raises: Stale if it does not; Refused if the model's rules forbid it.
+    Raises: Stale if it is not; Refused if the model's rules forbid it.
     """
     reason = f"rollout {state.rollout}: {state.stage}"
     if state.stage == "promoted":
@@ -192,42 +194,42 @@ def apply(registry: TrafficControl, model: str, state: RolloutState, expected: i
     )
 
 
-def _layer(traffic: TrafficNow, state: RolloutState) -> LayerShare | None:
-    """The rollout's own layer while it is open; else the one that others' arms are in, which stay there."""
+def _layer(traffic: CurrentTraffic, state: RolloutState) -> LayerShare | None:
+    """Choose the layer: the rollout's own while it is open, else the one that other arms are in."""
     there, own = traffic.layer, state.policy.layer if state.is_open else None
     if there is None or (own is not None and (own.name != there.name or own.share > there.share)):
         return own
     return LayerShare(
         name=there.name, share=there.share
-    )  # as it is, or grown by hand: it cannot shrink meanwhile
+    )  # a layer may have been grown by hand, and cannot shrink while it is split
 
 
-def in_place(traffic: TrafficNow, state: RolloutState) -> bool:
-    """Whether the challengers of an open rollout are in the traffic as its stage asks, and those that left are not."""
-    if absent(traffic, state) or any(
+def is_applied(traffic: CurrentTraffic, state: RolloutState) -> bool:
+    """Whether the traffic has the challengers of an open rollout as its stage needs them, and none that left."""
+    if missing_shadows(traffic, state) or any(
         version in traffic.shadows for version in set(state.versions) - set(state.alive)
     ):
         return False
     return state.stage != "canary" or any(arm.version == state.challenger for arm in traffic.arms[1:])
 
 
-def absent(traffic: TrafficNow, state: RolloutState) -> tuple[int, ...]:
-    """The challengers of an open rollout that are no shadows, though all of them should be."""
+def missing_shadows(traffic: CurrentTraffic, state: RolloutState) -> tuple[int, ...]:
+    """List the challengers of an open rollout that are missing among the shadows."""
     return tuple(version for version in state.alive if version not in traffic.shadows)
 
 
-def canary_share_of(traffic: TrafficNow, state: RolloutState) -> float | None:
-    """The canary's declared share of what it and the champion answer together; None where it answers nothing."""
+def canary_share_of(traffic: CurrentTraffic, state: RolloutState) -> float | None:
+    """Compute the canary's declared share of what it and the champion answer; None where it has no share."""
     ours = sum(arm.share for arm in traffic.arms[1:] if arm.version == state.challenger)
     theirs = sum(arm.share for arm in traffic.arms if arm.version == state.champion)
     return ours / (ours + theirs) if ours > 0 and theirs > 0 else None
 
 
-def insist(registry: TrafficControl, model: str, state: RolloutState) -> bool:
-    """Make the traffic what an open or a failed rollout asks for, whoever else changes it meanwhile.
+def enforce(registry: TrafficControl, model: str, state: RolloutState) -> bool:
+    """Set the traffic that an open or a failed rollout needs, retrying when other writers interfere.
 
-    Returns whether it is so; False after losing to other writers again and again, or where the champion is no longer
-    the one that the rollout was judged against. Raises: Refused.
+    Returns whether it is set: False after losing to other writers eight times, or where the champion is no longer the one
+    that the rollout was judged against. Raises: Refused.
     """
     for _ in range(_ATTEMPTS):
         traffic = registry.traffic(model)
@@ -243,7 +245,7 @@ def insist(registry: TrafficControl, model: str, state: RolloutState) -> bool:
     return False
 
 
-def _holds(traffic: TrafficNow, version: int) -> bool:
+def _holds(traffic: CurrentTraffic, version: int) -> bool:
     answering = [arm.version for arm in traffic.arms[1:]] + [
         v for rule in traffic.rules for v in rule.versions
     ]

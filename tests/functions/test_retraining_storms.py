@@ -18,7 +18,7 @@ from functions.monitoring import Alarm, alarms
 from functions.project import ModelDefinition
 from functions.retraining import jobs as module
 from functions.retraining.challengers import Challenger
-from functions.retraining.jobs import Retrained, inspect_model, retrain, retrains
+from functions.retraining.jobs import RetrainResult, inspect_model, retrain, retrains
 from functions.retraining.policy import RULES, Blackout, RetrainingPolicy
 from functions.rollout import end_rollout, rollout_status
 from registry import ModelPolicy, open_store
@@ -127,7 +127,7 @@ def test_a_hundred_alarms_at_once_make_one_retrain_for_each_segment(
     raised = [alarm(clock, SEGMENTS[n % len(SEGMENTS)], n) for n in range(100)]
     with ThreadPoolExecutor(8) as pool:
         told = [pool.submit(copy_context().run, retrain, one) for one in raised]
-        answers: list[Retrained] = [one.result() for one in told]
+        answers: list[RetrainResult] = [one.result() for one in told]
     assert sorted(kitchen.orders) == list(SEGMENTS)
     assert sum(one.action == "retrain" for one in answers) == len(SEGMENTS)
     # "cooldown": of one that looked between the end of the training and the start of the rollout.
@@ -165,7 +165,7 @@ def test_a_policy_in_blackout_waits_and_goes_on_with_what_still_stands(
 ) -> None:
     model, holidays = SEGMENTS[0], Blackout(start=clock.now - DAY, end=clock.now + 5 * DAY)
     declare(monkeypatch, POLICY.model_copy(update={"blackouts": (holidays,)}))
-    alarms(model).say(alarm(clock))
+    alarms(model).report(alarm(clock))
     for _ in range(5):
         (waited,) = inspect_model(model).retraining
         assert (waited.action, waited.rule) == ("skip", "blackout")

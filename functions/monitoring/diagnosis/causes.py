@@ -1,6 +1,6 @@
-"""What changed when, and what of the loss it explains: features, slices, upstream tables, versions and incidents behind an alarm.
+"""Causes of an alarm: features, slices, upstream tables, versions and incidents, ranked by the loss they explain.
 
-The loss of the rows that an alarm is about is held against that of the weeks before, and the change split column by column
+The loss of the rows that an alarm is about is compared with that of the weeks before, and the change split column by column
 (`functions.stats.decompose`). The parts of different columns overlap where the columns do: they rank, and do not add up.
 """
 
@@ -18,21 +18,26 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from functions.evaluation.realised_loss import Loss, Scored, score
 from functions.monitoring.alarms import Alarm
-from functions.monitoring.logged_features import FeatureColumns, feature_arrays, feature_table, fits
+from functions.monitoring.logged_features import (
+    FeatureColumns,
+    feature_arrays,
+    feature_table,
+    has_vector_length,
+)
 from functions.monitoring.quality.watch import Views
 from functions.monitoring.results import results_table
-from functions.monitoring.watch import Post, Read
+from functions.monitoring.watch import MonitorRun, ReadRows
 from functions.stats.decompose import ColumnChange, decompose_change
 from registry import ModelVersion, Table
 
 Kind = Literal["feature", "slice", "table", "version", "incident"]
-_BEYOND_CHANCE = 3.0  # standard errors from which a part is told
+_BEYOND_CHANCE = 3.0  # standard errors above which a part is reported
 _NEARLY_ALL = 0.95  # of the rows
 _SLICES, _FEWEST = 10, 30
 
 
 class Cause(BaseModel):
-    """Something that changed. since: when, where that is known. contribution: to the mean loss, of `error`; None: not known."""
+    """Change that may have caused an alarm. since: when, where that is known. contribution: to the mean loss, of `error`; None: not known."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -45,7 +50,7 @@ class Cause(BaseModel):
 
 
 class Causes(BaseModel):
-    """What stands behind an alarm, the largest contribution first. rows, loss: labelled, before and in its window."""
+    """Ranked causes of an alarm, the largest contribution first. rows, loss: labelled, before and in its window."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -60,9 +65,9 @@ class Causes(BaseModel):
 
 
 class Changes(BaseModel):
-    """What the registry and the journals know of the time. champions: versions and when each took over, oldest first.
+    """Changes that the registry and the journals recorded. champions: versions and when each took over, oldest first.
 
-    code: digest of each version's code. incidents: alarms of data quality, recoveries left out.
+    code: digest of each version's code. incidents: alarms of data quality, without recoveries.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -73,12 +78,12 @@ class Changes(BaseModel):
 
 
 def find_causes(
-    post: Post,
+    run: MonitorRun,
     champion: ModelVersion,
     alarm: Alarm,
     changes: Changes,
     views: Views,
-    read: Read,
+    read: ReadRows,
     *,
     before: timedelta,
     loss: Loss,
@@ -89,7 +94,7 @@ def find_causes(
     """
     logged, began = FeatureColumns.of(champion), alarm.start - before
     rows = read(began, alarm.end)
-    rows = rows.filter(pc.and_(pc.invert(rows["shadow"]), fits(rows, logged)))
+    rows = rows.filter(pc.and_(pc.invert(rows["shadow"]), has_vector_length(rows, logged)))
     rows = rows.sort_by([("predicted_at", "ascending"), ("prediction_id", "ascending")])
     scored, features = score(rows, loss=loss), feature_table(rows, logged)
     judged = np.isfinite(scored.loss)
@@ -114,7 +119,7 @@ def find_causes(
     parts = decompose_change(scored.loss[early], scored.loss[late], *columns)
     mixes = {one.column: one for one in parts}
     causes = [
-        *_features(post, parts, alarm),
+        *_features(run, parts, alarm),
         *_slices(parts),
         *_tables(views, champion, mixes),
         *_versions(scored, early, late, changes, began),
@@ -124,7 +129,7 @@ def find_causes(
 
 
 def _ranked(found: Causes, causes: Sequence[Cause], before: float, after: float) -> Causes:
-    """The largest contribution first, and said in a sentence; what has no known one comes last."""
+    """Sort the causes, largest contribution first and unknown ones last, and sum them up in a sentence."""
     ranked = sorted(causes, key=lambda one: (one.contribution is None, -(one.contribution or 0.0)))
     said = (
         f"most of it by {ranked[0].kind} {ranked[0].what}"
@@ -140,9 +145,9 @@ def _ranked(found: Causes, causes: Sequence[Cause], before: float, after: float)
 _EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
 
 
-def _features(post: Post, parts: Sequence[ColumnChange], alarm: Alarm) -> Iterator[Cause]:
-    """Columns whose values moved: to where the loss was higher, beyond chance, or so that the drift monitor named them."""
-    drifted = _drifted_since(post, alarm.end)
+def _features(run: MonitorRun, parts: Sequence[ColumnChange], alarm: Alarm) -> Iterator[Cause]:
+    """Find columns whose values moved beyond chance, or that the drift monitor named."""
+    drifted = _drifted_since(run, alarm.end)
     for one in parts:
         if one.column in drifted or abs(one.mix) > _BEYOND_CHANCE * one.error:
             text = f"requests moved to values at which the loss was {'higher' if one.mix > 0 else 'lower'} before"
@@ -156,9 +161,9 @@ def _features(post: Post, parts: Sequence[ColumnChange], alarm: Alarm) -> Iterat
             )
 
 
-def _drifted_since(post: Post, end: datetime) -> dict[str, datetime]:
-    """For columns that the drift monitor found drifted in their last window before `end`, since when without a break."""
-    table = Table(post.store, results_table(post.model))
+def _drifted_since(run: MonitorRun, end: datetime) -> dict[str, datetime]:
+    """Find since when each column has drifted without a break, up to its last window before `end`."""
+    table = Table(run.store, results_table(run.model))
     if not table.exists():
         return {}
     where = (pc.field("monitor") == "drift") & (pc.field("end") <= pa.scalar(end, pa.timestamp("us", "UTC")))
@@ -173,7 +178,7 @@ def _drifted_since(post: Post, end: datetime) -> dict[str, datetime]:
 
 
 def _slices(parts: Sequence[ColumnChange]) -> list[Cause]:
-    """Cells of columns that lose more than they did, beyond chance; one of nearly all rows would say nothing."""
+    """Find cells of columns that lose more than before, beyond chance; a cell of nearly all rows is left out."""
     cells = [cell for one in parts for cell in one.cells if cell.share_after < _NEARLY_ALL]
     worse = [cell for cell in cells if cell.contribution > _BEYOND_CHANCE * cell.error > 0]
     worse.sort(key=lambda cell: -cell.contribution)
@@ -190,7 +195,7 @@ def _slices(parts: Sequence[ColumnChange]) -> list[Cause]:
 
 
 def _tables(views: Views, champion: ModelVersion, mixes: Mapping[str, ColumnChange]) -> Iterator[Cause]:
-    """Views whose columns moved beyond chance, or whose definition is not the one that was learnt from."""
+    """Find views whose columns moved beyond chance, or whose definition changed since training."""
     digests = views.digests()
     for view, columns in views.columns:
         known = [mixes[name] for name in columns.values() if name in mixes]
@@ -212,7 +217,7 @@ def _tables(views: Views, champion: ModelVersion, mixes: Mapping[str, ColumnChan
 
 
 def _versions(scored: Scored, early: Any, late: Any, changes: Changes, began: datetime) -> Iterator[Cause]:
-    """Versions that took over in that time: what their answers lose beyond what was lost before."""
+    """Find versions that took over in that time, and how much more their answers lose than before."""
     before, count = float(scored.loss[early].mean()), int(late.sum())
     for (earlier, _), (version, since) in pairwise(changes.champions):
         mine = late & (scored.version == version)
@@ -236,7 +241,7 @@ def _versions(scored: Scored, early: Any, late: Any, changes: Changes, began: da
 
 
 def _incident(alarm: Alarm, mixes: Mapping[str, ColumnChange]) -> Cause:
-    """A broken feed: what the columns that it spoils moved, the most of them."""
+    """Make a cause of an incident, with the largest contribution of the columns that it spoiled."""
     spoiled = [mixes[name] for name in alarm.columns if name in mixes]
     most = max(spoiled, key=lambda one: one.mix, default=None)
     return Cause(

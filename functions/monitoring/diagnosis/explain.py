@@ -1,4 +1,4 @@
-"""What stands behind an alarm: where the loss is worst, and which features tell the requests from the training set."""
+"""Diagnosis of an alarm: slices with the worst loss, and features that tell requests from the training set."""
 
 from __future__ import annotations
 
@@ -10,19 +10,25 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
 from functions.evaluation.realised_loss import Loss, score
-from functions.monitoring.drift.dataset_sketches import Rows
-from functions.monitoring.logged_features import FeatureColumns, feature_arrays, feature_table, fits, sampled
-from functions.monitoring.watch import Post, Read
+from functions.monitoring.drift.dataset_sketches import DatasetRows
+from functions.monitoring.logged_features import (
+    FeatureColumns,
+    feature_arrays,
+    feature_table,
+    has_vector_length,
+    sample_rows,
+)
+from functions.monitoring.watch import MonitorRun, ReadRows
 from functions.stats.multivariate import domain_classifier
 from functions.stats.slices import worst_slices
 from registry import ModelVersion, Table
 
 
 class SliceOptions(BaseModel):
-    """How slices are searched.
+    """Options of the search for slices.
 
     days: of predictions, counted back from now. columns: that cut slices; empty for all that the model reads.
-    cohort: rows of one are taken as one witness, since they share their weather. depth: columns that a slice may combine.
+    cohort: rows of one count as one observation, since they share their weather. depth: columns that a slice may combine.
     min_rows, min_cohorts: of a slice and of its rest. min_excess: loss above the rest's that is of interest. alpha: bound on
     the chance of any false slice.
     """
@@ -43,7 +49,7 @@ class SliceOptions(BaseModel):
 
 
 class WorstSlice(BaseModel):
-    """Requests that lose more than the others. where: conditions on features. p: corrected for the search."""
+    """Slice of requests with a higher loss than the rest. where: conditions on features. p: corrected for the search."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -56,7 +62,7 @@ class WorstSlice(BaseModel):
 
 
 class SliceFindings(BaseModel):
-    """The slices of a champion's labelled requests that are worse than the rest; rows: labelled, tested: slices."""
+    """Slices of a champion's labelled requests that are worse than the rest; rows: labelled, tested: slices."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -69,10 +75,10 @@ class SliceFindings(BaseModel):
     text: str
 
 
-class Changed(BaseModel):
-    """How well requests can be told from the training set. auc: .5 is not at all. p: of so much by chance.
+class ChangeFindings(BaseModel):
+    """Findings on how well requests can be told from the training set. auc: .5 is not at all. p: of so much by chance.
 
-    columns: those by which they can, most telling first. importance: of every column, in AUC.
+    columns: by which they can be told apart, most telling first. importance: of every column, in AUC.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -88,24 +94,26 @@ class Changed(BaseModel):
     text: str
 
 
-def find_slices(post: Post, champion: ModelVersion, options: SliceOptions, read: Read) -> SliceFindings:
+def find_slices(
+    run: MonitorRun, champion: ModelVersion, options: SliceOptions, read: ReadRows
+) -> SliceFindings:
     """Search the champion's labelled requests of the last days for slices that are worse than the rest.
 
     read: predictions with labels, with their vectors, predicted in [start, end).
     """
     logged = FeatureColumns.of(champion)
-    rows = read(post.now - timedelta(days=options.days), post.now)
+    rows = read(run.now - timedelta(days=options.days), run.now)
     rows = rows.filter(pc.and_(pc.invert(rows["shadow"]), pc.equal(rows["version"], champion.version)))
-    rows = rows.filter(fits(rows, logged))
-    rows = sampled(
+    rows = rows.filter(has_vector_length(rows, logged))
+    rows = sample_rows(
         rows.sort_by([("predicted_at", "ascending"), ("prediction_id", "ascending")]), options.max_rows
     )
     scored = score(rows, loss=options.loss, clip=options.clip)
     judged = np.isfinite(scored.loss)
     if not judged.any():
         text = f"no labelled answer of version {champion.version} in the last {options.days} days"
-        return SliceFindings(model=post.model, version=champion.version, rows=0, text=text)
-    kept = logged.kept(options.columns)
+        return SliceFindings(model=run.model, version=champion.version, rows=0, text=text)
+    kept = logged.select(options.columns)
     features = feature_arrays(feature_table(rows, logged).filter(pa.array(judged)), kept)
     found = worst_slices(
         scored.loss[judged],
@@ -118,7 +126,7 @@ def find_slices(post: Post, champion: ModelVersion, options: SliceOptions, read:
         alpha=options.alpha,
     )
     return SliceFindings(
-        model=post.model,
+        model=run.model,
         version=champion.version,
         rows=found.rows,
         tested=found.tested,
@@ -134,7 +142,9 @@ def find_slices(post: Post, champion: ModelVersion, options: SliceOptions, read:
     )
 
 
-def find_changes(post: Post, champion: ModelVersion, read: Read, *, days: int, max_rows: int) -> Changed:
+def find_changes(
+    run: MonitorRun, champion: ModelVersion, read: ReadRows, *, days: int, max_rows: int
+) -> ChangeFindings:
     """Learn to tell the requests of the last days from the training set, and name the columns by which it can be done.
 
     read: logged predictions, with their vectors, in [start, end). max_rows: of either side, at random.
@@ -148,19 +158,19 @@ def find_changes(post: Post, champion: ModelVersion, read: Read, *, days: int, m
         )
     snapshot = champion.lineage.datasets[0]
     names = [*columns.numeric, *columns.categorical]
-    trained = Rows(Table(post.store, snapshot.name), snapshot.version, tuple(names)).sampled(max_rows)
-    rows = feature_table(read(post.now - timedelta(days=days), post.now), columns)
-    asked = sampled(rows, max_rows)
+    trained = DatasetRows(Table(run.store, snapshot.name), snapshot.version, tuple(names)).sample(max_rows)
+    rows = feature_table(read(run.now - timedelta(days=days), run.now), columns)
+    asked = sample_rows(rows, max_rows)
     sizes = {"rows_training": trained.num_rows, "rows": asked.num_rows}
     if min(sizes.values()) < _FEWEST:
         text = f"{asked.num_rows} requests, {trained.num_rows} training rows: {_FEWEST} of each are needed"
-        return Changed(model=post.model, version=champion.version, text=text, **sizes)
+        return ChangeFindings(model=run.model, version=champion.version, text=text, **sizes)
     rng = np.random.default_rng(0)  # the same rows give the same answer
     found = domain_classifier(feature_arrays(trained, columns), feature_arrays(asked, columns), rng=rng)
     changed = found.changed()
     what = f"told apart by {', '.join(changed)}" if changed else "not told apart"
-    return Changed(
-        model=post.model,
+    return ChangeFindings(
+        model=run.model,
         version=champion.version,
         auc=found.auc,
         p=found.p,

@@ -1,4 +1,4 @@
-"""Tables larger than memory, sketched where their rows lie.
+"""Sketches of tables larger than memory, made where their rows lie.
 
 Sketches of parts add up to the sketch of the whole, so nobody holds more than some batches of rows: where Ray runs, Ray Data
 goes through the files of a table or the blocks of a dataset, a task each; elsewhere this process goes through its batches.
@@ -32,8 +32,8 @@ _AT_A_TIME = 64  # partial sketches that are added up together
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """Rows of a version of a table. columns: that are read; where: an expression of `pyarrow.compute`, None for all."""
+class DatasetRows:
+    """Selected rows of a version of a table. columns: that are read; where: an expression of `pyarrow.compute`, None for all."""
 
     table: Table
     version: int
@@ -41,15 +41,15 @@ class Rows:
     where: Any = None
 
     def count(self) -> int:
-        """How many there are; only what the filter needs is read."""
+        """Count the rows, reading only what the filter needs."""
         return int(self._dataset().count_rows(filter=self.where))
 
     def files(self) -> int:
-        """In how many files they lie."""
+        """Count the files that hold the rows."""
         return len(self._fragments())
 
     def batches(self, file: int | None = None) -> Iterator[pa.Table]:
-        """The rows, some at a time: all in the table's order, or those of one file."""
+        """Iterate over the rows in batches: all in the table's order, or those of one file."""
         found = self._dataset() if file is None else self._fragments()[file]
         for batch in found.to_batches(
             columns=list(self.columns), filter=self.where, batch_size=_BATCH_ROWS, **_FRUGAL
@@ -57,8 +57,8 @@ class Rows:
             if batch.num_rows:
                 yield pa.Table.from_batches([batch])
 
-    def sampled(self, most: int) -> pa.Table:
-        """At most so many of them, always the same ones, in their order; never more than a batch beside them in memory."""
+    def sample(self, most: int) -> pa.Table:
+        """Take at most `most` of the rows, always the same ones, in their order, with one more batch in memory."""
         rows = self.count()
         chosen = np.sort(np.random.default_rng(0).choice(rows, most, replace=False)) if rows > most else None
         kept, begin = [self._empty()], 0
@@ -88,7 +88,7 @@ _FRUGAL: dict[str, Any] = {
 }  # pyarrow would hold 16 batches of 4 files
 
 
-def sketch_rows(rows: Rows, like: TableSketch, *, prepare: Prepare | None = None) -> TableSketch:
+def sketch_rows(rows: DatasetRows, like: TableSketch, *, prepare: Prepare | None = None) -> TableSketch:
     """Count rows of a table in the bins of `like`: over Ray Data, a file a task, where Ray runs; else here, batch by batch.
 
     prepare: makes the sketched columns of the rows as they lie there; picklable.
@@ -127,7 +127,7 @@ def reference_of_dataset(
     bins: int = 20,
     sample_rows: int = 200_000,
 ) -> TableSketch:
-    """As `TableSketch.reference`, of a Ray dataset: bins and categories are those of a sample, all rows are counted in them.
+    """Make a reference sketch of a Ray dataset: bins and categories come from a sample, and all rows are counted in them.
 
     The dataset is gone through three times if it does not know its own length, else twice.
     Raises: ValueError if it has no row.
@@ -151,13 +151,13 @@ def _sketch(part: pa.Table, like: TableSketch, prepare: Prepare | None) -> Table
 
 
 def _gathered(parts: ray.data.Dataset, like: TableSketch) -> TableSketch:
-    """The sum of the partial sketches that a dataset holds."""
+    """Add up the partial sketches that a dataset holds."""
     found = (pickle.loads(row[_PART]) for row in parts.iter_rows())  # noqa: S301 - our own tasks' bytes
     return _total(found, like)
 
 
 def _total(parts: Iterator[TableSketch], like: TableSketch) -> TableSketch:
-    """The sum of sketches, however many, in little memory; of none the sketch of no row."""
+    """Add up any number of sketches in little memory; without any, the sketch has no row."""
     nothing = like.window(pa.table({}))
     kept = [nothing]
     for part in parts:

@@ -1,4 +1,4 @@
-"""Drift of what is asked of a model, against what it learnt from or what was asked before, on sketches that add.
+"""Drift monitor: compares requests with the training set, or with earlier requests, on sketches that add up.
 
 A column is called drifted when its test survives the correction over all columns *and* its effect exceeds a floor, in k of
 the last n windows. Counts of both sides are scaled to what they are worth before they are tested (see `reference`), which is
@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from functions.monitoring.drift.reference import Numbered, Reference, rows_of, scaled
+from functions.monitoring.drift.reference import NumberedSketch, Reference, rows_of, scaled
 from functions.stats import k_of_n
 from functions.stats.drift import ColumnDrift, DriftReport, compare
 from functions.stats.sketch import TableSketch
@@ -25,14 +25,14 @@ _LENGTHS: dict[str, timedelta] = {"day": timedelta(days=1), "week": timedelta(da
 
 
 class DriftMonitor(BaseModel):
-    """How drift is watched.
+    """Settings of the drift monitor.
 
-    columns: those that matter; empty for all of the version's signature.
+    columns: features that are watched; empty for all of the version's signature.
     cohort, window: sketches are kept for each cohort, and the last `window` cohorts are compared.
     bins: quantile bins of a numeric column. reference_rows: rows sampled of a larger training set.
     alpha: false-discovery level over columns. min_effect: differences of shares below are never drift.
     min_rows: rows, counted by what they are worth, below which a column is insufficient.
-    reference: what windows are held against: the training set, or the `rolling` cohorts before the window, which forget a
+    reference: what windows are compared with: the training set, or the `rolling` cohorts before the window, which forget a
         drift once it is that old.
     season: compare like with like: "day" holds an hour against the same hours of other days, "week" also against the same
         weekdays; "year" a cohort against those of the same month, and so needs a training set of a year; "auto" finds out in the
@@ -78,12 +78,12 @@ class DriftMonitor(BaseModel):
 
     @property
     def kept(self) -> int:
-        """Cohorts whose sketches are kept: those of a window, and those that it is held against if they roll."""
+        """Number of cohorts whose sketches are kept: those of a window, and of a rolling reference."""
         return self.window + (self.rolling if self.reference == "rolling" else 0)
 
     @property
     def periods(self) -> tuple[int, ...]:
-        """Lengths in cohorts of the seasons that may be, shortest first; the declared one alone if there is one."""
+        """Lengths in cohorts of the possible seasons, shortest first; of a declared season its own alone."""
         wanted = [_LENGTHS[self.season]] if self.season in _LENGTHS else list(_LENGTHS.values())
         if self.season in ("none", "year"):
             return ()
@@ -91,11 +91,11 @@ class DriftMonitor(BaseModel):
 
 
 class DriftState(BaseModel):
-    """What the monitor remembers. sketches: of the last cohorts, oldest first, as plain values.
+    """State of the drift monitor. sketches: of the last cohorts, oldest first, as JSON values.
 
-    flagged: for each column, whether the last windows had drifted. alarmed: columns whose drift has been told; they are
-    told again only after they were well. excused: columns told as explained by a data-quality incident; they are told
-    again should they still drift once no window holds a spoiled cohort.
+    flagged: for each column, whether the last windows had drifted. alarmed: columns with an alarm; another is raised only
+    after they were well. excused: columns with an alarm that a data-quality incident explains; another is raised should they
+    still drift once no window holds a spoiled cohort.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -109,10 +109,10 @@ class DriftState(BaseModel):
 
 
 class DriftVerdict(BaseModel):
-    """What one window shows.
+    """Verdict of the drift monitor on one window.
 
     rows: in the window; worth: for each column, what one of them is worth, up to 1. columns: empty until the window is full.
-    confirmed: columns drifted in k of n windows. news: those not told yet. recovered: told before, well now.
+    confirmed: columns drifted in k of n windows. news: those without an alarm yet. recovered: with an alarm, well now.
     excused, forgiven: as news and recovered, of columns whose drift a data-quality incident explains.
     """
 
@@ -138,7 +138,7 @@ def judge(
     *,
     spoiled: Collection[str] = (),
 ) -> tuple[DriftState, DriftVerdict]:
-    """The state after one more cohort, and what the window that ends with it shows.
+    """Judge the window that ends with one more cohort: return the state after it and the verdict.
 
     A cohort without rows counts for the window's length and for nothing else.
     spoiled: columns of which a data-quality incident spoiled cohorts in one of the last n windows.
@@ -159,8 +159,8 @@ def judge(
     return _conclude(state, seen, monitor, set(spoiled))
 
 
-def _rolled(reference: Reference, before: Sequence[Numbered]) -> Reference | None:
-    """The cohorts before the window as the reference, in the season of the training set; None if they have no row."""
+def _rolled(reference: Reference, before: Sequence[NumberedSketch]) -> Reference | None:
+    """Make a reference of the cohorts before the window, in the season of the training set; None if they have no row."""
     filled = [(index, one) for index, one in before if rows_of(one)]
     if not filled:
         return None
@@ -173,7 +173,7 @@ def _rolled(reference: Reference, before: Sequence[Numbered]) -> Reference | Non
 def _conclude(
     state: DriftState, seen: DriftVerdict, monitor: DriftMonitor, spoiled: set[str]
 ) -> tuple[DriftState, DriftVerdict]:
-    """What k of the last n windows confirm, and what of that is news."""
+    """Find what k of the last n windows confirm, and which of that needs a new alarm."""
     flagged = {one.column: _flags(state.flagged.get(one.column, ()), one, monitor.n) for one in seen.columns}
     confirmed = {name for name, flags in flagged.items() if k_of_n(flags, k=monitor.k, n=monitor.n)}
     well = {name for name, flags in flagged.items() if len(flags) >= monitor.n and not any(flags)}
@@ -196,7 +196,7 @@ def _conclude(
 
 
 def compare_window(
-    reference: Reference, cohorts: Sequence[Numbered], monitor: DriftMonitor
+    reference: Reference, cohorts: Sequence[NumberedSketch], monitor: DriftMonitor
 ) -> tuple[DriftReport, dict[str, float]]:
     """Compare the sum of `cohorts` with the reference, each side's counts scaled to what they are worth."""
     filled = [rows for _, one in cohorts if (rows := rows_of(one))]
@@ -214,7 +214,7 @@ def compare_window(
 
 
 def _flags(before: tuple[bool, ...], column: ColumnDrift, n: int) -> tuple[bool, ...]:
-    """The last n windows of a column; one with too little to judge says nothing."""
+    """Append the newest window of a column to its last n, unless it had too little to judge."""
     if column.status == "insufficient":
         return before
     return (*before, column.status in ("drifted", "vanished"))[-n:]

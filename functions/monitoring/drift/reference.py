@@ -1,4 +1,4 @@
-"""What a window is held against: the training set, or the cohorts just before; where there is a season, like with like.
+"""Reference that windows are compared with: the training set, or the cohorts before, phase by phase of a season.
 
 Requests of one cohort are alike (they share weather, a promotion, an outage), so a window of some cohorts is worth far fewer
 rows than it has. How alike they are is measured on the cohorts of the reference, within a phase of the season if there is one,
@@ -20,47 +20,47 @@ from functions.stats.moments import Floats
 from functions.stats.season import find_season
 from functions.stats.sketch import ColumnSketch, TableSketch
 
-Numbered = tuple[int, TableSketch]
-"""A cohort's number and its sketch."""
+NumberedSketch = tuple[int, TableSketch]
+"""Number of a cohort, and its sketch."""
 
 _TOP_CELLS = 3  # categories whose shares are looked at for a season
 
 
 @dataclass(frozen=True, slots=True)
 class Cycle:
-    """A season of so many cohorts: a day of hours, a week of days."""
+    """Season that repeats after a number of cohorts: a day of hours, a week of days."""
 
     cohorts: int
 
     def phase(self, index: int) -> int:
-        """Where in it cohort `index` is."""
+        """Return the phase of the season in which cohort `index` is."""
         return index % self.cohorts
 
-    def plain(self) -> int:
-        """As JSON."""
+    def to_json(self) -> int:
+        """Convert the season to a JSON value."""
         return self.cohorts
 
 
 @dataclass(frozen=True, slots=True)
 class Months:
-    """The year as a season: cohorts of a length are alike that begin in the same calendar month (UTC), of whatever year."""
+    """Season of a year: cohorts that begin in the same calendar month (UTC) of any year are alike."""
 
     cohort: timedelta
 
     def phase(self, index: int) -> int:
-        """The month, 1 to 12, in which cohort `index` begins."""
+        """Return the month, 1 to 12, in which cohort `index` begins."""
         return Cohorts(self.cohort).start(index).month
 
-    def plain(self) -> dict[str, float]:
-        """As JSON."""
+    def to_json(self) -> dict[str, float]:
+        """Convert the season to a JSON value."""
         return {"months_of_cohorts_s": self.cohort.total_seconds()}
 
 
 Season = Cycle | Months
 
 
-def season_from(plain: int | Mapping[str, float]) -> Season:
-    """What a season's `plain` gave."""
+def season_from_json(plain: int | Mapping[str, float]) -> Season:
+    """Read a season from its JSON value."""
     if isinstance(plain, int):
         return Cycle(plain)
     return Months(timedelta(seconds=plain["months_of_cohorts_s"]))
@@ -68,11 +68,11 @@ def season_from(plain: int | Mapping[str, float]) -> Season:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What the rows of a reference looked like.
+    """Sketches of a reference, and how much each of its rows counts.
 
     sketch: of all of them, whose bins every window is counted in. alike: for each column, how alike rows of a cohort are
-    (0 to 1). rows_a_cohort: of the sketched rows, on average. season: the one that windows are compared within, None without;
-    phases: then the sketch of each phase.
+    (0 to 1). rows_a_cohort: of the sketched rows, on average. season: that windows are compared within, or None;
+    phases: the sketch of each phase of the season.
     """
 
     sketch: TableSketch
@@ -83,13 +83,13 @@ class Reference:
 
     @classmethod
     def of(cls, sketch: TableSketch, cohorts: Sequence[TableSketch]) -> Self:
-        """From the sketch of all rows and those of the reference's cohorts; without cohorts rows are independent."""
+        """Make a reference from the sketches of all rows and of its cohorts; without cohorts rows are independent."""
         alike = {name: likeness([one.columns[name] for one in cohorts]) for name in sketch.columns}
         return cls(sketch, alike, rows_of(sketch) / len(cohorts) if cohorts else 1.0)
 
     @classmethod
-    def seasonal(cls, cohorts: Sequence[Numbered], season: Season) -> Self:
-        """From numbered cohorts (at least one), phase by phase of a season."""
+    def seasonal(cls, cohorts: Sequence[NumberedSketch], season: Season) -> Self:
+        """Make a reference from numbered cohorts (at least one), phase by phase of a season."""
         parts: dict[int, list[TableSketch]] = {}
         for index, one in cohorts:
             parts.setdefault(season.phase(index), []).append(one)
@@ -99,10 +99,10 @@ class Reference:
         alike = {name: likeness([one.columns[name] for _, one in cohorts], groups) for name in whole.columns}
         return cls(whole, alike, rows_of(whole) / len(cohorts), season, phases)
 
-    def beside(self, window: Sequence[Numbered]) -> tuple[TableSketch, TableSketch]:
-        """The reference and the window to compare: of the same phases, in the same mix.
+    def beside(self, window: Sequence[NumberedSketch]) -> tuple[TableSketch, TableSketch]:
+        """Return the reference and the window to compare, of the same phases in the same mix.
 
-        Phases of which the reference has no row are left out of both, and with them all there may be.
+        Phases of which the reference has no row are left out of both; nothing may be left.
         """
         if self.season is None:
             return self.sketch, TableSketch.total([one for _, one in window])
@@ -124,7 +124,7 @@ class Reference:
         return TableSketch.total(reference), TableSketch.total(alike)
 
     def worth(self, rows_a_cohort: float) -> dict[str, float]:
-        """What one of the rows of a cohort is worth, by column, up to 1."""
+        """Compute by column how much one row of a cohort counts, up to 1."""
         return {name: 1.0 / (1.0 + max(rows_a_cohort - 1.0, 0.0) * rho) for name, rho in self.alike.items()}
 
     def to_dict(self) -> dict[str, Any]:
@@ -133,7 +133,7 @@ class Reference:
             "sketch": self.sketch.to_dict(),
             "alike": dict(self.alike),
             "rows_a_cohort": self.rows_a_cohort,
-            "period": None if self.season is None else self.season.plain(),
+            "period": None if self.season is None else self.season.to_json(),
             "phases": {str(phase): one.to_dict() for phase, one in self.phases.items()},
         }
 
@@ -142,11 +142,11 @@ class Reference:
         """Read what `to_dict` wrote."""
         phases = {int(phase): TableSketch.from_dict(one) for phase, one in stored["phases"].items()}
         sketch = TableSketch.from_dict(stored["sketch"])
-        season = None if stored["period"] is None else season_from(stored["period"])
+        season = None if stored["period"] is None else season_from_json(stored["period"])
         return cls(sketch, stored["alike"], stored["rows_a_cohort"], season, phases)
 
 
-def season_of(cohorts: Sequence[Numbered], periods: Sequence[int]) -> Cycle | None:
+def season_of(cohorts: Sequence[NumberedSketch], periods: Sequence[int]) -> Cycle | None:
     """The season of a table, looked for in where the values of its columns lie, cohort by cohort; None if there is none."""
     filled = [(index, one) for index, one in cohorts if rows_of(one)]
     if len(filled) < 2:  # noqa: PLR2004 - for a difference
@@ -193,7 +193,7 @@ def _design_effect(hits: Floats, of: Floats, phase: Any) -> float:
 
 
 def _figures(cohorts: Sequence[ColumnSketch]) -> Floats:
-    """Where the values of a column lie: (cohorts, figures), of an ordered one its mean rank, else its largest shares."""
+    """Summarise each cohort of a column (cohorts, figures): the mean rank if ordered, else its largest shares."""
     counts = np.array([one.counts for one in cohorts], dtype=np.float64)
     nulls = np.array([one.nulls / max(one.rows, 1) for one in cohorts])[:, None]
     pooled = counts.sum(axis=0)
@@ -208,12 +208,12 @@ def _figures(cohorts: Sequence[ColumnSketch]) -> Floats:
 
 
 def rows_of(sketch: TableSketch) -> int:
-    """Rows that were sketched."""
+    """Return the number of sketched rows."""
     return max((column.rows for column in sketch.columns.values()), default=0)
 
 
 def scaled(sketch: TableSketch, worth: Mapping[str, float]) -> TableSketch:
-    """Counts times what a row is worth, rounded so that a cell with a row keeps one."""
+    """Multiply counts by how much a row counts, rounded so that a cell with a row keeps one."""
     return TableSketch({name: _scale(column, worth[name]) for name, column in sketch.columns.items()})
 
 

@@ -1,4 +1,4 @@
-"""The drift monitor at work: logged feature vectors, cohort by cohort, against the sketch of the training set."""
+"""Run of the drift monitor: logged feature vectors, cohort by cohort, against the sketch of the training set."""
 
 from __future__ import annotations
 
@@ -12,65 +12,69 @@ import numpy as np
 import pyarrow as pa
 
 from functions.monitoring.alarms import Alarm
-from functions.monitoring.cohorts import Cohorts, micros
-from functions.monitoring.drift.dataset_sketches import LARGE_ROWS, Rows, sketch_rows
+from functions.monitoring.cohorts import Cohorts, epoch_us
+from functions.monitoring.drift.dataset_sketches import LARGE_ROWS, DatasetRows, sketch_rows
 from functions.monitoring.drift.monitor import DriftMonitor, DriftState, DriftVerdict, judge
-from functions.monitoring.drift.reference import Cycle, Months, Numbered, Reference, Season, season_of
+from functions.monitoring.drift.reference import Cycle, Months, NumberedSketch, Reference, Season, season_of
 from functions.monitoring.logged_features import FeatureColumns, feature_table
-from functions.monitoring.watch import Post, Read, Watched
+from functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
 from functions.stats.sketch import TableSketch
 from registry import ModelVersion, ObjectStore, Table
 
 _SUBJECT, _EXPLAINED = "features", "features spoiled by an incident"
 TIMES = ("event_timestamp", "prediction_time")
-"""FeatureColumns of a training set that may hold its rows' time."""
+"""Columns of a training set that may hold its rows' time."""
 _REFERENCE_COHORTS = 120  # cohorts of the training set from which the likeness of rows is taken
 
 
-Spoiled = Callable[[datetime, datetime], Mapping[str, str]]
+FindSpoiled = Callable[[datetime, datetime], Mapping[str, str]]
 """For columns that a data-quality incident spoiled between two times, the key of its alarm."""
 
-Logged = Callable[[datetime, datetime], Rows | None]
+ReadLogged = Callable[[datetime, datetime], DatasetRows | None]
 """The log between two times as rows of a table that need not be read at once; None before there is one."""
 
 
 def watch_features(
-    post: Post,
+    run: MonitorRun,
     champion: ModelVersion,
     monitor: DriftMonitor,
-    read: Read,
-    spoiled: Spoiled,
-    logged_rows: Logged = lambda _start, _end: None,
-) -> Watched:
+    read: ReadRows,
+    spoiled: FindSpoiled,
+    logged_rows: ReadLogged = lambda _start, _end: None,
+) -> MonitorResult:
     """Judge the window that ends with each cohort that is due.
 
     read: logged predictions in [start, end), with `numeric` and `categorical`. logged_rows: the same, not read yet: of more
     than `LARGE_ROWS` each cohort is sketched in parts.
     """
     grid, logged = Cohorts(monitor.cohort), FeatureColumns.of(champion)
-    due = grid.index(post.now - monitor.delay)
-    state = _state(post, champion, monitor, grid)
+    due = grid.index(run.now - monitor.delay)
+    state = _state(run, champion, monitor, grid)
     first = state.next_cohort
     if first >= due:
-        return post.nothing_due(monitor.kind, champion)
-    reference = reference_of(post, champion, monitor)
+        return run.nothing_due(monitor.kind, champion)
+    reference = reference_of(run, champion, monitor)
     sketches = _sketches(reference.sketch, logged, (grid, first, due), read, logged_rows)
     alarms, findings, text = [], [], ""
     for index, sketch in sketches:
         causes = spoiled(grid.start(index - monitor.window - monitor.n + 2), grid.start(index + 1))
         state, verdict = judge(state, reference, sketch, index, monitor, spoiled=causes)
-        findings += _findings(post, champion, grid, verdict, monitor)
-        alarms += _alarms(post, champion, grid, verdict, monitor, state, causes)
+        findings += _findings(run, champion, grid, verdict, monitor)
+        alarms += _alarms(run, champion, grid, verdict, monitor, state, causes)
         text = f"{verdict.rows} rows; drifted in k of n windows: {', '.join(verdict.confirmed) or 'nothing'}"
-    return post.conclude(
+    return run.conclude(
         monitor.kind, champion, state, range(first, due), text=text, findings=findings, alarms=alarms
     )
 
 
 def _sketches(
-    like: TableSketch, columns: FeatureColumns, cohorts: tuple[Cohorts, int, int], read: Read, logged: Logged
-) -> Iterator[Numbered]:
-    """The sketch of each cohort from the first to before the one that is not due."""
+    like: TableSketch,
+    columns: FeatureColumns,
+    cohorts: tuple[Cohorts, int, int],
+    read: ReadRows,
+    logged: ReadLogged,
+) -> Iterator[NumberedSketch]:
+    """Sketch each of the cohorts that are due, in order."""
     grid, first, due = cohorts
     start, end = grid.start(first), grid.start(due)
     whole = logged(start, end)
@@ -81,17 +85,17 @@ def _sketches(
         return
     rows = feature_table(read(start, end), columns)
     at = rows["predicted_at"].cast(pa.int64()).to_numpy()
-    bounds = np.searchsorted(at, [micros(grid.start(index)) for index in range(first, due + 1)])
+    bounds = np.searchsorted(at, [epoch_us(grid.start(index)) for index in range(first, due + 1)])
     for place, index in enumerate(range(first, due)):
         yield index, like.window(rows.slice(bounds[place], bounds[place + 1] - bounds[place]))
 
 
-def reference_of(post: Post, version: ModelVersion, monitor: DriftMonitor) -> Reference:
-    """The sketch of the version's training set: kept in the store, built from the table where it is not there.
+def reference_of(run: MonitorRun, version: ModelVersion, monitor: DriftMonitor) -> Reference:
+    """Load the reference of a version from the store, or build it from its training set.
 
     Raises: ValueError if the version has no training set on record; NotFound if that is gone and no sketch was kept.
     """
-    columns = FeatureColumns.of(version).kept(monitor.columns)
+    columns = FeatureColumns.of(version).select(monitor.columns)
     names = [*columns.numeric, *columns.categorical]
     made = {
         "columns": names,
@@ -99,15 +103,15 @@ def reference_of(post: Post, version: ModelVersion, monitor: DriftMonitor) -> Re
         "cohort_s": monitor.cohort.total_seconds(),
         "season": monitor.season,
     }
-    key = f"monitoring/{post.model}/reference/{version.version}.json"
-    kept = post.store.find(key)
+    key = f"monitoring/{run.model}/reference/{version.version}.json"
+    kept = run.store.find(key)
     if kept is not None:
         stored = json.loads(kept)
         if all(stored.get(name) == value for name, value in made.items()):
             return Reference.from_dict(stored)
-    reference = _build(post.store, version, columns, monitor)
+    reference = _build(run.store, version, columns, monitor)
     content = made | reference.to_dict()
-    post.store.put(key, json.dumps(content).encode())
+    run.store.put(key, json.dumps(content).encode())
     return reference
 
 
@@ -125,7 +129,7 @@ def _build(
     time = next((name for name in TIMES if name in there), None)
     wanted = [*columns.numeric, *columns.categorical, *([time] if time else [])]
     present = tuple(name for name in wanted if name in there)
-    rows = Rows(table, snapshot.version, present).sampled(monitor.reference_rows)
+    rows = DatasetRows(table, snapshot.version, present).sample(monitor.reference_rows)
     sketch = TableSketch.reference(
         rows, numeric=columns.numeric, categorical=columns.categorical, bins=monitor.bins
     )
@@ -136,8 +140,8 @@ def _build(
     return Reference.of(sketch, [one for _, one in cohorts])
 
 
-def _season(cohorts: Sequence[Numbered], monitor: DriftMonitor) -> Season | None:
-    """The season that is declared, or found in the training set where that is to be found out."""
+def _season(cohorts: Sequence[NumberedSketch], monitor: DriftMonitor) -> Season | None:
+    """Return the declared season, or find one in the training set if it is "auto"."""
     if monitor.season == "year":
         return Months(monitor.cohort)
     if monitor.season == "auto":
@@ -145,8 +149,10 @@ def _season(cohorts: Sequence[Numbered], monitor: DriftMonitor) -> Season | None
     return Cycle(monitor.periods[0]) if monitor.periods else None
 
 
-def _cohort_sketches(rows: pa.Table, sketch: TableSketch, time: str, monitor: DriftMonitor) -> list[Numbered]:
-    """One sketch for each cohort of the training set, of evenly spread ones if there are many; of all if a season may be."""
+def _cohort_sketches(
+    rows: pa.Table, sketch: TableSketch, time: str, monitor: DriftMonitor
+) -> list[NumberedSketch]:
+    """Sketch each cohort of the training set, or evenly spread ones if there are many and no season is possible."""
     at = rows[time].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy()
     index = at // (monitor.cohort // timedelta(microseconds=1))
     order = np.argsort(index, kind="stable")
@@ -160,9 +166,9 @@ def _cohort_sketches(rows: pa.Table, sketch: TableSketch, time: str, monitor: Dr
     ]
 
 
-def _state(post: Post, champion: ModelVersion, monitor: DriftMonitor, grid: Cohorts) -> DriftState:
-    kept = post.remembered(monitor.kind)
-    due = grid.index(post.now - monitor.delay)
+def _state(run: MonitorRun, champion: ModelVersion, monitor: DriftMonitor, grid: Cohorts) -> DriftState:
+    kept = run.load_state(monitor.kind)
+    due = grid.index(run.now - monitor.delay)
     if kept is not None:
         state = DriftState.model_validate_json(kept)
         if state.version == champion.version:
@@ -172,12 +178,12 @@ def _state(post: Post, champion: ModelVersion, monitor: DriftMonitor, grid: Coho
             version=champion.version, next_cohort=min(state.next_cohort, due - monitor.kept + 1)
         )
     return DriftState(
-        version=champion.version, next_cohort=grid.index(post.now - monitor.delay - monitor.lookback)
+        version=champion.version, next_cohort=grid.index(run.now - monitor.delay - monitor.lookback)
     )
 
 
 def _findings(
-    post: Post, champion: ModelVersion, grid: Cohorts, verdict: DriftVerdict, monitor: DriftMonitor
+    run: MonitorRun, champion: ModelVersion, grid: Cohorts, verdict: DriftVerdict, monitor: DriftMonitor
 ) -> list[dict[str, Any]]:
     return [
         {
@@ -193,14 +199,14 @@ def _findings(
             "statistic": column.q,
             "threshold": monitor.alpha,
             "text": column.reason,
-            "judged_at": post.now,
+            "judged_at": run.now,
         }
         for column in verdict.columns
     ]
 
 
 def _alarms(
-    post: Post,
+    run: MonitorRun,
     champion: ModelVersion,
     grid: Cohorts,
     verdict: DriftVerdict,
@@ -208,9 +214,9 @@ def _alarms(
     state: DriftState,
     causes: Mapping[str, str],
 ) -> list[Alarm]:
-    """At most one for what has newly drifted, naming all columns, and one when every column is well again.
+    """Make at most one alarm for new drift, naming all columns, and one when every column is well again.
 
-    What an incident explains is told apart, as a subject of its own.
+    Drift that an incident explains is a subject of its own.
     """
     told = (
         (_SUBJECT, verdict.news, False),
@@ -219,14 +225,14 @@ def _alarms(
         (_EXPLAINED, verdict.forgiven if not state.excused else (), True),
     )
     return [
-        _alarm(post, champion, grid, verdict, monitor, subject, names, causes, recovered=recovered)
+        _alarm(run, champion, grid, verdict, monitor, subject, names, causes, recovered=recovered)
         for subject, names, recovered in told
         if names
     ]
 
 
 def _alarm(
-    post: Post,
+    run: MonitorRun,
     champion: ModelVersion,
     grid: Cohorts,
     verdict: DriftVerdict,
@@ -241,12 +247,12 @@ def _alarm(
     what = "" if subject == _SUBJECT else "/explained"
     explained = subject == _EXPLAINED and not recovered
     return Alarm(
-        key=f"{post.model}/{monitor.kind}/{champion.version}/{verdict.cohort}{what}{'/recovered' if recovered else ''}",
-        model=post.model,
+        key=f"{run.model}/{monitor.kind}/{champion.version}/{verdict.cohort}{what}{'/recovered' if recovered else ''}",
+        model=run.model,
         monitor=monitor.kind,
         subject=subject,
         version=champion.version,
-        raised_at=post.now,
+        raised_at=run.now,
         start=_window_start(grid, verdict.cohort, monitor),
         end=grid.start(verdict.cohort + 1),
         text="; ".join(f"{name}: {said[name]}" for name in names),

@@ -1,7 +1,7 @@
-"""Performance before the labels are there: an estimate, marked as one, held against the truth when it lands.
+"""Estimates of classification performance before labels arrive, compared with the labels once they do.
 
-It raises no alarm, ends none and is never called well: its verdicts are "estimate", later "agreed" or "contradicted". Each cohort
-is estimated with what was known when it ended, however late the monitor runs.
+An estimate raises and ends no alarm and is no proof of health: its verdicts are "estimate", later "agreed" or "contradicted".
+Each cohort is estimated with what was known when it ended, however late the monitor runs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from functions.evaluation.realised_loss import Loss, Scored, score
 from functions.monitoring.cohorts import Cohorts
-from functions.monitoring.watch import Post, Read, Watched, by_cohort
+from functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows, by_cohort
 from functions.stats.estimate import (
     Calibration,
     Estimate,
@@ -31,14 +31,14 @@ BLIND = "an estimate, not health: it cannot see a changed relation between featu
 
 
 class EstimateMonitor(BaseModel):
-    """How performance is estimated.
+    """Settings of the monitor that estimates performance.
 
     loss: of one probability of label 1, from the model's own confidence; or the squared error of a number, learnt from rows of
         the last `lookback` that have labels.
     cohort: as of the performance monitor. label_delay: after it a cohort's labels are there and the estimate is settled.
     min_rows: cohorts with fewer answers are not estimated. min_labels: below it probabilities are taken as served, and
         squared errors not estimated.
-    clip: as of the performance monitor. agree: standard errors within which an estimate counts as agreed.
+    clip: as of the performance monitor. agree: standard errors within which labels agree with an estimate.
     lookback: how far back a monitor without a state begins.
     """
 
@@ -64,7 +64,7 @@ class EstimateMonitor(BaseModel):
 
 
 class EstimateState(BaseModel):
-    """What the monitor remembers. next_cohort, next_label: the first not estimated, and the first not settled.
+    """State of the estimates. next_cohort, next_label: the first cohort not estimated, and the first not settled.
 
     labelled: scores and labels of settled cohorts, from which probabilities are calibrated. pending: estimates to settle.
     """
@@ -79,8 +79,8 @@ class EstimateState(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """One figure for one cohort. realised: None until labels are there."""
+class EstimateResult:
+    """Estimate of one measure for one cohort. realised: None until labels are there."""
 
     cohort: int
     measure: str
@@ -94,8 +94,8 @@ class Said:
 
 def estimate(
     state: EstimateState, index: int, rows: Scored, monitor: EstimateMonitor
-) -> tuple[EstimateState, list[Said]]:
-    """The state after cohort `index` was estimated from its answers alone, and what is expected of it."""
+) -> tuple[EstimateState, list[EstimateResult]]:
+    """Estimate cohort `index` from its answers alone: return the state after it and the estimates."""
     after = state.model_copy(update={"next_cohort": index + 1})
     p = rows.output[_one_probability(rows)]
     if len(p) < monitor.min_rows:
@@ -105,7 +105,7 @@ def estimate(
     how = f"calibrated on {state.labelled.n} labels" if calibrated else "uncalibrated, too few labels"
     found = estimate_losses(p, c, clip=monitor.clip)
     said = [
-        Said(
+        EstimateResult(
             index,
             name,
             "estimate",
@@ -120,15 +120,17 @@ def estimate(
     if 0 < c.mean() < 1:
         auc = estimate_auc(p, c)
         said.append(
-            Said(index, "auc", "estimate", len(p), auc, None, None, f"auc about {auc:.4f} ({how}): {BLIND}")
+            EstimateResult(
+                index, "auc", "estimate", len(p), auc, None, None, f"auc about {auc:.4f} ({how}): {BLIND}"
+            )
         )
     return after.model_copy(update={"pending": state.pending | {index: found}}), said
 
 
 def settle(
     state: EstimateState, index: int, rows: Scored, monitor: EstimateMonitor
-) -> tuple[EstimateState, list[Said]]:
-    """The state after the labels of cohort `index` came, and whether they agree with what was estimated."""
+) -> tuple[EstimateState, list[EstimateResult]]:
+    """Compare the labels of cohort `index` with its estimates: return the state after it and the results."""
     known = np.isin(rows.label, (0.0, 1.0)) & _one_probability(rows)
     p, y = rows.output[known], rows.label[known]
     pending = {cohort: found for cohort, found in state.pending.items() if cohort > index}
@@ -143,78 +145,84 @@ def settle(
         return after, []
     found = state.pending.get(index, {})
     return after, [
-        settled(index, name, found[name], value, len(p), monitor)
+        compared_with_labels(index, name, found[name], value, len(p), monitor)
         for name, value in realise(p, y, clip=monitor.clip).items()
         if name in found
     ]
 
 
 def _one_probability(rows: Scored) -> npt.NDArray[np.bool_]:
-    """Which rows (rows,) were answered by the probability of label 1 and nothing else."""
+    """Mark the rows (rows,) that were answered by the probability of label 1 alone."""
     return rows.answered & np.isfinite(rows.expected) & (rows.output >= 0) & (rows.output <= 1)
 
 
-def settled(
+def compared_with_labels(
     index: int, name: str, expected: Estimate, realised: float, rows: int, monitor: EstimateMonitor
-) -> Said:
-    """An estimate beside what was realised on so many labelled rows."""
+) -> EstimateResult:
+    """Compare an estimate with what was realised on so many labelled rows."""
     # Where only some of the labels came, they vary more than all would have.
     z = expected.z(realised) * float(np.sqrt(min(rows / expected.n, 1.0)))
     agreed = abs(z) <= monitor.agree
     text = (
         f"{name} was {realised:.4f} on {rows} labels, estimated {expected.mean:.4f}: {z:+.1f} standard errors"
     )
-    return Said(index, name, "agreed" if agreed else "contradicted", rows, expected.mean, realised, z, text)
+    return EstimateResult(
+        index, name, "agreed" if agreed else "contradicted", rows, expected.mean, realised, z, text
+    )
 
 
-def watch_estimates(post: Post, champion: ModelVersion, monitor: EstimateMonitor, read: Read) -> Watched:
-    """Estimate every cohort that has ended, and settle those whose labels are due; no alarm either way.
+def watch_estimates(
+    run: MonitorRun, champion: ModelVersion, monitor: EstimateMonitor, read: ReadRows
+) -> MonitorResult:
+    """Estimate every cohort that has ended, and settle those whose labels are due, without alarms.
 
     read: predictions beside their labels, unlabelled ones included, predicted in [start, end).
     """
     grid = Cohorts(monitor.cohort)
-    due = grid.index(post.now)
-    state = state_of(post, champion, monitor, grid)
+    due = grid.index(run.now)
+    state = load_estimate_state(run, champion, monitor, grid)
     if state.next_cohort >= due:
-        return post.nothing_due(monitor.kind, champion)
+        return run.nothing_due(monitor.kind, champion)
     first, begun = min(state.next_label, state.next_cohort), state.next_cohort
     rows = score(read(grid.start(first), grid.start(due)), loss="log_loss", clip=monitor.clip)
     rows = rows.where((rows.version == champion.version) & ~rows.shadow)
     cohorts = dict(by_cohort(rows, grid, first, due))
-    said: list[Said] = []
+    said: list[EstimateResult] = []
     for index in range(begun, due):
         while state.next_label < grid.index(grid.start(index + 1) - monitor.label_delay):
             state, more = settle(state, state.next_label, cohorts[state.next_label], monitor)
             said += more
         state, more = estimate(state, index, cohorts[index], monitor)
         said += more
-    return post.conclude(
+    return run.conclude(
         monitor.kind,
         champion,
         state,
         range(begun, due),
         text=said[-1].text if said else "too few answers to estimate",
-        findings=[row_of(post, champion, grid, one, monitor) for one in said],
+        findings=[result_row(run, champion, grid, one, monitor) for one in said],
     )
 
 
-def state_of(post: Post, champion: ModelVersion, monitor: EstimateMonitor, grid: Cohorts) -> EstimateState:
-    """What the monitor remembers of this champion; else where it begins."""
-    kept = post.remembered(monitor.kind)
+def load_estimate_state(
+    run: MonitorRun, champion: ModelVersion, monitor: EstimateMonitor, grid: Cohorts
+) -> EstimateState:
+    """Load the state for this champion, or make the one to begin with."""
+    kept = run.load_state(monitor.kind)
     if kept is not None:
         state = EstimateState.model_validate_json(kept)
         if state.version == champion.version:
             return state
         begin = state.next_cohort
     else:
-        begin = grid.index(post.now - monitor.lookback)
+        begin = grid.index(run.now - monitor.lookback)
     return EstimateState(version=champion.version, next_cohort=begin, next_label=begin)
 
 
-def row_of(
-    post: Post, champion: ModelVersion, grid: Cohorts, one: Said, monitor: EstimateMonitor
+def result_row(
+    run: MonitorRun, champion: ModelVersion, grid: Cohorts, one: EstimateResult, monitor: EstimateMonitor
 ) -> dict[str, Any]:
-    """What was said as a row of the results table."""
+    """Convert an estimate to a row of the results table."""
     return {
         "monitor": monitor.kind,
         "subject": one.measure,
@@ -228,5 +236,5 @@ def row_of(
         "statistic": one.z,
         "threshold": monitor.agree,
         "text": one.text,
-        "judged_at": post.now,
+        "judged_at": run.now,
     }

@@ -1,4 +1,4 @@
-"""The same estimates for answers that are numbers: what a cohort will lose, learnt from the cohorts whose labels are there."""
+"""Estimates of the squared error before labels arrive, learnt from the cohorts whose labels are there."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from functions.evaluation.realised_loss import Loss, score
-from functions.monitoring.cohorts import Cohorts, micros
+from functions.monitoring.cohorts import Cohorts, epoch_us
 from functions.monitoring.estimates.classes import (
     BLIND,
     EstimateMonitor,
+    EstimateResult,
     EstimateState,
-    Said,
-    row_of,
-    settled,
-    state_of,
+    compared_with_labels,
+    load_estimate_state,
+    result_row,
 )
-from functions.monitoring.watch import Post, Read, Watched
+from functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
 from functions.stats.direct_loss import LossModel
 from functions.stats.moments import Floats
 from registry import ModelVersion
@@ -30,32 +30,32 @@ MEASURE: Loss = "squared_error"
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
-    """Answered rows in order of time. at: microseconds (n,); features: (n, F), the answer first; loss: (n,), NaN without label."""
+class AnsweredRows:
+    """Answered rows of the champion in order of time. at: microseconds (n,); features: (n, F), the answer first; loss: (n,), NaN without label."""
 
     at: npt.NDArray[np.int64]
     features: Floats
     loss: Floats
 
     @classmethod
-    def of(cls, table: pa.Table, version: int) -> Answered:
-        """The champion's rows of the prediction log, with `numeric` and `categorical`, beside their labels."""
+    def of(cls, table: pa.Table, version: int) -> AnsweredRows:
+        """Select the champion's rows of the prediction log, with `numeric` and `categorical`, beside their labels."""
         table = table.sort_by([("predicted_at", "ascending"), ("prediction_id", "ascending")])
         rows = score(table, loss=MEASURE)
         keep = (rows.version == version) & ~rows.shadow & rows.answered
         features = np.column_stack([rows.output, *_numbers(table), *_codes(table)])
         return cls(rows.at[keep], features[keep], rows.loss[keep])
 
-    def between(self, start_us: int, end_us: int, *, labelled: bool = False) -> Answered:
-        """The rows of a span of time; those that have a label only, if asked."""
+    def between(self, start_us: int, end_us: int, *, labelled: bool = False) -> AnsweredRows:
+        """Select the rows of a span of time; with `labelled`, those that have a label."""
         keep = (self.at >= start_us) & (self.at < end_us)
         if labelled:
             keep &= np.isfinite(self.loss)
-        return Answered(self.at[keep], self.features[keep], self.loss[keep])
+        return AnsweredRows(self.at[keep], self.features[keep], self.loss[keep])
 
 
 def _numbers(table: pa.Table) -> Iterator[Floats]:
-    """Each number of the vectors (n,); NaN where a row's is shorter, or it has none."""
+    """Yield each number of the vectors (n,); NaN where a row's is shorter, or it has none."""
     vectors = table["numeric"].to_pylist()
     for place in range(max((len(one) for one in vectors if one), default=0)):
         yield np.array(
@@ -64,7 +64,7 @@ def _numbers(table: pa.Table) -> Iterator[Floats]:
 
 
 def _codes(table: pa.Table) -> Iterator[Floats]:
-    """Each text of the vectors as a number of its hash (n,): the same whatever rows are read with it."""
+    """Yield each text of the vectors as its hash (n,), which does not depend on other rows."""
     vectors = table["categorical"].to_pylist()
     for place in range(max((len(one) for one in vectors if one), default=0)):
         texts = [str(one[place]) if one and len(one) > place else "" for one in vectors]
@@ -72,21 +72,21 @@ def _codes(table: pa.Table) -> Iterator[Floats]:
 
 
 def watch_number_estimates(
-    post: Post, champion: ModelVersion, monitor: EstimateMonitor, read: Read
-) -> Watched:
-    """As `watch_estimates`, for the squared error of answers that are numbers.
+    run: MonitorRun, champion: ModelVersion, monitor: EstimateMonitor, read: ReadRows
+) -> MonitorResult:
+    """Estimate the squared error of every cohort that has ended, and settle those whose labels are due.
 
-    read: as there, with `numeric` and `categorical`. A cohort is estimated from those of `lookback` before it whose labels were
+    read: as in `watch_estimates`, with `numeric` and `categorical`. A cohort is estimated from those of `lookback` before it whose labels were
     due when it ended.
     """
     grid, memory = Cohorts(monitor.cohort), -(-monitor.lookback // monitor.cohort)
-    due = grid.index(post.now)
-    state = state_of(post, champion, monitor, grid)
+    due = grid.index(run.now)
+    state = load_estimate_state(run, champion, monitor, grid)
     if state.next_cohort >= due:
-        return post.nothing_due(monitor.kind, champion)
+        return run.nothing_due(monitor.kind, champion)
     first, begun = min(state.next_label, state.next_cohort), state.next_cohort
-    rows = Answered.of(read(grid.start(first - memory), grid.start(due)), champion.version)
-    said: list[Said] = []
+    rows = AnsweredRows.of(read(grid.start(first - memory), grid.start(due)), champion.version)
+    said: list[EstimateResult] = []
     for index in range(begun, due):
         while state.next_label < grid.index(grid.start(index + 1) - monitor.label_delay):
             state, more = _settle(state, rows, grid, monitor)
@@ -97,26 +97,28 @@ def watch_number_estimates(
         if len(asked.at) >= monitor.min_rows and len(learnt.at) >= monitor.min_labels:
             found = LossModel.fit(learnt.features, learnt.loss).estimate(asked.features)
             text = f"{MEASURE} about {found.mean:.4g} ± {found.error:.2g} (learnt from {len(learnt.at)} labels): "
-            said.append(Said(index, MEASURE, "estimate", found.n, found.mean, None, None, text + BLIND))
+            said.append(
+                EstimateResult(index, MEASURE, "estimate", found.n, found.mean, None, None, text + BLIND)
+            )
             state = state.model_copy(update={"pending": state.pending | {index: {MEASURE: found}}})
-    return post.conclude(
+    return run.conclude(
         monitor.kind,
         champion,
         state,
         range(begun, due),
         text=said[-1].text if said else "too few answers or labels to estimate",
-        findings=[row_of(post, champion, grid, one, monitor) for one in said],
+        findings=[result_row(run, champion, grid, one, monitor) for one in said],
     )
 
 
-def _span(rows: Answered, grid: Cohorts, first: int, end: int, *, labelled: bool = False) -> Answered:
-    return rows.between(micros(grid.start(first)), micros(grid.start(end)), labelled=labelled)
+def _span(rows: AnsweredRows, grid: Cohorts, first: int, end: int, *, labelled: bool = False) -> AnsweredRows:
+    return rows.between(epoch_us(grid.start(first)), epoch_us(grid.start(end)), labelled=labelled)
 
 
 def _settle(
-    state: EstimateState, rows: Answered, grid: Cohorts, monitor: EstimateMonitor
-) -> tuple[EstimateState, list[Said]]:
-    """The state after the labels of its next cohort came, and whether they agree with what was estimated."""
+    state: EstimateState, rows: AnsweredRows, grid: Cohorts, monitor: EstimateMonitor
+) -> tuple[EstimateState, list[EstimateResult]]:
+    """Compare the labels of the next cohort with its estimate: return the state after it and the result."""
     index = state.next_label
     loss = _span(rows, grid, index, index + 1, labelled=True).loss
     pending = {cohort: found for cohort, found in state.pending.items() if cohort > index}
@@ -124,4 +126,4 @@ def _settle(
     expected = state.pending.get(index, {}).get(MEASURE)
     if expected is None or not len(loss):
         return after, []
-    return after, [settled(index, MEASURE, expected, float(loss.mean()), len(loss), monitor)]
+    return after, [compared_with_labels(index, MEASURE, expected, float(loss.mean()), len(loss), monitor)]

@@ -1,11 +1,11 @@
-"""What can be wrong with a cohort: one check a question, each answered by a fault, by none, or not at all."""
+"""Checks for faults in a cohort of requests; a check that cannot be answered yields nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 from functions.monitoring.quality.monitor import (
-    CohortLook,
+    CohortSummary,
     Fault,
     Incident,
     QualityMonitor,
@@ -24,48 +24,48 @@ _STILL = 0.999
 
 
 def find_faults(
-    state: QualityState, look: CohortLook, monitor: QualityMonitor
+    state: QualityState, cohort: CohortSummary, monitor: QualityMonitor
 ) -> Iterator[tuple[str, Incident | None]]:
-    """Every question that can be answered about a cohort, by key, and the fault if it has one."""
-    yield from _of_rows(state, look, monitor)
-    for age in look.views:
-        yield f"freshness:{age.view}", _stale(age, look.index)
-    for name, profile in look.columns.items():
+    """Run every check that can be answered on a cohort; yield its key, and the fault or None."""
+    yield from _of_rows(state, cohort, monitor)
+    for age in cohort.views:
+        yield f"freshness:{age.view}", _stale(age, cohort.index)
+    for name, profile in cohort.columns.items():
         if profile.rows >= monitor.min_rows:
             past = [
-                one for one in state.history.get(name, ()) if one.index >= look.index - 2 * monitor.history
+                one for one in state.history.get(name, ()) if one.index >= cohort.index - 2 * monitor.history
             ]
             yield from _of_column(name, profile, past, state, monitor)
 
 
 def _of_rows(
-    state: QualityState, look: CohortLook, monitor: QualityMonitor
+    state: QualityState, cohort: CohortSummary, monitor: QualityMonitor
 ) -> Iterator[tuple[str, Incident | None]]:
     if len(state.volumes) >= monitor.min_history and max(state.volumes) >= monitor.min_rows:
-        yield "volume:rows", _wrong_volume(state.volumes, look, monitor)
-    if look.rows < monitor.min_rows:
+        yield "volume:rows", _wrong_volume(state.volumes, cohort, monitor)
+    if cohort.rows < monitor.min_rows:
         return
     shares: tuple[tuple[Fault, int, float, str], ...] = (
-        ("schema", look.misfit, monitor.max_misfit, "have vectors of another length than the signature"),
-        ("duplicates", look.duplicates, monitor.max_duplicates, "repeat the id of an earlier one"),
+        ("schema", cohort.misfit, monitor.max_misfit, "have vectors of another length than the signature"),
+        ("duplicates", cohort.duplicates, monitor.max_duplicates, "repeat the id of an earlier one"),
     )
     for fault, count, most, what in shares:
-        share = count / look.rows
-        text = f"{count} of {look.rows} rows {what}; at most {most:.1%}"
+        share = count / cohort.rows
+        text = f"{count} of {cohort.rows} rows {what}; at most {most:.1%}"
         yield (
             f"{fault}:rows",
-            _incident(fault, "rows", (), text, share, most, look.index) if share > most else None,
+            _incident(fault, "rows", (), text, share, most, cohort.index) if share > most else None,
         )
 
 
-def _wrong_volume(volumes: Sequence[int], look: CohortLook, monitor: QualityMonitor) -> Incident | None:
+def _wrong_volume(volumes: Sequence[int], cohort: CohortSummary, monitor: QualityMonitor) -> Incident | None:
     fewest, most = min(volumes) * monitor.min_volume, max(volumes) * monitor.max_volume
-    if fewest <= look.rows <= most:
+    if fewest <= cohort.rows <= most:
         return None
-    limit = fewest if look.rows < fewest else most
+    limit = fewest if cohort.rows < fewest else most
     usual = f"healthy cohorts had {min(volumes)} to {max(volumes)}"
-    text = f"{look.rows} rows; {usual}, and {limit:.0f} is the {'least' if look.rows < fewest else 'most'} allowed"
-    return _incident("volume", "rows", (), text, look.rows, limit, look.index)
+    text = f"{cohort.rows} rows; {usual}, and {limit:.0f} is the {'least' if cohort.rows < fewest else 'most'} allowed"
+    return _incident("volume", "rows", (), text, cohort.rows, limit, cohort.index)
 
 
 def _stale(age: ViewAge, index: int) -> Incident | None:
@@ -93,11 +93,13 @@ def _of_column(
         return
     yield f"ranges:{name}", _out_of_range(name, now, monitor)
     if len(past) >= monitor.min_history:
-        yield f"constant:{name}", _stands_still(name, now, past)
+        yield f"constant:{name}", _constant(name, now, past)
         if (
             name in monitor.units
-        ):  # a delay jumps tenfold in a storm; only who knows the unit can call that a fault
-            yield from _other_unit(name, now, past, monitor.units[name], already=f"unit:{name}" in state.open)
+        ):  # a delay jumps tenfold in a storm: without a declared unit that is no fault
+            yield from _changed_unit(
+                name, now, past, monitor.units[name], already=f"unit:{name}" in state.open
+            )
 
 
 def _too_many_nulls(
@@ -122,17 +124,17 @@ def _out_of_range(name: str, now: ColumnProfile, monitor: QualityMonitor) -> Inc
     return _incident("ranges", name, (name,), text, share, monitor.max_outside, now.index)
 
 
-def _stands_still(name: str, now: ColumnProfile, past: Sequence[ColumnProfile]) -> Incident | None:
+def _constant(name: str, now: ColumnProfile, past: Sequence[ColumnProfile]) -> Incident | None:
     if now.top_share < _STILL or max(one.top_share for one in past) > _VARIES:
         return None
     text = f"{name}: {now.top_share:.1%} of {now.present} values are the same; it always varied"
     return _incident("constant", name, (name,), text, now.top_share, _STILL, now.index)
 
 
-def _other_unit(
+def _changed_unit(
     name: str, now: ColumnProfile, past: Sequence[ColumnProfile], unit: str, *, already: bool
 ) -> Iterator[tuple[str, Incident | None]]:
-    """Once found it is over when the values are back, not when the season has moved them off the conversion."""
+    """Check for a changed unit; once found, it is over when the values are back."""
     quartiles = [one.quartiles for one in past if one.quartiles]
     jump = jump_of(quartiles, now.quartiles, unit=unit) if now.quartiles and len(quartiles) > 1 else None
     if jump is None:

@@ -1,4 +1,4 @@
-"""From faults to incidents: when one begins, when it is over, and what later looks at the same rows must know of it."""
+"""Incidents made of faults: when one begins, when it is over, and which cohorts it spoiled."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from functions.monitoring.quality.faults import find_faults
 from functions.monitoring.quality.monitor import (
-    CohortLook,
+    CohortSummary,
     Fault,
     Incident,
     QualityMonitor,
@@ -20,39 +20,39 @@ _SPANS = 256  # incidents that the state keeps, for drift found later over the s
 
 
 def judge(
-    state: QualityState, look: CohortLook, monitor: QualityMonitor
+    state: QualityState, cohort: CohortSummary, monitor: QualityMonitor
 ) -> tuple[QualityState, QualityVerdict]:
-    """The state after one more cohort, and what it shows. What could not be judged stays as it was."""
-    answers = dict(find_faults(state, look, monitor))
+    """Judge one more cohort: return the state after it and the verdict; what could not be judged stays as it was."""
+    answers = dict(find_faults(state, cohort, monitor))
     found = {key: fault for key, fault in answers.items() if fault is not None}
     over = {
         key
         for key, one in state.open.items()
-        if _gone(one, look)
-        or (key in answers and key not in found and look.index - one.seen >= monitor.recover)
+        if _no_longer_read(one, cohort)
+        or (key in answers and key not in found and cohort.index - one.seen >= monitor.recover)
     }
     still = {key: one for key, one in state.open.items() if key not in over}
     opened = {key: _continued(state.open.get(key), fault) for key, fault in found.items()}
     after = still | opened
     verdict = QualityVerdict(
-        cohort=look.index,
-        rows=look.rows,
+        cohort=cohort.index,
+        rows=cohort.rows,
         faults=tuple(opened.values()),
         changed=_changed(state.open, after),
     )
-    history, volumes = _healthy(state, look, monitor, after)
+    history, volumes = _healthy(state, cohort, monitor, after)
     remembered = {
-        "next_cohort": look.index + 1,
+        "next_cohort": cohort.index + 1,
         "history": history,
         "volumes": volumes,
         "open": after,
-        "spans": _spans(state, after, over, look.index),
+        "spans": _spans(state, after, over, cohort.index),
     }
     return state.model_copy(update=remembered), verdict
 
 
 def spoiled(state: QualityState | None, first: int, last: int) -> Mapping[str, str]:
-    """For each column that was spoiled in one of the cohorts `first` to `last`: the name of the alarm that told it."""
+    """Find the columns spoiled in one of the cohorts `first` to `last`, each with the name of its alarm."""
     spans = () if state is None else state.spans
     return {
         span.column: span.told
@@ -61,14 +61,14 @@ def spoiled(state: QualityState | None, first: int, last: int) -> Mapping[str, s
     }
 
 
-def told_as(fault: Fault, index: int) -> str:
-    """The name of the alarm that cohort `index` raises about `fault`."""
+def alarm_name(fault: Fault, index: int) -> str:
+    """Return the name of the alarm that cohort `index` raises about `fault`."""
     return f"quality/{fault}/{index}"
 
 
-def _gone(incident: Incident, look: CohortLook) -> bool:
+def _no_longer_read(incident: Incident, cohort: CohortSummary) -> bool:
     """Whether the model no longer reads any of the columns."""
-    return bool(incident.columns) and not any(name in look.columns for name in incident.columns)
+    return bool(incident.columns) and not any(name in cohort.columns for name in incident.columns)
 
 
 def _continued(before: Incident | None, now: Incident) -> Incident:
@@ -83,18 +83,18 @@ def _changed(
 
 
 def _healthy(
-    state: QualityState, look: CohortLook, monitor: QualityMonitor, incidents: Mapping[str, Incident]
+    state: QualityState, cohort: CohortSummary, monitor: QualityMonitor, incidents: Mapping[str, Incident]
 ) -> tuple[dict[str, tuple[ColumnProfile, ...]], tuple[int, ...]]:
-    """History with what of this cohort is healthy: a broken feed must not become the norm it is held against."""
+    """Add the healthy columns of this cohort to the history; a broken feed must not become its own norm."""
     broken = {column for one in incidents.values() for column in one.columns}
     history = dict(state.history)
-    for name, profile in look.columns.items():
+    for name, profile in cohort.columns.items():
         if name not in broken and profile.rows >= monitor.min_rows:
             history[name] = (*history.get(name, ()), profile)[-monitor.history :]
-    before_any = not state.volumes and look.rows == 0
+    before_any = not state.volumes and cohort.rows == 0
     if "volume:rows" in incidents or before_any:
         return history, state.volumes
-    return history, (*state.volumes, look.rows)[-monitor.history :]
+    return history, (*state.volumes, cohort.rows)[-monitor.history :]
 
 
 def _spans(
@@ -109,6 +109,6 @@ def _spans(
     ]
     for key, one in incidents.items():
         if key not in state.open:
-            told = told_as(one.fault, index)
+            told = alarm_name(one.fault, index)
             kept += [Span(column=name, incident=key, told=told, first=one.since) for name in one.columns]
     return tuple(kept[-_SPANS:])

@@ -1,6 +1,6 @@
-"""Data quality: is the feed broken? Incidents of their own, which nobody retrains for.
+"""Data-quality monitor: finds broken feeds and opens incidents, which never lead to a retrain.
 
-Drift asks whether the world changed; this asks whether the pipe leaks. Each cohort is held against the extremes of the healthy
+Drift asks whether the world changed; this asks whether the feed broke. Each cohort is compared with the extremes of the healthy
 cohorts before it, at first those of the training set, so that a season stays quiet and a break shows in the first cohort:
 - schema: requests whose vectors have another length than the version's signature. duplicates: prediction ids seen twice.
 - nulls: values that went missing. ranges: values beyond what was declared, or infinite.
@@ -22,9 +22,9 @@ Fault = Literal["schema", "nulls", "ranges", "constant", "unit", "freshness", "v
 
 
 class QualityMonitor(BaseModel):
-    """How data quality is watched.
+    """Settings of the data-quality monitor.
 
-    columns: those that matter; empty for all of the version's signature. ranges: least and most value of a column; those
+    columns: features that are watched; empty for all of the version's signature. ranges: least and most value of a column; those
         that its view expects (`InRange`) need not be repeated. max_age: of a view's newest row, by view; else what the
         view expects (`Freshness`), or its ttl.
     units: unit of a column, one of `functions.monitoring.quality.units.UNITS`: then it is watched for a change to another.
@@ -72,7 +72,7 @@ class QualityMonitor(BaseModel):
 
 
 class ViewAge(BaseModel):
-    """How old the newest row of a view is, what it may be, and which columns of the model come from it."""
+    """Age of the newest row of a view, its limit, and the columns of the model that come from the view."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -82,12 +82,12 @@ class ViewAge(BaseModel):
     most: timedelta
 
 
-class CohortLook(BaseModel):
-    """What is judged of one cohort.
+class CohortSummary(BaseModel):
+    """Summary of one cohort, which is what is judged.
 
-    rows: answered, shadows left out. misfit: the champion's with vectors of another length than its signature.
+    rows: answered, without shadows. misfit: the champion's with vectors of another length than its signature.
     duplicates: rows whose id came before. columns: their profiles, those without a row included.
-    views: only where they were looked at.
+    views: only of the newest cohort.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -101,7 +101,7 @@ class CohortLook(BaseModel):
 
 
 class Incident(BaseModel):
-    """A fault that was found. about: the column or view, or "rows". columns: of the model that it spoils.
+    """Fault that was found in cohorts. about: the column or view, or "rows". columns: of the model that it spoils.
 
     since, seen: first and last cohort that showed it. value, limit: the figure, and the one that it broke.
     """
@@ -119,12 +119,12 @@ class Incident(BaseModel):
 
     @property
     def key(self) -> str:
-        """What tells incidents that are open at one time apart."""
+        """Key that identifies an incident among the open ones."""
         return f"{self.fault}:{self.about}"
 
 
 class Span(BaseModel):
-    """When a column was spoiled, in cohorts, last one included; last is None while it still is. told: name of the alarm."""
+    """Cohorts in which a column was spoiled, last one included, None while it still is. told: name of the alarm."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -136,7 +136,7 @@ class Span(BaseModel):
 
 
 class QualityState(BaseModel):
-    """What the monitor remembers. history: healthy profiles of each column, oldest first; volumes: rows of healthy cohorts.
+    """State of the quality monitor. history: healthy profiles of each column, oldest first; volumes: rows of healthy cohorts.
 
     open: incidents under way, by key. spans: of the last ones, over included.
     """
@@ -152,7 +152,7 @@ class QualityState(BaseModel):
 
 
 class QualityVerdict(BaseModel):
-    """What one cohort shows. faults: found in it. changed: kinds with a new incident, or one that is over, and what is open."""
+    """Verdict of the quality monitor on one cohort. faults: found in it. changed: kinds with a new incident, or one that is over, and what is open."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -1,4 +1,4 @@
-"""A column of one cohort in a few figures: enough to see that its feed broke, too little to see that the world changed."""
+"""Profile of a column in one cohort: a few figures that show whether its feed broke."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Range = tuple[float | None, float | None]
 
 
 class ColumnProfile(BaseModel):
-    """One column of one cohort.
+    """Profile of one column of one cohort.
 
     index: of the cohort. nulls: missing values, NaN included. outside: values beyond the declared range, infinite ones
     always. top_share: share of the most frequent value among those present, 0 where there is none.
-    quartiles: of the finite values of a numeric column; none for others.
+    quartiles: of the finite values of a numeric column; empty for others.
     """
 
     model_config = ConfigDict(frozen=True)

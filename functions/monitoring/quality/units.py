@@ -1,4 +1,4 @@
-"""Did a column change its unit overnight? Its quartiles jumped, to where a known conversion puts them.
+"""Detection of a column that changed its unit: its quartiles jump to where a known conversion puts them.
 
 Weather halves overnight too. So F to C and the like are looked for only in columns whose unit is declared, and only from that
 unit; in all others factors of eight and more are, which the world does not bring by itself.
@@ -27,7 +27,7 @@ _MAD_TO_SD = 1.4826
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """A change of unit: new value = slope · old value + offset."""
+    """Change of unit: new value = slope · old value + offset."""
 
     source: str
     target: str
@@ -36,13 +36,13 @@ class Conversion:
 
     @property
     def is_large(self) -> bool:
-        """Whether it is looked for where no unit is declared."""
+        """Whether the conversion is looked for where no unit is declared."""
         return self.slope >= _LARGE or self.slope <= 1 / _LARGE or self.slope == 1
 
 
 @dataclass(frozen=True, slots=True)
 class Jump:
-    """How far the quartiles moved, in spreads between cohorts, and the change of unit that explains it, if one does."""
+    """Distance that the quartiles moved, in spreads between cohorts, and the change of unit that explains it, if any."""
 
     spreads: float
     conversion: Conversion | None
@@ -68,13 +68,13 @@ CONVERSIONS: tuple[Conversion, ...] = (
     *_FORWARD,
     *(Conversion(one.target, one.source, 1 / one.slope, -one.offset / one.slope) for one in _FORWARD),
 )
-"""The changes of unit that are looked for, there and back. Miles to kilometres is none: a windy day does as much."""
+"""The changes of unit that are looked for, there and back. Miles to kilometres is not: a windy day does as much."""
 
 UNITS = frozenset(one.source for one in CONVERSIONS)
 
 
 def jump_of(past: Sequence[Sequence[float]], now: Sequence[float], *, unit: str | None = None) -> Jump | None:
-    """Where the quartiles of a column went. None if it does not vary, so that no unit could be told.
+    """Measure how far the quartiles of a column jumped; None if it does not vary, so that its unit cannot be known.
 
     past: quartiles of the last cohorts, (cohorts, 3), oldest first, at least two; now: (3,). unit: one of `UNITS`.
     """
@@ -90,7 +90,7 @@ def jump_of(past: Sequence[Sequence[float]], now: Sequence[float], *, unit: str 
 
 
 def _explaining(middle: Floats, here: Floats, spread: float, unit: str | None) -> Conversion | None:
-    """The conversion that brings the quartiles nearest, if that is far nearer than they are without it."""
+    """Find the conversion that brings the quartiles nearest, if far nearer than without it."""
     looked_for = [one for one in CONVERSIONS if (one.source == unit if unit is not None else one.is_large)]
     distances = [
         float(np.abs(here - (one.slope * middle + one.offset)).max()) / (spread * one.slope)

@@ -1,4 +1,4 @@
-"""The quality monitor at work: the prediction log and the views it was fed from, cohort by cohort."""
+"""Run of the data-quality monitor: the prediction log and the views behind it, cohort by cohort."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import pyarrow.compute as pc
 
 from featurestore import FeatureStore, FeatureView, Freshness, InRange, UnknownDefinition, newest_event
 from functions.monitoring.alarms import Alarm
-from functions.monitoring.cohorts import Cohorts, micros
+from functions.monitoring.cohorts import Cohorts, epoch_us
 from functions.monitoring.drift.watch import TIMES
-from functions.monitoring.logged_features import FeatureColumns, feature_table, fits
-from functions.monitoring.quality.incidents import judge, spoiled, told_as
+from functions.monitoring.logged_features import FeatureColumns, feature_table, has_vector_length
+from functions.monitoring.quality.incidents import alarm_name, judge, spoiled
 from functions.monitoring.quality.monitor import (
-    CohortLook,
+    CohortSummary,
     Fault,
     QualityMonitor,
     QualityState,
@@ -26,15 +26,15 @@ from functions.monitoring.quality.monitor import (
     ViewAge,
 )
 from functions.monitoring.quality.profile import ColumnProfile, Range
-from functions.monitoring.watch import Post, Read, Watched
+from functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
 from registry import ModelVersion, ObjectStore, Table
 
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """The views behind a model's columns. columns: for each view, its features and the model's columns they are.
+    """Feature views behind a model's columns. columns: for each view, its features and the model's columns they are.
 
-    service: the feature service that names them; None where there is none.
+    service: the feature service that names them; None without a service.
     """
 
     store: FeatureStore
@@ -43,7 +43,7 @@ class Views:
 
     @classmethod
     def of(cls, store: FeatureStore, version: ModelVersion) -> Views:
-        """Those of the version's feature service; none if it names none, or the service is gone."""
+        """Find the views of the version's feature service; empty if it names no service, or the service is gone."""
         name = version.tags.get("feature_service")
         try:
             projections = () if name is None else store.get_feature_service(name).projections
@@ -58,7 +58,7 @@ class Views:
         return cls(store, found, name if projections else None)
 
     def ranges(self) -> dict[str, Range]:
-        """What the views expect of the model's columns (`InRange`)."""
+        """Ranges that the views expect of the model's columns (`InRange`)."""
         return {
             columns[one.column]: (one.least, one.most)
             for view, columns in self.columns
@@ -67,11 +67,11 @@ class Views:
         }
 
     def digests(self) -> dict[str, str]:
-        """The digest of each view's definition as it is in force."""
+        """Return the digest of each view's current definition."""
         return {} if self.service is None else self.store.definitions_digest(self.service)
 
     def ages(self, monitor: QualityMonitor) -> tuple[ViewAge, ...]:
-        """How old the newest row of each view is, of those for which anything limits it."""
+        """Find the age of the newest row of each view that has a limit on it."""
         limited = [
             (view, columns, monitor.max_age.get(view.name, _most_age(view))) for view, columns in self.columns
         ]
@@ -87,31 +87,31 @@ class Views:
 
 
 def _most_age(view: FeatureView) -> timedelta | None:
-    """What the view expects of its newest row; else its ttl, after which no value of it may be used."""
+    """Return the age that the view expects of its newest row; else its ttl, after which no value may be used."""
     return next((one.most for one in view.expectations if isinstance(one, Freshness)), view.ttl)
 
 
 def watch_rows(
-    post: Post, champion: ModelVersion, monitor: QualityMonitor, read: Read, views: Views
-) -> Watched:
+    run: MonitorRun, champion: ModelVersion, monitor: QualityMonitor, read: ReadRows, views: Views
+) -> MonitorResult:
     """Judge each cohort that is due, and raise and close incidents.
 
     read: logged predictions in [start, end), with `numeric` and `categorical`.
     """
-    grid, due = Cohorts(monitor.cohort), Cohorts(monitor.cohort).index(post.now - monitor.delay)
+    grid, due = Cohorts(monitor.cohort), Cohorts(monitor.cohort).index(run.now - monitor.delay)
     monitor = monitor.model_copy(update={"ranges": views.ranges() | monitor.ranges})
-    state = _state(post, champion, monitor, grid)
+    state = _state(run, champion, monitor, grid)
     first = state.next_cohort
     if first >= due:
-        return post.nothing_due(monitor.kind, champion)
+        return run.nothing_due(monitor.kind, champion)
     ages = views.ages(monitor)
     alarms, findings = [], []
-    for look in _looks(read(grid.start(first), grid.start(due)), champion, monitor, first, due):
-        newest = look.model_copy(update={"views": ages}) if look.index == due - 1 else look
+    for cohort in _summaries(read(grid.start(first), grid.start(due)), champion, monitor, first, due):
+        newest = cohort.model_copy(update={"views": ages}) if cohort.index == due - 1 else cohort
         state, verdict = judge(state, newest, monitor)
-        findings += _findings(post, champion, grid, verdict)
-        alarms += [_alarm(post, champion, grid, kind, verdict) for kind in verdict.changed]
-    return post.conclude(
+        findings += _findings(run, champion, grid, verdict)
+        alarms += [_alarm(run, champion, grid, kind, verdict) for kind in verdict.changed]
+    return run.conclude(
         monitor.kind,
         champion,
         state,
@@ -122,42 +122,44 @@ def watch_rows(
     )
 
 
-def spoiled_columns(post: Post, monitor: QualityMonitor) -> Callable[[datetime, datetime], Mapping[str, str]]:
-    """For two times: the columns that an incident spoiled between them, and the key of the alarm that told it."""
-    kept, grid = post.remembered(monitor.kind), Cohorts(monitor.cohort)
+def spoiled_columns(
+    run: MonitorRun, monitor: QualityMonitor
+) -> Callable[[datetime, datetime], Mapping[str, str]]:
+    """Return a lookup of the columns that an incident spoiled between two times, with the key of its alarm."""
+    kept, grid = run.load_state(monitor.kind), Cohorts(monitor.cohort)
     state = None if kept is None else QualityState.model_validate_json(kept)
 
     def between(start: datetime, end: datetime) -> Mapping[str, str]:
         last = grid.index(end - timedelta(microseconds=1))
         told = spoiled(state, grid.index(start), last)
-        return {column: f"{post.model}/{name}" for column, name in told.items()}
+        return {column: f"{run.model}/{name}" for column, name in told.items()}
 
     return between
 
 
-def _looks(
+def _summaries(
     rows: pa.Table, champion: ModelVersion, monitor: QualityMonitor, first: int, due: int
-) -> Iterator[CohortLook]:
-    """What is judged of each cohort, empty ones included."""
+) -> Iterator[CohortSummary]:
+    """Summarise each cohort, empty ones included."""
     logged, grid = FeatureColumns.of(champion), Cohorts(monitor.cohort)
     rows = rows.filter(pc.invert(rows["shadow"])).sort_by([("predicted_at", "ascending")])
     own = rows.filter(pc.equal(rows["version"], champion.version))  # others may read other features
     features = feature_table(rows, logged)
-    edges = [micros(grid.start(index)) for index in range(first, due + 1)]
-    kept = logged.kept(monitor.columns)
+    edges = [epoch_us(grid.start(index)) for index in range(first, due + 1)]
+    kept = logged.select(monitor.columns)
     for place, index in enumerate(range(first, due)):
         every, mine = _cut(rows, edges, place), _cut(own, edges, place)
-        yield CohortLook(
+        yield CohortSummary(
             index=index,
             rows=every.num_rows,
-            misfit=mine.num_rows - int(pc.sum(fits(mine, logged)).as_py() or 0),
+            misfit=mine.num_rows - int(pc.sum(has_vector_length(mine, logged)).as_py() or 0),
             duplicates=every.num_rows - pc.count_distinct(every["prediction_id"]).as_py(),
             columns=_profiles(index, _cut(features, edges, place), kept, monitor),
         )
 
 
 def _cut(rows: pa.Table, edges: Sequence[int], place: int) -> pa.Table:
-    """The rows, in order of time, of one cohort."""
+    """Cut the rows of one cohort out of rows in order of time."""
     at = rows["predicted_at"].cast(pa.int64()).to_numpy()
     start, end = np.searchsorted(at, edges[place : place + 2])
     return rows.slice(start, end - start)
@@ -166,7 +168,7 @@ def _cut(rows: pa.Table, edges: Sequence[int], place: int) -> pa.Table:
 def _profiles(
     index: int, rows: pa.Table, columns: FeatureColumns, monitor: QualityMonitor
 ) -> dict[str, ColumnProfile]:
-    """Profiles of the columns of `rows` that are there."""
+    """Profile the columns that `rows` has."""
     there = set(rows.column_names)
     found = {
         name: ColumnProfile.of_numbers(
@@ -183,24 +185,24 @@ def _numbers(column: pa.ChunkedArray) -> Any:
     return pc.fill_null(column.cast(pa.float64(), safe=False), float("nan")).to_numpy()
 
 
-def _state(post: Post, champion: ModelVersion, monitor: QualityMonitor, grid: Cohorts) -> QualityState:
-    """The memory; another champion learnt from other rows, and is held against those."""
-    kept = post.remembered(monitor.kind)
+def _state(run: MonitorRun, champion: ModelVersion, monitor: QualityMonitor, grid: Cohorts) -> QualityState:
+    """Load the state; a new champion is compared with the rows it learnt from."""
+    kept = run.load_state(monitor.kind)
     if kept is None:
-        begin = grid.index(post.now - monitor.delay - monitor.lookback)
-        history = _training_history(post.store, champion, monitor)
+        begin = grid.index(run.now - monitor.delay - monitor.lookback)
+        history = _training_history(run.store, champion, monitor)
         return QualityState(version=champion.version, next_cohort=begin, history=history)
     state = QualityState.model_validate_json(kept)
     if state.version == champion.version:
         return state
-    history = state.history | _training_history(post.store, champion, monitor)
+    history = state.history | _training_history(run.store, champion, monitor)
     return state.model_copy(update={"version": champion.version, "history": history})
 
 
 def _training_history(
     store: ObjectStore, version: ModelVersion, monitor: QualityMonitor
 ) -> dict[str, tuple[ColumnProfile, ...]]:
-    """Profiles of the last cohorts of the version's training set; nothing if it has none on record, or no times."""
+    """Profile the last cohorts of the version's training set; empty without a training set, or without times."""
     if not version.lineage.datasets:
         return {}
     snapshot = version.lineage.datasets[0]
@@ -209,7 +211,7 @@ def _training_history(
     time = next((name for name in TIMES if name in there), None)
     if time is None:
         return {}
-    columns = FeatureColumns.of(version).kept(monitor.columns)
+    columns = FeatureColumns.of(version).select(monitor.columns)
     wanted = [name for name in (*columns.numeric, *columns.categorical, time) if name in there]
     rows = table.read(version=snapshot.version, columns=wanted)
     at = rows[time].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy()
@@ -224,9 +226,9 @@ def _training_history(
 
 
 def _findings(
-    post: Post, champion: ModelVersion, grid: Cohorts, verdict: QualityVerdict
+    run: MonitorRun, champion: ModelVersion, grid: Cohorts, verdict: QualityVerdict
 ) -> list[dict[str, Any]]:
-    """One row for the cohort, and one for each fault."""
+    """Make one row for the cohort, and one for each fault."""
     faults = [
         {
             "subject": one.key,
@@ -248,22 +250,24 @@ def _findings(
         "start": grid.start(verdict.cohort),
         "end": grid.start(verdict.cohort + 1),
         "rows": verdict.rows,
-        "judged_at": post.now,
+        "judged_at": run.now,
     }
     return [common | one for one in (whole, *faults)]
 
 
-def _alarm(post: Post, champion: ModelVersion, grid: Cohorts, kind: Fault, verdict: QualityVerdict) -> Alarm:
-    """One for all that is open of a kind, or that nothing is any more."""
+def _alarm(
+    run: MonitorRun, champion: ModelVersion, grid: Cohorts, kind: Fault, verdict: QualityVerdict
+) -> Alarm:
+    """Make one alarm for all open incidents of a kind, or for their end."""
     incidents = verdict.changed[kind]
     columns = sorted({name for one in incidents for name in one.columns})
     return Alarm(
-        key=f"{post.model}/{told_as(kind, verdict.cohort)}",
-        model=post.model,
+        key=f"{run.model}/{alarm_name(kind, verdict.cohort)}",
+        model=run.model,
         monitor="quality",
         subject=kind,
         version=champion.version,
-        raised_at=post.now,
+        raised_at=run.now,
         start=grid.start(min((one.since for one in incidents), default=verdict.cohort)),
         end=grid.start(verdict.cohort + 1),
         text="; ".join(one.text for one in incidents) or f"{kind}: all is well again",

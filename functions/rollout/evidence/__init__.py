@@ -1,1 +1,1 @@
-"""The evidence of a rollout: sums by arm and cohort, made from the prediction log."""
+"""Evidence of a rollout: sums by arm and cohort, made from the prediction log."""

@@ -1,4 +1,4 @@
-"""Which units met a canary's split, each counted once: what the test of the split is made of."""
+"""Count of the units that met a canary's split, each once, for the sample-ratio test."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ SETTLE_US = 10_000_000  # replicas follow the traffic one after the other; until
 MOST_UNITS = 200_000  # a split that is off by 1 % of itself is found by then; the test of these stays true
 
 
-class Assigned(BaseModel):
-    """The count so far. begun: the challenger has answered. seen: sorted int64 hashes of the units that are counted, or not
+class AssignedUnits(BaseModel):
+    """Units counted so far in each arm. begun: the challenger has answered. seen: sorted int64 hashes of the units that are counted, or not
     to be; little-endian.
     """
 
@@ -27,7 +27,7 @@ class Assigned(BaseModel):
     seen: bytes = b""
 
 
-def assigned(rows: Scored, state: RolloutState, before: Assigned) -> Assigned:
+def count_assigned(rows: Scored, state: RolloutState, before: AssignedUnits) -> AssignedUnits:
     """Count the units of `rows` (in order of time) that were not counted before.
 
     Counting begins right after the challenger's first answer that comes ten seconds into the canary or later: replicas take
@@ -53,11 +53,11 @@ def assigned(rows: Scored, state: RolloutState, before: Assigned) -> Assigned:
         challenger=before.counts.challenger + challengers,
     )
     known = np.union1d(seen, _hashes(rows.where(index))).astype("<i8")
-    return Assigned(counts=counts, begun=True, seen=known.tobytes())
+    return AssignedUnits(counts=counts, begun=True, seen=known.tobytes())
 
 
 def _of_the_split(rows: Scored, state: RolloutState) -> Scored:
-    """What champion and canary answered since the canary began."""
+    """Select what champion and canary answered since the canary began."""
     if state.canary_since is None:
         return rows.where(np.zeros(len(rows), dtype=bool))
     since = int(state.canary_since.timestamp() * 1_000_000) + SETTLE_US

@@ -1,4 +1,4 @@
-"""Business metrics of a canary: values by prediction, summed by arm and cohort."""
+"""Business metrics of a canary: values per prediction, summed by arm and cohort."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ReadMetric = Callable[
 
 
 class MetricValue(BaseModel):
-    """What a metric was for one prediction. A correction is a later row of the same prediction."""
+    """Value of a metric for one prediction. A correction is a later row of the same prediction."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -51,7 +51,7 @@ def write_metric(store: ObjectStore, name: str, values: list[MetricValue]) -> in
 
 
 def read_metric(store: ObjectStore, name: str, since: datetime) -> pa.Table:
-    """Values of metric `name` from the day of `since` on: of each prediction the latest."""
+    """Read the values of metric `name` from the day of `since` on, the latest of each prediction."""
     table = Table(store, _table(name))
     if not table.exists():
         return METRIC.empty_table()
@@ -60,10 +60,10 @@ def read_metric(store: ObjectStore, name: str, since: datetime) -> pa.Table:
     return rows.sort("observed_at").unique("prediction_id", keep="last", maintain_order=True).to_arrow()
 
 
-def values_of(rows: Scored, guardrail: Guardrail, metric: pa.Table | None) -> npt.NDArray[np.float64]:
-    """The guardrail's value of each row (rows,), within its floor and cap; NaN where there is none yet."""
+def metric_values(rows: Scored, guardrail: Guardrail, metric: pa.Table | None) -> npt.NDArray[np.float64]:
+    """Look up the guardrail's value of each row (rows,), clipped to its floor and cap; NaN where it is missing."""
     if guardrail.source == "table":
-        values = _joined(rows, metric)
+        values = _table_values(rows, metric)
     else:
         values = np.asarray(getattr(rows, guardrail.source), dtype=np.float64)
     floor = -np.inf if guardrail.floor is None else guardrail.floor
@@ -75,17 +75,17 @@ def values_of(rows: Scored, guardrail: Guardrail, metric: pa.Table | None) -> np
 def metric_sums(
     champion: Scored, challenger: Scored, guardrail: Guardrail, metric: pa.Table | None
 ) -> MetricSums:
-    """Sum one cohort. champion, challenger: what each arm answered, shadows left out."""
+    """Sum the metric over one cohort. champion, challenger: what each arm answered, without shadows."""
     arms = [arm.first_by_id() for arm in (champion, challenger)]
     sums = []
     for arm in arms:
-        values = values_of(arm, guardrail, metric)
+        values = metric_values(arm, guardrail, metric)
         known = np.isfinite(values)
         sums.append(ClusterSums.of(values[known], arm.unit[known].astype(str)))
     return MetricSums.of_cohort(*sums, requests=sum(len(arm) for arm in arms))
 
 
-def _joined(rows: Scored, metric: pa.Table | None) -> npt.NDArray[np.float64]:
+def _table_values(rows: Scored, metric: pa.Table | None) -> npt.NDArray[np.float64]:
     if metric is None or not metric.num_rows:
         return np.full(len(rows), np.nan)
     names = metric["prediction_id"].to_numpy(zero_copy_only=False).astype(str)

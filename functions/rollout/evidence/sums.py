@@ -1,4 +1,4 @@
-"""What a rollout knows about its challenger: sums that pool by `+`, and nothing that needs the rows again.
+"""Sums of which a rollout's evidence is made; they pool by `+`, so that the rows are read once.
 
 A loss difference is champion minus challenger on one labelled request: positive means the challenger is better.
 """
@@ -76,7 +76,7 @@ class ClusterSums(BaseModel):
         return self.total / self.rows
 
     def standard_error(self) -> float:
-        """Of the mean, robust to dependence within a cluster; infinite with fewer than two clusters.
+        """Standard error of the mean, robust to dependence within a cluster; infinite with fewer than two clusters.
 
         Source: Cameron and Miller, A Practitioner's Guide to Cluster-Robust Inference, 2015, with the C/(C−1) factor.
         """
@@ -108,7 +108,7 @@ class PairedLoss(BaseModel):
     def of_cohort(
         cls, champion: Floats, challenger: Floats, units: Sequence[str], *, pairs: int, requests: int
     ) -> Self:
-        """One cohort: the losses of both versions on the same labelled requests, each (rows,)."""
+        """Sum one cohort from the losses of both versions on the same labelled requests, each (rows,)."""
         difference = champion - challenger
         return cls(
             by_unit=ClusterSums.of(difference, units),
@@ -131,7 +131,7 @@ class PairedLoss(BaseModel):
 
     @property
     def labels(self) -> int:
-        """Paired labels: the sample size."""
+        """Number of paired labels: the sample size."""
         return self.by_unit.rows
 
 
@@ -185,7 +185,7 @@ class MetricSums(BaseModel):
 
     @classmethod
     def of_cohort(cls, champion: ClusterSums, challenger: ClusterSums, *, requests: int) -> Self:
-        """One cohort: values of each arm, clustered by unit. With fewer than two units in an arm it says nothing."""
+        """Sum one cohort from the values of each arm, clustered by unit; an arm needs two units."""
         if min(champion.clusters, challenger.clusters) < 2:  # noqa: PLR2004 - a variance needs two
             return cls(requests=requests)
         rows = champion.rows + challenger.rows
@@ -220,7 +220,7 @@ class SloSums(BaseModel):
 
 
 class Evidence(BaseModel):
-    """All that a decision is made of, beside the policy, the state and the time.
+    """Evidence for one decision, complete together with the policy, the state and the time.
 
     champion: the version that answers now. challenger_problem: why the challenger cannot be served, if so.
     loss: scored cohorts of shadow and canary. shadow, canary: counts of each stage, never pooled (their splits differ).

@@ -1,1 +1,1 @@
-"""The rules that judge a rollout: pure decisions over its evidence, each with its finding."""
+"""Rules that judge a rollout: pure decisions over its evidence, each with its finding."""

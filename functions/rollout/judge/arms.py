@@ -1,4 +1,4 @@
-"""Several challengers at once: one decision out of one for each.
+"""Decision over several challengers at once, combined from the decision for each alone.
 
 All of them are shadows of the same requests. Each is judged at its part of alpha (the policy's divided by the number that
 started, for good), so the chance that any challenger that is not better is ever promoted stays within alpha, however the
@@ -15,16 +15,16 @@ from functions.rollout.policy import RolloutPolicy
 from functions.rollout.state import RolloutState
 
 
-def shared(policy: RolloutPolicy, state: RolloutState) -> RolloutPolicy:
-    """The policy that each challenger is judged by: alpha and guard_alpha divided by their number."""
+def with_shared_alpha(policy: RolloutPolicy, state: RolloutState) -> RolloutPolicy:
+    """Divide alpha and guard_alpha of the policy by the number of challengers."""
     arms = len(state.versions)
     if arms == 1:
         return policy
     return policy.model_copy(update={"alpha": policy.alpha / arms, "guard_alpha": policy.guard_alpha / arms})
 
 
-def combine(each: Mapping[int, Decision]) -> Decision:
-    """What to do, from what would be done with each challenger alone.
+def combine_decisions(each: Mapping[int, Decision]) -> Decision:
+    """Combine the decisions for each challenger alone into one decision.
 
     each: by version, the front-runner first.
     """
@@ -40,13 +40,13 @@ def combine(each: Mapping[int, Decision]) -> Decision:
         return Decision(action=last.action, rule=last.rule, findings=findings)
     if leaving:
         text = "; ".join(f"version {arm} leaves by {one.rule}: {one.text}" for arm, one in leaving.items())
-        said = Finding(rule="dropped", fired=True, text=text)
-        return Decision(action="drop", rule="dropped", findings=(*findings, said), dropped=tuple(leaving))
+        finding = Finding(rule="dropped", fired=True, text=text)
+        return Decision(action="drop", rule="dropped", findings=(*findings, finding), dropped=tuple(leaving))
     ready = {arm: one for arm, one in each.items() if one.action == "advance"}
     if ready:
         best = max(ready, key=lambda arm: _estimate(ready[arm]))
         return Decision(action="advance", rule="shadow_done", findings=findings, chosen=best)
-    first = next(iter(each.values()))  # what is left concerns all of them alike
+    first = next(iter(each.values()))  # the remaining rules concern all challengers alike
     return Decision(action=first.action, rule=first.rule, findings=findings)
 
 

@@ -1,4 +1,4 @@
-"""The rules that protect users, and the one that protects the experiment: errors, latency, business metrics, the split."""
+"""Guard rules: errors, latency and business metrics protect users; the check of the split protects the experiment."""
 
 from __future__ import annotations
 
@@ -7,40 +7,40 @@ from typing import Literal
 
 from functions.rollout.evidence.sums import MetricSums
 from functions.rollout.judge.interval import excess_p_value, metric_change
-from functions.rollout.judge.rule_input import Finding, Look
+from functions.rollout.judge.rule_input import Finding, RuleInput
 from functions.rollout.policy import Guardrail
 from functions.stats import sequential_counts
 
 
-def errors(look: Look) -> Finding:
-    """More answers without an output than the champion's."""
-    return _count(look, "errors")
+def errors(inputs: RuleInput) -> Finding:
+    """Check for more answers without an output than the champion's."""
+    return _event_finding(inputs, "errors")
 
 
-def slow(look: Look) -> Finding:
-    """More answers above `policy.slow_ms` than the champion's."""
-    return _count(look, "slow")
+def slow(inputs: RuleInput) -> Finding:
+    """Check for more answers above `policy.slow_ms` than the champion's."""
+    return _event_finding(inputs, "slow")
 
 
-def guardrails(look: Look) -> Finding:
-    """A business metric is proven worse than the champion's by more than its margin."""
-    chosen = look.policy.guardrails
-    if not chosen or look.state.stage != "canary":
+def guardrails(inputs: RuleInput) -> Finding:
+    """Check for a business metric that is proven worse than the champion's by more than its margin."""
+    chosen = inputs.policy.guardrails
+    if not chosen or inputs.state.stage != "canary":
         return Finding(rule="guardrails", fired=False, text="no business metric is judged here")
-    alpha = look.policy.guard_alpha / len(chosen)
-    found = [_harm(look, guardrail, alpha) for guardrail in chosen]
-    return next((finding for finding in found if finding.fired), _all_of(found))
+    alpha = inputs.policy.guard_alpha / len(chosen)
+    found = [_guardrail_finding(inputs, guardrail, alpha) for guardrail in chosen]
+    return next((finding for finding in found if finding.fired), _joined_findings(found))
 
 
-def mismatch(look: Look) -> Finding:
-    """The units are not split between champion and canary as declared: then nothing else that was counted can be believed.
+def mismatch(inputs: RuleInput) -> Finding:
+    """Check for a sample-ratio mismatch: units that are not split as declared make every other count unreliable.
 
     Source: Lindon and Malek, Anytime-valid inference for multinomial count data, 2022.
     """
-    units, policy = look.evidence.units, look.policy
-    if look.state.stage != "canary" or units.champion + units.challenger == 0:
+    units, policy = inputs.evidence.units, inputs.policy
+    if inputs.state.stage != "canary" or units.champion + units.challenger == 0:
         return Finding(rule="mismatch", fired=False, text="no unit has met a split yet")
-    share = canary_share(look)
+    share = canary_share(inputs)
     test = sequential_counts(
         [units.challenger, units.champion], [share, 1 - share], alpha=policy.mismatch_alpha
     )
@@ -55,49 +55,49 @@ def mismatch(look: Look) -> Finding:
     )
 
 
-def not_shown_harmless(look: Look) -> str | None:
-    """Why a business metric does not let the challenger through yet, or None."""
-    for guardrail in look.policy.guardrails:
-        sums = look.evidence.metrics.get(guardrail.name, MetricSums())
-        if sums.rows < look.policy.min_label_share * sums.requests:
+def not_shown_harmless(inputs: RuleInput) -> str | None:
+    """Say why a business metric does not let the challenger through yet, or None."""
+    for guardrail in inputs.policy.guardrails:
+        sums = inputs.evidence.metrics.get(guardrail.name, MetricSums())
+        if sums.rows < inputs.policy.min_label_share * sums.requests:
             return f"guardrail {guardrail.name}: {sums.rows} of {sums.requests} answers have a value"
-        change = metric_change(sums, guardrail, look.policy, look.policy.alpha)
+        change = metric_change(sums, guardrail, inputs.policy, inputs.policy.alpha)
         if change is None or not math.isfinite(change.lower):
-            return f"guardrail {guardrail.name}: not judged yet, {_behind(sums)}"
+            return f"guardrail {guardrail.name}: not judged yet, {_sample_sizes(sums)}"
         if change.lower <= -guardrail.margin:
             return f"guardrail {guardrail.name}: its change may be {change.lower:.5g}, the margin is {guardrail.margin:.5g}"
     return None
 
 
-def canary_share(look: Look) -> float:
-    """The canary's declared share of what it and the champion answer."""
-    noted = look.evidence.canary_share
-    return look.policy.canary_share if noted is None else noted
+def canary_share(inputs: RuleInput) -> float:
+    """Return the canary's declared share of what it and the champion answer."""
+    noted = inputs.evidence.canary_share
+    return inputs.policy.canary_share if noted is None else noted
 
 
-def _count(look: Look, event: Literal["errors", "slow"]) -> Finding:
-    """Count test in the stage that runs; a shadow's latency is off the users' path and is not judged."""
-    stage = look.state.stage
-    counts = look.evidence.canary if stage == "canary" else look.evidence.shadow
+def _event_finding(inputs: RuleInput, event: Literal["errors", "slow"]) -> Finding:
+    """Test the event counts of the current stage; a shadow's latency, off the users' path, is not judged."""
+    stage = inputs.state.stage
+    counts = inputs.evidence.canary if stage == "canary" else inputs.evidence.shadow
     # A shadow scores the champion's own requests: under the null an error is either version's with equal chance.
-    share = canary_share(look) if stage == "canary" else 0.5
+    share = canary_share(inputs) if stage == "canary" else 0.5
     ours, theirs = getattr(counts, f"challenger_{event}"), getattr(counts, f"champion_{event}")
-    if event == "slow" and (look.policy.slow_ms is None or stage == "shadow"):
+    if event == "slow" and (inputs.policy.slow_ms is None or stage == "shadow"):
         return Finding(rule=event, fired=False, text="latency is not judged here")
     p = excess_p_value(ours, theirs, share)
     text = (
         f"{event} in {stage}: challenger {ours}, champion {theirs}, expected share {share:.3g}, p = {p:.3g}"
     )
-    threshold = look.policy.guard_alpha
+    threshold = inputs.policy.guard_alpha
     return Finding(rule=event, fired=p < threshold, text=text, statistic=p, threshold=threshold)
 
 
-def _harm(look: Look, guardrail: Guardrail, alpha: float) -> Finding:
-    sums = look.evidence.metrics.get(guardrail.name, MetricSums())
-    change = metric_change(sums, guardrail, look.policy, alpha)
+def _guardrail_finding(inputs: RuleInput, guardrail: Guardrail, alpha: float) -> Finding:
+    sums = inputs.evidence.metrics.get(guardrail.name, MetricSums())
+    change = metric_change(sums, guardrail, inputs.policy, alpha)
     if change is None or not math.isfinite(change.upper):
         return Finding(
-            rule="guardrails", fired=False, text=f"{guardrail.name} is not judged yet: {_behind(sums)}"
+            rule="guardrails", fired=False, text=f"{guardrail.name} is not judged yet: {_sample_sizes(sums)}"
         )
     means = f"{sums.challenger_total / (sums.rows - sums.champion_rows):.5g} against {sums.champion_total / sums.champion_rows:.5g}"
     text = (
@@ -113,9 +113,9 @@ def _harm(look: Look, guardrail: Guardrail, alpha: float) -> Finding:
     )
 
 
-def _all_of(found: list[Finding]) -> Finding:
+def _joined_findings(found: list[Finding]) -> Finding:
     return Finding(rule="guardrails", fired=False, text="; ".join(finding.text for finding in found))
 
 
-def _behind(sums: MetricSums) -> str:
+def _sample_sizes(sums: MetricSums) -> str:
     return f"{sums.champion_units} and {sums.challenger_units} units in {sums.difference.clusters} cohorts"

@@ -1,6 +1,6 @@
-"""The statistics of a rollout, in its own words: how much better, and are there too many errors.
+"""Statistics of a rollout: bounds of the improvement, and p-values of excess errors.
 
-Thin over `functions.stats`: what is added here is dependence. Rows of one unit, and on request all rows of one cohort,
+A thin layer over `functions.stats` that adds dependence. Rows of one unit, and on request all rows of one cohort,
 are one observation for the variance; few cohorts pay for their few degrees of freedom.
 """
 
@@ -20,7 +20,7 @@ _PRIOR_COUNTS = 5.0  # the prior around the null share weighs five events: quick
 
 @dataclass(frozen=True, slots=True)
 class Improvement:
-    """How much lower the challenger's mean loss is: an estimate and one-sided bounds, each valid at every look."""
+    """Improvement of the mean loss by the challenger: an estimate and one-sided bounds, each valid at every look."""
 
     labels: int
     estimate: float
@@ -29,7 +29,7 @@ class Improvement:
 
 
 def improvement(loss: PairedLoss, policy: RolloutPolicy) -> Improvement | None:
-    """Anytime-valid bounds of the mean paired difference; None where there is nothing to judge.
+    """Compute anytime-valid bounds of the mean paired difference; None where there is nothing to judge.
 
     Nothing to judge: fewer than `policy.burn_in` labels, sums that are not finite, or differences that do not vary.
     Source: Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas, Time-uniform central limit theory and asymptotic
@@ -55,7 +55,7 @@ def improvement(loss: PairedLoss, policy: RolloutPolicy) -> Improvement | None:
 def metric_change(
     sums: MetricSums, guardrail: Guardrail, policy: RolloutPolicy, alpha: float
 ) -> Improvement | None:
-    """Anytime-valid bounds of how much better (below 0: worse) a guardrail's mean is in the canary.
+    """Compute anytime-valid bounds of how much better (below 0: worse) a guardrail's mean is in the canary.
 
     None where there is nothing to judge: fewer than `policy.burn_in` units in an arm, sums that are not finite, values that
     do not vary. alpha: of each of the two one-sided bounds.
@@ -76,14 +76,14 @@ def metric_change(
 
 
 def _few_clusters(z: float, clusters: int) -> float:
-    """The Student quantile with `clusters` − 1 degrees of freedom at the tail of a normal `z`."""
+    """Return the Student quantile with `clusters` − 1 degrees of freedom at the tail of a normal `z`."""
     if clusters < 2:  # noqa: PLR2004 — no degree of freedom
         return math.inf
     return float(-special.stdtrit(clusters - 1, special.ndtr(-z)))
 
 
 def excess_p_value(challenger: int, champion: int, share: float) -> float:
-    """Sequential p-value of more events at the challenger than its `share` explains; 1 where it has no excess.
+    """Compute the sequential p-value of more events at the challenger than its `share` explains; 1 without an excess.
 
     Under the null the arm of each event is Bernoulli(share), however the rate of events moves over time.
     Source: Lindon and Malek, Anytime-valid inference for multinomial count data, 2022.

@@ -1,4 +1,4 @@
-"""One look at a rollout, as a rule sees it, and what a rule says."""
+"""Input of the rules that judge a rollout, and the finding that each rule returns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from functions.rollout.state import RolloutState
 
 
 class Finding(BaseModel):
-    """What one rule found: a statistic, the threshold it was held against, and the sentence a person reads.
+    """Finding of one rule: a statistic, its threshold, and the sentence that a person reads.
 
     arm: the challenger it is about, where there were several.
     """
@@ -30,8 +30,8 @@ class Finding(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """All that a rule may ask."""
+class RuleInput:
+    """Everything that a rule may read."""
 
     state: RolloutState
     evidence: Evidence

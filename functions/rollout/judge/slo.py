@@ -1,6 +1,6 @@
-"""Error budgets: what a model has promised its users, and how fast the promise is being spent.
+"""Error budgets of a model's objectives, and the rules that hold or end a rollout by how fast they are spent.
 
-Not whether the challenger is at fault, which the guards ask: a model that has no room for a mistake takes no new version.
+The guards ask whether the challenger is at fault; these rules do not: a model whose budget is spent takes no new version.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 
 from functions.evaluation.realised_loss import Scored, score
-from functions.rollout.evidence.cohort_sums import ReadOutcomes, of_users
+from functions.rollout.evidence.cohort_sums import ReadOutcomes, unpinned_rows
 from functions.rollout.evidence.sums import SloSums
-from functions.rollout.judge.rule_input import Finding, Look
+from functions.rollout.judge.rule_input import Finding, RuleInput
 from functions.rollout.policy import RolloutPolicy, Slo
 
 # Long window, short window, and how many times as fast as allowed the budget burns in both.
@@ -25,31 +25,31 @@ def slo_sums(policy: RolloutPolicy, read: ReadOutcomes, now: datetime) -> dict[s
     if not policy.slos:
         return {}
     longest = max(BURNS[-1][0], *(slo.window for slo in policy.slos))
-    rows = score(of_users(read(now - longest, now)), loss=policy.loss)
+    rows = score(unpinned_rows(read(now - longest, now)), loss=policy.loss)
     rows = rows.where(~rows.shadow)
     return {slo.name: _sums(slo, rows, now) for slo in policy.slos}
 
 
-def budget_burns(look: Look) -> Finding:
-    """A canary is live while the budget burns down within days: users first, whoever is to blame."""
-    if look.state.stage != "canary" or not look.policy.slos:
+def budget_burns(inputs: RuleInput) -> Finding:
+    """Check for an error budget that burns down within days while a canary is live, whichever version is to blame."""
+    if inputs.state.stage != "canary" or not inputs.policy.slos:
         return Finding(rule="budget_burns", fired=False, text="no error budget is watched here")
-    found = [_burning(slo, look.evidence.slos.get(slo.name, SloSums())) for slo in look.policy.slos]
+    found = [_burning(slo, inputs.evidence.slos.get(slo.name, SloSums())) for slo in inputs.policy.slos]
     return next((one for one in found if one.fired), found[0])
 
 
-def budget_spent(look: Look) -> Finding:
-    """Nothing advances while an error budget is spent; the stage's time goes on."""
-    spent = spent_budget(look.policy, look.evidence.slos)
+def budget_spent(inputs: RuleInput) -> Finding:
+    """Check for a spent error budget, which holds the rollout while the stage's time goes on."""
+    spent = spent_budget(inputs.policy, inputs.evidence.slos)
     if spent is None:
-        text = "no error budget is spent" if look.policy.slos else "no error budget is watched here"
+        text = "no error budget is spent" if inputs.policy.slos else "no error budget is watched here"
         return Finding(rule="budget_spent", fired=False, text=text)
-    limit = look.policy.canary_timeout if look.state.stage == "canary" else look.policy.shadow_timeout
-    return Finding(rule="budget_spent", fired=look.in_stage < limit, text=spent)
+    limit = inputs.policy.canary_timeout if inputs.state.stage == "canary" else inputs.policy.shadow_timeout
+    return Finding(rule="budget_spent", fired=inputs.in_stage < limit, text=spent)
 
 
 def spent_budget(policy: RolloutPolicy, sums: dict[str, SloSums]) -> str | None:
-    """The objective whose budget is spent, in a sentence, or None."""
+    """Describe the first objective whose budget is spent, or None."""
     for slo in policy.slos:
         one = sums.get(slo.name, SloSums())
         allowed = (1 - slo.target) * one.answers
@@ -62,7 +62,10 @@ def spent_budget(policy: RolloutPolicy, sums: dict[str, SloSums]) -> str | None:
 
 
 def _burning(slo: Slo, sums: SloSums) -> Finding:
-    """Source: Beyer and others, The Site Reliability Workbook, 2018, chapter 5 (multiwindow, multi-burn-rate alerts)."""
+    """Check the burn rates of one objective.
+
+    Source: Beyer and others, The Site Reliability Workbook, 2018, chapter 5 (multiwindow, multi-burn-rate alerts).
+    """
     allowed, fastest = 1 - slo.target, 0.0
     for (long, short, factor), counts in zip(BURNS, sums.recent, strict=False):
         rates = [bad / answers / allowed if answers else 0.0 for answers, bad in counts]

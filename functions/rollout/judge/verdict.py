@@ -1,4 +1,4 @@
-"""A decision: what to do, by which rule, and what every rule found."""
+"""Decision of the judge, with the rule that made it and the findings of all rules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Action = Literal["hold", "drop", "advance", "promote", "roll_back", "inconclusiv
 
 
 class Decision(BaseModel):
-    """What to do, by which rule, and what every rule found.
+    """Decision on a rollout: what to do, by which rule, and what every rule found.
 
     With several challengers: dropped, those that leave the shadow; chosen, the one that goes to the canary.
     """
@@ -27,8 +27,8 @@ class Decision(BaseModel):
 
     @property
     def text(self) -> str:
-        """The sentence of the rule that decided."""
-        said = [finding for finding in self.findings if finding.rule == self.rule]
-        about = [finding for finding in said if self.chosen is not None and finding.arm == self.chosen]
-        fired = [finding for finding in said if finding.fired]
-        return next((finding.text for finding in (*about, *fired, *said)), "no rule fired")
+        """Text of the rule that decided."""
+        matching = [finding for finding in self.findings if finding.rule == self.rule]
+        about = [finding for finding in matching if self.chosen is not None and finding.arm == self.chosen]
+        fired = [finding for finding in matching if finding.fired]
+        return next((finding.text for finding in (*about, *fired, *matching)), "no rule fired")

@@ -1,4 +1,4 @@
-"""The function that plans a rollout, from what the prediction log knows."""
+"""Function that plans a rollout from the prediction log."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def plan_rollout(
     effect: float | None = None,
     days: int = 28,
 ) -> RolloutPlan:
-    """What a rollout of `version` by `policy` may be expected to find, and when; nothing is started.
+    """Plan a rollout of `version` by `policy`: what it may be expected to find, and when; starts nothing.
 
     The logged vectors of the champion's past `days` are scored by `version`, and the rollout is simulated on noise as large
     as the differences had. A version that learnt from those days looks better on them than it is: believe the noise, and not

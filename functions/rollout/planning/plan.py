@@ -1,4 +1,4 @@
-"""What will come of it? A rollout played through many times before it starts, on noise as large as the log's was.
+"""Plan of a rollout before it starts: many simulated rollouts on noise as large as the log's was.
 
 What varies is taken from past days as the rollout itself will take it: between cohorts, where losses of one cohort hang
 together. A day on which a storm delays every flight is then one observation, and more flights a day help little.
@@ -39,7 +39,7 @@ class Noise:
 
     @classmethod
     def of(cls, loss: PairedLoss) -> Noise:
-        """From past cohorts. Raises: ValueError with fewer than two of them, or differences that do not vary."""
+        """Estimate the noise from past cohorts. Raises: ValueError with fewer than two of them, or differences that do not vary."""
         units, cohorts = loss.by_unit, loss.by_cohort
         if cohorts.clusters < 2:  # noqa: PLR2004 - a variance needs two
             raise ValueError(
@@ -57,20 +57,20 @@ class Noise:
         return found
 
     def joined(self, cohorts: int) -> Noise:
-        """Of cohorts that are as long as several of these."""
+        """Return the noise of cohorts that are as long as several of these."""
         return Noise(self.cohort / math.sqrt(cohorts), self.unit, self.labels * cohorts)
 
 
 class RolloutPlan(BaseModel):
-    """What is to be expected of a rollout whose challenger is better by `effect`.
+    """Expected course of a rollout whose challenger is better by `effect`.
 
     alpha: that it is judged at. past_cohorts, past_labels, labels_a_cohort: what the plan rests on. cohort_spread: standard
-    deviation of a cohort's mean difference. dependence: variance of the mean against that of independent units; 1 is none.
+    deviation of a cohort's mean difference. dependence: variance of the mean against that of independent units; 1: no dependence.
     chance_promoted, chance_stopped, chance_undecided: sum to 1. days_expected: on average, until it ends; days_worst: at most.
-    smallest_effect: that is promoted in four of five rollouts within the policy's times; None: none is.
+    smallest_effect: that is promoted in four of five rollouts within the policy's times; None: no effect is.
     days_needed: for `effect` to be found in four of five, without time limits; None: not in eight times of them.
     replayed: the difference of the versions on the past labels, and its error, where the plan rests on a replay.
-    summary: the same in sentences.
+    summary: the plan in sentences.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -104,7 +104,7 @@ def plan(loss: PairedLoss, policy: RolloutPolicy, effect: float) -> RolloutPlan:
     if not math.isfinite(effect):
         raise ValueError(f"effect {effect} must be a finite difference of mean losses")
     noise = Noise.of(loss)
-    within = _Course.of(noise, policy)
+    within = _Simulation.of(noise, policy)
     promoted, stopped, days = within.play(effect)
     found = RolloutPlan(
         effect=effect,
@@ -126,7 +126,7 @@ def plan(loss: PairedLoss, policy: RolloutPolicy, effect: float) -> RolloutPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class _Course:
+class _Simulation:
     """Simulated evidence of many rollouts, cohort by cohort, for an effect of zero; an effect only shifts the mean.
 
     at: (cohorts,) days after the start at which each is judged. mean, radius: (runs, cohorts).
@@ -139,7 +139,7 @@ class _Course:
     radius: Floats
 
     @classmethod
-    def of(cls, noise: Noise, policy: RolloutPolicy) -> _Course:
+    def of(cls, noise: Noise, policy: RolloutPolicy) -> _Simulation:
         cohort, delay = _days(policy.cohort), _days(policy.label_delay)
         limit = _days(policy.shadow_timeout + policy.canary_timeout)
         joined = max(1, math.ceil((limit - delay) / cohort / _MOST_COHORTS))
@@ -154,7 +154,7 @@ class _Course:
         return cls(policy, k * cohort + delay, labels, mean, radius)
 
     def play(self, effect: float) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], Floats]:
-        """Let every rollout run. Returns, (runs,) each: promoted; stopped as worse or too small; days until the end."""
+        """Run every simulated rollout. Returns, (runs,) each: promoted; stopped as worse or too small; days until the end."""
         policy, floor = self.policy, self.policy.min_effect
         mean = self.mean + effect
         lower, upper = mean - self.radius, mean + self.radius
@@ -175,7 +175,7 @@ class _Course:
 def _radius(
     policy: RolloutPolicy, noise: Noise, squares: Floats, mean: Floats, labels: Floats, k: Floats
 ) -> Floats:
-    """Half the width of the confidence sequence, as `improvement` finds it. (runs, cohorts)"""
+    """Compute half the width of the confidence sequence (runs, cohorts), as `improvement` does."""
     z = np.array(
         [
             asymptotic_threshold(n, alpha=policy.alpha, n_opt=policy.planned_labels, alternative="greater")
@@ -192,12 +192,12 @@ def _radius(
 
 
 def _first(met: npt.NDArray[np.bool_], at: Floats) -> Floats:
-    """The day on which each run first meets it, infinity for never."""
+    """Find the day on which each run first meets the condition, infinity for never."""
     return np.where(met.any(axis=1), at[met.argmax(axis=1)], np.inf)
 
 
-def _smallest(course: _Course, noise: Noise, policy: RolloutPolicy) -> float | None:
-    """The least effect with the power, by bisection on the same noise."""
+def _smallest(course: _Simulation, noise: Noise, policy: RolloutPolicy) -> float | None:
+    """Find the smallest effect with enough power, by bisection on the same noise."""
 
     def found(effect: float) -> bool:
         return bool(course.play(effect)[0].mean() >= POWER)
@@ -212,14 +212,14 @@ def _smallest(course: _Course, noise: Noise, policy: RolloutPolicy) -> float | N
 
 
 def _needed(noise: Noise, policy: RolloutPolicy, effect: float) -> float | None:
-    """Days in which four of five find the effect if nothing ends them."""
+    """Compute the days in which four of five rollouts find the effect if nothing ends them."""
     patient = policy.model_copy(
         update={
             "shadow_timeout": policy.shadow_timeout * _LONGEST,
             "canary_timeout": policy.canary_timeout * _LONGEST,
         }
     )
-    course = _Course.of(noise, patient)
+    course = _Simulation.of(noise, patient)
     promoted, _, days = course.play(effect)
     if promoted.mean() < POWER:
         return None
@@ -237,23 +237,25 @@ def _sentences(found: RolloutPlan, policy: RolloutPolicy) -> list[str]:
         f"{found.chance_stopped:.0%}, and left undecided in {found.chance_undecided:.0%}, after {found.days_expected:.1f} days "
         f"on average and {found.days_worst:.1f} at most."
     )
-    said = [past, chances]
+    sentences = [past, chances]
     if found.smallest_effect is None:
-        said.append("No improvement, however large, is found in four of five within these time limits.")
+        sentences.append("No improvement, however large, is found in four of five within these time limits.")
     else:
-        said.append(
+        sentences.append(
             f"The smallest improvement found in four of five within these limits is {found.smallest_effect:.5f}."
         )
     if found.chance_promoted < POWER:
-        said.append(_remedy(found))
+        sentences.append(_remedy(found))
     if policy.dependence == "cohort" and found.dependence > 2:  # noqa: PLR2004 - twice the variance is worth a word
-        said.append(
+        sentences.append(
             f"Labels of one cohort hang together: the variance is {found.dependence:.1f} times that of independent ones, so "
             "more cohorts help and more labels a cohort hardly do."
         )
     if found.past_cohorts < _FEW_COHORTS:
-        said.append(f"{found.past_cohorts} cohorts tell little of how they vary: take the plan as a guess.")
-    return said
+        sentences.append(
+            f"{found.past_cohorts} cohorts tell little of how they vary: take the plan as a guess."
+        )
+    return sentences
 
 
 def _remedy(found: RolloutPlan) -> str:

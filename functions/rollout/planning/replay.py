@@ -1,4 +1,4 @@
-"""The past as it would have looked with a challenger in the shadow: logged vectors, scored again."""
+"""Replay of the past with a challenger in the shadow: logged vectors, scored again."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from functions.evaluation.realised_loss import Scorer, rescore
-from functions.rollout.evidence.cohort_sums import ReadOutcomes, observe
+from functions.rollout.evidence.cohort_sums import ReadOutcomes, sum_cohorts
 from functions.rollout.evidence.sums import PairedLoss
 from functions.rollout.policy import RolloutPolicy
 from functions.rollout.state import RolloutState
 
 
-class _Nowhere:
-    """Sums of a replay are not kept."""
+class _DiscardingStore:
+    """Store that discards the sums of a replay."""
 
     def find(self, key: str) -> bytes | None:  # noqa: ARG002 - the store's verb
         return None
 
     def put(self, key: str, data: bytes) -> None:
-        """Forget it."""
+        """Discard the object without storing it."""
 
 
 def replayed_loss(
@@ -34,7 +34,7 @@ def replayed_loss(
     start: datetime,
     now: datetime,
 ) -> PairedLoss:
-    """The paired losses that a shadow would have gathered from `start` until `now`.
+    """Compute the paired losses that a shadow would have had from `start` until `now`.
 
     read: outcomes with the logged `numeric` and `categorical`, unlabelled ones included. scorer: the loaded challenger.
     """
@@ -57,7 +57,7 @@ def replayed_loss(
         rows = rows.filter(pc.and_(mine, logged))
         return pa.concat_tables([rows, _shadow_of(rows, scorer, replay)])
 
-    return observe(_Nowhere(), "replay", state, with_shadow, now).loss
+    return sum_cohorts(_DiscardingStore(), "replay", state, with_shadow, now).loss
 
 
 def _shadow_of(rows: pa.Table, scorer: Scorer, version: int) -> pa.Table:

@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from functions.monitoring import DriftMonitor, PerformanceMonitor
 from functions.monitoring.drift.monitor import compare_window
-from functions.monitoring.drift.reference import Cycle, Numbered, Reference
+from functions.monitoring.drift.reference import Cycle, NumberedSketch, Reference
 from functions.monitoring.performance import Cohort, PerformanceState, judge
 from functions.rollout.evidence.sums import ClusterSums
 from functions.stats import Cusum, Moments, TableSketch, drift, one_row_per_unit
@@ -120,7 +120,7 @@ def _hour(rng: np.random.Generator, index: int) -> pa.Table:
     return pa.table(columns | {"word": pa.array(np.where(night, "night", "day"))})
 
 
-def _window_alarms(reference: Reference, window: Sequence[Numbered], monitor: DriftMonitor) -> bool:
+def _window_alarms(reference: Reference, window: Sequence[NumberedSketch], monitor: DriftMonitor) -> bool:
     return bool(compare_window(reference, window, monitor)[0].drifted)
 
 

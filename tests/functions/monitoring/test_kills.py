@@ -20,7 +20,7 @@ from functions.monitoring import (
 )
 from functions.monitoring.alarms import Alarms
 from functions.monitoring.results import record
-from functions.monitoring.watch import Post
+from functions.monitoring.watch import MonitorRun
 from functions.runtime import use_context
 from registry import Table, open_store
 
@@ -104,7 +104,7 @@ def test_fifty_kills_change_no_alarm_and_no_finding(
     }
     reaper, other = Reaper(50), type(diner)(open_store(f"file://{tmp_path}/other"), tmp_path)
     monkeypatch.setattr("functions.monitoring.watch.record", reaper.around(record))
-    monkeypatch.setattr(Post, "remember", reaper.around(Post.remember))
-    monkeypatch.setattr(Alarms, "say", reaper.around(Alarms.say))
+    monkeypatch.setattr(MonitorRun, "remember", reaper.around(MonitorRun.save_state))
+    monkeypatch.setattr(Alarms, "say", reaper.around(Alarms.report))
     assert story(other) == undisturbed
     assert reaper.kills == 50

@@ -6,10 +6,10 @@ import pytest
 
 from functions.evaluation import Gate
 from functions.project import ModelDefinition
-from functions.retraining.challengers import Challenger, _judged, best_of
+from functions.retraining.challengers import Challenger, _judge, best_of
 from functions.training import train_tabular
 from registry import Table
-from tests.functions.training.conftest import kitchen, one_thread  # noqa: F401 - the same kitchen
+from tests.functions.training.conftest import context, one_thread  # noqa: F401 - fixtures
 from tests.functions.training.test_tasks import MULTI, NAMES, NUMBER, prices, seasons
 
 LENIENT = Gate(max_ece=None, max_log_loss_ratio={"constant": 1.5})
@@ -19,9 +19,9 @@ LENIENT = Gate(max_ece=None, max_log_loss_ratio={"constant": 1.5})
     ("model", "make", "params", "loss"),
     [("season", seasons, MULTI, "log_loss"), ("price", prices, NUMBER, "rmse")],
 )
-def test_the_best_is_the_one_with_the_lowest_loss_of_its_kind(kitchen, model, make, params, loss):  # noqa: F811
-    training = Table(kitchen.store, "training").append(make(seed=0))
-    held_out = Table(kitchen.store, "held-out").append(make(seed=1).slice(0, 600))
+def test_the_best_is_the_one_with_the_lowest_loss_of_its_kind(context, model, make, params, loss):  # noqa: F811
+    training = Table(context.store, "training").append(make(seed=0))
+    held_out = Table(context.store, "held-out").append(make(seed=1).slice(0, 600))
     definition = ModelDefinition(
         name=model,
         service=model,
@@ -36,9 +36,9 @@ def test_the_best_is_the_one_with_the_lowest_loss_of_its_kind(kitchen, model, ma
     for window, epochs in (("short", params.epochs - 2), ("long", params.epochs)):
         given = params.model_copy(update={"epochs": epochs, "lr": 1e-2 if window == "long" else 4e-3})
         trained = train_tabular(model, training, **NAMES, params=given)
-        judged = _judged(definition, definition.gate, window, trained.version, held_out)
+        judged = _judge(definition, definition.gate, window, trained.version, held_out)
         assert judged.passed, judged
-        told = kitchen.registry().get_version(model, trained.version).metrics[loss]
+        told = context.registry().get_version(model, trained.version).metrics[loss]
         assert judged.loss == pytest.approx(told, rel=0.5)  # of other rows
         challengers.append(judged)
     assert best_of(challengers) == min(challengers, key=lambda one: one.loss)

@@ -23,7 +23,7 @@ from functions.project import ModelDefinition, Project, load_project
 from functions.retraining import challengers
 from functions.retraining import jobs as module
 from functions.retraining.jobs import (
-    Retrained,
+    RetrainResult,
     inspect_model,
     inspect_models,
     inspections,
@@ -180,7 +180,7 @@ def test_an_alarm_becomes_a_challenger_in_shadow(ctx: Context, clock: Wall) -> N
     assert events(ctx) == ["started", "finished", "skipped"]
 
 
-def held_out(ctx: Context, clock: Wall, done: Retrained) -> None:
+def held_out(ctx: Context, clock: Wall, done: RetrainResult) -> None:
     """The newest rows are in no training set, and each window is as long as it says."""
     split = clock.now - POLICY.label_delay - POLICY.holdout
     for one in done.challengers:
@@ -306,7 +306,7 @@ def test_every_decision_can_be_made_again_from_the_journal(
 def test_an_inspection_offers_what_stands(ctx: Context, clock: Wall, monkeypatch: pytest.MonkeyPatch) -> None:
     Stub(monkeypatch, ())
     assert inspect_model(MODEL).retraining == ()
-    alarms(MODEL).say(alarm(clock))
+    alarms(MODEL).report(alarm(clock))
     assert [one.rule for one in inspect_model(MODEL).retraining] == ["no_challenger"]
     assert [one.rule for one in inspect_model(MODEL).retraining] == ["cooldown"]
 
@@ -317,14 +317,14 @@ def test_an_incident_is_never_offered_and_hides_no_other_alarm(
     stub = Stub(monkeypatch, (), ())
     incident = alarm(clock, key=f"{MODEL}/quality/volume/1", monitor="quality", subject="volume")
     assert retrain(incident).rule == "no_trigger"
-    alarms(MODEL).say(incident)
+    alarms(MODEL).report(incident)
     assert inspect_model(MODEL).retraining == ()
-    alarms(MODEL).say(alarm(clock))
+    alarms(MODEL).report(alarm(clock))
     broken = {"key": f"{MODEL}/quality/nulls/1", "monitor": "quality", "subject": "nulls", "columns": ("x",)}
-    alarms(MODEL).say(alarm(clock, **broken))
+    alarms(MODEL).report(alarm(clock, **broken))
     assert [one.rule for one in inspect_model(MODEL).retraining] == ["broken_feed"]
     assert stub.calls == 0
-    alarms(MODEL).say(alarm(clock, **broken | {"key": f"{MODEL}/quality/nulls/2", "recovered": True}))
+    alarms(MODEL).report(alarm(clock, **broken | {"key": f"{MODEL}/quality/nulls/2", "recovered": True}))
     assert [one.rule for one in inspect_model(MODEL).retraining] == ["no_challenger"]
 
 
@@ -343,7 +343,7 @@ def test_asked_for_by_hand_the_rules_still_apply(
     ctx: Context, clock: Wall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Stub(monkeypatch, ())
-    first: Retrained = request_retrain(MODEL, "new data came")
+    first: RetrainResult = request_retrain(MODEL, "new data came")
     assert first.rule == "no_challenger"
     assert request_retrain(MODEL, "and again").rule == "cooldown"
 
@@ -371,7 +371,7 @@ def test_many_models_are_inspected_together_and_one_that_fails_alone(
             raise ValueError("its table is gone")
         return ()
 
-    monkeypatch.setattr("functions.retraining.jobs._watch", watch)
+    monkeypatch.setattr("functions.retraining.jobs._run_monitors", watch)
     with pytest.raises(ExceptionGroup, match="1 of 3 inspections failed") as failed:
         inspect_models(["late-0", "late-1", "late-2"])
     assert looked == ["late-0", "late-1", "late-2"]
@@ -422,11 +422,11 @@ def test_a_window_may_choose_among_the_rows_of_its_time(ctx: Context, clock: Wal
     policy = POLICY.model_copy(update={"windows": windows})
     (everything, season, fading), _ = challengers._orders(DEFINITION, policy, running)
     sizes = {}
-    for order in (everything, season, fading):
-        made = order.arguments["training_set"]
+    for job in (everything, season, fading):
+        made = job.arguments["training_set"]
         times = Table(ctx.store, made.name).read(version=made.version)["event_timestamp"].to_pylist()
-        sizes[order.window.name] = len(times)
-        assert order.arguments["datasets"] == [
+        sizes[job.window.name] = len(times)
+        assert job.arguments["datasets"] == [
             TableSnapshot(name="items", version=Table(ctx.store, "items").version())
         ]
     assert 0 < sizes["season"] < sizes["all"]

@@ -14,9 +14,9 @@ from functions.retraining.policy import (
     RetrainState,
     Running,
     Situation,
+    current_cooldown,
     decide,
-    fruitless,
-    waits,
+    retrains_in_vain,
 )
 from functions.retraining.windows import TrainingWindow
 
@@ -99,17 +99,19 @@ def test_a_blackout_waits() -> None:
 
 def test_retrains_in_vain_make_the_next_wait_longer_and_a_promotion_ends_that() -> None:
     vain = RetrainState(finished=(ended(7), ended(None), ended(8)), starts=(NOW - 30 * DAY,))
-    assert fruitless(vain, {8: "rolled_back"}) == 3
-    assert waits(vain, {8: "rolled_back"}, POLICY) == timedelta(days=90)  # 14 * 2**3 = 112, at most 90
+    assert retrains_in_vain(vain, {8: "rolled_back"}) == 3
+    assert current_cooldown(vain, {8: "rolled_back"}, POLICY) == timedelta(
+        days=90
+    )  # 14 * 2**3 = 112, at most 90
     assert rule(vain, ends={8: "rolled_back"}) == ("skip", "cooldown")
-    assert fruitless(vain, {8: "promoted"}) == 0
-    assert waits(vain, {8: "promoted"}, POLICY) == timedelta(days=14)
+    assert retrains_in_vain(vain, {8: "promoted"}) == 0
+    assert current_cooldown(vain, {8: "promoted"}, POLICY) == timedelta(days=14)
     assert rule(vain, ends={8: "promoted"}) == ("retrain", "go")
 
 
 def test_a_hundred_vain_retrains_do_not_overflow() -> None:
     state = RetrainState(finished=tuple(ended(None) for _ in range(100)))
-    assert waits(state, {}, POLICY) == POLICY.max_cooldown
+    assert current_cooldown(state, {}, POLICY) == POLICY.max_cooldown
 
 
 def test_all_findings_are_there_whatever_decided() -> None:

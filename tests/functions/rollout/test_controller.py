@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from functions.rollout.controller import Rollouts, Ticked
+from functions.rollout.controller import Rollouts, TickResult
 from functions.rollout.errors import NoRollout, RolloutActive, RolloutError
 from functions.rollout.explain import explain
 from functions.rollout.judge.decide import decide
@@ -20,9 +20,9 @@ from registry import TrafficRule, open_store
 POLICY = RolloutPolicy(shadow_min_labels=200)
 
 
-def run(kitchen: Any, days: int, **serve: int) -> list[Ticked]:
+def run(kitchen: Any, days: int, **serve: int) -> list[TickResult]:
     """Serve and tick daily, each tick by a fresh controller, until a rollout ends or the days are over."""
-    ticks: list[Ticked] = []
+    ticks: list[TickResult] = []
     for _ in range(days):
         kitchen.serve_a_day(**serve)
         ticks.append(kitchen.rollouts().tick())
@@ -290,7 +290,7 @@ def test_a_tick_reads_only_cohorts_that_still_wait_for_labels(kitchen: Any) -> N
     kitchen.quality = {1: 0.5, 2: 0.5}
     read: list[timedelta] = []
 
-    def tick() -> Ticked:
+    def tick() -> TickResult:
         rollouts = kitchen.rollouts()
         inner = rollouts._read
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from functions.rollout.controller import Ticked
+from functions.rollout.controller import TickResult
 from functions.rollout.policy import RolloutPolicy, Slo
 from registry.models.traffic import Traffic
 
@@ -20,9 +20,9 @@ ENDS = ("promoted", "rolled_back", "inconclusive")
 POLICY = RolloutPolicy(shadow_min_labels=200, shadow_timeout=6 * DAY, canary_timeout=6 * DAY)
 
 
-def live(kitchen: Any, days: int, *, requests: int = 200) -> list[Ticked]:
+def live(kitchen: Any, days: int, *, requests: int = 200) -> list[TickResult]:
     """Days with a tick each until the rollout ends. requests: 0 is a day on which nobody asks."""
-    ticks: list[Ticked] = []
+    ticks: list[TickResult] = []
     for _ in range(days):
         if requests:
             kitchen.serve_a_day(requests)
@@ -52,7 +52,7 @@ def said(kitchen: Any, rule: str) -> list[str]:
     ]
 
 
-def assert_left_out(kitchen: Any, last: Ticked, *, stage: str, rule: str) -> None:
+def assert_left_out(kitchen: Any, last: TickResult, *, stage: str, rule: str) -> None:
     """It ended so; users get the champion; and every decision comes out again."""
     assert (last.stage, last.rule) == (stage, rule)
     assert kitchen.registry.now.versions == (1,)

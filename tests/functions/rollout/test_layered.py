@@ -279,11 +279,11 @@ def test_a_tick_in_between_does_not_swallow_what_a_person_says(
     kitchen.registry.now = registry.traffic(MODEL)
     kitchen.serve_a_day()
     kitchen.now += timedelta(days=1)
-    observe = Rollouts._observe
+    sum_cohorts = Rollouts._observe
 
     def slow(self: Rollouts, *args: Any) -> Any:
-        found = observe(self, *args)
-        monkeypatch.setattr(Rollouts, "_observe", observe)
+        found = sum_cohorts(self, *args)
+        monkeypatch.setattr(Rollouts, "_observe", sum_cohorts)
         assert tick_rollout(MODEL).entry is not None
         return found
 

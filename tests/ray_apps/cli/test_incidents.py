@@ -30,9 +30,9 @@ def incident(number: int, **changes: Any) -> Alarm:
 
 def test_what_stands_is_listed_and_what_is_over_is_not(platform: Any, capsys: Any) -> None:
     with use_context(platform.context):
-        alarms("late").say(incident(1))
-        alarms("late").say(incident(2, subject="volume", text="0 rows", columns=()))
-        alarms("late").say(incident(3, subject="volume", recovered=True))
+        alarms("late").report(incident(1))
+        alarms("late").report(incident(2, subject="volume", text="0 rows", columns=()))
+        alarms("late").report(incident(3, subject="volume", recovered=True))
     assert main(("incidents", "late")) == 0
     (listed,) = json.loads(capsys.readouterr().out)
     assert (listed["monitor"], listed["subject"], listed["columns"]) == ("quality", "nulls", ["wind"])

@@ -22,7 +22,7 @@ def raise_alarm(diner: Any, days: int, **changes: Any) -> Alarm:
         "raised_at": diner.now, "start": diner.now - days * DAY, "end": diner.now, "text": "loss rose",
     }  # fmt: skip
     one = Alarm(**(fields | changes))
-    alarms(MODEL).say(one)
+    alarms(MODEL).report(one)
     return one
 
 

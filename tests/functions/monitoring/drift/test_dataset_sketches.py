@@ -18,7 +18,7 @@ import ray.data
 from functions.monitoring import watch_drift
 from functions.monitoring.drift import dataset_sketches as large
 from functions.monitoring.drift import watch as watch_features
-from functions.monitoring.drift.dataset_sketches import Rows, sketch_rows
+from functions.monitoring.drift.dataset_sketches import DatasetRows, sketch_rows
 from functions.monitoring.drift.monitor import DriftState
 from functions.runtime import use_context
 from functions.stats.sketch import TableSketch
@@ -45,10 +45,10 @@ def test_a_table_sketched_in_parts_counts_as_if_it_were_read_at_once(tmp_path: P
     rows = table(tmp_path, 6)
     whole = rows.read(columns=["x", "word"])
     like = TableSketch.reference(whole)
-    found = sketch_rows(Rows(rows, rows.version(), ("x", "word")), like)
+    found = sketch_rows(DatasetRows(rows, rows.version(), ("x", "word")), like)
     assert counts(found) == counts(like.window(whole))
     assert found.columns["x"].moments.mean == pytest.approx(like.window(whole).columns["x"].moments.mean)
-    some = Rows(rows, rows.version(), ("x", "word"), pc.field("part") >= 9)
+    some = DatasetRows(rows, rows.version(), ("x", "word"), pc.field("part") >= 9)
     assert counts(sketch_rows(some, like)) == counts(like.window(whole.slice(0, 0)))
 
 
@@ -66,7 +66,9 @@ def test_ray_counts_the_same_a_file_or_a_block_a_task(tmp_path: Path, cluster: N
     rows = table(tmp_path, 6)
     whole = rows.read(columns=["x", "word"])
     like = TableSketch.reference(whole)
-    assert counts(sketch_rows(Rows(rows, rows.version(), ("x", "word")), like)) == counts(like.window(whole))
+    assert counts(sketch_rows(DatasetRows(rows, rows.version(), ("x", "word")), like)) == counts(
+        like.window(whole)
+    )
     dataset = ray.data.from_arrow([whole.slice(at, 700) for at in range(0, len(whole), 700)])
     assert counts(large.sketch_dataset(dataset, like)) == counts(like.window(whole))
     made = large.reference_of_dataset(dataset, sample_rows=1_000)
@@ -77,10 +79,10 @@ def test_ray_counts_the_same_a_file_or_a_block_a_task(tmp_path: Path, cluster: N
 
 def test_a_sample_of_a_table_is_the_one_of_its_rows_and_stays_the_same(tmp_path: Path) -> None:
     rows = table(tmp_path, 5)
-    asked = Rows(rows, rows.version(), ("x", "part"))
-    assert asked.sampled(5_000).num_rows == 2_500
-    chosen = asked.sampled(700)
-    again = watch_features.sampled(rows.read(columns=["x", "part"]), 700)
+    asked = DatasetRows(rows, rows.version(), ("x", "part"))
+    assert asked.sample(5_000).num_rows == 2_500
+    chosen = asked.sample(700)
+    again = watch_features.sample(rows.read(columns=["x", "part"]), 700)
     assert chosen["part"].to_pylist() == again["part"].to_pylist()
     assert chosen.num_rows == 700
 
@@ -113,5 +115,5 @@ def test_what_cannot_be_sketched_is_refused_by_name(tmp_path: Path) -> None:
         TableSketch.total([like, TableSketch.reference(pa.table({"y": [1.0]}))])
     rows = table(tmp_path, 1)
     prepare = partial(pa.Table.rename_columns, names=["x"])
-    found = sketch_rows(Rows(rows, rows.version(), ("x",)), like, prepare=prepare)
+    found = sketch_rows(DatasetRows(rows, rows.version(), ("x",)), like, prepare=prepare)
     assert found.columns["x"].rows == 500

@@ -45,9 +45,9 @@ def test_a_cohort_is_estimated_before_its_labels_and_settled_after(diner: Any) -
         assert estimate_performance(MODEL, MONITOR).text == "no cohort is due"
     rows = said(diner)
     assert [row["verdict"] for row in rows].count("estimate") == 7
-    settled = [row for row in rows if row["value"] is not None]
-    assert {row["verdict"] for row in settled} == {"agreed"}
-    assert len(settled) == 6  # the last cohort's labels are due a day after its end
+    compared_with_labels = [row for row in rows if row["value"] is not None]
+    assert {row["verdict"] for row in compared_with_labels} == {"agreed"}
+    assert len(compared_with_labels) == 6  # the last cohort's labels are due a day after its end
     assert any("calibrated on" in row["text"] and "uncalibrated" not in row["text"] for row in rows)
     assert {row["verdict"] for row in said(diner, "auc")} == {"estimate"}
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from functions.monitoring.quality.incidents import judge, spoiled
 from functions.monitoring.quality.monitor import (
-    CohortLook,
+    CohortSummary,
     QualityMonitor,
     QualityState,
     QualityVerdict,
@@ -33,14 +33,14 @@ def feed(rng: np.random.Generator, day: int) -> dict[str, np.ndarray[Any, Any]]:
     }
 
 
-def look(index: int, values: dict[str, Any], **fields: Any) -> CohortLook:
+def look(index: int, values: dict[str, Any], **fields: Any) -> CohortSummary:
     columns = {
         name: ColumnProfile.of_numbers(
             index, np.asarray(column, float), MONITOR.ranges.get(name, (None, None))
         )
         for name, column in values.items()
     }
-    return CohortLook(index=index, columns=columns, **({"rows": ROWS} | fields))
+    return CohortSummary(index=index, columns=columns, **({"rows": ROWS} | fields))
 
 
 def run(

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from functions.evaluation.realised_loss import Scored, score
 from functions.rollout import Evidence, Guardrail, MetricSums, MetricValue, RolloutPolicy, UnitCounts, decide
-from functions.rollout.evidence.assigned_units import MOST_UNITS, Assigned, assigned
+from functions.rollout.evidence.assigned_units import MOST_UNITS, AssignedUnits, count_assigned
 from functions.rollout.evidence.metrics import metric_sums, read_metric, write_metric
 from functions.rollout.evidence.sums import ArmCounts, ClusterSums, PairedLoss
 from functions.rollout.explain import explain
@@ -128,13 +128,13 @@ def test_a_fair_split_is_left_alone_however_often_one_looks() -> None:
 
 def test_units_count_once_from_the_challengers_first_answer_on() -> None:
     state = canary()
-    lag = assigned(rows([1] * 5, list("abcde")), state, Assigned())
+    lag = count_assigned(rows([1] * 5, list("abcde")), state, AssignedUnits())
     assert (lag.begun, lag.counts) == (False, UnitCounts())
-    begun = assigned(rows([1, 2, 1, 1, 2, 1], ["f", "z", "a", "a", "y", "f"], start=5), state, lag)
+    begun = count_assigned(rows([1, 2, 1, 1, 2, 1], ["f", "z", "a", "a", "y", "f"], start=5), state, lag)
     assert begun.counts == UnitCounts(champion=2, challenger=1)  # a and f, y; z began it
-    again = Assigned.model_validate_json(begun.model_dump_json())
+    again = AssignedUnits.model_validate_json(begun.model_dump_json())
     assert again == begun
-    later = assigned(rows([2, 2, 1, 1, 3], ["z", "y", "a", "g", "h"], start=11), state, again)
+    later = count_assigned(rows([2, 2, 1, 1, 3], ["z", "y", "a", "g", "h"], start=11), state, again)
     assert later.counts == UnitCounts(champion=3, challenger=1)
 
 
@@ -142,14 +142,14 @@ def test_any_batches_count_the_same_units_up_to_a_stated_number(monkeypatch: pyt
     rng = np.random.default_rng(4)
     units = [str(u) for u in rng.integers(0, 300, 900)]
     versions = [2 if hash(u) % 3 == 0 else 1 for u in (int(unit) for unit in units)]
-    whole = assigned(rows(versions, units), canary(), Assigned())
-    parts = Assigned()
+    whole = count_assigned(rows(versions, units), canary(), AssignedUnits())
+    parts = AssignedUnits()
     for start, stop in ((0, 1), (1, 450), (450, 900)):
-        parts = assigned(rows(versions[start:stop], units[start:stop], start=start), canary(), parts)
+        parts = count_assigned(rows(versions[start:stop], units[start:stop], start=start), canary(), parts)
     assert parts == whole
     assert whole.counts.champion + whole.counts.challenger < 300
     monkeypatch.setattr("functions.rollout.evidence.assigned_units.MOST_UNITS", 50)
-    few = assigned(rows(versions, units), canary(), Assigned()).counts
+    few = count_assigned(rows(versions, units), canary(), AssignedUnits()).counts
     assert few.champion + few.challenger == 50 < MOST_UNITS
 
 
@@ -340,8 +340,10 @@ def test_a_clock_that_jumps_never_promotes_without_evidence(jump: timedelta) -> 
 
 def test_answers_of_the_first_seconds_say_nothing_of_the_split() -> None:
     lagging = rows([2] + [1] * 9, list("abcdefghij"), after_s=0)
-    assert assigned(lagging, canary(), Assigned()) == Assigned()
-    assert assigned(rows([2, 1], ["k", "l"], after_s=10), canary(), Assigned()).counts.champion == 1
+    assert count_assigned(lagging, canary(), AssignedUnits()) == AssignedUnits()
+    assert (
+        count_assigned(rows([2, 1], ["k", "l"], after_s=10), canary(), AssignedUnits()).counts.champion == 1
+    )
 
 
 def test_the_rows_of_one_request_were_assigned_together() -> None:
@@ -361,5 +363,5 @@ def test_the_rows_of_one_request_were_assigned_together() -> None:
             "label": [0.0] * n,
         }
     )
-    found = assigned(score(logged), canary(), Assigned())
+    found = count_assigned(score(logged), canary(), AssignedUnits())
     assert found.counts == UnitCounts(champion=3, challenger=0)
