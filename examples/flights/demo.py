@@ -28,7 +28,7 @@ from functions.features.jobs import build_training_set
 from functions.prediction_log import drain_predictions, predictions_table
 from functions.project import load_project
 from functions.reporting import Report, model_report
-from functions.retraining.jobs import Inspected, inspections, retrains
+from functions.retraining.jobs import InspectionResult, inspections, retrains
 from functions.rollout import rollout_status
 from functions.runtime.clock import Clock, ReplayClock
 from functions.runtime.context import Context, context_of
@@ -266,7 +266,7 @@ def _replayed(clock: Clock) -> ReplayClock:
     return clock
 
 
-async def _inspected(used: Context, now: datetime, seen: set[str]) -> Inspected | None:
+async def _inspected(used: Context, now: datetime, seen: set[str]) -> InspectionResult | None:
     """Wait until the schedule has handled every tick up to `now`, and its inspection is over; None if none was due.
 
     seen: invocations that were waited for before.
@@ -288,7 +288,7 @@ async def _inspected(used: Context, now: datetime, seen: set[str]) -> Inspected 
             )
         await asyncio.sleep(0.05)
     seen.add(str(standing.invocation))
-    result: Inspected = Invocation(str(standing.invocation), used).result(1.0)
+    result: InspectionResult = Invocation(str(standing.invocation), used).result(1.0)
     return result
 
 

@@ -12,7 +12,7 @@ from rich.table import Table as Grid
 
 from functions.evaluation import GateResult
 from functions.reporting import Report
-from functions.retraining.jobs import Inspected
+from functions.retraining.jobs import InspectionResult
 
 
 class Interrupt:
@@ -81,7 +81,7 @@ def told(gate: GateResult) -> str:
     return f"version {gate.version} {verdict} the gate: log loss {gate.metrics['log_loss']:.4f}, {ratios}"
 
 
-def news(found: Inspected) -> list[str]:
+def news(found: InspectionResult) -> list[str]:
     """What an inspection found and did, a line each."""
     lines = [
         f"{'over' if alarm.recovered else 'alarm'}: {alarm.text}"
