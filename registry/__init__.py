@@ -1,4 +1,4 @@
-"""The recipe book and its store: versions, runs, lineage and access on nothing but an object store.
+"""Model versions, runs, lineage and access tokens, kept in nothing but an object store.
 
 It knows objects, journals and tables. It must not know features, functions, Ray or HTTP.
 """

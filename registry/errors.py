@@ -1,6 +1,6 @@
-"""What can go wrong in the registry: one class for each way a caller would act differently."""
+"""Errors of the registry: one class for each way a caller would act differently."""
 
-# ruff: noqa: N818 - the names say what is the case (`except NotFound`), as Starlette's and httpx's do
+# ruff: noqa: N818 - the names say what happened (`except NotFound`), as Starlette's and httpx's do
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class InvalidInput(RegistryError, ValueError):
 
 
 class NotFound(RegistryError):
-    """Nothing is stored there."""
+    """Nothing is stored under this name, number or key."""
 
 
 class AlreadyExists(RegistryError):
-    """Something is stored there already, and `create` never overwrites."""
+    """Something is stored under this name already, and `create` never overwrites."""
 
 
 class Stale(RegistryError):
-    """The caller's `expected` value is not what is there now; `actual` says what is."""
+    """The caller's `expected` value is out of date; `actual` is the current one."""
 
     def __init__(self, what: str, expected: object, actual: object) -> None:
         self.what = what
@@ -41,11 +41,11 @@ class Stale(RegistryError):
 
 
 class GivenUp(Stale):
-    """A part of a layer was taken back between being claimed and being used: claim it again."""
+    """The claim on a layer was revoked between being made and being used: claim again."""
 
 
 class Refused(RegistryError):
-    """A rule of the model (approval, gate, live alias, code in files) forbids it; the message names the rule."""
+    """A rule of the model (approval, gate, live alias, code in files) forbids the change; the message names the rule."""
 
 
 class Damaged(RegistryError):

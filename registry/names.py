@@ -1,4 +1,4 @@
-"""Which names and keys are accepted: nothing that is a path in disguise, nothing a file system cannot hold."""
+"""Validation of names and keys: no disguised paths, nothing that a file system cannot hold."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from registry.errors import InvalidInput
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\\]")
-# What nearly every key looks like, told good in one step: every rule below holds for it.
+# Accepts nearly every key in one step; each rule below holds for what it matches.
 _PLAIN = re.compile(r"(?=.{1,240}\Z)[A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*\Z")
 _MAX_KEY_BYTES = 900  # S3 allows 1,024 for prefix and key together
 _MAX_PART_BYTES = 240  # file systems allow 255, our temporary names need some
 
 
 def check_name(name: str, *, what: str = "name") -> str:
-    """`name` if it may name a model, alias, arm, experiment or token.
+    """Return `name` if it may name a model, alias, arm, experiment or token.
 
     Raises: InvalidInput, with the rule.
     """
@@ -28,7 +28,7 @@ def check_name(name: str, *, what: str = "name") -> str:
 
 
 def check_key(key: str) -> str:
-    """`key` if it may name an object in every kind of store.
+    """Return `key` if it may name an object in every kind of store.
 
     Raises: InvalidInput, with the rule.
     """

@@ -1,4 +1,4 @@
-"""The registry: models, governance and runs behind one name."""
+"""The `Registry` class: models, governance and runs behind one name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Registry(Models, Governance, Experiments):
-    """The recipe book in `store`, written in the name of `actor`. Picklable; safe for threads.
+    """Models, versions, runs and experiments in `store`, changed in the name of `actor`. Picklable; safe for threads.
 
     store: from `open_store`; actor: recorded with every change; clock: gives the times of changes.
     """
@@ -29,7 +29,7 @@ class Registry(Models, Governance, Experiments):
         return f"Registry({self.store.url!r}, actor={self.actor!r})"
 
     def as_actor(self, actor: str) -> Registry:
-        """The same registry, written in another's name."""
+        """Return this registry with another actor for its changes."""
         return Registry(self.store, actor=actor, clock=self.clock)
 
 

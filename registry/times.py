@@ -11,14 +11,14 @@ Clock = Callable[[], datetime]
 
 
 def utc_now() -> datetime:
-    """The wall clock."""
+    """Current UTC time of the wall clock."""
     return datetime.now(UTC)
 
 
 def as_utc(at: datetime, *, name: str = "time") -> datetime:
-    """`at` in UTC.
+    """Convert a timezone-aware time to UTC.
 
-    name: what the caller calls it, for the message.
+    name: of the argument, for the message.
     Raises: InvalidInput if `at` has no timezone.
     """
     if at.tzinfo is None:
@@ -27,10 +27,10 @@ def as_utc(at: datetime, *, name: str = "time") -> datetime:
 
 
 def to_text(at: datetime) -> str:
-    """ISO 8601 in UTC, always with microseconds, so that text order is time order."""
+    """Write a time as ISO 8601 in UTC, always with microseconds, so that text order is time order."""
     return as_utc(at).isoformat(timespec="microseconds")
 
 
 def from_text(text: str) -> datetime:
-    """The inverse of `to_text`."""
+    """Read a time that `to_text` wrote."""
     return as_utc(datetime.fromisoformat(text))

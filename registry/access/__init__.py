@@ -1,1 +1,1 @@
-"""Access: tokens with roles, and signatures of model versions."""
+"""Access tokens with roles, and cryptographic signatures of model versions."""

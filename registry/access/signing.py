@@ -1,4 +1,4 @@
-"""Signatures in the OpenSSF model-signing format, made and checked offline with an elliptic-curve key.
+"""Signatures in the OpenSSF model-signing format, made and verified offline with an elliptic-curve key.
 
 A signature is a Sigstore bundle: a DSSE envelope around an in-toto statement that lists each file's SHA-256. Those
 are the digests the registry names blobs by, so neither signing nor checking reads a file here, and the
@@ -29,7 +29,7 @@ _HASHES: dict[int, hashes.HashAlgorithm] = {256: hashes.SHA256(), 384: hashes.SH
 
 
 def sign(name: str, files: Mapping[str, str], private_key: bytes, *, password: bytes | None = None) -> bytes:
-    """The bundle that signs files (path -> SHA-256 in hex) as the model `name`.
+    """Sign files (path -> SHA-256 in hex) as the model `name`; returns the bundle.
 
     private_key: PEM of an elliptic-curve key on P-256, P-384 or P-521.
     Raises: InvalidInput for any other key or a wrong password.
@@ -50,9 +50,9 @@ def sign(name: str, files: Mapping[str, str], private_key: bytes, *, password: b
 
 
 def check(bundle: bytes, files: Mapping[str, str], public_key: bytes | str) -> None:
-    """Check that `bundle` signs exactly these files (path -> SHA-256 in hex) with this key.
+    """Verify that `bundle` signs exactly these files (path -> SHA-256 in hex) with this key.
 
-    Raises: Refused if it does not, saying how; InvalidInput if it is no bundle or the key is none.
+    Raises: Refused if it does not, saying how; InvalidInput if it is not a bundle or the key is not a public key.
     """
     key = _public(public_key)
     envelope = _envelope(bundle)
@@ -65,24 +65,24 @@ def check(bundle: bytes, files: Mapping[str, str], public_key: bytes | str) -> N
         )
     except InvalidSignature as error:
         raise Refused(f"the signature is not one of the key {_hint(key)[:12]}…") from error
-    signed = _signed(payload)
+    signed = _signed_files(payload)
     differing = sorted(path for path in {*signed, *files} if signed.get(path) != files.get(path))
     if differing:
         raise Refused(f"the signature is of other files: {differing} differ")
 
 
 def fingerprint(public_key: bytes | str) -> str:
-    """How a bundle names the key that signed it: SHA-256 of its PEM. Raises: InvalidInput if it is none."""
+    """Fingerprint by which a bundle names its key: SHA-256 of the PEM. Raises: InvalidInput if it is not a public key."""
     return _hint(_public(public_key))
 
 
 def canonical(public_key: bytes | str) -> str:
-    """The key's PEM, always written the same way. Raises: InvalidInput if it is none."""
+    """Rewrite a public key as canonical PEM. Raises: InvalidInput if it is not a public key."""
     return _pem(_public(public_key)).decode()
 
 
 def public_of(private_key: bytes, *, password: bytes | None = None) -> str:
-    """The public key that belongs to a private one, as PEM. Raises: InvalidInput."""
+    """Derive the public key of a private one, as PEM. Raises: InvalidInput."""
     return _pem(_private(private_key, password).public_key()).decode()
 
 
@@ -108,22 +108,22 @@ def _statement(name: str, files: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _envelope(bundle: bytes) -> dict[str, Any]:
-    """The envelope in a bundle with one signature. Raises: InvalidInput."""
+    """Parse the envelope of a bundle with one signature. Raises: InvalidInput."""
     try:
         content = json.loads(bundle)
         envelope: dict[str, Any] = content["dsseEnvelope"]
-        one = len(envelope["signatures"]) == 1 and envelope["payloadType"] == _PAYLOAD_TYPE
+        single = len(envelope["signatures"]) == 1 and envelope["payloadType"] == _PAYLOAD_TYPE
         base64.b64decode(envelope["payload"], validate=True)
         base64.b64decode(envelope["signatures"][0]["sig"], validate=True)
-        if content["mediaType"] != _MEDIA_TYPE or not one:
+        if content["mediaType"] != _MEDIA_TYPE or not single:
             raise ValueError(f"want media type {_MEDIA_TYPE} and one signature of {_PAYLOAD_TYPE}")  # noqa: TRY301 - one message for all
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise InvalidInput(f"not a bundle of the OpenSSF model-signing format: {error!r}") from error
     return envelope
 
 
-def _signed(payload: bytes) -> dict[str, str]:
-    """Path -> SHA-256 of what a statement lists. Raises: Refused if it is not of the format's version 1."""
+def _signed_files(payload: bytes) -> dict[str, str]:
+    """Parse a statement to the signed files (path -> SHA-256). Raises: Refused if the format is not version 1."""
     statement = json.loads(payload)
     if statement.get("_type") != _STATEMENT or statement.get("predicateType") != _PREDICATE:
         raise Refused(
@@ -137,7 +137,7 @@ def _signed(payload: bytes) -> dict[str, str]:
 
 
 def _pae(kind: str, payload: bytes) -> bytes:
-    """What is really signed: DSSE's pre-authentication encoding."""
+    """Encode a payload for signing by DSSE's pre-authentication encoding."""
     return b"DSSEv1 %d %s %d %s" % (len(kind), kind.encode(), len(payload), payload)
 
 

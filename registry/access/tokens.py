@@ -1,4 +1,4 @@
-"""Who may do what: bearer tokens with roles, kept in a journal; a token's secret is stored hashed."""
+"""Bearer tokens with roles, kept in a journal; only hashes of their secrets are stored."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PARTS = 3  # tq_<id>_<secret>
 
 
 class Role(IntEnum):
-    """What a token allows, each role all that the ones before it do."""
+    """Permissions of a token; each role includes all roles before it."""
 
     viewer = 1
     predictor = 2
@@ -38,7 +38,7 @@ class Role(IntEnum):
 
     @classmethod
     def parse(cls, text: str | Role) -> Self:
-        """The role of that name. Raises: InvalidInput, with the names there are."""
+        """Parse the name of a role. Raises: InvalidInput, with the names there are."""
         if isinstance(text, Role):
             return cls(text)
         try:
@@ -48,7 +48,7 @@ class Role(IntEnum):
 
 
 class Principal(BaseModel):
-    """Who a request comes from."""
+    """Identity and role behind a request."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -61,7 +61,7 @@ class Principal(BaseModel):
 
 
 class TokenRecord(BaseModel):
-    """A token as it is kept: never its secret. digest: SHA-256 (hex) of the secret."""
+    """Stored record of a token, without its secret. digest: SHA-256 (hex) of the secret."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -75,7 +75,7 @@ class TokenRecord(BaseModel):
     revoked_at: datetime | None = None
 
     def is_live(self, now: datetime) -> bool:
-        """Whether it is neither revoked nor expired at `now`."""
+        """Whether the token is neither revoked nor expired at `now`."""
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
 
 
@@ -83,9 +83,9 @@ Tokens = Mapping[str, TokenRecord]
 
 
 class Access:
-    """The tokens of a platform, in its store. Safe for threads.
+    """Access tokens of a platform, kept in its store. Safe for threads.
 
-    actor: who creates and revokes; clock: decides when a token has expired.
+    actor: recorded with tokens created and revoked; clock: decides when a token has expired.
     """
 
     def __init__(
@@ -104,9 +104,9 @@ class Access:
         self._lock = threading.Lock()
 
     def create_token(self, name: str, role: Role | str, *, expires_at: datetime | None = None) -> str:
-        """Make a token and return it: the only time it is shown.
+        """Create a token and return its text, which is not shown again.
 
-        name: recorded as the actor of what it is used for.
+        name: recorded as the actor of requests with the token.
         Raises: AlreadyExists if a live token has this name; InvalidInput.
         """
         check_name(name, what="token name")
@@ -131,19 +131,19 @@ class Access:
         return f"{_PREFIX}_{token_id}_{secret}"
 
     def verify(self, token: str) -> Principal | None:
-        """Whose token it is, or None if it is not a live token.
+        """Return the principal of a live token, or None for any other text.
 
-        Reads the store at most once a second, so a revocation takes hold within that. While the store is
-        away, what was read last stays in force. Raises: Unavailable if nothing was ever read.
+        Reads the store at most once a second, so a revocation takes effect within a second. While the store does
+        not answer, the tokens last read stay valid. Raises: Unavailable if tokens were never read.
         """
-        return self._principal(token, self._tokens) if _is_ours(token) else None
+        return self._principal(token, self._tokens) if _is_token(token) else None
 
     def recall(self, token: str) -> Principal | None:
-        """As `verify`, by what was read last, at once: for when the store hangs. None also if nothing was read."""
-        return self._principal(token, lambda: self._fold.state) if _is_ours(token) else None
+        """Verify a token by the tokens last read, without the store; None also if tokens were never read."""
+        return self._principal(token, lambda: self._fold.state) if _is_token(token) else None
 
     def read(self) -> None:
-        """Read the tokens now, so that `recall` knows them. Raises: Unavailable."""
+        """Read the tokens from the store now, for `recall`. Raises: Unavailable."""
         self._tokens()
 
     def _principal(self, token: str, tokens: Callable[[], Tokens]) -> Principal | None:
@@ -167,11 +167,11 @@ class Access:
         self._fold.transact(decide)
 
     def list_tokens(self) -> list[TokenRecord]:
-        """All tokens there ever were, oldest first."""
+        """List all tokens ever created, oldest first."""
         return list(self._fold.refresh().values())
 
     def _tokens(self) -> Tokens:
-        """The tokens, read again if the last read is a second old."""
+        """Current tokens, read again if the last read is a second old."""
         with self._lock:
             now = self._monotonic()
             if self._read_at is not None and now - self._read_at < REFRESH_EVERY_S:
@@ -185,13 +185,13 @@ class Access:
             return self._fold.state
 
 
-def _is_ours(token: str) -> bool:
+def _is_token(token: str) -> bool:
     parts = token.split("_", _PARTS - 1)
     return len(parts) == _PARTS and parts[0] == _PREFIX
 
 
 def _digest(secret: str) -> str:
-    """A plain hash is enough: the secret is 256 random bits, not a password."""
+    """Hash a secret; a plain hash is enough for 256 random bits."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""The error of a writer whose place in a journal was taken by another."""
+"""The error raised when another writer took the next number of a journal."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from registry.journal.entry import Entry
 
 
 class Conflict(RegistryError):  # noqa: N818 - as in `registry.errors`
-    """Another writer's entry stands where ours should have gone: reread and decide again.
+    """Another writer's entry has the number that this one was to get: reread and decide again.
 
-    number: the number both wanted; entry: what is there.
+    number: of the entry; entry: the other writer's.
     """
 
     def __init__(self, number: int, entry: Entry, *, path: str = "journal") -> None:

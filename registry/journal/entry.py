@@ -18,9 +18,9 @@ NO_DIGEST = "0" * 64  # what the first entry names as its predecessor
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One change.
+    """One change that a journal records.
 
-    number: position, from 0; body: what changed, as JSON; actor: who; at: when; txn: unique to the attempt;
+    number: position, from 0; body: what changed, as JSON; actor: who changed it; at: when; txn: unique to the attempt;
     previous, digest: SHA-256 (hex) of the entry before and of this one.
     """
 
@@ -33,18 +33,18 @@ class Entry:
     digest: str = ""
 
     def sealed(self) -> Entry:
-        """The same entry with its digest."""
+        """Return this entry with its digest filled in."""
         return replace(self, digest=hashlib.sha256(_canonical(self._content())).hexdigest())
 
     def to_json(self) -> dict[str, Any]:
-        """What is stored, as JSON values."""
+        """The stored content as JSON values."""
         return {**self._content(), "digest": self.digest}
 
     def to_bytes(self, carried: Sequence[Entry] = ()) -> bytes:
-        """What is stored.
+        """The stored bytes of the entry.
 
         carried: entries before this one, repeated beside it so that a cold reader needs fewer reads. They
-        are no part of the digest; their own digests and the chain vouch for them.
+        are not part of the digest; their own digests and the chain verify them.
         """
         content = self.to_json()
         return _canonical(
@@ -63,9 +63,9 @@ class Entry:
 
 
 def parse_entry(data: bytes, where: str) -> tuple[Entry, list[Entry]]:
-    """The entry in `data`, and those it carries.
+    """Parse stored bytes: the entry, and the earlier ones that it carries.
 
-    Raises: Damaged, naming `where`, if it is not one, does not give its digest, or carries others than its
+    Raises: Damaged, naming `where`, if the bytes are not an entry, do not give its digest, or carry others than its
     predecessors.
     """
     try:
@@ -74,9 +74,9 @@ def parse_entry(data: bytes, where: str) -> tuple[Entry, list[Entry]]:
         entry = _from_json(fields)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise Damaged(f"{where} is not readable: {error}") from error
-    for one in (*carried, entry):
-        if one.sealed().digest != one.digest:
-            raise Damaged(f"{where} does not give its digest {one.digest[:12]}…: its bytes were changed")
+    for each in (*carried, entry):
+        if each.sealed().digest != each.digest:
+            raise Damaged(f"{where} does not give its digest {each.digest[:12]}…: its bytes were changed")
     if entry.to_bytes(carried) != data:
         raise Damaged(f"{where} is not written as its content is: its bytes were changed")
     for before, after in pairwise([*carried, entry]):
@@ -95,7 +95,7 @@ def _canonical(content: Mapping[str, Any]) -> bytes:
 
 
 def plain(body: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """`body` as a reader will see it. Raises: InvalidInput unless it is JSON without NaN or infinity."""
+    """Normalise `body` to what a reader will see. Raises: InvalidInput unless it is JSON without NaN or infinity."""
     try:
         plain: dict[str, Any] = json.loads(_canonical(body))
     except (TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Following a journal: its state is a pure fold of its entries, kept warm by one read of the next number."""
+"""State folded from a journal's entries, kept up to date by one read of the next number."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Fold(Generic[S]):
-    """The state of `journal`: `step` over all its entries, beginning with `initial`.
+    """State of a journal: `step` applied to all its entries in order, beginning with `initial`.
 
     step: pure, and must not change the state it is given.
     encode, decode: the state to JSON values and back; with both, a snapshot is kept every 64 entries, and a
@@ -34,7 +34,7 @@ class Fold(Generic[S]):
     schema: change it when `step` or `encode` changes, and old snapshots are left aside.
     carry: each entry repeats those since the last snapshot, so that a cold read is 3 requests however long
     the journal; for journals that many read and few write.
-    May be shared by threads.
+    Safe for threads.
     """
 
     def __init__(
@@ -65,16 +65,16 @@ class Fold(Generic[S]):
 
     @property
     def state(self) -> S:
-        """The state as of the last refresh; no request."""
+        """State after the last refresh, without a request."""
         return self._state
 
     @property
     def next(self) -> int:
-        """The number of the next entry: how many the state contains."""
+        """Number of the next entry, which is how many the state contains."""
         return self._next
 
     def refresh(self) -> S:
-        """Read what is new and return the state; 1 read if nothing is.
+        """Read new entries and return the state; 1 read if there are none.
 
         Raises: Damaged if the chain is broken; the state then stays what it was.
         """
@@ -90,12 +90,12 @@ class Fold(Generic[S]):
     def transact(
         self, decide: Callable[[S], dict[str, Any] | None], *, patience_s: float = PATIENCE_S
     ) -> Entry | None:
-        """Read the state, `decide` what to append, append it; decide again when another writer was first.
+        """Read the state, `decide` what to append and append it; decide again if another writer came first.
 
         decide: pure; returns the entry's body, or None for nothing to do; what it raises passes through.
-        patience_s: how long to go on losing against other writers.
-        Returns: the entry written, or None. 1 read and 1 write when nobody interferes.
-        Raises: Conflict when patience ends; Unavailable when the store does not answer.
+        patience_s: how long to go on after lost races against other writers.
+        Returns: the entry written, or None. 1 read and 1 write without contention.
+        Raises: Conflict after `patience_s`; Unavailable when the store does not answer.
         """
         deadline = time.monotonic() + patience_s
         attempt = 0
@@ -119,7 +119,7 @@ class Fold(Generic[S]):
             return entry
 
     def _take(self, entry: Entry) -> None:
-        """Fold in an entry we need not read, unless a concurrent refresh of this object has."""
+        """Apply an entry that is known already, unless a concurrent refresh has applied it."""
         with self._lock:
             if entry.number == self._next:
                 self._advance(entry)
@@ -145,7 +145,7 @@ class Fold(Generic[S]):
         return f"{self.journal.path}/snapshot.json"
 
     def _save(self) -> None:
-        """Keep a snapshot. It only saves reads, so a store that fails here fails nothing."""
+        """Store a snapshot; it only saves reads, so a failure is logged and ignored."""
         assert self._encode is not None  # noqa: S101 - the one caller checks it
         content = {
             "schema": self._schema,
@@ -163,7 +163,7 @@ class Fold(Generic[S]):
         self._tail, self._tail_bytes = [], 0
 
     def _catch_up(self) -> bool:
-        """Take the last entry and those it carries; False if they do not reach back to where we are."""
+        """Apply the last entry and those it carries; False if they leave a gap after the current state."""
         last = self.journal.find_last(self._next)
         if last is None:
             return True
@@ -177,7 +177,7 @@ class Fold(Generic[S]):
         return True
 
     def _warm_up(self) -> None:
-        """Start from the snapshot, the first time."""
+        """Load the snapshot before the first read of entries."""
         content = self._load() if self._decode else None
         if content is not None and self._decode is not None:
             self._state = self._decode(content["state"])
@@ -187,7 +187,7 @@ class Fold(Generic[S]):
         self._cold = False
 
     def _load(self) -> dict[str, Any] | None:
-        """The snapshot, or None where it is absent, of another schema or damaged: the entries have it all."""
+        """Read the snapshot; None where it is absent, of another schema or damaged, since the entries hold everything."""
         data = self.journal.store.find(self._key)
         if data is None:
             return None

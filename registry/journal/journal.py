@@ -1,4 +1,4 @@
-"""A journal: numbered entries, each created once, each carrying the digest of the one before.
+"""An append-only journal of numbered entries, each created once and carrying the digest of the one before.
 
 Appending at a number is a compare-and-swap: of two writers one wins and the other finds the winner's entry.
 State is a pure fold of the entries, so the journal is at once the state, its history and the audit log.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Journal:
-    """The journal at `path` in `store`.
+    """Append-only, hash-chained journal at `path` in `store`.
 
     actor: recorded with every entry this object appends; clock: gives their times.
     """
@@ -38,12 +38,12 @@ class Journal:
         self._digests: dict[int, str] = {}
 
     def append(self, body: Mapping[str, Any], *, at: int, carried: Sequence[Entry] = ()) -> Entry:
-        """Write `body` as entry number `at`, one past the last; 1 write.
+        """Append `body` as entry number `at`, which is one past the last; 1 write.
 
         A lost answer is settled by reading back and comparing the transaction id.
         carried: the entries right before it, repeated beside it for cold readers.
-        Raises: Conflict if another's entry is there; InvalidInput if `body` is not finite JSON or `at`
-        leaves a gap; Unavailable if the store does not answer (then the entry may be there or not).
+        Raises: Conflict if another writer's entry has the number; InvalidInput if `body` is not finite JSON or `at`
+        leaves a gap; Unavailable if the store does not answer (the entry may or may not be stored).
         """
         entry = Entry(
             number=at,
@@ -56,28 +56,28 @@ class Journal:
         try:
             self.store.create(self.key(at), entry.to_bytes(carried))
         except (AlreadyExists, Unavailable) as error:
-            there = self._find_unchained(at)
-            if there is None:
+            stored = self._find_unchained(at)
+            if stored is None:
                 raise Unavailable(f"{self.path}: entry {at} was not written: {error}; try again") from error
-            if there.txn != entry.txn:
-                raise Conflict(at, there, path=self.path) from error
+            if stored.txn != entry.txn:
+                raise Conflict(at, stored, path=self.path) from error
         self.remember(entry)
         return entry
 
     def entry(self, number: int) -> Entry:
-        """Entry `number`. Raises: NotFound; Damaged if its bytes do not give its digest."""
+        """Get the entry of this number. Raises: NotFound; Damaged if its bytes do not give its digest."""
         found = self.find(number)
         if found is None:
             raise NotFound(f"{self.path} has no entry {number}")
         return found
 
     def find(self, number: int) -> Entry | None:
-        """Entry `number` or None; 1 read. Raises: Damaged if its bytes do not give its digest."""
+        """Find the entry `number`, or None; 1 read. Raises: Damaged if its bytes do not give its digest."""
         found = self.find_carrying(number)
         return None if found is None else found[0]
 
     def find_carrying(self, number: int) -> tuple[Entry, list[Entry]] | None:
-        """Entry `number` and those it carries, or None; 1 read. Raises: Damaged as `find`."""
+        """Find the entry `number` and those it carries, or None; 1 read. Raises: Damaged as `find`."""
         data = self.store.find(self.key(number))
         if data is None:
             return None
@@ -89,13 +89,13 @@ class Journal:
         return entry, carried
 
     def find_last(self, start: int) -> int | None:
-        """The number of the last entry from `start` on, or None; 1 listing of what is there."""
+        """Number of the last entry from `start` on, or None; 1 listing of the entries."""
         after = self.key(start - 1) if start else f"{self.path}/entries/"
         last = deque(self.store.list(f"{self.path}/entries/", after=after), maxlen=1)
         return int(last[0].rpartition("/")[2].removesuffix(".json")) if last else None
 
     def entries(self, start: int = 0) -> Iterator[Entry]:
-        """Entries from `start` to the last, one read each and one to find the end."""
+        """Iterate over entries from `start` to the last; one read each and one to find the end."""
         number = start
         while (entry := self.find(number)) is not None:
             yield entry
@@ -114,22 +114,22 @@ class Journal:
         return count
 
     def key(self, number: int) -> str:
-        """Where entry `number` is stored."""
+        """Key under which entry `number` is stored."""
         if number < 0:
             raise InvalidInput(f"{self.path}: entry number {number} is negative")
         return f"{self.path}/entries/{number:08d}.json"
 
     def remember(self, entry: Entry) -> None:
-        """Keep the digest of `entry`, which the next one must name; only recent ones are kept."""
+        """Remember the digest of `entry`, which the next entry must name; only recent ones are kept."""
         self._digests[entry.number] = entry.digest
         self._digests.pop(entry.number - 8, None)
 
     def trust(self, number: int, digest: str) -> None:
-        """Take `digest` as that of entry `number`, known from a snapshot."""
+        """Accept `digest` for entry `number`, as recorded by a snapshot."""
         self._digests[number] = digest
 
     def _find_unchained(self, number: int) -> Entry | None:
-        """Entry `number` as stored, whatever came before it: a conflict is news, not damage."""
+        """Read entry `number` without checking its chain: a conflict is expected here, not damage."""
         data = self.store.find(self.key(number))
         return None if data is None else parse_entry(data, f"{self.path} entry {number}")[0]
 

@@ -1,1 +1,1 @@
-"""Models: versions, their files and lineage, approvals, aliases, traffic, and the rules for each."""
+"""Model versions with their files, lineage, approvals, aliases and traffic, and the rules for each."""

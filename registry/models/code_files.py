@@ -1,9 +1,9 @@
-"""Which files can execute code when they are loaded: pickles, scripts, libraries, and archives that hold them.
+"""Detection of files that can execute code when loaded: pickles, scripts, libraries, and archives of them.
 
 An exported program (.pt2) is a zip of tables, raw tensors and a graph as JSON. `torch.export.load` unpickles its
 sample inputs, payloads that a table marks as pickled, and custom objects; it runs libraries, and evaluates the
-graph's symbolic expressions. Here everything pickled is looked into, and all but plain tensors counts as code;
-expressions are not judged: load programs with a reader that checks them, as the predictor does.
+graph's symbolic expressions. Here everything pickled is inspected, and all but plain tensors counts as code;
+expressions are not checked: load programs with a reader that checks them, as the predictor does.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ARCHIVED_SUFFIXES = _SUFFIXES | {".cpp", ".o", ".cubin", ".sh"}
 _PICKLE_STARTS = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 _ZIP_START = b"PK\x03\x04"
 _CUSTOM_OBJECTS = ("custom_obj_", "opaque_obj_")
-_MAX_BYTES = 64 << 20  # of a member that is looked into; a larger one counts as code
+_MAX_BYTES = 64 << 20  # of an archive member that is inspected; a larger one counts as code
 
 # A pickle of tensors calls these and nothing else.
 _STORAGES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
@@ -43,7 +43,7 @@ _PLAIN_OPCODES = {
 
 
 def executable_files(files: Mapping[str, LocalFile]) -> tuple[str, ...]:
-    """Paths of files that can execute code when they are loaded."""
+    """List paths of files that can execute code when they are loaded."""
     return tuple(name for name, file in files.items() if _can_execute(file.path))
 
 
@@ -65,7 +65,7 @@ def _archive_can_execute(file: IO[bytes]) -> bool:
         with zipfile.ZipFile(file) as archive:
             return any(_member_can_execute(archive, member) for member in archive.infolist())
     except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError):
-        return True  # what cannot be looked into
+        return True  # an archive that cannot be inspected
 
 
 def _member_can_execute(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool:
@@ -83,12 +83,12 @@ def _member_can_execute(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bo
 
 def _content(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     if member.file_size > _MAX_BYTES:
-        raise ValueError(f"{member.filename} is too large to be looked into")
+        raise ValueError(f"{member.filename} is too large to be inspected")
     return archive.read(member)
 
 
 def _marks_pickles(table: bytes) -> bool:
-    """Whether a program's table of payloads says that one of them is pickled, or an object."""
+    """Whether a program's table of payloads marks one of them as pickled, or as an object."""
     payloads = json.loads(table).get("config", {})
     return any(
         payload.get("use_pickle") or str(payload.get("path_name", "")).startswith(_CUSTOM_OBJECTS)

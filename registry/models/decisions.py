@@ -1,4 +1,4 @@
-"""What may happen to a model: pure decisions, each from a state to the one entry to append (or None)."""
+"""Pure decisions about a model: each checks the rules and returns the entry to append, or None for no change."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ Expected = int | None | Literal["unchecked"]
 
 
 def require_model(state: ModelState) -> None:
-    """Raises: NotFound if the model does not exist."""
+    """Check that the model exists. Raises: NotFound."""
     if state.created_at is None:
         raise NotFound(f"model {state.name!r} does not exist; create it with create_model")
 
 
 def require_version(state: ModelState, number: int) -> ModelVersion:
-    """Version `number`, deleted or not. Raises: NotFound."""
+    """Get a version by number, deleted or not. Raises: NotFound."""
     require_model(state)
     version = state.versions.get(number)
     if version is None:
@@ -44,7 +44,7 @@ def require_version(state: ModelState, number: int) -> ModelVersion:
 
 
 def require_usable(state: ModelState, number: int) -> ModelVersion:
-    """Version `number`. Raises: NotFound; Refused if it was rejected or deleted."""
+    """Get a version that may be used. Raises: NotFound; Refused if it was rejected or deleted."""
     version = require_version(state, number)
     if version.status != "READY":
         raise Refused(f"{state.name}@{number} is {version.status}; register or choose another version")
@@ -54,7 +54,7 @@ def require_usable(state: ModelState, number: int) -> ModelVersion:
 def create_model(
     state: ModelState, *, description: str, tags: Mapping[str, str], policy: ModelPolicy
 ) -> Body:
-    """Raises: AlreadyExists."""
+    """Create the model with its policy. Raises: AlreadyExists."""
     if state.created_at is not None:
         raise AlreadyExists(f"model {state.name!r} was created at {state.created_at.isoformat()}")
     return {
@@ -66,13 +66,13 @@ def create_model(
 
 
 def set_policy(state: ModelState, policy: ModelPolicy) -> Body | None:
-    """Raises: NotFound."""
+    """Replace the policy of the model. Raises: NotFound."""
     require_model(state)
     return None if policy == state.policy else {"kind": "policy", "policy": jsonable(policy)}
 
 
 def review(state: ModelState, number: int, *, actor: str, approved: bool, comment: str) -> Body | None:
-    """Raises: NotFound; Refused if this actor's word does not count by the policy."""
+    """Approve or reject a version. Raises: NotFound; Refused if the policy does not accept this actor's approval."""
     version = require_version(state, number)
     policy = state.policy
     if approved and policy.guarded and actor == version.author and not policy.author_may_approve:
@@ -83,8 +83,8 @@ def review(state: ModelState, number: int, *, actor: str, approved: bool, commen
         raise Refused(
             f"{state.name}@{number}: {actor!r} is not among its approvers {sorted(policy.approvers)}"
         )
-    said = {(a.actor, a.approved, a.comment) for a in version.approvals}
-    if (actor, approved, comment) in said:
+    reviews = {(a.actor, a.approved, a.comment) for a in version.approvals}
+    if (actor, approved, comment) in reviews:
         return None
     if not approved and state.uses(number):
         raise Refused(f"{state.name}@{number} is live ({', '.join(state.uses(number))}); roll back first")
@@ -94,7 +94,7 @@ def review(state: ModelState, number: int, *, actor: str, approved: bool, commen
 def record_gate(
     state: ModelState, number: int, gate: str, *, passed: bool, details: Mapping[str, Any]
 ) -> Body:
-    """Raises: NotFound; InvalidInput."""
+    """Record the outcome of a gate. Raises: NotFound; InvalidInput."""
     require_version(state, number)
     check_name(gate, what="gate")
     return {"kind": "gate", "version": number, "gate": gate, "passed": passed, "details": finite(details)}
@@ -105,7 +105,7 @@ def set_alias(
 ) -> Body | None:
     """Point `alias` to a version; `clear` ends the champion's experiments in the same entry.
 
-    Raises: Stale if `expected` is not there now; Refused if the policy is not met.
+    Raises: Stale if `expected` is not the current version; Refused if the policy is not met.
     """
     require_usable(state, number)
     check_name(alias, what="alias")
@@ -122,7 +122,7 @@ def set_alias(
 
 
 def delete_alias(state: ModelState, alias: str, *, reason: str) -> Body | None:
-    """Raises: NotFound if the model does not exist; Refused while traffic depends on it."""
+    """Delete an alias if it exists. Raises: NotFound without the model; Refused while traffic depends on it."""
     require_model(state)
     if alias not in state.aliases:
         return None
@@ -132,18 +132,18 @@ def delete_alias(state: ModelState, alias: str, *, reason: str) -> Body | None:
 
 
 def rollback(state: ModelState, alias: str, *, reason: str) -> Body:
-    """Back to the last earlier version behind `alias` that may be there still.
+    """Point `alias` back to its latest earlier version that is still allowed.
 
-    Raises: Refused if there is none, with the reason for each.
+    Raises: Refused if there is no such version, with the reason for each.
     """
     require_model(state)
     past = state.past.get(alias, ())
-    bars = {number: _bar(state, alias, number) for number in reversed(past)}
-    for number, bar in bars.items():
-        if not bar:
+    obstacles = {number: _obstacle(state, alias, number) for number in reversed(past)}
+    for number, obstacle in obstacles.items():
+        if not obstacle:
             return {"kind": "rollback", "alias": alias, "version": number, "reason": reason, "clear": True}
-    told = "; ".join(f"{number} {bar}" for number, bar in bars.items()) or "it had none"
-    raise Refused(f"alias {alias!r} of {state.name} has no earlier version to go back to: {told}")
+    reasons = "; ".join(f"{number} {text}" for number, text in obstacles.items()) or "it had none"
+    raise Refused(f"alias {alias!r} of {state.name} has no earlier version to go back to: {reasons}")
 
 
 def set_traffic(
@@ -159,7 +159,7 @@ def set_traffic(
 ) -> Body | None:
     """Split the traffic: arm -> (version, share), the champion has the rest; rules go before the split.
 
-    Raises: NotFound without a champion; Stale; GivenUp if the layer's part was taken back; Refused; InvalidInput.
+    Raises: NotFound without a champion; Stale; GivenUp if the layer's part was revoked; Refused; InvalidInput.
     """
     traffic = require_traffic(state)
     if expected is not None and expected != traffic.entry:
@@ -179,7 +179,7 @@ def set_traffic(
         and named == state.split.rules
     ):
         return None
-    # Rules that stand were let in when they came: a rollout carries them along and need not answer for them again.
+    # Existing rules were checked when they were set: a rollout that carries them along need not justify them again.
     added = _ruled([rule for rule in named if rule not in state.split.rules])
     guarded = [*split, *added] if state.policy.guarded else []
     salt = (state.split.salt or f"{state.name}/{state.entries}") if new or unique_shadows else ""
@@ -196,7 +196,7 @@ def _ruled(rules: Sequence[TrafficRule]) -> list[int]:
 
 
 def require_layer(state: ModelState, part: LayerPart | None, *, keeps_arms: bool) -> None:
-    """Arms stay in their layer while they answer, and a claim that was given up is not used.
+    """Check that arms stay in their layer while they answer, and that a revoked claim is not used.
 
     Raises: GivenUp; Refused if units would change between arms.
     """
@@ -216,7 +216,7 @@ def require_layer(state: ModelState, part: LayerPart | None, *, keeps_arms: bool
 
 
 def leave_layer(state: ModelState, layer: str, claim: int) -> Body | None:
-    """Never use `claim` of `layer` again, unless the split rests on that layer now."""
+    """Revoke `claim` of `layer` for this model, unless its current split uses the layer."""
     if state.split.layer is not None and state.split.layer.name == layer:
         return None
     done = claim <= state.revoked_claims.get(layer, -1)
@@ -224,18 +224,18 @@ def leave_layer(state: ModelState, layer: str, claim: int) -> Body | None:
 
 
 def begin_holdout(state: ModelState, name: str, share: float, *, reason: str) -> Body | None:
-    """Hold units out. Raises: NotFound; InvalidInput; Refused where they would have met an arm."""
+    """Begin to hold out a share of units. Raises: NotFound; InvalidInput; Refused while arms have answered them."""
     require_model(state)
     check_name(name, what="holdout")
     buckets = to_buckets(share, what=f"holdout {name!r}")
     if not 0 < buckets < BUCKETS:
         raise InvalidInput(f"holdout {name!r}: share={share!r} holds out none or all; give 0.0001 to 0.9999")
-    there = next((one for one in state.holdouts if one.name == name), None)
-    if there is not None:
-        if there.share == buckets / BUCKETS:
+    existing = next((holdout for holdout in state.holdouts if holdout.name == name), None)
+    if existing is not None:
+        if existing.share == buckets / BUCKETS:
             return None
         raise Refused(
-            f"{state.name} holds out {there.share:.2%} as {name!r} already, and who is held out stays; "
+            f"{state.name} holds out {existing.share:.2%} as {name!r} already, and who is held out stays; "
             "begin another under a new name, or end this one"
         )
     if state.split.arms:
@@ -247,14 +247,14 @@ def begin_holdout(state: ModelState, name: str, share: float, *, reason: str) ->
 
 
 def end_holdout(state: ModelState, name: str, *, reason: str) -> Body | None:
-    """Let held-out units take part again. Raises: NotFound if the model does not exist."""
+    """End a holdout, so that its units take part again. Raises: NotFound if the model does not exist."""
     require_model(state)
-    there = any(one.name == name for one in state.holdouts)
-    return {"kind": "holdout-ended", "holdout": name, "reason": reason} if there else None
+    exists = any(holdout.name == name for holdout in state.holdouts)
+    return {"kind": "holdout-ended", "holdout": name, "reason": reason} if exists else None
 
 
 def delete_version(state: ModelState, number: int, *, reason: str) -> Body | None:
-    """Raises: NotFound; Refused while anything points to it."""
+    """Mark a version as deleted. Raises: NotFound; Refused while an alias or traffic points to it."""
     version = require_version(state, number)
     if version.deleted_at is not None:
         return None
@@ -267,7 +267,7 @@ def delete_version(state: ModelState, number: int, *, reason: str) -> Body | Non
 
 
 def require_traffic(state: ModelState) -> Traffic:
-    """The split in force. Raises: NotFound if there is no model or no champion."""
+    """Get the current traffic split. Raises: NotFound if there is no model or no champion."""
     require_model(state)
     traffic = state.traffic
     if traffic is None:
@@ -278,7 +278,7 @@ def require_traffic(state: ModelState) -> Traffic:
 
 
 def _resolve(rules: Sequence[TrafficRule], arms: Mapping[str | int, int]) -> tuple[TrafficRule, ...]:
-    """Rules with the versions of the arms that they name. arms: version by name. Raises: InvalidInput."""
+    """Resolve the arms that rules name to versions. arms: version by name. Raises: InvalidInput."""
     if len(rules) > MAX_RULES:
         raise InvalidInput(
             f"{len(rules)} rules; at most {MAX_RULES} are asked of a request, put some together"
@@ -293,12 +293,12 @@ def _resolve(rules: Sequence[TrafficRule], arms: Mapping[str | int, int]) -> tup
                 f"rule {rule.name!r} goes to arm {rule.to!r}, which is not there; name one of {[CHAMPION, *arms]}, "
                 "or the number of a version"
             )
-    # no arm beside the champion has its name, so that stays, and means whichever it is
+    # "champion" is never among the arms, so it stays as a name and follows the current champion
     return tuple(rule.model_copy(update={"to": arms.get(rule.to, rule.to)}) for rule in rules)
 
 
 def _recorded(state: ModelState, arms: Mapping[str, tuple[int, float]]) -> list[Body]:
-    """The arms with the buckets that they have from now on, as they stand in the entry."""
+    """Arms with their new buckets, as recorded in the entry."""
     ranges = _allocate(state, arms)
     return [
         {
@@ -317,15 +317,13 @@ def _allocate(state: ModelState, arms: Mapping[str, tuple[int, float]]) -> dict[
         if name == CHAMPION:
             raise InvalidInput("arm 'champion' has what the others leave; give the others' shares only")
         if name in RESERVED and name not in {arm.name for arm in state.split.arms}:
-            raise InvalidInput(
-                f"arm {name!r} is what answers of units beside the arms are called; choose another name"
-            )
+            raise InvalidInput(f"arm {name!r} is reserved for units outside the arms; choose another name")
     wanted = {name: to_buckets(share, what=f"arm {name!r}") for name, (_, share) in arms.items()}
     return allocate({arm.name: arm.buckets for arm in state.split.arms}, wanted)
 
 
-def _bar(state: ModelState, alias: str, number: int) -> str:
-    """What keeps `alias` from going back to `number`; "" if nothing does. An override, once given, holds."""
+def _obstacle(state: ModelState, alias: str, number: int) -> str:
+    """Reason why `alias` cannot go back to `number`, or "" if it can. An override, once given, stays valid."""
     version = state.versions[number]
     if number == state.aliases.get(alias):
         return "is there now"
@@ -336,7 +334,7 @@ def _bar(state: ModelState, alias: str, number: int) -> str:
 
 
 def _broken(state: ModelState, numbers: Sequence[int], override: str) -> dict[str, list[str]]:
-    """Version -> rules of the policy it does not meet. Raises: Refused if any and there is no override."""
+    """Unmet rules of the policy by version. Raises: Refused if there are any and no override is given."""
     broken = {
         str(number): list(missing)
         for number in numbers

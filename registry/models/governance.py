@@ -1,4 +1,4 @@
-"""Who may go live: approvals, gates, policy, aliases and traffic."""
+"""The part of the registry that decides which version is live: approvals, gates, aliases and traffic."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from registry.models.versions import ModelPolicy, ModelVersion
 
 
 class Governance(Layers):
-    """The part of the registry that decides which version is live. Each change is one journal entry."""
+    """Approvals, gates, aliases, traffic and holdouts of models; each change is one journal entry."""
 
     def set_policy(self, name: str, policy: ModelPolicy) -> ModelState:
-        """Say what a version of the model needs before it may go live. Raises: NotFound."""
+        """Set the conditions that a version must meet before it may go live. Raises: NotFound."""
         return self._change(name, lambda state: decisions.set_policy(state, policy))[1]
 
     def approve(self, name: str, version: int, *, comment: str = "") -> ModelVersion:
-        """Approve a version in this actor's name; it replaces what this actor said before.
+        """Approve a version in this actor's name; it replaces this actor's earlier review.
 
         Raises: NotFound; Refused if the actor is its author or not among the approvers.
         """
         return self._review(name, version, approved=True, comment=comment)
 
     def reject(self, name: str, version: int, *, comment: str = "") -> ModelVersion:
-        """Reject a version: nothing can be pointed to it until this actor approves it.
+        """Reject a version: no alias or traffic can point to it until this actor approves it.
 
         Raises: NotFound; Refused while it is live.
         """
@@ -66,9 +66,9 @@ class Governance(Layers):
     ) -> ModelVersion:
         """Point an alias to a version; returns the version.
 
-        expected: the version it must point to now (None: none), or it is left alone.
-        override: the reason of an emergency: goes live against the policy, and is marked for ever.
-        Raises: Stale, naming what is there now; Refused if the policy is not met; NotFound.
+        expected: the version it must point to now (None: no version); otherwise nothing changes.
+        override: the reason of an emergency: goes live against the policy, which stays recorded for ever.
+        Raises: Stale, naming the current version; Refused if the policy is not met; NotFound.
         """
         return self._point(
             name, alias, version, expected=expected, reason=reason, override=override, clear=False
@@ -92,15 +92,15 @@ class Governance(Layers):
         )
 
     def delete_alias(self, name: str, alias: str, *, reason: str = "") -> None:
-        """Take an alias away; an absent one is fine. Raises: NotFound; Refused while traffic needs it."""
+        """Delete an alias if it exists. Raises: NotFound; Refused while traffic needs it."""
         self._change(name, lambda state: decisions.delete_alias(state, alias, reason=reason))
 
     def rollback(self, name: str, alias: str = CHAMPION, *, reason: str = "") -> ModelVersion:
         """Point an alias back to the version before, in one entry; ends canaries, shadows and rules to a version too.
 
-        Passed over are versions rejected or deleted meanwhile and, where the alias is guarded, those that the
-        policy would not let there now, unless an override once did.
-        Raises: Refused if there is none to go back to, saying why of each; NotFound.
+        Skips versions rejected or deleted meanwhile and, where the alias is guarded, those that the current policy does
+        not allow, unless an override once did.
+        Raises: Refused if no earlier version is left, with the reason for each; NotFound.
         """
         entry, state = self._change_and_release(
             name, lambda state: decisions.rollback(state, alias, reason=reason)
@@ -108,7 +108,7 @@ class Governance(Layers):
         return state.versions[entry.body["version"] if entry else state.aliases[alias]]
 
     def traffic(self, name: str) -> Traffic:
-        """The split in force. 1 read when warm. Raises: NotFound if there is no champion."""
+        """Get the current traffic split; 1 read when warm. Raises: NotFound if there is no champion."""
         return decisions.require_traffic(self.follow(name).refresh())
 
     def set_traffic(
@@ -126,9 +126,9 @@ class Governance(Layers):
         """Split the traffic: arm -> (version, share); the champion has the rest.
 
         shadows: versions that see every request and answer none.
-        expected: `entry` of the traffic this was decided on, or None for whatever it is.
+        expected: `entry` of the traffic on which the change was decided, or None for any.
         layer: the arms share only that part of the layer, and no unit of it is in another model's; the shares of
-            arms are of that part. It is given back when the last arm and shadow leave.
+            arms are of that part. The part is released with the last arm and shadow.
         rules: requests that go to one version whatever their unit, before holdouts, layer and split; the first that
             matches. A rule that names an arm means the version that it has now.
         Raises: Stale; Refused if the policy is not met, or others have the layer; InvalidInput for shares and rules;
@@ -146,7 +146,7 @@ class Governance(Layers):
     def begin_holdout(self, name: str, holdout: str, share: float, *, reason: str = "") -> Traffic:
         """Hold a share of all units out of every experiment of the model, until `end_holdout`.
 
-        They meet the champion, whichever it is, and shadows do not see them. Models that declare a holdout of the
+        The current champion answers them, and shadows do not see them. Models that declare a holdout of the
         same name hold out the same units (of the larger share, those of the smaller and more).
         Raises: NotFound; InvalidInput; Refused while arms answer, or if it holds out another share already.
         """
@@ -155,11 +155,11 @@ class Governance(Layers):
         )
 
     def end_holdout(self, name: str, holdout: str, *, reason: str = "") -> Traffic:
-        """Let held-out units take part again; an absent one is fine. Raises: NotFound."""
+        """End a holdout if it exists, so that its units take part again. Raises: NotFound."""
         return self._with_holdout(name, lambda state: decisions.end_holdout(state, holdout, reason=reason))
 
     def unmet(self, name: str, version: int) -> tuple[str, ...]:
-        """What the model's policy wants of a version before it may be the champion, and is not there yet.
+        """List the policy's conditions for the champion that a version does not meet yet.
 
         Raises: NotFound.
         """

@@ -1,10 +1,10 @@
-"""Layers: units that experiments of several models share out among themselves, so that none is in two of them.
+"""Layers: disjoint shares of units for experiments of several models, so that no unit is in two experiments.
 
-Each layer has a journal, and one claim a model in it. A claim says that its buckets are nobody else's; the model's own
-entry, which carries a copy, says that they are used. The claim comes first and goes last, so a writer that is killed in
-between leaves a claim without traffic: harmless, taken up by the next try, and taken back when another model needs the
-room. Whoever takes back writes into the model's journal first that this claim may not be used any more, so even a writer
-that was only asleep finds out.
+Each layer has a journal with at most one claim a model. A claim reserves its buckets; the model's own entry, which
+carries a copy, says that they are used. The claim is written first and released last, so a writer that is killed in
+between leaves a claim without traffic: harmless, reused by the next attempt, and released when another model needs the
+buckets. Before a claim is released, its revocation is written into the model's journal, so that a stalled writer cannot
+use it afterwards.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A model's buckets in a layer. number: of the entry that said so."""
+    """A model's buckets in a layer. number: of the journal entry that claimed them."""
 
     number: int
     buckets: Ranges
 
     @property
     def share(self) -> float:
-        """Part of the layer, 0 to 1."""
+        """Share of the layer's buckets, 0 to 1."""
         return size(self.buckets) / BUCKETS
 
 
@@ -44,24 +44,24 @@ Claims = Mapping[str, Claim]  # by model
 
 
 class Layers(ModelJournals):
-    """The part of the registry about who has which part of a layer."""
+    """The part of the registry that claims, grows and releases models' parts of layers."""
 
     def __init__(self, store: Any, *, actor: str, clock: Clock = utc_now) -> None:
         super().__init__(store, actor=actor, clock=clock)
         self._layers: dict[str, Fold[Claims]] = {}
 
     def layer(self, name: str) -> Claims:
-        """The claims in a layer by model; nobody's as long as nobody asked. 1 read when warm. Raises: InvalidInput."""
+        """Claims in a layer by model, empty for an unused layer; 1 read when warm. Raises: InvalidInput."""
         return self._claims(name).refresh()
 
     def list_layers(self) -> list[str]:
-        """Names of all layers that were ever claimed in, sorted."""
+        """Names of all layers that were ever claimed, sorted."""
         return [key.removeprefix("layer-names/") for key in self.store.list("layer-names/")]
 
     def claim(self, model: str, wanted: LayerShare) -> LayerPart:
-        """The model's part of a layer: as it is, or grown, or taken anew. Nothing is answered by it yet.
+        """Claim a part of a layer for the model, or keep or grow its part; traffic does not use it yet.
 
-        Raises: Refused if others have the room, or the part would shrink while it is used; NotFound; InvalidInput.
+        Raises: Refused if other models have the buckets, or the part would shrink while it is used; NotFound; InvalidInput.
         """
         state = self.follow(model).refresh()
         decisions.require_traffic(state)
@@ -70,17 +70,17 @@ class Layers(ModelJournals):
         used = now is not None and now.name == layer
         if now is not None and used and count <= size(now.buckets):
             return _existing_part(now, count, model)
-        mine = self.layer(layer).get(model)
-        if mine is not None and not used and _is_unusable(mine, count, state.revoked_claims.get(layer, -1)):
+        claim = self.layer(layer).get(model)
+        if claim is not None and not used and _is_unusable(claim, count, state.revoked_claims.get(layer, -1)):
             self.release(model, layer)
         claims = self.layer(layer)
-        if count > BUCKETS - _claimed_by_others(claims, model):  # perhaps some are left over
+        if count > BUCKETS - _claimed_by_others(claims, model):  # release claims without traffic
             for other in [each for each in claims if each != model]:
                 self.release(other, layer)
         return self._take(model, layer, count)
 
     def release(self, model: str, layer: str) -> None:
-        """Give a model's part of a layer back, unless its traffic is split in it."""
+        """Release a model's part of a layer, unless its traffic uses it."""
         claim = self.layer(layer).get(model)
         if claim is None:
             return
@@ -95,9 +95,9 @@ class Layers(ModelJournals):
         wanted: LayerShare | None,
         decide: Callable[[ModelState, LayerPart | None], decisions.Body | None],
     ) -> ModelState:
-        """Change the traffic: claim, append, and give back what is used no more.
+        """Change the traffic: claim the layer, append the entry, release the part that is no longer used.
 
-        Raises: what `claim` and `decide` raise; GivenUp if the claim was taken back again and again.
+        Raises: what `claim` and `decide` raise; GivenUp if the claim was revoked in every attempt.
         """
         for attempt in range(_ATTEMPTS):
             part = None if wanted is None else self.claim(model, wanted)
@@ -115,15 +115,15 @@ class Layers(ModelJournals):
     def _change_and_release(
         self, model: str, decide: Callable[[ModelState], decisions.Body | None]
     ) -> tuple[Entry | None, ModelState]:
-        """`_change`, and what it leaves of a layer is given back; where that fails, whoever needs the room does it."""
+        """Change the model and release the layer part it stopped using; if that fails, the next claim releases it."""
         before: LayerPart | None = None
 
-        def watched(state: ModelState) -> decisions.Body | None:
+        def decide_and_note(state: ModelState) -> decisions.Body | None:
             nonlocal before
             before = state.split.layer
             return decide(state)
 
-        entry, state = self._change(model, watched)
+        entry, state = self._change(model, decide_and_note)
         if (
             entry is not None
             and before is not None
@@ -136,23 +136,24 @@ class Layers(ModelJournals):
         try:
             self.release(model, layer)
         except RegistryError as error:
-            _logger.warning("layer %s: the part of %s is not given back yet: %s", layer, model, error)
+            _logger.warning("layer %s: the part of %s is not released yet: %s", layer, model, error)
 
     def _take(self, model: str, layer: str, count: int) -> LayerPart:
         fold = self._claims(layer)
         if fold.next == 0:
             self.store.put(f"layer-names/{layer}", b"")
-        there: Claim | None = None
+        existing: Claim | None = None
 
         def decide(claims: Claims) -> dict[str, Any] | None:
-            nonlocal there
-            there = claims.get(model)
-            enough = there is not None and size(there.buckets) >= count  # more: a growth that was never used
+            nonlocal existing
+            existing = claims.get(model)
+            # A larger claim is a growth that was never used.
+            enough = existing is not None and size(existing.buckets) >= count
             return None if enough else _claimed(claims, model, layer, count)
 
         entry = fold.transact(decide)
-        taken = there if entry is None else _claim_of(entry.body, entry.number)
-        assert taken is not None  # noqa: S101 - nothing is appended only where one is there
+        taken = existing if entry is None else _claim_of(entry.body, entry.number)
+        assert taken is not None  # noqa: S101 - nothing is appended only where a claim exists
         return LayerPart(name=layer, claim=taken.number, buckets=taken.buckets)
 
     def _claims(self, layer: str) -> Fold[Claims]:
@@ -165,7 +166,7 @@ class Layers(ModelJournals):
 
 
 def _claimed(claims: Claims, model: str, layer: str, count: int) -> dict[str, Any]:
-    """The claim of `count` buckets; those that the model has, it keeps. Raises: Refused if others have them."""
+    """Body of an entry that claims `count` buckets and keeps those the model has. Raises: Refused if too few are free."""
     others = _claimed_by_others(claims, model)
     if count > BUCKETS - others:
         parts = ", ".join(f"{name} {claim.share:.2%}" for name, claim in claims.items() if name != model)
@@ -180,9 +181,9 @@ def _claimed(claims: Claims, model: str, layer: str, count: int) -> dict[str, An
 
 
 def _released(claims: Claims, model: str, number: int) -> dict[str, Any] | None:
-    """Give back the claim of that number, if it is the one there is."""
-    there = claims.get(model)
-    return {"kind": "released", "model": model} if there is not None and there.number == number else None
+    """Body of an entry that releases the claim of that number, or None if it is no longer the current one."""
+    current = claims.get(model)
+    return {"kind": "released", "model": model} if current is not None and current.number == number else None
 
 
 def _existing_part(now: LayerPart, count: int, model: str) -> LayerPart:
@@ -195,7 +196,7 @@ def _existing_part(now: LayerPart, count: int, model: str) -> LayerPart:
 
 
 def _is_unusable(claim: Claim, count: int, last_revoked: int) -> bool:
-    """Whether a claim without traffic, of a writer that was killed or is just at it, is not the one that is wanted."""
+    """Whether a claim without traffic, perhaps of a killed writer, was revoked or has another size than wanted."""
     return claim.number <= last_revoked or size(claim.buckets) != count
 
 

@@ -1,4 +1,4 @@
-"""Where a version came from, and what depends on a piece of data or code."""
+"""Lineage of versions: the data, code and run they were made from, and their dependents."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from registry.store import TableSnapshot
 
 
 class Lineage(BaseModel):
-    """What a version was made from.
+    """The run, data, features and code that a version was made from.
 
     run: id of the run that trained it; datasets: table snapshots; features: feature view -> digest of its
     definition; code: digest of the code; parent: the version it challenges or was tuned from.
@@ -23,16 +23,16 @@ class Lineage(BaseModel):
     parent: int | None = None
 
     def depends_on(self, source: TableSnapshot | str) -> bool:
-        """Whether `source` is among them: a table snapshot, or a run id or digest of code or features."""
+        """Whether the version was made from `source`: a table snapshot, a run id, or a digest of code or features."""
         if isinstance(source, TableSnapshot):
             return source in self.datasets
         return source in {self.run, self.code, *self.features.values()}
 
 
 class Dependent(BaseModel):
-    """A version that depends on what was asked about, and what it is doing now.
+    """A version that depends on a given source, and how it is used now.
 
-    aliases: those that point to it; arm: the arm of live traffic it serves, if any.
+    aliases: that point to it; arm: the arm of live traffic it serves, if any.
     """
 
     model_config = ConfigDict(frozen=True)

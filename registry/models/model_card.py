@@ -1,4 +1,4 @@
-"""A model card: what is recorded of a version, as a page of Markdown."""
+"""Model cards in Markdown, rendered from what is recorded of a version."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from registry.times import to_text
 
 
 def model_card(state: ModelState, version: ModelVersion) -> str:
-    """The card of `version`, which belongs to the model `state`."""
+    """Render the card of `version`, which belongs to the model `state`."""
     uses = ", ".join(state.uses(version.version)) or "nothing points to it"
     head = [
         f"# {version.model}@{version.version}",
@@ -24,7 +24,7 @@ def model_card(state: ModelState, version: ModelVersion) -> str:
     sections = [
         ("Metrics", _table(("metric", "value"), ((n, f"{v:.6g}") for n, v in version.metrics.items()))),
         ("Inputs and outputs", _signature(version)),
-        ("Gates, approvals and signatures", _judged(version)),
+        ("Gates, approvals and signatures", _gates_and_approvals(version)),
         ("Made from", _lineage(version)),
         ("Tags", _table(("tag", "value"), version.tags.items())),
     ]
@@ -45,14 +45,14 @@ def _spec(spec: TensorSpec) -> tuple[str, str, str, str]:
     return spec.name, spec.datatype, str(spec.shape), ", ".join(spec.columns or ())
 
 
-def _judged(version: ModelVersion) -> str:
+def _gates_and_approvals(version: ModelVersion) -> str:
     lines = [
         f"- gate {gate.name}: {'passed' if gate.passed else 'FAILED'} ({gate.actor}, {to_text(gate.at)})"
         for gate in version.gates.values()
     ]
     lines += [
-        f"- {'approved' if said.approved else 'REJECTED'} by {said.actor} at {to_text(said.at)} {said.comment}".rstrip()
-        for said in version.approvals
+        f"- {'approved' if review.approved else 'REJECTED'} by {review.actor} at {to_text(review.at)} {review.comment}".rstrip()
+        for review in version.approvals
     ]
     lines += [
         f"- signed by key `{mark.signer[:16]}` ({mark.actor}, {to_text(mark.at)})"

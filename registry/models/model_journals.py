@@ -1,4 +1,4 @@
-"""What the parts of the registry share: a store, an actor, a clock, and warm folds of the models' journals."""
+"""Access to the models' journals, which all parts of the registry share: store, actor, clock and folded states."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 class ModelJournals:
-    """Access to the journals of models.
+    """Access to the journals of models, each folded to its state.
 
-    store: where all is kept; actor: who makes the changes; clock: their times.
+    store: holds the journals; actor: recorded with every change; clock: gives the times of changes.
     """
 
     def __init__(self, store: ObjectStore, *, actor: str, clock: Clock = utc_now) -> None:
@@ -37,7 +37,7 @@ class ModelJournals:
         self._models_lock = threading.Lock()
 
     def follow(self, model: str) -> Fold[ModelState]:
-        """The model's state, kept warm: `.refresh()` is one read; has `.versions`, `.aliases`, `.traffic`.
+        """Follow the model's state: `.refresh()` is one read and gives `.versions`, `.aliases` and `.traffic`.
 
         Raises: InvalidInput for a malformed name.
         """
@@ -63,7 +63,7 @@ class ModelJournals:
     def _change(
         self, model: str, decide: Callable[[ModelState], Body | None], *, patience_s: float = PATIENCE_S
     ) -> tuple[Entry | None, ModelState]:
-        """Append what `decide` returns; gives the entry and the state that contains it."""
+        """Append the entry that `decide` returns; gives the entry and the state that contains it."""
         fold = self.follow(model)
         entry = fold.transact(decide, patience_s=patience_s)
         return entry, fold.state

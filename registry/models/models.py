@@ -1,4 +1,4 @@
-"""Models and their versions: register, read, check and delete."""
+"""The part of the registry that creates models, and reads, verifies and deletes versions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from registry.times import as_utc
 
 
 class Verified(BaseModel):
-    """What `verify` has read and found in order."""
+    """Counts of what `verify` has read and found undamaged."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -33,7 +33,7 @@ class Verified(BaseModel):
 
 
 class Models(Registration, SignedVersions):
-    """The part of the registry about models and versions."""
+    """Models and versions: create, tag, read, download, verify and delete."""
 
     def create_model(
         self,
@@ -64,7 +64,7 @@ class Models(Registration, SignedVersions):
         return self._change(name, decide)[1]
 
     def get_model(self, name: str) -> ModelState:
-        """The model as it is now. Raises: NotFound."""
+        """Get the model's current state. Raises: NotFound."""
         state = self.follow(name).refresh()
         decisions.require_model(state)
         return state
@@ -83,13 +83,13 @@ class Models(Registration, SignedVersions):
         return self._change(name, decide)[1]
 
     def find_version(self, name: str, version: int | str) -> ModelVersion | None:
-        """A version by number or alias, or None; deleted ones by number only. 1 read when warm."""
+        """Find a version by number or alias, or None; deleted ones by number only. 1 read when warm."""
         state = self.follow(name).refresh()
         number = state.aliases.get(version) if isinstance(version, str) else version
         return None if number is None else state.versions.get(number)
 
     def get_version(self, name: str, version: int | str) -> ModelVersion:
-        """A version by number or alias. Raises: NotFound."""
+        """Get a version by number or alias. Raises: NotFound."""
         found = self.find_version(name, version)
         if found is None:
             state = self.follow(name).state
@@ -101,7 +101,7 @@ class Models(Registration, SignedVersions):
         return found
 
     def list_versions(self, name: str) -> list[ModelVersion]:
-        """All versions that are not deleted, oldest first. Raises: NotFound if the model does not exist."""
+        """List all versions that are not deleted, oldest first. Raises: NotFound if the model does not exist."""
         return [version for version in self.get_model(name).versions.values() if version.deleted_at is None]
 
     def set_version_tags(self, name: str, version: int, tags: Mapping[str, str | None]) -> ModelVersion:
@@ -135,9 +135,9 @@ class Models(Registration, SignedVersions):
     ) -> Path:
         """Write a version's files below the folder `to`, every digest checked; returns the folder.
 
-        paths: those wanted; None: all. allow_code: paths of files that can execute code, to be accepted by name.
+        paths: of the files to write; None: all. allow_code: paths of files that can execute code, to be accepted by name.
         Raises: NotFound; Damaged if a stored byte was changed; Refused for code, for a deleted version, and
-            where the policy names signers and none of them has signed.
+            where the policy names signers and the version has no signature of theirs.
         """
         found = self.get_version(name, version)
         if found.deleted_at is not None:
@@ -157,23 +157,23 @@ class Models(Registration, SignedVersions):
         return folder
 
     def history(self, name: str) -> list[Entry]:
-        """Every change of the model, oldest first, with actor, time and reason. Raises: NotFound."""
+        """List every change of the model, oldest first, with actor, time and reason. Raises: NotFound."""
         entries = list(self.follow(name).journal.entries())
         if not entries:
             decisions.require_model(ModelState(name=name))
         return entries
 
     def card(self, name: str, version: int | str) -> str:
-        """The model card of a version, in Markdown, rendered from what is recorded. Raises: NotFound."""
+        """Render the model card of a version in Markdown from what is recorded. Raises: NotFound."""
         found = self.get_version(name, version)
         return model_card(self.follow(name).state, found)
 
     def alias_at(self, name: str, alias: str, at: datetime) -> int | None:
-        """The version behind `alias` at a moment, or None. Raises: NotFound; InvalidInput for a naive time."""
+        """Version that `alias` pointed to at a moment, or None. Raises: NotFound; InvalidInput for a naive time."""
         return self.model_at(name, at).aliases.get(alias)
 
     def model_at(self, name: str, at: datetime) -> ModelState:
-        """The whole model as it was at a moment. Raises: NotFound; InvalidInput for a naive time."""
+        """Rebuild the model's state at a moment. Raises: NotFound; InvalidInput for a naive time."""
         moment = as_utc(at, name="at")
         entries = self.history(name)
         known = max((entry.number for entry in entries if entry.at <= moment), default=-1)
@@ -183,9 +183,9 @@ class Models(Registration, SignedVersions):
         return state
 
     def verify(self, name: str) -> Verified:
-        """Walk the model's hash chain and read every blob and signature.
+        """Verify the model's hash chain and read every blob and signature.
 
-        Raises: Damaged, naming the first damaged thing; NotFound.
+        Raises: Damaged, naming the first damaged object; NotFound.
         """
         count = self.follow(name).journal.verify()
         blobs = self.get_model(name).blobs()
@@ -197,7 +197,7 @@ class Models(Registration, SignedVersions):
         return Verified(entries=count, blobs=len(blobs), size_bytes=size_bytes)
 
     def dependents(self, source: TableSnapshot | str) -> list[Dependent]:
-        """Every version that was made from `source`: a table snapshot, a code digest, a run id, a view digest."""
+        """List every version made from `source`: a table snapshot, a code digest, a run id or a view digest."""
         found: list[Dependent] = []
         for name in self.list_models():
             state = self.follow(name).state

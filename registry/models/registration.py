@@ -1,4 +1,4 @@
-"""Registering a version: its files first, then one journal entry that makes it; and collecting what is left over.
+"""Registration of versions (files first, then one journal entry) and garbage collection of unused files.
 
 The two meet safely without any clock. Files are stored under the model's current generation. A collection
 first appends an entry that opens a new one, then deletes files of older generations that no version uses. A
@@ -30,12 +30,12 @@ from registry.store.blobs import Blobs, LocalFile, scan
 _PATIENCE_S = 1200.0  # what was uploaded is worth waiting for, however many others register
 
 
-class _GarbageCollected(Exception):  # noqa: N818 - a signal between two functions here, not an error
-    """Garbage was collected between upload and append: what was uploaded may be gone."""
+class _GarbageCollected(Exception):  # noqa: N818 - a signal between two functions of this module, not an error
+    """Garbage was collected between upload and append, so the uploaded files may be gone."""
 
 
 class Registration(ModelJournals):
-    """The part of the registry that brings versions in, and clears away what they no longer need."""
+    """The part of the registry that registers versions and deletes files which no version uses."""
 
     def create_version(
         self,
@@ -55,7 +55,7 @@ class Registration(ModelJournals):
 
         The files are stored first, in parallel; then one journal entry makes the version, whole and READY.
         F new files cost F + 1 writes and 2 reads.
-        key: idempotency key: a second call with it returns the version the first made.
+        key: idempotency key: a second call with it returns the version of the first.
         allow_code: paths of files that can execute code when loaded (pickles, scripts), accepted by name.
         on_progress: called with the bytes of each piece as it is stored, or found to be stored already.
         Raises: NotFound if the model does not exist; InvalidInput for bad files; Refused for code.
@@ -80,7 +80,7 @@ class Registration(ModelJournals):
         return self._register(name, files, content, on_progress)
 
     def collect_garbage(self, *, grace: timedelta = timedelta(days=1)) -> list[str]:
-        """Delete files no version uses; returns their keys.
+        """Delete files that no version uses; returns their keys.
 
         First a journal entry opens a new generation, then files of older ones that no version uses are
         deleted. A registration under way meets that entry when it appends, and stores its files again under
@@ -138,14 +138,14 @@ class Registration(ModelJournals):
     def _store_files(
         self, state: ModelState, files: Mapping[str, LocalFile], on_progress: Progress | None
     ) -> dict[str, Blob]:
-        """Content digest -> blob; content that a version has already is not sent again."""
+        """Upload files to blobs by content digest, except content that a version has already."""
         known = state.blobs()
         distinct = {file.sha256: file for file in files.values()}
         new = [file for digest, file in distinct.items() if digest not in known]
         if on_progress:
             on_progress(sum(file.size for file in files.values()) - sum(file.size for file in new))
-        sent = self._blobs(state.name).upload(new, generation=state.generation, on_progress=on_progress)
-        return {digest: known[digest] for digest in distinct if digest in known} | sent
+        uploaded = self._blobs(state.name).upload(new, generation=state.generation, on_progress=on_progress)
+        return {digest: known[digest] for digest in distinct if digest in known} | uploaded
 
     def _blobs(self, name: str) -> Blobs:
         return Blobs(self.store, f"models/{check_name(name)}/blobs")
@@ -154,7 +154,7 @@ class Registration(ModelJournals):
 def _registration(
     body: decisions.Body, stored: Mapping[str, Blob]
 ) -> Callable[[ModelState], decisions.Body | None]:
-    """The decision that adds a version, as long as what was stored for it cannot have been swept."""
+    """Make the decision that adds a version, unless its uploaded files may have been garbage-collected."""
 
     def decide(state: ModelState) -> decisions.Body | None:
         decisions.require_model(state)
@@ -179,14 +179,14 @@ def _with_key(state: ModelState, key: str | None) -> ModelVersion | None:
 
 
 def _digest(body: Mapping[str, Any]) -> str:
-    """SHA-256 of what makes the version behave as it does: its files and its signature."""
+    """Hash what determines the version's behaviour: its files and its tensor signature."""
     files = {path: blob["sha256"] for path, blob in body["files"].items()}
     text = json.dumps([files, body["signature"]], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _numbers(metrics: Mapping[str, float]) -> decisions.Body:
-    """Metrics as JSON. Raises: InvalidInput for a value that is no number."""
+    """Convert metrics to finite JSON. Raises: InvalidInput for a value that is not a number."""
     for metric, value in metrics.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise InvalidInput(f"metric {metric!r}={value!r} is not a number; pass float(value)")

@@ -1,4 +1,4 @@
-"""What a model takes and gives: named tensors in the words of the Open Inference Protocol."""
+"""Tensor signatures: a model's named inputs and outputs in terms of the Open Inference Protocol."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _TEXTS = {"BYTES"}
 
 
 class TensorSpec(BaseModel):
-    """One tensor.
+    """Name, type and shape of one tensor.
 
-    shape: one size a dimension, -1 for any. columns: names of the last dimension's places, for a table-like
-    tensor `[-1, F]`: how features become tensors.
+    shape: one size a dimension, -1 for any. columns: names along the last dimension of a table-like tensor
+    `[-1, F]`, by which features become tensors.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,7 +57,7 @@ class TensorSpec(BaseModel):
     def check(self, values: Any) -> None:
         """Check that nested lists `values` have this shape and type.
 
-        Raises: ValueError naming the tensor and the first place that does not fit.
+        Raises: ValueError naming the tensor and the first value that does not fit.
         """
         self._check(values, self.shape, "")
 
@@ -84,7 +84,7 @@ class TensorSpec(BaseModel):
 
 
 class Signature(BaseModel):
-    """Inputs and outputs in the order the model takes and gives them.
+    """Inputs and outputs of a model, in order.
 
     example: input name -> nested lists that fit, used to warm a replica up; NaN is a missing number.
     """
@@ -98,7 +98,7 @@ class Signature(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _restore(cls, data: Any) -> Any:
-        """JSON has no NaN: stored examples have it as text."""
+        """Turn text back into NaN and infinities in stored examples, since JSON has no numbers for them."""
         if isinstance(data, dict) and isinstance(data.get("example"), dict):
             specs = [TensorSpec.model_validate(spec) for spec in data.get("inputs", ())]
             floats = {spec.name for spec in specs if spec.datatype in _FLOATS}
@@ -125,7 +125,7 @@ class Signature(BaseModel):
         return self
 
     def input(self, name: str) -> TensorSpec:
-        """The input `name`. Raises: KeyError, with the names there are."""
+        """Get the input called `name`. Raises: KeyError, with the names there are."""
         for spec in self.inputs:
             if spec.name == name:
                 return spec

@@ -1,4 +1,4 @@
-"""Versions with signatures: added once, kept beside the model, and checked before any file is handed out."""
+"""Cryptographic signatures of versions: stored beside the model and verified before files are downloaded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from registry.models.versions import ModelVersion, SignatureMark
 
 
 class SignedVersions(ModelJournals):
-    """The part of the registry about signatures."""
+    """The part of the registry that signs versions and verifies signatures."""
 
     def sign_version(
         self, name: str, version: int, private_key: bytes, *, password: bytes | None = None
@@ -33,9 +33,9 @@ class SignedVersions(ModelJournals):
         return found
 
     def add_signature(self, name: str, version: int, bundle: bytes, public_key: str) -> ModelVersion:
-        """Keep a signature that was made elsewhere, if it is one of `public_key` over the version's files.
+        """Store a signature that was made elsewhere, after verifying it with `public_key` over the version's files.
 
-        Raises: NotFound; Refused if it is not; InvalidInput if it is no signature or no key.
+        Raises: NotFound; Refused if it does not verify; InvalidInput if it is not a signature, or the key not a key.
         """
         state = self.follow(name).refresh()
         signing.check(bundle, digests(decisions.require_version(state, version)), public_key)
@@ -46,7 +46,7 @@ class SignedVersions(ModelJournals):
         try:
             self.store.create(_key(name, version, mark["sha256"]), bundle)
         except AlreadyExists:
-            self.signature(name, version, mark["sha256"])  # what is there must be the same
+            self.signature(name, version, mark["sha256"])  # the stored one must be undamaged
 
         def decide(state: ModelState) -> decisions.Body | None:
             known = {each.sha256 for each in decisions.require_version(state, version).signatures}
@@ -55,7 +55,7 @@ class SignedVersions(ModelJournals):
         return self._change(name, decide)[1].versions[version]
 
     def signature(self, name: str, version: int, sha256: str) -> bytes:
-        """A signature's bundle, as `model_signing verify` reads it. Raises: Damaged if it is gone or changed."""
+        """Read a signature's bundle, as `model_signing verify` takes it. Raises: Damaged if it is gone or changed."""
         key = _key(name, version, sha256)
         bundle = self.store.find(key)
         if bundle is None:
@@ -65,9 +65,9 @@ class SignedVersions(ModelJournals):
         return bundle
 
     def verify_signature(self, name: str, version: int | str, public_key: str) -> SignatureMark:
-        """The signature of this key on a version, checked now against the recorded digests.
+        """Verify this key's signature of a version against the recorded digests, and return it.
 
-        Raises: NotFound; Refused if the version has none of this key, or it does not hold.
+        Raises: NotFound; Refused if the version has no signature of this key, or it does not verify.
         """
         found = self._found(name, version)
         signer = signing.fingerprint(public_key)
@@ -78,7 +78,7 @@ class SignedVersions(ModelJournals):
         raise Refused(f"{name}@{found.version} has no signature of the key {signer[:12]}…")
 
     def _require_signed(self, name: str, version: ModelVersion) -> None:
-        """Raises: Refused unless a signer of the model's policy signed the version; nothing if it names none."""
+        """Verify that a signer of the model's policy signed the version, if it names any. Raises: Refused."""
         signers = self.follow(name).state.policy.signers
         marks = {mark.signer for mark in version.signatures}
         trusted = [key for key in signers if signing.fingerprint(key) in marks]
@@ -96,7 +96,7 @@ class SignedVersions(ModelJournals):
 
 
 def digests(version: ModelVersion) -> dict[str, str]:
-    """Path -> SHA-256 of a version's files."""
+    """Map paths of a version's files to their SHA-256."""
     return {path: blob.sha256 for path, blob in version.files.items()}
 
 

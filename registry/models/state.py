@@ -1,4 +1,4 @@
-"""The state of one model: a pure fold of the entries of its journal.
+"""State of one model, a pure fold of the entries of its journal.
 
 One journal holds versions, approvals, gates, aliases and traffic, so that "promote" is one entry.
 """
@@ -32,7 +32,7 @@ _PAST_KEPT = 100  # earlier values of an alias, for rollback
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """The recorded part of the traffic: all but the champion's arm and the holdouts, which outlive it."""
+    """Recorded part of the traffic: all but the champion's arm and the holdouts, which outlive it."""
 
     arms: tuple[Arm, ...] = ()
     shadows: tuple[int, ...] = ()
@@ -43,7 +43,7 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class ModelState:
-    """All that is known of one model.
+    """Everything that is recorded of one model.
 
     created_at: None as long as the model does not exist. past: alias -> earlier versions behind it, oldest
     first. generation: how many times garbage was collected. traffic_entry: number of the last entry that
@@ -68,12 +68,12 @@ class ModelState:
 
     @property
     def traffic(self) -> Traffic | None:
-        """The effective split, or None as long as there is no champion."""
+        """Effective traffic split, or None as long as there is no champion."""
         champion = self.aliases.get(CHAMPION)
         if champion is None:
             return None
-        taken = sum(stop - start for arm in self.split.arms for start, stop in arm.buckets)
-        first = Arm(name=CHAMPION, version=champion, share=(BUCKETS - taken) / BUCKETS)
+        assigned = sum(stop - start for arm in self.split.arms for start, stop in arm.buckets)
+        first = Arm(name=CHAMPION, version=champion, share=(BUCKETS - assigned) / BUCKETS)
         return Traffic(
             arms=(first, *self.split.arms),
             shadows=self.split.shadows,
@@ -85,7 +85,7 @@ class ModelState:
         )
 
     def blobs(self) -> dict[str, Blob]:
-        """Content digest -> blob, of every version that is not deleted."""
+        """Blobs by content digest of every version that is not deleted."""
         return {
             blob.sha256: blob
             for version in self.versions.values()
@@ -94,7 +94,7 @@ class ModelState:
         }
 
     def uses(self, version: int) -> list[str]:
-        """What points to `version`: aliases, arms, rules, shadow; empty if nothing does."""
+        """List the aliases, arms, rules and shadow traffic that point to `version`."""
         aliases = [f"alias {alias!r}" for alias, target in self.aliases.items() if target == version]
         arms = [f"traffic arm {arm.name!r}" for arm in self.split.arms if arm.version == version]
         ruled = [f"traffic rule {rule.name!r}" for rule in self.split.rules if version in rule.versions]
@@ -102,7 +102,7 @@ class ModelState:
 
 
 def step(state: ModelState, entry: Entry) -> ModelState:
-    """The state after `entry`. Pure. Raises: RegistryError for a kind this release does not know."""
+    """Apply an entry to a state; pure. Raises: RegistryError for a kind this release does not know."""
     kind = entry.body.get("kind")
     apply = _STEPS.get(str(kind))
     if apply is None:
@@ -114,7 +114,7 @@ def step(state: ModelState, entry: Entry) -> ModelState:
 
 
 def encode(state: ModelState) -> dict[str, Any]:
-    """The state as JSON values."""
+    """Convert a state to JSON values for a snapshot."""
     return {
         "created_at": None if state.created_at is None else to_text(state.created_at),
         "description": state.description,
@@ -137,7 +137,7 @@ def encode(state: ModelState) -> dict[str, Any]:
 
 
 def decode(name: str, data: Mapping[str, Any]) -> ModelState:
-    """The inverse of `encode`."""
+    """Read a state from the JSON values of a snapshot."""
     versions = [ModelVersion.model_validate(version) for version in data["versions"]]
     return ModelState(
         name=name,
@@ -159,7 +159,7 @@ def decode(name: str, data: Mapping[str, Any]) -> ModelState:
 
 def _split(data: Mapping[str, Any]) -> Split:
     arms = tuple(Arm.model_validate(arm) for arm in data["arms"])
-    layer = data.get("layer")  # entries of before there were layers have none
+    layer = data.get("layer")  # absent in entries older than layers
     part = None if layer is None else LayerPart.model_validate(layer)
     rules = tuple(TrafficRule.model_validate(rule) for rule in data.get("rules", ()))
     return Split(arms=arms, shadows=tuple(data["shadows"]), salt=data["salt"], layer=part, rules=rules)
@@ -202,7 +202,7 @@ def _version_changed(state: ModelState, entry: Entry) -> ModelState:
 
 
 def _merged(tags: Mapping[str, str], changes: Mapping[str, str | None]) -> dict[str, str]:
-    """Tags with those changed; None takes one away."""
+    """Merge changes into tags; a value of None removes the tag."""
     return {name: value for name, value in {**tags, **changes}.items() if value is not None}
 
 
@@ -210,8 +210,8 @@ def _reviewed(state: ModelState, entry: Entry) -> ModelState:
     body = entry.body
     version = state.versions[body["version"]]
     others = tuple(approval for approval in version.approvals if approval.actor != entry.actor)
-    said = Approval(actor=entry.actor, approved=body["approved"], comment=body["comment"], at=entry.at)
-    return _with_version(state, version.model_copy(update={"approvals": (*others, said)}))
+    review = Approval(actor=entry.actor, approved=body["approved"], comment=body["comment"], at=entry.at)
+    return _with_version(state, version.model_copy(update={"approvals": (*others, review)}))
 
 
 def _gate(state: ModelState, entry: Entry) -> ModelState:
@@ -264,9 +264,9 @@ def _rolled_back(state: ModelState, entry: Entry) -> ModelState:
 
 
 def _point(state: ModelState, entry: Entry, alias: str, version: int, past: tuple[int, ...]) -> ModelState:
-    """The state with `alias` on `version`; a new champion takes over its arm, or all of them if told so.
+    """Point `alias` to `version`; a new champion takes over its arm, or with `clear` in the entry all arms.
 
-    Told so, it also ends the rules that send to a version; those that keep requests at the champion stay.
+    With `clear`, rules that send to a version end too; rules that keep requests at the champion stay.
     """
     changed = replace(state, aliases={**state.aliases, alias: version}, past={**state.past, alias: past})
     if alias != CHAMPION:
@@ -289,12 +289,12 @@ def _traffic_set(state: ModelState, entry: Entry) -> ModelState:
 
 
 def _with_split(state: ModelState, split: Split, entry: Entry) -> ModelState:
-    """The state with another split; the claim of a layer that it gives up must not come back."""
+    """Replace the split; a layer's claim that it stops using is revoked."""
     changed = replace(state, split=split, traffic_entry=entry.number)
-    given_up = state.split.layer
-    if given_up is None or (split.layer is not None and split.layer.name == given_up.name):
+    dropped = state.split.layer
+    if dropped is None or (split.layer is not None and split.layer.name == dropped.name):
         return changed
-    return _revoke_claim(changed, given_up.name, given_up.claim)
+    return _revoke_claim(changed, dropped.name, dropped.claim)
 
 
 def _layer_left(state: ModelState, entry: Entry) -> ModelState:
@@ -323,7 +323,7 @@ def _swept(state: ModelState, entry: Entry) -> ModelState:
 
 
 def _overridden(state: ModelState, entry: Entry, number: int) -> ModelState:
-    """Mark the version if it went live against the policy."""
+    """Record an override if the version went live against the policy."""
     broken = entry.body.get("broken", {}).get(str(number))
     if not broken:
         return state
@@ -350,8 +350,8 @@ _STEPS: dict[str, Callable[[ModelState, Entry], ModelState]] = {
     "alias-deleted": _alias_deleted,
     "rollback": _rolled_back,
     "traffic": _traffic_set,
-    "traffic-in-layer": _traffic_set,  # a kind of its own: who knows no layers must not read it as the whole traffic
-    "traffic-by-rule": _traffic_set,  # and who knows no rules must not read it as a split without
+    "traffic-in-layer": _traffic_set,  # a kind of its own: a release without layers must not read it as the whole traffic
+    "traffic-by-rule": _traffic_set,  # likewise: a release without rules must not read it as a split without rules
     "layer-left": _layer_left,
     "holdout": _held_out,
     "holdout-ended": _holdout_ended,

@@ -1,9 +1,9 @@
-"""Who answers which request: 10,000 buckets, owned by arms; a unit's bucket never changes.
+"""Assignment of units to arms: 10,000 buckets, owned by arms; a unit's bucket never changes.
 
 Which buckets an arm owns is part of the recorded policy, so raising one share takes buckets from the
-champion only, and nobody else moves. Before the arms are asked, holdouts take their units out, and so does
-a layer with those that belong to other experiments in it: each by a salt of its own. Before any of it come the rules
-of `matching`, which look at a request's attributes and not at its unit.
+champion only, and units of other arms do not move. Before arms are assigned, holdouts take their units out, and so does
+a layer with the units of other experiments: each by a salt of its own. Traffic rules come first of all; they look at a
+request's attributes and not at its unit.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ Ranges = tuple[tuple[int, int], ...]  # half-open, sorted, apart
 
 
 class Arm(BaseModel):
-    """One arm of the split.
+    """One arm of the traffic split.
 
-    share: part of the traffic, 0 to 1; buckets: those it owns (the champion owns what is left: none listed).
+    share: part of the traffic, 0 to 1; buckets: that it owns (the champion owns the rest, and lists no buckets).
     """
 
     model_config = ConfigDict(frozen=True)
@@ -41,7 +41,7 @@ class Arm(BaseModel):
 
 
 class LayerShare(BaseModel):
-    """How much of which layer an experiment wants; share: 0 to 1."""
+    """Request for a share of a layer, 0 to 1, for an experiment."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -50,9 +50,9 @@ class LayerShare(BaseModel):
 
 
 class LayerPart(BaseModel):
-    """The part of a layer that a model's experiment has: no other model's has any of its buckets.
+    """Part of a layer that a model's experiment owns; no other model owns any of its buckets.
 
-    claim: number of the entry in the layer's journal by which it was taken.
+    claim: number of the entry in the layer's journal that claimed it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -63,17 +63,17 @@ class LayerPart(BaseModel):
 
     @property
     def share(self) -> float:
-        """Part of the layer, 0 to 1."""
+        """Share of the layer's buckets, 0 to 1."""
         return size(self.buckets) / BUCKETS
 
     @property
     def salt(self) -> str:
-        """The same for every model in the layer, so that a unit has one bucket in it; no model's salt has a ':'."""
+        """Salt shared by all models in the layer, so that a unit has one bucket in it; no model's salt has a ':'."""
         return f"layer:{self.name}"
 
 
 class Holdout(BaseModel):
-    """Units that no experiment touches. share: of all units, 0 to 1.
+    """Share of units that no experiment touches. share: of all units, 0 to 1.
 
     Models that declare a holdout of the same name hold out the same units.
     """
@@ -85,22 +85,22 @@ class Holdout(BaseModel):
 
     @property
     def salt(self) -> str:
-        """Its own."""
+        """Salt of the holdout, shared by all models that declare it."""
         return f"holdout:{self.name}"
 
     def holds(self, unit: str) -> bool:
-        """Whether `unit` is held out."""
+        """Whether `unit` is one of the held-out units."""
         return bucket_of(self.salt, unit) < round(self.share * BUCKETS)
 
 
 class Traffic(BaseModel):
-    """The split in force.
+    """Current traffic split of a model.
 
     arms: champion first, shares sum to 1; shadows: versions that see every request and answer none;
     salt: of this experiment; entry: number of the journal entry it came from.
-    layer: the part of a layer that the arms share; None: they share all units. holdouts: who is left out of all
-    of it. Shares of arms are of the units that are neither held out nor outside the layer's part.
-    rules: who goes to one version whatever the unit; the first that matches.
+    layer: the part of a layer that the arms share; None: they share all units. holdouts: units kept out of
+    all experiments. Shares of arms are of the units that are neither held out nor outside the layer's part.
+    rules: send requests to one version whatever their unit; the first that matches counts.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -115,18 +115,18 @@ class Traffic(BaseModel):
 
     @property
     def champion(self) -> Arm:
-        """The arm that has what the others leave."""
+        """The champion's arm, which has all buckets that the other arms leave."""
         return self.arms[0]
 
     @property
     def versions(self) -> tuple[int, ...]:
-        """Every version a replica has to hold, each once."""
+        """Every version that a replica has to load, each once."""
         ruled = [version for rule in self.rules for version in rule.versions]
         return tuple(dict.fromkeys([*(arm.version for arm in self.arms), *ruled, *self.shadows]))
 
     @property
     def reach(self) -> float:
-        """The part of all units that the arms share, 0 to 1: the layer's, less those held out."""
+        """Share of all units that the arms divide, 0 to 1: the layer's part less holdouts."""
         kept = 1.0 if self.layer is None else self.layer.share
         for holdout in self.holdouts:
             kept *= 1 - holdout.share
@@ -134,29 +134,29 @@ class Traffic(BaseModel):
 
     @property
     def is_whole(self) -> bool:
-        """Whether the champion answers every unit that no rule takes under its own name."""
+        """Whether the champion answers every unit that is not sent elsewhere by a rule."""
         return len(self.arms) == 1 and self.layer is None and not self.holdouts
 
     def by_rule(self, attributes: Mapping[str, str]) -> Arm | None:
-        """The arm of the first rule that matches a request with these attributes, "rule:" and its name; None: `assign`."""
+        """Arm of the first rule that matches a request's attributes, named "rule:" and the rule; None if no rule matches."""
         for rule, arm in self._ruled:
             if rule.matches(attributes):
                 return arm
         return None
 
     def assign(self, unit: str) -> Arm:
-        """The arm that answers `unit` (a user, a key, a request id): always the same while shares only grow.
+        """Arm that answers `unit` (a user, a key, a request id): always the same one while shares only grow.
 
-        A held-out unit's is called "holdout" and one's outside the layer's part "outside": both are the champion.
+        Held-out units get the arm "holdout" and units outside the layer's part "outside"; the champion answers both.
         """
         if self.holdouts and any(holdout.holds(unit) for holdout in self.holdouts):
-            return self._beside(HOLDOUT)
+            return self._champion_as(HOLDOUT)
         if self.layer is not None and not self._is_inside(bucket_of(self.layer.salt, unit)):
-            return self._beside(OUTSIDE)
+            return self._champion_as(OUTSIDE)
         starts, arms = self._table
         return arms[bisect_right(starts, bucket_of(self.salt, unit)) - 1]
 
-    def _beside(self, name: str) -> Arm:
+    def _champion_as(self, name: str) -> Arm:
         return Arm(name=name, version=self.champion.version, share=0.0)
 
     def _is_inside(self, bucket: int) -> bool:
@@ -172,12 +172,12 @@ class Traffic(BaseModel):
 
     @cached_property
     def _edges(self) -> list[int]:
-        """Where the layer's part begins and ends, in turn."""
+        """Alternating starts and ends of the layer part's bucket ranges."""
         return [edge for span in (self.layer.buckets if self.layer else ()) for edge in span]
 
     @cached_property
     def _table(self) -> tuple[list[int], list[Arm]]:
-        """Starts of all ranges and who owns each, the champion's gaps included."""
+        """Starts of all bucket ranges and the arm that owns each, the champion's gaps included."""
         owned = sorted((start, stop, arm) for arm in self.arms[1:] for start, stop in arm.buckets)
         starts, arms, position = [0], [self.champion], 0
         for start, stop, arm in owned:
@@ -191,12 +191,12 @@ class Traffic(BaseModel):
 
 
 def is_shadowed(arm: str) -> bool:
-    """Whether shadows see what `arm` answers: not held-out units, nor what came by rule, which nothing compares."""
+    """Whether shadows see the requests of `arm`: not of held-out units, nor sent by a rule, which nothing compares."""
     return arm != HOLDOUT and not arm.startswith(BY_RULE)
 
 
 def bucket_of(salt: str, unit: str) -> int:
-    """The bucket of `unit` under `salt`, 0 to 9,999.
+    """Hash `unit` under `salt` to its bucket, 0 to 9,999.
 
     Hashed twice: with a single weak hash, assignments of experiments that differ in salt only correlate.
     """
@@ -205,16 +205,16 @@ def bucket_of(salt: str, unit: str) -> int:
 
 
 def to_buckets(share: float, *, what: str) -> int:
-    """How many buckets `share` is. what: has it, for the error. Raises: InvalidInput outside 0 to 1 or NaN."""
+    """Convert a share to a number of buckets. what: names it in the error. Raises: InvalidInput outside 0 to 1 or NaN."""
     if not 0.0 <= share <= 1.0:
         raise InvalidInput(f"{what}: share={share!r} is not between 0 and 1")
     return round(share * BUCKETS)
 
 
-def allocate(held: Mapping[str, Ranges], wanted: Mapping[str, int]) -> dict[str, Ranges]:
-    """Ranges for each arm of `wanted` (arm -> how many buckets), moving as few units as possible.
+def allocate(owned: Mapping[str, Ranges], wanted: Mapping[str, int]) -> dict[str, Ranges]:
+    """Allocate bucket ranges to each arm of `wanted` (arm -> number of buckets), moving as few units as possible.
 
-    held: what arms own now. An arm that shrinks gives its last buckets back to the champion; one that grows
+    owned: ranges that arms own now. An arm that shrinks gives its last buckets back to the champion; one that grows
     takes the champion's first.
     Raises: InvalidInput if more than all buckets are wanted.
     """
@@ -222,7 +222,7 @@ def allocate(held: Mapping[str, Ranges], wanted: Mapping[str, int]) -> dict[str,
         raise InvalidInput(
             f"shares sum to {sum(wanted.values()) / BUCKETS:.4f}; the champion cannot have less than 0"
         )
-    kept = {arm: _first(held.get(arm, ()), count) for arm, count in wanted.items()}
+    kept = {arm: _first(owned.get(arm, ()), count) for arm, count in wanted.items()}
     free = _complement([span for ranges in kept.values() for span in ranges])
     for arm, count in wanted.items():
         taken = _first(free, count - size(kept[arm]))
@@ -232,12 +232,12 @@ def allocate(held: Mapping[str, Ranges], wanted: Mapping[str, int]) -> dict[str,
 
 
 def size(ranges: Sequence[tuple[int, int]]) -> int:
-    """How many buckets there are in `ranges`."""
+    """Number of buckets in `ranges` of a split."""
     return sum(stop - start for start, stop in ranges)
 
 
 def _first(ranges: Sequence[tuple[int, int]], count: int, *, skip: int = 0) -> Ranges:
-    """The first `count` buckets of `ranges` after `skip` of them."""
+    """Take the first `count` buckets of `ranges` after skipping `skip`."""
     chosen: list[tuple[int, int]] = []
     for start, stop in ranges:
         begin = min(start + skip, stop)

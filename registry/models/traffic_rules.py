@@ -1,7 +1,7 @@
-"""Which requests go to one version whatever their unit: ordered rules on the attributes that a caller says.
+"""Ordered traffic rules: requests with certain attributes go to one version whatever their unit.
 
-A rule is no experiment: it takes a request before holdouts, layer and split are asked, from held-out units and from
-others alike, so what it leaves is still assigned at random; what it takes is logged under an arm of its own,
+A rule is not an experiment: it applies before holdouts, layer and split, to held-out units and others alike, so the
+remaining requests are still assigned at random; requests that match are logged under an arm of their own,
 `rule:{name}`, which nothing compares.
 """
 
@@ -17,19 +17,19 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 Named = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
-]  # the rule of `names`, for schemas
+]  # the pattern of `registry.names`, for schemas
 Text = Annotated[str, StringConstraints(max_length=256)]
 BY_RULE = "rule:"
-"""What the arm of a request that came by rule begins with; no arm of a split has a colon in its name."""
+"""Prefix of the arms of requests that a rule sends; no arm of a split has a colon in its name."""
 MAX_RULES = 64
 _COMPARED = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 
 
 class Condition(BaseModel):
-    """What one attribute of a request must be; a request that does not say the attribute does not meet it.
+    """Condition on one attribute of a request; a request without the attribute does not meet it.
 
-    op: "in" (equal to one of `values`), "prefix" (begins with one of them), or "<", "<=", ">", ">=" (a number, held
-    against the only value; an attribute that is no number does not meet it).
+    op: "in" (equal to one of `values`), "prefix" (begins with one of them), or "<", "<=", ">", ">=" (a number, compared
+    with the only value; an attribute that is not a number does not meet it).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,7 +51,7 @@ class Condition(BaseModel):
         return self
 
     def holds(self, attributes: Mapping[str, str]) -> bool:
-        """Whether a request with these attributes meets it."""
+        """Whether a request with these attributes meets the condition."""
         value = attributes.get(self.attribute)
         if value is None:
             return False
@@ -71,10 +71,10 @@ class Condition(BaseModel):
 
 
 class TrafficRule(BaseModel):
-    """Requests that meet all of `when` go to one version, whoever asks.
+    """Send requests that meet all conditions of `when` to one version, whatever their unit.
 
-    to: the version's number, or "champion", whichever that is. When a rule is set it may name any arm, which stands for
-    the version of that arm then.
+    to: the version's number, or "champion" for the current one. When a rule is set it may name any arm, which stands for
+    the version that the arm has at that time.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -85,24 +85,24 @@ class TrafficRule(BaseModel):
 
     @property
     def arm(self) -> str:
-        """What requests that come by it are logged under."""
+        """Arm under which requests of this rule are logged."""
         return BY_RULE + self.name
 
     @property
     def versions(self) -> tuple[int, ...]:
-        """The version that it names, if it names one by number."""
+        """Version that the rule names by number; empty if it names the champion."""
         return (self.to,) if isinstance(self.to, int) else ()
 
     def matches(self, attributes: Mapping[str, str]) -> bool:
-        """Whether it takes a request with these attributes."""
-        for condition in self.when:  # noqa: SIM110  # on the way of a request: a generator costs twice as much
+        """Whether a request with these attributes meets all conditions."""
+        for condition in self.when:  # noqa: SIM110  # on every request's path: a generator costs twice as much
             if not condition.holds(attributes):
                 return False
         return True
 
 
 def _number(text: str) -> float:
-    """`text` as a number; NaN, which is neither more nor less than anything, if it is none."""
+    """Parse `text` as a number; NaN, which no comparison accepts, if it is not a number."""
     try:
         return float(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The values of the recipe book: a version, what was said about it, and a model's policy."""
+"""Values of a model's journal: versions, approvals, gate outcomes, overrides and the policy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from registry.store import Blob
 
 
 class Approval(BaseModel):
-    """What one person said last about a version."""
+    """The latest approval or rejection of a version by one person."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -40,7 +40,7 @@ class GateOutcome(BaseModel):
 
 
 class Override(BaseModel):
-    """An emergency: the version went live although the policy said no. Marked for ever."""
+    """Record that a version went live in an emergency against the policy; never removed."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -51,7 +51,7 @@ class Override(BaseModel):
 
 
 class SignatureMark(BaseModel):
-    """A signature that was checked when it was added. signer: fingerprint of its key; sha256: of its bundle."""
+    """Record of a cryptographic signature, checked when it was added. signer: fingerprint of its key; sha256: of its bundle."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -62,7 +62,7 @@ class SignatureMark(BaseModel):
 
 
 class ModelPolicy(BaseModel):
-    """What a version needs before it may go live.
+    """Conditions that a version must meet before it may go live.
 
     guarded: aliases that need it; with any, a share of the traffic needs it too. approvals: how many people
     must approve; approvers: who may (empty: anyone). gates: which must have passed. author_may_approve:
@@ -86,7 +86,7 @@ class ModelPolicy(BaseModel):
 
 
 class ModelVersion(BaseModel):
-    """One immutable version of a model, and what was said about it since.
+    """One immutable version of a model, with the approvals, gates and signatures recorded since.
 
     files: path in the version -> content; code_files: those that can execute code when loaded;
     metrics, tags, signature, lineage: as given; digest: SHA-256 of files and signature; key: the caller's
@@ -117,18 +117,18 @@ class ModelVersion(BaseModel):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def status(self) -> Literal["READY", "REJECTED", "DELETED"]:
-        """READY unless someone's last word is a rejection, or it was deleted."""
+        """READY unless the version was deleted or anybody's latest review is a rejection."""
         if self.deleted_at is not None:
             return "DELETED"
         return "READY" if all(approval.approved for approval in self.approvals) else "REJECTED"
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all files."""
+        """Total size of all files in bytes."""
         return sum(blob.size for blob in self.files.values())
 
     def missing(self, policy: ModelPolicy) -> tuple[str, ...]:
-        """What `policy` still wants before this version may go live; empty if nothing."""
+        """Conditions of `policy` that this version does not meet yet; empty if it may go live."""
         approvers = {
             approval.actor
             for approval in self.approvals
@@ -136,28 +136,28 @@ class ModelVersion(BaseModel):
             and (policy.author_may_approve or approval.actor != self.author)
             and (not policy.approvers or approval.actor in policy.approvers)
         }
-        wants = [
+        unmet = [
             f"gate {gate!r} has {'failed' if gate in self.gates else 'not run'}"
             for gate in policy.gates
             if gate not in self.gates or not self.gates[gate].passed
         ]
         if len(approvers) < policy.approvals:
             who = f" from {sorted(policy.approvers)}" if policy.approvers else ""
-            wants.append(f"{len(approvers)} of {policy.approvals} approvals{who} (author: {self.author})")
+            unmet.append(f"{len(approvers)} of {policy.approvals} approvals{who} (author: {self.author})")
         marks = {mark.signer for mark in self.signatures}
         if policy.signers and marks.isdisjoint(map(fingerprint, policy.signers)):
-            wants.append(f"not signed by one of its {len(policy.signers)} signers")
-        return tuple(wants)
+            unmet.append(f"not signed by one of its {len(policy.signers)} signers")
+        return tuple(unmet)
 
 
 def jsonable(model: BaseModel) -> dict[str, Any]:
-    """`model` as finite JSON values: NaN and infinities as text, which reading turns back."""
+    """Convert `model` to finite JSON values; NaN and infinities become text, which reading turns back."""
     values: dict[str, Any] = json.loads(model.model_dump_json())
     return values
 
 
 def finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with NaN and infinities as text, all the way down: JSON has no words for them."""
+    """Replace NaN and infinities by text in nested `values`, since JSON cannot express them."""
     return {str(name): _finite(value) for name, value in values.items()}
 
 

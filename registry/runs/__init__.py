@@ -1,1 +1,1 @@
-"""Experiments and runs: parameters, metrics, artifacts, and a search over them."""
+"""Experiments and their runs with parameters, metrics and artifacts, and a search over them."""

@@ -1,4 +1,4 @@
-"""Runs side by side: a table of what differs, and a plot of a metric's series."""
+"""Comparison of runs: a table of what differs, and a plot of a metric's series."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from registry.runs.record import Point, RunRecord
 
 
 def differences(kinds: Mapping[str, Sequence[Mapping[str, object]]]) -> dict[str, list[object]]:
-    """What is not the same in all runs, as `params.lr` -> its value in each (None: it has none); of one run, all.
+    """Values that differ between runs, by column such as `params.lr` (None: absent); for a single run, all its values.
 
-    kinds: as `params` -> those of each run.
+    kinds: kind such as `params` to the values of each run.
     """
     found: dict[str, list[object]] = {}
     for kind, values in kinds.items():
-        for name in dict.fromkeys(name for one in values for name in one):
-            each = [one.get(name) for one in values]
-            if len(set(map(repr, each))) > 1 or len(values) == 1:
-                found[f"{kind}.{name}"] = each
+        for name in dict.fromkeys(name for run_values in values for name in run_values):
+            column = [run_values.get(name) for run_values in values]
+            if len(set(map(repr, column))) > 1 or len(values) == 1:
+                found[f"{kind}.{name}"] = column
     return found
 
 
 def comparison(records: Sequence[RunRecord]) -> pa.Table:
-    """One row a run: run, name, status, then each parameter and metric in which the runs differ."""
+    """Build a table with one row a run: run, name, status, then each parameter and metric in which they differ."""
     facts = {fact: [getattr(record, fact) for record in records] for fact in ("id", "name", "status")}
     kinds = {kind: [getattr(record, kind) for record in records] for kind in ("params", "metrics")}
     return pa.table({"run": facts.pop("id"), **facts, **differences(kinds)})
 
 
 def plot(metric: str, series: Mapping[str, Sequence[Point]]) -> str:
-    """A self-contained HTML page with the series of `metric`, one line a run (label -> points)."""
-    from plotly import graph_objects  # takes a while to import, and few ask for plots
+    """Render a self-contained HTML page with the series of `metric`, one line a run (label -> points)."""
+    from plotly import graph_objects  # late: slow to import, and few callers plot
 
     figure = graph_objects.Figure(layout={"title": metric, "xaxis_title": "step", "yaxis_title": metric})
     for label, points in series.items():

@@ -1,4 +1,4 @@
-"""Where a run ran: interpreter, machine, packages, code state; and what it used."""
+"""Environment of a run: interpreter, machine, packages and code state; and resources used."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PACKAGES = ("ray", "torch", "numpy", "pyarrow", "polars", "scikit-learn", "delt
 
 @lru_cache(maxsize=1)
 def environment() -> dict[str, Any]:
-    """Facts about this process, as JSON; read once a process."""
+    """Collect facts about this process as JSON, once a process."""
     facts: dict[str, Any] = {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -37,19 +37,19 @@ def environment() -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What this process and its children had used at a moment: clock and CPU seconds."""
+    """Clock and CPU seconds that this process and its children had used at a moment."""
 
     wall_s: float
     cpu_s: float
 
     @classmethod
     def now(cls) -> Usage:
-        """Used so far."""
+        """Measure what this process has used so far."""
         own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
         return cls(time.monotonic(), sum(part.ru_utime + part.ru_stime for part in (own, children)))
 
     def since(self) -> dict[str, float]:
-        """Used from then to now, and the most memory this process ever held."""
+        """Report what was used from then to now, and the process's peak memory."""
         now = Usage.now()
         peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return {
@@ -67,8 +67,8 @@ def _version(package: str) -> str | None:
 
 
 def _git(*arguments: str) -> str:
-    """Git's answer about the working folder, or "" where there is none to be had."""
-    command = ["git", *arguments]  # found on PATH: it is the user's own
+    """Run git in the working folder; "" where git or a repository is absent."""
+    command = ["git", *arguments]  # found on PATH: the user's own git
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_TIMEOUT_S, check=False)  # noqa: S603
     except (OSError, subprocess.TimeoutExpired):

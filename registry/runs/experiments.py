@@ -1,6 +1,6 @@
-"""What is said of experiments: a title in any words, tags, and whether they were put away.
+"""Notes about experiments: a free title, tags, and whether an experiment is deleted.
 
-An experiment exists as soon as it has a run; it needs no note. Notes are kept in one journal for all.
+An experiment exists as soon as it has a run, with or without a note. One journal keeps the notes of all experiments.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from registry.times import Clock, from_text, to_text, utc_now
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """An experiment: its name, the title people read, and what was noted of it.
+    """An experiment with its name, free title, tags and times.
 
-    title: unique among those not put away; deleted: put away, its runs stay.
+    title: unique among experiments that are not deleted; deleted: hidden, its runs stay.
     """
 
     name: str
@@ -36,7 +36,7 @@ Notes = Mapping[str, Experiment]
 
 
 class Experiments(Runs):
-    """The part of the registry about experiments as such."""
+    """The part of the registry that creates, finds, changes and lists experiments."""
 
     def __init__(self, store: Any, *, actor: str, clock: Clock = utc_now) -> None:
         super().__init__(store, actor=actor, clock=clock)
@@ -46,9 +46,9 @@ class Experiments(Runs):
     def create_experiment(
         self, name: str, *, title: str = "", tags: Mapping[str, str] | None = None
     ) -> Experiment:
-        """Note an experiment before it has a run; 1 write.
+        """Create an experiment before it has a run; 1 write.
 
-        title: in any words; "": the name.
+        title: free text; "": the name.
         Raises: AlreadyExists if the name or the title is taken; InvalidInput for a malformed name.
         """
         check_name(name, what="experiment")
@@ -66,7 +66,7 @@ class Experiments(Runs):
         return self._notes.state[name]
 
     def get_experiment(self, name: str) -> Experiment:
-        """An experiment that was noted or has a run. 1 read when warm. Raises: NotFound; InvalidInput."""
+        """Get an experiment that was created or has a run; 1 read when warm. Raises: NotFound; InvalidInput."""
         check_name(name, what="experiment")
         found = self._notes.refresh().get(name) or self._unnoted(name)
         if found is None:
@@ -74,14 +74,14 @@ class Experiments(Runs):
         return found
 
     def find_experiment(self, title: str) -> Experiment | None:
-        """The experiment of that title, those put away last, or None."""
+        """Find the experiment of that title, or None; deleted experiments come last."""
         noted = sorted(self._notes.refresh().values(), key=lambda note: note.deleted)
         return next((each for each in noted if each.title == title), None) or next(
             (each for each in self.all_experiments() if each.title == title), None
         )
 
     def all_experiments(self) -> list[Experiment]:
-        """Every experiment, put away or not, oldest first. Lists the store."""
+        """List every experiment, deleted ones included, oldest first; lists the store."""
         notes = self._notes.refresh()
         unnoted = (self._unnoted(name) for name in self.list_experiments() if name not in notes)
         found = [*notes.values(), *(each for each in unnoted if each is not None)]
@@ -95,7 +95,7 @@ class Experiments(Runs):
         tags: Mapping[str, str | None] | None = None,
         deleted: bool | None = None,
     ) -> Experiment:
-        """Give another title, add or take away (None) tags, put away or bring back; 1 write.
+        """Change the title, add or remove (None) tags, delete or restore the experiment; 1 write.
 
         Raises: NotFound; AlreadyExists if another experiment has that title.
         """
@@ -119,15 +119,15 @@ class Experiments(Runs):
         return self._notes.state[name]
 
     def _unnoted(self, name: str) -> Experiment | None:
-        """An experiment that only its runs tell of."""
+        """Experiment without a note, derived from its runs; None without runs."""
         runs = self.index(name).refresh().values()
         started = min((run.started_at for run in runs), default=None)
         return None if started is None else Experiment(name, name, started, started)
 
 
 def _titled(notes: Notes, title: str) -> Experiment | None:
-    living = (note for note in notes.values() if not note.deleted)
-    return next((note for note in living if note.title == title), None)
+    active = (note for note in notes.values() if not note.deleted)
+    return next((note for note in active if note.title == title), None)
 
 
 def _merged(tags: Mapping[str, str], changes: Mapping[str, str | None]) -> dict[str, str]:

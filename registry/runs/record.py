@@ -1,4 +1,4 @@
-"""What is known of a run: the events its writers log, and the experiment's index folded from a journal."""
+"""Records of runs: segments of logged events, and the experiment's index folded from its journal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCHEMA = "1"
 
 
 class Point(NamedTuple):
-    """One value of a metric."""
+    """One value of a metric, with step and time."""
 
     step: int
     value: float
@@ -30,7 +30,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """A run as the index or its segments tell it.
+    """Everything known of a run from the index or its segments.
 
     metrics: name -> its last value (highest step, then latest); artifacts: path -> content; facts: code
     digest, environment, resources used, parent run and whatever else was recorded once.
@@ -51,7 +51,7 @@ class RunRecord:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Convert the record to JSON values."""
         return {
             "id": self.id,
             "experiment": self.experiment,
@@ -69,13 +69,13 @@ class RunRecord:
         }
 
     def brief(self) -> dict[str, Any]:
-        """What the index keeps: all but the environment, which is most of the bytes and rarely asked for."""
+        """Convert the record for the index, without the environment, which is most of the bytes and rarely read."""
         facts = {fact: value for fact, value in self.facts.items() if fact != "environment"}
         return replace(self, facts=facts).to_json()
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RunRecord:
-        """The inverse of `to_json`."""
+        """Read a record from the JSON values of `to_json`."""
         ended = data["ended_at"]
         return cls(
             id=data["id"],
@@ -96,7 +96,7 @@ class RunRecord:
 
 @dataclass(slots=True)
 class Segment:
-    """Events of one run, buffered and then stored as one object. A tag of None takes the tag away."""
+    """Events of one run, buffered and then stored as one object; a tag of None removes the tag."""
 
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str | None] = field(default_factory=dict)
@@ -108,7 +108,7 @@ class Segment:
         return bool(self.params or self.tags or self.points or self.artifacts or self.datasets)
 
     def to_bytes(self, *, nonce: str = "") -> bytes:
-        """As stored, with NaN and infinities as JSON's extensions.
+        """Encode the segment as stored, with NaN and infinities as JSON's extensions.
 
         nonce: makes the bytes unique, so that a writer can tell its own segment from another's.
         """
@@ -129,7 +129,7 @@ class Segment:
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> Segment:
-        """The inverse of `to_bytes`. Raises: Damaged, naming `where`."""
+        """Read a segment from the bytes of `to_bytes`. Raises: Damaged, naming `where`."""
         try:
             content = json.loads(data)
             names = content["names"]
@@ -148,7 +148,7 @@ class Segment:
 
 
 def with_segments(record: RunRecord, segments: Iterable[Segment]) -> RunRecord:
-    """`record` with what the segments say, in their order."""
+    """Apply the events of segments to a record, in their order."""
     params: dict[str, str] = dict(record.params)
     tags: dict[str, str | None] = dict(record.tags)
     artifacts, datasets = dict(record.artifacts), list(record.datasets)
@@ -172,7 +172,7 @@ def with_segments(record: RunRecord, segments: Iterable[Segment]) -> RunRecord:
 
 
 def new_run_id() -> str:
-    """A fresh id: 32 hex digits, the first by time, so that ids sort by start."""
+    """Make a run id of 32 hex digits, beginning with the time, so that ids sort by start."""
     return f"{time.time_ns() // 1_000_000:012x}{uuid4().hex[:20]}"
 
 
@@ -180,16 +180,16 @@ Index = Mapping[str, RunRecord]
 
 
 def step(index: Index, entry: Entry) -> Index:
-    """The experiment's index after `entry`: each entry tells one run as it is then. Pure."""
+    """Apply an entry to an experiment's index: each entry holds one run's current record. Pure."""
     record = RunRecord.from_json(entry.body["run"])
     return {**index, record.id: record}
 
 
 def encode(index: Index) -> list[dict[str, Any]]:
-    """The index as JSON values."""
+    """Convert the index to JSON values."""
     return [record.to_json() for record in index.values()]
 
 
 def decode(data: list[dict[str, Any]]) -> Index:
-    """The inverse of `encode`."""
+    """Read an index from the JSON values of `encode`."""
     return {item["id"]: RunRecord.from_json(item) for item in data}

@@ -1,7 +1,7 @@
-"""A run that another program logs through a protocol: what a call says is stored before it returns.
+"""Runs that another program logs through a protocol; each call is stored before it returns.
 
-Such a run has no owner here and so no heartbeat: it goes on until the program says that it has ended. What is
-logged to an ended run (a tag of a later judgement) is told to the experiment's index at once.
+Such a run has no owner process here and no heartbeat: it is running until the program ends it. Events logged to an
+ended run (a tag of a later review) are written to the experiment's index at once.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from registry.runs.record import RunRecord, Segment, Status, new_run_id, with_se
 if TYPE_CHECKING:
     from registry.runs.run_store import RunStore
 
-_COUNTED = "segments"  # a fact: how many the index's record contains
+_COUNTED = "segments"  # a fact: how many segments the index's record contains
 
 
 class RunLog:
-    """Writes to one run, from any number of processes. Safe for threads."""
+    """Writer of one remote run, usable from any number of processes. Safe for threads."""
 
     def __init__(self, runs: RunStore, record: RunRecord, *, segments: int = 0) -> None:
         self._runs = runs
@@ -44,9 +44,9 @@ class RunLog:
         started_at: datetime | None = None,
         parent: str | None = None,
     ) -> RunLog:
-        """Begin a run; 2 writes and 1 read.
+        """Begin a remote run; 2 writes and 1 read.
 
-        started_at: as its program tells it; None: now. parent: id of the run this one is part of.
+        started_at: as reported by its program; None: now. parent: id of the run this one is part of.
         Raises: InvalidInput for a malformed experiment name.
         """
         facts = {"remote": True, "parent": parent}
@@ -66,17 +66,17 @@ class RunLog:
 
     @classmethod
     def of(cls, runs: RunStore, run_id: str) -> RunLog:
-        """The log of a run that has begun. Raises: NotFound."""
+        """Open the log of a run that has begun. Raises: NotFound."""
         record = runs.get_record(run_id)
         return cls(runs, record, segments=sum(1 for _ in runs.store.list(f"runs/{run_id}/segments/")))
 
     @property
     def record(self) -> RunRecord:
-        """The run as this object knows it; `RunStore.get_record` knows what others wrote too."""
+        """Record of the run as this object knows it; `RunStore.get_record` has other writers' events too."""
         return self._record
 
     def write(self, segment: Segment) -> None:
-        """Store what a call said: 1 write and 1 read, and 1 write more if the run had ended.
+        """Store the events of one call; 1 write and 1 read, and 1 write more if the run had ended.
 
         Raises: InvalidInput if a parameter has another value already; Unavailable: call again.
         """
@@ -91,35 +91,35 @@ class RunLog:
             data = segment.to_bytes(nonce=uuid4().hex)
             self._segments = self._runs.store_segment(self._record.id, self._segments, data)
             self._record = with_segments(self._record, [segment])
-            told = self._told()
-            if told.status != "RUNNING":
-                self._tell(told)
+            indexed = self._indexed()
+            if indexed.status != "RUNNING":
+                self._update_index(indexed)
 
     def change(
         self, *, status: Status | None = None, name: str | None = None, ended_at: datetime | None = None
     ) -> RunRecord:
-        """Change the run's status or name; with RUNNING an ended run goes on. 1 write, 1 read and its segments.
+        """Change the run's status or name; RUNNING resumes an ended run. 1 write, 1 read and its segments.
 
-        ended_at: as its program tells it; None: now.
+        ended_at: as reported by its program; None: now.
         """
         with self._lock:
-            told = self._told()
+            record = self._indexed()
             if name is not None:
-                told = replace(told, name=name)
+                record = replace(record, name=name)
             if status == "RUNNING":
-                told = replace(told, status=status, ended_at=None)
+                record = replace(record, status=status, ended_at=None)
             elif status is not None:
-                told = replace(told, status=status, ended_at=ended_at or self._runs.clock())
-            return self._tell(told)
+                record = replace(record, status=status, ended_at=ended_at or self._runs.clock())
+            return self._update_index(record)
 
-    def _told(self) -> RunRecord:
-        """The run as the index tells it."""
+    def _indexed(self) -> RunRecord:
+        """Record of the run in the index."""
         return self._runs.index(self._record.experiment).refresh().get(self._record.id, self._record)
 
-    def _tell(self, record: RunRecord) -> RunRecord:
-        """Tell the index of the run, with all that is stored of it.
+    def _update_index(self, record: RunRecord) -> RunRecord:
+        """Write the run to the index with all its segments.
 
-        What the index has counted already is not read again, unless a metric must be ordered among the others.
+        Segments that the index contains are not read again, unless new metric values must be ordered among theirs.
         """
         counted = int(record.facts.get(_COUNTED, 0))
         new = list(self._runs.segments(record.id, counted))

@@ -1,4 +1,4 @@
-"""A run: what a training logs while it goes on. Light to write: buffered, and stored as segments."""
+"""Handle to a run of a training: logs are buffered and stored as segments."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _logger = logging.getLogger(__name__)
 
 
 class Run:
-    """A handle to a run: logs to it and reads it. Picklable: a copy in another process logs to the same run.
+    """Handle that logs to a run and reads it. Picklable: a copy in another process logs to the same run.
 
-    What is logged is stored within two seconds, or by `flush`, or when the run ends. `with` ends it:
+    Logged values are stored within two seconds, or by `flush`, or when the run ends. `with` ends the run:
     FINISHED, or FAILED if the block raises. Safe for threads. A handle that did not start the run (from
-    `get_run`, or unpickled in a worker) stores at once what it logs after a pause, so that
+    `get_run`, or unpickled in a worker) stores at once what is logged after a pause, so that
     `reg.get_run(id).log_metrics(…)` in a short task is not lost; in a loop, end with `flush`.
     """
 
@@ -72,16 +72,16 @@ class Run:
 
     @property
     def id(self) -> str:
-        """The run's id, for `Registry.get_run`."""
+        """Id of the run, for `Registry.get_run`."""
         return self._record.id
 
     @property
     def experiment(self) -> str:
-        """The experiment it belongs to."""
+        """Name of the run's experiment."""
         return self._record.experiment
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        """Record parameters, as text. A parameter has one value.
+        """Record parameters as text; a parameter has one value.
 
         Raises: InvalidInput if this handle logged another value for one of them.
         """
@@ -94,7 +94,7 @@ class Run:
                         f"param {name!r} is {before!r} already, not {text!r}; start another run"
                     )
             self._buffer.params.update(texts)
-        self._logged()
+        self._after_logging()
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int = 0) -> None:
         """Record values of metrics at a step (numbers; NaN and infinities too).
@@ -111,23 +111,23 @@ class Run:
             full = len(self._buffer.points) >= _MAX_POINTS
         if full:
             self.flush()
-        self._logged()
+        self._after_logging()
 
     def log_metric(self, name: str, value: float, step: int = 0) -> None:
-        """Record one value. Raises: InvalidInput."""
+        """Record one value of a metric. Raises: InvalidInput."""
         self.log_metrics({name: value}, step)
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
-        """Add or replace tags."""
+        """Add or replace tags of the run."""
         with self._buffer_lock:
             self._buffer.tags.update({str(name): str(value) for name, value in tags.items()})
-        self._logged()
+        self._after_logging()
 
     def log_datasets(self, *snapshots: TableSnapshot) -> None:
-        """Record which tables, as of which version, the run reads."""
+        """Record the table versions that the run reads."""
         with self._buffer_lock:
             self._buffer.datasets.extend(snapshots)
-        self._logged()
+        self._after_logging()
 
     def log_artifact(self, path: str | Path, to: str = "") -> None:
         """Store a file, or the files of a folder, with the run, below `to`; replaces one of the same path.
@@ -141,10 +141,10 @@ class Run:
                 raise InvalidInput(f"artifact {str(file)!r} is not a file")
             name = file.relative_to(source).as_posix() if source.is_dir() else file.name
             self._log_file(file, str(PurePosixPath(to) / name))
-        self._logged()
+        self._after_logging()
 
     def flush(self) -> None:
-        """Store what is buffered, now: 1 write if there is anything. Raises: Unavailable, keeping the buffer."""
+        """Store buffered events now; 1 write if there are any. Raises: Unavailable, keeping the buffer."""
         with self._store_lock:
             while self._next_segment() is not None:
                 segment, data = cast("tuple[Segment, bytes]", self._pending)
@@ -154,7 +154,7 @@ class Run:
                 self._record = with_segments(self._record, [segment])
 
     def finish(self, status: Status = "FINISHED") -> None:
-        """Store what is buffered and end the run. Raises: Unavailable; it can then be called again."""
+        """Store buffered events and end the run. Raises: Unavailable; call it again then."""
         self._stop_thread()
         self.flush()
         if self._owner:
@@ -164,12 +164,12 @@ class Run:
         self._record = self._runs.end(self._record, status)
 
     def record(self) -> RunRecord:
-        """All that is known of the run now, whoever logged it; `metrics` are last values."""
+        """Read everything logged to the run by any writer; `metrics` are last values."""
         self.flush()
         return self._runs.get_record(self.id)
 
     def series(self, metric: str) -> list[Point]:
-        """All values of a metric, in the order of steps. Empty if it was never logged."""
+        """Read all values of a metric in the order of steps; empty if it was never logged."""
         self.flush()
         points = (
             point
@@ -187,7 +187,7 @@ class Run:
         return self._runs.fetch_artifact(self.record(), path, Path(to) / path)
 
     def _next_segment(self) -> tuple[Segment, bytes] | None:
-        """What to store next: first what could not be stored before, with the same bytes, then the buffer."""
+        """Next segment to store: one that failed before, with the same bytes, or else the buffer."""
         with self._buffer_lock:
             if self._pending is None and self._buffer:
                 self._pending = self._buffer, self._buffer.to_bytes(nonce=uuid4().hex)
@@ -199,17 +199,19 @@ class Run:
         with self._buffer_lock:
             self._buffer.artifacts[path] = blob
 
-    def _logged(self) -> None:
-        """Something is in the buffer: see that it gets stored."""
+    def _after_logging(self) -> None:
+        """Ensure that the buffer gets stored: now after a pause, else by the thread."""
         if not self._owner and time.monotonic() - self._stored_at >= FLUSH_EVERY_S:
             self.flush()
         self._start_thread()
 
     def _start_thread(self) -> None:
-        """A daemon that stores what is buffered every two seconds, and lets the owner's heart beat."""
+        """Start the daemon that stores the buffer every two seconds and sends the owner's heartbeat."""
         with self._buffer_lock:
             if self._thread is None and not self._stop.is_set():
-                self._thread = threading.Thread(target=self._keep_up, name=f"run-{self.id}", daemon=True)
+                self._thread = threading.Thread(
+                    target=self._flush_periodically, name=f"run-{self.id}", daemon=True
+                )
                 self._thread.start()
 
     def _stop_thread(self) -> None:
@@ -218,7 +220,7 @@ class Run:
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
-    def _keep_up(self) -> None:
+    def _flush_periodically(self) -> None:
         last_beat = time.monotonic()
         while not self._stop.wait(FLUSH_EVERY_S):
             try:
@@ -232,7 +234,7 @@ class Run:
                 return
 
     def _is_idle(self) -> bool:
-        """Whether the daemon may end: nothing is buffered, and the next to log starts another."""
+        """Whether the daemon may end because the buffer is empty; the next log call starts another."""
         with self._buffer_lock:
             if self._buffer or self._pending:
                 return False

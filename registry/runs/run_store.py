@@ -1,4 +1,4 @@
-"""Where runs are stored: an index journal an experiment, and the segments and artifacts of each run."""
+"""Storage of runs: an index journal for each experiment, and segments and artifacts for each run."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class RunStore(ModelJournals):
         self._experiments_lock = threading.Lock()
 
     def index(self, experiment: str) -> Fold[Index]:
-        """The runs of an experiment, kept warm: `.refresh()` is one read. Raises: InvalidInput."""
+        """Follow the index of an experiment's runs: `.refresh()` is one read. Raises: InvalidInput."""
         check_name(experiment, what="experiment")
         with self._experiments_lock:
             if experiment not in self._experiments:
@@ -56,19 +56,19 @@ class RunStore(ModelJournals):
             return self._experiments[experiment]
 
     def begin(self, record: RunRecord) -> None:
-        """Tell the index of a run that begins; 2 writes. Used by `start_run` and `RunLog`."""
+        """Record in the index that a run begins; 2 writes. Used by `start_run` and `RunLog`."""
         index = self.index(record.experiment)
         self.store.create(f"runs/{record.id}/run.json", json.dumps(record.to_json()).encode())
         index.transact(lambda _: {"kind": "started", "run": record.brief()})
 
     def end(self, record: RunRecord, status: Status) -> RunRecord:
-        """Tell the index that a run has ended, with all its segments say. Used by `Run.finish`."""
+        """Record in the index that a run has ended, with everything in its segments. Used by `Run.finish`."""
         whole = with_segments(record, self.segments(record.id))
         ended = replace(whole, status=status, ended_at=self.clock())
 
         def decide(index: Index) -> dict[str, Any] | None:
-            told = index.get(record.id)
-            if told is not None and told.status == status:
+            indexed = index.get(record.id)
+            if indexed is not None and indexed.status == status:
                 return None
             return {"kind": "ended", "run": ended.brief()}
 
@@ -76,16 +76,16 @@ class RunStore(ModelJournals):
         return ended
 
     def get_record(self, run_id: str) -> RunRecord:
-        """All that is known of a run now. Raises: NotFound."""
+        """Read everything known of a run now. Raises: NotFound."""
         started = self._started(run_id)
-        told = self.index(started.experiment).refresh().get(run_id, started)
-        whole = told if told.status != "RUNNING" else self._live(told)
+        indexed = self.index(started.experiment).refresh().get(run_id, started)
+        whole = indexed if indexed.status != "RUNNING" else self._live(indexed)
         return replace(whole, facts={**started.facts, **whole.facts})
 
     def segments(self, run_id: str, start: int = 0) -> Iterator[Segment]:
-        """What a run has stored so far, in order, from number `start`.
+        """Read a run's segments in order from number `start`.
 
-        Read until one is missing: one by one, then in ever larger batches at once.
+        Reads until one is missing: one by one first, then in ever larger parallel batches.
         """
         number, batch = start, 1
         with ThreadPoolExecutor(_BATCH) as pool:
@@ -118,7 +118,7 @@ class RunStore(ModelJournals):
             return number + 1
 
     def store_artifact(self, run_id: str, path: str, file: Path) -> Blob:
-        """Store the bytes of a file that will be artifact `path` of a run; a segment then tells of it.
+        """Store the bytes of a file as artifact `path` of a run; the caller records it in a segment.
 
         Raises: InvalidInput if `path` is not a path below the run.
         """
@@ -139,7 +139,7 @@ class RunStore(ModelJournals):
         return target
 
     def beat(self, run_id: str) -> None:
-        """Say that the run's owner is alive, by the wall clock, whatever clock the registry runs on. Used by `Run`."""
+        """Write the heartbeat of the run's owner, by the wall clock even if the registry has another. Used by `Run`."""
         self.store.put(f"runs/{run_id}/heartbeat", to_text(utc_now()).encode())
 
     def _started(self, run_id: str) -> RunRecord:
@@ -150,9 +150,9 @@ class RunStore(ModelJournals):
         return RunRecord.from_json(json.loads(data))
 
     def _live(self, record: RunRecord) -> RunRecord:
-        """A run the index tells as going on, as its segments tell it; LOST if its heart has stopped.
+        """Read a running run from its segments; LOST if its heartbeat has stopped.
 
-        A run logged from afar (see `RunLog`) has no heart, and goes on until it is told to have ended.
+        A remote run (see `RunLog`) has no heartbeat and is running until its program ends it.
         """
         whole = with_segments(record, self.segments(record.id))
         if record.facts.get("remote"):

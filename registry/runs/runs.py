@@ -31,7 +31,7 @@ class Runs(RunStore):
         code: str | None = None,
         parent: str | None = None,
     ) -> Run:
-        """Begin a run; a context manager that ends it. 3 writes and 1 read.
+        """Begin a run, as a context manager that ends it; 3 writes and 1 read.
 
         code: digest of the code that runs; parent: id of the run this one is part of.
         Raises: InvalidInput for a malformed experiment name.
@@ -55,13 +55,13 @@ class Runs(RunStore):
         return Run(self, record, owner=True)
 
     def get_run(self, run_id: str) -> Run:
-        """A handle to a run, to read it or to log to it from anywhere. Raises: NotFound."""
+        """Get a handle to a run, to read it or to log to it from anywhere. Raises: NotFound."""
         record = self._started(run_id)
         segments = list(self.segments(run_id))
         return Run(self, with_segments(record, segments), segments=len(segments))
 
     def list_experiments(self) -> list[str]:
-        """Names of all experiments, sorted."""
+        """List names of all experiments that have runs, sorted."""
         names, after = [], ""
         while (key := next(self.store.list("experiments/", after=after), None)) is not None:
             names.append(key.split("/")[1])
@@ -76,36 +76,36 @@ class Runs(RunStore):
         order_by: str | Sequence[str] = "attributes.start_time DESC",
         limit: int = 1000,
     ) -> list[RunRecord]:
-        """Runs for which `where` holds (MLflow's filter grammar; see `registry.runs.search`).
+        """Find runs for which `where` holds (MLflow's filter grammar; see `registry.runs.search`).
 
-        The store is not listed: the index is one read when warm. Runs still going on are read one by one.
+        The index is one read when warm; the store is not listed. Running runs are read one by one.
         The records lack `facts["environment"]`, which only `get_run` reads.
-        Raises: InvalidInput if the filter cannot be read, with the place.
+        Raises: InvalidInput if the filter cannot be read, with the position of the error.
         """
         holds, sort = parse_where(where), parse_order(order_by)
         names = [experiment] if isinstance(experiment, str) else list(experiment)
         records = [record for name in names for record in self.index(name).refresh().values()]
-        going = [record for record in records if record.status == "RUNNING"]
+        running = [record for record in records if record.status == "RUNNING"]
         with ThreadPoolExecutor(8) as pool:
-            live = {record.id: record for record in pool.map(self._live, going)}
+            live = {record.id: record for record in pool.map(self._live, running)}
         found = [run for record in records if holds(run := live.get(record.id, record))]
         return sort(found)[:limit]
 
     def compare_runs(self, run_ids: Sequence[str]) -> pa.Table:
-        """One row a run: run, name, status, then the parameters and metrics in which they differ.
+        """Compare runs in a table: run, name, status, then the parameters and metrics in which they differ.
 
         Raises: NotFound.
         """
         return comparison([self.get_record(run_id) for run_id in run_ids])
 
     def plot_runs(self, run_ids: Sequence[str], metric: str) -> str:
-        """An HTML page with the series of a metric, one line a run. Raises: NotFound."""
+        """Plot a metric of several runs as an HTML page, one line a run. Raises: NotFound."""
         records = [self.get_record(run_id) for run_id in run_ids]
-        series = {f"{one.name} {one.id[:12]}".strip(): self.get_run(one.id).series(metric) for one in records}
+        series = {f"{run.name} {run.id[:12]}".strip(): self.get_run(run.id).series(metric) for run in records}
         return plot(metric, series)
 
     def reap_runs(self, experiment: str) -> list[str]:
-        """Record in the index that runs without a heartbeat are LOST; returns their ids."""
+        """Mark runs without a heartbeat as LOST in the index; returns their ids."""
         ids = []
         for record in self.search_runs(experiment, "attributes.status = 'LOST'"):
             if self.index(experiment).state[record.id].status == "RUNNING":

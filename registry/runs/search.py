@@ -67,37 +67,37 @@ class _Token:
 
 
 class Comparable(Protocol):
-    """What stands on the left of a comparison."""
+    """Left side of a comparison in a filter."""
 
     @property
     def kind(self) -> str:
-        """Of what kind it is, for messages."""
+        """Kind of the column, for messages."""
         ...
 
     @property
     def name(self) -> str:
-        """Its name within the kind."""
+        """Name of the column within its kind."""
         ...
 
     @property
     def is_number(self) -> bool:
-        """Whether it compares as a number."""
+        """Whether the column compares as a number."""
         ...
 
     def of(self, item: Any, /) -> Any:
-        """Its value in `item`, or None where there is none."""
+        """Value of the column in `item`, or None if absent."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """Something of a run that can be compared: a metric, a parameter, a tag or an attribute."""
+    """Comparable column of a run: a metric, a parameter, a tag or an attribute."""
 
     kind: str
     name: str
 
     def of(self, run: RunRecord) -> Any:
-        """Its value, or None where the run has none."""
+        """Value of the column in a run, or None if absent."""
         if self.kind == "attributes":
             return _ATTRIBUTES[self.name](run)
         values: Mapping[str, Any] = getattr(run, self.kind)
@@ -105,24 +105,24 @@ class Column:
 
     @property
     def is_number(self) -> bool:
-        """Whether it compares as a number."""
+        """Whether the column compares as a number."""
         return self.kind == "metrics" or (
             self.kind == "attributes" and self.name in {"start_time", "created", "end_time"}
         )
 
 
 def parse_where(where: str, columns: Callable[[str], Comparable] | None = None) -> Predicate:
-    """The predicate that `where` says; empty text is true of everything.
+    """Parse `where` to a predicate; empty text matches everything.
 
-    columns: from a name to what it means; None: the columns of runs.
-    Raises: InvalidInput, with the place and what was wanted there.
+    columns: resolves a name to a column; None: the columns of runs.
+    Raises: InvalidInput, with the position and what was expected there.
     """
     tests = _Parser(where, columns or parse_column).comparisons()
     return lambda item: all(test(item) for test in tests)
 
 
 def parse_order(order_by: str | Sequence[str]) -> Callable[[list[RunRecord]], list[RunRecord]]:
-    """A sort by `metrics.log_loss`, `metrics.auc DESC`, or several of them; runs without a value come last.
+    """Parse an order such as `metrics.auc DESC`, or several, to a sort function; runs without a value come last.
 
     Raises: InvalidInput.
     """
@@ -145,7 +145,7 @@ def parse_order(order_by: str | Sequence[str]) -> Callable[[list[RunRecord]], li
 
 
 def parse_column(name: str) -> Column:
-    """The column `name` means. Raises: InvalidInput."""
+    """Resolve a name to a column of runs. Raises: InvalidInput."""
     kind, dot, rest = name.partition(".")
     if not dot:
         kind, rest = "attributes", name
@@ -159,7 +159,7 @@ def parse_column(name: str) -> Column:
 
 
 def _is_ordered(value: Any) -> bool:
-    """Neither absent nor NaN."""
+    """Whether a value is present and not NaN."""
     return value is not None and value == value  # noqa: PLR0124 - NaN is what differs from itself
 
 

@@ -1,4 +1,4 @@
-"""Content-addressed files: named by their SHA-256, uploaded in parallel, checked on every read."""
+"""Content-addressed files, named by their SHA-256, uploaded in parallel and checked on every read."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _PARALLEL = 8
 
 
 class Blob(BaseModel):
-    """Content of one file: SHA-256 (hex) and size in bytes.
+    """Stored content of one file, by SHA-256 (hex) and size in bytes.
 
-    generation: how often garbage had been collected when it was stored; part of its place.
+    generation: how often garbage had been collected when it was stored; part of its key.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -38,7 +38,7 @@ class Blob(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class LocalFile:
-    """A file to store: where it is, its content and the time of its last change."""
+    """A local file to store, with its digest, size and time of last change."""
 
     path: Path
     sha256: str
@@ -47,14 +47,14 @@ class LocalFile:
 
 
 class Blobs:
-    """Blobs below `prefix` in `store`, by generation and digest."""
+    """Blobs stored below `prefix` in `store`, by generation and digest."""
 
     def __init__(self, store: ObjectStore, prefix: str) -> None:
         self._store = store
         self._prefix = prefix
 
     def key(self, blob: Blob) -> str:
-        """Where `blob` is stored."""
+        """Key under which `blob` is stored."""
         return f"{self._prefix}/{blob.generation:08d}/{blob.sha256}"
 
     def upload(
@@ -66,7 +66,7 @@ class Blobs:
         Raises: InvalidInput if a file changed since it was read first.
         """
 
-        def send(file: LocalFile) -> Blob:
+        def upload_one(file: LocalFile) -> Blob:
             blob = Blob(sha256=file.sha256, size=file.size, generation=generation)
             self._store.upload(self.key(blob), file.path, on_progress=on_progress)
             now = file.path.stat()
@@ -76,46 +76,46 @@ class Blobs:
                 )
             return blob
 
-        return {blob.sha256: blob for blob in _parallel(send, list(files))}
+        return {blob.sha256: blob for blob in _parallel(upload_one, list(files))}
 
     def download(self, files: Mapping[str, Blob], to: Path, *, on_progress: Progress | None = None) -> None:
-        """Write files (path -> blob) below `to`; each appears only when its digest was checked.
+        """Write files (path -> blob) below `to`; each appears only after its digest was checked.
 
-        A file that is there with the right content is kept.
+        An existing file with the right content is kept.
         Raises: Damaged if stored bytes do not give their digest; NotFound if a blob is gone.
         """
 
-        def get(item: tuple[str, Blob]) -> None:
+        def download_one(item: tuple[str, Blob]) -> None:
             path, blob = to / item[0], item[1]
             if not (path.is_file() and path.stat().st_size == blob.size and sha256_of(path) == blob.sha256):
                 fetch(self._store, self.key(blob), blob, path, on_progress=on_progress)
             elif on_progress:
                 on_progress(blob.size)
 
-        _parallel(get, list(files.items()))
+        _parallel(download_one, list(files.items()))
 
     def check(self, blobs: Iterable[Blob], scratch: Path) -> int:
-        """Read blobs and check their digests; returns how many bytes.
+        """Read blobs and check their digests; returns the number of bytes.
 
-        scratch: a folder for the one being read.
-        Raises: Damaged, naming the first that is gone or changed.
+        scratch: a folder for temporary files.
+        Raises: Damaged, naming the first blob that is gone or changed.
         """
 
-        def look(blob: Blob) -> int:
+        def check_one(blob: Blob) -> int:
             path = scratch / blob.sha256
             fetch(self._store, self.key(blob), blob, path)
             path.unlink()
             return blob.size
 
-        return sum(_parallel(look, sorted(blobs, key=lambda blob: blob.sha256)))
+        return sum(_parallel(check_one, sorted(blobs, key=lambda blob: blob.sha256)))
 
 
 def fetch(
     store: ObjectStore, key: str, blob: Blob, path: Path, *, on_progress: Progress | None = None
 ) -> None:
-    """Write the content stored under `key` to `path`, which appears only when its digest was checked.
+    """Write the content stored under `key` to `path`, which appears only after its digest was checked.
 
-    Raises: Damaged if it is gone, or its bytes do not give the digest.
+    Raises: Damaged if the object is gone, or its bytes do not give the digest.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{blob.sha256[:16]}.{uuid4().hex}")
@@ -132,9 +132,9 @@ def fetch(
 
 
 def scan(path: Path) -> dict[str, LocalFile]:
-    """The files at `path` (a folder, or one file), by their path below it, with their digests.
+    """List the files at `path` (a folder, or one file) by relative path, with their digests.
 
-    Raises: InvalidInput if there are none, or one is a link or no regular file.
+    Raises: InvalidInput if there are no files, or one is a link or not a regular file.
     """
     if path.is_file() and not path.is_symlink():
         found = {path.name: path}
@@ -157,7 +157,7 @@ def scan(path: Path) -> dict[str, LocalFile]:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 (hex) of the file at `path`."""
+    """Hash the file at `path` with SHA-256, as hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

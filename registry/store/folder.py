@@ -1,7 +1,7 @@
-"""A store in a folder: each object a file, made visible by one atomic step and never half written.
+"""An object store in a folder: each object is a file, made visible by one atomic step, never half written.
 
 What a `kill -9` or a power cut leaves, line by line of `create`: before the link, a file in `.tmp/` that
-nobody reads and `sweep` removes; after the link, the whole object (its bytes were on disk before its name).
+no reader sees and `sweep` removes; after the link, the whole object (its bytes were on disk before its name).
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _STALE_S = 24 * 3600.0
 
 
 class FolderStore:
-    """Objects as files below `root`, on a file system with hard links (any local one; NFS too).
+    """Object store of files below `root`, on a file system with hard links (any local one; NFS too).
 
-    root: absolute path; made when the first object is written.
+    root: absolute path; created when the first object is written.
     """
 
     def __init__(self, root: Path) -> None:
@@ -47,23 +47,23 @@ class FolderStore:
 
     @property
     def url(self) -> str:
-        """`file://` and the absolute path."""
+        """URL of the store, `file://` and the absolute path."""
         return f"file://{quote(str(self._root))}"
 
     @property
     def root(self) -> Path:
-        """The folder."""
+        """Folder that holds the objects."""
         return self._root
 
     def get(self, key: str) -> bytes:
-        """The object's bytes. Raises: NotFound."""
+        """Get the bytes of an object. Raises: NotFound."""
         data = self.find(key)
         if data is None:
             raise NotFound(f"{key} is not in {self.url}")
         return data
 
     def find(self, key: str) -> bytes | None:
-        """The object's bytes, or None if absent."""
+        """Find the bytes of an object, or None if absent."""
         path = self._path(key)
         with self._errors(key):
             try:
@@ -72,28 +72,28 @@ class FolderStore:
                 return None
 
     def create(self, key: str, data: bytes) -> None:
-        """Store `data` if nothing is there; atomic between processes. Raises: AlreadyExists."""
+        """Store `data` if the key is free; atomic between processes. Raises: AlreadyExists."""
         path = self._path(key)
         with self._errors(key), self._temporary() as temporary:
             _write_durably(temporary, data)
-            renewed = self._make_parent(path)
+            changed = self._make_parent(path)
             try:
                 os.link(temporary, path)
             except FileExistsError as error:
                 raise AlreadyExists(f"{key} is already in {self.url}") from error
-            _sync_folders(renewed)
+            _sync_folders(changed)
 
     def put(self, key: str, data: bytes) -> None:
-        """Store `data`, replacing what is there."""
+        """Store `data`, replacing an object of that key."""
         path = self._path(key)
         with self._errors(key), self._temporary() as temporary:
             _write_durably(temporary, data)
-            renewed = self._make_parent(path)
+            changed = self._make_parent(path)
             temporary.replace(path)
-            _sync_folders(renewed)
+            _sync_folders(changed)
 
     def delete(self, key: str) -> None:
-        """Remove the object; an absent one is fine. Folders stay: removing one could race with `create`."""
+        """Remove the object if it exists. Folders stay: removing one could race with `create`."""
         path = self._path(key)
         with self._errors(key):
             try:
@@ -105,7 +105,7 @@ class FolderStore:
                     raise
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[str]:
-        """Keys that start with `prefix` and come after `after`, in order of code points."""
+        """Iterate over keys that start with `prefix` and come after `after`, in order of code points."""
         folder = prefix.rpartition("/")[0]
         if folder:
             check_key(folder)
@@ -113,18 +113,18 @@ class FolderStore:
             yield from self._walk(folder, prefix, after)
 
     def upload(self, key: str, path: Path, *, on_progress: Progress | None = None) -> None:
-        """`put` the file at `path`, streaming; `on_progress` is told the bytes of each piece."""
+        """Stream the file at `path` into the object; `on_progress` gets the bytes of each piece."""
         target = self._path(key)
         with self._errors(key), self._temporary() as temporary:
             with path.open("rb") as source, temporary.open("xb") as sink:
                 _copy(source, sink, on_progress)
                 _sync_file(sink)
-            renewed = self._make_parent(target)
+            changed = self._make_parent(target)
             temporary.replace(target)
-            _sync_folders(renewed)
+            _sync_folders(changed)
 
     def download(self, key: str, path: Path, *, on_progress: Progress | None = None) -> None:
-        """Write the object to `path`; it appears whole or not at all. Raises: NotFound."""
+        """Write the object to `path`, which appears whole or not at all. Raises: NotFound."""
         source_path = self._path(key)
         partial = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}")
         with self._errors(key):
@@ -136,13 +136,13 @@ class FolderStore:
                 _copy_whole(source, partial, path, on_progress)
 
     def table_location(self, name: str) -> tuple[str, dict[str, str]]:
-        """(path, no options) where `deltalake` keeps the table `name`."""
+        """Path at which `deltalake` keeps the table `name`, with empty storage options."""
         return str(self._path(f"tables/{name}.delta")), {}
 
     def sweep(self, *, older_than_s: float = _STALE_S) -> int:
-        """Remove what killed writers left in `.tmp/`; returns how many files.
+        """Remove files that killed writers left in `.tmp/`; returns how many.
 
-        older_than_s: age by the file system's clock; longer than any upload takes.
+        older_than_s: age by the file system's clock; must be longer than any upload takes.
         """
         removed = 0
         for path in (self._root / _TMP).glob("*"):
@@ -151,24 +151,24 @@ class FolderStore:
                     path.unlink()
                     removed += 1
             except FileNotFoundError:
-                continue  # its writer, or another sweep, was faster
+                continue  # removed meanwhile by its writer or another sweep
         return removed
 
     def _path(self, key: str) -> Path:
         return self._root / check_key(key)
 
     def _make_parent(self, path: Path) -> Sequence[Path]:
-        """Make the folder of `path`; returns the folders that hold a new name once `path` is there."""
-        renewed = [path.parent]
-        while not renewed[-1].is_dir():
-            renewed.append(renewed[-1].parent)
-        for made in reversed(renewed[:-1]):
+        """Make the folder of `path`; returns the folders to sync, those that get a new name."""
+        changed = [path.parent]
+        while not changed[-1].is_dir():
+            changed.append(changed[-1].parent)
+        for made in reversed(changed[:-1]):
             made.mkdir(exist_ok=True)
-        return renewed
+        return changed
 
     @contextmanager
     def _temporary(self) -> Iterator[Path]:
-        """A fresh path in `.tmp/`, on the same file system, gone afterwards."""
+        """Give a fresh path in `.tmp/`, on the same file system, and remove it afterwards."""
         folder = self._root / _TMP
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / uuid.uuid4().hex
@@ -179,7 +179,7 @@ class FolderStore:
 
     @contextmanager
     def _errors(self, key: str) -> Iterator[None]:
-        """Turn what the file system says into what the caller can act on."""
+        """Translate errors of the file system into the registry's errors."""
         try:
             yield
         except (NotADirectoryError, IsADirectoryError, FileExistsError) as error:

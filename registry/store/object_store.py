@@ -1,4 +1,4 @@
-"""The one memory: objects under keys, in a folder or in S3, behind the same few verbs."""
+"""The object store protocol: whole objects under keys, with the same few verbs for a folder and S3."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Progress = Callable[[int], None]
 
 @runtime_checkable
 class ObjectStore(Protocol):
-    """Whole objects under keys like `models/flights/0001.json`; picklable, rebuilt from its url.
+    """Store of whole objects under keys like `models/flights/0001.json`; picklable, rebuilt from its url.
 
     `create` is the platform's only compare-and-swap. A read sees every write that ended before it began.
     Every verb raises InvalidInput for a malformed key, Forbidden where the credentials do not suffice and
@@ -20,53 +20,53 @@ class ObjectStore(Protocol):
 
     @property
     def url(self) -> str:
-        """What `open_store` rebuilds this store from."""
+        """URL from which `open_store` rebuilds this store."""
         ...
 
     def get(self, key: str) -> bytes:
-        """The object's bytes. Raises: NotFound."""
+        """Get the bytes of an object. Raises: NotFound."""
         ...
 
     def find(self, key: str) -> bytes | None:
-        """The object's bytes, or None if absent."""
+        """Find the bytes of an object, or None if absent."""
         ...
 
     def create(self, key: str, data: bytes) -> None:
-        """Store `data` if nothing is there, atomically: of any number of callers one wins.
+        """Store `data` if the key is free, atomically: of any number of callers one wins.
 
-        Raises: AlreadyExists for the others.
+        Raises: AlreadyExists for the other callers.
         """
         ...
 
     def put(self, key: str, data: bytes) -> None:
-        """Store `data`, replacing what is there; a reader sees the old or the new whole."""
+        """Store `data`, replacing an object of that key; a reader sees the old or the new one whole."""
         ...
 
     def delete(self, key: str) -> None:
-        """Remove the object; an absent one is fine."""
+        """Remove the object if it exists."""
         ...
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[str]:
-        """Keys that start with `prefix` and come after `after`, in order of code points.
+        """Iterate over keys that start with `prefix` and come after `after`, in order of code points.
 
         SeaweedFS compares part by part instead ("a/b" before "a-b"): do not mix names that begin alike.
         """
         ...
 
     def upload(self, key: str, path: Path, *, on_progress: Progress | None = None) -> None:
-        """`put` the file at `path`, streaming, in parts where the store has them.
+        """Stream the file at `path` into the object, in parts where the store supports them.
 
         on_progress: called with the bytes moved since the call before; negative when a part is sent again.
         """
         ...
 
     def download(self, key: str, path: Path, *, on_progress: Progress | None = None) -> None:
-        """Write the object to `path`, streaming; `path` appears whole or not at all. Raises: NotFound.
+        """Stream the object to `path`, which appears whole or not at all. Raises: NotFound.
 
         on_progress: as for `upload`.
         """
         ...
 
     def table_location(self, name: str) -> tuple[str, dict[str, str]]:
-        """(uri, storage options) where `deltalake` keeps the table `name`."""
+        """URI and storage options with which `deltalake` opens the table `name`."""
         ...

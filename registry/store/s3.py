@@ -1,4 +1,4 @@
-"""A store in an S3 bucket, through boto3: `create` is PutObject with `If-None-Match: *`."""
+"""An object store in an S3 bucket, through boto3: `create` is PutObject with `If-None-Match: *`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _HTTP_SERVER_ERROR = 500
 
 
 class S3Store:
-    """Objects under `prefix` in `bucket`.
+    """Object store under `prefix` in an S3 bucket.
 
     endpoint: url of an S3 server other than the environment's; "" for the environment's.
     """
@@ -59,19 +59,19 @@ class S3Store:
 
     @property
     def url(self) -> str:
-        """`s3://bucket/prefix`, with the endpoint if it was given."""
+        """URL of the store, `s3://bucket/prefix`, with the endpoint if it was given."""
         query = f"?endpoint={quote(self._endpoint, safe=':/')}" if self._endpoint else ""
         return f"s3://{self._bucket}/{self._prefix.rstrip('/')}".rstrip("/") + query
 
     def get(self, key: str) -> bytes:
-        """The object's bytes. Raises: NotFound."""
+        """Get the bytes of an object. Raises: NotFound."""
         data = self.find(key)
         if data is None:
             raise NotFound(f"{key} is not in {self.url}")
         return data
 
     def find(self, key: str) -> bytes | None:
-        """The object's bytes, or None if absent."""
+        """Find the bytes of an object, or None if absent."""
         name = self._name(key)
         try:
             with self._errors(key):
@@ -81,31 +81,31 @@ class S3Store:
             return None
 
     def create(self, key: str, data: bytes) -> None:
-        """Store `data` if nothing is there; of any number of callers one wins.
+        """Store `data` if the key is free; of any number of callers one wins.
 
         A retry inside boto3 can meet its own success: AlreadyExists then means "someone, maybe you".
         Raises: AlreadyExists.
         """
         name = self._name(key)
         with self._errors(key):
-            self._settle(
+            self._retry_conflicts(
                 lambda: self._client.put_object(Bucket=self._bucket, Key=name, Body=data, IfNoneMatch="*")
             )
 
     def put(self, key: str, data: bytes) -> None:
-        """Store `data`, replacing what is there."""
+        """Store `data`, replacing an object of that key."""
         name = self._name(key)
         with self._errors(key):
             self._client.put_object(Bucket=self._bucket, Key=name, Body=data)
 
     def delete(self, key: str) -> None:
-        """Remove the object; an absent one is fine."""
+        """Remove the object if it exists."""
         name = self._name(key)
         with self._errors(key):
             self._client.delete_object(Bucket=self._bucket, Key=name)
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[str]:
-        """Keys that start with `prefix` and come after `after`, in order of code points."""
+        """Iterate over keys that start with `prefix` and come after `after`, in order of code points."""
         cut = len(self._prefix)
         request: dict[str, Any] = {"Bucket": self._bucket, "Prefix": self._prefix + prefix}
         if after:
@@ -119,9 +119,9 @@ class S3Store:
             request["ContinuationToken"] = page["NextContinuationToken"]
 
     def upload(self, key: str, path: Path, *, on_progress: Progress | None = None) -> None:
-        """`put` the file at `path`; above 32 MiB in parts, in parallel. S3 checks a CRC of every part.
+        """Store the file at `path`; above 32 MiB in parallel parts, each checked by a CRC.
 
-        on_progress: told the bytes moved since the call before; negative when a part is sent again.
+        on_progress: called with the bytes moved since the call before; negative when a part is sent again.
         """
         name = self._name(key)
         part_bytes = max(_PART_BYTES, -(-path.stat().st_size // _MAX_PARTS))
@@ -132,7 +132,7 @@ class S3Store:
             self._client.upload_file(str(path), self._bucket, name, Config=parts, Callback=on_progress)
 
     def download(self, key: str, path: Path, *, on_progress: Progress | None = None) -> None:
-        """Write the object to `path`; it appears whole or not at all. Raises: NotFound."""
+        """Write the object to `path`, which appears whole or not at all. Raises: NotFound."""
         name = self._name(key)
         partial = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}")
         try:
@@ -148,9 +148,9 @@ class S3Store:
             partial.unlink(missing_ok=True)
 
     def table_location(self, name: str) -> tuple[str, dict[str, str]]:
-        """(uri, storage options) where `deltalake` keeps the table `name`.
+        """URI and storage options with which `deltalake` opens the table `name`.
 
-        The options hold the credentials boto3 finds at this moment: ask again rather than keep them.
+        The options hold credentials that expire: call again instead of keeping them.
         """
         client = self._client
         options = {"AWS_REGION": client.meta.region_name or "us-east-1"}
@@ -168,7 +168,7 @@ class S3Store:
 
     @property
     def _client(self) -> Any:
-        """One client a process: boto3's may be shared by threads, not across a fork."""
+        """The process's own boto3 client, which threads may share and a fork may not."""
         with self._lock:
             if self._client_of is None or self._client_of[0] != os.getpid():
                 session = boto3.session.Session()
@@ -184,8 +184,8 @@ class S3Store:
     def _name(self, key: str) -> str:
         return self._prefix + check_key(key)
 
-    def _settle(self, write: Callable[[], Any], attempts: int = 8) -> None:
-        """Repeat a conditional write while S3 answers 409: another one was under way, nobody has won yet."""
+    def _retry_conflicts(self, write: Callable[[], Any], attempts: int = 8) -> None:
+        """Repeat a conditional write while S3 answers 409, which says that another one is still in progress."""
         for attempt in range(attempts):
             try:
                 write()
@@ -198,7 +198,7 @@ class S3Store:
 
     @contextmanager
     def _errors(self, key: str) -> Iterator[None]:
-        """Turn what boto3 raises into what the caller can act on."""
+        """Translate errors of boto3 into the registry's errors."""
         try:
             yield
         except ClientError as error:

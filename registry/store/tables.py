@@ -1,4 +1,4 @@
-"""Bulk data: Delta tables beside the objects, named for ever by (table, version)."""
+"""Delta tables for bulk data beside the objects; (table, version) names a snapshot for ever."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _METADATA = "toque"  # key of our metadata among a commit's
 
 
 class TableSnapshot(BaseModel):
-    """A table as it was: what a training set is named by."""
+    """One version of a table, by which a training set is named."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -46,7 +46,7 @@ class TableSnapshot(BaseModel):
 
 
 class Table:
-    """The Delta table `name` in `store`; nothing is read or made until it is used.
+    """Delta table `name` in a store; nothing is read or created until it is used.
 
     name: names joined by '/', e.g. `predictions/flight-delay`.
     """
@@ -62,29 +62,29 @@ class Table:
 
     @property
     def uri(self) -> str:
-        """Where it is, for `ray.data.read_delta` and others."""
+        """URI of the table for readers such as `ray.data.read_delta`."""
         return self.store.table_location(self.name)[0]
 
     @property
     def storage_options(self) -> dict[str, str]:
-        """What a Delta reader needs beside the uri."""
+        """Storage options that a Delta reader needs beside the URI."""
         return self.store.table_location(self.name)[1]
 
     def exists(self) -> bool:
-        """Whether anything was ever written."""
+        """Whether the table was ever written."""
         uri, options = self.store.table_location(self.name)
         return bool(DeltaTable.is_deltatable(uri, storage_options=options or None))
 
     def version(self) -> int:
-        """The newest version, from 0. Raises: NotFound."""
+        """Number of the newest version, from 0. Raises: NotFound."""
         return int(self._open().version())
 
     def snapshot(self) -> TableSnapshot:
-        """The table as it is now. Raises: NotFound."""
+        """Snapshot of the newest version. Raises: NotFound."""
         return TableSnapshot(name=self.name, version=self.version())
 
     def schema(self) -> pa.Schema:
-        """Columns and types of the newest version. Raises: NotFound."""
+        """Arrow schema of the newest version. Raises: NotFound."""
         return pa.schema(self._open().schema().to_arrow())
 
     def append(
@@ -96,7 +96,7 @@ class Table:
         metadata: Mapping[str, str] | None = None,
         merge_schema: bool = False,
     ) -> TableSnapshot:
-        """Add rows; creates the table if there is none.
+        """Append rows in one commit; creates the table if it does not exist.
 
         partition_by: columns, used when the table is created.
         transactions: application id -> version, exactly once: rows whose every version is already in the
@@ -142,7 +142,7 @@ class Table:
     def read(
         self, *, version: int | None = None, columns: Sequence[str] | None = None, where: Any = None
     ) -> pa.Table:
-        """Rows of a version (default: the newest).
+        """Read the rows of a version, by default the newest.
 
         where: filters like `[("day", ">=", "2013-01-05")]` or a `pyarrow.compute` expression; files that
         cannot match are not read.
@@ -153,18 +153,18 @@ class Table:
         return table.to_pyarrow_table(columns=names, filters=where, filesystem=_filesystem(table))
 
     def dataset(self, version: int | None = None) -> ds.FileSystemDataset:
-        """The files of a version, unread. Raises: NotFound if there is no such table or version."""
+        """Open a version as an Arrow dataset without reading rows. Raises: NotFound if there is no such table or version."""
         return dataset_of(self._open(version))
 
     def head(self, rows: int, *, version: int | None = None) -> pa.Table:
-        """The first rows of a version, in the order of `read`. Raises: NotFound if there is no such table or version."""
-        # Not the first small batch: Arrow goes on to cut the rest to that size when nobody waits for it any more.
+        """Read the first rows of a version, in the order of `read`. Raises: NotFound if there is no such table or version."""
+        # Not the first small batch: Arrow would go on cutting the rest to that size after the reader has left.
         return self.dataset(version).head(rows)
 
     def batches(
         self, *, version: int | None = None, columns: Sequence[str] | None = None
     ) -> Iterator[pa.Table]:
-        """Rows of a version in the order of `read`, some at a time; columns that it lacks are left out.
+        """Iterate over the rows of a version in batches, in the order of `read`; columns that it lacks are left out.
 
         Raises: NotFound if there is no such table or version.
         """
@@ -175,13 +175,13 @@ class Table:
                 yield pa.Table.from_batches([batch])
 
     def transaction(self, app_id: str) -> int | None:
-        """The last version committed under `app_id`, or None (also if there is no table)."""
+        """Last transaction version committed under `app_id`, or None (also if there is no table)."""
         table = self._find()
         found = table.transaction_version(app_id) if table is not None else None
         return None if found is None else int(found)
 
     def metadata(self, version: int | None = None) -> dict[str, str]:
-        """The metadata given with the commit of `version` (default: the newest). Raises: NotFound."""
+        """Metadata stored with the commit of `version`, by default the newest. Raises: NotFound."""
         table = self._open()
         wanted = int(table.version()) if version is None else version
         commits = table.history(int(table.version()) - wanted + 1) if wanted >= 0 else []
@@ -192,7 +192,7 @@ class Table:
         return kept
 
     def _commit(self, write: Callable[[DeltaTable | None], DeltaTable]) -> TableSnapshot:
-        """Run `write` on the newest version, again while other writers interfere."""
+        """Run `write` on the newest version, and retry while other writers conflict."""
         deadline = time.monotonic() + _PATIENCE_S
         attempt = 0
         while True:
@@ -240,14 +240,14 @@ class Table:
 
 
 def dataset_of(table: DeltaTable) -> ds.FileSystemDataset:
-    """The files of an open table, unread."""
+    """Open table as an Arrow dataset, without reading rows."""
     return table.to_pyarrow_dataset(filesystem=_filesystem(table))
 
 
 def _filesystem(table: DeltaTable) -> fs.FileSystem | None:
-    """Arrow's own access to a folder; None for what only deltalake reads, whose handler calls back into Python.
+    """Arrow's file system for a table in a folder; None elsewhere, where deltalake's handler calls back into Python.
 
-    Its own needs no interpreter: a read is a sixth to a half faster, and an Arrow thread that lets a file go while the
+    Arrow's own needs no interpreter: a read is a sixth to a half faster, and an Arrow thread that lets a file go while the
     process ends does not abort it.
     """
     address = urlsplit(table.table_uri)
@@ -274,7 +274,7 @@ def _already_in(table: DeltaTable, transactions: Mapping[str, int]) -> bool:
 
 
 def _check_times(data: pa.Table, name: str) -> None:
-    """Raises: InvalidInput for a timestamp column without timezone."""
+    """Refuse timestamp columns without a timezone. Raises: InvalidInput."""
     for field in data.schema:
         if pa.types.is_timestamp(field.type) and field.type.tz is None:
             raise InvalidInput(

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def open_store(url: str) -> FolderStore | S3Store:
-    """The store at `url`: `file:///absolute/path` or `s3://bucket/prefix?endpoint=http://…`.
+    """Open the store at `url`: `file:///absolute/path` or `s3://bucket/prefix?endpoint=http://…`.
 
-    S3 credentials, region and endpoint come from where boto3 finds them (AWS_* and its files); `endpoint`
-    in the url goes first.
+    S3 credentials, region and endpoint come from where boto3 finds them (AWS_* and its files); an `endpoint`
+    in the url takes precedence.
     Raises: InvalidInput for any other url.
     """
     parts = urlsplit(url)

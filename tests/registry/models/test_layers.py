@@ -420,7 +420,7 @@ def test_layers_and_holdouts_survive_a_snapshot(reg: Registry):
     reg.set_traffic("ranker", {})
     reg.set_traffic("ranker", {"canary": (2, 0.1)}, layer=growth(0.5))
     state = reg.get_model("ranker")
-    assert state.left
+    assert state.revoked_claims
     assert decode("ranker", encode(state)) == state
 
 
