@@ -32,7 +32,7 @@ class GptRecipe(Recipe):
         """A new one."""
         return Gpt(context=self.context, width=self.width, heads=self.heads, layers=self.layers)
 
-    def lesson(self) -> Windows:
+    def task(self) -> Windows:
         """The notes."""
         return Windows.of(notes(), self.context)
 

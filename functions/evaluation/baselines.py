@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
 
 Baseline = Literal["constant", "logistic"]
-Places = Callable[[pa.Table, str], npt.NDArray[np.int64]]
+ClassIndices = Callable[[pa.Table, str], npt.NDArray[np.int64]]
 _ROWS = 50_000  # a logistic regression of some hundred columns learns nothing more from further rows
 _MIN_CATEGORY_ROWS = 20
 _WIDE = 500  # weights beyond which Newton's matrix costs more than the gradients of L-BFGS
@@ -50,11 +50,11 @@ def class_constant(
     __: Sequence[str],
     label: str,
     *,
-    places: Places,
+    class_indices: ClassIndices,
     classes: int,
 ) -> npt.NDArray[Any]:
-    """The training rows' share of each class for every row of `test`; `places` reads the label column."""
-    shares = np.bincount(places(train, label), minlength=classes) / train.num_rows
+    """The training rows' share of each class for every row of `test`; `class_indices` reads the label column."""
+    shares = np.bincount(class_indices(train, label), minlength=classes) / train.num_rows
     return np.tile(shares, (test.num_rows, 1))
 
 
@@ -65,13 +65,13 @@ def class_logistic(
     categorical: Sequence[str],
     label: str,
     *,
-    places: Places,
+    class_indices: ClassIndices,
     classes: int,
 ) -> npt.NDArray[Any]:
     """As `logistic`, the probabilities of each class."""
     train = _spread(train)
     learnt, asked = _encoded(train, test, numeric, categorical)
-    model = _logistic(learnt.shape[1] * classes).fit(learnt, places(train, label))
+    model = _logistic(learnt.shape[1] * classes).fit(learnt, class_indices(train, label))
     probability = np.zeros((test.num_rows, classes))
     probability[:, model.classes_] = model.predict_proba(asked)
     return probability

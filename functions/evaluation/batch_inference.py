@@ -26,8 +26,8 @@ from functions.model_formats.torch_threads import torch_threads
 from functions.runtime.context import context
 from functions.runtime.declaration import Demand, Resources
 from functions.runtime.function import function
-from functions.runtime.run.cluster import NOT_WHERE_IT_SERVES
-from functions.runtime.run.niceness import step_back
+from functions.runtime.run.cluster import AWAY_FROM_SERVING
+from functions.runtime.run.niceness import lower_priority
 from registry import ModelVersion, Registry, Table, TableSnapshot
 
 _SHARD = "__shard"
@@ -144,7 +144,7 @@ class PoolScorer(ShardScorer):
     """An actor of the pool."""
 
     def __init__(self, registry: Registry, version: ModelVersion) -> None:
-        step_back()
+        lower_priority()
         super().__init__(registry, version)
 
 
@@ -205,7 +205,7 @@ def _on_ray(
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max_actors),
         num_cpus=1,
-        label_selector=NOT_WHERE_IT_SERVES,
+        label_selector=AWAY_FROM_SERVING,
     )
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
 

@@ -16,12 +16,12 @@ from pydantic import BaseModel, ConfigDict
 
 from functions.evaluation.checks.check import Check
 from functions.evaluation.checks.robustness import Predict
-from functions.evaluation.demands import Evaluated, demands
 from functions.evaluation.errors import EvaluationError
+from functions.evaluation.extra_checks import EvaluatedVersion, extra_checks
 from functions.evaluation.gate import Gate, judge
-from functions.evaluation.kinds import BINARY, Kind, kind_of
 from functions.evaluation.metrics.calibration import ReliabilityPoint, reliability
 from functions.evaluation.metrics.probabilities import Interval, bootstrap
+from functions.evaluation.outcome_kinds import BINARY, OutcomeKind, outcome_kind
 from functions.model_formats.load import load
 from functions.model_formats.table_inputs import input_columns, table_inputs
 from functions.runtime.context import context
@@ -61,12 +61,12 @@ class GateResult(BaseModel):
 class Measured:
     """What was measured before anything is judged."""
 
-    kind: Kind
+    kind: OutcomeKind
     metrics: dict[str, float]
     ratios: dict[str, float]
     intervals: dict[str, Interval]
     reliability: list[ReliabilityPoint]
-    demanded: list[Check]
+    extra: list[Check]
 
 
 @function(resources=Resources(num_cpus=1), timeout_s=1800)
@@ -111,7 +111,7 @@ def predict_table(registry: Registry, version: ModelVersion, table: pa.Table) ->
 
 
 @contextmanager
-def _opened(registry: Registry, version: ModelVersion, kind: Kind) -> Iterator[Predict]:
+def _opened(registry: Registry, version: ModelVersion, kind: OutcomeKind) -> Iterator[Predict]:
     """The version, loaded once for any number of tables."""
     with tempfile.TemporaryDirectory(prefix="toque-model-") as folder:
         registry.download(version.model, version.version, to=folder)
@@ -130,7 +130,7 @@ def _measure(
 ) -> Measured:
     if table.num_rows == 0:
         raise EvaluationError("the evaluation data has no rows")
-    kind = kind_of(version)
+    kind = outcome_kind(version)
     _require_measurable(gate, kind)
     y = kind.label(table, label)
     entity = _entities(table, gate.entity)
@@ -140,8 +140,8 @@ def _measure(
     with _opened(registry, version, kind) as predict:
         answers = predict(table)
         metrics = {name: metric(y, answers) for name, metric in kind.metrics.items()}
-        found = Evaluated(version, table, y, answers, predict, references, entity)
-        demanded = demands(gate, found)
+        found = EvaluatedVersion(version, table, y, answers, predict, references, entity)
+        extra = extra_checks(gate, found)
     intervals = {
         name: bootstrap(kind.metrics[name], y, answers, entity=entity) for name in kind.with_interval
     }
@@ -155,15 +155,15 @@ def _measure(
         ratios={name: float(own.mean() / loss.mean()) for name, loss in losses.items()},
         intervals=intervals,
         reliability=reliability(y, answers) if kind is BINARY else [],
-        demanded=demanded,
+        extra=extra,
     )
 
 
 def _champions_answers(
-    registry: Registry, champion: ModelVersion, kind: Kind, table: pa.Table
+    registry: Registry, champion: ModelVersion, kind: OutcomeKind, table: pa.Table
 ) -> npt.NDArray[Any]:
     """What the champion says, if it answers the same question."""
-    others = kind_of(champion)
+    others = outcome_kind(champion)
     if (others.name, others.classes) != (kind.name, kind.classes):
         raise EvaluationError(
             f"champion {champion.version} answers for {others.name} {list(others.classes)}, the version for {kind.name} "
@@ -173,7 +173,7 @@ def _champions_answers(
         return predict(table)
 
 
-def _require_measurable(gate: Gate, kind: Kind) -> None:
+def _require_measurable(gate: Gate, kind: OutcomeKind) -> None:
     """Raises: EvaluationError if the gate demands what answers of this kind cannot show."""
     if kind is BINARY:
         return
@@ -222,7 +222,7 @@ def _baselines(
     numeric, categorical = columns.get(False, []), columns.get(True, [])
     read = [*input_columns(version.signature), label]
     train = Table(registry.store, snapshot.name).read(version=snapshot.version, columns=read)
-    learn = kind_of(version).baselines
+    learn = outcome_kind(version).baselines
     return {name: learn[name](train, table, numeric, categorical, label) for name in names}
 
 
@@ -243,7 +243,7 @@ def _judged(
         ece_high=measured.intervals["ece"].high if "ece" in measured.intervals else math.nan,
         loss=measured.kind.loss,
     )
-    checks += measured.demanded
+    checks += measured.extra
     return GateResult(
         model=version.model,
         version=version.version,

@@ -1,1 +1,1 @@
-"""Model files: which formats there are, how each is read safely, and how table rows become model inputs."""
+"""Formats of model files: how each is read safely, and how table rows become model inputs."""

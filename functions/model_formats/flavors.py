@@ -1,8 +1,8 @@
-"""Models that were not trained here, each read from its own safe format: ONNX, skops, XGBoost, LightGBM, a class of the project.
+"""Models that were trained elsewhere, each read from its own safe format: ONNX, skops, XGBoost, LightGBM, a project's class.
 
-A version's folder holds one model file; its name says which flavor it is. Libraries are imported when a file of theirs is read,
-and come with `pip install toque[flavors]`. Nothing is unpickled: skops refuses types that it does not know, the other formats
-hold no code, and a class of one's own is found in the project's `SCORERS`, never in the version's files.
+A version's folder holds one model file; its name says which flavor it is. A library is imported when a file of its format is
+read, and comes with `pip install toque[flavors]`. Nothing is unpickled: skops refuses types that it does not know, the other
+formats hold no code, and a project's own class is found in its `SCORERS`, never in the version's files.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ Answer = Callable[[Mapping[str, Array]], Mapping[str, Any]]
 
 
 class PythonModel(Protocol):
-    """A class of the project that answers: made without arguments, loaded once, asked by several threads.
+    """Model class of a project: made without arguments, loaded once, called by several threads.
 
-    The project names it, `SCORERS = {"ranker": Ranker}`; a version that it answers for holds `python_model.json` with
-    `{"scorer": "ranker"}` beside whatever files the class reads.
+    The project names it, `SCORERS = {"ranker": Ranker}`; a version of such a model holds `python_model.json` with
+    `{"scorer": "ranker"}` beside the files that the class reads.
     """
 
     def load(self, folder: Path) -> None:
-        """Read the version's files. Raises: whatever says that they cannot be served."""
+        """Read the version's files from its folder. Raises: any exception if they cannot be served."""
         ...
 
     def predict(self, inputs: Mapping[str, Array]) -> Mapping[str, Any]:
-        """Outputs by name for inputs that fit the signature. Raises: ValueError for values it refuses."""
+        """Compute outputs by name for inputs that fit the signature. Raises: ValueError for values that it refuses."""
         ...
 
 
 def flavor_of(folder: Path) -> str | None:
-    """The file that makes a folder one of these flavors, or None. Raises: ArtifactRefused if it holds several."""
+    """Find the model file of a flavor in a folder, or None. Raises: ArtifactRefused if the folder holds several."""
     found = [name for name in FLAVORS if (folder / name).is_file()]
     if len(found) > 1:
         raise ArtifactRefused(f"{folder} holds {found}: one version is one model; keep one of them")
@@ -50,9 +50,9 @@ def flavor_of(folder: Path) -> str | None:
 
 
 def load_answer(folder: Path, name: str, signature: Signature) -> Answer:
-    """What answers for the model file `name`, its tensors compared with the signature as far as the format tells them.
+    """Load the model file `name` as a function from inputs to outputs, compared with the signature where the format allows.
 
-    Raises: ArtifactRefused if the library is not installed, the file is none of its kind, or does not fit the signature.
+    Raises: ArtifactRefused if the library is not installed, cannot read the file, or the file does not fit the signature.
     """
     try:
         return FLAVORS[name](folder / name, signature)
@@ -67,16 +67,16 @@ def load_answer(folder: Path, name: str, signature: Signature) -> Answer:
 
 
 def fitted_output(spec: TensorSpec, value: Any) -> Array:
-    """An answer in the type and shape that were signed: (rows,) and (rows, 1) are the same, two classes become the second's probability.
+    """Fit an output to the shape in the signature; (rows,) and (rows, 1) are exchanged, of two classes the second is taken.
 
-    Raises: ArtifactRefused if it has another shape.
+    Raises: ArtifactRefused if the output has another shape.
     """
     array = np.asarray(value)
     if array.ndim == 2 and array.shape[1] == 2 and spec.shape in ([-1], [-1, 1]):  # noqa: PLR2004 - yes or no
         array = array[:, 1]
     if len(spec.shape) == 2 and spec.shape[1] == 1 and array.ndim == 1:  # noqa: PLR2004 - rows and one column
         array = array[:, None]
-    elif len(spec.shape) == 1 and array.ndim == 2 and array.shape[1] == 1:  # noqa: PLR2004 - the same
+    elif len(spec.shape) == 1 and array.ndim == 2 and array.shape[1] == 1:  # noqa: PLR2004 - rows and one column
         array = array[:, 0]
     fits = array.ndim == len(spec.shape) and all(
         want in {-1, got} for want, got in zip(spec.shape, array.shape, strict=True)
@@ -102,9 +102,9 @@ def _onnx(path: Path, signature: Signature) -> Answer:
         ("input", signature.inputs, session.get_inputs()),
         ("output", signature.outputs, session.get_outputs()),
     ):
-        there, wanted = [node.name for node in nodes], [spec.name for spec in specs]
-        if set(wanted) - set(there) or (kind == "input" and set(there) - set(wanted)):
-            raise ArtifactRefused(f"the graph has the {kind}s {there}, the signature {wanted}: use its names")
+        found, wanted = [node.name for node in nodes], [spec.name for spec in specs]
+        if set(wanted) - set(found) or (kind == "input" and set(found) - set(wanted)):
+            raise ArtifactRefused(f"the graph has the {kind}s {found}, the signature {wanted}: use its names")
     outputs = [spec.name for spec in signature.outputs]
 
     def answer(inputs: Mapping[str, Array]) -> Mapping[str, Any]:
@@ -123,9 +123,9 @@ def _sklearn(path: Path, signature: Signature) -> Answer:
         )
     model = load(path, trusted=[])
     (output,) = _only(signature.outputs)
-    ask = model.predict_proba if hasattr(model, "predict_proba") else model.predict
+    predict = model.predict_proba if hasattr(model, "predict_proba") else model.predict
     frame = _frame if all(spec.columns for spec in signature.inputs) else _matrix
-    return lambda inputs: {output: ask(frame(signature, inputs))}
+    return lambda inputs: {output: predict(frame(signature, inputs))}
 
 
 def _xgboost(path: Path, signature: Signature) -> Answer:
@@ -180,7 +180,7 @@ def _only(outputs: Sequence[TensorSpec]) -> tuple[str]:
 
 
 def _check_columns(signature: Signature, names: Sequence[str] | None) -> None:
-    """Columns in another order than the model learnt would be answered, and wrongly."""
+    """Refuse columns in another order than the model learnt, for which it would answer wrongly."""
     texts = [spec.name for spec in signature.inputs if spec.datatype == "BYTES"]
     if texts:
         raise ArtifactRefused(
@@ -192,14 +192,14 @@ def _check_columns(signature: Signature, names: Sequence[str] | None) -> None:
 
 
 def _matrix(signature: Signature, inputs: Mapping[str, Array]) -> Array:
-    """All inputs side by side, (rows, columns)."""
+    """Join all inputs side by side, as (rows, columns)."""
     parts = [inputs[spec.name] for spec in signature.inputs]
     flat = [part.reshape(len(part), -1) for part in parts]
     return flat[0] if len(flat) == 1 else np.hstack(flat)
 
 
 def _frame(signature: Signature, inputs: Mapping[str, Array]) -> Any:
-    """The same as a table with the columns' names, which a pipeline of scikit-learn may choose by."""
+    """Join all inputs as a table with named columns, by which a pipeline of scikit-learn may select."""
     import pandas as pd
 
     parts = [pd.DataFrame(inputs[spec.name], columns=spec.columns) for spec in signature.inputs]

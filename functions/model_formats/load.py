@@ -1,4 +1,4 @@
-"""A saved model, ready to answer: arrays in by name, arrays out by name. torch is imported when one that needs it is loaded."""
+"""Loading of saved models: arrays by name in, arrays by name out. torch is imported only for a model that needs it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _NUMPY_TYPES: dict[str, Any] = {
 
 
 class ScoringModel:
-    """An exported program with the names of its tensors. Safe to call from several threads.
+    """Exported program with the names of its tensors. Safe to call from several threads.
 
     signature: inputs in the order of the program's arguments, outputs in the order of its results.
     """
@@ -51,7 +51,7 @@ class ScoringModel:
                 )
 
     def predict(self, inputs: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
-        """Score rows.
+        """Score a batch of rows.
 
         inputs: input name -> array that fits the signature. A BYTES input takes texts (None is missing), which are
         hashed here, or an int64 array of their hashes.
@@ -73,7 +73,7 @@ class ScoringModel:
         return self._run(arrays)
 
     def warm_up(self) -> None:
-        """Answer the recorded example (twice, so that lazy set-up is over). Nothing happens if there is none."""
+        """Score the recorded example twice, so that lazy set-up is over; without an example do nothing."""
         if self.signature.example is not None:
             for _ in range(2):
                 self.predict(self.signature.example)
@@ -82,7 +82,7 @@ class ScoringModel:
         return _fitting(spec, inputs, _typed)
 
     def _run(self, arrays: Sequence[npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        import torch  # late: what only names models does without it
+        import torch  # late: a process that only names models does without it
 
         with torch.inference_mode():
             result = self._program(*map(torch.from_numpy, arrays))
@@ -93,7 +93,7 @@ class ScoringModel:
 
 
 class FlavorModel(ScoringModel):
-    """A model of another format behind the same checks: texts stay texts, and answers get the type that was signed.
+    """Model of another format behind the same checks; texts stay texts, and outputs get the type in the signature.
 
     answer: outputs by name for inputs by name, as `functions.model_formats.flavors` reads it from a file.
     """
@@ -135,7 +135,7 @@ def load(directory: Path | str, *, signature: Signature | None = None) -> Scorin
 
 
 def example_arrays(signature: Signature) -> dict[str, npt.NDArray[Any]]:
-    """The signature's example as arrays that `ScoringModel.predict` takes. Raises: ArtifactRefused without one."""
+    """Convert the signature's example to arrays for `ScoringModel.predict`. Raises: ArtifactRefused without an example."""
     if signature.example is None:
         raise ArtifactRefused("the signature has no example")
     return {spec.name: _typed(spec, signature.example[spec.name]) for spec in signature.inputs}
@@ -185,7 +185,7 @@ def _text_or_typed(spec: TensorSpec, values: Any) -> npt.NDArray[Any]:
 
 
 def _signed(spec: TensorSpec, value: Any) -> npt.NDArray[Any]:
-    """An answer in the type and shape that were signed; texts are bytes, as the protocol has them."""
+    """Convert an output to the type and shape in the signature; texts become bytes, as the protocol has them."""
     array = fitted_output(spec, value)
     if spec.datatype != "BYTES":
         return np.require(array, dtype=_NUMPY_TYPES[spec.datatype], requirements=["C", "W"])

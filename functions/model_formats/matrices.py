@@ -1,4 +1,4 @@
-"""Columns of a table as arrays: numbers, hashes of texts, and labels. It needs no torch."""
+"""Columns of a table as arrays without torch: numbers, hashes of texts, and labels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FEWEST_CLASSES, _MOST_CLASSES = 2, 1_000  # more are ids, not classes
 
 
 def numeric_matrix(table: pa.Table, columns: Sequence[str]) -> npt.NDArray[Any]:
-    """The named columns as (rows, columns) float32; null becomes NaN.
+    """Convert the named columns to (rows, columns) float32; null becomes NaN.
 
     Raises: TrainingDataError if a column is absent or not a number.
     """
@@ -33,10 +33,10 @@ def numeric_matrix(table: pa.Table, columns: Sequence[str]) -> npt.NDArray[Any]:
 
 
 def category_matrix(table: pa.Table, columns: Sequence[str]) -> npt.NDArray[Any]:
-    """The named columns as (rows, columns) int64 hashes of their text; null becomes 0.
+    """Convert the named columns to (rows, columns) int64 hashes of their text; null becomes 0.
 
     Integers are hashed as their decimal digits, booleans as "true" and "false".
-    Raises: TrainingDataError if a column is absent or holds fractions or times, which have no one text.
+    Raises: TrainingDataError if a column is absent or holds fractions or times, which have several texts.
     """
     out = np.empty((table.num_rows, len(columns)), dtype=np.int64)
     for j, name in enumerate(columns):
@@ -50,7 +50,7 @@ def category_matrix(table: pa.Table, columns: Sequence[str]) -> npt.NDArray[Any]
 
 
 def binary_labels(table: pa.Table, label: str) -> npt.NDArray[np.float32]:
-    """The label column as (rows,) float32 of zeros and ones.
+    """Convert the label column to (rows,) float32 of zeros and ones.
 
     Raises: TrainingDataError if it is absent, has a null, or another value.
     """
@@ -70,7 +70,7 @@ def binary_labels(table: pa.Table, label: str) -> npt.NDArray[np.float32]:
 
 
 def class_labels(table: pa.Table, label: str) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
-    """The names of the classes, sorted (integers by value), and the label column as (rows,) places among them.
+    """Convert the label column to class names, sorted (integers by value), and (rows,) indices into them.
 
     Raises: TrainingDataError if it is absent, has a null, fractions or times, or not 2 to 1,000 classes.
     """
@@ -86,17 +86,17 @@ def class_labels(table: pa.Table, label: str) -> tuple[tuple[str, ...], npt.NDAr
             f"label column {label!r} has type {column.type}: classes are texts or integers; for a number set "
             "task='regression' in params"
         )
-    names, places = np.unique(column.to_numpy(), return_inverse=True)
+    names, indices = np.unique(column.to_numpy(), return_inverse=True)
     if not _FEWEST_CLASSES <= len(names) <= _MOST_CLASSES:
         raise TrainingDataError(
             f"label column {label!r} has {len(names)} classes in {table.num_rows} rows, want {_FEWEST_CLASSES} to "
             f"{_MOST_CLASSES}: check the label"
         )
-    return tuple(str(name) for name in names), places.astype(np.int64)
+    return tuple(str(name) for name in names), indices.astype(np.int64)
 
 
 def number_labels(table: pa.Table, label: str) -> npt.NDArray[np.float64]:
-    """The label column as (rows,) float64. Raises: TrainingDataError if it is absent or not a finite number everywhere."""
+    """Convert the label column to (rows,) float64. Raises: TrainingDataError if it is absent or not finite everywhere."""
     column = _without_nulls(table, label)
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         raise TrainingDataError(f"label column {label!r} has type {column.type}: a regression needs a number")
@@ -111,7 +111,7 @@ def number_labels(table: pa.Table, label: str) -> npt.NDArray[np.float64]:
 
 
 def named_column(table: pa.Table, name: str) -> pa.ChunkedArray:
-    """The column of that name. Raises: TrainingDataError if it is absent."""
+    """Find a column by its name. Raises: TrainingDataError if it is absent."""
     if name not in table.column_names:
         raise TrainingDataError(f"column {name!r} is not in the table, which has {table.column_names}")
     return table.column(name)

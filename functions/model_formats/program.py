@@ -1,4 +1,4 @@
-"""The model file: one exported torch program, written without pickle and read with suspicion.
+"""Model files of exported torch programs, written without pickle and inspected before they are read.
 
 `torch.export.load` of torch 2.13 is no safe reader: it unpickles sample inputs and whatever a payload table marks as
 pickled, resolves any operator name under `torch` or `operator` (`torch.os.system` included), hands size expressions to
@@ -67,7 +67,7 @@ def save_program(program: torch.export.ExportedProgram, path: Path) -> None:
         for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node", "custom"):
             node.meta.pop(key, None)
     program._example_inputs = None  # noqa: SLF001 - torch has no public way to leave them out
-    program._guards_code = []  # noqa: SLF001 - the same; `ScoringModel` checks shapes by the signature
+    program._guards_code = []  # noqa: SLF001 - no public way; `ScoringModel` checks shapes by the signature
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     inspect_program(buffer.getvalue())
@@ -86,7 +86,7 @@ def load_program(data: bytes, *, device: str = "cpu") -> nn.Module:
         program = move_to_device_pass(program, device)
     module = program.module(check_guards=False)
     for hooks in (module._forward_pre_hooks, module._forward_hooks):  # noqa: SLF001 - there is no public way
-        hooks.clear()  # they check shapes in 0.2 ms a call; `ScoringModel` does by the signature in 0.01 ms
+        hooks.clear()  # they check shapes in 0.2 ms a call; `ScoringModel` checks them by the signature in 0.01 ms
     return module
 
 
@@ -117,7 +117,7 @@ def inspect_program(data: bytes) -> None:
 
 
 def _members(archive: zipfile.ZipFile) -> list[tuple[str, zipfile.ZipInfo]]:
-    """Members by their name below the archive's one top folder."""
+    """List members by their name below the archive's one top folder."""
     found: dict[str, zipfile.ZipInfo] = {}
     tops = set()
     for info in archive.infolist():
@@ -148,7 +148,7 @@ def _check_payloads(document: Any, prefix: str) -> None:
 
 
 def _check_value(value: Any, key: str) -> None:
-    """Walk a JSON value; every text in it must be of the kind that its key allows."""
+    """Check every text in a JSON value against the pattern that its key allows."""
     if key in _UNUSED and value not in (None, "", [], {}):
         raise ArtifactRefused(
             f"the program holds {key}={value!r}: a tensor program needs none; use save_program"
@@ -183,7 +183,7 @@ def _check_version(text: str, key: str) -> None:
 
 
 def _check_spec(text: str, key: str) -> None:
-    """A pytree spec is JSON inside JSON: only tuples, lists and dicts with text keys may be rebuilt from it."""
+    """Check a pytree spec, JSON inside JSON: only tuples, lists and dicts with text keys may be rebuilt from it."""
     try:
         protocol, root = json.loads(text)
     except (ValueError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""Rows of a table as the inputs that a signature asks for, by column."""
+"""Rows of a table as a model's inputs, by the columns that its signature names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from registry.models.signature import Signature
 
 
 def table_inputs(table: pa.Table, signature: Signature) -> dict[str, npt.NDArray[Any]]:
-    """Arrays for `ScoringModel.predict`: each input from the columns that its spec names.
+    """Make the arrays for `ScoringModel.predict`, each input from the columns that its spec names.
 
     Raises: TrainingDataError if an input names no columns, or a column is absent or of the wrong kind.
     """
@@ -30,12 +30,12 @@ def table_inputs(table: pa.Table, signature: Signature) -> dict[str, npt.NDArray
 
 
 def input_columns(signature: Signature) -> list[str]:
-    """All columns that the inputs name, in order, each once."""
+    """List all columns that the inputs name, in order, each once."""
     return list(dict.fromkeys(name for spec in signature.inputs for name in spec.columns or ()))
 
 
 def first_output(outputs: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
-    """The first output as (rows,) float64. Raises: TrainingDataError if it has several values a row."""
+    """Convert the first output to (rows,) float64. Raises: TrainingDataError if it has several values a row."""
     name, values = next(iter(outputs.items()))
     if values.size != values.shape[0]:
         raise TrainingDataError(

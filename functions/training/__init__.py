@@ -1,7 +1,7 @@
-"""The kitchen: learns models from training sets, writes them as plain tensor programs, and reads them back.
+"""Training of models from training sets, exported as plain tensor programs and registered as versions.
 
-It knows tables, the registry and Ray Train. It must not know who serves a model, nor how it is rolled out. torch and Ray
-Train are imported when something is trained or scored, not before: most processes only know what could be.
+The package knows tables, the registry and Ray Train. It must not know who serves a model, nor how it is rolled out. torch
+and Ray Train are imported when something is trained or scored, not before: most processes only know which functions exist.
 """
 
 from functions.model_formats.load import ScoringModel, example_arrays, load

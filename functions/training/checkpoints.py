@@ -1,11 +1,11 @@
-"""Checkpoints: after each epoch all that goes on, under a name made of what determines the training.
+"""Checkpoints of a training, one after each epoch, under a name made of what determines its weights.
 
-The name is a digest of training set, columns, settings and code. So nobody has to know that a training was begun before:
-whoever starts the same one again, the worker group, the durable function or a person, goes on after its last epoch. The
-number of workers is not part of the name: a training may go on with fewer, or more.
+The name is a digest of training set, columns, settings and code. So a training needs no record of having been begun:
+whatever starts the same one again, the worker group, the durable function or a person, resumes after its last epoch. The
+number of workers is not part of the name: a training may resume with fewer, or more.
 
-Of a model whose weights are split among the workers each saves its share, in a file of its own, and reads back only the rows
-that are its own then, whatever the number of workers was before. An epoch counts when all its files are there.
+Of a model whose weights are split among workers, each worker saves its shard in a file of its own and reads back only the
+rows that are its own then, whatever the number of workers was before. An epoch counts when all its files are there.
 """
 
 from __future__ import annotations
@@ -32,47 +32,47 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Keep:
-    """Which epochs' checkpoints stay: the `last` ones, and the `best` by validation loss, those after the end too.
+class Retention:
+    """How many checkpoints are kept: of the `last` epochs, and of the `best` by validation loss, also after the end.
 
-    last: two by default, for the last may be found damaged.
+    last: two by default, since the newest may be found damaged.
     """
 
     last: int = 2
     best: int = 0
 
     def best_of(self, losses: Sequence[float]) -> set[int]:
-        """The epochs of the lowest losses, one a number from 0; of equals the earlier."""
+        """Numbers of the epochs (from 0) with the lowest losses; of equal ones the earlier."""
         return set(sorted(range(len(losses)), key=lambda epoch: (losses[epoch], epoch))[: self.best])
 
     def dropped(self, epoch: int, losses: Sequence[float]) -> list[int]:
-        """Which earlier epochs may go once `epoch` is saved: one that has left the last, or been beaten by this one."""
+        """Earlier epochs to delete once `epoch` is saved: outside the last ones, or beaten by this one."""
         best, before = self.best_of(losses[: epoch + 1]), self.best_of(losses[:epoch])
-        gone = {epoch - self.last} | before
-        return sorted(each for each in gone if 0 <= each <= epoch - self.last and each not in best)
+        candidates = {epoch - self.last} | before
+        return sorted(each for each in candidates if 0 <= each <= epoch - self.last and each not in best)
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
-    """What one of `size` workers holds of a tensor that is split: as many rows as `torch.chunk` gives it."""
+class Shard:
+    """Rows of a split tensor that one of `size` workers holds, as `torch.chunk` deals them."""
 
     rank: int = 0
     size: int = 1
 
     def rows(self, count: int) -> range:
-        """Its rows of `count`; the last workers may have none."""
+        """Range of this worker's rows of `count`; empty for the last workers if there are too few."""
         each = -(-count // self.size)
         return range(min(count, self.rank * each), min(count, (self.rank + 1) * each))
 
 
-WHOLE = Share()
+WHOLE = Shard()
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The state of a trainer after an epoch: tensors by name, and facts that are JSON.
+    """State of a trainer after an epoch: tensors by name, and facts that are JSON.
 
-    rows: how many rows there are, all shares together, of each tensor that is split.
+    rows: of each tensor that is split, the number of rows of all shards together.
     """
 
     tensors: dict[str, Tensor]
@@ -82,73 +82,73 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoints:
-    """The checkpoints of one training, below `folder` in `store`."""
+    """Reads and writes the checkpoints of one training, below `folder` in `store`."""
 
     store: ObjectStore
     folder: str
-    keep: Keep = Keep()
+    retention: Retention = Retention()
 
     @classmethod
-    def of(cls, store: ObjectStore, determined_by: Mapping[str, Any], keep: Keep = Keep()) -> Self:
-        """Those of the training that `determined_by`, which is JSON, describes."""
-        return cls(store, f"checkpoints/{digest_of(determined_by)}/", keep)
+    def of(cls, store: ObjectStore, key: Mapping[str, Any], retention: Retention = Retention()) -> Self:
+        """Checkpoints of the training that `key`, a JSON object, determines."""
+        return cls(store, f"checkpoints/{digest_of(key)}/", retention)
 
-    def save(self, epoch: int, snapshot: Snapshot, share: Share = WHOLE) -> None:
-        """Keep the state after `epoch`, or a worker's share of it; of the earlier ones stay those that `keep` names."""
+    def save(self, epoch: int, snapshot: Snapshot, shard: Shard = WHOLE) -> None:
+        """Save the state after `epoch`, or a worker's shard of it, and delete earlier ones by the retention."""
         metadata = {"facts": json.dumps(snapshot.facts), "rows": json.dumps(snapshot.rows)}
         payload = safetensors.torch.save(
             {name: tensor.contiguous() for name, tensor in snapshot.tensors.items()}, metadata
         )
-        self.store.put(self._key(epoch, share), hashlib.sha256(payload).digest() + payload)
+        self.store.put(self._key(epoch, shard), hashlib.sha256(payload).digest() + payload)
         losses = [each["valid_loss"] for each in snapshot.facts.get("epochs", [])]
-        for old in self.keep.dropped(epoch, losses):
-            self.store.delete(self._key(old, share))
+        for old in self.retention.dropped(epoch, losses):
+            self.store.delete(self._key(old, shard))
 
-    def latest(self, share: Share = WHOLE) -> Snapshot | None:
-        """The newest whole one, with the rows of `share` of what is split, or None."""
-        for keys in self._whole_ones():
-            parts = _Parts(share)
-            if all(self._read(key, Share(rank, len(keys)), parts) for rank, key in enumerate(keys)):
-                return parts.joined()
+    def latest(self, shard: Shard = WHOLE) -> Snapshot | None:
+        """Newest complete state, of split tensors only the rows of `shard`; None if there is no complete one."""
+        for keys in self._complete():
+            reader = _SnapshotReader(shard)
+            if all(self._read(key, Shard(rank, len(keys)), reader) for rank, key in enumerate(keys)):
+                return reader.snapshot()
         return None
 
     def at(self, epoch: int) -> Snapshot | None:
-        """The state after `epoch` as a whole model's trainer saved it, or None if it is not there or damaged."""
-        parts = _Parts(WHOLE)
-        return parts.joined() if self._read(self._key(epoch, WHOLE), WHOLE, parts) else None
+        """State after `epoch` of a model that is not split; None if it is absent or damaged."""
+        reader = _SnapshotReader(WHOLE)
+        return reader.snapshot() if self._read(self._key(epoch, WHOLE), WHOLE, reader) else None
 
     def drop(self) -> None:
-        """Forget them, but for the best that are to be kept: the training has ended well."""
-        last = next(self._whole_ones(), None)
-        found = self._facts(last) if last and self.keep.best else None
-        best = self.keep.best_of([each["valid_loss"] for each in found["epochs"]]) if found else set()
+        """Delete the checkpoints of a training that has ended well, except the best that are to be kept."""
+        last = next(self._complete(), None)
+        found = self._facts(last) if last and self.retention.best else None
+        best = self.retention.best_of([each["valid_loss"] for each in found["epochs"]]) if found else set()
         for key in list(self.store.list(self.folder)):
-            told = _NAME.fullmatch(key.removeprefix(self.folder))
-            if not told or int(told.group(1)) not in best:
+            name = _NAME.fullmatch(key.removeprefix(self.folder))
+            if not name or int(name.group(1)) not in best:
                 self.store.delete(key)
 
-    def _key(self, epoch: int, share: Share) -> str:
-        which = "" if share == WHOLE else f".{share.rank}-of-{share.size}"
-        return f"{self.folder}{epoch:06d}{which}.safetensors"
+    def _key(self, epoch: int, shard: Shard) -> str:
+        part = "" if shard == WHOLE else f".{shard.rank}-of-{shard.size}"
+        return f"{self.folder}{epoch:06d}{part}.safetensors"
 
-    def _whole_ones(self) -> Iterator[list[str]]:
-        """The files of each epoch that has all of them, in the order of shares, the newest epoch first."""
+    def _complete(self) -> Iterator[list[str]]:
+        """Yield the files of each complete epoch in the order of shards, the newest epoch first."""
         found: dict[tuple[int, int], set[int]] = {}
         for key in self.store.list(self.folder):
-            told = _NAME.fullmatch(key.removeprefix(self.folder))
-            if told:
-                epoch, rank, size = (int(each) for each in told.groups(default="0"))
+            name = _NAME.fullmatch(key.removeprefix(self.folder))
+            if name:
+                epoch, rank, size = (int(each) for each in name.groups(default="0"))
                 found.setdefault((epoch, max(1, size)), set()).add(rank)
         for (epoch, size), ranks in sorted(found.items(), reverse=True):
             if ranks == set(range(size)):
-                yield [self._key(epoch, Share(rank, size)) for rank in range(size)]
+                yield [self._key(epoch, Shard(rank, size)) for rank in range(size)]
 
     def _facts(self, keys: list[str]) -> dict[str, Any] | None:
-        parts = _Parts(WHOLE)
-        return parts.joined().facts if self._read(keys[0], Share(0, len(keys)), parts) else None
+        reader = _SnapshotReader(WHOLE)
+        return reader.snapshot().facts if self._read(keys[0], Shard(0, len(keys)), reader) else None
 
-    def _read(self, key: str, held: Share, parts: _Parts) -> bool:
-        """Add what `held` had saved to `parts`; False if it is damaged or was replaced meanwhile."""
+    def _read(self, key: str, saved: Shard, reader: _SnapshotReader) -> bool:
+        """Add the file of the shard `saved` to `reader`; False if it is damaged or was replaced meanwhile."""
         data = self.store.find(key)
         if data is None:
             return False
@@ -156,46 +156,46 @@ class Checkpoints:
         if hashlib.sha256(payload).digest() != digest:
             _logger.warning("checkpoint %s is damaged; the one before it is used", key)
             return False
-        parts.add(_parsed(payload), held)
+        reader.add(_parsed(payload), saved)
         return True
 
 
-class _Parts:
-    """Gathers what one worker needs from the files of all, one file after the other."""
+class _SnapshotReader:
+    """Collects one worker's rows from the files of all workers, one file after the other."""
 
-    def __init__(self, share: Share) -> None:
-        self._share = share
+    def __init__(self, shard: Shard) -> None:
+        self._shard = shard
         self._facts: dict[str, Any] = {}
         self._rows: dict[str, int] = {}
         self._tensors: dict[str, list[Tensor]] = {}
 
-    def add(self, saved: Snapshot, held: Share) -> None:
-        """Take from a file what is split and wanted, and the rest of the first one."""
+    def add(self, saved: Snapshot, held: Shard) -> None:
+        """Take from one file this worker's rows of split tensors; of the others, those of the first file."""
         self._facts, self._rows = saved.facts, saved.rows
         for name, tensor in saved.tensors.items():
             if name in saved.rows:
-                has, wants = held.rows(saved.rows[name]), self._share.rows(saved.rows[name])
+                has, wants = held.rows(saved.rows[name]), self._shard.rows(saved.rows[name])
                 start, stop = max(has.start, wants.start), max(has.start, min(has.stop, wants.stop))
                 part = tensor[start - has.start : stop - has.start]
                 self._tensors.setdefault(name, []).append(part.clone() if len(part) < len(tensor) else part)
             elif name not in self._tensors:
                 self._tensors[name] = [tensor]
 
-    def joined(self) -> Snapshot:
-        """All of it."""
+    def snapshot(self) -> Snapshot:
+        """Join the collected rows into one state."""
         tensors = {
             name: parts[0] if len(parts) == 1 else torch.cat(parts) for name, parts in self._tensors.items()
         }
         return Snapshot(tensors, self._facts, self._rows)
 
 
-def keep_of(params: TabularParams | RecipeParams) -> Keep:
-    """What a training's settings say of its checkpoints."""
-    return Keep(params.keep_last, params.keep_best)
+def retention_of(params: TabularParams | RecipeParams) -> Retention:
+    """How many checkpoints the settings of a training keep."""
+    return Retention(params.keep_last, params.keep_best)
 
 
 def digest_of(what: Mapping[str, Any]) -> str:
-    """SHA-256 of a JSON object, in hex; the order of its names does not count."""
+    """SHA-256 of a JSON object in hex, whatever the order of its names."""
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 

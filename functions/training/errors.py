@@ -1,4 +1,4 @@
-"""Errors of training: those of model files and their data, and a training that diverged."""
+"""Errors of training, beside those of model files and their data."""
 
 from __future__ import annotations
 

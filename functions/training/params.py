@@ -1,4 +1,4 @@
-"""The settings of the tabular default."""
+"""Settings of the tabular network and of a recipe's network: how each is built and trained."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ Split = Literal["days", "time", "random"]
 Precision = Literal["fp32", "bf16"]
 RowsIn = Literal["memory", "disk"]
 _EPOCHS, _PATIENCE = 6, 3
-_HOW = {
+_EXECUTION = {
     "accumulate",
     "compiled",
     "keep_last",
     "keep_best",
-}  # how a step is computed and kept, not what it computes
+}  # change how a step is computed, not its result
 _MIN_BATCH, _MIN_STEPS, _MIN_TOTAL_STEPS = 16, 32, 200
 
 
@@ -25,17 +25,17 @@ class TabularParams(BaseModel):
 
     task: what the label is: 0 or 1, one of several classes (texts or integers), or a number;
     hidden: widths of the hidden layers; embedding_dim: numbers a category becomes; bins: pieces of the linear code of
-    a number; lr: peak of the one-cycle schedule; batch_size: rows of one optimiser step over all workers (fewer on a set below 32 times that);
-    epochs: the length of the schedule (None: six, more on a small set); patience: epochs without a better validation
-    loss before stopping (None: a third of the epochs, three at least);
-    unknown_rate: share of categories hidden during training, which teaches the row for unknown ones;
+    a number; lr: peak of the one-cycle schedule; batch_size: rows of one optimiser step over all workers (fewer on a set
+    below 32 times that); epochs: the length of the schedule (None: six, more on a small set);
+    patience: epochs without a better validation loss before stopping (None: a third of the epochs, three at least);
+    unknown_rate: share of categories hidden during training, which teaches the embedding of unknown ones;
     min_category_rows, max_categories: which categories get a row of their own;
     split, valid_fraction: which rows are held out to stop, to calibrate and to measure (see `split_rows`);
     clip: the greatest norm of a step's gradients (None: any); precision: of the network's arithmetic, weights stay float32;
-    accumulate: pieces in which a worker passes its rows of a step, one after the other, so that a step needs no more
-    memory than a piece; compiled: whether steps go through torch.compile, which takes a minute to begin with;
-    keep_last, keep_best: how many checkpoints stay: of the last epochs, and of the best, which stay after the end;
-    rows_in: where a worker keeps the rows: those that do not fit its memory go into a file on its machine.
+    accumulate: micro-batches into which a worker cuts its rows of a step, so that a step needs the memory of one only;
+    compiled: whether steps go through torch.compile, which takes a minute to begin with;
+    keep_last, keep_best: how many checkpoints are kept: of the last epochs, and of the best, these also after the end;
+    rows_in: where a worker keeps the rows: in memory, or in a file on its machine if they do not fit.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,27 +65,27 @@ class TabularParams(BaseModel):
     seed: int = 0
 
     def batch_rows(self, rows: int, *, workers: int = 1) -> int:
-        """Rows of a step on a training part of `rows`: an epoch has 32 steps at least, a step is even for all workers."""
+        """Rows of a step over `rows` training rows: an epoch has 32 steps at least, each worker equally many rows."""
         batch = min(self.batch_size, max(_MIN_BATCH, rows // _MIN_STEPS), rows)
         return max(workers, batch - batch % workers)
 
-    def settled(self, rows: int) -> TabularParams:
-        """These settings with epochs and patience decided for a training part of `rows`."""
+    def resolved(self, rows: int) -> TabularParams:
+        """Settings with epochs and patience decided for `rows` training rows."""
         steps = max(1, rows // self.batch_rows(rows))
         epochs = self.epochs or max(_EPOCHS, -(-_MIN_TOTAL_STEPS // steps))
         patience = self.patience or max(_PATIENCE, epochs // 3)
         return self.model_copy(update={"epochs": epochs, "patience": patience})
 
     @property
-    def span(self) -> tuple[int, int]:
-        """Epochs and patience of settled settings. Raises: ValueError if they are not settled."""
+    def epochs_and_patience(self) -> tuple[int, int]:
+        """Epochs and patience of resolved settings. Raises: ValueError if they are not resolved."""
         if self.epochs is None or self.patience is None:
-            raise ValueError(f"epochs={self.epochs}, patience={self.patience}: call settled(rows) first")
+            raise ValueError(f"epochs={self.epochs}, patience={self.patience}: call resolved(rows) first")
         return self.epochs, self.patience
 
 
 class RecipeParams(BaseModel):
-    """How a network of a user's recipe is trained.
+    """How the network of a user's recipe is trained.
 
     lr: peak of the one-cycle schedule; batch_size: rows of one optimiser step over all workers; epochs: the length of the
     schedule; patience: epochs without a better validation loss before stopping (None: never); clip, precision, accumulate,
@@ -108,21 +108,21 @@ class RecipeParams(BaseModel):
     seed: int = 0
 
     @property
-    def span(self) -> tuple[int, int]:
-        """Epochs and patience."""
+    def epochs_and_patience(self) -> tuple[int, int]:
+        """Epochs, and how many of them may pass without a better validation loss."""
         return self.epochs, self.patience or self.epochs
 
     def batch_rows(self, rows: int, *, workers: int = 1) -> int:
-        """Rows of a step on a training part of `rows`: as many for each worker, at least one."""
+        """Rows of a step over `rows` training rows: equally many for each worker, at least one."""
         batch = min(self.batch_size, rows)
         return max(workers, batch - batch % workers)
 
 
 def weights_depend_on(params: BaseModel) -> dict[str, Any]:
-    """The settings that the weights depend on, as JSON: a training may go on in smaller pieces, or uncompiled."""
-    return params.model_dump(mode="json", exclude=_HOW)
+    """Settings that the weights depend on, as JSON: a training may resume with smaller micro-batches, or uncompiled."""
+    return params.model_dump(mode="json", exclude=_EXECUTION)
 
 
 def run_params(params: BaseModel, **more: object) -> dict[str, str]:
-    """The parameters of a run as it records them."""
+    """Parameters as a run records them, by name and as text."""
     return {name: str(value) for name, value in {**params.model_dump(), **more}.items()}

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Cost(BaseModel):
-    """Cost of a training: processor and GPU hours, energy and money.
+    """Cost of a whole training: processor and GPU hours, energy and money.
 
     gpu_hours: GPUs held x time; energy_kwh: of the GPUs, None where they do not report it; money: None without prices.
     What a worker used that was killed is missing: it could not report it.
@@ -22,7 +22,7 @@ class Cost(BaseModel):
 
 
 class Trained(BaseModel):
-    """Result of a training: its run, the registered version and its metrics.
+    """Result of a whole training: its run, the registered version and its metrics.
 
     version: None if it was not to be registered; metrics: on the rows held out; seconds: from start to registered; cost: of
     this process and all workers.

@@ -1,8 +1,8 @@
-"""Sweeps: many settings tried at once on Ray Tune, the poor ones stopped early, every trial a tracked run.
+"""The function that tries many settings at once on Ray Tune, stops poor ones early and tracks every trial as a run.
 
 The data are prepared once and shared by all trials; a trial is an actor that is reused for the next one. The settings
 are drawn here, from a seed, and the first trial always has the given ones, so a sweep never ends worse than no sweep. In a
-population that holds of what the trials begin with; what they copy from each other comes on top.
+population this holds for the settings that trials begin with; they copy better ones from each other later.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from functions.runtime.declaration import Demand, Resources
 from functions.runtime.function import function
 from functions.training.errors import TrainingDataError, TrainingError
 from functions.training.params import TabularParams, run_params
-from functions.tuning.pbt_lineage import Stretch, descent
+from functions.tuning.pbt_lineage import Stretch, lineage
 from functions.tuning.space import (
     DEFAULT_SPACE,
     Choice,
@@ -55,10 +55,11 @@ __all__ = [
 
 
 class Sweep(BaseModel):
-    """What a sweep found.
+    """Result of a sweep of trials.
 
-    run_id: the run that holds its trials; best_run: the trial's; stopped: by which limit, if by one; descent: of a population,
-    which trial trained the winner's weights when, and with what; best_params are then those of its last stretch.
+    run_id: the run that holds its trials; best_run: the best trial's run; stopped: the limit that ended it, if any;
+    descent: lineage of a population's winner, which trial trained its weights when and with which settings; best_params
+    are then those of the last stretch.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -104,26 +105,27 @@ def tune_tabular(
 
     params: the settings that the space does not vary, and the first trial; space: parameter -> what to draw from (default:
     DEFAULT_SPACE);
-    num_samples: trials; search: "random" draws them, "optuna" proposes them by what those before found, "grid" tries every
+    num_samples: trials; search: "random" draws them, "optuna" proposes them by the losses before, "grid" tries every
     combination instead (a Range says its `steps`), all of them under ASHA; "pbt" trains them as a population: every
-    `copy_every` epochs (default: a fifth) the worst go on with weights of the best, under settings near theirs;
+    `copy_every` epochs (default: a fifth) the worst continue with weights of the best, under settings near theirs;
     limits: hours, CPU- and GPU-hours and money, at the first of which the sweep ends with what it has; max_epochs: epochs of
-    the longest trial (default: those of params); concurrency: trials at a time, each with `cpus_per_trial` and `gpus_per_trial`; experiment: where sweep and trials are tracked (default: "{model}-sweep").
-    priority: of a submitted one in the queue of experiments, the higher first.
-    A sweep that was interrupted repeats no epoch when it is asked for again.
+    the longest trial (default: those of params); concurrency: trials at a time, each with `cpus_per_trial` and
+    `gpus_per_trial`; experiment: where sweep and trials are tracked (default: "{model}-sweep").
+    priority: of a submitted call in the queue of experiments, the higher first.
+    An interrupted sweep repeats no epoch when it is called again with the same arguments.
     Raises: TrainingDataError for a space or data that cannot be used; TrainingError if no Ray runs or every trial fails.
     """
-    from functions.training.loop.cost import billed  # late, all: torch and Ray Tune are for whoever sweeps
-    from functions.training.tabular.fitting import Columns
-    from functions.tuning.sweep import How, Sweeping, Wanted
-    from functions.tuning.trials import Room
+    from functions.training.loop.cost import metered  # late, all: torch and Ray Tune are needed to sweep only
+    from functions.training.tabular.columns import Columns
+    from functions.tuning.sweep import SearchSpec, SweepRun, SweepSpec
+    from functions.tuning.trials import TrialResources
 
     _check(params, limits, search, copy_every)
     base = params if max_epochs is None else params.model_copy(update={"epochs": max_epochs})
     tried = population_space(space) if search == "pbt" else DEFAULT_SPACE if space is None else space
     points = _points(search, tried, base, num_samples, seed)
     columns = Columns(numeric, categorical, label)
-    wanted = Wanted(training_set, columns, base, points, How(search, tried, seed, copy_every))
+    spec = SweepSpec(training_set, columns, base, points, SearchSpec(search, tried, seed, copy_every))
     registry, code = context().registry(), tune_tabular.digest
     began = time.perf_counter()
     with (
@@ -131,31 +133,31 @@ def tune_tabular(
             experiment or f"{model}-sweep",
             name=f"sweep {model}",
             params=run_params(base, num_samples=num_samples, label=label),
-            tags={"kind": "sweep", "model": model, "sweep_key": wanted.key(code)},
+            tags={"kind": "sweep", "model": model, "sweep_key": spec.key(code)},
             datasets=[training_set],
             code=code,
         ) as run,
-        billed(run, context().prices) as bill,
+        metered(run, context().prices) as meter,
     ):
-        sweeping = Sweeping(wanted, registry, run, code, limits, context().prices)
-        tracker = sweeping.train(Room(concurrency, cpus_per_trial, gpus_per_trial))
-        bill.others = tracker.spent()
+        sweep = SweepRun(spec, registry, run, code, limits, context().prices)
+        tracker = sweep.train(TrialResources(concurrency, cpus_per_trial, gpus_per_trial))
+        meter.other_processes = tracker.used()
         best = _best(run, tracker, time.perf_counter() - began, population=search == "pbt")
-        sweeping.saved.drop()
+        sweep.saved.drop()
         return best
 
 
 def _points(
     search: Search, space: Space, base: TabularParams, num_samples: int, seed: int
 ) -> list[TabularParams]:
-    """What the trials begin with."""
+    """Settings that the trials begin with."""
     if search == "grid":
         return grid_points(space, base)
     return (population_points if search == "pbt" else draw_points)(space, base, num_samples, seed)
 
 
 def _check(params: TabularParams, limits: Limits, search: Search, copy_every: int | None) -> None:
-    import ray  # late: it is for whoever sweeps
+    import ray  # late: needed to sweep only
 
     if not ray.is_initialized():
         raise TrainingError("a sweep needs a Ray cluster: call ray.init() first, or train with train_tabular")
@@ -181,7 +183,7 @@ def _best(run: Run, tracker: TrialTracker, seconds: float, *, population: bool) 
         errors = sorted({trial.error for trial in trials})
         raise TrainingError(f"all {len(trials)} trials failed: {errors}")
     winner = min(good, key=lambda number: numbered[number].valid_loss)
-    best, stretches = numbered[winner], descent(numbered, winner) if population else []
+    best, stretches = numbered[winner], lineage(numbered, winner) if population else []
     run.log_metrics(
         {"best_loss": best.valid_loss, "trials": len(trials), "epochs": sum(t.epochs for t in trials)}
     )

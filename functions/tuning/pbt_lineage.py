@@ -1,4 +1,4 @@
-"""Where the weights of a population's winner come from: from member to member, back to the first epoch."""
+"""Lineage of the weights of a population's winner: from member to member, back to the first epoch."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ class Stretch(BaseModel):
     params: TabularParams
 
 
-def descent(trials: Mapping[int, Trial], winner: int) -> list[Stretch]:
-    """The stretches that led to the best epoch of `trials[winner]`, the first one first; trials: by their numbers.
+def lineage(trials: Mapping[int, Trial], winner: int) -> list[Stretch]:
+    """Find the stretches of training that led to the best epoch of `trials[winner]`, the earliest first.
 
-    Trained one after the other, each from where the one before ended, they give its weights.
+    trials: by their numbers. Each stretch begins with the weights of the one before; the last one ends with the winner's.
     Raises: ValueError if the winner has no best epoch.
     """
     best = trials[winner].best_epoch
     if best is None:
-        raise ValueError(f"trial {winner} has no best epoch, so no weights to tell of")
+        raise ValueError(f"trial {winner} has no best epoch, so its weights have no lineage")
     number, end, stretches = winner, best + 1, list[Stretch]()
     while True:
         trial = trials[number]
-        taken = [exploit for exploit in trial.exploits if exploit.epoch < end]
-        begin, params = (taken[-1].epoch, taken[-1].params) if taken else (0, trial.params)
+        exploits = [exploit for exploit in trial.exploits if exploit.epoch < end]
+        begin, params = (exploits[-1].epoch, exploits[-1].params) if exploits else (0, trial.params)
         stretches.insert(0, Stretch(trial=number, run_id=trial.run_id, begin=begin, end=end, params=params))
-        if not taken:
+        if not exploits:
             return stretches
-        number, end = taken[-1].trial, begin
+        number, end = exploits[-1].trial, begin

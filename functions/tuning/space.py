@@ -1,4 +1,4 @@
-"""What a sweep may try, typed distributions over the settings of the tabular network, and what it finds of each."""
+"""Search spaces of a sweep, typed distributions over the settings of the tabular network, and records of its trials."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from functions.training.params import TabularParams
 from functions.training.trained import Cost
 
 Search = Literal["random", "grid", "optuna", "pbt"]
-_OF_THE_DATA = {
+_DATA_SETTINGS = {
     "task",
     "bins",
     "min_category_rows",
@@ -26,13 +26,13 @@ _OF_THE_DATA = {
     "seed",
 }
 
-# what can change in the middle of training: none of it wants another network, or other data
+# settings that can change in the middle of training, since they need no other network or data
 MID_TRAINING = ("batch_size", "clip", "dropout", "lr", "unknown_rate", "weight_decay")
-_LEAST_MEMBERS = 2
+_MIN_MEMBERS = 2
 
 
 class Exploit(BaseModel):
-    """What a member of a population did after `epoch` epochs: it took the weights of another trial, and new settings."""
+    """Exploit step of a population's member after `epoch` epochs: it took the weights of another trial, and new settings."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -42,10 +42,10 @@ class Exploit(BaseModel):
 
 
 class Trial(BaseModel):
-    """One setting and how far it came.
+    """Trial of a sweep: its settings and how well they did.
 
-    params: those it began with; valid_loss: its best, of the epoch `best_epoch` (from 0); NaN if it failed before the first
-    epoch ended; exploits: what a member of a population took over, in order.
+    params: settings that it began with; valid_loss: its best, of the epoch `best_epoch` (from 0); NaN if it failed before
+    the first epoch ended; exploits: of a population's member, the weights that it took over, in order.
     """
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
@@ -61,7 +61,7 @@ class Trial(BaseModel):
 
 
 class Limits(BaseModel):
-    """What the trials of a sweep may use together, the epochs that run when it is used up included; None: any.
+    """Resources that the trials of a sweep may use together; epochs that run when a limit is reached end first. None: any.
 
     hours: of the wall clock; cpu_hours, gpu_hours: of all trials; money: at the prices of TOQUE_PRICES.
     """
@@ -74,7 +74,7 @@ class Limits(BaseModel):
     money: float | None = Field(default=None, gt=0)
 
     def reached(self, *, hours: float, cost: Cost) -> str | None:
-        """The limit that a sweep of so many hours and this bill has reached, in words; None if it may go on."""
+        """Name the limit that a sweep of so many hours and this cost has reached; None if it may continue."""
         used = {"hours": hours, **cost.model_dump(exclude={"currency", "energy_kwh"})}
         for name, limit in self.model_dump(exclude_none=True).items():
             if (used[name] or 0.0) >= limit:
@@ -83,23 +83,23 @@ class Limits(BaseModel):
 
 
 class Choice(BaseModel):
-    """One of several values, each as likely."""
+    """Choice among several values, each equally likely."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     choices: list[Any] = Field(min_length=1)
 
     def grid(self) -> list[Any]:
-        """All of them."""
+        """All values, as a grid tries them."""
         return self.choices
 
     def draw(self, generator: np.random.Generator) -> Any:
-        """One value."""
+        """Draw one of the values."""
         return self.choices[int(generator.integers(len(self.choices)))]
 
 
 class Range(BaseModel):
-    """A number between two bounds; with `log`, its logarithm is uniform. steps: how many of them a grid tries."""
+    """Range of numbers between two bounds; with `log`, the logarithm is uniform. steps: how many of them a grid tries."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -117,18 +117,18 @@ class Range(BaseModel):
         return self
 
     def grid(self) -> list[float]:
-        """`steps` numbers from low to high. Raises: ValueError if it does not say how many."""
+        """Space `steps` numbers from low to high. Raises: ValueError if `steps` is not given."""
         if self.steps is None:
             raise ValueError(f"a grid over {self.low} to {self.high} needs steps=")
         spaced = np.geomspace if self.log else np.linspace
         return [float(each) for each in spaced(self.low, self.high, self.steps)]
 
     def nearest(self, value: float) -> float:
-        """`value`, or the bound that it passed."""
+        """Clip `value` to the bounds of the range."""
         return min(max(value, self.low), self.high)
 
     def draw(self, generator: np.random.Generator) -> float:
-        """One value."""
+        """Draw one number of the range."""
         if self.log:
             return math.exp(generator.uniform(math.log(self.low), math.log(self.high)))
         return float(generator.uniform(self.low, self.high))
@@ -148,10 +148,10 @@ DEFAULT_SPACE: Space = {
 def draw_points(
     space: Mapping[str, Choice | Range], base: TabularParams, count: int, seed: int
 ) -> list[TabularParams]:
-    """The settings to try: `base`, then `count - 1` draws from `space`.
+    """Draw the settings to try, `base` first, then `count - 1` draws from `space`.
 
-    Raises: TrainingDataError if the space names what is no parameter of the network or its training, or a draw is not
-    allowed.
+    Raises: TrainingDataError if the space names something other than a setting of the network or its training, or a draw
+    is not allowed.
     """
     _require_tunable(space, count)
     generator = np.random.default_rng(seed)
@@ -160,7 +160,7 @@ def draw_points(
 
 
 def grid_points(space: Mapping[str, Choice | Range], base: TabularParams) -> list[TabularParams]:
-    """The settings to try: `base`, then every combination of the space's values that is not it.
+    """List the settings to try, `base` first, then every other combination of the space's values.
 
     Raises: TrainingDataError as `draw_points`, or if a range does not say in how many steps.
     """
@@ -174,9 +174,9 @@ def grid_points(space: Mapping[str, Choice | Range], base: TabularParams) -> lis
 
 
 def population_space(space: Space | None) -> Space:
-    """What the members of a population may change: `space`, or what of DEFAULT_SPACE can change in the middle of training.
+    """Settings that a population's members may change: `space`, or the part of DEFAULT_SPACE that can change in training.
 
-    Raises: TrainingDataError if the space holds what would want another network or other data, or a value that is not allowed.
+    Raises: TrainingDataError if the space holds settings that need another network or other data, or a refused value.
     """
     if space is None:
         return {name: source for name, source in DEFAULT_SPACE.items() if name in MID_TRAINING}
@@ -194,8 +194,8 @@ def population_space(space: Space | None) -> Space:
 
 
 def population_points(space: Space, base: TabularParams, count: int, seed: int) -> list[TabularParams]:
-    """The settings that members begin with, as `draw_points`. Raises: TrainingDataError as that, or for less than two members."""
-    if count < _LEAST_MEMBERS:
+    """Draw the settings that members begin with. Raises: TrainingDataError as `draw_points`, or for under two members."""
+    if count < _MIN_MEMBERS:
         raise TrainingDataError(
             f"num_samples={count}: a population needs two members at least, four to be of use"
         )
@@ -203,9 +203,11 @@ def population_points(space: Space, base: TabularParams, count: int, seed: int) 
 
 
 def _require_tunable(space: Mapping[str, Choice | Range], count: int) -> None:
-    unknown = sorted(name for name in space if name not in TabularParams.model_fields or name in _OF_THE_DATA)
+    unknown = sorted(
+        name for name in space if name not in TabularParams.model_fields or name in _DATA_SETTINGS
+    )
     if unknown or count < 1:
-        allowed = sorted(set(TabularParams.model_fields) - _OF_THE_DATA)
+        allowed = sorted(set(TabularParams.model_fields) - _DATA_SETTINGS)
         raise TrainingDataError(
             f"num_samples={count} with a space over {sorted(space)}: want at least one trial, and {unknown} cannot be "
             f"tuned; choose from {allowed}"

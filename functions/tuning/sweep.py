@@ -1,7 +1,4 @@
-"""One sweep: what names it, what an interrupted one left of it, and its trials run in one of two ways.
-
-Under successive halving each trial stands for itself; a population trains in step.
-"""
+"""One sweep of trials, resumed if it was interrupted: under ASHA, or as a population that trains in step."""
 
 from __future__ import annotations
 
@@ -13,30 +10,31 @@ from functions.runtime.receipt import Prices
 from functions.training.checkpoints import Checkpoints, digest_of
 from functions.training.errors import TrainingDataError
 from functions.training.params import TabularParams
-from functions.training.tabular.fitting import Columns, Prepared, prepare
+from functions.training.tabular.columns import Columns
+from functions.training.tabular.fitting import Prepared, prepare
 from functions.tuning.pbt_state import Member
 from functions.tuning.space import Limits, Search, Space, Trial
-from functions.tuning.tpe import Asker
+from functions.tuning.tpe import TpeSampler
 from functions.tuning.tracking import TrialTracker, finished_trials, losses_of
-from functions.tuning.trials import Room, run_halving, run_population
-from functions.tuning.tune_asha import Halving, States
-from functions.tuning.tune_pbt import taken_up
+from functions.tuning.trials import TrialResources, run_asha, run_pbt
+from functions.tuning.tune_asha import AshaSearcher, TrialStates
+from functions.tuning.tune_pbt import resume_population
 from registry import Registry, Run, Table, TableSnapshot
 
-_DECISIONS = 4  # of a population, if nobody says how far they are apart
+_DECISIONS = 4  # of a population, unless copy_every is given
 
 
 @dataclass(frozen=True, slots=True)
-class How:
-    """What settings hang on, beside what they are drawn from."""
+class SearchSpec:
+    """Search algorithm with its space, seed and interval."""
 
-    search: Search
+    algorithm: Search
     space: Space
     seed: int
     copy_every: int | None
 
     def interval(self, epochs: int) -> int:
-        """Epochs between a population's decisions. Raises: TrainingDataError if there would be none in so many epochs."""
+        """Epochs between a population's decisions. Raises: TrainingDataError if so many epochs leave no decision."""
         interval = self.copy_every or max(1, epochs // (_DECISIONS + 1))
         if interval >= epochs:
             raise TrainingDataError(
@@ -45,50 +43,46 @@ class How:
             )
         return interval
 
-    def told(self) -> list[Any]:
-        """It as JSON."""
-        return [
-            self.search,
-            {n: one.model_dump() for n, one in self.space.items()},
-            self.seed,
-            self.copy_every,
-        ]
+    def as_json(self) -> list[Any]:
+        """Specification of the search as JSON, for the sweep's key."""
+        space = {name: source.model_dump() for name, source in self.space.items()}
+        return [self.algorithm, space, self.seed, self.copy_every]
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a sweep is to try on what; points: the settings that its trials begin with, those of Optuna but for the first aside."""
+class SweepSpec:
+    """Specification of one whole sweep. points: settings that its trials begin with; under Optuna only the first is used."""
 
     training_set: TableSnapshot
     columns: Columns
     base: TabularParams
     points: list[TabularParams]
-    how: How
+    search: SearchSpec
 
     def key(self, code: str) -> str:
-        """What names a sweep: all that its trials depend on."""
+        """Digest that names a sweep, of everything that its trials depend on."""
         return digest_of(
             {
                 "training_set": self.training_set.model_dump(),
                 "columns": [[*self.columns.numeric], [*self.columns.categorical], self.columns.label],
                 "points": [point.model_dump(mode="json") for point in self.points],
-                "search": self.how.told(),
+                "search": self.search.as_json(),
                 "code": code,
             }
         )
 
-    def in_step(self, rows: int) -> list[TabularParams]:
-        """The points of a population for a training part of `rows`: all have as many epochs, since they change batches."""
-        points = [point.settled(rows) for point in self.points]
-        span = points[0].model_dump(include={"epochs", "patience"})
-        return [point.model_copy(update=span) for point in points]
+    def population(self, rows: int) -> list[TabularParams]:
+        """Settings of a population for `rows` training rows, all with equally many epochs, whatever their batches."""
+        points = [point.resolved(rows) for point in self.points]
+        schedule = points[0].model_dump(include={"epochs", "patience"})
+        return [point.model_copy(update=schedule) for point in points]
 
 
 @dataclass(frozen=True, slots=True)
-class Sweeping:
-    """A sweep that is tracked as `run`; code: digest of what runs it."""
+class SweepRun:
+    """Sweep in progress, tracked as `run`. code: digest of the function that runs it."""
 
-    wanted: Wanted
+    spec: SweepSpec
     registry: Registry
     run: Run
     code: str
@@ -97,49 +91,52 @@ class Sweeping:
 
     @property
     def saved(self) -> Checkpoints:
-        """All that its trials save: what an interrupted one is taken up from."""
-        return Checkpoints(self.registry.store, f"checkpoints/{self.wanted.key(self.code)}/")
+        """State that its trials save, from which an interrupted sweep resumes."""
+        return Checkpoints(self.registry.store, f"checkpoints/{self.spec.key(self.code)}/")
 
-    def train(self, room: Room) -> TrialTracker:
-        """Prepare the data and run the trials that have not ended; who they are and how they ended is in what is returned."""
-        wanted = self.wanted
-        table = Table(self.registry.store, wanted.training_set.name)
-        prepared = prepare(wanted.columns.read(table, wanted.training_set), wanted.columns, wanted.base)
-        done = finished_trials(self.registry, self.run.experiment, wanted.key(self.code))
-        if wanted.how.search == "pbt":
-            return self._in_step(prepared, done, room)
-        return self._halved(prepared, done, room)
+    def train(self, resources: TrialResources) -> TrialTracker:
+        """Prepare the data and run the trials that have not ended; returns the tracker of all trials."""
+        spec = self.spec
+        table = Table(self.registry.store, spec.training_set.name)
+        prepared = prepare(spec.columns.read(table, spec.training_set), spec.columns, spec.base)
+        done = finished_trials(self.registry, self.run.experiment, spec.key(self.code))
+        if spec.search.algorithm == "pbt":
+            return self._run_pbt(prepared, done, resources)
+        return self._run_asha(prepared, done, resources)
 
-    def _halved(self, prepared: Prepared, done: Mapping[int, Trial], room: Room) -> TrialTracker:
-        """Run them under successive halving."""
-        how, points = self.wanted.how, dict(enumerate(self.wanted.points))
-        count, asker = len(points), None
-        states = States(self.registry.store, self.saved.folder)
+    def _run_asha(
+        self, prepared: Prepared, done: Mapping[int, Trial], resources: TrialResources
+    ) -> TrialTracker:
+        search, points = self.spec.search, dict(enumerate(self.spec.points))
+        count, sampler = len(points), None
+        states = TrialStates(self.registry.store, self.saved.folder)
         members = {number: member for number, member in states.members().items() if number not in done}
-        if how.search == "optuna":
-            asker = Asker(how.space, self.wanted.base, count=count, seed=how.seed)
+        if search.algorithm == "optuna":
+            sampler = TpeSampler(search.space, self.spec.base, count=count, seed=search.seed)
             points = {number: trial.params for number, trial in done.items()}
             points |= {number: member.settings for number, member in members.items()}
         tracker = self._tracker(points, done, members)
-        halving = Halving(
+        searcher = AshaSearcher(
             count,
             points,
-            asker=asker,
+            sampler=sampler,
             members=members,
             done=losses_of(self.registry, done),
-            given_up=tracker.given_up,
+            close_trial=tracker.close_trial,
         )
-        run_halving(prepared, halving, states, tracker, room)
+        run_asha(prepared, searcher, states, tracker, resources)
         return tracker
 
-    def _in_step(self, prepared: Prepared, done: Mapping[int, Trial], room: Room) -> TrialTracker:
-        """Run them as a population."""
-        how, points = self.wanted.how, self.wanted.in_step(len(prepared.train))
-        interval = how.interval(points[0].span[0])
-        taken = taken_up(self.registry.store, self.saved.folder, interval, points, done)
-        tracker = self._tracker(dict(enumerate(self.wanted.points)), {**taken.lost, **done}, taken.members)
-        population = taken.population(how.space, how.seed, room.concurrency, tracker)
-        run_population(prepared, population, len(points), tracker, room)
+    def _run_pbt(
+        self, prepared: Prepared, done: Mapping[int, Trial], resources: TrialResources
+    ) -> TrialTracker:
+        search, points = self.spec.search, self.spec.population(len(prepared.train))
+        interval = search.interval(points[0].epochs_and_patience[0])
+        resumed = resume_population(self.registry.store, self.saved.folder, interval, points, done)
+        over = {**resumed.failed, **done}
+        tracker = self._tracker(dict(enumerate(self.spec.points)), over, resumed.members)
+        scheduler = resumed.scheduler(search.space, search.seed, resources.concurrency, tracker)
+        run_pbt(prepared, scheduler, len(points), tracker, resources)
         return tracker
 
     def _tracker(
@@ -150,7 +147,7 @@ class Sweeping:
             self.run.experiment,
             parent=self.run.id,
             points=points,
-            dataset=self.wanted.training_set,
+            dataset=self.spec.training_set,
             code=self.code,
             done=done,
             members=members,

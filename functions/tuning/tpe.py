@@ -1,4 +1,4 @@
-"""Settings that hang on what the trials before them found: Optuna proposes."""
+"""Settings proposed by Optuna from the losses of the trials before."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from functions.training.params import TabularParams
 from functions.tuning.space import Choice, Space
 
 
-class Asker:
+class TpeSampler:
     """Proposes settings by a tree-structured Parzen estimator (TPE), the given ones first.
 
-    count: trials in all; a third of them, five at most, are drawn at random before it learns. A proposal hangs on the seed, its number
-    and what was tried, on nothing else.
+    count: trials in all; a third of them, five at most, are drawn at random before it learns. A proposal depends on the
+    seed, its number and the trials before, on nothing else.
     Source: Bergstra et al., Algorithms for Hyper-Parameter Optimization, 2011.
     Raises: TrainingError if Optuna is not installed.
     """
 
     def __init__(self, space: Space, base: TabularParams, *, count: int, seed: int) -> None:
         try:
-            import optuna  # late: an extra, for who searches so
+            import optuna  # late: an extra, needed by this search only
         except ImportError as error:
             raise TrainingError(
                 "search='optuna' needs the package: pip install -c constraints.txt -e '.[sweeps]'"
@@ -36,7 +36,7 @@ class Asker:
         self._distributions = {name: self._distribution(source) for name, source in space.items()}
 
     def propose(self, number: int, tried: Iterable[tuple[TabularParams, float]]) -> TabularParams:
-        """Settings for the trial of that number, from the lowest losses of those that were tried."""
+        """Propose settings for a trial, from the lowest losses of those that were tried."""
         if number == 0:
             return self._base
         generator = np.random.SeedSequence([self._seed, number]).generate_state(1)
@@ -46,11 +46,11 @@ class Asker:
             if params != self._base and math.isfinite(loss):  # the given ones need not lie in the space
                 study.add_trial(self._learnt(params, loss))
         drawn = study.ask(self._distributions).params
-        return _allowed(self._base, {name: self._value(name, told) for name, told in drawn.items()})
+        return _validated(self._base, {name: self._value(name, code) for name, code in drawn.items()})
 
     def _learnt(self, params: TabularParams, loss: float) -> Any:
-        told = {name: self._told(name, getattr(params, name)) for name in self._space}
-        return self._optuna.trial.create_trial(params=told, distributions=self._distributions, value=loss)
+        codes = {name: self._code(name, getattr(params, name)) for name in self._space}
+        return self._optuna.trial.create_trial(params=codes, distributions=self._distributions, value=loss)
 
     def _distribution(self, source: Any) -> Any:
         distributions = self._optuna.distributions
@@ -58,20 +58,20 @@ class Asker:
             return distributions.CategoricalDistribution(range(len(source.choices)))
         return distributions.FloatDistribution(source.low, source.high, log=source.log)
 
-    def _value(self, name: str, told: Any) -> Any:
+    def _value(self, name: str, code: Any) -> Any:
         source = self._space[name]
-        return source.choices[int(told)] if isinstance(source, Choice) else told
+        return source.choices[int(code)] if isinstance(source, Choice) else code
 
-    def _told(self, name: str, value: Any) -> Any:
-        """The inverse of `_value`, of a validated setting."""
+    def _code(self, name: str, value: Any) -> Any:
+        """Convert a validated setting to Optuna's number for it, the inverse of `_value`."""
         source = self._space[name]
         if not isinstance(source, Choice):
             return value
-        allowed = [getattr(_allowed(self._base, {name: each}), name) for each in source.choices]
+        allowed = [getattr(_validated(self._base, {name: each}), name) for each in source.choices]
         return allowed.index(value)
 
 
-def _allowed(base: TabularParams, drawn: Mapping[str, Any]) -> TabularParams:
+def _validated(base: TabularParams, drawn: Mapping[str, Any]) -> TabularParams:
     try:
         return TabularParams.model_validate(base.model_dump() | dict(drawn))
     except ValidationError as error:

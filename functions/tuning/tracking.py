@@ -1,4 +1,4 @@
-"""Trials of a sweep as runs of the registry, one each, kept by the process that drives the sweep."""
+"""Tracking of a sweep's trials as runs of the registry, by the process that drives the sweep."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from ray import tune
 
 from functions.runtime.receipt import Prices
-from functions.training.loop.cost import Spent, log_cost
+from functions.training.loop.cost import ResourceUse, log_cost
 from functions.training.params import TabularParams, run_params
 from functions.tuning.epoch_metrics import FINISHED, METRIC
 from functions.tuning.pbt_state import Member
@@ -20,32 +20,32 @@ from functions.tuning.space import MID_TRAINING, Exploit, Limits, Trial
 from registry import Registry, Run, TableSnapshot
 
 _EXPLOITS = TypeAdapter(tuple[Exploit, ...])
-_TOLD = (METRIC, "train_loss", "epoch_s", "rows_per_s")
+_METRICS = (METRIC, "train_loss", "epoch_s", "rows_per_s")
 
 
 @dataclass(slots=True)
-class _Tracked:
+class _TrackedTrial:
     run: Run
     point: TabularParams
-    told: list[dict[str, float]] = field(default_factory=list)
+    metrics: list[dict[str, float]] = field(default_factory=list)
     exploits: list[Exploit] = field(default_factory=list)
-    spent: Spent = field(default_factory=Spent)
+    used: ResourceUse = field(default_factory=ResourceUse)
     open: bool = True
     error: str = ""
 
     @property
     def losses(self) -> list[float]:
-        """Validation losses, one an epoch."""
-        return [each[METRIC] for each in self.told]
+        """Validation losses, one for each epoch."""
+        return [each[METRIC] for each in self.metrics]
 
     @property
     def best_epoch(self) -> int | None:
-        """The one of the lowest, from 0."""
-        return self.losses.index(min(self.losses)) if self.told else None
+        """Number of the epoch with the lowest loss, from 0."""
+        return self.losses.index(min(self.losses)) if self.metrics else None
 
 
 def finished_trials(registry: Registry, experiment: str, key: str) -> dict[int, Trial]:
-    """What interrupted sweeps of the same `key` have finished, by number of the setting."""
+    """Find the trials that interrupted sweeps of the same `key` have finished, by number."""
     interrupted = f"tags.sweep_key = '{key}' AND attributes.status != 'FINISHED'"
     found = {}
     for sweep in registry.search_runs(experiment, interrupted):
@@ -65,7 +65,7 @@ def finished_trials(registry: Registry, experiment: str, key: str) -> dict[int, 
 
 
 def losses_of(registry: Registry, trials: Mapping[int, Trial]) -> dict[int, list[float]]:
-    """What trials reported of each epoch, by number."""
+    """Read the losses that trials reported, one an epoch, by number of the trial."""
     return {
         number: [point.value for point in registry.get_run(trial.run_id).series(METRIC)]
         for number, trial in trials.items()
@@ -73,10 +73,10 @@ def losses_of(registry: Registry, trials: Mapping[int, Trial]) -> dict[int, list
 
 
 class TrialTracker(tune.Callback):
-    """Keeps one run of the registry for each trial, from the process that drives the sweep.
+    """Tune callback that keeps one run of the registry for each trial.
 
-    done: trials that need not be run again, by number of their setting; members: of an interrupted population,
-    what they go on with; stopped: the limit that ended the sweep, in words.
+    done: trials that need not be run again, by number; members: state of the trials that an interrupted sweep left;
+    stopped: the limit that ended the sweep, in words.
     """
 
     def __init__(
@@ -100,14 +100,14 @@ class TrialTracker(tune.Callback):
         self._points, self._dataset, self._code = points, dataset, code
         self._failed: dict[int, str] = {}
         self._members = members or {}
-        self._tracked: dict[int, _Tracked] = {}
+        self._tracked: dict[int, _TrackedTrial] = {}
 
     def on_trial_start(self, *, trial: Any, **_: Any) -> None:  # type: ignore[override]  # called by name
-        """Start the trial's run, once."""
+        """Start the run of a trial, once."""
         self._of(trial.config["point"])
 
-    def exploited(self, number: int, exploit: Exploit) -> None:
-        """Record on a member's run what it took over, and the settings from then on as a series."""
+    def record_exploit(self, number: int, exploit: Exploit) -> None:
+        """Record on a member's run whose weights it took over, and its settings from then on as a series."""
         tracked = self._tracked[number]
         tracked.exploits.append(exploit)
         tracked.run.set_tags({"exploits": _EXPLOITS.dump_json(tuple(tracked.exploits)).decode()})
@@ -115,39 +115,39 @@ class TrialTracker(tune.Callback):
         known = {name: value for name, value in settings.items() if value is not None}
         tracked.run.log_metrics(known, step=exploit.epoch)
 
-    def told(self, number: int) -> tuple[list[dict[str, float]], list[Exploit]]:
-        """What a trial has reported of each epoch, and what it took over."""
-        return list(self._tracked[number].told), list(self._tracked[number].exploits)
+    def history(self, number: int) -> tuple[list[dict[str, float]], list[Exploit]]:
+        """Metrics of each epoch that a trial has reported, and its exploits."""
+        return list(self._tracked[number].metrics), list(self._tracked[number].exploits)
 
-    def lost(self) -> dict[int, str]:
-        """The runs of trials that have failed, by number."""
+    def failed_runs(self) -> dict[int, str]:
+        """Runs of trials that have failed, by number."""
         before = {number: trial.run_id for number, trial in self.done.items() if trial.failed}
         return before | self._failed
 
     def on_trial_error(self, *, trial: Any, **_: Any) -> None:  # type: ignore[override]  # called by name
-        """Remember who failed; the error itself is told when all is over."""
+        """Remember the run of a trial that failed; its error is recorded when the sweep ends."""
         number = trial.config["point"]
         if number in self._tracked:
             self._failed[number] = self._tracked[number].run.id
 
     def on_trial_result(self, *, trial: Any, result: dict[str, Any], **_: Any) -> None:  # type: ignore[override]  # the same
-        """Log an epoch."""
+        """Log an epoch to the trial's run."""
         tracked = self._tracked[trial.config["point"]]
-        self._tell(tracked, {name: float(result[name]) for name in _TOLD})
-        tracked.spent += Spent(result["cpu_s"], result["gpu_s"], result["energy_j"])
+        self._log(tracked, {name: float(result[name]) for name in _METRICS})
+        tracked.used += ResourceUse(result["cpu_s"], result["gpu_s"], result["energy_j"])
 
     def on_trial_complete(self, *, trial: Any, **_: Any) -> None:  # type: ignore[override]  # called by name
         """End the run of a trial that has trained to its end."""
         if trial.last_result[FINISHED]:
-            self.given_up(trial.config["point"])
+            self.close_trial(trial.config["point"])
 
-    def given_up(self, number: int) -> None:
+    def close_trial(self, number: int) -> None:
         """End the run of a trial that will not train again."""
         self._close(self._of(number), error="")
 
     def close(self, errors: Mapping[int, str], *, ended: bool) -> None:
-        """End what is still open after the sweep, which has ended or was interrupted: failed by the error told for its number."""
-        if ended:  # of those that rested before it, some never went on
+        """End the runs still open after the sweep, which has ended or was interrupted; errors: of failed trials, by number."""
+        if ended:  # paused trials of an interrupted sweep that were never resumed
             for number in [each for each, member in self._members.items() if member.told]:
                 self._of(number)
         for number, tracked in self._tracked.items():
@@ -156,14 +156,14 @@ class TrialTracker(tune.Callback):
                 well = ended and tracked.losses and number not in errors
                 self._close(tracked, error="" if well else error)
 
-    def over(self) -> bool:
+    def limit_reached(self) -> bool:
         """Whether the sweep has reached one of its limits."""
         hours = (time.monotonic() - self._began) / 3600
-        self.stopped = self.stopped or self._limits.reached(hours=hours, cost=self.spent().cost(self._prices))
+        self.stopped = self.stopped or self._limits.reached(hours=hours, cost=self.used().cost(self._prices))
         return self.stopped is not None
 
     def trials(self) -> dict[int, Trial]:
-        """All trials by number, in the order of their settings."""
+        """Collect all trials, by number in ascending order."""
         ran = {
             number: Trial(
                 run_id=tracked.run.id,
@@ -179,12 +179,12 @@ class TrialTracker(tune.Callback):
         }
         return dict(sorted({**self.done, **ran}.items()))
 
-    def spent(self) -> Spent:
-        """What all trials that ran spent."""
-        return sum((tracked.spent for tracked in self._tracked.values()), Spent())
+    def used(self) -> ResourceUse:
+        """Sum the resources that the trials of this sweep used."""
+        return sum((tracked.used for tracked in self._tracked.values()), ResourceUse())
 
-    def _of(self, number: int) -> _Tracked:
-        """A trial, whose run begins with what an interrupted sweep knew of it."""
+    def _of(self, number: int) -> _TrackedTrial:
+        """Find or start a trial's run, which begins with the metrics that an interrupted sweep had of it."""
         if number in self._tracked:
             return self._tracked[number]
         point = self._points[number]
@@ -202,24 +202,24 @@ class TrialTracker(tune.Callback):
             code=self._code,
             parent=self._parent,
         )
-        tracked = self._tracked[number] = _Tracked(run, point)
+        tracked = self._tracked[number] = _TrackedTrial(run, point)
         if number in self._members:
             for epoch in self._members[number].told:
-                self._tell(tracked, epoch)
+                self._log(tracked, epoch)
             for exploit in self._members[number].exploits:
-                self.exploited(number, exploit)
+                self.record_exploit(number, exploit)
         return tracked
 
-    def _tell(self, tracked: _Tracked, epoch: dict[str, float]) -> None:
-        tracked.run.log_metrics(epoch, step=len(tracked.told))
-        tracked.told.append(epoch)
+    def _log(self, tracked: _TrackedTrial, epoch: dict[str, float]) -> None:
+        tracked.run.log_metrics(epoch, step=len(tracked.metrics))
+        tracked.metrics.append(epoch)
 
-    def _close(self, tracked: _Tracked, *, error: str) -> None:
+    def _close(self, tracked: _TrackedTrial, *, error: str) -> None:
         tracked.open, tracked.error = False, error
         if tracked.best_epoch is not None:
             best = {"best_loss": min(tracked.losses), "best_epoch": tracked.best_epoch}
             tracked.run.log_metrics({**best, "epochs": len(tracked.losses)})
-        log_cost(tracked.run, tracked.spent.cost(self._prices))
+        log_cost(tracked.run, tracked.used.cost(self._prices))
         if error:
             tracked.run.set_tags({"error": error[:1000]})
         tracked.run.finish("FAILED" if error else "FINISHED")

@@ -1,4 +1,4 @@
-"""Trials on Ray Tune: an actor trains, the driving process keeps a run of the registry for each."""
+"""Trials that Ray Tune runs: an actor trains, the driving process keeps a run of the registry for each."""
 
 from __future__ import annotations
 
@@ -9,82 +9,86 @@ from typing import Any
 from ray import tune
 
 from functions.model_formats.torch_threads import torch_threads
-from functions.runtime.run.cluster import NOT_WHERE_IT_SERVES
-from functions.runtime.run.niceness import step_back
-from functions.training.loop.cost import Meter
+from functions.runtime.run.cluster import AWAY_FROM_SERVING
+from functions.runtime.run.niceness import lower_priority
+from functions.training.loop.cost import ResourceMeter
 from functions.training.loop.interrupts import interruptible
-from functions.training.loop.parallel import Alone
+from functions.training.loop.process_group import SingleProcess
 from functions.training.loop.training_loop import Trainer
 from functions.training.params import TabularParams
 from functions.training.tabular.fitting import Prepared, new_trainer
-from functions.tuning.epoch_metrics import EPOCHS, FINISHED, METRIC, told_of
-from functions.tuning.pbt_state import Generations
+from functions.tuning.epoch_metrics import EPOCHS, FINISHED, METRIC, metrics_of
+from functions.tuning.pbt_state import PbtState
 from functions.tuning.tracking import TrialTracker
-from functions.tuning.tune_asha import SINCE, UNTIL, Halving, States
-from functions.tuning.tune_pbt import Population, saved_as, which
+from functions.tuning.tune_asha import SINCE, UNTIL, AshaSearcher, TrialStates
+from functions.tuning.tune_pbt import PbtScheduler, trial_and_epochs, tune_checkpoint
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
-    """How many trials train at a time, and what each takes."""
+class TrialResources:
+    """Number of trials that train at a time, and CPUs and GPUs of each."""
 
     concurrency: int
     cpus_per_trial: float
     gpus_per_trial: float = 0.0
 
-    def group(self) -> tune.PlacementGroupFactory:
-        """What Tune asks Ray for, a trial."""
+    def placement_group(self) -> tune.PlacementGroupFactory:
+        """Placement group that Tune requests of Ray for a trial."""
         return tune.PlacementGroupFactory(
             [{"CPU": self.cpus_per_trial, "GPU": self.gpus_per_trial}],
-            bundle_label_selector=[NOT_WHERE_IT_SERVES],
+            bundle_label_selector=[AWAY_FROM_SERVING],
         )
 
 
-def run_halving(
-    prepared: Prepared, halving: Halving, states: States, tracker: TrialTracker, room: Room
+def run_asha(
+    prepared: Prepared,
+    searcher: AshaSearcher,
+    states: TrialStates,
+    tracker: TrialTracker,
+    resources: TrialResources,
 ) -> None:
-    """Run what `halving` says, within the tracker's limits; how the trials ended is in the tracker."""
-    trainable = tune.with_parameters(RestingTrial, states=states, prepared=prepared, room=room)
+    """Run the trials that `searcher` chooses, within the tracker's limits; the tracker records how they ended."""
+    trainable = tune.with_parameters(AshaTrial, states=states, prepared=prepared, resources=resources)
     config = tune.TuneConfig(
         metric=METRIC,
         mode="min",
-        max_concurrent_trials=room.concurrency,
-        search_alg=halving,
-        num_samples=-1,  # until it says that all are over
+        max_concurrent_trials=resources.concurrency,
+        search_alg=searcher,
+        num_samples=-1,  # until the searcher says that all are over
         reuse_actors=True,
     )
-    _fit(trainable, config, tracker, room)
+    _fit(trainable, config, tracker, resources)
 
 
-def run_population(
-    prepared: Prepared, population: Population, count: int, tracker: TrialTracker, room: Room
+def run_pbt(
+    prepared: Prepared, scheduler: PbtScheduler, count: int, tracker: TrialTracker, resources: TrialResources
 ) -> None:
-    """Run those of a population of `count` that are not over, the same way."""
+    """Run the trials of a population of `count` that are not over; the tracker records how they ended."""
     numbers = [number for number in range(count) if number not in tracker.done]
     if not numbers:
         return
     trainable = tune.with_parameters(
-        MemberTrial, generations=population.generations, prepared=prepared, room=room
+        PbtTrial, pbt_state=scheduler.pbt_state, prepared=prepared, resources=resources
     )
     config = tune.TuneConfig(
-        metric=METRIC, mode="min", reuse_actors=True, scheduler=population
-    )  # which has to know all of them, and lets as many train at a time as there is room
-    _fit(trainable, config, tracker, room, {"point": tune.grid_search(numbers)})
+        metric=METRIC, mode="min", reuse_actors=True, scheduler=scheduler
+    )  # the scheduler has to know all trials, and limits how many train at a time
+    _fit(trainable, config, tracker, resources, {"point": tune.grid_search(numbers)})
 
 
 def _fit(
     trainable: Any,
     config: tune.TuneConfig,
     tracker: TrialTracker,
-    room: Room,
+    resources: TrialResources,
     space: dict[str, Any] | None = None,
 ) -> None:
-    """Run the sweep, and end every run of it, however it ended."""
+    """Run the sweep on Tune, and end every run of it, however the sweep ended."""
     errors: dict[int, str] = {}
     ended = False
     with tempfile.TemporaryDirectory(prefix="toque-sweep-") as folder:
         tuner = tune.Tuner(
-            tune.with_resources(trainable, room.group()),
+            tune.with_resources(trainable, resources.placement_group()),
             param_space=space or {},
             tune_config=config,
             run_config=tune.RunConfig(
@@ -92,7 +96,7 @@ def _fit(
                 name="sweep",
                 verbose=0,
                 callbacks=[tracker],
-                stop=Budget(tracker),
+                stop=BudgetStopper(tracker),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         )
@@ -107,36 +111,36 @@ def _fit(
             tracker.close(errors, ended=ended)
 
 
-class Budget(tune.Stopper):
-    """Ends a sweep that has reached one of its limits."""
+class BudgetStopper(tune.Stopper):
+    """Stopper that ends a sweep once it has reached one of its limits."""
 
     def __init__(self, tracker: TrialTracker) -> None:
         self._tracker = tracker
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:  # noqa: ARG002 - as Tune calls it
-        """No single trial ends by it."""
+        """Return False: limits end the sweep, never a single trial."""
         return False
 
     def stop_all(self) -> bool:
         """Whether to end all trials, and begin no others."""
-        return self._tracker.over()
+        return self._tracker.limit_reached()
 
 
 class TabularTrial(tune.Trainable):
-    """One trial: an epoch a step."""
+    """Tune's actor of a trial, one epoch a step."""
 
-    def setup(self, config: dict[str, Any], *, prepared: Prepared, room: Room) -> None:  # type: ignore[override]  # with_parameters passes the others
+    def setup(self, config: dict[str, Any], *, prepared: Prepared, resources: TrialResources) -> None:  # type: ignore[override]  # with_parameters passes the others
         """Begin with the settings in `config`."""
-        step_back()
-        self._prepared, self._room = prepared, room
+        lower_priority()
+        self._prepared, self._resources = prepared, resources
         self._trainer = self._begin(config)
 
     def step(self) -> dict[str, Any]:
-        """Train one epoch."""
-        with torch_threads(max(1, int(self._room.cpus_per_trial))):
+        """Train one epoch and report its metrics."""
+        with torch_threads(max(1, int(self._resources.cpus_per_trial))):
             epoch = self._trainer.run_epoch()
         return {
-            **told_of(epoch),
+            **metrics_of(epoch),
             EPOCHS: len(self._trainer.epochs),
             **asdict(self._meter.lap()),
             FINISHED: self._trainer.finished,
@@ -149,26 +153,26 @@ class TabularTrial(tune.Trainable):
         return True
 
     def _begin(self, config: dict[str, Any]) -> Trainer:
-        device = "cuda" if self._room.gpus_per_trial else "cpu"
-        self._meter = Meter(device, self._room.gpus_per_trial)
+        device = "cuda" if self._resources.gpus_per_trial else "cpu"
+        self._meter = ResourceMeter(device, self._resources.gpus_per_trial)
         settings = TabularParams.model_validate(config["settings"])
-        return new_trainer(self._prepared, settings, Alone(device))
+        return new_trainer(self._prepared, settings, SingleProcess(device))
 
 
-class RestingTrial(TabularTrial):
-    """One that trains up to a rung, and goes on from there in another actor."""
+class AshaTrial(TabularTrial):
+    """Actor of an ASHA trial, which trains up to a rung and resumes from there in another actor."""
 
-    def setup(self, config: dict[str, Any], *, states: States, **held: Any) -> None:  # type: ignore[override]  # the same
-        """Begin with the settings in `config`, from the state after the epochs that it has behind it."""
+    def setup(self, config: dict[str, Any], *, states: TrialStates, **others: Any) -> None:  # type: ignore[override]  # the same
+        """Begin with the settings in `config`, from the state saved after the epochs trained before."""
         self._states = states
-        super().setup(config, **held)
+        super().setup(config, **others)
 
     def step(self) -> dict[str, Any]:
-        """Train one epoch, and keep the state after it."""
-        told = super().step()
-        if not told[FINISHED]:
+        """Train one epoch, and save the state after it."""
+        result = super().step()
+        if not result[FINISHED]:
             self._states.save(self.config["point"], self.config["settings"], self._trainer.snapshot())
-        return told | {"done": told[FINISHED] or told[EPOCHS] >= self.config[UNTIL]}
+        return result | {"done": result[FINISHED] or result[EPOCHS] >= self.config[UNTIL]}
 
     def _begin(self, config: dict[str, Any]) -> Trainer:
         trainer = super()._begin(config)
@@ -177,28 +181,28 @@ class RestingTrial(TabularTrial):
         return trainer
 
 
-class MemberTrial(TabularTrial):
-    """One of a population: it can be put aside, and go on with another's weights under new settings."""
+class PbtTrial(TabularTrial):
+    """Actor of a population's member, which can pause, and resume with another's weights under new settings."""
 
     def setup(  # type: ignore[override]  # with_parameters passes the others
-        self, config: dict[str, Any], *, generations: Generations, **held: Any
+        self, config: dict[str, Any], *, pbt_state: PbtState, **others: Any
     ) -> None:
         """Begin with the settings in `config`."""
-        self._generations = generations
-        super().setup(config, **held)
+        self._pbt_state = pbt_state
+        super().setup(config, **others)
 
     def save(self, checkpoint_dir: str | None = None) -> Any:  # noqa: ARG002 - as Tune calls it
-        """Put the state of training into the store, which all nodes reach."""
+        """Save the state of training in the store, which all nodes reach."""
         number, epochs = self.config["point"], len(self._trainer.epochs)
-        self._generations.save(number, epochs, self._trainer.snapshot())
-        return saved_as(number, epochs, dict(self._last_result or {}))
+        self._pbt_state.save(number, epochs, self._trainer.snapshot())
+        return tune_checkpoint(number, epochs, dict(self._last_result or {}))
 
     def restore(self, checkpoint_path: Any) -> None:
-        """Go on from a state that this member or another saved, under the settings of this one."""
-        self._trainer.resume(self._generations.load(*which(checkpoint_path)))
+        """Resume from a state that this member or another saved, under the settings of this one."""
+        self._trainer.resume(self._pbt_state.load(*trial_and_epochs(checkpoint_path)))
 
 
 def _last_line(error: BaseException) -> str:
-    """What a trial's error says at its end, after the traceback that Ray puts into it."""
+    """Last line of a trial's error, which follows the traceback that Ray puts into it."""
     lines = str(error).strip().splitlines()
     return lines[-1] if lines else type(error).__name__

@@ -1,6 +1,6 @@
-"""A population on Ray Tune: every so many epochs the poor members go on with weights of good ones, and settings near theirs.
+"""Population based training (PBT) on Ray Tune: at intervals, poor members copy weights and explore settings of good ones.
 
-All wait for each other before that, so what is decided depends on their losses and the seed, not on who was quick.
+All members wait for each other before that, so a decision depends on their losses and the seed, not on their speed.
 """
 
 from __future__ import annotations
@@ -20,49 +20,49 @@ from ray.tune.schedulers import PopulationBasedTraining
 
 from functions.training.params import TabularParams
 from functions.tuning.epoch_metrics import EPOCHS, METRIC
-from functions.tuning.pbt_state import Decision, Generations, Member
+from functions.tuning.pbt_state import Decision, Member, PbtState
 from functions.tuning.space import Choice, Exploit, Range, Space, Trial
 from registry import ObjectStore
 
 _LOST = "it had failed before the sweep was interrupted"
 
 
-class Log(Protocol):
-    """Who keeps the members' runs."""
+class MemberRuns(Protocol):
+    """Runs of a population's members, as its scheduler uses them."""
 
-    def exploited(self, number: int, exploit: Exploit) -> None:
-        """A member took over another's weights."""
+    def record_exploit(self, number: int, exploit: Exploit) -> None:
+        """Record that a member took over another's weights."""
 
-    def told(self, number: int) -> tuple[list[dict[str, float]], list[Exploit]]:
-        """What a member has reported of each epoch, and what it took over."""
+    def history(self, number: int) -> tuple[list[dict[str, float]], list[Exploit]]:
+        """Metrics of each epoch that a member has reported, and its exploits."""
 
-    def lost(self) -> dict[int, str]:
-        """The runs of members that have failed, by number."""
+    def failed_runs(self) -> dict[int, str]:
+        """Runs of members that have failed, by number."""
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
-    """A population as it begins, or goes on after `epoch` epochs; lost: those of its trials that had failed."""
+class ResumedPopulation:
+    """Population at its beginning, or resumed after `epoch` epochs. failed: its trials that had failed."""
 
-    generations: Generations
+    pbt_state: PbtState
     epoch: int
     members: dict[int, Member]
-    lost: dict[int, Trial]
+    failed: dict[int, Trial]
 
-    def population(self, space: Space, seed: int, concurrency: int, log: Log) -> Population:
-        """Its scheduler."""
-        return Population(space, self, seed=seed, concurrency=concurrency, log=log)
+    def scheduler(self, space: Space, seed: int, concurrency: int, runs: MemberRuns) -> PbtScheduler:
+        """Make the scheduler that trains the population on."""
+        return PbtScheduler(space, self, seed=seed, concurrency=concurrency, runs=runs)
 
 
-def taken_up(
+def resume_population(
     store: ObjectStore, folder: str, interval: int, points: Sequence[TabularParams], done: Mapping[int, Trial]
-) -> Taken:
-    """The population of `points` (settled) as the last whole decision in `folder` left it, or from its beginning.
+) -> ResumedPopulation:
+    """Load the population of `points` (resolved) as its last complete decision in `folder` left it, or begin it.
 
     interval: epochs between decisions; done: trials that have finished.
     """
-    generations = Generations(store, folder, interval)
-    decision = generations.last()
+    pbt_state = PbtState(store, folder, interval)
+    decision = pbt_state.last()
     if decision is None or not decision.members.keys() | decision.lost.keys() | done.keys() >= set(
         range(len(points))
     ):
@@ -70,20 +70,20 @@ def taken_up(
             number: Member(settings=point, weights=number, told=[], exploits=[])
             for number, point in enumerate(points)
         }
-        return Taken(generations, 0, members, {})
+        return ResumedPopulation(pbt_state, 0, members, {})
     lost = {
         number: Trial(
             run_id=run, params=points[number], valid_loss=math.nan, epochs=0, failed=True, error=_LOST
         )
         for number, run in decision.lost.items()
     }
-    return Taken(generations, decision.epoch, decision.members, lost)
+    return ResumedPopulation(pbt_state, decision.epoch, decision.members, lost)
 
 
-class Population(PopulationBasedTraining):
-    """Tune's population-based training, in step, recorded in `generations` and drawn from `seed` alone.
+class PbtScheduler(PopulationBasedTraining):
+    """Tune's synchronous population-based training, recorded in `pbt_state` and drawn from `seed` alone.
 
-    concurrency: how many train at a time. The best quarter is copied by the worst; a new setting is 0.8 or 1.2 times the copied
+    concurrency: members that train at a time. The worst quarter copies the best; a new setting is 0.8 or 1.2 times the copied
     one, a neighbour among choices, or in one of four cases drawn anew.
     Source: Jaderberg et al., Population Based Training of Neural Networks, 2017.
     """
@@ -91,42 +91,42 @@ class Population(PopulationBasedTraining):
     def __init__(
         self,
         space: Space,
-        taken: Taken,
+        resumed: ResumedPopulation,
         *,
         seed: int,
         concurrency: int,
-        log: Log,
+        runs: MemberRuns,
     ) -> None:
         super().__init__(
             time_attr=EPOCHS,
-            perturbation_interval=taken.generations.interval,
+            perturbation_interval=resumed.pbt_state.interval,
             hyperparam_mutations={"settings": {name: _source(each) for name, each in space.items()}},
             log_config=False,
             synch=True,
         )
-        self.generations = taken.generations
-        self._space, self._members, self._epoch = space, taken.members, taken.epoch
-        self._seed, self._concurrency, self._log = seed, concurrency, log
-        self._next_perturbation_sync = taken.epoch + taken.generations.interval
+        self.pbt_state = resumed.pbt_state
+        self._space, self._members, self._epoch = space, resumed.members, resumed.epoch
+        self._seed, self._concurrency, self._runs = seed, concurrency, runs
+        self._next_perturbation_sync = resumed.epoch + resumed.pbt_state.interval
         self._copied: dict[int, int] = {}
         self._undecided: int | None = None  # the epoch of a decision that is not recorded yet
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Give a member its settings and weights; it waits until it is chosen, or Tune would run all at a time."""
+        """Give a member its settings and weights, and pause it until it is chosen, or Tune would run all at a time."""
         member = self._members[trial.config["point"]]
         trial.set_config(trial.config | {"settings": member.settings.model_dump(mode="json")})
         super().on_trial_add(tune_controller, trial)
         trial.set_status(TuneTrial.PAUSED)
-        trial.init_local_path()  # Tune reads results of one that never ran, too, and a trial has its folder from its first run on
+        trial.init_local_path()  # Tune also reads results of a trial that never ran, whose folder does not exist yet
         if self._epoch > 0:
             state = self._trial_state[trial]
             state.last_train_time = state.last_perturbation_time = self._epoch
-            trial.run_metadata.checkpoint_manager._latest_checkpoint_result = saved_as(  # noqa: SLF001 - as an exploit does
+            trial.run_metadata.checkpoint_manager._latest_checkpoint_result = tune_checkpoint(  # noqa: SLF001 - as an exploit does
                 member.weights, self._epoch, {METRIC: member.told[-1][METRIC], EPOCHS: self._epoch}
             )
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Let it wait for the others; with the last of them all is decided."""
+        """Pause a member that has reached the next decision; the last one to arrive brings the decision about."""
         due = self._next_perturbation_sync
         answer: str = super().on_trial_result(tune_controller, trial, result)
         if self._next_perturbation_sync > due:
@@ -134,12 +134,12 @@ class Population(PopulationBasedTraining):
         return answer
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """Nobody waits for one that failed; Tune still counts it among the living."""
+        """Let no member wait for a trial that failed, which Tune still counts among the live ones."""
         tune_controller.get_live_trials().discard(trial)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        """The next member that is not waiting for a decision, if there is room; None if there is none."""
-        self._decide_without_the_ended(tune_controller)
+        """Choose a member that does not wait for a decision, within the concurrency; None if there is no such member."""
+        self._decide_if_all_wait(tune_controller)
         self._record(tune_controller)
         trials = tune_controller.get_trials()
         starting = [trial for trial in trials if trial.status == TuneTrial.PENDING]
@@ -150,36 +150,36 @@ class Population(PopulationBasedTraining):
         return starting[0] if starting else None
 
     def _waits(self, trial: Any) -> bool:
-        """Whether it has reached the next decision."""
+        """Whether a member has reached the next decision."""
         return bool(self._trial_state[trial].last_train_time >= self._next_perturbation_sync)
 
-    def _decide_without_the_ended(self, tune_controller: Any) -> None:
-        """If the one that all waited for has ended instead, nobody else would begin the decision."""
+    def _decide_if_all_wait(self, tune_controller: Any) -> None:
+        """Bring the decision about if the member that all waited for has ended instead of reporting."""
         living = [trial for trial in tune_controller.get_live_trials() if not trial.is_finished()]
         if living and all(trial.status == TuneTrial.PAUSED and self._waits(trial) for trial in living):
             self.on_trial_result(tune_controller, living[0], self._trial_state[living[0]].last_result or {})
 
     def _record(self, tune_controller: Any) -> None:
-        """Put a decision into the store, before anybody goes on by it."""
+        """Put a decision into the store, before any member continues by it."""
         if self._undecided is None:
             return
         members = {}
         for trial in tune_controller.get_trials():
             if not trial.is_finished():
                 number = trial.config["point"]
-                told, exploits = self._log.told(number)
+                metrics, exploits = self._runs.history(number)
                 members[number] = Member(
                     settings=TabularParams.model_validate(trial.config["settings"]),
                     weights=self._copied.get(number, number),
-                    told=told,
+                    told=metrics,
                     exploits=exploits,
                 )
-        self.generations.decide(Decision(epoch=self._undecided, members=members, lost=self._log.lost()))
+        self.pbt_state.decide(Decision(epoch=self._undecided, members=members, lost=self._runs.failed_runs()))
         self._undecided, self._copied = None, {}
 
     def _checkpoint_or_exploit(self, trial: Any, *others: Any) -> None:
-        drawn_by = f"{self._seed} {trial.config['point']} {self._trial_state[trial].last_train_time}"
-        with _random_numbers(drawn_by):
+        seed = f"{self._seed} {trial.config['point']} {self._trial_state[trial].last_train_time}"
+        with _seeded(seed):
             super()._checkpoint_or_exploit(trial, *others)
 
     def _get_new_config(self, trial: Any, trial_to_clone: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -196,32 +196,32 @@ class Population(PopulationBasedTraining):
         self._copied[number] = copied
         settings = TabularParams.model_validate(trial.config["settings"])
         epoch = self._trial_state[trial].last_train_time
-        self._log.exploited(number, Exploit(epoch=epoch, trial=copied, params=settings))
+        self._runs.record_exploit(number, Exploit(epoch=epoch, trial=copied, params=settings))
 
 
-def saved_as(number: int, epochs: int, metrics: dict[str, Any]) -> _TrainingResult:
-    """How Tune knows weights that are in the store: it only hands this on, and copies no files between nodes."""
+def tune_checkpoint(number: int, epochs: int, metrics: dict[str, Any]) -> _TrainingResult:
+    """Make the checkpoint that stands for weights in the store; Tune only passes it on, and copies no files."""
     return _TrainingResult(checkpoint=tune.Checkpoint(f"/{number}/{epochs}"), metrics=metrics)
 
 
-def which(saved: Any) -> tuple[int, int]:
-    """Number and epochs of what `saved_as` gave."""
+def trial_and_epochs(saved: Any) -> tuple[int, int]:
+    """Read the trial's number and epochs from a checkpoint of `tune_checkpoint`."""
     _, number, epochs = saved.checkpoint.path.split("/")
     return int(number), int(epochs)
 
 
 def _source(source: Choice | Range) -> list[Any] | Callable[[], float]:
-    """What Tune mutates by: neighbours in a list, or factors and anew by a function."""
+    """Convert a setting's source to what Tune mutates it by: a list for neighbours, a function to draw anew."""
     if isinstance(source, Choice):
         return source.choices
     return lambda: source.draw(np.random.default_rng(random.getrandbits(64)))
 
 
 @contextmanager
-def _random_numbers(drawn_by: str) -> Iterator[None]:
-    """Python's random numbers, which Tune draws from, by a seed of their own inside."""
+def _seeded(seed: str) -> Iterator[None]:
+    """Seed Python's random numbers, which Tune draws from, within the context only."""
     before = random.getstate()
-    random.seed(drawn_by)
+    random.seed(seed)
     try:
         yield
     finally:

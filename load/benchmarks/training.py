@@ -26,7 +26,7 @@ from functions.training.tabular.artifact import tabular_signature, write_artifac
 from functions.training.tabular.columns import Columns
 from functions.training.tabular.fitting import Fitted, Prepared, fit, new_trainer, prepare
 from functions.training.tabular.out_of_core import prepare_on_disk
-from functions.training.tabular.preprocessing import Encoded
+from functions.training.tabular.preprocessing import EncodedRows
 from load.benchmarks.timing import Timing, print_machine, timed
 from load.peers.training import BUNDLED, PATIENT, Learner, boosted, bundled, linear, loss, ours
 from registry import Table, open_store
@@ -171,7 +171,7 @@ def _bench_disk(table: pa.Table) -> None:
         print(f"{'':>42}  {100 * disk.epochs[-1].busy:5.1f} % of it busy with rows that are there")
 
 
-def _bare_epoch(prepared: Prepared, rows: Encoded) -> None:
+def _bare_epoch(prepared: Prepared, rows: EncodedRows) -> None:
     net = new_trainer(prepared, PARAMS).net.train()
     optimizer = torch.optim.AdamW(net.parameters(), lr=PARAMS.lr, fused=True)
     label = prepared.train.label

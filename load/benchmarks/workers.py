@@ -140,7 +140,7 @@ class Bare:
         order = torch.randperm(len(label), generator=torch.Generator().manual_seed(0))
         for step in range(steps(self.prepared)):
             batch = order[step * PARAMS.batch_size : (step + 1) * PARAMS.batch_size]
-            mine = batch[self.world.rank :: self.world.size]
+            mine = batch[self.group.rank :: self.group.size]
             taken = rows.take(mine)
             logits = self.net(taken.numeric, taken.missing, taken.category).squeeze(1)
             self.optimizer.zero_grad(set_to_none=True)

@@ -15,29 +15,29 @@ from functions.evaluation.errors import EvaluationError
 from functions.evaluation.metrics.probabilities import CLIP, ece
 
 _SUM_ATOL = 1e-3  # float32 softmax over a thousand classes
-Places = npt.NDArray[np.integer]
+ClassIndices = npt.NDArray[np.integer]
 Floats = npt.NDArray[np.floating]
 
 
-def class_row_log_loss(label: Places, probability: Floats) -> npt.NDArray[np.float64]:
+def class_row_log_loss(label: ClassIndices, probability: Floats) -> npt.NDArray[np.float64]:
     """Log loss of each row, in nats. Raises: EvaluationError for labels or probabilities that are none."""
     y, p = _checked(label, probability)
     losses: npt.NDArray[np.float64] = -np.log(np.clip(p[np.arange(len(y)), y], CLIP, 1.0))
     return losses
 
 
-def class_log_loss(label: Places, probability: Floats) -> float:
+def class_log_loss(label: ClassIndices, probability: Floats) -> float:
     """Mean log loss, in nats. Raises: EvaluationError as `class_row_log_loss`."""
     return float(class_row_log_loss(label, probability).mean())
 
 
-def accuracy(label: Places, probability: Floats) -> float:
+def accuracy(label: ClassIndices, probability: Floats) -> float:
     """Share of rows whose likeliest class is the true one. Raises: EvaluationError as `class_row_log_loss`."""
     y, p = _checked(label, probability)
     return float((p.argmax(axis=1) == y).mean())
 
 
-def top_ece(label: Places, probability: Floats) -> float:
+def top_ece(label: ClassIndices, probability: Floats) -> float:
     """Calibration error of the likeliest class (see `ece`). Raises: EvaluationError as `class_row_log_loss`.
 
     Source: Guo et al., On Calibration of Modern Neural Networks, 2017.
@@ -46,13 +46,13 @@ def top_ece(label: Places, probability: Floats) -> float:
     return ece((p.argmax(axis=1) == y).astype(np.float64), np.clip(p.max(axis=1), 0.0, 1.0))
 
 
-def class_brier(label: Places, probability: Floats) -> float:
+def class_brier(label: ClassIndices, probability: Floats) -> float:
     """Mean over rows of the squared distance to the true class, from 0 to 2. Raises: EvaluationError as `class_row_log_loss`."""
     y, p = _checked(label, probability)
     return float(((p - np.eye(p.shape[1])[y]) ** 2).sum(axis=1).mean())
 
 
-CLASS_METRICS: dict[str, Callable[[Places, Floats], float]] = {
+CLASS_METRICS: dict[str, Callable[[ClassIndices, Floats], float]] = {
     "log_loss": class_log_loss,
     "accuracy": accuracy,
     "ece": top_ece,
@@ -60,7 +60,9 @@ CLASS_METRICS: dict[str, Callable[[Places, Floats], float]] = {
 }
 
 
-def _checked(label: Places, probability: Floats) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+def _checked(
+    label: ClassIndices, probability: Floats
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     y, p = np.asarray(label), np.asarray(probability, dtype=np.float64)
     if p.ndim != 2 or y.shape != p.shape[:1] or y.size == 0:  # noqa: PLR2004 - rows and classes
         raise EvaluationError(

@@ -1,4 +1,4 @@
-"""A network whose steps torch compiles; its weights and their names stay those of the network."""
+"""Compilation of a network's steps by torch; its weights and their names stay those of the network."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from functions.training.errors import TrainingError
 
 
 class Compiled(nn.Module):
-    """The same network with the same weights, answering from compiled code. Compilation waits for the first call."""
+    """Compiled form of a network, with the network's own weights. Compilation waits for the first call."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self._name, self._fast = type(module).__name__, torch.compile(module)
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        """The network's answer. Raises: TrainingError if torch cannot compile it here."""
+        """Compute the network's output from compiled code. Raises: TrainingError if torch cannot compile it here."""
         from torch._dynamo.exc import TorchDynamoException  # late: the errors have no public name
 
         try:
             return self._fast(*inputs, **named)
         except TorchDynamoException as error:
-            told = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise TrainingError(
-                f"compiled=True: torch.compile cannot compile {self._name} here ({told}); it needs a C++ compiler, and "
+                f"compiled=True: torch.compile cannot compile {self._name} here ({reason}); it needs a C++ compiler, and "
                 "Triton on a GPU; train with compiled=False"
             ) from error

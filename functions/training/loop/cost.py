@@ -1,4 +1,4 @@
-"""What a training cost: processor and card hours of all its workers, energy where the card tells it, money by given prices."""
+"""Metering of what a training costs: processor and GPU hours of all workers, energy where the GPU reports it, money by given prices."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from functions.runtime.receipt import Prices
-from functions.training.loop.parallel import World
+from functions.training.loop.process_group import ProcessGroup
 from functions.training.trained import Cost
 from registry import Run
 from registry.runs.environment import Usage
@@ -20,23 +20,23 @@ _HOUR_S, _KWH_J, _MILLI = 3600.0, 3.6e6, 1e-3
 
 
 @dataclass(frozen=True, slots=True)
-class Spent:
-    """Processor and card seconds; joules of the cards, NaN where a card does not tell."""
+class ResourceUse:
+    """Processor and GPU seconds that were used, and joules of the GPUs: NaN where a GPU does not report them."""
 
     cpu_s: float = 0.0
     gpu_s: float = 0.0
     energy_j: float = 0.0
 
-    def __add__(self, other: Spent) -> Spent:
-        return Spent(self.cpu_s + other.cpu_s, self.gpu_s + other.gpu_s, self.energy_j + other.energy_j)
+    def __add__(self, other: ResourceUse) -> ResourceUse:
+        return ResourceUse(self.cpu_s + other.cpu_s, self.gpu_s + other.gpu_s, self.energy_j + other.energy_j)
 
-    def over(self, world: World) -> Spent:
-        """What all workers spent together; each has to ask."""
-        told = torch.tensor([self.cpu_s, self.gpu_s, self.energy_j], dtype=torch.float64).to(world.device)
-        return Spent(*world.total(told).tolist())
+    def over(self, group: ProcessGroup) -> ResourceUse:
+        """Sum over all workers of the group; every worker has to call it."""
+        own = torch.tensor([self.cpu_s, self.gpu_s, self.energy_j], dtype=torch.float64).to(group.device)
+        return ResourceUse(*group.all_reduce_sum(own).tolist())
 
     def cost(self, prices: Prices | None) -> Cost:
-        """The bill at `prices`."""
+        """Cost of this use at `prices`; no money without them."""
         known = self.gpu_s > 0 and math.isfinite(self.energy_j)
         energy_j = self.energy_j if known else None
         return Cost(
@@ -48,65 +48,66 @@ class Spent:
         )
 
 
-class Meter:
-    """Measures this process, and the card it computes on, from now."""
+class ResourceMeter:
+    """Measures what this process, and the GPU it computes on, use from now on."""
 
     def __init__(self, device: str, gpus: float) -> None:
         self._gpus, self._joules = gpus, _joules(device)
         self._usage, self._energy_j = Usage.now(), self._joules()
 
-    def read(self) -> Spent:
-        """What was spent so far."""
+    def read(self) -> ResourceUse:
+        """Use since the meter was made, or since the last lap."""
         used = self._usage.since()
         energy_j = self._joules() - self._energy_j
-        return Spent(used["cpu_s"], used["wall_s"] * self._gpus, energy_j)
+        return ResourceUse(used["cpu_s"], used["wall_s"] * self._gpus, energy_j)
 
-    def lap(self) -> Spent:
-        """What was spent since the last lap."""
-        spent = self.read()
+    def lap(self) -> ResourceUse:
+        """Use since the last lap; begins the next one."""
+        used = self.read()
         self._usage, self._energy_j = Usage.now(), self._joules()
-        return spent
+        return used
 
 
-class Tally:
-    """A bill that is being written. others: what was spent by other processes than this one."""
+class CostMeter:
+    """Running cost of a training. other_processes: use of the workers that are not this process."""
 
-    def __init__(self, meter: Meter, prices: Prices | None) -> None:
-        self.others = Spent()
+    def __init__(self, meter: ResourceMeter, prices: Prices | None) -> None:
+        self.other_processes = ResourceUse()
         self._meter, self._prices = meter, prices
 
     def cost(self) -> Cost:
-        """What it comes to by now."""
-        return (self._meter.read() + self.others).cost(self._prices)
+        """Cost so far, of this process and the others."""
+        return (self._meter.read() + self.other_processes).cost(self._prices)
 
 
 @contextmanager
-def billed(run: Run, prices: Prices | None, *, device: str = "cpu", gpus: float = 0.0) -> Iterator[Tally]:
-    """Measure what is done within, and log its cost to `run`, however it ends.
+def metered(
+    run: Run, prices: Prices | None, *, device: str = "cpu", gpus: float = 0.0
+) -> Iterator[CostMeter]:
+    """Measure the work done within, and log its cost to `run`, however the work ends.
 
     device, gpus: what this process itself computes on.
     """
-    bill = Tally(Meter(device, gpus), prices)
+    meter = CostMeter(ResourceMeter(device, gpus), prices)
     try:
-        yield bill
+        yield meter
     finally:
-        log_cost(run, bill.cost())
+        log_cost(run, meter.cost())
 
 
 def log_cost(run: Run, cost: Cost) -> None:
-    """Log a bill to a run: metrics for what is known, and the currency as a tag."""
-    told = cost.model_dump(exclude={"currency"}, exclude_none=True)
-    run.log_metrics(told)
+    """Log a cost to a run: its known figures as metrics, and the currency as a tag."""
+    run.log_metrics(cost.model_dump(exclude={"currency"}, exclude_none=True))
     if cost.currency is not None:
         run.set_tags({"currency": cost.currency})
 
 
 def _joules(device: str) -> Callable[[], float]:
-    """A reading of the joules that the card `device` has used so far: always NaN if it does not tell, 0 if it is none."""
+    """Make a reader of the joules that GPU `device` has used: NaN if it does not report them, 0 for the CPU."""
     if device == "cpu":
         return lambda: 0.0
     try:
-        nvml = importlib.import_module("pynvml")  # NVIDIA's own; present where somebody installed it
+        nvml = importlib.import_module("pynvml")  # NVIDIA's library, which is not among our requirements
     except ImportError:
         return lambda: math.nan
     nvml.nvmlInit()

@@ -1,7 +1,7 @@
-"""The same training on several workers: Ray Train starts them; each holds the whole model or a share of it.
+"""Training here or on several workers that Ray Train starts, each with the whole model or a shard of it.
 
-Every worker prepares the same data alike, then takes its share of each batch; so what N workers learn is what one would,
-up to rounding. On CPUs they talk through gloo, on GPUs through nccl.
+Every worker prepares the same data alike, then takes its rows of each batch; so N workers learn what one would, up to
+rounding. On CPUs they communicate through gloo, on GPUs through nccl.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import ray.train.torch
 import torch
 
 from functions.model_formats.torch_threads import torch_threads
-from functions.runtime.run.cluster import NOT_WHERE_IT_SERVES
-from functions.runtime.run.niceness import step_back
+from functions.runtime.run.cluster import AWAY_FROM_SERVING
+from functions.runtime.run.niceness import lower_priority
 from functions.training.errors import TrainingError
-from functions.training.loop.cost import Meter, Spent
+from functions.training.loop.cost import ResourceMeter, ResourceUse
 from functions.training.loop.interrupts import interruptible
-from functions.training.loop.parallel import Alone, Replicas, Shards, World
+from functions.training.loop.process_group import ProcessGroup, ReplicatedGroup, ShardedGroup, SingleProcess
 from functions.training.loop.training_loop import Epoch, OnEpoch
 from registry import Run
 
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """How many workers train, the CPUs and GPUs of each, and whether each holds the whole model ("replicate") or a share.
+    """Number of workers, CPUs and GPUs of each, and whether each holds the whole model ("replicate") or a shard.
 
     Without GPUs a worker computes on its CPUs.
     """
@@ -45,41 +45,41 @@ class Workers:
 
     @property
     def threads(self) -> int:
-        """How many threads a worker may use."""
+        """Number of threads that a worker may use."""
         return max(1, int(self.cpus_each))
 
     @property
     def device(self) -> str:
-        """What one computes on."""
+        """Kind of device that a worker computes on."""
         return "cuda" if self.gpus_each > 0 else "cpu"
 
 
-class Job(Protocol[T_co]):
-    """What every worker is told. run: where the first of them logs its epochs."""
+class WorkerLoop(Protocol[T_co]):
+    """Training that every worker of a group runs, sent to each of them."""
 
     @property
     def run(self) -> Run:
-        """The run."""
+        """Run in which the first worker logs its epochs."""
 
-    def work(self, world: World, on_epoch: OnEpoch | None) -> T_co:
-        """Train as one of `world`. Raises: TrainingError."""
+    def train(self, group: ProcessGroup, on_epoch: OnEpoch | None) -> T_co:
+        """Train as one worker of `group`. Raises: TrainingError."""
 
 
 @dataclass(frozen=True, slots=True)
-class Done(Generic[T]):
-    """What the workers made. spent: by processes other than the caller's."""
+class WorkersResult(Generic[T]):
+    """Result of the first worker. other_processes: resources used by processes other than the caller's."""
 
-    made: T
-    spent: Spent
+    result: T
+    other_processes: ResourceUse
 
 
-def carry_through(job: Job[T], workers: Workers) -> Done[T]:
-    """Do a job here, or on the cluster if it is for several workers.
+def run_workers(loop: WorkerLoop[T], workers: Workers) -> WorkersResult[T]:
+    """Train in this process, or on the cluster if there are several workers.
 
-    Raises: TrainingError as the job does; if Ray is not running or lacks what was asked for; if there is no such card.
+    Raises: TrainingError as the loop does; if Ray is not running or lacks the CPUs or GPUs; if this process has no GPU.
     """
     if workers.count > 1:
-        return work_on_cluster(job, workers)
+        return run_on_cluster(loop, workers)
     if workers.sharding == "shard":
         raise TrainingError(
             "sharding='shard' with num_workers=1: one worker holds all of it; ask for two or more"
@@ -87,27 +87,27 @@ def carry_through(job: Job[T], workers: Workers) -> Done[T]:
     if workers.device == "cuda" and not torch.cuda.is_available():
         raise TrainingError(f"worker_gpus={workers.gpus_each}: torch finds no GPU here; leave it at 0")
     with torch_threads(workers.threads):
-        return Done(job.work(Alone(workers.device), log_epoch(job.run)), Spent())
+        return WorkersResult(loop.train(SingleProcess(workers.device), log_epoch(loop.run)), ResourceUse())
 
 
-def work_on_cluster(job: Job[T], workers: Workers) -> Done[T]:
-    """Do a job on several workers; what a lost worker interrupted goes on after its last epoch.
+def run_on_cluster(loop: WorkerLoop[T], workers: Workers) -> WorkersResult[T]:
+    """Train on several workers of the cluster; a training that a lost worker interrupted resumes after its last epoch.
 
-    Raises: TrainingError as the job does, if Ray is not running, or if it lacks the CPUs or GPUs.
+    Raises: TrainingError as the loop does, if Ray is not running, or if it lacks the CPUs or GPUs.
     """
-    _require_room(workers)
+    _require_capacity(workers)
     with tempfile.TemporaryDirectory(prefix="toque-train-") as folder:
         trainer = ray.train.torch.TorchTrainer(
             _work,  # type: ignore[arg-type]  # a result is returned, which the stub does not know
-            train_loop_config={"job": job, "workers": workers},
+            train_loop_config={"loop": loop, "workers": workers},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers.count,
                 use_gpu=workers.gpus_each > 0,
                 resources_per_worker=_resources(workers),
-                label_selector=NOT_WHERE_IT_SERVES,  # type: ignore[call-arg]  # the stub is of the old API
+                label_selector=AWAY_FROM_SERVING,  # type: ignore[call-arg]  # the stub is of the old API
             ),
             run_config=ray.train.RunConfig(
-                name=f"run-{job.run.id}",
+                name=f"run-{loop.run.id}",
                 storage_path=folder,
                 failure_config=ray.train.FailureConfig(max_failures=_MAX_LOST_GROUPS),
             ),
@@ -116,13 +116,13 @@ def work_on_cluster(job: Job[T], workers: Workers) -> Done[T]:
             result = trainer.fit().return_value  # type: ignore[attr-defined]  # the stub is of the old API
     if isinstance(result, TrainingError):
         raise result
-    if not isinstance(result, Done):
-        raise TrainingError(f"the workers of run {job.run.id} returned {type(result).__name__}, not a model")
+    if not isinstance(result, WorkersResult):
+        raise TrainingError(f"the workers of run {loop.run.id} returned {type(result).__name__}, not a model")
     return result
 
 
 def log_epoch(run: Run) -> OnEpoch:
-    """A callback that logs each epoch's losses and speed to `run`."""
+    """Make a callback that logs each epoch's losses and speed to `run`."""
 
     def log(epoch: Epoch) -> None:
         run.log_metrics(
@@ -140,30 +140,30 @@ def log_epoch(run: Run) -> OnEpoch:
     return log
 
 
-def _work(config: dict[str, Any]) -> Done[Any] | TrainingError:
-    """One worker's part. An error of the data or the loss is returned: starting again would only meet it again."""
-    job: Job[Any] = config["job"]
+def _work(config: dict[str, Any]) -> WorkersResult[Any] | TrainingError:
+    """Train as one worker of Ray Train; an error of the data or the loss is returned, since a restart would meet it again."""
+    loop: WorkerLoop[Any] = config["loop"]
     workers: Workers = config["workers"]
-    step_back()
+    lower_priority()
     device = "cpu" if workers.device == "cpu" else str(ray.train.torch.get_device())
-    world = Shards(device) if workers.sharding == "shard" else Replicas(device)
-    first, meter = world.rank == 0, Meter(device, workers.gpus_each)
+    group = ShardedGroup(device) if workers.sharding == "shard" else ReplicatedGroup(device)
+    first, meter = group.rank == 0, ResourceMeter(device, workers.gpus_each)
     try:
         with torch_threads(workers.threads):
-            made = job.work(world, log_epoch(job.run) if first else None)
+            result = loop.train(group, log_epoch(loop.run) if first else None)
     except TrainingError as error:
         return error
     if first:
-        job.run.flush()
-    return Done(made, meter.read().over(world))
+        loop.run.flush()
+    return WorkersResult(result, meter.read().over(group))
 
 
 def _resources(workers: Workers) -> dict[str, float]:
-    cards = {"GPU": workers.gpus_each} if workers.gpus_each > 0 else {}
-    return {"CPU": workers.cpus_each, **cards}
+    gpus = {"GPU": workers.gpus_each} if workers.gpus_each > 0 else {}
+    return {"CPU": workers.cpus_each, **gpus}
 
 
-def _require_room(workers: Workers) -> None:
+def _require_capacity(workers: Workers) -> None:
     if not ray.is_initialized():
         raise TrainingError(
             f"num_workers={workers.count} needs a Ray cluster: call ray.init() first, or train with num_workers=1"

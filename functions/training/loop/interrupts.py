@@ -1,4 +1,4 @@
-"""Ctrl-C while Ray trains: the caller gets its KeyboardInterrupt, and its own handler back."""
+"""Handling of Ctrl-C while Ray trains: the caller gets its KeyboardInterrupt, and its own handler back."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from collections.abc import Iterator
 def interruptible() -> Iterator[None]:
     """Run Ray Train or Tune so that Ctrl-C ends in KeyboardInterrupt and no handler of theirs stays behind.
 
-    Ray Train turns the signal into SystemExit, or swallows it when its run is just over, and never takes its handler away;
-    Tune ends the sweep early and goes on as if it were whole. Python tells of a signal on a file descriptor, too, whoever
-    handles it: that is how we know.
+    Ray Train turns the signal into SystemExit, or swallows it when its run is just over, and never removes its handler;
+    Tune ends the sweep early and goes on as if it were complete. Python also writes each signal to a wakeup file
+    descriptor, whichever handler takes it: there the interrupt is read.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # neither installs a handler there
         return
-    told, tell = os.pipe()
-    os.set_blocking(told, False)
-    os.set_blocking(tell, False)
-    handler, descriptor = signal.getsignal(signal.SIGINT), signal.set_wakeup_fd(tell)
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.set_blocking(writer, False)
+    handler, descriptor = signal.getsignal(signal.SIGINT), signal.set_wakeup_fd(writer)
     try:
         yield
     except BaseException as error:
-        if _interrupted(told):
+        if _interrupted(reader):
             raise KeyboardInterrupt from error
         raise
     else:
-        if _interrupted(told):
+        if _interrupted(reader):
             raise KeyboardInterrupt
     finally:
         signal.set_wakeup_fd(descriptor)
         signal.signal(signal.SIGINT, handler)
-        os.close(told)
-        os.close(tell)
+        os.close(reader)
+        os.close(writer)
 
 
-def _interrupted(told: int) -> bool:
+def _interrupted(reader: int) -> bool:
     try:
-        return signal.SIGINT in os.read(told, 1024)
+        return signal.SIGINT in os.read(reader, 1024)
     except BlockingIOError:  # no signal came
         return False

@@ -1,4 +1,4 @@
-"""What a network learns from, as the training loop sees it: numbered rows that become batches, and a loss."""
+"""Learning tasks as the training loop sees them: numbered rows that become batches, and a loss."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from torch import Tensor, nn
 Batch = tuple[Tensor, ...]
 
 
-class Lesson(Protocol):
-    """Rows to learn from and rows held out, both numbered from 0."""
+class LearningTask(Protocol):
+    """Training rows and validation rows, each numbered from 0, with the loss of a batch."""
 
     @property
     def train_rows(self) -> int:
-        """How many rows are learnt from."""
+        """Number of rows that are learnt from."""
 
     @property
     def valid_rows(self) -> int:
-        """How many rows are held out."""
+        """Number of rows that are held out for validation."""
 
     @property
     def units(self) -> dict[str, int]:
-        """What a row holds, if its speed is to be told in that too, as in {"tokens": 128}."""
+        """Units in a row, such as {"tokens": 128}, in which speed is reported beside rows; may be empty."""
 
     def train_batch(self, rows: Tensor) -> Batch:
         """The rows with the numbers `rows` (n,), for a step; each tensor has n rows. May draw from torch's random numbers."""
 
     def valid_batch(self, rows: Tensor) -> Batch:
-        """The same of rows held out; always alike."""
+        """Validation rows with the numbers `rows` (n,); equal numbers always give equal batches."""
 
     def loss(self, module: nn.Module, batch: Batch, *, reduction: str = "mean") -> Tensor:
-        """The loss of the rows of a batch: their mean, or their "sum" (0 if there are none)."""
+        """Loss of a batch, the mean over its rows or their "sum" (0 for an empty batch)."""
 
 
 @runtime_checkable
-class Foretold(Protocol):
-    """A lesson that likes to know which rows come next, to fetch them while a step is computed."""
+class PrefetchingTask(Protocol):
+    """Learning task that fetches the rows of the next step while a step is computed."""
 
-    def soon(self, rows: Tensor) -> None:
-        """The training rows `rows` (n,) come next; must not wait, nor draw random numbers."""
+    def prefetch(self, rows: Tensor) -> None:
+        """Begin to fetch the training rows `rows` (n,); must not wait, nor draw random numbers."""

@@ -1,6 +1,6 @@
-"""The training loop: large batches, AdamW under one cycle, the best epoch kept, whatever the network and the data.
+"""The training loop of any network on any data: large batches, AdamW under one cycle, the best epoch kept.
 
-The same loop runs alone or as one of several workers. Every worker draws the same permutation and takes its share of
+One loop serves a single process and each of several workers. Every worker draws the same permutation and takes its rows of
 each batch, so N workers take the steps that one would take, up to rounding.
 """
 
@@ -19,20 +19,20 @@ from torch.optim.lr_scheduler import LambdaLR
 from functions.training.checkpoints import WHOLE, Checkpoints, Snapshot
 from functions.training.errors import TrainingDiverged
 from functions.training.loop.compiling import Compiled
-from functions.training.loop.parallel import Alone, World
-from functions.training.loop.task import Batch, Foretold, Lesson
+from functions.training.loop.process_group import ProcessGroup, SingleProcess
+from functions.training.loop.task import Batch, LearningTask, PrefetchingTask
 from functions.training.params import Precision
 
-_EPOCHS_APART, _WORKERS_APART = 1_000, 1_000_003  # so that no two epochs, seeds or workers share a stream
+_SEED_STRIDE, _RANK_STRIDE = 1_000, 1_000_003  # so that no two epochs, seeds or workers share a random stream
 _RISE = 0.25
 _SCORED_STEPS = 8  # batches scored at once: of the default size, few enough rows for the cache of a core
 
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """What one pass over the training rows did; losses a row: nats, or squared deviations for a number.
+    """Losses and speed of one pass over the training rows; losses a row: nats, or squared deviations for a number.
 
-    units_per_s: speed in what a row holds, such as tokens; busy: the part of the steps in which it did not wait for rows.
+    units_per_s: speed in the units of a row, such as tokens; busy: share of the time in which no step waited for rows.
     """
 
     number: int
@@ -48,27 +48,27 @@ OnEpoch = Callable[[Epoch], None]
 
 
 class Settings(Protocol):
-    """How the loop goes: `TabularParams` or `RecipeParams`, which say what each is."""
+    """Settings of the loop, as `TabularParams` and `RecipeParams` have them."""
 
     @property
     def lr(self) -> float:
-        """Peak of the learning rate."""
+        """Peak of the learning rate's schedule."""
 
     @property
     def weight_decay(self) -> float:
-        """Of the weights, not of biases."""
+        """Decay of weights in a step; biases do not decay."""
 
     @property
     def clip(self) -> float | None:
-        """The greatest norm of a step's gradients."""
+        """Greatest norm of a step's gradients; None for any."""
 
     @property
     def precision(self) -> Precision:
-        """Of the network's arithmetic."""
+        """Precision of the network's arithmetic; weights stay float32."""
 
     @property
     def accumulate(self) -> int:
-        """Pieces of a worker's part of a step."""
+        """Number of micro-batches of a worker in a step."""
 
     @property
     def compiled(self) -> bool:
@@ -76,14 +76,14 @@ class Settings(Protocol):
 
     @property
     def seed(self) -> int:
-        """Of all random numbers."""
+        """Seed of all random numbers of the training."""
 
     @property
-    def span(self) -> tuple[int, int]:
-        """Epochs and patience."""
+    def epochs_and_patience(self) -> tuple[int, int]:
+        """Epochs, and how many of them may pass without a better validation loss."""
 
     def batch_rows(self, rows: int, *, workers: int = 1) -> int:
-        """Rows of a step on a training part of `rows`, over all workers."""
+        """Rows of a step over all workers, of `rows` training rows."""
 
 
 @dataclass(slots=True)
@@ -94,20 +94,20 @@ class _Best:
 
 
 class Trainer:
-    """Trains one network epoch by epoch; ask `finished` before each, and `restore_best` at the end."""
+    """Trains one network epoch by epoch; read `finished` before each, and call `restore_best` at the end."""
 
     def __init__(
-        self, net: nn.Module, lesson: Lesson, settings: Settings, world: World | None = None
+        self, net: nn.Module, task: LearningTask, settings: Settings, group: ProcessGroup | None = None
     ) -> None:
-        self.net, self.lesson = net, lesson
+        self.net, self.task = net, task
         self.epochs: list[Epoch] = []
         self._settings = settings
-        self._world: World = world or Alone()
-        self._module = self._world.wrap(net.to(self._world.device))
+        self._group: ProcessGroup = group or SingleProcess()
+        self._module = self._group.wrap(net.to(self._group.device))
         self._stepped = Compiled(self._module) if settings.compiled else self._module
-        self._epochs, self._patience = settings.span
-        self._batch = settings.batch_rows(lesson.train_rows, workers=self._world.size)
-        self._steps = max(1, lesson.train_rows // self._batch)
+        self._epochs, self._patience = settings.epochs_and_patience
+        self._batch = settings.batch_rows(task.train_rows, workers=self._group.size)
+        self._steps = max(1, task.train_rows // self._batch)
         self._optimizer = torch.optim.AdamW(_groups(net, settings.weight_decay), lr=settings.lr, fused=True)
         self._schedule = LambdaLR(self._optimizer, self._rate)
         self._best = _Best()
@@ -126,7 +126,7 @@ class Trainer:
 
     @property
     def best_loss(self) -> float:
-        """Its validation loss."""
+        """Validation loss of the best epoch so far."""
         return self._best.loss
 
     def run_epoch(self) -> Epoch:
@@ -135,13 +135,13 @@ class Trainer:
         Raises: TrainingDiverged if a loss is not a finite number.
         """
         begin, self._waited_s = time.perf_counter(), 0.0
-        with torch.random.fork_rng(devices=_cards(self._world.device)):
+        with torch.random.fork_rng(devices=_gpus(self._group.device)):
             train_loss = self._pass_over_training_rows()
         busy = 1.0 - self._waited_s / (time.perf_counter() - begin)
         valid_loss = self._validate()
         seconds = time.perf_counter() - begin
-        rate = self.lesson.train_rows / seconds
-        units = {name: count * rate for name, count in self.lesson.units.items()}
+        rate = self.task.train_rows / seconds
+        units = {name: count * rate for name, count in self.task.units.items()}
         epoch = Epoch(len(self.epochs), train_loss, valid_loss, seconds, rate, units, busy)
         self._check(epoch)
         self.epochs.append(epoch)
@@ -155,7 +155,7 @@ class Trainer:
         self.net.load_state_dict(self._best.state)
 
     def snapshot(self) -> Snapshot:
-        """All that the next epochs depend on, beside data and settings; their random numbers depend on their number."""
+        """State that the next epochs depend on beside data and settings; their random numbers follow from their number."""
         state = {f"net.{name}": value for name, value in self.net.state_dict().items()}
         state |= {f"best.{name}": value for name, value in self._best.state.items()}
         for number, moments in self._optimizer.state_dict()["state"].items():
@@ -166,16 +166,16 @@ class Trainer:
         }
         tensors, rows = {}, {}
         for name, value in state.items():
-            tensors[name] = self._world.part(value)
+            tensors[name] = self._group.local_part(value)
             if tensors[name] is not value:
                 rows[name] = value.shape[0]
         return Snapshot(tensors, facts, rows)
 
     def resume(self, snapshot: Snapshot) -> None:
-        """Go on from where a trainer of the same data and network was.
+        """Continue from the state of a trainer of the same data and network.
 
-        Its settings need not be this one's: weights, moments and epochs are taken, and the schedule stands where this one's
-        would after as many epochs.
+        That trainer's settings may differ: weights, moments and epochs are taken over, and the schedule stands where it
+        would after as many epochs under the settings of this trainer.
         """
         parts: dict[str, dict[str, Tensor]] = {"net": {}, "best": {}, "optimizer": {}}
         likes = {f"net.{name}": value for name, value in self.net.state_dict().items()}
@@ -185,86 +185,90 @@ class Trainer:
             part, _, name = full.partition(".")
             if full in snapshot.rows:
                 like = likes[full] if full in likes else weights[int(name.partition(".")[0])]
-                parts[part][name] = self._world.joined(value.to(self._world.device), like)
+                parts[part][name] = self._group.from_local(value.to(self._group.device), like)
             else:
                 parts[part][name] = value
         self.net.load_state_dict(parts["net"])
         loss, epoch = snapshot.facts["best"]
         self._best = _Best(loss, epoch, parts["best"])
-        self.epochs[:] = [Epoch(**told) for told in snapshot.facts["epochs"]]
+        self.epochs[:] = [Epoch(**saved) for saved in snapshot.facts["epochs"]]
+        self._resume_optimizer(parts["optimizer"])
+
+    def _resume_optimizer(self, tensors: dict[str, Tensor]) -> None:
+        """Put moments back into the optimiser, and the schedule after the epochs that were trained."""
         moments = self._optimizer.state_dict()
-        for full, value in parts["optimizer"].items():
+        for full, value in tensors.items():
             number, _, name = full.partition(".")
             moments["state"].setdefault(int(number), {})[name] = value
         step = len(self.epochs) * self._steps
         rates = [self._settings.lr * self._rate(step) for _ in moments["param_groups"]]
-        place = {"last_epoch": step, "_step_count": step + 1, "_last_lr": rates}
-        self._schedule.load_state_dict(self._schedule.state_dict() | place)
+        position = {"last_epoch": step, "_step_count": step + 1, "_last_lr": rates}
+        self._schedule.load_state_dict(self._schedule.state_dict() | position)
         for group, rate in zip(moments["param_groups"], rates, strict=True):
             group["lr"] = rate
         self._optimizer.load_state_dict(moments)
 
     def _rate(self, step: int) -> float:
-        """Share of the peak learning rate at a step."""
+        """Learning rate at a step, as a share of the peak."""
         return one_cycle(step, self._steps * self._epochs)
 
     def _pass_over_training_rows(self) -> float:
         self._module.train()
-        seed = self._settings.seed * _EPOCHS_APART + len(self.epochs)
-        order = torch.randperm(self.lesson.train_rows, generator=torch.Generator().manual_seed(seed))
-        torch.manual_seed(seed + _WORKERS_APART * (1 + self._world.rank))  # dropout and hidden categories
-        total = torch.zeros((), device=self._world.device)
+        seed = self._settings.seed * _SEED_STRIDE + len(self.epochs)
+        order = torch.randperm(self.task.train_rows, generator=torch.Generator().manual_seed(seed))
+        torch.manual_seed(seed + _RANK_STRIDE * (1 + self._group.rank))  # dropout and hidden categories
+        total = torch.zeros((), device=self._group.device)
         for step in range(self._steps):
-            mine = self._share(order, step)
-            if isinstance(self.lesson, Foretold):
-                self.lesson.soon(self._share(order, step + 1))
+            own = self._own_rows(order, step)
+            if isinstance(self.task, PrefetchingTask):
+                self.task.prefetch(self._own_rows(order, step + 1))
             self._optimizer.zero_grad(set_to_none=True)
-            total += self._gradients(mine)
+            total += self._gradients(own)
             if self._settings.clip is not None:
                 nn.utils.clip_grad_norm_(self.net.parameters(), self._settings.clip)
             self._optimizer.step()
             self._schedule.step()
-        return float(self._world.total(total)) / (self._steps * self._world.size)
+        return float(self._group.all_reduce_sum(total)) / (self._steps * self._group.size)
 
     def _gradients(self, rows: Tensor) -> Tensor:
-        """Add up the gradients of the mean loss of `rows`, piece by piece; returns that loss."""
-        pieces = rows.chunk(self._settings.accumulate)
-        total = torch.zeros((), device=self._world.device)
-        for piece in pieces:
-            with self._world.piece(self._module, last=piece is pieces[-1]):
-                loss = self._loss(self._stepped, self._fetched(piece), "mean")
-                loss = loss * (len(piece) / len(rows))
+        """Add up the gradients of the mean loss of `rows` over micro-batches; returns that loss."""
+        micro_batches = rows.chunk(self._settings.accumulate)
+        total = torch.zeros((), device=self._group.device)
+        for micro_batch in micro_batches:
+            with self._group.micro_step(self._module, last=micro_batch is micro_batches[-1]):
+                loss = self._loss(self._stepped, self._fetched(micro_batch), "mean")
+                loss = loss * (len(micro_batch) / len(rows))
                 loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             total += loss.detach()
         return total
 
-    def _share(self, order: Tensor, step: int) -> Tensor:
-        """The rows of a step that are this worker's."""
-        return order[step * self._batch : (step + 1) * self._batch][self._world.rank :: self._world.size]
+    def _own_rows(self, order: Tensor, step: int) -> Tensor:
+        """Numbers of the rows of a step that this worker takes."""
+        return order[step * self._batch : (step + 1) * self._batch][self._group.rank :: self._group.size]
 
     def _fetched(self, rows: Tensor) -> Batch:
         began = time.perf_counter()
-        batch = self.lesson.train_batch(rows)
+        batch = self.task.train_batch(rows)
         self._waited_s += time.perf_counter() - began
         return batch
 
     def _validate(self) -> float:
-        """Every worker takes as many passes as the others: those of a model that is split wait for each other."""
+        """Mean loss of the validation rows; all workers take equally many passes, since those of a split model wait for each other."""
         self.net.eval()
-        total = torch.zeros((), device=self._world.device)
-        rows, most = self.lesson.valid_rows, self._batch * _SCORED_STEPS
+        total = torch.zeros((), device=self._group.device)
+        rows, most = self.task.valid_rows, self._batch * _SCORED_STEPS
         with torch.no_grad():
             for start in range(0, rows, most):
-                mine = torch.arange(start, min(start + most, rows))[self._world.rank :: self._world.size]
-                total += self._loss(self.net, self.lesson.valid_batch(mine), "sum")
-        return float(self._world.total(total)) / rows
+                own = torch.arange(start, min(start + most, rows))[self._group.rank :: self._group.size]
+                total += self._loss(self.net, self.task.valid_batch(own), "sum")
+        return float(self._group.all_reduce_sum(total)) / rows
 
     def _loss(self, module: nn.Module, batch: Batch, reduction: str) -> Tensor:
-        device = self._world.device
+        device = self._group.device
         batch = tuple(tensor.to(device, non_blocking=True) for tensor in batch)
         half = self._settings.precision == "bf16"
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=half):
-            return self.lesson.loss(module, batch, reduction=reduction)
+            return self.task.loss(module, batch, reduction=reduction)
 
     def _check(self, epoch: Epoch) -> None:
         for name, loss in (("training", epoch.train_loss), ("validation", epoch.valid_loss)):
@@ -276,40 +280,44 @@ class Trainer:
 
 
 def train(
-    trainer: Trainer, world: World, *, on_epoch: OnEpoch | None = None, checkpoints: Checkpoints | None = None
+    trainer: Trainer,
+    group: ProcessGroup,
+    *,
+    on_epoch: OnEpoch | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> None:
     """Train until the schedule or patience ends, and put the best epoch back.
 
-    on_epoch: told of each epoch, of those that were trained before an interruption too.
-    checkpoints: where an interrupted training is taken up; each epoch is saved, by the first worker or in shares by all.
+    on_epoch: called with each epoch, also with those trained before an interruption.
+    checkpoints: where an interrupted training resumes; each epoch is saved, by the first worker or in shards by all.
     Raises: TrainingDiverged if a loss stops being a number; RuntimeError if the workers do not begin with the same epoch.
     """
-    saved = checkpoints.latest(world.share) if checkpoints else None
+    saved = checkpoints.latest(group.shard) if checkpoints else None
     if saved is not None:
         trainer.resume(saved)
-    _require_same_epoch(len(trainer.epochs), world)
-    tell = on_epoch or _nobody
+    _require_same_epoch(len(trainer.epochs), group)
+    report = on_epoch or (lambda _: None)
     for epoch in trainer.epochs:
-        tell(epoch)
+        report(epoch)
     while not trainer.finished:
         epoch = trainer.run_epoch()
-        tell(epoch)
-        if checkpoints is not None and (world.rank == 0 or world.share != WHOLE):
-            checkpoints.save(epoch.number, trainer.snapshot(), world.share)
+        report(epoch)
+        if checkpoints is not None and (group.rank == 0 or group.shard != WHOLE):
+            checkpoints.save(epoch.number, trainer.snapshot(), group.shard)
     trainer.restore_best()
 
 
-def _require_same_epoch(number: int, world: World) -> None:
-    """A worker that was thought dead may have saved while the others were reading: the group has to read again."""
-    together = int(world.total(torch.tensor(number, device=world.device)))
-    if together != number * world.size:
+def _require_same_epoch(number: int, group: ProcessGroup) -> None:
+    """Check that all workers resume from one epoch: one thought dead may have saved while the others were reading."""
+    total = int(group.all_reduce_sum(torch.tensor(number, device=group.device)))
+    if total != number * group.size:
         raise RuntimeError(
-            f"worker {world.rank} of {world.size} goes on with epoch {number}, others with another: begin them again"
+            f"worker {group.rank} of {group.size} goes on with epoch {number}, others with another: begin them again"
         )
 
 
 def one_cycle(step: int, total: int) -> float:
-    """Share of the peak learning rate at a step: a linear rise over the first quarter, then half a cosine down."""
+    """Learning rate at a step, as a share of the peak: a linear rise over the first quarter, then half a cosine down."""
     rise = max(1, round(_RISE * total))
     if step < rise:
         return (step + 1) / rise
@@ -317,7 +325,7 @@ def one_cycle(step: int, total: int) -> float:
 
 
 def _groups(net: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Weights decay, biases do not."""
+    """Parameter groups of the optimiser: weights decay, biases do not."""
     parameters = [p for p in net.parameters() if p.requires_grad]
     return [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
@@ -325,10 +333,6 @@ def _groups(net: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     ]
 
 
-def _cards(device: str) -> list[torch.device]:
-    """The cards whose random numbers a pass uses."""
+def _gpus(device: str) -> list[torch.device]:
+    """GPUs whose random numbers a pass uses."""
     return [] if device == "cpu" else [torch.device(device)]
-
-
-def _nobody(_: Epoch) -> None:
-    """Nobody is told of epochs."""

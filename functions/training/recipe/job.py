@@ -1,4 +1,4 @@
-"""How a recipe is carried out: trained here or on the cluster, gathered, exported, read back, registered."""
+"""Training jobs of a project's recipes: trained here or on the cluster, exported, read back and compared, registered."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from functions.model_formats.load import DESCRIPTION_FILE, PROGRAM_FILE, example
 from functions.model_formats.program import export_program, save_program
 from functions.runtime.digest import digest_of
 from functions.runtime.receipt import Prices
-from functions.training.checkpoints import Checkpoints, keep_of
+from functions.training.checkpoints import Checkpoints, retention_of
 from functions.training.errors import TrainingError
-from functions.training.loop.cost import billed
-from functions.training.loop.distributed import Sharding, Workers, carry_through
-from functions.training.loop.parallel import World
+from functions.training.loop.cost import metered
+from functions.training.loop.distributed import Sharding, Workers, run_workers
+from functions.training.loop.process_group import ProcessGroup
 from functions.training.loop.training_loop import OnEpoch, Trainer
 from functions.training.loop.training_loop import train as train_epochs
 from functions.training.params import RecipeParams, weights_depend_on
@@ -34,8 +34,8 @@ _PARITY_ATOL = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
-class RecipeOrder:
-    """What is to be trained, under which name."""
+class RecipeJob:
+    """Specification of a recipe's training: model, recipe, settings and tags."""
 
     model: str
     recipe: Recipe
@@ -44,11 +44,11 @@ class RecipeOrder:
 
     @property
     def code(self) -> str:
-        """The digest of the recipe's code."""
+        """Digest of the recipe's code."""
         return digest_of(type(self.recipe))
 
-    def determined_by(self, sharding: Sharding) -> dict[str, Any]:
-        """What the weights depend on, and whether checkpoints are in shares."""
+    def checkpoint_key(self, sharding: Sharding) -> dict[str, Any]:
+        """Everything that the weights depend on, as JSON, and whether checkpoints are in shards."""
         return {
             "recipe": self.recipe.model_dump(mode="json"),
             "data": self.recipe.data(),
@@ -59,8 +59,8 @@ class RecipeOrder:
 
 
 @dataclass(frozen=True, slots=True)
-class Learnt:
-    """A trained network's weights by name, whole and on the CPU (the first worker's; the others return none)."""
+class TrainedNetwork:
+    """Weights of a trained network by name, gathered on the CPU of the first worker; other workers return no weights."""
 
     weights: dict[str, Tensor]
     best_epoch: int
@@ -69,29 +69,31 @@ class Learnt:
 
 
 @dataclass(frozen=True, slots=True)
-class RecipeJob:
-    """The order as every worker is told it."""
+class RecipeWorkerLoop:
+    """Training of a recipe as every worker runs it."""
 
     run: Run
     recipe: Recipe
     params: RecipeParams
     checkpoints: Checkpoints
 
-    def work(self, world: World, on_epoch: OnEpoch | None) -> Learnt:
-        """Train, as one of `world`. Raises: TrainingDiverged."""
-        lesson = self.recipe.lesson()
-        trainer = Trainer(seeded(self.recipe, self.params.seed), lesson, self.params, world)
-        train_epochs(trainer, world, on_epoch=on_epoch, checkpoints=self.checkpoints)
+    def train(self, group: ProcessGroup, on_epoch: OnEpoch | None) -> TrainedNetwork:
+        """Train as one worker of `group`. Raises: TrainingDiverged."""
+        task = self.recipe.task()
+        trainer = Trainer(new_network(self.recipe, self.params.seed), task, self.params, group)
+        train_epochs(trainer, group, on_epoch=on_epoch, checkpoints=self.checkpoints)
         weights = {}
         for name, value in trainer.net.state_dict().items():
-            whole = world.whole(value)
-            if world.rank == 0:
+            whole = group.full_tensor(value)
+            if group.rank == 0:
                 weights[name] = whole.cpu()
-        return Learnt(weights, trainer.best_epoch, trainer.best_loss, lesson.train_rows + lesson.valid_rows)
+        return TrainedNetwork(
+            weights, trainer.best_epoch, trainer.best_loss, task.train_rows + task.valid_rows
+        )
 
 
-def seeded(recipe: Recipe, seed: int) -> nn.Module:
-    """A new network; equal seeds give equal ones."""
+def new_network(recipe: Recipe, seed: int) -> nn.Module:
+    """Make the recipe's network with new weights; equal seeds give equal weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return recipe.network()
@@ -100,62 +102,66 @@ def seeded(recipe: Recipe, seed: int) -> nn.Module:
 def train(
     registry: Registry,
     run: Run,
-    order: RecipeOrder,
+    job: RecipeJob,
     workers: Workers,
     *,
     register: bool,
     prices: Prices | None,
 ) -> Trained:
-    """Train, and register the next version if asked. Raises: TrainingError."""
+    """Train a job, and register the next version if asked. Raises: TrainingError."""
     began = time.perf_counter()
-    checkpoints = Checkpoints.of(registry.store, order.determined_by(workers.sharding), keep_of(order.params))
-    cards = workers.gpus_each if workers.count == 1 else 0.0
-    with billed(run, prices, device=workers.device if cards else "cpu", gpus=cards) as bill:
-        done = carry_through(RecipeJob(run, order.recipe, order.params, checkpoints), workers)
-        learnt, bill.others = done.made, done.spent
-        metrics = {"valid_loss": learnt.best_loss}
-        run.log_metrics({"best_loss": learnt.best_loss, "best_epoch": learnt.best_epoch, "rows": learnt.rows})
-        version = _register(registry, run, order, learnt, metrics) if register else None
+    checkpoints = Checkpoints.of(
+        registry.store, job.checkpoint_key(workers.sharding), retention_of(job.params)
+    )
+    own_gpus = workers.gpus_each if workers.count == 1 else 0.0
+    with metered(run, prices, device=workers.device if own_gpus else "cpu", gpus=own_gpus) as meter:
+        done = run_workers(RecipeWorkerLoop(run, job.recipe, job.params, checkpoints), workers)
+        trained, meter.other_processes = done.result, done.other_processes
+        metrics = {"valid_loss": trained.best_loss}
+        run.log_metrics(
+            {"best_loss": trained.best_loss, "best_epoch": trained.best_epoch, "rows": trained.rows}
+        )
+        version = _register(registry, run, job, trained, metrics) if register else None
         checkpoints.drop()
         return Trained(
             run_id=run.id,
-            model=order.model,
+            model=job.model,
             version=None if version is None else version.version,
             metrics=metrics,
-            best_epoch=learnt.best_epoch,
-            rows=learnt.rows,
+            best_epoch=trained.best_epoch,
+            rows=trained.rows,
             seconds=time.perf_counter() - began,
-            cost=bill.cost(),
+            cost=meter.cost(),
         )
 
 
 def _register(
-    registry: Registry, run: Run, order: RecipeOrder, learnt: Learnt, metrics: dict[str, float]
+    registry: Registry, run: Run, job: RecipeJob, trained: TrainedNetwork, metrics: dict[str, float]
 ) -> ModelVersion:
     with tempfile.TemporaryDirectory(prefix="toque-model-") as folder:
-        write_network(Path(folder), order, learnt)
-        registry.create_model(order.model, exist_ok=True)
+        write_network(Path(folder), job, trained)
+        registry.create_model(job.model, exist_ok=True)
         version = registry.create_version(
-            order.model,
+            job.model,
             folder,
-            signature=order.recipe.signature(),
+            signature=job.recipe.signature(),
             metrics=metrics,
-            tags={"kind": "recipe", "data": order.recipe.data(), **order.tags},
-            lineage=Lineage(run=run.id, code=order.code),
+            tags={"kind": "recipe", "data": job.recipe.data(), **job.tags},
+            lineage=Lineage(run=run.id, code=job.code),
             key=run.id,
         )
     run.set_tags({"version": str(version.version)})
     return version
 
 
-def write_network(folder: Path, order: RecipeOrder, learnt: Learnt) -> None:
+def write_network(folder: Path, job: RecipeJob, trained: TrainedNetwork) -> None:
     """Write `model.pt2` and `model.json`, read them back, and compare with the network in memory.
 
     Raises: TrainingError if what was read back answers otherwise; ArtifactRefused.
     """
-    signature = order.recipe.signature()
-    net = seeded(order.recipe, order.params.seed).eval()
-    net.load_state_dict(learnt.weights)
+    signature = job.recipe.signature()
+    net = new_network(job.recipe, job.params.seed).eval()
+    net.load_state_dict(trained.weights)
     arrays = example_arrays(signature)
     inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
     save_program(export_program(net, inputs), folder / PROGRAM_FILE)
@@ -163,19 +169,19 @@ def write_network(folder: Path, order: RecipeOrder, learnt: Learnt) -> None:
         "kind": "recipe",
         "format": 1,
         "signature": signature.model_dump(mode="json"),
-        "recipe": order.recipe.model_dump(mode="json"),
-        "params": order.params.model_dump(mode="json"),
-        "best_epoch": learnt.best_epoch,
-        "validation": {"valid_loss": learnt.best_loss},
+        "recipe": job.recipe.model_dump(mode="json"),
+        "params": job.params.model_dump(mode="json"),
+        "best_epoch": trained.best_epoch,
+        "validation": {"valid_loss": trained.best_loss},
         "made_with": {"torch": torch.__version__, "python": platform.python_version()},
     }
     (folder / DESCRIPTION_FILE).write_text(json.dumps(description, indent=1))
     with torch.inference_mode():
         wanted = net(*inputs.values())
     wanted = (wanted,) if isinstance(wanted, Tensor) else tuple(wanted)
-    for (name, got), there in zip(load(folder).predict(arrays).items(), wanted, strict=True):
-        gap = float(np.abs(got - there.numpy()).max())
-        if not gap <= _PARITY_ATOL * max(1.0, float(there.abs().max())):
+    for (name, got), expected in zip(load(folder).predict(arrays).items(), wanted, strict=True):
+        gap = float(np.abs(got - expected.numpy()).max())
+        if not gap <= _PARITY_ATOL * max(1.0, float(expected.abs().max())):
             raise TrainingError(
                 f"the saved network's {name!r} differs by {gap:.3g} from memory: not registered"
             )

@@ -1,4 +1,4 @@
-"""Recipes: a user's own network and what it learns from, as a class of the project.
+"""Recipes of a project, each a class that names a network and the task it learns.
 
 A project's module names its recipes in `RECIPES`, as it names its models in `MODELS`.
 """
@@ -6,6 +6,7 @@ A project's module names its recipes in `RECIPES`, as it names its models in `MO
 from __future__ import annotations
 
 import importlib
+import warnings
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
@@ -17,36 +18,42 @@ from registry.models.signature import Signature
 if TYPE_CHECKING:
     from torch import nn
 
-    from functions.training.loop.task import Lesson
+    from functions.training.loop.task import LearningTask
 
 
 class Recipe(BaseModel, ABC):
-    """A network and what it learns from. The fields of a subclass are its options, such as widths."""
+    """Network of a project and the task it learns. The fields of a subclass are its options, such as widths."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "lesson" in vars(cls) and "task" not in vars(cls):  # the name of the method before
+            warnings.warn(f"{cls.__name__}.lesson() is called task() now", DeprecationWarning, stacklevel=2)
+            cls.task = vars(cls)["lesson"]  # type: ignore[method-assign]  # the class's own method, renamed
+
     @abstractmethod
     def network(self) -> nn.Module:
-        """A new network, its random numbers from torch's stream, which is seeded.
+        """Make a new network, with random numbers from torch's stream, which is seeded.
 
-        Its arguments are the inputs of the signature. Blocks in a `ModuleList` are what is split among workers one by one.
+        Its arguments are the inputs of the signature. Blocks in a `ModuleList` are split among workers one by one.
         """
 
     @abstractmethod
-    def lesson(self) -> Lesson:
-        """What it learns from; every worker reads it."""
+    def task(self) -> LearningTask:
+        """Open the rows to learn from, with their loss; called in every worker."""
 
     @abstractmethod
     def data(self) -> str:
-        """What tells its data from others, as a table's version or a digest does: a training is taken up on the same only."""
+        """Identity of the data, such as a table's version or a digest: a training resumes on the same data only."""
 
     @abstractmethod
     def signature(self) -> Signature:
-        """What the network takes and gives, with an example of two rows."""
+        """Signature of the network with inputs, outputs and an example of two rows."""
 
 
 def recipe_of(project: str | None, name: str, options: dict[str, Any]) -> Recipe:
-    """The recipe that the project's module names so.
+    """Find a recipe of the project by its name, and set its options.
 
     Raises: TrainingDataError if there is no project, no such recipe, or an option does not fit; ImportError.
     """

@@ -37,25 +37,25 @@ def train_recipe(
     """Train the network of a recipe of the project and register it as the next version of `model`.
 
     recipe: a name in the project's RECIPES; options: its fields; num_workers: 1 trains here, more train on the Ray cluster
-    with `worker_cpus` and `worker_gpus` each; sharding: every worker holds the whole model ("replicate", DDP) or its share
+    with `worker_cpus` and `worker_gpus` each; sharding: every worker holds the whole model ("replicate", DDP) or a shard
     of weights, optimiser and checkpoints ("shard", FSDP2); experiment: where the run is tracked (default: the model's name).
-    priority: of a submitted one in the queue of experiments, the higher first.
-    A training that was interrupted goes on after its last epoch when it is asked for again, be it by fewer workers or more.
+    priority: of a submitted call in the queue of experiments, the higher first.
+    An interrupted training resumes after its last epoch when it is called again, also with fewer or more workers.
     Raises: TrainingDataError, TrainingDiverged, ArtifactRefused; the run is then FAILED and nothing is registered.
     """
     from functions.training.loop.distributed import Workers  # late: the same
-    from functions.training.recipe.job import RecipeOrder, train  # late: torch and Ray Train
+    from functions.training.recipe.job import RecipeJob, train  # late: torch and Ray Train
 
-    order = RecipeOrder(model, recipe_of(context().project, recipe, options or {}), params, tags or {})
+    job = RecipeJob(model, recipe_of(context().project, recipe, options or {}), params, tags or {})
     registry = context().registry()
     with registry.start_run(
         experiment or model,
         name=f"train {model}",
         params=run_params(
-            params, num_workers=num_workers, sharding=sharding, recipe=recipe, **order.recipe.model_dump()
+            params, num_workers=num_workers, sharding=sharding, recipe=recipe, **job.recipe.model_dump()
         ),
-        tags={"kind": "training", "model": model, "data": order.recipe.data(), **order.tags},
-        code=order.code,
+        tags={"kind": "training", "model": model, "data": job.recipe.data(), **job.tags},
+        code=job.code,
     ) as run:
         workers = Workers(num_workers, worker_cpus, worker_gpus, sharding)
-        return train(registry, run, order, workers, register=register, prices=context().prices)
+        return train(registry, run, job, workers, register=register, prices=context().prices)

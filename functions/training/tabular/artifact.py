@@ -1,4 +1,4 @@
-"""The files of a trained tabular model, and the signature that callers see."""
+"""Files of a trained tabular model, and the signature that callers see."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from functions.model_formats.load import DESCRIPTION_FILE, PROGRAM_FILE, Scoring
 from functions.model_formats.program import export_program, save_program
 from functions.training.errors import TrainingError
 from functions.training.params import TabularParams
-from functions.training.tabular.fitting import Columns, Fitted
+from functions.training.tabular.columns import Columns
+from functions.training.tabular.fitting import Fitted
 from functions.training.tabular.target import Target
 from registry.models.signature import Signature, TensorSpec
 
@@ -25,7 +26,7 @@ _PARITY_ATOL = 1e-5
 
 
 def tabular_signature(columns: Columns, table: pa.Table, target: Target) -> Signature:
-    """What callers send (numbers and texts, by column) and get, with the first rows of `table` as the example."""
+    """Make the signature of a model: numbers and texts by column in, answers out; the example is `table`'s first rows."""
     rows = table.slice(0, EXAMPLE_ROWS)
     numbers = [[_number(value) for value in row] for row in _rows(rows, columns.numeric)]
     texts = [[_text(value) for value in row] for row in _rows(rows, columns.categorical)]
@@ -110,5 +111,5 @@ def _number(value: Any) -> float:
 
 
 def _text(value: Any) -> str:
-    """As in `category_matrix`; a signature's example has no null, so a missing text is empty there."""
+    """Text of a category as `category_matrix` has it; a missing one is empty, since an example has no null."""
     return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

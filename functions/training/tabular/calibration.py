@@ -1,7 +1,7 @@
-"""Temperature scaling: one number, learnt on the rows held out, that makes probabilities mean what they say.
+"""Calibration of probabilities by temperature scaling: one factor, learnt on the validation rows.
 
 There is deliberately no intercept. A network trained on log loss already has the base rate of its training rows; the
-rows held out are a few days, whose own base rate is weather, and an intercept would learn that (on the flights of
+validation rows are a few days, whose own base rate is weather, and an intercept would learn that (on the flights of
 January to June it cost 1.3 % of July's log loss).
 """
 
@@ -13,13 +13,13 @@ from torch.nn.functional import cross_entropy
 
 _STEPS = 50
 _TOLERANCE = 1e-8
-_RIDGE = 10.0  # towards 1, as strong as some tens of rows: a hundred rows held out are no ground for boldness
+_RIDGE = 10.0  # pulls the factor towards 1 as some tens of rows would: few validation rows prove little
 
 
 def fit_inverse_temperature(logits: Tensor, label: Tensor) -> float:
-    """The factor on logits that lowers the log loss of `label` (rows,) most, by Newton's method.
+    """Find the factor on logits that lowers the log loss of `label` (rows,) most, by Newton's method.
 
-    logits: (rows, classes), with labels that are places among the classes; or (rows,), with labels of 0 and 1.
+    logits: (rows, classes), with labels that are class indices; or (rows,), with labels of 0 and 1.
     Returns: a positive factor; 1.0 where no factor is better, so the order of predictions never changes.
     Source: Guo et al., On Calibration of Modern Neural Networks, 2017.
     """

@@ -1,4 +1,4 @@
-"""A table as the tensors that training and scoring take."""
+"""Tables as tensors for training and scoring, and the split into training and validation rows."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class TabularData:
-    """Raw rows of a data set.
+    """Raw rows of a data set, as tensors.
 
     numeric: (rows, features) float32, NaN where missing; categorical: (rows, columns) int64 hashes, 0 where missing;
-    label: (rows,) float32 of 0 and 1; of several classes int64, places among the names in `classes`; of numbers float64.
+    label: (rows,) float32 of 0 and 1; of several classes int64, indices into `classes`; of numbers float64.
     """
 
     numeric: Tensor
@@ -44,12 +44,12 @@ class TabularData:
         return self.label.shape[0]
 
     def take(self, rows: Tensor) -> TabularData:
-        """The given rows, in the given order."""
+        """Select the given rows, in the given order."""
         return TabularData(self.numeric[rows], self.categorical[rows], self.label[rows], self.classes)
 
 
 def require_both_classes(label: Tensor, where: str) -> None:
-    """Raises: TrainingDataError if `label` (rows,) holds one class only; `where` says of what."""
+    """Check that `label` (rows,) holds both classes; `where` names the rows in the error. Raises: TrainingDataError."""
     positives = int(label.sum())
     if positives in {0, len(label)}:
         raise TrainingDataError(
@@ -80,10 +80,10 @@ def tabular_data(
 
 
 def labels_of(table: pa.Table, label: str, task: Task) -> tuple[tuple[str, ...], Tensor]:
-    """The names of the classes, if it has any, and the label column as in `TabularData`. Raises: TrainingDataError."""
+    """Names of the classes, if there are any, and the label column as in `TabularData`. Raises: TrainingDataError."""
     if task == "multiclass":
-        classes, places = class_labels(table, label)
-        return classes, torch.from_numpy(places)
+        classes, indices = class_labels(table, label)
+        return classes, torch.from_numpy(indices)
     if task == "regression":
         return (), torch.tensor(number_labels(table, label))
     labels = torch.tensor(binary_labels(table, label))
@@ -92,11 +92,11 @@ def labels_of(table: pa.Table, label: str, task: Task) -> tuple[tuple[str, ...],
 
 
 def split_rows(table: pa.Table, *, valid_fraction: float, by: Split, seed: int) -> tuple[Tensor, Tensor]:
-    """Row numbers for training and for validation.
+    """Split a table into row numbers for training and for validation.
 
     by: "days" holds out whole days (UTC), drawn with the seed over the whole time range, so that the newest rows are
-    learnt from too and rows of one day do not stand on both sides; "time" holds out the last part of the time range;
-    "random" holds out rows.
+    learnt from too and no day has rows on both sides; "time" holds out the last part of the time range; "random" holds
+    out single rows.
     Raises: TrainingDataError if either part would be empty, or there is no time to split by.
     """
     held_out = _SPLITS[by](table, valid_fraction, np.random.default_rng(seed))

@@ -1,8 +1,7 @@
-"""From a table of examples to a fitted, calibrated scorer: the pure middle of a training function."""
+"""Fitting of the tabular network: from a table of examples to a calibrated scorer, without registry or run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -11,11 +10,11 @@ import torch
 from torch import Tensor
 
 from functions.training.checkpoints import Checkpoints
-from functions.training.loop.parallel import Alone, World
+from functions.training.loop.process_group import ProcessGroup, SingleProcess
 from functions.training.loop.training_loop import Epoch, OnEpoch, Trainer, train
 from functions.training.params import TabularParams
+from functions.training.tabular.columns import Columns
 from functions.training.tabular.dataset import (
-    TIME_COLUMN,
     TabularData,
     split_rows,
     tabular_data,
@@ -24,51 +23,32 @@ from functions.training.tabular.network import TabularNet
 from functions.training.tabular.preprocessing import Preprocessing, fit_preprocessing
 from functions.training.tabular.scorer import TabularScorer
 from functions.training.tabular.target import Target, target_of
-from functions.training.tabular.task import Examples, Rows, TabularLesson
-from functions.training.tabular.warm_start import Start
-from registry import Table, TableSnapshot
+from functions.training.tabular.task import LabelledRows, RowSource, TabularTask
+from functions.training.tabular.warm_start import WarmStart
 
 _SCORING_ROWS = 16_384  # rows scored at once: few enough for the cache of a core
 
 
 @dataclass(frozen=True, slots=True)
-class Columns:
-    """Which columns of a table are what."""
-
-    numeric: Sequence[str]
-    categorical: Sequence[str]
-    label: str
-
-    def read(self, table: Table, snapshot: TableSnapshot) -> pa.Table:
-        """What training reads of a snapshot, the time of the row included; what is absent is named later, by use."""
-        rows = table.read(version=snapshot.version)
-        wanted = {*self.numeric, *self.categorical, self.label, TIME_COLUMN}
-        return rows.select([name for name in rows.column_names if name in wanted])
-
-
-@dataclass(frozen=True, slots=True)
 class Prepared:
-    """Everything that is done once before the first epoch.
+    """Encoded data and learnt preprocessing, made once before the first epoch.
 
-    start: the version whose weights training begins with, or None; label: (rows,) of the rows held out, as in the table; sample: a few raw training rows, for the export and for the
-    recorded example.
+    label: (rows,) of the validation rows, as in the table; sample: a few raw rows, for the export and the recorded
+    example; warm_start: the version whose weights training begins with, or None.
     """
 
     preprocessing: Preprocessing
     target: Target
-    train: Examples
-    valid: Examples
+    train: LabelledRows
+    valid: LabelledRows
     label: Tensor
     sample: TabularData
-    start: Start | None = None
+    warm_start: WarmStart | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A fitted scorer and what is known about it.
-
-    metrics: of the calibrated scorer on the rows held out.
-    """
+    """Calibrated scorer with its epochs, and its metrics on the validation rows."""
 
     scorer: TabularScorer
     inverse_temperature: float
@@ -80,8 +60,10 @@ class Fitted:
     sample: TabularData
 
 
-def prepare(table: pa.Table, columns: Columns, params: TabularParams, start: Start | None = None) -> Prepared:
-    """Split, learn the preprocessing from the training part (or take that of `start`), and encode both parts.
+def prepare(
+    table: pa.Table, columns: Columns, params: TabularParams, warm_start: WarmStart | None = None
+) -> Prepared:
+    """Split, learn the preprocessing from the training rows (or take that of `warm_start`), and encode all rows.
 
     Raises: TrainingDataError if the table cannot be learnt from.
     """
@@ -93,8 +75,8 @@ def prepare(table: pa.Table, columns: Columns, params: TabularParams, start: Sta
     )
     train, valid = data.take(rows_train), data.take(rows_valid)
     target = target_of(params.task, train, valid)
-    if start is not None:
-        target, preprocessing = start.kept(target), start.preprocessing()
+    if warm_start is not None:
+        target, preprocessing = warm_start.target_for(target), warm_start.preprocessing()
     else:
         preprocessing = fit_preprocessing(
             train,
@@ -105,44 +87,44 @@ def prepare(table: pa.Table, columns: Columns, params: TabularParams, start: Sta
     return Prepared(
         preprocessing,
         target,
-        Examples(preprocessing.encode(train), target.code(train.label)),
-        Examples(preprocessing.encode(valid), target.code(valid.label)),
+        LabelledRows(preprocessing.encode(train), target.code(train.label)),
+        LabelledRows(preprocessing.encode(valid), target.code(valid.label)),
         valid.label,
         data.take(torch.arange(min(64, len(data)))),
-        start,
+        warm_start,
     )
 
 
-def new_trainer(prepared: Prepared, params: TabularParams, world: World | None = None) -> Trainer:
-    """A trainer of a fresh network, or one with the weights to start from; equal seeds give equal networks."""
-    params = params.settled(len(prepared.train))
+def new_trainer(prepared: Prepared, params: TabularParams, group: ProcessGroup | None = None) -> Trainer:
+    """Make a trainer of a new network, or of one with the weights of the warm start; equal seeds give equal networks."""
+    params = params.resolved(len(prepared.train))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(params.seed)
         net = TabularNet(prepared.preprocessing, params, outputs=prepared.target.outputs)
-    if prepared.start is not None:
-        prepared.start.load(net)
+    if prepared.warm_start is not None:
+        prepared.warm_start.load(net)
     offset = prepared.preprocessing.offset
-    lesson = TabularLesson(prepared.train, prepared.valid, prepared.target, offset, params.unknown_rate)
-    return Trainer(net, lesson, params, world)
+    task = TabularTask(prepared.train, prepared.valid, prepared.target, offset, params.unknown_rate)
+    return Trainer(net, task, params, group)
 
 
 def fit(
     prepared: Prepared,
     params: TabularParams,
     *,
-    world: World | None = None,
+    group: ProcessGroup | None = None,
     on_epoch: OnEpoch | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> Fitted:
     """Train until the schedule or patience ends, keep the best epoch, calibrate and measure it.
 
-    on_epoch: told of each epoch, of those that were trained before an interruption too.
-    checkpoints: where an interrupted training is taken up; the first worker saves each epoch.
+    on_epoch: called with each epoch, also with those trained before an interruption.
+    checkpoints: where an interrupted training resumes; the first worker saves each epoch.
     Raises: TrainingDiverged if a loss stops being a number.
     """
-    world = world or Alone()
-    trainer = new_trainer(prepared, params, world)
-    train(trainer, world, on_epoch=on_epoch, checkpoints=checkpoints)
+    group = group or SingleProcess()
+    trainer = new_trainer(prepared, params, group)
+    train(trainer, group, on_epoch=on_epoch, checkpoints=checkpoints)
     net = cast("TabularNet", trainer.net)
     logits, target = score_logits(net, prepared.valid.rows), prepared.target
     factor = target.calibrate(logits, prepared.valid.label)
@@ -158,8 +140,8 @@ def fit(
     )
 
 
-def score_logits(net: TabularNet, rows: Rows) -> Tensor:
-    """Logits (rows, outputs) of encoded rows, without dropout or gradients."""
+def score_logits(net: TabularNet, rows: RowSource) -> Tensor:
+    """Compute logits (rows, outputs) of encoded rows, without dropout or gradients."""
     net.eval()
     pieces = []
     with torch.no_grad():

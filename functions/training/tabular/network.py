@@ -1,4 +1,4 @@
-"""The default network for tables: piecewise linear numbers and embedded categories into a small MLP."""
+"""Network for rows of tables: piecewise linear numbers and embedded categories into a small MLP."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functions.training.tabular.preprocessing import Preprocessing
 
 
 class TabularNet(nn.Module):
-    """Encoded rows to logits (rows, outputs).
+    """Network from encoded rows to logits (rows, outputs).
 
     Source: Gorishniy et al., On Embeddings for Numerical Features in Tabular Deep Learning, 2022 (piecewise linear
     encoding); Holzmüller et al., Better by Default (RealMLP), 2024 (robust scaling, smooth clipping).
@@ -31,7 +31,7 @@ class TabularNet(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(width, outputs))
 
     def forward(self, numeric: Tensor, missing: Tensor, category: Tensor) -> Tensor:
-        """Logits of encoded rows (see `Encoded` for the shapes)."""
+        """Compute logits of encoded rows (see `EncodedRows` for the shapes)."""
         embedded = self.embedding(category).flatten(1)
         logits: Tensor = self.layers(
             torch.cat([self.preprocessing.bins(numeric), numeric, missing, embedded], dim=1)

@@ -1,6 +1,6 @@
-"""A training set that does not fit memory, prepared: read from the store in batches, encoded once, kept in a file.
+"""Preparation of a training set that does not fit memory: read in batches, encoded once, kept in a file.
 
-In memory stay, of each row, its time and its label; and a sample, from which medians, bins and vocabularies are learnt.
+In memory stay the time and label of each row, and a sample from which medians, bins and vocabularies are learnt.
 """
 
 from __future__ import annotations
@@ -15,38 +15,39 @@ from torch import Tensor
 
 from functions.model_formats.matrices import category_matrix, numeric_matrix
 from functions.training.errors import TrainingDataError
-from functions.training.loop.mmap_rows import Arrays, Spool
+from functions.training.loop.mmap_rows import Arrays, MmapRows
 from functions.training.params import TabularParams
+from functions.training.tabular.columns import Columns
 from functions.training.tabular.dataset import TIME_COLUMN, TabularData, labels_of, split_rows
-from functions.training.tabular.fitting import Columns, Prepared
-from functions.training.tabular.preprocessing import Encoded, Preprocessing, fit_preprocessing
+from functions.training.tabular.fitting import Prepared
+from functions.training.tabular.preprocessing import EncodedRows, Preprocessing, fit_preprocessing
 from functions.training.tabular.target import target_of
-from functions.training.tabular.task import Examples
-from functions.training.tabular.warm_start import Start
+from functions.training.tabular.task import LabelledRows
+from functions.training.tabular.warm_start import WarmStart
 from registry import Table, TableSnapshot
 
 SAMPLE_ROWS = 1_000_000  # enough for every quantile, and for a category of one row in 100,000
-_FIRST = 64
+_EXAMPLE_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class DiskRows:
-    """Some rows of a spool, numbered from 0: `chosen` (rows,) are their numbers in it."""
+    """Some rows of a memory-mapped file, numbered from 0: `chosen` (rows,) are their numbers in the file."""
 
-    spool: Spool
+    file: MmapRows
     chosen: Tensor
 
     def __len__(self) -> int:
         return len(self.chosen)
 
-    def take(self, rows: Tensor) -> Encoded:
-        """The given rows, in the given order."""
-        found = self.spool.take(self.chosen[rows])
-        return Encoded(found["numeric"], found["missing"].float(), found["category"].long())
+    def take(self, rows: Tensor) -> EncodedRows:
+        """Read the given rows, in the given order."""
+        found = self.file.take(self.chosen[rows])
+        return EncodedRows(found["numeric"], found["missing"].float(), found["category"].long())
 
-    def soon(self, rows: Tensor) -> None:
-        """The given rows will be taken soon."""
-        self.spool.soon(self.chosen[rows])
+    def prefetch(self, rows: Tensor) -> None:
+        """Ask the system to read the given rows ahead."""
+        self.file.prefetch(self.chosen[rows])
 
 
 def prepare_on_disk(
@@ -54,26 +55,26 @@ def prepare_on_disk(
     snapshot: TableSnapshot,
     columns: Columns,
     params: TabularParams,
-    start: Start | None = None,
+    warm_start: WarmStart | None = None,
     *,
     sample_rows: int = SAMPLE_ROWS,
 ) -> Prepared:
-    """As `fitting.prepare`, and the same of a training part of at most `sample_rows` rows, in little memory.
+    """Prepare a training set in little memory; with at most `sample_rows` training rows the result is `fitting.prepare`'s.
 
     Raises: TrainingDataError if the table cannot be learnt from; OSError if the disk is full.
     """
     if not columns.numeric and not columns.categorical:
         raise TrainingDataError("no feature columns were named: name some as numeric or categorical")
-    raw = _Raw(table, snapshot, columns)
-    known = raw.told()
+    raw = _RawRows(table, snapshot, columns)
+    known = raw.times_and_labels()
     classes, label = labels_of(known, columns.label, params.task)
     rows_train, rows_valid = split_rows(
         known, valid_fraction=params.valid_fraction, by=params.split, seed=params.seed
     )
     train, valid = (_labels_only(label[rows], classes) for rows in (rows_train, rows_valid))
     target = target_of(params.task, train, valid)
-    if start is not None:
-        target, preprocessing = start.kept(target), start.preprocessing()
+    if warm_start is not None:
+        target, preprocessing = warm_start.target_for(target), warm_start.preprocessing()
     else:
         every = -(-len(rows_train) // sample_rows)
         preprocessing = fit_preprocessing(
@@ -82,28 +83,28 @@ def prepare_on_disk(
             min_category_rows=params.min_category_rows,
             max_categories=params.max_categories,
         )
-    spool = Spool.of(_name(raw, preprocessing), lambda: raw.encoded(preprocessing))
+    file = MmapRows.of(_name(raw, preprocessing), lambda: raw.encoded(preprocessing))
     return Prepared(
         preprocessing,
         target,
-        Examples(DiskRows(spool, rows_train), target.code(train.label)),
-        Examples(DiskRows(spool, rows_valid), target.code(valid.label)),
+        LabelledRows(DiskRows(file, rows_train), target.code(train.label)),
+        LabelledRows(DiskRows(file, rows_valid), target.code(valid.label)),
         valid.label,
-        raw.some(torch.arange(min(_FIRST, len(label)))),
-        start,
+        raw.some(torch.arange(min(_EXAMPLE_ROWS, len(label)))),
+        warm_start,
     )
 
 
 @dataclass(frozen=True, slots=True)
-class _Raw:
-    """The rows of a snapshot, as they are stored."""
+class _RawRows:
+    """Rows of a snapshot as they are stored, read in batches."""
 
     table: Table
     snapshot: TableSnapshot
     columns: Columns
 
-    def told(self) -> pa.Table:
-        """Time and label of all rows."""
+    def times_and_labels(self) -> pa.Table:
+        """Read time and label of all rows."""
         wanted = [self.columns.label, TIME_COLUMN]
         parts = list(self.table.batches(version=self.snapshot.version, columns=wanted))
         if not parts:
@@ -111,7 +112,7 @@ class _Raw:
         return pa.concat_tables(parts)
 
     def some(self, rows: Tensor) -> TabularData:
-        """The rows with the ascending numbers `rows`, without labels; reads on until it has them."""
+        """Read the rows with the ascending numbers `rows`, without labels; stops after the last of them."""
         wanted, found, begin = rows.numpy(), [], 0
         for part in self._parts():
             low, high = np.searchsorted(wanted, [begin, begin + len(part)])
@@ -126,7 +127,7 @@ class _Raw:
         )
 
     def encoded(self, preprocessing: Preprocessing) -> Iterator[Arrays]:
-        """All rows as the network takes them, in few bytes."""
+        """Encode all rows, batch by batch, in narrow types."""
         for part in self._parts():
             rows = preprocessing.encode(part)
             yield {
@@ -150,8 +151,8 @@ def _labels_only(label: Tensor, classes: tuple[str, ...]) -> TabularData:
     return TabularData(nothing, nothing.long(), label, classes)
 
 
-def _name(raw: _Raw, preprocessing: Preprocessing) -> str:
-    """What the encoded rows depend on."""
+def _name(raw: _RawRows, preprocessing: Preprocessing) -> str:
+    """Text of everything that the encoded rows depend on."""
     learnt = [value.numpy().tobytes().hex() for value in preprocessing.state_dict().values()]
     columns = [*raw.columns.numeric, "|", *raw.columns.categorical]
     return "\n".join([raw.table.store.url, str(raw.snapshot), *columns, *learnt])

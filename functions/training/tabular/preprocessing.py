@@ -1,9 +1,9 @@
-"""What happens to a row before the network sees it, as a torch module, so that it travels inside the export.
+"""Preprocessing of a row before the network, as a torch module, so that it is exported with the network.
 
 Numbers are scaled robustly (median and interquartile range of the training rows), squashed softly towards ±3 and
-coded piecewise linearly over quantile bins; a missing or infinite number becomes the median and raises its flag.
-Categories arrive as 64-bit hashes and are looked up in one sorted vocabulary a column; what training did not see
-often enough shares the column's row 0, so that the network learns what "unknown" means.
+coded piecewise linearly over quantile bins; a missing or infinite number becomes the median and sets its flag.
+Categories arrive as 64-bit hashes and are looked up in one sorted vocabulary a column; categories that are too rare in
+training share the column's row 0, so that the network learns what "unknown" means.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _QUANTILE_ROWS = 200_000  # more rows do not move a quantile that anyone could n
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
-    """Rows as the network takes them.
+class EncodedRows:
+    """Encoded rows, as the network takes them.
 
     numeric: (rows, features) float32, scaled, no NaN; missing: (rows, features) float32 flags;
-    category: (rows, columns) int64 rows of the joint embedding table.
+    category: (rows, columns) int64 row numbers in the joint embedding table.
     """
 
     numeric: Tensor
@@ -39,16 +39,16 @@ class Encoded:
     def __len__(self) -> int:
         return self.numeric.shape[0]
 
-    def take(self, rows: Tensor) -> Encoded:
-        """The given rows, in the given order."""
-        return Encoded(self.numeric[rows], self.missing[rows], self.category[rows])
+    def take(self, rows: Tensor) -> EncodedRows:
+        """Select the given rows, in the given order."""
+        return EncodedRows(self.numeric[rows], self.missing[rows], self.category[rows])
 
-    def soon(self, rows: Tensor) -> None:
-        """They are in memory."""
+    def prefetch(self, rows: Tensor) -> None:
+        """Do nothing, since the rows are in memory already."""
 
 
 class Preprocessing(nn.Module):
-    """Scales, flags and looks up; has statistics, but nothing that learns by gradient.
+    """Scales numbers, flags missing ones and looks categories up; holds statistics, no trained weights.
 
     center, inverse_scale: (features,); vocabulary: (columns, size) int64, each row sorted;
     left, inverse_width: (features, bins) of the piecewise linear code, in scaled units (zero width: unused bin).
@@ -75,23 +75,23 @@ class Preprocessing(nn.Module):
 
     @property
     def embedding_rows(self) -> int:
-        """Rows of the joint embedding table: a vocabulary and one unknown for each column."""
+        """Number of rows of the joint embedding table: a vocabulary and one unknown for each column."""
         return self.vocabulary.shape[0] * (self.vocabulary.shape[1] + 1)
 
     def forward(self, numeric: Tensor, categorical: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Encode raw rows: `numeric` (rows, features) float32, `categorical` (rows, columns) int64 hashes."""
+        """Encode raw rows of `numeric` (rows, features) float32 and `categorical` (rows, columns) int64 hashes."""
         scaled, missing = self._scale(numeric)
         return scaled, missing, self._look_up(categorical)
 
-    def encode(self, data: TabularData) -> Encoded:
+    def encode(self, data: TabularData) -> EncodedRows:
         """Encode a whole data set once, so that no epoch does it again."""
         with torch.inference_mode():
             scaled, missing = self._scale(data.numeric)
             category = self._look_up(data.categorical)
-        return Encoded(scaled.clone(), missing.clone(), category.clone())
+        return EncodedRows(scaled.clone(), missing.clone(), category.clone())
 
     def bins(self, scaled: Tensor) -> Tensor:
-        """Piecewise linear code of scaled numbers: (rows, features) to (rows, features * bins) in [0, 1]."""
+        """Code scaled numbers piecewise linearly: (rows, features) to (rows, features * bins) in [0, 1]."""
         return ((scaled.unsqueeze(2) - self.left) * self.inverse_width).clamp(0.0, 1.0).flatten(1)
 
     def _scale(self, numeric: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,9 +102,9 @@ class Preprocessing(nn.Module):
 
     def _look_up(self, categorical: Tensor) -> Tensor:
         keys = at_least_one_column(categorical).t().contiguous()
-        place = torch.searchsorted(self.vocabulary, keys).clamp(max=self.vocabulary.shape[1] - 1)
-        known = torch.gather(self.vocabulary, 1, place) == keys
-        return torch.where(known, place + 1, 0).t() + self.offset
+        index = torch.searchsorted(self.vocabulary, keys).clamp(max=self.vocabulary.shape[1] - 1)
+        known = torch.gather(self.vocabulary, 1, index) == keys
+        return torch.where(known, index + 1, 0).t() + self.offset
 
 
 def fit_preprocessing(
@@ -113,7 +113,7 @@ def fit_preprocessing(
     """Learn medians, spreads, quantile bins and vocabularies from training rows.
 
     bins: pieces of the linear code of a number; min_category_rows: a rarer category counts as unknown;
-    max_categories: the most frequent ones that a column keeps.
+    max_categories: number of most frequent categories that a column keeps.
     """
     numeric = at_least_one_column(data.numeric).numpy()
     categorical = at_least_one_column(data.categorical).numpy()
@@ -131,7 +131,7 @@ def fit_preprocessing(
 
 
 def at_least_one_column(values: Tensor) -> Tensor:
-    """`values` (rows, columns), or a column of zeros where there is none: an empty weight cannot be exported."""
+    """Return `values` (rows, columns), or one column of zeros if it has no columns: an empty weight cannot be exported."""
     return pad(values, (0, 1)) if values.shape[1] == 0 else values
 
 

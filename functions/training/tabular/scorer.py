@@ -1,4 +1,4 @@
-"""The module that is exported: preprocessing, network and calibration in one graph."""
+"""Torch module that is exported: preprocessing, network and calibration in one graph."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functions.training.tabular.target import Target
 
 
 class TabularScorer(nn.Module):
-    """Raw rows to calibrated answers: what a served model is."""
+    """Module from raw rows to calibrated answers, which is exported and served."""
 
     inverse_temperature: Tensor
 
@@ -20,6 +20,6 @@ class TabularScorer(nn.Module):
         self.register_buffer("inverse_temperature", torch.tensor(inverse_temperature, dtype=torch.float32))
 
     def forward(self, numeric: Tensor, categorical: Tensor) -> Tensor:
-        """Answers (rows, outputs) float32 for `numeric` (rows, F) float32 and `categorical` (rows, C) int64 hashes."""
+        """Compute answers (rows, outputs) float32 for `numeric` (rows, F) float32 and `categorical` (rows, C) int64 hashes."""
         scaled, missing, category = self.net.preprocessing(numeric, categorical)
         return self.target.answer(self.net(scaled, missing, category) * self.inverse_temperature)

@@ -1,6 +1,6 @@
-"""What a label is to the network: one class or another, one of several, or a number.
+"""Targets of the tabular network: one of two classes, one of several, or a number.
 
-Each kind knows its loss, its calibration, what the exported graph answers, and how that is measured.
+Each target knows its loss, its calibration, what the exported graph answers, and the metrics of the answer.
 """
 
 from __future__ import annotations
@@ -23,109 +23,109 @@ from registry.models.signature import TensorSpec
 
 
 class Target(Protocol):
-    """What the network's outputs (rows, outputs) mean."""
+    """Meaning of the network's outputs (rows, outputs): loss, calibration, answer and metrics."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def outputs(self) -> int:
-        """How many the network has."""
+        """Number of outputs that the network needs."""
 
     @property
     def spec(self) -> TensorSpec:
-        """The answer as callers see it."""
+        """Tensor of the answer, as callers see it."""
 
     def code(self, label: Tensor) -> Tensor:
-        """Labels (rows,) of the table as `loss` takes them."""
+        """Convert labels (rows,) of the table to what `loss` takes."""
 
     def loss(self, outputs: Tensor, coded: Tensor, *, reduction: str = "mean") -> Tensor:
-        """What training lowers: the mean over rows, or their "sum"."""
+        """Loss that training lowers, the mean over rows or their "sum"."""
 
     def calibrate(self, outputs: Tensor, coded: Tensor) -> float:
-        """The factor on outputs that lowers the loss of rows held out."""
+        """Find the factor on outputs that lowers the loss of validation rows most."""
 
     def answer(self, outputs: Tensor) -> Tensor:
-        """Calibrated outputs as the answer that is served."""
+        """Convert calibrated outputs to the answer that is served."""
 
     def metrics(self, answer: Tensor, label: Tensor) -> dict[str, float]:
-        """How good answers are for labels (rows,) of the table."""
+        """Measure answers against labels (rows,) of the table."""
 
 
 @dataclass(frozen=True, slots=True)
 class Binary:
-    """A label of 0 or 1: the probability of 1."""
+    """Target for labels of 0 and 1: the answer is the probability of 1."""
 
     outputs: int = 1
 
     @property
     def spec(self) -> TensorSpec:
-        """One probability a row."""
+        """Tensor of one probability a row."""
         return TensorSpec(name="probability", datatype="FP32", shape=[-1, 1])
 
     def code(self, label: Tensor) -> Tensor:
-        """The labels themselves."""
+        """Return the labels unchanged, which are 0 and 1."""
         return label
 
     def loss(self, outputs: Tensor, coded: Tensor, *, reduction: str = "mean") -> Tensor:
-        """Log loss in nats."""
+        """Log loss of two classes, in nats."""
         return binary_cross_entropy_with_logits(outputs.squeeze(1), coded, reduction=reduction)
 
     def calibrate(self, outputs: Tensor, coded: Tensor) -> float:
-        """Temperature scaling."""
+        """Fit the factor of temperature scaling."""
         return fit_inverse_temperature(outputs.squeeze(1), coded)
 
     def answer(self, outputs: Tensor) -> Tensor:
-        """Probabilities (rows, 1)."""
+        """Convert logits to probabilities (rows, 1)."""
         return torch.sigmoid(outputs)
 
     def metrics(self, answer: Tensor, label: Tensor) -> dict[str, float]:
-        """Log loss, AUC, calibration error, Brier score."""
+        """Measure log loss, AUC, calibration error and Brier score."""
         found = answer.squeeze(1).numpy()
         return {name: metric(label.numpy(), found) for name, metric in METRICS.items()}
 
 
 @dataclass(frozen=True, slots=True)
-class OneOf:
-    """A label that is one of several classes: the probability of each, in the order of `classes`."""
+class Multiclass:
+    """Target for labels of several classes: the answer is the probability of each, in the order of `classes`."""
 
     classes: tuple[str, ...]
 
     @property
     def outputs(self) -> int:
-        """One a class."""
+        """One output for each class."""
         return len(self.classes)
 
     @property
     def spec(self) -> TensorSpec:
-        """A column of probabilities for each class."""
+        """Tensor with a column of probabilities for each class."""
         return TensorSpec(
             name="probability", datatype="FP32", shape=[-1, len(self.classes)], columns=list(self.classes)
         )
 
     def code(self, label: Tensor) -> Tensor:
-        """Places among the classes, int64."""
+        """Return the labels unchanged, which are class indices, int64."""
         return label
 
     def loss(self, outputs: Tensor, coded: Tensor, *, reduction: str = "mean") -> Tensor:
-        """Log loss in nats."""
+        """Log loss of several classes, in nats."""
         return cross_entropy(outputs, coded, reduction=reduction)
 
     def calibrate(self, outputs: Tensor, coded: Tensor) -> float:
-        """Temperature scaling."""
+        """Fit the factor of temperature scaling."""
         return fit_inverse_temperature(outputs, coded)
 
     def answer(self, outputs: Tensor) -> Tensor:
-        """Probabilities (rows, classes)."""
+        """Convert logits to probabilities (rows, classes)."""
         return torch.softmax(outputs, dim=1)
 
     def metrics(self, answer: Tensor, label: Tensor) -> dict[str, float]:
-        """Log loss, accuracy, calibration error of the likeliest class, Brier score."""
+        """Measure log loss, accuracy, calibration error of the likeliest class and Brier score."""
         return {name: metric(label.numpy(), answer.numpy()) for name, metric in CLASS_METRICS.items()}
 
 
 @dataclass(frozen=True, slots=True)
-class Number:
-    """A label that is a number, learnt by squared error. center, scale: mean and deviation of the training labels."""
+class Regression:
+    """Target for numbers, learnt by squared error. center, scale: mean and deviation of the training labels."""
 
     center: float
     scale: float
@@ -133,39 +133,39 @@ class Number:
 
     @property
     def spec(self) -> TensorSpec:
-        """One number a row, in the label's unit."""
+        """Tensor of one number a row, in the label's unit."""
         return TensorSpec(name="value", datatype="FP32", shape=[-1, 1])
 
     def code(self, label: Tensor) -> Tensor:
-        """Labels in deviations from the mean."""
+        """Convert labels to deviations from the mean."""
         return ((label - self.center) / self.scale).float()
 
     def loss(self, outputs: Tensor, coded: Tensor, *, reduction: str = "mean") -> Tensor:
-        """Squared error, in squared deviations."""
+        """Squared error of a number, in squared deviations."""
         return mse_loss(outputs.squeeze(1), coded, reduction=reduction)
 
     def calibrate(self, _: Tensor, __: Tensor) -> float:
-        """A mean needs none."""
+        """Return 1, since a predicted mean needs no calibration."""
         return 1.0
 
     def answer(self, outputs: Tensor) -> Tensor:
-        """Numbers (rows, 1) in the label's unit."""
+        """Convert outputs to numbers (rows, 1) in the label's unit."""
         return outputs * self.scale + self.center
 
     def metrics(self, answer: Tensor, label: Tensor) -> dict[str, float]:
-        """Root mean squared error and mean absolute error in the label's unit, and the share of variance explained."""
+        """Measure root mean squared and mean absolute error, in the label's unit, and the share of variance explained."""
         found = answer.squeeze(1).numpy()
         return {name: metric(label.numpy(), found) for name, metric in NUMBER_METRICS.items()}
 
 
 def target_of(task: Task, train: TabularData, valid: TabularData) -> Target:
-    """What the label means, from the rows that are learnt from.
+    """Make the target of a task from the rows that are learnt from.
 
-    Raises: TrainingDataError if one part of the rows cannot teach or judge it.
+    Raises: TrainingDataError if the training or the validation rows have too few classes or values.
     """
     if task == "multiclass":
         _require_all_classes(train)
-        return OneOf(train.classes)
+        return Multiclass(train.classes)
     for part, rows in (("training", train), ("validation", valid)):
         where = f"the {part} part ({len(rows)} rows)"
         if task == "binary":
@@ -174,7 +174,7 @@ def target_of(task: Task, train: TabularData, valid: TabularData) -> Target:
             _require_spread(rows.label, where)
     if task == "binary":
         return Binary()
-    return Number(float(train.label.mean()), float(train.label.std(correction=0)))
+    return Regression(float(train.label.mean()), float(train.label.std(correction=0)))
 
 
 def _require_spread(label: Tensor, where: str) -> None:

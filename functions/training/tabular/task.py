@@ -9,78 +9,78 @@ import torch
 from torch import Tensor, nn
 
 from functions.training.loop.task import Batch
-from functions.training.tabular.preprocessing import Encoded
+from functions.training.tabular.preprocessing import EncodedRows
 from functions.training.tabular.target import Target
 
 
-class Rows(Protocol):
-    """Encoded rows, wherever they are."""
+class RowSource(Protocol):
+    """Source of encoded rows, in memory or in a file."""
 
     def __len__(self) -> int: ...
 
-    def take(self, rows: Tensor) -> Encoded:
-        """The given rows, in the given order."""
+    def take(self, rows: Tensor) -> EncodedRows:
+        """Read the given rows, in the given order."""
 
-    def soon(self, rows: Tensor) -> None:
-        """The given rows will be taken soon."""
+    def prefetch(self, rows: Tensor) -> None:
+        """Begin to fetch the given rows, which will be read soon."""
 
 
 @dataclass(frozen=True, slots=True)
-class Examples:
+class LabelledRows:
     """Encoded rows with their labels (rows,), coded by the target."""
 
-    rows: Rows
+    rows: RowSource
     label: Tensor
 
     def __len__(self) -> int:
         return self.label.shape[0]
 
-    def batch(self, rows: Tensor) -> tuple[Encoded, Tensor]:
-        """Some of them."""
+    def batch(self, rows: Tensor) -> tuple[EncodedRows, Tensor]:
+        """Read the given rows and their labels."""
         return self.rows.take(rows), self.label[rows]
 
 
 @dataclass(frozen=True, slots=True)
-class TabularLesson:
-    """Rows of a table. offset: (categories,) what stands for an unknown one; unknown_rate: share of those hidden in a step."""
+class TabularTask:
+    """Learning task on a table. offset: (columns,) code of each column's unknown category; unknown_rate: share hidden in a step."""
 
-    train: Examples
-    valid: Examples
+    train: LabelledRows
+    valid: LabelledRows
     target: Target
     offset: Tensor
     unknown_rate: float
 
     @property
     def train_rows(self) -> int:
-        """How many rows are learnt from."""
+        """Number of rows that are learnt from."""
         return len(self.train)
 
     @property
     def valid_rows(self) -> int:
-        """How many rows are held out."""
+        """Number of rows that are held out for validation."""
         return len(self.valid)
 
     @property
     def units(self) -> dict[str, int]:
-        """A row is a row."""
+        """Return no units, since speed is reported in rows."""
         return {}
 
     def train_batch(self, rows: Tensor) -> Batch:
-        """Numbers, gaps, categories (some of them hidden) and labels."""
+        """Batch of numbers, missing flags, categories (some of them hidden) and labels."""
         taken, label = self.train.batch(rows)
         return taken.numeric, taken.missing, self._hide_some(taken.category), label
 
-    def soon(self, rows: Tensor) -> None:
-        """Those of a step to come."""
-        self.train.rows.soon(rows)
+    def prefetch(self, rows: Tensor) -> None:
+        """Begin to fetch the training rows of a step to come."""
+        self.train.rows.prefetch(rows)
 
     def valid_batch(self, rows: Tensor) -> Batch:
-        """Numbers, gaps, categories and labels."""
+        """Batch of numbers, missing flags, categories and labels."""
         taken, label = self.valid.batch(rows)
         return taken.numeric, taken.missing, taken.category, label
 
     def loss(self, module: nn.Module, batch: Batch, *, reduction: str = "mean") -> Tensor:
-        """The target's."""
+        """Loss of a batch as the target defines it."""
         *inputs, label = batch
         return self.target.loss(module(*inputs), label, reduction=reduction)
 

@@ -1,6 +1,6 @@
-"""The tabular default: from a training set to a registered version, with no model code at all.
+"""The function that trains the tabular network: from a training set to a registered version, without model code.
 
-The function is known to processes that never train; what trains, `order`, is imported when it is called.
+Processes that never train know the function too; `tabular.job`, which trains, is imported when it is called.
 """
 
 from __future__ import annotations
@@ -41,29 +41,30 @@ def train_tabular(
 ) -> Trained:
     """Train the tabular network on a training set and register it as the next version of `model`.
 
-    label: a column of 0 and 1, of classes or of numbers, as `params.task` says; numeric, categorical: the feature columns; num_workers: 1 trains here, more train on
-    the Ray cluster with `worker_cpus` each; experiment: where the run is tracked (default: the model's name);
-    features, datasets, parent: lineage beside the training set: digests of feature views, other tables, and the
-    version this one challenges; feature_service: what serves its features by key, kept as a tag.
+    label: a column of 0 and 1, of classes or of numbers, as `params.task` says; numeric, categorical: the feature columns;
+    num_workers: 1 trains here, more train on the Ray cluster with `worker_cpus` each; experiment: where the run is tracked
+    (default: the model's name); features, datasets, parent: lineage beside the training set: digests of feature views,
+    other tables, and the version this one challenges; feature_service: what serves its features by key, kept as a tag.
     start_from: a version of `model` whose weights, preprocessing and target training begins with (a warm start; a lower
     params.lr suits it); the new version names it as its parent.
-    priority: of a submitted one in the queue of experiments, the higher first.
-    A training that was interrupted, by whatever, goes on after its last epoch when it is asked for again.
+    priority: of a submitted call in the queue of experiments, the higher first.
+    An interrupted training resumes after its last epoch when it is called again with the same arguments.
     Raises: TrainingDataError, TrainingDiverged, ArtifactRefused; the run is then FAILED and nothing is registered.
     """
-    from functions.training.tabular.job import Order, Workers, carry_out, columns  # late: torch and Ray Train
+    from functions.training.tabular.columns import Columns  # late, as the next: torch and Ray Train
+    from functions.training.tabular.job import TabularJob, Workers, run_job
 
-    order = Order(
+    job = TabularJob(
         model=model,
         training_set=training_set,
-        columns=columns(numeric, categorical, label),
+        columns=Columns.of(numeric, categorical, label),
         params=params,
         features=features or {},
         datasets=tuple(datasets or ()),
         parent=parent,
         tags=(tags or {}) | ({"feature_service": feature_service} if feature_service else {}),
         code=train_tabular.digest,
-        start=start_from,
+        start_from=start_from,
     )
     workers = Workers(num_workers, worker_cpus)
     registry = context().registry()
@@ -71,8 +72,8 @@ def train_tabular(
         experiment or model,
         name=f"train {model}",
         params=run_params(params, num_workers=num_workers, label=label, start_from=start_from),
-        tags={"kind": "training", "model": model, **order.tags},
-        datasets=[training_set, *order.datasets],
-        code=order.code,
+        tags={"kind": "training", "model": model, **job.tags},
+        datasets=[training_set, *job.datasets],
+        code=job.code,
     ) as run:
-        return carry_out(registry, run, order, workers, register=register, prices=context().prices)
+        return run_job(registry, run, job, workers, register=register, prices=context().prices)

@@ -1,10 +1,9 @@
-"""Where a training begins instead of at random weights: network, preprocessing and target of a registered version."""
+"""Warm starts of a training, which begins with network, preprocessing and target of a registered version."""
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,39 +15,40 @@ from functions.model_formats.load import DESCRIPTION_FILE, PROGRAM_FILE
 from functions.model_formats.program import load_program
 from functions.training.errors import TrainingDataError
 from functions.training.params import TabularParams
+from functions.training.tabular.columns import Columns
 from functions.training.tabular.network import TabularNet
 from functions.training.tabular.preprocessing import Preprocessing
-from functions.training.tabular.target import Number, OneOf, Target
+from functions.training.tabular.target import Multiclass, Regression, Target
 from registry import Registry
 
-_SHAPE = ("task", "hidden", "embedding_dim", "bins")  # what a network's weights are the shape of
+_SHAPE = ("task", "hidden", "embedding_dim", "bins")  # settings that the shapes of the weights follow from
 _PREPROCESSING = ("center", "inverse_scale", "left", "inverse_width", "vocabulary")
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
-    """The weights (by name in the network) of `version`, and what its target knew."""
+class WarmStart:
+    """Weights of `version` by their names in the network, and the fields of its target."""
 
     version: int
     weights: dict[str, Tensor]
     target: dict[str, Any]
 
     def preprocessing(self) -> Preprocessing:
-        """That of the version: what its weights mean hangs on it. A category it does not know stays unknown."""
+        """Preprocessing of the version, which its weights depend on; a category that it does not know stays unknown."""
         return Preprocessing(*(self.weights[f"preprocessing.{name}"].clone() for name in _PREPROCESSING))
 
     def load(self, net: TabularNet) -> None:
         """Put the weights into a network of the same shape."""
         net.load_state_dict(self.weights)
 
-    def kept(self, target: Target) -> Target:
-        """The version's target, if `target`, which is that of the new rows, is of the same classes.
+    def target_for(self, target: Target) -> Target:
+        """Target of the version, to train on rows whose own target is `target`.
 
-        Raises: TrainingDataError if it is not.
+        Raises: TrainingDataError if the two have different classes.
         """
-        if isinstance(target, Number):
-            return Number(self.target["center"], self.target["scale"])
-        if isinstance(target, OneOf) and list(target.classes) != list(self.target["classes"]):
+        if isinstance(target, Regression):
+            return Regression(self.target["center"], self.target["scale"])
+        if isinstance(target, Multiclass) and list(target.classes) != list(self.target["classes"]):
             raise TrainingDataError(
                 f"the label has the classes {list(target.classes)[:20]}, version {self.version} those of "
                 f"{list(self.target['classes'])[:20]}: a warm start needs the same; train without start_from"
@@ -56,25 +56,19 @@ class Start:
         return target
 
 
-def start_from(
-    registry: Registry,
-    model: str,
-    version: int,
-    *,
-    numeric: Sequence[str],
-    categorical: Sequence[str],
-    params: TabularParams,
-) -> Start:
-    """Read a version to begin from.
+def load_warm_start(
+    registry: Registry, model: str, version: int, *, columns: Columns, params: TabularParams
+) -> WarmStart:
+    """Read the version that a training begins with.
 
     Raises: NotFound; TrainingDataError if it is no tabular model, or of other columns or another shape; ArtifactRefused.
     """
     with tempfile.TemporaryDirectory(prefix="toque-start-") as folder:
         registry.download(model, version, to=folder)
-        description, before = _described(Path(folder) / DESCRIPTION_FILE, f"{model}@{version}")
+        description, before = _description(Path(folder) / DESCRIPTION_FILE, f"{model}@{version}")
         program = load_program((Path(folder) / PROGRAM_FILE).read_bytes())
     inputs = {spec["name"]: spec["columns"] for spec in description["signature"]["inputs"]}
-    given = {"numeric": list(numeric), "categorical": list(categorical)}
+    given = {"numeric": list(columns.numeric), "categorical": list(columns.categorical)}
     differ = {
         name: (getattr(before, name), getattr(params, name))
         for name in _SHAPE
@@ -90,10 +84,10 @@ def start_from(
         for name, value in program.state_dict().items()
         if name.startswith("net.")
     }
-    return Start(version, weights, description.get("target", {}))
+    return WarmStart(version, weights, description.get("target", {}))
 
 
-def _described(path: Path, name: str) -> tuple[dict[str, Any], TabularParams]:
+def _description(path: Path, name: str) -> tuple[dict[str, Any], TabularParams]:
     if not path.is_file():
         raise TrainingDataError(
             f"{name} has no {path.name}: a warm start needs a version that train_tabular made"

@@ -1,3 +1,6 @@
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
 from functions import Context, use_context
@@ -5,9 +8,8 @@ from registry import open_store
 
 
 @pytest.fixture
-def kitchen(tmp_path):
+def context(tmp_path: Path) -> Iterator[Context]:
     """A context with an empty store."""
     url = f"file://{tmp_path}/store"
-    context = Context(store=open_store(url), store_url=url, actor="cook")
-    with use_context(context):
-        yield context
+    with use_context(Context(store=open_store(url), store_url=url, actor="ada")) as made:
+        yield made

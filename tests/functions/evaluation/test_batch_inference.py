@@ -6,13 +6,13 @@ from functions import Context, use_context
 from functions.evaluation.batch_inference import predict_batch
 from functions.training import TrainingDataError, train_tabular
 from registry import Table, open_store
-from tests.functions.training.kitchen import FAST, NAMES, examples
+from tests.functions.training.tabular_setup import FAST, NAMES, examples
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     url = f"file://{tmp_path_factory.mktemp('batch')}"
-    context = Context(store=open_store(url), store_url=url, actor="cook")
+    context = Context(store=open_store(url), store_url=url, actor="ada")
     with use_context(context):
         snapshot = Table(context.store, "training").append(examples())
         train_tabular("late", snapshot, **NAMES, params=FAST)
@@ -21,13 +21,13 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture
-def kitchen(trained):
+def scored(trained):
     with use_context(trained[0]):
         yield trained
 
 
-def test_every_row_is_scored_once_and_carries_where_it_came_from(kitchen):
-    context, snapshot = kitchen
+def test_every_row_is_scored_once_and_carries_where_it_came_from(scored):
+    context, snapshot = scored
     done = predict_batch(
         "late", snapshot, keep=["event_timestamp", "carrier"], shard_rows=999, output="out-a"
     )
@@ -44,8 +44,8 @@ def test_every_row_is_scored_once_and_carries_where_it_came_from(kitchen):
     )
 
 
-def test_a_second_run_adds_nothing(kitchen):
-    context, snapshot = kitchen
+def test_a_second_run_adds_nothing(scored):
+    context, snapshot = scored
     first = predict_batch("late", snapshot, shard_rows=1_500, output="out-b")
     second = predict_batch("late", snapshot, shard_rows=1_500, output="out-b")
     assert second.rows_scored == 0
@@ -53,8 +53,8 @@ def test_a_second_run_adds_nothing(kitchen):
     assert Table(context.store, "out-b").read().num_rows == 4_000
 
 
-def test_a_run_that_dies_goes_on_where_it_stopped(kitchen, monkeypatch):
-    context, snapshot = kitchen
+def test_a_run_that_dies_goes_on_where_it_stopped(scored, monkeypatch):
+    context, snapshot = scored
     score, calls = batch.ShardScorer.__call__, []
 
     def dies_at_the_third(self, shard):
@@ -74,16 +74,16 @@ def test_a_run_that_dies_goes_on_where_it_stopped(kitchen, monkeypatch):
     np.testing.assert_array_equal(np.sort(rows), np.arange(4_000))
 
 
-def test_a_new_version_scores_the_same_snapshot_anew(kitchen):
-    context, snapshot = kitchen
+def test_a_new_version_scores_the_same_snapshot_anew(scored):
+    context, snapshot = scored
     predict_batch("late", snapshot, output="out-d")
     two = train_tabular("late", snapshot, **NAMES, params=FAST).version
     assert predict_batch("late", snapshot, version=two, output="out-d").rows_scored == 4_000
     assert Table(context.store, "out-d").read().num_rows == 8_000
 
 
-def test_what_does_not_fit_the_signature_is_named(kitchen):
-    context, _ = kitchen
+def test_what_does_not_fit_the_signature_is_named(scored):
+    context, _ = scored
     bare = Table(context.store, "bare").append(examples(10).drop_columns(["wind"]))
     with pytest.raises(TrainingDataError, match=r"lacks columns \['wind'\]"):
         predict_batch("late", bare, output="out-e")

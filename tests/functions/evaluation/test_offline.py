@@ -16,23 +16,23 @@ from functions.evaluation.metrics.probabilities import log_loss
 from functions.model_formats.program import export_program, save_program
 from functions.training import train_tabular
 from registry import Lineage, Signature, Table, TensorSpec
-from tests.functions.training.kitchen import CATEGORICAL, FAST, NAMES, NUMERIC, examples
+from tests.functions.training.tabular_setup import CATEGORICAL, FAST, NAMES, NUMERIC, examples
 
 
 @pytest.fixture
-def tables(kitchen):
-    train = Table(kitchen.store, "training").append(examples(seed=0))
-    return train, Table(kitchen.store, "held-out").append(examples(2_000, seed=1))
+def tables(context):
+    train = Table(context.store, "training").append(examples(seed=0))
+    return train, Table(context.store, "held-out").append(examples(2_000, seed=1))
 
 
-def bad_version(kitchen, model, value, train):
+def bad_version(context, model, value, train):
     """A version that answers `value` to everything."""
 
     class Fixed(torch.nn.Module):
         def forward(self, numeric, categorical):
             return numeric[:, :1] * 0.0 + categorical[:, :1].float() * 0.0 + value
 
-    registry = kitchen.registry()
+    registry = context.registry()
     registry.create_model(model, exist_ok=True)
     signature = Signature(
         inputs=[
@@ -44,7 +44,7 @@ def bad_version(kitchen, model, value, train):
     program = export_program(
         Fixed(), {"numeric": torch.rand(4, 1), "categorical": torch.ones(4, 1, dtype=torch.int64)}
     )
-    folder = kitchen.store.url.removeprefix("file://") + "-model"
+    folder = context.store.url.removeprefix("file://") + "-model"
     import pathlib
 
     pathlib.Path(folder).mkdir(exist_ok=True)
@@ -54,7 +54,7 @@ def bad_version(kitchen, model, value, train):
     ).version
 
 
-def test_a_good_model_passes_and_the_outcome_is_recorded_with_its_reasons(kitchen, tables):
+def test_a_good_model_passes_and_the_outcome_is_recorded_with_its_reasons(context, tables):
     train, held_out = tables
     trained = train_tabular("late", train, **NAMES, params=FAST)
     result = evaluate_gate(
@@ -65,7 +65,7 @@ def test_a_good_model_passes_and_the_outcome_is_recorded_with_its_reasons(kitche
     assert result.champion is None
     assert 0 < result.ratios["logistic"] <= 1.01
     assert result.intervals["log_loss"].low < result.metrics["log_loss"] < result.intervals["log_loss"].high
-    outcome = kitchen.registry().get_version("late", trained.version).gates["offline"]
+    outcome = context.registry().get_version("late", trained.version).gates["offline"]
     assert outcome.passed
     assert outcome.details["dataset"] == "held-out@" + str(held_out.version)
     assert {check["name"] for check in outcome.details["checks"]} >= {
@@ -88,17 +88,17 @@ def test_a_good_model_passes_and_the_outcome_is_recorded_with_its_reasons(kitche
     assert [check.name for check in strict.checks if not check.passed] == ["size, bytes"], strict.checks
     assert len(strict.checks) == 10
     assert sum(point.rows for point in strict.reliability) == 2_000
-    assert not kitchen.registry().get_version("late", trained.version).gates["everything"].passed
+    assert not context.registry().get_version("late", trained.version).gates["everything"].passed
     nobody = evaluate_gate("late", trained.version, held_out, "late", Gate(entity="nobody"))
     assert not nobody.passed
     assert "no column 'nobody'" in nobody.reason
 
 
-def test_a_challenger_is_measured_against_the_champion_on_the_same_rows(kitchen, tables):
+def test_a_challenger_is_measured_against_the_champion_on_the_same_rows(context, tables):
     train, held_out = tables
     trained = train_tabular("late", train, **NAMES, params=FAST)
-    kitchen.registry().set_alias("late", "champion", trained.version)
-    worse = bad_version(kitchen, "late", 0.5, train)
+    context.registry().set_alias("late", "champion", trained.version)
+    worse = bad_version(context, "late", 0.5, train)
     result = evaluate_gate(
         "late", worse, held_out, "late", Gate(max_log_loss_ratio={}, max_champion_ratio=1.0)
     )
@@ -112,13 +112,13 @@ def test_a_challenger_is_measured_against_the_champion_on_the_same_rows(kitchen,
 
 
 @pytest.mark.parametrize("value", [float("nan"), 2.0])
-def test_predictions_that_are_no_probabilities_do_not_pass(kitchen, tables, value):
+def test_predictions_that_are_no_probabilities_do_not_pass(context, tables, value):
     train, held_out = tables
-    version = bad_version(kitchen, "broken", value, train)
+    version = bad_version(context, "broken", value, train)
     result = evaluate_gate("broken", version, held_out, "late")
     assert not result.passed
     assert "probabilities are no numbers" in result.reason
-    assert not kitchen.registry().get_version("broken", version).gates["offline"].passed
+    assert not context.registry().get_version("broken", version).gates["offline"].passed
 
 
 @pytest.mark.parametrize(
@@ -128,18 +128,18 @@ def test_predictions_that_are_no_probabilities_do_not_pass(kitchen, tables, valu
         (examples(50).set_column(5, "late", pa.array(np.zeros(50))), "needs both classes"),
     ],
 )
-def test_data_that_cannot_judge_do_not_pass(kitchen, tables, rows, says):
+def test_data_that_cannot_judge_do_not_pass(context, tables, rows, says):
     train, _ = tables
-    version = bad_version(kitchen, "fixed", 0.3, train)
-    snapshot = Table(kitchen.store, "useless").append(rows)
+    version = bad_version(context, "fixed", 0.3, train)
+    snapshot = Table(context.store, "useless").append(rows)
     result = evaluate_gate("fixed", version, snapshot, "late")
     assert not result.passed
     assert says in result.reason
 
 
-def test_a_version_is_not_judged_on_what_it_learnt_from(kitchen, tables):
+def test_a_version_is_not_judged_on_what_it_learnt_from(context, tables):
     train, _ = tables
-    version = bad_version(kitchen, "fixed", 0.3, train)
+    version = bad_version(context, "fixed", 0.3, train)
     with pytest.raises(EvaluationError, match="judge it on rows that it has not seen"):
         evaluate_gate("fixed", version, train, "late")
 

@@ -10,7 +10,7 @@ from functions.training.tabular.artifact import tabular_signature, write_artifac
 from functions.training.tabular.fitting import fit, prepare
 from kernels.hashing import hash_strings
 from registry.models.signature import Signature
-from tests.functions.training.kitchen import COLUMNS, FAST, examples
+from tests.functions.training.tabular_setup import COLUMNS, FAST, examples
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import torch
 
 from functions.model_formats.errors import ArtifactRefused, TrainingError
 from functions.model_formats.program import export_program, inspect_program, load_program, save_program
-from tests.functions.training.kitchen import Maker
+from tests.functions.training.tabular_setup import TensorMaker
 
 MODEL = "models/model.json"
 WEIGHTS = "data/weights/model_weights_config.json"
@@ -70,7 +70,7 @@ def test_a_saved_program_answers_as_the_model_for_any_batch(rows, tmp_path):
 
 
 def test_what_a_program_holds_and_makes_is_put_on_the_device(tmp_path):
-    save_program(export_program(Maker(), {"x": torch.rand(4, 2)}), tmp_path / "model.pt2")
+    save_program(export_program(TensorMaker(), {"x": torch.rand(4, 2)}), tmp_path / "model.pt2")
     data = (tmp_path / "model.pt2").read_bytes()
     program = load_program(data, device="meta")  # refuses to reckon with tensors that are elsewhere
     assert program(torch.rand(7, 2, device="meta")).device.type == "meta"

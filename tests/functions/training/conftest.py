@@ -1,12 +1,13 @@
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import ray
 
 from functions import Context, use_context
 from functions.model_formats.torch_threads import torch_threads
-from registry import Table, open_store
-from tests.functions.training.kitchen import examples
+from registry import Table, TableSnapshot, open_store
+from tests.functions.training.tabular_setup import examples
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -17,21 +18,20 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def kitchen(tmp_path):
+def context(tmp_path: Path) -> Iterator[Context]:
     """A context with an empty store."""
     url = f"file://{tmp_path}/store"
-    context = Context(store=open_store(url), store_url=url, actor="cook")
-    with use_context(context):
-        yield context
+    with use_context(Context(store=open_store(url), store_url=url, actor="ada")) as made:
+        yield made
 
 
 @pytest.fixture
-def training_set(kitchen):
-    return Table(kitchen.store, "training").append(examples())
+def training_set(context: Context) -> TableSnapshot:
+    return Table(context.store, "training").append(examples())
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def cluster() -> Iterator[None]:
     """A Ray cluster of two CPUs."""
     started = not ray.is_initialized()
     if started:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from functions.training import Recipe, RecipeParams
-from functions.training.loop.parallel import World
+from functions.training.loop.process_group import ProcessGroup
 from functions.training.loop.training_loop import Trainer
 from registry import Signature, TensorSpec
 
@@ -72,7 +72,7 @@ class SumRecipe(Recipe):
     def network(self):
         return Stack(self.width)
 
-    def lesson(self):
+    def task(self):
         return Sums(self.scale)
 
     def data(self):
@@ -90,8 +90,8 @@ RECIPES = {"sums": SumRecipe}
 FAST = RecipeParams(lr=3e-2, epochs=4, batch_size=50)
 
 
-def trainer(params: RecipeParams = FAST, world: World | None = None) -> Trainer:
-    """One of a network that is always the same."""
+def trainer(params: RecipeParams = FAST, group: ProcessGroup | None = None) -> Trainer:
+    """Trainer of a network that always begins with the same weights."""
     recipe = SumRecipe()
     torch.manual_seed(0)
-    return Trainer(recipe.network(), recipe.lesson(), params, world)
+    return Trainer(recipe.network(), recipe.task(), params, group)

@@ -7,7 +7,7 @@ import torch
 import torch.distributed
 
 from functions.training.checkpoints import Checkpoints
-from functions.training.loop.parallel import Replicas, Shards, World
+from functions.training.loop.process_group import ProcessGroup, ReplicatedGroup, ShardedGroup
 from functions.training.loop.training_loop import Epoch, train
 from registry import open_store
 from tests.functions.training.recipes import FAST, trainer
@@ -22,10 +22,10 @@ def cut(epoch: Epoch) -> None:
         raise Cut
 
 
-def in_pieces(world: World) -> list[float]:
+def in_pieces(group: ProcessGroup) -> list[float]:
     """The losses of steps in three pieces of nine and eight rows."""
-    pieces = trainer(FAST.model_copy(update={"accumulate": 3}), world)
-    train(pieces, world)
+    pieces = trainer(FAST.model_copy(update={"accumulate": 3}), group)
+    train(pieces, group)
     return [epoch.valid_loss for epoch in pieces.epochs]
 
 
@@ -35,19 +35,19 @@ if __name__ == "__main__":
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/group", rank=int(rank), world_size=2
     )
-    world = Shards()
-    undisturbed, broken, resumed = (trainer(FAST, world) for _ in range(3))
-    train(undisturbed, world)
+    group = ShardedGroup()
+    undisturbed, broken, resumed = (trainer(FAST, group) for _ in range(3))
+    train(undisturbed, group)
     checkpoints = Checkpoints(open_store(url), "checkpoints/cut/")
     try:
-        train(broken, world, on_epoch=cut, checkpoints=checkpoints)
+        train(broken, group, on_epoch=cut, checkpoints=checkpoints)
     except Cut:
-        train(resumed, world, checkpoints=checkpoints)
+        train(resumed, group, checkpoints=checkpoints)
     state = resumed.snapshot().tensors
     told = {
         "undisturbed": [epoch.valid_loss for epoch in undisturbed.epochs],
         "resumed": [epoch.valid_loss for epoch in resumed.epochs],
-        "pieces": [in_pieces(world), in_pieces(Replicas())],
+        "pieces": [in_pieces(group), in_pieces(ReplicatedGroup())],
         "rows": [len(state["net.first.weight"]), len(state["optimizer.0.exp_avg"])],
     }
     torch.distributed.destroy_process_group()

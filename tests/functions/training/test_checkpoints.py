@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from functions import Context
 from functions.training import train_tabular
-from functions.training.checkpoints import Checkpoints, Keep
+from functions.training.checkpoints import Checkpoints, Retention
 from functions.training.loop.training_loop import Epoch
 from functions.training.tabular.fitting import Fitted, fit, prepare
-from tests.functions.training.kitchen import COLUMNS, FAST, NAMES, examples
+from tests.functions.training.tabular_setup import COLUMNS, FAST, NAMES, examples
 
 LAST = 3
 
@@ -29,10 +29,10 @@ def equal(one: Fitted, other: Fitted) -> bool:
 
 
 @pytest.mark.parametrize("cut_after", range(LAST + 1))
-def test_resumed_after_any_epoch_it_ends_with_the_same_weights(kitchen: Context, cut_after: int) -> None:
+def test_resumed_after_any_epoch_it_ends_with_the_same_weights(context: Context, cut_after: int) -> None:
     prepared = prepare(examples(), COLUMNS, FAST)
     undisturbed = fit(prepared, FAST)
-    checkpoints = Checkpoints.of(kitchen.store, {"cut": cut_after})
+    checkpoints = Checkpoints.of(context.store, {"cut": cut_after})
 
     def cut(epoch: Epoch) -> None:
         if epoch.number == cut_after:
@@ -48,14 +48,14 @@ def test_resumed_after_any_epoch_it_ends_with_the_same_weights(kitchen: Context,
     assert told == list(range(LAST + 1))
 
 
-def test_two_are_kept_and_a_damaged_one_is_passed_over(kitchen: Context) -> None:
+def test_two_are_kept_and_a_damaged_one_is_passed_over(context: Context) -> None:
     prepared = prepare(examples(), COLUMNS, FAST)
-    checkpoints = Checkpoints.of(kitchen.store, {})
+    checkpoints = Checkpoints.of(context.store, {})
     undisturbed = fit(prepared, FAST, checkpoints=checkpoints)
-    before, last = sorted(kitchen.store.list(checkpoints.folder))
-    data = bytearray(kitchen.store.get(last))
+    before, last = sorted(context.store.list(checkpoints.folder))
+    data = bytearray(context.store.get(last))
     data[-1] ^= 1
-    kitchen.store.put(last, bytes(data))
+    context.store.put(last, bytes(data))
     found = checkpoints.latest()
     assert found is not None
     assert len(found.facts["epochs"]) == LAST
@@ -65,12 +65,12 @@ def test_two_are_kept_and_a_damaged_one_is_passed_over(kitchen: Context) -> None
     assert checkpoints.latest() is None
 
 
-def test_what_determines_the_weights_names_them(kitchen: Context) -> None:
+def test_what_determines_the_weights_names_them(context: Context) -> None:
     folders = {
-        Checkpoints.of(kitchen.store, what).folder for what in ({"lr": 1}, {"lr": 2}, {"lr": 1, "n": 0})
+        Checkpoints.of(context.store, what).folder for what in ({"lr": 1}, {"lr": 2}, {"lr": 1, "n": 0})
     }
     assert len(folders) == 3
-    assert Checkpoints.of(kitchen.store, {"a": 1, "b": 2}) == Checkpoints.of(kitchen.store, {"b": 2, "a": 1})
+    assert Checkpoints.of(context.store, {"a": 1, "b": 2}) == Checkpoints.of(context.store, {"b": 2, "a": 1})
 
 
 losses = st.lists(st.floats(0, 1), min_size=1, max_size=9)
@@ -78,7 +78,7 @@ losses = st.lists(st.floats(0, 1), min_size=1, max_size=9)
 
 @given(losses, st.integers(1, 3), st.integers(0, 3))
 def test_the_last_and_the_best_stay_and_no_others(valid: list[float], last: int, best: int) -> None:
-    keep, there = Keep(last, best), set()
+    keep, there = Retention(last, best), set()
     for epoch in range(len(valid)):
         there = (there | {epoch}) - set(keep.dropped(epoch, valid))
         so_far = valid[: epoch + 1]
@@ -86,20 +86,20 @@ def test_the_last_and_the_best_stay_and_no_others(valid: list[float], last: int,
         assert there == {*range(max(0, epoch + 1 - last), epoch + 1), *lowest}
 
 
-def test_the_best_stay_after_the_end_and_are_whole(kitchen: Context) -> None:
+def test_the_best_stay_after_the_end_and_are_whole(context: Context) -> None:
     prepared = prepare(examples(), COLUMNS, FAST)
-    checkpoints = Checkpoints.of(kitchen.store, {}, Keep(last=1, best=2))
+    checkpoints = Checkpoints.of(context.store, {}, Retention(last=1, best=2))
     fitted = fit(prepared, FAST, checkpoints=checkpoints)
     valid = [epoch.valid_loss for epoch in fitted.epochs]
     wanted = sorted(sorted(range(len(valid)), key=lambda each: valid[each])[:2])
     checkpoints.drop()
-    kept = sorted(kitchen.store.list(checkpoints.folder))
+    kept = sorted(context.store.list(checkpoints.folder))
     assert [int(key[-18:-12]) for key in kept] == wanted
     assert equal(
         fit(prepared, FAST, checkpoints=checkpoints), fitted
     )  # asked again it goes on, and ends alike
 
 
-def test_a_training_that_ended_well_leaves_none(kitchen, training_set):
+def test_a_training_that_ended_well_leaves_none(context, training_set):
     train_tabular("late", training_set, **NAMES, params=FAST)
-    assert list(kitchen.store.list("checkpoints/")) == []
+    assert list(context.store.list("checkpoints/")) == []

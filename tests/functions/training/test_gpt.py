@@ -12,16 +12,16 @@ from examples.gpt.recipe import GptRecipe
 from functions import use_context
 from functions.training import RecipeParams, load, train_recipe
 from functions.training.checkpoints import Checkpoints
-from tests.functions.training.kitchen import Deadly
+from tests.functions.training.tabular_setup import KillsItsWorker
 
 TINY = {"context": 32, "width": 16, "heads": 2, "layers": 1}
 PARAMS = RecipeParams(lr=1e-2, epochs=2, batch_size=32)
 
 
 @pytest.fixture
-def project(kitchen):
-    with use_context(replace(kitchen, project="examples.gpt")) as context:
-        yield context
+def project(context):
+    with use_context(replace(context, project="examples.gpt")) as with_project:
+        yield with_project
 
 
 def test_what_follows_a_place_does_not_change_its_answer():
@@ -74,7 +74,7 @@ def test_two_workers_with_half_of_it_each_learn_what_one_does_though_killed(
 ):
     params = PARAMS.model_copy(update={"batch_size": 256, "epochs": 3})
     one = train_recipe("notes", "gpt", options=TINY, params=params)
-    killed = Deadly(project.store, "checkpoints/deadly/", mark=tmp_path / "killed")
+    killed = KillsItsWorker(project.store, "checkpoints/deadly/", mark=tmp_path / "killed")
     monkeypatch.setattr(Checkpoints, "of", lambda *_: killed)
     two = train_recipe("notes", "gpt", options=TINY, params=params, num_workers=2, sharding="shard")
     assert killed.mark.exists()

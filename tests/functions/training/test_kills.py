@@ -16,7 +16,7 @@ from examples.flights import data
 from functions import Context
 from functions.training import train_tabular
 from registry import Table, TableSnapshot, open_store
-from tests.functions.training.kitchen import FAST, examples
+from tests.functions.training.tabular_setup import FAST, examples
 from tests.functions.training.victim import LONG, SHARD_ROWS
 
 pytestmark = [pytest.mark.ray, pytest.mark.proof]
@@ -101,32 +101,38 @@ def until(victim: Victim, come: Callable[[], object]) -> None:
 
 
 @pytest.fixture(scope="module")
-def diner(tmp_path_factory: pytest.TempPathFactory) -> Context:
+def shared_context(tmp_path_factory: pytest.TempPathFactory) -> Context:
     """One store for all trainings, with a training set."""
-    url = f"file://{tmp_path_factory.mktemp('diner')}"
-    context = Context(store=open_store(url), store_url=url, actor="cook")
+    url = f"file://{tmp_path_factory.mktemp('shared_context')}"
+    context = Context(store=open_store(url), store_url=url, actor="ada")
     assert Table(context.store, TRAINING.name).append(examples(8_000)) == TRAINING
     return context
 
 
 @pytest.fixture(scope="module")
-def calm(diner: Context) -> dict[str, float]:
+def undisturbed(shared_context: Context) -> dict[str, float]:
     """The metrics of a training that nobody disturbed."""
-    metrics: dict[str, float] = Victim("train", diner, TRAINING).result()["metrics"]
+    metrics: dict[str, float] = Victim("train", shared_context, TRAINING).result()["metrics"]
     return metrics
 
 
 @pytest.mark.parametrize(("number", "what"), list(enumerate(KILLS)))
 def test_ten_trainings_killed_at_random_moments_end_as_the_one_that_was_not(
-    diner: Context, begin: Callable[..., Victim], calm: dict[str, float], number: int, what: str
+    shared_context: Context,
+    begin: Callable[..., Victim],
+    undisturbed: dict[str, float],
+    number: int,
+    what: str,
 ) -> None:
     chance = random.Random(number)
-    epoch, moment = chance.randrange(LONG.span[0] - 2), chance.random()
-    versions = len(diner.registry().list_versions("late"))
-    victim = begin("train", diner, TRAINING)
+    epoch, moment = chance.randrange(LONG.epochs_and_patience[0] - 2), chance.random()
+    versions = len(shared_context.registry().list_versions("late"))
+    victim = begin("train", shared_context, TRAINING)
 
     def reached() -> bool:
-        return any(key.endswith(f"{epoch:06d}.safetensors") for key in diner.store.list("checkpoints/"))
+        return any(
+            key.endswith(f"{epoch:06d}.safetensors") for key in shared_context.store.list("checkpoints/")
+        )
 
     until(victim, reached)
     time.sleep(moment * 0.5)  # somewhere in the epochs that follow
@@ -134,25 +140,25 @@ def test_ten_trainings_killed_at_random_moments_end_as_the_one_that_was_not(
     assert len(workers) == 2
     if what == "cluster":
         victim.kill()
-        victim = begin("train", diner, TRAINING)
+        victim = begin("train", shared_context, TRAINING)
     else:
         for worker in workers[: 1 if what == "one worker" else 2]:
             _kill(worker)
     ended = victim.result()
     for loss in ("log_loss", "brier"):  # the calibration error jumps where a row changes its bin
-        assert ended["metrics"][loss] == pytest.approx(calm[loss], abs=1e-4)
-    assert ended["version"] == versions + 1 == len(diner.registry().list_versions("late"))
-    assert list(diner.store.list("checkpoints/")) == []
+        assert ended["metrics"][loss] == pytest.approx(undisturbed[loss], abs=1e-4)
+    assert ended["version"] == versions + 1 == len(shared_context.registry().list_versions("late"))
+    assert list(shared_context.store.list("checkpoints/")) == []
 
 
 @pytest.mark.parametrize("where", ["here", "ray"])
 def test_all_flights_are_scored_once_though_all_was_killed_twice(
-    kitchen: Context, begin: Callable[..., Victim], where: str
+    context: Context, begin: Callable[..., Victim], where: str
 ) -> None:
     flights = data.flights().to_arrow()
     every = flights.select(["distance", "carrier", "origin", "dest", "flight_id"])
     late = np.nan_to_num(flights["arr_delay"].to_numpy(), nan=99.0) > 15
-    snapshot = Table(kitchen.store, "flights").append(every.append_column("late", [late.astype(float)]))
+    snapshot = Table(context.store, "flights").append(every.append_column("late", [late.astype(float)]))
     train_tabular(
         "late",
         snapshot,
@@ -161,7 +167,7 @@ def test_all_flights_are_scored_once_though_all_was_killed_twice(
         categorical=["carrier", "origin", "dest"],
         params=FAST.model_copy(update={"split": "random", "epochs": 1}),
     )
-    out = Table(kitchen.store, "batch/late")
+    out = Table(context.store, "batch/late")
 
     def scored() -> int:
         return out.read(columns=["row"]).num_rows if out.exists() else 0
@@ -170,12 +176,12 @@ def test_all_flights_are_scored_once_though_all_was_killed_twice(
         return out.version() if out.exists() else 0  # quicker than to read the rows: the victim does not wait
 
     for shards in (3, 8):
-        victim = begin(f"batch {where}", kitchen, snapshot)
+        victim = begin(f"batch {where}", context, snapshot)
         until(victim, lambda shards=shards: commits() >= shards)
         victim.kill()
     before = scored()
     assert 3 * SHARD_ROWS <= before < 336_776
-    done = begin(f"batch {where}", kitchen, snapshot).result()
+    done = begin(f"batch {where}", context, snapshot).result()
     assert (done["where"], done["rows"], done["rows_scored"]) == (where, 336_776, 336_776 - before)
     rows = np.sort(out.read(columns=["row"])["row"].to_numpy())
     np.testing.assert_array_equal(rows, np.arange(336_776))

@@ -13,43 +13,43 @@ from functions.training import train_tabular
 from functions.training.checkpoints import Checkpoints
 from functions.tuning.jobs import Choice, Exploit, Limits, Range, tune_tabular
 from functions.tuning.pbt_state import Decision
-from functions.tuning.tune_asha import States
+from functions.tuning.tune_asha import TrialStates
 from registry import Table
-from tests.functions.training.kitchen import FAST, NAMES, POPULATION, Deadly
+from tests.functions.training.tabular_setup import FAST, NAMES, POPULATION, KillsItsWorker
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 
 
-def test_two_workers_learn_what_one_learns_though_one_is_killed(kitchen, training_set, monkeypatch, tmp_path):
+def test_two_workers_learn_what_one_learns_though_one_is_killed(context, training_set, monkeypatch, tmp_path):
     calm = FAST.model_copy(update={"dropout": 0.0, "unknown_rate": 0.0})
     one = train_tabular("late", training_set, **NAMES, params=calm)
-    killed = Deadly(kitchen.store, "checkpoints/deadly/", mark=tmp_path / "killed")
+    killed = KillsItsWorker(context.store, "checkpoints/deadly/", mark=tmp_path / "killed")
     monkeypatch.setattr(Checkpoints, "of", lambda *_: killed)
     two = train_tabular("late", training_set, **NAMES, params=calm, num_workers=2)
     assert killed.mark.exists()
     # without noise the steps are the same up to float32 sums in another order
     assert two.metrics["log_loss"] == pytest.approx(one.metrics["log_loss"], abs=1e-4)
-    run = kitchen.registry().get_run(two.run_id)
+    run = context.registry().get_run(two.run_id)
     told = {
         (point.step, point.value) for point in run.series("valid_loss")
     }  # the group after tells of the first again
     assert sorted(step for step, _ in told) == [0, 1, 2, 3]
-    assert kitchen.registry().get_version("late", two.version).lineage.run == two.run_id
-    assert list(kitchen.store.list("checkpoints/")) == []
+    assert context.registry().get_version("late", two.version).lineage.run == two.run_id
+    assert list(context.store.list("checkpoints/")) == []
 
 
-def test_more_workers_than_cpus_are_refused_at_once(kitchen, training_set):
+def test_more_workers_than_cpus_are_refused_at_once(context, training_set):
     with pytest.raises(Exception, match=r"9 workers of 1.0 CPUs want 9.0 CPUs"):
         train_tabular("late", training_set, **NAMES, params=FAST, num_workers=9)
 
 
-def test_every_trial_of_a_sweep_is_a_run_and_a_poor_one_fails_alone(kitchen, training_set):
+def test_every_trial_of_a_sweep_is_a_run_and_a_poor_one_fails_alone(context, training_set):
     space = {"lr": Choice(choices=[1e30]), "dropout": Range(low=0.0, high=0.3)}
     sweep = tune_tabular("late", training_set, **NAMES, params=FAST, space=space, num_samples=3)
     assert [trial.failed for trial in sweep.trials] == [False, True, True]
     assert sweep.best_params == FAST
     assert sweep.best_run == sweep.trials[0].run_id
-    registry = kitchen.registry()
+    registry = context.registry()
     record = registry.get_run(sweep.run_id).record()
     assert (record.status, record.tags["best_run"]) == ("FINISHED", sweep.best_run)
     spent = [registry.get_run(trial.run_id).record().metrics["cpu_hours"] for trial in sweep.trials]
@@ -62,10 +62,10 @@ def test_every_trial_of_a_sweep_is_a_run_and_a_poor_one_fails_alone(kitchen, tra
     assert registry.get_run(sweep.best_run).record().metrics["best_loss"] == sweep.best_loss
 
 
-def test_a_sweep_that_was_killed_half_way_repeats_no_finished_trial_and_no_epoch(kitchen, training_set):
-    registry = kitchen.registry()
+def test_a_sweep_that_was_killed_half_way_repeats_no_finished_trial_and_no_epoch(context, training_set):
+    registry = context.registry()
     address = ray.get_runtime_context().gcs_address
-    given = ["sweep", kitchen.store_url, training_set.name, str(training_set.version), address]
+    given = ["sweep", context.store_url, training_set.name, str(training_set.version), address]
     victim = subprocess.Popen([sys.executable, "-m", "tests.functions.training.victim", *given])
     ended = "tags.kind = 'trial' AND attributes.status = 'FINISHED'"
     deadline = time.monotonic() + 120
@@ -76,8 +76,8 @@ def test_a_sweep_that_was_killed_half_way_repeats_no_finished_trial_and_no_epoch
     victim.send_signal(signal.SIGKILL)
     victim.wait()
     finished = registry.search_runs("late-sweep", ended)
-    (folder,) = {key[: key.index("/", len("checkpoints/")) + 1] for key in kitchen.store.list("checkpoints/")}
-    resting = States(kitchen.store, folder).members()
+    (folder,) = {key[: key.index("/", len("checkpoints/")) + 1] for key in context.store.list("checkpoints/")}
+    resting = TrialStates(context.store, folder).members()
 
     sweep = tune_tabular("late", training_set, **NAMES, params=FAST, num_samples=4, concurrency=1)
     assert len(sweep.trials) == 4
@@ -93,7 +93,7 @@ def test_a_sweep_that_was_killed_half_way_repeats_no_finished_trial_and_no_epoch
         assert took[: len(before)] == before  # to the microsecond: none was trained again
     assert sorted(trial.epochs for trial in sweep.trials) == [1, 1, 1, 4]
     assert sweep.best_loss == min(trial.valid_loss for trial in sweep.trials)
-    assert list(kitchen.store.list("checkpoints/")) == []
+    assert list(context.store.list("checkpoints/")) == []
 
 
 def first_decision(store):
@@ -108,23 +108,23 @@ def first_decision(store):
 
 
 @pytest.mark.timeout(900)  # each member's turn may start a process
-def test_a_population_that_was_killed_goes_on_from_its_last_decision(kitchen, training_set):
+def test_a_population_that_was_killed_goes_on_from_its_last_decision(context, training_set):
     address = ray.get_runtime_context().gcs_address
-    given = ["population", kitchen.store_url, training_set.name, str(training_set.version), address]
+    given = ["population", context.store_url, training_set.name, str(training_set.version), address]
     victim = subprocess.Popen([sys.executable, "-m", "tests.functions.training.victim", *given])
     decision, deadline = None, time.monotonic() + 300
     while decision is None:
         assert victim.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
-        decision = first_decision(kitchen.store)
+        decision = first_decision(context.store)
     victim.send_signal(signal.SIGKILL)
     victim.wait()
     (first,) = [number for number, member in decision.members.items() if member.exploits]
 
     sweep = tune_tabular("late", training_set, **NAMES, **POPULATION)
     assert [(trial.failed, trial.epochs) for trial in sweep.trials] == [(False, 3)] * 3
-    registry = kitchen.registry()
+    registry = context.registry()
     for number, trial in enumerate(sweep.trials):
         run = registry.get_run(trial.run_id)
         took = [point.value for point in run.series("epoch_s")]
@@ -144,34 +144,34 @@ def test_a_population_that_was_killed_goes_on_from_its_last_decision(kitchen, tr
         sweep.trials[sweep.descent[-1].trial].best_epoch,
     ]
     assert (sweep.best_run, sweep.best_params) == (sweep.descent[-1].run_id, sweep.descent[-1].params)
-    assert list(kitchen.store.list("checkpoints/")) == []
+    assert list(context.store.list("checkpoints/")) == []
 
 
-def test_only_a_population_copies(kitchen, training_set):
+def test_only_a_population_copies(context, training_set):
     with pytest.raises(Exception, match="copy_every=2 with search='random': it is of a population"):
         tune_tabular("late", training_set, **NAMES, params=FAST, copy_every=2)
     with pytest.raises(Exception, match="copy_every=3 and 3 epochs: no trial would ever copy"):
         tune_tabular("late", training_set, **NAMES, **POPULATION | {"copy_every": 3})
 
 
-def test_a_population_ends_at_its_limit_though_some_members_wait(kitchen, training_set):
+def test_a_population_ends_at_its_limit_though_some_members_wait(context, training_set):
     used_up = Limits(cpu_hours=1e-9)
     sweep = tune_tabular("late", training_set, **NAMES, **POPULATION, limits=used_up, concurrency=1)
     assert sweep.stopped == "limits.cpu_hours=1e-09 reached"
     assert [(trial.failed, trial.epochs) for trial in sweep.trials] == [(False, 1)]
     assert [(each.begin, each.end) for each in sweep.descent] == [(0, 1)]
-    assert list(kitchen.store.list("checkpoints/")) == []
+    assert list(context.store.list("checkpoints/")) == []
 
 
-def test_batch_inference_on_ray_data_scores_each_row_once(kitchen, training_set):
+def test_batch_inference_on_ray_data_scores_each_row_once(context, training_set):
     trained = train_tabular("late", training_set, **NAMES, params=FAST)
     done = predict_batch("late", training_set, version=trained.version, shard_rows=700)
     assert (done.where, done.rows_scored) == ("ray", 4_000)
-    rows = Table(kitchen.store, "batch/late").read()["row"].to_pylist()
+    rows = Table(context.store, "batch/late").read()["row"].to_pylist()
     assert sorted(rows) == list(range(4_000))
 
 
-def test_a_sweep_that_learns_from_its_trials_tries_what_it_is_given_first(kitchen, training_set):
+def test_a_sweep_that_learns_from_its_trials_tries_what_it_is_given_first(context, training_set):
     space = {"lr": Range(low=1e-4, high=1e-1, log=True), "hidden": Choice(choices=[(16,), (32, 16)])}
     sweep = tune_tabular(
         "late", training_set, **NAMES, params=FAST, space=space, search="optuna", num_samples=4
@@ -183,7 +183,7 @@ def test_a_sweep_that_learns_from_its_trials_tries_what_it_is_given_first(kitche
     assert sweep.best_loss == min(trial.valid_loss for trial in sweep.trials)
 
 
-def test_a_sweep_over_a_grid_ends_at_its_limit_with_what_it_has(kitchen, training_set):
+def test_a_sweep_over_a_grid_ends_at_its_limit_with_what_it_has(context, training_set):
     space = {"dropout": Choice(choices=[0.0, 0.1, 0.3])}
     with pytest.raises(Exception, match="needs prices: set TOQUE_PRICES"):
         tune_tabular("late", training_set, **NAMES, params=FAST, limits=Limits(money=1))
@@ -199,5 +199,5 @@ def test_a_sweep_over_a_grid_ends_at_its_limit_with_what_it_has(kitchen, trainin
     )
     assert sweep.stopped == "limits.cpu_hours=1e-09 reached"
     assert [(trial.failed, trial.epochs) for trial in sweep.trials] == [(False, 1)]
-    record = kitchen.registry().get_run(sweep.run_id).record()
+    record = context.registry().get_run(sweep.run_id).record()
     assert (record.status, record.tags["stopped"]) == ("FINISHED", sweep.stopped)

@@ -10,7 +10,7 @@ from ray.cluster_utils import Cluster
 from functions.evaluation.batch_inference import predict_batch
 from functions.training import train_tabular
 from functions.tuning.jobs import tune_tabular
-from tests.functions.training.kitchen import FAST, NAMES
+from tests.functions.training.tabular_setup import FAST, NAMES
 
 pytestmark = [pytest.mark.ray, pytest.mark.proof]
 TRAINING = {  # what the actors that compute are called in Ray; Tune wraps a trial twice
@@ -34,7 +34,7 @@ def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 
 
 @pytest.mark.usefixtures("two_nodes")
-def test_a_node_that_serves_takes_no_training_sweep_or_batch_inference(kitchen, training_set):
+def test_a_node_that_serves_takes_no_training_sweep_or_batch_inference(context, training_set):
     (serving,) = (
         node["NodeID"] for node in ray.nodes() if node["Labels"].get("ray.io/node-group") == "serve"
     )

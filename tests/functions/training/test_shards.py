@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
-from functions.training.checkpoints import Checkpoints, Share, Snapshot
-from functions.training.loop.parallel import Alone
+from functions.training.checkpoints import Checkpoints, Shard, Snapshot
+from functions.training.loop.process_group import SingleProcess
 from functions.training.loop.training_loop import train
 from tests.functions.training.recipes import trainer
 
@@ -17,47 +17,47 @@ from tests.functions.training.recipes import trainer
 def test_a_share_is_what_torch_chunk_gives(count, size):
     numbers = torch.arange(count)
     chunks = [each.tolist() for each in torch.chunk(numbers, size)] if count else []
-    shares = [list(Share(rank, size).rows(count)) for rank in range(size)]
-    assert [share for share in shares if share] == chunks
+    shares = [list(Shard(rank, size).rows(count)) for rank in range(size)]
+    assert [shard for shard in shares if shard] == chunks
 
 
 def saved(checkpoints, epoch, whole, size):
     for rank in range(size):
-        share = Share(rank, size)
-        rows = share.rows(len(whole))
+        shard = Shard(rank, size)
+        rows = shard.rows(len(whole))
         tensors = {"net.w": whole[rows.start : rows.stop], "net.b": torch.ones(2)}
-        checkpoints.save(epoch, Snapshot(tensors, {"epoch": epoch}, {"net.w": len(whole)}), share)
+        checkpoints.save(epoch, Snapshot(tensors, {"epoch": epoch}, {"net.w": len(whole)}), shard)
 
 
 @pytest.mark.parametrize("after", [1, 2, 3, 5])
-def test_other_workers_than_those_that_saved_get_their_own_rows(kitchen, after):
-    checkpoints, whole = Checkpoints.of(kitchen.store, {}), torch.randn(7, 2)
+def test_other_workers_than_those_that_saved_get_their_own_rows(context, after):
+    checkpoints, whole = Checkpoints.of(context.store, {}), torch.randn(7, 2)
     saved(checkpoints, 4, whole, 3)
-    got = [checkpoints.latest(Share(rank, after)) for rank in range(after)]
+    got = [checkpoints.latest(Shard(rank, after)) for rank in range(after)]
     assert torch.equal(torch.cat([each.tensors["net.w"] for each in got]), whole)
     assert all(torch.equal(each.tensors["net.b"], torch.ones(2)) for each in got)
 
 
-def test_an_epoch_of_which_a_share_is_absent_or_damaged_does_not_count(kitchen):
-    checkpoints, whole = Checkpoints.of(kitchen.store, {}), torch.randn(4, 2)
+def test_an_epoch_of_which_a_share_is_absent_or_damaged_does_not_count(context):
+    checkpoints, whole = Checkpoints.of(context.store, {}), torch.randn(4, 2)
     for epoch in range(2):
         saved(checkpoints, epoch, whole, 2)
-    last = max(kitchen.store.list(checkpoints.folder))
+    last = max(context.store.list(checkpoints.folder))
     assert last.endswith("000001.1-of-2.safetensors")
-    kitchen.store.put(last, kitchen.store.get(last)[:-1])
+    context.store.put(last, context.store.get(last)[:-1])
     assert checkpoints.latest().facts == {"epoch": 0}
-    kitchen.store.delete(last)
+    context.store.delete(last)
     assert checkpoints.latest().facts == {"epoch": 0}
-    checkpoints.save(2, Snapshot({}, {"epoch": 2}), Share(0, 3))  # the first of three
+    checkpoints.save(2, Snapshot({}, {"epoch": 2}), Shard(0, 3))  # the first of three
     assert checkpoints.latest().facts == {"epoch": 0}
 
 
 @pytest.mark.slow
 def test_two_workers_with_half_a_model_each_learn_what_one_does_though_they_were_cut_and_steps_are_in_pieces(
-    kitchen, tmp_path
+    context, tmp_path
 ):
     alone = trainer()
-    train(alone, Alone())
+    train(alone, SingleProcess())
     workers = [
         subprocess.Popen(
             [
@@ -66,7 +66,7 @@ def test_two_workers_with_half_a_model_each_learn_what_one_does_though_they_were
                 "tests.functions.training.shard_worker",
                 str(rank),
                 str(tmp_path),
-                kitchen.store_url,
+                context.store_url,
             ],
             stdout=subprocess.PIPE,
             text=True,
@@ -81,8 +81,8 @@ def test_two_workers_with_half_a_model_each_learn_what_one_does_though_they_were
         for pieces in each["pieces"]:
             assert pieces == pytest.approx(each["undisturbed"], rel=1e-5)
         assert each["rows"] in ([3, 3], [2, 2])  # of five: weight and its moments
-    checkpoints = Checkpoints(kitchen.store, "checkpoints/cut/")
-    assert len(list(kitchen.store.list(checkpoints.folder))) == 4  # two epochs, two shares
+    checkpoints = Checkpoints(context.store, "checkpoints/cut/")
+    assert len(list(context.store.list(checkpoints.folder))) == 4  # two epochs, two shares
     whole = checkpoints.latest()
     assert whole.tensors["best.first.weight"].shape == (5, 3)
     wanted = alone.net.state_dict()["first.weight"]

@@ -7,12 +7,12 @@ import torch
 
 from functions.training import TrainingError
 from functions.training.checkpoints import Checkpoints
-from functions.training.loop.parallel import Alone
+from functions.training.loop.process_group import SingleProcess
 from functions.training.loop.training_loop import Trainer, train
 from functions.training.tabular.fitting import new_trainer, prepare
-from tests.functions.training.kitchen import COLUMNS, examples
-from tests.functions.training.kitchen import FAST as TABULAR
 from tests.functions.training.recipes import FAST, trainer
+from tests.functions.training.tabular_setup import COLUMNS, examples
+from tests.functions.training.tabular_setup import FAST as TABULAR
 
 
 def close(one: Trainer, other: Trainer) -> None:
@@ -43,41 +43,41 @@ def test_a_step_of_a_table_in_pieces_is_the_step() -> None:
     close(parts, whole)
 
 
-def test_workers_that_are_not_at_the_last_piece_do_not_meet(monkeypatch) -> None:
-    told: list[bool] = []
-    world = Alone()
-    piece = world.piece
+def test_gradients_are_averaged_after_the_last_micro_batch_only(monkeypatch) -> None:
+    seen: list[bool] = []
+    group = SingleProcess()
+    micro_step = group.micro_step
     monkeypatch.setattr(
-        world, "piece", lambda module, *, last: told.append(last) or piece(module, last=last), raising=True
+        group, "micro_step", lambda module, *, last: seen.append(last) or micro_step(module, last=last)
     )
-    trainer(FAST.model_copy(update={"accumulate": 4}), world).run_epoch()
-    assert told == [False, False, False, True] * 8
+    trainer(FAST.model_copy(update={"accumulate": 4}), group).run_epoch()
+    assert seen == [False, False, False, True] * 8
 
 
 @pytest.fixture
 def quick(monkeypatch) -> None:
-    """torch.compile with all of its front and none of the C++, which takes half a minute."""
+    """torch.compile with its frontend but without the C++ compilation, which takes half a minute."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_compiled_training_goes_on_uncompiled_and_ends_as_it_would_have(kitchen) -> None:
+def test_a_compiled_training_goes_on_uncompiled_and_ends_as_it_would_have(context) -> None:
     fast = FAST.model_copy(update={"compiled": True, "accumulate": 2})
-    checkpoints = Checkpoints.of(kitchen.store, {})
+    checkpoints = Checkpoints.of(context.store, {})
     first, undisturbed = trainer(fast), trainer(FAST.model_copy(update={"accumulate": 2}))
     assert type(first._stepped).__name__ == "Compiled"
     for _ in range(2):
         checkpoints.save(first.run_epoch().number, first.snapshot())
-    train(undisturbed, Alone())
+    train(undisturbed, SingleProcess())
     assert set(first.snapshot().tensors) == set(undisturbed.snapshot().tensors)
     resumed = trainer()
-    train(resumed, Alone(), checkpoints=checkpoints)
+    train(resumed, SingleProcess(), checkpoints=checkpoints)
     close(resumed, undisturbed)
 
 
 def test_what_cannot_be_compiled_is_told_with_the_remedy(monkeypatch) -> None:
     def broken(*_: object) -> None:
-        raise RuntimeError("no compiler in this kitchen")
+        raise RuntimeError("no compiler on this machine")
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=broken))
     compiled = trainer(FAST.model_copy(update={"compiled": True}))
@@ -99,7 +99,7 @@ def test_compiled_steps_are_the_steps() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_on_a_card_pieces_and_compiled_steps_are_the_steps() -> None:
     ways = [FAST.model_copy(update=how) for how in ({}, {"accumulate": 3}, {"compiled": True})]
-    trainers = [trainer(way, Alone("cuda")) for way in ways]
+    trainers = [trainer(way, SingleProcess("cuda")) for way in ways]
     losses = [[each.run_epoch().valid_loss for _ in range(2)] for each in trainers]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     assert losses[2] == pytest.approx(losses[0], rel=1e-3)

@@ -13,11 +13,12 @@ from functions.evaluation.metrics.numbers import mae, r2, rmse
 from functions.model_formats.table_inputs import table_inputs
 from functions.training import TabularParams, TrainingDataError, load, train_tabular
 from functions.training.tabular.calibration import fit_inverse_temperature
+from functions.training.tabular.columns import Columns
 from functions.training.tabular.dataset import tabular_data
-from functions.training.tabular.fitting import Columns, prepare
+from functions.training.tabular.fitting import prepare
 from functions.tuning.space import Choice, draw_points
 from registry import Table
-from tests.functions.training.kitchen import FAST
+from tests.functions.training.tabular_setup import FAST
 
 COLUMNS = Columns(["a", "b"], ["c"], "y")
 NAMES = {"label": "y", "numeric": ["a", "b"], "categorical": ["c"]}
@@ -47,13 +48,13 @@ def prices(seed=0):
     return table_of(x, c, 5e4 + 8e3 * x[:, 0] + 3e3 * (c == "x") + 1e3 * generator.normal(size=len(c)))
 
 
-def test_several_classes_are_learnt_and_served_by_name(kitchen, tmp_path):
+def test_several_classes_are_learnt_and_served_by_name(context, tmp_path):
     table = seasons()
-    snapshot = Table(kitchen.store, "seasons").append(table)
+    snapshot = Table(context.store, "seasons").append(table)
     trained = train_tabular("season", snapshot, **NAMES, params=MULTI)
     # one in ten of two thirds of the rows is noise that nobody can know
     assert trained.metrics["accuracy"] > 0.9
-    registry = kitchen.registry()
+    registry = context.registry()
     version = registry.get_version("season", trained.version)
     (output,) = version.signature.outputs
     assert (output.name, output.shape, output.columns) == (
@@ -71,12 +72,12 @@ def test_several_classes_are_learnt_and_served_by_name(kitchen, tmp_path):
     )
 
 
-def test_numbers_are_learnt_and_served_in_their_own_unit(kitchen, tmp_path):
+def test_numbers_are_learnt_and_served_in_their_own_unit(context, tmp_path):
     table = prices()
-    snapshot = Table(kitchen.store, "prices").append(table)
+    snapshot = Table(context.store, "prices").append(table)
     trained = train_tabular("price", snapshot, **NAMES, params=NUMBER)
     assert trained.metrics["r2"] > 0.95
-    registry = kitchen.registry()
+    registry = context.registry()
     (output,) = registry.get_version("price", trained.version).signature.outputs
     assert (output.name, output.shape) == ("value", [-1, 1])
     registry.download("price", trained.version, to=tmp_path)

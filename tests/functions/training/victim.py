@@ -14,7 +14,7 @@ from functions.training import train_tabular
 from functions.training.params import TabularParams
 from functions.tuning.jobs import tune_tabular
 from registry import TableSnapshot, open_store
-from tests.functions.training.kitchen import FAST, NAMES, POPULATION
+from tests.functions.training.tabular_setup import FAST, NAMES, POPULATION
 
 LONG = TabularParams(hidden=(64, 32), batch_size=64, epochs=9, patience=9)
 SHARD_ROWS = 5_000  # enough commits that one who looks slowly still comes before the last

@@ -6,28 +6,28 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from functions.tuning.asha import Rungs, rung_after
+from functions.tuning.asha import AshaScheduler, rung_after
 
 EPOCHS = 9  # rungs at 1 and 4
 
 
-class Patient(Rungs):
-    """Gives up nobody before the end."""
+class NeverEnds(AshaScheduler):
+    """ASHA that lets no trial end early."""
 
-    def rested(self, number):
-        super().rested(number)
+    def pause(self, number):
+        super().pause(number)
         self._over -= {each for each, told in self._losses.items() if len(told) < EPOCHS}
         return []
 
 
-def played(rungs, losses, *, workers=2, speed=None, cut=None, fails=None):
+def played(scheduler, losses, *, workers=2, speed=None, cut=None, fails=None):
     """Losses that trials reported, in order, as (trial, epoch); ends after `cut` of them. `losses[trial][epoch]`."""
     speed, told, free, now = speed or random.Random(0), [], workers, 0.0
     training = []
 
     def begin():
         nonlocal free
-        while free and (chosen := rungs.next()) is not None:
+        while free and (chosen := scheduler.next()) is not None:
             free -= 1
             heapq.heappush(training, (now + speed.random(), *chosen))
 
@@ -36,16 +36,16 @@ def played(rungs, losses, *, workers=2, speed=None, cut=None, fails=None):
         now, number, epoch, until = heapq.heappop(training)
         told.append((number, epoch))
         if (number, epoch) == fails:
-            rungs.failed(number)
+            scheduler.fail(number)
         else:
-            rungs.told(number, losses[number][epoch])
+            scheduler.report(number, losses[number][epoch])
             if epoch + 1 < min(until, EPOCHS):
                 heapq.heappush(training, (now + speed.random(), number, epoch + 1, until))
                 continue
             if epoch + 1 == EPOCHS:
-                rungs.ended(number)
+                scheduler.complete(number)
             else:
-                rungs.rested(number)
+                scheduler.pause(number)
         free += 1
         begin()
     return told
@@ -61,7 +61,7 @@ def lengths(told):
 
 
 def test_the_best_quarter_goes_on_from_each_rung():
-    told = played(Rungs(16, {}, ()), constant(range(16)))
+    told = played(AshaScheduler(16, {}, ()), constant(range(16)))
     # 16 to their first epoch, 4 of them three more, 1 of those five more
     assert len(told) == 16 + 4 * 3 + 5
     assert sorted(lengths(told).items()) == [
@@ -70,7 +70,7 @@ def test_the_best_quarter_goes_on_from_each_rung():
 
 
 def test_one_goes_on_before_all_have_begun():
-    told = played(Rungs(16, {}, ()), constant(range(16)), workers=1)
+    told = played(AshaScheduler(16, {}, ()), constant(range(16)), workers=1)
     # four have come to the first rung: the best of them goes on
     assert told[:7] == [(0, 0), (1, 0), (2, 0), (3, 0), (0, 1), (0, 2), (0, 3)]
     assert told[7] == (4, 0)
@@ -78,28 +78,28 @@ def test_one_goes_on_before_all_have_begun():
 
 def test_of_few_the_best_trains_to_its_end():
     for count in range(1, 8):
-        told = played(Rungs(count, {}, ()), constant(reversed(range(count))))
+        told = played(AshaScheduler(count, {}, ()), constant(reversed(range(count))))
         assert lengths(told)[count - 1] == EPOCHS
         assert len(lengths(told)) == count
 
 
 def test_who_cannot_be_among_the_best_any_more_is_told_at_once():
-    rungs = Rungs(8, {}, ())  # of which two will go on
+    scheduler = AshaScheduler(8, {}, ())  # of which two will go on
     gone = []
     for number, loss in enumerate([5.0, 3.0, 4.0, 6.0, 7.0]):
-        assert rungs.next() == (number, 0, 1) or number == 4
+        assert scheduler.next() == (number, 0, 1) or number == 4
         if number < 4:
-            rungs.told(number, loss)
-            gone.append(rungs.rested(number))
+            scheduler.report(number, loss)
+            gone.append(scheduler.pause(number))
     assert gone == [[], [], [0], [3]]
 
 
 def test_what_a_failed_trial_reported_does_not_count():
     losses = constant(range(4))
-    told = played(Rungs(4, {}, ()), losses, workers=1, fails=(0, 2))
+    told = played(AshaScheduler(4, {}, ()), losses, workers=1, fails=(0, 2))
     assert lengths(told)[0] == 3  # the one that went on has failed
     assert max(lengths(told).values()) == 3  # the others had been given up
-    told = played(Rungs(4, {}, ()), losses, workers=1, fails=(0, 0))
+    told = played(AshaScheduler(4, {}, ()), losses, workers=1, fails=(0, 0))
     assert lengths(told) == {0: 1, 1: EPOCHS, 2: 1, 3: 1}
 
 
@@ -118,7 +118,7 @@ losses_of_trials = st.integers(1, 40).flatmap(
 
 @given(losses_of_trials, st.integers(1, 5), st.randoms(use_true_random=False))
 def test_all_begin_one_ends_and_the_best_quarter_of_each_rung_went_on(losses, workers, speed):
-    told = played(Rungs(len(losses), {}, ()), losses, workers=workers, speed=speed)
+    told = played(AshaScheduler(len(losses), {}, ()), losses, workers=workers, speed=speed)
     assert len(set(told)) == len(told)
     came = lengths(told)
     assert came.keys() == set(range(len(losses)))
@@ -132,16 +132,16 @@ def test_all_begin_one_ends_and_the_best_quarter_of_each_rung_went_on(losses, wo
 def test_giving_up_early_changes_nothing(losses, workers, seed):
     ways = [
         played(way(len(losses), {}, ()), losses, workers=workers, speed=random.Random(seed))
-        for way in (Rungs, Patient)
+        for way in (AshaScheduler, NeverEnds)
     ]
     assert ways[0] == ways[1]
 
 
 @given(losses_of_trials, st.integers(1, 5), st.randoms(use_true_random=False), st.integers(0, 60))
 def test_an_interrupted_sweep_trains_no_epoch_again(losses, workers, speed, cut):
-    rungs = Rungs(len(losses), {}, ())
-    before = played(rungs, losses, workers=workers, speed=speed, cut=cut)
+    scheduler = AshaScheduler(len(losses), {}, ())
+    before = played(scheduler, losses, workers=workers, speed=speed, cut=cut)
     known = {number: losses[number][:epochs] for number, epochs in lengths(before).items()}
-    after = played(Rungs(len(losses), known, rungs._over), losses, workers=workers, speed=speed)
+    after = played(AshaScheduler(len(losses), known, scheduler._over), losses, workers=workers, speed=speed)
     assert len({*before, *after}) == len(before) + len(after)
     assert EPOCHS in lengths(before + after).values()

@@ -8,14 +8,14 @@ import pytest
 from functions.training.errors import TrainingDataError, TrainingError
 from functions.training.params import TabularParams
 from functions.tuning.space import Choice, Range
-from functions.tuning.tpe import Asker
+from functions.tuning.tpe import TpeSampler
 
 BASE = TabularParams(lr=0.5, epochs=2, patience=2)
 SPACE = {"lr": Range(low=1e-5, high=1.0, log=True), "hidden": Choice(choices=[[8], [16, 8]])}
 
 
-def asker(count: int = 30, *, space=SPACE) -> Asker:
-    return Asker(space, BASE, count=count, seed=3)
+def sampler(count: int = 30, *, space=SPACE) -> TpeSampler:
+    return TpeSampler(space, BASE, count=count, seed=3)
 
 
 def loss(params: TabularParams) -> float:
@@ -23,18 +23,20 @@ def loss(params: TabularParams) -> float:
     return (math.log10(params.lr) + 3) ** 2 + 0.5 * len(params.hidden)
 
 
-def searched(asker: Asker, tried: list[TabularParams] | None = None, count: int = 30) -> list[TabularParams]:
+def searched(
+    sampler: TpeSampler, tried: list[TabularParams] | None = None, count: int = 30
+) -> list[TabularParams]:
     tried = list(tried or [])
     for number in range(len(tried), count):
-        tried.append(asker.propose(number, [(each, loss(each)) for each in tried]))
+        tried.append(sampler.propose(number, [(each, loss(each)) for each in tried]))
     return tried
 
 
 def test_it_begins_with_the_given_and_finds_the_best_region():
-    tried = searched(asker())
+    tried = searched(sampler())
     assert len(tried) == 30
     assert tried[0] == BASE
-    assert tried == searched(asker())  # by its seed
+    assert tried == searched(sampler())  # by its seed
     best = min(tried, key=loss)
     assert best.hidden == (8,)
     assert 3e-4 < best.lr < 3e-3
@@ -43,23 +45,23 @@ def test_it_begins_with_the_given_and_finds_the_best_region():
 
 
 def test_a_search_goes_on_as_if_it_had_not_been_interrupted():
-    tried = searched(asker())
-    assert searched(asker(), tried[:3]) == tried
-    assert searched(asker(), tried[:20]) == tried
+    tried = searched(sampler())
+    assert searched(sampler(), tried[:3]) == tried
+    assert searched(sampler(), tried[:20]) == tried
 
 
 def test_what_never_told_a_loss_is_not_learnt_from():
-    tried = [(each, loss(each)) for each in searched(asker(), count=12)]
+    tried = [(each, loss(each)) for each in searched(sampler(), count=12)]
     poor = (tried[-1][0].model_copy(update={"lr": 0.9}), math.nan)
-    assert asker().propose(13, [*tried, poor]) == asker().propose(13, tried)
-    assert asker().propose(13, tried) != asker().propose(14, tried)
+    assert sampler().propose(13, [*tried, poor]) == sampler().propose(13, tried)
+    assert sampler().propose(13, tried) != sampler().propose(14, tried)
 
 
 def test_what_is_not_allowed_or_not_installed_is_told(monkeypatch):
-    bad = asker(2, space={"dropout": Choice(choices=[7.0])})
+    bad = sampler(2, space={"dropout": Choice(choices=[7.0])})
     assert bad.propose(0, []) == BASE
     with pytest.raises(TrainingDataError, match="draws a setting that is not allowed"):
         bad.propose(1, [])
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(TrainingError, match=r"needs the package: pip install .*\[sweeps\]"):
-        asker()
+        sampler()

@@ -5,13 +5,13 @@ from types import SimpleNamespace
 from functions.tuning.pbt_state import Member
 from functions.tuning.space import Exploit
 from functions.tuning.tracking import TrialTracker, finished_trials
-from tests.functions.training.kitchen import FAST
+from tests.functions.training.tabular_setup import FAST
 
 PAST = {"valid_loss": 0.6, "train_loss": 0.7, "epoch_s": 1.5, "rows_per_s": 100.0}
 
 
-def test_a_member_that_goes_on_has_its_past_in_its_new_run(kitchen, training_set):
-    registry, slow = kitchen.registry(), FAST.model_copy(update={"lr": 1e-3})
+def test_a_resumed_member_has_its_earlier_epochs_in_its_new_run(context, training_set):
+    registry, slow = context.registry(), FAST.model_copy(update={"lr": 1e-3})
     sweep = registry.start_run("e", tags={"sweep_key": "k"})
     exploit = Exploit(epoch=1, trial=2, params=slow)
     tracker = TrialTracker(
@@ -27,8 +27,8 @@ def test_a_member_that_goes_on_has_its_past_in_its_new_run(kitchen, training_set
     trial = SimpleNamespace(config={"point": 0}, last_result={"finished": True})
     for _ in range(2):  # it is put aside once
         tracker.on_trial_start(trial=trial)
-        spent = {"cpu_s": 3600.0, "gpu_s": 0.0, "energy_j": 0.0}
-        tracker.on_trial_result(trial=trial, result=PAST | {"valid_loss": 0.5} | spent)
+        used = {"cpu_s": 3600.0, "gpu_s": 0.0, "energy_j": 0.0}
+        tracker.on_trial_result(trial=trial, result=PAST | {"valid_loss": 0.5} | used)
     tracker.on_trial_complete(trial=trial)
     (known,) = tracker.trials().values()
     assert (known.epochs, known.valid_loss, known.best_epoch, known.exploits) == (3, 0.5, 1, (exploit,))
@@ -40,8 +40,8 @@ def test_a_member_that_goes_on_has_its_past_in_its_new_run(kitchen, training_set
     assert finished_trials(registry, "e", "k") == {0: known}
 
 
-def test_who_rests_and_never_goes_on_has_a_run_that_ends_with_the_sweep(kitchen, training_set):
-    registry = kitchen.registry()
+def test_a_paused_trial_that_never_resumes_has_a_run_that_ends_with_the_sweep(context, training_set):
+    registry = context.registry()
     sweep = registry.start_run("e", tags={"sweep_key": "k"})
 
     def tracker():
@@ -60,7 +60,7 @@ def test_who_rests_and_never_goes_on_has_a_run_that_ends_with_the_sweep(kitchen,
         )
 
     ended, interrupted = tracker(), tracker()
-    ended.given_up(2)
+    ended.close_trial(2)
     ended.close({}, ended=True)
     assert {number: (each.failed, each.epochs) for number, each in ended.trials().items()} == {
         1: (False, 1),

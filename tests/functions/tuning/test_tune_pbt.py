@@ -10,8 +10,8 @@ from functions.training.errors import TrainingDataError, TrainingError
 from functions.training.loop.training_loop import one_cycle
 from functions.training.params import TabularParams
 from functions.training.tabular.fitting import new_trainer, prepare
-from functions.tuning.pbt_lineage import Stretch, descent
-from functions.tuning.pbt_state import Decision, Generations, Member
+from functions.tuning.pbt_lineage import Stretch, lineage
+from functions.tuning.pbt_state import Decision, Member, PbtState
 from functions.tuning.space import (
     DEFAULT_SPACE,
     Choice,
@@ -21,8 +21,8 @@ from functions.tuning.space import (
     population_points,
     population_space,
 )
-from functions.tuning.tune_pbt import saved_as, taken_up
-from tests.functions.training.kitchen import COLUMNS, FAST, examples
+from functions.tuning.tune_pbt import resume_population, tune_checkpoint
+from tests.functions.training.tabular_setup import COLUMNS, FAST, examples
 
 SPACE = {"lr": Range(low=1e-3, high=1e-2, log=True), "batch_size": Choice(choices=[128, 256, 512])}
 BASE = TabularParams(lr=2e-3, batch_size=512, epochs=6, patience=6)
@@ -59,12 +59,12 @@ def test_a_trainer_goes_on_under_new_settings_with_weights_and_moments_kept(prep
     assert weights["lr"] == pytest.approx(3e-3 * one_cycle(2 * steps, 4 * steps))
     assert (weights["weight_decay"], biases["weight_decay"]) == (0.5, 0.0)
     assert [layer.p for layer in after.net.modules() if isinstance(layer, torch.nn.Dropout)] == [0.4]
-    assert after.lesson.unknown_rate == 0.0
+    assert after.task.unknown_rate == 0.0
     assert after.run_epoch().number == 2
     assert after._schedule.last_epoch == 3 * steps
 
 
-def test_what_would_want_another_network_is_refused_by_name():
+def test_a_setting_that_needs_another_network_is_refused_by_name():
     with pytest.raises(
         TrainingDataError, match=r"\['hidden'\] cannot be varied; choose from \['batch_size', 'clip'"
     ):
@@ -78,22 +78,22 @@ def test_what_would_want_another_network_is_refused_by_name():
     assert population_space(None).keys() == {"lr", "dropout", "weight_decay"} < DEFAULT_SPACE.keys()
 
 
-class Quiet:
-    """A log that nobody reads."""
+class NoRuns:
+    """Runs of members in which nothing may be recorded."""
 
-    def exploited(self, number, exploit):
+    def record_exploit(self, number, exploit):
         raise AssertionError(number, exploit)
 
-    told, lost = exploited, exploited
+    history, failed_runs = record_exploit, record_exploit
 
 
 def member(settings=BASE, weights=0, told=()):
     return Member(settings=settings, weights=weights, told=list(told), exploits=[])
 
 
-def test_new_settings_are_near_the_copied_ones_within_the_space_and_drawn_by_the_seed(kitchen):
-    taken = taken_up(kitchen.store, "p/", 2, [BASE] * 4, {})
-    population = taken.population(SPACE, 0, 2, Quiet())
+def test_new_settings_are_near_the_copied_ones_within_the_space_and_drawn_by_the_seed(context):
+    resumed = resume_population(context.store, "p/", 2, [BASE] * 4, {})
+    population = resumed.scheduler(SPACE, 0, 2, NoRuns())
     poor, good = (
         SimpleNamespace(config={"point": number, "settings": BASE.model_dump(mode="json") | {"lr": lr}})
         for number, lr in enumerate([1e-3, 9.9e-3])
@@ -130,43 +130,43 @@ def test_the_winners_weights_are_followed_back_to_their_first_epoch():
         1: trial(),
         2: trial(exploits=(Exploit(epoch=2, trial=1, params=slow), Exploit(epoch=4, trial=1, params=BASE))),
     }
-    told = [(each.trial, each.begin, each.end, each.params) for each in descent(trials, 0)]
+    told = [(each.trial, each.begin, each.end, each.params) for each in lineage(trials, 0)]
     assert told == [(1, 0, 2, BASE), (2, 2, 4, slow), (0, 4, 6, slower)]
     early = {**trials, 0: trial(best_epoch=1, exploits=trials[0].exploits)}
-    assert descent(early, 0) == [Stretch(trial=0, run_id="r", begin=0, end=2, params=BASE)]
+    assert lineage(early, 0) == [Stretch(trial=0, run_id="r", begin=0, end=2, params=BASE)]
     with pytest.raises(ValueError, match="no best epoch"):
-        descent({0: trial(best_epoch=None)}, 0)
+        lineage({0: trial(best_epoch=None)}, 0)
 
 
-def test_an_interrupted_population_goes_on_from_the_last_decision_that_is_whole(kitchen, prepared):
-    generations = Generations(kitchen.store, "p/", 2)
+def test_an_interrupted_population_goes_on_from_the_last_decision_that_is_whole(context, prepared):
+    pbt_state = PbtState(context.store, "p/", 2)
     points = [BASE, BASE.model_copy(update={"lr": 5e-3})]
     snapshot = new_trainer(prepared, FAST).snapshot()
     for epochs in (2, 4, 6):
         for number in range(2):
-            generations.save(number, epochs, snapshot)
+            pbt_state.save(number, epochs, snapshot)
         members = {0: member(weights=1, told=[{"valid_loss": 0.5}]), 1: member()}
-        generations.decide(Decision(epoch=epochs, members=members, lost={}))
-    assert taken_up(kitchen.store, "p/", 2, points, {}).epoch == 6
-    kitchen.store.delete("p/0001/000005.safetensors")  # the last was saved no more
-    taken = taken_up(kitchen.store, "p/", 2, points, {})
-    assert (taken.epoch, taken.members[0].weights) == (4, 1)
-    assert "p/decision-000006.json" not in set(kitchen.store.list("p/"))
+        pbt_state.decide(Decision(epoch=epochs, members=members, lost={}))
+    assert resume_population(context.store, "p/", 2, points, {}).epoch == 6
+    context.store.delete("p/0001/000005.safetensors")  # the last was saved no more
+    resumed = resume_population(context.store, "p/", 2, points, {})
+    assert (resumed.epoch, resumed.members[0].weights) == (4, 1)
+    assert "p/decision-000006.json" not in set(context.store.list("p/"))
     with pytest.raises(TrainingError, match="trial 1 after 2 epochs are gone"):
-        generations.load(1, 2)  # two decisions back
+        pbt_state.load(1, 2)  # two decisions back
     three = [*points, BASE]
-    anew = taken_up(kitchen.store, "p/", 2, three, {})
+    anew = resume_population(context.store, "p/", 2, three, {})
     assert (anew.epoch, [each.told for each in anew.members.values()]) == (0, [[], [], []])
-    generations.decide(Decision(epoch=4, members=members, lost={2: "run"}))
+    pbt_state.decide(Decision(epoch=4, members=members, lost={2: "run"}))
     assert (
-        taken_up(kitchen.store, "p/", 2, three, {}).lost[2].error
+        resume_population(context.store, "p/", 2, three, {}).failed[2].error
         == "it had failed before the sweep was interrupted"
     )
-    Checkpoints(generations.store, generations.folder).drop()
-    assert list(kitchen.store.list("p/")) == []
+    Checkpoints(pbt_state.store, pbt_state.folder).drop()
+    assert list(context.store.list("p/")) == []
 
 
-class Pretended:
+class FakeTrial:
     """A trial as Tune's schedulers see it, without Tune."""
 
     def __init__(self, number) -> None:
@@ -197,7 +197,7 @@ class Pretended:
         self.experiment_tag = tag
 
     def init_local_path(self):
-        """It writes no files."""
+        """Make no folder, since this trial writes no files."""
 
     def is_finished(self):
         return self.status in {"TERMINATED", "ERROR"}
@@ -210,20 +210,20 @@ class Saving(_FutureTrainingResult):
         return self.future
 
 
-class Pretence:
-    """Tune's controller and all trials' actors, one epoch at a time; and the log of their runs."""
+class FakeTune:
+    """Tune's controller and all trials' actors, one epoch at a time, and the runs of the members."""
 
     search_alg = None
 
-    def __init__(self, population_of, count, *, ends, fails=()) -> None:
-        self.population = population_of(self)
-        self.trials = [Pretended(number) for number in range(count)]
+    def __init__(self, scheduler_of, count, *, ends, fails=()) -> None:
+        self.scheduler = scheduler_of(self)
+        self.trials = [FakeTrial(number) for number in range(count)]
         self.living, self.ends, self.fails = set(self.trials), ends, dict(fails)
         self.logged = {number: ([], []) for number in range(count)}
         self.most = 0
-        self.population.set_search_properties("valid_loss", "min")
+        self.scheduler.set_search_properties("valid_loss", "min")
         for trial in self.trials:
-            self.population.on_trial_add(self, trial)
+            self.scheduler.on_trial_add(self, trial)
 
     def get_trials(self):
         return self.trials
@@ -234,7 +234,7 @@ class Pretence:
     def pause_trial(self, trial, should_checkpoint):
         trial.status = "PAUSED"
         if should_checkpoint:
-            saved = saved_as(trial.config["point"], trial.epochs, dict(trial.last_result))
+            saved = tune_checkpoint(trial.config["point"], trial.epochs, dict(trial.last_result))
             trial.run_metadata.checkpoint_manager._latest_checkpoint_result = saved
 
     def _schedule_trial_save(self, trial, **_: object):
@@ -242,18 +242,18 @@ class Pretence:
         trial.status = "RUNNING"
         return Saving(trial.run_metadata.checkpoint_manager._latest_checkpoint_result)
 
-    def exploited(self, number, exploit):
+    def record_exploit(self, number, exploit):
         self.logged[number][1].append(exploit)
 
-    def told(self, number):
+    def history(self, number):
         return self.logged[number]
 
-    def lost(self):
+    def failed_runs(self):
         return {trial.config["point"]: "run" for trial in self.trials if trial.status == "ERROR"}
 
     def run(self):
         while self.living:
-            chosen = self.population.choose_trial_to_run(self)
+            chosen = self.scheduler.choose_trial_to_run(self)
             if chosen is not None:
                 chosen.status = "RUNNING"
             running = [trial for trial in self.trials if trial.status == "RUNNING"]
@@ -266,41 +266,41 @@ class Pretence:
         loss = abs(math.log(trial.config["settings"]["lr"] / 3e-3)) + 1 / trial.epochs
         trial.last_result = {"valid_loss": loss, "epochs": trial.epochs}
         if self.fails.get(number) == trial.epochs:
-            self.population.on_trial_error(self, trial)
+            self.scheduler.on_trial_error(self, trial)
             trial.status = "ERROR"
         elif trial.epochs == self.ends:
             trial.status = "TERMINATED"
             self.living.discard(trial)
             self.logged[number][0].append(trial.last_result)
         else:
-            answer = self.population.on_trial_result(self, trial, trial.last_result)
+            answer = self.scheduler.on_trial_result(self, trial, trial.last_result)
             self.logged[number][0].append(trial.last_result)
             if answer == "PAUSE":
                 self.pause_trial(trial, should_checkpoint=True)
 
 
-def pretended(store, folder, *, fails=()):
+def run_population(store, folder, *, fails=()):
     points = [BASE.model_copy(update={"lr": lr}) for lr in (1e-3, 8e-3, 2e-3, 4e-3)]
-    taken = taken_up(store, folder, 2, points, {})
-    pretence = Pretence(lambda log: taken.population(SPACE, 7, 2, log), 4, ends=7, fails=fails)
-    pretence.run()
-    return pretence
+    resumed = resume_population(store, folder, 2, points, {})
+    fake = FakeTune(lambda runs: resumed.scheduler(SPACE, 7, 2, runs), 4, ends=7, fails=fails)
+    fake.run()
+    return fake
 
 
-def test_the_worst_copies_the_best_at_each_decision_and_the_seed_decides_how(kitchen):
-    first, second = (pretended(kitchen.store, folder) for folder in ("a/", "b/"))
+def test_the_worst_copies_the_best_at_each_decision_and_the_seed_decides_how(context):
+    first, second = (run_population(context.store, folder) for folder in ("a/", "b/"))
     assert first.logged == second.logged
     assert first.most == 2
     exploits = [each for _, taken in first.logged.values() for each in taken]
     assert sorted(each.epoch for each in exploits) == [2, 4, 6]
     copied = first.logged[0][1][0]
     assert (copied.epoch, copied.trial) == (2, 3)  # 1e-3 is the farthest from 3e-3, 4e-3 the nearest
-    decided = [key for key in kitchen.store.list("a/") if "decision" in key]
+    decided = [key for key in context.store.list("a/") if "decision" in key]
     assert len(decided) == 3
 
 
-def test_nobody_waits_for_a_trial_that_failed(kitchen):
-    pretence = pretended(kitchen.store, "c/", fails={1: 3})
-    assert [len(told) for told, _ in pretence.logged.values()] == [7, 2, 7, 7]
-    decision = Decision.model_validate_json(kitchen.store.get("c/decision-000004.json"))
+def test_no_member_waits_for_a_trial_that_failed(context):
+    fake = run_population(context.store, "c/", fails={1: 3})
+    assert [len(told) for told, _ in fake.logged.values()] == [7, 2, 7, 7]
+    decision = Decision.model_validate_json(context.store.get("c/decision-000004.json"))
     assert (decision.members.keys(), decision.lost) == ({0, 2, 3}, {1: "run"})

@@ -1,4 +1,4 @@
-"""A worker's part, in a group of one, and what becomes of its error; groups of several are in test_on_ray.py."""
+"""Training in a process group of one worker, and how its errors return; groups of several are in test_on_ray.py."""
 
 from types import SimpleNamespace
 
@@ -8,52 +8,52 @@ import torch.distributed
 
 from functions.training import TrainingDiverged, TrainingError
 from functions.training.checkpoints import Checkpoints
-from functions.training.loop import distributed as kitchen_group
-from functions.training.loop.distributed import Workers, work_on_cluster
+from functions.training.loop import distributed
+from functions.training.loop.distributed import Workers, run_on_cluster
 from functions.training.tabular.fitting import fit, prepare
-from functions.training.tabular.job import Order, TabularJob
+from functions.training.tabular.job import TabularJob, TabularWorkerLoop
 from registry import Table
-from tests.functions.training.kitchen import COLUMNS, FAST, examples
+from tests.functions.training.tabular_setup import COLUMNS, FAST, examples
 
 
 @pytest.fixture
 def group(tmp_path, monkeypatch):
-    monkeypatch.setattr(kitchen_group, "step_back", lambda: None)
+    monkeypatch.setattr(distributed, "lower_priority", lambda: None)
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
 
 
-def job(kitchen, snapshot, params):
-    run = kitchen.registry().start_run("late")
-    checkpoints = Checkpoints.of(kitchen.store, {})
-    return TabularJob(
-        run, Order("late", snapshot, COLUMNS, params), Table(kitchen.store, snapshot.name), checkpoints
+def worker_loop(context, snapshot, params):
+    run = context.registry().start_run("late")
+    checkpoints = Checkpoints.of(context.store, {})
+    return TabularWorkerLoop(
+        run, TabularJob("late", snapshot, COLUMNS, params), Table(context.store, snapshot.name), checkpoints
     )
 
 
-def worked(work):
-    return kitchen_group._work({"job": work, "workers": Workers()})
+def run_worker(loop):
+    return distributed._work({"loop": loop, "workers": Workers()})
 
 
-def test_a_group_of_one_learns_what_one_learns(kitchen, training_set, group):
-    work = job(kitchen, training_set, FAST)
-    done = worked(work)
-    assert done.spent.cpu_s > 0
-    assert (done.spent.gpu_s, done.spent.energy_j) == (0, 0)
-    assert done.made.metrics["log_loss"] == pytest.approx(
+def test_a_group_of_one_worker_learns_what_a_single_process_learns(context, training_set, group):
+    loop = worker_loop(context, training_set, FAST)
+    done = run_worker(loop)
+    assert done.other_processes.cpu_s > 0
+    assert (done.other_processes.gpu_s, done.other_processes.energy_j) == (0, 0)
+    assert done.result.metrics["log_loss"] == pytest.approx(
         fit(prepare(examples(), COLUMNS, FAST), FAST).metrics["log_loss"], abs=1e-5
     )
-    assert [point.step for point in work.run.series("train_loss")] == [0, 1, 2, 3]
-    work.run.finish()
+    assert [point.step for point in loop.run.series("train_loss")] == [0, 1, 2, 3]
+    loop.run.finish()
 
 
-def test_a_worker_returns_the_error_that_another_try_would_only_meet_again(kitchen, training_set, group):
-    work = job(kitchen, training_set, FAST.model_copy(update={"lr": 1e30}))
-    error = worked(work)
+def test_a_worker_returns_an_error_that_a_restart_would_meet_again(context, training_set, group):
+    loop = worker_loop(context, training_set, FAST.model_copy(update={"lr": 1e30}))
+    error = run_worker(loop)
     assert isinstance(error, TrainingDiverged)
     assert "loss of epoch 0" in str(error)
-    work.run.finish()
+    loop.run.finish()
 
 
 @pytest.mark.parametrize(
@@ -63,13 +63,13 @@ def test_a_worker_returns_the_error_that_another_try_would_only_meet_again(kitch
         (None, TrainingError, "returned NoneType, not a model"),
     ],
 )
-def test_what_the_workers_return_is_raised_if_it_is_no_model(
-    kitchen, training_set, monkeypatch, returned, error, says
+def test_an_error_that_the_workers_return_is_raised(
+    context, training_set, monkeypatch, returned, error, says
 ):
     ended = SimpleNamespace(fit=lambda: SimpleNamespace(return_value=returned))
     monkeypatch.setattr(ray.train.torch, "TorchTrainer", lambda *_, **__: ended)
-    monkeypatch.setattr(kitchen_group, "_require_room", lambda _: None)
-    work = job(kitchen, training_set, FAST)
+    monkeypatch.setattr(distributed, "_require_capacity", lambda _: None)
+    loop = worker_loop(context, training_set, FAST)
     with pytest.raises(error, match=says):
-        work_on_cluster(work, Workers(2))
-    work.run.finish()
+        run_on_cluster(loop, Workers(2))
+    loop.run.finish()

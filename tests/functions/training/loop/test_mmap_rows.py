@@ -11,15 +11,15 @@ import torch
 
 from functions.training import TrainingDataError, train_tabular
 from functions.training.checkpoints import Checkpoints
-from functions.training.loop import mmap_rows as spool
-from functions.training.loop.mmap_rows import Spool
+from functions.training.loop import mmap_rows
+from functions.training.loop.mmap_rows import MmapRows
 from functions.training.loop.training_loop import Epoch, Trainer
 from functions.training.tabular.fitting import Prepared, fit, prepare
 from functions.training.tabular.out_of_core import prepare_on_disk
 from registry import Table, TableSnapshot
-from tests.functions.training.kitchen import COLUMNS, FAST, NAMES, examples
 from tests.functions.training.recipes import FAST as RECIPE
 from tests.functions.training.recipes import SumRecipe, Sums, trainer
+from tests.functions.training.tabular_setup import COLUMNS, FAST, NAMES, examples
 
 ROWS = 1_000
 SHORT = FAST.model_copy(update={"epochs": 3, "batch_size": 128})
@@ -33,9 +33,9 @@ def disk(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def in_files(kitchen) -> TableSnapshot:
+def in_files(context) -> TableSnapshot:
     """A snapshot of several files, after which others came."""
-    table, rows = Table(kitchen.store, "training"), examples(ROWS)
+    table, rows = Table(context.store, "training"), examples(ROWS)
     for begin in range(0, ROWS, 300):
         snapshot = table.append(rows.slice(begin, 300))
     table.append(rows.slice(0, 50))
@@ -51,7 +51,7 @@ def parts():
 
 
 def test_any_rows_come_in_any_order_as_often_as_asked(disk):
-    rows = Spool.of("n", parts)
+    rows = MmapRows.of("n", parts)
     assert len(rows) == 6
     found = rows.take(torch.tensor([5, 0, 3, 0]))
     assert found["y"].tolist() == [5, 0, 3, 0]
@@ -67,7 +67,7 @@ def test_the_file_is_written_once_and_goes_with_its_last_reader(disk):
     def never():
         raise AssertionError("written again")
 
-    one, other = Spool.of("n", parts), Spool.of("n", never)
+    one, other = MmapRows.of("n", parts), MmapRows.of("n", never)
     del one
     gc.collect()
     assert len(folders(disk)) == 1
@@ -83,18 +83,18 @@ def test_what_was_cut_while_it_was_written_is_written_again_and_no_rows_are_refu
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        Spool.of("n", full)
-    assert Spool.of("n", parts).take(torch.tensor([1]))["y"].tolist() == [1]
+        MmapRows.of("n", full)
+    assert MmapRows.of("n", parts).take(torch.tensor([1]))["y"].tolist() == [1]
     with pytest.raises(ValueError, match="there are no rows"):
-        Spool.of("empty", list)
+        MmapRows.of("empty", list)
 
 
 def test_a_killed_reader_leaves_it_to_the_next(disk):
     code = (
         "import os, signal, pathlib\n"
-        "from functions.training.loop.mmap_rows import Spool\n"
+        "from functions.training.loop.mmap_rows import MmapRows\n"
         "from tests.functions.training.loop.test_mmap_rows import parts\n"
-        f"kept = Spool.of('n', parts, within=pathlib.Path({str(disk)!r}))\n"
+        f"kept = MmapRows.of('n', parts, within=pathlib.Path({str(disk)!r}))\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
@@ -103,15 +103,15 @@ def test_a_killed_reader_leaves_it_to_the_next(disk):
     def never():
         raise AssertionError("written again")
 
-    found = Spool.of("n", never)
+    found = MmapRows.of("n", never)
     assert found.take(torch.tensor([2]))["y"].tolist() == [2]
     del found
     gc.collect()
     assert folders(disk) == []
 
 
-def prepared_both(kitchen, snapshot) -> tuple[Prepared, Prepared]:
-    table = Table(kitchen.store, snapshot.name)
+def prepared_both(context, snapshot) -> tuple[Prepared, Prepared]:
+    table = Table(context.store, snapshot.name)
     return (
         prepare(COLUMNS.read(table, snapshot), COLUMNS, SHORT),
         prepare_on_disk(table, snapshot, COLUMNS, SHORT),
@@ -119,13 +119,13 @@ def prepared_both(kitchen, snapshot) -> tuple[Prepared, Prepared]:
 
 
 def test_what_is_learnt_from_disk_is_what_is_learnt_from_memory_though_it_is_cut(
-    kitchen, in_files, monkeypatch
+    context, in_files, monkeypatch
 ):
-    memory, disk = prepared_both(kitchen, in_files)
+    memory, disk = prepared_both(context, in_files)
     assert torch.equal(memory.sample.numeric.nan_to_num(-1), disk.sample.numeric.nan_to_num(-1))
-    monkeypatch.setattr(spool, "_MEMORY_PART", 0.0)  # as if the file were larger than memory
+    monkeypatch.setattr(mmap_rows, "_MEMORY_PART", 0.0)  # as if the file were larger than memory
     wanted = fit(memory, SHORT)
-    checkpoints = Checkpoints.of(kitchen.store, {"rows": "disk"})
+    checkpoints = Checkpoints.of(context.store, {"rows": "disk"})
 
     def cut(epoch: Epoch) -> None:
         if epoch.number == 1:
@@ -140,21 +140,21 @@ def test_what_is_learnt_from_disk_is_what_is_learnt_from_memory_though_it_is_cut
     assert all(0 < epoch.busy <= 1 for epoch in found.epochs)
 
 
-def test_of_more_rows_than_the_sample_the_preprocessing_is_that_of_the_sample(kitchen, in_files):
-    table = Table(kitchen.store, in_files.name)
+def test_of_more_rows_than_the_sample_the_preprocessing_is_that_of_the_sample(context, in_files):
+    table = Table(context.store, in_files.name)
     few = prepare_on_disk(table, in_files, COLUMNS, SHORT, sample_rows=100)
-    memory, _ = prepared_both(kitchen, in_files)
+    memory, _ = prepared_both(context, in_files)
     assert len(few.train) == len(memory.train)
     assert few.preprocessing.center == pytest.approx(memory.preprocessing.center, rel=0.2)
     assert not torch.equal(few.preprocessing.center, memory.preprocessing.center)
 
 
-def test_a_training_from_disk_is_registered_and_leaves_no_file(kitchen, in_files, disk):
+def test_a_training_from_disk_is_registered_and_leaves_no_file(context, in_files, disk):
     trained = train_tabular("late", in_files, **NAMES, params=SHORT.model_copy(update={"rows_in": "disk"}))
     memory = train_tabular("late", in_files, **NAMES, params=SHORT)
     assert trained.metrics == memory.metrics
     assert trained.rows == ROWS
-    run = kitchen.registry().get_run(trained.run_id)
+    run = context.registry().get_run(trained.run_id)
     assert 0 < run.record().metrics["busy"] <= 1
     gc.collect()
     assert folders(disk) == []
@@ -168,13 +168,13 @@ def test_a_training_from_disk_is_registered_and_leaves_no_file(kitchen, in_files
         ({"label": "late", "numeric": [], "categorical": []}, "no feature columns were named"),
     ],
 )
-def test_bad_columns_are_named(kitchen, in_files, change, says):
+def test_bad_columns_are_named(context, in_files, change, says):
     with pytest.raises(TrainingDataError, match=says):
         train_tabular("late", in_files, **change, params=SHORT.model_copy(update={"rows_in": "disk"}))
 
 
-def test_a_table_without_rows_is_refused(kitchen):
-    empty = Table(kitchen.store, "empty").append(examples(10).slice(0, 0).cast(examples(10).schema))
+def test_a_table_without_rows_is_refused(context):
+    empty = Table(context.store, "empty").append(examples(10).slice(0, 0).cast(examples(10).schema))
     with pytest.raises(TrainingDataError, match="no rows"):
         train_tabular("late", empty, **NAMES, params=SHORT.model_copy(update={"rows_in": "disk"}))
     assert isinstance(examples(1), pa.Table)
@@ -186,25 +186,25 @@ class SumsOnDisk(Sums):
     def __init__(self) -> None:
         super().__init__(1.0)
         x = self._rows(0)
-        self.spool = Spool.of(
+        self.file_rows = MmapRows.of(
             "sums", lambda: ({"x": part.numpy(), "y": part[:, :2].sum(1).numpy()} for part in x.split(90))
         )
         self.foretold = 0
 
-    def soon(self, rows):
+    def prefetch(self, rows):
         self.foretold += len(rows)
-        self.spool.soon(rows)
+        self.file_rows.prefetch(rows)
 
     def train_batch(self, rows):
-        found = self.spool.take(rows)
+        found = self.file_rows.take(rows)
         return found["x"], found["y"]
 
 
 def test_a_recipe_s_lesson_may_keep_its_rows_there_too(monkeypatch):
-    monkeypatch.setattr(spool, "_MEMORY_PART", 0.0)
-    lesson, memory = SumsOnDisk(), trainer()
+    monkeypatch.setattr(mmap_rows, "_MEMORY_PART", 0.0)
+    task, memory = SumsOnDisk(), trainer()
     torch.manual_seed(0)
-    disk = Trainer(SumRecipe().network(), lesson, RECIPE)
+    disk = Trainer(SumRecipe().network(), task, RECIPE)
     for _ in range(2):
         assert disk.run_epoch().valid_loss == memory.run_epoch().valid_loss
-    assert lesson.foretold == 2 * 350  # all steps' but the first's
+    assert task.foretold == 2 * 350  # all steps' but the first's

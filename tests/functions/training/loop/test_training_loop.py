@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from functions.training.errors import TrainingDiverged
-from functions.training.loop.parallel import Alone
+from functions.training.loop.process_group import SingleProcess
 from functions.training.params import TabularParams
 from functions.training.tabular.calibration import fit_inverse_temperature
 from functions.training.tabular.fitting import fit, new_trainer, prepare
-from tests.functions.training.kitchen import COLUMNS, FAST, examples
+from tests.functions.training.tabular_setup import COLUMNS, FAST, examples
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_a_loss_that_is_no_number_stops_with_the_remedy(prepared):
         fit(prepared, FAST.model_copy(update={"lr": 1e30}))
 
 
-class Twin(Alone):
+class Twin(SingleProcess):
     """One of two workers, neither of which waits for the other."""
 
     def __init__(self, rank, size) -> None:
@@ -100,11 +100,11 @@ def test_a_part_with_one_class_is_named():
 
 @pytest.mark.parametrize(("rows", "epochs"), [(100, 34), (5_000, 7), (70_000, 6), (150_000, 6)])
 def test_a_small_set_gets_smaller_steps_and_more_of_them(rows, epochs):
-    params = TabularParams().settled(rows)
+    params = TabularParams().resolved(rows)
     steps = rows // params.batch_rows(rows)
-    assert params.span[0] == epochs
+    assert params.epochs_and_patience[0] == epochs
     assert steps * epochs >= 200
-    assert params.settled(10 * rows) == params
+    assert params.resolved(10 * rows) == params
 
 
 @pytest.mark.parametrize(("rows", "workers"), [(1, 1), (7, 3), (1_000, 2), (10**6, 4)])
@@ -115,7 +115,7 @@ def test_every_worker_gets_as_many_rows_of_a_step(rows, workers):
 
 
 def test_settings_that_were_given_stay():
-    params = TabularParams(epochs=2, patience=9).settled(10)
-    assert params.span == (2, 9)
-    with pytest.raises(ValueError, match="call settled"):
-        _ = TabularParams().span
+    params = TabularParams(epochs=2, patience=9).resolved(10)
+    assert params.epochs_and_patience == (2, 9)
+    with pytest.raises(ValueError, match="call resolved"):
+        _ = TabularParams().epochs_and_patience

@@ -8,9 +8,10 @@ import torch
 
 from functions import use_context
 from functions.runtime.receipt import Prices
-from functions.training import TrainingDataError, TrainingDiverged, TrainingError, load, train_recipe
+from functions.training import Recipe, TrainingDataError, TrainingDiverged, TrainingError, load, train_recipe
 from functions.training.checkpoints import Checkpoints
-from functions.training.loop.parallel import Alone
+from functions.training.loop import mmap_rows
+from functions.training.loop.process_group import SingleProcess
 from functions.training.loop.training_loop import train
 from functions.training.recipe.recipe import recipe_of
 from tests.functions.training.recipes import FAST, RECIPES, trainer
@@ -19,9 +20,9 @@ PROJECT = "tests.functions.training.recipes"
 
 
 @pytest.fixture
-def project(kitchen):
-    with use_context(replace(kitchen, project=PROJECT)) as context:
-        yield context
+def project(context):
+    with use_context(replace(context, project=PROJECT)) as with_project:
+        yield with_project
 
 
 def test_it_learns_and_what_is_registered_answers_as_the_network_does(project, tmp_path):
@@ -44,7 +45,7 @@ def test_it_learns_and_what_is_registered_answers_as_the_network_does(project, t
 def test_a_training_that_was_cut_ends_as_one_that_was_not(project):
     checkpoints = Checkpoints.of(project.store, {})
     undisturbed = trainer()
-    train(undisturbed, Alone())
+    train(undisturbed, SingleProcess())
     for cut in (0, 2):  # goes on once and again
         part = trainer()
         saved = checkpoints.latest()
@@ -53,7 +54,7 @@ def test_a_training_that_was_cut_ends_as_one_that_was_not(project):
         while len(part.epochs) <= cut:
             checkpoints.save(part.run_epoch().number, part.snapshot())
     resumed = trainer()
-    train(resumed, Alone(), checkpoints=checkpoints)
+    train(resumed, SingleProcess(), checkpoints=checkpoints)
     assert [epoch.valid_loss for epoch in resumed.epochs] == [
         epoch.valid_loss for epoch in undisturbed.epochs
     ]
@@ -133,3 +134,20 @@ def test_on_a_card_it_learns_what_it_learns_here(project):
     assert there.metrics["valid_loss"] == pytest.approx(here.metrics["valid_loss"], abs=1e-2)
     assert there.cost is not None
     assert there.cost.gpu_hours > 0
+
+
+def test_a_recipe_that_calls_its_task_lesson_works_and_is_warned_of():
+    with pytest.warns(DeprecationWarning, match=r"Old.lesson\(\) is called task"):
+
+        class Old(Recipe):
+            def lesson(self):
+                return "rows"
+
+            network = data = signature = lesson
+
+    assert Old().task() == "rows"
+
+
+def test_rows_in_a_file_are_found_by_their_old_name():
+    with pytest.warns(DeprecationWarning, match="MmapRows"):
+        assert mmap_rows.Spool is mmap_rows.MmapRows

@@ -4,10 +4,10 @@ import pytest
 
 from functions.training import TabularParams, TrainingDataError, TrainingDiverged, load, train_tabular
 from registry import Table, TableSnapshot
-from tests.functions.training.kitchen import FAST, NAMES, NUMERIC, examples
+from tests.functions.training.tabular_setup import FAST, NAMES, NUMERIC, examples
 
 
-def test_a_trained_version_carries_all_that_a_reader_asks(kitchen, training_set, tmp_path):
+def test_a_trained_version_carries_all_that_a_reader_asks(context, training_set, tmp_path):
     other = TableSnapshot(name="entities", version=3)
     trained = train_tabular(
         "late",
@@ -19,7 +19,7 @@ def test_a_trained_version_carries_all_that_a_reader_asks(kitchen, training_set,
         datasets=[other],
         tags={"window": "all"},
     )
-    registry = kitchen.registry()
+    registry = context.registry()
     version = registry.get_version("late", trained.version)
     assert version.lineage.run == trained.run_id
     assert version.lineage.datasets == [training_set, other]
@@ -37,9 +37,9 @@ def test_a_trained_version_carries_all_that_a_reader_asks(kitchen, training_set,
     load(tmp_path / "model", signature=version.signature).warm_up()
 
 
-def test_a_run_records_settings_epochs_and_data(kitchen, training_set):
+def test_a_run_records_settings_epochs_and_data(context, training_set):
     trained = train_tabular("late", training_set, **NAMES, params=FAST, experiment="spring")
-    run = kitchen.registry().get_run(trained.run_id)
+    run = context.registry().get_run(trained.run_id)
     record = run.record()
     assert (record.status, record.experiment) == ("FINISHED", "spring")
     assert record.datasets == (training_set,)
@@ -49,17 +49,17 @@ def test_a_run_records_settings_epochs_and_data(kitchen, training_set):
     assert record.metrics["log_loss"] == trained.metrics["log_loss"]
 
 
-def test_a_child_names_its_parent(kitchen, training_set):
+def test_a_child_names_its_parent(context, training_set):
     first = train_tabular("late", training_set, **NAMES, params=FAST)
     second = train_tabular("late", training_set, **NAMES, params=FAST, parent=first.version)
-    assert kitchen.registry().get_version("late", second.version).lineage.parent == first.version
+    assert context.registry().get_version("late", second.version).lineage.parent == first.version
 
 
-def test_without_register_there_is_a_run_and_no_model(kitchen, training_set):
+def test_without_register_there_is_a_run_and_no_model(context, training_set):
     trained = train_tabular("late", training_set, **NAMES, params=FAST, register=False)
     assert trained.version is None
-    assert kitchen.registry().list_models() == []
-    assert kitchen.registry().get_run(trained.run_id).record().status == "FINISHED"
+    assert context.registry().list_models() == []
+    assert context.registry().get_run(trained.run_id).record().status == "FINISHED"
 
 
 def one_class(table):
@@ -82,24 +82,24 @@ def one_class(table):
     ],
 )
 def test_what_cannot_be_learnt_fails_its_run_and_registers_nothing(
-    kitchen, table, names, params, error, says
+    context, table, names, params, error, says
 ):
-    snapshot = Table(kitchen.store, "bad").append(table)
+    snapshot = Table(context.store, "bad").append(table)
     with pytest.raises(error, match=says):
         train_tabular("late", snapshot, **names, params=params)
-    (record,) = kitchen.registry().search_runs("late")
+    (record,) = context.registry().search_runs("late")
     assert record.status == "FAILED"
     assert says.split()[0] in record.tags["error"]
-    assert kitchen.registry().list_models() == []
+    assert context.registry().list_models() == []
 
 
-def test_a_column_named_twice_is_refused_before_a_run_begins(kitchen, training_set):
+def test_a_column_named_twice_is_refused_before_a_run_begins(context, training_set):
     with pytest.raises(TrainingDataError, match=r"\['late'\] are named twice"):
         train_tabular("late", training_set, label="late", numeric=["wind", "late"], categorical=[])
-    assert kitchen.registry().list_experiments() == []
+    assert context.registry().list_experiments() == []
 
 
-def test_numbers_alone_or_texts_alone_are_enough(kitchen, training_set):
+def test_numbers_alone_or_texts_alone_are_enough(context, training_set):
     for numeric, categorical in (["wind", "load"], []), ([], ["carrier"]):
         trained = train_tabular(
             "late", training_set, label="late", numeric=numeric, categorical=categorical, params=FAST
@@ -107,16 +107,16 @@ def test_numbers_alone_or_texts_alone_are_enough(kitchen, training_set):
         assert trained.metrics["auc"] > 0.55
 
 
-def test_rows_without_a_time_can_be_split_at_random(kitchen):
+def test_rows_without_a_time_can_be_split_at_random(context):
     table = examples().drop_columns(["event_timestamp"])
-    snapshot = Table(kitchen.store, "timeless").append(table)
+    snapshot = Table(context.store, "timeless").append(table)
     trained = train_tabular("late", snapshot, **NAMES, params=FAST.model_copy(update={"split": "random"}))
     assert trained.metrics["auc"] > 0.65
     with pytest.raises(TrainingDataError, match="'event_timestamp' is not in the table"):
         train_tabular("late", snapshot, **NAMES, params=FAST)
 
 
-def test_several_workers_without_a_cluster_say_what_to_do(kitchen, training_set):
+def test_several_workers_without_a_cluster_say_what_to_do(context, training_set):
     with pytest.raises(Exception, match=r"call ray.init\(\) first"):
         train_tabular("late", training_set, **NAMES, params=FAST, num_workers=2)
 

@@ -7,13 +7,13 @@ from functions.model_formats.table_inputs import table_inputs
 from functions.training import TrainingDataError, load, train_tabular
 from registry import Table
 from tests.functions.training import test_tasks
-from tests.functions.training.kitchen import FAST, NAMES, examples
+from tests.functions.training.tabular_setup import FAST, NAMES, examples
 
 TINY = {"lr": 1e-12, "epochs": 1, "weight_decay": 0.0}
 
 
-def answers(kitchen, version, table, folder, model="late"):
-    kitchen.registry().download(model, version, to=folder)
+def answers(context, version, table, folder, model="late"):
+    context.registry().download(model, version, to=folder)
     loaded = load(folder)
     return next(iter(loaded.predict(table_inputs(table, loaded.signature)).values()))
 
@@ -22,39 +22,39 @@ def log_odds(probability):
     return np.log(probability / (1 - probability))
 
 
-def test_it_begins_where_the_version_was_and_names_it_as_parent(kitchen, training_set, tmp_path):
+def test_it_begins_where_the_version_was_and_names_it_as_parent(context, training_set, tmp_path):
     first = train_tabular("late", training_set, **NAMES, params=FAST)
-    more = Table(kitchen.store, "more").append(examples(seed=9))
+    more = Table(context.store, "more").append(examples(seed=9))
     still = FAST.model_copy(update=TINY)
     second = train_tabular("late", more, **NAMES, params=still, start_from=first.version)
     table = examples(500, seed=3)
-    one = log_odds(answers(kitchen, first.version, table, tmp_path / "one"))
-    two = log_odds(answers(kitchen, second.version, table, tmp_path / "two"))
+    one = log_odds(answers(context, first.version, table, tmp_path / "one"))
+    two = log_odds(answers(context, second.version, table, tmp_path / "two"))
     # a step of nothing leaves all but the temperature, which the new rows set
     factor = float((one * two).sum() / (one * one).sum())
     np.testing.assert_allclose(two, factor * one, atol=1e-4)
-    registry = kitchen.registry()
+    registry = context.registry()
     assert registry.get_version("late", second.version).lineage.parent == first.version
     assert registry.get_run(second.run_id).record().params["start_from"] == str(first.version)
     fresh = train_tabular("late", more, **NAMES, params=FAST.model_copy(update={"epochs": 1}), register=False)
     assert second.metrics["log_loss"] < fresh.metrics["log_loss"]
 
 
-def test_a_number_keeps_the_versions_scale(kitchen, tmp_path):
+def test_a_number_keeps_the_versions_scale(context, tmp_path):
     names, params = test_tasks.NAMES, test_tasks.NUMBER
     table = test_tasks.prices()
-    one = train_tabular("price", Table(kitchen.store, "a").append(table), **names, params=params)
+    one = train_tabular("price", Table(context.store, "a").append(table), **names, params=params)
     dear = table.set_column(3, "y", [2 * table["y"].to_numpy()])
-    snapshot = Table(kitchen.store, "b").append(dear)
+    snapshot = Table(context.store, "b").append(dear)
     still = params.model_copy(update=TINY)
     two = train_tabular("price", snapshot, **names, params=still, start_from=one.version)
-    before = answers(kitchen, one.version, table, tmp_path / "one", "price")
+    before = answers(context, one.version, table, tmp_path / "one", "price")
     np.testing.assert_allclose(
-        answers(kitchen, two.version, table, tmp_path / "two", "price"), before, rtol=1e-5
+        answers(context, two.version, table, tmp_path / "two", "price"), before, rtol=1e-5
     )
 
 
-def test_what_does_not_fit_the_version_is_named(kitchen, training_set):
+def test_what_does_not_fit_the_version_is_named(context, training_set):
     one = train_tabular("late", training_set, **NAMES, params=FAST).version
     wide = FAST.model_copy(update={"hidden": (64,)})
     with pytest.raises(TrainingDataError, match=r"'hidden': \(\(32,\), \(64,\)\)"):
@@ -64,14 +64,14 @@ def test_what_does_not_fit_the_version_is_named(kitchen, training_set):
         train_tabular("late", training_set, **fewer, params=FAST, start_from=one)
     with pytest.raises(TrainingDataError, match="what a training starts from is its parent"):
         train_tabular("late", training_set, **NAMES, params=FAST, start_from=one, parent=7)
-    assert len(kitchen.registry().list_versions("late")) == 1
+    assert len(context.registry().list_versions("late")) == 1
 
 
-def test_other_classes_are_refused(kitchen):
+def test_other_classes_are_refused(context):
     table = test_tasks.seasons()
     names, params = test_tasks.NAMES, test_tasks.MULTI.model_copy(update={"epochs": 1})
-    one = train_tabular("season", Table(kitchen.store, "a").append(table), **names, params=params).version
+    one = train_tabular("season", Table(context.store, "a").append(table), **names, params=params).version
     renamed = np.where(table["y"].to_numpy(zero_copy_only=False) == "winter", "frost", table["y"])
-    other = Table(kitchen.store, "b").append(table.set_column(3, "y", [renamed.tolist()]))
+    other = Table(context.store, "b").append(table.set_column(3, "y", [renamed.tolist()]))
     with pytest.raises(TrainingDataError, match="a warm start needs the same"):
         train_tabular("season", other, **names, params=params, start_from=one)

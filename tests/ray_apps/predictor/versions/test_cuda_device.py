@@ -33,7 +33,7 @@ from ray_apps.predictor.versions.loaded import LoadError, load_version
 from ray_apps.predictor.versions.parity import difference, rows_stand_alone
 from ray_apps.predictor.versions.scoring import DirectScorer, load_scorer, place_on_card
 from registry import ModelVersion, Signature, TensorSpec
-from tests.functions.training.kitchen import COLUMNS, FAST, Maker, examples
+from tests.functions.training.tabular_setup import COLUMNS, FAST, TensorMaker, examples
 
 
 class HostCard:
@@ -165,7 +165,7 @@ def test_an_answer_outlives_the_next_request(folder: Path, tabular: ScoringModel
 
 def test_one_that_makes_tensors_answers_as_on_the_cpu(tmp_path: Path, card: Card) -> None:
     signature = signed()
-    scorer = placed(saved(tmp_path, Maker(), {"x": torch.rand(4, 2)}), signature, card)
+    scorer = placed(saved(tmp_path, TensorMaker(), {"x": torch.rand(4, 2)}), signature, card)
     inputs = {"x": np.random.default_rng(0).random((5, 2), np.float32)}
     alike(load(tmp_path, signature=signature).predict(inputs), scorer.predict(inputs))
 
@@ -283,7 +283,7 @@ def test_a_buffer_grows_by_powers_of_two_and_shows_nobody_elses_rows() -> None:
 
 def test_one_that_answers_differently_is_unfit_and_says_by_how_much(tmp_path: Path) -> None:
     signature = signed()
-    folder = saved(tmp_path, Maker(), {"x": torch.rand(4, 2)})
+    folder = saved(tmp_path, TensorMaker(), {"x": torch.rand(4, 2)})
     checked = load(folder, signature=signature)
     scorer = CardScorer(lambda x: (x,), signature, HostCard())
     example = {"x": np.array([[1, 2]], np.float32)}

@@ -28,7 +28,7 @@ _ROWS = 2_000  # rows on which behaviour is tried
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluated:
+class EvaluatedVersion:
     """A version on the evaluation rows. references: (rows,) answers of "champion" and of the baselines."""
 
     version: ModelVersion
@@ -40,7 +40,7 @@ class Evaluated:
     entity: npt.NDArray[np.generic] | None
 
 
-def demands(gate: Gate, found: Evaluated) -> list[Check]:
+def extra_checks(gate: Gate, found: EvaluatedVersion) -> list[Check]:
     """All checks. One that cannot be made (a column is absent, answers are no numbers) fails and says why."""
     checks = _sliced(gate, found)
     for fairness in gate.fairness:
@@ -58,7 +58,7 @@ def demands(gate: Gate, found: Evaluated) -> list[Check]:
     return [*checks, *_costs(gate, found)]
 
 
-def _sliced(gate: Gate, found: Evaluated) -> list[Check]:
+def _sliced(gate: Gate, found: EvaluatedVersion) -> list[Check]:
     rule = gate.slices
     if rule is None:
         return []
@@ -72,15 +72,15 @@ def _sliced(gate: Gate, found: Evaluated) -> list[Check]:
     return _made("slices", lambda: [judge_slices(rule, found.table, excess, found.entity)[0]])
 
 
-def _fair(rule: FairnessRule, found: Evaluated) -> list[Check]:
+def _fair(rule: FairnessRule, found: EvaluatedVersion) -> list[Check]:
     return [judge_fairness(rule, found.table, found.label, found.probability)]
 
 
-def _behaved(rule: Invariance | Direction, found: Evaluated) -> list[Check]:
+def _behaved(rule: Invariance | Direction, found: EvaluatedVersion) -> list[Check]:
     return [judge_behaviour(rule, found.table.slice(0, _ROWS), found.predict)]
 
 
-def _robust(gate: Gate, found: Evaluated) -> list[Check]:
+def _robust(gate: Gate, found: EvaluatedVersion) -> list[Check]:
     signature = found.version.signature
     if gate.robustness is None or signature is None:
         raise EvaluationError(f"{found.version.model}@{found.version.version} has no signature to disturb")
@@ -89,7 +89,7 @@ def _robust(gate: Gate, found: Evaluated) -> list[Check]:
     )
 
 
-def _costs(gate: Gate, found: Evaluated) -> list[Check]:
+def _costs(gate: Gate, found: EvaluatedVersion) -> list[Check]:
     checks = []
     if gate.max_latency_ms is not None:
         checks.append(at_most("latency of one row, ms", _latency_ms(found), gate.max_latency_ms))
@@ -99,7 +99,7 @@ def _costs(gate: Gate, found: Evaluated) -> list[Check]:
     return checks
 
 
-def _latency_ms(found: Evaluated) -> float:
+def _latency_ms(found: EvaluatedVersion) -> float:
     """Median time that one row takes, after the first."""
     rows = [found.table.slice(index % found.table.num_rows, 1) for index in range(_TIMED + 1)]
     times = []

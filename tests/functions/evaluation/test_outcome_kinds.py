@@ -10,10 +10,10 @@ from tests.functions.training.test_tasks import MULTI, NAMES, NUMBER, prices, se
 
 
 @pytest.fixture(scope="module")
-def diner(tmp_path_factory):
-    """A kitchen with a version that answers with classes, and one that answers with a number."""
-    url = f"file://{tmp_path_factory.mktemp('diner')}"
-    context = Context(store=open_store(url), store_url=url, actor="cook")
+def trained_versions(tmp_path_factory):
+    """A store with a version that answers with classes, and one that answers with a number."""
+    url = f"file://{tmp_path_factory.mktemp('kinds')}"
+    context = Context(store=open_store(url), store_url=url, actor="ada")
     with use_context(context):
         for model, make, params in (("season", seasons, MULTI), ("price", prices, NUMBER)):
             snapshot = Table(context.store, f"training-{model}").append(make(seed=0))
@@ -23,17 +23,17 @@ def diner(tmp_path_factory):
 
 
 @pytest.fixture
-def kitchen(diner):
-    with use_context(diner):
-        yield diner
+def context(trained_versions):
+    with use_context(trained_versions):
+        yield trained_versions
 
 
 def held_out(model):
     return TableSnapshot(name=f"held-out-{model}", version=1)
 
 
-def test_classes_are_judged_by_log_loss_against_shares_and_logistic_regression(kitchen):
-    kitchen.registry().set_alias("season", "champion", 1)
+def test_classes_are_judged_by_log_loss_against_shares_and_logistic_regression(context):
+    context.registry().set_alias("season", "champion", 1)
     result = evaluate_gate("season", 1, held_out("season"), "y", Gate(max_champion_ratio=1.0))
     assert result.passed, result
     assert result.metrics["accuracy"] > 0.9
@@ -44,7 +44,7 @@ def test_classes_are_judged_by_log_loss_against_shares_and_logistic_regression(k
     assert result.intervals["accuracy"].low < result.metrics["accuracy"] < result.intervals["accuracy"].high
 
 
-def test_numbers_are_judged_by_squared_error_against_mean_and_ridge_regression(kitchen):
+def test_numbers_are_judged_by_squared_error_against_mean_and_ridge_regression(context):
     result = evaluate_gate(
         "price", 1, held_out("price"), "y", Gate(max_ece=None, max_log_loss_ratio={"constant": 0.05})
     )
@@ -59,7 +59,7 @@ def test_numbers_are_judged_by_squared_error_against_mean_and_ridge_regression(k
     assert [check.name for check in linear.checks] == ["rows", "squared error / logistic"]
 
 
-def test_what_such_answers_cannot_show_is_named(kitchen):
+def test_what_such_answers_cannot_show_is_named(context):
     result = evaluate_gate(
         "price", 1, held_out("price"), "y", Gate(min_auc=0.6, slices=SliceRule(columns=("c",)))
     )
@@ -67,15 +67,15 @@ def test_what_such_answers_cannot_show_is_named(kitchen):
     assert "['max_ece', 'min_auc', 'slices'], which answers for regression cannot show" in result.reason
     classes = TableSnapshot(name="training-season", version=1)
     other = train_tabular("price", classes, **NAMES, params=MULTI.model_copy(update={"epochs": 1})).version
-    kitchen.registry().set_alias("price", "champion", 1)
+    context.registry().set_alias("price", "champion", 1)
     result = evaluate_gate("price", other, held_out("season"), "y", Gate(max_champion_ratio=1.0))
     assert "champion 1 answers for regression [], the version for multiclass ['autumn'" in result.reason
 
 
-def test_a_class_that_the_version_does_not_know_is_named(kitchen):
+def test_a_class_that_the_version_does_not_know_is_named(context):
     table = seasons(seed=1).slice(0, 100)
     strange = table.set_column(3, "y", [["spring", *table["y"].to_pylist()[1:]]])
-    snapshot = Table(kitchen.store, "strange").append(strange)
+    snapshot = Table(context.store, "strange").append(strange)
     result = evaluate_gate("season", 1, snapshot, "y")
     assert (
         "holds ['spring'] in 1 rows, the version knows the classes ['autumn', 'summer', 'winter']"

@@ -10,7 +10,7 @@ import torch
 
 from functions.training.checkpoints import WHOLE, Checkpoints
 from functions.training.params import TabularParams
-from functions.training.tabular.fitting import Columns
+from functions.training.tabular.columns import Columns
 from functions.tuning.space import Choice, Range
 
 NUMERIC = ["wind", "load", "seats"]
@@ -55,19 +55,19 @@ POPULATION = {
 
 
 @dataclass(frozen=True, slots=True)
-class Deadly(Checkpoints):
+class KillsItsWorker(Checkpoints):
     """Kills the worker that has saved the second epoch, once."""
 
     mark: Path = Path()
 
-    def save(self, epoch, snapshot, share=WHOLE):
-        Checkpoints.save(self, epoch, snapshot, share)
+    def save(self, epoch, snapshot, shard=WHOLE):
+        Checkpoints.save(self, epoch, snapshot, shard)
         if epoch == 1 and not self.mark.exists():
             self.mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-class Maker(torch.nn.Module):
+class TensorMaker(torch.nn.Module):
     """Makes tensors by itself, of constants, buffers and device arguments."""
 
     def __init__(self) -> None:

@@ -33,7 +33,7 @@ Learn = Callable[[pa.Table, pa.Table, Sequence[str], Sequence[str], str], Array]
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class OutcomeKind:
     """How answers of one kind are judged.
 
     label: (rows,) of a table; answers: what `metrics` and `row_loss` take, from a version's outputs; loss: what the mean of
@@ -51,7 +51,7 @@ class Kind:
     classes: tuple[str, ...] = ()
 
 
-def kind_of(version: ModelVersion) -> Kind:
+def outcome_kind(version: ModelVersion) -> OutcomeKind:
     """By the first output of the signature: one named "value" is a number, one with named columns has several classes."""
     output = version.signature.outputs[0] if version.signature is not None else None
     if output is not None and output.name == "value":
@@ -61,7 +61,7 @@ def kind_of(version: ModelVersion) -> Kind:
     return BINARY
 
 
-BINARY = Kind(
+BINARY = OutcomeKind(
     name="binary",
     loss="log loss",
     label=lambda table, name: binary_labels(table, name).astype(np.float64),
@@ -71,7 +71,7 @@ BINARY = Kind(
     baselines=BASELINES,
     with_interval=("log_loss", "auc", "ece"),
 )
-NUMBER = Kind(
+NUMBER = OutcomeKind(
     name="regression",
     loss="squared error",
     label=number_labels,
@@ -83,25 +83,25 @@ NUMBER = Kind(
 )
 
 
-def _classes(names: Sequence[str]) -> Kind:
-    places = partial(_places, names=names)
-    return Kind(
+def _classes(names: Sequence[str]) -> OutcomeKind:
+    class_indices = partial(_class_indices, names=names)
+    return OutcomeKind(
         name="multiclass",
         loss="log loss",
-        label=places,
+        label=class_indices,
         answers=lambda outputs: next(iter(outputs.values())),
         metrics=CLASS_METRICS,
         row_loss=class_row_log_loss,
         baselines={
-            "constant": partial(class_constant, places=places, classes=len(names)),
-            "logistic": partial(class_logistic, places=places, classes=len(names)),
+            "constant": partial(class_constant, class_indices=class_indices, classes=len(names)),
+            "logistic": partial(class_logistic, class_indices=class_indices, classes=len(names)),
         },
         with_interval=("log_loss", "accuracy", "ece"),
         classes=tuple(names),
     )
 
 
-def _places(table: pa.Table, label: str, *, names: Sequence[str]) -> npt.NDArray[np.int64]:
+def _class_indices(table: pa.Table, label: str, *, names: Sequence[str]) -> npt.NDArray[np.int64]:
     """The label column as places among the classes that the version knows."""
     texts = named_column(table, label).cast(pa.string())
     found = pc.index_in(texts, pa.array(names))
@@ -111,5 +111,5 @@ def _places(table: pa.Table, label: str, *, names: Sequence[str]) -> npt.NDArray
             f"label column {label!r} holds {unknown[:5]} in {found.null_count} rows, the version knows the classes "
             f"{list(names)[:20]}: leave those rows out or train on them"
         )
-    places: npt.NDArray[np.int64] = found.to_numpy().astype(np.int64)
-    return places
+    class_indices: npt.NDArray[np.int64] = found.to_numpy().astype(np.int64)
+    return class_indices

@@ -26,7 +26,7 @@ from functions.evaluation.checks.behaviour import judge_behaviour
 from functions.evaluation.checks.fairness import judge_fairness
 from functions.evaluation.checks.robustness import judge_robustness
 from functions.evaluation.checks.slices import judge_slices
-from functions.evaluation.demands import Evaluated, demands
+from functions.evaluation.extra_checks import EvaluatedVersion, extra_checks
 
 N = 4_000
 
@@ -152,7 +152,7 @@ def test_answers_that_are_no_numbers_do_not_behave(rule: Any) -> None:
     assert not judge_behaviour(rule, ROWS.slice(0, 0), predict).passed
 
 
-def evaluated(**changes: Any) -> Evaluated:
+def evaluated(**changes: Any) -> EvaluatedVersion:
     version = SimpleNamespace(
         model="late", version=3, files={"model.pt2": SimpleNamespace(size=5_000)},
         signature=SimpleNamespace(inputs=[SimpleNamespace(columns=["wind", "carrier"])]),
@@ -161,7 +161,7 @@ def evaluated(**changes: Any) -> Evaluated:
         "version": version, "table": ROWS, "label": LABEL, "probability": ANSWER, "predict": predict,
         "references": {"constant": np.full(N, LABEL.mean())}, "entity": None,
     }  # fmt: skip
-    return Evaluated(**(fields | changes))
+    return EvaluatedVersion(**(fields | changes))
 
 
 EVERYTHING = Gate(
@@ -175,11 +175,11 @@ EVERYTHING = Gate(
 
 
 def test_a_gate_with_everything_makes_every_check() -> None:
-    checks = demands(EVERYTHING, evaluated())
+    checks = extra_checks(EVERYTHING, evaluated())
     assert len(checks) == 7
     assert [check.name for check in checks if not check.passed] == []
     assert next(check for check in checks if "latency" in check.name).value > 0
-    slim = demands(EVERYTHING.model_copy(update={"max_size_bytes": 4_000}), evaluated())
+    slim = extra_checks(EVERYTHING.model_copy(update={"max_size_bytes": 4_000}), evaluated())
     assert [check.name for check in slim if not check.passed] == ["size, bytes"]
 
 
@@ -190,16 +190,16 @@ def test_what_cannot_be_checked_fails_and_says_why() -> None:
         behaviours=(Invariance(column="age"),),
         robustness=RobustnessRule(columns=("age",)),
     )
-    checks = demands(strange, evaluated())
+    checks = extra_checks(strange, evaluated())
     assert len(checks) == 4
     assert not any(check.passed for check in checks)
     assert all("lacks the column" in check.note for check in checks)
-    lost = demands(EVERYTHING, evaluated(references={}))
+    lost = extra_checks(EVERYTHING, evaluated(references={}))
     assert [check.note for check in lost if not check.passed] == [
         "gate has no constant in max_log_loss_ratio to compare slices with; add it"
     ]
     first = Gate(slices=SliceRule(columns=("carrier",), against="champion"))
-    assert demands(first, evaluated()) == []  # there is no champion to be worse than
+    assert extra_checks(first, evaluated()) == []  # there is no champion to be worse than
 
 
 def test_calibration_comes_with_its_uncertainty() -> None:
