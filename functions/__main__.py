@@ -59,7 +59,7 @@ def _complain(error: Exception, given: argparse.Namespace) -> int:
 
 def _message(error: Exception, given: argparse.Namespace) -> str:
     """The error's own words, or which name was probably meant where the one on the command line is unknown."""
-    name = getattr(given, "id", None) or getattr(given, "name", "")
+    name: str = getattr(given, "id", "") or getattr(given, "name", "")
     functions = [each.name for each in catalog.all_functions()]
     if isinstance(error, json.JSONDecodeError):
         return f"--json cannot be read: {error}"
@@ -155,7 +155,7 @@ def _run(given: argparse.Namespace) -> None:
     if not cluster.in_job():
         _print(function.call_json(arguments))
         return
-    with cluster.joined():  # left before the result is printed, so that no worker's output comes after it
+    with cluster.connected():  # left before the result is printed, so that no worker's output comes after it
         result = function.signature.dump_result(function.remote_json(arguments).result())
     _print(result)
 
@@ -225,7 +225,7 @@ def _logs(given: argparse.Namespace) -> None:
     tail = Tail(lambda after: list(invocation.log(after=after)))
     while True:
         ended = invocation.record().ended  # before reading: what it said by then is read
-        for line in tail.news():
+        for line in tail.new_lines():
             sys.stdout.write(f"{line.text}\n")
         sys.stdout.flush()
         if ended or not given.follow:

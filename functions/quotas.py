@@ -12,7 +12,14 @@ from pydantic import BaseModel, ConfigDict
 
 from functions.runtime import catalog
 from functions.runtime.context import context
-from functions.runtime.durable.admission import EVERYONE, QuotaRequest, Quota, blocking_quota, admission_order, team_of
+from functions.runtime.durable.admission import (
+    EVERYONE,
+    Quota,
+    QuotaRequest,
+    admission_order,
+    blocking_quota,
+    team_of,
+)
 from functions.runtime.durable.invocation import ledger_of
 from functions.runtime.durable.quota_slots import demand_of, quotas_in
 from functions.runtime.durable.record import Record
@@ -97,7 +104,9 @@ def admissions() -> list[Admission]:
     return [_admission(*experiments[ask.invocation], running, there) for ask in ordered]
 
 
-def _admission(record: Record, ask: QuotaRequest, running: list[QuotaRequest], there: dict[str, Quota]) -> Admission:
+def _admission(
+    record: Record, ask: QuotaRequest, running: list[QuotaRequest], there: dict[str, Quota]
+) -> Admission:
     waits_for = None
     if record.status != "running":
         team = blocking_quota(ask, running, there)

@@ -1,8 +1,8 @@
-"""Batch inference: any registered version over a table snapshot, each row scored exactly once.
+"""Batch inference of any registered version over a table snapshot, each row scored exactly once.
 
 The snapshot's rows are numbered and cut into shards. A shard's predictions are appended under a Delta transaction that
-names version, snapshot and shard, so a run that was killed goes on where it stopped, and one that runs twice adds
-nothing. Ray Data scores the shards in a pool of actors; where no Ray runs, they are scored here, one by one.
+names version, snapshot and shard, so a killed run resumes where it stopped, and a second run adds nothing. Ray Data scores
+the shards in a pool of actors; without a Ray cluster they are scored in this process, one by one.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ _ADDED = ("source", "model_version")
 
 
 class BatchPredictions(BaseModel):
-    """Where the predictions are. rows: of the input; rows_scored: by this run, the others were there already.
+    """Result of a batch inference: the table of predictions, and how many rows were scored how fast.
 
-    where: whether Ray Data scored the shards or this process did.
+    rows: of the input; rows_scored: by this run, the others had been scored before; where: whether Ray Data scored the
+    shards or this process did.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -55,7 +56,7 @@ class BatchPredictions(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class BatchJob:
-    """What is scored. keep: columns carried over to the output; it has one row for each of the input's."""
+    """Specification of a batch inference. keep: input columns that are carried over to the output."""
 
     version: ModelVersion
     dataset: TableSnapshot
@@ -63,7 +64,7 @@ class BatchJob:
     shard_rows: int
 
     def app_id(self, shard: int) -> str:
-        """The Delta application id under which a shard is written once."""
+        """Delta application id under which a shard is written once."""
         return f"batch:{self.version.model}@{self.version.version}:{self.dataset}:{self.shard_rows}:{shard}"
 
 
@@ -86,7 +87,7 @@ def predict_batch(
 
     version: a number or an alias; output: the table's name (default: "batch/{model}"); keep: input columns to carry
     over (default: none); shard_rows: rows written by one commit; max_actors: the pool grows up to it;
-    priority: of a submitted one in the queue of experiments, the higher first.
+    priority: of a submitted call in the queue of experiments, the higher first.
     The output has `row` (the row's number in the snapshot), the kept columns, the model's outputs, `source` (the
     snapshot) and `model_version`.
     Raises: NotFound; TrainingDataError if the dataset does not fit the version's signature.
@@ -125,11 +126,11 @@ class ShardScorer:
 
     @property
     def model(self) -> ScoringModel:
-        """The loaded version."""
+        """Model of the loaded version."""
         return self._model
 
     def __call__(self, shard: pa.Table) -> pa.Table:
-        """The shard with the model's outputs in place of its inputs."""
+        """Score a shard: returns it with the model's outputs in place of its inputs."""
         with torch_threads(1):
             outputs = self._model.predict(table_inputs(shard, self._model.signature))
         inputs = set(input_columns(self._model.signature))
@@ -141,7 +142,7 @@ class ShardScorer:
 
 
 class PoolScorer(ShardScorer):
-    """An actor of the pool."""
+    """Scorer that is an actor of Ray Data's pool."""
 
     def __init__(self, registry: Registry, version: ModelVersion) -> None:
         lower_priority()
@@ -149,7 +150,7 @@ class PoolScorer(ShardScorer):
 
 
 def _pending(registry: Registry, job: BatchJob, target: Table) -> tuple[pa.Table, list[int]]:
-    """The input, its kept columns set apart from those that the model reads, and the shards not yet written."""
+    """Read the input, with kept columns renamed apart from the model's, and find the shards not yet written."""
     signature = job.version.signature
     if signature is None:
         raise TrainingDataError(
@@ -174,7 +175,7 @@ def _pending(registry: Registry, job: BatchJob, target: Table) -> tuple[pa.Table
 def _scored(
     registry: Registry, job: BatchJob, table: pa.Table, todo: Sequence[int], max_actors: int
 ) -> Iterator[tuple[int, pa.Table]]:
-    """Predictions of each shard of `todo`, as they come."""
+    """Yield the predictions of each shard of `todo`, in the order in which they are scored."""
     shards = [_shard(table, number, job.shard_rows) for number in todo]
     if not shards:
         return
@@ -228,7 +229,7 @@ def _finished(scored: pa.Table, job: BatchJob) -> pa.Table:
 
 
 def _column(values: Any) -> pa.Array:
-    """One number a row as a plain column, several as a list column."""
+    """Convert one number a row to a plain column, several to a list column."""
     if values.size == values.shape[0]:
         return pa.array(values.reshape(-1))
     return pa.array(list(values.reshape(values.shape[0], -1)))

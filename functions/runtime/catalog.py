@@ -60,7 +60,7 @@ def find(name: str) -> DeclaredFunction | None:
     """
     if ":" in name:
         declared = _declared.get(name.rpartition(":")[2].rpartition(".")[2], {}).get(name)
-        return declared or _resolved(name)
+        return declared or _resolve_declared(name)
     named = _declared.get(name, {})
     if len(named) > 1:
         raise UnknownFunction(
@@ -80,7 +80,7 @@ def get(name: str) -> DeclaredFunction:
     return function
 
 
-def _resolved(name: str) -> DeclaredFunction | None:
+def _resolve_declared(name: str) -> DeclaredFunction | None:
     """The function that `module:qualname` names, which importing its module has declared."""
     if name.startswith("__main__:") or "<locals>" in name:
         return None

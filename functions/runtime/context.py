@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from functions.runtime.clock import Clock, clock_named, system_clock
 from functions.runtime.receipt import Prices
-from functions.runtime.secret import revealed
+from functions.runtime.secret import secret_value
 from registry.store import open_store
 from registry.store.object_store import ObjectStore
 
@@ -55,7 +55,7 @@ class Context:
 
     def secret(self, name: str) -> str:
         """The secret `name`, which the running function must declare. Raises: UndeclaredSecret."""
-        return revealed(name)
+        return secret_value(name)
 
     def find_secret(self, name: str) -> str | None:
         """A secret as it is where this runs: its file in `secrets_dir`, else the environment variable, else None.

@@ -26,8 +26,8 @@ def digest_of(target: Callable[..., Any], *, declared: str = "") -> str:
     """The sha256 of the code reached from `target`, hex; `declared` adds what is not code."""
     parts: dict[str, str] = {"declared": declared}
     _follow(target, parts)
-    told = "\n".join(f"{name}={parts[name]}" for name in sorted(parts))
-    return hashlib.sha256(told.encode()).hexdigest()
+    text = "\n".join(f"{name}={parts[name]}" for name in sorted(parts))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _follow(target: Any, parts: dict[str, str]) -> None:
@@ -37,13 +37,13 @@ def _follow(target: Any, parts: dict[str, str]) -> None:
     parts[name] = _source(target)
     package = getattr(sys.modules.get(target.__module__), "__package__", None) or ""
     for code, names in _codes(target):
-        parts |= {f"module {each}": told for each, told in late_modules(code, package).items()}
+        parts |= {f"module {each}": text for each, text in late_modules(code, package).items()}
         for each in _names(code):
             if each in names:
-                _refer(f"{name}.{each}", names[each], parts)
+                _follow_name(f"{name}.{each}", names[each], parts)
 
 
-def _refer(name: str, value: Any, parts: dict[str, str]) -> None:
+def _follow_name(name: str, value: Any, parts: dict[str, str]) -> None:
     value = getattr(value, "body", value)  # a declared function stands for its body
     if isinstance(value, ModuleType):
         parts[f"module {value.__name__}"] = _module(value)
@@ -53,16 +53,16 @@ def _refer(name: str, value: Any, parts: dict[str, str]) -> None:
         else:
             parts[name] = f"{value.__module__}.{value.__qualname__} {_version(value.__module__)}"
     elif isinstance(value, _PLAIN):
-        parts[name] = _told(value)
+        parts[name] = _stable_text(value)
 
 
-def _told(value: Any) -> str:
+def _stable_text(value: Any) -> str:
     """A constant in words that are the same in every process: no order of hashes, no addresses."""
     value = getattr(value, "body", value)
     if isinstance(value, tuple):
-        return f"({', '.join(map(_told, value))})"
+        return f"({', '.join(map(_stable_text, value))})"
     if isinstance(value, frozenset):
-        return f"{{{', '.join(sorted(map(_told, value)))}}}"
+        return f"{{{', '.join(sorted(map(_stable_text, value)))}}}"
     if isinstance(value, FunctionType | type):
         return f"{value.__module__}.{value.__qualname__}"
     return repr(value) if isinstance(value, _PLAIN) else type(value).__qualname__

@@ -22,19 +22,19 @@ from functions.runtime.declaration import ONCE, Cron, Demand, OnEvent, Resources
 from functions.runtime.digest import digest_of
 from functions.runtime.durable.invocation import Invocation, ledger_of
 from functions.runtime.durable.ledger import Origin
-from functions.runtime.durable.result_cache import remembered
-from functions.runtime.durable.workflow import current, run_step
+from functions.runtime.durable.result_cache import cached_result
+from functions.runtime.durable.workflow import current_run, run_step
 from functions.runtime.errors import DeclarationError, InvalidResult
 from functions.runtime.future import Future
-from functions.runtime.options import checked
+from functions.runtime.options import checked_options
 from functions.runtime.reference import reference, resolve, travels_by_name
 from functions.runtime.run import cluster
-from functions.runtime.run.deadline import bounded
+from functions.runtime.run.deadline import with_deadline
 from functions.runtime.run.declared import DeclaredFunction
-from functions.runtime.run.execution import Outcome, attempt, complete, persist
+from functions.runtime.run.execution import Outcome, attempt, run_to_end, run_with_retries
 from functions.runtime.run.fanout import fan_out
 from functions.runtime.run.local import LocalRun
-from functions.runtime.secret import in_sight, refuse_secrets, revealing
+from functions.runtime.secret import in_current_context, refuse_secrets, use_secrets
 from functions.runtime.signature import Signature
 
 P = ParamSpec("P")
@@ -86,8 +86,8 @@ class Function(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run here, now, on validated arguments. Raises: InvalidArguments, and what the body raises."""
-        given = self.signature.bind(args, kwargs)
-        result: R = self._knowing(given) if self.secrets else self.body(**given)
+        arguments = self.signature.bind(args, kwargs)
+        result: R = self._call_with_secrets(arguments) if self.secrets else self.body(**arguments)
         return result
 
     def remote(self, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
@@ -104,7 +104,7 @@ class Function(Generic[P, R]):
         return_errors: errors stand in the list instead of being raised.
         in_flight: runs at a time; by default what was declared as `max_concurrency`, else plenty.
         """
-        arguments = (self.signature.spread(item) for item in items)
+        arguments = (self.signature.bind_item(item) for item in items)
         return fan_out(
             self.start, arguments, in_flight=in_flight or self.max_concurrency, return_errors=return_errors
         )
@@ -114,12 +114,12 @@ class Function(Generic[P, R]):
 
         Raises: InvalidArguments, InvalidResult, and what the body raises.
         """
-        outcome = self.attempt(self.signature.admit(arguments), None)
+        outcome = self.attempt(self.signature.load_strictly(arguments), None)
         return self.signature.dump_result(outcome.unwrap())
 
     def remote_json(self, arguments: Mapping[str, Any]) -> Future[Any]:
         """Start a run on a JSON object of arguments; `signature.dump_result` gives the result's JSON form."""
-        return self.start(self.signature.admit(arguments))
+        return self.start(self.signature.load_strictly(arguments))
 
     def start(self, arguments: dict[str, Any]) -> Future[R]:
         """Start a run on validated arguments."""
@@ -141,14 +141,14 @@ class Function(Generic[P, R]):
 
     def submit_json(self, arguments: Mapping[str, Any], *, key: str | None = None) -> Invocation[R]:
         """Like `submit`, on a JSON object of arguments."""
-        return self.accept(self.signature.admit(arguments), key=key)
+        return self.accept(self.signature.load_strictly(arguments), key=key)
 
     def accept(self, arguments: dict[str, Any], *, key: str | None = None) -> Invocation[R]:
         """Record an invocation on validated arguments; within a durable run it belongs to that."""
-        run, used = current(), context()
+        run, used = current_run(), context()
         origin = Origin(parent=run.id if run else None, chain=used.chain)
-        own_key = run.child_key() if run and key is None else key
-        return Invocation(ledger_of(used).submit(self, arguments, key=own_key, origin=origin), used)
+        run_key = run.child_key() if run and key is None else key
+        return Invocation(ledger_of(used).submit(self, arguments, key=run_key, origin=origin), used)
 
     def attempt(
         self, arguments: Mapping[str, Any], used: Context | None, *, body: Callable[..., Any] | None = None
@@ -157,9 +157,9 @@ class Function(Generic[P, R]):
 
         With `cache`, arguments that the same code has seen answer from the store.
         """
-        within = self._caching(body or self.body)
+        within = self._with_cache(body or self.body)
         return attempt(
-            self, partial(self._storable, within) if self.secrets else within, arguments, used=used
+            self, partial(self._refusing_secrets, within) if self.secrets else within, arguments, used=used
         )
 
     @cached_property
@@ -179,36 +179,36 @@ class Function(Generic[P, R]):
 
     @cached_property
     def _task(self) -> Any:
-        return cluster.task(self.name, self._on_worker(), cluster.options(self))
+        return cluster.task(self.name, self._worker_body(), cluster.task_options(self))
 
-    def _on_worker(self) -> Callable[[dict[str, Any], bytes], Outcome | tuple[Any, int]]:
+    def _worker_body(self) -> Callable[[dict[str, Any], bytes], Outcome | tuple[Any, int]]:
         def run(arguments: dict[str, Any], used: bytes) -> Outcome | tuple[Any, int]:
-            within = bounded(self.name, self.body, self.timeout_s)
-            once = partial(self.attempt, arguments, unpacked(used), body=within)
-            return persist(once, retries=self.retries).light()
+            within = with_deadline(self.name, self.body, self.timeout_s)
+            run_once = partial(self.attempt, arguments, unpacked(used), body=within)
+            return run_with_retries(run_once, retries=self.retries).compact()
 
         return run
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         if travels_by_name(self.body):
             return resolve, (self.reference,)
-        return _rebuilt, (type(self), self.body, self._declared())
+        return _rebuild, (type(self), self.body, self._options())
 
-    def _caching(self, body: Callable[..., Any]) -> Callable[..., Any]:
-        return partial(remembered, self, body) if self.cache else body
+    def _with_cache(self, body: Callable[..., Any]) -> Callable[..., Any]:
+        return partial(cached_result, self, body) if self.cache else body
 
-    def _storable(self, body: Callable[..., Any], /, **arguments: Any) -> Any:
-        result = complete(body, arguments)
+    def _refusing_secrets(self, body: Callable[..., Any], /, **arguments: Any) -> Any:
+        result = run_to_end(body, arguments)
         with suppress(InvalidResult):  # what has no JSON form is never stored
             refuse_secrets(json.dumps(self.signature.dump_result(result)), what=f"the result of {self.name}")
         return result
 
-    def _knowing(self, arguments: dict[str, Any]) -> Any:
-        with revealing(self.name, self.secrets, context().find_secret):
+    def _call_with_secrets(self, arguments: dict[str, Any]) -> Any:
+        with use_secrets(self.name, self.secrets, context().find_secret):
             result = self.body(**arguments)
-            return in_sight(result) if inspect.isgenerator(result) else result
+            return in_current_context(result) if inspect.isgenerator(result) else result
 
-    def _declared(self) -> dict[str, Any]:
+    def _options(self) -> dict[str, Any]:
         names = (
             "resources",
             "timeout_s",
@@ -236,7 +236,7 @@ class AsyncFunction(Function[P, R]):
         return self._awaited(self.signature.bind(args, kwargs))
 
     async def _awaited(self, arguments: dict[str, Any]) -> R:
-        with revealing(self.name, self.secrets, context().find_secret):
+        with use_secrets(self.name, self.secrets, context().find_secret):
             result: R = await self.body(**arguments)
             return result
 
@@ -258,7 +258,7 @@ def function(
     demand: Callable[..., Demand] | None = ...,
     schedule: Cron | Sequence[Cron] | None = ...,
     on: OnEvent | Sequence[OnEvent] | None = ...,
-) -> _Declare: ...
+) -> _Decorator: ...
 
 
 def function(body: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
@@ -294,7 +294,7 @@ def call(target: Function[..., R] | str, /, *args: Any, **kwargs: Any) -> R:
     return result
 
 
-class _Declare(Protocol):
+class _Decorator(Protocol):
     @overload
     def __call__(self, body: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncFunction[P, R]: ...
     @overload
@@ -310,13 +310,13 @@ def _declare(
         )
     kind = AsyncFunction if inspect.iscoroutinefunction(body) else Function
     made: Function[..., Any] = kind(
-        body, signature=Signature.of(body, names=names), **checked(body.__name__, declared)
+        body, signature=Signature.of(body, names=names), **checked_options(body.__name__, declared)
     )
     catalog.declare(made)
     return made
 
 
-def _rebuilt(
+def _rebuild(
     kind: type[Function[..., Any]], body: Callable[..., Any], declared: Mapping[str, Any]
 ) -> Function[..., Any]:
     made = kind(body, **declared)

@@ -74,8 +74,8 @@ def _read(path: Path, module: str) -> tuple[str, tuple[str, ...]]:
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            told = tuple(alias.name for alias in node.names)
-            names += _candidates(node.module or "", node.level, told, package)
+            imported = tuple(alias.name for alias in node.names)
+            names += _candidates(node.module or "", node.level, imported, package)
     return hashlib.sha256(source).hexdigest(), tuple(names)
 
 
@@ -89,8 +89,8 @@ def _file_of(module: str) -> Path | None:
         return None
     if spec is None:
         return None
-    places = [Path(base, *rest) for base in spec.submodule_search_locations or ()]
-    files = [file for place in places for file in (place / "__init__.py", place.with_suffix(".py"))]
+    folders = [Path(base, *rest) for base in spec.submodule_search_locations or ()]
+    files = [file for folder in folders for file in (folder / "__init__.py", folder.with_suffix(".py"))]
     if not rest and spec.origin is not None:
         files.append(Path(spec.origin))
     for file in files:

@@ -26,30 +26,30 @@ _KINDS: dict[str, tuple[type, ...]] = {
 _MEMBERS: dict[str, type] = {"secrets": str, "schedule": Cron, "on": OnEvent}
 
 
-def checked(name: str, declared: Mapping[str, Any]) -> dict[str, Any]:
+def checked_options(name: str, declared: Mapping[str, Any]) -> dict[str, Any]:
     """The options of the function `name`, schedule and on as tuples. Raises: DeclarationError."""
-    found = {each: value for each, value in declared.items() if not (value is None and each != "timeout_s")}
+    options = {each: value for each, value in declared.items() if not (value is None and each != "timeout_s")}
     for each, member in _MEMBERS.items():
-        given = found.get(each, ())
-        found[each] = (given,) if isinstance(given, member) else tuple(given)
-        if not all(isinstance(one, member) for one in found[each]):
+        given = options.get(each, ())
+        options[each] = (given,) if isinstance(given, member) else tuple(given)
+        if not all(isinstance(item, member) for item in options[each]):
             raise DeclarationError(f"{name}: {each}={given!r} must be {member.__name__}, or several")
-    for each, value in found.items():
+    for each, value in options.items():
         if each not in _KINDS:
             raise DeclarationError(f"{name}: no such option {each!r}; there are {', '.join(_KINDS)}")
         if not isinstance(value, _KINDS[each]):
             raise DeclarationError(f"{name}: {each}={value!r} must be {_KINDS[each][0].__name__}")
-    _check_values(name, found)
-    return found
+    _check_values(name, options)
+    return options
 
 
-def _check_values(name: str, found: Mapping[str, Any]) -> None:
+def _check_values(name: str, options: Mapping[str, Any]) -> None:
     for each in ("timeout_s", "max_concurrency"):
-        if found.get(each) is not None and not found[each] > 0:
-            raise DeclarationError(f"{name}: {each}={found[each]!r} must be above 0, or None")
-    if found.get("warm", 0) < 0:
-        raise DeclarationError(f"{name}: warm={found['warm']!r} must be a number of workers, 0 or more")
-    for secret in found["secrets"]:
+        if options.get(each) is not None and not options[each] > 0:
+            raise DeclarationError(f"{name}: {each}={options[each]!r} must be above 0, or None")
+    if options.get("warm", 0) < 0:
+        raise DeclarationError(f"{name}: warm={options['warm']!r} must be a number of workers, 0 or more")
+    for secret in options["secrets"]:
         if not _SECRET.fullmatch(secret):
             raise DeclarationError(
                 f"{name}: secrets={secret!r} is no name; use letters, digits and _ as in API_KEY"

@@ -25,7 +25,7 @@ class Usage(BaseModel, frozen=True):
     peak_memory_bytes: int
 
 
-NOTHING = Usage(run_s=0, cpu_s=0, gpu_s=0, peak_memory_bytes=0)
+NO_USAGE = Usage(run_s=0, cpu_s=0, gpu_s=0, peak_memory_bytes=0)
 
 
 class Receipt(BaseModel, frozen=True):

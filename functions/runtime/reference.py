@@ -53,17 +53,17 @@ def travels_by_name(target: Callable[..., Any]) -> bool:
     """
     module = sys.modules.get(target.__module__)
     if module is None or target.__module__ == "__main__" or "<locals>" in target.__qualname__:
-        own = False
+        by_name = False
     else:
-        own = importable(target.__module__)
+        by_name = importable(target.__module__)
     if (
-        not own
+        not by_name
         and module is not None
         and target.__module__ != "__main__"
         and not importable(target.__module__)
     ):
-        _carry(module)
-    return own
+        _pickle_by_value(module)
+    return by_name
 
 
 @cache
@@ -92,5 +92,5 @@ def unpack(data: bytes) -> Any:
     return cloudpickle.loads(data)
 
 
-def _carry(module: ModuleType) -> None:
+def _pickle_by_value(module: ModuleType) -> None:
     cloudpickle.register_pickle_by_value(module)  # type: ignore[no-untyped-call]  # the library has no types

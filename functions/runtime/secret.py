@@ -19,49 +19,49 @@ from urllib.parse import quote
 
 from functions.runtime.errors import MissingSecret, SecretLeaked, UndeclaredSecret
 
-SHORTEST = 4  # characters: a shorter value cannot be told from ordinary text when it is to be hidden
-HIDDEN = "***"
-_LINE = 8  # characters from which a line of a secret of several lines is hidden by itself
+MIN_CHARACTERS = 4  # characters: a shorter value cannot be told from ordinary text when it is to be hidden
+MASK = "***"
+_MIN_LINE_CHARACTERS = 8  # characters from which a line of a secret of several lines is hidden by itself
 
-_held: ContextVar[Mapping[str, str]] = ContextVar("toque_secrets", default={})  # noqa: B039  # never changed
-_given: frozenset[str] = (
+_available: ContextVar[Mapping[str, str]] = ContextVar("toque_secrets", default={})  # noqa: B039  # never changed
+_disclosed: frozenset[str] = (
     frozenset()
 )  # every value given out in this process: threads of a body have no context
 
 
 @contextmanager
-def revealing(function: str, names: Sequence[str], find: Callable[[str], str | None]) -> Iterator[None]:
-    """Let `revealed` answer the secrets `names` of `function`, and no others, within the block.
+def use_secrets(function: str, names: Sequence[str], find: Callable[[str], str | None]) -> Iterator[None]:
+    """Let `secret_value` answer the secrets `names` of `function`, and no others, within the block.
 
     find: looks one up. Raises: MissingSecret naming the secret and where to put it.
     """
-    values = {name: _checked(function, name, find(name)) for name in names}
-    _remember(values)
-    token = _held.set(values)
+    values = {name: _validated(function, name, find(name)) for name in names}
+    _disclose(values)
+    token = _available.set(values)
     try:
         yield
     finally:
-        _held.reset(token)
+        _available.reset(token)
 
 
-def revealed(name: str) -> str:
+def secret_value(name: str) -> str:
     """The value of a secret that the running function declares. Raises: UndeclaredSecret."""
-    held = _held.get()
-    if name not in held:
-        declared = ", ".join(held) or "none"
+    available = _available.get()
+    if name not in available:
+        declared = ", ".join(available) or "none"
         raise UndeclaredSecret(
             f"no secret {name!r} for this run, which declares {declared}; "
             f'add it to the function: @function(secrets=("{name}",))'
         )
-    return held[name]
+    return available[name]
 
 
-def in_sight(stream: Generator[Any, Any, Any]) -> Iterator[Any]:
-    """The items of a stream that was begun within `revealing` and is read after it."""
-    return _stepped(stream, copy_context())
+def in_current_context(stream: Generator[Any, Any, Any]) -> Iterator[Any]:
+    """The items of a stream that was begun within `use_secrets` and is read after it."""
+    return _iterate_in(stream, copy_context())
 
 
-def _stepped(stream: Generator[Any, Any, Any], within: Context) -> Iterator[Any]:
+def _iterate_in(stream: Generator[Any, Any, Any], within: Context) -> Iterator[Any]:
     while True:
         try:
             item = within.run(next, stream)
@@ -72,18 +72,18 @@ def _stepped(stream: Generator[Any, Any, Any], within: Context) -> Iterator[Any]
 
 def redact(text: str) -> str:
     """`text` with every secret that this process was given replaced by `***`, in any of its usual spellings."""
-    return _pattern(_given).sub(HIDDEN, text) if _given else text
+    return _pattern(_disclosed).sub(MASK, text) if _disclosed else text
 
 
-def tells(text: str) -> bool:
+def contains_secret(text: str) -> bool:
     """Whether a secret that this process was given stands in `text`."""
-    return bool(_given) and _pattern(_given).search(text) is not None
+    return bool(_disclosed) and _pattern(_disclosed).search(text) is not None
 
 
 def refuse_secrets(text: str, *, what: str) -> None:
     """Raises: SecretLeaked if a secret of the running function stands in `text`, the JSON of `what`."""
-    held = _held.get()
-    for name, value in held.items():
+    available = _available.get()
+    for name, value in available.items():
         if _pattern(frozenset({value})).search(text):
             raise SecretLeaked(
                 f"{what} holds the secret {name}, and would be stored; leave it out, "
@@ -91,24 +91,24 @@ def refuse_secrets(text: str, *, what: str) -> None:
             )
 
 
-def _checked(function: str, name: str, value: str | None) -> str:
+def _validated(function: str, name: str, value: str | None) -> str:
     if value is None:
         raise MissingSecret(
             f"{function} needs the secret {name}, and it is not there; set the environment variable {name} where "
             f"functions run, or put it into a file {name} in the folder that TOQUE_SECRETS names"
         )
-    if len(value) < SHORTEST:
+    if len(value) < MIN_CHARACTERS:
         raise MissingSecret(
-            f"{function}: the secret {name} has {len(value)} characters; give one of at least {SHORTEST}, "
+            f"{function}: the secret {name} has {len(value)} characters; give one of at least {MIN_CHARACTERS}, "
             "for a shorter one cannot be kept out of logs"
         )
     return value
 
 
-def _remember(values: Mapping[str, str]) -> None:
-    global _given  # noqa: PLW0603  # one set a process is the point
-    if not _given.issuperset(values.values()):
-        _given = _given.union(values.values())
+def _disclose(values: Mapping[str, str]) -> None:
+    global _disclosed  # noqa: PLW0603  # one set a process is the point
+    if not _disclosed.issuperset(values.values()):
+        _disclosed = _disclosed.union(values.values())
 
 
 @lru_cache(maxsize=64)
@@ -125,4 +125,4 @@ def _spellings(value: str) -> Iterator[str]:
     yield json.dumps(value, ensure_ascii=False)[1:-1]
     yield quote(value, safe="")
     yield base64.b64encode(value.encode()).decode().rstrip("=")
-    yield from (line for line in value.splitlines() if len(line) >= _LINE)
+    yield from (line for line in value.splitlines() if len(line) >= _MIN_LINE_CHARACTERS)

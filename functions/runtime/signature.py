@@ -58,12 +58,12 @@ class Signature:
             _check(name, parameter, hints)
         if "return" not in hints:
             raise DeclarationError(f"{name}: declare a return type, as in `-> int` or `-> None`")
-        made = cls(name, signature, hints)
+        built = cls(name, signature, hints)
         if not (
-            made.adapters.keys() == signature.parameters.keys() and made.result
+            built.adapters.keys() == signature.parameters.keys() and built.result
         ):  # made now: errors belong here
             raise DeclarationError(f"{name}: its parameters {signature} cannot be typed")
-        return made
+        return built
 
     @cached_property
     def adapters(self) -> dict[str, TypeAdapter[Any]]:
@@ -75,7 +75,7 @@ class Signature:
         """The validator of the result; a stream's result is the list of its items."""
         return _adapter(self.name, "return", _result_type(self.hints["return"]))
 
-    def spread(self, item: Any) -> dict[str, Any]:
+    def bind_item(self, item: Any) -> dict[str, Any]:
         """Validated arguments from one item of a `map`. Raises: InvalidArguments."""
         if len(self.signature.parameters) > 1 and isinstance(item, Mapping):
             return self.bind((), item)
@@ -91,14 +91,14 @@ class Signature:
             raise InvalidArguments(f"{self.name}: {error}") from error
         return self._validate(given, lambda adapter, value: adapter.validate_python(value))
 
-    def complete(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    def with_defaults(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments with the defaults of those left out, so that they mean the same under later code."""
         defaults = {
             each: p.default for each, p in self.signature.parameters.items() if p.default is not p.empty
         }
         return defaults | dict(arguments)
 
-    def admit(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    def load_strictly(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Validated arguments from a JSON object that someone wrote: what its JSON Schema says, nothing converted.
 
         `false` is no integer here, nor is "1". Raises: InvalidArguments naming each bad field.
@@ -113,11 +113,11 @@ class Signature:
         self, arguments: Mapping[str, Any], validate: Callable[[TypeAdapter[Any], Any], Any]
     ) -> dict[str, Any]:
         problems = [
-            _told(each, "unknown", "unknown parameter") for each in arguments if each not in self.adapters
+            _problem(each, "unknown", "unknown parameter") for each in arguments if each not in self.adapters
         ]
         for each, parameter in self.signature.parameters.items():
             if parameter.default is parameter.empty and each not in arguments:
-                problems.append(_told(each, "missing", "required, but missing"))
+                problems.append(_problem(each, "missing", "required, but missing"))
         if problems:
             raise self._invalid(problems)
         return self._validate(arguments, validate)
@@ -181,20 +181,20 @@ class Signature:
             try:
                 values[each] = validated = validate(self.adapters[each], value)
             except ValidationError as error:
-                problems += [_problem(each, detail) for detail in error.errors(include_url=False)]
+                problems += [_problem_of(each, detail) for detail in error.errors(include_url=False)]
                 continue
             except PydanticSerializationError as error:
-                problems.append(_told(each, "not_json", f"no JSON value: {error}"))
+                problems.append(_problem(each, "not_json", f"no JSON value: {error}"))
                 continue
             if isinstance(validated, datetime) and validated.tzinfo is None:
-                problems.append(_told(each, "naive", "a naive time; give its offset, as in Z", str(value)))
+                problems.append(_problem(each, "naive", "a naive time; give its offset, as in Z", str(value)))
         if problems:
             raise self._invalid(problems)
         return values
 
     def _invalid(self, problems: list[dict[str, Any]]) -> InvalidArguments:
-        told = "; ".join(f"{each['field']}: {each['message']}" for each in problems)
-        return InvalidArguments(f"{self.name}: {told}", problems)
+        text = "; ".join(f"{each['field']}: {each['message']}" for each in problems)
+        return InvalidArguments(f"{self.name}: {text}", problems)
 
 
 def _validate_json_value(adapter: TypeAdapter[Any], value: Any) -> Any:
@@ -262,13 +262,13 @@ def _result_type(kind: Any) -> Any:
     return kind
 
 
-def _problem(parameter: str, detail: Any) -> dict[str, Any]:
+def _problem_of(parameter: str, detail: Any) -> dict[str, Any]:
     path = ".".join(str(part) for part in (parameter, *detail["loc"]))
     shown = repr(detail["input"])
-    return _told(path, detail["type"], f"{detail['msg']}, got {shown[:80]}", shown[:200])
+    return _problem(path, detail["type"], f"{detail['msg']}, got {shown[:80]}", shown[:200])
 
 
-def _told(field: str, kind: str, message: str, value: str | None = None) -> dict[str, Any]:
+def _problem(field: str, kind: str, message: str, value: str | None = None) -> dict[str, Any]:
     return {"field": field, "kind": kind, "message": message, "value": value}
 
 

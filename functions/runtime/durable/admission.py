@@ -44,7 +44,7 @@ Quotas = Mapping[str, Quota]  # by team
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class QuotaRequest:
     """An experiment that runs or waits: whose it is, what it takes, since when it waits."""
 
     invocation: str
@@ -70,76 +70,80 @@ def team_of(caller: str, quotas: Quotas) -> str:
     return next((team for team, quota in quotas.items() if caller in quota.members), caller)
 
 
-def in_the_way(ask: Ask, running: Iterable[Ask], quotas: Quotas) -> str | None:
-    """The team, or everyone, whose quota does not let `ask` run beside what runs; None if it may."""
+def blocking_quota(request: QuotaRequest, running: Iterable[QuotaRequest], quotas: Quotas) -> str | None:
+    """The team, or everyone, whose quota does not let `request` run beside what runs; None if it may."""
     running = list(running)
-    own = [each for each in running if each.team == ask.team]
-    for team, beside in ((ask.team, own), (EVERYONE, running)):
-        if _passed(ask, beside, quotas.get(team, Quota())) is not None:
+    own = [each for each in running if each.team == request.team]
+    for team, occupying in ((request.team, own), (EVERYONE, running)):
+        if _exceeded_limit(request, occupying, quotas.get(team, Quota())) is not None:
             return team
     return None
 
 
-def never(ask: Ask, quotas: Quotas) -> str | None:
-    """Why `ask` is more than a quota even alone; None if it is not."""
-    for team in (ask.team, EVERYONE):
+def why_unsatisfiable(request: QuotaRequest, quotas: Quotas) -> str | None:
+    """Why `request` is more than a quota even alone; None if it is not."""
+    for team in (request.team, EVERYONE):
         quota = quotas.get(team, Quota())
-        name = _passed(ask, (), quota)
+        name = _exceeded_limit(request, (), quota)
         if name is not None:
             return (
-                f"it asks for {name}={getattr(ask, name):g} and the quota of {team!r} is "
+                f"it asks for {name}={getattr(request, name):g} and the quota of {team!r} is "
                 f"{getattr(quota, name):g}: ask for less, or raise it with set_quota and redrive"
             )
     return None
 
 
-def admitted(running: Sequence[Ask], waiting: Iterable[Ask], quotas: Quotas) -> list[Ask]:
+def admit(
+    running: Sequence[QuotaRequest], waiting: Iterable[QuotaRequest], quotas: Quotas
+) -> list[QuotaRequest]:
     """Those of the waiting that begin now, in order. What is more than a quota even alone is passed over."""
-    queue = {each.invocation: each for each in waiting if never(each, quotas) is None}
-    beside, chosen = list(running), []
+    queue = {each.invocation: each for each in waiting if why_unsatisfiable(each, quotas) is None}
+    occupying, chosen = list(running), []
     while queue:
-        ask = _first(queue.values(), beside, quotas)
-        full = in_the_way(ask, beside, quotas)
-        if full == EVERYONE:
+        request = _next(queue.values(), occupying, quotas)
+        blocking = blocking_quota(request, occupying, quotas)
+        if blocking == EVERYONE:
             break
-        if full is not None:
-            queue = {name: each for name, each in queue.items() if each.team != ask.team}
+        if blocking is not None:
+            queue = {name: each for name, each in queue.items() if each.team != request.team}
             continue
-        del queue[ask.invocation]
-        chosen.append(ask)
-        beside.append(ask)
+        del queue[request.invocation]
+        chosen.append(request)
+        occupying.append(request)
     return chosen
 
 
-def in_turn(running: Sequence[Ask], waiting: Iterable[Ask], quotas: Quotas) -> list[Ask]:
+def admission_order(
+    running: Sequence[QuotaRequest], waiting: Iterable[QuotaRequest], quotas: Quotas
+) -> list[QuotaRequest]:
     """The waiting in the order in which they would begin if there were room."""
-    beside, queue = list(running), list(waiting)
+    occupying, queue = list(running), list(waiting)
     while queue:
-        ask = _first(queue, beside, quotas)
-        queue.remove(ask)
-        beside.append(ask)
-    return beside[len(running) :]
+        request = _next(queue, occupying, quotas)
+        queue.remove(request)
+        occupying.append(request)
+    return occupying[len(running) :]
 
 
-def _first(waiting: Collection[Ask], running: Sequence[Ask], quotas: Quotas) -> Ask:
-    whole = quotas.get(EVERYONE, Quota())
-    shares = {team: _share(team, running, whole) for team in {each.team for each in waiting}}
+def _next(waiting: Collection[QuotaRequest], running: Sequence[QuotaRequest], quotas: Quotas) -> QuotaRequest:
+    total = quotas.get(EVERYONE, Quota())
+    shares = {team: _dominant_share(team, running, total) for team in {each.team for each in waiting}}
     return min(waiting, key=lambda each: (-each.priority, shares[each.team], each.at, each.invocation))
 
 
-def _share(team: str, running: Iterable[Ask], whole: Quota) -> float:
+def _dominant_share(team: str, running: Iterable[QuotaRequest], total: Quota) -> float:
     """What a team holds of the whole, by what it holds most of."""
     own = [each for each in running if each.team == team]
     return max(
-        (sum(getattr(each, name) for each in own) / limit for name, limit in whole.limits() if limit),
+        (sum(getattr(each, name) for each in own) / limit for name, limit in total.limits() if limit),
         default=0.0,
     )
 
 
-def _passed(ask: Ask, beside: Iterable[Ask], quota: Quota) -> str | None:
-    """The limit that `ask` would pass."""
-    beside = list(beside)
+def _exceeded_limit(request: QuotaRequest, occupying: Iterable[QuotaRequest], quota: Quota) -> str | None:
+    """The limit that `request` would pass."""
+    occupying = list(occupying)
     for name, limit in quota.limits():
-        if sum(getattr(each, name) for each in (*beside, ask)) > limit + _SLACK:
+        if sum(getattr(each, name) for each in (*occupying, request)) > limit + _SLACK:
             return name
     return None

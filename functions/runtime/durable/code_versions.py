@@ -13,25 +13,27 @@ from typing import Any
 from functions.runtime.durable.record import Record
 from functions.runtime.errors import CodeChanged
 
-BEFORE_BEGINNING_S = 2.0
-BEFORE_GIVING_UP_S = 60.0
-_AT_ONCE = datetime.min.replace(tzinfo=UTC)  # whatever the clocks say: they differ between machines, and jump
+START_PATIENCE_S = 2.0
+RESUME_PATIENCE_S = 60.0
+_IMMEDIATELY = datetime.min.replace(
+    tzinfo=UTC
+)  # whatever the clocks say: they differ between machines, and jump
 
 
-def not_before(record: Record, digest: str, *, patience_s: float) -> datetime:
+def earliest_start(record: Record, digest: str, *, patience_s: float) -> datetime:
     """From when an executor with the code `digest` may take up the invocation, once that is due.
 
     patience_s: how long one that has steps of other code is left to executors that have that.
     """
     if digest == (record.started_digest or record.digest):
-        return _AT_ONCE
-    wait_s = patience_s if bound(record, digest) else min(BEFORE_BEGINNING_S, patience_s)
+        return _IMMEDIATELY
+    wait_s = patience_s if bound_to_other_code(record, digest) else min(START_PATIENCE_S, patience_s)
     return record.due + timedelta(seconds=wait_s)
 
 
-def refusal(record: Record, digest: str) -> dict[str, Any] | None:
+def code_changed_entry(record: Record, digest: str) -> dict[str, Any] | None:
     """The entry that says that the code `digest` cannot go on with the invocation; None if it can."""
-    if not bound(record, digest):
+    if not bound_to_other_code(record, digest):
         return None
     changed = CodeChanged(
         f"{record.function} has {len(record.steps)} recorded steps of code {record.started_digest}, and no executor "
@@ -41,6 +43,6 @@ def refusal(record: Record, digest: str) -> dict[str, Any] | None:
     return {"kind": "dead", "lost": True, "failure": failure}
 
 
-def bound(record: Record, digest: str) -> bool:
+def bound_to_other_code(record: Record, digest: str) -> bool:
     """Whether only other code than `digest` may go on with it."""
     return bool(record.steps) and record.started_digest not in {None, digest}

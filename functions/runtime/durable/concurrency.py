@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from functions.runtime.durable.heartbeat import believed_until
+from functions.runtime.durable.heartbeat import lease_end
 from functions.runtime.durable.ledger import Ledger
 from functions.runtime.errors import UnknownInvocation
 from functions.runtime.run.declared import DeclaredFunction
@@ -22,17 +22,17 @@ from registry.journal.journal import Journal
 from registry.times import from_text, to_text
 
 REFRESH_S = 0.2
-Held = dict[str, dict[str, Any]]  # worker -> invocation, when it took the slot, and what it asked for
+SlotHolders = dict[str, dict[str, Any]]  # worker -> invocation, when it took the slot, and what it asked for
 
 
 @dataclass
-class Slots:
+class ConcurrencySlots:
     """The slots of one function; `limit` of them."""
 
     ledger: Ledger
     name: str
     limit: int
-    _fold: Fold[Held] = field(init=False)
+    _fold: Fold[SlotHolders] = field(init=False)
     _refreshed_at: float = float("-inf")
     _checked_at: float = float("-inf")
 
@@ -41,30 +41,30 @@ class Slots:
         self._fold = Fold(journal, {}, _step, encode=dict, decode=dict, carry=True)
 
     @classmethod
-    def of(cls, function: DeclaredFunction, ledger: Ledger) -> Slots | None:
+    def of(cls, function: DeclaredFunction, ledger: Ledger) -> ConcurrencySlots | None:
         """Those of a function; None if it declares no limit."""
         if function.max_concurrency is None:
             return None
-        told = hashlib.sha256(function.reference.encode()).hexdigest()[:12]
-        return cls(ledger, f"{function.name}-{told}", function.max_concurrency)
+        digest = hashlib.sha256(function.reference.encode()).hexdigest()[:12]
+        return cls(ledger, f"{function.name}-{digest}", function.max_concurrency)
 
-    def take(self, worker: str, invocation: str, asks: Mapping[str, Any] | None = None) -> bool:
+    def acquire(self, worker: str, invocation: str, demand: Mapping[str, Any] | None = None) -> bool:
         """Take a slot, if there is one: a read and a write, and more where all are held."""
-        held = self._fold.refresh()
-        wants = {"invocation": invocation, "at": to_text(self.ledger.clock())} | dict(asks or {})
-        gone = [] if self._room(held, wants) else self._gone(held)
+        holders = self._fold.refresh()
+        request = {"invocation": invocation, "at": to_text(self.ledger.clock())} | dict(demand or {})
+        stale = [] if self._has_room(holders, request) else self._stale(holders)
 
-        def decide(held: Held) -> dict[str, Any] | None:
-            left = {each: held[each] for each in held if each not in gone}
-            return {"take": worker, "gone": gone} | wants if self._room(left, wants) else None
+        def decide(holders: SlotHolders) -> dict[str, Any] | None:
+            kept = {each: holders[each] for each in holders if each not in stale}
+            return {"take": worker, "gone": stale} | request if self._has_room(kept, request) else None
 
         return self._fold.transact(decide) is not None
 
-    def give(self, worker: str) -> None:
+    def release(self, worker: str) -> None:
         """Give a slot back, if it is held."""
-        self._fold.transact(lambda held: {"gone": [worker]} if worker in held else None)
+        self._fold.transact(lambda holders: {"gone": [worker]} if worker in holders else None)
 
-    def free(self) -> bool:
+    def available(self) -> bool:
         """Whether there may be a slot: for a look before a worker is started; reads a few times a second at most."""
         now = time.monotonic()
         if now - self._refreshed_at > REFRESH_S:
@@ -74,31 +74,31 @@ class Slots:
             return True
         if now - self._checked_at > self.ledger.lease_s / 3:
             self._checked_at = now
-            for worker in self._gone(self._fold.state):
-                self.give(worker)
+            for worker in self._stale(self._fold.state):
+                self.release(worker)
         return len(self._fold.state) < self.limit
 
-    def _room(self, held: Held, wants: Mapping[str, Any]) -> bool:  # noqa: ARG002 - here one is like another
-        return len(held) < self.limit
+    def _has_room(self, holders: SlotHolders, request: Mapping[str, Any]) -> bool:  # noqa: ARG002 - here one is like another
+        return len(holders) < self.limit
 
-    def _gone(self, held: Held) -> list[str]:
-        return [worker for worker, each in held.items() if not self._holds(worker, each)]
+    def _stale(self, holders: SlotHolders) -> list[str]:
+        return [worker for worker, each in holders.items() if not self._still_holds(worker, each)]
 
-    def _holds(self, worker: str, held: dict[str, Any]) -> bool:
+    def _still_holds(self, worker: str, held: dict[str, Any]) -> bool:
         now = self.ledger.clock()
-        claims_until = from_text(held["at"]) + timedelta(seconds=self.ledger.lease_s)
+        claim_deadline = from_text(held["at"]) + timedelta(seconds=self.ledger.lease_s)
         try:
             record = self.ledger.read(held["invocation"])
         except UnknownInvocation:
             return False
         if record.worker != worker:
-            return now < claims_until  # it may be about to claim
-        return record.status == "running" and believed_until(self.ledger.store, record, now) > now
+            return now < claim_deadline  # it may be about to claim
+        return record.status == "running" and lease_end(self.ledger.store, record, now) > now
 
 
-def _step(held: Held, entry: Entry) -> Held:
+def _step(holders: SlotHolders, entry: Entry) -> SlotHolders:
     body = entry.body
-    left = {worker: each for worker, each in held.items() if worker not in body["gone"]}
+    kept = {worker: each for worker, each in holders.items() if worker not in body["gone"]}
     if "take" in body:
-        left[body["take"]] = {name: told for name, told in body.items() if name not in {"take", "gone"}}
-    return left
+        kept[body["take"]] = {name: value for name, value in body.items() if name not in {"take", "gone"}}
+    return kept

@@ -19,28 +19,28 @@ from typing import Any
 
 from functions.runtime import catalog
 from functions.runtime.context import Context
-from functions.runtime.durable.attempt import Assignment, Attended, attend
-from functions.runtime.durable.code_versions import BEFORE_GIVING_UP_S, not_before, refusal
-from functions.runtime.durable.concurrency import Slots
-from functions.runtime.durable.heartbeat import believed_until
-from functions.runtime.durable.ledger import Followed, Ledger, later
+from functions.runtime.durable.attempt import Attempt, AttemptResult, run_attempt
+from functions.runtime.durable.code_versions import RESUME_PATIENCE_S, code_changed_entry, earliest_start
+from functions.runtime.durable.concurrency import ConcurrencySlots
+from functions.runtime.durable.heartbeat import lease_end
+from functions.runtime.durable.ledger import FollowedRecord, Ledger, due_after
 from functions.runtime.durable.queue import Note, QueueReader
-from functions.runtime.durable.quota_slots import Places
-from functions.runtime.durable.record import Record, accepted
+from functions.runtime.durable.quota_slots import QuotaSlots
+from functions.runtime.durable.record import Record, initial_record
 from functions.runtime.errors import FunctionError, UnknownFunction
 from functions.runtime.run import cluster
 from functions.runtime.run.declared import DeclaredFunction
 from functions.runtime.run.execution import Outcome
 from functions.runtime.run.forkserver import Child
-from functions.runtime.run.niceness import step_back
-from functions.runtime.run.worker_pool import Pool, Worker
+from functions.runtime.run.niceness import lower_priority
+from functions.runtime.run.worker_pool import Worker, WorkerPool
 from registry.errors import Unavailable
 from registry.journal.entry import Entry
 from registry.times import from_text
 
 CHECKPOINT_EVERY_S = 5.0
-LAST_S = 2.0  # what a worker does after the last entry: it gives its place back
-ELSEWHERE_S = 30.0
+RELEASE_S = 2.0  # what a worker does after the last entry: it gives its place back
+POSTPONE_S = 30.0
 _logger = logging.getLogger(__name__)
 
 
@@ -55,39 +55,41 @@ class Executor:
     context: Context
     ledger: Ledger
     capacity: int | None = None
-    code_patience_s: float = BEFORE_GIVING_UP_S
+    code_patience_s: float = RESUME_PATIENCE_S
     _open: dict[str, datetime] = field(default_factory=dict)
     _workers: dict[str, tuple[DeclaredFunction, Worker]] = field(default_factory=dict)
-    _backlog: dict[str, Followed] = field(default_factory=dict)  # due, but there was no room: not read again
-    _slots: dict[str, Slots | None] = field(default_factory=dict)
-    _places: Places = field(init=False)
-    _warm: Pool = field(default_factory=Pool)
+    _backlog: dict[str, FollowedRecord] = field(
+        default_factory=dict
+    )  # due, but there was no room: not read again
+    _slots: dict[str, ConcurrencySlots | None] = field(default_factory=dict)
+    _quota: QuotaSlots = field(init=False)
+    _pool: WorkerPool = field(default_factory=WorkerPool)
     _reader: QueueReader | None = None
-    _kept_at: float = 0.0
+    _checkpointed_at: float = 0.0
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def __post_init__(self) -> None:
-        self._places = Places(self.ledger)
+        self._quota = QuotaSlots(self.ledger)
 
     def poll(self) -> int:
         """Look once at all that is new or due; returns how many invocations are open. Does not wait for work."""
         with self._lock:
-            for note in self._news():
+            for note in self._new_notes():
                 self._open[note.invocation] = self.ledger.clock()
-                self._guarded(note.invocation, partial(self._look, note.invocation, note))
+                self._guarded(note.invocation, partial(self._process, note.invocation, note))
             self._reap()
             now = self.ledger.clock()
             for each in [
                 each for each, due in self._open.items() if due <= now and each not in self._workers
             ]:
-                self._guarded(each, partial(self._look, each))
-            self._begin_experiments()
-            self._warm.keep(catalog.all_functions())
-            self._dismiss()
+                self._guarded(each, partial(self._process, each))
+            self._start_experiments()
+            self._pool.replenish(catalog.all_functions())
+            self._evict_idle()
             self._checkpoint()
             return len(self._open)
 
-    def look_at(self, invocation: str, due: datetime) -> bool:
+    def enqueue(self, invocation: str, due: datetime) -> bool:
         """Learn that an invocation is due at this time, without a note; False if a worker of ours is at it."""
         with self._lock:
             if invocation in self._workers:
@@ -95,38 +97,38 @@ class Executor:
             self._open[invocation] = due
             return True
 
-    def attend(self, invocation: str, *, wait_s: float) -> None:
+    def drive(self, invocation: str, *, wait_s: float) -> None:
         """Look at one invocation, run it if it is due, and wait a little for its worker if it is ours."""
         with self._lock:
             if self._open.get(invocation, self.ledger.clock()) <= self.ledger.clock():
                 if invocation not in self._workers:
                     self._reap()  # nobody may wait for those any more, and they hold room
-                self._guarded(invocation, partial(self._look, invocation))
+                self._guarded(invocation, partial(self._process, invocation))
             waiting = self._backlog.get(invocation)
-            if waiting is not None and self._places.concern(waiting):
+            if waiting is not None and self._quota.needs_quota(waiting):
                 self.poll()  # whether it is its turn hangs on the others
             ours = self._workers.get(invocation)
         if ours is None:
             time.sleep(wait_s)
         elif ours[1].wait(wait_s):
             with self._lock:
-                self._guarded(invocation, partial(self._look, invocation))
-                self._dismiss()
+                self._guarded(invocation, partial(self._process, invocation))
+                self._evict_idle()
 
-    def conclude(self, invocation: str) -> None:
+    def release_worker(self, invocation: str) -> None:
         """Let go of the worker of a run whose record has ended, if it is ours: it may hold a CPU for the next."""
         ours = self._workers.get(invocation)
         if ours is None:
             return
-        ours[1].wait(LAST_S)
+        ours[1].wait(RELEASE_S)
         with self._lock:
             if invocation in self._workers:
-                self._guarded(invocation, partial(self._look, invocation))
-            self._dismiss()
+                self._guarded(invocation, partial(self._process, invocation))
+            self._evict_idle()
 
     def warm_workers(self, function: DeclaredFunction) -> int:
         """How many workers of a function wait for it, imports done."""
-        return self._warm.ready(function)
+        return self._pool.ready_count(function)
 
     def close(self) -> None:
         """Kill the workers this executor started; their invocations are run again by another."""
@@ -134,26 +136,26 @@ class Executor:
             for _, worker in self._workers.values():
                 worker.kill()
             self._workers.clear()
-            self._warm.close()
+            self._pool.close()
 
-    def _dismiss(self) -> None:
+    def _evict_idle(self) -> None:
         wanted = {each.record.reference for each in self._backlog.values()}
-        self._warm.dismiss(catalog.all_functions(), wanted=wanted)
+        self._pool.evict_idle(catalog.all_functions(), wanted=wanted)
 
-    def _news(self) -> list[Note]:
+    def _new_notes(self) -> list[Note]:
         if self._reader is None:
             self._reader = QueueReader(self.ledger.store, actor=self.ledger.actor, clock=self.ledger.clock)
             self._open = self._reader.resume() | self._open
-        return list(self._reader.news())
+        return list(self._reader.new_notes())
 
     def _checkpoint(self) -> None:
-        if self._reader and time.monotonic() - self._kept_at > CHECKPOINT_EVERY_S:
+        if self._reader and time.monotonic() - self._checkpointed_at > CHECKPOINT_EVERY_S:
             self._reader.checkpoint(self._open)
-            self._kept_at = time.monotonic()
+            self._checkpointed_at = time.monotonic()
 
-    def _guarded(self, invocation: str, look: Callable[[], None]) -> None:
+    def _guarded(self, invocation: str, process: Callable[[], None]) -> None:
         try:
-            look()
+            process()
         except (Unavailable, UnknownFunction) as error:
             self._postpone(invocation, error)
         except Exception as error:
@@ -164,19 +166,19 @@ class Executor:
     def _reap(self) -> None:
         """Enter how the workers that are done have ended."""
         for each in [each for each, (_, worker) in self._workers.items() if worker.wait(0)]:
-            self._guarded(each, partial(self._look, each))
+            self._guarded(each, partial(self._process, each))
 
     def _postpone(self, invocation: str, error: Exception) -> None:
-        _logger.warning("invocation %s is left for %s s: %s", invocation, ELSEWHERE_S, error)
-        self._open[invocation] = self.ledger.clock() + timedelta(seconds=ELSEWHERE_S)
+        _logger.warning("invocation %s is left for %s s: %s", invocation, POSTPONE_S, error)
+        self._open[invocation] = self.ledger.clock() + timedelta(seconds=POSTPONE_S)
 
-    def _look(self, invocation: str, note: Note | None = None) -> None:
+    def _process(self, invocation: str, note: Note | None = None) -> None:
         if invocation in self._workers:
-            self._look_at_worker(invocation)
+            self._process_worker(invocation)
         else:
-            self._decide(self._followed(invocation, note))
+            self._dispatch(self._followed(invocation, note))
 
-    def _look_at_worker(self, invocation: str) -> None:
+    def _process_worker(self, invocation: str) -> None:
         function, worker = self._workers[invocation]
         if not worker.wait(0):
             if self.ledger.read(invocation).ended:
@@ -184,13 +186,13 @@ class Executor:
             return
         del self._workers[invocation]
         outcome = worker.outcome()
-        if isinstance(outcome.value, Attended):
+        if isinstance(outcome.value, AttemptResult):
             self._settle(invocation, outcome.value.status, outcome.value.due)
             return
         followed = self.ledger.follow(invocation)
-        self._lose(followed, function, str(outcome.error))
+        self._record_loss(followed, function, str(outcome.error))
 
-    def _followed(self, invocation: str, note: Note | None) -> Followed:
+    def _followed(self, invocation: str, note: Note | None) -> FollowedRecord:
         waiting = self._backlog.pop(invocation, None)
         if note is None and waiting is not None:
             return waiting  # if it has changed since, its worker finds out when it claims
@@ -199,15 +201,18 @@ class Executor:
         entry = Entry(**(note.entry | {"at": from_text(note.entry["at"])}))
         journal = self.ledger.journal(invocation)
         journal.remember(entry)
-        return Followed(journal, accepted(entry, invocation), entry.digest)
+        return FollowedRecord(journal, initial_record(entry, invocation), entry.digest)
 
-    def _decide(self, followed: Followed) -> None:
+    def _dispatch(self, followed: FollowedRecord) -> None:
         record, now = followed.record, self.ledger.clock()
         if record.status == "running":
             self._check_lease(followed, now)
         elif not record.runnable or (record.due > now and not record.untouched):
             self._settle(record.id, record.status, record.due, idle=not record.runnable)
-        elif not self._places.concern(followed) and (function := self._admitted(record)) is not None:
+        elif (
+            not self._quota.needs_quota(followed)
+            and (function := self._function_with_room(record)) is not None
+        ):
             self._start(function, followed)
         else:
             self._open[record.id] = now
@@ -222,7 +227,7 @@ class Executor:
         else:
             self._open[invocation] = due
 
-    def _admitted(self, record: Record) -> DeclaredFunction | None:
+    def _function_with_room(self, record: Record) -> DeclaredFunction | None:
         """The function, if there is room for one more run of it."""
         function = catalog.find(record.reference)
         if function is None:
@@ -230,100 +235,100 @@ class Executor:
         limit = None if cluster.running() else 2 * (os.cpu_count() or 1)
         capacity = self.capacity or limit
         full = capacity is not None and len(self._workers) >= capacity
-        return None if full or not self._slot(function) else function
+        return None if full or not self._slot_available(function) else function
 
-    def _begin_experiments(self) -> None:
+    def _start_experiments(self) -> None:
         """Start those that wait and whose turn it is; refuse what no quota will ever let in."""
-        waiting = {each: known for each, known in self._backlog.items() if self._places.concern(known)}
+        waiting = {each: known for each, known in self._backlog.items() if self._quota.needs_quota(known)}
         if not waiting:
             return
         try:
-            turns = self._places.turns(waiting, under_way=self._workers)
+            admissions = self._quota.admit(waiting, started=self._workers)
         except Unavailable as error:
             _logger.warning("no experiment begins now: %s", error)
             return
-        for each, refused in turns:
-            self._guarded(each, partial(self._begin, self._backlog.pop(each), refused))
+        for each, refused in admissions:
+            self._guarded(each, partial(self._start_or_refuse, self._backlog.pop(each), refused))
 
-    def _begin(self, followed: Followed, refused: dict[str, Any] | None) -> None:
+    def _start_or_refuse(self, followed: FollowedRecord, refused: dict[str, Any] | None) -> None:
         record = followed.record
         if refused is not None:
-            followed.append(partial(_if_runnable, refused, record.length))
+            followed.append(partial(_entry_if_unchanged, refused, record.length))
             self._settle(record.id, followed.record.status, followed.record.due)
-        elif (function := self._admitted(record)) is not None:
+        elif (function := self._function_with_room(record)) is not None:
             self._start(function, followed)
         else:
             self._backlog[record.id] = followed
 
-    def _slot(self, function: DeclaredFunction) -> bool:
+    def _slot_available(self, function: DeclaredFunction) -> bool:
         """Whether a worker of the function might get a slot; it takes one itself, or comes back without."""
         slots = self._slots_of(function)
         if slots is None:
             return True
         same = sum(each.reference == function.reference for each, _ in self._workers.values())
-        return same < slots.limit and slots.free()
+        return same < slots.limit and slots.available()
 
-    def _slots_of(self, function: DeclaredFunction) -> Slots | None:
+    def _slots_of(self, function: DeclaredFunction) -> ConcurrencySlots | None:
         if function.reference not in self._slots:
-            self._slots[function.reference] = Slots.of(function, self.ledger)
+            self._slots[function.reference] = ConcurrencySlots.of(function, self.ledger)
         return self._slots[function.reference]
 
-    def _start(self, function: DeclaredFunction, followed: Followed) -> None:
+    def _start(self, function: DeclaredFunction, followed: FollowedRecord) -> None:
         record, now = followed.record, self.ledger.clock()
-        begins = not_before(record, function.digest, patience_s=self.code_patience_s)
-        if begins > now:
-            self._open[record.id] = begins
+        starts_at = earliest_start(record, function.digest, patience_s=self.code_patience_s)
+        if starts_at > now:
+            self._open[record.id] = starts_at
             return
-        refused = refusal(record, function.digest)
+        refused = code_changed_entry(record, function.digest)
         if refused is not None:
-            followed.append(partial(_if_runnable, refused, record.length))
+            followed.append(partial(_entry_if_unchanged, refused, record.length))
             self._settle(record.id, followed.record.status, followed.record.due)
             return
-        assignment = Assignment(
+        attempt = Attempt(
             function, record, followed.head, self.context, self.ledger.lease_s, self.code_patience_s
         )
-        self._workers[record.id] = (function, self._worker(assignment))
+        self._workers[record.id] = (function, self._start_worker(attempt))
         self._open[record.id] = now
 
-    def _worker(self, assignment: Assignment) -> Worker:
-        function = assignment.function
-        waiting = self._warm.take(function)
-        if waiting is None and function.demand and cluster.running():
-            waiting = self._warm.hire(function)
-        if waiting is not None:
-            return waiting.give(partial(_attended, assignment))
+    def _start_worker(self, attempt: Attempt) -> Worker:
+        function = attempt.function
+        idle = self._pool.acquire(function)
+        if idle is None and function.demand and cluster.running():
+            idle = self._pool.start_worker(function)
+        if idle is not None:
+            return idle.run(partial(_run_attempt, attempt))
         if cluster.running():
-            return cluster.ClusterRun(function.name, _task(function).remote(assignment))
+            return cluster.ClusterRun(function.name, _task(function).remote(attempt))
         child = Child(function.name, retries=function.retries, module=function.body.__module__)
-        return child.give(partial(_attended, assignment))
+        return child.run(partial(_run_attempt, attempt))
 
-    def _check_lease(self, followed: Followed, now: datetime) -> None:
+    def _check_lease(self, followed: FollowedRecord, now: datetime) -> None:
         record = followed.record
-        until = believed_until(self.ledger.store, record, now)
+        until = lease_end(self.ledger.store, record, now)
         if until > now:
             self._open[record.id] = until
             return
-        self._lose(followed, catalog.find(record.reference), f"worker {record.worker} has been silent")
+        self._record_loss(followed, catalog.find(record.reference), f"worker {record.worker} has been silent")
 
-    def _lose(self, followed: Followed, function: DeclaredFunction | None, reason: str) -> None:
+    def _record_loss(self, followed: FollowedRecord, function: DeclaredFunction | None, reason: str) -> None:
         """Record that a worker vanished: run again, unless that has happened too often or was its timeout."""
         worker = followed.record.worker
         followed.append(
-            lambda record: _loss(record, function, reason, worker=worker, now=self.ledger.clock())
+            lambda record: _loss_entry(record, function, reason, worker=worker, now=self.ledger.clock())
         )
         slots = self._slots_of(function) if function else None
-        for held in (slots, self._places if function and function.demand else None):
+        for held in (slots, self._quota if function and function.demand else None):
             if worker and held:
-                held.give(worker)
+                held.release(worker)
         self._settle(followed.record.id, followed.record.status, followed.record.due)
 
 
-def _if_runnable(body: dict[str, Any], length: int, record: Record) -> dict[str, Any] | None:
+def _entry_if_unchanged(body: dict[str, Any], length: int, record: Record) -> dict[str, Any] | None:
     """An entry for a record that is as it was judged."""
     return body if record.runnable and record.length == length else None
 
 
-def _loss(
+def _loss_entry(
     record: Record, function: DeclaredFunction | None, reason: str, *, worker: str | None, now: datetime
 ) -> dict[str, Any] | None:
     if record.status not in {"queued", "running"} or record.worker != worker:
@@ -343,12 +348,12 @@ def _loss(
         return {
             "kind": "failed",
             "failure": failure,
-            "due": later(now, _backoff(function, record.attempts + 1)),
+            "due": due_after(now, _backoff(function, record.attempts + 1)),
         }
     failure = {"type": "WorkerLost", "message": reason}
     if record.lost >= retries.max_lost:
         return {"kind": "dead", "lost": True, "failure": failure}
-    return {"kind": "lost", "failure": failure, "due": later(now, _backoff(function, record.lost + 1))}
+    return {"kind": "lost", "failure": failure, "due": due_after(now, _backoff(function, record.lost + 1))}
 
 
 def _backoff(function: DeclaredFunction, attempt: int) -> float:
@@ -357,14 +362,14 @@ def _backoff(function: DeclaredFunction, attempt: int) -> float:
 
 @cache
 def _task(function: DeclaredFunction) -> Any:
-    def attended(assignment: Assignment) -> Outcome:
-        return _attended(assignment)
+    def run(attempt: Attempt) -> Outcome:
+        return _run_attempt(attempt)
 
-    asked = cluster.options(function) | {"max_retries": 0}  # the ledger runs it again
-    return cluster.task(function.name, attended, asked)
+    options = cluster.task_options(function) | {"max_retries": 0}  # the ledger runs it again
+    return cluster.task(function.name, run, options)
 
 
-def _attended(assignment: Assignment) -> Outcome:
-    if assignment.function.demand:
-        step_back()
-    return Outcome(attend(assignment))
+def _run_attempt(attempt: Attempt) -> Outcome:
+    if attempt.function.demand:
+        lower_priority()
+    return Outcome(run_attempt(attempt))

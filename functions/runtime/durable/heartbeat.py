@@ -15,17 +15,17 @@ def lease_key(invocation: str) -> str:
     return f"invocations/{invocation}/lease.json"
 
 
-def beat(store: ObjectStore, invocation: str, worker: str, at: datetime) -> None:
+def write_heartbeat(store: ObjectStore, invocation: str, worker: str, at: datetime) -> None:
     """Say that `worker` lives."""
     store.put(lease_key(invocation), json.dumps({"worker": worker, "at": at.isoformat()}).encode())
 
 
-def believed_until(store: ObjectStore, record: Record, now: datetime) -> datetime:
+def lease_end(store: ObjectStore, record: Record, now: datetime) -> datetime:
     """Until when the worker of a running invocation is believed to live; one read if its claim is that old."""
     if record.due > now:
         return record.due
     data = store.find(lease_key(record.id))
-    told: dict[str, Any] = json.loads(data) if data else {}
-    if told.get("worker") != record.worker:
+    heartbeat: dict[str, Any] = json.loads(data) if data else {}
+    if heartbeat.get("worker") != record.worker:
         return record.due
-    return max(record.due, datetime.fromisoformat(told["at"]) + timedelta(seconds=record.lease_s))
+    return max(record.due, datetime.fromisoformat(heartbeat["at"]) + timedelta(seconds=record.lease_s))

@@ -54,9 +54,9 @@ class Invocation(Generic[R]):
             raise Cancelled(f"{record.function} {self.id} was cancelled")
         if record.status == "dead" or record.result is None:
             failure = record.failure
-            told = f"{failure.type}: {failure.message}\n\n{failure.traceback}" if failure else "no result"
+            reason = f"{failure.type}: {failure.message}\n\n{failure.traceback}" if failure else "no result"
             raise InvocationFailed(
-                f"{record.function} {self.id} is dead after {record.attempts} attempts: {told}"
+                f"{record.function} {self.id} is dead after {record.attempts} attempts: {reason}"
             )
         value = get_value(self.used.store, record.result)
         function = catalog.find(record.reference)
@@ -74,19 +74,19 @@ class Invocation(Generic[R]):
                 raise TimeoutError(
                     f"{self.id} is {followed.record.status} after {timeout_s} s of waiting; it goes on"
                 )
-            news = (
+            changed = (
                 record.runnable and record.length > seen
             )  # signalled, say, while it had a deadline to wait for
-            if news and executor_of(self.used).look_at(self.id, record.due):
+            if changed and executor_of(self.used).enqueue(self.id, record.due):
                 seen = record.length
-            executor_of(self.used).attend(self.id, wait_s=min(wait_s, left_s))
+            executor_of(self.used).drive(self.id, wait_s=min(wait_s, left_s))
             wait_s = min(2 * wait_s, _MAX_WAIT_S)
-        executor_of(self.used).conclude(self.id)
+        executor_of(self.used).release_worker(self.id)
         return followed.record
 
     def log(self, *, after: str = "") -> Iterator[Segment]:
         """What it has said so far, by time. after: name of a segment; only later ones. Raises: UnknownInvocation."""
-        self._ledger.require(self.id)
+        self._ledger.first_entry(self.id)
         return read_log(self.used.store, self.id, after=after)
 
     def progress(self) -> Progress | None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from functions.runtime.durable.dead_letters import DeadLetters
 from functions.runtime.durable.queue import Note, QueueWriter, newest_first
-from functions.runtime.durable.record import Record, Status, accepted, step
+from functions.runtime.durable.record import Record, Status, fold_entry, initial_record
 from functions.runtime.durable.values import get_value, put_value
 from functions.runtime.errors import FunctionError, KeyConflict, UnknownInvocation
 from functions.runtime.receipt import Total, totals
@@ -26,7 +26,7 @@ from registry.journal.journal import Journal
 from registry.store.object_store import ObjectStore
 from registry.times import Clock, utc_now
 
-NOTED_WHOLE_BELOW_BYTES = 16 * 1024
+INLINE_BELOW_BYTES = 16 * 1024
 LEASE_S = 15.0
 
 
@@ -71,7 +71,7 @@ class Ledger:
         Raises: KeyConflict if the key was used with other arguments.
         """
         invocation = invocation_id(function.name, key)
-        stored = put_value(self.store, function.signature.dump(function.signature.complete(arguments)))
+        stored = put_value(self.store, function.signature.dump(function.signature.with_defaults(arguments)))
         body = {
             "kind": "submitted",
             "function": function.name,
@@ -85,9 +85,9 @@ class Ledger:
         try:
             entry = self.journal(invocation).append(body, at=0)
         except Conflict as conflict:
-            self._accepted_before(invocation, body, conflict.entry)
+            self._check_duplicate(invocation, body, conflict.entry)
             return invocation
-        small = len(entry.to_bytes()) < NOTED_WHOLE_BELOW_BYTES
+        small = len(entry.to_bytes()) < INLINE_BELOW_BYTES
         self._queue.add(Note(invocation, entry.to_json() if small else None))
         return invocation
 
@@ -102,14 +102,14 @@ class Ledger:
         except UnknownInvocation:
             return None
 
-    def follow(self, invocation: str) -> Followed:
+    def follow(self, invocation: str) -> FollowedRecord:
         """The record and its journal, ready to append to. Raises: UnknownInvocation."""
-        journal, first = self.journal(invocation), self.require(invocation)
-        followed = Followed(journal, accepted(first, invocation), first.digest)
+        journal, first = self.journal(invocation), self.first_entry(invocation)
+        followed = FollowedRecord(journal, initial_record(first, invocation), first.digest)
         followed.refresh()
         return followed
 
-    def require(self, invocation: str) -> Entry:
+    def first_entry(self, invocation: str) -> Entry:
         """The first entry of an invocation. Raises: UnknownInvocation."""
         first = self.journal(invocation).find(0)
         if first is None:
@@ -164,7 +164,7 @@ class Ledger:
             self._queue.add(Note(invocation))
         return followed.record
 
-    def look_at(self, invocation: str) -> None:
+    def notify(self, invocation: str) -> None:
         """Tell executors to look at an invocation."""
         self._queue.add(Note(invocation))
 
@@ -191,17 +191,17 @@ class Ledger:
         """The journal of an invocation."""
         return Journal(self.store, f"invocations/{invocation}", actor=self.actor, clock=self.clock)
 
-    def _accepted_before(self, invocation: str, body: dict[str, Any], there: Entry) -> None:
-        if there.body["arguments"] != body["arguments"]:
+    def _check_duplicate(self, invocation: str, body: dict[str, Any], first: Entry) -> None:
+        if first.body["arguments"] != body["arguments"]:
             raise KeyConflict(
-                f"{body['function']}: key {body['key']!r} was used with other arguments at {there.at.isoformat()}; "
+                f"{body['function']}: key {body['key']!r} was used with other arguments at {first.at.isoformat()}; "
                 "use a new key for a new invocation"
             )
         if self.read(invocation).started_at is None:  # its writer may have died between its two writes
             self._queue.add(Note(invocation))
 
 
-class Followed:
+class FollowedRecord:
     """A record that is kept up with its journal, and grown by compare-and-append; head: its last entry's digest."""
 
     def __init__(self, journal: Journal, record: Record, head: str) -> None:
@@ -213,7 +213,7 @@ class Followed:
     def refresh(self) -> Record:
         """Read what is new."""
         for entry in self.journal.entries(self.record.length):
-            self._take(entry)
+            self._fold(entry)
         return self.record
 
     def append(self, decide: Any) -> bool:
@@ -230,11 +230,11 @@ class Followed:
             except Conflict:
                 self.refresh()
                 continue
-            self._take(entry)
+            self._fold(entry)
             return True
 
-    def _take(self, entry: Entry) -> None:
-        self.record, self.head = step(self.record, entry), entry.digest
+    def _fold(self, entry: Entry) -> None:
+        self.record, self.head = fold_entry(self.record, entry), entry.digest
 
 
 def invocation_id(function: str, key: str | None) -> str:
@@ -244,6 +244,6 @@ def invocation_id(function: str, key: str | None) -> str:
     return hashlib.sha256(f"{function}\n{key}".encode()).hexdigest()[:32]
 
 
-def later(now: datetime, seconds: float) -> str:
+def due_after(now: datetime, seconds: float) -> str:
     """`now` and some seconds, as it stands in an entry."""
     return (now + timedelta(seconds=seconds)).isoformat()

@@ -68,10 +68,10 @@ class QueueWriter:
 
 
 @dataclass
-class _Followed:
+class _QueueCursor:
     journal: Journal
     next: int
-    heard_at: datetime
+    read_at: datetime
 
 
 @dataclass
@@ -82,7 +82,7 @@ class QueueReader:
     actor: str
     clock: Clock = utc_now
     _index: Fold[frozenset[str]] = field(init=False)
-    _queues: dict[str, _Followed] = field(init=False, default_factory=dict)
+    _queues: dict[str, _QueueCursor] = field(init=False, default_factory=dict)
     _positions: dict[str, int] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -107,34 +107,34 @@ class QueueReader:
         content = {"positions": positions, "open": {each: due.isoformat() for each, due in opened.items()}}
         self.store.put(CHECKPOINT, json.dumps(content).encode())
 
-    def news(self) -> Iterator[Note]:
+    def new_notes(self) -> Iterator[Note]:
         """Notes since the last call: one read for the index and one a queue when there are none."""
         opened = self._index.refresh()
         for name in opened - self._queues.keys():
             journal = Journal(self.store, f"queues/{name}", actor=self.actor, clock=self.clock)
-            self._queues[name] = _Followed(journal, self._positions.get(name, 0), self.clock())
+            self._queues[name] = _QueueCursor(journal, self._positions.get(name, 0), self.clock())
         for name, queue in list(self._queues.items()):
             yield from self._read(name, queue)
             if name not in opened:  # another executor closed it; what it had not read is read now
                 del self._queues[name]
 
-    def _read(self, name: str, queue: _Followed) -> Iterator[Note]:
+    def _read(self, name: str, queue: _QueueCursor) -> Iterator[Note]:
         for entry in queue.journal.entries(queue.next):
-            queue.next, queue.heard_at = entry.number + 1, self.clock()
+            queue.next, queue.read_at = entry.number + 1, self.clock()
             if entry.body.get("closed"):
-                self._forget(name)
+                self._remove(name)
                 return
             yield Note(entry.body["invocation"], entry.body.get("entry"))
-        if self.clock() - queue.heard_at > SILENT_AFTER:
+        if self.clock() - queue.read_at > SILENT_AFTER:
             self._close(queue)
 
-    def _close(self, queue: _Followed) -> None:
+    def _close(self, queue: _QueueCursor) -> None:
         try:
             queue.journal.append({"closed": True}, at=queue.next)
         except Conflict:
             return  # its writer has just spoken: read on next time
 
-    def _forget(self, name: str) -> None:
+    def _remove(self, name: str) -> None:
         self._index.transact(lambda opened: {"closed": name} if name in opened else None)
 
 

@@ -13,9 +13,16 @@ from typing import Any, Self
 
 from functions.runtime import catalog
 from functions.runtime.declaration import Demand
-from functions.runtime.durable.admission import Ask, Quota, admitted, in_the_way, never, team_of
-from functions.runtime.durable.concurrency import Held, Slots
-from functions.runtime.durable.ledger import Followed, Ledger
+from functions.runtime.durable.admission import (
+    Quota,
+    QuotaRequest,
+    admit,
+    blocking_quota,
+    team_of,
+    why_unsatisfiable,
+)
+from functions.runtime.durable.concurrency import ConcurrencySlots, SlotHolders
+from functions.runtime.durable.ledger import FollowedRecord, Ledger
 from functions.runtime.durable.record import Record
 from functions.runtime.errors import DeclarationError, FunctionError, OverQuota
 from functions.runtime.run.declared import DeclaredFunction
@@ -28,7 +35,7 @@ from registry.times import from_text
 JOURNAL = "places"
 
 
-class Places(Slots):
+class QuotaSlots(ConcurrencySlots):
     """The places of all experiments of a ledger's store."""
 
     def __init__(self, ledger: Ledger) -> None:
@@ -41,63 +48,68 @@ class Places(Slots):
         """Those that a function's runs take; None if they are no experiments."""
         return cls(ledger) if function.demand else None
 
-    def concern(self, followed: Followed) -> bool:
+    def needs_quota(self, followed: FollowedRecord) -> bool:
         """Whether an invocation is of an experiment."""
         function = catalog.find(followed.record.reference)
         return function is not None and function.demand is not None
 
-    def turns(
-        self, waiting: Mapping[str, Followed], *, under_way: Iterable[str]
+    def admit(
+        self, waiting: Mapping[str, FollowedRecord], *, started: Iterable[str]
     ) -> list[tuple[str, dict[str, Any] | None]]:
         """Of those that wait, in order, whose turn it is; and with an entry that ends it, each that no quota ever lets in.
 
         under_way: invocations whose workers were started and may not have taken their places yet.
         """
         self._quotas.refresh()
-        held = self._look()
-        asks: dict[str, Ask] = {}
+        holders = self._running_requests()
+        requests: dict[str, QuotaRequest] = {}
         refused: list[tuple[str, dict[str, Any] | None]] = []
         for each, followed in waiting.items():
             try:
-                asks[each] = self._asked(followed.record)
+                requests[each] = self._request(followed.record)
             except DeclarationError as error:
-                refused.append((each, _refusal(error)))
+                refused.append((each, _refused_entry(error)))
                 continue
-            why = never(asks[each], self._quotas.state)
+            why = why_unsatisfiable(requests[each], self._quotas.state)
             if why is not None:
-                refused.append((each, _refusal(OverQuota(why))))
-        begun = [self._asked(*self._known[each]) for each in under_way if each in self._known]
-        self._known = {each: self._known[each] for each in (*waiting, *under_way) if each in self._known}
-        there = {each.invocation for each in held}
-        running = [*held, *(each for each in begun if each.invocation not in there)]
-        chosen = admitted(running, asks.values(), self._quotas.state)
+                refused.append((each, _refused_entry(OverQuota(why))))
+        starting = [self._request(*self._known[each]) for each in started if each in self._known]
+        self._known = {each: self._known[each] for each in (*waiting, *started) if each in self._known}
+        holding = {each.invocation for each in holders}
+        running = [*holders, *(each for each in starting if each.invocation not in holding)]
+        chosen = admit(running, requests.values(), self._quotas.state)
         return [*refused, *((each.invocation, None) for each in chosen)]
 
-    def take_for(self, record: Record, worker: str) -> bool:
+    def acquire_for(self, record: Record, worker: str) -> bool:
         """Take the place of an invocation, if its quotas have room."""
         self._quotas.refresh()
-        ask = self._asked(record)
-        told = {"team": ask.team, "cpus": ask.cpus, "gpus": ask.gpus, "priority": ask.priority}
-        return self.take(worker, record.id, told)
+        request = self._request(record)
+        told = {
+            "team": request.team,
+            "cpus": request.cpus,
+            "gpus": request.gpus,
+            "priority": request.priority,
+        }
+        return self.acquire(worker, record.id, told)
 
-    def _look(self) -> list[Ask]:
+    def _running_requests(self) -> list[QuotaRequest]:
         """Who holds a place; those that were killed are asked after a few times within a lease."""
-        held, now = self._fold.refresh(), time.monotonic()
+        holders, now = self._fold.refresh(), time.monotonic()
         if now - self._checked_at > self.ledger.lease_s / 3:
             self._checked_at = now
-            for worker in self._gone(held):
-                self.give(worker)
-        return _asks(self._fold.state)
+            for worker in self._stale(holders):
+                self.release(worker)
+        return _requests_of(self._fold.state)
 
-    def _asked(self, record: Record, demand: Demand | None = None) -> Ask:
+    def _request(self, record: Record, demand: Demand | None = None) -> QuotaRequest:
         if record.id not in self._known:
             self._known[record.id] = record, demand_of(record, self.ledger)
         team = team_of(record.caller, self._quotas.state)
-        return Ask.of(record.id, team, demand or self._known[record.id][1], record.submitted_at)
+        return QuotaRequest.of(record.id, team, demand or self._known[record.id][1], record.submitted_at)
 
-    def _room(self, held: Held, wants: Mapping[str, Any]) -> bool:
-        (ask,) = _asks({"": dict(wants)})
-        return in_the_way(ask, _asks(held), self._quotas.state) is None
+    def _has_room(self, holders: SlotHolders, request: Mapping[str, Any]) -> bool:
+        (wanted,) = _requests_of({"": dict(request)})
+        return blocking_quota(wanted, _requests_of(holders), self._quotas.state) is None
 
 
 def demand_of(record: Record, ledger: Ledger) -> Demand:
@@ -109,11 +121,11 @@ def demand_of(record: Record, ledger: Ledger) -> Demand:
     if function.demand is None:
         return Demand()
     try:
-        given = function.signature.complete(function.signature.load(ledger.arguments(record)))
+        arguments = function.signature.with_defaults(function.signature.load(ledger.arguments(record)))
     except FunctionError:
         return Demand()
     try:
-        demand = function.demand(**given)
+        demand = function.demand(**arguments)
     except Exception as error:
         raise DeclarationError(f"{function.name}: its demand fails on these arguments: {error!r}") from error
     if not isinstance(demand, Demand):
@@ -123,31 +135,31 @@ def demand_of(record: Record, ledger: Ledger) -> Demand:
 
 def quotas_in(store: ObjectStore, actor: str) -> Fold[dict[str, Quota]]:
     """The quotas in a store, by team."""
-    return Fold(Journal(store, "quotas", actor=actor), {}, _set, encode=_encoded, decode=_decoded)
+    return Fold(Journal(store, "quotas", actor=actor), {}, _apply, encode=_encode, decode=_decode)
 
 
-def _set(quotas: dict[str, Quota], entry: Entry) -> dict[str, Quota]:
+def _apply(quotas: dict[str, Quota], entry: Entry) -> dict[str, Quota]:
     team, told = entry.body["team"], entry.body["quota"]
-    left = {name: quota for name, quota in quotas.items() if name != team}
-    return left if told is None else left | {team: Quota.model_validate(told)}
+    others = {name: quota for name, quota in quotas.items() if name != team}
+    return others if told is None else others | {team: Quota.model_validate(told)}
 
 
-def _encoded(quotas: dict[str, Quota]) -> dict[str, Any]:
+def _encode(quotas: dict[str, Quota]) -> dict[str, Any]:
     return {team: quota.model_dump(mode="json") for team, quota in quotas.items()}
 
 
-def _decoded(told: dict[str, Any]) -> dict[str, Quota]:
+def _decode(told: dict[str, Any]) -> dict[str, Quota]:
     return {team: Quota.model_validate(quota) for team, quota in told.items()}
 
 
-def _refusal(error: FunctionError) -> dict[str, Any]:
+def _refused_entry(error: FunctionError) -> dict[str, Any]:
     failure = {"type": type(error).__name__, "message": str(error)}
     return {"kind": "dead", "lost": True, "failure": failure}
 
 
-def _asks(held: Held) -> list[Ask]:
+def _requests_of(holders: SlotHolders) -> list[QuotaRequest]:
     return [
-        Ask(
+        QuotaRequest(
             each["invocation"],
             each["team"],
             each["cpus"],
@@ -155,5 +167,5 @@ def _asks(held: Held) -> list[Ask]:
             each["priority"],
             from_text(each["at"]),
         )
-        for each in held.values()
+        for each in holders.values()
     ]

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel
 
-from functions.runtime.receipt import NOTHING, Receipt, Usage
+from functions.runtime.receipt import NO_USAGE, Receipt, Usage
 from functions.runtime.reference import current
 from registry.journal import Entry
 
@@ -47,7 +47,9 @@ class Record(BaseModel, frozen=True):
 
     id: str
     function: str
-    reference: Annotated[str, AfterValidator(current)]  # an older release may have written the module's path of then
+    reference: Annotated[
+        str, AfterValidator(current)
+    ]  # an older release may have written the module's path of then
     arguments: dict[str, Any]
     key: str | None = None
     caller: str
@@ -92,14 +94,14 @@ class Record(BaseModel, frozen=True):
         return self.status in {"queued", "failed"} or (self.status == "waiting" and not idle)
 
 
-def accepted(entry: Entry, invocation: str) -> Record:
+def initial_record(entry: Entry, invocation: str) -> Record:
     """The record after its first entry."""
     body = {name: value for name, value in entry.body.items() if name != "kind"}
     body["due"] = body.get("due") or entry.at
     return Record(id=invocation, caller=entry.actor, submitted_at=entry.at, **body)
 
 
-def step(record: Record, entry: Entry) -> Record:
+def fold_entry(record: Record, entry: Entry) -> Record:
     """The record after one more entry."""
     changes = _CHANGES[entry.body["kind"]](record, entry)
     return record.model_copy(update={**changes, "length": entry.number + 1})
@@ -125,7 +127,7 @@ def _failed(record: Record, entry: Entry) -> dict[str, Any]:
         "attempts": record.attempts + 1,
         "failure": Failure(**entry.body["failure"]),
         "due": datetime.fromisoformat(entry.body["due"]),
-        "usage": _used(record, entry),
+        "usage": _summed_usage(record, entry),
     }
 
 
@@ -145,9 +147,9 @@ def _succeeded(record: Record, entry: Entry) -> dict[str, Any]:
 
 
 def _dead(record: Record, entry: Entry) -> dict[str, Any]:
-    own = 0 if entry.body.get("lost") else 1
+    counted = 0 if entry.body.get("lost") else 1
     done = {"status": "dead", "failure": Failure(**entry.body["failure"])}
-    return _ended(record, entry, attempts=record.attempts + own) | done
+    return _ended(record, entry, attempts=record.attempts + counted) | done
 
 
 def _cancelled(record: Record, entry: Entry) -> dict[str, Any]:
@@ -155,7 +157,7 @@ def _cancelled(record: Record, entry: Entry) -> dict[str, Any]:
 
 
 def _ended(record: Record, entry: Entry, *, attempts: int) -> dict[str, Any]:
-    used = _used(record, entry) or NOTHING
+    usage = _summed_usage(record, entry) or NO_USAGE
     waited = (record.first_started_at or entry.at) - record.submitted_at
     receipt = Receipt(
         invocation=record.id,
@@ -165,28 +167,30 @@ def _ended(record: Record, entry: Entry, *, attempts: int) -> dict[str, Any]:
         finished_at=entry.at,
         attempts=attempts,
         queue_s=max(0.0, waited / timedelta(seconds=1)),
-        **used.model_dump(),
+        **usage.model_dump(),
     )
     ended = {"finished_at": entry.at, "attempts": attempts, "waits_for": None, "waits_until": None}
-    return ended | {"usage": used, "receipt": receipt}
+    return ended | {"usage": usage, "receipt": receipt}
 
 
 def _stepped(record: Record, entry: Entry) -> dict[str, Any]:
     body = entry.body
-    made = Step(function=body["function"], arguments=body["arguments"], result=body["result"])
-    return {"steps": (*record.steps, made)}
+    finished = Step(function=body["function"], arguments=body["arguments"], result=body["result"])
+    return {"steps": (*record.steps, finished)}
 
 
 def _waiting(record: Record, entry: Entry) -> dict[str, Any]:
     signal = entry.body.get("signal")
     until = datetime.fromisoformat(entry.body["due"]) if "due" in entry.body else None
-    there = signal is not None and signal in record.signals  # it came while the run was on its way to wait
+    signalled = (
+        signal is not None and signal in record.signals
+    )  # it came while the run was on its way to wait
     return {
         "status": "waiting",
-        "waits_for": None if there else signal,
-        "waits_until": None if there or signal is None else until,
-        "due": entry.at if there or until is None else until,
-        "usage": _used(record, entry),
+        "waits_for": None if signalled else signal,
+        "waits_until": None if signalled or signal is None else until,
+        "due": entry.at if signalled or until is None else until,
+        "usage": _summed_usage(record, entry),
     }
 
 
@@ -209,15 +213,15 @@ def _redriven(_: Record, entry: Entry) -> dict[str, Any]:
     }
 
 
-def _used(record: Record, entry: Entry) -> Usage | None:
+def _summed_usage(record: Record, entry: Entry) -> Usage | None:
     given = entry.body.get("usage")
     if given is None:
         return record.usage
     new, old = Usage(**given), record.usage
-    return new if old is None else add(old, new)
+    return new if old is None else add_usage(old, new)
 
 
-def add(one: Usage, other: Usage) -> Usage:
+def add_usage(one: Usage, other: Usage) -> Usage:
     """The usage of two runs together: sums, and the higher peak."""
     return Usage(
         run_s=one.run_s + other.run_s,

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from functions.runtime.durable.ledger import Followed, Ledger
+from functions.runtime.durable.ledger import FollowedRecord, Ledger
 from functions.runtime.durable.values import get_value, put_value
 from functions.runtime.errors import Cancelled, FunctionError, StepMismatch
 from functions.runtime.run.declared import DeclaredFunction
@@ -37,7 +37,7 @@ class Run:
     """A durable invocation while it runs in this process."""
 
     ledger: Ledger
-    followed: Followed
+    followed: FollowedRecord
     worker: str
     _cursor: int = 0
     _children: int = 0
@@ -55,29 +55,29 @@ class Run:
         """
         with self._lock:
             number, self._cursor = self._cursor, self._cursor + 1
-        told = hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest()[:16]
         steps = self.followed.record.steps
         if number < len(steps):
-            there = steps[number]
-            if (there.function, there.arguments) != (name, told):
+            recorded = steps[number]
+            if (recorded.function, recorded.arguments) != (name, digest):
                 raise StepMismatch(
-                    f"{self.id}: step {number} was {there.function} and is now {name}, or its arguments differ; "
+                    f"{self.id}: step {number} was {recorded.function} and is now {name}, or its arguments differ; "
                     "between steps a workflow must not depend on time, chance or outside state"
                 )
-            return get_value(self.ledger.store, there.result)
+            return get_value(self.ledger.store, recorded.result)
         result = compute()
         stored = put_value(self.ledger.store, result)
-        self.append({"kind": "step", "function": name, "arguments": told, "result": stored})
+        self.append({"kind": "step", "function": name, "arguments": digest, "result": stored})
         return result
 
     def append(self, body: Mapping[str, Any]) -> None:
         """Append an entry of this run. Raises: Cancelled if the run is no longer ours to go on with."""
         with self._lock:
-            if not self.followed.append(lambda _: dict(body) if self.ours else None):
+            if not self.followed.append(lambda _: dict(body) if self.is_current else None):
                 raise Cancelled(f"{self.id} is {self.followed.record.status}; this run of it ends")
 
     @property
-    def ours(self) -> bool:
+    def is_current(self) -> bool:
         """Whether the record still says that this worker runs it."""
         return self.followed.record.status == "running" and self.followed.record.worker == self.worker
 
@@ -96,14 +96,14 @@ class Run:
 _current: ContextVar[Run | None] = ContextVar("toque_run", default=None)
 
 
-def current() -> Run | None:
+def current_run() -> Run | None:
     """The durable invocation that runs here; None outside of one."""
     return _current.get()
 
 
 @contextmanager
-def running(run: Run | None) -> Iterator[None]:
-    """Let `current()` answer `run` within the block."""
+def use_run(run: Run | None) -> Iterator[None]:
+    """Let `current_run()` answer `run` within the block."""
     token = _current.set(run)
     try:
         yield
@@ -113,12 +113,12 @@ def running(run: Run | None) -> Iterator[None]:
 
 def run_step(function: DeclaredFunction, arguments: dict[str, Any]) -> Any:
     """Run a function with its retries and timeout and wait for it; within a durable run this is a step."""
-    run = current()
+    run = current_run()
     if run is None:
         return function.start(arguments).result()
 
     def compute() -> Any:
-        with running(None):  # what a step calls is part of it, here as in a worker of its own
+        with use_run(None):  # what a step calls is part of it, here as in a worker of its own
             return function.signature.dump_result(function.start(arguments).result())
 
     result = run.step(function.name, function.signature.dump(arguments), compute)
@@ -130,8 +130,8 @@ def sleep(seconds: float) -> None:
 
     Raises: FunctionError outside a durable run.
     """
-    run = required("sleep")
-    due = _until(run, seconds)
+    run = require_run("sleep")
+    due = _recorded_deadline(run, seconds)
     if run.ledger.clock() < due:
         raise Suspended(due=due)
 
@@ -142,8 +142,8 @@ def wait_for(signal: str, *, timeout_s: float | None = None) -> Any:
     A signal is given once: waiting for its name again answers the same value.
     Raises: TimeoutError after timeout_s; FunctionError outside a durable run.
     """
-    run = required("wait_for")
-    until = None if timeout_s is None else _until(run, timeout_s)
+    run = require_run("wait_for")
+    until = None if timeout_s is None else _recorded_deadline(run, timeout_s)
 
     def given() -> list[Any]:
         signals = run.followed.record.signals
@@ -159,14 +159,14 @@ def wait_for(signal: str, *, timeout_s: float | None = None) -> Any:
     return found[0]
 
 
-def _until(run: Run, seconds: float) -> datetime:
+def _recorded_deadline(run: Run, seconds: float) -> datetime:
     until = run.ledger.clock() + timedelta(seconds=seconds)
     return datetime.fromisoformat(run.step("sleep", {"seconds": seconds}, until.isoformat))
 
 
-def required(verb: str) -> Run:
+def require_run(verb: str) -> Run:
     """The durable run this is called in. Raises: FunctionError if there is none."""
-    run = current()
+    run = current_run()
     if run is None:
         raise FunctionError(
             f"{verb} needs a durable run: start the workflow with .submit(), not by calling it"

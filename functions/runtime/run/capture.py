@@ -45,7 +45,7 @@ def captured(function: str, *, secrets: Sequence[str] = ()) -> Iterator[None]:
         recorder.close()
 
 
-def say(text: str) -> None:
+def log_text(text: str) -> None:
     """Add lines to the log of the invocation this process works for; without one nobody listens."""
     if _recorder is not None:
         for line in text.splitlines():
@@ -66,10 +66,10 @@ def report_progress(done: float, total: float = 1.0, text: str = "") -> None:
 
 @contextmanager
 def _streams(recorder: Recorder | None) -> Iterator[None]:
-    out, err = _Heard(sys.stdout, "stdout", recorder), _Heard(sys.stderr, "stderr", recorder)
+    out, err = _Tee(sys.stdout, "stdout", recorder), _Tee(sys.stderr, "stderr", recorder)
     with ExitStack() as stack:
-        stack.callback(err.end)
-        stack.callback(out.end)
+        stack.callback(err.finish)
+        stack.callback(out.finish)
         stack.enter_context(redirect_stdout(out))
         stack.enter_context(redirect_stderr(err))
         yield
@@ -79,14 +79,14 @@ def _streams(recorder: Recorder | None) -> Iterator[None]:
 def _logging(recorder: Recorder) -> Iterator[None]:
     root = logging.getLogger()
     handler = _Handler(recorder, echo=None if root.handlers else logging.lastResort)
-    before = root.level
+    level = root.level
     root.addHandler(handler)
-    if before == logging.WARNING:  # nobody has chosen a level
+    if level == logging.WARNING:  # nobody has chosen a level
         root.setLevel(logging.INFO)
     try:
         yield
     finally:
-        root.setLevel(before)
+        root.setLevel(level)
         root.removeHandler(handler)
 
 
@@ -110,34 +110,34 @@ class _Handler(logging.Handler):
             sys.__stderr__ and sys.__stderr__.write(f"{text}\n")
 
 
-class _Heard(io.TextIOBase):
+class _Tee(io.TextIOBase):
     """A stream that passes each whole line on and, with a recorder, keeps it; of a line that overwrites itself, its last state."""
 
     def __init__(self, original: TextIO, source: Source, recorder: Recorder | None) -> None:
         self._original = original
         self._source = source
         self._recorder = recorder
-        self.renew()
+        self.reset()
 
-    def renew(self) -> None:
+    def reset(self) -> None:
         """Forget the line that was begun, and the lock."""
-        self._begun = ""
+        self._partial = ""
         self._lock = threading.RLock()
 
     def write(self, text: str) -> int:
         """Take some text; what is not yet a line waits for its end."""
         with self._lock:
-            *lines, self._begun = (self._begun + text).split("\n")
+            *lines, self._partial = (self._partial + text).split("\n")
             for line in lines:
-                self._pass(line)
+                self._emit(line)
         return len(text)
 
-    def end(self) -> None:
+    def finish(self) -> None:
         """Pass on what has no line end."""
         with self._lock:
-            if self._begun:
-                self._pass(self._begun)
-            self._begun = ""
+            if self._partial:
+                self._emit(self._partial)
+            self._partial = ""
 
     def flush(self) -> None:
         """Flush the stream behind."""
@@ -154,20 +154,20 @@ class _Heard(io.TextIOBase):
     def __getattr__(self, name: str) -> Any:
         return getattr(self._original, name)
 
-    def _pass(self, line: str) -> None:
+    def _emit(self, line: str) -> None:
         shown = redact(line)
         self._original.write(f"{shown}\n")
         if self._recorder:
             self._recorder.line(self._source, shown.rstrip("\r").rpartition("\r")[2])
 
 
-def _forked() -> None:
+def _reset_in_child() -> None:
     """In a child that the body forked: locks that another thread held would be held for ever."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, _Heard):
-            stream.renew()
+        if isinstance(stream, _Tee):
+            stream.reset()
     if _recorder is not None:
-        _recorder.renew()
+        _recorder.reset()
 
 
-os.register_at_fork(after_in_child=_forked)
+os.register_at_fork(after_in_child=_reset_in_child)

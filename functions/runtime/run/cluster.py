@@ -19,8 +19,8 @@ from functions.runtime.run.deadline import GRACE_S
 from functions.runtime.run.execution import Outcome
 from functions.runtime.run.forkserver import State
 
-NOT_WHERE_IT_SERVES = {"ray.io/node-group": "!serve"}  # Ray's own label: the name of a node's type
-_SENDING_S = 0.1  # what a task is on its way to a worker, with room
+AWAY_FROM_SERVING = {"ray.io/node-group": "!serve"}  # Ray's own label: the name of a node's type
+SEND_S = 0.1  # what a task is on its way to a worker, with room
 
 
 class ClusterRun:
@@ -47,9 +47,9 @@ class ClusterRun:
         except TaskCancelledError:
             return Outcome.failed(Cancelled(f"{self._name} was cancelled"), retries=ONCE)
         except RayError as error:
-            return Outcome.failed(self._lost(error), retries=ONCE)
+            return Outcome.failed(self._loss(error), retries=ONCE)
 
-    def _lost(self, error: RayError) -> WorkerLost | TimedOut | InvalidResult:
+    def _loss(self, error: RayError) -> WorkerLost | TimedOut | InvalidResult:
         if isinstance(error, RayTaskError) and isinstance(error.cause, TypeError | PicklingError):
             return InvalidResult(f"{self._name}: the result cannot leave its worker: {error.cause}")
         if self._timeout_s is not None and time.monotonic() - self._started > self._timeout_s + GRACE_S:
@@ -75,38 +75,38 @@ class ClusterRun:
         ray.cancel(self.ref, force=True)
 
 
-class Attendant:
+class ActorWorker:
     """An actor that has a function's imports done, holds its resources, and runs one job after another."""
 
-    def __init__(self, name: str, function: Declared) -> None:
+    def __init__(self, name: str, function: PlacedFunction) -> None:
         self._name = name
-        named = type(name, (_Attending,), {})  # Ray shows it under this name
-        made: Any = ray.remote(**_placed(function))(named)
-        self._actor = made.remote(function)
-        self._born = ClusterRun(name, self._actor.ready.remote())
-        self._run: ClusterRun | None = None
+        actor_class = type(name, (_WorkerActor,), {})  # Ray shows it under this name
+        remote_class: Any = ray.remote(**_placement(function))(actor_class)
+        self._actor = remote_class.remote(function)
+        self._ready_run = ClusterRun(name, self._actor.ready.remote())
+        self._last_run: ClusterRun | None = None
 
     def state(self) -> State:
-        """See `Waiting.state`; one that was killed is found out by what became of its last job."""
-        last = self._run or self._born
+        """See `IdleWorker.state`; one that was killed is found out by what became of its last job."""
+        last = self._last_run or self._ready_run
         if not last.done():
-            return "busy" if self._run else "starting"
+            return "busy" if self._last_run else "starting"
         error = last.outcome().error
         if error is None or not error.lost:
             return "ready"
-        return "gone" if self._run else "failed"
+        return "gone" if self._last_run else "failed"
 
-    def give(self, job: Callable[[], Outcome]) -> ClusterRun:
-        """See `Waiting.give`."""
-        self._run = _AttendantRun(self._name, self._actor.run.remote(job), self._actor)
-        return self._run
+    def run(self, job: Callable[[], Outcome]) -> ClusterRun:
+        """See `IdleWorker.run`."""
+        self._last_run = _ActorRun(self._name, self._actor.run.remote(job), self._actor)
+        return self._last_run
 
     def kill(self) -> None:
-        """See `Waiting.kill`."""
+        """See `IdleWorker.kill`."""
         ray.kill(self._actor)
 
 
-class _AttendantRun(ClusterRun):
+class _ActorRun(ClusterRun):
     """A job of an Attendant."""
 
     def __init__(self, name: str, ref: Any, actor: Any) -> None:
@@ -117,7 +117,7 @@ class _AttendantRun(ClusterRun):
         ray.kill(self._actor)
 
 
-class _Attending:
+class _WorkerActor:
     """The actor itself; receiving the function has imported its module."""
 
     def __init__(self, function: object) -> None:
@@ -135,14 +135,14 @@ def running() -> bool:
     return bool(ray.is_initialized())
 
 
-def settle() -> None:
+def wait_until_sent() -> None:
     """Let tasks that are on their way to a worker arrive, before they are cancelled.
 
     Ray 2.60 aborts this process if a task is cancelled in the instant in which it is sent ("Tried to complete task that was
     not pending"); the arrival of an error is that instant, since its worker is free for the next.
     """
     if running():
-        time.sleep(_SENDING_S)
+        time.sleep(SEND_S)
 
 
 def in_job() -> bool:
@@ -151,7 +151,7 @@ def in_job() -> bool:
 
 
 @contextmanager
-def joined() -> Iterator[None]:
+def connected() -> Iterator[None]:
     """Be connected to the cluster of the job within the block, with the job's files on its workers."""
     ray.init(configure_logging=False)
     try:
@@ -160,7 +160,7 @@ def joined() -> Iterator[None]:
         ray.shutdown()
 
 
-class Declared(Protocol):
+class PlacedFunction(Protocol):
     """What a function declares of how its runs are placed."""
 
     resources: Resources
@@ -169,24 +169,24 @@ class Declared(Protocol):
     demand: Callable[..., Demand] | None
 
 
-def options(declared: Declared) -> dict[str, Any]:
+def task_options(function: PlacedFunction) -> dict[str, Any]:
     """Ray's task options. Ray itself reruns a task whose worker died, unless the timeout may have killed it."""
-    lost = declared.retries.max_lost if declared.timeout_s is None else 0
-    return _placed(declared) | {"max_retries": lost}
+    max_lost = function.retries.max_lost if function.timeout_s is None else 0
+    return _placement(function) | {"max_retries": max_lost}
 
 
-def _placed(declared: Declared) -> dict[str, Any]:
+def _placement(function: PlacedFunction) -> dict[str, Any]:
     """What a run occupies and where: what has a demand keeps away from nodes that serve."""
-    resources = declared.resources
-    asked: dict[str, Any] = {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus}
+    resources = function.resources
+    options: dict[str, Any] = {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus}
     memory = {"memory": resources.memory_bytes} if resources.memory_bytes else {}
-    return asked | memory | ({"label_selector": NOT_WHERE_IT_SERVES} if declared.demand else {})
+    return options | memory | ({"label_selector": AWAY_FROM_SERVING} if function.demand else {})
 
 
-def task(name: str, run: Callable[..., Any], asked: Mapping[str, Any]) -> Any:
+def task(name: str, run: Callable[..., Any], options: Mapping[str, Any]) -> Any:
     """A Ray remote function that shows under the function's name."""
     run.__name__ = run.__qualname__ = name
-    return ray.remote(**asked)(run)
+    return ray.remote(**options)(run)
 
 
 def outcomes(runs: Sequence[object]) -> list[Outcome] | None:

@@ -11,21 +11,21 @@ from contextlib import contextmanager
 from typing import Any
 
 from functions.runtime.errors import TimedOut
-from functions.runtime.run.execution import complete
+from functions.runtime.run.execution import run_to_end
 
 GRACE_S = 5.0
 
 
-def bounded(name: str, body: Callable[..., Any], timeout_s: float | None) -> Callable[..., Any]:
+def with_deadline(name: str, body: Callable[..., Any], timeout_s: float | None) -> Callable[..., Any]:
     """`body`, seen through to its end within its deadline."""
     if timeout_s is None:
         return body
 
-    def within(**arguments: Any) -> Any:
+    def run(**arguments: Any) -> Any:
         with deadline(name, timeout_s):
-            return complete(body, arguments)
+            return run_to_end(body, arguments)
 
-    return within
+    return run
 
 
 @contextmanager
@@ -39,16 +39,16 @@ def deadline(name: str, timeout_s: float | None) -> Iterator[None]:
         yield
         return
 
-    def late(*_: object) -> None:
+    def raise_timed_out(*_: object) -> None:
         raise TimedOut(f"{name} ran past timeout_s={timeout_s} and was killed")
 
-    before = signal.signal(signal.SIGALRM, late)
-    with open(os.devnull, "w") as nowhere:  # noqa: PTH123  # the watchdog wants a descriptor
-        faulthandler.dump_traceback_later(timeout_s + GRACE_S, exit=True, file=nowhere)
+    previous = signal.signal(signal.SIGALRM, raise_timed_out)
+    with open(os.devnull, "w") as devnull:  # noqa: PTH123  # the watchdog wants a descriptor
+        faulthandler.dump_traceback_later(timeout_s + GRACE_S, exit=True, file=devnull)
         signal.setitimer(signal.ITIMER_REAL, timeout_s)
         try:
             yield
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             faulthandler.cancel_dump_traceback_later()
-            signal.signal(signal.SIGALRM, before)
+            signal.signal(signal.SIGALRM, previous)

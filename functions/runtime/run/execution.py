@@ -19,11 +19,11 @@ from typing import Any, Protocol
 from functions.runtime.context import Context, context, use_context
 from functions.runtime.declaration import Retries
 from functions.runtime.errors import FunctionError, RemoteError, WorkerLost
-from functions.runtime.run.capture import captured, say
-from functions.runtime.secret import redact, revealing, tells
+from functions.runtime.run.capture import captured, log_text
+from functions.runtime.secret import contains_secret, redact, use_secrets
 
 
-class Task(Protocol):
+class RunPolicy(Protocol):
     """What a function declares of its runs."""
 
     name: str
@@ -47,12 +47,12 @@ class ErrorRecord:
     @classmethod
     def of(cls, error: BaseException, *, retries: Retries) -> ErrorRecord:
         """Describe `error`, secrets left out; what the runtime itself refuses is never retried."""
-        told = redact("".join(traceback.format_exception(error)))
+        text = redact("".join(traceback.format_exception(error)))
         retryable = retries.covers(error) and (
             not isinstance(error, FunctionError) or isinstance(error, TimeoutError)
         )
         message = redact(str(error))
-        return cls(type(error).__qualname__, message, told, retryable, lost=isinstance(error, WorkerLost))
+        return cls(type(error).__qualname__, message, text, retryable, lost=isinstance(error, WorkerLost))
 
     def __str__(self) -> str:
         return f"{self.type}: {self.message}"
@@ -71,42 +71,42 @@ class Outcome:
         """The value. Raises: the error that ended the work, else RemoteError that tells of it."""
         if self.error is None:
             return self.value
-        told = RemoteError(f"{self.error}\n\n{self.error.traceback}")
+        cause = RemoteError(f"{self.error}\n\n{self.error.traceback}")
         if self.raised is None:
-            raise told
+            raise cause
         # The bytes come from our own worker process, never from stored data.
-        raise pickle.loads(self.raised) from told  # noqa: S301
+        raise pickle.loads(self.raised) from cause  # noqa: S301
 
-    def light(self) -> Outcome | tuple[Any, int]:
+    def compact(self) -> Outcome | tuple[Any, int]:
         """The form in which a success travels: a plain pair, quicker to pack than an object."""
         return (self.value, self.attempts) if self.error is None else self
 
     @classmethod
-    def of(cls, travelled: Outcome | tuple[Any, int]) -> Outcome:
+    def of(cls, compacted: Outcome | tuple[Any, int]) -> Outcome:
         """The outcome back from its light form."""
-        return cls(travelled[0], attempts=travelled[1]) if isinstance(travelled, tuple) else travelled
+        return cls(compacted[0], attempts=compacted[1]) if isinstance(compacted, tuple) else compacted
 
     @classmethod
     def failed(cls, error: BaseException, *, retries: Retries, attempts: int = 1) -> Outcome:
         """The outcome of work that raised `error`."""
-        return cls(error=ErrorRecord.of(error, retries=retries), raised=_portable(error), attempts=attempts)
+        return cls(error=ErrorRecord.of(error, retries=retries), raised=_pickled(error), attempts=attempts)
 
 
 def attempt(
-    task: Task, body: Callable[..., Any], arguments: Mapping[str, Any], *, used: Context | None
+    policy: RunPolicy, body: Callable[..., Any], arguments: Mapping[str, Any], *, used: Context | None
 ) -> Outcome:
     """Run `body(**arguments)` once, within the context `used` if given."""
-    with use_context(used) if used else nullcontext(), captured(task.name, secrets=task.secrets):
+    with use_context(used) if used else nullcontext(), captured(policy.name, secrets=policy.secrets):
         try:
-            with revealing(task.name, task.secrets, context().find_secret):
-                return Outcome(complete(body, arguments))
+            with use_secrets(policy.name, policy.secrets, context().find_secret):
+                return Outcome(run_to_end(body, arguments))
         except Exception as error:  # noqa: BLE001  # whatever the user's code raises is the outcome
-            failed = Outcome.failed(error, retries=task.retries)
-            say(failed.error.traceback if failed.error else "")
+            failed = Outcome.failed(error, retries=policy.retries)
+            log_text(failed.error.traceback if failed.error else "")
             return failed
 
 
-def persist(
+def run_with_retries(
     once: Callable[[], Outcome], *, retries: Retries, pause: Callable[[float], Any] = time.sleep
 ) -> Outcome:
     """Run `once` until it ends well or `retries` is exhausted; a lost worker counts against `max_lost` only."""
@@ -119,13 +119,13 @@ def persist(
             lost += 1
         else:
             attempts += 1
-        spent = lost > retries.max_lost if outcome.error.lost else attempts >= retries.max_attempts
-        if spent or not (outcome.error.retryable or outcome.error.lost):
+        exhausted = lost > retries.max_lost if outcome.error.lost else attempts >= retries.max_attempts
+        if exhausted or not (outcome.error.retryable or outcome.error.lost):
             return replace(outcome, attempts=attempts + lost)
         pause(retries.backoff(max(attempts, 1), draw=random.random()))
 
 
-def complete(body: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+def run_to_end(body: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
     """Call `body` and see it through: await a coroutine, drain a stream into a list."""
     result = body(**arguments)
     if inspect.iscoroutine(result):
@@ -133,18 +133,20 @@ def complete(body: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
     if inspect.isgenerator(result):
         return list(result)
     if inspect.isasyncgen(result):
-        return asyncio.run(_drain(result))
+        return asyncio.run(_collect(result))
     return result
 
 
-async def _drain(stream: Any) -> list[Any]:
+async def _collect(stream: Any) -> list[Any]:
     return [item async for item in stream]
 
 
-def _portable(error: BaseException) -> bytes | None:
+def _pickled(error: BaseException) -> bytes | None:
     try:
         data = pickle.dumps(error)
         pickle.loads(data)  # noqa: S301  # our own bytes: an error that pickles may still not unpickle
     except Exception:  # noqa: BLE001  # any failure means the same: it cannot travel, its text does
         return None
-    return None if tells(data.decode(errors="replace")) else data  # an error with a secret in it stays here
+    return (
+        None if contains_secret(data.decode(errors="replace")) else data
+    )  # an error with a secret in it stays here

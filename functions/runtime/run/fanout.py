@@ -23,20 +23,20 @@ def fan_out(
 
     Raises: the first error in order, after cancelling what still runs, unless `return_errors`.
     """
-    bound = in_flight or (CLUSTER_IN_FLIGHT if cluster.running() else LOCAL_IN_FLIGHT)
-    waiting: list[Future[Any]] = []
+    limit = in_flight or (CLUSTER_IN_FLIGHT if cluster.running() else LOCAL_IN_FLIGHT)
+    started: list[Future[Any]] = []
     results: list[Any] = []
     try:
         for each in arguments:
-            if len(waiting) >= bound:
-                half = max(1, bound // 2)
-                results += _collect(waiting[:half], return_errors=return_errors)
-                waiting = waiting[half:]
-            waiting.append(start(each))
-        results += _collect(waiting, return_errors=return_errors)
+            if len(started) >= limit:
+                half = max(1, limit // 2)
+                results += _collect(started[:half], return_errors=return_errors)
+                started = started[half:]
+            started.append(start(each))
+        results += _collect(started, return_errors=return_errors)
     except BaseException:
-        cluster.settle()
-        for run in waiting:
+        cluster.wait_until_sent()
+        for run in started:
             run.cancel()
         raise
     return results

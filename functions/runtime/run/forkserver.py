@@ -31,7 +31,7 @@ from functions.runtime.run.execution import Outcome
 START_PATIENCE_S = 60.0
 State = Literal["starting", "ready", "busy", "gone", "failed"]  # failed: before it was ever ready
 Job = Callable[[], Outcome]
-WARM = "functions."  # modules that are known to start no thread when imported, and so may be imported before a fork
+PREIMPORTED = "functions."  # modules that are known to start no thread when imported, and so may be imported before a fork
 
 
 class Child:
@@ -45,18 +45,18 @@ class Child:
         self._name = name
         self._retries = retries
         self._state: State = "starting"
-        surroundings: dict[str, Any] = {"path": sys.path, "directory": str(Path.cwd())}
-        surroundings |= {"environment": dict(os.environ), "ready": ready}
-        self._connection = _nursery().connect()
-        self._connection.send(module if module.startswith(WARM) else "")
+        setup: dict[str, Any] = {"path": sys.path, "directory": str(Path.cwd())}
+        setup |= {"environment": dict(os.environ), "ready": ready}
+        self._connection = _fork_server().connect()
+        self._connection.send(module if module.startswith(PREIMPORTED) else "")
         if not self._connection.poll(START_PATIENCE_S):
             raise WorkerLost(
                 f"{name}: no process started within {START_PATIENCE_S} s; is the machine out of memory?"
             )
         self._pid = int(self._connection.recv())
-        self._connection.send(surroundings)
+        self._connection.send(setup)
 
-    def give(self, job: Job) -> Child:
+    def run(self, job: Job) -> Child:
         """Send it its job."""
         with suppress(BrokenPipeError, ConnectionResetError):  # it has died: the outcome will tell
             self._connection.send_bytes(pack(job))
@@ -75,8 +75,8 @@ class Child:
         """How it ended; past `timeout_s` it is killed first."""
         try:
             if not self._connection.poll(timeout_s):
-                late = TimedOut(f"{self._name} ran past timeout_s={timeout_s} and was killed")
-                return Outcome.failed(late, retries=self._retries)
+                timed_out = TimedOut(f"{self._name} ran past timeout_s={timeout_s} and was killed")
+                return Outcome.failed(timed_out, retries=self._retries)
             outcome: Outcome = unpack(self._connection.recv_bytes())  # our own child's bytes
         except (EOFError, ConnectionError):
             lost = WorkerLost(f"{self._name}: its process {self._pid} died; was it killed, or out of memory?")
@@ -99,7 +99,7 @@ class Child:
             return  # it has ended
 
 
-class _Nursery:
+class _ForkServer:
     """The parent's side: starts the clean interpreter and asks it for children."""
 
     def __init__(self) -> None:
@@ -150,17 +150,17 @@ class _Nursery:
 _starting = threading.Lock()
 
 
-def _nursery() -> _Nursery:
+def _fork_server() -> _ForkServer:
     with _starting:
-        if not _living(os.getpid()).alive():
-            _living.cache_clear()
-        return _living(os.getpid())
+        if not _server_of(os.getpid()).alive():
+            _server_of.cache_clear()
+        return _server_of(os.getpid())
 
 
 @cache
-def _living(pid: int) -> _Nursery:  # by pid: a forked child must not use its parent's
+def _server_of(pid: int) -> _ForkServer:  # by pid: a forked child must not use its parent's
     del pid
-    return _Nursery()
+    return _ForkServer()
 
 
 def serve() -> None:
@@ -176,12 +176,12 @@ def serve() -> None:
         while True:
             connection = listener.accept()
             with connection:
-                _warm(connection)
+                _preimport(connection)
                 if os.fork() == 0:
-                    _live(connection)
+                    _serve_job(connection)
 
 
-def _warm(connection: Connection) -> None:
+def _preimport(connection: Connection) -> None:
     """Import what the job will need, once for all children to come."""
     with suppress(EOFError, ConnectionError, ImportError):  # the child will meet it, and tell
         module = connection.recv() if connection.poll(START_PATIENCE_S) else ""
@@ -189,18 +189,18 @@ def _warm(connection: Connection) -> None:
             importlib.import_module(module)
 
 
-def _live(connection: Connection) -> None:
+def _serve_job(connection: Connection) -> None:
     os.setpgid(0, 0)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     connection.send(os.getpid())
-    surroundings = connection.recv()
-    sys.path[:] = surroundings["path"]
-    os.chdir(surroundings["directory"])
+    setup = connection.recv()
+    sys.path[:] = setup["path"]
+    os.chdir(setup["directory"])
     os.environ.clear()
-    os.environ.update(surroundings["environment"])
-    if surroundings["ready"]:
+    os.environ.update(setup["environment"])
+    if setup["ready"]:
         with suppress(ImportError):  # the job will meet it, and tell
-            importlib.import_module(surroundings["ready"])
+            importlib.import_module(setup["ready"])
         connection.send("ready")
     try:
         job = connection.recv_bytes()
@@ -221,8 +221,8 @@ def _run(job: bytes) -> bytes:
     try:
         return pack(result)
     except Exception as error:  # noqa: BLE001  # whatever the user's object raises, it cannot travel
-        told = InvalidResult(f"the result cannot leave the process that made it: {error}")
-        return pack(Outcome.failed(told, retries=Retries(max_attempts=1)))
+        invalid = InvalidResult(f"the result cannot leave the process that made it: {error}")
+        return pack(Outcome.failed(invalid, retries=Retries(max_attempts=1)))
 
 
 def _end_with_parent(wait: Callable[[], Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from functions.runtime.declaration import ONCE, Retries
 from functions.runtime.errors import Cancelled
-from functions.runtime.run.execution import Outcome, persist
+from functions.runtime.run.execution import Outcome, run_with_retries
 from functions.runtime.run.forkserver import Child, Job
 
 
@@ -57,13 +57,13 @@ class LocalRun:
 
     def _run(self) -> None:
         try:
-            outcome = persist(self._once, retries=self._retries, pause=self._cancelled.wait)
+            outcome = run_with_retries(self._attempt, retries=self._retries, pause=self._cancelled.wait)
         except Cancelled:
             return
         if not self._cancelled.is_set():
             self._outcome = outcome
 
-    def _once(self) -> Outcome:
+    def _attempt(self) -> Outcome:
         if self._cancelled.is_set():
             raise Cancelled(self._name)
         if self._timeout_s is None:
@@ -72,4 +72,4 @@ class LocalRun:
             self._child = Child(self._name, retries=self._retries, module=self._module)
         except Exception as error:  # noqa: BLE001  # arguments that cannot travel, a nursery that cannot start
             return Outcome.failed(error, retries=ONCE)
-        return self._child.give(self._job).outcome(self._timeout_s)
+        return self._child.run(self._job).outcome(self._timeout_s)

@@ -27,8 +27,8 @@ FLUSH_S = 0.5
 SEGMENT_BYTES = 64 << 10
 LINE_CHARACTERS = 8 << 10
 PENDING_BYTES = 4 << 20  # held while the store does not answer; beyond it lines are left out, and counted
-KEPT_BYTES = 64 << 20  # of one process; the same
-CLOSING_S = 5.0
+TOTAL_BYTES = 64 << 20  # of one process; the same
+CLOSE_S = 5.0
 OVERLAP_MS = 10_000
 
 Source = Literal["stdout", "stderr", "log"]
@@ -66,16 +66,16 @@ class Recorder:
         self._store = store
         self._invocation = invocation
         self._function = function
-        self._kept_bytes = 0
+        self._total_bytes = 0
         self._newest_ms = 0
         self._closed = threading.Event()
-        self.renew()
+        self.reset()
 
-    def renew(self) -> None:
+    def reset(self) -> None:
         """Begin anew in a forked process: what was pending is its parent's to write, and so are the locks it held."""
         self._writer = uuid.uuid4().hex[:8]
         self._pending: deque[bytes] = deque()
-        self._pending_bytes = self._left_out = self._segments = 0
+        self._pending_bytes = self._dropped = self._segments = 0
         self._progress: Progress | None = None
         self._lock = threading.Lock()
         self._writing = threading.Lock()
@@ -86,8 +86,8 @@ class Recorder:
         shown = redact(text)
         if len(shown) > LINE_CHARACTERS:
             shown = f"{shown[:LINE_CHARACTERS]}… ({len(shown) - LINE_CHARACTERS} more characters)"
-        made = Line(at=utc_now(), function=self._function, source=source, text=shown)
-        full = self._add(made.model_dump_json().encode())
+        kept = Line(at=utc_now(), function=self._function, source=source, text=shown)
+        full = self._add(kept.model_dump_json().encode())
         if full and not self.busy:
             self._flush()  # whoever talks that much waits for the store
 
@@ -95,7 +95,7 @@ class Recorder:
         """Keep how far the run is; of several within half a second only the last is written."""
         with self._lock:
             self._progress = Progress(done=done, total=total, text=redact(text), at=utc_now())
-        self._begin()
+        self._ensure_thread()
 
     def close(self) -> None:
         """Write what is left, for five seconds at most if the store does not answer."""
@@ -103,7 +103,7 @@ class Recorder:
         if self._thread is None:
             return
         self._thread.join()
-        deadline = time.monotonic() + CLOSING_S
+        deadline = time.monotonic() + CLOSE_S
         while not self._flush() and time.monotonic() < deadline:
             time.sleep(FLUSH_S)
 
@@ -114,17 +114,17 @@ class Recorder:
 
     def _add(self, line: bytes) -> bool:
         with self._lock:
-            if self._pending_bytes + len(line) > PENDING_BYTES or self._kept_bytes + len(line) > KEPT_BYTES:
-                self._left_out += 1
+            if self._pending_bytes + len(line) > PENDING_BYTES or self._total_bytes + len(line) > TOTAL_BYTES:
+                self._dropped += 1
                 return False
             self._pending.append(line)
             self._pending_bytes += len(line)
-            self._kept_bytes += len(line)
+            self._total_bytes += len(line)
             full = self._pending_bytes >= SEGMENT_BYTES
-        self._begin()
+        self._ensure_thread()
         return full
 
-    def _begin(self) -> None:
+    def _ensure_thread(self) -> None:
         with self._lock:
             if self._thread is None and not self._closed.is_set():
                 self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
@@ -139,13 +139,13 @@ class Recorder:
         with self._writing, _writes:
             try:
                 self._write_progress()
-                while lines := self._taken():
+                while lines := self._next_batch():
                     self._write(lines)
             except Unavailable:
                 return False
             return True
 
-    def _taken(self) -> list[bytes]:
+    def _next_batch(self) -> list[bytes]:
         with self._lock:
             lines: list[bytes] = []
             size = 0
@@ -154,12 +154,12 @@ class Recorder:
                     break
                 lines.append(each)
                 size += len(each)
-            if not lines and self._left_out:
-                lines.append(self._told_left_out())
+            if not lines and self._dropped:
+                lines.append(self._dropped_notice())
             return lines
 
-    def _told_left_out(self) -> bytes:
-        text = f"… {self._left_out} lines were left out: more than is kept of one process"
+    def _dropped_notice(self) -> bytes:
+        text = f"… {self._dropped} lines were left out: more than is kept of one process"
         line = Line(at=utc_now(), function=self._function, source="stderr", text=text)
         return line.model_dump_json().encode()
 
@@ -171,17 +171,17 @@ class Recorder:
         self._segments += 1
         with self._lock:
             if not self._pending:
-                self._left_out = 0
+                self._dropped = 0
             for each in lines[: len(self._pending)]:
                 self._pending.popleft()
                 self._pending_bytes -= len(each)
 
     def _write_progress(self) -> None:
-        told, key = self._progress, progress_key(self._invocation)
-        if told is not None:
-            self._store.put(key, told.model_dump_json().encode())
+        progress, key = self._progress, progress_key(self._invocation)
+        if progress is not None:
+            self._store.put(key, progress.model_dump_json().encode())
             with self._lock:
-                self._progress = None if self._progress is told else self._progress
+                self._progress = None if self._progress is progress else self._progress
 
 
 class _Writes(threading.local):
@@ -223,7 +223,7 @@ class Tail:
         self._seen: set[str] = set()
         self._newest_ms = 0
 
-    def news(self) -> Iterator[Line]:
+    def new_lines(self) -> Iterator[Line]:
         """The lines that were not there the last time.
 
         Reading begins a little before the newest segment: another process may name its own by an earlier moment.

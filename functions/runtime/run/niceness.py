@@ -11,16 +11,16 @@ from pathlib import Path
 
 from functions.runtime.declaration import NICENESS
 
-__all__ = ["step_back"]
+__all__ = ["lower_priority"]
 
 ENABLED = Path("/proc/sys/kernel/sched_autogroup_enabled")
 AUTOGROUP = Path("/proc/self/autogroup")
-PATIENCE_S, AGAIN_S = 30.0, 0.1  # Linux takes one such word in a tenth of a second, whosever
+RETRY_FOR_S, RETRY_EVERY_S = 30.0, 0.1  # Linux takes one such word in a tenth of a second, whosever
 _logger = logging.getLogger(__name__)
 
 
 @cache
-def step_back() -> None:
+def lower_priority() -> None:
     """Let this process, and those that it starts, come after what else wants the CPU; once.
 
     Where Linux shares CPUs among sessions first (autogroups), niceness counts within a session only. A worker of Ray is in
@@ -29,16 +29,16 @@ def step_back() -> None:
     not go, which is told in the log and no error.
     """
     niceness = os.nice(NICENESS)
-    if os.getsid(0) == os.getpid() or not shared_among_sessions():
+    if os.getsid(0) == os.getpid() or not autogroups_enabled():
         return
     try:
         _leave_session()
-        _tell(niceness)
+        _renice_session(niceness)
     except OSError as error:
         _logger.warning("niceness %d does not count against other sessions: %s", niceness, error)
 
 
-def shared_among_sessions() -> bool:
+def autogroups_enabled() -> bool:
     """Whether this kernel shares CPUs among sessions first."""
     with suppress(OSError):
         return ENABLED.read_text().strip() == "1" and os.access(AUTOGROUP, os.W_OK)
@@ -53,15 +53,15 @@ def _leave_session() -> None:
     os.setsid()
 
 
-def _tell(niceness: int) -> None:
+def _renice_session(niceness: int) -> None:
     """Give the autogroup of this process its niceness. Raises: OSError if the kernel does not take it."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + RETRY_FOR_S
     while True:
         try:
             AUTOGROUP.write_text(str(niceness))
         except BlockingIOError:
             if time.monotonic() > deadline:
                 raise
-            time.sleep(AGAIN_S)
+            time.sleep(RETRY_EVERY_S)
         else:
             return

@@ -41,14 +41,14 @@ class Worker(Protocol):
         ...
 
 
-class Waiting(Protocol):
+class IdleWorker(Protocol):
     """A process that waits for a job."""
 
     def state(self) -> State:
         """What it is at."""
         ...
 
-    def give(self, job: Job) -> Worker:
+    def run(self, job: Job) -> Worker:
         """Start the job in it."""
         ...
 
@@ -58,79 +58,79 @@ class Waiting(Protocol):
 
 
 @dataclass
-class Pool:
+class WorkerPool:
     """The warm workers of one executor."""
 
-    _waiting: dict[str, list[Waiting]] = field(default_factory=dict)
+    _idle: dict[str, list[IdleWorker]] = field(default_factory=dict)
     _not_before: dict[str, float] = field(default_factory=dict)
-    _ready_since: dict[Waiting, float] = field(default_factory=dict)  # those beyond what `warm` asks for
+    _ready_since: dict[IdleWorker, float] = field(default_factory=dict)  # those beyond what `warm` asks for
 
-    def keep(self, functions: Iterable[DeclaredFunction]) -> None:
+    def replenish(self, functions: Iterable[DeclaredFunction]) -> None:
         """See that for each function that wants warm workers as many are waiting, or on their way."""
         for function in functions:
             if function.warm:
-                self._fill(function)
+                self._refill(function)
 
-    def take(self, function: DeclaredFunction) -> Waiting | None:
+    def acquire(self, function: DeclaredFunction) -> IdleWorker | None:
         """A worker of the function that is ready, to be given a job at once; None if there is none."""
-        found = next((each for each in self._of(function) if each.state() == "ready"), None)
+        found = next((each for each in self._idle_of(function) if each.state() == "ready"), None)
         if found is not None:
             self._ready_since.pop(found, None)
         return found
 
-    def hire(self, function: DeclaredFunction) -> Waiting:
+    def start_worker(self, function: DeclaredFunction) -> IdleWorker:
         """One more worker of the function, to be given a job at once. Raises: FunctionError."""
-        hired = _begin(function)
-        self._of(function).append(hired)
-        return hired
+        started = _start(function)
+        self._idle_of(function).append(started)
+        return started
 
-    def dismiss(self, functions: Iterable[DeclaredFunction], *, wanted: Container[str]) -> None:
-        """End what `hire` began and has no job, unless runs of its function wait that may come to it in a moment.
+    def evict_idle(self, functions: Iterable[DeclaredFunction], *, wanted: Container[str]) -> None:
+        """End what `start_worker` began and has no job, unless runs of its function wait that may come to it in a moment.
 
         wanted: references of the functions of which runs wait.
         """
         for function in functions:
-            waiting = self._waiting.get(_key(function), [])
-            spare = [each for each in waiting if each.state() in {"ready", "gone", "failed"}][function.warm :]
+            idle = self._idle.get(_key(function), [])
+            spare = [each for each in idle if each.state() in {"ready", "gone", "failed"}][function.warm :]
             for each in spare:
                 if function.reference not in wanted or self._idle_s(each) > IDLE_S or each.state() != "ready":
                     each.kill()
-                    waiting.remove(each)
+                    idle.remove(each)
                     self._ready_since.pop(each, None)
 
-    def _idle_s(self, waiting: Waiting) -> float:
+    def _idle_s(self, idle: IdleWorker) -> float:
         now = time.monotonic()
-        return now - self._ready_since.setdefault(waiting, now)
+        return now - self._ready_since.setdefault(idle, now)
 
-    def ready(self, function: DeclaredFunction) -> int:
+    def ready_count(self, function: DeclaredFunction) -> int:
         """How many are waiting for work, imports done."""
-        return sum(each.state() == "ready" for each in self._of(function))
+        return sum(each.state() == "ready" for each in self._idle_of(function))
 
     def close(self) -> None:
         """End them all."""
-        for waiting in self._waiting.values():
-            for each in waiting:
+        for idle in self._idle.values():
+            for each in idle:
                 each.kill()
-        self._waiting.clear()
+        self._idle.clear()
 
-    def _of(self, function: DeclaredFunction) -> list[Waiting]:
-        return self._waiting.setdefault(_key(function), [])
+    def _idle_of(self, function: DeclaredFunction) -> list[IdleWorker]:
+        return self._idle.setdefault(_key(function), [])
 
-    def _fill(self, function: DeclaredFunction) -> None:
-        waiting, key = self._of(function), _key(function)
-        states = [each.state() for each in waiting]
-        waiting[:] = [
-            each for each, state in zip(waiting, states, strict=True) if state not in {"gone", "failed"}
-        ]
+    def _refill(self, function: DeclaredFunction) -> None:
+        idle, key = self._idle_of(function), _key(function)
+        states = [each.state() for each in idle]
+        idle[:] = [each for each, state in zip(idle, states, strict=True) if state not in {"gone", "failed"}]
         if "failed" in states:
-            self._pause(function, "it ended before its imports were done; can its module be imported there?")
-        while len(waiting) < function.warm and time.monotonic() >= self._not_before.get(key, 0):
+            self._back_off(
+                function, "it ended before its imports were done; can its module be imported there?"
+            )
+        while len(idle) < function.warm and time.monotonic() >= self._not_before.get(key, 0):
             try:
-                waiting.append(_begin(function))
+                idle.append(_start(function))
             except FunctionError as error:
-                self._pause(function, str(error))
+                self._back_off(function, str(error))
 
-    def _pause(self, function: DeclaredFunction, reason: str) -> None:
+    def _back_off(self, function: DeclaredFunction, reason: str) -> None:
         _logger.warning("%s: no warm worker for %s s: %s", function.name, AFTER_FAILURE_S, reason)
         self._not_before[_key(function)] = time.monotonic() + AFTER_FAILURE_S
 
@@ -146,9 +146,9 @@ class _WarmChild:
     def state(self) -> State:
         return "gone" if self._spent else self._child.state()
 
-    def give(self, job: Job) -> Worker:
+    def run(self, job: Job) -> Worker:
         self._spent = True
-        return self._child.give(job)
+        return self._child.run(job)
 
     def kill(self) -> None:
         self._child.kill()
@@ -159,7 +159,7 @@ def _key(function: DeclaredFunction) -> str:
     return f"{where} {function.reference} {function.digest}"
 
 
-def _begin(function: DeclaredFunction) -> Waiting:
+def _start(function: DeclaredFunction) -> IdleWorker:
     if cluster.running():
-        return cluster.Attendant(function.name, function)
+        return cluster.ActorWorker(function.name, function)
     return _WarmChild(function)

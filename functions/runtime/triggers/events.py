@@ -83,12 +83,14 @@ def run_events(used: Context) -> int:
     topics: dict[str, list[Subscription]] = {}
     for each in declared():
         topics.setdefault(each.on.topic, []).append(each)
-    made = sum(_reader(used, topic).deliver(subscriptions) for topic, subscriptions in topics.items())
+    submitted = sum(
+        _topic_reader(used, topic).deliver(subscriptions) for topic, subscriptions in topics.items()
+    )
     wake_waiters(used)
-    return made
+    return submitted
 
 
-class _Reader:
+class _TopicReader:
     """One topic, followed by this process for all its subscriptions."""
 
     def __init__(self, used: Context, topic: str) -> None:
@@ -101,41 +103,41 @@ class _Reader:
         """Bring every subscription up to the topic's end."""
         for each in subscriptions:
             if each.name not in self._cursors:
-                self._cursors[each.name] = self._begin(each)
-        made, begin = 0, min(self._cursors[each.name] for each in subscriptions)
+                self._cursors[each.name] = self._initial_cursor(each)
+        submitted, begin = 0, min(self._cursors[each.name] for each in subscriptions)
         end = begin
         for entry in self._journal.entries(begin):
-            made += sum(self._offer(each, entry) for each in subscriptions)
+            submitted += sum(self._deliver_one(each, entry) for each in subscriptions)
             end = entry.number + 1
         for each in subscriptions:
             if self._cursors[each.name] < end:
-                self._keep(each, end)
-        return made
+                self._save_cursor(each, end)
+        return submitted
 
-    def _begin(self, subscription: Subscription) -> int:
+    def _initial_cursor(self, subscription: Subscription) -> int:
         data = self._used.store.find(_cursor_key(subscription))
         if data is not None:
             return int(json.loads(data)["next"])
         fold = topic_of(self._used, self._topic)
         fold.refresh()
         begin = 0 if subscription.on.from_start else fold.next
-        self._keep(subscription, begin)
+        self._save_cursor(subscription, begin)
         return begin
 
-    def _keep(self, subscription: Subscription, number: int) -> None:
+    def _save_cursor(self, subscription: Subscription, number: int) -> None:
         self._used.store.put(_cursor_key(subscription), json.dumps({"next": number}).encode())
         self._cursors[subscription.name] = number
 
-    def _offer(self, subscription: Subscription, entry: Entry) -> bool:
+    def _deliver_one(self, subscription: Subscription, entry: Entry) -> bool:
         """Submit the subscription's function for an event, if it is for it; whether that was done."""
         on, payload = subscription.on, entry.body["payload"]
         if entry.number < self._cursors[subscription.name] or not on.matches(payload):
             return False
-        refusal = _loop(subscription, entry.body["chain"])
+        refusal = _loop_reason(subscription, entry.body["chain"])
         if refusal is None:
             refusal = self._submit(subscription, entry, payload)
         if refusal is not None:
-            self._refuse(subscription, entry, refusal)
+            self._record_refusal(subscription, entry, refusal)
         return refusal is None
 
     def _submit(self, subscription: Subscription, entry: Entry, payload: dict[str, Any]) -> str | None:
@@ -153,22 +155,22 @@ class _Reader:
             return None
         return None
 
-    def _refuse(self, subscription: Subscription, entry: Entry, reason: str) -> None:
-        told = {
+    def _record_refusal(self, subscription: Subscription, entry: Entry, reason: str) -> None:
+        refusal = {
             "subscription": subscription.name,
             "topic": self._topic,
             "number": entry.number,
             "reason": reason,
         }
         refusals = _refusals(self._used)
-        refusals.transact(lambda seen: None if _refusal_key(told) in seen else told)
+        refusals.transact(lambda seen: None if _refusal_key(refusal) in seen else refusal)
 
 
-_readers: dict[tuple[str, str], _Reader] = {}
+_topic_readers: dict[tuple[str, str], _TopicReader] = {}
 
 
-def _reader(used: Context, topic: str) -> _Reader:
-    return _readers.setdefault((used.store_url, topic), _Reader(used, topic))
+def _topic_reader(used: Context, topic: str) -> _TopicReader:
+    return _topic_readers.setdefault((used.store_url, topic), _TopicReader(used, topic))
 
 
 def refusals(used: Context) -> list[dict[str, Any]]:
@@ -176,7 +178,7 @@ def refusals(used: Context) -> list[dict[str, Any]]:
     return [entry.body for entry in Journal(used.store, REFUSED, actor=used.actor).entries()]
 
 
-def _loop(subscription: Subscription, chain: list[str]) -> str | None:
+def _loop_reason(subscription: Subscription, chain: list[str]) -> str | None:
     if len(chain) > LONGEST_CHAIN:
         return f"a chain of {len(chain)} functions led here, more than {LONGEST_CHAIN}: {' > '.join(chain)}"
     if subscription.function.name in chain and not subscription.on.reentrant:
@@ -189,8 +191,8 @@ def _refusals(used: Context) -> Fold[frozenset[str]]:
     return Fold(journal, frozenset(), lambda seen, entry: seen | {_refusal_key(entry.body)})
 
 
-def _refusal_key(told: Mapping[str, Any]) -> str:
-    return f"{told['subscription']} {told['topic']} {told['number']}"
+def _refusal_key(refusal: Mapping[str, Any]) -> str:
+    return f"{refusal['subscription']} {refusal['topic']} {refusal['number']}"
 
 
 def _cursor_key(subscription: Subscription) -> str:

@@ -117,7 +117,7 @@ def run_due(
     fired: list[Fired] = []
     for schedule in declared() if schedules is None else schedules:
         try:
-            fired += _timetable(used, schedule).fire(at)
+            fired += _runner(used, schedule).fire(at)
         except FunctionError:  # its own arguments do not fit, say: the others must still fire
             _logger.exception("schedule %s cannot fire", schedule.name)
     return fired
@@ -126,7 +126,7 @@ def run_due(
 def status(used: Context, *, schedules: Iterable[Schedule] | None = None) -> list[ScheduleStatus]:
     """How every schedule stands, read anew."""
     now = used.clock()
-    return [_timetable(used, each).status(now) for each in (declared() if schedules is None else schedules)]
+    return [_runner(used, each).status(now) for each in (declared() if schedules is None else schedules)]
 
 
 def plan(cron: Cron, *, name: str, last: datetime, now: datetime) -> Tick | None:
@@ -160,7 +160,7 @@ def tick_before(cron: Cron, moment: datetime) -> datetime:
     return found.astimezone(UTC)
 
 
-class _Timetable:
+class _ScheduleRunner:
     """One schedule, followed by this process."""
 
     def __init__(self, used: Context, schedule: Schedule) -> None:
@@ -188,11 +188,11 @@ class _Timetable:
             self._fold.transact(
                 lambda state: None if state.last else {"kind": "begun", "tick": now.isoformat()}
             )
-            self._make_good()
+            self._ensure_submitted()
         if self._plan(self._fold.state, now) is None:
             return None
         claimed = self._claim(now)
-        self._make_good()
+        self._ensure_submitted()
         return claimed
 
     def status(self, now: datetime) -> ScheduleStatus:
@@ -226,23 +226,23 @@ class _Timetable:
             ledger_of(self._used).cancel(str(self._fold.state.invocation))
             busy = False
         entry = self._fold.transact(self._decision(now, busy=busy))
-        return _fired(self._schedule.name, entry.body) if entry else None
+        return _fired_of(self._schedule.name, entry.body) if entry else None
 
     def _decision(self, now: datetime, *, busy: bool) -> Callable[[ScheduleState], dict[str, Any] | None]:
-        judged = self._fold.state.invocation
+        last_invocation = self._fold.state.invocation
 
         def decide(state: ScheduleState) -> dict[str, Any] | None:
             tick = self._plan(state, now)
             # Another ticker has fired since: whether that run is over, or was even submitted, is to be seen first.
-            if tick is None or state.invocation != judged:
+            if tick is None or state.invocation != last_invocation:
                 return None
-            told = {"tick": tick.at.isoformat()}
+            body = {"tick": tick.at.isoformat()}
             if tick.action == "skip":
-                return told | {"kind": "skipped", "reason": tick.reason}
+                return body | {"kind": "skipped", "reason": tick.reason}
             if busy:
-                return told | {"kind": "skipped", "reason": f"the run of {state.fired} is not over"}
+                return body | {"kind": "skipped", "reason": f"the run of {state.fired} is not over"}
             invocation = invocation_id(self._schedule.function.name, self._key(tick.at))
-            return told | {"kind": "fired", "invocation": invocation}
+            return body | {"kind": "fired", "invocation": invocation}
 
         return decide
 
@@ -250,10 +250,10 @@ class _Timetable:
         invocation = self._fold.state.invocation
         if invocation is None:
             return False
-        self._make_good()
+        self._ensure_submitted()
         return not ledger_of(self._used).read(invocation).ended
 
-    def _make_good(self) -> None:
+    def _ensure_submitted(self) -> None:
         """See to it that the last fired tick is submitted, whoever claimed it."""
         tick = self._fold.state.fired
         if tick is None or tick == self._submitted:
@@ -268,14 +268,14 @@ class _Timetable:
         return f"schedule {self._schedule.name} {tick.isoformat()}"
 
 
-_timetables: dict[tuple[str, str], tuple[Schedule, _Timetable]] = {}
+_runners: dict[tuple[str, str], tuple[Schedule, _ScheduleRunner]] = {}
 
 
-def _timetable(used: Context, schedule: Schedule) -> _Timetable:
+def _runner(used: Context, schedule: Schedule) -> _ScheduleRunner:
     key = (used.store_url, schedule.name)
-    known = _timetables.get(key)
+    known = _runners.get(key)
     if known is None or known[0] != schedule:
-        known = _timetables[key] = (schedule, _Timetable(used, schedule))
+        known = _runners[key] = (schedule, _ScheduleRunner(used, schedule))
     return known[1]
 
 
@@ -287,7 +287,7 @@ def _step(state: ScheduleState, entry: Entry) -> ScheduleState:
     return state.model_copy(update=changes)
 
 
-def _fired(name: str, body: dict[str, Any]) -> Fired:
+def _fired_of(name: str, body: dict[str, Any]) -> Fired:
     tick = datetime.fromisoformat(body["tick"])
     return Fired(schedule=name, tick=tick, invocation=body.get("invocation"), skipped=body.get("reason"))
 

@@ -15,13 +15,13 @@ from functions.runtime.context import Context, context
 from functions.runtime.declaration import OnEvent
 from functions.runtime.durable.invocation import ledger_of
 from functions.runtime.durable.record import ENDED
-from functions.runtime.durable.workflow import required, wait_for
+from functions.runtime.durable.workflow import require_run, wait_for
 from functions.runtime.triggers.topic import first_since, topic_of
 from registry.journal import Entry, Fold
 from registry.journal.journal import Journal
 
 PATH = "event-waiters"
-LOOK_AFTER_S = 60.0
+CHECK_ENDED_S = 60.0
 
 Waiters = dict[str, dict[str, Any]]
 
@@ -34,18 +34,18 @@ def wait_for_event(
     where: payload fields that must be equal to these values.
     Raises: TimeoutError after timeout_s; FunctionError outside a durable run.
     """
-    run, used = required("wait_for_event"), context()
+    run, used = require_run("wait_for_event"), context()
     wanted = {"topic": topic, "where": dict(OnEvent(topic, where=where or {}).where)}
     name = f"{run.id}/{run.position}"
 
     def begin() -> int:
         return first_since(topic_of(used, topic), run.followed.record.submitted_at)
 
-    begins = run.step("event_since", wanted, begin)
+    first = run.step("event_since", wanted, begin)
     signal = f"event {run.position} {topic}"
     if signal not in run.followed.record.signals:
-        note = {"wait": name, "invocation": run.id, "signal": signal, "since": begins} | wanted
-        _waiters(used).transact(lambda waiting: None if name in waiting else note)
+        body = {"wait": name, "invocation": run.id, "signal": signal, "since": first} | wanted
+        _waiters(used).transact(lambda waiting: None if name in waiting else body)
     found: dict[str, Any] = wait_for(signal, timeout_s=timeout_s)
     return found
 
@@ -53,40 +53,40 @@ def wait_for_event(
 def wake_waiters(used: Context) -> int:
     """Give every workflow the event it waits for, if it has come; returns how many. One read if nobody waits."""
     key = (used.store_url, used.actor)
-    if key not in _bells:
-        _bells[key] = _Bell(used)
-    return _bells[key].ring()
+    if key not in _wakers:
+        _wakers[key] = _Waker(used)
+    return _wakers[key].wake()
 
 
 @dataclass
-class _Bell:
+class _Waker:
     """How far the present process has read the topics that someone waits on."""
 
     used: Context
     _fold: Fold[Waiters] = field(init=False)
     _next: dict[str, int] = field(default_factory=dict)  # waiter -> the event to look at next
-    _looked_at: float = 0.0
+    _checked_at: float = 0.0
 
     def __post_init__(self) -> None:
         self._fold = _waiters(self.used)
 
-    def ring(self) -> int:
+    def wake(self) -> int:
         waiting = self._fold.refresh()
-        if waiting and time.monotonic() - self._looked_at > LOOK_AFTER_S:
-            self._looked_at = time.monotonic()
+        if waiting and time.monotonic() - self._checked_at > CHECK_ENDED_S:
+            self._checked_at = time.monotonic()
             self._forget_ended(waiting)
         topics = {each["topic"] for each in waiting.values()}
         return sum(self._read(topic, waiting) for topic in topics)
 
     def _read(self, topic: str, waiting: Waiters) -> int:
         """Look at what is new in a topic for all who wait on it."""
-        here = {name: each for name, each in waiting.items() if each["topic"] == topic}
-        places = {name: self._next.get(name, int(each["since"])) for name, each in here.items()}
+        waiters = {name: each for name, each in waiting.items() if each["topic"] == topic}
+        positions = {name: self._next.get(name, int(each["since"])) for name, each in waiters.items()}
         woken: set[str] = set()
         journal = Journal(self.used.store, f"events/{topic}", actor=self.used.actor)
-        for entry in journal.entries(min(places.values())):
-            for name, each in here.items():
-                if name not in woken and entry.number >= places[name] and _matches(each, entry):
+        for entry in journal.entries(min(positions.values())):
+            for name, each in waiters.items():
+                if name not in woken and entry.number >= positions[name] and _matches(each, entry):
                     ledger_of(self.used).signal(each["invocation"], each["signal"], entry.body["payload"])
                     self._done(name)
                     woken.add(name)
@@ -105,7 +105,7 @@ class _Bell:
         self._next.pop(name, None)
 
 
-_bells: dict[tuple[str, str], _Bell] = {}
+_wakers: dict[tuple[str, str], _Waker] = {}
 
 
 def _matches(waiter: Mapping[str, Any], entry: Entry) -> bool:

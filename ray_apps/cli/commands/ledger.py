@@ -93,7 +93,7 @@ def _follow(client: Client, path: str, tail: Tail, *, times: bool) -> int:
 
 
 def _print(tail: Tail, *, times: bool) -> None:
-    for line in tail.news():
+    for line in tail.new_lines():
         say(_stamped(line) if times else line.text)
 
 

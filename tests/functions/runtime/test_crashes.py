@@ -19,14 +19,14 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def kitchen() -> Iterator[Any]:
+def samples() -> Iterator[Any]:
     os.environ["PYTHONPATH"] = (
         f"{ROOT}{os.pathsep}{Path(__file__).parent}"  # of Ray's workers; put back later
     )
     sys.path.insert(0, str(Path(__file__).parent))
-    import kitchen
+    import sample_functions
 
-    yield kitchen
+    yield sample_functions
     sys.path.remove(str(Path(__file__).parent))
 
 
@@ -38,9 +38,9 @@ def quick_leases(used: Context, monkeypatch: pytest.MonkeyPatch) -> Context:
     return used
 
 
-def test_a_worker_that_is_killed_is_noticed_at_once(used: Context, kitchen: Any, traces: Any) -> None:
+def test_a_worker_that_is_killed_is_noticed_at_once(used: Context, samples: Any, traces: Any) -> None:
     executor = invocations.executor_of(used)
-    invocation = kitchen.risky.submit(traces.path, 1)
+    invocation = samples.killable.submit(traces.path, 1)
     executor.poll()
     (first,) = traces.wait_for(1)
     os.kill(int(first.partition(":")[2]), signal.SIGKILL)
@@ -51,11 +51,11 @@ def test_a_worker_that_is_killed_is_noticed_at_once(used: Context, kitchen: Any,
 
 
 def test_a_worker_that_falls_silent_is_replaced_when_its_lease_is_over(
-    quick_leases: Context, kitchen: Any, traces: Any, soon: Callable[..., None]
+    quick_leases: Context, samples: Any, traces: Any, soon: Callable[..., None]
 ) -> None:
-    invocation = kitchen.peel.submit(traces.path, "x")
+    invocation = samples.append_word.submit(traces.path, "x")
     followed = invocations.ledger_of(quick_leases).follow(invocation.id)
-    started = {"kind": "started", "worker": "gone", "lease_s": 1.0, "digest": kitchen.peel.digest}
+    started = {"kind": "started", "worker": "gone", "lease_s": 1.0, "digest": samples.append_word.digest}
     followed.append(lambda _: started)
     soon(lambda: invocations.run_pending(quick_leases) == 0)
     assert invocation.result(5) == "x"
@@ -63,13 +63,13 @@ def test_a_worker_that_falls_silent_is_replaced_when_its_lease_is_over(
 
 
 def test_a_worker_that_nobody_waits_for_any_more_leaves_its_room_to_the_next(
-    used: Context, kitchen: Any, traces: Any, soon: Callable[..., None]
+    used: Context, samples: Any, traces: Any, soon: Callable[..., None]
 ) -> None:
     executor = Executor(used, invocations.ledger_of(used), capacity=1)
-    first, second = kitchen.peel.submit(traces.path, "x"), kitchen.peel.submit(traces.path, "y")
-    executor.attend(first.id, wait_s=0)
+    first, second = samples.append_word.submit(traces.path, "x"), samples.append_word.submit(traces.path, "y")
+    executor.drive(first.id, wait_s=0)
     soon(lambda: first.status() == "succeeded")
-    soon(lambda: executor.attend(second.id, wait_s=0.01) or second.status() == "succeeded")
+    soon(lambda: executor.drive(second.id, wait_s=0.01) or second.status() == "succeeded")
     executor.close()
 
 
@@ -87,17 +87,17 @@ MANY = 200
 )
 @pytest.mark.usefixtures("place")
 def test_of_many_invocations_whose_workers_are_killed_at_random_none_is_lost(
-    used: Context, kitchen: Any, traces: Any, soon: Callable[..., None], count: int
+    used: Context, samples: Any, traces: Any, soon: Callable[..., None], count: int
 ) -> None:
     dice, killed = random.Random(7), set()
     submitted = [
-        (kitchen.risky if number % 2 else kitchen.fragile).submit(traces.path, number)
+        (samples.killable if number % 2 else samples.killable_once).submit(traces.path, number)
         for number in range(count)
     ]
 
     def kill_some() -> bool:
         lines = traces.read()
-        stuck = [[each for each in lines if each.startswith(f"{number}:")][:1] for number in kitchen.STUCK]
+        stuck = [[each for each in lines if each.startswith(f"{number}:")][:1] for number in samples.HANGING]
         chosen = [line for line in lines[-4:] if dice.random() < 0.1]
         for pid in {int(line.partition(":")[2]) for line in sum(stuck, chosen)} - killed:
             killed.add(pid)
@@ -108,7 +108,7 @@ def test_of_many_invocations_whose_workers_are_killed_at_random_none_is_lost(
     records = [each.record() for each in submitted]
     dead = [each.id for each in records if each.status == "dead"]
     assert {each.status for each in records} <= {"succeeded", "dead"}
-    assert {each.function for each in records if each.status == "dead"} <= {"fragile"}
+    assert {each.function for each in records if each.status == "dead"} <= {"killable_once"}
     assert submitted[0].id in dead
     assert records[1].lost >= 1
     ledger = invocations.ledger_of(used)
@@ -123,7 +123,7 @@ def test_of_many_invocations_whose_workers_are_killed_at_random_none_is_lost(
 def _kill(pid: int) -> None:
     try:
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        if b"nursery" in command or b"ray::" in command:
+        if b"forkserver" in command or b"ray::" in command:
             os.kill(pid, signal.SIGKILL)
     except (FileNotFoundError, ProcessLookupError):  # it ended by itself, before or while it was looked at
         return

@@ -210,7 +210,7 @@ class Thing: ...
 
 def one() -> int: return 1
 
-WORDS = frozenset({"salt", "pepper", "oil", "vinegar"})
+WORDS = frozenset({"red", "green", "blue", "white"})
 MIXED = (one, Thing(), ConnectionError, frozenset({"a", "b", "c"}))
 
 @function

@@ -12,28 +12,28 @@ from functions.runtime.late_imports import late_modules
 from functions.training import train_tabular
 
 LATE = """
-def bake(x):
-    from {package}.oven import heat
+def run(x):
+    from {package}.late import compute
     import numpy
-    return numpy.array(heat(x))
+    return numpy.array(compute(x))
 """
 
 
-def bakery(folder: Path, *, pantry: str = "FLOUR = 1\n", neighbour: str = "") -> Path:
-    """A package `bakery`: `bake` imports `oven` late, `oven` imports `pantry`; nobody imports `neighbour`."""
-    package = folder / "bakery"
+def project(folder: Path, *, deep: str = "VALUE = 1\n", neighbour: str = "") -> Path:
+    """A package `app`: `run` imports `late` late, `late` imports `deep`; nobody imports `neighbour`."""
+    package = folder / "app"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
-    (package / "oven.py").write_text("from .pantry import FLOUR\nraise RuntimeError('never imported')\n")
-    (package / "pantry.py").write_text(pantry)
+    (package / "late.py").write_text("from .deep import VALUE\nraise RuntimeError('never imported')\n")
+    (package / "deep.py").write_text(deep)
     (package / "neighbour.py").write_text(neighbour)
-    (package / "recipe.py").write_text(LATE.format(package="bakery"))
+    (package / "job.py").write_text(LATE.format(package="app"))
     return folder
 
 
 def digest_in(folder: Path) -> str:
-    """The digest of `bakery.recipe.bake`, reckoned in a process of its own."""
-    program = "from bakery.recipe import bake; from functions.runtime.digest import digest_of; print(digest_of(bake))"
+    """The digest of `app.job.run`, computed in a process of its own."""
+    program = "from app.job import run; from functions.runtime.digest import digest_of; print(digest_of(run))"
     root = Path(__file__).resolve().parents[3]
     ran = subprocess.run(
         [sys.executable, "-c", program],
@@ -46,27 +46,27 @@ def digest_in(folder: Path) -> str:
 
 
 def test_a_change_behind_a_late_import_is_another_version(tmp_path: Path) -> None:
-    before = digest_in(bakery(tmp_path / "a"))
-    assert digest_in(bakery(tmp_path / "b")) == before
-    assert digest_in(bakery(tmp_path / "c", pantry="FLOUR = 2\n")) != before
-    assert digest_in(bakery(tmp_path / "d", neighbour="X = 1\n")) == before
+    before = digest_in(project(tmp_path / "a"))
+    assert digest_in(project(tmp_path / "b")) == before
+    assert digest_in(project(tmp_path / "c", deep="VALUE = 2\n")) != before
+    assert digest_in(project(tmp_path / "d", neighbour="X = 1\n")) == before
 
 
 def test_late_modules_are_ours_only_and_transitive(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.syspath_prepend(bakery(tmp_path))
+    monkeypatch.syspath_prepend(project(tmp_path))
     scope: dict[str, Any] = {}
-    exec(compile(LATE.format(package="bakery"), "recipe.py", "exec"), scope)  # noqa: S102  # our own few lines
-    assert set(late_modules(scope["bake"].__code__, "bakery")) == {"bakery.oven", "bakery.pantry"}
-    assert "bakery.oven" not in sys.modules
+    exec(compile(LATE.format(package="app"), "job.py", "exec"), scope)  # noqa: S102  # our own few lines
+    assert set(late_modules(scope["run"].__code__, "app")) == {"app.late", "app.deep"}
+    assert "app.late" not in sys.modules
 
 
 def test_an_import_is_found_in_code_of_many_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.syspath_prepend(bakery(tmp_path))
+    monkeypatch.syspath_prepend(project(tmp_path))
     many = "".join(f"    name_{number}('{number}')\n" for number in range(300))
     scope: dict[str, Any] = {}
-    source = f"def bake():\n{many}    from bakery.pantry import FLOUR\n"
-    exec(compile(source, "recipe.py", "exec"), scope)  # noqa: S102  # our own few lines
-    assert set(late_modules(scope["bake"].__code__, "bakery")) == {"bakery.pantry"}
+    source = f"def run():\n{many}    from app.deep import VALUE\n"
+    exec(compile(source, "job.py", "exec"), scope)  # noqa: S102  # our own few lines
+    assert set(late_modules(scope["run"].__code__, "app")) == {"app.deep"}
 
 
 def test_training_is_known_without_torch_and_its_digest_knows_the_loop() -> None:

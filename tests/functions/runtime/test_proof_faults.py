@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from functions import Context, Retries, function
-from functions.runtime.durable import attempt as attendance
-from functions.runtime.durable.attempt import Assignment, attend
-from functions.runtime.durable.code_versions import BEFORE_GIVING_UP_S
+from functions.runtime.durable import attempt
+from functions.runtime.durable.attempt import Attempt, run_attempt
+from functions.runtime.durable.code_versions import RESUME_PATIENCE_S
 from functions.runtime.durable.executor import Executor
 from functions.runtime.durable.invocation import Invocation, executor_of, ledger_of
 from functions.runtime.durable.ledger import Ledger
@@ -111,14 +111,12 @@ def test_a_submission_that_fails_anywhere_is_repeated_with_its_key_and_runs_once
 def test_work_that_is_done_is_recorded_when_the_store_is_back_and_not_done_again(
     used: Context, traces: Any, monkeypatch: pytest.MonkeyPatch, count: int, *, after_effect: bool
 ) -> None:
-    monkeypatch.setattr(attendance.time, "sleep", lambda _: None)
+    monkeypatch.setattr(attempt.time, "sleep", lambda _: None)
     identifier = ledger_of(used).submit(mark, {"path": traces.path})
     followed = ledger_of(used).follow(identifier)
     faulty = away(used, 1, count, after_effect=after_effect)  # request 0 is the claim, then comes the result
-    attend(
-        Assignment(
-            mark, followed.record, followed.head, faulty, lease_s=15.0, code_patience_s=BEFORE_GIVING_UP_S
-        )
+    run_attempt(
+        Attempt(mark, followed.record, followed.head, faulty, lease_s=15.0, code_patience_s=RESUME_PATIENCE_S)
     )
     record = ledger_of(used).read(identifier)
     assert (record.status, record.attempts, record.length) == ("succeeded", 1, 3)

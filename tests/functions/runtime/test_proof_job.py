@@ -95,10 +95,10 @@ def submit(job_door: dict[str, str], tmp_path: Path) -> Callable[..., Any]:
     """Begin `ray job submit` of a function of a user's project, shipped with the working directory."""
     project = tmp_path / "project"
     project.mkdir()
-    shutil.copy(Path(__file__).with_name("kitchen.py"), project / "cook_book.py")
-    given = {"TOQUE_STORE": f"file://{tmp_path}/store", "TOQUE_PROJECT": "cook_book"}
+    shutil.copy(Path(__file__).with_name("sample_functions.py"), project / "user_project.py")
+    given = {"TOQUE_STORE": f"file://{tmp_path}/store", "TOQUE_PROJECT": "user_project"}
 
-    def begun(job: str, name: str, **arguments: Any) -> Any:
+    def submitted(job: str, name: str, **arguments: Any) -> Any:
         shipped = ("--working-dir", str(project), "--runtime-env-json", json.dumps({"env_vars": given}))
         command = ("functions", "run", name, "--json", json.dumps(arguments))
         return subprocess.Popen(
@@ -109,23 +109,23 @@ def submit(job_door: dict[str, str], tmp_path: Path) -> Callable[..., Any]:
             text=True,
         )
 
-    return begun
+    return submitted
 
 
 def test_a_job_gives_a_script_its_exit_code_and_its_result(
     submit: Any, job_door: dict[str, str], tmp_path: Path
 ) -> None:
-    begun = {
-        "well": submit("well", "peel", path=str(tmp_path / "t"), word="x"),
-        "failing": submit("failing", "peel", path="/", word="x"),
+    submitted = {
+        "well": submit("well", "append_word", path=str(tmp_path / "t"), word="x"),
+        "failing": submit("failing", "append_word", path="/", word="x"),
         "unknown": submit("unknown", "nope"),
     }
-    told = {job: process.communicate(timeout=120)[0] for job, process in begun.items()}
-    assert {job: process.returncode for job, process in begun.items()} == {
+    output = {job: process.communicate(timeout=120)[0] for job, process in submitted.items()}
+    assert {job: process.returncode for job, process in submitted.items()} == {
         "well": 0,
         "failing": 1,
         "unknown": 1,
-    }, told
+    }, output
 
     def last_line(job: str) -> Any:
         logs = _get(f"{job_door['RAY_API_SERVER_ADDRESS']}/api/jobs/{job}/logs", job_door["RAY_AUTH_TOKEN"])
@@ -134,4 +134,4 @@ def test_a_job_gives_a_script_its_exit_code_and_its_result(
     assert last_line("well") == "x"
     assert (tmp_path / "t").read_text() == "x\n"
     assert last_line("failing")["error"]["type"] == "IsADirectoryError"
-    assert last_line("unknown")["error"]["exit_code"] == 2
+    assert last_line("unknown")["error"]["exit_code"] == 1

@@ -40,19 +40,19 @@ VICTIMS = [
 @pytest.fixture(scope="module")
 def proof() -> Any:
     sys.path.insert(0, str(Path(__file__).parent))
-    import proof_kitchen
+    import proof_functions
 
-    yield proof_kitchen
+    yield proof_functions
     sys.path.remove(str(Path(__file__).parent))
 
 
-class Kitchen:
-    """A process in a session of its own, with whatever it started; `said` is its first line."""
+class Subprocess:
+    """Process in a session of its own, with all that it starts; `first_line` is the first line that it printed."""
 
     def __init__(self, call: str, environment: dict[str, str]) -> None:
         environment = os.environ | TOKEN | environment
         environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{Path(__file__).parent}"
-        code = f"import proof_kitchen; proof_kitchen.{call}"
+        code = f"import proof_functions; proof_functions.{call}"
         self.process = subprocess.Popen(
             [sys.executable, "-c", code],
             env=environment,
@@ -61,15 +61,15 @@ class Kitchen:
             start_new_session=True,
         )
         assert self.process.stdout is not None
-        self.said = self.process.stdout.readline().strip()
-        assert self.said
+        self.first_line = self.process.stdout.readline().strip()
+        assert self.first_line
 
     def members(self) -> list[int]:
         """The living processes of the session: on Ray the GCS, the raylet, every worker."""
         return [pid for pid in _pids() if _session_of(pid) == self.process.pid]
 
     def kill(self) -> int:
-        """SIGKILL for all of them; returns how many there were."""
+        """Kill every process of the session; returns how many there were."""
         killed: set[int] = set()
         while found := self.members():
             for pid in found:
@@ -104,22 +104,22 @@ def _kill(pid: int) -> None:
 @pytest.fixture(scope="module")
 def live_cluster() -> Iterator[str]:
     """The address of a cluster that outlives the drivers on it."""
-    holder = Kitchen("hold()", {})
-    yield holder.said
+    holder = Subprocess("start_cluster()", {})
+    yield holder.first_line
     holder.kill()
 
 
 @pytest.fixture
-def start(used: Context) -> Iterator[Callable[[str], Kitchen]]:
-    running: list[Kitchen] = []
+def start(used: Context) -> Iterator[Callable[[str], Subprocess]]:
+    running: list[Subprocess] = []
 
-    def started(call: str) -> Kitchen:
-        running.append(Kitchen(call, {"TOQUE_STORE": used.store_url, "TOQUE_ACTOR": used.actor}))
+    def started(call: str) -> Subprocess:
+        running.append(Subprocess(call, {"TOQUE_STORE": used.store_url, "TOQUE_ACTOR": used.actor}))
         return running[-1]
 
     yield started
-    for kitchen in running:
-        kitchen.kill()
+    for executor in running:
+        executor.kill()
 
 
 @pytest.fixture(scope="module")
@@ -135,8 +135,8 @@ def undisturbed(proof: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[l
     return (folder / "effects").read_text().split(), result
 
 
-class Stage:
-    """The workflow under test, which stands still after some steps, and the files that it and the test talk by."""
+class PausedWorkflow:
+    """Workflow under test, which pauses after some steps, and the files by which test and workflow signal each other."""
 
     def __init__(self, proof: Any, folder: Path, soon: Callable[..., None]) -> None:
         self.folder = folder
@@ -144,18 +144,18 @@ class Stage:
         self.invocation = proof.gated.submit(str(folder))
         self.pid = folder / "pid"
 
-    def stand_only_after(self, steps: Collection[int]) -> None:
+    def pause_only_after(self, steps: Collection[int]) -> None:
         for step in STEPS:
             if step not in steps:
                 (self.folder / f"go{step}").touch()
 
-    def worker_after(self, step: int) -> int:
+    def worker_paused_after(self, step: int) -> int:
         """Wait until the workflow stands after a step, recorded; returns the process that runs it."""
         self.soon(lambda: len(self.invocation.record().steps) == step + 1 and self.pid.exists(), within_s=60)
         self.soon(self.pid.read_text, within_s=5)
         return int(self.pid.read_text())
 
-    def let_go(self, step: int, worker: int) -> None:
+    def resume(self, step: int, worker: int) -> None:
         """Let it go on, now that who ran it is no more."""
         self.soon(lambda: _session_of(worker) is None)
         self.pid.unlink()
@@ -163,70 +163,77 @@ class Stage:
 
 
 @pytest.fixture
-def stage(proof: Any, used: Context, tmp_path: Path, soon: Callable[..., None]) -> Stage:
-    return Stage(proof, tmp_path, soon)
+def workflow(proof: Any, used: Context, tmp_path: Path, soon: Callable[..., None]) -> PausedWorkflow:
+    return PausedWorkflow(proof, tmp_path, soon)
 
 
 @pytest.fixture
-def kitchens(request: pytest.FixtureRequest, start: Any) -> Callable[[str], Callable[[], Kitchen]]:
-    """What starts an executor in such a place."""
+def executors(request: pytest.FixtureRequest, start: Any) -> Callable[[str], Callable[[], Subprocess]]:
+    """Function that starts an executor locally or on a cluster."""
 
-    def at(where: str) -> Callable[[], Kitchen]:
+    def at(where: str) -> Callable[[], Subprocess]:
         address = request.getfixturevalue("live_cluster") if where == "live cluster" else where
-        return lambda: start(f"main({address!r})")
+        return lambda: start(f"execute({address!r})")
 
     return at
 
 
-def survive(stage: Stage, start: Callable[[], Kitchen], victim: str, steps: Collection[int]) -> None:
-    """Kill the victim after each of these steps, and start anew what went with it."""
-    stage.stand_only_after(steps)
-    kitchen = start()
+def survive(
+    workflow: PausedWorkflow, start: Callable[[], Subprocess], victim: str, steps: Collection[int]
+) -> None:
+    """Kill the victim after each of these steps, and restart what died with it."""
+    workflow.pause_only_after(steps)
+    executor = start()
     for step in steps:
-        worker = stage.worker_after(step)
+        worker = workflow.worker_paused_after(step)
         if victim == "worker":
             _kill(worker)
         else:
-            assert kitchen.kill() >= (4 if victim == "cluster" else 1)  # driver, GCS, raylet, worker
-        stage.let_go(step, worker)
+            assert executor.kill() >= (4 if victim == "cluster" else 1)  # driver, GCS, raylet, worker
+        workflow.resume(step, worker)
         if victim != "worker":
-            kitchen = start()
-    stage.soon(lambda: stage.invocation.status() == "succeeded", within_s=60)
+            executor = start()
+    workflow.soon(lambda: workflow.invocation.status() == "succeeded", within_s=60)
 
 
-def as_if_undisturbed(stage: Stage, undisturbed: tuple[list[str], list[str]]) -> bool:
-    return ((stage.folder / "effects").read_text().split(), stage.invocation.result(5)) == undisturbed
+def as_if_undisturbed(workflow: PausedWorkflow, undisturbed: tuple[list[str], list[str]]) -> bool:
+    return ((workflow.folder / "effects").read_text().split(), workflow.invocation.result(5)) == undisturbed
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("victim", "where"), VICTIMS[:2])
 def test_a_workflow_killed_twice_has_each_effect_once(
-    stage: Stage, kitchens: Any, undisturbed: Any, victim: str, where: str
+    workflow: PausedWorkflow, executors: Any, undisturbed: Any, victim: str, where: str
 ) -> None:
-    survive(stage, kitchens(where), victim, [4, 9])
-    assert as_if_undisturbed(stage, undisturbed)
-    assert stage.invocation.record().lost == 2
+    survive(workflow, executors(where), victim, [4, 9])
+    assert as_if_undisturbed(workflow, undisturbed)
+    assert workflow.invocation.record().lost == 2
 
 
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_workflow_whose_cluster_is_killed_whole_has_each_effect_once(
-    stage: Stage, kitchens: Any, undisturbed: Any
+    workflow: PausedWorkflow, executors: Any, undisturbed: Any
 ) -> None:
-    survive(stage, kitchens("own cluster"), "cluster", [4])
-    assert as_if_undisturbed(stage, undisturbed)
-    assert stage.invocation.record().lost == 1
+    survive(workflow, executors("own cluster"), "cluster", [4])
+    assert as_if_undisturbed(workflow, undisturbed)
+    assert workflow.invocation.record().lost == 1
 
 
 @pytest.mark.proof
 @pytest.mark.parametrize("steps", [*AFTER_EACH, AFTER_ALL])
 @pytest.mark.parametrize(("victim", "where"), VICTIMS)
 def test_a_workflow_killed_after_any_step_has_each_effect_once(
-    stage: Stage, kitchens: Any, undisturbed: Any, victim: str, where: str, steps: Collection[int]
+    workflow: PausedWorkflow,
+    executors: Any,
+    undisturbed: Any,
+    victim: str,
+    where: str,
+    steps: Collection[int],
 ) -> None:
-    survive(stage, kitchens(where), victim, steps)
-    assert as_if_undisturbed(stage, undisturbed)
-    assert stage.invocation.record().lost == len(steps)
+    survive(workflow, executors(where), victim, steps)
+    assert as_if_undisturbed(workflow, undisturbed)
+    assert workflow.invocation.record().lost == len(steps)
 
 
 @pytest.mark.parametrize(
@@ -237,12 +244,12 @@ def test_three_tickers_of_which_one_is_killed_fire_each_tick_once(
 ) -> None:
     noon, clock = datetime(2024, 3, 1, 12, tzinfo=UTC), tmp_path / "now"
     clock.write_text(noon.isoformat())
-    run_due(used, now=noon, schedules=[proof.OFTEN])  # from here on ticks count
+    run_due(used, now=noon, schedules=[proof.EVERY_MINUTE])  # from here on ticks count
     tickers = [start(f"tick({str(tmp_path)!r})") for _ in range(3)]
     ledger = invocations.ledger_of(used)
 
     def fired() -> int:
-        return status(used, schedules=[proof.OFTEN])[0].fired
+        return status(used, schedules=[proof.EVERY_MINUTE])[0].fired
 
     for minute in range(ticks // 4, ticks + 1, ticks // 4):
         _write(clock, (noon + timedelta(minutes=minute)).isoformat())

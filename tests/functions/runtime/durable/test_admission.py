@@ -19,23 +19,23 @@ from functions.quotas import admissions, quotas, remove_quota, set_quota
 from functions.runtime.declaration import NICENESS
 from functions.runtime.durable.admission import (
     EVERYONE,
-    Ask,
     Quota,
+    QuotaRequest,
     Quotas,
-    admitted,
-    in_turn,
-    never,
+    admission_order,
+    admit,
     team_of,
+    why_unsatisfiable,
 )
 from functions.runtime.durable.executor import Executor
 from functions.runtime.durable.invocation import executor_of
 from functions.runtime.durable.ledger import Ledger
-from functions.runtime.durable.quota_slots import Places
+from functions.runtime.durable.quota_slots import QuotaSlots
 from functions.runtime.errors import DeclarationError, InvocationFailed
 from registry import utc_now
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
-TEAMS = ("bread", "soup", "fish")
+TEAMS = ("ranking", "search", "vision")
 
 limits = st.one_of(st.none(), st.integers(0, 6))
 quota = st.builds(Quota, cpus=limits, gpus=limits, at_once=limits)
@@ -43,49 +43,55 @@ some_quotas = st.dictionaries(st.sampled_from([*TEAMS, EVERYONE]), quota)
 
 
 @st.composite
-def queue(draw: st.DrawFn) -> list[Ask]:
+def queue(draw: st.DrawFn) -> list[QuotaRequest]:
     told = st.tuples(
         st.sampled_from(TEAMS), st.integers(0, 4), st.integers(0, 2), st.integers(-1, 1), st.integers(0, 9)
     )
     return [
-        Ask(str(number), team, cpus, gpus, priority, NOON + timedelta(seconds=second))
+        QuotaRequest(str(number), team, cpus, gpus, priority, NOON + timedelta(seconds=second))
         for number, (team, cpus, gpus, priority, second) in enumerate(draw(st.lists(told, max_size=12)))
     ]
 
 
-def within(running: list[Ask], quotas: Quotas) -> bool:
+def within(running: list[QuotaRequest], quotas: Quotas) -> bool:
     """Whether all limits hold."""
     for team, each in quotas.items():
-        own = [ask for ask in running if team in (EVERYONE, ask.team)]
-        if any(sum(getattr(ask, name) for ask in own) > limit for name, limit in each.limits()):
+        own = [request for request in running if team in (EVERYONE, request.team)]
+        if any(sum(getattr(request, name) for request in own) > limit for name, limit in each.limits()):
             return False
     return True
 
 
 @settings(max_examples=150, deadline=None)
 @given(queue(), some_quotas, st.randoms(use_true_random=False))
-def test_no_quota_is_passed_and_nothing_overtakes(waiting: list[Ask], quotas: Quotas, chance: Any) -> None:
-    chosen = admitted([], waiting, quotas)
+def test_no_quota_is_passed_and_nothing_overtakes(
+    waiting: list[QuotaRequest], quotas: Quotas, chance: Any
+) -> None:
+    chosen = admit([], waiting, quotas)
     assert within(chosen, quotas)
     left = [each for each in waiting if each not in chosen]
-    assert admitted(chosen, left, quotas) == []  # the decision is whole: asked again, nothing changes
+    assert admit(chosen, left, quotas) == []  # the decision is whole: asked again, nothing changes
     shuffled = list(waiting)
     chance.shuffle(shuffled)
-    assert admitted([], shuffled, quotas) == chosen  # and hangs on no order of reading
-    for ask in chosen:
+    assert admit([], shuffled, quotas) == chosen  # and hangs on no order of reading
+    for request in chosen:
         for other in left:
-            before = (-other.priority, other.at, other.invocation) < (-ask.priority, ask.at, ask.invocation)
-            if never(other, quotas) is None and other.team == ask.team:
+            before = (-other.priority, other.at, other.invocation) < (
+                -request.priority,
+                request.at,
+                request.invocation,
+            )
+            if why_unsatisfiable(other, quotas) is None and other.team == request.team:
                 assert not before  # within a team
 
 
 @settings(max_examples=80, deadline=None)
 @given(queue(), some_quotas)
-def test_everything_that_may_run_has_its_turn(waiting: list[Ask], quotas: Quotas) -> None:
-    left = [each for each in waiting if never(each, quotas) is None]
-    running: list[Ask] = []
+def test_everything_that_may_run_has_its_turn(waiting: list[QuotaRequest], quotas: Quotas) -> None:
+    left = [each for each in waiting if why_unsatisfiable(each, quotas) is None]
+    running: list[QuotaRequest] = []
     for _ in range(2 * len(waiting) + 1):
-        chosen = admitted(running, left, quotas)
+        chosen = admit(running, left, quotas)
         left = [each for each in left if each not in chosen]
         running = [*running, *chosen]
         assert within(running, quotas)
@@ -93,47 +99,51 @@ def test_everything_that_may_run_has_its_turn(waiting: list[Ask], quotas: Quotas
     assert left == []
 
 
-def ask(name: str, team: str, *, cpus: float = 1, priority: int = 0, second: int = 0) -> Ask:
-    return Ask(name, team, cpus, 0, priority, NOON + timedelta(seconds=second))
+def request(name: str, team: str, *, cpus: float = 1, priority: int = 0, second: int = 0) -> QuotaRequest:
+    return QuotaRequest(name, team, cpus, 0, priority, NOON + timedelta(seconds=second))
 
 
-def names(chosen: list[Ask]) -> str:
+def names(chosen: list[QuotaRequest]) -> str:
     return "".join(each.invocation for each in chosen)
 
 
 def test_teams_take_turns_however_many_one_of_them_sent_first() -> None:
-    waiting = [ask(name, "bread", second=n) for n, name in enumerate("abcdef")]
-    waiting += [ask(name, "soup", second=9 + n) for n, name in enumerate("xyz")]
-    assert names(admitted([], waiting, {EVERYONE: Quota(cpus=4)})) == "axby"
-    assert names(in_turn([], waiting, {EVERYONE: Quota(cpus=4)})) == "axbyczdef"
-    held = [ask("h", "bread", cpus=3)]  # the share is of what is held, not of how many
-    assert names(admitted(held, waiting, {EVERYONE: Quota(cpus=6)})) == "xyz"
+    waiting = [request(name, "ranking", second=n) for n, name in enumerate("abcdef")]
+    waiting += [request(name, "search", second=9 + n) for n, name in enumerate("xyz")]
+    assert names(admit([], waiting, {EVERYONE: Quota(cpus=4)})) == "axby"
+    assert names(admission_order([], waiting, {EVERYONE: Quota(cpus=4)})) == "axbyczdef"
+    held = [request("h", "ranking", cpus=3)]  # the share is of what is held, not of how many
+    assert names(admit(held, waiting, {EVERYONE: Quota(cpus=6)})) == "xyz"
 
 
 def test_the_higher_priority_goes_first_within_its_team_s_quota() -> None:
     waiting = [
-        ask("a", "soup"),
-        ask("b", "bread", priority=5, second=1),
-        ask("c", "bread", priority=5, second=2),
+        request("a", "search"),
+        request("b", "ranking", priority=5, second=1),
+        request("c", "ranking", priority=5, second=2),
     ]
-    assert names(admitted([], waiting, {EVERYONE: Quota(at_once=2)})) == "bc"
-    assert names(admitted([], waiting, {EVERYONE: Quota(at_once=2), "bread": Quota(at_once=1)})) == "ba"
+    assert names(admit([], waiting, {EVERYONE: Quota(at_once=2)})) == "bc"
+    assert names(admit([], waiting, {EVERYONE: Quota(at_once=2), "ranking": Quota(at_once=1)})) == "ba"
 
 
 def test_a_large_one_is_not_starved_by_small_ones() -> None:
-    running = [ask("r", "soup", cpus=2)]
-    waiting = [ask("L", "bread", cpus=4), *(ask(str(n), "fish", second=1 + n) for n in range(9))]
+    running = [request("r", "search", cpus=2)]
+    waiting = [request("L", "ranking", cpus=4), *(request(str(n), "vision", second=1 + n) for n in range(9))]
     whole = {EVERYONE: Quota(cpus=4)}
-    assert admitted(running, waiting, whole) == []
-    assert names(admitted([], waiting, whole)) == "L"
+    assert admit(running, waiting, whole) == []
+    assert names(admit([], waiting, whole)) == "L"
 
 
 def test_what_no_quota_lets_in_is_named_and_passed_over() -> None:
-    small = {"bread": Quota(cpus=2)}
-    assert names(admitted([], [ask("L", "bread", cpus=4), ask("s", "bread", second=1)], small)) == "s"
-    assert "cpus=4 and the quota of 'bread' is 2" in str(never(ask("L", "bread", cpus=4), small))
-    assert team_of("ada", {"bread": Quota(members=("ada",))}) == "bread"
-    assert team_of("bob", {"bread": Quota(members=("ada",))}) == "bob"
+    small = {"ranking": Quota(cpus=2)}
+    assert (
+        names(admit([], [request("L", "ranking", cpus=4), request("s", "ranking", second=1)], small)) == "s"
+    )
+    assert "cpus=4 and the quota of 'ranking' is 2" in str(
+        why_unsatisfiable(request("L", "ranking", cpus=4), small)
+    )
+    assert team_of("ada", {"ranking": Quota(members=("ada",))}) == "ranking"
+    assert team_of("bob", {"ranking": Quota(members=("ada",))}) == "bob"
 
 
 def demand(cpus: float, priority: int, **_: object) -> Demand:
@@ -141,7 +151,7 @@ def demand(cpus: float, priority: int, **_: object) -> Demand:
 
 
 @function(demand=demand, retries=Retries(max_lost=9, backoff_s=0.01))
-def bake(path: str, number: int, cpus: float = 1.0, priority: int = 0, wait: bool = False) -> int:  # noqa: FBT001, FBT002
+def train(path: str, number: int, cpus: float = 1.0, priority: int = 0, wait: bool = False) -> int:  # noqa: FBT001, FBT002
     with open(path, "a") as file:  # noqa: PTH123
         file.write(f"+{number}:{os.getpid()}\n")
     while wait and not os.path.exists(f"{path}.done"):  # noqa: PTH110
@@ -187,13 +197,13 @@ def most_at_once(lines: list[str]) -> int:
 def test_killed_and_cancelled_experiments_free_their_places_and_no_quota_is_passed(
     traces: Any, soon: Callable[..., None]
 ) -> None:
-    set_quota("bread", at_once=2, members=["ada"])
-    first = [bake.submit(traces.path, number, wait=True) for number in range(2)]
+    set_quota("ranking", at_once=2, members=["ada"])
+    first = [train.submit(traces.path, number, wait=True) for number in range(2)]
     pids = [line.partition(":")[2] for line in traces.wait_for(2)]
-    queued = [bake.submit(traces.path, number) for number in range(2, 6)]
+    queued = [train.submit(traces.path, number) for number in range(2, 6)]
     told = admissions()
-    assert [(each.team, each.waits_for is None) for each in told][:2] == [("bread", True)] * 2
-    assert {each.waits_for for each in told[2:]} == {"room in the quota of its team 'bread'"}
+    assert [(each.team, each.waits_for is None) for each in told][:2] == [("ranking", True)] * 2
+    assert {each.waits_for for each in told[2:]} == {"room in the quota of its team 'ranking'"}
     assert [each.invocation for each in told[2:]] == [each.id for each in queued]
     queued[0].cancel()  # while it waits
     first[0].cancel()  # while it runs
@@ -211,8 +221,8 @@ def test_killed_and_cancelled_experiments_free_their_places_and_no_quota_is_pass
 @pytest.mark.usefixtures("place")
 def test_a_process_that_waits_for_its_own_lets_go_first_what_is_before_it(used: Context, traces: Any) -> None:
     set_quota("everyone", cpus=2)
-    low = [bake.submit(traces.path, number, cpus=2.0) for number in range(2)]
-    high = bake.submit(traces.path, 7, cpus=2.0, priority=1)
+    low = [train.submit(traces.path, number, cpus=2.0) for number in range(2)]
+    high = train.submit(traces.path, 7, cpus=2.0, priority=1)
     assert low[1].result(60) == 1
     assert high.status() == "succeeded"
     began = [line.partition(":")[0] for line in traces.read() if line[0] == "+"]
@@ -223,7 +233,7 @@ def test_an_experiment_that_fits_no_quota_dies_with_the_remedy_and_lives_when_it
     used: Context, traces: Any
 ) -> None:
     set_quota("ada", cpus=1)
-    large = bake.submit(traces.path, 1, cpus=3.0)
+    large = train.submit(traces.path, 1, cpus=3.0)
     with pytest.raises(InvocationFailed, match=r"OverQuota: it asks for cpus=3 and the quota of 'ada' is 1"):
         large.result(60)
     set_quota("ada", cpus=4)
@@ -236,7 +246,7 @@ def broken(cpus: float, **_: object) -> object:
 
 
 @function(demand=broken)  # type: ignore[arg-type]
-def burn(cpus: float) -> int:
+def train_broken(cpus: float) -> int:
     return int(cpus)
 
 
@@ -245,36 +255,36 @@ def burn(cpus: float) -> int:
 )
 def test_a_demand_that_cannot_be_told_ends_the_experiment(used: Context, cpus: float, says: str) -> None:
     with pytest.raises(InvocationFailed, match=says):
-        burn.submit(cpus).result(60)
-    assert burn.submit(1.0).result(60) == 1
+        train_broken.submit(cpus).result(60)
+    assert train_broken.submit(1.0).result(60) == 1
 
 
 def test_a_place_whose_worker_never_came_is_free_after_its_lease(used: Context, traces: Any) -> None:
     now = [utc_now()]
     ledger = Ledger(used.store, actor="ada", clock=lambda: now[0])
     set_quota("everyone", at_once=1)
-    one, other = (ledger.read(bake.submit(traces.path, number).id) for number in range(2))
-    assert Places(ledger).take_for(one, "a")
-    assert not Places(ledger).take_for(other, "b")
+    one, other = (ledger.read(train.submit(traces.path, number).id) for number in range(2))
+    assert QuotaSlots(ledger).acquire_for(one, "a")
+    assert not QuotaSlots(ledger).acquire_for(other, "b")
     now[0] += timedelta(seconds=ledger.lease_s + 1)
-    assert Places(ledger).take_for(other, "b")
-    assert Places.of(bake, ledger) is not None
+    assert QuotaSlots(ledger).acquire_for(other, "b")
+    assert QuotaSlots.of(train, ledger) is not None
 
 
 def test_quotas_are_set_replaced_and_removed(used: Context) -> None:
-    assert set_quota("bread", cpus=2, members=["ada"]) == {"bread": Quota(cpus=2, members=("ada",))}
-    assert set_quota("bread", gpus=1)["bread"] == Quota(gpus=1)
-    set_quota("soup", members=["bob"])
-    with pytest.raises(ValueError, match=r"members=\['bob'\] of 'fish' are in 'soup'"):
-        set_quota("fish", members=["bob", "cleo"])
+    assert set_quota("ranking", cpus=2, members=["ada"]) == {"ranking": Quota(cpus=2, members=("ada",))}
+    assert set_quota("ranking", gpus=1)["ranking"] == Quota(gpus=1)
+    set_quota("search", members=["bob"])
+    with pytest.raises(ValueError, match=r"members=\['bob'\] of 'vision' are in 'search'"):
+        set_quota("vision", members=["bob", "cleo"])
     with pytest.raises(ValueError, match="greater than or equal to 0"):
-        set_quota("fish", cpus=-1)
+        set_quota("vision", cpus=-1)
     with pytest.raises(Exception, match="team='a/b' is not a name"):
         set_quota("a/b")
-    assert set(quotas()) == {"bread", "soup"}
-    assert set(remove_quota("bread")) == {"soup"}
+    assert set(quotas()) == {"ranking", "search"}
+    assert set(remove_quota("ranking")) == {"search"}
     with use_context(replace(used, actor="bob")):
-        assert set(remove_quota("nobody")) == {"soup"}
+        assert set(remove_quota("nobody")) == {"search"}
 
 
 def test_a_demand_is_checked_when_it_is_declared_or_made() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from functions import Context
 from functions.runtime import catalog
-from functions.runtime.durable.code_versions import not_before
+from functions.runtime.durable.code_versions import earliest_start
 from functions.runtime.durable.executor import Executor
 from functions.runtime.durable.invocation import executor_of, ledger_of
 from functions.runtime.durable.ledger import Ledger
@@ -65,7 +65,7 @@ def worker(used: Context, tmp_path: Path) -> Iterator[Callable[[int], "subproces
         path = f"{tmp_path / f'v{price}'}{os.pathsep}{ROOT}"
         environment = os.environ | {"TOQUE_STORE": used.store_url, "PYTHONPATH": path}
         code = "import sys; from functions.runtime import catalog; from functions.runtime.durable import code_versions as versions; catalog.PLATFORM = ();"
-        code += "versions.BEFORE_BEGINNING_S = 30.0;"  # a machine that is busy may start the other one later
+        code += "versions.START_PATIENCE_S = 30.0;"  # a machine that is busy may start the other one later
         code += "from functions.__main__ import main; sys.exit(main(['--module', 'larder', 'work']))"
         processes.append(subprocess.Popen([sys.executable, "-c", code], env=environment))
         return processes[-1]
@@ -146,8 +146,8 @@ def test_other_code_waits_a_moment_before_it_begins_and_longer_before_it_gives_u
     old = version(1)
     invocation = old.total.submit()
     record = invocation.record()
-    assert not_before(record, old.total.digest, patience_s=60) <= record.due
-    assert not_before(record, "other", patience_s=60) == record.due + timedelta(seconds=2)
+    assert earliest_start(record, old.total.digest, patience_s=60) <= record.due
+    assert earliest_start(record, "other", patience_s=60) == record.due + timedelta(seconds=2)
     invocation.cancel()
     followed = ledger_of(used).follow(invocation.id)
     ledger_of(used).redrive(invocation.id)
@@ -157,5 +157,5 @@ def test_other_code_waits_a_moment_before_it_begins_and_longer_before_it_gives_u
     ):
         followed.append(lambda _, body=body: body)
     record = followed.record
-    assert not_before(record, "other", patience_s=60) == record.due + timedelta(seconds=60)
-    assert not_before(record, old.total.digest, patience_s=60) <= record.due
+    assert earliest_start(record, "other", patience_s=60) == record.due + timedelta(seconds=60)
+    assert earliest_start(record, old.total.digest, patience_s=60) <= record.due

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from functions import Context, Retries, function, use_context
-from functions.runtime.durable.concurrency import Slots
+from functions.runtime.durable.concurrency import ConcurrencySlots
 from functions.runtime.durable.executor import Executor
 from functions.runtime.durable.ledger import Ledger
 from registry import utc_now
@@ -92,22 +92,22 @@ def test_a_slot_whose_holder_says_nothing_is_taken_from_it_when_its_lease_is_ove
 ) -> None:
     now = [utc_now()]
     ledger = Ledger(used.store, actor="ada", clock=lambda: now[0])
-    slots = Slots.of(few, ledger)
+    slots = ConcurrencySlots.of(few, ledger)
     assert slots is not None
     holders = [few.submit(str(tmp_path / "t"), each).id for each in range(3)]
-    assert slots.take("a", holders[0])
-    assert slots.take("b", holders[1])
-    assert not slots.take("c", holders[2])
+    assert slots.acquire("a", holders[0])
+    assert slots.acquire("b", holders[1])
+    assert not slots.acquire("c", holders[2])
     for worker, invocation in (("a", holders[0]), ("b", holders[1])):
         claim = {"kind": "started", "worker": worker, "lease_s": ledger.lease_s, "digest": few.digest}
         ledger.follow(invocation).append(lambda _, claim=claim: claim)
     now[0] += timedelta(seconds=ledger.lease_s + 1)
-    other = Slots.of(few, ledger)
+    other = ConcurrencySlots.of(few, ledger)
     assert other is not None
-    assert other.free()
-    assert other.take("c", holders[2])
-    other.give("c")
-    assert other.take("d", holders[2])
+    assert other.available()
+    assert other.acquire("c", holders[2])
+    other.release("c")
+    assert other.acquire("d", holders[2])
 
 
 def test_a_function_without_a_limit_takes_no_slot(used: Context) -> None:
@@ -115,6 +115,6 @@ def test_a_function_without_a_limit_takes_no_slot(used: Context) -> None:
     def plain(a: int) -> int:
         return a
 
-    assert Slots.of(plain, Ledger(used.store, actor="ada")) is None
+    assert ConcurrencySlots.of(plain, Ledger(used.store, actor="ada")) is None
     plain.submit(1).result(30)
     assert list(used.store.list("concurrency/")) == []

@@ -203,7 +203,7 @@ def test_an_executor_without_the_code_leaves_the_invocation_to_others(used: Cont
     ledger = ledger_of(used)
     foreign = ledger.journal("f" * 32)
     foreign.append(dict(ledger.journal(invocation.id).entry(0).body) | {"reference": "nowhere:gone"}, at=0)
-    ledger.look_at("f" * 32)
+    ledger.notify("f" * 32)
     assert run_pending(used) == 2
     assert ledger.read("f" * 32).status == "queued"
     assert invocation.result(30) == 2
@@ -214,11 +214,11 @@ def test_a_silent_queue_is_closed_and_its_writer_opens_another(used: Context) ->
     writer = QueueWriter(used.store, actor="w")
     writer.add(Note("one"))
     reader = QueueReader(used.store, actor="r", clock=lambda: now)
-    assert [each.invocation for each in reader.news()] == ["one"]
+    assert [each.invocation for each in reader.new_notes()] == ["one"]
     now += queue.SILENT_AFTER + timedelta(seconds=1)
-    assert list(reader.news()) == []  # closes
+    assert list(reader.new_notes()) == []  # closes
     writer.add(Note("two"))
-    assert [each.invocation for each in reader.news()] == ["two"]
+    assert [each.invocation for each in reader.new_notes()] == ["two"]
     assert len(queue.index(used.store, actor="r").refresh()) == 1
     assert newest_first(used.store, actor="r") == ["two", "one"]
 
@@ -226,10 +226,10 @@ def test_a_silent_queue_is_closed_and_its_writer_opens_another(used: Context) ->
 def test_a_reader_resumes_from_the_checkpoint(used: Context) -> None:
     writer, first = QueueWriter(used.store, actor="w"), QueueReader(used.store, actor="r")
     writer.add(Note("one"))
-    list(first.news())
+    list(first.new_notes())
     due = utc_now()
     first.checkpoint({"one": due})
     writer.add(Note("two"))
     second = QueueReader(used.store, actor="s")
     assert second.resume() == {"one": due}
-    assert [each.invocation for each in second.news()] == ["two"]
+    assert [each.invocation for each in second.new_notes()] == ["two"]

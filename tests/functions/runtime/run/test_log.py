@@ -26,7 +26,7 @@ def talk(words: list[str]) -> int:
         print(word)  # noqa: T201
     sys.stderr.write("half a ")
     sys.stderr.write("line")
-    logging.getLogger("kitchen").info("told %s", len(words))
+    logging.getLogger("sample").info("told %s", len(words))
     return len(words)
 
 
@@ -56,7 +56,7 @@ def talk_in_steps() -> str:
 @function
 def talk_then_wait(path: str) -> None:
     print("begun")  # noqa: T201
-    report_progress(1, 4, "peeling")
+    report_progress(1, 4, "reading")
     Path(path).write_text("begun")
     while Path(path).exists():
         time.sleep(0.01)
@@ -102,7 +102,7 @@ def test_prints_errors_and_logging_are_kept_by_id() -> None:
     assert found == [
         ("stdout", "one"),
         ("stdout", "two"),
-        ("log", "INFO kitchen: told 2"),
+        ("log", "INFO sample: told 2"),
         ("stderr", "half a line"),
     ]
     assert {each.function for each in lines(invocation)} == {"talk"}
@@ -141,7 +141,7 @@ def test_lines_and_progress_can_be_read_while_it_runs(
     soon(invocation.progress)
     progress = invocation.progress()
     assert progress is not None
-    assert (progress.done, progress.total, progress.text) == (1, 4, "peeling")
+    assert (progress.done, progress.total, progress.text) == (1, 4, "reading")
     soon(held.exists)
     held.unlink()
     invocation.result(60)
@@ -234,8 +234,8 @@ def test_following_gives_each_line_once_even_one_that_another_process_names_earl
 
     tail = Tail(lambda after: list(read_log(used.store, "i", after=after)))
     put("0000000100000-aaaaaaaa-000000", "one")
-    assert [each.text for each in tail.news()] == ["one"]
+    assert [each.text for each in tail.new_lines()] == ["one"]
     put("0000000099000-bbbbbbbb-000000", "late")
     put("0000000100500-aaaaaaaa-000001", "two")
-    assert [each.text for each in tail.news()] == ["late", "two"]
-    assert list(tail.news()) == []
+    assert [each.text for each in tail.new_lines()] == ["late", "two"]
+    assert list(tail.new_lines()) == []

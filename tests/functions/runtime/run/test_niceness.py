@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from functions.runtime.declaration import NICENESS
-from functions.runtime.run.niceness import shared_among_sessions
+from functions.runtime.run.niceness import autogroups_enabled
 
 IMPORTS = """
 import json, os
@@ -20,7 +20,7 @@ from pathlib import Path
 from functions.runtime.run import niceness
 """
 STEPS_BACK = """
-niceness.step_back()
+niceness.lower_priority()
 told = niceness.AUTOGROUP.read_text() if niceness.AUTOGROUP.is_file() else ""
 print(json.dumps([os.getpriority(os.PRIO_PROCESS, 0), os.getsid(0) == os.getpid(), told.split()[-1:]]))
 """
@@ -39,7 +39,7 @@ def stepped_back(**started: Any) -> tuple[int, bool, list[str]]:
     return niceness, leads, told
 
 
-@pytest.mark.skipif(not shared_among_sessions(), reason="CPUs are not shared among sessions here")
+@pytest.mark.skipif(not autogroups_enabled(), reason="CPUs are not shared among sessions here")
 @pytest.mark.parametrize("group", [None, 0], ids=["member of a group", "leader of one"])
 def test_who_steps_back_has_a_session_of_its_own_that_is_as_nice(group: int | None) -> None:
     wanted = min(os.getpriority(os.PRIO_PROCESS, 0) + NICENESS, 19)

@@ -14,71 +14,71 @@ from functions import Context, function
 from functions.runtime import catalog
 from functions.runtime.durable.invocation import executor_of, run_pending
 from functions.runtime.errors import DeclarationError, InvocationFailed
-from functions.runtime.run import worker_pool as warm
+from functions.runtime.run import worker_pool
 
 
 @pytest.fixture(scope="module", autouse=True)
-def pantry() -> Iterator[Any]:
+def functions() -> Iterator[Any]:
     os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # of Ray's workers; put back after the module
     sys.path.insert(0, str(Path(__file__).parent))
-    import pantry
+    import warm_functions
 
-    yield pantry
-    catalog._declared.pop("taste")
-    catalog._declared.pop("dawdle")
+    yield warm_functions
+    catalog._declared.pop("warm_two")
+    catalog._declared.pop("warm_slow")
     sys.path.remove(str(Path(__file__).parent))
 
 
 @pytest.mark.usefixtures("place")
 def test_a_warm_worker_has_its_imports_done_before_there_is_work(
-    used: Context, pantry: Any, soon: Callable[..., None]
+    used: Context, functions: Any, soon: Callable[..., None]
 ) -> None:
     waiting = executor_of(used).warm_workers
-    soon(lambda: run_pending(used) == 0 and waiting(pantry.taste) == 2)
+    soon(lambda: run_pending(used) == 0 and waiting(functions.warm_two) == 2)
     submitted_at = time.time()
-    _, imported_at = pantry.taste.submit().result(60)
+    _, imported_at = functions.warm_two.submit().result(60)
     assert imported_at < submitted_at
-    soon(lambda: run_pending(used) == 0 and waiting(pantry.taste) == 2)
+    soon(lambda: run_pending(used) == 0 and waiting(functions.warm_two) == 2)
 
 
-def test_a_cold_start_imports_when_there_is_work(used: Context, pantry: Any) -> None:
+def test_a_cold_start_imports_when_there_is_work(used: Context, functions: Any) -> None:
     submitted_at = time.time()
-    assert pantry.cold.submit().result(60) > submitted_at
+    assert functions.cold.submit().result(60) > submitted_at
 
 
 @pytest.mark.usefixtures("place")
 def test_a_warm_worker_that_is_killed_is_replaced(
-    used: Context, pantry: Any, soon: Callable[..., None]
+    used: Context, functions: Any, soon: Callable[..., None]
 ) -> None:
     waiting = executor_of(used).warm_workers
-    soon(lambda: run_pending(used) == 0 and waiting(pantry.taste) == 2)
-    invocation = pantry.taste.submit(naps=1000)
+    soon(lambda: run_pending(used) == 0 and waiting(functions.warm_two) == 2)
+    invocation = functions.warm_two.submit(naps=1000)
     soon(lambda: run_pending(used) and invocation.status() == "running")
     invocation.cancel()
-    soon(lambda: run_pending(used) == 0 and waiting(pantry.taste) == 2)
-    pid, _ = pantry.taste.submit().result(60)
+    soon(lambda: run_pending(used) == 0 and waiting(functions.warm_two) == 2)
+    pid, _ = functions.warm_two.submit().result(60)
     assert pid != os.getpid()
 
 
-def test_an_idle_one_that_dies_is_replaced(used: Context, pantry: Any, soon: Callable[..., None]) -> None:
+def test_an_idle_one_that_dies_is_replaced(used: Context, functions: Any, soon: Callable[..., None]) -> None:
     waiting = executor_of(used).warm_workers
-    soon(lambda: run_pending(used) == 0 and waiting(pantry.taste) == 2)
-    (first, _) = executor_of(used)._warm._of(pantry.taste)
+    soon(lambda: run_pending(used) == 0 and waiting(functions.warm_two) == 2)
+    (first, _) = executor_of(used)._pool._idle_of(functions.warm_two)
     os.kill(first._child._pid, signal.SIGKILL)
     soon(lambda: first.state() == "gone")
-    soon(lambda: run_pending(used) == 0 and waiting(pantry.taste) == 2)
+    soon(lambda: run_pending(used) == 0 and waiting(functions.warm_two) == 2)
 
 
 @pytest.mark.usefixtures("place")
-def test_a_timeout_holds_in_a_warm_worker(used: Context, pantry: Any, soon: Callable[..., None]) -> None:
+def test_a_timeout_holds_in_a_warm_worker(used: Context, functions: Any, soon: Callable[..., None]) -> None:
     waiting = executor_of(used).warm_workers
-    soon(lambda: run_pending(used) == 0 and waiting(pantry.dawdle) == 1)
+    soon(lambda: run_pending(used) == 0 and waiting(functions.warm_slow) == 1)
     with pytest.raises(InvocationFailed, match="TimedOut"):
-        pantry.dawdle.submit().result(60)
+        functions.warm_slow.submit().result(60)
 
 
 def test_one_that_cannot_start_is_not_started_over_and_over(
-    pantry: Any, monkeypatch: pytest.MonkeyPatch
+    functions: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun = []
 
@@ -86,11 +86,11 @@ def test_one_that_cannot_start_is_not_started_over_and_over(
         def state(self) -> str:
             return "failed"
 
-    monkeypatch.setattr(warm, "_begin", lambda function: begun.append(function) or Failing())
-    pool = warm.Pool()
+    monkeypatch.setattr(worker_pool, "_start", lambda function: begun.append(function) or Failing())
+    pool = worker_pool.WorkerPool()
     for _ in range(5):
-        pool.keep([pantry.dawdle])
-    assert begun == [pantry.dawdle]
+        pool.replenish([functions.warm_slow])
+    assert begun == [functions.warm_slow]
 
 
 class Idle:
@@ -107,43 +107,43 @@ class Idle:
 
 
 def test_who_was_hired_is_kept_while_a_run_waits_but_not_for_long(
-    pantry: Any, monkeypatch: pytest.MonkeyPatch
+    functions: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(warm, "_begin", lambda _: Idle())
-    pool, cold = warm.Pool(), pantry.cold
-    first = pool.hire(cold)
+    monkeypatch.setattr(worker_pool, "_start", lambda _: Idle())
+    pool, cold = worker_pool.WorkerPool(), functions.cold
+    first = pool.start_worker(cold)
     for _ in range(3):
-        pool.dismiss([cold], wanted={cold.reference})
-    assert pool.take(cold) is first
-    pool.dismiss([cold], wanted=set())
+        pool.evict_idle([cold], wanted={cold.reference})
+    assert pool.acquire(cold) is first
+    pool.evict_idle([cold], wanted=set())
     assert first.killed
-    assert pool.take(cold) is None
+    assert pool.acquire(cold) is None
 
-    second = pool.hire(cold)
-    pool.dismiss([cold], wanted={cold.reference})
-    monkeypatch.setattr(warm, "IDLE_S", 0.0)
-    pool.dismiss([cold], wanted={cold.reference})
+    second = pool.start_worker(cold)
+    pool.evict_idle([cold], wanted={cold.reference})
+    monkeypatch.setattr(worker_pool, "IDLE_S", 0.0)
+    pool.evict_idle([cold], wanted={cold.reference})
     assert second.killed
 
 
 def test_those_that_a_function_keeps_warm_are_not_dismissed(
-    pantry: Any, monkeypatch: pytest.MonkeyPatch
+    functions: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(warm, "_begin", lambda _: Idle())
-    pool = warm.Pool()
-    pool.keep([pantry.taste])
-    pool.hire(pantry.taste)
-    assert pool.ready(pantry.taste) == 3
-    pool.dismiss([pantry.taste], wanted=set())
-    assert pool.ready(pantry.taste) == 2
+    monkeypatch.setattr(worker_pool, "_start", lambda _: Idle())
+    pool = worker_pool.WorkerPool()
+    pool.replenish([functions.warm_two])
+    pool.start_worker(functions.warm_two)
+    assert pool.ready_count(functions.warm_two) == 3
+    pool.evict_idle([functions.warm_two], wanted=set())
+    assert pool.ready_count(functions.warm_two) == 2
 
 
-def test_who_died_is_forgotten(pantry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(warm, "_begin", lambda _: Idle())
-    pool = warm.Pool()
-    pool.hire(pantry.cold).kill()
-    pool.dismiss([pantry.cold], wanted={pantry.cold.reference})
-    assert pool._of(pantry.cold) == []
+def test_who_died_is_forgotten(functions: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_pool, "_start", lambda _: Idle())
+    pool = worker_pool.WorkerPool()
+    pool.start_worker(functions.cold).kill()
+    pool.evict_idle([functions.cold], wanted={functions.cold.reference})
+    assert pool._idle_of(functions.cold) == []
 
 
 def test_scale_to_zero_is_the_default_and_a_negative_number_is_refused() -> None:

@@ -25,7 +25,7 @@ def note(path: str, word: str) -> str:
 
 
 @function
-def cook(path: str, order: int) -> dict[str, Any]:
+def wait_for_order(path: str, order: int) -> dict[str, Any]:
     call(note, path, "before")
     delivered = wait_for_event("deliveries", where={"order": order})
     call(note, path, "after")
@@ -54,7 +54,7 @@ def idle(used: Context, invocation: Invocation[Any]) -> bool:
 def test_a_workflow_waits_for_an_event_without_a_worker(
     used: Context, traces: Any, soon: Callable[..., None]
 ) -> None:
-    invocation = cook.submit(traces.path, 2)
+    invocation = wait_for_order.submit(traces.path, 2)
     soon(lambda: idle(used, invocation))
     soon(lambda: run_pending(used) == 0)
     assert invocation.record().waits_for == "event 2 deliveries"
@@ -73,7 +73,7 @@ def test_an_event_that_came_before_the_wait_but_after_the_start_is_not_missed(
     used: Context, traces: Any, soon: Callable[..., None]
 ) -> None:
     publish("deliveries", {"order": 3, "by": "yesterday"})
-    invocation = cook.submit(traces.path, 3)
+    invocation = wait_for_order.submit(traces.path, 3)
     publish("deliveries", {"order": 3, "by": "bike"})
     soon(lambda: idle(used, invocation))
     assert wake_waiters(used) == 1
@@ -83,7 +83,7 @@ def test_an_event_that_came_before_the_wait_but_after_the_start_is_not_missed(
 def test_the_wait_survives_everything_that_was_running(
     used: Context, traces: Any, soon: Callable[..., None]
 ) -> None:
-    invocation = cook.submit(traces.path, 4)
+    invocation = wait_for_order.submit(traces.path, 4)
     executor = executor_of(used)
     soon(lambda: executor.poll() < 2 and invocation.record().steps)
     pids = [worker._pid for _, worker in executor._workers.values()]
@@ -122,7 +122,7 @@ def test_an_answer_given_early_is_kept(used: Context) -> None:
 
 
 def test_one_that_was_cancelled_waits_no_more(used: Context, traces: Any, soon: Callable[..., None]) -> None:
-    invocation = cook.submit(traces.path, 5)
+    invocation = wait_for_order.submit(traces.path, 5)
     soon(lambda: idle(used, invocation))
     invocation.cancel()
     assert wake_waiters(used) == 0

@@ -9,20 +9,20 @@ IMPORTED_AT = time.time()
 
 
 @function(warm=2, retries=Retries(max_lost=0))
-def taste(naps: int = 0) -> tuple[int, float]:
-    """The process, and when it imported this module."""
+def warm_two(naps: int = 0) -> tuple[int, float]:
+    """Return the process id, and when it imported this module."""
     for _ in range(naps):
         time.sleep(0.01)
     return os.getpid(), IMPORTED_AT
 
 
 @function(warm=1, timeout_s=0.2)
-def dawdle() -> None:
-    """Take too long."""
+def warm_slow() -> None:
+    """Run past the timeout."""
     time.sleep(60)
 
 
 @function
 def cold() -> float:
-    """When this process imported the module."""
+    """Return when this process imported the module."""
     return IMPORTED_AT

@@ -1,4 +1,4 @@
-"""A workflow that stands still after each step until a test lets it go on, and a process that executes it."""
+"""Workflow that pauses after each step until a test lets it go on, and the processes that execute it."""
 
 import os
 import signal
@@ -18,8 +18,8 @@ STEPS = 10
 
 
 @function
-def leave(folder: str, word: str) -> str:
-    """A step whose effect can be counted."""
+def append_effect(folder: str, word: str) -> str:
+    """Append a word to a file, so that a test can count the effects."""
     with Path(folder, "effects").open("a") as file:
         file.write(f"{word}\n")
     return word
@@ -27,10 +27,10 @@ def leave(folder: str, word: str) -> str:
 
 @function(retries=Retries(max_lost=50, backoff_s=0.01))
 def gated(folder: str) -> list[str]:
-    """Ten steps; tells which process runs it, and waits after each for a file that lets it go on."""
+    """Run ten steps; after each, write the process id and wait for the file that lets the workflow go on."""
     words = []
     for number in range(STEPS):
-        words.append(call(leave, folder, f"step{number}"))
+        words.append(call(append_effect, folder, f"step{number}"))
         Path(folder, "pid").write_text(str(os.getpid()))
         while not Path(folder, f"go{number}").exists():
             time.sleep(0.01)
@@ -38,35 +38,37 @@ def gated(folder: str) -> list[str]:
 
 
 @function
-def strike(at: datetime) -> str:
-    """A clock's stroke."""
+def record_tick(at: datetime) -> str:
+    """Return the time of the tick."""
     return at.isoformat()
 
 
-OFTEN = Schedule("often", strike, Cron("* * * * *", tick_as="at", catch_up="all", overlap="queue"))
+EVERY_MINUTE = Schedule(
+    "often", record_tick, Cron("* * * * *", tick_as="at", catch_up="all", overlap="queue")
+)
 
 
 def tick(folder: str) -> None:
-    """A ticker in a process of its own: what time it is stands in the file `now`."""
+    """Tick in a process of its own, at the time that the file `now` holds."""
     used = context()
     executor = Executor(used, Ledger(used.store, actor=used.actor, lease_s=1.0))
     print("ready", flush=True)  # noqa: T201  # the test waits for this line
     while True:
-        run_due(used, now=datetime.fromisoformat(Path(folder, "now").read_text()), schedules=[OFTEN])
+        run_due(used, now=datetime.fromisoformat(Path(folder, "now").read_text()), schedules=[EVERY_MINUTE])
         executor.poll()
         time.sleep(0.005)
 
 
-def hold() -> None:
-    """A cluster of two CPUs in a process of its own; says its address."""
+def start_cluster() -> None:
+    """Start a cluster of two CPUs in this process and print its address."""
     own = {"address": "local", "num_cpus": 2, "include_dashboard": False}
     started = ray.init(**own, log_to_driver=False, configure_logging=False)
     print(started.address_info["gcs_address"], flush=True)  # noqa: T201  # the test waits for this line
     signal.pause()
 
 
-def main(where: str) -> None:
-    """An executor in a process of its own, with leases of one second.
+def execute(where: str) -> None:
+    """Run an executor in this process, with leases of one second.
 
     where: "local", "own cluster", or the address of a cluster that runs.
     """
