@@ -1,6 +1,6 @@
-"""Judging models: metrics, baselines to beat, and the offline gate.
+"""Evaluation of models by metrics, baselines to beat, and the offline gate.
 
-It knows labels, predictions and registered versions. It must not know how a version is trained or rolled out.
+The package knows labels, predictions and registered versions. It must not know how a version is trained or rolled out.
 """
 
 from functions.evaluation.checks.behaviour import Direction, Invariance

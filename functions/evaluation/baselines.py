@@ -1,4 +1,4 @@
-"""What a model must beat to be worth serving: the base rate, and a linear model on the same columns."""
+"""Baselines that a model must beat: the base rate, and a linear model on the same columns."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ _WIDE = 500  # weights beyond which Newton's matrix costs more than the gradient
 def constant(
     train: pa.Table, test: pa.Table, _: Sequence[str], __: Sequence[str], label: str
 ) -> npt.NDArray[Any]:
-    """The training rows' share of label 1 for every row of `test`."""
+    """Answer every row of `test` with the training rows' share of label 1."""
     return np.full(test.num_rows, float(binary_labels(train, label).mean()))
 
 
 def logistic(
     train: pa.Table, test: pa.Table, numeric: Sequence[str], categorical: Sequence[str], label: str
 ) -> npt.NDArray[Any]:
-    """Probabilities of a logistic regression on standardised numbers, missing flags and one-hot categories.
+    """Answer with a logistic regression on standardised numbers, missing flags and one-hot categories.
 
-    It learns from at most 50,000 rows, evenly spread over `train`.
+    The regression learns from at most 50,000 rows, evenly spread over `train`.
     """
     train = _spread(train)
-    learnt, asked = _encoded(train, test, numeric, categorical)
-    model = _logistic(learnt.shape[1]).fit(learnt, binary_labels(train, label))
-    probability: npt.NDArray[Any] = model.predict_proba(asked)[:, 1]
+    fit_rows, test_rows = _encoded(train, test, numeric, categorical)
+    model = _logistic(fit_rows.shape[1]).fit(fit_rows, binary_labels(train, label))
+    probability: npt.NDArray[Any] = model.predict_proba(test_rows)[:, 1]
     return probability
 
 
@@ -53,7 +53,7 @@ def class_constant(
     class_indices: ClassIndices,
     classes: int,
 ) -> npt.NDArray[Any]:
-    """The training rows' share of each class for every row of `test`; `class_indices` reads the label column."""
+    """Answer every row of `test` with the training rows' share of each class; `class_indices` reads the label column."""
     shares = np.bincount(class_indices(train, label), minlength=classes) / train.num_rows
     return np.tile(shares, (test.num_rows, 1))
 
@@ -68,31 +68,31 @@ def class_logistic(
     class_indices: ClassIndices,
     classes: int,
 ) -> npt.NDArray[Any]:
-    """As `logistic`, the probabilities of each class."""
+    """Answer with the probabilities of each class of a logistic regression, as `logistic` fits it."""
     train = _spread(train)
-    learnt, asked = _encoded(train, test, numeric, categorical)
-    model = _logistic(learnt.shape[1] * classes).fit(learnt, class_indices(train, label))
+    fit_rows, test_rows = _encoded(train, test, numeric, categorical)
+    model = _logistic(fit_rows.shape[1] * classes).fit(fit_rows, class_indices(train, label))
     probability = np.zeros((test.num_rows, classes))
-    probability[:, model.classes_] = model.predict_proba(asked)
+    probability[:, model.classes_] = model.predict_proba(test_rows)
     return probability
 
 
 def number_constant(
     train: pa.Table, test: pa.Table, _: Sequence[str], __: Sequence[str], label: str
 ) -> npt.NDArray[Any]:
-    """The mean of the training rows' labels for every row of `test`."""
+    """Answer every row of `test` with the mean of the training rows' labels."""
     return np.full(test.num_rows, float(number_labels(train, label).mean()))
 
 
 def number_linear(
     train: pa.Table, test: pa.Table, numeric: Sequence[str], categorical: Sequence[str], label: str
 ) -> npt.NDArray[Any]:
-    """Ridge regression on what `logistic` reads."""
+    """Answer with a ridge regression on the columns as `logistic` encodes them."""
     from sklearn.linear_model import Ridge  # late, as in `_columns`
 
     train = _spread(train)
-    learnt, asked = _encoded(train, test, numeric, categorical)
-    value: npt.NDArray[Any] = Ridge().fit(learnt, number_labels(train, label)).predict(asked)
+    fit_rows, test_rows = _encoded(train, test, numeric, categorical)
+    value: npt.NDArray[Any] = Ridge().fit(fit_rows, number_labels(train, label)).predict(test_rows)
     return value
 
 
@@ -100,14 +100,14 @@ BASELINES: dict[Baseline, Callable[..., npt.NDArray[Any]]] = {"constant": consta
 
 
 def _spread(train: pa.Table) -> pa.Table:
-    """At most 50,000 rows, evenly spread."""
+    """Select at most 50,000 rows, evenly spread."""
     if train.num_rows <= _ROWS:
         return train
     return train.take(np.linspace(0, train.num_rows - 1, _ROWS).astype(np.int64))
 
 
 def _logistic(weights: int) -> LogisticRegression:
-    """Newton's method where there are few weights: a few steps instead of a hundred, to the same place."""
+    """Make a logistic regression, with Newton's method for few weights: a few steps instead of a hundred."""
     from sklearn.linear_model import LogisticRegression  # late, as in `_columns`
 
     solver = "newton-cholesky" if weights <= _WIDE else "lbfgs"
@@ -117,14 +117,16 @@ def _logistic(weights: int) -> LogisticRegression:
 def _encoded(
     train: pa.Table, test: pa.Table, numeric: Sequence[str], categorical: Sequence[str]
 ) -> tuple[Any, Any]:
-    """Both tables' rows as a linear model takes them, dense or sparse; all is learnt from `train`."""
+    """Encode both tables' rows for a linear model, dense or sparse; statistics are those of `train`."""
     columns = _columns(len(numeric), len(categorical))
-    learnt = columns.fit_transform(_matrix(train, numeric, categorical))
-    return learnt, columns.transform(_matrix(test, numeric, categorical))
+    fit_rows = columns.fit_transform(_matrix(train, numeric, categorical))
+    return fit_rows, columns.transform(_matrix(test, numeric, categorical))
 
 
 def _columns(numeric: int, categorical: int) -> ColumnTransformer:
-    from sklearn.compose import ColumnTransformer  # late, all four: whoever only names a gate does without
+    from sklearn.compose import (
+        ColumnTransformer,
+    )  # late: not needed to name gates
     from sklearn.impute import SimpleImputer
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import OneHotEncoder, StandardScaler
@@ -142,7 +144,7 @@ def _columns(numeric: int, categorical: int) -> ColumnTransformer:
 
 
 def _matrix(table: pa.Table, numeric: Sequence[str], categorical: Sequence[str]) -> npt.NDArray[np.float64]:
-    """Numbers and category codes side by side; the hashes lose no distinction that matters as float64."""
+    """Join numbers and category hashes side by side; as float64 the hashes stay distinct enough."""
     numbers = numeric_matrix(table, numeric).astype(np.float64)
     numbers[~np.isfinite(numbers)] = np.nan
     return np.hstack([numbers, category_matrix(table, categorical).astype(np.float64)])

@@ -1,7 +1,7 @@
-"""What can go wrong when a model is judged."""
+"""Errors of judging a model."""
 
 from __future__ import annotations
 
 
 class EvaluationError(ValueError):
-    """There is no honest number for what was asked: no rows, NaN, or one class only."""
+    """A metric has no value for the given rows: there are none, NaN, or one class only."""

@@ -1,4 +1,4 @@
-"""What a gate asks for beyond its metrics: slices, fairness, robustness, behaviour, latency and size, as checks."""
+"""Checks of a gate beyond its metrics: slices, fairness, robustness, behaviour, latency and size."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from functions.model_formats.table_inputs import input_columns
 from registry import ModelVersion
 
 Floats = npt.NDArray[np.float64]
-_TIMED = 50  # single rows; their median is told
-_ROWS = 2_000  # rows on which behaviour is tried
+_TIMED_ROWS = 50  # scored one by one; the median is reported
+_BEHAVIOUR_ROWS = 2_000
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluatedVersion:
-    """A version on the evaluation rows. references: (rows,) answers of "champion" and of the baselines."""
+    """Version with its answers on the evaluation rows. references: (rows,) answers of "champion" and of the baselines."""
 
     version: ModelVersion
     table: pa.Table
@@ -41,7 +41,7 @@ class EvaluatedVersion:
 
 
 def extra_checks(gate: Gate, found: EvaluatedVersion) -> list[Check]:
-    """All checks. One that cannot be made (a column is absent, answers are no numbers) fails and says why."""
+    """Make all checks of the gate; one that cannot be made (a column is absent, answers are NaN) fails and says why."""
     checks = _sliced(gate, found)
     for fairness in gate.fairness:
         checks += _made(
@@ -64,7 +64,7 @@ def _sliced(gate: Gate, found: EvaluatedVersion) -> list[Check]:
         return []
     reference = found.references.get(rule.against)
     if reference is None and rule.against == "champion":
-        return []  # the first version of a model has none to be worse than
+        return []  # the first version of a model has no champion to be worse than
     if reference is None:
         text = f"gate has no {rule.against} in max_log_loss_ratio to compare slices with; add it"
         return [at_most(f"slices against {rule.against}", float("nan"), rule.alpha, text)]
@@ -77,7 +77,7 @@ def _fair(rule: FairnessRule, found: EvaluatedVersion) -> list[Check]:
 
 
 def _behaved(rule: Invariance | Direction, found: EvaluatedVersion) -> list[Check]:
-    return [judge_behaviour(rule, found.table.slice(0, _ROWS), found.predict)]
+    return [judge_behaviour(rule, found.table.slice(0, _BEHAVIOUR_ROWS), found.predict)]
 
 
 def _robust(gate: Gate, found: EvaluatedVersion) -> list[Check]:
@@ -100,8 +100,8 @@ def _costs(gate: Gate, found: EvaluatedVersion) -> list[Check]:
 
 
 def _latency_ms(found: EvaluatedVersion) -> float:
-    """Median time that one row takes, after the first."""
-    rows = [found.table.slice(index % found.table.num_rows, 1) for index in range(_TIMED + 1)]
+    """Median time to score one row, after the first one."""
+    rows = [found.table.slice(index % found.table.num_rows, 1) for index in range(_TIMED_ROWS + 1)]
     times = []
     for row in rows:
         start = time.perf_counter()

@@ -1,7 +1,7 @@
-"""The offline gate: limits that a version must keep on data it has not learnt from.
+"""Limits of the offline gate, which a version must keep on data that it has not learnt from.
 
-`judge` is pure: numbers in, checks out. It never passes for want of evidence: too few rows, a value that is no number,
-or a comparison that could not be made fail the gate and say so.
+`judge` is pure: numbers in, checks out. A gate never passes for want of evidence: too few rows, a NaN, or a comparison that
+could not be made fail the gate and say so.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from functions.evaluation.checks.slices import SliceRule
 
 
 class Gate(BaseModel):
-    """What a version must keep.
+    """Limits that a version must keep to pass.
 
     max_log_loss_ratio: baseline -> the model's log loss (of a number: its squared error) over the baseline's, at most;
     "logistic" is the linear model, ridge regression for a number; max_champion_ratio: the same
@@ -61,10 +61,11 @@ def judge(
     ece_high: float = math.nan,
     loss: str = "log loss",
 ) -> list[Check]:
-    """All checks of `gate`.
+    """Check measured values against the limits of `gate`.
 
-    metrics: `log_loss`, `auc`, `ece` of the model; ratios: its log loss over that of each baseline and of
-    "champion"; ece_high: the upper end of the calibration error's interval; loss: what the ratios are of. What is absent counts as NaN, and NaN passes nothing.
+    metrics: `log_loss`, `auc`, `ece` of the model; ratios: its log loss over that of each baseline and of "champion";
+    ece_high: the upper end of the calibration error's interval; loss: name of the loss in the ratios. An absent value
+    counts as NaN, and NaN passes no check.
     """
     checks = [at_least("rows", rows, gate.min_rows)]
     for name, limit in gate.max_log_loss_ratio.items():

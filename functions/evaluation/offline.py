@@ -1,4 +1,4 @@
-"""Evaluate a registered version on a table snapshot, and record whether it passed the gate."""
+"""Evaluation of a registered version on a table snapshot, recorded with whether it passed the gate."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _CHAMPION = "champion"
 
 
 class GateResult(BaseModel):
-    """How a version did.
+    """Result of a version's evaluation by a gate.
 
     metrics: of the version; ratios: its log loss, of a number its squared error, over those of the baselines and the
     champion; intervals: 95 % bootstrap intervals of the main metrics, and of the loss difference to the champion
@@ -59,7 +59,7 @@ class GateResult(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What was measured before anything is judged."""
+    """Measurements of a version, before any limit is applied."""
 
     kind: OutcomeKind
     metrics: dict[str, float]
@@ -80,8 +80,9 @@ def evaluate_gate(
 ) -> GateResult:
     """Measure a version on `dataset`, judge it by `gate`, and record the outcome with the version.
 
-    label: the column of 0 and 1, of classes or of numbers, as the version answers; baseline_set: what the baselines learn from (default: the version's training set).
-    An outcome without rows, with predictions that are no numbers or with one class is recorded as not passed.
+    label: the column of 0 and 1, of classes or of numbers, as the version answers; baseline_set: what the baselines learn
+    from (default: the version's training set).
+    An outcome without rows, with NaN predictions or with one class is recorded as not passed.
     Raises: EvaluationError if the version learnt from this very snapshot or has no training set for the baselines;
     NotFound; TrainingDataError if the dataset lacks a column.
     """
@@ -102,7 +103,7 @@ def evaluate_gate(
 
 
 def predict_table(registry: Registry, version: ModelVersion, table: pa.Table) -> npt.NDArray[np.float64]:
-    """Probabilities (rows,) of a registered version for the rows of a table.
+    """Compute probabilities (rows,) of a registered version for the rows of a table.
 
     Raises: ArtifactRefused, TrainingDataError.
     """
@@ -112,7 +113,7 @@ def predict_table(registry: Registry, version: ModelVersion, table: pa.Table) ->
 
 @contextmanager
 def _opened(registry: Registry, version: ModelVersion, kind: OutcomeKind) -> Iterator[Predict]:
-    """The version, loaded once for any number of tables."""
+    """Load a version once, to score any number of tables."""
     with tempfile.TemporaryDirectory(prefix="toque-model-") as folder:
         registry.download(version.model, version.version, to=folder)
         scoring = load(folder, signature=version.signature)
@@ -162,7 +163,7 @@ def _measure(
 def _champions_answers(
     registry: Registry, champion: ModelVersion, kind: OutcomeKind, table: pa.Table
 ) -> npt.NDArray[Any]:
-    """What the champion says, if it answers the same question."""
+    """Answers of the champion, if its outcome is of the same kind. Raises: EvaluationError if not."""
     others = outcome_kind(champion)
     if (others.name, others.classes) != (kind.name, kind.classes):
         raise EvaluationError(
@@ -174,10 +175,10 @@ def _champions_answers(
 
 
 def _require_measurable(gate: Gate, kind: OutcomeKind) -> None:
-    """Raises: EvaluationError if the gate demands what answers of this kind cannot show."""
+    """Check that answers of this kind can show all that the gate demands. Raises: EvaluationError if not."""
     if kind is BINARY:
         return
-    asked = {
+    limits = {
         "min_auc": gate.min_auc,
         "slices": gate.slices,
         "fairness": gate.fairness,
@@ -185,11 +186,11 @@ def _require_measurable(gate: Gate, kind: OutcomeKind) -> None:
         "behaviours": gate.behaviours,
     }
     if "ece" not in kind.metrics:
-        asked |= {"max_ece": gate.max_ece, "max_ece_high": gate.max_ece_high}
-    vain = sorted(name for name, demand in asked.items() if demand)
-    if vain:
+        limits |= {"max_ece": gate.max_ece, "max_ece_high": gate.max_ece_high}
+    unmeasurable = sorted(name for name, limit in limits.items() if limit)
+    if unmeasurable:
         raise EvaluationError(
-            f"the gate demands {vain}, which answers for {kind.name} cannot show: leave them out, or set them to None"
+            f"the gate demands {unmeasurable}, which answers for {kind.name} cannot show: leave them out, or set them to None"
         )
 
 
@@ -209,7 +210,7 @@ def _baselines(
     names: Sequence[Any],
     baseline_set: TableSnapshot | None,
 ) -> dict[str, npt.NDArray[Any]]:
-    """Answers (rows,) of each baseline."""
+    """Compute answers (rows,) of each baseline."""
     if not names:
         return {}
     snapshot = baseline_set or next(iter(version.lineage.datasets), None)
@@ -227,7 +228,7 @@ def _baselines(
 
 
 def _mean(gaps: npt.NDArray[Any], y: npt.NDArray[Any], entity: npt.NDArray[Any] | None) -> Interval:
-    """Interval of the mean of paired differences."""
+    """Bootstrap the mean of paired differences, with its interval."""
     return bootstrap(lambda _, gap: float(np.mean(gap)), y, gaps, entity=entity)
 
 

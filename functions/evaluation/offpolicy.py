@@ -1,4 +1,4 @@
-"""What another policy would have earned, from what the one that ran had logged: actions, chances of them, rewards.
+"""Off-policy estimates of what a new policy would earn, from the log of the old one: actions, their chances, rewards.
 
 w: the weight of a row, the new policy's chance of the logged action over the old one's.
 """
@@ -15,15 +15,16 @@ from functions.evaluation.errors import EvaluationError
 from functions.stats import Effect, Moments, ratio
 
 Floats = npt.NDArray[np.float64]
-_FEWEST = 30.0  # effective rows from which a normal interval means something
+_MIN_EFFECTIVE_ROWS = 30.0  # from which a normal interval means something
 _Z = 1.959963984540054
 
 
 class OffPolicy(BaseModel):
     """Mean reward that the new policy would have earned, with its 95 % interval for one look.
 
-    effective_rows: (Σw)² / Σw², how many rows of the new policy's own the log is worth. mean_weight: near 1 if the logged
-    chances are right. sufficient: whether there are enough of them, and the interval is finite; if not, conclude nothing.
+    effective_rows: (Σw)² / Σw², the number of the new policy's own rows that the log is worth. mean_weight: near 1 if the
+    logged chances are right. sufficient: whether effective rows are enough and the interval is finite; if not, conclude
+    nothing.
     """
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
@@ -39,7 +40,7 @@ class OffPolicy(BaseModel):
 
 
 def ips(reward: npt.ArrayLike, logged: npt.ArrayLike, target: npt.ArrayLike) -> OffPolicy:
-    """Inverse propensity score: mean of w·r. Without bias, and wild where weights are large.
+    """Estimate by inverse propensity score, the mean of w·r: unbiased, and of high variance where weights are large.
 
     reward: (rows,). logged: (rows,) chance that the old policy gave the action it took, above 0. target: (rows,) the new
     policy's chance of that same action.
@@ -51,7 +52,7 @@ def ips(reward: npt.ArrayLike, logged: npt.ArrayLike, target: npt.ArrayLike) -> 
 
 
 def snips(reward: npt.ArrayLike, logged: npt.ArrayLike, target: npt.ArrayLike) -> OffPolicy:
-    """Self-normalised: Σw·r / Σw, error by the delta method. A little bias, and far less variance.
+    """Estimate by the self-normalised score Σw·r / Σw, error by the delta method: a little bias, far less variance.
 
     Arguments and Raises: as `ips`; also if no weight is above 0.
     Source: Swaminathan and Joachims, The self-normalized estimator for counterfactual learning, 2015.
@@ -70,9 +71,9 @@ def doubly_robust(
     model_logged: npt.ArrayLike,
     model_target: npt.ArrayLike,
 ) -> OffPolicy:
-    """A reward model, corrected where the log contradicts it: mean of q_target + w·(r − q_logged).
+    """Estimate by a reward model that the log corrects, the mean of q_target + w·(r − q_logged).
 
-    Right if the chances or the model are. model_logged: (rows,) reward that a model, learnt elsewhere, expects of the logged
+    Unbiased if the chances or the model are right. model_logged: (rows,) reward that a model, learnt elsewhere, expects of the logged
     action; model_target: (rows,) that it expects of the new policy.
     Other arguments and Raises: as `ips`.
     Source: Dudík, Langford and Li, Doubly robust policy evaluation and learning, 2011.
@@ -126,5 +127,5 @@ def _found(effect: Effect, w: Floats) -> OffPolicy:
         effective_rows=effective,
         mean_weight=float(w.mean()),
         max_weight=float(w.max()),
-        sufficient=effective >= _FEWEST and effect.sufficient,
+        sufficient=effective >= _MIN_EFFECTIVE_ROWS and effect.sufficient,
     )

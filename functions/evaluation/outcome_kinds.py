@@ -1,4 +1,4 @@
-"""What a version answers, and so how a gate judges it: a probability, the probabilities of several classes, or a number."""
+"""Kinds of outcome and how a gate judges each: a probability, the probabilities of several classes, or a number."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ Learn = Callable[[pa.Table, pa.Table, Sequence[str], Sequence[str], str], Array]
 
 @dataclass(frozen=True, slots=True)
 class OutcomeKind:
-    """How answers of one kind are judged.
+    """Metrics, loss and baselines by which outcomes of one kind are judged.
 
-    label: (rows,) of a table; answers: what `metrics` and `row_loss` take, from a version's outputs; loss: what the mean of
-    `row_loss` is called; baselines: answers of what a model must beat; with_interval: metrics that are told with one.
+    label: reads (rows,) of a table; answers: converts a version's outputs to what `metrics` and `row_loss` take; loss: name
+    of the mean of `row_loss`; baselines: fit and answer for a model to beat; with_interval: metrics reported with an interval.
     """
 
     name: Literal["binary", "multiclass", "regression"]
@@ -52,7 +52,7 @@ class OutcomeKind:
 
 
 def outcome_kind(version: ModelVersion) -> OutcomeKind:
-    """By the first output of the signature: one named "value" is a number, one with named columns has several classes."""
+    """Find the kind by the first output of the signature: one named "value" is a number, named columns are classes."""
     output = version.signature.outputs[0] if version.signature is not None else None
     if output is not None and output.name == "value":
         return NUMBER
@@ -102,7 +102,7 @@ def _classes(names: Sequence[str]) -> OutcomeKind:
 
 
 def _class_indices(table: pa.Table, label: str, *, names: Sequence[str]) -> npt.NDArray[np.int64]:
-    """The label column as places among the classes that the version knows."""
+    """Convert the label column to indices among the classes that the version knows."""
     texts = named_column(table, label).cast(pa.string())
     found = pc.index_in(texts, pa.array(names))
     if found.null_count:

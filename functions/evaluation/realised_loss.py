@@ -1,4 +1,4 @@
-"""Logged predictions as arrays, each with the loss it realised, if its label has come."""
+"""Logged predictions as arrays, each with its realised loss once the label has arrived."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ Floats = npt.NDArray[np.float64]
 
 
 class Scorer(Protocol):
-    """A loaded version: arrays by input name in, arrays by output name out."""
+    """Loaded version of a model: arrays by input name in, arrays by output name out."""
 
     def predict(self, inputs: dict[str, Any]) -> dict[str, np.ndarray]:
-        """Score rows."""
+        """Score a batch of rows."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Predictions, one element a row, in order of prediction time.
+    """Arrays of logged predictions, one element a row, in order of prediction time.
 
-    at: microseconds since the epoch. unit: the request's unit, its id where it has none (one for all its rows).
-    answered: whether the outputs are there and finite. label: NaN until it came, or where it cannot be one.
-    output: the first output. loss: NaN unless answered and labelled. expected: the loss that a probability leads to
-    expect if it is right, its entropy; NaN for other outputs. outside: whether its unit stood outside the experiment's part
-    of its layer, where the champion answers beside the arms.
+    at: microseconds since the epoch. unit: the request's unit, or its id without a unit (one for all its rows).
+    answered: whether the outputs are present and finite. label: NaN until it arrives, or if it does not fit the output.
+    output: the first output. loss: NaN unless answered and labelled. expected: the loss to expect if a probability is
+    right, its entropy; NaN for other outputs. outside: whether the unit was outside the experiment's part of its layer,
+    where the champion answers beside the arms.
     """
 
     id: npt.NDArray[np.object_]
@@ -52,17 +52,17 @@ class Scored:
         return len(self.at)
 
     def where(self, mask: npt.NDArray[Any]) -> Self:
-        """The rows that `mask` (rows,) or an index selects."""
+        """Select rows by `mask` (rows,) or an index."""
         return type(self)(*(getattr(self, field.name)[mask] for field in fields(self)))
 
     def first_by_id(self) -> Self:
-        """One row for each prediction id: the first. A client's retry under the same id counts once."""
+        """Select the first row of each prediction id, so that a client's retry under the same id counts once."""
         _, index = np.unique(self.id.astype(str), return_index=True)
         return self.where(np.sort(index))
 
 
 def score(rows: pa.Table, *, loss: Loss = "log_loss", clip: float = 0.01, cap: float = 1e6) -> Scored:
-    """Score `rows` of the prediction log joined with labels.
+    """Compute losses of `rows` of the prediction log joined with labels.
 
     clip: probabilities are held in [clip, 1 - clip]; cap: the largest squared error a row may add.
     Log loss takes one output as the probability of label 1, several as the probabilities of classes 0, 1, ….
@@ -102,7 +102,7 @@ def score(rows: pa.Table, *, loss: Loss = "log_loss", clip: float = 0.01, cap: f
 
 
 def rescore(rows: pa.Table, scorer: Scorer) -> Floats:
-    """What another version says of logged rows, from the vectors that were logged: (rows,) first outputs.
+    """Score logged rows with another version, from the vectors that were logged; returns (rows,) first outputs.
 
     scorer: a tabular version with the inputs `numeric` and `categorical`.
     """
@@ -116,20 +116,20 @@ def rescore(rows: pa.Table, scorer: Scorer) -> Floats:
 
 
 def _outside(rows: pa.Table) -> npt.NDArray[np.bool_]:
-    if "arm" not in rows.column_names:  # who reads no arms compares none
+    if "arm" not in rows.column_names:  # rows read without arms are not compared by arm
         return np.zeros(rows.num_rows, dtype=bool)
     outside: npt.NDArray[np.bool_] = pc.equal(rows["arm"], OUTSIDE).to_numpy(zero_copy_only=False)
     return outside.astype(bool)
 
 
 def _request(row_id: str) -> str:
-    """The request of a row: rows of a request with several are called `{id}:{row}`."""
+    """Id of a row's request; rows of a request with several have the ids `{id}:{row}`."""
     request, _, row = row_id.rpartition(":")
     return request if request and row.isdecimal() else row_id
 
 
 def _outputs(column: pa.ChunkedArray) -> tuple[Floats, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """All output values in one array, and where each row's begin and how many they are."""
+    """Flatten all output values into one array, with start and length of each row's values."""
     width = pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)
     flat = _floats(pc.list_flatten(column))
     return flat, np.concatenate(([0], np.cumsum(width)[:-1])).astype(np.int64)[: len(width)], width
@@ -151,7 +151,7 @@ def _floats(column: pa.ChunkedArray | pa.Array) -> Floats:
 def _log_loss(
     flat: Floats, start: npt.NDArray[np.int64], width: npt.NDArray[np.int64], label: Floats, clip: float
 ) -> Floats:
-    """Cross entropy in nats; NaN where the label is no probability and no class."""
+    """Cross entropy of each row, in nats; NaN where the label is neither a probability nor a class."""
     many = width > 1
     is_class = many & (label == np.floor(label)) & (label >= 0) & (label < width)
     is_probability = ~many & (label >= 0) & (label <= 1)
@@ -163,7 +163,7 @@ def _log_loss(
 
 
 def _entropy(probability: Floats, clip: float) -> Floats:
-    """Of one yes-or-no, in nats."""
+    """Entropy of a binary outcome, in nats."""
     p = np.clip(probability, clip, 1 - clip)
     result: Floats = -(p * np.log(p) + (1 - p) * np.log1p(-p))
     return result

@@ -1,4 +1,4 @@
-"""Features as functions: build a training set that can be read again years later, and bring features online."""
+"""Functions on features: build a training set that can be read again years later, bring features online, measure health."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ _HEALTH = pa.schema(
         pa.field("measured_at", pa.timestamp("us", "UTC"), nullable=False),
     ]
 )
-"""One row a view and figure (`rows`, `freshness_s`, `recent_rows`, `coverage`), and one a feature for its `fill`."""
+"""One row for each view and metric (`rows`, `freshness_s`, `recent_rows`, `coverage`), and for each feature's `fill`."""
 
 
 class TrainingSetLineage(BaseModel):
-    """Where a training set came from.
+    """Origin of a training set: feature service, entity rows, and the snapshots that were read.
 
-    service: its features; entities: the snapshot of rows and labels; views: digest of each view's definition;
-    tables: the offline snapshot read for each view (absent: the view had no rows); start, end: of event times;
-    known_by: labels known later were left out; rows: how many it has.
+    entities: the snapshot of rows and labels; views: digest of each view's definition; tables: the offline snapshot read for
+    each view (absent: the view had no rows); start, end: of event times; known_by: labels known later were left out; rows:
+    number of rows in the set.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -57,7 +57,7 @@ class TrainingSetLineage(BaseModel):
 
 
 class MaterializeResult(BaseModel):
-    """What was brought online, view by view."""
+    """Result of a materialization, view by view."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -65,12 +65,12 @@ class MaterializeResult(BaseModel):
 
     @property
     def rows(self) -> int:
-        """Rows offered to the online store."""
+        """Number of rows offered to the online store."""
         return sum(view.rows for view in self.views)
 
     @property
     def written(self) -> int:
-        """Rows that replaced what was there."""
+        """Number of rows that the online store did not have yet."""
         return sum(view.written for view in self.views)
 
 
@@ -84,7 +84,7 @@ def build_training_set(
     known_by: datetime | None = None,
     name: str = "",
 ) -> TableSnapshot:
-    """The features of a service as they were at each labelled row's time, stored as a table snapshot with its lineage.
+    """Build the features of a service as of each labelled row's time, stored as a table snapshot with its lineage.
 
     service: name of a feature service that is in force.
     entities: rows with join keys, request values, `event_timestamp`, the label, and perhaps `label_known_at`; of these
@@ -119,9 +119,9 @@ def build_training_set(
 
 
 def training_set_lineage(snapshot: TableSnapshot) -> TrainingSetLineage:
-    """Where a stored training set came from.
+    """Read the origin of a stored training set.
 
-    Raises: InvalidRows if the snapshot is no training set of ours.
+    Raises: InvalidRows if the snapshot was not made by `build_training_set`.
     """
     metadata = Table(context().store, snapshot.name).metadata(snapshot.version)
     if "training_set" not in metadata:
@@ -133,7 +133,7 @@ def training_set_lineage(snapshot: TableSnapshot) -> TrainingSetLineage:
 
 @function(timeout_s=1800, retries=Retries(max_attempts=3))
 def materialize(views: list[str] | None = None, end: datetime | None = None) -> MaterializeResult:
-    """Bring online what is new of some views up to `end`, late rows and corrections included; may run at any time again.
+    """Bring new rows of views online up to `end`, with late rows and corrections; safe to repeat at any time.
 
     views: by default all; end: by default now, on the platform's clock. Reports rows done of those to read, and the rate.
     Raises: OnlineStoreUnavailable if Redis does not answer; a rerun completes it.
@@ -143,7 +143,7 @@ def materialize(views: list[str] | None = None, end: datetime | None = None) -> 
 
 
 class _Progress:
-    """Tells whoever watches the run how far the view at hand is, and how fast it goes."""
+    """Reports progress and rows a second of the view that is being materialized."""
 
     def __init__(self) -> None:
         self._view = ""
@@ -161,7 +161,7 @@ class _Progress:
 def feature_health(
     views: list[str] | None = None, span_hours: float = 24.0, samples: int = 3
 ) -> list[ViewHealth]:
-    """How fresh and how full some views are, how much of them is online, and their newest rows.
+    """Measure how fresh and how full views are, how much of them is online, and show their newest rows.
 
     views: by default all; span_hours: how much of the newest event time is read.
     Raises: UnknownDefinition; OnlineStoreUnavailable if Redis does not answer.
@@ -173,7 +173,7 @@ def feature_health(
 
 @function(timeout_s=600)
 def record_feature_health(views: list[str] | None = None, span_hours: float = 24.0) -> list[ViewHealth]:
-    """Measure some views and add the figures to the table `feature_health`, for a schedule.
+    """Measure views and append the figures to the table `feature_health`, for a schedule.
 
     Raises: UnknownDefinition; OnlineStoreUnavailable if Redis does not answer.
     """
@@ -185,7 +185,7 @@ def record_feature_health(views: list[str] | None = None, span_hours: float = 24
 
 
 def latest_feature_health(store: ObjectStore, *, since: datetime) -> list[dict[str, Any]]:
-    """The rows of each view's newest measurement in the table `feature_health`, none measured before `since`.
+    """Read each view's newest measurement since `since` in the table `feature_health`.
 
     Raises: RegistryError if the store does not answer.
     """
@@ -220,7 +220,7 @@ def _health_rows(health: ViewHealth) -> list[dict[str, Any]]:
 
 
 def labelled(rows: pa.Table, label: str, *, known_by: datetime) -> pa.Table:
-    """The rows that have a label which was known by then.
+    """Select the rows whose label is present and was known by a time.
 
     Raises: InvalidRows if there is no such column.
     """

@@ -1,1 +1,1 @@
-"""Upkeep as functions for a schedule: compact, expire and collect what nothing needs any more."""
+"""Maintenance functions for a schedule: compact tables, expire old rows, delete unused files."""

@@ -1,6 +1,6 @@
-"""Upkeep of offline feature tables as functions, for a schedule: compact nightly, expire and erase what is too old.
+"""Maintenance of offline feature tables as functions for a schedule: compact nightly, expire and erase old rows.
 
-All are safe beside writers, materialization and each other, and may be killed and run again at any time.
+All are safe beside writers, materialization and each other, and may be killed and repeated at any time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _MIB = 2**20
 
 @function(timeout_s=3600, retries=Retries(max_attempts=3), max_concurrency=1)
 def compact_features(views: list[str] | None = None, file_mib: int = 128) -> list[Upkeep]:
-    """Put the small files of each event day of some views together; no row changes.
+    """Merge the small files of each event day of views; no row changes.
 
     views: by default all; file_mib: about how large a file may become.
     """
@@ -28,9 +28,9 @@ def compact_features(views: list[str] | None = None, file_mib: int = 128) -> lis
 
 @function(timeout_s=3600, retries=Retries(max_attempts=3), max_concurrency=1)
 def expire_features(keep_days: dict[str, float]) -> list[Upkeep]:
-    """Take event days out of views' tables; older versions of a table still have them until `erase_features`.
+    """Remove old event days from views' tables; older versions of a table keep them until `erase_features`.
 
-    keep_days: view to the days that its rows are kept, at least its ttl.
+    keep_days: days that rows are kept, by view; at least the view's ttl.
     Raises: InvalidDefinition for a view without ttl, or a longer one.
     """
     features = context().features()
@@ -39,9 +39,9 @@ def expire_features(keep_days: dict[str, float]) -> list[Upkeep]:
 
 @function(timeout_s=3600, retries=Retries(max_attempts=3), max_concurrency=1)
 def erase_features(views: list[str] | None = None, grace_days: float = 30.0) -> list[Upkeep]:
-    """Remove files that compaction and expiry have taken out of use; training sets keep their own rows.
+    """Delete files that compaction and expiry have taken out of use; training sets keep their own rows.
 
-    views: by default all; grace_days: since when a file must be out of use. Versions that needed it cannot be read again.
+    views: by default all; grace_days: time that a file must be out of use. Versions that needed it cannot be read again.
     """
     features = context().features()
     return [erase(features, name, grace=timedelta(days=grace_days)) for name in _names(views)]

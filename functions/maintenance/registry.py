@@ -1,6 +1,6 @@
-"""Upkeep of the registry as a function, for a schedule: nightly is often enough.
+"""Maintenance of the registry as a function for a schedule, such as nightly.
 
-Safe beside registrations, runs and itself, and may be killed and run again at any time.
+The function is safe beside registrations, runs and itself, and may be killed and repeated at any time.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from registry.store.folder import FolderStore
 
 
 class Tidied(BaseModel):
-    """What was cleared away: keys of files that no version used, ids of runs whose process was gone, and how many
-    half-written files killed writers had left (in a folder; in a bucket a lifecycle rule ends unfinished uploads).
+    """Result of tidying the registry.
+
+    files: keys of deleted files that no version used; lost_runs: ids of runs whose process was gone; left_over: number of
+    half-written files that killed writers had left (in a folder; in a bucket a lifecycle rule ends unfinished uploads).
     """
 
     files: list[str]
@@ -27,7 +29,7 @@ class Tidied(BaseModel):
 
 @function(timeout_s=3600, retries=Retries(max_attempts=3), max_concurrency=1)
 def tidy_registry(grace_days: float = 1.0) -> Tidied:
-    """Delete files no version uses, record runs without a heartbeat as lost, and clear what killed writers left.
+    """Delete files that no version uses, record runs without a heartbeat as lost, and delete half-written files.
 
     grace_days: files of versions deleted more recently are kept.
     """

@@ -1,4 +1,4 @@
-"""What a model must do whatever its loss: stay put when what should not matter changes, move the right way when it should."""
+"""Checks of a model's behaviour: answers must not change with some inputs, and must move one way with others."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from functions.evaluation.checks.robustness import Predict, added, replaced
 
 Floats = npt.NDArray[np.float64]
 _SEED = 2013
-_ROUNDING = 1e-6  # of a probability in 32-bit arithmetic
+_ROUNDING = 1e-6  # error of a probability in 32-bit arithmetic
 
 
 class Invariance(BaseModel):
-    """Other values of a column must hardly change the answer.
+    """Rule that other values of a column must hardly change the answer.
 
-    values: what every row gets, one after the other; empty: the column's own values, shuffled.
-    max_change: of the answer, that counts as none. min_share: of rows that must not change by more.
+    values: given to every row, one value after the other; empty: the column's own values, shuffled.
+    max_change: of the answer, up to which it counts as unchanged. min_share: of rows that must stay unchanged.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,10 +34,10 @@ class Invariance(BaseModel):
 
 
 class Direction(BaseModel):
-    """More of a numeric column must move the answer one way.
+    """Rule that more of a numeric column must move the answer one way.
 
-    change: what is added. expected: where the answer should go. min_share: of rows that must not go the other way; the
-    mean must go the right way, so that a model to which the column is nothing fails.
+    change: amount that is added. expected: direction of the answer. min_share: of rows that must not move the other way; the
+    mean must move the expected way, so that a model which ignores the column fails.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,7 +53,7 @@ Behaviour = Annotated[Invariance | Direction, Field(discriminator="kind")]
 
 
 def judge_behaviour(rule: Invariance | Direction, table: pa.Table, predict: Predict) -> Check:
-    """The check: the share of rows that behave. Answers that are no numbers do not.
+    """Check the share of rows that behave as the rule says; NaN answers do not.
 
     Raises: KeyError if the table lacks the column.
     Source: Ribeiro et al., Beyond accuracy: behavioral testing of NLP models with CheckList, 2020.

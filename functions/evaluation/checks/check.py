@@ -1,4 +1,4 @@
-"""One limit, and whether it was kept."""
+"""Result of checking one limit of a gate."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Check(BaseModel):
-    """One limit: the value found, the limit, and which side of it is good. note: what a reader wants to know beside."""
+    """Result of checking one limit: the value found, the limit, and which side is good. note: details for the reader."""
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
@@ -19,10 +19,10 @@ class Check(BaseModel):
 
 
 def at_most(name: str, value: float, limit: float, note: str = "") -> Check:
-    """Passes where value <= limit; NaN does not."""
+    """Check that value <= limit; NaN does not pass."""
     return Check(name=name, value=value, limit=limit, rule="at most", passed=bool(value <= limit), note=note)
 
 
 def at_least(name: str, value: float, limit: float, note: str = "") -> Check:
-    """Passes where value >= limit; NaN does not."""
+    """Check that value >= limit; NaN does not pass."""
     return Check(name=name, value=value, limit=limit, rule="at least", passed=bool(value >= limit), note=note)

@@ -1,4 +1,4 @@
-"""Gaps between groups: how differently a model treats them at a threshold, and how far off it is for each."""
+"""Fairness checks of gaps between groups, in decisions at a threshold or in calibration."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Measure = Literal["selection_rate", "true_positive_rate", "false_positive_rate",
 
 
 class FairnessRule(BaseModel):
-    """A gap between the groups of a column that must stay small.
+    """Rule that a gap between the groups of a column must stay small.
 
     measure: share of answers above the threshold (selection_rate), the same among label 1 (true_positive_rate, equal
     opportunity) or label 0 (false_positive_rate), or mean answer less mean label (calibration).
-    max_gap: greatest less least over groups. min_rows: groups with fewer rows that count are named but not judged; with fewer
-    than two groups left the check fails.
+    max_gap: greatest less least value over groups. min_rows: smaller groups, counted by the rows that the measure uses, are
+    named but not judged; with fewer than two groups left the check fails.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,8 +36,9 @@ class FairnessRule(BaseModel):
 
 
 def judge_fairness(rule: FairnessRule, table: pa.Table, label: Floats, probability: Floats) -> Check:
-    """The check. table: the evaluation rows; label, probability: (rows,). Raises: KeyError if the column is absent.
+    """Check the gap between the groups of a column.
 
+    table: the evaluation rows; label, probability: (rows,). Raises: KeyError if the column is absent.
     Source: Hardt, Price and Srebro, Equality of opportunity in supervised learning, 2016; Pleiss et al., On fairness and
     calibration, 2017.
     """
@@ -46,11 +47,11 @@ def judge_fairness(rule: FairnessRule, table: pa.Table, label: Floats, probabili
     )  # fmt: skip
     values, small = {}, []
     for group in np.unique(groups).tolist():
-        mine = (groups == group) & _counted(rule.measure, label)
-        if mine.sum() < rule.min_rows:
+        rows = (groups == group) & _counted(rule.measure, label)
+        if rows.sum() < rule.min_rows:
             small.append(group)
             continue
-        values[group] = _MEASURES[rule.measure](label[mine], probability[mine], rule.threshold)
+        values[group] = _MEASURES[rule.measure](label[rows], probability[rows], rule.threshold)
     note = ", ".join(f"{group} {value:.4f}" for group, value in values.items())
     note += f"; too few rows: {', '.join(small)}" if small else ""
     gap = max(values.values()) - min(values.values()) if len(values) > 1 else float("nan")
@@ -65,17 +66,17 @@ def _counted(measure: Measure, label: Floats) -> npt.NDArray[np.bool_]:
     return np.ones(len(label), dtype=bool)
 
 
-def _above(_: Floats, probability: Floats, threshold: float) -> float:
+def _selection_rate(_: Floats, probability: Floats, threshold: float) -> float:
     return float((probability >= threshold).mean())
 
 
-def _off(label: Floats, probability: Floats, _: float) -> float:
+def _calibration_gap(label: Floats, probability: Floats, _: float) -> float:
     return float((probability - label).mean())
 
 
 _MEASURES: dict[Measure, Callable[[Floats, Floats, float], float]] = {
-    "selection_rate": _above,
-    "true_positive_rate": _above,
-    "false_positive_rate": _above,
-    "calibration": _off,
+    "selection_rate": _selection_rate,
+    "true_positive_rate": _selection_rate,
+    "false_positive_rate": _selection_rate,
+    "calibration": _calibration_gap,
 }

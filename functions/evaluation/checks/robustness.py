@@ -1,4 +1,4 @@
-"""What becomes of the loss when an input is missing, or comes in another unit or from a drifting sensor."""
+"""Robustness checks of the loss when an input is missing or shifted, as by another unit or a drifting sensor."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Predict = Callable[[pa.Table], Floats]
 
 
 class RobustnessRule(BaseModel):
-    """How much one disturbed input may cost: log loss over the undisturbed one, at most.
+    """Rule on the log loss with one disturbed input, over the undisturbed loss, at most.
 
-    max_missing_ratio: a column is null in every row. max_shift_ratio: a numeric column is shifted by `shift` times the range
-    of its middle half, up and down. None: not tried. columns: those disturbed, all inputs unless given.
+    max_missing_ratio: with a column null in every row. max_shift_ratio: with a numeric column shifted by `shift` times its
+    interquartile range, up and down. None: not tried. columns: to disturb, all inputs unless given.
     max_rows: rows that are tried, spread evenly.
     """
 
@@ -38,7 +38,7 @@ class RobustnessRule(BaseModel):
 def judge_robustness(
     rule: RobustnessRule, table: pa.Table, label: Floats, predict: Predict, inputs: Sequence[str]
 ) -> list[Check]:
-    """One check for each kind of disturbance, on its worst column; answers that are no probabilities fail it.
+    """Check each kind of disturbance on its worst column; answers that are not probabilities fail.
 
     inputs: the columns that the model reads. Raises: KeyError if the table lacks a column.
     """
@@ -48,30 +48,30 @@ def judge_robustness(
     columns = rule.columns or tuple(inputs)
     checks = []
     if rule.max_missing_ratio is not None:
-        gone = {name: [without(table, name)] for name in columns}
+        missing = {name: [without(table, name)] for name in columns}
         checks.append(
-            _worst("log loss with an input missing", rule.max_missing_ratio, gone, label, predict, clean)
+            _worst("log loss with an input missing", rule.max_missing_ratio, missing, label, predict, clean)
         )
     if rule.max_shift_ratio is not None:
-        moved = {name: _shifts(table, name, rule.shift) for name in columns if _is_number(table, name)}
+        shifted = {name: _shifts(table, name, rule.shift) for name in columns if _is_number(table, name)}
         checks.append(
-            _worst("log loss with an input shifted", rule.max_shift_ratio, moved, label, predict, clean)
+            _worst("log loss with an input shifted", rule.max_shift_ratio, shifted, label, predict, clean)
         )
     return checks
 
 
 def without(table: pa.Table, column: str) -> pa.Table:
-    """The table with nulls in `column`."""
+    """Set `column` of the table to null."""
     return replaced(table, column, pa.nulls(table.num_rows, table[column].type))
 
 
 def replaced(table: pa.Table, column: str, values: pa.Array | pa.ChunkedArray) -> pa.Table:
-    """The table with other values in `column`."""
+    """Replace the values of `column` in the table."""
     return table.set_column(table.column_names.index(column), column, values)
 
 
 def added(table: pa.Table, column: str, amount: float) -> pa.Table:
-    """The table with `amount` added to a numeric column."""
+    """Add `amount` to a numeric column of the table."""
     return replaced(table, column, pc.add(table[column].cast(pa.float64()), amount))
 
 

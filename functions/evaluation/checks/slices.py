@@ -1,4 +1,4 @@
-"""Where is it worse? Every category, every quarter of a number, and pairs of them, with a correction for looking everywhere."""
+"""Checks of a model's loss on slices: each category, each quarter of a number, and pairs, corrected for their number."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from functions.evaluation.checks.check import Check, at_least
 from functions.stats.slices import Slice, slices_above
 
 Floats = npt.NDArray[np.float64]
-_FEWEST_ENTITIES = 10
+_MIN_ENTITIES = 10
 _SHOWN = 5
 
 
 class SliceRule(BaseModel):
-    """Parts of the data on which a model's loss must not be proven higher than the reference's.
+    """Rule that a model's loss must not be proven higher than the reference's on any slice of the data.
 
     columns: texts, each value a slice, and numbers, each quarter of their range; missing values are a slice of their own.
-    depth: 2 looks at all pairs of columns too. against: the reference, on the same rows.
-    max_excess: in mean log loss, that is tolerated. alpha: chance that a model that is nowhere worse fails (Holm's correction
-    over all slices). min_rows: smaller slices are not judged; if none is left, the check fails.
+    depth: 2 checks all pairs of columns too. against: the reference, on the same rows.
+    max_excess: of the mean log loss, that is tolerated. alpha: chance that a model that is nowhere worse fails (Holm's
+    correction over all slices). min_rows: smaller slices are not judged; without any other slice the check fails.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,9 +40,10 @@ class SliceRule(BaseModel):
 def judge_slices(
     rule: SliceRule, table: pa.Table, excess: Floats, entity: npt.NDArray[np.generic] | None
 ) -> tuple[Check, tuple[Slice, ...]]:
-    """The check, and the worst slices first.
+    """Check the slices of a rule; returns the check, and the slices that were tested, the worst first.
 
-    table: the evaluation rows. excess: (rows,) the model's loss less the reference's. entity: (rows,) or None: every row alone.
+    table: the evaluation rows. excess: (rows,) the model's loss less the reference's. entity: (rows,), or None if rows are
+    independent.
     Raises: KeyError if the table lacks a column.
     Source: as `slices_above`.
     """
@@ -53,20 +54,21 @@ def judge_slices(
         unit=entity,
         depth=rule.depth,
         min_rows=rule.min_rows,
-        min_units=_FEWEST_ENTITIES,
+        min_units=_MIN_ENTITIES,
     )
     name = f"slices against {rule.against}: least p of {len(worst)}"
     if not worst:
-        note = f"no slice of {rule.columns} has {rule.min_rows} rows of {_FEWEST_ENTITIES} entities"
+        note = f"no slice of {rule.columns} has {rule.min_rows} rows of {_MIN_ENTITIES} entities"
         return at_least(name, float("nan"), rule.alpha, note), ()
     shown = [
-        f"{one.name}: {one.mean:+.4f} on {one.rows} rows, p = {one.corrected:.3g}" for one in worst[:_SHOWN]
+        f"{part.name}: {part.mean:+.4f} on {part.rows} rows, p = {part.corrected:.3g}"
+        for part in worst[:_SHOWN]
     ]
     return at_least(name, worst[0].corrected, rule.alpha, "; ".join(shown)), worst
 
 
 def _column(column: pa.ChunkedArray) -> npt.NDArray[np.generic]:
-    """Numbers with NaN where there is none, or texts with None."""
+    """Convert a column to numbers with NaN for missing ones, or to texts with None."""
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         return np.asarray(column.cast(pa.string()).to_pylist(), dtype=object)
     numbers = np.asarray(pc.fill_null(column.cast(pa.float64()), float("nan")).to_numpy(zero_copy_only=False))

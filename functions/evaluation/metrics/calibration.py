@@ -1,4 +1,4 @@
-"""Do answers of .3 come true three times in ten? The points of a reliability plot, each with its uncertainty."""
+"""Points of a reliability plot, each with its uncertainty: do answers of .3 come true three times in ten?"""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functions.evaluation.metrics.probabilities import Array, check_predictions
 
 
 class ReliabilityPoint(BaseModel):
-    """Rows of similar answers: how many, their mean answer, the share of label 1 and its interval."""
+    """Point of a reliability plot: rows of similar answers, their mean, the share of label 1 and its interval."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -24,7 +24,7 @@ class ReliabilityPoint(BaseModel):
 def reliability(
     label: Array, probability: Array, *, bins: int = 10, level: float = 0.95
 ) -> list[ReliabilityPoint]:
-    """Points of equal mass, in order of the answer; a diagonal through their intervals is good calibration.
+    """Compute points of equal mass, in order of the answer; a diagonal through their intervals is good calibration.
 
     level: coverage of each interval, rows taken as independent.
     Raises: EvaluationError as `check_predictions`.

@@ -1,7 +1,7 @@
-"""How good probabilities of several classes are: pure functions of labels and predictions.
+"""Metrics of probabilities of several classes, as pure functions of labels and predictions.
 
-label: (rows,) places among the classes; probability: (rows, classes), each row of sum 1. Nothing here returns a number for no
-rows or for NaN.
+label: (rows,) class indices; probability: (rows, classes), each row of sum 1. No function returns a number for no rows or
+for NaN.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.floating]
 
 
 def class_row_log_loss(label: ClassIndices, probability: Floats) -> npt.NDArray[np.float64]:
-    """Log loss of each row, in nats. Raises: EvaluationError for labels or probabilities that are none."""
+    """Log loss of each row, in nats. Raises: EvaluationError for no rows, or labels or probabilities out of range."""
     y, p = _checked(label, probability)
     losses: npt.NDArray[np.float64] = -np.log(np.clip(p[np.arange(len(y)), y], CLIP, 1.0))
     return losses

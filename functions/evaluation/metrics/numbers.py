@@ -1,4 +1,4 @@
-"""How good predicted numbers are: pure functions of labels and predictions, both (rows,) and finite."""
+"""Metrics of predicted numbers, as pure functions of labels and predictions, both (rows,) and finite."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Floats = npt.NDArray[np.floating]
 
 
 def squared_error(label: Floats, value: Floats) -> npt.NDArray[np.float64]:
-    """Squared error of each row. Raises: EvaluationError if there is no row or no number."""
+    """Squared error of each row. Raises: EvaluationError if there are no rows, or a value is not finite."""
     y, v = _checked(label, value)
     errors: npt.NDArray[np.float64] = (v - y) ** 2
     return errors

@@ -1,6 +1,6 @@
-"""How good probabilities are: pure functions of labels and predictions.
+"""Metrics of probabilities of two classes, as pure functions of labels and predictions.
 
-label: (rows,) of 0 and 1; probability: (rows,) of label 1. Nothing here returns a number for no rows or for NaN.
+label: (rows,) of 0 and 1; probability: (rows,) of label 1. No function returns a number for no rows or for NaN.
 """
 
 from __future__ import annotations
@@ -92,9 +92,10 @@ def bootstrap(
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """A metric with its percentile interval over resampled rows, or resampled entities with all their rows.
+    """Compute a metric with its percentile interval over resampled rows, or resampled entities with all their rows.
 
-    entity: (rows,) whom a row is about; rows of one entity hang together, and rows drawn alone would promise too much.
+    entity: (rows,) that a row is about; rows of one entity are correlated, and resampling single rows would give too narrow
+    an interval.
     level: coverage of the interval. Resamples in which the metric has no value (one class) are drawn again.
     Raises: EvaluationError as the metric.
     Source: Field and Welsh, Bootstrapping clustered data, 2007.
@@ -142,7 +143,7 @@ def _by_entity(entity: npt.NDArray[np.generic]) -> Draw:
 def check_predictions(
     label: Array, probability: Array
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Labels and probabilities as float64.
+    """Check labels and probabilities, and convert them to float64.
 
     Raises: EvaluationError if there are no rows, lengths differ, a label is not 0 or 1, or a probability is NaN or
     outside [0, 1].
