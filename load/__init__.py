@@ -1,4 +1,4 @@
-"""Proof under fire: load over HTTP with an objective to hold, and benchmarks of single parts.
+"""Load tests over HTTP against objectives, and benchmarks of single parts.
 
 Load talks to a running platform from outside, as any client does. Benchmarks print the machine, versions,
 shape, p20/p50/p80 and the ratio to a named baseline measured in the same process.

@@ -47,7 +47,7 @@ class Standing(BaseModel):
 
 
 class AlertState(BaseModel):
-    """State folded from `alerts/{model}`. told: keys of the last alerts sent; standing: by subject."""
+    """State folded from the journal `alerts/{model}`. told: keys of the last alerts sent; standing: by subject."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -45,7 +45,7 @@ class HasAlerts(Protocol):
 
 
 class AlertOutcome(BaseModel):
-    """Outcome of an alarm. sinks: to which the alert is being sent; empty where `verdict` holds it back."""
+    """Outcome of one raised alarm. sinks: to which the alert is being sent; empty where `verdict` holds it back."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -74,7 +74,7 @@ class VectorMonitor(BaseModel):
 
 
 class VectorState(BaseModel):
-    """State of the monitor. flagged: whether the last windows differed; alarmed: subjects with a standing alarm."""
+    """State of the vector monitor. flagged: whether the last windows differed; alarmed: subjects with a standing alarm."""
 
     model_config = ConfigDict(frozen=True)
 

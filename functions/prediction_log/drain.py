@@ -1,8 +1,8 @@
-"""From the stream into Delta tables, each record exactly once.
+"""Drain of the stream into Delta tables, each record exactly once.
 
 A commit carries, as Delta transactions, the number of each writer's last record in it. A drain reads those
 numbers in the snapshot it commits to and leaves out what is already there; Delta refuses the commit if another
-drain moved them meanwhile, and the drain looks again. Only then are the records dropped from the stream, and
+drain moved them meanwhile, and the drain retries. Only then are the records dropped from the stream, and
 after that from the writers' files. Whatever dies in between, the next drain finds the rest.
 """
 
@@ -27,16 +27,16 @@ from functions.prediction_log.stream import Stream
 from registry.store.object_store import ObjectStore
 from registry.store.tables import Table
 
-__all__ = ["LABELS_TABLE", "Drained", "drain", "predictions_table"]
+__all__ = ["LABELS_TABLE", "DrainResult", "drain", "predictions_table"]
 
 LABELS_TABLE = "labels"
 _PATIENCE_S = 60.0
 Batch = Mapping[str, list[Frame]]
-"""Per writer the frames that were read, in order."""
+"""Frames that were read, by writer, in order."""
 
 
-class Drained(BaseModel):
-    """What one drain moved: rows added to the tables, writers they came from, dead writers' folders claimed."""
+class DrainResult(BaseModel):
+    """Result of one drain: rows added to the tables, writers they came from, dead writers' folders claimed."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -45,8 +45,8 @@ class Drained(BaseModel):
     writers: int = 0
     adopted: int = 0
 
-    def __add__(self, other: Drained) -> Drained:
-        return Drained(
+    def __add__(self, other: DrainResult) -> DrainResult:
+        return DrainResult(
             predictions=self.predictions + other.predictions,
             labels=self.labels + other.labels,
             writers=max(self.writers, other.writers),
@@ -55,24 +55,24 @@ class Drained(BaseModel):
 
 
 def predictions_table(model: str) -> str:
-    """The name of the table that holds a model's predictions."""
+    """Return the name of the table that holds a model's predictions."""
     return f"predictions/{model}"
 
 
 def drain(
     store: ObjectStore, redis_url: str, *, wal_root: Path | None = None, max_rounds: int = 1_000
-) -> Drained:
+) -> DrainResult:
     """Move every record that is in the streams, and those of dead writers under `wal_root`, into the tables.
 
     Safe to run several at once. Raises: redis.RedisError, PredictionLogError, registry's Unavailable.
     """
     client = Redis.from_url(redis_url, socket_timeout=30, socket_connect_timeout=5)
     try:
-        total = Drained()
+        total = DrainResult()
         for kind, move in (("predictions", _move_predictions), ("labels", _move_labels)):
             stream = Stream(client, kind)
             if wal_root is not None:
-                total += Drained(adopted=adopt_orphans(wal_root, kind, stream))
+                total += DrainResult(adopted=adopt_orphans(wal_root, kind, stream))
             for _ in range(max_rounds):
                 moved = _round(store, stream, move)
                 if moved is None:
@@ -84,8 +84,8 @@ def drain(
 
 
 def _round(
-    store: ObjectStore, stream: Stream, move: Callable[[ObjectStore, Batch], Drained]
-) -> Drained | None:
+    store: ObjectStore, stream: Stream, move: Callable[[ObjectStore, Batch], DrainResult]
+) -> DrainResult | None:
     """Move a bounded batch; None when there is nothing to move."""
     batch = {writer: frames for writer in stream.writers() if (frames := list(stream.read(writer)))}
     if not batch:
@@ -93,10 +93,10 @@ def _round(
     moved = move(store, batch)
     for writer, frames in batch.items():
         stream.mark_drained(writer, frames[-1].number)
-    return moved + Drained(writers=len(batch))
+    return moved + DrainResult(writers=len(batch))
 
 
-def _move_predictions(store: ObjectStore, batch: Batch) -> Drained:
+def _move_predictions(store: ObjectStore, batch: Batch) -> DrainResult:
     models = prediction_columns(frame.payload for frames in batch.values() for frame in frames)
     rows = 0
     for model in models:
@@ -105,11 +105,11 @@ def _move_predictions(store: ObjectStore, batch: Batch) -> Drained:
             return prediction_columns(payloads).get(model, PREDICTIONS.empty_table())
 
         rows += _append_new(Table(store, predictions_table(model)), batch, build, PREDICTIONS)
-    return Drained(predictions=rows)
+    return DrainResult(predictions=rows)
 
 
-def _move_labels(store: ObjectStore, batch: Batch) -> Drained:
-    return Drained(labels=_append_new(Table(store, LABELS_TABLE), batch, label_columns, LABELS))
+def _move_labels(store: ObjectStore, batch: Batch) -> DrainResult:
+    return DrainResult(labels=_append_new(Table(store, LABELS_TABLE), batch, label_columns, LABELS))
 
 
 def _append_new(
@@ -142,7 +142,7 @@ def _append_new(
 
 
 def _fresh(snapshot: DeltaTable, batch: Batch) -> tuple[list[Frame], dict[str, int]]:
-    """The frames that are not in this snapshot, and per writer the last number among them."""
+    """Select the frames that are not in this snapshot, and the last number of each writer."""
     fresh: list[Frame] = []
     last: dict[str, int] = {}
     for writer, frames in batch.items():

@@ -1,4 +1,4 @@
-"""What can go wrong with the prediction log."""
+"""Errors of the prediction log."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ __all__ = ["LogFullError", "PredictionLogError"]
 
 
 class PredictionLogError(Exception):
-    """Base of the errors of this package."""
+    """Base class of the errors of the prediction log."""
 
 
 class LogFullError(PredictionLogError):
-    """The write-ahead file has reached its bound, or its disk is full; nothing was written."""
+    """Raised where the write-ahead file has reached its bound, or its disk is full; nothing was written."""

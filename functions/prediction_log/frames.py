@@ -1,4 +1,4 @@
-"""The framing of the log: number, length, checksum, payload; the same bytes on disk and in the stream.
+"""Frames of the log: number, length, checksum, payload; the same bytes on disk and in the stream.
 
 A write that a crash cut short leaves a torn last frame. Reading stops there: that record had not been
 acknowledged, because the acknowledgement comes after the write.
@@ -19,7 +19,7 @@ _NUMBERS = 65_520  # that a sum of Adler-32 can begin with, beside 0
 
 
 class Frame(NamedTuple):
-    """One record: `number` counts the writer's records from 1, `end` is the offset behind it."""
+    """Frame of one record: `number` counts the writer's records from 1, `end` is the offset behind it."""
 
     number: int
     payload: bytes
@@ -27,7 +27,7 @@ class Frame(NamedTuple):
 
 
 def encode_frame(number: int, payload: bytes) -> bytes:
-    """The bytes of one record.
+    """Encode one record as a frame.
 
     Its checksum is Adler-32, begun with the number: CRC-32 has tables of 8 KiB, which are in no cache where an answer has just
     been made. A record that a crash cut short ends in zeros, so its sum is another one; that of a header of zeros is not 0.
@@ -36,7 +36,7 @@ def encode_frame(number: int, payload: bytes) -> bytes:
 
 
 def read_frames(data: bytes) -> Iterator[Frame]:
-    """The whole, undamaged frames at the start of `data`; stops at the first that is not."""
+    """Read the whole, undamaged frames at the start of `data`, up to the first that is torn or damaged."""
     view = memoryview(data)
     at = 0
     while at + HEADER_BYTES <= len(data):
@@ -52,12 +52,12 @@ def read_frames(data: bytes) -> Iterator[Frame]:
 
 
 def _before(number: int, payload: bytes | memoryview) -> int:
-    """The checksum of frames that were written before it was Adler-32: some may be on their way while code is deployed."""
+    """Compute the CRC-32 checksum of older frames, some of which may be under way during a deployment."""
     return crc32(payload, crc32(number.to_bytes(8, "little")))
 
 
 def whole_frames(data: bytes, *, after: int = 0) -> tuple[int, int, int, int]:
-    """Where the whole frames of `data` with a number above `after` lie, without checking sums; zeros are no frames.
+    """Locate the whole frames of `data` with a number above `after`, without checksums; zeros are no frames.
 
     Returns (start offset, end offset, first number, last number); first and last are 0 if there are none.
     """

@@ -1,10 +1,10 @@
-"""The drain as a function of the platform, to be scheduled, called or sent by HTTP."""
+"""Function that drains the prediction log, to be scheduled or called."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from functions.prediction_log.drain import Drained, drain
+from functions.prediction_log.drain import DrainResult, drain
 from functions.prediction_log.errors import PredictionLogError
 from functions.prediction_log.wal_root import default_wal_root
 from functions.runtime.context import context
@@ -14,7 +14,7 @@ __all__ = ["drain_predictions"]
 
 
 @function
-def drain_predictions(wal_root: str | None = None) -> Drained:
+def drain_predictions(wal_root: str | None = None) -> DrainResult:
     """Move logged predictions and labels from the stream into their tables, each exactly once.
 
     wal_root: the folder of write-ahead files on this machine whose orphans are shipped first; the default is

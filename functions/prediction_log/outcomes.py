@@ -1,4 +1,4 @@
-"""Predictions joined with what became known of them: the table that monitors and rollouts read."""
+"""Outcomes: logged predictions joined with their labels, as monitors and rollouts read them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from functions.prediction_log.drain import LABELS_TABLE, predictions_table
 from functions.prediction_log.records import LABELS, PREDICTIONS
-from functions.prediction_log.scan_cache import kept_labels, kept_rows
+from functions.prediction_log.scan_cache import shared_labels, shared_rows
 from registry.store.object_store import ObjectStore
 from registry.store.tables import Table
 
@@ -29,13 +29,13 @@ def predictions(
     *,
     columns: Sequence[str] | None = None,
 ) -> pa.Table:
-    """The logged predictions with start <= predicted_at < end, in order of time; shadows included.
+    """Read the logged predictions with start <= predicted_at < end, in order of time; shadows included.
 
     Raises: ValueError if a time is naive.
     """
     _aware(start, end)
     chosen = None if columns is None else tuple(columns)
-    return kept_rows(
+    return shared_rows(
         (store.url, model, start, end, chosen), lambda: _predictions(store, model, start, end, chosen)
     )
 
@@ -57,7 +57,7 @@ def _predictions(
 
 
 def made_within(start: datetime, end: datetime) -> Any:
-    """The filter of predictions with start <= predicted_at < end; whole files are passed over by their day."""
+    """Return the filter for predictions with start <= predicted_at < end; files of other days are skipped."""
     return (
         (pc.field("day") >= _day(start))
         & (pc.field("day") <= _day(end))
@@ -67,7 +67,7 @@ def made_within(start: datetime, end: datetime) -> Any:
 
 
 def latest_labels(store: ObjectStore, *, received_from: datetime | None = None) -> pa.Table:
-    """For each prediction id the label in force: of several, the latest observed, then the latest received."""
+    """Read the label in force of each prediction id: of several, the latest observed, then the latest received."""
     table = Table(store, LABELS_TABLE)
     if not table.exists():
         return LABELS.empty_table()
@@ -76,7 +76,7 @@ def latest_labels(store: ObjectStore, *, received_from: datetime | None = None) 
 
 
 def _in_force(labels: pa.Table) -> pa.Table:
-    """Of several labels of a prediction the latest."""
+    """Keep the latest of several labels of a prediction."""
     rows = pl.from_arrow(labels)
     assert isinstance(rows, pl.DataFrame)  # noqa: S101 - a table is not a column
     latest = rows.sort("observed_at", "received_at").unique("prediction_id", keep="last", maintain_order=True)
@@ -92,11 +92,11 @@ def outcomes(
     labelled_only: bool = True,
     columns: Sequence[str] | None = None,
 ) -> pa.Table:
-    """Predictions with start <= predicted_at < end beside their labels, in order of prediction.
+    """Read predictions with start <= predicted_at < end beside their labels, in order of prediction.
 
     Columns of the predictions (or `columns` of them), then `label`, `observed_at`, `received_at`; shadows are
     rows of their own with the same prediction_id and label. A label that was received more than an hour before `start`
-    is of no such prediction, and is not read.
+    cannot belong to such a prediction, and is not read.
     labelled_only: leave out predictions without a label; otherwise their label is null.
     Raises: ValueError if a time is naive.
     """
@@ -119,15 +119,15 @@ def outcomes(
 
 
 def _labels_of(store: ObjectStore, ids: pa.ChunkedArray, since: datetime) -> pa.Table:
-    """All labels of these predictions that were received from `since` on, and it may be some of others.
+    """Read all labels of these predictions received from `since` on; labels of others may be among them.
 
-    Read in batches of which only what is asked for is kept: the table holds the labels of all models.
+    The table holds the labels of all models, so it is read in batches and filtered.
     """
 
     def read(begin: datetime) -> Iterator[pa.RecordBatch]:
         return _labels_since(store, begin)
 
-    shared = kept_labels(store.url, ids, since, read)
+    shared = shared_labels(store.url, ids, since, read)
     if shared is not None:
         return shared
     wanted = pc.unique(ids)

@@ -1,4 +1,4 @@
-"""What is logged: predictions and labels, as compact records on the way and as columns in the tables."""
+"""Records of the log: predictions and labels, as compact messages in the stream and as columns in the tables."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ import pyarrow as pa
 __all__ = [
     "LABELS",
     "PREDICTIONS",
-    "Brief",
     "Label",
+    "NumericRecordEncoder",
     "decode_prediction",
     "encode_labels",
     "encode_prediction",
@@ -51,7 +51,7 @@ PREDICTIONS = pa.schema(
 """One row per answered row: `{id}` if the request had one row, else `{id}:{row}`. NaN in `numeric` is missing."""
 
 PINNED = "pinned"
-"""The arm of a request that asked for a version by number: no part of any split, and no evidence on one."""
+"""Arm of a request that asked for a version by number: not split, and no evidence on a split."""
 
 LABELS = pa.schema(
     [
@@ -84,8 +84,8 @@ _packers = threading.local()
 _KEPT_BYTES = 1 << 20
 
 
-def micros(at: datetime) -> int:
-    """Microseconds since 1970 of an aware time.
+def epoch_us(at: datetime) -> int:
+    """Convert an aware time to microseconds since 1970.
 
     Raises: ValueError if the time is naive.
     """
@@ -111,7 +111,7 @@ def encode_prediction(
     missing: Sequence[Sequence[str]] | None = None,
     entities: Sequence[Mapping[str, Any]] | None = None,
 ) -> bytes:
-    """One request's answered rows as a record.
+    """Encode the answered rows of one request as a record.
 
     at_us: microseconds since 1970, UTC. numeric: (rows, F), outputs: (rows, K), row-major; None is not logged.
     """
@@ -127,10 +127,10 @@ def encode_prediction(
     )  # fmt: skip
 
 
-class Brief:
-    """Records of one source that hold numbers only, as nearly all do: what `decode_prediction` reads, put together by hand.
+class NumericRecordEncoder:
+    """Encoder of records of one source that hold numbers only, as nearly all do, packed by hand for speed.
 
-    Within an answer that takes a third of the time of `encode_prediction`: what a library needs is in no cache there.
+    Within a request this takes a third of the time of `encode_prediction`, whose library is not in the CPU's caches then.
     Source: the MessagePack specification.
     """
 
@@ -147,7 +147,7 @@ class Brief:
         numeric: bytes,
         outputs: bytes,
     ) -> bytes:
-        """A record; fields as of `encode_prediction`, both arrays as the bytes of float32."""
+        """Encode one record; fields as in `encode_prediction`, both arrays as the bytes of float32."""
         name = id.encode()
         return b"".join(
             (
@@ -165,7 +165,7 @@ class Brief:
 
 
 def _pack(fields: tuple[Any, ...]) -> bytes:
-    """As msgpack, by a packer that this thread keeps: a new one takes a quarter of a megabyte first."""
+    """Pack as msgpack with this thread's packer: a new one allocates a quarter of a megabyte."""
     packer = getattr(_packers, "packer", None)
     if packer is None:
         packer = _packers.packer = msgpack.Packer(default=str)
@@ -176,12 +176,12 @@ def _pack(fields: tuple[Any, ...]) -> bytes:
 
 
 def decode_prediction(payload: bytes) -> dict[str, Any]:
-    """The fields of `encode_prediction`, arrays still as bytes."""
+    """Decode the fields of `encode_prediction`, arrays still as bytes."""
     return dict(zip(_FIELDS, msgpack.unpackb(payload), strict=True))
 
 
 def prediction_columns(payloads: Iterable[bytes]) -> dict[str, pa.Table]:
-    """Records as a table per model, a row per answered row."""
+    """Convert records to one table per model, a row per answered row."""
     by_model: dict[str, list[dict[str, Any]]] = {}
     for payload in payloads:
         record = decode_prediction(payload)
@@ -228,7 +228,7 @@ def _day(at_us: int) -> str:
 
 
 def _float_lists(blobs: Sequence[bytes | None], counts: Sequence[int]) -> pa.Array:
-    """Lists of float32, one per row, from row-major blobs; a null where nothing was logged."""
+    """Split row-major blobs into lists of float32, one per row; null where nothing was logged."""
     widths, nulls = [], []
     for blob, rows in zip(blobs, counts, strict=True):
         widths += [len(blob or b"") // 4 // rows if rows else 0] * rows
@@ -256,7 +256,7 @@ def _entities(values: Sequence[Sequence[Any] | None], counts: Sequence[int]) -> 
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """The truth about one prediction, as observed at a time and received at another (both aware)."""
+    """Label: the truth about one prediction, as observed at a time and received at another (both aware)."""
 
     prediction_id: str
     label: float
@@ -265,18 +265,18 @@ class Label:
 
 
 def encode_labels(labels: Sequence[Label]) -> bytes:
-    """Labels that are acknowledged together, as one record.
+    """Encode labels that are acknowledged together as one record.
 
     Raises: ValueError if a time is naive.
     """
     packed: bytes = msgpack.packb(
-        [(x.prediction_id, x.label, micros(x.observed_at), micros(x.received_at)) for x in labels]
+        [(x.prediction_id, x.label, epoch_us(x.observed_at), epoch_us(x.received_at)) for x in labels]
     )
     return packed
 
 
 def label_columns(payloads: Iterable[bytes]) -> pa.Table:
-    """Label records as a table, a row per label."""
+    """Convert label records to a table, a row per label."""
     rows = [row for payload in payloads for row in msgpack.unpackb(payload)]
     ids, values, observed, received = zip(*rows, strict=True) if rows else ((), (), (), ())
     columns = {

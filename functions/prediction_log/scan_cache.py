@@ -1,8 +1,8 @@
-"""One scan for all who ask: within `shared_scans` the log is read once, however many models and monitors look at it.
+"""Cache of log scans: within `shared_scans` the log is read once for any number of models and monitors.
 
-All models' labels lie in one table. A thousand monitors that each read it would read a thousand times what one read brings:
-the first one's labels are kept, found by the hash of their prediction's id, until the block ends. What is kept is the tables
-as they were when they were first read there.
+All models' labels lie in one table. So the labels that the first monitor
+reads are kept, indexed by the hash of their prediction's id, until the block ends. What is kept is the tables as of their
+first read in the block.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import pyarrow as pa
 from functions.prediction_log.records import LABELS
 from kernels import hash_strings
 
-__all__ = ["kept_labels", "kept_rows", "shared_scans"]
+__all__ = ["shared_labels", "shared_rows", "shared_scans"]
 
-MOST_LABELS = 20_000_000  # that are kept, about 100 bytes each; of more every reader keeps its own alone
+MOST_LABELS = 20_000_000  # that are cached, about 100 bytes each; beyond, every reader keeps only its own
 Batches = Iterator[pa.RecordBatch]
 
 
 class _Labels:
-    """Labels received from `since` on, found by the hash of their prediction's id."""
+    """Labels received from `since` on, indexed by the hash of their prediction's id."""
 
     def __init__(self, store: str, since: datetime, rows: pa.Table) -> None:
         self.store, self.since = store, since
@@ -35,7 +35,7 @@ class _Labels:
         self._hashes, self._rows = hashes[order], rows.take(pa.array(order))
 
     def of(self, ids: pa.ChunkedArray) -> pa.Table:
-        """All labels of these predictions, and now and then one of another."""
+        """Return all labels of these predictions, and by a hash collision rarely one of another."""
         wanted = np.unique(hash_strings(ids))
         first, last = (np.searchsorted(self._hashes, wanted, side=side) for side in ("left", "right"))
         counts = last - first
@@ -45,7 +45,7 @@ class _Labels:
 
 
 class _Scans:
-    """What was read in one block: the labels, and the rows read last."""
+    """Cache of one block: the labels, and the rows read last."""
 
     def __init__(self) -> None:
         self.labels: _Labels | None = None
@@ -58,7 +58,7 @@ _open: ContextVar[_Scans | None] = ContextVar("toque_shared_scans", default=None
 
 @contextmanager
 def shared_scans() -> Iterator[None]:
-    """Read the log once for all that is asked within the block; a block within a block is one with it."""
+    """Share one read of the log among all readers within the block; an inner block joins the outer one."""
     if _open.get() is not None:
         yield
         return
@@ -69,12 +69,12 @@ def shared_scans() -> Iterator[None]:
         _open.reset(token)
 
 
-def kept_labels(
+def shared_labels(
     store: str, ids: pa.ChunkedArray, since: datetime, read: Callable[[datetime], Batches]
 ) -> pa.Table | None:
-    """All labels of predictions that were received from `since` on; None outside a block, or where they are too many.
+    """Return all labels of predictions received from `since` on; None outside a block, or if they are too many.
 
-    read: the labels received from a time on, in batches. Now and then a label of another prediction is among them.
+    read: the labels received from a time on, in batches. Rarely a label of another prediction is among the result.
     """
     scans = _open.get()
     if scans is None or (scans.too_many_since is not None and since <= scans.too_many_since):
@@ -88,8 +88,8 @@ def kept_labels(
     return scans.labels.of(ids)
 
 
-def kept_rows(key: object, read: Callable[[], pa.Table]) -> pa.Table:
-    """What `read` brings; within a block not read again if the last one asked for the same."""
+def shared_rows(key: object, read: Callable[[], pa.Table]) -> pa.Table:
+    """Return what `read` returns, cached within a block for repeated reads of one key."""
     scans = _open.get()
     if scans is None:
         return read()
@@ -99,7 +99,7 @@ def kept_rows(key: object, read: Callable[[], pa.Table]) -> pa.Table:
 
 
 def _bounded(batches: Batches) -> pa.Table | None:
-    """All batches as a table; None if they are more than may be kept."""
+    """Collect all batches into a table; None if they are too many to keep."""
     kept, count = [], 0
     for batch in batches:
         kept.append(batch)

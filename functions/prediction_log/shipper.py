@@ -1,7 +1,7 @@
-"""Moves records from the write-ahead files to the stream, off the path of any answer.
+"""Shipper that moves records from the write-ahead files to the stream, off the path of any response.
 
 Redis away: the files grow up to their bound and shipping goes on when it is back. Orphans, the files of dead
-writers on this machine, are shipped by whoever claims their lock, and removed once they are drained.
+writers on this machine, are shipped by the process that claims their lock, and removed once they are drained.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 class LogWriter:
-    """A durable log: `append` returns when the record survives this process; a thread ships it to Redis.
+    """Writer of the durable log: `append` returns when the record survives this process; a thread ships it to Redis.
 
     root: the folder of the write-ahead files on this machine. kind: "predictions" or "labels".
     redis_url: where the stream is.
@@ -47,9 +47,9 @@ class LogWriter:
             root / kind, limit_bytes=limit_bytes, segment_bytes=segment_bytes, fsync=fsync
         )
         self.append = self._wal.append
-        """Write one record, durably; returns its number. Raises: LogFullError."""
+        """Write one record durably and return its number. Raises: LogFullError."""
         self.extend = self._wal.extend
-        """Write several, all or none; returns the number of the last. Raises: LogFullError."""
+        """Write several records, all or none, and return the last number. Raises: LogFullError."""
         self._root, self._kind = root, kind
         self._poll_s, self._tidy_every_s = poll_s, tidy_every_s
         self._next_tidy = self._deadline = time.monotonic() + tidy_every_s
@@ -63,12 +63,12 @@ class LogWriter:
 
     @property
     def writer(self) -> str:
-        """The name of this writer, new for every process."""
+        """Name of this writer, new for every process."""
         return self._wal.writer
 
     @property
     def waiting_bytes(self) -> int:
-        """How much is kept in the files of this writer, shipped or not, because it is not yet drained."""
+        """Size of the records in this writer's files that are not drained yet."""
         return self._wal.size_bytes
 
     def close(self, *, timeout_s: float = 5.0) -> None:
@@ -92,13 +92,13 @@ class LogWriter:
                 self._stop.wait(0.5)
 
     def _wait(self) -> bool:
-        """Wait for the next round; False once there is nothing left to do before the end."""
+        """Wait for the next round; False once everything is shipped or the deadline has passed."""
         if not self._stop.wait(self._poll_s):
             return True
         return self._position < self._wal.last and time.monotonic() < self._deadline
 
     def _ship(self) -> None:
-        """Ship what is written by now (what comes meanwhile is for the next round, in one piece).
+        """Ship the records written by now; later ones wait for the next round.
 
         Ends early when the stream is full, keeping the chunk it read.
         """
@@ -115,7 +115,7 @@ class LogWriter:
             self._unsent = None
 
     def _tidy(self) -> None:
-        """Now and then: drop files that are drained, take over those of dead writers."""
+        """Drop drained files and adopt those of dead writers, at most every few seconds."""
         if time.monotonic() < self._next_tidy:
             return
         self._next_tidy = time.monotonic() + self._tidy_every_s

@@ -1,4 +1,4 @@
-"""The Redis stream between the writers and the table: one entry holds a chunk of a writer's frames.
+"""Redis stream between the writers and the tables: one entry holds a chunk of a writer's frames.
 
 Per kind of record (`predictions`, `labels`): a stream `toque:{kind}:{writer}` per writer whose entry ids are
 `{last record number}-0`, and two hashes by writer, `toque:{kind}:shipped` and `toque:{kind}:drained`, holding
@@ -36,7 +36,7 @@ return redis.status_reply('OK')
 
 
 class Shipped(NamedTuple):
-    """What Redis said to a chunk: `accepted`, or that its last record is `last`, or that it is `full`."""
+    """Answer of Redis to a chunk: `accepted` or `full`, and the last record `last` that it has."""
 
     accepted: bool
     full: bool
@@ -44,7 +44,7 @@ class Shipped(NamedTuple):
 
 
 class Stream:
-    """The streams of one kind of record.
+    """Streams of one kind of record.
 
     client: a client that returns bytes. max_entries: the bound on each writer's stream; its writer waits
         there (its file holds the rest).
@@ -70,17 +70,17 @@ class Stream:
         return Shipped(answer[0] == b"ok", answer[0] == b"full", int(answer[1]))
 
     def shipped(self, writer: str) -> int:
-        """The last record number of a writer that is in the stream, or was."""
+        """Return the last record number of a writer that was added to the stream."""
         value: Any = self._client.hget(self._shipped, writer)
         return int(value) if value else self.drained(writer)
 
     def drained(self, writer: str) -> int:
-        """The last record number of a writer that is in its table."""
+        """Return the last record number of a writer that is in its table."""
         value: Any = self._client.hget(self._drained, writer)
         return int(value) if value else 0
 
     def writers(self) -> list[str]:
-        """The writers that have records in Redis which are not drained yet."""
+        """List the writers with records in Redis that are not drained yet."""
         pipe = self._client.pipeline(transaction=False)
         pipe.hgetall(self._shipped)
         pipe.hgetall(self._drained)
@@ -88,7 +88,7 @@ class Stream:
         return sorted(w.decode() for w, last in shipped.items() if int(last) > int(drained.get(w, b"0")))
 
     def read(self, writer: str, *, max_bytes: int = 16 << 20) -> Iterator[Frame]:
-        """The oldest records of a writer, in order, about `max_bytes` of them.
+        """Read the oldest records of a writer, in order, about `max_bytes` of them.
 
         Raises: PredictionLogError if an entry is damaged.
         """
@@ -102,11 +102,11 @@ class Stream:
                 return
 
     def mark_drained(self, writer: str, last: int) -> None:
-        """Say that a writer's records up to `last` are in the table, and drop them from the stream."""
+        """Mark a writer's records up to `last` as drained, and drop them from the stream."""
         self._mark(keys=[self._key(writer), self._drained], args=[writer, last, last + 1])
 
     def forget(self, writer: str) -> None:
-        """Remove what Redis knows of a dead writer whose records are all in the table."""
+        """Remove the keys of a dead writer whose records are all in the table."""
         pipe = self._client.pipeline(transaction=True)
         pipe.delete(self._key(writer))
         pipe.hdel(self._shipped, writer)

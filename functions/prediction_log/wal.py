@@ -1,8 +1,8 @@
-"""The write-ahead file: a record is in it before its answer leaves, and survives the death of the process.
+"""Write-ahead log: a record is written before its response leaves, and survives the death of the process.
 
 One folder per writer, `{root}/{kind}/{writer}/`, holding segments named by their first record number and a
 `lock` file that the living writer holds. The kernel drops the lock when the process dies, however it dies:
-a folder whose lock can be taken is an orphan, to be shipped by whoever finds it. Records are handed to the
+a folder whose lock can be taken is an orphan, to be shipped by the process that finds it. Records are handed to the
 kernel, not forced to the disk (`fsync=True` does that too): they survive a killed process, not a lost machine.
 
 The newest segment is a file of its full size, mapped into memory: a record put there is the kernel's at once, without a
@@ -26,13 +26,13 @@ from functions.prediction_log.frames import HEADER_BYTES, encode_frame, read_fra
 __all__ = ["Chunk", "SegmentReader", "WriteAheadLog", "claim", "recover", "segments_of"]
 
 Chunk = tuple[bytes, int, int]
-"""Whole frames, the number of the first, the number of the last."""
+"""Whole frames, with the numbers of the first and the last."""
 CHUNK_BYTES = 1 << 20
-"""As much as a segment: what a busy writer adds between two looks of its shipper is one chunk."""
+"""Size of a segment: what a busy writer adds between two rounds of its shipper is one chunk."""
 
 
 def segments_of(folder: Path) -> list[tuple[int, Path]]:
-    """The segments in a writer's folder as (first record number, path), oldest first."""
+    """List the segments in a writer's folder as (first record number, path), oldest first."""
     return sorted((int(path.stem), path) for path in folder.glob("*.wal"))
 
 
@@ -51,11 +51,11 @@ def claim(folder: Path) -> int | None:
 
 
 class WriteAheadLog:
-    """The numbered records of one writer, appended by any thread, read by one shipper.
+    """Log of the numbered records of one writer, appended by any thread, read by one shipper.
 
-    folder: the place for this kind of record; the writer makes its own folder below it.
+    folder: the folder for this kind of record; the writer makes its own folder below it.
     limit_bytes: the bound on what is kept; `append` refuses beyond it.
-    segment_bytes: the size of a file, taken at once; larger ones would hold up who answers for longer when one is begun
+    segment_bytes: the size of a file, taken at once; larger ones would delay responses for longer when one is begun
         (3 ms for 8 MiB were measured). Whole files are dropped once they are drained.
     """
 
@@ -68,7 +68,7 @@ class WriteAheadLog:
         fsync: bool = False,
     ) -> None:
         self.limit_bytes, self.segment_bytes, self._fsync = limit_bytes, segment_bytes, fsync
-        self.writer, self.folder, self._lock_fd = _found(folder)
+        self.writer, self.folder, self._lock_fd = _new_writer(folder)
         self.last = 0
         self._mutex = threading.Lock()
         self._reader = SegmentReader()
@@ -81,11 +81,11 @@ class WriteAheadLog:
 
     @property
     def size_bytes(self) -> int:
-        """How much is kept."""
+        """Size of the records that are kept."""
         return self._sealed_bytes + self._end
 
     def append(self, payload: bytes) -> int:
-        """Write one record; returns its number. When this returns, a killed process loses nothing of it.
+        """Write one record and return its number; it survives a killed process from then on.
 
         Raises: LogFullError if the bound is reached or the disk is full; nothing is left behind then.
         """
@@ -93,7 +93,7 @@ class WriteAheadLog:
             return self._put(encode_frame(self.last + 1, payload), 1)
 
     def extend(self, payloads: Sequence[bytes]) -> int:
-        """The same for several records, all or none, forced to the disk once; returns the number of the last."""
+        """Write several records, all or none, with one fsync; returns the number of the last."""
         with self._mutex:
             frames = [encode_frame(number, payload) for number, payload in enumerate(payloads, self.last + 1)]
             return self._put(b"".join(frames), len(frames)) if frames else self.last
@@ -110,7 +110,7 @@ class WriteAheadLog:
         return self.last
 
     def _make_room(self, size: int) -> None:
-        """Have a segment that takes so many bytes more."""
+        """Make sure that the newest segment has room for so many bytes more."""
         if self.size_bytes + size > self.limit_bytes:
             raise LogFullError(
                 f"{self.folder}: {self.size_bytes} bytes wait to be drained, the bound is {self.limit_bytes}; "
@@ -121,12 +121,12 @@ class WriteAheadLog:
         self._bound()
 
     def _bound(self) -> None:
-        """Let the newest segment take what it has room for, as far as the bound on all of them allows."""
+        """Set how far the newest segment may be filled, within the bound on all segments."""
         room = 0 if self._map is None else len(self._map)
         self._until = min(room, self.limit_bytes - self._sealed_bytes)
 
     def _force(self, size: int, count: int) -> None:
-        """Have the disk take the last records, of so many bytes; on failure it is as if they had never been there."""
+        """Force the last records, of so many bytes, to the disk; on failure they are removed."""
         try:
             os.fdatasync(self._fd)
         except OSError as error:
@@ -135,7 +135,7 @@ class WriteAheadLog:
             raise LogFullError(f"{self.folder}: cannot write: {error}; free space there") from error
 
     def _roll(self, room: int) -> None:
-        """Begin a segment of so many bytes, all of them taken on the disk now."""
+        """Begin a segment of so many bytes, all allocated on the disk now."""
         if self._closed:
             raise ValueError(f"{self.folder}: this log is closed")
         if (
@@ -162,7 +162,7 @@ class WriteAheadLog:
         self._segments.append((self.last + 1, path))
 
     def _finish(self) -> None:
-        """End the newest segment: its file is as long as what is in it."""
+        """End the newest segment by truncating its file to its content."""
         if self._map is not None:
             self._map.close()
             os.ftruncate(self._fd, self._end)
@@ -171,7 +171,7 @@ class WriteAheadLog:
             self._fd, self._map, self._end, self._until = -1, None, 0, 0
 
     def read_after(self, number: int, *, chunk_bytes: int = CHUNK_BYTES) -> Chunk | None:
-        """The next records after `number`, about `chunk_bytes` of them; None if there are none.
+        """Read the next records after `number`, about `chunk_bytes` of them; None if there are no more.
 
         Meant for one reader: it remembers where it stopped.
         """
@@ -201,7 +201,7 @@ class WriteAheadLog:
             self._bound()
 
     def close(self) -> None:
-        """Stop writing and let go of the lock; what is not yet drained stays for an adopter."""
+        """Stop writing and release the lock; undrained records stay for an adopter."""
         with self._mutex:
             if not self._closed:
                 self._finish()
@@ -209,7 +209,7 @@ class WriteAheadLog:
                 self._closed = True
 
 
-def _found(kind: Path) -> tuple[str, Path, int]:
+def _new_writer(kind: Path) -> tuple[str, Path, int]:
     """Make a writer's folder and take its lock; another name if an adopter was quicker."""
     while True:
         writer = uuid.uuid4().hex
@@ -231,7 +231,7 @@ class SegmentReader:
         self._path: Path | None = None
         self._number = -1
         self.offset = 0
-        """Where the next chunk begins."""
+        """Offset at which the next chunk begins."""
 
     def read(
         self,
@@ -241,7 +241,7 @@ class SegmentReader:
         chunk_bytes: int = CHUNK_BYTES,
         newest: tuple[int, int] | None = None,
     ) -> Chunk | None:
-        """The next whole frames after `number` in these segments; None if there are none.
+        """Read the next whole frames after `number` in these segments; None if there are no more.
 
         newest: the last record's number and the end of the newest segment, where they are known.
         """
@@ -256,11 +256,11 @@ class SegmentReader:
         return None
 
     def is_near(self, path: Path, number: int, end: int, chunk_bytes: int) -> bool:
-        """Whether what a segment has after `number`, up to `end`, begins where the last chunk ended, and is no long backlog."""
+        """Whether a segment's records after `number` begin where the last chunk ended and fit into one chunk."""
         return (path, number) == (self._path, self._number) and end - self.offset <= chunk_bytes
 
     def take(self, data: bytes, last: int) -> Chunk:
-        """What is there from `offset` to the end of record `last`, as a chunk."""
+        """Take the bytes from `offset` to the end of record `last` as a chunk."""
         first, self._number = self._number + 1, last
         self.offset += len(data)
         return data, first, last
@@ -275,7 +275,7 @@ class SegmentReader:
     def _walk(
         self, path: Path, offset: int, number: int, chunk_bytes: int, ends: tuple[int, int] | None
     ) -> Chunk | None:
-        """Frame by frame, never behind the end where it is known: a record may just be put there."""
+        """Walk frame by frame, never past a known end, behind which a record may be half written."""
         for data in _windows(path, offset, number, chunk_bytes, ends[1] if ends is not None else sys.maxsize):
             start, end, first, last = whole_frames(data, after=number)
             offset += end
@@ -286,7 +286,7 @@ class SegmentReader:
 
 
 def _windows(path: Path, at: int, number: int, chunk_bytes: int, limit: int) -> Iterator[bytes]:
-    """Successive pieces of a segment from a frame's start up to `limit`, until one holds a frame after `number`."""
+    """Yield successive pieces of a segment from a frame's start up to `limit`, until one holds a frame after `number`."""
     size = chunk_bytes
     with path.open("rb") as file:
         while len(data := os.pread(file.fileno(), min(size, limit - at), at)) >= HEADER_BYTES:

@@ -1,4 +1,4 @@
-"""Where the write-ahead files of a platform are on this machine."""
+"""Folder of the write-ahead files of a platform on this machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["default_wal_root"]
 
 
 def default_wal_root(store_url: str) -> Path:
-    """The folder all processes of one platform on this machine agree upon without being told.
+    """Derive the folder from the store's URL, so that all processes of one platform on this machine agree.
 
     Beside a store that is a folder; in the machine's temporary folder for a store elsewhere.
     """

@@ -1,4 +1,4 @@
-"""What happened to a model, on one page: losses by week, alarms and decisions, latencies, versions, lineage.
+"""Reports on a model, each one HTML page: losses by week, alarms and decisions, latencies, versions, lineage.
 
 Reads the prediction log and the journals; decides nothing. The page is one HTML file without external resources.
 """

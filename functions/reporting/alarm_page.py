@@ -1,4 +1,4 @@
-"""The page of one alarm: what changed when, ordered by what it brought to the loss."""
+"""Page of one alarm: what changed and when, ordered by the contribution to the loss."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from functions.monitoring.diagnosis.causes import Cause, Causes
-from functions.reporting.html import document, drawn, table
+from functions.reporting.html import document, figure_html, table
 from functions.reporting.timeline import Happening
 
 _COLOURS = {
@@ -21,7 +21,7 @@ _SHOWN = 15
 
 
 def render_alarm(found: Causes, happenings: Sequence[Happening]) -> str:
-    """The whole page as HTML. happenings: of the model, in order; those of the alarm's time are shown."""
+    """Render the whole page as HTML. happenings: of the model, in order; those of the alarm's time are shown."""
     alarm = found.alarm
     compared = (
         f"{found.text}. Compared: {found.rows:,} labelled requests from {alarm.start:%Y-%m-%d %H:%M} to "
@@ -54,7 +54,7 @@ def _bars(causes: Sequence[Cause]) -> str:
         orientation="h",
     )
     figure.update_layout(xaxis_title="part in the change of the mean loss", yaxis={"automargin": True})
-    return drawn(figure, "")
+    return figure_html(figure, "")
 
 
 def _causes(causes: Sequence[Cause]) -> str:

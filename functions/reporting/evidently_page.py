@@ -1,7 +1,7 @@
-"""A window beside the training set as evidently draws it, for those who know its pages.
+"""Report of evidently's data-drift page for recent requests against the training set.
 
-It compares rows with rows, so both sides are sampled, and the page says so. Its verdicts are its own: the monitors' tests know
-the sizes of both sides and correct over columns, and are the ones that alarm.
+Evidently compares rows with rows, so both sides are sampled, and the page says so. Its verdicts are its own: the monitors' tests know
+the sizes of both sides and correct over columns, and only they raise alarms.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FEWEST = 30
 
 
 class EvidentlyReport(BaseModel):
-    """Where the page is (a key of the store), and how many rows of each side are on it, of how many there were."""
+    """Key of the page in the store, and the numbers of rows sampled and available on each side."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -67,7 +67,7 @@ def evidently_report(model: str, days: int = 7, max_rows: int = 5_000) -> Eviden
 
 
 def _page(reference: pa.Table, window: pa.Table, columns: FeatureColumns) -> str:
-    """Evidently's page as HTML."""
+    """Render evidently's page as HTML."""
     try:
         from evidently import (  # late: an extra, and three seconds for this page alone
             DataDefinition,

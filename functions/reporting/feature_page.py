@@ -1,4 +1,4 @@
-"""A feature view on one page: how fresh, how full, what its values are like and its newest rows; HTML that stands alone."""
+"""Page of a feature view: its freshness, coverage, statistics and newest rows, as one HTML file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import pairwise
 import plotly.graph_objects as go
 
 from featurestore import FeatureStatistics, ViewHealth, view_health, view_statistics
-from functions.reporting.html import document, drawn, table
+from functions.reporting.html import document, figure_html, table
 from functions.runtime.context import context
 from functions.runtime.function import function
 
@@ -33,7 +33,7 @@ def feature_report(view: str, span_hours: float = 24.0, samples: int = 5) -> str
 
 
 def render_view(health: ViewHealth, figures: Sequence[FeatureStatistics], *, span: timedelta) -> str:
-    """The page as one HTML file. figures: of each feature over the newest span."""
+    """Render the page as one HTML file. figures: of each feature over the newest span."""
     sections = [("Features", table(_HEADER, [_line(each) for each in figures], numbers_from=2))]
     sections += [(each.name, _values(each)) for each in figures if each.counts or each.top]
     rows = [[str(value) for value in row.values()] for row in health.samples]
@@ -74,7 +74,7 @@ def _number(value: float | None) -> str:
 
 
 def _values(each: FeatureStatistics) -> str:
-    """A histogram of numbers, a table of the frequent values of others."""
+    """Draw a histogram of numbers, or list the frequent values of other types."""
     if each.top:
         return table(
             ("value", "share"), [(value, f"{share:.1%}") for value, share in each.top], numbers_from=1
@@ -85,4 +85,4 @@ def _values(each: FeatureStatistics) -> str:
     shares = [count / total for count in each.counts]
     figure = go.Figure(go.Bar(x=middles, y=shares, width=widths))
     figure.update_layout(bargap=0, yaxis_tickformat=".0%")
-    return drawn(figure, "share of sampled values")
+    return figure_html(figure, "share of sampled values")

@@ -1,4 +1,4 @@
-"""What pages are made of: one self-contained HTML document, tables and figures, everything escaped."""
+"""HTML parts of the pages: a self-contained document, tables and figures, all escaped."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ code { font-size: .85em; overflow-wrap: anywhere; } .said { background: #f5f7f6;
 
 
 def document(title: str, summary: Sequence[str], sections: Sequence[tuple[str, str]]) -> str:
-    """The whole page. summary: sentences at the top; sections: headings, and contents that are HTML already."""
+    """Assemble the whole HTML page. summary: sentences at the top; sections: headings, and contents that are HTML already."""
     said = "".join(f"<p>{_text(line)}</p>" for line in summary)
     body = "".join(f"<h2>{heading}</h2>{content}" for heading, content in sections)
     return (
@@ -30,8 +30,8 @@ def document(title: str, summary: Sequence[str], sections: Sequence[tuple[str, s
     )
 
 
-def drawn(figure: go.Figure, axis: str) -> str:
-    """A figure as HTML. axis: what its vertical axis shows, with units."""
+def figure_html(figure: go.Figure, axis: str) -> str:
+    """Render a figure as HTML. axis: what its vertical axis shows, with units."""
     figure.update_layout(
         height=360,
         margin={"l": 50, "r": 20, "t": 30, "b": 70},
@@ -46,7 +46,7 @@ def drawn(figure: go.Figure, axis: str) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]], *, numbers_from: int | None = None) -> str:
-    """A table of texts. numbers_from: the first column of numbers, which stand to the right."""
+    """Render a table of texts. numbers_from: the first column of numbers, which are right-aligned."""
     if not rows:
         return "<p>Nothing yet.</p>"
 

@@ -1,4 +1,4 @@
-"""The function that writes a model's report."""
+"""Functions that write reports on a model, a rollout or an alarm."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from functions.monitoring.watch import MonitorRun
 from functions.prediction_log import outcomes, predictions
 from functions.reporting.alarm_page import render_alarm
 from functions.reporting.page import Findings, Latency, render
-from functions.reporting.rollout_page import judged, render_rollout
+from functions.reporting.rollout_page import read_rollout, render_rollout
 from functions.reporting.timeline import (
     Happening,
     from_alarms,
@@ -41,7 +41,7 @@ from registry import Journal, Registry
 
 
 class Report(BaseModel):
-    """Where the page is (a key of the store) and the figures at its top.
+    """Key of the page in the store, and the figures at its top.
 
     since: from when the second pair of figures counts (the first change of champion), None if there was none.
     """
@@ -60,7 +60,7 @@ class Report(BaseModel):
 
 
 class AlarmReport(BaseModel):
-    """Where the page of an alarm is (a key of the store), and what is on it."""
+    """Key of an alarm's page in the store, and the causes on it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -119,7 +119,7 @@ def rollout_report(model: str, rollout: int | None = None) -> str:
     """
     store = context().store
     entries = list(Journal(store, f"rollouts/{model}", actor=context().actor).entries())
-    state, _, _ = judged(entries, rollout)
+    state, _, _ = read_rollout(entries, rollout)
     key = f"reports/{model}-rollout-{state.rollout}.html"
     store.put(key, render_rollout(model, entries, state.rollout).encode())
     return key
@@ -165,7 +165,7 @@ def alarm_report(model: str, alarm: str | None = None, days_before: int = 28) ->
 
 
 def _changes(registry: Registry, model: str, raised: Sequence[Alarm]) -> Changes:
-    """What the registry and the alarms know of the time."""
+    """Collect the changes that the registry and the alarms recorded."""
     champions = [
         (int(entry.body["version"]), entry.at)
         for entry in registry.history(model)
@@ -198,7 +198,7 @@ def _alarms(registry: Registry, model: str) -> list[Happening]:
 
 
 def _first_change(happenings: list[Happening]) -> datetime | None:
-    """When the champion first changed, or None."""
+    """Find when the champion first changed, or None."""
     changes = [one.at for one in happenings if one.kind == "champion"]
     return changes[1] if len(changes) > 1 else None
 

@@ -1,4 +1,4 @@
-"""The page: plain values in, one self-contained HTML file out."""
+"""Page of a model's report: plain values in, one self-contained HTML file out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from datetime import datetime
 
 import plotly.graph_objects as go
 
-from functions.reporting.html import document, drawn, table
+from functions.reporting.html import document, figure_html, table
 from functions.reporting.timeline import Happening
 from functions.reporting.trace import PredictionTrace
 from functions.reporting.weekly import Week
@@ -32,7 +32,7 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """All that the page shows. summary: sentences at the top; reference: the version that losses are held against."""
+    """Content of a model's page. summary: sentences at the top; reference: the version that losses are compared with."""
 
     model: str
     start: datetime
@@ -47,7 +47,7 @@ class Findings:
 
 
 def render(found: Findings) -> str:
-    """The whole page as HTML."""
+    """Render the whole page as HTML."""
     title = f"{found.model}, {found.start:%d %B %Y} to {found.end:%d %B %Y}"
     sections = [
         ("Log loss by week", _by_week(found, "loss")),
@@ -61,7 +61,7 @@ def render(found: Findings) -> str:
 
 
 def _by_week(found: Findings, measure: str) -> str:
-    """Two lines, served and reference, over the decisions and alarms of the same weeks."""
+    """Draw two lines, served and reference, over the decisions and alarms of the same weeks."""
     if not found.weeks:
         return "<p>No week has enough labelled predictions yet.</p>"
     at = [week.start for week in found.weeks]
@@ -78,11 +78,11 @@ def _by_week(found: Findings, measure: str) -> str:
     for kind in sorted({one.kind for one in marked}):  # lines without points: what the legend needs
         dotted = {"color": SHOWN[kind], "dash": "dot"}
         figure.add_scatter(x=[None], y=[None], name=kind, mode="lines", line=dotted)
-    return drawn(figure, "log loss (nats)" if measure == "loss" else "AUC")
+    return figure_html(figure, "log loss (nats)" if measure == "loss" else "AUC")
 
 
 def _mark(figure: go.Figure, happening: Happening) -> None:
-    """A vertical line; its text is in the table below and on hover."""
+    """Draw a vertical line whose text is in the table below and on hover."""
     colour = SHOWN[happening.kind]
     figure.add_shape(
         type="line", xref="x", yref="paper", x0=happening.at, x1=happening.at, y0=0, y1=1,

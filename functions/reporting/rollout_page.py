@@ -1,4 +1,4 @@
-"""The page of one rollout: its confidence sequence over time, what was decided and why, the split and the guardrails.
+"""Page of one rollout: its confidence sequence over time, the decisions and their reasons, the split and the guardrails.
 
 Made from the journal alone, by the same functions that decided: what it draws is what was judged.
 """
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from functions.reporting.html import document, drawn, table
+from functions.reporting.html import document, figure_html, table
 from functions.rollout.errors import RolloutError
 from functions.rollout.evidence.sums import Evidence, MetricSums
 from functions.rollout.judge.arms import with_shared_alpha
@@ -28,8 +28,8 @@ _FLOOR = "#c0392b"
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """One recorded decision, and the state it was made in."""
+class RolloutDecision:
+    """Recorded decision of a rollout, and the state before it."""
 
     entry: int
     at: datetime
@@ -38,15 +38,15 @@ class Judged:
     evidence: Evidence
 
 
-def judged(
+def read_rollout(
     entries: Iterable[Entry], rollout: int | None = None
-) -> tuple[RolloutState, list[Judged], list[list[object]]]:
-    """The rollout that entry `rollout` began (the newest one if None): its last state, its decisions, what else was done.
+) -> tuple[RolloutState, list[RolloutDecision], list[list[object]]]:
+    """Read a rollout from the journal: its last state, its decisions, and what was done by hand.
 
-    entries: the whole journal, from its first entry on.
+    entries: the whole journal, from its first entry on. rollout: number of the entry that began it; None: the newest.
     Raises: RolloutError if no rollout began there.
     """
-    history, last, decisions, by_hand = History(), None, list[Judged](), list[list[object]]()
+    history, last, decisions, by_hand = History(), None, list[RolloutDecision](), list[list[object]]()
     for entry in entries:
         before, history = history.current, step(history, entry)
         if entry.body["event"] == "started":
@@ -70,8 +70,8 @@ def judged(
 
 
 def render_rollout(model: str, entries: Iterable[Entry], rollout: int | None = None) -> str:
-    """The page as one HTML file. Arguments and Raises: as `judged`."""
-    state, decisions, by_hand = judged(entries, rollout)
+    """Render the page as one HTML file; arguments and errors as of `read_rollout`."""
+    state, decisions, by_hand = read_rollout(entries, rollout)
     versions = ", ".join(str(version) for version in state.versions)
     sections = [
         ("How much better, at every look at once", _sequence(state, decisions)),
@@ -86,9 +86,9 @@ def render_rollout(model: str, entries: Iterable[Entry], rollout: int | None = N
     return document(title, _summary(state, decisions), sections)
 
 
-def _judged(entry: Entry, at: datetime, before: RolloutState) -> Judged:
+def _judged(entry: Entry, at: datetime, before: RolloutState) -> RolloutDecision:
     body = entry.body
-    return Judged(
+    return RolloutDecision(
         entry=entry.number,
         at=at,
         before=before,
@@ -97,7 +97,7 @@ def _judged(entry: Entry, at: datetime, before: RolloutState) -> Judged:
     )
 
 
-def _summary(state: RolloutState, decisions: Sequence[Judged]) -> list[str]:
+def _summary(state: RolloutState, decisions: Sequence[RolloutDecision]) -> list[str]:
     said = [
         f"Started {state.started_at:%Y-%m-%d %H:%M} UTC{f': {state.reason}' if state.reason else ''}. It stands at {state.stage}."
     ]
@@ -117,15 +117,15 @@ def _summary(state: RolloutState, decisions: Sequence[Judged]) -> list[str]:
     return said
 
 
-def _gains(one: Judged) -> dict[int, Improvement]:
-    """What was known of each challenger at a decision."""
+def _gains(one: RolloutDecision) -> dict[int, Improvement]:
+    """Compute the improvement of each challenger at a decision."""
     policy = with_shared_alpha(one.before.policy, one.before)
     evidence = {one.before.challenger: one.evidence} | one.evidence.rivals
     found = {version: improvement(each.loss, policy) for version, each in evidence.items()}
     return {version: gain for version, gain in found.items() if gain is not None}
 
 
-def _sequence(state: RolloutState, decisions: Sequence[Judged]) -> str:
+def _sequence(state: RolloutState, decisions: Sequence[RolloutDecision]) -> str:
     looks = [(one.at, _gains(one)) for one in decisions]
     if not any(gains for _, gains in looks):
         return "<p>The loss is not judged yet.</p>"
@@ -143,11 +143,11 @@ def _sequence(state: RolloutState, decisions: Sequence[Judged]) -> str:
             )  # fmt: skip
     figure.update_yaxes(range=_shown([gain for _, gains in looks for gain in gains.values()]))
     legend = "<p>Above the dotted red line is what is worth a promotion; a whole band above it promotes, below zero stops.</p>"
-    return drawn(figure, "lower mean loss (nats or squares)") + legend
+    return figure_html(figure, "lower mean loss (nats or squares)") + legend
 
 
 def _shown(gains: Sequence[Improvement]) -> list[float]:
-    """Which differences to show: all estimates, and bounds once they are narrower than the first, which hold everything."""
+    """Choose the range of the axis: all estimates, and bounds once they are narrower than the first."""
     estimates = [abs(gain.estimate) for gain in gains]
     half = [gain.upper - gain.estimate for gain in gains if math.isfinite(gain.upper)]
     reach = max(estimates) + (2.5 * float(np.median(half)) if half else 0.0)
@@ -157,7 +157,7 @@ def _shown(gains: Sequence[Improvement]) -> list[float]:
 def _band(
     figure: go.Figure, version: int, looks: Sequence[tuple[datetime, Improvement]], colour: str
 ) -> None:
-    """The estimate, and the bounds around it where they are finite."""
+    """Draw the estimate, and its bounds where they are finite."""
     group = {"legendgroup": str(version)}
     bounded = [(at, gain) for at, gain in looks if math.isfinite(gain.lower) and math.isfinite(gain.upper)]
     at = [when for when, _ in bounded]
@@ -173,8 +173,8 @@ def _band(
     )  # fmt: skip
 
 
-def _findings(decisions: Sequence[Judged]) -> str:
-    """Every finding of the last decision."""
+def _findings(decisions: Sequence[RolloutDecision]) -> str:
+    """List every finding of the last decision."""
     if not decisions:
         return table([], [])
     last = decisions[-1].decision
@@ -188,8 +188,8 @@ def _findings(decisions: Sequence[Judged]) -> str:
     )
 
 
-def _decisions(decisions: Sequence[Judged]) -> str:
-    """Looks that only held are told by their number between the others."""
+def _decisions(decisions: Sequence[RolloutDecision]) -> str:
+    """List the decisions, with the number of those that only held in between."""
     rows: list[list[object]] = []
     held = 0
     for one in decisions:
@@ -212,7 +212,7 @@ def _decisions(decisions: Sequence[Judged]) -> str:
     )
 
 
-def _counts(state: RolloutState, decisions: Sequence[Judged]) -> str:
+def _counts(state: RolloutState, decisions: Sequence[RolloutDecision]) -> str:
     if not decisions:
         return table([], [])
     found = decisions[-1].evidence
@@ -229,7 +229,7 @@ def _counts(state: RolloutState, decisions: Sequence[Judged]) -> str:
     )
 
 
-def _metrics(state: RolloutState, decisions: Sequence[Judged]) -> str:
+def _metrics(state: RolloutState, decisions: Sequence[RolloutDecision]) -> str:
     if not state.policy.guardrails or not decisions:
         return "<p>None was asked for.</p>"
     policy = with_shared_alpha(state.policy, state)

@@ -1,4 +1,4 @@
-"""What happened to a model, in order, from its journals: versions, gates, approvals, rollouts, traffic, alarms."""
+"""Timeline of a model from its journals: versions, gates, approvals, rollouts, traffic, alarms."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Kind = Literal["version", "gate", "approval", "champion", "traffic", "rollout", 
 
 @dataclass(frozen=True, slots=True)
 class Happening:
-    """Something that happened at a moment, in a sentence, and who did it."""
+    """Event in the life of a model: time, kind, a sentence, and who caused it."""
 
     at: datetime
     kind: Kind
@@ -24,18 +24,18 @@ class Happening:
 
 
 def timeline(*parts: Iterable[Happening]) -> list[Happening]:
-    """Everything in order of time."""
+    """Merge events into order of time."""
     return sorted((one for part in parts for one in part), key=lambda one: one.at)
 
 
 def from_model(entries: Iterable[Entry]) -> list[Happening]:
-    """The entries of a model's journal that a reader of the time line cares about."""
+    """Select the events of a model's journal in the registry."""
     told = ((entry, _MODEL.get(str(entry.body.get("kind")))) for entry in entries)
     return [_happening(entry, *tell(entry.body)) for entry, tell in told if tell is not None]
 
 
 def from_rollouts(entries: Iterable[Entry]) -> list[Happening]:
-    """Starts and changes of stage of a model's rollouts; a tick that held is not news."""
+    """Select the starts and stage changes of a model's rollouts, without ticks that held."""
     found, stage = [], ""
     for entry in entries:
         body = entry.body
@@ -54,7 +54,7 @@ def from_rollouts(entries: Iterable[Entry]) -> list[Happening]:
 
 
 def from_retrains(entries: Iterable[Entry]) -> list[Happening]:
-    """What came of alarms: retrains that began, were taken up again and ended, and why one did not begin."""
+    """Select the retrains that began, resumed or ended, and the reasons why one did not begin."""
     found = []
     for entry in entries:
         body, at = entry.body, datetime.fromisoformat(entry.body["at"])
@@ -69,7 +69,7 @@ def from_retrains(entries: Iterable[Entry]) -> list[Happening]:
 
 
 def from_alarms(alarms: Iterable[Alarm]) -> list[Happening]:
-    """What the monitors said of a model, and when it was over."""
+    """Select the alarms of the monitors, and their recoveries."""
     return [
         Happening(
             alarm.raised_at, "alarm", f"{alarm.monitor}: {alarm.text}{' (over)' if alarm.recovered else ''}"
@@ -79,7 +79,7 @@ def from_alarms(alarms: Iterable[Alarm]) -> list[Happening]:
 
 
 def _decided(decision: Mapping[str, Any]) -> str:
-    """The sentence of the rule that decided."""
+    """Return the text of the rule that decided."""
     said = [finding["text"] for finding in decision["findings"] if finding["rule"] == decision["rule"]]
     return f"{decision['action']} by {decision['rule']}" + (f": {said[0]}" if said else "")
 

@@ -1,4 +1,4 @@
-"""From a prediction id back to everything that made it."""
+"""Trace of a prediction back to everything that made it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from registry import Lineage, Registry, Table
 
 
 class PredictionTrace(BaseModel):
-    """One served prediction and where it came from.
+    """Served prediction and its origin.
 
     features: the vector that was used, by column name; None is missing. label: None until it is known.
     lineage: run, training-set snapshots, digests of the feature views and of the code.

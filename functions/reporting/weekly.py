@@ -1,4 +1,4 @@
-"""Losses by week: what the platform served, beside one version scored on the very vectors that were logged."""
+"""Weekly losses of what was served, beside one version scored on the logged vectors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FEW = 20  # labelled predictions below which a week gets no point: its loss woul
 
 @dataclass(frozen=True, slots=True)
 class Week:
-    """One week of labelled predictions. losses and AUCs: of what was served, and of the reference version.
+    """Week of labelled predictions with losses. losses and AUCs: of what was served, and of the reference version.
 
     An AUC is NaN where a week holds one class only.
     """
@@ -35,7 +35,7 @@ class Week:
 
 
 def served(outcomes: pa.Table) -> pa.Table:
-    """The labelled rows that a caller saw: no shadows, with an output.
+    """Select the labelled rows that a caller saw: without shadows, with an output.
 
     outcomes: of `functions.prediction_log.outcomes`.
     """
@@ -45,13 +45,13 @@ def served(outcomes: pa.Table) -> pa.Table:
 
 
 def first_outputs(rows: pa.Table) -> Floats:
-    """The first output of each row, as it was answered."""
+    """Extract the first output of each row."""
     values: Floats = pc.list_element(rows["outputs"], 0).to_numpy().astype(np.float64)
     return values
 
 
 def weeks(rows: pa.Table, reference: Floats) -> list[Week]:
-    """Weeks (from Monday, UTC) of served rows, oldest first; weeks with fewer than 20 labels are left out.
+    """Compute the losses of weeks (from Monday, UTC) of served rows, oldest first; weeks with fewer than 20 labels are left out.
 
     rows: of `served`; reference: (rows,) probabilities of the reference version.
     """

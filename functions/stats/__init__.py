@@ -1,4 +1,4 @@
-"""Statistics that hold however often one looks: drift, change, and always-valid comparisons.
+"""Statistics that stay valid at every look: drift, change, and comparisons of arms.
 
 Pure functions and frozen values over numbers; nothing here knows of models, stores, clocks or Ray.
 """

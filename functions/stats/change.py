@@ -18,7 +18,7 @@ _OVERSHOOT = 1.166  # Siegmund's correction: a sum that crosses a limit does not
 
 @dataclass(frozen=True, slots=True)
 class Cusum:
-    """One-sided cumulative sum: fires when the mean has risen by about `shift` standard deviations.
+    """One-sided cumulative-sum detector (CUSUM): fires when the mean has risen by about `shift` standard deviations.
 
     mean, sd: of the values while all is well. shift: the rise to be found soonest, in sd.
     threshold: in sd; `Cusum.tuned` picks it from how rare a false alarm shall be.
@@ -34,7 +34,7 @@ class Cusum:
     alarms: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse what cannot detect anything."""
+        """Refuse parameters that could never detect a change."""
         for name in ("sd", "shift", "threshold"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"Cusum.{name} must be positive, got {getattr(self, name)}")
@@ -59,7 +59,7 @@ class Cusum:
 
     @property
     def alarm(self) -> bool:
-        """Whether it has fired."""
+        """Whether the detector has fired."""
         return bool(self.alarms)
 
     def update(self, values: npt.ArrayLike) -> Self:
@@ -77,7 +77,7 @@ class Cusum:
 
 @dataclass(frozen=True, slots=True)
 class PageHinkley:
-    """Page–Hinkley test: as CUSUM, against the mean of the stream itself, so it needs no reference.
+    """Page–Hinkley change detector: as CUSUM, against the mean of the stream itself, so it needs no reference.
 
     delta: rise that is tolerated. threshold: cumulative rise that fires. minimum: values before it may fire.
     Source: Page 1954; Hinkley, Inference about the change-point from cumulative sum tests, 1971.
@@ -94,7 +94,7 @@ class PageHinkley:
     alarms: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse what cannot detect anything."""
+        """Refuse parameters that could never detect a change."""
         if not self.threshold > 0 or self.delta < 0:
             raise ValueError(
                 f"PageHinkley needs threshold > 0 and delta >= 0, got {self.threshold} and {self.delta}"
@@ -103,7 +103,7 @@ class PageHinkley:
 
     @property
     def alarm(self) -> bool:
-        """Whether it has fired."""
+        """Whether the detector has fired."""
         return bool(self.alarms)
 
     def update(self, values: npt.ArrayLike) -> Self:
@@ -130,7 +130,7 @@ Bucket = tuple[int, float, float]
 
 @dataclass(frozen=True, slots=True)
 class Adwin:
-    """Adaptive window: keeps the longest recent stretch whose halves do not differ, and fires when it must cut.
+    """Adaptive-window detector (ADWIN): keeps the longest recent stretch whose halves do not differ, and fires when it must cut.
 
     delta: bound on the chance of a false cut at each look. bound: largest value; values are held within [0, bound].
     clock: values between looks. minimum: fewest values on either side of a cut. rising_only: fire (and cut) only
@@ -148,7 +148,7 @@ class Adwin:
     alarms: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse what cannot detect anything."""
+        """Refuse parameters that could never detect a change."""
         if not 0 < self.delta < 1 or not self.bound > 0 or self.clock < 1:
             raise ValueError(
                 f"Adwin needs 0 < delta < 1, bound > 0, clock >= 1, got {self.delta}, {self.bound}, {self.clock}"
@@ -158,7 +158,7 @@ class Adwin:
 
     @property
     def alarm(self) -> bool:
-        """Whether it has fired."""
+        """Whether the detector has fired."""
         return bool(self.alarms)
 
     @property
@@ -207,7 +207,7 @@ class Adwin:
 
 
 def _compress(buckets: list[Moments], *, same: int = 5) -> None:
-    """Merge the two oldest of each size once more than `same` have it; sizes double from new to old."""
+    """Merge the two oldest buckets of each size once more than `same` have it; sizes double from new to old."""
     end = len(buckets)
     size = 1
     while True:
@@ -221,7 +221,7 @@ def _compress(buckets: list[Moments], *, same: int = 5) -> None:
 
 
 def _siegmund_threshold(allowance: float, run_length: float) -> float:
-    """Threshold in sd at which a Gaussian CUSUM with this allowance runs so long on average without a change."""
+    """Find the threshold in sd at which a Gaussian CUSUM with this allowance runs so long on average without a change."""
     low, high = 0.0, 1_000.0 / allowance
     while high - low > 1e-9 * high:
         middle = (low + high) / 2

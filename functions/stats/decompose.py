@@ -1,4 +1,4 @@
-"""Why did the mean loss change between two samples? Each column in turn splits the change into two parts that add up to it.
+"""Decomposition of a change of the mean loss: each column in turn splits it into two parts that add up to it.
 
 Rows are put into cells of the column. Mix: other cells became frequent, at the losses that they had before. Within: the same
 cells lose more than they did. A change of what is asked shows in the mix of the columns that moved; a model that no longer fits
@@ -25,7 +25,7 @@ _UNKNOWN = "other"
 
 @dataclass(frozen=True, slots=True)
 class CellChange:
-    """One cell of a column. share, loss: before and after; contribution: w1 (l1 - l0), error: its standard error."""
+    """Cell of a column, before and after. share, loss: before and after; contribution: w1 (l1 - l0), error: its standard error."""
 
     name: str
     share_before: float
@@ -38,7 +38,7 @@ class CellChange:
 
 @dataclass(frozen=True, slots=True)
 class ColumnChange:
-    """What one column says of the change. mix, within: its parts; error: standard error of the mix. cells: largest first."""
+    """Split of the change by one column. mix, within: its parts; error: standard error of the mix. cells: largest first."""
 
     column: str
     mix: float
@@ -53,7 +53,7 @@ def decompose_change(
     columns_before: Mapping[str, npt.NDArray[Any]],
     columns_after: Mapping[str, npt.NDArray[Any]],
 ) -> list[ColumnChange]:
-    """The change of the mean loss, column by column, the one whose mix brought most first.
+    """Split the change of the mean loss by each column, the largest mix first.
 
     before: (n,) losses, after: (m,); columns: (n,) and (m,) values each, numbers with NaN where missing or strings with None.
     Numbers are cut at the quantiles of both samples together. A cell that only one sample has takes its loss from the other's
@@ -114,7 +114,7 @@ def _change(
 
 
 def _mix_error(share: Sequence[Floats], loss: Floats, rows: Sequence[int]) -> float:
-    """Standard error of the mix: that of the mean of l0 over either side's cells. Cells' losses are taken as known."""
+    """Compute the standard error of the mix: that of the mean of l0 over either side's cells. Cells' losses are taken as known."""
     spread = [
         float((w * loss**2).sum() - (w * loss).sum() ** 2) / n for w, n in zip(share, rows, strict=True)
     ]
@@ -122,7 +122,7 @@ def _mix_error(share: Sequence[Floats], loss: Floats, rows: Sequence[int]) -> fl
 
 
 def _cells(name: str, values: npt.NDArray[Any]) -> tuple[list[str], npt.NDArray[np.int64]]:
-    """The names of a column's cells, and the cell of each row; the last one is of what is missing."""
+    """Return the names of a column's cells, and the cell of each row; the last one is of what is missing."""
     if values.dtype.kind in "biuf":
         return _of_numbers(name, values.astype(np.float64))
     missing = np.array([value is None or value != value for value in values])  # noqa: PLR0124 - NaN

@@ -1,4 +1,4 @@
-"""How large a loss is expected on rows without labels, learnt from rows that have some: an estimate, never health.
+"""Estimate of the loss on rows without labels, learnt from labelled rows; no proof of health.
 
 A regressor learns the loss of a row from its features and the model's answer, so it follows where inputs have moved to; it is
 blind to a changed relation between features and labels, as `estimate` is, and knows nothing of regions that had no labels.
@@ -27,7 +27,7 @@ _LEAST = 2 * _FOLDS
 
 @dataclass(frozen=True, slots=True)
 class LossModel:
-    """What a row is expected to lose. rows: learnt from; spread: of a row's loss around what is expected of it, squared."""
+    """Model of the expected loss of a row. rows: learnt from; spread: of a row's loss around what is expected of it, squared."""
 
     mean: HistGradientBoostingRegressor
     spread: HistGradientBoostingRegressor
@@ -35,7 +35,7 @@ class LossModel:
 
     @classmethod
     def fit(cls, features: npt.ArrayLike, loss: npt.ArrayLike) -> Self:
-        """Learn from `features` (n, F), NaN where there is none, and the losses (n,) of these rows.
+        """Fit to `features` (n, F), NaN where missing, and the losses (n,) of these rows.
 
         The spread is learnt from each half's losses around what the other half expects of them.
         Raises: ValueError if there are fewer than four rows, shapes differ, or a loss is no number.
@@ -53,7 +53,7 @@ class LossModel:
         return cls(_boosted(x, y), _boosted(x, squares), len(y))
 
     def estimate(self, features: npt.ArrayLike) -> Estimate:
-        """The mean loss of rows (n, F), and the standard error of what will be realised on them.
+        """Estimate the mean loss of rows (n, F), and the standard error of what will be realised on them.
 
         Their own spread, and that of the rows that it was learnt from, both as independent.
         Raises: ValueError without a row.

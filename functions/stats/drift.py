@@ -1,4 +1,4 @@
-"""Has a window drifted from its reference? Tests that know both sizes, held against a floor, corrected for many.
+"""Drift of a window from its reference: two-sample tests with a floor under the effect, corrected for many columns.
 
 A column drifts when its test is significant after Benjamini–Hochberg over all columns *and* its effect exceeds a
 floor: with a million rows everything is significant and little of it matters. Too few rows is an answer of its own.
@@ -40,7 +40,7 @@ _EXPECTED = 5.0  # smallest expected count of a cell for which the chi-squared a
 
 @dataclass(frozen=True, slots=True)
 class TwoSample:
-    """Outcome of one two-sample test: its p-value, and the size of the difference on a scale from 0 to 1."""
+    """Result of one two-sample test: its p-value, and the size of the difference on a scale from 0 to 1."""
 
     p: float
     effect: float
@@ -48,7 +48,7 @@ class TwoSample:
 
 @dataclass(frozen=True, slots=True)
 class ColumnDrift:
-    """What one column shows. p, q: of its distribution (q after correction over columns); nulls likewise.
+    """Result of the drift tests of one column. p, q: of its distribution (q after correction over columns); nulls likewise.
 
     effect: largest difference of the cumulative shares (numeric) or total variation distance (categorical).
     null_change, unknown_change: window minus reference. None where there was too little to test.
@@ -72,7 +72,7 @@ class ColumnDrift:
 
 @dataclass(frozen=True, slots=True)
 class DriftReport:
-    """The verdict on a window, column by column."""
+    """Report on the drift of a window, column by column."""
 
     columns: tuple[ColumnDrift, ...]
     alpha: float
@@ -158,7 +158,7 @@ def compare_categories(
 
 
 def compare_rates(hits: tuple[int, int], totals: tuple[int, int]) -> TwoSample:
-    """Compare two shares: chi-squared where counts are large, else Fisher's exact test.
+    """Compare two shares of successes: chi-squared where counts are large, else Fisher's exact test.
 
     Source: Fisher, The Design of Experiments, 1935.
     """
@@ -173,7 +173,7 @@ def compare_rates(hits: tuple[int, int], totals: tuple[int, int]) -> TwoSample:
 
 
 def psi(reference: npt.ArrayLike, window: npt.ArrayLike) -> float:
-    """Population stability index of two histograms over the same cells, in nats; zero cells get half a count.
+    """Compute the population stability index of two histograms over the same cells, in nats; zero cells get half a count.
 
     It grows with noise when a window is small: a figure to read, not a test.
     Raises: ValueError if the lengths differ or either is empty.
@@ -193,7 +193,7 @@ class _Floors:
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """One column with the outcomes of its tests, before correction; None where there was too little."""
+    """Column with the results of its tests before correction; None where it had too few rows."""
 
     column: str
     reference: ColumnSketch
@@ -246,7 +246,7 @@ class _Look:
         )
 
     def _status(self, q: float | None, null_q: float | None, floors: _Floors) -> tuple[Status, str]:
-        """Choose the word, and say why in a sentence."""
+        """Choose the status, and give the reason in a sentence."""
         if (
             self.nulls
             and null_q is not None
@@ -288,12 +288,12 @@ def _counts(reference: npt.ArrayLike, window: npt.ArrayLike) -> tuple[Floats, Fl
 
 
 def _needed(a: Floats, b: Floats) -> float:
-    """Pooled count from which a cell's expected count is large enough in the smaller sample."""
+    """Return the pooled count from which a cell's expected count is large enough in the smaller sample."""
     return _EXPECTED * float(a.sum() + b.sum()) / float(min(a.sum(), b.sum()))
 
 
 def _merge_neighbours(a: Floats, b: Floats) -> tuple[Floats, Floats]:
-    """Merge ordered cells until each is large enough. It looks at pooled counts only, which favours neither side."""
+    """Merge ordered cells until each is large enough, by pooled counts, which favours neither side."""
     needed, group, filled, groups = _needed(a, b), 0, 0.0, []
     for pooled in (a + b).tolist():
         groups.append(group)
@@ -321,7 +321,7 @@ def _merge_rare(a: Floats, b: Floats, *, also: int | None) -> tuple[Floats, Floa
 
 
 def _chi_squared(a: Floats, b: Floats) -> float:
-    """p-value of homogeneity of two rows of counts; (N − 1)/N makes the statistic's mean exact given the margins."""
+    """Compute the p-value of homogeneity of two rows of counts; (N − 1)/N makes the statistic's mean exact given the margins."""
     pooled = a + b
     a, b, pooled = a[pooled > 0], b[pooled > 0], pooled[pooled > 0]
     if len(pooled) < 2:  # noqa: PLR2004 - one cell cannot differ
@@ -332,7 +332,7 @@ def _chi_squared(a: Floats, b: Floats) -> float:
 
 
 def _fisher(a: Floats, b: Floats) -> float:
-    """Two-sided exact p-value of a 2 x 2 table: the tables as likely or less, margins given."""
+    """Compute the two-sided exact p-value of a 2 x 2 table: the tables as likely or less, margins given."""
     n, m, hits = a.sum(), b.sum(), a[0] + b[0]
     x = np.arange(max(0.0, hits - m), min(n, hits) + 1)
     log_p = _log_choose(n, x) + _log_choose(m, hits - x) - _log_choose(n + m, hits)

@@ -1,4 +1,4 @@
-"""How a binary classifier is expected to do on rows without labels, if its probabilities are right: an estimate, never health.
+"""Estimate of a binary classifier's performance without labels, if its probabilities are right; no proof of health.
 
 It sees what changed in the inputs as far as the model's own confidence shows it, and is blind to a changed relation between
 inputs and labels (concept drift): then it is exactly as wrong as the model. Hold it against realised labels when they land.
@@ -25,14 +25,14 @@ BINS = 200
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over n rows, and the standard error of what will be realised on these very rows if c is right."""
+    """Estimated mean over n rows, and the standard error of what will be realised on these very rows if c is right."""
 
     n: int
     mean: float
     error: float
 
     def z(self, realised: float) -> float:
-        """How far what was realised lies above the estimate, in standard errors."""
+        """Return how far a realised mean lies above the estimate, in standard errors."""
         return (
             (realised - self.mean) / self.error
             if self.error > 0
@@ -42,7 +42,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class ScoreSketch:
-    """Labelled scores that add: in equal cells of [0, 1] the rows, their labels of 1, and the sum of their scores."""
+    """Sketch of labelled scores, which adds up: in equal cells of [0, 1] the rows, their labels of 1, and the sum of their scores."""
 
     rows: tuple[int, ...] = (0,) * BINS
     positives: tuple[float, ...] = (0.0,) * BINS
@@ -50,7 +50,7 @@ class ScoreSketch:
 
     @classmethod
     def of(cls, probability: npt.ArrayLike, label: npt.ArrayLike) -> Self:
-        """Count rows (n,). Raises: ValueError if a probability is outside [0, 1] or a label not 0 or 1."""
+        """Count labelled scores (n,) in cells. Raises: ValueError if a probability is outside [0, 1] or a label not 0 or 1."""
         p, y = _probabilities(probability), np.asarray(label, dtype=np.float64)
         if y.shape != p.shape or not np.isin(y, (0.0, 1.0)).all():
             raise ValueError(f"labels are 0 or 1, one a probability; got shapes {y.shape} and {p.shape}")
@@ -67,11 +67,11 @@ class ScoreSketch:
 
     @property
     def n(self) -> int:
-        """Labelled rows."""
+        """Number of labelled rows counted."""
         return sum(self.rows)
 
     def calibration(self) -> "Calibration":
-        """Isotonic regression of the label on the score. Raises: ValueError without a row.
+        """Fit the isotonic regression of the label on the score. Raises: ValueError without a row.
 
         Source: Zadrozny and Elkan, Transforming classifier scores into accurate multiclass probability estimates, 2002.
         """
@@ -88,20 +88,20 @@ class ScoreSketch:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """A rising map of scores to probabilities, linear between its knots and flat beyond them."""
+    """Monotone map of scores to probabilities, linear between its knots and flat beyond them."""
 
     score: tuple[float, ...] = (0.0, 1.0)
     probability: tuple[float, ...] = (0.0, 1.0)
 
     def __call__(self, score: npt.ArrayLike) -> Floats:
-        """The probabilities (n,) of scores (n,). Raises: ValueError if one is outside [0, 1]."""
+        """Map scores (n,) to probabilities (n,). Raises: ValueError if one is outside [0, 1]."""
         return np.interp(_probabilities(score), self.score, self.probability)
 
 
 def estimate_losses(
     probability: npt.ArrayLike, calibrated: npt.ArrayLike, *, clip: float = 0.01, threshold: float = 0.5
 ) -> dict[str, Estimate]:
-    """What `log_loss` (nats), `brier` and `accuracy` are expected to be on rows (n,) without labels.
+    """Estimate `log_loss` (nats), `brier` and `accuracy` on rows (n,) without labels.
 
     The mean of c·l₁ + (1 − c)·l₀, with the standard error √Σ c(1 − c)(l₁ − l₀)² / n of independent labels.
     clip: probabilities are held in [clip, 1 - clip] for the log loss, as where it is realised. threshold: from which a
@@ -122,7 +122,7 @@ def estimate_losses(
 def realise(
     probability: npt.ArrayLike, label: npt.ArrayLike, *, clip: float = 0.01, threshold: float = 0.5
 ) -> dict[str, float]:
-    """The measures of `estimate_losses` where labels (n,) of 0 and 1 are known. Raises: ValueError as that."""
+    """Compute the measures of `estimate_losses` from labels (n,) of 0 and 1. Raises: ValueError as `estimate_losses`."""
     p, y = _pair(probability, label)
     return {
         name: float(np.where(y == 1, one, zero).mean())
@@ -131,7 +131,7 @@ def realise(
 
 
 def estimate_auc(probability: npt.ArrayLike, calibrated: npt.ArrayLike) -> float:
-    """The area under the ROC curve expected of rows (n,) without labels: expected concordant pairs over expected pairs.
+    """Estimate the area under the ROC curve of rows (n,) without labels: expected concordant pairs over expected pairs.
 
     Σ cᵢ(1 − cⱼ)·[pᵢ > pⱼ] / Σ cᵢ(1 − cⱼ) over i ≠ j, ties of p counting half.
     Raises: ValueError as `estimate_losses`, and if c makes one class certain for every row.

@@ -1,4 +1,4 @@
-"""Sums that pool: the count, means and squared deviations of a sample, which add.
+"""Moments that pool by adding: the count, means and squared deviations of a sample.
 
 `Moments.of(a) + Moments.of(b)` is `Moments.of(a ++ b)` up to rounding, so a stream may be cut anywhere, a day may be
 added up from its hours, and the rows are never needed again.
@@ -60,7 +60,7 @@ class Moments:
 
     @classmethod
     def total(cls, parts: "Sequence[Moments]") -> "Moments":
-        """The sum of any number of moments, at once."""
+        """Add up any number of moments at once."""
         n = sum(part.n for part in parts)
         if not n:
             return cls()
@@ -78,7 +78,7 @@ class Moments:
 
     @property
     def variance(self) -> float:
-        """Unbiased variance. Raises: ValueError below two values."""
+        """Unbiased variance of the sample. Raises: ValueError below two values."""
         if self.n < 2:  # noqa: PLR2004 - one value does not vary
             raise ValueError(f"variance needs n >= 2, got n={self.n}")
         return self.m2 / (self.n - 1)
@@ -96,7 +96,7 @@ class Moments:
 
 @dataclass(frozen=True, slots=True)
 class CoMoments:
-    """Moments of pairs: of y, of x, and the sum of the products of their deviations."""
+    """Moments of pairs (y, x): of y, of x, and the sum of the products of their deviations."""
 
     y: Moments = Moments()
     x: Moments = Moments()
@@ -124,18 +124,18 @@ class CoMoments:
 
     @property
     def n(self) -> int:
-        """Number of pairs."""
+        """Number of pairs in the sample."""
         return self.y.n
 
     @property
     def covariance(self) -> float:
-        """Unbiased covariance. Raises: ValueError below two pairs."""
+        """Unbiased covariance of the pairs. Raises: ValueError below two pairs."""
         if self.n < 2:  # noqa: PLR2004 - one pair does not vary
             raise ValueError(f"covariance needs n >= 2, got n={self.n}")
         return self.cross / (self.n - 1)
 
     def combined(self, a: float, b: float) -> Moments:
-        """Moments of a·y + b·x, without going back to the pairs."""
+        """Compute the moments of a·y + b·x without the pairs."""
         m2 = a * a * self.y.m2 + b * b * self.x.m2 + 2 * a * b * self.cross
         return Moments(self.n, a * self.y.mean + b * self.x.mean, max(m2, 0.0))
 

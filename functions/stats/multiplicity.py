@@ -1,4 +1,4 @@
-"""Many questions at once: which of many p-values to believe."""
+"""Corrections for multiple testing: which of many p-values to reject."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 
 def benjamini_hochberg(p_values: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Return q-values: rejecting those at or below alpha keeps the expected share of false rejections within alpha.
+    """Return q-values (Benjamini–Hochberg): rejecting those at or below alpha keeps the expected share of false rejections within alpha.
 
     p_values: (tests,), independent or positively dependent. With no true effect at all, the chance of any rejection
         is within alpha too.

@@ -1,4 +1,4 @@
-"""Have two samples of many columns the same distribution, and if not, which columns tell them apart?
+"""Two-sample tests over many columns at once, and the columns that tell the samples apart.
 
 `domain_classifier` is for tables: it learns to tell the samples apart and is judged on rows that it has not seen; it finds what
 no column shows alone, such as a correlation that turned. `mmd` is for embeddings, whose columns mean nothing by themselves.
@@ -30,7 +30,7 @@ _ROUNDS = 3  # permutations of a column by which its importance is taken
 
 @dataclass(frozen=True, slots=True)
 class DomainDrift:
-    """What a domain classifier found.
+    """Result of a domain classifier.
 
     auc: how often it ranks an unseen row of the window above one of the reference; .5 is chance. p: of so much by chance.
     importance: for each column, how much of the AUC is lost without it, largest first; error: its standard error over folds.
@@ -44,7 +44,7 @@ class DomainDrift:
     error: Mapping[str, float]
 
     def changed(self, *, alpha: float = 0.01, least: float = 0.2) -> tuple[str, ...]:
-        """The columns by which the samples differ, most telling first; none where p > alpha.
+        """List the columns by which the samples differ, most telling first; empty where p > alpha.
 
         least: of the importance of the most telling column; what has less, or less than two standard errors, is passed
             over.
@@ -61,7 +61,7 @@ class DomainDrift:
 
 @dataclass(frozen=True, slots=True)
 class MMD:
-    """Maximum mean discrepancy: the unbiased estimate of its square, the kernel's bandwidth, and the p-value."""
+    """Result of the maximum mean discrepancy test: the unbiased estimate of its square, the kernel's bandwidth, and the p-value."""
 
     rows_reference: int
     rows_window: int
@@ -153,7 +153,7 @@ def mmd(
 
 
 def _mmd_squared(kernel: Floats, first: Floats, n: int, m: int) -> Floats:
-    """Unbiased MMD² for each column of `first`, (rows, ways): 1 where a row is of the first sample. The kernel's diagonal is 0."""
+    """Compute the unbiased MMD² for each column of `first`, (rows, ways): 1 where a row is of the first sample. The kernel's diagonal is 0."""
     to_first = kernel @ first
     within_first = (first * to_first).sum(axis=0)
     across = ((1 - first) * to_first).sum(axis=0)
@@ -179,7 +179,7 @@ def _length(columns: Mapping[str, npt.ArrayLike], names: Sequence[str]) -> int:
 def _features(
     reference: Mapping[str, npt.ArrayLike], window: Mapping[str, npt.ArrayLike]
 ) -> tuple[list[str], Floats, list[tuple[int, ...]]]:
-    """Standardized features (n + m, features), and for each the columns it is made of."""
+    """Build the standardized features (n + m, features), and for each the columns it is made of."""
     if not reference or reference.keys() != window.keys():
         raise ValueError(
             f"both samples need the same columns, at least one; they differ in {sorted(reference.keys() ^ window.keys())}"
@@ -210,7 +210,7 @@ def _features(
 
 
 def _of_numbers(values: Floats) -> list[Floats]:
-    """Legendre polynomials of the rank, 0 where missing, and whether it is missing. Infinite values rank at the ends."""
+    """Compute Legendre polynomials of the rank, 0 where missing, and whether it is missing. Infinite values rank at the ends."""
     missing = np.isnan(values)
     u = np.zeros(len(values))
     present = values[~missing]
@@ -220,7 +220,7 @@ def _of_numbers(values: Floats) -> list[Floats]:
 
 
 def _of_words(values: npt.NDArray[Any]) -> list[Floats]:
-    """An indicator of each frequent category, one of all others, and one of what is missing."""
+    """Compute indicators of each frequent category, of all others together, and of missing values."""
     missing = np.array([value is None or value != value for value in values])  # noqa: PLR0124 - NaN
     words, codes = np.unique(np.where(missing, "", values).astype(str), return_inverse=True)
     counts = np.bincount(codes[~missing], minlength=len(words))
@@ -233,14 +233,14 @@ def _of_words(values: npt.NDArray[Any]) -> list[Floats]:
 
 
 def _folds(n: int, m: int, folds: int, rng: np.random.Generator) -> Ints:
-    """The fold of each row, as many of each sample in each as can be."""
+    """Assign each row to a fold, with each sample spread evenly."""
     return np.concatenate([rng.permutation(np.arange(size) % folds) for size in (n, m)])
 
 
 def _permuted(
     side: npt.NDArray[np.bool_], fold: Ints, times: int, rng: np.random.Generator
 ) -> npt.NDArray[np.bool_]:
-    """The sides (rows, 1 + times): as they are, and permuted within each fold."""
+    """Return the sides (rows, 1 + times): as they are, and permuted within each fold."""
     sides = np.repeat(side[:, None], times + 1, axis=1)
     for k in range(int(fold.max()) + 1):
         mine = np.flatnonzero(fold == k)
@@ -249,7 +249,7 @@ def _permuted(
 
 
 def _fit(features: Floats, sides: npt.NDArray[np.bool_]) -> Floats:
-    """Ridge regressions (features, ways) of each column of sides (rows, ways); of two sides the direction is Fisher's.
+    """Fit ridge regressions (features, ways) of each column of sides (rows, ways); of two sides the direction is Fisher's.
 
     What a feature says of the sides is first shrunk by what chance makes it say, else a hundred that know nothing drown one
     that does.
@@ -266,7 +266,7 @@ def _fit(features: Floats, sides: npt.NDArray[np.bool_]) -> Floats:
 
 
 def _aucs(scores: Floats, sides: npt.NDArray[np.bool_]) -> Floats:
-    """The AUC of each column of scores (rows, ways) for the side of each row in it, ties counting half."""
+    """Compute the AUC of each column of scores (rows, ways) for the side of each row in it, ties counting half."""
     ranks = scipy.stats.rankdata(np.round(scores, 12), axis=0)
     m = sides.sum(axis=0)
     result: Floats = ((ranks * sides).sum(axis=0) - m * (m + 1) / 2) / (m * (len(sides) - m))
@@ -280,7 +280,7 @@ def _without_each(
     owners: Sequence[tuple[int, ...]],
     rng: np.random.Generator,
 ) -> Floats:
-    """AUC (columns,) with the features of each column in turn shuffled among the rows."""
+    """Compute the AUC (columns,) with the features of each column in turn shuffled among the rows."""
     score = features @ weights
     result = np.zeros(max(max(owner) for owner in owners) + 1)
     for column in range(len(result)):

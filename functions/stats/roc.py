@@ -1,4 +1,4 @@
-"""The area under the ROC curve with its standard error."""
+"""Area under the ROC curve with its standard error."""
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +9,7 @@ __all__ = ["auc_with_error"]
 
 
 def auc_with_error(label: npt.ArrayLike, score: npt.ArrayLike) -> tuple[float, float] | None:
-    """How often a positive row ranks above a negative one, ties counting half, and the standard error of that.
+    """Compute how often a positive row ranks above a negative one, ties counting half, and its standard error.
 
     label: (n,) of 0 and 1; score: (n,). None where there are fewer than two rows of either label.
     Raises: ValueError if the lengths differ, or a value is not finite.
@@ -28,7 +28,7 @@ def auc_with_error(label: npt.ArrayLike, score: npt.ArrayLike) -> tuple[float, f
 
 
 def _share_below(sample: npt.NDArray[np.float64], of: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """For each value of `of` the share of the sorted sample that lies below it, ties counting half."""
+    """Compute for each value of `of` the share of the sorted sample below it, ties counting half."""
     left, right = (np.searchsorted(sample, of, side=side) for side in ("left", "right"))
     result: npt.NDArray[np.float64] = (left + right) / (2.0 * len(sample))
     return result

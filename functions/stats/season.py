@@ -1,4 +1,4 @@
-"""Is there a season? One-way analysis of variance of figures that were taken once a cohort, over the phases of a period.
+"""Search for a season: one-way analysis of variance of one figure per cohort over the phases of a period.
 
 Symbols: x is (cohorts, figures); a cohort's phase is its number modulo the period.
 """
@@ -20,7 +20,7 @@ _CYCLES = 2.0  # of a period that must have been seen
 
 @dataclass(frozen=True, slots=True)
 class Seasonality:
-    """What one period explains. p: (figures,). share: of the variation between cohorts, less what chance would explain."""
+    """Variation that one period explains. p: (figures,). share: of the variation between cohorts, less what chance would explain."""
 
     period: int
     p: Floats
@@ -66,7 +66,7 @@ def find_season(
     alpha: float = 0.001,
     min_share: float = 0.1,
 ) -> int | None:
-    """The period that explains most of any figure; None if none does.
+    """Find the period that explains most of any figure, or None.
 
     alpha: false-discovery level over figures and periods. min_share: of a figure's variation between cohorts; less is not
     worth comparing like with like. Periods of which two cycles were not seen are passed over. Of two that explain about

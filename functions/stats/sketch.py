@@ -1,4 +1,4 @@
-"""Sketches of a table that add: enough to compare two windows, and nothing that needs the rows again.
+"""Sketches of tables that add up, and from which two windows are compared without their rows.
 
 A reference fixes the bins of each numeric column (its quantiles) and the vocabulary of each categorical one; windows
 are counted in those. Hours add up to a day, shards to a whole, and a 24-hour window is 24 additions.
@@ -21,7 +21,7 @@ Kind = Literal["numeric", "categorical", "hashed"]
 
 @dataclass(frozen=True, slots=True)
 class ColumnSketch:
-    """Counts of one column: in bins of a numeric one, in categories of a categorical one.
+    """Sketch of one column: counts in bins if numeric, in categories if categorical.
 
     kind: "hashed" is a categorical column with more categories than the vocabulary holds. Its categories share cells
         by their hash: to keep the most frequent ones instead would favour the sample that they were picked from.
@@ -48,7 +48,7 @@ class ColumnSketch:
 
     @classmethod
     def total(cls, sketches: "Sequence[ColumnSketch]") -> "ColumnSketch":
-        """The sum of sketches, at least one, at once. Raises: ValueError if they have different bins."""
+        """Add up sketches, at least one, at once. Raises: ValueError if they have different bins."""
         first = sketches[0]
         if any(one.kind != first.kind or one.bins != first.bins for one in sketches):
             raise ValueError(
@@ -67,7 +67,7 @@ class ColumnSketch:
 
     @property
     def rows(self) -> int:
-        """Number of rows."""
+        """Number of rows, nulls included."""
         return self.present + self.nulls
 
     @property
@@ -78,7 +78,7 @@ class ColumnSketch:
 
 @dataclass(frozen=True, slots=True)
 class TableSketch:
-    """A sketch of each column of a table."""
+    """Sketch of a table: one sketch for each column."""
 
     columns: Mapping[str, ColumnSketch]
 
@@ -150,7 +150,7 @@ class TableSketch:
 
     @classmethod
     def total(cls, sketches: "Sequence[TableSketch]") -> "TableSketch":
-        """The sum of sketches, at least one, at once; 24 hours of fifty columns take 2 ms.
+        """Add up sketches, at least one, at once; 24 hours of fifty columns take 2 ms.
 
         Raises: ValueError if they have different columns or bins.
         """
@@ -164,12 +164,12 @@ class TableSketch:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values; `from_dict` reads them back."""
+        """Convert to plain JSON values, which `from_dict` reads back."""
         return {name: asdict(sketch) for name, sketch in self.columns.items()}
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Mapping[str, Any]]) -> Self:
-        """Read what `to_dict` wrote, also after a way through JSON."""
+        """Read the values of `to_dict`, also after a round trip through JSON."""
         return cls({name: _column_from_dict(value) for name, value in stored.items()})
 
 
@@ -210,7 +210,7 @@ def _column(table: pa.Table, name: str, kind: pa.DataType, read: Any) -> Any:
 
 
 def _floats(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
-    """Read numbers as float64 with NaN for null, and for what is no number."""
+    """Read numbers as float64, with NaN for nulls and for values that are not numbers."""
     try:
         column = column.cast(pa.float64(), safe=False)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
@@ -228,7 +228,7 @@ def _number(value: object) -> float | None:
 
 
 def _texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Read anything as strings; what has no text (a list, say) is written out as JSON would be."""
+    """Read any column as strings; values without a text form (a list, say) become JSON."""
     try:
         return column.cast(pa.string())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
@@ -237,7 +237,7 @@ def _texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _edges(values: npt.NDArray[np.float64], bins: int) -> tuple[float, ...]:
-    """Quantile edges; a column without a number gets bins that all lie at 0."""
+    """Compute quantile edges; a column without a number gets bins that all lie at 0."""
     if not np.isfinite(values.astype(np.float32)).any():
         return (0.0,) * (bins + 1)
     edges: list[float] = quantile_edges(values[:, None], bins=bins)[0].tolist()
@@ -245,7 +245,7 @@ def _edges(values: npt.NDArray[np.float64], bins: int) -> tuple[float, ...]:
 
 
 def _vocabulary(texts: pa.ChunkedArray) -> tuple[str, ...]:
-    """Return the categories, sorted."""
+    """Return the categories of a column, sorted."""
     return tuple(sorted(pc.unique(texts.drop_null()).to_pylist()))
 
 

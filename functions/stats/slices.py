@@ -1,4 +1,4 @@
-"""Where is the loss worst? All slices of one column and of two, searched at once, and corrected for having been searched.
+"""Search for slices with the worst loss: all of one column and of two, with p-values corrected for the search.
 
 Numbers are cut at their quantiles, words taken as they are, what is missing is a slice of its own. A slice of two columns must be
 worse than the rest of either column's slice too, so that it adds to what they say. Rows of one unit (a user, a day) are no
@@ -26,7 +26,7 @@ _WORDS = 30  # categories of a column that are slices in a search; the rarer one
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Rows that lose more than the others.
+    """Slice of rows with a higher loss than the rest.
 
     where: a condition on each of its columns. mean, rest: loss of its rows, and of all others or the level it is held
     against. p: one-sided, of the slice alone; corrected: of finding any such slice by chance.
@@ -42,17 +42,17 @@ class Slice:
 
     @property
     def excess(self) -> float:
-        """How much more the slice loses than the rest, summed over its rows."""
+        """Excess loss of the slice over the rest, summed over its rows."""
         return self.rows * (self.mean - self.rest)
 
     @property
     def name(self) -> str:
-        """Its conditions."""
+        """Name of the slice, made of its conditions."""
         return " and ".join(self.where)
 
     @property
     def text(self) -> str:
-        """The slice in a sentence."""
+        """Describe the slice in a sentence."""
         return (
             f"{self.name}: loss {self.mean:.4f} on {self.rows} rows, {self.rest:.4f} elsewhere "
             f"(corrected p = {self.corrected:.2g})"
@@ -61,7 +61,7 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class SliceReport:
-    """The slices that are worse than the rest, largest excess first, and how many were looked at."""
+    """Slices that are worse than the rest, largest excess first, and the number that was tested."""
 
     rows: int
     mean: float
@@ -110,7 +110,7 @@ def slices_above(
     min_rows: int = 50,
     min_units: int = 10,
 ) -> tuple[Slice, ...]:
-    """Hold the mean of every slice against a level; returns all that are large enough, the least p first.
+    """Compare the mean of every slice with a level; returns all that are large enough, the least p first.
 
     values: (rows,) finite, as a model's loss less another's. Every word is a slice, however rare. The rest as `worst_slices`.
     Raises: ValueError if there are no rows, lengths differ, or a value is not finite.
@@ -140,7 +140,7 @@ def _corrected(found: Sequence[Slice]) -> list[Slice]:
 
 @dataclass(frozen=True, slots=True)
 class _Cut:
-    """Rows cut into cells (rows,). names: of the cells; parents: coarser cells (rows,) within which each is tested too."""
+    """Partition of the rows into cells (rows,). names: of the cells; parents: coarser cells (rows,) within which each is tested too."""
 
     cell: Ints
     names: Sequence[tuple[str, ...]]
@@ -149,7 +149,7 @@ class _Cut:
 
 @dataclass(frozen=True, slots=True)
 class _Contrast:
-    """For each cell: its rows, units and mean, and the mean, rows and units of its parent's rest, and the p-value."""
+    """Comparison of each cell with the rest of its parent: its rows, units and mean, and the mean, rows and units of its parent's rest, and the p-value."""
 
     rows: Floats
     units: Ints
@@ -163,7 +163,7 @@ class _Contrast:
 def _cuts(
     columns: Mapping[str, npt.ArrayLike], rows: int, bins: int, depth: int, words: int
 ) -> Iterator[_Cut]:
-    """Every column cut, and with a depth of 2 every two of them crossed."""
+    """Partition by every column, and with a depth of 2 by every pair of columns."""
     cuts = [_cut(name, np.asarray(column), rows, bins, words) for name, column in columns.items()]
     yield from cuts
     for a, b in itertools.combinations(cuts, 2) if depth > 1 else ():
@@ -216,7 +216,7 @@ def _crossed(a: _Cut, b: _Cut) -> _Cut:
 
 
 def _tested(cut: _Cut, loss: Floats, unit: Ints, min_rows: int, min_units: int) -> Iterator[Slice]:
-    """The slices of a cut that are large enough, each with the largest p-value of its comparisons."""
+    """Test the slices of a partition that are large enough, each with the largest p-value of its comparisons."""
     present, cell = np.unique(cut.cell, return_inverse=True)
     looks = [_contrast(loss, cell, parent, unit) for parent in (np.zeros_like(cell), *cut.parents)]
     whole = looks[0]
@@ -244,7 +244,7 @@ def _tested(cut: _Cut, loss: Floats, unit: Ints, min_rows: int, min_units: int) 
 def _held_against(
     level: float, cut: _Cut, values: Floats, unit: Ints, min_rows: int, min_units: int
 ) -> Iterator[Slice]:
-    """The slices of a cut that are large enough, each mean against `level` with the variance of the sums of units."""
+    """Test the slices of a partition that are large enough, each mean against `level` with the variance of the sums of units."""
     present, cell = np.unique(cut.cell, return_inverse=True)
     units = int(unit.max()) + 1
     rows, total = np.bincount(cell), np.bincount(cell, values)
@@ -271,7 +271,7 @@ def _held_against(
 
 
 def _contrast(loss: Floats, cell: Ints, parent: Ints, unit: Ints) -> _Contrast:
-    """Each cell's mean against that of the rest of its parent, with the variance of the sums of units.
+    """Compare each cell's mean with that of the rest of its parent, with the variance of the sums of units.
 
     A unit adds (l − μn)/n_cell where it lies in the cell, less (l' − μ'n')/n_rest where it lies in the rest.
     """

@@ -1,4 +1,4 @@
-"""Texts as vectors that can be compared: which character trigrams and words they have, hashed into a fixed width."""
+"""Vectors of texts: their character trigrams and words, hashed into a fixed width."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ __all__ = ["text_vectors"]
 
 
 def text_vectors(texts: Sequence[str | None], *, width: int = 256) -> Floats:
-    """Vectors (texts, width) of length 1, or 0 where a text is missing or empty.
+    """Compute vectors (texts, width) of length 1, or 0 where a text is missing or empty.
 
     Each trigram within a word, its ends marked, and each word counts once a text with a sign of its hash, so that those that
     share a cell cancel on average. Two samples of texts that are about other things, in another language or of another length

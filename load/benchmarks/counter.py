@@ -1,4 +1,4 @@
-"""How calm the counter stays: p99 of a served model beside two dozen experiments, and its p99 alone.
+"""Benchmark of serving beside trainings: p99 of a served model with two dozen experiments, and alone.
 
 python -m load.benchmarks.counter [--rounds 3] [--seconds 30] [--rate 50] [--experiments 24] [--at-once 2]
 
@@ -52,22 +52,22 @@ TRAINER = b"ray::train_tabular"  # how Ray names the process of a training
 
 
 class NotPossible(Exception):  # noqa: N818 - a state of the world, said to a person
-    """Nothing was measured; the message says why."""
+    """Raised where nothing could be measured; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """One that runs. client: with the administrator's token; home: its state folder, whose name its processes carry."""
+    """Running platform that is measured. client: with the administrator's token; home: its state folder, whose name its processes carry."""
 
     client: httpx.Client
     home: Path
 
     def call(self, function: str, arguments: dict[str, Any]) -> Any:
-        """What a function answers, now. Raises: httpx.HTTPError."""
+        """Call a function and return its result. Raises: httpx.HTTPError."""
         return self.client.post(f"/functions/{function}", json=arguments).raise_for_status().json()
 
     def submit(self, rows: TableSnapshot, number: int) -> str:
-        """Put a training into the queue; returns its invocation. Raises: httpx.HTTPError."""
+        """Submit a training to the queue and return its invocation. Raises: httpx.HTTPError."""
         arguments = {
             "model": f"experiment-{number}",
             "training_set": rows.model_dump(mode="json"),
@@ -82,7 +82,7 @@ class Platform:
         return str(answer.raise_for_status().json()["id"])
 
     def count(self, state: str) -> int:
-        """How many invocations are in that state; asked of the ledger, for a function's run might itself wait for a CPU.
+        """Count the invocations in a state; read from the ledger, since a function might itself wait for a CPU.
 
         Raises: httpx.HTTPError.
         """
@@ -90,7 +90,7 @@ class Platform:
         return len(found.raise_for_status().json())
 
     def trainers(self) -> dict[int, int]:
-        """The niceness of each process that trains, by its id."""
+        """Read the niceness of each training process, by process id."""
         found, mark = {}, f"TOQUE_SESSION={self.home}\0".encode()
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):  # it has just ended
@@ -103,7 +103,7 @@ class Platform:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A while of requests. normal, niced: CPUs that the machine spent meanwhile at niceness 0 or less, and above 0.
+    """Window of requests under measurement. normal, niced: CPUs that the machine spent meanwhile at niceness 0 or less, and above 0.
 
     trainers: niceness of each process that trained when the window began or ended; waiting: experiments without a turn at its end.
     """
@@ -117,7 +117,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Pooled:
-    """Requests of several windows; all in ms."""
+    """Latencies pooled over several windows, in ms."""
 
     requests: int
     p50: float
@@ -126,7 +126,7 @@ class Pooled:
 
     @classmethod
     def of(cls, windows: list[Window]) -> Pooled:
-        """Those of all windows together. Raises: NotPossible if one failed."""
+        """Pool the latencies of all windows. Raises: NotPossible if one failed."""
         failed = sum(each.sent.failed for each in windows)
         if failed:
             raise NotPossible(f"{failed} requests failed")
@@ -166,7 +166,7 @@ def main() -> None:
 
 
 def measured(folder: Path, given: argparse.Namespace) -> int:
-    """The measurement itself; returns 1 if a bound is passed. Raises: NotPossible, httpx.HTTPError, OSError."""
+    """Run the measurement on a new platform; returns 1 if a bound is passed. Raises: NotPossible, httpx.HTTPError, OSError."""
     store_url = (folder / "store").as_uri()
     token = register(store_url, folder / "artifacts", {MODEL: Served(small_mlp())})
     rows = Table(open_store(store_url), "rows").append(synthetic_table())
@@ -208,7 +208,7 @@ def verdict(alone: list[Window], beside: list[Window]) -> int:
 
 
 def watched(ask: Callable[[], OpenLoop], platform: Platform) -> Window:
-    """Ask for a window, and look around before and after."""
+    """Measure one window, with CPU times and niceness before and after."""
     trainers, before, began = platform.trainers(), cpu_seconds(), time.perf_counter()
     sent = ask()
     normal, niced = (cpu_seconds() - before) / (time.perf_counter() - began)
@@ -217,7 +217,7 @@ def watched(ask: Callable[[], OpenLoop], platform: Platform) -> Window:
 
 
 def tell(name: str, window: Window) -> None:
-    """Print a window."""
+    """Print one line on a window."""
     print(
         f"{name}: {Pooled.of([window])}; CPUs {window.normal:.2f} + {window.niced:.2f} niced, "
         f"trainings at niceness {window.trainers}, {window.waiting} waiting",
@@ -227,7 +227,7 @@ def tell(name: str, window: Window) -> None:
 
 @contextlib.contextmanager
 def started(home: Path, store_url: str) -> Iterator[Platform]:
-    """A platform on this store, ended after it. Raises: NotPossible if it does not start."""
+    """Start a platform on this store, and end it afterwards. Raises: NotPossible if it does not start."""
     toque = [sys.executable, "-m", "ray_apps.cli", "--home", str(home)]
     start = [
         "up",
@@ -259,7 +259,7 @@ def started(home: Path, store_url: str) -> Iterator[Platform]:
 
 @contextlib.contextmanager
 def experiments(platform: Platform, rows: TableSnapshot, count: int, at_once: int) -> Iterator[None]:
-    """So many trainings in the queue, `at_once` of them running; none is left after it. Raises: NotPossible, httpx.HTTPError."""
+    """Submit so many trainings, `at_once` of them running, and cancel all afterwards. Raises: NotPossible, httpx.HTTPError."""
     submitted = [platform.submit(rows, number) for number in range(count)]
     until(lambda: platform.count("running") >= at_once, f"{at_once} experiments have not begun")
     yield
@@ -269,7 +269,7 @@ def experiments(platform: Platform, rows: TableSnapshot, count: int, at_once: in
 
 
 def until(there: Callable[[], bool], otherwise: str) -> None:
-    """Wait for it. Raises: NotPossible."""
+    """Wait until a condition holds. Raises: NotPossible."""
     deadline = time.monotonic() + BEGIN_S
     while not there():
         if time.monotonic() > deadline:
@@ -278,7 +278,7 @@ def until(there: Callable[[], bool], otherwise: str) -> None:
 
 
 def cpu_seconds() -> npt.NDArray[np.float64]:
-    """(2,) seconds that all CPUs have spent at niceness 0 or less, the kernel's included, and above 0."""
+    """Read the seconds (2,) that all CPUs have spent at niceness 0 or less, the kernel's included, and above 0."""
     user, nice, system = map(int, Path("/proc/stat").read_text().split()[1:4])
     return np.array([user + system, nice]) / os.sysconf("SC_CLK_TCK")
 

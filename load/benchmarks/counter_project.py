@@ -1,4 +1,4 @@
-"""The project of `load.benchmarks.counter`: one model, so that the platform serves it, which nobody watches and nothing retrains."""
+"""Project of `load.benchmarks.counter`: one model to serve, without monitors or retraining."""
 
 from functions.project import ModelDefinition
 

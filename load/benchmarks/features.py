@@ -1,4 +1,4 @@
-"""Benchmark the feature store: `python -m load.benchmarks.features [--feast PYTHON] [--rows 1000000]`.
+"""Benchmark of the feature store: run `python -m load.benchmarks.features [--feast PYTHON] [--rows 1000000]`.
 
 Each case runs in a process of its own, so that its peak memory is its own. Baselines, in the same run: for the online
 store plain MGET and MSET of the same bytes on the same redis-server; for the training set polars' `join_asof`; for
@@ -42,7 +42,7 @@ training = FeatureView("training", wide.entities, wide.schema)
 
 
 def main() -> None:
-    """Run every case, or the one asked for, and print one line for each figure."""
+    """Run every case, or the chosen one, and print one line for each figure."""
     arguments = _parser().parse_args()
     if arguments.case:
         _CASES[arguments.case](arguments)
@@ -75,18 +75,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def store_of(arguments: argparse.Namespace) -> FeatureStore:
-    """The store that all cases share."""
+    """Open the store that all cases share."""
     return FeatureStore(open_store(f"file://{arguments.folder}/store"), arguments.redis, clock=lambda: NOW)
 
 
 def line(what: str, timing: Timing, *, rows: int, baseline: Timing | None = None) -> None:
-    """Print one case: quantiles, rows a second, and time relative to the baseline."""
+    """Print one case's timing: quantiles, rows a second, and time relative to the baseline."""
     ratio = "" if baseline is None else f"{timing.p50_s / baseline.p50_s:9.2f}x"
     print(f"{what:46}{timing}{rows / timing.p50_s:14,.0f} rows/s{ratio}", flush=True)
 
 
 def once(call: Callable[[], object]) -> Timing:
-    """A call too long to repeat."""
+    """Time a call that is too long to repeat."""
     start = time.perf_counter()
     call()
     took = time.perf_counter() - start
@@ -94,7 +94,7 @@ def once(call: Callable[[], object]) -> Timing:
 
 
 def bench_write(arguments: argparse.Namespace) -> None:
-    """Rows with a key each into the offline store; and the tables that the other cases and Feast read."""
+    """Benchmark offline writes, one key per row; writes the tables that the other cases and Feast read, too."""
     fs = store_of(arguments)
     fs.apply([wide, training])
     rows = feature_rows(arguments.rows, keys=arguments.rows)
@@ -108,7 +108,7 @@ def bench_write(arguments: argparse.Namespace) -> None:
 
 
 def bench_materialize(arguments: argparse.Namespace) -> None:
-    """Offline rows to Redis."""
+    """Benchmark the materialization of offline rows to Redis."""
     fs = store_of(arguments)
     before = _memory(fs)
     took = once(lambda: fs.materialize_incremental(views=[wide]))
@@ -118,7 +118,7 @@ def bench_materialize(arguments: argparse.Namespace) -> None:
 
 
 def bench_floor(arguments: argparse.Namespace) -> None:
-    """What Redis itself takes for the same bytes: MSET of a thousand at a time."""
+    """Benchmark the floor of materialization: MSET of the same bytes, a thousand at a time."""
     fs = store_of(arguments)
     keys = [f"toque:default:wide:{n}".encode() for n in range(arguments.rows)]
     values = [v or b"" for at in range(0, len(keys), 1_000) for v in fs.online.read(keys[at : at + 1_000])]
@@ -132,12 +132,12 @@ def bench_floor(arguments: argparse.Namespace) -> None:
 
 
 def _memory(fs: FeatureStore) -> int:
-    """Bytes that Redis uses."""
+    """Read the memory that Redis uses, in bytes."""
     return int(fs.online.client.info("memory")["used_memory"])
 
 
 def bench_online(arguments: argparse.Namespace) -> None:
-    """Requests for 1 and 100 entities, against MGET of the same keys."""
+    """Benchmark online reads of 1 and 100 entities against MGET of the same keys."""
     fs = store_of(arguments)
     rng = np.random.default_rng(1)
     for entities in (1, 100):
@@ -151,7 +151,7 @@ def bench_online(arguments: argparse.Namespace) -> None:
 
 
 def alternately(*calls: Callable[[], object], repeats: int) -> list[Timing]:
-    """Calls to be compared, in turn, so that what else the machine does meets them alike."""
+    """Time calls in turn, so that other load on the machine meets them alike."""
     seconds = [[once(call).p50_s for call in calls] for _ in range(repeats + 1)][1:]
     return [
         Timing(*map(float, np.quantile(column, [0.2, 0.5, 0.8]))) for column in zip(*seconds, strict=True)
@@ -159,7 +159,7 @@ def alternately(*calls: Callable[[], object], repeats: int) -> list[Timing]:
 
 
 def bench_training(arguments: argparse.Namespace) -> None:
-    """A training set from the store."""
+    """Benchmark building a training set from the store."""
     fs = store_of(arguments)
     entities = pq.read_table(f"{arguments.folder}/entities.parquet")
     ours = timed(lambda: fs.get_historical_features(entities, features=training).to_arrow(), repeats=5)
@@ -168,7 +168,7 @@ def bench_training(arguments: argparse.Namespace) -> None:
 
 
 def bench_asof(arguments: argparse.Namespace) -> None:
-    """The same in turn with polars, from memory and from a file; it knows no ties and gives the rows sorted."""
+    """Benchmark the point-in-time join against polars, which ignores ties and returns sorted rows."""
     fs = store_of(arguments)
     paths = [f"{arguments.folder}/{name}.parquet" for name in ("entities", "features")]
     asked, held = pq.read_table(paths[0]), [pl.read_parquet(path) for path in paths]
@@ -186,13 +186,13 @@ def bench_asof(arguments: argparse.Namespace) -> None:
 
 
 def _asof(entities: pl.DataFrame, features: pl.DataFrame) -> pl.DataFrame:
-    """Sorting included, which it needs and does not check."""
+    """Join with polars, sorting included, which it needs and does not check."""
     left, right = entities.sort("event_timestamp"), features.sort("event_timestamp")
     return left.join_asof(right, on="event_timestamp", by="key", strategy="backward", check_sortedness=False)
 
 
 def bench_windows(arguments: argparse.Namespace) -> None:
-    """Three windows of four aggregates for each event, against polars' rolling, one window after the other."""
+    """Benchmark three windows of four aggregates per event against polars' rolling."""
     table = event_rows(arguments.events)
     spans = {"3h": timedelta(hours=3), "1d": timedelta(days=1), "7d": timedelta(days=7)}
     wanted = aggregations({"x": ["count", "mean", "std", "max"]}, windows=spans.values())
@@ -208,7 +208,7 @@ def bench_windows(arguments: argparse.Namespace) -> None:
 
 
 def _rolling(table: pa.Table, period: str) -> pl.DataFrame:
-    """One window over all keys, directly."""
+    """Compute one window over all keys with polars."""
     x = pl.col("x")
     return (
         pl.DataFrame(table)
@@ -219,7 +219,7 @@ def _rolling(table: pa.Table, period: str) -> pl.DataFrame:
 
 
 def bench_feast(arguments: argparse.Namespace) -> None:
-    """Feast on the same rows and redis-server, in an environment of its own."""
+    """Benchmark Feast on the same rows and redis-server, in its own environment."""
     if not arguments.feast:
         print("Feast: not measured; give --feast the python of an environment with feast[redis]")
         return

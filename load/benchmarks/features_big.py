@@ -1,4 +1,4 @@
-"""Training sets larger than memory: `python -m load.benchmarks.features_big [--entities 100000,300000]`.
+"""Benchmark of training sets larger than memory: run `python -m load.benchmarks.features_big [--entities 100000,300000]`.
 
 Ten feature rows for each entity row, simulated on disk piece by piece, joined over a Ray cluster of this machine and
 written to Parquet. Prints the time an entity row, which should not grow, and the memory of all processes together, each
@@ -51,7 +51,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def cluster(folder: str, object_store_bytes: int) -> Iterator[None]:
-    """A Ray cluster of this machine that spills into the folder."""
+    """Start a Ray cluster on this machine that spills into the folder."""
     ray.init(
         address="local",  # never a cluster that happens to run here
         include_dashboard=False,
@@ -65,7 +65,7 @@ def cluster(folder: str, object_store_bytes: int) -> Iterator[None]:
 
 
 def bench(folder: Path, entities: int) -> None:
-    """One size."""
+    """Benchmark a training set of one size."""
     fs = FeatureStore(open_store((folder / "store").as_uri()), clock=lambda: NOW)
     fs.apply([wide])
     rows, keys = entities * 10, entities * 10 // KEYS_SHARE
@@ -91,7 +91,7 @@ def bench(folder: Path, entities: int) -> None:
 
 @contextlib.contextmanager
 def memory_watch(every_s: float = 0.5) -> Iterator[dict[str, int]]:
-    """Where the memory of this process and all it started is at its greatest: bytes by kind, filled in meanwhile."""
+    """Track the peak memory of this process and its descendants, in bytes by kind."""
     peak: dict[str, int] = {}
     ended = threading.Event()
 
@@ -110,7 +110,7 @@ def memory_watch(every_s: float = 0.5) -> Iterator[dict[str, int]]:
 
 
 def _memory() -> dict[str, int]:
-    """Bytes of this process and its descendants, by kind, shared pages divided among those who share them (Linux)."""
+    """Read the memory of this process and its descendants by kind, shared pages split among processes (Linux)."""
     parents: dict[int, int] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # it has just ended
@@ -135,7 +135,7 @@ def _kind(pid: int) -> str:
 
 
 def _share(pid: int) -> tuple[int, int]:
-    """A process's share of memory in bytes, and how much of it is of shared memory."""
+    """Read a process's share of memory in bytes, and how much of it is of shared memory."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     sizes = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
     return sizes.get("Pss", 0), sizes.get("Pss_Shmem", 0)

@@ -1,4 +1,4 @@
-"""Benchmark functions against bare Ray, in one run: `python -m load.benchmarks.functions`.
+"""Benchmark of functions against bare Ray, in one run: `python -m load.benchmarks.functions`.
 
 Bare Ray and ours take turns, so that what else the machine does hits both. Bounds: `.remote` within 1.3x, a map
 of 1,000 within 1.2x, 100 durable invocations accepted a second on a folder from eight callers at a time (one alone
@@ -43,23 +43,23 @@ STARTS = 10
 
 @function
 def nothing(n: int) -> int:
-    """Give back what it was given."""
+    """Return the argument, as a declared function."""
     return n
 
 
 @function(warm=1)
 def at_hand(n: int) -> int:
-    """The same, with a worker that waits for it."""
+    """Return the argument, as a function with a warm worker."""
     return n
 
 
 def bare(n: int) -> int:
-    """The same, undeclared."""
+    """Return the argument, as an undeclared function."""
     return n
 
 
 class Counted:
-    """A store that counts its requests."""
+    """Store that counts its requests."""
 
     def __init__(self, store: ObjectStore) -> None:
         self.store = store
@@ -79,7 +79,7 @@ class Counted:
 
 
 def main() -> int:
-    """Run everything; the exit code says whether every bound held."""
+    """Run every case; the exit code says whether every bound held."""
     print_machine("ray", "pydantic")
     with tempfile.TemporaryDirectory() as folder:
         url = f"file://{folder}/store"
@@ -170,7 +170,7 @@ def _submit_many(url: str) -> None:
 
 
 def _gateway(url: str) -> bool:
-    """A no-op through the gateway, and a bare ASGI application: each in a process of its own, asked in turns."""
+    """Benchmark a no-op through the gateway against a bare ASGI application, in turns."""
     token = Access(open_store(url), actor="bench").create_token("bench", "operator")
     environment = os.environ | {"TOQUE_STORE": url, "TOQUE_PROJECT": "load.benchmarks.functions"}
     with (
@@ -188,7 +188,7 @@ def _gateway(url: str) -> bool:
 
 
 async def floor(scope: Any, receive: Any, send: Any) -> None:
-    """A bare ASGI application: it reads the JSON and gives back what it was given."""
+    """Answer as a bare ASGI application that echoes the JSON."""
     if scope["type"] != "http":
         return
     body = json.loads((await receive())["body"])
@@ -199,7 +199,7 @@ async def floor(scope: Any, receive: Any, send: Any) -> None:
 
 @contextmanager
 def _served(*application: str, environment: Mapping[str, str]) -> Iterator[HTTPConnection]:
-    """A connection to an ASGI application that uvicorn serves in a process of its own."""
+    """Serve and connect to an ASGI application that uvicorn serves in a process of its own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -229,7 +229,7 @@ def _ask(connection: HTTPConnection, token: str) -> None:
 
 
 def _requests(used: Context) -> bool:
-    """Requests of an invocation beyond those of polling: what each further one adds."""
+    """Count the store requests that each further invocation adds beyond polling."""
     store: Any = Counted(open_store(f"{used.store_url}-counted"))
     counted = Context(store, store.url, actor="bench")
     ledger = Ledger(store, actor="bench")
@@ -262,7 +262,7 @@ def _durable(used: Context, where: str) -> None:
 
 
 def _starts(used: Context, where: str) -> None:
-    """Submit to recorded result: the first run where no worker is warm, and runs that find one waiting."""
+    """Benchmark the time from submit to recorded result, with a cold and with a warm worker."""
     executor = executor_of(used)
     ledger = ledger_of(used)
     cold_s = _seconds(lambda: _drain(executor, lambda: ledger.submit(nothing, {"n": 0})))

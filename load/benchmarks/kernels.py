@@ -1,4 +1,4 @@
-"""Benchmark the kernels: `python -m load.benchmarks.kernels`.
+"""Benchmark of the Triton kernels: run `python -m load.benchmarks.kernels`.
 
 Baselines, in the same process: for the histogram a search and a bincount (NumPy on the CPU, torch on a GPU); for
 the hashes one call of xxhash a string.

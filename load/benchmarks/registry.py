@@ -1,4 +1,4 @@
-"""Benchmark the registry: `python -m load.benchmarks.registry [--peer-python PATH]`.
+"""Benchmark of the registry: run `python -m load.benchmarks.registry [--peer-python PATH]`.
 
 Requests are counted by a store that counts, times are on a folder (every write reaches the disk). The peer is
 MLflow on SQLite, run by the interpreter of an environment that has it, since it cannot share ours; without
@@ -60,7 +60,7 @@ print(json.dumps({"version": mlflow.__version__, "seconds": out}))
 
 
 class CountingStore:
-    """Passes requests on and counts them."""
+    """Store that counts the requests it passes on."""
 
     def __init__(self, inner: ObjectStore) -> None:
         self._inner = inner
@@ -71,7 +71,7 @@ class CountingStore:
         return getattr(self._inner, name)
 
     def count(self, action: Callable[[], object]) -> str:
-        """Do it, and say what it cost."""
+        """Run a call and count its store requests."""
         self.calls.clear()
         action()
         writes = sum(self.calls[verb] for verb in WRITES)
@@ -95,7 +95,7 @@ def main() -> None:
 
 
 def _requests(folder: Path) -> None:
-    """Requests, which cost the same on a folder and on S3."""
+    """Count the store requests of each operation, the same on a folder and on S3."""
     store = CountingStore(open_store(f"file://{folder}/counted"))
     ada, bob = Registry(store, actor="ada"), Registry(store, actor="bob")
     ada.create_model("m", policy=ModelPolicy(guarded=frozenset({"champion"})))
@@ -126,7 +126,7 @@ def _requests(folder: Path) -> None:
 
 
 def _logging(folder: Path, peer: dict[str, Timing]) -> None:
-    """Time tracking against the peer's."""
+    """Time run tracking against the peer's."""
     reg = Registry(open_store(f"file://{folder}/timed"), actor="ada")
     with reg.start_run("exp") as run:
         one = timed(lambda: run.log_metric("loss", 0.5, step=1), repeats=1000)
@@ -196,7 +196,7 @@ def _searching(folder: Path) -> None:
 
 
 def _searched(ended: dict[str, Any], number: int) -> dict[str, Any]:
-    """One of many runs like `ended`."""
+    """Make one of many runs like `ended`."""
     loss = (number * 7919 % 1000) / 1000
     return {
         **ended,
@@ -213,7 +213,7 @@ def _thousand(run: Run) -> None:
 
 
 def _files(folder: Path, count: int) -> Path:
-    """A folder with so many files of a kilobyte, no two alike."""
+    """Make a folder with so many different files of a kilobyte."""
     files = folder / f"files{count}"
     files.mkdir()
     for number in range(count):
@@ -231,7 +231,7 @@ def _line(name: str, timing: Timing, peer: Timing | None) -> None:
 
 
 def _peer(python: str, folder: Path) -> dict[str, Timing]:
-    """What the peer takes for the same. Raises: CalledProcessError if its interpreter has no MLflow."""
+    """Time the same operations in the peer. Raises: CalledProcessError if its interpreter has no MLflow."""
     command = [python, "-c", PEER, f"sqlite:///{folder}/mlflow.db"]
     done = subprocess.run(
         command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=folder

@@ -1,4 +1,4 @@
-"""What stopping trials early costs: a sweep under ASHA beside the same settings trained to their last epoch.
+"""Benchmark of early stopping: a sweep under ASHA beside the same settings trained to their last epoch.
 
 python -m load.benchmarks.sweeps --flights FILE [--trials 16] [--epochs 9]
 
@@ -34,7 +34,7 @@ LEARNT_MONTHS = 3
 
 
 def main() -> None:
-    """Train all, sweep, compare."""
+    """Train all settings, run the sweep, and compare."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def full_grid(table: pa.Table, params: TabularParams, trials: int) -> tuple[float, int, float]:
-    """Best validation loss of all settings, their epochs together, and the seconds it took."""
+    """Train all settings: the best validation loss, their epochs together, and the seconds it took."""
     began = time.perf_counter()
     prepared = prepare(table, flight_columns(table), params)
     points = draw_points(DEFAULT_SPACE, params, trials, seed=0)
@@ -68,7 +68,7 @@ def full_grid(table: pa.Table, params: TabularParams, trials: int) -> tuple[floa
 
 
 def swept(table: pa.Table, params: TabularParams, trials: int) -> tuple[float, int, float]:
-    """The same of the sweep, start of its workers included."""
+    """Run the sweep: its best loss, epochs and seconds, with the start of its workers."""
     columns = flight_columns(table)
     with tempfile.TemporaryDirectory(prefix="sweep-") as folder:
         url = (Path(folder) / "store").as_uri()

@@ -1,4 +1,4 @@
-"""Time calls fairly and print them the same way in every benchmark."""
+"""Timing of calls, printed alike in every benchmark."""
 
 import platform
 import time
@@ -39,7 +39,7 @@ def timed(
 
 
 def print_machine(*packages: str) -> None:
-    """Print where this ran: processor, cores, Python and the packages that matter."""
+    """Print the machine of this run: processor, cores, Python and the packages that matter."""
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     print(f"# {_processor()}, Python {platform.python_version()}, {versions}")
 

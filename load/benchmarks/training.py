@@ -1,4 +1,4 @@
-"""Benchmark training and scoring on one core: `python -m load.benchmarks.training [--cases speed,bundled,flights]`.
+"""Benchmark of training and scoring on one core: `python -m load.benchmarks.training [--cases speed,bundled,flights]`.
 
 speed: a bare torch loop over the same encoded tensors with the same network and optimiser, and the bare network on arrays
 that are already loaded, are the baselines, in the same process. Start-up of Ray is not part of it.
@@ -71,7 +71,7 @@ def _speed() -> None:
 
 
 def _bundled() -> None:
-    """Losses by fold, and the paired difference to HistGradientBoosting with its standard error over folds."""
+    """Print losses by fold, and the paired difference to HistGradientBoosting with its standard error over folds."""
     print(f"{'data set':<14} {'ours':>8} {'boosted':>8} {'linear':>8}   ours - boosted (s.e.)")
     for name, task in BUNDLED.items():
         params = TabularParams(task=task, split="random")
@@ -88,7 +88,7 @@ def _bundled() -> None:
 
 
 def _flights(table: pa.Table) -> None:
-    """Log loss of each month (UTC) and of all of them, for a few seeds of ours."""
+    """Print the log loss of each month (UTC) and of all months, for a few seeds."""
     columns = flight_columns(table)
     month, later = pc.month(table["event_timestamp"]).to_numpy(), range(LEARNT_MONTHS + 1, 13)
     train, test = (table.filter(pa.array(part)) for part in (month <= LEARNT_MONTHS, month > LEARNT_MONTHS))
@@ -113,7 +113,7 @@ def _flights(table: pa.Table) -> None:
 
 
 def flight_columns(table: pa.Table) -> Columns:
-    """Texts are categories, numbers are numbers; the time and the label are neither."""
+    """Choose texts as categories and numbers as numeric features, without time and label."""
     kinds = {field.name: field.type for field in table.schema if field.name != "late"}
     numeric = [
         name for name, kind in kinds.items() if pa.types.is_floating(kind) or pa.types.is_integer(kind)
@@ -125,7 +125,7 @@ def flight_columns(table: pa.Table) -> Columns:
 
 
 def synthetic_table() -> pa.Table:
-    """Rows with gaps, skewed numbers and categories of 10 to 1,000 values."""
+    """Make rows with gaps, skewed numbers and categories of 10 to 1,000 values."""
     generator = np.random.default_rng(0)
     numbers = generator.lognormal(0.0, 1.0, (ROWS, FEATURES))
     codes = [generator.integers(10 * 10 ** (n % 3), size=ROWS) for n in range(CATEGORIES)]
@@ -142,7 +142,7 @@ def synthetic_table() -> pa.Table:
 
 
 def _bench_epoch(prepared: Prepared) -> None:
-    """An epoch of the trainer, validation apart, against a bare loop of as many steps."""
+    """Time an epoch of the trainer, without validation, against a bare loop of as many steps."""
     trainer = new_trainer(prepared, PARAMS)
     loaded = prepared.train.rows.take(torch.arange(len(prepared.train)))
     bare = timed(lambda: _bare_epoch(prepared, loaded), repeats=5)
@@ -154,7 +154,7 @@ def _bench_epoch(prepared: Prepared) -> None:
 
 
 def _bench_disk(table: pa.Table) -> None:
-    """The same epoch with the rows in a file, the page cache warm, against rows in memory."""
+    """Time an epoch with the rows in a file, the page cache warm, against rows in memory."""
     with tempfile.TemporaryDirectory() as folder:
         stored = Table(open_store(f"file://{folder}"), "rows")
         snapshot = stored.append(table)
@@ -185,7 +185,7 @@ def _bare_epoch(prepared: Prepared, rows: EncodedRows) -> None:
 
 
 def _bench_scoring(table: pa.Table, prepared: Prepared) -> None:
-    """The saved program, from arrays and from a table, against the network in memory."""
+    """Time the saved program, from arrays and from a table, against the network in memory."""
     params = PARAMS.model_copy(update={"epochs": 1})
     fitted = fit(prepared, params)
     model = _saved(table, fitted, params)

@@ -1,10 +1,10 @@
-"""What a second worker is worth: rows a second of the training loop with one worker and with two, beside a bare torch loop.
+"""Benchmark of a second training worker: rows a second with one worker and with two, beside a bare torch loop.
 
 python -m load.benchmarks.workers [--rounds 7]
 
 The bare loop is the same network, optimiser and batch of 4,096 rows in all under torch's DistributedDataParallel on gloo; both
 learn from the same encoded rows, one thread a worker. One worker and two, bare and ours, take turns in the same two processes,
-so that a noisy neighbour hits all; start-up and validation are not part of it. Told are medians over the rounds, and the CPU
+so that a noisy neighbour hits all; start-up and validation are not part of it. Reported are medians over the rounds, and the CPU
 seconds of the first worker, which neighbours hardly change: half as many with two would be the most that can be had.
 
 The exit code is 1 if two workers of ours are less than 1.7 times one, and two bare ones are not.
@@ -40,7 +40,7 @@ RESULT = "rates.json"
 
 
 def main() -> None:
-    """Start the processes, print what they found, judge it."""
+    """Start the processes, print their rates, and judge them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def judged(rates: dict[str, list[float]], cpu_s: dict[str, list[float]]) -> tuple[int, str]:
-    """The exit code, and what is told, of the rounds' rows a second and CPU seconds of the first worker, by what was measured."""
+    """Judge the rounds' rows a second and CPU seconds: the exit code and the report."""
     lines, gains = [], {}
     for name in ("bare", "ours"):
         one, two = (np.array(rates[f"{name} {count}"]) for count in (1, WORKERS))
@@ -74,7 +74,7 @@ def judged(rates: dict[str, list[float]], cpu_s: dict[str, list[float]]) -> tupl
 
 
 def worker(rank: int, folder: str, rounds: int) -> None:
-    """One of the processes; the first of them writes down the rates."""
+    """Run one worker process; the first writes down the rates."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/group", rank=rank, world_size=WORKERS
@@ -100,7 +100,7 @@ def worker(rank: int, folder: str, rounds: int) -> None:
 
 
 def loops(prepared: Prepared, count: int, rank: int) -> list[tuple[str, Callable[[], int]]]:
-    """A pass over the rows, bare and ours, by so many workers; each returns how many rows all took. Who is not needed returns at once."""
+    """Make the passes over the rows, bare and ours, by so many workers; a spare worker returns at once."""
     if rank >= count:
         return [("bare", lambda: 0), ("ours", lambda: 0)]
     group: ProcessGroup = SingleProcess() if count == 1 else ReplicatedGroup()
@@ -114,13 +114,13 @@ def loops(prepared: Prepared, count: int, rank: int) -> list[tuple[str, Callable
 
 
 def steps(prepared: Prepared) -> int:
-    """Whole batches in the training rows."""
+    """Count the whole batches in the training rows."""
     return len(prepared.train) // PARAMS.batch_size
 
 
 @dataclass(frozen=True, slots=True)
 class Bare:
-    """What a person would write."""
+    """Training loop in plain torch, as a person would write it."""
 
     prepared: Prepared
     group: ProcessGroup
@@ -129,13 +129,13 @@ class Bare:
 
     @classmethod
     def of(cls, prepared: Prepared, group: ProcessGroup) -> Bare:
-        """One with a fresh network."""
+        """Make a loop with a fresh network."""
         net: nn.Module = new_trainer(prepared, PARAMS).net.train()
         net = net if group.size == 1 else DistributedDataParallel(net)
         return cls(prepared, group, net, torch.optim.AdamW(net.parameters(), lr=PARAMS.lr, fused=True))
 
     def __call__(self) -> int:
-        """A pass over the rows."""
+        """Run one pass over the rows."""
         rows, label = self.prepared.train.rows, self.prepared.train.label
         order = torch.randperm(len(label), generator=torch.Generator().manual_seed(0))
         for step in range(steps(self.prepared)):

@@ -1,4 +1,4 @@
-"""One tool on the sets of the comparison, its figures as JSON: `python -m load.peers.monitoring ours|evidently|nannyml large|RUNS`.
+"""Measurement of one monitoring tool on the data sets of the comparison, as JSON: `python -m load.peers.monitoring ours|evidently|nannyml large|RUNS`.
 
 Run by the interpreter that has the tool; each tool as it is by default. `load/benchmarks/monitoring/bounds.py` prints them side by side.
 """
@@ -28,26 +28,26 @@ _MIB = 1024.0  # ru_maxrss is in KiB
 
 
 class Tool(Protocol):
-    """What is asked of each."""
+    """Monitoring tool that is compared."""
 
     def keep(self, reference: Floats) -> object:
-        """What it can work out from the reference (rows, columns) once and for all."""
+        """Prepare what the tool can compute once from the reference (rows, columns)."""
         ...
 
     def drifted(self, kept: Any, window: Floats) -> set[int]:
-        """The columns of the window that it calls drifted."""
+        """Return the columns of the window that the tool calls drifted."""
         ...
 
     def risen(self, reference: Floats, stream: Floats) -> list[int]:
-        """Labels seen at each alarm about a stream of errors (0 or 1); reference: errors of before."""
+        """Return the labels seen at each alarm about a stream of errors (0 or 1); reference: errors of before."""
         ...
 
 
 class Ours:
-    """The tests of the monitors, on sketches, and CUSUM over single labels."""
+    """Tests of our monitors, on sketches, and CUSUM over single labels."""
 
     def __init__(self) -> None:
-        """Import late: the peers' interpreters have none of it."""
+        """Import our packages late, since the peers' interpreters lack them."""
         import pyarrow as pa
 
         from functions.stats import Cusum, Moments, TableSketch, drift
@@ -56,40 +56,40 @@ class Ours:
         self._stats: Any = (Cusum, Moments, TableSketch, drift)
 
     def keep(self, reference: Floats) -> object:
-        """A sketch."""
+        """Sketch the reference rows in bins."""
         return self._stats[2].reference(self._table(reference))
 
     def drifted(self, kept: Any, window: Floats) -> set[int]:
-        """By `compare`, at its floors."""
+        """Find drifted columns by `compare`, at its floors."""
         report = self._stats[3].compare(kept, kept.window(self._table(window)))
         return {int(name[1:]) for name in report.drifted}
 
     def risen(self, reference: Floats, stream: Floats) -> list[int]:
-        """By CUSUM."""
+        """Find rises of the errors by CUSUM."""
         cusum, moments = self._stats[:2]
         return list(cusum.tuned(moments.of(reference)).update(stream).alarms)
 
 
 class Evidently:
-    """`DataDriftPreset`; for errors, `ValueDrift` of each chunk of 500 against those of before."""
+    """Evidently's `DataDriftPreset`; for errors, `ValueDrift` of each chunk of 500 against those of before."""
 
     def __init__(self) -> None:
-        """Import late."""
+        """Import the peer late, in its own interpreter."""
         self._pandas, self._evidently = import_module("pandas"), import_module("evidently")
         self._preset: Any = import_module("evidently.presets").DataDriftPreset
         self._one: Any = import_module("evidently.metrics").ValueDrift
 
     def keep(self, reference: Floats) -> object:
-        """The rows: it compares rows with rows."""
+        """Keep the rows, since evidently compares rows with rows."""
         return self._frame(reference)
 
     def drifted(self, kept: Any, window: Floats) -> set[int]:
-        """Columns beyond the threshold of the method that it chose."""
+        """Find columns beyond the threshold of the method that evidently chose."""
         metrics = self._run(self._preset(), self._frame(window), kept)["metrics"]
         return {int(one["config"]["column"][1:]) for one in metrics if _beyond(one)}
 
     def risen(self, reference: Floats, stream: Floats) -> list[int]:
-        """Chunks whose errors are not distributed as before."""
+        """Find chunks whose errors are not distributed as before."""
         before, found = self._pandas.DataFrame({"error": reference.astype(int)}), []
         for end in range(CHUNK, len(stream) + 1, CHUNK):
             now = self._pandas.DataFrame({"error": stream[end - CHUNK : end].astype(int)})
@@ -117,18 +117,18 @@ def _beyond(metric: dict[str, Any]) -> bool:
 
 
 class NannyMl:
-    """`UnivariateDriftCalculator`, the window as one chunk; `PerformanceCalculator` of accuracy by chunks of 500."""
+    """NannyML's `UnivariateDriftCalculator`, the window as one chunk; `PerformanceCalculator` of accuracy by chunks of 500."""
 
     def __init__(self) -> None:
-        """Import late."""
+        """Import the peer late, in its own interpreter."""
         self._nannyml, self._pandas = import_module("nannyml"), import_module("pandas")
 
     def keep(self, reference: Floats) -> object:
-        """The rows; it is fitted for the size of the chunk that comes."""
+        """Keep the rows, since the calculator is fitted for the size of the chunk."""
         return self._frame(reference)
 
     def drifted(self, kept: Any, window: Floats) -> set[int]:
-        """Columns that alert."""
+        """Find the columns that raise an alert."""
         calculator = self._nannyml.UnivariateDriftCalculator(
             column_names=list(kept.columns), chunk_size=min(len(window), len(kept) // 10)
         )
@@ -137,7 +137,7 @@ class NannyMl:
         return {int(name[0][1:]) for name, alert in alerts.items() if alert}
 
     def risen(self, reference: Floats, stream: Floats) -> list[int]:
-        """Chunks whose accuracy alerts."""
+        """Find the chunks whose accuracy raises an alert."""
         calculator = self._nannyml.PerformanceCalculator(
             problem_type="classification_binary",
             y_true="truth",
@@ -164,7 +164,7 @@ TOOLS: dict[str, Callable[[], Tool]] = {"ours": Ours, "evidently": Evidently, "n
 
 
 def figures(tool: Tool, runs: int) -> dict[str, float]:
-    """All sets but the large one: shares of runs, and labels."""
+    """Measure all data sets but the large one: shares of runs, and labels."""
     rng, found = np.random.default_rng(13), {}
     for rows in PAIRS:
         alarms = sum(
@@ -200,7 +200,7 @@ def _concept(tool: Tool, rng: np.random.Generator, runs: int) -> dict[str, float
 
 
 def large(tool: Tool, rows: int) -> dict[str, float]:
-    """Seconds and memory of one window of a million rows, what can be kept of the reference kept."""
+    """Measure seconds and memory of one window of a million rows, what can be kept of the reference kept."""
     rng = np.random.default_rng(7)
     kept = tool.keep(_rows(rng, rows))
     window = _rows(rng, rows)

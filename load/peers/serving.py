@@ -1,4 +1,4 @@
-"""The peers of `load.benchmarks.serving.throughput`: the same small network behind MLServer and `mlflow models serve`.
+"""Peer servers of `load.benchmarks.serving.throughput`: the same small network behind MLServer and `mlflow models serve`.
 
 Both live in an environment of their own (`pip install mlserver mlflow`), whose interpreter the benchmark is given. Each
 is what its users run: one worker, no log of requests. The network is a few products of numpy there, which for one row
@@ -58,7 +58,7 @@ mlflow.pyfunc.save_model(sys.argv[1], python_model=Mlp(), code_paths=["network.p
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A server to start and to ask. command: run in `folder`, after `prepare` if there is any."""
+    """Peer server to start and measure. command: run in `folder`, after `prepare` if there is any."""
 
     name: str
     folder: Path
@@ -70,7 +70,7 @@ class Peer:
 
 
 def peers(python: str, folder: Path, ports: tuple[int, int, int, int], row: list[float]) -> list[Peer]:
-    """Both peers, their files written below `folder`. ports: MLServer's HTTP, gRPC and metrics, then MLflow's."""
+    """Prepare both peers, with their files below `folder`. ports: MLServer's HTTP, gRPC and metrics, then MLflow's."""
     return [
         _mlserver(python, folder / "mlserver", ports[:3], row),
         _mlflow(python, folder / "mlflow", ports[3], row),
@@ -114,7 +114,7 @@ def _mlflow(python: str, folder: Path, port: int, row: list[float]) -> Peer:
 
 
 def _network(folder: Path) -> None:
-    """The weights of the small network, and a module that computes with them."""
+    """Write the weights of the small network, and a module that computes with them."""
     import numpy as np  # late: the figures' module is imported by every process of the benchmark
 
     folder.mkdir(parents=True)

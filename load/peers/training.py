@@ -1,4 +1,4 @@
-"""The tabular default beside scikit-learn's learners on the same rows, each as a function of train and test to answers."""
+"""Tabular default and scikit-learn's learners, each as a function from train and test rows to predictions."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ PATIENT: dict[str, Any] = {
 
 
 def ours(train: pa.Table, test: pa.Table, columns: Columns, params: TabularParams) -> npt.NDArray[Any]:
-    """Answers of the tabular default, as it would be exported."""
+    """Predict with the tabular default, as it would be exported."""
     scorer = fit(prepare(train, columns, params), params).scorer
     numeric = torch.from_numpy(numeric_matrix(test, columns.numeric))
     categorical = torch.from_numpy(category_matrix(test, columns.categorical))
@@ -57,7 +57,7 @@ def ours(train: pa.Table, test: pa.Table, columns: Columns, params: TabularParam
 def boosted(
     train: pa.Table, test: pa.Table, columns: Columns, task: Task, **settings: Any
 ) -> npt.NDArray[Any]:
-    """Answers of HistGradientBoosting, its own handling of categories and of what is missing included."""
+    """Predict with HistGradientBoosting, with its own handling of categories and missing values."""
     kind = HistGradientBoostingRegressor if task == "regression" else HistGradientBoostingClassifier
     known = [_frequent(train, name) for name in columns.categorical]
     categorical = np.arange(len(columns.numeric), len(columns.numeric) + len(known))
@@ -67,7 +67,7 @@ def boosted(
 
 
 def linear(train: pa.Table, test: pa.Table, columns: Columns, task: Task) -> npt.NDArray[Any]:
-    """Answers of logistic or ridge regression; with categories, the gate's baseline."""
+    """Predict with logistic or ridge regression; with categories, the gate's baseline."""
     if columns.categorical:
         return logistic(train, test, columns.numeric, columns.categorical, columns.label)
     last = RidgeCV(np.logspace(-3, 3, 13)) if task == "regression" else LogisticRegression(max_iter=2_000)
@@ -77,7 +77,7 @@ def linear(train: pa.Table, test: pa.Table, columns: Columns, task: Task) -> npt
 
 
 def loss(test: pa.Table, columns: Columns, task: Task, answers: npt.NDArray[Any]) -> float:
-    """Log loss in nats, or root mean squared error in the label's unit."""
+    """Compute log loss in nats, or root mean squared error in the label's unit."""
     label = _label(test, columns)
     if task == "multiclass":
         return class_log_loss(label, answers)
@@ -85,7 +85,7 @@ def loss(test: pa.Table, columns: Columns, task: Task, answers: npt.NDArray[Any]
 
 
 def bundled(name: str, folds: int, seed: int) -> tuple[Columns, list[tuple[pa.Table, pa.Table]]]:
-    """One of scikit-learn's data sets, cut into train and test `folds` times."""
+    """Load one of scikit-learn's data sets, cut into train and test `folds` times."""
     found = getattr(sklearn.datasets, f"load_{name}")()
     names = [f"x{n}" for n in range(found.data.shape[1])]
     table = pa.table({**dict(zip(names, found.data.T, strict=True)), "y": found.target})

@@ -1,4 +1,4 @@
-"""A closed loop of requests by `h2load`, for JSON over HTTP/1.1 and for gRPC: one caller for what is compared."""
+"""Closed loop of requests by `h2load`, for JSON over HTTP/1.1 and for gRPC."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 def ask_by_h2load(
     url: str, headers: Mapping[str, str], body: bytes, connections: int, seconds: float, folder: Path
 ) -> list[int]:
-    """How long each answer took, in microseconds, the shortest first; one request at a time on each connection.
+    """Measure how long each answer took, in sorted microseconds, with one request at a time per connection.
 
     url: "http://…", or "grpc://host:port" for calls of ModelInfer, whose message is `body`.
     Raises: RuntimeError if an answer is no success; a refusal by gRPC is a 200 too, and has no message.
@@ -44,12 +44,12 @@ def ask_by_h2load(
 
 
 def _framed(message: bytes) -> bytes:
-    """A message as gRPC sends it."""
+    """Frame a message as gRPC sends it."""
     return b"\0" + len(message).to_bytes(4, "big") + message
 
 
 def _ask_once(address: str, headers: Mapping[str, str], message: bytes) -> int:
-    """Call as a client does; how many bytes the answer's message takes. Raises: grpc.RpcError if it is refused."""
+    """Call once as a client does, and return the size of the answer's message. Raises: grpc.RpcError if it is refused."""
     import grpc  # type: ignore[import-untyped]  # late: only gRPC needs it; it ships no types
 
     with grpc.insecure_channel(address) as channel:

@@ -1,4 +1,4 @@
-"""A locust user that speaks the Open Inference Protocol; `python -m load.scenarios.run` starts it, or locust by hand.
+"""Locust user that speaks the Open Inference Protocol; `python -m load.scenarios.run` starts it, or locust by hand.
 
 Reads from the environment: TOQUE_TOKEN (bearer token), TOQUE_MODEL, TOQUE_LOAD_RATE (requests a second and user),
 TOQUE_LOAD_ROWS (rows a request), TOQUE_LOAD_KEYS (file of rows for requests by key; without it tensors are sent) and
@@ -38,14 +38,14 @@ def _log(due: float, answer: Any, problem: str | None) -> None:
 
 @events.quitting.add_listener  # type: ignore[untyped-decorator] # locust ships no types for its events
 def _write_failures(environment: Any, **_: object) -> None:
-    """Leave what went wrong, and how often, where whoever started this wants to read it."""
+    """Write what went wrong, and how often, to the file that the caller named."""
     if path := os.environ.get("TOQUE_LOAD_FAILURES"):
         failures = {str(error.error): error.occurrences for error in environment.stats.errors.values()}
         Path(path).write_text(json.dumps(failures), encoding="utf-8")
 
 
 class InferenceUser(FastHttpUser):
-    """Sends inference requests on a schedule and times each from the moment it was due."""
+    """Locust user that sends inference requests on a schedule and times each from the moment it was due."""
 
     network_timeout = 30.0
     connection_timeout = 5.0
@@ -70,7 +70,7 @@ class InferenceUser(FastHttpUser):
         self.due = time.perf_counter() + self.rng.random() * self.every_s  # users do not march in step
 
     def wait_time(self) -> float:
-        """Seconds until the next request is due; none if it is late already."""
+        """Return the seconds until the next request is due; 0 if it is late."""
         return max(0.0, self.due - time.perf_counter())
 
     def _request(self) -> Json:

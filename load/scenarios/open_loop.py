@@ -1,4 +1,4 @@
-"""One request, so many times a second, whatever became of those before; each is timed from when it was due.
+"""Open loop: one request so many times a second, independent of earlier answers, timed from when it was due.
 
 A caller that waits for an answer before it asks again is silent while a server stalls, and never sees the stall. Here
 the moments are drawn beforehand, as of many callers who do not know of each other (a Poisson process, seeded). Written on
@@ -25,7 +25,7 @@ __all__ = ["OpenLoop", "ask_steadily", "at_once"]
 
 @dataclass(frozen=True, slots=True)
 class OpenLoop:
-    """What came of it. latencies_ms: from when each request was due; late_ms: how long after that it was sent."""
+    """Result of an open loop. latencies_ms: from when each request was due; late_ms: how long after that it was sent."""
 
     rate: float
     latencies_ms: npt.NDArray[np.float64]
@@ -34,7 +34,7 @@ class OpenLoop:
 
     @property
     def p99_of_a_second_ms(self) -> float:
-        """The p99 of each second's requests, and of those the median: what is left without the machine's own stalls.
+        """Median over seconds of each second's p99, which ignores stalls of the machine.
 
         A neighbour that takes both cores for 50 ms is a p99 of 10 s at any rate, whoever answers.
         """
@@ -74,7 +74,7 @@ def ask_steadily(
 
 @contextlib.contextmanager
 def at_once() -> Iterator[bool]:
-    """Whether this thread has the CPU inside whenever it wants it, as a caller on a machine of its own would: root may say so.
+    """Run the block with real-time priority if allowed; yields whether it was, which root may.
 
     Else what it waits for a CPU, to send and to read, counts as the server's time. For a few requests a second: with
     thousands it takes the CPU from the server.
@@ -92,12 +92,12 @@ def at_once() -> Iterator[bool]:
 
 
 def _precise() -> asyncio.SelectorEventLoop:
-    """select() waits for microseconds; epoll, and uvloop's timers, for whole milliseconds."""
+    """Make an event loop on select(), which waits for microseconds; epoll and uvloop wait for milliseconds."""
     return asyncio.SelectorEventLoop(selectors.SelectSelector())
 
 
 class _Caller:
-    """Sends when something is due, on a connection that is free, or as soon as one is."""
+    """Caller that sends each due request on a free connection."""
 
     def __init__(self, request: bytes, due_s: npt.NDArray[np.float64]) -> None:
         self.request, self.due_s = request, due_s
@@ -121,7 +121,7 @@ class _Caller:
             transport.close()
 
     def _go_on(self, next_: int) -> None:
-        """Send all that is due by now, and come back when the next is."""
+        """Send all due requests, and schedule the next round."""
         loop = asyncio.get_running_loop()
         while next_ < len(self.due_s) and self.due_s[next_] <= loop.time() - self.begin:
             self.waiting.append(next_)
@@ -131,7 +131,7 @@ class _Caller:
             loop.call_at(self.begin + self.due_s[next_], self._go_on, next_)
 
     def send(self) -> None:
-        """As many as there are connections for."""
+        """Send as many requests as there are free connections."""
         now = asyncio.get_running_loop().time() - self.begin
         while self.waiting and self.free:
             number = self.waiting.popleft()
@@ -139,7 +139,7 @@ class _Caller:
             self.free.popleft().send(number)
 
     def answered(self, connection: _Connection, number: int, *, ok: bool) -> None:
-        """Note an answer; its connection is free again."""
+        """Record an answer and free its connection."""
         self.latencies_s[number] = asyncio.get_running_loop().time() - self.begin - self.due_s[number]
         self.failed += not ok
         self.left -= 1
@@ -151,7 +151,7 @@ class _Caller:
 
 
 class _Connection(asyncio.Protocol):
-    """One connection that is kept: a request, its answer, the next request."""
+    """Persistent connection: a request, its answer, the next request."""
 
     def __init__(self, caller: _Caller) -> None:
         self._caller, self._number, self._got = caller, -1, b""
@@ -180,7 +180,7 @@ class _Connection(asyncio.Protocol):
 
 
 def _length_of(head: bytes) -> int:
-    """The length of the body as the head says it. Raises: ValueError if it says none."""
+    """Read the length of the body from the head. Raises: ValueError if it says none."""
     for line in head.lower().split(b"\r\n"):
         if line.startswith(b"content-length:"):
             return int(line[15:])

@@ -1,4 +1,4 @@
-"""Requests of the Open Inference Protocol, made up from what a server says about its model.
+"""Requests of the Open Inference Protocol, generated from a server's model metadata.
 
 A tensor that the model takes is filled with numbers or words of its datatype; dimensions that may have any size get
 the rows asked for. A model that is asked by key gets rows of a file instead: one JSON object a line,

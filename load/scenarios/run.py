@@ -1,4 +1,4 @@
-"""Hold a running platform to its objectives: `python -m load.scenarios.run`, exit code 1 when one is missed.
+"""Load test of a running platform against its objectives: `python -m load.scenarios.run`, exit code 1 when one is missed.
 
 Target and token come from TOQUE_URL and TOQUE_TOKEN; without them, from what `toque up` left in `.toque`.
 Exit code 2: the load could not be put on (no server, no model, no locust).
@@ -25,12 +25,12 @@ _NAME = "infer"
 
 
 class NotPossible(Exception):  # noqa: N818 - a state of the world, said to a person
-    """The load cannot be put on; the message says what is missing."""
+    """Raised where the load cannot be generated; the message says what is missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is loaded: a model at an address, with a token that may call it."""
+    """Target of the load: a model at an address, with a token that may call it."""
 
     url: str
     token: str | None
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def find_target(
     environment: Mapping[str, str], *, url: str | None = None, model: str | None = None
 ) -> Target:
-    """Say what to load.
+    """Find the model and address to load.
 
     url, model: go before the environment. A model that nobody names is the first that has a champion.
     Raises: NotPossible if there is no address, no server or no model.

@@ -1,4 +1,4 @@
-"""A service level objective: the load, what must hold under it, and the verdict on what was measured. Pure."""
+"""Service level objectives of a load: what must hold under it, and the verdict on measurements; pure."""
 
 import math
 import tomllib
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Load(BaseModel):
-    """How many clients send how often, for how long after a warm-up that is not counted."""
+    """Load of a run: how many clients send how often, for how long after a warm-up that is not counted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -23,7 +23,7 @@ class Load(BaseModel):
 
 
 class Objectives(BaseModel):
-    """What must hold; one that is left out is not asked for. At least one request is always asked for."""
+    """Objectives of a run; one that is left out is not checked. At least one request is always needed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -34,7 +34,7 @@ class Objectives(BaseModel):
 
 
 class Slo(BaseModel):
-    """A load and its objectives, as `slo.toml` holds them."""
+    """Service level: a load and its objectives, as `slo.toml` holds them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -43,13 +43,13 @@ class Slo(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> "Slo":
-        """Read a TOML file. Raises: pydantic.ValidationError naming the field, FileNotFoundError."""
+        """Read objectives from a TOML file. Raises: pydantic.ValidationError naming the field, FileNotFoundError."""
         return cls.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What came out of a run. latencies: count of requests by rounded milliseconds."""
+    """Measurements of one load run. latencies: count of requests by rounded milliseconds."""
 
     requests: int
     failures: int
@@ -78,7 +78,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One objective, what was measured, and whether it held."""
+    """Verdict on one objective: what was measured, and whether it held."""
 
     objective: str
     limit: float
@@ -87,7 +87,7 @@ class Finding:
 
 
 def judge(measured: Measured, objectives: Objectives) -> list[Finding]:
-    """Hold what was measured against every objective. No traffic holds none: NaN is never good enough."""
+    """Compare the measurements with every objective; without traffic none holds, since NaN never does."""
     share = measured.failures / measured.requests if measured.requests else math.nan
     rate = measured.requests / measured.seconds if measured.seconds else math.nan
     values = {

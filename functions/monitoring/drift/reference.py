@@ -139,7 +139,7 @@ class Reference:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Self:
-        """Read what `to_dict` wrote."""
+        """Read a reference from the JSON values of `to_dict`."""
         phases = {int(phase): TableSketch.from_dict(one) for phase, one in stored["phases"].items()}
         sketch = TableSketch.from_dict(stored["sketch"])
         season = None if stored["period"] is None else season_from_json(stored["period"])

@@ -64,7 +64,7 @@ class EstimateMonitor(BaseModel):
 
 
 class EstimateState(BaseModel):
-    """State of the estimates. next_cohort, next_label: the first cohort not estimated, and the first not settled.
+    """State of the monitor of estimates. next_cohort, next_label: the first cohort not estimated, and the first not settled.
 
     labelled: scores and labels of settled cohorts, from which probabilities are calibrated. pending: estimates to settle.
     """

@@ -70,7 +70,7 @@ class ClusterSums(BaseModel):
 
     @property
     def mean(self) -> float:
-        """Mean of the values. Raises: ValueError without a row."""
+        """Mean of the summed values. Raises: ValueError without a row."""
         if self.rows == 0:
             raise ValueError("a mean needs at least one row, got none")
         return self.total / self.rows

@@ -32,7 +32,7 @@ def decide(
     *,
     rules: Collection[str] | None = None,
 ) -> Decision:
-    """Judge an open rollout.
+    """Judge an open rollout by its evidence.
 
     rules: names of the rules to ask, all of them unless given; an old decision is replayed by the rules of its time.
     Raises: ValueError if the rollout has ended or `now` has no time zone.

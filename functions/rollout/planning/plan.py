@@ -154,7 +154,7 @@ class _Simulation:
         return cls(policy, k * cohort + delay, labels, mean, radius)
 
     def play(self, effect: float) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], Floats]:
-        """Run every simulated rollout. Returns, (runs,) each: promoted; stopped as worse or too small; days until the end."""
+        """Run every simulated rollout to its end. Returns, (runs,) each: promoted; stopped as worse or too small; days until the end."""
         policy, floor = self.policy, self.policy.min_effect
         mean = self.mean + effect
         lower, upper = mean - self.radius, mean + self.radius

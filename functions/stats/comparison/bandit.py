@@ -1,4 +1,4 @@
-"""Bandits: send traffic where rewards are, and keep enough everywhere else to notice a change.
+"""Bandits that send traffic where rewards are, and enough elsewhere to notice a change.
 
 Rewards may come late: an allocation is computed from the moments of whatever rewards are in. The share that an arm had
 when a unit was assigned is its propensity; log it, and off-policy estimates stay possible. Do not stop a bandit on
@@ -15,7 +15,7 @@ from functions.stats.moments import Moments
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """Share of the traffic of each arm, summing to 1, and the probability that it is the best."""
+    """Allocation of the traffic: the share of each arm, summing to 1, and the probability that it is the best."""
 
     shares: Mapping[str, float]
     best: Mapping[str, float]

@@ -1,4 +1,4 @@
-"""A confidence sequence for the mean of bounded values, without any approximation.
+"""Betting confidence sequence for the mean of bounded values, without approximation.
 
 For every candidate mean m a gambler bets that values lie above m, and another that they lie below. If m is the mean
 neither can expect to gain, so an m against which one has multiplied the stake by 1/alpha is out.
@@ -18,7 +18,7 @@ _CAUTION = 0.5  # a bet risks at most this share of the capital
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BettingCS:
-    """Confidence sequence so far; `update(values)` goes on, and how values are cut into batches changes nothing.
+    """Confidence sequence after the values so far; `update(values)` continues it, in batches of any size.
 
     lower, upper: interval for the mean, never wider than at any earlier look. Where no candidate is left (the values
         did not come from one mean, or a chance of alpha came true) both are NaN.
@@ -40,7 +40,7 @@ class BettingCS:
 
     @property
     def empty(self) -> bool:
-        """Whether every candidate is out."""
+        """Whether every candidate mean is rejected."""
         return math.isnan(self.lower) and self.n > 0
 
     def p(self, mean: float) -> float:
@@ -98,7 +98,7 @@ def betting_cs(
 
 
 def _bets(x: Floats, n: int, sums: tuple[float, float], alpha: float) -> tuple[Floats, tuple[float, float]]:
-    """Size of the bet on each value, from those before it alone, and the sums after the block.
+    """Compute the size of the bet on each value, from those before it alone, and the sums after the block.
 
     One made-up value of mean 1/2 and variance 1/4 stands before the first.
     """

@@ -1,4 +1,4 @@
-"""Counts that are watched as they come: is the traffic split as declared, does one arm have more errors?"""
+"""Sequential tests of counts: sample-ratio mismatch, and excess errors of an arm."""
 
 import math
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from scipy import special
 
 @dataclass(frozen=True, slots=True)
 class SequentialCounts:
-    """One look at a sequential count test. p: always valid; log_bayes_factor: against the declared shares."""
+    """Result of one look at a sequential count test. p: always valid; log_bayes_factor: against the declared shares."""
 
     counts: tuple[int, ...]
     shares: tuple[float, ...]
@@ -25,7 +25,7 @@ class SequentialCounts:
 
     @property
     def expected(self) -> tuple[float, ...]:
-        """Counts that the shares would give on average."""
+        """Expected counts under the declared shares."""
         return tuple(sum(self.counts) * share for share in self.shares)
 
 
@@ -79,5 +79,5 @@ def _checked(
 
 
 def _log_beta(alpha: npt.NDArray[np.float64]) -> float:
-    """Log of the multivariate beta function."""
+    """Compute the log of the multivariate beta function."""
     return float(special.gammaln(alpha).sum() - special.gammaln(alpha.sum()))

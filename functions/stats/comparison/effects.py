@@ -1,4 +1,4 @@
-"""How much a treatment changes something: estimates with standard errors, from moments that pool.
+"""Effects of a treatment: estimates with standard errors, from moments that pool.
 
 Every function returns an `Effect`, which any always-valid test takes: `asymptotic_cs(cuped(control, treatment))`.
 A side with fewer than two units gives an effect that is not *sufficient*: an answer, from which nothing follows.
@@ -20,7 +20,7 @@ _FEWEST = 2  # units of an arm from which a variance can be estimated
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """An estimate, its standard error and the number of units behind it, both arms together."""
+    """Effect of a treatment: an estimate, its standard error and the number of units behind it, both arms together."""
 
     estimate: float
     standard_error: float
@@ -28,20 +28,20 @@ class Effect:
 
     @property
     def sufficient(self) -> bool:
-        """Whether anything may be concluded: the estimate is a number and its error finite and not zero."""
+        """Whether the estimate is a number, and its error finite and not zero."""
         return math.isfinite(self.estimate) and 0 < self.standard_error < math.inf
 
 
 @dataclass(frozen=True, slots=True)
 class CupedEffect(Effect):
-    """An effect adjusted by a covariate. variance_ratio: variance left of the unadjusted one, 1 − r²."""
+    """Effect adjusted by a covariate. variance_ratio: variance left of the unadjusted one, 1 − r²."""
 
     theta: float
     variance_ratio: float
 
 
 def difference(control: Any, treatment: Any) -> Effect:
-    """Mean of the treatment minus mean of the control, variances unequal.
+    """Estimate the difference of means, treatment minus control, with unequal variances.
 
     control, treatment: `Moments`, or samples (units,).
     Raises: ValueError if a value is not finite.
@@ -53,7 +53,7 @@ def difference(control: Any, treatment: Any) -> Effect:
 
 
 def relative_lift(control: Any, treatment: Any) -> Effect:
-    """Treatment mean over control mean, minus one, by the delta method.
+    """Estimate the relative difference, treatment mean over control mean minus one, by the delta method.
 
     control, treatment: `Moments`, or samples (units,).
     Raises: ValueError if a value is not finite, or the control's mean is zero.
@@ -71,7 +71,7 @@ def relative_lift(control: Any, treatment: Any) -> Effect:
 
 
 def ratio(numerator: Any, denominator: Any = None) -> Effect:
-    """A ratio of means over units, Σy / Σx, by the delta method: Var(R) = Var(y − R·x) / (n·x̄²).
+    """Estimate a ratio of means over units, Σy / Σx, by the delta method: Var(R) = Var(y − R·x) / (n·x̄²).
 
     numerator, denominator: (units,) each; or `CoMoments` of (y, x) alone.
     Raises: ValueError if a value is not finite, or the denominators sum to zero.
@@ -87,7 +87,7 @@ def ratio(numerator: Any, denominator: Any = None) -> Effect:
 
 
 def ratio_effect(control: Any, treatment: Any) -> Effect:
-    """Difference of two ratios of means (clicks a view, late minutes a flight), units being the sample.
+    """Estimate the difference of two ratios of means (clicks a view, late minutes a flight), units being the sample.
 
     control, treatment: `CoMoments` of (numerator, denominator), or a pair of arrays (units,) each.
     Raises: ValueError if a value is not finite, or the denominators of an arm sum to zero.
@@ -107,7 +107,7 @@ def cuped(
     covariate_until: datetime | None = None,
     exposed_from: datetime | None = None,
 ) -> CupedEffect:
-    """Difference of means, adjusted by a covariate from before the experiment.
+    """Estimate the difference of means, adjusted by a covariate from before the experiment.
 
     control, treatment: `CoMoments` of (outcome, covariate), or a pair of arrays (units,) each.
     covariate_until, exposed_from: the last moment that the covariate saw, and the first exposure of any unit. Give
@@ -130,7 +130,7 @@ def cuped(
 
 
 def stratified_effect(strata: Sequence[tuple[Any, Any]]) -> Effect:
-    """Difference of means from periods with different splits, compared within each and weighted by its units.
+    """Estimate the difference of means from periods with different splits, compared within each and weighted by its units.
 
     A ramp that is pooled instead compares the treatment's later users with the control's earlier ones.
     strata: (control, treatment) of each day or stage, `Moments` or samples. One in which an arm has fewer than two
@@ -149,7 +149,7 @@ def stratified_effect(strata: Sequence[tuple[Any, Any]]) -> Effect:
 
 
 def winsorize(values: npt.ArrayLike, *, lower: float = -math.inf, upper: float = math.inf) -> Floats:
-    """Hold values within limits that were fixed before the data was seen, which bounds what one outlier can do.
+    """Clip values to limits fixed before the data was seen, which bounds the effect of one outlier.
 
     Raises: ValueError if lower > upper or a value is NaN.
     Source: Tukey, The future of data analysis, 1962.
@@ -161,7 +161,7 @@ def winsorize(values: npt.ArrayLike, *, lower: float = -math.inf, upper: float =
 
 
 def block_means(values: npt.ArrayLike, *, size: int) -> Floats:
-    """Means of consecutive blocks, for values that depend on those before them; a last part block is left out.
+    """Compute means of consecutive blocks, for values that depend on those before them; a last part block is left out.
 
     Blocks several times as long as the dependence lasts are nearly independent, and may be tested where the values
     themselves may not: autocorrelated latencies otherwise fail a large share of comparisons of equals.

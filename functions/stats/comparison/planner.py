@@ -1,4 +1,4 @@
-"""How long will it take? Units and days that a comparison needs, before it starts.
+"""Planner of comparisons: the units and days that one needs, before it starts.
 
 Everything scales: with the effect measured in standard errors at the size of a single fixed test, when a sequential
 test stops does not depend on the metric. So one simulation of that standard problem answers for every metric.
@@ -21,7 +21,7 @@ _LONGEST = 40.0  # times the units of a fixed test
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """Units (both arms together) and days that a comparison needs to find an effect.
+    """Plan of a comparison: units (both arms together) and days that it needs to find an effect.
 
     n_fixed: of a test that looks once. n_expected, n_worst: of the asymptotic confidence sequence: on average, and to
     have the stated power. n_opt: what to give `asymptotic_cs`.
@@ -82,7 +82,7 @@ def minimum_detectable_effect(
     alpha: float = 0.05,
     power: float = 0.8,
 ) -> float:
-    """Smallest effect that the confidence sequence finds with this power within n units, both arms together.
+    """Compute the smallest effect that the confidence sequence finds with this power within n units, both arms together.
 
     Raises: ValueError if a parameter is out of range.
     """
@@ -99,7 +99,7 @@ def _fixed_units(sd: float, effect: float, share: float, alpha: float, power: fl
 
 
 def _drift(alpha: float, power: float) -> float:
-    """Mean of z at the size where a fixed two-sided test has the power."""
+    """Compute the mean of z at the size where a fixed two-sided test has the power."""
     return float(special.ndtri(1 - alpha / 2) + special.ndtri(power))
 
 

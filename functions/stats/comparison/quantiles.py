@@ -1,4 +1,4 @@
-"""Is a quantile (median delay, 99th percentile of latency) the same in two arms, however often one looks?"""
+"""Sequential test of a quantile (median delay, 99th percentile of latency) in two arms, valid at every look."""
 
 import math
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from functions.stats.moments import Floats, as_floats
 
 @dataclass(frozen=True, slots=True)
 class QuantileTest:
-    """One look at a sequential quantile test. p: always valid. control, treatment: the quantiles themselves."""
+    """Result of one look at a sequential quantile test. p: always valid. control, treatment: the quantiles themselves."""
 
     q: float
     n_control: int
@@ -30,7 +30,7 @@ class QuantileTest:
 
     @property
     def reject(self) -> bool:
-        """Whether the quantiles differ."""
+        """Whether the test rejects equal quantiles."""
         return self.p <= self.alpha
 
 
@@ -67,7 +67,7 @@ def quantile_test(
 
 
 def _prior(q: float, t_opt: float, alpha_opt: float) -> tuple[float, float]:
-    """Beta prior of the share below, tuned to be sharpest after t_opt values."""
+    """Compute the beta prior of the share below, tuned to be sharpest after t_opt values."""
     log_level = -2 * math.log(alpha_opt)
     rho = t_opt * q * (1 - q) / (log_level + math.log(1 + log_level))
     r = max(rho - q * (1 - q), 1e-3 * q * (1 - q))
@@ -75,7 +75,7 @@ def _prior(q: float, t_opt: float, alpha_opt: float) -> tuple[float, float]:
 
 
 def _log_e(below: npt.ArrayLike, n: int, q: float, prior: tuple[float, float]) -> Floats:
-    """Log e-value against "a share q lies below" where `below` of n values do."""
+    """Compute the log e-value against "a share q lies below" where `below` of n values do."""
     k = np.asarray(below, dtype=np.float64)
     above_prior, below_prior = prior
     log_beta = special.betaln(above_prior + n - k, below_prior + k) - special.betaln(above_prior, below_prior)
@@ -84,7 +84,7 @@ def _log_e(below: npt.ArrayLike, n: int, q: float, prior: tuple[float, float]) -
 
 
 def _log_e_at(places: Floats, arm: Floats, q: float, prior: tuple[float, float]) -> Floats:
-    """Log e-value of one arm against each place being its q-quantile: least for the place that suits it best."""
+    """Compute the log e-value of one arm against each candidate for its q-quantile."""
     n = len(arm)
     suits = _best_count(n, q, prior)
     low = arm[max(math.ceil(suits), 1) - 1]
@@ -96,7 +96,7 @@ def _log_e_at(places: Floats, arm: Floats, q: float, prior: tuple[float, float])
 
 
 def _best_count(n: int, q: float, prior: tuple[float, float]) -> float:
-    """Count below (not necessarily whole) that speaks least against q."""
+    """Find the count below (not necessarily whole) that gives the least evidence against q."""
     above_prior, below_prior = prior
     tilt = math.log1p(-q) - math.log(q)
 

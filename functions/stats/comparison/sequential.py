@@ -1,4 +1,4 @@
-"""Comparisons that hold at every look: the asymptotic confidence sequence and the normal mixture.
+"""Comparisons that are valid at every look: the asymptotic confidence sequence and the normal mixture.
 
 Symbols: N units of both arms together; ρ² sets where the sequence is tightest; t = N·ρ²; S² = Δ²·N/SE².
 """
@@ -20,7 +20,7 @@ Alternative = Literal["two-sided", "greater", "less"]
 
 @dataclass(frozen=True, slots=True)
 class AsymptoticCS:
-    """One look at a confidence sequence: true at this and every other look at once, with probability 1 − alpha.
+    """Result of one look at a confidence sequence: valid at this and every other look at once, with probability 1 − alpha.
 
     threshold: of |estimate| / standard error. p: always valid; the least of all looks so far is valid too.
     e_value: two-sided, the e-value; one-sided, 1/p.
@@ -92,7 +92,7 @@ def asymptotic_cs(
 def asymptotic_threshold(
     n: float, *, alpha: float = 0.05, n_opt: float = 5_000, alternative: Alternative = "two-sided"
 ) -> float:
-    """Threshold of |estimate| / standard error after N units, both arms together.
+    """Compute the threshold of |estimate| / standard error after N units, both arms together.
 
     Raises: ValueError if n, alpha or n_opt is out of range.
     Source: as `asymptotic_cs`.
@@ -115,7 +115,7 @@ def normal_mixture_bound(
     alpha_opt: float | None = None,
     alternative: Alternative = "two-sided",
 ) -> Any:
-    """Bound that a sum of (sub-)Gaussian increments, less their means, never crosses, as a function of its variance.
+    """Compute the bound that a sum of (sub-)Gaussian increments, less their means, never crosses, as a function of its variance.
 
     v: intrinsic time, the variance so far; a number or an array. v_opt: where the bound is tightest.
     alpha_opt: the level it is tuned at, `alpha` unless given.
@@ -136,7 +136,7 @@ def normal_mixture_bound(
 
 
 def _effect(evidence: Any, treatment: Any) -> Effect:
-    """Make an effect of whatever was given."""
+    """Convert the arguments to an effect."""
     if treatment is not None:
         return difference(evidence, treatment)
     if isinstance(evidence, Effect):
@@ -150,7 +150,7 @@ def _effect(evidence: Any, treatment: Any) -> Effect:
 
 
 def _undecided(effect: Effect, alpha: float, alternative: Alternative) -> AsymptoticCS:
-    """Answer that nothing is known yet."""
+    """Return the look at which nothing is known yet."""
     everything = {"lower": -math.inf, "upper": math.inf, "threshold": math.inf, "p": 1.0, "e_value": 1.0}
     return AsymptoticCS(
         estimate=effect.estimate,
@@ -165,7 +165,7 @@ def _undecided(effect: Effect, alpha: float, alternative: Alternative) -> Asympt
 
 
 def _rho2(alpha: float, n_opt: float, alternative: Alternative) -> float:
-    """ρ² that makes the sequence tightest at n_opt."""
+    """Compute the ρ² that makes the sequence tightest at n_opt."""
     if not 0 < alpha < 0.5:  # noqa: PLR2004 - a one-sided test uses 2 alpha
         raise ValueError(f"alpha must lie in (0, 0.5), got {alpha}")
     if not n_opt > 0:
@@ -175,7 +175,7 @@ def _rho2(alpha: float, n_opt: float, alternative: Alternative) -> float:
 
 
 def _log_e(z: float, t: float, alternative: Alternative) -> float:
-    """Log of the e-value: the reciprocal of the level at which this z would just be rejected."""
+    """Compute the log of the e-value, the reciprocal of the level at which this z would just be rejected."""
     exponent = z * z * t / (2 * (t + 1))
     if alternative == "two-sided":
         return exponent - math.log(t + 1) / 2

@@ -1,4 +1,4 @@
-"""Group sequential tests: a few planned looks that share alpha, at almost the power of a single one."""
+"""Group sequential tests: a few planned looks share alpha, at almost the power of a single test."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ _FAR = 9.0  # standard deviations beyond which nothing is left, where a side has
 
 @dataclass(frozen=True, slots=True)
 class GroupSequentialBounds:
-    """Bounds of z at each look; |z| at or beyond one rejects. Iterates and indexes as its bounds.
+    """Bounds of z at each planned look; |z| at or beyond one rejects. Iterates and indexes as its bounds.
 
     fractions: share of the planned units at each look. spent: alpha spent up to it.
     """
@@ -44,7 +44,7 @@ class GroupSequentialBounds:
 def group_sequential_bounds(
     looks: int | Sequence[float], *, alpha: float = 0.05, rho: float = 2.0, sides: int = 2
 ) -> GroupSequentialBounds:
-    """Bounds at which a sum may be looked at, spending alpha·t^rho by the time a share t of the units is in.
+    """Compute the bounds of planned looks, spending alpha·t^rho by the time a share t of the units is in.
 
     looks: how many, evenly spaced; or the shares t of the planned units at which they fall, rising, at most 1.
     rho: 1 spends evenly, 3 is close to O'Brien and Fleming. sides: 2, or 1 for large values only.
@@ -73,11 +73,11 @@ def group_sequential_bounds(
 
 
 _Paths = tuple[Floats, Floats]
-"""Places (nodes,) on the scale of the sum, and the probability mass there of paths that have not stopped."""
+"""Points (nodes,) on the scale of the sum, and the probability mass there of paths that have not stopped."""
 
 
 def _bound(paths: _Paths | None, step: float, t: float, spend: float, sides: int) -> float:
-    """Bound of z that stops just `spend` of the paths at this look."""
+    """Find the bound of z that stops just `spend` of the paths at this look."""
 
     def excess(z: float) -> float:
         return _stopping(paths, step, z * math.sqrt(t), sides) - spend
@@ -86,7 +86,7 @@ def _bound(paths: _Paths | None, step: float, t: float, spend: float, sides: int
 
 
 def _stopping(paths: _Paths | None, step: float, edge: float, sides: int) -> float:
-    """Probability that a path goes beyond the edge at this look, and had not stopped before."""
+    """Compute the probability that a path goes beyond the edge at this look, and had not stopped before."""
     places, masses = (np.zeros(1), np.ones(1)) if paths is None else paths
     beyond = special.ndtr((places - edge) / step)
     if sides == 2:  # noqa: PLR2004 - both sides
@@ -95,7 +95,7 @@ def _stopping(paths: _Paths | None, step: float, edge: float, sides: int) -> flo
 
 
 def _going_on(paths: _Paths | None, step: float, t: float, bound: float, sides: int) -> _Paths:
-    """Move the paths one look on and keep those within the bound, on Gauss–Legendre nodes."""
+    """Advance the paths by one look and keep those within the bound, on Gauss–Legendre nodes."""
     high = bound * math.sqrt(t)
     low = -high if sides == 2 else -_FAR * math.sqrt(t)  # noqa: PLR2004 - both sides
     nodes, weights = np.polynomial.legendre.leggauss(max(_NODES, math.ceil(12 * (high - low) / step)))

@@ -1,1 +1,1 @@
-"""Benchmarks of the monitors: false alarms, power, and cost at size."""
+"""Benchmarks of the monitors: false alarms, power, and cost on large data."""

@@ -1,4 +1,4 @@
-"""Models for the monitors to watch: fifty features, a training set, and a log that grows hour by hour, in a folder store."""
+"""Fixtures of the monitoring benchmarks: models of fifty features, a training set, and a growing log."""
 
 from __future__ import annotations
 
@@ -34,26 +34,26 @@ PERFORMANCE = PerformanceMonitor(cohort=HOUR, label_delay=HOUR, lookback=timedel
 
 @dataclass
 class Bed:
-    """A store at `root` whose clock is moved by hand."""
+    """Store at `root` with a clock that is moved by hand."""
 
     root: Path
     now: datetime = START
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(7))
 
     def __post_init__(self) -> None:
-        """Open the store, made where it is not there."""
+        """Open the store, creating it if needed."""
         store = open_store((self.root / "store").absolute().as_uri())
         self.context = Context(store, store.url, clock=lambda: self.now, actor="inspector", project=PROJECT)
 
     def training_set(self) -> TableSnapshot:
-        """Two weeks of rows to learn from."""
+        """Write a training set of two weeks."""
         rows = feature_rows(self.rng, TRAINING_ROWS)
         hours = np.sort(self.rng.integers(0, TRAINING_HOURS, TRAINING_ROWS))
         at = pa.array([START - HOUR * (TRAINING_HOURS - int(one)) for one in hours], _TIME)
         return Table(self.context.store, "training/all").overwrite(rows.append_column("event_timestamp", at))
 
     def register(self, model: str, snapshot: TableSnapshot) -> None:
-        """A champion of `model` that learnt from `snapshot`."""
+        """Register a champion of `model` with the training set `snapshot`."""
         path = self.root / "model.txt"
         path.write_text(model)
         registry = self.context.registry()
@@ -83,7 +83,7 @@ class Bed:
         return pa.table([ids, label, times, times, day], schema=LABELS)
 
     def label(self, labels: pa.Table) -> None:
-        """Log labels, be they of one model or of many."""
+        """Log labels of one or many models."""
         _append(self.context, LABELS_TABLE, labels)
 
 
@@ -91,7 +91,7 @@ PROJECT = "monitored_models"
 
 
 def declare(models: Sequence[str]) -> None:
-    """A project of these models, each with the three monitors every hour, and the default policy of retraining."""
+    """Declare a project of these models, each with the three monitors every hour, and the default policy of retraining."""
     module = ModuleType(PROJECT)
     module.__dict__["FEATURES"] = ()
     module.__dict__["MODELS"] = [
@@ -121,7 +121,7 @@ _TIME = pa.timestamp("us", "UTC")
 
 
 def feature_rows(rng: np.random.Generator, rows: int) -> pa.Table:
-    """So many rows of independent features."""
+    """Make rows of independent features."""
     numbers: dict[str, object] = {name: rng.standard_normal(rows) for name in NAMES[0]}
     words = {name: WORDS[rng.integers(0, len(WORDS), rows)] for name in NAMES[1]}
     return pa.table(numbers | words)

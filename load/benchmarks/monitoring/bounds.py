@@ -1,4 +1,4 @@
-"""Simulate the monitors at length against stated bounds: `python -m load.benchmarks.monitoring.bounds`; exit 1 if one breaks.
+"""Simulation of the monitors against stated bounds: `python -m load.benchmarks.monitoring.bounds`; exit 1 if one breaks.
 
 `--only PART` runs one part of it: `bounds`, the simulations; `rows`, `window`, `models`, what watching costs at size
 (`load/benchmarks/monitoring/scale.py`); `peers`, a table beside Evidently, and with `--peer-python PYTHON` beside NannyML too, run by the
@@ -49,7 +49,7 @@ DRAWS: dict[str, Draw] = {
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Two samples of one world: rows of the reference, of the window, columns, what they hold ("all": each kind in turn)."""
+    """Family of null comparisons: rows of the reference, of the window, columns, what they hold ("all": each kind in turn)."""
 
     reference: int
     window: int
@@ -72,7 +72,7 @@ FAMILIES = (
 
 
 def false_alarms(family: Family, *, seed: int = 1) -> float:
-    """Share of the family's runs in which a column is called drifted."""
+    """Return the share of the family's runs in which a column is called drifted."""
     rng, alarms = np.random.default_rng(seed), 0
     for _ in range(family.runs):
         reference = TableSketch.reference(_frame(rng, family.reference, family))
@@ -90,7 +90,7 @@ def _frame(rng: np.random.Generator, rows: int, family: Family) -> pa.Table:
 
 
 def diurnal_alarms(runs: int, *, season: bool, seed: int = 2) -> float:
-    """As `false_alarms`: one hour against two weeks of hours whose level and traffic follow the time of day."""
+    """Return the share of false alarms of one hour against two weeks of hours whose level and traffic follow the time of day."""
     rng, alarms = np.random.default_rng(seed), 0
     monitor = DriftMonitor(
         cohort=timedelta(hours=1), window=1, alpha=LEVEL, min_effect=0, min_null_change=0, season="day"
@@ -125,7 +125,7 @@ def _window_alarms(reference: Reference, window: Sequence[NumberedSketch], monit
 
 
 def unit_alarms(runs: int, *, thinned: bool, seed: int = 3) -> float:
-    """As `false_alarms`: ten rows a unit, all alike; with one row a unit kept, or with all rows taken as independent."""
+    """Return the share of false alarms with ten rows a unit, all alike; with one row a unit kept, or with all rows taken as independent."""
     rng, alarms = np.random.default_rng(seed), 0
     for _ in range(runs):
         tables = [_units(rng, units) for units in (500, 200)]
@@ -149,7 +149,7 @@ def _units(rng: np.random.Generator, units: int) -> pa.Table:
 
 
 def unit_cohort_alarms(runs: int, *, seed: int = 4) -> float:
-    """As `false_alarms`, as the monitor does it: how alike a day's rows are is learnt from the days of the training set."""
+    """Return the share of false alarms where the likeness of a day's rows is learnt from the training set."""
     rng, alarms = np.random.default_rng(seed), 0
     monitor = DriftMonitor(window=7, alpha=LEVEL, min_effect=0, min_null_change=0)
     for _ in range(runs):
@@ -162,7 +162,7 @@ def unit_cohort_alarms(runs: int, *, seed: int = 4) -> float:
 
 
 def shifts_found(runs: int, *, outliers: float = 0.0, seed: int = 5) -> float:
-    """Share of runs in which one column of twenty that moved by .2 sd is named, at the floors that `compare` has.
+    """Return the share of runs in which one column of twenty that moved by .2 sd is named, at the floors that `compare` has.
 
     outliers: one such value in the column, in the reference and in the window.
     """
@@ -183,7 +183,7 @@ def shifts_found(runs: int, *, outliers: float = 0.0, seed: int = 5) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Delays:
-    """Of streams of 0 and 1 whose mean goes from .2 to .3: share with an alarm before, and labels until one after."""
+    """Delays on streams whose mean goes from .2 to .3: share with an alarm before, and labels until one after."""
 
     false: float
     labels: tuple[float, ...]
@@ -202,7 +202,7 @@ class Delays:
 def flip_delays(
     alarms: Callable[[npt.NDArray[np.float64], np.random.Generator], list[int]], runs: int
 ) -> Delays:
-    """Look for the flip after 10,000 quiet labels. alarms: positions (from 1) at which a detector fires on a stream."""
+    """Measure the delay of a flip after 10,000 quiet labels. alarms: positions (from 1) at which a detector fires on a stream."""
     rng, false, delays = np.random.default_rng(6), 0, []
     for _ in range(runs):
         rates = np.repeat([0.2, 0.3], [QUIET_LABELS, 3_000])
@@ -213,12 +213,12 @@ def flip_delays(
 
 
 def cusum_alarms(stream: npt.NDArray[np.float64], rng: np.random.Generator) -> list[int]:
-    """A CUSUM over single labels, tuned on 5,000 others."""
+    """Run a CUSUM over single labels, tuned on 5,000 others."""
     return list(Cusum.tuned(Moments.of(rng.random(5_000) < 0.2)).update(stream).alarms)
 
 
 def monitor_alarms(stream: npt.NDArray[np.float64], _: np.random.Generator) -> list[int]:
-    """The performance monitor as it is by default, over cohorts of a hundred labels, against a validated loss of .2."""
+    """Run the performance monitor with its defaults over cohorts of a hundred labels, against a validated loss of .2."""
     state, fired = PerformanceState.begin(1, 0, validated_loss=0.2), []
     monitor, units = PerformanceMonitor(measures=("loss",)), np.arange(COHORT_LABELS).astype(str)
     for index, labels in enumerate(stream.reshape(-1, COHORT_LABELS)):
@@ -232,7 +232,7 @@ def monitor_alarms(stream: npt.NDArray[np.float64], _: np.random.Generator) -> l
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run everything; the exit code says whether every bound held."""
+    """Run every simulation; the exit code says whether every bound held."""
     parser = argparse.ArgumentParser(prog="python -m load.benchmarks.monitoring.bounds")
     parser.add_argument("--peer-python", help="interpreter that has evidently and nannyml")
     parser.add_argument("--only", choices=list(PARTS))
@@ -262,7 +262,7 @@ PARTS: dict[str, Callable[[str | None], list[bool]]] = {
 
 
 def allowed(runs: int) -> float:
-    """The level and four standard errors."""
+    """Return the level plus four standard errors."""
     return LEVEL + 4 * math.sqrt(LEVEL * (1 - LEVEL) / runs)
 
 

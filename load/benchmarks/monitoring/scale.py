@@ -1,4 +1,4 @@
-"""What watching costs at size: rows beyond memory, a day from its hours, a thousand models an hour.
+"""Benchmark of monitoring at scale: rows beyond memory, a day from its hours, a thousand models an hour.
 
 Parts of `python -m load.benchmarks.monitoring.bounds`; each prints its figures and says which bounds held.
 """
@@ -43,14 +43,14 @@ ROWS_AN_HOUR, MOST_CPU_S_OF_A_THOUSAND = 1_000, 600.0
 
 
 def say(held: bool, what: str) -> bool:  # noqa: FBT001 - a verdict
-    """Print whether a bound held, and hand it on."""
+    """Print whether a bound held, and return it."""
     print(f"{'held  ' if held else 'BROKEN'} {what}", flush=True)
     return held
 
 
 @dataclass(frozen=True, slots=True)
 class Sketched:
-    """One size. peak_bytes: of all processes together."""
+    """Result for one size of table. peak_bytes: of all processes together."""
 
     rows: int
     seconds: float
@@ -59,12 +59,12 @@ class Sketched:
 
     @property
     def ns_a_row(self) -> float:
-        """Nanoseconds."""
+        """Nanoseconds of wall time per row."""
         return self.seconds / self.rows * 1e9
 
 
 def rows_beyond_memory(sizes: tuple[int, ...] = (10_000_000, 100_000_000)) -> list[bool]:
-    """Drift of tables of twenty numbers over Ray Data, made block by block in the tasks that sketch them."""
+    """Benchmark drift of tables of twenty numbers over Ray Data, made block by block."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # else a page of plans between the figures
     with tempfile.TemporaryDirectory() as folder, cluster(folder, OBJECT_STORE_BYTES):
         reference = reference_of_dataset(_made(1_000_000, shift=0.0, seed=1))
@@ -98,7 +98,7 @@ def _sketched(rows: int, reference: TableSketch) -> Sketched:
 
 
 def _made(rows: int, *, shift: float, seed: int) -> ray.data.Dataset:
-    """A table of normal numbers, its first column shifted; nobody ever has more of it than a block."""
+    """Make a Ray dataset of normal numbers, its first column shifted, block by block."""
 
     def make(block: dict[str, npt.NDArray[np.int64]]) -> dict[str, npt.NDArray[np.float32]]:
         numbers = block["id"]
@@ -114,7 +114,7 @@ def _made(rows: int, *, shift: float, seed: int) -> ray.data.Dataset:
 
 
 def day_from_hours() -> list[bool]:
-    """The last 24 hours of a model with fifty features against its training set, from what the store keeps."""
+    """Benchmark the drift of the last 24 hours of a model with fifty features against its training set, from what the store keeps."""
     with tempfile.TemporaryDirectory() as folder:
         bed = _warm(Path(folder))
         store = bed.context.store
@@ -136,7 +136,7 @@ _WINDOW_KEYS = f"monitoring/{_WARM}/state/drift.json", f"monitoring/{_WARM}/refe
 
 
 def _window_judged(store: ObjectStore) -> None:
-    """Read state and reference from the store, parse them, add the hours up, compare: all that there is to it."""
+    """Read state and reference from the store, add the hours up, and compare."""
     state, reference = (store.get(key) for key in _WINDOW_KEYS)
     parsed = DriftState.model_validate_json(state)
     numbered = [(place, TableSketch.from_dict(one)) for place, one in enumerate(parsed.sketches)]
@@ -146,7 +146,7 @@ def _window_judged(store: ObjectStore) -> None:
 
 
 def _warm(root: Path) -> Bed:
-    """A store in which the model `warm` has been watched for 26 hours."""
+    """Make a store in which the model `warm` has been watched for 26 hours."""
     bed = Bed(root)
     bed.register(_WARM, bed.training_set())
     bed.label(bed.serve(_WARM, START, hours=26, rows_an_hour=ROWS_AN_HOUR))
@@ -159,7 +159,7 @@ def _warm(root: Path) -> Bed:
 
 
 def an_hour_of_models(models: int = 1_000) -> list[bool]:
-    """One hourly inspection of so many models with fifty features, a thousand logged rows each: CPU of everything.
+    """Benchmark one hourly inspection of so many models with fifty features, a thousand logged rows each: CPU of everything.
 
     Each model has a registry entry, a log and labels of its own. What its monitors remember of the day before is what those
     of one model remember that was watched for 26 hours: that is the same for all, and only prepares the hour that is timed.
@@ -187,7 +187,7 @@ def an_hour_of_models(models: int = 1_000) -> list[bool]:
 
 
 def _alike(bed: Bed, names: list[str]) -> None:
-    """Models with logs of their own for the last hour and the one to come, and the memory of the one that is warm."""
+    """Make models with logs of their own for the last hour and the one to come, and the memory of the one that is warm."""
     store, snapshot = bed.context.store, bed.training_set()
     kept = {
         f"{part}.json": store.get(f"monitoring/{_WARM}/{part}.json")
@@ -207,6 +207,6 @@ def _alike(bed: Bed, names: list[str]) -> None:
 
 
 def _cpu_s() -> float:
-    """Of this process, all its threads, and of those that it has waited for."""
+    """Read the CPU seconds of this process, its threads, and its ended children."""
     used = os.times()
     return used.user + used.system + used.children_user + used.children_system

@@ -1,4 +1,4 @@
-"""The tools side by side: each in a process of its own, on the same sets."""
+"""Comparison of monitoring tools, each in its own process, on the same data sets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _QUIET = {"NML_DISABLE_USAGE_LOGGING": "1", "DO_NOT_TRACK": "1", "PYTHONWARNINGS
 
 
 def compare_with_peers(peer_python: str | None) -> None:
-    """Print a table. peer_python: interpreter for NannyML; without one its column is left out, and that is said.
+    """Print a table of all tools. peer_python: interpreter for NannyML; without one its column is left out.
 
     Raises: RuntimeError with what a tool said, if it fails.
     """
@@ -34,7 +34,7 @@ def compare_with_peers(peer_python: str | None) -> None:
 
 
 def figures_of(name: str, python: str) -> dict[str, Any]:
-    """All figures of a tool; the large window in a process of its own, whose peak is its own."""
+    """Measure all figures of a tool; the large window in its own process, for its peak memory."""
     small, large = _run(name, python, str(RUNS[name])), _run(name, python, "large")
     return small | {"figures": small["figures"] | large["figures"]}
 

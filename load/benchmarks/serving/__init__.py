@@ -1,1 +1,1 @@
-"""Benchmarks of the predictor: throughput, latency, log, pool, and changes of the traffic policy."""
+"""Benchmarks of the model predictor: throughput, latency, log, pool, and changes of the traffic policy."""

@@ -1,4 +1,4 @@
-"""The models that `load.benchmarks.serving.throughput` serves: registered, split, and with features to be asked for by key."""
+"""Fixtures of the serving benchmarks: registered models, traffic splits, and features read by key."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KEY = "k1"
 
 
 class WideMlp(torch.nn.Module):
-    """An MLP of 8.4 million weights: reading them is most of the work, for one row as for many."""
+    """MLP of 8.4 million weights, which reading dominates for one row as for many."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class WideMlp(torch.nn.Module):
         self.layers = torch.nn.ModuleList(torch.nn.Linear(*pair) for pair in itertools.pairwise(widths))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Probabilities (rows, 1) of `x` (rows, 20)."""
+        """Compute the probabilities (rows, 1) of `x` (rows, 20)."""
         *hidden, last = self.layers
         for layer in hidden:
             x = torch.relu(layer(x))
@@ -42,7 +42,7 @@ class WideMlp(torch.nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A model of the benchmark. tags: of its versions; arms: shares of further versions; shadow: whether one more listens."""
+    """Model that the benchmark serves. tags: of its versions; arms: shares of further versions; shadow: whether one more listens."""
 
     module: torch.nn.Module
     tags: dict[str, str] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class Served:
 
 
 def split_models() -> dict[str, Served]:
-    """The small network behind a split of 90/9/1, and the same with a shadow."""
+    """Make the models of the small network: a 90/9/1 split, and one with a shadow."""
     return {
         "mlp-split": Served(small_mlp(), arms=(0.09, 0.01)),
         "mlp-split-shadow": Served(small_mlp(), arms=(0.09, 0.01), shadow=True),
@@ -60,13 +60,13 @@ def split_models() -> dict[str, Served]:
 
 
 def long_row_model() -> dict[str, Served]:
-    """The network with many inputs."""
+    """Make the model with many inputs."""
     torch.manual_seed(0)
     return {"long-row": Served(SmallMlp(LONG_ROW).eval(), columns=LONG_ROW)}
 
 
 def keyed_models() -> dict[str, Served]:
-    """A network of 40 features: one that is sent them, one that looks them up."""
+    """Make two models of 40 features: one that is sent them, one that looks them up."""
     torch.manual_seed(0)
     module = SmallMlp(FEATURES).eval()
     return {
@@ -76,12 +76,12 @@ def keyed_models() -> dict[str, Served]:
 
 
 def key_body() -> bytes:
-    """A request by key."""
+    """Encode a request by entity key."""
     return json.dumps({"inputs": [], "parameters": {"entities": [{"key": KEY}]}}).encode()
 
 
 def fill_features(store_url: str, redis_url: str) -> None:
-    """Forty features in four views, one row each, in Redis."""
+    """Write forty features in four views to Redis, one row each."""
     features = FeatureStore(open_store(store_url), redis_url=redis_url)
     entity, names = Entity("key", join_keys=["key"]), feature_names()
     views = [
@@ -96,7 +96,7 @@ def fill_features(store_url: str, redis_url: str) -> None:
 
 
 def feature_names() -> list[str]:
-    """The columns of the 40 features."""
+    """Name the columns of the 40 features."""
     return [f"f{n:02}" for n in range(FEATURES)]
 
 

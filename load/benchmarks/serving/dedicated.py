@@ -1,4 +1,4 @@
-"""What a hop costs: one-row requests for a model whose versions are in the replica, and for the same with its own.
+"""Benchmark of dedicated versions: the cost of a hop to another replica, for one-row requests.
 
 python -m load.benchmarks.serving.dedicated [--seconds 4] [--rounds 3] [--connections 1 16]
 
@@ -32,7 +32,7 @@ from load.benchmarks.serving.throughput import (
 
 
 def main() -> None:
-    """Start the server, measure, print."""
+    """Start the server, measure it, and print the result."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def run(arguments: argparse.Namespace, folder: Path) -> None:
-    """The measurement itself."""
+    """Measure both models in turns."""
     store_url, port, redis_port = f"file://{folder}/store", free_port(), free_port()
     models = {name: Served(small_mlp()) for name in ("shared", "dedicated")}
     headers = {

@@ -1,4 +1,4 @@
-"""The floor of `load.benchmarks.serving.throughput`: what a request costs when there is nothing but ASGI, json and the torch model.
+"""Floor of `load.benchmarks.serving.throughput`: a request with nothing but ASGI, json and the torch model.
 
 uvicorn load.benchmarks.serving.floor:app
 """
@@ -15,7 +15,7 @@ COLUMNS = 20
 
 
 class SmallMlp(torch.nn.Module):
-    """The model of the comparison: 20 numbers unless said otherwise, two hidden layers, one probability."""
+    """Network of the comparison: 20 numbers unless said otherwise, two hidden layers, one probability."""
 
     def __init__(self, columns: int = COLUMNS) -> None:
         super().__init__()
@@ -24,12 +24,12 @@ class SmallMlp(torch.nn.Module):
         self.three = torch.nn.Linear(32, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Probabilities (rows, 1) of `x` (rows, columns)."""
+        """Compute the probabilities (rows, 1) of `x` (rows, columns)."""
         return torch.sigmoid(self.three(torch.relu(self.two(torch.relu(self.one(x))))))
 
 
 def small_mlp() -> SmallMlp:
-    """The model with the same weights every time."""
+    """Make the network with the same weights every time."""
     torch.manual_seed(0)
     return SmallMlp().eval()
 

@@ -1,4 +1,4 @@
-"""What the prediction log costs: one predictor that logs and one that does not, measured in turns.
+"""Benchmark of the prediction log: one predictor that logs and one that does not, in turns.
 
 python -m load.benchmarks.serving.log [--starts 6] [--rounds 4] [--seconds 1] [--connections 1 16 64]
 
@@ -36,14 +36,14 @@ from load.benchmarks.timing import print_machine
 
 @dataclass
 class Server:
-    """A predictor that runs; per number of connections its requests per second and CPU microseconds of a request, by round."""
+    """Running predictor; by number of connections its requests per second and CPU microseconds of a request, by round."""
 
     target: Target
     pid: int
     cpu_us: dict[int, list[float]] = field(default_factory=dict)
 
     def round(self, connections: int, seconds: float, folder: Path) -> None:
-        """Measure once more."""
+        """Measure one more round of requests."""
         before = cpu_s(self.pid)
         measure(self.target, connections, seconds, folder)
         requests = self.target.rates[connections][-1] * seconds
@@ -51,13 +51,13 @@ class Server:
 
 
 def cpu_s(pid: int) -> float:
-    """Seconds of CPU that a process has taken, its own and the kernel's for it."""
+    """Read the CPU seconds of a process, user and system."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def start(stack: contextlib.ExitStack, folder: Path) -> tuple[Server, Server]:
-    """Redis, the predictor that logs and the one that does not."""
+    """Start Redis, the predictor that logs and the one that does not."""
     store_url, redis_port = f"file://{folder}/store", free_port()
     token = register(store_url, folder / "artifacts", {"mlp": Served(small_mlp())})
     redis = [redis_binary(), "--port", str(redis_port), "--bind", "127.0.0.1", "--dir", str(folder)]
@@ -81,7 +81,7 @@ def start(stack: contextlib.ExitStack, folder: Path) -> tuple[Server, Server]:
 
 
 def one_start(arguments: argparse.Namespace) -> tuple[Server, Server]:
-    """Both in turns, in processes that are new."""
+    """Measure both in turns, in new processes."""
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         both = start(stack, Path(name))
         for _ in range(arguments.rounds):
@@ -92,7 +92,7 @@ def one_start(arguments: argparse.Namespace) -> tuple[Server, Server]:
 
 
 def report(starts: list[tuple[Server, Server]], connections: int) -> None:
-    """Print a line for each, and their ratio."""
+    """Print a line for each predictor, and their ratio."""
     for server in zip(*starts, strict=True):
         rate = statistics.mean(statistics.median(one.target.rates[connections]) for one in server)
         cpu = statistics.mean(statistics.median(one.cpu_us[connections]) for one in server)
@@ -113,7 +113,7 @@ def report(starts: list[tuple[Server, Server]], connections: int) -> None:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure both predictors and print the result."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""How soon a change of the traffic policy holds in all replicas, as callers see it.
+"""Benchmark of traffic changes: the time until a change holds in all replicas, as callers see it.
 
 python -m load.benchmarks.serving.policy [--replicas 2] [--changes 40] [--callers 8]
 
@@ -40,7 +40,7 @@ WATCHED_S = 2.0  # after a change, for the last answer of the old champion
 
 
 class Callers:
-    """Ask again and again; know when each version answered last, and whether anybody failed."""
+    """Callers that send requests in a loop, and record each version's last answer and any failure."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
@@ -48,7 +48,7 @@ class Callers:
         self.answers = self.failed = 0
 
     async def ask(self, client: httpx.AsyncClient) -> None:
-        """One caller, until it is cancelled."""
+        """Run one caller until it is cancelled."""
         while True:
             try:
                 answer = await client.post(
@@ -61,7 +61,7 @@ class Callers:
 
 
 async def change(callers: Callers, registry: Registry, versions: list[int], changes: int) -> list[float]:
-    """Seconds that each change took."""
+    """Measure the seconds that each change took."""
     took = []
     for version in itertools.islice(itertools.cycle(versions), changes):
         await asyncio.to_thread(registry.promote, "mlp", version)
@@ -72,7 +72,7 @@ async def change(callers: Callers, registry: Registry, versions: list[int], chan
 
 
 async def measure(target: Target, registry: Registry, versions: list[int], given: argparse.Namespace) -> int:
-    """Change the policy under load and print; the exit code."""
+    """Change the policy under load, print the times, and return the exit code."""
     callers = Callers(target)
     limits = httpx.Limits(max_connections=given.callers)
     async with httpx.AsyncClient(limits=limits, timeout=30) as client:
@@ -90,7 +90,7 @@ async def measure(target: Target, registry: Registry, versions: list[int], given
 
 
 def main() -> None:
-    """Start, measure, end."""
+    """Start the platform, measure, and end it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""Whether the hot models of a pool suffer from the cold ones: latencies of ten, without and with 190 others.
+"""Benchmark of the pool: latencies of ten hot models, without and with 190 cold ones.
 
 python -m load.benchmarks.serving.pool [--seconds 20] [--hot 100] [--cold 3] [--models 200] [--fit 60] [--bare]
 
@@ -34,7 +34,7 @@ from registry import Access, Registry, Signature, TensorSpec, open_store
 
 HOT = 10
 FOOTPRINT_BYTES = 300 << 10
-"""What a model of this benchmark is estimated to take, and a little more."""
+"""Estimate the memory of a model of this benchmark, with a margin."""
 
 
 def register(store_url: str, folder: Path, names: list[str]) -> str:
@@ -60,14 +60,14 @@ def register(store_url: str, folder: Path, names: list[str]) -> str:
 
 
 class Caller:
-    """Sends requests on a schedule; `failures` are told at the end."""
+    """Client that sends requests on a schedule and collects `failures`."""
 
     def __init__(self, client: httpx.AsyncClient) -> None:
         self._client = client
         self.failures: list[str] = []
 
     async def send(self, names: Iterable[str], rate: float, seconds: float) -> list[float]:
-        """Ask models in turns, `rate` a second; returns milliseconds from when each was due."""
+        """Send requests to the models in turns, `rate` a second; returns milliseconds from when each was due."""
         begin, times = time.perf_counter(), []
         pending: set[asyncio.Task[None]] = set()
 
@@ -88,7 +88,7 @@ class Caller:
 
 
 async def run(url: str, token: str, names: list[str], arguments: argparse.Namespace) -> None:
-    """Ask every model once, then measure."""
+    """Send a request to every model once, then measure."""
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
     limits = httpx.Limits(max_connections=64)
     async with httpx.AsyncClient(base_url=url, headers=headers, timeout=60, limits=limits) as client:
@@ -113,19 +113,19 @@ async def run(url: str, token: str, names: list[str], arguments: argparse.Namesp
 
 
 async def status(client: httpx.AsyncClient) -> dict[str, Any]:
-    """What one replica says of its pool."""
+    """Read what one replica reports on its pool."""
     found: dict[str, Any] = (await client.get("/v2/models/")).json()
     return found | {"models": len(found["models"])}
 
 
 def describe(times: list[float]) -> str:
-    """Count and quantiles of some milliseconds."""
+    """Format the count and quantiles of latencies in ms."""
     cuts = statistics.quantiles(times, n=100)
     return f"{len(times):6} requests, p50 {cuts[49]:7.2f} ms, p95 {cuts[94]:7.2f} ms, p99 {cuts[98]:7.2f} ms"
 
 
 def main() -> None:
-    """Register, serve, measure, print."""
+    """Register the models, serve them, measure, and print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

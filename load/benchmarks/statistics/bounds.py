@@ -1,4 +1,4 @@
-"""Simulate the statistics at length, each against a stated bound: `python -m load.benchmarks.statistics.bounds`; exit 1 if one breaks.
+"""Simulation of the statistics, each against a stated bound: `python -m load.benchmarks.statistics.bounds`; exit 1 if one breaks.
 
 A false-alarm share may exceed its level by four standard errors. Every simulation is seeded.
 """
@@ -42,7 +42,7 @@ LOOKS = 50
 
 
 def main() -> int:
-    """Run everything; the exit code says whether every bound held."""
+    """Run every simulation; the exit code says whether every bound held."""
     print_machine("numpy", "scipy", "pyarrow")
     held = [check() for check in (*map(_null, NULLS), *CHECKS)]
     print(f"{sum(held)} of {len(held)} bounds held")
@@ -80,7 +80,7 @@ def _watch(draw: Callable[[np.random.Generator, int], Floats]) -> Look:
 
 
 def _pareto(rng: np.random.Generator, n: int) -> Floats:
-    """Revenue with infinite variance, held within a limit fixed beforehand."""
+    """Simulate revenue with infinite variance, clipped to a limit fixed beforehand."""
     return winsorize(rng.pareto(1.5, n), upper=50.0)
 
 
@@ -103,7 +103,7 @@ def _adjusted(rng: np.random.Generator) -> Iterator[Effect]:
 
 
 def _ramp(rng: np.random.Generator) -> Iterator[Effect]:
-    """Shares of 5, 20 and 50 %, while the level itself falls from day to day."""
+    """Simulate shares of 5, 20 and 50 %, while the level falls from day to day."""
     days: list[tuple[Moments, Moments]] = []
     for share, level in ((0.05, 1.0), (0.2, 0.5), (0.5, 0.0)):
         days.append((Moments(), Moments()))
@@ -127,7 +127,7 @@ def _diurnal(rng: np.random.Generator) -> Iterator[Effect]:
 
 
 def _autocorrelated(rng: np.random.Generator) -> Iterator[Effect]:
-    """Latencies in which .8 of the last deviation remains, compared by blocks of 40."""
+    """Simulate latencies in which .8 of the last deviation remains, compared by blocks of 40."""
     noise = rng.standard_normal((2, 40 * 2 * LOOKS))
     for n in range(1, noise.shape[1]):
         noise[:, n] += 0.8 * noise[:, n - 1]
@@ -151,7 +151,7 @@ NULLS: tuple[tuple[str, Look], ...] = (
 
 
 def _power() -> bool:
-    """Watch an effect until the size planned for 80 %."""
+    """Watch an effect up to the size planned for 80 % power."""
     rng, effect = np.random.default_rng(1), 0.2
     plan = plan_run(1.0, effect, units_per_day=1.0)
     size, found = plan.n_worst // 2, 0
@@ -164,7 +164,7 @@ def _power() -> bool:
 
 
 def _mismatch() -> bool:
-    """Look for an arm that lost 2 % of its units, on a hundred looks at a million of them."""
+    """Test for an arm that lost 2 % of its units, on a hundred looks at a million of them."""
     rng = np.random.default_rng(2)
     arrivals = np.cumsum(rng.multinomial(10_000, [0.5051, 0.4949], 100), axis=0)
     found = next((n for n, counts in enumerate(arrivals, 1) if sequential_counts(counts).reject), math.inf)
@@ -172,7 +172,7 @@ def _mismatch() -> bool:
 
 
 def _errors() -> bool:
-    """Minutes until errors that rise from .5 to 2 % at a tenth of 1,000 requests a minute are found."""
+    """Measure the minutes until errors that rise from .5 to 2 % at a tenth of 1,000 requests a minute are found."""
     rng, minutes, false = np.random.default_rng(3), [], 0
     for _ in range(RUNS):
         for rate in (0.005, 0.02):

@@ -1,4 +1,4 @@
-"""Simulate every other test under peeking at every batch, power against theory, and how soon faults are found.
+"""Simulation of the tests under peeking at every batch, their power against theory, and their delays.
 
 `python -m load.benchmarks.statistics.peeking`; exit 1 if a bound breaks. Beside `load.benchmarks.statistics.bounds`, which watches means.
 """
@@ -29,7 +29,7 @@ TEN_LOOKS = group_sequential_bounds(10, alpha=ALPHA)
 
 
 def main() -> int:
-    """Run everything; the exit code says whether every bound held."""
+    """Run every simulation; the exit code says whether every bound held."""
     print_machine("numpy", "scipy")
     held = [_null(*case) for case in NULLS]
     held += [check() for check in (_mismatch, _power_of_groups, _power_of_the_sequence, _failures)]
@@ -80,7 +80,7 @@ def _groups(rng: np.random.Generator) -> bool:
 
 
 def _mixture(rng: np.random.Generator) -> bool:
-    """Sums of coin tosses: 1/4-sub-Gaussian, so that nothing is asymptotic."""
+    """Simulate sums of coin tosses, which are 1/4-sub-Gaussian, so that no test is asymptotic."""
     sums = np.cumsum(rng.random(5_000) < 0.5) - 0.5 * np.arange(1, 5_001)
     return bool((np.abs(sums) > normal_mixture_bound(np.arange(1, 5_001) / 4, alpha=ALPHA)).any())
 
@@ -109,7 +109,7 @@ NULLS: tuple[tuple[str, Run, int], ...] = (
 
 
 def _mismatch() -> bool:
-    """Thousands of units until a small arm that loses a tenth of them is found, at 1,000 units a look."""
+    """Measure the thousands of units until a small arm that loses a tenth of them is found, at 1,000 units a look."""
     rng, needed = np.random.default_rng(2), []
     for _ in range(100):
         looks = np.cumsum(rng.multinomial(1_000, [0.991, 0.009], 2_000), axis=0)
@@ -123,7 +123,7 @@ def _mismatch() -> bool:
 
 
 def _paths(rng: np.random.Generator, looks: int) -> np.ndarray:
-    """z-values (RUNS, looks) of a skewed metric, with an effect that a fixed test at the last look finds in 80 %."""
+    """Simulate z-values (RUNS, looks) of a skewed metric, with an effect that a fixed test at the last look finds in 80 %."""
     size = 4_000 // looks
     drift = (1.959964 + 0.841621) * math.sqrt(2 / (size * looks))
     draws = rng.exponential(size=(2, RUNS, looks, size))
@@ -135,7 +135,7 @@ def _paths(rng: np.random.Generator, looks: int) -> np.ndarray:
 
 
 def _power(what: str, bounds: list[float], theory: float) -> bool:
-    """Power against theory, on 4,000 runs: the relative distance."""
+    """Compare power with theory on 4,000 runs, as a relative distance."""
     rng = np.random.default_rng(4)
     paths = np.concatenate([_paths(rng, len(bounds)) for _ in range(4)])
     found = float((np.abs(paths) > np.array(bounds)).any(axis=1).mean())
@@ -143,12 +143,12 @@ def _power(what: str, bounds: list[float], theory: float) -> bool:
 
 
 def _power_of_groups() -> bool:
-    """Theory: numerical integration of the normal case."""
+    """Compute the power in theory, by numerical integration of the normal case."""
     return _power("10 looks by group sequential bounds", list(TEN_LOOKS), 0.774)
 
 
 def _power_of_the_sequence() -> bool:
-    """Theory: Brownian motion with that drift, at the same 100 looks; with looks without end it comes to .555."""
+    """Compute the power in theory, of Brownian motion with that drift at the same 100 looks; with looks without end it comes to .555."""
     bounds = [asymptotic_threshold(n, n_opt=8_000) for n in range(80, 8_001, 80)]
     time = np.arange(1, 101) / 100
     moves = np.random.default_rng(5).standard_normal((20_000, 100)).cumsum(axis=1) / 10
@@ -158,7 +158,7 @@ def _power_of_the_sequence() -> bool:
 
 
 def _failures() -> bool:
-    """Seconds until 5 % of a canary's answers failing is found at 1,000 requests a minute, looked at each second."""
+    """Measure the seconds until 5 % of a canary's answers failing is found at 1,000 requests a minute, looked at each second."""
     held = []
     for share, bound in ((0.1, 60.0), (0.2, 45.0)):
         rng, seconds = np.random.default_rng(6), []

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from functions.prediction_log import Brief, LogFullError, encode_prediction
+from functions.prediction_log import LogFullError, NumericRecordEncoder, encode_prediction
 from ray_apps.predictor.protocol.datatypes import Array
 from ray_apps.predictor.write_coalescing import Moment
 
@@ -32,7 +32,7 @@ FLUSH_S = 0.05
 _FLOAT32 = np.dtype(np.float32)
 _log = logging.getLogger("ray.serve")
 
-Owed = tuple[Brief, str, str | None, int, float, int, bytes, bytes]
+Owed = tuple[NumericRecordEncoder, str, str | None, int, float, int, bytes, bytes]
 """A record that is to be written: what encodes it, and of what."""
 
 
@@ -74,7 +74,7 @@ class Recorder:
 
     def __init__(self, model: str, log: Log | None) -> None:
         self._model, self._log = model, log
-        self._briefs: dict[tuple[int, str, bool], Brief] = {}
+        self._briefs: dict[tuple[int, str, bool], NumericRecordEncoder] = {}
         self._failures: deque[Failure] = deque()
         self._flushing: asyncio.TimerHandle | None = None
         self.written = 0
@@ -148,10 +148,10 @@ class Recorder:
         else:
             self._extend(log, payloads)
 
-    def _brief(self, version: int, arm: str, *, shadow: bool) -> Brief:
+    def _brief(self, version: int, arm: str, *, shadow: bool) -> NumericRecordEncoder:
         if len(self._briefs) >= MAX_BRIEFS:
             self._briefs.clear()
-        brief = Brief(model=self._model, version=version, arm=arm, shadow=shadow)
+        brief = NumericRecordEncoder(model=self._model, version=version, arm=arm, shadow=shadow)
         self._briefs[version, arm, shadow] = brief
         return brief
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from functions.prediction_log import PINNED, micros
+from functions.prediction_log import PINNED, epoch_us
 from ray_apps.predictor.inference.caller import Caller
 from ray_apps.predictor.inference.explain import Explain, Explanation, parse_explain
 from ray_apps.predictor.inference.keys import (
@@ -194,10 +194,10 @@ class Predictor:
 
     def _now_us(self, keys: KeyedRows | None) -> int:
         if keys is not None and keys.at is not None:
-            return micros(keys.at)
+            return epoch_us(keys.at)
         if self._clock is None:
             return time.time_ns() // 1_000
-        return micros(self._clock().astimezone(UTC))
+        return epoch_us(self._clock().astimezone(UTC))
 
     def _offer(self, call: _Call, at_us: int, found: Assembled) -> None:
         for shadow in self.engine.routes.shadows:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from functions.prediction_log import LogWriter, encode_prediction, micros, predictions
+from functions.prediction_log import LogWriter, encode_prediction, epoch_us, predictions
 from registry.store.object_store import ObjectStore
 
 T0 = datetime(2013, 5, 1, 12, tzinfo=UTC)
@@ -20,7 +20,7 @@ T0 = datetime(2013, 5, 1, 12, tzinfo=UTC)
 def record(name: str, *, at: datetime = T0, **changes: Any) -> bytes:
     fields: dict[str, Any] = {
         "id": name, "model": "late", "version": 3, "arm": "champion", "shadow": False, "unit": "u1",
-        "at_us": micros(at), "latency_ms": 1.5, "rows": 1,
+        "at_us": epoch_us(at), "latency_ms": 1.5, "rows": 1,
         "numeric": np.array([[1.5, np.nan]], np.float32), "categorical": [["UA", ""]],
         "outputs": np.array([[0.25]], np.float32), "missing": [["b"]], "entities": [{"carrier": "UA"}],
     }  # fmt: skip

@@ -14,7 +14,7 @@ import redis
 
 from functions import Context, use_context
 from functions.prediction_log import (
-    Drained,
+    DrainResult,
     LogFullError,
     LogWriter,
     default_wal_root,
@@ -31,7 +31,7 @@ from tests.functions.prediction_log.logbook import T0, all_rows, record, until, 
 
 def test_a_prediction_arrives_whole(store: ObjectStore, wal_root: Path, redis_server: Any):
     write(wal_root, redis_server.url, [record("p1")])
-    assert drain(store, redis_server.url) == Drained(predictions=1, writers=1)
+    assert drain(store, redis_server.url) == DrainResult(predictions=1, writers=1)
     (row,) = all_rows(store).to_pylist()
     assert np.isnan(row["numeric"].pop())
     assert row == {
@@ -191,8 +191,10 @@ def test_the_drain_itself_adopts_orphans(store: ObjectStore, wal_root: Path, red
     redis_server.kill()
     write_without_shipping(wal_root, redis_server.url, [record("orphan")])
     redis_server.start()
-    assert drain(store, redis_server.url, wal_root=wal_root) == Drained(predictions=1, writers=1, adopted=1)
-    assert drain(store, redis_server.url, wal_root=wal_root) == Drained(adopted=1)
+    assert drain(store, redis_server.url, wal_root=wal_root) == DrainResult(
+        predictions=1, writers=1, adopted=1
+    )
+    assert drain(store, redis_server.url, wal_root=wal_root) == DrainResult(adopted=1)
     assert list((wal_root / "predictions").iterdir()) == []
 
 

@@ -13,8 +13,8 @@ from functions.prediction_log import (
     default_wal_root,
     drain,
     encode_labels,
+    epoch_us,
     latest_labels,
-    micros,
     outcomes,
     predictions,
     shared_scans,
@@ -74,7 +74,7 @@ def test_naive_times_are_refused(store: ObjectStore):
     with pytest.raises(ValueError, match="zone"):
         outcomes(store, "late", naive, T0)
     with pytest.raises(ValueError, match="zone"):
-        micros(naive)
+        epoch_us(naive)
 
 
 def test_processes_of_one_platform_agree_on_the_place(tmp_path: Path):

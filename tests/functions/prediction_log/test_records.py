@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from functions.prediction_log.records import (
     _KEPT_BYTES,
-    Brief,
+    NumericRecordEncoder,
     _packers,
     decode_prediction,
     encode_prediction,
@@ -51,7 +51,7 @@ float32s = st.lists(st.floats(width=32, allow_nan=False), max_size=300).map(
 )  # fmt: skip
 def test_a_brief_record_reads_as_a_whole_one(model, version, arm, shadow, numeric, outputs, **more: Any):
     assume(not any("\ud800" <= letter <= "\udfff" for letter in f"{model}{arm}{more['id']}{more['unit']}"))
-    brief = Brief(model=model, version=version, arm=arm, shadow=shadow)
+    brief = NumericRecordEncoder(model=model, version=version, arm=arm, shadow=shadow)
     record = brief.encode(**more, numeric=numeric.tobytes(), outputs=outputs.tobytes())
     whole = encode_prediction(
         model=model,

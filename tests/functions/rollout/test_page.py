@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from functions.reporting import rollout_report
-from functions.reporting.rollout_page import judged, render_rollout
+from functions.reporting.rollout_page import read_rollout, render_rollout
 from functions.rollout import Guardrail, RolloutError, RolloutPolicy
 from functions.runtime import Context, use_context
 
@@ -41,7 +41,7 @@ def test_a_whole_rollout_is_on_its_page(kitchen: Any) -> None:
     assert "second thoughts" in page
     assert "second thoughts" not in first
     entries = kitchen.rollouts().entries()
-    state, decisions, by_hand = judged(entries)
+    state, decisions, by_hand = read_rollout(entries)
     assert (state.rollout, state.stage) == (second, "promoted")
     assert [one.decision.action for one in decisions if one.decision.action != "hold"] == [
         "advance",
