@@ -36,15 +36,15 @@ class Clock:
         return self.now
 
 
-class Kitchen:
+class TrainingStub:
     """Stands in for training: each order is counted and registers a version that passed its gate."""
 
     def __init__(self, ctx: Context, file: Path) -> None:
-        self.ctx, self.file, self.orders = ctx, file, list[str]()
+        self.ctx, self.file, self.trained = ctx, file, list[str]()
         self.meanwhile: Callable[[], object] = lambda: None
 
     def __call__(self, definition: ModelDefinition, *_: Any) -> tuple[Challenger, ...]:
-        self.orders.append(definition.name)
+        self.trained.append(definition.name)
         self.meanwhile()
         return (Challenger(window="all", version=self.version(definition.name), passed=True, log_loss=0.5),)
 
@@ -69,10 +69,10 @@ def ctx(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 
 @pytest.fixture
-def kitchen(ctx: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kitchen:
+def training(ctx: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainingStub:
     file = tmp_path / "model.txt"
     file.write_text("a model")
-    made, registry = Kitchen(ctx, file), ctx.registry()
+    made, registry = TrainingStub(ctx, file), ctx.registry()
     for model in SEGMENTS:
         registry.create_model(model, policy=GOVERNANCE)
         version = made.version(model)
@@ -122,13 +122,13 @@ def entries(model: str = SEGMENTS[0]) -> list[dict[str, Any]]:
 
 
 def test_a_hundred_alarms_at_once_make_one_retrain_for_each_segment(
-    ctx: Context, clock: Clock, kitchen: Kitchen
+    ctx: Context, clock: Clock, training: TrainingStub
 ) -> None:
     raised = [alarm(clock, SEGMENTS[n % len(SEGMENTS)], n) for n in range(100)]
     with ThreadPoolExecutor(8) as pool:
         told = [pool.submit(copy_context().run, retrain, one) for one in raised]
         answers: list[RetrainResult] = [one.result() for one in told]
-    assert sorted(kitchen.orders) == list(SEGMENTS)
+    assert sorted(training.trained) == list(SEGMENTS)
     assert sum(one.action == "retrain" for one in answers) == len(SEGMENTS)
     # "cooldown": of one that looked between the end of the training and the start of the rollout.
     assert {one.rule for one in answers if one.action == "skip"} <= {"running", "rollout_open", "cooldown"}
@@ -137,9 +137,11 @@ def test_a_hundred_alarms_at_once_make_one_retrain_for_each_segment(
         assert rollout_status(model).open is not None
 
 
-def test_a_retrain_never_triggers_the_next(ctx: Context, clock: Clock, kitchen: Kitchen) -> None:
+def test_a_retrain_never_triggers_the_next(ctx: Context, clock: Clock, training: TrainingStub) -> None:
     model, rules = SEGMENTS[0], []
-    kitchen.meanwhile = lambda: rules.append(retrain(alarm(clock, number=1)).rule)  # an alarm while it trains
+    training.meanwhile = lambda: rules.append(
+        retrain(alarm(clock, number=1)).rule
+    )  # an alarm while it trains
     first = retrain(alarm(clock))
     rules.append(retrain(alarm(clock, number=2)).rule)  # one that its shadow raised
     clock.now += DAY
@@ -152,16 +154,16 @@ def test_a_retrain_never_triggers_the_next(ctx: Context, clock: Clock, kitchen: 
     }  # what the new champion brings by being new
     rules += [retrain(alarm(clock, number=number, **own)).rule for number in range(4, 10)]
     assert rules == ["running", "rollout_open", "other_champion", *["settling"] * 6]
-    assert kitchen.orders == [model]
+    assert training.trained == [model]
     clock.now += POLICY.settle
     assert retrain(alarm(clock, number=10, version=first.version)).rule == "cooldown"
     clock.now += POLICY.cooldown  # the world went on changing: that is a reason of its own
-    kitchen.meanwhile = lambda: None
+    training.meanwhile = lambda: None
     assert retrain(alarm(clock, number=11, version=first.version)).action == "retrain"
 
 
 def test_a_policy_in_blackout_waits_and_goes_on_with_what_still_stands(
-    ctx: Context, clock: Clock, kitchen: Kitchen, monkeypatch: pytest.MonkeyPatch
+    ctx: Context, clock: Clock, training: TrainingStub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, holidays = SEGMENTS[0], Blackout(start=clock.now - DAY, end=clock.now + 5 * DAY)
     declare(monkeypatch, POLICY.model_copy(update={"blackouts": (holidays,)}))
@@ -171,13 +173,13 @@ def test_a_policy_in_blackout_waits_and_goes_on_with_what_still_stands(
         assert (waited.action, waited.rule) == ("skip", "blackout")
         assert waited.text == f"blackout until {holidays.end}"
         clock.now += DAY
-    assert kitchen.orders == []
+    assert training.trained == []
     assert [one.action for one in inspect_model(model).retraining] == ["retrain"]
     assert [body["event"] for body in entries()] == ["skipped", "started", "finished"]
 
 
 def test_each_decision_on_record_says_what_every_rule_found(
-    ctx: Context, clock: Clock, kitchen: Kitchen
+    ctx: Context, clock: Clock, training: TrainingStub
 ) -> None:
     retrain(alarm(clock))
     retrain(alarm(clock, number=1))

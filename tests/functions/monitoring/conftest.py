@@ -22,7 +22,7 @@ MODEL = "late"
 
 
 @dataclass
-class Diner:
+class ServedModel:
     """Serves `version` a day at a time; the truth follows its probability, plus `bias` on the log odds; wind may shift."""
 
     store: ObjectStore
@@ -146,5 +146,5 @@ class Diner:
 
 
 @pytest.fixture
-def diner(tmp_path: Path) -> Diner:
-    return Diner(open_store(f"file://{tmp_path}/store"), tmp_path)
+def served(tmp_path: Path) -> ServedModel:
+    return ServedModel(open_store(f"file://{tmp_path}/store"), tmp_path)

@@ -22,26 +22,27 @@ from functions.monitoring import alarms as alarms_of
 from functions.retraining.policy import RetrainingPolicy, RetrainState, Situation, decide
 from functions.runtime import use_context
 from registry import Table
+from tests.functions.monitoring.conftest import ServedModel
 
 MODEL = "late"
 DAY = timedelta(days=1)
 
 
-def inspect(diner: Any, days: int) -> list[Alarm]:
+def inspect(served: ServedModel, days: int) -> list[Alarm]:
     """Serve some days and watch, quality first, as an inspection does; the alarms that were raised."""
-    diner.serve(days, requests=60)
+    served.serve(days, requests=60)
     return [*watch_quality(MODEL).alarms, *watch_drift(MODEL).alarms]
 
 
-def broken_wind(diner: Any, monkeypatch: pytest.MonkeyPatch, value: float | None) -> None:
+def broken_wind(served: ServedModel, monkeypatch: pytest.MonkeyPatch, value: float | None) -> None:
     """From now on the wind that is logged is `value`."""
-    as_before = diner._row
+    as_before = served._row
 
     def row(asked: Any, *rest: Any) -> dict[str, Any]:
         made: dict[str, Any] = as_before(asked, *rest)
         return made | {"numeric": [value, made["numeric"][1]]}
 
-    monkeypatch.setattr(diner, "_row", row)
+    monkeypatch.setattr(served, "_row", row)
 
 
 def said(alarms: list[Alarm]) -> list[tuple[str, str, tuple[str, ...], bool]]:
@@ -62,11 +63,11 @@ def standing_incidents() -> dict[str, str]:
     }
 
 
-def test_a_healthy_month_has_no_incident_and_one_row_a_day(diner: Any) -> None:
-    diner.register()
-    with use_context(diner.context()):
-        assert inspect(diner, 20) == []
-        rows = Table(diner.store, results_table(MODEL)).read().to_pylist()
+def test_a_healthy_month_has_no_incident_and_one_row_a_day(served: ServedModel) -> None:
+    served.register()
+    with use_context(served.context()):
+        assert inspect(served, 20) == []
+        rows = Table(served.store, results_table(MODEL)).read().to_pylist()
     quality = [row for row in rows if row["monitor"] == "quality"]
     assert {(row["subject"], row["verdict"]) for row in quality} == {("rows", "ok")}
     assert len({row["start"] for row in quality}) == len(quality)
@@ -74,25 +75,25 @@ def test_a_healthy_month_has_no_incident_and_one_row_a_day(diner: Any) -> None:
 
 @pytest.mark.parametrize(("value", "kind"), [(7.0, "constant"), (None, "nulls")])
 def test_drift_of_a_broken_column_is_on_record_as_explained_and_retrains_nothing(
-    diner: Any, monkeypatch: pytest.MonkeyPatch, value: float | None, kind: str
+    served: ServedModel, monkeypatch: pytest.MonkeyPatch, value: float | None, kind: str
 ) -> None:
-    diner.register()
-    with use_context(diner.context()):
-        assert inspect(diner, 8) == []
+    served.register()
+    with use_context(served.context()):
+        assert inspect(served, 8) == []
         with monkeypatch.context() as patch:
-            broken_wind(diner, patch, value)
-            first = inspect(diner, 2)
+            broken_wind(served, patch, value)
+            first = inspect(served, 2)
             assert said(first) == [
                 ("quality", kind, ("wind",), False)
             ]  # named by the first cohort that is due
-            drift = inspect(diner, 10)
+            drift = inspect(served, 10)
             assert said(drift) == [("drift", "features spoiled by an incident", ("wind",), False)]
             assert drift[0].explained_by == (first[0].key,)
             for alarm in (*first, *drift):
                 assert decision(alarm, incidents=standing_incidents())[0] == "skip"
             assert decision(first[0])[1] == "no_trigger"
             assert decision(drift[0])[1] == "explained"
-        after = inspect(diner, 14)
+        after = inspect(served, 14)
         assert said(after) == [
             ("quality", kind, (), True),
             ("drift", "features spoiled by an incident", ("wind",), True),
@@ -101,16 +102,16 @@ def test_drift_of_a_broken_column_is_on_record_as_explained_and_retrains_nothing
 
 
 def test_drift_that_outlives_its_incident_is_told_as_drift(
-    diner: Any, monkeypatch: pytest.MonkeyPatch
+    served: ServedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    diner.register()
-    with use_context(diner.context()):
-        assert inspect(diner, 8) == []
+    served.register()
+    with use_context(served.context()):
+        assert inspect(served, 8) == []
         with monkeypatch.context() as patch:
-            broken_wind(diner, patch, 7.0)
-            inspect(diner, 8)
-        diner.shift = 1.0
-        after = inspect(diner, 16)
+            broken_wind(served, patch, 7.0)
+            inspect(served, 8)
+        served.shift = 1.0
+        after = inspect(served, 16)
     assert said(after) == [
         ("quality", "constant", (), True),
         ("drift", "features", ("wind",), False),
@@ -120,11 +121,11 @@ def test_drift_that_outlives_its_incident_is_told_as_drift(
     assert decision(after[1]) == ("retrain", "go")
 
 
-def test_drift_without_an_incident_still_triggers(diner: Any) -> None:
-    diner.register()
-    with use_context(diner.context()):
-        diner.shift = 1.0
-        (alarm,) = inspect(diner, 12)
+def test_drift_without_an_incident_still_triggers(served: ServedModel) -> None:
+    served.register()
+    with use_context(served.context()):
+        served.shift = 1.0
+        (alarm,) = inspect(served, 12)
         assert said([alarm]) == [("drift", "features", ("wind",), False)]
         assert decision(alarm) == ("retrain", "go")
         # an incident that began after the alarm explains it for as long as it stands, on all columns or on none
@@ -133,11 +134,11 @@ def test_drift_without_an_incident_still_triggers(diner: Any) -> None:
         assert decision(both, incidents={"wind": "it stands still"}) == ("skip", "broken_feed")
 
 
-def test_a_loss_that_rose_with_a_broken_feed_waits_until_it_is_mended(diner: Any) -> None:
-    diner.register()
-    with use_context(diner.context()):
-        diner.shift = 1.0
-        (drift,) = inspect(diner, 12)
+def test_a_loss_that_rose_with_a_broken_feed_waits_until_it_is_mended(served: ServedModel) -> None:
+    served.register()
+    with use_context(served.context()):
+        served.shift = 1.0
+        (drift,) = inspect(served, 12)
     loss = drift.model_copy(update={"monitor": "performance", "subject": "loss", "columns": ()})
     assert decision(loss) == ("retrain", "go")
     assert decision(loss, incidents={"wind": "it stands still"}) == ("skip", "broken_feed")
@@ -152,31 +153,31 @@ def test_no_policy_can_make_an_incident_a_trigger() -> None:
 
 
 def test_a_run_killed_before_it_remembered_is_repeated_to_the_same_effect(
-    diner: Any, monkeypatch: pytest.MonkeyPatch
+    served: ServedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    diner.register()
-    with use_context(diner.context()):
-        diner.serve(5, requests=60)
-        broken_wind(diner, monkeypatch, None)
-        diner.serve(5, requests=60)
+    served.register()
+    with use_context(served.context()):
+        served.serve(5, requests=60)
+        broken_wind(served, monkeypatch, None)
+        served.serve(5, requests=60)
         first = watch_quality(MODEL)
         assert said(list(first.alarms)) == [("quality", "nulls", ("wind",), False)]
-        rows = Table(diner.store, results_table(MODEL)).read().num_rows
-        state = diner.store.find(f"monitoring/{MODEL}/state/quality.json")
-        diner.store.delete(f"monitoring/{MODEL}/state/quality.json")
+        rows = Table(served.store, results_table(MODEL)).read().num_rows
+        state = served.store.find(f"monitoring/{MODEL}/state/quality.json")
+        served.store.delete(f"monitoring/{MODEL}/state/quality.json")
         again = watch_quality(MODEL)
         assert again.alarms == ()
-        assert diner.store.find(f"monitoring/{MODEL}/state/quality.json") == state
-        assert Table(diner.store, results_table(MODEL)).read().num_rows == rows
+        assert served.store.find(f"monitoring/{MODEL}/state/quality.json") == state
+        assert Table(served.store, results_table(MODEL)).read().num_rows == rows
         assert len(alarms_of(MODEL).all()) == 1
         assert watch_quality(MODEL).text == "no cohort is due"
 
 
 def test_vectors_of_another_length_requests_sent_twice_and_silence_are_named(
-    diner: Any, monkeypatch: pytest.MonkeyPatch
+    served: ServedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    diner.register()
-    as_before = diner._row
+    served.register()
+    as_before = served._row
 
     def row(asked: Any, i: int, *rest: Any) -> dict[str, Any]:
         made: dict[str, Any] = as_before(asked, i, *rest)
@@ -184,40 +185,40 @@ def test_vectors_of_another_length_requests_sent_twice_and_silence_are_named(
             return made | {"numeric": made["numeric"][:1]}
         return made | ({"prediction_id": "the same"} if i < 20 else {})
 
-    with use_context(diner.context()):
-        assert inspect(diner, 10) == []
+    with use_context(served.context()):
+        assert inspect(served, 10) == []
         with monkeypatch.context() as patch:
-            patch.setattr(diner, "_row", row)
-            assert {one.subject for one in inspect(diner, 2)} == {"schema", "duplicates"}
-        diner.now += 2 * DAY
+            patch.setattr(served, "_row", row)
+            assert {one.subject for one in inspect(served, 2)} == {"schema", "duplicates"}
+        served.now += 2 * DAY
         found = watch_quality(MODEL)
     assert [(one.subject, one.recovered) for one in found.alarms if not one.recovered] == [("volume", False)]
     assert "0 rows; healthy cohorts had 60 to 60" in found.text
 
 
-def test_a_view_gone_stale_and_values_beyond_its_range_are_named(diner: Any) -> None:
+def test_a_view_gone_stale_and_values_beyond_its_range_are_named(served: ServedModel) -> None:
     weather = FeatureView(
         "weather",
         [Entity("airport")],
         [Field("wind", Float64)],
         expectations=[InRange("wind", least=-1.0), Freshness(2 * DAY)],
     )
-    features = FeatureStore(diner.store, clock=diner.clock)
+    features = FeatureStore(served.store, clock=served.clock)
     features.apply([weather, FeatureService("late", [weather])])
-    diner.register(tags={"feature_service": "late"})
+    served.register(tags={"feature_service": "late"})
     monitor, drift = QualityMonitor(), DriftMonitor()
-    with use_context(diner.context()):
-        diner.serve(2, requests=60)
-        features.write_offline(weather, [{"airport": "JFK", "wind": 1.0, "event_timestamp": diner.now}])
+    with use_context(served.context()):
+        served.serve(2, requests=60)
+        features.write_offline(weather, [{"airport": "JFK", "wind": 1.0, "event_timestamp": served.now}])
         found = watch_quality(MODEL, monitor)
         assert said(list(found.alarms)) == [("quality", "ranges", ("wind",), False)]
-        diner.serve(3, requests=60)
+        served.serve(3, requests=60)
         found = watch_quality(MODEL, monitor)
         assert said(list(found.alarms)) == [("quality", "freshness", ("wind",), False)]
         assert "view weather: the newest row is 3 days, 0:00:00 old; at most 2 days" in found.text
         assert watch_drift(MODEL, drift, monitor).alarms == ()
 
 
-def test_no_champion_is_an_answer(diner: Any) -> None:
-    with use_context(diner.context()):
+def test_no_champion_is_an_answer(served: ServedModel) -> None:
+    with use_context(served.context()):
         assert watch_quality(MODEL).text == "no champion serves this model"

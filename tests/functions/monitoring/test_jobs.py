@@ -20,26 +20,27 @@ from functions.monitoring import alarms as alarms_of
 from functions.monitoring.performance import PerformanceMonitor
 from functions.runtime import use_context
 from registry import Table
+from tests.functions.monitoring.conftest import ServedModel
 
 MODEL = "late"
 
 
-def inspect(diner: Any, days: int) -> list[Alarm]:
+def inspect(served: ServedModel, days: int) -> list[Alarm]:
     """Serve and watch daily; the alarms that were raised."""
     raised: list[Alarm] = []
     for _ in range(days):
-        diner.serve()
+        served.serve()
         raised += watch_performance(MODEL).alarms
         raised += watch_drift(MODEL).alarms
     return raised
 
 
-def test_a_healthy_month_is_quiet_and_on_record(diner: Any) -> None:
-    diner.register(metrics={"log_loss": 0.6})
-    with use_context(diner.context()):
-        assert inspect(diner, 25) == []
+def test_a_healthy_month_is_quiet_and_on_record(served: ServedModel) -> None:
+    served.register(metrics={"log_loss": 0.6})
+    with use_context(served.context()):
+        assert inspect(served, 25) == []
         assert standing_alarms(MODEL) == []
-    found = Table(diner.store, results_table(MODEL)).read().to_pylist()
+    found = Table(served.store, results_table(MODEL)).read().to_pylist()
     losses = [row for row in found if row["subject"] == "loss"]
     assert len({row["start"] for row in losses}) == len(losses)  # each cohort once
     assert len(losses) == 24  # the last day still waits for labels
@@ -52,42 +53,42 @@ def test_a_healthy_month_is_quiet_and_on_record(diner: Any) -> None:
     assert {row["subject"] for row in found if row["monitor"] == "drift"} == {"wind", "hour", "carrier"}
 
 
-def test_a_model_that_no_longer_fits_is_told_by_its_surprise(diner: Any) -> None:
-    diner.register()
-    with use_context(diner.context()):
-        assert inspect(diner, 10) == []
-        diner.bias = 1.5
-        raised = inspect(diner, 10)
+def test_a_model_that_no_longer_fits_is_told_by_its_surprise(served: ServedModel) -> None:
+    served.register()
+    with use_context(served.context()):
+        assert inspect(served, 10) == []
+        served.bias = 1.5
+        raised = inspect(served, 10)
         assert {(alarm.monitor, alarm.subject) for alarm in raised} >= {("performance", "surprise")}
         assert {alarm.version for alarm in standing_alarms(MODEL)} == {1}
 
 
-def test_a_shifted_feature_is_named_once_and_recovers(diner: Any) -> None:
-    diner.register()
-    with use_context(diner.context()):
-        diner.shift = 1.0
-        raised = [alarm for alarm in inspect(diner, 14) if alarm.monitor == "drift"]
+def test_a_shifted_feature_is_named_once_and_recovers(served: ServedModel) -> None:
+    served.register()
+    with use_context(served.context()):
+        served.shift = 1.0
+        raised = [alarm for alarm in inspect(served, 14) if alarm.monitor == "drift"]
         assert len(raised) == 1
         assert raised[0].text.startswith("wind: effect")
-        diner.shift = 0.0
-        raised = [alarm for alarm in inspect(diner, 14) if alarm.monitor == "drift"]
+        served.shift = 0.0
+        raised = [alarm for alarm in inspect(served, 14) if alarm.monitor == "drift"]
         assert [alarm.recovered for alarm in raised] == [True]
         assert [alarm for alarm in standing_alarms(MODEL) if alarm.monitor == "drift"] == []
 
 
-def test_a_new_champion_that_learnt_from_the_shift_is_well(diner: Any) -> None:
-    diner.register()
-    diner.shift = 1.0
-    with use_context(diner.context()):
-        assert [alarm.version for alarm in inspect(diner, 14) if alarm.monitor == "drift"] == [1]
-        diner.register(shift=1.0)
-        assert [alarm for alarm in inspect(diner, 14) if alarm.monitor == "drift"] == []
+def test_a_new_champion_that_learnt_from_the_shift_is_well(served: ServedModel) -> None:
+    served.register()
+    served.shift = 1.0
+    with use_context(served.context()):
+        assert [alarm.version for alarm in inspect(served, 14) if alarm.monitor == "drift"] == [1]
+        served.register(shift=1.0)
+        assert [alarm for alarm in inspect(served, 14) if alarm.monitor == "drift"] == []
 
 
-def test_watching_twice_finds_nothing_new(diner: Any) -> None:
-    diner.register()
-    diner.serve(5)
-    with use_context(diner.context()):
+def test_watching_twice_finds_nothing_new(served: ServedModel) -> None:
+    served.register()
+    served.serve(5)
+    with use_context(served.context()):
         assert watch_performance(MODEL).cohorts > 0
         assert watch_performance(MODEL).text == "no cohort is due"
         assert watch_drift(MODEL).cohorts > 0
@@ -95,84 +96,88 @@ def test_watching_twice_finds_nothing_new(diner: Any) -> None:
 
 
 @pytest.mark.parametrize("monitor", ["performance", "drift"])
-def test_a_run_killed_before_it_remembered_is_repeated_to_the_same_effect(diner: Any, monitor: str) -> None:
-    diner.register()
-    diner.bias = 2.0 if monitor == "performance" else 0.0
-    diner.shift = 1.5 if monitor == "drift" else 0.0
+def test_a_run_killed_before_it_remembered_is_repeated_to_the_same_effect(
+    served: ServedModel, monitor: str
+) -> None:
+    served.register()
+    served.bias = 2.0 if monitor == "performance" else 0.0
+    served.shift = 1.5 if monitor == "drift" else 0.0
     watch = {"performance": watch_performance, "drift": watch_drift}[monitor]
-    with use_context(diner.context()):
-        diner.serve(20)
+    with use_context(served.context()):
+        served.serve(20)
         first = watch(MODEL)
         assert first.alarms
-        rows = Table(diner.store, results_table(MODEL)).read().num_rows
-        diner.store.delete(f"monitoring/{MODEL}/state/{monitor}.json")
+        rows = Table(served.store, results_table(MODEL)).read().num_rows
+        served.store.delete(f"monitoring/{MODEL}/state/{monitor}.json")
         again = watch(MODEL)
         assert again.alarms == ()
-        assert Table(diner.store, results_table(MODEL)).read().num_rows == rows
+        assert Table(served.store, results_table(MODEL)).read().num_rows == rows
         assert len(alarms_of(MODEL).all()) == len(first.alarms)
 
 
-def test_a_lost_reference_is_built_again(diner: Any) -> None:
-    diner.register()
-    with use_context(diner.context()):
-        inspect(diner, 8)
-        diner.store.delete(f"monitoring/{MODEL}/reference/1.json")
-        assert inspect(diner, 2) == []
-    assert diner.store.find(f"monitoring/{MODEL}/reference/1.json") is not None
+def test_a_lost_reference_is_built_again(served: ServedModel) -> None:
+    served.register()
+    with use_context(served.context()):
+        inspect(served, 8)
+        served.store.delete(f"monitoring/{MODEL}/reference/1.json")
+        assert inspect(served, 2) == []
+    assert served.store.find(f"monitoring/{MODEL}/reference/1.json") is not None
 
 
-def test_a_season_is_declared_or_looked_for_in_the_training_set(diner: Any) -> None:
-    diner.register()
+def test_a_season_is_declared_or_looked_for_in_the_training_set(served: ServedModel) -> None:
+    served.register()
     key = f"monitoring/{MODEL}/reference/1.json"
-    with use_context(diner.context()):
-        diner.serve(12)
+    with use_context(served.context()):
+        served.serve(12)
         for season, period in (("week", 7), ("auto", None)):
             watched = watch_drift(MODEL, DriftMonitor(season=season))
             assert watched.alarms == ()
-            assert json.loads(diner.store.get(key))["period"] == period
-            diner.serve(1)
+            assert json.loads(served.store.get(key))["period"] == period
+            served.serve(1)
     assert watched.cohorts == 1
 
 
-def test_labels_that_stopped_are_said_and_raise_no_false_alarm(diner: Any) -> None:
-    diner.register()
-    diner.labelled = 0.1
-    with use_context(diner.context()):
-        diner.serve(6)
+def test_labels_that_stopped_are_said_and_raise_no_false_alarm(served: ServedModel) -> None:
+    served.register()
+    served.labelled = 0.1
+    with use_context(served.context()):
+        served.serve(6)
         watched = watch_performance(MODEL)
     assert watched.alarms == ()
     assert "are needed" in watched.text
 
 
-def test_no_champion_and_no_traffic_are_answers(diner: Any) -> None:
-    with use_context(diner.context()):
+def test_no_champion_and_no_traffic_are_answers(served: ServedModel) -> None:
+    with use_context(served.context()):
         assert watch_performance(MODEL).text == "no champion serves this model"
         assert watch_drift(MODEL).text == "no champion serves this model"
-        diner.register()
+        served.register()
         assert watch_performance(MODEL).alarms == ()
         assert watch_drift(MODEL).text == "0 rows; drifted in k of n windows: nothing"
 
 
-def test_the_validated_loss_is_the_baseline(diner: Any) -> None:
-    diner.register(metrics={"log_loss": 0.2})
+def test_the_validated_loss_is_the_baseline(served: ServedModel) -> None:
+    served.register(metrics={"log_loss": 0.2})
     monitor = PerformanceMonitor(label_delay=PerformanceMonitor().label_delay)
-    with use_context(diner.context()):
-        diner.serve(12)
+    with use_context(served.context()):
+        served.serve(12)
         watched = watch_performance(MODEL, monitor)
     assert {alarm.subject for alarm in watched.alarms} == {"loss"}
 
 
-def test_only_answers_of_the_arms_that_count_are_judged(diner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    diner.register()
-    row = diner._row
+def test_only_answers_of_the_arms_that_count_are_judged(
+    served: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served.register()
+    row = served._row
 
     def one_in_three(*args: Any) -> dict[str, Any]:
         made = row(*args)
         return made | {"arm": "holdout" if args[1] % 3 == 0 else "champion"}
 
-    monkeypatch.setattr(diner, "_row", one_in_three)
-    with use_context(diner.context()):
-        diner.serve(4)
+    monkeypatch.setattr(served, "_row", one_in_three)
+    with use_context(served.context()):
+        served.serve(4)
         watch_performance(MODEL, PerformanceMonitor(arms=("holdout",)))
-    found = Table(diner.store, results_table(MODEL)).read().to_pylist()
+    found = Table(served.store, results_table(MODEL)).read().to_pylist()
     assert {row["rows"] for row in found if row["subject"] == "loss"} == {50}

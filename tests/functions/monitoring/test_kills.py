@@ -23,6 +23,7 @@ from functions.monitoring.results import record
 from functions.monitoring.watch import MonitorRun
 from functions.runtime import use_context
 from registry import Table, open_store
+from tests.functions.monitoring.conftest import ServedModel
 
 MODEL = "late"
 WATCHES: tuple[Callable[[], Any], ...] = (
@@ -59,17 +60,17 @@ class Reaper:
             raise KilledError
 
 
-def live(diner: Any) -> None:
+def live(served: ServedModel) -> None:
     """Forty days: a feed that breaks and is mended, then a world that changes, inspected every other day."""
-    diner.register()
-    as_before = diner._row
+    served.register()
+    as_before = served._row
     for day in range(0, 40, 2):
         broken = 10 <= day < 14
-        diner._row = (
+        served._row = (
             (lambda asked, *rest: as_before(asked, *rest) | {"numeric": [7.0, 1.0]}) if broken else as_before
         )
-        diner.bias, diner.shift = (2.5, 1.0) if day >= 24 else (0.0, 0.0)
-        diner.serve(2, requests=60)
+        served.bias, served.shift = (2.5, 1.0) if day >= 24 else (0.0, 0.0)
+        served.serve(2, requests=60)
         for look in WATCHES:
             while True:
                 try:
@@ -79,11 +80,11 @@ def live(diner: Any) -> None:
                     continue
 
 
-def story(diner: Any) -> tuple[Any, Any]:
-    with use_context(diner.context()):
-        live(diner)
+def story(served: ServedModel) -> tuple[Any, Any]:
+    with use_context(served.context()):
+        live(served)
         said = [one.model_dump(exclude={"raised_at"}) for one in alarms(MODEL).all()]
-    found = Table(diner.store, results_table(MODEL)).read().to_pylist()
+    found = Table(served.store, results_table(MODEL)).read().to_pylist()
     rows = [
         (one["monitor"], one["subject"], str(one["start"]), one["verdict"], one["statistic"], one["text"])
         for one in found
@@ -93,16 +94,16 @@ def story(diner: Any) -> tuple[Any, Any]:
 
 @pytest.mark.slow
 def test_fifty_kills_change_no_alarm_and_no_finding(
-    diner: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    served: ServedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    undisturbed = story(diner)
+    undisturbed = story(served)
     assert {(one["monitor"], one["recovered"]) for one in undisturbed[0]} >= {
         ("quality", False),
         ("quality", True),
         ("performance", False),
         ("drift", False),
     }
-    reaper, other = Reaper(50), type(diner)(open_store(f"file://{tmp_path}/other"), tmp_path)
+    reaper, other = Reaper(50), type(served)(open_store(f"file://{tmp_path}/other"), tmp_path)
     monkeypatch.setattr("functions.monitoring.watch.record", reaper.around(record))
     monkeypatch.setattr(MonitorRun, "remember", reaper.around(MonitorRun.save_state))
     monkeypatch.setattr(Alarms, "say", reaper.around(Alarms.report))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -16,14 +15,14 @@ from functions.prediction_log.records import PREDICTIONS
 from functions.runtime import use_context
 from functions.runtime.receipt import Prices
 from registry import Table
-from tests.functions.monitoring.conftest import MODEL, START
+from tests.functions.monitoring.conftest import MODEL, START, ServedModel
 
 HOUR = timedelta(hours=1)
 MONITOR = OperationsMonitor(p99_ms=100, capacity=2, max_busy=0.5, delay=timedelta(0))
 
 
 def log(
-    diner: Any,
+    served: ServedModel,
     start: datetime,
     requests: int,
     *,
@@ -33,7 +32,7 @@ def log(
     rows: int = 1,
 ) -> None:
     """So many requests in the hour from `start`, of which some are slow and some have no answer."""
-    diner.now = start + HOUR
+    served.now = start + HOUR
     at = [start + HOUR * i / requests for i in range(requests)]
     values = [
         {
@@ -44,14 +43,14 @@ def log(
         for i in range(requests)
         for row in range(rows)
     ]  # fmt: skip
-    Table(diner.store, predictions_table(MODEL)).append(
+    Table(served.store, predictions_table(MODEL)).append(
         pa.Table.from_pylist(values, schema=PREDICTIONS), partition_by=["day"]
     )
 
 
-def found(diner: Any) -> dict[str, float]:
+def found(served: ServedModel) -> dict[str, float]:
     """The figures of the last cohort that was judged."""
-    rows = Table(diner.store, results_table(MODEL)).read().to_pylist()
+    rows = Table(served.store, results_table(MODEL)).read().to_pylist()
     last = max(row["start"] for row in rows)
     return {
         row["subject"]: row["value"]
@@ -60,32 +59,32 @@ def found(diner: Any) -> dict[str, float]:
     }
 
 
-def test_figures_are_on_record_and_a_request_of_many_rows_counts_once(diner: Any) -> None:
-    diner.register()
-    log(diner, START, 200, ms=20, rows=5)
-    priced = replace(diner.context(), prices=Prices(currency="EUR", cpu_hour=0.9, gpu_hour=0))
+def test_figures_are_on_record_and_a_request_of_many_rows_counts_once(served: ServedModel) -> None:
+    served.register()
+    log(served, START, 200, ms=20, rows=5)
+    priced = replace(served.context(), prices=Prices(currency="EUR", cpu_hour=0.9, gpu_hour=0))
     with use_context(priced):
         assert watch_operations(MODEL, MONITOR).alarms == ()
         assert watch_operations(MODEL, MONITOR).text == "no cohort is due"
-    figures = found(diner)
+    figures = found(served)
     assert (figures["requests"], figures["p50_ms"], figures["errors"]) == (200.0, 20.0, 0.0)
     assert figures["busy"] == pytest.approx(200 * 0.02 / 3600)
     assert figures["cost"] == pytest.approx(200 * 0.02 / 3600 * 0.9)
 
 
-def test_a_broken_limit_is_told_once_and_its_end_too(diner: Any) -> None:
-    diner.register()
-    log(diner, START, 1_000)
-    with use_context(diner.context()):
+def test_a_broken_limit_is_told_once_and_its_end_too(served: ServedModel) -> None:
+    served.register()
+    log(served, START, 1_000)
+    with use_context(served.context()):
         assert watch_operations(MODEL, MONITOR).alarms == ()
         for hour in (1, 2):
-            log(diner, START + hour * HOUR, 1_000, slow=60, failed=40)
+            log(served, START + hour * HOUR, 1_000, slow=60, failed=40)
             told = {(one.subject, one.recovered) for one in watch_operations(MODEL, MONITOR).alarms}
             assert told == ({("latency", False), ("errors", False)} if hour == 1 else set())
-        log(diner, START + 3 * HOUR, 5)  # too few to say that it is over
+        log(served, START + 3 * HOUR, 5)  # too few to say that it is over
         assert watch_operations(MODEL, MONITOR).alarms == ()
         assert {one.subject for one in standing_alarms(MODEL)} == {"latency", "errors"}
-        log(diner, START + 4 * HOUR, 1_000)
+        log(served, START + 4 * HOUR, 1_000)
         assert {one.recovered for one in watch_operations(MODEL, MONITOR).alarms} == {True}
         assert standing_alarms(MODEL) == []
 
@@ -105,8 +104,8 @@ def test_replicas_that_are_all_at_work_are_saturated() -> None:
     assert [(one.subject, one.broken) for one in judge(served, MONITOR)][-1] == ("saturation", True)
 
 
-def test_an_empty_log_says_nothing(diner: Any) -> None:
-    diner.register()
-    with use_context(diner.context()):
+def test_an_empty_log_says_nothing(served: ServedModel) -> None:
+    served.register()
+    with use_context(served.context()):
         seen = watch_operations(MODEL, MONITOR)
     assert (seen.text, seen.alarms) == ("too few requests to judge", ())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from datetime import timedelta
-from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -15,61 +14,63 @@ from functions.prediction_log import predictions_table
 from functions.prediction_log.records import PREDICTIONS
 from functions.runtime import use_context
 from registry import Table
-from tests.functions.monitoring.conftest import DAY, MODEL, START
+from tests.functions.monitoring.conftest import DAY, MODEL, START, ServedModel
 
 HOUR = timedelta(hours=1)
 MONITOR = SkewMonitor(hours=24, delay=timedelta(0), sample=0)
 
 
-def test_a_version_that_is_served_as_it_learnt_says_nothing_and_is_looked_at_once(diner: Any) -> None:
-    diner.register()
-    with use_context(diner.context()):
-        diner.serve()
+def test_a_version_that_is_served_as_it_learnt_says_nothing_and_is_looked_at_once(
+    served: ServedModel,
+) -> None:
+    served.register()
+    with use_context(served.context()):
+        served.serve()
         seen = watch_skew(MODEL, MONITOR)
         assert (seen.cohorts, seen.text) == (1, "served as learnt")
         assert watch_skew(MODEL, MONITOR).text == "nothing new to look at"
         assert standing_alarms(MODEL) == []
 
 
-def test_a_feature_that_is_served_otherwise_is_an_incident_until_it_is_well(diner: Any) -> None:
-    diner.register()
-    diner.shift = 4.0  # no day is so far from the training set: the feature is computed otherwise
-    with use_context(diner.context()):
-        diner.serve()
+def test_a_feature_that_is_served_otherwise_is_an_incident_until_it_is_well(served: ServedModel) -> None:
+    served.register()
+    served.shift = 4.0  # no day is so far from the training set: the feature is computed otherwise
+    with use_context(served.context()):
+        served.serve()
         (alarm,) = watch_skew(MODEL, MONITOR).alarms
         assert (alarm.monitor, alarm.subject, alarm.columns) == (
             "quality",
             "skew in the first hours",
             ("wind",),
         )
-        diner.serve()
+        served.serve()
         assert watch_skew(MODEL, MONITOR).alarms == ()  # told, and not over
-        diner.shift = 0.0
-        diner.serve(2)
+        served.shift = 0.0
+        served.serve(2)
         (over,) = watch_skew(MODEL, MONITOR).alarms
         assert (over.recovered, over.columns) == (True, ("wind",))
         assert standing_alarms(MODEL) == []
 
 
-def test_too_few_answers_are_waited_for(diner: Any) -> None:
-    diner.register()
-    diner.shift = 4.0
-    with use_context(diner.context()):
-        diner.serve(requests=20)
+def test_too_few_answers_are_waited_for(served: ServedModel) -> None:
+    served.register()
+    served.shift = 4.0
+    with use_context(served.context()):
+        served.serve(requests=20)
         assert watch_skew(MODEL, MONITOR).text == "nothing new to look at"
-        diner.serve(requests=40)
+        served.serve(requests=40)
         assert len(watch_skew(MODEL, MONITOR).alarms) == 1
 
 
-def test_a_run_that_was_killed_before_it_remembered_tells_nothing_twice(diner: Any) -> None:
-    diner.register()
-    diner.shift = 4.0
-    with use_context(diner.context()):
-        diner.serve()
-        kept = diner.store.find(f"monitoring/{MODEL}/state/skew.json")
+def test_a_run_that_was_killed_before_it_remembered_tells_nothing_twice(served: ServedModel) -> None:
+    served.register()
+    served.shift = 4.0
+    with use_context(served.context()):
+        served.serve()
+        kept = served.store.find(f"monitoring/{MODEL}/state/skew.json")
         assert kept is None
         watch_skew(MODEL, MONITOR)
-        diner.store.delete(f"monitoring/{MODEL}/state/skew.json")
+        served.store.delete(f"monitoring/{MODEL}/state/skew.json")
         watch_skew(MODEL, MONITOR)
         assert len(standing_alarms(MODEL)) == 1
 
@@ -78,11 +79,11 @@ PLACE = FeatureView("weather", [Entity("place")], [Field("wind", Float64)])
 
 
 @pytest.mark.parametrize("wrong", [False, True])
-def test_what_was_logged_is_recomputed_from_the_offline_store(diner: Any, wrong: bool) -> None:  # noqa: FBT001
-    used = diner.context()
-    features = FeatureStore(used.store, clock=diner.clock, actor="ada")
+def test_what_was_logged_is_recomputed_from_the_offline_store(served: ServedModel, wrong: bool) -> None:  # noqa: FBT001
+    used = served.context()
+    features = FeatureStore(used.store, clock=served.clock, actor="ada")
     features.apply([PLACE, FeatureService("late", [PLACE])])
-    diner.register(tags={"feature_service": "late"})
+    served.register(tags={"feature_service": "late"})
     at = [START + i * timedelta(minutes=10) for i in range(60)]
     features.write_offline(
         PLACE,
@@ -107,7 +108,7 @@ def test_what_was_logged_is_recomputed_from_the_offline_store(diner: Any, wrong:
     Table(used.store, predictions_table(MODEL)).append(
         pa.Table.from_pylist(rows, schema=PREDICTIONS), partition_by=["day"]
     )
-    diner.now = START + DAY
+    served.now = START + DAY
     with use_context(used):
         seen = watch_skew(MODEL, SkewMonitor(hours=24, delay=timedelta(0), min_rows=1_000))
     if not wrong:

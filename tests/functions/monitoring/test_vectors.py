@@ -13,44 +13,46 @@ from pydantic import ValidationError
 from functions.monitoring import VectorMonitor, standing_alarms, watch_embeddings
 from functions.runtime import use_context
 from functions.stats.text import text_vectors
-from tests.functions.monitoring.conftest import MODEL
+from tests.functions.monitoring.conftest import MODEL, ServedModel
 
 MONITOR = VectorMonitor(
     embeddings={"place": ("wind", "hour")}, texts=("carrier",), window=3, delay=timedelta(0), max_rows=100
 )
 
 
-def watched(diner: Any, days: int) -> list[tuple[str, bool]]:
+def watched(served: ServedModel, days: int) -> list[tuple[str, bool]]:
     told = []
     for _ in range(days):
-        diner.serve(requests=50)
+        served.serve(requests=50)
         told += [(one.subject, one.recovered) for one in watch_embeddings(MODEL, MONITOR).alarms]
     return told
 
 
-def test_what_is_asked_as_before_is_quiet_and_what_is_not_is_named_until_it_is_well(diner: Any) -> None:
-    diner.register()
-    features = diner.features
+def test_what_is_asked_as_before_is_quiet_and_what_is_not_is_named_until_it_is_well(
+    served: ServedModel,
+) -> None:
+    served.register()
+    features = served.features
 
     def cargo(rows: int, shift: float) -> pa.Table:
         made = features(rows, shift)
         return made.set_column(
-            2, "carrier", pa.array(diner.rng.choice(["Federal Express", "Kalitta Air"], rows))
+            2, "carrier", pa.array(served.rng.choice(["Federal Express", "Kalitta Air"], rows))
         )
 
-    with use_context(diner.context()):
-        assert watched(diner, 6) == []
-        diner.features = cargo
-        assert watched(diner, 4) == [("carrier", False)]
+    with use_context(served.context()):
+        assert watched(served, 6) == []
+        served.features = cargo
+        assert watched(served, 4) == [("carrier", False)]
         (alarm,) = standing_alarms(MODEL)
         assert (alarm.monitor, alarm.columns) == ("drift", ("carrier",))
-        diner.features = features
-        assert watched(diner, 7) == [("carrier", True)]
+        served.features = features
+        assert watched(served, 7) == [("carrier", True)]
 
 
-def test_an_embedding_is_compared_as_a_whole(diner: Any) -> None:
-    diner.register()
-    features = diner.features
+def test_an_embedding_is_compared_as_a_whole(served: ServedModel) -> None:
+    served.register()
+    features = served.features
 
     def together(rows: int, shift: float) -> pa.Table:
         """Each column as before, but hour follows wind: no column shows it alone."""
@@ -58,20 +60,20 @@ def test_an_embedding_is_compared_as_a_whole(diner: Any) -> None:
         order = np.argsort(np.argsort(made["wind"].to_numpy()))
         return made.set_column(1, "hour", pa.array(np.sort(made["hour"].to_numpy())[order]))
 
-    with use_context(diner.context()):
-        diner.features = together
+    with use_context(served.context()):
+        served.features = together
         monitor = MONITOR.model_copy(update={"texts": (), "min_distance": 0.0, "k": 1, "n": 1})
-        diner.serve(4)
+        served.serve(4)
         raised = watch_embeddings(MODEL, monitor).alarms
     assert {(one.subject, one.columns) for one in raised} == {("place", ("wind", "hour"))}
 
 
-def test_few_rows_are_no_answer_and_an_unknown_column_is_an_error(diner: Any) -> None:
-    diner.register()
-    with use_context(diner.context()):
-        diner.serve(requests=3)
+def test_few_rows_are_no_answer_and_an_unknown_column_is_an_error(served: ServedModel) -> None:
+    served.register()
+    with use_context(served.context()):
+        served.serve(requests=3)
         assert watch_embeddings(MODEL, MONITOR).text == "too few rows to compare"
-        diner.serve(requests=3)
+        served.serve(requests=3)
         with pytest.raises(ValueError, match="gate"):
             watch_embeddings(MODEL, MONITOR.model_copy(update={"texts": ("gate",)}))
 

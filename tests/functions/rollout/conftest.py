@@ -101,7 +101,7 @@ class TrafficRegistry:
 
 
 @dataclass
-class Kitchen:
+class RolloutPlatform:
     """Serves by the traffic in force, one day at a time, and moves the clock.
 
     quality: for each version, how much of the truth its probabilities carry (0 none, 1 all).
@@ -204,5 +204,5 @@ class Kitchen:
 
 
 @pytest.fixture
-def kitchen(tmp_path: Path) -> Kitchen:
-    return Kitchen(open_store(f"file://{tmp_path}/store"))
+def platform(tmp_path: Path) -> RolloutPlatform:
+    return RolloutPlatform(open_store(f"file://{tmp_path}/store"))

@@ -16,88 +16,89 @@ from functions.rollout.explain import explain
 from functions.rollout.judge.decide import decide
 from functions.rollout.policy import RolloutPolicy
 from registry import TrafficRule, open_store
+from tests.functions.rollout.conftest import RolloutPlatform
 
 POLICY = RolloutPolicy(shadow_min_labels=200)
 
 
-def run(kitchen: Any, days: int, **serve: int) -> list[TickResult]:
+def run(platform: RolloutPlatform, days: int, **serve: int) -> list[TickResult]:
     """Serve and tick daily, each tick by a fresh controller, until a rollout ends or the days are over."""
     ticks: list[TickResult] = []
     for _ in range(days):
-        kitchen.serve_a_day(**serve)
-        ticks.append(kitchen.rollouts().tick())
+        platform.serve_a_day(**serve)
+        ticks.append(platform.rollouts().tick())
         if ticks[-1].stage in ("promoted", "rolled_back", "inconclusive"):
             break
     return ticks
 
 
-def test_a_better_challenger_goes_through_shadow_and_canary_to_champion(kitchen: Any) -> None:
-    kitchen.rollouts().start(2, POLICY, reason="retrained")
-    assert kitchen.registry.now.shadows == (2,)
-    ticks = run(kitchen, 40)
+def test_a_better_challenger_goes_through_shadow_and_canary_to_champion(platform: RolloutPlatform) -> None:
+    platform.rollouts().start(2, POLICY, reason="retrained")
+    assert platform.registry.now.shadows == (2,)
+    ticks = run(platform, 40)
     stages = list(dict.fromkeys(tick.stage for tick in ticks))
     assert stages == ["shadow", "canary", "promoted"]
-    assert kitchen.registry.now.champion.version == 2
-    assert kitchen.registry.now.shadows == ()
-    assert kitchen.rollouts().tick().rule == "settled"
-    assert kitchen.rollouts().tick().rule == "no_rollout"
-    assert [outcome.stage for outcome in kitchen.rollouts().history().outcomes] == ["promoted"]
+    assert platform.registry.now.champion.version == 2
+    assert platform.registry.now.shadows == ()
+    assert platform.rollouts().tick().rule == "settled"
+    assert platform.rollouts().tick().rule == "no_rollout"
+    assert [outcome.stage for outcome in platform.rollouts().history().outcomes] == ["promoted"]
 
 
-def test_a_worse_challenger_is_stopped_and_leaves_the_traffic(kitchen: Any) -> None:
-    kitchen.quality = {1: 0.9, 2: -0.2}
-    kitchen.rollouts().start(2, POLICY, reason="retrained")
-    last = run(kitchen, 40)[-1]
+def test_a_worse_challenger_is_stopped_and_leaves_the_traffic(platform: RolloutPlatform) -> None:
+    platform.quality = {1: 0.9, 2: -0.2}
+    platform.rollouts().start(2, POLICY, reason="retrained")
+    last = run(platform, 40)[-1]
     assert (last.stage, last.rule) == ("rolled_back", "worse")
-    assert kitchen.registry.now.versions == (1,)
+    assert platform.registry.now.versions == (1,)
 
 
-def test_a_canary_that_errs_is_rolled_back_even_while_paused(kitchen: Any) -> None:
-    kitchen.rollouts().start(2, POLICY, reason="retrained")
-    while kitchen.rollouts().history().current.stage == "shadow":
-        run(kitchen, 1)
-    kitchen.rollouts().pause(reason="looking into it")
-    kitchen.failing = {2: 0.5}
-    ticks = run(kitchen, 3)
+def test_a_canary_that_errs_is_rolled_back_even_while_paused(platform: RolloutPlatform) -> None:
+    platform.rollouts().start(2, POLICY, reason="retrained")
+    while platform.rollouts().history().current.stage == "shadow":
+        run(platform, 1)
+    platform.rollouts().pause(reason="looking into it")
+    platform.failing = {2: 0.5}
+    ticks = run(platform, 3)
     assert (ticks[-1].stage, ticks[-1].rule) == ("rolled_back", "errors")
-    assert kitchen.registry.now.versions == (1,)
+    assert platform.registry.now.versions == (1,)
 
 
-def test_no_label_ever_ends_inconclusive(kitchen: Any) -> None:
-    kitchen.labelled = 0.0
-    kitchen.rollouts().start(
+def test_no_label_ever_ends_inconclusive(platform: RolloutPlatform) -> None:
+    platform.labelled = 0.0
+    platform.rollouts().start(
         2, POLICY.model_copy(update={"shadow_timeout": timedelta(days=5)}), reason="retrained"
     )
-    last = run(kitchen, 8, requests=20)[-1]
+    last = run(platform, 8, requests=20)[-1]
     assert (last.stage, last.rule) == ("inconclusive", "timed_out")
-    assert kitchen.registry.now.versions == (1,)
+    assert platform.registry.now.versions == (1,)
 
 
-def test_every_decision_can_be_made_again_from_the_journal(kitchen: Any) -> None:
-    kitchen.rollouts().start(2, POLICY, reason="retrained")
-    run(kitchen, 40)
-    kitchen.rollouts().tick()
-    decided = [entry for entry in kitchen.rollouts().entries() if entry.body["event"] == "decided"]
+def test_every_decision_can_be_made_again_from_the_journal(platform: RolloutPlatform) -> None:
+    platform.rollouts().start(2, POLICY, reason="retrained")
+    run(platform, 40)
+    platform.rollouts().tick()
+    decided = [entry for entry in platform.rollouts().entries() if entry.body["event"] == "decided"]
     assert len(decided) > 3
     for entry in decided:
-        explained = kitchen.rollouts().explain(entry.number)
+        explained = platform.rollouts().explain(entry.number)
         assert explained.same
         assert explained.recomputed == explained.recorded
-        there = kitchen.store.get(f"rollouts/late/entries/{entry.number:08d}.json")
+        there = platform.store.get(f"rollouts/late/entries/{entry.number:08d}.json")
         again = json.dumps(
             explained.recomputed.model_dump(mode="json"), sort_keys=True, separators=(",", ":")
         )
         assert again.encode() in there  # to the byte, as it lies in the store
     with pytest.raises(RolloutError, match="holds no decision"):
-        kitchen.rollouts().explain(0)
+        platform.rollouts().explain(0)
     with pytest.raises(RolloutError, match="no entry 999"):
-        kitchen.rollouts().explain(999)
+        platform.rollouts().explain(999)
 
 
-def test_a_decision_that_was_tampered_with_is_not_made_again(kitchen: Any) -> None:
-    kitchen.rollouts().start(2, POLICY, reason="retrained")
-    last = run(kitchen, 40)[-1]
-    whole = kitchen.rollouts().entries()
+def test_a_decision_that_was_tampered_with_is_not_made_again(platform: RolloutPlatform) -> None:
+    platform.rollouts().start(2, POLICY, reason="retrained")
+    last = run(platform, 40)[-1]
+    whole = platform.rollouts().entries()
     told = explain(whole, last.entry)
     assert "version 2 against 1, in canary: promote by better: improvement is above" in told.text
     assert told.text.endswith("the same, bit for bit.")
@@ -115,18 +116,18 @@ def test_a_decision_that_was_tampered_with_is_not_made_again(kitchen: Any) -> No
     assert not explain(struck, last.entry).same
 
 
-def test_a_tick_writes_at_most_one_entry_and_a_second_one_none(kitchen: Any) -> None:
-    kitchen.rollouts().start(2, POLICY, reason="retrained")
+def test_a_tick_writes_at_most_one_entry_and_a_second_one_none(platform: RolloutPlatform) -> None:
+    platform.rollouts().start(2, POLICY, reason="retrained")
     for _ in range(12):
-        kitchen.serve_a_day()
-        before = len(kitchen.rollouts().entries())
-        kitchen.rollouts().tick()
-        between = len(kitchen.rollouts().entries())
+        platform.serve_a_day()
+        before = len(platform.rollouts().entries())
+        platform.rollouts().tick()
+        between = len(platform.rollouts().entries())
         assert between - before <= 1
-        if kitchen.rollouts().history().open is None:
+        if platform.rollouts().history().open is None:
             break
-        kitchen.rollouts().tick()
-        assert len(kitchen.rollouts().entries()) == between
+        platform.rollouts().tick()
+        assert len(platform.rollouts().entries()) == between
 
 
 class KilledError(Exception):
@@ -153,145 +154,151 @@ class Dying:
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_a_tick_killed_at_any_change_of_traffic_changes_no_decision(kitchen: Any, *, after: bool) -> None:
+def test_a_tick_killed_at_any_change_of_traffic_changes_no_decision(
+    platform: RolloutPlatform, *, after: bool
+) -> None:
     with pytest.raises(KilledError):
-        kitchen.rollouts(Dying(kitchen.registry, after=after)).start(2, POLICY, reason="retrained")
-    kitchen.rollouts().tick()
-    assert kitchen.registry.now.shadows == (2,)
+        platform.rollouts(Dying(platform.registry, after=after)).start(2, POLICY, reason="retrained")
+    platform.rollouts().tick()
+    assert platform.registry.now.shadows == (2,)
     stages = []
     for _ in range(40):
-        kitchen.serve_a_day()
+        platform.serve_a_day()
         try:
-            kitchen.rollouts(Dying(kitchen.registry, after=after)).tick()
+            platform.rollouts(Dying(platform.registry, after=after)).tick()
         except KilledError:
-            stages.append(kitchen.rollouts().history().current.stage)
-            kitchen.rollouts().tick()
-        if kitchen.rollouts().history().open is None:
+            stages.append(platform.rollouts().history().current.stage)
+            platform.rollouts().tick()
+        if platform.rollouts().history().open is None:
             break
     assert stages == ["canary", "promoted"]
-    assert kitchen.registry.now.champion.version == 2
-    assert kitchen.registry.now.versions == (2,)
+    assert platform.registry.now.champion.version == 2
+    assert platform.registry.now.versions == (2,)
 
 
 @pytest.mark.parametrize("shadows", [[2], []], ids=["beside the challenger", "clearing the traffic"])
-def test_a_champion_changed_by_hand_ends_it_and_is_left_alone(kitchen: Any, shadows: list[int]) -> None:
-    kitchen.rollouts().start(2, POLICY, reason="retrained")
-    kitchen.serve_a_day()
-    kitchen.registry.by_hand(3, shadows=shadows)
-    kitchen.quality[3] = 0.5
-    tick = kitchen.rollouts().tick()
+def test_a_champion_changed_by_hand_ends_it_and_is_left_alone(
+    platform: RolloutPlatform, shadows: list[int]
+) -> None:
+    platform.rollouts().start(2, POLICY, reason="retrained")
+    platform.serve_a_day()
+    platform.registry.by_hand(3, shadows=shadows)
+    platform.quality[3] = 0.5
+    tick = platform.rollouts().tick()
     assert (tick.stage, tick.rule) == ("inconclusive", "champion_changed")
-    assert kitchen.registry.now.versions == (3,)
+    assert platform.registry.now.versions == (3,)
 
 
-def test_a_challenger_taken_out_by_hand_is_not_put_back(kitchen: Any) -> None:
-    kitchen.rollouts().start(2, POLICY, reason="retrained")
-    kitchen.serve_a_day()
-    kitchen.registry.by_hand(1)
-    tick = kitchen.rollouts().tick()
+def test_a_challenger_taken_out_by_hand_is_not_put_back(platform: RolloutPlatform) -> None:
+    platform.rollouts().start(2, POLICY, reason="retrained")
+    platform.serve_a_day()
+    platform.registry.by_hand(1)
+    tick = platform.rollouts().tick()
     assert (tick.stage, tick.rule) == ("rolled_back", "challenger_unusable")
-    assert kitchen.registry.now.versions == (1,)
+    assert platform.registry.now.versions == (1,)
 
 
-def test_a_change_by_hand_at_the_very_moment_of_promotion_wins(kitchen: Any) -> None:
-    kitchen.rollouts().start(2, POLICY, reason="retrained")
-    while kitchen.rollouts().history().current.stage != "canary":
-        run(kitchen, 1)
-    kitchen.registry.before_change = lambda: kitchen.registry.by_hand(3)
-    kitchen.quality[3] = 0.5
-    run(kitchen, 40)
-    assert kitchen.registry.now.champion.version == 3
-    tick = kitchen.rollouts().tick()
+def test_a_change_by_hand_at_the_very_moment_of_promotion_wins(platform: RolloutPlatform) -> None:
+    platform.rollouts().start(2, POLICY, reason="retrained")
+    while platform.rollouts().history().current.stage != "canary":
+        run(platform, 1)
+    platform.registry.before_change = lambda: platform.registry.by_hand(3)
+    platform.quality[3] = 0.5
+    run(platform, 40)
+    assert platform.registry.now.champion.version == 3
+    tick = platform.rollouts().tick()
     assert (tick.stage, tick.rule) == ("inconclusive", "settled")
-    assert "by hand" in kitchen.rollouts().history().outcomes[-1].note
+    assert "by hand" in platform.rollouts().history().outcomes[-1].note
 
 
-def test_a_version_that_the_registry_refuses_in_canary_is_rolled_back(kitchen: Any) -> None:
-    kitchen.rollouts().start(2, POLICY, reason="retrained")
-    kitchen.registry.refuse = "0 of 1 approvals"
-    last = run(kitchen, 20)[-1]
+def test_a_version_that_the_registry_refuses_in_canary_is_rolled_back(platform: RolloutPlatform) -> None:
+    platform.rollouts().start(2, POLICY, reason="retrained")
+    platform.registry.refuse = "0 of 1 approvals"
+    last = run(platform, 20)[-1]
     assert (last.stage, last.rule) == ("rolled_back", "challenger_unusable")
     assert "approvals" in last.text
-    assert kitchen.registry.now.versions == (1,)
+    assert platform.registry.now.versions == (1,)
 
 
 @pytest.mark.parametrize("status", ["REJECTED", "DELETED", None])
-def test_a_version_rejected_or_deleted_in_the_middle_is_withdrawn(kitchen: Any, status: str | None) -> None:
-    kitchen.rollouts().start(2, POLICY, reason="retrained")
-    kitchen.serve_a_day()
+def test_a_version_rejected_or_deleted_in_the_middle_is_withdrawn(
+    platform: RolloutPlatform, status: str | None
+) -> None:
+    platform.rollouts().start(2, POLICY, reason="retrained")
+    platform.serve_a_day()
     if status is None:
-        del kitchen.registry.statuses[2]
+        del platform.registry.statuses[2]
     else:
-        kitchen.registry.statuses[2] = status
-    assert kitchen.rollouts().tick().stage == "rolled_back"
-    assert kitchen.registry.now.versions == (1,)
+        platform.registry.statuses[2] = status
+    assert platform.rollouts().tick().stage == "rolled_back"
+    assert platform.registry.now.versions == (1,)
 
 
-def test_one_rollout_at_a_time_and_starting_twice_is_once(kitchen: Any) -> None:
-    first = kitchen.rollouts().start(2, POLICY, reason="retrained")
-    assert kitchen.rollouts().start(2, POLICY, reason="again") == first
+def test_one_rollout_at_a_time_and_starting_twice_is_once(platform: RolloutPlatform) -> None:
+    first = platform.rollouts().start(2, POLICY, reason="retrained")
+    assert platform.rollouts().start(2, POLICY, reason="again") == first
     with pytest.raises(RolloutActive, match="version 2 is in shadow"):
-        kitchen.rollouts().start(3, POLICY, reason="another")
+        platform.rollouts().start(3, POLICY, reason="another")
     with pytest.raises(RolloutError, match="champion already"):
-        kitchen.rollouts().start(1, POLICY, reason="itself")
+        platform.rollouts().start(1, POLICY, reason="itself")
     with pytest.raises(RolloutError, match="does not exist"):
-        kitchen.rollouts().start(9, POLICY, reason="nobody")
+        platform.rollouts().start(9, POLICY, reason="nobody")
 
 
-def test_pause_resume_and_end_by_hand(kitchen: Any) -> None:
+def test_pause_resume_and_end_by_hand(platform: RolloutPlatform) -> None:
     with pytest.raises(NoRollout):
-        kitchen.rollouts().pause(reason="nothing there")
-    kitchen.rollouts().start(2, POLICY, reason="retrained")
-    assert kitchen.rollouts().pause(reason="holiday").paused
-    run(kitchen, 4)
-    assert kitchen.rollouts().history().current.stage == "shadow"
-    assert not kitchen.rollouts().resume(reason="back").paused
-    assert kitchen.rollouts().tick().stage == "canary"
-    assert kitchen.rollouts().end("roll_back", reason="changed my mind").stage == "rolled_back"
-    assert kitchen.registry.now.versions == (1,)
-    entries = kitchen.rollouts().entries()
-    told = kitchen.rollouts().explain(entries[-1].number)
+        platform.rollouts().pause(reason="nothing there")
+    platform.rollouts().start(2, POLICY, reason="retrained")
+    assert platform.rollouts().pause(reason="holiday").paused
+    run(platform, 4)
+    assert platform.rollouts().history().current.stage == "shadow"
+    assert not platform.rollouts().resume(reason="back").paused
+    assert platform.rollouts().tick().stage == "canary"
+    assert platform.rollouts().end("roll_back", reason="changed my mind").stage == "rolled_back"
+    assert platform.registry.now.versions == (1,)
+    entries = platform.rollouts().entries()
+    told = platform.rollouts().explain(entries[-1].number)
     assert told.recomputed is None
     assert told.text.endswith(
         "roll_back by hand: changed my mind. test decided, so there is no rule to ask again."
     )
     with pytest.raises(NoRollout, match="ended as rolled_back"):
-        kitchen.rollouts().resume(reason="too late")
+        platform.rollouts().resume(reason="too late")
 
 
-def test_slow_answers_of_a_canary_roll_it_back(kitchen: Any) -> None:
-    kitchen.rollouts().start(2, POLICY.model_copy(update={"slow_ms": 100.0}), reason="retrained")
-    kitchen.slow = {2: 0.9}
-    last = run(kitchen, 20)[-1]
+def test_slow_answers_of_a_canary_roll_it_back(platform: RolloutPlatform) -> None:
+    platform.rollouts().start(2, POLICY.model_copy(update={"slow_ms": 100.0}), reason="retrained")
+    platform.slow = {2: 0.9}
+    last = run(platform, 20)[-1]
     assert (last.stage, last.rule) == ("rolled_back", "slow")
 
 
-def test_two_tickers_decide_once(kitchen: Any) -> None:
-    kitchen.rollouts().start(2, POLICY, reason="retrained")
-    one, other = kitchen.rollouts(), kitchen.rollouts()
-    kitchen.serve_a_day()
-    kitchen.serve_a_day()
+def test_two_tickers_decide_once(platform: RolloutPlatform) -> None:
+    platform.rollouts().start(2, POLICY, reason="retrained")
+    one, other = platform.rollouts(), platform.rollouts()
+    platform.serve_a_day()
+    platform.serve_a_day()
 
     class Interleaved:
         def __getattr__(self, name: str) -> Any:
-            return getattr(kitchen.registry, name)
+            return getattr(platform.registry, name)
 
         def find_version(self, model: str, version: int) -> Any:
             other.tick()  # the other ticker runs its whole tick in the middle of ours
-            return kitchen.registry.find_version(model, version)
+            return platform.registry.find_version(model, version)
 
-    ours: Rollouts = kitchen.rollouts(Interleaved())
+    ours: Rollouts = platform.rollouts(Interleaved())
     before = len(one.entries())
     assert ours.tick().entry is None
     assert len(one.entries()) == before + 1
 
 
-def test_a_tick_reads_only_cohorts_that_still_wait_for_labels(kitchen: Any) -> None:
-    kitchen.quality = {1: 0.5, 2: 0.5}
+def test_a_tick_reads_only_cohorts_that_still_wait_for_labels(platform: RolloutPlatform) -> None:
+    platform.quality = {1: 0.5, 2: 0.5}
     read: list[timedelta] = []
 
     def tick() -> TickResult:
-        rollouts = kitchen.rollouts()
+        rollouts = platform.rollouts()
         inner = rollouts._read
 
         def measured(start: Any, end: Any) -> Any:
@@ -301,21 +308,21 @@ def test_a_tick_reads_only_cohorts_that_still_wait_for_labels(kitchen: Any) -> N
         rollouts._read = measured
         return rollouts.tick()
 
-    kitchen.rollouts().start(2, POLICY, reason="equal")
+    platform.rollouts().start(2, POLICY, reason="equal")
     for _ in range(10):
-        kitchen.serve_a_day(requests=20)
+        platform.serve_a_day(requests=20)
         labels = tick().labels
     assert labels == 180  # of nine days; the tenth still waits
     assert max(read) <= timedelta(days=2)
 
 
-def test_sums_that_were_lost_are_filled_again_from_the_log(kitchen: Any) -> None:
-    kitchen.quality = {1: 0.5, 2: 0.5}
-    kitchen.rollouts().start(2, POLICY, reason="equal")
-    run(kitchen, 4, requests=20)
-    kitchen.store.delete("rollouts/late/evidence/00000000.json")
-    kitchen.serve_a_day(requests=20)
-    assert kitchen.rollouts().tick().labels == 80
+def test_sums_that_were_lost_are_filled_again_from_the_log(platform: RolloutPlatform) -> None:
+    platform.quality = {1: 0.5, 2: 0.5}
+    platform.rollouts().start(2, POLICY, reason="equal")
+    run(platform, 4, requests=20)
+    platform.store.delete("rollouts/late/evidence/00000000.json")
+    platform.serve_a_day(requests=20)
+    assert platform.rollouts().tick().labels == 80
 
 
 class DyingStore:
@@ -342,67 +349,69 @@ class DyingStore:
         return request
 
 
-def decisions(kitchen: Any) -> list[tuple[str, str, int]]:
+def decisions(platform: RolloutPlatform) -> list[tuple[str, str, int]]:
     return [
         (entry.body["stage"], entry.body["decision"]["rule"], entry.body["labels"])
-        for entry in kitchen.rollouts().entries()
+        for entry in platform.rollouts().entries()
         if entry.body["event"] == "decided"
     ]
 
 
-def season(kitchen: Any, kill_at: Any) -> list[tuple[str, str, int]]:
+def season(platform: RolloutPlatform, kill_at: Any) -> list[tuple[str, str, int]]:
     """A whole rollout in which each day's first tick is killed where `kill_at()` says; the next tick is not."""
-    kitchen.rollouts().start(2, POLICY, reason="retrained")
-    living = kitchen.store
+    platform.rollouts().start(2, POLICY, reason="retrained")
+    living = platform.store
     for _ in range(40):
-        kitchen.serve_a_day()
+        platform.serve_a_day()
         fuse, after = kill_at()
         if fuse:
-            kitchen.store = DyingStore(living, fuse, after=after)
+            platform.store = DyingStore(living, fuse, after=after)
             with contextlib.suppress(KilledError):
-                kitchen.rollouts().tick()
-            kitchen.store = living
-        kitchen.rollouts().tick()
-        if kitchen.rollouts().history().open is None:
+                platform.rollouts().tick()
+            platform.store = living
+        platform.rollouts().tick()
+        if platform.rollouts().history().open is None:
             break
-    return decisions(kitchen)
+    return decisions(platform)
 
 
-def test_ticks_killed_at_random_change_no_decision(tmp_path: Any, kitchen: Any) -> None:
-    calm = season(kitchen, lambda: (0, False))
+def test_ticks_killed_at_random_change_no_decision(tmp_path: Any, platform: RolloutPlatform) -> None:
+    calm = season(platform, lambda: (0, False))
     assert calm[-1][0] == "promoted"
     rng = np.random.default_rng(5)
     for round_ in range(2):  # fifty kills of a process: test_proofs
-        again = type(kitchen)(open_store(f"file://{tmp_path}/round-{round_}"))
+        again = type(platform)(open_store(f"file://{tmp_path}/round-{round_}"))
         killed = season(again, lambda: (int(rng.integers(1, 12)), bool(rng.integers(2))))
         assert killed == calm
         assert again.registry.now.versions == (2,)
 
 
-def test_who_asks_for_the_canary_by_number_or_comes_by_rule_is_no_evidence_on_it(kitchen: Any) -> None:
-    kitchen.rollouts().start(2, POLICY, reason="retrained")
-    while kitchen.rollouts().history().current.stage == "shadow":
-        run(kitchen, 1)
-    kitchen.serve_a_day(requests=20)
-    kitchen.pinned(version=2, requests=500)
-    kitchen.pinned(version=2, requests=500, arm="rule:dutch")
-    tick = kitchen.rollouts().tick()
+def test_who_asks_for_the_canary_by_number_or_comes_by_rule_is_no_evidence_on_it(
+    platform: RolloutPlatform,
+) -> None:
+    platform.rollouts().start(2, POLICY, reason="retrained")
+    while platform.rollouts().history().current.stage == "shadow":
+        run(platform, 1)
+    platform.serve_a_day(requests=20)
+    platform.pinned(version=2, requests=500)
+    platform.pinned(version=2, requests=500, arm="rule:dutch")
+    tick = platform.rollouts().tick()
     assert (tick.stage, tick.action) == ("canary", "hold")
-    decided = kitchen.rollouts().entries()[-1].body["evidence"]
+    decided = platform.rollouts().entries()[-1].body["evidence"]
     assert decided["canary"]["champion"] + decided["canary"]["challenger"] == 20
 
 
-def test_rules_of_others_stay_and_those_to_a_challenger_end_with_it(kitchen: Any) -> None:
+def test_rules_of_others_stay_and_those_to_a_challenger_end_with_it(platform: RolloutPlatform) -> None:
     when = ({"attribute": "team", "op": "in", "values": ["eng"]},)
     rules = [
         TrafficRule.model_validate({"name": name, "to": to, "when": when})
         for name, to in (("mine", 2), ("theirs", 3), ("never", "champion"))
     ]
-    kitchen.registry.set_traffic("late", {}, rules=rules)
-    kitchen.rollouts().start(2, POLICY, reason="retrained")
-    run(kitchen, 1)
-    assert kitchen.registry.now.shadows == (2,)
-    assert [rule.name for rule in kitchen.registry.now.rules] == ["mine", "theirs", "never"]
-    kitchen.rollouts().end("roll_back", reason="no")
-    assert [rule.name for rule in kitchen.registry.now.rules] == ["theirs", "never"]
-    assert (kitchen.registry.now.shadows, kitchen.registry.now.versions) == ((), (1, 3))
+    platform.registry.set_traffic("late", {}, rules=rules)
+    platform.rollouts().start(2, POLICY, reason="retrained")
+    run(platform, 1)
+    assert platform.registry.now.shadows == (2,)
+    assert [rule.name for rule in platform.registry.now.rules] == ["mine", "theirs", "never"]
+    platform.rollouts().end("roll_back", reason="no")
+    assert [rule.name for rule in platform.registry.now.rules] == ["theirs", "never"]
+    assert (platform.registry.now.shadows, platform.registry.now.versions) == ((), (1, 3))

@@ -23,15 +23,16 @@ from functions.rollout import (
 from functions.runtime import Context, use_context
 from functions.runtime.errors import InvalidArguments
 from registry import ModelPolicy, Registry
+from tests.functions.rollout.conftest import RolloutPlatform
 
 MODEL = "late"
 POLICY = RolloutPolicy(shadow_min_labels=200)
 
 
 @pytest.fixture
-def registry(kitchen: Any, tmp_path: Path) -> Registry:
+def registry(platform: RolloutPlatform, tmp_path: Path) -> Registry:
     """Version 1 is champion; 2 and 3 are registered; whoever goes live needs an approval and the gate."""
-    reg = Registry(kitchen.store, actor="trainer", clock=kitchen.clock)
+    reg = Registry(platform.store, actor="trainer", clock=platform.clock)
     reg.create_model(MODEL, policy=ModelPolicy(guarded=frozenset({"champion"}), gates=("offline",)))
     for number in (1, 2, 3):
         path = tmp_path / f"weights-{number}.txt"
@@ -44,27 +45,27 @@ def registry(kitchen: Any, tmp_path: Path) -> Registry:
     return reg
 
 
-def follow(kitchen: Any, registry: Registry) -> None:
+def follow(platform: RolloutPlatform, registry: Registry) -> None:
     """Let the simulated model serve by the registry's traffic."""
-    kitchen.registry.now = registry.traffic(MODEL)
+    platform.registry.now = registry.traffic(MODEL)
 
 
-def run(kitchen: Any, registry: Registry, days: int) -> list[Any]:
+def run(platform: RolloutPlatform, registry: Registry, days: int) -> list[Any]:
     ticks = []
     for _ in range(days):
-        follow(kitchen, registry)
-        kitchen.serve_a_day()
+        follow(platform, registry)
+        platform.serve_a_day()
         ticks.append(tick_rollout(MODEL))
         if ticks[-1].stage in ("promoted", "rolled_back", "inconclusive"):
             break
     return ticks
 
 
-def test_from_shadow_to_champion_in_the_registry(kitchen: Any, registry: Registry) -> None:
-    with use_context(Context(kitchen.store, kitchen.store.url, clock=kitchen.clock, actor="ticker")):
+def test_from_shadow_to_champion_in_the_registry(platform: RolloutPlatform, registry: Registry) -> None:
+    with use_context(Context(platform.store, platform.store.url, clock=platform.clock, actor="ticker")):
         start_rollout(MODEL, 2, POLICY, reason="retrained")
         assert registry.traffic(MODEL).shadows == (2,)
-        ticks = run(kitchen, registry, 40)
+        ticks = run(platform, registry, 40)
         assert [t.stage for t in ticks][-1] == "promoted"
         assert registry.traffic(MODEL).versions == (2,)
         assert tick_rollout(MODEL).rule == "settled"
@@ -73,7 +74,7 @@ def test_from_shadow_to_champion_in_the_registry(kitchen: Any, registry: Registr
 
 
 def test_without_a_policy_it_is_the_one_that_the_project_declares(
-    kitchen: Any, registry: Registry, monkeypatch: pytest.MonkeyPatch
+    platform: RolloutPlatform, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shop = ModuleType("a_shop")
     definition = ModelDefinition(
@@ -81,7 +82,7 @@ def test_without_a_policy_it_is_the_one_that_the_project_declares(
     )
     shop.FEATURES, shop.MODELS = [], [definition]  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "a_shop", shop)
-    used = Context(kitchen.store, kitchen.store.url, clock=kitchen.clock, actor="ada")
+    used = Context(platform.store, platform.store.url, clock=platform.clock, actor="ada")
     with use_context(replace(used, project="a_shop")):
         assert start_rollout(MODEL, 2).policy == POLICY
         end_rollout(MODEL, "inconclusive", reason="seen enough")
@@ -89,40 +90,44 @@ def test_without_a_policy_it_is_the_one_that_the_project_declares(
         assert start_rollout(MODEL, 2).policy == RolloutPolicy()
 
 
-def test_a_version_nobody_approved_never_meets_a_user(kitchen: Any, registry: Registry) -> None:
-    kitchen.quality[3] = 0.9
-    with use_context(Context(kitchen.store, kitchen.store.url, clock=kitchen.clock, actor="ticker")):
+def test_a_version_nobody_approved_never_meets_a_user(platform: RolloutPlatform, registry: Registry) -> None:
+    platform.quality[3] = 0.9
+    with use_context(Context(platform.store, platform.store.url, clock=platform.clock, actor="ticker")):
         start_rollout(MODEL, 3, POLICY, reason="impatient")
-        last = run(kitchen, registry, 20)[-1]
+        last = run(platform, registry, 20)[-1]
         assert (last.stage, last.rule) == ("rolled_back", "challenger_unusable")
         assert registry.traffic(MODEL).versions == (1,)
 
 
-def test_a_rollback_by_hand_after_a_promotion_is_left_alone(kitchen: Any, registry: Registry) -> None:
-    with use_context(Context(kitchen.store, kitchen.store.url, clock=kitchen.clock, actor="ticker")):
+def test_a_rollback_by_hand_after_a_promotion_is_left_alone(
+    platform: RolloutPlatform, registry: Registry
+) -> None:
+    with use_context(Context(platform.store, platform.store.url, clock=platform.clock, actor="ticker")):
         start_rollout(MODEL, 2, POLICY, reason="retrained")
-        run(kitchen, registry, 40)
+        run(platform, registry, 40)
         registry.rollback(MODEL, "champion", reason="a customer called")
         tick = tick_rollout(MODEL)
         assert (tick.stage, tick.rule) == ("inconclusive", "settled")
         assert registry.traffic(MODEL).versions == (1,)
 
 
-def test_a_version_rejected_in_canary_leaves_the_traffic(kitchen: Any, registry: Registry) -> None:
-    with use_context(Context(kitchen.store, kitchen.store.url, clock=kitchen.clock, actor="ticker")):
+def test_a_version_rejected_in_canary_leaves_the_traffic(
+    platform: RolloutPlatform, registry: Registry
+) -> None:
+    with use_context(Context(platform.store, platform.store.url, clock=platform.clock, actor="ticker")):
         start_rollout(MODEL, 2, POLICY, reason="retrained")
         while rollout_status(MODEL).current.stage == "shadow":
-            run(kitchen, registry, 1)
-        follow(kitchen, registry)
-        kitchen.serve_a_day()
+            run(platform, registry, 1)
+        follow(platform, registry)
+        platform.serve_a_day()
         registry.set_traffic(MODEL, {}, shadows=[], reason="take it out first")
         registry.as_actor("ada").reject(MODEL, 2, comment="unfair")
         assert tick_rollout(MODEL).stage == "rolled_back"
 
 
-def test_a_metric_is_recorded_by_json_and_its_name_cannot_leave_its_folder(kitchen: Any) -> None:
+def test_a_metric_is_recorded_by_json_and_its_name_cannot_leave_its_folder(platform: RolloutPlatform) -> None:
     value = {"prediction_id": "7", "value": 2.5, "observed_at": "2013-05-01T00:00:00Z"}
-    with use_context(Context(kitchen.store, kitchen.store.url, clock=kitchen.clock, actor="shop")):
+    with use_context(Context(platform.store, platform.store.url, clock=platform.clock, actor="shop")):
         assert record_metric.call_json({"name": "sales", "values": [value]}) == 1
         assert record_metric.call_json({"name": "sales", "values": []}) == 0
         for name in ("../labels", "a/b", ""):

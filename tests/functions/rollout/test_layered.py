@@ -24,6 +24,7 @@ from functions.rollout import (
 )
 from functions.runtime import Context, use_context
 from registry import Holdout, LayerShare, ModelPolicy, Refused, Registry, open_store
+from tests.functions.rollout.conftest import RolloutPlatform
 
 MODEL = "late"
 POLICY = RolloutPolicy(
@@ -35,13 +36,13 @@ POLICY = RolloutPolicy(
 
 
 @pytest.fixture
-def registry(kitchen: Any, tmp_path: Path) -> Registry:
-    return stocked(kitchen, tmp_path)
+def registry(platform: RolloutPlatform, tmp_path: Path) -> Registry:
+    return with_models(platform, tmp_path)
 
 
-def stocked(kitchen: Any, tmp_path: Path) -> Registry:
+def with_models(platform: RolloutPlatform, tmp_path: Path) -> Registry:
     """Models `late` and `price` with three versions each, the first one champion; `late` wants an approval."""
-    reg = Registry(kitchen.store, actor="trainer", clock=kitchen.clock)
+    reg = Registry(platform.store, actor="trainer", clock=platform.clock)
     weights = tmp_path / "weights.txt"
     weights.write_text("1")
     for model in (MODEL, "price"):
@@ -55,40 +56,42 @@ def stocked(kitchen: Any, tmp_path: Path) -> Registry:
 
 
 @pytest.fixture(autouse=True)
-def _here(kitchen: Any) -> Any:
-    with use_context(Context(kitchen.store, kitchen.store.url, clock=kitchen.clock, actor="grace")):
+def _here(platform: RolloutPlatform) -> Any:
+    with use_context(Context(platform.store, platform.store.url, clock=platform.clock, actor="grace")):
         yield
 
 
-def run(kitchen: Any, registry: Registry, days: int, **serve: int) -> list[Any]:
+def run(platform: RolloutPlatform, registry: Registry, days: int, **serve: int) -> list[Any]:
     ticks = []
     for _ in range(days):
-        kitchen.registry.now = registry.traffic(MODEL)
-        kitchen.serve_a_day(**serve)
+        platform.registry.now = registry.traffic(MODEL)
+        platform.serve_a_day(**serve)
         ticks.append(tick_rollout(MODEL))
         if ticks[-1].stage in ("promoted", "rolled_back", "inconclusive"):
             break
     return ticks
 
 
-def until_canary(kitchen: Any, registry: Registry) -> None:
+def until_canary(platform: RolloutPlatform, registry: Registry) -> None:
     while rollout_status(MODEL).open.stage == "shadow":
-        run(kitchen, registry, 1)
+        run(platform, registry, 1)
 
 
-def rows(kitchen: Any) -> list[dict[str, Any]]:
+def rows(platform: RolloutPlatform) -> list[dict[str, Any]]:
     since = rollout_status(MODEL).current.started_at
-    return outcomes(kitchen.store, MODEL, since, kitchen.now, labelled_only=False).to_pylist()
+    return outcomes(platform.store, MODEL, since, platform.now, labelled_only=False).to_pylist()
 
 
-def test_from_shadow_to_champion_in_a_layer_beside_a_holdout(kitchen: Any, registry: Registry) -> None:
+def test_from_shadow_to_champion_in_a_layer_beside_a_holdout(
+    platform: RolloutPlatform, registry: Registry
+) -> None:
     start_rollout(MODEL, 2, POLICY, reason="retrained")
     assert registry.layer("trips")[MODEL].share == 0.5
     with pytest.raises(RolloutError, match=r"50.00% left and price wants 60.00%"):
         start_rollout("price", 2, RolloutPolicy(layer=LayerShare(name="trips", share=0.6)))
     assert rollout_status("price").current is None
-    until_canary(kitchen, registry)
-    ticks = run(kitchen, registry, 40)
+    until_canary(platform, registry)
+    ticks = run(platform, registry, 40)
     assert ticks[-1].stage == "promoted"
     decided = [one.entry for one in ticks if one.entry is not None]
     assert all(explain_rollout(MODEL, entry).same for entry in decided)
@@ -98,7 +101,7 @@ def test_from_shadow_to_champion_in_a_layer_beside_a_holdout(kitchen: Any, regis
     assert not share.fired
     assert "at a share of 0.3," in share.text
     last = explain_rollout(MODEL, decided[-1]).evidence
-    served = [row for row in rows(kitchen) if not row["shadow"]]
+    served = [row for row in rows(platform) if not row["shadow"]]
     arms = Counter(row["arm"] for row in served)
     assert set(arms) == {"champion", "canary", "holdout", "outside"}
     assert {row["version"] for row in served if row["arm"] in ("holdout", "outside")} == {1}
@@ -111,14 +114,16 @@ def test_from_shadow_to_champion_in_a_layer_beside_a_holdout(kitchen: Any, regis
     start_rollout("price", 2, RolloutPolicy(layer=LayerShare(name="trips", share=0.6)))
 
 
-def test_no_held_out_unit_meets_a_second_rollout_either(kitchen: Any, registry: Registry) -> None:
-    kitchen.quality[3] = 0.9
+def test_no_held_out_unit_meets_a_second_rollout_either(
+    platform: RolloutPlatform, registry: Registry
+) -> None:
+    platform.quality[3] = 0.9
     registry.as_actor("ada").approve(MODEL, 3)
     for version in (2, 3):
         start_rollout(MODEL, version, POLICY, reason="retrained")
-        until_canary(kitchen, registry)
-        run(kitchen, registry, 2)
-        held = [row for row in rows(kitchen) if POLICY.holdout.holds(row["unit"])]
+        until_canary(platform, registry)
+        run(platform, registry, 2)
+        held = [row for row in rows(platform) if POLICY.holdout.holds(row["unit"])]
         assert {(row["arm"], row["version"], row["shadow"]) for row in held} == {("holdout", 1, False)}
         end_rollout(MODEL, "inconclusive", "seen enough")
         tick_rollout(MODEL)
@@ -151,25 +156,25 @@ class Mortal:
         return dying
 
 
-def decided(kitchen: Any, tick: Any) -> list[dict[str, Any]]:
+def decided(platform: RolloutPlatform, tick: Any) -> list[dict[str, Any]]:
     """Every entry of a rollout whose ticks are made so."""
-    registry = Registry(kitchen.store, actor="trainer", clock=kitchen.clock)
+    registry = Registry(platform.store, actor="trainer", clock=platform.clock)
     start_rollout(MODEL, 2, POLICY, reason="retrained")
     for _ in range(40):
-        kitchen.registry.now = registry.traffic(MODEL)
-        kitchen.serve_a_day()
+        platform.registry.now = registry.traffic(MODEL)
+        platform.serve_a_day()
         tick()
         if not rollout_status(MODEL).current.is_open:
             break
     tick()
     assert registry.traffic(MODEL).champion.version == 2
     assert registry.layer("trips") == {}
-    return [entry.body for entry in kitchen.rollouts().entries()]
+    return [entry.body for entry in platform.rollouts().entries()]
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_ticks_that_are_killed_at_every_write_decide_the_same(
-    kitchen: Any,
+    platform: RolloutPlatform,
     registry: Registry,
     after: bool,  # noqa: FBT001 - a parameter
     tmp_path: Path,
@@ -179,8 +184,8 @@ def test_ticks_that_are_killed_at_every_write_decide_the_same(
     def mortally() -> None:
         nonlocal died
         for writes in range(20):
-            mortal = Mortal(kitchen.store, writes, after=after)
-            used = Context(mortal, kitchen.store.url, clock=kitchen.clock, actor="grace")  # type: ignore[arg-type]
+            mortal = Mortal(platform.store, writes, after=after)
+            used = Context(mortal, platform.store.url, clock=platform.clock, actor="grace")  # type: ignore[arg-type]
             try:
                 with use_context(used):
                     tick_rollout(MODEL)
@@ -190,10 +195,10 @@ def test_ticks_that_are_killed_at_every_write_decide_the_same(
                 return
         pytest.fail("a tick writes without end")
 
-    killed = decided(kitchen, mortally)
+    killed = decided(platform, mortally)
     assert died >= len(killed) - 1  # beside the start, each entry had its killer
-    calm = type(kitchen)(open_store(f"file://{tmp_path}/calm"))
-    stocked(calm, tmp_path)
+    calm = type(platform)(open_store(f"file://{tmp_path}/calm"))
+    with_models(calm, tmp_path)
     with use_context(Context(calm.store, calm.store.url, clock=calm.clock, actor="grace")):
         untouched = decided(calm, lambda: tick_rollout(MODEL))
     assert [without_entry(body) for body in killed] == [without_entry(body) for body in untouched]
@@ -205,22 +210,24 @@ def without_entry(body: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("lost", [{}, {2: 0.6}], ids=["as declared", "off"])
 def test_the_split_is_tested_within_the_layers_part(
-    kitchen: Any, registry: Registry, lost: dict[int, float]
+    platform: RolloutPlatform, registry: Registry, lost: dict[int, float]
 ) -> None:
-    kitchen.quality = {1: 0.5, 2: 0.55}
+    platform.quality = {1: 0.5, 2: 0.55}
     policy = POLICY.model_copy(
         update={"shadow_min_labels": 30, "burn_in": 30, "min_effect": -1.0, "canary_min": timedelta(days=9)}
     )
     start_rollout(MODEL, 2, policy, reason="equal")
-    until_canary(kitchen, registry)
-    kitchen.lost = lost
-    ticks = run(kitchen, registry, 5, requests=400)
+    until_canary(platform, registry)
+    platform.lost = lost
+    ticks = run(platform, registry, 5, requests=400)
     assert (ticks[-1].rule == "mismatch") == bool(lost)
     seen = rollout_status(MODEL).current
     assert (seen.stage == "inconclusive") == bool(lost)
 
 
-def test_a_layer_without_room_refuses_the_start_and_leaves_nothing(kitchen: Any, registry: Registry) -> None:
+def test_a_layer_without_room_refuses_the_start_and_leaves_nothing(
+    platform: RolloutPlatform, registry: Registry
+) -> None:
     registry.set_traffic("price", {"a": (2, 0.5)}, layer=LayerShare(name="trips", share=0.8))
     before = registry.traffic(MODEL)
     wanted = POLICY.model_copy(update={"holdout": None})
@@ -239,7 +246,9 @@ def test_a_layer_without_room_refuses_the_start_and_leaves_nothing(kitchen: Any,
     assert registry.traffic(MODEL).layer.share == 0.2
 
 
-def test_a_person_promotes_only_what_the_models_policy_allows(kitchen: Any, registry: Registry) -> None:
+def test_a_person_promotes_only_what_the_models_policy_allows(
+    platform: RolloutPlatform, registry: Registry
+) -> None:
     start_rollout(MODEL, 3, POLICY, reason="impatient")
     with pytest.raises(Refused, match=r"late@3 may not become the champion yet: 0 of 1 approvals"):
         end_rollout(MODEL, "promote", "I like it")
@@ -247,24 +256,28 @@ def test_a_person_promotes_only_what_the_models_policy_allows(kitchen: Any, regi
     registry.as_actor("ada").approve(MODEL, 3)
     assert end_rollout(MODEL, "promote", "I like it").stage == "promoted"
     assert registry.traffic(MODEL).champion.version == 3
-    entry = kitchen.rollouts().entries()[-1]
+    entry = platform.rollouts().entries()[-1]
     told = explain_rollout(MODEL, entry.number)
     assert (entry.actor, told.recorded.rule, told.recorded.action) == ("grace", "by_hand", "promote")
     assert "promote by hand: I like it. grace decided" in told.text
     assert tick_rollout(MODEL).rule == "settled"
 
 
-def test_a_person_aborts_with_a_reason_and_the_part_is_free(kitchen: Any, registry: Registry) -> None:
+def test_a_person_aborts_with_a_reason_and_the_part_is_free(
+    platform: RolloutPlatform, registry: Registry
+) -> None:
     start_rollout(MODEL, 2, POLICY, reason="retrained")
-    until_canary(kitchen, registry)
+    until_canary(platform, registry)
     assert end_rollout(MODEL, "roll_back", "a customer called").stage == "rolled_back"
     assert registry.traffic(MODEL).versions == (1,)
     assert registry.layer("trips") == {}
-    told = explain_rollout(MODEL, kitchen.rollouts().entries()[-1].number)
+    told = explain_rollout(MODEL, platform.rollouts().entries()[-1].number)
     assert "roll_back by hand: a customer called. grace decided" in told.text
 
 
-def test_a_champion_changed_by_hand_is_not_promoted_over(kitchen: Any, registry: Registry) -> None:
+def test_a_champion_changed_by_hand_is_not_promoted_over(
+    platform: RolloutPlatform, registry: Registry
+) -> None:
     start_rollout(MODEL, 2, POLICY, reason="retrained")
     registry.as_actor("ada").approve(MODEL, 3)
     registry.set_alias(MODEL, "champion", 3)
@@ -273,12 +286,12 @@ def test_a_champion_changed_by_hand_is_not_promoted_over(kitchen: Any, registry:
 
 
 def test_a_tick_in_between_does_not_swallow_what_a_person_says(
-    kitchen: Any, registry: Registry, monkeypatch: pytest.MonkeyPatch
+    platform: RolloutPlatform, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start_rollout(MODEL, 2, POLICY, reason="retrained")
-    kitchen.registry.now = registry.traffic(MODEL)
-    kitchen.serve_a_day()
-    kitchen.now += timedelta(days=1)
+    platform.registry.now = registry.traffic(MODEL)
+    platform.serve_a_day()
+    platform.now += timedelta(days=1)
     sum_cohorts = Rollouts._observe
 
     def slow(self: Rollouts, *args: Any) -> Any:
@@ -292,7 +305,9 @@ def test_a_tick_in_between_does_not_swallow_what_a_person_says(
     assert registry.traffic(MODEL).versions == (1,)
 
 
-def test_a_look_tells_what_a_tick_would_do_and_writes_no_entry(kitchen: Any, registry: Registry) -> None:
+def test_a_look_tells_what_a_tick_would_do_and_writes_no_entry(
+    platform: RolloutPlatform, registry: Registry
+) -> None:
     with pytest.raises(NoRollout):
         look_at_rollout(MODEL)
     start_rollout(MODEL, 2, POLICY, reason="retrained")
@@ -302,12 +317,12 @@ def test_a_look_tells_what_a_tick_would_do_and_writes_no_entry(kitchen: Any, reg
         ("shadow", 2, None),
     ]
     assert early.effects[0].estimate is None
-    until_canary(kitchen, registry)
-    kitchen.registry.now = registry.traffic(MODEL)
-    kitchen.serve_a_day()
-    entries = len(kitchen.rollouts().entries())
+    until_canary(platform, registry)
+    platform.registry.now = registry.traffic(MODEL)
+    platform.serve_a_day()
+    entries = len(platform.rollouts().entries())
     seen = look_at_rollout(MODEL)
-    assert len(kitchen.rollouts().entries()) == entries
+    assert len(platform.rollouts().entries()) == entries
     assert (seen.stage, seen.reach) == ("canary", pytest.approx(0.45))
     champion, canary = seen.arms
     assert (champion.share, canary.share) == (0.7, 0.3)

@@ -17,7 +17,7 @@ import pytest
 from functions.rollout.controller import Rollouts
 from functions.rollout.policy import RolloutPolicy
 from registry import Registry, open_store
-from tests.functions.rollout.conftest import DAY, MODEL, START, Kitchen, TrafficRegistry
+from tests.functions.rollout.conftest import DAY, MODEL, START, RolloutPlatform, TrafficRegistry
 from tests.functions.rollout.victim import rollouts_of, tick
 from tests.ray_apps.flights_rollouts import Flights, load_flights
 
@@ -120,7 +120,7 @@ def replace_salt(traffic: Any, salt: str) -> Any:
 
 
 class OnRecord:
-    """The registry of a store, as the kitchen reads it."""
+    """The registry of a store, as the platform reads it."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
@@ -134,8 +134,8 @@ class OnRecord:
         return self._registry.traffic(MODEL)
 
 
-def stocked(folder: Path) -> Kitchen:
-    """A kitchen whose registry is in its store, with a champion and a challenger."""
+def with_models(folder: Path) -> RolloutPlatform:
+    """A platform whose registry is in its store, with a champion and a challenger."""
     store = open_store(f"file://{folder}/store")
     registry = Registry(store, actor="ada")
     registry.create_model(MODEL)
@@ -145,21 +145,21 @@ def stocked(folder: Path) -> Kitchen:
         registry.create_version(MODEL, path=folder / "artifact")
     registry.promote(MODEL, 1, reason="first")
     made: Any = OnRecord(registry)
-    return Kitchen(store, registry=made)
+    return RolloutPlatform(store, registry=made)
 
 
-def season(kitchen: Kitchen, before_a_tick: Any) -> list[tuple[Any, ...]]:
+def season(platform: RolloutPlatform, before_a_tick: Any) -> list[tuple[Any, ...]]:
     """A rollout by daily ticks; returns its decisions."""
     policy = RolloutPolicy(shadow_min_labels=200)
-    rollouts_of(kitchen.store, MODEL, kitchen.now).start(2, policy, reason="retrained")
+    rollouts_of(platform.store, MODEL, platform.now).start(2, policy, reason="retrained")
     for _ in range(40):
-        kitchen.serve_a_day()
-        before_a_tick(kitchen)
-        rollouts_of(kitchen.store, MODEL, kitchen.now).tick()
-        current = rollouts_of(kitchen.store, MODEL, kitchen.now).history().current
+        platform.serve_a_day()
+        before_a_tick(platform)
+        rollouts_of(platform.store, MODEL, platform.now).tick()
+        current = rollouts_of(platform.store, MODEL, platform.now).history().current
         if current is not None and current.settled:
             break
-    entries = rollouts_of(kitchen.store, MODEL, kitchen.now).entries()
+    entries = rollouts_of(platform.store, MODEL, platform.now).entries()
     return [
         (entry.body["stage"], entry.body["decision"], entry.body["evidence"], entry.at)
         for entry in entries
@@ -172,23 +172,25 @@ def season(kitchen: Kitchen, before_a_tick: Any) -> list[tuple[Any, ...]]:
 def test_a_ticker_killed_fifty_times_at_random_changes_no_decision(tmp_path: Path) -> None:
     for name in ("calm", "killed"):
         (tmp_path / name).mkdir()
-    calm = season(stocked(tmp_path / "calm"), lambda _: None)
+    calm = season(with_models(tmp_path / "calm"), lambda _: None)
     assert calm[-1][0] == "promoted"
     rng, processes = np.random.default_rng(8), multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["tests.functions.rollout.victim"])
     killed = 0
 
-    def kill(kitchen: Kitchen) -> None:
+    def kill(platform: RolloutPlatform) -> None:
         nonlocal killed
         for _ in range(math.ceil(KILLS / len(calm)) + 2):
             fuse, after = int(rng.integers(1, 14)), bool(rng.integers(2))
-            victim = processes.Process(target=tick, args=(kitchen.store.url, MODEL, kitchen.now, fuse, after))
+            victim = processes.Process(
+                target=tick, args=(platform.store.url, MODEL, platform.now, fuse, after)
+            )
             victim.start()
             victim.join(60)
             killed += victim.exitcode == -signal.SIGKILL
             assert victim.exitcode in {0, -signal.SIGKILL}
 
-    kitchen = stocked(tmp_path / "killed")
-    assert season(kitchen, kill) == calm
+    platform = with_models(tmp_path / "killed")
+    assert season(platform, kill) == calm
     assert killed >= KILLS
-    assert kitchen.registry.now.versions == (2,)
+    assert platform.registry.now.versions == (2,)

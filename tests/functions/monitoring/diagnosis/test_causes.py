@@ -13,29 +13,29 @@ from functions.monitoring.diagnosis import causes
 from functions.reporting import alarm_report
 from functions.runtime import use_context
 from functions.stats.decompose import CellChange, ColumnChange
-from tests.functions.monitoring.conftest import DAY, MODEL, START
+from tests.functions.monitoring.conftest import DAY, MODEL, START, ServedModel
 
 
-def raise_alarm(diner: Any, days: int, **changes: Any) -> Alarm:
+def raise_alarm(served: ServedModel, days: int, **changes: Any) -> Alarm:
     fields: dict[str, Any] = {
         "key": f"{MODEL}/performance/loss/1/9", "model": MODEL, "monitor": "performance", "subject": "loss", "version": 1,
-        "raised_at": diner.now, "start": diner.now - days * DAY, "end": diner.now, "text": "loss rose",
+        "raised_at": served.now, "start": served.now - days * DAY, "end": served.now, "text": "loss rose",
     }  # fmt: skip
     one = Alarm(**(fields | changes))
     alarms(MODEL).report(one)
     return one
 
 
-def test_a_feature_that_moved_to_where_the_loss_is_higher_stands_first(diner: Any) -> None:
-    diner.register()
-    with use_context(diner.context()):
-        diner.shift = 2.5
-        diner.serve(20)  # far from 0 the model is sure, and loses little
+def test_a_feature_that_moved_to_where_the_loss_is_higher_stands_first(served: ServedModel) -> None:
+    served.register()
+    with use_context(served.context()):
+        served.shift = 2.5
+        served.serve(20)  # far from 0 the model is sure, and loses little
         watch_drift(MODEL, DriftMonitor(window=2, k=1, n=1))
-        diner.shift = 0.0
-        diner.serve(5)
+        served.shift = 0.0
+        served.serve(5)
         watch_drift(MODEL, DriftMonitor(window=2, k=1, n=1))
-        raise_alarm(diner, 5)
+        raise_alarm(served, 5)
         found = alarm_report(MODEL)
         first = found.causes.causes[0]
         assert (first.kind, first.what) == ("feature", "wind")
@@ -43,7 +43,7 @@ def test_a_feature_that_moved_to_where_the_loss_is_higher_stands_first(diner: An
         assert found.causes.loss is not None
         assert first.contribution > 0.5 * (found.causes.loss - (found.causes.loss_before or 0))
         assert "most of it by feature wind" in found.causes.text
-        page = diner.store.get(found.key).decode()
+        page = served.store.get(found.key).decode()
     assert "part in the change of the mean loss" in page
     shown = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
     assert not re.findall(r'(?:src|href)="https?://', shown)  # nothing from elsewhere
@@ -51,13 +51,13 @@ def test_a_feature_that_moved_to_where_the_loss_is_higher_stands_first(diner: An
     assert moved.since is None  # it went back to what was learnt: the drift monitor has nothing against it
 
 
-def test_a_model_that_no_longer_fits_shows_in_slices_and_not_in_features(diner: Any) -> None:
-    diner.register()
-    with use_context(diner.context()):
-        diner.serve(20)
-        diner.bias = 2.0
-        diner.serve(5)
-        raise_alarm(diner, 5)
+def test_a_model_that_no_longer_fits_shows_in_slices_and_not_in_features(served: ServedModel) -> None:
+    served.register()
+    with use_context(served.context()):
+        served.serve(20)
+        served.bias = 2.0
+        served.serve(5)
+        raise_alarm(served, 5)
         found = alarm_report(MODEL).causes
     assert {one.kind for one in found.causes} == {"slice"}
     assert all(one.contribution and one.error and one.contribution > 3 * one.error for one in found.causes)
@@ -72,13 +72,13 @@ def test_a_slice_of_nearly_all_rows_is_none() -> None:
     assert [one.what for one in causes._slices(parts)] == ["rain is missing"]
 
 
-def test_a_drifted_feature_says_since_when_and_an_incident_what_it_spoiled(diner: Any) -> None:
-    diner.register()
-    with use_context(diner.context()):
-        diner.serve(15)
-        diner.shift = 2.5
-        diner.serve(6)
-        diner.now += timedelta(hours=2)
+def test_a_drifted_feature_says_since_when_and_an_incident_what_it_spoiled(served: ServedModel) -> None:
+    served.register()
+    with use_context(served.context()):
+        served.serve(15)
+        served.shift = 2.5
+        served.serve(6)
+        served.now += timedelta(hours=2)
         watch_drift(MODEL, DriftMonitor(window=2, k=1, n=1, lookback=timedelta(days=25)))
         broken = {
             "key": f"{MODEL}/quality/unit/1",
@@ -87,8 +87,8 @@ def test_a_drifted_feature_says_since_when_and_an_incident_what_it_spoiled(diner
             "columns": ("wind",),
             "text": "F to C",
         }
-        raise_alarm(diner, 6, **broken)
-        raise_alarm(diner, 5)
+        raise_alarm(served, 6, **broken)
+        raise_alarm(served, 5)
         found = alarm_report(MODEL, f"{MODEL}/performance/loss/1/9").causes
     wind = next(one for one in found.causes if one.kind == "feature")
     assert wind.since is not None
@@ -97,14 +97,14 @@ def test_a_drifted_feature_says_since_when_and_an_incident_what_it_spoiled(diner
     assert (incident.what, incident.contribution) == ("unit", wind.contribution)
 
 
-def test_a_version_that_took_over_is_named_with_what_it_lost(diner: Any) -> None:
-    diner.register()
-    with use_context(diner.context()):
-        diner.serve(15)
-        diner.register()  # version 2, and the world is the same
-        diner.bias = 2.0
-        diner.serve(5)
-        raise_alarm(diner, 5, version=2)
+def test_a_version_that_took_over_is_named_with_what_it_lost(served: ServedModel) -> None:
+    served.register()
+    with use_context(served.context()):
+        served.serve(15)
+        served.register()  # version 2, and the world is the same
+        served.bias = 2.0
+        served.serve(5)
+        raise_alarm(served, 5, version=2)
         found = alarm_report(MODEL).causes
     version = next(one for one in found.causes if one.kind == "version")
     assert version.what == "2"
@@ -113,14 +113,14 @@ def test_a_version_that_took_over_is_named_with_what_it_lost(diner: Any) -> None
     assert "100% of the requests; its code is that of version 1" in version.text
 
 
-def test_too_few_labels_are_an_answer_and_no_alarm_is_an_error(diner: Any) -> None:
-    diner.register()
-    with use_context(diner.context()):
+def test_too_few_labels_are_an_answer_and_no_alarm_is_an_error(served: ServedModel) -> None:
+    served.register()
+    with use_context(served.context()):
         with pytest.raises(ValueError, match="not an alarm"):
             alarm_report(MODEL)
-        diner.labelled = 0.0
-        diner.serve(5)
-        raise_alarm(diner, 2)
+        served.labelled = 0.0
+        served.serve(5)
+        raise_alarm(served, 2)
         found = alarm_report(MODEL).causes
         assert (found.causes, found.loss) == ((), None)
         assert "30 of each are needed" in found.text

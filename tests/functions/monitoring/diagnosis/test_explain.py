@@ -6,14 +6,15 @@ import pytest
 
 from functions.monitoring import SliceOptions, what_changed, worst_slices
 from functions.runtime import use_context
+from tests.functions.monitoring.conftest import ServedModel
 
 MODEL = "late"
 
 
-def test_no_slice_of_a_healthy_model_is_worse(diner: Any) -> None:
-    diner.register()
-    with use_context(diner.context()):
-        diner.serve(14)
+def test_no_slice_of_a_healthy_model_is_worse(served: ServedModel) -> None:
+    served.register()
+    with use_context(served.context()):
+        served.serve(14)
         found = worst_slices(MODEL)
     assert found is not None
     assert (found.version, found.rows) == (1, 14 * 150)
@@ -22,18 +23,20 @@ def test_no_slice_of_a_healthy_model_is_worse(diner: Any) -> None:
     assert all("wind" in name for one in found.slices for name in one.where)
 
 
-def test_the_slice_where_the_model_fails_is_named(diner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    as_before = diner._row
+def test_the_slice_where_the_model_fails_is_named(
+    served: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_before = served._row
 
     def row(asked: Any, i: int, name: str, at: Any, p: float) -> dict[str, Any]:
         wrong = asked["carrier"][i].as_py() == "UA" and asked["hour"][i].as_py() >= 12
         made: dict[str, Any] = as_before(asked, i, name, at, 1 - p if wrong else p)
         return made
 
-    monkeypatch.setattr(diner, "_row", row)
-    diner.register()
-    with use_context(diner.context()):
-        diner.serve(14)
+    monkeypatch.setattr(served, "_row", row)
+    served.register()
+    with use_context(served.context()):
+        served.serve(14)
         found = worst_slices(MODEL, SliceOptions(columns=("carrier", "hour"), min_excess=0.05))
     assert found is not None
     assert found.slices[0].where[0] == "carrier = UA"
@@ -42,13 +45,13 @@ def test_the_slice_where_the_model_fails_is_named(diner: Any, monkeypatch: pytes
     assert found.text.startswith("carrier = UA")
 
 
-def test_what_changed_names_the_feature_or_nothing(diner: Any) -> None:
-    diner.register()
-    with use_context(diner.context()):
-        diner.serve(7)
+def test_what_changed_names_the_feature_or_nothing(served: ServedModel) -> None:
+    served.register()
+    with use_context(served.context()):
+        served.serve(7)
         calm = what_changed(MODEL, max_rows=1_500)
-        diner.shift = 0.8
-        diner.serve(7)
+        served.shift = 0.8
+        served.serve(7)
         moved = what_changed(MODEL, max_rows=1_500)
         assert what_changed(MODEL, max_rows=1_500) == moved
     assert calm is not None
@@ -59,13 +62,13 @@ def test_what_changed_names_the_feature_or_nothing(diner: Any) -> None:
     assert moved.auc == pytest.approx(0.71, abs=0.03)  # Φ(.8/√2)
 
 
-def test_too_little_is_an_answer(diner: Any) -> None:
-    with use_context(diner.context()):
+def test_too_little_is_an_answer(served: ServedModel) -> None:
+    with use_context(served.context()):
         assert worst_slices(MODEL) is None
         assert what_changed(MODEL, max_rows=1_500) is None
-        diner.register()
-        diner.labelled = 0.0
-        diner.serve(1, requests=20)
+        served.register()
+        served.labelled = 0.0
+        served.serve(1, requests=20)
         few, none = what_changed(MODEL, max_rows=1_500), worst_slices(MODEL)
     assert few is not None
     assert few.auc is None

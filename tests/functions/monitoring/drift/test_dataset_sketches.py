@@ -23,6 +23,7 @@ from functions.monitoring.drift.monitor import DriftState
 from functions.runtime import use_context
 from functions.stats.sketch import TableSketch
 from registry import Table, open_store
+from tests.functions.monitoring.conftest import ServedModel
 
 
 def table(folder: Path, parts: int, rows: int = 500) -> Table:
@@ -87,17 +88,19 @@ def test_a_sample_of_a_table_is_the_one_of_its_rows_and_stays_the_same(tmp_path:
     assert chosen.num_rows == 700
 
 
-def test_a_large_window_is_judged_as_a_small_one(diner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    diner.register()
-    diner.serve(12)
+def test_a_large_window_is_judged_as_a_small_one(
+    served: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served.register()
+    served.serve(12)
 
     def watched() -> DriftState:
-        diner.store.delete("monitoring/late/state/drift.json")
+        served.store.delete("monitoring/late/state/drift.json")
         assert watch_drift("late").cohorts == 10
-        return DriftState.model_validate_json(diner.store.get("monitoring/late/state/drift.json"))
+        return DriftState.model_validate_json(served.store.get("monitoring/late/state/drift.json"))
 
-    with use_context(diner.context()):
-        diner.now += timedelta(hours=2)
+    with use_context(served.context()):
+        served.now += timedelta(hours=2)
         at_once = watched()
         monkeypatch.setattr(watch_features, "LARGE_ROWS", 100)
         in_parts = watched()

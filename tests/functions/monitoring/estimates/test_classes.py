@@ -18,53 +18,56 @@ from functions.monitoring import (
 from functions.retraining.policy import RetrainingPolicy
 from functions.runtime import use_context
 from registry import Table, open_store
+from tests.functions.monitoring.conftest import ServedModel
 
 MODEL = "late"
 MONITOR = EstimateMonitor(min_labels=300)
 DAY = timedelta(days=1)
 
 
-def said(diner: Any, subject: str = "log_loss") -> list[dict[str, Any]]:
-    rows = Table(diner.store, results_table(MODEL)).read().to_pylist()
+def said(served: ServedModel, subject: str = "log_loss") -> list[dict[str, Any]]:
+    rows = Table(served.store, results_table(MODEL)).read().to_pylist()
     mine = [row for row in rows if row["monitor"] == "estimate" and row["subject"] == subject]
     return sorted(mine, key=lambda row: (row["start"], row["verdict"]))
 
 
-def test_a_cohort_is_estimated_before_its_labels_and_settled_after(diner: Any) -> None:
-    diner.register()
-    with use_context(diner.context()):
-        diner.serve(1)
+def test_a_cohort_is_estimated_before_its_labels_and_settled_after(served: ServedModel) -> None:
+    served.register()
+    with use_context(served.context()):
+        served.serve(1)
         watched = estimate_performance(MODEL, MONITOR)
-        (estimate,) = said(diner)
+        (estimate,) = said(served)
         assert (estimate["verdict"], estimate["value"]) == ("estimate", None)
         assert "not health" in estimate["text"]
         assert "uncalibrated" in estimate["text"]
         assert "estimate" in watched.text
-        diner.serve(6)
+        served.serve(6)
         estimate_performance(MODEL, MONITOR)
         assert estimate_performance(MODEL, MONITOR).text == "no cohort is due"
-    rows = said(diner)
+    rows = said(served)
     assert [row["verdict"] for row in rows].count("estimate") == 7
     compared_with_labels = [row for row in rows if row["value"] is not None]
     assert {row["verdict"] for row in compared_with_labels} == {"agreed"}
     assert len(compared_with_labels) == 6  # the last cohort's labels are due a day after its end
     assert any("calibrated on" in row["text"] and "uncalibrated" not in row["text"] for row in rows)
-    assert {row["verdict"] for row in said(diner, "auc")} == {"estimate"}
+    assert {row["verdict"] for row in said(served, "auc")} == {"estimate"}
 
 
-def test_concept_drift_leaves_the_estimate_calm_and_is_found_out_when_labels_land(diner: Any) -> None:
-    diner.register()
-    with use_context(diner.context()):
-        diner.serve(8)
+def test_concept_drift_leaves_the_estimate_calm_and_is_found_out_when_labels_land(
+    served: ServedModel,
+) -> None:
+    served.register()
+    with use_context(served.context()):
+        served.serve(8)
         estimate_performance(MODEL, MONITOR)
-        diner.bias = 2.5
-        diner.serve(6)
+        served.bias = 2.5
+        served.serve(6)
         watched = estimate_performance(MODEL, MONITOR)
         assert watched.alarms == ()
         assert standing_alarms(MODEL) == []
-        rows = said(diner)
-        late = [row for row in rows if row["start"] >= diner.now - 6 * DAY]
-        calm = [row["reference"] for row in rows if row["start"] < diner.now - 6 * DAY]
+        rows = said(served)
+        late = [row for row in rows if row["start"] >= served.now - 6 * DAY]
+        calm = [row["reference"] for row in rows if row["start"] < served.now - 6 * DAY]
         first = next(row for row in late if row["verdict"] == "estimate")
         assert min(calm) < first["reference"] < max(calm) + 0.05
         assert "contradicted" in {row["verdict"] for row in late}
@@ -73,31 +76,29 @@ def test_concept_drift_leaves_the_estimate_calm_and_is_found_out_when_labels_lan
         assert {alarm.monitor for alarm in watch_performance(MODEL).alarms} == {"performance"}
 
 
-def test_estimates_do_not_depend_on_how_often_the_monitor_runs(diner: Any, tmp_path: Path) -> None:
-    other = type(diner)(open_store(f"file://{tmp_path}/other"), tmp_path)
+def test_estimates_do_not_depend_on_how_often_the_monitor_runs(served: ServedModel, tmp_path: Path) -> None:
+    other = type(served)(open_store(f"file://{tmp_path}/other"), tmp_path)
     found = []
-    for kitchen, days in ((diner, [1] * 6), (other, [6])):
-        kitchen.register()
-        with use_context(kitchen.context()):
+    for model, days in ((served, [1] * 6), (other, [6])):
+        model.register()
+        with use_context(model.context()):
             for some in days:
-                kitchen.serve(some, requests=60)
+                model.serve(some, requests=60)
                 estimate_performance(MODEL, EstimateMonitor(lookback=6 * DAY, min_labels=100))
-        found.append(
-            [(row["start"], row["verdict"], row["reference"], row["value"]) for row in said(kitchen)]
-        )
+        found.append([(row["start"], row["verdict"], row["reference"], row["value"]) for row in said(model)])
     assert found[0] == found[1]
     assert len(found[0]) == 11
 
 
-def test_few_answers_are_not_estimated_and_another_champion_starts_afresh(diner: Any) -> None:
-    diner.register()
-    with use_context(diner.context()):
-        diner.serve(1, requests=10)
+def test_few_answers_are_not_estimated_and_another_champion_starts_afresh(served: ServedModel) -> None:
+    served.register()
+    with use_context(served.context()):
+        served.serve(1, requests=10)
         assert estimate_performance(MODEL, MONITOR).text == "too few answers to estimate"
-        diner.register()
-        diner.serve(1)
+        served.register()
+        served.serve(1)
         assert "uncalibrated" in estimate_performance(MODEL, MONITOR).text
-    assert {row["version"] for row in said(diner)} == {2}
+    assert {row["version"] for row in said(served)} == {2}
 
 
 def test_an_estimate_can_neither_be_an_alarm_nor_a_trigger() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from functions.rollout import Evidence, PairedLoss, RolloutError, RolloutPolicy,
 from functions.rollout.budget import budget
 from functions.rollout.evidence.sums import ArmCounts, ClusterSums
 from functions.rollout.state import History, RolloutState, Spent
+from tests.functions.rollout.conftest import RolloutPlatform
 
 START = datetime(2013, 5, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -123,40 +123,40 @@ def test_what_concerns_all_concerns_all() -> None:
     assert decide(shadow(2), changed, POLICY, START).rule == "champion_changed"
 
 
-def test_three_challengers_share_the_shadow_and_the_best_becomes_champion(kitchen: Any) -> None:
-    kitchen.registry.statuses[4] = "READY"
-    kitchen.quality = {1: 0.5, 2: -0.3, 3: 0.9, 4: 0.5}
+def test_three_challengers_share_the_shadow_and_the_best_becomes_champion(platform: RolloutPlatform) -> None:
+    platform.registry.statuses[4] = "READY"
+    platform.quality = {1: 0.5, 2: -0.3, 3: 0.9, 4: 0.5}
     policy = RolloutPolicy(shadow_min_labels=800)
-    kitchen.rollouts().start(2, policy, reason="three windows", rivals=(3, 4))
-    assert kitchen.registry.now.shadows == (2, 3, 4)
-    assert kitchen.rollouts().start(2, policy, reason="again", rivals=(3, 4)).rivals == (3, 4)
+    platform.rollouts().start(2, policy, reason="three windows", rivals=(3, 4))
+    assert platform.registry.now.shadows == (2, 3, 4)
+    assert platform.rollouts().start(2, policy, reason="again", rivals=(3, 4)).rivals == (3, 4)
     seen = []
     for _ in range(25):
-        kitchen.serve_a_day()
-        tick = kitchen.rollouts().tick()
-        seen.append((tick.action, kitchen.registry.now.shadows))
-        if kitchen.rollouts().history().open is None:
+        platform.serve_a_day()
+        tick = platform.rollouts().tick()
+        seen.append((tick.action, platform.registry.now.shadows))
+        if platform.rollouts().history().open is None:
             break
     actions = [action for action, _ in seen]
     assert ("drop", (3, 4)) in seen
     assert actions.index("drop") < actions.index("advance") < actions.index("promote")
-    assert kitchen.registry.now.versions == (3,)
-    decided = [entry for entry in kitchen.rollouts().entries() if entry.body["event"] == "decided"]
-    assert all(kitchen.rollouts().explain(entry.number).same for entry in decided)
+    assert platform.registry.now.versions == (3,)
+    decided = [entry for entry in platform.rollouts().entries() if entry.body["event"] == "decided"]
+    assert all(platform.rollouts().explain(entry.number).same for entry in decided)
 
 
-def test_a_rival_taken_out_by_hand_leaves_alone(kitchen: Any) -> None:
-    kitchen.rollouts().start(2, POLICY, reason="two", rivals=(3,))
-    kitchen.quality[3] = 0.5
-    kitchen.serve_a_day(requests=20)
-    kitchen.registry.by_hand(1, shadows=[2])
-    tick = kitchen.rollouts().tick()
+def test_a_rival_taken_out_by_hand_leaves_alone(platform: RolloutPlatform) -> None:
+    platform.rollouts().start(2, POLICY, reason="two", rivals=(3,))
+    platform.quality[3] = 0.5
+    platform.serve_a_day(requests=20)
+    platform.registry.by_hand(1, shadows=[2])
+    tick = platform.rollouts().tick()
     assert (tick.action, tick.stage) == ("drop", "shadow")
-    assert kitchen.registry.now.shadows == (2,)
-    assert kitchen.rollouts().end("inconclusive", reason="enough").stage == "inconclusive"
-    assert kitchen.registry.now.versions == (1,)
+    assert platform.registry.now.shadows == (2,)
+    assert platform.rollouts().end("inconclusive", reason="enough").stage == "inconclusive"
+    assert platform.registry.now.versions == (1,)
     with pytest.raises(RolloutError, match="twice"):
-        kitchen.rollouts().start(2, POLICY, reason="twice", rivals=(2,))
+        platform.rollouts().start(2, POLICY, reason="twice", rivals=(2,))
 
 
 def test_alpha_is_given_out_of_a_years_budget_which_never_runs_dry() -> None:
@@ -173,14 +173,14 @@ def test_alpha_is_given_out_of_a_years_budget_which_never_runs_dry() -> None:
     assert budget(history, RolloutPolicy(), START + 60 * 7 * DAY).left is None
 
 
-def test_a_start_takes_the_alpha_that_is_left_and_a_spent_budget_refuses(kitchen: Any) -> None:
+def test_a_start_takes_the_alpha_that_is_left_and_a_spent_budget_refuses(platform: RolloutPlatform) -> None:
     tight = RolloutPolicy(wrong_promotions_a_year=0.04)
-    state = kitchen.rollouts().start(2, tight, reason="first")
+    state = platform.rollouts().start(2, tight, reason="first")
     assert state.policy.alpha == 0.01
-    found = kitchen.rollouts().budget(tight)
+    found = platform.rollouts().budget(tight)
     assert (found.rollouts, found.spent, found.left) == (1, 0.01, pytest.approx(0.03))
-    kitchen.rollouts().end("inconclusive", reason="over")
+    platform.rollouts().end("inconclusive", reason="over")
     with pytest.raises(RolloutError, match="is spent: 1 rollouts of the past year"):
-        kitchen.rollouts().start(2, RolloutPolicy(wrong_promotions_a_year=0.01), reason="second")
-    kitchen.now += timedelta(days=366)
-    assert kitchen.rollouts().start(2, tight, reason="a year later").policy.alpha == 0.01
+        platform.rollouts().start(2, RolloutPolicy(wrong_promotions_a_year=0.01), reason="second")
+    platform.now += timedelta(days=366)
+    assert platform.rollouts().start(2, tight, reason="a year later").policy.alpha == 0.01

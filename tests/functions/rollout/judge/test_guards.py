@@ -19,6 +19,7 @@ from functions.rollout.explain import explain
 from functions.rollout.state import RolloutState
 from registry import Entry
 from registry.models.traffic import Traffic
+from tests.functions.rollout.conftest import RolloutPlatform
 
 START = datetime(2013, 5, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -215,13 +216,13 @@ def test_a_metric_at_its_margin_is_judged_wrongly_at_most_alpha(shock: float) ->
     assert passed / 150 <= bound
 
 
-def test_values_come_from_a_table_by_prediction_within_their_limits(kitchen: Any) -> None:
+def test_values_come_from_a_table_by_prediction_within_their_limits(platform: RolloutPlatform) -> None:
     def value(name: str, number: float, hour: int) -> MetricValue:
         return MetricValue(prediction_id=name, value=number, observed_at=START + timedelta(hours=hour))
 
     given = [value("0-0", 5.0, 1), value("0-2", 1e9, 1), value("0-0", 3.0, 2), value("elsewhere", 7.0, 1)]
-    assert write_metric(kitchen.store, "spend", given) == 4
-    table = read_metric(kitchen.store, "spend", START)
+    assert write_metric(platform.store, "spend", given) == 4
+    table = read_metric(platform.store, "spend", START)
     assert (
         dict(zip(table["prediction_id"].to_pylist(), table["value"].to_pylist(), strict=True))["0-0"] == 3.0
     )
@@ -230,7 +231,7 @@ def test_values_come_from_a_table_by_prediction_within_their_limits(kitchen: Any
     sums = metric_sums(arm, arm, guardrail, table)
     assert (sums.rows, sums.requests, sums.champion_total) == (4, 6, 13.0)
     assert metric_sums(arm, arm, guardrail, None) == MetricSums(requests=6)
-    assert isinstance(read_metric(kitchen.store, "never-written", START), pa.Table)
+    assert isinstance(read_metric(platform.store, "never-written", START), pa.Table)
 
 
 def test_a_rows_units_are_the_sample_of_a_metric() -> None:
@@ -274,23 +275,23 @@ def test_a_decision_of_before_a_rule_is_made_again_by_the_rules_there_were() -> 
     ]  # fmt: skip
 
 
-def season(kitchen: Any, policy: RolloutPolicy) -> Any:
-    kitchen.rollouts().start(2, policy, reason="retrained")
+def season(platform: RolloutPlatform, policy: RolloutPolicy) -> Any:
+    platform.rollouts().start(2, policy, reason="retrained")
     for _ in range(25):
-        kitchen.serve_a_day(requests=150)
-        tick = kitchen.rollouts().tick()
-        if kitchen.rollouts().history().open is None:
+        platform.serve_a_day(requests=150)
+        tick = platform.rollouts().tick()
+        if platform.rollouts().history().open is None:
             break
     assert all(
-        kitchen.rollouts().explain(entry.number).same
-        for entry in kitchen.rollouts().entries()
+        platform.rollouts().explain(entry.number).same
+        for entry in platform.rollouts().entries()
         if entry.body["event"] == "decided"
     )
     return tick
 
 
 def test_answers_of_the_canary_that_get_lost_stop_the_rollout(
-    kitchen: Any, monkeypatch: pytest.MonkeyPatch
+    platform: RolloutPlatform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     split = Traffic.assign
 
@@ -300,18 +301,20 @@ def test_answers_of_the_canary_that_get_lost_stop_the_rollout(
 
     monkeypatch.setattr(Traffic, "assign", leaky)
     policy = RolloutPolicy(shadow_min_labels=200, canary_share=0.4, canary_min=10 * DAY)
-    tick = season(kitchen, policy)
+    tick = season(platform, policy)
     assert (tick.stage, tick.rule) == ("inconclusive", "mismatch")
     assert "sample-ratio mismatch" in tick.text
-    assert kitchen.registry.now.versions == (1,)
+    assert platform.registry.now.versions == (1,)
 
 
-def test_a_harmless_metric_is_summed_from_the_log_and_lets_the_better_one_through(kitchen: Any) -> None:
+def test_a_harmless_metric_is_summed_from_the_log_and_lets_the_better_one_through(
+    platform: RolloutPlatform,
+) -> None:
     policy = RolloutPolicy(
         shadow_min_labels=200, canary_share=0.4, guardrails=(Guardrail(name="late", margin=0.5),)
     )
-    assert season(kitchen, policy).stage == "promoted"
-    last = kitchen.rollouts().entries()[-1].body["evidence"]
+    assert season(platform, policy).stage == "promoted"
+    last = platform.rollouts().entries()[-1].body["evidence"]
     assert last["metrics"]["late"]["challenger_units"] >= 100
     assert last["units"]["challenger"] > 0
 

@@ -12,6 +12,7 @@ from functions.rollout import Evidence, RolloutError, RolloutPolicy, Slo
 from functions.rollout.evidence.sums import SloSums
 from functions.rollout.judge.decide import Decision, decide
 from functions.rollout.judge.slo import slo_sums
+from tests.functions.rollout.conftest import RolloutPlatform
 from tests.functions.rollout.judge.test_guards import BUSY, DAY, START, better_loss, canary
 
 HOUR = timedelta(hours=1)
@@ -65,33 +66,35 @@ def test_what_burnt_an_hour_ago_is_no_fire_nor_is_a_failure_or_two() -> None:
     assert shadow.rule != "budget_burns"
 
 
-def test_answers_are_counted_whoever_gave_them_but_shadows(kitchen: Any) -> None:
-    kitchen.rollouts().start(2, RolloutPolicy(shadow_min_labels=200), reason="retrained")
-    kitchen.failing, kitchen.slow = {1: 0.2, 2: 1.0}, {1: 0.1}
-    kitchen.serve_a_day(requests=200)
+def test_answers_are_counted_whoever_gave_them_but_shadows(platform: RolloutPlatform) -> None:
+    platform.rollouts().start(2, RolloutPolicy(shadow_min_labels=200), reason="retrained")
+    platform.failing, platform.slow = {1: 0.2, 2: 1.0}, {1: 0.1}
+    platform.serve_a_day(requests=200)
     policy = RolloutPolicy(slos=(UP, Slo(name="fast", target=0.9, slow_ms=100.0, window=DAY)))
-    read = kitchen.rollouts()._read
-    found = slo_sums(policy, read, kitchen.now)
-    rows = read(kitchen.now - DAY, kitchen.now).to_pylist()
+    read = platform.rollouts()._read
+    found = slo_sums(policy, read, platform.now)
+    rows = read(platform.now - DAY, platform.now).to_pylist()
     mine = [row for row in rows if not row["shadow"]]
     assert found["up"].answers == found["fast"].answers == 200
     assert found["up"].bad == sum(row["outputs"][0] != row["outputs"][0] for row in mine) > 20
     assert found["fast"].bad == sum(row["latency_ms"] > 100 for row in mine) > 5
-    assert found["up"].recent[0][0][0] == sum(row["predicted_at"] >= kitchen.now - HOUR for row in mine)
+    assert found["up"].recent[0][0][0] == sum(row["predicted_at"] >= platform.now - HOUR for row in mine)
 
 
-def test_a_rollout_is_not_started_on_a_spent_budget_and_is_explained_with_it(kitchen: Any) -> None:
-    kitchen.failing = {1: 0.2}
-    kitchen.serve_a_day(requests=100)
+def test_a_rollout_is_not_started_on_a_spent_budget_and_is_explained_with_it(
+    platform: RolloutPlatform,
+) -> None:
+    platform.failing = {1: 0.2}
+    platform.serve_a_day(requests=100)
     with pytest.raises(RolloutError, match="error budget of up is spent"):
-        kitchen.rollouts().start(2, POLICY, reason="retrained")
-    kitchen.failing = {}
-    kitchen.now += 8 * DAY
-    kitchen.rollouts().start(2, POLICY, reason="retrained")
-    kitchen.serve_a_day(requests=150)
-    kitchen.serve_a_day(requests=150)
-    entry = kitchen.rollouts().tick().entry
-    explained = kitchen.rollouts().explain(entry)
+        platform.rollouts().start(2, POLICY, reason="retrained")
+    platform.failing = {}
+    platform.now += 8 * DAY
+    platform.rollouts().start(2, POLICY, reason="retrained")
+    platform.serve_a_day(requests=150)
+    platform.serve_a_day(requests=150)
+    entry = platform.rollouts().tick().entry
+    explained = platform.rollouts().explain(entry)
     assert explained.same
     assert explained.evidence.slos["up"].answers == 300
 

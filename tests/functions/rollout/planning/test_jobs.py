@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from functions.model_formats.program import export_program, save_program
 from functions.rollout import RolloutError, RolloutPolicy, plan_rollout, rollout_budget, start_rollout
 from functions.runtime import Context, use_context
 from registry import NotFound, Registry, Signature, TensorSpec
+from tests.functions.rollout.conftest import RolloutPlatform
 
 MODEL = "late"
 
@@ -22,9 +22,9 @@ class Sharper(torch.nn.Module):
 
 
 @pytest.fixture
-def registry(kitchen: Any, tmp_path: Path) -> Registry:
+def registry(platform: RolloutPlatform, tmp_path: Path) -> Registry:
     """Two versions that answer as the simulated challenger does; none is champion yet."""
-    reg = Registry(kitchen.store, actor="trainer", clock=kitchen.clock)
+    reg = Registry(platform.store, actor="trainer", clock=platform.clock)
     reg.create_model(MODEL)
     example = {"numeric": torch.rand(4, 1), "categorical": torch.ones(4, 1, dtype=torch.int64)}
     (tmp_path / "model").mkdir()
@@ -41,16 +41,18 @@ def registry(kitchen: Any, tmp_path: Path) -> Registry:
     return reg
 
 
-def test_a_plan_replays_the_challenger_on_the_logged_vectors(kitchen: Any, registry: Registry) -> None:
+def test_a_plan_replays_the_challenger_on_the_logged_vectors(
+    platform: RolloutPlatform, registry: Registry
+) -> None:
     policy = RolloutPolicy(shadow_min_labels=200, wrong_promotions_a_year=0.08)
-    with use_context(Context(kitchen.store, kitchen.store.url, clock=kitchen.clock, actor="ada")):
+    with use_context(Context(platform.store, platform.store.url, clock=platform.clock, actor="ada")):
         with pytest.raises(NotFound, match="has no champion"):
             plan_rollout(MODEL, 2, policy)
         registry.set_alias(MODEL, "champion", 1)
         with pytest.raises(RolloutError, match="at least two past cohorts, got 0"):
             plan_rollout(MODEL, 2, policy)
         for _ in range(6):
-            kitchen.serve_a_day(requests=200)
+            platform.serve_a_day(requests=200)
         found = plan_rollout(MODEL, 2, policy)
         assert (found.past_cohorts, found.past_labels, found.alpha) == (5, 1_000, 0.02)
         assert found.replayed is not None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +13,7 @@ from functions.prediction_log import outcomes
 from functions.rollout import Evidence, PairedLoss, RolloutPolicy, RolloutState, decide, plan
 from functions.rollout.evidence.sums import ArmCounts, ClusterSums
 from functions.rollout.planning.replay import replayed_loss
+from tests.functions.rollout.conftest import RolloutPlatform
 
 START = datetime(2013, 5, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -120,13 +120,13 @@ def test_a_past_that_tells_nothing_is_refused() -> None:
     assert "take the plan as a guess" in plan(past(3), FLIGHTS, 0.01).summary[-1]
 
 
-def test_a_replay_finds_what_a_shadow_would_have(kitchen: Any) -> None:
-    kitchen.registry.by_hand(1, shadows=[2])
+def test_a_replay_finds_what_a_shadow_would_have(platform: RolloutPlatform) -> None:
+    platform.registry.by_hand(1, shadows=[2])
     for _ in range(4):
-        kitchen.serve_a_day(requests=50)
+        platform.serve_a_day(requests=50)
 
     def read(start: datetime, end: datetime) -> pa.Table:
-        rows = outcomes(kitchen.store, "late", start, end, labelled_only=False)
+        rows = outcomes(platform.store, "late", start, end, labelled_only=False)
         logged = [[0.5 * v for v in row] for row in rows["outputs"].to_pylist()]
         numeric = pa.array(logged, type=pa.list_(pa.float32()))
         rows = rows.set_column(rows.schema.get_field_index("numeric"), rows.schema.field("numeric"), numeric)
@@ -136,10 +136,10 @@ def test_a_replay_finds_what_a_shadow_would_have(kitchen: Any) -> None:
         )
 
     halved = SimpleNamespace(predict=lambda inputs: {"probability": inputs["numeric"]})
-    loss = replayed_loss(read, halved, FLIGHTS, champion=1, start=START, now=kitchen.now)
+    loss = replayed_loss(read, halved, FLIGHTS, champion=1, start=START, now=platform.now)
     assert loss.labels == 150  # the fourth day still waits for labels
     assert loss.by_cohort.clusters == 3
-    served = outcomes(kitchen.store, "late", START, START + 3 * DAY).to_pylist()
+    served = outcomes(platform.store, "late", START, START + 3 * DAY).to_pylist()
     by_hand = []
     for row in served:
         if row["version"] == 1:
