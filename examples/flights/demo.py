@@ -1,7 +1,7 @@
-"""The whole kitchen in five minutes: prep, recipe, counter, taste test, inspector, report, on the flights of 2013.
+"""Demo of the whole platform in five minutes, on the flights of 2013: features, training, serving, monitoring, report.
 
-Nothing here is scripted: which trial wins, whether an alarm comes, whether a challenger passes its gate, its shadow and
-its canary, all that the platform decides on the data; the demo starts it, replays the season and shows what happened.
+No outcome is scripted: which trial wins, whether an alarm is raised, whether a challenger passes its gate, its shadow and
+its canary, the platform decides on the data; the demo starts it, replays the season and shows what happened.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from examples.flights.features import STORED, flight_delay
 from examples.flights.model import delay_model
 from examples.flights.prep import Prepared, prepare_entities, prepare_view
 from examples.flights.replay import Replay, Season, Tally
-from examples.flights.show import Interrupt, Step, news, step, summary, told
+from examples.flights.show import Interrupt, Step, gate_line, inspection_lines, step, summary
 from functions.evaluation import evaluate_gate
 from functions.features.jobs import build_training_set
 from functions.prediction_log import drain_predictions, predictions_table
@@ -41,15 +41,15 @@ from registry import NotFound, Table, TableSnapshot
 
 JANUARY, APRIL, MAY, AUGUST = (datetime(2013, month, 1, tzinfo=UTC) for month in (1, 4, 5, 8))
 INSPECTION_S = 900.0  # an inspection that retrains takes about a minute
-SHIPPING_S = 30.0  # the longest that the last answers may take from a replica's file to the table
-MARK = "demo"  # names a state folder as ours, to be set aside by the next demo
+SHIPPING_S = 30.0  # the longest that the last answers may take from a replica's log file to the table
+MARK = "demo"  # marks a state folder as a demo's, which the next demo sets aside
 MODEL = delay_model.name
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the demo; returns the exit code. The platform stays up; Ctrl-C ends it and leaves no process."""
+    """Run the demo and leave the platform up; returns the exit code. Ctrl-C ends the platform and leaves no process."""
     parser = argparse.ArgumentParser(prog="toque demo", description=__doc__)
-    parser.add_argument("--requests", type=int, default=14_000, help="flights asked about (default 14,000)")
+    parser.add_argument("--requests", type=int, default=14_000, help="flights to predict (default 14,000)")
     parser.add_argument(
         "--until", type=datetime.fromisoformat, default=AUGUST, help="end of the replay (default 2013-08-01)"
     )
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def set_aside(home: Path, console: Console) -> None:
-    """Move the state of an earlier demo out of the way; it is kept, log and all.
+    """Move the state of an earlier demo out of the way; its store and log are kept.
 
     Raises: SystemExit if the folder holds something that no demo made.
     """
@@ -85,7 +85,7 @@ def set_aside(home: Path, console: Console) -> None:
 
 
 class Demo:
-    """One run of the demo on one platform."""
+    """Run of the demo on one platform."""
 
     def __init__(self, settings: Settings, console: Console, requests: int, until: datetime) -> None:
         self._settings = settings
@@ -96,7 +96,7 @@ class Demo:
         self._began = time.monotonic()
 
     def run(self) -> None:
-        """Every step in order. Raises: SystemExit if the first model fails its gate, or an answer is not in the log."""
+        """Run every step in order. Raises: SystemExit if the first model fails its gate, or an answer is not in the log."""
         self._settings.home.mkdir(parents=True, exist_ok=True)
         (self._settings.home / MARK).touch()
         with self._step("Set-up", parts=3) as now:
@@ -105,11 +105,11 @@ class Demo:
             self._clock = _replayed(self._context.clock)
             self._clock.set(MAY)
             now.result = f"gateway, predictor and ticker at {running.url}"
-        with self._step("Prep", parts=len(STORED) + 1) as now:
+        with self._step("Features", parts=len(STORED) + 1) as now:
             entities = self._prepare(now)
-        with self._step("Recipe", parts=5) as now:
-            self._recipe(entities, now)
-        with self._step("Counter and inspector", parts=(self._until - MAY) / timedelta(days=1)) as now:
+        with self._step("Training", parts=5) as now:
+            self._first_version(entities, now)
+        with self._step("Serving and monitoring", parts=(self._until - MAY) / timedelta(days=1)) as now:
             tally = self._season(running, now)
         with self._step("Report", parts=2) as now:
             report = self._report(tally, now)
@@ -131,25 +131,27 @@ class Demo:
         now.result = f"{entities.rows:,} flights, {rows:,} rows of {len(views)} feature views"
         return entities.snapshot
 
-    def _recipe(self, entities: TableSnapshot, now: Step) -> None:
+    def _first_version(self, entities: TableSnapshot, now: Step) -> None:
         now.now("point-in-time training set")
-        training = self._set("train", entities, JANUARY, APRIL)
-        held_out = self._set("gate", entities, APRIL, MAY)
+        training = self._training_set("train", entities, JANUARY, APRIL)
+        held_out = self._training_set("gate", entities, APRIL, MAY)
         now.now("sweep: 4 trials under ASHA", advance=1)
         sweep = self._sweep(training)
         now.now("training on two workers", advance=1)
         trained = self._train(entities, training, sweep)
         now.now("gate on April", advance=1)
         gate = evaluate_gate(MODEL, trained.version or 0, held_out, delay_model.label, delay_model.gate)
-        now.result = f"best of {len(sweep.trials)} trials at {sweep.best_loss:.4f}; {told(gate)}"
+        now.result = f"best of {len(sweep.trials)} trials at {sweep.best_loss:.4f}; {gate_line(gate)}"
         if not gate.passed:
-            raise SystemExit(f"there is nothing to serve: {told(gate)}")
+            raise SystemExit(f"there is nothing to serve: {gate_line(gate)}")
         now.now("approval", advance=1)
         registry = self._context.registry()
         registry.as_actor("ada").approve(MODEL, gate.version, comment="April is convincing")
         registry.set_alias(MODEL, "champion", gate.version)
 
-    def _set(self, name: str, entities: TableSnapshot, start: datetime, end: datetime) -> TableSnapshot:
+    def _training_set(
+        self, name: str, entities: TableSnapshot, start: datetime, end: datetime
+    ) -> TableSnapshot:
         return build_training_set(
             flight_delay.name, entities, delay_model.label, start, end, name=f"training/{MODEL}/{name}"
         )
@@ -195,14 +197,14 @@ class Demo:
         async def inspect(at: datetime) -> None:
             now.now("inspection")
             found = await _inspected(self._context, at, seen)
-            for line in news(found) if found else []:
+            for line in inspection_lines(found) if found else []:
                 now.say(f"[dim]{at:%d %b}[/dim] {line}")
 
         def progress(at: datetime) -> None:
             now.now(f"{at:%d %b}, {len(replay.tally.answered):,} answers")
             now.reach((at - MAY) / timedelta(days=1))
 
-        tally = asyncio.run(replay.live(inspect, progress))
+        tally = asyncio.run(replay.run(inspect, progress))
         failures = "; ".join(f"{count} x {why}" for why, count in tally.failed.items())
         now.result = (
             f"{len(tally.answered):,} predictions, {tally.labels:,} labels, {failures or 'no failure'}"
@@ -234,11 +236,11 @@ class Demo:
         ended = retrains(MODEL).refresh().finished
         rows = [
             ("versions served", ", ".join(map(str, sorted(set(tally.answered.values()))))),
-            ("retrains", "; ".join(one.text for one in ended) or "none was called for"),
+            ("retrains", "; ".join(retrain.text for retrain in ended) or "no retrain was due"),
         ]
         rows += [
-            ("rollout", f"version {one.challenger}: {one.stage} by {one.rule} {one.note}")
-            for one in rollout_status(MODEL).outcomes
+            ("rollout", f"version {rollout.challenger}: {rollout.stage} by {rollout.rule} {rollout.note}")
+            for rollout in rollout_status(MODEL).outcomes
         ]
         return [
             *rows,
@@ -252,7 +254,7 @@ class Demo:
 
 
 def _logged(used: Context) -> set[str]:
-    """Ids of the answered predictions in the log."""
+    """Read the ids of the answered predictions in the log."""
     rows = Table(used.store, predictions_table(MODEL)).read(
         columns=["prediction_id"], where=~pc.field("shadow")
     )
@@ -260,14 +262,14 @@ def _logged(used: Context) -> set[str]:
 
 
 def _replayed(clock: Clock) -> ReplayClock:
-    """The platform's clock, which must be one that can be moved."""
+    """Check that the platform's clock is one that can be moved, and return it."""
     if not isinstance(clock, ReplayClock):
         raise TypeError(f"the demo needs a platform on the replay clock, this one has {clock!r}")
     return clock
 
 
 async def _inspected(used: Context, now: datetime, seen: set[str]) -> InspectionResult | None:
-    """Wait until the schedule has handled every tick up to `now`, and its inspection is over; None if none was due.
+    """Wait until the schedule has handled every tick up to `now`, and return the inspection's result; None if none was due.
 
     seen: invocations that were waited for before.
     Raises: InvocationFailed if the inspection is dead; TimeoutError if the ticker does not tick.

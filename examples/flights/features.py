@@ -1,9 +1,9 @@
-"""What is known of a flight an hour before it should leave.
+"""Features of a flight that are known an hour before its scheduled departure.
 
-Stored features are published on the half hours: a row at 14:30 holds what was known by 14:30, and whoever predicts
-between 14:30 and 15:00 uses it. So training (a point-in-time join) and serving (whatever Redis holds) see the same.
-What a flight itself will do (dep_delay, arr_delay, air_time, the actual times) is unknown then and appears in no
-feature of that flight; past flights count from the moment they left or landed.
+Stored features are published on the half hours: a row at 14:30 holds what was known by 14:30 and is used for predictions
+between 14:30 and 15:00. So training (a point-in-time join) and serving (the values in Redis) see the same. A flight's own
+outcome (dep_delay, arr_delay, air_time, the actual times) is unknown then and appears in no feature of that flight; past
+flights count from the moment they left or landed.
 """
 
 from collections.abc import Mapping
@@ -136,7 +136,7 @@ booking = RequestSource(
 
 
 def timetable_features(columns: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
-    """New York's hour (0 to 24) and weekday (1 Monday) of the scheduled departure; planned minutes and miles."""
+    """Compute New York's hour (0 to 24) and weekday (1 Monday) of departure; pass planned minutes and miles on."""
     local = [datetime.fromtimestamp(at, NEW_YORK) for at in columns["departure_s"].tolist()]
     return {
         "departure_hour": np.array([at.hour + at.minute / 60 for at in local]),
@@ -173,7 +173,7 @@ NUMERIC = flight_delay.columns
 
 
 def entity_table(flights: pl.DataFrame) -> pa.Table:
-    """One row a flight: keys, request values, the moment of prediction, and what came of it.
+    """Make the entity rows of flights: keys, request values, the moment of prediction, and the outcome.
 
     `event_timestamp` is an hour before scheduled departure; `late` (1.0 or 0.0; null: never arrived) is known at
     `label_known_at`.
@@ -197,12 +197,12 @@ def entity_table(flights: pl.DataFrame) -> pa.Table:
 
 
 def events(view: FeatureView, flights: pl.DataFrame) -> pa.Table:
-    """What a view's windows are computed from: past departures, arrivals and flights due, by the time they were known.
+    """Make the events that a view's windows aggregate: departures, arrivals and flights due, by the time they were known.
 
     Columns: carrier, origin, dest, tailnum, known_at (rounded up to the next publication); dep_delay and dep_late (known
     when a flight has left), arr_delay and late (when it has landed), waiting (+1 when a departure is due, -1 when it
-    leaves); null where an event has none. Delays are clipped to five hours, so that one stranded aircraft does not
-    speak for its airport.
+    leaves); null in other events. Delays are clipped to five hours, so that one stranded aircraft does not dominate its
+    airport.
     """
     due, left, landed = _due(flights), _left(flights), _landed(flights)
     parts = {
@@ -243,7 +243,7 @@ def _landed(flights: pl.DataFrame) -> pl.DataFrame:
 
 
 def weather_rows(weather: pl.DataFrame) -> pa.Table:
-    """Rows of `airport_weather`: an hour's observation is published when the hour is over."""
+    """Make the rows of `airport_weather`; an hour's observation is published when the hour is over."""
     return (
         weather.with_columns(event_timestamp=pl.col("observed_hour") + HOUR)
         .select("origin", "event_timestamp", *[pl.col(name).cast(pl.Float64) for name in WEATHER])
@@ -252,7 +252,7 @@ def weather_rows(weather: pl.DataFrame) -> pa.Table:
 
 
 def aircraft_rows(*, known_from: datetime) -> pa.Table:
-    """Rows of `aircraft_facts`, known since before the first flight."""
+    """Make the rows of `aircraft_facts`, known since before the first flight."""
     return (
         data.planes()
         .select("tailnum", pl.col("built").cast(pl.Float64), pl.col("seats").cast(pl.Float64))

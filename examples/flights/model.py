@@ -1,4 +1,4 @@
-"""The model: what it learns from, what it must prove, how it is watched and how its successors come to power."""
+"""Definition of the flight-delay model: training data, gate, monitors, rollout and retraining policy."""
 
 from datetime import timedelta
 
@@ -21,7 +21,7 @@ delay_model = ModelDefinition(
     categorical=tuple(CATEGORICAL),
     gate=Gate(max_log_loss_ratio={"constant": 0.98, "logistic": 1.01}, max_ece=0.1),
     monitors=(QualityMonitor(units={"temp": "F", "dewp": "F"}), PerformanceMonitor(), DriftMonitor()),
-    # A storm delays a whole day, so days are what a verdict counts; four weeks of labels are some 4,000.
+    # A storm delays a whole day, so verdicts count days, not flights; four weeks of labels are some 4,000.
     rollout=RolloutPolicy(
         planned_labels=4_000, shadow_min_labels=600, shadow_timeout=timedelta(days=14), mismatch_alpha=0.001
     ),

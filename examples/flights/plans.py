@@ -1,4 +1,4 @@
-"""How the model may be renewed through the year of `year`, and the tables that each such year starts from."""
+"""Plans for renewing the model through the replayed year, and the tables that each year starts from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import polars as pl
 import pyarrow as pa
 
 from examples.flights import data
-from examples.flights import features as kitchen
+from examples.flights import features as flight_features
 from examples.flights.features import CATEGORICAL, FEATURES, NUMERIC, flight_delay
 from examples.flights.model import ENTITIES, delay_model
 from functions.evaluation import evaluate_gate
@@ -31,35 +31,36 @@ BEGIN, GATED, FIRST, END = (
     datetime(*day, tzinfo=UTC) for day in ((2013, 1, 1), (2013, 3, 25), (2013, 4, 1), (2014, 1, 1))
 )
 BUDGET = 7  # retrains of the year
-MARGIN = 0.01  # of log loss, a fiftieth of it: a renewal proven to lose no more is promoted, for it has seen more flights
-APART = timedelta(days=28)  # retrains, at least: else seven are spent by September
-EVERYTHING = (
-    TrainingWindow(name="all"),
-)  # four months of summer win a week of September and lose the winter
+MARGIN = 0.01  # of log loss, a fiftieth of it: a challenger proven to lose no more is promoted, having seen more flights
+COOLDOWN = timedelta(days=28)  # between retrains: else seven are spent by September
+# four months of summer win a week of September and lose the winter, so challengers learn from all months
+WINDOWS = (TrainingWindow(name="all"),)
 _NO_PATIENCE = timedelta(milliseconds=1)  # one process: a retrain that has not ended was killed
 
 
 @dataclass
-class Hands:
-    """A clock that is moved by hand."""
+class ManualClock:
+    """Clock that the replay moves by hand."""
 
     now: datetime = FIRST
 
     def __call__(self) -> datetime:
-        """The time."""
+        """Time that the clock was set to."""
         return self.now
 
 
 def prepare(folder: Path, *, one_in: int = 4, training: TabularParams = delay_model.training) -> None:
-    """Fill the tables of 2013, ask about one flight in `one_in`, and make the first champion from what was known by April.
+    """Fill the tables of 2013, select one flight in `one_in` to predict, and make the first champion from data until April.
 
     Raises: SystemExit if that model does not pass its gate.
     """
     url = (folder / "store").absolute().as_uri()
-    used = Context(open_store(url), url, project=project_of("never", training), clock=Hands(), actor="year")
+    used = Context(
+        open_store(url), url, project=project_of("never", training), clock=ManualClock(), actor="year"
+    )
     with use_context(used):
         _fill(used)
-        every = kitchen.entity_table(data.flights())
+        every = flight_features.entity_table(data.flights())
         chosen = every.take(pa.array(np.arange(0, every.num_rows, one_in)))
         entities = Table(used.store, ENTITIES).overwrite(chosen)
         first = build_training_set(
@@ -70,7 +71,7 @@ def prepare(folder: Path, *, one_in: int = 4, training: TabularParams = delay_mo
         )
         registry = used.registry()
         registry.create_model(MODEL, policy=delay_model.governance)
-        trained = trained_on(first, entities, training)
+        trained = train(first, entities, training)
         gate = evaluate_gate(MODEL, trained.version or 0, gate_set, "late", delay_model.gate)
         if not gate.passed:
             raise SystemExit(f"the first model does not pass its gate: {gate.reason or gate.checks}")
@@ -81,26 +82,28 @@ def prepare(folder: Path, *, one_in: int = 4, training: TabularParams = delay_mo
 
 
 def _fill(used: Context) -> None:
-    """The offline tables, as `prep` fills them, without Ray."""
+    """Fill the offline tables as `prep` does, without Ray."""
     features = used.features()
     features.apply(FEATURES)
-    features.write_offline(kitchen.airport_weather, kitchen.weather_rows(data.weather()))
-    features.write_offline(kitchen.aircraft_facts, kitchen.aircraft_rows(known_from=BEGIN))
-    for view in kitchen.STORED:
+    features.write_offline(flight_features.airport_weather, flight_features.weather_rows(data.weather()))
+    features.write_offline(flight_features.aircraft_facts, flight_features.aircraft_rows(known_from=BEGIN))
+    for view in flight_features.STORED:
         if view.source is not None:
             keys = [key.name for key in view.join_keys]
-            features.write_offline(view, view.source.compute(kitchen.events(view, data.flights()), keys=keys))
+            features.write_offline(
+                view, view.source.compute(flight_features.events(view, data.flights()), keys=keys)
+            )
 
 
-def trained_on(made: TableSnapshot, entities: TableSnapshot, training: TabularParams) -> Trained:
-    """A new version that learnt from `made`."""
+def train(made: TableSnapshot, entities: TableSnapshot, training: TabularParams) -> Trained:
+    """Train a new version on the training set `made`."""
     return train_tabular(
         MODEL, made, "late", list(NUMERIC), list(CATEGORICAL), training, datasets=[entities], feature_service=flight_delay.name
     )  # fmt: skip
 
 
-def let_through(registry: Registry, trained: Trained) -> int:
-    """Let the version through unseen: the plan that asks nobody."""
+def approve_unchecked(registry: Registry, trained: Trained) -> int:
+    """Record a passed gate and an approval without any check, as the weekly plan does."""
     assert trained.version is not None  # noqa: S101 - it was asked to register one
     registry.record_gate(MODEL, trained.version, "offline", passed=True, details={"why": "weekly, unseen"})
     registry.as_actor("calendar").approve(MODEL, trained.version)
@@ -117,8 +120,8 @@ def project_of(plan: Plan, training: TabularParams) -> str:
             "triggers": triggers,
             "lost_after": _NO_PATIENCE,
             "budget": BUDGET,
-            "cooldown": APART,
-            "windows": EVERYTHING,
+            "cooldown": COOLDOWN,
+            "windows": WINDOWS,
         }
     )
     changed: dict[str, object] = {

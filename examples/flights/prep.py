@@ -1,4 +1,4 @@
-"""Fill the offline tables: raw flights in, by Ray Data, one table a feature view out."""
+"""Functions that fill the offline tables from raw flights by Ray Data, one table for each feature view."""
 
 from datetime import UTC, datetime
 from functools import partial
@@ -9,7 +9,7 @@ import ray.data
 from pydantic import BaseModel, ConfigDict
 
 from examples.flights import data
-from examples.flights import features as kitchen
+from examples.flights import features as flight_features
 from examples.flights.model import ENTITIES
 from featurestore import FeatureView
 from featurestore.offline import distributed
@@ -21,7 +21,7 @@ _PARTS = 4  # a year of flights is little: more blocks and partitions only cost 
 
 
 class Prepared(BaseModel):
-    """A table that was filled."""
+    """Table that was filled, with its number of rows."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -35,10 +35,10 @@ def prepare_view(view: str) -> Prepared:
     """Compute all of 2013 for one feature view and append it to the view's offline table."""
     store = context().features()
     definition = store.get_feature_view(view)
-    if view == kitchen.airport_weather.name:
-        snapshot = store.write_offline(definition, kitchen.weather_rows(data.weather()))
-    elif view == kitchen.aircraft_facts.name:
-        snapshot = store.write_offline(definition, kitchen.aircraft_rows(known_from=FIRST_DAY))
+    if view == flight_features.airport_weather.name:
+        snapshot = store.write_offline(definition, flight_features.weather_rows(data.weather()))
+    elif view == flight_features.aircraft_facts.name:
+        snapshot = store.write_offline(definition, flight_features.aircraft_rows(known_from=FIRST_DAY))
     else:
         raw = ray.data.from_arrow(_blocks(data.flights()))
         events = raw.map_batches(partial(_events, view=definition), batch_format="pyarrow", batch_size=None)
@@ -49,8 +49,8 @@ def prepare_view(view: str) -> Prepared:
 
 @function(timeout_s=600)
 def prepare_entities() -> Prepared:
-    """Write the flights that are asked about, with their labels and when those became known."""
-    rows = kitchen.entity_table(data.flights())
+    """Write the flights to predict, with their labels and when those became known."""
+    rows = flight_features.entity_table(data.flights())
     return Prepared(
         name=ENTITIES, rows=rows.num_rows, snapshot=Table(context().store, ENTITIES).overwrite(rows)
     )
@@ -62,4 +62,4 @@ def _blocks(flights: pl.DataFrame) -> list[pa.Table]:
 
 
 def _events(block: pa.Table, view: FeatureView) -> pa.Table:
-    return kitchen.events(view, pl.DataFrame(block))
+    return flight_features.events(view, pl.DataFrame(block))

@@ -1,7 +1,7 @@
-"""Live through a season again: features are pushed when they became known, flights are asked about, labels come later.
+"""Replay of a season against the platform: features are pushed when they became known, flights predicted, labels reported.
 
-The replayed clock moves in steps of half an hour, the rhythm in which features are published. Within a step requests run
-at once; between steps everything that became known is pushed first, so that Redis holds what was known at that moment
+The replayed clock moves in steps of half an hour, in which features are published. Within a step requests run
+concurrently; before each step all rows that became known are pushed, so that Redis holds what was known at that moment
 and never more. The clock stands still while the platform inspects and retrains.
 """
 
@@ -24,14 +24,14 @@ from functions.runtime.clock import ReplayClock
 from registry import ObjectStore, Table
 
 IN_FLIGHT = 16
-PATIENCE_S, RETRY_S = 120.0, 0.2  # for a part of the platform that is away
+PATIENCE_S, RETRY_S = 120.0, 0.2  # while a replica or Redis is being replaced
 KEYS = ("carrier", "origin", "dest", "tailnum")
 Daily = Callable[[datetime], Awaitable[None]]
 
 
 @dataclass(slots=True)
 class Season:
-    """What is replayed: `flights` in order of the moment they are asked about, and each view's rows in order of time."""
+    """Data of a replay: `flights` in order of their prediction's time, and each view's rows in order of time."""
 
     flights: pl.DataFrame
     rows: dict[str, pl.DataFrame]
@@ -42,12 +42,12 @@ class Season:
     def of(
         cls, store: ObjectStore, fs: FeatureStore, start: datetime, end: datetime, requests: int
     ) -> "Season":
-        """An even sample of `requests` flights asked about in [start, end), and the feature rows of that time."""
-        asked = pl.DataFrame(Table(store, ENTITIES).read()).filter(
+        """Read an even sample of `requests` flights predicted in [start, end), and the feature rows of that time."""
+        entities = pl.DataFrame(Table(store, ENTITIES).read()).filter(
             (pl.col("event_timestamp") >= start) & (pl.col("event_timestamp") < end)
         )
-        chosen = np.linspace(0, asked.height - 1, min(requests, asked.height)).astype(np.int64)
-        flights = asked.sort("event_timestamp", "flight_id")[chosen]
+        chosen = np.linspace(0, entities.height - 1, min(requests, entities.height)).astype(np.int64)
+        flights = entities.sort("event_timestamp", "flight_id")[chosen]
         steps = flights["event_timestamp"].dt.truncate(f"{int(EVERY.total_seconds())}s")
         rows = {}
         for view in STORED:
@@ -58,17 +58,17 @@ class Season:
         return cls(flights.with_columns(step=steps), rows, start, end)
 
     def steps(self) -> Iterator[tuple[datetime, pl.DataFrame]]:
-        """Half hours in which flights are asked about, each with them."""
+        """Yield the half hours in which flights are predicted, each with its flights."""
         for (moment,), flights in self.flights.group_by("step", maintain_order=True):
             yield moment, flights
 
 
 @dataclass(slots=True)
 class Tally:
-    """What the replay saw.
+    """Counts of a replay's answers and labels.
 
-    answered: prediction id to version; retried: requests that found nobody and were sent again; failed: status or error
-    to count; labels: how many were reported; due: those to come.
+    answered: prediction id to version; retried: requests that were sent again; failed: count by status or error; labels:
+    number that were reported; due: labels that are not known yet, as (time, prediction id, label).
     """
 
     answered: dict[str, int] = field(default_factory=dict)
@@ -82,7 +82,7 @@ class Tally:
 class Replay:
     """Drives one season against a running platform.
 
-    url, token: of the platform's door; run: prefix of the prediction ids, so that two replays do not meet.
+    url, token: of the gateway; name: prefix of the prediction ids, so that those of two replays differ.
     """
 
     season: Season
@@ -90,10 +90,10 @@ class Replay:
     clock: ReplayClock
     url: str
     token: str
-    run: str
+    name: str
     tally: Tally = field(default_factory=Tally)
 
-    async def live(self, daily: Daily, progress: Callable[[datetime], None]) -> Tally:
+    async def run(self, daily: Daily, progress: Callable[[datetime], None]) -> Tally:
         """Replay the season; `daily` is awaited at each midnight, and once at the end, while the clock stands still."""
         headers = {"Authorization": f"Bearer {self.token}"}
         connector = aiohttp.TCPConnector(limit=IN_FLIGHT)
@@ -105,14 +105,14 @@ class Replay:
                     await self._midnight(http, day, daily)
                 self.clock.set(moment)
                 self._publish(before, moment)
-                await self._ask(http, flights)
+                await self._predict_all(http, flights)
                 before = moment
                 progress(moment)
             await self._midnight(http, self.season.end + timedelta(days=2), daily)
         return self.tally
 
     def _publish(self, after: datetime, until: datetime) -> None:
-        """Bring online what became known in (after, until]."""
+        """Push the feature rows that became known in (after, until]."""
         for view, rows in self.season.rows.items():
             first, last = np.searchsorted(
                 rows["event_timestamp"].to_numpy(), _numpy(after, until), side="right"
@@ -120,11 +120,11 @@ class Replay:
             if last > first:
                 self.fs.push(view, rows[first:last].to_arrow(), to="online")
 
-    async def _ask(self, http: aiohttp.ClientSession, flights: pl.DataFrame) -> None:
+    async def _predict_all(self, http: aiohttp.ClientSession, flights: pl.DataFrame) -> None:
         await asyncio.gather(*(self._predict(http, row) for row in flights.to_dicts()))
 
     async def _predict(self, http: aiohttp.ClientSession, row: dict[str, Any]) -> None:
-        name = f"{self.run}-{row['flight_id']}"
+        name = f"{self.name}-{row['flight_id']}"
         body = {
             "id": name,
             "inputs": [],
@@ -136,34 +136,34 @@ class Replay:
             },
         }
         deadline = time.monotonic() + PATIENCE_S
-        while not await self._answered(http, name, body, last=time.monotonic() > deadline):  # noqa: ASYNC110
+        while not await self._attempt(http, name, body, last=time.monotonic() > deadline):  # noqa: ASYNC110
             await asyncio.sleep(RETRY_S)
         if name in self.tally.answered and row["late"] is not None:
             self.tally.due.append((row["label_known_at"], name, row["late"]))
 
-    async def _answered(
+    async def _attempt(
         self, http: aiohttp.ClientSession, name: str, body: dict[str, Any], *, last: bool
     ) -> bool:
-        """Ask once; whether that settles it. A replica or a Redis that is being replaced is asked again."""
+        """Send a request once; returns False to send it again, as while a replica or Redis is being replaced."""
         try:
             async with http.post(f"/v2/models/{delay_model.name}/infer", json=body) as response:
                 if response.status == HTTPStatus.OK:
                     self.tally.answered[name] = int((await response.json())["model_version"])
                     return True
-                why, again = f"HTTP {response.status}", response.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+                reason, retry = f"HTTP {response.status}", response.status >= HTTPStatus.INTERNAL_SERVER_ERROR
         except (aiohttp.ClientError, TimeoutError) as error:
-            why, again = type(error).__name__, True
-        if again and not last:
+            reason, retry = type(error).__name__, True
+        if retry and not last:
             self.tally.retried += 1
             return False
-        self.tally.failed[why] = self.tally.failed.get(why, 0) + 1
+        self.tally.failed[reason] = self.tally.failed.get(reason, 0) + 1
         return True
 
     async def _midnight(self, http: aiohttp.ClientSession, now: datetime, daily: Daily) -> None:
         """Move to the day's end, report the flights that have landed, and let the platform inspect."""
         self.clock.set(now)
-        landed = [one for one in self.tally.due if one[0] <= now]
-        self.tally.due = [one for one in self.tally.due if one[0] > now]
+        landed = [due for due in self.tally.due if due[0] <= now]
+        self.tally.due = [due for due in self.tally.due if due[0] > now]
         if landed:
             body = [
                 {"prediction_id": name, "label": label, "observed_at": at.isoformat()}
@@ -176,5 +176,5 @@ class Replay:
 
 
 def _numpy(*moments: datetime) -> np.ndarray[Any, np.dtype[np.datetime64]]:
-    """Aware times as numpy's, which are UTC without saying so."""
+    """Convert aware times to numpy's, which have no zone and are UTC here."""
     return np.array([moment.replace(tzinfo=None) for moment in moments], dtype="datetime64[us]")

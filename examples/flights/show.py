@@ -1,4 +1,4 @@
-"""How the demo looks on a terminal: a bar and a line of result for each step, and the table at the end."""
+"""Terminal output of the demo: a bar and a line of result for each step, and the table at the end."""
 
 import contextlib
 import signal
@@ -16,25 +16,25 @@ from functions.retraining.jobs import InspectionResult
 
 
 class Interrupt:
-    """Ctrl-C, heard even where Python drops the exception: in a finaliser or a weak reference's callback."""
+    """Handler of Ctrl-C that remembers it where Python drops the exception: in a finaliser or a weak reference's callback."""
 
     def __init__(self) -> None:
-        self._came = False
-        signal.signal(signal.SIGINT, self._come)
+        self._received = False
+        signal.signal(signal.SIGINT, self._handle)
 
     def check(self) -> None:
-        """Raise KeyboardInterrupt if it came."""
-        if self._came:
+        """Raise KeyboardInterrupt if Ctrl-C was received."""
+        if self._received:
             raise KeyboardInterrupt
 
-    def _come(self, *_: object) -> None:
-        self._came = True
+    def _handle(self, *_: object) -> None:
+        self._received = True
         raise KeyboardInterrupt
 
 
 @dataclass(slots=True)
 class Step:
-    """One step of the demo while it runs; Ctrl-C ends it. result: the line it ends with."""
+    """Step of the demo while it runs; Ctrl-C ends it. result: the line printed at its end."""
 
     bar: Progress
     task: TaskID
@@ -43,12 +43,12 @@ class Step:
     began: float = field(default_factory=time.monotonic)
 
     def now(self, doing: str, advance: float = 0.0) -> None:
-        """Say what is being done; `advance` parts of the step are over."""
+        """Show what is being done, and advance the bar by `advance` parts."""
         self.interrupt.check()
         self.bar.update(self.task, description=doing, advance=advance)
 
     def reach(self, part: float) -> None:
-        """Say that `part` parts of the step are over."""
+        """Move the bar to `part` parts of the step."""
         self.interrupt.check()
         self.bar.update(self.task, completed=part)
 
@@ -74,21 +74,21 @@ def step(console: Console, interrupt: Interrupt, name: str, parts: float) -> Ite
     console.print(f"[bold]{name}[/bold] [dim]{seconds:.0f} s[/dim]  {running.result}", soft_wrap=True)
 
 
-def told(gate: GateResult) -> str:
-    """A gate's outcome in a line."""
+def gate_line(gate: GateResult) -> str:
+    """Describe a gate's outcome in one line."""
     ratios = ", ".join(f"{value:.3f} x {name}" for name, value in gate.ratios.items())
     verdict = "passed" if gate.passed else f"failed ({gate.reason or 'see its checks'})"
     return f"version {gate.version} {verdict} the gate: log loss {gate.metrics['log_loss']:.4f}, {ratios}"
 
 
-def news(found: InspectionResult) -> list[str]:
-    """What an inspection found and did, a line each."""
+def inspection_lines(found: InspectionResult) -> list[str]:
+    """List what an inspection found and did, one line each."""
     lines = [
         f"{'over' if alarm.recovered else 'alarm'}: {alarm.text}"
         for watched in found.watched
         for alarm in watched.alarms
     ]
-    lines += [f"retrain: {one.text}" for one in found.retraining if one.action == "retrain"]
+    lines += [f"retrain: {answer.text}" for answer in found.retraining if answer.action == "retrain"]
     if found.rollout.action != "hold":
         lines.append(
             f"rollout of version {found.rollout.challenger}: {found.rollout.action}, {found.rollout.text}"
@@ -97,7 +97,7 @@ def news(found: InspectionResult) -> list[str]:
 
 
 def summary(report: Report, rows: list[tuple[str, str]]) -> Grid:
-    """The table at the end: the report's sentences, then `rows`."""
+    """Make the table at the end, with the report's sentences, then `rows`."""
     grid = Grid(title="Flight delay, May to July", show_header=False)
     for line in report.summary:
         grid.add_row("", line)

@@ -1,6 +1,6 @@
-"""Every flight of 2013 with the features of its moment: `python -m examples.flights.table FILE` writes one Parquet file.
+"""Export of every flight of 2013 with its features: `python -m examples.flights.table FILE` writes one Parquet file.
 
-For whoever wants to compare learners on the example's data without the platform: `load/benchmarks/training.py` does.
+The file serves to compare learners on the example's data without the platform, as `load/benchmarks/training.py` does.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from examples.flights import data
-from examples.flights import features as kitchen
+from examples.flights import features as flight_features
 from examples.flights.features import CATEGORICAL, FEATURES, NUMERIC, flight_delay
 from examples.flights.prep import FIRST_DAY
 from featurestore import FeatureStore
@@ -22,18 +22,18 @@ from registry import open_store
 
 
 def flights_with_features(folder: Path) -> pa.Table:
-    """What the model reads, label and time of every flight that landed; the offline tables are made in `folder`."""
+    """Join features, label and time of every flight that landed; the offline tables are made in `folder`."""
     store = FeatureStore(open_store(folder.absolute().as_uri()), project="flights")
     store.apply(FEATURES)
     flights = data.flights()
-    store.write_offline(kitchen.airport_weather, kitchen.weather_rows(data.weather()))
-    store.write_offline(kitchen.aircraft_facts, kitchen.aircraft_rows(known_from=FIRST_DAY))
-    for view in kitchen.STORED:
+    store.write_offline(flight_features.airport_weather, flight_features.weather_rows(data.weather()))
+    store.write_offline(flight_features.aircraft_facts, flight_features.aircraft_rows(known_from=FIRST_DAY))
+    for view in flight_features.STORED:
         if view.source is not None:
             keys = [key.name for key in view.join_keys]
-            store.write_offline(view, view.source.compute(kitchen.events(view, flights), keys=keys))
-    asked = kitchen.entity_table(flights)
-    landed = asked.filter(pc.is_valid(asked["late"]))
+            store.write_offline(view, view.source.compute(flight_features.events(view, flights), keys=keys))
+    entities = flight_features.entity_table(flights)
+    landed = entities.filter(pc.is_valid(entities["late"]))
     rows = store.get_historical_features(landed, features=flight_delay.name).to_arrow()
     return rows.select([*NUMERIC, *CATEGORICAL, "late", "event_timestamp"])
 

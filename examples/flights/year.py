@@ -1,14 +1,14 @@
-"""The whole of 2013 again, without a running platform: rows, labels and models in one process, on a replayed clock.
+"""Replay of the whole of 2013 without a running platform: rows, labels and models in one process, on a replayed clock.
 
-`python -m examples.flights.year --home FOLDER` lives through the year under each plan for renewing the model:
+`python -m examples.flights.year --home FOLDER` replays the year under each plan for renewing the model:
 - never: the first model serves to the end.
-- weekly: trained anew every seven days on all that is labelled, and served at once; nobody asks whether it is better.
-- drift, policy: the inspector's loop (watch, decide, train challengers, gate, shadow, canary, promote), where drift alone or
-  every monitor may ask for a retrain.
+- weekly: trained anew every seven days on all labelled rows, and served at once without any check.
+- drift, policy: the platform's loop (monitor, decide, train challengers, gate, shadow, canary, promote), where drift alone
+  or every monitor may trigger a retrain.
 
 A day's flights are answered by the arms that the registry names, with the features that the point-in-time join gives for
-their moment; labels come when the aircraft has landed. Every step is done once however often it is begun, so a year that
-was killed goes on where it stood.
+their moment; labels are reported when the aircraft has landed. Every step is done once however often it is begun, so a year
+that was killed resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -37,12 +36,12 @@ from examples.flights.plans import (
     FIRST,
     MODEL,
     PLANS,
-    Hands,
+    ManualClock,
     Plan,
-    let_through,
+    approve_unchecked,
     prepare,
     project_of,
-    trained_on,
+    train,
 )
 from functions.evaluation.realised_loss import score
 from functions.features.jobs import build_training_set
@@ -58,8 +57,8 @@ from registry import Registry, Table, TableSnapshot, open_store
 WEEK, INSPECTED_EVERY = 7, 2  # days
 
 
-class Lived(BaseModel):
-    """How far a year has come. day: the first that has not been lived; cpu_s: spent on renewing the model, children included."""
+class Progress(BaseModel):
+    """Progress of a year's replay. day: the next one to replay; cpu_s: used for renewing the model, child processes included."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -70,16 +69,13 @@ class Lived(BaseModel):
 
 @dataclass
 class Year:
-    """One life of the model under `plan`, in a folder that `prepare` filled.
-
-    days: of the replay, from `FIRST` on. training: of every network.
-    """
+    """Replay of the year under `plan`, in a folder that `prepare` filled. training: settings of every network."""
 
     folder: Path
     plan: Plan
     training: TabularParams = delay_model.training
     last: datetime = END
-    clock: Hands = field(default_factory=Hands)
+    clock: ManualClock = field(default_factory=ManualClock)
     loaded: dict[int, ScoringModel] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -88,48 +84,52 @@ class Year:
         self.context = Context(
             open_store(url), url, project=project_of(self.plan, self.training), clock=self.clock, actor="year"
         )
-        self.asked = pl.read_parquet(self.folder / "asked.parquet")
+        self.requests = pl.read_parquet(self.folder / "asked.parquet")
 
-    def live(self, told: Callable[[datetime], None] = lambda _: None) -> Lived:
-        """Live from the first day that was not lived to the last; may be killed and called again."""
+    def replay(self) -> Progress:
+        """Replay the days that are left; may be killed and called again."""
         with use_context(self.context):
-            lived = self._lived()
-            while (start := FIRST + lived.day * DAY) < self.last:
+            progress = self._progress()
+            while (start := FIRST + progress.day * DAY) < self.last:
                 self.clock.now = start
-                self._serve(lived.day, start)
+                self._serve(progress.day, start)
                 self.clock.now = start + DAY
-                self._label(lived.day, start + DAY)
+                self._label(progress.day, start + DAY)
                 before = _cpu_s()
-                trained = self._renew(lived.day)
-                lived = Lived(
-                    day=lived.day + 1,
-                    trainings=lived.trainings + trained,
-                    cpu_s=lived.cpu_s + (_cpu_s() - before if trained else 0.0),
+                trained = self._renew(progress.day)
+                progress = Progress(
+                    day=progress.day + 1,
+                    trainings=progress.trainings + trained,
+                    cpu_s=progress.cpu_s + (_cpu_s() - before if trained else 0.0),
                 )
-                self.context.store.put("year/lived.json", lived.model_dump_json().encode())
-                told(start)
-        return lived
+                self.context.store.put("year/lived.json", progress.model_dump_json().encode())
+        return progress
 
-    def _lived(self) -> Lived:
+    def _progress(self) -> Progress:
         kept = self.context.store.find("year/lived.json")
-        return Lived() if kept is None else Lived.model_validate_json(kept)
+        return Progress() if kept is None else Progress.model_validate_json(kept)
 
     def _serve(self, day: int, start: datetime) -> None:
-        """Answer a day's flights, and let the challengers in the shadow answer them too."""
-        rows = self.asked.filter(pl.col("event_timestamp").is_between(start, start + DAY, closed="left"))
+        """Answer a day's flights by the arms, and by the challengers in the shadow."""
+        rows = self.requests.filter(pl.col("event_timestamp").is_between(start, start + DAY, closed="left"))
         table = Table(self.context.store, predictions_table(MODEL))
         if not rows.height or _done(table, day):
             return
         traffic = self.context.registry().traffic(MODEL)
-        arms = [traffic.assign(str(one)) for one in rows["flight_id"].to_list()]
-        version = np.array([arm.version for arm in arms])
+        arms = [traffic.assign(str(flight)) for flight in rows["flight_id"].to_list()]
+        versions = np.array([arm.version for arm in arms])
         parts = [
             self._answers(
-                rows.filter(version == one), one, [a.name for a in arms if a.version == one], shadow=False
+                rows.filter(versions == version),
+                version,
+                [arm.name for arm in arms if arm.version == version],
+                shadow=False,
             )
-            for one in dict.fromkeys(version.tolist())
+            for version in dict.fromkeys(versions.tolist())
         ]
-        parts += [self._answers(rows, one, ["shadow"] * rows.height, shadow=True) for one in traffic.shadows]
+        parts += [
+            self._answers(rows, version, ["shadow"] * rows.height, shadow=True) for version in traffic.shadows
+        ]
         table.append(pa.concat_tables(parts), partition_by=["day"], transactions={"year": day})
 
     def _answers(self, rows: pl.DataFrame, version: int, arms: list[str], *, shadow: bool) -> pa.Table:
@@ -160,8 +160,8 @@ class Year:
         return pa.table(columns, schema=PREDICTIONS)
 
     def _label(self, day: int, now: datetime) -> None:
-        """Report what has landed in the last day."""
-        landed = self.asked.filter(
+        """Report the labels of the flights that have landed in the last day."""
+        landed = self.requests.filter(
             pl.col("late").is_not_null()
             & (pl.col("event_timestamp") >= FIRST)
             & pl.col("label_known_at").is_between(now - DAY, now, closed="right")
@@ -179,23 +179,23 @@ class Year:
         table.append(pa.table(columns, schema=LABELS), partition_by=["day"], transactions={"year": day})
 
     def _renew(self, day: int) -> int:
-        """What the plan does at the end of a day; returns how many networks were trained."""
+        """Renew the model by the plan at the end of a day; returns how many networks were trained."""
         if self.plan == "weekly":
             return self._train_anew() if (day + 1) % WEEK == 0 else 0
         if (day + 1) % INSPECTED_EVERY:
             return 0
-        seen = inspect_model(MODEL)
-        return sum(len(one.challengers) for one in seen.retraining)
+        inspection = inspect_model(MODEL)
+        return sum(len(answer.challengers) for answer in inspection.retraining)
 
     def _train_anew(self) -> int:
-        """Train on everything that is labelled, and serve it at once."""
+        """Train on all labelled rows, and serve the version at once."""
         entities = TableSnapshot(name=ENTITIES, version=Table(self.context.store, ENTITIES).version())
         made = build_training_set(
             flight_delay.name, entities, "late", BEGIN, self.clock.now - DAY, name=f"training/{MODEL}/weekly"
         )
         registry = self.context.registry()
         registry.set_alias(
-            MODEL, "champion", let_through(registry, trained_on(made, entities, self.training))
+            MODEL, "champion", approve_unchecked(registry, train(made, entities, self.training))
         )
         return 1
 
@@ -217,7 +217,7 @@ def _say(line: str) -> None:
 
 
 def _done(table: Table, day: int) -> bool:
-    """Whether the table has the rows of this day of the year."""
+    """Whether the table has the rows of a day of the year."""
     last = table.transaction("year") if table.exists() else None
     return last is not None and last >= day
 
@@ -228,7 +228,7 @@ def _cpu_s() -> float:
 
 
 class Outcome(BaseModel):
-    """What a year came to. loss: mean log loss of what users were answered; renewals: that reached them."""
+    """Result of a replayed year. loss: mean log loss of the answers to users; renewals: versions that were promoted."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -241,48 +241,49 @@ class Outcome(BaseModel):
     cpu_s: float
 
 
-def outcome(year: Year, lived: Lived) -> Outcome:
-    """The figures of a year that was lived."""
+def outcome(year: Year, progress: Progress) -> Outcome:
+    """Compute the figures of a year that was replayed."""
     store = year.context.store
     with use_context(year.context):
         rows = score(outcomes(store, MODEL, FIRST, year.last), clip=delay_model.rollout.clip)
-        started = [one for one in retrains(MODEL).journal.entries() if one.body["event"] == "started"]
+        started = [entry for entry in retrains(MODEL).journal.entries() if entry.body["event"] == "started"]
     answered = rows.where(~rows.shadow)
     return Outcome(
         plan=year.plan,
         answered=len(answered),
         loss=float(answered.loss.mean()),
-        trainings=lived.trainings,
-        retrains=len(started) if year.plan in ("drift", "policy") else lived.trainings,
+        trainings=progress.trainings,
+        retrains=len(started) if year.plan in ("drift", "policy") else progress.trainings,
         renewals=len(np.unique(answered.version[answered.version > 1])),
-        cpu_s=lived.cpu_s,
+        cpu_s=progress.cpu_s,
     )
 
 
 def story(year: Year) -> list[tuple[str, ...]]:
-    """All that the loop said and decided, in order: alarms, retrains and rollouts; without wall-clock times."""
+    """List alarms, retraining decisions and rollouts of a year in order, without wall-clock times."""
     with use_context(year.context):
-        said = [(one.key, one.text, str(one.raised_at)) for one in alarms(MODEL).all()]
-        bodies = [one.body for one in retrains(MODEL).journal.entries()]
-        ended = [(str(one.challenger), one.stage, one.rule) for one in rollout_status(MODEL).outcomes]
+        raised = [(alarm.key, alarm.text, str(alarm.raised_at)) for alarm in alarms(MODEL).all()]
+        bodies = [entry.body for entry in retrains(MODEL).journal.entries()]
+        ended = [
+            (str(rollout.challenger), rollout.stage, rollout.rule)
+            for rollout in rollout_status(MODEL).outcomes
+        ]
     decided = [
-        (one["event"], one["at"], one["decision"]["rule"], one["alarm"]["key"])
-        if "decision" in one
-        else (one["event"], one["at"], one["finished"]["text"])
-        for one in bodies
-        if one["event"] != "resumed"
+        (body["event"], body["at"], body["decision"]["rule"], body["alarm"]["key"])
+        if "decision" in body
+        else (body["event"], body["at"], body["finished"]["text"])
+        for body in bodies
+        if body["event"] != "resumed"
     ]
-    return [*said, *decided, *ended]
+    return [*raised, *decided, *ended]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Live through the year under each plan and print what came of it; a year that was interrupted goes on."""
+    """Replay the year under each plan and print its figures; an interrupted year resumes."""
     parser = argparse.ArgumentParser(prog="python -m examples.flights.year")
     parser.add_argument("--home", type=Path, required=True, help="folder for the stores, one a plan")
     parser.add_argument("--plans", nargs="+", choices=PLANS, default=list(PLANS))
-    parser.add_argument(
-        "--one-in", type=int, default=4, help="flights asked about: one in so many (default 4)"
-    )
+    parser.add_argument("--one-in", type=int, default=4, help="predict one flight in so many (default 4)")
     chosen = parser.parse_args(arguments)
     base = chosen.home / "prepared"
     if not (base / "asked.parquet").exists():
@@ -294,7 +295,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not folder.exists():
             shutil.copytree(base, folder)
         year = Year(folder, plan)
-        found = outcome(year, year.live())
+        found = outcome(year, year.replay())
         _say(
             f"| {plan} | {found.answered:,} | {found.loss:.4f} | {found.retrains} | {found.trainings} "
             f"| {found.renewals} | {found.cpu_s:.0f} |"

@@ -21,11 +21,11 @@ _BEGINNING = b"## "
 
 
 def main() -> None:
-    """Train, tell what it took, and write a few words."""
+    """Train the model, print its loss and cost, and let it write some text."""
     given = _parser().parse_args()
     if given.workers > 1 and not ray.is_initialized():
         ray.init(log_to_driver=False)
-    with use_context(replace(context(), project="examples.gpt")) as used:
+    with use_context(replace(context(), project="examples.gpt")) as with_project:
         trained = train_recipe(
             MODEL,
             "gpt",
@@ -42,22 +42,22 @@ def main() -> None:
             worker_gpus=given.gpus,
             sharding=given.sharding,
         )
-        registry = used.registry()
-        sys.stdout.write(told(registry, trained) + "\n")
+        registry = with_project.registry()
+        sys.stdout.write(summary(registry, trained) + "\n")
         if trained.version is not None:
             sys.stdout.write(sample(registry, trained.version, given.write) + "\n")
 
 
 def sample(registry: Registry, version: int, count: int) -> str:
-    """What a registered version writes."""
+    """Let a registered version write `count` bytes."""
     with tempfile.TemporaryDirectory() as folder:
         registry.download(MODEL, version, to=folder)
-        text = written(load(Path(folder)), _BEGINNING, count)
+        text = generate(load(Path(folder)), _BEGINNING, count)
     return text.decode(errors="replace")
 
 
-def told(registry: Registry, trained: Trained) -> str:
-    """Loss, speed and cost of a training, in a line."""
+def summary(registry: Registry, trained: Trained) -> str:
+    """Describe loss, speed and cost of a training in one line."""
     speeds = [point.value for point in registry.get_run(trained.run_id).series("tokens_per_s")]
     line = (
         f"{trained.model}@{trained.version}: {trained.metrics['valid_loss']:.3f} nats a byte held out, "
@@ -71,8 +71,8 @@ def told(registry: Registry, trained: Trained) -> str:
     return line
 
 
-def written(model: ScoringModel, beginning: bytes, count: int, *, seed: int = 0) -> bytes:
-    """`beginning` and `count` bytes that the model goes on with, drawn by their probability."""
+def generate(model: ScoringModel, beginning: bytes, count: int, *, seed: int = 0) -> bytes:
+    """Continue `beginning` by `count` bytes, drawn by the model's probabilities."""
     generator, text = np.random.default_rng(seed), beginning
     size = model.signature.inputs[0].shape[1]
     for _ in range(count):
@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=32, help="windows of a step, over all workers")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--accumulate", type=int, default=1, help="pieces of a worker's part of a step")
+    parser.add_argument("--accumulate", type=int, default=1, help="micro-batches of a worker in a step")
     parser.add_argument("--compiled", action="store_true", help="steps go through torch.compile")
     parser.add_argument("--workers", type=int, default=1, help="more than one train on the Ray cluster")
     parser.add_argument("--gpus", type=float, default=0.0, help="of each worker")

@@ -1,4 +1,4 @@
-"""The text: the notes in this repository's `docs`, as bytes, in windows that follow one another."""
+"""Training text of the example, the notes in this repository's `docs`, as bytes in consecutive windows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _VALID_PART = 10  # a tenth of the text, its end, is held out
 
 
 def notes(folder: Path = NOTES) -> bytes:
-    """All notes, by name, one after the other. Raises: FileNotFoundError if there are none."""
+    """Read all notes, in order of their names. Raises: FileNotFoundError if there are none."""
     files = sorted(folder.glob("*.md"))
     if not files:
         raise FileNotFoundError(f"no *.md in {folder}: run it from a checkout of the repository")
@@ -23,7 +23,7 @@ def notes(folder: Path = NOTES) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """A text in rows of `context` bytes and the byte after: what is to be told at each place is the next byte."""
+    """Learning task of predicting the next byte, on a text in rows of `context` bytes and the byte after."""
 
     train: Tensor
     valid: Tensor
@@ -31,7 +31,7 @@ class Windows:
 
     @classmethod
     def of(cls, text: bytes, context: int) -> Windows:
-        """Raises: ValueError if the text has no window to hold out."""
+        """Split a text into training and validation windows. Raises: ValueError if it has no window to hold out."""
         tokens = torch.frombuffer(bytearray(text), dtype=torch.uint8)
         cut = len(tokens) - len(tokens) // _VALID_PART
         if len(tokens) - cut <= context:
@@ -42,33 +42,33 @@ class Windows:
 
     @property
     def train_rows(self) -> int:
-        """Windows that are learnt from."""
+        """Number of windows that are learnt from."""
         return (len(self.train) - 1) // self.context
 
     @property
     def valid_rows(self) -> int:
-        """Windows held out."""
+        """Number of windows that are held out for validation."""
         return (len(self.valid) - 1) // self.context
 
     @property
     def units(self) -> dict[str, int]:
-        """A row is so many tokens."""
+        """Number of tokens in a row."""
         return {"tokens": self.context}
 
     def train_batch(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """Windows (rows, context + 1) int64."""
+        """Batch of training windows (rows, context + 1) int64."""
         return (self._windows(self.train, rows),)
 
     def valid_batch(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """The same of the text held out."""
+        """Batch of validation windows (rows, context + 1) int64."""
         return (self._windows(self.valid, rows),)
 
     def loss(self, module: nn.Module, batch: tuple[Tensor, ...], *, reduction: str = "mean") -> Tensor:
-        """Nats a byte; of a row, the mean of its places."""
+        """Log loss in nats a byte, of a row the mean over its positions."""
         (window,) = batch
         logits = module(window[:, :-1]).float()
-        places = cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten(), reduction="sum") / self.context
-        return places / len(window) if reduction == "mean" else places
+        total = cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten(), reduction="sum") / self.context
+        return total / len(window) if reduction == "mean" else total
 
     def _windows(self, text: Tensor, rows: Tensor) -> Tensor:
         return text[rows[:, None] * self.context + torch.arange(self.context + 1)].long()

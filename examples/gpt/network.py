@@ -1,4 +1,4 @@
-"""A decoder-only transformer over bytes.
+"""Decoder-only transformer network over bytes.
 
 Source: Radford et al., Language Models are Unsupervised Multitask Learners, 2019; pre-normalised blocks, learnt positions.
 """
@@ -14,7 +14,7 @@ _DEVIATION = 0.02
 
 
 class Block(nn.Module):
-    """Attention to what came before, then a small network at each place; both are added to what comes in."""
+    """Transformer block of causal attention, then a small MLP at each position, both with residual connections."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -24,36 +24,36 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(rows, places, width) to the same."""
+        """Transform (rows, positions, width) to the same shape."""
         x = x + self._attend(self.before_attention(x))
         change: Tensor = self.mlp(self.before_mlp(x))
         return x + change
 
     def _attend(self, x: Tensor) -> Tensor:
         mixed = self.mix(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        query, key, value = mixed.unbind(0)  # [rows, heads, places, width / heads] each
+        query, key, value = mixed.unbind(0)  # [rows, heads, positions, width / heads] each
         seen = scaled_dot_product_attention(query, key, value, is_causal=True)
         out: Tensor = self.out(seen.transpose(1, 2).flatten(2))
         return out
 
 
 class Gpt(nn.Module):
-    """Bytes to logits of the byte that follows each."""
+    """Network from bytes to logits of the byte that follows each."""
 
     def __init__(self, *, context: int, width: int, heads: int, layers: int) -> None:
         super().__init__()
         self.token = nn.Embedding(VOCABULARY, width)
-        self.place = nn.Parameter(torch.zeros(context, width))
+        self.position = nn.Parameter(torch.zeros(context, width))
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.last, self.head = nn.LayerNorm(width), nn.Linear(width, VOCABULARY)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=_DEVIATION)
-        nn.init.normal_(self.place, std=_DEVIATION)
+        nn.init.normal_(self.position, std=_DEVIATION)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """`tokens` (rows, context) int64 to logits (rows, context, 256); what follows a place does not change its answer."""
-        x = self.token(tokens) + self.place
+        """Compute logits (rows, context, 256) of `tokens` (rows, context) int64, each from its position and those before."""
+        x = self.token(tokens) + self.position
         for block in self.blocks:
             x = block(x)
         logits: Tensor = self.head(self.last(x))

@@ -1,4 +1,4 @@
-"""The recipe: network, text and signature in one value, whose fields are the options of a training."""
+"""Recipe of the language model: network, text and signature; its fields are the options of a training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from registry import Signature, TensorSpec
 
 
 class GptRecipe(Recipe):
-    """A small GPT. context: bytes that it sees; width: numbers a byte becomes; heads: of attention; layers: blocks."""
+    """Recipe of a small GPT. context: bytes that it sees; width: of an embedding; heads: of attention; layers: blocks."""
 
     context: int = Field(default=64, ge=2)
     width: int = Field(default=64, ge=1)
@@ -29,19 +29,19 @@ class GptRecipe(Recipe):
         return self
 
     def network(self) -> nn.Module:
-        """A new one."""
+        """Make a network with new weights."""
         return Gpt(context=self.context, width=self.width, heads=self.heads, layers=self.layers)
 
     def task(self) -> Windows:
-        """The notes."""
+        """Cut the notes into windows to learn from."""
         return Windows.of(notes(), self.context)
 
     def data(self) -> str:
-        """The SHA-256 of the notes."""
+        """SHA-256 of the notes, as text."""
         return f"sha256:{hashlib.sha256(notes()).hexdigest()}"
 
     def signature(self) -> Signature:
-        """Bytes in, logits of the byte after each out; a shorter text is filled up at its end with anything."""
+        """Signature with bytes in, logits of the byte after each out; a shorter text is padded at its end."""
         text = notes()
         return Signature(
             inputs=[TensorSpec(name="tokens", datatype="INT64", shape=[-1, self.context])],

@@ -45,7 +45,7 @@ class Clock:
 
 
 @pytest.fixture(scope="module")
-def asked() -> pl.DataFrame:
+def flights_with_weather() -> pl.DataFrame:
     """One flight in six with the weather that was published an hour before it should leave."""
     flights = data.flights().select(
         "flight_id", "origin", event_timestamp=pl.col("scheduled_departure") - HOUR
@@ -70,7 +70,9 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def ctx(tmp_path: Path, clock: Clock, asked: pl.DataFrame, monkeypatch: pytest.MonkeyPatch) -> Context:
+def ctx(
+    tmp_path: Path, clock: Clock, flights_with_weather: pl.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> Context:
     """A champion that reads the weather, its training set, and the flights' own monitors and policy."""
     project = ModuleType("weather_project")
     # Gusts are reported when there are any: how many are missing drifts by itself in spring, and rightly so.
@@ -83,7 +85,9 @@ def ctx(tmp_path: Path, clock: Clock, asked: pl.DataFrame, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "weather_project", project)
     url = f"file://{tmp_path}/store"
     used = Context(open_store(url), url, project="weather_project", clock=clock, actor="inspector")
-    seen = asked.filter(pl.col("event_timestamp") < SERVED_FROM).select("event_timestamp", *WEATHER)
+    seen = flights_with_weather.filter(pl.col("event_timestamp") < SERVED_FROM).select(
+        "event_timestamp", *WEATHER
+    )
     snapshot = Table(used.store, "training/weather").overwrite(seen.to_arrow())
     file, registry = tmp_path / "model.txt", used.registry()
     file.write_text("it reads the weather")
@@ -126,11 +130,15 @@ def serve(ctx: Context, rows: pl.DataFrame) -> None:
     )
 
 
-def live(ctx: Context, clock: Clock, asked: pl.DataFrame, days: int, broken: Break) -> list[Alarm]:
+def serve_and_inspect(
+    ctx: Context, clock: Clock, flights_with_weather: pl.DataFrame, days: int, broken: Break
+) -> list[Alarm]:
     """Serve and inspect day by day; the alarms that the inspections raised."""
     raised: list[Alarm] = []
     for _ in range(days):
-        rows = asked.filter(pl.col("event_timestamp").is_between(clock.now, clock.now + DAY, closed="left"))
+        rows = flights_with_weather.filter(
+            pl.col("event_timestamp").is_between(clock.now, clock.now + DAY, closed="left")
+        )
         serve(ctx, broken(rows))
         clock.now += DAY
         now, clock.now = clock.now, clock.now + 2 * HOUR
@@ -158,7 +166,7 @@ def risen_loss(clock: Clock) -> Alarm:
 def test_a_broken_weather_feed_is_named_within_a_day_and_retrains_nothing(
     ctx: Context,
     clock: Clock,
-    asked: pl.DataFrame,
+    flights_with_weather: pl.DataFrame,
     fault: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -166,14 +174,14 @@ def test_a_broken_weather_feed_is_named_within_a_day_and_retrains_nothing(
     monkeypatch.setattr(module, "train_challengers", lambda *order: trained.append(order))
     broken, columns = BROKEN[fault]
     with use_context(ctx):
-        assert live(ctx, clock, asked, 10, lambda rows: rows) == []
-        first = live(ctx, clock, asked, 1, broken)
+        assert serve_and_inspect(ctx, clock, flights_with_weather, 10, lambda rows: rows) == []
+        first = serve_and_inspect(ctx, clock, flights_with_weather, 1, broken)
         assert [(one.monitor, one.subject, set(one.columns)) for one in first] == [
             ("quality", fault, columns)
         ]
         if fault == "unit":
             assert "temp: unit changed (F to C)" in first[0].text
-        later = live(ctx, clock, asked, 9, broken)
+        later = serve_and_inspect(ctx, clock, flights_with_weather, 9, broken)
         # On a mild day the dew point in C lies where it lay in F, and that column alone counts as well again.
         assert all(one.subject == fault or set(one.explained_by) == {first[0].key} for one in later)
         answer = retrain(
@@ -182,7 +190,7 @@ def test_a_broken_weather_feed_is_named_within_a_day_and_retrains_nothing(
         assert (answer.action, answer.rule) == ("skip", "broken_feed")
         (standing,) = [one for one in alarms(MODEL).standing() if one.monitor == "quality"]
         assert standing.text in answer.text
-        assert live(ctx, clock, asked, 1, lambda rows: rows)[0].recovered
+        assert serve_and_inspect(ctx, clock, flights_with_weather, 1, lambda rows: rows)[0].recovered
         said = [one for one in alarms(MODEL).all() if one.monitor == "quality"]
         decided = [entry.body["event"] for entry in retrains(MODEL).journal.entries()]
     assert {one.subject for one in said} == {fault}

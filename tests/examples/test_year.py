@@ -1,4 +1,4 @@
-"""The year of flights replayed: what the policy is worth beside other plans, and fifty kills that change nothing.
+"""The replayed year of flights: what the policy is worth beside other plans, and fifty kills that change no decision.
 
 Both take minutes and are left to `make prove`; `python -m examples.flights.year` prints the table of all plans.
 """
@@ -32,8 +32,8 @@ class KilledError(BaseException):
     """The process died."""
 
 
-class Reaper:
-    """Kills, by chance, just before or just after a write; `chance` of each."""
+class WriteKiller:
+    """Kills the replay by chance just before or just after a write. chance: of each."""
 
     def __init__(self, most: int, chance: float) -> None:
         self.rng, self.left, self.chance, self.kills = np.random.default_rng(0), most, chance, 0
@@ -54,10 +54,10 @@ class Reaper:
             raise KilledError
 
 
-def lived(prepared: Path, folder: Path, plan: Plan) -> Outcome:
+def replayed(prepared: Path, folder: Path, plan: Plan) -> Outcome:
     shutil.copytree(prepared, folder)
     year = Year(folder, plan)
-    return outcome(year, year.live())
+    return outcome(year, year.replay())
 
 
 @pytest.mark.proof
@@ -65,23 +65,23 @@ def lived(prepared: Path, folder: Path, plan: Plan) -> Outcome:
 def test_the_policy_serves_as_well_as_retraining_every_week_with_few_retrains(
     prepared: Path, tmp_path: Path
 ) -> None:
-    policy, weekly = (lived(prepared, tmp_path / plan, plan) for plan in ("policy", "weekly"))
+    policy, weekly = (replayed(prepared, tmp_path / plan, plan) for plan in ("policy", "weekly"))
     assert policy.retrains <= BUDGET < 8
     assert policy.loss <= 1.02 * weekly.loss
     assert policy.cpu_s < weekly.cpu_s / 2
 
 
-def killed_and_resumed(prepared: Path, folder: Path, days: int, reaper: Reaper) -> Year:
-    """Live so many days; each time it is killed a new process, as it were, goes on."""
+def killed_and_resumed(prepared: Path, folder: Path, days: int, killer: WriteKiller) -> Year:
+    """Replay so many days; each time it is killed, a new replay resumes as a new process would."""
     shutil.copytree(prepared, folder)
     with pytest.MonkeyPatch.context() as patch:
         for where, names in ((FolderStore, ("create", "put", "upload")), (Table, ("append", "overwrite"))):
             for name in names:
-                patch.setattr(where, name, reaper.around(getattr(where, name)))
+                patch.setattr(where, name, killer.around(getattr(where, name)))
         while True:
             year = Year(folder, "policy", last=min(FIRST + days * DAY, END))
             try:
-                year.live()
+                year.replay()
             except KilledError:
                 continue
             return year
@@ -92,8 +92,8 @@ def killed_and_resumed(prepared: Path, folder: Path, days: int, reaper: Reaper) 
 def test_fifty_kills_through_the_year_change_no_alarm_no_retrain_and_no_decision(
     prepared: Path, tmp_path: Path
 ) -> None:
-    undisturbed = killed_and_resumed(prepared, tmp_path / "calm", 275, Reaper(0, 0.0))
-    reaper = Reaper(KILLS, 0.015)
-    killed = killed_and_resumed(prepared, tmp_path / "killed", 275, reaper)
-    assert reaper.kills == KILLS
+    undisturbed = killed_and_resumed(prepared, tmp_path / "undisturbed", 275, WriteKiller(0, 0.0))
+    killer = WriteKiller(KILLS, 0.015)
+    killed = killed_and_resumed(prepared, tmp_path / "killed", 275, killer)
+    assert killer.kills == KILLS
     assert story(killed) == story(undisturbed)

@@ -11,7 +11,9 @@ from functions.runtime import catalog
 from registry import open_store
 
 
-def test_what_nobody_needs_goes_and_the_rest_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_unused_files_and_lost_runs_are_tidied_and_the_rest_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     url = f"file://{tmp_path}/store"
     context = Context(open_store(url), url, actor="tests")
     registry = context.registry()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from examples.gpt.__main__ import told, written
+from examples.gpt.__main__ import generate, summary
 from examples.gpt.data import Windows, notes
 from examples.gpt.recipe import GptRecipe
 from functions import use_context
@@ -58,11 +58,11 @@ def single_bytes():
 def test_it_learns_the_notes_and_the_registered_version_writes(project, tmp_path):
     trained = train_recipe("notes", "gpt", options=TINY, params=PARAMS)
     assert trained.metrics["valid_loss"] < 0.9 * single_bytes()
-    assert "tokens/s" in told(project.registry(), trained)
+    assert "tokens/s" in summary(project.registry(), trained)
     project.registry().download("notes", trained.version, to=tmp_path / "gpt")
-    text = written(load(tmp_path / "gpt"), b"## ", 40)
+    text = generate(load(tmp_path / "gpt"), b"## ", 40)
     assert len(text) == 43
-    assert text == written(load(tmp_path / "gpt"), b"## ", 40)
+    assert text == generate(load(tmp_path / "gpt"), b"## ", 40)
     assert set(text) < set(notes()) | set(range(256))
     assert np.mean([chr(byte).isascii() for byte in text]) > 0.5
 
