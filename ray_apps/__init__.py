@@ -1,6 +1,6 @@
-"""What runs on a cluster: the serving counter, the door to functions, the ticker, and the commands that start them.
+"""Applications of a cluster: predictor, gateway, MLflow's protocol, ticker, and the commands that start them.
 
-It may use every room below. It must stay light to import: the processes that start Ray import it before Ray.
+This package may use every package below it. It must stay light to import: processes that start Ray import it before Ray.
 """
 
 from ray_apps import renamed as _renamed  # noqa: F401  # old module paths stay importable for one release

@@ -1,4 +1,4 @@
-"""Has every function of the platform and of the user's project declared, and each of its models' inspection scheduled."""
+"""Imports all functions of the platform and of the user's project, and schedules the inspections of its models."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from functions.runtime import catalog
 from functions.runtime.triggers import schedule
 
 
-def discover_gently(project: str | None) -> None:
-    """Import every function there is in a thread of low priority, and wait for it.
+def discover_at_low_priority(project: str | None) -> None:
+    """Import every function in a thread of low priority, and wait for that thread.
 
-    Seconds of imports then give way to whatever else starts.
+    The imports take seconds, and must not slow down what else starts at the same time.
     Raises: ImportError; ProjectError if the project does not declare what it must.
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="discover", initializer=_give_way) as beside:
-        beside.submit(_discover, project).result()
+    with ThreadPoolExecutor(1, thread_name_prefix="discover", initializer=_lower_priority) as executor:
+        executor.submit(_discover, project).result()
 
 
 def _discover(project: str | None) -> None:
@@ -32,6 +32,6 @@ def _discover(project: str | None) -> None:
         schedule.add(inspection)
 
 
-def _give_way() -> None:
-    if sys.platform == "linux":  # where threads have priorities of their own
+def _lower_priority() -> None:
+    if sys.platform == "linux":  # where each thread has a priority of its own
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)

@@ -1,4 +1,4 @@
-"""Module paths that cluster files of the release before name, and the ones that replace them."""
+"""Old module paths that cluster files of the previous release name, and the paths that replace them."""
 
 from registry.renamed import install
 

@@ -1,10 +1,10 @@
-"""Principals of bearer tokens, remembered so that the access list is not read for each request.
+"""Cache of the principals of bearer tokens, so that the access list is not read for each request.
 
-Every door of the platform asks here: gateway, MLflow's protocol and predictor. A token is verified with the store once, off the
-event loop, and then remembered. An answer older than `recheck_s` is looked up again in the background, and one older than twice
-that is waited for: a revoked token is refused within `2 * recheck_s`, and no steady caller ever waits for the store. While the
-store hangs, a token that is new in this process is looked up in the list as it was read last: a replica that has just started
-must not hold up callers whom the others know.
+Gateway, MLflow's protocol and predictor authenticate by it. A token is verified with the store once, off the event loop,
+and then cached. An entry older than `recheck_s` is verified again in the background; a request with an entry older than
+twice that waits: a revoked token is refused within `2 * recheck_s`, and a steady caller never waits for the store. While
+the store hangs, a token that is new in this process is looked up in the list as it was read last: a replica that has just
+started must not delay callers whom other replicas know.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from typing import NamedTuple, Protocol
 
 from registry import Principal, Unavailable
 
-_REMEMBERED = 4_096
+_CAPACITY = 4_096
 
 
 class AccessList(Protocol):
     """The list of tokens and the principals that they stand for."""
 
     def verify(self, token: str, /) -> Principal | None:
-        """The principal of a valid token, or None; may read the store."""
+        """Find the principal of a valid token; may read the store."""
         ...
 
     def recall(self, token: str, /) -> Principal | None:
-        """The principal by the list as it was read last, at once."""
+        """Find the principal in the list as it was read last, without reading the store."""
         ...
 
 
-class _Known(NamedTuple):
+class _Entry(NamedTuple):
     at: float
     principal: Principal | None
 
 
 class TokenCache:
-    """Looks up bearer tokens for one event loop.
+    """Finds principals of bearer tokens, for one event loop.
 
-    recheck_s: when a remembered answer is looked up again. patience_s: how long a store that hangs is waited for before a
-    remembered answer goes on.
+    recheck_s: age at which an entry is verified again; patience_s: how long to wait for a store that hangs before an
+    old entry is used.
     """
 
     def __init__(
@@ -53,82 +53,82 @@ class TokenCache:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._access, self._recheck_s, self._patience_s, self._clock = access, recheck_s, patience_s, clock
-        self._known: OrderedDict[str, _Known] = OrderedDict()
-        self._checking: dict[str, asyncio.Task[_Known]] = {}
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._checking: dict[str, asyncio.Task[_Entry]] = {}
 
     async def principal(self, token: str) -> Principal | None:
-        """The principal of `token`; None if it is unknown, expired or revoked.
+        """Find the principal of `token`; None if the token is unknown, expired or revoked.
 
         Raises: Unavailable if the store does not answer and the token is not known.
         """
-        known = self._known.get(token)
+        known = self._entries.get(token)
         age_s = self._clock() - known.at if known is not None else float("inf")
         if age_s > self._recheck_s:
             checking = self._check(token)
             if known is None:
-                known = await self._first(token, checking)
+                known = await self._wait_first(token, checking)
             elif age_s > 2 * self._recheck_s:
-                known = await self._renewed(token, known, checking)
-        assert known is not None  # noqa: S101  # an age below the recheck is of an answer
+                known = await self._wait_renewed(token, known, checking)
+        assert known is not None  # noqa: S101  # only a known token has an age below recheck_s
         return known.principal
 
     def forget(self) -> None:
-        """Look every token up again when it comes next."""
-        self._known.clear()
+        """Empty the cache, so that every token is verified again."""
+        self._entries.clear()
 
     async def settled(self) -> None:
-        """Wait until no token is being looked up."""
+        """Wait until no verification is in progress."""
         await asyncio.gather(*self._checking.values(), return_exceptions=True)
 
-    async def _first(self, token: str, checking: asyncio.Task[_Known]) -> _Known:
-        """The outcome of a first check, or of the list as it was read last if the store hangs."""
+    async def _wait_first(self, token: str, checking: asyncio.Task[_Entry]) -> _Entry:
+        """Wait for the first verification; if the store hangs, use the list as it was read last."""
         done, _ = await asyncio.wait({checking}, timeout=self._patience_s)
         if done:
             return await checking
         recalled = self._access.recall(token)
-        if recalled is None:  # a token that was made since the list was read is not in it either
+        if recalled is None:  # it may be valid all the same, if it was created after the list was read
             raise Unavailable("the access list cannot be read now; try again soon")
-        return self._remember(token, recalled)
+        return self._store_entry(token, recalled)
 
-    async def _renewed(self, token: str, known: _Known, checking: asyncio.Task[_Known]) -> _Known:
-        """The outcome of a check, or what was known if the store hangs: a hang is treated like an outage."""
+    async def _wait_renewed(self, token: str, entry: _Entry, checking: asyncio.Task[_Entry]) -> _Entry:
+        """Wait for a new verification; if the store hangs, keep the entry, as during an outage."""
         done, _ = await asyncio.wait({checking}, timeout=self._patience_s)
-        return await checking if done else self._remember(token, known.principal)
+        return await checking if done else self._store_entry(token, entry.principal)
 
-    def _check(self, token: str) -> asyncio.Task[_Known]:
-        """Verify a token in the background, once at a time."""
+    def _check(self, token: str) -> asyncio.Task[_Entry]:
+        """Verify a token in the background; concurrent requests for it share one task."""
         task = self._checking.get(token)
         if task is None:
             task = asyncio.get_running_loop().create_task(self._verify(token))
             self._checking[token] = task
-            task.add_done_callback(lambda done: self._checked(token, done))
+            task.add_done_callback(lambda done: self._check_done(token, done))
         return task
 
-    def _checked(self, token: str, done: asyncio.Task[_Known]) -> None:
+    def _check_done(self, token: str, done: asyncio.Task[_Entry]) -> None:
         self._checking.pop(token, None)
         if not done.cancelled():
-            done.exception()  # a caller that waited has it; a check in the background has no caller
+            done.exception()  # retrieved, so that asyncio does not log it; a waiting caller gets it too
 
-    async def _verify(self, token: str) -> _Known:
+    async def _verify(self, token: str) -> _Entry:
         try:
             principal = await asyncio.get_running_loop().run_in_executor(None, self._access.verify, token)
         except Exception as error:
-            known = self._known.get(token)
+            known = self._entries.get(token)
             if known is None:
                 raise Unavailable(f"the access list cannot be read: {error}") from error
-            principal = known.principal  # during an outage the last answer stands
-        return self._remember(token, principal)
+            principal = known.principal  # during an outage the entry stays valid
+        return self._store_entry(token, principal)
 
-    def _remember(self, token: str, principal: Principal | None) -> _Known:
-        self._known[token] = answer = _Known(self._clock(), principal)
-        self._known.move_to_end(token)
-        if len(self._known) > _REMEMBERED:
-            self._known.popitem(last=False)
-        return answer
+    def _store_entry(self, token: str, principal: Principal | None) -> _Entry:
+        self._entries[token] = entry = _Entry(self._clock(), principal)
+        self._entries.move_to_end(token)
+        if len(self._entries) > _CAPACITY:
+            self._entries.popitem(last=False)
+        return entry
 
 
 def bearer_token(authorization: bytes | None) -> str | None:
-    """The token of an `Authorization: Bearer …` header; None if there is none."""
+    """Parse the token of an `Authorization: Bearer …` header; None if the header has no such token."""
     if not authorization:
         return None
     scheme, _, token = authorization.decode("latin-1").partition(" ")

@@ -1,6 +1,6 @@
-"""The HTTP door: functions, invocations, models, feedback, features, schedules, health and metrics.
+"""The HTTP API: functions, invocations, models, feedback, features, schedules, health and metrics.
 
-It validates, authorises and passes on; every decision is made in the rooms below. `ray_apps.gateway.app.build_app`
+The gateway validates, authorises and passes on; every decision is made in the packages that it calls. `ray_apps.gateway.app.build_app`
 makes the application without Ray; `application` deploys it.
 """
 

@@ -1,4 +1,4 @@
-"""The gateway's application, put together from its routers."""
+"""Builds the gateway's FastAPI application from its routers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from starlette.responses import HTMLResponse
 from ray_apps.gateway import openapi, problems
 from ray_apps.gateway.auth import allowed, identify_bearer
 from ray_apps.gateway.limits import BodyLimit
-from ray_apps.gateway.metrics import Counted, Metrics
+from ray_apps.gateway.metrics import Metrics, RequestMetrics
 from ray_apps.gateway.routes import data, functions, invocations, layers, models, operations
 from ray_apps.gateway.services import Services, services_of
 from ray_apps.gateway.wire import Json
@@ -24,9 +24,9 @@ _POLICY = "default-src 'none'; connect-src 'self'; script-src 'unsafe-inline'; s
 
 
 def build_app(services: Services) -> FastAPI:
-    """The application; it needs neither Ray nor Serve.
+    """Build the gateway's application, which needs neither Ray nor Serve.
 
-    services: the context, access list and label log it works on.
+    services: the context, access list and label log that the routes use.
     """
     app = FastAPI(
         title="Toque",
@@ -38,7 +38,7 @@ def build_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     app.state.metrics = Metrics()
-    app.state.tokens = TokenCache(services.door)
+    app.state.tokens = TokenCache(services.access_list)
     rooms = (functions, invocations, models, layers, data, operations)
     for room in rooms:
         app.include_router(room.router)
@@ -48,16 +48,16 @@ def build_app(services: Services) -> FastAPI:
     app.add_api_route("/openapi.json", get_openapi, methods=["GET"], include_in_schema=False)
     app.add_api_route("/docs", get_playground, methods=["GET"], include_in_schema=False)
     app.add_middleware(BodyLimit)
-    app.add_middleware(Counted, metrics=app.state.metrics)
+    app.add_middleware(RequestMetrics, metrics=app.state.metrics)
     return app
 
 
 async def get_openapi(request: Request, _: Annotated[Principal, allowed(Role.viewer)]) -> Json:
-    """The OpenAPI document of the routes and of every function."""
+    """Serve the OpenAPI document of the routes and of every function."""
     await services_of(request).ready()
     return Json(request.app.openapi())
 
 
 async def get_playground() -> HTMLResponse:
-    """A page to ask a model from; it holds nothing of the platform's, so it asks for no token itself."""
+    """Serve a page that sends requests to models; the page holds no data of the platform and needs no token."""
     return HTMLResponse(_PLAYGROUND.read_text(), headers={"Content-Security-Policy": _POLICY})

@@ -1,4 +1,4 @@
-"""Authentication and authorisation of the gateway's requests: bearer tokens, and the role that each route takes."""
+"""Authentication and authorisation of the gateway's requests: bearer tokens, and the role that a route requires."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ bearer = HTTPBearer(auto_error=False, description="A token from `toque token cre
 
 
 def allowed(role: Role) -> Any:
-    """A dependency that yields the Principal of a request whose role is at least `role`.
+    """Make a FastAPI dependency that yields the request's principal if its role is at least `role`.
 
     Raises: Problem 401 without a live token, 403 for too low a role.
     """

@@ -1,4 +1,4 @@
-"""The gateway on Ray Serve."""
+"""Deploys the gateway as a Ray Serve application."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_ONGOING_REQUESTS = 512
 
 
 def application(options: dict[str, Any] | None = None) -> Application:
-    """The Serve application of the gateway, also for `serve deploy` (import_path in `ray_apps/config`).
+    """Build the gateway's Serve application, also for `serve deploy` (import_path in `ray_apps/config`).
 
     options: passed to the deployment's `options`, such as num_replicas.
     """
@@ -25,7 +25,7 @@ def application(options: dict[str, Any] | None = None) -> Application:
     chosen: dict[str, Any] = {
         "name": "gateway",
         "max_ongoing_requests": MAX_ONGOING_REQUESTS,
-        "ray_actor_options": {"num_cpus": 0},  # it waits more than it computes
+        "ray_actor_options": {"num_cpus": 0},  # the gateway waits more than it computes
         "health_check_period_s": 5,
     } | (options or {})
     deployment: Any = serve.deployment(serve.ingress(build)(), **chosen)
@@ -34,9 +34,9 @@ def application(options: dict[str, Any] | None = None) -> Application:
 
 
 def build() -> FastAPI:
-    """The application in a replica, on the process's context.
+    """Build the application in a replica, on the context that the process's environment names.
 
-    It answers before the functions are imported, which takes seconds; who asks for one waits for that.
+    The gateway answers before the functions are imported, which takes seconds; a request for a function waits for that.
     """
     from functions.prediction_log import LogWriter, default_wal_root  # late: only a replica needs them
     from functions.runtime.context import context_of
@@ -51,9 +51,9 @@ def build() -> FastAPI:
         return LogWriter(default_wal_root(context.store_url), "labels", context.redis_url)
 
     def discover() -> None:
-        from ray_apps.discovery import discover_gently  # late: the import that takes seconds
+        from ray_apps.discovery import discover_at_low_priority  # late: the import that takes seconds
 
-        discover_gently(context.project)
+        discover_at_low_priority(context.project)
 
     services = Services(context=context, labels=labels, discover=discover)
     threading.Thread(target=services.catalogue, name="discover", daemon=True).start()

@@ -1,4 +1,4 @@
-"""Cuts off bodies that are too large before anything reads them whole."""
+"""Refuses request bodies above a size limit before anything reads them whole."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from ray_apps.gateway.wire import MAX_BODY_BYTES
 
 
 class BodyLimit:
-    """ASGI middleware that lets no body above `limit_bytes` through, declared or streamed.
+    """ASGI middleware that refuses a body above `limit_bytes`, declared or streamed.
 
-    Whoever reads on past the limit gets HTTPException 413, which becomes the answer.
+    Reading past the limit raises HTTPException 413, which becomes the response.
     """
 
     def __init__(self, app: ASGIApp, *, limit_bytes: int = MAX_BODY_BYTES) -> None:
@@ -19,7 +19,7 @@ class BodyLimit:
         self._limit_bytes = limit_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, counting what it sends."""
+        """Pass the request on, counting the bytes of its body."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

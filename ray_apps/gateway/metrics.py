@@ -12,7 +12,7 @@ _BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
 
 
 class Metrics:
-    """Counters and histograms; `text` renders them."""
+    """Counters and histograms of one gateway process; `text` renders them."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -36,19 +36,19 @@ class Metrics:
         self.labels = Counter("toque_labels_received", "Labels acknowledged.", registry=self._registry)
 
     def text(self) -> bytes:
-        """The Prometheus exposition format, version 0.0.4."""
+        """Render all metrics in the Prometheus exposition format, version 0.0.4."""
         return generate_latest(self._registry)
 
 
-class Counted:
-    """ASGI middleware that counts and times each request under its route's pattern, never its own path."""
+class RequestMetrics:
+    """ASGI middleware that counts and times each request under the pattern of its route, never under its path."""
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
         self._app = app
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on and note how it went."""
+        """Pass the request on; record its status and duration."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -10,11 +10,11 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from functions.runtime.run.declared import DeclaredFunction
-from ray_apps.gateway.routes.functions import offered
+from ray_apps.gateway.routes.functions import http_functions
 
 GENERIC = "/functions/{name}"
 _DEFINITION = re.compile(r"^#/\$defs/")
-_UNNAMEABLE = re.compile(r"[^A-Za-z0-9._-]")  # what the name of a component may not hold
+_UNNAMEABLE = re.compile(r"[^A-Za-z0-9._-]")  # characters that the name of a component may not have
 
 PROBLEM: dict[str, Any] = {
     "type": "object",
@@ -32,9 +32,9 @@ PROBLEM: dict[str, Any] = {
 
 
 def install(app: FastAPI) -> None:
-    """Make the application describe itself and the functions that are declared when it is asked."""
+    """Make the application's OpenAPI document include the functions that are declared when it is requested."""
 
-    def described() -> dict[str, Any]:
+    def document_with_functions() -> dict[str, Any]:
         document = get_openapi(
             title="Toque",
             version=app.version,
@@ -42,15 +42,15 @@ def install(app: FastAPI) -> None:
             routes=app.routes,
             separate_input_output_schemas=False,
         )
-        return with_functions(_with_problems(document), offered())
+        return with_functions(_with_problems(document), http_functions())
 
-    app.openapi = described  # type: ignore[method-assign]  # FastAPI documents this way of extending it
+    app.openapi = document_with_functions  # type: ignore[method-assign]  # FastAPI documents this way of extending it
 
 
 def with_functions(document: dict[str, Any], functions: list[DeclaredFunction]) -> dict[str, Any]:
-    """The document with a path for each function, in place of the general way to call one.
+    """Replace the general path `/functions/{name}` of the document by one path for each function.
 
-    Where several modules declare a name, its functions stand under their references, `module:name`.
+    If several modules declare a name, its functions are listed by reference, `module:name`.
     """
     paths = document["paths"]
     general = {method: paths.get(GENERIC, {}).get(method) for method in ("get", "post")}
@@ -58,15 +58,15 @@ def with_functions(document: dict[str, Any], functions: list[DeclaredFunction]) 
     for function in functions if all(general.values()) else ():
         called = function.name if names.count(function.name) == 1 else function.reference
         paths[f"/functions/{called}"] = {
-            "get": _described(general["get"], function, called),
-            "post": _operation(document, general["post"], function, called),
+            "get": _describe_operation(general["get"], function, called),
+            "post": _call_operation(document, general["post"], function, called),
         }
     if functions:
         paths.pop(GENERIC, None)
     return document
 
 
-def _described(general: dict[str, Any], function: DeclaredFunction, called: str) -> dict[str, Any]:
+def _describe_operation(general: dict[str, Any], function: DeclaredFunction, called: str) -> dict[str, Any]:
     return general | {
         "operationId": f"describe_{called}",
         "summary": f"What {function.name} takes and returns",
@@ -78,7 +78,7 @@ def _without_path(general: dict[str, Any]) -> list[Any]:
     return [each for each in general.get("parameters", []) if each["in"] != "path"]
 
 
-def _operation(
+def _call_operation(
     document: dict[str, Any], general: dict[str, Any], function: DeclaredFunction, called: str
 ) -> dict[str, Any]:
     operation = deepcopy(general)
@@ -101,7 +101,7 @@ def _operation(
 
 
 def _hoisted(document: dict[str, Any], name: str, schema: dict[str, Any]) -> dict[str, Any]:
-    """A reference to `schema` among the components, its own definitions beside it under prefixed names."""
+    """Move `schema` and its definitions to the components, under prefixed names; returns the reference to it."""
     components = document.setdefault("components", {}).setdefault("schemas", {})
     body = dict(schema)
     for definition, content in body.pop("$defs", {}).items():
@@ -122,7 +122,7 @@ def _renamed(value: Any, prefix: str) -> Any:
 
 
 def _with_problems(document: dict[str, Any]) -> dict[str, Any]:
-    """Every operation may answer a problem, instead of FastAPI's own validation errors."""
+    """Document a problem as every operation's error response, instead of FastAPI's validation errors."""
     components = document.setdefault("components", {}).setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
         components.pop(name, None)

@@ -1,4 +1,4 @@
-"""Errors as problem details (RFC 9457): one table from exception to status, the message as the detail.
+"""Maps errors to problem details (RFC 9457): one table from exception to status, the message as the detail.
 
 A request that does not fit the OpenAPI document is 400 or 422; one that fits, and is refused for what is there or
 by the function it calls, is 409; what is our own fault is 5xx.
@@ -35,8 +35,8 @@ RETRY_AFTER_S = "1"
 _logger = logging.getLogger(__name__)
 
 
-class Problem(Exception):  # noqa: N818  # it is one, whether or not anyone erred
-    """A refusal with its status and, optionally, problems of single fields and headers."""
+class Problem(Exception):  # noqa: N818  # the term of RFC 9457
+    """An error response: its status and, optionally, errors of single fields and headers."""
 
     def __init__(
         self,
@@ -79,18 +79,20 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = (
 )
 
 
-_RULES = frozenset({"value_error", "assertion_error"})  # a validator's own code, of which no schema tells
-# How a function says no.
-_BY_FUNCTIONS: tuple[type[Exception], ...] = (ValueError, LookupError, OverflowError)
+_RULES = frozenset(
+    {"value_error", "assertion_error"}
+)  # raised by a validator's code, which no schema describes
+# By these a function refuses its arguments; any other error is a failure of the function.
+_REFUSALS: tuple[type[Exception], ...] = (ValueError, LookupError, OverflowError)
 
 
 def status_of(error: Exception) -> int | None:
-    """The status an error of the platform has; None for any other."""
+    """Find the HTTP status of an error of the platform; None for any other error."""
     return _status_of_class(type(error))
 
 
-def of_error(error: Exception) -> Problem | None:
-    """The problem an error of the platform is; None for any other."""
+def problem_of(error: Exception) -> Problem | None:
+    """Convert an error of the platform to a problem; None for any other error."""
     status = status_of(error)
     if status is None:
         return None
@@ -101,19 +103,22 @@ def of_error(error: Exception) -> Problem | None:
     return Problem(status, str(error), kind=_kind(error), fields=fields, headers=headers)
 
 
-def of_function(name: str, error: Exception) -> Problem:
-    """The problem that a function's own error is: a refusal where it says so, else the function's failure."""
+def problem_of_function(name: str, error: Exception) -> Problem:
+    """Convert an error that a function raised to a problem: a refusal (409), or a failure of the function (500)."""
     status = _status_in_function(type(error))
-    known = of_error(error)
+    known = problem_of(error)
     if known is not None and known.status == status:
         return known
     kind = "function-refused" if status == HTTPStatus.CONFLICT else "function-failed"
     return Problem(status, f"{name}: {type(error).__name__}: {error}", kind=kind)
 
 
-def of_failure(name: str, error: str, message: str, *, headers: dict[str, str]) -> Problem:
-    """The problem that a dead invocation is. error: the name of its error's class, as it stands in the record."""
-    roots = (*(kind for kind, _ in _STATUS), *_BY_FUNCTIONS)
+def problem_of_failure(name: str, error: str, message: str, *, headers: dict[str, str]) -> Problem:
+    """Convert the failure of a dead invocation to a problem.
+
+    error: name of the error's class as the record has it, so also of a class that an earlier release raised.
+    """
+    roots = (*(kind for kind, _ in _STATUS), *_REFUSALS)
     found = (kind for root in roots for kind in _descendants(root) if kind.__qualname__ == error)
     status = _status_in_function(next(found, Exception))
     return Problem(status, f"{name}: {error}: {message}", kind="invocation-dead", headers=headers)
@@ -124,13 +129,13 @@ def _status_of_class(error: type[Exception]) -> int | None:
 
 
 def _status_in_function(error: type[Exception]) -> int:
-    """The status of an error from within a function, whose arguments had been found to fit its schema."""
+    """Find the status of an error raised inside a function, whose arguments did fit its schema: never 422."""
     known = _status_of_class(error)
     if known == HTTPStatus.UNPROCESSABLE_ENTITY:
         return HTTPStatus.CONFLICT
     if known is not None:
         return known
-    refused = issubclass(error, _BY_FUNCTIONS) and not issubclass(error, runtime.FunctionError)
+    refused = issubclass(error, _REFUSALS) and not issubclass(error, runtime.FunctionError)
     return HTTPStatus.CONFLICT if refused else HTTPStatus.INTERNAL_SERVER_ERROR
 
 
@@ -141,7 +146,7 @@ def _descendants(kind: type[Exception]) -> Iterator[type[Exception]]:
 
 
 def respond(problem: Problem, request: Request) -> Response:
-    """The problem as a response; on protocol routes with the member `error` that its clients read."""
+    """Render a problem as a response; on routes of the inference protocol with the member `error` that clients read."""
     body: dict[str, Any] = {
         "type": problem.kind,
         "title": HTTPStatus(problem.status).phrase,
@@ -155,9 +160,9 @@ def respond(problem: Problem, request: Request) -> Response:
 
 
 def install(app: FastAPI, *, identify: Callable[[Request], Awaitable[object]]) -> None:
-    """Make the application answer every error as a problem.
+    """Install exception handlers that answer every error with a problem.
 
-    identify: raises a Problem for a stranger, who is not even told which paths there are.
+    identify: raises a Problem for a caller without a valid token, who must not learn which paths exist.
     """
 
     async def on_http(request: Request, error: Exception) -> Response:
@@ -166,8 +171,8 @@ def install(app: FastAPI, *, identify: Callable[[Request], Awaitable[object]]) -
             if error.status_code in {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED}:
                 await identify(request)
             return _on_http(request, error)
-        except Problem as stranger:
-            return respond(stranger, request)
+        except Problem as unauthenticated:
+            return respond(unauthenticated, request)
 
     app.add_exception_handler(Problem, _on_problem)
     app.add_exception_handler(HTTPException, on_http)
@@ -178,7 +183,7 @@ def install(app: FastAPI, *, identify: Callable[[Request], Awaitable[object]]) -
 
 
 def _on_problem(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Problem)  # noqa: S101  # the same
+    assert isinstance(error, Problem)  # noqa: S101  # registered for it only
     return respond(error, request)
 
 
@@ -206,7 +211,7 @@ def _unknown_function(path: str) -> runtime.UnknownFunction | None:
 
 
 def _methods(request: Request) -> set[str]:
-    """The methods that the routes of this path have, all together."""
+    """Collect the methods of all routes that match the request's path."""
     routes = request.app.state.rooms
     return {
         method
@@ -217,19 +222,19 @@ def _methods(request: Request) -> set[str]:
 
 
 def _on_invalid(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)  # noqa: S101  # the same
+    assert isinstance(error, RequestValidationError)  # noqa: S101  # registered for it only
     fields = [
         {"field": ".".join(map(str, each["loc"])), "message": each["msg"], "value": _short(each.get("input"))}
         for each in error.errors()
     ]
-    told = "; ".join(f"{each['field']}: {each['message']}" for each in fields)
+    detail = "; ".join(f"{each['field']}: {each['message']}" for each in fields)
     broken = any(each["type"] in _RULES for each in error.errors())
-    return respond(Problem(409 if broken else 422, told, kind="invalid-request", fields=fields), request)
+    return respond(Problem(409 if broken else 422, detail, kind="invalid-request", fields=fields), request)
 
 
 def _on_known(request: Request, error: Exception) -> Response:
-    problem = of_error(error)
-    assert problem is not None  # noqa: S101  # the same
+    problem = problem_of(error)
+    assert problem is not None  # noqa: S101  # registered for it only
     return respond(problem, request)
 
 

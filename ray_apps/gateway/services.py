@@ -1,10 +1,10 @@
-"""What the gateway's routes use: the context of whoever asks, the access list, the label log, threads."""
+"""Services of the gateway's routes: the caller's context, the access list, the label log, worker threads."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from typing import Any, ParamSpec, Protocol, TypeVar
 
@@ -23,10 +23,10 @@ CONTEXTS_KEPT = 256
 
 
 class LabelLog(Protocol):
-    """Where labels become durable before they are acknowledged."""
+    """A log in which labels become durable before they are acknowledged."""
 
     def append(self, payload: bytes) -> int:
-        """Keep a record; returns its number."""
+        """Append a record durably; returns its number."""
         ...
 
 
@@ -34,41 +34,38 @@ class LabelLog(Protocol):
 class Services:
     """Everything the routes need; blocking work goes through `run`.
 
-    context: the platform's; labels: opens the label log when first needed, for it starts a thread;
-    discover: imports the functions, on first use, for it takes seconds; wait_s: how long a synchronous call of a durable invocation waits before it answers 202.
+    context: the platform's own; labels: opens the label log, called on first use as it starts a thread; access: list of
+    tokens, by default that of the store; discover: imports the functions, called on first use as it takes seconds;
+    wait_s: how long a synchronous call of a durable invocation waits before it answers 202.
     """
 
     context: Context
     labels: Callable[[], LabelLog]
-    access: Access | None = None
+    access: InitVar[Access | None] = None
     discover: Callable[[], object] = lambda: None
     wait_s: float = 60.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _discovering: threading.Lock = field(default_factory=threading.Lock)
     _discovered: bool = False
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, access: Access | None) -> None:
+        self.access_list = access or Access(self.context.store, actor=self.context.actor)
         self._acting = lru_cache(CONTEXTS_KEPT)(self._context_for)
 
     def acting(self, principal: Principal) -> Context:
-        """The platform's context with `principal` as the actor of whatever is written."""
+        """Get the platform's context with `principal` as the actor of everything written."""
         return self._acting(principal.name)
-
-    @cached_property
-    def door(self) -> Access:
-        """The access list."""
-        return self.access or Access(self.context.store, actor=self.context.actor)
 
     @property
     def label_log(self) -> LabelLog:
-        """The label log, opened once."""
+        """The log of labels, opened on first use."""
         with self._lock:
             if not hasattr(self, "_label_log"):
                 self._label_log = self.labels()
             return self._label_log
 
     def catalogue(self) -> None:
-        """Have every function declared; the first call imports them, others wait for it. May block."""
+        """Import every function's module once; further calls wait for the first. Blocks for seconds."""
         if not self._discovered:
             with self._discovering:
                 if not self._discovered:
@@ -76,7 +73,7 @@ class Services:
                     self._discovered = True
 
     async def ready(self) -> None:
-        """Have every function declared, without holding up the event loop.
+        """Wait until every function is declared, without blocking the event loop.
 
         Raises: Problem 503 with the reason why they cannot be imported.
         """
@@ -84,15 +81,15 @@ class Services:
             try:
                 await self.run(self.catalogue)
             except Exception as error:  # whatever the user's modules raise when they are imported
-                told = f"the functions cannot be imported: {type(error).__name__}: {error}"
-                raise Problem(503, told, kind="functions-missing", headers={"Retry-After": "1"}) from error
+                reason = f"the functions cannot be imported: {type(error).__name__}: {error}"
+                raise Problem(503, reason, kind="functions-missing", headers={"Retry-After": "1"}) from error
 
     @cached_property
     def _limiter(self) -> anyio.CapacityLimiter:
         return anyio.CapacityLimiter(THREADS)
 
     async def run(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Do blocking `work` in a thread, so that the event loop goes on."""
+        """Run blocking `work` in a thread, so that the event loop goes on."""
         return await to_thread.run_sync(partial(work, *args, **kwargs), limiter=self._limiter)
 
     def _context_for(self, actor: str) -> Context:
@@ -100,6 +97,6 @@ class Services:
 
 
 def services_of(request: Any) -> Services:
-    """The services of the application that a request came to."""
+    """Get the services of the application that received a request."""
     services: Services = request.app.state.services
     return services

@@ -1,4 +1,4 @@
-"""JSON on the wire: a value from a body, compact text out."""
+"""JSON of requests and responses: parses bodies, renders responses, and declares the types of common fields."""
 
 from __future__ import annotations
 
@@ -12,47 +12,47 @@ from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"  # as the registry's names
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"  # the registry's rule for names
 
 Name = Annotated[str, StringConstraints(pattern=NAME)]
 
 
-def _text(value: object) -> object:
+def _refuse_number(value: object) -> object:
     if isinstance(value, int | float):
         raise PydanticCustomError("string_type", "write a time as ISO 8601 text with its offset")
     return value
 
 
-Time = Annotated[AwareDatetime, BeforeValidator(_text)]
+Time = Annotated[AwareDatetime, BeforeValidator(_refuse_number)]
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
 
 
 class Json(Response):
-    """A JSON response. NaN and infinities, which JSON lacks, become null."""
+    """A JSON response, in which NaN and infinities become null as JSON lacks them."""
 
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        """The body."""
+        """Encode the response's content as JSON."""
         return dumps(content)
 
 
 def dumps(content: Any) -> bytes:
-    """`content` as JSON."""
+    """Encode a value as compact JSON, integers of any size included."""
     try:
         return orjson.dumps(content, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY)
-    except TypeError:  # an integer of more than 64 bits: rare, and JSON has it
+    except TypeError:  # an integer of more than 64 bits, which orjson refuses and JSON has
         return json.dumps(content, default=str).encode()
 
 
 async def json_of(request: Request) -> Any:
-    """The request's body as a JSON value. Raises: HTTPException 400 if it is none."""
+    """Parse the request's body as a JSON value. Raises: HTTPException 400 if it is not JSON."""
     try:
-        return json.loads(await request.body(), parse_constant=_refuse)
+        return json.loads(await request.body(), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise HTTPException(400, f"the body is not JSON: {error}") from error
 
 
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON value")
+def _refuse_constant(constant: str) -> None:
+    raise ValueError(f"{constant} is not a JSON value")

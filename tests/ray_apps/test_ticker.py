@@ -6,31 +6,31 @@ import pytest
 from ray_apps.ticker import Ticker
 
 
-def ticker(rounds: Mapping[str, Callable[[], object]], *, leads: bool = True) -> Ticker:
-    return Ticker(lambda: rounds, leads=lambda: leads, interval_s=0.001)
+def ticker(tasks: Mapping[str, Callable[[], object]], *, is_leader: bool = True) -> Ticker:
+    return Ticker(lambda: tasks, is_leader=lambda: is_leader, interval_s=0.001)
 
 
-def test_every_round_happens_in_order() -> None:
+def test_tasks_run_in_order() -> None:
     seen: list[str] = []
     made = ticker({"a": lambda: seen.append("a"), "b": lambda: seen.append("b")})
-    made.turn()
-    made.turn()
-    assert (seen, made.turns) == (["a", "b", "a", "b"], 2)
+    made.tick()
+    made.tick()
+    assert (seen, made.ticks) == (["a", "b", "a", "b"], 2)
 
 
-def test_a_round_that_fails_keeps_none_of_the_others_from_happening(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_task_that_fails_does_not_keep_others_from_running(caplog: pytest.LogCaptureFixture) -> None:
     seen: list[int] = []
     made = ticker({"bad": lambda: 1 / 0, "good": lambda: seen.append(1)})
     for _ in range(3):
-        made.turn()
+        made.tick()
     assert seen == [1, 1, 1]
-    assert [record.message for record in caplog.records] == ["bad: this round failed; it is tried again"]
+    assert [record.message for record in caplog.records] == ["bad failed in this round; it is tried again"]
 
 
-def test_without_the_lead_nothing_happens() -> None:
+def test_a_ticker_that_does_not_lead_runs_nothing() -> None:
     seen: list[int] = []
-    made = ticker({"a": lambda: seen.append(1)}, leads=False)
-    made.turn()
+    made = ticker({"a": lambda: seen.append(1)}, is_leader=False)
+    made.tick()
     assert seen == []
 
 
@@ -42,16 +42,16 @@ def test_preparing_is_tried_again_until_it_works(caplog: pytest.LogCaptureFixtur
             raise OSError("the store is away")
         return {"a": lambda: seen.append(1)}
 
-    made = Ticker(prepare, leads=lambda: True)
+    made = Ticker(prepare, is_leader=lambda: True)
     for _ in range(4):
-        made.turn()
+        made.tick()
     assert seen == [1, 1]
     assert len(caplog.records) == 1
 
 
-def test_it_goes_round_by_itself_until_stopped() -> None:
+def test_a_started_ticker_runs_until_stopped() -> None:
     enough = threading.Event()
-    made = ticker({"a": lambda: enough.set() if made.turns >= 3 else None})
+    made = ticker({"a": lambda: enough.set() if made.ticks >= 3 else None})
     made.start()
     assert enough.wait(10)
     assert made.alive

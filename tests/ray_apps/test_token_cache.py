@@ -1,4 +1,4 @@
-"""Tokens remembered so that the access list is not read for each request."""
+"""The cache of principals, and authentication by it while the access list changes, fails or hangs."""
 
 import threading
 
@@ -29,7 +29,7 @@ class AccessList:
 
 
 class Hanging(AccessList):
-    """One that answers only while it may."""
+    """An access list that answers only while `go_on` is set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,14 +49,14 @@ async def test_a_token_is_looked_up_once_and_revoked_within_two_rechecks():
     assert tokens.reads == 1
     tokens.tokens.clear()
     now[0] = 1.5
-    await auth.admit(b"Bearer good")  # answered from memory, looked up behind it
+    await auth.admit(b"Bearer good")  # answered from the cache, verified again in the background
     await cache.settled()
     with pytest.raises(Denied):
         await auth.admit(b"Bearer good")
     assert tokens.reads == 2
 
 
-async def test_an_old_answer_is_not_trusted():
+async def test_an_expired_entry_is_verified_before_it_is_used():
     now, tokens = [0.0], AccessList()
     cache = TokenCache(tokens, recheck_s=1.0, clock=lambda: now[0])
     auth = TokenAuthenticator(cache)
@@ -67,7 +67,7 @@ async def test_an_old_answer_is_not_trusted():
         await auth.admit(b"Bearer good")
 
 
-async def test_the_access_list_away_known_tokens_go_on_and_unknown_ones_wait():
+async def test_while_the_access_list_is_away_known_tokens_are_admitted_and_unknown_ones_are_not():
     now, tokens = [0.0], AccessList()
     cache = TokenCache(tokens, recheck_s=1.0, clock=lambda: now[0])
     auth = TokenAuthenticator(cache)
@@ -78,7 +78,7 @@ async def test_the_access_list_away_known_tokens_go_on_and_unknown_ones_wait():
         await auth.admit(b"Bearer new")
 
 
-async def test_the_access_list_hangs_known_tokens_go_on_until_it_answers_again():
+async def test_while_the_access_list_hangs_known_tokens_are_admitted_until_it_answers():
     now, tokens = [0.0], Hanging()
     cache = TokenCache(tokens, recheck_s=1.0, patience_s=0.01, clock=lambda: now[0])
     auth = TokenAuthenticator(cache)
@@ -94,7 +94,7 @@ async def test_the_access_list_hangs_known_tokens_go_on_until_it_answers_again()
         await auth.admit(b"Bearer good")
 
 
-async def test_the_access_list_hangs_a_token_that_is_new_here_is_looked_for_as_it_was_read_last():
+async def test_while_the_access_list_hangs_a_token_new_to_the_process_is_found_in_the_list_read_last():
     tokens = Hanging()
     tokens.tokens["poor"] = Principal(name="reader", role=Role.viewer)
     cache = TokenCache(tokens, patience_s=0.01)
@@ -113,13 +113,13 @@ async def test_the_access_list_hangs_a_token_that_is_new_here_is_looked_for_as_i
         await auth.admit(b"Bearer made-since")
 
 
-async def test_a_flood_of_wrong_tokens_is_forgotten():
+async def test_a_flood_of_wrong_tokens_does_not_grow_the_cache():
     cache = TokenCache(AccessList())
     auth = TokenAuthenticator(cache)
     for i in range(5_000):
         with pytest.raises(Denied):
             await auth.admit(b"Bearer %d" % i)
-    assert len(cache._known) == 4_096
+    assert len(cache._entries) == 4_096
 
 
 @pytest.mark.parametrize(

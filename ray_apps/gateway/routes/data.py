@@ -1,4 +1,4 @@
-"""What comes in: labels for predictions, and feature rows."""
+"""Routes that take in data: labels of predictions, and feature rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ MAX_ROWS = 100_000
 
 
 class Feedback(BaseModel):
-    """The truth about one prediction. observed_at: when it became known; the latest one of an id counts."""
+    """The label of one prediction.
+
+    observed_at: when the label became known; the latest one of a prediction counts.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -30,14 +33,14 @@ class Feedback(BaseModel):
     observed_at: Time | None = None
 
 
-class Acknowledged(BaseModel):
-    """How many labels are safe now."""
+class FeedbackResult(BaseModel):
+    """How many labels have been stored durably."""
 
     accepted: int
 
 
-class Row(BaseModel):
-    """A feature row: beside its times the join keys and features of the view."""
+class FeatureRow(BaseModel):
+    """A feature row: its times, and the join keys and features of its view."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -45,30 +48,30 @@ class Row(BaseModel):
     created_timestamp: Time | None = None
 
 
-class Rows(BaseModel):
-    """Feature rows, and where they go."""
+class FeaturePush(BaseModel):
+    """Feature rows to write, and the stores that get them."""
 
     model_config = ConfigDict(extra="forbid")
 
-    rows: list[Row] = Field(min_length=1, max_length=MAX_ROWS)
+    rows: list[FeatureRow] = Field(min_length=1, max_length=MAX_ROWS)
     to: Literal["both", "online", "offline"] = "both"
 
 
-class Pushed(BaseModel):
-    """How many rows were written, and the offline table's version that has them."""
+class PushResult(BaseModel):
+    """How many rows were written, and the version of the offline table that has them."""
 
     rows: int
     table: str | None
     version: int | None
 
 
-@router.post("/feedback", response_model=Acknowledged)
+@router.post("/feedback", response_model=FeedbackResult)
 async def give_feedback(
     request: Request,
     body: Annotated[list[Feedback], Field(max_length=MAX_ROWS)],
     _: Annotated[Principal, allowed(Role.predictor)],
 ) -> Json:
-    """Labels by prediction id; answered when they are durable. Sent twice, or corrected later, does no harm."""
+    """Store labels by prediction id, durably before the response; sending one again or correcting it is safe."""
     services = services_of(request)
     received = await services.run(services.context.clock)
     labels = [
@@ -81,9 +84,9 @@ async def give_feedback(
     return Json({"accepted": len(labels)})
 
 
-@router.post("/features/{view}/push", response_model=Pushed)
+@router.post("/features/{view}/push", response_model=PushResult)
 async def push_features(
-    request: Request, view: str, body: Rows, principal: Annotated[Principal, allowed(Role.operator)]
+    request: Request, view: str, body: FeaturePush, principal: Annotated[Principal, allowed(Role.operator)]
 ) -> Json:
     """Write rows of a feature view online, offline or both."""
     services = services_of(request)
@@ -97,8 +100,8 @@ async def push_features(
     return Json(await services.run(pushed))
 
 
-def table_of(rows: list[Row]) -> pa.Table:
-    """Rows as a table. Raises: Problem 409 if a column cannot be one."""
+def table_of(rows: list[FeatureRow]) -> pa.Table:
+    """Convert feature rows to an Arrow table. Raises: Problem 409 if a column has values of several types."""
     plain = [dict(row) for row in rows]
     fields = dict.fromkeys(field for row in plain for field in row)
     columns = {field: [row.get(field) for row in plain] for field in fields}

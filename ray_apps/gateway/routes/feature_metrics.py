@@ -1,4 +1,4 @@
-"""How fresh and full feature views are, as Prometheus gauges: what `record_feature_health` has measured last."""
+"""Prometheus gauges of feature views, such as freshness, from the last measurements of `record_feature_health`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from functions.features.jobs import latest_feature_health
 from registry import ObjectStore, RegistryError
 
-LOOK_BACK = timedelta(days=2)  # what was measured earlier says nothing about now
+LOOK_BACK = timedelta(days=2)  # an earlier measurement says nothing about now
 
 _GAUGES = {
     "rows": ("toque_feature_rows", "Rows of a view's offline table."),
@@ -24,7 +24,7 @@ _GAUGES = {
 
 
 def feature_metrics(store: ObjectStore, *, now: datetime) -> bytes:
-    """The gauges in Prometheus's text format; without the store only that it could not be read."""
+    """Render the gauges in Prometheus's text format; if the store is away, only that it could not be read."""
     registry = CollectorRegistry()
     readable = Gauge(
         "toque_feature_health_readable", "1 if the table of measurements could be read.", registry=registry
@@ -36,8 +36,8 @@ def feature_metrics(store: ObjectStore, *, now: datetime) -> bytes:
         return generate_latest(registry)
     readable.set(1)
     gauges = {
-        metric: Gauge(name, said, ("view", "feature") if metric == "fill" else ("view",), registry=registry)
-        for metric, (name, said) in _GAUGES.items()
+        metric: Gauge(name, text, ("view", "feature") if metric == "fill" else ("view",), registry=registry)
+        for metric, (name, text) in _GAUGES.items()
     }
     measured = Gauge(
         "toque_feature_measured_timestamp_seconds", "When a view was measured.", ("view",), registry=registry

@@ -1,4 +1,4 @@
-"""Functions by HTTP: list, describe, call now, call durably, accept for later."""
+"""Routes of functions: list, describe, call now, call durably, or submit for later."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from functions.runtime.durable.invocation import Invocation
 from functions.runtime.errors import DeclarationError
 from functions.runtime.run.declared import DeclaredFunction
 from ray_apps.gateway.auth import allowed
-from ray_apps.gateway.problems import Problem, of_failure, of_function
-from ray_apps.gateway.routes.invocations import Told, told, told_of
+from ray_apps.gateway.problems import Problem, problem_of_failure, problem_of_function
+from ray_apps.gateway.routes.invocations import InvocationState, state_of, state_of_record
 from ray_apps.gateway.services import Services, services_of
 from ray_apps.gateway.wire import Json, json_of
 from registry import Principal, Role
@@ -25,8 +25,8 @@ router = APIRouter(tags=["functions"])
 Key = Annotated[str | None, Header(pattern="^[!-~]{1,255}$", description="1 to 255 visible ASCII characters")]
 
 
-class Described(BaseModel):
-    """A function as a caller sees it."""
+class FunctionDescription(BaseModel):
+    """What a caller may know of a function: schemas, limits, triggers."""
 
     name: str
     reference: str
@@ -42,8 +42,8 @@ class Described(BaseModel):
     events: list[str]
 
 
-def offered() -> list[DeclaredFunction]:
-    """The functions that HTTP can carry: a type without a JSON Schema, such as a table, keeps one to Python callers."""
+def http_functions() -> list[DeclaredFunction]:
+    """List the functions whose types have a JSON Schema; others, such as of tables, are for Python callers only."""
     return [function for function in catalog.all_functions() if _has_schemas(function)]
 
 
@@ -54,21 +54,23 @@ def _has_schemas(function: DeclaredFunction) -> bool:
         return False
 
 
-@router.get("/functions", response_model=list[Described])
+@router.get("/functions", response_model=list[FunctionDescription])
 async def list_functions(request: Request, _: Annotated[Principal, allowed(Role.viewer)]) -> Json:
-    """Every function there is."""
+    """List every function that can be called by HTTP."""
     await services_of(request).ready()
-    return Json([describe(each).model_dump(mode="json") for each in offered()])
+    return Json([describe(each).model_dump(mode="json") for each in http_functions()])
 
 
-@router.get("/functions/{name}", response_model=Described)
+@router.get("/functions/{name}", response_model=FunctionDescription)
 async def get_function(request: Request, name: str, _: Annotated[Principal, allowed(Role.viewer)]) -> Json:
-    """One function with the JSON Schemas of its arguments and result."""
+    """Describe one function, with the JSON Schemas of its arguments and result."""
     await services_of(request).ready()
     return Json(describe(catalog.get(name)).model_dump(mode="json"))
 
 
-@router.post("/functions/{name}", responses={202: {"model": Told, "description": "Accepted; see Location"}})
+@router.post(
+    "/functions/{name}", responses={202: {"model": InvocationState, "description": "Accepted; see Location"}}
+)
 async def call_function(
     request: Request,
     name: str,
@@ -79,26 +81,26 @@ async def call_function(
     """Call a function on a JSON object of arguments.
 
     Without headers it runs once, now. With `Idempotency-Key` it is recorded, run durably, and the same key gives
-    the same answer for ever. With `Prefer: respond-async` the answer is 202 and a Location to ask at.
-    Arguments that do not fit the schema are 422; what fits and is refused by the function is 409.
+    the same response for ever. With `Prefer: respond-async` the response is 202 with the invocation's Location.
+    Arguments that do not fit the schema are 422; arguments that fit and are refused by the function are 409.
     """
     services = services_of(request)
     await services.ready()
     function, arguments = catalog.get(name), await _arguments(request)
-    used = services.acting(principal)
+    context = services.acting(principal)
     later = "respond-async" in (prefer or "")
     if idempotency_key is None and not later:
-        return await _call(request, services, function, arguments, used)
-    invocation = await services.run(_submit, function, arguments, idempotency_key, used)
+        return await _call(request, services, function, arguments, context)
+    invocation = await services.run(_submit, function, arguments, idempotency_key, context)
     if later:
-        return _accepted(await services.run(told, invocation), prefer)
+        return _accepted(await services.run(state_of, invocation), prefer)
     return await _awaited(request, services, function, invocation)
 
 
-def describe(function: DeclaredFunction) -> Described:
-    """What a caller may know of a function."""
+def describe(function: DeclaredFunction) -> FunctionDescription:
+    """Describe a function to a caller, with its JSON Schemas."""
     resources = function.resources
-    return Described(
+    return FunctionDescription(
         name=function.name,
         reference=function.reference,
         doc=function.doc,
@@ -128,10 +130,10 @@ async def _call(
     services: Services,
     function: DeclaredFunction,
     arguments: dict[str, Any],
-    used: Context,
+    context: Context,
 ) -> Json:
     try:
-        result = await services.run(_run, function, arguments, used)
+        result = await services.run(_run, function, arguments, context)
     except Problem:
         request.app.state.metrics.calls.labels(function.name, "failed").inc()
         raise
@@ -139,19 +141,19 @@ async def _call(
     return Json(result)
 
 
-def _run(function: DeclaredFunction, arguments: Mapping[str, Any], used: Context) -> Any:
-    with use_context(used):
+def _run(function: DeclaredFunction, arguments: Mapping[str, Any], context: Context) -> Any:
+    with use_context(context):
         started = function.remote_json(arguments)
         try:
             return function.signature.dump_result(started.result())
-        except Exception as error:  # whatever the user's function raises is its caller's answer
-            raise of_function(function.name, error) from error
+        except Exception as error:  # whatever the user's function raises is reported to its caller
+            raise problem_of_function(function.name, error) from error
 
 
 def _submit(
-    function: DeclaredFunction, arguments: Mapping[str, Any], key: str | None, used: Context
+    function: DeclaredFunction, arguments: Mapping[str, Any], key: str | None, context: Context
 ) -> Invocation[Any]:
-    with use_context(used):
+    with use_context(context):
         accepted: Invocation[Any] = function.submit_json(arguments, key=key)
         return accepted
 
@@ -162,8 +164,8 @@ async def _awaited(
     try:
         record = await services.run(invocation.wait, services.wait_s)
     except TimeoutError:
-        return _accepted(await services.run(told, invocation), None)
-    answer = await services.run(told_of, record, invocation.used)
+        return _accepted(await services.run(state_of, invocation), None)
+    answer = await services.run(state_of_record, record, invocation.used)
     request.app.state.metrics.calls.labels(function.name, answer.status).inc()
     headers = {"Location": _location(answer)}
     if answer.status == "succeeded":
@@ -172,14 +174,16 @@ async def _awaited(
         raise Problem(
             409, f"{function.name} {answer.id} was {answer.status}", kind=answer.status, headers=headers
         )
-    raise of_failure(function.name, answer.failure["type"], answer.failure["message"], headers=headers)
+    raise problem_of_failure(
+        function.name, answer.failure["type"], answer.failure["message"], headers=headers
+    )
 
 
-def _accepted(answer: Told, prefer: str | None) -> Json:
+def _accepted(answer: InvocationState, prefer: str | None) -> Json:
     headers = {"Location": _location(answer)}
     headers |= {"Preference-Applied": "respond-async"} if prefer else {"Retry-After": "1"}
     return Json(answer.model_dump(mode="json"), 202, headers=headers)
 
 
-def _location(answer: Told) -> str:
+def _location(answer: InvocationState) -> str:
     return f"/invocations/{answer.id}"

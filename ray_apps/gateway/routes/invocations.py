@@ -1,4 +1,4 @@
-"""Durable invocations by HTTP: how they stand, cancel, redrive, signal."""
+"""Routes of durable invocations: read their state, cancel, redrive, signal."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ router = APIRouter(tags=["invocations"])
 State = Literal["queued", "running", "failed", "waiting", "succeeded", "dead", "cancelled"]
 
 
-class Told(BaseModel):
-    """An invocation as its caller sees it; `result` once it has succeeded, `failure` while the last attempt failed."""
+class InvocationState(BaseModel):
+    """State of an invocation; `result` once it has succeeded, `failure` while its last attempt failed."""
 
     id: str
     function: str
@@ -51,7 +51,7 @@ class Told(BaseModel):
     result: Any = None
 
 
-@router.get("/invocations", response_model=list[Told])
+@router.get("/invocations", response_model=list[InvocationState])
 async def list_invocations(
     request: Request,
     principal: Annotated[Principal, allowed(Role.viewer)],
@@ -61,21 +61,21 @@ async def list_invocations(
     """Invocations, the dead ones quickly: they have an index."""
     services = services_of(request)
 
-    def listed(used: Context) -> list[dict[str, Any]]:
-        records = ledger_of(used).invocations(status=state, limit=limit)
-        return [told_of(record, used).model_dump(mode="json") for record in records]
+    def listed(context: Context) -> list[dict[str, Any]]:
+        records = ledger_of(context).invocations(status=state, limit=limit)
+        return [state_of_record(record, context).model_dump(mode="json") for record in records]
 
     return Json(await services.run(listed, services.acting(principal)))
 
 
-@router.get("/invocations/{invocation}", response_model=Told)
+@router.get("/invocations/{invocation}", response_model=InvocationState)
 async def get_invocation(
     request: Request, invocation: Name, principal: Annotated[Principal, allowed(Role.viewer)]
 ) -> Json:
-    """How an invocation stands, and its result."""
+    """Read the state of an invocation, and its result."""
     services = services_of(request)
     found = Invocation[Any](invocation, services.acting(principal))
-    return Json((await services.run(told, found)).model_dump(mode="json"))
+    return Json((await services.run(state_of, found)).model_dump(mode="json"))
 
 
 @router.get("/invocations/{invocation}/logs", response_model=list[Segment])
@@ -86,7 +86,7 @@ async def get_logs(
     after: Annotated[str, Query(pattern=r"^[0-9a-f-]{0,64}$")] = "",
     limit: Annotated[int, Query(ge=1, le=100)] = 100,
 ) -> Json:
-    """What an invocation has printed and logged so far, in segments by time; `after` names one and gives what follows."""
+    """Read the output and log of an invocation, in segments by time; `after` names the last segment already read."""
     services = services_of(request)
     found = Invocation[Any](invocation, services.acting(principal))
 
@@ -98,49 +98,49 @@ async def get_logs(
 
 @router.get("/costs", response_model=list[Total])
 async def list_costs(request: Request, principal: Annotated[Principal, allowed(Role.viewer)]) -> Json:
-    """The receipts of all invocations summed by function, day and caller; reads every invocation."""
+    """Sum the receipts of all invocations by function, day and caller; reads every invocation."""
     services = services_of(request)
 
-    def summed(used: Context) -> list[dict[str, Any]]:
-        return [each.model_dump(mode="json") for each in ledger_of(used).costs()]
+    def summed(context: Context) -> list[dict[str, Any]]:
+        return [each.model_dump(mode="json") for each in ledger_of(context).costs()]
 
     return Json(await services.run(summed, services.acting(principal)))
 
 
-@router.delete("/invocations/{invocation}", response_model=Told)
+@router.delete("/invocations/{invocation}", response_model=InvocationState)
 async def cancel_invocation(
     request: Request, invocation: Name, principal: Annotated[Principal, allowed(Role.operator)]
 ) -> Json:
-    """Cancel it if it has not ended; running work is killed."""
+    """Cancel an invocation that has not ended; running work is killed."""
     services = services_of(request)
-    used = services.acting(principal)
-    record = await services.run(ledger_of(used).cancel, invocation)
-    return Json((await services.run(told_of, record, used)).model_dump(mode="json"))
+    context = services.acting(principal)
+    record = await services.run(ledger_of(context).cancel, invocation)
+    return Json((await services.run(state_of_record, record, context)).model_dump(mode="json"))
 
 
-@router.post("/invocations/{invocation}/redrive", response_model=Told, status_code=202)
+@router.post("/invocations/{invocation}/redrive", response_model=InvocationState, status_code=202)
 async def redrive_invocation(
     request: Request, invocation: Name, principal: Annotated[Principal, allowed(Role.operator)]
 ) -> Json:
     """Queue a dead or cancelled invocation again, its finished steps kept."""
     services = services_of(request)
-    used = services.acting(principal)
-    record = await _of_the_dead(services, ledger_of(used).redrive, invocation)
-    return Json((await services.run(told_of, record, used)).model_dump(mode="json"), 202)
+    context = services.acting(principal)
+    record = await _change_dead(services, ledger_of(context).redrive, invocation)
+    return Json((await services.run(state_of_record, record, context)).model_dump(mode="json"), 202)
 
 
-@router.post("/invocations/{invocation}/purge", response_model=Told)
+@router.post("/invocations/{invocation}/purge", response_model=InvocationState)
 async def purge_invocation(
     request: Request, invocation: Name, principal: Annotated[Principal, allowed(Role.operator)]
 ) -> Json:
-    """Take an invocation out of the dead letters; its record stays."""
+    """Remove an invocation from the dead letters; its record stays."""
     services = services_of(request)
-    used = services.acting(principal)
-    record = await _of_the_dead(services, ledger_of(used).purge, invocation)
-    return Json((await services.run(told_of, record, used)).model_dump(mode="json"))
+    context = services.acting(principal)
+    record = await _change_dead(services, ledger_of(context).purge, invocation)
+    return Json((await services.run(state_of_record, record, context)).model_dump(mode="json"))
 
 
-async def _of_the_dead(services: Services, act: Callable[[str], Record], invocation: str) -> Record:
+async def _change_dead(services: Services, act: Callable[[str], Record], invocation: str) -> Record:
     try:
         return await services.run(act, invocation)
     except FunctionError as error:
@@ -149,34 +149,35 @@ async def _of_the_dead(services: Services, act: Callable[[str], Record], invocat
         raise Problem(409, str(error), kind="not-dead") from error
 
 
-@router.post("/invocations/{invocation}/signals/{name}", response_model=Told, status_code=202)
+@router.post("/invocations/{invocation}/signals/{name}", response_model=InvocationState, status_code=202)
 async def signal_invocation(
     request: Request, invocation: Name, name: Name, principal: Annotated[Principal, allowed(Role.operator)]
 ) -> Json:
-    """Give a workflow that waits for signal `name` the JSON value in the body."""
+    """Send signal `name`, with the JSON value in the body, to the workflow that waits for it."""
     services = services_of(request)
-    used = services.acting(principal)
+    context = services.acting(principal)
     value = await json_of(request) if await request.body() else None
-    record = await services.run(ledger_of(used).signal, invocation, name, value)
-    return Json((await services.run(told_of, record, used)).model_dump(mode="json"), 202)
+    record = await services.run(ledger_of(context).signal, invocation, name, value)
+    return Json((await services.run(state_of_record, record, context)).model_dump(mode="json"), 202)
 
 
-def told(invocation: Invocation[Any]) -> Told:
-    """Read an invocation. Raises: UnknownInvocation."""
-    return told_of(invocation.record(), invocation.used)
+def state_of(invocation: Invocation[Any]) -> InvocationState:
+    """Read the state of an invocation. Raises: UnknownInvocation."""
+    return state_of_record(invocation.record(), invocation.used)
 
 
-def told_of(record: Record, used: Context) -> Told:
-    """A record that was read, with its arguments, progress and result."""
+def state_of_record(record: Record, context: Context) -> InvocationState:
+    """Describe the state in a ledger record, with its arguments, progress and result."""
     shared = record.model_dump(
-        include=set(Told.model_fields) - {"arguments", "steps", "progress", "failure", "receipt", "result"}
+        include=set(InvocationState.model_fields)
+        - {"arguments", "steps", "progress", "failure", "receipt", "result"}
     )
-    return Told(
+    return InvocationState(
         **shared,
-        arguments=get_value(used.store, record.arguments),
+        arguments=get_value(context.store, record.arguments),
         steps=[each.function for each in record.steps],
-        progress=None if record.ended or record.untouched else find_progress(used.store, record.id),
+        progress=None if record.ended or record.untouched else find_progress(context.store, record.id),
         failure=record.failure.model_dump() if record.failure else None,
         receipt=record.receipt.model_dump(mode="json") if record.receipt else None,
-        result=get_value(used.store, record.result) if record.result else None,
+        result=get_value(context.store, record.result) if record.result else None,
     )

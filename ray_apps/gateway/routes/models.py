@@ -1,4 +1,4 @@
-"""The registry by HTTP: models, versions, approvals, aliases and traffic."""
+"""Routes of the registry: models, versions, approvals, aliases and traffic."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ Number = Annotated[int, Field(ge=1, le=2**31)]
 VersionNumber = Annotated[int, Path(ge=1, le=2**31)]
 
 
-class Summary(BaseModel):
-    """A model in a few lines."""
+class ModelSummary(BaseModel):
+    """Summary of a model: aliases, versions, traffic."""
 
     name: str
     description: str
@@ -48,38 +48,38 @@ class Summary(BaseModel):
     traffic: Traffic | None
 
 
-class Change(BaseModel):
-    """Something said about a model, with a reason that stands in its journal."""
+class ChangeRequest(BaseModel):
+    """A change to a model, with the reason that its journal keeps."""
 
     model_config = ConfigDict(extra="forbid")
 
     reason: str = Field(default="", max_length=2000)
 
 
-class Pointing(Change):
-    """Point an alias; `expected`, if given, is the version it must point to now (null: none)."""
+class AliasChange(ChangeRequest):
+    """The version that an alias shall point to; `expected`, if given, is the one it must point to now (null: no version)."""
 
     version: Number
     expected: Number | None = None
     override: str = Field(default="", max_length=2000)
 
 
-class Review(BaseModel):
-    """What an approver says."""
+class ReviewComment(BaseModel):
+    """Comment of an approver on a version."""
 
     model_config = ConfigDict(extra="forbid")
 
     comment: str = Field(default="", max_length=2000)
 
 
-class Card(BaseModel):
-    """A model card, in Markdown."""
+class ModelCard(BaseModel):
+    """Model card of a version, in Markdown."""
 
     card: str
 
 
-class Audit(BaseModel):
-    """How much was read and found as it was written; `damaged` names the first thing that is not, if any."""
+class AuditResult(BaseModel):
+    """How much of a model was read and found intact; `damaged` names the first thing that was not, if any."""
 
     entries: int = 0
     blobs: int = 0
@@ -87,7 +87,7 @@ class Audit(BaseModel):
     damaged: str | None = None
 
 
-class Signing(BaseModel):
+class SignatureUpload(BaseModel):
     """A signature made elsewhere (a bundle of the OpenSSF model-signing format), and the key it is checked with."""
 
     model_config = ConfigDict(extra="forbid")
@@ -96,8 +96,8 @@ class Signing(BaseModel):
     public_key: str
 
 
-class Share(BaseModel):
-    """An arm's version and its part of the traffic, 0 to 1."""
+class ArmShare(BaseModel):
+    """The version of an arm and its share of the traffic, 0 to 1."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -105,14 +105,14 @@ class Share(BaseModel):
     share: float = Field(ge=0, le=1)
 
 
-class Split(Change):
-    """Arms beside the champion, which has what they leave; `expected` is the `entry` this was decided on.
+class TrafficSplit(ChangeRequest):
+    """A traffic split: arms beside the champion, which gets the rest; `expected` is the `entry` it was decided on.
 
-    With a `layer` the arms share that part of it only, and no unit of it is in another model's. `rules` go before all of
-    it: requests whose attributes meet one go to its version.
+    With a `layer` the arms share that part of it only, and none of its units is in another model's experiment. `rules`
+    are applied first: requests whose attributes meet a rule go to the version of that rule.
     """
 
-    arms: dict[Name, Share] = Field(default={}, json_schema_extra={"additionalProperties": False})
+    arms: dict[Name, ArmShare] = Field(default={}, json_schema_extra={"additionalProperties": False})
     shadows: list[Number] = []
     layer: LayerShare | None = None
     rules: list[TrafficRule] = []
@@ -121,7 +121,7 @@ class Split(Change):
 
 
 async def by_registry(request: Request, principal: Principal, work: Callable[[Registry], Any]) -> Json:
-    """What `work` makes of the registry in the caller's name."""
+    """Run `work` on the registry in the caller's name; returns its result as JSON."""
     services = services_of(request)
 
     def done() -> Any:
@@ -131,9 +131,9 @@ async def by_registry(request: Request, principal: Principal, work: Callable[[Re
     return Json(await services.run(done))
 
 
-@router.get("", response_model=list[Summary])
+@router.get("", response_model=list[ModelSummary])
 async def list_models(request: Request, principal: Viewer) -> Json:
-    """Every model."""
+    """List all models with a summary of each."""
 
     def listed(registry: Registry) -> list[Any]:
         return [_summary(registry.get_model(name)).model_dump(mode="json") for name in registry.list_models()]
@@ -141,15 +141,15 @@ async def list_models(request: Request, principal: Viewer) -> Json:
     return await by_registry(request, principal, listed)
 
 
-@router.get("/{model}", response_model=Summary)
+@router.get("/{model}", response_model=ModelSummary)
 async def get_model(request: Request, model: Name, principal: Viewer) -> Json:
-    """One model: aliases, versions, traffic."""
+    """Get the summary of one model: aliases, versions, traffic."""
     return await by_registry(request, principal, lambda registry: _summary(registry.get_model(model)))
 
 
 @router.get("/{model}/versions", response_model=list[ModelVersion])
 async def list_versions(request: Request, model: Name, principal: Viewer) -> Json:
-    """All versions that are not deleted, oldest first."""
+    """List all versions that are not deleted, oldest first."""
 
     def listed(registry: Registry) -> list[Any]:
         return [version.model_dump(mode="json") for version in registry.list_versions(model)]
@@ -159,43 +159,43 @@ async def list_versions(request: Request, model: Name, principal: Viewer) -> Jso
 
 @router.get("/{model}/versions/{version}", response_model=ModelVersion)
 async def get_version(request: Request, model: Name, version: Name, principal: Viewer) -> Json:
-    """A version by number or alias: signature, metrics, lineage, approvals, gates."""
+    """Get a version by number or alias: signature, metrics, lineage, approvals, gates."""
     return await by_registry(
         request, principal, lambda registry: registry.get_version(model, number_or_alias(version))
     )
 
 
-@router.get("/{model}/versions/{version}/card", response_model=Card)
+@router.get("/{model}/versions/{version}/card", response_model=ModelCard)
 async def get_card(request: Request, model: Name, version: Name, principal: Viewer) -> Json:
-    """A version's model card: what is recorded of it, as a page."""
+    """Get the model card of a version, rendered from its record."""
     return await by_registry(
         request,
         principal,
-        lambda registry: Card(card=registry.card(model, number_or_alias(version))),
+        lambda registry: ModelCard(card=registry.card(model, number_or_alias(version))),
     )
 
 
 @router.get("/{model}/policy", response_model=ModelPolicy)
 async def get_policy(request: Request, model: Name, principal: Viewer) -> Json:
-    """What a version of the model needs before it may go live."""
+    """Get the model's policy: what a version needs before it may go live."""
     return await by_registry(request, principal, lambda registry: registry.get_model(model).policy)
 
 
 @router.put("/{model}/policy", response_model=ModelPolicy)
 async def set_policy(request: Request, model: Name, body: ModelPolicy, principal: Admin) -> Json:
-    """Say what a version of the model needs before it may go live; what is live already stays."""
+    """Set what a version of the model needs before it may go live; a live version stays live."""
     return await by_registry(request, principal, lambda registry: registry.set_policy(model, body).policy)
 
 
-@router.post("/{model}/audit", response_model=Audit)
+@router.post("/{model}/audit", response_model=AuditResult)
 async def audit(request: Request, model: Name, principal: Operator) -> Json:
-    """Walk the model's hash chain and read every file and signature: it takes as long as that takes."""
+    """Verify the model's hash chain and every file and signature, which reads all of them."""
 
-    def audited(registry: Registry) -> Audit:
+    def audited(registry: Registry) -> AuditResult:
         try:
-            return Audit(**registry.verify(model).model_dump())
+            return AuditResult(**registry.verify(model).model_dump())
         except Damaged as damage:
-            return Audit(damaged=str(damage))
+            return AuditResult(damaged=str(damage))
 
     return await by_registry(request, principal, audited)
 
@@ -204,7 +204,7 @@ async def audit(request: Request, model: Name, principal: Operator) -> Json:
 async def get_history(
     request: Request, model: Name, principal: Viewer, limit: Annotated[int, Query(ge=1, le=10_000)] = 100
 ) -> Json:
-    """The latest entries of the model's journal, oldest first: who changed what, when and why."""
+    """List the latest entries of the model's journal, oldest first: who changed what, when and why."""
 
     def listed(registry: Registry) -> list[Any]:
         return [entry.to_json() for entry in registry.history(model)[-limit:]]
@@ -216,7 +216,7 @@ async def get_history(
 async def get_alias(
     request: Request, model: Name, alias: Name, principal: Viewer, at: Time | None = None
 ) -> Json:
-    """The version behind an alias, now or at a past moment; null if there was none."""
+    """Get the version that an alias points to, now or at a past moment; null if it points to no version."""
 
     def found(registry: Registry) -> Any:
         aliases = (registry.model_at(model, at) if at else registry.get_model(model)).aliases
@@ -226,22 +226,28 @@ async def get_alias(
 
 
 @router.put("/{model}/aliases/{alias}", response_model=ModelVersion)
-async def set_alias(request: Request, model: Name, alias: Name, body: Pointing, principal: Operator) -> Json:
-    """Point an alias to a version; 409 names what is there if it is not the expected one, or the policy unmet."""
+async def set_alias(
+    request: Request, model: Name, alias: Name, body: AliasChange, principal: Operator
+) -> Json:
+    """Point an alias to a version; 409 if it is not at the expected version, or the policy is not met."""
     return await by_registry(
-        request, principal, lambda registry: registry.set_alias(model, alias, **_given(body))
+        request, principal, lambda registry: registry.set_alias(model, alias, **_alias_arguments(body))
     )
 
 
 @router.post("/{model}/promote", response_model=ModelVersion)
-async def promote(request: Request, model: Name, body: Pointing, principal: Operator) -> Json:
-    """Make a version the champion and end its canaries, shadows and rules to a version, at once."""
-    return await by_registry(request, principal, lambda registry: registry.promote(model, **_given(body)))
+async def promote(request: Request, model: Name, body: AliasChange, principal: Operator) -> Json:
+    """Make a version the champion, and end the model's canaries, shadows and rules to a version, in one change."""
+    return await by_registry(
+        request, principal, lambda registry: registry.promote(model, **_alias_arguments(body))
+    )
 
 
 @router.post("/{model}/aliases/{alias}/rollback", response_model=ModelVersion)
-async def rollback(request: Request, model: Name, alias: Name, body: Change, principal: Operator) -> Json:
-    """Point an alias back to the version before."""
+async def rollback(
+    request: Request, model: Name, alias: Name, body: ChangeRequest, principal: Operator
+) -> Json:
+    """Point an alias back to its previous version."""
     return await by_registry(
         request, principal, lambda registry: registry.rollback(model, alias, reason=body.reason)
     )
@@ -249,9 +255,9 @@ async def rollback(request: Request, model: Name, alias: Name, body: Change, pri
 
 @router.post("/{model}/versions/{version}/approve", response_model=ModelVersion)
 async def approve(
-    request: Request, model: Name, version: VersionNumber, body: Review, principal: Approver
+    request: Request, model: Name, version: VersionNumber, body: ReviewComment, principal: Approver
 ) -> Json:
-    """Approve a version in one's own name."""
+    """Approve a version in the caller's name."""
     return await by_registry(
         request, principal, lambda registry: registry.approve(model, version, comment=body.comment)
     )
@@ -259,9 +265,9 @@ async def approve(
 
 @router.post("/{model}/versions/{version}/reject", response_model=ModelVersion)
 async def reject(
-    request: Request, model: Name, version: VersionNumber, body: Review, principal: Approver
+    request: Request, model: Name, version: VersionNumber, body: ReviewComment, principal: Approver
 ) -> Json:
-    """Reject a version: nothing can be pointed to it until it is approved."""
+    """Reject a version: no alias can point to it until it is approved."""
     return await by_registry(
         request, principal, lambda registry: registry.reject(model, version, comment=body.comment)
     )
@@ -269,9 +275,9 @@ async def reject(
 
 @router.post("/{model}/versions/{version}/signatures", response_model=ModelVersion)
 async def add_signature(
-    request: Request, model: Name, version: VersionNumber, body: Signing, principal: Operator
+    request: Request, model: Name, version: VersionNumber, body: SignatureUpload, principal: Operator
 ) -> Json:
-    """Keep a signature of a version's files; 409 if it is not one of that key over these files."""
+    """Store a signature of a version's files; 409 if that key did not sign these files."""
     bundle = body.bundle.encode()
     return await by_registry(
         request, principal, lambda registry: registry.add_signature(model, version, bundle, body.public_key)
@@ -282,7 +288,7 @@ async def add_signature(
 async def get_signature(
     request: Request, model: Name, version: VersionNumber, signer: Name, principal: Viewer
 ) -> Json:
-    """A signature's bundle, by the fingerprint of its key, to be checked by whoever asks."""
+    """Get a signature's bundle by the fingerprint of its key, for the caller to verify."""
 
     def found(registry: Registry) -> dict[str, str]:
         for mark in registry.get_version(model, version).signatures:
@@ -295,13 +301,13 @@ async def get_signature(
 
 @router.get("/{model}/traffic", response_model=Traffic)
 async def get_traffic(request: Request, model: Name, principal: Viewer) -> Json:
-    """The split in force."""
+    """Get the traffic split in force."""
     return await by_registry(request, principal, lambda registry: registry.traffic(model))
 
 
 @router.put("/{model}/traffic", response_model=Traffic)
-async def set_traffic(request: Request, model: Name, body: Split, principal: Operator) -> Json:
-    """Split the traffic; the champion has what the arms leave."""
+async def set_traffic(request: Request, model: Name, body: TrafficSplit, principal: Operator) -> Json:
+    """Split the traffic; the champion gets what the arms leave."""
 
     def changed(registry: Registry) -> Traffic:
         return registry.set_traffic(
@@ -319,17 +325,17 @@ async def set_traffic(request: Request, model: Name, body: Split, principal: Ope
 
 
 def number_or_alias(text: str) -> int | str:
-    """A version as it stands in a path."""
+    """Parse a version in a path: a number, or else an alias."""
     return int(text) if text.isascii() and text.isdigit() else text
 
 
-def _given(body: Pointing) -> dict[str, Any]:
+def _alias_arguments(body: AliasChange) -> dict[str, Any]:
     given = {"version": body.version, "reason": body.reason, "override": body.override}
     return given | ({"expected": body.expected} if "expected" in body.model_fields_set else {})
 
 
-def _summary(state: ModelState) -> Summary:
-    return Summary(
+def _summary(state: ModelState) -> ModelSummary:
+    return ModelSummary(
         name=state.name,
         description=state.description,
         created_at=state.created_at,

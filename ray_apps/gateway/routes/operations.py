@@ -1,4 +1,4 @@
-"""Running the platform: health, numbers, schedules, tokens, and the server's side of the inference protocol."""
+"""Routes for operators: health, metrics, schedules, tokens, and the server calls of the inference protocol."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ Viewer = Annotated[Principal, allowed(Role.viewer)]
 Admin = Annotated[Principal, allowed(Role.admin)]
 
 
-class TokenWanted(BaseModel):
-    """A token to make: whose, with which role, until when."""
+class TokenRequest(BaseModel):
+    """A token to create: whose, with which role, until when."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -36,16 +36,16 @@ class TokenWanted(BaseModel):
     expires_at: Time | None = None
 
 
-class TokenMade(BaseModel):
-    """A new token; `token` is shown this once."""
+class NewToken(BaseModel):
+    """A new token, whose secret `token` is shown only once."""
 
     name: str
     role: str
     token: str
 
 
-class TokenListed(BaseModel):
-    """A token as it is kept: without its secret."""
+class TokenEntry(BaseModel):
+    """A token in the access list, without its secret."""
 
     id: str
     name: str
@@ -58,19 +58,19 @@ class TokenListed(BaseModel):
 
 @router.get("/healthz", tags=["health"])
 async def get_health() -> Json:
-    """Whether this process answers; the only thing one may ask without a token, with the protocol's own health."""
+    """Tell that this process answers; together with the protocol's health calls the only route without a token."""
     return Json({"status": "ok"})
 
 
 @router.get("/v2/health/live", tags=["protocol"])
 async def get_live() -> Json:
-    """Whether the server is alive."""
+    """Tell whether the server is alive."""
     return Json({"live": True})
 
 
 @router.get("/v2/health/ready", tags=["protocol"], responses={503: {"description": "The store is away"}})
 async def get_ready(request: Request) -> Json:
-    """Whether the server can do its work: the store answers."""
+    """Tell whether the server can do its work, for which the store must answer."""
     services = services_of(request)
     try:
         await services.run(services.context.store.find, "health")
@@ -87,7 +87,7 @@ async def get_server(_: Viewer) -> Json:
 
 @router.get("/metrics", tags=["health"], response_class=PlainTextResponse)
 async def get_metrics(request: Request, _: Viewer) -> Response:
-    """Numbers of this gateway process, and of feature views as last measured, in Prometheus's text format."""
+    """Render metrics of this process, and of feature views as last measured, in Prometheus's text format."""
     services = services_of(request)
     features = await services.run(feature_metrics, services.context.store, now=services.context.clock())
     return Response(request.app.state.metrics.text() + features, media_type=METRICS_TYPE)
@@ -95,24 +95,24 @@ async def get_metrics(request: Request, _: Viewer) -> Response:
 
 @router.get("/schedules", tags=["functions"])
 async def get_schedules(request: Request, principal: Viewer) -> Json:
-    """Every schedule: its function, the last tick that was handled, and the next one."""
+    """List schedules: the function, the last tick that was handled, and the next one."""
     services = services_of(request)
     await services.ready()
     return Json(await services.run(statuses, services.acting(principal)))
 
 
-@router.get("/tokens", tags=["access"], response_model=list[TokenListed])
+@router.get("/tokens", tags=["access"], response_model=list[TokenEntry])
 async def list_tokens(request: Request, principal: Admin) -> Json:
-    """All tokens there ever were, without their secrets."""
+    """List all tokens, also expired and revoked ones, without their secrets."""
     access = _access(request, principal)
     kept = await services_of(request).run(access.list_tokens)
     listed = [each.model_dump(mode="json", exclude={"digest"}) | {"role": each.role.name} for each in kept]
     return Json(listed)
 
 
-@router.post("/tokens", tags=["access"], response_model=TokenMade, status_code=201)
-async def create_token(request: Request, body: TokenWanted, principal: Admin) -> Json:
-    """Make a token. Raises: Problem 409 if it would be over already, or a live one has its name."""
+@router.post("/tokens", tags=["access"], response_model=NewToken, status_code=201)
+async def create_token(request: Request, body: TokenRequest, principal: Admin) -> Json:
+    """Create a token. Raises: Problem 409 if its expiry has passed, or a live token has its name."""
     if body.expires_at is not None and body.expires_at <= utc_now():
         raise Problem(409, f"expires_at={body.expires_at.isoformat()} has passed; give a later time")
     access = _access(request, principal)
@@ -125,7 +125,7 @@ async def create_token(request: Request, body: TokenWanted, principal: Admin) ->
 
 @router.delete("/tokens/{name}", tags=["access"], status_code=204)
 async def revoke_token(request: Request, name: Name, principal: Admin) -> Response:
-    """End the live token of that name; it is refused everywhere within two seconds."""
+    """Revoke the live token of that name; every process refuses it within two seconds."""
     await services_of(request).run(_access(request, principal).revoke, name)
     await _read_again(request)
     return Response(status_code=204)
@@ -135,15 +135,15 @@ async def revoke_token(request: Request, name: Name, principal: Admin) -> Respon
 @router.get("/v2/models/{model}/{rest:path}", tags=["protocol"], include_in_schema=False)
 @router.post("/v2/models/{model}/{rest:path}", tags=["protocol"], include_in_schema=False)
 async def no_such_model(model: str, _: Viewer, rest: str = "") -> Json:  # noqa: ARG001  # part of the path
-    """A model that is served has a door of its own: what arrives here is not."""
+    """Answer 404 for a model that is not served: a served one has a route of its own, which goes first."""
     raise NotFound(
         f"model {model!r} is not served here; `GET /models` lists the registry's, `toque up` serves them"
     )
 
 
 async def _read_again(request: Request) -> None:
-    """Have this gateway know at once what others learn within a second or two."""
-    await services_of(request).run(services_of(request).door.list_tokens)
+    """Reread the access list, so that this gateway applies the change at once."""
+    await services_of(request).run(services_of(request).access_list.list_tokens)
     request.app.state.tokens.forget()
 
 

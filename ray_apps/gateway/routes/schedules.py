@@ -1,4 +1,4 @@
-"""What the schedules are doing, for the gateway."""
+"""State of all schedules, for the gateway's route."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from functions.runtime.triggers import schedule
 from ray_apps.gateway.problems import Problem
 
 
-def statuses(used: Context) -> list[dict[str, Any]]:
-    """Every schedule with the last tick that was handled. Raises: Problem 503 while a replayed clock is not set."""
+def statuses(context: Context) -> list[dict[str, Any]]:
+    """List schedules with the last tick that was handled. Raises: Problem 503 while a replayed clock is not set."""
     try:
-        used.clock()
+        context.clock()
     except LookupError as error:
         raise Problem(503, str(error), kind="clock-not-set", headers={"Retry-After": "1"}) from error
-    return [each.model_dump(mode="json") for each in schedule.status(used)]
+    return [each.model_dump(mode="json") for each in schedule.status(context)]

@@ -19,7 +19,7 @@ from featurestore import Entity, FeatureView, Field, Float64, String
 from functions.prediction_log import LogWriter
 from functions.runtime import catalog
 from functions.runtime.context import Context
-from ray_apps.discovery import discover_gently
+from ray_apps.discovery import discover_at_low_priority
 from ray_apps.gateway.app import build_app
 from ray_apps.gateway.services import Services
 from ray_apps.local.redis_server import binary
@@ -171,7 +171,7 @@ def test_a_hundred_requests_find_no_5xx_and_no_breach_of_the_document(
 def test_a_thousand_requests_find_no_5xx_and_no_breach_of_the_document(
     document: Any, toys: None, only: Any, examples: int, phases: list[str], rooms: str
 ) -> None:
-    discover_gently(None)
+    discover_at_low_priority(None)
     only(lambda reference: reference.startswith((rooms, "gateway_toys:gateway_add")))
     called, found = fuzz(document(examples, phases=phases))
     assert not found, "\n".join(found)
