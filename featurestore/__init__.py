@@ -1,4 +1,4 @@
-"""The prep station: features defined once, read as of any moment for training and as of now for serving.
+"""Features defined once, read as of any moment for training and as of now for serving.
 
 Holds definitions (in Feast's words), the offline store (tables in the object store), the point-in-time join, the
 online store (Redis), materialization and on-demand views. Must not know what a model, a function or a deployment is;

@@ -1,9 +1,9 @@
-"""What can go wrong at the prep station; a subclass only where a caller would act differently."""
+"""Errors of the feature store: a subclass for each way a caller would act differently."""
 # ruff: noqa: N818 - the names say what happened, as in registry.errors
 
 
 class FeatureStoreError(Exception):
-    """Any refusal of the feature store."""
+    """Base of every error that the feature store raises on purpose."""
 
 
 class InvalidDefinition(FeatureStoreError, ValueError):
@@ -23,11 +23,11 @@ class InvalidRows(FeatureStoreError, ValueError):
 
 
 class UnexpectedRows(InvalidRows):
-    """Well-formed rows that are not as the view's expectations say; keep them aside and ask who made them."""
+    """Well-formed rows do not meet the view's expectations; keep them aside and check their source."""
 
 
 class OnlineStoreUnavailable(FeatureStoreError, ConnectionError):
-    """Redis did not answer or is not configured; nothing was half-written that a rerun would not mend."""
+    """Redis did not answer or is not configured; a rerun completes any partial write."""
 
 
 class UnreadableRow(FeatureStoreError, ValueError):

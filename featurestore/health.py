@@ -1,6 +1,6 @@
-"""How a view is doing: how fresh it is, how full, how much of it is online, and what its newest rows look like.
+"""Health of a view: freshness, share of values present, share of keys online, and its newest rows.
 
-Sizes come from the table's log; the rest from the newest span of rows, read piece by piece.
+Sizes come from the table's log; the rest from the newest span of rows, read in batches.
 """
 
 from collections.abc import Iterator
@@ -29,12 +29,12 @@ _ROWS_AT_ONCE = 200_000
 
 
 class ViewHealth(BaseModel):
-    """One view, measured.
+    """Measured health of one view.
 
-    rows, files: of the table's newest version; newest_event: of rows up to now; freshness_s: how old that is;
-    recent_rows: in the span that ends with it, of which are `keys` (distinct, within 1.6 %), `fill` (share of values
-    that are there, by feature) and `samples` (the newest rows); coverage: share of sampled recent keys that an online
-    read finds within the ttl, None without an online store; online_until: what materialization has brought.
+    rows, files: of the table's newest version; newest_event: of rows up to now; freshness_s: its age;
+    recent_rows: in the span that ends with it, on which `keys` (distinct, within 1.6 %), `fill` (share of values
+    present, by feature) and `samples` (the newest rows) are measured; coverage: share of sampled recent keys that an online
+    read finds within the ttl, None without an online store; online_until: event time up to which rows are materialized.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -63,7 +63,7 @@ def view_health(
     samples: int = 3,
     sampled_keys: int = 1_000,
 ) -> ViewHealth:
-    """Measure a view as of now.
+    """Measure a view's health as of now.
 
     span: how much of the newest event time is read; sampled_keys: how many online rows are looked up.
     Raises: UnknownDefinition, OnlineStoreUnavailable.
@@ -76,8 +76,8 @@ def view_health(
     if version is None:
         return health
     recent = _Recent(found, samples=samples)
-    for piece in recent_rows(fs, found, version, span=span, now=now):
-        recent.add(piece, fs.project)
+    for batch in recent_rows(fs, found, version, span=span, now=now):
+        recent.add(batch, fs.project)
     return health.model_copy(
         update={
             "rows": sum(f.rows for f in version.files),
@@ -94,7 +94,7 @@ def view_health(
 
 
 def newest_event(fs: FeatureStore, view: ViewOrName) -> datetime | None:
-    """The event time of a view's newest row up to now; None if it has none. Raises: UnknownDefinition."""
+    """Find the event time of a view's newest row up to now; None without rows. Raises: UnknownDefinition."""
     found = fs.get_feature_view(view if isinstance(view, str) else view.name)
     version = fs.offline.version(found)
     return None if version is None else _newest(fs, found, version, now=fs.now())
@@ -103,30 +103,30 @@ def newest_event(fs: FeatureStore, view: ViewOrName) -> datetime | None:
 def recent_rows(
     fs: FeatureStore, view: FeatureView, version: Version, *, span: timedelta, now: datetime
 ) -> Iterator[pa.Table]:
-    """The rows of the newest span up to now, piece by piece, oldest files first."""
+    """Iterate over rows of the newest span up to now, in batches, oldest files first."""
     newest = _newest(fs, view, version, now=now)
     if newest is None:
         return
     start = newest - span
     files = [f for f in version.files if f.may_hold(start, now)]
-    for piece, _ in fs.offline.batches(view, version, files, start=start, end=now, rows=_ROWS_AT_ONCE):
-        if piece.num_rows:
-            yield piece
+    for batch, _ in fs.offline.batches(view, version, files, start=start, end=now, rows=_ROWS_AT_ONCE):
+        if batch.num_rows:
+            yield batch
 
 
 def _newest(fs: FeatureStore, view: FeatureView, version: Version, *, now: datetime) -> datetime | None:
     begun = [f.first for f in version.files if f.first is not None and f.first <= now]
     if not begun:
         return None
-    newest = max(begun)  # a file has a row at its first time, so the newest row is not before
+    newest = max(begun)  # a file has a row at its first time, so the newest row is not earlier
     files = [f for f in version.files if f.may_hold(newest, now)]
-    for piece, _ in fs.offline.batches(view, version, files, start=newest, end=now, rows=_ROWS_AT_ONCE):
-        newest = max(newest, pc.max(piece.column(EVENT_TIMESTAMP)).as_py() or newest)
+    for batch, _ in fs.offline.batches(view, version, files, start=newest, end=now, rows=_ROWS_AT_ONCE):
+        newest = max(newest, pc.max(batch.column(EVENT_TIMESTAMP)).as_py() or newest)
     return newest
 
 
 class _Recent:
-    """What pieces of a view's rows add up to."""
+    """Running totals over batches of a view's rows."""
 
     def __init__(self, view: FeatureView, *, samples: int) -> None:
         self._view = view
@@ -138,25 +138,25 @@ class _Recent:
         self.last: pa.Table | None = None
         self._newest_rows: pa.Table | None = None
 
-    def add(self, piece: pa.Table, project: str) -> None:
-        """Count a piece in."""
-        self.rows += piece.num_rows
+    def add(self, batch: pa.Table, project: str) -> None:
+        """Add a batch to the totals."""
+        self.rows += batch.num_rows
         for name in self._missing:
-            self._missing[name] += missing(piece.column(name))
-        self.keys += DistinctSketch.of(pa.array(row_keys(project, self._view, piece)).cast(pa.string()))
-        ends = pc.max(piece.column(EVENT_TIMESTAMP)).as_py()
+            self._missing[name] += missing(batch.column(name))
+        self.keys += DistinctSketch.of(pa.array(row_keys(project, self._view, batch)).cast(pa.string()))
+        ends = pc.max(batch.column(EVENT_TIMESTAMP)).as_py()
         self.newest = ends if self.newest is None else max(self.newest, ends)
-        self.last = piece
-        both = piece if self._newest_rows is None else pa.concat_tables([self._newest_rows, piece])
+        self.last = batch
+        both = batch if self._newest_rows is None else pa.concat_tables([self._newest_rows, batch])
         self._newest_rows = both.sort_by([(EVENT_TIMESTAMP, "descending")]).slice(0, self._wanted)
 
     def fill(self) -> dict[str, float]:
-        """Share of values that are there, by feature."""
+        """Share of values present, by feature."""
         return {name: 1 - count / self.rows for name, count in self._missing.items()} if self.rows else {}
 
     @property
     def samples(self) -> list[dict[str, Any]]:
-        """The newest rows."""
+        """Newest rows of all batches, as dicts."""
         return [] if self._newest_rows is None else self._newest_rows.to_pylist()
 
 
@@ -169,5 +169,5 @@ def _online(fs: FeatureStore, view: FeatureView, rows: pa.Table | None, sampled_
     keys = rows.select([key.name for key in view.join_keys]).take(pa.array(at)).to_pylist() or [{}]
     answer = fs.get_online_features(view, keys)
     states = answer.statuses[view.features[0]]
-    there = sum(state in {Status.PRESENT, Status.NULL_VALUE} for state in states)
-    return {"online_until": until, "coverage": there / len(states)}
+    readable = sum(state in {Status.PRESENT, Status.NULL_VALUE} for state in states)
+    return {"online_until": until, "coverage": readable / len(states)}

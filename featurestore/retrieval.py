@@ -1,4 +1,4 @@
-"""What a list of features takes to answer: which stored rows to look up, what to compute, what comes out in which order."""
+"""Plans of retrievals: stored rows to look up, on-demand features to compute, and the order of output columns."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,10 +25,10 @@ Features = FeatureService | FeatureLike | str | Sequence[FeatureLike | str]
 
 @dataclass(frozen=True, slots=True)
 class Retrieval:
-    """A plan that training and serving share.
+    """Plan of a retrieval, which training and serving share.
 
     lookups: projections of stored views, each (view, alias, join keys) once; computed: projections of on-demand views;
-    request: fields that the caller brings; columns: what comes out, in order.
+    request: fields that the caller must give; columns: of the output, in order.
     """
 
     lookups: tuple[Projection, ...]
@@ -37,14 +37,14 @@ class Retrieval:
     columns: tuple[str, ...]
 
     def compute(self, inputs: Mapping[str, Array], *, rows: int) -> dict[str, tuple[Field, Array]]:
-        """The on-demand columns, from columns of all lookups and request fields, each of length `rows`."""
-        made: dict[str, tuple[Field, Array]] = {}
-        for part in self.computed:
-            view = part.view
+        """Compute on-demand columns from columns of all lookups and request fields, each of length `rows`."""
+        computed: dict[str, tuple[Field, Array]] = {}
+        for projection in self.computed:
+            view = projection.view
             if isinstance(view, OnDemandFeatureView):
                 results = compute(view, {name: inputs[name] for name in view.inputs}, rows=rows)
-                made |= {column: (f, results[f.name]) for column, f in part.columns.items()}
-        return made
+                computed |= {column: (f, results[f.name]) for column, f in projection.columns.items()}
+        return computed
 
 
 def plan_retrieval(features: FeatureService | Iterable[Projection]) -> Retrieval:

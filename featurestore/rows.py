@@ -1,4 +1,4 @@
-"""Rows handed in, checked and brought to a view's exact columns and types; every refusal names view, column, value."""
+"""Checks and casts of input rows to a view's exact columns and types; every error names view, column and value."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -27,25 +27,25 @@ Tabular: TypeAlias = Any
 
 
 def to_table(data: Tabular) -> pa.Table:
-    """Any of the accepted tables as Arrow; a pandas index is dropped."""
+    """Convert any accepted kind of table to Arrow; a pandas index is dropped."""
     if isinstance(data, pa.Table):
         return data
     if isinstance(data, pl.DataFrame):
         return data.to_arrow()
-    pandas = sys.modules.get("pandas")  # who hands in a frame of it has imported it
+    pandas = sys.modules.get("pandas")  # a caller with a pandas frame has imported it
     if pandas is not None and isinstance(data, pandas.DataFrame):
         return pa.Table.from_pandas(data, preserve_index=False)
     return pa.Table.from_pylist([dict(row) for row in data])
 
 
 def offline_schema(view: FeatureView) -> pa.Schema:
-    """Columns of a view's stored rows: join keys, features, event and created time."""
+    """Schema of a view's stored rows: join keys, features, event and created time."""
     fields = [pa.field(f.name, f.dtype.arrow) for f in (*view.join_keys, *view.schema)]
     return pa.schema([*fields, pa.field(EVENT_TIMESTAMP, TIMESTAMP), pa.field(CREATED_TIMESTAMP, TIMESTAMP)])
 
 
 def conform(view: FeatureView, data: Tabular, *, clock: Clock) -> pa.Table:
-    """The rows with exactly the columns of `offline_schema`; a missing created time is now.
+    """Cast rows to exactly the columns of `offline_schema`; a missing created time is now.
 
     Raises: InvalidRows for a missing, duplicated or unknown column, a wrong type, a null key or time, a naive time.
     """
@@ -66,7 +66,7 @@ def conform(view: FeatureView, data: Tabular, *, clock: Clock) -> pa.Table:
 
 
 def check_rows(view: FeatureView, rows: pa.Table) -> None:
-    """Hold a batch of conforming rows against the view's ranges and null shares; freshness is the table's affair.
+    """Check a batch of conforming rows against the view's ranges and null shares, not its freshness.
 
     Raises: UnexpectedRows.
     """
@@ -94,7 +94,7 @@ def _typed(where: str, table: pa.Table, field: Field) -> pa.ChunkedArray:
 
 
 def cast_column(where: str, field: Field, column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A column in the field's type, without losing anything.
+    """Cast a column to the field's type without loss.
 
     Raises: InvalidRows if the type is of another kind or a value does not fit.
     """
@@ -131,12 +131,12 @@ def _same_kind(given: pa.DataType, target: pa.DataType) -> bool:
 
 
 def _sample(column: pa.ChunkedArray) -> str:
-    there = column.drop_null()
-    return repr(there[0].as_py()) if len(there) else "null"
+    values = column.drop_null()
+    return repr(values[0].as_py()) if len(values) else "null"
 
 
 def time_column(where: str, table: pa.Table, name: str) -> pa.ChunkedArray:
-    """A time column as timestamp[us, UTC] without nulls.
+    """Cast a time column to timestamp[us, UTC] without nulls.
 
     Raises: InvalidRows if it is absent, naive, finer than a microsecond or has nulls.
     """

@@ -1,4 +1,4 @@
-"""Training-serving skew: what was served, recomputed from the offline store as of then, and where the two differ."""
+"""Training-serving skew: served features compared with their recomputation from the offline store."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +17,9 @@ Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 @dataclass(frozen=True, slots=True)
 class SkewReport:
-    """How served features compare with recomputed ones.
+    """Comparison of served features with recomputed ones.
 
-    rows: compared; mismatches: rows by feature, features without any left out; examples: the differing values, one row
+    rows: compared; mismatches: differing rows by feature, equal features left out; examples: the differing values, one row
     each: `row` (of the log), `event_timestamp`, `feature`, `served`, `recomputed` (as text, null where null).
     """
 
@@ -29,7 +29,7 @@ class SkewReport:
 
     @property
     def rate(self) -> float:
-        """Share of (row, feature) pairs that differ among the features that differ at all; 0 if none does."""
+        """Share of (row, feature) pairs that differ among the features that differ at all; 0 if no feature differs."""
         return sum(self.mismatches.values()) / (self.rows * len(self.mismatches)) if self.mismatches else 0.0
 
 
@@ -45,33 +45,35 @@ def skew_report(
     """Recompute logged online features point-in-time and list what differs.
 
     served: join keys, request values, `event_timestamp` (when they were read) and the feature columns.
-    as_known: compare with what was known then, so that rows which arrived later are no skew.
+    as_known: compare with what was known then, so that rows which arrived later do not count as skew.
     tolerance: relative, for numbers (a log may hold float32); examples: how many differing values to list.
     Raises: InvalidRows, UnknownDefinition.
     """
     log = to_table(served)
     columns = [name for name in fs.plan_features(features).columns if name in log.column_names]
-    again = fs.get_historical_features(log.drop_columns(columns), features, as_known=as_known).to_arrow()
-    found: dict[str, Mask] = {
-        name: _differs(log.column(name), again.column(name), tolerance) for name in columns
+    recomputed = fs.get_historical_features(log.drop_columns(columns), features, as_known=as_known).to_arrow()
+    masks: dict[str, Mask] = {
+        name: _differs(log.column(name), recomputed.column(name), tolerance) for name in columns
     }
-    mismatches = {name: int(mask.sum()) for name, mask in found.items() if mask.any()}
-    listed = [_listed(log, again, name, np.flatnonzero(found[name])[:examples]) for name in mismatches]
-    table = pa.concat_tables(listed).slice(0, examples) if listed else _EXAMPLES.empty_table()
+    mismatches = {name: int(mask.sum()) for name, mask in masks.items() if mask.any()}
+    tables = [
+        _examples_of(log, recomputed, name, np.flatnonzero(masks[name])[:examples]) for name in mismatches
+    ]
+    table = pa.concat_tables(tables).slice(0, examples) if tables else _EXAMPLES.empty_table()
     return SkewReport(log.num_rows, mismatches, table)
 
 
-def _differs(served: pa.ChunkedArray, again: pa.ChunkedArray, tolerance: float) -> Mask:
-    """Where the values are not the same; null and NaN are the same as each other and as nothing else."""
-    if pa.types.is_floating(again.type) or pa.types.is_integer(again.type):
+def _differs(served: pa.ChunkedArray, recomputed: pa.ChunkedArray, tolerance: float) -> Mask:
+    """Mark values that differ; null and NaN equal each other and no other value."""
+    if pa.types.is_floating(recomputed.type) or pa.types.is_integer(recomputed.type):
         a, b = (
             column.cast(pa.float64(), safe=False).fill_null(float("nan")).to_numpy()
-            for column in (served, again)
+            for column in (served, recomputed)
         )
         same: Mask = np.isclose(a, b, rtol=tolerance, atol=tolerance * 1e-3, equal_nan=True)
         return ~same
-    equal = pc.equal(served.cast(again.type), again).fill_null(False).to_numpy()
-    both_null = pc.and_(served.is_null(), again.is_null()).to_numpy()
+    equal = pc.equal(served.cast(recomputed.type), recomputed).fill_null(False).to_numpy()
+    both_null = pc.and_(served.is_null(), recomputed.is_null()).to_numpy()
     differs: Mask = ~(equal | both_null)
     return differs
 
@@ -87,15 +89,15 @@ _EXAMPLES = pa.schema(
 )
 
 
-def _listed(log: pa.Table, again: pa.Table, name: str, rows: np.ndarray[Any, Any]) -> pa.Table:
+def _examples_of(log: pa.Table, recomputed: pa.Table, name: str, rows: np.ndarray[Any, Any]) -> pa.Table:
     at = pa.array(rows)
     return pa.table(
         {
             "row": at,
-            EVENT_TIMESTAMP: again.column(EVENT_TIMESTAMP).take(at),
+            EVENT_TIMESTAMP: recomputed.column(EVENT_TIMESTAMP).take(at),
             "feature": pa.array([name] * len(rows)),
             "served": log.column(name).take(at).cast(pa.string()),
-            "recomputed": again.column(name).take(at).cast(pa.string()),
+            "recomputed": recomputed.column(name).take(at).cast(pa.string()),
         },
         schema=_EXAMPLES,
     )

@@ -1,6 +1,6 @@
-"""What the values of a view are like: how many, how spread, which. Read piece by piece, so that any number of rows will do.
+"""Statistics of a view's values, computed in batches for any number of rows.
 
-Counts, bounds, mean and deviation are of all rows; quartiles, histograms and frequent values of a sample of them.
+Counts, bounds, mean and deviation are of all rows; quartiles, histograms and frequent values of a sample of rows.
 """
 
 import math
@@ -30,9 +30,9 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 class FeatureStatistics(BaseModel):
-    """One feature over some rows.
+    """Statistics of one feature over some rows.
 
-    values: that are there (neither null nor NaN); distinct: of them, within 1.6 %; mean, std (of a sample), least, most:
+    values: how many are neither null nor NaN; distinct: of these, within 1.6 %; mean, std (of a sample), least, most:
     of finite numbers. quartiles; edges (bins + 1) and counts (bins): of sampled numbers, the last bin holds its upper edge.
     top: the most frequent sampled values of other types, each with its share.
     """
@@ -57,31 +57,31 @@ class FeatureStatistics(BaseModel):
 def view_statistics(
     fs: FeatureStore, view: ViewOrName, *, span: timedelta = DAY, bins: int = 30, top: int = 10
 ) -> list[FeatureStatistics]:
-    """Statistics of each feature over the newest span of a view's rows, in the order of its schema.
+    """Compute statistics of each feature over the newest span of a view's rows, in schema order.
 
     Raises: UnknownDefinition.
     """
     found = fs.get_feature_view(view if isinstance(view, str) else view.name)
     version = fs.offline.version(found)
-    pieces = [] if version is None else recent_rows(fs, found, version, span=span, now=fs.now())
-    return statistics(found, pieces, bins=bins, top=top)
+    batches = [] if version is None else recent_rows(fs, found, version, span=span, now=fs.now())
+    return statistics(found, batches, bins=bins, top=top)
 
 
 def statistics(
-    view: FeatureView, pieces: Iterable[pa.Table], *, bins: int = 30, top: int = 10
+    view: FeatureView, batches: Iterable[pa.Table], *, bins: int = 30, top: int = 10
 ) -> list[FeatureStatistics]:
-    """Statistics of each feature over rows of a view that come in pieces."""
+    """Compute statistics of each feature over batches of a view's rows."""
     columns = [_Column(field) for field in view.schema]
     sample = _Sample()
-    for piece in pieces:
+    for batch in batches:
         for column in columns:
-            column.add(piece.column(column.field.name))
-        sample.add(piece.select(view.features))
+            column.add(batch.column(column.field.name))
+        sample.add(batch.select(view.features))
     return [column.figures(sample.of(column.field.name), bins=bins, top=top) for column in columns]
 
 
 class _Column:
-    """What the pieces of one column add up to."""
+    """Running totals over batches of one column."""
 
     def __init__(self, field: Field) -> None:
         self.field = field
@@ -91,7 +91,7 @@ class _Column:
         self._distinct: DistinctSketch | None = None
 
     def add(self, values: pa.ChunkedArray) -> None:
-        """Count values in."""
+        """Add values to the totals."""
         self._rows += len(values)
         self._missing += missing(values)
         sketch = DistinctSketch.of(values)
@@ -100,7 +100,7 @@ class _Column:
             self._add_numbers(_finite(values))
 
     def _add_numbers(self, numbers: Floats) -> None:
-        """Source: Chan, Golub, LeVeque, Updating Formulae and a Pairwise Algorithm for Computing Sample Variances, 1979."""
+        """Update mean and squared deviations. Source: Chan, Golub, LeVeque, Updating Formulae and a Pairwise Algorithm for Computing Sample Variances, 1979."""
         count = len(numbers)
         if not count:
             return
@@ -115,10 +115,10 @@ class _Column:
         )
 
     def figures(self, sample: pa.ChunkedArray | None, *, bins: int, top: int) -> FeatureStatistics:
-        """All of it."""
+        """Combine totals and sample into the feature's statistics."""
         given: dict[str, Any] = {}
         if self.field.dtype in _NUMBERS:
-            given = self._numbers() | ({} if sample is None else _drawn(_finite(sample), bins))
+            given = self._numbers() | ({} if sample is None else _distribution(_finite(sample), bins))
         elif sample is not None:
             given = {"top": _most_frequent(sample, top)}
         return FeatureStatistics(
@@ -138,24 +138,24 @@ class _Column:
 
 
 class _Sample:
-    """Every so-manyth row, at most twice `SAMPLE_ROWS`; of fewer rows all."""
+    """Systematic sample: every n-th row, at most twice `SAMPLE_ROWS`; all rows if fewer."""
 
     def __init__(self) -> None:
         self._rows: pa.Table | None = None
         self._stride, self._seen = 1, 0
 
-    def add(self, piece: pa.Table) -> None:
-        """Take its share of a piece."""
+    def add(self, batch: pa.Table) -> None:
+        """Sample the rows of a batch."""
         first = -self._seen % self._stride
-        self._seen += piece.num_rows
-        taken = _every(piece.slice(first), self._stride)
+        self._seen += batch.num_rows
+        taken = _every(batch.slice(first), self._stride)
         self._rows = taken if self._rows is None else pa.concat_tables([self._rows, taken])
         while self._rows.num_rows > 2 * SAMPLE_ROWS:
             self._rows = _every(self._rows, 2)
             self._stride *= 2
 
     def of(self, name: str) -> pa.ChunkedArray | None:
-        """A column of the rows taken, None if there were none at all."""
+        """Column of the sampled rows, None without rows."""
         return None if self._rows is None else self._rows.column(name)
 
 
@@ -168,8 +168,8 @@ def _finite(values: pa.ChunkedArray) -> Floats:
     return numbers[np.isfinite(numbers)]
 
 
-def _drawn(numbers: Floats, bins: int) -> dict[str, Any]:
-    """Quartiles and a histogram of at most so many bins of one width, whole numbers each in a bin of its own if they fit."""
+def _distribution(numbers: Floats, bins: int) -> dict[str, Any]:
+    """Compute quartiles and an equal-width histogram; few whole numbers get a bin each."""
     if not len(numbers):
         return {}
     least, most = float(numbers.min()), float(numbers.max())
@@ -186,8 +186,8 @@ def _drawn(numbers: Floats, bins: int) -> dict[str, Any]:
 
 
 def _most_frequent(values: pa.ChunkedArray, top: int) -> tuple[tuple[str, float], ...]:
-    there = values.drop_null().cast(pa.string())
-    counted = pa.Table.from_arrays(pc.value_counts(there).flatten(), ["value", "count"])
+    present = values.drop_null().cast(pa.string())
+    counted = pa.Table.from_arrays(pc.value_counts(present).flatten(), ["value", "count"])
     order = [("count", "descending"), ("value", "ascending")]
     rows = counted.sort_by(order).slice(0, top).to_pylist()
-    return tuple((row["value"], row["count"] / len(there)) for row in rows)
+    return tuple((row["value"], row["count"] / len(present)) for row in rows)

@@ -1,4 +1,4 @@
-"""`FeatureStore`: the one object that users hold; it joins definitions, offline tables and the online store."""
+"""The `FeatureStore` class, which joins definitions, offline tables and the online store."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -38,10 +38,10 @@ from registry.times import as_utc, utc_now
 
 
 class FeatureStore(Definitions):
-    """Features of one project: defined once, the same numbers in training and in serving.
+    """Store of one project's features, which gives the same numbers in training and in serving.
 
     store: holds definitions and offline rows; redis_url: of the online store, None to go without.
-    clock: gives created times, and "now" for online reads and pushes; actor: who is recorded for changes.
+    clock: gives created times, and "now" for online reads and pushes; actor: recorded with changes.
     """
 
     def __init__(
@@ -64,9 +64,9 @@ class FeatureStore(Definitions):
 
     @property
     def online(self) -> OnlineStore:
-        """The online store.
+        """Online store of this feature store.
 
-        Raises: OnlineStoreUnavailable if there is none.
+        Raises: OnlineStoreUnavailable if it was made without one.
         """
         if self._online is None:
             raise OnlineStoreUnavailable(
@@ -76,15 +76,15 @@ class FeatureStore(Definitions):
 
     @property
     def has_online(self) -> bool:
-        """Whether there is an online store."""
+        """Whether the feature store has an online store."""
         return self._online is not None
 
     def now(self) -> datetime:
-        """The time of this store's clock."""
+        """Current time of this store's clock."""
         return self._clock()
 
     def write_offline(self, view: ViewOrName, rows: Tabular) -> TableSnapshot:
-        """Add rows to a view's offline table: join keys, features, `event_timestamp`, optionally `created_timestamp`.
+        """Append rows to a view's offline table: join keys, features, `event_timestamp`, optionally `created_timestamp`.
 
         rows: an Arrow table, a pandas or polars frame, or a list of dicts.
         Returns: the table's version that has them.
@@ -94,7 +94,7 @@ class FeatureStore(Definitions):
         return self.offline.write(found, self._expected(found, rows))
 
     def _expected(self, view: FeatureView, rows: Tabular) -> pa.Table:
-        """The rows as they are stored, if they are as the view's expectations say.
+        """Cast rows to their stored form and check the view's expectations.
 
         Raises: InvalidRows.
         """
@@ -104,7 +104,7 @@ class FeatureStore(Definitions):
         return typed
 
     def check_fresh(self, view: FeatureView, rows: pa.Table) -> None:
-        """Hold rows that are to be written against the view's `Freshness`, if it has one.
+        """Check rows to be written against the view's `Freshness`, if it has one.
 
         rows: any table with their `event_timestamp`.
         Raises: UnexpectedRows.
@@ -117,9 +117,9 @@ class FeatureStore(Definitions):
     def compute_offline(
         self, view: ViewOrName, events: Tabular, *, since: datetime | None = None
     ) -> TableSnapshot:
-        """Make a view's rows from raw events by its `source` and add them.
+        """Compute a view's rows from raw events by its `source` and append them.
 
-        since: an earlier run had all events up to then; only rows that it could not settle are made, from events that
+        since: an earlier run had all events up to then; only rows that it could not settle are computed, from events that
             reach back to `since - source.reach`.
         Raises: InvalidRows, UnknownDefinition (also if the view has no source).
         """
@@ -134,13 +134,13 @@ class FeatureStore(Definitions):
         return self.offline.write(found, self._expected(found, rows))
 
     def offline_table(self, view: ViewOrName) -> Table:
-        """The Delta table that holds a view's rows."""
+        """Open the Delta table that holds a view's rows."""
         return self.offline.table(self._applied(view))
 
     def get_historical_features(
         self, entity_df: Tabular | TableSnapshot, features: Features, *, as_known: bool = False
     ) -> RetrievalJob:
-        """The features as they were at each entity row's `event_timestamp`: rows out are rows in, in order.
+        """Retrieve features as they were at each entity row's `event_timestamp`; rows out are rows in, in order.
 
         entity_df: a table with the join keys, `event_timestamp` and any other columns, or a snapshot of one.
         features: a service (or its name), views, or `view:feature` strings.
@@ -165,7 +165,7 @@ class FeatureStore(Definitions):
         return versions
 
     def plan_features(self, features: Features) -> Retrieval:
-        """What a list of features takes to answer.
+        """Plan the retrieval of a list of features.
 
         Raises: UnknownDefinition, InvalidDefinition.
         """
@@ -173,19 +173,19 @@ class FeatureStore(Definitions):
             return plan_retrieval(self.get_feature_service(features))
         if isinstance(features, FeatureService):
             return plan_retrieval(features)
-        parts = (
+        selected = (
             [features]
             if isinstance(features, (str, FeatureView, OnDemandFeatureView, Projection))
             else features
         )
-        return plan_retrieval([self._projection(part) for part in parts])
+        return plan_retrieval([self._projection(feature) for feature in selected])
 
-    def _projection(self, part: FeatureLike | str) -> Projection:
-        if not isinstance(part, str):
-            return projection(part)
-        view, _, feature = part.partition(":")
+    def _projection(self, given: FeatureLike | str) -> Projection:
+        if not isinstance(given, str):
+            return projection(given)
+        view, _, feature = given.partition(":")
         if not feature:
-            raise UnknownDefinition(f"{part!r} names no feature; write 'view:feature'")
+            raise UnknownDefinition(f"{given!r} names no feature; write 'view:feature'")
         state = self._catalog.state
         if not (state.find("feature_view", view) or state.find("on_demand_feature_view", view)):
             state = self._catalog.refresh()
@@ -199,7 +199,7 @@ class FeatureStore(Definitions):
         end: datetime | None = None,
         progress: Progress | None = None,
     ) -> list[Materialized]:
-        """Bring rows with `start <= event time <= end` online, newest wins; may be run again at any time.
+        """Write rows with `start <= event time <= end` online, newest wins; safe to repeat.
 
         views: by default all; start: None for everything up to `end`; end: by default now.
         Raises: InvalidRows if `start` is after `end`; OnlineStoreUnavailable, UnknownDefinition.
@@ -207,7 +207,7 @@ class FeatureStore(Definitions):
         materializer = Materializer(self.offline, self.online, progress=progress)
         until = self._now(end)
         since = None if start is None else as_utc(start, name="start")
-        return [materializer.window(view, start=since, end=until) for view in self._chosen(views)]
+        return [materializer.window(view, start=since, end=until) for view in self._views_or_all(views)]
 
     def materialize_incremental(
         self,
@@ -216,15 +216,15 @@ class FeatureStore(Definitions):
         views: Sequence[ViewOrName] | None = None,
         progress: Progress | None = None,
     ) -> list[Materialized]:
-        """Bring online what is new up to `end` (by default now), late rows and corrections included.
+        """Write online what is new up to `end` (by default now), late rows and corrections included.
 
         Raises: OnlineStoreUnavailable, UnknownDefinition.
         """
         materializer = Materializer(self.offline, self.online, progress=progress)
         until = self._now(end)
-        return [materializer.incremental(view, end=until) for view in self._chosen(views)]
+        return [materializer.incremental(view, end=until) for view in self._views_or_all(views)]
 
-    def _chosen(self, views: Sequence[ViewOrName] | None) -> list[FeatureView]:
+    def _views_or_all(self, views: Sequence[ViewOrName] | None) -> list[FeatureView]:
         return self.list_feature_views() if views is None else [self._applied(view) for view in views]
 
     def _now(self, given: datetime | None) -> datetime:
@@ -233,11 +233,11 @@ class FeatureStore(Definitions):
     def push(
         self, view: ViewOrName, rows: Tabular, to: Literal["both", "online", "offline"] = "both"
     ) -> TableSnapshot | None:
-        """Add rows as they happen; offline first, so that what was seen online can be trained on.
+        """Write rows as they happen; offline first, so that rows seen online can be trained on.
 
         Returns: the offline table's version that has them, or None if they only went online.
-        Raises: InvalidRows, also for rows going online whose event time is still to come; OnlineStoreUnavailable
-            (then the next incremental run brings what was written offline).
+        Raises: InvalidRows, also for rows going online whose event time is in the future; OnlineStoreUnavailable
+            (then the next incremental run writes the offline rows online).
         """
         found = self._applied(view)
         typed = self._expected(found, rows)
@@ -260,7 +260,7 @@ class FeatureStore(Definitions):
     def get_online_features(
         self, features: Features, entity_rows: EntityRows, now: datetime | None = None
     ) -> OnlineFeatures:
-        """The features of some entities as of `now` (by default the clock's), in one round trip.
+        """Read the features of some entities as of `now` (by default the clock's), in one round trip.
 
         entity_rows: dicts with the join keys and the values that on-demand views take from the request.
         Raises: InvalidRows, UnknownDefinition, OnlineStoreUnavailable.
@@ -272,7 +272,7 @@ class FeatureStore(Definitions):
     async def get_online_features_async(
         self, features: Features, entity_rows: EntityRows, now: datetime | None = None
     ) -> OnlineFeatures:
-        """As `get_online_features`, without blocking the event loop."""
+        """Read features as `get_online_features` does, without blocking the event loop."""
         request = self._request(features)
         values = await self.online.read_async(request.keys(entity_rows))
         return self._answer(request, features, entity_rows, values, now)
@@ -285,7 +285,7 @@ class FeatureStore(Definitions):
         values: Sequence[bytes | None],
         now: datetime | None,
     ) -> OnlineFeatures:
-        """Decode; a layout that is not known may be of a version that another process has just applied."""
+        """Decode packed rows; retry an unknown layout with definitions that another process may just have applied."""
         as_of = self._as_of(now)
         try:
             return request.answer(entity_rows, values, now=as_of)
@@ -300,11 +300,15 @@ class FeatureStore(Definitions):
         return self._clock() if now is None else as_utc(now, name="now")
 
     def _request(self, features: Features) -> Request:
-        """The planned read of some features; kept, because a server asks the same again and again."""
+        """Plan the read of some features; cached, because a server repeats the same reads."""
         key = features if isinstance(features, str) else id(features)
-        kept = self._requests.get(key)
-        if kept is not None and (kept[0] is features or key == features) and kept[1] == self._catalog.next:
-            return kept[2]
+        cached = self._requests.get(key)
+        if (
+            cached is not None
+            and (cached[0] is features or key == features)
+            and cached[1] == self._catalog.next
+        ):
+            return cached[2]
         retrieval = self.plan_features(features)
         request = Request(retrieval, lookups_of(self.project, retrieval, self._layouts(retrieval)))
         if not isinstance(features, list):  # a list may be changed by its owner

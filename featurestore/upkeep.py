@@ -1,8 +1,8 @@
-"""Keeping offline tables in shape: few large files instead of many small ones, and no rows older than they are of use.
+"""Maintenance of offline tables: compaction, expiry of old rows, and deletion of unused files.
 
-Each is one Delta commit, so a reader sees a table before it or after it, appends go on meanwhile, and a kill leaves
-files that no version names. Older versions stay readable, and with them every training set's lineage, until `erase`
-takes their files away.
+Each operation is one Delta commit, so a reader sees the table before or after it, appends go on meanwhile, and a kill
+leaves only files that no version names. Older versions stay readable, and with them every training set's lineage, until
+`erase` deletes their files.
 """
 
 import time
@@ -27,9 +27,9 @@ _PATIENCE_S = 60.0
 
 
 class Upkeep(BaseModel):
-    """What was done to one view's table.
+    """Result of maintenance on one view's table.
 
-    table_version: that has it, None if there is no table; added, removed: files; rows: that are gone.
+    table_version: after it, None if there is no table; added, removed: number of files; rows: number removed.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -42,7 +42,7 @@ class Upkeep(BaseModel):
 
 
 def compact(fs: FeatureStore, view: ViewOrName, *, file_bytes: int = FILE_BYTES) -> Upkeep:
-    """Put the small files of each event day together, up to about `file_bytes` each; no row changes.
+    """Merge the small files of each event day, up to about `file_bytes` each; rows do not change.
 
     Raises: UnknownDefinition; FeatureStoreError if other maintenance keeps interfering.
     """
@@ -62,7 +62,7 @@ def compact(fs: FeatureStore, view: ViewOrName, *, file_bytes: int = FILE_BYTES)
 
 
 def expire(fs: FeatureStore, view: ViewOrName, *, keep: timedelta) -> Upkeep:
-    """Take the event days out of a view's table that ended longer than `keep` ago; older versions still have them.
+    """Remove event days that ended longer than `keep` ago from a view's table; older versions still have them.
 
     keep: at least the view's ttl, so that no read as of now changes.
     Raises: InvalidDefinition if the view has no ttl or a longer one; UnknownDefinition.
@@ -81,7 +81,7 @@ def expire(fs: FeatureStore, view: ViewOrName, *, keep: timedelta) -> Upkeep:
     first_kept = (fs.now() - keep).date().isoformat()
     old = f"{EVENT_DAY} < '{first_kept}'"
     rows = _rows_before(fs, found, first_kept)
-    if not rows:  # a delete of nothing would be a commit all the same
+    if not rows:  # an empty delete would still be a commit
         version = fs.offline.version(found)
         return Upkeep(view=found.name, table_version=None if version is None else version.number)
     version_number, done = _commit(fs, found, lambda table: dict(table.delete(old)))
@@ -96,7 +96,7 @@ def _rows_before(fs: FeatureStore, view: FeatureView, day: str) -> int:
 
 
 def erase(fs: FeatureStore, view: ViewOrName, *, grace: timedelta) -> Upkeep:
-    """Remove the files that the table has not named for `grace`; versions that need them cannot be read any more.
+    """Delete files that the table has not named for `grace`; versions that need them become unreadable.
 
     grace: at least a day, so that no append that is still being written loses its files.
     Raises: InvalidDefinition for less; UnknownDefinition.
@@ -119,7 +119,7 @@ def erase(fs: FeatureStore, view: ViewOrName, *, grace: timedelta) -> Upkeep:
 def _commit(
     fs: FeatureStore, view: FeatureView, change: Callable[[DeltaTable], dict[str, Any]]
 ) -> tuple[int | None, dict[str, Any]]:
-    """Run `change` on the newest version, again while others change what it changes; what it says it did."""
+    """Run `change` on the newest version and retry on conflicts; returns the version and the result of `change`."""
     table = fs.offline_table(view)
     deadline, attempt = time.monotonic() + _PATIENCE_S, 0
     while True:

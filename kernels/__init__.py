@@ -1,8 +1,8 @@
-"""The numeric core: hashing and counting at the speed of the machine.
+"""Fast numeric functions for hashing and histograms.
 
-Pure functions from arrays to arrays. This room knows nothing of models, features, stores or Ray; every
-other room may call it. Importing it costs neither torch nor Triton: what needs them imports them when it is
-given a tensor.
+Pure functions from arrays to arrays. This package knows nothing of models, features, stores or Ray; every
+other package may call it. Importing it imports neither torch nor Triton: functions import them when they get
+a tensor.
 """
 
 from kernels.hashing import hash_strings

@@ -48,7 +48,7 @@ def _hash_items(items: Iterable[Any]) -> npt.NDArray[np.int64]:
 
 
 def _hash_one(item: object) -> int:
-    """Hash one string; 0 is kept for missing, so the one string in 2^64 that hashes to 0 becomes 1."""
+    """Hash one string to a non-zero number; 0 means missing, so the one string in 2^64 that hashes to 0 becomes 1."""
     if isinstance(item, str):
         item = item.encode()
     if isinstance(item, bytes):

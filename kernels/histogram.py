@@ -40,7 +40,7 @@ def histogram(values: Any, edges: Any) -> Any:
     if isinstance(values, np.ndarray):
         return _histogram_numpy(values, np.asarray(edges))
     if values.device.type == "cuda":
-        from kernels.histogram_triton import histogram_triton  # Triton: only where there is a GPU
+        from kernels.histogram_triton import histogram_triton  # late: Triton is needed with a GPU only
 
         return histogram_triton(values, edges)
     return values.new_tensor(
@@ -54,7 +54,7 @@ def quantile_edges(values: npt.NDArray[Any], *, bins: int) -> npt.NDArray[np.flo
     values: [rows, columns]; NaN and infinities are left out.
     Returns: float32 [columns, bins + 1]; first and last edge are the least and greatest finite value. A value
         so frequent that two quantiles fall on it gets a bin of its own, [v, next float after v), so that a
-        change in a spike (many zeros, say) is seen as such.
+        change in a spike (many zeros, say) stays visible.
     Raises: ValueError if bins < 1 or a column has no finite value.
     """
     if bins < 1:
@@ -87,14 +87,14 @@ def _reaching_by_comparison(row: npt.NDArray[Any], floors: npt.NDArray[Any]) -> 
 
 
 def _reaching_by_sort(row: npt.NDArray[Any], floors: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """Count the same by sorting; NaN sorts last and is cut off."""
+    """Count values at or above each floor by sorting; NaN sorts last and is cut off."""
     ordered = np.sort(row)
     present = np.searchsorted(ordered, np.nan, side="left")
     return np.asarray(present - np.searchsorted(ordered[:present], floors, side="left"), dtype=np.int64)
 
 
 def _column_edges(column: npt.NDArray[np.float32], bins: int, index: int) -> npt.NDArray[np.float32]:
-    """Quantiles of one column, in which a repeated one is followed by the next float."""
+    """Compute quantiles of one column, with a repeated one followed by the next float."""
     finite = column[np.isfinite(column)]
     if not len(finite):
         raise ValueError(f"column {index} has no finite value to take quantiles of; leave it out")

@@ -1,4 +1,4 @@
-"""The cases that the histogram's tests and its benchmark share: ordinary shapes and awkward ones."""
+"""Shared cases of the histogram's tests and benchmark, with ordinary and awkward shapes."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ class Case:
     dtype: str = "float32"
 
     def arrays(self, seed: int = 0) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.float32]]:
-        """Return values [rows, columns] and edges [columns, bins + 1]."""
+        """Draw values [rows, columns] and edges [columns, bins + 1]."""
         rng = np.random.default_rng(seed)
         reference = _draw(
             rng, "normal" if self.kind in {"null", "outlier"} else self.kind, (999, self.columns)
@@ -59,7 +59,7 @@ CASES = (
     Case(8_000, 1, 300),
     Case(12_289, 2, 33, "outlier", "float64"),
 )
-"""Small enough for Triton's interpreter."""
+"""Test cases small enough for Triton's interpreter."""
 
 BENCHMARKS = (
     Case(1_000_000, 20, 20),
@@ -68,4 +68,4 @@ BENCHMARKS = (
     Case(1_000_000, 20, 20, "constant"),
     Case(1_000_000, 4, 1_000),
 )
-"""The sizes that drift meets: a day of a busy model."""
+"""Benchmark sizes as in drift monitoring of a busy model's day."""

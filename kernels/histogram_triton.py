@@ -42,7 +42,7 @@ def histogram_triton(values: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
 
 
 def histogram_reference(values: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
-    """Count the same with a search and a bincount: slower, and plain to see.
+    """Count with a search and a bincount: slower, and simple to verify.
 
     values: [rows, columns]; edges: [columns, bins + 1]
     Raises: ValueError if the shapes disagree or an edge is NaN or out of order.
@@ -52,12 +52,12 @@ def histogram_reference(values: torch.Tensor, edges: torch.Tensor) -> torch.Tens
     inner = edges[:, 1:-1].to(device=values.device, dtype=values.dtype).contiguous()
     bins = edges.shape[1] - 1
     columns = values.T.contiguous()  # [columns, rows]
-    place = torch.searchsorted(inner, columns, right=True).masked_fill(columns.isnan(), bins)
-    return torch.stack([torch.bincount(row, minlength=bins + 1) for row in place])
+    bin_index = torch.searchsorted(inner, columns, right=True).masked_fill(columns.isnan(), bins)
+    return torch.stack([torch.bincount(row, minlength=bins + 1) for row in bin_index])
 
 
 def _as_float(values: torch.Tensor) -> torch.Tensor:
-    """Half precision becomes float32, integers and booleans float64."""
+    """Convert half precision to float32, and integers and booleans to float64."""
     if values.dtype in (torch.float32, torch.float64):
         return values
     return values.to(torch.float32 if values.dtype.is_floating_point else torch.float64)

@@ -1,1 +1,1 @@
-"""Definitions in force: recorded in a journal, compared before a change, and read back without their code."""
+"""Applied definitions: recorded in a journal, compared before a change, and read back without their code."""

@@ -1,4 +1,4 @@
-"""What has been applied: every version of every definition, as a pure fold of a journal."""
+"""Catalog of applied definitions: every version of each, as a pure fold of a journal."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -10,16 +10,16 @@ from registry.journal import Entry
 
 
 def readable_kind(kind: str) -> str:
-    """A kind as people write it."""
+    """Write a kind of definition for people, with spaces."""
     return kind.replace("_", " ")
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One version of one definition.
+    """One applied version of one definition.
 
     version: from 1; digest: of the part that decides the numbers; definition: all of it as JSON;
-    entry, at, actor: the journal entry that applied it; removed: whether this version is its removal.
+    entry, at, actor: the journal entry that applied it; removed: whether this version removes the definition.
     """
 
     kind: str
@@ -35,17 +35,17 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """All versions by `kind/name`, oldest first."""
+    """All versions of all definitions by `kind/name`, oldest first."""
 
     records: Mapping[str, tuple[Record, ...]] = field(default_factory=dict, hash=False)
 
     def find(self, kind: str, name: str) -> Record | None:
-        """The version in force, or None."""
+        """Find the version in force, or None."""
         versions = self.records.get(f"{kind}/{name}", ())
         return versions[-1] if versions and not versions[-1].removed else None
 
     def get(self, kind: str, name: str) -> Record:
-        """The version in force.
+        """Get the version in force of a definition.
 
         Raises: UnknownDefinition.
         """
@@ -61,32 +61,32 @@ class Catalog:
         return sorted(v[-1].name for v in self.records.values() if v[-1].kind == kind and not v[-1].removed)
 
     def versions(self, kind: str, name: str) -> tuple[Record, ...]:
-        """All versions, oldest first; empty if the name was never applied."""
+        """List all versions of a definition, oldest first; empty if the name was never applied."""
         return self.records.get(f"{kind}/{name}", ())
 
 
 def step(catalog: Catalog, entry: Entry) -> Catalog:
-    """The catalog after one more journal entry."""
+    """Apply one more journal entry to a catalog."""
     records = dict(catalog.records)
     for body in entry.body["definitions"]:
         key = f"{body['kind']}/{body['name']}"
         versions = records.get(key, ())
-        made = Record(
+        record = Record(
             body["kind"], body["name"], len(versions) + 1, body["digest"], body["definition"],
             entry.number, entry.at, entry.actor,
         )  # fmt: skip
-        records[key] = (*versions, made)
+        records[key] = (*versions, record)
     for key in entry.body["removed"]:
         last = records[key][-1]
-        gone = replace(
+        removal = replace(
             last, version=last.version + 1, entry=entry.number, at=entry.at, actor=entry.actor, removed=True
         )
-        records[key] = (*records[key], gone)
+        records[key] = (*records[key], removal)
     return Catalog(records)
 
 
 def encode(catalog: Catalog) -> dict[str, Any]:
-    """The catalog as JSON, for the journal's snapshots."""
+    """Convert a catalog to JSON for the journal's snapshots."""
     return {
         key: [{n: getattr(r, n) for n in Record.__slots__} | {"at": r.at.isoformat()} for r in versions]
         for key, versions in catalog.records.items()
@@ -94,7 +94,7 @@ def encode(catalog: Catalog) -> dict[str, Any]:
 
 
 def decode(state: Mapping[str, Any]) -> Catalog:
-    """The inverse of `encode`."""
+    """Read a catalog from the JSON of `encode`."""
     return Catalog(
         {
             key: tuple(Record(**{**r, "at": datetime.fromisoformat(r["at"])}) for r in versions)

@@ -1,4 +1,4 @@
-"""Definitions in force: applied as one journal entry, followed by everyone, revived where they are needed."""
+"""Definitions of a project: applied as one journal entry, and deserialized by every process that uses them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -20,9 +20,9 @@ ViewOrName = FeatureView | str
 
 
 class Definitions:
-    """The definitions of a project, as the journal has them.
+    """Applies and reads the definitions of a project.
 
-    journal: of the project's definitions.
+    journal: records the project's definitions.
     """
 
     def __init__(self, journal: Journal) -> None:
@@ -33,7 +33,7 @@ class Definitions:
         self._services: dict[str, tuple[int, FeatureService]] = {}
 
     def plan(self, definitions: Iterable[Definition], *, remove: Sequence[str] = ()) -> Plan:
-        """What `apply` would do.
+        """Plan what `apply` would change.
 
         remove: definitions to take out of force, as `kind/name` (`feature_view/weather`).
         Raises: InvalidDefinition, IncompatibleChange, UnknownDefinition.
@@ -41,7 +41,7 @@ class Definitions:
         return plan_changes(self._catalog.refresh(), closure(definitions), prune=remove)
 
     def apply(self, definitions: Iterable[Definition], *, remove: Sequence[str] = ()) -> Plan:
-        """Put definitions, and all they are made of, in force as one journal entry; returns what changed.
+        """Apply definitions, and all they depend on, as one journal entry; returns what changed.
 
         Raises: InvalidDefinition, IncompatibleChange, UnknownDefinition.
         """
@@ -59,11 +59,11 @@ class Definitions:
         return plans[-1]
 
     def refresh(self) -> Catalog:
-        """Read what others have applied; one request when nothing is new."""
+        """Read definitions that others have applied; one request when nothing is new."""
         return self._catalog.refresh()
 
     def _state(self, kind: str, name: str) -> Catalog:
-        """The catalog as last read, read again if it does not have the name."""
+        """Catalog as last read, or read again if it lacks the name."""
         state = self._catalog.state
         return state if state.find(kind, name) else self._catalog.refresh()
 
@@ -72,21 +72,21 @@ class Definitions:
         return known if known is not None else deserialize.import_transform(described)
 
     def get_feature_view(self, name: str) -> FeatureView:
-        """The view in force under this name; like every `get`, one request when nothing is new.
+        """Get the view in force under this name; like every `get`, one request when nothing is new.
 
         Raises: UnknownDefinition.
         """
         return deserialize.view(self._catalog.refresh().get("feature_view", name).definition)
 
     def get_on_demand_feature_view(self, name: str) -> OnDemandFeatureView:
-        """The on-demand view in force under this name, with its function.
+        """Get the on-demand view in force under this name, with its function.
 
         Raises: UnknownDefinition.
         """
         return deserialize.on_demand(self._catalog.refresh(), name, transform=self._transform)
 
     def get_feature_service(self, name: str) -> FeatureService:
-        """The service in force under this name.
+        """Get the service in force under this name.
 
         Raises: UnknownDefinition.
         """
@@ -98,7 +98,7 @@ class Definitions:
         return cached[1]
 
     def list_feature_views(self) -> list[FeatureView]:
-        """All views in force, by name."""
+        """List all views in force, by name."""
         state = self._catalog.refresh()
         return [
             deserialize.view(state.get("feature_view", name).definition)
@@ -106,29 +106,29 @@ class Definitions:
         ]
 
     def list_feature_services(self) -> list[str]:
-        """Names of all services in force."""
+        """List names of all services in force."""
         return self._catalog.refresh().names("feature_service")
 
     def history(self, kind: str, name: str) -> tuple[Record, ...]:
-        """Every applied version of a definition, oldest first.
+        """List every applied version of a definition, oldest first.
 
         kind: entity, feature_view, on_demand_feature_view or feature_service.
         """
         return self._catalog.refresh().versions(kind, name)
 
     def definitions_digest(self, service: FeatureService | str) -> dict[str, str]:
-        """Digest of every view that a service uses, sources of on-demand views included: what lineage records.
+        """Digests, for lineage, of every view that a service uses, sources of on-demand views included.
 
         Raises: UnknownDefinition if one is not applied.
         """
         found = self.get_feature_service(service) if isinstance(service, str) else service
         state = self._catalog.refresh()
-        parts = closure([found])
-        views = [key.split("/") for key in parts if key.split("/")[0].endswith("feature_view")]
+        keys = closure([found])
+        views = [key.split("/") for key in keys if key.split("/")[0].endswith("feature_view")]
         return {name: state.get(kind, name).digest for kind, name in sorted(views, key=lambda v: v[1])}
 
     def _applied(self, view: ViewOrName) -> FeatureView:
-        """The view in force; one handed in as a value has to be it.
+        """Get the view in force; a view given as a value must be the same.
 
         Raises: UnknownDefinition.
         """

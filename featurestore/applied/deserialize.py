@@ -1,4 +1,4 @@
-"""Definitions back from what the journal recorded, in a process that never saw the code that wrote them down."""
+"""Deserialization of definitions from the journal, in a process without the code that defined them."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -38,7 +38,7 @@ def _microseconds(value: int | None) -> timedelta | None:
 
 
 def view(described: Mapping[str, Any]) -> FeatureView:
-    """A feature view from its `describe()`."""
+    """Rebuild a feature view from its `describe()`."""
     entities = [Entity(e["name"], _fields(e["join_keys"])) for e in described["entities"]]
     return FeatureView(
         described["name"],
@@ -54,20 +54,20 @@ def view(described: Mapping[str, Any]) -> FeatureView:
 
 
 def windows(described: Mapping[str, Any]) -> Windows:
-    """A windowed transformation from its `describe()`.
+    """Rebuild a windowed transformation from its `describe()`.
 
     Raises: UnknownDefinition for a transformation of another type.
     """
     if described["type"] != "windows":
         raise UnknownDefinition(f"a transformation of type {described['type']!r} is not known here")
-    made = [
+    aggregations = [
         Aggregation(
             a["function"], timedelta(microseconds=a["window_us"]), a["column"], a["name"], k=a.get("k", 1)
         )
         for a in described["aggregations"]
     ]
     return Windows(
-        made,
+        aggregations,
         every=_microseconds(described["every_us"]),
         event_time=described["event_time"],
         known_at=described["known_at"],
@@ -76,7 +76,7 @@ def windows(described: Mapping[str, Any]) -> Windows:
 
 
 def any_view(catalog: Catalog, name: str, *, transform: FindTransform) -> FeatureView | OnDemandFeatureView:
-    """The stored or on-demand view of this name.
+    """Rebuild the stored or on-demand view of this name.
 
     Raises: UnknownDefinition.
     """
@@ -86,16 +86,18 @@ def any_view(catalog: Catalog, name: str, *, transform: FindTransform) -> Featur
 
 
 def _projection(catalog: Catalog, described: Mapping[str, Any], transform: FindTransform) -> Projection:
-    made = Projection(
+    projection = Projection(
         any_view(catalog, described["view"], transform=transform),
         tuple(described["features"]),
         described["alias"],
     )
-    return made.with_join_key_map(described["join_key_map"]) if described["join_key_map"] else made
+    return (
+        projection.with_join_key_map(described["join_key_map"]) if described["join_key_map"] else projection
+    )
 
 
 def on_demand(catalog: Catalog, name: str, *, transform: FindTransform) -> OnDemandFeatureView:
-    """The on-demand view of this name, with its function.
+    """Rebuild the on-demand view of this name, with its function.
 
     Raises: UnknownDefinition if it is not applied or its function cannot be found as it was.
     """
@@ -120,7 +122,7 @@ def on_demand(catalog: Catalog, name: str, *, transform: FindTransform) -> OnDem
 
 
 def service(catalog: Catalog, name: str, *, transform: FindTransform) -> FeatureService:
-    """The feature service of this name with all its views.
+    """Rebuild the feature service of this name with all its views.
 
     Raises: UnknownDefinition.
     """
@@ -135,9 +137,9 @@ def service(catalog: Catalog, name: str, *, transform: FindTransform) -> Feature
 
 
 def import_transform(described: Mapping[str, Any]) -> Transform:
-    """The function of an on-demand view, imported from where it was when it was applied.
+    """Import the function of an on-demand view from its module when it was applied.
 
-    Raises: UnknownDefinition if it is not there, or is other code than was applied.
+    Raises: UnknownDefinition if it is absent, or its code differs from the applied one.
     """
     where = f"on-demand feature view {described['name']!r}"
     module, _, qualname = described["reference"].partition(":")

@@ -1,6 +1,6 @@
-"""The plan of a change: what is added, changed and removed, and what is refused because stored rows would suffer.
+"""Plans of changes to definitions: what is added, changed and removed, and what would damage stored rows.
 
-`plan_changes` decides and touches nothing; `Definitions.apply` appends what it decided as one journal entry.
+`plan_changes` only decides; `Definitions.apply` appends its decision as one journal entry.
 """
 
 import textwrap
@@ -34,9 +34,9 @@ KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What applying would do to one definition.
+    """Change that applying would make to one definition.
 
-    action: added, changed, removed or unchanged; version: the number it has or gets; details: what differs.
+    action: added, changed, removed or unchanged; version: its current or next number; details: what differs.
     """
 
     action: str
@@ -53,17 +53,17 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What applying would do, definition by definition."""
+    """Changes that applying would make, one for each definition."""
 
     changes: tuple[Change, ...]
 
     def of(self, action: str) -> list[str]:
-        """Names of the definitions with this action."""
+        """List names of the definitions with this action."""
         return [change.name for change in self.changes if change.action == action]
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing would change."""
+        """Whether applying would change nothing."""
         return all(change.action == "unchanged" for change in self.changes)
 
     def __str__(self) -> str:
@@ -71,13 +71,8 @@ class Plan:
 
 
 def kind_of(definition: Definition) -> str:
-    """The kind under which a definition is recorded."""
+    """Kind under which a definition is recorded."""
     return next(kind for kind, cls in KINDS.items() if isinstance(definition, cls))
-
-
-def describe(definition: Definition) -> dict[str, Any]:
-    """Any definition as JSON."""
-    return definition.describe()
 
 
 def digest_of(definition: Definition) -> str:
@@ -87,13 +82,13 @@ def digest_of(definition: Definition) -> str:
 
 
 def closure(definitions: Iterable[Definition]) -> dict[str, Definition]:
-    """The definitions with all that they are made of, by `kind/name`.
+    """Collect definitions with all that they depend on, by `kind/name`.
 
     Raises: InvalidDefinition if one name stands for two different definitions.
     """
     found: dict[str, Definition] = {}
     for definition in definitions:
-        for part in (*_parts(definition), definition):
+        for part in (*_dependencies(definition), definition):
             key = f"{kind_of(part)}/{part.name}"
             if key in found and found[key].describe() != part.describe():
                 raise InvalidDefinition(
@@ -103,7 +98,7 @@ def closure(definitions: Iterable[Definition]) -> dict[str, Definition]:
     return found
 
 
-def _parts(definition: Definition) -> Sequence[Definition]:
+def _dependencies(definition: Definition) -> Sequence[Definition]:
     if isinstance(definition, FeatureView):
         return tuple(definition.entities)
     if isinstance(definition, OnDemandFeatureView):
@@ -116,14 +111,14 @@ def _parts(definition: Definition) -> Sequence[Definition]:
 def _of_projections(projections: Iterable[Projection]) -> list[Definition]:
     parts: list[Definition] = []
     for p in projections:
-        parts += [*_parts(p.view), p.view]
+        parts += [*_dependencies(p.view), p.view]
     return parts
 
 
 def plan_changes(catalog: Catalog, wanted: Mapping[str, Definition], *, prune: Sequence[str] = ()) -> Plan:
-    """What it takes to have `wanted` in force.
+    """Plan the changes that put `wanted` in force.
 
-    wanted: by `kind/name`, as `closure` gives it; prune: `kind/name` of definitions to remove.
+    wanted: by `kind/name`, as `closure` returns it; prune: `kind/name` of definitions to remove.
     Raises: IncompatibleChange if rows already stored would become unreadable or wrong, or if something still in
         force needs what is removed.
     """
@@ -154,10 +149,10 @@ def _change(catalog: Catalog, key: str, definition: Definition) -> Change:
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
     changed = [key for key in new if old.get(key) != new[key]]
-    return tuple(f"{key}: {_short(old.get(key))} -> {_short(new[key])}" for key in changed)
+    return tuple(f"{key}: {_shortened(old.get(key))} -> {_shortened(new[key])}" for key in changed)
 
 
-def _short(value: Any) -> str:
+def _shortened(value: Any) -> str:
     text = ",".join(f"{f['name']}:{f['dtype']}" for f in value) if _is_schema(value) else str(value)
     return textwrap.shorten(text, width=200, placeholder="...")
 
@@ -167,13 +162,15 @@ def _is_schema(value: Any) -> bool:
 
 
 def _refuse_corruption(old: Record, new: Mapping[str, Any]) -> None:
-    """Rows of every version stay in one table: keys must be the same, and a feature keeps its type for ever."""
+    """Refuse changes of keys or feature types, since rows of all versions share one table."""
     where = f"feature view {old.name!r} (version {old.version})"
     remedy = f"define {old.name}_v{old.version + 1} and fill it"
     old_keys = [key for entity in old.definition["entities"] for key in entity["join_keys"]]
     new_keys = [key for entity in new["entities"] for key in entity["join_keys"]]
     if old_keys != new_keys:
-        raise IncompatibleChange(f"{where} is keyed by {_short(old_keys)}, not {_short(new_keys)}; {remedy}")
+        raise IncompatibleChange(
+            f"{where} is keyed by {_shortened(old_keys)}, not {_shortened(new_keys)}; {remedy}"
+        )
     types = {f["name"]: f["dtype"] for f in old.definition["schema"]}
     for f in new["schema"]:
         if types.get(f["name"], f["dtype"]) != f["dtype"]:
@@ -186,7 +183,7 @@ def _refuse_corruption(old: Record, new: Mapping[str, Any]) -> None:
 def _refuse_missing_features(
     catalog: Catalog, wanted: Mapping[str, Definition], pruned: frozenset[str]
 ) -> None:
-    """A definition that stays in force must find every feature it names in the views as they will be."""
+    """Refuse changes that take away a feature which another definition in force uses."""
     views = {d.name: d.features for d in wanted.values() if isinstance(d, FeatureView | OnDemandFeatureView)}
     for key, versions in catalog.records.items():
         user = versions[-1]
@@ -200,7 +197,7 @@ def _refuse_missing_features(
 
 
 def _references(definition: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The projections that a service or an on-demand view is made of."""
+    """Projections in the description of a service or an on-demand view."""
     sources = definition.get("sources", []) + definition.get("features", [])
     return [source for source in sources if "view" in source]
 
@@ -228,13 +225,13 @@ def _uses(user_kind: str, used_kind: str, definition: Mapping[str, Any]) -> set[
 
 
 def entry_body(plan: Plan, wanted: Mapping[str, Definition]) -> dict[str, Any] | None:
-    """The journal entry that carries out a plan, or None if there is nothing to do."""
+    """Build the journal entry that carries out a plan, or None if nothing changes."""
     if plan.is_empty:
         return None
-    put = [c for c in plan.changes if c.action in {"added", "changed"}]
+    changed = [c for c in plan.changes if c.action in {"added", "changed"}]
     return {
         "type": "apply",
-        "definitions": [_recorded(wanted[f"{c.kind}/{c.name}"]) for c in put],
+        "definitions": [_recorded(wanted[f"{c.kind}/{c.name}"]) for c in changed],
         "removed": [f"{c.kind}/{c.name}" for c in plan.changes if c.action == "removed"],
     }
 

@@ -1,1 +1,1 @@
-"""What features are: entities, fields, views, services, their types, and how one row becomes bytes."""
+"""Definitions of features: entities, fields, views, services, their types, and the encoding of a row."""

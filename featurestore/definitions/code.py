@@ -1,4 +1,4 @@
-"""Which code an on-demand view runs: where to import it from, and a digest of its text."""
+"""Identity of an on-demand view's code: where to import it from, and a digest of its text."""
 
 import hashlib
 import inspect
@@ -10,7 +10,7 @@ from featurestore.errors import InvalidDefinition
 
 
 def code_digest(transform: Callable[..., Any]) -> str:
-    """Digest of a function's source text.
+    """Hash the source text of a function.
 
     Raises: InvalidDefinition if Python cannot find the text.
     """
@@ -24,5 +24,5 @@ def code_digest(transform: Callable[..., Any]) -> str:
 
 
 def code_reference(transform: Callable[..., Any]) -> str:
-    """`module:qualname`, from which another process imports it."""
+    """Reference `module:qualname` by which another process imports a function."""
     return f"{transform.__module__}:{getattr(transform, '__qualname__', type(transform).__qualname__)}"

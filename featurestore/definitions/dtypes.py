@@ -1,4 +1,4 @@
-"""The value types of features, under Feast's names, and what each is in Arrow, numpy and a packed row."""
+"""Value types of features under Feast's names, with their forms in Arrow and in a packed row."""
 
 from enum import StrEnum
 
@@ -6,7 +6,7 @@ import pyarrow as pa
 
 
 class DType(StrEnum):
-    """Type of a feature or of a join key."""
+    """Value type of a feature or join key."""
 
     FLOAT64 = "Float64"
     FLOAT32 = "Float32"
@@ -18,12 +18,12 @@ class DType(StrEnum):
 
     @property
     def arrow(self) -> pa.DataType:
-        """The Arrow type in which offline rows hold it; times are microseconds, UTC."""
+        """Arrow type of the column in offline rows; times are microseconds, UTC."""
         return _ARROW[self]
 
     @property
     def slot(self) -> str:
-        """Its code in `struct` notation: the fixed slot of a packed row (a string's slot is its length)."""
+        """Fixed slot in a packed row, in `struct` notation (a string's slot is its length)."""
         return _SLOTS[self]
 
     @property

@@ -1,4 +1,4 @@
-"""One row of a view as bytes: the value that Redis holds, and the order that breaks exact ties.
+"""Encoding of a view's row as bytes: the value in Redis, and the order that breaks exact ties.
 
     offset  bytes  content
     0       1      encoding version, 1
@@ -42,17 +42,17 @@ Decoded = tuple[int, int, tuple[Any, ...]]
 
 
 def from_microseconds(value: int) -> datetime:
-    """Microseconds since 1970 as an aware UTC time."""
+    """Convert microseconds since 1970 to an aware UTC time."""
     return _EPOCH + timedelta(microseconds=value)
 
 
 def to_microseconds(value: datetime) -> int:
-    """An aware time as microseconds since 1970 UTC, exactly."""
+    """Convert an aware time to microseconds since 1970 UTC, exactly."""
     return (value - _EPOCH) // timedelta(microseconds=1)
 
 
 def microseconds(column: pa.ChunkedArray | pa.Array) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """A timestamp column without nulls as (rows,) int64 microseconds."""
+    """Convert a timestamp column without nulls to (rows,) int64 microseconds."""
     chunks = column.cast(pa.int64())
     flat = chunks.combine_chunks() if isinstance(chunks, pa.ChunkedArray) else chunks
     values: np.ndarray[Any, np.dtype[np.int64]] = flat.to_numpy(zero_copy_only=False)
@@ -60,7 +60,7 @@ def microseconds(column: pa.ChunkedArray | pa.Array) -> np.ndarray[Any, np.dtype
 
 
 class RowLayout:
-    """How the fields of one version of a view lie in a packed row.
+    """Layout of the fields of one version of a view in a packed row.
 
     fields: the features in schema order.
     """
@@ -80,7 +80,7 @@ class RowLayout:
         self._no_nulls = bytes(self._bitmap_bytes)
 
     def encode(self, rows: pa.Table) -> list[bytes]:
-        """Pack every row.
+        """Pack every row of a table into bytes.
 
         rows: the fields, `event_timestamp` and `created_timestamp`, typed as the view says.
         """
@@ -114,7 +114,7 @@ class RowLayout:
         return [value or b"" for value in column.cast(pa.binary()).to_pylist()]
 
     def decode(self, value: bytes) -> Decoded:
-        """Event time, created time (microseconds) and the values of one packed row, None where null.
+        """Unpack one row to event time, created time (microseconds) and values, None where null.
 
         Raises: UnreadableRow if the row is shorter than its layout.
         """
@@ -143,7 +143,7 @@ class RowLayout:
 
 
 def _slot_values(column: pa.ChunkedArray, dtype: DType) -> np.ndarray[Any, Any]:
-    """What stands in the fixed slots of one field, zero where null."""
+    """Values for the fixed slots of one field, zero where null."""
     if dtype is DType.STRING:
         column = pc.binary_length(column)
     elif dtype is DType.BOOL:
@@ -156,9 +156,9 @@ def _slot_values(column: pa.ChunkedArray, dtype: DType) -> np.ndarray[Any, Any]:
 
 
 def precedence(value: bytes) -> tuple[int, int, bytes]:
-    """What decides between two packed rows of one key: the greater wins.
+    """Sort key that decides between two packed rows of one key: the greater wins.
 
-    Event time, then created time, then the bytes after the header (an exact tie has to fall the same way everywhere).
+    Compares event time, then created time, then the bytes after the header (an exact tie has to fall the same way everywhere).
     """
     _, _, event, created = HEADER.unpack_from(value)
     return event, created, value[HEADER_BYTES:]

@@ -1,6 +1,6 @@
-"""What rows of a view must be like to be written: ranges, shares of nulls, freshness.
+"""Expectations that rows of a view must meet to be written: ranges, shares of nulls, freshness.
 
-A batch that is not as expected is refused whole, so that neither store ever has part of it.
+A batch that does not meet them is refused whole, so that neither store ever has part of it.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ _MICROSECOND = timedelta(microseconds=1)
 
 @dataclass(frozen=True, slots=True)
 class InRange:
-    """Every value of a numeric column, nulls apart, lies in `[least, most]`; NaN does not.
+    """Expectation that every value of a numeric column, except nulls, lies in `[least, most]`; NaN does not.
 
     Raises: InvalidDefinition if there is no bound or the bounds are crossed.
     """
@@ -36,11 +36,11 @@ class InRange:
             raise InvalidDefinition(f"InRange({self.column!r}): least {self.least} is above most {self.most}")
 
     def describe(self) -> dict[str, Any]:
-        """As JSON."""
+        """Describe the expectation as JSON."""
         return {"type": "in_range", "column": self.column, "least": self.least, "most": self.most}
 
     def check(self, where: str, rows: pa.Table) -> None:
-        """Raises: UnexpectedRows naming the first value outside."""
+        """Check that all values are in the range. Raises: UnexpectedRows naming the first that is not."""
         column = rows.column(self.column)
         inside = pc.is_valid(column)  # null where null, so that both bounds may make it false
         for bound, compare in ((self.least, pc.greater_equal), (self.most, pc.less_equal)):
@@ -60,10 +60,10 @@ class InRange:
 
 @dataclass(frozen=True, slots=True)
 class NullShare:
-    """At most this share of a batch's rows has no value (null or NaN) in a column.
+    """Expectation that at most this share of a batch's rows has no value (null or NaN) in a column.
 
-    min_rows: smaller batches are not judged, because one row says little about a share.
-    Raises: InvalidDefinition if `most` is no share.
+    min_rows: smaller batches are not checked, because one row says little about a share.
+    Raises: InvalidDefinition if `most` is not from 0 to 1.
     """
 
     column: str
@@ -75,7 +75,7 @@ class NullShare:
             raise InvalidDefinition(f"NullShare({self.column!r}): most is a share of 0 to 1, got {self.most}")
 
     def describe(self) -> dict[str, Any]:
-        """As JSON."""
+        """Describe the expectation as JSON."""
         return {
             "type": "null_share",
             "column": self.column,
@@ -84,7 +84,7 @@ class NullShare:
         }
 
     def check(self, where: str, rows: pa.Table) -> None:
-        """Raises: UnexpectedRows with the share there is."""
+        """Check the share of nulls in a batch. Raises: UnexpectedRows with the actual share."""
         if rows.num_rows < self.min_rows:
             return
         share = missing(rows.column(self.column)) / rows.num_rows
@@ -98,7 +98,7 @@ class NullShare:
 
 @dataclass(frozen=True, slots=True)
 class Freshness:
-    """After each write the view's newest row, this batch's or one there before, is at most `most` old.
+    """Expectation that after each write the view's newest row, new or stored before, is at most `most` old.
 
     To fill in history, write the newest rows first or along with it.
     Raises: InvalidDefinition if `most` is not positive.
@@ -111,11 +111,11 @@ class Freshness:
             raise InvalidDefinition(f"Freshness: most must be positive, got {self.most}")
 
     def describe(self) -> dict[str, Any]:
-        """As JSON."""
+        """Describe the expectation as JSON."""
         return {"type": "freshness", "most_us": self.most // _MICROSECOND}
 
     def check(self, where: str, rows: pa.Table, *, newest: datetime | None, now: datetime) -> None:
-        """Raises: UnexpectedRows if neither the rows nor `newest`, the newest row there was, are young enough."""
+        """Check the age of the newest row. newest: time of the newest stored row. Raises: UnexpectedRows if it is too old."""
         given = pc.max(rows.column(EVENT_TIMESTAMP)).as_py()
         times = [time for time in (given, newest) if time is not None]
         if times and now - max(times) > self.most:
@@ -130,14 +130,14 @@ Expectation: TypeAlias = InRange | NullShare | Freshness
 
 
 def missing(column: pa.ChunkedArray) -> int:
-    """How many values are null or NaN."""
+    """Count the values that are null or NaN."""
     if pa.types.is_floating(column.type):
         return int(pc.sum(pc.is_null(column, nan_is_null=True)).as_py() or 0)
     return int(column.null_count)
 
 
 def refuse_unknown(where: str, expectations: tuple[Expectation, ...], fields: Mapping[str, Field]) -> None:
-    """Check that expectations speak of columns there are, and ranges of numbers.
+    """Check that expectations name existing columns, and ranges numeric ones.
 
     Raises: InvalidDefinition.
     """
@@ -152,7 +152,7 @@ def refuse_unknown(where: str, expectations: tuple[Expectation, ...], fields: Ma
 
 
 def deserialize_expectation(described: Mapping[str, Any]) -> Expectation:
-    """An expectation from its `describe()`.
+    """Rebuild an expectation from its `describe()`.
 
     Raises: InvalidDefinition for a type that is not known here.
     """

@@ -1,4 +1,4 @@
-"""Columns and what they belong to: fields, entities, and values that only a request knows."""
+"""Fields, entities, and request sources for values that only a request has."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -27,7 +27,7 @@ def check_name(what: str, name: str) -> None:
 
 
 def refuse_doubles(what: str, names: Iterable[str]) -> None:
-    """Refuse a name that comes twice.
+    """Refuse a name that appears twice.
 
     Raises: InvalidDefinition.
     """
@@ -40,7 +40,7 @@ def refuse_doubles(what: str, names: Iterable[str]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A named, typed column: a feature, a join key or a value sent with the request.
+    """Named, typed column: a feature, a join key or a value sent with the request.
 
     Raises: InvalidDefinition for a name that is no identifier or is kept for the store's own columns.
     """
@@ -57,13 +57,13 @@ class Field:
         object.__setattr__(self, "dtype", DType(self.dtype))
 
     def describe(self) -> dict[str, Any]:
-        """As JSON."""
+        """Describe the field as JSON."""
         return {"name": self.name, "dtype": self.dtype.value}
 
 
 @dataclass(frozen=True, slots=True)
 class Entity:
-    """What features are about: a name and the columns that identify one of it.
+    """Kind of object that features describe, with the columns that identify one.
 
     join_keys: column names (of type `dtype`) or Fields; by default the entity's own name.
     Raises: InvalidDefinition.
@@ -87,11 +87,11 @@ class Entity:
 
     @property
     def keys(self) -> tuple[Field, ...]:
-        """The join keys as fields."""
+        """Join keys of the entity as fields."""
         return tuple(key for key in self.join_keys if isinstance(key, Field))
 
     def describe(self) -> dict[str, Any]:
-        """As JSON."""
+        """Describe the entity as JSON."""
         return {
             "name": self.name,
             "join_keys": [key.describe() for key in self.keys],
@@ -101,7 +101,7 @@ class Entity:
 
 @dataclass(frozen=True, slots=True)
 class RequestSource:
-    """Values that only the request knows; training reads them from columns of the entity table."""
+    """Values that only the request has; training reads them from columns of the entity table."""
 
     name: str
     schema: Sequence[Field]
@@ -112,5 +112,5 @@ class RequestSource:
         refuse_doubles(f"request source {self.name!r}", (f.name for f in self.schema))
 
     def describe(self) -> dict[str, Any]:
-        """As JSON."""
+        """Describe the request source as JSON."""
         return {"request": self.name, "schema": [f.describe() for f in self.schema]}

@@ -1,4 +1,4 @@
-"""On-demand views: one vectorised function, run on columns of training rows and on columns of a request alike."""
+"""On-demand views: a vectorised function that runs on columns of training rows and of requests alike."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -47,7 +47,7 @@ def on_demand_feature_view(
 
 
 def compute(view: OnDemandFeatureView, inputs: Mapping[str, Array], *, rows: int) -> dict[str, Array]:
-    """The view's features from its input columns, each of length `rows`, in the forms `column_of` makes.
+    """Compute the view's features from its input columns, each of length `rows`, in the forms `column_of` makes.
 
     Raises: InvalidRows if the function raises, or does not return every feature of its schema, one value a row.
     """
@@ -68,7 +68,7 @@ def compute(view: OnDemandFeatureView, inputs: Mapping[str, Array], *, rows: int
 
 
 def column_of(dtype: DType, values: Sequence[Any]) -> Array:
-    """Python values (None for null) in the form that transforms get: see `OnDemandFeatureView`."""
+    """Convert Python values (None for null) to the form that transforms get: see `OnDemandFeatureView`."""
     if dtype is DType.STRING:
         column = np.empty(len(values), dtype=object)
         column[:] = values
@@ -80,7 +80,7 @@ def column_of(dtype: DType, values: Sequence[Any]) -> Array:
 
 
 def arrow_column_of(dtype: DType, column: pa.ChunkedArray) -> Array:
-    """An Arrow column in the form that transforms get."""
+    """Convert an Arrow column to the form that transforms get."""
     if dtype is DType.STRING:
         return column_of(dtype, column.to_pylist())
     if dtype is DType.UNIX_TIMESTAMP:
@@ -93,7 +93,7 @@ def arrow_column_of(dtype: DType, column: pa.ChunkedArray) -> Array:
 
 
 def to_arrow(field: Field, column: Array) -> pa.Array:
-    """A computed column in its field's type; NaN, NaT and None are null.
+    """Convert a computed column to its field's type; NaN, NaT and None are null.
 
     Raises: InvalidRows if a value does not fit the type.
     """
@@ -109,7 +109,7 @@ def to_arrow(field: Field, column: Array) -> pa.Array:
 
 
 def to_python(field: Field, column: Array) -> list[Any]:
-    """A computed column as Python values of its field's type, None where null."""
+    """Convert a computed column to Python values of its field's type, None where null."""
     if column.dtype.kind == "f" and field.dtype in {DType.FLOAT64, DType.FLOAT32}:
         return [None if value != value else value for value in column.tolist()]  # noqa: PLR0124  # NaN
     values: list[Any] = to_arrow(field, column).to_pylist()

@@ -1,7 +1,7 @@
-"""What a feature is: views, services and on-demand views, in Feast's words.
+"""Definitions of feature views, services and on-demand views, in Feast's words.
 
-Every definition is a frozen value, checked when it is written down. `semantics()` is the part that decides
-which numbers come out (it is digested for lineage); `describe()` adds what only people read.
+Every definition is a frozen value, checked when it is created. `semantics()` is the part that decides
+which numbers come out (lineage records its digest); `describe()` adds what only people read.
 """
 
 import hashlib
@@ -23,17 +23,17 @@ from featurestore.errors import InvalidDefinition, UnknownDefinition
 
 
 class Transformation(Protocol):
-    """How a view's rows are made from raw events; `featurestore.windows.aggregations.Windows` is one."""
+    """Computes a view's rows from raw events; `featurestore.windows.aggregations.Windows` is one."""
 
     @property
     def fields(self) -> tuple[Field, ...]:
-        """The features it computes."""
+        """Features that the transformation computes."""
 
     def describe(self) -> dict[str, Any]:
-        """As JSON, with a `type`; part of the view's digest."""
+        """Describe the transformation as JSON, with a `type`; part of the view's digest."""
 
     def compute(self, events: pa.Table, *, keys: Sequence[str], since: datetime | None = None) -> pa.Table:
-        """The view's rows, with `event_timestamp`; since: only those that an earlier run up to then has not settled."""
+        """Compute the view's rows; since: only rows that an earlier run up to that time has not settled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,8 @@ class FeatureView:
 
     schema: the features (may be left out when `source` computes them); entities may be empty: one global row.
     ttl: how long after its event time a value may be used, inclusive; None means for ever.
-    source: how rows are made from raw events, if the store is to know.
-    expectations: what rows must be like to be written.
+    source: computes rows from raw events, for `compute_offline`.
+    expectations: conditions that rows must meet to be written.
     Raises: InvalidDefinition.
     """
 
@@ -80,20 +80,20 @@ class FeatureView:
 
     @property
     def join_keys(self) -> tuple[Field, ...]:
-        """The columns that identify a row's entity, in the order of the entities."""
+        """Columns that identify a row's entity, in the order of the entities."""
         return tuple(key for entity in self.entities for key in entity.keys)
 
     @property
     def features(self) -> tuple[str, ...]:
-        """Names of the features."""
+        """Names of the view's features."""
         return tuple(f.name for f in self.schema)
 
     def __getitem__(self, features: Sequence[str]) -> "Projection":
-        """Only some features: `view[["a", "b"]]`."""
+        """Select some features: `view[["a", "b"]]`."""
         return Projection(self, tuple(features))
 
     def with_name(self, name: str) -> "Projection":
-        """The view under another name; its columns come out as `name__feature`."""
+        """Give the view another name; its columns come out as `name__feature`."""
         return Projection(self, self.features, alias=name)
 
     def with_join_key_map(self, mapping: Mapping[str, str]) -> "Projection":
@@ -101,7 +101,7 @@ class FeatureView:
         return Projection(self, self.features).with_join_key_map(mapping)
 
     def semantics(self) -> dict[str, Any]:
-        """What decides the numbers, as JSON: keys, schema, ttl, source."""
+        """Describe as JSON what decides the numbers: keys, schema, ttl, source."""
         return {
             "kind": "feature_view",
             "name": self.name,
@@ -114,7 +114,7 @@ class FeatureView:
         }
 
     def describe(self) -> dict[str, Any]:
-        """The whole definition as JSON."""
+        """Describe the whole definition as JSON."""
         people = {"tags": dict(self.tags), "owner": self.owner, "description": self.description}
         return self.semantics() | people | {"expectations": [e.describe() for e in self.expectations]}
 
@@ -124,13 +124,13 @@ Transform = Callable[[Mapping[str, np.ndarray[Any, Any]]], Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class OnDemandFeatureView:
-    """Features computed when asked for, by the same vectorised code in training and in serving.
+    """Features computed on request by the same vectorised code in training and in serving.
 
     sources: views, projections and request sources whose columns the function gets.
     transform: columns in, columns out, all of one length. Numbers and booleans come as float64 with NaN for
         null, strings as object arrays with None, times as datetime64[us] with NaT; a NaN it returns is null.
-        What it raises is told as InvalidRows.
-    code, reference: digest of the function's text and where to import it from; found out if not given.
+        Its exceptions become InvalidRows.
+    code, reference: digest of the function's text and where to import it from; derived from it by default.
     Raises: InvalidDefinition.
     """
 
@@ -160,31 +160,31 @@ class OnDemandFeatureView:
 
     @property
     def features(self) -> tuple[str, ...]:
-        """Names of the features it computes."""
+        """Names of the features that the view computes."""
         return tuple(f.name for f in self.schema)
 
     @property
     def projections(self) -> "tuple[Projection, ...]":
-        """The stored features it reads."""
+        """Projections of stored views that the function reads."""
         return tuple(s for s in self.sources if isinstance(s, Projection))
 
     @property
     def request_fields(self) -> tuple[Field, ...]:
-        """The values that the request must bring."""
+        """Fields that the request must contain."""
         return tuple(f for s in self.sources if isinstance(s, RequestSource) for f in s.schema)
 
     @property
     def inputs(self) -> dict[str, DType]:
-        """The function's columns and their types."""
+        """Input columns of the function with their types."""
         stored = {name: f.dtype for p in self.projections for name, f in p.columns.items()}
         return stored | {f.name: f.dtype for f in self.request_fields}
 
     def __getitem__(self, features: Sequence[str]) -> "Projection":
-        """Only some of its features."""
+        """Select some of the features."""
         return Projection(self, tuple(features))
 
     def semantics(self) -> dict[str, Any]:
-        """What decides the numbers, as JSON: sources, schema and the digest of the code."""
+        """Describe as JSON what decides the numbers: sources, schema and the digest of the code."""
         return {
             "kind": "on_demand_feature_view",
             "name": self.name,
@@ -194,14 +194,14 @@ class OnDemandFeatureView:
         }
 
     def describe(self) -> dict[str, Any]:
-        """The whole definition as JSON; `reference` says where the function is imported from."""
+        """Describe the whole definition as JSON; `reference` says where the function is imported from."""
         people = {"tags": dict(self.tags), "owner": self.owner, "description": self.description}
         return self.semantics() | people | {"reference": self.reference}
 
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """Some features of a view, perhaps under another name and found by other columns."""
+    """Selected features of a view, optionally under another name or found by other columns."""
 
     view: FeatureView | OnDemandFeatureView
     features: tuple[str, ...]
@@ -220,7 +220,7 @@ class Projection:
             check_name("view alias", self.alias)
 
     def with_name(self, name: str) -> "Projection":
-        """Under another name; columns come out as `name__feature`."""
+        """Give the projection another name; columns come out as `name__feature`."""
         return replace(self, alias=name)
 
     def with_join_key_map(self, mapping: Mapping[str, str]) -> "Projection":
@@ -237,7 +237,7 @@ class Projection:
 
     @property
     def columns(self) -> dict[str, Field]:
-        """Output column to the view's field, in the order asked for."""
+        """Map output columns to the view's fields, in order."""
         fields = {f.name: f for f in self.view.schema}
         prefix = f"{self.alias}__" if self.alias else ""
         return {prefix + name: fields[name] for name in self.features}
@@ -250,7 +250,7 @@ class Projection:
         return tuple(mapping.get(key.name, key.name) for key in keys)
 
     def describe(self) -> dict[str, Any]:
-        """As JSON; the view by name."""
+        """Describe the projection as JSON, with the view by name."""
         return {
             "view": self.view.name,
             "features": list(self.features),
@@ -263,13 +263,13 @@ FeatureLike = FeatureView | OnDemandFeatureView | Projection
 
 
 def projection(features: FeatureLike) -> Projection:
-    """A view as the projection to all its features; a projection as it is."""
+    """Convert a view to the projection to all its features; return a projection as it is."""
     return features if isinstance(features, Projection) else Projection(features, features.features)
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureService:
-    """The features of one model, by name: what it trains on and what it is served.
+    """Features of one model by name, for its training and its serving.
 
     Raises: InvalidDefinition if two features would come out under one column name.
     """
@@ -290,16 +290,16 @@ class FeatureService:
 
     @property
     def projections(self) -> tuple[Projection, ...]:
-        """Its views, each with the features it takes."""
+        """Views of the service, each with the features it uses."""
         return tuple(p for p in self.features if isinstance(p, Projection))
 
     @property
     def columns(self) -> list[str]:
-        """Output columns, in order."""
+        """Names of all output columns, in order."""
         return [name for p in self.projections for name in p.columns]
 
     def semantics(self) -> dict[str, Any]:
-        """What decides the columns, as JSON."""
+        """Describe as JSON what decides the columns."""
         return {
             "kind": "feature_service",
             "name": self.name,
@@ -307,7 +307,7 @@ class FeatureService:
         }
 
     def describe(self) -> dict[str, Any]:
-        """The whole definition as JSON."""
+        """Describe the whole definition as JSON."""
         people = {"tags": dict(self.tags), "owner": self.owner, "description": self.description}
         return self.semantics() | people
 
@@ -316,6 +316,6 @@ Definition = Entity | FeatureView | OnDemandFeatureView | FeatureService
 
 
 def digest(semantics: Mapping[str, Any]) -> str:
-    """The name of a definition's content: `sha256:` and 64 hexadecimal digits of its canonical JSON."""
+    """Hash a definition's canonical JSON: `sha256:` and 64 hexadecimal digits."""
     text = json.dumps(semantics, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()

@@ -1,1 +1,1 @@
-"""The offline store: feature tables, the point-in-time join, and training sets from one machine or many."""
+"""The offline feature store: tables, the point-in-time join, and training sets on one machine or many."""

@@ -1,8 +1,8 @@
-"""The same joins and aggregates over Ray Data, for what does not fit one machine; the room's one module with Ray.
+"""Point-in-time joins and window aggregates over Ray Data, for tables that do not fit one machine.
 
 Both are functions of all rows of a key, so rows are shuffled by key into partitions and each partition runs the local
-code: identical results, whatever the number of blocks or partitions. Nothing is gathered on the driver. How rows are
-packed for the shuffle is in `featurestore/offline/partitioning.py`.
+code: identical results, whatever the number of blocks or partitions. Nothing is collected on the driver. Only this module
+of the feature store imports Ray; `featurestore/offline/partitioning.py` packs rows for the shuffle.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -81,7 +81,7 @@ class Store(Protocol):
 
 
 def historical(job: PinnedRetrieval, *, partitions: int | None = None) -> Dataset:
-    """A retrieval job as a dataset: its entity rows, in order, with the features appended.
+    """Compute a retrieval job as a dataset: its entity rows, in order, with the features appended.
 
     partitions: of the keys; by default one for half a million stored rows, each CPU of the cluster, and at least 8.
     """
@@ -101,7 +101,7 @@ def get_historical_features(
     as_known: bool = False,
     partitions: int | None = None,
 ) -> Dataset:
-    """As `FeatureStore.get_historical_features`, for an entity table that is itself a dataset.
+    """Retrieve as `FeatureStore.get_historical_features` does, for an entity table that is itself a dataset.
 
     row_number: its Int64 column that numbers the rows; they come back in that order.
     Raises: InvalidRows, UnknownDefinition.
@@ -126,14 +126,14 @@ def _checked(entities: pa.Table, *, retrieval: Retrieval, row_number: str) -> pa
 def _joined(
     entities: Dataset, job: PinnedRetrieval, columns: Sequence[str], *, partitions: int | None
 ) -> Dataset:
-    parts = _partitions(partitions, rows=_most_stored(job))
+    count = _partitions(partitions, rows=_most_stored(job))
     for lookup in job.retrieval.lookups:
-        left = _mapped(entities, partial(_pack_entities, lookup=lookup, parts=parts))
+        left = _mapped(entities, partial(_pack_entities, lookup=lookup, partitions=count))
         keys = [key.name for key in stored_view(lookup).join_keys]
-        packed = partial(_pack_rows, keys=keys, parts=parts)
+        packed = partial(_pack_rows, keys=keys, partitions=count)
         right = _mapped(_stored_rows(job, lookup), packed)
         join = partial(_join_partition, lookup=lookup, as_known=job.as_known)
-        entities = _by_part(left.union(right), join)
+        entities = _by_partition(left.union(right), join)
     finished = partial(finish, entity_columns=[*columns, ROW], retrieval=job.retrieval)
     in_order = _mapped(entities, finished).sort(ROW).drop_columns([ROW])
     in_order.context.execution_options.preserve_order = True  # else blocks come as their tasks end
@@ -146,7 +146,7 @@ def _partitions(given: int | None, *, rows: int = 0) -> int:
 
 
 def _most_stored(job: PinnedRetrieval) -> int:
-    """Rows of the largest table that is read."""
+    """Count the rows of the largest table that is read."""
     views = {stored_view(lookup).name: stored_view(lookup) for lookup in job.retrieval.lookups}
     opened = [
         job.offline.version(view, snapshot.version)
@@ -157,7 +157,7 @@ def _most_stored(job: PinnedRetrieval) -> int:
 
 
 def _stored_rows(job: PinnedRetrieval, lookup: Projection) -> Dataset:
-    """All features of the view's rows that can be an answer, read by tasks; ties may need them all."""
+    """Read, in tasks, the view's rows that can be an answer; with all features, as ties may need them."""
     view = stored_view(lookup)
     snapshot = job.versions[view.name]
     if snapshot is None:
@@ -166,13 +166,13 @@ def _stored_rows(job: PinnedRetrieval, lookup: Projection) -> Dataset:
     prefilter = _prefilter(job, lookup)
     most = _MOST_ROWS_PER_TASK if prefilter is None else _MOST_FILTERED
     shares = _shares(version.files, job.bounds(lookup), most=most) if version else ()
-    pieces = [{"files": files} for files in shares]
-    if not pieces:
+    tasks = [{"files": files} for files in shares]
+    if not tasks:
         return ray.data.from_arrow(offline_schema(view).empty_table())
     read = partial(_read_files, offline=job.offline, view=view, number=snapshot.version)
     if prefilter is not None:
         read = partial(_read_answers, **read.keywords, as_known=job.as_known, prefilter=prefilter)
-    return _mapped(ray.data.from_items(pieces, override_num_blocks=len(pieces)), read)
+    return _mapped(ray.data.from_items(tasks, override_num_blocks=len(tasks)), read)
 
 
 def _rows_per_task(rows: int, *, most: int = _MOST_ROWS_PER_TASK) -> int:
@@ -182,12 +182,12 @@ def _rows_per_task(rows: int, *, most: int = _MOST_ROWS_PER_TASK) -> int:
 def _shares(
     files: Sequence[File], bounds: tuple[datetime | None, datetime | None], *, most: int
 ) -> Iterator[list[int]]:
-    """Numbers of the files that may hold rows within the bounds, a task's worth of rows at a time."""
-    held = [(number, file.rows) for number, file in enumerate(files) if file.may_hold(*bounds)]
-    enough = _rows_per_task(sum(rows for _, rows in held), most=most)
+    """Group the files that may hold rows within the bounds into shares of one task each, by their index."""
+    candidates = [(number, file.rows) for number, file in enumerate(files) if file.may_hold(*bounds)]
+    enough = _rows_per_task(sum(rows for _, rows in candidates), most=most)
     share: list[int] = []
     rows = 0
-    for number, more in held:
+    for number, more in candidates:
         share.append(number)
         rows += more
         if rows >= enough:
@@ -197,7 +197,9 @@ def _shares(
         yield share
 
 
-_opened: dict[tuple[str, int], Version] = {}  # in a worker; opening takes time for every file of the version
+_opened: dict[
+    tuple[str, int], Version
+] = {}  # cached in a worker, as opening takes time for every file of the version
 _MOST_OPENED = 4
 
 
@@ -211,22 +213,22 @@ def _version(offline: OfflineStore, view: FeatureView, number: int) -> Version |
     return version
 
 
-def _read_files(pieces: pa.Table, *, offline: OfflineStore, view: FeatureView, number: int) -> pa.Table:
-    version, files = _files(pieces, offline=offline, view=view, number=number)
+def _read_files(tasks: pa.Table, *, offline: OfflineStore, view: FeatureView, number: int) -> pa.Table:
+    version, files = _files(tasks, offline=offline, view=view, number=number)
     return scan(version, files, offline_schema(view))
 
 
 def _files(
-    pieces: pa.Table, *, offline: OfflineStore, view: FeatureView, number: int
+    tasks: pa.Table, *, offline: OfflineStore, view: FeatureView, number: int
 ) -> tuple[Version, list[File]]:
     version = _version(offline, view, number)
     if version is None:
         raise UnknownDefinition(f"feature view {view.name!r}: version {number} of its table cannot be read")
-    return version, [version.files[at] for numbers in pieces.column("files").to_pylist() for at in numbers]
+    return version, [version.files[at] for numbers in tasks.column("files").to_pylist() for at in numbers]
 
 
 def _read_answers(
-    pieces: pa.Table,
+    tasks: pa.Table,
     *,
     offline: OfflineStore,
     view: FeatureView,
@@ -234,15 +236,15 @@ def _read_answers(
     as_known: bool,
     prefilter: "ray.ObjectRef[Prefilter]",
 ) -> pa.Table:
-    """Of the files' rows those that can be an entity row's answer; read step by step, for few of them are."""
-    version, files = _files(pieces, offline=offline, view=view, number=number)
+    """Read rows of the files that can be an entity row's answer, in steps, since few of them are."""
+    version, files = _files(tasks, offline=offline, view=view, number=number)
     entity_rows, keys = ray.get(prefilter), [key.name for key in view.join_keys]
     found = [offline_schema(view).empty_table()]
     for rows, _ in offline.batches(view, version, files, start=None, end=None, rows=_ROWS_PER_STEP):
-        answers = entity_rows.answers(
+        candidates = entity_rows.candidates(
             rows, key_hashes(rows, keys), keys=keys, ttl=view.ttl, as_known=as_known
         )
-        found.append(rows.take(pa.array(answers)))
+        found.append(rows.take(pa.array(candidates)))
     return pa.concat_tables(found)
 
 
@@ -250,21 +252,21 @@ def _mapped(dataset: Dataset, compute: Callable[[pa.Table], pa.Table]) -> Datase
     return dataset.map_batches(compute, batch_format="pyarrow", batch_size=None)
 
 
-def _pack_entities(table: pa.Table, *, lookup: Projection, parts: int) -> pa.Table:
-    return pack(table, _entity_hashes(table, lookup), side=ENTITIES, parts=parts)
+def _pack_entities(table: pa.Table, *, lookup: Projection, partitions: int) -> pa.Table:
+    return pack(table, _entity_hashes(table, lookup), side=ENTITIES, partitions=partitions)
 
 
 def _entity_hashes(entities: pa.Table, lookup: Projection) -> Hashes:
-    """In the view's types, so that a key hashes as it does in the view's rows."""
+    """Hash keys in the view's types, so that they hash as in the view's rows."""
     return key_hashes(typed_keys(entities, lookup), lookup.key_columns)
 
 
-def _pack_rows(table: pa.Table, *, keys: Sequence[str], parts: int) -> pa.Table:
-    return pack(table, key_hashes(table, keys), side=ROWS, parts=parts)
+def _pack_rows(table: pa.Table, *, keys: Sequence[str], partitions: int) -> pa.Table:
+    return pack(table, key_hashes(table, keys), side=ROWS, partitions=partitions)
 
 
 def _prefilter(job: PinnedRetrieval, lookup: Projection) -> "ray.ObjectRef[Prefilter] | None":
-    """What is asked for, once on each node; None where the entity table is a dataset that has yet to be computed."""
+    """Put the prefilter in Ray's store, once for all nodes; None where the entity table is a lazy dataset."""
     count = job.entities.num_rows
     if not count:
         return None
@@ -276,7 +278,7 @@ def _prefilter(job: PinnedRetrieval, lookup: Projection) -> "ray.ObjectRef[Prefi
 
 def _join_partition(group: pa.Table, *, lookup: Projection, as_known: bool) -> pa.Table:
     entities, rows = unpack(group, ENTITIES), unpack(group, ROWS)
-    if entities is None:  # rows that nobody asks for
+    if entities is None:  # no entity row has these keys
         return pa.table({})
     if rows is None:
         rows = offline_schema(stored_view(lookup)).empty_table()
@@ -291,7 +293,7 @@ def compute_offline(
     since: datetime | None = None,
     partitions: int | None = None,
 ) -> TableSnapshot:
-    """As `FeatureStore.compute_offline`, for events that are a dataset: aggregate by key, write in one commit.
+    """Compute a view's rows as `FeatureStore.compute_offline` does, from a dataset of events, in one commit.
 
     Raises: InvalidRows, UnknownDefinition (also if the view has no source).
     """
@@ -315,16 +317,16 @@ def by_key(
     keys: Sequence[str],
     partitions: int | None = None,
 ) -> Dataset:
-    """`compute` on all rows of each key together; a partition has many keys, and no key is in two."""
-    parts = _partitions(partitions)
-    packed = _mapped(dataset, partial(_pack_rows, keys=list(keys), parts=parts))
-    return _by_part(packed, partial(_computed, compute=compute))
+    """Run `compute` on all rows of each key together; a partition has many keys, and no key is in two."""
+    count = _partitions(partitions)
+    packed = _mapped(dataset, partial(_pack_rows, keys=list(keys), partitions=count))
+    return _by_partition(packed, partial(_computed, compute=compute))
 
 
-def _by_part(packed: Dataset, compute: Callable[[pa.Table], pa.Table]) -> Dataset:
-    """`compute` on the packed rows of each partition.
+def _by_partition(packed: Dataset, compute: Callable[[pa.Table], pa.Table]) -> Dataset:
+    """Run `compute` on the packed rows of each partition.
 
-    By a sort of the few packed rows, in tasks: the hash shuffle starts actors for every shuffle, which took ten times
+    Sorts the few packed rows, in tasks: the hash shuffle starts actors for every shuffle, which took ten times
     as long for a table of 300,000 rows.
     """
     packed.context.shuffle_strategy = ShuffleStrategy.SORT_SHUFFLE_PULL_BASED
@@ -338,10 +340,10 @@ def _computed(group: pa.Table, *, compute: Callable[[pa.Table], pa.Table]) -> pa
 def write_offline(
     store: Store, view: ViewOrName, rows: Dataset, *, partitions: int | None = None
 ) -> TableSnapshot:
-    """As `FeatureStore.write_offline`, for rows that are a dataset: one commit, and one file a day.
+    """Write rows as `FeatureStore.write_offline` does, from a dataset: one commit, and one file a day.
 
-    Expectations are held against each block, `Freshness` against all of them: then the rows are computed before any is
-    written, and Ray keeps them meanwhile, on disk what is more than its memory.
+    Expectations are checked on each block, `Freshness` on all of them: then the rows are computed before any is
+    written, and Ray keeps them meanwhile, spilled to disk beyond its memory.
     Raises: InvalidRows, UnknownDefinition.
     """
     found = store.get_feature_view(view if isinstance(view, str) else view.name)
@@ -351,7 +353,7 @@ def write_offline(
         shaped = shaped.materialize()
         newest = _mapped(shaped, _newest).take_all()
         store.check_fresh(found, pa.Table.from_pylist(newest, schema=_NEWEST))
-    by_day = by_key(shaped, _as_is, keys=[EVENT_DAY], partitions=partitions)
+    by_day = by_key(shaped, _unchanged, keys=[EVENT_DAY], partitions=partitions)
     by_day.write_delta(table.uri, partition_by=[EVENT_DAY], storage_options=table.storage_options or None)
     return table.snapshot()
 
@@ -369,5 +371,5 @@ def _newest(rows: pa.Table) -> pa.Table:
     return pa.table([pa.array([pc.max(rows.column(EVENT_TIMESTAMP)).as_py()], TIMESTAMP)], schema=_NEWEST)
 
 
-def _as_is(rows: pa.Table) -> pa.Table:
+def _unchanged(rows: pa.Table) -> pa.Table:
     return rows

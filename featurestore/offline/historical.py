@@ -1,4 +1,4 @@
-"""Training sets: the features of a service as they were at each entity row's time."""
+"""Training sets, with the features of a service as they were at each entity row's time."""
 
 from typing import TYPE_CHECKING
 
@@ -18,18 +18,18 @@ class RetrievalJob(PinnedRetrieval):
     __slots__ = ()
 
     def to_arrow(self) -> pa.Table:
-        """The entity rows, in order, with the feature columns appended."""
+        """Compute the entity rows, in order, with the feature columns appended."""
         table = self.entities
         for lookup in self.retrieval.lookups:
             table = self._append(table, lookup)
         return finish(table, self.entities.column_names, self.retrieval)
 
     def to_pandas(self) -> "pd.DataFrame":
-        """As `to_arrow`, as a pandas frame."""
+        """Compute the rows of `to_arrow` as a pandas frame."""
         return self.to_arrow().to_pandas()
 
     def to_ray(self, *, partitions: int | None = None) -> "ray.data.Dataset":
-        """The same rows as a Ray dataset, joined partition by partition on the cluster.
+        """Compute the rows of `to_arrow` as a Ray dataset, joined partition by partition on the cluster.
 
         partitions: of the keys; by default as many as the cluster has CPUs, and at least 8.
         """
@@ -41,7 +41,7 @@ class RetrievalJob(PinnedRetrieval):
 
     def _append(self, table: pa.Table, lookup: Projection) -> pa.Table:
         view = stored_view(lookup)
-        made, ties = attach(table, self.read(lookup, lookup.features), lookup, as_known=self.as_known)
-        if ties and set(lookup.features) != set(view.features):  # what decides a tie is the whole row
-            made, _ = attach(table, self.read(lookup, view.features), lookup, as_known=self.as_known)
-        return made
+        joined, ties = attach(table, self.read(lookup, lookup.features), lookup, as_known=self.as_known)
+        if ties and set(lookup.features) != set(view.features):  # the whole row decides a tie
+            joined, _ = attach(table, self.read(lookup, view.features), lookup, as_known=self.as_known)
+        return joined

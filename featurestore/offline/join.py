@@ -1,4 +1,4 @@
-"""The join of entity rows with the stored rows of a view, at table versions that are fixed."""
+"""Join of entity rows with the stored rows of a view, at pinned table versions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class PinnedRetrieval:
     as_known: bool
 
     def read(self, lookup: Projection, features: Sequence[str]) -> pa.Table:
-        """The stored rows that the entity rows could possibly see."""
+        """Read the stored rows that any entity row could see."""
         view = stored_view(lookup)
         version = self.versions[view.name]
         if version is None or not self.entities.num_rows:
@@ -45,16 +45,16 @@ class PinnedRetrieval:
         return self.offline.read(view, features=features, start=start, end=end, version=version.version)
 
     def bounds(self, lookup: Projection) -> tuple[datetime | None, datetime | None]:
-        """First and last event time of rows that the entity rows could see; None where they set no bound."""
+        """First and last event time of rows that any entity row could see; None where unbounded."""
         times = pc.min_max(self.entities.column(EVENT_TIMESTAMP)).as_py()
         ttl = stored_view(lookup).ttl
         return (None if ttl is None or times["min"] is None else times["min"] - ttl), times["max"]
 
 
 def stored_view(lookup: Projection) -> FeatureView:
-    """The view of a lookup, which is a stored one.
+    """Get the stored view of a lookup.
 
-    Raises: InvalidDefinition if it is not.
+    Raises: InvalidDefinition if the view is computed on demand.
     """
     if not isinstance(lookup.view, FeatureView):
         raise InvalidDefinition(f"{lookup.view.name!r} is computed on demand and has no stored rows")
@@ -62,9 +62,9 @@ def stored_view(lookup: Projection) -> FeatureView:
 
 
 def attach(entities: pa.Table, rows: pa.Table, lookup: Projection, *, as_known: bool) -> tuple[pa.Table, int]:
-    """The entity rows with one lookup's columns appended, and how many ties only the content of rows decided.
+    """Append one lookup's columns to entity rows; also returns how many ties only the content of rows decided.
 
-    rows: of the view, with the lookup's features or all of them.
+    rows: of the view, with the lookup's features or all features.
     """
     view = stored_view(lookup)
     keys = list(zip(lookup.key_columns, (key.name for key in view.join_keys), strict=True))
@@ -81,7 +81,7 @@ def attach(entities: pa.Table, rows: pa.Table, lookup: Projection, *, as_known: 
 
 
 def typed_keys(entities: pa.Table, lookup: Projection) -> pa.Table:
-    """The entity table's key columns in the view's types, with the event time.
+    """Cast the entity table's key columns to the view's types; keeps the event time.
 
     Raises: InvalidRows for a column that is missing, of another kind, or with a value that does not fit.
     """
@@ -95,7 +95,7 @@ def typed_keys(entities: pa.Table, lookup: Projection) -> pa.Table:
 
 
 def check_entities(entities: pa.Table, retrieval: Retrieval) -> pa.Table:
-    """The entity table with its time in microseconds UTC and its request columns typed.
+    """Check an entity table, and cast its time to microseconds UTC and its request columns to their types.
 
     Raises: InvalidRows for a missing, duplicated or naive column, or one named like a feature.
     """
@@ -122,7 +122,7 @@ def check_entities(entities: pa.Table, retrieval: Retrieval) -> pa.Table:
 
 
 def finish(table: pa.Table, entity_columns: Sequence[str], retrieval: Retrieval) -> pa.Table:
-    """Compute the on-demand columns of joined rows and bring all columns into the order asked for."""
+    """Compute the on-demand columns of joined rows and order all columns as requested."""
     if retrieval.computed:
         dtypes = {name: f.dtype for lookup in retrieval.lookups for name, f in lookup.columns.items()}
         dtypes |= {f.name: f.dtype for f in retrieval.request}

@@ -1,6 +1,6 @@
-"""Rows by the hash of their keys: which partition each belongs to, how it travels there.
+"""Hash partitioning of rows by key, and their packing for a shuffle.
 
-What travels are Arrow tables as bytes, one for each (block, partition): entity rows and feature rows of any schema meet in
+A shuffle moves Arrow tables as bytes, one for each (block, partition): entity rows and feature rows of any schema meet in
 one group, and few large values move instead of many small rows.
 """
 
@@ -20,7 +20,7 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def key_hashes(table: pa.Table, keys: Sequence[str]) -> Hashes:
-    """One hash a row, (rows,) uint64, of its key columns, which have the types of their view."""
+    """Hash the key columns of each row, typed as in the view, to (rows,) uint64."""
     mixed = np.zeros(table.num_rows, dtype=np.uint64)
     for key in keys:
         texts = table.column(key).cast(pa.string()).combine_chunks().dictionary_encode()
@@ -28,19 +28,19 @@ def key_hashes(table: pa.Table, keys: Sequence[str]) -> Hashes:
     return mixed
 
 
-def pack(table: pa.Table, hashes: Hashes, *, side: int, parts: int) -> pa.Table:
-    """A block as one serialized table for each partition that has rows in it.
+def pack(table: pa.Table, hashes: Hashes, *, side: int, partitions: int) -> pa.Table:
+    """Pack a block as one serialized table for each partition that has rows in it.
 
     side: `ENTITIES` or `ROWS`.
     """
-    part = ((hashes >> np.uint64(17)) % np.uint64(parts)).astype(np.int64)
-    order = np.argsort(part, kind="stable")
-    bounds = np.searchsorted(part[order], np.arange(parts + 1))
-    found = [p for p in range(parts) if bounds[p] < bounds[p + 1]]
-    there = table.take(pa.array(order))
-    tables = [there.slice(bounds[p], bounds[p + 1] - bounds[p]) for p in found]
-    if not found:  # its schema still has to be known
-        found, tables = [0], [there]
+    partition = ((hashes >> np.uint64(17)) % np.uint64(partitions)).astype(np.int64)
+    order = np.argsort(partition, kind="stable")
+    bounds = np.searchsorted(partition[order], np.arange(partitions + 1))
+    found = [p for p in range(partitions) if bounds[p] < bounds[p + 1]]
+    ordered = table.take(pa.array(order))
+    tables = [ordered.slice(bounds[p], bounds[p + 1] - bounds[p]) for p in found]
+    if not found:  # an empty block still carries its schema
+        found, tables = [0], [ordered]
     return pa.table(
         {
             PART: pa.array(found, pa.int32()),
@@ -51,10 +51,10 @@ def pack(table: pa.Table, hashes: Hashes, *, side: int, parts: int) -> pa.Table:
 
 
 def _payloads(tables: Sequence[pa.Table]) -> pa.LargeBinaryArray:
-    """Tables as bytes, written once into the one buffer of the column."""
+    """Serialize tables, each written once into the column's single buffer."""
     measured = pa.MockOutputStream()
     ends = [0, *(_write(table, measured) for table in tables)]
-    buffer = pa.allocate_buffer(ends[-1])  # of the final size, for one that grows takes twice as much
+    buffer = pa.allocate_buffer(ends[-1])  # of the final size, since a growing one takes twice as much
     with pa.FixedSizeBufferWriter(buffer) as sink:
         for table in tables:
             _write(table, sink)
@@ -63,7 +63,7 @@ def _payloads(tables: Sequence[pa.Table]) -> pa.LargeBinaryArray:
 
 
 def _write(table: pa.Table, sink: pa.NativeFile) -> int:
-    """Returns: where it ends."""
+    """Write a table to the sink; returns the position after it."""
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     end: int = sink.tell()
@@ -71,7 +71,7 @@ def _write(table: pa.Table, sink: pa.NativeFile) -> int:
 
 
 def unpack(group: pa.Table, side: int) -> pa.Table | None:
-    """The rows of one side of a partition, None if it has none."""
+    """Unpack the rows of one side of a partition, None if it has no rows."""
     payloads = [
         payload
         for payload, its_side in zip(group.column(_PAYLOAD), group.column(_SIDE).to_pylist(), strict=True)

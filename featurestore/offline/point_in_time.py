@@ -1,4 +1,4 @@
-"""The point-in-time join: for each entity row, the newest feature row that was there at its time.
+"""Point-in-time join of each entity row with the newest feature row that existed at its time.
 
 Of the feature rows of the same key with `t - ttl <= event <= t` (both inclusive, to the microsecond) the one with
 the greatest (event, created) is taken; `as_known` further asks for `created <= t`. Rows out are rows in, in order.
@@ -30,10 +30,10 @@ _COMPOSITE_LIMIT = 2**62
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """Where each entity row finds its feature row.
+    """Matched feature row of each entity row.
 
     index: (entity rows,) int64, row of the feature table or -1.
-    ties: pairs of feature rows in play that share key, event and created time, so that their content decided.
+    ties: pairs of candidate feature rows that share key, event and created time, so that their content decided.
     """
 
     index: Ints
@@ -50,7 +50,7 @@ def join(
     ttl: timedelta | None = None,
     as_known: bool = False,
 ) -> pa.Table:
-    """`entities` with the features as they were at each row's `event_timestamp` appended, null where there were none.
+    """Append features as they were at each entity row's `event_timestamp`, null where no row matches.
 
     keys: (column of entities, column of rows) for each join key.
     features: output column to column of `rows`.
@@ -61,7 +61,7 @@ def join(
 
 
 def take(entities: pa.Table, rows: pa.Table, match: Match, *, features: Mapping[str, str]) -> pa.Table:
-    """`entities` with the matched rows' columns appended.
+    """Append the matched rows' columns to `entities`.
 
     features: output column to column of `rows`.
     """
@@ -81,25 +81,25 @@ def search(
     as_known: bool = False,
 ) -> Match:
     """Find each entity row's feature row; arguments as for `join`."""
-    wanted, codes = _codes(entities, rows, keys)
+    entity_codes, codes = _codes(entities, rows, keys)
     times = microseconds(entities.column(EVENT_TIMESTAMP))
     kept = np.flatnonzero(codes >= 0)
-    nothing = np.full(len(times), -1, dtype=np.int64)
+    unmatched = np.full(len(times), -1, dtype=np.int64)
     if not len(kept) or not len(times):
-        return Match(nothing, 0)
+        return Match(unmatched, 0)
     events = microseconds(rows.column(EVENT_TIMESTAMP))[kept]
-    ranks, asked = _ranks(events, times, keys=int(wanted.max()) + 1)
+    ranks, entity_ranks = _ranks(events, times, keys=int(entity_codes.max()) + 1)
     span = int(ranks.max()) + 1
     composite = codes[kept] * span + ranks
     order = np.argsort(composite)
     composite = composite[order]
-    ties = _settle(order, composite, rows, kept, layout)
-    last = np.searchsorted(composite, wanted * span + asked, side="right") - 1
-    found = (last >= 0) & (wanted >= 0) & (asked >= 0)
-    found &= composite[last] >= wanted * span  # else it is the last row of the key before
+    ties = _order_ties(order, composite, rows, kept, layout)
+    last = np.searchsorted(composite, entity_codes * span + entity_ranks, side="right") - 1
+    found = (last >= 0) & (entity_codes >= 0) & (entity_ranks >= 0)
+    found &= composite[last] >= entity_codes * span  # otherwise it is the last row of the previous key
     if as_known:
         created = microseconds(rows.column(CREATED_TIMESTAMP))[kept[order]]
-        first = np.searchsorted(composite, wanted * span, side="left")
+        first = np.searchsorted(composite, entity_codes * span, side="left")
         last = _last_known(created, np.where(found, last, -1), first, times)
         found = last >= 0
     at = order[np.where(found, last, 0)]
@@ -109,20 +109,20 @@ def search(
 
 
 def _codes(entities: pa.Table, rows: pa.Table, keys: Sequence[tuple[str, str]]) -> tuple[Ints, Ints]:
-    """Keys as one small integer an entity row and a feature row; -1 where null or (rows) nobody asks for it."""
-    wanted = np.zeros(entities.num_rows, dtype=np.int64)
-    there = np.zeros(rows.num_rows, dtype=np.int64)
+    """Encode keys of entity rows and feature rows as small integers; -1 where null or in no entity row."""
+    entity_codes = np.zeros(entities.num_rows, dtype=np.int64)
+    row_codes = np.zeros(rows.num_rows, dtype=np.int64)
     for number, (entity_column, row_column) in enumerate(keys):
-        asked = entities.column(entity_column).cast(rows.schema.field(row_column).type)
-        distinct = pc.unique(asked.combine_chunks()).drop_null()
-        a, b = _positions(asked, distinct), _positions(rows.column(row_column), distinct)
+        keys_given = entities.column(entity_column).cast(rows.schema.field(row_column).type)
+        distinct = pc.unique(keys_given.combine_chunks()).drop_null()
+        a, b = _positions(keys_given, distinct), _positions(rows.column(row_column), distinct)
         if not number:
-            wanted, there = a, b
+            entity_codes, row_codes = a, b
             continue
-        wanted = np.where((wanted < 0) | (a < 0), -1, wanted * len(distinct) + a)
-        there = np.where((there < 0) | (b < 0), -1, there * len(distinct) + b)
-        wanted, there = _dense(wanted, there)
-    return wanted, there
+        entity_codes = np.where((entity_codes < 0) | (a < 0), -1, entity_codes * len(distinct) + a)
+        row_codes = np.where((row_codes < 0) | (b < 0), -1, row_codes * len(distinct) + b)
+        entity_codes, row_codes = _dense(entity_codes, row_codes)
+    return entity_codes, row_codes
 
 
 def _positions(column: pa.ChunkedArray, distinct: pa.Array) -> Ints:
@@ -131,20 +131,20 @@ def _positions(column: pa.ChunkedArray, distinct: pa.Array) -> Ints:
     return positions
 
 
-def _dense(wanted: Ints, there: Ints) -> tuple[Ints, Ints]:
-    """Renumber so that codes stay below the number of distinct keys asked for."""
-    distinct = np.unique(wanted[wanted >= 0])
+def _dense(entity_codes: Ints, row_codes: Ints) -> tuple[Ints, Ints]:
+    """Renumber codes to stay below the number of distinct entity keys."""
+    distinct = np.unique(entity_codes[entity_codes >= 0])
     if not len(distinct):
-        return np.full_like(wanted, -1), np.full_like(there, -1)
-    at = np.minimum(np.searchsorted(distinct, there), len(distinct) - 1)
+        return np.full_like(entity_codes, -1), np.full_like(row_codes, -1)
+    at = np.minimum(np.searchsorted(distinct, row_codes), len(distinct) - 1)
     return (
-        np.where(wanted < 0, -1, np.searchsorted(distinct, wanted)),
-        np.where(distinct[at] == there, at, -1),
+        np.where(entity_codes < 0, -1, np.searchsorted(distinct, entity_codes)),
+        np.where(distinct[at] == row_codes, at, -1),
     )
 
 
 def _ranks(events: Ints, times: Ints, *, keys: int) -> tuple[Ints, Ints]:
-    """Event times as non-negative integers, and for each asked time the greatest of them not after it (or -1).
+    """Rank event times as non-negative integers; for each entity time, the greatest rank not after it (or -1).
 
     Offsets from the first event where they leave room for the key codes in 62 bits, else dense ranks.
     """
@@ -155,8 +155,8 @@ def _ranks(events: Ints, times: Ints, *, keys: int) -> tuple[Ints, Ints]:
     return np.searchsorted(distinct, events), np.searchsorted(distinct, times, side="right") - 1
 
 
-def _settle(order: Ints, composite: Ints, rows: pa.Table, kept: Ints, layout: RowLayout) -> int:
-    """Within runs of one key and event time, order by created, then by content; returns how many pairs needed content."""
+def _order_ties(order: Ints, composite: Ints, rows: pa.Table, kept: Ints, layout: RowLayout) -> int:
+    """Order rows of one key and event time by created, then content; returns how many pairs needed content."""
     same = composite[1:] == composite[:-1]
     if not same.any():
         return 0
@@ -201,14 +201,14 @@ def _last_not_above(values: Ints, start: Ints, bound: Ints) -> Ints:
         hit = climbing & (minima[np.where(climbing, node, 0)] <= bound)
         depth[hit] = k
         missed = climbing & ~hit
-        node[missed] = (node[missed] - 1) >> 1  # its sibling on the right, if any, has just missed too
+        node[missed] = (node[missed] - 1) >> 1  # the sibling on the right, if any, has just failed too
     node[depth < 0] = -1
     for k in range(len(levels) - 1, 0, -1):
         down = depth >= k
         below = levels[k - 1]
         right = np.where(down, node * 2 + 1, 0)
-        there = (right < len(below)) & (below[np.minimum(right, len(below) - 1)] <= bound)
-        node[down] = np.where(there, right, right - 1)[down]
+        fits = (right < len(below)) & (below[np.minimum(right, len(below) - 1)] <= bound)
+        node[down] = np.where(fits, right, right - 1)[down]
     return node
 
 

@@ -1,12 +1,12 @@
-"""Which feature rows can be an answer: told from a part of a table, before anything travels.
+"""Prefilter of feature rows before a shuffle: drops rows that cannot be the answer of any entity row.
 
-For each entity row the answer is the greatest feature row there is at its time, and the greatest of a whole is among the
-greatest of its parts. So of any part of a table only those rows have to travel that are the greatest of the part for some
-entity row; the join of what is left gives the same. A row that is left behind is no entity row's answer: nobody asks for its
-key from the time it is there until a later row of its key takes its place, or it expires.
+For each entity row the answer is the greatest feature row that exists at its time, and the greatest of a whole is among
+the greatest of its parts. So of any part of a table only rows that are the greatest of the part for some entity row have
+to be shuffled; the join of the rest gives the same result. For a dropped row, no entity row has its key at a time between
+its own and that of the next row of the key, or its expiry.
 
 Entity rows are kept as 8 bytes each, sorted: the upper bits of the key's hash, then the time in 2^28 steps from the first to
-the last. Steps and bits that two keys share let a few more rows travel, and never fewer.
+the last. Steps and bits that two keys share keep a few more rows, and never fewer.
 """
 
 from collections.abc import Iterable, Sequence
@@ -29,7 +29,7 @@ _LONGEST_US = 2**61  # a ttl beyond it outlives every row
 
 
 class Prefilter:
-    """What entity rows ask for: their keys and times.
+    """Keys and times of entity rows, in a compact sorted form.
 
     moments: (entity rows,) uint64, sorted, a key's upper bits and a time's step in one number;
     origin_us, shift: a time t in microseconds is in step (t - origin_us) >> shift.
@@ -44,7 +44,10 @@ class Prefilter:
     def of(
         cls, pieces: Iterable[tuple[Hashes, Ints]], *, rows: int, first_us: int, last_us: int
     ) -> "Prefilter":
-        """pieces: key hashes and times of the entity rows; rows: how many in all; first_us, last_us: of their times."""
+        """Build the prefilter from key hashes and times of entity rows.
+
+        rows: how many entity rows there are; first_us, last_us: bounds of their times.
+        """
         shift = max((last_us - first_us).bit_length() - _STEP_BITS, 0)
         prefilter = cls(np.empty(rows, dtype=np.uint64), origin_us=first_us, shift=shift)
         at = 0
@@ -59,7 +62,7 @@ class Prefilter:
         moments: Hashes = (hashes >> _KEY << _KEY) | steps
         return moments
 
-    def answers(
+    def candidates(
         self,
         rows: pa.Table,
         hashes: Hashes,
@@ -68,7 +71,7 @@ class Prefilter:
         ttl: timedelta | None = None,
         as_known: bool = False,
     ) -> Ints:
-        """Numbers, ascending, of the rows that can be an entity row's answer.
+        """Indices, ascending, of the rows that can be an entity row's answer.
 
         rows: any part of a view's stored rows; hashes: of their `keys`; ttl, as_known: as for the join.
         """
@@ -86,11 +89,11 @@ class Prefilter:
         same_key = _same_key(rows.select(list(keys)).take(pa.array(kept)), hashes[kept])
         same_row = same_key & (np.diff(events[kept]) == 0) & (np.diff(created[kept]) == 0)
         replaced = _replaced(since[kept] & _STEPS, same_key, same_row)
-        answers: Ints = np.sort(kept[(first & _STEPS) <= replaced])
-        return answers
+        candidates: Ints = np.sort(kept[(first & _STEPS) <= replaced])
+        return candidates
 
     def _first(self, since: Hashes) -> tuple[Bools, Hashes]:
-        """For each sorted moment, whether its key is asked for then or later, and the first such moment."""
+        """For each sorted moment, whether an entity row has its key then or later, and the first such moment."""
         if not len(self.moments):
             return np.zeros(len(since), dtype=np.bool_), since
         first = self.moments[
@@ -100,7 +103,7 @@ class Prefilter:
 
 
 def _same_key(keys: pa.Table, hashes: Hashes) -> Bools:
-    """Whether each row but the first has the key of the row before; of keys that share a hash, one after the other."""
+    """Whether each row but the first has the key of the row before, for rows sorted by hash."""
     same: Bools = np.diff(hashes) == 0
     for column in keys.columns:
         codes = column.combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
@@ -109,10 +112,10 @@ def _same_key(keys: pa.Table, hashes: Hashes) -> Bools:
 
 
 def _replaced(steps: Hashes, same_key: Bools, same_row: Bools) -> Hashes:
-    """For each row the step from which a later row of its key is there, beyond the last step where there is none.
+    """For each row the step at which a later row of its key replaces it, or beyond the last step if none does.
 
-    Rows are sorted by key, event and created time; of rows with both times equal none replaces the other.
-    steps: from when each row is there; same_key, same_row: whether key, or key and times, are those of the row before.
+    Rows are sorted by key, event and created time; rows with both times equal do not replace each other.
+    steps: from which each row exists; same_key, same_row: whether key, or key and times, are those of the row before.
     """
     count = len(steps)
     if not count:
@@ -123,6 +126,6 @@ def _replaced(steps: Hashes, same_key: Bools, same_row: Bools) -> Hashes:
     starts = np.concatenate([[0], np.flatnonzero(~same_row) + 1])
     following = np.append(starts[1:], count)[np.concatenate([[0], np.cumsum(~same_row)])]
     later = np.minimum(following, count - 1)
-    there = (following < count) & (keys[later] == keys)
-    replaced: Hashes = np.where(there, earliest[later] & _STEPS, _STEPS + np.uint64(1))
+    exists = (following < count) & (keys[later] == keys)
+    replaced: Hashes = np.where(exists, earliest[later] & _STEPS, _STEPS + np.uint64(1))
     return replaced

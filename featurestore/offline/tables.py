@@ -1,7 +1,7 @@
-"""The offline store: one Delta table a view, partitioned by event day, every row with event and created time.
+"""Offline tables: one Delta table a view, partitioned by event day, every row with event and created time.
 
-Rows are only ever added; which of them count is decided when they are read. A read opens just the files that can hold
-rows of the time range asked for.
+Rows are only ever added; which of them count is decided when they are read. A read opens only the files that can hold
+rows of its time range.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _LOG_RESOLUTION = timedelta(milliseconds=1)
 class File:
     """One file of a table's version.
 
-    day: its event day; first, last: bounds of its event times, None where the log has none.
+    day: of its events; first, last: bounds of its event times, None where the log has no bounds.
     """
 
     path: str
@@ -50,7 +50,7 @@ class File:
     fragment: ds.Fragment = field(compare=False)
 
     def may_hold(self, after: datetime | None, until: datetime | None) -> bool:
-        """Whether it may have rows with `after <= event time <= until`."""
+        """Whether the file may have rows with `after <= event time <= until`."""
         too_old = after is not None and self.last is not None and self.last < after
         too_new = until is not None and self.first is not None and self.first > until
         return not (too_old or too_new)
@@ -66,13 +66,13 @@ class Version:
     dataset: ds.FileSystemDataset = field(compare=False)
 
     def of(self, files: Iterable[File]) -> ds.FileSystemDataset:
-        """A dataset of some of the files."""
+        """Open a dataset of some of the files."""
         fragments = [f.fragment for f in files]
         return type(self.dataset)(fragments, self.schema, self.dataset.format, self.dataset.filesystem)
 
 
 class OfflineStore:
-    """Feature tables of a project in an object store."""
+    """Offline store with the feature tables of a project."""
 
     def __init__(self, store: ObjectStore, project: str) -> None:
         self._store = store
@@ -81,15 +81,15 @@ class OfflineStore:
         self._newest: dict[str, DeltaTable] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """What travels to a worker: where the tables are, not what is open here."""
+        """State that is pickled for a worker: where the tables are, without open tables."""
         return {"_store": self._store, "_project": self._project, "_opened": {}, "_newest": {}}
 
     def table(self, view: FeatureView) -> Table:
-        """The view's table, `features/{project}/{view}`."""
+        """Table of a view, named `features/{project}/{view}`."""
         return Table(self._store, f"features/{self._project}/{view.name}")
 
     def write(self, view: FeatureView, rows: pa.Table) -> TableSnapshot:
-        """Add rows, atomically.
+        """Append rows to a view's table, atomically.
 
         rows: in the view's offline schema, as `rows.conform` makes them.
         Returns: the table's version that has them.
@@ -97,14 +97,14 @@ class OfflineStore:
         return self.table(view).append(storable(rows), partition_by=(EVENT_DAY,), merge_schema=True)
 
     def create(self, view: FeatureView) -> Table:
-        """The view's table, created empty if there is none."""
+        """Open the view's table, created empty if it does not exist."""
         table = self.table(view)
         if not table.exists():
             table.append(storable(offline_schema(view).empty_table()), partition_by=(EVENT_DAY,))
         return table
 
     def version(self, view: FeatureView, number: int | None = None) -> Version | None:
-        """The files of a version (default: the newest), or None if nothing was ever written."""
+        """Open a version of the view's table (default: the newest), or None if it was never written."""
         cached = self._opened.get(view.name)
         if cached is not None and cached.number == number:
             return cached
@@ -117,12 +117,12 @@ class OfflineStore:
         return cached
 
     def newest(self, view: FeatureView) -> datetime | None:
-        """The last event time there is, to the millisecond it ends in; None if there are no rows."""
+        """Latest event time, rounded up by a millisecond as in the log; None if there are no rows."""
         version = self.version(view)
         return max((f.last for f in version.files if f.last), default=None) if version else None
 
     def _delta(self, view: FeatureView, number: int | None) -> DeltaTable | None:
-        """The view's table at a version; the newest one is kept open, so that following it reads only what is new."""
+        """Open the Delta table at a version; the newest stays open, so that following it reads only what is new."""
         uri, options = self._store.table_location(self.table(view).name)
         newest = self._newest.get(view.name)
         if number is None and newest is not None:
@@ -137,7 +137,7 @@ class OfflineStore:
         return table
 
     def paths(self, view: FeatureView, number: int) -> frozenset[str]:
-        """Paths of a version's files; none if the log no longer reaches back to it."""
+        """Paths of a version's files; empty if the log no longer reaches back to it."""
         cached = self._opened.get(view.name)
         if cached is not None and cached.number == number:
             return frozenset(f.path for f in cached.files)
@@ -150,9 +150,9 @@ class OfflineStore:
         return frozenset(pa.table(table.get_add_actions(flatten=True)).column("path").to_pylist())
 
     def known_since(self, view: FeatureView, number: int, newest: int) -> frozenset[str]:
-        """Paths of a version's files, and of those that compaction has made of them up to the newest version."""
+        """Paths of a version's files, and of their compacted successors up to the newest version."""
         known = self.paths(view, number)
-        if known <= self.paths(view, newest):  # nothing of it was compacted, and the log need not be read
+        if known <= self.paths(view, newest):  # nothing was compacted, so the log need not be read
             return known
         for compaction in self._compactions(view, number, newest):
             before, after = self.paths(view, compaction - 1), self.paths(view, compaction)
@@ -174,9 +174,9 @@ class OfflineStore:
         end: datetime | None = None,
         version: int | None = None,
     ) -> pa.Table:
-        """Rows with `start <= event time <= end`, typed as the view says; features of older rows may be null.
+        """Read rows with `start <= event time <= end`, typed by the view's schema; features of older rows may be null.
 
-        features: which, by default all.
+        features: to read, by default all.
         """
         found = self.version(view, version)
         schema = _selected(view, features)
@@ -194,7 +194,7 @@ class OfflineStore:
         end: datetime | None,
         rows: int,
     ) -> Iterator[tuple[pa.Table, tuple[File, ...]]]:
-        """Rows of some files in tables of about `rows`, each with the files that end in it."""
+        """Iterate over rows of some files in batches of about `rows`, each with the files that end in it."""
         schema = offline_schema(view)
         waiting: list[File] = []
         for file in files:
@@ -210,7 +210,7 @@ class OfflineStore:
 
 
 def storable(rows: pa.Table) -> pa.Table:
-    """Rows of a view's offline schema as they are stored: the times first, and their day.
+    """Reorder rows for storage: the times first, and their day appended.
 
     Delta keeps bounds of a table's first columns only, and reads are pruned by time.
     """
@@ -230,7 +230,7 @@ def _open(table: DeltaTable) -> Version:
 
 
 def _file(action: dict[str, Any], fragment: ds.Fragment) -> File:
-    """A file from its line in the log; without recorded bounds its day has to do.
+    """Build a file from its action in the log; without recorded bounds its day gives them.
 
     The log cuts bounds to milliseconds, so the last row may be that much later than it says.
     """
@@ -244,7 +244,7 @@ def _file(action: dict[str, Any], fragment: ds.Fragment) -> File:
 
 
 def _folder(path: str) -> str:
-    """The partition a file is of; compaction never puts two together."""
+    """Partition folder of a file; compaction never merges two of them."""
     return path.rpartition("/")[0]
 
 
@@ -276,7 +276,7 @@ def scan(
     start: datetime | None = None,
     end: datetime | None = None,
 ) -> pa.Table:
-    """Rows of some files with `start <= event time <= end`, in the schema asked for."""
+    """Read rows of some files with `start <= event time <= end`, in the given schema."""
     kept = [f for f in files if f.may_hold(start, end)]
     if not kept:
         return schema.empty_table()
@@ -293,7 +293,7 @@ def _split(
     end: datetime | None,
     rows: int,
 ) -> Iterator[tuple[pa.Table, tuple[File, ...]]]:
-    """One large file in several tables; only the last says that the file has ended."""
+    """Read one large file in several batches; only the last names the file as ended."""
     names = [name for name in schema.names if name in version.schema.names]
     scanner = version.of([file]).scanner(columns=names, filter=_between(start, end), batch_size=rows)
     ready, waiting = schema.empty_table(), list[pa.RecordBatch]()

@@ -1,7 +1,7 @@
-"""Reads of one event loop that go to Redis together: what comes while a read is on its way waits for the next.
+"""Coalescing of Redis reads in one event loop: reads that arrive during a read go together in the next one.
 
-A read takes the loop some fifty microseconds of redis-py, for four keys as for sixty: sixteen requests that each read alone
-pay them sixteen times. A read that is the only one goes at once, so nothing waits for more to come.
+A read costs the loop some fifty microseconds in redis-py, for four keys as for sixty: sixteen requests that each read
+alone pay them sixteen times. A single read goes at once, so no read waits for others to arrive.
 """
 
 import asyncio
@@ -9,13 +9,13 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
 Values = list[bytes | None]
-KEYS_AT_ONCE = 4_096  # beyond it, the rest is for the next read: a few milliseconds of Redis each
+KEYS_AT_ONCE = 4_096  # more keys are left for the next read: a few milliseconds of Redis each
 
 
 class CoalescedReads:
-    """Reads through one asynchronous client. Belongs to one event loop.
+    """Coalesces reads through one asynchronous client; belongs to one event loop.
 
-    fetch: reads the values of keys, None where there is none, in their order.
+    fetch: reads the values of keys, None where absent, in their order.
     """
 
     def __init__(self, fetch: Callable[[Sequence[bytes]], Awaitable[Values]]) -> None:
@@ -24,23 +24,23 @@ class CoalescedReads:
         self._task: asyncio.Task[None] | None = None
 
     async def read(self, keys: Sequence[bytes]) -> Values:
-        """The values of some keys. Raises: what `fetch` raises for those that were read together."""
+        """Read the values of some keys. Raises: what `fetch` raises, for all reads of the batch."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Values] = loop.create_future()
         self._waiting.append((keys, answer))
         if self._task is None:
-            self._task = loop.create_task(self._work())
+            self._task = loop.create_task(self._drain())
         return await answer
 
-    async def _work(self) -> None:
+    async def _drain(self) -> None:
         try:
-            while batch := self._take():
-                await self._answer(batch)
+            while batch := self._next_batch():
+                await self._read_batch(batch)
         finally:
             self._task = None
 
-    def _take(self) -> list[tuple[Sequence[bytes], asyncio.Future[Values]]]:
-        """Those who came first and still wait."""
+    def _next_batch(self) -> list[tuple[Sequence[bytes], asyncio.Future[Values]]]:
+        """Take the oldest reads that are still awaited, up to the limit of keys."""
         batch: list[tuple[Sequence[bytes], asyncio.Future[Values]]] = []
         size = 0
         while self._waiting and (not batch or size + len(self._waiting[0][0]) <= KEYS_AT_ONCE):
@@ -50,10 +50,10 @@ class CoalescedReads:
                 size += len(keys)
         return batch
 
-    async def _answer(self, batch: Sequence[tuple[Sequence[bytes], asyncio.Future[Values]]]) -> None:
+    async def _read_batch(self, batch: Sequence[tuple[Sequence[bytes], asyncio.Future[Values]]]) -> None:
         try:
             values = await self._fetch([key for keys, _ in batch for key in keys])
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is the readers' to see
+        except Exception as error:  # noqa: BLE001 - every error goes to the readers
             for _, answer in batch:
                 if not answer.done():
                     answer.set_exception(error)

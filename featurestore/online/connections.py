@@ -1,7 +1,7 @@
-"""Connections to Redis that reads keep, because taking one from the client's pool for each costs a third of a read.
+"""Cache of Redis connections for reads, because taking one from the client's pool costs a third of a read.
 
-What the client does besides (looking whether the socket is still open, measuring, trying again) it still does where a
-kept connection turns out to be broken: the command then goes through the client. So it has to be one that may run twice.
+The cache skips the client's own work (checking the socket, metrics, retries). Where a cached connection turns out to be
+broken, the command runs again through the client, so it has to be one that may run twice.
 """
 
 import os
@@ -12,9 +12,9 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 
 class ConnectionCache:
-    """As many connections as there are threads that read at one time.
+    """Cache of idle connections, as many as threads that read at one time.
 
-    client: of one server; closing it closes them too, and the next call opens them again.
+    client: of one server; closing it closes them too, and the next call reopens them.
     """
 
     def __init__(self, client: Any) -> None:
@@ -23,19 +23,19 @@ class ConnectionCache:
         self._idle: list[Any] = []
 
     def call(self, *command: Any) -> Any:
-        """What the server answers, undecoded.
+        """Run a command and return the undecoded answer.
 
-        command: one that only reads.
+        command: must only read.
         Raises: RedisError.
         """
-        connection = self._taken()
+        connection = self._acquire()
         try:
             connection.send_command(*command)
             answer = connection.read_response(disable_decoding=True)
         except (
             RedisConnectionError,
             RedisTimeoutError,
-        ):  # closed by the server since the last call, or it is gone
+        ):  # closed by the server since the last call, or the server is gone
             self._pool.release(connection)
             return self._client.execute_command(*command)
         except BaseException:  # an answer may be half read
@@ -45,12 +45,12 @@ class ConnectionCache:
         self._idle.append(connection)
         return answer
 
-    def _taken(self) -> Any:
-        """A connection of this process that no other thread uses."""
+    def _acquire(self) -> Any:
+        """Take a connection of this process that no other thread uses."""
         while True:
             try:
                 connection = self._idle.pop()
             except IndexError:
                 return self._pool.get_connection()
-            if connection.pid == os.getpid():  # after a fork it is the parent's
+            if connection.pid == os.getpid():  # otherwise inherited through a fork
                 return connection

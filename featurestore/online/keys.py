@@ -1,6 +1,6 @@
-"""Which Redis key holds the row of an entity: `toque:{project}:{view}:{value|value}`.
+"""Redis keys of the rows of entities: `toque:{project}:{view}:{value|value}`.
 
-Values stand in the order of the view's join keys: strings with `%` and `|` percent-encoded, integers in decimal,
+Values are in the order of the view's join keys: strings with `%` and `|` percent-encoded, integers in decimal,
 booleans as 0 and 1. Every view's rows are separate keys, so each lies in one slot of a Redis Cluster.
 """
 
@@ -16,16 +16,16 @@ from featurestore.definitions.views import (
 )
 from featurestore.errors import InvalidRows
 
-NULL_KEY = b"toque:none"  # asked for where a join key is null; nobody writes it
+NULL_KEY = b"toque:none"  # read where a join key is null; never written
 
 
 def prefix(project: str, view: str) -> str:
-    """What every row key of a view begins with."""
+    """Prefix of every row key of a view."""
     return f"toque:{project}:{view}:"
 
 
 def row_keys(project: str, view: FeatureView, rows: pa.Table) -> list[bytes]:
-    """Keys of stored rows, whose columns have the view's types."""
+    """Build the keys of stored rows, whose columns have the view's types."""
     start = prefix(project, view.name)
     columns = [_texts(key.dtype, rows.column(key.name).to_pylist()) for key in view.join_keys]
     if len(columns) == 1:
@@ -48,7 +48,7 @@ def _escape(value: str) -> str:
 
 
 class RequestKeys:
-    """Keys for the rows of requests.
+    """Builds the keys for rows of requests.
 
     columns: of the request, one for each join key of the view, in order.
     """
@@ -59,7 +59,7 @@ class RequestKeys:
         self._columns = tuple(zip(columns, (key.dtype for key in view.join_keys), strict=True))
 
     def of(self, entity_rows: Sequence[Mapping[str, Any]]) -> list[bytes]:
-        """One key a row; `NULL_KEY` where a value is None.
+        """Build one key a row; `NULL_KEY` where a value is None.
 
         Raises: InvalidRows for a column that is missing or of another type.
         """

@@ -1,10 +1,10 @@
-"""Bringing offline rows online: a window, or all that is new since last time, late rows and corrections included.
+"""Materialization of offline rows: a time window, or everything new since the last run, late rows included.
 
-What has been brought is a claim `(version, end)` in Redis beside the rows: every row of that table version with event
-time up to `end` has been offered. The next incremental run offers the files that are new since that version, and of the
-old files the rows whose time has come since. Claims are written after the rows they are about and are lost with them, so
-a kill at any point, or an emptied Redis, costs repetition and never a row. Finished files are noted too: a rerun after a
-kill first completes the interrupted run, skipping those.
+Progress is a claim `(version, end)` in Redis beside the rows: every row of that table version with event
+time up to `end` has been written. The next incremental run writes the files that are new since that version, and of the
+old files the rows whose event time has passed since. Claims are written after their rows and are lost with them, so
+a kill at any point, or an emptied Redis, costs repetition and never a row. Finished files are recorded too: a rerun after
+a kill first completes the interrupted run and skips them.
 """
 
 import hashlib
@@ -31,9 +31,9 @@ Progress = Callable[[str, int, int], None]
 
 
 class Materialized(BaseModel):
-    """What one run did for one view.
+    """Result of one materialization run for one view.
 
-    rows: offered to the online store; written: that replaced what was there; table_version: read (None: no table yet);
+    rows: sent to the online store; written: that were new or newer there; table_version: read (None: no table yet);
     end: rows up to this event time; resumed: whether an interrupted run was completed first.
     """
 
@@ -49,13 +49,13 @@ class Materialized(BaseModel):
 
     @property
     def rows_per_s(self) -> float:
-        """How fast it went."""
+        """Throughput of the run in rows per second."""
         return self.rows / self.seconds if self.seconds else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Every row of the table's version with event time up to `end_us` has been offered."""
+    """Claim that every row of the table's version with event time up to `end_us` has been written."""
 
     version: int
     end_us: int
@@ -63,20 +63,20 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """From what is claimed to what will be; `start_us` bounds a window and then nothing is claimed."""
+    """Materialization from one claim to the next; `start_us` bounds a window, which makes no claim."""
 
     before: Claim | None
     after: Claim
     start_us: int | None = None
 
     def to_json(self) -> str:
-        """As stored while it runs."""
+        """Encode the run as stored while it is in progress."""
         before = None if self.before is None else [self.before.version, self.before.end_us]
         return json.dumps([before, [self.after.version, self.after.end_us], self.start_us])
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Run":
-        """The inverse of `to_json`."""
+        """Read a run from the text of `to_json`."""
         before, after, start_us = json.loads(text)
         return cls(None if before is None else Claim(*before), Claim(*after), start_us)
 
@@ -84,8 +84,8 @@ class Run:
 class Materializer:
     """Moves rows of views from the offline to the online store.
 
-    progress: called with the view's name, rows done and rows there are, after each piece.
-    rows_at_once: bound of what is in memory.
+    progress: called with the view's name, rows done and rows in total, after each batch.
+    rows_at_once: bounds the rows in memory.
     """
 
     def __init__(
@@ -102,9 +102,9 @@ class Materializer:
         self._rows_at_once = rows_at_once
 
     def window(self, view: FeatureView, *, start: datetime | None, end: datetime) -> Materialized:
-        """Offer the rows with `start <= event time <= end`; all up to `end` if start is None.
+        """Write online the rows with `start <= event time <= end`; all up to `end` if start is None.
 
-        Raises: InvalidRows if no time lies between; OnlineStoreUnavailable; a rerun completes it.
+        Raises: InvalidRows if `start` is after `end`; OnlineStoreUnavailable; a rerun completes it.
         """
         began = time.perf_counter()
         if start is not None and start > end:
@@ -118,7 +118,7 @@ class Materializer:
         return self._run(view, run, began=began, resumed=self._interrupted(view) == run)
 
     def incremental(self, view: FeatureView, *, end: datetime) -> Materialized:
-        """Offer what is new up to `end`: new files, and rows whose time has come.
+        """Write online what is new up to `end`: new files, and rows whose event time has passed.
 
         Raises: OnlineStoreUnavailable; a rerun completes it.
         """
@@ -137,7 +137,7 @@ class Materializer:
         )
 
     def _resumed(self, view: FeatureView, run: Run, *, began: float) -> Materialized | None:
-        """What completing an interrupted run did; None if its files are erased, and then the next run covers it."""
+        """Complete an interrupted run; None if its files are erased, in which case the next run covers it."""
         try:
             return self._run(view, run, began=began, resumed=True)
         except FileNotFoundError:
@@ -146,13 +146,13 @@ class Materializer:
             return None
 
     def claimed(self, view: FeatureView) -> Claim | None:
-        """What the online store says it has of the view."""
+        """Read the online store's claim about the view."""
         with self._online.reachable():
             found = self._online.client.get(self._key(view, "claim"))
         return Claim(*json.loads(found)) if isinstance(found, bytes) else None
 
     def _key(self, view: FeatureView, what: str) -> str:
-        # What stands in braces decides the slot in a cluster: a view's keys are changed together.
+        # The text in braces decides the slot in a cluster: a view's keys are changed in one transaction.
         return f"toque-{what}:{{{self._online.project}:{view.name}}}"
 
     def _done_key(self, view: FeatureView, run: Run) -> str:
@@ -177,7 +177,7 @@ class Materializer:
             if isinstance(members, set)
             else set()
         )
-        rows, written = self._offer(view, version, run, done, done_key)
+        rows, written = self._write(view, version, run, done, done_key)
         self._finish(view, run, done_key)
         return Materialized(
             view=view.name,
@@ -189,32 +189,34 @@ class Materializer:
             seconds=time.perf_counter() - began,
         )
 
-    def _offer(
+    def _write(
         self, view: FeatureView, version: Version, run: Run, done: set[str], done_key: str
     ) -> tuple[int, int]:
         rows = written = 0
-        parts = self._parts(view, version, run)
-        total = sum(f.rows for files, _ in parts for f in files)
-        for files, start_us in parts:
-            left = [f for f in files if f.path not in done]
-            pieces = self._offline.batches(
+        shares = self._files_to_read(view, version, run)
+        total = sum(f.rows for files, _ in shares for f in files)
+        for files, start_us in shares:
+            remaining = [f for f in files if f.path not in done]
+            batches = self._offline.batches(
                 view,
                 version,
-                left,
+                remaining,
                 start=None if start_us is None else from_microseconds(start_us),
                 end=from_microseconds(run.after.end_us),
                 rows=self._rows_at_once,
             )
-            for piece, ended in pieces:
-                written += self._online.write(view, piece)
-                rows += piece.num_rows
-                self._note(done_key, ended)
+            for batch, ended in batches:
+                written += self._online.write(view, batch)
+                rows += batch.num_rows
+                self._record_done(done_key, ended)
                 if self._progress is not None:
                     self._progress(view.name, rows, total)
         return rows, written
 
-    def _parts(self, view: FeatureView, version: Version, run: Run) -> list[tuple[list[File], int | None]]:
-        """Files to read, each with the first event time that matters in them."""
+    def _files_to_read(
+        self, view: FeatureView, version: Version, run: Run
+    ) -> list[tuple[list[File], int | None]]:
+        """Files to read, with the first event time of the rows to write from them."""
         end = from_microseconds(run.after.end_us)
         if run.before is None:
             start = None if run.start_us is None else from_microseconds(run.start_us)
@@ -229,14 +231,14 @@ class Materializer:
             else [(new, None)]
         )
 
-    def _note(self, done_key: str, files: Iterable[File]) -> None:
+    def _record_done(self, done_key: str, files: Iterable[File]) -> None:
         paths = [f.path for f in files]
         if paths:
             with self._online.reachable():
                 self._online.client.sadd(done_key, *paths)
 
     def _finish(self, view: FeatureView, run: Run, done_key: str) -> None:
-        """Claim what was offered and forget how far the run had come, in one transaction."""
+        """Write the claim and delete the run's progress in one transaction."""
         with self._online.reachable():
             pipe = self._online.client.pipeline(transaction=True)
             if run.start_us is None:

@@ -1,6 +1,6 @@
-"""The online store: one packed row a (view, key) in Redis, the newest in, whoever writes and in whatever order.
+"""The online store: the newest row of each view and key in Redis, under any order of concurrent writers.
 
-A write is a script that compares (event, created, content) with what is there, atomically. A read is one MGET for all
+A write is a script that compares (event, created, content) with the stored row, atomically. A read is one MGET for all
 views and rows of a request. The layout of keys and values is in `docs/online-store.md`.
 """
 
@@ -41,7 +41,7 @@ KEYS_PER_CALL = (
     500  # the script's argument lists stay far below Lua's limit, and a call below two milliseconds
 )
 CALLS_PER_TRIP = 8
-FEW = 500  # rows of which a dictionary knows the newest sooner than a query does
+FEW = 500  # up to so many rows a dictionary finds the newest faster than a query
 _CLUSTER = "+cluster"
 _UNREACHABLE = (RedisError, RedisClusterException, OSError)
 
@@ -73,7 +73,7 @@ return n
 
 
 class OnlineStore:
-    """Packed rows of a project in Redis.
+    """Online store with the packed rows of a project in Redis.
 
     redis_url: `redis://[:password@]host:port/db`, or `redis+cluster://[:password@]host:port` of any node of a cluster.
     """
@@ -88,7 +88,7 @@ class OnlineStore:
 
     @cached_property
     def client(self) -> Any:
-        """The synchronous client; a cluster's learns the cluster's nodes when it is made.
+        """Synchronous Redis client; a cluster's client discovers the nodes when it is created.
 
         Raises: OnlineStoreUnavailable.
         """
@@ -105,15 +105,15 @@ class OnlineStore:
         return self.client.register_script(NEWEST_WINS)
 
     def write(self, view: FeatureView, rows: pa.Table) -> int:
-        """Bring rows in; of rows of one key the newest stays.
+        """Write rows online; of rows of one key the newest stays.
 
         rows: in the view's offline schema.
-        Returns: how many rows replaced what was there.
-        Raises: OnlineStoreUnavailable; what was written by then stays, and a rerun completes it.
+        Returns: how many rows were new or newer than the stored ones.
+        Raises: OnlineStoreUnavailable; rows written before it stay, and a rerun completes the rest.
         """
         newest = (
             newest_rows(view, rows) if rows.num_rows > FEW else rows
-        )  # of few, the loop below finds them sooner
+        )  # for few rows, the loop below is faster
         values = RowLayout(view.schema).encode(newest)
         pairs: dict[bytes, bytes] = {}
         for key, value in zip(row_keys(self.project, view, newest), values, strict=True):
@@ -125,12 +125,12 @@ class OnlineStore:
         won = 0
         remaining = iter(pairs)
         with self.reachable():
-            while trip := list(islice(remaining, KEYS_PER_CALL * CALLS_PER_TRIP)):
-                won += self._trip_to_cluster(trip) if self._clustered else self._trip(trip)
+            while batch := list(islice(remaining, KEYS_PER_CALL * CALLS_PER_TRIP)):
+                won += self._write_batch_to_cluster(batch) if self._clustered else self._write_batch(batch)
         return won
 
-    def _trip(self, pairs: Sequence[tuple[bytes, bytes]]) -> int:
-        if len(pairs) <= KEYS_PER_CALL:  # a pipeline asks first whether the script is there
+    def _write_batch(self, pairs: Sequence[tuple[bytes, bytes]]) -> int:
+        if len(pairs) <= KEYS_PER_CALL:  # a pipeline would first check that the script is loaded
             return int(self._script(keys=[k for k, _ in pairs], args=[v for _, v in pairs]))
         pipe = self.client.pipeline(transaction=False)
         for at in range(0, len(pairs), KEYS_PER_CALL):
@@ -138,22 +138,24 @@ class OnlineStore:
             self._script(keys=[k for k, _ in part], args=[v for _, v in part], client=pipe)
         return sum(pipe.execute())
 
-    def _trip_to_cluster(self, pairs: Sequence[tuple[bytes, bytes]]) -> int:
-        """A script's keys must lie in one slot, and rows lie in all of them: a call a row, a trip a node."""
+    def _write_batch_to_cluster(self, pairs: Sequence[tuple[bytes, bytes]]) -> int:
+        """Write with one script call a row, since a script's keys must be in one slot; one round trip a node."""
         pipe = self.client.pipeline()
         for key, value in pairs:
-            pipe.execute_command("EVAL", NEWEST_WINS, 1, key, value)  # by digest its client pipelines none
+            pipe.execute_command(
+                "EVAL", NEWEST_WINS, 1, key, value
+            )  # the cluster client cannot pipeline calls by digest
         return sum(pipe.execute())
 
     def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """The packed rows of some keys, in one round trip (in a cluster, one to each node).
+        """Read the packed rows of some keys in one round trip (in a cluster, one to each node).
 
         Raises: OnlineStoreUnavailable.
         """
         if not keys:
             return []
         values: list[bytes | None]
-        try:  # as `reachable`, which takes a microsecond
+        try:  # inline, since `reachable` costs a microsecond
             values = (
                 self.client.mget_nonatomic(*keys)
                 if self._clustered
@@ -164,14 +166,14 @@ class OnlineStore:
         return values
 
     async def read_async(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """As `read`, on the running event loop, together with what else is read there."""
+        """Read as `read` does, on the running event loop, coalesced with its other reads."""
         if not keys:
             return []
         with self.reachable():
             return await self._loop_reads().read(keys)
 
     def _loop_reads(self) -> CoalescedReads:
-        """A client of its own for each event loop: connections cannot change loops."""
+        """Coalesced reads of the running loop, with a client of its own, as connections cannot change loops."""
         loop = asyncio.get_running_loop()
         if loop not in self._async:
             kind: Any = AsyncRedisCluster if self._clustered else redis.asyncio.Redis
@@ -181,19 +183,19 @@ class OnlineStore:
         return self._async[loop][1]
 
     async def aclose(self) -> None:
-        """Close the running loop's connections."""
+        """Close the connections of the running loop."""
         client, _ = self._async.pop(asyncio.get_running_loop(), (None, None))
         if client is not None:
             await client.aclose()
 
     def close(self) -> None:
-        """Close the synchronous connections."""
+        """Close the connections of the synchronous client."""
         if "client" in vars(self):
             self.client.close()
 
     @contextmanager
     def reachable(self) -> "Iterator[None]":
-        """Turn Redis's errors into ours, which say where it should have been."""
+        """Translate Redis errors to OnlineStoreUnavailable, which names the address."""
         try:
             yield
         except _UNREACHABLE as error:
@@ -204,7 +206,7 @@ class OnlineStore:
 
 
 def newest_rows(view: FeatureView, rows: pa.Table) -> pa.Table:
-    """The rows with the greatest (event, created) of each key; several a key where both are equal."""
+    """Select the rows with the greatest (event, created) of each key; several a key where both are equal."""
     keys = [key.name for key in view.join_keys]
     frame = pl.from_arrow(rows.select([*keys, EVENT_TIMESTAMP, CREATED_TIMESTAMP]))
     if not isinstance(frame, pl.DataFrame) or rows.num_rows == 0:

@@ -1,4 +1,4 @@
-"""Online features: from packed rows of one round trip to columns, statuses and event times."""
+"""Serving of online features: packed rows of one round trip to columns, statuses and event times."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ EntityRows = Sequence[Mapping[str, Any]]
 
 
 class Status(StrEnum):
-    """What became of one feature of one entity row."""
+    """Outcome of reading one feature of one entity row."""
 
     PRESENT = "PRESENT"
     NOT_FOUND = "NOT_FOUND"
@@ -42,9 +42,9 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class _LookupResult:
-    """What one lookup gave.
+    """Decoded rows of one lookup.
 
-    columns: where each output column stands in the rows; rows: values in schema order; states, events: one a row.
+    columns: index of each output column in the rows; rows: values in schema order; states, events: one a row.
     """
 
     columns: Mapping[str, int]
@@ -53,9 +53,9 @@ class _LookupResult:
     events: list[int | None]
 
     def values(self, names: Iterable[str]) -> dict[str, list[Any]]:
-        """Some of the output columns."""
+        """Values of some output columns, by name."""
         at = self.columns
-        if len(self.rows) == 1:  # as most requests are; a third of the time
+        if len(self.rows) == 1:  # as in most requests; takes a third of the time
             row = self.rows[0]
             return {name: [row[at[name]]] for name in names}
         if not self.rows:
@@ -65,7 +65,7 @@ class _LookupResult:
 
 
 class OnlineFeatures:
-    """The answer to one request, row by row in the order of the entity rows."""
+    """Features that answer one request, in the order of its entity rows."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class OnlineFeatures:
         self._computed = computed
 
     def columns(self, names: Sequence[str] | None = None) -> dict[str, list[Any]]:
-        """Values by column, None where missing; by default all features in the order asked for."""
+        """Values by column, None where missing; by default all features in the requested order."""
         order = self._order if names is None else names
         if not self._computed and len(self._results) == 1:
             return self._results[0].values(order)
@@ -90,13 +90,13 @@ class OnlineFeatures:
         return {name: values[name] for name in order}
 
     def to_dict(self) -> dict[str, list[Any]]:
-        """The entity rows' columns, then the features; as Feast gives them."""
+        """Convert to the entity rows' columns, then the features, as Feast does."""
         names = dict.fromkeys(name for row in self._entity_rows for name in row)
         return {name: [row.get(name) for row in self._entity_rows] for name in names} | self.columns()
 
     @property
     def statuses(self) -> dict[str, list[Status]]:
-        """By feature column, one a row; a computed feature is PRESENT or NULL_VALUE."""
+        """Status of each value by feature column; a computed feature is PRESENT or NULL_VALUE."""
         states = {name: part.states for part in self._results for name in part.columns}
         present = [Status.PRESENT] * len(self._entity_rows)
         return {
@@ -109,17 +109,17 @@ class OnlineFeatures:
 
     @property
     def event_timestamps(self) -> dict[str, list[datetime | None]]:
-        """When each value was true, by feature column; None where nothing was found or it was computed."""
+        """Event time of each value by feature column; None where it was not found or was computed."""
         events = {name: part.events for part in self._results for name in part.columns}
-        nothing: list[int | None] = [None] * len(self._entity_rows)
+        absent: list[int | None] = [None] * len(self._entity_rows)
         return {
-            name: [None if e is None else from_microseconds(e) for e in events.get(name, nothing)]
+            name: [None if e is None else from_microseconds(e) for e in events.get(name, absent)]
             for name in self._order
         }
 
 
 class Lookup:
-    """Reads one projection's packed rows, also those that older versions of the view have written.
+    """Decodes one projection's packed rows, including rows of older versions of the view.
 
     layouts: of all versions of the view, the one in force included.
     """
@@ -135,10 +135,10 @@ class Lookup:
         at = (current.names.index(name) for name in lookup.features)
         self._columns = dict(zip(lookup.columns, at, strict=True))
         self._current = current
-        self._nothing = (None,) * len(current.names)
+        self._nulls = (None,) * len(current.names)
 
-    def look(self, values: Sequence[bytes | None], *, now_us: int) -> _LookupResult:
-        """Decode the rows as of now."""
+    def decode(self, values: Sequence[bytes | None], *, now_us: int) -> _LookupResult:
+        """Decode packed rows as of a time."""
         rows: list[tuple[Any, ...]] = []
         states: list[Status] = []
         events: list[int | None] = []
@@ -150,14 +150,14 @@ class Lookup:
         return _LookupResult(self._columns, rows, states, events)
 
     def _row(self, value: bytes | None, now_us: int) -> tuple[int | None, tuple[Any, ...], Status]:
-        """Event time, values in the order of the current schema, and what became of them."""
+        """Decode one row to event time, values in the order of the current schema, and status."""
         if value is None:
-            return None, self._nothing, Status.NOT_FOUND
+            return None, self._nulls, Status.NOT_FOUND
         event, _, row = self._decode(value)
-        if event > now_us:  # true later than the time asked about: not to be seen yet
-            return None, self._nothing, Status.NOT_FOUND
+        if event > now_us:  # later than the time of the read: not visible yet
+            return None, self._nulls, Status.NOT_FOUND
         if self._ttl_us is not None and now_us - event > self._ttl_us:
-            return event, self._nothing, Status.OUTSIDE_MAX_AGE
+            return event, self._nulls, Status.OUTSIDE_MAX_AGE
         return event, row, Status.PRESENT
 
     def _decode(self, value: bytes) -> Decoded:
@@ -179,13 +179,13 @@ class Lookup:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A planned online read: one `Lookup` for each lookup of the retrieval."""
+    """Planned online read, with a `Lookup` for each lookup of the retrieval."""
 
     retrieval: Retrieval
     lookups: tuple[Lookup, ...]
 
     def keys(self, entity_rows: EntityRows) -> list[bytes]:
-        """Redis keys of all lookups and rows, lookup by lookup.
+        """Build the Redis keys of all lookups and rows, lookup by lookup.
 
         Raises: InvalidRows.
         """
@@ -194,10 +194,10 @@ class Request:
     def answer(
         self, entity_rows: EntityRows, values: Sequence[bytes | None], *, now: datetime
     ) -> OnlineFeatures:
-        """The features as of `now`, from the packed rows under `keys`."""
+        """Decode the packed rows of `keys` to features as of `now`."""
         size, now_us = len(entity_rows), to_microseconds(now)
         results = [
-            lookup.look(values[i * size : (i + 1) * size], now_us=now_us)
+            lookup.decode(values[i * size : (i + 1) * size], now_us=now_us)
             for i, lookup in enumerate(self.lookups)
         ]
         computed = self._computed(entity_rows, results) if self.retrieval.computed else {}
@@ -212,20 +212,20 @@ class Request:
         }
         for f in self.retrieval.request:
             inputs[f.name] = column_of(
-                f.dtype, [_requested(f, number, row) for number, row in enumerate(entity_rows)]
+                f.dtype, [_request_value(f, number, row) for number, row in enumerate(entity_rows)]
             )
         made = self.retrieval.compute(inputs, rows=len(entity_rows))
         return {name: to_python(f, values) for name, (f, values) in made.items()}
 
 
-def _requested(field: Field, number: int, row: Mapping[str, Any]) -> Any:
-    """A value sent with the request, checked; a time may come as ISO 8601 text, as JSON has no times."""
+def _request_value(field: Field, number: int, row: Mapping[str, Any]) -> Any:
+    """Get and check a value sent with the request; a time may be ISO 8601 text, as JSON has no times."""
     if field.name not in row:
         raise InvalidRows(f"entity row {number}: request value {field.name!r} is missing; got {sorted(row)}")
     value = row[field.name]
     if field.dtype is DType.UNIX_TIMESTAMP and isinstance(value, str):
         value = _time(value)
-    fits = value is None or isinstance(value, _REQUESTED[field.dtype])
+    fits = value is None or isinstance(value, _REQUEST_TYPES[field.dtype])
     if not fits or (isinstance(value, datetime) and value.tzinfo is None):
         msg = f"entity row {number}: request value {field.name!r} must be {field.dtype}, got {row[field.name]!r}"
         raise InvalidRows(msg)
@@ -239,7 +239,7 @@ def _time(text: str) -> datetime | str:
         return text
 
 
-_REQUESTED: dict[DType, type | tuple[type, ...]] = {
+_REQUEST_TYPES: dict[DType, type | tuple[type, ...]] = {
     DType.FLOAT64: Real,
     DType.FLOAT32: Real,
     DType.INT64: Integral,
@@ -253,7 +253,7 @@ _REQUESTED: dict[DType, type | tuple[type, ...]] = {
 def lookups_of(
     project: str, retrieval: Retrieval, layouts: Mapping[str, Sequence[RowLayout]]
 ) -> tuple[Lookup, ...]:
-    """A reader for each lookup; layouts: of all versions of each view, by its name."""
+    """Build a decoder for each lookup; layouts: of all versions of each view, by its name."""
     return tuple(Lookup(project, p, layouts.get(p.view.name, ())) for p in retrieval.lookups if _is_stored(p))
 
 

@@ -1,1 +1,1 @@
-"""Trailing-window aggregates: which rows they have, and the values of each."""
+"""Trailing-window aggregates of events, as rows of a feature view."""

@@ -4,7 +4,7 @@ An event has the time it happened and the time it became known (`known_at`; a fl
 At time T the window of length W holds the events with `known_at <= T` and `T - W < event time <= T`. Each row carries
 as `event_timestamp` the T it describes, so a point-in-time join on it leaks nothing.
 
-How it is computed stands in `featurestore.windows.windowing` (rows), `running` (sums, extremes), `latest` and `distinct`.
+The computation is in `featurestore.windows.windowing` (rows), `running` (sums, extremes), `latest` and `distinct`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,7 +36,7 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 class Function(StrEnum):
-    """What is computed over a window.
+    """Function that is computed over a window.
 
     `std` is the sample's (n - 1), null below two values; `approx_distinct` counts distinct values of any type with a
     standard error of 1.6 %; `last` is the latest value by event time, or the k-th latest.
@@ -54,7 +54,7 @@ class Function(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Aggregation:
-    """One column of the result: a function of a column's values over a trailing window.
+    """One result column: a function of a column's values over a trailing window.
 
     column: values (nulls and NaN are left out); None, for `count` only, counts events.
     name: of the result, by default `column_function_window`, as in `arr_delay_mean_7d` and `arr_delay_last2_7d`.
@@ -89,12 +89,12 @@ class Aggregation:
 
     @property
     def field(self) -> Field:
-        """The feature it fills: Int64 for counts, else Float64."""
+        """Feature that the aggregation fills: Int64 for counts, else Float64."""
         counts = self.function in {Function.COUNT, Function.APPROX_DISTINCT}
         return Field(self.name, DType.INT64 if counts else DType.FLOAT64)
 
     def describe(self) -> dict[str, Any]:
-        """As JSON."""
+        """Describe the aggregation as JSON."""
         described = {
             "function": self.function.value,
             "column": self.column,
@@ -105,7 +105,7 @@ class Aggregation:
 
 
 def last_k(column: str, k: int, *, windows: Iterable[timedelta]) -> tuple[Aggregation, ...]:
-    """The k latest values of a column in every window, the latest first, each a feature of its own.
+    """Declare the k latest values of a column in every window, the latest first, each as a feature.
 
     Raises: InvalidDefinition if k is below 1.
     """
@@ -119,17 +119,17 @@ def last_k(column: str, k: int, *, windows: Iterable[timedelta]) -> tuple[Aggreg
 def aggregations(
     columns: Mapping[str, Iterable[str]], *, windows: Iterable[timedelta], count: bool = False
 ) -> tuple[Aggregation, ...]:
-    """Every function of every column over every window.
+    """Declare every function of every column over every window.
 
     columns: column to its functions, `{"arr_delay": ["mean", "std"]}`.
     count: also the number of events in each window.
     """
-    made: list[Aggregation] = []
+    result: list[Aggregation] = []
     for window in windows:
         if count:
-            made.append(Aggregation(Function.COUNT, window))
-        made += [Aggregation(Function(f), window, c) for c, functions in columns.items() for f in functions]
-    return tuple(made)
+            result.append(Aggregation(Function.COUNT, window))
+        result += [Aggregation(Function(f), window, c) for c, functions in columns.items() for f in functions]
+    return tuple(result)
 
 
 def _duration(window: timedelta) -> str:
@@ -142,12 +142,12 @@ def _duration(window: timedelta) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """How a view's rows are made from an event table: the aggregates, and when there is a row.
+    """Transformation of an event table to a view's rows: the aggregates, and the times of rows.
 
     every: a row for each boundary of this grid (counted from 1970 UTC) at which a key's windows may have changed since
         its last row; None: a row for each time at which an event of the key became known.
     event_time, known_at: columns of the event table; `known_at` may be the same column. An event whose `known_at`
-        is null is not known yet and left out.
+        is null is not known yet and is left out.
     watermark: how long after it happened an event may become known; later ones are left out, so that a window is
         settled `watermark` after its end. None: however late.
     Raises: InvalidDefinition.
@@ -173,11 +173,11 @@ class Windows:
 
     @property
     def reach(self) -> timedelta:
-        """How far back of a time events matter to the rows since then: the longest window and the watermark."""
+        """Lookback that rows after a time need of earlier events: the longest window and the watermark."""
         return max(a.time_window for a in self.aggregations) + (self.watermark or timedelta(0))
 
     def describe(self) -> dict[str, Any]:
-        """As JSON."""
+        """Describe the transformation as JSON."""
         described = {
             "type": "windows",
             "aggregations": [a.describe() for a in self.aggregations],
@@ -189,7 +189,7 @@ class Windows:
         return described | late
 
     def compute(self, events: pa.Table, *, keys: Sequence[str], since: datetime | None = None) -> pa.Table:
-        """The view's rows: keys, one column an aggregation, `event_timestamp`; ordered by key and time.
+        """Compute the view's rows: keys, one column an aggregation, `event_timestamp`; ordered by key and time.
 
         since: only the rows that are not settled by then, those after `since - watermark`; right if the events reach
             back to `since - reach`.
@@ -220,7 +220,7 @@ def aggregate_windows(
     known_at: str = KNOWN_AT,
     watermark: timedelta | None = None,
 ) -> pa.Table:
-    """Rows of windowed aggregates; see `Windows` for the arguments and the module for the meaning.
+    """Compute rows of windowed aggregates; see `Windows` for the arguments and the module for the meaning.
 
     Cost: a sort of the events and a few passes a window; 330,000 events with ten aggregates take about 0.3 s.
     Raises: InvalidRows for a missing column, a null key or event time, or a naive time.
@@ -246,7 +246,7 @@ def aggregate_windows(
 
 
 def _aggregated(events: Events, *, aggregations: Sequence[Aggregation], every: int | None) -> pa.Table:
-    """The rows of some keys; every: of the grid, in microseconds."""
+    """Compute the rows of some keys; every: of the grid, in microseconds."""
     lengths = sorted({_length(a) for a in aggregations})
     rows = events.rows(lengths, every)
     computed = _Computation(Alignment.of(events, rows))
@@ -263,7 +263,7 @@ def _length(aggregation: Aggregation) -> int:
 
 
 class _Computation:
-    """What all windows of some events share, each part made when the first window needs it."""
+    """Intermediate results that all windows share, each computed when first needed."""
 
     def __init__(self, alignment: Alignment) -> None:
         self._alignment = alignment
@@ -272,21 +272,21 @@ class _Computation:
         self._distinct_columns: dict[str, DistinctColumn] = {}
 
     def over(self, length: int, aggregations: Sequence[Aggregation]) -> dict[str, pa.Array]:
-        """The results of the aggregations that have a window of `length` microseconds, by name."""
+        """Compute all aggregations with a window of `length` microseconds, by name."""
         end = self._alignment.ends(length)
         windows: dict[str | None, Window] = {}
-        made: dict[str, pa.Array] = {}
+        results: dict[str, pa.Array] = {}
         for a in (a for a in aggregations if _length(a) == length):
             if a.function is Function.APPROX_DISTINCT:
-                made[a.name] = pa.array(self._distinct(str(a.column), end))
+                results[a.name] = pa.array(self._distinct(str(a.column), end))
             elif a.function is Function.LAST:
-                values, none = self._last(a.column).value(a.k, length)
-                made[a.name] = pa.array(values, mask=none)
+                values, missing = self._last(a.column).value(a.k, length)
+                results[a.name] = pa.array(values, mask=missing)
             else:
                 if a.column not in windows:
                     windows[a.column] = self._number(a.column).window(end)
-                made[a.name] = _result(windows[a.column], a.function)
-        return made
+                results[a.name] = _result(windows[a.column], a.function)
+        return results
 
     def _number(self, column: str | None) -> Numbers:
         if column not in self._numbers:
@@ -305,14 +305,14 @@ class _Computation:
 
 
 def _result(window: Window, function: Function) -> pa.Array:
-    """One function of one column over one window, null where it has too few values to say something."""
+    """Compute one function of one column over one window, null where it has too few values."""
     if function is Function.COUNT:
         return pa.array(window.count)
     compute, least = _FUNCTIONS[function]
     return pa.array(compute(window), mask=window.count < least)
 
 
-# The function, and how many values it needs to say something.
+# The function, and the least number of values for a result.
 _FUNCTIONS: dict[Function, tuple[Callable[[Window], Floats], int]] = {
     Function.SUM: (Window.sum, 0),
     Function.MEAN: (Window.mean, 1),

@@ -1,11 +1,11 @@
-"""How many distinct values there are, from a sketch of 4 KiB that merges.
+"""Distinct counts from a HyperLogLog sketch of 4 KiB that merges.
 
 A value's hash picks one of `REGISTERS` registers, and the register keeps the greatest number of leading zeros (plus one)
-it has seen. Two sketches merge by the greater of each register, so tiles, blocks and days add up to what one pass would
-give. The standard error of the estimate is 1.04 / sqrt(REGISTERS), 1.6 %; small numbers are all but exact.
+it has seen. Two sketches merge by the greater of each register, so sketches of blocks and days add up to that of one
+pass. The standard error of the estimate is 1.04 / sqrt(REGISTERS), 1.6 %; small numbers are all but exact.
 
-Over trailing windows no sketch is kept: the number of registers that hold v or more is the number whose events with v or
-more cover the row, and half as many events have v + 1 as have v, so all rows together cost two passes over the events.
+Trailing windows keep no sketch: a register holds v or more in a row if one of its events with v or more is in the window,
+and half as many events have v + 1 as have v, so all rows together cost two passes over the events.
 
 Source: Flajolet et al., HyperLogLog, 2007; estimator: Ertl, New cardinality estimation algorithms, 2017, algorithm 6.
 """
@@ -34,7 +34,7 @@ Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 @dataclass(frozen=True, slots=True)
 class DistinctSketch:
-    """A multiset's distinct values, by the thousand or the billion, in `REGISTERS` bytes; `+` merges.
+    """HyperLogLog sketch of a multiset's distinct values in `REGISTERS` bytes; `+` merges.
 
     registers: (REGISTERS,) uint8.
     """
@@ -43,7 +43,7 @@ class DistinctSketch:
 
     @classmethod
     def of(cls, values: pa.Array | pa.ChunkedArray) -> "DistinctSketch":
-        """The sketch of a column's values; nulls and NaN are none."""
+        """Sketch a column's values; nulls and NaN do not count."""
         register, zeros = _split(value_hashes(values.drop_null()))
         registers = np.zeros(REGISTERS, dtype=np.uint8)
         np.maximum.at(registers, register, zeros)
@@ -53,15 +53,15 @@ class DistinctSketch:
         return DistinctSketch(np.maximum(self.registers, other.registers))
 
     def estimate(self) -> float:
-        """The number of distinct values, with a relative standard error of `STANDARD_ERROR`."""
-        held = np.bincount(self.registers, minlength=_TOP + 2)[1:]
-        filled = np.array([held.sum()])
-        weight = np.array([(held * np.ldexp(1.0, -np.arange(1, len(held) + 1))).sum()])
+        """Estimate the number of distinct values, with a relative standard error of `STANDARD_ERROR`."""
+        histogram = np.bincount(self.registers, minlength=_TOP + 2)[1:]
+        filled = np.array([histogram.sum()])
+        weight = np.array([(histogram * np.ldexp(1.0, -np.arange(1, len(histogram) + 1))).sum()])
         return float(_estimate(filled, weight)[0])
 
 
 def value_hashes(values: pa.Array | pa.ChunkedArray) -> Hashes:
-    """(values,) 64-bit hashes of a column without nulls; equal values of one type have equal hashes."""
+    """Hash a column without nulls to (values,) 64-bit hashes; equal values of one type have equal hashes."""
     whole = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
     if (
         pa.types.is_integer(whole.type)
@@ -76,7 +76,7 @@ def value_hashes(values: pa.Array | pa.ChunkedArray) -> Hashes:
 
 
 def _mixed(x: Hashes) -> Hashes:
-    """Numbers spread over 64 bits. Source: Steele et al., SplitMix, 2014."""
+    """Mix integers over 64 bits. Source: Steele et al., SplitMix, 2014."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -84,7 +84,7 @@ def _mixed(x: Hashes) -> Hashes:
 
 
 def _split(hashes: Hashes) -> tuple[Ints, Bytes]:
-    """Each hash's register and its leading zeros plus one."""
+    """Split each hash into its register and its leading zeros plus one."""
     register = (hashes & np.uint64(REGISTERS - 1)).astype(np.int64)
     rest = hashes >> np.uint64(PRECISION)
     # A float64 is exact for 52 bits, so its exponent is the place of the highest one.
@@ -93,14 +93,14 @@ def _split(hashes: Hashes) -> tuple[Ints, Bytes]:
 
 
 def _estimate(filled: Ints, weight: Floats) -> Floats:
-    """Distinct values from (…,) how many registers are filled, and the sum over those of 2^-value."""
+    """Estimate distinct values from (…,) counts of filled registers and their sums of 2^-value."""
     empty = REGISTERS - filled
-    made: Floats = _ALPHA * REGISTERS**2 / (REGISTERS * _sigma()[empty] + weight)
-    return made
+    estimate: Floats = _ALPHA * REGISTERS**2 / (REGISTERS * _sigma()[empty] + weight)
+    return estimate
 
 
 def _sigma() -> Floats:
-    """(REGISTERS + 1,) Ertl's σ of each share of empty registers: x + Σ x^(2^k) 2^(k-1)."""
+    """Ertl's σ, (REGISTERS + 1,), of each share of empty registers: x + Σ x^(2^k) 2^(k-1)."""
     x = np.arange(REGISTERS + 1) / REGISTERS
     total, factor = x.copy(), 0.5
     for _ in range(PRECISION + 6):  # (1 - 1/m)^(2^k) is below 1e-20 by then
@@ -116,10 +116,10 @@ class DistinctColumn:
 
     def __init__(self, alignment: Alignment, column: str) -> None:
         values = alignment.events.distinct_columns[column]
-        there = pc.is_valid(values)
+        present = pc.is_valid(values)
         if pa.types.is_floating(values.type):
-            there = pc.and_kleene(there, pc.invert(pc.is_nan(values)))
-        kept = np.flatnonzero(pc.fill_null(there, False).to_numpy(zero_copy_only=False))
+            present = pc.and_kleene(present, pc.invert(pc.is_nan(values)))
+        kept = np.flatnonzero(pc.fill_null(present, False).to_numpy(zero_copy_only=False))
         self._rows = len(alignment.rows.at)
         hashes = value_hashes(values.take(pa.array(kept)))
         register, zeros = _split(hashes)
@@ -130,18 +130,18 @@ class DistinctColumn:
 
     @cached_property
     def _levels(self) -> list[Ints]:
-        """For each v from 1, the positions of values whose zeros are v or more."""
+        """For each v from 1, the positions of values with v or more leading zeros."""
         return [np.flatnonzero(self._zeros >= v) for v in range(1, int(self._zeros.max(initial=0)) + 1)]
 
     def distinct(self, end: Ints) -> Ints:
-        """(rows,) estimated distinct values in a window; end: (events,) the row in which each event has left."""
+        """Estimate (rows,) distinct values in a window; end: (events,) the row in which each event has left."""
         leaves = end[self._events]
         filled = np.zeros(self._rows + 1, dtype=np.int64)
         rows, changes = [np.zeros(0, dtype=np.int64)], [np.zeros(0)]
         for v, at in enumerate(self._levels, start=1):
             starts, ends = _covered(self._register[at], self._begin[at], leaves[at], self._rows)
             if v == 1:
-                filled = _counted(starts, self._rows) - _counted(ends, self._rows)
+                filled = _counts_at(starts, self._rows) - _counts_at(ends, self._rows)
             # A register that holds h counts in levels 1 to h, and 2^-h = 1/2 - 1/4 - … - 2^-h.
             change = 0.5 if v == 1 else -(0.5**v)
             rows += [starts, ends]
@@ -151,12 +151,12 @@ class DistinctColumn:
         return np.round(counts).astype(np.int64)
 
 
-def _counted(at: Ints, rows: int) -> Ints:
+def _counts_at(at: Ints, rows: int) -> Ints:
     return np.bincount(at, minlength=rows + 1)
 
 
 def _covered(register: Ints, begin: Ints, end: Ints, rows: int) -> tuple[Ints, Ints]:
-    """Starts and ends of disjoint runs that cover, for each register, the same rows as the given ones.
+    """Merge each register's runs of rows to disjoint ones; returns their starts and ends.
 
     register, begin: in order of both.
     """

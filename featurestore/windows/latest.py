@@ -1,7 +1,7 @@
 """The k-th latest value of trailing windows, row by row.
 
-What leaves a window is always older than what stays, so the k latest in the window are the k latest of all that has
-entered, as far as they are young enough: a running maximum, and for k = 2 the running maximum of what it displaces.
+Values that leave a window are always older than those that stay, so the k latest in the window are the k latest of all
+that have entered, unless too old: a running maximum, and for k = 2 the running maximum of the values it displaces.
 """
 
 import numpy as np
@@ -11,9 +11,9 @@ from featurestore.windows.windowing import Floats, Ints
 
 
 class Latest:
-    """The values of one column by event time.
+    """Values of one column ordered by event time.
 
-    Of one time the value that became known later is the later one, then the greater one.
+    At one event time, the value that became known later comes later, then the greater one.
     """
 
     def __init__(self, numbers: Numbers) -> None:
@@ -29,7 +29,7 @@ class Latest:
         self._kth: list[Ints] = []
 
     def value(self, k: int, length: int) -> tuple[Floats, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
-        """The k-th latest value within `length` microseconds, and where there is none.
+        """Find the k-th latest value within `length` microseconds, and a mask where it is missing.
 
         k: from 1.
         """
@@ -38,12 +38,12 @@ class Latest:
             return np.zeros(len(rows.at)), np.ones(len(rows.at), dtype=bool)
         found = self._ranked(k).take(np.maximum(entered - 1, 0))
         event = self._order.take(np.maximum(found, 0))
-        none = (entered == 0) | (found < 0) | (self._key.take(event) != rows.key)
-        none |= self._event_times.take(event) + length <= rows.at
-        return self._numbers.values.take(event), none
+        missing = (entered == 0) | (found < 0) | (self._key.take(event) != rows.key)
+        missing |= self._event_times.take(event) + length <= rows.at
+        return self._numbers.values.take(event), missing
 
     def _ranked(self, k: int) -> Ints:
-        """(values,) rank of the k-th latest of all that have entered by then, or -1; keys follow each other in rank."""
+        """Rank, (values,), of the k-th latest of all values that have entered so far, or -1; ranks ascend by key."""
         while len(self._kth) < k:
             best = np.maximum.accumulate(self._rest)
             before = np.concatenate([[-1], best[:-1]])
@@ -53,7 +53,7 @@ class Latest:
 
 
 def _by_time(key: Ints, event_times: Ints, entry_times: Ints, values: Floats) -> Ints:
-    """Positions by key, event time, known time and value; the events are in order of key and known time."""
+    """Sort positions by key, event time, known time and value; the events are in order of key and known time."""
     same_key = key[1:] == key[:-1]
     if bool((event_times[1:] > event_times[:-1])[same_key].all()):
         return np.arange(len(key))

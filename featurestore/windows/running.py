@@ -1,7 +1,7 @@
-"""Counts, sums, means, spreads and extremes of trailing windows, row by row.
+"""Counts, sums, means, deviations and extremes of trailing windows, row by row.
 
-A window's count or sum is what has entered less what has left. That is exact: values are split into two fixed-point
-halves whose sums cannot round, so what was added and taken away leaves nothing behind.
+A window's count or sum is that of values entered less that of values left. The difference is exact: values are split into
+two fixed-point halves whose sums cannot round, so a value that was added and subtracted leaves no residue.
 """
 
 from functools import cached_property
@@ -15,7 +15,7 @@ _ROUNDING = 8 * np.finfo(np.float64).eps
 
 
 class Numbers:
-    """One column's values and the row where each enters; holds what all windows share.
+    """One column's values and the row where each enters, shared by all windows.
 
     column: of the events, without its nulls; None to count events.
     """
@@ -30,41 +30,41 @@ class Numbers:
         self.begin = self.of_kept(alignment.begin)
 
     def of_kept(self, each: Ints) -> Ints:
-        """What belongs to the events that have a value, from what belongs to all."""
+        """Select from an array of all events those that have a value."""
         return each if self.kept is None else each[self.kept]
 
     def window(self, end: Ints) -> "Window":
-        """The window of one length; end: (events,) the row in which each event has left."""
+        """Build the window of one length; end: (events,) the row in which each event has left."""
         return Window(self, self.of_kept(end))
 
     @cached_property
     def entered(self) -> Ints:
-        """How many values have entered by each row."""
+        """Number of values that have entered by each row."""
         return running_count(self.begin, self.size)
 
     @cached_property
     def centre(self) -> float:
-        """A round number in the middle of the values, from which squares are taken."""
+        """Rounded mean of the values, subtracted before squaring."""
         return float(np.round(self.values.mean())) if len(self.values) else 0.0
 
     @cached_property
     def sums(self) -> "RunningSum":
-        """Sums of the values."""
+        """Running sums of the values."""
         return RunningSum(self, self.values)
 
     @cached_property
     def squares(self) -> "RunningSum":
-        """Sums of the squared distances from the centre."""
+        """Running sums of squared distances from the centre."""
         return RunningSum(self, (self.values - self.centre) ** 2)
 
 
 def running_count(at: Ints, size: int) -> Ints:
-    """(size,) how many stand at each row or before."""
+    """Count, (size,), the positions at or before each row."""
     return np.cumsum(np.bincount(at, minlength=size + 1)[:size])
 
 
 class RunningSum:
-    """Sums of what has entered by each row, in exact halves, from which a window takes what has left."""
+    """Sums of values entered by each row, in exact halves, from which a window subtracts values that left."""
 
     def __init__(self, numbers: Numbers, values: Floats) -> None:
         self._numbers = numbers
@@ -73,7 +73,7 @@ class RunningSum:
         self._entered = [total.take(numbers.entered) for total in self._totals]
 
     def within(self, window: "Window") -> Floats:
-        """What has entered and not left."""
+        """Sum the values that have entered and not left."""
         if not window.leaves_in_order:
             pairs = zip(self._entered, self._halves, strict=True)
             return sum((e - _running_sum(window.end, half, len(e)) for e, half in pairs), np.zeros(1))
@@ -90,7 +90,7 @@ def _running_sum(at: Ints, weights: Floats, size: int) -> Floats:
 
 
 def fixed_point_halves(values: Floats) -> list[Floats]:
-    """Two arrays that add up to the values, so that any sum within one of them is exact in float64.
+    """Split values into two arrays that add up to them, within each of which any sum is exact in float64.
 
     Each holds multiples of one power of two that are few enough bits wide.
     """
@@ -109,7 +109,7 @@ def fixed_point_halves(values: Floats) -> list[Floats]:
 
 
 class Window:
-    """One column over one window, row by row; all results are (rows,).
+    """Aggregates of one column over one window; all results are (rows,).
 
     end: (values,) the row in which each has left.
     """
@@ -120,17 +120,17 @@ class Window:
 
     @cached_property
     def leaves_in_order(self) -> bool:
-        """Whether what entered first leaves first, as it does where events become known in order."""
+        """Whether values leave in the order they entered, as they do where events become known in order."""
         return is_rising(self.end)
 
     @cached_property
     def left(self) -> Ints:
-        """How many values have left by each row."""
+        """Number of values that have left by each row."""
         return running_count(self.end, self._numbers.size)
 
     @cached_property
     def count(self) -> Ints:
-        """How many values it holds."""
+        """Number of values in the window."""
         return self._numbers.entered - self.left
 
     @cached_property
@@ -142,15 +142,15 @@ class Window:
         return self._numbers.sums.within(self)
 
     def sum(self) -> Floats:
-        """Sum of the values, 0 where there is none."""
+        """Sum of the values, 0 in an empty window."""
         return self._total
 
     def mean(self) -> Floats:
-        """Mean; meaningless where there is no value."""
+        """Mean of the values, undefined in an empty window."""
         return self._total / self._divisor
 
     def std(self) -> Floats:
-        """Standard deviation of a sample; meaningless below two values."""
+        """Standard deviation of a sample, undefined below two values."""
         squares, centre = self._numbers.squares.within(self), self._numbers.centre
         for part in blocks(len(squares)):
             n, total = self._divisor[part], self._total[part]
@@ -162,19 +162,19 @@ class Window:
         return squares
 
     def minimum(self) -> Floats:
-        """Least value; infinite where there is none."""
+        """Least value, infinite in an empty window."""
         return self._least(self._numbers.values)
 
     def maximum(self) -> Floats:
-        """Greatest value; infinite where there is none."""
+        """Greatest value, infinite in an empty window."""
         greatest = self._least(-self._numbers.values)
         return np.negative(greatest, out=greatest)
 
     def _least(self, values: Floats) -> Floats:
-        return self._least_in_order(values) if self.leaves_in_order else self._least_anyhow(values)
+        return self._least_in_order(values) if self.leaves_in_order else self._least_out_of_order(values)
 
     def _least_in_order(self, values: Floats) -> Floats:
-        """Where values leave in order, a window is a run of them: two overlapping blocks of a power of two."""
+        """Least value where windows are runs of values: of two overlapping blocks of a power of two."""
         first, last = self.left, self._numbers.entered
         level = _level(last - first)
         best = np.full(self._numbers.size, np.inf)
@@ -185,8 +185,8 @@ class Window:
             block = np.minimum(block[: -(1 << k)], block[1 << k :])
         return best
 
-    def _least_anyhow(self, values: Floats) -> Floats:
-        """A value covers a run of rows: two overlapping blocks of a power of two, pushed down level by level."""
+    def _least_out_of_order(self, values: Floats) -> Floats:
+        """Least value in general: each value covers a run of rows as two blocks of a power of two, pushed down by level."""
         begin, length = self._numbers.begin, self.end - self._numbers.begin
         level = _level(length)
         best = np.full(self._numbers.size, np.inf)
@@ -202,7 +202,7 @@ class Window:
 
 
 def _level(length: Ints) -> np.ndarray[tuple[int], np.dtype[np.int16]]:
-    """The greatest k with 2^k <= length, negative where that is none: a float64's exponent."""
+    """Greatest k with 2^k <= length, from the float64 exponent; negative for length 0."""
     level: np.ndarray[tuple[int], np.dtype[np.int16]]
     level = ((length.astype(np.float64).view(np.int64) >> 52) - 1023).astype(np.int16)
     return level

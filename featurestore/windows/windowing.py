@@ -1,8 +1,8 @@
-"""Which rows a windowed aggregate has, and in which of them each event is in the window.
+"""Rows of windowed aggregates, and the run of rows in which each event is in the window.
 
 An event is in the window of a run of consecutive rows of its key: from the first row at which it is known to the last
-before it is too old. Where the run begins does not depend on the window's length, so begins, and what has entered by
-each row, are found once and shared by all windows: these are the tiles of which all of them are made.
+before it is too old. The begin of the run does not depend on the window's length, so begins, and counts of events entered
+by each row, are computed once and shared by all windows.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,7 +31,7 @@ _RADIX_KEYS = 2**16  # numpy sorts integers of 16 bits by counting
 
 @dataclass(frozen=True, slots=True)
 class Events:
-    """Known events ordered by key and the time they enter a window.
+    """Known events ordered by key and the time at which they enter a window.
 
     keys: table of the distinct keys, in order; key: (events,) row in it; event_times, entry_times: (events,) microseconds, the
     latter the later of event time and known time; numbers: columns as (events,) float64, NaN where there is no value;
@@ -46,7 +46,7 @@ class Events:
     distinct_columns: Mapping[str, pa.Array]
 
     def pieces(self) -> Iterator["Events"]:
-        """The events in pieces of about `PIECE_EVENTS`, each with all events of its keys; one if there are none."""
+        """Split the events into pieces of about `PIECE_EVENTS`, each with all events of its keys; at least one."""
         starts = (
             np.searchsorted(self.key, np.arange(self.keys.num_rows)) if self.keys.num_rows else np.zeros(1)
         )
@@ -68,22 +68,22 @@ class Events:
         )
 
     def rows(self, lengths: Sequence[int], every: int | None) -> "Rows":
-        """The (key, time) pairs that get a row: each entry, or each grid boundary next after an entry or an exit.
+        """Find the (key, time) pairs that get a row: each entry, or each grid boundary next after an entry or exit.
 
         lengths: of all windows, every: of the grid, in microseconds.
         """
         if every is None:
             return place_rows(self.key, self.entry_times)
-        turns = [_boundaries(self.key, self.entry_times, every)]
+        boundaries = [_boundaries(self.key, self.entry_times, every)]
         for length in lengths:
             leaves = self.event_times + length
-            real = leaves > self.entry_times
-            turns.append(_boundaries(self.key[real], leaves[real], every))
-        return place_rows(*(np.concatenate(parts) for parts in zip(*turns, strict=True)))
+            visible = leaves > self.entry_times
+            boundaries.append(_boundaries(self.key[visible], leaves[visible], every))
+        return place_rows(*(np.concatenate(parts) for parts in zip(*boundaries, strict=True)))
 
 
 def _boundaries(key: Ints, times: Ints, every: int) -> tuple[Ints, Ints]:
-    """The grid boundaries at or next after the times, without those that follow themselves."""
+    """Find the grid boundaries at or next after the times, without consecutive repeats."""
     at = -(-times // every) * every
     first = np.ones(len(at), dtype=bool)
     first[1:] = (at[1:] != at[:-1]) | (key[1:] != key[:-1])
@@ -109,7 +109,7 @@ def order_events(
 
     numbers, distinct_columns: columns to take along as numbers, or as they are.
     watermark: microseconds from an event to the latest time at which it may become known; later ones are left out.
-    Raises: InvalidRows for a missing column, a null key or event time, a naive time, or what is no finite number.
+    Raises: InvalidRows for a missing column, a null key or event time, a naive time, or a value that is not a finite number.
     """
     for name in (*keys, known_at, *numbers, *distinct_columns):
         if name not in events.column_names:
@@ -151,15 +151,15 @@ def _numbers(events: pa.Table, name: str) -> Floats:
 
 
 def _encode_keys(events: pa.Table, keys: Sequence[str]) -> tuple[pa.Table, Ints]:
-    """The distinct keys in order, and each event's row among them."""
+    """Encode keys: the distinct keys in order, and each event's index among them."""
     if not keys:
         return pa.table({}), np.zeros(events.num_rows, dtype=np.int64)
     if len(keys) == 1:
         encoded = events.column(keys[0]).combine_chunks().dictionary_encode()
         rank = pc.sort_indices(encoded.dictionary)
-        place = np.empty(len(rank), dtype=np.int64)
-        place[rank.to_numpy()] = np.arange(len(rank))
-        return pa.table({keys[0]: encoded.dictionary.take(rank)}), place[encoded.indices.to_numpy()]
+        index = np.empty(len(rank), dtype=np.int64)
+        index[rank.to_numpy()] = np.arange(len(rank))
+        return pa.table({keys[0]: encoded.dictionary.take(rank)}), index[encoded.indices.to_numpy()]
     distinct = events.select(list(keys)).group_by(list(keys)).aggregate([])
     distinct = distinct.sort_by([(name, "ascending") for name in keys]).combine_chunks()
     codes = np.zeros(events.num_rows, dtype=np.int64)
@@ -173,7 +173,7 @@ def _encode_keys(events: pa.Table, keys: Sequence[str]) -> tuple[pa.Table, Ints]
 
 
 def _order(key: Ints, at: Ints) -> Ints:
-    """Positions by key, then time; by one integer where both fit in it, by key alone where time is in order."""
+    """Sort positions by key, then time; by one integer where both fit, by key alone where time is in order."""
     if not len(at):
         return np.zeros(0, dtype=np.int64)
     if int(key.max()) < _RADIX_KEYS and is_rising(at):
@@ -200,7 +200,7 @@ class Rows:
     composite: Ints
 
     def position(self, key: Ints, at: Ints) -> Ints:
-        """First row of each key at or after a time; the row after the key's last if there is none."""
+        """Find the first row of each key at or after a time; the row after the key's last if none is."""
         found = np.empty(len(at), dtype=np.int64)
         for part in blocks(len(at)):
             wanted = self._offset(at[part])
@@ -216,7 +216,7 @@ class Rows:
 
 
 def _first_not_below(values: Ints, wanted: Ints) -> Ints:
-    """`np.searchsorted`, looking only where it must if what is wanted rises."""
+    """Search as `np.searchsorted` does, within the range of `wanted` if it is sorted."""
     if not is_rising(wanted):
         return np.searchsorted(values, wanted, side="left")
     low, high = np.searchsorted(values, wanted[[0, -1]], side="left")
@@ -225,7 +225,7 @@ def _first_not_below(values: Ints, wanted: Ints) -> Ints:
 
 
 def place_rows(key: Ints, at: Ints) -> Rows:
-    """One row for each distinct (key, time)."""
+    """Build one row for each distinct (key, time)."""
     if not len(at):
         return Rows(key, at, at, 1, at)
     first, last = int(at.min()), int(at.max())
@@ -240,14 +240,14 @@ def place_rows(key: Ints, at: Ints) -> Rows:
 
 
 def _distinct(values: Ints) -> Ints:
-    """The distinct values in order; faster than numpy's hashing `unique` on nearly sorted input."""
+    """Sort distinct values; faster than numpy's hashing `unique` on nearly sorted input."""
     ordered: Ints = values if is_rising(values) else np.sort(values)
     first: Ints = ordered[np.append(True, ordered[1:] != ordered[:-1])]
     return first
 
 
 def blocks(size: int) -> Iterator[slice]:
-    """Slices of a long array that stay in the processor's cache through several steps."""
+    """Slice a long array into blocks that stay in the processor's cache through several steps."""
     return (slice(at, at + _BLOCK) for at in range(0, size, _BLOCK))
 
 
@@ -258,7 +258,7 @@ def is_rising(values: Ints) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Alignment:
-    """Events and the rows along which they are aggregated; begin: (events,) first row in which each is known."""
+    """Alignment of events with the rows over which they are aggregated; begin: (events,) first row in which each is known."""
 
     events: Events
     rows: Rows
@@ -266,12 +266,12 @@ class Alignment:
 
     @classmethod
     def of(cls, events: Events, rows: Rows) -> "Alignment":
-        """Find where each event begins: in a row of its own, or in the next of its key."""
+        """Find the row where each event begins: its own, or the next of its key."""
         own = np.array_equal(rows.at, events.entry_times) and np.array_equal(rows.key, events.key)
         begin = np.arange(len(rows.at)) if own else rows.position(events.key, events.entry_times)
         return cls(events, rows, begin)
 
     def ends(self, length: int) -> Ints:
-        """(events,) the row in which each has left a window of `length` microseconds; its begin if it never is in it."""
+        """Find (events,) the row in which each event has left a window of `length` microseconds, or its begin if never in it."""
         left = self.rows.position(self.events.key, self.events.event_times + length)
         return np.maximum(self.begin, left, out=left)

@@ -92,14 +92,14 @@ def test_precedence_is_event_then_created_then_content() -> None:
 def test_a_row_of_an_unknown_layout_or_a_torn_row_is_refused() -> None:
     lookup = Lookup("default", view[["d"]], [])
     packed = RowLayout(FIELDS).encode(table([VALUES]))[0]
-    assert lookup.look([packed], now_us=2**51).values(["d"]) == {"d": [1.5]}
+    assert lookup.decode([packed], now_us=2**51).values(["d"]) == {"d": [1.5]}
     for broken, message in [
         (b"\x02" + packed[1:], "encoding 2"),
         (packed[:1] + b"abcd" + packed[5:], "which no applied version has"),
         (packed[:30], "30 bytes is shorter than its layout"),
     ]:
         with pytest.raises(UnreadableRow, match=message):
-            lookup.look([broken], now_us=2**51)
+            lookup.decode([broken], now_us=2**51)
 
 
 def test_keys_of_several_values_cannot_be_confused() -> None:

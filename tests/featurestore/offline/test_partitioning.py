@@ -19,7 +19,7 @@ def rows_of(packed: pa.Table) -> dict[int, pa.Table]:
 @pytest.mark.parametrize("parts", [1, 7, 64])
 def test_every_row_travels_once_and_all_of_a_key_together(parts: int) -> None:
     packed = [
-        pack(TABLE.slice(at, 300), HASHES[at : at + 300], side=ROWS, parts=parts)
+        pack(TABLE.slice(at, 300), HASHES[at : at + 300], side=ROWS, partitions=parts)
         for at in range(0, 1_000, 300)
     ]
     by_part = rows_of(pa.concat_tables(packed))
@@ -35,8 +35,8 @@ def test_every_row_travels_once_and_all_of_a_key_together(parts: int) -> None:
 def test_sides_are_kept_apart_and_an_empty_block_still_tells_its_schema() -> None:
     both = pa.concat_tables(
         [
-            pack(TABLE, HASHES, side=ENTITIES, parts=1),
-            pack(TABLE.slice(0, 0).drop_columns(["x"]), HASHES[:0], side=ROWS, parts=1),
+            pack(TABLE, HASHES, side=ENTITIES, partitions=1),
+            pack(TABLE.slice(0, 0).drop_columns(["x"]), HASHES[:0], side=ROWS, partitions=1),
         ]
     )
     assert unpack(both, ENTITIES) == TABLE
@@ -45,5 +45,5 @@ def test_sides_are_kept_apart_and_an_empty_block_still_tells_its_schema() -> Non
 
 
 def test_a_table_without_keys_is_one_partition() -> None:
-    packed = pack(TABLE, key_hashes(TABLE, []), side=ROWS, parts=7)
+    packed = pack(TABLE, key_hashes(TABLE, []), side=ROWS, partitions=7)
     assert packed[PART].to_pylist() == [0]

@@ -43,14 +43,14 @@ def prefilter_of(entities: pa.Table, hashes: Any = None) -> Prefilter:
 
 
 def winners(entities: pa.Table, rows: pa.Table, *, ttl: timedelta | None, as_known: bool) -> set[int]:
-    """Numbers of the rows that are answers, with all that share both their times."""
+    """Indices of the rows that are answers, with all rows that share both their times."""
     wanted: set[int] = set()
-    there = rows.to_pylist()
+    candidates = rows.to_pylist()
     for entity in entities.to_pylist():
         t = entity["event_timestamp"]
         seen = [
             (row["event_timestamp"], row["created_timestamp"], number)
-            for number, row in enumerate(there)
+            for number, row in enumerate(candidates)
             if all(row[key] == entity[key] for key in KEYS)
             and row["event_timestamp"] <= t
             and (ttl is None or t - row["event_timestamp"] <= ttl)
@@ -62,28 +62,28 @@ def winners(entities: pa.Table, rows: pa.Table, *, ttl: timedelta | None, as_kno
 
 @pytest.mark.parametrize("how", ["as_stored", "as_known"])
 @pytest.mark.parametrize("ttl", [None, timedelta(microseconds=4), timedelta.max])
-def test_answers_travel_and_most_others_stay(ttl: timedelta | None, how: str) -> None:
-    travelled, wanted = 0, 0
+def test_keeps_every_answer_and_drops_most_other_rows(ttl: timedelta | None, how: str) -> None:
+    kept, wanted = 0, 0
     for seed in range(12):
         keys = (1, 3, 20)[seed % 3]
         entities = table(40, seed, keys=keys, within_us=20)
         rows = table(200, seed + 100, keys=keys, within_us=30)
-        got = prefilter_of(entities).answers(
+        got = prefilter_of(entities).candidates(
             rows, key_hashes(rows, KEYS), keys=KEYS, ttl=ttl, as_known=how == "as_known"
         )
         answers = winners(entities, rows, ttl=ttl, as_known=how == "as_known")
         assert answers <= set(got.tolist())
         assert got.tolist() == sorted(set(got.tolist()))
-        travelled, wanted = travelled + len(got), wanted + len(answers)
-    assert 0 < wanted <= travelled < 12 * 200 / 2
+        kept, wanted = kept + len(got), wanted + len(answers)
+    assert 0 < wanted <= kept < 12 * 200 / 2
 
 
 @pytest.mark.parametrize("how", ["as_stored", "as_known"])
 def test_keys_of_one_hash_never_replace_each_other(how: str) -> None:
-    """As one key in 2^64 meets another's hash: what others there are may travel, and no answer stays."""
+    """Simulates hash collisions of keys: extra rows may be kept, and no answer is dropped."""
     entities, rows = table(60, 1, keys=4, within_us=20), table(300, 2, keys=4, within_us=30)
     same = np.zeros(60, dtype=np.uint64)
-    got = prefilter_of(entities, same).answers(
+    got = prefilter_of(entities, same).candidates(
         rows, np.zeros(300, dtype=np.uint64), keys=KEYS, as_known=how == "as_known"
     )
     wanted = winners(entities, rows, ttl=None, as_known=how == "as_known")
@@ -91,12 +91,12 @@ def test_keys_of_one_hash_never_replace_each_other(how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["as_stored", "as_known"])
-def test_years_in_steps_of_a_second_leave_no_answer_behind(how: str) -> None:
+def test_coarse_time_steps_over_years_drop_no_answer(how: str) -> None:
     years = 10 * 365 * 86_400 * 10**6
     entities, rows = table(400, 3, keys=40, within_us=years), table(4_000, 4, keys=40, within_us=years)
-    asked = prefilter_of(entities)
-    assert asked.shift > 0
-    got = asked.answers(
+    prefilter = prefilter_of(entities)
+    assert prefilter.shift > 0
+    got = prefilter.candidates(
         rows, key_hashes(rows, KEYS), keys=KEYS, ttl=timedelta(days=30), as_known=how == "as_known"
     )
     wanted = winners(entities, rows, ttl=timedelta(days=30), as_known=how == "as_known")
@@ -104,7 +104,7 @@ def test_years_in_steps_of_a_second_leave_no_answer_behind(how: str) -> None:
     assert len(got) <= len(wanted) + 2
 
 
-def test_rows_that_come_within_the_step_of_an_entity_row_replace_none_before_it() -> None:
+def test_rows_within_an_entity_rows_time_step_do_not_replace_earlier_rows() -> None:
     """Ten years in 2^28 steps: an entity row a microsecond after one row and before the next, all three in one step."""
     starts = np.arange(0, 10 * 365 * 86_400, 9_000_000) * 10**6 + int(START.timestamp()) * 10**6
 
@@ -114,7 +114,7 @@ def test_rows_that_come_within_the_step_of_an_entity_row_replace_none_before_it(
         return pa.table(same | {"event_timestamp": times, "created_timestamp": times})
 
     rows = at(np.concatenate([starts, starts + 2]))
-    got = prefilter_of(at(starts + 1)).answers(rows, key_hashes(rows, KEYS), keys=KEYS)
+    got = prefilter_of(at(starts + 1)).candidates(rows, key_hashes(rows, KEYS), keys=KEYS)
     assert set(range(len(starts))) <= set(got.tolist())
 
 
@@ -126,7 +126,7 @@ def test_rows_of_others_and_of_later_stay() -> None:
     others = table(50, 7, keys=10, within_us=10)
     others = others.set_column(0, "plane", pa.array(["nobody"] * 50))
     for rows in (later, others, others.slice(0, 0)):
-        got = prefilter_of(entities).answers(rows, key_hashes(rows, KEYS), keys=KEYS)
+        got = prefilter_of(entities).candidates(rows, key_hashes(rows, KEYS), keys=KEYS)
         assert got.tolist() == []
 
 
@@ -137,23 +137,27 @@ def test_five_hundred_cases_joined_from_what_travels_are_as_the_definition_says(
     cases, as_known = Cases(), how == "as_known"
     fs = store_of(cases, tmp_path, files=5, seed=3)
     job = fs.get_historical_features(cases.entity_table(1), "all", as_known=as_known)
-    out, travelled, stored = job.entities, 0, 0
+    out, kept, stored = job.entities, 0, 0
     for lookup in job.retrieval.lookups:
         view = stored_view(lookup)
         keys = [key.name for key in view.join_keys]
-        asked = prefilter_of(job.entities, key_hashes(typed_keys(job.entities, lookup), lookup.key_columns))
+        prefilter = prefilter_of(
+            job.entities, key_hashes(typed_keys(job.entities, lookup), lookup.key_columns)
+        )
         version = fs.offline.version(view)
         assert version is not None
         files = [offline.scan(version, [file], offline_schema(view)) for file in version.files]
         assert len(files) >= 5
         found = [
-            rows.take(asked.answers(rows, key_hashes(rows, keys), keys=keys, ttl=view.ttl, as_known=as_known))
+            rows.take(
+                prefilter.candidates(rows, key_hashes(rows, keys), keys=keys, ttl=view.ttl, as_known=as_known)
+            )
             for rows in files
         ]
         out, _ = attach(out, pa.concat_tables(found), lookup, as_known=as_known)
-        travelled, stored = travelled + sum(map(len, found)), stored + sum(map(len, files))
+        kept, stored = kept + sum(map(len, found)), stored + sum(map(len, files))
     assert (
         features_of(out.select([*job.entities.column_names, *job.retrieval.columns]))
         == cases.expected[as_known]
     )
-    assert travelled < stored * 0.75
+    assert kept < stored * 0.75
