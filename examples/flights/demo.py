@@ -96,7 +96,7 @@ class Demo:
         self._began = time.monotonic()
 
     def run(self) -> None:
-        """Run every step in order. Raises: SystemExit if the first model fails its gate, or an answer is not in the log."""
+        """Run every step in order. Raises: SystemExit if the first model fails its gate, or the log lacks an answer."""
         self._settings.home.mkdir(parents=True, exist_ok=True)
         (self._settings.home / MARK).touch()
         with self._step("Set-up", parts=3) as now:
@@ -269,7 +269,7 @@ def _replayed(clock: Clock) -> ReplayClock:
 
 
 async def _inspected(used: Context, now: datetime, seen: set[str]) -> InspectionResult | None:
-    """Wait until the schedule has handled every tick up to `now`, and return the inspection's result; None if none was due.
+    """Wait for the inspection that is due at `now`, and return its result; None if no inspection was due.
 
     seen: invocations that were waited for before.
     Raises: InvocationFailed if the inspection is dead; TimeoutError if the ticker does not tick.

@@ -50,7 +50,7 @@ class ManualClock:
 
 
 def prepare(folder: Path, *, one_in: int = 4, training: TabularParams = delay_model.training) -> None:
-    """Fill the tables of 2013, select one flight in `one_in` to predict, and make the first champion from data until April.
+    """Fill the tables of 2013, select one flight in `one_in` to predict, and train the first champion.
 
     Raises: SystemExit if that model does not pass its gate.
     """

@@ -49,7 +49,7 @@ def prepare_view(view: str) -> Prepared:
 
 @function(timeout_s=600)
 def prepare_entities() -> Prepared:
-    """Write the flights to predict, with their labels and when those became known."""
+    """Write the flights to predict, with their labels and when the labels became known."""
     rows = flight_features.entity_table(data.flights())
     return Prepared(
         name=ENTITIES, rows=rows.num_rows, snapshot=Table(context().store, ENTITIES).overwrite(rows)

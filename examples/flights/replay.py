@@ -1,4 +1,4 @@
-"""Replay of a season against the platform: features are pushed when they became known, flights predicted, labels reported.
+"""Replay of a season against the platform: features pushed when known, flights predicted, labels reported.
 
 The replayed clock moves in steps of half an hour, in which features are published. Within a step requests run
 concurrently; before each step all rows that became known are pushed, so that Redis holds what was known at that moment

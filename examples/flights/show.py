@@ -16,7 +16,7 @@ from functions.retraining.jobs import InspectionResult
 
 
 class Interrupt:
-    """Handler of Ctrl-C that remembers it where Python drops the exception: in a finaliser or a weak reference's callback."""
+    """Handler of Ctrl-C that remembers it where Python drops the exception: in a finaliser or a weakref's callback."""
 
     def __init__(self) -> None:
         self._received = False

@@ -58,7 +58,7 @@ WEEK, INSPECTED_EVERY = 7, 2  # days
 
 
 class Progress(BaseModel):
-    """Progress of a year's replay. day: the next one to replay; cpu_s: used for renewing the model, child processes included."""
+    """Progress of a year's replay. day: the next one; cpu_s: used to renew the model, by child processes too."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -52,7 +52,7 @@ class Gpt(nn.Module):
         nn.init.normal_(self.position, std=_DEVIATION)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Compute logits (rows, context, 256) of `tokens` (rows, context) int64, each from its position and those before."""
+        """Compute logits (rows, context, 256) of `tokens` (rows, context) int64, each from the tokens up to it."""
         x = self.token(tokens) + self.position
         for block in self.blocks:
             x = block(x)

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class EvaluationError(ValueError):
-    """A metric has no value for the given rows: there are none, NaN, or one class only."""
+    """A metric has no value for the given rows: no rows, NaN, or one class only."""

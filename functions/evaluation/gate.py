@@ -27,7 +27,7 @@ class Gate(BaseModel):
     over the champion's (None: not compared; no champion yet: passes); max_ece: expected calibration error, at most;
     min_auc: at least; min_rows: fewer rows of evaluation fail. max_ece_high: the upper end of the calibration error's 95 %
     interval, at most: calibration that is proven, not only estimated.
-    entity: the column of whom a row is about; intervals and slices take rows of one entity as one observation.
+    entity: the column that names a row's entity; intervals and slices take rows of one entity as one observation.
     slices: parts of the data on which it must not be worse than a reference. fairness: gaps between groups. robustness:
     missing and shifted inputs. behaviours: changes of an input that must not, or must, move the answer.
     max_latency_ms: median time of one row in this process; max_size_bytes: of all files of the version.

@@ -1,4 +1,4 @@
-"""Functions on features: build a training set that can be read again years later, bring features online, measure health."""
+"""Functions on features that build training sets with lineage, bring features online and measure their health."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ def build_training_set(
     """Build the features of a service as of each labelled row's time, stored as a table snapshot with its lineage.
 
     service: name of a feature service that is in force.
-    entities: rows with join keys, request values, `event_timestamp`, the label, and perhaps `label_known_at`; of these
-        the ones with `start <= event_timestamp < end`, a label, and `label_known_at <= known_by`.
+    entities: rows with join keys, request values, `event_timestamp`, the label, and perhaps `label_known_at`; used are
+        rows with `start <= event_timestamp < end`, a label, and `label_known_at <= known_by`.
     known_by: by default now, on the platform's clock.
     name: of the table it is stored in, by default `training/{service}`; every call makes a new version of it.
     Raises: InvalidRows if no row is left, or a column is missing.

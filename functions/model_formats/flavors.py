@@ -1,4 +1,4 @@
-"""Models that were trained elsewhere, each read from its own safe format: ONNX, skops, XGBoost, LightGBM, a project's class.
+"""Formats of models trained elsewhere, each read safely: ONNX, skops, XGBoost, LightGBM, a project's class.
 
 A version's folder holds one model file; its name says which flavor it is. A library is imported when a file of its format is
 read, and comes with `pip install toque[flavors]`. Nothing is unpickled: skops refuses types that it does not know, the other
@@ -50,7 +50,7 @@ def flavor_of(folder: Path) -> str | None:
 
 
 def load_answer(folder: Path, name: str, signature: Signature) -> Answer:
-    """Load the model file `name` as a function from inputs to outputs, compared with the signature where the format allows.
+    """Load the model file `name` as a function from inputs to outputs, checked against the signature if possible.
 
     Raises: ArtifactRefused if the library is not installed, cannot read the file, or the file does not fit the signature.
     """
@@ -67,7 +67,7 @@ def load_answer(folder: Path, name: str, signature: Signature) -> Answer:
 
 
 def fitted_output(spec: TensorSpec, value: Any) -> Array:
-    """Fit an output to the shape in the signature; (rows,) and (rows, 1) are exchanged, of two classes the second is taken.
+    """Fit an output to the signature's shape: (rows,) for (rows, 1) and back, the second column of two classes.
 
     Raises: ArtifactRefused if the output has another shape.
     """

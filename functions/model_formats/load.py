@@ -135,7 +135,7 @@ def load(directory: Path | str, *, signature: Signature | None = None) -> Scorin
 
 
 def example_arrays(signature: Signature) -> dict[str, npt.NDArray[Any]]:
-    """Convert the signature's example to arrays for `ScoringModel.predict`. Raises: ArtifactRefused without an example."""
+    """Convert the signature's example to arrays for `ScoringModel.predict`. Raises: ArtifactRefused if there is none."""
     if signature.example is None:
         raise ArtifactRefused("the signature has no example")
     return {spec.name: _typed(spec, signature.example[spec.name]) for spec in signature.inputs}

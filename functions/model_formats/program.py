@@ -2,7 +2,7 @@
 
 `torch.export.load` of torch 2.13 is no safe reader: it unpickles sample inputs and whatever a payload table marks as
 pickled, resolves any operator name under `torch` or `operator` (`torch.os.system` included), hands size expressions to
-sympy's `eval` and compiles names and guard strings into Python. So `save_program` writes none of that, and
+sympy's `eval` and compiles names and guard strings into Python. So `save_program` writes no such parts, and
 `load_program` reads the archive itself first and refuses every member, operator, name and expression that a plain
 tensor program has no need of. Only then does torch see it.
 """

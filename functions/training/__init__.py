@@ -1,6 +1,6 @@
 """Training of models from training sets, exported as plain tensor programs and registered as versions.
 
-The package knows tables, the registry and Ray Train. It must not know who serves a model, nor how it is rolled out. torch
+The package knows tables, the registry and Ray Train. It must not know how a model is served or rolled out. torch
 and Ray Train are imported when something is trained or scored, not before: most processes only know which functions exist.
 """
 

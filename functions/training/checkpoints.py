@@ -42,7 +42,7 @@ class Retention:
     best: int = 0
 
     def best_of(self, losses: Sequence[float]) -> set[int]:
-        """Numbers of the epochs (from 0) with the lowest losses; of equal ones the earlier."""
+        """Numbers of the epochs (from 0) with the lowest losses; of equal losses the earlier epoch."""
         return set(sorted(range(len(losses)), key=lambda epoch: (losses[epoch], epoch))[: self.best])
 
     def dropped(self, epoch: int, losses: Sequence[float]) -> list[int]:
@@ -170,7 +170,7 @@ class _SnapshotReader:
         self._tensors: dict[str, list[Tensor]] = {}
 
     def add(self, saved: Snapshot, held: Shard) -> None:
-        """Take from one file this worker's rows of split tensors; of the others, those of the first file."""
+        """Take this worker's rows of split tensors from one file; whole tensors are taken from the first file."""
         self._facts, self._rows = saved.facts, saved.rows
         for name, tensor in saved.tensors.items():
             if name in saved.rows:

@@ -37,9 +37,9 @@ class AshaScheduler:
         return {number: min(losses) for number, losses in self._losses.items() if losses}
 
     def next(self) -> tuple[int, int, int] | None:
-        """Choose a trial to train now: its number, the epochs it has, and those to train to.
+        """Choose a trial to train now: its number, the epochs it has, and the epochs to train to.
 
-        Returns: None if no trial is left, or none can train before another pauses.
+        Returns: None if every trial is over, or all that are left wait for another to pause.
         """
         for choose in (self._interrupted, self._promoted, self._new, self._best_of_few):
             number = choose()

@@ -1,8 +1,8 @@
 """The function that tries many settings at once on Ray Tune, stops poor ones early and tracks every trial as a run.
 
 The data are prepared once and shared by all trials; a trial is an actor that is reused for the next one. The settings
-are drawn here, from a seed, and the first trial always has the given ones, so a sweep never ends worse than no sweep. In a
-population this holds for the settings that trials begin with; they copy better ones from each other later.
+are drawn here, from a seed, and the first trial always has the given settings, so a sweep never ends worse than no sweep. In
+a population this holds for the settings that trials begin with; later they copy better settings from each other.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class Member(BaseModel):
 
 
 class Decision(BaseModel):
-    """Decision on a population after `epoch` epochs. members: that continue, by number; lost: runs of failed ones, by number."""
+    """Decision on a population after `epoch` epochs. members: by number; lost: runs of failed members, by number."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -55,7 +55,7 @@ class PbtState:
     interval: int
 
     def save(self, number: int, epochs: int, snapshot: Snapshot) -> None:
-        """Save a member's weights after so many epochs; those of the decision before are kept too."""
+        """Save a member's weights after so many epochs, beside the weights of the decision before."""
         self._weights(number).save(epochs - 1, snapshot)
 
     def load(self, number: int, epochs: int) -> Snapshot:
@@ -94,6 +94,6 @@ def saved_state(saved: Checkpoints, number: int, epochs: int) -> Snapshot:
     if found is None:
         raise TrainingError(
             f"the weights of trial {number} after {epochs} epochs are gone from {saved.folder} or damaged: "
-            f"ask for the sweep again, it goes on from what is whole"
+            f"start the sweep again, it resumes from what is complete"
         )
     return found

@@ -32,7 +32,7 @@ _MIN_MEMBERS = 2
 
 
 class Exploit(BaseModel):
-    """Exploit step of a population's member after `epoch` epochs: it took the weights of another trial, and new settings."""
+    """Exploit step of a population's member after `epoch` epochs: it took another trial's weights, and new settings."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -61,7 +61,7 @@ class Trial(BaseModel):
 
 
 class Limits(BaseModel):
-    """Resources that the trials of a sweep may use together; epochs that run when a limit is reached end first. None: any.
+    """Resources that the trials of a sweep may use together; None: any. Epochs under way at a limit end first.
 
     hours: of the wall clock; cpu_hours, gpu_hours: of all trials; money: at the prices of TOQUE_PRICES.
     """

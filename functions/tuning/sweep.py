@@ -51,7 +51,7 @@ class SearchSpec:
 
 @dataclass(frozen=True, slots=True)
 class SweepSpec:
-    """Specification of one whole sweep. points: settings that its trials begin with; under Optuna only the first is used."""
+    """Specification of one whole sweep. points: first settings of its trials; Optuna uses the first point only."""
 
     training_set: TableSnapshot
     columns: Columns

@@ -15,7 +15,7 @@ from functions.tuning.space import Choice, Space
 
 
 class TpeSampler:
-    """Proposes settings by a tree-structured Parzen estimator (TPE), the given ones first.
+    """Proposes settings by a tree-structured Parzen estimator (TPE), the base settings first.
 
     count: trials in all; a third of them, five at most, are drawn at random before it learns. A proposal depends on the
     seed, its number and the trials before, on nothing else.
@@ -36,14 +36,14 @@ class TpeSampler:
         self._distributions = {name: self._distribution(source) for name, source in space.items()}
 
     def propose(self, number: int, tried: Iterable[tuple[TabularParams, float]]) -> TabularParams:
-        """Propose settings for a trial, from the lowest losses of those that were tried."""
+        """Propose settings for a trial, from settings that were tried and their lowest losses."""
         if number == 0:
             return self._base
         generator = np.random.SeedSequence([self._seed, number]).generate_state(1)
         sampler = self._optuna.samplers.TPESampler(seed=int(generator[0]), n_startup_trials=self._startup)
         study = self._optuna.create_study(direction="minimize", sampler=sampler)
         for params, loss in tried:
-            if params != self._base and math.isfinite(loss):  # the given ones need not lie in the space
+            if params != self._base and math.isfinite(loss):  # the base settings need not lie in the space
                 study.add_trial(self._learnt(params, loss))
         drawn = study.ask(self._distributions).params
         return _validated(self._base, {name: self._value(name, code) for name, code in drawn.items()})

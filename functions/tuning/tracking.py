@@ -146,7 +146,7 @@ class TrialTracker(tune.Callback):
         self._close(self._of(number), error="")
 
     def close(self, errors: Mapping[int, str], *, ended: bool) -> None:
-        """End the runs still open after the sweep, which has ended or was interrupted; errors: of failed trials, by number."""
+        """End the runs still open after a sweep that ended or was interrupted; errors: of failed trials, by number."""
         if ended:  # paused trials of an interrupted sweep that were never resumed
             for number in [each for each, member in self._members.items() if member.told]:
                 self._of(number)

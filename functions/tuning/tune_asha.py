@@ -47,8 +47,8 @@ class TrialStates:
             saved = self._of(number).latest()
             if saved is not None:
                 settings = TabularParams.model_validate(saved.facts["settings"])
-                told = [metrics_of(Epoch(**epoch)) for epoch in saved.facts["epochs"]]
-                found[number] = Member(settings=settings, weights=number, told=told, exploits=[])
+                metrics = [metrics_of(Epoch(**epoch)) for epoch in saved.facts["epochs"]]
+                found[number] = Member(settings=settings, weights=number, told=metrics, exploits=[])
         return found
 
     def _of(self, number: int) -> Checkpoints:
@@ -56,10 +56,10 @@ class TrialStates:
 
 
 class AshaSearcher(tune.search.Searcher):
-    """Says which trial trains next and how far, until none is left.
+    """Tells Tune which trial trains next and how far, until every trial is over.
 
-    points: settings by number, filled as `sampler` proposes them, if there is one; members: what an interrupted sweep left at
-    rest; done: what those of its trials had reported that were over; given_up: called with one that rests and will not go on.
+    points: settings by number, filled as `sampler` proposes them, if there is one; members: paused trials of an interrupted
+    sweep; done: losses of its finished trials; close_trial: called with a paused trial that will not be resumed.
     """
 
     def __init__(
@@ -75,11 +75,11 @@ class AshaSearcher(tune.search.Searcher):
         super().__init__(metric=METRIC, mode="min")
         paused = {number: [epoch[METRIC] for epoch in member.told] for number, member in members.items()}
         self._scheduler = AshaScheduler(count, paused | dict(done), over=done)
-        self._points, self._sampler, self._given_up = points, sampler, close_trial
+        self._points, self._sampler, self._close_trial = points, sampler, close_trial
         self._numbers: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> Any:
-        """Settings and epochs of the next trial; None to wait for those that train, FINISHED if all are over."""
+        """Settings and epochs of the next trial; None to wait for trials in training, FINISHED if all are over."""
         chosen = self._scheduler.next()
         if chosen is None:
             return None if self._scheduler.training else self.FINISHED
@@ -110,8 +110,8 @@ class AshaSearcher(tune.search.Searcher):
         if result[FINISHED]:
             self._scheduler.complete(number)
             return
-        for hopeless in self._scheduler.pause(number):
-            self._given_up(hopeless)
+        for beaten in self._scheduler.pause(number):
+            self._close_trial(beaten)
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing, since an interrupted sweep resumes from its trials' states and runs."""

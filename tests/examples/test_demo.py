@@ -107,7 +107,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
         down(home)
 
 
-def test_it_ends_well_though_a_replica_and_redis_were_killed(demo: Shown) -> None:
+def test_the_demo_ends_well_though_a_replica_and_redis_were_killed(demo: Shown) -> None:
     assert f"{REQUESTS} predictions" in demo.output
     assert "no failure" in demo.output
     assert "every answer is in the prediction log" in demo.output

@@ -47,7 +47,7 @@ def top_ece(label: ClassIndices, probability: Floats) -> float:
 
 
 def class_brier(label: ClassIndices, probability: Floats) -> float:
-    """Mean over rows of the squared distance to the true class, from 0 to 2. Raises: EvaluationError as `class_row_log_loss`."""
+    """Mean squared distance to the true class, from 0 to 2. Raises: EvaluationError as `class_row_log_loss`."""
     y, p = _checked(label, probability)
     return float(((p - np.eye(p.shape[1])[y]) ** 2).sum(axis=1).mean())
 

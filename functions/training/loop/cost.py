@@ -1,4 +1,4 @@
-"""Metering of what a training costs: processor and GPU hours of all workers, energy where the GPU reports it, money by given prices."""
+"""Metering of what a training costs: processor and GPU hours of all workers, energy if reported, and money."""
 
 from __future__ import annotations
 

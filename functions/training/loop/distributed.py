@@ -141,7 +141,7 @@ def log_epoch(run: Run) -> OnEpoch:
 
 
 def _work(config: dict[str, Any]) -> WorkersResult[Any] | TrainingError:
-    """Train as one worker of Ray Train; an error of the data or the loss is returned, since a restart would meet it again."""
+    """Train as one worker of Ray Train; an error that a restart would meet again is returned."""
     loop: WorkerLoop[Any] = config["loop"]
     workers: Workers = config["workers"]
     lower_priority()

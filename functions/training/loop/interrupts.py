@@ -14,7 +14,7 @@ def interruptible() -> Iterator[None]:
     """Run Ray Train or Tune so that Ctrl-C ends in KeyboardInterrupt and no handler of theirs stays behind.
 
     Ray Train turns the signal into SystemExit, or swallows it when its run is just over, and never removes its handler;
-    Tune ends the sweep early and goes on as if it were complete. Python also writes each signal to a wakeup file
+    Tune ends the sweep early and returns as if it were complete. Python also writes each signal to a wakeup file
     descriptor, whichever handler takes it: there the interrupt is read.
     """
     if threading.current_thread() is not threading.main_thread():

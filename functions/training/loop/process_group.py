@@ -1,4 +1,4 @@
-"""Process groups of a training: one process, workers that each hold the whole model, or workers that hold a shard each."""
+"""Process groups of a training: one process, workers with the whole model each, or workers with a shard each."""
 
 from __future__ import annotations
 

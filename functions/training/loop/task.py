@@ -25,7 +25,7 @@ class LearningTask(Protocol):
         """Units in a row, such as {"tokens": 128}, in which speed is reported beside rows; may be empty."""
 
     def train_batch(self, rows: Tensor) -> Batch:
-        """The rows with the numbers `rows` (n,), for a step; each tensor has n rows. May draw from torch's random numbers."""
+        """Training rows with the numbers `rows` (n,), as tensors of n rows; may draw torch's random numbers."""
 
     def valid_batch(self, rows: Tensor) -> Batch:
         """Validation rows with the numbers `rows` (n,); equal numbers always give equal batches."""

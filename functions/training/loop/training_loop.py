@@ -155,7 +155,7 @@ class Trainer:
         self.net.load_state_dict(self._best.state)
 
     def snapshot(self) -> Snapshot:
-        """State that the next epochs depend on beside data and settings; their random numbers follow from their number."""
+        """State that the next epochs depend on; their random numbers follow from seed and number."""
         state = {f"net.{name}": value for name, value in self.net.state_dict().items()}
         state |= {f"best.{name}": value for name, value in self._best.state.items()}
         for number, moments in self._optimizer.state_dict()["state"].items():
@@ -174,8 +174,8 @@ class Trainer:
     def resume(self, snapshot: Snapshot) -> None:
         """Continue from the state of a trainer of the same data and network.
 
-        That trainer's settings may differ: weights, moments and epochs are taken over, and the schedule stands where it
-        would after as many epochs under the settings of this trainer.
+        That trainer's settings may differ: weights, moments and epochs are taken over, and the schedule continues after as
+        many epochs under the settings of this trainer.
         """
         parts: dict[str, dict[str, Tensor]] = {"net": {}, "best": {}, "optimizer": {}}
         likes = {f"net.{name}": value for name, value in self.net.state_dict().items()}
@@ -253,7 +253,7 @@ class Trainer:
         return batch
 
     def _validate(self) -> float:
-        """Mean loss of the validation rows; all workers take equally many passes, since those of a split model wait for each other."""
+        """Mean loss of the validation rows; all workers take equally many passes, as a split model requires."""
         self.net.eval()
         total = torch.zeros((), device=self._group.device)
         rows, most = self.task.valid_rows, self._batch * _SCORED_STEPS
@@ -312,7 +312,7 @@ def _require_same_epoch(number: int, group: ProcessGroup) -> None:
     total = int(group.all_reduce_sum(torch.tensor(number, device=group.device)))
     if total != number * group.size:
         raise RuntimeError(
-            f"worker {group.rank} of {group.size} goes on with epoch {number}, others with another: begin them again"
+            f"worker {group.rank} of {group.size} resumes at epoch {number}, others at another: start them again"
         )
 
 

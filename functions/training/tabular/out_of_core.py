@@ -59,7 +59,7 @@ def prepare_on_disk(
     *,
     sample_rows: int = SAMPLE_ROWS,
 ) -> Prepared:
-    """Prepare a training set in little memory; with at most `sample_rows` training rows the result is `fitting.prepare`'s.
+    """Prepare a training set in little memory; up to `sample_rows` training rows exactly as `fitting.prepare` does.
 
     Raises: TrainingDataError if the table cannot be learnt from; OSError if the disk is full.
     """

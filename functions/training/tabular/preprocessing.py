@@ -131,7 +131,7 @@ def fit_preprocessing(
 
 
 def at_least_one_column(values: Tensor) -> Tensor:
-    """Return `values` (rows, columns), or one column of zeros if it has no columns: an empty weight cannot be exported."""
+    """Return `values` (rows, columns), or a column of zeros for none: an empty weight cannot be exported."""
     return pad(values, (0, 1)) if values.shape[1] == 0 else values
 
 

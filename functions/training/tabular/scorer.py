@@ -20,6 +20,6 @@ class TabularScorer(nn.Module):
         self.register_buffer("inverse_temperature", torch.tensor(inverse_temperature, dtype=torch.float32))
 
     def forward(self, numeric: Tensor, categorical: Tensor) -> Tensor:
-        """Compute answers (rows, outputs) float32 for `numeric` (rows, F) float32 and `categorical` (rows, C) int64 hashes."""
+        """Compute answers (rows, outputs) float32 from `numeric` (rows, F) float32, `categorical` (rows, C) int64."""
         scaled, missing, category = self.net.preprocessing(numeric, categorical)
         return self.target.answer(self.net(scaled, missing, category) * self.inverse_temperature)

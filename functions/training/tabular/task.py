@@ -42,7 +42,10 @@ class LabelledRows:
 
 @dataclass(frozen=True, slots=True)
 class TabularTask:
-    """Learning task on a table. offset: (columns,) code of each column's unknown category; unknown_rate: share hidden in a step."""
+    """Learning task on a table.
+
+    offset: (columns,) code of each column's unknown category; unknown_rate: share of categories hidden in a step.
+    """
 
     train: LabelledRows
     valid: LabelledRows

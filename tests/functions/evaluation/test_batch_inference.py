@@ -53,7 +53,7 @@ def test_a_second_run_adds_nothing(scored):
     assert Table(context.store, "out-b").read().num_rows == 4_000
 
 
-def test_a_run_that_dies_goes_on_where_it_stopped(scored, monkeypatch):
+def test_a_killed_batch_inference_resumes_where_it_stopped(scored, monkeypatch):
     context, snapshot = scored
     score, calls = batch.ShardScorer.__call__, []
 

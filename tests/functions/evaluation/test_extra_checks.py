@@ -116,7 +116,7 @@ def test_one_group_alone_does_not_pass() -> None:
     assert not judge_fairness(rule, ROWS, LABEL, ANSWER).passed
 
 
-def test_missing_and_shifted_inputs_cost_what_they_cost() -> None:
+def test_missing_and_shifted_inputs_are_measured() -> None:
     rule = RobustnessRule(max_missing_ratio=1.5, max_shift_ratio=1.1)
     missing, shifted = judge_robustness(rule, ROWS, LABEL, predict, ["wind", "carrier"])
     assert missing.passed
@@ -134,7 +134,7 @@ def test_answers_that_a_missing_input_turns_to_nan_do_not_pass() -> None:
     assert not judge_robustness(RobustnessRule(), ROWS, LABEL, predict, [])[0].passed
 
 
-def test_behaviour_stays_put_and_moves_the_right_way() -> None:
+def test_invariance_and_direction_are_checked() -> None:
     assert judge_behaviour(Invariance(column="carrier", values=("AA", "XX")), ROWS, predict).value == 1.0
     assert not judge_behaviour(Invariance(column="wind"), ROWS, predict).passed
     up = Direction(column="wind", change=0.5, expected="up")
@@ -147,7 +147,7 @@ def test_behaviour_stays_put_and_moves_the_right_way() -> None:
 @pytest.mark.parametrize(
     "rule", [Invariance(column="wind"), Direction(column="wind", change=1.0, expected="up")]
 )
-def test_answers_that_are_no_numbers_do_not_behave(rule: Any) -> None:
+def test_nan_answers_fail_behaviour_checks(rule: Any) -> None:
     assert not judge_behaviour(rule, ROWS, lambda rows: np.full(rows.num_rows, np.nan)).passed
     assert not judge_behaviour(rule, ROWS.slice(0, 0), predict).passed
 
@@ -212,7 +212,7 @@ def test_calibration_comes_with_its_uncertainty() -> None:
     assert bootstrap(ece, LABEL, ANSWER).high < off.low
 
 
-def test_resampling_entities_is_wider_where_their_rows_hang_together() -> None:
+def test_resampling_entities_widens_intervals_of_correlated_rows() -> None:
     rng = np.random.default_rng(5)
     entity = np.repeat(np.arange(50), 20)
     label = np.repeat((rng.random(50) < 0.5).astype(float), 20)

@@ -34,7 +34,7 @@ def test_each_limit_fails_alone(change, failed):
     assert verdict(Gate(max_champion_ratio=1.0, min_auc=0.7), **change) == failed
 
 
-def test_what_was_not_measured_or_is_no_number_never_passes():
+def test_an_unmeasured_or_nan_value_never_passes():
     gate = Gate(max_champion_ratio=1.0, min_auc=0.7)
     every = ["log loss / constant", "log loss / logistic", "log loss / champion", "ece", "auc"]
     assert verdict(gate, metrics={}, ratios={}) == every

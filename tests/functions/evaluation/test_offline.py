@@ -144,7 +144,7 @@ def test_a_version_is_not_judged_on_what_it_learnt_from(context, tables):
         evaluate_gate("fixed", version, train, "late")
 
 
-def test_the_baselines_are_what_they_say():
+def test_baselines_compute_what_their_names_say():
     train, test = examples(seed=0), examples(2_000, seed=1)
     label = test["late"].to_numpy()
     base = constant(train, test, NUMERIC, CATEGORICAL, "late")

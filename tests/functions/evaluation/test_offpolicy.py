@@ -89,7 +89,7 @@ def test_a_good_reward_model_narrows_the_interval() -> None:
         ({"target": [0.5, 1.2, 0.5, 0.8]}, "target chances"),
     ],
 )
-def test_logs_that_cannot_tell_are_refused(change: dict[str, list[float]], message: str) -> None:
+def test_logs_without_evidence_are_refused(change: dict[str, list[float]], message: str) -> None:
     given = {"reward": REWARD, "logged": LOGGED, "target": TARGET} | change
     with pytest.raises(EvaluationError, match=message):
         ips(**given)

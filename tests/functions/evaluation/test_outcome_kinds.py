@@ -59,7 +59,7 @@ def test_numbers_are_judged_by_squared_error_against_mean_and_ridge_regression(c
     assert [check.name for check in linear.checks] == ["rows", "squared error / logistic"]
 
 
-def test_what_such_answers_cannot_show_is_named(context):
+def test_limits_that_such_outcomes_cannot_show_are_named(context):
     result = evaluate_gate(
         "price", 1, held_out("price"), "y", Gate(min_auc=0.6, slices=SliceRule(columns=("c",)))
     )

@@ -41,7 +41,7 @@ def rows(*cases: dict[str, Any]) -> pa.Table:
     return pa.Table.from_pylist(full, schema=schema)
 
 
-def test_log_loss_of_a_yes_or_no() -> None:
+def test_log_loss_of_a_binary_outcome() -> None:
     scored = score(rows({"outputs": [0.25], "label": 1.0}, {"outputs": [0.25], "label": 0.0}))
     assert scored.loss == pytest.approx([math.log(4), math.log(4 / 3)])
     assert scored.expected == pytest.approx([0.25 * math.log(4) + 0.75 * math.log(4 / 3)] * 2)
@@ -78,7 +78,7 @@ def test_an_answer_without_a_finite_output_is_an_error_and_has_no_loss(outputs: 
 
 
 @pytest.mark.parametrize("label", [None, math.nan, -1.0, 2.0, math.inf])
-def test_a_label_that_cannot_be_one_counts_as_none(label: float | None) -> None:
+def test_a_label_that_does_not_fit_the_output_counts_as_missing(label: float | None) -> None:
     scored = score(rows({"label": label}))
     assert scored.answered.tolist() == [True]
     assert np.isnan(scored.loss).all()
@@ -96,5 +96,5 @@ def test_a_retry_under_the_same_id_counts_once() -> None:
     assert scored.first_by_id().output == pytest.approx([0.1])
 
 
-def test_no_rows_are_no_rows() -> None:
+def test_scoring_no_rows_gives_no_rows() -> None:
     assert len(score(rows())) == 0

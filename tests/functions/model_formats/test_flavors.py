@@ -195,7 +195,7 @@ def test_a_model_that_forgets_an_output_is_refused(tmp_path: Path, project: Call
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.skops", "model.ubj", "model.txt", "python_model.json"])
-def test_a_file_that_is_none_of_its_kind_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_file_of_another_format_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"nothing of the kind")
     with pytest.raises(ArtifactRefused, match=r"cannot be read|which project"):
         load(tmp_path, signature=signed(-1))
@@ -207,7 +207,9 @@ def test_a_folder_of_two_models_is_refused(linear_graph: Path) -> None:
         load(linear_graph, signature=signed(-1))
 
 
-def test_these_files_hold_no_code_for_the_registry(linear_graph: Path, tmp_path: Path) -> None:
+def test_model_files_of_these_formats_pass_the_registrys_check_for_code(
+    linear_graph: Path, tmp_path: Path
+) -> None:
     registry = Registry(open_store(f"file://{tmp_path / 'store'}"), actor="ada")
     registry.create_model("late")
     version = registry.create_version("late", path=linear_graph, signature=signed(-1))

@@ -29,7 +29,9 @@ def equal(one: Fitted, other: Fitted) -> bool:
 
 
 @pytest.mark.parametrize("cut_after", range(LAST + 1))
-def test_resumed_after_any_epoch_it_ends_with_the_same_weights(context: Context, cut_after: int) -> None:
+def test_a_training_resumed_after_any_epoch_ends_with_the_same_weights(
+    context: Context, cut_after: int
+) -> None:
     prepared = prepare(examples(), COLUMNS, FAST)
     undisturbed = fit(prepared, FAST)
     checkpoints = Checkpoints.of(context.store, {"cut": cut_after})
@@ -48,7 +50,7 @@ def test_resumed_after_any_epoch_it_ends_with_the_same_weights(context: Context,
     assert told == list(range(LAST + 1))
 
 
-def test_two_are_kept_and_a_damaged_one_is_passed_over(context: Context) -> None:
+def test_two_checkpoints_are_kept_and_a_damaged_one_is_passed_over(context: Context) -> None:
     prepared = prepare(examples(), COLUMNS, FAST)
     checkpoints = Checkpoints.of(context.store, {})
     undisturbed = fit(prepared, FAST, checkpoints=checkpoints)
@@ -65,7 +67,7 @@ def test_two_are_kept_and_a_damaged_one_is_passed_over(context: Context) -> None
     assert checkpoints.latest() is None
 
 
-def test_what_determines_the_weights_names_them(context: Context) -> None:
+def test_checkpoints_are_named_by_what_determines_the_weights(context: Context) -> None:
     folders = {
         Checkpoints.of(context.store, what).folder for what in ({"lr": 1}, {"lr": 2}, {"lr": 1, "n": 0})
     }
@@ -77,7 +79,7 @@ losses = st.lists(st.floats(0, 1), min_size=1, max_size=9)
 
 
 @given(losses, st.integers(1, 3), st.integers(0, 3))
-def test_the_last_and_the_best_stay_and_no_others(valid: list[float], last: int, best: int) -> None:
+def test_only_the_last_and_the_best_checkpoints_are_kept(valid: list[float], last: int, best: int) -> None:
     keep, there = Retention(last, best), set()
     for epoch in range(len(valid)):
         there = (there | {epoch}) - set(keep.dropped(epoch, valid))
@@ -86,7 +88,7 @@ def test_the_last_and_the_best_stay_and_no_others(valid: list[float], last: int,
         assert there == {*range(max(0, epoch + 1 - last), epoch + 1), *lowest}
 
 
-def test_the_best_stay_after_the_end_and_are_whole(context: Context) -> None:
+def test_the_best_checkpoints_stay_after_the_end_and_are_complete(context: Context) -> None:
     prepared = prepare(examples(), COLUMNS, FAST)
     checkpoints = Checkpoints.of(context.store, {}, Retention(last=1, best=2))
     fitted = fit(prepared, FAST, checkpoints=checkpoints)
@@ -100,6 +102,6 @@ def test_the_best_stay_after_the_end_and_are_whole(context: Context) -> None:
     )  # asked again it goes on, and ends alike
 
 
-def test_a_training_that_ended_well_leaves_none(context, training_set):
+def test_a_training_that_ended_well_leaves_no_checkpoints(context, training_set):
     train_tabular("late", training_set, **NAMES, params=FAST)
     assert list(context.store.list("checkpoints/")) == []

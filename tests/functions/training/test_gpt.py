@@ -24,7 +24,7 @@ def project(context):
         yield with_project
 
 
-def test_what_follows_a_place_does_not_change_its_answer():
+def test_later_tokens_do_not_change_an_earlier_answer():
     recipe = GptRecipe(**TINY)
     net = recipe.network().eval()
     tokens = torch.randint(256, (2, 32), generator=torch.Generator().manual_seed(0))
@@ -36,7 +36,7 @@ def test_what_follows_a_place_does_not_change_its_answer():
     assert not torch.allclose(one[:, 20:], two[:, 20:], atol=1e-6)
 
 
-def test_windows_follow_one_another_and_none_crosses_into_what_is_held_out():
+def test_windows_are_consecutive_and_stay_out_of_the_validation_text():
     windows = Windows.of(bytes(range(200)), 8)
     assert (windows.train_rows, windows.valid_rows) == (22, 2)
     (batch,) = windows.train_batch(torch.tensor([0, 21]))
@@ -55,7 +55,7 @@ def single_bytes():
     return float(-(counts / counts.sum()).log()[windows.valid.long()].mean())
 
 
-def test_it_learns_the_notes_and_the_registered_version_writes(project, tmp_path):
+def test_the_model_learns_the_notes_and_its_registered_version_writes_text(project, tmp_path):
     trained = train_recipe("notes", "gpt", options=TINY, params=PARAMS)
     assert trained.metrics["valid_loss"] < 0.9 * single_bytes()
     assert "tokens/s" in summary(project.registry(), trained)
@@ -69,7 +69,7 @@ def test_it_learns_the_notes_and_the_registered_version_writes(project, tmp_path
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_two_workers_with_half_of_it_each_learn_what_one_does_though_killed(
+def test_two_workers_with_half_the_model_each_learn_what_one_does_though_killed(
     project, cluster, monkeypatch, tmp_path
 ):
     params = PARAMS.model_copy(update={"batch_size": 256, "epochs": 3})

@@ -117,7 +117,7 @@ def undisturbed(shared_context: Context) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(("number", "what"), list(enumerate(KILLS)))
-def test_ten_trainings_killed_at_random_moments_end_as_the_one_that_was_not(
+def test_ten_trainings_killed_at_random_moments_end_as_an_undisturbed_one(
     shared_context: Context,
     begin: Callable[..., Victim],
     undisturbed: dict[str, float],

@@ -147,7 +147,7 @@ def test_a_population_that_was_killed_goes_on_from_its_last_decision(context, tr
     assert list(context.store.list("checkpoints/")) == []
 
 
-def test_only_a_population_copies(context, training_set):
+def test_copy_every_is_refused_outside_a_population(context, training_set):
     with pytest.raises(Exception, match="copy_every=2 with search='random': it is of a population"):
         tune_tabular("late", training_set, **NAMES, params=FAST, copy_every=2)
     with pytest.raises(Exception, match="copy_every=3 and 3 epochs: no trial would ever copy"):
@@ -171,7 +171,7 @@ def test_batch_inference_on_ray_data_scores_each_row_once(context, training_set)
     assert sorted(rows) == list(range(4_000))
 
 
-def test_a_sweep_that_learns_from_its_trials_tries_what_it_is_given_first(context, training_set):
+def test_a_tpe_sweep_tries_the_given_settings_first(context, training_set):
     space = {"lr": Range(low=1e-4, high=1e-1, log=True), "hidden": Choice(choices=[(16,), (32, 16)])}
     sweep = tune_tabular(
         "late", training_set, **NAMES, params=FAST, space=space, search="optuna", num_samples=4

@@ -14,7 +14,7 @@ from tests.functions.training.recipes import trainer
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, 3), (5, 2), (7, 3), (8, 4), (0, 2)])
-def test_a_share_is_what_torch_chunk_gives(count, size):
+def test_a_shard_is_what_torch_chunk_gives(count, size):
     numbers = torch.arange(count)
     chunks = [each.tolist() for each in torch.chunk(numbers, size)] if count else []
     shares = [list(Shard(rank, size).rows(count)) for rank in range(size)]
@@ -30,7 +30,7 @@ def saved(checkpoints, epoch, whole, size):
 
 
 @pytest.mark.parametrize("after", [1, 2, 3, 5])
-def test_other_workers_than_those_that_saved_get_their_own_rows(context, after):
+def test_another_number_of_workers_reads_its_own_rows(context, after):
     checkpoints, whole = Checkpoints.of(context.store, {}), torch.randn(7, 2)
     saved(checkpoints, 4, whole, 3)
     got = [checkpoints.latest(Shard(rank, after)) for rank in range(after)]
@@ -38,7 +38,7 @@ def test_other_workers_than_those_that_saved_get_their_own_rows(context, after):
     assert all(torch.equal(each.tensors["net.b"], torch.ones(2)) for each in got)
 
 
-def test_an_epoch_of_which_a_share_is_absent_or_damaged_does_not_count(context):
+def test_an_epoch_with_an_absent_or_damaged_shard_does_not_count(context):
     checkpoints, whole = Checkpoints.of(context.store, {}), torch.randn(4, 2)
     for epoch in range(2):
         saved(checkpoints, epoch, whole, 2)
@@ -53,9 +53,7 @@ def test_an_epoch_of_which_a_share_is_absent_or_damaged_does_not_count(context):
 
 
 @pytest.mark.slow
-def test_two_workers_with_half_a_model_each_learn_what_one_does_though_they_were_cut_and_steps_are_in_pieces(
-    context, tmp_path
-):
+def test_two_workers_with_half_a_model_each_learn_what_one_does_though_interrupted(context, tmp_path):
     alone = trainer()
     train(alone, SingleProcess())
     workers = [

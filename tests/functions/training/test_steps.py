@@ -25,14 +25,14 @@ def close(one: Trainer, other: Trainer) -> None:
 @pytest.mark.parametrize(
     "pieces", [2, 7, 50, 1_000]
 )  # of 50 rows: even, uneven, single, and more than there are
-def test_a_step_in_pieces_is_the_step(pieces: int) -> None:
+def test_a_step_in_micro_batches_equals_the_whole_step(pieces: int) -> None:
     whole, parts = trainer(), trainer(FAST.model_copy(update={"accumulate": pieces}))
     for _ in range(2):
         assert parts.run_epoch().train_loss == pytest.approx(whole.run_epoch().train_loss, rel=1e-4)
     close(parts, whole)
 
 
-def test_a_step_of_a_table_in_pieces_is_the_step() -> None:
+def test_a_tabular_step_in_micro_batches_equals_the_whole_step() -> None:
     calm = TABULAR.model_copy(update={"dropout": 0.0, "unknown_rate": 0.0})
     prepared = prepare(examples(1_000), COLUMNS, calm)
     whole, parts = (
@@ -61,7 +61,7 @@ def quick(monkeypatch) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_compiled_training_goes_on_uncompiled_and_ends_as_it_would_have(context) -> None:
+def test_a_compiled_training_resumes_uncompiled_with_the_same_result(context) -> None:
     fast = FAST.model_copy(update={"compiled": True, "accumulate": 2})
     checkpoints = Checkpoints.of(context.store, {})
     first, undisturbed = trainer(fast), trainer(FAST.model_copy(update={"accumulate": 2}))
@@ -75,7 +75,7 @@ def test_a_compiled_training_goes_on_uncompiled_and_ends_as_it_would_have(contex
     close(resumed, undisturbed)
 
 
-def test_what_cannot_be_compiled_is_told_with_the_remedy(monkeypatch) -> None:
+def test_a_failed_compilation_is_an_error_with_the_remedy(monkeypatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("no compiler on this machine")
 
@@ -86,7 +86,7 @@ def test_what_cannot_be_compiled_is_told_with_the_remedy(monkeypatch) -> None:
 
 
 @pytest.mark.proof
-def test_compiled_steps_are_the_steps() -> None:
+def test_compiled_steps_equal_uncompiled_steps() -> None:
     plain = trainer()
     compiled = trainer(FAST.model_copy(update={"compiled": True}))
     for _ in range(2):
@@ -97,7 +97,7 @@ def test_compiled_steps_are_the_steps() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-def test_on_a_card_pieces_and_compiled_steps_are_the_steps() -> None:
+def test_on_a_gpu_micro_batches_and_compiled_steps_equal_the_steps() -> None:
     ways = [FAST.model_copy(update=how) for how in ({}, {"accumulate": 3}, {"compiled": True})]
     trainers = [trainer(way, SingleProcess("cuda")) for way in ways]
     losses = [[each.run_epoch().valid_loss for _ in range(2)] for each in trainers]

@@ -86,7 +86,7 @@ def test_numbers_are_learnt_and_served_in_their_own_unit(context, tmp_path):
     assert rmse(table["y"].to_numpy(), value) == pytest.approx(trained.metrics["rmse"], rel=0.2)
 
 
-def test_a_sweep_keeps_the_task():
+def test_a_sweep_keeps_the_kind_of_outcome():
     assert {point.task for point in draw_points({}, MULTI, 3, 0)} == {"multiclass"}
     with pytest.raises(TrainingDataError, match=r"\['task'\] cannot be tuned"):
         draw_points({"task": Choice(choices=["binary"])}, MULTI, 3, 0)
@@ -111,7 +111,7 @@ def test_a_label_that_does_not_fit_the_task_says_what_would(labels, task, says):
         tabular_data(table, numeric=["x"], categorical=[], label="y", task=task)
 
 
-def test_more_classes_than_a_label_has_are_ids():
+def test_a_label_with_too_many_classes_is_refused():
     table = pa.table({"x": np.ones(1_001), "y": np.arange(1_001)})
     with pytest.raises(TrainingDataError, match="1001 classes in 1001 rows, want 2 to 1000"):
         tabular_data(table, numeric=["x"], categorical=[], label="y", task="multiclass")
@@ -185,7 +185,7 @@ def test_metrics_are_those_of_scikit_learn():
         (lambda: r2(np.ones(3), np.ones(3)), "labels that differ"),
     ],
 )
-def test_nothing_is_measured_on_what_is_no_answer(measure, says):
+def test_metrics_refuse_answers_out_of_range(measure, says):
     with pytest.raises(EvaluationError, match=says):
         measure()
 

@@ -60,7 +60,7 @@ def lengths(told):
     return {number: sum(each == number for each, _ in told) for number, _ in told}
 
 
-def test_the_best_quarter_goes_on_from_each_rung():
+def test_the_best_quarter_is_promoted_from_each_rung():
     told = played(AshaScheduler(16, {}, ()), constant(range(16)))
     # 16 to their first epoch, 4 of them three more, 1 of those five more
     assert len(told) == 16 + 4 * 3 + 5
@@ -69,21 +69,21 @@ def test_the_best_quarter_goes_on_from_each_rung():
     ]  # fmt: skip
 
 
-def test_one_goes_on_before_all_have_begun():
+def test_a_trial_is_promoted_before_all_have_begun():
     told = played(AshaScheduler(16, {}, ()), constant(range(16)), workers=1)
     # four have come to the first rung: the best of them goes on
     assert told[:7] == [(0, 0), (1, 0), (2, 0), (3, 0), (0, 1), (0, 2), (0, 3)]
     assert told[7] == (4, 0)
 
 
-def test_of_few_the_best_trains_to_its_end():
+def test_of_few_trials_the_best_trains_to_its_end():
     for count in range(1, 8):
         told = played(AshaScheduler(count, {}, ()), constant(reversed(range(count))))
         assert lengths(told)[count - 1] == EPOCHS
         assert len(lengths(told)) == count
 
 
-def test_who_cannot_be_among_the_best_any_more_is_told_at_once():
+def test_a_trial_that_cannot_be_promoted_any_more_is_reported_at_once():
     scheduler = AshaScheduler(8, {}, ())  # of which two will go on
     gone = []
     for number, loss in enumerate([5.0, 3.0, 4.0, 6.0, 7.0]):
@@ -117,7 +117,7 @@ losses_of_trials = st.integers(1, 40).flatmap(
 
 
 @given(losses_of_trials, st.integers(1, 5), st.randoms(use_true_random=False))
-def test_all_begin_one_ends_and_the_best_quarter_of_each_rung_went_on(losses, workers, speed):
+def test_all_trials_begin_one_ends_and_the_best_quarter_of_each_rung_is_promoted(losses, workers, speed):
     told = played(AshaScheduler(len(losses), {}, ()), losses, workers=workers, speed=speed)
     assert len(set(told)) == len(told)
     came = lengths(told)
@@ -129,7 +129,7 @@ def test_all_begin_one_ends_and_the_best_quarter_of_each_rung_went_on(losses, wo
 
 
 @given(losses_of_trials, st.integers(1, 5), st.integers(0, 2**32))
-def test_giving_up_early_changes_nothing(losses, workers, seed):
+def test_ending_hopeless_trials_early_changes_nothing(losses, workers, seed):
     ways = [
         played(way(len(losses), {}, ()), losses, workers=workers, speed=random.Random(seed))
         for way in (AshaScheduler, NeverEnds)

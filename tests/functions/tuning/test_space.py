@@ -24,7 +24,7 @@ def test_draws_stay_within_their_bounds():
 
 
 @pytest.mark.parametrize("name", ["bins", "seed", "learning_rate"])
-def test_what_belongs_to_the_data_or_to_nothing_cannot_be_tuned(name):
+def test_settings_of_the_data_and_unknown_settings_cannot_be_tuned(name):
     with pytest.raises(TrainingDataError, match=f"'{name}'.*cannot be tuned; choose from"):
         draw_points({name: Choice(choices=[1])}, BASE, 2, 0)
 
@@ -73,6 +73,6 @@ def test_a_sweep_ends_at_the_first_of_its_limits(limits, says):
     assert Limits(**limits).reached(hours=2, cost=cost) == says
 
 
-def test_a_limit_of_nothing_is_refused():
+def test_a_limit_of_zero_is_refused():
     with pytest.raises(ValueError, match="greater than 0"):
         Limits(hours=0)

@@ -32,7 +32,7 @@ def searched(
     return tried
 
 
-def test_it_begins_with_the_given_and_finds_the_best_region():
+def test_tpe_begins_with_the_base_settings_and_finds_the_best_region():
     tried = searched(sampler())
     assert len(tried) == 30
     assert tried[0] == BASE
@@ -44,20 +44,20 @@ def test_it_begins_with_the_given_and_finds_the_best_region():
     assert sum(late) / len(late) < sum(map(loss, tried[1:6])) / 5
 
 
-def test_a_search_goes_on_as_if_it_had_not_been_interrupted():
+def test_an_interrupted_search_proposes_as_an_undisturbed_one():
     tried = searched(sampler())
     assert searched(sampler(), tried[:3]) == tried
     assert searched(sampler(), tried[:20]) == tried
 
 
-def test_what_never_told_a_loss_is_not_learnt_from():
+def test_a_trial_without_a_loss_is_not_learnt_from():
     tried = [(each, loss(each)) for each in searched(sampler(), count=12)]
     poor = (tried[-1][0].model_copy(update={"lr": 0.9}), math.nan)
     assert sampler().propose(13, [*tried, poor]) == sampler().propose(13, tried)
     assert sampler().propose(13, tried) != sampler().propose(14, tried)
 
 
-def test_what_is_not_allowed_or_not_installed_is_told(monkeypatch):
+def test_refused_settings_and_a_missing_package_are_errors(monkeypatch):
     bad = sampler(2, space={"dropout": Choice(choices=[7.0])})
     assert bad.propose(0, []) == BASE
     with pytest.raises(TrainingDataError, match="draws a setting that is not allowed"):

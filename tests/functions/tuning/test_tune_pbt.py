@@ -33,7 +33,7 @@ def prepared():
     return prepare(examples(), COLUMNS, FAST)
 
 
-def test_a_trainer_goes_on_under_new_settings_with_weights_and_moments_kept(prepared):
+def test_a_trainer_resumes_under_new_settings_with_weights_and_moments_kept(prepared):
     before = new_trainer(prepared, FAST)
     before.run_epoch()
     before.run_epoch()
@@ -138,7 +138,7 @@ def test_the_winners_weights_are_followed_back_to_their_first_epoch():
         lineage({0: trial(best_epoch=None)}, 0)
 
 
-def test_an_interrupted_population_goes_on_from_the_last_decision_that_is_whole(context, prepared):
+def test_an_interrupted_population_resumes_from_the_last_complete_decision(context, prepared):
     pbt_state = PbtState(context.store, "p/", 2)
     points = [BASE, BASE.model_copy(update={"lr": 5e-3})]
     snapshot = new_trainer(prepared, FAST).snapshot()

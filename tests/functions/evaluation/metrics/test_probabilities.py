@@ -16,7 +16,7 @@ def rows():
     return (generator.random(2_000) < probability).astype(float), probability
 
 
-def test_they_agree_with_scikit_learn(rows):
+def test_metrics_agree_with_scikit_learn(rows):
     label, probability = rows
     assert log_loss(label, probability) == pytest.approx(
         sklearn_log_loss(label, np.clip(probability, 1e-7, 1 - 1e-7)), rel=1e-9
@@ -57,7 +57,7 @@ def test_a_certain_error_costs_much_and_not_infinity():
         ([1.0, math.nan], [0.5, 0.5], "0 or 1"),
     ],
 )
-def test_no_metric_returns_a_number_for_what_has_none(name, label, probability, says):
+def test_no_metric_returns_a_number_where_it_is_undefined(name, label, probability, says):
     with pytest.raises(EvaluationError, match=says):
         METRICS[name](np.array(label), np.array(probability))
 

@@ -16,14 +16,14 @@ from functions.training.loop.process_group import SingleProcess
 PRICES = Prices(currency="EUR", cpu_hour=0.5, gpu_hour=4.0, kwh=0.25)
 
 
-def test_a_bill_is_hours_times_prices_and_energy():
+def test_cost_is_hours_times_prices_and_energy():
     # 2 h x 0.5 + 1 h x 4 + 2 kWh x 0.25 = 5.5
     cost = ResourceUse(cpu_s=7200, gpu_s=3600, energy_j=7.2e6).cost(PRICES)
     assert (cost.cpu_hours, cost.gpu_hours, cost.energy_kwh) == (2, 1, 2)
     assert (cost.money, cost.currency) == (5.5, "EUR")
 
 
-def test_energy_that_a_card_does_not_tell_is_left_out_not_zero():
+def test_energy_that_a_gpu_does_not_report_is_left_out_not_zero():
     silent = ResourceUse(3600, 3600, math.nan) + ResourceUse(3600, 3600, 100.0)
     assert silent.cost(PRICES).energy_kwh is None
     assert silent.cost(PRICES).money == pytest.approx(2 * 0.5 + 2 * 4.0)
@@ -62,7 +62,7 @@ def driver(readings):
     )
 
 
-def test_a_card_that_counts_its_energy_is_read_before_and_after(monkeypatch):
+def test_a_gpus_energy_counter_is_read_before_and_after(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="abc"))
     monkeypatch.setitem(sys.modules, "pynvml", driver([1_000, 61_000]))
     spent = ResourceMeter("cuda:0", gpus=0.5).read()
@@ -75,12 +75,12 @@ def test_a_card_that_counts_its_energy_is_read_before_and_after(monkeypatch):
     assert ResourceMeter("cpu", gpus=0).read().energy_j == 0
 
 
-def test_what_the_workers_spent_is_added_up():
+def test_resource_use_of_the_workers_is_summed():
     assert ResourceUse(1, 2, 3).over(SingleProcess()) == ResourceUse(1, 2, 3)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-def test_a_card_here_is_measured():
+def test_a_gpu_of_this_machine_is_measured():
     meter = ResourceMeter("cuda", gpus=1)
     torch.randn(4096, 4096, device="cuda").square().sum().item()
     spent = meter.read()

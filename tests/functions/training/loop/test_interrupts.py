@@ -23,7 +23,7 @@ def _swallow(*_: object) -> None:
     pass
 
 
-def test_the_handler_that_was_there_is_back():
+def test_the_callers_signal_handler_is_restored():
     before = signal.getsignal(signal.SIGINT)
     with interruptible():
         signal.signal(signal.SIGINT, _leave)  # as Ray Train does, and leaves it
@@ -32,7 +32,7 @@ def test_the_handler_that_was_there_is_back():
 
 
 @pytest.mark.parametrize("handler", [_leave, _fail, _swallow, signal.default_int_handler])
-def test_whatever_a_library_makes_of_the_signal_it_is_an_interrupt(handler: Callable[..., None]):
+def test_ctrl_c_ends_in_keyboard_interrupt_whatever_the_library_raises(handler: Callable[..., None]):
     def interrupted() -> None:
         with interruptible():
             signal.signal(signal.SIGINT, handler)
@@ -43,12 +43,12 @@ def test_whatever_a_library_makes_of_the_signal_it_is_an_interrupt(handler: Call
 
 
 @pytest.mark.parametrize("error", [ValueError("poor"), SystemExit(3)])
-def test_without_a_signal_errors_pass(error: BaseException):
+def test_without_a_signal_errors_pass_through(error: BaseException):
     with pytest.raises(type(error)), interruptible():
         raise error
 
 
-def test_another_thread_has_no_handlers_to_keep():
+def test_outside_the_main_thread_no_handler_is_touched():
     def within() -> int:
         with interruptible():
             return 1

@@ -50,7 +50,7 @@ def parts():
         }
 
 
-def test_any_rows_come_in_any_order_as_often_as_asked(disk):
+def test_any_rows_are_read_in_any_order_any_number_of_times(disk):
     rows = MmapRows.of("n", parts)
     assert len(rows) == 6
     found = rows.take(torch.tensor([5, 0, 3, 0]))
@@ -63,7 +63,7 @@ def folders(disk):
     return list(disk.glob("toque-rows-*"))
 
 
-def test_the_file_is_written_once_and_goes_with_its_last_reader(disk):
+def test_the_file_is_written_once_and_removed_with_its_last_reader(disk):
     def never():
         raise AssertionError("written again")
 
@@ -77,7 +77,7 @@ def test_the_file_is_written_once_and_goes_with_its_last_reader(disk):
     assert folders(disk) == []
 
 
-def test_what_was_cut_while_it_was_written_is_written_again_and_no_rows_are_refused(disk):
+def test_a_half_written_file_is_written_again_and_no_rows_are_refused(disk):
     def full():
         yield from parts()
         raise OSError(28, "No space left on device")
@@ -89,7 +89,7 @@ def test_what_was_cut_while_it_was_written_is_written_again_and_no_rows_are_refu
         MmapRows.of("empty", list)
 
 
-def test_a_killed_reader_leaves_it_to_the_next(disk):
+def test_the_file_of_a_killed_reader_is_used_by_the_next(disk):
     code = (
         "import os, signal, pathlib\n"
         "from functions.training.loop.mmap_rows import MmapRows\n"
@@ -118,9 +118,7 @@ def prepared_both(context, snapshot) -> tuple[Prepared, Prepared]:
     )
 
 
-def test_what_is_learnt_from_disk_is_what_is_learnt_from_memory_though_it_is_cut(
-    context, in_files, monkeypatch
-):
+def test_training_from_disk_equals_training_from_memory_though_interrupted(context, in_files, monkeypatch):
     memory, disk = prepared_both(context, in_files)
     assert torch.equal(memory.sample.numeric.nan_to_num(-1), disk.sample.numeric.nan_to_num(-1))
     monkeypatch.setattr(mmap_rows, "_MEMORY_PART", 0.0)  # as if the file were larger than memory
@@ -140,7 +138,7 @@ def test_what_is_learnt_from_disk_is_what_is_learnt_from_memory_though_it_is_cut
     assert all(0 < epoch.busy <= 1 for epoch in found.epochs)
 
 
-def test_of_more_rows_than_the_sample_the_preprocessing_is_that_of_the_sample(context, in_files):
+def test_beyond_the_sample_size_preprocessing_is_learnt_from_the_sample(context, in_files):
     table = Table(context.store, in_files.name)
     few = prepare_on_disk(table, in_files, COLUMNS, SHORT, sample_rows=100)
     memory, _ = prepared_both(context, in_files)
@@ -200,7 +198,7 @@ class SumsOnDisk(Sums):
         return found["x"], found["y"]
 
 
-def test_a_recipe_s_lesson_may_keep_its_rows_there_too(monkeypatch):
+def test_a_recipes_task_may_keep_its_rows_in_a_file(monkeypatch):
     monkeypatch.setattr(mmap_rows, "_MEMORY_PART", 0.0)
     task, memory = SumsOnDisk(), trainer()
     torch.manual_seed(0)

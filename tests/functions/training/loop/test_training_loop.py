@@ -17,7 +17,7 @@ def prepared():
     return prepare(examples(), COLUMNS, FAST)
 
 
-def test_it_learns_more_than_the_base_rate(prepared):
+def test_the_network_learns_more_than_the_base_rate(prepared):
     fitted = fit(prepared, FAST)
     rate = float(prepared.valid.label.mean())
     constant = -(rate * math.log(rate) + (1 - rate) * math.log(1 - rate))
@@ -60,7 +60,7 @@ class Twin(SingleProcess):
         self.rank, self.size = rank, size
 
 
-def test_workers_share_each_batch_out_without_a_row_twice(prepared):
+def test_workers_divide_each_batch_without_a_row_twice(prepared):
     seen = []
     for rank in range(2):
         trainer = new_trainer(prepared, FAST.model_copy(update={"unknown_rate": 0.0}), Twin(rank, 2))
@@ -89,7 +89,7 @@ def test_temperature_undoes_overconfidence_and_never_makes_it_worse():
     assert fit_inverse_temperature(-logits, label) == 1.0
 
 
-def test_a_part_with_one_class_is_named():
+def test_a_split_part_with_one_class_is_named_in_the_error():
     table = examples(400, days=4)
     day = table["event_timestamp"].cast(pa.int64()).to_numpy() // 86_400_000_000
     late = pa.array((day == day.min()).astype(float))
@@ -108,7 +108,7 @@ def test_a_small_set_gets_smaller_steps_and_more_of_them(rows, epochs):
 
 
 @pytest.mark.parametrize(("rows", "workers"), [(1, 1), (7, 3), (1_000, 2), (10**6, 4)])
-def test_every_worker_gets_as_many_rows_of_a_step(rows, workers):
+def test_every_worker_gets_equally_many_rows_of_a_step(rows, workers):
     batch = TabularParams().batch_rows(rows, workers=workers)
     assert batch % workers == 0
     assert 0 < batch <= max(rows, workers)

@@ -25,7 +25,7 @@ def project(context):
         yield with_project
 
 
-def test_it_learns_and_what_is_registered_answers_as_the_network_does(project, tmp_path):
+def test_a_recipe_learns_and_its_registered_version_answers_as_the_network(project, tmp_path):
     trained = train_recipe("sums", "sums", options={"width": 6}, params=FAST)
     assert trained.metrics["valid_loss"] < 0.2  # the sums' variance is 2
     registry = project.registry()
@@ -42,7 +42,7 @@ def test_it_learns_and_what_is_registered_answers_as_the_network_does(project, t
     assert list(project.store.list("checkpoints/")) == []
 
 
-def test_a_training_that_was_cut_ends_as_one_that_was_not(project):
+def test_an_interrupted_training_ends_as_an_undisturbed_one(project):
     checkpoints = Checkpoints.of(project.store, {})
     undisturbed = trainer()
     train(undisturbed, SingleProcess())
@@ -62,7 +62,7 @@ def test_a_training_that_was_cut_ends_as_one_that_was_not(project):
     assert all(torch.equal(value, wanted[name]) for name, value in resumed.net.state_dict().items())
 
 
-def test_a_bill_is_in_the_run_and_priced_if_somebody_gave_prices(project):
+def test_cost_is_logged_in_the_run_with_money_if_prices_are_set(project):
     free = train_recipe("sums", "sums", params=FAST)
     assert free.cost is not None
     assert (free.cost.money, free.cost.currency, free.cost.gpu_hours, free.cost.energy_kwh) == (
@@ -79,7 +79,7 @@ def test_a_bill_is_in_the_run_and_priced_if_somebody_gave_prices(project):
     assert record.metrics["money"] == pytest.approx(record.metrics["cpu_hours"] * 7.2)
 
 
-def test_a_training_that_fails_has_its_bill_too_and_registers_nothing(project):
+def test_a_training_that_fails_logs_its_cost_and_registers_nothing(project):
     with pytest.raises(TrainingDiverged, match=r"loss of epoch 0 is (nan|inf)"):
         train_recipe("sums", "sums", options={"scale": float("inf")}, params=FAST)
     registry = project.registry()
@@ -110,7 +110,7 @@ def test_gradients_are_clipped_and_half_precision_learns_too():
         (PROJECT, "sums", {"depth": 3}, r"options=\{'depth': 3\} do not fit recipe 'sums'"),
     ],
 )
-def test_a_recipe_that_is_not_there_is_named(project_name, name, options, says):
+def test_an_unknown_recipe_is_named_in_the_error(project_name, name, options, says):
     with pytest.raises(TrainingDataError, match=says):
         recipe_of(project_name, name, options)
 
@@ -120,7 +120,7 @@ def test_a_recipe_is_found_with_its_options():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_card_that_is_not_there_and_shares_for_one_are_refused(project):
+def test_an_absent_gpu_and_sharding_for_one_worker_are_refused(project):
     with pytest.raises(TrainingError, match="torch finds no GPU here"):
         train_recipe("sums", "sums", params=FAST, worker_gpus=1)
     with pytest.raises(TrainingError, match="one worker holds all of it"):
@@ -128,7 +128,7 @@ def test_a_card_that_is_not_there_and_shares_for_one_are_refused(project):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-def test_on_a_card_it_learns_what_it_learns_here(project):
+def test_a_recipe_learns_on_a_gpu_what_it_learns_on_the_cpu(project):
     here = train_recipe("sums", "sums", params=FAST)
     there = train_recipe("sums", "sums", params=FAST, worker_gpus=1)
     assert there.metrics["valid_loss"] == pytest.approx(here.metrics["valid_loss"], abs=1e-2)

@@ -30,7 +30,7 @@ def test_categories_are_hashed_as_their_text_and_null_is_zero():
     ("column", "says"),
     [(pa.array(["x"]), "type string"), (times([0]), "type timestamp")],
 )
-def test_a_number_that_is_none_is_refused(column, says):
+def test_a_numeric_column_of_texts_or_times_is_refused(column, says):
     with pytest.raises(TrainingDataError, match=says):
         numeric_matrix(pa.table({"a": column}), ["a"])
 

@@ -22,7 +22,9 @@ def log_odds(probability):
     return np.log(probability / (1 - probability))
 
 
-def test_it_begins_where_the_version_was_and_names_it_as_parent(context, training_set, tmp_path):
+def test_a_warm_start_begins_with_the_versions_weights_and_names_it_as_parent(
+    context, training_set, tmp_path
+):
     first = train_tabular("late", training_set, **NAMES, params=FAST)
     more = Table(context.store, "more").append(examples(seed=9))
     still = FAST.model_copy(update=TINY)
@@ -40,7 +42,7 @@ def test_it_begins_where_the_version_was_and_names_it_as_parent(context, trainin
     assert second.metrics["log_loss"] < fresh.metrics["log_loss"]
 
 
-def test_a_number_keeps_the_versions_scale(context, tmp_path):
+def test_a_warm_started_regression_keeps_the_versions_scale(context, tmp_path):
     names, params = test_tasks.NAMES, test_tasks.NUMBER
     table = test_tasks.prices()
     one = train_tabular("price", Table(context.store, "a").append(table), **names, params=params)
@@ -67,7 +69,7 @@ def test_what_does_not_fit_the_version_is_named(context, training_set):
     assert len(context.registry().list_versions("late")) == 1
 
 
-def test_other_classes_are_refused(context):
+def test_a_warm_start_on_other_classes_is_refused(context):
     table = test_tasks.seasons()
     names, params = test_tasks.NAMES, test_tasks.MULTI.model_copy(update={"epochs": 1})
     one = train_tabular("season", Table(context.store, "a").append(table), **names, params=params).version
