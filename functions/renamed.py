@@ -4,7 +4,31 @@ Journals hold functions as `module:qualname`; `resolve` reads an old module by t
 recorded before still finds its function.
 """
 
+import importlib
+import warnings
+from collections.abc import Callable, Mapping
+
 from registry.renamed import install, moved
+
+
+def old_names(module: str, names: Mapping[str, str]) -> Callable[[str], object]:
+    """Make the `__getattr__` of a module whose names changed: the old ones go on for one release, with a DeprecationWarning.
+
+    names: old names and the new ones, all in `module`.
+    """
+
+    def find(name: str) -> object:
+        if name not in names:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        warnings.warn(
+            f"{module}.{name} is now {module}.{names[name]}; the old path goes with the next release",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return getattr(importlib.import_module(module), names[name])
+
+    return find
+
 
 RENAMED = (
     moved(

@@ -54,14 +54,14 @@ class Alert(BaseModel):
     def facts(self) -> dict[str, str]:
         """Facts that a reader needs beside the text, by name."""
         alarm = self.alarm
-        told = {
+        facts = {
             "model": f"{alarm.model}, version {alarm.version}",
             "predictions": f"{alarm.start:%Y-%m-%d %H:%M} to {alarm.end:%Y-%m-%d %H:%M} UTC",
             "owner": self.owner,
             "runbook": self.runbook or "",
             "explained by": ", ".join(alarm.explained_by),
         }
-        return {name: value for name, value in told.items() if value}
+        return {name: value for name, value in facts.items() if value}
 
 
 def generic(alert: Alert) -> dict[str, Any]:

@@ -54,10 +54,10 @@ def _post(alert: Alert, sink: Webhook, find_secret: FindSecret) -> None:
         raise SinkDownError(f"sink {sink.name!r} does not answer: {type(error).__name__}") from None
     if answer.is_success:
         return
-    said = f"sink {sink.name!r} answered {answer.status_code}: {answer.text[:200]}"
+    problem = f"sink {sink.name!r} answered {answer.status_code}: {answer.text[:200]}"
     if answer.is_server_error or answer.status_code in _LATER:
-        raise SinkDownError(said)
-    raise SinkRefusedError(said)
+        raise SinkDownError(problem)
+    raise SinkRefusedError(problem)
 
 
 def _shaped(alert: Alert, sink: Webhook, find_secret: FindSecret) -> dict[str, Any]:

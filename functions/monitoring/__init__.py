@@ -3,7 +3,6 @@
 Knows logged predictions, labels and statistics. Must not know how models are trained, rolled out or served.
 """
 
-import warnings
 from typing import TYPE_CHECKING
 
 from functions.monitoring.alarms import TOPIC, Alarm, Alarms
@@ -32,6 +31,7 @@ from functions.monitoring.results import MonitorStatus, results_table
 from functions.monitoring.skew import SkewMonitor
 from functions.monitoring.vectors import VectorMonitor
 from functions.monitoring.watch import MonitorResult
+from functions.renamed import old_names
 
 __all__ = [
     "TOPIC",
@@ -66,18 +66,5 @@ __all__ = [
     "worst_slices",
 ]
 
-_RENAMED = {"Changed": "ChangeFindings", "Watched": "MonitorResult"}
-
 if not TYPE_CHECKING:  # a type checker must not take every name as there
-
-    def __getattr__(name: str) -> object:
-        """Find a name of the release before, with a DeprecationWarning."""
-        if name not in _RENAMED:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        new = f"{__name__}.{_RENAMED[name]}"
-        warnings.warn(
-            f"{__name__}.{name} is now {new}; the old path goes with the next release",
-            DeprecationWarning,
-            stacklevel=2,
-        )
-        return globals()[_RENAMED[name]]
+    __getattr__ = old_names(__name__, {"Changed": "ChangeFindings", "Watched": "MonitorResult"})

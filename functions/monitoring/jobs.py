@@ -29,7 +29,7 @@ from functions.monitoring.results import MonitorStatus, last_judged
 from functions.monitoring.skew import SkewMonitor, watch_skewed
 from functions.monitoring.vectors import VectorMonitor, watch_vectors
 from functions.monitoring.watch import MonitorResult, MonitorRun, watch_loss
-from functions.prediction_log import made_within, outcomes, predictions, predictions_table
+from functions.prediction_log import outcomes, predicted_within, predictions, predictions_table
 from functions.runtime.context import context
 from functions.runtime.function import function
 from functions.runtime.triggers.events import publish
@@ -243,7 +243,7 @@ def _logged(store: ObjectStore, model: str, start: datetime, end: datetime) -> D
     table = Table(store, predictions_table(model))
     if not table.exists():
         return None
-    return DatasetRows(table, table.version(), _FEATURES, made_within(start, end))
+    return DatasetRows(table, table.version(), _FEATURES, predicted_within(start, end))
 
 
 def _run(model: str) -> MonitorRun:

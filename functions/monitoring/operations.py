@@ -81,14 +81,14 @@ class Served:
     @classmethod
     def of(cls, index: int, rows: pa.Table, monitor: OperationsMonitor, cpu_hour: float | None) -> Self:
         """Sum up what was logged in a cohort, without shadows. cpu_hour: price of a CPU for an hour."""
-        asked = _requests(rows)
-        times = asked["latency_ms"].drop_null().to_numpy()
+        requests_table = _requests(rows)
+        times = requests_table["latency_ms"].drop_null().to_numpy()
         spent_s = float(times.sum()) / 1e3
         found = np.percentile(times, [50, 95, 99]) if len(times) else np.full(3, np.nan)
         return cls(
             index,
-            requests=asked.num_rows,
-            errors=int(pc.sum(asked["failed"]).as_py() or 0),
+            requests=requests_table.num_rows,
+            errors=int(pc.sum(requests_table["failed"]).as_py() or 0),
             slow=0 if monitor.p99_ms is None else int((times > monitor.p99_ms).sum()),
             busy=spent_s / monitor.cohort.total_seconds(),
             percentiles=(float(found[0]), float(found[1]), float(found[2])),

@@ -146,9 +146,9 @@ def _first_hours(
     reference = reference_of(run, champion, drift)
     window = reference.sketch.window(feature_table(rows, FeatureColumns.of(champion)))
     report, _ = compare_window(reference, [(0, window)], drift)
-    said = {one.column: one.reason for one in report.columns}
+    reasons = {one.column: one.reason for one in report.columns}
     wrong = report.drifted
-    text = "; ".join(f"{name}: {said[name]}" for name in wrong) or "served as learnt"
+    text = "; ".join(f"{name}: {reasons[name]}" for name in wrong) or "served as learnt"
     return SkewFinding(FIRST, rows.num_rows, wrong, text)
 
 
@@ -186,9 +186,9 @@ def _recomputed(
 
 def _answered_rows(rows: pa.Table, champion: ModelVersion) -> pa.Table:
     """Select what the version answered, in order of time, with vectors of its signature."""
-    mine = rows.filter(pc.and_(pc.invert(rows["shadow"]), pc.equal(rows["version"], champion.version)))
-    mine = mine.filter(has_vector_length(mine, FeatureColumns.of(champion)))
-    return mine.sort_by([("predicted_at", "ascending"), ("prediction_id", "ascending")])
+    own_rows = rows.filter(pc.and_(pc.invert(rows["shadow"]), pc.equal(rows["version"], champion.version)))
+    own_rows = own_rows.filter(has_vector_length(own_rows, FeatureColumns.of(champion)))
+    return own_rows.sort_by([("predicted_at", "ascending"), ("prediction_id", "ascending")])
 
 
 def _keys(entities: pa.ChunkedArray) -> pa.Table:
@@ -198,8 +198,8 @@ def _keys(entities: pa.ChunkedArray) -> pa.Table:
 
 def _null_where_missing(values: pa.ChunkedArray, missing: pa.ChunkedArray, column: str) -> pa.Array:
     """Set values to null where the log says that the feature was missing, whatever was used instead."""
-    gone = pa.array([column in (one or ()) for one in missing.to_pylist()])
-    return pc.if_else(gone, pa.scalar(None, values.type), values.combine_chunks())
+    missing_mask = pa.array([column in (one or ()) for one in missing.to_pylist()])
+    return pc.if_else(missing_mask, pa.scalar(None, values.type), values.combine_chunks())
 
 
 def _alarm(run: MonitorRun, champion: ModelVersion, found: SkewFinding, state: SkewState) -> Alarm:

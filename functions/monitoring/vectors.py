@@ -114,17 +114,17 @@ def watch_vectors(
     first = state.next_cohort
     if first >= due:
         return run.nothing_due(monitor.kind, champion)
-    learnt = _training_vectors(run, champion, monitor)
+    training = _training_vectors(run, champion, monitor)
     alarms, findings, text = [], [], "too few rows to compare"
     for index in range(first, due):
         start, end = grid.start(index - monitor.window + 1), grid.start(index + 1)
-        asked = _request_vectors(read(start, end), champion, monitor)
-        distances = _distances(learnt, asked, monitor)
-        state, told = _conclude(state, index, distances, monitor)
+        requests = _request_vectors(read(start, end), champion, monitor)
+        distances = _distances(training, requests, monitor)
+        state, changes = _conclude(state, index, distances, monitor)
         findings += [_finding(run, champion, (start, end), one, monitor) for one in distances]
         alarms += [
             _alarm(run, champion, (start, end), index, name, distances, monitor, over=over)
-            for name, over in told
+            for name, over in changes
         ]
         text = "; ".join(one.text(monitor) for one in distances) or text
     return run.conclude(
@@ -183,14 +183,16 @@ def _vectors(values: Mapping[str, Any], monitor: VectorMonitor) -> dict[str, Flo
 
 
 def _distances(
-    learnt: Mapping[str, Floats], asked: Mapping[str, Floats], monitor: VectorMonitor
+    training: Mapping[str, Floats], requests: Mapping[str, Floats], monitor: VectorMonitor
 ) -> list[Distance]:
     """Test what has enough rows on both sides, with p-values corrected for all tests."""
     rng = np.random.default_rng(0)  # the same rows give the same answer
-    names = [name for name in learnt if min(len(learnt[name]), len(asked[name])) >= monitor.min_rows]
+    names = [name for name in training if min(len(training[name]), len(requests[name])) >= monitor.min_rows]
     enough = max(499, int(2 * len(names) / monitor.alpha))  # fewer could never be so rare, corrected for all
     sides = [
-        _scaled(learnt[name], asked[name]) if name in monitor.embeddings else (learnt[name], asked[name])
+        _scaled(training[name], requests[name])
+        if name in monitor.embeddings
+        else (training[name], requests[name])
         for name in names
     ]
     tests = [mmd(*both, rng=rng, permutations=enough) for both in sides]
@@ -212,19 +214,19 @@ def _conclude(
     state: VectorState, index: int, distances: Sequence[Distance], monitor: VectorMonitor
 ) -> tuple[VectorState, list[tuple[str, bool]]]:
     """Update the state by a window, and list changes: a name, and whether its drift is over."""
-    flagged, alarmed, told = dict(state.flagged), set(state.alarmed), []
+    flagged, alarmed, changes = dict(state.flagged), set(state.alarmed), []
     for one in distances:
         differs = one.p <= monitor.alpha and one.distance >= monitor.min_distance
         flags = (*flagged.get(one.name, ()), differs)[-monitor.n :]
         flagged[one.name] = flags
         if k_of_n(flags, k=monitor.k, n=monitor.n) and one.name not in alarmed:
             alarmed.add(one.name)
-            told.append((one.name, False))
+            changes.append((one.name, False))
         elif one.name in alarmed and len(flags) == monitor.n and not any(flags):
             alarmed.remove(one.name)
-            told.append((one.name, True))
+            changes.append((one.name, True))
     update = {"next_cohort": index + 1, "flagged": flagged, "alarmed": tuple(sorted(alarmed))}
-    return state.model_copy(update=update), told
+    return state.model_copy(update=update), changes
 
 
 def _finding(

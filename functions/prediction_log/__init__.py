@@ -5,17 +5,15 @@ stream, and from the stream into Delta tables (`drain`). `outcomes` joins predic
 package must not know models, HTTP or Serve.
 """
 
-import warnings
 from typing import TYPE_CHECKING
 
 from functions.prediction_log.drain import LABELS_TABLE, DrainResult, drain, predictions_table
 from functions.prediction_log.errors import LogFullError, PredictionLogError
 from functions.prediction_log.jobs import drain_predictions
-from functions.prediction_log.outcomes import latest_labels, made_within, outcomes, predictions
+from functions.prediction_log.outcomes import latest_labels, outcomes, predicted_within, predictions
 from functions.prediction_log.records import (
     PINNED,
     Label,
-    NumericRecordEncoder,
     encode_labels,
     encode_prediction,
     epoch_us,
@@ -23,6 +21,7 @@ from functions.prediction_log.records import (
 from functions.prediction_log.scan_cache import shared_scans
 from functions.prediction_log.shipper import LogWriter
 from functions.prediction_log.wal_root import default_wal_root
+from functions.renamed import old_names
 
 __all__ = [
     "LABELS_TABLE",
@@ -31,7 +30,6 @@ __all__ = [
     "Label",
     "LogFullError",
     "LogWriter",
-    "NumericRecordEncoder",
     "PredictionLogError",
     "default_wal_root",
     "drain",
@@ -40,25 +38,19 @@ __all__ = [
     "encode_prediction",
     "epoch_us",
     "latest_labels",
-    "made_within",
     "outcomes",
+    "predicted_within",
     "predictions",
     "predictions_table",
     "shared_scans",
 ]
 
-_RENAMED = {"Brief": "NumericRecordEncoder", "Drained": "DrainResult", "micros": "epoch_us"}
-
 if not TYPE_CHECKING:  # a type checker must not take every name as there
-
-    def __getattr__(name: str) -> object:
-        """Find a name of the release before, with a DeprecationWarning."""
-        if name not in _RENAMED:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        new = f"{__name__}.{_RENAMED[name]}"
-        warnings.warn(
-            f"{__name__}.{name} is now {new}; the old path goes with the next release",
-            DeprecationWarning,
-            stacklevel=2,
-        )
-        return globals()[_RENAMED[name]]
+    __getattr__ = old_names(
+        __name__,
+        {
+            "Drained": "DrainResult",
+            "made_within": "predicted_within",
+            "micros": "epoch_us",
+        },
+    )

@@ -16,7 +16,7 @@ from functions.prediction_log.scan_cache import shared_labels, shared_rows
 from registry.store.object_store import ObjectStore
 from registry.store.tables import Table
 
-__all__ = ["latest_labels", "made_within", "outcomes", "predictions"]
+__all__ = ["latest_labels", "outcomes", "predicted_within", "predictions"]
 
 _SKEW = timedelta(hours=1)  # by which a label may be received before its prediction was made, by other clocks
 
@@ -47,7 +47,7 @@ def _predictions(
     schema = PREDICTIONS if columns is None else pa.schema([PREDICTIONS.field(name) for name in columns])
     if not table.exists():
         return schema.empty_table()
-    where = made_within(start, end)
+    where = predicted_within(start, end)
     wanted = list(
         dict.fromkeys([*(columns or PREDICTIONS.names), "predicted_at", "prediction_id", "version"])
     )
@@ -56,7 +56,7 @@ def _predictions(
     return rows.sort_by(order).select(schema.names).cast(schema)
 
 
-def made_within(start: datetime, end: datetime) -> Any:
+def predicted_within(start: datetime, end: datetime) -> Any:
     """Return the filter for predictions with start <= predicted_at < end; files of other days are skipped."""
     return (
         (pc.field("day") >= _day(start))

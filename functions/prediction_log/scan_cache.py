@@ -25,7 +25,7 @@ MOST_LABELS = 20_000_000  # that are cached, about 100 bytes each; beyond, every
 Batches = Iterator[pa.RecordBatch]
 
 
-class _Labels:
+class _LabelIndex:
     """Labels received from `since` on, indexed by the hash of their prediction's id."""
 
     def __init__(self, store: str, since: datetime, rows: pa.Table) -> None:
@@ -44,16 +44,16 @@ class _Labels:
         return self._rows.take(pa.array(places))
 
 
-class _Scans:
+class _ScanCache:
     """Cache of one block: the labels, and the rows read last."""
 
     def __init__(self) -> None:
-        self.labels: _Labels | None = None
+        self.labels: _LabelIndex | None = None
         self.too_many_since: datetime | None = None
         self.rows: tuple[Any, pa.Table] | None = None
 
 
-_open: ContextVar[_Scans | None] = ContextVar("toque_shared_scans", default=None)
+_open: ContextVar[_ScanCache | None] = ContextVar("toque_shared_scans", default=None)
 
 
 @contextmanager
@@ -62,7 +62,7 @@ def shared_scans() -> Iterator[None]:
     if _open.get() is not None:
         yield
         return
-    token = _open.set(_Scans())
+    token = _open.set(_ScanCache())
     try:
         yield
     finally:
@@ -84,7 +84,7 @@ def shared_labels(
         if rows is None:
             scans.too_many_since = since
             return None
-        scans.labels = _Labels(store, since, rows)
+        scans.labels = _LabelIndex(store, since, rows)
     return scans.labels.of(ids)
 
 

@@ -3,18 +3,21 @@
 Reads the prediction log and the journals; decides nothing. The page is one HTML file without external resources.
 """
 
+from typing import TYPE_CHECKING
+
+from functions.renamed import old_names
 from functions.reporting.evidently_page import EvidentlyReport, evidently_report
 from functions.reporting.jobs import AlarmReport, Report, alarm_report, model_report, rollout_report
-from functions.reporting.timeline import Happening, timeline
+from functions.reporting.timeline import TimelineEvent, timeline
 from functions.reporting.trace import PredictionTrace, trace_prediction
 from functions.reporting.weekly import Week, weeks
 
 __all__ = [
     "AlarmReport",
     "EvidentlyReport",
-    "Happening",
     "PredictionTrace",
     "Report",
+    "TimelineEvent",
     "Week",
     "alarm_report",
     "evidently_report",
@@ -24,3 +27,6 @@ __all__ = [
     "trace_prediction",
     "weeks",
 ]
+
+if not TYPE_CHECKING:  # a type checker must not take every name as there
+    __getattr__ = old_names(__name__, {"Happening": "TimelineEvent"})

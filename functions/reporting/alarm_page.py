@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from functions.monitoring.diagnosis.causes import Cause, Causes
 from functions.reporting.html import document, figure_html, table
-from functions.reporting.timeline import Happening
+from functions.reporting.timeline import TimelineEvent
 
 _COLOURS = {
     "feature": "#2f6db0",
@@ -20,8 +20,8 @@ _COLOURS = {
 _SHOWN = 15
 
 
-def render_alarm(found: Causes, happenings: Sequence[Happening]) -> str:
-    """Render the whole page as HTML. happenings: of the model, in order; those of the alarm's time are shown."""
+def render_alarm(found: Causes, events: Sequence[TimelineEvent]) -> str:
+    """Render the whole page as HTML. events: of the model, in order; those of the alarm's time are shown."""
     alarm = found.alarm
     compared = (
         f"{found.text}. Compared: {found.rows:,} labelled requests from {alarm.start:%Y-%m-%d %H:%M} to "
@@ -32,11 +32,11 @@ def render_alarm(found: Causes, happenings: Sequence[Happening]) -> str:
         compared,
         "Parts of columns that go together overlap: they rank, and do not add up. ± is one standard error.",
     ]
-    within = [one for one in happenings if found.before <= one.at <= alarm.raised_at]
+    within = [one for one in events if found.before <= one.at <= alarm.raised_at]
     sections = [
         ("What contributed to the loss", _bars(found.causes)),
         ("What changed, and when", _causes(found.causes)),
-        ("What happened in that time", _happenings(within)),
+        ("What happened in that time", _event_table(within)),
     ]
     return document(f"{alarm.model}: {alarm.monitor} {alarm.subject}", summary, sections)
 
@@ -71,6 +71,6 @@ def _causes(causes: Sequence[Cause]) -> str:
     return table(["", "what", "since (UTC)", "part in the loss", ""], rows)
 
 
-def _happenings(happenings: Sequence[Happening]) -> str:
-    rows = [[f"{one.at:%Y-%m-%d %H:%M}", one.kind, one.text, one.actor] for one in happenings]
+def _event_table(events: Sequence[TimelineEvent]) -> str:
+    rows = [[f"{one.at:%Y-%m-%d %H:%M}", one.kind, one.text, one.actor] for one in events]
     return table(["when (UTC)", "what", "", "by"], rows)

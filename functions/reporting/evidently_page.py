@@ -85,6 +85,6 @@ def _page(reference: pa.Table, window: pa.Table, columns: FeatureColumns) -> str
         Dataset.from_pandas(rows.to_pandas(), data_definition=definition) for rows in (reference, window)
     )
     html: str = Report([DataDriftPreset()]).run(now, before).get_html_str(as_iframe=False)
-    said = f"<p>{len(window):,} requests beside {len(reference):,} training rows, sampled where there were more.</p>"
+    sample_note = f"<p>{len(window):,} requests beside {len(reference):,} training rows, sampled where there were more.</p>"
     found = re.search(r"<body[^>]*>", html)
-    return said + html if found is None else html[: found.end()] + said + html[found.end() :]
+    return sample_note + html if found is None else html[: found.end()] + sample_note + html[found.end() :]

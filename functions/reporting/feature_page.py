@@ -42,12 +42,12 @@ def render_view(health: ViewHealth, figures: Sequence[FeatureStatistics], *, spa
 
 
 def _summary(health: ViewHealth, span: timedelta) -> list[str]:
-    said = [
+    sentences = [
         f"Measured {health.measured_at:%Y-%m-%d %H:%M} UTC.{f' Owner: {health.owner}.' if health.owner else ''}"
     ]
     if health.newest_event is None or health.freshness_s is None:
-        return [*said, "It has no rows up to now."]
-    said.append(
+        return [*sentences, "It has no rows up to now."]
+    sentences.append(
         f"{health.rows:,} rows in {health.files:,} files; the newest is of {health.newest_event:%Y-%m-%d %H:%M:%S}, "
         f"{timedelta(seconds=round(health.freshness_s))} ago. The newest {span} has {health.recent_rows:,} rows of about "
         f"{health.keys:,} keys."
@@ -58,8 +58,8 @@ def _summary(health: ViewHealth, span: timedelta) -> list[str]:
             if health.online_until is None
             else f"rows up to {health.online_until:%Y-%m-%d %H:%M:%S}"
         )
-        said.append(f"Online: {until}; {health.coverage:.1%} of recent keys are found within the ttl.")
-    return said
+        sentences.append(f"Online: {until}; {health.coverage:.1%} of recent keys are found within the ttl.")
+    return sentences
 
 
 def _line(each: FeatureStatistics) -> tuple[str, ...]:

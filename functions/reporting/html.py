@@ -21,12 +21,12 @@ code { font-size: .85em; overflow-wrap: anywhere; } .said { background: #f5f7f6;
 
 def document(title: str, summary: Sequence[str], sections: Sequence[tuple[str, str]]) -> str:
     """Assemble the whole HTML page. summary: sentences at the top; sections: headings, and contents that are HTML already."""
-    said = "".join(f"<p>{_text(line)}</p>" for line in summary)
+    sentences = "".join(f"<p>{_text(line)}</p>" for line in summary)
     body = "".join(f"<h2>{heading}</h2>{content}" for heading, content in sections)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title>'
         f"<style>{_STYLE}</style><script>{get_plotlyjs()}</script></head>"
-        f'<body><h1>{_text(title)}</h1><div class="said">{said}</div>{body}</body></html>'
+        f'<body><h1>{_text(title)}</h1><div class="said">{sentences}</div>{body}</body></html>'
     )
 
 

@@ -22,10 +22,10 @@ from functions.monitoring.quality.watch import Views
 from functions.monitoring.watch import MonitorRun
 from functions.prediction_log import outcomes, predictions
 from functions.reporting.alarm_page import render_alarm
-from functions.reporting.page import Findings, Latency, render
+from functions.reporting.page import Latency, ReportContent, render
 from functions.reporting.rollout_page import read_rollout, render_rollout
 from functions.reporting.timeline import (
-    Happening,
+    TimelineEvent,
     from_alarms,
     from_model,
     from_retrains,
@@ -84,22 +84,22 @@ def model_report(model: str, start: datetime, end: datetime, reference: int = 1)
             f"nothing that {model!r} served from {start} to {end} has a label yet; drain the log first"
         )
     frozen = _reference_scores(registry, model, reference, rows)
-    happenings = timeline(
+    events = timeline(
         from_model(registry.history(model)),
         _rollouts(registry, model),
         _retrains(registry, model),
         _alarms(registry, model),
     )
-    report = _figures(model, rows, frozen, _first_change(happenings))
+    report = _figures(model, rows, frozen, _first_change(events))
     versions = registry.list_versions(model)
-    findings = Findings(
+    findings = ReportContent(
         model=model,
         start=start,
         end=end,
         reference=reference,
         summary=report.summary,
         weeks=weeks(rows, frozen),
-        happenings=[one for one in happenings if one.at >= start],
+        events=[one for one in events if one.at >= start],
         latencies=_latencies(
             predictions(used.store, model, start, end, columns=["version", "shadow", "latency_ms"])
         ),
@@ -139,9 +139,9 @@ def alarm_report(model: str, alarm: str | None = None, days_before: int = 28) ->
     found = next((one for one in reversed(raised) if alarm in (None, one.key)), None)
     champion = registry.find_version(model, "champion")
     if found is None or champion is None:
-        asked = "an alarm" if alarm is None else f"the alarm {alarm!r}"
+        wanted = "an alarm" if alarm is None else f"the alarm {alarm!r}"
         raise ValueError(
-            f"{model!r} has no champion or not {asked}; the last are {[one.key for one in raised[-5:]]}"
+            f"{model!r} has no champion or not {wanted}; the last are {[one.key for one in raised[-5:]]}"
         )
     causes = find_causes(
         MonitorRun(model=model, store=used.store, alarms=alarms(model), now=used.clock()),
@@ -153,14 +153,14 @@ def alarm_report(model: str, alarm: str | None = None, days_before: int = 28) ->
         before=timedelta(days=days_before),
         loss="log_loss",
     )
-    happenings = timeline(
+    events = timeline(
         from_model(registry.history(model)),
         _rollouts(registry, model),
         _retrains(registry, model),
         from_alarms(entries),
     )
     key = f"reports/{model}-alarm-{sha256(found.key.encode()).hexdigest()[:12]}.html"
-    used.store.put(key, render_alarm(causes, happenings).encode())
+    used.store.put(key, render_alarm(causes, events).encode())
     return AlarmReport(key=key, causes=causes)
 
 
@@ -185,21 +185,21 @@ def _reference_scores(registry: Registry, model: str, reference: int, rows: pa.T
         return rescore(rows, load(folder, signature=version.signature))
 
 
-def _rollouts(registry: Registry, model: str) -> list[Happening]:
+def _rollouts(registry: Registry, model: str) -> list[TimelineEvent]:
     return from_rollouts(Journal(registry.store, f"rollouts/{model}", actor=registry.actor).entries())
 
 
-def _retrains(registry: Registry, model: str) -> list[Happening]:
+def _retrains(registry: Registry, model: str) -> list[TimelineEvent]:
     return from_retrains(Journal(registry.store, f"retraining/{model}", actor=registry.actor).entries())
 
 
-def _alarms(registry: Registry, model: str) -> list[Happening]:
+def _alarms(registry: Registry, model: str) -> list[TimelineEvent]:
     return from_alarms(alarms_in(Journal(registry.store, f"alarms/{model}", actor=registry.actor).entries()))
 
 
-def _first_change(happenings: list[Happening]) -> datetime | None:
+def _first_change(events: list[TimelineEvent]) -> datetime | None:
     """Find when the champion first changed, or None."""
-    changes = [one.at for one in happenings if one.kind == "champion"]
+    changes = [one.at for one in events if one.kind == "champion"]
     return changes[1] if len(changes) > 1 else None
 
 

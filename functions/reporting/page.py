@@ -10,7 +10,7 @@ from datetime import datetime
 import plotly.graph_objects as go
 
 from functions.reporting.html import document, figure_html, table
-from functions.reporting.timeline import Happening
+from functions.reporting.timeline import TimelineEvent
 from functions.reporting.trace import PredictionTrace
 from functions.reporting.weekly import Week
 from registry import ModelVersion
@@ -31,7 +31,7 @@ class Latency:
 
 
 @dataclass(frozen=True, slots=True)
-class Findings:
+class ReportContent:
     """Content of a model's page. summary: sentences at the top; reference: the version that losses are compared with."""
 
     model: str
@@ -40,19 +40,19 @@ class Findings:
     reference: int
     summary: Sequence[str]
     weeks: Sequence[Week]
-    happenings: Sequence[Happening]
+    events: Sequence[TimelineEvent]
     latencies: Sequence[Latency]
     versions: Sequence[ModelVersion]
     trace: PredictionTrace | None
 
 
-def render(found: Findings) -> str:
+def render(found: ReportContent) -> str:
     """Render the whole page as HTML."""
     title = f"{found.model}, {found.start:%d %B %Y} to {found.end:%d %B %Y}"
     sections = [
         ("Log loss by week", _by_week(found, "loss")),
         ("AUC by week", _by_week(found, "auc")),
-        ("What happened", _happenings(found.happenings)),
+        ("What happened", _event_table(found.events)),
         ("Latency in the replica", _latency_table(found.latencies)),
         ("Versions", _version_table(found.versions)),
         ("One prediction, back to its sources", _trace_table(found.trace)),
@@ -60,7 +60,7 @@ def render(found: Findings) -> str:
     return document(title, found.summary, sections)
 
 
-def _by_week(found: Findings, measure: str) -> str:
+def _by_week(found: ReportContent, measure: str) -> str:
     """Draw two lines, served and reference, over the decisions and alarms of the same weeks."""
     if not found.weeks:
         return "<p>No week has enough labelled predictions yet.</p>"
@@ -72,30 +72,30 @@ def _by_week(found: Findings, measure: str) -> str:
     ):
         values = [getattr(week, f"{prefix}_{measure}") for week in found.weeks]
         figure.add_scatter(x=at, y=values, name=name, mode="lines+markers", line={"color": colour})
-    marked = [one for one in found.happenings if one.kind in SHOWN and at[0] <= one.at <= found.end]
-    for happening in marked:
-        _mark(figure, happening)
+    marked = [one for one in found.events if one.kind in SHOWN and at[0] <= one.at <= found.end]
+    for event in marked:
+        _mark(figure, event)
     for kind in sorted({one.kind for one in marked}):  # lines without points: what the legend needs
         dotted = {"color": SHOWN[kind], "dash": "dot"}
         figure.add_scatter(x=[None], y=[None], name=kind, mode="lines", line=dotted)
     return figure_html(figure, "log loss (nats)" if measure == "loss" else "AUC")
 
 
-def _mark(figure: go.Figure, happening: Happening) -> None:
+def _mark(figure: go.Figure, event: TimelineEvent) -> None:
     """Draw a vertical line whose text is in the table below and on hover."""
-    colour = SHOWN[happening.kind]
+    colour = SHOWN[event.kind]
     figure.add_shape(
-        type="line", xref="x", yref="paper", x0=happening.at, x1=happening.at, y0=0, y1=1,
+        type="line", xref="x", yref="paper", x0=event.at, x1=event.at, y0=0, y1=1,
         line={"color": colour, "width": 1, "dash": "dot"},
     )  # fmt: skip
     figure.add_annotation(
-        x=happening.at, y=1, yref="paper", text="▾", showarrow=False,
-        font={"color": colour, "size": 11}, hovertext=happening.text, yanchor="bottom",
+        x=event.at, y=1, yref="paper", text="▾", showarrow=False,
+        font={"color": colour, "size": 11}, hovertext=event.text, yanchor="bottom",
     )  # fmt: skip
 
 
-def _happenings(happenings: Sequence[Happening]) -> str:
-    rows = [[f"{one.at:%Y-%m-%d %H:%M}", one.kind, one.text, one.actor] for one in happenings]
+def _event_table(events: Sequence[TimelineEvent]) -> str:
+    rows = [[f"{one.at:%Y-%m-%d %H:%M}", one.kind, one.text, one.actor] for one in events]
     return table(["when (UTC)", "what", "", "by"], rows)
 
 
@@ -112,12 +112,19 @@ def _version_table(versions: Sequence[ModelVersion]) -> str:
     for version in versions:
         metrics = ", ".join(f"{k} {v:.4f}" for k, v in sorted(version.metrics.items()) if math.isfinite(v))
         gates = ", ".join(f"{g.name}: {'passed' if g.passed else 'failed'}" for g in version.gates.values())
-        said = "; ".join(
+        gate_texts = "; ".join(
             f"{a.actor} {'approved' if a.approved else 'rejected'}" + (f" ({a.comment})" if a.comment else "")
             for a in version.approvals
         )
         rows.append(
-            [version.version, f"{version.created_at:%Y-%m-%d %H:%M}", version.author, metrics, gates, said]
+            [
+                version.version,
+                f"{version.created_at:%Y-%m-%d %H:%M}",
+                version.author,
+                metrics,
+                gates,
+                gate_texts,
+            ]
         )
     return table(["version", "created (UTC)", "author", "metrics", "gates", "approvals"], rows)
 

@@ -61,8 +61,10 @@ def read_rollout(
         if entry.body["event"] == "decided" and before is not None:
             decisions.append(_judged(entry, at, before))
         else:
-            said = entry.body.get("reason") or entry.body.get("note") or ""
-            by_hand.append([entry.number, f"{at:%Y-%m-%d %H:%M}", entry.body["event"], said, entry.actor])
+            sentences = entry.body.get("reason") or entry.body.get("note") or ""
+            by_hand.append(
+                [entry.number, f"{at:%Y-%m-%d %H:%M}", entry.body["event"], sentences, entry.actor]
+            )
     if last is None:
         wanted = "any entry" if rollout is None else f"entry {rollout}"
         raise RolloutError(f"no rollout began at {wanted} of this journal; start one")
@@ -98,23 +100,23 @@ def _judged(entry: Entry, at: datetime, before: RolloutState) -> RolloutDecision
 
 
 def _summary(state: RolloutState, decisions: Sequence[RolloutDecision]) -> list[str]:
-    said = [
+    sentences = [
         f"Started {state.started_at:%Y-%m-%d %H:%M} UTC{f': {state.reason}' if state.reason else ''}. It stands at {state.stage}."
     ]
     if not decisions:
-        return [*said, "Nothing was judged yet: no cohort has its labels."]
+        return [*sentences, "Nothing was judged yet: no cohort has its labels."]
     last = decisions[-1]
     gain = _gains(last).get(last.decision.chosen or last.before.challenger)
     if gain is not None and math.isfinite(gain.lower):
-        said.append(
+        sentences.append(
             f"On {gain.labels:,} paired labels the challenger's mean loss is lower by {gain.estimate:.5f}; between "
             f"{gain.lower:.5f} and {gain.upper:.5f}, each bound true at this and all other looks with probability "
             f"{1 - with_shared_alpha(state.policy, state).alpha:.4g}."
         )
-    said.append(
+    sentences.append(
         f"Last decision (entry {last.entry}): {last.decision.action} by {last.decision.rule}. {last.decision.text}."
     )
-    return said
+    return sentences
 
 
 def _gains(one: RolloutDecision) -> dict[int, Improvement]:

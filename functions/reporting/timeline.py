@@ -14,7 +14,7 @@ Kind = Literal["version", "gate", "approval", "champion", "traffic", "rollout", 
 
 
 @dataclass(frozen=True, slots=True)
-class Happening:
+class TimelineEvent:
     """Event in the life of a model: time, kind, a sentence, and who caused it."""
 
     at: datetime
@@ -23,18 +23,18 @@ class Happening:
     actor: str = ""
 
 
-def timeline(*parts: Iterable[Happening]) -> list[Happening]:
+def timeline(*parts: Iterable[TimelineEvent]) -> list[TimelineEvent]:
     """Merge events into order of time."""
     return sorted((one for part in parts for one in part), key=lambda one: one.at)
 
 
-def from_model(entries: Iterable[Entry]) -> list[Happening]:
+def from_model(entries: Iterable[Entry]) -> list[TimelineEvent]:
     """Select the events of a model's journal in the registry."""
-    told = ((entry, _MODEL.get(str(entry.body.get("kind")))) for entry in entries)
-    return [_happening(entry, *tell(entry.body)) for entry, tell in told if tell is not None]
+    described = ((entry, _MODEL.get(str(entry.body.get("kind")))) for entry in entries)
+    return [_event(entry, *tell(entry.body)) for entry, tell in described if tell is not None]
 
 
-def from_rollouts(entries: Iterable[Entry]) -> list[Happening]:
+def from_rollouts(entries: Iterable[Entry]) -> list[TimelineEvent]:
     """Select the starts and stage changes of a model's rollouts, without ticks that held."""
     found, stage = [], ""
     for entry in entries:
@@ -44,16 +44,16 @@ def from_rollouts(entries: Iterable[Entry]) -> list[Happening]:
         if event == "started":
             stage = "shadow"
             text = f"rollout of version {body['challenger']} against {body['champion']}: shadow ({body['reason']})"
-            found.append(Happening(at, "rollout", text, entry.actor))
+            found.append(TimelineEvent(at, "rollout", text, entry.actor))
         elif event == "decided" and body["stage"] != stage:
             stage = body["stage"]
-            found.append(Happening(at, "rollout", f"{stage}: {_decided(body['decision'])}", entry.actor))
+            found.append(TimelineEvent(at, "rollout", f"{stage}: {_decided(body['decision'])}", entry.actor))
         elif event in ("paused", "resumed"):
-            found.append(Happening(at, "rollout", event, entry.actor))
+            found.append(TimelineEvent(at, "rollout", event, entry.actor))
     return found
 
 
-def from_retrains(entries: Iterable[Entry]) -> list[Happening]:
+def from_retrains(entries: Iterable[Entry]) -> list[TimelineEvent]:
     """Select the retrains that began, resumed or ended, and the reasons why one did not begin."""
     found = []
     for entry in entries:
@@ -64,14 +64,14 @@ def from_retrains(entries: Iterable[Entry]) -> list[Happening]:
             text = f"no retrain for {body['alarm']['monitor']}, {_decided(body['decision'])}"
         else:
             text = f"{body['event']} for {body['alarm']['monitor']}: {body['alarm']['text']}"
-        found.append(Happening(at, "retrain", text, entry.actor))
+        found.append(TimelineEvent(at, "retrain", text, entry.actor))
     return found
 
 
-def from_alarms(alarms: Iterable[Alarm]) -> list[Happening]:
+def from_alarms(alarms: Iterable[Alarm]) -> list[TimelineEvent]:
     """Select the alarms of the monitors, and their recoveries."""
     return [
-        Happening(
+        TimelineEvent(
             alarm.raised_at, "alarm", f"{alarm.monitor}: {alarm.text}{' (over)' if alarm.recovered else ''}"
         )
         for alarm in alarms
@@ -80,12 +80,12 @@ def from_alarms(alarms: Iterable[Alarm]) -> list[Happening]:
 
 def _decided(decision: Mapping[str, Any]) -> str:
     """Return the text of the rule that decided."""
-    said = [finding["text"] for finding in decision["findings"] if finding["rule"] == decision["rule"]]
-    return f"{decision['action']} by {decision['rule']}" + (f": {said[0]}" if said else "")
+    texts = [finding["text"] for finding in decision["findings"] if finding["rule"] == decision["rule"]]
+    return f"{decision['action']} by {decision['rule']}" + (f": {texts[0]}" if texts else "")
 
 
-def _happening(entry: Entry, kind: Kind, text: str) -> Happening:
-    return Happening(entry.at, kind, text, entry.actor)
+def _event(entry: Entry, kind: Kind, text: str) -> TimelineEvent:
+    return TimelineEvent(entry.at, kind, text, entry.actor)
 
 
 def _version(body: Mapping[str, Any]) -> tuple[Kind, str]:

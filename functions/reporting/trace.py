@@ -74,9 +74,9 @@ def trace_prediction(registry: Registry, model: str, prediction_id: str) -> Pred
         run_name=run.name if run else None,
         run_status=run.status if run else None,
         approved_by=[
-            f"{said.actor}: {said.comment}" if said.comment else said.actor
-            for said in version.approvals
-            if said.approved
+            f"{approval.actor}: {approval.comment}" if approval.comment else approval.actor
+            for approval in version.approvals
+            if approval.approved
         ],
     )
 

@@ -7,7 +7,6 @@ lets one retrain begin, and the next call resumes one that died.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -30,6 +29,7 @@ from functions.monitoring import (
     watch_skew,
 )
 from functions.prediction_log import drain_predictions, shared_scans
+from functions.renamed import old_names
 from functions.retraining.challengers import Challenger, best_of, train_challengers
 from functions.retraining.definition import InspectedModel, InspectedProject
 from functions.retraining.policy import (
@@ -369,18 +369,5 @@ def _result(
     )
 
 
-_RENAMED = {"Inspected": "InspectionResult", "Retrained": "RetrainResult"}
-
 if not TYPE_CHECKING:  # a type checker must not take every name as there
-
-    def __getattr__(name: str) -> object:
-        """Find a name of the release before, with a DeprecationWarning."""
-        if name not in _RENAMED:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        new = f"{__name__}.{_RENAMED[name]}"
-        warnings.warn(
-            f"{__name__}.{name} is now {new}; the old path goes with the next release",
-            DeprecationWarning,
-            stacklevel=2,
-        )
-        return globals()[_RENAMED[name]]
+    __getattr__ = old_names(__name__, {"Inspected": "InspectionResult", "Retrained": "RetrainResult"})

@@ -294,9 +294,13 @@ def _explained(inputs: _RuleInput) -> Finding:
 
 def _broken_feed(inputs: _RuleInput) -> Finding:
     """Check for a broken feed, whose rows a training would learn from; a person's request overrides it."""
-    said = "; ".join(sorted(set(inputs.world.incidents.values())))
-    fired = bool(said) and inputs.alarm.monitor != "manual"
-    text = f"the feed is broken: {said}" if said else "no data-quality incident stands on a column"
+    incidents_text = "; ".join(sorted(set(inputs.world.incidents.values())))
+    fired = bool(incidents_text) and inputs.alarm.monitor != "manual"
+    text = (
+        f"the feed is broken: {incidents_text}"
+        if incidents_text
+        else "no data-quality incident stands on a column"
+    )
     return Finding(rule="broken_feed", fired=fired, text=text)
 
 

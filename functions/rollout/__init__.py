@@ -3,9 +3,9 @@
 Knows policies, evidence and the journal of decisions. Must not know how models are trained or served.
 """
 
-import warnings
 from typing import TYPE_CHECKING
 
+from functions.renamed import old_names
 from functions.rollout.budget import Budget
 from functions.rollout.controller import Rollouts, TickResult
 from functions.rollout.errors import NoRollout, RolloutActive, RolloutError
@@ -79,18 +79,7 @@ __all__ = [
     "tick_rollout",
 ]
 
-_RENAMED = {"Explained": "Explanation", "Sight": "RolloutStatus", "Ticked": "TickResult"}
-
 if not TYPE_CHECKING:  # a type checker must not take every name as there
-
-    def __getattr__(name: str) -> object:
-        """Find a name of the release before, with a DeprecationWarning."""
-        if name not in _RENAMED:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        new = f"{__name__}.{_RENAMED[name]}"
-        warnings.warn(
-            f"{__name__}.{name} is now {new}; the old path goes with the next release",
-            DeprecationWarning,
-            stacklevel=2,
-        )
-        return globals()[_RENAMED[name]]
+    __getattr__ = old_names(
+        __name__, {"Explained": "Explanation", "Sight": "RolloutStatus", "Ticked": "TickResult"}
+    )

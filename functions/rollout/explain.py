@@ -57,16 +57,16 @@ def _explain(before: History, entry: Entry) -> Explanation:
     at = datetime.fromisoformat(entry.body["at"])
     recorded = Decision.model_validate(entry.body["decision"])
     evidence = Evidence.model_validate(entry.body["evidence"])
-    again = _again(state, evidence, recorded, at)
-    same = again is None or again == recorded
+    replayed = _again(state, evidence, recorded, at)
+    same = replayed is None or replayed == recorded
     return Explanation(
         entry=entry.number,
         at=at,
-        text=_sentence(state, recorded, at, same=same, by_whom=entry.actor if again is None else None),
+        text=_sentence(state, recorded, at, same=same, by_whom=entry.actor if replayed is None else None),
         same=same,
-        different=() if again is None else _different(recorded, again),
+        different=() if replayed is None else _different(recorded, replayed),
         recorded=recorded,
-        recomputed=again,
+        recomputed=replayed,
         state=state,
         evidence=evidence,
     )
@@ -75,12 +75,12 @@ def _explain(before: History, entry: Entry) -> Explanation:
 def _again(state: RolloutState, evidence: Evidence, recorded: Decision, at: datetime) -> Decision | None:
     if recorded.rule == "by_hand":
         return None
-    asked = {finding.rule for finding in recorded.findings}  # a rule that came later was not asked then
-    return decide(state, evidence, state.policy, at, rules=asked)
+    rules_then = {finding.rule for finding in recorded.findings}  # a rule that came later was not asked then
+    return decide(state, evidence, state.policy, at, rules=rules_then)
 
 
-def _different(recorded: Decision, again: Decision) -> tuple[str, ...]:
-    before, now = ({(one.rule, one.arm): one for one in made.findings} for made in (recorded, again))
+def _different(recorded: Decision, replayed: Decision) -> tuple[str, ...]:
+    before, now = ({(one.rule, one.arm): one for one in made.findings} for made in (recorded, replayed))
     return tuple(
         rule if arm is None else f"{rule} of version {arm}"
         for rule, arm in dict.fromkeys([*before, *now])

@@ -258,10 +258,10 @@ def _fit(features: Floats, sides: npt.NDArray[np.bool_]) -> Floats:
     centred = features - features.mean(axis=0)
     gram = centred.T @ centred
     share = sides.mean(axis=0)
-    said = centred.T @ sides
+    scores = centred.T @ sides
     chance = _BEYOND_CHANCE * np.sqrt(np.diag(gram)[:, None] * (share * (1 - share)))
     gram[np.diag_indices_from(gram)] += features.shape[1]
-    solved: Floats = np.linalg.solve(gram, np.sign(said) * np.maximum(np.abs(said) - chance, 0.0))
+    solved: Floats = np.linalg.solve(gram, np.sign(scores) * np.maximum(np.abs(scores) - chance, 0.0))
     return solved
 
 

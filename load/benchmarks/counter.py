@@ -116,7 +116,7 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
-class Pooled:
+class PooledLatencies:
     """Latencies pooled over several windows, in ms."""
 
     requests: int
@@ -125,7 +125,7 @@ class Pooled:
     late_p99: float
 
     @classmethod
-    def of(cls, windows: list[Window]) -> Pooled:
+    def of(cls, windows: list[Window]) -> PooledLatencies:
         """Pool the latencies of all windows. Raises: NotPossible if one failed."""
         failed = sum(each.sent.failed for each in windows)
         if failed:
@@ -196,7 +196,7 @@ def verdict(alone: list[Window], beside: list[Window]) -> int:
     """Print both and their ratio; returns 1 if a bound is passed. Raises: NotPossible."""
     if not all(each.waiting for each in beside):
         raise NotPossible("no experiment waited any more when a window ended: raise --experiments")
-    before, after = Pooled.of(alone), Pooled.of(beside)
+    before, after = PooledLatencies.of(alone), PooledLatencies.of(beside)
     niceness = {nice for each in beside for nice in each.trainers}
     print(f"alone:  {before}\nbeside: {after}")
     print(
@@ -219,7 +219,7 @@ def watched(ask: Callable[[], OpenLoop], platform: Platform) -> Window:
 def tell(name: str, window: Window) -> None:
     """Print one line on a window."""
     print(
-        f"{name}: {Pooled.of([window])}; CPUs {window.normal:.2f} + {window.niced:.2f} niced, "
+        f"{name}: {PooledLatencies.of([window])}; CPUs {window.normal:.2f} + {window.niced:.2f} niced, "
         f"trainings at niceness {window.trainers}, {window.waiting} waiting",
         flush=True,
     )
@@ -239,22 +239,22 @@ def started(home: Path, store_url: str) -> Iterator[Platform]:
         str(free_port()),
     ]
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("TOQUE_", "RAY_"))}
-    told: dict[str, Any] = {}
+    running: dict[str, Any] = {}
     # A session of their own: Ctrl-C reaches us alone, and we end the platform.
     how: dict[str, Any] = {"env": kept, "capture_output": True, "text": True, "start_new_session": True}
     try:
         begun = subprocess.run([*toque, *start, "--cpus", str(CPUS)], timeout=START_S, check=False, **how)
         if begun.returncode != 0:
             raise NotPossible(f"the platform does not start:\n{begun.stdout}{begun.stderr}")
-        told = json.loads((home / "up.json").read_text())
-        url = f"http://127.0.0.1:{told['ports']['http']}"
+        running = json.loads((home / "up.json").read_text())
+        url = f"http://127.0.0.1:{running['ports']['http']}"
         headers = {"Authorization": f"Bearer {(home / 'token').read_text().strip()}"}
         with httpx.Client(base_url=url, headers=headers, timeout=60) as client:
             yield Platform(client, home)
     finally:
         subprocess.run([*toque, "down"], timeout=START_S, check=False, **how)
-        if told:  # sockets and logs, which are not in the home
-            shutil.rmtree(told["run_folder"], ignore_errors=True)
+        if running:  # sockets and logs, which are not in the home
+            shutil.rmtree(running["run_folder"], ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -142,10 +142,10 @@ def bench_online(arguments: argparse.Namespace) -> None:
     rng = np.random.default_rng(1)
     for entities in (1, 100):
         known = [str(n) for n in rng.integers(0, arguments.rows, entities)]
-        asked = [{"key": key} for key in known]
+        requested = [{"key": key} for key in known]
         keys = [f"toque:default:wide:{key}".encode() for key in known]
         floor = timed(lambda keys=keys: fs.online.client.mget(keys), repeats=1_000)  # type: ignore[misc]
-        full = timed(lambda asked=asked: fs.get_online_features(wide, asked).columns(), repeats=1_000)  # type: ignore[misc]
+        full = timed(lambda rows=requested: fs.get_online_features(wide, rows).columns(), repeats=1_000)  # type: ignore[misc]
         line(f"MGET {entities} x {FEATURES}", floor, rows=entities)
         line(f"online read {entities} x {FEATURES}", full, rows=entities, baseline=floor)
 
@@ -171,18 +171,18 @@ def bench_asof(arguments: argparse.Namespace) -> None:
     """Benchmark the point-in-time join against polars, which ignores ties and returns sorted rows."""
     fs = store_of(arguments)
     paths = [f"{arguments.folder}/{name}.parquet" for name in ("entities", "features")]
-    asked, held = pq.read_table(paths[0]), [pl.read_parquet(path) for path in paths]
+    entities, feature_frames = pq.read_table(paths[0]), [pl.read_parquet(path) for path in paths]
     memory, file, ours = alternately(
-        lambda: _asof(*held),
+        lambda: _asof(*feature_frames),
         lambda: _asof(*map(pl.read_parquet, paths)),
-        lambda: fs.get_historical_features(asked, features=training).to_arrow(),
+        lambda: fs.get_historical_features(entities, features=training).to_arrow(),
         repeats=7,
     )
-    shape = f"{asked.num_rows:,} x {arguments.rows:,}"
-    line(f"polars join_asof {shape}, in memory", memory, rows=asked.num_rows)
-    line("  the training set beside it", ours, rows=asked.num_rows, baseline=memory)
-    line(f"polars join_asof {shape}, from a file", file, rows=asked.num_rows)
-    line("  the training set beside it", ours, rows=asked.num_rows, baseline=file)
+    shape = f"{entities.num_rows:,} x {arguments.rows:,}"
+    line(f"polars join_asof {shape}, in memory", memory, rows=entities.num_rows)
+    line("  the training set beside it", ours, rows=entities.num_rows, baseline=memory)
+    line(f"polars join_asof {shape}, from a file", file, rows=entities.num_rows)
+    line("  the training set beside it", ours, rows=entities.num_rows, baseline=file)
 
 
 def _asof(entities: pl.DataFrame, features: pl.DataFrame) -> pl.DataFrame:

@@ -71,11 +71,11 @@ def bench(folder: Path, entities: int) -> None:
     rows, keys = entities * 10, entities * 10 // KEYS_SHARE
     for number, at in enumerate(range(0, rows, PIECE)):
         fs.write_offline(wide, feature_rows(min(PIECE, rows - at), keys=keys, seed=number + 2))
-    asked = entity_rows(entities, keys=keys)
-    asked = asked.append_column("number", pa.array(range(entities), pa.int64()))
+    entity_table = entity_rows(entities, keys=keys)
+    entity_table = entity_table.append_column("number", pa.array(range(entities), pa.int64()))
     with memory_watch() as peak:
         start = time.perf_counter()
-        job = fs.get_historical_features(asked, features=wide)
+        job = fs.get_historical_features(entity_table, features=wide)
         job.to_ray().write_parquet(str(folder / "out"))
         took = time.perf_counter() - start
     made = ds.dataset(folder / "out").count_rows()

@@ -58,7 +58,7 @@ def bare(n: int) -> int:
     return n
 
 
-class Counted:
+class CountingStore:
     """Store that counts its requests."""
 
     def __init__(self, store: ObjectStore) -> None:
@@ -230,7 +230,7 @@ def _ask(connection: HTTPConnection, token: str) -> None:
 
 def _requests(used: Context) -> bool:
     """Count the store requests that each further invocation adds beyond polling."""
-    store: Any = Counted(open_store(f"{used.store_url}-counted"))
+    store: Any = CountingStore(open_store(f"{used.store_url}-counted"))
     counted = Context(store, store.url, actor="bench")
     ledger = Ledger(store, actor="bench")
     executor = Executor(counted, ledger)

@@ -236,11 +236,11 @@ def _peer(python: str, folder: Path) -> dict[str, Timing]:
     done = subprocess.run(
         command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=folder
     )
-    told = json.loads(done.stdout.strip().splitlines()[-1])
-    print(f"MLflow {told['version']} on SQLite")
+    peer = json.loads(done.stdout.strip().splitlines()[-1])
+    print(f"MLflow {peer['version']} on SQLite")
     return {
         name: Timing(*map(float, np.quantile(seconds, [0.2, 0.5, 0.8])))
-        for name, seconds in told["seconds"].items()
+        for name, seconds in peer["seconds"].items()
     }
 
 

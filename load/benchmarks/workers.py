@@ -50,8 +50,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="workers-") as folder:
         spawn(worker, args=(folder, given.rounds), nprocs=WORKERS)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         found = json.loads((Path(folder) / RESULT).read_text())
-    code, told = judged(**found)
-    print(told)
+    code, report = judged(**found)
+    print(report)
     sys.exit(code)
 
 
@@ -110,7 +110,7 @@ def loops(prepared: Prepared, count: int, rank: int) -> list[tuple[str, Callable
         trainer._pass_over_training_rows()  # noqa: SLF001 - what is measured
         return steps(prepared) * PARAMS.batch_size
 
-    return [("bare", Bare.of(prepared, group)), ("ours", ours)]
+    return [("bare", PlainLoop.of(prepared, group)), ("ours", ours)]
 
 
 def steps(prepared: Prepared) -> int:
@@ -119,7 +119,7 @@ def steps(prepared: Prepared) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Bare:
+class PlainLoop:
     """Training loop in plain torch, as a person would write it."""
 
     prepared: Prepared
@@ -128,7 +128,7 @@ class Bare:
     optimizer: torch.optim.Optimizer
 
     @classmethod
-    def of(cls, prepared: Prepared, group: ProcessGroup) -> Bare:
+    def of(cls, prepared: Prepared, group: ProcessGroup) -> PlainLoop:
         """Make a loop with a fresh network."""
         net: nn.Module = new_trainer(prepared, PARAMS).net.train()
         net = net if group.size == 1 else DistributedDataParallel(net)

@@ -71,9 +71,9 @@ def _online(fs: Any, pd: Any, features: Any) -> dict[str, Any]:
     names = [f"online:f{i}" for i in range(FEATURES)]
     measured = {"materialized_rows": client.dbsize(), "materialize_s": took, "bytes_a_row": stored}
     for entities in (1, 100):
-        asked = [{"key": key} for key in features["key"].head(entities)]
+        entity_rows = [{"key": key} for key in features["key"].head(entities)]
         seconds = [
-            _timed(lambda asked=asked: fs.get_online_features(names, asked).to_dict())[0]  # type: ignore[misc]
+            _timed(lambda entity_rows=entity_rows: fs.get_online_features(names, entity_rows).to_dict())[0]  # type: ignore[misc]
             for _ in range(REPEATS + 1)
         ]
         measured[f"read_{entities}_s"] = statistics.median(seconds[1:])

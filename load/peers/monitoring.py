@@ -43,7 +43,7 @@ class Tool(Protocol):
         ...
 
 
-class Ours:
+class OurMonitors:
     """Tests of our monitors, on sketches, and CUSUM over single labels."""
 
     def __init__(self) -> None:
@@ -110,10 +110,10 @@ def _beyond(metric: dict[str, Any]) -> bool:
     config = metric["config"]
     if not config["type"].endswith("ValueDrift"):
         return False
-    said = metric["metric_name"]
-    threshold = float(said.rsplit("threshold=", 1)[1].rstrip(")"))
+    method = metric["metric_name"]
+    threshold = float(method.rsplit("threshold=", 1)[1].rstrip(")"))
     value = float(metric["value"])
-    return value < threshold if "p_value" in said else value >= threshold
+    return value < threshold if "p_value" in method else value >= threshold
 
 
 class NannyMl:
@@ -160,7 +160,7 @@ class NannyMl:
         return self._pandas.DataFrame(rows, columns=[f"c{place}" for place in range(rows.shape[1])])
 
 
-TOOLS: dict[str, Callable[[], Tool]] = {"ours": Ours, "evidently": Evidently, "nannyml": NannyMl}
+TOOLS: dict[str, Callable[[], Tool]] = {"ours": OurMonitors, "evidently": Evidently, "nannyml": NannyMl}
 
 
 def figures(tool: Tool, runs: int) -> dict[str, float]:

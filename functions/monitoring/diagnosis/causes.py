@@ -131,12 +131,12 @@ def find_causes(
 def _ranked(found: Causes, causes: Sequence[Cause], before: float, after: float) -> Causes:
     """Sort the causes, largest contribution first and unknown ones last, and sum them up in a sentence."""
     ranked = sorted(causes, key=lambda one: (one.contribution is None, -(one.contribution or 0.0)))
-    said = (
+    parts_text = (
         f"most of it by {ranked[0].kind} {ranked[0].what}"
         if ranked
         else "nothing that was looked at explains it"
     )
-    text = f"the loss went from {before:.4f} to {after:.4f}; {said}"
+    text = f"the loss went from {before:.4f} to {after:.4f}; {parts_text}"
     return found.model_copy(
         update={"loss_before": before, "loss": after, "causes": tuple(ranked), "text": text}
     )
@@ -200,17 +200,17 @@ def _tables(views: Views, champion: ModelVersion, mixes: Mapping[str, ColumnChan
     for view, columns in views.columns:
         known = [mixes[name] for name in columns.values() if name in mixes]
         most = max(known, key=lambda one: one.mix, default=None)
-        learnt = champion.lineage.features.get(view.name)
-        changed = learnt is not None and digests.get(view.name, learnt) != learnt
+        trained_digest = champion.lineage.features.get(view.name)
+        changed = trained_digest is not None and digests.get(view.name, trained_digest) != trained_digest
         moved = most is not None and most.mix > _BEYOND_CHANCE * most.error
         if not moved and not changed:
             continue
-        said = ["its definition is not the one that was learnt from"] if changed else []
-        said += [f"its column {most.column} moved"] if most is not None and moved else []
+        parts_text = ["its definition is not the one that was learnt from"] if changed else []
+        parts_text += [f"its column {most.column} moved"] if most is not None and moved else []
         yield Cause(
             kind="table",
             what=view.name,
-            text="; ".join(said),
+            text="; ".join(parts_text),
             contribution=None if most is None else most.mix,
             error=None if most is None else most.error,
         )

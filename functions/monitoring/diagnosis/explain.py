@@ -160,13 +160,15 @@ def find_changes(
     names = [*columns.numeric, *columns.categorical]
     trained = DatasetRows(Table(run.store, snapshot.name), snapshot.version, tuple(names)).sample(max_rows)
     rows = feature_table(read(run.now - timedelta(days=days), run.now), columns)
-    asked = sample_rows(rows, max_rows)
-    sizes = {"rows_training": trained.num_rows, "rows": asked.num_rows}
+    requested = sample_rows(rows, max_rows)
+    sizes = {"rows_training": trained.num_rows, "rows": requested.num_rows}
     if min(sizes.values()) < _FEWEST:
-        text = f"{asked.num_rows} requests, {trained.num_rows} training rows: {_FEWEST} of each are needed"
+        text = (
+            f"{requested.num_rows} requests, {trained.num_rows} training rows: {_FEWEST} of each are needed"
+        )
         return ChangeFindings(model=run.model, version=champion.version, text=text, **sizes)
     rng = np.random.default_rng(0)  # the same rows give the same answer
-    found = domain_classifier(feature_arrays(trained, columns), feature_arrays(asked, columns), rng=rng)
+    found = domain_classifier(feature_arrays(trained, columns), feature_arrays(requested, columns), rng=rng)
     changed = found.changed()
     what = f"told apart by {', '.join(changed)}" if changed else "not told apart"
     return ChangeFindings(

@@ -177,19 +177,19 @@ def _conclude(
     flagged = {one.column: _flags(state.flagged.get(one.column, ()), one, monitor.n) for one in seen.columns}
     confirmed = {name for name, flags in flagged.items() if k_of_n(flags, k=monitor.k, n=monitor.n)}
     well = {name for name, flags in flagged.items() if len(flags) >= monitor.n and not any(flags)}
-    told, excused = set(state.alarmed), set(state.excused)
-    own, explained = confirmed - spoiled, (confirmed & spoiled) - told
+    alarmed, excused = set(state.alarmed), set(state.excused)
+    own, explained = confirmed - spoiled, (confirmed & spoiled) - alarmed
     verdict = seen.model_copy(
         update={
             "confirmed": tuple(sorted(confirmed)),
-            "news": tuple(sorted(own - told)),
-            "recovered": tuple(sorted(told & well)),
+            "news": tuple(sorted(own - alarmed)),
+            "recovered": tuple(sorted(alarmed & well)),
             "excused": tuple(sorted(explained - excused)),
             "forgiven": tuple(sorted(excused & (well | own))),
         }
     )
     left = {
-        "alarmed": tuple(sorted((told - well) | own)),
+        "alarmed": tuple(sorted((alarmed - well) | own)),
         "excused": tuple(sorted((excused - well - own) | explained)),
     }
     return state.model_copy(update={"flagged": flagged} | left), verdict

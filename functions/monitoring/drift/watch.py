@@ -218,7 +218,7 @@ def _alarms(
 
     Drift that an incident explains is a subject of its own.
     """
-    told = (
+    subjects = (
         (_SUBJECT, verdict.news, False),
         (_EXPLAINED, verdict.excused, False),
         (_SUBJECT, verdict.recovered if not state.alarmed else (), True),
@@ -226,7 +226,7 @@ def _alarms(
     )
     return [
         _alarm(run, champion, grid, verdict, monitor, subject, names, causes, recovered=recovered)
-        for subject, names, recovered in told
+        for subject, names, recovered in subjects
         if names
     ]
 
@@ -243,7 +243,7 @@ def _alarm(
     *,
     recovered: bool,
 ) -> Alarm:
-    said = {column.column: column.reason for column in verdict.columns}
+    reasons = {column.column: column.reason for column in verdict.columns}
     what = "" if subject == _SUBJECT else "/explained"
     explained = subject == _EXPLAINED and not recovered
     return Alarm(
@@ -255,7 +255,7 @@ def _alarm(
         raised_at=run.now,
         start=_window_start(grid, verdict.cohort, monitor),
         end=grid.start(verdict.cohort + 1),
-        text="; ".join(f"{name}: {said[name]}" for name in names),
+        text="; ".join(f"{name}: {reasons[name]}" for name in names),
         recovered=recovered,
         columns=tuple(names),
         explained_by=tuple(sorted({causes[name] for name in names})) if explained else (),

@@ -104,7 +104,7 @@ def estimate(
     c = (state.labelled.calibration() if calibrated else Calibration())(p)
     how = f"calibrated on {state.labelled.n} labels" if calibrated else "uncalibrated, too few labels"
     found = estimate_losses(p, c, clip=monitor.clip)
-    said = [
+    estimates = [
         EstimateResult(
             index,
             name,
@@ -119,12 +119,12 @@ def estimate(
     ]
     if 0 < c.mean() < 1:
         auc = estimate_auc(p, c)
-        said.append(
+        estimates.append(
             EstimateResult(
                 index, "auc", "estimate", len(p), auc, None, None, f"auc about {auc:.4f} ({how}): {BLIND}"
             )
         )
-    return after.model_copy(update={"pending": state.pending | {index: found}}), said
+    return after.model_copy(update={"pending": state.pending | {index: found}}), estimates
 
 
 def settle(
@@ -187,20 +187,20 @@ def watch_estimates(
     rows = score(read(grid.start(first), grid.start(due)), loss="log_loss", clip=monitor.clip)
     rows = rows.where((rows.version == champion.version) & ~rows.shadow)
     cohorts = dict(by_cohort(rows, grid, first, due))
-    said: list[EstimateResult] = []
+    estimates: list[EstimateResult] = []
     for index in range(begun, due):
         while state.next_label < grid.index(grid.start(index + 1) - monitor.label_delay):
             state, more = settle(state, state.next_label, cohorts[state.next_label], monitor)
-            said += more
+            estimates += more
         state, more = estimate(state, index, cohorts[index], monitor)
-        said += more
+        estimates += more
     return run.conclude(
         monitor.kind,
         champion,
         state,
         range(begun, due),
-        text=said[-1].text if said else "too few answers to estimate",
-        findings=[result_row(run, champion, grid, one, monitor) for one in said],
+        text=estimates[-1].text if estimates else "too few answers to estimate",
+        findings=[result_row(run, champion, grid, one, monitor) for one in estimates],
     )
 
 

@@ -86,18 +86,20 @@ def watch_number_estimates(
         return run.nothing_due(monitor.kind, champion)
     first, begun = min(state.next_label, state.next_cohort), state.next_cohort
     rows = AnsweredRows.of(read(grid.start(first - memory), grid.start(due)), champion.version)
-    said: list[EstimateResult] = []
+    estimates: list[EstimateResult] = []
     for index in range(begun, due):
         while state.next_label < grid.index(grid.start(index + 1) - monitor.label_delay):
             state, more = _settle(state, rows, grid, monitor)
-            said += more
-        learnt = _span(rows, grid, state.next_label - memory, state.next_label, labelled=True)
-        asked = _span(rows, grid, index, index + 1)
+            estimates += more
+        labelled_rows = _span(rows, grid, state.next_label - memory, state.next_label, labelled=True)
+        unlabelled_rows = _span(rows, grid, index, index + 1)
         state = state.model_copy(update={"next_cohort": index + 1})
-        if len(asked.at) >= monitor.min_rows and len(learnt.at) >= monitor.min_labels:
-            found = LossModel.fit(learnt.features, learnt.loss).estimate(asked.features)
-            text = f"{MEASURE} about {found.mean:.4g} ± {found.error:.2g} (learnt from {len(learnt.at)} labels): "
-            said.append(
+        if len(unlabelled_rows.at) >= monitor.min_rows and len(labelled_rows.at) >= monitor.min_labels:
+            found = LossModel.fit(labelled_rows.features, labelled_rows.loss).estimate(
+                unlabelled_rows.features
+            )
+            text = f"{MEASURE} about {found.mean:.4g} ± {found.error:.2g} (learnt from {len(labelled_rows.at)} labels): "
+            estimates.append(
                 EstimateResult(index, MEASURE, "estimate", found.n, found.mean, None, None, text + BLIND)
             )
             state = state.model_copy(update={"pending": state.pending | {index: {MEASURE: found}}})
@@ -106,8 +108,8 @@ def watch_number_estimates(
         champion,
         state,
         range(begun, due),
-        text=said[-1].text if said else "too few answers or labels to estimate",
-        findings=[result_row(run, champion, grid, one, monitor) for one in said],
+        text=estimates[-1].text if estimates else "too few answers or labels to estimate",
+        findings=[result_row(run, champion, grid, one, monitor) for one in estimates],
     )
 
 

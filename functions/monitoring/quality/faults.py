@@ -142,8 +142,8 @@ def _changed_unit(
     if not jump.is_jump or (jump.conversion is None and not already):
         yield f"unit:{name}", None
         return
-    told = jump.conversion
-    what = "another unit" if told is None else f"{told.source} to {told.target}"
+    conversion = jump.conversion
+    what = "another unit" if conversion is None else f"{conversion.source} to {conversion.target}"
     text = (
         f"{name}: unit changed ({what}): its quartiles jumped by {jump.spreads:.1f} spreads between cohorts"
     )

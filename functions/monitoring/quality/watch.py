@@ -131,8 +131,8 @@ def spoiled_columns(
 
     def between(start: datetime, end: datetime) -> Mapping[str, str]:
         last = grid.index(end - timedelta(microseconds=1))
-        told = spoiled(state, grid.index(start), last)
-        return {column: f"{run.model}/{name}" for column, name in told.items()}
+        alarm_names = spoiled(state, grid.index(start), last)
+        return {column: f"{run.model}/{name}" for column, name in alarm_names.items()}
 
     return between
 
@@ -148,12 +148,12 @@ def _summaries(
     edges = [epoch_us(grid.start(index)) for index in range(first, due + 1)]
     kept = logged.select(monitor.columns)
     for place, index in enumerate(range(first, due)):
-        every, mine = _cut(rows, edges, place), _cut(own, edges, place)
+        whole_cohort, own_cohort = _cut(rows, edges, place), _cut(own, edges, place)
         yield CohortSummary(
             index=index,
-            rows=every.num_rows,
-            misfit=mine.num_rows - int(pc.sum(has_vector_length(mine, logged)).as_py() or 0),
-            duplicates=every.num_rows - pc.count_distinct(every["prediction_id"]).as_py(),
+            rows=whole_cohort.num_rows,
+            misfit=own_cohort.num_rows - int(pc.sum(has_vector_length(own_cohort, logged)).as_py() or 0),
+            duplicates=whole_cohort.num_rows - pc.count_distinct(whole_cohort["prediction_id"]).as_py(),
             columns=_profiles(index, _cut(features, edges, place), kept, monitor),
         )
 

@@ -48,7 +48,7 @@ DRAWS: dict[str, Draw] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class NullFamily:
     """Family of null comparisons: rows of the reference, of the window, columns, what they hold ("all": each kind in turn)."""
 
     reference: int
@@ -62,16 +62,16 @@ class Family:
 
 
 FAMILIES = (
-    *(Family(50, 50, columns, 1_000) for columns in (1, 20, 100)),
-    *(Family(1_000, 1_000, 20, 500, kind) for kind in DRAWS),
-    *(Family(a, b, 20, 500) for a, b in ((50, 5_000), (5_000, 50), (5_000, 500), (5_000, 5_000))),
-    *(Family(5_000, 500, columns, 300) for columns in (1, 100)),
-    *(Family(a, b, 20, 100) for a, b in ((100_000, 500), (500, 100_000), (100_000, 100_000))),
-    *(Family(a, b, 6, 40) for a, b in ((1_000_000, 50), (50, 1_000_000), (1_000_000, 1_000_000))),
+    *(NullFamily(50, 50, columns, 1_000) for columns in (1, 20, 100)),
+    *(NullFamily(1_000, 1_000, 20, 500, kind) for kind in DRAWS),
+    *(NullFamily(a, b, 20, 500) for a, b in ((50, 5_000), (5_000, 50), (5_000, 500), (5_000, 5_000))),
+    *(NullFamily(5_000, 500, columns, 300) for columns in (1, 100)),
+    *(NullFamily(a, b, 20, 100) for a, b in ((100_000, 500), (500, 100_000), (100_000, 100_000))),
+    *(NullFamily(a, b, 6, 40) for a, b in ((1_000_000, 50), (50, 1_000_000), (1_000_000, 1_000_000))),
 )
 
 
-def false_alarms(family: Family, *, seed: int = 1) -> float:
+def false_alarms(family: NullFamily, *, seed: int = 1) -> float:
     """Return the share of the family's runs in which a column is called drifted."""
     rng, alarms = np.random.default_rng(seed), 0
     for _ in range(family.runs):
@@ -84,7 +84,7 @@ def _alarms(reference: TableSketch, window: TableSketch) -> bool:
     return bool(drift.compare(reference, window, alpha=LEVEL, min_effect=0, min_null_change=0).drifted)
 
 
-def _frame(rng: np.random.Generator, rows: int, family: Family) -> pa.Table:
+def _frame(rng: np.random.Generator, rows: int, family: NullFamily) -> pa.Table:
     kinds = list(DRAWS.values()) if family.kind == "all" else [DRAWS[family.kind]]
     return pa.table({f"c{place}": kinds[place % len(kinds)](rng, rows) for place in range(family.columns)})
 

@@ -49,7 +49,7 @@ def say(held: bool, what: str) -> bool:  # noqa: FBT001 - a verdict
 
 
 @dataclass(frozen=True, slots=True)
-class Sketched:
+class SketchResult:
     """Result for one size of table. peak_bytes: of all processes together."""
 
     rows: int
@@ -86,7 +86,7 @@ def rows_beyond_memory(sizes: tuple[int, ...] = (10_000_000, 100_000_000)) -> li
     ]
 
 
-def _sketched(rows: int, reference: TableSketch) -> Sketched:
+def _sketched(rows: int, reference: TableSketch) -> SketchResult:
     with memory_watch() as peak:
         start = time.perf_counter()
         window = sketch_dataset(_made(rows, shift=SHIFT_SD, seed=3), reference)
@@ -94,7 +94,7 @@ def _sketched(rows: int, reference: TableSketch) -> Sketched:
         took = time.perf_counter() - start
     if window.columns["c0"].rows != rows:
         raise RuntimeError(f"{window.columns['c0'].rows} rows were counted of {rows}")
-    return Sketched(rows, took, sum(peak.values()), report.drifted)
+    return SketchResult(rows, took, sum(peak.values()), report.drifted)
 
 
 def _made(rows: int, *, shift: float, seed: int) -> ray.data.Dataset:

@@ -23,12 +23,12 @@ def compare_with_peers(peer_python: str | None) -> None:
         print("# NannyML left out: name the interpreter of an environment that has it with --peer-python")
     else:
         tools["nannyml"] = peer_python
-    told = [figures_of(name, python) for name, python in tools.items()]
-    names = [f"{one['tool']} ({RUNS[name]} runs)" for name, one in zip(tools, told, strict=True)]
+    figures = [figures_of(name, python) for name, python in tools.items()]
+    names = [f"{one['tool']} ({RUNS[name]} runs)" for name, one in zip(tools, figures, strict=True)]
     print(f"| {'set':45} | " + " | ".join(names) + " |")
-    for row in told[0]["figures"]:
+    for row in figures[0]["figures"]:
         values = " | ".join(
-            f"{one['figures'][row]:{len(name)}.3f}" for one, name in zip(told, names, strict=True)
+            f"{one['figures'][row]:{len(name)}.3f}" for one, name in zip(figures, names, strict=True)
         )
         print(f"| {row:45} | {values} |")
 

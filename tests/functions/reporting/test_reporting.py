@@ -10,8 +10,8 @@ import pytest
 
 from functions.monitoring import Alarm
 from functions.prediction_log.records import PREDICTIONS
-from functions.reporting import Happening, timeline, trace_prediction, weeks
-from functions.reporting.page import Findings, Latency, render
+from functions.reporting import TimelineEvent, timeline, trace_prediction, weeks
+from functions.reporting.page import Latency, ReportContent, render
 from functions.reporting.timeline import from_alarms, from_model, from_retrains
 from functions.reporting.weekly import first_outputs, rescore, served
 from registry import Journal, Registry, open_store
@@ -98,7 +98,7 @@ def test_a_models_journal_is_told_in_order(tmp_path):
     told = from_model(registry.history("m"))
     assert [one.kind for one in told] == ["version", "gate", "approval", "champion"]
     assert [one.actor for one in told] == ["ada", "ada", "bob", "ada"]
-    early = Happening(datetime(2000, 1, 1, tzinfo=UTC), "alarm", "long before")
+    early = TimelineEvent(datetime(2000, 1, 1, tzinfo=UTC), "alarm", "long before")
     assert timeline(told, [early])[0] == early
 
 
@@ -127,14 +127,14 @@ def test_a_prediction_that_is_not_in_the_log_is_named(tmp_path):
 def test_the_page_stands_alone_and_escapes_what_it_shows():
     rows = outcome_rows(84, probability=0.25)
     page = render(
-        Findings(
+        ReportContent(
             model="m<script>",
             start=MONDAY,
             end=MONDAY + timedelta(days=14),
             reference=1,
             summary=["all is <well>"],
             weeks=weeks(rows, np.full(84, 0.5)),
-            happenings=[Happening(MONDAY + timedelta(days=3), "alarm", "loss & drift")],
+            events=[TimelineEvent(MONDAY + timedelta(days=3), "alarm", "loss & drift")],
             latencies=[Latency(1, 84, 1.0, 2.0, 3.0)],
             versions=[],
             trace=None,

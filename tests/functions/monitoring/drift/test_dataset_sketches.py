@@ -20,6 +20,7 @@ from functions.monitoring.drift import dataset_sketches as large
 from functions.monitoring.drift import watch as watch_features
 from functions.monitoring.drift.dataset_sketches import DatasetRows, sketch_rows
 from functions.monitoring.drift.monitor import DriftState
+from functions.monitoring.logged_features import sample_rows
 from functions.runtime import use_context
 from functions.stats.sketch import TableSketch
 from registry import Table, open_store
@@ -83,7 +84,7 @@ def test_a_sample_of_a_table_is_the_one_of_its_rows_and_stays_the_same(tmp_path:
     asked = DatasetRows(rows, rows.version(), ("x", "part"))
     assert asked.sample(5_000).num_rows == 2_500
     chosen = asked.sample(700)
-    again = watch_features.sample(rows.read(columns=["x", "part"]), 700)
+    again = sample_rows(rows.read(columns=["x", "part"]), 700)
     assert chosen["part"].to_pylist() == again["part"].to_pylist()
     assert chosen.num_rows == 700
 
