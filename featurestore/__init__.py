@@ -6,23 +6,27 @@ Ray only in `featurestore.offline.distributed`.
 """
 
 from featurestore import renamed as _renamed  # noqa: F401  # old module paths stay importable for one release
-from featurestore.applied.plan import (
-    Change,
-    Plan,
-)
-from featurestore.definitions.dtypes import Bool, DType, Float32, Float64, Int32, Int64, String, UnixTimestamp
-from featurestore.definitions.expectations import Freshness, InRange, NullShare
-from featurestore.definitions.fields import (
+from featurestore.applied import Change, Plan
+from featurestore.definitions import (
+    Bool,
+    DType,
     Entity,
-    Field,
-    RequestSource,
-)
-from featurestore.definitions.on_demand import on_demand_feature_view
-from featurestore.definitions.views import (
     FeatureService,
     FeatureView,
+    Field,
+    Float32,
+    Float64,
+    Freshness,
+    InRange,
+    Int32,
+    Int64,
+    NullShare,
     OnDemandFeatureView,
     Projection,
+    RequestSource,
+    String,
+    UnixTimestamp,
+    on_demand_feature_view,
 )
 from featurestore.errors import (
     FeatureStoreError,
@@ -35,8 +39,7 @@ from featurestore.errors import (
     UnreadableRow,
 )
 from featurestore.health import ViewHealth, newest_event, view_health
-from featurestore.online.materialize import Materialized
-from featurestore.online.serving import OnlineFeatures, Status
+from featurestore.online import Materialized, OnlineFeatures, Status
 from featurestore.skew import SkewReport, skew_report
 from featurestore.statistics import FeatureStatistics, view_statistics
 from featurestore.store import FeatureStore

@@ -4,7 +4,7 @@ It knows objects, journals and tables. It must not know features, functions, Ray
 """
 
 from registry import renamed as _renamed  # noqa: F401  # old module paths stay importable for one release
-from registry.access.tokens import Access, Principal, Role, TokenRecord
+from registry.access import Access, Principal, Role, TokenRecord
 from registry.errors import (
     AlreadyExists,
     Damaged,
@@ -18,25 +18,29 @@ from registry.errors import (
     Unavailable,
 )
 from registry.journal import Conflict, Entry, Fold, Journal
-from registry.models.layers import Claim
-from registry.models.lineage import Dependent, Lineage
-from registry.models.signature import Signature, TensorSpec
-from registry.models.state import ModelState
-from registry.models.traffic import Arm, Holdout, LayerPart, LayerShare, Traffic
-from registry.models.traffic_rules import Condition, TrafficRule
-from registry.models.versions import (
+from registry.models import (
     Approval,
+    Arm,
+    Claim,
+    Condition,
+    Dependent,
     GateOutcome,
+    Holdout,
+    LayerPart,
+    LayerShare,
+    Lineage,
     ModelPolicy,
+    ModelState,
     ModelVersion,
     Override,
+    Signature,
     SignatureMark,
+    TensorSpec,
+    Traffic,
+    TrafficRule,
 )
 from registry.registry import Registry
-from registry.runs.experiments import Experiment
-from registry.runs.record import Point, RunRecord, Segment
-from registry.runs.remote_run import RunLog
-from registry.runs.run import Run
+from registry.runs import Experiment, Point, Run, RunLog, RunRecord, Segment
 from registry.store import Blob, ObjectStore, Table, TableSnapshot, open_store
 from registry.times import Clock, as_utc, utc_now
 
