@@ -1,4 +1,4 @@
-"""The functions there are: declared by importing their modules, found by name."""
+"""Catalog of declared functions, filled by importing their modules and searched by name."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _declared: dict[str, dict[str, DeclaredFunction]] = {}  # name -> reference -> f
 
 
 def declare(function: DeclaredFunction) -> None:
-    """Enter a function; declared again under the same reference, the newer one stands."""
+    """Add a function to the catalog, in place of an earlier one with the same reference."""
     named = _declared.setdefault(function.name, {})
     for reference in [each for each in named if "<locals>" in each]:
         del named[reference]  # a function made within another is reachable only as the latest of its name
@@ -49,14 +49,14 @@ def discover(modules: Iterable[str] = PLATFORM, *, project: str | None = None) -
 
 
 def all_functions() -> list[DeclaredFunction]:
-    """Every declared function, by name."""
+    """List every declared function, sorted by name."""
     return [function for name in sorted(_declared) for function in _declared[name].values()]
 
 
 def find(name: str) -> DeclaredFunction | None:
-    """The function called `name`, or named `module:qualname`; None if there is none.
+    """Find the function called `name` or `module:qualname`; None if it is not declared.
 
-    Raises: UnknownFunction if several modules declare one of that name.
+    Raises: UnknownFunction if several modules declare that name.
     """
     if ":" in name:
         declared = _declared.get(name.rpartition(":")[2].rpartition(".")[2], {}).get(name)
@@ -70,7 +70,7 @@ def find(name: str) -> DeclaredFunction | None:
 
 
 def get(name: str) -> DeclaredFunction:
-    """The function called `name`. Raises: UnknownFunction, listing what there is."""
+    """Return the function called `name`. Raises: UnknownFunction, listing the declared names."""
     function = find(name)
     if function is None:
         known = ", ".join(sorted(_declared)) or "none"
@@ -81,7 +81,7 @@ def get(name: str) -> DeclaredFunction:
 
 
 def _resolve_declared(name: str) -> DeclaredFunction | None:
-    """The function that `module:qualname` names, which importing its module has declared."""
+    """Import the module of `module:qualname` and find the function that it declared."""
     if name.startswith("__main__:") or "<locals>" in name:
         return None
     found = resolve(name)

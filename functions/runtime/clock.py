@@ -1,4 +1,4 @@
-"""Where "now" comes from: the wall, a replayed time line, or a fixed value. Always aware, always UTC."""
+"""Clocks of the platform: the wall clock, a replayed time line, or a fixed moment; always aware and in UTC."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ REPLAY_KEY = "toque:clock"
 
 
 class Clock(Protocol):
-    """Tells the platform's time."""
+    """Callable that returns the platform's time."""
 
     def __call__(self) -> datetime:
-        """Now, in UTC."""
+        """Return the present moment, in UTC."""
         ...
 
 
 def system_clock() -> datetime:
-    """The wall clock, in UTC."""
+    """Read the wall clock, in UTC."""
     return datetime.now(UTC)
 
 
 @dataclass(frozen=True)
 class FixedClock:
-    """A clock that stands still, for tests and for running something as of a moment."""
+    """Clock that stands still, for tests and for a run as of a past moment."""
 
     at: datetime
 
@@ -35,15 +35,15 @@ class FixedClock:
         aware(self.at)
 
     def __call__(self) -> datetime:
-        """The fixed moment."""
+        """Return the moment that the clock is fixed at."""
         return self.at
 
 
 @dataclass
 class ReplayClock:
-    """A time line that a replay driver moves and everyone else reads, through one Redis key.
+    """Clock of a replay: the driver sets the time in one Redis key, every other process reads it there.
 
-    redis_url: where the key is; hold_s: how long a reading is reused before Redis is asked again.
+    redis_url: where the key is; hold_s: how long a value is reused before Redis is read again.
     """
 
     redis_url: str
@@ -53,7 +53,7 @@ class ReplayClock:
     _value: datetime | None = field(default=None, init=False, repr=False, compare=False)
 
     def __call__(self) -> datetime:
-        """The replayed moment.
+        """Return the moment that the replay has reached.
 
         Raises: LookupError if no driver has set one.
         """
@@ -81,7 +81,7 @@ class ReplayClock:
 
 
 def clock_named(name: str, redis_url: str | None) -> Clock:
-    """The clock that `TOQUE_CLOCK` names: "system" or "replay".
+    """Make the clock that `TOQUE_CLOCK` names: "system" or "replay".
 
     Raises: ValueError for another name, or for "replay" without Redis.
     """
@@ -93,7 +93,7 @@ def clock_named(name: str, redis_url: str | None) -> Clock:
 
 
 def aware(at: datetime) -> datetime:
-    """The same moment in UTC. Raises: ValueError if it is naive."""
+    """Convert a time to UTC. Raises: ValueError if it is naive."""
     if at.tzinfo is None:
         raise ValueError(f"naive time {at.isoformat()}; give its offset, as in datetime(..., tzinfo=UTC)")
     return at.astimezone(UTC)

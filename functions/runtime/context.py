@@ -1,8 +1,8 @@
-"""What a function may use beyond its arguments: the store, Redis, the clock, and who is acting.
+"""Context of a run: the store, Redis, the clock, the acting user, and all else that is no argument.
 
-This is an edge: the only module of the runtime that reads the environment (`TOQUE_STORE`, `TOQUE_REDIS_URL`,
-`TOQUE_PROJECT`, `TOQUE_CLOCK`, `TOQUE_ACTOR`, `TOQUE_SECRETS`, `TOQUE_PRICES`, and secrets by their names). A context travels with every remote run, so that a worker uses
-the same store and clock as the caller.
+The only module of the runtime that reads the environment (`TOQUE_STORE`, `TOQUE_REDIS_URL`, `TOQUE_PROJECT`, `TOQUE_CLOCK`,
+`TOQUE_ACTOR`, `TOQUE_SECRETS`, `TOQUE_PRICES`, and secrets by their names). A context is sent along with every remote run, so
+that a worker uses the same store and clock as the caller.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ DEFAULT_STORE = ".toque/store"
 
 @dataclass(frozen=True)
 class Context:
-    """The surroundings of a run.
+    """Store, clock, actor and settings that a run uses beside its arguments.
 
-    store, store_url: the object store; redis_url: None where there is none; project: module of the user's
-    definitions; clock: the platform's time; actor: who acts, written into every journal entry; chain: the
-    functions whose doing led here, oldest first, by which events tell loops; secrets_dir: a folder with a file
-    for each secret, as Kubernetes, Docker and systemd mount them; invocation: the durable invocation that a run
-    belongs to; prices: what machines cost, for the receipts of trainings, None where nobody said.
+    store, store_url: the object store; redis_url: None without Redis; project: module of the user's definitions;
+    clock: the platform's time; actor: who acts, written into every journal entry; chain: the functions that caused
+    this run by events, oldest first, which shows loops; secrets_dir: a folder with a file for each secret, as
+    Kubernetes, Docker and systemd mount them; invocation: the durable invocation that a run belongs to; prices:
+    of CPU and GPU hours, for the receipts of trainings, None if unknown.
     """
 
     store: ObjectStore
@@ -54,14 +54,14 @@ class Context:
     prices: Prices | None = None
 
     def secret(self, name: str) -> str:
-        """The secret `name`, which the running function must declare. Raises: UndeclaredSecret."""
+        """Return the secret `name`, which the running function must declare. Raises: UndeclaredSecret."""
         return secret_value(name)
 
     def find_secret(self, name: str) -> str | None:
-        """A secret as it is where this runs: its file in `secrets_dir`, else the environment variable, else None.
+        """Look up a secret: its file in `secrets_dir`, else the environment variable, else None.
 
-        Files are read anew each time, so that one that is replaced counts from the next run on; one line end at
-        the end is not part of the value.
+        The file is read each time, so that a replaced one counts from the next run on; a final line end is not part
+        of the value.
         """
         file = Path(self.secrets_dir, name) if self.secrets_dir else None
         if file is not None and file.is_file():
@@ -69,22 +69,22 @@ class Context:
         return os.environ.get(name)
 
     def registry(self) -> Registry:
-        """The model registry in the store, acting as `actor`."""
+        """Open the model registry in the store, acting as `actor`."""
         return self._registry
 
     def features(self) -> FeatureStore:
-        """The feature store in the store and Redis, on the platform's clock."""
+        """Open the feature store in the store and Redis, on the platform's clock."""
         return self._features
 
     @cached_property
     def _registry(self) -> Registry:
-        from registry import Registry  # a run that asks for neither does not wait for their imports
+        from registry import Registry  # late: a run that uses neither does not wait for the import
 
         return Registry(self.store, actor=self.actor, clock=self.clock)
 
     @cached_property
     def _features(self) -> FeatureStore:
-        from featurestore import FeatureStore  # the same
+        from featurestore import FeatureStore  # late: as above
 
         return FeatureStore(self.store, redis_url=self.redis_url, clock=self.clock, actor=self.actor)
 
@@ -93,7 +93,7 @@ class Context:
         return pickle.dumps(self)
 
     def packed(self) -> bytes:
-        """Bytes of it for another process of ours; packed once however many runs it travels with."""
+        """Pickle the context for another process of ours, once for all runs that it is sent with."""
         return self._packed
 
     def __getstate__(self) -> dict[str, object]:
@@ -104,20 +104,20 @@ _used: ContextVar[Context | None] = ContextVar("toque_context", default=None)
 
 
 def context() -> Context:
-    """The context of this run: the one in use, else the process's own, read once from the environment."""
+    """Return the context of this run: the one in use, else the process's own, read once from the environment."""
     return _used.get() or _of_process()
 
 
 @lru_cache(maxsize=8)
 def unpacked(data: bytes) -> Context:
-    """The context that another process of ours packed; the same one each time, so that it stays warm."""
+    """Unpickle a context; equal bytes give the same object, which keeps its open registry and feature store."""
     found: Context = pickle.loads(data)  # noqa: S301  # our own process's bytes, never a store's
     return found
 
 
 @contextmanager
 def use_context(used: Context) -> Iterator[Context]:
-    """Let `context()` answer `used` within the block, in this thread and in runs started from it."""
+    """Make `context()` return `used` within the block, in this thread and in runs started from it."""
     token = _used.set(used)
     try:
         yield used
@@ -126,9 +126,9 @@ def use_context(used: Context) -> Iterator[Context]:
 
 
 def context_of(environment: Mapping[str, str]) -> Context:
-    """A context from environment variables; without `TOQUE_STORE` the store is the folder `.toque/store` here.
+    """Make a context from environment variables; without `TOQUE_STORE` the store is the folder `.toque/store` here.
 
-    Raises: ValueError if `TOQUE_PRICES` is no JSON of `Prices`.
+    Raises: ValueError if `TOQUE_PRICES` is not the JSON of `Prices`.
     """
     url = environment.get("TOQUE_STORE") or f"file://{Path(DEFAULT_STORE).resolve()}"
     redis_url = environment.get("TOQUE_REDIS_URL") or None

@@ -1,4 +1,4 @@
-"""What a function declares about itself: frozen values, checked when they are made."""
+"""Options that a function declares: frozen values, validated when they are made."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _require(name: str, value: float | None, *, at_least: float) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What one run occupies on the cluster.
+    """CPUs, GPUs and memory that one run occupies on the cluster.
 
     num_cpus, num_gpus: fractions allowed; memory_bytes: None leaves it to Ray.
     Raises: DeclarationError if any is negative.
@@ -37,14 +37,14 @@ class Resources:
             _require(name, getattr(self, name), at_least=0)
 
 
-NICENESS = 10  # an experiment steps back behind what serves on its machine
+NICENESS = 10  # of an experiment: what serves on its machine has priority
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What an experiment takes of its team's quota while it runs, and how soon it is wanted.
+    """CPUs and GPUs that an experiment takes of its team's quota while it runs, and its priority.
 
-    cpus, gpus: of all its workers together; priority: the higher ones begin first.
+    cpus, gpus: of all its workers together; priority: a higher one begins first.
     Raises: DeclarationError if cpus or gpus is negative.
     """
 
@@ -59,14 +59,14 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """When a run that failed is tried again.
+    """Policy by which failed runs are tried again, with exponential backoff.
 
-    max_attempts: runs in all, the first included.
+    max_attempts: all runs, the first included.
     backoff_s, factor, max_backoff_s: wait before the second run, its growth, its ceiling; each wait is
         drawn between half of it and all of it.
-    on, never: exception types that are retried, and those that are not even so.
-    max_lost: how often a run may vanish with its worker; that is not the function's fault and counts apart.
-    Raises: DeclarationError if a number is out of range or a type is no exception.
+    on, never: exception types that are retried, and exceptions to them.
+    max_lost: how many workers a run may lose; those are not the function's failures and are counted apart.
+    Raises: DeclarationError if a number is out of range or a type is not an exception.
     """
 
     max_attempts: int = 3
@@ -88,11 +88,11 @@ class Retries:
                 raise DeclarationError(f"Retries: {kind!r} is not an exception type")
 
     def covers(self, error: BaseException) -> bool:
-        """Whether an error of this type may be tried again."""
+        """Whether an error of this type may be retried."""
         return isinstance(error, self.on) and not isinstance(error, self.never)
 
     def backoff(self, attempt: int, *, draw: float) -> float:
-        """Seconds to wait after the given attempt (1 for the first) failed; draw in [0, 1) sets the jitter."""
+        """Compute the seconds to wait after attempt number `attempt` (from 1) failed; draw in [0, 1) sets the jitter."""
         full = min(self.backoff_s * self.factor ** (attempt - 1), self.max_backoff_s)
         return full * (0.5 + draw / 2)
 
@@ -102,12 +102,12 @@ ONCE = Retries(max_attempts=1)
 
 @dataclass(frozen=True, slots=True)
 class Cron:
-    """When a function runs by itself.
+    """Schedule by which a function runs without a caller.
 
     expression: five cron fields, or six with seconds last; timezone: an IANA name in which they are read.
-    jitter_s: each tick is moved later by a fixed share of this, drawn from schedule and tick.
-    overlap: what a tick does while the previous run is not over: skip it, queue behind it, or replace it.
-    catch_up: which ticks missed while nothing ran are made up: the latest, all, or none.
+    jitter_s: each tick is delayed by a share of this, drawn from schedule and tick.
+    overlap: what a tick does while the previous run goes on: skip, queue behind it, or replace it.
+    catch_up: which ticks fire late that were missed while no ticker ran: the latest, all, or none.
     grace_s: with catch_up="none", how late a tick may still fire.
     arguments: passed to each run; tick_as: the parameter, if any, that receives the tick's time.
     Raises: DeclarationError for an expression, time zone or number that cannot be read.
@@ -141,12 +141,12 @@ class Cron:
 
 @dataclass(frozen=True, slots=True)
 class OnEvent:
-    """Which events a function runs on; it receives the event's payload as its arguments.
+    """Subscription of a function to a topic; the event's payload becomes its arguments.
 
     topic: the topic's name; where: payload fields that must be equal to these values.
-    reentrant: whether an event that this function itself caused may start it again (never more than
-        sixteen links long). The default breaks loops.
-    from_start: whether a new subscription also gets what was published before it.
+    reentrant: whether an event that this function itself caused may start it again (through sixteen
+        functions at most). The default breaks loops.
+    from_start: whether a new subscription also gets the events published before it.
     payload_as: the parameter that receives the whole payload; None spreads its fields over the parameters.
     arguments: passed to each run beside the payload.
     """
@@ -161,7 +161,7 @@ class OnEvent:
     def __post_init__(self) -> None:
         if not self.topic or self.topic.strip("/") != self.topic:
             raise DeclarationError(
-                f"OnEvent: {self.topic!r} is no topic; use a name as in 'alarms' or 'models/late'"
+                f"OnEvent: {self.topic!r} is not a topic; use a name as in 'alarms' or 'models/late'"
             )
 
     def matches(self, payload: Mapping[str, Any]) -> bool:

@@ -1,9 +1,9 @@
-"""A function's version: the digest of its code and of the code it refers to.
+"""Versions of functions: digests of their code and of all code that it refers to.
 
-Followed are the names the code uses: functions and classes of this project by their source, constants by
-value, installed packages by name and version. A change anywhere a run could see it changes the digest; a change
-in a neighbour it never mentions does not. What the code imports when it runs is followed more coarsely, file by file,
-so that a digest can be reckoned where those libraries are absent.
+The names that the code uses are followed: functions and classes of this project by their source, constants by value,
+installed packages by name and version. A change in any code that a run could reach changes the digest; a change in other
+code of the same module does not. Imports inside functions are followed by whole files, so that a digest can be
+computed where those libraries are absent.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PLAIN = (str, bytes, int, float, bool, type(None), tuple, frozenset)
 
 
 def digest_of(target: Callable[..., Any], *, declared: str = "") -> str:
-    """The sha256 of the code reached from `target`, hex; `declared` adds what is not code."""
+    """Compute the sha256 of all code reached from `target`, hex; `declared` adds options that are not code."""
     parts: dict[str, str] = {"declared": declared}
     _follow(target, parts)
     text = "\n".join(f"{name}={parts[name]}" for name in sorted(parts))
@@ -57,7 +57,7 @@ def _follow_name(name: str, value: Any, parts: dict[str, str]) -> None:
 
 
 def _stable_text(value: Any) -> str:
-    """A constant in words that are the same in every process: no order of hashes, no addresses."""
+    """Write a constant so that every process gives the same text: no order of hashes, no addresses."""
     value = getattr(value, "body", value)
     if isinstance(value, tuple):
         return f"({', '.join(map(_stable_text, value))})"
@@ -85,7 +85,7 @@ def _contents(target: FunctionType) -> list[Any]:
 
 def _filled(cell: Any) -> bool:
     try:
-        cell.cell_contents  # noqa: B018  # reading an empty cell raises: that is the question
+        cell.cell_contents  # noqa: B018  # reading an empty cell raises
     except ValueError:
         return False
     return True

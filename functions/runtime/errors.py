@@ -1,4 +1,4 @@
-"""What can go wrong with a function, one class per thing a caller would do differently."""
+"""Errors of the function runtime, one class for each that a caller would handle differently."""
 
 # ruff: noqa: N818  # the names say what happened: `except TimedOut` reads better than `except TimedOutError`
 
@@ -8,19 +8,19 @@ from typing import Any
 
 
 class FunctionError(Exception):
-    """Base of everything the function runtime raises on its own account."""
+    """Base class of all errors that the function runtime itself raises."""
 
 
 class DeclarationError(FunctionError, TypeError):
-    """The function cannot be declared this way; raised at import."""
+    """Raised at import if a function cannot be declared with these options or types."""
 
 
 class UnknownFunction(FunctionError, LookupError):
-    """No function of this name is declared in the modules that were imported."""
+    """Raised if the imported modules declare no function of this name."""
 
 
 class InvalidArguments(FunctionError, ValueError):
-    """The arguments do not fit the signature; `problems` lists field, kind (as pydantic names it), message and value."""
+    """Raised if arguments do not fit the signature; `problems` lists field, kind (as pydantic names it), message, value."""
 
     def __init__(self, message: str, problems: list[dict[str, Any]] | None = None) -> None:
         super().__init__(message)
@@ -31,56 +31,56 @@ class InvalidArguments(FunctionError, ValueError):
 
 
 class InvalidResult(FunctionError, TypeError):
-    """The function returned something its declared return type cannot carry."""
+    """Raised if a function returns a value that does not fit its return type."""
 
 
 class TimedOut(FunctionError, TimeoutError):
-    """The work ran past its `timeout_s` and was killed."""
+    """Raised if a run passed its `timeout_s` and was killed."""
 
 
 class Cancelled(FunctionError):
-    """The work was cancelled before it ended."""
+    """Raised if a run was cancelled before it ended."""
 
 
 class WorkerLost(FunctionError):
-    """The process that ran the work died: killed, out of memory, or its node left."""
+    """Raised if the worker process died: killed, out of memory, or its node left."""
 
 
 class MissingSecret(FunctionError, LookupError):
-    """A secret that the function declares is not there, or too short to be kept out of logs."""
+    """Raised if a declared secret is missing, or too short to be kept out of logs."""
 
 
 class UndeclaredSecret(FunctionError, LookupError):
-    """The body asks for a secret that the function does not declare."""
+    """Raised if a body reads a secret that its function does not declare."""
 
 
 class SecretLeaked(FunctionError, ValueError):
-    """A value that would be stored has a secret in it."""
+    """Raised if a value that would be stored contains a secret."""
 
 
 class RemoteError(FunctionError):
-    """The function raised something that cannot travel; carries its type, message and traceback as text."""
+    """Raised in place of an error that cannot be pickled, with its type, message and traceback as text."""
 
 
 class UnknownInvocation(FunctionError, LookupError):
-    """No invocation of this id was ever accepted."""
+    """Raised if the store has no invocation of this id."""
 
 
 class KeyConflict(FunctionError, ValueError):
-    """The idempotency key was used before with other arguments."""
+    """Raised if an idempotency key was used before with other arguments."""
 
 
 class InvocationFailed(FunctionError):
-    """A durable invocation ended dead; its error and traceback are in the message."""
+    """Raised if a durable invocation ended dead; the message holds its error and traceback."""
 
 
 class OverQuota(FunctionError):
-    """An experiment asks for more than a quota of its team, or of everyone, even alone."""
+    """Raised if an experiment alone exceeds the quota of its team or of everyone."""
 
 
 class CodeChanged(FunctionError):
-    """A workflow with recorded steps cannot go on, for its code is no longer the one it began with."""
+    """Raised if a workflow with recorded steps cannot resume, since its code has changed."""
 
 
 class StepMismatch(FunctionError):
-    """On replay a workflow asked for another step than the recorded one: it is not deterministic."""
+    """Raised if a replayed workflow calls another step than the recorded one: it is not deterministic."""

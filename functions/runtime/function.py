@@ -1,6 +1,6 @@
-"""The function: a Python function that can also run elsewhere, many times over, and durably.
+"""Decorator `@function` and the declared functions: they run here, remotely, in parallel, or durably.
 
-A declared function is called as ever: `embed("a")` runs here and now. `embed.remote("a")` runs it on the cluster,
+A declared function is called as before: `embed("a")` runs here and now. `embed.remote("a")` runs it on the cluster,
 or in a thread where there is none; `embed.map(["a", "b"])` fans out; `embed.submit("a")` records it in the store,
 where it is retried and resumed until it has ended.
 """
@@ -42,10 +42,10 @@ R = TypeVar("R")
 
 
 class Function(Generic[P, R]):
-    """A declared function; call it as the function it was.
+    """Declared function, which is called as the function that it decorates.
 
-    name, doc; reference: "module:qualname"; signature: its types; resources, timeout_s, retries,
-    max_concurrency, cache, secrets, warm, demand: as declared; schedule, on: its Crons and OnEvents; body: the undecorated function.
+    reference: "module:qualname"; signature: its types; resources, timeout_s, retries, max_concurrency, cache, secrets, warm,
+    demand: as declared; schedule, on: its Crons and OnEvents; body: the undecorated function.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Function(Generic[P, R]):
         self.on = tuple(on)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run here, now, on validated arguments. Raises: InvalidArguments, and what the body raises."""
+        """Run in this thread on validated arguments. Raises: InvalidArguments, and what the body raises."""
         arguments = self.signature.bind(args, kwargs)
         result: R = self._call_with_secrets(arguments) if self.secrets else self.body(**arguments)
         return result
@@ -99,10 +99,10 @@ class Function(Generic[P, R]):
     ) -> list[R | Exception]:
         """Run once for each item and return the results in the items' order.
 
-        items: for a function of one parameter its argument; otherwise the first argument, or a mapping of
-            arguments, or a tuple of them.
-        return_errors: errors stand in the list instead of being raised.
-        in_flight: runs at a time; by default what was declared as `max_concurrency`, else plenty.
+        items: each the argument of a function of one parameter; otherwise its first argument, or a mapping or tuple
+            of arguments.
+        return_errors: put errors into the list instead of raising the first.
+        in_flight: runs at a time; by default the declared `max_concurrency`, else 16 here and 2,048 on a cluster.
         """
         arguments = (self.signature.bind_item(item) for item in items)
         return fan_out(
@@ -110,7 +110,7 @@ class Function(Generic[P, R]):
         )
 
     def call_json(self, arguments: Mapping[str, Any]) -> Any:
-        """Run here on a JSON object of arguments; the result in its JSON form.
+        """Run here on a JSON object of arguments and return the result's JSON form.
 
         Raises: InvalidArguments, InvalidResult, and what the body raises.
         """
@@ -122,7 +122,7 @@ class Function(Generic[P, R]):
         return self.start(self.signature.load_strictly(arguments))
 
     def start(self, arguments: dict[str, Any]) -> Future[R]:
-        """Start a run on validated arguments."""
+        """Start a run on validated arguments, on the cluster or in a thread."""
         if cluster.running():
             started = self._task.remote(arguments, context().packed())
             return cluster.ClusterRun(self.name, started, timeout_s=self.timeout_s)
@@ -132,7 +132,7 @@ class Function(Generic[P, R]):
         )
 
     def submit(self, *args: Any, key: str | None = None, **kwargs: Any) -> Invocation[R]:
-        """Record an invocation in the store; it will run, be retried and resumed until it has ended.
+        """Record a durable invocation in the store, which runs, is retried and resumed until it has ended.
 
         key: an idempotency key: the same key and arguments give the same invocation.
         Raises: InvalidArguments; KeyConflict if the key was used with other arguments.
@@ -140,11 +140,11 @@ class Function(Generic[P, R]):
         return self.accept(self.signature.bind(args, kwargs), key=key)
 
     def submit_json(self, arguments: Mapping[str, Any], *, key: str | None = None) -> Invocation[R]:
-        """Like `submit`, on a JSON object of arguments."""
+        """Record a durable invocation on a JSON object of arguments; see `submit`."""
         return self.accept(self.signature.load_strictly(arguments), key=key)
 
     def accept(self, arguments: dict[str, Any], *, key: str | None = None) -> Invocation[R]:
-        """Record an invocation on validated arguments; within a durable run it belongs to that."""
+        """Record a durable invocation on validated arguments; within a durable run that one is its parent."""
         run, used = current_run(), context()
         origin = Origin(parent=run.id if run else None, chain=used.chain)
         run_key = run.child_key() if run and key is None else key
@@ -153,9 +153,9 @@ class Function(Generic[P, R]):
     def attempt(
         self, arguments: Mapping[str, Any], used: Context | None, *, body: Callable[..., Any] | None = None
     ) -> Outcome:
-        """One run in this process, as an Outcome; `body` stands in for the function's own.
+        """Run once in this process; `body` replaces the function's own.
 
-        With `cache`, arguments that the same code has seen answer from the store.
+        With `cache`, the result for arguments that the same code has run on comes from the store.
         """
         within = self._with_cache(body or self.body)
         return attempt(
@@ -164,17 +164,17 @@ class Function(Generic[P, R]):
 
     @cached_property
     def digest(self) -> str:
-        """The version of the code: a sha256 over it and what it refers to."""
+        """Version of the code: a sha256 over it and all code that it refers to."""
         return self._digest or digest_of(self.body, declared=f"cache={self.cache}")
 
     @property
     def input_schema(self) -> dict[str, Any]:
-        """JSON Schema of the arguments."""
+        """JSON Schema of the arguments object."""
         return self.signature.input_schema
 
     @property
     def output_schema(self) -> dict[str, Any]:
-        """JSON Schema of the result."""
+        """JSON Schema of the result's JSON form."""
         return self.signature.output_schema
 
     @cached_property
@@ -199,7 +199,7 @@ class Function(Generic[P, R]):
 
     def _refusing_secrets(self, body: Callable[..., Any], /, **arguments: Any) -> Any:
         result = run_to_end(body, arguments)
-        with suppress(InvalidResult):  # what has no JSON form is never stored
+        with suppress(InvalidResult):  # a result without a JSON form is never stored
             refuse_secrets(json.dumps(self.signature.dump_result(result)), what=f"the result of {self.name}")
         return result
 
@@ -229,10 +229,10 @@ class Function(Generic[P, R]):
 
 
 class AsyncFunction(Function[P, R]):
-    """A declared `async def`: calling it gives a coroutine, running it elsewhere gives what that returns."""
+    """Declared `async def` function: calling it returns a coroutine, running it elsewhere the coroutine's result."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:  # type: ignore[override]
-        """Begin it here. The override is the point: awaiting belongs to the caller."""
+        """Start the body as a coroutine, which the caller awaits."""
         return self._awaited(self.signature.bind(args, kwargs))
 
     async def _awaited(self, arguments: dict[str, Any]) -> R:
@@ -262,31 +262,31 @@ def function(
 
 
 def function(body: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
-    """Declare a function.
+    """Declare a function of the platform, as a decorator with or without options.
 
-    resources: what a run occupies on the cluster.
-    timeout_s: the work is killed after this; None lets it run.
-    retries: when a failed run is tried again; by default it is not.
+    resources: CPUs, GPUs and memory of a run on the cluster.
+    timeout_s: a run is killed after this; None never kills it.
+    retries: how failed runs are tried again; by default they are not.
     max_concurrency: runs at a time: of durable ones across the cluster, of one `map` otherwise.
-    cache: a run with arguments that the same code has seen before answers from the store.
+    cache: store results, and return the stored one for arguments that the same code has run on.
     secrets: names of the secrets that the body reads by `context().secret(name)`.
     warm: workers that wait for durable runs with the imports done; 0 scales to zero.
-    demand: what a durable run takes of its team's quota, from the arguments by name; it waits for its turn.
+    demand: computes what a durable run takes of its team's quota from the arguments by name; a run waits for its turn.
     schedule: one or several Crons; on: one or several OnEvents.
 
-    Raises: DeclarationError, at import, for what cannot be declared.
+    Raises: DeclarationError, at import, for invalid options or types.
     """
     names = sys._getframe(1).f_locals  # noqa: SLF001  # types defined beside the function resolve its annotations
     if body is not None:
         return _declare(body, names, {})
-    return lambda late: _declare(late, names, declared)
+    return lambda target: _declare(target, names, declared)
 
 
 def call(target: Function[..., R] | str, /, *args: Any, **kwargs: Any) -> R:
     """Run a function, with its retries and timeout, and wait for its result.
 
-    target: the function, or its name. Within a durable run this is a step: recorded when it has finished, and
-    answered from the record when the run is resumed.
+    target: the function, or its name. Within a durable run the call is a step: its result is recorded, and taken
+    from the record when the run is resumed.
     Raises: UnknownFunction, InvalidArguments, and what the function raises.
     """
     found: DeclaredFunction = catalog.get(target) if isinstance(target, str) else target
@@ -305,20 +305,18 @@ def _declare(
     body: Callable[..., Any], names: Mapping[str, Any], declared: Mapping[str, Any]
 ) -> Function[..., Any]:
     if not inspect.isfunction(body):
-        raise DeclarationError(
-            f"@function stands on a function, not on {body!r}; put it below other decorators"
-        )
+        raise DeclarationError(f"@function decorates a function, not {body!r}; put it below other decorators")
     kind = AsyncFunction if inspect.iscoroutinefunction(body) else Function
-    made: Function[..., Any] = kind(
+    instance: Function[..., Any] = kind(
         body, signature=Signature.of(body, names=names), **checked_options(body.__name__, declared)
     )
-    catalog.declare(made)
-    return made
+    catalog.declare(instance)
+    return instance
 
 
 def _rebuild(
     kind: type[Function[..., Any]], body: Callable[..., Any], declared: Mapping[str, Any]
 ) -> Function[..., Any]:
-    made = kind(body, **declared)
-    catalog.declare(made)  # what it submits from here must be found here
-    return made
+    instance = kind(body, **declared)
+    catalog.declare(instance)  # so that this process finds the function of what it submits
+    return instance

@@ -1,4 +1,4 @@
-"""The answer to come of a run, whoever runs it."""
+"""Protocol of runs that were started and will end, in a thread, a process or on Ray."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ R_co = TypeVar("R_co", covariant=True)
 
 @runtime_checkable
 class Future(Protocol[R_co]):
-    """A run that was started and will end."""
+    """Handle on a run that was started: its result, whether it ended, cancelling."""
 
     def result(self, timeout_s: float | None = None) -> R_co:
-        """The result, waited for.
+        """Wait for the result and return it.
 
-        timeout_s: seconds to wait at most; the work goes on. Raises: TimeoutError then, else what the
-        function raised.
+        timeout_s: seconds to wait at most. Raises: TimeoutError after them, while the run goes on; the function's
+        own error.
         """
         ...
 
     def done(self) -> bool:
-        """Whether it has ended, well or not."""
+        """Whether the run has ended, with a result or an error."""
         ...
 
     def cancel(self) -> None:
-        """End the work if it still runs; `result` then raises Cancelled."""
+        """End the run if it still goes on; `result` then raises Cancelled."""
         ...

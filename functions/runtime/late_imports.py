@@ -1,7 +1,7 @@
-"""What a function imports only when it runs: found in its code, followed by file, and never imported here.
+"""Imports inside functions: found in their byte code and followed by file, without importing anything.
 
-A late import keeps a heavy library out of every process that merely knows the function. Its version must still show in
-the function's digest, and the process that reckons the digest may not have the library.
+A late import keeps a heavy library out of every process that knows the function but does not run it. Its version must
+still show in the function's digest, and the process that computes the digest may not have the library.
 """
 
 from __future__ import annotations
@@ -22,42 +22,42 @@ INSTALLED = tuple(
 
 
 def late_modules(code: CodeType, package: str) -> dict[str, str]:
-    """Every module of this project that `code` imports, and all that those import -> sha256 of its file, hex.
+    """Map every module of this project that `code` imports, directly or not, to the sha256 of its file, hex.
 
     package: of the module that holds the code, for relative imports. Installed packages are left out: they need not
-    be installed where the digest is reckoned.
+    be installed where the digest is computed.
     """
     found: dict[str, str] = {}
-    wanted = list(_imported_by(code, package))
-    while wanted:
-        module = wanted.pop()
+    pending = list(_imported_by(code, package))
+    while pending:
+        module = pending.pop()
         if module in found:
             continue
         path = _file_of(module)
         if path is not None:
             digest, names = _read(path, module)
             found[module] = digest
-            wanted += names
+            pending += names
     return found
 
 
 def _imported_by(code: CodeType, package: str) -> Iterator[str]:
-    before: list[dis.Instruction] = []
+    seen: list[dis.Instruction] = []
     for instruction in dis.get_instructions(code):
         if instruction.opname == "IMPORT_NAME":
-            level, names = before[-2].argval, before[-1].argval
+            level, names = seen[-2].argval, seen[-1].argval
             yield from _candidates(str(instruction.argval), int(level), names or (), package)
         if (
             instruction.opname != "EXTENDED_ARG"
         ):  # a prefix, where a function has more than 255 names or constants
-            before.append(instruction)
+            seen.append(instruction)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _imported_by(constant, package)
 
 
 def _candidates(module: str, level: int, names: Iterator[str] | tuple[str, ...], package: str) -> list[str]:
-    """The module that an import names, and each name of it, which may be a module too."""
+    """List the module that an import names, and each name of it, which may be a module too."""
     if level:
         parents = package.split(".")
         module = ".".join([*parents[: len(parents) - level + 1], *([module] if module else [])])
@@ -66,7 +66,7 @@ def _candidates(module: str, level: int, names: Iterator[str] | tuple[str, ...],
 
 @cache
 def _read(path: Path, module: str) -> tuple[str, tuple[str, ...]]:
-    """Digest of a source file, and what it imports anywhere."""
+    """Compute the digest of a source file, and list what it imports anywhere."""
     source = path.read_bytes()
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     names: list[str] = []
@@ -81,7 +81,7 @@ def _read(path: Path, module: str) -> tuple[str, tuple[str, ...]]:
 
 @cache
 def _file_of(module: str) -> Path | None:
-    """The source of one of this project's modules; None if it is installed, built in, or no module at all."""
+    """Find the source file of one of this project's modules; None if it is installed, built in, or not a module."""
     top, *rest = module.split(".")
     try:
         spec = importlib.util.find_spec(top)  # of a top-level name, which imports nothing

@@ -1,4 +1,4 @@
-"""What `@function(...)` may be told, checked at import."""
+"""Options of `@function(...)` and their validation at import."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MEMBERS: dict[str, type] = {"secrets": str, "schedule": Cron, "on": OnEvent}
 
 
 def checked_options(name: str, declared: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of the function `name`, schedule and on as tuples. Raises: DeclarationError."""
+    """Validate the options of the function `name`; schedule and on become tuples. Raises: DeclarationError."""
     options = {each: value for each, value in declared.items() if not (value is None and each != "timeout_s")}
     for each, member in _MEMBERS.items():
         given = options.get(each, ())
@@ -52,5 +52,5 @@ def _check_values(name: str, options: Mapping[str, Any]) -> None:
     for secret in options["secrets"]:
         if not _SECRET.fullmatch(secret):
             raise DeclarationError(
-                f"{name}: secrets={secret!r} is no name; use letters, digits and _ as in API_KEY"
+                f"{name}: secrets={secret!r} is not a name; use letters, digits and _ as in API_KEY"
             )

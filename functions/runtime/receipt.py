@@ -1,4 +1,4 @@
-"""What an invocation cost, measured where it ran."""
+"""Receipts of invocations: time, CPU, GPU and memory, measured where they ran."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _STATUS = Path("/proc/self/status")
 
 
 class Usage(BaseModel, frozen=True):
-    """What one run used: wall and processor seconds, and the most memory it held."""
+    """Resources used by one run: wall, CPU and GPU seconds, and peak memory."""
 
     run_s: float
     cpu_s: float
@@ -29,10 +29,10 @@ NO_USAGE = Usage(run_s=0, cpu_s=0, gpu_s=0, peak_memory_bytes=0)
 
 
 class Receipt(BaseModel, frozen=True):
-    """The bill of an invocation, all its attempts together; the peak is the highest of any.
+    """Resources used by an invocation, summed over its attempts; the peak is the highest of all.
 
-    queue_s: from acceptance to the first start; gpu_s: GPUs held x run time. What a worker used that was killed
-    is not in it: it could not say.
+    queue_s: from acceptance to the first start; gpu_s: GPUs held x run time. A killed worker's use is missing, since
+    it could not report.
     """
 
     invocation: str
@@ -49,7 +49,7 @@ class Receipt(BaseModel, frozen=True):
 
 
 class Prices(BaseModel, frozen=True, extra="forbid"):
-    """What an hour of a CPU and of a GPU costs, and a kilowatt-hour, unless the hours include it."""
+    """Prices of an hour of a CPU and of a GPU, and of a kilowatt-hour unless the hours include it."""
 
     currency: str = Field(min_length=1)
     cpu_hour: float = Field(ge=0)
@@ -57,13 +57,13 @@ class Prices(BaseModel, frozen=True, extra="forbid"):
     kwh: float = Field(default=0.0, ge=0)
 
     def money(self, *, cpu_s: float, gpu_s: float, energy_j: float | None = None) -> float:
-        """What a use comes to. energy_j: None where it is not known; it is not charged then."""
+        """Compute the price of a use. energy_j: None if unknown; it is not charged then."""
         hours = (cpu_s * self.cpu_hour + gpu_s * self.gpu_hour) / 3600
         return hours + (energy_j or 0.0) / 3.6e6 * self.kwh
 
 
 class Total(BaseModel, frozen=True):
-    """Receipts of one function, day (UTC) and caller, summed."""
+    """Sum of the receipts of one function, day (UTC) and caller."""
 
     function: str
     day: str
@@ -77,7 +77,7 @@ class Total(BaseModel, frozen=True):
 
 
 def totals(receipts: Iterable[Receipt]) -> list[Total]:
-    """Sums by function, day and caller, in that order."""
+    """Sum receipts by function, day and caller, sorted in that order."""
     groups: dict[tuple[str, str, str], list[Receipt]] = {}
     for each in receipts:
         groups.setdefault((each.function, each.finished_at.date().isoformat(), each.caller), []).append(each)
@@ -98,7 +98,7 @@ def totals(receipts: Iterable[Receipt]) -> list[Total]:
 
 
 def meter(*, num_gpus: float) -> Callable[[], Usage]:
-    """Start measuring this process and the children it waits for; the returned call reads the meter."""
+    """Start measuring this process and its children that have ended; calling what it returns reads the usage."""
     _reset_peak()
     started, cpu = time.monotonic(), _cpu_s()
 
@@ -118,9 +118,9 @@ def _cpu_s() -> float:
 
 def _reset_peak() -> None:
     try:
-        _CLEAR_REFS.write_text("5")  # Linux: begin the high-water mark anew
+        _CLEAR_REFS.write_text("5")  # Linux: reset the high-water mark
     except OSError:
-        return  # elsewhere the peak is the process's own, not this run's
+        return  # on other systems the peak is of the whole process
 
 
 def _peak_memory_bytes() -> int:

@@ -1,4 +1,4 @@
-"""How a function is named so that another process finds it: `module:qualname`."""
+"""References `module:qualname` by which another process finds a function."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from functions.runtime.errors import UnknownFunction
 
 
 def reference(target: Callable[..., Any]) -> str:
-    """The name of `target` across processes, as in "functions.features.jobs:materialize".
+    """Name `target` for all processes, as in "functions.features.jobs:materialize".
 
-    What is run as `python -m kitchen` is `__main__` here, but "kitchen" to everyone else.
+    The module of `python -m project` is `__main__` in this process and "project" in every other.
     """
     module = target.__module__
     if module == "__main__":
@@ -28,9 +28,9 @@ def reference(target: Callable[..., Any]) -> str:
 
 
 def resolve(name: str) -> Any:
-    """The object that `module:qualname` names, importing its module.
+    """Import the object that `module:qualname` names.
 
-    A module path of the release before is read as the one that replaced it: journals hold such references.
+    A module path of the release before stands for the one that replaced it: journals hold such references.
     Raises: UnknownFunction if the module or the name in it is not there.
     """
     module, _, path = current(name).partition(":")
@@ -47,9 +47,9 @@ def current(name: str) -> str:
 
 
 def travels_by_name(target: Callable[..., Any]) -> bool:
-    """Whether another process can import `target`; if not, its code travels with it.
+    """Whether another process can import `target`; if not, its code is pickled by value.
 
-    A module that only this process knows (a script, a test) is marked to travel by value as a whole.
+    A module that only this process can import (a script, a test) is then pickled by value as a whole.
     """
     module = sys.modules.get(target.__module__)
     if module is None or target.__module__ == "__main__" or "<locals>" in target.__qualname__:
@@ -68,7 +68,7 @@ def travels_by_name(target: Callable[..., Any]) -> bool:
 
 @cache
 def importable(module: str) -> bool:
-    """Whether the import system, not just this process's table of modules, knows `module`."""
+    """Whether the import system finds `module`, which may be in this process's `sys.modules` alone."""
     path = None
     parts = module.split(".")
     for end in range(1, len(parts) + 1):
@@ -82,13 +82,13 @@ def importable(module: str) -> bool:
 
 
 def pack(value: Any) -> bytes:
-    """Bytes for another process of ours; code that it cannot import goes along."""
+    """Pickle a value for another process of ours, with the code that it cannot import."""
     data: bytes = cloudpickle.dumps(value)  # type: ignore[no-untyped-call]  # the library has no types
     return data
 
 
 def unpack(data: bytes) -> Any:
-    """The value that another process of ours packed. Never for data from a store or the network."""
+    """Unpickle a value from another process of ours; never use it on data from a store or the network."""
     return cloudpickle.loads(data)
 
 

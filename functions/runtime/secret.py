@@ -1,8 +1,8 @@
-"""Secrets by name: given to a body when it asks, and kept out of whatever the runtime records.
+"""Secrets of functions: given to a body by name, and kept out of all that the runtime records.
 
-A function declares the names. Before its body starts each is looked up (`Context.find_secret`), so a missing one
-is told at once. A value that was given out in this process is from then on replaced by `***` in logs, errors and
-tracebacks, and a value that would be stored with one in it is refused.
+A function declares the names. Each is looked up before the body starts (`Context.find_secret`), so a missing one is
+reported at once. A value that this process has disclosed is from then on replaced by `***` in logs, errors and tracebacks,
+and a value that would be stored with a secret in it is refused.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from urllib.parse import quote
 
 from functions.runtime.errors import MissingSecret, SecretLeaked, UndeclaredSecret
 
-MIN_CHARACTERS = 4  # characters: a shorter value cannot be told from ordinary text when it is to be hidden
+MIN_CHARACTERS = 4  # a shorter value cannot be distinguished from ordinary text
 MASK = "***"
-_MIN_LINE_CHARACTERS = 8  # characters from which a line of a secret of several lines is hidden by itself
+_MIN_LINE_CHARACTERS = 8  # of a line that is masked by itself, in a secret of several lines
 
 _available: ContextVar[Mapping[str, str]] = ContextVar("toque_secrets", default={})  # noqa: B039  # never changed
 _disclosed: frozenset[str] = (
     frozenset()
-)  # every value given out in this process: threads of a body have no context
+)  # every value given to a body in this process: threads of a body have no context
 
 
 @contextmanager
 def use_secrets(function: str, names: Sequence[str], find: Callable[[str], str | None]) -> Iterator[None]:
-    """Let `secret_value` answer the secrets `names` of `function`, and no others, within the block.
+    """Let `secret_value` return the secrets `names` of `function`, and no others, within the block.
 
-    find: looks one up. Raises: MissingSecret naming the secret and where to put it.
+    find: looks a secret up. Raises: MissingSecret naming the secret and where to put it.
     """
     values = {name: _validated(function, name, find(name)) for name in names}
     _disclose(values)
@@ -45,7 +45,7 @@ def use_secrets(function: str, names: Sequence[str], find: Callable[[str], str |
 
 
 def secret_value(name: str) -> str:
-    """The value of a secret that the running function declares. Raises: UndeclaredSecret."""
+    """Return the value of a secret that the running function declares. Raises: UndeclaredSecret."""
     available = _available.get()
     if name not in available:
         declared = ", ".join(available) or "none"
@@ -57,7 +57,7 @@ def secret_value(name: str) -> str:
 
 
 def in_current_context(stream: Generator[Any, Any, Any]) -> Iterator[Any]:
-    """The items of a stream that was begun within `use_secrets` and is read after it."""
+    """Iterate over a stream in the present context: started within `use_secrets`, it is read after the block."""
     return _iterate_in(stream, copy_context())
 
 
@@ -71,17 +71,17 @@ def _iterate_in(stream: Generator[Any, Any, Any], within: Context) -> Iterator[A
 
 
 def redact(text: str) -> str:
-    """`text` with every secret that this process was given replaced by `***`, in any of its usual spellings."""
+    """Replace every secret disclosed in this process by `***`, in any of its usual encodings."""
     return _pattern(_disclosed).sub(MASK, text) if _disclosed else text
 
 
 def contains_secret(text: str) -> bool:
-    """Whether a secret that this process was given stands in `text`."""
+    """Whether `text` contains a secret that was disclosed in this process."""
     return bool(_disclosed) and _pattern(_disclosed).search(text) is not None
 
 
 def refuse_secrets(text: str, *, what: str) -> None:
-    """Raises: SecretLeaked if a secret of the running function stands in `text`, the JSON of `what`."""
+    """Check that `text`, the JSON of `what`, contains no secret of the running function. Raises: SecretLeaked."""
     available = _available.get()
     for name, value in available.items():
         if _pattern(frozenset({value})).search(text):
@@ -106,7 +106,7 @@ def _validated(function: str, name: str, value: str | None) -> str:
 
 
 def _disclose(values: Mapping[str, str]) -> None:
-    global _disclosed  # noqa: PLW0603  # one set a process is the point
+    global _disclosed  # noqa: PLW0603  # one set in each process is meant
     if not _disclosed.issuperset(values.values()):
         _disclosed = _disclosed.union(values.values())
 
@@ -118,7 +118,7 @@ def _pattern(values: frozenset[str]) -> re.Pattern[str]:
 
 
 def _spellings(value: str) -> Iterator[str]:
-    """A value as code, JSON, a URL and base64 write it; and its lines, for text that is cut into lines."""
+    """Encode a value as code, JSON, URLs and base64 do; and its lines, for text that is cut into lines."""
     yield value
     yield repr(value)[1:-1]
     yield json.dumps(value)[1:-1]

@@ -1,4 +1,4 @@
-"""A function's signature as data: validation on the way in, serialisation on the way out, JSON Schemas."""
+"""Signatures of functions: validation of arguments, JSON forms of values, JSON Schemas."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ _STREAMS = (
 
 @dataclass(frozen=True)
 class Signature:
-    """Types of a function's parameters and result.
+    """Types of a function's parameters and of its result.
 
-    name: for messages; signature: parameters in order, all of them nameable; hints: their resolved types, and
-    under "return" the result's.
+    name: for messages; signature: parameters in order, each of which can be given by name; hints: their resolved
+    types, and the result's under "return".
     """
 
     name: str
@@ -61,22 +61,22 @@ class Signature:
         built = cls(name, signature, hints)
         if not (
             built.adapters.keys() == signature.parameters.keys() and built.result
-        ):  # made now: errors belong here
+        ):  # built now, so that errors are raised at import
             raise DeclarationError(f"{name}: its parameters {signature} cannot be typed")
         return built
 
     @cached_property
     def adapters(self) -> dict[str, TypeAdapter[Any]]:
-        """Validators by parameter."""
+        """Map each parameter to its validator."""
         return {each: _adapter(self.name, each, self.hints[each]) for each in self.signature.parameters}
 
     @cached_property
     def result(self) -> TypeAdapter[Any]:
-        """The validator of the result; a stream's result is the list of its items."""
+        """Return the validator of the result; the result of a stream is the list of its items."""
         return _adapter(self.name, "return", _result_type(self.hints["return"]))
 
     def bind_item(self, item: Any) -> dict[str, Any]:
-        """Validated arguments from one item of a `map`. Raises: InvalidArguments."""
+        """Validate the arguments that one item of a `map` stands for. Raises: InvalidArguments."""
         if len(self.signature.parameters) > 1 and isinstance(item, Mapping):
             return self.bind((), item)
         if len(self.signature.parameters) > 1 and isinstance(item, tuple):
@@ -84,29 +84,29 @@ class Signature:
         return self.bind((item,), {})
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Validated arguments by name, defaults left out. Raises: InvalidArguments."""
+        """Validate arguments and return them by name, defaults left out. Raises: InvalidArguments."""
         try:
-            given = self.signature.bind(*args, **kwargs).arguments
+            bound = self.signature.bind(*args, **kwargs).arguments
         except TypeError as error:
             raise InvalidArguments(f"{self.name}: {error}") from error
-        return self._validate(given, lambda adapter, value: adapter.validate_python(value))
+        return self._validate(bound, lambda adapter, value: adapter.validate_python(value))
 
     def with_defaults(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments with the defaults of those left out, so that they mean the same under later code."""
+        """Add the defaults of omitted arguments, so that they mean the same under later code."""
         defaults = {
             each: p.default for each, p in self.signature.parameters.items() if p.default is not p.empty
         }
         return defaults | dict(arguments)
 
     def load_strictly(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Validated arguments from a JSON object that someone wrote: what its JSON Schema says, nothing converted.
+        """Validate a caller's JSON object of arguments exactly by its JSON Schema, without conversions.
 
-        `false` is no integer here, nor is "1". Raises: InvalidArguments naming each bad field.
+        Neither `false` nor "1" passes as an integer. Raises: InvalidArguments naming each bad field.
         """
         return self._loaded(arguments, _validate_strictly)
 
     def load(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Validated arguments back from their JSON form. Raises: InvalidArguments naming each bad field."""
+        """Deserialise arguments from their JSON form. Raises: InvalidArguments naming each bad field."""
         return self._loaded(arguments, _validate_json_value)
 
     def _loaded(
@@ -123,7 +123,7 @@ class Signature:
         return self._validate(arguments, validate)
 
     def dump(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """JSON form of validated arguments. Raises: InvalidArguments if one has none."""
+        """Serialise validated arguments to JSON. Raises: InvalidArguments if one has no JSON form."""
         try:
             return {
                 each: self.adapters[each].dump_python(value, mode="json") for each, value in arguments.items()
@@ -132,7 +132,7 @@ class Signature:
             raise InvalidArguments(f"{self.name}: an argument has no JSON form: {error}") from error
 
     def dump_result(self, value: Any) -> Any:
-        """JSON form of a result. Raises: InvalidResult if it does not fit the return type."""
+        """Serialise a result to JSON. Raises: InvalidResult if it does not fit the return type."""
         try:
             return self.result.dump_python(self.result.validate_python(value), mode="json")
         except (ValidationError, PydanticSerializationError, ValueError) as error:
@@ -142,12 +142,12 @@ class Signature:
             ) from error
 
     def load_result(self, value: Any) -> Any:
-        """The typed result back from its JSON form."""
+        """Deserialise a result from its JSON form."""
         return _validate_json_value(self.result, value)
 
     @cached_property
     def input_schema(self) -> dict[str, Any]:
-        """JSON Schema of the arguments object. Raises: DeclarationError if a type has none."""
+        """Build the JSON Schema of the arguments. Raises: DeclarationError if a type has no schema."""
         mode: JsonSchemaMode = "validation"
         inputs = [(each, mode, adapter) for each, adapter in self.adapters.items()]
         try:
@@ -164,7 +164,7 @@ class Signature:
 
     @cached_property
     def output_schema(self) -> dict[str, Any]:
-        """JSON Schema of the result. Raises: DeclarationError if the type has none."""
+        """Build the JSON Schema of the result. Raises: DeclarationError if its type has no schema."""
         try:
             return self.result.json_schema(mode="serialization")
         except PydanticInvalidForJsonSchema as error:
@@ -273,8 +273,8 @@ def _problem(field: str, kind: str, message: str, value: str | None = None) -> d
 
 
 def _with_tags(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema with the tag of a tagged union required of its members: without it pydantic admits none of them,
-    though the field that holds it has a default.
+    """Require the tag of a tagged union of its members: without the tag pydantic accepts no member, though the
+    field that holds it has a default.
     """
     definitions = schema.get("$defs", {})
     for node in _nodes(schema):

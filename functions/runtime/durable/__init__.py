@@ -1,1 +1,1 @@
-"""Durable invocations: recorded in a journal, executed under a lease, retried, resumed and queried."""
+"""Durable invocations, which are recorded in a journal, executed under a lease, retried, resumed and queried."""

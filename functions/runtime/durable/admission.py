@@ -1,8 +1,8 @@
-"""Which experiments begin now: a pure rule over what runs, what waits and the quotas of teams.
+"""Admission of experiments: a pure rule over the running ones, the waiting ones and the quotas of teams.
 
-The higher priority first; among equals the team that holds the smaller share of the whole; within a team who came first.
-Nothing overtakes: what waits for its team's quota holds back its team, what waits for the whole holds back everybody, so
-small ones cannot starve a large one. No quota means no limit.
+The higher priority goes first; among equals the team with the smaller dominant share of the quota of everyone; within a team
+the earlier one. There is no backfilling: an experiment that waits for its team's quota blocks its team, one that waits for the
+quota of everyone blocks all teams, so small experiments cannot starve a large one. No quota means no limit.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from functions.runtime.declaration import Demand
 
 EVERYONE = "everyone"
-_SLACK = 1e-9  # sums of fractions of a CPU
+_SLACK = 1e-9  # of rounding, in sums of fractions of a CPU
 
 
 class Quota(BaseModel):
-    """What the experiments of a team, or of `everyone` together, may occupy at a time; None: any.
+    """Limits of what the experiments of a team, or of `everyone` together, occupy at a time; None: no limit.
 
-    at_once: how many they may be; members: the callers whose team it is.
+    at_once: number of experiments; members: callers who belong to the team.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,7 +34,7 @@ class Quota(BaseModel):
     members: tuple[str, ...] = ()
 
     def limits(self) -> Iterator[tuple[str, float]]:
-        """The limits that there are, by name."""
+        """Yield name and value of every limit that is set."""
         for name in ("cpus", "gpus", "at_once"):
             if (limit := getattr(self, name)) is not None:
                 yield name, limit
@@ -45,7 +45,7 @@ Quotas = Mapping[str, Quota]  # by team
 
 @dataclass(frozen=True, slots=True)
 class QuotaRequest:
-    """An experiment that runs or waits: whose it is, what it takes, since when it waits."""
+    """Request of one experiment, running or waiting: its team, what it takes of the quotas, and since when it waits."""
 
     invocation: str
     team: str
@@ -56,22 +56,22 @@ class QuotaRequest:
 
     @property
     def at_once(self) -> int:
-        """It is one experiment."""
+        """Number of experiments that the request counts as in a quota: always 1."""
         return 1
 
     @classmethod
     def of(cls, invocation: str, team: str, demand: Demand, at: datetime) -> Self:
-        """One that demands so much."""
+        """Make the request of an invocation with this demand."""
         return cls(invocation, team, **asdict(demand), at=at)
 
 
 def team_of(caller: str, quotas: Quotas) -> str:
-    """The team of a caller; who is in none is one of their own."""
+    """Return the team of a caller; a caller outside all teams is a team of one."""
     return next((team for team, quota in quotas.items() if caller in quota.members), caller)
 
 
 def blocking_quota(request: QuotaRequest, running: Iterable[QuotaRequest], quotas: Quotas) -> str | None:
-    """The team, or everyone, whose quota does not let `request` run beside what runs; None if it may."""
+    """Find the quota that keeps `request` from running beside `running`: a team, or everyone; None if it may run."""
     running = list(running)
     own = [each for each in running if each.team == request.team]
     for team, occupying in ((request.team, own), (EVERYONE, running)):
@@ -81,7 +81,7 @@ def blocking_quota(request: QuotaRequest, running: Iterable[QuotaRequest], quota
 
 
 def why_unsatisfiable(request: QuotaRequest, quotas: Quotas) -> str | None:
-    """Why `request` is more than a quota even alone; None if it is not."""
+    """Say why `request` alone exceeds a quota; None if it does not."""
     for team in (request.team, EVERYONE):
         quota = quotas.get(team, Quota())
         name = _exceeded_limit(request, (), quota)
@@ -96,7 +96,7 @@ def why_unsatisfiable(request: QuotaRequest, quotas: Quotas) -> str | None:
 def admit(
     running: Sequence[QuotaRequest], waiting: Iterable[QuotaRequest], quotas: Quotas
 ) -> list[QuotaRequest]:
-    """Those of the waiting that begin now, in order. What is more than a quota even alone is passed over."""
+    """Choose the waiting requests that begin now, in order; one that alone exceeds a quota is passed over."""
     queue = {each.invocation: each for each in waiting if why_unsatisfiable(each, quotas) is None}
     occupying, chosen = list(running), []
     while queue:
@@ -116,7 +116,7 @@ def admit(
 def admission_order(
     running: Sequence[QuotaRequest], waiting: Iterable[QuotaRequest], quotas: Quotas
 ) -> list[QuotaRequest]:
-    """The waiting in the order in which they would begin if there were room."""
+    """Sort the waiting requests in the order in which they would begin if there were room."""
     occupying, queue = list(running), list(waiting)
     while queue:
         request = _next(queue, occupying, quotas)
@@ -132,7 +132,7 @@ def _next(waiting: Collection[QuotaRequest], running: Sequence[QuotaRequest], qu
 
 
 def _dominant_share(team: str, running: Iterable[QuotaRequest], total: Quota) -> float:
-    """What a team holds of the whole, by what it holds most of."""
+    """Compute a team's share of the total quota, in the resource of which it holds the largest share."""
     own = [each for each in running if each.team == team]
     return max(
         (sum(getattr(each, name) for each in own) / limit for name, limit in total.limits() if limit),
@@ -141,7 +141,7 @@ def _dominant_share(team: str, running: Iterable[QuotaRequest], total: Quota) ->
 
 
 def _exceeded_limit(request: QuotaRequest, occupying: Iterable[QuotaRequest], quota: Quota) -> str | None:
-    """The limit that `request` would pass."""
+    """Find a limit that `request` would exceed beside `occupying`; None if there is none."""
     occupying = list(occupying)
     for name, limit in quota.limits():
         if sum(getattr(each, name) for each in (*occupying, request)) > limit + _SLACK:

@@ -1,6 +1,6 @@
-"""One attempt of a durable invocation, in the process that does the work.
+"""Attempt of a durable invocation, in the worker process that runs it.
 
-The worker itself claims the attempt, keeps its lease, and records how it ended: whoever started it may die.
+The worker itself claims the attempt, renews its lease, and records how it ended: the executor that started it may die.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ SLOT_RETRY_S = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What a worker is sent: the function, the record as known, the digest of its last entry, the surroundings.
+    """Attempt as an executor sends it to a worker: the function, the invocation's record, and the context.
 
-    code_patience_s: see `versions.earliest_start`.
+    head: digest of the record's last entry; code_patience_s: see `code_versions.earliest_start`.
     """
 
     function: DeclaredFunction
@@ -53,14 +53,14 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class AttemptResult:
-    """How the record stood when the worker left it."""
+    """Status and due time of the record when the worker ended."""
 
     status: str
     due: datetime
 
 
 def run_attempt(attempt: Attempt) -> AttemptResult:
-    """Claim the attempt, run it, record its end; or leave it for later if the function runs often enough already."""
+    """Claim the invocation, run the function and record the outcome; without a free slot, leave it for later."""
     function, used = attempt.function, attempt.context
     ledger = Ledger(used.store, actor=used.actor, lease_s=attempt.lease_s)
     worker, slots, quota = (
@@ -85,7 +85,7 @@ def _claim_and_run(attempt: Attempt, ledger: Ledger, worker: str) -> AttemptResu
     function, used, known = attempt.function, attempt.context, attempt.record
     followed = FollowedRecord(ledger.journal(known.id), known, attempt.head)
     body = {"kind": "started", "worker": worker, "lease_s": ledger.lease_s, "digest": function.digest}
-    # The code on disk may be another than the executor's.
+    # The code on disk may differ from the executor's.
     starts_at = earliest_start(known, function.digest, patience_s=attempt.code_patience_s)
     if starts_at > ledger.clock():
         return AttemptResult(known.status, starts_at)
@@ -100,7 +100,7 @@ def _claim_and_run(attempt: Attempt, ledger: Ledger, worker: str) -> AttemptResu
 
 
 def _claimable(known: Record, digest: str, record: Record) -> bool:
-    """Whether the record may be taken up as it is; it may have grown since it was judged."""
+    """Whether the record, which may have grown since the executor read it, may be claimed with this code."""
     return record.runnable and (record.length == known.length or not bound_to_other_code(record, digest))
 
 
@@ -113,7 +113,7 @@ def _run_claimed(function: DeclaredFunction, run: Run, used: Context) -> None:
         due = {"due": wait.due.isoformat()} if wait.due else {}
         body = {"kind": "waiting", "signal": wait.signal} | due
     body["usage"] = read().model_dump()
-    with suppress(Cancelled):  # ended or taken over meanwhile: what this run found is not the recorded result
+    with suppress(Cancelled):  # ended or claimed by another worker meanwhile: this outcome does not count
         _retry_while_unavailable(lambda: run.append(body))
 
 
@@ -149,7 +149,7 @@ def _retry_while_unavailable(write: Callable[[], None]) -> None:
     while True:
         try:
             return write()
-        except Unavailable:  # the work is done: rather than do it again, ask the store again
+        except Unavailable:  # the work is done: retry the write, not the work
             if time.monotonic() > deadline:
                 raise
             time.sleep(wait_s)
@@ -162,7 +162,7 @@ def _heartbeats(run: Run) -> Iterator[None]:
 
     def beat() -> None:
         while not ended.wait(run.ledger.lease_s / 3):
-            with suppress(Unavailable):  # the next beat is soon; the lease outlasts two that fail
+            with suppress(Unavailable):  # the lease outlasts two heartbeats that fail
                 write_heartbeat(run.ledger.store, run.id, run.worker, run.ledger.clock())
 
     thread = threading.Thread(target=beat, name=f"lease-{run.id}", daemon=True)

@@ -1,8 +1,8 @@
-"""Several versions of a function's code at once: which of them may run, or go on with, an invocation.
+"""Rules for several versions of a function's code at once: which version may start or resume an invocation.
 
-Each executor has one version. An invocation belongs to the code it was submitted with and, once steps of it are
-recorded, to the code that recorded them. Executors that have that code come first; the others leave it to them for
-a while. After that a run without steps is begun with the code there is, and one with steps cannot go on.
+Each executor has one version. An invocation belongs to the code that it was submitted with and, once steps are
+recorded, to the code that recorded them. Executors with other code leave it to executors with that code for a while.
+After that they start an invocation without steps, and end one with steps, which cannot resume on other code.
 """
 
 from __future__ import annotations
@@ -15,15 +15,13 @@ from functions.runtime.errors import CodeChanged
 
 START_PATIENCE_S = 2.0
 RESUME_PATIENCE_S = 60.0
-_IMMEDIATELY = datetime.min.replace(
-    tzinfo=UTC
-)  # whatever the clocks say: they differ between machines, and jump
+_IMMEDIATELY = datetime.min.replace(tzinfo=UTC)  # by any clock: clocks differ between machines, and jump
 
 
 def earliest_start(record: Record, digest: str, *, patience_s: float) -> datetime:
-    """From when an executor with the code `digest` may take up the invocation, once that is due.
+    """Compute the time from which an executor with the code `digest` may claim the invocation.
 
-    patience_s: how long one that has steps of other code is left to executors that have that.
+    patience_s: how long an invocation with steps of other code is left to executors with that code.
     """
     if digest == (record.started_digest or record.digest):
         return _IMMEDIATELY
@@ -32,7 +30,7 @@ def earliest_start(record: Record, digest: str, *, patience_s: float) -> datetim
 
 
 def code_changed_entry(record: Record, digest: str) -> dict[str, Any] | None:
-    """The entry that says that the code `digest` cannot go on with the invocation; None if it can."""
+    """Make the entry that ends an invocation which the code `digest` cannot resume; None if it can."""
     if not bound_to_other_code(record, digest):
         return None
     changed = CodeChanged(
@@ -44,5 +42,5 @@ def code_changed_entry(record: Record, digest: str) -> dict[str, Any] | None:
 
 
 def bound_to_other_code(record: Record, digest: str) -> bool:
-    """Whether only other code than `digest` may go on with it."""
+    """Whether only code other than `digest` may resume the invocation."""
     return bool(record.steps) and record.started_digest not in {None, digest}

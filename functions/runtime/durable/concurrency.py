@@ -1,7 +1,7 @@
-"""`max_concurrency` across the cluster: a journal of who holds a slot, appended to before a durable run is claimed.
+"""Slots of `max_concurrency` across the cluster: a journal of their holders, written before an attempt is claimed.
 
-A worker takes a slot by compare-and-append, so no two get the last one, and gives it back at its end. What a worker
-that was killed held is taken from it once the ledger shows that it runs no more, or its lease is over.
+A worker acquires a slot by compare-and-append, so no two get the last one, and releases it at its end. The slot of a killed
+worker is released once the ledger shows that its run has ended, or its lease has expired.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from registry.journal.journal import Journal
 from registry.times import from_text, to_text
 
 REFRESH_S = 0.2
-SlotHolders = dict[str, dict[str, Any]]  # worker -> invocation, when it took the slot, and what it asked for
+SlotHolders = dict[
+    str, dict[str, Any]
+]  # worker -> invocation, time of acquiring, and what it takes of a quota
 
 
 @dataclass
 class ConcurrencySlots:
-    """The slots of one function; `limit` of them."""
+    """Slots of one function, `limit` in number, shared by all executors."""
 
     ledger: Ledger
     name: str
@@ -42,14 +44,14 @@ class ConcurrencySlots:
 
     @classmethod
     def of(cls, function: DeclaredFunction, ledger: Ledger) -> ConcurrencySlots | None:
-        """Those of a function; None if it declares no limit."""
+        """Open the slots of a function; None if it declares no limit."""
         if function.max_concurrency is None:
             return None
         digest = hashlib.sha256(function.reference.encode()).hexdigest()[:12]
         return cls(ledger, f"{function.name}-{digest}", function.max_concurrency)
 
     def acquire(self, worker: str, invocation: str, demand: Mapping[str, Any] | None = None) -> bool:
-        """Take a slot, if there is one: a read and a write, and more where all are held."""
+        """Acquire a free slot: one read and one write, and more reads if all are held. Returns: whether there was one."""
         holders = self._fold.refresh()
         request = {"invocation": invocation, "at": to_text(self.ledger.clock())} | dict(demand or {})
         stale = [] if self._has_room(holders, request) else self._stale(holders)
@@ -61,11 +63,11 @@ class ConcurrencySlots:
         return self._fold.transact(decide) is not None
 
     def release(self, worker: str) -> None:
-        """Give a slot back, if it is held."""
+        """Release the slot of a worker, if it holds one."""
         self._fold.transact(lambda holders: {"gone": [worker]} if worker in holders else None)
 
     def available(self) -> bool:
-        """Whether there may be a slot: for a look before a worker is started; reads a few times a second at most."""
+        """Whether a slot may be free, to know before a worker is started; reads the store a few times a second at most."""
         now = time.monotonic()
         if now - self._refreshed_at > REFRESH_S:
             self._refreshed_at = now
@@ -78,7 +80,7 @@ class ConcurrencySlots:
                 self.release(worker)
         return len(self._fold.state) < self.limit
 
-    def _has_room(self, holders: SlotHolders, request: Mapping[str, Any]) -> bool:  # noqa: ARG002 - here one is like another
+    def _has_room(self, holders: SlotHolders, request: Mapping[str, Any]) -> bool:  # noqa: ARG002  # slots are alike here
         return len(holders) < self.limit
 
     def _stale(self, holders: SlotHolders) -> list[str]:
@@ -92,7 +94,7 @@ class ConcurrencySlots:
         except UnknownInvocation:
             return False
         if record.worker != worker:
-            return now < claim_deadline  # it may be about to claim
+            return now < claim_deadline  # it may be about to claim the attempt
         return record.status == "running" and lease_end(self.ledger.store, record, now) > now
 
 

@@ -1,4 +1,4 @@
-"""The invocations that are dead, in one journal, so that a listing reads a snapshot and not the world."""
+"""Index of dead invocations in one journal, so that listing them does not read every invocation."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ PATH = "dead_letters"
 
 
 class DeadLetters:
-    """The index of dead invocations in `store`, oldest first."""
+    """Index of the dead invocations in `store`, oldest first."""
 
     def __init__(self, store: ObjectStore, *, actor: str, clock: Clock = utc_now) -> None:
         journal = Journal(store, PATH, actor=actor, clock=clock)
         self._fold: Fold[tuple[str, ...]] = Fold(journal, (), _step, encode=list, decode=tuple)
 
     def all(self) -> tuple[str, ...]:
-        """The ids of the dead."""
+        """Return the ids of all dead invocations."""
         return self._fold.refresh()
 
     def add(self, invocation: str) -> None:
-        """Enter a dead invocation; once is enough."""
+        """Add a dead invocation, unless the index has it."""
         self._fold.transact(lambda dead: None if invocation in dead else {"dead": invocation})
 
     def remove(self, invocation: str, *, reason: str) -> bool:
-        """Take one out: "redriven", or "purged" by someone who has seen it. Returns: whether it was there."""
+        """Remove an invocation, for the reason "redriven" or "purged". Returns: whether the index had it."""
         body = {"removed": invocation, "reason": reason}
         return self._fold.transact(lambda dead: body if invocation in dead else None) is not None
 

@@ -1,7 +1,7 @@
-"""Runs what the ledger holds: learns of it from the queues, starts workers, notices those that died.
+"""Executor of durable invocations: reads the queues, starts workers, and notices workers that died.
 
-An executor has no state that another could not read from the store. Any number may run; which of them runs an
-invocation is settled by the worker's claim in the invocation's journal.
+All state of an executor can be read from the store. Any number of executors may run; a worker's claim in the invocation's
+journal decides which of them runs it.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ from registry.journal.entry import Entry
 from registry.times import from_text
 
 CHECKPOINT_EVERY_S = 5.0
-RELEASE_S = 2.0  # what a worker does after the last entry: it gives its place back
+RELEASE_S = 2.0  # what a worker needs after its last entry, to release its slots
 POSTPONE_S = 30.0
 _logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Executor:
-    """Executes the invocations in the store of `context`.
+    """Executor of the invocations in the store of `context`.
 
-    capacity: workers at a time; None lets Ray queue them, or gives a local machine two a CPU; code_patience_s: how
-    long what has steps of other code is left to executors that have it.
+    capacity: workers at a time; None lets Ray queue them, and allows two per CPU without Ray; code_patience_s: how
+    long an invocation with steps of other code is left to executors with that code.
     """
 
     context: Context
@@ -58,9 +58,7 @@ class Executor:
     code_patience_s: float = RESUME_PATIENCE_S
     _open: dict[str, datetime] = field(default_factory=dict)
     _workers: dict[str, tuple[DeclaredFunction, Worker]] = field(default_factory=dict)
-    _backlog: dict[str, FollowedRecord] = field(
-        default_factory=dict
-    )  # due, but there was no room: not read again
+    _backlog: dict[str, FollowedRecord] = field(default_factory=dict)  # due, but no worker or slot was free
     _slots: dict[str, ConcurrencySlots | None] = field(default_factory=dict)
     _quota: QuotaSlots = field(init=False)
     _pool: WorkerPool = field(default_factory=WorkerPool)
@@ -72,7 +70,7 @@ class Executor:
         self._quota = QuotaSlots(self.ledger)
 
     def poll(self) -> int:
-        """Look once at all that is new or due; returns how many invocations are open. Does not wait for work."""
+        """Process once every invocation that is new or due, without waiting; returns how many are open."""
         with self._lock:
             for note in self._new_notes():
                 self._open[note.invocation] = self.ledger.clock()
@@ -90,7 +88,7 @@ class Executor:
             return len(self._open)
 
     def enqueue(self, invocation: str, due: datetime) -> bool:
-        """Learn that an invocation is due at this time, without a note; False if a worker of ours is at it."""
+        """Schedule an invocation for `due`, without a note; False if a worker of this executor runs it."""
         with self._lock:
             if invocation in self._workers:
                 return False
@@ -98,40 +96,40 @@ class Executor:
             return True
 
     def drive(self, invocation: str, *, wait_s: float) -> None:
-        """Look at one invocation, run it if it is due, and wait a little for its worker if it is ours."""
+        """Process one invocation if it is due, and wait at most `wait_s` for its worker if this executor started it."""
         with self._lock:
             if self._open.get(invocation, self.ledger.clock()) <= self.ledger.clock():
                 if invocation not in self._workers:
-                    self._reap()  # nobody may wait for those any more, and they hold room
+                    self._reap()  # perhaps nobody waits for these any more, and they occupy workers
                 self._guarded(invocation, partial(self._process, invocation))
             waiting = self._backlog.get(invocation)
             if waiting is not None and self._quota.needs_quota(waiting):
-                self.poll()  # whether it is its turn hangs on the others
-            ours = self._workers.get(invocation)
-        if ours is None:
+                self.poll()  # whether it is admitted depends on the other experiments
+            assigned = self._workers.get(invocation)
+        if assigned is None:
             time.sleep(wait_s)
-        elif ours[1].wait(wait_s):
+        elif assigned[1].wait(wait_s):
             with self._lock:
                 self._guarded(invocation, partial(self._process, invocation))
                 self._evict_idle()
 
     def release_worker(self, invocation: str) -> None:
-        """Let go of the worker of a run whose record has ended, if it is ours: it may hold a CPU for the next."""
-        ours = self._workers.get(invocation)
-        if ours is None:
+        """Release the worker of an ended invocation, if this executor started it: it may hold a CPU that others need."""
+        assigned = self._workers.get(invocation)
+        if assigned is None:
             return
-        ours[1].wait(RELEASE_S)
+        assigned[1].wait(RELEASE_S)
         with self._lock:
             if invocation in self._workers:
                 self._guarded(invocation, partial(self._process, invocation))
             self._evict_idle()
 
     def warm_workers(self, function: DeclaredFunction) -> int:
-        """How many workers of a function wait for it, imports done."""
+        """Count the idle workers of a function, imports done."""
         return self._pool.ready_count(function)
 
     def close(self) -> None:
-        """Kill the workers this executor started; their invocations are run again by another."""
+        """Kill the workers of this executor; another executor runs their invocations again."""
         with self._lock:
             for _, worker in self._workers.values():
                 worker.kill()
@@ -139,8 +137,8 @@ class Executor:
             self._pool.close()
 
     def _evict_idle(self) -> None:
-        wanted = {each.record.reference for each in self._backlog.values()}
-        self._pool.evict_idle(catalog.all_functions(), wanted=wanted)
+        waiting = {each.record.reference for each in self._backlog.values()}
+        self._pool.evict_idle(catalog.all_functions(), waiting=waiting)
 
     def _new_notes(self) -> list[Note]:
         if self._reader is None:
@@ -159,17 +157,17 @@ class Executor:
         except (Unavailable, UnknownFunction) as error:
             self._postpone(invocation, error)
         except Exception as error:
-            # One record that cannot be read must not keep the others from running.
-            _logger.exception("invocation %s cannot be attended to", invocation)
+            # One unreadable record must not keep the other invocations from running.
+            _logger.exception("invocation %s cannot be processed", invocation)
             self._postpone(invocation, error)
 
     def _reap(self) -> None:
-        """Enter how the workers that are done have ended."""
+        """Process the workers that have ended."""
         for each in [each for each, (_, worker) in self._workers.items() if worker.wait(0)]:
             self._guarded(each, partial(self._process, each))
 
     def _postpone(self, invocation: str, error: Exception) -> None:
-        _logger.warning("invocation %s is left for %s s: %s", invocation, POSTPONE_S, error)
+        _logger.warning("invocation %s is postponed by %s s: %s", invocation, POSTPONE_S, error)
         self._open[invocation] = self.ledger.clock() + timedelta(seconds=POSTPONE_S)
 
     def _process(self, invocation: str, note: Note | None = None) -> None:
@@ -195,7 +193,7 @@ class Executor:
     def _followed(self, invocation: str, note: Note | None) -> FollowedRecord:
         waiting = self._backlog.pop(invocation, None)
         if note is None and waiting is not None:
-            return waiting  # if it has changed since, its worker finds out when it claims
+            return waiting  # if it has changed since, its worker notices when it claims
         if note is None or note.entry is None:
             return self.ledger.follow(invocation)
         entry = Entry(**(note.entry | {"at": from_text(note.entry["at"])}))
@@ -219,7 +217,7 @@ class Executor:
             self._backlog[record.id] = followed
 
     def _settle(self, invocation: str, status: str, due: datetime, *, idle: bool = False) -> None:
-        """Enter when to look again, or that there is nothing more to do until a note says otherwise."""
+        """Schedule the next look at an invocation, or drop it until a note about it arrives."""
         if status == "dead":
             self.ledger.dead_letters.add(invocation)
         if status in {"succeeded", "dead", "cancelled"} or idle:
@@ -228,7 +226,7 @@ class Executor:
             self._open[invocation] = due
 
     def _function_with_room(self, record: Record) -> DeclaredFunction | None:
-        """The function, if there is room for one more run of it."""
+        """Return the function, if a worker for one more run of it may start; else None."""
         function = catalog.find(record.reference)
         if function is None:
             raise UnknownFunction(f"{record.reference} is not declared in this process")
@@ -238,7 +236,7 @@ class Executor:
         return None if full or not self._slot_available(function) else function
 
     def _start_experiments(self) -> None:
-        """Start those that wait and whose turn it is; refuse what no quota will ever let in."""
+        """Start the waiting experiments that are admitted; end those that exceed a quota even alone."""
         waiting = {each: known for each, known in self._backlog.items() if self._quota.needs_quota(known)}
         if not waiting:
             return
@@ -261,7 +259,7 @@ class Executor:
             self._backlog[record.id] = followed
 
     def _slot_available(self, function: DeclaredFunction) -> bool:
-        """Whether a worker of the function might get a slot; it takes one itself, or comes back without."""
+        """Whether a worker of the function may get a slot, which the worker itself acquires or fails to."""
         slots = self._slots_of(function)
         if slots is None:
             return True
@@ -311,7 +309,7 @@ class Executor:
         self._record_loss(followed, catalog.find(record.reference), f"worker {record.worker} has been silent")
 
     def _record_loss(self, followed: FollowedRecord, function: DeclaredFunction | None, reason: str) -> None:
-        """Record that a worker vanished: run again, unless that has happened too often or was its timeout."""
+        """Record that a worker died: the invocation runs again, unless workers died too often or the timeout killed it."""
         worker = followed.record.worker
         followed.append(
             lambda record: _loss_entry(record, function, reason, worker=worker, now=self.ledger.clock())
@@ -324,7 +322,7 @@ class Executor:
 
 
 def _entry_if_unchanged(body: dict[str, Any], length: int, record: Record) -> dict[str, Any] | None:
-    """An entry for a record that is as it was judged."""
+    """Return an entry for a record that has not changed since it was read; else None."""
     return body if record.runnable and record.length == length else None
 
 
@@ -334,7 +332,7 @@ def _loss_entry(
     if record.status not in {"queued", "running"} or record.worker != worker:
         return None
     if function is None:
-        raise FunctionError(f"{record.reference} is not declared here; its policy is unknown")
+        raise FunctionError(f"{record.reference} is not declared here; its retries are unknown")
     retries = function.retries
     if (
         function.timeout_s
@@ -365,7 +363,7 @@ def _task(function: DeclaredFunction) -> Any:
     def run(attempt: Attempt) -> Outcome:
         return _run_attempt(attempt)
 
-    options = cluster.task_options(function) | {"max_retries": 0}  # the ledger runs it again
+    options = cluster.task_options(function) | {"max_retries": 0}  # the executor retries, not Ray
     return cluster.task(function.name, run, options)
 
 

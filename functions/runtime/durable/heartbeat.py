@@ -1,4 +1,4 @@
-"""How a worker shows that it lives: an object that it rewrites a few times within its lease."""
+"""Heartbeats of workers: an object that a worker rewrites a few times within its lease."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from registry.store.object_store import ObjectStore
 
 
 def lease_key(invocation: str) -> str:
-    """Where the worker of an invocation says that it lives."""
+    """Return the key of the heartbeat of an invocation's worker."""
     return f"invocations/{invocation}/lease.json"
 
 
 def write_heartbeat(store: ObjectStore, invocation: str, worker: str, at: datetime) -> None:
-    """Say that `worker` lives."""
+    """Write a heartbeat of `worker`, which renews its lease."""
     store.put(lease_key(invocation), json.dumps({"worker": worker, "at": at.isoformat()}).encode())
 
 
 def lease_end(store: ObjectStore, record: Record, now: datetime) -> datetime:
-    """Until when the worker of a running invocation is believed to live; one read if its claim is that old."""
+    """Compute when the lease of a running invocation's worker ends; one read, once its claim alone has expired."""
     if record.due > now:
         return record.due
     data = store.find(lease_key(record.id))

@@ -1,4 +1,4 @@
-"""The caller's end of a durable invocation: its id, how it stands, its result."""
+"""Handle of a caller on a durable invocation: its id, status, result, log and progress."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ _executors: dict[tuple[str, str], Executor] = {}
 
 @dataclass(frozen=True)
 class Invocation(Generic[R]):
-    """A handle on the invocation `id`, in the store of `used`; any process can make one from the id."""
+    """Handle on the invocation `id`, in the store of `used`; any process can make one from the id."""
 
     id: str
     used: Context
 
     @classmethod
     def of(cls, invocation: str) -> Invocation[Any]:
-        """The handle on an invocation in the store of the present context."""
+        """Make the handle on an invocation in the store of the present context."""
         return Invocation(invocation, context())
 
     def record(self) -> Record:
-        """All that is known of it. Raises: UnknownInvocation."""
+        """Read the record of the invocation. Raises: UnknownInvocation."""
         return self._ledger.read(self.id)
 
     def status(self) -> Status:
-        """How it stands."""
+        """Read the status of the invocation."""
         return self.record().status
 
     def result(self, timeout_s: float | None = None) -> R:
-        """The result, waited for; if nobody else runs it, it is run from here.
+        """Wait for the result and return it; this process runs the invocation if no other does.
 
-        Raises: InvocationFailed with the error if it is dead; Cancelled; TimeoutError after `timeout_s`, the
-        invocation then goes on.
+        Raises: InvocationFailed with the error if it is dead; Cancelled; TimeoutError after `timeout_s`, while the
+        invocation goes on.
         """
         record = self.wait(timeout_s)
         if record.status == "cancelled":
@@ -64,7 +64,7 @@ class Invocation(Generic[R]):
         return result
 
     def wait(self, timeout_s: float | None = None) -> Record:
-        """The record once it has ended. Raises: TimeoutError."""
+        """Wait for the end and return the record. Raises: TimeoutError."""
         deadline = time.monotonic() + (timeout_s if timeout_s is not None else float("inf"))
         followed = self._ledger.follow(self.id)
         wait_s, seen = _FIRST_WAIT_S, 0
@@ -85,20 +85,20 @@ class Invocation(Generic[R]):
         return followed.record
 
     def log(self, *, after: str = "") -> Iterator[Segment]:
-        """What it has said so far, by time. after: name of a segment; only later ones. Raises: UnknownInvocation."""
+        """Read the log so far, by time. after: name of a segment; only later ones. Raises: UnknownInvocation."""
         self._ledger.first_entry(self.id)
         return read_log(self.used.store, self.id, after=after)
 
     def progress(self) -> Progress | None:
-        """How far it said it is; None if it has not."""
+        """Find the last progress that the invocation reported; None if it has not."""
         return find_progress(self.used.store, self.id)
 
     def cancel(self) -> None:
-        """End it if it has not ended; running work is killed."""
+        """Cancel the invocation, unless it has ended; a running attempt is killed."""
         self._ledger.cancel(self.id)
 
     def signal(self, name: str, value: Any = None) -> None:
-        """Give it the signal that it waits for, or will."""
+        """Send the invocation a signal that it waits for, now or later."""
         self._ledger.signal(self.id, name, value)
 
     @property
@@ -107,7 +107,7 @@ class Invocation(Generic[R]):
 
 
 def ledger_of(used: Context) -> Ledger:
-    """The ledger of the present process on the store of a context."""
+    """Return this process's ledger on the store of a context."""
     key = (used.store_url, used.actor)
     if key not in _ledgers:
         _ledgers[key] = Ledger(used.store, actor=used.actor)
@@ -115,7 +115,7 @@ def ledger_of(used: Context) -> Ledger:
 
 
 def executor_of(used: Context) -> Executor:
-    """The executor of the present process on the store of a context."""
+    """Return this process's executor on the store of a context."""
     key = (used.store_url, used.actor)
     if key not in _executors:
         _executors[key] = Executor(used, ledger_of(used))
@@ -123,8 +123,8 @@ def executor_of(used: Context) -> Executor:
 
 
 def run_pending(used: Context) -> int:
-    """Run what is new or due in the store of a context, without waiting; returns how many are open.
+    """Run the invocations that are new or due in the store of a context, without waiting; returns how many are open.
 
-    Meant to be called a few times a second, by a ticker.
+    A ticker calls this a few times a second.
     """
     return executor_of(used).poll()

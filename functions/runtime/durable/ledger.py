@@ -1,4 +1,4 @@
-"""The ledger of durable invocations: accept, read, cancel, redrive.
+"""Ledger of durable invocations: accept, read, cancel, redrive, signal and list them.
 
 An invocation is a journal of its own, `invocations/{id}`; accepting it is creating its first entry. Its id is a
 digest of function and idempotency key, so the store itself answers whether it was accepted before.
@@ -32,7 +32,7 @@ LEASE_S = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What led to an invocation: the invocation it is part of, and the functions whose doing caused it."""
+    """Cause of an invocation: the invocation it belongs to, and the functions whose events led to it, oldest first."""
 
     parent: str | None = None
     chain: tuple[str, ...] = ()
@@ -40,10 +40,10 @@ class Origin:
 
 @dataclass
 class Ledger:
-    """Durable invocations in `store`.
+    """Ledger of all durable invocations in `store`; threads may share one.
 
-    actor: who acts, recorded; clock: wall time, for leases and backoff; lease_s: how long a silent worker is
-    believed alive. May be shared by threads.
+    actor: who acts, recorded; clock: wall time, for leases and backoff; lease_s: how long a worker keeps its claim
+    without a heartbeat.
     """
 
     store: ObjectStore
@@ -92,25 +92,25 @@ class Ledger:
         return invocation
 
     def read(self, invocation: str) -> Record:
-        """The record as it stands: one read an entry. Raises: UnknownInvocation."""
+        """Read the record of an invocation: one read for each entry. Raises: UnknownInvocation."""
         return self.follow(invocation).record
 
     def find_status(self, invocation: str) -> Status | None:
-        """How an invocation stands; None if there is none of this id."""
+        """Find the status of an invocation; None if there is no such id."""
         try:
             return self.read(invocation).status
         except UnknownInvocation:
             return None
 
     def follow(self, invocation: str) -> FollowedRecord:
-        """The record and its journal, ready to append to. Raises: UnknownInvocation."""
+        """Read the record together with its journal, ready to append to. Raises: UnknownInvocation."""
         journal, first = self.journal(invocation), self.first_entry(invocation)
         followed = FollowedRecord(journal, initial_record(first, invocation), first.digest)
         followed.refresh()
         return followed
 
     def first_entry(self, invocation: str) -> Entry:
-        """The first entry of an invocation. Raises: UnknownInvocation."""
+        """Read the first entry of an invocation. Raises: UnknownInvocation."""
         first = self.journal(invocation).find(0)
         if first is None:
             raise UnknownInvocation(
@@ -119,11 +119,11 @@ class Ledger:
         return first
 
     def arguments(self, record: Record) -> dict[str, Any]:
-        """The arguments of an invocation as a JSON object."""
+        """Read the arguments of an invocation as a JSON object."""
         return dict(get_value(self.store, record.arguments))
 
     def cancel(self, invocation: str) -> Record:
-        """End an invocation that has not ended; what runs of it is killed. Returns the record as it is then."""
+        """Cancel an invocation that has not ended, killing its worker; returns the record after that."""
         followed = self.follow(invocation)
         if followed.append(lambda record: None if record.ended else {"kind": "cancelled"}):
             self._queue.add(Note(invocation))
@@ -145,19 +145,19 @@ class Ledger:
         return followed.record
 
     def purge(self, invocation: str) -> Record:
-        """Take an invocation out of the dead letters; its record stays.
+        """Remove an invocation from the dead letters; its record stays.
 
-        Raises: UnknownInvocation; FunctionError if it is not among them.
+        Raises: UnknownInvocation; FunctionError if it is not among the dead letters.
         """
         record = self.read(invocation)
         if not self.dead_letters.remove(invocation, reason="purged"):
             raise FunctionError(
-                f"{invocation} is {record.status} and not among the dead letters; only what is there is purged"
+                f"{invocation} is {record.status} and not among the dead letters; only dead letters are purged"
             )
         return record
 
     def signal(self, invocation: str, name: str, value: Any = None) -> Record:
-        """Give a workflow that waits for signal `name` its JSON value; given early, it is kept."""
+        """Send a workflow the signal `name` with a JSON value; one that comes before the wait is kept."""
         followed = self.follow(invocation)
         body = {"kind": "signalled", "signal": name, "value": value}
         if followed.append(lambda record: None if record.ended else body):
@@ -165,13 +165,13 @@ class Ledger:
         return followed.record
 
     def notify(self, invocation: str) -> None:
-        """Tell executors to look at an invocation."""
+        """Queue a note that makes executors process an invocation."""
         self._queue.add(Note(invocation))
 
     def invocations(self, *, status: Status | None = None, limit: int = 100) -> Iterator[Record]:
-        """Invocations, the newest first and at most `limit`. The dead have an index; other listings read every queue.
+        """List invocations, the newest first and at most `limit`. The dead have an index; other listings read every queue.
 
-        The newest of the dead is the one that died last.
+        Among the dead, the newest is the one that died last.
         """
         if status == "dead":
             found = self.dead_letters.all()[::-1]
@@ -183,12 +183,12 @@ class Ledger:
             yield record
 
     def costs(self) -> list[Total]:
-        """The receipts of all that has ended, summed by function, day and caller; reads every invocation."""
+        """Sum the receipts of all ended invocations by function, day and caller; reads every invocation."""
         ended = self.invocations(limit=sys.maxsize)
         return totals(record.receipt for record in ended if record.receipt)
 
     def journal(self, invocation: str) -> Journal:
-        """The journal of an invocation."""
+        """Open the journal of an invocation."""
         return Journal(self.store, f"invocations/{invocation}", actor=self.actor, clock=self.clock)
 
     def _check_duplicate(self, invocation: str, body: dict[str, Any], first: Entry) -> None:
@@ -202,7 +202,7 @@ class Ledger:
 
 
 class FollowedRecord:
-    """A record that is kept up with its journal, and grown by compare-and-append; head: its last entry's digest."""
+    """Record that follows its journal and is extended by compare-and-append. head: digest of its last entry."""
 
     def __init__(self, journal: Journal, record: Record, head: str) -> None:
         self.journal = journal
@@ -211,15 +211,15 @@ class FollowedRecord:
         journal.trust(record.length - 1, head)
 
     def refresh(self) -> Record:
-        """Read what is new."""
+        """Read the entries added since the last read."""
         for entry in self.journal.entries(self.record.length):
             self._fold(entry)
         return self.record
 
     def append(self, decide: Any) -> bool:
-        """Append what `decide(record)` says, deciding again when another writer was first.
+        """Append the entry that `decide(record)` returns, deciding again if another writer was first.
 
-        decide: pure; returns the entry's body, or None for nothing to do. Returns: whether it appended.
+        decide: pure; returns the entry's body, or None to append nothing. Returns: whether it appended.
         """
         while True:
             body = decide(self.record)
@@ -238,12 +238,12 @@ class FollowedRecord:
 
 
 def invocation_id(function: str, key: str | None) -> str:
-    """The id of the invocation of `function` with `key`; a random one without a key."""
+    """Compute the id of the invocation of `function` with `key`; a random one without a key."""
     if key is None:
         return uuid.uuid4().hex
     return hashlib.sha256(f"{function}\n{key}".encode()).hexdigest()[:32]
 
 
 def due_after(now: datetime, seconds: float) -> str:
-    """`now` and some seconds, as it stands in an entry."""
+    """Add seconds to `now`, in the form of an entry's due time."""
     return (now + timedelta(seconds=seconds)).isoformat()

@@ -1,9 +1,8 @@
-"""Where executors learn of invocations that want looking at, without ever listing the store.
+"""Queues of notes about invocations that executors should process, read without ever listing the store.
 
-Each writing process has a queue of its own, a journal that only it appends to: a note costs one write and never
-meets another writer. Executors find the queues in one index and read the next number of each. A queue that has
-been silent for long is closed by an executor's own append to it, which its writer, if it still lives, runs
-into, and opens another.
+Each writing process has a queue of its own, a journal that only it appends to: a note costs one write without conflicts.
+Executors find the queues in one index and read the next number of each. A queue without notes for long is closed by an
+executor's append to it; a writer that still lives then meets a conflict, and opens another queue.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ SILENT_AFTER = timedelta(minutes=10)
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Look at this invocation; `entry` is its first entry, if it is new and small."""
+    """Note that an invocation should be processed; `entry` is its first entry, if it is new and small."""
 
     invocation: str
     entry: dict[str, Any] | None = None
 
 
 class QueueWriter:
-    """The queue of the present process in `store`; may be shared by threads."""
+    """Writer of this process's queue in `store`, which threads may share."""
 
     def __init__(self, store: ObjectStore, *, actor: str, clock: Clock = utc_now) -> None:
         self._store = store
@@ -46,14 +45,14 @@ class QueueWriter:
         self._next = 0
 
     def add(self, note: Note) -> None:
-        """Append a note: one write, and one more when this is the first."""
+        """Append a note: one write, and one more for the first note."""
         body = {"invocation": note.invocation} | ({"entry": note.entry} if note.entry else {})
         with self._lock:
             while True:
                 journal = self._journal or self._open()
                 try:
                     journal.append(body, at=self._next)
-                except Conflict:  # an executor found it silent and closed it
+                except Conflict:  # an executor closed the queue after a long silence
                     self._journal = None
                     continue
                 self._next += 1
@@ -76,7 +75,7 @@ class _QueueCursor:
 
 @dataclass
 class QueueReader:
-    """Follows every open queue in `store`, from a checkpoint on."""
+    """Reader of every open queue in `store`, from a checkpoint on."""
 
     store: ObjectStore
     actor: str
@@ -89,7 +88,7 @@ class QueueReader:
         self._index = index(self.store, actor=self.actor, clock=self.clock)
 
     def resume(self) -> dict[str, datetime]:
-        """Go to the last checkpoint; returns the invocations that were open then, with the time each is due."""
+        """Continue at the last checkpoint; returns the invocations open at that time, and when each is due."""
         data = self.store.find(CHECKPOINT)
         if data is None:
             return {}
@@ -98,24 +97,24 @@ class QueueReader:
         return {each: datetime.fromisoformat(due) for each, due in content["open"].items()}
 
     def checkpoint(self, opened: dict[str, datetime]) -> None:
-        """Keep how far this reader is and what is open; a later reader starts there.
+        """Store this reader's positions and the open invocations; a later reader starts there.
 
-        Another reader's checkpoint may replace this one: each is whole in itself, so an older one only
-        makes someone read a little twice.
+        Another reader's checkpoint may replace this one: each is complete, so an older one only makes a reader
+        read a few notes twice.
         """
         positions = {name: queue.next for name, queue in self._queues.items()}
         content = {"positions": positions, "open": {each: due.isoformat() for each, due in opened.items()}}
         self.store.put(CHECKPOINT, json.dumps(content).encode())
 
     def new_notes(self) -> Iterator[Note]:
-        """Notes since the last call: one read for the index and one a queue when there are none."""
+        """Yield the notes since the last call: one read for the index and one for each queue if there are no notes."""
         opened = self._index.refresh()
         for name in opened - self._queues.keys():
             journal = Journal(self.store, f"queues/{name}", actor=self.actor, clock=self.clock)
             self._queues[name] = _QueueCursor(journal, self._positions.get(name, 0), self.clock())
         for name, queue in list(self._queues.items()):
             yield from self._read(name, queue)
-            if name not in opened:  # another executor closed it; what it had not read is read now
+            if name not in opened:  # another executor closed it; its last notes are read now
                 del self._queues[name]
 
     def _read(self, name: str, queue: _QueueCursor) -> Iterator[Note]:
@@ -132,14 +131,14 @@ class QueueReader:
         try:
             queue.journal.append({"closed": True}, at=queue.next)
         except Conflict:
-            return  # its writer has just spoken: read on next time
+            return  # its writer has just appended: read on next time
 
     def _remove(self, name: str) -> None:
         self._index.transact(lambda opened: {"closed": name} if name in opened else None)
 
 
 def index(store: ObjectStore, *, actor: str, clock: Clock = utc_now) -> Fold[frozenset[str]]:
-    """The queues that are open."""
+    """Open the index of all open queues."""
     journal = Journal(store, INDEX, actor=actor, clock=clock)
     return Fold(journal, frozenset(), _index_step, encode=sorted, decode=frozenset)
 
@@ -151,7 +150,7 @@ def _index_step(opened: frozenset[str], entry: Entry) -> frozenset[str]:
 
 
 def newest_first(store: ObjectStore, *, actor: str) -> list[str]:
-    """Every invocation there ever was, by the time of its first note; reads all queues: for listings, not for hot paths."""
+    """List every invocation, newest first note first; reads all queues: for listings, not for hot paths."""
     first: dict[str, datetime] = {}
     for entry in Journal(store, INDEX, actor=actor).entries():
         if "opened" in entry.body:

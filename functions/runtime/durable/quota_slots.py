@@ -1,8 +1,8 @@
-"""The places of experiments: who holds how much of the quotas, in one journal for all functions that declare a demand.
+"""Quota slots of experiments: one journal of what each holds, for all functions that declare a demand.
 
-A place is taken and given back as a slot of `max_concurrency` is, by the worker that runs; of what was killed it is free
-again as soon as the ledger shows it. Who waits is in the ledger already, and every executor reads that: so the order is
-decided anew at each look, and nothing that waits has anything to hold or to lose.
+The worker that runs acquires and releases a slot like those of `max_concurrency`; a killed worker's slot is free again as
+soon as the ledger shows it. The waiting experiments are in the ledger, which every executor reads: so the order is decided
+anew each time, and a waiting experiment holds nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ JOURNAL = "places"
 
 
 class QuotaSlots(ConcurrencySlots):
-    """The places of all experiments of a ledger's store."""
+    """Slots of all experiments in a ledger's store, limited by the quotas of teams."""
 
     def __init__(self, ledger: Ledger) -> None:
         super().__init__(ledger, JOURNAL, limit=0)
@@ -45,20 +45,20 @@ class QuotaSlots(ConcurrencySlots):
 
     @classmethod
     def of(cls, function: DeclaredFunction, ledger: Ledger) -> Self | None:
-        """Those that a function's runs take; None if they are no experiments."""
+        """Open the slots that a function's runs take; None if it declares no demand."""
         return cls(ledger) if function.demand else None
 
     def needs_quota(self, followed: FollowedRecord) -> bool:
-        """Whether an invocation is of an experiment."""
+        """Whether the function of an invocation declares a demand."""
         function = catalog.find(followed.record.reference)
         return function is not None and function.demand is not None
 
     def admit(
         self, waiting: Mapping[str, FollowedRecord], *, started: Iterable[str]
     ) -> list[tuple[str, dict[str, Any] | None]]:
-        """Of those that wait, in order, whose turn it is; and with an entry that ends it, each that no quota ever lets in.
+        """Choose the waiting invocations that begin now, in order, and those that no quota allows, each with its final entry.
 
-        under_way: invocations whose workers were started and may not have taken their places yet.
+        started: invocations whose workers have started and may not have acquired their slots yet.
         """
         self._quotas.refresh()
         holders = self._running_requests()
@@ -81,19 +81,14 @@ class QuotaSlots(ConcurrencySlots):
         return [*refused, *((each.invocation, None) for each in chosen)]
 
     def acquire_for(self, record: Record, worker: str) -> bool:
-        """Take the place of an invocation, if its quotas have room."""
+        """Acquire the slot of an invocation, if its quotas have room."""
         self._quotas.refresh()
         request = self._request(record)
-        told = {
-            "team": request.team,
-            "cpus": request.cpus,
-            "gpus": request.gpus,
-            "priority": request.priority,
-        }
-        return self.acquire(worker, record.id, told)
+        demand = {name: getattr(request, name) for name in ("team", "cpus", "gpus", "priority")}
+        return self.acquire(worker, record.id, demand)
 
     def _running_requests(self) -> list[QuotaRequest]:
-        """Who holds a place; those that were killed are asked after a few times within a lease."""
+        """List the requests that hold slots; slots of killed workers are released, checked a few times within a lease."""
         holders, now = self._fold.refresh(), time.monotonic()
         if now - self._checked_at > self.ledger.lease_s / 3:
             self._checked_at = now
@@ -113,9 +108,9 @@ class QuotaSlots(ConcurrencySlots):
 
 
 def demand_of(record: Record, ledger: Ledger) -> Demand:
-    """What an invocation asks for. Arguments that do not fit ask for nothing: it is the run that tells of them.
+    """Compute the demand of an invocation; invalid arguments demand nothing, since the run reports them.
 
-    Raises: DeclarationError if the function's demand raises, or gives something else.
+    Raises: DeclarationError if the function's demand raises, or returns another type.
     """
     function = catalog.get(record.reference)
     if function.demand is None:
@@ -134,22 +129,22 @@ def demand_of(record: Record, ledger: Ledger) -> Demand:
 
 
 def quotas_in(store: ObjectStore, actor: str) -> Fold[dict[str, Quota]]:
-    """The quotas in a store, by team."""
+    """Open the quotas in a store, by team."""
     return Fold(Journal(store, "quotas", actor=actor), {}, _apply, encode=_encode, decode=_decode)
 
 
 def _apply(quotas: dict[str, Quota], entry: Entry) -> dict[str, Quota]:
-    team, told = entry.body["team"], entry.body["quota"]
+    team, quota = entry.body["team"], entry.body["quota"]
     others = {name: quota for name, quota in quotas.items() if name != team}
-    return others if told is None else others | {team: Quota.model_validate(told)}
+    return others if quota is None else others | {team: Quota.model_validate(quota)}
 
 
 def _encode(quotas: dict[str, Quota]) -> dict[str, Any]:
     return {team: quota.model_dump(mode="json") for team, quota in quotas.items()}
 
 
-def _decode(told: dict[str, Any]) -> dict[str, Quota]:
-    return {team: Quota.model_validate(quota) for team, quota in told.items()}
+def _decode(stored: dict[str, Any]) -> dict[str, Quota]:
+    return {team: Quota.model_validate(quota) for team, quota in stored.items()}
 
 
 def _refused_entry(error: FunctionError) -> dict[str, Any]:
@@ -158,14 +153,4 @@ def _refused_entry(error: FunctionError) -> dict[str, Any]:
 
 
 def _requests_of(holders: SlotHolders) -> list[QuotaRequest]:
-    return [
-        QuotaRequest(
-            each["invocation"],
-            each["team"],
-            each["cpus"],
-            each["gpus"],
-            each["priority"],
-            from_text(each["at"]),
-        )
-        for each in holders.values()
-    ]
+    return [QuotaRequest(**(each | {"at": from_text(each["at"])})) for each in holders.values()]

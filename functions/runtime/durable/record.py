@@ -1,4 +1,4 @@
-"""The record of a durable invocation: a pure fold of its journal's entries.
+"""Record of a durable invocation: a pure fold of its journal's entries.
 
 queued -> running -> succeeded | dead | cancelled
              |  ^
@@ -22,7 +22,7 @@ ENDED = frozenset({"succeeded", "dead", "cancelled"})
 
 
 class Failure(BaseModel, frozen=True):
-    """Why an attempt did not succeed: the error's type, message and traceback."""
+    """Error that ended an attempt: its type, message and traceback."""
 
     type: str
     message: str
@@ -30,7 +30,7 @@ class Failure(BaseModel, frozen=True):
 
 
 class Step(BaseModel, frozen=True):
-    """A finished step of a workflow: what was called with which arguments (their digest), and its result."""
+    """Finished step of a workflow: the called function, the digest of its arguments, and its result."""
 
     function: str
     arguments: str
@@ -38,11 +38,11 @@ class Step(BaseModel, frozen=True):
 
 
 class Record(BaseModel, frozen=True):
-    """All that is known of an invocation.
+    """State of an invocation after the first `length` entries of its journal.
 
     arguments, result: in the form of `values`; chain: the functions whose events led here, oldest first;
-    due: when it may run (again); attempts, lost: runs that failed by themselves, and with their worker;
-    started_digest: the code the current generation began with; length: entries folded.
+    due: when it may run (again); attempts, lost: runs that ended by themselves, and with their worker;
+    started_digest: the code that started it, since the last redrive.
     """
 
     id: str
@@ -79,23 +79,23 @@ class Record(BaseModel, frozen=True):
 
     @property
     def ended(self) -> bool:
-        """Whether nothing will happen to it any more, unless it is redriven."""
+        """Whether the invocation has ended, and changes only if it is redriven."""
         return self.status in ENDED
 
     @property
     def untouched(self) -> bool:
-        """Whether it is new and wants to run at once, by whatever clock."""
+        """Whether the invocation is new and due at once, by any clock."""
         return self.length == 1 and self.due == self.submitted_at
 
     @property
     def runnable(self) -> bool:
-        """Whether it may run once it is due."""
+        """Whether the invocation may run once it is due."""
         idle = self.waits_for is not None and self.waits_until is None
         return self.status in {"queued", "failed"} or (self.status == "waiting" and not idle)
 
 
 def initial_record(entry: Entry, invocation: str) -> Record:
-    """The record after its first entry."""
+    """Make the record from its first entry."""
     body = {name: value for name, value in entry.body.items() if name != "kind"}
     body["due"] = body.get("due") or entry.at
     return Record(id=invocation, caller=entry.actor, submitted_at=entry.at, **body)
@@ -182,9 +182,7 @@ def _stepped(record: Record, entry: Entry) -> dict[str, Any]:
 def _waiting(record: Record, entry: Entry) -> dict[str, Any]:
     signal = entry.body.get("signal")
     until = datetime.fromisoformat(entry.body["due"]) if "due" in entry.body else None
-    signalled = (
-        signal is not None and signal in record.signals
-    )  # it came while the run was on its way to wait
+    signalled = signal is not None and signal in record.signals  # it came before this entry was written
     return {
         "status": "waiting",
         "waits_for": None if signalled else signal,
@@ -214,20 +212,20 @@ def _redriven(_: Record, entry: Entry) -> dict[str, Any]:
 
 
 def _summed_usage(record: Record, entry: Entry) -> Usage | None:
-    given = entry.body.get("usage")
-    if given is None:
+    body = entry.body.get("usage")
+    if body is None:
         return record.usage
-    new, old = Usage(**given), record.usage
+    new, old = Usage(**body), record.usage
     return new if old is None else add_usage(old, new)
 
 
-def add_usage(one: Usage, other: Usage) -> Usage:
-    """The usage of two runs together: sums, and the higher peak."""
+def add_usage(first: Usage, second: Usage) -> Usage:
+    """Add the usage of two runs: sums, and the higher peak."""
     return Usage(
-        run_s=one.run_s + other.run_s,
-        cpu_s=one.cpu_s + other.cpu_s,
-        gpu_s=one.gpu_s + other.gpu_s,
-        peak_memory_bytes=max(one.peak_memory_bytes, other.peak_memory_bytes),
+        run_s=first.run_s + second.run_s,
+        cpu_s=first.cpu_s + second.cpu_s,
+        gpu_s=first.gpu_s + second.gpu_s,
+        peak_memory_bytes=max(first.peak_memory_bytes, second.peak_memory_bytes),
     )
 
 

@@ -1,4 +1,4 @@
-"""Results remembered in the store by code digest and arguments, for functions declared with `cache=True`."""
+"""Cache of results in the store, by code digest and arguments, for functions declared with `cache=True`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from functions.runtime.run.execution import run_to_end
 
 
 def cached_result(function: DeclaredFunction, body: Callable[..., Any], /, **arguments: Any) -> Any:
-    """The result that this code gave for these arguments before, else `body`'s, which is then remembered.
+    """Return the cached result of this code for these arguments; else run `body` and cache its result.
 
-    Raises: InvalidArguments, InvalidResult for what has no JSON form, and what `body` raises.
+    Raises: InvalidArguments, InvalidResult for values without a JSON form, and what `body` raises.
     """
     store = context().store
     key = cache_key(function, arguments)
@@ -30,7 +30,7 @@ def cached_result(function: DeclaredFunction, body: Callable[..., Any], /, **arg
 
 
 def cache_key(function: DeclaredFunction, arguments: dict[str, Any]) -> str:
-    """Where the result for these arguments is kept; other code, other key."""
+    """Compute the key of the result of this code for these arguments."""
     signature = function.signature
     arguments_json = json.dumps(signature.dump(signature.with_defaults(arguments)), sort_keys=True)
     return f"memos/{function.name}/{hashlib.sha256(f'{function.digest}{arguments_json}'.encode()).hexdigest()}.json"

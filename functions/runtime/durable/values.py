@@ -1,4 +1,4 @@
-"""Arguments and results on their way into a journal: small ones by value, large ones by reference."""
+"""Forms of arguments and results in a journal: small ones by value, large ones by reference."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ BY_REFERENCE_ABOVE_BYTES = 1 << 20
 
 
 def put_value(store: ObjectStore, value: Any) -> dict[str, Any]:
-    """The form in which a JSON value stands in an entry; above 1 MiB it is stored under its digest first.
+    """Convert a JSON value to its form in an entry; above 1 MiB it is first stored under its digest.
 
-    A value with NaN or infinity, which JSON does not have, stands as text.
-    Raises: SecretLeaked if a secret of the running function is in it.
+    A value with NaN or infinity, which JSON does not have, is kept as text.
+    Raises: SecretLeaked if the value contains a secret of the running function.
     """
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
     refuse_secrets(text, what="a value")
     data = text.encode()
     if len(data) > BY_REFERENCE_ABOVE_BYTES:
         digest = hashlib.sha256(data).hexdigest()
-        with suppress(AlreadyExists):  # by its name it is the same value
+        with suppress(AlreadyExists):  # the same digest is the same value
             store.create(_key(digest), data)
         return {"sha256": digest, "size_bytes": len(data)}
     return {"json": value} if _finite(value) else {"text": text}
 
 
 def get_value(store: ObjectStore, form: dict[str, Any]) -> Any:
-    """The value that stands in an entry as `form`.
+    """Read the value that an entry holds as `form`.
 
-    Raises: FunctionError if the stored bytes do not give their digest.
+    Raises: FunctionError if the stored bytes do not match their digest.
     """
     if "json" in form:
         return form["json"]

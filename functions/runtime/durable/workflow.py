@@ -1,8 +1,8 @@
-"""Inside a durable run: steps that are recorded before the next begins, and waits that hold no worker.
+"""Workflows: durable runs whose steps are recorded before the next begins, and whose waits hold no worker.
 
-A workflow is a function that calls functions. When it is run again after a crash, its body starts from the top,
-and each step that was recorded answers from the record: only what had not finished runs. So the body between
-steps must be deterministic, and what it wants to happen once it puts into a step.
+A workflow is a function that calls functions. When it runs again after a crash, its body starts from the top, and each
+recorded step returns its recorded result: only unfinished steps run. So the body between steps must be deterministic,
+and an effect that should happen once belongs in a step.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from functions.runtime.run.declared import DeclaredFunction
 
 
 class Suspended(BaseException):
-    """Unwinds a workflow that has to wait; not an Exception, so that no body takes it for an error."""
+    """Raised to unwind a workflow that has to wait; not an Exception, so that bodies do not catch it."""
 
     def __init__(self, *, due: datetime | None = None, signal: str | None = None) -> None:
         super().__init__(due or signal)
@@ -34,7 +34,7 @@ class Suspended(BaseException):
 
 @dataclass
 class Run:
-    """A durable invocation while it runs in this process."""
+    """Attempt of a durable invocation while it runs in this process."""
 
     ledger: Ledger
     followed: FollowedRecord
@@ -45,13 +45,13 @@ class Run:
 
     @property
     def id(self) -> str:
-        """The invocation's id."""
+        """Id of the invocation that runs."""
         return self.followed.record.id
 
     def step(self, name: str, arguments: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
-        """The recorded JSON result of the next step, or that of `compute()`, which is then recorded.
+        """Return the recorded JSON result of the next step; if it is not recorded, run and record `compute()`.
 
-        Raises: StepMismatch if the record has another step there.
+        Raises: StepMismatch if the record has another step at this position.
         """
         with self._lock:
             number, self._cursor = self._cursor, self._cursor + 1
@@ -71,23 +71,23 @@ class Run:
         return result
 
     def append(self, body: Mapping[str, Any]) -> None:
-        """Append an entry of this run. Raises: Cancelled if the run is no longer ours to go on with."""
+        """Append an entry of this attempt. Raises: Cancelled if the record no longer belongs to this worker."""
         with self._lock:
             if not self.followed.append(lambda _: dict(body) if self.is_current else None):
                 raise Cancelled(f"{self.id} is {self.followed.record.status}; this run of it ends")
 
     @property
     def is_current(self) -> bool:
-        """Whether the record still says that this worker runs it."""
+        """Whether the record still belongs to this worker."""
         return self.followed.record.status == "running" and self.followed.record.worker == self.worker
 
     @property
     def position(self) -> int:
-        """How many steps it has asked for so far."""
+        """Number of steps that the body has reached so far."""
         return self._cursor
 
     def child_key(self) -> str:
-        """The key of the next invocation submitted from within this one."""
+        """Make the key of the next invocation that this one submits."""
         with self._lock:
             number, self._children = self._children, self._children + 1
         return f"{self.id}/{number}"
@@ -97,13 +97,13 @@ _current: ContextVar[Run | None] = ContextVar("toque_run", default=None)
 
 
 def current_run() -> Run | None:
-    """The durable invocation that runs here; None outside of one."""
+    """Return the durable run of this context; None outside of one."""
     return _current.get()
 
 
 @contextmanager
 def use_run(run: Run | None) -> Iterator[None]:
-    """Let `current_run()` answer `run` within the block."""
+    """Make `current_run()` return `run` within the block."""
     token = _current.set(run)
     try:
         yield
@@ -118,7 +118,7 @@ def run_step(function: DeclaredFunction, arguments: dict[str, Any]) -> Any:
         return function.start(arguments).result()
 
     def compute() -> Any:
-        with use_run(None):  # what a step calls is part of it, here as in a worker of its own
+        with use_run(None):  # calls inside a step are part of it, not steps of their own
             return function.signature.dump_result(function.start(arguments).result())
 
     result = run.step(function.name, function.signature.dump(arguments), compute)
@@ -126,7 +126,7 @@ def run_step(function: DeclaredFunction, arguments: dict[str, Any]) -> Any:
 
 
 def sleep(seconds: float) -> None:
-    """Let the workflow go on after so many seconds; until then it holds no worker.
+    """Suspend the workflow for so many seconds, in which it holds no worker.
 
     Raises: FunctionError outside a durable run.
     """
@@ -137,15 +137,15 @@ def sleep(seconds: float) -> None:
 
 
 def wait_for(signal: str, *, timeout_s: float | None = None) -> Any:
-    """The JSON value that someone gives with `Ledger.signal`: an approval, say; until then no worker is held.
+    """Wait for a signal, an approval for instance, and return its JSON value; no worker is held meanwhile.
 
-    A signal is given once: waiting for its name again answers the same value.
+    A signal has one value: waiting for its name again returns the same one.
     Raises: TimeoutError after timeout_s; FunctionError outside a durable run.
     """
     run = require_run("wait_for")
     until = None if timeout_s is None else _recorded_deadline(run, timeout_s)
 
-    def given() -> list[Any]:
+    def received() -> list[Any]:
         signals = run.followed.record.signals
         if signal in signals:
             return [signals[signal]]
@@ -153,7 +153,7 @@ def wait_for(signal: str, *, timeout_s: float | None = None) -> Any:
             return []
         raise Suspended(due=until, signal=signal)
 
-    found = run.step("wait_for", {"signal": signal, "timeout_s": timeout_s}, given)
+    found = run.step("wait_for", {"signal": signal, "timeout_s": timeout_s}, received)
     if not found:
         raise TimeoutError(f"{run.id}: nobody gave the signal {signal!r} within {timeout_s} s")
     return found[0]
@@ -165,7 +165,7 @@ def _recorded_deadline(run: Run, seconds: float) -> datetime:
 
 
 def require_run(verb: str) -> Run:
-    """The durable run this is called in. Raises: FunctionError if there is none."""
+    """Return the durable run that calls `verb`. Raises: FunctionError outside of one."""
     run = current_run()
     if run is None:
         raise FunctionError(

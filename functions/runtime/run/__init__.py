@@ -1,1 +1,1 @@
-"""Where a function's body runs: in this process, a forked child, a warm worker, or a task on Ray."""
+"""Runs of functions: in this process, in a forked child, in a warm worker, or as a task on Ray."""

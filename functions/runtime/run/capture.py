@@ -1,7 +1,7 @@
-"""Hears what a process prints and logs while it works for a durable invocation.
+"""Capture of what a process prints and logs while it runs a durable invocation.
 
-Standard output and error are replaced by streams that pass every line on, secrets left out, and keep it; a logging
-handler does the same from level INFO on. What C code or a subprocess writes goes past them, to where it always went.
+Standard output and error are replaced by streams that write every line to the original, secrets masked, and record it; a
+logging handler does so from level INFO on. What C code or a subprocess writes is not captured.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _recorder: Recorder | None = None
 
 @contextmanager
 def captured(function: str, *, secrets: Sequence[str] = ()) -> Iterator[None]:
-    """Keep what this process says within the block, if the context names an invocation and nobody does it yet.
+    """Record output within the block, if the context names an invocation and no recorder is active yet.
 
-    secrets: of a function that has any they are left out of what it prints, be it kept or not; not in a thread
-    beside others, for the streams are the whole process's.
+    secrets: if there are any, they are masked in what the function prints, recorded or not; only in the main
+    thread, since the streams belong to the whole process.
     """
     global _recorder  # noqa: PLW0603  # a process has one standard output
     used = context()
@@ -46,16 +46,16 @@ def captured(function: str, *, secrets: Sequence[str] = ()) -> Iterator[None]:
 
 
 def log_text(text: str) -> None:
-    """Add lines to the log of the invocation this process works for; without one nobody listens."""
+    """Add lines to the log of the invocation that this process runs; without one they are dropped."""
     if _recorder is not None:
         for line in text.splitlines():
             _recorder.line("log", line)
 
 
 def report_progress(done: float, total: float = 1.0, text: str = "") -> None:
-    """Tell how far this durable run is; outside of one nobody listens.
+    """Record how far this durable run is; does nothing outside of one.
 
-    done, total: in any unit, as rows or epochs; with the default total, a fraction. text: what it is about.
+    done, total: in any unit, as rows or epochs; with the default total, a fraction. text: shown beside the bar.
     Raises: ValueError unless 0 <= done <= total.
     """
     if not (total > 0 and 0 <= done <= total):
@@ -91,7 +91,7 @@ def _logging(recorder: Recorder) -> Iterator[None]:
 
 
 class _Handler(logging.Handler):
-    """Keeps log records; echo: where warnings went before."""
+    """Logging handler that records log records. echo: the handler that showed warnings before."""
 
     def __init__(self, recorder: Recorder, *, echo: logging.Handler | None) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class _Handler(logging.Handler):
         self.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep one, and echo it if it is a warning that would have been shown."""
+        """Record a log record, and echo a warning that would have been shown."""
         if self._recorder.busy:
             return
         text = redact(self.format(record))
@@ -111,7 +111,7 @@ class _Handler(logging.Handler):
 
 
 class _Tee(io.TextIOBase):
-    """A stream that passes each whole line on and, with a recorder, keeps it; of a line that overwrites itself, its last state."""
+    """Stream that writes whole lines to the original and to a recorder; of a line with carriage returns the last part."""
 
     def __init__(self, original: TextIO, source: Source, recorder: Recorder | None) -> None:
         self._original = original
@@ -120,12 +120,12 @@ class _Tee(io.TextIOBase):
         self.reset()
 
     def reset(self) -> None:
-        """Forget the line that was begun, and the lock."""
+        """Forget the incomplete line, and replace the lock."""
         self._partial = ""
         self._lock = threading.RLock()
 
     def write(self, text: str) -> int:
-        """Take some text; what is not yet a line waits for its end."""
+        """Take some text; an incomplete line waits for its end."""
         with self._lock:
             *lines, self._partial = (self._partial + text).split("\n")
             for line in lines:
@@ -133,22 +133,22 @@ class _Tee(io.TextIOBase):
         return len(text)
 
     def finish(self) -> None:
-        """Pass on what has no line end."""
+        """Write the incomplete line, if there is one."""
         with self._lock:
             if self._partial:
                 self._emit(self._partial)
             self._partial = ""
 
     def flush(self) -> None:
-        """Flush the stream behind."""
+        """Flush the stream that is captured."""
         self._original.flush()
 
     def writable(self) -> bool:
-        """It is."""
+        """Whether the stream accepts writes; always true, as `io` expects."""
         return True
 
     def fileno(self) -> int:
-        """The descriptor behind, for subprocesses."""
+        """Return the descriptor of the captured stream, for subprocesses."""
         return self._original.fileno()
 
     def __getattr__(self, name: str) -> Any:
@@ -162,7 +162,7 @@ class _Tee(io.TextIOBase):
 
 
 def _reset_in_child() -> None:
-    """In a child that the body forked: locks that another thread held would be held for ever."""
+    """Replace the locks in a child that the body forked: another thread may have held them."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, _Tee):
             stream.reset()

@@ -1,4 +1,4 @@
-"""Runs on Ray: one task a run, its retries and its timeout inside the worker."""
+"""Runs on Ray: one task for each run, with its retries and its timeout inside the worker."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from functions.runtime.run.execution import Outcome
 from functions.runtime.run.forkserver import State
 
 AWAY_FROM_SERVING = {"ray.io/node-group": "!serve"}  # Ray's own label: the name of a node's type
-SEND_S = 0.1  # what a task is on its way to a worker, with room
+SEND_S = 0.1  # longer than Ray takes to send a task to a worker
 
 
 class ClusterRun:
-    """A Ray task that yields an Outcome. timeout_s: after which its own worker kills it."""
+    """Ray task that yields an Outcome. timeout_s: after which its own worker kills it."""
 
     def __init__(self, name: str, ref: Any, *, timeout_s: float | None = None) -> None:
         self._name = name
@@ -33,11 +33,11 @@ class ClusterRun:
         self.ref = ref
 
     def result(self, timeout_s: float | None = None) -> Any:
-        """See `Future.result`."""
+        """Wait for the result; see `Future.result`."""
         return self.outcome(timeout_s).unwrap()
 
     def outcome(self, timeout_s: float | None = None) -> Outcome:
-        """How it ended; that may be Cancelled or WorkerLost. Raises: TimeoutError if it has not."""
+        """Wait for the task's end and return its outcome, Cancelled and WorkerLost included. Raises: TimeoutError."""
         try:
             return Outcome.of(ray.get(self.ref, timeout=timeout_s))
         except GetTimeoutError as error:
@@ -53,16 +53,16 @@ class ClusterRun:
         if isinstance(error, RayTaskError) and isinstance(error.cause, TypeError | PicklingError):
             return InvalidResult(f"{self._name}: the result cannot leave its worker: {error.cause}")
         if self._timeout_s is not None and time.monotonic() - self._started > self._timeout_s + GRACE_S:
-            # What does not listen to its alarm is ended with its process, which can then say nothing.
+            # Code that ignores its alarm is ended with its process, which can then report nothing.
             return TimedOut(f"{self._name} ran past timeout_s={self._timeout_s} and its worker was killed")
         return WorkerLost(f"{self._name}: its worker died, was preempted, or could not start it: {error}")
 
     def done(self) -> bool:
-        """See `Future.done`."""
+        """Whether the task has ended; see `Future.done`."""
         return self.wait(0)
 
     def wait(self, timeout_s: float) -> bool:
-        """Whether it has ended, waiting so long at most; a waiting worker lends its CPU to others."""
+        """Wait at most `timeout_s`; whether the task has ended. A waiting worker releases its CPU."""
         ready, _ = ray.wait([self.ref], timeout=timeout_s)
         return bool(ready)
 
@@ -71,12 +71,12 @@ class ClusterRun:
         ray.cancel(self.ref, force=False)
 
     def kill(self) -> None:
-        """End the task and its worker process at once."""
+        """Kill the task and its worker process."""
         ray.cancel(self.ref, force=True)
 
 
 class ActorWorker:
-    """An actor that has a function's imports done, holds its resources, and runs one job after another."""
+    """Ray actor that has a function's imports done, holds its resources, and runs one job after another."""
 
     def __init__(self, name: str, function: PlacedFunction) -> None:
         self._name = name
@@ -87,7 +87,7 @@ class ActorWorker:
         self._last_run: ClusterRun | None = None
 
     def state(self) -> State:
-        """See `IdleWorker.state`; one that was killed is found out by what became of its last job."""
+        """Return the state, see `IdleWorker.state`; the outcome of the last job shows whether the actor was killed."""
         last = self._last_run or self._ready_run
         if not last.done():
             return "busy" if self._last_run else "starting"
@@ -97,17 +97,17 @@ class ActorWorker:
         return "gone" if self._last_run else "failed"
 
     def run(self, job: Callable[[], Outcome]) -> ClusterRun:
-        """See `IdleWorker.run`."""
+        """Start a job in the actor; see `IdleWorker.run`."""
         self._last_run = _ActorRun(self._name, self._actor.run.remote(job), self._actor)
         return self._last_run
 
     def kill(self) -> None:
-        """See `IdleWorker.kill`."""
+        """Kill the actor, and with it its worker process."""
         ray.kill(self._actor)
 
 
 class _ActorRun(ClusterRun):
-    """A job of an Attendant."""
+    """Job of an ActorWorker; killing the run kills the actor."""
 
     def __init__(self, name: str, ref: Any, actor: Any) -> None:
         super().__init__(name, ref)
@@ -118,7 +118,7 @@ class _ActorRun(ClusterRun):
 
 
 class _WorkerActor:
-    """The actor itself; receiving the function has imported its module."""
+    """Class of the actor; unpickling the function in it imports the function's module."""
 
     def __init__(self, function: object) -> None:
         self._function = function
@@ -136,10 +136,10 @@ def running() -> bool:
 
 
 def wait_until_sent() -> None:
-    """Let tasks that are on their way to a worker arrive, before they are cancelled.
+    """Wait until tasks that are being sent have reached their workers, before they are cancelled.
 
-    Ray 2.60 aborts this process if a task is cancelled in the instant in which it is sent ("Tried to complete task that was
-    not pending"); the arrival of an error is that instant, since its worker is free for the next.
+    Ray 2.60 aborts this process if a task is cancelled while it is sent ("Tried to complete task that was not pending").
+    When an error arrives a task is being sent, since the worker of the failed one is free for the next.
     """
     if running():
         time.sleep(SEND_S)
@@ -152,7 +152,7 @@ def in_job() -> bool:
 
 @contextmanager
 def connected() -> Iterator[None]:
-    """Be connected to the cluster of the job within the block, with the job's files on its workers."""
+    """Connect to the cluster of the job within the block, with the job's files on its workers."""
     ray.init(configure_logging=False)
     try:
         yield
@@ -161,7 +161,7 @@ def connected() -> Iterator[None]:
 
 
 class PlacedFunction(Protocol):
-    """What a function declares of how its runs are placed."""
+    """Options of a declared function that decide where its runs are placed."""
 
     resources: Resources
     retries: Retries
@@ -170,13 +170,13 @@ class PlacedFunction(Protocol):
 
 
 def task_options(function: PlacedFunction) -> dict[str, Any]:
-    """Ray's task options. Ray itself reruns a task whose worker died, unless the timeout may have killed it."""
+    """Build Ray's task options; Ray itself reruns a task whose worker died, unless the timeout may have killed it."""
     max_lost = function.retries.max_lost if function.timeout_s is None else 0
     return _placement(function) | {"max_retries": max_lost}
 
 
 def _placement(function: PlacedFunction) -> dict[str, Any]:
-    """What a run occupies and where: what has a demand keeps away from nodes that serve."""
+    """Build the resource options of a run; functions with a demand stay away from nodes that serve."""
     resources = function.resources
     options: dict[str, Any] = {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus}
     memory = {"memory": resources.memory_bytes} if resources.memory_bytes else {}
@@ -184,13 +184,13 @@ def _placement(function: PlacedFunction) -> dict[str, Any]:
 
 
 def task(name: str, run: Callable[..., Any], options: Mapping[str, Any]) -> Any:
-    """A Ray remote function that shows under the function's name."""
+    """Make a Ray remote function that Ray shows under the function's name."""
     run.__name__ = run.__qualname__ = name
     return ray.remote(**options)(run)
 
 
 def outcomes(runs: Sequence[object]) -> list[Outcome] | None:
-    """The outcomes of runs that are all on the cluster, fetched together; None if they must be asked one by one."""
+    """Fetch the outcomes of runs in one call; None unless all are on the cluster and none was lost."""
     refs = [run.ref for run in runs if isinstance(run, ClusterRun)]
     if len(refs) < len(runs):
         return None

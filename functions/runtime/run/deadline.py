@@ -1,4 +1,4 @@
-"""A deadline inside the process that does the work: no supervisor has to live for it to hold."""
+"""Deadline of a run, enforced inside the process that does the work, so that it needs no supervisor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GRACE_S = 5.0
 
 
 def with_deadline(name: str, body: Callable[..., Any], timeout_s: float | None) -> Callable[..., Any]:
-    """`body`, seen through to its end within its deadline."""
+    """Wrap `body` so that it runs to its end within the deadline."""
     if timeout_s is None:
         return body
 
@@ -30,9 +30,9 @@ def with_deadline(name: str, body: Callable[..., Any], timeout_s: float | None) 
 
 @contextmanager
 def deadline(name: str, timeout_s: float | None) -> Iterator[None]:
-    """Raise TimedOut in the block after `timeout_s`; code that does not listen is killed a little later.
+    """Raise TimedOut in the block after `timeout_s`; code that ignores the signal is killed `GRACE_S` later.
 
-    The alarm interrupts Python code and system calls. A loop in C hears no alarm: faulthandler's watchdog, which
+    The alarm interrupts Python code and system calls. A loop in C does not see it: faulthandler's watchdog, which
     needs no interpreter lock, then ends the process.
     """
     if timeout_s is None or threading.current_thread() is not threading.main_thread():

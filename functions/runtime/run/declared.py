@@ -1,6 +1,6 @@
-"""What running a declared function needs to know of it: the protocol that `Function` fulfils.
+"""Protocol of declared functions that the catalog, the executor and the workers use.
 
-The catalog, the executor and the workers are written against it, so that they do not depend on how functions are declared.
+`functions.runtime.function.Function` fulfils it; the modules that run functions do not import how they are declared.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functions.runtime.signature import Signature
 
 
 class DeclaredFunction(Protocol):
-    """A function as it was declared, and the two ways to run it; see `functions.runtime.function.Function`."""
+    """Declared function: its options, its code's version, and the ways to run it."""
 
     name: str
     doc: str
@@ -35,15 +35,15 @@ class DeclaredFunction(Protocol):
 
     @property
     def digest(self) -> str:
-        """The version of the function's code."""
+        """Version of the function's code, a sha256."""
 
     @property
     def input_schema(self) -> dict[str, Any]:
-        """JSON Schema of the arguments."""
+        """JSON Schema of the arguments object."""
 
     @property
     def output_schema(self) -> dict[str, Any]:
-        """JSON Schema of the result."""
+        """JSON Schema of the result's JSON form."""
 
     def start(self, arguments: dict[str, Any]) -> Future[Any]:
         """Start a run on validated arguments, here or on the cluster."""
@@ -51,15 +51,15 @@ class DeclaredFunction(Protocol):
     def attempt(
         self, arguments: Mapping[str, Any], used: Context | None, *, body: Callable[..., Any] | None = None
     ) -> Outcome:
-        """Run once in this process; `body` stands in for the function's own."""
+        """Run once in this process; `body` replaces the function's own."""
 
     def __hash__(self) -> int: ...
 
     def call_json(self, arguments: Mapping[str, Any]) -> Any:
-        """Run here on a JSON object of arguments; the result in its JSON form."""
+        """Run here on a JSON object of arguments and return the result's JSON form."""
 
     def remote_json(self, arguments: Mapping[str, Any]) -> Future[Any]:
         """Start a run on a JSON object of arguments."""
 
     def submit_json(self, arguments: Mapping[str, Any], *, key: str | None = None) -> Any:
-        """Record a durable invocation; the result is its `Invocation`, a type of the room above this one."""
+        """Record a durable invocation and return its `Invocation`, a type of the room above this one."""

@@ -1,6 +1,6 @@
-"""One piece of work: run a function to its end, with its retries, and tell how it went.
+"""Execution of one run: call a body to its end, with retries, and describe how it ended.
 
-The same code runs in a thread, a child process and a Ray worker; that is why they agree.
+Threads, child processes and Ray workers all run this code, so that they behave alike.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from functions.runtime.secret import contains_secret, redact, use_secrets
 
 
 class RunPolicy(Protocol):
-    """What a function declares of its runs."""
+    """Options of a declared function that its runs depend on."""
 
     name: str
     retries: Retries
@@ -33,9 +33,9 @@ class RunPolicy(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ErrorRecord:
-    """An error as text: the type's name, the message, the traceback, whether it may be tried again.
+    """Text of an error: type name, message and traceback; and whether it may be retried.
 
-    lost: the worker vanished; nothing is known of the work.
+    lost: the worker died; how far the run came is unknown.
     """
 
     type: str
@@ -46,7 +46,7 @@ class ErrorRecord:
 
     @classmethod
     def of(cls, error: BaseException, *, retries: Retries) -> ErrorRecord:
-        """Describe `error`, secrets left out; what the runtime itself refuses is never retried."""
+        """Describe `error`, secrets masked; the runtime's own errors are never retried, timeouts excepted."""
         text = redact("".join(traceback.format_exception(error)))
         retryable = retries.covers(error) and (
             not isinstance(error, FunctionError) or isinstance(error, TimeoutError)
@@ -60,7 +60,7 @@ class ErrorRecord:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a piece of work ended: its value, or its error as text and, if it can travel, as itself."""
+    """Value or error of a run that ended. raised: the pickled error, if it can be pickled."""
 
     value: Any = None
     error: ErrorRecord | None = None
@@ -68,7 +68,7 @@ class Outcome:
     attempts: int = 1
 
     def unwrap(self) -> Any:
-        """The value. Raises: the error that ended the work, else RemoteError that tells of it."""
+        """Return the value of the run. Raises: the error that ended the run, or RemoteError with its text."""
         if self.error is None:
             return self.value
         cause = RemoteError(f"{self.error}\n\n{self.error.traceback}")
@@ -78,17 +78,17 @@ class Outcome:
         raise pickle.loads(self.raised) from cause  # noqa: S301
 
     def compact(self) -> Outcome | tuple[Any, int]:
-        """The form in which a success travels: a plain pair, quicker to pack than an object."""
+        """Convert a success to a plain pair, which pickles faster than the object."""
         return (self.value, self.attempts) if self.error is None else self
 
     @classmethod
     def of(cls, compacted: Outcome | tuple[Any, int]) -> Outcome:
-        """The outcome back from its light form."""
+        """Make the outcome from its compact form."""
         return cls(compacted[0], attempts=compacted[1]) if isinstance(compacted, tuple) else compacted
 
     @classmethod
     def failed(cls, error: BaseException, *, retries: Retries, attempts: int = 1) -> Outcome:
-        """The outcome of work that raised `error`."""
+        """Make the outcome of a run that raised `error`."""
         return cls(error=ErrorRecord.of(error, retries=retries), raised=_pickled(error), attempts=attempts)
 
 
@@ -100,7 +100,7 @@ def attempt(
         try:
             with use_secrets(policy.name, policy.secrets, context().find_secret):
                 return Outcome(run_to_end(body, arguments))
-        except Exception as error:  # noqa: BLE001  # whatever the user's code raises is the outcome
+        except Exception as error:  # noqa: BLE001  # any error of the user's code is the outcome
             failed = Outcome.failed(error, retries=policy.retries)
             log_text(failed.error.traceback if failed.error else "")
             return failed
@@ -109,7 +109,7 @@ def attempt(
 def run_with_retries(
     once: Callable[[], Outcome], *, retries: Retries, pause: Callable[[float], Any] = time.sleep
 ) -> Outcome:
-    """Run `once` until it ends well or `retries` is exhausted; a lost worker counts against `max_lost` only."""
+    """Run `once` until it succeeds or `retries` is exhausted; a lost worker counts against `max_lost` only."""
     attempts, lost = 0, 0
     while True:
         outcome = once()
@@ -126,7 +126,7 @@ def run_with_retries(
 
 
 def run_to_end(body: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    """Call `body` and see it through: await a coroutine, drain a stream into a list."""
+    """Call `body` to its end: await a coroutine, collect a stream into a list."""
     result = body(**arguments)
     if inspect.iscoroutine(result):
         return asyncio.run(result)
@@ -144,9 +144,9 @@ async def _collect(stream: Any) -> list[Any]:
 def _pickled(error: BaseException) -> bytes | None:
     try:
         data = pickle.dumps(error)
-        pickle.loads(data)  # noqa: S301  # our own bytes: an error that pickles may still not unpickle
-    except Exception:  # noqa: BLE001  # any failure means the same: it cannot travel, its text does
+        pickle.loads(data)  # noqa: S301  # our own bytes: some errors pickle but do not unpickle
+    except Exception:  # noqa: BLE001  # whatever fails, the error is sent as text only
         return None
     return (
         None if contains_secret(data.decode(errors="replace")) else data
-    )  # an error with a secret in it stays here
+    )  # an error that contains a secret is never sent

@@ -1,4 +1,4 @@
-"""Many runs at once: bounded in flight, results in order, errors as values on request."""
+"""Fan-out of many runs: a bounded number in flight, results in order, errors as values on request."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def fan_out(
     in_flight: int | None,
     return_errors: bool,
 ) -> list[Any]:
-    """Start a run for each of `arguments`, at most `in_flight` at a time, and collect in order.
+    """Start a run for each of `arguments`, at most `in_flight` at a time, and collect the results in order.
 
-    Raises: the first error in order, after cancelling what still runs, unless `return_errors`.
+    Raises: the first error in order, after cancelling the runs in flight, unless `return_errors`.
     """
     limit = in_flight or (CLUSTER_IN_FLIGHT if cluster.running() else LOCAL_IN_FLIGHT)
     started: list[Future[Any]] = []
@@ -54,5 +54,5 @@ def _value(read: Callable[[], Any], *, return_errors: bool) -> Any:
         return read()
     try:
         return read()
-    except Exception as error:  # noqa: BLE001  # asked for as a value
+    except Exception as error:  # noqa: BLE001  # the caller wants errors as values
         return error

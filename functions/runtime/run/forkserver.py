@@ -1,8 +1,8 @@
-"""Child processes for local runs: quick to start, and killable with all they started.
+"""Fork server of local child processes: quick to start, and killed with all that they started.
 
-Forking a process that has threads (Ray, torch) is not safe, and a fresh interpreter takes most of a second to
-import. So one clean interpreter, the nursery, imports the runtime once and forks a child for each job. It ends
-when its parent does, and so does each child.
+Forking a process that has threads (Ray, torch) is not safe, and a fresh interpreter takes most of a second to import.
+So one clean interpreter, the fork server, imports the runtime once and forks a child for each job. Fork server and
+children end when their parent does.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from functions.runtime.reference import pack, unpack
 from functions.runtime.run.execution import Outcome
 
 START_PATIENCE_S = 60.0
-State = Literal["starting", "ready", "busy", "gone", "failed"]  # failed: before it was ever ready
+State = Literal["starting", "ready", "busy", "gone", "failed"]  # failed: died before it was ready
 Job = Callable[[], Outcome]
-PREIMPORTED = "functions."  # modules that are known to start no thread when imported, and so may be imported before a fork
+PREIMPORTED = "functions."  # modules that start no thread when imported, and so may be imported before a fork
 
 
 class Child:
-    """A child process that leads a process group of its own and does one job.
+    """Child process that leads a process group of its own and runs one job.
 
-    name: for messages; module: where the function is declared; if it is the platform's, it is imported once
-    for all children; ready: a module that the child imports at once, before it has a job.
+    name: for messages; module: that declares the function; one of the platform's is imported once for all children;
+    ready: a module that the child imports at once, before it has a job.
     """
 
     def __init__(self, name: str, *, retries: Retries, module: str = "", ready: str = "") -> None:
@@ -57,13 +57,13 @@ class Child:
         self._connection.send(setup)
 
     def run(self, job: Job) -> Child:
-        """Send it its job."""
-        with suppress(BrokenPipeError, ConnectionResetError):  # it has died: the outcome will tell
+        """Send the child its job."""
+        with suppress(BrokenPipeError, ConnectionResetError):  # it has died, as the outcome will say
             self._connection.send_bytes(pack(job))
         return self
 
     def state(self) -> State:
-        """What it is at, before it has a job."""
+        """Return the state of a child that has no job yet."""
         if self._state in {"starting", "ready"} and self._connection.poll():
             try:
                 self._state = self._connection.recv()
@@ -72,7 +72,7 @@ class Child:
         return self._state
 
     def outcome(self, timeout_s: float | None = None) -> Outcome:
-        """How it ended; past `timeout_s` it is killed first."""
+        """Wait for the job's outcome; after `timeout_s` the child is killed."""
         try:
             if not self._connection.poll(timeout_s):
                 timed_out = TimedOut(f"{self._name} ran past timeout_s={timeout_s} and was killed")
@@ -88,11 +88,11 @@ class Child:
             self._connection.close()
 
     def wait(self, timeout_s: float) -> bool:
-        """Whether its outcome is there to read, or it has died, waiting so long at most."""
+        """Wait at most `timeout_s`; whether the outcome can be read or the child has died."""
         return self._connection.closed or self._connection.poll(timeout_s)
 
     def kill(self) -> None:
-        """End the process and its group, at once."""
+        """Kill the child process and its process group."""
         try:
             os.killpg(self._pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -100,11 +100,11 @@ class Child:
 
 
 class _ForkServer:
-    """The parent's side: starts the clean interpreter and asks it for children."""
+    """Parent's side of the fork server: starts the clean interpreter and connects to its children."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="toque-")
-        self._address = str(Path(self._folder.name) / "nursery")
+        self._address = str(Path(self._folder.name) / "forkserver")
         self._key = secrets.token_bytes(32)
         self._process = subprocess.Popen(  # noqa: S603  # our own interpreter
             [
@@ -120,18 +120,18 @@ class _ForkServer:
         atexit.register(self.close)
         ready = self._exchange_key()
         if ready != b"ready\n":
-            raise WorkerLost(f"the nursery of local processes did not start; it said {ready!r}")
+            raise WorkerLost(f"the fork server of local processes did not start; it wrote {ready!r}")
 
     def connect(self) -> Connection:
-        """A connection to a fresh child."""
+        """Connect to a newly forked child."""
         return Client(self._address, "AF_UNIX", authkey=self._key)
 
     def alive(self) -> bool:
-        """Whether the interpreter still runs."""
+        """Whether the fork server's interpreter still runs."""
         return self._process.poll() is None
 
     def close(self) -> None:
-        """End it; it ends by itself when its standard input closes."""
+        """End the fork server by closing its standard input."""
         if self._process.stdin:
             self._process.stdin.close()
         self._process.wait()
@@ -141,7 +141,7 @@ class _ForkServer:
 
     def _exchange_key(self) -> bytes:
         if self._process.stdin is None or self._process.stdout is None:
-            raise WorkerLost("the nursery of local processes has no pipes")
+            raise WorkerLost("the fork server of local processes has no pipes")
         self._process.stdin.write(self._key.hex().encode() + b"\n")
         self._process.stdin.flush()
         return self._process.stdout.readline()
@@ -182,8 +182,8 @@ def serve() -> None:
 
 
 def _preimport(connection: Connection) -> None:
-    """Import what the job will need, once for all children to come."""
-    with suppress(EOFError, ConnectionError, ImportError):  # the child will meet it, and tell
+    """Import the module of the job, once for all later children."""
+    with suppress(EOFError, ConnectionError, ImportError):  # the child meets the error again, and reports it
         module = connection.recv() if connection.poll(START_PATIENCE_S) else ""
         if module:
             importlib.import_module(module)
@@ -199,7 +199,7 @@ def _serve_job(connection: Connection) -> None:
     os.environ.clear()
     os.environ.update(setup["environment"])
     if setup["ready"]:
-        with suppress(ImportError):  # the job will meet it, and tell
+        with suppress(ImportError):  # the job meets the error again, and reports it
             importlib.import_module(setup["ready"])
         connection.send("ready")
     try:
@@ -216,11 +216,11 @@ def _serve_job(connection: Connection) -> None:
 def _run(job: bytes) -> bytes:
     try:
         result = unpack(job)()  # our own parent's bytes
-    except Exception as error:  # noqa: BLE001  # a job that cannot be read
+    except Exception as error:  # noqa: BLE001  # also of a job that cannot be unpickled
         return pack(Outcome.failed(error, retries=Retries(max_attempts=1)))
     try:
         return pack(result)
-    except Exception as error:  # noqa: BLE001  # whatever the user's object raises, it cannot travel
+    except Exception as error:  # noqa: BLE001  # any error of the user's object while it is pickled
         invalid = InvalidResult(f"the result cannot leave the process that made it: {error}")
         return pack(Outcome.failed(invalid, retries=Retries(max_attempts=1)))
 

@@ -1,4 +1,4 @@
-"""Runs without a cluster: a thread, or a child process where the work must be killable at its timeout."""
+"""Runs without a cluster: a thread, or a child process if the run must be killed at its timeout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from functions.runtime.run.forkserver import Child, Job
 
 
 class LocalRun:
-    """A job in a thread of its own; with `timeout_s` each attempt is a child process that is killed at it."""
+    """Run in a thread of its own; with `timeout_s` each attempt is a child process that is killed after it."""
 
     def __init__(
         self, name: str, job: Job, *, retries: Retries, timeout_s: float | None, module: str = ""
@@ -33,7 +33,7 @@ class LocalRun:
         self._thread.start()
 
     def result(self, timeout_s: float | None = None) -> Any:
-        """See `Future.result`."""
+        """Wait for the result; see `Future.result`."""
         self._thread.join(timeout_s)
         if self._thread.is_alive():
             raise TimeoutError(f"{self._name} has not ended after {timeout_s} s of waiting; it goes on")
@@ -42,7 +42,7 @@ class LocalRun:
         return self._outcome.unwrap()
 
     def done(self) -> bool:
-        """See `Future.done`."""
+        """Whether the run has ended; see `Future.done`."""
         return not self._thread.is_alive()
 
     def cancel(self) -> None:
@@ -70,6 +70,6 @@ class LocalRun:
             return self._job()
         try:
             self._child = Child(self._name, retries=self._retries, module=self._module)
-        except Exception as error:  # noqa: BLE001  # arguments that cannot travel, a nursery that cannot start
+        except Exception as error:  # noqa: BLE001  # arguments that cannot be pickled, a fork server that cannot start
             return Outcome.failed(error, retries=ONCE)
         return self._child.run(self._job).outcome(self._timeout_s)

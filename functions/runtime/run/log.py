@@ -1,8 +1,8 @@
-"""What a durable invocation said while it ran: lines in the store, in segments, written as it goes on.
+"""Logs of durable invocations: lines in the store, written in segments while the run goes on.
 
-Lines are gathered for half a second, or 64 KiB, and written as one object. Its name begins with the time of its
-first line, so that the segments of every process that worked on an invocation sort into one account. A process
-that is killed loses what it said since its last segment. A run that says nothing writes nothing.
+Lines are collected for half a second, or 64 KiB, and written as one object. Its name begins with the time of writing,
+so that the segments of every process that worked on an invocation sort into one log. A killed process loses
+the lines since its last segment. A run without output writes nothing.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from registry.times import utc_now
 FLUSH_S = 0.5
 SEGMENT_BYTES = 64 << 10
 LINE_CHARACTERS = 8 << 10
-PENDING_BYTES = 4 << 20  # held while the store does not answer; beyond it lines are left out, and counted
-TOTAL_BYTES = 64 << 20  # of one process; the same
+PENDING_BYTES = 4 << 20  # held while the store is unavailable; further lines are dropped, and counted
+TOTAL_BYTES = 64 << 20  # of one process; further lines are dropped as well
 CLOSE_S = 5.0
 OVERLAP_MS = 10_000
 
@@ -35,7 +35,7 @@ Source = Literal["stdout", "stderr", "log"]
 
 
 class Line(BaseModel, frozen=True):
-    """A line that a run of `function` printed or logged."""
+    """Line that a run of `function` printed or logged."""
 
     at: datetime
     function: str
@@ -44,14 +44,14 @@ class Line(BaseModel, frozen=True):
 
 
 class Segment(BaseModel, frozen=True):
-    """Some lines in order. name: sorts by time; reading goes on after it."""
+    """Lines that one process wrote together, in order. name: sorts by time; reading continues after it."""
 
     name: str
     lines: list[Line]
 
 
 class Progress(BaseModel, frozen=True):
-    """How far a run is: `done` of `total`, in what unit it likes, and a word about it."""
+    """Progress of a run: `done` of `total`, in any unit, and a text about it."""
 
     done: float
     total: float
@@ -60,7 +60,7 @@ class Progress(BaseModel, frozen=True):
 
 
 class Recorder:
-    """Writes what one process says for an invocation; a thread of its own does it from the first word on."""
+    """Writer of one process's lines and progress for an invocation, in a thread that starts with the first line."""
 
     def __init__(self, store: ObjectStore, invocation: str, function: str) -> None:
         self._store = store
@@ -72,7 +72,7 @@ class Recorder:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew in a forked process: what was pending is its parent's to write, and so are the locks it held."""
+        """Start empty in a forked process: pending lines and held locks are its parent's."""
         self._writer = uuid.uuid4().hex[:8]
         self._pending: deque[bytes] = deque()
         self._pending_bytes = self._dropped = self._segments = 0
@@ -82,23 +82,23 @@ class Recorder:
         self._thread: threading.Thread | None = None
 
     def line(self, source: Source, text: str) -> None:
-        """Keep a line; secrets are left out of it, and what is past 8,192 characters is cut off."""
+        """Record a line, secrets masked; characters past 8,192 are cut off."""
         shown = redact(text)
         if len(shown) > LINE_CHARACTERS:
             shown = f"{shown[:LINE_CHARACTERS]}… ({len(shown) - LINE_CHARACTERS} more characters)"
         kept = Line(at=utc_now(), function=self._function, source=source, text=shown)
         full = self._add(kept.model_dump_json().encode())
         if full and not self.busy:
-            self._flush()  # whoever talks that much waits for the store
+            self._flush()  # a run that writes this much waits for the store
 
     def progress(self, done: float, total: float, text: str) -> None:
-        """Keep how far the run is; of several within half a second only the last is written."""
+        """Record how far the run is; of several calls within half a second only the last is written."""
         with self._lock:
             self._progress = Progress(done=done, total=total, text=redact(text), at=utc_now())
         self._ensure_thread()
 
     def close(self) -> None:
-        """Write what is left, for five seconds at most if the store does not answer."""
+        """Write what is pending, trying for five seconds at most if the store is unavailable."""
         self._closed.set()
         if self._thread is None:
             return
@@ -109,8 +109,8 @@ class Recorder:
 
     @property
     def busy(self) -> bool:
-        """Whether this thread is writing: what the store itself logs meanwhile is not to be kept."""
-        return _writes.here
+        """Whether this thread is writing: what the store itself logs meanwhile is not recorded."""
+        return _writer_mark.active
 
     def _add(self, line: bytes) -> bool:
         with self._lock:
@@ -135,8 +135,8 @@ class Recorder:
             self._flush()
 
     def _flush(self) -> bool:
-        """Write everything pending; whether the store took it."""
-        with self._writing, _writes:
+        """Write everything pending; returns whether the store was available."""
+        with self._writing, _writer_mark:
             try:
                 self._write_progress()
                 while lines := self._next_batch():
@@ -164,7 +164,7 @@ class Recorder:
         return line.model_dump_json().encode()
 
     def _write(self, lines: list[bytes]) -> None:
-        """Put a segment, and only then forget its lines."""
+        """Put a segment into the store, and only then forget its lines."""
         self._newest_ms = max(self._newest_ms, int(time.time() * 1000))
         name = f"{self._newest_ms:013d}-{self._writer}-{self._segments:06d}"
         self._store.put(f"{_folder(self._invocation)}{name}.jsonl", b"\n".join(lines))
@@ -184,25 +184,25 @@ class Recorder:
                 self._progress = None if self._progress is progress else self._progress
 
 
-class _Writes(threading.local):
-    """Marks the thread that writes."""
+class _WriterMark(threading.local):
+    """Thread-local mark of the thread that writes."""
 
-    here = False
+    active = False
 
     def __enter__(self) -> None:
-        self.here = True
+        self.active = True
 
     def __exit__(self, *_: object) -> None:
-        self.here = False
+        self.active = False
 
 
-_writes = _Writes()
+_writer_mark = _WriterMark()
 
 
 def read_log(store: ObjectStore, invocation: str, *, after: str = "") -> Iterator[Segment]:
-    """What an invocation has said so far, by time: one listing, and one read a segment.
+    """Read the log of an invocation so far, by time: one listing, and one read for each segment.
 
-    after: name of a segment; only later ones. A segment of another process may still appear a moment before it.
+    after: name of a segment; only later ones are read. A segment of another process may still appear a moment before.
     """
     folder = _folder(invocation)
     for key in store.list(folder, after=f"{folder}{after}.jsonl" if after else ""):
@@ -213,9 +213,9 @@ def read_log(store: ObjectStore, invocation: str, *, after: str = "") -> Iterato
 
 
 class Tail:
-    """Follows a log, giving each line once.
+    """Follower of a log, which yields each line once.
 
-    read: the segments after the one named, as many as it likes, none if there are no more.
+    read: returns some segments after the named one, or an empty list at the end.
     """
 
     def __init__(self, read: Callable[[str], list[Segment]]) -> None:
@@ -224,9 +224,9 @@ class Tail:
         self._newest_ms = 0
 
     def new_lines(self) -> Iterator[Line]:
-        """The lines that were not there the last time.
+        """Yield the lines added since the last call.
 
-        Reading begins a little before the newest segment: another process may name its own by an earlier moment.
+        Reading starts a little before the newest segment: another process may have named its own by an earlier moment.
         """
         after = f"{max(0, self._newest_ms - OVERLAP_MS):013d}"
         while segments := self._read(after):
@@ -239,15 +239,15 @@ class Tail:
 
 
 def find_progress(store: ObjectStore, invocation: str) -> Progress | None:
-    """How far an invocation said it is; None if it has not."""
-    with suppress(Unavailable):  # a bar that stands still for a moment is no error
+    """Find the last progress that an invocation reported; None if it has not."""
+    with suppress(Unavailable):  # a progress bar that stops for a moment is not an error
         data = store.find(progress_key(invocation))
         return Progress.model_validate_json(data) if data else None
     return None
 
 
 def progress_key(invocation: str) -> str:
-    """Where an invocation says how far it is."""
+    """Return the key of an invocation's progress."""
     return f"invocations/{invocation}/progress.json"
 
 

@@ -1,4 +1,4 @@
-"""Stepping back: how a process that trains leaves its machine to what serves there."""
+"""Low CPU priority for processes that train, so that serving on the same machine keeps its latency."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ __all__ = ["lower_priority"]
 
 ENABLED = Path("/proc/sys/kernel/sched_autogroup_enabled")
 AUTOGROUP = Path("/proc/self/autogroup")
-RETRY_FOR_S, RETRY_EVERY_S = 30.0, 0.1  # Linux takes one such word in a tenth of a second, whosever
+RETRY_FOR_S, RETRY_EVERY_S = (
+    30.0,
+    0.1,
+)  # Linux accepts one such write in a tenth of a second, from all processes together
 _logger = logging.getLogger(__name__)
 
 
 @cache
 def lower_priority() -> None:
-    """Let this process, and those that it starts, come after what else wants the CPU; once.
+    """Lower the CPU priority of this process and of those that it starts; later calls do nothing.
 
-    Where Linux shares CPUs among sessions first (autogroups), niceness counts within a session only. A worker of Ray is in
-    the session of those that serve: it would use up their share, and their niceness 0 would not get it back from other
-    sessions. So it goes into a session of its own, which is as nice. A session's leader stays where it is; so does who may
-    not go, which is told in the log and no error.
+    Where Linux shares CPUs among sessions first (autogroups), niceness counts within a session only. A worker of Ray shares
+    the session of the serving processes and would use up their share. So the process moves to a session of its own and gives
+    that its niceness. A session's leader stays; so does a process that may not move, which is logged as a warning.
     """
     niceness = os.nice(NICENESS)
     if os.getsid(0) == os.getpid() or not autogroups_enabled():
@@ -46,15 +48,15 @@ def autogroups_enabled() -> bool:
 
 
 def _leave_session() -> None:
-    """Found a session. Raises: OSError if that is not allowed."""
+    """Move this process to a new session. Raises: OSError if that is not allowed."""
     leads_group = os.getpgrp() == os.getpid()
-    if leads_group:  # such a one has to leave it first, and leads it again a moment later
+    if leads_group:  # the leader of a group has to leave it first, and leads one again a moment later
         os.setpgid(0, os.getpgid(os.getppid()))
     os.setsid()
 
 
 def _renice_session(niceness: int) -> None:
-    """Give the autogroup of this process its niceness. Raises: OSError if the kernel does not take it."""
+    """Set the niceness of this process's autogroup. Raises: OSError if the kernel refuses it."""
     deadline = time.monotonic() + RETRY_FOR_S
     while True:
         try:

@@ -1,9 +1,9 @@
-"""Workers kept waiting with a function's imports done, for functions declared with `warm=n`, and on Ray those of experiments.
+"""Pool of idle workers with a function's imports done, for `warm=n` functions and, on Ray, for experiments.
 
-They belong to an executor and attend to durable runs. Locally a warm worker is a child process that serves one run
-and is then replaced; on Ray it is an actor that serves one run after another and holds the function's resources. An
-experiment's is kept as long as others of its function wait: Ray takes a second of CPU, or several, to begin a process, at the
-niceness of whatever serves beside it.
+The pool belongs to an executor, and its workers run durable invocations. Locally a warm worker is a child process that runs one
+attempt and is then replaced; on Ray it is an actor that runs one after another and holds the function's resources. The worker
+of an experiment is kept while other runs of its function wait: Ray takes seconds of CPU to start a process, at the
+priority of the serving processes beside it.
 """
 
 from __future__ import annotations
@@ -21,79 +21,83 @@ from functions.runtime.run.execution import Outcome
 from functions.runtime.run.forkserver import Child, Job, State
 
 AFTER_FAILURE_S = 30.0
-IDLE_S = 5.0  # what waits may be kept from its turn by a quota, and this worker holds resources
+IDLE_S = 5.0  # a waiting run may be blocked by a quota for long, and this worker holds resources
 _logger = logging.getLogger(__name__)
 
 
 class Worker(Protocol):
-    """A process that attends to an invocation."""
+    """Process that runs an attempt of an invocation."""
 
     def wait(self, timeout_s: float) -> bool:
-        """Whether it has ended, waiting so long at most."""
+        """Wait at most `timeout_s`; whether the process has ended."""
         ...
 
     def outcome(self) -> Outcome:
-        """What it returned: an Attended, or an error if it died."""
+        """Return the outcome: an AttemptResult, or an error if the process died."""
         ...
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill the process at once."""
         ...
 
 
 class IdleWorker(Protocol):
-    """A process that waits for a job."""
+    """Process that waits for a job, its imports done."""
 
     def state(self) -> State:
-        """What it is at."""
+        """Return the state of the process."""
         ...
 
     def run(self, job: Job) -> Worker:
-        """Start the job in it."""
+        """Start a job in the process."""
         ...
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill the process at once."""
         ...
 
 
 @dataclass
 class WorkerPool:
-    """The warm workers of one executor."""
+    """Idle workers of one executor, by function."""
 
     _idle: dict[str, list[IdleWorker]] = field(default_factory=dict)
     _not_before: dict[str, float] = field(default_factory=dict)
-    _ready_since: dict[IdleWorker, float] = field(default_factory=dict)  # those beyond what `warm` asks for
+    _ready_since: dict[IdleWorker, float] = field(default_factory=dict)  # of the workers beyond `warm`
 
     def replenish(self, functions: Iterable[DeclaredFunction]) -> None:
-        """See that for each function that wants warm workers as many are waiting, or on their way."""
+        """Start workers until each function has as many idle or starting ones as its `warm`."""
         for function in functions:
             if function.warm:
                 self._refill(function)
 
     def acquire(self, function: DeclaredFunction) -> IdleWorker | None:
-        """A worker of the function that is ready, to be given a job at once; None if there is none."""
+        """Take a ready worker of the function, to be given a job at once; None if there is no such worker."""
         found = next((each for each in self._idle_of(function) if each.state() == "ready"), None)
         if found is not None:
             self._ready_since.pop(found, None)
         return found
 
     def start_worker(self, function: DeclaredFunction) -> IdleWorker:
-        """One more worker of the function, to be given a job at once. Raises: FunctionError."""
+        """Start one more worker of the function, to be given a job at once. Raises: FunctionError."""
         started = _start(function)
         self._idle_of(function).append(started)
         return started
 
-    def evict_idle(self, functions: Iterable[DeclaredFunction], *, wanted: Container[str]) -> None:
-        """End what `start_worker` began and has no job, unless runs of its function wait that may come to it in a moment.
+    def evict_idle(self, functions: Iterable[DeclaredFunction], *, waiting: Container[str]) -> None:
+        """Kill idle workers beyond `warm`; while runs of their function wait, only after `IDLE_S`.
 
-        wanted: references of the functions of which runs wait.
+        wanted: references of the functions that have waiting runs.
         """
         for function in functions:
             idle = self._idle.get(_key(function), [])
             spare = [each for each in idle if each.state() in {"ready", "gone", "failed"}][function.warm :]
             for each in spare:
-                if function.reference not in wanted or self._idle_s(each) > IDLE_S or each.state() != "ready":
+                if (
+                    function.reference not in waiting
+                    or self._idle_s(each) > IDLE_S
+                    or each.state() != "ready"
+                ):
                     each.kill()
                     idle.remove(each)
                     self._ready_since.pop(each, None)
@@ -103,11 +107,11 @@ class WorkerPool:
         return now - self._ready_since.setdefault(idle, now)
 
     def ready_count(self, function: DeclaredFunction) -> int:
-        """How many are waiting for work, imports done."""
+        """Count the ready workers of a function."""
         return sum(each.state() == "ready" for each in self._idle_of(function))
 
     def close(self) -> None:
-        """End them all."""
+        """Kill all idle workers of the pool."""
         for idle in self._idle.values():
             for each in idle:
                 each.kill()
@@ -136,7 +140,7 @@ class WorkerPool:
 
 
 class _WarmChild:
-    """A child process that has imported the function's module; good for one job."""
+    """Child process that has imported the function's module, for one job."""
 
     def __init__(self, function: DeclaredFunction) -> None:
         module = function.reference.partition(":")[0]

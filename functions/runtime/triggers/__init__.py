@@ -1,1 +1,1 @@
-"""What starts a function without a caller: schedules, published events, and waiting workflows."""
+"""Triggers that start functions without a caller: schedules, published events, and waiting workflows."""

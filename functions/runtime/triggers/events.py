@@ -1,8 +1,8 @@
-"""Events: topics that remember what was published, and functions that run on it.
+"""Events published to topics, and their delivery to the functions that subscribe.
 
-A topic is a journal. A subscription is a function's `OnEvent` and how far it has come. Delivery is at least once
-with an invocation key of subscription and event number, and so the function runs once an event. Each event
-carries the functions that led to it, and a function is not run by what it caused itself.
+A topic is a journal. A subscription is a function's `OnEvent` and a cursor. Delivery is at least once, and the
+invocation's key is made of subscription and event number, so the function runs once for each event. Each event carries
+the functions that led to it, and a function does not run on events that it caused itself.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ REFUSED = "events-refused"
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """A function and the events it runs on. name: its cursor is `subscriptions/{name}.json`."""
+    """Subscription of a function to a topic. name: its cursor is `subscriptions/{name}.json`."""
 
     name: str
     function: DeclaredFunction
@@ -47,7 +47,7 @@ def add(subscription: Subscription) -> None:
 
 
 def declared() -> list[Subscription]:
-    """The subscriptions of all declared functions and those that were added."""
+    """List the subscriptions of all declared functions and those that were added."""
     found = [
         Subscription(function.name if not number else f"{function.name}-{number + 1}", function, on)
         for function in catalog.all_functions()
@@ -61,9 +61,9 @@ def publish(
 ) -> int:
     """Append an event to a topic and return its number.
 
-    payload: a JSON object. key: published again under one of the topic's last 1,024 keys, an event is not
-    appended again; the number is then that of the first. used: by default the present context.
-    Raises: SecretLeaked if a secret of the running function is in it.
+    payload: a JSON object. key: an event with one of the topic's last 1,024 keys is not appended again; the number is
+    then the first event's. used: by default the present context.
+    Raises: SecretLeaked if the payload contains a secret of the running function.
     """
     at = used or context()
     refuse_secrets(json.dumps(payload), what=f"an event of {topic}")
@@ -74,11 +74,10 @@ def publish(
 
 
 def run_events(used: Context) -> int:
-    """Submit what the subscriptions want of events not yet delivered; returns how many invocations that made.
+    """Deliver new events to their subscriptions and waiting workflows; returns how many invocations were submitted.
 
-    Workflows that wait for one of the events are woken too. Costs one read, and one a topic, when there is nothing
-    new. A subscription seen for the first time begins with the
-    next event, or with the first if it says `from_start`.
+    Costs one read, and one for each topic, if there are no new events. A new subscription begins with the next event, or
+    with the first if it has `from_start`.
     """
     topics: dict[str, list[Subscription]] = {}
     for each in declared():
@@ -91,7 +90,7 @@ def run_events(used: Context) -> int:
 
 
 class _TopicReader:
-    """One topic, followed by this process for all its subscriptions."""
+    """Reader of one topic in this process, for all its subscriptions."""
 
     def __init__(self, used: Context, topic: str) -> None:
         self._used = used
@@ -100,7 +99,7 @@ class _TopicReader:
         self._cursors: dict[str, int] = {}
 
     def deliver(self, subscriptions: list[Subscription]) -> int:
-        """Bring every subscription up to the topic's end."""
+        """Deliver all events up to the topic's end to every subscription; returns how many were submitted."""
         for each in subscriptions:
             if each.name not in self._cursors:
                 self._cursors[each.name] = self._initial_cursor(each)
@@ -129,7 +128,7 @@ class _TopicReader:
         self._cursors[subscription.name] = number
 
     def _deliver_one(self, subscription: Subscription, entry: Entry) -> bool:
-        """Submit the subscription's function for an event, if it is for it; whether that was done."""
+        """Submit the subscription's function for an event that matches; returns whether it was submitted."""
         on, payload = subscription.on, entry.body["payload"]
         if entry.number < self._cursors[subscription.name] or not on.matches(payload):
             return False
@@ -142,9 +141,9 @@ class _TopicReader:
 
     def _submit(self, subscription: Subscription, entry: Entry, payload: dict[str, Any]) -> str | None:
         on, function = subscription.on, subscription.function
-        given = {on.payload_as: payload} if on.payload_as else payload
+        from_payload = {on.payload_as: payload} if on.payload_as else payload
         try:
-            arguments = function.signature.load(dict(on.arguments) | given)
+            arguments = function.signature.load(dict(on.arguments) | from_payload)
             key = f"event {subscription.name} {self._topic} {entry.number}"
             ledger_of(self._used).submit(
                 function, arguments, key=key, origin=Origin(chain=tuple(entry.body["chain"]))
@@ -174,7 +173,7 @@ def _topic_reader(used: Context, topic: str) -> _TopicReader:
 
 
 def refusals(used: Context) -> list[dict[str, Any]]:
-    """Events that were not delivered, to whom and why: loops, and payloads that do not fit the signature."""
+    """List the events that were not delivered, with subscription and reason: a loop, or a payload that does not fit."""
     return [entry.body for entry in Journal(used.store, REFUSED, actor=used.actor).entries()]
 
 

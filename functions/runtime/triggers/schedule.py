@@ -1,8 +1,8 @@
-"""Schedules: functions that run by the clock, fired by whoever ticks, once a tick.
+"""Schedules of functions that run by the clock, each tick once, fired by any number of tickers.
 
-A schedule's state is a journal of its own. A tick fires by one append to it, so of any number of tickers one
-wins; the invocation's key is made of schedule and tick, so that a ticker that dies between claiming and
-submitting is made good by the next, and nothing runs twice.
+A schedule's state is a journal of its own. A tick fires by one append to it, so one ticker of several wins; the
+invocation's key is made of schedule and tick, so if a ticker dies between claiming and submitting, the next one
+submits, and nothing runs twice.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """A function and when it runs. name: also the journal's, `schedules/{name}`."""
+    """Schedule on which a function runs. name: its journal is `schedules/{name}`."""
 
     name: str
     function: DeclaredFunction
@@ -43,7 +43,7 @@ class Schedule:
 
 
 class ScheduleState(BaseModel, frozen=True):
-    """How far a schedule is: the last tick that was handled, and the last one that fired."""
+    """State of a schedule: the last tick that was handled, and the last one that fired."""
 
     last: datetime | None = None
     fired: datetime | None = None
@@ -52,10 +52,10 @@ class ScheduleState(BaseModel, frozen=True):
 
 
 class ScheduleStatus(BaseModel, frozen=True):
-    """A schedule as an observer sees it.
+    """Status of a schedule for display.
 
-    last_tick: the last tick handled, be it fired or skipped; invocation: of the last that fired; next_tick: the
-    first after now.
+    last_tick: the last one handled, fired or skipped; invocation: of the last tick that fired; next_tick: the first
+    after now.
     """
 
     name: str
@@ -70,7 +70,7 @@ class ScheduleStatus(BaseModel, frozen=True):
 
 
 class Fired(BaseModel, frozen=True):
-    """A tick that was handled; skipped says why it did not fire."""
+    """Tick of a schedule that was handled. skipped: why it did not fire."""
 
     schedule: str
     tick: datetime
@@ -80,7 +80,7 @@ class Fired(BaseModel, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """What is to be done with a tick that is due."""
+    """Action to take for a tick that is due."""
 
     at: datetime
     action: Literal["fire", "skip"]
@@ -96,7 +96,7 @@ def add(schedule: Schedule) -> None:
 
 
 def declared() -> list[Schedule]:
-    """The schedules of all declared functions and those that were added."""
+    """List the schedules of all declared functions and those that were added."""
     found = [
         Schedule(function.name if not number else f"{function.name}-{number + 1}", function, cron)
         for function in catalog.all_functions()
@@ -108,29 +108,29 @@ def declared() -> list[Schedule]:
 def run_due(
     used: Context, *, now: datetime | None = None, schedules: Iterable[Schedule] | None = None
 ) -> list[Fired]:
-    """Fire every tick that is due in the store of `used`; without any, no request is made.
+    """Fire every tick that is due in the store of `used`; makes no request if none is due.
 
-    now: by default the clock's; schedules: by default the declared ones. A schedule that is seen for the first
-    time begins now: no tick before that is made up.
+    now: by default the clock's; schedules: by default the declared ones. A new schedule begins now, without
+    earlier ticks.
     """
     at = aware(now or used.clock())
     fired: list[Fired] = []
     for schedule in declared() if schedules is None else schedules:
         try:
             fired += _runner(used, schedule).fire(at)
-        except FunctionError:  # its own arguments do not fit, say: the others must still fire
+        except FunctionError:  # for instance its arguments do not fit: the others must still fire
             _logger.exception("schedule %s cannot fire", schedule.name)
     return fired
 
 
 def status(used: Context, *, schedules: Iterable[Schedule] | None = None) -> list[ScheduleStatus]:
-    """How every schedule stands, read anew."""
+    """Read the status of every schedule from the store."""
     now = used.clock()
     return [_runner(used, each).status(now) for each in (declared() if schedules is None else schedules)]
 
 
 def plan(cron: Cron, *, name: str, last: datetime, now: datetime) -> Tick | None:
-    """The next thing to do for a schedule that has handled everything up to `last`; None if nothing is due."""
+    """Decide the next action of a schedule that has handled all ticks up to `last`; None if nothing is due."""
     due = now - timedelta(seconds=_jitter_s(cron, name, tick_before(cron, now + _MOMENT)))
     latest = tick_before(cron, due + _MOMENT)
     if latest <= last:
@@ -143,7 +143,7 @@ def plan(cron: Cron, *, name: str, last: datetime, now: datetime) -> Tick | None
 
 
 def tick_after(cron: Cron, moment: datetime) -> datetime:
-    """The first tick after a moment."""
+    """Compute the first tick after a moment."""
     ticks = _iterator(cron, moment)
     found: datetime = ticks.get_next(datetime)
     while _repeated(cron, found):
@@ -152,7 +152,7 @@ def tick_after(cron: Cron, moment: datetime) -> datetime:
 
 
 def tick_before(cron: Cron, moment: datetime) -> datetime:
-    """The last tick before a moment."""
+    """Compute the last tick before a moment."""
     ticks = _iterator(cron, moment)
     found: datetime = ticks.get_prev(datetime)
     while _repeated(cron, found):
@@ -161,7 +161,7 @@ def tick_before(cron: Cron, moment: datetime) -> datetime:
 
 
 class _ScheduleRunner:
-    """One schedule, followed by this process."""
+    """Runner of one schedule in this process."""
 
     def __init__(self, used: Context, schedule: Schedule) -> None:
         self._used = used
@@ -177,10 +177,10 @@ class _ScheduleRunner:
         self._submitted: datetime | None = None
 
     def fire(self, now: datetime) -> list[Fired]:
-        """Handle every due tick."""
+        """Fire or skip every tick that is due."""
         fired: list[Fired] = []
-        while (one := self._fire_next(now)) is not None:
-            fired.append(one)
+        while (handled := self._fire_next(now)) is not None:
+            fired.append(handled)
         return fired
 
     def _fire_next(self, now: datetime) -> Fired | None:
@@ -196,7 +196,7 @@ class _ScheduleRunner:
         return claimed
 
     def status(self, now: datetime) -> ScheduleStatus:
-        """How it stands."""
+        """Read the status of the schedule."""
         state, cron = self._fold.refresh(), self._schedule.cron
         ledger = ledger_of(self._used)
         return ScheduleStatus(
@@ -217,7 +217,7 @@ class _ScheduleRunner:
         return plan(self._schedule.cron, name=self._schedule.name, last=state.last, now=now)
 
     def _claim(self, now: datetime) -> Fired | None:
-        """Append what is to be done with the next tick, unless another ticker has."""
+        """Append the decision on the next tick, unless another ticker has."""
         self._fold.refresh()
         busy = self._busy()
         if busy and self._schedule.cron.overlap == "queue":
@@ -233,7 +233,7 @@ class _ScheduleRunner:
 
         def decide(state: ScheduleState) -> dict[str, Any] | None:
             tick = self._plan(state, now)
-            # Another ticker has fired since: whether that run is over, or was even submitted, is to be seen first.
+            # Another ticker has fired since: first check whether that run is submitted and has ended.
             if tick is None or state.invocation != last_invocation:
                 return None
             body = {"tick": tick.at.isoformat()}
@@ -254,13 +254,13 @@ class _ScheduleRunner:
         return not ledger_of(self._used).read(invocation).ended
 
     def _ensure_submitted(self) -> None:
-        """See to it that the last fired tick is submitted, whoever claimed it."""
+        """Submit the last fired tick, unless it is known to be submitted; any ticker may have claimed it."""
         tick = self._fold.state.fired
         if tick is None or tick == self._submitted:
             return
         function, cron = self._schedule.function, self._schedule.cron
-        given = {cron.tick_as: tick.isoformat()} if cron.tick_as else {}
-        arguments = function.signature.load(dict(cron.arguments) | given)
+        from_tick = {cron.tick_as: tick.isoformat()} if cron.tick_as else {}
+        arguments = function.signature.load(dict(cron.arguments) | from_tick)
         ledger_of(self._used).submit(function, arguments, key=self._key(tick))
         self._submitted = tick
 
@@ -297,7 +297,7 @@ def _iterator(cron: Cron, moment: datetime) -> Any:
 
 
 def _repeated(cron: Cron, tick: datetime) -> bool:
-    """Whether a tick at a fixed hour is the second of that hour, on the day the clocks go back: once is meant."""
+    """Whether a tick at a fixed hour is the repeated one, on the day the clocks go back."""
     hours = cron.expression.split()[1]
     local = tick.astimezone(UTC).astimezone(
         zoneinfo.ZoneInfo(cron.timezone)

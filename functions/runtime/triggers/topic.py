@@ -1,4 +1,4 @@
-"""A topic: a journal of events, and the keys under which the latest were published."""
+"""Topics of events: a journal each, and the keys of the latest events."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ KEYS_KEPT = 1024
 
 
 def topic_of(used: Context, topic: str) -> Fold[dict[str, int]]:
-    """The topic called `topic`; its state is event number by key."""
+    """Open the topic called `topic`; its state maps the latest keys to event numbers."""
     journal = Journal(used.store, f"events/{topic}", actor=used.actor)
     return Fold(journal, {}, _keys, encode=dict, decode=dict)
 
@@ -26,7 +26,7 @@ def _keys(keys: dict[str, int], entry: Entry) -> dict[str, int]:
 
 
 def first_since(fold: Fold[dict[str, int]], at: datetime) -> int:
-    """The number of the first event published at or after `at`; the next one's if there is none. A few reads."""
+    """Find the number of the first event published at or after `at`, or the next event's, by a few reads."""
     fold.refresh()
     low, high = 0, fold.next
     while low < high:

@@ -1,7 +1,7 @@
-"""Workflows that wait for an event: who waits for what, and waking them when it comes.
+"""Workflows that wait for an event: a journal of the waiters, and waking them when the event comes.
 
-Waiting is a note in one journal; the workflow itself is suspended and holds no worker. Whoever delivers events gives
-the workflow the first that matches, as a signal. It may be given twice, and is then the same.
+A waiting workflow is suspended and holds no worker. Each process that delivers events sends the workflow the first one that
+matches, as a signal. Two processes may send it, which gives the same value.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ Waiters = dict[str, dict[str, Any]]
 def wait_for_event(
     topic: str, *, where: Mapping[str, Any] | None = None, timeout_s: float | None = None
 ) -> dict[str, Any]:
-    """The payload of the first event of `topic` published since this workflow was submitted; no worker is held.
+    """Wait for the first event of `topic` since this workflow was submitted, and return its payload; no worker is held.
 
     where: payload fields that must be equal to these values.
     Raises: TimeoutError after timeout_s; FunctionError outside a durable run.
     """
     run, used = require_run("wait_for_event"), context()
-    wanted = {"topic": topic, "where": dict(OnEvent(topic, where=where or {}).where)}
+    condition = {"topic": topic, "where": dict(OnEvent(topic, where=where or {}).where)}
     name = f"{run.id}/{run.position}"
 
-    def begin() -> int:
+    def first_event() -> int:
         return first_since(topic_of(used, topic), run.followed.record.submitted_at)
 
-    first = run.step("event_since", wanted, begin)
+    first = run.step("event_since", condition, first_event)
     signal = f"event {run.position} {topic}"
     if signal not in run.followed.record.signals:
-        body = {"wait": name, "invocation": run.id, "signal": signal, "since": first} | wanted
+        body = {"wait": name, "invocation": run.id, "signal": signal, "since": first} | condition
         _waiters(used).transact(lambda waiting: None if name in waiting else body)
     found: dict[str, Any] = wait_for(signal, timeout_s=timeout_s)
     return found
 
 
 def wake_waiters(used: Context) -> int:
-    """Give every workflow the event it waits for, if it has come; returns how many. One read if nobody waits."""
+    """Send waiting workflows the events that have come; returns how many were woken. One read if no workflow waits."""
     key = (used.store_url, used.actor)
     if key not in _wakers:
         _wakers[key] = _Waker(used)
@@ -60,11 +60,11 @@ def wake_waiters(used: Context) -> int:
 
 @dataclass
 class _Waker:
-    """How far the present process has read the topics that someone waits on."""
+    """Reader of the topics that workflows wait on, in this process."""
 
     used: Context
     _fold: Fold[Waiters] = field(init=False)
-    _next: dict[str, int] = field(default_factory=dict)  # waiter -> the event to look at next
+    _next: dict[str, int] = field(default_factory=dict)  # waiter -> number of the event to read next
     _checked_at: float = 0.0
 
     def __post_init__(self) -> None:
@@ -79,7 +79,7 @@ class _Waker:
         return sum(self._read(topic, waiting) for topic in topics)
 
     def _read(self, topic: str, waiting: Waiters) -> int:
-        """Look at what is new in a topic for all who wait on it."""
+        """Read the new events of a topic for all its waiters; returns how many were woken."""
         waiters = {name: each for name, each in waiting.items() if each["topic"] == topic}
         positions = {name: self._next.get(name, int(each["since"])) for name, each in waiters.items()}
         woken: set[str] = set()
@@ -94,7 +94,7 @@ class _Waker:
         return len(woken)
 
     def _forget_ended(self, waiting: Waiters) -> None:
-        """What was cancelled, or waited too long, waits no more."""
+        """Remove waiters whose workflow has ended or no longer waits for the signal."""
         for name, each in list(waiting.items()):
             record = ledger_of(self.used).read(each["invocation"])
             if record.status in ENDED or (record.status == "waiting" and record.waits_for != each["signal"]):

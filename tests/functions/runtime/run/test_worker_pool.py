@@ -80,17 +80,17 @@ def test_a_timeout_holds_in_a_warm_worker(used: Context, functions: Any, soon: C
 def test_one_that_cannot_start_is_not_started_over_and_over(
     functions: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun = []
+    started = []
 
     class Failing:
         def state(self) -> str:
             return "failed"
 
-    monkeypatch.setattr(worker_pool, "_start", lambda function: begun.append(function) or Failing())
+    monkeypatch.setattr(worker_pool, "_start", lambda function: started.append(function) or Failing())
     pool = worker_pool.WorkerPool()
     for _ in range(5):
         pool.replenish([functions.warm_slow])
-    assert begun == [functions.warm_slow]
+    assert started == [functions.warm_slow]
 
 
 class Idle:
@@ -113,16 +113,16 @@ def test_who_was_hired_is_kept_while_a_run_waits_but_not_for_long(
     pool, cold = worker_pool.WorkerPool(), functions.cold
     first = pool.start_worker(cold)
     for _ in range(3):
-        pool.evict_idle([cold], wanted={cold.reference})
+        pool.evict_idle([cold], waiting={cold.reference})
     assert pool.acquire(cold) is first
-    pool.evict_idle([cold], wanted=set())
+    pool.evict_idle([cold], waiting=set())
     assert first.killed
     assert pool.acquire(cold) is None
 
     second = pool.start_worker(cold)
-    pool.evict_idle([cold], wanted={cold.reference})
+    pool.evict_idle([cold], waiting={cold.reference})
     monkeypatch.setattr(worker_pool, "IDLE_S", 0.0)
-    pool.evict_idle([cold], wanted={cold.reference})
+    pool.evict_idle([cold], waiting={cold.reference})
     assert second.killed
 
 
@@ -134,7 +134,7 @@ def test_those_that_a_function_keeps_warm_are_not_dismissed(
     pool.replenish([functions.warm_two])
     pool.start_worker(functions.warm_two)
     assert pool.ready_count(functions.warm_two) == 3
-    pool.evict_idle([functions.warm_two], wanted=set())
+    pool.evict_idle([functions.warm_two], waiting=set())
     assert pool.ready_count(functions.warm_two) == 2
 
 
@@ -142,7 +142,7 @@ def test_who_died_is_forgotten(functions: Any, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(worker_pool, "_start", lambda _: Idle())
     pool = worker_pool.WorkerPool()
     pool.start_worker(functions.cold).kill()
-    pool.evict_idle([functions.cold], wanted={functions.cold.reference})
+    pool.evict_idle([functions.cold], waiting={functions.cold.reference})
     assert pool._idle_of(functions.cold) == []
 
 
