@@ -1,7 +1,7 @@
-"""The registry by MLflow's protocol, so that an unmodified `mlflow` client logs, registers and loads here.
+"""MLflow's REST protocol on the registry, so that an unmodified `mlflow` client logs, registers and loads models.
 
-A Serve application under `/api`, or plain ASGI: `build_app`. It knows the registry; it must not know features,
-functions or the other applications' insides.
+`application` is a Serve application under `/api`, `build_app` plain ASGI. The package knows the registry; it must not
+know features, functions or the internals of the other applications.
 """
 
 from ray_apps.mlflow.app import build_app

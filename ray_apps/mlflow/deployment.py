@@ -1,4 +1,4 @@
-"""MLflow's protocol on Ray Serve, under `/api`, so that its clients' tracking address is the platform's own."""
+"""Deploys MLflow's protocol on Ray Serve under `/api`, so that clients' tracking address is the platform's own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_ONGOING_REQUESTS = 256
 
 
 def application(options: dict[str, Any] | None = None) -> Application:
-    """The Serve application, also for `serve deploy`; its route prefix must be `/api`.
+    """Build the Serve application, also for `serve deploy`; its route prefix must be `/api`.
 
     options: passed to the deployment's `options`, such as num_replicas.
     """
@@ -23,7 +23,7 @@ def application(options: dict[str, Any] | None = None) -> Application:
     chosen: dict[str, Any] = {
         "name": "mlflow",
         "max_ongoing_requests": MAX_ONGOING_REQUESTS,
-        "ray_actor_options": {"num_cpus": 0},  # it waits more than it computes
+        "ray_actor_options": {"num_cpus": 0},  # the application waits more than it computes
     } | (options or {})
     deployment: Any = serve.deployment(serve.ingress(build)(), **chosen)
     found: Application = deployment.bind()
@@ -31,7 +31,7 @@ def application(options: dict[str, Any] | None = None) -> Application:
 
 
 def build() -> FastAPI:
-    """The application in a replica, on the store that its environment names."""
+    """Build the application in a replica, on the store that the process's environment names."""
     from functions.runtime.context import context_of  # late: only a replica needs them
     from ray_apps.mlflow.app import build_app
 

@@ -1,4 +1,4 @@
-"""Errors in MLflow's own shape: `{"error_code": …, "message": …}`.
+"""Maps errors to MLflow's own shape, `{"error_code": …, "message": …}`.
 
 Source: https://mlflow.org/docs/latest/rest-api.html and mlflow/exceptions.py.
 """
@@ -18,7 +18,7 @@ from registry import Conflict, errors
 
 _logger = logging.getLogger(__name__)
 
-# Damage is no server error to MLflow's client here: it would try again for minutes what cannot get better.
+# DATA_LOSS is not 5xx: MLflow's client would retry for minutes what cannot get better.
 _STATUS = {
     "INVALID_PARAMETER_VALUE": 400,
     "RESOURCE_ALREADY_EXISTS": 400,
@@ -47,8 +47,8 @@ _CODES: tuple[tuple[type[Exception], str], ...] = (
 )
 
 
-class Refusal(Exception):  # noqa: N818 - it is one, whether or not anyone erred
-    """An answer that is an error. code: one of MLflow's names."""
+class Refusal(Exception):  # noqa: N818 - an answer to the client, not a failure of ours
+    """An error response to the client. code: one of MLflow's error codes."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -56,12 +56,12 @@ class Refusal(Exception):  # noqa: N818 - it is one, whether or not anyone erred
 
 
 def unsupported(what: str, instead: str) -> Refusal:
-    """The refusal of something MLflow has and this platform has not."""
+    """Make the refusal of a call that MLflow has and this platform does not support."""
     return Refusal("NOT_IMPLEMENTED", f"{what} is not supported by Toque's registry; {instead}")
 
 
 def install(app: FastAPI) -> None:
-    """Make the application answer every error in MLflow's shape."""
+    """Install exception handlers that answer every error in MLflow's shape."""
     app.add_exception_handler(Refusal, _on_refusal)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(RequestValidationError, _on_invalid)
@@ -85,7 +85,7 @@ def _on_known(_: Request, error: Exception) -> Response:
 
 
 def _on_http(request: Request, error: Exception) -> Response:
-    """No such route, not with this method, or a body that cannot be read."""
+    """Answer for a route or method that does not exist, or a body that cannot be read."""
     assert isinstance(error, HTTPException)  # noqa: S101 - what it is registered for
     if error.status_code in {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED}:
         message = f"{request.method} {request.url.path} is not an endpoint of Toque's registry"
@@ -96,8 +96,8 @@ def _on_http(request: Request, error: Exception) -> Response:
 def _on_invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - what it is registered for
     problems: list[dict[str, Any]] = list(error.errors())
-    places = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in problems]
-    return _answer("INVALID_PARAMETER_VALUE", "; ".join(places))
+    messages = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in problems]
+    return _answer("INVALID_PARAMETER_VALUE", "; ".join(messages))
 
 
 def _on_unknown(request: Request, error: Exception) -> Response:

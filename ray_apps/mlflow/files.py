@@ -1,4 +1,4 @@
-"""Files behind MLflow's addresses: of a run `runs/{id}/{path}`, of a version `models/{name}/{number}/{path}`."""
+"""Resolves MLflow's artifact addresses to files of runs (`runs/{id}/{path}`) and versions (`models/{name}/{number}/{path}`)."""
 
 from __future__ import annotations
 
@@ -15,31 +15,35 @@ _RUN_PARTS, _VERSION_PARTS = 2, 3
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """What an address names: the files of a run or of a version, and a path among them ("": all)."""
+class ArtifactLocation:
+    """Target of an artifact address: a run or a version, and a path among its files ("": all)."""
 
     owner: RunRecord | ModelVersion
     path: str
 
     @property
     def files(self) -> Mapping[str, Blob]:
-        """Every file of the owner, by path."""
+        """All files of the run or version, by path."""
         return self.owner.artifacts if isinstance(self.owner, RunRecord) else self.owner.files
 
     def fetch(self, registry: Registry, to: Path) -> Path:
-        """Write the file that is named below the folder `to`, its digest checked.
+        """Download the file at this location below the folder `to`, and check its digest.
 
         Raises: NotFound; Damaged; Refused for code that was not accepted.
         """
         if isinstance(self.owner, RunRecord):
             return registry.fetch_artifact(self.owner, self.path, to / "file")
         folder = registry.download(
-            self.owner.model, self.owner.version, to, paths=[self.path], allow_code=accepted(self.owner.tags)
+            self.owner.model,
+            self.owner.version,
+            to,
+            paths=[self.path],
+            allow_code=accepted_code(self.owner.tags),
         )
         return folder / self.path
 
     def fetch_all(self, registry: Registry, to: Path) -> None:
-        """Write every file below the path that is named to the folder `to`. Raises: NotFound; Damaged; Refused."""
+        """Download every file below this location to the folder `to`. Raises: NotFound; Damaged; Refused."""
         below = f"{self.path}/" if self.path else ""
         inside = [path for path in self.files if path.startswith(below)]
         if not inside:
@@ -51,53 +55,55 @@ class Place:
             if isinstance(self.owner, RunRecord):
                 registry.fetch_artifact(self.owner, path, target)
         if isinstance(self.owner, ModelVersion):
-            allowed = accepted(self.owner.tags)
+            allowed = accepted_code(self.owner.tags)
             registry.download(self.owner.model, self.owner.version, to, paths=inside, allow_code=allowed)
 
 
-def place(registry: Registry, address: str) -> Place:
-    """What an address names, as in `runs/{id}/model/MLmodel`.
+def locate(registry: Registry, address: str) -> ArtifactLocation:
+    """Resolve an artifact address such as `runs/{id}/model/MLmodel`.
 
-    Raises: NotFound; InvalidInput for what is no address here.
+    Raises: NotFound; InvalidInput if it is not an address of a run's or version's files.
     """
     parts = PurePosixPath(address.strip("/")).parts
     if any(part in {"..", "."} for part in parts):
         raise InvalidInput(f"path {address!r} leaves its folder")
     if len(parts) >= _RUN_PARTS and parts[0] == "runs":
-        return Place(registry.get_record(parts[1]), "/".join(parts[_RUN_PARTS:]))
+        return ArtifactLocation(registry.get_record(parts[1]), "/".join(parts[_RUN_PARTS:]))
     if len(parts) >= _VERSION_PARTS and parts[0] == "models" and parts[2].isdecimal():
-        return Place(registry.get_version(parts[1], int(parts[2])), "/".join(parts[_VERSION_PARTS:]))
+        return ArtifactLocation(
+            registry.get_version(parts[1], int(parts[2])), "/".join(parts[_VERSION_PARTS:])
+        )
     raise InvalidInput(f"path {address!r} is neither runs/ID/… nor models/NAME/NUMBER/…")
 
 
-def source(registry: Registry, uri: str) -> Place:
-    """What the source of a new version names: files that are at this server.
+def locate_source(registry: Registry, uri: str) -> ArtifactLocation:
+    """Resolve the source of a new version: files that were logged to this server.
 
-    Raises: InvalidInput for a place that is not, whose files nobody could vouch for; NotFound.
+    Raises: InvalidInput for a source elsewhere, whose files have no verified digest; NotFound.
     """
     scheme, _, rest = uri.partition(":")
     path = rest.lstrip("/")
     if uri.startswith((_SCHEME, "runs:")):
-        return place(registry, path if scheme != "runs" else f"runs/{path}")
+        return locate(registry, path if scheme != "runs" else f"runs/{path}")
     if scheme == "models" and path.startswith("m-"):
         model_id, _, below = path.partition("/")
-        return place(registry, f"runs/{model_id.removeprefix('m-')}/{below}")
+        return locate(registry, f"runs/{model_id.removeprefix('m-')}/{below}")
     if scheme == "models":
-        return place(registry, f"models/{path}")
+        return locate(registry, f"models/{path}")
     raise InvalidInput(
         f"source {uri!r}: a version's files must be logged to this server first; register 'runs:/ID/PATH' or 'models:/ID'"
     )
 
 
-def accepted(tags: Mapping[str, str]) -> list[str]:
-    """Files that can execute code and were accepted by name, in a version's tag."""
+def accepted_code(tags: Mapping[str, str]) -> list[str]:
+    """Parse the tag that accepts, by name, files of a version that can execute code."""
     return [name.strip() for name in tags.get(ALLOW_CODE, "").split(",") if name.strip()]
 
 
-def listing(files: Mapping[str, Blob], folder: str, *, relative: bool = False) -> list[Json]:
-    """The files and folders directly in `folder`.
+def list_folder(files: Mapping[str, Blob], folder: str, *, relative: bool = False) -> list[Json]:
+    """List the files and folders directly in `folder`.
 
-    relative: paths from the folder on, as the artifact proxy gives them; else from the root.
+    relative: paths begin at the folder, as in the artifact proxy; else at the root.
     """
     below = f"{folder.strip('/')}/" if folder.strip("/") else ""
     found: dict[str, Json] = {}

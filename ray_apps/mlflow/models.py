@@ -1,6 +1,6 @@
-"""Registered models and their aliases by MLflow's protocol.
+"""Routes of registered models and their aliases by MLflow's protocol.
 
-The registry's rules hold at this door as at any other: a guarded alias takes approved versions only.
+The registry's rules apply here as in every other API: a guarded alias takes approved versions only.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pydantic import Field
 
 from ray_apps.mlflow import wire
 from ray_apps.mlflow.errors import unsupported
-from ray_apps.mlflow.search import holds, ordered, page
-from ray_apps.mlflow.services import Reader, Writer
+from ray_apps.mlflow.search import page, parse_filter, sort_by
+from ray_apps.mlflow.services import OperatorRegistry, ViewerRegistry
 from ray_apps.mlflow.wire import Body, Json, Tag
 from registry import InvalidInput, NotFound
 
@@ -28,43 +28,43 @@ _ATTRIBUTES = {
 }
 
 
-class Which(Body):
-    """A model."""
+class ModelName(Body):
+    """Body that names a registered model."""
 
     name: str = Field(min_length=1)
 
 
-class Create(Which):
-    """A new model."""
+class CreateModel(ModelName):
+    """A registered model to create, with its tags."""
 
     description: str = ""
     tags: Sequence[Tag] = ()
 
 
-class Update(Which):
-    """A new description."""
+class DescribeModel(ModelName):
+    """Body that gives a model a new description."""
 
     description: str = ""
 
 
-class TagOf(Which, Tag):
-    """A tag of a model."""
+class ModelTag(ModelName, Tag):
+    """Body that names a tag of a model."""
 
 
-class Alias(Which):
-    """An alias of a model."""
+class ModelAlias(ModelName):
+    """Body that names an alias of a model."""
 
     alias: str
 
 
-class Pointing(Alias):
-    """Where an alias shall point."""
+class AliasTarget(ModelAlias):
+    """Body that names an alias and its version."""
 
     version: str
 
 
-class Search(Body):
-    """A search over models or versions."""
+class ModelSearch(Body):
+    """Filter, order and page of a search for models or versions."""
 
     filter: str = ""
     max_results: int = 1000
@@ -72,72 +72,74 @@ class Search(Body):
     page_token: str = ""
 
 
-Asked = Annotated[Search, Query()]
+SearchQuery = Annotated[ModelSearch, Query()]
 
 
 @router.post("/create")
-def create(body: Create, registry: Writer) -> Json:
-    """Create a model."""
+def create(body: CreateModel, registry: OperatorRegistry) -> Json:
+    """Create a registered model without versions."""
     state = registry.create_model(body.name, description=body.description, tags=wire.pairs(body.tags))
     return {"registered_model": wire.model(state)}
 
 
 @router.get("/get")
-def get(name: str, registry: Reader) -> Json:
-    """One model."""
+def get(name: str, registry: ViewerRegistry) -> Json:
+    """Get one registered model by name."""
     return {"registered_model": wire.model(registry.get_model(name))}
 
 
 @router.get("/search")
-def search(asked: Asked, registry: Reader) -> Json:
-    """Models that a filter holds for."""
-    is_it = holds(asked.filter, _ATTRIBUTES)
-    seen = [state for state in map(registry.get_model, registry.list_models()) if is_it(state)]
+def search(query: SearchQuery, registry: ViewerRegistry) -> Json:
+    """Search for models that match a filter."""
+    matches = parse_filter(query.filter, _ATTRIBUTES)
+    matching = [state for state in map(registry.get_model, registry.list_models()) if matches(state)]
     found, more = page(
-        ordered(seen, asked.order_by or ["name"], _ATTRIBUTES), size=asked.max_results, token=asked.page_token
+        sort_by(matching, query.order_by or ["name"], _ATTRIBUTES),
+        size=query.max_results,
+        token=query.page_token,
     )
     return {"registered_models": [wire.model(state) for state in found], **more}
 
 
 @router.patch("/update")
-def update(body: Update, registry: Writer) -> Json:
-    """Describe a model anew."""
+def update(body: DescribeModel, registry: OperatorRegistry) -> Json:
+    """Replace the description of a model."""
     return {
         "registered_model": wire.model(registry.set_model_tags(body.name, {}, description=body.description))
     }
 
 
 @router.post("/set-tag")
-def set_tag(body: TagOf, registry: Writer) -> Json:
-    """Add or replace a tag."""
+def set_tag(body: ModelTag, registry: OperatorRegistry) -> Json:
+    """Add or replace a tag of a model."""
     registry.set_model_tags(body.name, {wire.check_tag(body.key): body.value})
     return {}
 
 
 @router.delete("/delete-tag")
-def delete_tag(body: TagOf, registry: Writer) -> Json:
-    """Take a tag away."""
+def delete_tag(body: ModelTag, registry: OperatorRegistry) -> Json:
+    """Remove a tag from a model."""
     registry.set_model_tags(body.name, {wire.check_tag(body.key): None})
     return {}
 
 
 @router.post("/alias")
-def set_alias(body: Pointing, registry: Writer) -> Json:
+def set_alias(body: AliasTarget, registry: OperatorRegistry) -> Json:
     """Point an alias to a version, if the model's policy allows it."""
-    registry.set_alias(body.name, body.alias, number_of(body.version), reason="by MLflow's protocol")
+    registry.set_alias(body.name, body.alias, version_number(body.version), reason="by MLflow's protocol")
     return {}
 
 
 @router.delete("/alias")
-def delete_alias(body: Alias, registry: Writer) -> Json:
-    """Take an alias away."""
+def delete_alias(body: ModelAlias, registry: OperatorRegistry) -> Json:
+    """Remove an alias from a model."""
     registry.delete_alias(body.name, body.alias, reason="by MLflow's protocol")
     return {}
 
 
 @router.get("/alias")
-def get_by_alias(name: str, alias: str, registry: Reader) -> Json:
-    """The version behind an alias."""
+def get_by_alias(name: str, alias: str, registry: ViewerRegistry) -> Json:
+    """Get the version that an alias points to."""
     found = registry.find_version(name, alias)
     if found is None:
         raise NotFound(
@@ -147,31 +149,31 @@ def get_by_alias(name: str, alias: str, registry: Reader) -> Json:
 
 
 @router.post("/get-latest-versions")
-def latest(body: Which, registry: Reader) -> Json:
-    """The newest version; there are no stages."""
+def latest(body: ModelName, registry: ViewerRegistry) -> Json:
+    """Get the newest version of a model, as there are no stages."""
     return {"model_versions": wire.model(registry.get_model(body.name))["latest_versions"]}
 
 
 @router.get("/get-latest-versions")
-def latest_by_query(name: str, registry: Reader) -> Json:
-    """The same, asked in the address."""
-    return latest(Which(name=name), registry)
+def latest_by_query(name: str, registry: ViewerRegistry) -> Json:
+    """Get the newest version of the model in the query string."""
+    return latest(ModelName(name=name), registry)
 
 
 @router.post("/rename")
-def rename(body: Which, _: Writer) -> Json:
-    """Refused: a name is what history and lineage go by."""
+def rename(body: ModelName, _: OperatorRegistry) -> Json:
+    """Refuse to rename a model, as history and lineage refer to its name."""
     raise unsupported(f"renaming model {body.name!r}", "create a model of the other name")
 
 
 @router.delete("/delete")
-def delete(body: Which, _: Writer) -> Json:
-    """Refused: its history is kept."""
+def delete(body: ModelName, _: OperatorRegistry) -> Json:
+    """Refuse to delete a model, as its history is kept."""
     raise unsupported(f"deleting model {body.name!r}", "its history is kept; delete its versions")
 
 
-def number_of(text: str) -> int:
-    """A version's number. Raises: InvalidInput."""
+def version_number(text: str) -> int:
+    """Parse the number of a version. Raises: InvalidInput."""
     if not text.isascii() or not text.isdecimal():
         raise InvalidInput(f"version={text!r} is not a number")
     return int(text)

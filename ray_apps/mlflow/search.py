@@ -1,4 +1,4 @@
-"""Searching what is not a run: experiments, models and versions by MLflow's filters, and pages of anything."""
+"""Filters, orders and pages of MLflow's searches for experiments, models and versions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from registry.runs.search import Predicate, parse_where
 
 T = TypeVar("T")
 Attributes = Mapping[str, Callable[[Any], Any]]
-_IS_PROMPT = "mlflow.prompt.is_prompt"  # clients ask for what is no prompt; nothing here is one
+_IS_PROMPT = (
+    "mlflow.prompt.is_prompt"  # clients search for models that are not prompts; there are no prompts here
+)
 NUMBERS = {
     "version_number",
     "creation_time",
@@ -24,7 +26,7 @@ NUMBERS = {
 
 @dataclass(frozen=True, slots=True)
 class _Attribute:
-    """A column of MLflow's: an attribute, or a tag."""
+    """Column of a filter or order: an attribute, or a tag."""
 
     kind: str
     name: str
@@ -32,17 +34,17 @@ class _Attribute:
 
     @property
     def is_number(self) -> bool:
-        """Whether it compares as a number."""
+        """Whether values of the column compare as numbers."""
         return self.kind == "attributes" and self.name in NUMBERS
 
 
-def holds(where: str, attributes: Attributes) -> Predicate:
-    """The predicate that a filter says over things with these attributes, and `tags`. Raises: InvalidInput."""
+def parse_filter(where: str, attributes: Attributes) -> Predicate:
+    """Parse a filter to a predicate over items with these attributes and `tags`. Raises: InvalidInput."""
     return parse_where(where, lambda name: _column(name, attributes))
 
 
-def ordered(items: list[T], order_by: Sequence[str], attributes: Attributes) -> list[T]:
-    """Items in the order that `name DESC, …` says. Raises: InvalidInput for what is no attribute."""
+def sort_by(items: list[T], order_by: Sequence[str], attributes: Attributes) -> list[T]:
+    """Sort items by columns such as `name DESC`. Raises: InvalidInput for an unknown attribute."""
     for text in reversed(order_by):
         name, _, direction = text.strip().rpartition(" ")
         if direction.upper() not in {"ASC", "DESC"}:
@@ -53,7 +55,7 @@ def ordered(items: list[T], order_by: Sequence[str], attributes: Attributes) -> 
 
 
 def page(items: Sequence[T], *, size: int, token: str) -> tuple[Sequence[T], Json]:
-    """A page of `items` and, if there are more, the token of the next. Raises: InvalidInput."""
+    """Cut a page of `items`; returns it and, if more follow, the token of the next page. Raises: InvalidInput."""
     if size < 1:
         raise InvalidInput(f"max_results={size} is below 1")
     if token and not token.isdecimal():

@@ -1,4 +1,4 @@
-"""Who asks, and the registry in that person's name."""
+"""Authenticates callers of MLflow's protocol, and gives routes the registry in the caller's name."""
 
 from __future__ import annotations
 
@@ -21,24 +21,23 @@ _LOGS_KEPT = 4096
 bearer = HTTPBearer(auto_error=False, description="MLFLOW_TRACKING_TOKEN: a token from `toque token create`")
 
 
-class Desk:
-    """What the routes work with: one registry an actor, one log an open run. Safe for threads."""
+class MlflowServices:
+    """Registries by actor and logs by open run, shared by all routes; thread-safe."""
 
     def __init__(self, store: ObjectStore, *, access: Access | None = None, clock: Clock = utc_now) -> None:
-        door = access or Access(store, actor="mlflow")
-        self._tokens = TokenCache(door)
+        self._tokens = TokenCache(access or Access(store, actor="mlflow"))
         self._logs: OrderedDict[tuple[str, str], RunLog] = OrderedDict()
         self._lock = threading.Lock()
         self._registry: Callable[[str], Registry] = lru_cache(_REGISTRIES_KEPT)(
             lambda actor: Registry(store, actor=actor, clock=clock)
         )
 
-    def acting(self, principal: Principal) -> Registry:
-        """The registry, written in the name of `principal`."""
+    def registry_for(self, principal: Principal) -> Registry:
+        """Get the registry, with `principal` as the actor of everything written."""
         return self._registry(principal.name)
 
     def log(self, registry: Registry, run_id: str) -> RunLog:
-        """The log of a run, in the name of the registry's actor. Raises: NotFound."""
+        """Open the log of a run in the name of the registry's actor; kept open for later calls. Raises: NotFound."""
         key = (registry.actor, run_id)
         with self._lock:
             if key in self._logs:
@@ -51,8 +50,8 @@ class Desk:
                 self._logs.popitem(last=False)
             return found
 
-    async def identify(self, token: str | None, role: Role) -> Principal:
-        """Whose token it is. Raises: Refusal without a live token, or for too low a role."""
+    async def authorize(self, token: str | None, role: Role) -> Principal:
+        """Find the principal of a token. Raises: Refusal without a live token, or if its role is below `role`."""
         if not token:
             raise Refusal(
                 "UNAUTHENTICATED", "no token; set MLFLOW_TRACKING_TOKEN: `toque token create` makes one"
@@ -68,24 +67,25 @@ class Desk:
         return principal
 
 
-def desk_of(request: Request) -> Desk:
-    """The desk of the application that a request came to."""
-    desk: Desk = request.app.state.desk
-    return desk
+def services_of(request: Request) -> MlflowServices:
+    """Get the services of the application that received a request."""
+    services: MlflowServices = request.app.state.services
+    return services
 
 
-def _acting(role: Role) -> Any:
-    """A dependency: the registry in the name of whoever asks, if their role is at least `role`."""
+def _registry_as(role: Role) -> Any:
+    """Make a FastAPI dependency that yields the registry in the caller's name, if their role is at least `role`."""
 
     async def registry(
         request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(bearer)]
     ) -> Registry:
-        desk = desk_of(request)
-        return desk.acting(await desk.identify(credentials.credentials if credentials else None, role))
+        services = services_of(request)
+        principal = await services.authorize(credentials.credentials if credentials else None, role)
+        return services.registry_for(principal)
 
     return Depends(registry)
 
 
-Reader = Annotated[Registry, _acting(Role.viewer)]
-Writer = Annotated[Registry, _acting(Role.operator)]
-AtDesk = Annotated[Desk, Depends(desk_of)]
+ViewerRegistry = Annotated[Registry, _registry_as(Role.viewer)]
+OperatorRegistry = Annotated[Registry, _registry_as(Role.operator)]
+Services = Annotated[MlflowServices, Depends(services_of)]

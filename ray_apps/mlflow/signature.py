@@ -1,4 +1,4 @@
-"""The signature in an MLmodel file, as far as it is about tensors."""
+"""Converts the tensor signature of an MLmodel file to a signature of the registry."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ _DATATYPES = {
 
 
 def signature_in(folder: Path) -> Signature | None:
-    """The signature of the model in `folder`; None if it has none, or one of columns, which are no tensors."""
+    """Read the signature of the model in `folder`; None if it has no signature, or one of columns instead of tensors."""
     file = folder / "MLmodel"
     content = yaml.safe_load(file.read_text()) if file.is_file() else None
-    told = content.get("signature") if isinstance(content, dict) else None
-    if not told or not told.get("inputs") or not told.get("outputs"):
+    stored = content.get("signature") if isinstance(content, dict) else None
+    if not stored or not stored.get("inputs") or not stored.get("outputs"):
         return None
-    inputs, outputs = (_tensors(json.loads(told[side]), side) for side in ("inputs", "outputs"))
+    inputs, outputs = (_tensors(json.loads(stored[side]), side) for side in ("inputs", "outputs"))
     if inputs is None or outputs is None:
         return None
     return Signature.model_validate({"inputs": inputs, "outputs": outputs})
 
 
 def _tensors(specs: list[dict[str, Any]], side: str) -> list[dict[str, Any]] | None:
-    """Tensors in the registry's words, or None if one of them is none. An unnamed one is called input or output."""
+    """Convert MLflow tensor specs to the registry's form; None if a spec is not a tensor. Unnamed ones get the name `input` or `output`."""
     found = []
     for spec in specs:
         tensor = spec.get("tensor-spec")

@@ -1,4 +1,4 @@
-"""The registry's records in the words of MLflow's protocol."""
+"""Converts the registry's records to the JSON of MLflow's protocol."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from registry import Experiment, InvalidInput, ModelState, ModelVersion, RunRecord
 
-RESERVED = "toque.mlflow."  # tags that hold what MLflow says of a run and the registry has no field for
+RESERVED = "toque.mlflow."  # prefix of tags that hold fields of MLflow which the registry does not have
 DELETED = f"{RESERVED}deleted"
 INPUTS, OUTPUTS = f"{RESERVED}inputs", f"{RESERVED}outputs"
 SOURCE, MODEL_ID, RUN_LINK = f"{RESERVED}source", f"{RESERVED}model_id", f"{RESERVED}run_link"
@@ -22,20 +22,20 @@ Json = dict[str, Any]
 
 
 class Body(BaseModel):
-    """A request's body: what a client of another version adds is left aside."""
+    """Base of request bodies; fields that clients of other versions add are ignored."""
 
     model_config = ConfigDict(extra="ignore", coerce_numbers_to_str=True)
 
 
 class Tag(Body):
-    """A key and its value, as MLflow sends tags and parameters."""
+    """Key and value, as MLflow sends tags and parameters."""
 
     key: str = Field(min_length=1)
     value: str = ""
 
 
 def pairs(tags: Iterable[Tag]) -> dict[str, str]:
-    """Tags as a mapping. Raises: InvalidInput for one that is reserved."""
+    """Convert a list of tags to a mapping. Raises: InvalidInput for a reserved tag."""
     found = {tag.key: tag.value for tag in tags}
     for key in found:
         check_tag(key)
@@ -43,24 +43,24 @@ def pairs(tags: Iterable[Tag]) -> dict[str, str]:
 
 
 def check_tag(key: str) -> str:
-    """`key` if a client may write it. Raises: InvalidInput."""
+    """Return `key` if clients may write that tag. Raises: InvalidInput."""
     if key.startswith(RESERVED):
         raise InvalidInput(f"tag {key!r}: tags that begin with {RESERVED!r} are the platform's own")
     return key
 
 
 def tags_of(tags: Mapping[str, str]) -> list[Json]:
-    """Tags as MLflow lists them, without those that are reserved."""
+    """Convert tags to MLflow's list, without reserved ones."""
     return [{"key": key, "value": value} for key, value in tags.items() if not key.startswith(RESERVED)]
 
 
 def to_ms(at: datetime) -> int:
-    """Milliseconds since 1970."""
+    """Convert a time to milliseconds since 1970."""
     return round(at.timestamp() * 1000)
 
 
 def from_ms(at_ms: int | None) -> datetime | None:
-    """The inverse of `to_ms`; None and 0 are no time. Raises: InvalidInput for one no calendar has."""
+    """Convert milliseconds since 1970 to a time; None and 0 mean no time. Raises: InvalidInput if out of range."""
     try:
         return datetime.fromtimestamp(at_ms / 1000, UTC) if at_ms else None
     except (OverflowError, ValueError, OSError) as error:
@@ -68,19 +68,19 @@ def from_ms(at_ms: int | None) -> datetime | None:
 
 
 def number(value: float) -> float | str:
-    """A number as JSON has it; NaN and infinities as protobuf's text."""
+    """Convert a number to JSON; NaN and infinities become text, as protobuf writes them."""
     if math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
 
 
 def stage(*, deleted: bool) -> str:
-    """MLflow's lifecycle stage."""
+    """Name MLflow's lifecycle stage: active or deleted."""
     return "deleted" if deleted else "active"
 
 
 def experiment(each: Experiment) -> Json:
-    """An experiment."""
+    """Convert an experiment to MLflow's JSON."""
     return {
         "experiment_id": each.name,
         "name": each.title,
@@ -93,12 +93,12 @@ def experiment(each: Experiment) -> Json:
 
 
 def artifact_root(run_id: str) -> str:
-    """Where the artifacts of a run, or of a logged model, are read and written."""
+    """Make the address of the artifacts of a run or a logged model."""
     return f"mlflow-artifacts:/runs/{run_id}"
 
 
 def run_info(record: RunRecord) -> Json:
-    """What a run is. A run lost without a word was killed, in MLflow's words."""
+    """Convert a run's description to MLflow's JSON; status LOST becomes KILLED, as MLflow has no other word for it."""
     info: Json = {
         "run_id": record.id,
         "run_uuid": record.id,
@@ -114,7 +114,7 @@ def run_info(record: RunRecord) -> Json:
 
 
 def run(record: RunRecord) -> Json:
-    """A run with what it logged. Last values come without step and time: the metric's history has them."""
+    """Convert a run with what it logged; last metric values lack step and time, which the history has."""
     return {
         "info": run_info(record),
         "data": {
@@ -122,19 +122,19 @@ def run(record: RunRecord) -> Json:
             "metrics": [{"key": key, "value": number(value)} for key, value in record.metrics.items()],
             "tags": tags_of(record.tags),
         },
-        "inputs": {"dataset_inputs": noted(record, INPUTS)},
-        "outputs": {"model_outputs": noted(record, OUTPUTS)},
+        "inputs": {"dataset_inputs": list_in_tag(record, INPUTS)},
+        "outputs": {"model_outputs": list_in_tag(record, OUTPUTS)},
     }
 
 
-def noted(record: RunRecord, tag: str) -> list[Json]:
-    """A list that is kept in a reserved tag."""
+def list_in_tag(record: RunRecord, tag: str) -> list[Json]:
+    """Parse the list that a reserved tag holds."""
     found: list[Json] = json.loads(record.tags.get(tag, "[]"))
     return found
 
 
 def version(state: ModelState, each: ModelVersion) -> Json:
-    """A model version: READY, or it would not be there."""
+    """Convert a model version, whose status is always READY as incomplete ones are never visible."""
     return {
         "name": each.model,
         "version": str(each.version),
@@ -155,13 +155,13 @@ def version(state: ModelState, each: ModelVersion) -> Json:
 
 
 def version_root(each: ModelVersion) -> str:
-    """Where the files of a version are read."""
+    """Make the address of the files of a version."""
     return f"mlflow-artifacts:/models/{each.model}/{each.version}"
 
 
 def model(state: ModelState) -> Json:
-    """A registered model with its newest version."""
-    assert state.created_at is not None  # noqa: S101 - get_model gives none without
+    """Convert a registered model with its newest version."""
+    assert state.created_at is not None  # noqa: S101 - every model that get_model returns has it
     living = [each for each in state.versions.values() if each.deleted_at is None]
     newest = max((each.created_at for each in living), default=state.created_at)
     return {

@@ -112,7 +112,7 @@ async def list_tokens(request: Request, principal: Admin) -> Json:
 
 @router.post("/tokens", tags=["access"], response_model=NewToken, status_code=201)
 async def create_token(request: Request, body: TokenRequest, principal: Admin) -> Json:
-    """Create a token. Raises: Problem 409 if its expiry has passed, or a live token has its name."""
+    """Create a bearer token with a role. Raises: Problem 409 if its expiry has passed, or a live token has its name."""
     if body.expires_at is not None and body.expires_at <= utc_now():
         raise Problem(409, f"expires_at={body.expires_at.isoformat()} has passed; give a later time")
     access = _access(request, principal)

@@ -22,8 +22,8 @@ DEADLINE_S = 30.0
 
 
 @dataclass
-class Shop:
-    """A store with tokens, and the application on it as it is mounted on a cluster."""
+class TrackingServer:
+    """The application as it is mounted on a cluster, its registry, and a token for each person."""
 
     folder: Path
     registry: Registry
@@ -32,17 +32,17 @@ class Shop:
 
 
 @pytest.fixture
-def shop(tmp_path: Path) -> Shop:
+def server(tmp_path: Path) -> TrackingServer:
     store = open_store(f"file://{tmp_path}/store")
     access = Access(store, actor="root")
     people = {"ada": Role.operator, "bob": Role.approver, "vera": Role.viewer}
     tokens = {name: access.create_token(name, role) for name, role in people.items()}
     app = Starlette(routes=[Mount("/api", build_app(store))])
-    return Shop(tmp_path, Registry(store, actor="ada"), tokens, app)
+    return TrackingServer(tmp_path, Registry(store, actor="ada"), tokens, app)
 
 
 class Client:
-    """Asks the application in one person's name; paths begin after `/api/2.0/mlflow/`."""
+    """An HTTP client with one person's token; paths begin after `/api/2.0/mlflow/`."""
 
     def __init__(self, http: httpx.AsyncClient, token: str) -> None:
         self.http = http
@@ -59,7 +59,7 @@ class Client:
         return _ok(await self.send("POST", path, json=body))
 
     async def refused(self, method: str, path: str, **kwargs: Any) -> tuple[int, str, str]:
-        """The refusal: status, MLflow's code, message."""
+        """Send a request that is refused; returns status, MLflow's error code and message."""
         answer = await self.send(method, path, **kwargs)
         assert set(answer.json()) == {"error_code", "message"}
         return answer.status_code, answer.json()["error_code"], answer.json()["message"]
@@ -71,34 +71,34 @@ def _ok(answer: httpx.Response) -> Any:
 
 
 @pytest.fixture
-async def http(shop: Shop) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(app=shop.app)
+async def http(server: TrackingServer) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(app=server.app)
     async with httpx.AsyncClient(transport=transport, base_url="http://toque") as client:
         yield client
 
 
 @pytest.fixture
-def ada(http: httpx.AsyncClient, shop: Shop) -> Client:
-    return Client(http, shop.tokens["ada"])
+def ada(http: httpx.AsyncClient, server: TrackingServer) -> Client:
+    return Client(http, server.tokens["ada"])
 
 
 @pytest.fixture
-def vera(http: httpx.AsyncClient, shop: Shop) -> Client:
-    return Client(http, shop.tokens["vera"])
+def vera(http: httpx.AsyncClient, server: TrackingServer) -> Client:
+    return Client(http, server.tokens["vera"])
 
 
 @pytest.fixture
-def address(shop: Shop) -> Iterator[str]:
-    """The address of a server, as a client's tracking uri."""
-    server = uvicorn.Server(uvicorn.Config(shop.app, port=0, log_level="error", ws="none"))
-    thread = threading.Thread(target=server.run, daemon=True)
+def address(server: TrackingServer) -> Iterator[str]:
+    """Serve the application on a port; yields the tracking URI for clients."""
+    http_server = uvicorn.Server(uvicorn.Config(server.app, port=0, log_level="error", ws="none"))
+    thread = threading.Thread(target=http_server.run, daemon=True)
     thread.start()
     deadline = time.monotonic() + DEADLINE_S
-    while not server.started:
+    while not http_server.started:
         assert time.monotonic() < deadline, "the server did not start"
         time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
+    yield f"http://127.0.0.1:{http_server.servers[0].sockets[0].getsockname()[1]}"
+    http_server.should_exit = True
     thread.join(DEADLINE_S)
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from registry import ModelPolicy, Refused
-from tests.ray_apps.mlflow.conftest import Client, Shop
+from tests.ray_apps.mlflow.conftest import Client, TrackingServer
 from tests.ray_apps.mlflow.test_tracking import begin
 
 
@@ -24,16 +24,16 @@ async def registered(client: Client, **files: bytes) -> str:
     return str(made["model_version"]["version"])
 
 
-async def test_versions_are_copies_with_lineage(ada: Client, shop: Shop):
+async def test_a_version_copies_the_files_of_its_run_and_keeps_lineage(ada: Client, server: TrackingServer):
     number = await registered(ada)
-    version = shop.registry.get_version("late", int(number))
+    version = server.registry.get_version("late", int(number))
     assert set(version.files) == {"weights"}
     run = version.lineage.run
     await ada.send("PUT", f"mlflow-artifacts/artifacts/runs/{run}/model/weights", content=b"changed")
     uri = (await ada.get("model-versions/get-download-uri", name="late", version=number))["artifact_uri"]
     assert uri == "mlflow-artifacts:/models/late/1"
     assert (await ada.send("GET", "mlflow-artifacts/artifacts/models/late/1/weights")).content == b"w"
-    assert shop.registry.dependents(str(run))[0].version == 1
+    assert server.registry.dependents(str(run))[0].version == 1
     copy = await ada.post("model-versions/create", name="late", source="models:/late/1")
     assert copy["model_version"]["run_id"] == run
 
@@ -75,9 +75,9 @@ async def test_code_is_refused_unless_it_is_accepted_by_name(ada: Client):
     assert (await ada.send("GET", "mlflow-artifacts/artifacts/models/late/1/weights")).status_code == 200
 
 
-async def test_an_unapproved_version_does_not_reach_a_guarded_alias(ada: Client, shop: Shop):
+async def test_an_unapproved_version_does_not_reach_a_guarded_alias(ada: Client, server: TrackingServer):
     await registered(ada)
-    shop.registry.set_policy("late", ModelPolicy(guarded=frozenset({"champion"}), approvals=1))
+    server.registry.set_policy("late", ModelPolicy(guarded=frozenset({"champion"}), approvals=1))
     pointing = {"name": "late", "alias": "champion", "version": "1"}
     status, code, message = await ada.refused("POST", "registered-models/alias", json=pointing)
     assert (status, code) == (403, "PERMISSION_DENIED")
@@ -85,11 +85,11 @@ async def test_an_unapproved_version_does_not_reach_a_guarded_alias(ada: Client,
     asked = {"name": "late", "alias": "champion"}
     assert (await ada.refused("GET", "registered-models/alias", params=asked))[0] == 404
     with pytest.raises(Refused, match="may not approve"):
-        shop.registry.approve("late", 1)
-    shop.registry.as_actor("bob").approve("late", 1)
+        server.registry.approve("late", 1)
+    server.registry.as_actor("bob").approve("late", 1)
     await ada.post("registered-models/alias", **pointing)
     assert (await ada.get("registered-models/alias", **asked))["model_version"]["aliases"] == ["champion"]
-    last = shop.registry.history("late")[-1]
+    last = server.registry.history("late")[-1]
     assert (last.actor, last.body["alias"]) == ("ada", "champion")
 
 
@@ -137,7 +137,7 @@ async def test_versions_are_found_newest_first(ada: Client):
     assert [version["version"] for version in latest["model_versions"]] == ["3"]
 
 
-async def test_viewers_read_and_nobody_else_writes(ada: Client, vera: Client, http, shop: Shop):
+async def test_viewers_read_and_only_operators_write(ada: Client, vera: Client, http, server: TrackingServer):
     await registered(ada)
     assert (await vera.get("registered-models/get", name="late"))["registered_model"]["name"] == "late"
     for method, path, body in (
@@ -150,7 +150,7 @@ async def test_viewers_read_and_nobody_else_writes(ada: Client, vera: Client, ht
         status, code, message = await vera.refused(method, path, json=body)
         assert (status, code) == (403, "PERMISSION_DENIED")
         assert "vera has the role viewer" in message
-    for token in ("", "tq_0_0", shop.tokens["ada"] + "x"):
+    for token in ("", "tq_0_0", server.tokens["ada"] + "x"):
         assert (await Client(http, token).refused("GET", "registered-models/search"))[:2] == (
             401,
             "UNAUTHENTICATED",
@@ -176,13 +176,13 @@ async def test_viewers_read_and_nobody_else_writes(ada: Client, vera: Client, ht
         ("GET", "model-versions/search?page_token=x", None, 400, "INVALID_PARAMETER_VALUE"),
     ],
 )  # fmt: skip
-async def test_what_cannot_be_has_an_error_in_mlflows_shape(
+async def test_refusals_have_mlflows_error_shape(
     ada: Client, method: str, path: str, body: dict | None, status: int, code: str
 ):
     assert (await ada.refused(method, path, json=body))[:2] == (status, code)
 
 
-async def test_a_run_is_no_logged_model_and_bad_json_is_refused(ada: Client):
+async def test_the_id_of_a_run_is_not_a_logged_model_and_bad_json_is_refused(ada: Client):
     run = await begin(ada)
     assert (await ada.refused("GET", f"logged-models/m-{run}"))[:2] == (404, "RESOURCE_DOES_NOT_EXIST")
     assert (await ada.refused("GET", f"logged-models/{run}"))[:2] == (400, "INVALID_PARAMETER_VALUE")
@@ -191,7 +191,7 @@ async def test_a_run_is_no_logged_model_and_bad_json_is_refused(ada: Client):
     assert (await ada.refused("POST", "runs/set-tag", content=b"{"))[1] == "INVALID_PARAMETER_VALUE"
 
 
-async def test_a_body_without_bounds_is_refused_and_an_artifact_is_not(ada: Client):
+async def test_a_body_above_the_limit_is_refused_but_an_artifact_is_stored(ada: Client):
     run = await begin(ada)
     large = "x" * (17 << 20)
     code, message = (

@@ -2,14 +2,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.ray_apps.mlflow.conftest import Shop, run_client
+from tests.ray_apps.mlflow.conftest import TrackingServer, run_client
 
 SCRIPT = Path(__file__).with_name("round_trip.py")
 
 
 @pytest.mark.slow
-def test_an_unmodified_client_logs_registers_and_loads_by_alias(shop: Shop, address: str):
-    told = run_client(SCRIPT, address, shop.tokens["ada"], shop.folder)
+def test_an_unmodified_client_logs_registers_and_loads_by_alias(server: TrackingServer, address: str):
+    told = run_client(SCRIPT, address, server.tokens["ada"], server.folder)
     run = told["run"]
     assert told["status"] == "FINISHED"
     assert told["params"] == {"lr": "0.01", "layers": "1"}
@@ -27,7 +27,7 @@ def test_an_unmodified_client_logs_registers_and_loads_by_alias(shop: Shop, addr
     assert told["absent"] == "RESOURCE_DOES_NOT_EXIST"
     assert told["experiments"] == ["Default", "late flights / first try"]
 
-    version = shop.registry.get_version("late", "champion")
+    version = server.registry.get_version("late", "champion")
     assert (version.author, version.lineage.run) == ("ada", run)
     assert version.metrics["log_loss"] == pytest.approx(1 / 3)  # of the model's step
     assert version.metrics["auc"] == 0.75  # of the run
@@ -35,9 +35,9 @@ def test_an_unmodified_client_logs_registers_and_loads_by_alias(shop: Shop, addr
     assert version.code_files == ()
     assert version.signature is not None
     assert (version.signature.inputs[0].datatype, version.signature.inputs[0].shape) == ("FP32", [-1, 2])
-    shop.registry.verify("late")
-    record = shop.registry.get_record(run)
+    server.registry.verify("late")
+    record = server.registry.get_record(run)
     assert (record.actor, record.status, record.name) == ("ada", "FINISHED", "linear")
     assert record.tags["verdict"] == "good"
-    (searched,) = shop.registry.search_runs(record.experiment, "metrics.log_loss < 0.5")
+    (searched,) = server.registry.search_runs(record.experiment, "metrics.log_loss < 0.5")
     assert searched.id == run

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from registry import Damaged, NotFound
-from tests.ray_apps.mlflow.conftest import Client, Shop
+from tests.ray_apps.mlflow.conftest import Client, TrackingServer
 
 
 async def begin(client: Client, experiment: str = "exp", **fields: object) -> str:
@@ -13,13 +13,13 @@ async def begin(client: Client, experiment: str = "exp", **fields: object) -> st
     return str(answer["run"]["info"]["run_id"])
 
 
-async def test_experiments_have_any_title_and_an_id_of_letters(ada: Client, shop: Shop):
+async def test_experiments_have_any_title_and_an_id_of_letters(ada: Client, server: TrackingServer):
     title = "Späte Flüge / 2013"
     made = await ada.post("experiments/create", name=title, tags=[{"key": "a", "value": "b"}])
     found = (await ada.get("experiments/get-by-name", experiment_name=title))["experiment"]
     assert (found["experiment_id"], found["name"]) == (made["experiment_id"], title)
     assert found["tags"] == [{"key": "a", "value": "b"}]
-    assert shop.registry.get_experiment(made["experiment_id"]).title == title
+    assert server.registry.get_experiment(made["experiment_id"]).title == title
     assert (await ada.refused("POST", "experiments/create", json={"name": title}))[:2] == (
         400,
         "RESOURCE_ALREADY_EXISTS",
@@ -30,8 +30,10 @@ async def test_experiments_have_any_title_and_an_id_of_letters(ada: Client, shop
     )
 
 
-async def test_an_experiment_of_our_own_runs_is_there_and_can_be_put_away(ada: Client, shop: Shop):
-    shop.registry.start_run("flights", name="ours").finish()
+async def test_an_experiment_of_registry_runs_is_renamed_deleted_and_restored(
+    ada: Client, server: TrackingServer
+):
+    server.registry.start_run("flights", name="ours").finish()
     assert (await ada.get("experiments/get", experiment_id="flights"))["experiment"]["name"] == "flights"
     await ada.post("experiments/update", experiment_id="flights", new_name="Flights of 2013")
     await ada.post("experiments/set-experiment-tag", experiment_id="flights", key="k", value="v")
@@ -55,13 +57,13 @@ async def test_the_default_experiment_needs_no_creation(ada: Client):
     assert found["experiment_id"] == "0"
 
 
-async def test_what_a_call_says_is_stored_before_it_is_answered(ada: Client, shop: Shop):
+async def test_a_call_is_stored_before_its_response(ada: Client, server: TrackingServer):
     run = await begin(ada, run_name="first", start_time=1_356_998_400_000)
     await ada.post("runs/log-metric", run_id=run, key="loss", value=0.5, timestamp=1_356_998_401_500, step=3)
     await ada.post("runs/log-metric", run_id=run, key="loss", value="NaN", step=4)
     await ada.post("runs/log-parameter", run_id=run, key="lr", value="0.1")
     await ada.post("runs/set-tag", run_uuid=run, key="a", value="1")
-    record = shop.registry.get_record(run)
+    record = server.registry.get_record(run)
     assert math.isnan(record.metrics["loss"])
     assert (record.params, record.tags["a"], record.name) == ({"lr": "0.1"}, "1", "first")
     assert (record.status, record.actor, record.started_at.year) == ("RUNNING", "ada", 2013)
@@ -72,15 +74,15 @@ async def test_what_a_call_says_is_stored_before_it_is_answered(ada: Client, sho
     assert [point["step"] for point in page["metrics"]] == [4]
 
 
-async def test_a_batch_is_one_object_of_the_store(ada: Client, shop: Shop):
+async def test_a_batch_is_stored_as_one_object(ada: Client, server: TrackingServer):
     run = await begin(ada)
     metrics = [{"key": f"m{n % 10}", "value": n, "step": n, "timestamp": 1} for n in range(1000)]
     await ada.post("runs/log-batch", run_id=run, metrics=metrics, params=[{"key": "p", "value": "1"}])
-    assert len(list(shop.registry.store.list(f"runs/{run}/segments/"))) == 1
-    assert shop.registry.get_record(run).metrics["m9"] == 999.0
+    assert len(list(server.registry.store.list(f"runs/{run}/segments/"))) == 1
+    assert server.registry.get_record(run).metrics["m9"] == 999.0
 
 
-async def test_a_parameter_has_one_value(ada: Client):
+async def test_a_parameter_cannot_change(ada: Client):
     run = await begin(ada)
     await ada.post("runs/log-parameter", run_id=run, key="lr", value="0.1")
     await ada.post("runs/log-parameter", run_id=run, key="lr", value="0.1")
@@ -96,24 +98,24 @@ async def test_a_parameter_has_one_value(ada: Client):
     )
 
 
-async def test_a_run_ends_is_judged_later_and_goes_on(ada: Client, shop: Shop):
+async def test_an_ended_run_can_be_tagged_and_resumed(ada: Client, server: TrackingServer):
     run = await begin(ada)
     ended = await ada.post("runs/update", run_id=run, status="FAILED", end_time=1_356_998_500_000)
     assert (ended["run_info"]["status"], ended["run_info"]["end_time"]) == ("FAILED", 1_356_998_500_000)
     await ada.post("runs/set-tag", run_id=run, key="verdict", value="good")
     await ada.post("runs/log-metric", run_id=run, key="late", value=1)
-    (found,) = shop.registry.search_runs("exp", "tags.verdict = 'good' and metrics.late = 1")
+    (found,) = server.registry.search_runs("exp", "tags.verdict = 'good' and metrics.late = 1")
     assert found.status == "FAILED"
     await ada.post("runs/delete-tag", run_id=run, key="verdict")
-    assert "verdict" not in shop.registry.get_record(run).tags
+    assert "verdict" not in server.registry.get_record(run).tags
     await ada.post("runs/update", run_id=run, status="RUNNING", run_name="again")
-    (again,) = shop.registry.search_runs("exp", "status = 'RUNNING'")
+    (again,) = server.registry.search_runs("exp", "status = 'RUNNING'")
     assert (again.name, again.ended_at, again.metrics) == ("again", None, {"late": 1.0})
     await ada.post("runs/update", run_id=run, status="KILLED")
-    assert shop.registry.get_record(run).status == "KILLED"
+    assert server.registry.get_record(run).status == "KILLED"
 
 
-async def test_a_deleted_run_is_hidden_and_comes_back(ada: Client):
+async def test_a_deleted_run_is_hidden_until_it_is_restored(ada: Client):
     run = await begin(ada)
     await ada.post("runs/delete", run_id=run)
     assert (await ada.post("runs/search", experiment_ids=["exp"]))["runs"] == []
@@ -141,7 +143,7 @@ async def test_search_pages_in_order(ada: Client):
     assert "cannot read ' ~ 1'" in message
 
 
-async def test_inputs_and_outputs_are_noted_once(ada: Client):
+async def test_inputs_and_outputs_are_recorded_once(ada: Client):
     run = await begin(ada)
     data = {"dataset": {"name": "flights", "digest": "abc", "source_type": "local", "source": "x"}}
     for _ in range(2):
@@ -152,7 +154,9 @@ async def test_inputs_and_outputs_are_noted_once(ada: Client):
     assert found["outputs"]["model_outputs"] == [{"model_id": "m-1", "step": 0}]
 
 
-async def test_artifacts_go_and_come_and_damage_is_refused(ada: Client, shop: Shop):
+async def test_artifacts_are_uploaded_and_downloaded_and_damage_is_refused(
+    ada: Client, server: TrackingServer
+):
     run = await begin(ada)
     root = f"mlflow-artifacts/artifacts/runs/{run}"
     for path in ("model/a.bin", "model/b.bin", "top.txt"):
@@ -168,14 +172,14 @@ async def test_artifacts_go_and_come_and_damage_is_refused(ada: Client, shop: Sh
     assert (await ada.refused("GET", f"{root}/none"))[:2] == (404, "RESOURCE_DOES_NOT_EXIST")
     assert (await ada.refused("PUT", f"{root}", content=b""))[1] == "INVALID_PARAMETER_VALUE"
     assert (await ada.refused("GET", "mlflow-artifacts/artifacts", params={"path": "runs/../../x"}))[0] == 400
-    for key in shop.registry.store.list(f"runs/{run}/artifacts/"):
-        shop.registry.store.put(key, b"y" * 1000)
+    for key in server.registry.store.list(f"runs/{run}/artifacts/"):
+        server.registry.store.put(key, b"y" * 1000)
     assert (await ada.refused("GET", f"{root}/top.txt"))[:2] == (409, "DATA_LOSS")
     with pytest.raises(Damaged):
-        shop.registry.get_run(run).download_artifact("top.txt", shop.folder)
+        server.registry.get_run(run).download_artifact("top.txt", server.folder)
 
 
-async def test_logged_models_have_files_parameters_tags_and_an_end(ada: Client):
+async def test_logged_models_have_files_parameters_tags_and_a_final_status(ada: Client):
     run = await begin(ada)
     made = await ada.post(
         "logged-models",
@@ -211,6 +215,6 @@ async def test_reserved_tags_cannot_be_written(ada: Client):
     assert (await ada.refused("POST", "runs/set-tag", json=body))[1] == "INVALID_PARAMETER_VALUE"
 
 
-def test_a_run_that_does_not_exist_is_not_found(shop: Shop):
+def test_a_run_that_does_not_exist_is_not_found(server: TrackingServer):
     with pytest.raises(NotFound):
-        shop.registry.get_experiment("nothing")
+        server.registry.get_experiment("nothing")
