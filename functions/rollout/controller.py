@@ -14,7 +14,7 @@ from functions.rollout.errors import NoRollout, RolloutActive, RolloutError
 from functions.rollout.evidence.cohort_sums import ReadOutcomes, no_metrics
 from functions.rollout.evidence.metrics import ReadMetric
 from functions.rollout.evidence.sums import Evidence
-from functions.rollout.evidence_reader import read_evidence
+from functions.rollout.evidence_reader import EvidenceReader
 from functions.rollout.explain import Explanation, explain
 from functions.rollout.judge.decide import Action, Decision, Finding, decide
 from functions.rollout.judge.interval import improvement
@@ -263,7 +263,8 @@ class Rollouts:
             for version in state.alive
         }
         bad = {version: problem for version, problem in known.items() if problem is not None}
-        return read_evidence(self._store, self.model, state, self._read, self._read_metric, traffic, bad, now)
+        reader = EvidenceReader(self._store, self.model, self._read, self._read_metric)
+        return reader.evidence(state, traffic, bad, now)
 
     def _record(
         self, state: RolloutState, evidence: Evidence, decision: Decision, traffic_entry: int, now: datetime

@@ -30,51 +30,38 @@ class _CachedRead:
         return self.table
 
 
-def read_evidence(
-    store: SumsStore,
-    model: str,
-    state: RolloutState,
-    read: ReadOutcomes,
-    read_metric: ReadMetric,
-    traffic: CurrentTraffic,
-    problems: Mapping[int, str],
-    now: datetime,
-) -> Evidence:
-    """Read the evidence as of `now`. problems: by version, why a challenger cannot be served."""
-    once, slos = _CachedRead(read), slo_sums(state.policy, read, now)
-    return Evidence(
-        **_evidence_fields(store, model, state, once, read_metric, traffic, problems, now),
-        slos=slos,
-        rivals={
-            version: Evidence(
-                **_evidence_fields(
-                    store, model, state.only(version), once, read_metric, traffic, problems, now
-                ),
-                slos=slos,
-            )
-            for version in state.rivals
-        },
-    )
+@dataclass(frozen=True, slots=True)
+class EvidenceReader:
+    """Reader of the evidence of a model's rollouts.
 
+    store: keeps the sums. read: logged predictions with labels. read_metric: tables of business metrics.
+    """
 
-def _evidence_fields(
-    store: SumsStore,
-    model: str,
-    state: RolloutState,
-    read: ReadOutcomes,
-    read_metric: ReadMetric,
-    traffic: CurrentTraffic,
-    problems: Mapping[int, str],
-    now: datetime,
-) -> dict[str, object]:
-    sums = sum_cohorts(store, model, state, read, now, read_metric)
-    return {
-        "champion": champion_of(traffic),
-        "challenger_problem": problems.get(state.challenger),
-        "loss": sums.loss,
-        "shadow": sums.shadow,
-        "canary": sums.canary,
-        "units": sums.units.counts,
-        "canary_share": canary_share_of(traffic, state) if state.stage == "canary" else None,
-        "metrics": sums.metrics,
-    }
+    store: SumsStore
+    model: str
+    read: ReadOutcomes
+    read_metric: ReadMetric
+
+    def evidence(
+        self, state: RolloutState, traffic: CurrentTraffic, problems: Mapping[int, str], now: datetime
+    ) -> Evidence:
+        """Read the evidence as of `now`. problems: by version, why a challenger cannot be served."""
+        cached, slos = _CachedRead(self.read), slo_sums(state.policy, self.read, now)
+
+        def fields(state: RolloutState) -> dict[str, object]:
+            sums = sum_cohorts(self.store, self.model, state, cached, now, self.read_metric)
+            return {
+                "champion": champion_of(traffic),
+                "challenger_problem": problems.get(state.challenger),
+                "loss": sums.loss,
+                "shadow": sums.shadow,
+                "canary": sums.canary,
+                "units": sums.units.counts,
+                "canary_share": canary_share_of(traffic, state) if state.stage == "canary" else None,
+                "metrics": sums.metrics,
+                "slos": slos,
+            }
+
+        own = fields(state)  # first: rivals are judged on the rows that it read
+        rivals = {version: Evidence(**fields(state.only(version))) for version in state.rivals}
+        return Evidence(**own, rivals=rivals)

@@ -36,8 +36,8 @@ import numpy.typing as npt
 
 from functions.runtime.declaration import NICENESS
 from load.benchmarks.counter_project import MODELS
-from load.benchmarks.serving.bed import Served, register
 from load.benchmarks.serving.floor import small_mlp
+from load.benchmarks.serving.models import BenchmarkModel, register
 from load.benchmarks.serving.throughput import free_port, json_body
 from load.benchmarks.timing import print_machine
 from load.benchmarks.training import COLUMNS, synthetic_table
@@ -168,7 +168,7 @@ def main() -> None:
 def measured(folder: Path, given: argparse.Namespace) -> int:
     """Run the measurement on a new platform; returns 1 if a bound is passed. Raises: NotPossible, httpx.HTTPError, OSError."""
     store_url = (folder / "store").as_uri()
-    token = register(store_url, folder / "artifacts", {MODEL: Served(small_mlp())})
+    token = register(store_url, folder / "artifacts", {MODEL: BenchmarkModel(small_mlp())})
     rows = Table(open_store(store_url), "rows").append(synthetic_table())
     alone, beside = list[Window](), list[Window]()
     with started(folder / "home", store_url) as platform:

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featurestore import FeatureStore, FeatureView, Windows, aggregations
-from load.benchmarks.feature_bed import (
+from load.benchmarks.feature_fixtures import (
     FEATURES,
     KEYS,
     NOW,

@@ -19,7 +19,7 @@ import pyarrow.dataset as ds
 import ray
 
 from featurestore import FeatureStore
-from load.benchmarks.feature_bed import FEATURES, NOW, entity_rows, feature_rows, wide
+from load.benchmarks.feature_fixtures import FEATURES, NOW, entity_rows, feature_rows, wide
 from load.benchmarks.timing import print_machine
 from registry import open_store
 

@@ -31,7 +31,15 @@ from functions.retraining.jobs import MODELS_PER_RUN, inspect_models
 from functions.runtime import use_context
 from functions.stats import TableSketch, drift
 from load.benchmarks.features_big import GIB, cluster, memory_watch
-from load.benchmarks.monitoring.bed import DRIFT, HOUR, PERFORMANCE, QUALITY, START, Bed, declare
+from load.benchmarks.monitoring.fixtures import (
+    DRIFT,
+    HOUR,
+    PERFORMANCE,
+    QUALITY,
+    START,
+    MonitoredStore,
+    declare,
+)
 from load.benchmarks.timing import timed
 from registry import ObjectStore
 
@@ -116,8 +124,8 @@ def _made(rows: int, *, shift: float, seed: int) -> ray.data.Dataset:
 def day_from_hours() -> list[bool]:
     """Benchmark the drift of the last 24 hours of a model with fifty features against its training set, from what the store keeps."""
     with tempfile.TemporaryDirectory() as folder:
-        bed = _warm(Path(folder))
-        store = bed.context.store
+        monitored = _warm(Path(folder))
+        store = monitored.context.store
         took = timed(lambda: _window_judged(store), repeats=29)
         kept = sum(len(store.get(key)) for key in _WINDOW_KEYS)
     print(
@@ -145,17 +153,17 @@ def _window_judged(store: ObjectStore) -> None:
     compare_window(Reference.from_dict(json.loads(reference)), numbered, DRIFT)
 
 
-def _warm(root: Path) -> Bed:
+def _warm(root: Path) -> MonitoredStore:
     """Make a store in which the model `warm` has been watched for 26 hours."""
-    bed = Bed(root)
-    bed.register(_WARM, bed.training_set())
-    bed.label(bed.serve(_WARM, START, hours=26, rows_an_hour=ROWS_AN_HOUR))
-    bed.now = START + 26 * HOUR
-    with use_context(bed.context):
+    monitored = MonitoredStore(root)
+    monitored.register(_WARM, monitored.training_set())
+    monitored.label(monitored.serve(_WARM, START, hours=26, rows_an_hour=ROWS_AN_HOUR))
+    monitored.now = START + 26 * HOUR
+    with use_context(monitored.context):
         watch_quality(_WARM, QUALITY)
         watch_performance(_WARM, PERFORMANCE)
         watch_drift(_WARM, DRIFT)
-    return bed
+    return monitored
 
 
 def an_hour_of_models(models: int = 1_000) -> list[bool]:
@@ -166,11 +174,11 @@ def an_hour_of_models(models: int = 1_000) -> list[bool]:
     """
     names = [f"model-{place:04d}" for place in range(models)]
     with tempfile.TemporaryDirectory() as folder:
-        bed = _warm(Path(folder))
-        _alike(bed, names)
+        monitored = _warm(Path(folder))
+        _alike(monitored, names)
         declare(names)
-        bed.now += HOUR
-        with use_context(bed.context):
+        monitored.now += HOUR
+        with use_context(monitored.context):
             cpu, wall, kinds = _cpu_s(), time.perf_counter(), set()
             for at in range(0, models, MODELS_PER_RUN):
                 for seen in inspect_models(names[at : at + MODELS_PER_RUN]):
@@ -186,24 +194,24 @@ def an_hour_of_models(models: int = 1_000) -> list[bool]:
     return [say(cpu <= bound, f"{models:,} models an hour <= {bound:.0f} CPU s")]
 
 
-def _alike(bed: Bed, names: list[str]) -> None:
+def _alike(monitored: MonitoredStore, names: list[str]) -> None:
     """Make models with logs of their own for the last hour and the one to come, and the memory of the one that is warm."""
-    store, snapshot = bed.context.store, bed.training_set()
+    store, snapshot = monitored.context.store, monitored.training_set()
     kept = {
         f"{part}.json": store.get(f"monitoring/{_WARM}/{part}.json")
         for part in ("state/quality", "state/performance", "state/drift", "reference/1")
     }
     labels: list[pa.Table] = []
     for name in names:
-        bed.register(name, snapshot)
-        labels.append(bed.serve(name, bed.now - HOUR, hours=2, rows_an_hour=ROWS_AN_HOUR))
+        monitored.register(name, snapshot)
+        labels.append(monitored.serve(name, monitored.now - HOUR, hours=2, rows_an_hour=ROWS_AN_HOUR))
         for part, data in kept.items():
             store.put(f"monitoring/{name}/{part}", data)
         if len(labels) == MODELS_PER_RUN:
-            bed.label(pa.concat_tables(labels))
+            monitored.label(pa.concat_tables(labels))
             labels = []
     if labels:
-        bed.label(pa.concat_tables(labels))
+        monitored.label(pa.concat_tables(labels))
 
 
 def _cpu_s() -> float:

@@ -16,8 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from load.benchmarks.serving.bed import Served, register
 from load.benchmarks.serving.floor import small_mlp
+from load.benchmarks.serving.models import BenchmarkModel, register
 from load.benchmarks.serving.throughput import (
     Target,
     free_port,
@@ -50,7 +50,7 @@ def main() -> None:
 def run(arguments: argparse.Namespace, folder: Path) -> None:
     """Measure both models in turns."""
     store_url, port, redis_port = f"file://{folder}/store", free_port(), free_port()
-    models = {name: Served(small_mlp()) for name in ("shared", "dedicated")}
+    models = {name: BenchmarkModel(small_mlp()) for name in ("shared", "dedicated")}
     headers = {
         "Content-Type": "application/json",
         "Authorization": f"Bearer {register(store_url, folder / 'artifacts', models)}",

@@ -19,8 +19,8 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from load.benchmarks.serving.bed import Served, register
 from load.benchmarks.serving.floor import small_mlp
+from load.benchmarks.serving.models import BenchmarkModel, register
 from load.benchmarks.serving.throughput import (
     Target,
     free_port,
@@ -59,7 +59,7 @@ def cpu_s(pid: int) -> float:
 def start(stack: contextlib.ExitStack, folder: Path) -> tuple[Server, Server]:
     """Start Redis, the predictor that logs and the one that does not."""
     store_url, redis_port = f"file://{folder}/store", free_port()
-    token = register(store_url, folder / "artifacts", {"mlp": Served(small_mlp())})
+    token = register(store_url, folder / "artifacts", {"mlp": BenchmarkModel(small_mlp())})
     redis = [redis_binary(), "--port", str(redis_port), "--bind", "127.0.0.1", "--dir", str(folder)]
     redis += ["--requirepass", "bench", "--appendonly", "yes", "--save", ""]
     stack.enter_context(process(redis, folder / "redis.log", {}))

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import httpx
 
-from load.benchmarks.serving.bed import Served, another_version, register
 from load.benchmarks.serving.floor import small_mlp
+from load.benchmarks.serving.models import BenchmarkModel, another_version, register
 from load.benchmarks.serving.throughput import (
     Target,
     free_port,
@@ -101,7 +101,7 @@ def main() -> None:
     print_machine("torch", "ray")
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder, port = Path(name), free_port()
-        store_url, served = f"file://{folder}/store", Served(small_mlp())
+        store_url, served = f"file://{folder}/store", BenchmarkModel(small_mlp())
         token = register(store_url, folder / "artifacts", {"mlp": served})
         registry = Registry(open_store(store_url), actor="bench")
         second = another_version(registry, folder / "second", "mlp", served).version

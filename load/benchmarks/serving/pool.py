@@ -27,8 +27,8 @@ import httpx
 import torch
 
 from functions.model_formats.program import export_program, save_program
-from load.benchmarks.serving.bed import ROW
 from load.benchmarks.serving.floor import COLUMNS, small_mlp
+from load.benchmarks.serving.models import ROW
 from load.benchmarks.serving.throughput import free_port, json_body, process, redis_binary, wait_until_ready
 from registry import Access, Registry, Signature, TensorSpec, open_store
 

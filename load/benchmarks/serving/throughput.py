@@ -38,10 +38,11 @@ from pathlib import Path
 
 import torch
 
-from load.benchmarks.serving.bed import (
+from load.benchmarks.serving.floor import COLUMNS, small_mlp
+from load.benchmarks.serving.models import (
     LONG_ROW,
     ROW,
-    Served,
+    BenchmarkModel,
     WideMlp,
     fill_features,
     key_body,
@@ -50,7 +51,6 @@ from load.benchmarks.serving.bed import (
     register,
     split_models,
 )
-from load.benchmarks.serving.floor import COLUMNS, small_mlp
 from load.peers import serving as serving_peers
 from load.scenarios.h2load import ask_by_h2load
 from load.scenarios.open_loop import ask_steadily
@@ -298,12 +298,15 @@ def our_targets(arguments: argparse.Namespace, token: str, port: int, grpc_port:
     return targets
 
 
-def our_models(arguments: argparse.Namespace) -> dict[str, Served]:
+def our_models(arguments: argparse.Namespace) -> dict[str, BenchmarkModel]:
     """Describe the served models by name."""
     if arguments.batching:
         tags = {"max_batch_rows": str(BATCH_ROWS)}
-        return {"wide": Served(WideMlp().eval()), "wide-batches": Served(WideMlp().eval(), tags)}
-    models = {"mlp": Served(small_mlp())}
+        return {
+            "wide": BenchmarkModel(WideMlp().eval()),
+            "wide-batches": BenchmarkModel(WideMlp().eval(), tags),
+        }
+    models = {"mlp": BenchmarkModel(small_mlp())}
     models |= split_models() if arguments.splits else {}
     models |= long_row_model() if arguments.grpc else {}
     return models | (keyed_models() if arguments.keys else {})

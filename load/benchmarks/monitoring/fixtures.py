@@ -33,7 +33,7 @@ PERFORMANCE = PerformanceMonitor(cohort=HOUR, label_delay=HOUR, lookback=timedel
 
 
 @dataclass
-class Bed:
+class MonitoredStore:
     """Store at `root` with a clock that is moved by hand."""
 
     root: Path

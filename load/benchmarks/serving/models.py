@@ -41,7 +41,7 @@ class WideMlp(torch.nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class BenchmarkModel:
     """Model that the benchmark serves. tags: of its versions; arms: shares of further versions; shadow: whether one more listens."""
 
     module: torch.nn.Module
@@ -51,27 +51,27 @@ class Served:
     columns: int = COLUMNS
 
 
-def split_models() -> dict[str, Served]:
+def split_models() -> dict[str, BenchmarkModel]:
     """Make the models of the small network: a 90/9/1 split, and one with a shadow."""
     return {
-        "mlp-split": Served(small_mlp(), arms=(0.09, 0.01)),
-        "mlp-split-shadow": Served(small_mlp(), arms=(0.09, 0.01), shadow=True),
+        "mlp-split": BenchmarkModel(small_mlp(), arms=(0.09, 0.01)),
+        "mlp-split-shadow": BenchmarkModel(small_mlp(), arms=(0.09, 0.01), shadow=True),
     }
 
 
-def long_row_model() -> dict[str, Served]:
+def long_row_model() -> dict[str, BenchmarkModel]:
     """Make the model with many inputs."""
     torch.manual_seed(0)
-    return {"long-row": Served(SmallMlp(LONG_ROW).eval(), columns=LONG_ROW)}
+    return {"long-row": BenchmarkModel(SmallMlp(LONG_ROW).eval(), columns=LONG_ROW)}
 
 
-def keyed_models() -> dict[str, Served]:
+def keyed_models() -> dict[str, BenchmarkModel]:
     """Make two models of 40 features: one that is sent them, one that looks them up."""
     torch.manual_seed(0)
     module = SmallMlp(FEATURES).eval()
     return {
-        "forty": Served(module, columns=FEATURES),
-        "forty-by-key": Served(module, {"feature_service": SERVICE}, columns=FEATURES),
+        "forty": BenchmarkModel(module, columns=FEATURES),
+        "forty-by-key": BenchmarkModel(module, {"feature_service": SERVICE}, columns=FEATURES),
     }
 
 
@@ -100,7 +100,7 @@ def feature_names() -> list[str]:
     return [f"f{n:02}" for n in range(FEATURES)]
 
 
-def register(store_url: str, folder: Path, models: dict[str, Served]) -> str:
+def register(store_url: str, folder: Path, models: dict[str, BenchmarkModel]) -> str:
     """Register the models and set their traffic; returns a token that may predict."""
     store = open_store(store_url)
     registry = Registry(store, actor="bench")
@@ -118,7 +118,7 @@ def register(store_url: str, folder: Path, models: dict[str, Served]) -> str:
     return _token(store)
 
 
-def another_version(registry: Registry, path: Path, name: str, model: Served) -> ModelVersion:
+def another_version(registry: Registry, path: Path, name: str, model: BenchmarkModel) -> ModelVersion:
     """Register a version of a model that the registry knows."""
     rows = [[0.1] * model.columns, [0.2] * model.columns]
     keyed = "feature_service" in model.tags
