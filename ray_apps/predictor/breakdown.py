@@ -29,7 +29,7 @@ import orjson
 import torch
 
 from functions.model_formats.program import export_program, save_program
-from functions.prediction_log import NumericRecordEncoder
+from functions.prediction_log import encode_prediction
 from functions.prediction_log.wal import WriteAheadLog
 from ray_apps.predictor.http.app import HttpDoor
 from ray_apps.predictor.http.auth import TokenAuthenticator
@@ -155,10 +155,12 @@ async def _stages(
     response = InferResponse("mlp", 1, outputs, "0" * 32, {"arm": "champion"})
 
     (numbers,), (answers,) = request.inputs.values(), outputs.values()
-    brief = NumericRecordEncoder(model="mlp", version=1, arm="champion", shadow=False)
 
     def record() -> bytes:
-        return brief.encode("0" * 32, None, 0, 0.1, 1, numbers.tobytes(), answers.tobytes())
+        return encode_prediction(
+            id="0" * 32, model="mlp", version=1, arm="champion", shadow=False, unit=None, at_us=0, latency_ms=0.1,
+            rows=1, numeric=numbers, categorical=None, outputs=answers,
+        )  # fmt: skip
 
     payload = record()
     return {

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from functions.prediction_log import LogFullError, NumericRecordEncoder, encode_prediction
+from functions.prediction_log import LogFullError, encode_prediction
 from ray_apps.predictor.protocol.datatypes import Array
 from ray_apps.predictor.write_coalescing import Moment
 
@@ -26,14 +26,9 @@ MAX_VALUES = 65_536
 """A row with more values than this is logged without them."""
 MAX_FAILURES = 512
 """So many failures wait to be written; more are dropped and counted."""
-MAX_BRIEFS = 256
-"""Of so many versions and arms the encoders are kept."""
 FLUSH_S = 0.05
 _FLOAT32 = np.dtype(np.float32)
 _log = logging.getLogger("ray.serve")
-
-Owed = tuple[NumericRecordEncoder, str, str | None, int, float, int, bytes, bytes]
-"""A record that is to be written: what encodes it, and of what."""
 
 
 class Log(Protocol):
@@ -66,6 +61,10 @@ class Failure:
     entities: Sequence[Mapping[str, Any]] | None = None
 
 
+def _is_float32_matrix(array: Array, rows: int) -> bool:
+    return array.dtype == _FLOAT32 and array.ndim == 2 and len(array) == rows  # noqa: PLR2004
+
+
 class Recorder:
     """Logs answers of one model; counts the records that a full log did not take.
 
@@ -74,7 +73,6 @@ class Recorder:
 
     def __init__(self, model: str, log: Log | None) -> None:
         self._model, self._log = model, log
-        self._briefs: dict[tuple[int, str, bool], NumericRecordEncoder] = {}
         self._failures: deque[Failure] = deque()
         self._flushing: asyncio.TimerHandle | None = None
         self.written = 0
@@ -107,27 +105,23 @@ class Recorder:
         """
         if self._log is None or rows == 0:
             return
-        if plain:
-            (numbers,), (answers,) = inputs.values(), outputs.values()
-            # a class of a user's may make something else than it signed
-            if answers.dtype == _FLOAT32 and answers.ndim == 2 and len(answers) == rows:  # noqa: PLR2004
-                brief = self._briefs.get((version, arm, shadow)) or self._brief(version, arm, shadow=shadow)
-                one = brief, id, unit, at_us, latency_ms, rows, numbers.tobytes(), answers.tobytes()
-                if moment is None:
-                    self._write(self._log, [one])
-                else:
-                    moment.owed_by(self).append(one)
-                return
-        numeric, categorical = vectors(inputs, rows)
-        scores, _ = vectors(outputs, rows)
+        categorical: Sequence[Sequence[str | None]] | None = None
+        if plain and _is_float32_matrix(scores := next(iter(outputs.values())), rows):
+            numeric = next(iter(inputs.values()))
+        else:
+            plain = False  # a user's class may answer something else than it signed
+            (numeric, categorical), (scores, _) = vectors(inputs, rows), vectors(outputs, rows)
         payload = encode_prediction(
             id=id, model=self._model, version=version, arm=arm, shadow=shadow, unit=unit, at_us=at_us,
             latency_ms=latency_ms, rows=rows, numeric=numeric, categorical=categorical, outputs=scores,
             missing=missing, entities=entities,
         )  # fmt: skip
-        self._append(self._log, payload)
+        if plain and moment is not None:
+            moment.owed_by(self).append(payload)
+        else:
+            self._append(self._log, payload)
 
-    def settle(self, owed: Sequence[Owed]) -> None:
+    def settle(self, owed: Sequence[bytes]) -> None:
         """Make answers of one moment durable. Never raises: a log that is broken costs records then, not others' answers."""
         try:
             if self._log is not None:
@@ -136,24 +130,13 @@ class Recorder:
             _log.exception("prediction log of %s: %d records are lost", self._model, len(owed))
             self.dropped += len(owed)
 
-    def _write(self, log: Log, owed: Sequence[Owed]) -> None:
-        payloads = [
-            brief.encode(name, unit, at_us, latency_ms, rows, numeric, outputs)
-            for brief, name, unit, at_us, latency_ms, rows, numeric, outputs in owed
-        ]
+    def _write(self, log: Log, payloads: Sequence[bytes]) -> None:
         if (
             len(payloads) == 1
         ):  # 2 us less than as one of several, of the 17 that a lone caller's record takes
             self._append(log, payloads[0])
         else:
             self._extend(log, payloads)
-
-    def _brief(self, version: int, arm: str, *, shadow: bool) -> NumericRecordEncoder:
-        if len(self._briefs) >= MAX_BRIEFS:
-            self._briefs.clear()
-        brief = NumericRecordEncoder(model=self._model, version=version, arm=arm, shadow=shadow)
-        self._briefs[version, arm, shadow] = brief
-        return brief
 
     def fail(self, failure: Failure) -> None:
         """Have a failure logged soon; never waits. Beyond the bound it is dropped and counted."""

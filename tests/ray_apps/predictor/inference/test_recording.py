@@ -19,7 +19,7 @@ from functions.prediction_log.records import decode_prediction, prediction_colum
 from functions.prediction_log.wal import WriteAheadLog, segments_of
 from ray_apps.predictor.deploy.standalone import Doors
 from ray_apps.predictor.http.app import HttpDoor
-from ray_apps.predictor.http.auth import OpenDoor
+from ray_apps.predictor.http.auth import NoAuthentication
 from ray_apps.predictor.inference.recording import Recorder
 from ray_apps.predictor.inference.service import Predictor
 from ray_apps.predictor.protocol.json import InferRequest
@@ -163,7 +163,7 @@ async def test_an_answer_that_came_is_in_the_log(tmp_path: Path, door: Any):
             seen.append(await ask(number))
             assert seen[-1] in ids(log)
 
-    async with asyncio.timeout(60), door(Doors({"late": HttpDoor(predictor, OpenDoor())})) as ask:
+    async with asyncio.timeout(60), door(Doors({"late": HttpDoor(predictor, NoAuthentication())})) as ask:
         await asyncio.gather(*(call(ask) for _ in range(16)))
     await predictor.close()
     assert sorted(seen) == sorted(ids(log))
@@ -175,7 +175,7 @@ async def test_an_answer_that_leaves_by_another_loop_is_in_the_log_before(tmp_pa
     """Serve may run the application on a loop of its own, beside that of the connections."""
     log, here = MemoryLog(), moment()
     predictor = plain_predictor(tmp_path, lambda inputs: {"y": inputs["x"][:, :1]}, log)
-    door = HttpDoor(predictor, OpenDoor())
+    door = HttpDoor(predictor, NoAuthentication())
 
     async def ask() -> httpx.Response:
         body = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]}
