@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from functions.training.checkpoints import Checkpoints, Retention, Snapshot
 from functions.training.errors import TrainingError
@@ -25,14 +25,16 @@ _DECISION = re.compile(r"decision-(\d{6})\.json")
 class Member(BaseModel):
     """Member of a population after a decision.
 
-    weights: number of the trial whose weights it continues with; told: metrics that it had reported, one entry an epoch.
+    weights: number of the trial whose weights it continues with; metrics: of each of its epochs, stored as `told`.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, serialize_by_alias=True)
 
     settings: TabularParams
     weights: int
-    told: list[dict[str, float]]
+    metrics: list[dict[str, float]] = Field(
+        validation_alias=AliasChoices("metrics", "told"), serialization_alias="told"
+    )
     exploits: list[Exploit]
 
 

@@ -148,7 +148,7 @@ class TrialTracker(tune.Callback):
     def close(self, errors: Mapping[int, str], *, ended: bool) -> None:
         """End the runs still open after a sweep that ended or was interrupted; errors: of failed trials, by number."""
         if ended:  # paused trials of an interrupted sweep that were never resumed
-            for number in [each for each, member in self._members.items() if member.told]:
+            for number in [each for each, member in self._members.items() if member.metrics]:
                 self._of(number)
         for number, tracked in self._tracked.items():
             if tracked.open:
@@ -204,7 +204,7 @@ class TrialTracker(tune.Callback):
         )
         tracked = self._tracked[number] = _TrackedTrial(run, point)
         if number in self._members:
-            for epoch in self._members[number].told:
+            for epoch in self._members[number].metrics:
                 self._log(tracked, epoch)
             for exploit in self._members[number].exploits:
                 self.record_exploit(number, exploit)

@@ -48,7 +48,7 @@ class TrialStates:
             if saved is not None:
                 settings = TabularParams.model_validate(saved.facts["settings"])
                 metrics = [metrics_of(Epoch(**epoch)) for epoch in saved.facts["epochs"]]
-                found[number] = Member(settings=settings, weights=number, told=metrics, exploits=[])
+                found[number] = Member(settings=settings, weights=number, metrics=metrics, exploits=[])
         return found
 
     def _of(self, number: int) -> Checkpoints:
@@ -73,7 +73,7 @@ class AshaSearcher(tune.search.Searcher):
         close_trial: Callable[[int], None],
     ) -> None:
         super().__init__(metric=METRIC, mode="min")
-        paused = {number: [epoch[METRIC] for epoch in member.told] for number, member in members.items()}
+        paused = {number: [epoch[METRIC] for epoch in member.metrics] for number, member in members.items()}
         self._scheduler = AshaScheduler(count, paused | dict(done), over=done)
         self._points, self._sampler, self._close_trial = points, sampler, close_trial
         self._numbers: dict[str, int] = {}

@@ -67,7 +67,7 @@ def resume_population(
         range(len(points))
     ):
         members = {
-            number: Member(settings=point, weights=number, told=[], exploits=[])
+            number: Member(settings=point, weights=number, metrics=[], exploits=[])
             for number, point in enumerate(points)
         }
         return ResumedPopulation(pbt_state, 0, members, {})
@@ -122,7 +122,7 @@ class PbtScheduler(PopulationBasedTraining):
             state = self._trial_state[trial]
             state.last_train_time = state.last_perturbation_time = self._epoch
             trial.run_metadata.checkpoint_manager._latest_checkpoint_result = tune_checkpoint(  # noqa: SLF001 - as an exploit does
-                member.weights, self._epoch, {METRIC: member.told[-1][METRIC], EPOCHS: self._epoch}
+                member.weights, self._epoch, {METRIC: member.metrics[-1][METRIC], EPOCHS: self._epoch}
             )
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
@@ -171,7 +171,7 @@ class PbtScheduler(PopulationBasedTraining):
                 members[number] = Member(
                     settings=TabularParams.model_validate(trial.config["settings"]),
                     weights=self._copied.get(number, number),
-                    told=metrics,
+                    metrics=metrics,
                     exploits=exploits,
                 )
         self.pbt_state.decide(Decision(epoch=self._undecided, members=members, lost=self._runs.failed_runs()))

@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +19,8 @@ from functions.training.checkpoints import WHOLE, Checkpoints, Snapshot
 from functions.training.errors import TrainingDiverged
 from functions.training.loop.compiling import Compiled
 from functions.training.loop.process_group import ProcessGroup, SingleProcess
+from functions.training.loop.settings import Settings
 from functions.training.loop.task import Batch, LearningTask, PrefetchingTask
-from functions.training.params import Precision
 
 _SEED_STRIDE, _RANK_STRIDE = 1_000, 1_000_003  # so that no two epochs, seeds or workers share a random stream
 _RISE = 0.25
@@ -45,45 +44,6 @@ class Epoch:
 
 
 OnEpoch = Callable[[Epoch], None]
-
-
-class Settings(Protocol):
-    """Settings of the loop, as `TabularParams` and `RecipeParams` have them."""
-
-    @property
-    def lr(self) -> float:
-        """Peak of the learning rate's schedule."""
-
-    @property
-    def weight_decay(self) -> float:
-        """Decay of weights in a step; biases do not decay."""
-
-    @property
-    def clip(self) -> float | None:
-        """Greatest norm of a step's gradients; None for any."""
-
-    @property
-    def precision(self) -> Precision:
-        """Precision of the network's arithmetic; weights stay float32."""
-
-    @property
-    def accumulate(self) -> int:
-        """Number of micro-batches of a worker in a step."""
-
-    @property
-    def compiled(self) -> bool:
-        """Whether steps go through torch.compile."""
-
-    @property
-    def seed(self) -> int:
-        """Seed of all random numbers of the training."""
-
-    @property
-    def epochs_and_patience(self) -> tuple[int, int]:
-        """Epochs, and how many of them may pass without a better validation loss."""
-
-    def batch_rows(self, rows: int, *, workers: int = 1) -> int:
-        """Rows of a step over all workers, of `rows` training rows."""
 
 
 @dataclass(slots=True)

@@ -42,7 +42,7 @@ class Stack(nn.Module):
 
 @dataclass
 class Sums:
-    """Rows of three numbers, of which the sum of the first two is to be told; 103 rows are even for no two workers."""
+    """Rows of three numbers, of which the sum of the first two is to be predicted; 103 rows are even for no two workers."""
 
     scale: float
     train_rows: int = 400

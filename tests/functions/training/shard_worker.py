@@ -1,4 +1,4 @@
-"""One of two workers that hold half a model each: rank, a folder to meet in, and a store. Tells its losses as JSON."""
+"""One of two workers that hold half a model each: rank, a folder to meet in, and a store. Prints its losses as JSON."""
 
 import json
 import sys
@@ -13,13 +13,13 @@ from registry import open_store
 from tests.functions.training.recipes import FAST, trainer
 
 
-class Cut(Exception):  # noqa: N818 - what happens to a training
+class Interrupted(Exception):  # noqa: N818 - what happens to a training
     """The power went."""
 
 
 def cut(epoch: Epoch) -> None:
     if epoch.number == 2:
-        raise Cut
+        raise Interrupted
 
 
 def in_pieces(group: ProcessGroup) -> list[float]:
@@ -41,14 +41,14 @@ if __name__ == "__main__":
     checkpoints = Checkpoints(open_store(url), "checkpoints/cut/")
     try:
         train(broken, group, on_epoch=cut, checkpoints=checkpoints)
-    except Cut:
+    except Interrupted:
         train(resumed, group, checkpoints=checkpoints)
     state = resumed.snapshot().tensors
-    told = {
+    results = {
         "undisturbed": [epoch.valid_loss for epoch in undisturbed.epochs],
         "resumed": [epoch.valid_loss for epoch in resumed.epochs],
         "pieces": [in_pieces(group), in_pieces(ReplicatedGroup())],
         "rows": [len(state["net.first.weight"]), len(state["optimizer.0.exp_avg"])],
     }
     torch.distributed.destroy_process_group()
-    sys.stdout.write(json.dumps(told) + "\n")
+    sys.stdout.write(json.dumps(results) + "\n")

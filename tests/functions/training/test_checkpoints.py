@@ -15,7 +15,7 @@ from tests.functions.training.tabular_setup import COLUMNS, FAST, NAMES, example
 LAST = 3
 
 
-class Cut(Exception):  # noqa: N818 - what happens to a training
+class Interrupted(Exception):  # noqa: N818 - says what happens
     """The power went."""
 
 
@@ -38,16 +38,16 @@ def test_a_training_resumed_after_any_epoch_ends_with_the_same_weights(
 
     def cut(epoch: Epoch) -> None:
         if epoch.number == cut_after:
-            raise Cut
+            raise Interrupted
 
     for _ in range(2):  # before the epoch is saved, every time it is tried: it begins after the one before
-        with pytest.raises(Cut):
+        with pytest.raises(Interrupted):
             fit(prepared, FAST, on_epoch=cut, checkpoints=checkpoints)
-    told: list[int] = []
-    resumed = fit(prepared, FAST, on_epoch=lambda epoch: told.append(epoch.number), checkpoints=checkpoints)
+    epochs: list[int] = []
+    resumed = fit(prepared, FAST, on_epoch=lambda epoch: epochs.append(epoch.number), checkpoints=checkpoints)
     assert equal(resumed, undisturbed)
     assert resumed.metrics == undisturbed.metrics
-    assert told == list(range(LAST + 1))
+    assert epochs == list(range(LAST + 1))
 
 
 def test_two_checkpoints_are_kept_and_a_damaged_one_is_passed_over(context: Context) -> None:

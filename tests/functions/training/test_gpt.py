@@ -49,7 +49,7 @@ def test_windows_are_consecutive_and_stay_out_of_the_validation_text():
 
 
 def single_bytes():
-    """Nats a byte held out, told by how often each byte is in the text that is learnt from."""
+    """Nats a validation byte, predicted by how often each byte is in the text that is learnt from."""
     windows = Windows.of(notes(), 32)
     counts = torch.bincount(windows.train.long(), minlength=256) + 1
     return float(-(counts / counts.sum()).log()[windows.valid.long()].mean())

@@ -55,8 +55,8 @@ class Victim:
         said, _ = self.process.communicate(timeout=600)
         assert self.process.returncode == 0, said
         (line,) = (each for each in said.splitlines() if each.startswith("{"))  # Ray may speak after it
-        told: dict[str, Any] = json.loads(line)
-        return told
+        results: dict[str, Any] = json.loads(line)
+        return results
 
     def _family(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)

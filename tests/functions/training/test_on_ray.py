@@ -21,19 +21,19 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluste
 
 
 def test_two_workers_learn_what_one_learns_though_one_is_killed(context, training_set, monkeypatch, tmp_path):
-    calm = FAST.model_copy(update={"dropout": 0.0, "unknown_rate": 0.0})
-    one = train_tabular("late", training_set, **NAMES, params=calm)
+    noiseless = FAST.model_copy(update={"dropout": 0.0, "unknown_rate": 0.0})
+    one = train_tabular("late", training_set, **NAMES, params=noiseless)
     killed = KillsItsWorker(context.store, "checkpoints/deadly/", mark=tmp_path / "killed")
     monkeypatch.setattr(Checkpoints, "of", lambda *_: killed)
-    two = train_tabular("late", training_set, **NAMES, params=calm, num_workers=2)
+    two = train_tabular("late", training_set, **NAMES, params=noiseless, num_workers=2)
     assert killed.mark.exists()
     # without noise the steps are the same up to float32 sums in another order
     assert two.metrics["log_loss"] == pytest.approx(one.metrics["log_loss"], abs=1e-4)
     run = context.registry().get_run(two.run_id)
-    told = {
+    losses = {
         (point.step, point.value) for point in run.series("valid_loss")
     }  # the group after tells of the first again
-    assert sorted(step for step, _ in told) == [0, 1, 2, 3]
+    assert sorted(step for step, _ in losses) == [0, 1, 2, 3]
     assert context.registry().get_version("late", two.version).lineage.run == two.run_id
     assert list(context.store.list("checkpoints/")) == []
 
@@ -55,10 +55,10 @@ def test_every_trial_of_a_sweep_is_a_run_and_a_poor_one_fails_alone(context, tra
     spent = [registry.get_run(trial.run_id).record().metrics["cpu_hours"] for trial in sweep.trials]
     assert record.metrics["cpu_hours"] > sum(spent) > 0
     for trial in sweep.trials:
-        told = registry.get_run(trial.run_id).record()
-        assert told.tags["sweep"] == sweep.run_id
-        assert told.status == ("FAILED" if trial.failed else "FINISHED")
-        assert trial.failed == ("loss of epoch 0" in told.tags.get("error", ""))
+        record = registry.get_run(trial.run_id).record()
+        assert record.tags["sweep"] == sweep.run_id
+        assert record.status == ("FAILED" if trial.failed else "FINISHED")
+        assert trial.failed == ("loss of epoch 0" in record.tags.get("error", ""))
     assert registry.get_run(sweep.best_run).record().metrics["best_loss"] == sweep.best_loss
 
 
@@ -89,7 +89,7 @@ def test_a_sweep_that_was_killed_half_way_repeats_no_finished_trial_and_no_epoch
     assert goes_on
     for number in goes_on:
         took = [point.value for point in registry.get_run(sweep.trials[number].run_id).series("epoch_s")]
-        before = [epoch["epoch_s"] for epoch in resting[number].told]
+        before = [epoch["epoch_s"] for epoch in resting[number].metrics]
         assert took[: len(before)] == before  # to the microsecond: none was trained again
     assert sorted(trial.epochs for trial in sweep.trials) == [1, 1, 1, 4]
     assert sweep.best_loss == min(trial.valid_loss for trial in sweep.trials)
@@ -129,7 +129,7 @@ def test_a_population_that_was_killed_goes_on_from_its_last_decision(context, tr
         run = registry.get_run(trial.run_id)
         took = [point.value for point in run.series("epoch_s")]
         member = decision.members[number]
-        assert took[0] == member.told[0]["epoch_s"]  # to the microsecond: it was not trained again
+        assert took[0] == member.metrics[0]["epoch_s"]  # to the microsecond: it was not trained again
         assert [Exploit(**each) for each in json.loads(run.record().tags.get("exploits", "[]"))] == list(
             trial.exploits
         )

@@ -71,9 +71,9 @@ def test_two_workers_with_half_a_model_each_learn_what_one_does_though_interrupt
         )
         for rank in range(2)
     ]
-    told = [json.loads(worker.communicate(timeout=120)[0].splitlines()[-1]) for worker in workers]
+    results = [json.loads(worker.communicate(timeout=120)[0].splitlines()[-1]) for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0]
-    for each in told:
+    for each in results:
         assert each["resumed"] == each["undisturbed"]  # to the last bit
         assert each["undisturbed"] == pytest.approx([epoch.valid_loss for epoch in alone.epochs], rel=1e-4)
         for pieces in each["pieces"]:

@@ -16,13 +16,13 @@ class NeverEnds(AshaScheduler):
 
     def pause(self, number):
         super().pause(number)
-        self._over -= {each for each, told in self._losses.items() if len(told) < EPOCHS}
+        self._over -= {each for each, losses in self._losses.items() if len(losses) < EPOCHS}
         return []
 
 
 def played(scheduler, losses, *, workers=2, speed=None, cut=None, fails=None):
     """Losses that trials reported, in order, as (trial, epoch); ends after `cut` of them. `losses[trial][epoch]`."""
-    speed, told, free, now = speed or random.Random(0), [], workers, 0.0
+    speed, reports, free, now = speed or random.Random(0), [], workers, 0.0
     training = []
 
     def begin():
@@ -32,9 +32,9 @@ def played(scheduler, losses, *, workers=2, speed=None, cut=None, fails=None):
             heapq.heappush(training, (now + speed.random(), *chosen))
 
     begin()
-    while training and len(told) != cut:
+    while training and len(reports) != cut:
         now, number, epoch, until = heapq.heappop(training)
-        told.append((number, epoch))
+        reports.append((number, epoch))
         if (number, epoch) == fails:
             scheduler.fail(number)
         else:
@@ -48,7 +48,7 @@ def played(scheduler, losses, *, workers=2, speed=None, cut=None, fails=None):
                 scheduler.pause(number)
         free += 1
         begin()
-    return told
+    return reports
 
 
 def constant(ranks):
@@ -56,31 +56,31 @@ def constant(ranks):
     return [[float(rank)] * EPOCHS for rank in ranks]
 
 
-def lengths(told):
-    return {number: sum(each == number for each, _ in told) for number, _ in told}
+def lengths(reports):
+    return {number: sum(each == number for each, _ in reports) for number, _ in reports}
 
 
 def test_the_best_quarter_is_promoted_from_each_rung():
-    told = played(AshaScheduler(16, {}, ()), constant(range(16)))
+    reports = played(AshaScheduler(16, {}, ()), constant(range(16)))
     # 16 to their first epoch, 4 of them three more, 1 of those five more
-    assert len(told) == 16 + 4 * 3 + 5
-    assert sorted(lengths(told).items()) == [
+    assert len(reports) == 16 + 4 * 3 + 5
+    assert sorted(lengths(reports).items()) == [
         (0, 9), (1, 4), (2, 4), (3, 4), *((number, 1) for number in range(4, 16))
     ]  # fmt: skip
 
 
 def test_a_trial_is_promoted_before_all_have_begun():
-    told = played(AshaScheduler(16, {}, ()), constant(range(16)), workers=1)
+    reports = played(AshaScheduler(16, {}, ()), constant(range(16)), workers=1)
     # four have come to the first rung: the best of them goes on
-    assert told[:7] == [(0, 0), (1, 0), (2, 0), (3, 0), (0, 1), (0, 2), (0, 3)]
-    assert told[7] == (4, 0)
+    assert reports[:7] == [(0, 0), (1, 0), (2, 0), (3, 0), (0, 1), (0, 2), (0, 3)]
+    assert reports[7] == (4, 0)
 
 
 def test_of_few_trials_the_best_trains_to_its_end():
     for count in range(1, 8):
-        told = played(AshaScheduler(count, {}, ()), constant(reversed(range(count))))
-        assert lengths(told)[count - 1] == EPOCHS
-        assert len(lengths(told)) == count
+        reports = played(AshaScheduler(count, {}, ()), constant(reversed(range(count))))
+        assert lengths(reports)[count - 1] == EPOCHS
+        assert len(lengths(reports)) == count
 
 
 def test_a_trial_that_cannot_be_promoted_any_more_is_reported_at_once():
@@ -96,11 +96,11 @@ def test_a_trial_that_cannot_be_promoted_any_more_is_reported_at_once():
 
 def test_what_a_failed_trial_reported_does_not_count():
     losses = constant(range(4))
-    told = played(AshaScheduler(4, {}, ()), losses, workers=1, fails=(0, 2))
-    assert lengths(told)[0] == 3  # the one that went on has failed
-    assert max(lengths(told).values()) == 3  # the others had been given up
-    told = played(AshaScheduler(4, {}, ()), losses, workers=1, fails=(0, 0))
-    assert lengths(told) == {0: 1, 1: EPOCHS, 2: 1, 3: 1}
+    reports = played(AshaScheduler(4, {}, ()), losses, workers=1, fails=(0, 2))
+    assert lengths(reports)[0] == 3  # the one that went on has failed
+    assert max(lengths(reports).values()) == 3  # the others had been given up
+    reports = played(AshaScheduler(4, {}, ()), losses, workers=1, fails=(0, 0))
+    assert lengths(reports) == {0: 1, 1: EPOCHS, 2: 1, 3: 1}
 
 
 def test_rungs_stand_at_powers_of_four():
@@ -118,9 +118,9 @@ losses_of_trials = st.integers(1, 40).flatmap(
 
 @given(losses_of_trials, st.integers(1, 5), st.randoms(use_true_random=False))
 def test_all_trials_begin_one_ends_and_the_best_quarter_of_each_rung_is_promoted(losses, workers, speed):
-    told = played(AshaScheduler(len(losses), {}, ()), losses, workers=workers, speed=speed)
-    assert len(set(told)) == len(told)
-    came = lengths(told)
+    reports = played(AshaScheduler(len(losses), {}, ()), losses, workers=workers, speed=speed)
+    assert len(set(reports)) == len(reports)
+    came = lengths(reports)
     assert came.keys() == set(range(len(losses)))
     assert EPOCHS in came.values()
     for rung in (1, 4):

@@ -22,7 +22,7 @@ def test_a_resumed_member_has_its_earlier_epochs_in_its_new_run(context, trainin
         dataset=training_set,
         code="c",
         done={},
-        members={0: Member(settings=slow, weights=2, told=[PAST], exploits=[exploit])},
+        members={0: Member(settings=slow, weights=2, metrics=[PAST], exploits=[exploit])},
     )
     trial = SimpleNamespace(config={"point": 0}, last_result={"finished": True})
     for _ in range(2):  # it is put aside once
@@ -54,7 +54,7 @@ def test_a_paused_trial_that_never_resumes_has_a_run_that_ends_with_the_sweep(co
             code="c",
             done={},
             members={
-                number: Member(settings=FAST, weights=number, told=[PAST] * number, exploits=[])
+                number: Member(settings=FAST, weights=number, metrics=[PAST] * number, exploits=[])
                 for number in range(3)
             },
         )

@@ -87,8 +87,8 @@ class NoRuns:
     history, failed_runs = record_exploit, record_exploit
 
 
-def member(settings=BASE, weights=0, told=()):
-    return Member(settings=settings, weights=weights, told=list(told), exploits=[])
+def member(settings=BASE, weights=0, metrics=()):
+    return Member(settings=settings, weights=weights, metrics=list(metrics), exploits=[])
 
 
 def test_new_settings_are_near_the_copied_ones_within_the_space_and_drawn_by_the_seed(context):
@@ -130,8 +130,8 @@ def test_the_winners_weights_are_followed_back_to_their_first_epoch():
         1: trial(),
         2: trial(exploits=(Exploit(epoch=2, trial=1, params=slow), Exploit(epoch=4, trial=1, params=BASE))),
     }
-    told = [(each.trial, each.begin, each.end, each.params) for each in lineage(trials, 0)]
-    assert told == [(1, 0, 2, BASE), (2, 2, 4, slow), (0, 4, 6, slower)]
+    stretches = [(each.trial, each.begin, each.end, each.params) for each in lineage(trials, 0)]
+    assert stretches == [(1, 0, 2, BASE), (2, 2, 4, slow), (0, 4, 6, slower)]
     early = {**trials, 0: trial(best_epoch=1, exploits=trials[0].exploits)}
     assert lineage(early, 0) == [Stretch(trial=0, run_id="r", begin=0, end=2, params=BASE)]
     with pytest.raises(ValueError, match="no best epoch"):
@@ -145,7 +145,7 @@ def test_an_interrupted_population_resumes_from_the_last_complete_decision(conte
     for epochs in (2, 4, 6):
         for number in range(2):
             pbt_state.save(number, epochs, snapshot)
-        members = {0: member(weights=1, told=[{"valid_loss": 0.5}]), 1: member()}
+        members = {0: member(weights=1, metrics=[{"valid_loss": 0.5}]), 1: member()}
         pbt_state.decide(Decision(epoch=epochs, members=members, lost={}))
     assert resume_population(context.store, "p/", 2, points, {}).epoch == 6
     context.store.delete("p/0001/000005.safetensors")  # the last was saved no more
@@ -156,7 +156,7 @@ def test_an_interrupted_population_resumes_from_the_last_complete_decision(conte
         pbt_state.load(1, 2)  # two decisions back
     three = [*points, BASE]
     anew = resume_population(context.store, "p/", 2, three, {})
-    assert (anew.epoch, [each.told for each in anew.members.values()]) == (0, [[], [], []])
+    assert (anew.epoch, [each.metrics for each in anew.members.values()]) == (0, [[], [], []])
     pbt_state.decide(Decision(epoch=4, members=members, lost={2: "run"}))
     assert (
         resume_population(context.store, "p/", 2, three, {}).failed[2].error
@@ -301,6 +301,13 @@ def test_the_worst_copies_the_best_at_each_decision_and_the_seed_decides_how(con
 
 def test_no_member_waits_for_a_trial_that_failed(context):
     fake = run_population(context.store, "c/", fails={1: 3})
-    assert [len(told) for told, _ in fake.logged.values()] == [7, 2, 7, 7]
+    assert [len(metrics) for metrics, _ in fake.logged.values()] == [7, 2, 7, 7]
     decision = Decision.model_validate_json(context.store.get("c/decision-000004.json"))
     assert (decision.members.keys(), decision.lost) == ({0, 2, 3}, {1: "run"})
+
+
+def test_a_stored_decision_names_its_metrics_as_in_earlier_releases():
+    decision = Decision(epoch=2, members={0: member(metrics=[{"valid_loss": 0.5}])}, lost={})
+    stored = decision.model_dump_json()
+    assert '"told":[{"valid_loss":0.5}]' in stored
+    assert Decision.model_validate_json(stored) == decision

@@ -33,8 +33,8 @@ def test_energy_that_a_gpu_does_not_report_is_left_out_not_zero():
 def test_the_prices_are_the_users_by_the_environment(tmp_path):
     store = {"TOQUE_STORE": f"file://{tmp_path}"}
     assert context_of(store).prices is None
-    told = '{"currency": "EUR", "cpu_hour": 0.5, "gpu_hour": 4.0, "kwh": 0.25}'
-    assert context_of(store | {"TOQUE_PRICES": told}).prices == PRICES
+    prices = '{"currency": "EUR", "cpu_hour": 0.5, "gpu_hour": 4.0, "kwh": 0.25}'
+    assert context_of(store | {"TOQUE_PRICES": prices}).prices == PRICES
     for wrong in ("{", '{"currency": "EUR"}', '{"currency": "EUR", "cpu_hour": -1, "gpu_hour": 0}'):
         with pytest.raises(ValidationError):
             context_of(store | {"TOQUE_PRICES": wrong})
