@@ -4,7 +4,7 @@ import os
 import time
 from pathlib import Path
 
-from functions import Retries, call, function
+from functions import Invocation, Retries, call, function
 
 HANGING = (0, 1)
 
@@ -15,6 +15,12 @@ def append_word(path: str, word: str) -> str:
     with Path(path).open("a") as file:
         file.write(f"{word}\n")
     return word
+
+
+@function
+def read_gone() -> str:
+    """Read an invocation that does not exist."""
+    return Invocation.of("gone").status()
 
 
 @function(retries=Retries(max_lost=50, backoff_s=0.01))

@@ -43,6 +43,30 @@ def test_an_unknown_name_is_exit_code_one_and_suggests_a_known_one(
         assert f"did you mean '{identifier}'?" in ask(capsys, command, identifier[:-1], code=1), command
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("invocations", "--status", "daed"), "invalid choice: 'daed'"),
+        (("invocations", "--limit", "0"), "'0' is not a number above 0"),
+        (("rnu",), "invalid choice: 'rnu'"),
+    ],
+)
+def test_a_wrong_command_line_is_a_json_error_and_exit_code_two(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...], says: str
+) -> None:
+    with pytest.raises(SystemExit) as exited:
+        main(list(words))
+    problem = json.loads(capsys.readouterr().err)["error"]
+    assert (exited.value.code, problem["exit_code"]) == (2, 2)
+    assert says in problem["message"]
+
+
+def test_an_unknown_invocation_within_a_function_keeps_its_own_message(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert "no invocation 'gone'" in ask(capsys, "run", "read_gone", code=1)
+
+
 def test_the_newest_invocations_come_first(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     arguments = json.dumps({"path": str(tmp_path / "t"), "word": "x"})
     submitted = [
