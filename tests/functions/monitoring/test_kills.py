@@ -83,13 +83,13 @@ def live(served: ServedModel) -> None:
 def story(served: ServedModel) -> tuple[Any, Any]:
     with use_context(served.context()):
         live(served)
-        said = [one.model_dump(exclude={"raised_at"}) for one in alarms(MODEL).all()]
+        told = [one.model_dump(exclude={"raised_at"}) for one in alarms(MODEL).all()]
     found = Table(served.store, results_table(MODEL)).read().to_pylist()
     rows = [
         (one["monitor"], one["subject"], str(one["start"]), one["verdict"], one["statistic"], one["text"])
         for one in found
     ]
-    return said, sorted(rows, key=str)
+    return told, sorted(rows, key=str)
 
 
 @pytest.mark.slow
@@ -105,7 +105,7 @@ def test_fifty_kills_change_no_alarm_and_no_finding(
     }
     reaper, other = Reaper(50), type(served)(open_store(f"file://{tmp_path}/other"), tmp_path)
     monkeypatch.setattr("functions.monitoring.watch.record", reaper.around(record))
-    monkeypatch.setattr(MonitorRun, "remember", reaper.around(MonitorRun.save_state))
-    monkeypatch.setattr(Alarms, "say", reaper.around(Alarms.report))
+    monkeypatch.setattr(MonitorRun, "save_state", reaper.around(MonitorRun.save_state))
+    monkeypatch.setattr(Alarms, "report", reaper.around(Alarms.report))
     assert story(other) == undisturbed
     assert reaper.kills == 50
