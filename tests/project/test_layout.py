@@ -19,15 +19,3 @@ def test_make_alone_prints_every_target_that_is_promised():
     printed = subprocess.run(["make", "-C", str(ROOT)], capture_output=True, text=True, check=True).stdout
     promised = {"setup", "demo", "up", "down", "test", "lint", "format", "bench", "clean"}
     assert promised <= set(re.findall(r"make ([a-z-]+) ", printed))
-
-
-def test_every_decision_note_is_linked_from_the_readme():
-    readme = (ROOT / "README.md").read_text()
-    missing = [note.name for note in (ROOT / "docs").glob("*.md") if f"docs/{note.name}" not in readme]
-    assert not missing
-
-
-def test_every_page_the_readme_links_exists():
-    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text())
-    assert links
-    assert not [link for link in links if not link.startswith("http") and not (ROOT / link).exists()]
