@@ -35,7 +35,7 @@ MARGIN = 0.01  # of log loss, a fiftieth of it: a challenger proven to lose no m
 COOLDOWN = timedelta(days=28)  # between retrains: else seven are spent by September
 # four months of summer win a week of September and lose the winter, so challengers learn from all months
 WINDOWS = (TrainingWindow(name="all"),)
-_NO_PATIENCE = timedelta(milliseconds=1)  # one process: a retrain that has not ended was killed
+_LOST_AFTER = timedelta(milliseconds=1)  # one process: a retrain that has not ended was killed
 
 
 @dataclass
@@ -118,7 +118,7 @@ def project_of(plan: Plan, training: TabularParams) -> str:
     policy = policy.model_copy(
         update={
             "triggers": triggers,
-            "lost_after": _NO_PATIENCE,
+            "lost_after": _LOST_AFTER,
             "budget": BUDGET,
             "cooldown": COOLDOWN,
             "windows": WINDOWS,

@@ -124,9 +124,8 @@ def _encoded(
 
 
 def _columns(numeric: int, categorical: int) -> ColumnTransformer:
-    from sklearn.compose import (
-        ColumnTransformer,
-    )  # late: not needed to name gates
+    # late, all four: a process that only names gates does without
+    from sklearn.compose import ColumnTransformer
     from sklearn.impute import SimpleImputer
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import OneHotEncoder, StandardScaler

@@ -150,7 +150,7 @@ class _Progress:
         self._begun = self._last = time.perf_counter()
 
     def __call__(self, view: str, rows: int, total: int) -> None:
-        if view != self._view:  # it began when the one before had ended
+        if view != self._view:  # a view begins when the one before has ended
             self._view, self._begun = view, self._last
         self._last = time.perf_counter()
         rate = rows / (self._last - self._begun)

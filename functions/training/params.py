@@ -11,12 +11,8 @@ Split = Literal["days", "time", "random"]
 Precision = Literal["fp32", "bf16"]
 RowsIn = Literal["memory", "disk"]
 _EPOCHS, _PATIENCE = 6, 3
-_EXECUTION = {
-    "accumulate",
-    "compiled",
-    "keep_last",
-    "keep_best",
-}  # change how a step is computed, not its result
+# settings of how a step is computed, which do not change its result
+_EXECUTION = {"accumulate", "compiled", "keep_last", "keep_best"}
 _MIN_BATCH, _MIN_STEPS, _MIN_TOTAL_STEPS = 16, 32, 200
 
 

@@ -1,1 +1,1 @@
-"""The rules of a gate beside its metrics: slices, fairness, robustness and required behaviour."""
+"""Rules of a gate beside its metrics: slices, fairness, robustness and required behaviour."""

@@ -11,14 +11,14 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Run Ray Train or Tune so that Ctrl-C ends in KeyboardInterrupt and no handler of theirs stays behind.
+    """Run Ray Train or Tune so that Ctrl-C ends in KeyboardInterrupt and their signal handlers are removed.
 
     Ray Train turns the signal into SystemExit, or swallows it when its run is just over, and never removes its handler;
     Tune ends the sweep early and returns as if it were complete. Python also writes each signal to a wakeup file
     descriptor, whichever handler takes it: there the interrupt is read.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # neither installs a handler there
+        yield  # neither Ray Train nor Tune installs a handler there
         return
     reader, writer = os.pipe()
     os.set_blocking(reader, False)

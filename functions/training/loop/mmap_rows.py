@@ -130,7 +130,7 @@ def _release(folder: Path, lock: int, file: int) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        pass  # another still reads it
+        pass  # another process still reads the file
     else:
         shutil.rmtree(folder, ignore_errors=True)
     os.close(lock)

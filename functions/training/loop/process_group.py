@@ -119,7 +119,7 @@ class ShardedGroup(ReplicatedGroup):
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """Split the module's weights by rows, in place."""
-        from torch.distributed.fsdp import fully_shard  # late: the same
+        from torch.distributed.fsdp import fully_shard  # late: needed to split a model only
 
         blocks = [each for found in module.modules() if isinstance(found, nn.ModuleList) for each in found]
         for unit in (*reversed(blocks), module):  # blocks within a block before the outer one
@@ -128,20 +128,20 @@ class ShardedGroup(ReplicatedGroup):
 
     def micro_step(self, module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
         """Context that reduces gradients after the last micro-batch; until then a worker holds them unsplit."""
-        from torch.distributed.fsdp import FSDPModule  # late: the same
+        from torch.distributed.fsdp import FSDPModule  # late: needed to split a model only
 
         cast("FSDPModule", module).set_requires_gradient_sync(last)
         return nullcontext()
 
     def local_part(self, tensor: Tensor) -> Tensor:
         """Rows of a weight that this worker holds."""
-        from torch.distributed.tensor import DTensor  # late: the same
+        from torch.distributed.tensor import DTensor  # late: needed to split a model only
 
         return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
     def from_local(self, part: Tensor, like: Tensor) -> Tensor:
         """Distributed weight that this worker's `part` is the rows of."""
-        from torch.distributed.tensor import DTensor, placement_types  # late: the same
+        from torch.distributed.tensor import DTensor, placement_types  # late: needed to split a model only
 
         return DTensor.from_local(
             part,
@@ -154,6 +154,6 @@ class ShardedGroup(ReplicatedGroup):
 
     def full_tensor(self, tensor: Tensor) -> Tensor:
         """Gather the weight's rows from all workers."""
-        from torch.distributed.tensor import DTensor  # late: the same
+        from torch.distributed.tensor import DTensor  # late: needed to split a model only
 
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -43,8 +43,8 @@ def train_recipe(
     An interrupted training resumes after its last epoch when it is called again, also with fewer or more workers.
     Raises: TrainingDataError, TrainingDiverged, ArtifactRefused; the run is then FAILED and nothing is registered.
     """
-    from functions.training.loop.distributed import Workers  # late: the same
-    from functions.training.recipe.job import RecipeJob, train  # late: torch and Ray Train
+    from functions.training.loop.distributed import Workers  # late, as the next: torch and Ray Train
+    from functions.training.recipe.job import RecipeJob, train
 
     job = RecipeJob(model, recipe_of(context().project, recipe, options or {}), params, tags or {})
     registry = context().registry()

@@ -21,7 +21,7 @@ from functions.training.tabular.dataset import TabularData
 
 _PADDING = np.iinfo(np.int64).max  # behind every real hash, so a padded vocabulary stays sorted
 _NORMAL_IQR = 1.349  # the interquartile range of a standard normal
-_QUANTILE_ROWS = 200_000  # more rows do not move a quantile that anyone could notice
+_QUANTILE_ROWS = 200_000  # more rows do not change a quantile noticeably
 
 
 @dataclass(frozen=True, slots=True)
