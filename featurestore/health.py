@@ -56,12 +56,7 @@ class ViewHealth(BaseModel):
 
 
 def view_health(
-    fs: FeatureStore,
-    view: ViewOrName,
-    *,
-    span: timedelta = DAY,
-    samples: int = 3,
-    sampled_keys: int = 1_000,
+    fs: FeatureStore, view: ViewOrName, *, span: timedelta = DAY, samples: int = 3, sampled_keys: int = 1_000
 ) -> ViewHealth:
     """Measure a view's health as of now.
 

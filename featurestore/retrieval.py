@@ -6,9 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from featurestore.definitions.fields import (
-    Field,
-)
+from featurestore.definitions.fields import Field
 from featurestore.definitions.on_demand import compute
 from featurestore.definitions.views import (
     FeatureLike,

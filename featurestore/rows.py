@@ -11,14 +11,8 @@ import pyarrow.compute as pc
 
 from featurestore.definitions.dtypes import TIMESTAMP
 from featurestore.definitions.expectations import Freshness
-from featurestore.definitions.fields import (
-    CREATED_TIMESTAMP,
-    EVENT_TIMESTAMP,
-    Field,
-)
-from featurestore.definitions.views import (
-    FeatureView,
-)
+from featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP, Field
+from featurestore.definitions.views import FeatureView
 from featurestore.errors import InvalidRows
 
 Clock = Callable[[], datetime]

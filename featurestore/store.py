@@ -11,10 +11,7 @@ from featurestore.applied import deserialize
 from featurestore.applied.definitions import Definitions, ViewOrName
 from featurestore.definitions.encoding import RowLayout
 from featurestore.definitions.expectations import Freshness
-from featurestore.definitions.fields import (
-    EVENT_TIMESTAMP,
-    check_name,
-)
+from featurestore.definitions.fields import EVENT_TIMESTAMP, check_name
 from featurestore.definitions.views import (
     FeatureLike,
     FeatureService,

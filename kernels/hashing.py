@@ -64,7 +64,7 @@ def _hash_one(item: object) -> int:
 
 def _not_text(item: object) -> TypeError:
     return TypeError(
-        f"hash_strings takes str, bytes or None, got {type(item).__name__} {item!r}; cast the column to strings first",
+        f"hash_strings takes str, bytes or None, got {type(item).__name__} {item!r}; cast the column to strings first"
     )
 
 

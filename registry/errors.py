@@ -61,7 +61,7 @@ class Unavailable(RegistryError):
 
 
 def __getattr__(name: str) -> Any:
-    """Give `Conflict` by its path of the release before; it holds an entry, so it stands with the journal."""
+    """Import `Conflict` by its old path for one release; the class moved to the journal, whose entry it holds."""
     if name != "Conflict":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     warnings.warn(

@@ -5,17 +5,11 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
-from featurestore.applied.catalog import (
-    Catalog,
-)
+from featurestore.applied.catalog import Catalog
 from featurestore.definitions.code import code_digest
 from featurestore.definitions.dtypes import DType
 from featurestore.definitions.expectations import deserialize_expectation
-from featurestore.definitions.fields import (
-    Entity,
-    Field,
-    RequestSource,
-)
+from featurestore.definitions.fields import Entity, Field, RequestSource
 from featurestore.definitions.views import (
     FeatureService,
     FeatureView,

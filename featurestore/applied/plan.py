@@ -8,11 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from featurestore.applied.catalog import (
-    Catalog,
-    Record,
-    readable_kind,
-)
+from featurestore.applied.catalog import Catalog, Record, readable_kind
 from featurestore.definitions.fields import Entity
 from featurestore.definitions.views import (
     Definition,

@@ -24,11 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from featurestore.definitions.dtypes import DType
-from featurestore.definitions.fields import (
-    CREATED_TIMESTAMP,
-    EVENT_TIMESTAMP,
-    Field,
-)
+from featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP, Field
 from featurestore.errors import UnreadableRow
 
 ENCODING_VERSION = 1

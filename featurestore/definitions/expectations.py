@@ -76,12 +76,7 @@ class NullShare:
 
     def describe(self) -> dict[str, Any]:
         """Describe the expectation as JSON."""
-        return {
-            "type": "null_share",
-            "column": self.column,
-            "most": self.most,
-            "min_rows": self.min_rows,
-        }
+        return {"type": "null_share", "column": self.column, "most": self.most, "min_rows": self.min_rows}
 
     def check(self, where: str, rows: pa.Table) -> None:
         """Check the share of nulls in a batch. Raises: UnexpectedRows with the actual share."""

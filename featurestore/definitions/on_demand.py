@@ -8,16 +8,8 @@ import pyarrow as pa
 
 from featurestore.definitions.dtypes import DType
 from featurestore.definitions.encoding import to_microseconds
-from featurestore.definitions.fields import (
-    Field,
-    RequestSource,
-)
-from featurestore.definitions.views import (
-    FeatureView,
-    OnDemandFeatureView,
-    Projection,
-    Transform,
-)
+from featurestore.definitions.fields import Field, RequestSource
+from featurestore.definitions.views import FeatureView, OnDemandFeatureView, Projection, Transform
 from featurestore.errors import InvalidRows
 
 Array = np.ndarray[Any, Any]

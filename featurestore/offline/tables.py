@@ -17,14 +17,8 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from featurestore.definitions.dtypes import TIMESTAMP
-from featurestore.definitions.fields import (
-    CREATED_TIMESTAMP,
-    EVENT_DAY,
-    EVENT_TIMESTAMP,
-)
-from featurestore.definitions.views import (
-    FeatureView,
-)
+from featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_DAY, EVENT_TIMESTAMP
+from featurestore.definitions.views import FeatureView
 from featurestore.rows import offline_schema
 from registry.store import ObjectStore, Table, TableSnapshot
 from registry.store.tables import dataset_of

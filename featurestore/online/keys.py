@@ -11,9 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from featurestore.definitions.dtypes import DType
-from featurestore.definitions.views import (
-    FeatureView,
-)
+from featurestore.definitions.views import FeatureView
 from featurestore.errors import InvalidRows
 
 NULL_KEY = b"toque:none"  # read where a join key is null; never written

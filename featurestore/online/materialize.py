@@ -17,9 +17,7 @@ from datetime import datetime, timedelta
 from pydantic import BaseModel, ConfigDict
 
 from featurestore.definitions.encoding import from_microseconds, to_microseconds
-from featurestore.definitions.views import (
-    FeatureView,
-)
+from featurestore.definitions.views import FeatureView
 from featurestore.errors import InvalidRows
 from featurestore.offline.tables import File, OfflineStore, Version
 from featurestore.online.rows import OnlineStore

@@ -22,13 +22,8 @@ from redis.cluster import RedisCluster
 from redis.exceptions import RedisClusterException, RedisError
 
 from featurestore.definitions.encoding import RowLayout, precedence
-from featurestore.definitions.fields import (
-    CREATED_TIMESTAMP,
-    EVENT_TIMESTAMP,
-)
-from featurestore.definitions.views import (
-    FeatureView,
-)
+from featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP
+from featurestore.definitions.views import FeatureView
 from featurestore.errors import OnlineStoreUnavailable
 from featurestore.online.coalesced_reads import CoalescedReads
 from featurestore.online.connections import ConnectionCache

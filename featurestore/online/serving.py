@@ -15,14 +15,9 @@ from featurestore.definitions.encoding import (
     from_microseconds,
     to_microseconds,
 )
-from featurestore.definitions.fields import (
-    Field,
-)
+from featurestore.definitions.fields import Field
 from featurestore.definitions.on_demand import column_of, to_python
-from featurestore.definitions.views import (
-    FeatureView,
-    Projection,
-)
+from featurestore.definitions.views import FeatureView, Projection
 from featurestore.errors import InvalidRows, UnreadableRow
 from featurestore.offline.join import stored_view
 from featurestore.online.keys import RequestKeys

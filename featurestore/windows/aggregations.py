@@ -19,11 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from featurestore.definitions.dtypes import TIMESTAMP, DType
-from featurestore.definitions.fields import (
-    EVENT_TIMESTAMP,
-    Field,
-    check_name,
-)
+from featurestore.definitions.fields import EVENT_TIMESTAMP, Field, check_name
 from featurestore.errors import InvalidDefinition
 from featurestore.windows.distinct import DistinctColumn
 from featurestore.windows.latest import Latest

@@ -75,13 +75,7 @@ class Governance(Layers):
         )
 
     def promote(
-        self,
-        name: str,
-        version: int,
-        *,
-        reason: str = "",
-        expected: Expected = UNCHECKED,
-        override: str = "",
+        self, name: str, version: int, *, reason: str = "", expected: Expected = UNCHECKED, override: str = ""
     ) -> ModelVersion:
         """Make a version the champion and end its canaries, shadows and rules to a version, in one entry.
 

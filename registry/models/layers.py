@@ -152,9 +152,9 @@ class Layers(ModelJournals):
             return None if enough else _claimed(claims, model, layer, count)
 
         entry = fold.transact(decide)
-        taken = existing if entry is None else _claim_of(entry.body, entry.number)
-        assert taken is not None  # noqa: S101 - nothing is appended only where a claim exists
-        return LayerPart(name=layer, claim=taken.number, buckets=taken.buckets)
+        claim = existing if entry is None else _claim_of(entry.body, entry.number)
+        assert claim is not None  # noqa: S101 - nothing is appended only where a claim exists
+        return LayerPart(name=layer, claim=claim.number, buckets=claim.buckets)
 
     def _claims(self, layer: str) -> Fold[Claims]:
         check_name(layer, what="layer")
@@ -174,9 +174,9 @@ def _claimed(claims: Claims, model: str, layer: str, count: int) -> dict[str, An
             f"layer {layer!r} has {1 - others / BUCKETS:.2%} left and {model} wants {count / BUCKETS:.2%} of it: "
             f"{parts}; take a smaller share, or end one of these"
         )
-    held = {name: claim.buckets for name, claim in claims.items()}
-    sizes = {name: size(buckets) for name, buckets in held.items()}
-    buckets = allocate(held, {**sizes, model: count})[model]
+    owned = {name: claim.buckets for name, claim in claims.items()}
+    sizes = {name: size(buckets) for name, buckets in owned.items()}
+    buckets = allocate(owned, {**sizes, model: count})[model]
     return {"kind": "claimed", "model": model, "buckets": [list(span) for span in buckets]}
 
 

@@ -39,10 +39,7 @@ class SignedVersions(ModelJournals):
         """
         state = self.follow(name).refresh()
         signing.check(bundle, digests(decisions.require_version(state, version)), public_key)
-        mark = {
-            "signer": signing.fingerprint(public_key),
-            "sha256": hashlib.sha256(bundle).hexdigest(),
-        }
+        mark = {"signer": signing.fingerprint(public_key), "sha256": hashlib.sha256(bundle).hexdigest()}
         try:
             self.store.create(_key(name, version, mark["sha256"]), bundle)
         except AlreadyExists:

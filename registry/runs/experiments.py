@@ -152,18 +152,10 @@ def _decode(data: list[dict[str, Any]]) -> Notes:
 
 
 def _plain(note: Experiment) -> dict[str, Any]:
-    return {
-        **asdict(note),
-        "created_at": to_text(note.created_at),
-        "changed_at": to_text(note.changed_at),
-    }
+    return {**asdict(note), "created_at": to_text(note.created_at), "changed_at": to_text(note.changed_at)}
 
 
 def _parsed(data: Mapping[str, Any]) -> Experiment:
     return Experiment(
-        **{
-            **data,
-            "created_at": from_text(data["created_at"]),
-            "changed_at": from_text(data["changed_at"]),
-        }
+        **{**data, "created_at": from_text(data["created_at"]), "changed_at": from_text(data["changed_at"])}
     )

@@ -122,11 +122,7 @@ class Table:
         return self._commit(write)
 
     def overwrite(
-        self,
-        data: pa.Table,
-        *,
-        partition_by: Sequence[str] = (),
-        metadata: Mapping[str, str] | None = None,
+        self, data: pa.Table, *, partition_by: Sequence[str] = (), metadata: Mapping[str, str] | None = None
     ) -> TableSnapshot:
         """Replace all rows and the schema; older versions stay readable. Raises: InvalidInput as `append`."""
         _check_times(data, self.name)

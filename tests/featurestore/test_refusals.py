@@ -1,4 +1,4 @@
-"""Bad rows, entity tables and requests: each refusal names what it is about."""
+"""Refusals of bad rows, entity tables and requests name the view, column and value."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -117,7 +117,7 @@ def echoed(inputs: Any) -> Any:
     return {"w": inputs["v"]}
 
 
-def test_what_a_function_refuses_is_told_with_its_view(fs: FeatureStore) -> None:
+def test_an_error_of_a_function_names_its_view(fs: FeatureStore) -> None:
     sent = RequestSource("sent", [Field("v", Float64)])
     hour = OnDemandFeatureView("hour", [sent], [Field("w", Float64)], hour_of)
     fs.apply([hour])

@@ -1,4 +1,4 @@
-"""What was served is what would be trained on, or the report says where not."""
+"""Skew reports list where served features differ from recomputed ones."""
 
 import random
 from datetime import UTC, datetime, timedelta

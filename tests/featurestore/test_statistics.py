@@ -1,4 +1,4 @@
-"""Statistics of a view's values, against NumPy and counts by hand, however the rows are cut into pieces."""
+"""Statistics of a view's values, against NumPy and counts by hand, for any batches."""
 
 import math
 from datetime import UTC, datetime, timedelta
@@ -49,7 +49,7 @@ def test_all_figures_are_numpys_whatever_the_pieces(size: int) -> None:
     assert sky.mean is None
 
 
-def test_nothing_infinite_and_one_value_have_no_spread() -> None:
+def test_infinite_values_are_ignored_and_one_value_has_no_deviation() -> None:
     schema = rows(8).schema
     for table in (
         None,

@@ -1,4 +1,4 @@
-"""The store as a user sees it: write, read as of then, read as of now. Definitions: `test_apply.py`."""
+"""The feature store as a user sees it: write, read as of then, read as of now."""
 
 from datetime import timedelta
 from typing import Any

@@ -1,4 +1,4 @@
-"""Upkeep of offline tables: nothing is lost or doubled, whoever writes meanwhile and whatever is killed."""
+"""Maintenance of offline tables: no row is lost or doubled under concurrent writers and kills."""
 
 import os
 import subprocess
@@ -72,7 +72,7 @@ def test_compaction_leaves_one_file_a_day_and_every_row(offline_fs: FeatureStore
     assert compact(offline_fs, view) == Upkeep(view="late", table_version=21)
 
 
-def test_what_was_materialized_is_not_brought_again_after_compaction(fs: FeatureStore) -> None:
+def test_materialized_rows_are_not_written_again_after_compaction(fs: FeatureStore) -> None:
     fs.apply([view])
     for n in range(6):
         fs.write_offline(view, [row(8 * n, float(n), n)])
@@ -121,7 +121,7 @@ def test_after_kill_9_a_compaction_is_as_if_it_had_not_begun_or_had_ended(
         offline_fs.write_offline(view, rows)
     before, folder = values(offline_fs), Path(offline_fs.offline_table(view).uri.removeprefix("file://"))
     there = len(list(folder.rglob("*.parquet")))
-    script = Path(__file__).with_name("victim.py")
+    script = Path(__file__).with_name("killed_process.py")
     command = [sys.executable, str(script), f"file://{tmp_path}/store", "redis://127.0.0.1:1/0", "compact"]
     process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(script.parents[2])})
     deadline = time.monotonic() + 60
@@ -206,7 +206,7 @@ def ctx(tmp_path: Path, clock: Any) -> Iterator[Context]:
         yield context
 
 
-def test_the_functions_keep_all_views_in_shape(ctx: Context) -> None:
+def test_the_maintenance_functions_cover_all_views(ctx: Context) -> None:
     ctx.features().apply([view])
     for n in range(12):
         ctx.features().write_offline(view, [row(12 * n, float(n), n)])

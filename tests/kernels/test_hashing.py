@@ -57,7 +57,7 @@ def test_an_array_keeps_its_shape():
 
 @pytest.mark.parametrize("length", [1, 100])
 @pytest.mark.parametrize("wrong", [7, 1.5, ["a"]])
-def test_what_is_not_text_is_refused(length: int, wrong: object):
+def test_items_that_are_not_text_are_refused(length: int, wrong: object):
     with pytest.raises(TypeError, match="cast the column to strings first"):
         hash_strings(["a"] * length + [wrong])
 

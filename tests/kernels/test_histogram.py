@@ -102,12 +102,12 @@ def test_quantile_edges_are_the_quantiles():
         (np.zeros((3, 1)), np.array([[0.0, np.nan]]), "column 0 are not ascending"),
     ],
 )
-def test_what_does_not_fit_is_refused(values: np.ndarray, edges: np.ndarray, message: str):
+def test_shapes_and_edges_that_do_not_fit_are_refused(values: np.ndarray, edges: np.ndarray, message: str):
     with pytest.raises(ValueError, match=message):
         histogram(values, edges)
 
 
-def test_edges_of_nothing_are_refused():
+def test_edges_of_an_empty_column_are_refused():
     with pytest.raises(ValueError, match="column 1 has no finite value"):
         quantile_edges(np.array([[1.0, np.nan]]), bins=2)
     with pytest.raises(ValueError, match="bins >= 1"):

@@ -29,7 +29,7 @@ def aws_environment() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def processes(aws_environment: None) -> multiprocessing.context.ForkServerContext:
-    """How tests start processes: forked from a server that has our packages imported, which is fast and safe."""
+    """Context that starts processes from a fork server with our packages imported, which is fast and safe."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["registry"])
     return context
@@ -37,7 +37,7 @@ def processes(aws_environment: None) -> multiprocessing.context.ForkServerContex
 
 @pytest.fixture(scope="session")
 def s3_endpoint(aws_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of an S3 server with a bucket `toque`: moto's, or SeaweedFS if TOQUE_TEST_S3 says so."""
+    """Endpoint of an S3 server with a bucket `toque`: moto's, or SeaweedFS if TOQUE_TEST_S3 says so."""
     seaweedfs = os.environ.get("TOQUE_TEST_S3") == "seaweedfs"
     server = s3_servers.seaweedfs(tmp_path_factory.mktemp("weed")) if seaweedfs else s3_servers.moto()
     with server as endpoint:
@@ -52,7 +52,7 @@ def folder_url(tmp_path: Path) -> str:
 
 @pytest.fixture(params=["folder", "s3"])
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The url of an empty store; tests that use it run once for each kind of store."""
+    """URL of an empty store; tests that use it run once for each kind of store."""
     if request.param == "folder":
         return f"file://{tmp_path}/store"
     endpoint = request.getfixturevalue("s3_endpoint")

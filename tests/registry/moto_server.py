@@ -1,4 +1,4 @@
-"""An S3 server for tests: moto's, with one lock around what writes, which makes its conditions atomic."""
+"""Moto's S3 server for tests, with one lock around writes, which makes its conditions atomic."""
 
 import sys
 import threading

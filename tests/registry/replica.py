@@ -1,4 +1,4 @@
-"""A predictor's engine on a registry, with a model that answers its input."""
+"""A predictor's engine on a registry, with a model that returns its input."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +25,7 @@ def replica(store: ObjectStore, scratch: Path, clock: Callable[[], float]) -> En
 
 
 def champion(engine: Engine) -> int | None:
-    """The version that answers, after the engine has read the journal and loaded what it could."""
+    """Version that answers, after the engine has read the journal and loaded what it could."""
     engine.follow_once()
     engine.load_wanted()
     found: int | None = engine.describe()["champion"]

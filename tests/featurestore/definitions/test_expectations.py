@@ -1,4 +1,4 @@
-"""Rows that are not as a view expects are refused whole, by name, value and remedy; how a view is doing is measured."""
+"""Expectations of views refuse whole batches with name, value and remedy; health of views is measured."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""Over Ray Data the numbers are those of the local code, whatever the blocks and partitions."""
+"""Results over Ray Data equal those of the local code for any blocks and partitions."""
 
 import random
 import time
@@ -115,7 +115,7 @@ def test_an_entity_table_that_is_a_dataset_gives_the_same(cluster: None, filled:
 
 
 @pytest.mark.parametrize("mode", ["as_stored", "as_known"])
-def test_five_hundred_cases_are_as_the_definition_says(cluster: None, tmp_path: Path, mode: str) -> None:
+def test_five_hundred_cases_match_the_definition(cluster: None, tmp_path: Path, mode: str) -> None:
     cases, as_known = Cases(), mode == "as_known"
     fs = store_of(cases, tmp_path, files=5, seed=3)
     entities = cases.entity_table(1)
@@ -132,7 +132,7 @@ def test_five_hundred_cases_are_as_the_definition_says(cluster: None, tmp_path: 
 
 
 def test_keys_of_another_number_type_meet_their_rows(cluster: None, offline_fs: FeatureStore) -> None:
-    """As pandas has integers with nulls: hashed as they are, 10^15 and 1e+15 would be sent to two partitions."""
+    """Float keys (pandas integers with nulls): hashed as text, 10^15 and 1e+15 would land in two partitions."""
     view = FeatureView("flights", [Entity("flight", dtype=Int64)], [Field("x", Float64)])
     offline_fs.apply([view])
     flights = [10**15 + n for n in range(40)]

@@ -1,4 +1,4 @@
-"""How rows are cut for a shuffle: every row once, and all of a key in one partition."""
+"""Packing of rows for a shuffle: every row once, and all rows of a key in one partition."""
 
 import pyarrow as pa
 import pytest
@@ -17,7 +17,7 @@ def rows_of(packed: pa.Table) -> dict[int, pa.Table]:
 
 
 @pytest.mark.parametrize("parts", [1, 7, 64])
-def test_every_row_travels_once_and_all_of_a_key_together(parts: int) -> None:
+def test_every_row_is_packed_once_and_each_key_has_one_partition(parts: int) -> None:
     packed = [
         pack(TABLE.slice(at, 300), HASHES[at : at + 300], side=ROWS, partitions=parts)
         for at in range(0, 1_000, 300)
@@ -32,7 +32,7 @@ def test_every_row_travels_once_and_all_of_a_key_together(parts: int) -> None:
     assert set(by_part) <= set(range(parts))
 
 
-def test_sides_are_kept_apart_and_an_empty_block_still_tells_its_schema() -> None:
+def test_sides_are_unpacked_apart_and_an_empty_block_keeps_its_schema() -> None:
     both = pa.concat_tables(
         [
             pack(TABLE, HASHES, side=ENTITIES, partitions=1),

@@ -101,7 +101,7 @@ def joined(
     st.sampled_from([None, 1 * MICRO, 4 * MICRO]),
     MODES,
 )
-def test_every_entity_row_sees_what_the_definition_says(
+def test_every_entity_row_matches_the_definition(
     entities: list[dict[str, Any]], rows: list[dict[str, Any]], ttl: timedelta | None, mode: str
 ) -> None:
     as_known = mode == "as_known"

@@ -1,4 +1,4 @@
-"""Which rows travel to a join: every answer, by the definition in words, and few others."""
+"""The prefilter keeps every row that is an answer by the definition, and few others."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -118,7 +118,7 @@ def test_rows_within_an_entity_rows_time_step_do_not_replace_earlier_rows() -> N
     assert set(range(len(starts))) <= set(got.tolist())
 
 
-def test_rows_of_others_and_of_later_stay() -> None:
+def test_rows_of_other_keys_and_later_rows_are_dropped() -> None:
     entities = table(50, 5, keys=10, within_us=10)
     later = table(50, 6, keys=10, within_us=10)
     shifted = microseconds(later["event_timestamp"]) + 10**6
@@ -131,9 +131,7 @@ def test_rows_of_others_and_of_later_stay() -> None:
 
 
 @pytest.mark.parametrize("how", ["as_stored", "as_known"])
-def test_five_hundred_cases_joined_from_what_travels_are_as_the_definition_says(
-    how: str, tmp_path: Path
-) -> None:
+def test_five_hundred_cases_joined_after_the_prefilter_match_the_definition(how: str, tmp_path: Path) -> None:
     cases, as_known = Cases(), how == "as_known"
     fs = store_of(cases, tmp_path, files=5, seed=3)
     job = fs.get_historical_features(cases.entity_table(1), "all", as_known=as_known)

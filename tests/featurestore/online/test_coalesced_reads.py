@@ -1,4 +1,4 @@
-"""Reads of one event loop that are asked together: each gets its own values, and its own end."""
+"""Coalesced reads of one event loop: each reader gets its own values and its own cancellation."""
 
 import asyncio
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from featurestore.online.coalesced_reads import CoalescedReads, Values
 
 
 class Store:
-    """Keeps what it was asked, and answers when it is let."""
+    """Records the keys of each fetch, and answers when released."""
 
     def __init__(self) -> None:
         self.asked: list[list[bytes]] = []

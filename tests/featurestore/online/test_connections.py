@@ -1,4 +1,4 @@
-"""Connections kept between reads: closed ones are noticed, and no two readers, processes or answers are mixed up."""
+"""The connection cache: closed connections are replaced, and readers, processes and answers are never mixed up."""
 
 import os
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ def client(redis_url: str) -> Iterator[redis.Redis]:
     client.close()
 
 
-def test_calls_after_another_use_one_connection(client: redis.Redis) -> None:
+def test_sequential_calls_share_one_connection(client: redis.Redis) -> None:
     connections = ConnectionCache(client)
     assert len({connections.call("CLIENT", "ID") for _ in range(3)}) == 1
     assert connections.call("MGET", b"k1", b"none") == [b"v1", None]

@@ -1,4 +1,4 @@
-"""Whatever arrives late, twice or out of order: online ends equal to offline as of now. Kills: `test_kills.py`."""
+"""Materialization: online ends equal to offline as of now, with late, repeated or unordered rows."""
 
 import itertools
 import threading
@@ -26,7 +26,7 @@ from featurestore import (
 from featurestore.definitions.dtypes import TIMESTAMP
 from featurestore.online.materialize import Materializer
 from registry import open_store
-from tests.featurestore.victim import MINUTE, NOW, PLANES, START, row, view
+from tests.featurestore.killed_process import MINUTE, NOW, PLANES, START, row, view
 
 
 def assert_online_equals_offline(fs: FeatureStore, now: datetime) -> None:
@@ -56,7 +56,7 @@ a_few = settings(max_examples=12, suppress_health_check=[HealthCheck.function_sc
 
 @a_few
 @given(HISTORY)
-def test_after_any_history_of_writes_an_incremental_run_makes_them_equal(
+def test_after_any_history_an_incremental_run_makes_online_equal_offline(
     tmp_path_factory: pytest.TempPathFactory, redis_server: Any, clock: Any, steps: list[Any]
 ) -> None:
     after_a_history_they_are_equal(tmp_path_factory.mktemp("store"), redis_server.url, clock, steps)
@@ -65,7 +65,7 @@ def test_after_any_history_of_writes_an_incremental_run_makes_them_equal(
 @pytest.mark.proof
 @settings(a_few, max_examples=300)
 @given(HISTORY)
-def test_after_any_of_three_hundred_histories_too(
+def test_after_three_hundred_histories_online_equals_offline(
     tmp_path_factory: pytest.TempPathFactory, redis_server: Any, clock: Any, steps: list[Any]
 ) -> None:
     after_a_history_they_are_equal(tmp_path_factory.mktemp("store"), redis_server.url, clock, steps)
@@ -86,7 +86,7 @@ def after_a_history_they_are_equal(folder: Path, redis_url: str, clock: Any, ste
     fs.online.close()
 
 
-def test_late_rows_and_corrections_are_brought_by_the_next_run(fs: FeatureStore) -> None:
+def test_the_next_run_writes_late_rows_and_corrections(fs: FeatureStore) -> None:
     fs.apply([view])
     fs.write_offline(view, [row("N1", 10, 10, 1.0), row("N2", 10, 10, 1.0)])
     assert fs.materialize_incremental(START + 20 * MINUTE)[0].written == 2
@@ -96,7 +96,7 @@ def test_late_rows_and_corrections_are_brought_by_the_next_run(fs: FeatureStore)
     assert_online_equals_offline(fs, START + 21 * MINUTE)
 
 
-def test_rows_whose_time_has_not_come_wait_for_it(fs: FeatureStore) -> None:
+def test_future_rows_are_written_once_their_time_has_come(fs: FeatureStore) -> None:
     fs.apply([view])
     fs.write_offline(view, [row("N1", minute, 0, float(minute)) for minute in range(10)])
     for minute in (3, 3, 7, 5):
@@ -104,7 +104,7 @@ def test_rows_whose_time_has_not_come_wait_for_it(fs: FeatureStore) -> None:
     assert fs.get_online_features(view, [{"plane": "N1"}]).columns(["x"]) == {"x": [7.0]}
 
 
-def test_a_window_brings_only_its_rows(fs: FeatureStore) -> None:
+def test_a_window_writes_only_its_rows(fs: FeatureStore) -> None:
     fs.apply([view])
     fs.write_offline(view, [row(plane, i, 0, float(i)) for i, plane in enumerate(PLANES)])
     done = fs.materialize(["late"], start=START + 2 * MINUTE, end=START + 3 * MINUTE)
@@ -113,7 +113,7 @@ def test_a_window_brings_only_its_rows(fs: FeatureStore) -> None:
     assert got == {"x": [None, None, 2.0, 3.0, None, None]}
 
 
-def test_a_window_without_rows_brings_none_and_one_without_time_is_refused(fs: FeatureStore) -> None:
+def test_a_window_without_rows_writes_nothing_and_an_inverted_one_is_refused(fs: FeatureStore) -> None:
     fs.apply([view])
     fs.write_offline(view, [row("N1", 5, 5, 1.0)])
     done = fs.materialize(start=START + 6 * MINUTE, end=START + 9 * MINUTE)[0]
@@ -138,7 +138,7 @@ def test_nothing_new_reads_nothing(fs: FeatureStore) -> None:
     assert fs.materialize_incremental(START + 5 * MINUTE)[0].rows == 0
 
 
-def test_progress_is_told_and_memory_bounded(fs: FeatureStore) -> None:
+def test_progress_is_reported_and_memory_bounded(fs: FeatureStore) -> None:
     fs.apply([view])
     fs.write_offline(view, [row(PLANES[i % 6], i, 0, float(i)) for i in range(100)])
     told: list[tuple[str, int, int]] = []
@@ -237,7 +237,7 @@ def test_a_rerun_skips_what_an_interrupted_run_had_finished(fs: FeatureStore) ->
     assert_online_equals_offline(fs, NOW)
 
 
-def test_redis_gone_in_the_middle_is_a_clear_error_and_a_rerun_completes(
+def test_redis_lost_during_a_run_is_a_clear_error_and_a_rerun_completes(
     make_store: Callable[..., FeatureStore], spare_redis: Any
 ) -> None:
     server = spare_redis
@@ -245,11 +245,11 @@ def test_redis_gone_in_the_middle_is_a_clear_error_and_a_rerun_completes(
     fs.apply([view])
     fs.write_offline(view, [row(PLANES[day % 6], 1440 * day, 0, float(day)) for day in range(12)])
 
-    def pull_the_plug(_name: str, rows: int, _total: int) -> None:
+    def stop_redis(_name: str, rows: int, _total: int) -> None:
         if rows == 5:
             server.kill()
 
-    mover = Materializer(fs.offline, fs.online, progress=pull_the_plug, rows_at_once=1)
+    mover = Materializer(fs.offline, fs.online, progress=stop_redis, rows_at_once=1)
     with pytest.raises(OnlineStoreUnavailable, match=f"Redis at 127.0.0.1:{server.port}: "):
         mover.incremental(view, end=NOW)
     with pytest.raises(OnlineStoreUnavailable) as told:

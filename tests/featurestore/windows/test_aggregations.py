@@ -73,7 +73,7 @@ EVENT = st.builds(
 
 @settings(max_examples=150)
 @given(st.lists(EVENT, max_size=25), st.sampled_from([None, timedelta(minutes=20), HOUR]))
-def test_every_row_is_what_the_definition_says(events: list[dict[str, Any]], every: timedelta | None) -> None:
+def test_every_row_matches_the_definition(events: list[dict[str, Any]], every: timedelta | None) -> None:
     wanted = aggregations({"x": ALL}, windows=[timedelta(minutes=40), timedelta(minutes=150)])
     rows = aggregate_windows(table(events), keys=["key"], aggregations=wanted, every=every).to_pylist()
     for row in rows:
@@ -151,7 +151,7 @@ def test_no_events_give_no_rows_of_the_right_type() -> None:
     assert rows.column_names == ["key", "count_1h", *(f"x_{f}_1h" for f in ALL), "event_timestamp"]
 
 
-def test_several_keys_or_none_group_as_they_say() -> None:
+def test_several_keys_or_no_key_group_rows() -> None:
     data = table([{"key": k, "event_timestamp": minutes(1), "known_at": minutes(1), "x": 1.0} for k in "aab"])
     data = data.append_column("n", pa.array([1, 1, 2]))
     wanted = [Aggregation("count", HOUR)]
@@ -160,7 +160,7 @@ def test_several_keys_or_none_group_as_they_say() -> None:
     assert aggregate_windows(data, keys=[], aggregations=wanted).column("count_1h").to_pylist() == [3]
 
 
-def test_windows_tell_the_fields_they_fill() -> None:
+def test_windows_have_the_fields_of_their_aggregations() -> None:
     windows = Windows(aggregations({"x": ["mean"]}, windows=[timedelta(days=7)], count=True))
     assert [(f.name, f.dtype) for f in windows.fields] == [("count_7d", Int64), ("x_mean_7d", Float64)]
 

@@ -60,7 +60,7 @@ def test_a_signature_of_other_files_is_refused(files: dict[str, str]):
         signing.check(json.dumps(THEIRS["bundle"]).encode(), files, THEIRS["public_key"])
 
 
-def test_what_is_signed_holds_and_a_flipped_bit_anywhere_does_not(key: bytes):
+def test_a_signature_verifies_and_a_flipped_bit_anywhere_breaks_it(key: bytes):
     bundle = json.loads(signing.sign("m", FILES, key))
     public = signing.public_of(key)
     signing.check(json.dumps(bundle).encode(), FILES, public)
@@ -73,7 +73,7 @@ def test_what_is_signed_holds_and_a_flipped_bit_anywhere_does_not(key: bytes):
             signing.check(json.dumps(bundle).encode(), FILES, public)
 
 
-def test_anothers_signature_is_refused(ada_key: bytes):
+def test_a_signature_of_another_key_is_refused(ada_key: bytes):
     other = signing.public_of(private_pem(ec.generate_private_key(ec.SECP256R1())))
     with pytest.raises(Refused, match="not one of the key"):
         signing.check(signing.sign("m", FILES, ada_key), FILES, other)
@@ -82,7 +82,7 @@ def test_anothers_signature_is_refused(ada_key: bytes):
 @pytest.mark.parametrize(
     "bundle", [b"", b"{}", b"[]", b'{"mediaType": "x"}', b"\xff", json.dumps({"dsseEnvelope": 1}).encode()]
 )
-def test_what_is_no_bundle_is_invalid(bundle: bytes):
+def test_bytes_that_are_not_a_bundle_are_invalid(bundle: bytes):
     with pytest.raises(InvalidInput, match="not a bundle"):
         signing.check(bundle, FILES, THEIRS["public_key"])
 
@@ -135,9 +135,7 @@ def test_a_signature_of_another_version_is_not_kept(model: Registry, model_files
     assert model.get_version("m", 2).signatures == ()
 
 
-def test_a_policy_with_signers_hands_out_and_promotes_only_what_they_signed(
-    model: Registry, ada_key: bytes, tmp_path: Path
-):
+def test_a_policy_with_signers_allows_only_signed_versions(model: Registry, ada_key: bytes, tmp_path: Path):
     stranger = private_pem(ec.generate_private_key(ec.SECP256R1()))
     policy = ModelPolicy(guarded=frozenset({"champion"}), approvals=0, signers=(signing.public_of(ada_key),))
     model.set_policy("m", policy)
@@ -185,7 +183,7 @@ def test_a_signature_survives_a_snapshot(model: Registry, ada_key: bytes, monkey
     assert Registry(model.store, actor="x").get_version("m", 1).signatures == version.signatures
 
 
-def test_a_replica_loads_no_version_its_signers_did_not_sign_and_goes_on_with_what_it_has(
+def test_a_replica_refuses_an_unsigned_version_and_keeps_serving(
     store: ObjectStore, model_files: Path, ada_key: bytes, tmp_path: Path
 ):
     reg = Registry(store, actor="ada")

@@ -10,7 +10,7 @@ START = datetime(2013, 1, 1, tzinfo=UTC)
 
 
 class Time:
-    """Both clocks of an Access, set by hand."""
+    """Wall clock and monotonic clock of an Access, set by the test."""
 
     def __init__(self) -> None:
         self.now = START
@@ -20,7 +20,7 @@ class Time:
         return Access(store, actor=actor, clock=lambda: self.now, monotonic=lambda: self.seconds)
 
 
-def test_a_token_says_whose_it_is_and_what_it_may(store: ObjectStore):
+def test_a_token_gives_its_name_and_role(store: ObjectStore):
     access = Access(store, actor="root")
     token = access.create_token("cli", "operator")
     principal = Access(store, actor="door").verify(token)
@@ -56,12 +56,12 @@ def test_the_store_never_holds_the_secret(folder_store: ObjectStore):
         lambda t: t.upper(),
     ],
 )
-def test_what_is_no_token_is_nobody(folder_store: ObjectStore, change: Any):
+def test_other_texts_have_no_principal(folder_store: ObjectStore, change: Any):
     access = Access(folder_store, actor="root")
     assert access.verify(change(access.create_token("cli", "viewer"))) is None
 
 
-def test_revocation_takes_hold_within_a_second(folder_store: ObjectStore):
+def test_revocation_takes_effect_within_a_second(folder_store: ObjectStore):
     time = Time()
     door, office = time.access(folder_store), time.access(folder_store)
     token = office.create_token("cli", "viewer")
@@ -87,7 +87,7 @@ def test_a_token_expires(folder_store: ObjectStore):
         access.create_token("other", "viewer", expires_at=datetime(2013, 1, 1))  # noqa: DTZ001 - naive on purpose
 
 
-def test_a_live_name_is_taken(folder_store: ObjectStore):
+def test_the_name_of_a_live_token_is_refused(folder_store: ObjectStore):
     access = Access(folder_store, actor="root")
     access.create_token("cli", "viewer")
     with pytest.raises(AlreadyExists, match="revoke it"):
@@ -100,7 +100,7 @@ def test_bad_names_and_roles_are_refused(folder_store: ObjectStore, name: str, r
         Access(folder_store, actor="root").create_token(name, role)
 
 
-def test_while_the_store_is_away_what_was_read_last_stays_in_force(
+def test_tokens_last_read_stay_valid_while_the_store_is_away(
     folder_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ):
     time = Time()
@@ -136,7 +136,7 @@ def test_verifying_reads_the_store_once_a_second(folder_store: ObjectStore, monk
     assert reads == [1]
 
 
-def test_what_was_read_last_is_recalled_without_the_store(
+def test_recall_uses_the_last_read_without_the_store(
     folder_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ):
     token = Access(folder_store, actor="root").create_token("cli", "predictor")

@@ -60,7 +60,7 @@ def test_a_cold_read_is_three_requests_at_any_length_when_carried(folder_store: 
     assert counting.calls == {"find": 1, "create": 1}
 
 
-def test_without_carrying_a_cold_read_is_the_snapshot_and_what_came_after(folder_store: ObjectStore):
+def test_without_carrying_a_cold_read_is_the_snapshot_and_later_entries(folder_store: ObjectStore):
     writer = sum_of(folder_store)
     for _ in range(70):
         writer.transact(lambda _: {"n": 1})
@@ -78,7 +78,7 @@ def test_a_warm_refresh_is_one_read(folder_store: ObjectStore):
     assert counting.calls == {"find": 1}
 
 
-def test_deciding_nothing_writes_nothing(folder_store: ObjectStore):
+def test_a_decision_of_none_writes_nothing(folder_store: ObjectStore):
     fold = sum_of(folder_store)
     assert fold.transact(lambda _: None) is None
     assert fold.next == 0
@@ -92,7 +92,7 @@ def test_what_decide_raises_passes_through(folder_store: ObjectStore):
         sum_of(folder_store).transact(decide)
 
 
-def test_the_loser_decides_again_on_what_the_winner_wrote(folder_store: ObjectStore):
+def test_the_losing_writer_decides_again_after_the_winners_entry(folder_store: ObjectStore):
     mine, other = sum_of(folder_store), sum_of(folder_store)
     seen = []
 
@@ -109,7 +109,7 @@ def test_the_loser_decides_again_on_what_the_winner_wrote(folder_store: ObjectSt
     assert mine.state == 21
 
 
-def test_patience_ends_in_a_conflict(folder_store: ObjectStore):
+def test_retries_end_in_a_conflict_after_the_patience(folder_store: ObjectStore):
     mine, other = sum_of(folder_store), sum_of(folder_store)
 
     def decide(_: int) -> dict:
@@ -122,7 +122,7 @@ def test_patience_ends_in_a_conflict(folder_store: ObjectStore):
 
 @pytest.mark.parametrize("carry", [False, True])
 @pytest.mark.parametrize("damage", [b"", b"not a snapshot", b"0" * 64 + b"\n{}"])
-def test_a_damaged_snapshot_is_left_aside(folder_store: ObjectStore, damage: bytes, carry: bool):  # noqa: FBT001
+def test_a_damaged_snapshot_is_ignored(folder_store: ObjectStore, damage: bytes, carry: bool):  # noqa: FBT001
     writer = sum_of(folder_store, carry=carry)
     for _ in range(70):
         writer.transact(lambda _: {"n": 1})
@@ -130,7 +130,7 @@ def test_a_damaged_snapshot_is_left_aside(folder_store: ObjectStore, damage: byt
     assert sum_of(folder_store, carry=carry).refresh() == 70
 
 
-def test_a_snapshot_of_another_schema_is_left_aside(folder_store: ObjectStore):
+def test_a_snapshot_of_another_schema_is_ignored(folder_store: ObjectStore):
     writer = sum_of(folder_store)
     for _ in range(64):
         writer.transact(lambda _: {"n": 1})
@@ -161,7 +161,7 @@ def test_a_follower_refuses_a_broken_chain_and_keeps_its_state(folder_store: Obj
     assert follower.state == 1
 
 
-def test_an_entry_carried_falsely_is_refused(folder_store: ObjectStore):
+def test_an_entry_that_carries_false_predecessors_is_refused(folder_store: ObjectStore):
     writer = sum_of(folder_store, carry=True)
     writer.transact(lambda _: {"n": 1})
     writer.transact(lambda _: {"n": 1})
@@ -173,9 +173,7 @@ def test_an_entry_carried_falsely_is_refused(folder_store: ObjectStore):
         sum_of(folder_store, carry=True).refresh()
 
 
-def test_a_snapshot_that_cannot_be_kept_fails_nothing(
-    folder_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_failed_snapshot_fails_no_transaction(folder_store: ObjectStore, monkeypatch: pytest.MonkeyPatch):
     fold = sum_of(folder_store)
 
     def refuse(*_: object) -> None:

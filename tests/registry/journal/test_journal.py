@@ -80,8 +80,8 @@ def test_an_empty_actor_is_refused(folder_store: ObjectStore):
         Journal(folder_store, "j", actor=" ")
 
 
-class Unanswered:
-    """Stores what it is told to create, but loses the answer: as AlreadyExists after a retry, or as silence."""
+class LosesAnswers:
+    """A store that creates objects but loses the answer: AlreadyExists after a retry, or Unavailable."""
 
     def __init__(self, inner: ObjectStore, error: type[Exception], *, stores: bool = True) -> None:
         self.inner, self.error, self.stores = inner, error, stores
@@ -96,14 +96,14 @@ class Unanswered:
 
 
 @pytest.mark.parametrize("error", [AlreadyExists, Unavailable])
-def test_a_writer_that_meets_its_own_success_knows_it(folder_store: ObjectStore, error: type[Exception]):
-    entry = journal(Unanswered(folder_store, error)).append({"n": 1}, at=0)
+def test_a_retry_recognises_its_own_entry(folder_store: ObjectStore, error: type[Exception]):
+    entry = journal(LosesAnswers(folder_store, error)).append({"n": 1}, at=0)
     assert journal(folder_store).entry(0) == entry
 
 
 def test_a_write_that_did_not_happen_is_unavailable(folder_store: ObjectStore):
     with pytest.raises(Unavailable, match="try again"):
-        journal(Unanswered(folder_store, Unavailable, stores=False)).append({"n": 1}, at=0)
+        journal(LosesAnswers(folder_store, Unavailable, stores=False)).append({"n": 1}, at=0)
 
 
 @pytest.mark.parametrize("field", ["body", "actor", "at", "txn", "previous", "number", "digest"])

@@ -36,7 +36,7 @@ def program(tmp_path: Path) -> Path:
 
 
 def rewrite(path: Path, changes: dict[str, bytes]) -> None:
-    """The archive with members replaced or added, by the end of their names."""
+    """Copy an archive with members replaced or added, by the end of their names."""
     with zipfile.ZipFile(path) as archive:
         members = {member.filename: archive.read(member) for member in archive.infolist()}
     for end, content in changes.items():
@@ -79,8 +79,8 @@ def test_a_program_with_anything_pickled_is_code(program: Path, changes: dict[st
     assert names(program) == ["renamed.bin"]
 
 
-def test_what_torch_would_unpickle_really_runs(program: Path, tmp_path: Path):
-    """The reason for the above: torch's own reader executes what is pickled in the sample inputs."""
+def test_code_in_a_pickled_payload_runs_when_torch_loads_it(program: Path, tmp_path: Path):
+    """Shows why pickles count as code: torch's own reader executes pickled sample inputs."""
     witness = tmp_path / "ran"
 
     class Writes:

@@ -32,7 +32,7 @@ def test_an_unguarded_alias_moves_freely(reg: Registry, model: str):
     assert len(reg.history(model)) == entries
 
 
-def test_a_stale_expectation_says_what_is_there(reg: Registry, model: str):
+def test_a_stale_expectation_names_the_current_version(reg: Registry, model: str):
     reg.set_alias(model, "champion", 1, expected=None)
     with pytest.raises(Stale, match="expected None but it is 1 now") as caught:
         reg.set_alias(model, "champion", 2, expected=None)
@@ -93,7 +93,7 @@ def test_an_override_needs_a_reason_and_is_marked_for_ever(reg: Registry, model:
     assert reg.get_version(model, 2).overrides[0].reason == "half at least"
 
 
-def test_a_rejected_version_reaches_nothing_until_its_critic_approves(reg: Registry, model: str):
+def test_a_rejected_version_cannot_be_used_until_its_reviewer_approves(reg: Registry, model: str):
     bob = reg.as_actor("bob")
     assert bob.reject(model, 2, comment="leaks").status == "REJECTED"
     reg.set_alias(model, "champion", 1)
@@ -123,7 +123,7 @@ def test_promotion_ends_the_experiment_in_one_entry(reg: Registry, model: str):
     assert traffic.entry == entries
 
 
-def test_rollback_goes_back_step_by_step_over_what_may_not_be_used(reg: Registry, model: str):
+def test_rollback_skips_versions_that_may_not_be_used(reg: Registry, model: str):
     for version in (1, 2, 3):
         reg.promote(model, version)
     reg.as_actor("bob").reject(model, 2)
@@ -198,7 +198,7 @@ def test_a_new_experiment_has_a_new_salt(reg: Registry, model: str):
         ({"../a": (2, 0.1)}, "is not a name"),
     ],
 )
-def test_a_split_that_cannot_be_is_refused(reg: Registry, model: str, arms: dict, message: str):
+def test_an_invalid_split_is_refused(reg: Registry, model: str, arms: dict, message: str):
     reg.set_alias(model, "champion", 1)
     with pytest.raises(InvalidInput, match=message):
         reg.set_traffic(model, arms)

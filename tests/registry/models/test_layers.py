@@ -1,4 +1,4 @@
-"""Layers and holdouts: nobody in two experiments of a layer, whoever writes, dies or sleeps meanwhile."""
+"""Layers and holdouts: no unit is in two experiments of a layer under concurrent, killed or stalled writers."""
 
 import contextlib
 import threading
@@ -41,10 +41,10 @@ def growth(share: float) -> LayerShare:
 
 @pytest.fixture
 def reg(tmp_path: Path) -> Registry:
-    return stocked(tmp_path, f"file://{tmp_path}/store")
+    return with_models(tmp_path, f"file://{tmp_path}/store")
 
 
-def stocked(folder: Path, url: str) -> Registry:
+def with_models(folder: Path, url: str) -> Registry:
     """Three models with three versions each, the first one champion."""
     registry = Registry(open_store(url), actor="ada")
     weights = folder / "weights"
@@ -58,13 +58,13 @@ def stocked(folder: Path, url: str) -> Registry:
 
 
 def used(registry: Registry) -> dict[str, tuple[tuple[int, int], ...]]:
-    """What each model's traffic rests on, as a replica reads it."""
+    """Buckets that each model's traffic uses, as a replica reads them."""
     splits = {model: registry.traffic(model) for model in MODELS}
     return {model: split.layer.buckets for model, split in splits.items() if split.layer is not None}
 
 
 def assert_apart(registry: Registry) -> None:
-    """No bucket is used by two models, and what is used is claimed."""
+    """Check that no bucket is used by two models, and that used buckets are claimed."""
     parts, claims = used(registry), registry.layer("growth")
     owners = Counter(bucket for spans in parts.values() for a, b in spans for bucket in range(a, b))
     assert all(count == 1 for count in owners.values())
@@ -106,7 +106,7 @@ def test_no_unit_is_ever_in_two_experiments_of_a_layer(
     history: list[tuple[str, str, float, float]], tmp_path_factory: pytest.TempPathFactory
 ):
     folder = tmp_path_factory.mktemp("layers")
-    registry = stocked(folder, f"file://{folder}/store")
+    registry = with_models(folder, f"file://{folder}/store")
     for model, what, part, share in history:
         if what == "cold":
             registry = Registry(registry.store, actor="bob")
@@ -128,7 +128,7 @@ def test_no_unit_is_ever_in_two_experiments_of_a_layer(
     ),
     others=st.integers(0, BUCKETS // 4),
 )
-def test_raising_shares_moves_nobody_who_was_in(steps: list[tuple[int, int]], others: int):
+def test_raising_shares_moves_no_unit_of_an_arm(steps: list[tuple[int, int]], others: int):
     part, arm = BUCKETS // 10, 0
     layer = allocate({}, {"other": others, "mine": part})
     arms = allocate({}, {"canary": arm})
@@ -158,7 +158,7 @@ def test_raising_shares_moves_nobody_who_was_in(steps: list[tuple[int, int]], ot
     part=st.integers(1, BUCKETS),
     champion=st.integers(1, 9),
 )
-def test_held_out_units_always_meet_the_champion(
+def test_the_champion_always_answers_held_out_units(
     holdouts: dict[str, float], canary: int, part: int, champion: int
 ):
     held = tuple(Holdout(name=name, share=share) for name, share in holdouts.items())
@@ -231,7 +231,7 @@ def test_two_models_cannot_have_the_same_part_and_an_end_frees_it(reg: Registry)
 
 
 @pytest.mark.parametrize("end", ["promote", "crown", "rollback", "end"])
-def test_every_end_gives_the_part_back_also_from_a_cold_start(reg: Registry, end: str):
+def test_every_end_releases_the_layer_part_also_from_a_cold_start(reg: Registry, end: str):
     reg.set_alias("ranker", "champion", 3)
     reg.set_traffic("ranker", {"canary": (2, 0.1)}, layer=growth(0.6))
     move(Registry(reg.store, actor="bob"), "ranker", end, 0.9, 0.0)
@@ -279,20 +279,20 @@ def test_writers_who_race_for_a_layer_never_share_a_bucket(reg: Registry):
 
 
 class Killed(BaseException):
-    """What no handler catches."""
+    """Simulated kill, which no handler catches."""
 
 
-class Mortal:
-    """A store whose caller dies before, or after, its n-th write."""
+class KillingStore:
+    """A store that kills its caller before, or after, the n-th write."""
 
     def __init__(self, store: ObjectStore, writes: int, *, after: bool) -> None:
         self._store, self._left, self._after = store, writes, after
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._store, name)
-        return self._mortal(found) if name in ("create", "put") else found
+        return self._killing(found) if name in ("create", "put") else found
 
-    def _mortal(self, write: Callable[..., Any]) -> Callable[..., Any]:
+    def _killing(self, write: Callable[..., Any]) -> Callable[..., Any]:
         def dying(*args: Any) -> Any:
             self._left -= 1
             if self._left < 0 and not self._after:
@@ -307,7 +307,7 @@ class Mortal:
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("change", ["split", "grow", "promote", "retake"])
-def test_a_writer_killed_at_any_write_harms_nobody(reg: Registry, change: str, after: bool):  # noqa: FBT001
+def test_a_writer_killed_at_any_write_leaves_layers_consistent(reg: Registry, change: str, after: bool):  # noqa: FBT001
     reg.set_traffic("search", {"canary": (2, 0.1)}, layer=growth(0.2))
     if change in ("grow", "promote"):
         reg.set_traffic("ranker", {"canary": (2, 0.1)}, layer=growth(0.3))
@@ -322,7 +322,7 @@ def test_a_writer_killed_at_any_write_harms_nobody(reg: Registry, change: str, a
 
     writes, died = 0, True
     while died:
-        registry = Registry(Mortal(reg.store, writes, after=after), actor="mortal")  # type: ignore[arg-type]
+        registry = Registry(KillingStore(reg.store, writes, after=after), actor="mortal")  # type: ignore[arg-type]
         try:
             act(registry)
             died = False
@@ -343,9 +343,7 @@ def test_a_writer_killed_at_any_write_harms_nobody(reg: Registry, change: str, a
     assert_apart(reg)
 
 
-def test_a_writer_who_slept_finds_that_its_claim_was_taken_back(
-    reg: Registry, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_stalled_writer_finds_that_its_claim_was_revoked(reg: Registry, monkeypatch: pytest.MonkeyPatch):
     sleeper = Registry(reg.store, actor="sleeper")
     whole = sleeper._change_and_release
 
@@ -424,7 +422,7 @@ def test_layers_and_holdouts_survive_a_snapshot(reg: Registry):
     assert decode("ranker", encode(state)) == state
 
 
-def test_entries_of_before_there_were_layers_are_still_read():
+def test_entries_older_than_layers_are_still_read():
     state = ModelState(name="m", aliases={"champion": 1})
     body = {
         "kind": "traffic", "reason": "", "salt": "m/7", "shadows": [3],
@@ -438,7 +436,7 @@ def test_entries_of_before_there_were_layers_are_still_read():
     assert canaries == [0, 18, 26]  # as the release of before assigned them
 
 
-def test_models_of_a_layer_meet_every_pair_apart(reg: Registry):
+def test_every_pair_of_models_in_a_layer_is_disjoint(reg: Registry):
     for model in MODELS:
         reg.set_traffic(model, {"a": (2, 0.5), "b": (3, 0.5)}, layer=growth(0.33))
     parts = used(reg)

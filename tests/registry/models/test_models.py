@@ -52,7 +52,7 @@ def test_a_registered_version_comes_back_whole(store: ObjectStore, model_files: 
     assert (found.entries, found.blobs, found.size_bytes) == (2, 3, 7002)
 
 
-def test_metrics_keep_nan_and_refuse_what_is_no_number(reg: Registry, model_files: Path):
+def test_metrics_keep_nan_and_refuse_other_types(reg: Registry, model_files: Path):
     reg.create_model("m")
     version = reg.create_version("m", model_files, metrics={"a": float("nan"), "b": float("-inf"), "c": 1})
     assert str(reg.get_version("m", version.version).metrics) == "{'a': nan, 'b': -inf, 'c': 1.0}"
@@ -60,7 +60,7 @@ def test_metrics_keep_nan_and_refuse_what_is_no_number(reg: Registry, model_file
         reg.create_version("m", model_files, metrics={"a": "x"})  # type: ignore[dict-item]
 
 
-def test_create_refuses_to_overwrite_a_model_unless_told(reg: Registry):
+def test_create_refuses_to_overwrite_a_model_without_exist_ok(reg: Registry):
     reg.create_model("m", description="first")
     with pytest.raises(AlreadyExists, match="'m' was created at"):
         reg.create_model("m")
@@ -77,7 +77,7 @@ def test_names_that_are_paths_in_disguise_are_refused(reg: Registry, name: str, 
         reg.create_version(name, model_files)
 
 
-def test_what_does_not_exist_is_not_found(reg: Registry, model_files: Path, tmp_path: Path):
+def test_absent_names_are_not_found(reg: Registry, model_files: Path, tmp_path: Path):
     for call in (reg.get_model, reg.list_versions, reg.traffic, reg.history, reg.verify):
         with pytest.raises(NotFound, match="does not exist"):
             call("nothing")
@@ -155,7 +155,7 @@ def test_the_same_key_registers_once(reg: Registry, model_files: Path):
     assert reg.create_version("m", model_files, key="run-2").version == 2
 
 
-def test_content_a_version_has_is_not_sent_again(
+def test_stored_content_is_not_uploaded_again(
     reg: Registry, model_files: Path, monkeypatch: pytest.MonkeyPatch
 ):
     reg.create_model("m")

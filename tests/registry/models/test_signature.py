@@ -46,7 +46,7 @@ def test_a_signature_survives_json_with_missing_numbers_in_its_example():
         ([numeric(datatype="BOOL")], {"numeric": [[True, 1]]}, "is not BOOL"),
     ],
 )
-def test_a_signature_that_cannot_be_is_refused(inputs: list, example: Any, message: str):
+def test_an_invalid_signature_is_refused(inputs: list, example: Any, message: str):
     with pytest.raises(ValidationError, match=message):
         Signature.model_validate({"inputs": inputs, "outputs": OUT, "example": example})
 

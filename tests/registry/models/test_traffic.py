@@ -80,7 +80,7 @@ def test_the_same_unit_always_meets_the_same_arm_after_pickle_and_json():
 
 
 @pytest.mark.parametrize("share", [0, 10_000])
-def test_none_or_all_of_the_traffic(share: int):
+def test_an_arm_may_have_no_traffic_or_all(share: int):
     split = traffic(allocate({}, {"canary": share}))
     names = {split.assign(str(n)).name for n in range(1000)}
     assert names == ({"canary"} if share else {"champion"})

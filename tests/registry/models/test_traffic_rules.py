@@ -1,4 +1,4 @@
-"""Rules on attributes: what matches goes to the rule's version, whatever does not goes where it went without them."""
+"""Traffic rules: matching requests go to the rule's version, others go where they went without rules."""
 
 from __future__ import annotations
 
@@ -56,15 +56,15 @@ DUTCH = rule("dutch", 2, ("country", "in", ["NL", "BE"]))
         (">=", ["10"], ["10", "9e9"], ["9", "9.99", "1O"]),
     ],
 )
-def test_what_a_condition_is_met_by(op: Any, values: Any, met: list[str], unmet: list[str]):
+def test_conditions_match_as_defined(op: Any, values: Any, met: list[str], unmet: list[str]):
     condition = Condition(attribute="a", op=op, values=values)
     assert [value for value in [*met, *unmet] if condition.holds({"a": value, "b": "x"})] == met
     assert not condition.holds({})
     assert not any(condition.holds({"b": value}) for value in met)
 
 
-def met_by_hand(one: TrafficRule, attributes: dict[str, str]) -> bool:
-    """The same in other words: every condition, as its symbol reads."""
+def matches_independently(one: TrafficRule, attributes: dict[str, str]) -> bool:
+    """Evaluate a rule independently: every condition, as its symbol reads."""
     for condition in one.when:
         value, given = attributes.get(condition.attribute), condition.values
         if value is None:
@@ -118,7 +118,7 @@ def splits(draw: st.DrawFn) -> Traffic:
 
 @settings(max_examples=60, deadline=None)  # of each, 60 requests: 3 600
 @given(plain=splits(), rules=rule_lists, random=st.randoms(use_true_random=False))
-def test_what_matches_goes_by_the_first_rule_and_the_rest_exactly_where_it_went(
+def test_the_first_matching_rule_applies_and_other_requests_keep_their_arms(
     plain: Traffic, rules: list[Any], random: Random
 ):
     ruled = plain.model_copy(
@@ -128,7 +128,7 @@ def test_what_matches_goes_by_the_first_rule_and_the_rest_exactly_where_it_went(
     for _ in range(60):
         unit = random.choice(UNITS)
         attributes = {name: random.choice(WORDS) for name in NAMES if random.random() < 0.7}
-        first = next((one for one in ruled.rules if met_by_hand(one, attributes)), None)
+        first = next((one for one in ruled.rules if matches_independently(one, attributes)), None)
         found = ruled.by_rule(attributes)
         if first is None:
             assert found is None
@@ -161,7 +161,7 @@ def test_what_matches_goes_by_the_first_rule_and_the_rest_exactly_where_it_went(
         ("unit", "not permitted", {"name": "r", "to": 1, "when": [DUTCH.when[0]], "unit": "u"}),
     ],
 )  # fmt: skip
-def test_a_rule_that_cannot_be_names_its_field(field: str, message: str, value: Any):
+def test_an_invalid_rule_names_its_field(field: str, message: str, value: Any):
     with pytest.raises(ValidationError) as error:
         TrafficRule.model_validate(value) if isinstance(value, dict) else rule("r", 1, value)
     assert field in str(error.value)
@@ -207,9 +207,7 @@ def test_rules_survive_a_snapshot_and_an_older_program_refuses_them(reg: Registr
 
 
 @pytest.mark.parametrize("end", [lambda reg: reg.promote("late", 3), lambda reg: reg.rollback("late")])
-def test_promotion_and_rollback_end_the_rules_that_send_away_from_the_champion(
-    reg: Registry, end: Callable[[Registry], Any]
-):
+def test_promotion_and_rollback_end_rules_to_a_version(reg: Registry, end: Callable[[Registry], Any]):
     reg.promote("late", 4)
     kept = rule("no-trials", "champion", ("tier", "in", ["gold"]))
     reg.set_traffic("late", {"canary": (3, 0.3)}, rules=[kept, DUTCH])
@@ -241,7 +239,7 @@ def test_promoting_the_champion_ends_rules_alone_too(reg: Registry):
         ([rule(f"r{n}", 2, ("a", "in", ["x"])) for n in range(MAX_RULES + 1)], InvalidInput, "at most 64"),
     ],
 )
-def test_rules_that_cannot_be_are_refused(
+def test_invalid_rules_are_refused(
     reg: Registry, rules: list[TrafficRule], error: type[RegistryError], message: str
 ):
     reg.reject("late", 4)
@@ -250,7 +248,7 @@ def test_rules_that_cannot_be_are_refused(
     assert len(reg.traffic("late").arms) == 1
 
 
-def test_a_rule_needs_what_an_arm_needs_and_holds_its_version(reg: Registry):
+def test_a_rule_needs_approval_as_an_arm_and_protects_its_version(reg: Registry):
     reg.set_policy("late", ModelPolicy(guarded=frozenset({"champion"})))
     with pytest.raises(Refused, match="not allowed to go live: late@2"):
         reg.set_traffic("late", {}, rules=[DUTCH])

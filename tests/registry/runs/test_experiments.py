@@ -3,7 +3,7 @@ import pytest
 from registry import AlreadyExists, InvalidInput, NotFound, ObjectStore, Registry
 
 
-def test_an_experiment_is_noted_before_it_has_a_run(store: ObjectStore):
+def test_an_experiment_can_be_created_before_its_first_run(store: ObjectStore):
     reg = Registry(store, actor="ada")
     made = reg.create_experiment("late-1", title="Late / first", tags={"a": "b"})
     cold = Registry(store, actor="x")
@@ -23,7 +23,7 @@ def test_an_experiment_with_a_run_needs_no_note(reg: Registry):
     assert [each.title for each in reg.all_experiments()] == ["Better"]
 
 
-def test_titles_are_unique_among_those_that_are_not_put_away(reg: Registry):
+def test_titles_are_unique_among_experiments_that_are_not_deleted(reg: Registry):
     reg.create_experiment("a", title="T")
     for name, title in (("a", "other"), ("b", "T")):
         with pytest.raises(AlreadyExists, match="'a'"):
@@ -38,14 +38,14 @@ def test_titles_are_unique_among_those_that_are_not_put_away(reg: Registry):
         reg.change_experiment("a", deleted=False)
 
 
-def test_tags_change_and_go_and_nothing_changes_nothing(reg: Registry):
+def test_tags_change_and_an_empty_change_writes_nothing(reg: Registry):
     reg.create_experiment("a", tags={"x": "1", "y": "2"})
     changed = reg.change_experiment("a", tags={"x": None, "z": "3"})
     assert changed.tags == {"y": "2", "z": "3"}
     assert reg.change_experiment("a", tags={"z": "3"}).changed_at == changed.changed_at
 
 
-def test_what_does_not_exist_is_not_found(reg: Registry):
+def test_absent_names_are_not_found(reg: Registry):
     for call in (reg.get_experiment, reg.change_experiment):
         with pytest.raises(NotFound, match="does not exist"):
             call("none")

@@ -25,7 +25,7 @@ def test_each_write_is_stored_before_it_returns(store: ObjectStore):
     assert reg.get_run(record.id).series("loss")[0].value == 1.0
 
 
-def test_a_silent_run_goes_on_until_it_is_told_to_have_ended(reg: Registry, monkeypatch: pytest.MonkeyPatch):
+def test_a_silent_remote_run_is_running_until_it_is_ended(reg: Registry, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("registry.runs.run_store.LOST_AFTER", timedelta(0))
     log = RunLog.begin(reg, "exp")
     assert reg.search_runs("exp")[0].status == "RUNNING"
@@ -35,7 +35,7 @@ def test_a_silent_run_goes_on_until_it_is_told_to_have_ended(reg: Registry, monk
     assert record.ended_at == AT
 
 
-def test_what_is_logged_to_an_ended_run_is_found_by_search(reg: Registry):
+def test_values_logged_to_an_ended_run_are_found_by_search(reg: Registry):
     log = RunLog.begin(reg, "exp", tags={"draft": "yes"})
     log.change(status="FINISHED")
     RunLog.of(Registry(reg.store, actor="bob"), log.record.id).write(
@@ -64,14 +64,14 @@ def test_many_writers_lose_nothing(reg: Registry):
     assert [p.step for p in reg.get_run(run).series("loss")] == list(range(80))
 
 
-def test_what_does_not_exist_is_not_found(reg: Registry):
+def test_absent_names_are_not_found(reg: Registry):
     with pytest.raises(NotFound):
         RunLog.of(reg, "0" * 32)
     with pytest.raises(InvalidInput):
         RunLog.begin(reg, "a/b")
 
 
-def test_a_judgement_of_a_long_run_reads_what_is_new(reg: Registry, monkeypatch: pytest.MonkeyPatch):
+def test_a_write_to_a_long_ended_run_reads_only_new_segments(reg: Registry, monkeypatch: pytest.MonkeyPatch):
     log = RunLog.begin(reg, "exp")
     for step in range(70):
         log.write(Segment(points=[point(step, step)]))

@@ -29,7 +29,7 @@ DEADLINE_S = 20.0
 
 
 def eventually(check: Any, *, deadline_s: float = DEADLINE_S) -> None:
-    """Ask until it is true, or fail."""
+    """Poll a condition until it is true, or fail."""
     end = time.monotonic() + deadline_s
     while not check():
         if time.monotonic() > end:
@@ -133,7 +133,7 @@ def test_a_thousand_points_are_one_write(reg: Registry, monkeypatch: pytest.Monk
     assert len(run.series("loss")) == 1000
 
 
-def test_what_is_logged_is_stored_soon_without_being_asked(reg: Registry):
+def test_logged_values_are_stored_soon_without_flush(reg: Registry):
     run = reg.start_run("exp")
     run.log_metric("loss", 1.0)
     other = Registry(reg.store, actor="x")
@@ -249,7 +249,7 @@ def test_a_changed_artifact_is_refused(reg: Registry, tmp_path: Path):
     assert not (tmp_path / "x/out/sub/a.txt").exists()
 
 
-def test_what_does_not_exist_is_not_found(reg: Registry):
+def test_absent_names_are_not_found(reg: Registry):
     with pytest.raises(NotFound, match="does not exist"):
         reg.get_run("0" * 32)
     for bad in ("", "../x"):

@@ -112,6 +112,6 @@ def test_order_puts_runs_without_a_value_last(order: str | list[str], expected: 
     assert " ".join(one.id for one in parse_order(order)(list(RUNS))) == expected
 
 
-def test_an_order_that_cannot_be_is_refused():
+def test_an_invalid_order_is_refused():
     with pytest.raises(InvalidInput):
         parse_order("colour DESC")

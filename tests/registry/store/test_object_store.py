@@ -70,7 +70,7 @@ def test_create_succeeds_again_after_delete(store: ObjectStore):
 
 
 def in_order(keys: list[str], store_url: str) -> list[str]:
-    """Keys as a store lists them: by code point, except that SeaweedFS goes folder by folder."""
+    """Sort keys as a store lists them: by code point, except that SeaweedFS goes folder by folder."""
     by_folder = store_url.startswith("s3") and os.environ.get("TOQUE_TEST_S3") == "seaweedfs"
     return sorted(keys, key=lambda key: key.split("/") if by_folder else [key])
 
@@ -215,7 +215,7 @@ def test_a_folder_without_permission_is_forbidden(tmp_path: Path, monkeypatch: p
         ("EntityTooLarge", 400, RegistryError),
     ],
 )
-def test_what_s3_answers_becomes_what_the_caller_can_act_on(
+def test_answers_of_s3_become_registry_errors(
     s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, code: str, status: int, expected: type[Exception]
 ):
     store = open_store(f"s3://toque/x?endpoint={s3_endpoint}")
@@ -230,9 +230,7 @@ def test_what_s3_answers_becomes_what_the_caller_can_act_on(
     assert type(caught.value) is expected
 
 
-def test_a_conditional_write_that_met_another_is_tried_again(
-    s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_conditional_write_that_conflicts_is_retried(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch):
     store = open_store(f"s3://toque/conflict?endpoint={s3_endpoint}")
     put, tries = store._client.put_object, []
 

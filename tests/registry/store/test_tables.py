@@ -113,7 +113,7 @@ def test_columns_that_do_not_fit_are_refused_unless_merged(folder_store: ObjectS
     assert sorted(table.read()["new"].to_pylist(), key=str) == [1.5, None]
 
 
-def test_what_is_not_there_is_not_found(store: ObjectStore):
+def test_absent_tables_and_versions_are_not_found(store: ObjectStore):
     table = Table(store, "nothing")
     for read in (table.read, table.version, table.schema, table.metadata):
         with pytest.raises(NotFound, match="nothing"):

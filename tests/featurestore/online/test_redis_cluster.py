@@ -1,4 +1,4 @@
-"""A Redis Cluster instead of one server: the same numbers, and no call whose keys lie in two slots."""
+"""A Redis Cluster instead of one server: equal values, and no call with keys in two slots."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -64,7 +64,7 @@ def test_the_node_would_refuse_a_script_over_several_slots(redis_cluster: Any) -
     client.close()
 
 
-def test_a_cluster_that_is_gone_is_told(make_store: Callable[..., FeatureStore]) -> None:
+def test_an_unreachable_cluster_is_reported(make_store: Callable[..., FeatureStore]) -> None:
     fs = make_store("redis+cluster://127.0.0.1:1")
     fs.apply([view])
     fs.write_offline(view, [row(0, 1, 1.0)])  # the offline store does without

@@ -1,4 +1,4 @@
-"""Applying definitions: what is planned, recorded, refused, and what other processes learn of it."""
+"""Applied definitions: plans, records, refusals, and what other processes read."""
 
 from collections.abc import Callable
 from typing import Any
@@ -61,7 +61,7 @@ def test_changes_that_would_corrupt_stored_rows_are_refused(
         offline_fs.apply([FeatureView("weather", entities, schema)])
 
 
-def test_what_is_used_cannot_be_removed(offline_fs: FeatureStore) -> None:
+def test_a_used_definition_cannot_be_removed(offline_fs: FeatureStore) -> None:
     offline_fs.apply([service])
     with pytest.raises(IncompatibleChange, match="used by on demand feature view 'heat'"):
         offline_fs.apply([], remove=["feature_view/weather"])

@@ -1,4 +1,4 @@
-"""Work on both stores, and a process that does it and may die at it: `victim.py STORE_URL REDIS_URL WORK [MESSAGES]`.
+"""A process that works on both stores and may be killed at it: `killed_process.py STORE_URL REDIS_URL WORK [MESSAGES]`.
 
 With MESSAGES it sends that many to Redis, its connection apart, and kills itself before the next.
 """
@@ -37,17 +37,17 @@ def row(plane: str, event: int, created: int, x: float | None, s: str | None = "
 
 
 def window(fs: FeatureStore) -> None:
-    """Bring what is true from the second day on."""
+    """Materialize rows from the second day on."""
     Materializer(fs.offline, fs.online, rows_at_once=5).window(view, start=START + 1440 * MINUTE, end=NOW)
 
 
 def incremental(fs: FeatureStore) -> None:
-    """Bring what is new."""
+    """Materialize new rows incrementally."""
     Materializer(fs.offline, fs.online, rows_at_once=5).incremental(view, end=NOW)
 
 
 def push(fs: FeatureStore) -> None:
-    """Late rows, corrections of the same event time and a tie, in three batches to both stores."""
+    """Push late rows, corrections of the same event time and a tie, in three batches to both stores."""
     fs.push(view, [row("N0", 9000, 9000, 1.0), row("N1", 10, 9000, 2.0)])
     fs.push(view, [row("N0", 9000, 9001, 3.0), row("N2", 9000, 9001, 4.0)])
     fs.push(view, [row("N0", 9000, 9001, None, "b"), row("N2", 8000, 9999, 5.0)])
@@ -66,7 +66,7 @@ WORK: dict[str, Callable[[FeatureStore], None]] = {
 
 
 def main(store_url: str, redis_url: str, work: str, messages: str = "") -> None:
-    """Do it."""
+    """Run the named work, and die after a number of Redis messages if one is given."""
     fs = FeatureStore(open_store(store_url), redis_url, clock=lambda: NOW)
     fs.get_feature_view(view.name)
     if messages:

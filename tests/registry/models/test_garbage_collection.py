@@ -10,9 +10,7 @@ from registry import (
 )
 
 
-def test_garbage_goes_and_what_a_version_uses_stays(
-    folder_store: ObjectStore, model_files: Path, tmp_path: Path
-):
+def test_garbage_is_deleted_and_used_files_stay(folder_store: ObjectStore, model_files: Path, tmp_path: Path):
     now = [datetime(2013, 1, 1, tzinfo=UTC)]
     reg = Registry(folder_store, actor="ada", clock=lambda: now[0])
     reg.create_model("m")
@@ -32,7 +30,7 @@ def test_garbage_goes_and_what_a_version_uses_stays(
     assert reg.download("m", 2, tmp_path / "x").is_dir()
 
 
-def test_a_registration_survives_a_collection_in_its_middle(
+def test_a_registration_survives_a_concurrent_collection(
     folder_store: ObjectStore, model_files: Path, monkeypatch: pytest.MonkeyPatch
 ):
     reg, collector = Registry(folder_store, actor="ada"), Registry(folder_store, actor="gc")

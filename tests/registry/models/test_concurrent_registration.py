@@ -15,7 +15,7 @@ def _register(url: str, path: Path, me: int, count: int) -> list[int]:
 def check_dense(
     processes: ForkServerContext, store_url: str, model_files: Path, *, writers: int, each: int
 ) -> None:
-    """So many processes register so many versions each: every number is there once, and every version whole."""
+    """Register versions from several processes; check that numbers are dense and versions complete."""
     reg = Registry(open_store(store_url), actor="ada")
     reg.create_model("m")
     with ProcessPoolExecutor(writers, mp_context=processes) as pool:

@@ -17,7 +17,7 @@ def cases() -> Cases:
 
 @pytest.mark.parametrize("mode", ["as_stored", "as_known"])
 @pytest.mark.parametrize(("files", "blocks", "seed"), [(1, 1, 0), (7, 5, 1), (3, 97, 2)])
-def test_every_entity_row_sees_what_the_definition_says(
+def test_every_entity_row_matches_the_definition(
     cases: Cases, tmp_path: Path, files: int, blocks: int, seed: int, mode: str
 ) -> None:
     fs = store_of(cases, tmp_path, files=files, seed=seed)

@@ -67,7 +67,7 @@ def in_window(events: list[Row], row: Row, window: timedelta) -> list[Row]:
 
 @settings(max_examples=150)
 @given(st.lists(EVENT, max_size=25), st.sampled_from([None, 20 * MINUTE, HOUR]))
-def test_latest_values_and_distinct_counts_are_what_they_say(
+def test_latest_values_and_distinct_counts_match_the_definition(
     events: list[Row], every: timedelta | None
 ) -> None:
     windows = [40 * MINUTE, 150 * MINUTE]
@@ -181,10 +181,8 @@ def test_an_event_later_than_the_watermark_never_counts() -> None:
     assert [(r["event_timestamp"], r["count_1h"]) for r in rows] == [(START + 10 * MINUTE, 2)]
 
 
-def test_runs_that_only_make_what_is_not_settled_end_as_one_run_over_all(
-    offline_fs: FeatureStore, clock: Any
-) -> None:
-    """Events come up to an hour late, and their table does not say when: rows are corrected until settled."""
+def test_incremental_runs_end_as_one_run_over_all_events(offline_fs: FeatureStore, clock: Any) -> None:
+    """Events come up to an hour late, without a known time in their table: rows are corrected until settled."""
     wanted = [Aggregation("sum", 3 * HOUR, "x"), Aggregation("last", 3 * HOUR, "x")]
     source = Windows(wanted, every=HOUR, known_at="event_timestamp", watermark=HOUR)
     views = [FeatureView(name, [Entity("key")], source=source) for name in ("stepwise", "at_once")]
@@ -208,7 +206,7 @@ def test_runs_that_only_make_what_is_not_settled_end_as_one_run_over_all(
     assert stepwise["x_sum_3h"].null_count < 4
 
 
-def test_definitions_with_these_functions_are_revived_as_they_were(offline_fs: FeatureStore) -> None:
+def test_definitions_with_these_functions_are_deserialized_unchanged(offline_fs: FeatureStore) -> None:
     source = Windows(
         [*last_k("x", 2, windows=[HOUR]), Aggregation("approx_distinct", HOUR, "word")], watermark=HOUR
     )

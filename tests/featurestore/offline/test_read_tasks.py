@@ -1,4 +1,4 @@
-"""How a large table is read by tasks: few, and each table opened once in a process."""
+"""Reading of large tables by few tasks, each table opened once in a process."""
 
 import copy
 from datetime import UTC, datetime, timedelta
