@@ -187,9 +187,8 @@ def _shares(
         yield share
 
 
-_opened: dict[
-    tuple[str, int], Version
-] = {}  # cached in a worker, as opening takes time for every file of the version
+# Versions opened by this worker, cached because opening takes time for every file of a version.
+_opened: dict[tuple[str, int], Version] = {}
 _MOST_OPENED = 4
 
 

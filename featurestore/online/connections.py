@@ -32,10 +32,7 @@ class ConnectionCache:
         try:
             connection.send_command(*command)
             answer = connection.read_response(disable_decoding=True)
-        except (
-            RedisConnectionError,
-            RedisTimeoutError,
-        ):  # closed by the server since the last call, or the server is gone
+        except (RedisConnectionError, RedisTimeoutError):  # closed since the last call, or the server is gone
             self._pool.release(connection)
             return self._client.execute_command(*command)
         except BaseException:  # an answer may be half read

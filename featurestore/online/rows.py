@@ -32,9 +32,8 @@ from featurestore.online.keys import row_keys
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-KEYS_PER_CALL = (
-    500  # the script's argument lists stay far below Lua's limit, and a call below two milliseconds
-)
+# The script's argument lists stay far below Lua's limit, and a call below two milliseconds.
+KEYS_PER_CALL = 500
 CALLS_PER_TRIP = 8
 FEW = 500  # up to so many rows a dictionary finds the newest faster than a query
 _CLUSTER = "+cluster"
@@ -106,9 +105,7 @@ class OnlineStore:
         Returns: how many rows were new or newer than the stored ones.
         Raises: OnlineStoreUnavailable; rows written before it stay, and a rerun completes the rest.
         """
-        newest = (
-            newest_rows(view, rows) if rows.num_rows > FEW else rows
-        )  # for few rows, the loop below is faster
+        newest = newest_rows(view, rows) if rows.num_rows > FEW else rows  # of few, the loop is faster
         values = RowLayout(view.schema).encode(newest)
         pairs: dict[bytes, bytes] = {}
         for key, value in zip(row_keys(self.project, view, newest), values, strict=True):

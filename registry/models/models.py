@@ -58,9 +58,8 @@ class Models(Registration, SignedVersions):
 
         fold = self.follow(name)
         if fold.next == 0:
-            self.store.put(
-                f"model-names/{name}", b""
-            )  # first: a name without a model is skipped by list_models
+            # The name comes first: `list_models` skips a name without a model.
+            self.store.put(f"model-names/{name}", b"")
         return self._change(name, decide)[1]
 
     def get_model(self, name: str) -> ModelState:
