@@ -15,7 +15,7 @@ from functions.alerting.policy import AlertPolicy
 from functions.monitoring import Alarm
 from registry import Entry
 
-_REMEMBERED = 512  # keys that the fold keeps
+_MAX_KEYS = 512  # keys that the fold keeps
 
 Rule = Literal["new", "again", "recovered", "told", "silenced", "acknowledged", "standing", "never_told"]
 SENDS: tuple[Rule, ...] = ("new", "again", "recovered")
@@ -139,5 +139,5 @@ def _told(state: AlertState, alarm: Alarm, key: str, at: str) -> AlertState:
     standing = {name: one for name, one in state.standing.items() if name != alert_subject(alarm)}
     if not alarm.recovered:
         standing[alert_subject(alarm)] = Standing(key=alarm.key, told_at=datetime.fromisoformat(at))
-    told = (*state.told, alarm.key, *([key] if key != alarm.key else []))[-_REMEMBERED:]
+    told = (*state.told, alarm.key, *([key] if key != alarm.key else []))[-_MAX_KEYS:]
     return state.model_copy(update={"told": told, "standing": standing})

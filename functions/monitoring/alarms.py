@@ -17,7 +17,7 @@ from registry import Entry, Fold, Journal, ObjectStore
 TOPIC = "alarm"
 Monitor = Literal["performance", "drift", "quality", "operations", "age", "schedule", "volume", "manual"]
 Publish = Callable[[str, dict[str, Any], str], object]
-_REMEMBERED = 512  # keys that the fold keeps
+_MAX_KEYS = 512  # keys that the fold keeps
 
 
 class Alarm(BaseModel):
@@ -111,4 +111,4 @@ def step(state: AlarmState, entry: Entry) -> AlarmState:
     standing = {name: other for name, other in state.standing.items() if name != about}
     if not alarm.recovered:
         standing[about] = alarm
-    return AlarmState(keys=(*state.keys, alarm.key)[-_REMEMBERED:], standing=standing)
+    return AlarmState(keys=(*state.keys, alarm.key)[-_MAX_KEYS:], standing=standing)

@@ -28,11 +28,11 @@ from functions.stats import Cusum, PageHinkley
 Measure = Literal["loss", "surprise", "overstated", "understated"]
 MEASURES: tuple[Measure, ...] = ("loss", "surprise", "overstated", "understated")
 
-_APART = 3  # cohorts between the two of a difference: neighbours are too alike
-_KEPT = 28  # differences that the state keeps
-_FEW = 5  # differences below which they are not trusted alone
+_LAG = 3  # cohorts between the two of a difference: neighbours are too alike
+_MAX_DIFFERENCES = 28  # differences that the state keeps
+_MIN_DIFFERENCES = 5  # differences below which they are not trusted alone
 _UNKNOWN_SPREAD = 3.0  # then a cohort's spread is taken as so many of its own standard errors
-_HELD = 2.5  # one cohort adds at most this many spreads
+_MAX_SPREADS = 2.5  # one cohort adds at most this many spreads
 _MEDIAN_TO_SD = 0.954  # median |x − y| of independent standard normals
 
 
@@ -196,7 +196,7 @@ def _update_track(
     track = _with_recent(track, mean)
     if track.baseline is None:
         return _collect_baseline(track, measure, sums, monitor)
-    z = min((mean - track.baseline - monitor.min_rise) / spread, _HELD)
+    z = min((mean - track.baseline - monitor.min_rise) / spread, _MAX_SPREADS)
     alarm, level, left = _run_detector(track, z, monitor)
     text = (
         f"{measure} {mean:.4f} against {track.baseline:.4f}: {z:+.1f} spreads of {spread:.4f}; "
@@ -224,7 +224,7 @@ def _run_detector(track: Track, z: float, monitor: PerformanceMonitor) -> tuple[
         level = max(0.0, track.level + z - monitor.shift / 2)
         cusum = Cusum(0.0, 1.0, monitor.shift, monitor.threshold, level=track.level).update([z])
         return cusum.alarm, level, {"level": cusum.level}
-    after = PageHinkley(monitor.shift / 2, monitor.threshold, _FEW, **track.memory).update([z])
+    after = PageHinkley(monitor.shift / 2, monitor.threshold, _MIN_DIFFERENCES, **track.memory).update([z])
     kept = {name: getattr(after, name) for name in ("n", "seen", "mean", "total", "lowest")}
     return after.alarm, after.total - after.lowest, {"level": after.total - after.lowest, "memory": kept}
 
@@ -232,16 +232,16 @@ def _run_detector(track: Track, z: float, monitor: PerformanceMonitor) -> tuple[
 def _spread(differences: Sequence[float], error: float) -> float:
     """Estimate how much a cohort's mean varies by itself, at least its own standard error."""
     floor = max(error, 1e-9)
-    if len(differences) < _FEW:
+    if len(differences) < _MIN_DIFFERENCES:
         return floor * _UNKNOWN_SPREAD
     return max(floor, float(np.median(differences)) / _MEDIAN_TO_SD)
 
 
 def _with_recent(track: Track, mean: float) -> Track:
     differences = track.differences
-    if len(track.recent) == _APART:
-        differences = (*differences, abs(mean - track.recent[0]))[-_KEPT:]
-    return track.model_copy(update={"recent": (*track.recent, mean)[-_APART:], "differences": differences})
+    if len(track.recent) == _LAG:
+        differences = (*differences, abs(mean - track.recent[0]))[-_MAX_DIFFERENCES:]
+    return track.model_copy(update={"recent": (*track.recent, mean)[-_LAG:], "differences": differences})
 
 
 def _collect_baseline(

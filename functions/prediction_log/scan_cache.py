@@ -21,7 +21,7 @@ from kernels import hash_strings
 
 __all__ = ["shared_labels", "shared_rows", "shared_scans"]
 
-MOST_LABELS = 20_000_000  # that are cached, about 100 bytes each; beyond, every reader keeps only its own
+MAX_LABELS = 20_000_000  # that are cached, about 100 bytes each; beyond, every reader keeps only its own
 Batches = Iterator[pa.RecordBatch]
 
 
@@ -104,6 +104,6 @@ def _bounded(batches: Batches) -> pa.Table | None:
     for batch in batches:
         kept.append(batch)
         count += batch.num_rows
-        if count > MOST_LABELS:
+        if count > MAX_LABELS:
             return None
     return pa.Table.from_batches(kept, LABELS)

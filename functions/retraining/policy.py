@@ -41,8 +41,8 @@ __all__ = [
 Action = Literal["retrain", "resume", "skip"]
 Trigger = Literal["performance", "drift", "age", "schedule", "volume", "manual"]
 """The monitors that may lead to a retrain: "quality" is not among them: a broken feed is repaired, not learnt from."""
-_WATCHED = ("performance", "drift")  # monitors whose alarms may be over by themselves
-_KEPT = 64  # finished retrains that the fold remembers
+_TRANSIENT = ("performance", "drift")  # monitors whose alarms may be over by themselves
+_MAX_FINISHED = 64  # finished retrains that the fold remembers
 
 
 class Blackout(BaseModel):
@@ -264,7 +264,7 @@ def _unimportant(inputs: _RuleInput) -> Finding:
 def _too_young(inputs: _RuleInput) -> Finding:
     """Check for an alarm that has not stood long enough."""
     age, persist = inputs.now - inputs.alarm.raised_at, inputs.policy.persist
-    fired = inputs.alarm.monitor in _WATCHED and age < persist
+    fired = inputs.alarm.monitor in _TRANSIENT and age < persist
     return Finding(
         rule="too_young", fired=fired, text=f"the alarm has stood for {age}, must stand for {persist}"
     )
@@ -273,7 +273,7 @@ def _too_young(inputs: _RuleInput) -> Finding:
 def _no_quorum(inputs: _RuleInput) -> Finding:
     """Check for too few alarms that stand at once."""
     agreeing = {*inputs.world.standing, f"{inputs.alarm.monitor}/{inputs.alarm.subject}"}
-    fired = inputs.alarm.monitor in _WATCHED and len(agreeing) < inputs.policy.quorum
+    fired = inputs.alarm.monitor in _TRANSIENT and len(agreeing) < inputs.policy.quorum
     text = f"{len(agreeing)} of {inputs.policy.quorum} alarms that must stand at once: {', '.join(sorted(agreeing))}"
     return Finding(rule="no_quorum", fired=fired, text=text)
 
@@ -379,13 +379,13 @@ def step(state: RetrainState, entry: Entry) -> RetrainState:
         return state.model_copy(update={"last_skip": body["decision"]["rule"]})
     if body["event"] == "started":
         running = Running.model_validate({**body["running"], "number": entry.number})
-        starts = (*state.starts, running.at)[-_KEPT:]
+        starts = (*state.starts, running.at)[-_MAX_FINISHED:]
         return RetrainState(running=running, finished=state.finished, starts=starts)
     if body["event"] == "resumed" and state.running is not None:
         wall = datetime.fromisoformat(body["world"]["wall"])
         return state.model_copy(update={"running": state.running.model_copy(update={"wall": wall})})
     if body["event"] == "finished":
-        finished = (*state.finished, Finished.model_validate(body["finished"]))[-_KEPT:]
+        finished = (*state.finished, Finished.model_validate(body["finished"]))[-_MAX_FINISHED:]
         return state.model_copy(update={"running": None, "finished": finished, "last_skip": None})
     raise ValueError(
         f"entry {entry.number}: unknown event {body['event']!r}; it was written by a newer Toque: upgrade this one"

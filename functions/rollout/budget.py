@@ -9,7 +9,9 @@ from pydantic import BaseModel, ConfigDict
 from functions.rollout.policy import RolloutPolicy
 from functions.rollout.state import YEAR, History
 
-PART = 0.25  # of what is left, at most, for one rollout: the budget never runs dry, rollouts only get slower
+MAX_SHARE_OF_REST = (
+    0.25  # of what is left, at most, for one rollout: the budget never runs dry, rollouts only get slower
+)
 
 
 class Budget(BaseModel):
@@ -38,7 +40,9 @@ def budget(history: History, policy: RolloutPolicy, now: datetime) -> Budget:
     if policy.wrong_promotions_a_year is None:
         return Budget(rollouts=len(recent), spent=spent, left=None, alpha=policy.alpha)
     left = max(policy.wrong_promotions_a_year - spent, 0.0)
-    return Budget(rollouts=len(recent), spent=spent, left=left, alpha=min(policy.alpha, PART * left))
+    return Budget(
+        rollouts=len(recent), spent=spent, left=left, alpha=min(policy.alpha, MAX_SHARE_OF_REST * left)
+    )
 
 
 def within_budget(policy: RolloutPolicy, history: History, now: datetime) -> RolloutPolicy:

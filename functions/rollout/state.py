@@ -15,9 +15,9 @@ from functions.rollout.policy import RolloutPolicy
 from registry import Entry
 
 Stage = Literal["shadow", "canary", "promoted", "rolled_back", "inconclusive"]
-OPEN: tuple[Stage, ...] = ("shadow", "canary")
+OPEN_STAGES: tuple[Stage, ...] = ("shadow", "canary")
 YEAR = timedelta(days=365)
-KEPT_OUTCOMES = 64  # finished rollouts that the fold remembers; the journal keeps them all
+MAX_OUTCOMES = 64  # finished rollouts that the fold remembers; the journal keeps them all
 
 
 class RolloutState(BaseModel):
@@ -65,7 +65,7 @@ class RolloutState(BaseModel):
     @property
     def is_open(self) -> bool:
         """Whether the rollout still has something to decide."""
-        return self.stage in OPEN
+        return self.stage in OPEN_STAGES
 
 
 class Outcome(BaseModel):
@@ -83,7 +83,7 @@ class Outcome(BaseModel):
     note: str = ""
 
 
-class Spent(BaseModel):
+class AlphaSpent(BaseModel):
     """Alpha, the chance of a wrong promotion, that one rollout was given when it started."""
 
     model_config = ConfigDict(frozen=True)
@@ -99,7 +99,7 @@ class History(BaseModel):
 
     current: RolloutState | None = None
     outcomes: tuple[Outcome, ...] = ()
-    spent: tuple[Spent, ...] = ()
+    spent: tuple[AlphaSpent, ...] = ()
 
     @property
     def open(self) -> RolloutState | None:
@@ -117,7 +117,7 @@ def step(history: History, entry: Entry) -> History:
     if event == "started":
         state = _started(number, body, at)
         within = [one for one in history.spent if one.at > at - YEAR]
-        spent = (*within, Spent(at=at, alpha=state.policy.alpha))
+        spent = (*within, AlphaSpent(at=at, alpha=state.policy.alpha))
         return history.model_copy(update={"current": state, "spent": spent})
     current = history.current
     if current is None:
@@ -183,7 +183,7 @@ def _decided(history: History, current: RolloutState, body: dict[str, Any], at: 
         started_at=after.started_at,
         ended_at=at,
     )
-    outcomes = (*history.outcomes, outcome)[-KEPT_OUTCOMES:]
+    outcomes = (*history.outcomes, outcome)[-MAX_OUTCOMES:]
     return history.model_copy(update={"current": after, "outcomes": outcomes})
 
 

@@ -117,7 +117,7 @@ def compare(
             f"the sketches have different columns: {differing}; count with `reference.window(table)`"
         )
     looks = [
-        _Look.at(name, ref, window.columns[name], min_rows=min_rows)
+        _ColumnTests.at(name, ref, window.columns[name], min_rows=min_rows)
         for name, ref in reference.columns.items()
     ]
     tests = [test for look in looks for test in look.tests()]
@@ -192,7 +192,7 @@ class _Floors:
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
+class _ColumnTests:
     """Column with the results of its tests before correction; None where it had too few rows."""
 
     column: str
@@ -202,7 +202,9 @@ class _Look:
     nulls: TwoSample | None
 
     @classmethod
-    def at(cls, column: str, reference: ColumnSketch, window: ColumnSketch, *, min_rows: int) -> "_Look":
+    def at(
+        cls, column: str, reference: ColumnSketch, window: ColumnSketch, *, min_rows: int
+    ) -> "_ColumnTests":
         if (reference.kind, reference.bins) != (window.kind, window.bins):
             raise ValueError(
                 f"column {column!r} is counted in different bins; count with `reference.window(table)`"

@@ -92,7 +92,7 @@ def worst_slices(
     """
     values, units = _checked(loss, unit, depth)
     found: list[Slice] = []
-    for cut in _cuts(columns, len(values), bins, depth, _WORDS):
+    for cut in _partitions(columns, len(values), bins, depth, _WORDS):
         found += _tested(cut, values, units, min_rows, min_units)
     worse = [one for one in _corrected(found) if one.corrected <= alpha and one.mean - one.rest > min_excess]
     worse.sort(key=lambda one: -one.excess)
@@ -118,7 +118,7 @@ def slices_above(
     """
     array, units = _checked(values, unit, depth)
     found: list[Slice] = []
-    for cut in _cuts(columns, len(array), bins, depth, len(array)):
+    for cut in _partitions(columns, len(array), bins, depth, len(array)):
         found += _held_against(level, cut, array, units, min_rows, min_units)
     return tuple(sorted(_corrected(found), key=lambda one: (one.corrected, -one.mean)))
 
@@ -139,7 +139,7 @@ def _corrected(found: Sequence[Slice]) -> list[Slice]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Cut:
+class _Partition:
     """Partition of the rows into cells (rows,). names: of the cells; parents: coarser cells (rows,) within which each is tested too."""
 
     cell: Ints
@@ -160,9 +160,9 @@ class _Contrast:
     p: Floats
 
 
-def _cuts(
+def _partitions(
     columns: Mapping[str, npt.ArrayLike], rows: int, bins: int, depth: int, words: int
-) -> Iterator[_Cut]:
+) -> Iterator[_Partition]:
     """Partition by every column, and with a depth of 2 by every pair of columns."""
     cuts = [_cut(name, np.asarray(column), rows, bins, words) for name, column in columns.items()]
     yield from cuts
@@ -170,15 +170,15 @@ def _cuts(
         yield _crossed(a, b)
 
 
-def _cut(name: str, column: npt.NDArray[Any], rows: int, bins: int, words: int) -> _Cut:
+def _cut(name: str, column: npt.NDArray[Any], rows: int, bins: int, words: int) -> _Partition:
     if column.shape != (rows,):
         raise ValueError(f"column {name!r} needs one value a row, got shape {column.shape} for {rows} rows")
     if column.dtype.kind in "biuf":
-        return _cut_numbers(name, column, bins)
-    return _cut_words(name, column, words)
+        return _partition_numbers(name, column, bins)
+    return _partition_words(name, column, words)
 
 
-def _cut_numbers(name: str, column: npt.NDArray[Any], bins: int) -> _Cut:
+def _partition_numbers(name: str, column: npt.NDArray[Any], bins: int) -> _Partition:
     values = column.astype(np.float64)
     missing = np.isnan(values)
     present = values[~missing]
@@ -188,7 +188,7 @@ def _cut_numbers(name: str, column: npt.NDArray[Any], bins: int) -> _Cut:
     edges = [-np.inf, *inner.tolist(), np.inf]
     cell = np.searchsorted(inner, values, side="left")
     names = [(_between(name, low, high),) for low, high in itertools.pairwise(edges)]
-    return _Cut(np.where(missing, len(names), cell).astype(np.int64), [*names, (f"{name} is missing",)])
+    return _Partition(np.where(missing, len(names), cell).astype(np.int64), [*names, (f"{name} is missing",)])
 
 
 def _between(name: str, low: float, high: float) -> str:
@@ -197,7 +197,7 @@ def _between(name: str, low: float, high: float) -> str:
     return f"{name} > {low:g}" if high == np.inf else f"{low:g} < {name} <= {high:g}"
 
 
-def _cut_words(name: str, column: npt.NDArray[Any], most: int) -> _Cut:
+def _partition_words(name: str, column: npt.NDArray[Any], most: int) -> _Partition:
     missing = np.array([value is None or value != value for value in column])  # noqa: PLR0124 - NaN
     words, codes = np.unique(np.where(missing, "", column).astype(str), return_inverse=True)
     counts = np.bincount(codes[~missing], minlength=len(words))
@@ -207,15 +207,15 @@ def _cut_words(name: str, column: npt.NDArray[Any], most: int) -> _Cut:
     place[order] = np.minimum(np.arange(len(words)), most)
     names = [(f"{name} = {words[at]}",) for at in order[:most]]
     names += [(f"{name} is rare",), (f"{name} is missing",)]
-    return _Cut(np.where(missing, most + 1, place[codes]).astype(np.int64), names)
+    return _Partition(np.where(missing, most + 1, place[codes]).astype(np.int64), names)
 
 
-def _crossed(a: _Cut, b: _Cut) -> _Cut:
+def _crossed(a: _Partition, b: _Partition) -> _Partition:
     names = [(*first, *second) for first in a.names for second in b.names]
-    return _Cut(a.cell * len(b.names) + b.cell, names, (a.cell, b.cell))
+    return _Partition(a.cell * len(b.names) + b.cell, names, (a.cell, b.cell))
 
 
-def _tested(cut: _Cut, loss: Floats, unit: Ints, min_rows: int, min_units: int) -> Iterator[Slice]:
+def _tested(cut: _Partition, loss: Floats, unit: Ints, min_rows: int, min_units: int) -> Iterator[Slice]:
     """Test the slices of a partition that are large enough, each with the largest p-value of its comparisons."""
     present, cell = np.unique(cut.cell, return_inverse=True)
     looks = [_contrast(loss, cell, parent, unit) for parent in (np.zeros_like(cell), *cut.parents)]
@@ -242,7 +242,7 @@ def _tested(cut: _Cut, loss: Floats, unit: Ints, min_rows: int, min_units: int) 
 
 
 def _held_against(
-    level: float, cut: _Cut, values: Floats, unit: Ints, min_rows: int, min_units: int
+    level: float, cut: _Partition, values: Floats, unit: Ints, min_rows: int, min_units: int
 ) -> Iterator[Slice]:
     """Test the slices of a partition that are large enough, each mean against `level` with the variance of the sums of units."""
     present, cell = np.unique(cut.cell, return_inverse=True)

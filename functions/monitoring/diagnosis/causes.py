@@ -33,7 +33,7 @@ from registry import ModelVersion, Table
 Kind = Literal["feature", "slice", "table", "version", "incident"]
 _BEYOND_CHANCE = 3.0  # standard errors above which a part is reported
 _NEARLY_ALL = 0.95  # of the rows
-_SLICES, _FEWEST = 10, 30
+_SLICES, _MIN_ROWS = 10, 30
 
 
 class Cause(BaseModel):
@@ -108,10 +108,8 @@ def find_causes(
         text="no label is there",
     )
     incidents = [one for one in changes.incidents if one.start < alarm.end]
-    if min(found.rows_before, found.rows) < _FEWEST:
-        text = (
-            f"{found.rows_before} labels before and {found.rows} in the window: {_FEWEST} of each are needed"
-        )
+    if min(found.rows_before, found.rows) < _MIN_ROWS:
+        text = f"{found.rows_before} labels before and {found.rows} in the window: {_MIN_ROWS} of each are needed"
         return found.model_copy(
             update={"text": text, "causes": tuple(_incident(one, {}) for one in incidents)}
         )

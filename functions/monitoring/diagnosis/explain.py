@@ -162,9 +162,9 @@ def find_changes(
     rows = feature_table(read(run.now - timedelta(days=days), run.now), columns)
     requested = sample_rows(rows, max_rows)
     sizes = {"rows_training": trained.num_rows, "rows": requested.num_rows}
-    if min(sizes.values()) < _FEWEST:
+    if min(sizes.values()) < _MIN_ROWS:
         text = (
-            f"{requested.num_rows} requests, {trained.num_rows} training rows: {_FEWEST} of each are needed"
+            f"{requested.num_rows} requests, {trained.num_rows} training rows: {_MIN_ROWS} of each are needed"
         )
         return ChangeFindings(model=run.model, version=champion.version, text=text, **sizes)
     rng = np.random.default_rng(0)  # the same rows give the same answer
@@ -183,4 +183,4 @@ def find_changes(
     )
 
 
-_FEWEST = 50
+_MIN_ROWS = 50

@@ -28,7 +28,7 @@ LARGE_ROWS = 2_000_000
 """Rows from which a window is sketched in parts; fewer are read at once, which is quicker."""
 
 _BATCH_ROWS = 131_072
-_AT_A_TIME = 64  # partial sketches that are added up together
+_MAX_PARTS = 64  # partial sketches that are added up together
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class DatasetRows:
         """Iterate over the rows in batches: all in the table's order, or those of one file."""
         found = self._dataset() if file is None else self._fragments()[file]
         for batch in found.to_batches(
-            columns=list(self.columns), filter=self.where, batch_size=_BATCH_ROWS, **_FRUGAL
+            columns=list(self.columns), filter=self.where, batch_size=_BATCH_ROWS, **_SMALL_READAHEAD
         ):
             if batch.num_rows:
                 yield pa.Table.from_batches([batch])
@@ -82,7 +82,7 @@ class DatasetRows:
         return list(self._dataset().get_fragments(filter=self.where))
 
 
-_FRUGAL: dict[str, Any] = {
+_SMALL_READAHEAD: dict[str, Any] = {
     "batch_readahead": 2,
     "fragment_readahead": 1,
 }  # pyarrow would hold 16 batches of 4 files
@@ -162,7 +162,7 @@ def _total(parts: Iterator[TableSketch], like: TableSketch) -> TableSketch:
     kept = [nothing]
     for part in parts:
         kept.append(part)
-        if len(kept) > _AT_A_TIME:
+        if len(kept) > _MAX_PARTS:
             kept = [TableSketch.total(kept)]
     return TableSketch.total(kept)
 

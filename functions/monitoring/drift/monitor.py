@@ -200,10 +200,10 @@ def compare_window(
 ) -> tuple[DriftReport, dict[str, float]]:
     """Compare the sum of `cohorts` with the reference, each side's counts scaled to what they are worth."""
     filled = [rows for _, one in cohorts if (rows := rows_of(one))]
-    here = reference.worth(float(np.mean(filled)))
-    before, window = reference.beside(cohorts)
+    here = reference.row_weights(float(np.mean(filled)))
+    before, window = reference.matched(cohorts)
     report = compare(
-        scaled(before, reference.worth(reference.rows_a_cohort)),
+        scaled(before, reference.row_weights(reference.rows_a_cohort)),
         scaled(window, here),
         alpha=monitor.alpha,
         min_effect=monitor.min_effect,

@@ -99,7 +99,7 @@ class Reference:
         alike = {name: likeness([one.columns[name] for _, one in cohorts], groups) for name in whole.columns}
         return cls(whole, alike, rows_of(whole) / len(cohorts), season, phases)
 
-    def beside(self, window: Sequence[NumberedSketch]) -> tuple[TableSketch, TableSketch]:
+    def matched(self, window: Sequence[NumberedSketch]) -> tuple[TableSketch, TableSketch]:
         """Return the reference and the window to compare, of the same phases in the same mix.
 
         Phases of which the reference has no row are left out of both; nothing may be left.
@@ -123,7 +123,7 @@ class Reference:
         alike = [one for index, one in window if self.season.phase(index) in shares]
         return TableSketch.total(reference), TableSketch.total(alike)
 
-    def worth(self, rows_a_cohort: float) -> dict[str, float]:
+    def row_weights(self, rows_a_cohort: float) -> dict[str, float]:
         """Compute by column how much one row of a cohort counts, up to 1."""
         return {name: 1.0 / (1.0 + max(rows_a_cohort - 1.0, 0.0) * rho) for name, rho in self.alike.items()}
 

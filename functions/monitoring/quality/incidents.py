@@ -16,7 +16,7 @@ from functions.monitoring.quality.monitor import (
 )
 from functions.monitoring.quality.profile import ColumnProfile
 
-_SPANS = 256  # incidents that the state keeps, for drift found later over the same rows
+_MAX_SPANS = 256  # incidents that the state keeps, for drift found later over the same rows
 
 
 def judge(
@@ -111,4 +111,4 @@ def _spans(
         if key not in state.open:
             told = alarm_name(one.fault, index)
             kept += [Span(column=name, incident=key, told=told, first=one.since) for name in one.columns]
-    return tuple(kept[-_SPANS:])
+    return tuple(kept[-_MAX_SPANS:])

@@ -12,7 +12,7 @@ from functions.rollout.state import RolloutState
 from kernels.hashing import hash_strings
 
 SETTLE_US = 10_000_000  # replicas follow the traffic one after the other; until all do, the split is not the declared one
-MOST_UNITS = 200_000  # a split that is off by 1 % of itself is found by then; the test of these stays true
+MAX_UNITS = 200_000  # a split that is off by 1 % of itself is found by then; the test of these stays true
 
 
 class AssignedUnits(BaseModel):
@@ -45,7 +45,7 @@ def count_assigned(rows: Scored, state: RolloutState, before: AssignedUnits) -> 
         rows = rows.where(np.arange(len(rows)) > answers[0])
     units, first = np.unique(_hashes(rows), return_index=True)
     new = ~np.isin(units, seen)
-    room = max(0, MOST_UNITS - before.counts.champion - before.counts.challenger)
+    room = max(0, MAX_UNITS - before.counts.champion - before.counts.challenger)
     index = np.sort(first[new])[:room]
     challengers = int((rows.version[index] == state.challenger).sum())
     counts = UnitCounts(

@@ -16,15 +16,18 @@ from functions.rollout.judge.rule_input import Finding, RuleInput
 from functions.rollout.policy import RolloutPolicy, Slo
 
 # Long window, short window, and how many times as fast as allowed the budget burns in both.
-BURNS = ((timedelta(hours=1), timedelta(minutes=5), 14.4), (timedelta(hours=6), timedelta(minutes=30), 6.0))
-_FEWEST_BAD = 10  # in the long window: a single failure of a quiet hour is no fire
+BURN_RATES = (
+    (timedelta(hours=1), timedelta(minutes=5), 14.4),
+    (timedelta(hours=6), timedelta(minutes=30), 6.0),
+)
+_MIN_BAD = 10  # in the long window: a single failure of a quiet hour is no fire
 
 
 def slo_sums(policy: RolloutPolicy, read: ReadOutcomes, now: datetime) -> dict[str, SloSums]:
     """Count, for each objective, the answers that users got and the bad ones among them, whichever version gave them."""
     if not policy.slos:
         return {}
-    longest = max(BURNS[-1][0], *(slo.window for slo in policy.slos))
+    longest = max(BURN_RATES[-1][0], *(slo.window for slo in policy.slos))
     rows = score(unpinned_rows(read(now - longest, now)), loss=policy.loss)
     rows = rows.where(~rows.shadow)
     return {slo.name: _sums(slo, rows, now) for slo in policy.slos}
@@ -67,14 +70,16 @@ def _burning(slo: Slo, sums: SloSums) -> Finding:
     Source: Beyer and others, The Site Reliability Workbook, 2018, chapter 5 (multiwindow, multi-burn-rate alerts).
     """
     allowed, fastest = 1 - slo.target, 0.0
-    for (long, short, factor), counts in zip(BURNS, sums.recent, strict=False):
+    for (long, short, factor), counts in zip(BURN_RATES, sums.recent, strict=False):
         rates = [bad / answers / allowed if answers else 0.0 for answers, bad in counts]
         fastest = max(fastest, min(rates))
-        if min(rates) >= factor and counts[0][1] >= _FEWEST_BAD:
+        if min(rates) >= factor and counts[0][1] >= _MIN_BAD:
             text = f"{slo.name} burns its budget {min(rates):.1f} times too fast over {long} and {short}; {factor} is the limit"
             return Finding(rule="budget_burns", fired=True, text=text, statistic=min(rates), threshold=factor)
     text = f"{slo.name} burns its budget at {fastest:.1f} times the rate that it lasts with"
-    return Finding(rule="budget_burns", fired=False, text=text, statistic=fastest, threshold=BURNS[-1][2])
+    return Finding(
+        rule="budget_burns", fired=False, text=text, statistic=fastest, threshold=BURN_RATES[-1][2]
+    )
 
 
 def _sums(slo: Slo, rows: Scored, now: datetime) -> SloSums:
@@ -86,5 +91,5 @@ def _sums(slo: Slo, rows: Scored, now: datetime) -> SloSums:
         return int(inside.sum()), int(np.count_nonzero(bad & inside))
 
     answers, failed = within(slo.window)
-    recent = tuple((within(long), within(short)) for long, short, _ in BURNS)
+    recent = tuple((within(long), within(short)) for long, short, _ in BURN_RATES)
     return SloSums(answers=answers, bad=failed, recent=recent)

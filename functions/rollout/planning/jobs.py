@@ -18,7 +18,7 @@ from functions.training import load
 
 _COLUMNS = ("prediction_id", "version", "arm", "shadow", "unit", "predicted_at", "latency_ms", "outputs")
 _VECTORS = ("numeric", "categorical")
-_WORTH = 0.02  # of the champion's loss: the effect that is planned for, unless one is named
+_DEFAULT_EFFECT = 0.02  # of the champion's loss: the effect that is planned for, unless one is named
 
 
 @function(timeout_s=300)
@@ -59,7 +59,7 @@ def plan_rollout(
             start=now - timedelta(days=days),
             now=now,
         )
-    wanted = effect if effect is not None else _WORTH * loss.champion_loss / max(loss.labels, 1)
+    wanted = effect if effect is not None else _DEFAULT_EFFECT * loss.champion_loss / max(loss.labels, 1)
     try:
         found = plan(loss, judged, wanted)
     except ValueError as error:

@@ -23,9 +23,11 @@ from functions.stats import asymptotic_threshold
 
 Floats = npt.NDArray[np.float64]
 POWER = 0.8
-_CELLS = 2_000_000  # runs times cohorts that are simulated at a time
-_MOST_COHORTS = 5_000  # more of them are joined into longer ones: for looks that dense it makes no difference
-_LONGEST = 8  # times the policy's time limits: an effect that needs longer has no day on which it is found
+_MAX_SIMULATED = 2_000_000  # runs times cohorts that are simulated at a time
+_MAX_COHORTS = 5_000  # more of them are joined into longer ones: for looks that dense it makes no difference
+_MAX_TIME_FACTOR = (
+    8  # times the policy's time limits: an effect that needs longer has no day on which it is found
+)
 _FEW_COHORTS = 10
 
 
@@ -142,10 +144,10 @@ class _Simulation:
     def of(cls, noise: Noise, policy: RolloutPolicy) -> _Simulation:
         cohort, delay = _days(policy.cohort), _days(policy.label_delay)
         limit = _days(policy.shadow_timeout + policy.canary_timeout)
-        joined = max(1, math.ceil((limit - delay) / cohort / _MOST_COHORTS))
+        joined = max(1, math.ceil((limit - delay) / cohort / _MAX_COHORTS))
         cohort, noise = cohort * joined, noise.joined(joined)
         cohorts = max(2, int((limit - delay) / cohort))
-        runs = int(np.clip(_CELLS // cohorts, 100, 2_000))
+        runs = int(np.clip(_MAX_SIMULATED // cohorts, 100, 2_000))
         k = np.arange(1, cohorts + 1, dtype=np.float64)
         draws = np.random.default_rng(20_130_101).standard_normal((runs, cohorts)) * noise.cohort
         mean = np.cumsum(draws, axis=1) / k
@@ -215,8 +217,8 @@ def _needed(noise: Noise, policy: RolloutPolicy, effect: float) -> float | None:
     """Compute the days in which four of five rollouts find the effect if nothing ends them."""
     patient = policy.model_copy(
         update={
-            "shadow_timeout": policy.shadow_timeout * _LONGEST,
-            "canary_timeout": policy.canary_timeout * _LONGEST,
+            "shadow_timeout": policy.shadow_timeout * _MAX_TIME_FACTOR,
+            "canary_timeout": policy.canary_timeout * _MAX_TIME_FACTOR,
         }
     )
     course = _Simulation.of(noise, patient)
@@ -261,7 +263,7 @@ def _sentences(found: RolloutPlan, policy: RolloutPolicy) -> list[str]:
 def _remedy(found: RolloutPlan) -> str:
     if found.days_needed is None:
         return (
-            f"An improvement of {found.effect:.5f} is too small for this stream of labels even with {_LONGEST} times the time: "
+            f"An improvement of {found.effect:.5f} is too small for this stream of labels even with {_MAX_TIME_FACTOR} times the time: "
             "look for a larger one, or judge by a metric that varies less."
         )
     return (

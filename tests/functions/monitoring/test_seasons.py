@@ -103,10 +103,10 @@ def test_phases_without_reference_rows_are_left_out_and_none_is_insufficient(sea
     )
     layout = seasonal.sketch
     window = [(at, layout.window(hour(np.random.default_rng(5), at))) for at in (9, 10, 11, 12, 13)]
-    reference, here = mornings.beside(window)
+    reference, here = mornings.matched(window)
     assert here.columns["load"].rows == 3 * ROWS
     assert reference.columns["load"].rows > 0
-    reference, here = mornings.beside(window[3:])
+    reference, here = mornings.matched(window[3:])
     assert reference.columns["load"].rows == here.columns["load"].rows == 0
 
 
@@ -116,7 +116,7 @@ def test_the_mix_of_phases_is_that_of_the_window(seasonal: Reference) -> None:
         (0, seasonal.sketch.window(hour(rng, 0, rows=300))),
         (12, seasonal.sketch.window(hour(rng, 12, rows=100))),
     ]
-    reference, here = seasonal.beside(window)
+    reference, here = seasonal.matched(window)
     night = reference.columns["kind"].bins.index("night")
     share = reference.columns["kind"].counts[night] / reference.columns["kind"].present
     assert share == pytest.approx(0.75 * 0.8 + 0.25 * 0.2, abs=0.04)

@@ -109,6 +109,6 @@ def test_many_readers_in_one_block_share_one_scan_of_the_labels(
     assert together == [*alone, alone[0]]
     assert [one["label"].to_pylist() for one in alone] == [[0.0], [1.0]]
     assert len(scans) == 1
-    monkeypatch.setattr(shared, "MOST_LABELS", 2)
+    monkeypatch.setattr(shared, "MAX_LABELS", 2)
     with shared_scans():  # too many to keep: each reads for itself, to the same effect
         assert [ask("late"), ask("other")] == alone

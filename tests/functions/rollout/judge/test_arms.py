@@ -10,7 +10,7 @@ import pytest
 from functions.rollout import Evidence, PairedLoss, RolloutError, RolloutPolicy, decide
 from functions.rollout.budget import budget
 from functions.rollout.evidence.sums import ArmCounts, ClusterSums
-from functions.rollout.state import History, RolloutState, Spent
+from functions.rollout.state import AlphaSpent, History, RolloutState
 from tests.functions.rollout.conftest import RolloutPlatform
 
 START = datetime(2013, 5, 1, tzinfo=UTC)
@@ -165,7 +165,7 @@ def test_alpha_is_given_out_of_a_years_budget_which_never_runs_dry() -> None:
     for week in range(60):
         now = START + week * 7 * DAY
         given.append(budget(history, policy, now).alpha)
-        history = history.model_copy(update={"spent": (*history.spent, Spent(at=now, alpha=given[-1]))})
+        history = history.model_copy(update={"spent": (*history.spent, AlphaSpent(at=now, alpha=given[-1]))})
     assert given[:7] == pytest.approx([0.05] * 7)  # until a quarter of what is left is less
     assert min(given) > 0
     for first in range(8):

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from functions.evaluation.realised_loss import Scored, score
 from functions.rollout import Evidence, Guardrail, MetricSums, MetricValue, RolloutPolicy, UnitCounts, decide
-from functions.rollout.evidence.assigned_units import MOST_UNITS, AssignedUnits, count_assigned
+from functions.rollout.evidence.assigned_units import MAX_UNITS, AssignedUnits, count_assigned
 from functions.rollout.evidence.metrics import metric_sums, read_metric, write_metric
 from functions.rollout.evidence.sums import ArmCounts, ClusterSums, PairedLoss
 from functions.rollout.explain import explain
@@ -149,9 +149,9 @@ def test_any_batches_count_the_same_units_up_to_a_stated_number(monkeypatch: pyt
         parts = count_assigned(rows(versions[start:stop], units[start:stop], start=start), canary(), parts)
     assert parts == whole
     assert whole.counts.champion + whole.counts.challenger < 300
-    monkeypatch.setattr("functions.rollout.evidence.assigned_units.MOST_UNITS", 50)
+    monkeypatch.setattr("functions.rollout.evidence.assigned_units.MAX_UNITS", 50)
     few = count_assigned(rows(versions, units), canary(), AssignedUnits()).counts
-    assert few.champion + few.challenger == 50 < MOST_UNITS
+    assert few.champion + few.challenger == 50 < MAX_UNITS
 
 
 def sales(rng: np.random.Generator, change: float, *, cohorts: int = 20, shock: float = 0.0) -> MetricSums:
