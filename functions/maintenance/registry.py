@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from functions.runtime.context import context
 from functions.runtime.declaration import Retries
 from functions.runtime.function import function
-from registry.store.folder import FolderStore
+from registry.store import FolderStore
 
 
 class Tidied(BaseModel):

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from functions.model_formats.errors import ArtifactRefused, TrainingDataError
-from registry.models.signature import Signature, TensorSpec
+from registry.models import Signature, TensorSpec
 
 Array = npt.NDArray[Any]
 Answer = Callable[[Mapping[str, Array]], Mapping[str, Any]]

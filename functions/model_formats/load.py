@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from functions.model_formats.errors import ArtifactRefused, TrainingDataError
 from functions.model_formats.flavors import FLAVORS, Answer, fitted_output, flavor_of, load_answer
 from kernels.hashing import hash_strings
-from registry.models.signature import Signature, TensorSpec
+from registry.models import Signature, TensorSpec
 
 if TYPE_CHECKING:
     import torch

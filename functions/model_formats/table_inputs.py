@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from functions.model_formats.errors import TrainingDataError
 from functions.model_formats.matrices import category_matrix, numeric_matrix
-from registry.models.signature import Signature
+from registry.models import Signature
 
 
 def table_inputs(table: pa.Table, signature: Signature) -> dict[str, npt.NDArray[Any]]:

@@ -24,8 +24,7 @@ from functions.prediction_log.frames import Frame
 from functions.prediction_log.records import LABELS, PREDICTIONS, label_columns, prediction_columns
 from functions.prediction_log.shipper import adopt_orphans
 from functions.prediction_log.stream import Stream
-from registry.store.object_store import ObjectStore
-from registry.store.tables import Table
+from registry.store import ObjectStore, Table
 
 __all__ = ["LABELS_TABLE", "DrainResult", "drain", "predictions_table"]
 

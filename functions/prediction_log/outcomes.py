@@ -13,8 +13,7 @@ import pyarrow.compute as pc
 from functions.prediction_log.drain import LABELS_TABLE, predictions_table
 from functions.prediction_log.records import LABELS, PREDICTIONS
 from functions.prediction_log.scan_cache import shared_labels, shared_rows
-from registry.store.object_store import ObjectStore
-from registry.store.tables import Table
+from registry.store import ObjectStore, Table
 
 __all__ = ["latest_labels", "outcomes", "predicted_within", "predictions"]
 

@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING
 from functions.runtime.clock import Clock, clock_named, system_clock
 from functions.runtime.receipt import Prices
 from functions.runtime.secret import secret_value
-from registry.store import open_store
-from registry.store.object_store import ObjectStore
+from registry.store import ObjectStore, open_store
 
 if TYPE_CHECKING:
     from featurestore import FeatureStore

@@ -16,7 +16,7 @@ import pytest
 from examples.flights.plans import BUDGET, DAY, END, FIRST, Plan, prepare
 from examples.flights.year import Outcome, Year, outcome, story
 from registry import Table
-from registry.store.folder import FolderStore
+from registry.store import FolderStore
 
 KILLS = 50
 

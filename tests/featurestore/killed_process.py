@@ -14,7 +14,7 @@ from typing import Any
 from redis.connection import AbstractConnection
 
 from featurestore import Entity, FeatureStore, FeatureView, Field, Float64, String, compact
-from featurestore.online.materialize import Materializer
+from featurestore.online import Materializer
 from registry import open_store
 
 START = datetime(2013, 6, 1, tzinfo=UTC)

@@ -26,7 +26,7 @@ from featurestore import (
     erase,
     expire,
 )
-from featurestore.online.materialize import Materializer
+from featurestore.online import Materializer
 from functions import Context, use_context
 from functions.maintenance.features import compact_features, erase_features, expire_features
 from functions.runtime import catalog

@@ -8,8 +8,8 @@ import pytest
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from registry import AlreadyExists, InvalidInput, NotFound, Registry, Role, open_store
-from registry.access.tokens import Access
-from registry.runs.run import Run
+from registry.access import Access
+from registry.runs import Run
 
 EXPERIMENTS = ["sweep", "final"]
 ACTORS = ["ada", "bob", "cleo"]

@@ -35,7 +35,7 @@ from functions.runtime.run.forkserver import Child
 from functions.runtime.run.niceness import lower_priority
 from functions.runtime.run.worker_pool import Worker, WorkerPool
 from registry.errors import Unavailable
-from registry.journal.entry import Entry
+from registry.journal import Entry
 from registry.times import from_text
 
 CHECKPOINT_EVERY_S = 5.0

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from functions.runtime.durable.record import Record
-from registry.store.object_store import ObjectStore
+from registry.store import ObjectStore
 
 
 def lease_key(invocation: str) -> str:

@@ -21,9 +21,8 @@ from functions.runtime.durable.values import get_value, put_value
 from functions.runtime.errors import FunctionError, KeyConflict, UnknownInvocation
 from functions.runtime.receipt import Total, totals
 from functions.runtime.run.declared import DeclaredFunction
-from registry.journal import Conflict, Entry
-from registry.journal.journal import Journal
-from registry.store.object_store import ObjectStore
+from registry.journal import Conflict, Entry, Journal
+from registry.store import ObjectStore
 from registry.times import Clock, utc_now
 
 INLINE_BELOW_BYTES = 16 * 1024

@@ -11,7 +11,7 @@ from typing import Any
 from functions.runtime.errors import FunctionError
 from functions.runtime.secret import refuse_secrets
 from registry.errors import AlreadyExists
-from registry.store.object_store import ObjectStore
+from registry.store import ObjectStore
 
 BY_REFERENCE_ABOVE_BYTES = 1 << 20
 

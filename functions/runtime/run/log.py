@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from functions.runtime.secret import redact
 from registry.errors import Unavailable
-from registry.store.object_store import ObjectStore
+from registry.store import ObjectStore
 from registry.times import utc_now
 
 FLUSH_S = 0.5

@@ -22,8 +22,7 @@ from functions.runtime.run.declared import DeclaredFunction
 from functions.runtime.secret import refuse_secrets
 from functions.runtime.triggers.topic import topic_of
 from functions.runtime.triggers.waiter import wake_waiters
-from registry.journal import Entry, Fold
-from registry.journal.journal import Journal
+from registry.journal import Entry, Fold, Journal
 
 LONGEST_CHAIN = 16
 REFUSED = "events-refused"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from functions.training.errors import TrainingDataError
-from registry.models.signature import Signature
+from registry.models import Signature
 
 if TYPE_CHECKING:
     from torch import nn

@@ -19,7 +19,7 @@ from functions.training.params import TabularParams
 from functions.training.tabular.columns import Columns
 from functions.training.tabular.fitting import Fitted
 from functions.training.tabular.target import Target
-from registry.models.signature import Signature, TensorSpec
+from registry.models import Signature, TensorSpec
 
 EXAMPLE_ROWS = 2
 _PARITY_ATOL = 1e-5

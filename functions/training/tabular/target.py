@@ -19,7 +19,7 @@ from functions.training.errors import TrainingDataError
 from functions.training.params import Task
 from functions.training.tabular.calibration import fit_inverse_temperature
 from functions.training.tabular.dataset import TabularData, require_both_classes
-from registry.models.signature import TensorSpec
+from registry.models import TensorSpec
 
 
 class Target(Protocol):

@@ -32,7 +32,7 @@ from ray_apps.predictor.inference.service import Predictor
 from ray_apps.predictor.versions.engine import Engine, Place
 from ray_apps.token_cache import TokenCache
 from registry import Registry, open_store
-from registry.access.tokens import Access
+from registry.access import Access
 from registry.errors import Unavailable
 
 __all__ = [

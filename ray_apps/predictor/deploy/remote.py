@@ -20,7 +20,7 @@ from typing import Protocol
 from ray_apps.predictor.protocol.datatypes import Array
 from ray_apps.predictor.protocol.errors import BadRequest, NotReady
 from ray_apps.predictor.versions.loaded import LoadedVersion, LoadError
-from registry.models.versions import ModelVersion
+from registry.models import ModelVersion
 
 __all__ = ["Ask", "Dedicated", "Found", "RemoteVersion", "Reply", "Site", "State", "Way"]
 

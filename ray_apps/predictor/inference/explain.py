@@ -18,7 +18,7 @@ import numpy as np
 from ray_apps.predictor.protocol.datatypes import DTYPES, Array
 from ray_apps.predictor.protocol.errors import BadRequest
 from ray_apps.predictor.versions.loaded import LoadedVersion
-from registry.models.signature import TensorSpec
+from registry.models import TensorSpec
 
 __all__ = ["Explain", "Explanation", "parse_explain"]
 

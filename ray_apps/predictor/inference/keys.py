@@ -16,7 +16,7 @@ from featurestore.errors import InvalidRows
 from ray_apps.predictor.protocol.datatypes import Array
 from ray_apps.predictor.protocol.errors import BadRequest, NotReady
 from ray_apps.predictor.versions.loaded import LoadedVersion
-from registry.models.signature import TensorSpec
+from registry.models import TensorSpec
 
 __all__ = [
     "Assembled",

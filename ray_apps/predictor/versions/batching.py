@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ray_apps.predictor.protocol.datatypes import Array
-from registry.models.signature import Signature
+from registry.models import Signature
 
 __all__ = ["Batcher", "Batching", "BatchingError"]
 

@@ -23,7 +23,7 @@ from ray_apps.predictor.versions.cuda_device import Card, Outputs, is_full
 from ray_apps.predictor.versions.cuda_graphs import MOST_PADDED_ROWS, REPEATS, Captures
 from ray_apps.predictor.versions.loaded import Scorer
 from ray_apps.predictor.versions.parity import difference, has_open_rows, rows_stand_alone, samples
-from registry.models.signature import Signature
+from registry.models import Signature
 
 __all__ = ["CardScorer", "Staging", "Unfit"]
 

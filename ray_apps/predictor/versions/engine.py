@@ -25,8 +25,8 @@ from ray_apps.predictor.versions.loaded import (
 )
 from ray_apps.predictor.versions.routes import Routes, plan_routes, wanted_versions
 from registry.errors import RegistryError
+from registry.models import ModelVersion
 from registry.models.traffic import Traffic
-from registry.models.versions import ModelVersion
 
 __all__ = ["Engine", "Followed", "Library", "ModelView", "Place"]
 

@@ -18,8 +18,7 @@ from ray_apps.predictor.protocol.errors import BadRequest, PredictorError
 from ray_apps.predictor.versions.batching import Batcher, Batching
 from ray_apps.predictor.versions.missing import MissingPolicy, abstaining
 from registry.errors import RegistryError
-from registry.models.signature import Signature, TensorSpec
-from registry.models.versions import ModelVersion
+from registry.models import ModelVersion, Signature, TensorSpec
 
 __all__ = [
     "Files",

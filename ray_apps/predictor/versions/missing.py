@@ -17,7 +17,7 @@ import numpy as np
 import orjson
 
 from ray_apps.predictor.protocol.datatypes import DTYPES, Array
-from registry.models.signature import Signature
+from registry.models import Signature
 
 __all__ = ["MissingPolicy", "PolicyError", "abstaining"]
 

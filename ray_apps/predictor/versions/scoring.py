@@ -29,7 +29,7 @@ from ray_apps.predictor.versions.cuda_device import Card, CudaCard, Outputs
 from ray_apps.predictor.versions.cuda_scoring import CardScorer, Unfit
 from ray_apps.predictor.versions.loaded import Scorer
 from ray_apps.predictor.versions.parity import samples
-from registry.models.signature import Signature
+from registry.models import Signature
 
 __all__ = ["DirectScorer", "load_scorer", "place_on_card"]
 

@@ -24,7 +24,7 @@ from featurestore import (
     OnlineStoreUnavailable,
 )
 from featurestore.definitions.dtypes import TIMESTAMP
-from featurestore.online.materialize import Materializer
+from featurestore.online import Materializer
 from registry import open_store
 from tests.featurestore.killed_process import MINUTE, NOW, PLANES, START, row, view
 

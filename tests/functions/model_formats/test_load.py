@@ -9,7 +9,7 @@ from functions.model_formats.load import load
 from functions.training.tabular.artifact import tabular_signature, write_artifact
 from functions.training.tabular.fitting import fit, prepare
 from kernels.hashing import hash_strings
-from registry.models.signature import Signature
+from registry.models import Signature
 from tests.functions.training.tabular_setup import COLUMNS, FAST, examples
 
 

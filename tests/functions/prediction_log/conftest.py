@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from registry import open_store
-from registry.store.object_store import ObjectStore
+from registry.store import ObjectStore
 from tests.ports import free_port
 
 

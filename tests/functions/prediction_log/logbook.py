@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from functions.prediction_log import LogWriter, encode_prediction, epoch_us, predictions
-from registry.store.object_store import ObjectStore
+from registry.store import ObjectStore
 
 T0 = datetime(2013, 5, 1, 12, tzinfo=UTC)
 

@@ -25,7 +25,7 @@ from functions.prediction_log.errors import PredictionLogError
 from functions.prediction_log.frames import encode_frame
 from functions.prediction_log.stream import Stream
 from registry import open_store
-from registry.store.object_store import ObjectStore
+from registry.store import ObjectStore
 from tests.functions.prediction_log.logbook import T0, all_rows, record, until, write
 
 

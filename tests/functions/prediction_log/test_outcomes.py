@@ -20,7 +20,7 @@ from functions.prediction_log import (
     shared_scans,
 )
 from functions.prediction_log import scan_cache as shared
-from registry.store.object_store import ObjectStore
+from registry.store import ObjectStore
 from tests.functions.prediction_log.logbook import T0, record, write
 
 

@@ -34,7 +34,7 @@ from functions.prediction_log import (
 )
 from ray_apps.predictor.rpc.upstream import Upstream, UpstreamError
 from registry import Access, Registry, Signature, TensorSpec, open_store
-from registry.store.object_store import ObjectStore
+from registry.store import ObjectStore
 from tests.functions.prediction_log.test_kills import DRAINER, Child
 
 pytestmark = [pytest.mark.proof, pytest.mark.timeout(1800)]
