@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from ray_apps.local import running as record
+from ray_apps.local import state_file
 
 TIMEOUT_S = 3600.0
 
@@ -90,7 +90,7 @@ def client_of(given: argparse.Namespace) -> Client:
 
     Raises: Unreachable if there is neither.
     """
-    running = record.find(Path(given.home).expanduser().resolve())
+    running = state_file.find_platform(Path(given.home).expanduser().resolve())
     url = os.environ.get("TOQUE_URL") or (running.url if running else None)
     token = os.environ.get("TOQUE_TOKEN") or (running.token() if running else None)
     if not url or not token:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ray_apps.cli.command import UsageError, add, find_project_here
 from ray_apps.cli.output import out, say, table, value
-from ray_apps.local import Running, Settings, down, status, up
+from ray_apps.local import RunningPlatform, Settings, down, status, up
 
 if TYPE_CHECKING:
     from ray_apps.cli.command import Commands
@@ -75,7 +75,7 @@ def _up(given: argparse.Namespace) -> int:
     return 0
 
 
-def _welcome(running: Running) -> None:
+def _welcome(running: RunningPlatform) -> None:
     say(f"up in {running.timings_s.get('ready', 0):.0f} s")
     doors = [
         ("HTTP", running.url),
