@@ -22,7 +22,7 @@ RENAMED = (
     | moved(
         "featurestore",
         "featurestore.online",
-        "online=rows onlinekeys=keys held=connections joint=coalesced_reads serving materialize",
+        "online=redis_store onlinekeys=keys held=connections joint=coalesced_reads serving materialize",
     )
 )
 

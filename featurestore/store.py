@@ -25,7 +25,7 @@ from featurestore.offline.historical import RetrievalJob
 from featurestore.offline.join import check_entities, stored_view
 from featurestore.offline.tables import OfflineStore
 from featurestore.online.materialize import Materialized, Materializer, Progress
-from featurestore.online.rows import OnlineStore
+from featurestore.online.redis_store import OnlineStore
 from featurestore.online.serving import EntityRows, OnlineFeatures, Request, lookups_of
 from featurestore.retrieval import Features, Retrieval, plan_retrieval
 from featurestore.rows import Clock, Tabular, check_rows, conform, to_table

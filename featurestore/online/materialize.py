@@ -20,7 +20,7 @@ from featurestore.definitions.encoding import from_microseconds, to_microseconds
 from featurestore.definitions.views import FeatureView
 from featurestore.errors import InvalidRows
 from featurestore.offline.tables import File, OfflineStore, Version
-from featurestore.online.rows import OnlineStore
+from featurestore.online.redis_store import OnlineStore
 
 ROWS_AT_ONCE = 200_000
 _MICROSECOND = timedelta(microseconds=1)

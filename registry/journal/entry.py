@@ -94,10 +94,10 @@ def _canonical(content: Mapping[str, Any]) -> bytes:
     return text.encode()
 
 
-def plain(body: Mapping[str, Any], path: str) -> dict[str, Any]:
+def normalise_body(body: Mapping[str, Any], path: str) -> dict[str, Any]:
     """Normalise `body` to what a reader will see. Raises: InvalidInput unless it is JSON without NaN or infinity."""
     try:
-        plain: dict[str, Any] = json.loads(_canonical(body))
+        normalised: dict[str, Any] = json.loads(_canonical(body))
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"{path}: entry body is not finite JSON: {error}") from error
-    return plain
+    return normalised

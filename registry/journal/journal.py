@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from registry.errors import AlreadyExists, Damaged, InvalidInput, NotFound, Unavailable
 from registry.journal.conflict import Conflict
-from registry.journal.entry import NO_DIGEST, Entry, parse_entry, plain
+from registry.journal.entry import NO_DIGEST, Entry, normalise_body, parse_entry
 from registry.names import check_key
 from registry.times import Clock, utc_now
 
@@ -47,7 +47,7 @@ class Journal:
         """
         entry = Entry(
             number=at,
-            body=plain(body, self.path),
+            body=normalise_body(body, self.path),
             actor=self.actor,
             at=self.clock(),
             txn=uuid.uuid4().hex,

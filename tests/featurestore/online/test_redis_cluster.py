@@ -10,7 +10,7 @@ import redis
 from redis.crc import key_slot
 
 from featurestore import Entity, FeatureStore, FeatureView, Field, Float64, OnlineStoreUnavailable
-from featurestore.online.rows import NEWEST_WINS
+from featurestore.online.redis_store import NEWEST_WINS
 
 START = datetime(2013, 6, 1, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
