@@ -155,8 +155,8 @@ def _log_loss(
     many = width > 1
     is_class = many & (label == np.floor(label)) & (label >= 0) & (label < width)
     is_probability = ~many & (label >= 0) & (label <= 1)
-    place = start + np.where(is_class, label, 0).astype(np.int64)
-    p = np.clip(flat[place], clip, 1 - clip)
+    index = start + np.where(is_class, label, 0).astype(np.int64)
+    p = np.clip(flat[index], clip, 1 - clip)
     binary = -(label * np.log(p) + (1 - label) * np.log1p(-p))
     result: Floats = np.where(is_class, -np.log(p), np.where(is_probability, binary, np.nan))
     return result

@@ -70,7 +70,7 @@ def _checked(
         )
     if y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= p.shape[1]:
         raise EvaluationError(
-            f"labels must be places 0 to {p.shape[1] - 1}, found {np.unique(y)[:5].tolist()}"
+            f"labels must be class indices 0 to {p.shape[1] - 1}, found {np.unique(y)[:5].tolist()}"
         )
     bad = ~((p >= 0.0).all(axis=1) & (np.abs(p.sum(axis=1) - 1.0) <= _SUM_ATOL))
     if bad.any():

@@ -1,4 +1,4 @@
-"""Off-policy estimates: by hand, and against a world in which the truth is known."""
+"""Off-policy estimates: by hand, and against a simulation in which the truth is known."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_the_estimates_by_hand() -> None:
     assert snips(REWARD, LOGGED, TARGET).high - 1.0 == pytest.approx(1.959964 * math.sqrt(8 / 12) / 1.25)
 
 
-def world(rng: np.random.Generator, rows: int = 500) -> tuple[np.ndarray, ...]:
+def logged_policy(rng: np.random.Generator, rows: int = 500) -> tuple[np.ndarray, ...]:
     """Two actions worth x and 1 − x; the log prefers the first, the target the better one: truth .9·⅔ + .1·⅓."""
     x = rng.random(rows)
     best = (x < 0.5).astype(int)
@@ -67,14 +67,14 @@ TRUTH = 0.9 * (4 / 3) * (1 - 0.5**1.5) + 0.1 * (4 / 3) * 0.5**1.5
 )
 def test_intervals_hold_the_truth(estimate: Callable[..., OffPolicy]) -> None:
     rng = np.random.default_rng(1)
-    found = [estimate(*world(rng)) for _ in range(400)]
+    found = [estimate(*logged_policy(rng)) for _ in range(400)]
     assert all(one.sufficient for one in found)
     missed = np.mean([not one.low <= TRUTH <= one.high for one in found])
     assert missed <= 0.05 + 4 * np.sqrt(0.05 * 0.95 / 400)
 
 
 def test_a_good_reward_model_narrows_the_interval() -> None:
-    given = world(np.random.default_rng(2), 5_000)
+    given = logged_policy(np.random.default_rng(2), 5_000)
     plain, better = ips(*given[:3]), robust(*given)
     assert better.high - better.low < 0.8 * (plain.high - plain.low)
 

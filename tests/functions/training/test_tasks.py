@@ -176,7 +176,7 @@ def test_metrics_are_those_of_scikit_learn():
 @pytest.mark.parametrize(
     ("measure", "says"),
     [
-        (lambda: class_log_loss(np.array([0, 3]), np.full((2, 3), 1 / 3)), "places 0 to 2"),
+        (lambda: class_log_loss(np.array([0, 3]), np.full((2, 3), 1 / 3)), "class indices 0 to 2"),
         (lambda: class_log_loss(np.array([0]), np.array([[0.5, 0.6]])), "no probabilities, first row 0"),
         (lambda: class_log_loss(np.array([0]), np.array([[np.nan, 1.0]])), "no probabilities"),
         (lambda: accuracy(np.array([], dtype=int), np.empty((0, 2))), "at least one"),

@@ -45,7 +45,7 @@ class NotSupportedError(Exception):
 
 
 def driver(readings):
-    """NVML of a card that has used so many millijoules, at each reading."""
+    """NVML of a GPU that has used so many millijoules, at each reading."""
 
     def read(handle):
         assert handle == "GPU-abc"
