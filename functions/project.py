@@ -1,4 +1,4 @@
-"""A user's project: a module that declares `FEATURES` and `MODELS`, which is all that the platform needs to know of it.
+"""Project of a user: a module that declares `FEATURES` and `MODELS`, which is all that the platform needs to know of it.
 
 A model's definition says, in one value, what the model learns from, what it has to prove, how it is watched, and how its
 successors are rolled out. Definitions are values only: other data needs other definitions, and no change of the platform.

@@ -23,7 +23,7 @@ from functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
 from registry import ModelVersion
 
 Subject = Literal["errors", "latency", "saturation"]
-_CHANCE = 1e-3  # a share that chance explains so often breaks no limit
+_CHANCE = 1e-3  # p-value above which a share breaks no limit
 _SLOWEST = 0.01  # share of requests that a limit on the 99th percentile leaves
 
 

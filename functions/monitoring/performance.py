@@ -28,10 +28,10 @@ from functions.stats import Cusum, PageHinkley
 Measure = Literal["loss", "surprise", "overstated", "understated"]
 MEASURES: tuple[Measure, ...] = ("loss", "surprise", "overstated", "understated")
 
-_LAG = 3  # cohorts between the two of a difference: neighbours are too alike
+_LAG = 3  # distance in cohorts of the two means of a difference: neighbours are too alike
 _MAX_DIFFERENCES = 28  # differences that the state keeps
-_MIN_DIFFERENCES = 5  # differences below which they are not trusted alone
-_UNKNOWN_SPREAD = 3.0  # then a cohort's spread is taken as so many of its own standard errors
+_MIN_DIFFERENCES = 5  # fewest differences from which the spread is estimated
+_UNKNOWN_SPREAD = 3.0  # with fewer, the spread is so many of the cohort's own standard errors
 _MAX_SPREADS = 2.5  # one cohort adds at most this many spreads
 _MEDIAN_TO_SD = 0.954  # median |x − y| of independent standard normals
 
@@ -43,11 +43,11 @@ class PerformanceMonitor(BaseModel):
     min_labels, min_label_share: cohorts with less are reported as insufficient and not judged.
     baseline: names of the version's metrics that may hold its loss at validation, the first that exists counts;
         without one the first `baseline_cohorts` cohorts served are the baseline.
-    measures: the questions above that are asked. min_rise: rise that is of no interest.
+    measures: which of the questions above are asked. min_rise: rise that is of no interest.
     detector: how cohorts are summed up: "cusum", which knows the baseline and is quickest, or "page_hinkley", against the mean
-        of the cohorts so far. shift, threshold: of it, in spreads of a cohort.
-    arms: answers that count, by the arm that gave them; empty: all. Where what is done upon an answer changes its label (who is
-        warned leaves earlier), a holdout is answered and not acted upon, and its labels alone are unbiased: `("holdout",)`.
+        of the cohorts so far. shift, threshold: of the detector, in spreads of a cohort.
+    arms: answers that count, by the arm that gave them; empty: all. Where acting on an answer changes its label (a warned
+        customer leaves earlier), a holdout is answered and not acted upon, and its labels alone are unbiased: `("holdout",)`.
     lookback: how far back a monitor without a state begins.
     """
 

@@ -188,7 +188,9 @@ def _distances(
     """Test what has enough rows on both sides, with p-values corrected for all tests."""
     rng = np.random.default_rng(0)  # the same rows give the same answer
     names = [name for name in training if min(len(training[name]), len(requests[name])) >= monitor.min_rows]
-    enough = max(499, int(2 * len(names) / monitor.alpha))  # fewer could never be so rare, corrected for all
+    enough = max(
+        499, int(2 * len(names) / monitor.alpha)
+    )  # fewer permutations could never reach alpha after the correction
     sides = [
         _scaled(training[name], requests[name])
         if name in monitor.embeddings

@@ -203,12 +203,12 @@ def _figures(
             "verdict": "measured",
             "value": value,
             "statistic": error,
-            "text": f"{name} {value:.4f}, 95 % interval {value - _TWO * error:.4f} to {value + _TWO * error:.4f}",
+            "text": f"{name} {value:.4f}, 95 % interval {value - _Z_95 * error:.4f} to {value + _Z_95 * error:.4f}",
             "judged_at": run.now,
         }
 
 
-_TWO = 1.96  # standard errors of a 95 % interval
+_Z_95 = 1.96  # half width of a 95 % interval, in standard errors
 
 
 def _alarm(

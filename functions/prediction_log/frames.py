@@ -15,7 +15,7 @@ __all__ = ["HEADER_BYTES", "Frame", "encode_frame", "read_frames", "whole_frames
 
 _HEADER = struct.Struct("<QII")
 HEADER_BYTES = _HEADER.size
-_NUMBERS = 65_520  # that a sum of Adler-32 can begin with, beside 0
+_NUMBERS = 65_520  # start values of Adler-32, beside 0
 
 
 class Frame(NamedTuple):

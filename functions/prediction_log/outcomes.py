@@ -17,7 +17,7 @@ from registry.store import ObjectStore, Table
 
 __all__ = ["latest_labels", "outcomes", "predicted_within", "predictions"]
 
-_SKEW = timedelta(hours=1)  # by which a label may be received before its prediction was made, by other clocks
+_SKEW = timedelta(hours=1)  # tolerance for clocks: a label may seem received so long before its prediction
 
 
 def predictions(

@@ -122,7 +122,7 @@ def _pack(fields: tuple[Any, ...]) -> bytes:
         packer = _packers.packer = msgpack.Packer(default=str)
     packed: bytes = packer.pack(fields)
     if len(packed) > _KEPT_BYTES:
-        _packers.packer = None  # it would keep as much memory as its largest record took
+        _packers.packer = None  # a packer keeps as much memory as its largest record took
     return packed
 
 

@@ -74,9 +74,9 @@ class WriteAheadLog:
         self._reader = SegmentReader()
         self._segments: list[tuple[int, Path]] = []
         self._sealed_bytes = 0
-        self._fd = -1  # of the newest segment, -1 as long as there is none to write to
+        self._fd = -1  # file descriptor of the newest segment, -1 without one
         self._map: mmap.mmap | None = None
-        self._end = self._until = 0  # of what is in it, and of what may be
+        self._end = self._until = 0  # end of its content, and how far it may be filled
         self._closed = False
 
     @property
@@ -140,7 +140,7 @@ class WriteAheadLog:
             raise ValueError(f"{self.folder}: this log is closed")
         if (
             self._map is not None and self._end == 0
-        ):  # the disk refused its first records; the next one has its name
+        ):  # the disk refused its first records: the next segment has its name
             self._finish()
             self._segments.pop()[1].unlink()
         path = self.folder / f"{self.last + 1:020d}.wal"

@@ -36,7 +36,7 @@ def figure_html(figure: go.Figure, axis: str) -> str:
         height=360,
         margin={"l": 50, "r": 20, "t": 30, "b": 70},
         template="plotly_white",
-        legend={"orientation": "h", "y": -0.2},  # below: marks of what happened stand above
+        legend={"orientation": "h", "y": -0.2},  # below the plot: the marks of events stand above
         yaxis_title=axis,
         hovermode="x",
     )

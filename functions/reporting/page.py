@@ -75,7 +75,7 @@ def _by_week(found: ReportContent, measure: str) -> str:
     marked = [one for one in found.events if one.kind in SHOWN and at[0] <= one.at <= found.end]
     for event in marked:
         _mark(figure, event)
-    for kind in sorted({one.kind for one in marked}):  # lines without points: what the legend needs
+    for kind in sorted({one.kind for one in marked}):  # lines without points, for the legend
         dotted = {"color": SHOWN[kind], "dash": "dot"}
         figure.add_scatter(x=[None], y=[None], name=kind, mode="lines", line=dotted)
     return figure_html(figure, "log loss (nats)" if measure == "loss" else "AUC")

@@ -38,9 +38,8 @@ class Challenger(BaseModel):
     window: str
     version: int | None = None
     passed: bool = False
-    loss: float | None = Field(
-        default=None, validation_alias=AliasChoices("loss", "log_loss")
-    )  # as it was called
+    # Journals of earlier releases call it log_loss.
+    loss: float | None = Field(default=None, validation_alias=AliasChoices("loss", "log_loss"))
     problem: str = ""
 
 

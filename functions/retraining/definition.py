@@ -1,4 +1,4 @@
-"""What retraining and inspections need of a model's definition; `functions.project.ModelDefinition` has it all."""
+"""Protocols of a model's definition as retraining and inspections read it; `functions.project.ModelDefinition` has all of it."""
 
 from __future__ import annotations
 

@@ -209,9 +209,7 @@ def _drain() -> None:
 
 def _inspect(definition: InspectedModel) -> InspectionResult:
     """Tick the rollout and run the monitors; alarms are not offered yet."""
-    rollout = tick_rollout(
-        definition.name
-    )  # first: what protects users must not wait for a monitor that fails
+    rollout = tick_rollout(definition.name)  # first: guardrails must not wait for a monitor that fails
     return InspectionResult(
         model=definition.name, at=context().clock(), watched=_run_monitors(definition), rollout=rollout
     )

@@ -10,7 +10,7 @@ from functions.rollout.policy import RolloutPolicy
 from functions.rollout.state import YEAR, History
 
 MAX_SHARE_OF_REST = (
-    0.25  # of what is left, at most, for one rollout: the budget never runs dry, rollouts only get slower
+    0.25  # of the rest of the budget for one rollout: it never runs dry, rollouts only get slower
 )
 
 

@@ -308,9 +308,8 @@ class Rollouts:
             return TickResult(
                 model=self.model, rollout=state.rollout, stage=stage, rule="withdrawing", text="busy"
             )
-        release_layer(
-            self._registry, self.model, state.policy
-        )  # the process that ended the split may have been killed before it released the layer
+        # The process that ended the split may have been killed before it released the layer.
+        release_layer(self._registry, self.model, state.policy)
         body = {"event": "settled", "at": self._clock().isoformat(), "stage": stage, "note": note}
         entry = self._fold.transact(lambda history: body if history.current == state else None)
         return TickResult(

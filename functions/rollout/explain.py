@@ -75,7 +75,7 @@ def _explain(before: History, entry: Entry) -> Explanation:
 def _again(state: RolloutState, evidence: Evidence, recorded: Decision, at: datetime) -> Decision | None:
     if recorded.rule == "by_hand":
         return None
-    rules_then = {finding.rule for finding in recorded.findings}  # a rule that came later was not asked then
+    rules_then = {finding.rule for finding in recorded.findings}  # rules added since were not asked then
     return decide(state, evidence, state.policy, at, rules=rules_then)
 
 

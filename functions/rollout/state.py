@@ -55,7 +55,7 @@ class RolloutState(BaseModel):
 
     @property
     def alive(self) -> tuple[int, ...]:
-        """The challengers that are still judged, the front-runner first."""
+        """Challengers that are still judged, the front-runner first."""
         return (self.challenger, *self.rivals)
 
     def only(self, version: int) -> RolloutState:
@@ -103,7 +103,7 @@ class History(BaseModel):
 
     @property
     def open(self) -> RolloutState | None:
-        """The rollout that is under way, or None."""
+        """Rollout that is under way, or None."""
         return self.current if self.current is not None and self.current.is_open else None
 
 

@@ -50,7 +50,7 @@ class RolloutStatus(BaseModel):
     """Status of a rollout at one moment.
 
     reach: the part of all units that the arms share: less than 1 in a layer or beside a holdout. findings: of every rule.
-    action, rule, text: what would be decided now, or, where it has ended, what was. next: what it waits for, in a sentence.
+    action, rule, text: the decision of now, or the last one of an ended rollout. next: what the rollout waits for, in a sentence.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -199,9 +199,8 @@ def _layer(traffic: CurrentTraffic, state: RolloutState) -> LayerShare | None:
     there, own = traffic.layer, state.policy.layer if state.is_open else None
     if there is None or (own is not None and (own.name != there.name or own.share > there.share)):
         return own
-    return LayerShare(
-        name=there.name, share=there.share
-    )  # a layer may have been grown by hand, and cannot shrink while it is split
+    # A layer may have been grown by hand, and cannot shrink while it is split.
+    return LayerShare(name=there.name, share=there.share)
 
 
 def is_applied(traffic: CurrentTraffic, state: RolloutState) -> bool:

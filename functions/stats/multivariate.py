@@ -22,8 +22,8 @@ __all__ = ["MMD", "DomainDrift", "domain_classifier", "mmd"]
 
 Ints = npt.NDArray[np.int64]
 
-_CATEGORIES = 20  # that are told apart; the rarer ones are one
-_PAIRS_UP_TO = 40  # numeric columns, of which every pair's product is a feature
+_CATEGORIES = 20  # categories with an indicator of their own; rarer ones share one
+_PAIRS_UP_TO = 40  # numeric columns up to which every pair's product is a feature
 _BEYOND_CHANCE = 2.0  # standard deviations of a feature's covariance with the sides, by which it is shrunk
 _ROUNDS = 3  # permutations of a column by which its importance is taken
 

@@ -21,7 +21,7 @@ __all__ = ["Slice", "SliceReport", "slices_above", "worst_slices"]
 
 Ints = npt.NDArray[np.int64]
 
-_WORDS = 30  # categories of a column that are slices in a search; the rarer ones are one
+_WORDS = 30  # categories of a column that are slices of their own; rarer ones share one
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,1 +1,1 @@
-"""What stands behind an alarm: the slices, features and events that explain a loss."""
+"""Diagnosis of alarms: the slices, features and events that explain a loss."""

@@ -82,10 +82,8 @@ class DatasetRows:
         return list(self._dataset().get_fragments(filter=self.where))
 
 
-_SMALL_READAHEAD: dict[str, Any] = {
-    "batch_readahead": 2,
-    "fragment_readahead": 1,
-}  # pyarrow would hold 16 batches of 4 files
+# By default pyarrow would hold 16 batches of 4 files.
+_SMALL_READAHEAD: dict[str, Any] = {"batch_readahead": 2, "fragment_readahead": 1}
 
 
 def sketch_rows(rows: DatasetRows, like: TableSketch, *, prepare: Prepare | None = None) -> TableSketch:
@@ -168,6 +166,6 @@ def _total(parts: Iterator[TableSketch], like: TableSketch) -> TableSketch:
 
 
 def _ray_runs() -> bool:
-    import ray  # late: as above
+    import ray  # late: a monitor of a small table needs no Ray
 
     return bool(ray.is_initialized())

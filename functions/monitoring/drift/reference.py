@@ -23,7 +23,7 @@ from functions.stats.sketch import ColumnSketch, TableSketch
 NumberedSketch = tuple[int, TableSketch]
 """Number of a cohort, and its sketch."""
 
-_TOP_CELLS = 3  # categories whose shares are looked at for a season
+_TOP_CELLS = 3  # categories whose shares are tested for a season
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ class Reference:
 
 
 def season_of(cohorts: Sequence[NumberedSketch], periods: Sequence[int]) -> Cycle | None:
-    """The season of a table, looked for in where the values of its columns lie, cohort by cohort; None if there is none."""
+    """Find the season of a table from the values of its columns, cohort by cohort; None without one."""
     filled = [(index, one) for index, one in cohorts if rows_of(one)]
     if len(filled) < 2:  # noqa: PLR2004 - for a difference
         return None
@@ -157,7 +157,7 @@ def season_of(cohorts: Sequence[NumberedSketch], periods: Sequence[int]) -> Cycl
 
 
 def likeness(cohorts: Sequence[ColumnSketch], groups: Sequence[int] | None = None) -> float:
-    """How alike the rows of a cohort are: the intraclass correlation of a column's cells, 0 to 1.
+    """Measure how alike the rows of a cohort are: the intraclass correlation of a column's cells, 0 to 1.
 
     Taken from the variation between cohorts over what independent rows would show; of an ordered column the larger of
     that of its cells and of their cumulative shares, in which a shift of a whole day shows.

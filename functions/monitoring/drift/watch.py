@@ -173,7 +173,7 @@ def _state(run: MonitorRun, champion: ModelVersion, monitor: DriftMonitor, grid:
         state = DriftState.model_validate_json(kept)
         if state.version == champion.version:
             return state
-        # Another champion learnt from another training set: its windows are counted anew, as far back as one needs.
+        # A new champion has another training set: its windows are judged anew, as far back as one window needs.
         return DriftState(
             version=champion.version, next_cohort=min(state.next_cohort, due - monitor.kept + 1)
         )

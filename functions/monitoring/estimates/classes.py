@@ -160,7 +160,7 @@ def compared_with_labels(
     index: int, name: str, expected: Estimate, realised: float, rows: int, monitor: EstimateMonitor
 ) -> EstimateResult:
     """Compare an estimate with what was realised on so many labelled rows."""
-    # Where only some of the labels came, they vary more than all would have.
+    # If only some of the labels came, their mean varies more than that of all would.
     z = expected.z(realised) * float(np.sqrt(min(rows / expected.n, 1.0)))
     agreed = abs(z) <= monitor.agree
     text = (

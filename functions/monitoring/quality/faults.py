@@ -16,11 +16,11 @@ from functions.monitoring.quality.profile import ColumnProfile
 from functions.monitoring.quality.units import JUMP, jump_of
 from functions.stats.drift import compare_rates
 
-_CHANCE = 1e-4  # a share of nulls that chance explains so often is no incident
-_ALMOST = 0.95  # share of what used to be there that is missing: then it is gone, however often it was missing before
-_OFTEN_MISSING = 0.8  # a column that a healthy cohort had so little of may be away for another
-_VARIES = 0.9  # a column whose most frequent value never had a larger share varies
-_STILL = 0.999
+_CHANCE = 1e-4  # p-value of a share of nulls above which it is no incident
+_GONE_SHARE = 0.95  # share of the usual values that must be missing for a column to be gone, however often nulls were usual
+_MAX_USUAL_NULLS = 0.8  # share of nulls in a healthy cohort above which a whole cohort of nulls is no fault
+_MAX_VARYING_SHARE = 0.9  # a column varies if its most frequent value never had a larger share
+_CONSTANT_SHARE = 0.999
 
 
 def find_faults(
@@ -107,8 +107,8 @@ def _too_many_nulls(
 ) -> Incident | None:
     worst = max(past, key=lambda one: one.null_share)
     usual = worst.null_share
-    limit = min(usual + max(monitor.max_null_rise, 2 * usual), usual + _ALMOST * (1 - usual))
-    if now.null_share <= limit or usual > _OFTEN_MISSING:
+    limit = min(usual + max(monitor.max_null_rise, 2 * usual), usual + _GONE_SHARE * (1 - usual))
+    if now.null_share <= limit or usual > _MAX_USUAL_NULLS:
         return None
     if compare_rates((worst.nulls, now.nulls), (worst.rows, now.rows)).p > _CHANCE:
         return None
@@ -125,10 +125,10 @@ def _out_of_range(name: str, now: ColumnProfile, monitor: QualityMonitor) -> Inc
 
 
 def _constant(name: str, now: ColumnProfile, past: Sequence[ColumnProfile]) -> Incident | None:
-    if now.top_share < _STILL or max(one.top_share for one in past) > _VARIES:
+    if now.top_share < _CONSTANT_SHARE or max(one.top_share for one in past) > _MAX_VARYING_SHARE:
         return None
     text = f"{name}: {now.top_share:.1%} of {now.present} values are the same; it always varied"
-    return _incident("constant", name, (name,), text, now.top_share, _STILL, now.index)
+    return _incident("constant", name, (name,), text, now.top_share, _CONSTANT_SHARE, now.index)
 
 
 def _changed_unit(

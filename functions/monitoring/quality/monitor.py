@@ -152,7 +152,10 @@ class QualityState(BaseModel):
 
 
 class QualityVerdict(BaseModel):
-    """Verdict of the quality monitor on one cohort. faults: found in it. changed: kinds with a new incident, or one that is over, and what is open."""
+    """Verdict of the quality monitor on one cohort. faults: found in it.
+
+    changed: kinds with an incident that is new or over, and their open incidents.
+    """
 
     model_config = ConfigDict(frozen=True)
 

@@ -16,12 +16,10 @@ from functions.stats.moments import Floats
 JUMP = 2.6
 """Spreads between cohorts from which a move is a jump."""
 
-_NEAR_COHORTS = 14  # the last ones, in which the season has not moved yet
-_CLEARLY, _CLEARLY_UNDECLARED = (
-    2.0,
-    4.0,
-)  # times nearer than the old unit a conversion must bring the quartiles
-_LARGE = 8.0  # factors that are looked for in any column
+_NEAR_COHORTS = 14  # last cohorts, over which a season hardly moves
+# A conversion must bring the quartiles so many times nearer than the old unit does.
+_MIN_RATIO, _MIN_RATIO_UNDECLARED = 2.0, 4.0
+_LARGE = 8.0  # smallest factor that is looked for without a declared unit
 _MAD_TO_SD = 1.4826
 
 
@@ -83,7 +81,7 @@ def jump_of(past: Sequence[Sequence[float]], now: Sequence[float], *, unit: str 
     width = float(middle[-1] - middle[0])
     if width <= 0:
         return None
-    # The largest spread of the three stands for all: one that happened to lie still must not make jumps.
+    # The largest spread of the three quartiles counts for all: a quartile that happened to vary little must not make jumps.
     spread = max(float(np.median(np.abs(before - middle), axis=0).max()) * _MAD_TO_SD, 0.02 * width)
     moved = float(np.abs(here - middle).max()) / spread
     return Jump(moved, _explaining(middle, here, spread, unit) if moved > JUMP else None)
@@ -96,7 +94,7 @@ def _explaining(middle: Floats, here: Floats, spread: float, unit: str | None) -
         float(np.abs(here - (one.slope * middle + one.offset)).max()) / (spread * one.slope)
         for one in looked_for
     ]
-    clearly = _CLEARLY if unit is not None else _CLEARLY_UNDECLARED
+    ratio = _MIN_RATIO if unit is not None else _MIN_RATIO_UNDECLARED
     moved = float(np.abs(here - middle).max()) / spread
     best = int(np.argmin(distances))
-    return looked_for[best] if distances[best] <= min(JUMP, moved / clearly) else None
+    return looked_for[best] if distances[best] <= min(JUMP, moved / ratio) else None

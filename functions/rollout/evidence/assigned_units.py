@@ -11,8 +11,10 @@ from functions.rollout.evidence.sums import UnitCounts
 from functions.rollout.state import RolloutState
 from kernels.hashing import hash_strings
 
-SETTLE_US = 10_000_000  # replicas follow the traffic one after the other; until all do, the split is not the declared one
-MAX_UNITS = 200_000  # a split that is off by 1 % of itself is found by then; the test of these stays true
+SETTLE_US = (
+    10_000_000  # until every replica has followed the traffic change, the split is not the declared one
+)
+MAX_UNITS = 200_000  # a split that is off by 1 % of itself is found by then, and the test stays valid
 
 
 class AssignedUnits(BaseModel):

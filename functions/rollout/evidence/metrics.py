@@ -26,9 +26,8 @@ METRIC = pa.schema(
         pa.field("day", pa.string(), nullable=False),
     ]
 )
-ReadMetric = Callable[
-    [str, datetime], pa.Table
-]  # name, not observed before: prediction_id and value, each id once
+# (name, observed from) -> prediction_id and value, each id once
+ReadMetric = Callable[[str, datetime], pa.Table]
 
 
 class MetricValue(BaseModel):

@@ -44,7 +44,7 @@ class ClusterSums(BaseModel):
 
     @classmethod
     def one(cls, total: float, rows: int) -> Self:
-        """One cluster of `rows` rows whose values sum to `total`."""
+        """Sum one cluster of `rows` rows whose values sum to `total`."""
         return cls() if rows == 0 else cls._from(np.array([total]), np.array([float(rows)]))
 
     @classmethod
@@ -163,7 +163,7 @@ class UnitCounts(BaseModel):
 
 
 class MetricSums(BaseModel):
-    """A business metric of both arms of a canary, compared within each cohort: a storm meets both arms alike.
+    """Sums of a business metric of both arms of a canary, compared within each cohort: a storm meets both arms alike.
 
     rows: with a value, of both arms. requests: answered, with or without one. difference: by cohort, challenger less
     champion, weighted by the cohort's rows. noise: sum over cohorts of rows² times the variance of the difference, where rows

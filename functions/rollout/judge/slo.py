@@ -20,7 +20,7 @@ BURN_RATES = (
     (timedelta(hours=1), timedelta(minutes=5), 14.4),
     (timedelta(hours=6), timedelta(minutes=30), 6.0),
 )
-_MIN_BAD = 10  # in the long window: a single failure of a quiet hour is no fire
+_MIN_BAD = 10  # bad answers in the long window: a single failure of a quiet hour is no emergency
 
 
 def slo_sums(policy: RolloutPolicy, read: ReadOutcomes, now: datetime) -> dict[str, SloSums]:

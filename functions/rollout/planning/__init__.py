@@ -1,1 +1,1 @@
-"""Planning a rollout: how long it will take and what it can detect, simulated before it starts."""
+"""Plans of rollouts: how long one will take and what it can detect, simulated before it starts."""

@@ -24,16 +24,14 @@ from functions.stats import asymptotic_threshold
 Floats = npt.NDArray[np.float64]
 POWER = 0.8
 _MAX_SIMULATED = 2_000_000  # runs times cohorts that are simulated at a time
-_MAX_COHORTS = 5_000  # more of them are joined into longer ones: for looks that dense it makes no difference
-_MAX_TIME_FACTOR = (
-    8  # times the policy's time limits: an effect that needs longer has no day on which it is found
-)
+_MAX_COHORTS = 5_000  # more are joined into longer ones, which makes no difference for looks that dense
+_MAX_TIME_FACTOR = 8  # times the policy's time limits, after which an effect counts as never found
 _FEW_COHORTS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """How much paired loss differences vary: cohort (τ), a cohort's mean; unit (σ), one label; labels in a cohort."""
+    """Noise of paired loss differences: cohort (τ), of a cohort's mean; unit (σ), of one label; labels in a cohort."""
 
     cohort: float
     unit: float
