@@ -24,9 +24,7 @@ MASK = "***"
 _MIN_LINE_CHARACTERS = 8  # of a line that is masked by itself, in a secret of several lines
 
 _available: ContextVar[Mapping[str, str]] = ContextVar("toque_secrets", default={})  # noqa: B039  # never changed
-_disclosed: frozenset[str] = (
-    frozenset()
-)  # every value given to a body in this process: threads of a body have no context
+_disclosed: frozenset[str] = frozenset()  # in this process: threads that a body starts have no context
 
 
 @contextmanager

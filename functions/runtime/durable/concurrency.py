@@ -40,7 +40,7 @@ class ConcurrencySlots:
 
     def __post_init__(self) -> None:
         journal = Journal(self.ledger.store, f"concurrency/{self.name}", actor=self.ledger.actor)
-        self._fold = Fold(journal, {}, _step, encode=dict, decode=dict, carry=True)
+        self._fold = Fold(journal, {}, _fold_entry, encode=dict, decode=dict, carry=True)
 
     @classmethod
     def of(cls, function: DeclaredFunction, ledger: Ledger) -> ConcurrencySlots | None:
@@ -98,7 +98,7 @@ class ConcurrencySlots:
         return record.status == "running" and lease_end(self.ledger.store, record, now) > now
 
 
-def _step(holders: SlotHolders, entry: Entry) -> SlotHolders:
+def _fold_entry(holders: SlotHolders, entry: Entry) -> SlotHolders:
     body = entry.body
     kept = {worker: each for worker, each in holders.items() if worker not in body["gone"]}
     if "take" in body:

@@ -15,7 +15,7 @@ class DeadLetters:
 
     def __init__(self, store: ObjectStore, *, actor: str, clock: Clock = utc_now) -> None:
         journal = Journal(store, PATH, actor=actor, clock=clock)
-        self._fold: Fold[tuple[str, ...]] = Fold(journal, (), _step, encode=list, decode=tuple)
+        self._fold: Fold[tuple[str, ...]] = Fold(journal, (), _fold_entry, encode=list, decode=tuple)
 
     def all(self) -> tuple[str, ...]:
         """Return the ids of all dead invocations."""
@@ -31,7 +31,7 @@ class DeadLetters:
         return self._fold.transact(lambda dead: body if invocation in dead else None) is not None
 
 
-def _step(dead: tuple[str, ...], entry: Entry) -> tuple[str, ...]:
+def _fold_entry(dead: tuple[str, ...], entry: Entry) -> tuple[str, ...]:
     if "dead" in entry.body:
         return (*dead, entry.body["dead"])
     return tuple(each for each in dead if each != entry.body["removed"])

@@ -140,10 +140,10 @@ class QueueReader:
 def index(store: ObjectStore, *, actor: str, clock: Clock = utc_now) -> Fold[frozenset[str]]:
     """Open the index of all open queues."""
     journal = Journal(store, INDEX, actor=actor, clock=clock)
-    return Fold(journal, frozenset(), _index_step, encode=sorted, decode=frozenset)
+    return Fold(journal, frozenset(), _fold_entry, encode=sorted, decode=frozenset)
 
 
-def _index_step(opened: frozenset[str], entry: Entry) -> frozenset[str]:
+def _fold_entry(opened: frozenset[str], entry: Entry) -> frozenset[str]:
     if "opened" in entry.body:
         return opened | {entry.body["opened"]}
     return opened - {entry.body["closed"]}

@@ -130,10 +130,10 @@ def demand_of(record: Record, ledger: Ledger) -> Demand:
 
 def quotas_in(store: ObjectStore, actor: str) -> Fold[dict[str, Quota]]:
     """Open the quotas in a store, by team."""
-    return Fold(Journal(store, "quotas", actor=actor), {}, _apply, encode=_encode, decode=_decode)
+    return Fold(Journal(store, "quotas", actor=actor), {}, _fold_entry, encode=_encode, decode=_decode)
 
 
-def _apply(quotas: dict[str, Quota], entry: Entry) -> dict[str, Quota]:
+def _fold_entry(quotas: dict[str, Quota], entry: Entry) -> dict[str, Quota]:
     team, quota = entry.body["team"], entry.body["quota"]
     others = {name: quota for name, quota in quotas.items() if name != team}
     return others if quota is None else others | {team: Quota.model_validate(quota)}

@@ -87,17 +87,14 @@ class WorkerPool:
     def evict_idle(self, functions: Iterable[DeclaredFunction], *, waiting: Container[str]) -> None:
         """Kill idle workers beyond `warm`; while runs of their function wait, only after `IDLE_S`.
 
-        wanted: references of the functions that have waiting runs.
+        waiting: references of the functions that have waiting runs.
         """
         for function in functions:
             idle = self._idle.get(_key(function), [])
             spare = [each for each in idle if each.state() in {"ready", "gone", "failed"}][function.warm :]
             for each in spare:
-                if (
-                    function.reference not in waiting
-                    or self._idle_s(each) > IDLE_S
-                    or each.state() != "ready"
-                ):
+                expired = function.reference not in waiting or self._idle_s(each) > IDLE_S
+                if expired or each.state() != "ready":
                     each.kill()
                     idle.remove(each)
                     self._ready_since.pop(each, None)

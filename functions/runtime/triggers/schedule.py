@@ -170,7 +170,7 @@ class _ScheduleRunner:
         self._fold = Fold(
             journal,
             ScheduleState(),
-            _step,
+            _fold_entry,
             encode=ScheduleState.model_dump_json,
             decode=ScheduleState.model_validate_json,
         )
@@ -279,7 +279,7 @@ def _runner(used: Context, schedule: Schedule) -> _ScheduleRunner:
     return known[1]
 
 
-def _step(state: ScheduleState, entry: Entry) -> ScheduleState:
+def _fold_entry(state: ScheduleState, entry: Entry) -> ScheduleState:
     tick = datetime.fromisoformat(entry.body["tick"])
     if entry.body["kind"] != "fired":
         return state.model_copy(update={"last": tick})

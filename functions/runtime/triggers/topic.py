@@ -14,10 +14,10 @@ KEYS_KEPT = 1024
 def topic_of(used: Context, topic: str) -> Fold[dict[str, int]]:
     """Open the topic called `topic`; its state maps the latest keys to event numbers."""
     journal = Journal(used.store, f"events/{topic}", actor=used.actor)
-    return Fold(journal, {}, _keys, encode=dict, decode=dict)
+    return Fold(journal, {}, _fold_entry, encode=dict, decode=dict)
 
 
-def _keys(keys: dict[str, int], entry: Entry) -> dict[str, int]:
+def _fold_entry(keys: dict[str, int], entry: Entry) -> dict[str, int]:
     key = entry.body["key"]
     if key is None:
         return keys

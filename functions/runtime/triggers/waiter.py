@@ -74,7 +74,7 @@ class _Waker:
         waiting = self._fold.refresh()
         if waiting and time.monotonic() - self._checked_at > CHECK_ENDED_S:
             self._checked_at = time.monotonic()
-            self._forget_ended(waiting)
+            self._remove_ended(waiting)
         topics = {each["topic"] for each in waiting.values()}
         return sum(self._read(topic, waiting) for topic in topics)
 
@@ -88,19 +88,19 @@ class _Waker:
             for name, each in waiters.items():
                 if name not in woken and entry.number >= positions[name] and _matches(each, entry):
                     ledger_of(self.used).signal(each["invocation"], each["signal"], entry.body["payload"])
-                    self._done(name)
+                    self._remove(name)
                     woken.add(name)
                 self._next[name] = entry.number + 1
         return len(woken)
 
-    def _forget_ended(self, waiting: Waiters) -> None:
+    def _remove_ended(self, waiting: Waiters) -> None:
         """Remove waiters whose workflow has ended or no longer waits for the signal."""
         for name, each in list(waiting.items()):
             record = ledger_of(self.used).read(each["invocation"])
             if record.status in ENDED or (record.status == "waiting" and record.waits_for != each["signal"]):
-                self._done(name)
+                self._remove(name)
 
-    def _done(self, name: str) -> None:
+    def _remove(self, name: str) -> None:
         self._fold.transact(lambda waiting: {"done": name} if name in waiting else None)
         self._next.pop(name, None)
 
@@ -114,10 +114,10 @@ def _matches(waiter: Mapping[str, Any], entry: Entry) -> bool:
 
 def _waiters(used: Context) -> Fold[Waiters]:
     journal = Journal(used.store, PATH, actor=used.actor)
-    return Fold(journal, {}, _step, encode=dict, decode=dict)
+    return Fold(journal, {}, _fold_entry, encode=dict, decode=dict)
 
 
-def _step(waiting: Waiters, entry: Entry) -> Waiters:
+def _fold_entry(waiting: Waiters, entry: Entry) -> Waiters:
     if "wait" in entry.body:
         return waiting | {entry.body["wait"]: entry.body}
     return {name: each for name, each in waiting.items() if name != entry.body["done"]}

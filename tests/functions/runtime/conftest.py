@@ -1,4 +1,4 @@
-"""A store of its own for every test, and the two places where functions run."""
+"""Fixtures: a store for each test, the two backends of runs, and a file of what runs left behind."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ def used(tmp_path: Path) -> Iterator[Context]:
 @pytest.fixture(
     scope="module", params=["local", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.slow])]
 )
-def place(request: pytest.FixtureRequest) -> Iterator[str]:
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     if request.param == "local":
         yield request.param
         return
@@ -42,7 +42,7 @@ def traces(tmp_path: Path) -> "Traces":
 
 
 class Traces:
-    """What runs left behind, in a file that any process may append to."""
+    """File of words that runs append, from any process."""
 
     def __init__(self, path: Path) -> None:
         self.path = str(path)
@@ -52,11 +52,11 @@ class Traces:
         return path.read_text().split() if path.exists() else []
 
     def wait_for(self, count: int) -> list[str]:
-        eventually(lambda: len(self.read()) >= count)
+        _eventually(lambda: len(self.read()) >= count)
         return self.read()
 
 
-def eventually(holds: Callable[[], object], *, within_s: float = 30) -> None:
+def _eventually(holds: Callable[[], object], *, within_s: float = 30) -> None:
     deadline = time.monotonic() + within_s
     while not holds():
         assert time.monotonic() < deadline, f"not so within {within_s} s"
@@ -64,5 +64,5 @@ def eventually(holds: Callable[[], object], *, within_s: float = 30) -> None:
 
 
 @pytest.fixture
-def soon() -> Callable[..., None]:
-    return eventually
+def eventually() -> Callable[..., None]:
+    return _eventually

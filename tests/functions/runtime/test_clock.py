@@ -31,7 +31,7 @@ def redis(monkeypatch: pytest.MonkeyPatch) -> Any:
     return FakeRedis
 
 
-def test_clocks_tell_utc() -> None:
+def test_clocks_return_utc() -> None:
     assert system_clock().tzinfo is UTC
     two_hours_east = timezone(timedelta(hours=2))
     assert clock.aware(datetime(2013, 5, 1, 14, tzinfo=two_hours_east)) == NOON
@@ -42,7 +42,7 @@ def test_naive_times_are_refused() -> None:
         FixedClock(datetime(2013, 5, 1))  # noqa: DTZ001
 
 
-def test_a_replay_clock_tells_what_its_driver_set(redis: Any) -> None:
+def test_a_replay_clock_returns_the_driver_s_time(redis: Any) -> None:
     driver, reader = ReplayClock("redis://x"), ReplayClock("redis://x", hold_s=0)
     with pytest.raises(LookupError, match="not set"):
         reader()

@@ -20,7 +20,7 @@ from functions.runtime.errors import (
     TimedOut,
 )
 
-pytestmark = pytest.mark.usefixtures("place", "used")
+pytestmark = pytest.mark.usefixtures("backend", "used")
 
 
 class Point(BaseModel):
@@ -137,7 +137,7 @@ def test_remote_gives_the_same_as_a_call() -> None:
     assert add.remote(1, b=5).result(timeout_s=60) == 6
 
 
-def test_models_travel_typed() -> None:
+def test_models_keep_their_types_remotely() -> None:
     point = Point(x=1, at=datetime(2024, 1, 1, tzinfo=UTC))
     assert move.remote(point, 2).result(60) == Point(x=3, at=point.at)
     assert move.submit(point, 2).result(60) == Point(x=3, at=point.at)
@@ -150,7 +150,7 @@ def test_arguments_are_validated_before_anything_starts() -> None:
         add.submit()
 
 
-def test_coroutines_and_streams_are_seen_through() -> None:
+def test_coroutines_are_awaited_and_streams_collected() -> None:
     assert later.remote(1).result(60) == 2
     assert count_to.remote(3).result(60) == [0, 1, 2]
     assert count_slowly.remote(3).result(60) == [0, 1, 2]
@@ -162,7 +162,7 @@ def test_map_keeps_the_order_with_few_in_flight() -> None:
     assert add.map([(1, 1), {"a": 2, "b": 2}, 3]) == [2, 4, 5]
 
 
-def test_map_returns_errors_as_values_where_asked() -> None:
+def test_map_returns_errors_as_values_on_request() -> None:
     found = refuse.map([1, 2], return_errors=True)
     assert [str(each) for each in found] == ["1", "2"]
     assert all(isinstance(each, KeyError) for each in found)
@@ -170,12 +170,12 @@ def test_map_returns_errors_as_values_where_asked() -> None:
         refuse.map([1, 2])
 
 
-def test_an_error_that_cannot_travel_is_told_in_words() -> None:
+def test_an_error_that_cannot_be_pickled_is_raised_as_text() -> None:
     with pytest.raises(RemoteError, match="UnpicklableError: 1 and 2"):
         break_oddly.remote().result(60)
 
 
-def test_a_result_that_is_no_value_is_told_as_such() -> None:
+def test_a_result_without_a_json_form_raises_invalid_result() -> None:
     with pytest.raises(InvalidResult, match="lock"):
         handle.signature.dump_result(handle.remote().result(60))
 
@@ -198,13 +198,13 @@ def test_a_timeout_kills_the_work(traces: Any) -> None:
 
 
 @pytest.mark.slow
-def test_a_timeout_kills_work_that_does_not_listen(traces: Any) -> None:
+def test_a_timeout_kills_code_that_ignores_the_alarm(traces: Any) -> None:
     with pytest.raises(TimedOut, match="timeout_s=3"):
         stubborn.remote(traces.path).result(60)
     assert traces.read() == ["started"]
 
 
-def test_waiting_too_short_does_not_end_the_work(traces: Any) -> None:
+def test_a_result_timeout_does_not_end_the_run(traces: Any) -> None:
     run = doze.remote(traces.path, naps=20)
     traces.wait_for(1)
     with pytest.raises(TimeoutError):
@@ -222,13 +222,13 @@ def test_cancel_reaches_a_running_task(traces: Any) -> None:
     assert traces.read() == ["started"]
 
 
-def test_cache_answers_what_the_same_code_has_seen(traces: Any) -> None:
+def test_cache_returns_the_result_for_known_arguments(traces: Any) -> None:
     assert dear.remote(traces.path, 3).result(60) == dear.remote(traces.path, 3).result(60) == 9
     assert dear.call_json({"path": traces.path, "a": 3}) == 9
     assert dear.remote(traces.path, 4).result(60) == 16
     assert len(traces.read()) == 2
 
 
-def test_the_context_travels(used: Context) -> None:
+def test_the_context_is_sent_with_a_run(used: Context) -> None:
     assert who.remote().result(60) == f"ada {used.store_url}"
     assert who.submit().result(60) == f"ada {used.store_url}"

@@ -19,7 +19,7 @@ from functions.runtime.durable.invocation import ledger_of, run_pending
 from functions.runtime.errors import Cancelled, InvocationFailed, KeyConflict
 from functions.runtime.triggers.schedule import Schedule, run_due
 
-pytestmark = pytest.mark.usefixtures("place", "used")
+pytestmark = pytest.mark.usefixtures("backend", "used")
 
 
 def leave(path: str, word: object = "x") -> int:
@@ -194,7 +194,7 @@ def stubborn_for_ever(path: str) -> None:
 
 
 @function
-def strike(at: datetime, word: str) -> str:
+def record_tick(at: datetime, word: str) -> str:
     return f"{word} {at.isoformat()}"
 
 
@@ -214,15 +214,15 @@ def test_durable_retries_then_succeeds(traces: Any) -> None:
     assert invocation.record().attempts == 3
 
 
-def test_what_is_exhausted_goes_to_dead_letters_and_can_be_redriven(
-    used: Context, traces: Any, soon: Callable[..., None]
+def test_exhausted_retries_end_in_dead_letters_and_can_be_redriven(
+    used: Context, traces: Any, eventually: Callable[..., None]
 ) -> None:
     invocation = wrong.submit(traces.path)
     with pytest.raises(InvocationFailed, match="ValueError: for good"):
         invocation.result(60)
     ledger = ledger_of(used)
     # The worker records the end itself; whoever attends to the queue enters it into the index before leaving it.
-    soon(lambda: run_pending(used) == 0)
+    eventually(lambda: run_pending(used) == 0)
     assert [each.id for each in ledger.invocations(status="dead")] == [invocation.id]
     record = invocation.record()
     assert record.failure is not None
@@ -241,18 +241,18 @@ def test_a_durable_timeout_kills_the_work(traces: Any) -> None:
     assert traces.read() == []
 
 
-def test_cancel_ends_a_durable_run(used: Context, traces: Any, soon: Callable[..., None]) -> None:
+def test_cancel_ends_a_durable_run(used: Context, traces: Any, eventually: Callable[..., None]) -> None:
     invocation = doze.submit(traces.path)
     run_pending(used)
     traces.wait_for(1)
     invocation.cancel()
-    soon(lambda: run_pending(used) == 0)
+    eventually(lambda: run_pending(used) == 0)
     with pytest.raises(Cancelled):
         invocation.result(10)
     assert traces.read() == ["started"]
 
 
-def test_large_values_travel_by_reference(used: Context) -> None:
+def test_large_values_are_stored_by_reference(used: Context) -> None:
     invocation = blob.submit(3 << 20)
     assert len(invocation.result(60)) == 3 << 20
     assert "sha256" in (invocation.record().result or {})
@@ -280,14 +280,14 @@ def test_a_finished_step_never_runs_again(traces: Any) -> None:
     assert traces.read() == ["once", "tried", "tried"]
 
 
-def test_what_a_step_calls_is_part_of_that_step(traces: Any) -> None:
+def test_calls_inside_a_step_are_part_of_it(traces: Any) -> None:
     invocation = nested.submit(traces.path)
     assert invocation.result(60) == ["inner", "inner"]
     assert [each.function for each in invocation.record().steps] == ["two_marks"]
     assert traces.read() == ["inner", "inner", "tried", "tried"]
 
 
-def test_a_workflow_that_asks_for_another_step_on_replay_is_told_so(traces: Any) -> None:
+def test_a_workflow_that_calls_another_step_on_replay_is_refused(traces: Any) -> None:
     with pytest.raises(InvocationFailed, match=r"StepMismatch.*step 0"):
         fickle.submit(traces.path).result(60)
     assert traces.read() == ["tried", "time1", "tried"]
@@ -299,10 +299,10 @@ def test_a_workflow_can_submit_and_wait(traces: Any) -> None:
 
 
 def test_a_workflow_waits_for_a_person_without_a_worker(
-    used: Context, traces: Any, soon: Callable[..., None]
+    used: Context, traces: Any, eventually: Callable[..., None]
 ) -> None:
     invocation = approved.submit(traces.path)
-    soon(lambda: run_pending(used) == 0)
+    eventually(lambda: run_pending(used) == 0)
     assert invocation.status() == "waiting"
     invocation.signal("approval", "yes")
     assert invocation.result(60) == "yes"
@@ -326,48 +326,50 @@ def test_every_invocation_has_a_receipt() -> None:
     assert receipt.peak_memory_bytes > 1 << 20
 
 
-def test_a_worker_that_dies_is_replaced_and_that_is_not_the_function_s_fault(traces: Any) -> None:
+def test_a_lost_worker_is_replaced_without_counting_an_attempt(traces: Any) -> None:
     invocation = die_once.submit(traces.path)
     assert invocation.result(60) == 1
     assert (invocation.record().attempts, invocation.record().lost) == (1, 1)
 
 
-def test_an_error_that_is_never_retried_is_not_though_the_filter_has_its_base(traces: Any) -> None:
+def test_never_excludes_a_subclass_of_a_retried_error(traces: Any) -> None:
     with pytest.raises(InvocationFailed, match="FileNotFoundError: not on this shelf"):
         lose_something.submit(traces.path).result(60)
     assert len(traces.read()) == 1
 
 
-def test_coroutines_and_streams_are_seen_through() -> None:
+def test_coroutines_are_awaited_and_streams_collected() -> None:
     assert later.submit(1).result(60) == 2
     assert count_slowly.submit(3).result(60) == [0, 1, 2]
     with pytest.raises(InvocationFailed, match="TimedOut"):
         dawdle.submit().result(60)
 
 
-def test_cache_answers_a_durable_run_too(traces: Any) -> None:
+def test_cache_serves_durable_runs(traces: Any) -> None:
     assert dear.submit(traces.path, 3).result(60) == dear.submit(traces.path, 3).result(60) == 9
     assert len(traces.read()) == 1
 
 
 @pytest.mark.slow
-def test_code_that_does_not_listen_is_killed_at_its_timeout(traces: Any, soon: Callable[..., None]) -> None:
+def test_code_that_ignores_the_alarm_is_killed_at_its_timeout(
+    traces: Any, eventually: Callable[..., None]
+) -> None:
     invocation = stubborn.submit(traces.path)
     with pytest.raises(InvocationFailed, match="TimedOut"):
         invocation.result(60)
     (pid,) = traces.read()
-    soon(lambda: not alive(int(pid)))
+    eventually(lambda: not alive(int(pid)))
 
 
-def test_code_that_does_not_listen_is_killed_when_it_is_cancelled(
-    used: Context, traces: Any, soon: Callable[..., None]
+def test_code_that_ignores_the_alarm_is_killed_when_cancelled(
+    used: Context, traces: Any, eventually: Callable[..., None]
 ) -> None:
     invocation = stubborn_for_ever.submit(traces.path)
     run_pending(used)
     (pid,) = traces.wait_for(1)
     invocation.cancel()
-    soon(lambda: run_pending(used) == 0)
-    soon(lambda: not alive(int(pid)))
+    eventually(lambda: run_pending(used) == 0)
+    eventually(lambda: not alive(int(pid)))
     assert invocation.status() == "cancelled"
 
 
@@ -378,6 +380,6 @@ def test_a_schedule_follows_an_injected_clock(used: Context) -> None:
     for hour in range(4):
         at = replace(used, clock=FixedClock(noon + timedelta(hours=hour, minutes=1)))
         for _ in range(2):  # a tick fires once, however often one looks
-            fired = run_due(at, schedules=[Schedule("strike", strike, cron)])
+            fired = run_due(at, schedules=[Schedule("strike", record_tick, cron)])
             told += [Invocation[str](str(each.invocation), used).result(60) for each in fired]
     assert told == [f"tick 2024-03-01T{hour}:00:00+00:00" for hour in (13, 14, 15)]

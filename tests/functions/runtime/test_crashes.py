@@ -50,26 +50,26 @@ def test_a_worker_that_is_killed_is_noticed_at_once(used: Context, samples: Any,
     assert len(traces.read()) == 2
 
 
-def test_a_worker_that_falls_silent_is_replaced_when_its_lease_is_over(
-    quick_leases: Context, samples: Any, traces: Any, soon: Callable[..., None]
+def test_a_worker_without_heartbeats_is_replaced_when_its_lease_ends(
+    quick_leases: Context, samples: Any, traces: Any, eventually: Callable[..., None]
 ) -> None:
     invocation = samples.append_word.submit(traces.path, "x")
     followed = invocations.ledger_of(quick_leases).follow(invocation.id)
     started = {"kind": "started", "worker": "gone", "lease_s": 1.0, "digest": samples.append_word.digest}
     followed.append(lambda _: started)
-    soon(lambda: invocations.run_pending(quick_leases) == 0)
+    eventually(lambda: invocations.run_pending(quick_leases) == 0)
     assert invocation.result(5) == "x"
     assert invocation.record().lost == 1
 
 
-def test_a_worker_that_nobody_waits_for_any_more_leaves_its_room_to_the_next(
-    used: Context, samples: Any, traces: Any, soon: Callable[..., None]
+def test_an_ended_worker_that_nobody_waits_for_frees_capacity(
+    used: Context, samples: Any, traces: Any, eventually: Callable[..., None]
 ) -> None:
     executor = Executor(used, invocations.ledger_of(used), capacity=1)
     first, second = samples.append_word.submit(traces.path, "x"), samples.append_word.submit(traces.path, "y")
     executor.drive(first.id, wait_s=0)
-    soon(lambda: first.status() == "succeeded")
-    soon(lambda: executor.drive(second.id, wait_s=0.01) or second.status() == "succeeded")
+    eventually(lambda: first.status() == "succeeded")
+    eventually(lambda: executor.drive(second.id, wait_s=0.01) or second.status() == "succeeded")
     executor.close()
 
 
@@ -77,17 +77,17 @@ MANY = 200
 
 
 @pytest.mark.parametrize(
-    ("place", "count"),
+    ("backend", "count"),
     [
         pytest.param("local", 40, marks=pytest.mark.slow),
         pytest.param("local", MANY, marks=pytest.mark.proof),
         pytest.param("ray", MANY, marks=[pytest.mark.proof, pytest.mark.ray]),
     ],
-    indirect=["place"],
+    indirect=["backend"],
 )
-@pytest.mark.usefixtures("place")
-def test_of_many_invocations_whose_workers_are_killed_at_random_none_is_lost(
-    used: Context, samples: Any, traces: Any, soon: Callable[..., None], count: int
+@pytest.mark.usefixtures("backend")
+def test_no_invocation_is_lost_when_workers_are_killed_at_random(
+    used: Context, samples: Any, traces: Any, eventually: Callable[..., None], count: int
 ) -> None:
     dice, killed = random.Random(7), set()
     submitted = [
@@ -104,7 +104,7 @@ def test_of_many_invocations_whose_workers_are_killed_at_random_none_is_lost(
             _kill(pid)
         return invocations.run_pending(used) == 0
 
-    soon(kill_some, within_s=600)
+    eventually(kill_some, within_s=600)
     records = [each.record() for each in submitted]
     dead = [each.id for each in records if each.status == "dead"]
     assert {each.status for each in records} <= {"succeeded", "dead"}
@@ -115,7 +115,7 @@ def test_of_many_invocations_whose_workers_are_killed_at_random_none_is_lost(
     assert sorted(ledger.dead_letters.all()) == sorted(dead)
     for each in dead:
         ledger.redrive(each)
-    soon(lambda: invocations.run_pending(used) == 0, within_s=60)
+    eventually(lambda: invocations.run_pending(used) == 0, within_s=60)
     assert [each.result(5) for each in submitted] == list(range(count))
     assert ledger.dead_letters.all() == ()
 

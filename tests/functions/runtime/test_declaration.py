@@ -88,7 +88,7 @@ def keyed(key: str) -> str:
     ("body", "message"),
     [(no_types, "'a' has no type"), (no_return, "return type"), (many, "no name"), (keyed, "rename it")],
 )
-def test_what_cannot_be_declared_is_refused_at_import(body: Callable[..., Any], message: str) -> None:
+def test_an_invalid_signature_is_refused_at_import(body: Callable[..., Any], message: str) -> None:
     with pytest.raises(DeclarationError, match=message):
         function(body)
 
@@ -129,7 +129,7 @@ def test_backoff_grows_to_its_ceiling() -> None:
     assert retries.backoff(1, draw=0.0) == 0.5
 
 
-def test_what_has_no_json_form_still_runs_from_python() -> None:
+def test_types_without_a_json_form_run_from_python() -> None:
     @function
     def rows(table: pa.Table) -> int:
         return int(table.num_rows)
@@ -149,16 +149,16 @@ class Ride(BaseModel):
     kind: Literal["ride"] = "ride"
 
 
-def test_the_tag_of_a_union_is_required_by_the_schema_as_it_is_by_the_check() -> None:
+def test_schema_and_validation_both_require_the_tag_of_a_union() -> None:
     @function
     def travel(by: list[Annotated[Walk | Ride, Field(discriminator="kind")]]) -> int:
         return len(by)
 
     schema = travel.input_schema["$defs"]
     assert (schema["Walk"]["required"], schema["Ride"]["required"]) == (["kind", "steps"], ["kind"])
-    assert travel.signature.admit({"by": [{"kind": "ride"}]}) == {"by": [Ride()]}
+    assert travel.signature.load_strictly({"by": [{"kind": "ride"}]}) == {"by": [Ride()]}
     with pytest.raises(InvalidArguments, match="kind"):
-        travel.signature.admit({"by": [{"steps": 3}]})
+        travel.signature.load_strictly({"by": [{"steps": 3}]})
 
 
 def test_constraints_are_part_of_the_schema_and_checked() -> None:

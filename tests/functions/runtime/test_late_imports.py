@@ -52,7 +52,9 @@ def test_a_change_behind_a_late_import_is_another_version(tmp_path: Path) -> Non
     assert digest_in(project(tmp_path / "d", neighbour="X = 1\n")) == before
 
 
-def test_late_modules_are_ours_only_and_transitive(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_late_modules_are_transitive_and_of_this_project_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.syspath_prepend(project(tmp_path))
     scope: dict[str, Any] = {}
     exec(compile(LATE.format(package="app"), "job.py", "exec"), scope)  # noqa: S102  # our own few lines
@@ -60,7 +62,9 @@ def test_late_modules_are_ours_only_and_transitive(monkeypatch: pytest.MonkeyPat
     assert "app.late" not in sys.modules
 
 
-def test_an_import_is_found_in_code_of_many_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_late_import_is_found_in_code_with_many_names(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.syspath_prepend(project(tmp_path))
     many = "".join(f"    name_{number}('{number}')\n" for number in range(300))
     scope: dict[str, Any] = {}
@@ -69,7 +73,7 @@ def test_an_import_is_found_in_code_of_many_names(monkeypatch: pytest.MonkeyPatc
     assert set(late_modules(scope["run"].__code__, "app")) == {"app.deep"}
 
 
-def test_training_is_known_without_torch_and_its_digest_knows_the_loop() -> None:
+def test_training_imports_without_torch_and_its_digest_includes_the_loop() -> None:
     program = (
         "import sys; from functions.training import train_tabular; from functions.tuning import tune_tabular; "
         "import functions.project; train_tabular.digest; "
@@ -79,7 +83,7 @@ def test_training_is_known_without_torch_and_its_digest_knows_the_loop() -> None
     assert ran.stdout.strip() == "[]"
     known = late_modules(train_tabular.body.__code__, "functions.training")
     assert {
-        "functions.training.loop",
+        "functions.training.loop.training_loop",
         "functions.training.tabular.network",
         "functions.training.tabular.job",
     } <= set(known)

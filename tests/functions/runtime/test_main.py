@@ -27,7 +27,7 @@ def test_run_prints_the_result(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert ask(capsys, "run", "append_word", "--json", arguments) == "x"
 
 
-def test_what_is_wrong_with_the_request_is_exit_code_two(capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_arguments_are_exit_code_two(capsys: pytest.CaptureFixture[str]) -> None:
     assert "path: required" in ask(capsys, "run", "append_word", code=2)
     assert "--json cannot be read" in ask(capsys, "run", "append_word", "--json", "{", code=2)
 
@@ -75,7 +75,7 @@ def test_the_newest_invocations_come_first(capsys: pytest.CaptureFixture[str], t
     assert [each["id"] for each in ask(capsys, "invocations", "--limit", "2")] == submitted[:1:-1]
 
 
-def test_what_the_function_raises_is_exit_code_one(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_of_the_function_is_exit_code_one(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = json.dumps({"path": "/", "word": "x"})
     assert "IsADirectoryError" in ask(capsys, "run", "append_word", "--json", arguments, code=1)
 

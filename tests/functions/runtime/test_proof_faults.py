@@ -45,7 +45,7 @@ def mark_and_fail(path: str) -> int:
     raise ConnectionError("not today")
 
 
-class Faulty:
+class FaultyStore:
     """A store that is away for the requests whose numbers are `away`, before or after they have had their effect."""
 
     def __init__(self, store: ObjectStore, away: range, *, after_effect: bool) -> None:
@@ -75,12 +75,12 @@ class Faulty:
 
 
 def away(used: Context, first: int, count: int = 1, *, after_effect: bool) -> Context:
-    store: Any = Faulty(used.store, range(first, first + count), after_effect=after_effect)
+    store: Any = FaultyStore(used.store, range(first, first + count), after_effect=after_effect)
     return replace(used, store=store)
 
 
 @pytest.mark.parametrize("target", [handle, handle_in_a_process], ids=["thread", "process"])
-def test_a_result_that_is_no_value_is_said_to_be_at_every_door(used: Context, target: Any) -> None:
+def test_a_result_without_a_json_form_is_refused_by_every_kind_of_run(used: Context, target: Any) -> None:
     with pytest.raises(InvalidResult, match=r"returned .*lock"):
         target.call_json({})
     with pytest.raises(InvalidResult, match="lock"):
@@ -91,8 +91,8 @@ def test_a_result_that_is_no_value_is_said_to_be_at_every_door(used: Context, ta
 
 @pytest.mark.parametrize("after_effect", [False, True], ids=["503", "timeout"])
 @pytest.mark.parametrize("number", range(5))
-def test_a_submission_that_fails_anywhere_is_repeated_with_its_key_and_runs_once(
-    used: Context, traces: Any, soon: Callable[..., None], number: int, *, after_effect: bool
+def test_a_submission_repeated_with_its_key_runs_once(
+    used: Context, traces: Any, eventually: Callable[..., None], number: int, *, after_effect: bool
 ) -> None:
     faulty = away(used, number, after_effect=after_effect)
     first = Ledger(faulty.store, actor="ada")
@@ -102,13 +102,13 @@ def test_a_submission_that_fails_anywhere_is_repeated_with_its_key_and_runs_once
     repeated = first.submit(mark, {"path": traces.path}, key="k")
     assert Invocation[int](repeated, used).result(30) == 7
     assert first.submit(mark, {"path": traces.path}, key="k") == repeated
-    soon(lambda: executor_of(used).poll() == 0)
+    eventually(lambda: executor_of(used).poll() == 0)
     assert traces.read() == ["x"]
 
 
 @pytest.mark.parametrize("after_effect", [False, True], ids=["503", "timeout"])
 @pytest.mark.parametrize("count", [1, 4])
-def test_work_that_is_done_is_recorded_when_the_store_is_back_and_not_done_again(
+def test_a_finished_run_is_recorded_after_a_store_outage_and_not_repeated(
     used: Context, traces: Any, monkeypatch: pytest.MonkeyPatch, count: int, *, after_effect: bool
 ) -> None:
     monkeypatch.setattr(attempt.time, "sleep", lambda _: None)
@@ -123,7 +123,7 @@ def test_work_that_is_done_is_recorded_when_the_store_is_back_and_not_done_again
     assert traces.read() == ["x"]
 
 
-class Jumping:
+class JumpingClock:
     """A wall clock that someone sets."""
 
     def __init__(self) -> None:
@@ -134,32 +134,32 @@ class Jumping:
 
 
 @pytest.mark.parametrize("jump", [timedelta(days=-1), timedelta(days=1)], ids=["back", "forth"])
-def test_a_clock_that_jumps_before_the_start_holds_nothing_up(
-    used: Context, traces: Any, soon: Callable[..., None], jump: timedelta
+def test_a_clock_jump_before_the_start_delays_nothing(
+    used: Context, traces: Any, eventually: Callable[..., None], jump: timedelta
 ) -> None:
-    clock = Jumping()
+    clock = JumpingClock()
     ledger = Ledger(used.store, actor="ada", clock=clock)
     executor = Executor(used, ledger)
     identifier = ledger.submit(mark, {"path": traces.path})
     clock.by = jump
-    soon(lambda: executor.poll() == 0)
+    eventually(lambda: executor.poll() == 0)
     assert ledger.read(identifier).status == "succeeded"
     assert traces.read() == ["x"]
     executor.close()
 
 
-def test_a_clock_that_jumps_while_a_run_waits_to_be_tried_again_loses_nothing(
-    used: Context, traces: Any, soon: Callable[..., None]
+def test_a_clock_jump_during_backoff_loses_nothing(
+    used: Context, traces: Any, eventually: Callable[..., None]
 ) -> None:
-    clock = Jumping()
+    clock = JumpingClock()
     ledger = Ledger(used.store, actor="ada", clock=clock)
     executor = Executor(used, ledger)
     identifier = ledger.submit(mark_and_fail, {"path": traces.path})
-    soon(lambda: executor.poll() and ledger.read(identifier).status == "failed")
+    eventually(lambda: executor.poll() and ledger.read(identifier).status == "failed")
     clock.by = -timedelta(days=1)
     executor.poll()
     assert (ledger.read(identifier).status, len(traces.read())) == ("failed", 1)
     clock.by = timedelta(days=1)
-    soon(lambda: executor.poll() == 0)
+    eventually(lambda: executor.poll() == 0)
     assert (ledger.read(identifier).status, len(traces.read())) == ("dead", 2)
     executor.close()

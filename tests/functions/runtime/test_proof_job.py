@@ -21,7 +21,7 @@ RAY = (sys.executable, "-m", "ray.scripts.scripts")
 
 
 @pytest.fixture(scope="module")
-def job_door() -> Iterator[dict[str, str]]:
+def job_cluster() -> Iterator[dict[str, str]]:
     """The environment of a client of a cluster with a job server, started for these tests."""
     gcs, door, agent, client, metrics = free_ports(5)
     folder = Path("/tmp") / f"rj{os.getpid()}"  # noqa: S108  # a Unix socket's path is short
@@ -91,7 +91,7 @@ def _kill(pid: int) -> None:
 
 
 @pytest.fixture
-def submit(job_door: dict[str, str], tmp_path: Path) -> Callable[..., Any]:
+def submit(job_cluster: dict[str, str], tmp_path: Path) -> Callable[..., Any]:
     """Begin `ray job submit` of a function of a user's project, shipped with the working directory."""
     project = tmp_path / "project"
     project.mkdir()
@@ -103,7 +103,7 @@ def submit(job_door: dict[str, str], tmp_path: Path) -> Callable[..., Any]:
         command = ("functions", "run", name, "--json", json.dumps(arguments))
         return subprocess.Popen(
             [*RAY, "job", "submit", "--submission-id", job, *shipped, "--", sys.executable, "-m", *command],
-            env=job_door,
+            env=job_cluster,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -113,7 +113,7 @@ def submit(job_door: dict[str, str], tmp_path: Path) -> Callable[..., Any]:
 
 
 def test_a_job_gives_a_script_its_exit_code_and_its_result(
-    submit: Any, job_door: dict[str, str], tmp_path: Path
+    submit: Any, job_cluster: dict[str, str], tmp_path: Path
 ) -> None:
     submitted = {
         "well": submit("well", "append_word", path=str(tmp_path / "t"), word="x"),
@@ -128,7 +128,9 @@ def test_a_job_gives_a_script_its_exit_code_and_its_result(
     }, output
 
     def last_line(job: str) -> Any:
-        logs = _get(f"{job_door['RAY_API_SERVER_ADDRESS']}/api/jobs/{job}/logs", job_door["RAY_AUTH_TOKEN"])
+        logs = _get(
+            f"{job_cluster['RAY_API_SERVER_ADDRESS']}/api/jobs/{job}/logs", job_cluster["RAY_AUTH_TOKEN"]
+        )
         return json.loads(logs.json()["logs"].splitlines()[-1])
 
     assert last_line("well") == "x"

@@ -138,9 +138,9 @@ def undisturbed(proof: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[l
 class PausedWorkflow:
     """Workflow under test, which pauses after some steps, and the files by which test and workflow signal each other."""
 
-    def __init__(self, proof: Any, folder: Path, soon: Callable[..., None]) -> None:
+    def __init__(self, proof: Any, folder: Path, eventually: Callable[..., None]) -> None:
         self.folder = folder
-        self.soon = soon
+        self.eventually = eventually
         self.invocation = proof.gated.submit(str(folder))
         self.pid = folder / "pid"
 
@@ -151,20 +151,22 @@ class PausedWorkflow:
 
     def worker_paused_after(self, step: int) -> int:
         """Wait until the workflow stands after a step, recorded; returns the process that runs it."""
-        self.soon(lambda: len(self.invocation.record().steps) == step + 1 and self.pid.exists(), within_s=60)
-        self.soon(self.pid.read_text, within_s=5)
+        self.eventually(
+            lambda: len(self.invocation.record().steps) == step + 1 and self.pid.exists(), within_s=60
+        )
+        self.eventually(self.pid.read_text, within_s=5)
         return int(self.pid.read_text())
 
     def resume(self, step: int, worker: int) -> None:
         """Let it go on, now that who ran it is no more."""
-        self.soon(lambda: _session_of(worker) is None)
+        self.eventually(lambda: _session_of(worker) is None)
         self.pid.unlink()
         (self.folder / f"go{step}").touch()
 
 
 @pytest.fixture
-def workflow(proof: Any, used: Context, tmp_path: Path, soon: Callable[..., None]) -> PausedWorkflow:
-    return PausedWorkflow(proof, tmp_path, soon)
+def workflow(proof: Any, used: Context, tmp_path: Path, eventually: Callable[..., None]) -> PausedWorkflow:
+    return PausedWorkflow(proof, tmp_path, eventually)
 
 
 @pytest.fixture
@@ -193,7 +195,7 @@ def survive(
         workflow.resume(step, worker)
         if victim != "worker":
             executor = start()
-    workflow.soon(lambda: workflow.invocation.status() == "succeeded", within_s=60)
+    workflow.eventually(lambda: workflow.invocation.status() == "succeeded", within_s=60)
 
 
 def as_if_undisturbed(workflow: PausedWorkflow, undisturbed: tuple[list[str], list[str]]) -> bool:
@@ -240,7 +242,7 @@ def test_a_workflow_killed_after_any_step_has_each_effect_once(
     "ticks", [pytest.param(12, marks=pytest.mark.slow), pytest.param(100, marks=pytest.mark.proof)]
 )
 def test_three_tickers_of_which_one_is_killed_fire_each_tick_once(
-    proof: Any, used: Context, start: Any, tmp_path: Path, soon: Callable[..., None], ticks: int
+    proof: Any, used: Context, start: Any, tmp_path: Path, eventually: Callable[..., None], ticks: int
 ) -> None:
     noon, clock = datetime(2024, 3, 1, 12, tzinfo=UTC), tmp_path / "now"
     clock.write_text(noon.isoformat())
@@ -253,13 +255,13 @@ def test_three_tickers_of_which_one_is_killed_fire_each_tick_once(
 
     for minute in range(ticks // 4, ticks + 1, ticks // 4):
         _write(clock, (noon + timedelta(minutes=minute)).isoformat())
-        soon(lambda: fired() >= minute - ticks // 10, within_s=60)  # noqa: B023
+        eventually(lambda: fired() >= minute - ticks // 10, within_s=60)  # noqa: B023
         if minute == ticks // 2:
             tickers[0].kill()  # while ticks are still to fire, and one of them runs
-    soon(lambda: fired() == ticks, within_s=60)
-    soon(lambda: len(list(ledger.invocations(limit=1000))) == ticks, within_s=10)
+    eventually(lambda: fired() == ticks, within_s=60)
+    eventually(lambda: len(list(ledger.invocations(limit=1000))) == ticks, within_s=10)
     found = list(ledger.invocations(limit=1000))
-    soon(lambda: all(ledger.read(each.id).status == "succeeded" for each in found), within_s=60)
+    eventually(lambda: all(ledger.read(each.id).status == "succeeded" for each in found), within_s=60)
     fired_at = [datetime.fromisoformat(ledger.arguments(each)["at"]).isoformat() for each in found]
     expected = {(noon + timedelta(minutes=minute)).isoformat() for minute in range(1, ticks + 1)}
     assert (len(fired_at), set(fired_at)) == (ticks, expected)

@@ -83,7 +83,7 @@ def echo(text: str) -> str:
 
 
 @pytest.fixture
-def known(used: Context, tmp_path: Path, place: str) -> Iterator[Context]:
+def known(used: Context, tmp_path: Path, backend: str) -> Iterator[Context]:
     folder = tmp_path / "secrets"
     folder.mkdir()
     (folder / "API_KEY").write_text(f"{VALUE}\n")
@@ -99,7 +99,7 @@ def stored(used: Context) -> Callable[[], str]:
 
 
 @pytest.mark.usefixtures("known")
-def test_a_declared_secret_is_there_in_every_kind_of_run() -> None:
+def test_a_declared_secret_is_available_in_every_kind_of_run() -> None:
     assert length() == length.remote().result(60) == length.submit().result(60) == len(VALUE)
     assert length_later.remote().result(60) == len(VALUE)
     assert outer.submit().result(60) == len(VALUE)
@@ -111,8 +111,8 @@ async def test_a_coroutine_has_its_secrets() -> None:
     assert await length_later() == len(VALUE)
 
 
-@pytest.mark.usefixtures("used", "place")
-def test_a_missing_secret_is_told_at_the_call_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("used", "backend")
+def test_a_missing_secret_raises_at_the_call_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("API_KEY", raising=False)
     with pytest.raises(MissingSecret, match=r"length needs the secret API_KEY.*environment.*TOQUE_SECRETS"):
         length()
@@ -133,14 +133,14 @@ def test_a_secret_is_read_from_the_environment_and_must_be_long_enough(
 
 
 @pytest.mark.usefixtures("known")
-def test_a_secret_that_is_not_declared_is_refused_even_to_a_callee() -> None:
+def test_an_undeclared_secret_is_refused_in_a_callee_too() -> None:
     with pytest.raises(UndeclaredSecret, match=r'secrets=\("API_KEY",\)'):
         peek.remote().result(60)
     with pytest.raises(UndeclaredSecret):
         outer_that_knows.remote().result(60)
 
 
-def test_errors_tracebacks_and_logs_are_recorded_without_it(
+def test_errors_tracebacks_and_logs_are_recorded_without_the_secret(
     known: Context, stored: Callable[[], str]
 ) -> None:
     with pytest.raises(RemoteError, match=r"ValueError: refused with \*\*\* and") as caught:
@@ -158,7 +158,7 @@ def test_errors_tracebacks_and_logs_are_recorded_without_it(
         assert spelled not in text
 
 
-def test_a_result_or_an_argument_with_a_secret_in_it_is_refused_and_not_stored(
+def test_results_and_arguments_with_a_secret_are_refused_and_not_stored(
     known: Context, stored: Callable[[], str]
 ) -> None:
     with pytest.raises(SecretLeaked, match="result of give_away holds the secret API_KEY"):
@@ -173,19 +173,19 @@ def test_a_result_or_an_argument_with_a_secret_in_it_is_refused_and_not_stored(
 
 
 @pytest.mark.usefixtures("known")
-def test_what_a_run_prints_shows_it_nowhere(capsys: pytest.CaptureFixture[str]) -> None:
+def test_output_of_a_run_masks_its_secrets(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RemoteError):
         blurt.call_json({})
     assert capsys.readouterr().out == "the key is ***\n"
 
 
 @pytest.mark.usefixtures("known")
-def test_what_was_never_given_out_is_not_hidden() -> None:
+def test_a_secret_that_was_never_disclosed_is_not_masked() -> None:
     assert redact("plain text") == "plain text"
 
 
-def test_names_that_could_lead_out_of_the_folder_are_refused() -> None:
-    with pytest.raises(DeclarationError, match="is no name"):
+def test_secret_names_that_leave_the_folder_are_refused() -> None:
+    with pytest.raises(DeclarationError, match="is not a name"):
 
         @function(secrets=("../etc/passwd",))
         def f(a: int) -> int:

@@ -64,7 +64,7 @@ def within(running: list[QuotaRequest], quotas: Quotas) -> bool:
 
 @settings(max_examples=150, deadline=None)
 @given(queue(), some_quotas, st.randoms(use_true_random=False))
-def test_no_quota_is_passed_and_nothing_overtakes(
+def test_no_quota_is_exceeded_and_no_request_is_overtaken(
     waiting: list[QuotaRequest], quotas: Quotas, chance: Any
 ) -> None:
     chosen = admit([], waiting, quotas)
@@ -87,7 +87,9 @@ def test_no_quota_is_passed_and_nothing_overtakes(
 
 @settings(max_examples=80, deadline=None)
 @given(queue(), some_quotas)
-def test_everything_that_may_run_has_its_turn(waiting: list[QuotaRequest], quotas: Quotas) -> None:
+def test_every_satisfiable_request_is_admitted_in_the_end(
+    waiting: list[QuotaRequest], quotas: Quotas
+) -> None:
     left = [each for each in waiting if why_unsatisfiable(each, quotas) is None]
     running: list[QuotaRequest] = []
     for _ in range(2 * len(waiting) + 1):
@@ -126,7 +128,7 @@ def test_the_higher_priority_goes_first_within_its_team_s_quota() -> None:
     assert names(admit([], waiting, {EVERYONE: Quota(at_once=2), "ranking": Quota(at_once=1)})) == "ba"
 
 
-def test_a_large_one_is_not_starved_by_small_ones() -> None:
+def test_small_experiments_do_not_starve_a_large_one() -> None:
     running = [request("r", "search", cpus=2)]
     waiting = [request("L", "ranking", cpus=4), *(request(str(n), "vision", second=1 + n) for n in range(9))]
     whole = {EVERYONE: Quota(cpus=4)}
@@ -134,7 +136,7 @@ def test_a_large_one_is_not_starved_by_small_ones() -> None:
     assert names(admit([], waiting, whole)) == "L"
 
 
-def test_what_no_quota_lets_in_is_named_and_passed_over() -> None:
+def test_a_request_above_its_quota_is_named_and_passed_over() -> None:
     small = {"ranking": Quota(cpus=2)}
     assert (
         names(admit([], [request("L", "ranking", cpus=4), request("s", "ranking", second=1)], small)) == "s"
@@ -194,8 +196,8 @@ def most_at_once(lines: list[str]) -> int:
 
 
 @pytest.mark.usefixtures("two_executors")
-def test_killed_and_cancelled_experiments_free_their_places_and_no_quota_is_passed(
-    traces: Any, soon: Callable[..., None]
+def test_killed_and_cancelled_experiments_free_their_quota_slots(
+    traces: Any, eventually: Callable[..., None]
 ) -> None:
     set_quota("ranking", at_once=2, members=["ada"])
     first = [train.submit(traces.path, number, wait=True) for number in range(2)]
@@ -211,15 +213,15 @@ def test_killed_and_cancelled_experiments_free_their_places_and_no_quota_is_pass
     with open(traces.path, "a") as file:  # noqa: PTH123
         file.writelines(f"-killed:{pid}\n" for pid in pids)  # nothing else says that their runs are over
     open(f"{traces.path}.done", "w").close()  # noqa: PTH123
-    soon(lambda: all(each.status() == "succeeded" for each in (first[1], *queued[1:])), within_s=120)
+    eventually(lambda: all(each.status() == "succeeded" for each in (first[1], *queued[1:])), within_s=120)
     assert [first[0].status(), queued[0].status()] == ["cancelled"] * 2
     assert not [line for line in traces.read() if line.startswith("+2:")]  # it never began
     assert most_at_once(traces.read()) <= 2
     assert admissions() == []
 
 
-@pytest.mark.usefixtures("place")
-def test_a_process_that_waits_for_its_own_lets_go_first_what_is_before_it(used: Context, traces: Any) -> None:
+@pytest.mark.usefixtures("backend")
+def test_waiting_for_one_experiment_runs_earlier_ones_first(used: Context, traces: Any) -> None:
     set_quota("everyone", cpus=2)
     low = [train.submit(traces.path, number, cpus=2.0) for number in range(2)]
     high = train.submit(traces.path, 7, cpus=2.0, priority=1)
@@ -229,7 +231,7 @@ def test_a_process_that_waits_for_its_own_lets_go_first_what_is_before_it(used: 
     assert began.index("+7") < began.index("+1")
 
 
-def test_an_experiment_that_fits_no_quota_dies_with_the_remedy_and_lives_when_it_is_raised(
+def test_an_experiment_above_its_quota_dies_and_runs_after_the_quota_is_raised(
     used: Context, traces: Any
 ) -> None:
     set_quota("ada", cpus=1)
@@ -246,20 +248,20 @@ def broken(cpus: float, **_: object) -> object:
 
 
 @function(demand=broken)  # type: ignore[arg-type]
-def train_broken(cpus: float) -> int:
+def train_with_invalid_demand(cpus: float) -> int:
     return int(cpus)
 
 
 @pytest.mark.parametrize(
     ("cpus", "says"), [(0.0, "its demand fails .*ZeroDivisionError"), (3.0, "gives 3.0, want")]
 )
-def test_a_demand_that_cannot_be_told_ends_the_experiment(used: Context, cpus: float, says: str) -> None:
+def test_an_invalid_demand_ends_the_experiment(used: Context, cpus: float, says: str) -> None:
     with pytest.raises(InvocationFailed, match=says):
-        train_broken.submit(cpus).result(60)
-    assert train_broken.submit(1.0).result(60) == 1
+        train_with_invalid_demand.submit(cpus).result(60)
+    assert train_with_invalid_demand.submit(1.0).result(60) == 1
 
 
-def test_a_place_whose_worker_never_came_is_free_after_its_lease(used: Context, traces: Any) -> None:
+def test_a_quota_slot_without_a_claim_is_free_after_its_lease(used: Context, traces: Any) -> None:
     now = [utc_now()]
     ledger = Ledger(used.store, actor="ada", clock=lambda: now[0])
     set_quota("everyone", at_once=1)
@@ -298,22 +300,22 @@ def test_a_demand_is_checked_when_it_is_declared_or_made() -> None:
 
 
 @function(demand=lambda **_: Demand(cpus=1))
-def how_nice() -> int:
+def niceness_of_experiment() -> int:
     return os.getpriority(os.PRIO_PROCESS, 0)
 
 
 @function
-def how_nice_beside() -> int:
+def niceness_of_function() -> int:
     return os.getpriority(os.PRIO_PROCESS, 0)
 
 
-def test_a_submitted_experiment_steps_back_and_nothing_else_does(used: Context, place: str) -> None:
+def test_only_a_submitted_experiment_lowers_its_priority(used: Context, backend: str) -> None:
     with use_context(used):
         for _ in range(2):
-            beside = how_nice_beside.submit().result(timeout_s=60)
-            assert how_nice.submit().result(timeout_s=60) == min(beside + NICENESS, 19)
-        assert how_nice_beside.submit().result(timeout_s=60) == beside
-    assert place
+            beside = niceness_of_function.submit().result(timeout_s=60)
+            assert niceness_of_experiment.submit().result(timeout_s=60) == min(beside + NICENESS, 19)
+        assert niceness_of_function.submit().result(timeout_s=60) == beside
+    assert backend
 
 
 @function(demand=lambda **_: Demand(cpus=1))
@@ -323,36 +325,34 @@ def which_process() -> int:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["ray"], indirect=True)
-@pytest.mark.usefixtures("place")
-def test_on_ray_experiments_of_one_function_follow_each_other_in_one_process(
-    used: Context, soon: Callable[..., None]
+@pytest.mark.parametrize("backend", ["ray"], indirect=True)
+@pytest.mark.usefixtures("backend")
+def test_on_ray_experiments_of_one_function_reuse_a_process(
+    used: Context, eventually: Callable[..., None]
 ) -> None:
     with use_context(used):
         set_quota(EVERYONE, at_once=1)
         waiting = [which_process.submit() for _ in range(3)]
         executor = executor_of(used)
-        soon(lambda: executor.poll() == 0)
+        eventually(lambda: executor.poll() == 0)
         (process,) = {each.result(timeout_s=60) for each in waiting}
-        soon(lambda: not alive(process))  # nobody waits for it, so it holds no CPU
+        eventually(lambda: not alive(process))  # nobody waits for it, so it holds no CPU
         assert which_process.submit().result(timeout_s=60) != process
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["ray"], indirect=True)
-@pytest.mark.usefixtures("place")
-def test_on_ray_who_waited_for_an_experiment_holds_no_cpu_for_another(
-    used: Context, soon: Callable[..., None]
-) -> None:
+@pytest.mark.parametrize("backend", ["ray"], indirect=True)
+@pytest.mark.usefixtures("backend")
+def test_on_ray_a_finished_experiment_holds_no_cpu(used: Context, eventually: Callable[..., None]) -> None:
     with use_context(used):
         submitted, executor = which_process.submit(), executor_of(used)
         executor.poll()
-        soon(
+        eventually(
             lambda: submitted.status() == "succeeded"
         )  # its end is recorded, and the executor has not looked
         process = submitted.result(timeout_s=60)
-        soon(lambda: not alive(process))
+        eventually(lambda: not alive(process))
 
 
 def alive(process: int) -> bool:

@@ -81,7 +81,7 @@ def test_each_invocation_finishes_on_the_code_it_started_with(
     used: Context,
     version: Callable[[int], ModuleType],
     worker: Callable[[int], Any],
-    soon: Callable[..., None],
+    eventually: Callable[..., None],
 ) -> None:
     old = version(1)
     first, old_digest = old.total.submit(), old.total.digest
@@ -90,28 +90,28 @@ def test_each_invocation_finishes_on_the_code_it_started_with(
     assert old_digest != new_digest
     worker(2)
     worker(1)
-    soon(lambda: first.status() == second.status() == "waiting")
+    eventually(lambda: first.status() == second.status() == "waiting")
     for each in (first, second):
         each.signal("more")
-    soon(lambda: first.status() == second.status() == "succeeded")
+    eventually(lambda: first.status() == second.status() == "succeeded")
     assert (first.result(5), second.result(5)) == ([1, 1], [2, 2])
     receipts = [each.record().receipt for each in (first, second)]
     assert [each and each.digest for each in receipts] == [old_digest, new_digest]
 
 
-def test_what_has_steps_of_code_that_is_gone_ends_and_says_so(
-    used: Context, version: Callable[[int], ModuleType], soon: Callable[..., None]
+def test_an_invocation_with_steps_of_old_code_ends_with_code_changed(
+    used: Context, version: Callable[[int], ModuleType], eventually: Callable[..., None]
 ) -> None:
     old = version(1)
     invocation = old.total.submit()
     executor = executor_of(used)
-    soon(lambda: executor.poll() == 0 and invocation.status() == "waiting")
+    eventually(lambda: executor.poll() == 0 and invocation.status() == "waiting")
     new = version(2)
     invocation.signal("more")
     late = Executor(used, Ledger(used.store, actor="late"), code_patience_s=0.3)
     assert late.poll() == 1
     assert invocation.status() == "waiting"  # left to whoever has the old code
-    soon(lambda: late.poll() == 0)
+    eventually(lambda: late.poll() == 0)
     record = invocation.record()
     assert record.failure is not None
     assert (record.status, record.failure.type) == ("dead", "CodeChanged")
@@ -119,28 +119,28 @@ def test_what_has_steps_of_code_that_is_gone_ends_and_says_so(
     assert new.total.digest in record.failure.message
     assert ledger_of(used).dead_letters.all() == (invocation.id,)
     ledger_of(used).redrive(invocation.id)
-    soon(lambda: late.poll() == 0)
+    eventually(lambda: late.poll() == 0)
     assert invocation.result(5) == [1, 2]  # the finished step is kept, the rest is the new code's
 
 
-def test_code_that_was_replaced_on_disk_does_not_go_on_either(
-    used: Context, version: Callable[[int], ModuleType], soon: Callable[..., None]
+def test_code_replaced_on_disk_does_not_resume_an_invocation(
+    used: Context, version: Callable[[int], ModuleType], eventually: Callable[..., None]
 ) -> None:
     old = version(1)
     invocation = old.total.submit()
     executor = Executor(used, Ledger(used.store, actor="ada"), code_patience_s=0.3)
-    soon(lambda: executor.poll() == 0 and invocation.status() == "waiting")
+    eventually(lambda: executor.poll() == 0 and invocation.status() == "waiting")
     # This process still has the old code; workers import the new.
     Path(str(old.__file__)).write_text(CODE.format(price=22))
     invocation.signal("more")
-    soon(lambda: executor.poll() == 0)
+    eventually(lambda: executor.poll() == 0)
     executor.close()
     failure = invocation.record().failure
     assert failure is not None
     assert failure.type == "CodeChanged"
 
 
-def test_other_code_waits_a_moment_before_it_begins_and_longer_before_it_gives_up(
+def test_other_code_waits_shortly_before_it_starts_and_longer_before_it_ends_an_invocation(
     used: Context, version: Callable[[int], ModuleType]
 ) -> None:
     old = version(1)

@@ -32,7 +32,7 @@ def few(path: str) -> int:
     return len(path)
 
 
-class Counting:
+class CountingStore:
     """A store that counts its requests, and can be made to fail."""
 
     def __init__(self, store: ObjectStore) -> None:
@@ -60,7 +60,7 @@ class Counting:
 
 @pytest.fixture
 def counted(used: Context, monkeypatch: pytest.MonkeyPatch) -> Context:
-    return replace(used, store=Counting(used.store), actor="counter")
+    return replace(used, store=CountingStore(used.store), actor="counter")
 
 
 def test_accepting_costs_two_writes_and_no_read(counted: Context) -> None:
@@ -71,29 +71,29 @@ def test_accepting_costs_two_writes_and_no_read(counted: Context) -> None:
     assert counted.store.counts == {"create": 2}
 
 
-def test_looking_for_work_costs_two_reads_when_there_is_none_and_never_lists(
-    counted: Context, soon: Callable[..., None]
+def test_an_idle_poll_costs_two_reads_and_never_lists(
+    counted: Context, eventually: Callable[..., None]
 ) -> None:
     executor = executor_of(counted)
     ledger_of(counted).submit(double, {"a": 1})
-    soon(lambda: executor.poll() == 0)
+    eventually(lambda: executor.poll() == 0)
     assert counted.store.counts["list"] == 0
     counted.store.counts.clear()
     executor.poll()
     assert counted.store.counts == {"find": 2}  # the index, and the one queue
 
 
-def test_starting_costs_the_executor_only_the_note(counted: Context, soon: Callable[..., None]) -> None:
+def test_starting_costs_the_executor_one_note(counted: Context, eventually: Callable[..., None]) -> None:
     executor = executor_of(counted)
     ledger_of(counted).submit(double, {"a": 1})
-    soon(lambda: executor.poll() == 0)
+    eventually(lambda: executor.poll() == 0)
     identifier = ledger_of(counted).submit(double, {"a": 2})
     counted.store.counts.clear()
     executor.poll()
     assert (
         counted.store.counts["find"] == 3
     )  # the index, the note with the first entry in it, the queue's end
-    soon(lambda: executor.poll() == 0)
+    eventually(lambda: executor.poll() == 0)
     record = ledger_of(counted).read(identifier)
     assert record.length == 3  # accepted, started, succeeded: the worker wrote two
 
@@ -123,7 +123,7 @@ def test_fifty_at_once_with_one_key_are_one_invocation(used: Context, traces: An
 
 
 def test_a_key_whose_submitter_died_before_the_note_is_noted_again(
-    used: Context, monkeypatch: pytest.MonkeyPatch, soon: Callable[..., None]
+    used: Context, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., None]
 ) -> None:
     ledger = ledger_of(used)
     with monkeypatch.context() as patched:
@@ -132,17 +132,17 @@ def test_a_key_whose_submitter_died_before_the_note_is_noted_again(
     assert run_pending(used) == 0
     invocation = Invocation[int](ledger.submit(double, {"a": 1}, key="k"), used)
     assert run_pending(used) == 1
-    soon(lambda: run_pending(used) == 0)
+    eventually(lambda: run_pending(used) == 0)
     assert invocation.result(1) == 2
 
 
-def test_a_store_that_is_away_for_a_moment_loses_nothing(counted: Context, soon: Callable[..., None]) -> None:
+def test_a_store_outage_loses_nothing(counted: Context, eventually: Callable[..., None]) -> None:
     ledger, executor = ledger_of(counted), executor_of(counted)
     identifier = ledger.submit(double, {"a": 1})
     counted.store.failing = 1
     with pytest.raises(Unavailable):
         executor.poll()
-    soon(lambda: executor.poll() == 0)
+    eventually(lambda: executor.poll() == 0)
     assert ledger.read(identifier).status == "succeeded"
 
 
@@ -155,23 +155,23 @@ def test_only_the_dead_and_cancelled_are_redriven(used: Context) -> None:
     assert invocation.result(30) == 2
 
 
-def test_the_dead_are_listed_without_reading_the_living(used: Context, soon: Callable[..., None]) -> None:
+def test_dead_invocations_are_listed_by_their_index(used: Context, eventually: Callable[..., None]) -> None:
     dead = [never.submit(), never.submit()]
     double.submit(1)
-    soon(lambda: run_pending(used) == 0)
+    eventually(lambda: run_pending(used) == 0)
     assert {each.id for each in ledger_of(used).invocations(status="dead")} == {each.id for each in dead}
     assert len(list(ledger_of(used).invocations())) == 3
     ledger_of(used).dead_letters.remove(dead[0].id, reason="purged")
     assert [each.id for each in ledger_of(used).invocations(status="dead")] == [dead[1].id]
 
 
-def test_costs_are_the_sum_of_the_receipts_whatever_the_end(used: Context, soon: Callable[..., None]) -> None:
+def test_costs_are_the_sum_of_all_receipts(used: Context, eventually: Callable[..., None]) -> None:
     doubled = [double.submit(each) for each in range(3)]
     dead, cancelled = never.submit(), double.submit(9)
     cancelled.cancel()
-    soon(lambda: run_pending(used) == 0)
+    eventually(lambda: run_pending(used) == 0)
     ledger_of(used).redrive(dead.id)
-    soon(lambda: run_pending(used) == 0)
+    eventually(lambda: run_pending(used) == 0)
     double.submit(10)  # has not ended, and so costs nothing yet
     receipts = [each.record().receipt for each in (*doubled, dead, cancelled)]
     assert all(receipts)
@@ -184,18 +184,18 @@ def test_costs_are_the_sum_of_the_receipts_whatever_the_end(used: Context, soon:
     assert totals["never"].run_s > 0
 
 
-def test_an_unknown_invocation_is_said_to_be(used: Context) -> None:
+def test_an_unknown_invocation_raises(used: Context) -> None:
     with pytest.raises(UnknownInvocation, match="nothing"):
         Invocation.of("nothing").status()
 
 
-def test_max_concurrency_bounds_the_workers(used: Context, soon: Callable[..., None]) -> None:
+def test_max_concurrency_bounds_the_workers(used: Context, eventually: Callable[..., None]) -> None:
     executor = executor_of(used)
     for _ in range(5):
         few.submit("abc")
     executor.poll()
     assert len(executor._workers) <= 2
-    soon(lambda: executor.poll() == 0)
+    eventually(lambda: executor.poll() == 0)
 
 
 def test_an_executor_without_the_code_leaves_the_invocation_to_others(used: Context) -> None:

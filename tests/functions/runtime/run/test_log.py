@@ -21,7 +21,7 @@ from registry.store.object_store import ObjectStore
 
 
 @function
-def talk(words: list[str]) -> int:
+def print_words(words: list[str]) -> int:
     for word in words:
         print(word)  # noqa: T201
     sys.stderr.write("half a ")
@@ -36,25 +36,25 @@ def break_loudly() -> int:
 
 
 @function
-def step_that_talks(word: str) -> str:
+def printing_step(word: str) -> str:
     print(f"step {word}")  # noqa: T201
     return word
 
 
 @function(timeout_s=30)
-def step_apart(word: str) -> str:
+def printing_step_in_a_process(word: str) -> str:
     print(f"apart {word}")  # noqa: T201
     return word
 
 
 @function
-def talk_in_steps() -> str:
+def print_in_steps() -> str:
     print("before")  # noqa: T201
-    return call(step_that_talks, "one") + call(step_apart, "two")
+    return call(printing_step, "one") + call(printing_step_in_a_process, "two")
 
 
 @function
-def talk_then_wait(path: str) -> None:
+def print_then_wait(path: str) -> None:
     print("begun")  # noqa: T201
     report_progress(1, 4, "reading")
     Path(path).write_text("begun")
@@ -64,14 +64,14 @@ def talk_then_wait(path: str) -> None:
 
 
 @function(retries=Retries(max_lost=0))
-def talk_then_die(path: str) -> None:
+def print_then_die(path: str) -> None:
     print("last words")  # noqa: T201
     Path(path).write_text(str(os.getpid()))
     time.sleep(60)
 
 
 @function
-def talk_in_a_fork() -> int:
+def print_in_a_fork() -> int:
     print("parent")  # noqa: T201
     pid = os.fork()
     if pid == 0:
@@ -82,7 +82,7 @@ def talk_in_a_fork() -> int:
 
 
 @function
-def say_nothing() -> int:
+def print_nothing() -> int:
     return 1
 
 
@@ -94,9 +94,9 @@ def texts(invocation: Invocation[Any]) -> list[str]:
     return [line.text for line in lines(invocation)]
 
 
-@pytest.mark.usefixtures("used", "place")
-def test_prints_errors_and_logging_are_kept_by_id() -> None:
-    invocation = talk.submit(["one", "two"])
+@pytest.mark.usefixtures("used", "backend")
+def test_output_and_log_records_are_stored_by_invocation() -> None:
+    invocation = print_words.submit(["one", "two"])
     assert invocation.result(60) == 2
     found = [(each.source, each.text) for each in lines(invocation)]
     assert found == [
@@ -105,10 +105,10 @@ def test_prints_errors_and_logging_are_kept_by_id() -> None:
         ("log", "INFO sample: told 2"),
         ("stderr", "half a line"),
     ]
-    assert {each.function for each in lines(invocation)} == {"talk"}
+    assert {each.function for each in lines(invocation)} == {"print_words"}
 
 
-@pytest.mark.usefixtures("used", "place")
+@pytest.mark.usefixtures("used", "backend")
 def test_the_traceback_of_every_attempt_is_in_the_log() -> None:
     invocation = break_loudly.submit()
     with pytest.raises(InvocationFailed):
@@ -116,33 +116,33 @@ def test_the_traceback_of_every_attempt_is_in_the_log() -> None:
     assert texts(invocation).count("RuntimeError: out of gas") == 2
 
 
-@pytest.mark.usefixtures("used", "place")
-def test_what_a_step_says_in_another_process_is_in_the_log_of_the_workflow() -> None:
-    invocation = talk_in_steps.submit()
+@pytest.mark.usefixtures("used", "backend")
+def test_output_of_a_step_in_another_process_is_in_the_workflow_s_log() -> None:
+    invocation = print_in_steps.submit()
     assert invocation.result(60) == "onetwo"
     assert sorted(texts(invocation)) == ["apart two", "before", "step one"]
-    assert {each.function for each in lines(invocation)} >= {"talk_in_steps", "step_apart"}
+    assert {each.function for each in lines(invocation)} >= {"print_in_steps", "printing_step_in_a_process"}
 
 
-def test_a_process_that_the_body_forks_is_heard_too_and_repeats_nothing(used: Context) -> None:
-    invocation = talk_in_a_fork.submit()
+def test_output_of_a_forked_process_is_recorded_once(used: Context) -> None:
+    invocation = print_in_a_fork.submit()
     assert invocation.result(60) == 0
     assert sorted(texts(invocation)) == ["child", "parent"]
 
 
-@pytest.mark.usefixtures("place")
+@pytest.mark.usefixtures("backend")
 def test_lines_and_progress_can_be_read_while_it_runs(
-    used: Context, tmp_path: Path, soon: Callable[..., None]
+    used: Context, tmp_path: Path, eventually: Callable[..., None]
 ) -> None:
     held = tmp_path / "held"
-    invocation = talk_then_wait.submit(str(held))
+    invocation = print_then_wait.submit(str(held))
     run_pending(used)
-    soon(lambda: texts(invocation) == ["begun"])
-    soon(invocation.progress)
+    eventually(lambda: texts(invocation) == ["begun"])
+    eventually(invocation.progress)
     progress = invocation.progress()
     assert progress is not None
     assert (progress.done, progress.total, progress.text) == (1, 4, "reading")
-    soon(held.exists)
+    eventually(held.exists)
     held.unlink()
     invocation.result(60)
     progress = invocation.progress()
@@ -150,24 +150,24 @@ def test_lines_and_progress_can_be_read_while_it_runs(
     assert progress.done == 4
 
 
-@pytest.mark.usefixtures("place")
-def test_a_killed_worker_has_said_what_it_said_before(
-    used: Context, tmp_path: Path, soon: Callable[..., None]
+@pytest.mark.usefixtures("backend")
+def test_output_before_a_worker_is_killed_is_kept(
+    used: Context, tmp_path: Path, eventually: Callable[..., None]
 ) -> None:
     file = tmp_path / "pid"
-    invocation = talk_then_die.submit(str(file))
+    invocation = print_then_die.submit(str(file))
     run_pending(used)
-    soon(lambda: file.exists() and file.read_text())
-    soon(lambda: texts(invocation) == ["last words"])
+    eventually(lambda: file.exists() and file.read_text())
+    eventually(lambda: texts(invocation) == ["last words"])
     os.kill(int(file.read_text()), signal.SIGKILL)
     with pytest.raises(InvocationFailed, match="WorkerLost"):
         invocation.result(60)
     assert texts(invocation) == ["last words"]
 
 
-@pytest.mark.usefixtures("place")
-def test_a_run_that_says_nothing_writes_nothing(used: Context) -> None:
-    invocation = say_nothing.submit()
+@pytest.mark.usefixtures("backend")
+def test_a_run_without_output_writes_nothing(used: Context) -> None:
+    invocation = print_nothing.submit()
     invocation.result(60)
     assert list(used.store.list(f"invocations/{invocation.id}/logs/")) == []
 
@@ -177,13 +177,13 @@ def test_an_unknown_invocation_has_no_log(used: Context) -> None:
         list(Invocation[Any]("nothing", used).log())
 
 
-def test_outside_a_durable_run_progress_goes_nowhere_but_is_checked(used: Context) -> None:
+def test_progress_outside_a_durable_run_is_validated_and_dropped(used: Context) -> None:
     report_progress(0.5)
     with pytest.raises(ValueError, match="done=3 must be between 0 and total=2"):
         report_progress(3, 2)
 
 
-class Away:
+class UnavailableStore:
     """A store that can be away."""
 
     def __init__(self, store: ObjectStore) -> None:
@@ -211,11 +211,11 @@ def test_segments_are_bounded_and_in_order(used: Context) -> None:
     assert max(sizes) <= log.SEGMENT_BYTES + 100 * len(segments)
 
 
-def test_a_store_that_is_away_loses_no_line_and_what_is_too_much_is_counted(
+def test_lines_are_kept_through_a_store_outage_and_dropped_lines_counted(
     used: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log, "PENDING_BYTES", 1000)
-    away: Any = Away(used.store)
+    away: Any = UnavailableStore(used.store)
     recorder = Recorder(away, "i", "f")
     for number in range(20):
         recorder.line("stdout", str(number))
@@ -227,7 +227,7 @@ def test_a_store_that_is_away_loses_no_line_and_what_is_too_much_is_counted(
     assert said[-1] == f"… {20 - kept} lines were left out: more than is kept of one process"
 
 
-def test_following_gives_each_line_once_even_one_that_another_process_names_earlier(used: Context) -> None:
+def test_a_tail_yields_each_line_once_even_from_an_earlier_segment(used: Context) -> None:
     def put(name: str, text: str) -> None:
         line = f'{{"at":"2024-01-01T00:00:00Z","function":"f","source":"stdout","text":"{text}"}}'
         used.store.put(f"invocations/i/logs/{name}.jsonl", line.encode())

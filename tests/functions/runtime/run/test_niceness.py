@@ -26,7 +26,7 @@ print(json.dumps([os.getpriority(os.PRIO_PROCESS, 0), os.getsid(0) == os.getpid(
 """
 
 
-def stepped_back(**started: Any) -> tuple[int, bool, list[str]]:
+def lowered_priority(**started: Any) -> tuple[int, bool, list[str]]:
     """Its niceness, whether it leads a session, and what that one's niceness is."""
     child = subprocess.run(
         [sys.executable, "-c", IMPORTS + STEPS_BACK],
@@ -41,18 +41,18 @@ def stepped_back(**started: Any) -> tuple[int, bool, list[str]]:
 
 @pytest.mark.skipif(not autogroups_enabled(), reason="CPUs are not shared among sessions here")
 @pytest.mark.parametrize("group", [None, 0], ids=["member of a group", "leader of one"])
-def test_who_steps_back_has_a_session_of_its_own_that_is_as_nice(group: int | None) -> None:
+def test_a_process_of_low_priority_gets_a_session_of_that_niceness(group: int | None) -> None:
     wanted = min(os.getpriority(os.PRIO_PROCESS, 0) + NICENESS, 19)
-    assert stepped_back(process_group=group) == (wanted, True, [str(wanted)])
+    assert lowered_priority(process_group=group) == (wanted, True, [str(wanted)])
 
 
-def test_the_niceness_of_a_session_that_others_may_be_in_stays() -> None:
-    niceness, _, told = stepped_back(start_new_session=True)
+def test_the_niceness_of_a_shared_session_stays() -> None:
+    niceness, _, told = lowered_priority(start_new_session=True)
     assert niceness == min(os.getpriority(os.PRIO_PROCESS, 0) + NICENESS, 19)
     assert told in ([], ["0"])
 
 
-def test_who_may_not_say_how_nice_its_session_is_goes_on(tmp_path: Path) -> None:
+def test_a_kernel_that_refuses_the_session_s_niceness_is_logged(tmp_path: Path) -> None:
     (tmp_path / "enabled").write_text("1")
     (tmp_path / "autogroup").mkdir()  # which takes no word: as where a kernel refuses it
     places = f"niceness.ENABLED, niceness.AUTOGROUP = Path({str(tmp_path / 'enabled')!r}), Path({str(tmp_path / 'autogroup')!r})"

@@ -29,16 +29,16 @@ def functions() -> Iterator[Any]:
     sys.path.remove(str(Path(__file__).parent))
 
 
-@pytest.mark.usefixtures("place")
+@pytest.mark.usefixtures("backend")
 def test_a_warm_worker_has_its_imports_done_before_there_is_work(
-    used: Context, functions: Any, soon: Callable[..., None]
+    used: Context, functions: Any, eventually: Callable[..., None]
 ) -> None:
     waiting = executor_of(used).warm_workers
-    soon(lambda: run_pending(used) == 0 and waiting(functions.warm_two) == 2)
+    eventually(lambda: run_pending(used) == 0 and waiting(functions.warm_two) == 2)
     submitted_at = time.time()
     _, imported_at = functions.warm_two.submit().result(60)
     assert imported_at < submitted_at
-    soon(lambda: run_pending(used) == 0 and waiting(functions.warm_two) == 2)
+    eventually(lambda: run_pending(used) == 0 and waiting(functions.warm_two) == 2)
 
 
 def test_a_cold_start_imports_when_there_is_work(used: Context, functions: Any) -> None:
@@ -46,38 +46,42 @@ def test_a_cold_start_imports_when_there_is_work(used: Context, functions: Any) 
     assert functions.cold.submit().result(60) > submitted_at
 
 
-@pytest.mark.usefixtures("place")
+@pytest.mark.usefixtures("backend")
 def test_a_warm_worker_that_is_killed_is_replaced(
-    used: Context, functions: Any, soon: Callable[..., None]
+    used: Context, functions: Any, eventually: Callable[..., None]
 ) -> None:
     waiting = executor_of(used).warm_workers
-    soon(lambda: run_pending(used) == 0 and waiting(functions.warm_two) == 2)
+    eventually(lambda: run_pending(used) == 0 and waiting(functions.warm_two) == 2)
     invocation = functions.warm_two.submit(naps=1000)
-    soon(lambda: run_pending(used) and invocation.status() == "running")
+    eventually(lambda: run_pending(used) and invocation.status() == "running")
     invocation.cancel()
-    soon(lambda: run_pending(used) == 0 and waiting(functions.warm_two) == 2)
+    eventually(lambda: run_pending(used) == 0 and waiting(functions.warm_two) == 2)
     pid, _ = functions.warm_two.submit().result(60)
     assert pid != os.getpid()
 
 
-def test_an_idle_one_that_dies_is_replaced(used: Context, functions: Any, soon: Callable[..., None]) -> None:
+def test_an_idle_worker_that_dies_is_replaced(
+    used: Context, functions: Any, eventually: Callable[..., None]
+) -> None:
     waiting = executor_of(used).warm_workers
-    soon(lambda: run_pending(used) == 0 and waiting(functions.warm_two) == 2)
+    eventually(lambda: run_pending(used) == 0 and waiting(functions.warm_two) == 2)
     (first, _) = executor_of(used)._pool._idle_of(functions.warm_two)
     os.kill(first._child._pid, signal.SIGKILL)
-    soon(lambda: first.state() == "gone")
-    soon(lambda: run_pending(used) == 0 and waiting(functions.warm_two) == 2)
+    eventually(lambda: first.state() == "gone")
+    eventually(lambda: run_pending(used) == 0 and waiting(functions.warm_two) == 2)
 
 
-@pytest.mark.usefixtures("place")
-def test_a_timeout_holds_in_a_warm_worker(used: Context, functions: Any, soon: Callable[..., None]) -> None:
+@pytest.mark.usefixtures("backend")
+def test_a_timeout_holds_in_a_warm_worker(
+    used: Context, functions: Any, eventually: Callable[..., None]
+) -> None:
     waiting = executor_of(used).warm_workers
-    soon(lambda: run_pending(used) == 0 and waiting(functions.warm_slow) == 1)
+    eventually(lambda: run_pending(used) == 0 and waiting(functions.warm_slow) == 1)
     with pytest.raises(InvocationFailed, match="TimedOut"):
         functions.warm_slow.submit().result(60)
 
 
-def test_one_that_cannot_start_is_not_started_over_and_over(
+def test_a_worker_that_cannot_start_is_not_retried_at_once(
     functions: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = []
@@ -106,7 +110,7 @@ class Idle:
         self.killed = True
 
 
-def test_who_was_hired_is_kept_while_a_run_waits_but_not_for_long(
+def test_an_extra_worker_is_kept_for_a_while_if_a_run_waits(
     functions: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_pool, "_start", lambda _: Idle())
@@ -126,9 +130,7 @@ def test_who_was_hired_is_kept_while_a_run_waits_but_not_for_long(
     assert second.killed
 
 
-def test_those_that_a_function_keeps_warm_are_not_dismissed(
-    functions: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_warm_workers_are_not_evicted(functions: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_pool, "_start", lambda _: Idle())
     pool = worker_pool.WorkerPool()
     pool.replenish([functions.warm_two])
@@ -138,7 +140,7 @@ def test_those_that_a_function_keeps_warm_are_not_dismissed(
     assert pool.ready_count(functions.warm_two) == 2
 
 
-def test_who_died_is_forgotten(functions: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_worker_is_removed(functions: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_pool, "_start", lambda _: Idle())
     pool = worker_pool.WorkerPool()
     pool.start_worker(functions.cold).kill()

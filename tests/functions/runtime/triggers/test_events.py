@@ -14,7 +14,7 @@ from functions.runtime.triggers.events import publish, refusals, run_events
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalog, "_declared", {})
-    monkeypatch.setattr(events, "_readers", {})
+    monkeypatch.setattr(events, "_topic_readers", {})
     monkeypatch.setattr(events, "_added", {})
 
 
@@ -47,7 +47,7 @@ def test_delivering_again_after_a_crash_runs_nothing_twice(used: Context) -> Non
     used.store.put(
         "subscriptions/heed.json", json.dumps({"next": 0}).encode()
     )  # as if it had died before this write
-    events._readers.clear()
+    events._topic_readers.clear()
     run_events(used)
     assert len(results(used)) == 1
 
@@ -69,7 +69,7 @@ def test_filters_choose_by_payload(used: Context) -> None:
     assert results(used) == [{"model": "late", "level": 2}]
 
 
-def test_a_new_subscription_begins_with_the_next_event_unless_it_wants_all(used: Context) -> None:
+def test_a_new_subscription_begins_with_the_next_event_unless_from_start(used: Context) -> None:
     publish("alarms", {"model": "old"})
     listening()
 
@@ -81,7 +81,7 @@ def test_a_new_subscription_begins_with_the_next_event_unless_it_wants_all(used:
     assert results(used) == [{"event": {"model": "old"}}]
 
 
-def test_a_payload_that_does_not_fit_is_recorded_and_blocks_nothing(used: Context) -> None:
+def test_an_invalid_payload_is_recorded_and_blocks_nothing(used: Context) -> None:
     listening()
     run_events(used)
     publish("alarms", {"wrong": 1})
@@ -92,7 +92,7 @@ def test_a_payload_that_does_not_fit_is_recorded_and_blocks_nothing(used: Contex
     assert "unknown parameter" in refused["reason"]
 
 
-def test_what_a_function_causes_does_not_run_it_again(used: Context, soon: Callable[..., None]) -> None:
+def test_what_a_function_causes_does_not_run_it_again(used: Context, eventually: Callable[..., None]) -> None:
     @function
     def shout(model: str) -> int:
         return publish("alarms", {"model": model})
@@ -108,14 +108,14 @@ def test_what_a_function_causes_does_not_run_it_again(used: Context, soon: Calla
     def quiet() -> bool:
         return run_events(used) == 0 and run_pending(used) == 0
 
-    soon(quiet)
+    eventually(quiet)
     reasons = [each["reason"] for each in refusals(used)]
     assert len(reasons) == 2
     assert any("answer > shout" in each for each in reasons)
     assert len([each for each in ledger_of(used).invocations() if each.function == "answer"]) == 1
 
 
-def test_a_reentrant_chain_ends_too(used: Context, soon: Callable[..., None]) -> None:
+def test_a_reentrant_chain_ends_too(used: Context, eventually: Callable[..., None]) -> None:
     @function(on=OnEvent("alarms", reentrant=True))
     def echo(model: str) -> int:
         return publish("alarms", {"model": model})
@@ -123,5 +123,5 @@ def test_a_reentrant_chain_ends_too(used: Context, soon: Callable[..., None]) ->
     run_events(used)
     publish("alarms", {"model": "late"})
 
-    soon(lambda: run_events(used) == 0 and run_pending(used) == 0 and refusals(used))
+    eventually(lambda: run_events(used) == 0 and run_pending(used) == 0 and refusals(used))
     assert len(list(ledger_of(used).invocations())) == events.LONGEST_CHAIN + 1

@@ -23,7 +23,7 @@ def tell(at: datetime, word: str = "") -> str:
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schedule, "_timetables", {})
+    monkeypatch.setattr(schedule, "_runners", {})
     monkeypatch.setattr(schedule, "_added", {})
 
 
@@ -32,9 +32,9 @@ def hourly(**options: Any) -> Schedule:
 
 
 def ticker(used: Context, each: Schedule) -> Any:
-    """A ticker that remembers nothing of what others of this process know."""
-    timetable = schedule._Timetable(used, each)
-    return timetable.fire
+    """Fire method of a new runner, without the state that other runners of this process have."""
+    runner = schedule._ScheduleRunner(used, each)
+    return runner.fire
 
 
 def test_a_new_schedule_begins_now(used: Context) -> None:
@@ -63,8 +63,8 @@ def test_a_day_of_missed_ticks_follows_the_policy(used: Context, catch_up: Any, 
 
 
 def _one(fire: Any, used: Context, at: datetime) -> list[Any]:
-    timetable = fire.__self__
-    found = timetable._fire_next(at)
+    runner = fire.__self__
+    found = runner._fire_next(at)
     if found and found.invocation:
         ledger_of(used).cancel(found.invocation)
     return [found] if found else []
@@ -99,38 +99,36 @@ def test_a_hundred_ticks_fire_a_hundred_times_with_three_tickers_of_which_one_di
     assert len({one.invocation for one in handled}) == 100
 
 
-def test_a_tick_whose_ticker_died_before_submitting_is_made_good(
-    used: Context, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tick_is_submitted_after_its_ticker_died(used: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     each = hourly()
     ticker(used, each)(NOON)
-    dying = schedule._Timetable(used, each)
+    dying = schedule._ScheduleRunner(used, each)
     dying.fire(NOON)
-    monkeypatch.setattr(dying, "_make_good", lambda: None)
+    monkeypatch.setattr(dying, "_ensure_submitted", lambda: None)
     (claimed,) = dying.fire(NOON + timedelta(hours=1))
     assert ledger_of(used).find_status(claimed.invocation) is None
     assert ticker(used, each)(NOON + timedelta(hours=1, seconds=1)) == []
     assert ledger_of(used).find_status(claimed.invocation) == "queued"
 
 
-def test_a_tick_claimed_by_one_who_dies_while_another_claims_the_next_is_made_good(
+def test_a_dead_ticker_s_tick_is_submitted_while_another_claims_the_next(
     used: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     each = hourly(catch_up="all")
-    living, dying = schedule._Timetable(used, each), schedule._Timetable(used, each)
+    living, dying = schedule._ScheduleRunner(used, each), schedule._ScheduleRunner(used, each)
     living.fire(NOON)
     dying.fire(NOON)
-    monkeypatch.setattr(dying, "_make_good", lambda: None)
+    monkeypatch.setattr(dying, "_ensure_submitted", lambda: None)
     judged, at = living._busy, NOON + timedelta(hours=2)
     claimed: list[Any] = []
 
-    def judged_too_early() -> bool:
+    def decided_too_early() -> bool:
         found = judged()
         if not claimed:
             claimed.append(dying._claim(at))
         return found
 
-    monkeypatch.setattr(living, "_busy", judged_too_early)
+    monkeypatch.setattr(living, "_busy", decided_too_early)
     living.fire(at)
     ledger_of(used).cancel(claimed[0].invocation)
     (second,) = living.fire(at)
@@ -159,7 +157,7 @@ def test_overlap_with_a_run_that_is_not_over(used: Context, overlap: Any, second
         assert queued.tick == NOON + timedelta(hours=2)
 
 
-def test_nothing_due_asks_the_store_nothing(used: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_request_is_made_if_no_tick_is_due(used: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     each = hourly()
     fire = ticker(used, each)
     fire(NOON)
@@ -218,7 +216,7 @@ def test_jitter_delays_by_a_fixed_share() -> None:
     assert 5 < sum(other) < 35  # half of the names, drawn by hash
 
 
-def test_status_tells_the_last_tick_handled(used: Context) -> None:
+def test_status_shows_the_last_tick_handled(used: Context) -> None:
     each = hourly()
     used = replace(used, clock=FixedClock(NOON + timedelta(hours=1)))
     run_due(used, now=NOON, schedules=[each])
@@ -229,14 +227,14 @@ def test_status_tells_the_last_tick_handled(used: Context) -> None:
     assert found.invocation_status == "queued"
 
 
-def test_one_schedule_that_cannot_fire_keeps_no_other_from_it(used: Context) -> None:
+def test_a_schedule_that_cannot_fire_does_not_block_others(used: Context) -> None:
     broken = Schedule("broken", tell, Cron("0 * * * *", arguments={"at": "never"}))
     run_due(used, now=NOON, schedules=[broken, hourly()])
     fired = run_due(used, now=NOON + timedelta(hours=1), schedules=[broken, hourly()])
     assert [each.schedule for each in fired] == ["hourly"]
 
 
-def test_a_cron_that_cannot_be_read_is_refused_at_once() -> None:
+def test_an_invalid_cron_expression_is_refused_at_declaration() -> None:
     for wrong in ({"expression": "61 * * * *"}, {"timezone": "Mars/Olympus"}, {"overlap": "perhaps"}):
         with pytest.raises(DeclarationError, match=next(iter(wrong.values())).split("/")[0].split()[0]):
             Cron(**({"expression": "0 0 * * *"} | wrong))  # type: ignore[arg-type]

@@ -50,13 +50,13 @@ def idle(used: Context, invocation: Invocation[Any]) -> bool:
     return invocation.status() == "waiting"
 
 
-@pytest.mark.usefixtures("place")
+@pytest.mark.usefixtures("backend")
 def test_a_workflow_waits_for_an_event_without_a_worker(
-    used: Context, traces: Any, soon: Callable[..., None]
+    used: Context, traces: Any, eventually: Callable[..., None]
 ) -> None:
     invocation = wait_for_order.submit(traces.path, 2)
-    soon(lambda: idle(used, invocation))
-    soon(lambda: run_pending(used) == 0)
+    eventually(lambda: idle(used, invocation))
+    eventually(lambda: run_pending(used) == 0)
     assert invocation.record().waits_for == "event 2 deliveries"
     publish("deliveries", {"order": 1})
     assert run_events(used) == 0
@@ -69,61 +69,61 @@ def test_a_workflow_waits_for_an_event_without_a_worker(
     assert waiter._waiters(used).refresh() == {}
 
 
-def test_an_event_that_came_before_the_wait_but_after_the_start_is_not_missed(
-    used: Context, traces: Any, soon: Callable[..., None]
+def test_an_event_between_start_and_wait_is_not_missed(
+    used: Context, traces: Any, eventually: Callable[..., None]
 ) -> None:
     publish("deliveries", {"order": 3, "by": "yesterday"})
     invocation = wait_for_order.submit(traces.path, 3)
     publish("deliveries", {"order": 3, "by": "bike"})
-    soon(lambda: idle(used, invocation))
+    eventually(lambda: idle(used, invocation))
     assert wake_waiters(used) == 1
     assert invocation.result(60)["by"] == "bike"
 
 
-def test_the_wait_survives_everything_that_was_running(
-    used: Context, traces: Any, soon: Callable[..., None]
-) -> None:
+def test_the_wait_survives_every_process(used: Context, traces: Any, eventually: Callable[..., None]) -> None:
     invocation = wait_for_order.submit(traces.path, 4)
     executor = executor_of(used)
-    soon(lambda: executor.poll() < 2 and invocation.record().steps)
+    eventually(lambda: executor.poll() < 2 and invocation.record().steps)
     pids = [worker._pid for _, worker in executor._workers.values()]
     for pid in pids:  # in the middle of beginning to wait, or just after
         os.kill(pid, signal.SIGKILL)
-    soon(lambda: idle(used, invocation))
+    eventually(lambda: idle(used, invocation))
     publish("deliveries", {"order": 4})
     fresh = Executor(used, Ledger(used.store, actor="another"))
-    waiter._bells.clear()  # what this process knew
-    soon(lambda: wake_waiters(used) == 0 and fresh.poll() == 0)
+    waiter._wakers.clear()  # what this process knew
+    eventually(lambda: wake_waiters(used) == 0 and fresh.poll() == 0)
     assert invocation.result(5) == {"order": 4}
     assert traces.read() == ["before", "after"]
 
 
-@pytest.mark.usefixtures("place")
-def test_waiting_ends_with_the_deadline(used: Context, soon: Callable[..., None]) -> None:
+@pytest.mark.usefixtures("backend")
+def test_the_wait_ends_at_its_deadline(used: Context, eventually: Callable[..., None]) -> None:
     invocation = approve.submit(0.3)
-    soon(lambda: idle(used, invocation))
+    eventually(lambda: idle(used, invocation))
     assert invocation.result(60).startswith("late: ")
     assert "nobody gave the signal 'approval' within 0.3 s" in invocation.result(1)
     with pytest.raises(InvocationFailed, match="TimeoutError"):
         impatient.submit().result(60)
 
 
-def test_an_answer_within_the_deadline_counts(used: Context, soon: Callable[..., None]) -> None:
+def test_a_signal_within_the_deadline_counts(used: Context, eventually: Callable[..., None]) -> None:
     invocation = approve.submit(600)
-    soon(lambda: idle(used, invocation))
+    eventually(lambda: idle(used, invocation))
     invocation.signal("approval", "yes")
     assert invocation.result(60) == "yes"
 
 
-def test_an_answer_given_early_is_kept(used: Context) -> None:
+def test_a_signal_before_the_wait_is_kept(used: Context) -> None:
     invocation = approve.submit(600)
     invocation.signal("approval", "yes")
     assert invocation.result(60) == "yes"
 
 
-def test_one_that_was_cancelled_waits_no_more(used: Context, traces: Any, soon: Callable[..., None]) -> None:
+def test_a_cancelled_workflow_is_no_longer_a_waiter(
+    used: Context, traces: Any, eventually: Callable[..., None]
+) -> None:
     invocation = wait_for_order.submit(traces.path, 5)
-    soon(lambda: idle(used, invocation))
+    eventually(lambda: idle(used, invocation))
     invocation.cancel()
     assert wake_waiters(used) == 0
     assert waiter._waiters(used).refresh() == {}
