@@ -135,7 +135,10 @@ class ModelDefinition(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """Everything a project's module declares. features: entities, views and services, in the order in which to apply them."""
+    """Everything a project's module declares.
+
+    features: entities, views and services, in the order in which to apply them.
+    """
 
     module: str
     features: tuple[Any, ...]

@@ -30,7 +30,10 @@ _LISTED = 10_000
 
 
 class Admission(BaseModel):
-    """Experiment that runs or waits. since: when it was submitted; waits_for: what it waits for, None while it runs."""
+    """Experiment that runs or waits.
+
+    since: when it was submitted; waits_for: what it waits for, None while it runs.
+    """
 
     model_config = ConfigDict(frozen=True)
 

@@ -22,7 +22,10 @@ SENDS: tuple[Rule, ...] = ("new", "again", "recovered")
 
 
 class Silence(BaseModel):
-    """Silence that holds back alerts about a subject until a moment. about: "monitor/subject", "monitor", or "*" for everything."""
+    """Silence that holds back alerts about a subject until a moment.
+
+    about: "monitor/subject", "monitor", or "*" for everything.
+    """
 
     model_config = ConfigDict(frozen=True)
 

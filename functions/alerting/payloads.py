@@ -19,7 +19,10 @@ _RECOVERED = "#0b6e4f"
 
 
 class Alert(BaseModel):
-    """Alert that people get for an alarm. key: of this sending; thread: shared by all alerts on a subject, recovery included."""
+    """Alert that people get for an alarm.
+
+    key: of this sending; thread: shared by all alerts on a subject, recovery included.
+    """
 
     model_config = ConfigDict(frozen=True)
 

@@ -34,7 +34,10 @@ class FeatureColumns:
         return cls(tuple(numeric), tuple(categorical))
 
     def select(self, wanted: Sequence[str]) -> FeatureColumns:
-        """Keep the columns of `wanted`, or all if that is empty. Raises: ValueError for a name that is not among them."""
+        """Keep the columns of `wanted`, or all if that is empty.
+
+        Raises: ValueError for a name that is not among them.
+        """
         unknown = sorted(set(wanted) - set(self.numeric) - set(self.categorical))
         if unknown:
             raise ValueError(f"DriftMonitor.columns names {unknown}, which the model does not read")

@@ -68,7 +68,10 @@ class OperationsState(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """Figures of one cohort of requests. slow: requests above the limit. busy: requests at work at a time, on average. cost: None without prices."""
+    """Figures of one cohort of requests.
+
+    slow: requests above the limit. busy: requests at work at a time, on average. cost: None without prices.
+    """
 
     index: int
     requests: int
@@ -180,7 +183,10 @@ def _requests(rows: pa.Table) -> pa.Table:
 
 
 def _above(hits: int, requests: int, limit: float) -> bool:
-    """Test whether so many hits are more than a share of `limit` explains. Source: the exact binomial test, Clopper and Pearson 1934."""
+    """Test whether so many hits are more than a share of `limit` explains.
+
+    Source: the exact binomial test, Clopper and Pearson 1934.
+    """
     if hits <= limit * requests:
         return False
     return limit == 0 or float(special.bdtrc(hits - 1, requests, limit)) < _CHANCE

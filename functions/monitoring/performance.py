@@ -79,7 +79,10 @@ class PerformanceMonitor(BaseModel):
 
 
 class Cohort(BaseModel):
-    """Cohort of predictions of one version. requests: answered. sums: of each measure over labelled rows, clustered by unit."""
+    """Cohort of predictions of one version.
+
+    requests: answered. sums: of each measure over labelled rows, clustered by unit.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -130,7 +133,10 @@ class PerformanceState(BaseModel):
 
     @classmethod
     def begin(cls, version: int, next_cohort: int, *, validated_loss: float | None) -> Self:
-        """Make the state before the first cohort. All measures but the loss are 0 on average where the model is calibrated."""
+        """Make the state before the first cohort.
+
+        All measures but the loss are 0 on average where the model is calibrated.
+        """
         tracks: dict[Measure, Track] = {measure: Track(baseline=0.0) for measure in MEASURES}
         tracks["loss"] = Track(baseline=validated_loss)
         return cls(version=version, next_cohort=next_cohort, tracks=tracks)
@@ -146,7 +152,10 @@ class PerformanceState(BaseModel):
 
 
 class Verdict(BaseModel):
-    """Verdict of one measure on one cohort. z: rise over the baseline in spreads; level: of the CUSUM, before a reset."""
+    """Verdict of one measure on one cohort.
+
+    z: rise over the baseline in spreads; level: of the CUSUM, before a reset.
+    """
 
     model_config = ConfigDict(frozen=True)
 

@@ -74,7 +74,10 @@ class VectorMonitor(BaseModel):
 
 
 class VectorState(BaseModel):
-    """State of the vector monitor. flagged: whether the last windows differed; alarmed: subjects with a standing alarm."""
+    """State of the vector monitor.
+
+    flagged: whether the last windows differed; alarmed: subjects with a standing alarm.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -86,7 +89,10 @@ class VectorState(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """Distance of a window from the training set. distance: root of the discrepancy, 0 where that is negative; p: corrected."""
+    """Distance of a window from the training set.
+
+    distance: root of the discrepancy, 0 where that is negative; p: corrected.
+    """
 
     name: str
     rows: int

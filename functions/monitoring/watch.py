@@ -33,7 +33,10 @@ ReadRows = Callable[[datetime, datetime], pa.Table]
 
 
 class MonitorResult(BaseModel):
-    """Result of one run of a monitor. cohorts: judged in this run; alarms: raised, or recovered, for the first time."""
+    """Result of one run of a monitor.
+
+    cohorts: judged in this run; alarms: raised, or recovered, for the first time.
+    """
 
     model_config = ConfigDict(frozen=True)
 

@@ -20,7 +20,10 @@ code { font-size: .85em; overflow-wrap: anywhere; } .said { background: #f5f7f6;
 
 
 def document(title: str, summary: Sequence[str], sections: Sequence[tuple[str, str]]) -> str:
-    """Assemble the whole HTML page. summary: sentences at the top; sections: headings, and contents that are HTML already."""
+    """Assemble the whole HTML page.
+
+    summary: sentences at the top; sections: headings, and contents that are HTML already.
+    """
     sentences = "".join(f"<p>{_text(line)}</p>" for line in summary)
     body = "".join(f"<h2>{heading}</h2>{content}" for heading, content in sections)
     return (

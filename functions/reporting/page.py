@@ -32,7 +32,10 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class ReportContent:
-    """Content of a model's page. summary: sentences at the top; reference: the version that losses are compared with."""
+    """Content of a model's page.
+
+    summary: sentences at the top; reference: the version that losses are compared with.
+    """
 
     model: str
     start: datetime

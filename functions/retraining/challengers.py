@@ -172,7 +172,10 @@ def _judge(
     outcome: int | Exception | None,
     gate_set: TableSnapshot,
 ) -> Challenger:
-    """Judge a trained version by the gate. outcome: its number, None if none was registered, or why training failed."""
+    """Judge a trained version by the gate.
+
+    outcome: its number, None if none was registered, or why training failed.
+    """
     if isinstance(outcome, Exception):
         _logger.warning("%s: training on %s failed: %s", definition.name, window, outcome)
         return Challenger(window=window, problem=f"training failed: {outcome}")

@@ -138,7 +138,10 @@ class Finished(BaseModel):
 
 
 class RetrainState(BaseModel):
-    """State folded from the journal `retraining/{model}`. last_skip: rule of the last recorded skip since the last start."""
+    """State folded from the journal `retraining/{model}`.
+
+    last_skip: rule of the last recorded skip since the last start.
+    """
 
     model_config = ConfigDict(frozen=True)
 

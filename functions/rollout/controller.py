@@ -48,7 +48,10 @@ _logger = logging.getLogger(__name__)
 
 
 class TickResult(BaseModel):
-    """Result of one tick: what it found and did. entry: number of the journal entry it wrote; None: it wrote nothing."""
+    """Result of one tick: what it found and did.
+
+    entry: number of the journal entry it wrote; None: it wrote nothing.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -205,7 +208,10 @@ class Rollouts:
         return self._by_hand("resumed", reason)
 
     def end(self, action: Action, *, reason: str) -> RolloutState:
-        """End the rollout by hand with "promote", "roll_back" or "inconclusive". Raises: NoRollout; Refused; RolloutError."""
+        """End the rollout by hand with "promote", "roll_back" or "inconclusive".
+
+        Raises: NoRollout; Refused; RolloutError.
+        """
         if action not in ("promote", "roll_back", "inconclusive"):
             raise RolloutError(f"action {action!r} ends nothing; use promote, roll_back or inconclusive")
         for _ in range(_ATTEMPTS):

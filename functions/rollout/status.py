@@ -35,7 +35,10 @@ class ArmStatus(BaseModel):
 
 
 class Effect(BaseModel):
-    """Difference by which a challenger's mean loss is lower. lower, upper: valid at every look; None until it can be judged."""
+    """Difference by which a challenger's mean loss is lower.
+
+    lower, upper: valid at every look; None until it can be judged.
+    """
 
     model_config = ConfigDict(frozen=True)
 

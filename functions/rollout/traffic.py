@@ -87,7 +87,10 @@ class TrafficControl(Protocol):
         layer: LayerShare | None,
         rules: Sequence[TrafficRule],
     ) -> object:
-        """Replace arms beside the champion, shadows and rules. Raises: Stale if `expected` is not the newest entry."""
+        """Replace arms beside the champion, shadows and rules.
+
+        Raises: Stale if `expected` is not the newest entry.
+        """
         ...
 
     def claim(self, model: str, wanted: LayerShare, /) -> object:
@@ -128,7 +131,10 @@ def unusable_reason(registry: TrafficControl, model: str, version: int) -> str |
 
 
 def reserve_units(registry: TrafficControl, model: str, policy: RolloutPolicy) -> None:
-    """Reserve holdout and layer at the start, not after weeks in the shadow. Raises: RolloutError if they are taken."""
+    """Reserve holdout and layer at the start, not after weeks in the shadow.
+
+    Raises: RolloutError if they are taken.
+    """
     try:
         if policy.holdout is not None:
             name, share = policy.holdout.name, policy.holdout.share

@@ -25,7 +25,10 @@ _UNKNOWN = "other"
 
 @dataclass(frozen=True, slots=True)
 class CellChange:
-    """Cell of a column, before and after. share, loss: before and after; contribution: w1 (l1 - l0), error: its standard error."""
+    """Cell of a column, before and after.
+
+    share, loss: before and after; contribution: w1 (l1 - l0), error: its standard error.
+    """
 
     name: str
     share_before: float
@@ -38,7 +41,10 @@ class CellChange:
 
 @dataclass(frozen=True, slots=True)
 class ColumnChange:
-    """Split of the change by one column. mix, within: its parts; error: standard error of the mix. cells: largest first."""
+    """Split of the change by one column.
+
+    mix, within: its parts; error: standard error of the mix. cells: largest first.
+    """
 
     column: str
     mix: float
@@ -114,7 +120,10 @@ def _change(
 
 
 def _mix_error(share: Sequence[Floats], loss: Floats, rows: Sequence[int]) -> float:
-    """Compute the standard error of the mix: that of the mean of l0 over either side's cells. Cells' losses are taken as known."""
+    """Compute the standard error of the mix: that of the mean of l0 over either side's cells.
+
+    Cells' losses are taken as known.
+    """
     spread = [
         float((w * loss**2).sum() - (w * loss).sum() ** 2) / n for w, n in zip(share, rows, strict=True)
     ]

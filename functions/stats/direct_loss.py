@@ -27,7 +27,10 @@ _LEAST = 2 * _FOLDS
 
 @dataclass(frozen=True, slots=True)
 class LossModel:
-    """Model of the expected loss of a row. rows: learnt from; spread: of a row's loss around what is expected of it, squared."""
+    """Model of the expected loss of a row.
+
+    rows: learnt from; spread: of a row's loss around what is expected of it, squared.
+    """
 
     mean: HistGradientBoostingRegressor
     spread: HistGradientBoostingRegressor

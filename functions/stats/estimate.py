@@ -50,7 +50,10 @@ class ScoreSketch:
 
     @classmethod
     def of(cls, probability: npt.ArrayLike, label: npt.ArrayLike) -> Self:
-        """Count labelled scores (n,) in cells. Raises: ValueError if a probability is outside [0, 1] or a label not 0 or 1."""
+        """Count labelled scores (n,) in cells.
+
+        Raises: ValueError if a probability is outside [0, 1] or a label not 0 or 1.
+        """
         p, y = _probabilities(probability), np.asarray(label, dtype=np.float64)
         if y.shape != p.shape or not np.isin(y, (0.0, 1.0)).all():
             raise ValueError(f"labels are 0 or 1, one a probability; got shapes {y.shape} and {p.shape}")
@@ -122,7 +125,10 @@ def estimate_losses(
 def realise(
     probability: npt.ArrayLike, label: npt.ArrayLike, *, clip: float = 0.01, threshold: float = 0.5
 ) -> dict[str, float]:
-    """Compute the measures of `estimate_losses` from labels (n,) of 0 and 1. Raises: ValueError as `estimate_losses`."""
+    """Compute the measures of `estimate_losses` from labels (n,) of 0 and 1.
+
+    Raises: ValueError as `estimate_losses`.
+    """
     p, y = _pair(probability, label)
     return {
         name: float(np.where(y == 1, one, zero).mean())

@@ -53,7 +53,10 @@ class Moments:
 
     @classmethod
     def of_counts(cls, successes: int, n: int) -> Self:
-        """Sum up n values of which `successes` are 1 and the others 0. Raises: ValueError unless 0 <= successes <= n."""
+        """Sum up n values of which `successes` are 1 and the others 0.
+
+        Raises: ValueError unless 0 <= successes <= n.
+        """
         if not 0 <= successes <= n:
             raise ValueError(f"successes must lie in 0..n, got {successes} of {n}")
         return cls(n, successes / n, successes * (n - successes) / n) if n else cls()

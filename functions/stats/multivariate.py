@@ -153,7 +153,10 @@ def mmd(
 
 
 def _mmd_squared(kernel: Floats, first: Floats, n: int, m: int) -> Floats:
-    """Compute the unbiased MMD² for each column of `first`, (rows, ways): 1 where a row is of the first sample. The kernel's diagonal is 0."""
+    """Compute the unbiased MMD² for each column of `first`, (rows, ways): 1 where a row is of the first sample.
+
+    The kernel's diagonal is 0.
+    """
     to_first = kernel @ first
     within_first = (first * to_first).sum(axis=0)
     across = ((1 - first) * to_first).sum(axis=0)
@@ -210,7 +213,10 @@ def _features(
 
 
 def _of_numbers(values: Floats) -> list[Floats]:
-    """Compute Legendre polynomials of the rank, 0 where missing, and whether it is missing. Infinite values rank at the ends."""
+    """Compute Legendre polynomials of the rank, 0 where missing, and whether it is missing.
+
+    Infinite values rank at the ends.
+    """
     missing = np.isnan(values)
     u = np.zeros(len(values))
     present = values[~missing]

@@ -20,7 +20,10 @@ _CYCLES = 2.0  # of a period that must have been seen
 
 @dataclass(frozen=True, slots=True)
 class Seasonality:
-    """Variation that one period explains. p: (figures,). share: of the variation between cohorts, less what chance would explain."""
+    """Variation that one period explains.
+
+    p: (figures,). share: of the variation between cohorts, less what chance would explain.
+    """
 
     period: int
     p: Floats

@@ -140,7 +140,10 @@ def _corrected(found: Sequence[Slice]) -> list[Slice]:
 
 @dataclass(frozen=True, slots=True)
 class _Partition:
-    """Partition of the rows into cells (rows,). names: of the cells; parents: coarser cells (rows,) within which each is tested too."""
+    """Partition of the rows into cells (rows,).
+
+    names: of the cells; parents: coarser cells (rows,) within which each is tested too.
+    """
 
     cell: Ints
     names: Sequence[tuple[str, ...]]

@@ -57,7 +57,10 @@ class NotPossible(Exception):  # noqa: N818 - a state of the world, said to a pe
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """Running platform that is measured. client: with the administrator's token; home: its state folder, whose name its processes carry."""
+    """Running platform that is measured.
+
+    client: with the administrator's token; home: its state folder, whose name its processes carry.
+    """
 
     client: httpx.Client
     home: Path
@@ -166,7 +169,10 @@ def main() -> None:
 
 
 def measured(folder: Path, given: argparse.Namespace) -> int:
-    """Run the measurement on a new platform; returns 1 if a bound is passed. Raises: NotPossible, httpx.HTTPError, OSError."""
+    """Run the measurement on a new platform; returns 1 if a bound is passed.
+
+    Raises: NotPossible, httpx.HTTPError, OSError.
+    """
     store_url = (folder / "store").as_uri()
     token = register(store_url, folder / "artifacts", {MODEL: BenchmarkModel(small_mlp())})
     rows = Table(open_store(store_url), "rows").append(synthetic_table())
@@ -259,7 +265,10 @@ def started(home: Path, store_url: str) -> Iterator[Platform]:
 
 @contextlib.contextmanager
 def experiments(platform: Platform, rows: TableSnapshot, count: int, at_once: int) -> Iterator[None]:
-    """Submit so many trainings, `at_once` of them running, and cancel all afterwards. Raises: NotPossible, httpx.HTTPError."""
+    """Submit so many trainings, `at_once` of them running, and cancel all afterwards.
+
+    Raises: NotPossible, httpx.HTTPError.
+    """
     submitted = [platform.submit(rows, number) for number in range(count)]
     until(lambda: platform.count("running") >= at_once, f"{at_once} experiments have not begun")
     yield

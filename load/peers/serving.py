@@ -70,7 +70,10 @@ class Peer:
 
 
 def peers(python: str, folder: Path, ports: tuple[int, int, int, int], row: list[float]) -> list[Peer]:
-    """Prepare both peers, with their files below `folder`. ports: MLServer's HTTP, gRPC and metrics, then MLflow's."""
+    """Prepare both peers, with their files below `folder`.
+
+    ports: MLServer's HTTP, gRPC and metrics, then MLflow's.
+    """
     return [
         _mlserver(python, folder / "mlserver", ports[:3], row),
         _mlflow(python, folder / "mlflow", ports[3], row),

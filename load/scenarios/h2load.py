@@ -49,7 +49,10 @@ def _framed(message: bytes) -> bytes:
 
 
 def _ask_once(address: str, headers: Mapping[str, str], message: bytes) -> int:
-    """Call once as a client does, and return the size of the answer's message. Raises: grpc.RpcError if it is refused."""
+    """Call once as a client does, and return the size of the answer's message.
+
+    Raises: grpc.RpcError if it is refused.
+    """
     import grpc  # type: ignore[import-untyped]  # late: only gRPC needs it; it ships no types
 
     with grpc.insecure_channel(address) as channel:

@@ -25,7 +25,10 @@ __all__ = ["OpenLoop", "ask_steadily", "at_once"]
 
 @dataclass(frozen=True, slots=True)
 class OpenLoop:
-    """Result of an open loop. latencies_ms: from when each request was due; late_ms: how long after that it was sent."""
+    """Result of an open loop.
+
+    latencies_ms: from when each request was due; late_ms: how long after that it was sent.
+    """
 
     rate: float
     latencies_ms: npt.NDArray[np.float64]

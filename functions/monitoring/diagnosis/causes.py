@@ -37,7 +37,10 @@ _SLICES, _MIN_ROWS = 10, 30
 
 
 class Cause(BaseModel):
-    """Change that may have caused an alarm. since: when, where that is known. contribution: to the mean loss, of `error`; None: not known."""
+    """Change that may have caused an alarm.
+
+    since: when, where that is known. contribution: to the mean loss, of `error`; None: not known.
+    """
 
     model_config = ConfigDict(frozen=True)
 

@@ -49,7 +49,10 @@ class SliceOptions(BaseModel):
 
 
 class WorstSlice(BaseModel):
-    """Slice of requests with a higher loss than the rest. where: conditions on features. p: corrected for the search."""
+    """Slice of requests with a higher loss than the rest.
+
+    where: conditions on features. p: corrected for the search.
+    """
 
     model_config = ConfigDict(frozen=True)
 

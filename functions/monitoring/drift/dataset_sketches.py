@@ -33,7 +33,10 @@ _MAX_PARTS = 64  # partial sketches that are added up together
 
 @dataclass(frozen=True, slots=True)
 class DatasetRows:
-    """Selected rows of a version of a table. columns: that are read; where: an expression of `pyarrow.compute`, None for all."""
+    """Selected rows of a version of a table.
+
+    columns: that are read; where: an expression of `pyarrow.compute`, None for all.
+    """
 
     table: Table
     version: int

@@ -180,7 +180,10 @@ def likeness(cohorts: Sequence[ColumnSketch], groups: Sequence[int] | None = Non
 
 
 def _design_effect(hits: Floats, of: Floats, phase: Any) -> float:
-    """Variance of the cells' shares between cohorts of a phase, over that of independent rows. hits: (cohorts, cells)."""
+    """Variance of the cells' shares between cohorts of a phase, over that of independent rows.
+
+    hits: (cohorts, cells).
+    """
     sizes = of.sum(axis=1, keepdims=True)
     groups = int(phase.max()) + 1
     summed, total = np.zeros((groups, hits.shape[1])), np.zeros((groups, 1))

@@ -31,7 +31,10 @@ MEASURE: Loss = "squared_error"
 
 @dataclass(frozen=True, slots=True)
 class AnsweredRows:
-    """Answered rows of the champion in order of time. at: microseconds (n,); features: (n, F), the answer first; loss: (n,), NaN without label."""
+    """Answered rows of the champion in order of time.
+
+    at: microseconds (n,); features: (n, F), the answer first; loss: (n,), NaN without label.
+    """
 
     at: npt.NDArray[np.int64]
     features: Floats

@@ -39,7 +39,10 @@ class Noise:
 
     @classmethod
     def of(cls, loss: PairedLoss) -> Noise:
-        """Estimate the noise from past cohorts. Raises: ValueError with fewer than two of them, or differences that do not vary."""
+        """Estimate the noise from past cohorts.
+
+        Raises: ValueError with fewer than two of them, or differences that do not vary.
+        """
         units, cohorts = loss.by_unit, loss.by_cohort
         if cohorts.clusters < 2:  # noqa: PLR2004 - a variance needs two
             raise ValueError(
@@ -154,7 +157,10 @@ class _Simulation:
         return cls(policy, k * cohort + delay, labels, mean, radius)
 
     def play(self, effect: float) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], Floats]:
-        """Run every simulated rollout to its end. Returns, (runs,) each: promoted; stopped as worse or too small; days until the end."""
+        """Run every simulated rollout to its end.
+
+        Returns, (runs,) each: promoted; stopped as worse or too small; days until the end.
+        """
         policy, floor = self.policy, self.policy.min_effect
         mean = self.mean + effect
         lower, upper = mean - self.radius, mean + self.radius

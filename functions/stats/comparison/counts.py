@@ -10,7 +10,10 @@ from scipy import special
 
 @dataclass(frozen=True, slots=True)
 class SequentialCounts:
-    """Result of one look at a sequential count test. p: always valid; log_bayes_factor: against the declared shares."""
+    """Result of one look at a sequential count test.
+
+    p: always valid; log_bayes_factor: against the declared shares.
+    """
 
     counts: tuple[int, ...]
     shares: tuple[float, ...]

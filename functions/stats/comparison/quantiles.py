@@ -13,7 +13,10 @@ from functions.stats.moments import Floats, as_floats
 
 @dataclass(frozen=True, slots=True)
 class QuantileTest:
-    """Result of one look at a sequential quantile test. p: always valid. control, treatment: the quantiles themselves."""
+    """Result of one look at a sequential quantile test.
+
+    p: always valid. control, treatment: the quantiles themselves.
+    """
 
     q: float
     n_control: int

@@ -202,7 +202,10 @@ class Delays:
 def flip_delays(
     alarms: Callable[[npt.NDArray[np.float64], np.random.Generator], list[int]], runs: int
 ) -> Delays:
-    """Measure the delay of a flip after 10,000 quiet labels. alarms: positions (from 1) at which a detector fires on a stream."""
+    """Measure the delay of a flip after 10,000 quiet labels.
+
+    alarms: positions (from 1) at which a detector fires on a stream.
+    """
     rng, false, delays = np.random.default_rng(6), 0, []
     for _ in range(runs):
         rates = np.repeat([0.2, 0.3], [QUIET_LABELS, 3_000])

@@ -42,7 +42,10 @@ class WideMlp(torch.nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkModel:
-    """Model that the benchmark serves. tags: of its versions; arms: shares of further versions; shadow: whether one more listens."""
+    """Model that the benchmark serves.
+
+    tags: of its versions; arms: shares of further versions; shadow: whether one more listens.
+    """
 
     module: torch.nn.Module
     tags: dict[str, str] = field(default_factory=dict)

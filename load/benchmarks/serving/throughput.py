@@ -323,7 +323,10 @@ def _peers(python: str, folder: Path) -> list[contextlib.AbstractContextManager[
 
 @contextlib.contextmanager
 def _running(peer: serving_peers.Peer) -> Iterator[Target]:
-    """Start a peer and wait until it answers. Raises: CalledProcessError, RuntimeError with the end of what it said."""
+    """Start a peer and wait until it answers.
+
+    Raises: CalledProcessError, RuntimeError with the end of what it said.
+    """
     if peer.prepare:
         subprocess.run(
             peer.prepare, cwd=peer.folder, env=os.environ | peer.environment, check=True, capture_output=True

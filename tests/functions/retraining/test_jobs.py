@@ -420,7 +420,7 @@ def test_a_window_may_choose_among_the_rows_of_its_time(ctx: Context, clock: Wal
     )
     running = Running(number=4, alarm=alarm(clock), at=clock.now, wall=clock.wall, champion=1)
     policy = POLICY.model_copy(update={"windows": windows})
-    (everything, season, fading), _ = challengers._orders(DEFINITION, policy, running)
+    (everything, season, fading), _ = challengers._training_jobs(DEFINITION, policy, running)
     sizes = {}
     for job in (everything, season, fading):
         made = job.arguments["training_set"]
