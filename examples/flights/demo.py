@@ -36,7 +36,7 @@ from functions.runtime.durable.invocation import Invocation
 from functions.runtime.triggers import schedule
 from functions.training import Trained, train_tabular
 from functions.tuning.jobs import Sweep, tune_tabular
-from ray_apps.local import Running, Settings, down, up
+from ray_apps.local import RunningPlatform, Settings, down, up
 from registry import NotFound, Table, TableSnapshot
 
 JANUARY, APRIL, MAY, AUGUST = (datetime(2013, month, 1, tzinfo=UTC) for month in (1, 4, 5, 8))
@@ -187,7 +187,7 @@ class Demo:
             feature_service=flight_delay.name,
         )
 
-    def _season(self, running: Running, now: Step) -> Tally:
+    def _season(self, running: RunningPlatform, now: Step) -> Tally:
         season = Season.of(self._context.store, self._context.features(), MAY, self._until, self._requests)
         replay = Replay(
             season, self._context.features(), self._clock, running.url, running.token(), secrets.token_hex(3)
@@ -232,7 +232,7 @@ class Demo:
     def _page(self) -> Path:
         return self._settings.home / "reports" / "demo.html"
 
-    def _rows(self, running: Running, tally: Tally) -> list[tuple[str, str]]:
+    def _rows(self, running: RunningPlatform, tally: Tally) -> list[tuple[str, str]]:
         ended = retrains(MODEL).refresh().finished
         rows = [
             ("versions served", ", ".join(map(str, sorted(set(tally.answered.values()))))),

@@ -1,4 +1,4 @@
-"""Applications from a Serve config's `args`."""
+"""Builds Serve applications from the `args` in a Serve config file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class PredictorArgs(BaseModel):
-    """A predictor's `args`. options: fields of PredictorOptions that differ from the cluster's environment."""
+    """The `args` of a predictor's application. options: fields of PredictorOptions that differ from the cluster's environment."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -21,7 +21,7 @@ class PredictorArgs(BaseModel):
 
 
 def predictor(args: PredictorArgs | dict[str, Any]) -> Application:
-    """The Serve application of one model; its route prefix must be `/v2/models/{model}`.
+    """Build the Serve application of one model; its route prefix must be `/v2/models/{model}`.
 
     args: Serve passes the file's mapping, as it cannot read annotations that are evaluated late.
     Raises: pydantic.ValidationError, naming the field.
@@ -35,7 +35,7 @@ def predictor(args: PredictorArgs | dict[str, Any]) -> Application:
 
 
 class PoolArgs(BaseModel):
-    """The pool's `args`. options: fields of PoolOptions that differ from the cluster's environment."""
+    """The `args` of the pool's application. options: fields of PoolOptions that differ from the cluster's environment."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -43,7 +43,7 @@ class PoolArgs(BaseModel):
 
 
 def pool(args: PoolArgs | dict[str, Any]) -> Application:
-    """The Serve application of all models without one of their own; its route prefix must be `/v2/models`.
+    """Build the Serve application of all models that have no application of their own; its route prefix must be `/v2/models`.
 
     Raises: pydantic.ValidationError, naming the field.
     """

@@ -1,4 +1,4 @@
-"""Connects to the head and deploys gateway, MLflow's protocol, ticker and a predictor for each model."""
+"""Connects to the Ray head, and deploys gateway, MLflow's protocol, ticker and a predictor for each model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray_apps.local import ray_head
 from ray_apps.local.errors import LocalError
-from ray_apps.local.running import Running
+from ray_apps.local.state_file import RunningPlatform
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from ray_apps.predictor import PredictorOptions
 
 
-def connect(running: Running) -> str:
+def connect(running: RunningPlatform) -> str:
     """Connect this process to the head; returns the cluster's id in hex.
 
-    It stays connected, and its environment names this platform from now on, so that functions it calls use it.
-    Raises: LocalError if it is connected to another cluster.
+    The process stays connected, and its environment names this platform from now on, so that functions called here
+    use it. Raises: LocalError if the process is connected to another cluster.
     """
     os.environ.update(ray_head.platform_environment(running) | ray_head.serve_environment(running))
     import ray  # late: it must see the environment above
 
     if ray.is_initialized():
-        there = ray.get_runtime_context().gcs_address
-        if there == running.ray_address:
+        address = ray.get_runtime_context().gcs_address
+        if address == running.ray_address:
             return _cluster_id(running)
-        raise LocalError(f"this process uses Ray at {there}; call ray.shutdown() before `up`")
+        raise LocalError(f"this process uses Ray at {address}; call ray.shutdown() before `up`")
     ray.init(
         address=running.ray_address,
         namespace="toque",
@@ -42,8 +42,8 @@ def connect(running: Running) -> str:
     return _cluster_id(running)
 
 
-def deploy(running: Running) -> None:
-    """Start Serve with its doors on loopback, and every application; returns when all answer."""
+def deploy(running: RunningPlatform) -> None:
+    """Start Serve on the platform's address, and deploy every application; returns when all answer."""
     from ray import serve  # late: as above
     from ray.serve.config import HTTPOptions
     from ray.serve.schema import LoggingConfig
@@ -57,24 +57,24 @@ def deploy(running: Running) -> None:
 
 
 def targets(models: Mapping[str, Placement]) -> list[RunTarget]:
-    """What is deployed: gateway, MLflow's protocol, ticker, and every model where it is placed."""
+    """List the applications to deploy: gateway, MLflow's protocol, ticker, and predictors as models are placed."""
     from ray.serve import RunTarget  # late: as above
 
     from ray_apps import gateway, mlflow, ticker
 
-    doors: list[tuple[str, str | None, Any]] = [
+    platform_apps: list[tuple[str, str | None, Any]] = [
         ("gateway", "/", gateway.application()),
         ("mlflow", mlflow.ROUTE_PREFIX, mlflow.application()),
         ("ticker", None, ticker.application()),
     ]
     return [
         RunTarget(target=target, name=name, route_prefix=prefix)
-        for name, prefix, target in (*doors, *_counters(models))
+        for name, prefix, target in (*platform_apps, *_predictors(models))
     ]
 
 
-def _counters(models: Mapping[str, Placement]) -> list[tuple[str, str | None, Any]]:
-    """Name, route prefix and application of every predictor, and of the pool if a model is placed there."""
+def _predictors(models: Mapping[str, Placement]) -> list[tuple[str, str | None, Any]]:
+    """List name, route prefix and application of every predictor, and of the pool if a model is placed there."""
     from ray_apps import predictor  # late: as above
 
     # No CPU is reserved: on a small machine training would find none left.
@@ -83,7 +83,7 @@ def _counters(models: Mapping[str, Placement]) -> list[tuple[str, str | None, An
         (
             predictor.app_name(name),
             predictor.route_prefix(name),
-            predictor.application(name, _placed(options, place)),
+            predictor.application(name, _with_placement(options, place)),
         )
         for name, place in models.items()
         if not place.pool
@@ -94,7 +94,7 @@ def _counters(models: Mapping[str, Placement]) -> list[tuple[str, str | None, An
     return found
 
 
-def _placed(options: PredictorOptions, place: Placement) -> PredictorOptions:
+def _with_placement(options: PredictorOptions, place: Placement) -> PredictorOptions:
     if place.dedicated:
         from ray_apps.predictor import DedicatedOptions  # late: as above
 
@@ -107,7 +107,7 @@ def _placed(options: PredictorOptions, place: Placement) -> PredictorOptions:
     )
 
 
-def grpc_target(running: Running) -> RunTarget:
+def grpc_target(running: RunningPlatform) -> RunTarget:
     """The gRPC door to all models."""
     from ray.serve import RunTarget  # late: as above
 
@@ -119,18 +119,18 @@ def grpc_target(running: Running) -> RunTarget:
 
 
 def models_of(project: str | None) -> tuple[str, ...]:
-    """The models the user's project declares."""
+    """List the models that the user's project declares."""
     if project is None:
         return ()
     from functions.project import (
-        load_project,  # late: it imports the user's code, and only where there is some
+        load_project,  # late: the user's code is imported only if there is a project
     )
 
     return tuple(load_project(project).models)
 
 
-def placements(running: Running) -> dict[str, Placement]:
-    """Where each model of a platform is served, as its project says."""
+def placements(running: RunningPlatform) -> dict[str, Placement]:
+    """Read from the project where each model of a platform is served."""
     from functions.project import load_project  # late: as above
 
     if running.settings.project is None or not running.models:
@@ -139,7 +139,7 @@ def placements(running: Running) -> dict[str, Placement]:
     return {name: project.model(name).placement for name in running.models}
 
 
-def _cluster_id(running: Running) -> str:
+def _cluster_id(running: RunningPlatform) -> str:
     from ray._raylet import GcsClient  # type: ignore[attr-defined]  # Ray has no public name for it
 
     found: str = GcsClient(address=running.ray_address).cluster_id.hex()

@@ -1,21 +1,21 @@
-"""What can go wrong when the platform starts or stops here."""
+"""Errors of starting and stopping the platform on this machine."""
 
-# ruff: noqa: N818  # the names say what is the case
+# ruff: noqa: N818  # the names state the condition
 
 from __future__ import annotations
 
 
 class LocalError(Exception):
-    """Base of everything this package raises on its own account."""
+    """Base class of the errors that this package raises itself."""
 
 
 class PortTaken(LocalError):
-    """A port that had to be this one is held by another program; the message names both."""
+    """A port that may not be replaced is held by another program; the message names both."""
 
 
 class StartFailed(LocalError):
-    """A part did not come up in time; the message says which and shows the end of its log."""
+    """A part of the platform did not start in time; the message names it and shows the end of its log."""
 
 
 class NotRunning(LocalError):
-    """Nothing is up in this state folder."""
+    """No platform is running in this state folder."""

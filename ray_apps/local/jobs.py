@@ -1,6 +1,6 @@
-"""The job door: the part of Ray's dashboard that `ray job submit` needs, and no other.
+"""Starts the job endpoint: the one part of Ray's dashboard that `ray job submit` needs.
 
-The whole dashboard is ten processes, which cost 10 s of start-up and 900 MB; this is four.
+The whole dashboard is ten processes, which cost 10 s of start-up and 900 MB; the job endpoint is four.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import urllib.error
 import urllib.request
 
 from ray_apps.local.errors import StartFailed
-from ray_apps.local.processes import Session, marked
+from ray_apps.local.processes import ProcessSession, with_mark
 from ray_apps.local.ray_head import environment
-from ray_apps.local.running import Running
+from ray_apps.local.state_file import RunningPlatform
 
-MODULES = "JobHead,NodeHead"  # NodeHead makes the head node known, where jobs run
+MODULES = "JobHead,NodeHead"  # NodeHead registers the head node, on which jobs run
 _LOG = "job_door.log"
 
 
-def start(running: Running, *, cluster_id: str) -> Session:
-    """Start the door in a session of its own.
+def start(running: RunningPlatform, *, cluster_id: str) -> ProcessSession:
+    """Start the endpoint in a process session of its own.
 
-    cluster_id: of the Ray cluster that is up, in hex.
+    cluster_id: id of the running Ray cluster, in hex.
     """
     session = (running.run_folder / "session_latest").resolve()
     options = {
@@ -46,30 +46,32 @@ def start(running: Running, *, cluster_id: str) -> Session:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=marked(environment(running, os.environ), running.settings.home),
+            env=with_mark(environment(running, os.environ), running.settings.home),
             start_new_session=True,
         )
-    return Session.led_by(process.pid)
+    return ProcessSession.led_by(process.pid)
 
 
-def wait(running: Running) -> None:
-    """Wait until the door answers. Raises: StartFailed with the end of its log."""
+def wait(running: RunningPlatform) -> None:
+    """Wait until the endpoint answers. Raises: StartFailed with the end of its log."""
     deadline = time.monotonic() + running.settings.start_timeout_s
     while not answers(running):
         if time.monotonic() > deadline:
-            told = (running.run_folder / _LOG).read_text(errors="replace").splitlines()[-20:]
-            raise StartFailed(f"the job door did not answer at {running.jobs_url}:\n" + "\n".join(told))
+            log_end = (running.run_folder / _LOG).read_text(errors="replace").splitlines()[-20:]
+            raise StartFailed(
+                f"the job endpoint did not answer at {running.jobs_url}:\n" + "\n".join(log_end)
+            )
         time.sleep(0.05)
 
 
-def answers(running: Running) -> bool:
-    """Whether the door answers."""
+def answers(running: RunningPlatform) -> bool:
+    """Whether the job endpoint answers, with Ray's token."""
     token = running.settings.ray_token_file.read_text().strip()
     request = urllib.request.Request(  # noqa: S310  # our own http address
         f"{running.jobs_url}/api/version", headers={"Authorization": f"Bearer {token}"}
     )
     try:
-        with urllib.request.urlopen(request, timeout=5) as response:  # noqa: S310  # the same
+        with urllib.request.urlopen(request, timeout=5) as response:  # noqa: S310  # our own http address
             return bool(response.status == 200)  # noqa: PLR2004  # OK
     except (urllib.error.URLError, OSError):
         return False

@@ -1,4 +1,4 @@
-"""Which ports are free, and who holds the others."""
+"""Chooses free ports, and finds the processes that hold the others."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ TRIED_ABOVE = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Holder:
-    """A process that listens on a port; pid is None where we may not look."""
+class PortHolder:
+    """A process that listens on a port; pid is None if the process belongs to another user."""
 
     port: int
     pid: int | None
@@ -31,58 +31,58 @@ class Holder:
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
-    """A port that was taken: what it was for, who holds it, and what is used instead."""
+class PortChange:
+    """Replacement of a port that was taken: its purpose, its holder, and the port used instead."""
 
     purpose: str
-    holder: Holder
+    holder: PortHolder
     port: int
 
     def __str__(self) -> str:
         return f"port {self.holder.port} ({self.purpose}) is held by {self.holder}; using {self.port}"
 
 
-def choose(
+def choose_ports(
     wanted: Ports,
     *,
     host: str,
     fixed: bool = False,
-    holder: Callable[[int, str], Holder | None] | None = None,
-) -> tuple[Ports, list[Moved]]:
-    """Free ports for every purpose, each the wanted one or the next free above it.
+    holder: Callable[[int, str], PortHolder | None] | None = None,
+) -> tuple[Ports, list[PortChange]]:
+    """Choose a free port for every purpose: the wanted one, or the next free port above it.
 
-    fixed: refuse instead of moving. holder: tells who holds a port (for tests).
+    fixed: refuse instead of taking another port. holder: finds the holder of a port (for tests).
     Raises: PortTaken, naming port, purpose and holder.
     """
-    ask = holder or holder_of
+    ask = holder or find_holder
     chosen: dict[str, int] = {}
-    moved: list[Moved] = []
+    moved: list[PortChange] = []
     for purpose, port in wanted.model_dump().items():
         held = ask(port, host)
         if held is None and port in chosen.values():
-            held = Holder(port, os.getpid(), "another part of this platform")
+            held = PortHolder(port, os.getpid(), "another part of this platform")
         if held is not None and fixed:
             raise PortTaken(
                 f"port {port} ({purpose}) is held by {held}; end it, or let another port be taken"
             )
         chosen[purpose] = port if held is None else _next_free(port, set(chosen.values()), host, ask)
         if held is not None:
-            moved.append(Moved(purpose, held, chosen[purpose]))
+            moved.append(PortChange(purpose, held, chosen[purpose]))
     return Ports(**chosen), moved
 
 
-def holder_of(port: int, host: str = "127.0.0.1") -> Holder | None:
-    """Who listens on `port` at `host` or at every address; None if it can be bound."""
+def find_holder(port: int, host: str = "127.0.0.1") -> PortHolder | None:
+    """Find the process that listens on `port` at `host` or at every address; None if the port is free."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             trial.bind((host, port))
         except OSError:
-            return _look_up(port)
+            return _listener(port)
     return None
 
 
-def _next_free(port: int, taken: set[int], host: str, ask: Callable[[int, str], Holder | None]) -> int:
+def _next_free(port: int, taken: set[int], host: str, ask: Callable[[int, str], PortHolder | None]) -> int:
     for candidate in range(port + 1, min(port + TRIED_ABOVE, 65536)):
         if candidate not in taken and ask(candidate, host) is None:
             return candidate
@@ -91,12 +91,12 @@ def _next_free(port: int, taken: set[int], host: str, ask: Callable[[int, str], 
     )
 
 
-def _look_up(port: int) -> Holder:
+def _listener(port: int) -> PortHolder:
     sockets = {f"socket:[{inode}]" for inode in _listening_inodes(port)}
     for folder in Path("/proc").glob("[0-9]*"):
         if sockets & _open_sockets(folder) and (found := Process.find(int(folder.name))) is not None:
-            return Holder(port, found.pid, found.command[:120])
-    return Holder(port, None, "")
+            return PortHolder(port, found.pid, found.command[:120])
+    return PortHolder(port, None, "")
 
 
 def _listening_inodes(port: int) -> Iterator[str]:
@@ -113,7 +113,7 @@ def _open_sockets(folder: Path) -> set[str]:
     links = set()
     try:
         for entry in os.scandir(folder / "fd"):
-            links.add(os.readlink(entry.path))  # noqa: PTH115  # thousands of them: no Path objects
+            links.add(os.readlink(entry.path))  # noqa: PTH115  # thousands of links: Path objects would be slow
     except OSError:
-        return links  # it ended, or belongs to someone else: what was read so far is all there is
+        return links  # the process ended, or belongs to another user: return what was read so far
     return links

@@ -1,8 +1,8 @@
-"""Finding and ending what we started, whatever has been killed meanwhile.
+"""Finds and ends the processes of a platform, whatever has been killed meanwhile.
 
-Everything a part starts stays in that part's session (Ray's daemons, workers, replicas and HAProxy are all in the
-session of the `ray start` that began them), and inherits the variable `TOQUE_SESSION`, which names the state
-folder. A session outlives its leader, so both still tell after a `kill -9` of anything.
+All processes that a part starts stay in that part's session (Ray's daemons, workers, replicas and HAProxy are all in the
+session of their `ray start`), and inherit the variable `TOQUE_SESSION`, which names the state folder. A session outlives
+its leader, so a process is found by either after a `kill -9` of any other.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ POLL_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A living process: its session, when it started (clock ticks after boot), its command and its mark."""
+    """A living process: its session, start (in clock ticks after boot), command, and value of `TOQUE_SESSION`."""
 
     pid: int
     session: int
@@ -31,7 +31,7 @@ class Process:
 
     @classmethod
     def find(cls, pid: int) -> Process | None:
-        """The process, or None if there is none or it is a zombie."""
+        """Find a process by pid; None if it does not exist or is a zombie."""
         folder = Path(f"/proc/{pid}")
         try:
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
@@ -44,37 +44,37 @@ class Process:
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
-    """A session we began: the pid of its leader and when that started."""
+class ProcessSession:
+    """A process session that the platform started: pid and start of its leader, which identify it."""
 
     leader: int
     started: int
 
     @classmethod
-    def led_by(cls, pid: int) -> Session:
-        """The session of a process that has just been started in one of its own."""
+    def led_by(cls, pid: int) -> ProcessSession:
+        """Describe the session of a process that was just started as its leader."""
         process = Process.find(pid)
         return cls(pid, process.started if process else 0)
 
 
-def of_platform(home: Path, sessions: Collection[Session]) -> list[Process]:
-    """Every living process that belongs to the platform in `home`, oldest first; never this one's own session.
+def of_platform(home: Path, sessions: Collection[ProcessSession]) -> list[Process]:
+    """List the living processes of the platform in `home`, oldest first, without the caller's own session.
 
-    sessions: what was recorded when they were started.
+    sessions: as recorded when the parts were started.
     """
     everything = _scan()
     ours = {each.session for each in everything if each.mark == str(home)}
-    ours |= {session.leader for session in sessions if _is_still(session, everything)}
+    ours |= {session.leader for session in sessions if _is_same_session(session, everything)}
     ours.discard(os.getsid(0))
     return sorted((each for each in everything if each.session in ours), key=lambda each: each.started)
 
 
 def end(
-    home: Path, sessions: Collection[Session], *, grace_s: float, keep: Collection[int] = ()
+    home: Path, sessions: Collection[ProcessSession], *, grace_s: float, keep: Collection[int] = ()
 ) -> list[Process]:
-    """End them: all are asked, and what is left after `grace_s` is killed. Returns what would not die.
+    """Terminate the platform's processes, and kill those left after `grace_s`; returns those that still live.
 
-    keep: sessions, by the pid of their leader, that are left alone for now.
+    keep: sessions, by the pid of their leader, whose processes are not ended.
     """
 
     def left() -> list[Process]:
@@ -93,13 +93,13 @@ def end(
     return stubborn
 
 
-def marked(environment: Mapping[str, str], home: Path) -> dict[str, str]:
-    """`environment` with the mark by which `home`'s processes are found."""
+def with_mark(environment: Mapping[str, str], home: Path) -> dict[str, str]:
+    """Add to `environment` the variable by which processes of `home` are found."""
     return {**environment, MARK: str(home)}
 
 
-def _is_still(session: Session, everything: Collection[Process]) -> bool:
-    """Whether the session number still means that session: it is not reused while anyone is in it."""
+def _is_same_session(session: ProcessSession, everything: Collection[Process]) -> bool:
+    """Whether the session id still belongs to that session; an id is not reused while a process is in the session."""
     members = [each for each in everything if each.session == session.leader]
     leader = next((each for each in members if each.pid == session.leader), None)
     if leader is not None:
@@ -109,13 +109,13 @@ def _is_still(session: Session, everything: Collection[Process]) -> bool:
 
 def _signal(process: Process, number: signal.Signals) -> None:
     now = Process.find(process.pid)
-    if now is not None and now.started == process.started:  # not another process that got its number
+    if now is not None and now.started == process.started:  # not another process that got the same pid
         with suppress(ProcessLookupError, PermissionError):
             os.kill(process.pid, number)
 
 
 def _scan() -> list[Process]:
-    pids = (int(name) for name in os.listdir("/proc") if name.isdigit())  # noqa: PTH208  # names, not Paths
+    pids = (int(name) for name in os.listdir("/proc") if name.isdigit())  # noqa: PTH208  # only names are needed, no Path objects
     return [process for pid in pids if (process := Process.find(pid)) is not None]
 
 

@@ -1,7 +1,7 @@
-"""A Ray head on loopback, with the settings that make Serve fast and nothing that is not needed.
+"""Starts a Ray head on loopback, with settings that make Serve fast and without parts that are not needed.
 
 Measured on two cores: with its dashboard Ray takes 15 s until a driver can connect, without it 4 to 5 s; the job
-door, the one part of the dashboard that we need, is started on its own (`jobs`), beside everything else.
+endpoint, the one part of the dashboard that is needed, is started on its own (`jobs`), in parallel.
 """
 
 from __future__ import annotations
@@ -14,33 +14,33 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ray_apps.local.errors import StartFailed
-from ray_apps.local.processes import Session, marked
-from ray_apps.local.running import Running
+from ray_apps.local.processes import ProcessSession, with_mark
+from ray_apps.local.state_file import RunningPlatform
 
 ROOT = Path(__file__).resolve().parents[2]  # the folder that holds our packages
 _LOG = "ray_start.log"
-_STARTING = 8  # processes at once; by default as many as CPUs, and a platform at rest has twelve
+_STARTING = 8  # workers started at once; by default as many as CPUs, while an idle platform has twelve
 
 
-def environment(running: Running, inherited: Mapping[str, str]) -> dict[str, str]:
-    """The variables of the cluster's processes and of a driver that deploys on it.
+def environment(running: RunningPlatform, inherited: Mapping[str, str]) -> dict[str, str]:
+    """Make the environment of the cluster's processes and of a driver that deploys on it.
 
-    inherited: what they start from; what belongs to another platform or cluster is left out.
+    inherited: the environment to start from; variables of another platform or cluster are left out.
     """
     kept = {name: value for name, value in inherited.items() if not name.startswith(("TOQUE_", "RAY_"))}
     return kept | platform_environment(running) | serve_environment(running) | _paths(inherited)
 
 
-def platform_environment(running: Running) -> dict[str, str]:
-    """What a function, a replica or a driver of this platform reads; without any bearer token."""
+def platform_environment(running: RunningPlatform) -> dict[str, str]:
+    """List the variables that functions, replicas and drivers of this platform read; no bearer token is among them."""
     return running.environment() | {"TOQUE_ACTOR": "platform"}
 
 
-def serve_environment(running: Running) -> dict[str, str]:
-    """Serve behind HAProxy with throughput settings, its files in our folder, its ports ours.
+def serve_environment(running: RunningPlatform) -> dict[str, str]:
+    """List the variables that put Serve behind HAProxy with throughput settings, and its files and ports in their place.
 
-    HAProxy's own listeners cannot be bound to loopback only; they show numbers, and take no commands. Ray starts its
-    workers at niceness 15, below all else on the machine; here they serve, so they start at 0, and trainers step back.
+    HAProxy's own listeners cannot be bound to loopback only; they show metrics, and take no commands. Ray starts its
+    workers at niceness 15, below all else on the machine; here they serve, so they start at 0, and trainers lower theirs.
     """
     folder = running.run_folder / "ha"
     return {
@@ -66,8 +66,8 @@ def serve_environment(running: Running) -> dict[str, str]:
     }
 
 
-def command(running: Running) -> list[str]:
-    """The `ray start` that begins the head."""
+def command(running: RunningPlatform) -> list[str]:
+    """Build the `ray start` command of the head."""
     settings, ports = running.settings, running.ports
     options = {
         "node-ip-address": settings.host,
@@ -75,7 +75,7 @@ def command(running: Running) -> list[str]:
         "dashboard-agent-listen-port": ports.agent,
         "include-dashboard": "false",
         "include-log-monitor": "false",
-        "min-worker-port": 0,  # any free one, instead of ten thousand reserved
+        "min-worker-port": 0,  # any free port, instead of ten thousand reserved ones
         "max-worker-port": 0,
         "num-cpus": settings.num_cpus,
         "object-store-memory": settings.object_store_bytes,
@@ -86,8 +86,8 @@ def command(running: Running) -> list[str]:
     return [*program, "--disable-usage-stats", *flags]
 
 
-def start(running: Running, inherited: Mapping[str, str]) -> Session:
-    """Begin the head in a session of its own; `wait` tells when it is there."""
+def start(running: RunningPlatform, inherited: Mapping[str, str]) -> ProcessSession:
+    """Start the head in a process session of its own; `wait_ended` returns when it has started."""
     (running.run_folder / "ha").mkdir(parents=True, exist_ok=True)
     with (running.run_folder / _LOG).open("wb") as log:
         process = subprocess.Popen(  # noqa: S603  # our own program
@@ -95,33 +95,33 @@ def start(running: Running, inherited: Mapping[str, str]) -> Session:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=marked(environment(running, inherited), running.settings.home),
+            env=with_mark(environment(running, inherited), running.settings.home),
             cwd=running.run_folder,
             start_new_session=True,
         )
     _starters[process.pid] = process
-    return Session.led_by(process.pid)
+    return ProcessSession.led_by(process.pid)
 
 
-def wait_ended(running: Running) -> None:
-    """Wait for `ray start` to end well: then every daemon of the head is there.
+def wait_ended(running: RunningPlatform) -> None:
+    """Wait until `ray start` has ended well, and so every daemon of the head runs.
 
-    Raises: StartFailed with what it printed.
+    Raises: StartFailed with the end of its output.
     """
     process = _starters[running.sessions["ray"].leader]
     deadline = time.monotonic() + running.settings.start_timeout_s
     while process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     if process.returncode != 0:
-        told = (running.run_folder / _LOG).read_text(errors="replace").splitlines()[-25:]
-        raise StartFailed("Ray's head did not start:\n" + "\n".join(told))
+        log_end = (running.run_folder / _LOG).read_text(errors="replace").splitlines()[-25:]
+        raise StartFailed("Ray's head did not start:\n" + "\n".join(log_end))
 
 
-_starters: dict[int, subprocess.Popen[bytes]] = {}  # so that an ended `ray start` is not left a zombie
+_starters: dict[int, subprocess.Popen[bytes]] = {}  # kept to reap each ended `ray start`
 
 
 def _paths(inherited: Mapping[str, str]) -> dict[str, str]:
-    """Where the processes find our packages and, in the current folder, the user's project; a job's `python` is ours."""
+    """Extend PYTHONPATH by our packages and the current folder, with the user's project, and PATH by this `python`."""
     modules = [os.getcwd(), str(ROOT), *inherited.get("PYTHONPATH", "").split(os.pathsep)]  # noqa: PTH109
     programs = [str(Path(sys.executable).parent), *inherited.get("PATH", os.defpath).split(os.pathsep)]
     return {

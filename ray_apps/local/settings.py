@@ -1,4 +1,4 @@
-"""What a person may choose about the platform on this machine."""
+"""Settings of the platform on this machine, from arguments, the environment and the cluster file."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ MEBIBYTE = 1024 * 1024
 
 
 class Ports(BaseModel):
-    """The ports that are asked for; a taken one gives way to the next free one unless `Settings.fixed_ports`.
+    """Wanted ports; a taken one is replaced by the next free one unless `Settings.fixed_ports`.
 
-    http: the platform's door; grpc: the models' by gRPC; jobs: Ray's job door; redis; gcs, agent: Ray's own; stats, metrics: HAProxy's;
-    door_metrics: of the job door.
+    http: the platform's API and models; grpc: models by gRPC; jobs: the job endpoint; redis; gcs, agent: Ray's own;
+    stats, metrics: HAProxy's; door_metrics: metrics of the job endpoint.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,12 +36,12 @@ class Ports(BaseModel):
 
 
 class Settings(BaseModel):
-    """How to start the platform here.
+    """Settings to start the platform with.
 
-    home: state folder (store, Redis data, tokens, what is running); store_url: default is the folder `store` in
-    it; redis_url: None starts an embedded Redis; project: module of the user's definitions; clock: "system", or
-    "replay" for a driver that sets the time; host: address of the doors; num_cpus: CPUs Ray may count on;
-    object_store_bytes: Ray's shared memory; start_timeout_s: for each part.
+    home: state folder (store, Redis data, tokens, state file); store_url: by default the folder `store` in `home`;
+    redis_url: None starts an embedded Redis; project: module of the user's definitions; clock: "system", or "replay"
+    for a driver that sets the time; host: address to listen on; num_cpus: CPUs for Ray; object_store_bytes: Ray's
+    shared memory; start_timeout_s: for each part.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -67,10 +67,10 @@ class Settings(BaseModel):
 
     @classmethod
     def of(cls, environment: Mapping[str, str], **chosen: Any) -> Self:
-        """Settings from `metadata.toque` of the cluster file and `TOQUE_*` variables.
+        """Read settings from `metadata.toque` of the cluster file and `TOQUE_*` variables.
 
-        chosen: goes before the environment, and that before the file; None counts as not given. ports: those
-        that differ, by purpose. The file is `TOQUE_CLUSTER`, by default `clusters/local.yaml` beside our packages.
+        chosen: overrides the environment, which overrides the file; None counts as not given. ports: those that
+        differ, by purpose. The file is `TOQUE_CLUSTER`, by default `clusters/local.yaml` beside our packages.
         Raises: pydantic.ValidationError, naming the field.
         """
         names = {
@@ -90,26 +90,26 @@ class Settings(BaseModel):
 
     @property
     def redis_folder(self) -> Path:
-        """Where the embedded Redis keeps its data, password and log."""
+        """Folder of the embedded Redis's data, password and log."""
         return self.home / "redis"
 
     @property
     def token_file(self) -> Path:
-        """The administrator's bearer token."""
+        """File with the administrator's bearer token."""
         return self.home / "token"
 
     @property
     def ray_token_file(self) -> Path:
-        """The token that Ray's own processes and clients show each other."""
+        """File with the token that Ray's processes and clients require of each other."""
         return self.home / "ray_token"
 
     def ray_login(self) -> dict[str, str]:
-        """What Ray's processes and clients need in their environment to trust each other."""
+        """List the variables by which Ray's processes and clients authenticate to each other."""
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.ray_token_file)}
 
 
 def _cluster_settings(file: Path) -> dict[str, Any]:
-    """What a cluster file says to `toque up`; nothing if it is not there."""
+    """Read the settings for `toque up` from a cluster file; empty if there is no such file."""
     if not file.exists():
         return {}
     content: dict[str, Any] = (yaml.safe_load(file.read_text()).get("metadata") or {}).get("toque") or {}

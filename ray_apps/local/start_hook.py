@@ -1,4 +1,4 @@
-"""What `ray start` calls before it starts anything (`RAY_START_HOOK`). Light: it runs in Ray's own process."""
+"""Hook that `ray start` calls before it starts anything (`RAY_START_HOOK`); imports little, as it runs in Ray's process."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from typing import Any
 
 
 def without_client_server(parameters: Any, _head: bool) -> None:  # noqa: FBT001  # Ray calls it so
-    """Leave out the Ray Client server, which `ray start` gives no flag to leave out: nobody connects to it."""
+    """Disable the Ray Client server, which is not used and for which `ray start` has no flag."""
     parameters.ray_client_server_port = None

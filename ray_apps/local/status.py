@@ -1,4 +1,4 @@
-"""How the platform in a state folder is doing."""
+"""Checks which parts of the platform in a state folder answer."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from pathlib import Path
 import redis
 from pydantic import BaseModel, ConfigDict
 
-from ray_apps.local import jobs, processes, redis_server
-from ray_apps.local import running as record
-from ray_apps.local.running import Running
+from ray_apps.local import jobs, processes, redis_server, state_file
+from ray_apps.local.state_file import RunningPlatform
 
-DAEMONS = ("gcs_server", "raylet")  # without either of them a cluster is gone
+DAEMONS = ("gcs_server", "raylet")  # a cluster needs both of them
 
 
-class Part(BaseModel):
-    """One part: whether it answers, and where."""
+class PartStatus(BaseModel):
+    """Status of one part of the platform: whether it answers, and where."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -29,18 +28,18 @@ class Part(BaseModel):
 
 
 class Status(BaseModel):
-    """The parts of a platform, and how many processes it has; without parts nothing was started."""
+    """Status of a platform: its parts and number of processes; no parts if nothing was started."""
 
     model_config = ConfigDict(frozen=True)
 
     home: Path
-    parts: tuple[Part, ...] = ()
+    parts: tuple[PartStatus, ...] = ()
     processes: int = 0
-    running: Running | None = None
+    running: RunningPlatform | None = None
 
     @property
     def healthy(self) -> bool:
-        """Whether everything that was started answers."""
+        """Whether the start is complete and every part answers."""
         return (
             bool(self.parts)
             and all(part.up for part in self.parts)
@@ -49,25 +48,27 @@ class Status(BaseModel):
 
 
 def status(home: Path) -> Status:
-    """Ask every part of the platform in `home`; a few milliseconds when all is well."""
+    """Check every part of the platform in `home`, which takes milliseconds if all answer."""
     home = home.expanduser().resolve()
-    running = record.find(home)
-    if running is None or running.boot != record.boot_id():
+    running = state_file.find_platform(home)
+    if running is None or running.boot != state_file.boot_id():
         return Status(home=home, processes=len(processes.of_platform(home, ())))
     found = processes.of_platform(home, running.sessions.values())
     commands = [each.command for each in found]
     parts = (
-        Part(name="redis", up=_redis(running), where=f"{running.settings.host}:{running.ports.redis}"),
-        Part(
+        PartStatus(name="redis", up=_redis(running), where=f"{running.settings.host}:{running.ports.redis}"),
+        PartStatus(
             name="ray",
             up=all(any(f"/{daemon} " in each for each in commands) for daemon in DAEMONS),
             where=running.ray_address,
         ),
-        Part(name="jobs", up=jobs.answers(running), where=running.jobs_url),
-        Part(name="grpc", up=_listens(running.settings.host, running.ports.grpc), where=running.grpc_address),
-        Part(name="gateway", up=_answers(f"{running.url}/healthz"), where=running.url),
+        PartStatus(name="jobs", up=jobs.answers(running), where=running.jobs_url),
+        PartStatus(
+            name="grpc", up=_listens(running.settings.host, running.ports.grpc), where=running.grpc_address
+        ),
+        PartStatus(name="gateway", up=_answers(f"{running.url}/healthz"), where=running.url),
         *(
-            Part(
+            PartStatus(
                 name=f"model {name}",
                 up=_answers(f"{running.url}/v2/models/{name}/ready", alive=True),
                 where=f"{running.url}/v2/models/{name}",
@@ -78,7 +79,7 @@ def status(home: Path) -> Status:
     return Status(home=home, parts=parts, processes=len(found), running=running)
 
 
-def _redis(running: Running) -> bool:
+def _redis(running: RunningPlatform) -> bool:
     client = redis.Redis.from_url(running.redis_url, socket_connect_timeout=1, socket_timeout=2)
     try:
         return redis_server.answers(client)
@@ -97,7 +98,7 @@ def _listens(host: str, port: int) -> bool:
 
 
 def _answers(url: str, *, alive: bool = False) -> bool:
-    """Whether `url` answers well; with `alive`, any answer of the application itself will do."""
+    """Whether `url` answers with success; with `alive`, also any error in JSON, which only the application sends."""
     try:
         with urllib.request.urlopen(url, timeout=5) as response:  # noqa: S310  # our own http address
             return bool(response.status < 300)  # noqa: PLR2004  # success

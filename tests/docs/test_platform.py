@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ray_apps.local import down
-from ray_apps.local.running import find
+from ray_apps.local.state_file import find_platform
 from tests.docs.pages import ROOT, Page
 from tests.ports import free_port
 
@@ -68,5 +68,5 @@ def test_the_page_s_commands_start_ask_and_end_a_platform(started: StartedPlatfo
     assert f"127.0.0.1:{started.port}" in started.run("toque status")
     assert started.run(started.block("ray job submit")).splitlines()[-1] == '"hello Ada"'
     started.run(end)
-    assert find(started.folder / ".toque") is None
+    assert find_platform(started.folder / ".toque") is None
     assert '"hello world"' in started.run(started.block("toque run greet --here"))

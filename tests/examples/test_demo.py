@@ -23,7 +23,7 @@ from functions.reporting import trace_prediction
 from functions.runtime.context import Context, use_context
 from functions.training import train_tabular
 from ray_apps.local import down, processes
-from ray_apps.local.running import find
+from ray_apps.local.state_file import find_platform
 from registry import Registry, Table, open_store
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
@@ -51,7 +51,7 @@ def until(what: Callable[[], object], demo: subprocess.Popen[str]) -> None:
 
 
 def pids(home: Path, name: str) -> set[int]:
-    running = find(home)
+    running = find_platform(home)
     found = processes.of_platform(home, running.sessions.values()) if running else []
     return {each.pid for each in found if name in each.command}
 
@@ -146,7 +146,7 @@ def test_one_answer_leads_to_version_run_data_features_and_code(demo: Shown) -> 
 
 
 def test_after_down_no_process_is_left(demo: Shown) -> None:
-    running = find(demo.home)
+    running = find_platform(demo.home)
     assert running is not None
     down(demo.home)
     assert processes.of_platform(demo.home, running.sessions.values()) == []

@@ -27,7 +27,7 @@ from functions.model_formats.program import export_program, save_program
 from functions.prediction_log import LABELS_TABLE, predictions_table
 from functions.runtime.clock import ReplayClock
 from ray_apps.local import down
-from ray_apps.local.running import find
+from ray_apps.local.state_file import find_platform
 from registry import Registry, Signature, Table, TensorSpec, open_store
 from tests.ports import free_port
 
@@ -283,7 +283,7 @@ def platform(folder: Path) -> Iterator[Driver]:
         command, cwd=folder, env=environment, text=True, capture_output=True, timeout=300, check=False
     )
     try:
-        running = find(folder / "home")
+        running = find_platform(folder / "home")
         assert started.returncode == 0, started.stdout + started.stderr
         assert running is not None
         registry = Registry(open_store(running.settings.store_url), actor="ada")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ray_apps.local import processes
-from ray_apps.local.processes import Session
+from ray_apps.local.processes import ProcessSession
 
 
 @pytest.fixture
@@ -16,17 +16,17 @@ def home(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def begin(home: Path) -> Iterator[Callable[..., Session]]:
-    """Start a shell command as the platform in `home` would; whatever is left is killed at the end."""
+def begin(home: Path) -> Iterator[Callable[..., ProcessSession]]:
+    """Start a shell command as the platform in `home` would; processes left at the end are killed."""
     begun: list[subprocess.Popen[bytes]] = []
 
-    def start(command: str, *, mark: bool = True) -> Session:
-        environment = processes.marked({"PATH": "/usr/bin:/bin"}, home) if mark else {"PATH": "/usr/bin:/bin"}
+    def start(command: str, *, mark: bool = True) -> ProcessSession:
+        environment = processes.with_mark({"PATH": "/usr/bin:/bin"}, home) if mark else {"PATH": "/usr/bin:/bin"}
         process = subprocess.Popen(["/bin/sh", "-c", command], env=environment, start_new_session=True)
         begun.append(process)
-        return Session.led_by(process.pid)
+        return ProcessSession.led_by(process.pid)
 
     yield start
-    processes.end(home, [Session.led_by(each.pid) for each in begun if each.poll() is None], grace_s=0)
+    processes.end(home, [ProcessSession.led_by(each.pid) for each in begun if each.poll() is None], grace_s=0)
     for each in begun:
         each.wait()

@@ -1,4 +1,4 @@
-"""Up, call, kill, down, in HAProxy mode on free ports: nothing is left, and nothing answered is lost."""
+"""Starts, calls, kills and ends a platform on free ports: no process is left, and no acknowledged result is lost."""
 
 import os
 import signal
@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from ray_apps.local import Running, down, processes, status
-from ray_apps.local.running import find
+from ray_apps.local import RunningPlatform, down, processes, status
+from ray_apps.local.state_file import find_platform
 from tests.ports import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
@@ -23,7 +23,7 @@ from functions import function
 FEATURES, MODELS = [], []
 
 @function()
-def kitchen_add(a: int, b: int = 1) -> int:
+def sample_add(a: int, b: int = 1) -> int:
     """Add."""
     return a + b
 '''
@@ -32,14 +32,14 @@ def kitchen_add(a: int, b: int = 1) -> int:
 def until(what: Callable[[], bool], *, within_s: float = 60.0) -> None:
     deadline = time.monotonic() + within_s
     while not what():
-        assert time.monotonic() < deadline, "it did not come to pass"
+        assert time.monotonic() < deadline, "did not happen in time"
         time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("up")
-    (folder / "kitchen_project.py").write_text(PROJECT)
+    (folder / "sample_project.py").write_text(PROJECT)
     return folder
 
 
@@ -61,16 +61,16 @@ def toque(place: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def up(place: Path) -> Running:
-    started = toque(place, "up", "--project", "kitchen_project", "--port", str(free_port()))
+def up(place: Path) -> RunningPlatform:
+    started = toque(place, "up", "--project", "sample_project", "--port", str(free_port()))
     out, _ = started.communicate(timeout=300)
     assert started.returncode == 0, out
-    running = find(place / "home")
+    running = find_platform(place / "home")
     assert running is not None
     return running
 
 
-def call(running: Running, path: str, body: Any = None, **headers: str) -> Any:
+def call(running: RunningPlatform, path: str, body: Any = None, **headers: str) -> Any:
     given = {"Authorization": f"Bearer {running.token()}"} | headers
     method = "GET" if body is None else "POST"
     answer = httpx.request(method, running.url + path, json=body, headers=given, timeout=120)
@@ -78,18 +78,18 @@ def call(running: Running, path: str, body: Any = None, **headers: str) -> Any:
     return answer.json()
 
 
-def left(home: Path, running: Running) -> list[str]:
+def left(home: Path, running: RunningPlatform) -> list[str]:
     return [each.command for each in processes.of_platform(home, running.sessions.values())]
 
 
-def kill(home: Path, running: Running, name: str) -> None:
+def kill(home: Path, running: RunningPlatform, name: str) -> None:
     [victim] = [
         each for each in processes.of_platform(home, running.sessions.values()) if name in each.command
     ]
     os.kill(victim.pid, signal.SIGKILL)
 
 
-def answers(running: Running, path: str, body: Any = None) -> bool:
+def answers(running: RunningPlatform, path: str, body: Any = None) -> bool:
     try:
         call(running, path, body)
     except httpx.HTTPError:
@@ -97,10 +97,12 @@ def answers(running: Running, path: str, body: Any = None) -> bool:
     return True
 
 
-def test_up_call_kill_up_again_and_down_leave_nothing(place: Path, home: Path) -> None:
+def test_a_platform_restarts_after_kills_with_its_results_and_leaves_no_process(
+    place: Path, home: Path
+) -> None:
     running = up(place)
-    assert call(running, "/functions/kitchen_add", {"a": 2}) == 3
-    assert call(running, "/functions/kitchen_add", {"a": 5}, **{"Idempotency-Key": "five"}) == 6
+    assert call(running, "/functions/sample_add", {"a": 2}) == 3
+    assert call(running, "/functions/sample_add", {"a": 5}, **{"Idempotency-Key": "five"}) == 6
     assert {each["name"] for each in call(running, "/schedules")} == set()
     assert any("haproxy" in each for each in left(home, running))
     again = toque(place, "up")
@@ -111,12 +113,12 @@ def test_up_call_kill_up_again_and_down_leave_nothing(place: Path, home: Path) -
     kill(home, running, "redis-server 127")
     kill(home, running, "ServeReplica:gateway")
     until(lambda: status(home).healthy)
-    until(lambda: answers(running, "/functions/kitchen_add", {"a": 3}))
+    until(lambda: answers(running, "/functions/sample_add", {"a": 3}))
 
-    # A head that is gone stays gone: `up` starts anew, with the memory there was.
+    # A killed head is not restarted: `up` starts a new platform, on the same store.
     kill(home, running, "gcs_server")
     second = up(place)
-    assert call(second, "/functions/kitchen_add", {"a": 5}, **{"Idempotency-Key": "five"}) == 6
+    assert call(second, "/functions/sample_add", {"a": 5}, **{"Idempotency-Key": "five"}) == 6
     assert second.token() == running.token()
 
     assert down(home) > 0
@@ -126,20 +128,20 @@ def test_up_call_kill_up_again_and_down_leave_nothing(place: Path, home: Path) -
 
 
 @pytest.mark.parametrize(
-    ("blow", "part"), [(signal.SIGINT, "ray"), (signal.SIGKILL, "ray"), (signal.SIGINT, "jobs")]
+    ("sent", "part"), [(signal.SIGINT, "ray"), (signal.SIGKILL, "ray"), (signal.SIGINT, "jobs")]
 )
-def test_up_that_is_interrupted_leaves_nothing_behind(
-    place: Path, home: Path, blow: signal.Signals, part: str
+def test_an_interrupted_up_leaves_no_process(
+    place: Path, home: Path, sent: signal.Signals, part: str
 ) -> None:
     starting = toque(place, "up", "--port", str(free_port()))
-    until(lambda: (running := find(home)) is not None and part in running.sessions)
-    running = find(home)
+    until(lambda: (running := find_platform(home)) is not None and part in running.sessions)
+    running = find_platform(home)
     assert running is not None
-    starting.send_signal(blow)
+    starting.send_signal(sent)
     out, _ = starting.communicate(timeout=120)
-    if blow is signal.SIGINT:
+    if sent is signal.SIGINT:
         assert starting.returncode == 130, out
-        assert find(home) is None
+        assert find_platform(home) is None
     else:
         assert down(home) > 0
     assert left(home, running) == []

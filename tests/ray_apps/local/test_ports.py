@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from ray_apps.local.errors import PortTaken
-from ray_apps.local.ports import Holder, choose, holder_of
+from ray_apps.local.ports import PortHolder, choose_ports, find_holder
 from ray_apps.local.settings import Ports
 
 HOST = "127.0.0.1"
@@ -23,11 +23,11 @@ def test_a_free_port_has_no_holder() -> None:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port = probe.getsockname()[1]
-    assert holder_of(port) is None
+    assert find_holder(port) is None
 
 
 def test_the_holder_of_a_port_is_named_with_pid_and_command(taken: int) -> None:
-    holder = holder_of(taken)
+    holder = find_holder(taken)
     assert holder is not None
     assert holder.pid == os.getpid()
     assert holder.command in str(holder)
@@ -39,35 +39,35 @@ def test_a_port_held_at_every_address_is_held_on_loopback_too() -> None:
     with socket.socket() as listening:
         listening.bind(("0.0.0.0", 0))  # noqa: S104  # the case
         listening.listen()
-        holder = holder_of(listening.getsockname()[1])
+        holder = find_holder(listening.getsockname()[1])
     assert holder is not None
     assert holder.pid == os.getpid()
 
 
-def test_a_taken_port_gives_way_and_the_note_names_both(taken: int) -> None:
-    chosen, moved = choose(Ports(http=taken), host=HOST)
+def test_a_taken_port_is_replaced_and_the_note_names_both(taken: int) -> None:
+    chosen, moved = choose_ports(Ports(http=taken), host=HOST)
     assert chosen.http != taken
-    assert holder_of(chosen.http) is None
+    assert find_holder(chosen.http) is None
     note = next(str(each) for each in moved if each.purpose == "http")
     assert f"port {taken} (http) is held by" in note
     assert f"using {chosen.http}" in note
 
 
-def test_a_fixed_port_that_is_taken_stops_and_names_the_holder(taken: int) -> None:
+def test_a_fixed_port_that_is_taken_is_an_error_that_names_the_holder(taken: int) -> None:
     with pytest.raises(PortTaken, match=rf"port {taken} \(http\) is held by .*pid {os.getpid()}"):
-        choose(Ports(http=taken), host=HOST, fixed=True)
+        choose_ports(Ports(http=taken), host=HOST, fixed=True)
 
 
 def _fake(held: set[int]) -> object:
-    return lambda port, _host: Holder(port, 1, "init") if port in held else None
+    return lambda port, _host: PortHolder(port, 1, "init") if port in held else None
 
 
-def test_no_port_is_given_twice() -> None:
+def test_no_port_is_chosen_twice() -> None:
     wanted = Ports(http=9000, jobs=9000, redis=9001, gcs=9001)
-    chosen, _ = choose(wanted, host=HOST, holder=_fake(set()))  # type: ignore[arg-type]
+    chosen, _ = choose_ports(wanted, host=HOST, holder=_fake(set()))  # type: ignore[arg-type]
     assert len(set(chosen.model_dump().values())) == len(chosen.model_dump())
 
 
-def test_without_a_free_port_nearby_it_stops() -> None:
+def test_no_free_port_nearby_is_an_error() -> None:
     with pytest.raises(PortTaken, match="no free port from 9000"):
-        choose(Ports(http=9000), host=HOST, holder=_fake(set(range(9000, 9300))))  # type: ignore[arg-type]
+        choose_ports(Ports(http=9000), host=HOST, holder=_fake(set(range(9000, 9300))))  # type: ignore[arg-type]

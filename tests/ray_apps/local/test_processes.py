@@ -1,4 +1,4 @@
-"""What we started is found and ended, whatever was killed meanwhile; what we did not start is left alone."""
+"""A platform's processes are found and ended, whatever was killed meanwhile; all others are left alone."""
 
 import os
 import signal
@@ -8,15 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ray_apps.local import processes
-from ray_apps.local.processes import Process, Session
+from ray_apps.local.processes import Process, ProcessSession
 
-Begin = Callable[..., Session]
+Begin = Callable[..., ProcessSession]
 
 
 def until(what: Callable[[], bool], *, within_s: float = 10.0) -> None:
     deadline = time.monotonic() + within_s
     while not what():
-        assert time.monotonic() < deadline, "it did not come to pass"
+        assert time.monotonic() < deadline, "did not happen in time"
         time.sleep(0.01)
 
 
@@ -38,21 +38,21 @@ def test_the_children_of_a_killed_leader_are_still_found_and_ended(home: Path, b
     assert processes.of_platform(home, [session]) == []
 
 
-def test_without_a_record_the_mark_tells(home: Path, begin: Begin) -> None:
+def test_processes_without_a_recorded_session_are_found_by_their_mark(home: Path, begin: Begin) -> None:
     begin("exec sleep 60")
     until(lambda: len(processes.of_platform(home, [])) >= 1)
     assert processes.end(home, [], grace_s=2) == []
     assert processes.of_platform(home, []) == []
 
 
-def test_a_process_that_left_for_a_session_of_its_own_is_found_by_its_mark(home: Path, begin: Begin) -> None:
+def test_a_process_in_a_session_of_its_own_is_found_by_its_mark(home: Path, begin: Begin) -> None:
     session = begin("setsid sleep 61 & wait")
     until(lambda: any("sleep 61" in each.command for each in processes.of_platform(home, [session])))
     assert processes.end(home, [session], grace_s=2) == []
     assert processes.of_platform(home, [session]) == []
 
 
-def test_one_that_ignores_the_request_is_killed(home: Path, begin: Begin) -> None:
+def test_a_process_that_ignores_sigterm_is_killed(home: Path, begin: Begin) -> None:
     session = begin("trap '' TERM; while :; do sleep 0.05; done")
     until(lambda: len(processes.of_platform(home, [session])) >= 1)
     assert processes.end(home, [session], grace_s=0.2) == []
@@ -66,25 +66,27 @@ def test_the_platform_of_another_folder_is_left_alone(home: Path, begin: Begin, 
     assert alive(session.leader)
 
 
-def test_a_number_that_went_to_another_process_is_not_taken_for_ours(home: Path, begin: Begin) -> None:
+def test_a_process_that_got_a_recorded_pid_later_is_left_alone(home: Path, begin: Begin) -> None:
     stranger = begin("exec sleep 60", mark=False)
-    before = Session(stranger.leader, stranger.started - 1)  # the record of one that had this number earlier
+    before = ProcessSession(
+        stranger.leader, stranger.started - 1
+    )  # recorded of an earlier process with this pid
     assert processes.of_platform(home, [before]) == []
     assert processes.end(home, [before], grace_s=0) == []
     assert alive(stranger.leader)
     os.kill(stranger.leader, signal.SIGKILL)
 
 
-def test_what_is_to_be_kept_is_kept(home: Path, begin: Begin) -> None:
+def test_kept_sessions_are_not_ended(home: Path, begin: Begin) -> None:
     kept, other = begin("exec sleep 60"), begin("exec sleep 60")
     until(lambda: len(processes.of_platform(home, [kept, other])) == 2)
     assert processes.end(home, [kept, other], grace_s=2, keep={kept.leader}) == []
     assert [each.pid for each in processes.of_platform(home, [kept, other])] == [kept.leader]
 
 
-def test_our_own_session_is_never_ended(home: Path) -> None:
-    here = Session(os.getsid(0), 0)
-    child = subprocess.Popen(["sleep", "60"], env=processes.marked({"PATH": "/usr/bin:/bin"}, home))
+def test_the_callers_own_session_is_never_ended(home: Path) -> None:
+    here = ProcessSession(os.getsid(0), 0)
+    child = subprocess.Popen(["sleep", "60"], env=processes.with_mark({"PATH": "/usr/bin:/bin"}, home))
     try:
         until(lambda: Process.find(child.pid) is not None)
         assert processes.of_platform(home, [here]) == []

@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from ray_apps.local import processes, redis_server
-from ray_apps.local.processes import Session
+from ray_apps.local.processes import ProcessSession
 from ray_apps.local.settings import Settings
 from tests.ports import free_port
 
@@ -26,15 +26,15 @@ def port() -> int:
 
 
 @pytest.fixture
-def started(settings: Settings, port: int) -> Iterator[Session]:
+def started(settings: Settings, port: int) -> Iterator[ProcessSession]:
     session = redis_server.start(settings, port)
     redis_server.wait(settings, redis_server.url(settings, port))
     yield session
     assert processes.end(settings.home, [session], grace_s=5) == []
 
 
-def test_it_wants_its_password_which_nobody_else_can_read(
-    settings: Settings, port: int, started: Session
+def test_redis_requires_a_password_that_only_this_user_can_read(
+    settings: Settings, port: int, started: ProcessSession
 ) -> None:
     with pytest.raises(redis.exceptions.AuthenticationError):
         redis.Redis(port=port).ping()
@@ -46,14 +46,16 @@ def test_it_wants_its_password_which_nobody_else_can_read(
     assert not any(password in each for each in commands)
 
 
-def test_it_listens_on_loopback_only(port: int, started: Session) -> None:
+def test_redis_listens_on_loopback_only(port: int, started: ProcessSession) -> None:
     listening = [line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     assert [each.split(":")[0] for each in listening if int(each.split(":")[1], 16) == port].count(
         "00000000"
     ) == 0
 
 
-def test_it_comes_back_with_its_data_after_kill_9(settings: Settings, port: int, started: Session) -> None:
+def test_a_killed_redis_restarts_with_its_data(
+    settings: Settings, port: int, started: ProcessSession
+) -> None:
     client = redis.Redis.from_url(redis_server.url(settings, port))
     client.config_set("appendfsync", "always")
     client.set("kept", "value")
@@ -68,7 +70,7 @@ def test_it_comes_back_with_its_data_after_kill_9(settings: Settings, port: int,
     client.close()
 
 
-def test_its_data_is_there_after_down_and_up(settings: Settings, port: int) -> None:
+def test_data_survives_a_stop_and_start(settings: Settings, port: int) -> None:
     for expected in (None, b"1"):
         session = redis_server.start(settings, port)
         redis_server.wait(settings, redis_server.url(settings, port))
@@ -78,7 +80,7 @@ def test_its_data_is_there_after_down_and_up(settings: Settings, port: int) -> N
         assert processes.end(settings.home, [session], grace_s=5) == []
 
 
-def test_a_server_that_does_not_start_is_told_with_its_log(home: Path) -> None:
+def test_a_server_that_does_not_start_is_an_error_with_its_log(home: Path) -> None:
     settings = Settings(home=home, start_timeout_s=0.5)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -8,15 +8,15 @@ from pydantic import ValidationError
 from ray_apps.local import ray_head
 from ray_apps.local.lifecycle import run_folder
 from ray_apps.local.ports import Ports
-from ray_apps.local.running import Running, boot_id, find, forget
 from ray_apps.local.settings import CLUSTER_FILE, Settings
+from ray_apps.local.state_file import RunningPlatform, boot_id, delete_state_file, find_platform
 
 
-def made(home: Path) -> Running:
+def made(home: Path) -> RunningPlatform:
     home.mkdir(exist_ok=True)
     settings = Settings(home=home, project="examples.flights", clock="replay")
     settings.token_file.write_text("tq_secret")
-    return Running(
+    return RunningPlatform(
         settings=settings,
         boot=boot_id(),
         ports=Ports(),
@@ -25,48 +25,48 @@ def made(home: Path) -> Running:
     )
 
 
-def test_what_is_chosen_goes_before_the_environment_and_that_before_defaults(tmp_path: Path) -> None:
+def test_arguments_override_the_environment_which_overrides_defaults(tmp_path: Path) -> None:
     environment = {"TOQUE_HOME": str(tmp_path), "TOQUE_PROJECT": "one", "TOQUE_CLOCK": "replay"}
     settings = Settings.of(environment, project="two", clock=None)
     assert (settings.project, settings.clock, settings.home) == ("two", "replay", tmp_path.resolve())
     assert settings.store_url == f"file://{tmp_path.resolve()}/store"
 
 
-def test_the_cluster_file_speaks_first_and_is_overruled(tmp_path: Path) -> None:
+def test_the_environment_and_arguments_override_the_cluster_file(tmp_path: Path) -> None:
     file = tmp_path / "cluster.yaml"
-    told = "{clock: replay, start_timeout_s: 5, ports: {http: 8123, jobs: 8124}}"
-    file.write_text(f"cluster_name: c\nmetadata: {{toque: {told}}}\n")
+    chosen = "{clock: replay, start_timeout_s: 5, ports: {http: 8123, jobs: 8124}}"
+    file.write_text(f"cluster_name: c\nmetadata: {{toque: {chosen}}}\n")
     settings = Settings.of({"TOQUE_CLUSTER": str(file), "TOQUE_CLOCK": "system"}, ports={"jobs": 9000})
     assert (settings.clock, settings.start_timeout_s) == ("system", 5)
     assert (settings.ports.http, settings.ports.jobs, settings.ports.redis) == (8123, 9000, Ports().redis)
 
 
-def test_the_cluster_file_of_the_repository_is_understood() -> None:
+def test_the_cluster_file_of_the_repository_is_valid() -> None:
     assert CLUSTER_FILE.exists()
     assert Settings.of({}).ports == Ports()
 
 
-def test_a_word_that_the_cluster_file_should_not_have_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_key_of_the_cluster_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cluster.yaml").write_text("metadata: {toque: {colour: red}}\n")
     with pytest.raises(ValidationError, match="colour"):
         Settings.of({"TOQUE_CLUSTER": str(tmp_path / "cluster.yaml")})
 
 
-def test_a_clock_that_is_none_is_refused() -> None:
+def test_an_unknown_clock_is_refused() -> None:
     with pytest.raises(ValidationError, match="clock"):
         Settings.of({"TOQUE_CLOCK": "sundial"})
 
 
-def test_what_runs_is_kept_for_this_user_only_and_read_back(tmp_path: Path) -> None:
+def test_the_state_file_is_private_and_read_back(tmp_path: Path) -> None:
     running = made(tmp_path).save()
-    assert find(tmp_path) == running
+    assert find_platform(tmp_path) == running
     assert (tmp_path / "up.json").stat().st_mode & 0o077 == 0
-    forget(tmp_path)
-    forget(tmp_path)
-    assert find(tmp_path) is None
+    delete_state_file(tmp_path)
+    delete_state_file(tmp_path)
+    assert find_platform(tmp_path) is None
 
 
-def test_processes_get_the_platforms_variables_and_no_other_platforms(tmp_path: Path) -> None:
+def test_processes_get_the_variables_of_their_platform_only(tmp_path: Path) -> None:
     inherited = {
         "PATH": "/bin",
         "TOQUE_STORE": "s3://other",
@@ -79,8 +79,8 @@ def test_processes_get_the_platforms_variables_and_no_other_platforms(tmp_path: 
     assert environment["TOQUE_PROJECT"] == "examples.flights"
     assert environment["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
     assert environment["RAY_ADDRESS"] == "127.0.0.1:6399"
-    assert environment["PATH"] == f"{Path(sys.executable).parent}:/bin"  # a job's `python` is ours
-    assert "TOQUE_TOKEN" not in environment  # a function is not the administrator
+    assert environment["PATH"] == f"{Path(sys.executable).parent}:/bin"  # a job runs with this `python`
+    assert "TOQUE_TOKEN" not in environment  # functions do not act as the administrator
     assert str(ray_head.ROOT) in environment["PYTHONPATH"].split(":")
 
 
@@ -100,7 +100,7 @@ def test_everything_ray_starts_is_bound_to_loopback(tmp_path: Path) -> None:
     assert "--include-dashboard=false" in command
 
 
-def test_the_replicas_lane_can_be_imported(tmp_path: Path) -> None:
+def test_the_http_middlewares_that_serve_is_given_can_be_imported(tmp_path: Path) -> None:
     name = ray_head.environment(made(tmp_path), {})["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]
     module, _, function = name.rpartition(".")
     assert callable(getattr(import_module(module), function))

@@ -1,4 +1,4 @@
-"""What is running, as `up.json` in the state folder tells it."""
+"""Reads and writes `up.json` in the state folder, which records the platform that was started there."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from ray_apps.local.processes import Session
+from ray_apps.local.processes import ProcessSession
 from ray_apps.local.settings import Ports, Settings
 
 FILE = "up.json"
 
 
-class Running(BaseModel):
-    """A platform that was started: its settings, doors, sessions and how long each part took to start.
+class RunningPlatform(BaseModel):
+    """A platform that was started: its settings, ports, process sessions, and how long each part took to start.
 
-    boot: the machine's boot it belongs to; run_folder: short-named folder for sockets; ready: false while it is
-    still starting; timings_s: seconds from the beginning until each part was there.
+    boot: id of the machine's boot in which it was started; run_folder: folder with a short path, for sockets; ready:
+    false while the platform is starting; timings_s: seconds from the start until each part was ready.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -28,7 +28,7 @@ class Running(BaseModel):
     ports: Ports
     redis_url: str
     run_folder: Path
-    sessions: dict[str, Session] = {}
+    sessions: dict[str, ProcessSession] = {}
     models: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     timings_s: dict[str, float] = {}
@@ -36,30 +36,30 @@ class Running(BaseModel):
 
     @property
     def url(self) -> str:
-        """The platform's HTTP door."""
+        """URL of the platform's HTTP API."""
         return f"http://{self.settings.host}:{self.ports.http}"
 
     @property
     def grpc_address(self) -> str:
-        """Where the models answer by gRPC."""
+        """Address at which the models answer by gRPC."""
         return f"{self.settings.host}:{self.ports.grpc}"
 
     @property
     def jobs_url(self) -> str:
-        """The address for `ray job submit`."""
+        """URL of the job endpoint, for `ray job submit`."""
         return f"http://{self.settings.host}:{self.ports.jobs}"
 
     @property
     def ray_address(self) -> str:
-        """The address for `ray.init`."""
+        """Address of the Ray head, for `ray.init`."""
         return f"{self.settings.host}:{self.ports.gcs}"
 
     def token(self) -> str:
-        """The administrator's bearer token."""
+        """Read the administrator's bearer token from its file."""
         return self.settings.token_file.read_text().strip()
 
     def environment(self) -> dict[str, str]:
-        """What a client of this platform needs in its environment: doors, store, and where secrets are."""
+        """List the variables of a client of this platform: addresses, store, and paths of secrets."""
         given = {
             "TOQUE_HOME": str(self.settings.home),
             "TOQUE_STORE": self.settings.store_url,
@@ -73,36 +73,36 @@ class Running(BaseModel):
         return {name: value for name, value in given.items() if value}
 
     def client_environment(self) -> dict[str, str]:
-        """`environment` with the administrator's token, for a person's own shell."""
+        """Add the administrator's token to `environment`, for a person's own shell."""
         return self.environment() | {"TOQUE_TOKEN": self.token()}
 
-    def save(self) -> Running:
-        """Write it, readable by this user only; whole or not at all. Returns itself."""
+    def save(self) -> RunningPlatform:
+        """Write the state file atomically, readable by this user only; returns this platform."""
         write_private(self.settings.home / FILE, self.model_dump_json(indent=1))
         return self
 
 
-def find(home: Path) -> Running | None:
-    """What was last recorded in `home`, whether or not it still runs."""
+def find_platform(home: Path) -> RunningPlatform | None:
+    """Read the platform that was last started in `home`, whether or not it still runs."""
     try:
         text = (home / FILE).read_text()
     except FileNotFoundError:
         return None
-    return Running.model_validate(json.loads(text))
+    return RunningPlatform.model_validate(json.loads(text))
 
 
-def forget(home: Path) -> None:
-    """Remove the record."""
+def delete_state_file(home: Path) -> None:
+    """Delete the state file, if there is one."""
     (home / FILE).unlink(missing_ok=True)
 
 
 def boot_id() -> str:
-    """Names this boot of the machine: process numbers mean nothing in another."""
+    """Read the id of the machine's current boot: pids of an earlier boot mean nothing."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def write_private(path: Path, text: str) -> None:
-    """Replace a file with mode 0600, atomically."""
+    """Write a file with mode 0600, replacing an earlier one atomically."""
     new = path.with_name(f"{path.name}.{os.getpid()}.new")
     with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(text)
