@@ -2,5 +2,3 @@
 
 This package may use every package below it. It must stay light to import: processes that start Ray import it before Ray.
 """
-
-from ray_apps import renamed as _renamed  # noqa: F401  # old module paths stay importable for one release

@@ -1,4 +1,4 @@
-"""`python -m ray_apps.cli`."""
+"""Entry point of `python -m ray_apps.cli`."""
 
 import sys
 

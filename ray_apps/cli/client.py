@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
+if TYPE_CHECKING:
+    import httpx
 
-from ray_apps.local import state_file
+# httpx is imported by the first client that is made: it takes 80 ms, and `toque --help` asks nobody.
 
 TIMEOUT_S = 3600.0
+STATE_FILE = "up.json"  # what `toque up` leaves in the state folder
 
 
 class Refused(Exception):  # noqa: N818  # an answer, not an error of ours
-    """The platform answered with a problem; `callers_fault` says whether asking otherwise would help."""
+    """The platform answered with a problem; `usage` says whether the command line itself was wrong."""
 
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(detail)
         self.status = status
 
     @property
-    def callers_fault(self) -> bool:
-        """Whether the request was wrong."""
-        return self.status < HTTPStatus.INTERNAL_SERVER_ERROR
+    def usage(self) -> bool:
+        """Whether the request does not fit what the platform takes, whatever is stored there."""
+        return self.status in {HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY}
 
 
 class Unreachable(Exception):  # noqa: N818  # the same
@@ -35,10 +38,13 @@ class Unreachable(Exception):  # noqa: N818  # the same
 
 
 class Client:
-    """Asks the platform at `url` in the name of `token`."""
+    """A client that asks the platform at `url` in the name of `token`."""
 
     def __init__(self, url: str, token: str, *, transport: httpx.BaseTransport | None = None) -> None:
+        import httpx  # late: see above
+
         self._url = url
+        self._unreachable = httpx.TransportError
         headers = {"Authorization": f"Bearer {token}"}
         self._http = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S, transport=transport)
 
@@ -81,7 +87,7 @@ class Client:
     def _reaching(self) -> Iterator[None]:
         try:
             yield
-        except httpx.TransportError as error:
+        except self._unreachable as error:
             raise Unreachable(f"nothing answers at {self._url}: {error}; `toque up` starts it") from error
 
 
@@ -90,14 +96,28 @@ def client_of(given: argparse.Namespace) -> Client:
 
     Raises: Unreachable if there is neither.
     """
-    running = state_file.find_platform(Path(given.home).expanduser().resolve())
-    url = os.environ.get("TOQUE_URL") or (running.url if running else None)
-    token = os.environ.get("TOQUE_TOKEN") or (running.token() if running else None)
+    url, token = os.environ.get("TOQUE_URL"), os.environ.get("TOQUE_TOKEN")
+    if not url or not token:
+        running_url, running_token = _running(Path(given.home).expanduser().resolve())
+        url, token = url or running_url, token or running_token
     if not url or not token:
         raise Unreachable(
             f"nothing runs in {given.home}; `toque up` starts it, or set TOQUE_URL and TOQUE_TOKEN"
         )
     return Client(url, token)
+
+
+def _running(home: Path) -> tuple[str | None, str | None]:
+    """Address and token of what `toque up` started in `home`, whether or not it still runs.
+
+    Read here, for `ray_apps.local`, which wrote it, imports Redis and the tables: half a second.
+    """
+    try:
+        found = json.loads((home / STATE_FILE).read_text())
+        token = (Path(found["settings"]["home"]) / "token").read_text().strip()
+    except FileNotFoundError:
+        return None, None
+    return f"http://{found['settings']['host']}:{found['ports']['http']}", token
 
 
 def _good(answer: httpx.Response) -> httpx.Response:

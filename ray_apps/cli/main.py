@@ -1,6 +1,7 @@
 """Reads a command line, runs one command, turns its error into a message and an exit code.
 
-Exit codes: 0 well; 1 the platform or the function failed; 2 the request was wrong; 130 interrupted.
+Exit codes: 0 well; 1 failed, refused, or a name that the platform does not know; 2 the command line itself was wrong;
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -9,51 +10,98 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-
-from pydantic import ValidationError
+from typing import Any
 
 from ray_apps.cli.client import Refused, Unreachable
-from ray_apps.cli.command import INTERRUPTED, UsageError
-from ray_apps.cli.commands import access, calls, features, ledger, machine, models, predict, runs, traffic
-from ray_apps.cli.commands import monitoring as inspector
+from ray_apps.cli.command import INTERRUPTED, Failed, Parser, UsageError
+from ray_apps.cli.commands import (
+    access,
+    calls,
+    features,
+    ledger,
+    machine,
+    models,
+    monitoring,
+    predict,
+    rollouts,
+    runs,
+    traffic,
+)
+from ray_apps.cli.names import UnknownName
 from ray_apps.cli.output import complain
-from ray_apps.local.errors import LocalError
 
 FAILED, WRONG = 1, 2
+
+# The order in which `toque --help` shows the commands.
+GROUPS = {
+    "this machine": (machine,),
+    "models": (models, traffic, rollouts, predict),
+    "monitoring": (monitoring,),
+    "training": (runs, features),
+    "functions": (calls, ledger),
+    "access": (access,),
+}
+_EPILOG = """\
+`toque COMMAND --help` lists the arguments of a command. Tables fit the terminal; -o wide shows everything, -o json and
+-o tsv are for programs, and in a pipe TSV is the default.
+Exit codes: 0 well; 1 failed, refused or an unknown name; 2 a command line that cannot be; 130 interrupted."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     given = parser().parse_args(arguments)
     try:
+        return _run(given)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(given: argparse.Namespace) -> int:
+    try:
         code: int = given.command(given)
     except Refused as error:
         complain(str(error))
-        return WRONG if error.callers_fault else FAILED
-    except (ValidationError, UsageError) as error:
+        return WRONG if error.usage else FAILED
+    except UsageError as error:
         complain(str(error))
         return WRONG
-    except (Unreachable, LocalError) as error:
+    except (Failed, Unreachable, UnknownName) as error:
         complain(str(error))
         return FAILED
     except KeyboardInterrupt:
         complain("interrupted")
         return INTERRUPTED
-    except BrokenPipeError:  # whoever read the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    sys.stdout.flush()  # here, so that a closed pipe is seen in `main`
     return code
 
 
 def parser() -> argparse.ArgumentParser:
-    """The commands there are."""
-    made = argparse.ArgumentParser(
-        prog="toque", description="An AI platform made of small serverless functions."
+    """A parser with every command there is."""
+    made = Parser(
+        prog="toque",
+        description="An AI platform made of small serverless functions.",
+        usage="toque [--home FOLDER] COMMAND …",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument(
-        "--home", default=os.environ.get("TOQUE_HOME") or ".toque", help="state folder (default: %(default)s)"
+        "--home",
+        default=os.environ.get("TOQUE_HOME") or ".toque",
+        metavar="FOLDER",
+        help="state folder of a platform on this machine (default: %(default)s)",
     )
-    commands = made.add_subparsers(required=True, metavar="COMMAND")
-    for room in (machine, calls, ledger, models, traffic, runs, features, inspector, predict, access):
-        room.register(commands)
+    commands = made.add_subparsers(required=True, metavar="COMMAND", help=argparse.SUPPRESS, prog="toque")
+    sections = []
+    for title, modules in GROUPS.items():
+        before = set(commands.choices)
+        for module in modules:
+            module.register(commands)
+        sections.append(f"{title}:\n" + "\n".join(_summaries(commands, before)))
+    made.epilog = "\n\n".join([*sections, _EPILOG])
     return made
+
+
+def _summaries(commands: Any, before: set[str]) -> list[str]:
+    """A line for each command that was added after `before`."""
+    helps = {each.dest: each.help for each in commands._get_subactions()}  # noqa: SLF001  # argparse offers no other
+    return [f"  {name:<13}{helps[name]}" for name in commands.choices if name not in before]

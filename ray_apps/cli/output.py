@@ -1,60 +1,344 @@
-"""How the commands print: tables for people, one JSON value for programs."""
+"""Rendering of everything that the commands print: tables and facts for people, TSV and JSON for programs.
+
+A number, an identifier, a name or a date is printed whole at any width. Only free text is shortened, at its middle and
+between words, and only to fit a terminal; in a pipe, and with `-o wide`, nothing is.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any
+import shutil
+import sys
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TextIO
 
-from rich.console import Console
-from rich.table import Table
+# rich is imported where a terminal needs it: it takes 50 ms, and a pipe has no colours.
 
-_GAP = 2  # between two columns
-_LAST = 40  # characters of the last column that fit at least
-_TIME = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d)(:\d\d(\.\d+)?)?(Z|\+00:00)")
+Format = Literal["table", "wide", "tsv", "json"]
+FORMATS: tuple[Format, ...] = ("table", "wide", "tsv", "json")
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+_GAP = 2  # spaces between two columns
+_ELLIPSIS = "…"
+_LEAST_TEXT = 16  # cells that a shortened text keeps; with less, each row becomes a block
+_LARGE = 10_000.0  # from here on a rounded number would lose digits before the point
+_EXACT = 1e15  # from here on a float's own notation is the only honest one
+_TIME = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d)(:\d\d)?(\.\d+)?(?:Z|\+00:00)")
+_WORD = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d(?::\d\d)?|\S+")  # a date with its time is one word
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a name may not move the terminal's cursor
 
 
-def complain(text: str) -> None:
-    """An error, to standard error."""
-    err.print(text, style="red", markup=False)
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table, or a fact about one thing.
+
+    source: key of the row, or what makes the value from the row. text: free text, which may be shortened. wide: printed
+    with `-o wide` only.
+    """
+
+    heading: str
+    source: str | Callable[[Any], Any]
+    text: bool = False
+    wide: bool = False
+
+    def of(self, row: Any) -> Any:
+        """The value of this column in `row`."""
+        return row[self.source] if isinstance(self.source, str) else self.source(row)
 
 
-def say(text: str) -> None:
-    """A line for the person at the terminal."""
-    out.print(text, markup=False)
+def listing(
+    output: Format | None,
+    columns: Sequence[Column],
+    rows: Sequence[Any],
+    *,
+    empty: str,
+    limit: int | None = None,
+    total: Any = None,
+) -> None:
+    """Print rows as a table, or as they are by `-o json`.
+
+    empty: what is said, on standard error, where there is no row. limit: how many rows are printed; if there are more, a
+    line on standard error says so. total: a last row that is not counted, and not part of the JSON.
+    """
+    how, kept = chosen(output), list(rows if limit is None else rows[:limit])
+    if how == "json":
+        _write_json(kept)
+    else:
+        every = kept + ([total] if total is not None and kept else [])
+        table(how, columns, every)
+        if not kept:
+            note(empty)
+    if limit is not None and len(rows) > limit:
+        note(f"the first {limit} are shown and there are more; --limit {2 * limit} shows further ones")
+
+
+def table(output: Format | None, columns: Sequence[Column], rows: Sequence[Any]) -> None:
+    """Print rows as a table for people or as TSV. A header line stands in TSV even where there is no row."""
+    how = chosen(output)
+    used = [each for each in columns if how == "wide" or not each.wide]
+    values = [[each.of(row) for each in used] for row in rows]
+    if how == "tsv" or (how == "wide" and not _at_terminal()):
+        _write_tsv([each.heading for each in used], values)
+    elif rows:
+        width = None if how == "wide" else _width()
+        for line in laid_out(used, values, width=width, exact=how == "wide"):
+            say(line)
+
+
+def facts(output: Format | None, columns: Sequence[Column], thing: Any) -> None:
+    """Print the facts about one thing, a line each; by `-o json` the thing itself."""
+    how = chosen(output)
+    if how == "json":
+        _write_json(thing)
+        return
+    used = [each for each in columns if how == "wide" or not each.wide]
+    if how == "tsv" or (how == "wide" and not _at_terminal()):
+        _write_tsv(["field", "value"], [[each.heading, each.of(thing)] for each in used])
+        return
+    values = [_cell(each.of(thing), exact=how == "wide") for each in used]
+    for line in _block([each.heading for each in used], values, _width() if how == "table" else None):
+        say(line)
+
+
+def message(output: Format | None, text: str, content: Any) -> None:
+    """Print a sentence; by `-o json` the value it is about."""
+    if chosen(output) == "json":
+        _write_json(content)
+    else:
+        say(text)
 
 
 def value(content: Any) -> None:
-    """A value as JSON: coloured at a terminal, plain in a pipe."""
-    text = json.dumps(content, indent=2, ensure_ascii=False, default=str)
-    if out.is_terminal:
-        out.print_json(text)
-    else:
-        out.file.write(f"{text}\n")
+    """Print a value as JSON: the result of a function or the answer of a model, whose shape only its caller knows."""
+    _write_json(content)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Rows under headings; only the last column is wrapped, so that every name and id can be copied whole."""
-    lines = [[_cell(each) for each in row] for row in rows]
-    *widths, last = (max(map(len, column)) for column in zip(columns, *lines, strict=True))
-    made = Table(box=None, pad_edge=False, header_style="bold")
-    for name in columns:
-        made.add_column(name, no_wrap=name != columns[-1], overflow="fold")
-    for line in lines:
-        made.add_row(*line)
-    needed = sum(width + _GAP for width in widths) + min(last, _LAST)
-    out.print(made, width=max(out.width, needed), crop=False)
+def say(text: str) -> None:
+    """Print a line to standard output."""
+    sys.stdout.write(f"{text}\n")
 
 
-def _cell(content: Any) -> str:
-    if content is None:
+def note(text: str) -> None:
+    """Print a remark to standard error, so that what is piped stays data."""
+    sys.stderr.write(f"{text}\n")
+
+
+def complain(text: str) -> None:
+    """Print an error to standard error, as one line."""
+    line = " ".join(part.strip() for part in _CONTROL.sub("", text).splitlines() if part.strip())
+    sys.stderr.write(_styled(line, "31", sys.stderr) + "\n")
+
+
+def chosen(output: Format | None) -> Format:
+    """The format that is meant: what was asked for, else a table at a terminal and TSV elsewhere."""
+    return output or ("table" if _at_terminal() else "tsv")
+
+
+def laid_out(
+    columns: Sequence[Column], rows: Sequence[Sequence[Any]], *, width: int | None, exact: bool = False
+) -> list[str]:
+    """The lines of a table that is at most `width` cells wide; where it cannot be, a block of lines for each row.
+
+    width: None for any width. exact: numbers are not rounded.
+    """
+    headings = [each.heading for each in columns]
+    cells = [[_cell(each, exact=exact) for each in row] for row in rows]
+    if width is not None:
+        fitted = _fitted(columns, cells, width)
+        if fitted is None:
+            return _blocks(headings, cells, width)
+        cells = fitted
+    right = [bool(rows) and all(_is_number(row[at]) for row in rows) for at in range(len(columns))]
+    sizes = _sizes(headings, cells)
+    lines = [_styled(_line(headings, sizes, right), "1", sys.stdout)]
+    return lines + [_line(row, sizes, right) for row in cells]
+
+
+def shortened(text: str, room: int) -> str:
+    """`text` with words of its middle left out, so that it takes at most `room` cells; each word is whole or left out.
+
+    A single word without digits is cut itself; one with digits may be a number or an identifier, and stays whole.
+    """
+    if _cells(text) <= room:
+        return text
+    words = _WORD.findall(text)
+    head: list[str] = []
+    tail: list[str] = []
+    left = room - 1
+    while words:
+        front = sum(map(_cells, head)) <= sum(map(_cells, tail))
+        if _cells(words[0 if front else -1]) >= left:
+            front = not front  # what does not fit at one end may do so at the other
+        word = words[0 if front else -1]
+        if _cells(word) >= left:
+            break
+        left -= _cells(word) + 1
+        if front:
+            head.append(words.pop(0))
+        else:
+            tail.insert(0, words.pop())
+    if head or tail:
+        return " ".join([*head, _ELLIPSIS, *tail])
+    if re.search(r"\d", words[0]):
+        return f"{words[0]} {_ELLIPSIS}" if len(words) > 1 else words[0]
+    return _halves(words[0], room)
+
+
+def wrapped(text: str, room: int) -> list[str]:
+    """`text` in lines of at most `room` cells, broken between words; a word that is too long stays whole."""
+    lines: list[str] = []
+    for word in _WORD.findall(text):
+        if lines and _cells(lines[-1]) + 1 + _cells(word) <= room:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines or [text]
+
+
+def _fitted(columns: Sequence[Column], cells: list[list[str]], width: int) -> list[list[str]] | None:
+    """The cells, with texts shortened so that every line fits; None if that is not possible."""
+    headings = [each.heading for each in columns]
+    sizes = _sizes(headings, cells)
+    texts = [at for at, column in enumerate(columns) if column.text]
+    room = width - _GAP * (len(columns) - 1) - sum(size for at, size in enumerate(sizes) if at not in texts)
+    allowed: dict[int, int] = {}
+    for done, at in enumerate(sorted(texts, key=lambda each: sizes[each])):
+        allowed[at] = min(sizes[at], room // (len(texts) - done))
+        room -= allowed[at]
+    least = {at: min(sizes[at], max(_LEAST_TEXT, _cells(headings[at]))) for at in texts}
+    if room < 0 or any(allowed[at] < least[at] for at in texts):
+        return None
+    fitted = [
+        [shortened(cell, allowed[at]) if at in allowed else cell for at, cell in enumerate(row)]
+        for row in cells
+    ]
+    return fitted if sum(_sizes(headings, fitted)) + _GAP * (len(columns) - 1) <= width else None
+
+
+def _blocks(headings: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> list[str]:
+    lines: list[str] = []
+    for row in cells:
+        lines += [""] * bool(lines) + _block(headings, row, width)
+    return lines
+
+
+def _block(headings: Sequence[str], row: Sequence[str], width: int | None) -> list[str]:
+    """A line for each value, wrapped between words; a word that is too long goes beyond the width."""
+    margin = max(map(_cells, headings)) + _GAP
+    lines = []
+    for heading, cell in zip(headings, row, strict=True):
+        parts = [cell] if width is None else wrapped(cell, width - margin)
+        lines.append(_styled(_padded(heading, margin), "1", sys.stdout) + parts[0])
+        lines += [" " * margin + part for part in parts[1:]]
+    return lines
+
+
+def _line(cells: Sequence[str], sizes: Sequence[int], right: Sequence[bool]) -> str:
+    padded = [
+        " " * (size - _cells(cell)) + cell if aligned else _padded(cell, size)
+        for cell, size, aligned in zip(cells, sizes, right, strict=True)
+    ]
+    return (" " * _GAP).join(padded).rstrip()
+
+
+def _padded(text: str, size: int) -> str:
+    return text + " " * (size - _cells(text))
+
+
+def _halves(word: str, room: int) -> str:
+    """`word` cut in its middle to `room` cells."""
+    head, tail = "", ""
+    while word and _cells(head) + _cells(tail) + _cells(word[0]) < room:
+        head, word = head + word[0], word[1:]
+        if word and _cells(head) + _cells(tail) + _cells(word[-1]) < room:
+            tail, word = word[-1] + tail, word[:-1]
+    return f"{head}{_ELLIPSIS}{tail}"
+
+
+def _sizes(headings: Sequence[str], cells: Iterable[Sequence[str]]) -> list[int]:
+    return [max(map(_cells, column)) for column in zip(headings, *cells, strict=True)]
+
+
+def _cells(text: str) -> int:
+    """How many cells of a terminal a text takes."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(each) else 2 if unicodedata.east_asian_width(each) in "WF" else 1
+        for each in text
+    )
+
+
+def _cell(content: Any, *, exact: bool) -> str:
+    """A value as a person reads it; `exact`: not rounded, and times with their seconds."""
+    if content is None or content in ("", [], {}, ()):
         return "-"
-    if isinstance(content, float):
-        return f"{content:.4g}"
     if isinstance(content, bool):
         return "yes" if content else "no"
-    return _TIME.sub(r"\1 \2", str(content)).replace("[", r"\[")
+    if isinstance(content, float):
+        return repr(content) if exact else _rounded(content)
+    text = _plain(content)
+    keep = r"\1 \2\3" if exact else r"\1 \2"
+    return _CONTROL.sub("", " ".join(_TIME.sub(keep, text).split()))
+
+
+def _rounded(number: float) -> str:
+    """A float in five digits, but never fewer than stand before its point."""
+    if _LARGE <= abs(number) < _EXACT:
+        return f"{number:.0f}"
+    return f"{number:.5g}" if abs(number) < _LARGE else repr(number)
+
+
+def _plain(content: Any) -> str:
+    """A value as text: names of a list with commas, any other collection as JSON."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list | tuple) and all(isinstance(each, str | int) for each in content):
+        return ", ".join(map(str, content))
+    return json.dumps(content, ensure_ascii=False, default=str)
+
+
+def _is_number(content: Any) -> bool:
+    return isinstance(content, int | float) and not isinstance(content, bool)
+
+
+def _write_tsv(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    for row in [headings, *rows]:
+        sys.stdout.write("\t".join(map(_tsv, row)) + "\n")
+
+
+def _tsv(content: Any) -> str:
+    if content is None:
+        return ""
+    text = json.dumps(content) if isinstance(content, bool | float) else _plain(content)
+    escapes = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
+    return "".join(escapes.get(each, each) for each in text)
+
+
+def _write_json(content: Any) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False, default=str)
+    if _at_terminal() and _coloured(sys.stdout):
+        from rich.console import Console
+
+        Console(soft_wrap=True).print_json(text)
+    else:
+        sys.stdout.write(f"{text}\n")
+
+
+def _styled(text: str, code: str, stream: TextIO) -> str:
+    return f"\x1b[{code}m{text}\x1b[0m" if stream.isatty() and _coloured(stream) else text
+
+
+def _coloured(stream: TextIO) -> bool:
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and stream.isatty()
+
+
+def _at_terminal() -> bool:
+    return sys.stdout.isatty()
+
+
+def _width() -> int:
+    return shutil.get_terminal_size().columns

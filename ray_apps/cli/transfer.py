@@ -6,16 +6,18 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from http import HTTPStatus
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from ray_apps.cli.client import Client, Refused
-from ray_apps.cli.command import UsageError
-from registry import InvalidInput
-from registry.names import check_key
-from registry.progress import progress_bar
-from registry.store.blobs import LocalFile, scan
+from ray_apps.cli.client import Client
+from ray_apps.cli.command import Failed, UsageError
+from ray_apps.cli.progress import transfer_bar
+
+if TYPE_CHECKING:
+    from registry.store.blobs import LocalFile
+
+# registry is imported by what needs it: it brings the tables, a third of a second.
 
 _ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
 _PARALLEL = 8
@@ -37,6 +39,9 @@ class Transfer:
 
 def local(source: str) -> dict[str, LocalFile]:
     """The files of the folder (or the one file) `source`, by path. Raises: UsageError."""
+    from registry import InvalidInput
+    from registry.store.blobs import scan
+
     try:
         return scan(Path(source))
     except InvalidInput as error:
@@ -59,15 +64,21 @@ def send(client: Client, transfers: Sequence[Transfer], *, label: str) -> None:
 
 
 def below(folder: Path, path: str) -> Path:
-    """The place of a file that the platform names, below `folder`. Raises: InvalidInput if it would leave it."""
-    return folder / check_key(path)
+    """The place of a file that the platform names, below `folder`. Raises: Failed if it would leave it."""
+    from registry import InvalidInput
+    from registry.names import check_key
+
+    try:
+        return folder / check_key(path)
+    except InvalidInput as error:
+        raise Failed(f"the platform names a file that has no place below {folder}: {error}") from error
 
 
 def _all(
     move: Callable[[Transfer, Callable[[int], None]], None], transfers: Sequence[Transfer], label: str
 ) -> None:
     total = sum(each.size for each in transfers)
-    with progress_bar(label, total) as moved, ThreadPoolExecutor(_PARALLEL) as pool:
+    with transfer_bar(label, total) as moved, ThreadPoolExecutor(_PARALLEL) as pool:
         for done in [pool.submit(move, each, moved) for each in transfers]:
             done.result()
 
@@ -86,8 +97,10 @@ def _fetch(client: Client, transfer: Transfer, moved: Callable[[int], None]) -> 
                 digest.update(chunk)
                 moved(len(chunk))
         if transfer.sha256 not in {"", digest.hexdigest()}:
-            told = f"{transfer.address} came with the digest {digest.hexdigest()[:12]}…, not {transfer.sha256[:12]}…"
-            raise Refused(HTTPStatus.BAD_GATEWAY, f"{told}: it was changed on the way; fetch it again")
+            raise Failed(
+                f"{transfer.address} came with the digest {digest.hexdigest()}, not {transfer.sha256}: it was changed on "
+                "the way; fetch it again"
+            )
         partial.replace(transfer.here)
     finally:
         partial.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ Each model is a Serve application of its own under `/v2/models/{name}`, or one o
 the models' traffic policies, load what they name beside the traffic, and log every answer before it leaves.
 """
 
+from ray_apps.predictor import renamed as _renamed  # noqa: F401  # old module paths stay importable for one release
 from ray_apps.predictor.deploy.deployment import (
     POOL_APP,
     POOL_PREFIX,

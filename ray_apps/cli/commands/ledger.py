@@ -1,36 +1,36 @@
-"""`toque logs` and `toque costs`: what an invocation said, and what all of them cost."""
+"""`toque logs` and `toque costs`: what an invocation printed, and what all of them cost."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter, ValidationError
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-
 from ray_apps.cli.client import Client, client_of
-from ray_apps.cli.command import UsageError, add
-from ray_apps.cli.output import complain, out, say, table, value
+from ray_apps.cli.command import INVOCATION, UsageError, add, add_limit
+from ray_apps.cli.commands.calls import ENDED, failure_of
+from ray_apps.cli.names import known_invocation
+from ray_apps.cli.output import Column, chosen, complain, listing, say
+from ray_apps.cli.progress import invocation_bar
 
 if TYPE_CHECKING:
-    from functions.runtime.receipt import Prices
-    from functions.runtime.run.log import Line, Tail
+    from collections.abc import Iterator
+
     from ray_apps.cli.command import Commands
 
-POLL_S = 0.5
-ENDED = frozenset({"succeeded", "dead", "cancelled"})
+# functions.runtime would bring Ray, two seconds; its segments of a log are plain JSON, and so are its receipts.
 
-Bar = Callable[[dict[str, Any]], None]
+POLL_S = 0.5
+_OVERLAP_MS = 10_000  # as the runtime's own reader: another process may name its segment by an earlier moment
 
 
 def register(commands: Commands) -> None:
-    """Add the commands."""
+    """Add the commands of this module."""
     logs = add(commands, "logs", _logs, "show what an invocation printed and logged")
-    logs.add_argument("id")
+    logs.add_argument("id", help=INVOCATION)
     logs.add_argument(
         "-f",
         "--follow",
@@ -38,104 +38,135 @@ def register(commands: Commands) -> None:
         help="go on until it has ended; exit code 1 unless it succeeded",
     )
     logs.add_argument("--times", action="store_true", help="put time, function and source before each line")
-    costs = add(commands, "costs", _costs, "sum the receipts by function, day and caller")
-    told = "for an hour (default: TOQUE_PRICES)"
-    costs.add_argument("--cpu-hour", type=float, metavar="PRICE", help=f"of a CPU {told}")
-    costs.add_argument("--gpu-hour", type=float, metavar="PRICE", help=f"of a GPU {told}")
-    costs.add_argument("--json", action="store_true", help="print it as JSON")
-
-
-@contextmanager
-def progress_bar() -> Iterator[Bar]:
-    """Shows the progress an invocation reports as a bar, at a terminal; in a pipe nothing."""
-    if not out.is_terminal:
-        yield lambda _: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=out, transient=True) as progress:
-        task = progress.add_task("", total=1.0, visible=False)
-
-        def show(told: dict[str, Any]) -> None:
-            at = told["progress"]
-            if at:
-                text = at["text"] or told["function"]
-                progress.update(task, description=text, completed=at["done"], total=at["total"], visible=True)
-
-        yield show
+    costs = add(
+        commands, "costs", _costs, "sum the receipts by function, day and caller, the newest day first"
+    )
+    price = "for an hour (default: TOQUE_PRICES)"
+    costs.add_argument("--cpu-hour", type=float, metavar="PRICE", help=f"price of a CPU {price}")
+    costs.add_argument("--gpu-hour", type=float, metavar="PRICE", help=f"price of a GPU {price}")
+    add_limit(costs, default=100)
 
 
 def _logs(given: argparse.Namespace) -> int:
-    from functions.runtime.run.log import Segment, Tail  # late: it brings in Ray
-
-    segments = TypeAdapter(list[Segment])
     client = client_of(given)
-    path = f"/invocations/{given.id}"
-    tail = Tail(lambda after: segments.validate_python(client.get(f"{path}/logs", after=after)))
+    with known_invocation(client, given.id):
+        client.get(f"/invocations/{given.id}")
+    lines = _Lines(client, given.id)
     if given.follow:
-        return _follow(client, path, tail, times=given.times)
-    _print(tail, times=given.times)
+        return _follow(client, given, lines)
+    _print(given, lines)
     return 0
 
 
-def _follow(client: Client, path: str, tail: Tail, *, times: bool) -> int:
-    with progress_bar() as show:
+class _Lines:
+    """Follows what an invocation prints, giving each line once."""
+
+    def __init__(self, client: Client, invocation: str) -> None:
+        self._client = client
+        self._path = f"/invocations/{invocation}/logs"
+        self._seen: set[str] = set()
+        self._newest_ms = 0
+
+    def new(self) -> Iterator[dict[str, Any]]:
+        """The lines that were not there the last time.
+
+        Reading begins a little before the newest segment: another process may name its own by an earlier moment.
+        """
+        after = f"{max(0, self._newest_ms - _OVERLAP_MS):013d}"
+        while segments := self._client.get(self._path, after=after):
+            for each in segments:
+                if each["name"] not in self._seen:
+                    self._seen.add(each["name"])
+                    yield from each["lines"]
+            after = segments[-1]["name"]
+            self._newest_ms = int(after.partition("-")[0])
+
+
+def _follow(client: Client, given: argparse.Namespace, lines: _Lines) -> int:
+    with invocation_bar() as report:
         while True:
-            told = client.get(path)  # asked first: when it has ended, all it said is there to read
-            _print(tail, times=times)
-            show(told)
-            if told["status"] in ENDED:
+            # The state is asked for first: once it has ended, all it printed is there to read.
+            invocation = client.get(f"/invocations/{given.id}")
+            _print(given, lines)
+            report(invocation)
+            if invocation["status"] in ENDED:
                 break
             time.sleep(POLL_S)
-    if told["status"] != "succeeded":
-        failure = told["failure"] or {"type": told["status"], "message": told["id"]}
-        complain(f"{failure['type']}: {failure['message']}")
-    return int(told["status"] != "succeeded")
+    if invocation["status"] != "succeeded":
+        complain(failure_of(invocation))
+    return int(invocation["status"] != "succeeded")
 
 
-def _print(tail: Tail, *, times: bool) -> None:
-    for line in tail.new_lines():
-        say(_stamped(line) if times else line.text)
+def _print(given: argparse.Namespace, lines: _Lines) -> None:
+    how = chosen(given.output)
+    for line in lines.new():
+        if how == "json":  # one object a line: a log has no end to close a list at
+            say(json.dumps(line, ensure_ascii=False))
+        else:
+            say(_stamped(line) if given.times or how == "wide" else line["text"])
 
 
-def _stamped(line: Line) -> str:
-    return f"{line.at.isoformat(timespec='milliseconds')} {line.function} {line.source}: {line.text}"
+def _stamped(line: dict[str, Any]) -> str:
+    return f"{line['at']} {line['function']} {line['source']}: {line['text']}"
 
 
 def _costs(given: argparse.Namespace) -> int:
-    from functions.runtime.receipt import Total  # late: it brings in Ray
-
     prices = _prices(given)
-    found = TypeAdapter(list[Total]).validate_python(client_of(given).get("/costs"))
-    rows = [each.model_dump() | {"money": prices.money(cpu_s=each.cpu_s, gpu_s=each.gpu_s)} for each in found]
-    if given.json:
-        value(rows)
-    else:
-        table((*_HEADINGS, prices.currency), [tuple(row.values()) for row in [*rows, _all(rows)]])
+    found = sorted(client_of(given).get("/costs"), key=lambda each: str(each["day"]), reverse=True)
+    rows = [each | {"money": _money(each, prices)} for each in found]
+    columns = (*_COSTS, Column(str(prices["currency"]), "money"))
+    listing(
+        given.output,
+        columns,
+        rows,
+        empty="no invocation has ended yet",
+        limit=given.limit,
+        total=_total(rows),
+    )
     return 0
 
 
-def _prices(given: argparse.Namespace) -> Prices:
-    """Those of TOQUE_PRICES; what the command line says goes first. Raises: UsageError if they cannot be read."""
-    from functions.runtime.receipt import Prices  # late: it brings in Ray
-
-    told = os.environ.get("TOQUE_PRICES") or '{"currency": "money", "cpu_hour": 0, "gpu_hour": 0}'
+def _prices(given: argparse.Namespace) -> dict[str, Any]:
+    """Prices of TOQUE_PRICES, those of the command line before them. Raises: UsageError if they cannot be read."""
+    text = os.environ.get("TOQUE_PRICES") or '{"currency": "money", "cpu_hour": 0, "gpu_hour": 0}'
     try:
-        known = Prices.model_validate_json(told)
-        said = {name: getattr(given, name) for name in ("cpu_hour", "gpu_hour")}
-        return Prices.model_validate(
-            known.model_dump() | {name: price for name, price in said.items() if price is not None}
-        )
-    except ValidationError as error:
-        raise UsageError(
-            f"prices that cannot be read, from TOQUE_PRICES={told} and the options: {error}"
-        ) from error
+        known = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"TOQUE_PRICES is not JSON: {text!r}: {error}; {_EXAMPLE}") from error
+    if not isinstance(known, dict) or not isinstance(known.get("currency"), str):
+        raise UsageError(f"TOQUE_PRICES={text} names no currency; {_EXAMPLE}")
+    options = {name: getattr(given, name) for name in ("cpu_hour", "gpu_hour")}
+    prices = known | {name: price for name, price in options.items() if price is not None}
+    for name in ("cpu_hour", "gpu_hour"):
+        price = prices.get(name)
+        if not isinstance(price, int | float) or isinstance(price, bool) or not 0 <= price < math.inf:
+            shown = json.dumps(price) if name in prices else "missing"
+            raise UsageError(f"{name} is {shown}, not a price of 0 or more; {_EXAMPLE}")
+    return prices
 
 
-_HEADINGS = ("function", "day", "caller", "runs", "attempts", "queue s", "run s", "CPU s", "GPU s")
+_EXAMPLE = 'write TOQUE_PRICES=\'{"currency": "EUR", "cpu_hour": 0.04, "gpu_hour": 2}\''
 
 
-def _all(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The last row: everything together."""
-    named = {"function": "all", "day": None, "caller": None}
+def _money(row: dict[str, Any], prices: dict[str, Any]) -> float:
+    return float((row["cpu_s"] * prices["cpu_hour"] + row["gpu_s"] * prices["gpu_hour"]) / 3600)
+
+
+def _total(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The last row: everything together, rows that are not shown included."""
+    names = {"function": "all", "day": None, "caller": None}
     summed = ("invocations", "attempts", "queue_s", "run_s", "cpu_s", "gpu_s", "money")
-    return named | {each: sum(row[each] for row in rows) for each in summed}
+    return names | {each: sum(row[each] for row in rows) for each in summed}
+
+
+_COSTS = (
+    Column("function", "function"),
+    Column("day", "day"),
+    Column("caller", "caller"),
+    Column("runs", "invocations"),
+    Column("attempts", "attempts", wide=True),
+    Column("queue s", "queue_s"),
+    Column("run s", "run_s"),
+    Column("CPU s", "cpu_s"),
+    Column("GPU s", "gpu_s"),
+)

@@ -3,108 +3,170 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import runpy
+import shlex
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ray_apps.cli.command import UsageError, add, find_project_here
-from ray_apps.cli.output import out, say, table, value
-from ray_apps.local import RunningPlatform, Settings, down, status, up
+from ray_apps.cli.command import Failed, UsageError, add, find_project_here
+from ray_apps.cli.output import Column, chosen, message, note, table, value
 
 if TYPE_CHECKING:
+    from pydantic import ValidationError
+
     from ray_apps.cli.command import Commands
+    from ray_apps.local import Settings
+
+# ray_apps.local is imported by the commands that need it: it brings Redis and the tables, half a second.
 
 # What Ray Data and Tune would print would tear a demo's bars apart.
 _QUIET = {"RAY_DATA_LOG_LEVEL": "ERROR", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
 
 
+_DOORS = (Column("door", "door"), Column("where", "where"))
+_PARTS = (Column("part", "name"), Column("answers", "up"), Column("where", "where"))
+
+
 def register(commands: Commands) -> None:
-    """Add the commands."""
+    """Add the commands of this module."""
     starting = add(commands, "up", _up, "start the platform on this machine")
-    starting.add_argument("--project", help="module of your definitions (default: TOQUE_PROJECT)")
-    starting.add_argument("--clock", choices=["system", "replay"], help="whose time counts")
-    starting.add_argument("--store", help="address of the store (default: a folder in the state folder)")
-    starting.add_argument("--redis", help="address of a Redis (default: one is started)")
-    starting.add_argument("--port", type=int, help="of the HTTP door (default: 8000)")
-    starting.add_argument("--cpus", type=int, help="CPUs that Ray may count on")
+    starting.add_argument(
+        "--project", metavar="MODULE", help="module of your definitions (default: TOQUE_PROJECT)"
+    )
+    starting.add_argument(
+        "--clock",
+        choices=["system", "replay"],
+        help="whose time counts: the machine's, or one that a driver sets",
+    )
+    starting.add_argument(
+        "--store", metavar="URL", help="address of the store (default: a folder in the state folder)"
+    )
+    starting.add_argument("--redis", metavar="URL", help="address of a Redis (default: one is started)")
+    starting.add_argument("--port", type=int, help="port of the HTTP door (default: 8000)")
+    starting.add_argument("--cpus", type=int, metavar="N", help="CPUs that Ray may count on (default: all)")
     starting.add_argument(
         "--fixed-ports", action="store_true", help="stop at a taken port instead of moving on"
     )
     add(commands, "down", _down, "end every process of the platform on this machine")
     asking = add(commands, "status", _status, "show what runs and whether it answers")
-    asking.add_argument("--json", action="store_true", help="print it as JSON")
     asking.add_argument(
         "--environment", action="store_true", help="print shell lines for a client, with the token"
     )
     showing = add(commands, "demo", _demo, "run the project's demo: the module `demo` in it")
-    showing.add_argument("--project", help="module of the project (default: TOQUE_PROJECT)")
-    showing.add_argument("rest", nargs=argparse.REMAINDER, help="arguments for the demo")
+    showing.add_argument("--project", metavar="MODULE", help="module of the project (default: TOQUE_PROJECT)")
+    showing.add_argument("rest", nargs=argparse.REMAINDER, help="arguments for the demo, after --")
 
 
 def settings_of(given: argparse.Namespace) -> Settings:
-    """Settings from the environment and the command line. Raises: pydantic.ValidationError."""
-    return Settings.of(
-        os.environ,
-        home=Path(given.home),
-        project=given.project,
-        clock=given.clock,
-        store_url=given.store,
-        redis_url=given.redis,
-        num_cpus=given.cpus,
-        ports=None if given.port is None else {"http": given.port},
-        fixed_ports=given.fixed_ports or None,
+    """Settings from the environment and the command line. Raises: UsageError for a value that cannot be."""
+    from pydantic import ValidationError
+
+    from ray_apps.local import Settings
+
+    try:
+        return Settings.of(
+            os.environ,
+            home=Path(given.home),
+            project=given.project,
+            clock=given.clock,
+            store_url=given.store,
+            redis_url=given.redis,
+            num_cpus=given.cpus,
+            ports=None if given.port is None else {"http": given.port},
+            fixed_ports=given.fixed_ports or None,
+        )
+    except ValidationError as error:
+        raise UsageError(wrong_fields(error)) from error
+
+
+def wrong_fields(error: ValidationError) -> str:
+    """What is wrong with which field, and what its value is, in one line."""
+    return "; ".join(
+        f"{'.'.join(map(str, each['loc'])) or 'value'}: {each['msg']}, not {json.dumps(each['input'], default=str)}"
+        for each in error.errors()
     )
 
 
 def _up(given: argparse.Namespace) -> int:
+    from ray_apps.local import up
+
     settings = settings_of(given)
     if settings.project:
         _require(settings.project)
-    with out.status("starting") as spinner:
-
-        def report(step: str) -> None:
-            spinner.update(step)
-            if not out.is_terminal or step.startswith("port "):
-                say(step)
-
+    with _reporting() as report:
         running = up(settings, report=report)
-    _welcome(running)
-    return 0
-
-
-def _welcome(running: RunningPlatform) -> None:
-    say(f"up in {running.timings_s.get('ready', 0):.0f} s")
     doors = [
         ("HTTP", running.url),
         ("jobs", running.jobs_url),
         *((f"model {name}", f"{running.url}/v2/models/{name}") for name in running.models),
         ("token", str(running.settings.token_file)),
     ]
-    table(("door", "where"), doors)
-    say("`toque down` ends it")
+    rows = [{"door": door, "where": where} for door, where in doors]
+    if chosen(given.output) == "json":
+        value(rows)
+        return 0
+    table(given.output, _DOORS, rows)
+    note(f"up in {running.timings_s.get('ready', 0):.0f} s; `toque down` ends it")
+    return 0
+
+
+@contextmanager
+def _reporting() -> Iterator[Callable[[str], None]]:
+    """Show each step on standard error: beside a spinner at a terminal, as a line elsewhere. Raises: Failed."""
+    from ray_apps.local import LocalError
+
+    try:
+        if not sys.stderr.isatty():
+            yield note
+            return
+        from rich.console import Console
+
+        console = Console(stderr=True, highlight=False)
+        with console.status("starting") as spinner:
+
+            def report(step: str) -> None:
+                spinner.update(step)
+                if step.startswith("port "):  # another port than the one asked for: to be seen afterwards
+                    note(step)
+
+            yield report
+    except LocalError as error:
+        first, _, log = str(error).partition("\n")
+        if log:  # the end of the log of what did not come up
+            note(log)
+        raise Failed(first) from error
 
 
 def _down(given: argparse.Namespace) -> int:
-    ended = down(Path(given.home), report=say)
-    say("nothing was running" if ended == 0 else "down")
+    from ray_apps.local import down
+
+    with _reporting() as report:
+        ended = down(Path(given.home), report=report)
+    message(given.output, "nothing was running" if ended == 0 else "down", {"ended_processes": ended})
     return 0
 
 
 def _status(given: argparse.Namespace) -> int:
+    from ray_apps.local import status
+
     found = status(Path(given.home))
     if given.environment and found.running:
-        for name, content in found.running.client_environment().items():
-            say(f"export {name}='{content}'")
-    elif given.json:
+        environment = found.running.client_environment()
+        lines = [f"export {name}={shlex.quote(content)}" for name, content in environment.items()]
+        message(given.output, "\n".join(lines), environment)
+    elif chosen(given.output) == "json":
         value(found.model_dump(mode="json", exclude={"running"}) | {"healthy": found.healthy})
     elif not found.parts:
-        say(f"nothing runs in {found.home}")
+        note(f"nothing runs in {found.home}; `toque up` starts it")
     else:
-        table(("part", "answers", "where"), [(part.name, part.up, part.where) for part in found.parts])
-        say(f"{found.processes} processes")
+        table(given.output, _PARTS, [part.model_dump() for part in found.parts])
+        note(f"{found.processes} processes")
     return 0 if found.healthy else 1
 
 
@@ -114,6 +176,8 @@ def _demo(given: argparse.Namespace) -> int:
         raise UsageError("which project? give --project or set TOQUE_PROJECT, as in examples.flights")
     module = f"{project}.demo"
     # Ray reads how to authenticate, and what to print, when it is first imported, and the project may do that.
+    from ray_apps.local import Settings
+
     os.environ.update(Settings.of(os.environ, home=Path(given.home)).ray_login() | _QUIET)
     _require(module)
     os.environ.update({"TOQUE_PROJECT": project, "TOQUE_HOME": str(Path(given.home).resolve())})

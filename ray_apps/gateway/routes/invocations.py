@@ -56,9 +56,9 @@ async def list_invocations(
     request: Request,
     principal: Annotated[Principal, allowed(Role.viewer)],
     state: State | None = None,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 100,
 ) -> Json:
-    """Invocations, the dead ones quickly: they have an index."""
+    """Invocations, the newest first, at most `limit`; the dead ones quickly: they have an index."""
     services = services_of(request)
 
     def listed(context: Context) -> list[dict[str, Any]]:

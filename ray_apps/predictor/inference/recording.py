@@ -105,8 +105,10 @@ class Recorder:
         """
         if self._log is None or rows == 0:
             return
+        numeric: Array | None
         categorical: Sequence[Sequence[str | None]] | None = None
-        if plain and _is_float32_matrix(scores := next(iter(outputs.values())), rows):
+        scores: Array | None = next(iter(outputs.values()), None)
+        if plain and scores is not None and _is_float32_matrix(scores, rows):
             numeric = next(iter(inputs.values()))
         else:
             plain = False  # a user's class may answer something else than it signed

@@ -28,18 +28,24 @@ def incident(number: int, **changes: Any) -> Alarm:
     return Alarm(**(fields | changes))
 
 
-def test_what_stands_is_listed_and_what_is_over_is_not(platform: Any, capsys: Any) -> None:
+def test_what_stands_is_listed_and_what_is_over_is_not(platform: Any, model: str, capsys: Any) -> None:
     with use_context(platform.context):
         alarms("late").report(incident(1))
         alarms("late").report(incident(2, subject="volume", text="0 rows", columns=()))
         alarms("late").report(incident(3, subject="volume", recovered=True))
-    assert main(("incidents", "late")) == 0
+    assert main(("incidents", "late", "--json")) == 0
     (listed,) = json.loads(capsys.readouterr().out)
     assert (listed["monitor"], listed["subject"], listed["columns"]) == ("quality", "nulls", ["wind"])
     assert "missing" in listed["text"]
+    assert main(("incidents", "late", "-o", "table")) == 0
+    heading, line = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["raised", "monitor", "subject", "version", "what"]
+    assert line.startswith("2013-05-01 00:00  quality  nulls")
 
 
-def test_monitors_tell_what_they_judged_last_and_what_is_wrong(platform: Any, capsys: Any) -> None:
+def test_monitors_tell_what_they_judged_last_and_what_is_wrong(
+    platform: Any, model: str, capsys: Any
+) -> None:
     at = datetime(2013, 5, 1, tzinfo=UTC)
     row: dict[str, Any] = {"monitor": "drift", "version": 1, "start": at, "rows": 90, "judged_at": at}
     judged = [
@@ -57,13 +63,19 @@ def test_monitors_tell_what_they_judged_last_and_what_is_wrong(platform: Any, ca
 
 
 def test_an_alert_is_silenced_and_one_that_nobody_was_told_of_cannot_be_acknowledged(
-    platform: Any, capsys: Any
+    platform: Any, model: str, capsys: Any
 ) -> None:
     silence = ("alerts", "silence", "late", "drift", "--hours", "2", "--reason", "works on the feed")
     assert main(silence) == 0
     capsys.readouterr()
-    assert main(("alerts", "status", "late")) == 0
+    assert main(("alerts", "status", "late", "--json")) == 0
     (one,) = json.loads(capsys.readouterr().out)["silences"]
     assert (one["about"], one["reason"]) == ("drift", "works on the feed")
-    assert main(("alerts", "ack", "late", "drift/features")) == 2
-    assert "no alert about 'drift/features' of 'late' stands" in capsys.readouterr().err
+    assert main(("alerts", "ack", "late", "drift/features")) == 1
+    assert "no alert 'drift/features' of late that stands" in capsys.readouterr().err
+    assert main(("alerts", "silence", "late", "drft", "--hours", "2", "--reason", "works")) == 1
+    assert "no monitor 'drft'; did you mean 'drift'?" in capsys.readouterr().err
+    assert main(("alerts", "status", "late", "-o", "table")) == 0
+    heading, line = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["about", "state", "told", "until", "by", "reason"]
+    assert line.split()[:2] == ["drift", "silenced"]

@@ -15,23 +15,23 @@ from ray_apps.gateway.app import build_app
 from ray_apps.gateway.services import Services
 from registry import Access, open_store
 
-TOYS = Path(__file__).with_name("toys.py")
+SAMPLES = Path(__file__).with_name("sample_functions.py")
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
 @pytest.fixture(scope="session")
-def toys() -> None:
-    """Functions that the tests call, declared."""
-    spec = importlib.util.spec_from_file_location("gateway_toys", TOYS)
+def sample_functions() -> None:
+    """Declare the functions that the tests call."""
+    spec = importlib.util.spec_from_file_location("gateway_samples", SAMPLES)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.modules["gateway_toys"] = module
+    sys.modules["gateway_samples"] = module
     spec.loader.exec_module(module)
 
 
 @dataclass
-class Labels:
+class MemoryLabelLog:
     """A label log in memory."""
 
     payloads: list[bytes] = field(default_factory=list)
@@ -42,16 +42,17 @@ class Labels:
 
 
 @dataclass
-class Platform:
-    """A gateway without Ray: its context, a token for each role, its label log."""
+class Gateway:
+    """A gateway without Ray, with a token for each role and a label log in memory."""
 
     context: Context
     tokens: dict[str, str]
-    labels: Labels
+    labels: MemoryLabelLog
     client: httpx.AsyncClient
     app: FastAPI
 
-    def of(self, role: str) -> dict[str, str]:
+    def headers(self, role: str) -> dict[str, str]:
+        """Make the headers of a caller with `role`."""
         return {"Authorization": f"Bearer {self.tokens[role]}"}
 
 
@@ -62,12 +63,12 @@ def context(tmp_path: Path) -> Context:
 
 
 @pytest.fixture
-def labels() -> Iterator[Labels]:
-    return Labels()
+def labels() -> Iterator[MemoryLabelLog]:
+    return MemoryLabelLog()
 
 
 @pytest.fixture
-async def platform(context: Context, labels: Labels) -> AsyncIterator[Platform]:
+async def gateway(context: Context, labels: MemoryLabelLog) -> AsyncIterator[Gateway]:
     access = Access(context.store, actor="tests")
     roles = ("viewer", "predictor", "operator", "approver", "admin")
     tokens = {role: access.create_token(f"a-{role}", role) for role in roles}
@@ -75,4 +76,4 @@ async def platform(context: Context, labels: Labels) -> AsyncIterator[Platform]:
     app = build_app(services)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
-        yield Platform(context, tokens, labels, client, app)
+        yield Gateway(context, tokens, labels, client, app)

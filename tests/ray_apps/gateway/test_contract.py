@@ -152,9 +152,9 @@ def _failures(recorder: Any) -> list[str]:
 
 
 def test_a_hundred_requests_find_no_5xx_and_no_breach_of_the_document(
-    document: Any, toys: None, only: Any
+    document: Any, sample_functions: None, only: Any
 ) -> None:
-    only({"gateway_toys:gateway_add", "gateway_toys:gateway_refuse"}.__contains__)
+    only({"gateway_samples:gateway_add", "gateway_samples:gateway_refuse"}.__contains__)
     called, found = fuzz(document(3, phases=["fuzzing"]))
     assert not found, "\n".join(found)
     assert called >= 100
@@ -169,10 +169,10 @@ def test_a_hundred_requests_find_no_5xx_and_no_breach_of_the_document(
     ],
 )
 def test_a_thousand_requests_find_no_5xx_and_no_breach_of_the_document(
-    document: Any, toys: None, only: Any, examples: int, phases: list[str], rooms: str
+    document: Any, sample_functions: None, only: Any, examples: int, phases: list[str], rooms: str
 ) -> None:
     discover_at_low_priority(None)
-    only(lambda reference: reference.startswith((rooms, "gateway_toys:gateway_add")))
+    only(lambda reference: reference.startswith((rooms, "gateway_samples:gateway_add")))
     called, found = fuzz(document(examples, phases=phases))
     assert not found, "\n".join(found)
     assert called >= 1000

@@ -9,18 +9,11 @@ from featurestore import Entity, FeatureView, Field, Float64, String
 from functions import use_context
 from functions.features.jobs import HEALTH_TABLE, record_feature_health
 from ray_apps.cli import main
-from ray_apps.cli import output as show
 from registry import Table
 
 weather = FeatureView(
     "weather", [Entity("origin")], [Field("temp", Float64), Field("sky", String)], owner="met"
 )
-
-
-@pytest.fixture(autouse=True)
-def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(show, "out", show.Console(highlight=False, soft_wrap=True, width=200))
-    monkeypatch.setattr(show, "err", show.Console(stderr=True, highlight=False, soft_wrap=True))
 
 
 @pytest.fixture
@@ -44,24 +37,23 @@ def filled(platform: Any) -> Any:
 def test_views_are_listed_with_their_freshness_and_fill(filled: Any, capsys: Any) -> None:
     assert main(["features"]) == 0
     heading, line = capsys.readouterr().out.splitlines()
-    assert heading.split()[:2] == ["view", "rows"]
-    assert line.startswith("weather")
-    assert "75.0%" in line  # the least filled feature
-    assert line.rstrip().endswith("met")
+    row = dict(zip(heading.split("\t"), line.split("\t"), strict=True))
+    assert (row["view"], row["rows"], row["owner"]) == ("weather", "4", "met")
+    assert row["fill"] == "75.0%"  # of the least filled feature
 
 
 def test_a_view_is_shown_feature_by_feature_with_samples(filled: Any, capsys: Any) -> None:
     assert main(["features", "weather", "--hours", "1.5"]) == 0
     out = capsys.readouterr().out
-    assert [line.split() for line in out.splitlines() if line.startswith("temp")] == [
-        ["temp", "50.0%", "-", "1"]
-    ]
-    assert "row 1: origin A0, event_timestamp " in out
+    rows = [line.split("\t")[1:] for line in out.splitlines()]
+    assert rows[0] == ["feature", "fill", "row 1", "row 2", "row 3"]
+    assert ["temp", "50.0%", "", "1.0", ""] in rows
+    assert ["origin", "", "A0", "A1", ""] in rows
 
 
 def test_an_unknown_view_is_told(filled: Any, capsys: Any) -> None:
-    assert main(["features", "rain"]) != 0
-    assert "no feature view 'rain' is applied" in capsys.readouterr().err
+    assert main(["features", "whether"]) == 1
+    assert "no feature view 'whether'; did you mean 'weather'?" in capsys.readouterr().err
 
 
 def test_figures_are_recorded_for_a_schedule(filled: Any) -> None:

@@ -7,31 +7,32 @@ import pytest
 
 from featurestore import Entity, FeatureView, Field, Float64, String
 from functions.prediction_log.records import label_columns
+from tests.ray_apps.gateway.conftest import Gateway
 
 OBSERVED = "2026-02-28T23:00:00+00:00"
 
 
-async def post(platform: Any, path: str, body: Any, role: str = "operator") -> Any:
-    return await platform.client.post(path, headers=platform.of(role), json=body)
+async def post(gateway: Gateway, path: str, body: Any, role: str = "operator") -> Any:
+    return await gateway.client.post(path, headers=gateway.headers(role), json=body)
 
 
-async def test_labels_are_durable_before_they_are_acknowledged(platform: Any) -> None:
+async def test_labels_are_durable_before_they_are_acknowledged(gateway: Gateway) -> None:
     body = [
         {"prediction_id": "p1", "label": 1, "observed_at": OBSERVED},
         {"prediction_id": "p2", "label": 0.0, "observed_at": "2026-02-28T18:00:00-05:00"},
         {"prediction_id": "p3", "label": 0.5},
     ]
-    answer = await post(platform, "/feedback", body, role="predictor")
+    answer = await post(gateway, "/feedback", body, role="predictor")
     assert (answer.status_code, answer.json()) == (200, {"accepted": 3})
-    rows = label_columns(platform.labels.payloads).to_pylist()
+    rows = label_columns(gateway.labels.payloads).to_pylist()
     assert [(row["prediction_id"], row["label"]) for row in rows] == [("p1", 1.0), ("p2", 0.0), ("p3", 0.5)]
     assert rows[0]["observed_at"] == rows[1]["observed_at"] == datetime.fromisoformat(OBSERVED)
-    assert rows[2]["observed_at"] == rows[2]["received_at"] == platform.context.clock()
+    assert rows[2]["observed_at"] == rows[2]["received_at"] == gateway.context.clock()
 
 
-async def test_no_labels_write_nothing(platform: Any) -> None:
-    assert (await post(platform, "/feedback", [])).json() == {"accepted": 0}
-    assert platform.labels.payloads == []
+async def test_no_labels_write_nothing(gateway: Gateway) -> None:
+    assert (await post(gateway, "/feedback", [])).json() == {"accepted": 0}
+    assert gateway.labels.payloads == []
 
 
 @pytest.mark.parametrize(
@@ -49,35 +50,35 @@ async def test_no_labels_write_nothing(platform: Any) -> None:
     ],
 )
 async def test_a_bad_label_is_refused_with_all_that_came_with_it(
-    platform: Any, one: dict[str, Any], field: str
+    gateway: Gateway, one: dict[str, Any], field: str
 ) -> None:
-    answer = await post(platform, "/feedback", [{"prediction_id": "good", "label": 1}, one])
+    answer = await post(gateway, "/feedback", [{"prediction_id": "good", "label": 1}, one])
     assert answer.status_code == 422
     assert answer.json()["errors"][0]["field"] == f"body.1.{field}"
-    assert platform.labels.payloads == []
+    assert gateway.labels.payloads == []
 
 
 @pytest.fixture
-def weather(platform: Any) -> FeatureView:
+def weather(gateway: Gateway) -> FeatureView:
     view = FeatureView(
         "weather",
         entities=[Entity("airport", join_keys=["airport"])],
         schema=[Field("wind", Float64), Field("sky", String)],
         ttl=timedelta(days=1),
     )
-    platform.context.features().apply([view])
+    gateway.context.features().apply([view])
     return view
 
 
-async def test_rows_are_pushed_to_the_offline_table(platform: Any, weather: FeatureView) -> None:
+async def test_rows_are_pushed_to_the_offline_table(gateway: Gateway, weather: FeatureView) -> None:
     rows = [
         {"airport": "JFK", "wind": 3.5, "sky": "clear", "event_timestamp": "2026-02-28T10:00:00Z"},
         {"airport": "LGA", "wind": None, "event_timestamp": "2026-02-28T11:00:00+01:00"},
     ]
-    answer = await post(platform, "/features/weather/push", {"rows": rows, "to": "offline"})
+    answer = await post(gateway, "/features/weather/push", {"rows": rows, "to": "offline"})
     assert answer.status_code == 200, answer.text
     assert answer.json()["rows"] == 2
-    stored = platform.context.features().offline_table(weather).read().sort_by("airport").to_pylist()
+    stored = gateway.context.features().offline_table(weather).read().sort_by("airport").to_pylist()
     assert [(row["airport"], row["wind"], row["sky"]) for row in stored] == [
         ("JFK", 3.5, "clear"),
         ("LGA", None, None),
@@ -97,16 +98,16 @@ async def test_rows_are_pushed_to_the_offline_table(platform: Any, weather: Feat
     ],
 )
 async def test_a_bad_row_names_what_is_wrong(
-    platform: Any, weather: FeatureView, status: int, row: dict[str, Any], told: str
+    gateway: Gateway, weather: FeatureView, status: int, row: dict[str, Any], told: str
 ) -> None:
-    answer = await post(platform, "/features/weather/push", {"rows": [row], "to": "offline"})
+    answer = await post(gateway, "/features/weather/push", {"rows": [row], "to": "offline"})
     assert answer.status_code == status, answer.text
     assert told in answer.json()["detail"]
 
 
-async def test_an_unknown_view_is_404_and_no_redis_is_503(platform: Any, weather: FeatureView) -> None:
+async def test_an_unknown_view_is_404_and_no_redis_is_503(gateway: Gateway, weather: FeatureView) -> None:
     row = {"airport": "JFK", "wind": 1.0, "sky": "clear", "event_timestamp": "2026-02-28T10:00:00Z"}
-    assert (await post(platform, "/features/none/push", {"rows": [row]})).status_code == 404
-    answer = await post(platform, "/features/weather/push", {"rows": [row], "to": "online"})
+    assert (await post(gateway, "/features/none/push", {"rows": [row]})).status_code == 404
+    answer = await post(gateway, "/features/weather/push", {"rows": [row], "to": "online"})
     assert answer.status_code == 503
     assert answer.headers["retry-after"] == "1"

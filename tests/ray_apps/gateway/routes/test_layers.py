@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 
 from registry import LayerShare, Registry
+from tests.ray_apps.gateway.conftest import Gateway
 
 
 @pytest.fixture
-def models(platform: Any, tmp_path: Path) -> Registry:
+def models(gateway: Gateway, tmp_path: Path) -> Registry:
     (tmp_path / "weights").write_bytes(b"1")
-    registry = Registry(platform.context.store, actor="trainer")
+    registry = Registry(gateway.context.store, actor="trainer")
     for model in ("price", "ranker"):
         registry.create_model(model)
         for _ in range(2):
@@ -20,19 +21,19 @@ def models(platform: Any, tmp_path: Path) -> Registry:
     return registry
 
 
-async def send(platform: Any, role: str, method: str, path: str, body: Any = None) -> Any:
-    return await platform.client.request(method, path, headers=platform.of(role), json=body)
+async def send(gateway: Gateway, role: str, method: str, path: str, body: Any = None) -> Any:
+    return await gateway.client.request(method, path, headers=gateway.headers(role), json=body)
 
 
-async def test_two_models_share_a_layer_out(platform: Any, models: Registry) -> None:
+async def test_two_models_share_a_layer_out(gateway: Gateway, models: Registry) -> None:
     split = {"arms": {"canary": {"version": 2, "share": 0.5}}, "layer": {"name": "trips", "share": 0.7}}
-    made = await send(platform, "operator", "PUT", "/models/ranker/traffic", split)
+    made = await send(gateway, "operator", "PUT", "/models/ranker/traffic", split)
     assert made.json()["layer"] == {"name": "trips", "claim": 0, "buckets": [[0, 7000]]}
-    full = await send(platform, "operator", "PUT", "/models/price/traffic", split)
+    full = await send(gateway, "operator", "PUT", "/models/price/traffic", split)
     assert (full.status_code, full.json()["type"]) == (409, "refused")
     models.claim("price", LayerShare(name="trips", share=0.2))
-    assert (await send(platform, "viewer", "GET", "/layers")).json() == ["trips"]
-    assert (await send(platform, "viewer", "GET", "/layers/trips")).json() == {
+    assert (await send(gateway, "viewer", "GET", "/layers")).json() == ["trips"]
+    assert (await send(gateway, "viewer", "GET", "/layers/trips")).json() == {
         "name": "trips",
         "free": 0.1,
         "parts": [
@@ -40,24 +41,24 @@ async def test_two_models_share_a_layer_out(platform: Any, models: Registry) -> 
             {"model": "ranker", "share": 0.7, "buckets": [[0, 7000]], "used": True},
         ],
     }
-    assert (await send(platform, "viewer", "GET", "/layers/nobodys")).json()["free"] == 1.0
+    assert (await send(gateway, "viewer", "GET", "/layers/nobodys")).json()["free"] == 1.0
     for bad in ({"name": "a/b", "share": 0.1}, {"name": "trips", "share": 0}, {"name": "trips"}):
-        answer = await send(platform, "operator", "PUT", "/models/price/traffic", split | {"layer": bad})
+        answer = await send(gateway, "operator", "PUT", "/models/price/traffic", split | {"layer": bad})
         assert answer.status_code == 422, answer.text
 
 
-async def test_a_holdout_begins_and_ends(platform: Any, models: Registry) -> None:
+async def test_a_holdout_begins_and_ends(gateway: Gateway, models: Registry) -> None:
     path = "/models/ranker/holdouts/q4"
-    assert (await send(platform, "viewer", "PUT", path, {"share": 0.1})).status_code == 403
-    begun = await send(platform, "operator", "PUT", path, {"share": 0.1, "reason": "what do we ship?"})
+    assert (await send(gateway, "viewer", "PUT", path, {"share": 0.1})).status_code == 403
+    begun = await send(gateway, "operator", "PUT", path, {"share": 0.1, "reason": "what do we ship?"})
     assert begun.json()["holdouts"] == [{"name": "q4", "share": 0.1}]
-    other = await send(platform, "operator", "PUT", path, {"share": 0.2})
+    other = await send(gateway, "operator", "PUT", path, {"share": 0.2})
     assert (other.status_code, "already" in other.json()["detail"]) == (409, True)
-    assert (await send(platform, "operator", "PUT", path, {"share": 1.5})).status_code == 422
+    assert (await send(gateway, "operator", "PUT", path, {"share": 1.5})).status_code == 422
     assert (
-        await send(platform, "operator", "PUT", "/models/none/holdouts/q4", {"share": 0.1})
+        await send(gateway, "operator", "PUT", "/models/none/holdouts/q4", {"share": 0.1})
     ).status_code == 404
-    ended = await send(platform, "operator", "DELETE", f"{path}?reason=we+know")
+    ended = await send(gateway, "operator", "DELETE", f"{path}?reason=we+know")
     assert ended.json()["holdouts"] == []
     last = models.history("ranker")[-1]
     assert (last.actor, last.body["reason"]) == ("a-operator", "we know")
