@@ -1,7 +1,7 @@
-"""Module paths of the functions in the release before, and the ones that replace them.
+"""Module paths of the functions in the release before, and the paths that replace them.
 
-Journals hold functions as `module:qualname`; `resolve` reads an old module by this table, so that an invocation which was
-recorded before still finds its function.
+Journals hold functions as `module:qualname`; `resolve` translates old modules by this table, so that an invocation recorded by
+the release before still finds its function.
 """
 
 import importlib
@@ -65,9 +65,10 @@ RENAMED = (
     | moved(
         "functions.training",
         "functions.training.loop",
-        "loop=training_loop lesson=task distributed world=parallel compiling interrupts "
-        "spool=mmap_rows cost bill",
+        "loop=training_loop lesson=task distributed world=process_group compiling interrupts "
+        "spool=mmap_rows cost",
     )
+    | moved("functions.training", "functions.training", "bill=trained")
     | moved("functions", "functions.tuning", "tuning=jobs")
     | moved(
         "functions.training",
@@ -123,6 +124,7 @@ RENAMED = (
     )
     | moved("functions.rollout", "functions.rollout.planning", "plan planning=jobs replay")
     | moved("functions.prediction_log", "functions.prediction_log", "places=wal_root shared=scan_cache")
+    | moved("functions.evaluation", "functions.evaluation", "demands=extra_checks kinds=outcome_kinds")
     | moved("functions.alerting", "functions.alerting", "shapes=payloads")
     | moved("functions.reporting", "functions.reporting", "parts=html")
 )

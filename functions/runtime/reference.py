@@ -33,15 +33,15 @@ def resolve(name: str) -> Any:
     A module path of the release before stands for the one that replaced it: journals hold such references.
     Raises: UnknownFunction if the module or the name in it is not there.
     """
-    module, _, path = current(name).partition(":")
+    module, _, path = current_reference(name).partition(":")
     try:
         return reduce(getattr, path.split("."), importlib.import_module(module))
     except (ImportError, AttributeError) as error:
         raise UnknownFunction(f"{name} cannot be imported: {error}; is its code on this machine?") from error
 
 
-def current(name: str) -> str:
-    """The reference `module:qualname` with the module's path of today, for one that the release before recorded."""
+def current_reference(name: str) -> str:
+    """Replace a module path of the release before in a reference `module:qualname` by the present one."""
     module, colon, path = name.partition(":")
     return f"{RENAMED.get(module, module)}{colon}{path}"
 

@@ -10,7 +10,7 @@ import pytest
 import featurestore.renamed
 import functions.renamed
 import registry.renamed
-from functions.runtime.reference import current, resolve
+from functions.runtime.reference import current_reference, resolve
 
 RENAMED = registry.renamed.RENAMED | featurestore.renamed.RENAMED | functions.renamed.RENAMED
 GONE = sorted(old for old, new in RENAMED.items() if not new.startswith(f"{old}."))
@@ -44,8 +44,8 @@ def test_an_old_reference_finds_its_function():
 
 
 def test_an_invocation_of_the_release_before_reads_with_the_reference_of_today():
-    assert current("functions.tuning:tune_tabular") == "functions.tuning.jobs:tune_tabular"
-    assert current("a.users.module:f") == "a.users.module:f"
+    assert current_reference("functions.tuning:tune_tabular") == "functions.tuning.jobs:tune_tabular"
+    assert current_reference("a.users.module:f") == "a.users.module:f"
 
 
 def test_no_module_of_ours_is_imported_by_an_old_path():

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel
 
 from functions.runtime.receipt import NO_USAGE, Receipt, Usage
-from functions.runtime.reference import current
+from functions.runtime.reference import current_reference
 from registry.journal import Entry
 
 Status = Literal["queued", "running", "failed", "waiting", "succeeded", "dead", "cancelled"]
@@ -48,7 +48,7 @@ class Record(BaseModel, frozen=True):
     id: str
     function: str
     reference: Annotated[
-        str, AfterValidator(current)
+        str, AfterValidator(current_reference)
     ]  # an older release may have written the module's path of then
     arguments: dict[str, Any]
     key: str | None = None
