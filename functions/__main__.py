@@ -1,8 +1,9 @@
 """Functions from the command line: `python -m functions run NAME --json '{…}'`.
 
-Results go to standard output as one JSON value; errors to standard error, as a JSON object with the member `error`.
-Outside a terminal, each is a single line, the last. Exit codes: 0 success; 1 the function failed, or there is no function or
-invocation of that name; 2 the command line was wrong (arguments that do not fit, a key used otherwise); 130 after Ctrl-C.
+Results go to standard output as one JSON value; errors to standard error, as a JSON object with the member
+`error`. Outside a terminal, each is a single line, the last. Exit codes: 0 success; 1 the function failed, or
+there is no function or invocation of that name; 2 the command line was wrong (arguments that do not fit, a
+key used otherwise); 130 after Ctrl-C.
 """
 
 from __future__ import annotations

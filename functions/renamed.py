@@ -1,7 +1,7 @@
 """Module paths of the functions in the release before, and the paths that replace them.
 
-Journals hold functions as `module:qualname`; `resolve` translates old modules by this table, so that an invocation recorded by
-the release before still finds its function.
+Journals hold functions as `module:qualname`; `resolve` translates old modules by this table, so that an
+invocation recorded by the release before still finds its function.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Clocks of the platform: the wall clock, a replayed time line, or a fixed moment; always aware and in UTC."""
+"""Clocks of the platform, all in UTC: the wall clock, a replayed time line, or a fixed moment."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Context of a run: the store, Redis, the clock, the acting user, and all else that is no argument.
 
-The only module of the runtime that reads the environment (`TOQUE_STORE`, `TOQUE_REDIS_URL`, `TOQUE_PROJECT`, `TOQUE_CLOCK`,
-`TOQUE_ACTOR`, `TOQUE_SECRETS`, `TOQUE_PRICES`, and secrets by their names). A context is sent along with every remote run, so
-that a worker uses the same store and clock as the caller.
+The only module of the runtime that reads the environment (`TOQUE_STORE`, `TOQUE_REDIS_URL`, `TOQUE_PROJECT`,
+`TOQUE_CLOCK`, `TOQUE_ACTOR`, `TOQUE_SECRETS`, `TOQUE_PRICES`, and secrets by their names). A context is sent
+along with every remote run, so that a worker uses the same store and clock as the caller.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ DEFAULT_STORE = ".toque/store"
 class Context:
     """Store, clock, actor and settings that a run uses beside its arguments.
 
-    store, store_url: the object store; redis_url: None without Redis; project: module of the user's definitions;
-    clock: the platform's time; actor: who acts, written into every journal entry; chain: the functions that caused
-    this run by events, oldest first, which shows loops; secrets_dir: a folder with a file for each secret, as
-    Kubernetes, Docker and systemd mount them; invocation: the durable invocation that a run belongs to; prices:
-    of CPU and GPU hours, for the receipts of trainings, None if unknown.
+    store, store_url: the object store; redis_url: None without Redis; project: module of the user's
+    definitions; clock: the platform's time; actor: who acts, written into every journal entry; chain: the
+    functions that caused this run by events, oldest first, which shows loops; secrets_dir: a folder with a
+    file for each secret, as Kubernetes, Docker and systemd mount them; invocation: the durable invocation
+    that a run belongs to; prices: of CPU and GPU hours, for the receipts of trainings, None if unknown.
     """
 
     store: ObjectStore
@@ -59,8 +59,8 @@ class Context:
     def find_secret(self, name: str) -> str | None:
         """Look up a secret: its file in `secrets_dir`, else the environment variable, else None.
 
-        The file is read each time, so that a replaced one counts from the next run on; a final line end is not part
-        of the value.
+        The file is read each time, so that a replaced one counts from the next run on; a final line end is
+        not part of the value.
         """
         file = Path(self.secrets_dir, name) if self.secrets_dir else None
         if file is not None and file.is_file():
@@ -103,13 +103,13 @@ _used: ContextVar[Context | None] = ContextVar("toque_context", default=None)
 
 
 def context() -> Context:
-    """Return the context of this run: the one in use, else the process's own, read once from the environment."""
+    """Return the context in use, else the process's own, read once from the environment."""
     return _used.get() or _of_process()
 
 
 @lru_cache(maxsize=8)
 def unpacked(data: bytes) -> Context:
-    """Unpickle a context; equal bytes give the same object, which keeps its open registry and feature store."""
+    """Unpickle a context; equal bytes give the same object, with its registry and feature store."""
     found: Context = pickle.loads(data)  # noqa: S301  # our own process's bytes, never a store's
     return found
 
@@ -125,7 +125,7 @@ def use_context(used: Context) -> Iterator[Context]:
 
 
 def context_of(environment: Mapping[str, str]) -> Context:
-    """Make a context from environment variables; without `TOQUE_STORE` the store is the folder `.toque/store` here.
+    """Make a context from environment variables; the default store is the folder `.toque/store` here.
 
     Raises: ValueError if `TOQUE_PRICES` is not the JSON of `Prices`.
     """

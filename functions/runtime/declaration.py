@@ -92,7 +92,7 @@ class Retries:
         return isinstance(error, self.on) and not isinstance(error, self.never)
 
     def backoff(self, attempt: int, *, draw: float) -> float:
-        """Compute the seconds to wait after attempt number `attempt` (from 1) failed; draw in [0, 1) sets the jitter."""
+        """Compute the seconds to wait after the attempt numbered `attempt`, from 1; draw in [0, 1) sets the jitter."""
         full = min(self.backoff_s * self.factor ** (attempt - 1), self.max_backoff_s)
         return full * (0.5 + draw / 2)
 

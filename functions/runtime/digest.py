@@ -1,9 +1,9 @@
 """Versions of functions: digests of their code and of all code that it refers to.
 
-The names that the code uses are followed: functions and classes of this project by their source, constants by value,
-installed packages by name and version. A change in any code that a run could reach changes the digest; a change in other
-code of the same module does not. Imports inside functions are followed by whole files, so that a digest can be
-computed where those libraries are absent.
+The names that the code uses are followed: functions and classes of this project by their source, constants by
+value, installed packages by name and version. A change in any code that a run could reach changes the digest;
+a change in other code of the same module does not. Imports inside functions are followed by whole files, so
+that a digest can be computed where those libraries are absent.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PLAIN = (str, bytes, int, float, bool, type(None), tuple, frozenset)
 
 
 def digest_of(target: Callable[..., Any], *, declared: str = "") -> str:
-    """Compute the sha256 of all code reached from `target`, hex; `declared` adds options that are not code."""
+    """Compute the sha256 of all code reached from `target`, hex; `declared` adds what is not code."""
     parts: dict[str, str] = {"declared": declared}
     _follow(target, parts)
     text = "\n".join(f"{name}={parts[name]}" for name in sorted(parts))

@@ -20,7 +20,7 @@ class UnknownFunction(FunctionError, LookupError):
 
 
 class InvalidArguments(FunctionError, ValueError):
-    """Raised if arguments do not fit the signature; `problems` lists field, kind (as pydantic names it), message, value."""
+    """Raised if arguments do not fit the signature; `problems` lists field, kind (pydantic's), message, value."""
 
     def __init__(self, message: str, problems: list[dict[str, Any]] | None = None) -> None:
         super().__init__(message)

@@ -1,8 +1,8 @@
 """Decorator `@function` and the declared functions: they run here, remotely, in parallel, or durably.
 
-A declared function is called as before: `embed("a")` runs here and now. `embed.remote("a")` runs it on the cluster,
-or in a thread where there is none; `embed.map(["a", "b"])` fans out; `embed.submit("a")` records it in the store,
-where it is retried and resumed until it has ended.
+A declared function is called as before: `embed("a")` runs here and now. `embed.remote("a")` runs it on the
+cluster, or in a thread where there is none; `embed.map(["a", "b"])` fans out; `embed.submit("a")` records it
+in the store, where it is retried and resumed until it has ended.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ R = TypeVar("R")
 class Function(Generic[P, R]):
     """Declared function, which is called as the function that it decorates.
 
-    reference: "module:qualname"; signature: its types; resources, timeout_s, retries, max_concurrency, cache, secrets, warm,
-    demand: as declared; schedule, on: its Crons and OnEvents; body: the undecorated function.
+    reference: "module:qualname"; signature: its types; resources, timeout_s, retries, max_concurrency, cache,
+    secrets, warm, demand: as declared; schedule, on: its Crons and OnEvents; body: the undecorated function.
     """
 
     def __init__(
@@ -229,7 +229,7 @@ class Function(Generic[P, R]):
 
 
 class AsyncFunction(Function[P, R]):
-    """Declared `async def` function: calling it returns a coroutine, running it elsewhere the coroutine's result."""
+    """Declared `async def` function: calling it returns a coroutine, running it elsewhere the result."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:  # type: ignore[override]
         """Start the body as a coroutine, which the caller awaits."""
@@ -264,15 +264,13 @@ def function(
 def function(body: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
     """Declare a function of the platform, as a decorator with or without options.
 
-    resources: CPUs, GPUs and memory of a run on the cluster.
-    timeout_s: a run is killed after this; None never kills it.
-    retries: how failed runs are tried again; by default they are not.
-    max_concurrency: runs at a time: of durable ones across the cluster, of one `map` otherwise.
-    cache: store results, and return the stored one for arguments that the same code has run on.
-    secrets: names of the secrets that the body reads by `context().secret(name)`.
-    warm: workers that wait for durable runs with the imports done; 0 scales to zero.
-    demand: computes what a durable run takes of its team's quota from the arguments by name; a run waits for its turn.
-    schedule: one or several Crons; on: one or several OnEvents.
+    resources: CPUs, GPUs and memory of a run on the cluster. timeout_s: a run is killed after this; None
+    never kills it. retries: how failed runs are tried again; by default they are not. max_concurrency: runs
+    at a time: of durable ones across the cluster, of one `map` otherwise. cache: store results, and return
+    the stored one for arguments that the same code has run on. secrets: names of the secrets that the body
+    reads by `context().secret(name)`. warm: workers that wait for durable runs with the imports done; 0
+    scales to zero. demand: computes what a durable run takes of its team's quota from the arguments by name;
+    a run waits for its turn. schedule: one or several Crons; on: one or several OnEvents.
 
     Raises: DeclarationError, at import, for invalid options or types.
     """
@@ -285,9 +283,9 @@ def function(body: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
 def call(target: Function[..., R] | str, /, *args: Any, **kwargs: Any) -> R:
     """Run a function, with its retries and timeout, and wait for its result.
 
-    target: the function, or its name. Within a durable run the call is a step: its result is recorded, and taken
-    from the record when the run is resumed.
-    Raises: UnknownFunction, InvalidArguments, and what the function raises.
+    target: the function, or its name. Within a durable run the call is a step: its result is recorded, and
+    taken from the record when the run is resumed. Raises: UnknownFunction, InvalidArguments, and what the
+    function raises.
     """
     found: DeclaredFunction = catalog.get(target) if isinstance(target, str) else target
     result: R = run_step(found, found.signature.bind(args, kwargs))

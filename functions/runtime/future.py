@@ -14,8 +14,8 @@ class Future(Protocol[R_co]):
     def result(self, timeout_s: float | None = None) -> R_co:
         """Wait for the result and return it.
 
-        timeout_s: seconds to wait at most. Raises: TimeoutError after them, while the run goes on; the function's
-        own error.
+        timeout_s: seconds to wait at most. Raises: TimeoutError after them, while the run goes on; the
+        function's own error.
         """
         ...
 

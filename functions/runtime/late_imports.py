@@ -1,7 +1,8 @@
 """Imports inside functions: found in their byte code and followed by file, without importing anything.
 
-A late import keeps a heavy library out of every process that knows the function but does not run it. Its version must
-still show in the function's digest, and the process that computes the digest may not have the library.
+A late import keeps a heavy library out of every process that knows the function but does not run it. Its
+version must still show in the function's digest, and the process that computes the digest may not have the
+library.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ INSTALLED = tuple(
 def late_modules(code: CodeType, package: str) -> dict[str, str]:
     """Map every module of this project that `code` imports, directly or not, to the sha256 of its file, hex.
 
-    package: of the module that holds the code, for relative imports. Installed packages are left out: they need not
-    be installed where the digest is computed.
+    package: of the module that holds the code, for relative imports. Installed packages are left out: they
+    need not be installed where the digest is computed.
     """
     found: dict[str, str] = {}
     pending = list(_imported_by(code, package))
@@ -81,7 +82,7 @@ def _read(path: Path, module: str) -> tuple[str, tuple[str, ...]]:
 
 @cache
 def _file_of(module: str) -> Path | None:
-    """Find the source file of one of this project's modules; None if it is installed, built in, or not a module."""
+    """Find the source file of a module of this project; None if it is installed, built in, or not a module."""
     top, *rest = module.split(".")
     try:
         spec = importlib.util.find_spec(top)  # of a top-level name, which imports nothing

@@ -31,8 +31,8 @@ NO_USAGE = Usage(run_s=0, cpu_s=0, gpu_s=0, peak_memory_bytes=0)
 class Receipt(BaseModel, frozen=True):
     """Resources used by an invocation, summed over its attempts; the peak is the highest of all.
 
-    queue_s: from acceptance to the first start; gpu_s: GPUs held x run time. A killed worker's use is missing, since
-    it could not report.
+    queue_s: from acceptance to the first start; gpu_s: GPUs held x run time. A killed worker's use is
+    missing, since it could not report.
     """
 
     invocation: str
@@ -98,7 +98,7 @@ def totals(receipts: Iterable[Receipt]) -> list[Total]:
 
 
 def meter(*, num_gpus: float) -> Callable[[], Usage]:
-    """Start measuring this process and its children that have ended; calling what it returns reads the usage."""
+    """Start measuring this process and its ended children; call the returned function to read the usage."""
     _reset_peak()
     started, cpu = time.monotonic(), _cpu_s()
 

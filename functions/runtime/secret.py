@@ -1,8 +1,8 @@
 """Secrets of functions: given to a body by name, and kept out of all that the runtime records.
 
-A function declares the names. Each is looked up before the body starts (`Context.find_secret`), so a missing one is
-reported at once. A value that this process has disclosed is from then on replaced by `***` in logs, errors and tracebacks,
-and a value that would be stored with a secret in it is refused.
+A function declares the names. Each is looked up before the body starts (`Context.find_secret`), so a missing
+one is reported at once. A value that this process has disclosed is from then on replaced by `***` in logs,
+errors and tracebacks, and a value that would be stored with a secret in it is refused.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def secret_value(name: str) -> str:
 
 
 def in_current_context(stream: Generator[Any, Any, Any]) -> Iterator[Any]:
-    """Iterate over a stream in the present context: started within `use_secrets`, it is read after the block."""
+    """Iterate over a stream in the present context, so that it keeps its secrets after `use_secrets` ends."""
     return _iterate_in(stream, copy_context())
 
 

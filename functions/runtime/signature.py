@@ -37,8 +37,8 @@ _STREAMS = (
 class Signature:
     """Types of a function's parameters and of its result.
 
-    name: for messages; signature: parameters in order, each of which can be given by name; hints: their resolved
-    types, and the result's under "return".
+    name: for messages; signature: parameters in order, each of which can be given by name; hints: their
+    resolved types, and the result's under "return".
     """
 
     name: str

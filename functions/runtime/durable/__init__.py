@@ -1,1 +1,1 @@
-"""Durable invocations, which are recorded in a journal, executed under a lease, retried, resumed and queried."""
+"""Durable invocations: they are recorded in journals, executed under leases, retried and resumed."""

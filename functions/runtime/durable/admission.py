@@ -1,8 +1,9 @@
 """Admission of experiments: a pure rule over the running ones, the waiting ones and the quotas of teams.
 
-The higher priority goes first; among equals the team with the smaller dominant share of the quota of everyone; within a team
-the earlier one. There is no backfilling: an experiment that waits for its team's quota blocks its team, one that waits for the
-quota of everyone blocks all teams, so small experiments cannot starve a large one. No quota means no limit.
+The higher priority goes first; among equals the team with the smaller dominant share of the quota of
+everyone; within a team the earlier one. There is no backfilling: an experiment that waits for its team's
+quota blocks its team, one that waits for the quota of everyone blocks all teams, so small experiments cannot
+starve a large one. No quota means no limit.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ Quotas = Mapping[str, Quota]  # by team
 
 @dataclass(frozen=True, slots=True)
 class QuotaRequest:
-    """Request of one experiment, running or waiting: its team, what it takes of the quotas, and since when it waits."""
+    """Request of one experiment, running or waiting: its team, its resources, and since when it waits."""
 
     invocation: str
     team: str
@@ -71,7 +72,7 @@ def team_of(caller: str, quotas: Quotas) -> str:
 
 
 def blocking_quota(request: QuotaRequest, running: Iterable[QuotaRequest], quotas: Quotas) -> str | None:
-    """Find the quota that keeps `request` from running beside `running`: a team, or everyone; None if it may run."""
+    """Find the team, or everyone, whose quota blocks `request` beside `running`; None if it may run."""
     running = list(running)
     own = [each for each in running if each.team == request.team]
     for team, occupying in ((request.team, own), (EVERYONE, running)):

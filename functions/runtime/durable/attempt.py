@@ -1,6 +1,7 @@
 """Attempt of a durable invocation, in the worker process that runs it.
 
-The worker itself claims the attempt, renews its lease, and records how it ended: the executor that started it may die.
+The worker itself claims the attempt, renews its lease, and records how it ended: the executor that started it
+may die.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class AttemptResult:
 
 
 def run_attempt(attempt: Attempt) -> AttemptResult:
-    """Claim the invocation, run the function and record the outcome; without a free slot, leave it for later."""
+    """Claim the invocation, run it and record the outcome; without a free slot, leave it for later."""
     function, used = attempt.function, attempt.context
     ledger = Ledger(used.store, actor=used.actor, lease_s=attempt.lease_s)
     worker, slots, quota = (

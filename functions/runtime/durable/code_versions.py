@@ -1,8 +1,9 @@
 """Rules for several versions of a function's code at once: which version may start or resume an invocation.
 
-Each executor has one version. An invocation belongs to the code that it was submitted with and, once steps are
-recorded, to the code that recorded them. Executors with other code leave it to executors with that code for a while.
-After that they start an invocation without steps, and end one with steps, which cannot resume on other code.
+Each executor has one version. An invocation belongs to the code that it was submitted with and, once steps
+are recorded, to the code that recorded them. Executors with other code leave it to executors with that code
+for a while. After that they start an invocation without steps, and end one with steps, which cannot resume on
+other code.
 """
 
 from __future__ import annotations

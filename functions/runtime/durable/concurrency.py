@@ -1,7 +1,7 @@
-"""Slots of `max_concurrency` across the cluster: a journal of their holders, written before an attempt is claimed.
+"""Slots of `max_concurrency` across the cluster: a journal of the workers that hold them.
 
-A worker acquires a slot by compare-and-append, so no two get the last one, and releases it at its end. The slot of a killed
-worker is released once the ledger shows that its run has ended, or its lease has expired.
+A worker acquires a slot by compare-and-append, so no two get the last one, and releases it at its end. The
+slot of a killed worker is released once the ledger shows that its run has ended, or its lease has expired.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class ConcurrencySlots:
         return cls(ledger, f"{function.name}-{digest}", function.max_concurrency)
 
     def acquire(self, worker: str, invocation: str, demand: Mapping[str, Any] | None = None) -> bool:
-        """Acquire a free slot: one read and one write, and more reads if all are held. Returns: whether there was one."""
+        """Acquire a slot; returns whether one was free. One read and one write, more reads if all are held."""
         holders = self._fold.refresh()
         request = {"invocation": invocation, "at": to_text(self.ledger.clock())} | dict(demand or {})
         stale = [] if self._has_room(holders, request) else self._stale(holders)
@@ -67,7 +67,7 @@ class ConcurrencySlots:
         self._fold.transact(lambda holders: {"gone": [worker]} if worker in holders else None)
 
     def available(self) -> bool:
-        """Whether a slot may be free, to know before a worker is started; reads the store a few times a second at most."""
+        """Whether a slot may be free, asked before a worker starts; at most a few reads a second."""
         now = time.monotonic()
         if now - self._refreshed_at > REFRESH_S:
             self._refreshed_at = now

@@ -1,7 +1,7 @@
 """Executor of durable invocations: reads the queues, starts workers, and notices workers that died.
 
-All state of an executor can be read from the store. Any number of executors may run; a worker's claim in the invocation's
-journal decides which of them runs it.
+All state of an executor can be read from the store. Any number of executors may run; a worker's claim in the
+invocation's journal decides which of them runs it.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ _logger = logging.getLogger(__name__)
 class Executor:
     """Executor of the invocations in the store of `context`.
 
-    capacity: workers at a time; None lets Ray queue them, and allows two per CPU without Ray; code_patience_s: how
-    long an invocation with steps of other code is left to executors with that code.
+    capacity: workers at a time; None lets Ray queue them, and allows two per CPU without Ray;
+    code_patience_s: how long an invocation with steps of other code is left to executors with that code.
     """
 
     context: Context
@@ -96,7 +96,7 @@ class Executor:
             return True
 
     def drive(self, invocation: str, *, wait_s: float) -> None:
-        """Process one invocation if it is due, and wait at most `wait_s` for its worker if this executor started it."""
+        """Process one invocation if it is due; wait at most `wait_s` for its worker if it is this executor's."""
         with self._lock:
             if self._open.get(invocation, self.ledger.clock()) <= self.ledger.clock():
                 if invocation not in self._workers:
@@ -114,7 +114,7 @@ class Executor:
                 self._evict_idle()
 
     def release_worker(self, invocation: str) -> None:
-        """Release the worker of an ended invocation, if this executor started it: it may hold a CPU that others need."""
+        """Release this executor's worker of an ended invocation, which may hold a CPU that others need."""
         assigned = self._workers.get(invocation)
         if assigned is None:
             return
@@ -309,7 +309,7 @@ class Executor:
         self._record_loss(followed, catalog.find(record.reference), f"worker {record.worker} has been silent")
 
     def _record_loss(self, followed: FollowedRecord, function: DeclaredFunction | None, reason: str) -> None:
-        """Record that a worker died: the invocation runs again, unless workers died too often or the timeout killed it."""
+        """Record that a worker died; the invocation runs again, unless too many were lost or its timeout passed."""
         worker = followed.record.worker
         followed.append(
             lambda record: _loss_entry(record, function, reason, worker=worker, now=self.ledger.clock())

@@ -21,7 +21,7 @@ def write_heartbeat(store: ObjectStore, invocation: str, worker: str, at: dateti
 
 
 def lease_end(store: ObjectStore, record: Record, now: datetime) -> datetime:
-    """Compute when the lease of a running invocation's worker ends; one read, once its claim alone has expired."""
+    """Compute when the lease of a running invocation ends; one read, once its claim alone has expired."""
     if record.due > now:
         return record.due
     data = store.find(lease_key(record.id))

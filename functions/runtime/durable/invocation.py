@@ -46,8 +46,8 @@ class Invocation(Generic[R]):
     def result(self, timeout_s: float | None = None) -> R:
         """Wait for the result and return it; this process runs the invocation if no other does.
 
-        Raises: InvocationFailed with the error if it is dead; Cancelled; TimeoutError after `timeout_s`, while the
-        invocation goes on.
+        Raises: InvocationFailed with the error if it is dead; Cancelled; TimeoutError after `timeout_s`,
+        while the invocation goes on.
         """
         record = self.wait(timeout_s)
         if record.status == "cancelled":
@@ -123,7 +123,7 @@ def executor_of(used: Context) -> Executor:
 
 
 def run_pending(used: Context) -> int:
-    """Run the invocations that are new or due in the store of a context, without waiting; returns how many are open.
+    """Run the invocations that are new or due, without waiting; returns how many are open.
 
     A ticker calls this a few times a second.
     """

@@ -1,7 +1,7 @@
 """Ledger of durable invocations: accept, read, cancel, redrive, signal and list them.
 
-An invocation is a journal of its own, `invocations/{id}`; accepting it is creating its first entry. Its id is a
-digest of function and idempotency key, so the store itself answers whether it was accepted before.
+An invocation is a journal of its own, `invocations/{id}`; accepting it is creating its first entry. Its id is
+a digest of function and idempotency key, so the store itself answers whether it was accepted before.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LEASE_S = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Cause of an invocation: the invocation it belongs to, and the functions whose events led to it, oldest first."""
+    """Cause of an invocation: its parent, and the functions whose events led to it, oldest first."""
 
     parent: str | None = None
     chain: tuple[str, ...] = ()
@@ -41,8 +41,8 @@ class Origin:
 class Ledger:
     """Ledger of all durable invocations in `store`; threads may share one.
 
-    actor: who acts, recorded; clock: wall time, for leases and backoff; lease_s: how long a worker keeps its claim
-    without a heartbeat.
+    actor: who acts, recorded; clock: wall time, for leases and backoff; lease_s: how long a worker keeps its
+    claim without a heartbeat.
     """
 
     store: ObjectStore
@@ -168,7 +168,7 @@ class Ledger:
         self._queue.add(Note(invocation))
 
     def invocations(self, *, status: Status | None = None, limit: int = 100) -> Iterator[Record]:
-        """List invocations, the newest first and at most `limit`. The dead have an index; other listings read every queue.
+        """List at most `limit` invocations, newest first. The dead have an index; other listings read every queue.
 
         Among the dead, the newest is the one that died last.
         """

@@ -1,8 +1,9 @@
 """Queues of notes about invocations that executors should process, read without ever listing the store.
 
-Each writing process has a queue of its own, a journal that only it appends to: a note costs one write without conflicts.
-Executors find the queues in one index and read the next number of each. A queue without notes for long is closed by an
-executor's append to it; a writer that still lives then meets a conflict, and opens another queue.
+Each writing process has a queue of its own, a journal that only it appends to: a note costs one write without
+conflicts. Executors find the queues in one index and read the next number of each. A queue without notes for
+long is closed by an executor's append to it; a writer that still lives then meets a conflict, and opens
+another queue.
 """
 
 from __future__ import annotations
@@ -99,15 +100,15 @@ class QueueReader:
     def checkpoint(self, opened: dict[str, datetime]) -> None:
         """Store this reader's positions and the open invocations; a later reader starts there.
 
-        Another reader's checkpoint may replace this one: each is complete, so an older one only makes a reader
-        read a few notes twice.
+        Another reader's checkpoint may replace this one: each is complete, so an older one only makes a
+        reader read a few notes twice.
         """
         positions = {name: queue.next for name, queue in self._queues.items()}
         content = {"positions": positions, "open": {each: due.isoformat() for each, due in opened.items()}}
         self.store.put(CHECKPOINT, json.dumps(content).encode())
 
     def new_notes(self) -> Iterator[Note]:
-        """Yield the notes since the last call: one read for the index and one for each queue if there are no notes."""
+        """Yield the notes since the last call; without any, one read for the index and one for each queue."""
         opened = self._index.refresh()
         for name in opened - self._queues.keys():
             journal = Journal(self.store, f"queues/{name}", actor=self.actor, clock=self.clock)

@@ -1,8 +1,8 @@
 """Quota slots of experiments: one journal of what each holds, for all functions that declare a demand.
 
-The worker that runs acquires and releases a slot like those of `max_concurrency`; a killed worker's slot is free again as
-soon as the ledger shows it. The waiting experiments are in the ledger, which every executor reads: so the order is decided
-anew each time, and a waiting experiment holds nothing.
+The worker that runs acquires and releases a slot like those of `max_concurrency`; a killed worker's slot is
+free again as soon as the ledger shows it. The waiting experiments are in the ledger, which every executor
+reads: so the order is decided anew each time, and a waiting experiment holds nothing.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ class QuotaSlots(ConcurrencySlots):
     def admit(
         self, waiting: Mapping[str, FollowedRecord], *, started: Iterable[str]
     ) -> list[tuple[str, dict[str, Any] | None]]:
-        """Choose the waiting invocations that begin now, in order, and those that no quota allows, each with its final entry.
+        """Choose the waiting invocations that begin now, in order, and end those that exceed a quota even alone.
+
+        Returns: invocation and None, or the final entry of one that exceeds a quota, which come first.
 
         started: invocations whose workers have started and may not have acquired their slots yet.
         """
@@ -88,7 +90,7 @@ class QuotaSlots(ConcurrencySlots):
         return self.acquire(worker, record.id, demand)
 
     def _running_requests(self) -> list[QuotaRequest]:
-        """List the requests that hold slots; slots of killed workers are released, checked a few times within a lease."""
+        """List the requests that hold slots, after releasing those of killed workers a few times within a lease."""
         holders, now = self._fold.refresh(), time.monotonic()
         if now - self._checked_at > self.ledger.lease_s / 3:
             self._checked_at = now

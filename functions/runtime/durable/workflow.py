@@ -1,8 +1,8 @@
 """Workflows: durable runs whose steps are recorded before the next begins, and whose waits hold no worker.
 
-A workflow is a function that calls functions. When it runs again after a crash, its body starts from the top, and each
-recorded step returns its recorded result: only unfinished steps run. So the body between steps must be deterministic,
-and an effect that should happen once belongs in a step.
+A workflow is a function that calls functions. When it runs again after a crash, its body starts from the top,
+and each recorded step returns its recorded result: only unfinished steps run. So the body between steps must
+be deterministic, and an effect that should happen once belongs in a step.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Capture of what a process prints and logs while it runs a durable invocation.
 
-Standard output and error are replaced by streams that write every line to the original, secrets masked, and record it; a
-logging handler does so from level INFO on. What C code or a subprocess writes is not captured.
+Standard output and error are replaced by streams that write every line to the original, secrets masked, and
+record it; a logging handler does so from level INFO on. What C code or a subprocess writes is not captured.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def log_text(text: str) -> None:
 def report_progress(done: float, total: float = 1.0, text: str = "") -> None:
     """Record how far this durable run is; does nothing outside of one.
 
-    done, total: in any unit, as rows or epochs; with the default total, a fraction. text: shown beside the bar.
-    Raises: ValueError unless 0 <= done <= total.
+    done, total: in any unit, as rows or epochs; with the default total, a fraction. text: shown beside the
+    bar. Raises: ValueError unless 0 <= done <= total.
     """
     if not (total > 0 and 0 <= done <= total):
         raise ValueError(f"done={done!r} must be between 0 and total={total!r}, which must be above 0")
@@ -111,7 +111,7 @@ class _Handler(logging.Handler):
 
 
 class _Tee(io.TextIOBase):
-    """Stream that writes whole lines to the original and to a recorder; of a line with carriage returns the last part."""
+    """Stream that writes whole lines to the original and records them, after the last carriage return."""
 
     def __init__(self, original: TextIO, source: Source, recorder: Recorder | None) -> None:
         self._original = original

@@ -87,7 +87,7 @@ class ActorWorker:
         self._last_run: ClusterRun | None = None
 
     def state(self) -> State:
-        """Return the state, see `IdleWorker.state`; the outcome of the last job shows whether the actor was killed."""
+        """Return the actor's state; the outcome of the last job shows whether it was killed."""
         last = self._last_run or self._ready_run
         if not last.done():
             return "busy" if self._last_run else "starting"
@@ -138,8 +138,9 @@ def running() -> bool:
 def wait_until_sent() -> None:
     """Wait until tasks that are being sent have reached their workers, before they are cancelled.
 
-    Ray 2.60 aborts this process if a task is cancelled while it is sent ("Tried to complete task that was not pending").
-    When an error arrives a task is being sent, since the worker of the failed one is free for the next.
+    Ray 2.60 aborts this process if a task is cancelled while it is sent ("Tried to complete task that was not
+    pending"). When an error arrives a task is being sent, since the worker of the failed one is free for the
+    next.
     """
     if running():
         time.sleep(SEND_S)
@@ -170,7 +171,7 @@ class PlacedFunction(Protocol):
 
 
 def task_options(function: PlacedFunction) -> dict[str, Any]:
-    """Build Ray's task options; Ray itself reruns a task whose worker died, unless the timeout may have killed it."""
+    """Build Ray's task options; Ray reruns a task whose worker died, unless a timeout may have killed it."""
     max_lost = function.retries.max_lost if function.timeout_s is None else 0
     return _placement(function) | {"max_retries": max_lost}
 

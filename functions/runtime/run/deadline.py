@@ -32,8 +32,8 @@ def with_deadline(name: str, body: Callable[..., Any], timeout_s: float | None) 
 def deadline(name: str, timeout_s: float | None) -> Iterator[None]:
     """Raise TimedOut in the block after `timeout_s`; code that ignores the signal is killed `GRACE_S` later.
 
-    The alarm interrupts Python code and system calls. A loop in C does not see it: faulthandler's watchdog, which
-    needs no interpreter lock, then ends the process.
+    The alarm interrupts Python code and system calls. A loop in C does not see it: faulthandler's watchdog,
+    which needs no interpreter lock, then ends the process.
     """
     if timeout_s is None or threading.current_thread() is not threading.main_thread():
         yield

@@ -1,6 +1,7 @@
 """Protocol of declared functions that the catalog, the executor and the workers use.
 
-`functions.runtime.function.Function` fulfils it; the modules that run functions do not import how they are declared.
+`functions.runtime.function.Function` fulfils it; the modules that run functions do not import how they are
+declared.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Fork server of local child processes: quick to start, and killed with all that they started.
 
-Forking a process that has threads (Ray, torch) is not safe, and a fresh interpreter takes most of a second to import.
-So one clean interpreter, the fork server, imports the runtime once and forks a child for each job. Fork server and
-children end when their parent does.
+Forking a process that has threads (Ray, torch) is not safe, and a fresh interpreter takes most of a second to
+import. So one clean interpreter, the fork server, imports the runtime once and forks a child for each job.
+Fork server and children end when their parent does.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ PREIMPORTED = "functions."  # modules that start no thread when imported, and so
 class Child:
     """Child process that leads a process group of its own and runs one job.
 
-    name: for messages; module: that declares the function; one of the platform's is imported once for all children;
-    ready: a module that the child imports at once, before it has a job.
+    name: for messages; module: that declares the function; one of the platform's is imported once for all
+    children; ready: a module that the child imports at once, before it has a job.
     """
 
     def __init__(self, name: str, *, retries: Retries, module: str = "", ready: str = "") -> None:

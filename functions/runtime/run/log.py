@@ -1,8 +1,8 @@
 """Logs of durable invocations: lines in the store, written in segments while the run goes on.
 
-Lines are collected for half a second, or 64 KiB, and written as one object. Its name begins with the time of writing,
-so that the segments of every process that worked on an invocation sort into one log. A killed process loses
-the lines since its last segment. A run without output writes nothing.
+Lines are collected for half a second, or 64 KiB, and written as one object. Its name begins with the time of
+writing, so that the segments of every process that worked on an invocation sort into one log. A killed
+process loses the lines since its last segment. A run without output writes nothing.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Progress(BaseModel, frozen=True):
 
 
 class Recorder:
-    """Writer of one process's lines and progress for an invocation, in a thread that starts with the first line."""
+    """Writer of one process's lines and progress for an invocation, in a thread of its own."""
 
     def __init__(self, store: ObjectStore, invocation: str, function: str) -> None:
         self._store = store
@@ -202,7 +202,8 @@ _writer_mark = _WriterMark()
 def read_log(store: ObjectStore, invocation: str, *, after: str = "") -> Iterator[Segment]:
     """Read the log of an invocation so far, by time: one listing, and one read for each segment.
 
-    after: name of a segment; only later ones are read. A segment of another process may still appear a moment before.
+    after: name of a segment; only later ones are read. A segment of another process may still appear a moment
+    before.
     """
     folder = _folder(invocation)
     for key in store.list(folder, after=f"{folder}{after}.jsonl" if after else ""):
@@ -226,7 +227,8 @@ class Tail:
     def new_lines(self) -> Iterator[Line]:
         """Yield the lines added since the last call.
 
-        Reading starts a little before the newest segment: another process may have named its own by an earlier moment.
+        Reading starts a little before the newest segment: another process may have named its own by an
+        earlier moment.
         """
         after = f"{max(0, self._newest_ms - OVERLAP_MS):013d}"
         while segments := self._read(after):

@@ -26,9 +26,10 @@ _logger = logging.getLogger(__name__)
 def lower_priority() -> None:
     """Lower the CPU priority of this process and of those that it starts; later calls do nothing.
 
-    Where Linux shares CPUs among sessions first (autogroups), niceness counts within a session only. A worker of Ray shares
-    the session of the serving processes and would use up their share. So the process moves to a session of its own and gives
-    that its niceness. A session's leader stays; so does a process that may not move, which is logged as a warning.
+    Where Linux shares CPUs among sessions first (autogroups), niceness counts within a session only. A worker
+    of Ray shares the session of the serving processes and would use up their share. So the process moves to a
+    session of its own and gives that its niceness. A session's leader stays; so does a process that may not
+    move, which is logged as a warning.
     """
     niceness = os.nice(NICENESS)
     if os.getsid(0) == os.getpid() or not autogroups_enabled():

@@ -1,9 +1,9 @@
 """Pool of idle workers with a function's imports done, for `warm=n` functions and, on Ray, for experiments.
 
-The pool belongs to an executor, and its workers run durable invocations. Locally a warm worker is a child process that runs one
-attempt and is then replaced; on Ray it is an actor that runs one after another and holds the function's resources. The worker
-of an experiment is kept while other runs of its function wait: Ray takes seconds of CPU to start a process, at the
-priority of the serving processes beside it.
+The pool belongs to an executor, and its workers run durable invocations. Locally a warm worker is a child
+process that runs one attempt and is then replaced; on Ray it is an actor that runs one after another and
+holds the function's resources. The worker of an experiment is kept while other runs of its function wait: Ray
+takes seconds of CPU to start a process, at the priority of the serving processes beside it.
 """
 
 from __future__ import annotations

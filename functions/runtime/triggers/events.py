@@ -1,8 +1,8 @@
 """Events published to topics, and their delivery to the functions that subscribe.
 
-A topic is a journal. A subscription is a function's `OnEvent` and a cursor. Delivery is at least once, and the
-invocation's key is made of subscription and event number, so the function runs once for each event. Each event carries
-the functions that led to it, and a function does not run on events that it caused itself.
+A topic is a journal. A subscription is a function's `OnEvent` and a cursor. Delivery is at least once, and
+the invocation's key is made of subscription and event number, so the function runs once for each event. Each
+event carries the functions that led to it, and a function does not run on events that it caused itself.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ def publish(
 ) -> int:
     """Append an event to a topic and return its number.
 
-    payload: a JSON object. key: an event with one of the topic's last 1,024 keys is not appended again; the number is
-    then the first event's. used: by default the present context.
-    Raises: SecretLeaked if the payload contains a secret of the running function.
+    payload: a JSON object. key: an event with one of the topic's last 1,024 keys is not appended again; the
+    number is then the first event's. used: by default the present context. Raises: SecretLeaked if the
+    payload contains a secret of the running function.
     """
     at = used or context()
     refuse_secrets(json.dumps(payload), what=f"an event of {topic}")
@@ -73,10 +73,10 @@ def publish(
 
 
 def run_events(used: Context) -> int:
-    """Deliver new events to their subscriptions and waiting workflows; returns how many invocations were submitted.
+    """Deliver new events to subscriptions and waiting workflows; returns how many invocations were submitted.
 
-    Costs one read, and one for each topic, if there are no new events. A new subscription begins with the next event, or
-    with the first if it has `from_start`.
+    Costs one read, and one for each topic, if there are no new events. A new subscription begins with the
+    next event, or with the first if it has `from_start`.
     """
     topics: dict[str, list[Subscription]] = {}
     for each in declared():
@@ -172,7 +172,7 @@ def _topic_reader(used: Context, topic: str) -> _TopicReader:
 
 
 def refusals(used: Context) -> list[dict[str, Any]]:
-    """List the events that were not delivered, with subscription and reason: a loop, or a payload that does not fit."""
+    """List the events that were not delivered, with subscription and reason: a loop, or an invalid payload."""
     return [entry.body for entry in Journal(used.store, REFUSED, actor=used.actor).entries()]
 
 

@@ -1,8 +1,8 @@
 """Schedules of functions that run by the clock, each tick once, fired by any number of tickers.
 
-A schedule's state is a journal of its own. A tick fires by one append to it, so one ticker of several wins; the
-invocation's key is made of schedule and tick, so if a ticker dies between claiming and submitting, the next one
-submits, and nothing runs twice.
+A schedule's state is a journal of its own. A tick fires by one append to it, so one ticker of several wins;
+the invocation's key is made of schedule and tick, so if a ticker dies between claiming and submitting, the
+next one submits, and nothing runs twice.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class ScheduleState(BaseModel, frozen=True):
 class ScheduleStatus(BaseModel, frozen=True):
     """Status of a schedule for display.
 
-    last_tick: the last one handled, fired or skipped; invocation: of the last tick that fired; next_tick: the first
-    after now.
+    last_tick: the last one handled, fired or skipped; invocation: of the last tick that fired; next_tick: the
+    first after now.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """Workflows that wait for an event: a journal of the waiters, and waking them when the event comes.
 
-A waiting workflow is suspended and holds no worker. Each process that delivers events sends the workflow the first one that
-matches, as a signal. Two processes may send it, which gives the same value.
+A waiting workflow is suspended and holds no worker. Each process that delivers events sends the workflow the
+first one that matches, as a signal. Two processes may send it, which gives the same value.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Waiters = dict[str, dict[str, Any]]
 def wait_for_event(
     topic: str, *, where: Mapping[str, Any] | None = None, timeout_s: float | None = None
 ) -> dict[str, Any]:
-    """Wait for the first event of `topic` since this workflow was submitted, and return its payload; no worker is held.
+    """Wait for the first event of `topic` since this workflow was submitted, and return its payload.
 
     where: payload fields that must be equal to these values.
     Raises: TimeoutError after timeout_s; FunctionError outside a durable run.
@@ -51,7 +51,7 @@ def wait_for_event(
 
 
 def wake_waiters(used: Context) -> int:
-    """Send waiting workflows the events that have come; returns how many were woken. One read if no workflow waits."""
+    """Send waiting workflows the events that have come; returns how many were woken; one read if none waits."""
     key = (used.store_url, used.actor)
     if key not in _wakers:
         _wakers[key] = _Waker(used)
