@@ -19,7 +19,7 @@ from functions.rollout.policy import RolloutPolicy
 from registry import Registry, open_store
 from tests.functions.rollout.conftest import DAY, MODEL, START, RolloutPlatform, TrafficRegistry
 from tests.functions.rollout.victim import rollouts_of, tick
-from tests.ray_apps.flights_rollouts import Flights, load_flights
+from tests.ray_apps.flights_driver import Flights, load_flights
 
 _logger = logging.getLogger(__name__)
 KILLS = 50
