@@ -13,7 +13,7 @@ from ray_apps.gateway import openapi, problems
 from ray_apps.gateway.auth import allowed, identify_bearer
 from ray_apps.gateway.limits import BodyLimit
 from ray_apps.gateway.metrics import Metrics, RequestMetrics
-from ray_apps.gateway.routes import data, functions, invocations, layers, models, operations
+from ray_apps.gateway.routes import data, functions, invocations, layers, models, operations, repository
 from ray_apps.gateway.services import Services, services_of
 from ray_apps.gateway.wire import Json
 from ray_apps.token_cache import TokenCache
@@ -39,7 +39,7 @@ def build_app(services: Services) -> FastAPI:
     app.state.services = services
     app.state.metrics = Metrics()
     app.state.tokens = TokenCache(services.access_list)
-    rooms = (functions, invocations, models, layers, data, operations)
+    rooms = (functions, invocations, models, layers, data, operations, repository)
     for room in rooms:
         app.include_router(room.router)
     app.state.rooms = [route for room in rooms for route in room.router.routes]

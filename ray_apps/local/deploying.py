@@ -108,14 +108,15 @@ def _with_placement(options: PredictorOptions, place: Placement) -> PredictorOpt
 
 
 def grpc_target(running: RunningPlatform) -> RunTarget:
-    """The gRPC door to all models."""
+    """The gRPC proxy to all models."""
     from ray.serve import RunTarget  # late: as above
 
-    from ray_apps.predictor import rpc
+    from ray_apps.predictor import grpc
 
-    settings = running.settings
-    options = rpc.FrontOptions(url=running.url, host=settings.host, port=running.ports.grpc)
-    return RunTarget(target=rpc.grpc_application(options), name=rpc.GRPC_APP, route_prefix=None)
+    options = grpc.ProxyOptions.from_environment(
+        os.environ, url=running.url, host=running.settings.host, port=running.ports.grpc
+    )
+    return RunTarget(target=grpc.grpc_application(options), name=grpc.GRPC_APP, route_prefix=None)
 
 
 def models_of(project: str | None) -> tuple[str, ...]:

@@ -133,12 +133,16 @@ def _serve_bare(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)  # as a replica of less than two CPUs
     sys.setswitchinterval(0.001)
     options = _here(arguments)
-    doors: dict[str, Door] = {model: build_predictor(model, options) for model in arguments.models}
+    models = {model: build_predictor(model, options) for model in arguments.models}
+    doors: dict[str, Door] = {**models}
+    authenticators = [door.auth for door in models.values()]
     if arguments.pool:
-        doors[""] = build_pool(_pool_options(arguments))
+        pool = doors[""] = build_pool(_pool_options(arguments))
+        authenticators.append(pool.auth)
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn ends by it, and then raises it once more
+    ready = partial(_say, "ready")
     uvloop.run(
-        serve_bare(doors, port=arguments.port, grpc_port=arguments.grpc_port, ready=partial(_say, "ready"))
+        serve_bare(doors, authenticators[0], port=arguments.port, grpc_port=arguments.grpc_port, ready=ready)
     )
 
 
@@ -269,7 +273,7 @@ def _deploy(arguments: argparse.Namespace) -> None:
     from ray.serve.config import HTTPOptions
     from ray.serve.schema import LoggingConfig
 
-    from ray_apps.predictor.rpc import GRPC_APP, FrontOptions, grpc_application
+    from ray_apps.predictor.grpc import GRPC_APP, ProxyOptions, grpc_application
 
     serve.start(
         http_options=HTTPOptions(host="127.0.0.1", port=arguments.port),
@@ -277,8 +281,13 @@ def _deploy(arguments: argparse.Namespace) -> None:
     )
     _deploy_models(arguments)
     if arguments.grpc_port is not None:
-        front = FrontOptions(url=f"http://127.0.0.1:{arguments.port}", port=arguments.grpc_port)
-        serve.run(grpc_application(front), name=GRPC_APP, route_prefix=None)
+        options = ProxyOptions.from_environment(
+            os.environ,
+            url=f"http://127.0.0.1:{arguments.port}",
+            port=arguments.grpc_port,
+            authentication=not arguments.no_authentication,
+        )
+        serve.run(grpc_application(options), name=GRPC_APP, route_prefix=None)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from registry import Access, NotFound, Principal, RegistryError, Role, utc_now
 router = APIRouter()
 
 NAME, VERSION = "toque", "0.1.0"
+EXTENSIONS = ["binary_tensor_data", "model_configuration", "statistics"]
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 Viewer = Annotated[Principal, allowed(Role.viewer)]
@@ -82,7 +83,7 @@ async def get_ready(request: Request) -> Json:
 @router.get("/v2", tags=["protocol"])
 async def get_server(_: Viewer) -> Json:
     """The server's name, version and protocol extensions."""
-    return Json({"name": NAME, "version": VERSION, "extensions": ["binary_tensor_data"]})
+    return Json({"name": NAME, "version": VERSION, "extensions": EXTENSIONS})
 
 
 @router.get("/metrics", tags=["health"], response_class=PlainTextResponse)

@@ -164,6 +164,10 @@ class TimedDoor(Door):
         """As the door within."""
         self._door.opened()
 
+    def index(self) -> list[dict[str, str]]:
+        """The model versions of the door within."""
+        return self._door.index()
+
     async def close(self) -> None:
         """Close the door within."""
         self._timing.close()

@@ -116,6 +116,11 @@ class Pool:
         """Memory of all models here, as estimated."""
         return _size(self._residents)
 
+    def index(self) -> list[dict[str, str]]:
+        """The versions of the models that are here, as entries of the repository index."""
+        here = [resident for resident in self._residents.values() if resident.opened is None]
+        return [entry for resident in here for entry in resident.door.index()]
+
     def describe(self) -> dict[str, Any]:
         """The counts, and the models that are here, least recently used first."""
         return {

@@ -28,6 +28,10 @@ class PoolDoor(Door):
         """End the pool."""
         await self.pool.close()
 
+    def index(self) -> list[dict[str, str]]:
+        """The versions of the models in memory; models that nobody asked for yet are missing."""
+        return self.pool.index()
+
     def opened(self) -> None:
         """Load what is pinned, before anybody asks."""
         self.pool.start()

@@ -122,6 +122,7 @@ class RemoteVersion(LoadedVersion):
         threads: Executor,  # noqa: ARG002 - of this process, which has nothing to score
     ) -> Mapping[str, Array]:
         """As of a version that is here. Raises: NotReady if none of its replicas answers in time."""
+        self.statistics.executions += 1
         return await self._way.answer(inputs, abstained)
 
 

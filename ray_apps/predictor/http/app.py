@@ -17,12 +17,13 @@ from ray_apps.predictor.protocol.errors import BadRequest, DeadlineExceeded, Not
 from ray_apps.predictor.protocol.json import InferRequest, InferResponse, decode_request, encode_response
 from ray_apps.predictor.protocol.protobuf import PROTOBUF, decode_message, encode_message
 from ray_apps.predictor.versions.loaded import LoadedVersion
+from ray_apps.predictor.versions.model_config import model_config
 
 __all__ = ["HttpDoor", "metadata"]
 
 ARM = b"x-toque-arm"
 """Header that asks for one arm of the split, whoever asks."""
-_VERSIONED = re.compile(r"/versions/([0-9]{1,9})(/infer|/ready|)")
+_VERSIONED = re.compile(r"/versions/([0-9]{1,9})(/infer|/ready|/stats|/config|)")
 
 
 class HttpDoor(Door):
@@ -44,6 +45,11 @@ class HttpDoor(Door):
         self.predictor, self.auth = predictor, auth
         self.max_body_bytes = max_body_bytes
 
+    def index(self) -> list[dict[str, str]]:
+        """The versions that are loaded, as entries of the repository index."""
+        engine = self.predictor.engine
+        return [{"name": engine.model, "version": str(one), "state": "READY"} for one in engine.loaded]
+
     async def close(self) -> None:
         """Stop the predictor."""
         await self.predictor.close()
@@ -54,7 +60,7 @@ class HttpDoor(Door):
         path = request.path
         if path == "/infer" and request.method == "POST":
             return await self._infer(request, None)
-        if path in {"", "/", "/ready", "/status"}:
+        if path in {"", "/", "/ready", "/status", "/stats", "/config"}:
             _only(request, "GET")
             return self._look(path)
         matched = _VERSIONED.fullmatch(path)
@@ -110,12 +116,14 @@ class HttpDoor(Door):
         champion = self.predictor.engine.routes.champion
         if path == "/status":
             return 200, [JSON], orjson.dumps(self.predictor.describe())
+        if path == "/stats":
+            return 200, [JSON], orjson.dumps(self.predictor.statistics())
         if path == "/ready":
             document = {"name": self.predictor.engine.model, "ready": champion is not None}
             return 200 if champion is not None else 503, [JSON], orjson.dumps(document)
         if champion is None:
             raise NotFound(f"model {self.predictor.engine.model!r} has no champion that is loaded")
-        return 200, [JSON], orjson.dumps(metadata(self.predictor, champion))
+        return 200, [JSON], orjson.dumps(_described(self.predictor, champion, path))
 
     def _look_at(self, number: int, action: str) -> Answer:
         engine = self.predictor.engine
@@ -123,11 +131,20 @@ class HttpDoor(Door):
         if action == "/ready":
             document = {"name": engine.model, "version": str(number), "ready": version is not None}
             return 200 if version is not None else 503, [JSON], orjson.dumps(document)
+        if action == "/stats":
+            return 200, [JSON], orjson.dumps(self.predictor.statistics(number))
         if version is not None:
-            return 200, [JSON], orjson.dumps(metadata(self.predictor, version))
+            return 200, [JSON], orjson.dumps(_described(self.predictor, version, action))
         raise NotFound(
             f"model {engine.model!r} has no version {number} loaded; it has {engine.describe()['loaded']}"
         )
+
+
+def _described(predictor: Predictor, version: LoadedVersion, path: str) -> dict[str, Any]:
+    """The document of `/config`, or else the protocol's metadata."""
+    if path == "/config":
+        return model_config(predictor.engine.model, version.signature, version.batching)
+    return metadata(predictor, version)
 
 
 def metadata(predictor: Predictor, version: LoadedVersion) -> dict[str, Any]:

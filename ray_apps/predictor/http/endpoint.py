@@ -76,6 +76,10 @@ class Door(ABC):
     def opened(self) -> None:  # noqa: B027  # to be overridden or not
         """Called once the server is up, where it says so."""
 
+    def index(self) -> list[dict[str, str]]:
+        """The model versions that answer here: `name`, `version` and `state` of each."""
+        return []
+
     def figures(self) -> dict[str, float]:
         """What Serve is told to scale by, by name, beside the requests in flight; called once a second."""
         return {}

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any, Final, TypeVar
 
-from ray_apps.predictor.http.endpoint import Receive
 from ray_apps.predictor.protocol.errors import CallerGone
 from ray_apps.predictor.write_coalescing import Moment
 
 __all__ = ["Caller"]
 
 T = TypeVar("T")
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]  # of ASGI
 GONE: Final = "http.disconnect"
 
 

@@ -81,12 +81,15 @@ class Predictor:
         call = _Call(prediction_id, unit, arm, version, begin)
         try:
             found = await self._inputs(request, call)
+            checked = time.perf_counter()
             work = version.answer(found.inputs, call.rows, found.abstained, self._pool)
             outputs = await (work if caller is None or version.inline else caller.waits_for(work))
         except BaseException:  # a caller whose time is up, or who has gone, included
+            version.statistics.fail(time.perf_counter() - begin)
             if number is None:  # who asks for a version by number tries it out: no evidence against it
                 self._fail(call)
             raise
+        version.statistics.succeed(call.rows, input_s=checked - begin, infer_s=time.perf_counter() - checked)
         at_us = self._now_us(call.keys)
         self._record(call, at_us, found, outputs, None if caller is None else caller.moment)
         if self.engine.routes.shadows and number is None and is_shadowed(arm):
@@ -213,6 +216,26 @@ class Predictor:
             "log": self.recorder.describe(),
             "batches": self._batches(),
         }
+
+    def statistics(self, number: int | None = None) -> dict[str, Any]:
+        """Triton's statistics of the versions that are loaded here, or of one of them.
+
+        Raises: NotFound if that one is not loaded.
+        """
+        loaded = [self.engine.find(one) for one in (self.engine.loaded if number is None else [number])]
+        found = [
+            version.statistics.describe(
+                self.engine.model,
+                version.version,
+                batches=version.batcher.batches if version.batcher is not None else 0,
+                waited_s=version.batcher.waited_s if version.batcher is not None else 0.0,
+            )
+            for version in loaded
+            if version is not None
+        ]
+        if number is not None and not found:
+            raise NotFound(f"model {self.engine.model!r} has no version {number} loaded")
+        return {"model_stats": found}
 
     def _batches(self) -> dict[str, dict[str, int]]:
         """Of each loaded version that makes some: how many, and of how many rows together."""

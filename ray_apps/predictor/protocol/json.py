@@ -11,13 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
 import orjson
 
-from ray_apps.predictor.forms import MAX_FORM_BYTES, Form, Forms, may_come_again
 from ray_apps.predictor.protocol.datatypes import Array, cast, datatype_of, dtype_of, pack, unpack
 from ray_apps.predictor.protocol.errors import BadRequest, TooLarge
 
@@ -36,8 +34,6 @@ MAX_ELEMENTS = 16_777_216
 MAX_TENSORS = 256
 MAX_DIMS = 8
 _NO_PARAMETERS: Mapping[str, Any] = {}
-_forms: Forms[Form] = Forms()
-"""By the JSON, and the number of bytes behind it."""
 
 
 @dataclass(slots=True)
@@ -50,10 +46,6 @@ class InferRequest:
     outputs: tuple[str, ...] = ()
     binary: Mapping[str, bool] = field(default_factory=dict)
     binary_default: bool = False
-
-    def with_inputs(self, inputs: dict[str, Array]) -> InferRequest:
-        """The same request with other inputs."""
-        return InferRequest(inputs, self.id, self.parameters, self.outputs, self.binary, self.binary_default)
 
 
 @dataclass(slots=True)
@@ -91,19 +83,7 @@ def decode_request(body: bytes, header_length: int | None = None) -> InferReques
         raise BadRequest(
             f"Inference-Header-Content-Length: {header_length} is outside the body of {len(body)} bytes"
         )
-    head, rest = body[:header_length], memoryview(body)[header_length:]
-    if header_length > MAX_FORM_BYTES:
-        return _read(head, rest)
-    key = head, len(rest)
-    known = _forms.get(key)
-    if known is not None:
-        return known.fill(rest)
-    request = _read(head, rest)
-    ends = [*accumulate(array.nbytes for array in request.inputs.values())]
-    all_behind = ends[-1:] == [len(rest)]
-    if all_behind and may_come_again(request) and _forms.came_before(key):
-        _forms.keep(key, Form(request, pairwise([0, *ends])))
-    return request
+    return _read(body[:header_length], memoryview(body)[header_length:])
 
 
 def _read(head: bytes, rest: memoryview) -> InferRequest:

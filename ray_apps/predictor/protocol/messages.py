@@ -19,10 +19,14 @@ __all__ = [
     "METHODS",
     "SERVICE",
     "InferParameter",
+    "ModelConfigResponse",
     "ModelInferRequest",
     "ModelInferResponse",
     "ModelMetadataResponse",
     "ModelReadyResponse",
+    "ModelStatisticsResponse",
+    "ModelStreamInferResponse",
+    "RepositoryIndexResponse",
     "ServerLiveResponse",
     "ServerMetadataResponse",
     "ServerReadyResponse",
@@ -43,10 +47,14 @@ def _load() -> dict[str, Any]:
 
 _found = _load()
 InferParameter: Any = _found["inference.InferParameter"]
+ModelConfigResponse: Any = _found["inference.ModelConfigResponse"]
 ModelInferRequest: Any = _found["inference.ModelInferRequest"]
 ModelInferResponse: Any = _found["inference.ModelInferResponse"]
 ModelMetadataResponse: Any = _found["inference.ModelMetadataResponse"]
 ModelReadyResponse: Any = _found["inference.ModelReadyResponse"]
+ModelStatisticsResponse: Any = _found["inference.ModelStatisticsResponse"]
+ModelStreamInferResponse: Any = _found["inference.ModelStreamInferResponse"]
+RepositoryIndexResponse: Any = _found["inference.RepositoryIndexResponse"]
 ServerLiveResponse: Any = _found["inference.ServerLiveResponse"]
 ServerMetadataResponse: Any = _found["inference.ServerMetadataResponse"]
 ServerReadyResponse: Any = _found["inference.ServerReadyResponse"]

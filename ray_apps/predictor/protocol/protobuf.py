@@ -1,6 +1,6 @@
 """The Open Inference Protocol's messages as gRPC carries them: requests in, responses out. Pure.
 
-The same values as of `protocol`, without JSON: what a replica answers when the front passes a call on, or a caller
+The values of `protocol` without JSON: what a replica answers when the gRPC proxy passes a call on, or a caller
 sends a message over HTTP. An answer comes as it was asked: raw contents for a request with raw contents or without
 tensors, typed contents for typed ones. Parameters that a message cannot hold, `entities`, `request`, `attributes`,
 `missing`, `explain` and `explanation`, are JSON texts there.
@@ -12,13 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import orjson
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it ships no types
 
-from ray_apps.predictor.forms import MAX_FORM_BYTES, Form, Forms, may_come_again
 from ray_apps.predictor.protocol.datatypes import Array, datatype_of, dtype_of, pack, unpack
 from ray_apps.predictor.protocol.errors import BadRequest
 from ray_apps.predictor.protocol.json import (
@@ -31,14 +30,10 @@ from ray_apps.predictor.protocol.json import (
 )
 from ray_apps.predictor.protocol.messages import ModelInferRequest, ModelInferResponse
 
-__all__ = ["PROTOBUF", "decode_message", "encode_message", "read_addressee"]
+__all__ = ["PROTOBUF", "decode_message", "encode_message"]
 
 PROTOBUF: Final = b"application/x-protobuf"
 """The content type of a message over HTTP."""
-
-_NAME: Final = b"\x0a"
-"""The tag of `model_name`."""
-_forms: Forms[_Known] = Forms()
 JSON_PARAMETERS = frozenset({"entities", "request", "explain", "attributes"})
 _BY_KIND = {"b": "bool_contents", "O": "bytes_contents", "f4": "fp32_contents", "f8": "fp64_contents",
             "i8": "int64_contents", "u8": "uint64_contents", "i": "int_contents", "u": "uint_contents"}  # fmt: skip
@@ -49,10 +44,6 @@ def decode_message(body: bytes) -> tuple[InferRequest, bool]:
 
     Raises: BadRequest or TooLarge, naming the field.
     """
-    key = _key(body)
-    known = _known(key, body)
-    if known is not None:
-        return known.form.fill(body), False
     try:
         message = ModelInferRequest.FromString(body)
     except DecodeError as error:
@@ -63,61 +54,7 @@ def decode_message(body: bytes) -> tuple[InferRequest, bool]:
         parameters=_parameters(message.parameters),
         outputs=_outputs(message.outputs),
     )
-    if message.raw_input_contents:
-        if may_come_again(request) and _forms.came_before(key):
-            _keep(key, body, message, request)
-        return request, False
-    return request, bool(message.inputs)
-
-
-class _Known(NamedTuple):
-    """A message of a form that is known: whom it is for, the form, and all its bytes but the numbers, as (begin, end, bytes)."""
-
-    model_name: str
-    model_version: str
-    form: Form
-    rest: tuple[tuple[int, int, bytes], ...]
-
-
-def read_addressee(body: bytes) -> Any:
-    """Something with the `model_name` and `model_version` of a ModelInferRequest. Raises: DecodeError."""
-    return _known(_key(body), body) or ModelInferRequest.FromString(body)
-
-
-def _known(key: tuple[int, bytes], body: bytes) -> _Known | None:
-    """What is known of a message like one that was read before."""
-    known = _forms.get(key)
-    if known is not None:
-        for begin, end, same in known.rest:
-            if body[begin:end] != same:
-                return None
-    return known
-
-
-def _key(body: bytes) -> tuple[int, bytes]:
-    """Length and, where it comes first, as all libraries write it, the model's name."""
-    return len(body), body[: 2 + body[1]] if body[:1] == _NAME and len(body) > 1 else b""
-
-
-def _keep(key: tuple[int, bytes], body: bytes, message: Any, request: InferRequest) -> None:
-    """Know the next message of this form, if its numbers are all that stands at its end."""
-    end = len(body)
-    places: list[tuple[int, int]] = []
-    for raw in reversed(message.raw_input_contents):
-        places.insert(0, (end - len(raw), end))
-        end -= ModelInferRequest(raw_input_contents=[raw]).ByteSize()
-    if end <= MAX_FORM_BYTES and _is_message_without_contents(body[:end]):
-        gaps = zip([0, *(end for _, end in places)], [begin for begin, _ in places], strict=False)
-        rest = tuple((begin, end, body[begin:end]) for begin, end in gaps)
-        _forms.keep(key, _Known(message.model_name, message.model_version, Form(request, places), rest))
-
-
-def _is_message_without_contents(part: bytes) -> bool:
-    """Whether a message ends here: then what stands behind it is all the contents, and nothing but them."""
-    try:
-        return not ModelInferRequest.FromString(part).raw_input_contents
-    except DecodeError:
-        return False
+    return request, bool(message.inputs) and not message.raw_input_contents
 
 
 def _outputs(wanted: Any) -> tuple[str, ...]:

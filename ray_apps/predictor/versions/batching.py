@@ -7,6 +7,7 @@ waits is answered in the order it came, as many rows at once as the bound allows
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -64,13 +65,15 @@ class _Waiting:
     inputs: Inputs
     rows: int
     shapes: tuple[tuple[int, ...], ...]
+    since: float
     answer: asyncio.Future[Mapping[str, Array]]
 
 
 class Batcher:
     """Answers requests for one version together. Belongs to one event loop.
 
-    predict: scores checked inputs. batches, rows: how many batches and rows it scored.
+    predict: scores checked inputs. batches, rows: how many batches and rows it scored. waited_s: how long requests
+    waited for their batch, all together.
     """
 
     def __init__(self, predict: Predict, bounds: Batching) -> None:
@@ -81,12 +84,13 @@ class Batcher:
         self._task: asyncio.Task[None] | None = None
         self.batches = 0
         self.rows = 0
+        self.waited_s = 0.0
 
     async def predict(self, inputs: Inputs, rows: int) -> Mapping[str, Array]:
         """Outputs of one request. Raises: what the model raises for it, never for another's."""
         loop = asyncio.get_running_loop()
         shapes = tuple(array.shape[1:] for array in inputs.values())
-        waiting = _Waiting(inputs, rows, shapes, loop.create_future())
+        waiting = _Waiting(inputs, rows, shapes, time.perf_counter(), loop.create_future())
         self._queue.append(waiting)
         self._queued_rows += rows
         if self._queued_rows >= self._bounds.max_rows:
@@ -102,6 +106,8 @@ class Batcher:
                 await _wait(self._full, self._bounds.max_wait_s)
             batch = self._take()
             if batch:
+                now = time.perf_counter()
+                self.waited_s += sum(now - each.since for each in batch)
                 await self._answer(batch)
 
     def _take(self) -> list[_Waiting]:

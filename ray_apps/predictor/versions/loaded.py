@@ -17,6 +17,7 @@ from ray_apps.predictor.protocol.datatypes import DTYPES, Array
 from ray_apps.predictor.protocol.errors import BadRequest, PredictorError
 from ray_apps.predictor.versions.batching import Batcher, Batching
 from ray_apps.predictor.versions.missing import MissingPolicy, abstaining
+from ray_apps.predictor.versions.statistics import VersionStatistics
 from registry.errors import RegistryError
 from registry.models import ModelVersion, Signature, TensorSpec
 
@@ -72,7 +73,7 @@ class LoadedVersion:
 
     record: what the registry says of it. service: the feature service that its keys are looked up in, or None.
     missing: what is done about features without a value. batching: bounds of batches, None without any; batcher:
-    who makes them, once a request came. plain: whether it makes one
+    who makes them, once a request came. statistics: counts of its requests. plain: whether it makes one
     float32 matrix of another, row by row, of so few columns that all are logged. example_ms: how long its example took when warm.
     """
 
@@ -88,6 +89,7 @@ class LoadedVersion:
         self.batcher: Batcher | None = None
         self.plain = _is_plain(record.signature.inputs) and _is_plain(record.signature.outputs)
         self.example_ms = 0.0
+        self.statistics = VersionStatistics()
         self._scorer = scorer
         self._turn = asyncio.Lock()
         self._inputs = [(spec, _dtype(spec), tuple(spec.shape)) for spec in self.signature.inputs]
@@ -147,6 +149,7 @@ class LoadedVersion:
     ) -> Mapping[str, Array]:
         """Score checked inputs as `predict`, beside the event loop if it takes long, together with others if asked for."""
         if self.batching is None or abstained or rows >= self.batching.max_rows:
+            self.statistics.executions += 1
             if self.example_ms < SHORT_MS:
                 return self.predict(inputs, abstained)
             return await self._answer_alone(inputs, threads=threads, abstained=abstained)

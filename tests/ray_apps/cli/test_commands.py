@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray_apps.local.state_file import FILE, RunningPlatform
 
 import functions.alerting.jobs
 import functions.monitoring
@@ -20,6 +19,7 @@ from ray_apps.cli import main
 from ray_apps.cli.client import Client, _running
 from ray_apps.cli.main import GROUPS, parser
 from ray_apps.local.settings import Ports, Settings
+from ray_apps.local.state_file import FILE, RunningPlatform
 
 # httpx itself imports rich where that is installed, for a command line of its own.
 HEAVY = (

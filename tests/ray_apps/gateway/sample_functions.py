@@ -1,4 +1,4 @@
-"""Functions for the gateway's tests, in a module of their own so that child processes find them."""
+"""Functions that the gateway's tests call, in a module of their own so that child processes can import it."""
 
 import threading
 from pathlib import Path
@@ -19,14 +19,14 @@ class Sum(BaseModel):
 def gateway_add(a: int, b: int = 1) -> Sum:
     """Add two numbers.
 
-    And tell who asked.
+    And name the caller.
     """
     return Sum(total=a + b, who=context().actor)
 
 
 @function()
 def gateway_refuse(a: int) -> int:
-    raise ValueError(f"a={a} is not to my taste")
+    raise ValueError(f"a={a} is refused")
 
 
 @function(retries=Retries(max_attempts=1))
@@ -36,7 +36,7 @@ def gateway_break() -> int:
 
 @function()
 def gateway_note(folder: str, text: str) -> int:
-    """Leave a trace of having run."""
+    """Append a line to a file, so that runs can be counted."""
     with (Path(folder) / "notes").open("a") as file:
         file.write(f"{text}\n")
     return len(text)
@@ -44,7 +44,7 @@ def gateway_note(folder: str, text: str) -> int:
 
 @function()
 def gateway_rows(table: pa.Table) -> int:
-    """Count rows of something that JSON cannot carry."""
+    """Count rows of a table, which JSON cannot carry."""
     return int(table.num_rows)
 
 
@@ -52,7 +52,7 @@ class LockedError(Exception):
     """An error that cannot be pickled."""
 
     def __init__(self) -> None:
-        super().__init__("the door is locked")
+        super().__init__("this error holds a lock")
         self.lock = threading.Lock()
 
 
@@ -63,5 +63,5 @@ def gateway_lock() -> int:
 
 @function(timeout_s=30)
 def gateway_handle() -> Any:
-    """Return what is no value."""
+    """Return an object that cannot be serialized."""
     return threading.Lock()

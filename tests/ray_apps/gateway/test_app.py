@@ -1,4 +1,4 @@
-"""Who may enter, and how refusals look."""
+"""Authentication, roles, error responses, limits, metrics and the playground of the gateway."""
 
 import re
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 from tests.ray_apps.gateway.conftest import Gateway
 
 
-async def test_without_a_token_nothing_but_health_answers(gateway: Gateway) -> None:
+async def test_without_a_token_only_health_answers(gateway: Gateway) -> None:
     document = (await gateway.client.get("/openapi.json", headers=gateway.headers("viewer"))).json()
     opened = {"/healthz", "/v2/health/live", "/v2/health/ready"}
     for path, operations in document["paths"].items():
@@ -16,7 +16,7 @@ async def test_without_a_token_nothing_but_health_answers(gateway: Gateway) -> N
             answer = await gateway.client.request(method, path.replace("{", "").replace("}", ""))
             assert (answer.status_code == 200) == (path in opened), (method, path, answer.text)
             assert answer.status_code in {200, 401}
-    for route in gateway.app.state.rooms:  # those that the document leaves out, too
+    for route in gateway.app.state.rooms:  # also those that the document leaves out
         for method in route.methods:
             answer = await gateway.client.request(method, route.path.replace("{", "").replace("}", ""))
             assert answer.status_code == (200 if route.path in opened and method != "HEAD" else 401), (
@@ -24,7 +24,7 @@ async def test_without_a_token_nothing_but_health_answers(gateway: Gateway) -> N
             )
 
 
-async def test_a_refusal_is_a_problem_that_says_what_to_do(gateway: Gateway) -> None:
+async def test_a_401_is_a_problem_that_says_how_to_get_a_token(gateway: Gateway) -> None:
     answer = await gateway.client.get("/functions")
     assert answer.status_code == 401
     assert answer.headers["content-type"] == "application/problem+json"
@@ -51,7 +51,7 @@ async def test_a_refusal_is_a_problem_that_says_what_to_do(gateway: Gateway) -> 
         ("admin", "GET", "/tokens", None),
     ],
 )
-async def test_each_door_asks_for_its_role(
+async def test_each_route_requires_its_role(
     gateway: Gateway, role: str, method: str, path: str, status: int | None
 ) -> None:
     answer = await gateway.client.request(method, path, headers=gateway.headers(role), json={})
@@ -91,14 +91,14 @@ async def test_unknown_paths_and_methods_are_problems(gateway: Gateway) -> None:
         assert answer.headers["content-type"] == "application/problem+json"
 
 
-async def test_a_method_that_is_not_there_tells_which_are(gateway: Gateway) -> None:
+async def test_a_405_lists_the_methods_of_the_path(gateway: Gateway) -> None:
     for path, methods in [("/models/any/traffic", "GET, PUT"), ("/invocations/any", "DELETE, GET")]:
         answer = await gateway.client.patch(path, headers=gateway.headers("admin"))
         assert (answer.status_code, answer.headers["allow"]) == (405, methods)
     assert (await gateway.client.put("/functions/any", headers=gateway.headers("admin"))).status_code == 404
 
 
-async def test_a_stranger_is_not_told_what_there_is(gateway: Gateway) -> None:
+async def test_a_caller_without_a_token_does_not_learn_which_paths_exist(gateway: Gateway) -> None:
     for method, path in [
         ("GET", "/nowhere"),
         ("PATCH", "/functions"),
@@ -140,7 +140,7 @@ async def test_the_protocol_names_the_server_and_unknown_models(gateway: Gateway
         assert "'none'" in answer.json()["error"]
 
 
-async def test_the_playground_needs_nothing_from_elsewhere_and_asks_routes_that_exist(
+async def test_the_playground_loads_nothing_external_and_calls_existing_routes(
     gateway: Gateway,
 ) -> None:
     answer = await gateway.client.get("/docs")

@@ -1,4 +1,4 @@
-"""The OpenAPI document holds: schemathesis calls every operation, and nothing answers 5xx or other than it says.
+"""Conformance with the OpenAPI document: schemathesis calls every operation; no response is 5xx or undocumented.
 
 Real stores: a folder and a redis-server; real functions: the platform's own, in threads and child processes.
 """
@@ -60,8 +60,8 @@ def redis_url(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def kept(tmp_path: Path, redis_url: str) -> Context:
-    """A platform with a model of three versions and a feature view."""
+def context(tmp_path: Path, redis_url: str) -> Context:
+    """A context whose store has a model of three versions and a feature view."""
     url = f"file://{tmp_path / 'store'}"
     context = Context(open_store(url), url, redis_url=redis_url, actor="platform")
     registry = Registry(context.store, actor="trainer")
@@ -80,8 +80,8 @@ def kept(tmp_path: Path, redis_url: str) -> Context:
 
 
 @pytest.fixture
-def only(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], bool]], None]:
-    """Have only such functions declared as a test chooses by their references."""
+def declare_only(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], bool]], None]:
+    """Hide all functions but those whose references a test accepts."""
 
     def chosen(wanted: Callable[[str], bool]) -> None:
         declared = {
@@ -94,15 +94,15 @@ def only(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], bool]], N
 
 
 @pytest.fixture
-def document(kept: Context, tmp_path: Path) -> Iterator[Any]:
-    token = Access(kept.store, actor="tests").create_token("fuzz", "admin")
+def document(context: Context, tmp_path: Path) -> Iterator[Any]:
+    token = Access(context.store, actor="tests").create_token("fuzz", "admin")
     opened: list[LogWriter] = []
 
     def labels() -> LogWriter:
-        opened.append(LogWriter(tmp_path / "wal", "labels", str(kept.redis_url)))
+        opened.append(LogWriter(tmp_path / "wal", "labels", str(context.redis_url)))
         return opened[-1]
 
-    services = Services(context=kept, labels=labels, wait_s=20)
+    services = Services(context=context, labels=labels, wait_s=20)
 
     def load(examples: int, *, phases: Collection[str]) -> Any:
         headers = {"Authorization": f"Bearer {token}"}
@@ -131,7 +131,7 @@ def document(kept: Context, tmp_path: Path) -> Iterator[Any]:
 
 
 def fuzz(schema: Any) -> tuple[int, list[str]]:
-    """Call it all; returns how many requests that were, and what schemathesis found."""
+    """Call every operation; returns the number of requests, and what schemathesis found."""
     called, found = 0, []
     for event in engine.from_schema(schema).execute():
         if isinstance(event, engine.events.NonFatalError | engine.events.FatalError):
@@ -151,10 +151,10 @@ def _failures(recorder: Any) -> list[str]:
     ]
 
 
-def test_a_hundred_requests_find_no_5xx_and_no_breach_of_the_document(
-    document: Any, sample_functions: None, only: Any
+def test_a_hundred_requests_find_no_5xx_and_no_undocumented_response(
+    document: Any, sample_functions: None, declare_only: Any
 ) -> None:
-    only({"gateway_samples:gateway_add", "gateway_samples:gateway_refuse"}.__contains__)
+    declare_only({"gateway_samples:gateway_add", "gateway_samples:gateway_refuse"}.__contains__)
     called, found = fuzz(document(3, phases=["fuzzing"]))
     assert not found, "\n".join(found)
     assert called >= 100
@@ -162,17 +162,19 @@ def test_a_hundred_requests_find_no_5xx_and_no_breach_of_the_document(
 
 @pytest.mark.proof
 @pytest.mark.parametrize(
-    ("examples", "phases", "rooms"),
+    ("examples", "phases", "prefix"),
     [
-        pytest.param(3, ["coverage", "fuzzing", "stateful"], "functions.rollout.", id="one-room-every-phase"),
-        pytest.param(14, ["fuzzing"], "functions.", id="every-room"),
+        pytest.param(
+            3, ["coverage", "fuzzing", "stateful"], "functions.rollout.", id="one-package-every-phase"
+        ),
+        pytest.param(14, ["fuzzing"], "functions.", id="every-package"),
     ],
 )
-def test_a_thousand_requests_find_no_5xx_and_no_breach_of_the_document(
-    document: Any, sample_functions: None, only: Any, examples: int, phases: list[str], rooms: str
+def test_a_thousand_requests_find_no_5xx_and_no_undocumented_response(
+    document: Any, sample_functions: None, declare_only: Any, examples: int, phases: list[str], prefix: str
 ) -> None:
     discover_at_low_priority(None)
-    only(lambda reference: reference.startswith((rooms, "gateway_samples:gateway_add")))
+    declare_only(lambda reference: reference.startswith((prefix, "gateway_samples:gateway_add")))
     called, found = fuzz(document(examples, phases=phases))
     assert not found, "\n".join(found)
     assert called >= 1000

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+import tritonclient.grpc as triton
 
 from ray_apps.local import RunningPlatform, down, processes, status
 from ray_apps.local.state_file import find_platform
@@ -105,6 +106,10 @@ def test_a_platform_restarts_after_kills_with_its_results_and_leaves_no_process(
     assert call(running, "/functions/sample_add", {"a": 5}, **{"Idempotency-Key": "five"}) == 6
     assert {each["name"] for each in call(running, "/schedules")} == set()
     assert any("haproxy" in each for each in left(home, running))
+    with triton.InferenceServerClient(running.grpc_address) as client:
+        login = {"authorization": f"Bearer {running.token()}"}
+        assert client.get_server_metadata(headers=login).name == "toque"
+        assert list(client.get_model_repository_index(headers=login).models) == []
     again = toque(place, "up")
     assert "already up" in again.communicate(timeout=60)[0]
     assert again.returncode == 0

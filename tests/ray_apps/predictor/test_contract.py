@@ -78,11 +78,12 @@ def operation(method: str, path: str) -> dict[str, Any]:
 
 def document() -> dict[str, Any]:
     model = "/v2/models/{model}"
-    routes = [model, f"{model}/ready", f"{model}/status", f"{model}/versions/{{version}}"]
-    paths = {
-        path: operation("get", path)
-        for path in [*routes, f"{model}/versions/{{version}}/ready", "/v2/models/"]
-    }
+    looks = ["", "/ready", "/stats", "/config"]
+    routes = [
+        f"{model}/status",
+        *(f"{root}{look}" for look in looks for root in (model, f"{model}/versions/{{version}}")),
+    ]
+    paths = {path: operation("get", path) for path in [*routes, "/v2/models/"]}
     for path in (f"{model}/infer", f"{model}/versions/{{version}}/infer"):
         paths[path] = operation("post", path)
     return {"openapi": "3.1.0", "info": {"title": "serving", "version": "1"}, "paths": paths}
@@ -115,7 +116,7 @@ def build_app(folder: Path) -> tuple[Any, str]:
         nonlocal pool, serve
         if pool is None:  # a pool belongs to the loop that it is used in
             pool = PoolDoor(Pool(door, limit_bytes=1 << 30), auth)
-            serve = Doors({"late": own, "": pool})
+            serve = Doors({"late": own, "": pool}, auth)
         if scope["type"] == "lifespan":
             await pool(scope, receive, send)
         else:

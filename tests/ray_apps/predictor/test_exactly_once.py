@@ -32,7 +32,8 @@ from functions.prediction_log import (
     outcomes,
     predictions,
 )
-from ray_apps.predictor.rpc.upstream import Upstream, UpstreamError
+from ray_apps.predictor.grpc import HttpModels
+from ray_apps.predictor.grpc.status import UnreachableError
 from registry import Access, Registry, Signature, TensorSpec, open_store
 from registry.store import ObjectStore
 from tests.functions.prediction_log.test_kills import DRAINER, Child
@@ -83,13 +84,13 @@ class Flow:
     labelled: set[str] = field(default_factory=set)
 
     async def run(self, callers: int = 8) -> None:
-        ups = [Upstream(f"http://127.0.0.1:{port}") for port in self.ports]
+        ups = [HttpModels(f"http://127.0.0.1:{port}") for port in self.ports]
         numbers = itertools.count()
         await asyncio.gather(*(self._ask(ups, numbers) for _ in range(callers)))
         for up in ups:
-            up.close()
+            await up.close()
 
-    async def _ask(self, ups: list[Upstream], numbers: Iterator[int]) -> None:
+    async def _ask(self, ups: list[HttpModels], numbers: Iterator[int]) -> None:
         headers = {b"authorization": f"Bearer {self.token}".encode(), b"content-type": b"application/json"}
         tensor = {"name": "x", "datatype": "FP32", "shape": [ROWS, 3], "data": [1.0] * 3 * ROWS}
         while len(self.answered) < PREDICTIONS:
@@ -97,11 +98,13 @@ class Flow:
             name = f"r{number}"
             body = json.dumps({"id": name, "inputs": [tensor]}).encode()
             try:
-                answer = await ups[number % len(ups)].ask("POST", "/v2/models/one/infer", headers, body)
-            except UpstreamError:
+                status, _, answer = await ups[number % len(ups)].ask(
+                    "POST", "/v2/models/one/infer", headers, body
+                )
+            except UnreachableError:
                 await asyncio.sleep(0.05)  # the replica was killed; the other one goes on
                 continue
-            assert answer.status == 200, answer.body
+            assert status == 200, answer
             rows = [f"{name}:{row}" for row in range(ROWS)]
             self.answered.update(rows)
             if number % 2:

@@ -23,7 +23,7 @@ def read(text: bytes) -> dict[tuple[str, str], float]:
     return {(s.name, s.labels.get("feature", s.labels.get("view", ""))): s.value for s in samples}
 
 
-def test_measured_views_are_gauges_until_it_is_too_long_ago(tmp_path: Path) -> None:
+def test_views_are_gauges_while_their_measurement_is_recent(tmp_path: Path) -> None:
     url = f"file://{tmp_path}"
     context = Context(open_store(url), url, clock=lambda: NOW)
     assert read(feature_metrics(context.store, now=NOW)) == {("toque_feature_health_readable", ""): 1.0}
@@ -46,7 +46,9 @@ def test_measured_views_are_gauges_until_it_is_too_long_ago(tmp_path: Path) -> N
     assert len(read(feature_metrics(context.store, now=NOW + timedelta(days=3)))) == 1
 
 
-def test_a_store_that_is_away_is_a_gauge_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_store_that_is_away_sets_the_gauge_readable_to_zero(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def away(*_: Any, **__: Any) -> None:
         raise RegistryError("the store does not answer")
 

@@ -1,4 +1,4 @@
-"""Functions and invocations by HTTP. No ticker and no Ray: whoever waits for an invocation runs it."""
+"""Routes of functions and invocations, without ticker and Ray: the request that waits for an invocation runs it."""
 
 import asyncio
 import time
@@ -49,7 +49,7 @@ async def test_bad_arguments_name_their_fields(gateway: Gateway) -> None:
     ("body", "status"),
     [(b"{", 400), (b"[1]", 422), (b'"a"', 422), (b"", 422), (b"\xff\xfe", 400), (b'{"a": NaN}', 400)],
 )
-async def test_a_body_that_is_no_object_is_refused(gateway: Gateway, body: bytes, status: int) -> None:
+async def test_a_body_that_is_not_an_object_is_refused(gateway: Gateway, body: bytes, status: int) -> None:
     answer = await gateway.client.post(
         "/functions/gateway_add", content=body, headers=gateway.headers("operator")
     )
@@ -68,25 +68,25 @@ async def test_unknown_functions_and_invocations_are_404(gateway: Gateway) -> No
     assert answer.json()["type"] == "unknown-invocation"
 
 
-async def test_a_function_that_refuses_is_the_callers_problem_one_that_breaks_is_not(
+async def test_a_refusal_by_the_function_is_409_and_a_failure_is_500(
     gateway: Gateway,
 ) -> None:
     refused = await post(gateway, "gateway_refuse", {"a": 7})
     assert (refused.status_code, refused.json()["type"]) == (409, "function-refused")
-    assert "a=7 is not to my taste" in refused.json()["detail"]
+    assert "a=7 is refused" in refused.json()["detail"]
     broken = await post(gateway, "gateway_break", {})
     assert (broken.status_code, broken.json()["type"]) == (500, "function-failed")
     assert "out of gas" in broken.json()["detail"]
 
 
-async def test_a_refusal_is_the_same_whether_the_call_was_durable_or_not(gateway: Gateway) -> None:
+async def test_a_refusal_has_the_same_detail_when_the_call_is_durable(gateway: Gateway) -> None:
     now = await post(gateway, "gateway_refuse", {"a": 7})
     durable = await post(gateway, "gateway_refuse", {"a": 7}, Idempotency_Key="k5")
     assert (durable.status_code, durable.json()["type"]) == (409, "invocation-dead")
     assert durable.json()["detail"] == now.json()["detail"]
 
 
-async def test_json_is_not_converted_to_fit(gateway: Gateway) -> None:
+async def test_json_values_of_another_type_are_not_converted(gateway: Gateway) -> None:
     for wrong in (False, "1", 1.5, None):
         answer = await post(gateway, "gateway_add", {"a": wrong})
         assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "a"), wrong
@@ -95,7 +95,7 @@ async def test_json_is_not_converted_to_fit(gateway: Gateway) -> None:
     ] == 2  # JSON has one kind of number
 
 
-async def test_fifty_posts_with_one_key_are_one_run_and_fifty_equal_answers(
+async def test_fifty_posts_with_one_key_run_once_and_get_equal_responses(
     gateway: Gateway, tmp_path: Path
 ) -> None:
     body = {"folder": str(tmp_path), "text": "hello"}
@@ -115,12 +115,12 @@ async def test_one_key_with_other_arguments_is_a_conflict(gateway: Gateway, tmp_
 
 
 @pytest.mark.parametrize("key", ["", "a b", "x" * 300])
-async def test_a_key_that_cannot_be_one_is_refused(gateway: Gateway, key: str) -> None:
+async def test_an_invalid_key_is_refused(gateway: Gateway, key: str) -> None:
     answer = await post(gateway, "gateway_add", {"a": 1}, Idempotency_Key=key)
     assert answer.status_code in {400, 422}
 
 
-async def test_respond_async_accepts_and_tells_where_to_ask(gateway: Gateway) -> None:
+async def test_respond_async_accepts_with_the_location_of_the_invocation(gateway: Gateway) -> None:
     answer = await post(gateway, "gateway_add", {"a": 1}, Prefer="respond-async", Idempotency_Key="k3")
     assert answer.status_code == 202
     assert answer.headers["preference-applied"] == "respond-async"
@@ -145,11 +145,11 @@ async def test_cancel_and_redrive(gateway: Gateway) -> None:
     assert (redriven.status_code, redriven.json()["status"]) == (202, "queued")
 
 
-async def test_the_dead_are_listed_with_their_error(gateway: Gateway) -> None:
+async def test_dead_invocations_are_listed_with_their_error(gateway: Gateway) -> None:
     answer = await post(gateway, "gateway_break", {}, Idempotency_Key="k4")
     assert (answer.status_code, answer.json()["type"]) == (500, "invocation-dead")
     deadline, listed = time.monotonic() + 10, []
-    while not listed:  # whose index an executor writes when it next looks, as a ticker's does
+    while not listed:  # the index of dead letters is written by the next executor, as by a ticker's
         assert time.monotonic() < deadline
         run_pending(replace(gateway.context, actor="a-operator"))
         listed = (
@@ -173,10 +173,12 @@ async def test_a_function_that_json_cannot_carry_is_for_python_callers_only(gate
 
 @pytest.mark.parametrize(
     ("name", "told"),
-    [("gateway_lock", "the door is locked"), ("gateway_handle", "InvalidResult: ")],
-    ids=["an error that cannot be pickled", "a result that is no value"],
+    [("gateway_lock", "this error holds a lock"), ("gateway_handle", "InvalidResult: ")],
+    ids=["an error that cannot be pickled", "a result that cannot be serialized"],
 )
-async def test_what_cannot_leave_its_process_is_told(gateway: Gateway, name: str, told: str) -> None:
+async def test_an_error_or_result_that_cannot_be_pickled_is_reported(
+    gateway: Gateway, name: str, told: str
+) -> None:
     now = await post(gateway, name, {})
     assert (now.status_code, now.json()["type"], told in now.json()["detail"]) == (
         500,
@@ -200,7 +202,7 @@ async def test_invocations_are_listed_newest_first(gateway: Gateway, tmp_path: P
         assert [each["id"] for each in listed] == ids[::-1][:limit]
 
 
-async def test_a_body_above_the_limit_calls_nothing(gateway: Gateway, tmp_path: Path) -> None:
+async def test_a_body_above_the_limit_calls_no_function(gateway: Gateway, tmp_path: Path) -> None:
     body = {"folder": str(tmp_path), "text": "x" * (17 << 20)}
     for headers in ({}, {"Idempotency_Key": "k7"}):
         answer = await post(gateway, "gateway_note", body, **headers)
@@ -214,7 +216,7 @@ async def test_a_body_above_the_limit_calls_nothing(gateway: Gateway, tmp_path: 
 async def test_a_store_that_is_away_is_503_and_the_key_makes_the_retry_safe(
     gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request_number: int
 ) -> None:
-    """Whichever of the first requests to the store fails, the answer is either good or says to come again."""
+    """Whichever of the first requests to the store fails, the response is either the result or 503 with Retry-After."""
     body = {"folder": str(tmp_path), "text": "hello"}
     asked, create, find = [], gateway.context.store.create, gateway.context.store.find
 
@@ -227,9 +229,7 @@ async def test_a_store_that_is_away_is_503_and_the_key_makes_the_retry_safe(
 
         return called
 
-    await gateway.client.get(
-        "/models", headers=gateway.headers("operator")
-    )  # the doorman knows the token now
+    await gateway.client.get("/models", headers=gateway.headers("operator"))  # caches the token
     with monkeypatch.context() as patched:
         patched.setattr(gateway.context.store, "create", away(create))
         patched.setattr(gateway.context.store, "find", away(find))

@@ -25,7 +25,7 @@ async def send(gateway: Gateway, role: str, method: str, path: str, body: Any = 
     return await gateway.client.request(method, path, headers=gateway.headers(role), json=body)
 
 
-async def test_two_models_share_a_layer_out(gateway: Gateway, models: Registry) -> None:
+async def test_two_models_take_disjoint_parts_of_a_layer(gateway: Gateway, models: Registry) -> None:
     split = {"arms": {"canary": {"version": 2, "share": 0.5}}, "layer": {"name": "trips", "share": 0.7}}
     made = await send(gateway, "operator", "PUT", "/models/ranker/traffic", split)
     assert made.json()["layer"] == {"name": "trips", "claim": 0, "buckets": [[0, 7000]]}

@@ -1,4 +1,4 @@
-"""The registry by HTTP: every change carries the name of who asked for it."""
+"""Routes of the registry: every change is recorded with the caller's name."""
 
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,10 @@ async def test_a_version_is_approved_promoted_split_and_rolled_back(gateway: Gat
     refused = await send(gateway, "operator", "POST", "/models/late/promote", version=1)
     assert (refused.status_code, refused.json()["type"]) == (409, "refused")
     for version in (1, 2, 3):
-        said = await send(
+        approved = await send(
             gateway, "approver", "POST", f"/models/late/versions/{version}/approve", comment="fine"
         )
-        assert said.json()["approvals"][0]["actor"] == "a-approver"
+        assert approved.json()["approvals"][0]["actor"] == "a-approver"
     for version in (1, 2):
         promoted = await send(
             gateway, "operator", "POST", "/models/late/promote", version=version, reason="better"
@@ -54,7 +54,7 @@ async def test_a_version_is_approved_promoted_split_and_rolled_back(gateway: Gat
     assert late.history("late")[-1].actor == "a-operator"
 
 
-async def test_an_expectation_that_does_not_hold_is_a_conflict(gateway: Gateway, late: Registry) -> None:
+async def test_an_unexpected_alias_target_is_a_conflict(gateway: Gateway, late: Registry) -> None:
     path = "/models/late/aliases/blue"
     assert (await send(gateway, "operator", "PUT", path, version=1, expected=None)).status_code == 200
     stale = await send(gateway, "operator", "PUT", path, version=2, expected=None)
@@ -81,7 +81,7 @@ async def test_models_and_versions_are_read_by_number_and_alias(gateway: Gateway
         assert (await gateway.client.get(path, headers=viewer)).status_code == 404, path
 
 
-async def test_an_alias_is_told_as_of_a_moment(gateway: Gateway, late: Registry) -> None:
+async def test_an_alias_is_read_at_a_past_moment(gateway: Gateway, late: Registry) -> None:
     late.set_alias("late", "blue", 2)
     viewer = gateway.headers("viewer")
     now = await gateway.client.get("/models/late/aliases/blue", headers=viewer)
@@ -102,7 +102,7 @@ async def test_an_alias_is_told_as_of_a_moment(gateway: Gateway, late: Registry)
         {"shadows": [0]},
     ],
 )
-async def test_a_split_that_cannot_be_names_its_field(
+async def test_an_invalid_split_names_its_field(
     gateway: Gateway, late: Registry, body: dict[str, Any]
 ) -> None:
     answer = await gateway.client.put("/models/late/traffic", headers=gateway.headers("operator"), json=body)

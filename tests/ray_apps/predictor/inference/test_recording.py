@@ -18,12 +18,12 @@ from functions.prediction_log.frames import read_frames
 from functions.prediction_log.records import decode_prediction, prediction_columns
 from functions.prediction_log.wal import WriteAheadLog, segments_of
 from ray_apps.predictor.deploy.standalone import Doors
+from ray_apps.predictor.grpc import GrpcServer
 from ray_apps.predictor.http.app import HttpDoor
 from ray_apps.predictor.http.auth import NoAuthentication
 from ray_apps.predictor.inference.recording import Recorder
 from ray_apps.predictor.inference.service import Predictor
 from ray_apps.predictor.protocol.json import InferRequest
-from ray_apps.predictor.rpc import Front, Listener
 from ray_apps.predictor.versions.engine import Engine
 from ray_apps.predictor.write_coalescing import STATE, Moment, moment
 from registry import Registry, Signature, TensorSpec, open_store
@@ -131,8 +131,8 @@ async def by_http(app: Doors) -> AsyncIterator[Ask]:
 @contextlib.asynccontextmanager
 async def by_grpc(app: Doors) -> AsyncIterator[Ask]:
     address = f"127.0.0.1:{free_port()}"
-    listener = Listener(Front(app), address)
-    await listener.start()
+    server = GrpcServer(app, NoAuthentication(), address)
+    await server.start()
     async with InferenceServerClient(address) as client:
 
         async def ask(number: int) -> str:
@@ -141,12 +141,12 @@ async def by_grpc(app: Doors) -> AsyncIterator[Ask]:
             return str((await client.infer("late", [tensor])).get_response().id)
 
         yield ask
-    await listener.stop(1)
+    await server.stop(1)
 
 
-@pytest.mark.parametrize("door", [by_http, by_grpc])
-async def test_an_answer_that_came_is_in_the_log(tmp_path: Path, door: Any):
-    """Of many callers at once, whose records are written together."""
+@pytest.mark.parametrize(("door", "together"), [(by_http, True), (by_grpc, False)])
+async def test_an_answer_that_came_is_in_the_log(tmp_path: Path, door: Any, *, together: bool):
+    """Of many callers at once, whose records are written together over HTTP, and one by one by gRPC."""
 
     class Groups(MemoryLog):
         most = 0
@@ -163,12 +163,15 @@ async def test_an_answer_that_came_is_in_the_log(tmp_path: Path, door: Any):
             seen.append(await ask(number))
             assert seen[-1] in ids(log)
 
-    async with asyncio.timeout(60), door(Doors({"late": HttpDoor(predictor, NoAuthentication())})) as ask:
+    async with (
+        asyncio.timeout(60),
+        door(Doors({"late": HttpDoor(predictor, NoAuthentication())}, NoAuthentication())) as ask,
+    ):
         await asyncio.gather(*(call(ask) for _ in range(16)))
     await predictor.close()
     assert sorted(seen) == sorted(ids(log))
     assert len(set(seen)) == 320
-    assert log.most > 1
+    assert (log.most > 1) == together
 
 
 async def test_an_answer_that_leaves_by_another_loop_is_in_the_log_before(tmp_path: Path):

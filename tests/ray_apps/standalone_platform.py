@@ -1,4 +1,7 @@
-"""The platform of `flights_rollouts` without Ray: one server answers by HTTP, functions run here; store, Redis and journals are real."""
+"""The platform of `flights_driver` without Ray: a standalone predictor serves HTTP, functions run in this process.
+
+Store, Redis and journals are real.
+"""
 
 from __future__ import annotations
 
@@ -18,35 +21,35 @@ from functions.runtime.clock import ReplayClock
 from functions.runtime.context import Context, use_context
 from registry import Access, Registry, open_store
 from tests.ports import free_port
-from tests.ray_apps.flights_rollouts import MAY, MODEL, Driver, until
+from tests.ray_apps.flights_driver import MAY, MODEL, Driver, until
 from tests.ray_apps.predictor.conftest import RedisServer
 
 
 @dataclass(frozen=True)
 class Server:
-    """A bare predictor, where it answers and who may ask."""
+    """Address and token of a standalone predictor."""
 
     url: str
     secret: str
 
     def token(self) -> str:
-        """The bearer token."""
+        """Bearer token of a caller who may infer."""
         return self.secret
 
 
-class BareDriver(Driver):
+class StandaloneDriver(Driver):
     """A driver that calls functions in this process."""
 
     context: Context
     labels: LogWriter
 
     def function(self, name: str, /, **arguments: Any) -> Any:
-        """Call a function of the platform."""
+        """Call a function of the platform in this process."""
         with use_context(self.context):
             return catalog.get(name).call_json(arguments)
 
     def label(self, known: Sequence[tuple[str, float]]) -> None:
-        """Report what became of answers, by their ids."""
+        """Send labels of predictions by their ids."""
         if known:
             rows = [Label(name, label, observed_at=self.now, received_at=self.now) for name, label in known]
             self.labels.append(encode_labels(rows))
@@ -54,8 +57,8 @@ class BareDriver(Driver):
 
 
 @contextmanager
-def bare_platform(folder: Path) -> Iterator[BareDriver]:
-    """Start Redis and a bare predictor; end them."""
+def standalone_platform(folder: Path) -> Iterator[StandaloneDriver]:
+    """Start Redis and a standalone predictor; yields their driver, and ends them."""
     (folder / "redis").mkdir()
     redis = RedisServer(folder / "redis")
     redis.start()
@@ -63,20 +66,20 @@ def bare_platform(folder: Path) -> Iterator[BareDriver]:
     Registry(store, actor="ada").create_model(MODEL)
     clock = ReplayClock(redis.url)
     clock.set(MAY)
-    named = {"TOQUE_STORE": store.url, "TOQUE_REDIS_URL": redis.url, "TOQUE_CLOCK": "replay"}
+    variables = {"TOQUE_STORE": store.url, "TOQUE_REDIS_URL": redis.url, "TOQUE_CLOCK": "replay"}
     server = Server(
         f"http://127.0.0.1:{free_port()}", Access(store, actor="ada").create_token("t", "predictor")
     )
     command = [sys.executable, "-m", "ray_apps.predictor", "--bare", "--port", server.url.rpartition(":")[2]]
     with (folder / "log").open("wb") as log:
-        answering = subprocess.Popen(
-            [*command, MODEL], stdout=log, stderr=subprocess.STDOUT, env=os.environ | named
+        predictor_process = subprocess.Popen(
+            [*command, MODEL], stdout=log, stderr=subprocess.STDOUT, env=os.environ | variables
         )
     labels = LogWriter(default_wal_root(store.url), "labels", redis.url)
     try:
         until(lambda: b"ready\n" in (folder / "log").read_bytes(), within_s=120)
         catalog.discover()
-        driver = BareDriver(server, Registry(store, actor="ada"), clock, folder)
+        driver = StandaloneDriver(server, Registry(store, actor="ada"), clock, folder)
         driver.labels = labels
         driver.context = Context(
             store=store, store_url=store.url, redis_url=redis.url, clock=clock, actor="ada"
@@ -84,6 +87,6 @@ def bare_platform(folder: Path) -> Iterator[BareDriver]:
         yield driver
     finally:
         labels.close()
-        answering.send_signal(signal.SIGKILL)
-        answering.wait()
+        predictor_process.send_signal(signal.SIGKILL)
+        predictor_process.wait()
         redis.kill()

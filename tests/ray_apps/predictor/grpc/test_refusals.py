@@ -14,7 +14,7 @@ from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
 from ray_apps.predictor.protocol.datatypes import DTYPES
-from tests.ray_apps.predictor.rpc.conftest import TYPED, Counter, inputs
+from tests.ray_apps.predictor.grpc.conftest import TYPED, Served, inputs
 
 
 def refused(call: Any) -> tuple[str, str]:
@@ -24,11 +24,11 @@ def refused(call: Any) -> tuple[str, str]:
 
 
 def test_refusals_are_statuses_with_the_words_of_the_http_door(
-    counter: Counter, client: triton.InferenceServerClient
+    served: Served, client: triton.InferenceServerClient
 ):
-    login, good = counter.login, inputs(TYPED)
+    login, good = served.login, inputs(TYPED)
     assert refused(lambda: client.infer("typed", good))[0] == "UNAUTHENTICATED"
-    viewer = {"authorization": f"Bearer {counter.viewer}"}
+    viewer = {"authorization": f"Bearer {served.viewer}"}
     assert refused(lambda: client.infer("typed", good, headers=viewer))[0] == "PERMISSION_DENIED"
     assert refused(lambda: client.is_model_ready("typed"))[0] == "UNAUTHENTICATED"
     code, words = refused(lambda: client.infer("nope", good, headers=login))
@@ -61,31 +61,31 @@ BAD: list[tuple[dict[str, Any], list[bytes], str]] = [
 
 @pytest.mark.parametrize(("tensor", "raw", "words"), BAD)
 def test_bad_tensors_are_refused_by_name(
-    counter: Counter, stub: Any, tensor: dict[str, Any], raw: list[bytes], words: str
+    served: Served, stub: Any, tensor: dict[str, Any], raw: list[bytes], words: str
 ):
     request = service_pb2.ModelInferRequest(model_name="typed", inputs=[tensor], raw_input_contents=raw)
     with pytest.raises(grpc.RpcError) as raised:
-        stub.ModelInfer(request, metadata=tuple(counter.login.items()))
+        stub.ModelInfer(request, metadata=tuple(served.login.items()))
     assert raised.value.code() in {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED}
     assert words in raised.value.details()
 
 
 def test_a_deadline_ends_the_call_and_a_timeout_parameter_the_work(
-    counter: Counter, client: triton.InferenceServerClient
+    served: Served, client: triton.InferenceServerClient
 ):
     slow = [tensor for tensor in inputs(TYPED) if tensor.name() != "INT64"]
     wait = triton.InferInput("INT64", [2, 2], "INT64")
     wait.set_data_from_numpy(np.full((2, 2), -77))
-    version = counter.doors["typed"].predictor.engine.routes.champion
+    version = served.doors["typed"].predictor.engine.routes.champion
     version.example_ms = 100.0  # off the event loop, as a slow model's answers are
     try:
-        login = counter.login
+        login = served.login
         code, _ = refused(lambda: client.infer("typed", [*slow, wait], client_timeout=0.2, headers=login))
         assert code == "DEADLINE_EXCEEDED"
         code, words = refused(lambda: client.infer("typed", [*slow, wait], timeout=100_000, headers=login))
         assert (code, words[:9]) == ("DEADLINE_EXCEEDED", "deadline:")
     finally:
-        counter.release.set()
+        served.release.set()
         version.example_ms = 0.1
 
 
@@ -123,7 +123,7 @@ ANY_REQUEST = st.fixed_dictionaries(
     st.text(max_size=4) | st.integers(-9, 9),
 )
 def test_no_message_is_our_fault(
-    counter: Counter, stub: Any, fields: dict[str, Any], name: str, value: str | int
+    served: Served, stub: Any, fields: dict[str, Any], name: str, value: str | int
 ):
     request = service_pb2.ModelInferRequest(**fields)
     holder = request.parameters[name]
@@ -132,7 +132,7 @@ def test_no_message_is_our_fault(
     else:
         holder.int64_param = value
     with pytest.raises(grpc.RpcError) as raised:
-        stub.ModelInfer(request, metadata=tuple(counter.login.items()))
+        stub.ModelInfer(request, metadata=tuple(served.login.items()))
     theirs = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.RESOURCE_EXHAUSTED}
     if name == "timeout":  # of a few microseconds
         theirs.add(grpc.StatusCode.DEADLINE_EXCEEDED)

@@ -1,4 +1,4 @@
-"""A platform that has answered for flights so far: a champion, rollouts of others against it, and the day that has come."""
+"""A season of flights on a platform: a champion, rollouts of other versions against it, and the current day."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from tests.ray_apps.flights_rollouts import CARRIERS, MODEL, Delay, Driver, load_flights
+from tests.ray_apps.flights_driver import CARRIERS, MODEL, Delay, Driver, load_flights
 
-NOISE = 0.1  # of the champion
-A_DAY = 150  # flights asked about
+NOISE = 0.1  # of the champion's log odds
+FLIGHTS_A_DAY = 150  # requests a day
 STEP = timedelta(seconds=10)
-A_STEP = 250  # 1,500 requests a minute
+REQUESTS_A_STEP = 250  # 1,500 requests a minute
 POLICY = {
     "planned_labels": 2_000,
     "shadow_min_labels": 200,
@@ -24,45 +24,52 @@ QUICK = POLICY | {"shadow_min_labels": 60, "burn_in": 30, "canary_min_requests":
 ENDS = {"promoted", "rolled_back", "inconclusive"}
 
 
-class Kitchen:
-    """The platform, the flights, and the day that has come."""
+class FlightSeason:
+    """Runs days of flights on a platform, with ticks of a rollout. flights: May to December; past: before May."""
 
     def __init__(self, driver: Driver) -> None:
         self.driver = driver
-        self.past, self.season = load_flights()
+        self.past, self.flights = load_flights()
         self.day = 0
         self.champion = self.make(by_hour=False, noise=NOISE)
         driver.registry.promote(MODEL, driver.version(self.champion))
         driver.follow()
 
     def make(self, **chosen: Any) -> Delay:
+        """Make a model of the flights before the season."""
         return Delay(self.past, **chosen)
 
     def start(self, model: Delay, policy: dict[str, Any]) -> int:
+        """Register a version and start its rollout; returns its number."""
         version = self.driver.version(model)
         self.driver.function("start_rollout", model=MODEL, version=version, policy=policy, reason="a try")
         self.driver.follow()
         return version
 
-    def live(
-        self, days: int, *, most: int = A_DAY, until: frozenset[str] = frozenset(ENDS)
+    def run_days(
+        self, days: int, *, most: int = FLIGHTS_A_DAY, until: frozenset[str] = frozenset(ENDS)
     ) -> list[dict[str, Any]]:
-        """Days with a tick each, until one leads to a stage of `until`."""
+        """Run days with a tick each, until a tick leads to a stage in `until`; returns the ticks."""
         ticks: list[dict[str, Any]] = []
         for _ in range(days):
-            ticks.append(self.driver.live(self.season, self.day, most))
+            ticks.append(self.driver.run_day_and_tick(self.flights, self.day, most))
             self.day += 1
             self.driver.follow()
             if ticks[-1]["stage"] in until:
                 break
         return ticks
 
-    def minutes(self, *, unknown: float = 0.0) -> tuple[timedelta, dict[str, Any]]:
-        """Steps of ten seconds with a tick each until the rollout ends. unknown: share of flights of a carrier that is new."""
+    def run_minutes(self, *, unknown: float = 0.0) -> tuple[timedelta, dict[str, Any]]:
+        """Run steps of ten seconds with a tick each until the rollout ends; returns how long it took and the last tick.
+
+        unknown: share of flights of a carrier that the champion has not seen.
+        """
         begun, rng = self.driver.now, np.random.default_rng(5)
         while True:
-            x = self.season.x[rng.choice(np.flatnonzero(self.season.day == self.day), A_STEP)].copy()
-            x[rng.random(A_STEP) < unknown, 1] = CARRIERS - 1
+            x = self.flights.x[
+                rng.choice(np.flatnonzero(self.flights.day == self.day), REQUESTS_A_STEP)
+            ].copy()
+            x[rng.random(REQUESTS_A_STEP) < unknown, 1] = CARRIERS - 1
             self.driver.ask(x)
             self.driver.drain()
             self.driver.move(STEP)
@@ -71,7 +78,7 @@ class Kitchen:
                 return self.driver.now - begun, tick
 
     def settle(self) -> tuple[int, ...]:
-        """The tick after the end; returns the versions in the traffic."""
+        """Run the tick after a rollout's end; returns the versions in the traffic."""
         assert self.driver.function("tick_rollout", model=MODEL)["rule"] == "settled"
         traffic = self.driver.registry.traffic(MODEL)
         self.driver.follow()

@@ -1,4 +1,4 @@
-"""A running platform that answers for the flights of 2013, on a clock of its own: what rollouts end to end are tried on."""
+"""Starts a platform that predicts delays of the flights of 2013 on a replayed clock, and drives it by HTTP."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ class Flights:
     day: np.ndarray
 
     def on(self, day: int, most: int) -> tuple[np.ndarray, np.ndarray]:
-        """An even sample of a day's flights."""
+        """Sample a day's flights evenly, at most `most`."""
         rows = np.flatnonzero(self.day == day)
         rows = rows[np.linspace(0, len(rows) - 1, most).astype(int)]
         return self.x[rows], self.late[rows]
 
 
 def load_flights() -> tuple[Flights, Flights]:
-    """January to April, to learn from, and May to December, to answer for."""
+    """Load flights of January to April, for training, and of May to December, for requests."""
     new_york = pl.col("scheduled_departure").dt.convert_time_zone("America/New_York")
     table = (
         flights()
@@ -90,7 +90,7 @@ def load_flights() -> tuple[Flights, Flights]:
 
 
 def deviations(past: Flights, column: int, size: int) -> np.ndarray:
-    """For each value of a column, how far the log odds of being late lie from those of all flights, shrunken."""
+    """Compute for each value of a column how far its log odds of being late lie from those of all flights, shrunken."""
     code = past.x[:, column].astype(int)
     rows, late = np.bincount(code, minlength=size), np.bincount(code, past.late, minlength=size)
     mean = past.late.mean()
@@ -99,10 +99,10 @@ def deviations(past: Flights, column: int, size: int) -> np.ndarray:
 
 
 class Delay(torch.nn.Module):
-    """Log odds from tables by hour and by carrier.
+    """Model of log odds by hour and by carrier.
 
-    noise: times a wave over flight numbers, which says nothing of delays. known: carriers that it has an entry for;
-    another fails. labour: products of large matrices beside each answer.
+    noise: factor of a wave over flight numbers, which is unrelated to delays; known: number of carriers in the table,
+    a request for another one fails; labour: number of products of large matrices computed with each prediction.
     """
 
     def __init__(
@@ -133,48 +133,48 @@ def log_loss(model: Delay, rows: Flights) -> float:
     return float(-np.mean(np.where(rows.late > 0, np.log(p), np.log1p(-p))))
 
 
-class Door(Protocol):
-    """Where a platform answers."""
+class Endpoint(Protocol):
+    """Address and token of a platform under test."""
 
     @property
     def url(self) -> str:
-        """Its HTTP door."""
+        """URL of the platform's HTTP API."""
         ...
 
     def token(self) -> str:
-        """The bearer token of somebody who may ask."""
+        """Bearer token of a caller who may infer."""
         ...
 
 
 @dataclass
 class Driver:
-    """Who drives the platform: asks, reports labels, moves the clock, ticks; all by HTTP but the clock.
+    """Drives a platform: sends requests and labels, moves the clock, ticks; all by HTTP but the clock.
 
-    asked, labelled: requests and labels so far; offered: answers that shadows were to score;
-    answers: by version, failures under their status. reports: whether labels come.
+    asked, labelled: requests and labels so far; shadow_requests: requests that shadows are to score;
+    answers: responses by version, failures under their status; reports: whether labels are sent.
     """
 
-    running: Door
+    running: Endpoint
     registry: Registry
     clock: ReplayClock
     folder: Path
     now: datetime = MAY
     asked: int = 0
-    offered: int = 0
+    shadow_requests: int = 0
     labelled: int = 0
     reports: bool = True
     landed: list[tuple[str, float]] = field(default_factory=list)
     answers: Counter[str] = field(default_factory=Counter)
 
     def version(self, model: Delay) -> int:
-        """Register a version."""
+        """Register a version; returns its number."""
         path = self.folder / f"artifact-{len(list(self.folder.glob('artifact-*')))}"
         path.mkdir()
         save_program(export_program(model, {"x": torch.ones(2, 3)}), path / "model.pt2")
         return self.registry.create_version(MODEL, path=path, signature=SIGNATURE).version
 
     def call(self, path: str, body: Any = None) -> Any:
-        """GET, or POST a body, as the administrator."""
+        """Send a GET, or a POST with a body, as the administrator."""
         headers = {"Authorization": f"Bearer {self.running.token()}"}
         method = "GET" if body is None else "POST"
         answer = httpx.request(method, self.running.url + path, json=body, headers=headers, timeout=120)
@@ -182,11 +182,11 @@ class Driver:
         return answer.json()
 
     def function(self, name: str, /, **arguments: Any) -> Any:
-        """Call a function of the platform."""
+        """Call a function of the platform by HTTP."""
         return self.call(f"/functions/{name}", arguments)
 
     def move(self, by: timedelta) -> None:
-        """Move the platform's clock."""
+        """Move the platform's clock forward or back."""
         self.now += by
         self.clock.set(self.now)
 
@@ -201,13 +201,13 @@ class Driver:
         until(followed)
 
     def ask(self, x: np.ndarray) -> list[str | None]:
-        """Ask about rows (rows, 3), sixteen at a time; returns their ids, None for those that got no answer."""
+        """Send a request for each row of (rows, 3), sixteen at a time; returns their ids, None for failed requests."""
         ids = [f"{self.asked + n}" for n in range(len(x))]
         self.asked += len(x)
         shadows = {str(version) for version in self.registry.traffic(MODEL).shadows}
         versions = asyncio.run(self._ask(ids, x))
         self.answers.update(versions)
-        self.offered += sum(len(shadows - {version}) for version in versions if version != "500")
+        self.shadow_requests += sum(len(shadows - {version}) for version in versions if version != "500")
         return [name if version != "500" else None for name, version in zip(ids, versions, strict=True)]
 
     async def _ask(self, ids: Sequence[str], x: np.ndarray) -> list[str]:
@@ -219,21 +219,21 @@ class Driver:
                 tensor = {"name": "x", "datatype": "FP32", "shape": [1, 3], "data": row}
                 body = {"id": name, "inputs": [tensor], "parameters": {"unit": name}}
                 async with http.post(f"/v2/models/{MODEL}/infer", json=body) as response:
-                    said = await response.json(content_type=None)
-                    assert response.status in {200, 500}, said
-                    return str(said["model_version"]) if response.status == HTTPStatus.OK else "500"
+                    content = await response.json(content_type=None)
+                    assert response.status in {200, 500}, content
+                    return str(content["model_version"]) if response.status == HTTPStatus.OK else "500"
 
             return await asyncio.gather(*map(one, ids, x.tolist()))
 
     def drain(self) -> None:
-        """Return once every answer, every shadow's and every label is in the tables."""
+        """Wait until every prediction, also of shadows, and every label is in the tables."""
         deadline = time.monotonic() + 120
         while True:
             status = self.call(f"/v2/models/{MODEL}/status")
-            self.function("drain_predictions")  # the ticker drains too, in its own time
+            self.function("drain_predictions")  # the ticker drains too, on its own schedule
             log, shadows = status["log"], status["shadows"]
             missing = {
-                "shadows": self.offered - shadows["scored"] - shadows["failed"] - shadows["dropped"],
+                "shadows": self.shadow_requests - shadows["scored"] - shadows["failed"] - shadows["dropped"],
                 "predictions": log["written"] - self._rows(predictions_table(MODEL)),
                 "failures": self.answers["500"] + shadows["failed"] - log["failures"],
                 "labels": self.labelled - self._rows(LABELS_TABLE),
@@ -248,13 +248,13 @@ class Driver:
         return table.read(columns=["prediction_id"]).num_rows if table.exists() else 0
 
     def label(self, known: Sequence[tuple[str, float]]) -> None:
-        """Report what became of answers, by their ids."""
+        """Send labels of predictions by their ids."""
         if known:
             self.call("/feedback", [{"prediction_id": name, "label": label} for name, label in known])
         self.labelled += len(known)
 
-    def spend(self, rows: Flights, day: int, most: int) -> None:
-        """A day: its flights are asked about, and those of the day before have landed."""
+    def run_day(self, rows: Flights, day: int, most: int) -> None:
+        """Run a day: requests for its flights, and labels of the day before, whose flights have landed."""
         x, late = rows.on(day, most)
         ids = self.ask(x)
         self.label(self.landed if self.reports else [])
@@ -264,16 +264,16 @@ class Driver:
         self.drain()
         self.move(DAY)
 
-    def live(self, rows: Flights, day: int, most: int) -> dict[str, Any]:
-        """A day, and at midnight the rollout is looked at."""
-        self.spend(rows, day, most)
+    def run_day_and_tick(self, rows: Flights, day: int, most: int) -> dict[str, Any]:
+        """Run a day, and tick the rollout at midnight."""
+        self.run_day(rows, day, most)
         ticked: dict[str, Any] = self.function("tick_rollout", model=MODEL)
         return ticked
 
 
 @contextmanager
 def platform(folder: Path) -> Iterator[Driver]:
-    """Start a platform with its HTTP door, a replica of the model and the ticker; end it."""
+    """Start a platform with gateway, ticker and a replica of the model; yields its driver, and ends it."""
     (folder / "flights_project.py").write_text(PROJECT)
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("TOQUE_", "RAY_"))}
     environment["TOQUE_CLOCK"] = "replay"
@@ -296,7 +296,7 @@ def platform(folder: Path) -> Iterator[Driver]:
 
 
 def until(condition: Callable[[], object], *, within_s: float = 60) -> None:
-    """Wait for it."""
+    """Wait until a condition holds. Raises: AssertionError after `within_s`."""
     deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline, "did not happen in time"

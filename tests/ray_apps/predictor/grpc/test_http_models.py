@@ -1,4 +1,4 @@
-"""The front's HTTP client: connections are kept, and one that ended is noticed."""
+"""The proxy's HTTP client: connections are kept, one that ended is noticed, and a request given up ends its own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from ray_apps.predictor.rpc.upstream import Upstream, UpstreamError
+from ray_apps.predictor.grpc import HttpModels
+from ray_apps.predictor.grpc.status import UnreachableError
 
 OK = b"HTTP/1.1 200 OK\r\nX-Name: a\r\ncontent-length: 2\r\n\r\nhi"
 Reply = Callable[[int, int], bytes]
@@ -19,12 +20,13 @@ class Server:
 
     def __init__(self, reply: Reply, piece: int = 1 << 16) -> None:
         self.reply, self.piece = reply, piece
-        self.connections = 0
+        self.connections = self.open = 0
         self.heads: list[bytes] = []
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         mine, count = self.connections, 0
+        self.open += 1
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 self.heads.append(await reader.readuntil(b"\r\n\r\n"))
@@ -35,75 +37,79 @@ class Server:
                 for at in range(0, len(answer), self.piece):
                     writer.write(answer[at : at + self.piece])
                     await writer.drain()
+        self.open -= 1
         writer.close()
 
 
 @contextlib.asynccontextmanager
-async def upstream_of(server: Server) -> AsyncIterator[Upstream]:
+async def models_of(server: Server) -> AsyncIterator[HttpModels]:
     listening = await asyncio.start_server(server.serve, "127.0.0.1", 0)
     port = listening.sockets[0].getsockname()[1]
-    upstream = Upstream(f"http://127.0.0.1:{port}")
+    models = HttpModels(f"http://127.0.0.1:{port}")
     try:
-        yield upstream
+        yield models
     finally:
-        upstream.close()
+        await models.close()
         listening.close()
 
 
-async def ask(upstream: Upstream) -> tuple[int, bytes]:
-    answer = await upstream.ask("GET", "/x", {b"a": b"b"})
-    return answer.status, answer.body
+async def ask(models: HttpModels) -> tuple[int, bytes]:
+    status, _, body = await models.ask("GET", "/x%2Fy", {b"a": b"b"})
+    return status, body
 
 
 @pytest.mark.parametrize("piece", [1, 7, 1 << 16])
 async def test_answers_come_whole_over_one_connection(piece: int):
     server = Server(lambda *_: OK, piece)
-    async with upstream_of(server) as upstream:
+    async with models_of(server) as models:
         for _ in range(3):
-            assert await ask(upstream) == (200, b"hi")
+            assert await ask(models) == (200, b"hi")
     assert server.connections == 1
-    assert b"GET /x HTTP/1.1\r\n" in server.heads[0]
+    assert b"GET /x%2Fy HTTP/1.1\r\n" in server.heads[0]
     assert b"a: b\r\n" in server.heads[0]
 
 
 async def test_chunked_answers_and_a_100_before_them_are_read():
     chunked = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 404 X\r\ntransfer-encoding: chunked\r\n\r\n1\r\nh\r\n1\r\ni\r\n0\r\n\r\n"
-    async with upstream_of(Server(lambda *_: chunked)) as upstream:
-        assert await ask(upstream) == (404, b"hi")
+    async with models_of(Server(lambda *_: chunked)) as models:
+        assert await ask(models) == (404, b"hi")
 
 
 async def test_a_kept_connection_that_ended_meanwhile_is_replaced():
     server = Server(lambda _, request: OK if request == 1 else b"")
-    async with upstream_of(server) as upstream:
+    async with models_of(server) as models:
         for _ in range(3):
-            assert await ask(upstream) == (200, b"hi")
+            assert await ask(models) == (200, b"hi")
     assert server.connections == 3
 
 
 async def test_a_server_that_wants_no_more_requests_gets_a_new_connection():
     server = Server(lambda *_: OK.replace(b"X-Name: a", b"connection: close"))
-    async with upstream_of(server) as upstream:
+    async with models_of(server) as models:
         for _ in range(2):
-            assert await ask(upstream) == (200, b"hi")
+            assert await ask(models) == (200, b"hi")
     assert server.connections == 2
 
 
 @pytest.mark.parametrize(
     ("reply", "words"),
-    [(lambda *_: b"", "without an answer"), (lambda *_: b"SSH-2.0\r\n\r\n", "no HTTP")],
+    [(lambda *_: b"", "disconnected"), (lambda *_: b"SSH-2.0\r\n\r\n", "http://127.0.0.1")],
 )
 async def test_no_answer_is_an_error(reply: Reply, words: str):
-    async with upstream_of(Server(reply)) as upstream:
-        with pytest.raises(UpstreamError, match=words):
-            await ask(upstream)
+    async with models_of(Server(reply)) as models:
+        with pytest.raises(UnreachableError, match=words):
+            await ask(models)
 
 
 async def test_a_request_that_is_given_up_ends_its_connection():
     server = Server(lambda *_: OK[:-1])
-    async with upstream_of(server) as upstream:
+    async with models_of(server) as models:
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(ask(upstream), 0.05)
-        assert upstream._idle == []
+            await asyncio.wait_for(ask(models), 0.2)
+        async with asyncio.timeout(5):
+            while server.open:  # noqa: ASYNC110 - the other end of the socket
+                await asyncio.sleep(0.01)
+    assert server.connections == 1
 
 
 async def test_an_answer_that_is_cut_off_is_an_error():
@@ -116,17 +122,17 @@ async def test_an_answer_that_is_cut_off_is_an_error():
 
     server = Server(lambda *_: b"")
     server.serve = serve  # type: ignore[method-assign]
-    async with upstream_of(server) as upstream:
-        with pytest.raises(UpstreamError, match="cut off"):
-            await ask(upstream)
+    async with models_of(server) as models:
+        with pytest.raises(UnreachableError, match="not completed"):
+            await ask(models)
 
 
 async def test_nobody_there_is_an_error():
-    with pytest.raises(UpstreamError, match="cannot be reached"):
-        await ask(Upstream("http://127.0.0.1:9"))
+    with pytest.raises(UnreachableError, match="Cannot connect"):
+        await ask(HttpModels("http://127.0.0.1:9"))
 
 
 @pytest.mark.parametrize("url", ["https://a:1", "http://a", "a:1"])
 def test_an_address_that_is_none_is_refused(url: str):
     with pytest.raises(ValueError, match="http://host:port"):
-        Upstream(url)
+        HttpModels(url)

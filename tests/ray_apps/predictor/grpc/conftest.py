@@ -1,4 +1,4 @@
-"""Two models behind an HTTP server with the gRPC front before it, for unmodified tritonclients."""
+"""Two models behind an HTTP server and gRPC, for unmodified tritonclients."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ import uvicorn
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from ray_apps.predictor.deploy.standalone import Doors
+from ray_apps.predictor.grpc import GrpcServer, HttpModels, Limits
 from ray_apps.predictor.http.app import HttpDoor
-from ray_apps.predictor.http.auth import TokenAuthenticator
+from ray_apps.predictor.http.auth import Authenticator, TokenAuthenticator
 from ray_apps.predictor.inference.recording import Recorder
 from ray_apps.predictor.inference.service import Predictor
 from ray_apps.predictor.protocol.datatypes import DTYPES
-from ray_apps.predictor.rpc import Front, Listener, Upstream
 from ray_apps.predictor.versions.engine import Engine
 from ray_apps.token_cache import TokenCache
 from registry import Access, Condition, Registry, Signature, TensorSpec, TrafficRule, open_store
@@ -66,8 +66,8 @@ def values(name: str) -> np.ndarray:
 
 
 @dataclass
-class Counter:
-    """Two models behind an HTTP server, and the gRPC front before it, or inside of it."""
+class Served:
+    """Two models behind an HTTP server, and by gRPC through it, or in the same process."""
 
     inside: bool
     http: str
@@ -76,6 +76,10 @@ class Counter:
     viewer: str
     release: threading.Event
     doors: dict[str, HttpDoor]
+
+    @property
+    def auth(self) -> Authenticator:
+        return self.doors["typed"].auth
 
     @property
     def login(self) -> dict[str, str]:
@@ -99,39 +103,41 @@ def make_door(folder: Path, model: str, names: list[str], release: threading.Eve
     return HttpDoor(predictor, TokenAuthenticator(TokenCache(Access(store, actor="predictor"))))
 
 
-async def serve(counter: Counter, started: threading.Event, stop: threading.Event) -> None:
-    port = int(counter.http.rpartition(":")[2])
-    config = uvicorn.Config(Doors(counter.doors), port=port, lifespan="off", log_level="error", ws="none")
+async def serve(served: Served, started: threading.Event, stop: threading.Event) -> None:
+    port = int(served.http.rpartition(":")[2])
+    config = uvicorn.Config(
+        Doors(served.doors, served.auth), port=port, lifespan="off", log_level="error", ws="none"
+    )
     server = uvicorn.Server(config)
     server.install_signal_handlers = lambda: None
     running = asyncio.create_task(server.serve())
-    doors = Doors(counter.doors) if counter.inside else Upstream(f"http://{counter.http}")
-    front = Front(doors, max_message_bytes=1 << 20, max_calls=64)
-    door = Listener(front, counter.grpc)
-    await door.start()
+    models = Doors(served.doors, served.auth) if served.inside else HttpModels(f"http://{served.http}")
+    grpc_server = GrpcServer(
+        models, served.auth, served.grpc, Limits(max_message_bytes=1 << 20, max_calls=64)
+    )
+    await grpc_server.start()
     while not server.started:  # noqa: ASYNC110 - uvicorn tells it by a flag only
         await asyncio.sleep(0.01)
     started.set()
     await asyncio.get_running_loop().run_in_executor(None, stop.wait)
-    await door.stop(1)
-    front.close()
+    await grpc_server.stop(1)
     server.should_exit = True
     await running
-    for one in counter.doors.values():
+    for one in served.doors.values():
         await one.predictor.close()
 
 
-@pytest.fixture(scope="module", params=["before the server", "inside of it"])
-def counter(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Counter]:
-    folder = tmp_path_factory.mktemp("counter")
+@pytest.fixture(scope="module", params=["through the HTTP server", "in process"])
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("served")
     release, started, stop = threading.Event(), threading.Event(), threading.Event()
     doors = {
         "every": make_door(folder, "every", list(DTYPES), release),
         "typed": make_door(folder, "typed", TYPED, release),
     }
     access = Access(open_store(f"file://{folder}/store"), actor="root")
-    made = Counter(
-        inside=request.param == "inside of it",
+    made = Served(
+        inside=request.param == "in process",
         http=f"127.0.0.1:{free_port()}",
         grpc=f"127.0.0.1:{free_port()}",
         token=access.create_token("predictor", "predictor"),
@@ -150,8 +156,8 @@ def counter(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture
-def client(counter: Counter) -> Iterator[triton.InferenceServerClient]:
-    with triton.InferenceServerClient(counter.grpc) as made:
+def client(served: Served) -> Iterator[triton.InferenceServerClient]:
+    with triton.InferenceServerClient(served.grpc) as made:
         yield made
 
 
@@ -187,6 +193,6 @@ def typed_request(**fields: Any) -> Any:
 
 
 @pytest.fixture
-def stub(counter: Counter) -> Iterator[service_pb2_grpc.GRPCInferenceServiceStub]:
-    with grpc.insecure_channel(counter.grpc) as channel:
+def stub(served: Served) -> Iterator[service_pb2_grpc.GRPCInferenceServiceStub]:
+    with grpc.insecure_channel(served.grpc) as channel:
         yield service_pb2_grpc.GRPCInferenceServiceStub(channel)

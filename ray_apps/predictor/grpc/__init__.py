@@ -1,0 +1,13 @@
+"""Serves GRPCInferenceService, Triton's and KServe's, on one port for the models of all HTTP doors.
+
+A call's token is checked before its message is read. The message goes on to the model's own door, as protobuf over
+HTTP or in the same process: what limits, predicts and logs stands there, once. This room knows nothing of versions,
+traffic or the registry.
+"""
+
+from ray_apps.predictor.grpc.deployment import GRPC_APP, ProxyOptions, grpc_application
+from ray_apps.predictor.grpc.http_models import HttpModels
+from ray_apps.predictor.grpc.limits import Limits
+from ray_apps.predictor.grpc.server import GrpcServer
+
+__all__ = ["GRPC_APP", "GrpcServer", "HttpModels", "Limits", "ProxyOptions", "grpc_application"]

@@ -1,0 +1,107 @@
+"""The gRPC proxy as a Serve application: on one port of its node, without a route of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+from ray.serve.schema import LoggingConfig
+
+from functions.runtime.context import context_of
+from ray_apps.predictor.grpc.http_models import HttpModels
+from ray_apps.predictor.grpc.limits import Limits
+from ray_apps.predictor.grpc.server import GrpcServer
+from ray_apps.predictor.http.auth import Authenticator, NoAuthentication, TokenAuthenticator
+from ray_apps.token_cache import TokenCache
+from registry import Access, open_store
+from registry.errors import Unavailable
+
+__all__ = ["GRPC_APP", "ProxyOptions", "grpc_application"]
+
+GRPC_APP = "grpc"
+"""The name of the Serve application."""
+GRACE_S = 5.0
+"""For calls in flight when a replica ends: less than Serve gives it."""
+
+
+class ProxyOptions(BaseModel):
+    """How the gRPC proxy is deployed.
+
+    url: Serve's HTTP server. store_url: the platform's store, which has the access list. authentication: False leaves
+    it to the doors who may come in. host, port: where it listens. num_replicas: on one node they share the port.
+    num_cpus: reserved for each. max_message_bytes: of one request. max_calls: at once, in each.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: str
+    store_url: str
+    authentication: bool = True
+    host: str = "127.0.0.1"
+    port: int = Field(default=8001, ge=1, le=65535)
+    num_replicas: int = Field(default=1, ge=1)
+    num_cpus: float = Field(default=0.0, ge=0)
+    max_message_bytes: int = Field(default=Limits().max_message_bytes, ge=1 << 10)
+    max_calls: int = Field(default=Limits().max_calls, ge=1)
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str], **fields: Any) -> Self:
+        """Options with the store that `TOQUE_STORE` names, unless `fields` do.
+
+        Raises: pydantic.ValidationError, naming the field.
+        """
+        return cls.model_validate({"store_url": context_of(environment).store_url, **fields})
+
+
+class ProxyReplica:
+    """Listens for gRPC as long as the replica lives. Raises: RuntimeError if the address cannot be had."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        chosen = ProxyOptions.model_validate(options)
+        limits = Limits(max_message_bytes=chosen.max_message_bytes, max_calls=chosen.max_calls)
+        address = f"{chosen.host}:{chosen.port}"
+        self._server = GrpcServer(HttpModels(chosen.url), _gate(chosen), address, limits)
+        self._started = asyncio.get_running_loop().create_task(self._server.start())
+
+    async def check_health(self) -> None:
+        """Wait until the server listens. Raises: what starting it raised."""
+        await asyncio.shield(self._started)
+
+    async def __del__(self) -> None:
+        """End: calls in flight get a few seconds."""
+        await self._server.stop(GRACE_S)
+
+
+def _gate(options: ProxyOptions) -> Authenticator:
+    if not options.authentication:
+        return NoAuthentication()
+    access = Access(open_store(options.store_url), actor="grpc-proxy")
+    with contextlib.suppress(Unavailable):  # then it learns the tokens later
+        access.read()
+    return TokenAuthenticator(TokenCache(access))
+
+
+def grpc_application(options: ProxyOptions | Mapping[str, Any]) -> serve.Application:
+    """The proxy as an application; run it without a route prefix.
+
+    options: those of a Serve config file come as a mapping, without the store of this process's environment.
+    Raises: pydantic.ValidationError, naming the field.
+    """
+    if not isinstance(options, ProxyOptions):
+        options = ProxyOptions.from_environment(os.environ, **options)
+    deployment: Any = serve.deployment(  # Serve's overloads take a class with options for a decorator
+        ProxyReplica,
+        name="grpc-proxy",
+        num_replicas=options.num_replicas,
+        ray_actor_options={"num_cpus": options.num_cpus},
+        health_check_period_s=5,
+        graceful_shutdown_timeout_s=10,
+        logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
+    )
+    bound: serve.Application = deployment.bind(options.model_dump(mode="json"))
+    return bound

@@ -1,0 +1,76 @@
+"""The doors' JSON documents as the messages that gRPC answers with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
+from urllib.parse import quote
+
+import orjson
+from google.protobuf import json_format  # type: ignore[import-untyped]  # it ships no types
+
+from ray_apps.predictor.protocol import messages
+from ray_apps.predictor.protocol.errors import BadRequest
+
+__all__ = ["DOCUMENTS", "Document", "model_path"]
+
+VERSION_DIGITS: Final = 9
+
+
+class Document(NamedTuple):
+    """Where a method's answer comes from.
+
+    method, path: of the HTTP request for a request message. response: the message that the JSON becomes.
+    field: of that message, which the JSON is; None if it is the whole. body: of the HTTP request.
+    """
+
+    method: str
+    path: Callable[[Any], str]
+    response: Any
+    field: str | None = None
+    body: Callable[[Any], bytes] = lambda _: b""
+
+    def read(self, body: bytes) -> bytes:
+        """The message for an HTTP answer's JSON; fields that the protocol does not have are left out."""
+        found = orjson.loads(body)
+        whole = found if self.field is None else {self.field: found}
+        answer = json_format.ParseDict(whole, self.response(), ignore_unknown_fields=True)
+        encoded: bytes = answer.SerializeToString()
+        return encoded
+
+
+def model_path(name: str, version: str) -> str:
+    """The HTTP path of a model, or of one version of it.
+
+    version: "" leaves it to the traffic policy. Raises: BadRequest naming the field.
+    """
+    if not name:
+        raise BadRequest("model_name: missing; name the model")
+    path = f"/v2/models/{quote(name, safe='')}"
+    if not version:
+        return path
+    if not (version.isascii() and version.isdigit() and len(version) <= VERSION_DIGITS):
+        raise BadRequest(
+            f"model_version: versions are numbers, got {version!r:.80}; leave it out for the policy's"
+        )
+    return f"{path}/versions/{version}"
+
+
+def _below(suffix: str) -> Callable[[Any], str]:
+    return lambda request: model_path(request.name, request.version) + suffix
+
+
+def _index_body(request: Any) -> bytes:
+    return orjson.dumps({"ready": request.ready})
+
+
+DOCUMENTS: Final[Mapping[str, Document]] = {
+    "ServerMetadata": Document("GET", lambda _: "/v2", messages.ServerMetadataResponse),
+    "ModelMetadata": Document("GET", _below(""), messages.ModelMetadataResponse),
+    "ModelConfig": Document("GET", _below("/config"), messages.ModelConfigResponse, "config"),
+    "ModelStatistics": Document("GET", _below("/stats"), messages.ModelStatisticsResponse),
+    "RepositoryIndex": Document(
+        "POST", lambda _: "/v2/repository/index", messages.RepositoryIndexResponse, "models", _index_body
+    ),
+}
+"""The methods that answer with a document of the HTTP doors."""

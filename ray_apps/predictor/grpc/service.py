@@ -1,0 +1,214 @@
+"""GRPCInferenceService: each call's token checked, its message read and passed on to the model's door.
+
+All handlers take a stream of raw bytes, those of unary methods too: so nothing of a call is read, let alone
+parsed, before its token was accepted, and a message that does not come is not waited for without end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
+from typing import Any, Final, Protocol
+
+import grpc
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it ships no types
+
+from ray_apps.predictor.grpc.call import Call
+from ray_apps.predictor.grpc.documents import DOCUMENTS, Document, model_path
+from ray_apps.predictor.grpc.limits import Limits
+from ray_apps.predictor.grpc.status import HttpRefusal, Refusal, UnreachableError, refusal_of
+from ray_apps.predictor.http.auth import Authenticator
+from ray_apps.predictor.http.endpoint import JSON, Answer
+from ray_apps.predictor.protocol.errors import BadRequest, PredictorError
+from ray_apps.predictor.protocol.messages import (
+    METHODS,
+    SERVICE,
+    ModelInferRequest,
+    ModelInferResponse,
+    ModelReadyResponse,
+    ModelStreamInferResponse,
+    ServerLiveResponse,
+    ServerReadyResponse,
+)
+from ray_apps.predictor.protocol.protobuf import PROTOBUF
+
+__all__ = ["Models", "make_handler"]
+
+_NO_MEMORY: Final = "the models may be on other machines; send tensors in the message"
+UNSERVED: Final = {
+    "RepositoryModelLoad": "a model's traffic policy says what is loaded",
+    "RepositoryModelUnload": "a model's traffic policy says what is loaded",
+    "SystemSharedMemoryStatus": _NO_MEMORY,
+    "SystemSharedMemoryRegister": _NO_MEMORY,
+    "SystemSharedMemoryUnregister": _NO_MEMORY,
+    "CudaSharedMemoryStatus": _NO_MEMORY,
+    "CudaSharedMemoryRegister": _NO_MEMORY,
+    "CudaSharedMemoryUnregister": _NO_MEMORY,
+    "TraceSetting": "traces are switched on by the platform's configuration",
+    "LogSettings": "logs are set by the platform's configuration",
+}
+"""Methods of Triton that are refused as UNIMPLEMENTED, and why."""
+_OK, _NOT_FOUND, _UNAVAILABLE = 200, 404, 503
+_DENIED: Final = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
+
+
+class Models(Protocol):
+    """The HTTP doors of all models."""
+
+    async def ask(
+        self, method: str, path: str, headers: Mapping[bytes, bytes], body: bytes = b"", /
+    ) -> Answer:
+        """The answer to a request; path: quoted. Raises: UnreachableError if there is none."""
+        ...
+
+    async def close(self) -> None:
+        """Close what is kept for asking."""
+        ...
+
+
+class NotServed(PredictorError):  # noqa: N818 - an answer, as those of `errors`
+    """The method is not served: 501."""
+
+    status = 501
+
+
+Method = Callable[[Call], Awaitable[bytes]]
+"""Answers a call with the bytes of a message; what it raises is the caller's refusal."""
+
+
+def make_handler(models: Models, auth: Authenticator, limits: Limits) -> Any:
+    """The service's handler for a grpc.aio server.
+
+    auth: what a call's token must satisfy before its message is read. Health needs no token, and leaves messages
+    unread.
+    """
+    service = _Service(models, auth, limits)
+    methods: dict[str, Method] = {
+        "ServerLive": service.live,
+        "ServerReady": service.ready,
+        "ModelReady": service.model_ready,
+        "ModelInfer": service.infer,
+        **{name: partial(service.look_up, name, document) for name, document in DOCUMENTS.items()},
+        **{name: partial(service.refuse, name, reason) for name, reason in UNSERVED.items()},
+    }
+    handlers = {name: _unary(method) for name, method in methods.items()}
+    handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(service.infer_stream)
+    return grpc.method_handlers_generic_handler(SERVICE, handlers)
+
+
+def _unary(method: Method) -> Any:
+    """A handler of raw bytes, which ends a call whose method raises with the status of the refusal."""
+
+    async def handle(requests: AsyncIterator[bytes], context: Any) -> bytes:
+        try:
+            return await method(Call(requests, context))
+        except Exception as error:  # noqa: BLE001 - the caller is told the incident, the log the rest
+            refusal = refusal_of(error)
+        await _abort(context, refusal)
+        raise AssertionError  # abort has raised
+
+    return grpc.stream_unary_rpc_method_handler(handle)
+
+
+async def _abort(context: Any, refusal: Refusal) -> None:
+    await context.abort(refusal.code, refusal.words, trailing_metadata=refusal.metadata)
+
+
+class _Service:
+    """The methods of the service."""
+
+    def __init__(self, models: Models, auth: Authenticator, limits: Limits) -> None:
+        self._models, self._auth, self._limits = models, auth, limits
+
+    async def live(self, _call: Call) -> bytes:
+        return _bytes_of(ServerLiveResponse(live=True))
+
+    async def ready(self, call: Call) -> bytes:
+        try:
+            status, _, _ = await self._models.ask("GET", "/v2/health/ready", call.headers())
+        except UnreachableError:
+            status = _UNAVAILABLE
+        return _bytes_of(ServerReadyResponse(ready=status == _OK))
+
+    async def model_ready(self, call: Call) -> bytes:
+        request = await self._request(call, METHODS["ModelReady"])
+        path = f"{model_path(request.name, request.version)}/ready"
+        answer = await self._models.ask("GET", path, call.headers())
+        if answer[0] not in {_OK, _NOT_FOUND, _UNAVAILABLE}:
+            raise HttpRefusal(answer)
+        return _bytes_of(ModelReadyResponse(ready=answer[0] == _OK))
+
+    async def look_up(self, name: str, document: Document, call: Call) -> bytes:
+        """Answer with a document of the doors."""
+        request = await self._request(call, METHODS[name])
+        headers = dict((*call.headers().items(), JSON))
+        asked = document.method, document.path(request), headers, document.body(request)
+        _, _, body = _granted(await self._models.ask(*asked))
+        return document.read(body)
+
+    async def refuse(self, name: str, reason: str, call: Call) -> bytes:
+        await self._auth.admit(call.authorization)
+        raise NotServed(f"{name} is not served: {reason}")
+
+    async def infer(self, call: Call) -> bytes:
+        await self._auth.admit(call.authorization)
+        message = await call.next_message(self._limits.message_s)
+        _, headers, body = await self._infer(call, message, _parsed(ModelInferRequest, message))
+        call.give_back(headers)
+        return body
+
+    async def infer_stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        """Answer each message before the next is read; a refusal is an answer, but for the token's."""
+        call = Call(requests, context)
+        try:
+            await self._auth.admit(call.authorization)
+            while (message := await call.next_message(self._limits.idle_s)) is not None:
+                yield await self._infer_one(call, message)
+        except Exception as error:  # noqa: BLE001 - as of a unary call
+            await _abort(context, refusal_of(error))
+
+    async def _infer_one(self, call: Call, message: bytes) -> bytes:
+        """Answer one message of a stream. Raises: Denied, HttpRefusal if the token was revoked meanwhile."""
+        await self._auth.admit(call.authorization)
+        request = ModelInferRequest()
+        try:
+            request = _parsed(ModelInferRequest, message)
+            _, _, body = await self._infer(call, message, request)
+        except Exception as error:
+            refusal = refusal_of(error)
+            if refusal.code in _DENIED:
+                raise
+            told = ModelInferResponse(id=request.id)
+            return _bytes_of(ModelStreamInferResponse(error_message=refusal.words, infer_response=told))
+        return _bytes_of(ModelStreamInferResponse(infer_response=ModelInferResponse.FromString(body)))
+
+    async def _infer(self, call: Call, message: bytes | None, request: Any) -> Answer:
+        """Have the model's own door answer a message, which was parsed here for the model's name alone."""
+        path = f"{model_path(request.model_name, request.model_version)}/infer"
+        headers = {**call.headers(), b"content-type": PROTOBUF}
+        return _granted(await self._models.ask("POST", path, headers, message or b""))
+
+    async def _request(self, call: Call, request_class: Any) -> Any:
+        """The parsed message of a call whose token is accepted."""
+        await self._auth.admit(call.authorization)
+        return _parsed(request_class, await call.next_message(self._limits.message_s))
+
+
+def _parsed(request_class: Any, message: bytes | None) -> Any:
+    if message is None:
+        raise BadRequest("message: missing; a call has one")
+    try:
+        return request_class.FromString(message)
+    except DecodeError as error:
+        raise BadRequest(f"message: not a {request_class.DESCRIPTOR.name}: {error}") from None
+
+
+def _granted(answer: Answer) -> Answer:
+    if answer[0] != _OK:
+        raise HttpRefusal(answer)
+    return answer
+
+
+def _bytes_of(message: Any) -> bytes:
+    encoded: bytes = message.SerializeToString()
+    return encoded

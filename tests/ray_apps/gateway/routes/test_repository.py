@@ -1,0 +1,45 @@
+"""The repository index, as tritonclient asks for it."""
+
+from pathlib import Path
+from typing import Any
+
+from ray_apps.gateway.routes.repository import index
+from registry import Registry
+
+
+def two_models(registry: Registry, folder: Path) -> None:
+    """`one` with a champion and a canary, and `two` with a version that no policy names."""
+    (folder / "model").mkdir()
+    (folder / "model" / "model.json").write_text("{}")
+    for name in ("one", "two"):
+        registry.create_model(name)
+    for _ in range(3):
+        registry.create_version("one", path=folder / "model")
+    registry.create_version("two", path=folder / "model")
+    registry.promote("one", 1)
+    registry.set_traffic("one", {"canary": (2, 0.1)})
+
+
+async def test_the_index_lists_what_policies_name(platform: Any, tmp_path: Path) -> None:
+    two_models(platform.context.registry(), tmp_path)
+    answer = await platform.client.post("/v2/repository/index", headers=platform.of("viewer"))
+    assert answer.json() == [
+        {"name": "one", "version": number, "state": "UNAVAILABLE", "reason": "the model is not deployed"}
+        for number in ("1", "2")
+    ]
+    ready = await platform.client.post(
+        "/v2/repository/index", json={"ready": True}, headers=platform.of("viewer")
+    )
+    assert ready.json() == []
+
+
+def test_a_model_is_ready_by_its_own_application_or_by_the_pool(context: Any, tmp_path: Path) -> None:
+    registry = context.registry()
+    two_models(registry, tmp_path)
+    states = [registry.get_model(name) for name in registry.list_models()]
+    for deployed, state in (
+        ({"predictor-one"}, "READY"),
+        ({"pool"}, "READY"),
+        ({"predictor-two"}, "UNAVAILABLE"),
+    ):
+        assert {one.state for one in index(states, deployed=deployed)} == {state}

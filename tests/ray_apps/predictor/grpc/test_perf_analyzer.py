@@ -1,0 +1,55 @@
+"""Triton's load generator, unmodified, against both protocols: what it needs of a server is served."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.ray_apps.predictor.grpc.conftest import Served
+
+# The package `perf-analyzer` installs it beside the interpreter, which need not be on PATH.
+BINARY = shutil.which("perf_analyzer", path=str(Path(sys.executable).parent)) or shutil.which("perf_analyzer")
+pytestmark = pytest.mark.skipif(
+    BINARY is None, reason="perf_analyzer is not installed: pip install perf-analyzer"
+)
+
+REQUESTS = 100
+WAYS = {
+    "HTTP": ["-i", "http"],
+    "gRPC": ["-i", "grpc"],
+    "gRPC, batches of 4": ["-i", "grpc", "-b", "4"],
+    "gRPC, a stream": ["-i", "grpc", "--async", "--streaming"],
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_perf_analyzer_measures_a_model_and_reads_its_statistics(served: Served, way: str):
+    if way == "HTTP" and served.inside:
+        pytest.skip("HTTP is the same, however gRPC is served")
+    address = served.http if way == "HTTP" else served.grpc
+    command = [
+        BINARY,
+        "-m",
+        "typed",
+        "-u",
+        address,
+        *WAYS[way],
+        "-H",
+        f"authorization: Bearer {served.token}",
+    ]
+    command += ["--concurrency-range", "2", "--request-count", str(REQUESTS), "--input-data", "zero"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    counts = {
+        name: int(value) for name, value in re.findall(r"^ +(\w+ count): (\d+)$", done.stdout, re.MULTILINE)
+    }
+    assert counts["Request count"] == REQUESTS, done.stdout + done.stderr
+    # It reads the server's statistics around its own measurement, a call or two apart.
+    assert abs(counts["Execution count"] - REQUESTS) <= 4, done.stdout
+    rows = 4 if "batches" in way else 1
+    assert counts["Inference count"] == rows * counts["Execution count"], done.stdout
