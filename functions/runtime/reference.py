@@ -6,7 +6,6 @@ import importlib
 import sys
 from collections.abc import Callable
 from functools import cache, reduce
-from types import ModuleType
 from typing import Any
 
 from ray import cloudpickle
@@ -52,18 +51,12 @@ def travels_by_name(target: Callable[..., Any]) -> bool:
     A module that only this process can import (a script, a test) is then pickled by value as a whole.
     """
     module = sys.modules.get(target.__module__)
-    if module is None or target.__module__ == "__main__" or "<locals>" in target.__qualname__:
-        by_name = False
-    else:
-        by_name = importable(target.__module__)
-    if (
-        not by_name
-        and module is not None
-        and target.__module__ != "__main__"
-        and not importable(target.__module__)
-    ):
-        _pickle_by_value(module)
-    return by_name
+    if module is None or target.__module__ == "__main__":
+        return False
+    if not importable(target.__module__):
+        cloudpickle.register_pickle_by_value(module)  # type: ignore[no-untyped-call]  # the library has no types
+        return False
+    return "<locals>" not in target.__qualname__
 
 
 @cache
@@ -90,7 +83,3 @@ def pack(value: Any) -> bytes:
 def unpack(data: bytes) -> Any:
     """Unpickle a value from another process of ours; never use it on data from a store or the network."""
     return cloudpickle.loads(data)
-
-
-def _pickle_by_value(module: ModuleType) -> None:
-    cloudpickle.register_pickle_by_value(module)  # type: ignore[no-untyped-call]  # the library has no types

@@ -208,9 +208,8 @@ def _validate_strictly(adapter: TypeAdapter[Any], value: Any) -> Any:
     except ValidationError as error:
         if not any(_is_whole(detail["input"]) for detail in error.errors(include_url=False)):
             raise
-    return adapter.validate_json(
-        _text(_with_integers(value)), strict=True
-    )  # 1.0 is an integer to JSON Schema
+    # 1.0 is an integer to JSON Schema
+    return adapter.validate_json(_text(_with_integers(value)), strict=True)
 
 
 def _text(value: Any) -> bytes:

@@ -64,11 +64,8 @@ def run_attempt(attempt: Attempt) -> AttemptResult:
     """Claim the invocation, run it and record the outcome; without a free slot, leave it for later."""
     function, used = attempt.function, attempt.context
     ledger = Ledger(used.store, actor=used.actor, lease_s=attempt.lease_s)
-    worker, slots, quota = (
-        uuid.uuid4().hex,
-        ConcurrencySlots.of(function, ledger),
-        QuotaSlots.of(function, ledger),
-    )
+    worker = uuid.uuid4().hex
+    slots, quota = ConcurrencySlots.of(function, ledger), QuotaSlots.of(function, ledger)
     with ExitStack() as cleanup:
         acquired = slots is None or slots.acquire(worker, attempt.record.id)
         if slots and acquired:

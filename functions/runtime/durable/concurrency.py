@@ -22,9 +22,7 @@ from registry.journal.journal import Journal
 from registry.times import from_text, to_text
 
 REFRESH_S = 0.2
-SlotHolders = dict[
-    str, dict[str, Any]
-]  # worker -> invocation, time of acquiring, and what it takes of a quota
+SlotHolders = dict[str, dict[str, Any]]  # worker -> invocation, time, and what it takes of a quota
 
 
 @dataclass

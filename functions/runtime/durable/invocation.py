@@ -74,9 +74,7 @@ class Invocation(Generic[R]):
                 raise TimeoutError(
                     f"{self.id} is {followed.record.status} after {timeout_s} s of waiting; it goes on"
                 )
-            changed = (
-                record.runnable and record.length > seen
-            )  # signalled, say, while it had a deadline to wait for
+            changed = record.runnable and record.length > seen  # for example signalled before its deadline
             if changed and executor_of(self.used).enqueue(self.id, record.due):
                 seen = record.length
             executor_of(self.used).drive(self.id, wait_s=min(wait_s, left_s))

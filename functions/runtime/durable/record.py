@@ -47,9 +47,7 @@ class Record(BaseModel, frozen=True):
 
     id: str
     function: str
-    reference: Annotated[
-        str, AfterValidator(current_reference)
-    ]  # an older release may have written the module's path of then
+    reference: Annotated[str, AfterValidator(current_reference)]  # an older release wrote other paths
     arguments: dict[str, Any]
     key: str | None = None
     caller: str

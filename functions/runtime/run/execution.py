@@ -147,6 +147,5 @@ def _pickled(error: BaseException) -> bytes | None:
         pickle.loads(data)  # noqa: S301  # our own bytes: some errors pickle but do not unpickle
     except Exception:  # noqa: BLE001  # whatever fails, the error is sent as text only
         return None
-    return (
-        None if contains_secret(data.decode(errors="replace")) else data
-    )  # an error that contains a secret is never sent
+    # An error that contains a secret is never sent.
+    return None if contains_secret(data.decode(errors="replace")) else data

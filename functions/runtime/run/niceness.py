@@ -15,10 +15,7 @@ __all__ = ["lower_priority"]
 
 ENABLED = Path("/proc/sys/kernel/sched_autogroup_enabled")
 AUTOGROUP = Path("/proc/self/autogroup")
-RETRY_FOR_S, RETRY_EVERY_S = (
-    30.0,
-    0.1,
-)  # Linux accepts one such write in a tenth of a second, from all processes together
+RETRY_FOR_S, RETRY_EVERY_S = 30.0, 0.1  # Linux accepts one such write per 0.1 s, from all processes together
 _logger = logging.getLogger(__name__)
 
 

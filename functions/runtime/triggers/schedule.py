@@ -299,9 +299,8 @@ def _iterator(cron: Cron, moment: datetime) -> Any:
 def _repeated(cron: Cron, tick: datetime) -> bool:
     """Whether a tick at a fixed hour is the repeated one, on the day the clocks go back."""
     hours = cron.expression.split()[1]
-    local = tick.astimezone(UTC).astimezone(
-        zoneinfo.ZoneInfo(cron.timezone)
-    )  # by UTC: croniter leaves fold as it was
+    # By UTC: croniter leaves fold as it was.
+    local = tick.astimezone(UTC).astimezone(zoneinfo.ZoneInfo(cron.timezone))
     return not hours.startswith("*") and local.fold == 1
 
 
