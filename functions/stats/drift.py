@@ -323,7 +323,7 @@ def _merge_rare(a: Floats, b: Floats, *, also: int | None) -> tuple[Floats, Floa
 
 
 def _chi_squared(a: Floats, b: Floats) -> float:
-    """Compute the p-value of homogeneity of two rows of counts; (N − 1)/N makes the statistic's mean exact given the margins."""
+    """Compute the p-value of homogeneity of two rows of counts; (N − 1)/N makes the statistic's mean exact."""
     pooled = a + b
     a, b, pooled = a[pooled > 0], b[pooled > 0], pooled[pooled > 0]
     if len(pooled) < 2:  # noqa: PLR2004 - one cell cannot differ

@@ -42,7 +42,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class ScoreSketch:
-    """Sketch of labelled scores, which adds up: in equal cells of [0, 1] the rows, their labels of 1, and the sum of their scores."""
+    """Sketch of labelled scores, which adds up: rows, labels of 1 and sum of scores in equal cells of [0, 1]."""
 
     rows: tuple[int, ...] = (0,) * BINS
     positives: tuple[float, ...] = (0.0,) * BINS

@@ -61,7 +61,7 @@ class DomainDrift:
 
 @dataclass(frozen=True, slots=True)
 class MMD:
-    """Result of the maximum mean discrepancy test: the unbiased estimate of its square, the kernel's bandwidth, and the p-value."""
+    """Result of the maximum mean discrepancy test: unbiased estimate of its square, kernel bandwidth, p-value."""
 
     rows_reference: int
     rows_window: int

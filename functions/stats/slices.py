@@ -152,7 +152,7 @@ class _Partition:
 
 @dataclass(frozen=True, slots=True)
 class _Contrast:
-    """Comparison of each cell with the rest of its parent: its rows, units and mean, and the mean, rows and units of its parent's rest, and the p-value."""
+    """Comparison of each cell with the rest of its parent: rows, units and mean of both, and the p-value."""
 
     rows: Floats
     units: Ints

@@ -125,7 +125,7 @@ def _window_alarms(reference: Reference, window: Sequence[NumberedSketch], monit
 
 
 def unit_alarms(runs: int, *, thinned: bool, seed: int = 3) -> float:
-    """Return the share of false alarms with ten rows a unit, all alike; with one row a unit kept, or with all rows taken as independent."""
+    """Return the share of false alarms with ten equal rows a unit, of which one or all are kept."""
     rng, alarms = np.random.default_rng(seed), 0
     for _ in range(runs):
         tables = [_units(rng, units) for units in (500, 200)]

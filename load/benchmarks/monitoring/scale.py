@@ -122,7 +122,7 @@ def _made(rows: int, *, shift: float, seed: int) -> ray.data.Dataset:
 
 
 def day_from_hours() -> list[bool]:
-    """Benchmark the drift of the last 24 hours of a model with fifty features against its training set, from what the store keeps."""
+    """Benchmark the drift of the last 24 hours of a model with fifty features, from the state in the store."""
     with tempfile.TemporaryDirectory() as folder:
         monitored = _warm(Path(folder))
         store = monitored.context.store
