@@ -1,4 +1,4 @@
-"""Fixtures: a store for each test, the two backends of runs, and a file of what runs left behind."""
+"""Fixtures: a store for each test, the two backends of runs, and a file that runs write to."""
 
 import time
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""What a function promises, wherever it runs: the same tests in this process and on a Ray cluster."""
+"""Conformance of runs: the same tests in this process and on a Ray cluster."""
 
 import threading
 import time

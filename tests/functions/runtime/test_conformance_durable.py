@@ -1,4 +1,4 @@
-"""What a durable invocation promises, wherever it runs: the same tests in this process and on a Ray cluster."""
+"""Conformance of durable invocations: the same tests in this process and on a Ray cluster."""
 
 import asyncio
 import os
@@ -29,7 +29,7 @@ def leave(path: str, word: object = "x") -> int:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and was not yet asked for does not."""
+    """Whether a process runs, zombies excepted."""
     status = Path(f"/proc/{pid}/stat")
     return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
 
@@ -176,7 +176,7 @@ def dear(path: str, a: int) -> int:
 
 
 def hold_out(path: str) -> None:
-    """Listen to nothing."""
+    """Ignore the alarm of the timeout."""
     leave(path, os.getpid())
     while True:
         with suppress(BaseException):

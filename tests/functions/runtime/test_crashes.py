@@ -1,4 +1,4 @@
-"""What dies at the worst moment loses nothing: executors, workers, submitters."""
+"""Crashes of executors, workers and submitters, none of which loses an invocation."""
 
 import os
 import random
@@ -32,7 +32,7 @@ def samples() -> Iterator[Any]:
 
 @pytest.fixture
 def quick_leases(used: Context, monkeypatch: pytest.MonkeyPatch) -> Context:
-    """Workers whose silence is noticed after a second."""
+    """Context with leases of one second."""
     ledger = Ledger(used.store, actor=used.actor, lease_s=1.0)
     monkeypatch.setitem(invocations._ledgers, (used.store_url, used.actor), ledger)
     return used

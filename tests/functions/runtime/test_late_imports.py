@@ -1,4 +1,4 @@
-"""A function's digest sees what it imports only when it runs, and does not import it to see it."""
+"""Digests include the imports inside functions, without importing them."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ def run(x):
 
 
 def project(folder: Path, *, deep: str = "VALUE = 1\n", neighbour: str = "") -> Path:
-    """A package `app`: `run` imports `late` late, `late` imports `deep`; nobody imports `neighbour`."""
+    """Write a package `app`: `run` imports `late` inside, `late` imports `deep`; `neighbour` is not imported."""
     package = folder / "app"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
@@ -32,7 +32,7 @@ def project(folder: Path, *, deep: str = "VALUE = 1\n", neighbour: str = "") -> 
 
 
 def digest_in(folder: Path) -> str:
-    """The digest of `app.job.run`, computed in a process of its own."""
+    """Compute the digest of `app.job.run` in a process of its own."""
     program = "from app.job import run; from functions.runtime.digest import digest_of; print(digest_of(run))"
     root = Path(__file__).resolve().parents[3]
     ran = subprocess.run(

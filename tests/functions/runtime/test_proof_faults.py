@@ -23,7 +23,7 @@ from registry.store.object_store import ObjectStore
 
 @function
 def handle() -> Any:
-    """A result that is no value."""
+    """Return a result without a JSON form."""
     return threading.Lock()
 
 
@@ -46,7 +46,7 @@ def mark_and_fail(path: str) -> int:
 
 
 class FaultyStore:
-    """A store that is away for the requests whose numbers are `away`, before or after they have had their effect."""
+    """Store that fails the requests numbered in `away`, before or after their effect."""
 
     def __init__(self, store: ObjectStore, away: range, *, after_effect: bool) -> None:
         self.store = store
@@ -124,7 +124,7 @@ def test_a_finished_run_is_recorded_after_a_store_outage_and_not_repeated(
 
 
 class JumpingClock:
-    """A wall clock that someone sets."""
+    """Wall clock that a test sets."""
 
     def __init__(self) -> None:
         self.by = timedelta(0)

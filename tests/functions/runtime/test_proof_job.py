@@ -22,7 +22,7 @@ RAY = (sys.executable, "-m", "ray.scripts.scripts")
 
 @pytest.fixture(scope="module")
 def job_cluster() -> Iterator[dict[str, str]]:
-    """The environment of a client of a cluster with a job server, started for these tests."""
+    """Start a cluster with a job server, and yield the environment of its clients."""
     gcs, door, agent, client, metrics = free_ports(5)
     folder = Path("/tmp") / f"rj{os.getpid()}"  # noqa: S108  # a Unix socket's path is short
     options = {
@@ -92,7 +92,7 @@ def _kill(pid: int) -> None:
 
 @pytest.fixture
 def submit(job_cluster: dict[str, str], tmp_path: Path) -> Callable[..., Any]:
-    """Begin `ray job submit` of a function of a user's project, shipped with the working directory."""
+    """Start `ray job submit` of a function of a user's project, shipped with the working directory."""
     project = tmp_path / "project"
     project.mkdir()
     shutil.copy(Path(__file__).with_name("sample_functions.py"), project / "user_project.py")

@@ -65,7 +65,7 @@ class Subprocess:
         assert self.first_line
 
     def members(self) -> list[int]:
-        """The living processes of the session: on Ray the GCS, the raylet, every worker."""
+        """List the living processes of the session: on Ray the GCS, the raylet, every worker."""
         return [pid for pid in _pids() if _session_of(pid) == self.process.pid]
 
     def kill(self) -> int:
@@ -103,7 +103,7 @@ def _kill(pid: int) -> None:
 
 @pytest.fixture(scope="module")
 def live_cluster() -> Iterator[str]:
-    """The address of a cluster that outlives the drivers on it."""
+    """Start a cluster that outlives its drivers, and yield its address."""
     holder = Subprocess("start_cluster()", {})
     yield holder.first_line
     holder.kill()
@@ -124,7 +124,7 @@ def start(used: Context) -> Iterator[Callable[[str], Subprocess]]:
 
 @pytest.fixture(scope="module")
 def undisturbed(proof: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], list[str]]:
-    """The effects and the result of a run that nobody disturbs."""
+    """Effects and result of a run without kills."""
     folder = tmp_path_factory.mktemp("undisturbed")
     url = f"file://{folder / 'store'}"
     for step in STEPS:
@@ -150,7 +150,7 @@ class PausedWorkflow:
                 (self.folder / f"go{step}").touch()
 
     def worker_paused_after(self, step: int) -> int:
-        """Wait until the workflow stands after a step, recorded; returns the process that runs it."""
+        """Wait until the workflow pauses after a recorded step; returns the process that runs it."""
         self.eventually(
             lambda: len(self.invocation.record().steps) == step + 1 and self.pid.exists(), within_s=60
         )
@@ -158,7 +158,7 @@ class PausedWorkflow:
         return int(self.pid.read_text())
 
     def resume(self, step: int, worker: int) -> None:
-        """Let it go on, now that who ran it is no more."""
+        """Let the workflow go on, once the process that ran it has ended."""
         self.eventually(lambda: _session_of(worker) is None)
         self.pid.unlink()
         (self.folder / f"go{step}").touch()

@@ -1,4 +1,4 @@
-"""Secrets reach the body that declares them and nothing that is recorded, wherever it runs."""
+"""Secrets reach the body that declares them, and are kept out of all that is recorded."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -93,7 +93,7 @@ def known(used: Context, tmp_path: Path, backend: str) -> Iterator[Context]:
 
 @pytest.fixture
 def stored(used: Context) -> Callable[[], str]:
-    """Everything in the store, as text."""
+    """Read everything in the store as text."""
     root = Path(used.store_url.removeprefix("file://"))
     return lambda: "\n".join(each.read_text() for each in root.rglob("*") if each.is_file())
 

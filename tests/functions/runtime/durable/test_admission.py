@@ -1,4 +1,4 @@
-"""Quotas of teams: the rule, on anything that hypothesis thinks of, and the queue, with real processes that are killed."""
+"""Quotas of teams: the rule on random requests, and executors with processes that are killed."""
 
 import os
 import signal
@@ -54,7 +54,7 @@ def queue(draw: st.DrawFn) -> list[QuotaRequest]:
 
 
 def within(running: list[QuotaRequest], quotas: Quotas) -> bool:
-    """Whether all limits hold."""
+    """Whether the running requests keep all limits."""
     for team, each in quotas.items():
         own = [request for request in running if team in (EVERYONE, request.team)]
         if any(sum(getattr(request, name) for request in own) > limit for name, limit in each.limits()):
@@ -165,7 +165,7 @@ def train(path: str, number: int, cpus: float = 1.0, priority: int = 0, wait: bo
 
 @pytest.fixture
 def two_executors(used: Context) -> Iterator[None]:
-    """They share nothing but the store."""
+    """Run two executors that share only the store."""
     executors = [Executor(used, Ledger(used.store, actor=f"executor{each}")) for each in range(2)]
     stop = threading.Event()
 

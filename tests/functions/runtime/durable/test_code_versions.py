@@ -1,4 +1,4 @@
-"""Two versions of a function's code at once: what began on one does not go on with the other."""
+"""Two versions of a function's code at once: an invocation that started on one does not resume on the other."""
 
 import importlib
 import os
@@ -39,26 +39,26 @@ def total() -> list[int]:
 def version(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: Context
 ) -> Iterator[Callable[[int], ModuleType]]:
-    """Import a version of the module `larder`, which lies in a folder of its own."""
+    """Import a version of the module `prices`, from a folder of its own."""
 
     def imported(price: int) -> ModuleType:
         folder = tmp_path / f"v{price}"
         folder.mkdir(exist_ok=True)
-        (folder / "larder.py").write_text(CODE.format(price=price))
+        (folder / "prices.py").write_text(CODE.format(price=price))
         monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
-        sys.modules.pop("larder", None)
+        sys.modules.pop("prices", None)
         importlib.invalidate_caches()
-        return importlib.import_module("larder")
+        return importlib.import_module("prices")
 
     yield imported
-    sys.modules.pop("larder", None)
+    sys.modules.pop("prices", None)
     for name in ("price", "total"):
         catalog._declared.pop(name, None)
 
 
 @pytest.fixture
 def worker(used: Context, tmp_path: Path) -> Iterator[Callable[[int], "subprocess.Popen[bytes]"]]:
-    """An executor with a version's code, in a process of its own."""
+    """Start an executor with a version's code in a process of its own."""
     processes: list[subprocess.Popen[bytes]] = []
 
     def start(price: int) -> "subprocess.Popen[bytes]":
@@ -66,7 +66,7 @@ def worker(used: Context, tmp_path: Path) -> Iterator[Callable[[int], "subproces
         environment = os.environ | {"TOQUE_STORE": used.store_url, "PYTHONPATH": path}
         code = "import sys; from functions.runtime import catalog; from functions.runtime.durable import code_versions as versions; catalog.PLATFORM = ();"
         code += "versions.START_PATIENCE_S = 30.0;"  # a machine that is busy may start the other one later
-        code += "from functions.__main__ import main; sys.exit(main(['--module', 'larder', 'work']))"
+        code += "from functions.__main__ import main; sys.exit(main(['--module', 'prices', 'work']))"
         processes.append(subprocess.Popen([sys.executable, "-c", code], env=environment))
         return processes[-1]
 

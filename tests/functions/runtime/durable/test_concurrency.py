@@ -30,7 +30,7 @@ def few(path: str, number: int) -> int:
 
 @pytest.fixture
 def three_executors(used: Context) -> Iterator[list[Executor]]:
-    """Each with a ledger, a reader and workers of its own, polled by a thread of its own."""
+    """Run three executors with ledgers, readers and workers of their own, each in a thread."""
     executors = [Executor(used, Ledger(used.store, actor=f"executor{each}")) for each in range(3)]
     stop = threading.Event()
 
@@ -51,7 +51,7 @@ def three_executors(used: Context) -> Iterator[list[Executor]]:
 
 
 def most_at_once(lines: list[str]) -> int:
-    """The most runs that were under way at one time. A process has one run at a time."""
+    """Count the most runs at one time; a process has one run at a time."""
     running: set[str] = set()
     most = 0
     for line in lines:

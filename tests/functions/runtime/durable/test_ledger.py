@@ -33,7 +33,7 @@ def few(path: str) -> int:
 
 
 class CountingStore:
-    """A store that counts its requests, and can be made to fail."""
+    """Store that counts its requests, and can be made to fail."""
 
     def __init__(self, store: ObjectStore) -> None:
         self.store = store

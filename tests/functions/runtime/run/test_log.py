@@ -1,4 +1,4 @@
-"""What a durable invocation says is kept as it runs, wherever it runs."""
+"""Logs of durable invocations, stored while they run in every kind of process."""
 
 import logging
 import os
@@ -184,7 +184,7 @@ def test_progress_outside_a_durable_run_is_validated_and_dropped(used: Context) 
 
 
 class UnavailableStore:
-    """A store that can be away."""
+    """Store that can be unavailable."""
 
     def __init__(self, store: ObjectStore) -> None:
         self.store = store

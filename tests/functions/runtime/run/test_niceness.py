@@ -1,4 +1,4 @@
-"""A process that steps back does so against other sessions too, where Linux shares CPUs among sessions first."""
+"""Low priority of a process counts against other sessions too, where Linux shares CPUs among sessions first."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ import json, os
 from pathlib import Path
 from functions.runtime.run import niceness
 """
-STEPS_BACK = """
+LOWER_PRIORITY = """
 niceness.lower_priority()
-told = niceness.AUTOGROUP.read_text() if niceness.AUTOGROUP.is_file() else ""
-print(json.dumps([os.getpriority(os.PRIO_PROCESS, 0), os.getsid(0) == os.getpid(), told.split()[-1:]]))
+session_niceness = niceness.AUTOGROUP.read_text() if niceness.AUTOGROUP.is_file() else ""
+print(json.dumps([os.getpriority(os.PRIO_PROCESS, 0), os.getsid(0) == os.getpid(), session_niceness.split()[-1:]]))
 """
 
 
 def lowered_priority(**started: Any) -> tuple[int, bool, list[str]]:
-    """Its niceness, whether it leads a session, and what that one's niceness is."""
+    """Run a process that lowers its priority; its niceness, whether it leads a session, and the session's niceness."""
     child = subprocess.run(
-        [sys.executable, "-c", IMPORTS + STEPS_BACK],
+        [sys.executable, "-c", IMPORTS + LOWER_PRIORITY],
         stdout=subprocess.PIPE,
         check=True,
         timeout=120,
         **started,
     )
-    niceness, leads, told = json.loads(child.stdout)
-    return niceness, leads, told
+    niceness, leads, session_niceness = json.loads(child.stdout)
+    return niceness, leads, session_niceness
 
 
 @pytest.mark.skipif(not autogroups_enabled(), reason="CPUs are not shared among sessions here")
@@ -47,16 +47,16 @@ def test_a_process_of_low_priority_gets_a_session_of_that_niceness(group: int | 
 
 
 def test_the_niceness_of_a_shared_session_stays() -> None:
-    niceness, _, told = lowered_priority(start_new_session=True)
+    niceness, _, session_niceness = lowered_priority(start_new_session=True)
     assert niceness == min(os.getpriority(os.PRIO_PROCESS, 0) + NICENESS, 19)
-    assert told in ([], ["0"])
+    assert session_niceness in ([], ["0"])
 
 
 def test_a_kernel_that_refuses_the_session_s_niceness_is_logged(tmp_path: Path) -> None:
     (tmp_path / "enabled").write_text("1")
     (tmp_path / "autogroup").mkdir()  # which takes no word: as where a kernel refuses it
-    places = f"niceness.ENABLED, niceness.AUTOGROUP = Path({str(tmp_path / 'enabled')!r}), Path({str(tmp_path / 'autogroup')!r})"
+    patched_paths = f"niceness.ENABLED, niceness.AUTOGROUP = Path({str(tmp_path / 'enabled')!r}), Path({str(tmp_path / 'autogroup')!r})"
     child = subprocess.run(
-        [sys.executable, "-c", f"{IMPORTS}{places}\n{STEPS_BACK}"], stderr=subprocess.PIPE, text=True, check=True, timeout=120
+        [sys.executable, "-c", f"{IMPORTS}{patched_paths}\n{LOWER_PRIORITY}"], stderr=subprocess.PIPE, text=True, check=True, timeout=120
     )  # fmt: skip
     assert "does not count against other sessions" in child.stderr

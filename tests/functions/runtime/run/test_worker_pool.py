@@ -1,4 +1,4 @@
-"""Workers that wait with a function's imports done."""
+"""Pool of idle workers with a function's imports done."""
 
 import os
 import signal
@@ -98,7 +98,7 @@ def test_a_worker_that_cannot_start_is_not_retried_at_once(
 
 
 class Idle:
-    """A worker without a job."""
+    """Idle worker without a process."""
 
     def __init__(self) -> None:
         self.killed = False

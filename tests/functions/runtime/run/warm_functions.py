@@ -1,4 +1,4 @@
-"""Functions that keep workers warm; a module of its own, so that no other test keeps them too."""
+"""Functions with warm workers; a module of its own, so that other tests start no such workers."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""Workflows that wait, for a person, an event or a deadline, and hold no worker meanwhile."""
+"""Workflows that wait for a signal, an event or a deadline, and hold no worker meanwhile."""
 
 import os
 import signal
