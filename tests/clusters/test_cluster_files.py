@@ -1,4 +1,4 @@
-"""Cluster files are held against what reads them: Ray's own schema, our settings, and each other."""
+"""Cluster files are validated by Ray's own schema, by our settings, and against each other."""
 
 import importlib.metadata
 import re
@@ -32,13 +32,13 @@ def test_ray_up_accepts_the_file(name: str):
     validate_config(prepare_config(read(name)))
 
 
-def test_a_typo_would_not_be_accepted():
+def test_ray_up_refuses_a_misspelt_key():
     broken = read("local.yaml") | {"setup_comands": []}
     with pytest.raises(Exception, match="setup_comands"):
         validate_config(prepare_config(broken))
 
 
-def test_the_local_settings_are_settings():
+def test_the_local_file_holds_valid_settings():
     chosen = read("local.yaml")["metadata"]["toque"]
     settings = Settings(**chosen)
     assert settings.host == "127.0.0.1"
@@ -46,19 +46,19 @@ def test_the_local_settings_are_settings():
 
 
 @pytest.mark.parametrize("name", [*LAUNCHED, "kuberay.yaml"])
-def test_every_file_has_the_settings_that_make_serve_fast_and_closed(name: str):
+def test_every_file_has_serves_throughput_and_token_settings(name: str):
     text = (FOLDER / name).read_text()
     for variable, value in SERVE_SETTINGS.items():
         assert re.search(rf'{variable}(=|, value: "?){value}\b', text), (name, variable)
 
 
 @pytest.mark.parametrize("name", ["aws-gpu.yaml", "kuberay.yaml"])
-def test_images_hold_the_ray_that_is_installed(name: str):
+def test_images_have_the_installed_version_of_ray(name: str):
     images = set(re.findall(r"rayproject/ray:(\S+?)-py311", (FOLDER / name).read_text()))
     assert images == {importlib.metadata.version("ray")}
 
 
-def test_gpus_come_and_go_with_the_work():
+def test_gpu_nodes_scale_from_zero():
     gpu = read("aws-gpu.yaml")["available_node_types"]["gpu"]
     assert (gpu["min_workers"], gpu["resources"]["GPU"]) == (0, 1)
     group = next(g for g in read("kuberay.yaml")["spec"]["workerGroupSpecs"] if g["groupName"] == "gpu")
@@ -71,7 +71,7 @@ def test_gpus_come_and_go_with_the_work():
     )
 
 
-def test_workers_fit_within_the_cluster():
+def test_node_types_add_up_to_the_clusters_limit():
     config = read("aws-gpu.yaml")
     assert (
         sum(kind.get("max_workers", 0) for kind in config["available_node_types"].values())

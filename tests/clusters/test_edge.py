@@ -1,4 +1,4 @@
-"""TLS at the edge: the file in `clusters/`, run by the HAProxy that comes with Serve, before an HTTP and a gRPC server."""
+"""TLS by `clusters/edge.cfg` in the HAProxy that comes with Serve, in front of an HTTP and a gRPC server."""
 
 from __future__ import annotations
 
@@ -52,16 +52,16 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Echo(BaseHTTPRequestHandler):
-    """Says what it was asked, over the edge."""
+    """Responds with path, token and protocol of the request it received."""
 
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        said = f"{self.path} {self.headers['Authorization']} {self.headers['X-Forwarded-Proto']}".encode()
+        content = f"{self.path} {self.headers['Authorization']} {self.headers['X-Forwarded-Proto']}".encode()
         self.send_response(200)
-        self.send_header("Content-Length", str(len(said)))
+        self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(said)
+        self.wfile.write(content)
 
     def log_message(self, *_: Any) -> None: ...
 
@@ -69,14 +69,14 @@ class Echo(BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def edge(certificate: Path) -> Iterator[dict[str, int]]:
     """Ports of the edge, with an HTTP and a gRPC server behind it."""
-    doors = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
-    threading.Thread(target=doors.serve_forever, daemon=True).start()
+    api = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
+    threading.Thread(target=api.serve_forever, daemon=True).start()
     models = grpc.server(ThreadPoolExecutor(2), handlers=[_EchoCalls()])
     ports = {"http": free_port(), "grpc": free_port()}
     addresses = {
         "EDGE_HTTP": f"127.0.0.1:{ports['http']}",
         "EDGE_GRPC": f"127.0.0.1:{ports['grpc']}",
-        "TOQUE_HTTP": f"127.0.0.1:{doors.server_port}",
+        "TOQUE_HTTP": f"127.0.0.1:{api.server_port}",
         "TOQUE_GRPC": f"127.0.0.1:{models.add_insecure_port('127.0.0.1:0')}",
     }
     models.start()
@@ -88,14 +88,14 @@ def edge(certificate: Path) -> Iterator[dict[str, int]]:
             yield ports
         finally:
             proxy.terminate()
-            doors.shutdown()
+            api.shutdown()
             models.stop(grace=None)
 
 
 class _EchoCalls(grpc.GenericRpcHandler):
     def service(self, handler_call_details: Any) -> Any:
-        said = dict(handler_call_details.invocation_metadata)["authorization"].encode()
-        return grpc.unary_unary_rpc_method_handler(lambda request, _: request + said)
+        content = dict(handler_call_details.invocation_metadata)["authorization"].encode()
+        return grpc.unary_unary_rpc_method_handler(lambda request, _: request + content)
 
 
 def _wait_for(port: int, proxy: subprocess.Popen[bytes]) -> None:
@@ -109,7 +109,7 @@ def _wait_for(port: int, proxy: subprocess.Popen[bytes]) -> None:
     raise AssertionError("HAProxy does not listen")
 
 
-def test_https_reaches_the_doors_with_its_token(edge: dict[str, int], certificate: Path) -> None:
+def test_an_https_request_reaches_the_api_with_its_token(edge: dict[str, int], certificate: Path) -> None:
     url = f"https://127.0.0.1:{edge['http']}"
     trusted = ssl.create_default_context(cafile=str(certificate))
     answer = httpx.get(f"{url}/v2/models/late", headers={"Authorization": "Bearer t"}, verify=trusted)
@@ -119,13 +119,15 @@ def test_https_reaches_the_doors_with_its_token(edge: dict[str, int], certificat
         httpx.get(url)
 
 
-def test_what_serve_answers_without_a_token_is_not_reached(edge: dict[str, int], certificate: Path) -> None:
+def test_routes_that_serve_answers_without_a_token_are_blocked(
+    edge: dict[str, int], certificate: Path
+) -> None:
     trusted = ssl.create_default_context(cafile=str(certificate))
     for path in ("/-/routes", "/-/healthz"):
         assert httpx.get(f"https://127.0.0.1:{edge['http']}{path}", verify=trusted).status_code == 404
 
 
-def test_nothing_is_answered_in_the_clear_or_by_old_tls(edge: dict[str, int], certificate: Path) -> None:
+def test_plain_http_and_old_tls_are_refused(edge: dict[str, int], certificate: Path) -> None:
     with pytest.raises(httpx.HTTPError):
         httpx.get(f"http://127.0.0.1:{edge['http']}/v2")
     old = ssl.create_default_context(cafile=str(certificate))
@@ -136,7 +138,7 @@ def test_nothing_is_answered_in_the_clear_or_by_old_tls(edge: dict[str, int], ce
         httpx.get(f"https://127.0.0.1:{edge['http']}/v2", verify=old)
 
 
-def test_grpc_goes_the_same_way(edge: dict[str, int], certificate: Path) -> None:
+def test_a_grpc_call_reaches_the_models_with_its_token(edge: dict[str, int], certificate: Path) -> None:
     trust = grpc.ssl_channel_credentials(certificate.read_bytes())
     with grpc.secure_channel(f"127.0.0.1:{edge['grpc']}", trust) as channel:
         call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")

@@ -1,4 +1,4 @@
-"""The protocol's repository index: the versions that the models' policies name, and whether they are deployed."""
+"""Route of the inference protocol's repository index: versions that policies name, and whether they are deployed."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Viewer = Annotated[Principal, allowed(Role.viewer)]
 READY, UNAVAILABLE = "READY", "UNAVAILABLE"
 
 
-class IndexWanted(BaseModel):
-    """Which versions to list; ready: only those that are deployed."""
+class IndexRequest(BaseModel):
+    """Filter of the repository index; ready: list only versions that are deployed."""
 
     ready: bool = False
 
 
-class Indexed(BaseModel):
-    """A version in the index, in Triton's words; state: READY or UNAVAILABLE, and then the reason."""
+class IndexEntry(BaseModel):
+    """Version in the repository index; state: READY, or UNAVAILABLE with a reason, as Triton calls them."""
 
     name: str
     version: str
@@ -34,40 +34,40 @@ class Indexed(BaseModel):
     reason: str = ""
 
 
-@router.post("/v2/repository/index", tags=["protocol"], response_model=list[Indexed])
-async def get_index(request: Request, principal: Viewer, wanted: IndexWanted | None = None) -> Json:
-    """Every version that a traffic policy or an alias names. READY: its model is deployed; ask it whether it is loaded."""
+@router.post("/v2/repository/index", tags=["protocol"], response_model=list[IndexEntry])
+async def get_index(request: Request, principal: Viewer, body: IndexRequest | None = None) -> Json:
+    """List every version that a traffic policy or an alias names; READY tells that its model is deployed."""
     services = services_of(request)
     registry = services.acting(principal).registry()
 
     def listed() -> list[Any]:
         states = [registry.get_model(name) for name in registry.list_models()]
         found = index(states, deployed=_applications())
-        if wanted is not None and wanted.ready:
-            found = [one for one in found if one.state == READY]
-        return [one.model_dump() for one in found]
+        if body is not None and body.ready:
+            found = [entry for entry in found if entry.state == READY]
+        return [entry.model_dump() for entry in found]
 
     return Json(await services.run(listed))
 
 
-def index(states: Iterable[ModelState], *, deployed: Collection[str]) -> list[Indexed]:
-    """The index of some models; deployed: the Serve applications that run."""
+def index(states: Iterable[ModelState], *, deployed: Collection[str]) -> list[IndexEntry]:
+    """Make the index entries of models; deployed: names of the running Serve applications."""
     from ray_apps.predictor import POOL_APP, app_name  # late: they bring Ray Serve, which takes seconds
     from ray_apps.predictor.versions.routes import wanted_versions
 
-    found: list[Indexed] = []
+    found: list[IndexEntry] = []
     for state in states:
         is_deployed = app_name(state.name) in deployed or POOL_APP in deployed
         for number in wanted_versions(state.traffic, state.aliases):
-            one = Indexed(name=state.name, version=str(number), state=READY)
+            entry = IndexEntry(name=state.name, version=str(number), state=READY)
             if not is_deployed:
-                one = one.model_copy(update={"state": UNAVAILABLE, "reason": "the model is not deployed"})
-            found.append(one)
+                entry = entry.model_copy(update={"state": UNAVAILABLE, "reason": "the model is not deployed"})
+            found.append(entry)
     return found
 
 
 def _applications() -> frozenset[str]:
-    """Names of the Serve applications that run; empty outside of a cluster."""
+    """Names of the running Serve applications; empty without a cluster."""
     import ray  # late: as above
 
     if not ray.is_initialized():

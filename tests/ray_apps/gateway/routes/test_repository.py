@@ -1,14 +1,15 @@
-"""The repository index, as tritonclient asks for it."""
+"""The repository index, as tritonclient requests it."""
 
 from pathlib import Path
 from typing import Any
 
 from ray_apps.gateway.routes.repository import index
 from registry import Registry
+from tests.ray_apps.gateway.conftest import Gateway
 
 
 def two_models(registry: Registry, folder: Path) -> None:
-    """`one` with a champion and a canary, and `two` with a version that no policy names."""
+    """Create model `one` with a champion and a canary, and `two` with a version that no policy names."""
     (folder / "model").mkdir()
     (folder / "model" / "model.json").write_text("{}")
     for name in ("one", "two"):
@@ -20,15 +21,15 @@ def two_models(registry: Registry, folder: Path) -> None:
     registry.set_traffic("one", {"canary": (2, 0.1)})
 
 
-async def test_the_index_lists_what_policies_name(platform: Any, tmp_path: Path) -> None:
-    two_models(platform.context.registry(), tmp_path)
-    answer = await platform.client.post("/v2/repository/index", headers=platform.of("viewer"))
+async def test_the_index_lists_the_versions_that_policies_name(gateway: Gateway, tmp_path: Path) -> None:
+    two_models(gateway.context.registry(), tmp_path)
+    answer = await gateway.client.post("/v2/repository/index", headers=gateway.headers("viewer"))
     assert answer.json() == [
         {"name": "one", "version": number, "state": "UNAVAILABLE", "reason": "the model is not deployed"}
         for number in ("1", "2")
     ]
-    ready = await platform.client.post(
-        "/v2/repository/index", json={"ready": True}, headers=platform.of("viewer")
+    ready = await gateway.client.post(
+        "/v2/repository/index", json={"ready": True}, headers=gateway.headers("viewer")
     )
     assert ready.json() == []
 
@@ -42,4 +43,4 @@ def test_a_model_is_ready_by_its_own_application_or_by_the_pool(context: Any, tm
         ({"pool"}, "READY"),
         ({"predictor-two"}, "UNAVAILABLE"),
     ):
-        assert {one.state for one in index(states, deployed=deployed)} == {state}
+        assert {entry.state for entry in index(states, deployed=deployed)} == {state}
