@@ -102,17 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         help="module that declares functions; repeatable",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    run = _command(
-        commands, "run", _run, "run a function here, or on the cluster of a Ray job, and print its result"
-    )
-    submit = _command(commands, "submit", _submit, "record a durable invocation and print its ID")
-    for each in (run, submit):
-        each.add_argument("name", help="name of the function, as `list` shows it")
-        each.add_argument(
-            "--json", default="{}", metavar="JSON", help="its arguments, a JSON object (default: {})"
-        )
-    submit.add_argument("--key", help="idempotency key: the same key gives the same invocation")
-    submit.add_argument("--wait", action="store_true", help="wait and print the result instead")
+    _add_calls(commands)
     _command(commands, "list", _list, "list all declared functions")
     showing = _command(commands, "show", _show, "show a function or an invocation, in full")
     showing.add_argument("name", help="name of the function, or ID of the invocation")
@@ -142,6 +132,20 @@ def _count(text: str) -> int:
 
 
 _ID = "ID of the invocation, as `invocations` shows it"
+
+
+def _add_calls(commands: Any) -> None:
+    run = _command(
+        commands, "run", _run, "run a function here, or on the cluster of a Ray job, and print its result"
+    )
+    submit = _command(commands, "submit", _submit, "record a durable invocation and print its ID")
+    for each in (run, submit):
+        each.add_argument("name", help="name of the function, as `list` shows it")
+        each.add_argument(
+            "--json", default="{}", metavar="JSON", help="its arguments, a JSON object (default: {})"
+        )
+    submit.add_argument("--key", help="idempotency key: the same key gives the same invocation")
+    submit.add_argument("--wait", action="store_true", help="wait and print the result instead")
 
 
 def _add_changes(commands: Any) -> None:

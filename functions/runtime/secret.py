@@ -85,7 +85,7 @@ def refuse_secrets(text: str, *, what: str) -> None:
         if _pattern(frozenset({value})).search(text):
             raise SecretLeaked(
                 f"{what} holds the secret {name}, and would be stored; leave it out, "
-                "and let whoever needs it declare the secret itself"
+                "and let the function that needs it declare the secret itself"
             )
 
 
