@@ -39,10 +39,10 @@ def build_app(services: Services) -> FastAPI:
     app.state.services = services
     app.state.metrics = Metrics()
     app.state.tokens = TokenCache(services.access_list)
-    rooms = (functions, invocations, models, layers, data, operations, repository)
-    for room in rooms:
-        app.include_router(room.router)
-    app.state.rooms = [route for room in rooms for route in room.router.routes]
+    modules = (functions, invocations, models, layers, data, operations, repository)
+    for module in modules:
+        app.include_router(module.router)
+    app.state.routes = [route for module in modules for route in module.router.routes]
     openapi.install(app)
     problems.install(app, identify=identify_bearer)
     app.add_api_route("/openapi.json", get_openapi, methods=["GET"], include_in_schema=False)

@@ -212,7 +212,7 @@ def _unknown_function(path: str) -> runtime.UnknownFunction | None:
 
 def _methods(request: Request) -> set[str]:
     """Collect the methods of all routes that match the request's path."""
-    routes = request.app.state.rooms
+    routes = request.app.state.routes
     return {
         method
         for route in routes

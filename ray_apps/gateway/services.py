@@ -50,11 +50,11 @@ class Services:
 
     def __post_init__(self, access: Access | None) -> None:
         self.access_list = access or Access(self.context.store, actor=self.context.actor)
-        self._acting = lru_cache(CONTEXTS_KEPT)(self._context_for)
+        self._contexts = lru_cache(CONTEXTS_KEPT)(self._context_of_actor)
 
-    def acting(self, principal: Principal) -> Context:
+    def context_of(self, principal: Principal) -> Context:
         """Get the platform's context with `principal` as the actor of everything written."""
-        return self._acting(principal.name)
+        return self._contexts(principal.name)
 
     @property
     def label_log(self) -> LabelLog:
@@ -92,7 +92,7 @@ class Services:
         """Run blocking `work` in a thread, so that the event loop goes on."""
         return await to_thread.run_sync(partial(work, *args, **kwargs), limiter=self._limiter)
 
-    def _context_for(self, actor: str) -> Context:
+    def _context_of_actor(self, actor: str) -> Context:
         return replace(self.context, actor=actor)
 
 

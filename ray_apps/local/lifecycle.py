@@ -59,7 +59,7 @@ def up(settings: Settings, *, report: Report = lambda _: None) -> RunningPlatfor
 
 
 def down(home: Path, *, report: Report = lambda _: None) -> int:
-    """End every process of the platform in `home`, and return how many there were; none is no error.
+    """End every process of the platform in `home`, and return how many there were (0 is no error).
 
     Raises: LocalError naming processes that would not end.
     """

@@ -265,7 +265,7 @@ def logged_model_log(services: MlflowServices, registry: Registry, model_id: str
 def logged_model_record(registry: Registry, model_id: str) -> RunRecord:
     """Get the record of a logged model. Raises: NotFound; InvalidInput if `model_id` is not an id of a logged model."""
     if not model_id.startswith("m-"):
-        raise InvalidInput(f"model_id={model_id!r} is not one: they begin with 'm-'")
+        raise InvalidInput(f"model_id={model_id!r} is not the id of a logged model: those begin with 'm-'")
     record = registry.get_record(model_id.removeprefix("m-"))
     if record.experiment != LOGGED_MODELS:
         raise NotFound(f"logged model {model_id!r} does not exist: that is the id of a run")

@@ -59,7 +59,7 @@ def page(items: Sequence[T], *, size: int, token: str) -> tuple[Sequence[T], Jso
     if size < 1:
         raise InvalidInput(f"max_results={size} is below 1")
     if token and not token.isdecimal():
-        raise InvalidInput(f"page_token={token!r} is not one this server gave")
+        raise InvalidInput(f"page_token={token!r} was not given by this server")
     start = int(token or 0)
     more = {"next_page_token": str(start + size)} if start + size < len(items) else {}
     return items[start : start + size], more

@@ -92,7 +92,7 @@ async def push_features(
     services = services_of(request)
 
     def pushed() -> dict[str, Any]:
-        features = services.acting(principal).features()
+        features = services.context_of(principal).features()
         snapshot = features.push(features.get_feature_view(view), table_of(body.rows), to=body.to)
         name, version = (snapshot.name, snapshot.version) if snapshot else (None, None)
         return {"rows": len(body.rows), "table": name, "version": version}

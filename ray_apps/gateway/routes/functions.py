@@ -87,7 +87,7 @@ async def call_function(
     services = services_of(request)
     await services.ready()
     function, arguments = catalog.get(name), await _arguments(request)
-    context = services.acting(principal)
+    context = services.context_of(principal)
     later = "respond-async" in (prefer or "")
     if idempotency_key is None and not later:
         return await _call(request, services, function, arguments, context)

@@ -25,7 +25,7 @@ from registry import Principal, Role
 
 router = APIRouter(tags=["invocations"])
 
-State = Literal["queued", "running", "failed", "waiting", "succeeded", "dead", "cancelled"]
+InvocationStatus = Literal["queued", "running", "failed", "waiting", "succeeded", "dead", "cancelled"]
 
 
 class InvocationState(BaseModel):
@@ -33,7 +33,7 @@ class InvocationState(BaseModel):
 
     id: str
     function: str
-    status: State
+    status: InvocationStatus
     caller: str
     key: str | None
     arguments: dict[str, Any]
@@ -55,7 +55,7 @@ class InvocationState(BaseModel):
 async def list_invocations(
     request: Request,
     principal: Annotated[Principal, allowed(Role.viewer)],
-    state: State | None = None,
+    state: InvocationStatus | None = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 100,
 ) -> Json:
     """Invocations, the newest first, at most `limit`; the dead ones quickly: they have an index."""
@@ -65,7 +65,7 @@ async def list_invocations(
         records = ledger_of(context).invocations(status=state, limit=limit)
         return [state_of_record(record, context).model_dump(mode="json") for record in records]
 
-    return Json(await services.run(listed, services.acting(principal)))
+    return Json(await services.run(listed, services.context_of(principal)))
 
 
 @router.get("/invocations/{invocation}", response_model=InvocationState)
@@ -74,7 +74,7 @@ async def get_invocation(
 ) -> Json:
     """Read the state of an invocation, and its result."""
     services = services_of(request)
-    found = Invocation[Any](invocation, services.acting(principal))
+    found = Invocation[Any](invocation, services.context_of(principal))
     return Json((await services.run(state_of, found)).model_dump(mode="json"))
 
 
@@ -88,7 +88,7 @@ async def get_logs(
 ) -> Json:
     """Read the output and log of an invocation, in segments by time; `after` names the last segment already read."""
     services = services_of(request)
-    found = Invocation[Any](invocation, services.acting(principal))
+    found = Invocation[Any](invocation, services.context_of(principal))
 
     def read() -> list[dict[str, Any]]:
         return [each.model_dump(mode="json") for each in islice(found.log(after=after), limit)]
@@ -104,7 +104,7 @@ async def list_costs(request: Request, principal: Annotated[Principal, allowed(R
     def summed(context: Context) -> list[dict[str, Any]]:
         return [each.model_dump(mode="json") for each in ledger_of(context).costs()]
 
-    return Json(await services.run(summed, services.acting(principal)))
+    return Json(await services.run(summed, services.context_of(principal)))
 
 
 @router.delete("/invocations/{invocation}", response_model=InvocationState)
@@ -113,7 +113,7 @@ async def cancel_invocation(
 ) -> Json:
     """Cancel an invocation that has not ended; running work is killed."""
     services = services_of(request)
-    context = services.acting(principal)
+    context = services.context_of(principal)
     record = await services.run(ledger_of(context).cancel, invocation)
     return Json((await services.run(state_of_record, record, context)).model_dump(mode="json"))
 
@@ -124,7 +124,7 @@ async def redrive_invocation(
 ) -> Json:
     """Queue a dead or cancelled invocation again, its finished steps kept."""
     services = services_of(request)
-    context = services.acting(principal)
+    context = services.context_of(principal)
     record = await _change_dead(services, ledger_of(context).redrive, invocation)
     return Json((await services.run(state_of_record, record, context)).model_dump(mode="json"), 202)
 
@@ -135,7 +135,7 @@ async def purge_invocation(
 ) -> Json:
     """Remove an invocation from the dead letters; its record stays."""
     services = services_of(request)
-    context = services.acting(principal)
+    context = services.context_of(principal)
     record = await _change_dead(services, ledger_of(context).purge, invocation)
     return Json((await services.run(state_of_record, record, context)).model_dump(mode="json"))
 
@@ -155,7 +155,7 @@ async def signal_invocation(
 ) -> Json:
     """Send signal `name`, with the JSON value in the body, to the workflow that waits for it."""
     services = services_of(request)
-    context = services.acting(principal)
+    context = services.context_of(principal)
     value = await json_of(request) if await request.body() else None
     record = await services.run(ledger_of(context).signal, invocation, name, value)
     return Json((await services.run(state_of_record, record, context)).model_dump(mode="json"), 202)

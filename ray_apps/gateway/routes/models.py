@@ -125,7 +125,7 @@ async def by_registry(request: Request, principal: Principal, work: Callable[[Re
     services = services_of(request)
 
     def done() -> Any:
-        result = work(services.acting(principal).registry())
+        result = work(services.context_of(principal).registry())
         return result.model_dump(mode="json") if isinstance(result, BaseModel) else result
 
     return Json(await services.run(done))

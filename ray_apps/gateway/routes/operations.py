@@ -99,7 +99,7 @@ async def get_schedules(request: Request, principal: Viewer) -> Json:
     """List schedules: the function, the last tick that was handled, and the next one."""
     services = services_of(request)
     await services.ready()
-    return Json(await services.run(statuses, services.acting(principal)))
+    return Json(await services.run(statuses, services.context_of(principal)))
 
 
 @router.get("/tokens", tags=["access"], response_model=list[TokenEntry])

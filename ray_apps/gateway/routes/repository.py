@@ -38,7 +38,7 @@ class IndexEntry(BaseModel):
 async def get_index(request: Request, principal: Viewer, body: IndexRequest | None = None) -> Json:
     """List every version that a traffic policy or an alias names; READY tells that its model is deployed."""
     services = services_of(request)
-    registry = services.acting(principal).registry()
+    registry = services.context_of(principal).registry()
 
     def listed() -> list[Any]:
         states = [registry.get_model(name) for name in registry.list_models()]

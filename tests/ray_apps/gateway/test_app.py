@@ -16,7 +16,7 @@ async def test_without_a_token_only_health_answers(gateway: Gateway) -> None:
             answer = await gateway.client.request(method, path.replace("{", "").replace("}", ""))
             assert (answer.status_code == 200) == (path in opened), (method, path, answer.text)
             assert answer.status_code in {200, 401}
-    for route in gateway.app.state.rooms:  # also those that the document leaves out
+    for route in gateway.app.state.routes:  # also those that the document leaves out
         for method in route.methods:
             answer = await gateway.client.request(method, route.path.replace("{", "").replace("}", ""))
             assert answer.status_code == (200 if route.path in opened and method != "HEAD" else 401), (
