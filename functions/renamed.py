@@ -30,6 +30,26 @@ def old_names(module: str, names: Mapping[str, str]) -> Callable[[str], object]:
     return find
 
 
+def moved_names(package: str, module: str) -> Callable[[str], object]:
+    """Make the `__getattr__` of a package that was a module: the classes and functions of `module` go on for one release.
+
+    Each use gives a DeprecationWarning.
+    """
+
+    def find(name: str) -> object:
+        found = None if name.startswith("_") else getattr(importlib.import_module(module), name, None)
+        if getattr(found, "__module__", None) != module:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        warnings.warn(
+            f"{package}.{name} is now {module}.{name}; the old path goes with the next release",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return found
+
+    return find
+
+
 RENAMED = (
     moved(
         "functions.runtime",

@@ -38,6 +38,19 @@ def test_a_name_can_be_taken_from_an_old_path_in_a_process_that_has_seen_nothing
     assert done.stdout == "both\n"
 
 
+@pytest.mark.parametrize(
+    ("package", "name"),
+    [("functions.evaluation.metrics", "log_loss"), ("functions.training.tabular", "train_tabular"),
+     ("functions.rollout.evidence", "Evidence"), ("functions.monitoring.drift", "DriftMonitor")],
+)  # fmt: skip
+def test_a_name_of_a_module_that_became_a_package_goes_on(package, name):
+    found = importlib.import_module(package)
+    with pytest.warns(DeprecationWarning, match=RENAMED[package]):
+        assert getattr(found, name) is getattr(importlib.import_module(RENAMED[package]), name)
+    with pytest.raises(AttributeError):
+        _ = found.np  # what the module itself had imported was never its own
+
+
 def test_an_old_reference_finds_its_function():
     assert resolve("functions.features:build_training_set").name == "build_training_set"
     assert resolve("functions.registry_maintenance:tidy_registry").name == "tidy_registry"
