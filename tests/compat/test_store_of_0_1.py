@@ -23,6 +23,7 @@ from functions.rollout import end_rollout, rollout_status
 from functions.runtime import catalog
 from functions.runtime.durable.executor import Executor
 from functions.runtime.durable.invocation import ledger_of
+from functions.runtime.reference import current_reference
 from functions.runtime.triggers.events import publish, run_events
 from functions.runtime.triggers.schedule import run_due
 from tests.compat import reading, tasks
@@ -81,9 +82,21 @@ def read_again(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> dict
     return seen
 
 
+def _with_current_references(seen: Any) -> Any:
+    """References to functions of the platform as they read today: their modules have moved since."""
+    if isinstance(seen, dict):
+        return {
+            name: current_reference(value)
+            if name == "reference" and isinstance(value, str)
+            else _with_current_references(value)
+            for name, value in seen.items()
+        }
+    return [_with_current_references(each) for each in seen] if isinstance(seen, list) else seen
+
+
 @pytest.mark.parametrize("part", sorted(set(SEEN) - {"answers", "results_kept"}))
 def test_a_part_reads_as_before(read_again: dict[str, Any], part: str) -> None:
-    assert read_again[part] == SEEN[part]
+    assert read_again[part] == _with_current_references(SEEN[part])
 
 
 def test_every_part_that_was_seen_is_compared(read_again: dict[str, Any]) -> None:
