@@ -13,18 +13,19 @@ import json
 import os
 import shutil
 import tempfile
-import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from functions.renamed import old_names
 
 _FILE, _LOCK, _DONE = "rows", "lock", "done.json"
 _MEMORY_PART = 0.5  # a file below this part of memory is kept by the page cache, and needs no read-ahead
@@ -136,8 +137,5 @@ def _release(folder: Path, lock: int, file: int) -> None:
     os.close(lock)
 
 
-def __getattr__(name: str) -> Any:
-    if name == "Spool":  # its name before, which recipes import
-        warnings.warn("mmap_rows.Spool is called MmapRows now", DeprecationWarning, stacklevel=2)
-        return MmapRows
-    raise AttributeError(name)
+if not TYPE_CHECKING:  # a type checker must not take every name as there
+    __getattr__ = old_names(__name__, {"Spool": "MmapRows"})
