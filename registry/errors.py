@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-import importlib
+import sys
 import warnings
 from typing import Any
 
@@ -69,4 +69,4 @@ def __getattr__(name: str) -> Any:
         DeprecationWarning,
         stacklevel=2,
     )
-    return importlib.import_module("registry.journal").Conflict
+    return sys.modules["registry"].Conflict  # the package is there when a module of it is
