@@ -4,7 +4,7 @@ python -m ray_apps.predictor --port 8000 [--grpc-port 8001] MODEL…    (the sto
 
 It starts a Ray of its own with Serve behind HAProxy, prints `ready` when all models answer, and ends everything
 it started on SIGINT or SIGTERM. SIGHUP deploys all models again, with the code that is on disk then, and prints
-`deployed`. With --bare it serves them from this process alone, without Ray.
+`deployed`. With --standalone it serves them from this process alone, without Ray.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ray_apps.predictor.deploy.options import PoolOptions, PredictorOptions
-    from ray_apps.predictor.http.endpoint import Door
+    from ray_apps.predictor.http.endpoint import Endpoint
 
-FAST = {
+SERVE_ENVIRONMENT = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
@@ -41,35 +41,32 @@ FAST = {
 }
 """Serve's settings for speed; they count only in processes that start with them."""
 PORTS = range(20_000, 32_768)
-"""Above those of Ray's workers, below those that Linux gives to whoever asks for any."""
+"""Above the ports of Ray's workers, below those that Linux picks for outgoing connections."""
 
 
 def main() -> None:
-    """Read the arguments, serve, wait for a signal, end."""
+    """Serve what the arguments ask for until a signal ends it."""
     arguments = _arguments()
-    if arguments.bare:
-        _serve_bare(arguments)
+    if arguments.standalone:
+        _serve_standalone(arguments)
         return
     stop = threading.Event()
     with _haproxy_folder(), _cluster(arguments.num_cpus):
-        for number in (
-            signal.SIGINT,
-            signal.SIGTERM,
-        ):  # Ray has put handlers of its own there, which end at once
+        for number in (signal.SIGINT, signal.SIGTERM):  # instead of Ray's handlers, which end at once
             signal.signal(number, lambda *_: stop.set())
         again = threading.Event()
         signal.signal(signal.SIGHUP, lambda *_: again.set())
         _deploy(arguments)
-        _say("ready")
+        _print("ready")
         while not stop.wait(0.2):
             if again.is_set():
                 again.clear()
                 _deploy_models(arguments)
-                _say("deployed")
+                _print("deployed")
 
 
 def _arguments() -> argparse.Namespace:
-    """What was asked for on the command line."""
+    """The parsed and checked command line."""
     parser = argparse.ArgumentParser(prog="python -m ray_apps.predictor", description=__doc__)
     parser.add_argument("models", nargs="*", metavar="MODEL", help="each in replicas of its own")
     parser.add_argument("--pool", action="store_true", help="all other models of the store in a pool")
@@ -79,21 +76,37 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--pool-replicas", type=int, default=2)
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--grpc-port", type=int, help="answer by gRPC too, at this port")
-    parser.add_argument("--bare", action="store_true", help="in this process, without Ray")
+    parser.add_argument("--standalone", action="store_true", help="serve in this process, without Ray")
+    parser.add_argument("--bare", action="store_true", dest="standalone", help=argparse.SUPPRESS)  # old name
+    _add_scaling(parser)
+    parser.add_argument("--num-cpus", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--no-authentication", action="store_true", help="let everybody in; for measurements")
+    parser.add_argument("--no-log", action="store_true", help="log no predictions")
+    arguments = parser.parse_args()
+    if not arguments.models and not arguments.pool and not arguments.dedicated:
+        parser.error("name at least one MODEL, or give --pool")
+    if arguments.target_latency_ms is not None and arguments.max_replicas is None:
+        parser.error("--target-latency-ms needs --max-replicas")
+    if arguments.standalone and arguments.dedicated:
+        parser.error("--dedicated needs Ray; leave out --standalone")
+    return arguments
+
+
+def _add_scaling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--replicas", type=int, default=1, help="of each model")
     parser.add_argument(
-        "--max-replicas", type=int, help="let each model have so many, as requests in flight take"
+        "--max-replicas", type=int, help="scale each model up to so many replicas, by its requests in flight"
     )
     parser.add_argument(
-        "--min-replicas", type=int, default=1, help="with --max-replicas; 0: none while nobody asks"
+        "--min-replicas", type=int, default=1, help="with --max-replicas; 0 stops the last one when idle"
     )
     parser.add_argument(
         "--target-latency-ms",
         type=float,
-        help="with --max-replicas: as many, too, as it takes for 95 %% of the answers to take less",
+        help="with --max-replicas: scale up, too, until 95 %% of the answers take less than this",
     )
     parser.add_argument(
-        "--idle-s", type=float, default=300.0, help="how long nobody asks before the last one stops"
+        "--idle-s", type=float, default=300.0, help="time without requests after which the last replica stops"
     )
     parser.add_argument(
         "--dedicated",
@@ -103,46 +116,37 @@ def _arguments() -> argparse.Namespace:
         help="serve this model too, each of its versions in --min-replicas to --max-replicas of its own",
     )
     parser.add_argument(
-        "--linger-s", type=float, default=60.0, help="how long such a one stays when nobody needs it"
+        "--linger-s", type=float, default=60.0, help="how long an unused version's deployment stays"
     )
-    parser.add_argument("--num-cpus", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--no-authentication", action="store_true", help="let everybody in; for measurements")
-    parser.add_argument("--no-log", action="store_true", help="log no predictions")
-    arguments = parser.parse_args()
-    if not arguments.models and not arguments.pool and not arguments.dedicated:
-        parser.error("name at least one MODEL, or give --pool")
-    if arguments.target_latency_ms is not None and arguments.max_replicas is None:
-        parser.error("--target-latency-ms needs --max-replicas")
-    if arguments.bare and arguments.dedicated:
-        parser.error("--dedicated needs Ray; leave out --bare")
-    return arguments
 
 
-def _say(word: str) -> None:
-    sys.stdout.write(f"{word}\n")
+def _print(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
 
-def _serve_bare(arguments: argparse.Namespace) -> None:
+def _serve_standalone(arguments: argparse.Namespace) -> None:
     import torch  # late, as the rest: with Ray, Serve's settings must be in the environment first
     import uvloop
 
     from ray_apps.predictor.deploy.deployment import build_pool, build_predictor
-    from ray_apps.predictor.deploy.standalone import serve_bare
+    from ray_apps.predictor.deploy.standalone import serve_standalone
 
     torch.set_num_threads(1)  # as a replica of less than two CPUs
     sys.setswitchinterval(0.001)
-    options = _here(arguments)
+    options = _model_options(arguments)
     models = {model: build_predictor(model, options) for model in arguments.models}
-    doors: dict[str, Door] = {**models}
-    authenticators = [door.auth for door in models.values()]
+    endpoints: dict[str, Endpoint] = {**models}
+    authenticators = [endpoint.auth for endpoint in models.values()]
     if arguments.pool:
-        pool = doors[""] = build_pool(_pool_options(arguments))
+        pool = endpoints[""] = build_pool(_pool_options(arguments))
         authenticators.append(pool.auth)
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn ends by it, and then raises it once more
-    ready = partial(_say, "ready")
+    ready = partial(_print, "ready")
     uvloop.run(
-        serve_bare(doors, authenticators[0], port=arguments.port, grpc_port=arguments.grpc_port, ready=ready)
+        serve_standalone(
+            endpoints, authenticators[0], port=arguments.port, grpc_port=arguments.grpc_port, ready=ready
+        )
     )
 
 
@@ -159,7 +163,7 @@ def _options(arguments: argparse.Namespace, **scale: Any) -> PredictorOptions:
     )
 
 
-def _here(arguments: argparse.Namespace) -> PredictorOptions:
+def _model_options(arguments: argparse.Namespace) -> PredictorOptions:
     return _options(
         arguments,
         min_replicas=arguments.min_replicas,
@@ -168,7 +172,7 @@ def _here(arguments: argparse.Namespace) -> PredictorOptions:
     )
 
 
-def _elsewhere(arguments: argparse.Namespace) -> PredictorOptions:
+def _dedicated_options(arguments: argparse.Namespace) -> PredictorOptions:
     most = arguments.max_replicas or max(1, arguments.min_replicas)
     own = {
         "min_replicas": arguments.min_replicas,
@@ -193,11 +197,11 @@ def _pool_options(arguments: argparse.Namespace) -> PoolOptions:
 
 @contextlib.contextmanager
 def _haproxy_folder() -> Iterator[None]:
-    """A folder for HAProxy's files; ends the HAProxy that was started with them."""
+    """Make a folder for HAProxy's files; afterwards end the HAProxy that was started with them."""
     folder = Path(tempfile.mkdtemp(prefix="toque-haproxy-"))
     metrics_port, stats_port = _free_ports(2)
     os.environ.update(
-        FAST
+        SERVE_ENVIRONMENT
         | {
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
             "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
@@ -216,7 +220,7 @@ def _haproxy_folder() -> Iterator[None]:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now; none that the kernel may give to a connection before they are listened on."""
+    """Ports that are free now, outside the range from which the kernel picks ports of connections."""
     found: list[int] = []
     with contextlib.ExitStack() as held:
         while len(found) < count:
@@ -238,7 +242,7 @@ def _end_haproxy(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _cluster(num_cpus: int) -> Iterator[None]:
-    """A Ray of this process's own."""
+    """Run a local Ray cluster with Serve, and end it afterwards."""
     import ray  # late: Serve's settings must be in the environment first
     from ray import serve
 
@@ -248,7 +252,12 @@ def _cluster(num_cpus: int) -> Iterator[None]:
         include_dashboard=False,
         log_to_driver=False,
         object_store_memory=200 << 20,
-        runtime_env={"env_vars": {**FAST, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}},
+        runtime_env={
+            "env_vars": {
+                **SERVE_ENVIRONMENT,
+                "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            }
+        },
     )
     try:
         yield
@@ -261,9 +270,9 @@ def _deploy_models(arguments: argparse.Namespace) -> None:
     from ray_apps.predictor.deploy.deployment import deploy_model, deploy_pool  # late, as above
 
     for model in arguments.models:
-        deploy_model(model, _here(arguments))
+        deploy_model(model, _model_options(arguments))
     for model in arguments.dedicated:
-        deploy_model(model, _elsewhere(arguments))
+        deploy_model(model, _dedicated_options(arguments))
     if arguments.pool:
         deploy_pool(_pool_options(arguments))
 

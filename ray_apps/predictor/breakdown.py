@@ -31,13 +31,13 @@ import torch
 from functions.model_formats.program import export_program, save_program
 from functions.prediction_log import encode_prediction
 from functions.prediction_log.wal import WriteAheadLog
-from ray_apps.predictor.http.app import HttpDoor
 from ray_apps.predictor.http.auth import TokenAuthenticator
+from ray_apps.predictor.http.model_endpoint import ModelEndpoint
+from ray_apps.predictor.inference.predictor import Predictor
 from ray_apps.predictor.inference.recording import Recorder
-from ray_apps.predictor.inference.service import Predictor
 from ray_apps.predictor.protocol.json import InferResponse, decode_request, encode_response
 from ray_apps.predictor.versions.cuda_graphs import REPEATS
-from ray_apps.predictor.versions.cuda_scoring import CardScorer
+from ray_apps.predictor.versions.cuda_scoring import CudaScorer
 from ray_apps.predictor.versions.engine import Engine
 from ray_apps.predictor.versions.scoring import load_scorer
 from ray_apps.token_cache import TokenCache
@@ -97,9 +97,9 @@ async def median_async_us(stage: Callable[[], Awaitable[Any]]) -> float:
     return statistics.median(times) / 1e3
 
 
-async def _in_turns(*doors: Callable[[], Awaitable[Any]]) -> list[float]:
+async def _in_turns(*endpoints: Callable[[], Awaitable[Any]]) -> list[float]:
     """The median of each, all of them measured in the same minute of a machine that others use too."""
-    rounds = [[await median_async_us(door) for door in doors] for _ in range(5)]
+    rounds = [[await median_async_us(endpoint) for endpoint in endpoints] for _ in range(5)]
     return [statistics.median(times) for times in zip(*rounds, strict=True)]
 
 
@@ -117,7 +117,7 @@ async def measure(folder: Path, columns: int) -> dict[str, float]:
     authorization = f"Bearer {token}".encode()
     auth = TokenAuthenticator(TokenCache(Access(store, actor="breakdown")))
     predictor = Predictor(engine, Recorder("mlp", log))
-    door = HttpDoor(predictor, auth)
+    endpoint = ModelEndpoint(predictor, auth)
     row = [round(i / 10, 1) for i in range(columns)]
     tensor = {"name": "x", "datatype": "FP32", "shape": [1, columns], "data": row}
     body = orjson.dumps({"inputs": [tensor]})
@@ -135,9 +135,9 @@ async def measure(folder: Path, columns: int) -> dict[str, float]:
         assert message.get("status", 200) == 200, message  # noqa: S101, PLR2004 - measures answers only
 
     stages = await _stages(predictor, auth, authorization, body, log)
-    unlogged = HttpDoor(Predictor(engine, Recorder("mlp", None)), auth)
+    unlogged = ModelEndpoint(Predictor(engine, Recorder("mlp", None)), auth)
     whole, without = await _in_turns(
-        lambda: door(scope, receive, send), lambda: unlogged(scope, receive, send)
+        lambda: endpoint(scope, receive, send), lambda: unlogged(scope, receive, send)
     )
     stages |= {"the whole door": whole, "the same without the log": without}
     await predictor.close()
@@ -192,32 +192,32 @@ def measure_sized(folder: Path, parameters: int, columns: int, rows: int, device
         "model on the CPU": median_us(lambda: scorer.predict(request.inputs), rounds=SIZED_ROUNDS),
     }
     if device == "cuda":
-        on_card = load_scorer(folder, signature, device=device)
-        if not isinstance(on_card, CardScorer):
+        on_device = load_scorer(folder, signature, device=device)
+        if not isinstance(on_device, CudaScorer):
             raise SystemExit("--device cuda: the program stays on the CPU; the line before says why")
-        stages |= card_stages(on_card, request.inputs)
+        stages |= device_stages(on_device, request.inputs)
     return stages | {"encode": median_us(lambda: encode_response(response, request))}
 
 
-def card_stages(scorer: CardScorer, inputs: Mapping[str, Any], *, rounds: int = ROUNDS) -> dict[str, float]:
+def device_stages(scorer: CudaScorer, inputs: Mapping[str, Any], *, rounds: int = ROUNDS) -> dict[str, float]:
     """Median microseconds of the ways to a card and back, and of what it computes between."""
     arrays = scorer.arrays(inputs)
 
     def done(begin: Callable[[], Any]) -> None:
         begin()
-        scorer.card.wait()
+        scorer.device.wait()
 
     for _ in range(REPEATS):  # captured before it is measured
         scorer.predict(inputs)
-    with scorer.turn():
+    with scorer.exclusive():
         placed = scorer.copy_in(arrays)
-        outputs = scorer.captures.run(placed)
+        outputs = scorer.graphs.run(placed)
         stages = {
-            "card: copy in": median_us(lambda: done(lambda: scorer.copy_in(arrays)), rounds=rounds),
-            "card: compute": median_us(lambda: done(lambda: scorer.captures.run(placed)), rounds=rounds),
-            "card: copy out": median_us(lambda: scorer.copy_out(outputs, arrays), rounds=rounds),
+            "device: copy in": median_us(lambda: done(lambda: scorer.copy_in(arrays)), rounds=rounds),
+            "device: compute": median_us(lambda: done(lambda: scorer.graphs.run(placed)), rounds=rounds),
+            "device: copy out": median_us(lambda: scorer.copy_out(outputs, arrays), rounds=rounds),
         }
-    return stages | {"card: all in one": median_us(lambda: scorer.predict(inputs), rounds=rounds)}
+    return stages | {"device: all in one": median_us(lambda: scorer.predict(inputs), rounds=rounds)}
 
 
 def number(text: str) -> int:
@@ -233,16 +233,18 @@ def main() -> None:
     parser.add_argument("--parameters", type=number)
     parser.add_argument("--rows", type=int, default=1)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    asked = parser.parse_args()
-    if asked.parameters is None and (asked.device != "cpu" or asked.rows != 1):
+    arguments = parser.parse_args()
+    if arguments.parameters is None and (arguments.device != "cpu" or arguments.rows != 1):
         parser.error("--device and --rows are of a model whose --parameters are given")
     with tempfile.TemporaryDirectory() as name:
-        if asked.parameters is None:
-            stages = asyncio.run(measure(Path(name), asked.columns))
+        if arguments.parameters is None:
+            stages = asyncio.run(measure(Path(name), arguments.columns))
         else:
             folder = Path(name) / "artifact"
-            stages = measure_sized(folder, asked.parameters, asked.columns, asked.rows, asked.device)
-    where = f" ({torch.cuda.get_device_name()})" if asked.device == "cuda" else ""
+            stages = measure_sized(
+                folder, arguments.parameters, arguments.columns, arguments.rows, arguments.device
+            )
+    where = f" ({torch.cuda.get_device_name()})" if arguments.device == "cuda" else ""
     sys.stdout.write(f"\n{'inside the replica':24}{'median us':>12}{where}\n")
     for name, median in stages.items():
         sys.stdout.write(f"{name:24}{median:12.1f}\n")

@@ -1,9 +1,9 @@
-"""Answers of one moment, sent one after another at its end.
+"""Coalescing of the socket writes and log records of responses that are ready at about the same time.
 
-Each write to a connection may wake who reads it, in the midst of the next answer. While others are being answered, what
-is written waits until all that the event loop has ready is done, or two milliseconds; nobody waits for answers that take
-long themselves. For small models that is a third more requests a second. What has to be done before answers leave, the
-writing of their records, is done for all of a moment together, too.
+Each write to a connection may wake its client in the midst of the next response. While other requests are being
+answered, writes wait until the event loop has run all that is ready, or two milliseconds; a response that takes long
+itself is never delayed. For small models that is a third more requests a second. The log records of a batch of
+responses are written together too, before any of them leaves.
 """
 
 from __future__ import annotations
@@ -16,147 +16,147 @@ from weakref import WeakKeyDictionary, ref
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-__all__ = ["STATE", "Gathered", "GatheringProtocol", "Moment", "moment"]
+__all__ = ["WRITE_BATCH", "CoalescedTransport", "CoalescingProtocol", "WriteBatch", "current_batch"]
 
-STATE: Final = "toque.moment"
-"""Where ASGI's state of a request has the moment at whose end its answer leaves."""
+WRITE_BATCH: Final = "toque.write_batch"
+"""Key of the write batch in the ASGI state of a request."""
 
-SOON_S: Final = 5e-4
-"""From one answer to the next, while it is worth to wait for that."""
-LONGEST_S: Final = 2e-3
-MAX_KEPT_BYTES: Final = 64 << 10
-"""Of one connection; sending takes longer than waking beyond that, and who writes must feel that nobody reads."""
+MAX_GAP_S: Final = 5e-4
+"""Longest time between two responses for which the second is worth waiting for."""
+MAX_DELAY_S: Final = 2e-3
+MAX_BUFFERED_BYTES: Final = 64 << 10
+"""Of one connection; beyond it sending costs more than waking, and the writer must feel a client that does not read."""
 
 
-class Debtor(Protocol):
-    """Who has something to do before an answer leaves."""
+class RecordWriter(Protocol):
+    """Writer of records that must be stored before the responses of a batch leave."""
 
-    def settle(self, owed: list[Any], /) -> None:
-        """Do all of it; never raises, since others' answers leave by that."""
+    def write_pending(self, records: list[Any], /) -> None:
+        """Write all pending records; never raises, since other callers' responses wait for it."""
         ...
 
 
-class Moment:
-    """What waits to be sent on the connections of one event loop, and what is to be done before."""
+class WriteBatch:
+    """Responses that wait to be sent on the connections of one event loop, and their pending records."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = ref(loop)
-        self._owed: dict[Debtor, list[Any]] = {}
-        self._waiting: list[Gathered] = []
-        self._since = 0.0
-        self._answered = 0.0
+        self._records: dict[RecordWriter, list[Any]] = {}
+        self._waiting: list[CoalescedTransport] = []
+        self._waiting_since = 0.0
+        self._last_response = 0.0
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        return type(None), ()  # elsewhere it is none
+        return type(None), ()  # ASGI state that is sent to another process has no batch there
 
-    def is_here(self) -> bool:
-        """Whether the running event loop is its own."""
+    def is_of_running_loop(self) -> bool:
+        """Whether the batch belongs to the event loop that runs now."""
         return self._loop() is asyncio.get_running_loop()
 
-    def owed_by(self, who: Debtor) -> list[Any]:
-        """What `who` settles before anything leaves any more; to be added to."""
-        found = self._owed.get(who)
-        if found is None:
-            found = self._owed[who] = []
-        return found
+    def pending_of(self, writer: RecordWriter) -> list[Any]:
+        """The list of records that `writer` writes before the next response leaves; append to it."""
+        pending = self._records.get(writer)
+        if pending is None:
+            pending = self._records[writer] = []
+        return pending
 
-    def answered(self) -> None:
-        """An answer is whole."""
-        self._answered = time.monotonic()
+    def response_complete(self) -> None:
+        """Note that a whole response was written just now."""
+        self._last_response = time.monotonic()
 
-    def keeps(self, connection: Gathered) -> bool:
-        """Whether what is written now is to wait: if the answer before was just there, the next one is soon.
+    def defer(self, connection: CoalescedTransport) -> bool:
+        """Whether a write waits for the next flush: yes if the response before it was written just now.
 
-        If not, what waited already has gone.
+        Otherwise all that waited is flushed first.
         """
         now = time.monotonic()
-        if now - self._answered > SOON_S:
-            self.send()
+        if now - self._last_response > MAX_GAP_S:
+            self.flush()
             return False
         if not self._waiting:
-            self._since = now
-            asyncio.get_running_loop().call_soon(self.send)
+            self._waiting_since = now
+            asyncio.get_running_loop().call_soon(self.flush)
         self._waiting.append(connection)
         return True
 
-    def is_over(self) -> bool:
-        """Whether something has waited for as long as it may."""
-        return time.monotonic() - self._since > LONGEST_S
+    def is_overdue(self) -> bool:
+        """Whether the first of the waiting writes has waited for as long as it may."""
+        return time.monotonic() - self._waiting_since > MAX_DELAY_S
 
-    def settle(self) -> None:
-        """Have done what is owed."""
-        if self._owed:
-            owed, self._owed = self._owed, {}
-            for debtor, what in owed.items():
-                debtor.settle(what)
+    def write_records(self) -> None:
+        """Have all pending records written."""
+        if self._records:
+            records, self._records = self._records, {}
+            for writer, pending in records.items():
+                writer.write_pending(pending)
 
-    def send(self) -> None:
-        """Send all of it, in the order in which it began to wait."""
+    def flush(self) -> None:
+        """Send all waiting writes, connection by connection in the order in which they began to wait."""
         waiting, self._waiting = self._waiting, []
         for connection in waiting:
-            connection.send()
+            connection.flush()
 
 
-_moments: WeakKeyDictionary[asyncio.AbstractEventLoop, Moment] = WeakKeyDictionary()
+_batches: WeakKeyDictionary[asyncio.AbstractEventLoop, WriteBatch] = WeakKeyDictionary()
 
 
-def moment() -> Moment:
-    """That of the running event loop."""
+def current_batch() -> WriteBatch:
+    """The write batch of the running event loop, made at the first call."""
     loop = asyncio.get_running_loop()
-    found = _moments.get(loop)
-    if found is None:
-        found = _moments[loop] = Moment(loop)
-    return found
+    batch = _batches.get(loop)
+    if batch is None:
+        batch = _batches[loop] = WriteBatch(loop)
+    return batch
 
 
-class Gathered:
-    """A transport that keeps what is written until the moment is over; all else it does after that.
+class CoalescedTransport:
+    """A transport that buffers writes until the batch is flushed; every other call flushes the buffer first.
 
-    busy: whether other requests have no answer yet; without, nothing waits.
+    busy: whether other requests still wait for a response; otherwise nothing is buffered.
     """
 
-    __slots__ = ("_busy", "_kept", "_moment", "_size", "_transport")
+    __slots__ = ("_batch", "_buffer", "_busy", "_size", "_transport")
 
     def __init__(self, transport: asyncio.Transport, busy: Callable[[], bool]) -> None:
         self._transport, self._busy = transport, busy
-        self._moment = moment()
-        self._kept: list[bytes] = []
+        self._batch = current_batch()
+        self._buffer: list[bytes] = []
         self._size = 0
 
     def __getattr__(self, name: str) -> Any:
-        self._moment.settle()
-        self.send()
+        self._batch.write_records()
+        self.flush()
         return getattr(self._transport, name)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send this after what is kept, now or soon."""
+        """Send data behind the buffered data, now or with the next flush."""
         if not self._busy():
-            self._moment.send()
-            self._leave(data)
+            self._batch.flush()
+            self._write(data)
             return
-        if not self._kept and not self._moment.keeps(self):
-            self._leave(data)
+        if not self._buffer and not self._batch.defer(self):
+            self._write(data)
             return
-        self._kept.append(bytes(data))  # itself, unless who writes may change it meanwhile
+        self._buffer.append(bytes(data))  # a copy only of a buffer that the caller may change meanwhile
         self._size += len(data)
-        if self._size > MAX_KEPT_BYTES:
-            self.send()
-        elif self._moment.is_over():
-            self._moment.send()
+        if self._size > MAX_BUFFERED_BYTES:
+            self.flush()
+        elif self._batch.is_overdue():
+            self._batch.flush()
 
-    def answered(self) -> None:
-        """What was written is a whole answer."""
-        self._moment.answered()
+    def response_complete(self) -> None:
+        """Note that what was written so far ends a whole response."""
+        self._batch.response_complete()
 
-    def send(self) -> None:
-        """Send what is kept, unless nobody is there any more."""
-        kept, self._kept, self._size = self._kept, [], 0
-        if kept and not self._transport.is_closing():
-            self._leave(b"".join(kept))
+    def flush(self) -> None:
+        """Send the buffered data, unless the connection is closing."""
+        buffered, self._buffer, self._size = self._buffer, [], 0
+        if buffered and not self._transport.is_closing():
+            self._write(b"".join(buffered))
 
-    def _leave(self, data: bytes | bytearray | memoryview) -> None:
-        """The one way out."""
-        self._moment.settle()
+    def _write(self, data: bytes | bytearray | memoryview) -> None:
+        """Write to the transport, with all pending records stored before."""
+        self._batch.write_records()
         self._transport.write(data)
 
     def is_closing(self) -> bool:
@@ -164,17 +164,17 @@ class Gathered:
         return self._transport.is_closing()
 
 
-class GatheringProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1, its answers gathered."""
+class CoalescingProtocol(HttpToolsProtocol):
+    """HTTP/1.1 of uvicorn whose responses leave through a `CoalescedTransport`."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The connection is open."""
+        """Wrap the new connection's transport, and put the write batch into its ASGI state."""
         tasks = self.tasks  # of all connections, that of the request which is being answered among them
-        gathered = Gathered(cast("asyncio.Transport", transport), lambda: len(tasks) > 1)
-        super().connection_made(cast("asyncio.Transport", gathered))
-        self.app_state = self.app_state | {STATE: moment()}
+        coalesced = CoalescedTransport(cast("asyncio.Transport", transport), lambda: len(tasks) > 1)
+        super().connection_made(cast("asyncio.Transport", coalesced))
+        self.app_state = self.app_state | {WRITE_BATCH: current_batch()}
 
     def on_response_complete(self) -> None:
-        """An answer is whole."""
-        cast("Gathered", self.transport).answered()
+        """Tell the transport that a response is whole, then uvicorn."""
+        cast("CoalescedTransport", self.transport).response_complete()
         super().on_response_complete()

@@ -2,7 +2,7 @@
 
 python -m load.benchmarks.serving.dedicated [--seconds 4] [--rounds 3] [--connections 1 16]
 
-Both models are the same small MLP behind one HAProxy, one replica each (of the second: one door, and one replica of
+Both models are the same small MLP behind one HAProxy, one replica each (of the second: one endpoint, and one replica of
 its one version), measured in turns by `wrk`, with authentication and log. Needs wrk.
 """
 

@@ -69,7 +69,16 @@ def start(stack: contextlib.ExitStack, folder: Path) -> tuple[Server, Server]:
 
     def serve(name: str, *flags: str) -> Server:
         port, log = free_port(), folder / f"{name}.log"
-        command = [sys.executable, "-m", "ray_apps.predictor", "--port", str(port), "mlp", "--bare", *flags]
+        command = [
+            sys.executable,
+            "-m",
+            "ray_apps.predictor",
+            "--port",
+            str(port),
+            "mlp",
+            "--standalone",
+            *flags,
+        ]
         child = stack.enter_context(process(command, log, environment))
         target = Target(name, f"http://127.0.0.1:{port}/v2/models/mlp/infer", headers, json_body())
         wait_for(target, child, log)

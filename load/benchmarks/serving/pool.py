@@ -1,8 +1,8 @@
 """Benchmark of the pool: latencies of ten hot models, without and with 190 cold ones.
 
-python -m load.benchmarks.serving.pool [--seconds 20] [--hot 100] [--cold 3] [--models 200] [--fit 60] [--bare]
+python -m load.benchmarks.serving.pool [--seconds 20] [--hot 100] [--cold 3] [--models 200] [--fit 60] [--standalone]
 
-All models are the small MLP of `load.benchmarks.serving.throughput`. The pool has two replicas behind Serve's HAProxy (--bare: one
+All models are the small MLP of `load.benchmarks.serving.throughput`. The pool has two replicas behind Serve's HAProxy (--standalone: one
 process without Ray) and memory for `--fit` models in each. Requests are sent on a schedule (open loop) and timed
 from the moment they were due: `--hot` a second to ten models in turns, and `--cold` a second to the others, each of
 which has mostly to be loaded first. Phases without and with the cold ones take turns.
@@ -135,7 +135,8 @@ def main() -> None:
     parser.add_argument("--cold", type=float, default=3, help="requests a second to the others")
     parser.add_argument("--models", type=int, default=200)
     parser.add_argument("--fit", type=int, default=60, help="how many models a replica has memory for")
-    parser.add_argument("--bare", action="store_true", help="one process, without Ray and HAProxy")
+    parser.add_argument("--standalone", action="store_true", help="one process, without Ray and HAProxy")
+    parser.add_argument("--bare", action="store_true", dest="standalone", help=argparse.SUPPRESS)  # old name
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -146,7 +147,8 @@ def main() -> None:
         redis = [redis_binary(), "--port", str(redis_port), "--bind", "127.0.0.1", "--dir", str(folder)]
         redis += ["--requirepass", "bench", "--appendonly", "yes", "--save", ""]
         ours = [sys.executable, "-m", "ray_apps.predictor", "--pool", "--port", str(port)]
-        ours += ["--pool-bytes", str(arguments.fit * FOOTPRINT_BYTES)] + ["--bare"] * arguments.bare
+        ours += ["--pool-bytes", str(arguments.fit * FOOTPRINT_BYTES)]
+        ours += ["--standalone"] * arguments.standalone
         environment = {
             "TOQUE_STORE": store_url,
             "TOQUE_REDIS_URL": f"redis://:bench@127.0.0.1:{redis_port}/0",

@@ -1,6 +1,6 @@
 """Benchmark of the predictor's throughput against a bare ASGI floor, with a breakdown of one request.
 
-python -m load.benchmarks.serving.throughput [--seconds 4] [--rounds 3] [--connections 1 16 64] [--grpc] [--batching] [--bare]
+python -m load.benchmarks.serving.throughput [--seconds 4] [--rounds 3] [--connections 1 16 64] [--grpc] [--batching] [--standalone]
 
 Both servers run at once on this machine, each in one process behind nothing (floor) or behind Serve's HAProxy
 (ours), and are measured in turns by `wrk`, so that a noisy neighbour hits both. The model is the same small MLP,
@@ -12,7 +12,7 @@ model of 500 numbers, where the form matters.
 --batching measures a larger model instead, that takes hardly longer
 for many rows than for one, without and with `max_batch_rows`; the first of the two is the baseline. --splits adds the same model behind a split of three versions, without and with a shadow; --keys a model of
 40 features, asked with the tensor and by key. --steady sends 70 % of the most that was reached, whatever became of the requests
-before (open loop, a caller in Python that takes a part of a core). --bare measures ours in one process, without Ray and HAProxy.
+before (open loop, a caller in Python that takes a part of a core). --standalone measures ours in one process, without Ray and HAProxy.
 """
 
 from __future__ import annotations
@@ -248,7 +248,8 @@ def main() -> None:
         "--keys", action="store_true", help="also a model of 40 features, with tensors and by key"
     )
     parser.add_argument("--steady", action="store_true", help="also 70 %% of the most, open loop")
-    parser.add_argument("--bare", action="store_true", help="ours without Ray and HAProxy")
+    parser.add_argument("--standalone", action="store_true", help="ours without Ray and HAProxy")
+    parser.add_argument("--bare", action="store_true", dest="standalone", help=argparse.SUPPRESS)  # old name
     parser.add_argument("--no-log", action="store_true", help="ours without the prediction log")
     arguments = parser.parse_args()
     for tool, package in (("wrk", "wrk"), *([("h2load", "nghttp2-client")] if arguments.grpc else [])):
@@ -368,7 +369,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> None:
     ours = [sys.executable, "-m", "ray_apps.predictor", "--port", str(our_port), *models]
     ours += ["--num-cpus", str(max(os.cpu_count() or 1, len(models)))]  # idle replicas need room, not time
     ours += ["--grpc-port", str(grpc_port)] if arguments.grpc else []
-    ours += ["--bare"] if arguments.bare else []
+    ours += ["--standalone"] if arguments.standalone else []
     ours += ["--no-log"] if arguments.no_log else []
     redis = [redis_binary(), "--port", str(redis_port), "--bind", "127.0.0.1", "--dir", str(folder)]
     redis += ["--requirepass", "bench", "--appendonly", "yes", "--save", ""]

@@ -16,20 +16,20 @@ from ray.serve.schema import LoggingConfig
 from featurestore import FeatureStore
 from functions.prediction_log import LogWriter
 from functions.runtime.clock import clock_named
-from ray_apps.predictor.deploy.dedicated import ServeSite
-from ray_apps.predictor.deploy.latency import TimedDoor, Timing
+from ray_apps.predictor.deploy.dedicated import ServeDeployments
+from ray_apps.predictor.deploy.latency import LatencyMeter, TimedEndpoint
 from ray_apps.predictor.deploy.options import PoolOptions, PredictorOptions
 from ray_apps.predictor.deploy.pool import Pool
-from ray_apps.predictor.deploy.pool_app import PoolDoor
-from ray_apps.predictor.deploy.process import freeze, furnish_process
-from ray_apps.predictor.deploy.remote import Dedicated
-from ray_apps.predictor.http.app import HttpDoor
+from ray_apps.predictor.deploy.pool_endpoint import PoolEndpoint
+from ray_apps.predictor.deploy.process import configure_process, freeze
+from ray_apps.predictor.deploy.remote import DedicatedVersions
 from ray_apps.predictor.http.auth import Authenticator, NoAuthentication, TokenAuthenticator
-from ray_apps.predictor.http.bypass import open_lane
-from ray_apps.predictor.http.endpoint import Door
+from ray_apps.predictor.http.bypass import register_bypass
+from ray_apps.predictor.http.endpoint import Endpoint
+from ray_apps.predictor.http.model_endpoint import ModelEndpoint
+from ray_apps.predictor.inference.predictor import Predictor
 from ray_apps.predictor.inference.recording import Recorder
-from ray_apps.predictor.inference.service import Predictor
-from ray_apps.predictor.versions.engine import Engine, Place
+from ray_apps.predictor.versions.engine import Engine, VersionLoader
 from ray_apps.token_cache import TokenCache
 from registry import Registry, open_store
 from registry.access import Access
@@ -64,7 +64,7 @@ def route_prefix(model: str) -> str:
     return f"/v2/models/{model}"
 
 
-class _Platform:
+class _ReplicaResources:
     """What all models of a replica share."""
 
     def __init__(self, name: str, options: PredictorOptions) -> None:
@@ -91,7 +91,9 @@ class _Platform:
         """How many requests a replica holds at once."""
         return self._options.max_ongoing_requests + max(0, self._options.max_queued_requests)
 
-    def door(self, model: str, *, retain: int = 2, place: Place | None = None) -> HttpDoor:
+    def endpoint(
+        self, model: str, *, retain: int = 2, version_loader: VersionLoader | None = None
+    ) -> ModelEndpoint:
         """The HTTP door to a model, nothing loaded.
 
         retain: versions kept after the policy dropped them. place: where they are loaded, if not here.
@@ -104,7 +106,13 @@ class _Platform:
         scratch = Path(tempfile.gettempdir()) / "toque-loading"
         poll_s = self._options.poll_s
         engine = Engine(
-            model, registry, load_scorer, scratch=scratch, poll_s=poll_s, retain=retain, place=place
+            model,
+            registry,
+            load_scorer,
+            scratch=scratch,
+            poll_s=poll_s,
+            retain=retain,
+            version_loader=version_loader,
         )
         predictor = Predictor(
             engine,
@@ -114,7 +122,7 @@ class _Platform:
             replay=self._options.replay,
             shadow_limit=self._options.shadow_limit,
         )
-        return HttpDoor(
+        return ModelEndpoint(
             predictor,
             self.auth,
             max_body_bytes=self._options.max_body_bytes,
@@ -122,28 +130,30 @@ class _Platform:
         )
 
 
-def build_predictor(model: str, options: PredictorOptions) -> HttpDoor:
+def build_predictor(model: str, options: PredictorOptions) -> ModelEndpoint:
     """A model's ASGI application, its versions loaded and followed: for tests and servers without Serve.
 
     Raises: ValueError if its versions are to have deployments of their own.
     """
     if options.dedicated is not None:
         raise ValueError("options.dedicated needs Serve, for a version's deployment; leave it out here")
-    door = _Platform(model, options).door(model)
-    door.predictor.engine.start()
-    return door
+    endpoint = _ReplicaResources(model, options).endpoint(model)
+    endpoint.predictor.engine.start()
+    return endpoint
 
 
-async def _open_door(model: str, options: PredictorOptions, release: int) -> HttpDoor:
+async def _open_endpoint(model: str, options: PredictorOptions, release: int) -> ModelEndpoint:
     """The same in a replica of Serve, whose loop must go on meanwhile: a version elsewhere is asked on it."""
     own = options.dedicated
     if own is None:
         return build_predictor(model, options)
     loop = asyncio.get_running_loop()
-    site = ServeSite(model, options, own, release=release)
-    dedicated = Dedicated(site, loop=loop, release=release, start_timeout_s=own.start_timeout_s)
-    door = _Platform(model, options).door(model, retain=1, place=dedicated)
-    engine = door.predictor.engine
+    deployments = ServeDeployments(model, options, own, release=release)
+    dedicated = DedicatedVersions(
+        deployments, loop=loop, release=release, start_timeout_s=own.start_timeout_s
+    )
+    endpoint = _ReplicaResources(model, options).endpoint(model, retain=1, version_loader=dedicated)
+    engine = endpoint.predictor.engine
     dedicated.start(lambda: engine.loaded)
     starting = loop.run_in_executor(None, engine.start)
     # The champion comes first: a canary that finds no room must not keep it from answering.
@@ -151,31 +161,31 @@ async def _open_door(model: str, options: PredictorOptions, release: int) -> Htt
         await asyncio.wait([starting], timeout=0.05)
     if starting.done():
         starting.result()
-    return door
+    return endpoint
 
 
-def build_pool(options: PoolOptions) -> PoolDoor:
+def build_pool(options: PoolOptions) -> PoolEndpoint:
     """The ASGI application of a pool, empty: as `build_predictor`."""
-    platform = _Platform("pool", options)
+    platform = _ReplicaResources("pool", options)
     pool = Pool(
-        lambda model: platform.door(model, retain=1),
+        lambda model: platform.endpoint(model, retain=1),
         limit_bytes=options.memory_limit_bytes,
         pinned=options.pinned,
         poll_s=options.poll_s,
         max_waiting=max(1, platform.max_in_flight // 2),
     )
-    return PoolDoor(pool, platform.auth, max_in_flight=platform.max_in_flight)
+    return PoolEndpoint(pool, platform.auth, max_in_flight=platform.max_in_flight)
 
 
-def _timed(door: Door, options: PredictorOptions) -> Door:
-    return door if options.max_replicas is None else TimedDoor(door, Timing())
+def _timed(endpoint: Endpoint, options: PredictorOptions) -> Endpoint:
+    return endpoint if options.max_replicas is None else TimedEndpoint(endpoint, LatencyMeter())
 
 
-def _open_lane(prefix: str, door: Door, options: PredictorOptions) -> None:
+def _register_bypass(prefix: str, endpoint: Endpoint, options: PredictorOptions) -> None:
     if (
         options.max_replicas is None
     ):  # else Serve has to count the requests, or it stops replicas that are busy
-        open_lane(prefix, door)
+        register_bypass(prefix, endpoint)
 
 
 @serve.ingress()
@@ -183,19 +193,19 @@ class PredictorReplica:
     """One replica of a model's predictor."""
 
     async def __init__(self, model: str, options: dict[str, Any], release: int) -> None:  # type: ignore[misc]  # Serve awaits it
-        furnish_process()
+        configure_process()
         self._model, self._options = model, PredictorOptions.model_validate(options)
-        self._door = _timed(await _open_door(model, self._options, release), self._options)
+        self._endpoint = _timed(await _open_endpoint(model, self._options, release), self._options)
         freeze()
 
-    def __serve_build_asgi_app__(self) -> Door:
+    def __serve_build_asgi_app__(self) -> Endpoint:
         """The application that Serve's HTTP server of this replica calls."""
-        _open_lane(route_prefix(self._model), self._door, self._options)
-        return self._door
+        _register_bypass(route_prefix(self._model), self._endpoint, self._options)
+        return self._endpoint
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What Serve asks for once a second, where replicas come and go."""
-        return self._door.figures()
+        return self._endpoint.autoscaling_metrics()
 
 
 @serve.ingress()
@@ -203,19 +213,19 @@ class PoolReplica:
     """One replica of the pool."""
 
     def __init__(self, options: dict[str, Any]) -> None:
-        furnish_process()
+        configure_process()
         self._options = PoolOptions.model_validate(options)
-        self._door = _timed(build_pool(self._options), self._options)
+        self._endpoint = _timed(build_pool(self._options), self._options)
         freeze()
 
-    def __serve_build_asgi_app__(self) -> Door:
+    def __serve_build_asgi_app__(self) -> Endpoint:
         """As a predictor's."""
-        _open_lane(POOL_PREFIX, self._door, self._options)
-        return self._door
+        _register_bypass(POOL_PREFIX, self._endpoint, self._options)
+        return self._endpoint
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """As a predictor's."""
-        return self._door.figures()
+        return self._endpoint.autoscaling_metrics()
 
 
 def application(model: str, options: PredictorOptions | None = None) -> serve.Application:

@@ -16,10 +16,10 @@ from operator import mul
 from typing import NamedTuple
 
 from ray_apps.predictor.deploy.scaling import ANSWERS, IN_FLIGHT, LATENCY_MS
-from ray_apps.predictor.http.endpoint import Answer, Door, Message, Request
+from ray_apps.predictor.http.endpoint import Answer, Endpoint, Message, Request
 from ray_apps.predictor.protocol.errors import DeadlineExceeded
 
-__all__ = ["Seen", "TimedDoor", "Timing", "Window"]
+__all__ = ["LatencyMeter", "LatencySummary", "TimedEndpoint", "Window"]
 
 LEAST_S, GROWTH, BUCKETS = 1e-5, 1.1, 192
 """Buckets a tenth wide, from 10 µs to a quarter of an hour: a percentile is right to 5 %."""
@@ -35,7 +35,7 @@ _MIDDLES_S = [LEAST_S * math.pow(GROWTH, bucket + 0.5) for bucket in range(BUCKE
 _ON_TRIAL = re.compile(r"/versions/[0-9]+/infer$")
 
 
-class Seen(NamedTuple):
+class LatencySummary(NamedTuple):
     """Durations in a window: how many, their mean and 95th percentile in seconds; zeros if there were none."""
 
     number: int
@@ -55,7 +55,7 @@ class Window:
         bucket = int(math.log(duration_s / LEAST_S) * _PER_BUCKET) if duration_s > LEAST_S else 0
         self._counts[bucket if bucket < BUCKETS else -1] += 1
 
-    def roll(self) -> Seen:
+    def roll(self) -> LatencySummary:
         """What was added since the fifth roll before this one.
 
         One late answer among less than twenty does not make the percentile.
@@ -65,9 +65,9 @@ class Window:
         self._counts = [0] * BUCKETS
         total = sum(counts)
         if not total:
-            return Seen(0, 0.0, 0.0)
+            return LatencySummary(0, 0.0, 0.0)
         mean_s = sum(map(mul, counts, _MIDDLES_S)) / total
-        return Seen(total, mean_s, _MIDDLES_S[_bucket_of(max(1, int(QUANTILE * total)), counts)])
+        return LatencySummary(total, mean_s, _MIDDLES_S[_bucket_of(max(1, int(QUANTILE * total)), counts)])
 
 
 def _bucket_of(rank: int, counts: list[int]) -> int:
@@ -78,7 +78,7 @@ def _bucket_of(rank: int, counts: list[int]) -> int:
     raise ValueError(f"there are not so many: {rank} more are wanted")
 
 
-class Timing:
+class LatencyMeter:
     """What a replica tells Serve of its answers, and of how long a request waits for its event loop.
 
     The door of a model that answers on the loop sees a request only once its turn has come, and Serve no sooner: what
@@ -115,7 +115,7 @@ class Timing:
         self._open += requests
         return now
 
-    def figures(self) -> dict[str, float]:
+    def autoscaling_metrics(self) -> dict[str, float]:
         """Of the time since the fifth call before this one; to be called once a second, on the event loop.
 
         Zeros if there were no answers: a figure of before would count on otherwise.
@@ -128,12 +128,12 @@ class Timing:
         self._rolls.append((now, self._request_s))
         answers, delays = self._answers.roll(), self._delays.roll()
         span_s = max(now - then, 1e-9)
-        in_door = (self._request_s - request_s) / span_s
-        before_door = ROUNDS * delays.mean_s * answers.number / span_s
+        in_endpoint = (self._request_s - request_s) / span_s
+        before_loop = ROUNDS * delays.mean_s * answers.number / span_s
         return {
             ANSWERS: answers.number,
             LATENCY_MS: max(answers.p95_s, ROUNDS * delays.p95_s) * 1e3 if answers.number else 0.0,
-            IN_FLIGHT: max(in_door, before_door),
+            IN_FLIGHT: max(in_endpoint, before_loop),
         }
 
     def _tick(self) -> None:
@@ -149,56 +149,56 @@ class Timing:
             self._timer.cancel()
 
 
-class TimedDoor(Door):
+class TimedEndpoint(Endpoint):
     """Another door, whose predictions are timed from the moment that a request is whole.
 
     What is refused is not timed, or a crowded door would look fast; what ran out of its caller's time is. Nor is a
     version asked for by number: somebody tries it out, and it may have to be loaded first.
     """
 
-    def __init__(self, door: Door, timing: Timing) -> None:
-        super().__init__(max_in_flight=door.max_in_flight)
-        self._door, self._timing = door, timing
+    def __init__(self, endpoint: Endpoint, meter: LatencyMeter) -> None:
+        super().__init__(max_in_flight=endpoint.max_in_flight)
+        self._endpoint, self._meter = endpoint, meter
 
-    def opened(self) -> None:
+    def on_startup(self) -> None:
         """As the door within."""
-        self._door.opened()
+        self._endpoint.on_startup()
 
     def index(self) -> list[dict[str, str]]:
         """The model versions of the door within."""
-        return self._door.index()
+        return self._endpoint.index()
 
     async def close(self) -> None:
         """Close the door within."""
-        self._timing.close()
-        await self._door.close()
+        self._meter.close()
+        await self._endpoint.close()
 
     async def answer(self, request: Request) -> Answer:
         """What the door within answers. Raises: PredictorError."""
         if not request.path.endswith("/infer") or _ON_TRIAL.search(request.path):
-            return await self._door.answer(request)
-        whole_at, in_pieces, answered = self._timing.begin(), False, False
+            return await self._endpoint.answer(request)
+        whole_at, in_pieces, answered = self._meter.begin(), False, False
         receive = request.receive
 
         async def read() -> Message:
             nonlocal whole_at, in_pieces
             message = await receive()
             if in_pieces:  # how long a caller takes to send a large body is not ours
-                whole_at = self._timing.now()
+                whole_at = self._meter.now()
             in_pieces = message.get("more_body", False)
             return message
 
         request.receive = read
         try:
-            answer = await self._door.answer(request)
+            answer = await self._endpoint.answer(request)
             answered = True
         except (DeadlineExceeded, asyncio.CancelledError):
             answered = True
             raise
         finally:
-            self._timing.end(whole_at, answered=answered)
+            self._meter.end(whole_at, answered=answered)
         return answer
 
-    def figures(self) -> dict[str, float]:
+    def autoscaling_metrics(self) -> dict[str, float]:
         """Of the last seconds; called once a second."""
-        return self._timing.figures()
+        return self._meter.autoscaling_metrics()

@@ -14,8 +14,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from ray_apps.predictor.http.app import HttpDoor
 from ray_apps.predictor.http.endpoint import Answer, Request
+from ray_apps.predictor.http.model_endpoint import ModelEndpoint
 from ray_apps.predictor.protocol.errors import NotFound, NotReady, Overloaded, PredictorError
 from ray_apps.predictor.versions.engine import Engine
 from ray_apps.predictor.versions.loaded import OVERHEAD_BYTES, memory_of
@@ -27,23 +27,23 @@ _log = logging.getLogger("ray.serve")
 
 
 class _Resident:
-    """A model in memory, or on its way there. users: requests that need it now; opened: done once it is loaded."""
+    """A model in memory, or on its way there. users: requests that need it now; loading: done once it is loaded."""
 
-    def __init__(self, door: HttpDoor) -> None:
-        self.door = door
+    def __init__(self, endpoint: ModelEndpoint) -> None:
+        self.endpoint = endpoint
         self.users = 0
         self.reloading = False
-        self.opened: asyncio.Task[None] | None = None
+        self.loading: asyncio.Task[None] | None = None
 
     @property
     def engine(self) -> Engine:
         """Its versions."""
-        return self.door.predictor.engine
+        return self.endpoint.predictor.engine
 
     @property
     def idle(self) -> bool:
         """Whether nobody needs it now."""
-        return not self.users and not self.reloading and self.opened is None
+        return not self.users and not self.reloading and self.loading is None
 
     @property
     def size_bytes(self) -> int:
@@ -69,7 +69,7 @@ class Pool:
 
     def __init__(
         self,
-        furnish: Callable[[str], HttpDoor],
+        make_endpoint: Callable[[str], ModelEndpoint],
         *,
         limit_bytes: int,
         pinned: Collection[str] = (),
@@ -77,7 +77,7 @@ class Pool:
         max_waiting: int = 640,
         patience_s: float = 2.0,
     ) -> None:
-        self._furnish, self._limit_bytes, self._pinned = furnish, limit_bytes, frozenset(pinned)
+        self._make_endpoint, self._limit_bytes, self._pinned = make_endpoint, limit_bytes, frozenset(pinned)
         self._poll_s, self._max_waiting, self._patience_s = poll_s, max_waiting, patience_s
         self._residents: OrderedDict[str, _Resident] = OrderedDict()  # least recently used first
         self._loading = asyncio.Lock()
@@ -105,9 +105,9 @@ class Pool:
         resident = self._find(name)
         resident.users += 1
         try:
-            if resident.opened is not None:
-                await self._opened(resident.opened)
-            return await resident.door.answer(request)
+            if resident.loading is not None:
+                await self._wait_until_loaded(resident.loading)
+            return await resident.endpoint.answer(request)
         finally:
             resident.users -= 1
 
@@ -118,13 +118,13 @@ class Pool:
 
     def index(self) -> list[dict[str, str]]:
         """The versions of the models that are here, as entries of the repository index."""
-        here = [resident for resident in self._residents.values() if resident.opened is None]
-        return [entry for resident in here for entry in resident.door.index()]
+        here = [resident for resident in self._residents.values() if resident.loading is None]
+        return [entry for resident in here for entry in resident.endpoint.index()]
 
     def describe(self) -> dict[str, Any]:
         """The counts, and the models that are here, least recently used first."""
         return {
-            "models": [name for name, resident in self._residents.items() if resident.opened is None],
+            "models": [name for name, resident in self._residents.items() if resident.loading is None],
             "size_bytes": self.size_bytes,
             "limit_bytes": self._limit_bytes,
             "loads": self.loads,
@@ -138,20 +138,20 @@ class Pool:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for name in list(self._residents):
-            await self._residents.pop(name).door.close()
+            await self._residents.pop(name).endpoint.close()
         self._reader.shutdown(wait=False, cancel_futures=True)
         self._loader.shutdown(wait=False, cancel_futures=True)
 
     def _find(self, name: str) -> _Resident:
         """The model, as the most recently used one; its loading is begun if it is not here."""
         resident = self._residents.get(name)
-        if (resident is None or resident.opened is not None) and self._waiting >= self._max_waiting:
+        if (resident is None or resident.loading is not None) and self._waiting >= self._max_waiting:
             raise Overloaded(
                 f"{self._waiting} requests wait for models to be loaded; send again after a moment"
             )
         if resident is None:
-            resident = self._residents[name] = _Resident(self._furnish(name))
-            resident.opened = self._spawn(self._open(name, resident))
+            resident = self._residents[name] = _Resident(self._make_endpoint(name))
+            resident.loading = self._spawn(self._open(name, resident))
         else:
             self._residents.move_to_end(name)
         return resident
@@ -170,10 +170,10 @@ class Pool:
         elif fault is not None and not isinstance(fault, PredictorError):
             _log.error("work in the pool failed", exc_info=fault)
 
-    async def _opened(self, opened: asyncio.Task[None]) -> None:
+    async def _wait_until_loaded(self, loading: asyncio.Task[None]) -> None:
         self._waiting += 1
         try:
-            await asyncio.shield(opened)
+            await asyncio.shield(loading)
         finally:
             self._waiting -= 1
 
@@ -190,7 +190,7 @@ class Pool:
         except BaseException:
             del self._residents[name]
             raise
-        resident.opened = None
+        resident.loading = None
 
     async def _load(self, resident: _Resident) -> None:
         """Load what a model's policy names, after making room for it; one model at a time."""
@@ -231,7 +231,7 @@ class Pool:
             self.evictions += 1
             ended.append(one)
         for one in ended:  # out of the way first: nobody finds a model whose end has begun
-            await one.door.close()
+            await one.endpoint.close()
 
     async def _follow(self) -> None:
         """Read the journals of the models that are here, again and again; load what they newly name."""
@@ -242,7 +242,7 @@ class Pool:
                 NotReady
             ):  # a version that a request asked for by number was no load of ours
                 await self._make_room(0)
-            here = [one for one in self._residents.values() if one.opened is None]
+            here = [one for one in self._residents.values() if one.loading is None]
             for one in await loop.run_in_executor(self._reader, _look, here):
                 if not one.reloading:
                     one.reloading = True

@@ -7,10 +7,10 @@ import sys
 
 import ray
 
-__all__ = ["freeze", "furnish_process"]
+__all__ = ["configure_process", "freeze"]
 
 
-def furnish_process() -> None:
+def configure_process() -> None:
     """Torch's threads, and how long others may hold the answering one up."""
     import torch  # late: it is for replicas that hold models, not for who deploys
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
 
-__all__ = ["ANSWERS", "IN_FLIGHT", "LATENCY_MS", "Moment", "Policy", "pooled", "replicas_by_latency"]
+__all__ = ["ANSWERS", "IN_FLIGHT", "LATENCY_MS", "Policy", "TimedValue", "pooled", "replicas_by_latency"]
 
 ANSWERS, LATENCY_MS, IN_FLIGHT = "toque_answers", "toque_latency_ms", "toque_in_flight"
 """What a replica reports of its last seconds: how many answers, the 95th percentile of their latency, and how many
@@ -27,14 +27,14 @@ STALE_S = 30.0
 """A figure older than this is of a replica that reports no more; clocks of two machines differ by less."""
 
 
-class Moment(Protocol):
+class TimedValue(Protocol):
     """A figure at a time: Serve's `TimeStampedValue`."""
 
     timestamp: float
     value: float
 
 
-Figures = Mapping[str, Mapping[Any, Sequence[Moment]]]
+Figures = Mapping[str, Mapping[Any, Sequence[TimedValue]]]
 """By name and replica, oldest first."""
 
 
@@ -64,10 +64,10 @@ def pooled(figures: Figures, *, since: float) -> tuple[float | None, float]:
     answers = total_ms = in_flight = 0.0
     for replica in figures.get(ANSWERS, {}):
         reported = [figures.get(name, {}).get(replica) for name in (ANSWERS, LATENCY_MS, IN_FLIGHT)]
-        last = [moments[-1] for moments in reported if moments]
+        last = [values[-1] for values in reported if values]
         if len(last) < len(reported) or last[0].timestamp < since:
             continue
-        count, latency_ms, requests = (moment.value for moment in last)
+        count, latency_ms, requests = (value.value for value in last)
         answers += count
         total_ms += count * latency_ms
         in_flight += requests

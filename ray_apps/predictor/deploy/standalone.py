@@ -1,6 +1,6 @@
-"""The predictor without Ray: some models in one process, behind one port, with gRPC beside it where asked.
+"""The predictor without Ray: some models in one process, behind one port, with gRPC beside it if wanted.
 
-To try a model, and to measure what a replica does, without a cluster around it.
+For trying a model, and for measuring what a replica does, without a cluster around it.
 """
 
 from __future__ import annotations
@@ -14,95 +14,106 @@ import uvicorn
 
 from ray_apps.predictor.grpc import GrpcServer
 from ray_apps.predictor.http.auth import Authenticator
-from ray_apps.predictor.http.endpoint import JSON, Answer, Door, Message, Receive, Request, Send, echoed
+from ray_apps.predictor.http.endpoint import (
+    JSON,
+    Answer,
+    Endpoint,
+    Message,
+    Receive,
+    Request,
+    Send,
+    echoed_headers,
+)
 from ray_apps.predictor.protocol.errors import BadRequest
-from ray_apps.predictor.write_coalescing import GatheringProtocol
+from ray_apps.predictor.write_coalescing import CoalescingProtocol
 
-__all__ = ["Doors", "serve_bare"]
+__all__ = ["EndpointRouter", "serve_standalone"]
 
 ROOT = "/v2/models"
 MAX_INDEXING = 64
-"""Requests for the repository index at once: it is cheap, and nobody needs many."""
+"""Requests for the repository index at once, which is cheap and seldom needed."""
 INDEX = "/v2/repository/index"
 _EXTENSIONS = ["binary_tensor_data", "model_configuration", "statistics"]
-_SERVER = {"name": "toque", "version": "bare", "extensions": _EXTENSIONS}
-_KNOWN = {"/v2": _SERVER, "/v2/health/live": {"live": True}, "/v2/health/ready": {"ready": True}}
+_SERVER = {"name": "toque", "version": "standalone", "extensions": _EXTENSIONS}
+_SERVER_DOCUMENTS = {"/v2": _SERVER, "/v2/health/live": {"live": True}, "/v2/health/ready": {"ready": True}}
 
 
-class Doors:
-    """Each model's door below `/v2/models/{name}`, the server's own routes beside them: an ASGI application, or asked without one.
+class EndpointRouter:
+    """Routes requests to the models' endpoints below `/v2/models/{name}`, and answers the server's own routes.
 
-    The door called "" is a pool's: it has every model that has no door of its own. auth: decides who may see which models
-    there are.
+    An ASGI application, which can be called without ASGI too, by `request`. The endpoint named "" is a pool's: it has
+    every model without an endpoint of its own. auth: decides who may see which models there are.
     """
 
-    def __init__(self, doors: Mapping[str, Door], auth: Authenticator) -> None:
-        self._doors, self._pool = doors, doors.get("")
-        self._index = _Index(doors.values(), auth)
+    def __init__(self, endpoints: Mapping[str, Endpoint], auth: Authenticator) -> None:
+        self._endpoints, self._pool = endpoints, endpoints.get("")
+        self._index = _IndexEndpoint(endpoints.values(), auth)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        door, root = self._find(scope["path"])
-        if door is not None:
+        """Answer one ASGI request by the endpoint of its path."""
+        endpoint, root = self._find(scope["path"])
+        if endpoint is not None:
             scope["root_path"] = root
-            await door(scope, receive, send)
+            await endpoint(scope, receive, send)
             return
-        status, body = _known(scope["path"])
+        status, body = _server_document(scope["path"])
         headers = [JSON, (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    async def ask(self, method: str, path: str, headers: Mapping[bytes, bytes], body: bytes = b"") -> Answer:
-        """What they answer to a request whose body is there; path: quoted.
+    async def request(
+        self, method: str, path: str, headers: Mapping[bytes, bytes], body: bytes = b"", /
+    ) -> Answer:
+        """The response to a request with a whole body; path: quoted.
 
-        A caller that gives up cancels this, so the door is never told that it went away.
+        A caller that gives up cancels this, so the endpoint is never told of a disconnect.
         """
         path = unquote(path)
-        door, root = self._find(path)
-        if door is None:
-            status, known = _known(path)
-            return status, [JSON], known
-        request = Request(method, path.removeprefix(root), headers, _Given(body).receive)
-        status, told, answered = await door.respond(request)
-        return status, told + echoed(headers.items()), answered
+        endpoint, root = self._find(path)
+        if endpoint is None:
+            status, document = _server_document(path)
+            return status, [JSON], document
+        request = Request(method, path.removeprefix(root), headers, _BufferedBody(body).receive)
+        status, answered, response = await endpoint.respond(request)
+        return status, answered + echoed_headers(headers.items()), response
 
     async def close(self) -> None:
-        """Do nothing: no connection is kept for asking."""
+        """Do nothing: there are no connections to close."""
 
-    def _find(self, path: str) -> tuple[Door | None, str]:
-        """The door that a path leads to, and where it is mounted."""
+    def _find(self, path: str) -> tuple[Endpoint | None, str]:
+        """The endpoint that a path leads to, and where it is mounted."""
         if path == INDEX:
             return self._index, INDEX
         if not path.startswith(f"{ROOT}/"):
             return None, ""
         name = path[len(ROOT) + 1 :].partition("/")[0]
-        door = self._doors.get(name)
-        return (self._pool, ROOT) if door is None else (door, f"{ROOT}/{name}")
+        endpoint = self._endpoints.get(name)
+        return (self._pool, ROOT) if endpoint is None else (endpoint, f"{ROOT}/{name}")
 
 
-class _Index(Door):
+class _IndexEndpoint(Endpoint):
     """The repository index: every model version that answers in this process."""
 
-    def __init__(self, doors: Iterable[Door], auth: Authenticator) -> None:
+    def __init__(self, endpoints: Iterable[Endpoint], auth: Authenticator) -> None:
         super().__init__(max_in_flight=MAX_INDEXING)
-        self._of, self._auth = tuple(doors), auth
+        self._endpoints, self._auth = tuple(endpoints), auth
 
     async def answer(self, request: Request) -> Answer:
-        """List the versions of all doors. Raises: Denied, BadRequest."""
+        """List the versions of all endpoints. Raises: Denied, BadRequest."""
         await self._auth.admit(request.headers.get(b"authorization"))
         if request.method != "POST":
             refusal = BadRequest(f"method: {INDEX} takes POST, not {request.method}")
             refusal.status = 405
             raise refusal
-        found = [entry for door in self._of for entry in door.index()]
-        return 200, [JSON], orjson.dumps(found)
+        entries = [entry for endpoint in self._endpoints for entry in endpoint.index()]
+        return 200, [JSON], orjson.dumps(entries)
 
     async def close(self) -> None:
-        """Do nothing: the doors are closed by their owner."""
+        """Do nothing: the endpoints are closed by their owner."""
 
 
-class _Given:
-    """A body that is there, as ASGI gives it."""
+class _BufferedBody:
+    """A whole body, given out as ASGI gives it: in one message, after which nothing comes."""
 
     __slots__ = ("_body",)
 
@@ -116,15 +127,17 @@ class _Given:
         return {"type": "http.request", "body": body}
 
 
-def _known(path: str) -> tuple[int, bytes]:
+def _server_document(path: str) -> tuple[int, bytes]:
     status, document = (
-        (200, _KNOWN[path]) if path in _KNOWN else (404, {"error": f"{path} is not served here"})
+        (200, _SERVER_DOCUMENTS[path])
+        if path in _SERVER_DOCUMENTS
+        else (404, {"error": f"{path} is not served here"})
     )
     return status, orjson.dumps(document)
 
 
-async def serve_bare(
-    doors: Mapping[str, Door],
+async def serve_standalone(
+    endpoints: Mapping[str, Endpoint],
     auth: Authenticator,
     *,
     port: int,
@@ -133,25 +146,25 @@ async def serve_bare(
 ) -> None:
     """Serve on loopback until SIGINT or SIGTERM.
 
-    auth: decides who may come in, for what no door decides itself. ready: called once callers can connect.
+    auth: for what no endpoint admits itself, the index and gRPC. ready: called once callers can connect.
     """
-    app = Doors(doors, auth)
+    app = EndpointRouter(endpoints, auth)
     config = uvicorn.Config(
-        app, port=port, http=GatheringProtocol, ws="none", lifespan="off", log_level="warning",
+        app, port=port, http=CoalescingProtocol, ws="none", lifespan="off", log_level="warning",
         access_log=False, proxy_headers=False,
     )  # fmt: skip
     listening = config.bind_socket()
-    listening.listen()  # who connects from now on waits for the loop, and is not refused
+    listening.listen()  # a client that connects from now on waits for the loop, and is not refused
     server = None
     if grpc_port is not None:
         server = GrpcServer(app, auth, f"127.0.0.1:{grpc_port}")
         await server.start()
-    for door in doors.values():
-        door.opened()
+    for endpoint in endpoints.values():
+        endpoint.on_startup()
     ready()
     try:
         await uvicorn.Server(config).serve(sockets=[listening])
     finally:
         if server is not None:
             await server.stop(1)
-        await asyncio.gather(*(door.close() for door in doors.values()))
+        await asyncio.gather(*(endpoint.close() for endpoint in endpoints.values()))

@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, Final
 
-from ray_apps.predictor.grpc.status import passed_back
+from ray_apps.predictor.grpc.status import trailing_metadata
 from ray_apps.predictor.protocol.errors import DeadlineExceeded
 
 __all__ = ["Call"]
 
-PASSED_ON: Final = (
+FORWARDED_METADATA: Final = (
     "authorization",
     "traceparent",
     "tracestate",
@@ -33,24 +33,24 @@ class Call:
     def __init__(self, requests: AsyncIterator[bytes], context: Any) -> None:
         self._requests, self._context = aiter(requests), context
         metadata = dict(context.invocation_metadata())
-        self._passed_on = {
+        self._forwarded = {
             name.encode(): value.strip().encode("latin-1")  # perf_analyzer sends " Bearer …"
-            for name in PASSED_ON
+            for name in FORWARDED_METADATA
             if isinstance(value := metadata.get(name), str)
         }
 
     @property
     def authorization(self) -> bytes | None:
         """The header that says who calls."""
-        return self._passed_on.get(b"authorization")
+        return self._forwarded.get(b"authorization")
 
     def headers(self) -> dict[bytes, bytes]:
         """What an HTTP request takes along: some metadata, and the milliseconds that are left."""
         left_s = self._context.time_remaining()
         if left_s is None:
-            return self._passed_on
+            return self._forwarded
         left_ms = min(max(1, int(left_s * 1e3)), MAX_TIMEOUT_MS)
-        return {**self._passed_on, b"x-request-timeout-ms": b"%d" % left_ms}
+        return {**self._forwarded, b"x-request-timeout-ms": b"%d" % left_ms}
 
     async def next_message(self, within_s: float) -> bytes | None:
         """The next message, None after the last. Raises: DeadlineExceeded."""
@@ -60,8 +60,8 @@ class Call:
         except TimeoutError:
             raise DeadlineExceeded(f"message: none came within {within_s:g} s; call again") from None
 
-    def give_back(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+    def return_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Let the caller have an HTTP answer's trace and request id, as trailing metadata."""
-        metadata = passed_back(headers)
+        metadata = trailing_metadata(headers)
         if metadata:
             self._context.set_trailing_metadata(metadata)

@@ -34,7 +34,7 @@ class HttpModels:
         self._url = f"http://{parts.netloc}"
         self._session: aiohttp.ClientSession | None = None
 
-    async def ask(
+    async def request(
         self, method: str, path: str, headers: Mapping[bytes, bytes], body: bytes = b"", /
     ) -> Answer:
         """The server's answer to a request; path: quoted. A cancelled request closes its connection.
@@ -43,10 +43,10 @@ class HttpModels:
         """
         try:
             try:
-                return await self._ask(method, path, headers, body)
+                return await self._request(method, path, headers, body)
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientConnectionResetError):
                 # The server may have closed a kept connection just as the request left: once more, on another.
-                return await self._ask(method, path, headers, body)
+                return await self._request(method, path, headers, body)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise UnreachableError(f"{self._url}: {error}") from error
 
@@ -55,7 +55,7 @@ class HttpModels:
         if self._session is not None:
             await self._session.close()
 
-    async def _ask(self, method: str, path: str, headers: Mapping[bytes, bytes], body: bytes) -> Answer:
+    async def _request(self, method: str, path: str, headers: Mapping[bytes, bytes], body: bytes) -> Answer:
         if self._session is None:
             self._session = _open_session()
         sent = {name.decode(): value.decode("latin-1") for name, value in headers.items()}

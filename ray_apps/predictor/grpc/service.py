@@ -55,7 +55,7 @@ _DENIED: Final = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DE
 class Models(Protocol):
     """The HTTP doors of all models."""
 
-    async def ask(
+    async def request(
         self, method: str, path: str, headers: Mapping[bytes, bytes], body: bytes = b"", /
     ) -> Answer:
         """The answer to a request; path: quoted. Raises: UnreachableError if there is none."""
@@ -125,7 +125,7 @@ class _Service:
 
     async def ready(self, call: Call) -> bytes:
         try:
-            status, _, _ = await self._models.ask("GET", "/v2/health/ready", call.headers())
+            status, _, _ = await self._models.request("GET", "/v2/health/ready", call.headers())
         except UnreachableError:
             status = _UNAVAILABLE
         return _bytes_of(ServerReadyResponse(ready=status == _OK))
@@ -133,7 +133,7 @@ class _Service:
     async def model_ready(self, call: Call) -> bytes:
         request = await self._request(call, METHODS["ModelReady"])
         path = f"{model_path(request.name, request.version)}/ready"
-        answer = await self._models.ask("GET", path, call.headers())
+        answer = await self._models.request("GET", path, call.headers())
         if answer[0] not in {_OK, _NOT_FOUND, _UNAVAILABLE}:
             raise HttpRefusal(answer)
         return _bytes_of(ModelReadyResponse(ready=answer[0] == _OK))
@@ -143,7 +143,7 @@ class _Service:
         request = await self._request(call, METHODS[name])
         headers = dict((*call.headers().items(), JSON))
         asked = document.method, document.path(request), headers, document.body(request)
-        _, _, body = _granted(await self._models.ask(*asked))
+        _, _, body = _granted(await self._models.request(*asked))
         return document.read(body)
 
     async def refuse(self, name: str, reason: str, call: Call) -> bytes:
@@ -154,7 +154,7 @@ class _Service:
         await self._auth.admit(call.authorization)
         message = await call.next_message(self._limits.message_s)
         _, headers, body = await self._infer(call, message, _parsed(ModelInferRequest, message))
-        call.give_back(headers)
+        call.return_headers(headers)
         return body
 
     async def infer_stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
@@ -186,7 +186,7 @@ class _Service:
         """Have the model's own door answer a message, which was parsed here for the model's name alone."""
         path = f"{model_path(request.model_name, request.model_version)}/infer"
         headers = {**call.headers(), b"content-type": PROTOBUF}
-        return _granted(await self._models.ask("POST", path, headers, message or b""))
+        return _granted(await self._models.request("POST", path, headers, message or b""))
 
     async def _request(self, call: Call, request_class: Any) -> Any:
         """The parsed message of a call whose token is accepted."""

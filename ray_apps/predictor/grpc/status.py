@@ -13,7 +13,14 @@ from grpc import StatusCode
 from ray_apps.predictor.http.endpoint import Answer
 from ray_apps.predictor.protocol.errors import PredictorError
 
-__all__ = ["PASSED_BACK", "HttpRefusal", "Refusal", "UnreachableError", "passed_back", "refusal_of"]
+__all__ = [
+    "RETURNED_HEADERS",
+    "HttpRefusal",
+    "Refusal",
+    "UnreachableError",
+    "refusal_of",
+    "trailing_metadata",
+]
 
 CODES: Final[Mapping[int, StatusCode]] = {
     400: StatusCode.INVALID_ARGUMENT,
@@ -29,7 +36,7 @@ CODES: Final[Mapping[int, StatusCode]] = {
     504: StatusCode.DEADLINE_EXCEEDED,
 }
 """The code for an HTTP status; any other refusal of a request is INVALID_ARGUMENT, a fault of ours INTERNAL."""
-PASSED_BACK: Final = frozenset({b"traceparent", b"tracestate", b"x-request-id", b"retry-after"})
+RETURNED_HEADERS: Final = frozenset({b"traceparent", b"tracestate", b"x-request-id", b"retry-after"})
 """Headers of an HTTP answer that a caller gets as trailing metadata."""
 MAX_WORDS: Final = 2_000
 """Characters of a refusal: a client that takes 8 KiB of metadata can read it, whatever has to be escaped."""
@@ -64,7 +71,7 @@ def refusal_of(error: Exception) -> Refusal:
     words = str(error)[:MAX_WORDS]
     if isinstance(error, HttpRefusal):
         status, headers, _ = error.answer
-        return Refusal(_code(status), words, passed_back(headers))
+        return Refusal(_code(status), words, trailing_metadata(headers))
     if isinstance(error, PredictorError):
         return Refusal(_code(error.status), words)
     if isinstance(error, UnreachableError):
@@ -74,9 +81,11 @@ def refusal_of(error: Exception) -> Refusal:
     return Refusal(StatusCode.INTERNAL, f"internal error, incident {incident}")
 
 
-def passed_back(headers: Iterable[tuple[bytes, bytes]]) -> Metadata:
+def trailing_metadata(headers: Iterable[tuple[bytes, bytes]]) -> Metadata:
     """What of an HTTP answer's headers a caller gets as trailing metadata."""
-    return tuple((name.decode(), value.decode("latin-1")) for name, value in headers if name in PASSED_BACK)
+    return tuple(
+        (name.decode(), value.decode("latin-1")) for name, value in headers if name in RETURNED_HEADERS
+    )
 
 
 def _code(status: int) -> StatusCode:

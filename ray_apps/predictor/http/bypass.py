@@ -1,10 +1,10 @@
-"""A lane of its own for predictions through the HTTP server of a Serve replica.
+"""A middleware that lets predictions bypass Serve's accounting in a replica's HTTP server.
 
 Serve's accounting of a request (metadata, context, tasks that watch for timeouts and disconnects, metrics) costs
 about as much as a small model's prediction. A middleware stands before it, in the replica's own process; this one
-hands requests for predictions straight to the predictor of that replica. All else takes Serve's way, health
-checks and draining included; the predictor bounds and counts what it has in flight itself. It is switched on
-where the cluster starts, by the variable RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH; without it all works, slower.
+hands requests for predictions straight to the endpoint of that replica. Other requests, health checks and draining
+included, take Serve's path; the endpoint bounds and counts its requests in flight itself. The variable
+RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH switches it on where the cluster starts; without it all works, slower.
 """
 
 from __future__ import annotations
@@ -15,45 +15,45 @@ from typing import Any
 from starlette.middleware import Middleware
 from uvicorn.config import HTTP_PROTOCOLS
 
-from ray_apps.predictor.write_coalescing import GatheringProtocol
+from ray_apps.predictor.write_coalescing import CoalescingProtocol
 
-__all__ = ["Lane", "close_lane", "middlewares", "open_lane"]
+__all__ = ["BypassMiddleware", "middlewares", "register_bypass", "unregister_bypass"]
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
-_doors: dict[str, App] = {}  # route prefix -> application, of the one replica in this process
+_endpoints: dict[str, App] = {}  # route prefix -> application, of the one replica in this process
 
 
-def open_lane(prefix: str, door: App) -> None:
-    """Let requests for predictions below `prefix` go straight to `door` in this process."""
-    _doors[prefix] = door
+def register_bypass(prefix: str, endpoint: App) -> None:
+    """Hand requests for predictions below `prefix` straight to `endpoint`, in this process."""
+    _endpoints[prefix] = endpoint
 
 
-def close_lane(prefix: str) -> None:
-    """Send them Serve's way again; an unknown prefix is fine."""
-    _doors.pop(prefix, None)
+def unregister_bypass(prefix: str) -> None:
+    """Let requests below `prefix` take Serve's path again; an unknown prefix is fine."""
+    _endpoints.pop(prefix, None)
 
 
-class Lane:
-    """The middleware: predictions to the door of this process, all else onwards."""
+class BypassMiddleware:
+    """ASGI middleware that routes predictions to this process's endpoint, and all else to Serve."""
 
     def __init__(self, app: App) -> None:
         self._app = app
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
-        """Pass one request on."""
+        """Pass one request to the endpoint or to Serve."""
         if scope["type"] == "http" and scope["path"].endswith("/infer"):
-            for prefix, door in _doors.items():
+            for prefix, endpoint in _endpoints.items():
                 if scope["path"].startswith(f"{prefix}/"):
                     scope["root_path"] = prefix
-                    await door(scope, receive, send)
+                    await endpoint(scope, receive, send)
                     return
         await self._app(scope, receive, send)
 
 
 def middlewares() -> list[Middleware]:
-    """What Serve calls to learn the middlewares of its HTTP servers, before it makes them.
+    """The middlewares of Serve's HTTP servers, which Serve asks for before it makes them.
 
-    Their protocol is not Serve's to choose but uvicorn's, so it is said here which one that is.
+    Serve leaves the choice of the HTTP protocol to uvicorn, so uvicorn's default is set here too.
     """
-    HTTP_PROTOCOLS["auto"] = f"{GatheringProtocol.__module__}:{GatheringProtocol.__qualname__}"
-    return [Middleware(Lane)]
+    HTTP_PROTOCOLS["auto"] = f"{CoalescingProtocol.__module__}:{CoalescingProtocol.__qualname__}"
+    return [Middleware(BypassMiddleware)]

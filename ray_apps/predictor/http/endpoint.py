@@ -1,7 +1,7 @@
-"""What every HTTP door of the predictor does around its answers: bound them, refuse, and never fall over.
+"""The base of all HTTP endpoints of the predictor: requests in flight are bounded, refusals and faults answered.
 
-It is written on ASGI itself, without a framework, because a framework's share of a small request is larger than
-the model's. Every answer that is not a prediction is JSON; every refusal is `{"error": "…"}`.
+Written on ASGI itself, without a framework, because a framework's share of a small request is larger than the
+model's. Every response that is not a prediction is JSON; every refusal is `{"error": "…"}`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any
 import orjson
 
 from ray_apps.predictor.protocol.errors import BadRequest, Denied, Overloaded, PredictorError
-from ray_apps.predictor.write_coalescing import STATE, Moment
+from ray_apps.predictor.write_coalescing import WRITE_BATCH, WriteBatch
 
-__all__ = ["JSON", "Answer", "Door", "Message", "Receive", "Request", "Send", "echoed"]
+__all__ = ["JSON", "Answer", "Endpoint", "Message", "Receive", "Request", "Send", "echoed_headers"]
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -29,34 +29,34 @@ Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
 
 JSON = (b"content-type", b"application/json")
 PRIORITY = b"x-toque-priority"
-_ROOM = {b"low": 0.5, b"normal": 1.0, b"high": 1.125}
-"""Of `max_in_flight`, what must not be taken yet for a request of each priority to come in."""
+_SHARES = {b"low": 0.5, b"normal": 1.0, b"high": 1.125}
+"""Share of `max_in_flight` that may be taken when a request of each priority is admitted."""
 _ECHOED = {b"traceparent", b"tracestate", b"x-request-id"}
 _log = logging.getLogger("ray.serve")
 
 
 @dataclass(slots=True)
 class Request:
-    """One request.
+    """One HTTP request to an endpoint.
 
-    path: below where the door is mounted. headers: the last of each name, in lower case. receive: ASGI's, for its body.
-    moment: at whose end its answer leaves; None if at once.
+    path: below where the endpoint is mounted. headers: the last of each name, in lower case. receive: ASGI's, for the
+    body. write_batch: with which the response leaves; None if at once.
     """
 
     method: str
     path: str
     headers: Mapping[bytes, bytes]
     receive: Receive
-    moment: Moment | None = None
+    write_batch: WriteBatch | None = None
 
 
-def echoed(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """What of a request's headers goes back with its answer."""
+def echoed_headers(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The headers of a request that its response repeats: trace and request id."""
     return [header for header in headers if header[0] in _ECHOED]
 
 
-class Door(ABC):
-    """An ASGI application, or asked by `respond` without one; what it answers is a subclass's `answer`.
+class Endpoint(ABC):
+    """An ASGI application, which can be called without ASGI too, by `respond`; subclasses implement `answer`.
 
     max_in_flight: beyond it requests are refused with 429; those of low priority beyond half of it, those of high
     priority beyond an eighth more.
@@ -73,39 +73,39 @@ class Door(ABC):
     async def answer(self, request: Request) -> Answer:
         """Status, headers and body of the answer to one request. Raises: PredictorError."""
 
-    def opened(self) -> None:  # noqa: B027  # to be overridden or not
-        """Called once the server is up, where it says so."""
+    def on_startup(self) -> None:  # noqa: B027  # to be overridden or not
+        """Hook that is called once the HTTP server is up, if the server reports it."""
 
     def index(self) -> list[dict[str, str]]:
         """The model versions that answer here: `name`, `version` and `state` of each."""
         return []
 
-    def figures(self) -> dict[str, float]:
-        """What Serve is told to scale by, by name, beside the requests in flight; called once a second."""
+    def autoscaling_metrics(self) -> dict[str, float]:
+        """Metrics by name that Serve scales by, beside the requests in flight; called once a second."""
         return {}
 
     @abstractmethod
     async def close(self) -> None:
-        """End what stands behind the door."""
+        """Close what the endpoint holds: its predictor or pool."""
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Answer one ASGI request or event."""
         if scope["type"] != "http":
-            await self._other(scope, receive, send)
+            await self._handle_other(scope, receive, send)
             return
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        request = Request(scope["method"], path, dict(scope["headers"]), receive, _moment(scope))
+        request = Request(scope["method"], path, dict(scope["headers"]), receive, _write_batch(scope))
         status, headers, body = await self.respond(request)
         headers.append((b"content-length", b"%d" % len(body)))
-        headers += echoed(scope["headers"])
+        headers += echoed_headers(scope["headers"])
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
     async def respond(self, request: Request) -> Answer:
-        """The answer to one request, which a refusal or a fault is, too."""
+        """The response to one request, with refusals and faults as responses too."""
         self.in_flight += 1
         try:
-            self._check_room(request.headers)
+            self._check_capacity(request.headers)
             return await self.answer(request)
         except PredictorError as refusal:
             return _refusal(refusal)
@@ -116,30 +116,30 @@ class Door(ABC):
         finally:
             self.in_flight -= 1
 
-    def _check_room(self, headers: Mapping[bytes, bytes]) -> None:
+    def _check_capacity(self, headers: Mapping[bytes, bytes]) -> None:
         priority = headers.get(PRIORITY, b"normal")
-        room = _ROOM.get(priority.lower())
-        if room is None:
+        share = _SHARES.get(priority.lower())
+        if share is None:
             raise BadRequest(f"X-Toque-Priority: expected low, normal or high, got {priority[:40]!r}")
-        if self.in_flight > self.max_in_flight * room:
+        if self.in_flight > self.max_in_flight * share:
             raise Overloaded(f"{self.in_flight} requests are in flight here; send again after a moment")
 
-    async def _other(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Lifespan events are acknowledged, websockets refused."""
+    async def _handle_other(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Acknowledge lifespan events, and refuse websockets."""
         while scope["type"] == "lifespan":
             kind = (await receive())["type"]
             if kind == "lifespan.startup":
-                self.opened()
+                self.on_startup()
             await send({"type": f"{kind}.complete"})
             if kind == "lifespan.shutdown":
                 return
         await send({"type": "websocket.close", "code": 1003})
 
 
-def _moment(scope: Message) -> Moment | None:
+def _write_batch(scope: Message) -> WriteBatch | None:
     state = scope.get("state")
-    moment: Moment | None = state.get(STATE) if state else None
-    return moment if moment is not None and moment.is_here() else None
+    batch: WriteBatch | None = state.get(WRITE_BATCH) if state else None
+    return batch if batch is not None and batch.is_of_running_loop() else None
 
 
 def _refusal(refusal: PredictorError) -> Answer:

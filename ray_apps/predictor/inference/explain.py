@@ -20,7 +20,7 @@ from ray_apps.predictor.protocol.errors import BadRequest
 from ray_apps.predictor.versions.loaded import LoadedVersion
 from registry.models import TensorSpec
 
-__all__ = ["Explain", "Explanation", "parse_explain"]
+__all__ = ["ExplainRequest", "Explainer", "parse_explain"]
 
 MAX_EVALUATIONS = 1_000_000
 """Rows that the model answers for one explanation; some seconds of a small model."""
@@ -30,7 +30,7 @@ BASELINES = ("example", "missing")
 
 
 @dataclass(frozen=True, slots=True)
-class Explain:
+class ExplainRequest:
     """What a request wants explained.
 
     samples: orders that are tried; the error of an attribution falls with its root. baseline: what a feature is before it
@@ -42,7 +42,7 @@ class Explain:
     output: str | None = None
 
 
-def parse_explain(parameters: Mapping[str, Any]) -> Explain | None:
+def parse_explain(parameters: Mapping[str, Any]) -> ExplainRequest | None:
     """What `parameters.explain` asks for: true, or an object with `samples`, `baseline`, `output`. None if nothing.
 
     Raises: BadRequest naming the field.
@@ -55,7 +55,7 @@ def parse_explain(parameters: Mapping[str, Any]) -> Explain | None:
         raise BadRequest(
             f"parameters.explain: expected true or an object of samples, baseline, output; got {given!r:.80}"
         )
-    wanted = Explain(**given)
+    wanted = ExplainRequest(**given)
     if type(wanted.samples) is not int or not 2 <= wanted.samples <= 1_000:  # noqa: PLR2004 - an order and its reverse
         raise BadRequest(f"parameters.explain.samples: expected 2 to 1000, got {wanted.samples!r:.80}")
     if wanted.baseline not in BASELINES:
@@ -67,14 +67,14 @@ def parse_explain(parameters: Mapping[str, Any]) -> Explain | None:
     return wanted
 
 
-class Explanation:
+class Explainer:
     """One request's question, checked against its version before anything is predicted.
 
     Raises: BadRequest if the version cannot answer it, or it would take too many evaluations.
     """
 
     def __init__(
-        self, version: LoadedVersion, inputs: Mapping[str, Array], rows: int, wanted: Explain
+        self, version: LoadedVersion, inputs: Mapping[str, Array], rows: int, wanted: ExplainRequest
     ) -> None:
         self._version, self._inputs, self._rows, self._wanted = version, inputs, rows, wanted
         signature = version.signature
@@ -173,7 +173,7 @@ def _names(spec: TensorSpec, array: Array) -> list[str]:
 
 
 def _baseline(
-    version: LoadedVersion, spec: TensorSpec, inputs: Mapping[str, Array], wanted: Explain
+    version: LoadedVersion, spec: TensorSpec, inputs: Mapping[str, Array], wanted: ExplainRequest
 ) -> Array:
     """An input's values, (…) without rows, before its features take theirs."""
     shape = inputs[spec.name].shape[1:]

@@ -19,11 +19,11 @@ from ray_apps.predictor.versions.loaded import LoadedVersion
 from registry.models import TensorSpec
 
 __all__ = [
-    "Assembled",
     "FeatureSource",
     "KeyedRows",
+    "ModelInputs",
     "OnlineColumns",
-    "ServiceWatch",
+    "ServiceRefresher",
     "assemble",
     "look_up",
     "parse_keys",
@@ -72,7 +72,7 @@ class KeyedRows:
 
 
 @dataclass(frozen=True, slots=True)
-class Assembled:
+class ModelInputs:
     """A request by key as tensors.
 
     missing: per row the columns that had no value. abstained: the rows that are not to be predicted for it.
@@ -97,7 +97,7 @@ def parse_keys(parameters: Mapping[str, Any], *, replay: bool) -> KeyedRows | No
         request = _rows(request, "request", of=(str, int, float, bool, type(None)))
         if len(request) != len(entities):
             raise BadRequest(f"parameters.request: {len(request)} rows for {len(entities)} entities")
-    return KeyedRows(entities, request, _moment(parameters.get("at"), replay=replay))
+    return KeyedRows(entities, request, _replay_time(parameters.get("at"), replay=replay))
 
 
 def _rows(value: Any, name: str, *, of: tuple[type, ...]) -> Sequence[Mapping[str, Any]]:
@@ -114,7 +114,7 @@ def _rows(value: Any, name: str, *, of: tuple[type, ...]) -> Sequence[Mapping[st
     return value
 
 
-def _moment(value: Any, *, replay: bool) -> datetime | None:
+def _replay_time(value: Any, *, replay: bool) -> datetime | None:
     if value is None:
         return None
     if not replay:
@@ -128,14 +128,14 @@ def _moment(value: Any, *, replay: bool) -> datetime | None:
     return at
 
 
-class ServiceWatch:
+class ServiceRefresher:
     """Sees to it that changed definitions of feature services are noticed, every half minute."""
 
     def __init__(self, source: FeatureSource) -> None:
         self._source = source
         self._seen: dict[str, float] = {}
 
-    async def see(self, name: str) -> None:
+    async def refresh(self, name: str) -> None:
         """Read a service's definition again if that is due; an old one will do while the store is away.
 
         Raises: NotReady if it was never read and cannot be.
@@ -154,11 +154,11 @@ class ServiceWatch:
 
 async def look_up(
     source: FeatureSource,
-    services: ServiceWatch,
+    services: ServiceRefresher,
     version: LoadedVersion,
     rows: KeyedRows,
     now: datetime | None,
-) -> Assembled:
+) -> ModelInputs:
     """Fetch a version's features for keyed rows, one round trip for all of them, and lay them out.
 
     now: the moment as of which values may be used; None is the feature store's own clock.
@@ -178,9 +178,9 @@ async def look_up(
 
 
 async def _fetch(
-    source: FeatureSource, services: ServiceWatch, service: str, rows: KeyedRows, now: datetime | None
+    source: FeatureSource, services: ServiceRefresher, service: str, rows: KeyedRows, now: datetime | None
 ) -> Mapping[str, Sequence[Any]]:
-    await services.see(service)
+    await services.refresh(service)
     try:
         found = await source.get_online_features_async(service, rows.merged(), now)
         return found.columns()
@@ -192,7 +192,7 @@ async def _fetch(
 
 def assemble(
     version: LoadedVersion, columns: Sequence[str], values: Mapping[str, Sequence[Any]], rows: KeyedRows
-) -> Assembled:
+) -> ModelInputs:
     """Lay feature values and request-time values out as the model's tensors; request-time values win.
 
     Raises: BadRequest for a request-time column that the model does not have, or if it rejects missing values.
@@ -216,7 +216,7 @@ def assemble(
         table[name] = [value if found is None else found for found in table[name]]
     inputs = {spec.name: _tensor(spec, table, count) for spec in version.signature.inputs}
     abstained = [i for i, names in enumerate(missing) if names] if policy.action == "abstain" else ()
-    return Assembled(inputs, missing, abstained)
+    return ModelInputs(inputs, missing, abstained)
 
 
 def _tensor(spec: TensorSpec, table: Mapping[str, Sequence[Any]], count: int) -> Array:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from functions.prediction_log import LogFullError, encode_prediction
 from ray_apps.predictor.protocol.datatypes import Array
-from ray_apps.predictor.write_coalescing import Moment
+from ray_apps.predictor.write_coalescing import WriteBatch
 
 __all__ = ["Failure", "Log", "Recorder", "vectors"]
 
@@ -93,10 +93,10 @@ class Recorder:
         rows: int,
         inputs: Mapping[str, Array],
         outputs: Mapping[str, Array],
-        plain: bool = False,
+        float32_matrix: bool = False,
         missing: Sequence[Sequence[str]] | None = None,
         entities: Sequence[Mapping[str, Any]] | None = None,
-        moment: Moment | None = None,
+        write_batch: WriteBatch | None = None,
     ) -> None:
         """Make one answer durable. A full log drops and counts it: answering goes first.
 
@@ -108,29 +108,29 @@ class Recorder:
         numeric: Array | None
         categorical: Sequence[Sequence[str | None]] | None = None
         scores: Array | None = next(iter(outputs.values()), None)
-        if plain and scores is not None and _is_float32_matrix(scores, rows):
+        if float32_matrix and scores is not None and _is_float32_matrix(scores, rows):
             numeric = next(iter(inputs.values()))
         else:
-            plain = False  # a user's class may answer something else than it signed
+            float32_matrix = False  # a user's class may answer something else than it signed
             (numeric, categorical), (scores, _) = vectors(inputs, rows), vectors(outputs, rows)
         payload = encode_prediction(
             id=id, model=self._model, version=version, arm=arm, shadow=shadow, unit=unit, at_us=at_us,
             latency_ms=latency_ms, rows=rows, numeric=numeric, categorical=categorical, outputs=scores,
             missing=missing, entities=entities,
         )  # fmt: skip
-        if plain and moment is not None:
-            moment.owed_by(self).append(payload)
+        if float32_matrix and write_batch is not None:
+            write_batch.pending_of(self).append(payload)
         else:
             self._append(self._log, payload)
 
-    def settle(self, owed: Sequence[bytes]) -> None:
+    def write_pending(self, records: Sequence[bytes]) -> None:
         """Make answers of one moment durable. Never raises: a log that is broken costs records then, not others' answers."""
         try:
             if self._log is not None:
-                self._write(self._log, owed)
+                self._write(self._log, records)
         except Exception:  # noqa: BLE001 - answers of others wait for this
-            _log.exception("prediction log of %s: %d records are lost", self._model, len(owed))
-            self.dropped += len(owed)
+            _log.exception("prediction log of %s: %d records are lost", self._model, len(records))
+            self.dropped += len(records)
 
     def _write(self, log: Log, payloads: Sequence[bytes]) -> None:
         if (

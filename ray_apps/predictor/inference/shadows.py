@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ray_apps.predictor.inference.keys import Assembled, KeyedRows
+from ray_apps.predictor.inference.keys import KeyedRows, ModelInputs
 from ray_apps.predictor.inference.recording import Failure, Recorder
 from ray_apps.predictor.versions.loaded import LoadedVersion
 
@@ -21,7 +21,7 @@ TURN_S: Final = 100e-6
 """Between answers, so long is spent on shadows; a version that takes less answers there: a thread would cost more."""
 MAX_ROWS: Final = 32
 _log = logging.getLogger("ray.serve")
-LookUp = Callable[[LoadedVersion, KeyedRows], Awaitable[Assembled]]
+LookUp = Callable[[LoadedVersion, KeyedRows], Awaitable[ModelInputs]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class ShadowJob:
     unit: str | None
     at_us: int
     rows: int
-    found: Assembled
+    found: ModelInputs
     keys: KeyedRows | None
 
 
@@ -116,7 +116,7 @@ class Shadows:
         self._recorder.record(
             id=job.id, version=version.version, arm=SHADOW, shadow=True, unit=job.unit, at_us=job.at_us,
             latency_ms=(time.perf_counter() - begin) * 1e3, rows=rows, inputs=found.inputs, outputs=outputs,
-            plain=version.plain and keys is None, missing=found.missing or None,
+            float32_matrix=version.float32_matrix and keys is None, missing=found.missing or None,
             entities=keys.entities if keys is not None else None,
         )  # fmt: skip
 

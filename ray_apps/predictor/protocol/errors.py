@@ -1,4 +1,4 @@
-"""What a caller of the predictor may be told: every refusal has an HTTP status and names its field."""
+"""Refusals of the predictor: each has an HTTP status, and a message that names the field."""
 
 # ruff: noqa: N818 - these are answers, named as the registry names its own
 
@@ -7,10 +7,10 @@ from __future__ import annotations
 __all__ = [
     "BadRequest",
     "CallerGone",
-    "CardFailed",
-    "CardFull",
     "DeadlineExceeded",
     "Denied",
+    "DeviceFailed",
+    "DeviceOutOfMemory",
     "NotFound",
     "NotReady",
     "Overloaded",
@@ -42,7 +42,7 @@ class TooLarge(PredictorError):
 
 
 class Denied(PredictorError):
-    """No valid token (401), or a token whose role is too low (403)."""
+    """The request has no valid token (401), or one whose role is too low (403)."""
 
     def __init__(self, message: str, *, status: int = 401) -> None:
         super().__init__(message)
@@ -68,18 +68,18 @@ class DeadlineExceeded(PredictorError):
 
 
 class CallerGone(PredictorError):
-    """The caller hung up before the answer was there: 499, which nobody reads, as web servers log it."""
+    """The caller hung up before the answer was there: 499, the status that web servers log for it."""
 
     status = 499
 
 
-class CardFull(PredictorError):
-    """The card's memory does not suffice for this request: 503; others are answered."""
+class DeviceOutOfMemory(PredictorError):
+    """The CUDA device's memory does not suffice for this request: 503; others are answered."""
 
     status = 503
 
 
-class CardFailed(PredictorError):
-    """The card refuses this process from now on: 503, until another replica answers."""
+class DeviceFailed(PredictorError):
+    """The CUDA device does no more work for this process: 503, until another replica answers."""
 
     status = 503

@@ -1,4 +1,4 @@
-"""What a card can do for a scorer: hold what is copied to it, run one thing after the other, do it again at once."""
+"""A CUDA device as a scorer uses it: pinned memory, one stream of work, and CUDA graphs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 
-__all__ = ["Captured", "Card", "CudaCard", "Outputs", "is_full"]
+__all__ = ["CapturedGraph", "CudaDevice", "Device", "Outputs", "is_out_of_memory"]
 
 Outputs = tuple[torch.Tensor, ...]
 _WARM_UPS = 3
@@ -18,62 +18,62 @@ _MEMORY_ALLOCATION = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Captured:
-    """A run that can be done again. replay: does it, reading the same tensors. outputs: the tensors it writes."""
+class CapturedGraph:
+    """A recorded run. replay: repeats it on the same input tensors. outputs: the tensors that it writes."""
 
     replay: Callable[[], None]
     outputs: Outputs
 
 
-class Card(Protocol):
-    """A device, and an order of our own in which it works."""
+class Device(Protocol):
+    """An accelerator with one stream of its own, in which work is done in order."""
 
     @property
-    def device(self) -> torch.device:
-        """Where tensors are."""
+    def torch_device(self) -> torch.device:
+        """The torch device that tensors are placed on."""
         ...
 
     def stream(self) -> AbstractContextManager[object]:
-        """What is begun inside is done one after the other, and beside what else the card does."""
+        """Context in which work is queued in this object's stream, beside other work of the device."""
         ...
 
-    def host(self, size_bytes: int) -> torch.Tensor:
-        """Bytes of this machine's memory that the card copies from and to by itself."""
+    def pinned(self, size_bytes: int) -> torch.Tensor:
+        """Bytes of host memory that the device copies from and to by itself."""
         ...
 
     def wait(self) -> None:
-        """Return when what was begun in the stream is done."""
+        """Return when everything queued in the stream is done."""
         ...
 
-    def capture(self, run: Callable[[], Outputs]) -> Captured:
-        """Record a run. Raises: what the card raises for a run that cannot be recorded."""
+    def capture(self, run: Callable[[], Outputs]) -> CapturedGraph:
+        """Record a run. Raises: what the device raises for a run that cannot be recorded."""
         ...
 
 
-class CudaCard:
-    """The first card that this process sees: Ray shows a replica the one that it reserved."""
+class CudaDevice:
+    """The first CUDA device that this process sees: Ray shows a replica the one that it reserved."""
 
     def __init__(self) -> None:
         torch.backends.cudnn.allow_tf32 = False  # answers are to be those of the CPU, to fp32's precision
-        self.device = torch.device("cuda", 0)
-        self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        self.torch_device = torch.device("cuda", 0)
+        self._stream = torch.cuda.Stream(self.torch_device)  # type: ignore[no-untyped-call]
 
     def stream(self) -> AbstractContextManager[object]:
-        """Ours, and not the default one, which cannot be captured."""
+        """Context of this object's stream; the default stream cannot be captured."""
         return torch.cuda.stream(self._stream)
 
-    def host(self, size_bytes: int) -> torch.Tensor:
-        """Pinned memory."""
+    def pinned(self, size_bytes: int) -> torch.Tensor:
+        """Allocate `size_bytes` of pinned host memory."""
         return torch.empty(size_bytes, dtype=torch.uint8, pin_memory=True)
 
     def wait(self) -> None:
-        """For our stream alone; other threads of Python go on meanwhile."""
+        """Wait for this object's stream alone; other Python threads go on meanwhile."""
         self._stream.synchronize()
 
-    def capture(self, run: Callable[[], Outputs]) -> Captured:
-        """A CUDA graph with memory of its own, after some runs in which libraries choose and allocate what they need.
+    def capture(self, run: Callable[[], Outputs]) -> CapturedGraph:
+        """Capture a CUDA graph with its own memory, after warm-up runs in which libraries choose and allocate.
 
-        Waits for the whole card once. Raises: RuntimeError, AcceleratorError for a run that waits or copies to the host.
+        Waits for the whole device once. Raises: RuntimeError, AcceleratorError for a run that waits or copies to the host.
         Source: https://docs.pytorch.org/docs/stable/notes/cuda.html, "CUDA Graphs".
         """
         for _ in range(_WARM_UPS):  # in this thread: libraries have handles for each
@@ -82,11 +82,11 @@ class CudaCard:
         # thread_local: other threads may allocate meanwhile
         with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             outputs = run()
-        return Captured(graph.replay, outputs)
+        return CapturedGraph(graph.replay, outputs)
 
 
-def is_full(error: RuntimeError) -> bool:
-    """Whether an error of the card says that memory does not suffice: on the card, pinned, or for a library of CUDA's."""
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that memory does not suffice: on the device, pinned, or for a CUDA library."""
     code = getattr(error, "error_code", None)
     out = isinstance(error, torch.OutOfMemoryError) or code == _MEMORY_ALLOCATION
     return out or "STATUS_ALLOC_FAILED" in str(error)

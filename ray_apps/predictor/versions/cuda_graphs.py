@@ -1,4 +1,4 @@
-"""A program on a card, captured for the shapes that come again: one call then begins all that it does."""
+"""CUDA graphs of one program, captured for input shapes that recur: one call then queues the whole run."""
 
 from __future__ import annotations
 
@@ -9,92 +9,95 @@ from dataclasses import dataclass
 
 import torch
 
-from ray_apps.predictor.versions.cuda_device import Captured, Card, Outputs
+from ray_apps.predictor.versions.cuda_device import CapturedGraph, Device, Outputs
 
-__all__ = ["MOST_PADDED_ROWS", "REPEATS", "Captures"]
+__all__ = ["MAX_PADDED_ROWS", "REPEATS", "GraphCache"]
 
 REPEATS = 3
-"""Shapes are captured when they come for this time."""
-MOST_PADDED_ROWS = 1_024
-"""Larger batches are not padded: what they compute takes longer than what a capture saves."""
-MOST_CAPTURED = 12
-"""The eleven powers of two up to `MOST_PADDED_ROWS`, and one more."""
-_MOST_COUNTED = 256
+"""The occurrence of a shape at which its graph is captured."""
+MAX_PADDED_ROWS = 1_024
+"""Larger batches are not padded: computing the padding takes longer than a graph saves."""
+MAX_GRAPHS = 12
+"""The eleven powers of two up to `MAX_PADDED_ROWS`, and one more."""
+_MAX_COUNTED = 256
 _log = logging.getLogger("ray.serve")
 
 Shapes = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
+class _Entry:
     inputs: Sequence[torch.Tensor]
-    captured: Captured
+    graph: CapturedGraph
 
 
-class Captures:
-    """Runs a program on a card. One thread at a time, in the card's stream, in inference mode.
+class GraphCache:
+    """Runs a program on a device, by a captured graph where there is one for its shapes.
 
-    run: the program. most: how many shapes stay captured; the one that was asked for longest ago goes first.
+    To be used by one thread at a time, in the device's stream, in inference mode. run: the program. limit: graphs
+    that are kept; the least recently used one is dropped first.
     """
 
-    def __init__(self, run: Callable[..., Outputs], card: Card, *, most: int = MOST_CAPTURED) -> None:
-        self._run, self._card, self._most = run, card, most
-        self._known: OrderedDict[Shapes, _Known] = OrderedDict()
-        self._seen: OrderedDict[Shapes, int] = OrderedDict()
-        self.refused = False
+    def __init__(self, run: Callable[..., Outputs], device: Device, *, limit: int = MAX_GRAPHS) -> None:
+        self._run, self._device, self._limit = run, device, limit
+        self._entries: OrderedDict[Shapes, _Entry] = OrderedDict()
+        self._counts: OrderedDict[Shapes, int] = OrderedDict()
+        self.unsupported = False
         """Whether the program cannot be captured, so that it is run step by step from then on."""
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._entries)
 
-    def place(self, hosts: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """Begin to copy inputs from the host; returns where `run` reads them."""
-        known = self._known.get(_shapes(hosts))
-        places = known.inputs if known else [torch.empty_like(h, device=self._card.device) for h in hosts]
-        for place, host in zip(places, hosts, strict=True):
-            place.copy_(host, non_blocking=True)
-        return places
+    def copy_in(self, hosts: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """Queue the copy of inputs from the host; returns the device tensors that `run` reads."""
+        entry = self._entries.get(_shapes(hosts))
+        inputs = (
+            entry.inputs if entry else [torch.empty_like(h, device=self._device.torch_device) for h in hosts]
+        )
+        for tensor, host in zip(inputs, hosts, strict=True):
+            tensor.copy_(host, non_blocking=True)
+        return inputs
 
     def run(self, inputs: Sequence[torch.Tensor]) -> Outputs:
-        """Begin to compute on inputs that `place` gave; the outputs hold until the next call."""
+        """Queue a run on inputs of `copy_in`; the outputs are valid until the next call."""
         shapes = _shapes(inputs)
-        known = self._known.get(shapes)
-        if known is None and self._is_due(shapes):
-            known = self._capture(shapes, inputs)
-        if known is None:
+        entry = self._entries.get(shapes)
+        if entry is None and self._is_due(shapes):
+            entry = self._capture(shapes, inputs)
+        if entry is None:
             return self._run(*inputs)
-        self._known.move_to_end(shapes)
-        known.captured.replay()
-        return known.captured.outputs
+        self._entries.move_to_end(shapes)
+        entry.graph.replay()
+        return entry.graph.outputs
 
     def clear(self) -> None:
-        """Give back the memory of all captures."""
-        self._known.clear()
-        self._seen.clear()
+        """Free the memory of all graphs."""
+        self._entries.clear()
+        self._counts.clear()
 
     def _is_due(self, shapes: Shapes) -> bool:
-        if self.refused or any(0 in shape for shape in shapes):  # of nothing there is nothing to record
+        if self.unsupported or any(0 in shape for shape in shapes):  # an empty tensor has no work to record
             return False
-        times = self._seen.pop(shapes, 0) + 1
-        if times >= REPEATS:
+        count = self._counts.pop(shapes, 0) + 1
+        if count >= REPEATS:
             return True
-        self._seen[shapes] = times
-        if len(self._seen) > _MOST_COUNTED:
-            self._seen.popitem(last=False)
+        self._counts[shapes] = count
+        if len(self._counts) > _MAX_COUNTED:
+            self._counts.popitem(last=False)
         return False
 
-    def _capture(self, shapes: Shapes, inputs: Sequence[torch.Tensor]) -> _Known | None:
-        while len(self._known) >= self._most:
-            self._known.popitem(last=False)
+    def _capture(self, shapes: Shapes, inputs: Sequence[torch.Tensor]) -> _Entry | None:
+        while len(self._entries) >= self._limit:
+            self._entries.popitem(last=False)
         try:
-            known = _Known(inputs, self._card.capture(lambda: self._run(*inputs)))
+            entry = _Entry(inputs, self._device.capture(lambda: self._run(*inputs)))
         except RuntimeError as error:
-            self.refused = True
+            self.unsupported = True
             self.clear()  # room for what runs step by step
             _log.warning("the program cannot be captured as a CUDA graph and runs step by step: %s", error)
             return None
-        self._known[shapes] = known
-        return known
+        self._entries[shapes] = entry
+        return entry
 
 
 def _shapes(tensors: Sequence[torch.Tensor]) -> Shapes:

@@ -16,10 +16,10 @@ from typing import Any, Protocol
 
 from ray_apps.predictor.protocol.errors import NotFound
 from ray_apps.predictor.versions.loaded import (
-    Files,
+    ArtifactSource,
     LoadedVersion,
-    Loader,
     LoadError,
+    ScorerLoader,
     fetch_version,
     memory_of,
 )
@@ -28,12 +28,12 @@ from registry.errors import RegistryError
 from registry.models import ModelVersion
 from registry.models.traffic import Traffic
 
-__all__ = ["Engine", "Followed", "Library", "ModelView", "Place"]
+__all__ = ["Engine", "FollowedModel", "JournalFollower", "VersionLoader", "VersionSource"]
 
 _log = logging.getLogger("ray.serve")
 
 
-class ModelView(Protocol):
+class FollowedModel(Protocol):
     """The part of a model's state that serving follows."""
 
     @property
@@ -52,23 +52,23 @@ class ModelView(Protocol):
         ...
 
 
-class Followed(Protocol):
+class JournalFollower(Protocol):
     """Follows one model's journal."""
 
-    def refresh(self) -> ModelView:
+    def refresh(self) -> FollowedModel:
         """The newest state. Raises: RegistryError."""
         ...
 
 
-class Library(Files, Protocol):
+class VersionSource(ArtifactSource, Protocol):
     """Where versions come from: the registry."""
 
-    def follow(self, model: str) -> Followed:
+    def follow(self, model: str) -> JournalFollower:
         """Follow a model's journal."""
         ...
 
 
-Place = Callable[[ModelVersion], LoadedVersion]
+VersionLoader = Callable[[ModelVersion], LoadedVersion]
 """Makes a version ready to answer. Raises: LoadError."""
 
 
@@ -90,22 +90,22 @@ class Engine:
     def __init__(
         self,
         model: str,
-        library: Library,
-        loader: Loader,
+        source: VersionSource,
+        loader: ScorerLoader,
         *,
         scratch: Path,
         poll_s: float = 0.25,
         retain: int = 2,
         clock: Callable[[], float] = time.monotonic,
-        place: Place | None = None,
+        version_loader: VersionLoader | None = None,
     ) -> None:
         self.model = model
         self.routes: Routes[LoadedVersion] = Routes()
-        self.view: ModelView | None = None
-        self._library, self._loader, self._scratch = library, loader, scratch
+        self.view: FollowedModel | None = None
+        self._source, self._loader, self._scratch = source, loader, scratch
         self._poll_s, self._retain, self._clock = poll_s, retain, clock
-        self._place: Place = place if place is not None else self._here
-        self._followed: Followed | None = None
+        self._version_loader: VersionLoader = version_loader if version_loader is not None else self._here
+        self._follower: JournalFollower | None = None
         self._loaded: dict[int, LoadedVersion] = {}  # least recently wanted first
         self._failures: dict[int, _Failure] = {}
         self._guard = threading.Lock()
@@ -138,9 +138,9 @@ class Engine:
     def follow_once(self) -> None:
         """Read the journal and take over the policy as far as its versions are ready."""
         try:
-            if self._followed is None:
-                self._followed = self._library.follow(self.model)
-            self.view = self._followed.refresh()
+            if self._follower is None:
+                self._follower = self._source.follow(self.model)
+            self.view = self._follower.refresh()
         except (RegistryError, OSError) as error:
             _log.warning("%s: the store does not answer, serving goes on: %s", self.model, error)
             return
@@ -179,7 +179,7 @@ class Engine:
                 raise NotFound(f"model {self.model!r} has no version {number}")
             begin = time.monotonic()
             try:
-                loaded = self._place(record)
+                loaded = self._version_loader(record)
             except LoadError as error:
                 self._failed(number, str(error))
                 raise
@@ -193,7 +193,7 @@ class Engine:
             return loaded
 
     def _here(self, record: ModelVersion) -> LoadedVersion:
-        return fetch_version(record, self._library, self._loader, scratch=self._scratch)
+        return fetch_version(record, self._source, self._loader, scratch=self._scratch)
 
     def _failed(self, number: int, reason: str) -> None:
         attempts = self._failures[number].attempts + 1 if number in self._failures else 1

@@ -16,17 +16,17 @@ import numpy as np
 from ray_apps.predictor.protocol.datatypes import DTYPES, Array
 from ray_apps.predictor.protocol.errors import BadRequest, PredictorError
 from ray_apps.predictor.versions.batching import Batcher, Batching
-from ray_apps.predictor.versions.missing import MissingPolicy, abstaining
+from ray_apps.predictor.versions.missing_features import MissingFeaturesPolicy, predict_abstaining
 from ray_apps.predictor.versions.statistics import VersionStatistics
 from registry.errors import RegistryError
 from registry.models import ModelVersion, Signature, TensorSpec
 
 __all__ = [
-    "Files",
+    "ArtifactSource",
     "LoadError",
     "LoadedVersion",
-    "Loader",
     "Scorer",
+    "ScorerLoader",
     "fetch_version",
     "load_version",
     "memory_of",
@@ -37,7 +37,7 @@ INLINE_MS = 2.0
 SHORT_MS = 0.2
 """Of those, one whose example takes longer than this answers one request in a turn of the loop."""
 
-PLAIN_COLUMNS = 4_096
+MAX_MATRIX_COLUMNS = 4_096
 
 OVERHEAD_BYTES = 128 << 10
 """Memory of a version beside its weights: 83 KiB were measured for a program of a small MLP."""
@@ -51,7 +51,7 @@ class Scorer(Protocol):
         ...
 
 
-class Files(Protocol):
+class ArtifactSource(Protocol):
     """Where versions' files come from: the registry."""
 
     def download(self, name: str, version: int, *, to: Path) -> Path:
@@ -59,7 +59,7 @@ class Files(Protocol):
         ...
 
 
-Loader = Callable[[Path, Signature], Scorer]
+ScorerLoader = Callable[[Path, Signature], Scorer]
 
 
 class LoadError(PredictorError):
@@ -84,10 +84,12 @@ class LoadedVersion:
         self.version = record.version
         self.signature: Signature = record.signature
         self.service = record.tags.get("feature_service")
-        self.missing = MissingPolicy.of(record.tags, record.signature)
+        self.missing = MissingFeaturesPolicy.of(record.tags, record.signature)
         self.batching = Batching.of(record.tags, record.signature)
         self.batcher: Batcher | None = None
-        self.plain = _is_plain(record.signature.inputs) and _is_plain(record.signature.outputs)
+        self.float32_matrix = _is_float32_matrix(record.signature.inputs) and _is_float32_matrix(
+            record.signature.outputs
+        )
         self.example_ms = 0.0
         self.statistics = VersionStatistics()
         self._scorer = scorer
@@ -138,7 +140,7 @@ class LoadedVersion:
         Raises: BadRequest for values the model refuses (`ValueError` of the scorer).
         """
         if abstained:
-            return abstaining(self.predict, inputs, abstained, self.signature)
+            return predict_abstaining(self.predict, inputs, abstained, self.signature)
         try:
             return self._scorer.predict(inputs)
         except ValueError as error:
@@ -198,7 +200,7 @@ class LoadedVersion:
         return f"{self.record.model}@{self.version}"
 
 
-def load_version(record: ModelVersion, folder: Path, loader: Loader) -> LoadedVersion:
+def load_version(record: ModelVersion, folder: Path, loader: ScorerLoader) -> LoadedVersion:
     """Load a version's verified files and warm it.
 
     Raises: LoadError with the reason, whatever went wrong: a version that cannot answer must not take the
@@ -214,7 +216,9 @@ def load_version(record: ModelVersion, folder: Path, loader: Loader) -> LoadedVe
     return loaded
 
 
-def fetch_version(record: ModelVersion, files: Files, loader: Loader, *, scratch: Path) -> LoadedVersion:
+def fetch_version(
+    record: ModelVersion, files: ArtifactSource, loader: ScorerLoader, *, scratch: Path
+) -> LoadedVersion:
     """Fetch a version's files into a folder below `scratch`, load and warm it; the folder is gone afterwards.
 
     Raises: LoadError with the reason.
@@ -242,11 +246,11 @@ def _dtype(spec: TensorSpec) -> np.dtype[Any]:
     return dtype
 
 
-def _is_plain(specs: Sequence[TensorSpec]) -> bool:
+def _is_float32_matrix(specs: Sequence[TensorSpec]) -> bool:
     if len(specs) != 1 or specs[0].datatype != "FP32":
         return False
     rows, columns = specs[0].shape[:1], specs[0].shape[1:]
-    return rows == [-1] and len(columns) == 1 and 0 < columns[0] <= PLAIN_COLUMNS
+    return rows == [-1] and len(columns) == 1 and 0 < columns[0] <= MAX_MATRIX_COLUMNS
 
 
 def _fits(got: tuple[int, ...], shape: tuple[int, ...]) -> bool:

@@ -1,4 +1,4 @@
-"""Whether a program answers the same when it is run in another way."""
+"""Comparison of a program's outputs between two ways to run it, such as CPU and CUDA device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from ray_apps.predictor.protocol.datatypes import Array
 from registry.models import Signature
 
-__all__ = ["difference", "has_open_rows", "rows_stand_alone", "samples"]
+__all__ = ["difference", "has_open_rows", "rows_are_independent", "samples"]
 
 Arrays = Mapping[str, Array]
 TOLERANCES: dict[str, tuple[float, float]] = {
@@ -18,7 +18,7 @@ TOLERANCES: dict[str, tuple[float, float]] = {
     "float32": (1e-4, 1e-5),
     "float64": (1e-4, 1e-5),  # as a rule fp32's, cast
 }
-"""Relative and absolute; what is no float must be equal."""
+"""Relative and absolute tolerance by dtype; other dtypes must be equal."""
 
 
 class _Model(Protocol):
@@ -26,20 +26,20 @@ class _Model(Protocol):
 
 
 def has_open_rows(signature: Signature) -> bool:
-    """Whether all inputs and outputs have as many rows as are asked about."""
+    """Whether the first dimension of all inputs and outputs is open, so that a request chooses its number of rows."""
     specs = [*signature.inputs, *signature.outputs]
     return bool(signature.inputs) and all(spec.shape[:1] == [-1] for spec in specs)
 
 
 def samples(example: Arrays, signature: Signature) -> list[Arrays]:
-    """What two ways are compared on: the signature's example, and three times its rows where they are open."""
+    """Inputs to compare two runs on: the signature's example, and three copies of its rows where rows are open."""
     if not has_open_rows(signature):
         return [example]
     return [example, {name: np.concatenate([array] * 3) for name, array in example.items()}]
 
 
 def difference(wanted: Arrays, got: Arrays) -> str | None:
-    """The first output that differs by more than its tolerance, and by how much; None if none does."""
+    """Describe the first output that differs by more than its tolerance; None if all agree."""
     for name, array in wanted.items():
         other = got[name]
         if (other.shape, other.dtype) != (array.shape, array.dtype):
@@ -58,11 +58,11 @@ def difference(wanted: Arrays, got: Arrays) -> str | None:
     return None
 
 
-def rows_stand_alone(model: _Model, example: Arrays) -> bool:
-    """Whether rows of zeros behind others change nothing for these.
+def rows_are_independent(model: _Model, example: Arrays) -> bool:
+    """Whether rows of zeros appended to a batch leave the answers of its other rows unchanged.
 
-    Tried with multiples of the example's numbers, all of one sign and all of the other: a maximum over rows, say, sees
-    zeros only among negatives. example: texts as hashes. False too where the model refuses what is tried.
+    Tried with multiples of the example's numbers of either sign: a maximum over rows, say, sees zeros only among
+    negatives. example: texts as hashes. False, too, where the model refuses such inputs.
     """
     for factors in ((1.0, 2.0, 0.5), (-1.0, -2.0, -0.5)):
         rows = {name: _multiples(array, factors) for name, array in example.items()}

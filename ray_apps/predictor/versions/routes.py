@@ -8,12 +8,12 @@ from typing import Generic, Protocol, TypeVar
 
 from registry.models.traffic import Traffic
 
-__all__ = ["Ready", "Routes", "plan_routes", "wanted_versions"]
+__all__ = ["ReadyVersion", "Routes", "plan_routes", "wanted_versions"]
 
 CHAMPION = "champion"
 
 
-class Ready(Protocol):
+class ReadyVersion(Protocol):
     """A version that can answer."""
 
     @property
@@ -22,7 +22,7 @@ class Ready(Protocol):
         ...
 
 
-V = TypeVar("V", bound=Ready)
+V = TypeVar("V", bound=ReadyVersion)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
 """Calls an exported program without the wrappers that torch puts around it.
 
 `ScoringModel` checks and converts whatever it is given; the predictor has done that already, against the same
-signature. For a small model the wrappers cost as much as the model: here the program's own function is called on
-plain attributes, and nothing else. A program that this cannot hold, or that answers its example differently this
-way, is left to `ScoringModel`. Where a card was reserved, the program is called there (`ray_apps.predictor.versions.cuda_scoring`).
+signature. For a small model the wrappers cost as much as the model, so the program's own function is called on
+plain attributes. A program that cannot be called so, or answers its example differently then, is left to
+`ScoringModel`. Where a CUDA device was reserved, the program runs there (`ray_apps.predictor.versions.cuda_scoring`).
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from functions.model_formats.load import PROGRAM_FILE, ScoringModel, example_arr
 from functions.model_formats.program import load_program
 from kernels.hashing import hash_strings
 from ray_apps.predictor.protocol.datatypes import Array
-from ray_apps.predictor.protocol.errors import CardFailed, CardFull
-from ray_apps.predictor.versions.cuda_device import Card, CudaCard, Outputs
-from ray_apps.predictor.versions.cuda_scoring import CardScorer, Unfit
+from ray_apps.predictor.protocol.errors import DeviceFailed, DeviceOutOfMemory
+from ray_apps.predictor.versions.cuda_device import CudaDevice, Device, Outputs
+from ray_apps.predictor.versions.cuda_scoring import CudaScorer, UnfitForDevice
 from ray_apps.predictor.versions.loaded import Scorer
 from ray_apps.predictor.versions.parity import samples
 from registry.models import Signature
 
-__all__ = ["DirectScorer", "load_scorer", "place_on_card"]
+__all__ = ["DirectScorer", "load_scorer", "place_on_device"]
 
 _log = logging.getLogger("ray.serve")
 _aten = torch.ops.aten
@@ -68,13 +68,13 @@ DIRECT: Mapping[Any, Callable[..., Any]] = {
     _aten.where.ScalarOther: torch.where,
     _aten.where.self: torch.where,
 }
-"""The same operators without the dispatch by name that exported programs call them through, a quarter to a third of a small one."""
+"""Functions that compute an ATen operator without its dispatch by name, which takes a quarter to a third of a small program."""
 
 
 class DirectScorer:
-    """Scores inputs that are known to fit a signature.
+    """Scores inputs that are known to fit a signature, on the CPU.
 
-    run: the program as a function of tensors in the signature's order, giving a tuple of tensors.
+    run: the program, from tensors in the signature's order to a tuple of tensors.
     """
 
     def __init__(self, run: Callable[..., Outputs], signature: Signature) -> None:
@@ -83,7 +83,7 @@ class DirectScorer:
         self._outputs = [spec.name for spec in signature.outputs]
 
     def predict(self, inputs: Mapping[str, Any]) -> Mapping[str, Array]:
-        """Outputs by name; texts are hashed here. Raises: ValueError for bytes that are no text."""
+        """Score inputs, texts hashed here; returns the outputs by name. Raises: ValueError for bytes that are no text."""
         tensors = [
             _tensor(hash_strings(inputs[name]) if text else inputs[name]) for name, text in self._inputs
         ]
@@ -93,61 +93,64 @@ class DirectScorer:
 
 
 def load_scorer(folder: Path, signature: Signature, *, device: str = "cpu") -> Scorer:
-    """The artifact in a version's folder, called as directly as it can be.
+    """Load the artifact in a version's folder, to be called as directly as possible.
 
-    device: "cuda" where a card was reserved for it. A program that cannot run there, or answers its example
+    device: "cuda" where a CUDA device was reserved for it. A program that cannot run there, or answers its example
     differently there, runs on the CPU, as other formats do.
-    Raises: whatever the artifact's reader raises for a file that it refuses, and the card for want of memory.
+    Raises: what the artifact's reader raises for a file that it refuses, and the device for want of memory.
     """
     checked = load(folder, signature=signature)
     if not (folder / PROGRAM_FILE).is_file():
-        return _Checked(checked)
+        return _CheckedScorer(checked)
     data = (folder / PROGRAM_FILE).read_bytes()
     if device == "cuda":
-        on_card = _on_card(data, checked, signature)
-        if on_card is not None:
-            return on_card
+        on_device = _on_device(data, checked, signature)
+        if on_device is not None:
+            return on_device
     program = load_program(data)
-    run = _bare(program) if isinstance(program, torch.fx.GraphModule) else None
+    run = _without_wrappers(program) if isinstance(program, torch.fx.GraphModule) else None
     if run is None or signature.example is None:
-        return _Checked(checked)
+        return _CheckedScorer(checked)
     direct = DirectScorer(run, signature)
-    return direct if _agree(direct, checked, signature) else _Checked(checked)
+    return direct if _has_parity(direct, checked, signature) else _CheckedScorer(checked)
 
 
-def place_on_card(data: bytes, checked: ScoringModel, signature: Signature, card: Card) -> CardScorer:
-    """A program on a card, compared with the same on the CPU.
+def place_on_device(data: bytes, checked: ScoringModel, signature: Signature, device: Device) -> CudaScorer:
+    """Load a program onto a device, and compare its answers with those of the CPU.
 
-    Raises: Unfit if it cannot be called directly, has no example or answers differently there; what torch raises for a
-    program that cannot run there; CardFull, CardFailed.
+    Raises: UnfitForDevice if the program cannot be called directly, has no example or answers differently; what torch
+    raises for a program that cannot run there; DeviceOutOfMemory, DeviceFailed.
     """
     if signature.example is None:
-        raise Unfit("its signature has no example to compare by")
-    with card.stream():
-        program = load_program(data, device=str(card.device))
-    run = _bare(program) if isinstance(program, torch.fx.GraphModule) else None
+        raise UnfitForDevice("its signature has no example to compare by")
+    with device.stream():
+        program = load_program(data, device=str(device.torch_device))
+    run = _without_wrappers(program) if isinstance(program, torch.fx.GraphModule) else None
     if run is None:
-        raise Unfit("it calls modules")
-    scorer = CardScorer(run, signature, card)
-    scorer.settle(_Checked(checked), _plain_example(signature), example_arrays(signature))
+        raise UnfitForDevice("it calls modules")
+    scorer = CudaScorer(run, signature, device)
+    scorer.verify(_CheckedScorer(checked), _example_inputs(signature), example_arrays(signature))
     return scorer
 
 
-def _on_card(data: bytes, checked: ScoringModel, signature: Signature) -> CardScorer | None:
+def _on_device(data: bytes, checked: ScoringModel, signature: Signature) -> CudaScorer | None:
     if not torch.cuda.is_available():
-        _log.warning("a card was reserved, but torch %s finds none: it runs on the CPU", torch.__version__)
+        _log.warning(
+            "a CUDA device was reserved, but torch %s finds none: the program runs on the CPU",
+            torch.__version__,
+        )
         return None
     try:
-        return place_on_card(data, checked, signature, CudaCard())
-    except (CardFull, CardFailed, torch.OutOfMemoryError, torch.AcceleratorError):
-        raise  # the CPU would answer, but not as whoever reserved a card expects
-    except Exception as reason:  # noqa: BLE001 - operators fail in many ways where they are not made for a card
-        _log.warning("the program runs on the CPU, not on the card that was reserved: %s", reason)
+        return place_on_device(data, checked, signature, CudaDevice())
+    except (DeviceOutOfMemory, DeviceFailed, torch.OutOfMemoryError, torch.AcceleratorError):
+        raise  # the CPU would answer, but slower than a reserved device promises
+    except Exception as reason:  # noqa: BLE001 - operators fail in many ways where they are not made for a device
+        _log.warning("the program runs on the CPU, not on the CUDA device that was reserved: %s", reason)
         return None
 
 
-class _Checked:
-    """A model of another format, or a program that cannot be called directly."""
+class _CheckedScorer:
+    """Scores by `ScoringModel`: a model of another format, or a program that cannot be called directly."""
 
     def __init__(self, model: ScoringModel) -> None:
         self._model = model
@@ -162,8 +165,8 @@ def _tensor(array: Array) -> torch.Tensor:
     return torch.from_numpy(array)
 
 
-def _bare(program: torch.fx.GraphModule) -> Callable[..., Outputs] | None:
-    """The program's function on a plain tree of its tensors; None if it calls modules."""
+def _without_wrappers(program: torch.fx.GraphModule) -> Callable[..., Outputs] | None:
+    """The program's own function, bound to a plain tree of its tensors; None if it calls modules."""
     root = SimpleNamespace()
     for node in program.graph.nodes:
         if node.op == "get_attr":
@@ -189,9 +192,9 @@ def _attach(root: SimpleNamespace, program: torch.nn.Module, path: str) -> None:
     setattr(root, name, value.detach() if isinstance(value, torch.Tensor) else value)
 
 
-def _agree(direct: DirectScorer, checked: ScoringModel, signature: Signature) -> bool:
-    """Whether both answer the example alike, to the bit, and several of its rows."""
-    for inputs in samples(_plain_example(signature), signature):
+def _has_parity(direct: DirectScorer, checked: ScoringModel, signature: Signature) -> bool:
+    """Whether both scorers answer the example, and several copies of it, with the same bits."""
+    for inputs in samples(_example_inputs(signature), signature):
         wanted = checked.predict(inputs)
         try:
             got = direct.predict(inputs)
@@ -203,8 +206,8 @@ def _agree(direct: DirectScorer, checked: ScoringModel, signature: Signature) ->
     return True
 
 
-def _plain_example(signature: Signature) -> dict[str, Array]:
-    """The signature's example as a request has it, texts as texts."""
+def _example_inputs(signature: Signature) -> dict[str, Array]:
+    """The inputs of the signature's example as a request has them, texts as texts."""
     given = signature.example or {}
     texts = {spec.name for spec in signature.inputs if spec.datatype == "BYTES"}
     return {

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from ray_apps.predictor.http.app import HttpDoor
 from ray_apps.predictor.http.auth import TokenAuthenticator
+from ray_apps.predictor.http.model_endpoint import ModelEndpoint
+from ray_apps.predictor.inference.predictor import Predictor
 from ray_apps.predictor.inference.recording import Recorder
-from ray_apps.predictor.inference.service import Predictor
 from ray_apps.predictor.versions.engine import Engine
 from ray_apps.token_cache import TokenCache
 from registry import Access, Registry, Signature, TensorSpec, open_store
@@ -92,7 +92,7 @@ class MemoryLog:
 
 
 @dataclass
-class Kitchen:
+class ServedModel:
     """A registry with one model, and its predictor behind the HTTP door."""
 
     folder: Path
@@ -140,8 +140,8 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def make_kitchen(tmp_path: Path) -> Callable[..., Kitchen]:
-    def make(**options: Any) -> Kitchen:
+def make_served_model(tmp_path: Path) -> Callable[..., ServedModel]:
+    def make(**options: Any) -> ServedModel:
         store = open_store(f"file://{tmp_path}/store")
         registry = Registry(store, actor="ada")
         registry.create_model("late")
@@ -150,25 +150,25 @@ def make_kitchen(tmp_path: Path) -> Callable[..., Kitchen]:
         engine = Engine("late", Registry(store, actor="predictor"), load_answer, scratch=tmp_path / "loading")
         log = MemoryLog()
         predictor = Predictor(engine, Recorder("late", log), **options)
-        door = HttpDoor(
+        endpoint = ModelEndpoint(
             predictor,
             TokenAuthenticator(TokenCache(Access(store, actor="predictor"))),
             max_body_bytes=1 << 20,
         )
         client = httpx.AsyncClient(
-            transport=httpx.ASGITransport(door),
+            transport=httpx.ASGITransport(endpoint),
             base_url="http://replica",
             headers={"Authorization": f"Bearer {tokens['predictor']}"},
         )
-        return Kitchen(tmp_path, registry, engine, predictor, log, client, tokens)
+        return ServedModel(tmp_path, registry, engine, predictor, log, client, tokens)
 
     return make
 
 
 @pytest.fixture
-async def kitchen(make_kitchen: Callable[..., Kitchen]) -> AsyncIterator[Kitchen]:
+async def served_model(make_served_model: Callable[..., ServedModel]) -> AsyncIterator[ServedModel]:
     """One champion that answers 0.25 + a thousandth of the sum of its numbers."""
-    made = make_kitchen()
+    made = make_served_model()
     made.registry.promote("late", made.version())
     made.settle()
     yield made

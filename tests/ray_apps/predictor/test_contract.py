@@ -13,12 +13,12 @@ import schemathesis
 from schemathesis import engine
 
 from ray_apps.predictor.deploy.pool import Pool
-from ray_apps.predictor.deploy.pool_app import PoolDoor
-from ray_apps.predictor.deploy.standalone import Doors
-from ray_apps.predictor.http.app import HttpDoor
+from ray_apps.predictor.deploy.pool_endpoint import PoolEndpoint
+from ray_apps.predictor.deploy.standalone import EndpointRouter
 from ray_apps.predictor.http.auth import TokenAuthenticator
+from ray_apps.predictor.http.model_endpoint import ModelEndpoint
+from ray_apps.predictor.inference.predictor import Predictor
 from ray_apps.predictor.inference.recording import Recorder
-from ray_apps.predictor.inference.service import Predictor
 from ray_apps.predictor.versions.engine import Engine
 from ray_apps.token_cache import TokenCache
 from registry import Access, Registry, open_store
@@ -102,21 +102,21 @@ def build_app(folder: Path) -> tuple[Any, str]:
         registry.promote(model, 1)
     auth = TokenAuthenticator(TokenCache(Access(store, actor="predictor")))
 
-    def door(model: str) -> HttpDoor:
+    def endpoint(model: str) -> ModelEndpoint:
         engine = Engine(model, Registry(store, actor="predictor"), load_answer, scratch=folder / "loading")
-        return HttpDoor(Predictor(engine, Recorder(model, MemoryLog())), auth)
+        return ModelEndpoint(Predictor(engine, Recorder(model, MemoryLog())), auth)
 
-    own = door("late")
+    own = endpoint("late")
     own.predictor.engine.follow_once()
     own.predictor.engine.load_wanted()
-    pool: PoolDoor | None = None
+    pool: PoolEndpoint | None = None
     serve: Any = None
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         nonlocal pool, serve
         if pool is None:  # a pool belongs to the loop that it is used in
-            pool = PoolDoor(Pool(door, limit_bytes=1 << 30), auth)
-            serve = Doors({"late": own, "": pool}, auth)
+            pool = PoolEndpoint(Pool(endpoint, limit_bytes=1 << 30), auth)
+            serve = EndpointRouter({"late": own, "": pool}, auth)
         if scope["type"] == "lifespan":
             await pool(scope, receive, send)
         else:

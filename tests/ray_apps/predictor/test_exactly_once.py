@@ -63,7 +63,15 @@ class Replica:
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "ray_apps.predictor", "--bare", "--port", str(self.port), "one"]
+        command = [
+            sys.executable,
+            "-m",
+            "ray_apps.predictor",
+            "--standalone",
+            "--port",
+            str(self.port),
+            "one",
+        ]
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(command, stdout=out, stderr=out, env=self.environment)
 

@@ -203,7 +203,7 @@ def test_what_changes_and_faults_cost_under_constant_load_on_serve(tmp_path: Pat
 
 
 def test_what_changes_and_absences_cost_under_constant_load_in_one_process(tmp_path: Path):
-    with platform(tmp_path, ["one"], ["--bare", "one"]) as place:
+    with platform(tmp_path, ["one"], ["--standalone", "one"]) as place:
         load = Load(place, "one")
         try:
             _policies(place, load)

@@ -1,4 +1,4 @@
-"""Answers that go out together: in their order, whole, to who is there, and never late."""
+"""Coalesced writes: in order, whole, after their records, and never late."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from ray_apps.predictor import write_coalescing as gathering
-from ray_apps.predictor.write_coalescing import Gathered, Moment, moment
+from ray_apps.predictor import write_coalescing
+from ray_apps.predictor.write_coalescing import CoalescedTransport, WriteBatch, current_batch
 
 
 class Wire:
@@ -43,18 +43,18 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(gathering, "time", made)
+    monkeypatch.setattr(write_coalescing, "time", made)
     return made
 
 
-def connection(*, busy: bool = True) -> tuple[Wire, Gathered]:
+def connection(*, busy: bool = True) -> tuple[Wire, CoalescedTransport]:
     wire = Wire()
-    return wire, Gathered(wire, lambda: busy)  # type: ignore[arg-type]  # as much of one as is used
+    return wire, CoalescedTransport(wire, lambda: busy)  # type: ignore[arg-type]  # as much of one as is used
 
 
-async def test_answers_wait_for_the_end_of_the_moment(clock: Clock) -> None:
+async def test_writes_wait_until_the_loop_has_run_what_is_ready(clock: Clock) -> None:
     (first, one), (second, other) = connection(), connection()
-    one.answered()
+    one.response_complete()
     one.write(b"head ")
     one.write(bytearray(b"body"))
     other.write(b"another")
@@ -65,52 +65,52 @@ async def test_answers_wait_for_the_end_of_the_moment(clock: Clock) -> None:
     assert (first.said, second.said) == ([b"head body"], [b"another"])
 
 
-async def test_who_is_alone_does_not_wait_and_sends_what_waits(clock: Clock) -> None:
+async def test_a_lone_response_leaves_at_once_and_flushes_the_waiting_ones(clock: Clock) -> None:
     (first, one), (second, alone) = connection(), connection(busy=False)
-    one.answered()
+    one.response_complete()
     one.write(b"early")
     alone.write(b"last")
     assert (first.said, second.said) == ([b"early"], [b"last"])
 
 
-async def test_answers_that_take_long_themselves_do_not_wait(clock: Clock) -> None:
+async def test_slow_responses_do_not_wait(clock: Clock) -> None:
     wire, slow = connection()
     for n in range(3):
-        clock.now += 2 * gathering.SOON_S
+        clock.now += 2 * write_coalescing.MAX_GAP_S
         slow.write(b"head")
         slow.write(b"body")
-        slow.answered()
+        slow.response_complete()
         assert wire.said == [b"head", b"body"] * (n + 1)
 
 
-async def test_nobody_waits_for_one_that_takes_long(clock: Clock) -> None:
+async def test_fast_responses_do_not_wait_for_a_slow_one(clock: Clock) -> None:
     (first, fast), (second, slow) = connection(), connection()
-    fast.answered()
+    fast.response_complete()
     fast.write(b"fast")
-    clock.now += 2 * gathering.SOON_S
+    clock.now += 2 * write_coalescing.MAX_GAP_S
     assert first.said == []
     slow.write(b"slow")
     assert (first.said, second.said) == ([b"fast"], [b"slow"])
 
 
-async def test_nothing_waits_for_longer_than_it_may(clock: Clock) -> None:
+async def test_no_write_waits_longer_than_the_bound(clock: Clock) -> None:
     (first, one), (second, other) = connection(), connection()
-    one.answered()
+    one.response_complete()
     one.write(b"first")
     for _ in range(10):
-        clock.now += gathering.SOON_S * 0.9
+        clock.now += write_coalescing.MAX_GAP_S * 0.9
         other.write(b"x")
-        other.answered()
+        other.response_complete()
     assert first.said == [b"first"]
     assert b"".join(second.said) in {b"x" * n for n in range(4, 11)}
 
 
-async def test_much_is_sent_at_once_and_the_rest_after_it(clock: Clock) -> None:
+async def test_a_large_write_is_sent_at_once_and_the_rest_after_it(clock: Clock) -> None:
     wire, one = connection()
-    one.answered()
+    one.response_complete()
     one.write(b"head")
-    one.write(bytes(gathering.MAX_KEPT_BYTES))
-    assert wire.said == [b"head" + bytes(gathering.MAX_KEPT_BYTES)]
+    one.write(bytes(write_coalescing.MAX_BUFFERED_BYTES))
+    assert wire.said == [b"head" + bytes(write_coalescing.MAX_BUFFERED_BYTES)]
     one.write(b"rest")
     one.write_eof()
     one.write(b"")
@@ -118,9 +118,9 @@ async def test_much_is_sent_at_once_and_the_rest_after_it(clock: Clock) -> None:
     assert wire.said[1:] == [b"rest", "end", b"", "closed"]
 
 
-async def test_who_has_gone_is_sent_nothing(clock: Clock) -> None:
+async def test_nothing_is_sent_on_a_closing_connection(clock: Clock) -> None:
     wire, one = connection()
-    one.answered()
+    one.response_complete()
     one.write(b"answer")
     wire.closing = True
     await asyncio.sleep(0)
@@ -128,30 +128,33 @@ async def test_who_has_gone_is_sent_nothing(clock: Clock) -> None:
     assert wire.said == []
 
 
-class Debtor:
-    """Does what is owed where the answers are heard of, too."""
+class RecordWriter:
+    """A record writer that notes its records among the writes of the transport."""
 
     def __init__(self, wire: Wire) -> None:
         self.said = wire.said
 
-    def settle(self, owed: list[Any]) -> None:
-        self.said.append(owed)
+    def write_pending(self, records: list[Any]) -> None:
+        self.said.append(records)
 
 
-@pytest.mark.parametrize("size", [2, 2 * gathering.MAX_KEPT_BYTES], ids=["little", "much"])
+@pytest.mark.parametrize("size", [2, 2 * write_coalescing.MAX_BUFFERED_BYTES], ids=["little", "much"])
 @pytest.mark.parametrize("others", [True, False], ids=["busy", "alone"])
-@pytest.mark.parametrize("since", [0, 0.9 * gathering.SOON_S, 2 * gathering.SOON_S, 2 * gathering.LONGEST_S])
-async def test_what_is_owed_is_settled_once_and_before_the_answer_leaves(
+@pytest.mark.parametrize(
+    "since",
+    [0, 0.9 * write_coalescing.MAX_GAP_S, 2 * write_coalescing.MAX_GAP_S, 2 * write_coalescing.MAX_DELAY_S],
+)
+async def test_pending_records_are_written_once_and_before_their_response_leaves(
     clock: Clock, size: int, *, others: bool, since: float
 ) -> None:
     wire, one = connection(busy=others)
-    debtor = Debtor(wire)
-    one.answered()
+    writer = RecordWriter(wire)
+    one.response_complete()
     for n in range(4):
-        moment().owed_by(debtor).append(f"r{n}")
+        current_batch().pending_of(writer).append(f"r{n}")
         clock.now += since
         one.write(f"a{n}".encode().ljust(size))
-        one.answered()
+        one.response_complete()
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     heard = " ".join(" ".join(said) if isinstance(said, list) else said.decode() for said in wire.said)
@@ -160,30 +163,30 @@ async def test_what_is_owed_is_settled_once_and_before_the_answer_leaves(
     assert all(events.index(f"r{n}") < events.index(f"a{n}") for n in range(4))
 
 
-async def test_what_is_owed_is_settled_before_a_connection_does_anything_else(clock: Clock) -> None:
+async def test_pending_records_are_written_before_any_other_call_of_the_transport(clock: Clock) -> None:
     wire, one = connection()
-    moment().owed_by(Debtor(wire)).append("a")
+    current_batch().pending_of(RecordWriter(wire)).append("a")
     one.write_eof()
     assert wire.said == [["a"], "end"]
 
 
-async def test_each_owes_its_own(clock: Clock) -> None:
+async def test_each_writer_gets_its_own_records(clock: Clock) -> None:
     (first, one), (second, _) = connection(busy=False), connection()
-    for debtor in (mine := Debtor(first), Debtor(second), mine):
-        moment().owed_by(debtor).append("x")
+    for writer in (mine := RecordWriter(first), RecordWriter(second), mine):
+        current_batch().pending_of(writer).append("x")
     one.write(b"answer")
     assert (first.said, second.said) == ([["x", "x"], b"answer"], [["x"]])
 
 
-async def test_a_moment_is_of_its_loop_and_stays_in_its_process() -> None:
-    here = moment()
-    assert here is moment()
-    assert here.is_here()
+async def test_a_batch_belongs_to_its_loop_and_stays_in_its_process() -> None:
+    here = current_batch()
+    assert here is current_batch()
+    assert here.is_of_running_loop()
     assert await asyncio.to_thread(lambda: asyncio.run(seen_elsewhere(here))) == (False, False)
     assert copy.deepcopy({"state": here}) == {
         "state": None
     }  # as pickle, which Serve takes a scope elsewhere by
 
 
-async def seen_elsewhere(other: Moment) -> tuple[bool, bool]:
-    return other.is_here(), moment() is other
+async def seen_elsewhere(other: WriteBatch) -> tuple[bool, bool]:
+    return other.is_of_running_loop(), current_batch() is other

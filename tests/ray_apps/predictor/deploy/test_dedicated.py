@@ -18,12 +18,18 @@ from ray_apps.local.deploying import targets
 from ray_apps.predictor import DedicatedOptions, PoolOptions, PredictorOptions, application, build_predictor
 from ray_apps.predictor.deploy import deployment
 from ray_apps.predictor.deploy.dedicated import version_application
-from ray_apps.predictor.deploy.remote import Dedicated, Found, Reply, State, Way
+from ray_apps.predictor.deploy.remote import (
+    DedicatedVersions,
+    DeploymentState,
+    DeploymentStatus,
+    Reply,
+    VersionClient,
+)
 from ray_apps.predictor.protocol.errors import NotReady
 from ray_apps.predictor.versions.loaded import LoadedVersion, fetch_version
 from registry import Registry
-from tests.ray_apps.predictor.conftest import Kitchen, load_answer, tensors
-from tests.ray_apps.predictor.elsewhere import Cluster, Site
+from tests.ray_apps.predictor.conftest import ServedModel, load_answer, tensors
+from tests.ray_apps.predictor.deploy.fake_deployments import FakeCluster, FakeDeployments
 
 STORE = "file:///tmp/nowhere"
 OWN = DedicatedOptions(min_replicas=0, max_replicas=3, num_cpus=2, num_gpus=1)
@@ -59,12 +65,14 @@ def test_options_that_mean_nothing_are_refused(tmp_path: Path):
 
 def test_the_door_is_one_replica_and_a_version_is_what_its_placement_says(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TOQUE_STORE", STORE)
-    place = Placement(dedicated=True, min_replicas=0, max_replicas=3, target_latency_ms=40, num_gpus=1)
-    found: Any = {one.name: one.target for one in targets({"late": place})}["predictor-late"]
-    door = found._bound_deployment
-    assert door.num_replicas == 1
-    assert door.ray_actor_options["num_cpus"] == 0
-    own = PredictorOptions.model_validate(door.init_args[1]).dedicated
+    version_loader = Placement(
+        dedicated=True, min_replicas=0, max_replicas=3, target_latency_ms=40, num_gpus=1
+    )
+    found: Any = {one.name: one.target for one in targets({"late": version_loader})}["predictor-late"]
+    endpoint = found._bound_deployment
+    assert endpoint.num_replicas == 1
+    assert endpoint.ray_actor_options["num_cpus"] == 0
+    own = PredictorOptions.model_validate(endpoint.init_args[1]).dedicated
     assert own == DedicatedOptions(
         min_replicas=0, max_replicas=3, target_latency_ms=40, num_cpus=0, num_gpus=1
     )
@@ -100,8 +108,8 @@ def test_a_versions_deployment_reserves_and_scales_as_it_is_told():
 
 def releases(options: PredictorOptions) -> list[int]:
     """Of a door that is deployed twice."""
-    doors: list[Any] = [application("late", options) for _ in range(2)]
-    return [door._bound_deployment.init_args[2] for door in doors]
+    endpoints: list[Any] = [application("late", options) for _ in range(2)]
+    return [endpoint._bound_deployment.init_args[2] for endpoint in endpoints]
 
 
 def test_each_deploy_of_a_door_to_dedicated_versions_is_a_later_release():
@@ -124,19 +132,19 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 @pytest.fixture
 async def dedicated(
-    make_kitchen: Callable[..., Kitchen], loop: asyncio.AbstractEventLoop, tmp_path: Path
-) -> AsyncIterator[tuple[Kitchen, Cluster]]:
-    """A kitchen whose versions are elsewhere, one champion."""
-    made = make_kitchen()
+    make_served_model: Callable[..., ServedModel], loop: asyncio.AbstractEventLoop, tmp_path: Path
+) -> AsyncIterator[tuple[ServedModel, FakeCluster]]:
+    """A served model with one champion, whose versions run in deployments of a fake cluster."""
+    made = make_served_model()
     registry = Registry(made.registry.store, actor="replica")
 
     def load(number: int) -> LoadedVersion:
         record = registry.get_version("late", number)
-        return fetch_version(record, registry, load_answer, scratch=tmp_path / "elsewhere")
+        return fetch_version(record, registry, load_answer, scratch=tmp_path / "remote")
 
-    cluster = Cluster(load)
-    place = Dedicated(Site(cluster), loop=loop, release=1, start_timeout_s=30)
-    made.engine._place = place  # the same engine, predictor and door as everywhere
+    cluster = FakeCluster(load)
+    version_loader = DedicatedVersions(FakeDeployments(cluster), loop=loop, release=1, start_timeout_s=30)
+    made.engine._version_loader = version_loader  # the same engine, predictor and endpoint as everywhere
     made.registry.promote("late", made.version())
     made.settle()
     yield made, cluster
@@ -144,29 +152,31 @@ async def dedicated(
     await made.client.aclose()
 
 
-async def served(kitchen: Kitchen, unit: str = "u") -> tuple[str, str]:
-    answer = (await kitchen.infer(tensors(parameters={"unit": unit}))).json()
+async def served(served_model: ServedModel, unit: str = "u") -> tuple[str, str]:
+    answer = (await served_model.infer(tensors(parameters={"unit": unit}))).json()
     return answer["model_version"], answer["parameters"]["arm"]
 
 
-async def test_splits_promotions_rollbacks_and_shadows_are_as_elsewhere(dedicated: tuple[Kitchen, Cluster]):
-    kitchen, cluster = dedicated
-    second, third = kitchen.version(0.5), kitchen.version(0.75)
-    kitchen.registry.set_traffic("late", {"canary": (second, 0.3)}, shadows=[third])
-    kitchen.settle()
-    traffic = kitchen.registry.traffic("late")
+async def test_splits_promotions_rollbacks_and_shadows_work_as_for_local_versions(
+    dedicated: tuple[ServedModel, FakeCluster],
+):
+    served_model, cluster = dedicated
+    second, third = served_model.version(0.5), served_model.version(0.75)
+    served_model.registry.set_traffic("late", {"canary": (second, 0.3)}, shadows=[third])
+    served_model.settle()
+    traffic = served_model.registry.traffic("late")
     for i in range(40):
         arm = traffic.assign(f"u{i}")
-        assert await served(kitchen, f"u{i}") == (str(arm.version), arm.name)
-    await kitchen.predictor.shadows.drained()
-    assert kitchen.predictor.shadows.describe() == {"scored": 40, "failed": 0, "dropped": 0}
-    kitchen.registry.promote("late", second)
-    kitchen.settle()
-    assert await served(kitchen) == ("2", "champion")
-    kitchen.registry.rollback("late", "champion")
-    kitchen.settle()
-    assert await served(kitchen) == ("1", "champion")
-    assert cluster.begun == {1: 1, 2: 1, 3: 1}
+        assert await served(served_model, f"u{i}") == (str(arm.version), arm.name)
+    await served_model.predictor.shadows.drained()
+    assert served_model.predictor.shadows.describe() == {"scored": 40, "failed": 0, "dropped": 0}
+    served_model.registry.promote("late", second)
+    served_model.settle()
+    assert await served(served_model) == ("2", "champion")
+    served_model.registry.rollback("late", "champion")
+    served_model.settle()
+    assert await served(served_model) == ("1", "champion")
+    assert cluster.deploys == {1: 1, 2: 1, 3: 1}
 
 
 @pytest.mark.parametrize(
@@ -174,57 +184,57 @@ async def test_splits_promotions_rollbacks_and_shadows_are_as_elsewhere(dedicate
     [("load", "not a model"), ("predict", "out of memory"), ("shape", "has shape"), ("values", "too large")],
 )
 async def test_a_version_that_cannot_answer_takes_no_traffic(
-    dedicated: tuple[Kitchen, Cluster], fail: str, words: str
+    dedicated: tuple[ServedModel, FakeCluster], fail: str, words: str
 ):
-    kitchen, _ = dedicated
-    broken = kitchen.version(0.5, fail=fail)
-    kitchen.registry.promote("late", broken)
-    kitchen.settle()
-    assert await served(kitchen) == ("1", "champion")
-    reason = (await kitchen.client.get("/status")).json()["failures"][str(broken)]
+    served_model, _ = dedicated
+    broken = served_model.version(0.5, fail=fail)
+    served_model.registry.promote("late", broken)
+    served_model.settle()
+    assert await served(served_model) == ("1", "champion")
+    reason = (await served_model.client.get("/status")).json()["failures"][str(broken)]
     assert words in reason
     assert reason.count("cannot be served") <= 1
 
 
 async def test_values_that_the_model_refuses_are_a_400_and_faults_are_not(
-    dedicated: tuple[Kitchen, Cluster],
+    dedicated: tuple[ServedModel, FakeCluster],
 ):
-    kitchen, cluster = dedicated
+    served_model, cluster = dedicated
     scorer: Any = cluster.replicas[1]._scorer
     scorer.fail = "values"
-    answer = await kitchen.infer()
+    answer = await served_model.infer()
     assert (answer.status_code, answer.json()) == (
         400,
         {"error": "inputs: the model refuses them: a number is too large"},
     )
     scorer.fail = "predict"
-    assert (await kitchen.infer()).status_code == 500
+    assert (await served_model.infer()).status_code == 500
 
 
-async def test_a_version_asked_for_by_number_is_run_first(dedicated: tuple[Kitchen, Cluster]):
-    kitchen, cluster = dedicated
-    other = kitchen.version(0.5)
-    kitchen.engine.follow_once()
-    answer = await kitchen.infer(path=f"/versions/{other}/infer")
+async def test_a_version_asked_for_by_number_is_run_first(dedicated: tuple[ServedModel, FakeCluster]):
+    served_model, cluster = dedicated
+    other = served_model.version(0.5)
+    served_model.engine.follow_once()
+    answer = await served_model.infer(path=f"/versions/{other}/infer")
     assert answer.json()["model_version"] == str(other)
-    assert cluster.begun[other] == 1
+    assert cluster.deploys[other] == 1
 
 
-async def test_batches_are_made_where_the_model_is(dedicated: tuple[Kitchen, Cluster]):
-    kitchen, cluster = dedicated
-    second = kitchen.version(0.5, tags={"max_batch_rows": "8"})
-    kitchen.registry.promote("late", second)
-    kitchen.settle()
-    assert await served(kitchen) == (str(second), "champion")
-    here = kitchen.engine.find(second)
+async def test_batches_are_made_where_the_model_is(dedicated: tuple[ServedModel, FakeCluster]):
+    served_model, cluster = dedicated
+    second = served_model.version(0.5, tags={"max_batch_rows": "8"})
+    served_model.registry.promote("late", second)
+    served_model.settle()
+    assert await served(served_model) == (str(second), "champion")
+    here = served_model.engine.find(second)
     assert here is not None
     assert here.batching is None
     assert cluster.replicas[second].batching is not None
 
 
-async def test_a_deadline_holds_on_the_way(dedicated: tuple[Kitchen, Cluster]):
-    kitchen, _ = dedicated
-    here: Any = kitchen.engine.find(1)
+async def test_a_deadline_holds_on_the_way(dedicated: tuple[ServedModel, FakeCluster]):
+    served_model, _ = dedicated
+    here: Any = served_model.engine.find(1)
     given_up: list[str] = []
 
     async def silent(inputs: Any, abstained: Any) -> Reply:
@@ -235,40 +245,40 @@ async def test_a_deadline_holds_on_the_way(dedicated: tuple[Kitchen, Cluster]):
             raise
         return {}
 
-    here._way._ask = silent
-    answer = await kitchen.infer(tensors(parameters={"timeout": 20_000}))
+    here._client._predict = silent
+    answer = await served_model.infer(tensors(parameters={"timeout": 20_000}))
     assert answer.status_code == 504
     assert given_up == ["asked"]
 
 
-async def test_who_does_not_answer_in_time_is_a_503():
+async def test_a_version_that_does_not_answer_in_time_is_a_503():
     async def silent(inputs: Any, abstained: Any) -> Reply:
         await asyncio.Event().wait()
         return {}
 
-    way = Way("late@1", silent, loop=asyncio.get_running_loop(), patience_s=0.01)
+    client = VersionClient("late@1", silent, loop=asyncio.get_running_loop(), timeout_s=0.01)
     with pytest.raises(NotReady, match=r"late@1: none of its replicas answered within 0\.01 s"):
-        await way.answer({"x": np.zeros(1)})
+        await client.answer({"x": np.zeros(1)})
 
 
-async def test_a_door_opens_with_its_champion_while_a_canary_waits_for_room(
-    kitchen: Kitchen, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+async def test_an_endpoint_opens_with_its_champion_while_a_canary_waits_for_room(
+    served_model: ServedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    registry = Registry(kitchen.registry.store, actor="replica")
-    canary = kitchen.version(0.5)
-    kitchen.registry.set_traffic("late", {"canary": (canary, 0.5)})
-    cluster = Cluster(states={canary: Found(State.STARTING)})
+    registry = Registry(served_model.registry.store, actor="replica")
+    canary = served_model.version(0.5)
+    served_model.registry.set_traffic("late", {"canary": (canary, 0.5)})
+    cluster = FakeCluster(states={canary: DeploymentStatus(DeploymentState.STARTING)})
     cluster.loads = lambda number: fetch_version(
-        registry.get_version("late", number), registry, load_answer, scratch=tmp_path / "elsewhere"
+        registry.get_version("late", number), registry, load_answer, scratch=tmp_path / "remote"
     )
-    monkeypatch.setattr(deployment, "ServeSite", lambda *_, release: Site(cluster, release))
-    monkeypatch.setattr(Dedicated, "start", lambda *_: None)
-    options = PredictorOptions(store_url=kitchen.registry.store.url, authentication=False, dedicated=OWN)
-    door = await deployment._open_door("late", options, 1)
-    assert door.predictor.engine.loaded == [1]
-    cluster.begin_of(canary)
+    monkeypatch.setattr(deployment, "ServeDeployments", lambda *_, release: FakeDeployments(cluster, release))
+    monkeypatch.setattr(DedicatedVersions, "start", lambda *_: None)
+    options = PredictorOptions(store_url=served_model.registry.store.url, authentication=False, dedicated=OWN)
+    endpoint = await deployment._open_endpoint("late", options, 1)
+    assert endpoint.predictor.engine.loaded == [1]
+    cluster.start_replica(canary)
     deadline = asyncio.get_running_loop().time() + 60
-    while door.predictor.engine.loaded != [1, canary]:
+    while endpoint.predictor.engine.loaded != [1, canary]:
         assert asyncio.get_running_loop().time() < deadline
         await asyncio.sleep(0.01)
-    await door.close()
+    await endpoint.close()

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_apps.predictor.deploy.latency import TimedDoor, Timing, Window
+from ray_apps.predictor.deploy.latency import LatencyMeter, TimedEndpoint, Window
 from ray_apps.predictor.deploy.scaling import ANSWERS, IN_FLIGHT, LATENCY_MS
-from ray_apps.predictor.http.endpoint import JSON, Answer, Door, Request
+from ray_apps.predictor.http.endpoint import JSON, Answer, Endpoint, Request
 from ray_apps.predictor.protocol.errors import DeadlineExceeded, NotReady
 
 
@@ -68,34 +68,34 @@ def test_what_is_beyond_the_buckets_is_counted_in_the_last(seconds: float) -> No
 
 async def test_requests_in_flight_are_averaged_over_time_the_unanswered_too() -> None:
     clock = Clock()
-    timing = Timing(clock=clock)
-    first = timing.begin()
+    meter = LatencyMeter(clock=clock)
+    first = meter.begin()
     clock.now_s = 1
-    timing.begin()  # never answered
+    meter.begin()  # never answered
     clock.now_s = 2
-    timing.end(first, answered=True)
+    meter.end(first, answered=True)
     clock.now_s = 4
-    assert timing.figures()[IN_FLIGHT] == pytest.approx((1 * 1 + 2 * 1 + 1 * 2) / 4)
+    assert meter.autoscaling_metrics()[IN_FLIGHT] == pytest.approx((1 * 1 + 2 * 1 + 1 * 2) / 4)
     for clock.now_s in (5, 6, 7, 8, 9):
-        figures = timing.figures()
+        figures = meter.autoscaling_metrics()
     assert figures[IN_FLIGHT] == pytest.approx(1)  # since the call at 4
     assert figures[ANSWERS] == 0
-    timing.close()
+    meter.close()
 
 
 async def test_a_request_waits_for_the_loop_twice_as_long_as_a_timer_does() -> None:
     """Rounds of 100 ms, ten answers in each that take 10 ms: who comes in one round has his answer in the next."""
     clock = Clock()
-    timing = Timing(clock=clock, chance=random.Random(7))
-    timing.figures()
+    meter = LatencyMeter(clock=clock, chance=random.Random(7))
+    meter.autoscaling_metrics()
     for _ in range(10):
         for _ in range(10):
-            begin = timing.begin()
+            begin = meter.begin()
             clock.now_s += 0.01
-            timing.end(begin, answered=True)
-        timing._tick()  # as the loop calls it, once a round
-    figures = timing.figures()
-    timing.close()
+            meter.end(begin, answered=True)
+        meter._tick()  # as the loop calls it, once a round
+    figures = meter.autoscaling_metrics()
+    meter.close()
     assert figures[ANSWERS] == 100
     assert figures[LATENCY_MS] == pytest.approx(190, rel=0.1)
     assert figures[IN_FLIGHT] == pytest.approx(
@@ -105,20 +105,20 @@ async def test_a_request_waits_for_the_loop_twice_as_long_as_a_timer_does() -> N
 
 async def test_one_caller_of_a_model_on_the_loop_is_one_request_in_flight() -> None:
     clock = Clock()
-    timing = Timing(clock=clock, chance=random.Random(7))
-    timing.figures()
+    meter = LatencyMeter(clock=clock, chance=random.Random(7))
+    meter.autoscaling_metrics()
     for _ in range(1_000):
-        begin = timing.begin()
+        begin = meter.begin()
         clock.now_s += 0.002
-        timing.end(begin, answered=True)
-        timing._tick()
-    figures = timing.figures()
-    timing.close()
+        meter.end(begin, answered=True)
+        meter._tick()
+    figures = meter.autoscaling_metrics()
+    meter.close()
     assert figures[LATENCY_MS] == pytest.approx(2, rel=0.051)
     assert figures[IN_FLIGHT] == pytest.approx(1)
 
 
-class Within(Door):
+class Within(Endpoint):
     """Does what its test says; reads the whole body first."""
 
     def __init__(self, act: Callable[[], Awaitable[None]]) -> None:
@@ -153,12 +153,14 @@ async def counted(
     **request: Any,
 ) -> dict[str, float]:
     """What a timed door tells after one request."""
-    door = TimedDoor(Within(act), Timing(clock=clock))
-    door.in_flight = taken
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(door), base_url="http://replica") as client:
+    endpoint = TimedEndpoint(Within(act), LatencyMeter(clock=clock))
+    endpoint.in_flight = taken
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(endpoint), base_url="http://replica"
+    ) as client:
         await client.post(path, **request)
-    figures = door.figures()
-    await door.close()
+    figures = endpoint.autoscaling_metrics()
+    await endpoint.close()
     return figures
 
 
@@ -182,15 +184,17 @@ async def test_a_caller_who_hung_up_is_timed() -> None:
         begun.set()
         await asyncio.Event().wait()
 
-    door = TimedDoor(Within(forever), Timing())
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(door), base_url="http://replica") as client:
+    endpoint = TimedEndpoint(Within(forever), LatencyMeter())
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(endpoint), base_url="http://replica"
+    ) as client:
         asked = asyncio.create_task(client.post("/infer"))
         await begun.wait()
         asked.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asked
-    assert door.figures()[ANSWERS] == 1
-    await door.close()
+    assert endpoint.autoscaling_metrics()[ANSWERS] == 1
+    await endpoint.close()
 
 
 async def test_the_time_that_a_caller_takes_to_send_a_body_is_not_the_door_s() -> None:
@@ -209,4 +213,4 @@ async def test_the_time_that_a_caller_takes_to_send_a_body_is_not_the_door_s() -
 
 
 async def test_a_door_that_is_not_timed_has_nothing_to_tell() -> None:
-    assert Within(nothing).figures() == {}
+    assert Within(nothing).autoscaling_metrics() == {}

@@ -18,11 +18,11 @@ import pytest
 
 from functions.prediction_log.records import decode_prediction
 from ray_apps.predictor.deploy.pool import Pool
-from ray_apps.predictor.deploy.pool_app import PoolDoor
-from ray_apps.predictor.http.app import HttpDoor
+from ray_apps.predictor.deploy.pool_endpoint import PoolEndpoint
 from ray_apps.predictor.http.auth import TokenAuthenticator
+from ray_apps.predictor.http.model_endpoint import ModelEndpoint
+from ray_apps.predictor.inference.predictor import Predictor
 from ray_apps.predictor.inference.recording import Recorder
-from ray_apps.predictor.inference.service import Predictor
 from ray_apps.predictor.versions.engine import Engine
 from ray_apps.predictor.versions.loaded import OVERHEAD_BYTES
 from ray_apps.token_cache import TokenCache
@@ -51,10 +51,10 @@ class Replica:
         self.store = open_store(self.store_url)
         self.auth = TokenAuthenticator(TokenCache(Access(self.store, actor="pool")))
         self.pool = Pool(
-            self.furnish, limit_bytes=self.limit_models * MODEL_BYTES, poll_s=0.02, **self.options
+            self.make_endpoint, limit_bytes=self.limit_models * MODEL_BYTES, poll_s=0.02, **self.options
         )
         self.client = httpx.AsyncClient(
-            transport=httpx.ASGITransport(PoolDoor(self.pool, self.auth)),
+            transport=httpx.ASGITransport(PoolEndpoint(self.pool, self.auth)),
             base_url="http://pool",
             headers={"Authorization": f"Bearer {self.token}"},
         )
@@ -64,10 +64,10 @@ class Replica:
         self.peak_bytes = max(self.peak_bytes, self.pool.size_bytes)
         return load_answer(folder, signature)
 
-    def furnish(self, model: str) -> HttpDoor:
+    def make_endpoint(self, model: str) -> ModelEndpoint:
         registry = Registry(self.store, actor="pool")
         engine = Engine(model, registry, self.load, scratch=self.folder / "loading", retain=1)
-        return HttpDoor(Predictor(engine, Recorder(model, self.log)), self.auth)
+        return ModelEndpoint(Predictor(engine, Recorder(model, self.log)), self.auth)
 
     async def ask(self, model: str, path: str = "/infer") -> httpx.Response:
         return await self.client.post(f"/{model}{path}", json=tensors())
@@ -78,7 +78,7 @@ class Replica:
 
 
 @dataclass
-class Kitchen:
+class ServedPool:
     folder: Path
     registry: Registry
     token: str
@@ -108,9 +108,9 @@ class Kitchen:
 
 
 @pytest.fixture
-async def kitchen(tmp_path: Path) -> AsyncIterator[Kitchen]:
+async def served_pool(tmp_path: Path) -> AsyncIterator[ServedPool]:
     store = open_store(f"file://{tmp_path}/store")
-    made = Kitchen(
+    made = ServedPool(
         tmp_path, Registry(store, actor="ada"), Access(store, actor="root").create_token("p", "predictor")
     )
     yield made
@@ -131,9 +131,9 @@ async def until(condition: Callable[[], object]) -> None:
         await asyncio.sleep(0.01)
 
 
-async def test_two_replicas_answer_for_200_models_under_a_memory_limit(kitchen: Kitchen):
-    names = kitchen.models(200)
-    replicas = [kitchen.replica(40), kitchen.replica(40)]
+async def test_two_replicas_answer_for_200_models_under_a_memory_limit(served_pool: ServedPool):
+    names = served_pool.models(200)
+    replicas = [served_pool.replica(40), served_pool.replica(40)]
     for half in (names[:100], names[100:]):
         asked = [(i, name) for i, name in enumerate(half)]
         answers = await asyncio.gather(*(replicas[i % 2].ask(name) for i, name in asked))
@@ -146,18 +146,18 @@ async def test_two_replicas_answer_for_200_models_under_a_memory_limit(kitchen: 
         assert replica.peak_bytes <= status["limit_bytes"]
 
 
-async def test_who_was_used_last_stays(kitchen: Kitchen):
-    a, b, c, d = kitchen.models(4)
-    replica = kitchen.replica(3)
+async def test_who_was_used_last_stays(served_pool: ServedPool):
+    a, b, c, d = served_pool.models(4)
+    replica = served_pool.replica(3)
     for name in (a, b, c, a, d):
         await replica.ask(name)
     assert (await replica.status())["models"] == [c, a, d]
     assert value(await replica.ask(b)) == 1  # evicted, and answers again
 
 
-async def test_pinned_models_are_loaded_first_and_never_leave(kitchen: Kitchen):
-    a, *others = kitchen.models(6)
-    replica = kitchen.replica(2, pinned=(a,))
+async def test_pinned_models_are_loaded_first_and_never_leave(served_pool: ServedPool):
+    a, *others = served_pool.models(6)
+    replica = served_pool.replica(2, pinned=(a,))
     await replica.client.get("/")  # Serve says by itself that the replica is up
     await until(lambda: replica.pool.describe()["models"] == [a])
     for name in others:
@@ -167,9 +167,9 @@ async def test_pinned_models_are_loaded_first_and_never_leave(kitchen: Kitchen):
     assert status["evictions"] == 4
 
 
-async def test_loading_holds_up_no_model_that_is_here(kitchen: Kitchen):
-    hot, cold = kitchen.models(2)
-    replica = kitchen.replica(5)
+async def test_loading_holds_up_no_model_that_is_here(served_pool: ServedPool):
+    hot, cold = served_pool.models(2)
+    replica = served_pool.replica(5)
     await replica.ask(hot)
     replica.go_on.clear()
     waiting = asyncio.ensure_future(replica.ask(cold))
@@ -181,9 +181,9 @@ async def test_loading_holds_up_no_model_that_is_here(kitchen: Kitchen):
     assert value(await waiting) == 1
 
 
-async def test_a_model_in_use_is_not_evicted(kitchen: Kitchen):
-    a, b = kitchen.models(2)
-    replica = kitchen.replica(1, patience_s=0.05)
+async def test_a_model_in_use_is_not_evicted(served_pool: ServedPool):
+    a, b = served_pool.models(2)
+    replica = served_pool.replica(1, patience_s=0.05)
     assert value(await replica.ask(a)) == 0
     replica.pool._residents[a].users += 1  # as during an answer
     refused = await replica.ask(b)
@@ -194,9 +194,9 @@ async def test_a_model_in_use_is_not_evicted(kitchen: Kitchen):
     assert replica.peak_bytes <= MODEL_BYTES
 
 
-async def test_many_that_wait_for_one_place_are_all_answered(kitchen: Kitchen):
-    a, b, c = kitchen.models(3)
-    replica = kitchen.replica(2)
+async def test_many_that_wait_for_one_place_are_all_answered(served_pool: ServedPool):
+    a, b, c = served_pool.models(3)
+    replica = served_pool.replica(2)
     replica.go_on.clear()
     waiting = [asyncio.ensure_future(replica.ask(name)) for name in (a, b, c) * 3]
     await until(lambda: replica.pool.describe()["waiting"] == 9)
@@ -206,16 +206,16 @@ async def test_many_that_wait_for_one_place_are_all_answered(kitchen: Kitchen):
     assert replica.peak_bytes <= 2 * MODEL_BYTES
 
 
-async def test_a_model_that_is_larger_than_the_limit_evicts_nobody(kitchen: Kitchen):
-    (small,) = kitchen.models(1)
-    path = kitchen.folder / "big"
+async def test_a_model_that_is_larger_than_the_limit_evicts_nobody(served_pool: ServedPool):
+    (small,) = served_pool.models(1)
+    path = served_pool.folder / "big"
     path.mkdir()
     (path / "model.json").write_text(json.dumps({"value": 1.0}) + " " * 10 * MODEL_BYTES)
-    kitchen.registry.create_model("big")
-    kitchen.registry.promote(
-        "big", kitchen.registry.create_version("big", path=path, signature=SIGNATURE).version
+    served_pool.registry.create_model("big")
+    served_pool.registry.promote(
+        "big", served_pool.registry.create_version("big", path=path, signature=SIGNATURE).version
     )
-    replica = kitchen.replica(3)
+    replica = served_pool.replica(3)
     await replica.ask(small)
     refused = await replica.ask("big")
     assert refused.status_code == 503
@@ -223,9 +223,9 @@ async def test_a_model_that_is_larger_than_the_limit_evicts_nobody(kitchen: Kitc
     assert (await replica.status())["models"] == [small]
 
 
-async def test_too_many_that_wait_are_told_to_come_again_and_who_is_here_is_answered(kitchen: Kitchen):
-    hot, *cold = kitchen.models(4)
-    replica = kitchen.replica(5, max_waiting=2)
+async def test_too_many_that_wait_are_told_to_come_again_and_who_is_here_is_answered(served_pool: ServedPool):
+    hot, *cold = served_pool.models(4)
+    replica = served_pool.replica(5, max_waiting=2)
     await replica.ask(hot)
     replica.go_on.clear()
     waiting = [asyncio.ensure_future(replica.ask(name)) for name in cold[:2]]
@@ -238,15 +238,15 @@ async def test_too_many_that_wait_are_told_to_come_again_and_who_is_here_is_answ
 
 
 @pytest.mark.parametrize("name", ["nobody", "..", "a%2Fb", "-"])
-async def test_unknown_models_are_404_and_leave_nothing_behind(kitchen: Kitchen, name: str):
-    replica = kitchen.replica(2)
+async def test_unknown_models_are_404_and_leave_nothing_behind(served_pool: ServedPool, name: str):
+    replica = served_pool.replica(2)
     assert (await replica.ask(name)).status_code == 404
     assert replica.pool._residents == {}
 
 
-async def test_nobody_loads_anything_without_a_token(kitchen: Kitchen):
-    (name,) = kitchen.models(1)
-    replica = kitchen.replica(2)
+async def test_nobody_loads_anything_without_a_token(served_pool: ServedPool):
+    (name,) = served_pool.models(1)
+    replica = served_pool.replica(2)
     refused = await replica.client.post(
         f"/{name}/infer", json=tensors(), headers={"Authorization": "Bearer no"}
     )
@@ -254,11 +254,11 @@ async def test_nobody_loads_anything_without_a_token(kitchen: Kitchen):
     assert replica.pool._residents == {}
 
 
-async def test_promotions_are_followed_and_a_split_holds(kitchen: Kitchen):
-    (name,) = kitchen.models(1)
-    replica = kitchen.replica(3)
+async def test_promotions_are_followed_and_a_split_holds(served_pool: ServedPool):
+    (name,) = served_pool.models(1)
+    replica = served_pool.replica(3)
     assert value(await replica.ask(name)) == 0
-    kitchen.registry.promote(name, kitchen.version(name, 7.0))
+    served_pool.registry.promote(name, served_pool.version(name, 7.0))
 
     async def served() -> int:
         return value(await replica.ask(name))
@@ -266,15 +266,15 @@ async def test_promotions_are_followed_and_a_split_holds(kitchen: Kitchen):
     deadline = time.monotonic() + 20
     while await served() != 7:
         assert time.monotonic() < deadline
-    kitchen.registry.rollback(name, "champion")
+    served_pool.registry.rollback(name, "champion")
     while await served() != 0:
         assert time.monotonic() < deadline
     assert {decode_prediction(one)["version"] for one in replica.log.payloads} == {1, 2}
 
 
-async def test_every_route_of_a_model_is_there(kitchen: Kitchen):
-    (name,) = kitchen.models(1)
-    client = kitchen.replica(3).client
+async def test_every_route_of_a_model_is_there(served_pool: ServedPool):
+    (name,) = served_pool.models(1)
+    client = served_pool.replica(3).client
     assert (await client.get(f"/{name}/ready")).json() == {"name": name, "ready": True}
     assert (await client.get(f"/{name}")).json()["inputs"][0]["name"] == "numeric"
     assert (await client.get(f"/{name}/versions/1/ready")).status_code == 200
@@ -282,11 +282,11 @@ async def test_every_route_of_a_model_is_there(kitchen: Kitchen):
     assert (await client.get(f"/{name}/nowhere")).status_code == 404
 
 
-async def test_versions_by_number_do_not_stay_beyond_the_limit(kitchen: Kitchen):
-    a, b = kitchen.models(2)
+async def test_versions_by_number_do_not_stay_beyond_the_limit(served_pool: ServedPool):
+    a, b = served_pool.models(2)
     for number in range(4):
-        kitchen.version(a, 10.0 + number)
-    replica = kitchen.replica(3)
+        served_pool.version(a, 10.0 + number)
+    replica = served_pool.replica(3)
     for version in range(2, 6):
         assert value(await replica.ask(a, f"/versions/{version}/infer")) == 8 + version
     assert value(await replica.ask(b)) == 1

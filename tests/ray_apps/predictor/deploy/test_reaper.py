@@ -6,17 +6,17 @@ import asyncio
 
 import pytest
 
-from ray_apps.predictor.deploy.reaper import CLAIM_S, LINGER_S, Holds, Keeper
-from ray_apps.predictor.deploy.remote import Dedicated, Found, State
+from ray_apps.predictor.deploy.reaper import CLAIM_S, LINGER_S, DeploymentHolds, Reaper
+from ray_apps.predictor.deploy.remote import DedicatedVersions, DeploymentState, DeploymentStatus
 from ray_apps.predictor.versions.loaded import LoadError
-from tests.ray_apps.predictor.elsewhere import Cluster, Site, Time
+from tests.ray_apps.predictor.deploy.fake_deployments import FakeClock, FakeCluster, FakeDeployments
 
 
-def place(cluster: Cluster, time: Time, *, release: int = 1) -> Dedicated:
+def dedicated_versions(cluster: FakeCluster, time: FakeClock, *, release: int = 1) -> DedicatedVersions:
     loop = asyncio.new_event_loop()  # nothing is asked on it
     loop.close()
-    return Dedicated(
-        Site(cluster, release),
+    return DedicatedVersions(
+        FakeDeployments(cluster, release),
         loop=loop,
         release=release,
         start_timeout_s=10,
@@ -25,93 +25,103 @@ def place(cluster: Cluster, time: Time, *, release: int = 1) -> Dedicated:
     )
 
 
-def run(dedicated: Dedicated, number: int = 1) -> None:
+def run(dedicated: DedicatedVersions, number: int = 1) -> None:
     dedicated._run(number)
 
 
-def beat(dedicated: Dedicated, *held: int) -> None:
+def beat(dedicated: DedicatedVersions, *held: int) -> None:
     dedicated.hold(held)
     dedicated.mend(held)
 
 
 def test_what_runs_is_found_and_not_deployed_twice():
-    cluster, time = Cluster(), Time()
-    run(place(cluster, time))
-    run(place(cluster, time))  # another door, or the same one after its death
-    assert cluster.begun == {1: 1}
+    cluster, time = FakeCluster(), FakeClock()
+    run(dedicated_versions(cluster, time))
+    run(dedicated_versions(cluster, time))  # another replica, or the same one after its death
+    assert cluster.deploys == {1: 1}
 
 
-def test_a_door_waits_for_what_another_one_deploys():
-    cluster, time = Cluster(busy={1}), Time()
+def test_a_version_that_another_replica_deploys_is_waited_for():
+    cluster, time = FakeCluster(busy={1}), FakeClock()
     time.then = {
-        3: lambda: cluster.states.update({1: Found(State.STARTING)}),
-        6: lambda: cluster.states.update({1: Found(State.RUNNING)}),
+        3: lambda: cluster.states.update({1: DeploymentStatus(DeploymentState.STARTING)}),
+        6: lambda: cluster.states.update({1: DeploymentStatus(DeploymentState.RUNNING)}),
     }
     cluster.releases[1] = 1
-    run(place(cluster, time))
-    assert (cluster.begun[1], time.waits) == (0, 6)
+    run(dedicated_versions(cluster, time))
+    assert (cluster.deploys[1], time.waits) == (0, 6)
 
 
 def test_a_failure_of_before_is_tried_again_and_one_of_now_is_told():
-    cluster, time = Cluster(states={1: Found(State.FAILED, "the disk was full")}), Time()
-    run(place(cluster, time))
-    assert cluster.begun == {1: 1}
-    cluster.states[1], cluster.busy = Found(State.STARTING), {1}
-    time.then = {time.waits + 2: lambda: cluster.states.update({1: Found(State.FAILED, "no program")})}
+    cluster, time = (
+        FakeCluster(states={1: DeploymentStatus(DeploymentState.FAILED, "the disk was full")}),
+        FakeClock(),
+    )
+    run(dedicated_versions(cluster, time))
+    assert cluster.deploys == {1: 1}
+    cluster.states[1], cluster.busy = DeploymentStatus(DeploymentState.STARTING), {1}
+    time.then = {
+        time.waits + 2: lambda: cluster.states.update(
+            {1: DeploymentStatus(DeploymentState.FAILED, "no program")}
+        )
+    }
     with pytest.raises(LoadError, match="no program"):
-        run(place(cluster, time))
+        run(dedicated_versions(cluster, time))
 
 
 def test_one_that_is_ending_is_awaited_and_deployed_again():
-    cluster, time = Cluster(states={1: Found(State.ENDING)}), Time()
+    cluster, time = FakeCluster(states={1: DeploymentStatus(DeploymentState.ENDING)}), FakeClock()
     time.then = {4: cluster.states.clear}
-    run(place(cluster, time))
-    assert (cluster.begun[1], time.waits) == (1, 5)
+    run(dedicated_versions(cluster, time))
+    assert (cluster.deploys[1], time.waits) == (1, 5)
 
 
 def test_one_that_never_gets_a_replica_is_given_up():
-    cluster, time = Cluster(states={1: Found(State.STARTING)}), Time()
+    cluster, time = FakeCluster(states={1: DeploymentStatus(DeploymentState.STARTING)}), FakeClock()
     with pytest.raises(LoadError, match="no replica after 10 s"):
-        run(place(cluster, time))
+        run(dedicated_versions(cluster, time))
 
 
 def test_a_later_release_deploys_anew_and_an_earlier_one_does_not():
-    cluster, time = Cluster(), Time()
-    old, new = place(cluster, time, release=1), place(cluster, time, release=2)
+    cluster, time = FakeCluster(), FakeClock()
+    old, new = dedicated_versions(cluster, time, release=1), dedicated_versions(cluster, time, release=2)
     run(old)
     run(new)
-    assert (cluster.begun[1], cluster.releases[1]) == (2, 2)
-    run(place(cluster, time, release=1))
-    assert (cluster.begun[1], cluster.releases[1]) == (2, 2)
+    assert (cluster.deploys[1], cluster.releases[1]) == (2, 2)
+    run(dedicated_versions(cluster, time, release=1))
+    assert (cluster.deploys[1], cluster.releases[1]) == (2, 2)
 
 
 def test_a_release_that_had_to_wait_is_made_up_for():
-    cluster, time = Cluster(states={1: Found(State.RUNNING)}, releases={1: 1}, busy={1}), Time()
-    new = place(cluster, time, release=2)
+    cluster, time = (
+        FakeCluster(states={1: DeploymentStatus(DeploymentState.RUNNING)}, releases={1: 1}, busy={1}),
+        FakeClock(),
+    )
+    new = dedicated_versions(cluster, time, release=2)
     run(new)
     beat(new, 1)
     assert cluster.releases[1] == 1  # it is not taken for what it is not
     cluster.busy.clear()
     beat(new, 1)
-    assert (cluster.begun[1], cluster.releases[1]) == (1, 2)
+    assert (cluster.deploys[1], cluster.releases[1]) == (1, 2)
 
 
 def test_what_somebody_ended_is_deployed_again_while_it_is_held():
-    cluster, time = Cluster(), Time()
-    door = place(cluster, time)
-    run(door)
+    cluster, time = FakeCluster(), FakeClock()
+    endpoint = dedicated_versions(cluster, time)
+    run(endpoint)
     cluster.states.clear()
-    beat(door, 1)
-    assert cluster.begun[1] == 2
+    beat(endpoint, 1)
+    assert cluster.deploys[1] == 2
     cluster.states.clear()
-    beat(door)
-    assert cluster.begun[1] == 2
+    beat(endpoint)
+    assert cluster.deploys[1] == 2
     assert cluster.held == []
 
 
-def test_only_one_door_may_deploy_until_it_did_or_took_too_long():
-    time = Time()
-    holds = Holds(lambda: time.now)
+def test_one_replica_may_deploy_until_it_did_or_took_too_long():
+    time = FakeClock()
+    holds = DeploymentHolds(lambda: time.now)
     assert holds.claim("v@1", "a")
     assert not holds.claim("v@1", "b")
     assert holds.claim("v@1", "a")
@@ -121,33 +131,35 @@ def test_only_one_door_may_deploy_until_it_did_or_took_too_long():
     time.wait(CLAIM_S + 1)
     assert holds.claim("v@1", "a")
     assert (holds.release("v@1"), holds.release("v@2")) == (5, 0)
-    holds.know(["v@1"], 4)
+    holds.note_release(["v@1"], 4)
     assert holds.release("v@1") == 5
 
 
-def test_what_no_door_holds_ends_after_its_time_and_what_one_holds_stays():
-    time, there, ended = Time(), ["v@1", "v@2", "v@3"], list[str]()
-    keeper = Keeper(
-        lambda: [*there], lambda name: (ended.append(name), there.remove(name)), Holds(lambda: time.now)
+def test_a_deployment_ends_once_its_hold_expires_and_a_held_one_stays():
+    time, there, ended = FakeClock(), ["v@1", "v@2", "v@3"], list[str]()
+    reaper = Reaper(
+        lambda: [*there],
+        lambda name: (ended.append(name), there.remove(name)),
+        DeploymentHolds(lambda: time.now),
     )  # type: ignore[func-returns-value,arg-type]
-    assert keeper.hold(["v@1", "v@2"], 10) == ["v@1", "v@2"]  # nothing was seen yet
-    keeper.sweep()
-    assert keeper.hold(["v@1", "v@9"], 10) == ["v@9"]
+    assert reaper.hold(["v@1", "v@2"], 10) == ["v@1", "v@2"]  # nothing was seen yet
+    reaper.sweep()
+    assert reaper.hold(["v@1", "v@9"], 10) == ["v@9"]
     time.wait(9)
-    keeper.hold(["v@1"], 10)
+    reaper.hold(["v@1"], 10)
     time.wait(9)
-    keeper.sweep()
-    assert ended == ["v@2"]  # v@3 is held by nobody, but this keeper has only just begun
+    reaper.sweep()
+    assert ended == ["v@2"]  # v@3 is held by nobody, but this reaper has only just begun
     time.wait(LINGER_S)
-    keeper.sweep()
+    reaper.sweep()
     assert ended == ["v@2", "v@1", "v@3"]
 
 
-def test_a_keeper_that_starts_anew_ends_nothing_that_doors_still_hold():
-    time, ended = Time(), list[str]()
-    keeper = Keeper(lambda: ["v@1"], ended.append, Holds(lambda: time.now))
+def test_a_new_reaper_ends_nothing_that_is_still_held():
+    time, ended = FakeClock(), list[str]()
+    reaper = Reaper(lambda: ["v@1"], ended.append, DeploymentHolds(lambda: time.now))
     for _ in range(100):
-        keeper.sweep()
+        reaper.sweep()
         time.wait(5)
-        keeper.hold(["v@1"], 10)
+        reaper.hold(["v@1"], 10)
     assert ended == []

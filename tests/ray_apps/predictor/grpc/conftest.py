@@ -16,12 +16,12 @@ import tritonclient.grpc as triton
 import uvicorn
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from ray_apps.predictor.deploy.standalone import Doors
+from ray_apps.predictor.deploy.standalone import EndpointRouter
 from ray_apps.predictor.grpc import GrpcServer, HttpModels, Limits
-from ray_apps.predictor.http.app import HttpDoor
 from ray_apps.predictor.http.auth import Authenticator, TokenAuthenticator
+from ray_apps.predictor.http.model_endpoint import ModelEndpoint
+from ray_apps.predictor.inference.predictor import Predictor
 from ray_apps.predictor.inference.recording import Recorder
-from ray_apps.predictor.inference.service import Predictor
 from ray_apps.predictor.protocol.datatypes import DTYPES
 from ray_apps.predictor.versions.engine import Engine
 from ray_apps.token_cache import TokenCache
@@ -75,18 +75,18 @@ class Served:
     token: str
     viewer: str
     release: threading.Event
-    doors: dict[str, HttpDoor]
+    endpoints: dict[str, ModelEndpoint]
 
     @property
     def auth(self) -> Authenticator:
-        return self.doors["typed"].auth
+        return self.endpoints["typed"].auth
 
     @property
     def login(self) -> dict[str, str]:
         return {"authorization": f"Bearer {self.token}"}
 
 
-def make_door(folder: Path, model: str, names: list[str], release: threading.Event) -> HttpDoor:
+def make_endpoint(folder: Path, model: str, names: list[str], release: threading.Event) -> ModelEndpoint:
     store = open_store(f"file://{folder}/store")
     registry = Registry(store, actor="ada")
     registry.create_model(model)
@@ -100,18 +100,22 @@ def make_door(folder: Path, model: str, names: list[str], release: threading.Eve
     engine.follow_once()
     engine.load_wanted()
     predictor = Predictor(engine, Recorder(model, MemoryLog()))
-    return HttpDoor(predictor, TokenAuthenticator(TokenCache(Access(store, actor="predictor"))))
+    return ModelEndpoint(predictor, TokenAuthenticator(TokenCache(Access(store, actor="predictor"))))
 
 
 async def serve(served: Served, started: threading.Event, stop: threading.Event) -> None:
     port = int(served.http.rpartition(":")[2])
     config = uvicorn.Config(
-        Doors(served.doors, served.auth), port=port, lifespan="off", log_level="error", ws="none"
+        EndpointRouter(served.endpoints, served.auth), port=port, lifespan="off", log_level="error", ws="none"
     )
     server = uvicorn.Server(config)
     server.install_signal_handlers = lambda: None
     running = asyncio.create_task(server.serve())
-    models = Doors(served.doors, served.auth) if served.inside else HttpModels(f"http://{served.http}")
+    models = (
+        EndpointRouter(served.endpoints, served.auth)
+        if served.inside
+        else HttpModels(f"http://{served.http}")
+    )
     grpc_server = GrpcServer(
         models, served.auth, served.grpc, Limits(max_message_bytes=1 << 20, max_calls=64)
     )
@@ -123,7 +127,7 @@ async def serve(served: Served, started: threading.Event, stop: threading.Event)
     await grpc_server.stop(1)
     server.should_exit = True
     await running
-    for one in served.doors.values():
+    for one in served.endpoints.values():
         await one.predictor.close()
 
 
@@ -131,9 +135,9 @@ async def serve(served: Served, started: threading.Event, stop: threading.Event)
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("served")
     release, started, stop = threading.Event(), threading.Event(), threading.Event()
-    doors = {
-        "every": make_door(folder, "every", list(DTYPES), release),
-        "typed": make_door(folder, "typed", TYPED, release),
+    endpoints = {
+        "every": make_endpoint(folder, "every", list(DTYPES), release),
+        "typed": make_endpoint(folder, "typed", TYPED, release),
     }
     access = Access(open_store(f"file://{folder}/store"), actor="root")
     made = Served(
@@ -143,7 +147,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         token=access.create_token("predictor", "predictor"),
         viewer=access.create_token("viewer", "viewer"),
         release=release,
-        doors=doors,
+        endpoints=endpoints,
     )
     thread = threading.Thread(target=lambda: asyncio.run(serve(made, started, stop)))
     thread.start()

@@ -53,8 +53,8 @@ async def models_of(server: Server) -> AsyncIterator[HttpModels]:
         listening.close()
 
 
-async def ask(models: HttpModels) -> tuple[int, bytes]:
-    status, _, body = await models.ask("GET", "/x%2Fy", {b"a": b"b"})
+async def request(models: HttpModels) -> tuple[int, bytes]:
+    status, _, body = await models.request("GET", "/x%2Fy", {b"a": b"b"})
     return status, body
 
 
@@ -63,7 +63,7 @@ async def test_answers_come_whole_over_one_connection(piece: int):
     server = Server(lambda *_: OK, piece)
     async with models_of(server) as models:
         for _ in range(3):
-            assert await ask(models) == (200, b"hi")
+            assert await request(models) == (200, b"hi")
     assert server.connections == 1
     assert b"GET /x%2Fy HTTP/1.1\r\n" in server.heads[0]
     assert b"a: b\r\n" in server.heads[0]
@@ -72,14 +72,14 @@ async def test_answers_come_whole_over_one_connection(piece: int):
 async def test_chunked_answers_and_a_100_before_them_are_read():
     chunked = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 404 X\r\ntransfer-encoding: chunked\r\n\r\n1\r\nh\r\n1\r\ni\r\n0\r\n\r\n"
     async with models_of(Server(lambda *_: chunked)) as models:
-        assert await ask(models) == (404, b"hi")
+        assert await request(models) == (404, b"hi")
 
 
 async def test_a_kept_connection_that_ended_meanwhile_is_replaced():
     server = Server(lambda _, request: OK if request == 1 else b"")
     async with models_of(server) as models:
         for _ in range(3):
-            assert await ask(models) == (200, b"hi")
+            assert await request(models) == (200, b"hi")
     assert server.connections == 3
 
 
@@ -87,7 +87,7 @@ async def test_a_server_that_wants_no_more_requests_gets_a_new_connection():
     server = Server(lambda *_: OK.replace(b"X-Name: a", b"connection: close"))
     async with models_of(server) as models:
         for _ in range(2):
-            assert await ask(models) == (200, b"hi")
+            assert await request(models) == (200, b"hi")
     assert server.connections == 2
 
 
@@ -98,14 +98,14 @@ async def test_a_server_that_wants_no_more_requests_gets_a_new_connection():
 async def test_no_answer_is_an_error(reply: Reply, words: str):
     async with models_of(Server(reply)) as models:
         with pytest.raises(UnreachableError, match=words):
-            await ask(models)
+            await request(models)
 
 
 async def test_a_request_that_is_given_up_ends_its_connection():
     server = Server(lambda *_: OK[:-1])
     async with models_of(server) as models:
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(ask(models), 0.2)
+            await asyncio.wait_for(request(models), 0.2)
         async with asyncio.timeout(5):
             while server.open:  # noqa: ASYNC110 - the other end of the socket
                 await asyncio.sleep(0.01)
@@ -124,12 +124,12 @@ async def test_an_answer_that_is_cut_off_is_an_error():
     server.serve = serve  # type: ignore[method-assign]
     async with models_of(server) as models:
         with pytest.raises(UnreachableError, match="not completed"):
-            await ask(models)
+            await request(models)
 
 
 async def test_nobody_there_is_an_error():
     with pytest.raises(UnreachableError, match="Cannot connect"):
-        await ask(HttpModels("http://127.0.0.1:9"))
+        await request(HttpModels("http://127.0.0.1:9"))
 
 
 @pytest.mark.parametrize("url", ["https://a:1", "http://a", "a:1"])

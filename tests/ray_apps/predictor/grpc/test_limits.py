@@ -35,15 +35,17 @@ class Authenticator:
 
 
 @dataclass
-class Doors:
-    """Doors that answer at once, or once they are released; count what they were asked and what was given up."""
+class FakeModels:
+    """Models that answer at once, or once they are released; they count requests, and those that were cancelled."""
 
     release: asyncio.Event | None = None
     asked: int = 0
     given_up: int = 0
     headers: list[Mapping[bytes, bytes]] = field(default_factory=list)
 
-    async def ask(self, _method: str, _path: str, headers: Mapping[bytes, bytes], _body: bytes = b"") -> Any:
+    async def request(
+        self, _method: str, _path: str, headers: Mapping[bytes, bytes], _body: bytes = b""
+    ) -> Any:
         self.asked += 1
         self.headers.append(headers)
         try:
@@ -58,9 +60,9 @@ class Doors:
 
 
 @contextlib.asynccontextmanager
-async def serving(doors: Doors, limits: Limits) -> AsyncIterator[str]:
+async def serving(models: FakeModels, limits: Limits) -> AsyncIterator[str]:
     address = f"127.0.0.1:{free_port()}"
-    server = GrpcServer(doors, Authenticator(), address, limits)
+    server = GrpcServer(models, Authenticator(), address, limits)
     await server.start()
     try:
         yield address
@@ -82,8 +84,8 @@ async def until(condition: Any, within_s: float = 10) -> None:
 
 @pytest.mark.parametrize("metadata", [None, (("authorization", "Bearer other"),)], ids=["none", "wrong"])
 async def test_a_token_is_asked_for_before_a_message_is_read(metadata: Any):
-    doors = Doors()
-    async with serving(doors, Limits(max_message_bytes=1 << 10)) as address, channel_to(address) as channel:
+    models = FakeModels()
+    async with serving(models, Limits(max_message_bytes=1 << 10)) as address, channel_to(address) as channel:
         call = channel.unary_unary(INFER)
         broken, too_large = b"\xff\xff", bytes(1 << 22)
         for message in (broken, too_large):
@@ -92,11 +94,11 @@ async def test_a_token_is_asked_for_before_a_message_is_read(metadata: Any):
         code, words = await refusal(call(broken, metadata=LOGIN))
         assert code == grpc.StatusCode.INVALID_ARGUMENT
         assert words.startswith("message: not a ModelInferRequest:")
-    assert doors.asked == 0
+    assert models.asked == 0
 
 
 async def test_every_method_but_health_asks_for_a_token():
-    async with serving(Doors(), Limits()) as address, channel_to(address) as channel:
+    async with serving(FakeModels(), Limits()) as address, channel_to(address) as channel:
         codes = {}
         for method in service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods_by_name:
             call = channel.unary_unary(f"/{messages.SERVICE}/{method}")(b"")
@@ -107,14 +109,17 @@ async def test_every_method_but_health_asks_for_a_token():
 
 
 async def test_health_leaves_messages_unread():
-    async with serving(Doors(), Limits(max_message_bytes=1 << 10)) as address, channel_to(address) as channel:
+    async with (
+        serving(FakeModels(), Limits(max_message_bytes=1 << 10)) as address,
+        channel_to(address) as channel,
+    ):
         call = channel.unary_unary(f"/{messages.SERVICE}/ServerLive")
         assert await call(bytes(1 << 22)) == b"\x08\x01"
 
 
 async def test_messages_are_bounded_packed_and_unpacked():
-    doors = Doors()
-    async with serving(doors, Limits(max_message_bytes=1 << 16)) as address, channel_to(address) as channel:
+    models = FakeModels()
+    async with serving(models, Limits(max_message_bytes=1 << 16)) as address, channel_to(address) as channel:
         call = channel.unary_unary(INFER)
         code, _ = await refusal(call(bytes((1 << 16) + 1), metadata=LOGIN))
         assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -124,7 +129,7 @@ async def test_messages_are_bounded_packed_and_unpacked():
             code, words = await refusal(call(bomb, metadata=LOGIN, compression=packing))
             assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
             assert "larger than max" in words
-        assert doors.asked == 0
+        assert models.asked == 0
         assert await call(GOOD, metadata=LOGIN) == b""
 
 
@@ -132,7 +137,10 @@ async def test_a_small_packed_message_that_unpacks_to_a_large_one_is_refused():
     """The packed form is within the bound, so that it is unpacking which is bounded."""
     bomb = bytes(1 << 22)
     assert len(gzip.compress(bomb)) < 1 << 13
-    async with serving(Doors(), Limits(max_message_bytes=1 << 16)) as address, channel_to(address) as channel:
+    async with (
+        serving(FakeModels(), Limits(max_message_bytes=1 << 16)) as address,
+        channel_to(address) as channel,
+    ):
         call = channel.unary_unary(INFER)
         code, words = await refusal(call(bomb, metadata=LOGIN, compression=grpc.Compression.Gzip))
     assert (code, words) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "Decompressed message larger than max")
@@ -140,7 +148,7 @@ async def test_a_small_packed_message_that_unpacks_to_a_large_one_is_refused():
 
 async def test_metadata_is_bounded():
     async with (
-        serving(Doors(), Limits(max_metadata_bytes=4 << 10)) as address,
+        serving(FakeModels(), Limits(max_metadata_bytes=4 << 10)) as address,
         channel_to(address) as channel,
     ):
         call = channel.unary_unary(INFER)
@@ -150,31 +158,31 @@ async def test_metadata_is_bounded():
 
 
 async def test_calls_beyond_the_bound_are_refused():
-    doors = Doors(asyncio.Event())
-    async with serving(doors, Limits(max_calls=2)) as address, channel_to(address) as channel:
+    models = FakeModels(asyncio.Event())
+    async with serving(models, Limits(max_calls=2)) as address, channel_to(address) as channel:
         call = channel.unary_unary(INFER)
         waiting = [asyncio.ensure_future(call(GOOD, metadata=LOGIN)) for _ in range(2)]
-        await until(lambda: doors.asked == 2)
+        await until(lambda: models.asked == 2)
         code, _ = await refusal(call(GOOD, metadata=LOGIN))
         assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
-        doors.release.set()
+        models.release.set()
         assert await asyncio.gather(*waiting) == [b"", b""]
         assert await call(GOOD, metadata=LOGIN) == b""
 
 
 async def test_one_connection_does_not_take_all_calls():
-    doors = Doors(asyncio.Event())
-    async with serving(doors, Limits(max_streams=2)) as address, channel_to(address) as channel:
+    models = FakeModels(asyncio.Event())
+    async with serving(models, Limits(max_streams=2)) as address, channel_to(address) as channel:
         call = channel.unary_unary(INFER)
         waiting = [asyncio.ensure_future(call(GOOD, metadata=LOGIN)) for _ in range(5)]
-        await until(lambda: doors.asked == 2)
+        await until(lambda: models.asked == 2)
         await asyncio.sleep(0.1)
-        assert doors.asked == 2  # the others wait at the caller
+        assert models.asked == 2  # the others wait at the caller
         options = (("grpc.use_local_subchannel_pool", 1),)
         async with grpc.aio.insecure_channel(address, options=options) as another:
             other = asyncio.ensure_future(another.unary_unary(INFER)(GOOD, metadata=LOGIN))
-            await until(lambda: doors.asked == 3)
-            doors.release.set()
+            await until(lambda: models.asked == 3)
+            models.release.set()
             assert await other == b""
         # Near the bound grpc core refuses some streams, a protection against those who reset them.
         await asyncio.gather(*waiting, return_exceptions=True)
@@ -203,31 +211,31 @@ async def connection(address: str, said: bytes) -> AsyncIterator[asyncio.StreamR
 
 @pytest.mark.parametrize("said", [b"", PREFACE[:10], b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"])
 async def test_a_stranger_who_does_not_begin_is_shown_out(said: bytes):
-    async with serving(Doors(), Limits(handshake_s=0.5)) as address, connection(address, said) as reader:
+    async with serving(FakeModels(), Limits(handshake_s=0.5)) as address, connection(address, said) as reader:
         assert await is_ended(reader, 10)
 
 
 async def test_an_idle_connection_is_closed():
     async with (
-        serving(Doors(), Limits(idle_s=0.5)) as address,
+        serving(FakeModels(), Limits(idle_s=0.5)) as address,
         connection(address, PREFACE + SETTINGS) as reader,
     ):
         assert await is_ended(reader, 10)
 
 
 async def test_an_old_connection_is_closed_and_its_calls_are_answered():
-    doors = Doors(asyncio.Event())
-    async with serving(doors, Limits(age_s=0.5, age_grace_s=20)) as address, channel_to(address) as channel:
+    models = FakeModels(asyncio.Event())
+    async with serving(models, Limits(age_s=0.5, age_grace_s=20)) as address, channel_to(address) as channel:
         call = asyncio.ensure_future(channel.unary_unary(INFER)(GOOD, metadata=LOGIN))
         await asyncio.sleep(1.5)
-        doors.release.set()
+        models.release.set()
         assert await call == b""
         assert await channel.unary_unary(INFER)(GOOD, metadata=LOGIN) == b""  # by a new connection
 
 
 async def test_a_client_that_keeps_an_old_connection_open_is_shown_out():
     async with (
-        serving(Doors(), Limits(age_s=0.3, age_grace_s=0.3)) as address,
+        serving(FakeModels(), Limits(age_s=0.3, age_grace_s=0.3)) as address,
         connection(address, PREFACE + SETTINGS) as reader,
     ):  # it answers no ping
         assert await is_ended(reader, 10)
@@ -235,14 +243,17 @@ async def test_a_client_that_keeps_an_old_connection_open_is_shown_out():
 
 async def test_a_caller_that_vanished_is_noticed():
     async with (
-        serving(Doors(), Limits(keepalive_s=0.3, keepalive_timeout_s=0.3)) as address,
+        serving(FakeModels(), Limits(keepalive_s=0.3, keepalive_timeout_s=0.3)) as address,
         connection(address, PREFACE + SETTINGS) as reader,
     ):
         assert await is_ended(reader, 10)
 
 
 async def test_connections_beyond_the_bound_are_refused():
-    async with serving(Doors(), Limits(max_connections=2)) as address, contextlib.AsyncExitStack() as stack:
+    async with (
+        serving(FakeModels(), Limits(max_connections=2)) as address,
+        contextlib.AsyncExitStack() as stack,
+    ):
         held = [await stack.enter_async_context(connection(address, PREFACE + SETTINGS)) for _ in range(2)]
         for reader in held:
             assert await reader.readexactly(9)
@@ -255,29 +266,29 @@ async def test_a_message_that_does_not_come_is_not_waited_for():
         await asyncio.sleep(30)
         yield GOOD
 
-    async with serving(Doors(), Limits(message_s=0.3)) as address, channel_to(address) as channel:
+    async with serving(FakeModels(), Limits(message_s=0.3)) as address, channel_to(address) as channel:
         code, words = await refusal(channel.stream_unary(INFER)(requests(), metadata=LOGIN))
     assert (code, words[:22]) == (grpc.StatusCode.DEADLINE_EXCEEDED, "message: none came wit")
 
 
 async def test_a_deadline_goes_along_and_drops_the_work():
-    doors = Doors(asyncio.Event())
-    async with serving(doors, Limits()) as address, channel_to(address) as channel:
+    models = FakeModels(asyncio.Event())
+    async with serving(models, Limits()) as address, channel_to(address) as channel:
         call = channel.unary_unary(INFER)
         code, _ = await refusal(call(GOOD, metadata=LOGIN, timeout=0.3))
         assert code == grpc.StatusCode.DEADLINE_EXCEEDED
-        await until(lambda: doors.given_up == 1)
-        assert 0 < int(doors.headers[0][b"x-request-timeout-ms"]) <= 300
+        await until(lambda: models.given_up == 1)
+        assert 0 < int(models.headers[0][b"x-request-timeout-ms"]) <= 300
 
 
 async def test_a_cancelled_call_drops_its_work():
-    doors = Doors(asyncio.Event())
-    async with serving(doors, Limits()) as address, channel_to(address) as channel:
+    models = FakeModels(asyncio.Event())
+    async with serving(models, Limits()) as address, channel_to(address) as channel:
         call = channel.unary_unary(INFER)(GOOD, metadata=LOGIN)
         waiting = asyncio.ensure_future(call)
-        await until(lambda: doors.asked == 1)
+        await until(lambda: models.asked == 1)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        await until(lambda: doors.given_up == 1)
-        assert b"x-request-timeout-ms" not in doors.headers[0]
+        await until(lambda: models.given_up == 1)
+        assert b"x-request-timeout-ms" not in models.headers[0]

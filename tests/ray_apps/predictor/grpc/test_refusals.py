@@ -76,7 +76,7 @@ def test_a_deadline_ends_the_call_and_a_timeout_parameter_the_work(
     slow = [tensor for tensor in inputs(TYPED) if tensor.name() != "INT64"]
     wait = triton.InferInput("INT64", [2, 2], "INT64")
     wait.set_data_from_numpy(np.full((2, 2), -77))
-    version = served.doors["typed"].predictor.engine.routes.champion
+    version = served.endpoints["typed"].predictor.engine.routes.champion
     version.example_ms = 100.0  # off the event loop, as a slow model's answers are
     try:
         login = served.login

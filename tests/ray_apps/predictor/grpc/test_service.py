@@ -134,8 +134,8 @@ def test_statistics_count_what_was_asked(served: Served, client: triton.Inferenc
 
 
 def test_a_cancelled_call_is_given_up_by_the_model(served: Served, client: triton.InferenceServerClient):
-    door = served.doors["typed"]
-    version = door.predictor.engine.routes.champion
+    endpoint = served.endpoints["typed"]
+    version = endpoint.predictor.engine.routes.champion
     slow = [tensor for tensor in inputs(TYPED) if tensor.name() != "INT64"]
     wait = triton.InferInput("INT64", [2, 2], "INT64")
     wait.set_data_from_numpy(np.full((2, 2), -77))
@@ -154,11 +154,11 @@ def test_a_cancelled_call_is_given_up_by_the_model(served: Served, client: trito
     version.example_ms = 100.0  # off the event loop, as a slow model's answers are
     try:
         call = client.async_infer("typed", [*slow, wait], lambda *_: None, headers=served.login)
-        until(lambda: door.in_flight == 1)
+        until(lambda: endpoint.in_flight == 1)
         call.cancel()
         until(lambda: failures() == before + 1)
         assert not served.release.is_set()
-        until(lambda: door.in_flight == 0)
+        until(lambda: endpoint.in_flight == 0)
     finally:
         served.release.set()
         version.example_ms = 0.1
@@ -278,7 +278,7 @@ async def test_calls_in_flight_are_answered_before_the_server_ends():
     asked, release = asyncio.Event(), asyncio.Event()
 
     class Slow:
-        async def ask(self, *_: Any) -> Answer:
+        async def request(self, *_: Any) -> Answer:
             asked.set()
             await release.wait()
             return 200, [JSON], b"{}"

@@ -66,7 +66,7 @@ def test_a_stream_without_a_token_ends_before_a_message_is_read(served: Served, 
 class Echo:
     """Doors that answer a message with its own id, or wait."""
 
-    async def ask(self, _method: str, _path: str, _headers: Any, body: bytes = b"") -> Any:
+    async def request(self, _method: str, _path: str, _headers: Any, body: bytes = b"") -> Any:
         request = service_pb2.ModelInferRequest.FromString(body)
         return 200, [], service_pb2.ModelInferResponse(id=request.id).SerializeToString()
 

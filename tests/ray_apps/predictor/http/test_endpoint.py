@@ -5,10 +5,10 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from ray_apps.predictor.http.endpoint import JSON, Answer, Door, Request
+from ray_apps.predictor.http.endpoint import JSON, Answer, Endpoint, Request
 
 
-class Open(Door):
+class Open(Endpoint):
     """Answers whoever comes in."""
 
     async def answer(self, request: Request) -> Answer:  # noqa: ARG002 - the door's
@@ -17,9 +17,11 @@ class Open(Door):
     async def close(self) -> None: ...
 
 
-async def ask(door: Door, priority: str | None) -> httpx.Response:
+async def ask(endpoint: Endpoint, priority: str | None) -> httpx.Response:
     headers = {"X-Toque-Priority": priority} if priority else {}
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(door), base_url="http://replica") as client:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(endpoint), base_url="http://replica"
+    ) as client:
         return await client.get("/", headers=headers)
 
 
@@ -35,16 +37,16 @@ async def ask(door: Door, priority: str | None) -> httpx.Response:
     ],
 )
 async def test_the_low_are_refused_first_and_the_high_last(taken: int, let_in: list[str | None]) -> None:
-    door = Open(max_in_flight=16)
-    door.in_flight = taken
+    endpoint = Open(max_in_flight=16)
+    endpoint.in_flight = taken
     for priority in {"low", None, "normal", "high", *let_in}:
-        answer = await ask(door, priority)
+        answer = await ask(endpoint, priority)
         if priority in let_in or (priority or "").title() in let_in:
             assert answer.status_code == 200, priority
         else:
             assert answer.status_code == 429, priority
             assert answer.headers["retry-after"] == "1"
-        assert door.in_flight == taken
+        assert endpoint.in_flight == taken
 
 
 async def test_another_priority_is_refused_by_name() -> None:

@@ -14,17 +14,17 @@ import pytest
 import uvicorn
 
 from functions.prediction_log.records import decode_prediction
-from tests.ray_apps.predictor.conftest import Kitchen, tensors
+from tests.ray_apps.predictor.conftest import ServedModel, tensors
 
 WITHIN_S = 20
 
 
 @pytest.fixture
-async def port(kitchen: Kitchen) -> AsyncIterator[int]:
+async def port(served_model: ServedModel) -> AsyncIterator[int]:
     """Where the kitchen's door listens."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
-        app: Any = kitchen.client._transport.app  # type: ignore[attr-defined]
+        app: Any = served_model.client._transport.app  # type: ignore[attr-defined]
         server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_level="warning"))
         serving = asyncio.create_task(server.serve(sockets=[listening]))
         await until(lambda: server.started)
@@ -39,11 +39,11 @@ async def until(happened: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def asked(kitchen: Kitchen, port: int, body: dict[str, Any]) -> asyncio.StreamWriter:
+async def asked(served_model: ServedModel, port: int, body: dict[str, Any]) -> asyncio.StreamWriter:
     """A connection on which a request has been sent."""
     _, writer = await asyncio.open_connection("127.0.0.1", port)
     content = json.dumps(body).encode()
-    token = f"authorization: Bearer {kitchen.tokens['predictor']}\r\n"
+    token = f"authorization: Bearer {served_model.tokens['predictor']}\r\n"
     writer.write(f"POST /infer HTTP/1.1\r\nhost: x\r\n{token}content-length: {len(content)}\r\n\r\n".encode())
     writer.write(content)
     await writer.drain()
@@ -51,10 +51,12 @@ async def asked(kitchen: Kitchen, port: int, body: dict[str, Any]) -> asyncio.St
 
 
 @pytest.mark.parametrize("tags", [{}, {"max_batch_rows": "2"}], ids=["alone", "in batches"])
-async def test_work_for_a_caller_who_has_gone_is_dropped(kitchen: Kitchen, port: int, tags: dict[str, str]):
-    kitchen.registry.promote("late", kitchen.version(tags=tags))
-    kitchen.settle()
-    door: Any = kitchen.client._transport.app  # type: ignore[attr-defined]
+async def test_work_for_a_caller_who_has_gone_is_dropped(
+    served_model: ServedModel, port: int, tags: dict[str, str]
+):
+    served_model.registry.promote("late", served_model.version(tags=tags))
+    served_model.settle()
+    endpoint: Any = served_model.client._transport.app  # type: ignore[attr-defined]
     given: list[int] = []
     release = threading.Event()
 
@@ -63,29 +65,29 @@ async def test_work_for_a_caller_who_has_gone_is_dropped(kitchen: Kitchen, port:
         release.wait(WITHIN_S)
         return {"probability": np.zeros((len(inputs["numeric"]), 1), np.float32)}
 
-    version: Any = kitchen.engine.routes.champion
+    version: Any = served_model.engine.routes.champion
     version._scorer.predict, version.example_ms = (
         predict,
         100.0,
     )  # it answers in a thread, of which there are two
     at_once = 1 if tags else 2
     try:
-        busy = [await asked(kitchen, port, tensors(1, id="busy")) for _ in range(at_once)]
+        busy = [await asked(served_model, port, tensors(1, id="busy")) for _ in range(at_once)]
         await until(lambda: len(given) == at_once)
-        waits, goes = [await asked(kitchen, port, tensors(rows, id=f"{rows}")) for rows in (2, 3)]
-        await until(lambda: door.in_flight == at_once + 2)
+        waits, goes = [await asked(served_model, port, tensors(rows, id=f"{rows}")) for rows in (2, 3)]
+        await until(lambda: endpoint.in_flight == at_once + 2)
         goes.close()
         busy[0].close()  # what is under way goes on, but nobody waits for it
-        await until(lambda: door.in_flight == at_once)
+        await until(lambda: endpoint.in_flight == at_once)
     finally:
         release.set()
-    await until(lambda: door.in_flight == 0)
+    await until(lambda: endpoint.in_flight == 0)
     assert given == [1] * at_once + [2]
     await until(
-        lambda: len(kitchen.log.payloads) == at_once + 2
+        lambda: len(served_model.log.payloads) == at_once + 2
     )  # both who went are in the log, as not answered
     logged = sorted(
-        (each["id"], each["outputs"] is None) for each in map(decode_prediction, kitchen.log.payloads)
+        (each["id"], each["outputs"] is None) for each in map(decode_prediction, served_model.log.payloads)
     )
     answered = [("busy", False)] * (at_once - 1)
     assert logged == sorted([("2", False), ("3", True), *answered, ("busy", True)])
@@ -93,12 +95,12 @@ async def test_work_for_a_caller_who_has_gone_is_dropped(kitchen: Kitchen, port:
         writer.close()
 
 
-async def test_who_stays_is_answered_as_ever(kitchen: Kitchen, port: int):
-    version: Any = kitchen.engine.routes.champion
+async def test_who_stays_is_answered_as_ever(served_model: ServedModel, port: int):
+    version: Any = served_model.engine.routes.champion
     version.example_ms = 100.0
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     content = json.dumps(tensors(2)).encode()
-    token = f"authorization: Bearer {kitchen.tokens['predictor']}\r\n"
+    token = f"authorization: Bearer {served_model.tokens['predictor']}\r\n"
     for _ in range(3):  # on one connection
         writer.write(
             f"POST /infer HTTP/1.1\r\nhost: x\r\n{token}content-length: {len(content)}\r\n\r\n".encode()

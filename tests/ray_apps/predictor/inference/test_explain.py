@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_apps.predictor.inference.explain import Explain, Explanation, parse_explain
+from ray_apps.predictor.inference.explain import Explainer, ExplainRequest, parse_explain
 from ray_apps.predictor.protocol.errors import BadRequest
 from ray_apps.predictor.versions.loaded import LoadedVersion
 from registry import ModelVersion, Signature, TensorSpec
-from tests.ray_apps.predictor.conftest import Kitchen, tensors
+from tests.ray_apps.predictor.conftest import ServedModel, tensors
 
 
 class Scorer:
@@ -50,7 +50,7 @@ def inputs(*rows: tuple[float, float, bytes]) -> dict[str, Any]:
 def explained(given: Mapping[str, Any], **wanted: Any) -> list[Any]:
     model = version()
     rows = len(given["numeric"])
-    return Explanation(model, given, rows, Explain(**wanted)).explain(model.predict(given))
+    return Explainer(model, given, rows, ExplainRequest(**wanted)).explain(model.predict(given))
 
 
 @given(
@@ -76,7 +76,7 @@ def test_rows_that_were_not_predicted_have_none() -> None:
     given = inputs((1.0, 1.0, b"UA"), (np.nan, 1.0, b"UA"))
     model = version()
     outputs = model.predict(given, abstained=[1])
-    first, second = Explanation(model, given, 2, Explain()).explain(outputs, [1])
+    first, second = Explainer(model, given, 2, ExplainRequest()).explain(outputs, [1])
     assert first["value"] == pytest.approx(18)
     assert second is None
 
@@ -96,29 +96,31 @@ def test_rows_that_were_not_predicted_have_none() -> None:
 )
 def test_a_question_that_makes_no_sense_is_refused(wanted: Any, message: str) -> None:
     with pytest.raises(BadRequest, match=message):
-        Explanation(version(), inputs((1.0, 1.0, b"UA")), 1, parse_explain({"explain": wanted}) or Explain())
+        Explainer(
+            version(), inputs((1.0, 1.0, b"UA")), 1, parse_explain({"explain": wanted}) or ExplainRequest()
+        )
 
 
 def test_nothing_is_explained_unless_asked() -> None:
     assert parse_explain({}) is None
     assert parse_explain({"explain": False}) is None
-    assert parse_explain({"explain": True}) == Explain()
+    assert parse_explain({"explain": True}) == ExplainRequest()
 
 
 def test_what_takes_too_long_or_has_no_baseline_is_refused() -> None:
     row = inputs((1.0, 1.0, b"UA"))
     many = {name: np.repeat(array, 1_000, axis=0) for name, array in row.items()}
     with pytest.raises(BadRequest, match=r"1000 rows x 3 features x 400 samples are 1200000 evaluations"):
-        Explanation(version(), many, 1_000, Explain(samples=400))
+        Explainer(version(), many, 1_000, ExplainRequest(samples=400))
     with pytest.raises(BadRequest, match="has no example of the shape of 'numeric'; use 'missing'"):
-        Explanation(version(example=False), row, 1, Explain())
+        Explainer(version(example=False), row, 1, ExplainRequest())
     whole = version(datatype="INT64")
     with pytest.raises(BadRequest, match="'numeric' is INT64, which has no missing value"):
-        Explanation(whole, row, 1, Explain(baseline="missing"))
+        Explainer(whole, row, 1, ExplainRequest(baseline="missing"))
 
 
-async def test_an_answer_comes_with_its_explanation_and_is_logged_as_ever(kitchen: Kitchen) -> None:
-    response = await kitchen.infer(tensors(2, parameters={"explain": True}))
+async def test_an_answer_comes_with_its_explanation_and_is_logged_as_ever(served_model: ServedModel) -> None:
+    response = await served_model.infer(tensors(2, parameters={"explain": True}))
     assert response.status_code == 200, response.text
     answer = response.json()
     data = answer["outputs"][0]["data"]
@@ -126,13 +128,13 @@ async def test_an_answer_comes_with_its_explanation_and_is_logged_as_ever(kitche
     assert first["value"] == pytest.approx(data[0])
     assert first["attributions"].keys() == {"distance", "wind", "carrier"}
     assert second == first
-    assert len(kitchen.log.payloads) == 1
-    plain = (await kitchen.infer(tensors(2))).json()
+    assert len(served_model.log.payloads) == 1
+    plain = (await served_model.infer(tensors(2))).json()
     assert plain["outputs"][0]["data"] == data
     assert "explanation" not in plain["parameters"]
 
 
-async def test_a_wrong_question_is_a_400_that_names_the_field(kitchen: Kitchen) -> None:
-    response = await kitchen.infer(tensors(parameters={"explain": {"samples": 0}}))
+async def test_a_wrong_question_is_a_400_that_names_the_field(served_model: ServedModel) -> None:
+    response = await served_model.infer(tensors(parameters={"explain": {"samples": 0}}))
     assert response.status_code == 400
     assert "parameters.explain.samples" in response.json()["error"]

@@ -22,15 +22,17 @@ from featurestore import (
     String,
 )
 from functions.prediction_log.records import prediction_columns
-from tests.ray_apps.predictor.conftest import Kitchen
+from tests.ray_apps.predictor.conftest import ServedModel
 
 NOW = datetime(2013, 5, 1, 12, tzinfo=UTC)
 
 
 @pytest.fixture
-async def by_key(make_kitchen: Callable[..., Kitchen], redis_server: Any) -> AsyncIterator[Kitchen]:
+async def by_key(
+    make_served_model: Callable[..., ServedModel], redis_server: Any
+) -> AsyncIterator[ServedModel]:
     """`wind` of an airport and `carrier` of a plane from Redis, `distance` from the request."""
-    made = make_kitchen()
+    made = make_served_model()
     features = FeatureStore(made.registry.store, redis_url=redis_server.url, clock=lambda: NOW)
     airport, plane = Entity("origin", join_keys=["origin"]), Entity("tailnum", join_keys=["tailnum"])
     weather = FeatureView(
@@ -50,9 +52,9 @@ async def by_key(make_kitchen: Callable[..., Kitchen], redis_server: Any) -> Asy
 
 
 def _watch(features: FeatureStore) -> Any:
-    from ray_apps.predictor.inference.keys import ServiceWatch
+    from ray_apps.predictor.inference.keys import ServiceRefresher
 
-    return ServiceWatch(features)
+    return ServiceRefresher(features)
 
 
 def rows(key: str, keys: list[str], name: str, values: list[Any], hours_ago: list[int]) -> pa.Table:
@@ -64,7 +66,7 @@ def keyed(*entities: dict[str, Any], **parameters: Any) -> dict[str, Any]:
     return {"inputs": [], "parameters": {"entities": list(entities), **parameters}}
 
 
-async def test_features_are_fetched_laid_out_and_logged_as_used(by_key: Kitchen):
+async def test_features_are_fetched_laid_out_and_logged_as_used(by_key: ServedModel):
     body = keyed({"origin": "JFK", "tailnum": "N1"}, request=[{"distance": 3.0}], unit="N1")
     answer = (await by_key.infer({**body, "id": "p1"})).json()
     assert answer["outputs"][0]["data"] == [pytest.approx(0.25 + 0.001 * 10)]
@@ -76,7 +78,7 @@ async def test_features_are_fetched_laid_out_and_logged_as_used(by_key: Kitchen)
     assert row["entities"] == '{"origin": "JFK", "tailnum": "N1"}'
 
 
-async def test_missing_and_expired_features_are_nan_and_are_named(by_key: Kitchen):
+async def test_missing_and_expired_features_are_nan_and_are_named(by_key: ServedModel):
     body = keyed({"origin": "LGA", "tailnum": "N1"}, {"origin": "JFK", "tailnum": "N9"})
     answer = (await by_key.infer(body)).json()
     assert answer["parameters"]["missing"] == [["distance", "wind"], ["distance", "carrier"]]
@@ -86,7 +88,7 @@ async def test_missing_and_expired_features_are_nan_and_are_named(by_key: Kitche
     assert (first["missing"], second["missing"]) == (["distance", "wind"], ["distance", "carrier"])
 
 
-async def test_a_model_may_reject_what_is_missing(by_key: Kitchen):
+async def test_a_model_may_reject_what_is_missing(by_key: ServedModel):
     tags = {"feature_service": "late", "missing_features": "reject"}
     by_key.registry.promote("late", by_key.version(tags=tags))
     by_key.settle()
@@ -97,12 +99,12 @@ async def test_a_model_may_reject_what_is_missing(by_key: Kitchen):
     assert (await by_key.infer(complete)).status_code == 200
 
 
-async def test_request_values_go_before_stored_ones(by_key: Kitchen):
+async def test_request_values_go_before_stored_ones(by_key: ServedModel):
     body = keyed({"origin": "JFK", "tailnum": "N1"}, request=[{"distance": 1.0, "wind": 2.0}])
     assert (await by_key.infer(body)).json()["outputs"][0]["data"] == [pytest.approx(0.253)]
 
 
-async def test_redis_away_tensors_still_answer_and_keys_are_told(by_key: Kitchen, redis_server: Any):
+async def test_redis_away_tensors_still_answer_and_keys_are_told(by_key: ServedModel, redis_server: Any):
     redis_server.kill()
     assert (await by_key.infer()).status_code == 200
     response = await by_key.infer(keyed({"origin": "JFK", "tailnum": "N1"}))
@@ -129,13 +131,13 @@ async def test_redis_away_tensors_still_answer_and_keys_are_told(by_key: Kitchen
         (keyed({"origin": "JFK", "tailnum": "N1"}, at="2013-05-01T12:00:00+00:00"), "replay clock"),
     ],
 )
-async def test_bad_keys_are_a_400_that_names_the_field(by_key: Kitchen, body: dict[str, Any], words: str):
+async def test_bad_keys_are_a_400_that_names_the_field(by_key: ServedModel, body: dict[str, Any], words: str):
     response = await by_key.infer(body)
     assert response.status_code == 400, response.text
     assert words in response.json()["error"]
 
 
-async def test_a_value_that_an_on_demand_view_refuses_is_the_callers_fault(by_key: Kitchen):
+async def test_a_value_that_an_on_demand_view_refuses_is_the_callers_fault(by_key: ServedModel):
     features = by_key.predictor._features
     sent = RequestSource("sent", [Field("at", Float64)])
     hour = OnDemandFeatureView("hour", [sent], [Field("distance", Float64)], hour_of)
@@ -153,7 +155,7 @@ def hour_of(inputs: Any) -> Any:
     return {"distance": [float(datetime.fromtimestamp(at, UTC).hour) for at in inputs["at"].tolist()]}
 
 
-async def test_tensors_and_keys_together_are_refused(by_key: Kitchen):
+async def test_tensors_and_keys_together_are_refused(by_key: ServedModel):
     from tests.ray_apps.predictor.conftest import tensors
 
     response = await by_key.infer(tensors(parameters={"entities": [{"origin": "JFK", "tailnum": "N1"}]}))
@@ -161,7 +163,7 @@ async def test_tensors_and_keys_together_are_refused(by_key: Kitchen):
     assert "not both" in response.json()["error"]
 
 
-async def test_on_a_replayed_platform_a_request_says_its_moment(by_key: Kitchen):
+async def test_on_a_replayed_platform_a_request_says_its_moment(by_key: ServedModel):
     by_key.predictor._replay = True
     at = NOW - timedelta(hours=9)
     response = await by_key.infer(keyed({"origin": "LGA", "tailnum": "N1"}, at=at.isoformat()))
@@ -175,7 +177,7 @@ async def test_on_a_replayed_platform_a_request_says_its_moment(by_key: Kitchen)
         assert "parameters.at" in response.json()["error"]
 
 
-async def test_a_shadow_with_features_of_its_own_looks_them_up(by_key: Kitchen):
+async def test_a_shadow_with_features_of_its_own_looks_them_up(by_key: ServedModel):
     shadow = by_key.version(0.5, tags={"feature_service": "late", "missing_features": "reject"})
     by_key.registry.set_traffic("late", {}, shadows=[shadow])
     by_key.settle()

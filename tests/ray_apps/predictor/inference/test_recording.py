@@ -17,19 +17,19 @@ from tritonclient.grpc.aio import InferenceServerClient
 from functions.prediction_log.frames import read_frames
 from functions.prediction_log.records import decode_prediction, prediction_columns
 from functions.prediction_log.wal import WriteAheadLog, segments_of
-from ray_apps.predictor.deploy.standalone import Doors
+from ray_apps.predictor.deploy.standalone import EndpointRouter
 from ray_apps.predictor.grpc import GrpcServer
-from ray_apps.predictor.http.app import HttpDoor
 from ray_apps.predictor.http.auth import NoAuthentication
+from ray_apps.predictor.http.model_endpoint import ModelEndpoint
+from ray_apps.predictor.inference.predictor import Predictor
 from ray_apps.predictor.inference.recording import Recorder
-from ray_apps.predictor.inference.service import Predictor
 from ray_apps.predictor.protocol.json import InferRequest
 from ray_apps.predictor.versions.engine import Engine
-from ray_apps.predictor.write_coalescing import STATE, Moment, moment
+from ray_apps.predictor.write_coalescing import WRITE_BATCH, WriteBatch, current_batch
 from registry import Registry, Signature, TensorSpec, open_store
 from tests.ports import free_port
 from tests.ray_apps.predictor.conftest import MemoryLog
-from tests.ray_apps.predictor.test_gathering_served import served
+from tests.ray_apps.predictor.test_write_coalescing_served import served
 
 Answers = Callable[[Mapping[str, Any]], dict[str, np.ndarray]]
 X = np.array([[1, 2], [3, 4], [5, np.nan]], np.float32)
@@ -108,7 +108,7 @@ def test_an_arm_by_the_name_of_the_shadows_is_told_from_them():
     for shadow in (True, False, True):
         recorder.record(
             id="a", version=1, arm="shadow", shadow=shadow, unit=None, at_us=0, latency_ms=1.0, rows=1,
-            inputs=numbers, outputs=numbers, plain=True,
+            inputs=numbers, outputs=numbers, float32_matrix=True,
         )  # fmt: skip
     assert [decode_prediction(payload)["shadow"] for payload in log.payloads] == [True, False, True]
 
@@ -117,7 +117,7 @@ Ask = Callable[[int], Awaitable[str]]
 
 
 @contextlib.asynccontextmanager
-async def by_http(app: Doors) -> AsyncIterator[Ask]:
+async def by_http(app: EndpointRouter) -> AsyncIterator[Ask]:
     async with served(app) as (_, port), httpx.AsyncClient() as client:
 
         async def ask(number: int) -> str:
@@ -129,7 +129,7 @@ async def by_http(app: Doors) -> AsyncIterator[Ask]:
 
 
 @contextlib.asynccontextmanager
-async def by_grpc(app: Doors) -> AsyncIterator[Ask]:
+async def by_grpc(app: EndpointRouter) -> AsyncIterator[Ask]:
     address = f"127.0.0.1:{free_port()}"
     server = GrpcServer(app, NoAuthentication(), address)
     await server.start()
@@ -144,8 +144,8 @@ async def by_grpc(app: Doors) -> AsyncIterator[Ask]:
     await server.stop(1)
 
 
-@pytest.mark.parametrize(("door", "together"), [(by_http, True), (by_grpc, False)])
-async def test_an_answer_that_came_is_in_the_log(tmp_path: Path, door: Any, *, together: bool):
+@pytest.mark.parametrize(("endpoint", "together"), [(by_http, True), (by_grpc, False)])
+async def test_an_answer_that_came_is_in_the_log(tmp_path: Path, endpoint: Any, *, together: bool):
     """Of many callers at once, whose records are written together over HTTP, and one by one by gRPC."""
 
     class Groups(MemoryLog):
@@ -165,7 +165,9 @@ async def test_an_answer_that_came_is_in_the_log(tmp_path: Path, door: Any, *, t
 
     async with (
         asyncio.timeout(60),
-        door(Doors({"late": HttpDoor(predictor, NoAuthentication())}, NoAuthentication())) as ask,
+        endpoint(
+            EndpointRouter({"late": ModelEndpoint(predictor, NoAuthentication())}, NoAuthentication())
+        ) as ask,
     ):
         await asyncio.gather(*(call(ask) for _ in range(16)))
     await predictor.close()
@@ -176,9 +178,9 @@ async def test_an_answer_that_came_is_in_the_log(tmp_path: Path, door: Any, *, t
 
 async def test_an_answer_that_leaves_by_another_loop_is_in_the_log_before(tmp_path: Path):
     """Serve may run the application on a loop of its own, beside that of the connections."""
-    log, here = MemoryLog(), moment()
+    log, here = MemoryLog(), current_batch()
     predictor = plain_predictor(tmp_path, lambda inputs: {"y": inputs["x"][:, :1]}, log)
-    door = HttpDoor(predictor, NoAuthentication())
+    endpoint = ModelEndpoint(predictor, NoAuthentication())
 
     async def ask() -> httpx.Response:
         body = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]}
@@ -186,38 +188,38 @@ async def test_an_answer_that_leaves_by_another_loop_is_in_the_log_before(tmp_pa
             return await client.post("http://replica/infer", json=body)
 
     async def from_the_connection(scope: Any, receive: Any, send: Any) -> None:
-        await door({**scope, "state": {STATE: here}}, receive, send)
+        await endpoint({**scope, "state": {WRITE_BATCH: here}}, receive, send)
 
     answer = await asyncio.to_thread(lambda: asyncio.run(ask()))
     assert [answer.json()["id"]] == ids(log)
     there = await ask()
     assert ids(log) == [answer.json()["id"]]
-    here.settle()
+    here.write_records()
     assert ids(log) == [answer.json()["id"], there.json()["id"]]
     await predictor.close()
 
 
-async def test_records_of_a_moment_are_written_together_when_it_is_over():
-    log, now = MemoryLog(), moment()
+async def test_records_of_a_batch_are_written_together():
+    log, now = MemoryLog(), current_batch()
     recorder = Recorder("m", log)
     for name in "abc":
         record(recorder, name, now)
     record(recorder, "at once")
     assert ids(log) == ["at once"]
-    now.settle()
+    now.write_records()
     assert ids(log) == ["at once", "a", "b", "c"]
-    now.settle()
+    now.write_records()
     assert (len(log.payloads), recorder.written) == (4, 4)
 
 
-async def test_what_is_recorded_is_of_the_moment_of_its_answer():
+async def test_a_record_holds_the_outputs_as_they_were_answered():
     """A model may use one array for all its answers."""
-    log, now, answers = MemoryLog(), moment(), np.zeros((1, 1), np.float32)
+    log, now, answers = MemoryLog(), current_batch(), np.zeros((1, 1), np.float32)
     recorder = Recorder("m", log)
     for number in (1.0, 2.0):
         answers[:] = number
         record(recorder, "a", now, answers)
-    now.settle()
+    now.write_records()
     assert [np.frombuffer(decode_prediction(payload)["outputs"], "f4")[0] for payload in log.payloads] == [
         1,
         2,
@@ -225,11 +227,11 @@ async def test_what_is_recorded_is_of_the_moment_of_its_answer():
 
 
 async def test_a_log_with_room_for_some_takes_those(tmp_path: Path):
-    log, now = WriteAheadLog(tmp_path, limit_bytes=1_000, segment_bytes=500), moment()
+    log, now = WriteAheadLog(tmp_path, limit_bytes=1_000, segment_bytes=500), current_batch()
     recorder = Recorder("m", log)
     for number in range(40):
         record(recorder, str(number), now)
-    now.settle()
+    now.write_records()
     kept = [frame.payload for _, path in segments_of(log.folder) for frame in read_frames(path.read_bytes())]
     assert [decode_prediction(payload)["id"] for payload in kept] == [str(n) for n in range(len(kept))]
     assert 0 < len(kept) < 40
@@ -242,12 +244,12 @@ async def test_a_broken_log_costs_records_and_nobody_elses(caplog: pytest.LogCap
         def extend(self, payloads: Sequence[bytes]) -> int:
             raise ValueError(f"this log is closed, and takes none of {len(payloads)}")
 
-    log, now = MemoryLog(), moment()
+    log, now = MemoryLog(), current_batch()
     broken, other = Recorder("broken", Broken()), Recorder("other", log)
     for recorder in (broken, other):
         record(recorder, "a", now)
         record(recorder, "b", now)
-    now.settle()
+    now.write_records()
     assert (broken.written, broken.dropped, ids(log)) == (0, 2, ["a", "b"])
     assert "prediction log of broken: 2 records are lost" in caplog.text
 
@@ -261,10 +263,12 @@ async def test_an_answer_that_leaves_alone_is_refused_by_a_broken_log():
         record(Recorder("m", Broken()), "a")
 
 
-def record(recorder: Recorder, name: str, moment: Moment | None = None, answers: Any = X[:1, :1]) -> None:
+def record(
+    recorder: Recorder, name: str, write_batch: WriteBatch | None = None, answers: Any = X[:1, :1]
+) -> None:
     recorder.record(
         id=name, version=1, arm="champion", shadow=False, unit=None, at_us=0, latency_ms=1.0, rows=1,
-        inputs={"x": X[:1]}, outputs={"y": answers}, plain=True, moment=moment,
+        inputs={"x": X[:1]}, outputs={"y": answers}, float32_matrix=True, write_batch=write_batch,
     )  # fmt: skip
 
 

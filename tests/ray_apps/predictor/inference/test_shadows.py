@@ -12,16 +12,16 @@ import pytest
 
 from functions.prediction_log.records import prediction_columns
 from ray_apps.predictor.inference.shadows import MAX_ROWS, TURN_S
-from tests.ray_apps.predictor.conftest import Kitchen, tensors
+from tests.ray_apps.predictor.conftest import ServedModel, tensors
 
 
 @pytest.fixture
-def shadow(kitchen: Kitchen) -> Any:
+def shadow(served_model: ServedModel) -> Any:
     """A shadow that notes the thread it answers in."""
-    number = kitchen.version(0.5)
-    kitchen.registry.set_traffic("late", {}, shadows=[number])
-    kitchen.settle()
-    found: Any = kitchen.engine.find(number)
+    number = served_model.version(0.5)
+    served_model.registry.set_traffic("late", {}, shadows=[number])
+    served_model.settle()
+    found: Any = served_model.engine.find(number)
     found.threads = []
     predict = found.predict
 
@@ -38,18 +38,18 @@ def shadow(kitchen: Kitchen) -> Any:
     [(0.05, 1, True), (0.05, MAX_ROWS + 1, False), (0.5, 1, False), (0.0, 1, False), (9.0, 1, False)],
 )
 async def test_a_fast_shadow_answers_in_the_loop_and_others_beside_it(
-    kitchen: Kitchen, shadow: Any, example_ms: float, rows: int, *, here: bool
+    served_model: ServedModel, shadow: Any, example_ms: float, rows: int, *, here: bool
 ):
     shadow.example_ms = example_ms
-    assert (await kitchen.infer(tensors(rows, id="s"))).status_code == 200
-    await kitchen.predictor.shadows.drained()
+    assert (await served_model.infer(tensors(rows, id="s"))).status_code == 200
+    await served_model.predictor.shadows.drained()
     assert [thread is threading.current_thread() for thread in shadow.threads] == [here]
-    logged = prediction_columns(kitchen.log.payloads)["late"].to_pylist()
+    logged = prediction_columns(served_model.log.payloads)["late"].to_pylist()
     assert [row["version"] for row in logged if row["shadow"]] == [shadow.version] * rows
-    assert kitchen.predictor.shadows.describe() == {"scored": 1, "failed": 0, "dropped": 0}
+    assert served_model.predictor.shadows.describe() == {"scored": 1, "failed": 0, "dropped": 0}
 
 
-async def test_answers_have_their_turns_between_shadows(kitchen: Kitchen, shadow: Any):
+async def test_answers_have_their_turns_between_shadows(served_model: ServedModel, shadow: Any):
     shadow.example_ms = 0.05
     noted = shadow.predict
 
@@ -67,6 +67,6 @@ async def test_answers_have_their_turns_between_shadows(kitchen: Kitchen, shadow
             turns.append(len(shadow.threads))
             await asyncio.sleep(0)
 
-    asked = (kitchen.infer(tensors(id=f"s{i}")) for i in range(40))
+    asked = (served_model.infer(tensors(id=f"s{i}")) for i in range(40))
     await asyncio.wait_for(asyncio.gather(answer(), *asked), 30)
     assert max(after - before for before, after in itertools.pairwise(turns)) == 1

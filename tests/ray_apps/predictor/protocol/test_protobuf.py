@@ -12,7 +12,7 @@ from tritonclient.grpc import service_pb2
 from ray_apps.predictor.protocol.datatypes import pack
 from ray_apps.predictor.protocol.json import InferRequest, InferResponse
 from ray_apps.predictor.protocol.protobuf import encode_message
-from tests.ray_apps.predictor.conftest import Kitchen
+from tests.ray_apps.predictor.conftest import ServedModel
 
 HEADERS = {"Content-Type": "application/x-protobuf"}
 
@@ -26,9 +26,9 @@ def message(**fields: object) -> service_pb2.ModelInferRequest:
     return request
 
 
-async def test_a_message_is_answered_with_a_message(kitchen: Kitchen):
+async def test_a_message_is_answered_with_a_message(served_model: ServedModel):
     request = message(id="flight-7")
-    response = await kitchen.client.post("/infer", content=request.SerializeToString(), headers=HEADERS)
+    response = await served_model.client.post("/infer", content=request.SerializeToString(), headers=HEADERS)
     assert (response.status_code, response.headers["content-type"]) == (200, "application/x-protobuf")
     answer = service_pb2.ModelInferResponse.FromString(response.content)
     assert (answer.model_name, answer.model_version, answer.id) == ("late", "1", "flight-7")
@@ -36,15 +36,15 @@ async def test_a_message_is_answered_with_a_message(kitchen: Kitchen):
     assert np.frombuffer(answer.raw_output_contents[0], np.float32) == pytest.approx([0.253])
 
 
-async def test_outputs_are_chosen_by_name_and_refused_by_name(kitchen: Kitchen):
+async def test_outputs_are_chosen_by_name_and_refused_by_name(served_model: ServedModel):
     request = message()
     request.outputs.add(name="nope")
-    response = await kitchen.client.post("/infer", content=request.SerializeToString(), headers=HEADERS)
+    response = await served_model.client.post("/infer", content=request.SerializeToString(), headers=HEADERS)
     assert response.status_code == 400
     assert "outputs.nope: no such output" in response.json()["error"]
     request = message()
     request.outputs.add(name="probability").parameters["classification"].int64_param = 3
-    response = await kitchen.client.post("/infer", content=request.SerializeToString(), headers=HEADERS)
+    response = await served_model.client.post("/infer", content=request.SerializeToString(), headers=HEADERS)
     assert "classification: not served" in response.json()["error"]
 
 
@@ -56,26 +56,28 @@ async def test_outputs_are_chosen_by_name_and_refused_by_name(kitchen: Kitchen):
         ({"outputs": [{"name": f"o{i}"} for i in range(300)]}, "outputs: 300 outputs; at most 256"),
     ],
 )
-async def test_a_bad_message_is_refused_by_its_field(kitchen: Kitchen, change: dict[str, object], words: str):
+async def test_a_bad_message_is_refused_by_its_field(
+    served_model: ServedModel, change: dict[str, object], words: str
+):
     request = message()
     request.MergeFrom(service_pb2.ModelInferRequest(**change))
-    response = await kitchen.client.post("/infer", content=request.SerializeToString(), headers=HEADERS)
+    response = await served_model.client.post("/infer", content=request.SerializeToString(), headers=HEADERS)
     assert response.status_code == 400
     assert words in response.json()["error"]
 
 
-async def test_a_tensor_twice_is_refused(kitchen: Kitchen):
+async def test_a_tensor_twice_is_refused(served_model: ServedModel):
     request = message()
     request.inputs.add(name="numeric", datatype="FP32", shape=[1, 2])
     request.raw_input_contents.append(request.raw_input_contents[0])
-    response = await kitchen.client.post("/infer", content=request.SerializeToString(), headers=HEADERS)
+    response = await served_model.client.post("/infer", content=request.SerializeToString(), headers=HEADERS)
     assert "inputs[2].name: 'numeric' is given twice" in response.json()["error"]
 
 
-async def test_an_explanation_is_a_text(kitchen: Kitchen):
+async def test_an_explanation_is_a_text(served_model: ServedModel):
     request = message()
     request.parameters["explain"].string_param = '{"samples": 2}'
-    response = await kitchen.client.post("/infer", content=request.SerializeToString(), headers=HEADERS)
+    response = await served_model.client.post("/infer", content=request.SerializeToString(), headers=HEADERS)
     assert response.status_code == 200, response.text
     answer = service_pb2.ModelInferResponse.FromString(response.content)
     (explained,) = orjson.loads(answer.parameters["explanation"].string_param)
@@ -123,8 +125,8 @@ def test_texts_of_a_users_class_go_out_as_bytes(*, typed: bool):
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(at=st.integers(0, 100), junk=st.binary(max_size=12), cut=st.integers(0, 100))
-async def test_no_bytes_are_our_fault(kitchen: Kitchen, at: int, junk: bytes, cut: int):
+async def test_no_bytes_are_our_fault(served_model: ServedModel, at: int, junk: bytes, cut: int):
     good = message().SerializeToString()
     body = good[:at] + junk + good[at + cut :]
-    response = await kitchen.client.post("/infer", content=body, headers=HEADERS)
+    response = await served_model.client.post("/infer", content=body, headers=HEADERS)
     assert response.status_code < 500, response.text

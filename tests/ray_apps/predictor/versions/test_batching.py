@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ray_apps.predictor.versions.batching import Batcher, Batching, BatchingError
-from tests.ray_apps.predictor.conftest import SIGNATURE, Kitchen, tensors
+from tests.ray_apps.predictor.conftest import SIGNATURE, ServedModel, tensors
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -136,18 +136,18 @@ def test_bounds_come_from_the_versions_tags():
     assert Batching.of({"max_batch_rows": "8", "max_batch_wait_ms": "2"}, SIGNATURE) == Batching(8, 0.002)
 
 
-async def test_a_version_with_the_tag_answers_each_caller_its_own(kitchen: Kitchen):
-    kitchen.registry.promote("late", kitchen.version(0.5, tags={"max_batch_rows": "16"}))
-    kitchen.settle()
+async def test_a_version_with_the_tag_answers_each_caller_its_own(served_model: ServedModel):
+    served_model.registry.promote("late", served_model.version(0.5, tags={"max_batch_rows": "16"}))
+    served_model.settle()
 
     def body(number: float) -> dict[str, Any]:
         made = tensors()
         made["inputs"][0]["data"] = [number, 0.0]
         return made
 
-    answers = await asyncio.gather(*(kitchen.infer(body(i)) for i in range(12)))
+    answers = await asyncio.gather(*(served_model.infer(body(i)) for i in range(12)))
     values = [answer.json()["outputs"][0]["data"][0] for answer in answers]
     assert values == [pytest.approx(0.5 + 0.001 * i) for i in range(12)]
-    counts = kitchen.predictor.describe()["batches"]["2"]
+    counts = served_model.predictor.describe()["batches"]["2"]
     assert counts["rows"] == 12
     assert counts["batches"] <= 12

@@ -1,4 +1,4 @@
-"""Programs on a card: the same answers as on the CPU. What needs no card is tried on the CPU in a card's place."""
+"""Programs on a CUDA device answer as on the CPU; where no device is needed, the CPU stands in for one."""
 
 from __future__ import annotations
 
@@ -23,26 +23,32 @@ from functions.training.tabular.artifact import tabular_signature, write_artifac
 from functions.training.tabular.fitting import fit, prepare
 from ray_apps.predictor import DedicatedOptions, PredictorOptions, breakdown
 from ray_apps.predictor.deploy import dedicated
-from ray_apps.predictor.deploy.dedicated import ServeSite, VersionReplica, device_of
-from ray_apps.predictor.protocol.errors import CardFailed, CardFull
+from ray_apps.predictor.deploy.dedicated import ServeDeployments, VersionReplica, device_of
+from ray_apps.predictor.protocol.errors import DeviceFailed, DeviceOutOfMemory
 from ray_apps.predictor.versions import scoring
-from ray_apps.predictor.versions.cuda_device import Captured, Card, CudaCard, Outputs, is_full
-from ray_apps.predictor.versions.cuda_graphs import MOST_PADDED_ROWS, REPEATS, Captures
-from ray_apps.predictor.versions.cuda_scoring import CardScorer, Staging, Unfit
+from ray_apps.predictor.versions.cuda_device import (
+    CapturedGraph,
+    CudaDevice,
+    Device,
+    Outputs,
+    is_out_of_memory,
+)
+from ray_apps.predictor.versions.cuda_graphs import MAX_PADDED_ROWS, REPEATS, GraphCache
+from ray_apps.predictor.versions.cuda_scoring import CudaScorer, StagingBuffer, UnfitForDevice
 from ray_apps.predictor.versions.loaded import LoadError, load_version
-from ray_apps.predictor.versions.parity import difference, rows_stand_alone
-from ray_apps.predictor.versions.scoring import DirectScorer, load_scorer, place_on_card
+from ray_apps.predictor.versions.parity import difference, rows_are_independent
+from ray_apps.predictor.versions.scoring import DirectScorer, load_scorer, place_on_device
 from registry import ModelVersion, Signature, TensorSpec
 from tests.functions.training.tabular_setup import COLUMNS, FAST, TensorMaker, examples
 
 
-class HostCard:
-    """The CPU as a card: all is done at once, and a capture is the run once more, into the same tensors.
+class HostDevice:
+    """The CPU as a device: work is done at once, and a replay runs the program again into the same tensors.
 
-    refuses: what a capture raises. grown: sizes of the buffers that were made.
+    refuses: the error of a capture. grown: sizes of the buffers that were allocated.
     """
 
-    device = torch.device("cpu")
+    torch_device = torch.device("cpu")
 
     def __init__(self, *, refuses: str = "") -> None:
         self.refuses, self.captures, self.replays = refuses, 0, 0
@@ -51,14 +57,14 @@ class HostCard:
     def stream(self) -> AbstractContextManager[object]:
         return nullcontext()
 
-    def host(self, size_bytes: int) -> torch.Tensor:
+    def pinned(self, size_bytes: int) -> torch.Tensor:
         self.grown.append(size_bytes)
         return torch.empty(size_bytes, dtype=torch.uint8)
 
     def wait(self) -> None:
         pass
 
-    def capture(self, run: Callable[[], Outputs]) -> Captured:
+    def capture(self, run: Callable[[], Outputs]) -> CapturedGraph:
         if self.refuses:
             raise RuntimeError(self.refuses)
         self.captures += 1
@@ -69,18 +75,18 @@ class HostCard:
             for output, again in zip(outputs, run(), strict=True):
                 output.copy_(again)
 
-        return Captured(replay, outputs)
+        return CapturedGraph(replay, outputs)
 
 
-needs_card = (
+needs_cuda = (
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 )
 
 
-@pytest.fixture(params=[HostCard, pytest.param(CudaCard, marks=needs_card)])
-def card(request: pytest.FixtureRequest) -> Card:
-    made: Card = request.param()
+@pytest.fixture(params=[HostDevice, pytest.param(CudaDevice, marks=needs_cuda)])
+def device(request: pytest.FixtureRequest) -> Device:
+    made: Device = request.param()
     return made
 
 
@@ -98,9 +104,9 @@ def signed(*, example: bool = True) -> Signature:
     )
 
 
-def placed(folder: Path, signature: Signature, card: Card) -> CardScorer:
+def placed(folder: Path, signature: Signature, device: Device) -> CudaScorer:
     checked = load(folder, signature=signature)
-    return place_on_card((folder / "model.pt2").read_bytes(), checked, signature, card)
+    return place_on_device((folder / "model.pt2").read_bytes(), checked, signature, device)
 
 
 def alike(wanted: Mapping[str, Any], got: Mapping[str, Any]) -> None:
@@ -132,22 +138,24 @@ def rows(count: int, *, seed: int = 0) -> dict[str, Any]:
 
 
 def test_a_tabular_program_answers_as_on_the_cpu_captured_or_not(
-    folder: Path, tabular: ScoringModel, card: Card
+    folder: Path, tabular: ScoringModel, device: Device
 ) -> None:
-    scorer = placed(folder, tabular.signature, card)
+    scorer = placed(folder, tabular.signature, device)
     assert scorer.pads
-    for count in (1, 7, 64, 0, MOST_PADDED_ROWS + 1):
+    for count in (1, 7, 64, 0, MAX_PADDED_ROWS + 1):
         for seed in range(REPEATS + 2):
             inputs = rows(count, seed=seed)
             got = scorer.predict(inputs)
             alike(tabular.predict(inputs), got)
             assert got["probability"].shape == (count, 1)
-    assert not scorer.captures.refused
-    assert len(scorer.captures) == 5  # 1, 4 by the example, 8, 64 and one that is too large to be padded
+    assert not scorer.graphs.unsupported
+    assert len(scorer.graphs) == 5  # 1, 4 by the example, 8, 64 and one that is too large to be padded
 
 
-def test_two_threads_at_once_get_their_own_answers(folder: Path, tabular: ScoringModel, card: Card) -> None:
-    scorer = placed(folder, tabular.signature, card)
+def test_two_threads_at_once_get_their_own_answers(
+    folder: Path, tabular: ScoringModel, device: Device
+) -> None:
+    scorer = placed(folder, tabular.signature, device)
     asked = [rows(1 + seed % 9, seed=seed) for seed in range(60)]
     with ThreadPoolExecutor(2) as threads:
         answers = list(threads.map(scorer.predict, asked))
@@ -155,17 +163,17 @@ def test_two_threads_at_once_get_their_own_answers(folder: Path, tabular: Scorin
         alike(tabular.predict(inputs), answer)
 
 
-def test_an_answer_outlives_the_next_request(folder: Path, tabular: ScoringModel, card: Card) -> None:
-    scorer = placed(folder, tabular.signature, card)
+def test_an_answer_outlives_the_next_request(folder: Path, tabular: ScoringModel, device: Device) -> None:
+    scorer = placed(folder, tabular.signature, device)
     first = scorer.predict(rows(3, seed=1))
     kept = first["probability"].copy()
     scorer.predict(rows(3, seed=2))
     np.testing.assert_array_equal(first["probability"], kept)
 
 
-def test_one_that_makes_tensors_answers_as_on_the_cpu(tmp_path: Path, card: Card) -> None:
+def test_one_that_makes_tensors_answers_as_on_the_cpu(tmp_path: Path, device: Device) -> None:
     signature = signed()
-    scorer = placed(saved(tmp_path, TensorMaker(), {"x": torch.rand(4, 2)}), signature, card)
+    scorer = placed(saved(tmp_path, TensorMaker(), {"x": torch.rand(4, 2)}), signature, device)
     inputs = {"x": np.random.default_rng(0).random((5, 2), np.float32)}
     alike(load(tmp_path, signature=signature).predict(inputs), scorer.predict(inputs))
 
@@ -182,29 +190,29 @@ class BelowTheLargest(torch.nn.Module):
 
 @pytest.mark.parametrize("model", [Centered(), BelowTheLargest()])
 def test_rows_that_know_of_each_other_are_not_padded(
-    tmp_path: Path, model: torch.nn.Module, card: Card
+    tmp_path: Path, model: torch.nn.Module, device: Device
 ) -> None:
     signature = signed()
-    scorer = placed(saved(tmp_path, model, {"x": torch.rand(4, 2)}), signature, card)
+    scorer = placed(saved(tmp_path, model, {"x": torch.rand(4, 2)}), signature, device)
     assert not scorer.pads
     inputs = {"x": np.array([[-1, -2], [-3, -4], [-5, -6]], np.float32)}
     for _ in range(REPEATS + 1):
         alike(load(tmp_path, signature=signature).predict(inputs), scorer.predict(inputs))
 
 
-def test_rows_that_are_not_open_are_not_padded(card: Card) -> None:
+def test_rows_that_are_not_open_are_not_padded(device: Device) -> None:
     fixed = TensorSpec(name="x", datatype="FP32", shape=[3])
     signature = Signature(inputs=[fixed], outputs=[fixed.model_copy(update={"name": "y"})])
-    scorer = CardScorer(lambda x: (x + 1,), signature, card)
+    scorer = CudaScorer(lambda x: (x + 1,), signature, device)
 
     class Next:
         def predict(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
             return {"y": inputs["x"] + 1}
 
     inputs = {"x": np.arange(3, dtype=np.float32)}
-    scorer.settle(Next(), inputs, inputs)
+    scorer.verify(Next(), inputs, inputs)
     assert not scorer.pads
-    assert len(scorer.captures) == 1
+    assert len(scorer.graphs) == 1
     alike(Next().predict(inputs), scorer.predict(inputs))
 
 
@@ -215,82 +223,82 @@ def test_a_model_that_refuses_what_is_tried_is_not_padded() -> None:
                 raise ValueError("negative")
             return {"y": inputs["x"]}
 
-    assert not rows_stand_alone(Positive(), {"x": np.ones((1, 2), np.float32)})
+    assert not rows_are_independent(Positive(), {"x": np.ones((1, 2), np.float32)})
 
 
 def doubled(x: torch.Tensor) -> Outputs:
     return (x * 2,)
 
 
-def run(captures: Captures, *values: Sequence[float]) -> Any:
+def run(graphs: GraphCache, *values: Sequence[float]) -> Any:
     with torch.inference_mode():
-        return captures.run(captures.place([torch.tensor(values)]))[0].tolist()
+        return graphs.run(graphs.copy_in([torch.tensor(values)]))[0].tolist()
 
 
 def test_shapes_are_captured_when_they_come_again_and_the_oldest_go() -> None:
-    card = HostCard()
-    captures = Captures(doubled, card, most=2)
+    device = HostDevice()
+    graphs = GraphCache(doubled, device, limit=2)
     for number in range(REPEATS + 2):
-        assert run(captures, [1.0 * number]) == [[2.0 * number]]
-    assert (card.captures, card.replays) == (1, 3)
+        assert run(graphs, [1.0 * number]) == [[2.0 * number]]
+    assert (device.captures, device.replays) == (1, 3)
     for shape in ([1.0, 2.0], [1.0, 2.0, 3.0]):
         for _ in range(REPEATS):
-            run(captures, shape)
-    assert (card.captures, len(captures)) == (3, 2)
-    run(captures, [1.0, 2.0])  # the oldest but the one that went
+            run(graphs, shape)
+    assert (device.captures, len(graphs)) == (3, 2)
+    run(graphs, [1.0, 2.0])  # the oldest but the one that went
     for _ in range(REPEATS):
-        run(captures, [5.0])
-    assert (card.captures, len(captures)) == (4, 2)
-    replays = card.replays
-    assert run(captures, [3.0, 4.0]) == [[6.0, 8.0]]
-    assert card.replays == replays + 1
+        run(graphs, [5.0])
+    assert (device.captures, len(graphs)) == (4, 2)
+    replays = device.replays
+    assert run(graphs, [3.0, 4.0]) == [[6.0, 8.0]]
+    assert device.replays == replays + 1
 
 
 def test_what_cannot_be_captured_runs_step_by_step_and_says_so_once(
     folder: Path, tabular: ScoringModel, caplog: pytest.LogCaptureFixture
 ) -> None:
-    card = HostCard(refuses="operation not permitted when stream is capturing")
+    device = HostDevice(refuses="operation not permitted when stream is capturing")
     with caplog.at_level(logging.WARNING, "ray.serve"):
-        scorer = placed(folder, tabular.signature, card)
+        scorer = placed(folder, tabular.signature, device)
         for seed in range(REPEATS + 2):
             alike(tabular.predict(rows(7, seed=seed)), scorer.predict(rows(7, seed=seed)))
-    assert scorer.captures.refused
+    assert scorer.graphs.unsupported
     assert [line.getMessage() for line in caplog.records] == [
-        "the program cannot be captured as a CUDA graph and runs step by step: " + card.refuses
+        "the program cannot be captured as a CUDA graph and runs step by step: " + device.refuses
     ]
 
 
-def test_a_program_that_waits_for_the_card_runs_step_by_step(card: Card) -> None:
+def test_a_program_that_waits_for_the_device_runs_step_by_step(device: Device) -> None:
     def picks(x: torch.Tensor) -> Outputs:
         return (x + x[x > 0].sum() * 0,)  # how many numbers it keeps is not known before
 
-    scorer = CardScorer(picks, signed(), card)
+    scorer = CudaScorer(picks, signed(), device)
     inputs = {"x": np.ones((3, 2), np.float32)}
     for _ in range(REPEATS + 1):
         np.testing.assert_array_equal(scorer.predict(inputs)["y"], inputs["x"])
-    assert scorer.captures.refused == isinstance(card, CudaCard)
+    assert scorer.graphs.unsupported == isinstance(device, CudaDevice)
 
 
 def test_a_buffer_grows_by_powers_of_two_and_shows_nobody_elses_rows() -> None:
-    card = HostCard()
-    staging = Staging(card)
+    device = HostDevice()
+    staging = StagingBuffer(device)
     assert staging.filled(np.full((3, 2), 7, np.float32), None).tolist() == [[7, 7]] * 3
     assert staging.filled(np.ones((1, 2), np.float32), 4).tolist() == [[1, 1], [0, 0], [0, 0], [0, 0]]
     assert staging.filled(np.array(True), None).tolist() is True
     staging.filled(np.ones((5, 1), np.int64), 8)
-    assert card.grown == [32, 64]
+    assert device.grown == [32, 64]
 
 
 def test_one_that_answers_differently_is_unfit_and_says_by_how_much(tmp_path: Path) -> None:
     signature = signed()
     folder = saved(tmp_path, TensorMaker(), {"x": torch.rand(4, 2)})
     checked = load(folder, signature=signature)
-    scorer = CardScorer(lambda x: (x,), signature, HostCard())
+    scorer = CudaScorer(lambda x: (x,), signature, HostDevice())
     example = {"x": np.array([[1, 2]], np.float32)}
-    with pytest.raises(Unfit, match=r"output 'y' differs by \d"):
-        scorer.settle(checked, example, example)
-    with pytest.raises(Unfit, match="no example to compare by"):
-        placed(folder, signed(example=False), HostCard())
+    with pytest.raises(UnfitForDevice, match=r"output 'y' differs by \d"):
+        scorer.verify(checked, example, example)
+    with pytest.raises(UnfitForDevice, match="no example to compare by"):
+        placed(folder, signed(example=False), HostDevice())
 
 
 @pytest.mark.parametrize(
@@ -318,8 +326,10 @@ def test_a_request_without_room_fails_and_the_next_is_answered() -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return (x,)
 
-    scorer = CardScorer(hungry, signed(), HostCard())
-    with pytest.raises(CardFull, match="no room on the card for this request; send fewer rows") as caught:
+    scorer = CudaScorer(hungry, signed(), HostDevice())
+    with pytest.raises(
+        DeviceOutOfMemory, match="no room on the CUDA device for this request; send fewer rows"
+    ) as caught:
         scorer.predict({"x": np.ones((3, 2), np.float32)})
     assert caught.value.status == 503
     assert scorer.predict({"x": np.ones((2, 2), np.float32)})["y"].tolist() == [[1, 1], [1, 1]]
@@ -327,33 +337,33 @@ def test_a_request_without_room_fails_and_the_next_is_answered() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_card_without_room_answers_the_next() -> None:
+def test_a_device_without_room_answers_the_next() -> None:
     def wide(x: torch.Tensor) -> Outputs:
         return (x + x.new_zeros(len(x), 1 << 30).amax(1, keepdim=True),)  # 4 GiB a row
 
-    scorer = CardScorer(wide, signed(), CudaCard())
+    scorer = CudaScorer(wide, signed(), CudaDevice())
     for _ in range(2):
-        with pytest.raises(CardFull):
+        with pytest.raises(DeviceOutOfMemory):
             scorer.predict({"x": np.ones((500, 2), np.float32)})
         assert scorer.predict({"x": np.ones((1, 2), np.float32)})["y"].tolist() == [[1, 1]]
 
 
-class Faulty(HostCard):
+class Faulty(HostDevice):
     """Fails with the first wait."""
 
     def wait(self) -> None:
         raise torch.AcceleratorError("CUDA error: device-side assert triggered")
 
 
-def test_a_card_that_fails_for_good_is_told_from_a_run_that_does() -> None:
+def test_a_device_that_fails_for_good_is_told_from_a_run_that_does() -> None:
     def refused(_: torch.Tensor) -> Outputs:
         raise torch.AcceleratorError("CUDA error: invalid configuration argument")
 
     ones = {"x": np.ones((1, 2), np.float32)}
-    with pytest.raises(CardFailed, match="the card failed; its replica is replaced"):
-        CardScorer(lambda x: (x,), signed(), Faulty()).predict(ones)
+    with pytest.raises(DeviceFailed, match="the CUDA device failed; its replica is replaced"):
+        CudaScorer(lambda x: (x,), signed(), Faulty()).predict(ones)
     with pytest.raises(torch.AcceleratorError, match="invalid configuration"):
-        CardScorer(refused, signed(), HostCard()).predict(ones)
+        CudaScorer(refused, signed(), HostDevice()).predict(ones)
 
 
 @pytest.mark.parametrize(
@@ -366,65 +376,65 @@ def test_a_card_that_fails_for_good_is_told_from_a_run_that_does() -> None:
     ],
 )
 def test_want_of_memory_is_told_from_other_errors(error: RuntimeError, full: bool) -> None:  # noqa: FBT001 - a case
-    assert is_full(error) is full
+    assert is_out_of_memory(error) is full
 
 
 def test_pinned_memory_may_run_out_too() -> None:
     error = torch.AcceleratorError("CUDA error: out of memory")
     error.error_code = 2
-    assert is_full(error)
+    assert is_out_of_memory(error)
 
 
 def record(signature: Signature) -> ModelVersion:
     return ModelVersion.model_construct(model="late", version=3, signature=signature, tags={}, files={})
 
 
-def card_is_there(monkeypatch: pytest.MonkeyPatch, card: Card) -> None:
+def device_is_there(monkeypatch: pytest.MonkeyPatch, device: Device) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(scoring, "CudaCard", lambda: card)
+    monkeypatch.setattr(scoring, "CudaDevice", lambda: device)
 
 
-def test_a_program_goes_to_the_card_only_where_one_was_reserved(
+def test_a_program_goes_to_the_device_only_where_one_was_reserved(
     folder: Path, tabular: ScoringModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    card_is_there(monkeypatch, HostCard())
+    device_is_there(monkeypatch, HostDevice())
     assert isinstance(load_scorer(folder, tabular.signature), DirectScorer)
-    assert isinstance(load_scorer(folder, tabular.signature, device="cuda"), CardScorer)
+    assert isinstance(load_scorer(folder, tabular.signature, device="cuda"), CudaScorer)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
-def test_where_torch_finds_no_card_the_cpu_answers_and_the_log_says_so(
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_where_torch_finds_no_device_the_cpu_answers_and_the_log_says_so(
     folder: Path, tabular: ScoringModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert isinstance(load_scorer(folder, tabular.signature, device="cuda"), DirectScorer)
-    assert "a card was reserved, but torch" in caplog.text
+    assert "a CUDA device was reserved, but torch" in caplog.text
 
 
 def test_a_program_that_cannot_run_there_runs_on_the_cpu_and_the_log_says_so(
     folder: Path, tabular: ScoringModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Elsewhere(HostCard):
-        device = torch.device("meta")
+    class MetaDevice(HostDevice):
+        torch_device = torch.device("meta")
 
-    card_is_there(monkeypatch, Elsewhere())
+    device_is_there(monkeypatch, MetaDevice())
     assert isinstance(load_scorer(folder, tabular.signature, device="cuda"), DirectScorer)
-    assert "the program runs on the CPU, not on the card that was reserved: " in caplog.text
+    assert "the program runs on the CPU, not on the CUDA device that was reserved: " in caplog.text
 
 
-def test_a_card_without_room_for_a_version_does_not_load_it(
+def test_a_device_without_room_for_a_version_does_not_load_it(
     folder: Path, tabular: ScoringModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Full(HostCard):
+    class Full(HostDevice):
         def stream(self) -> AbstractContextManager[object]:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    card_is_there(monkeypatch, Full())
+    device_is_there(monkeypatch, Full())
     loader = partial(load_scorer, device="cuda")
     with pytest.raises(LoadError, match="late@3 cannot be served: CUDA out of memory"):
         load_version(record(tabular.signature), folder, loader)
 
 
-def test_a_versions_replica_is_told_whether_it_has_a_card() -> None:
+def test_a_versions_replica_is_told_whether_it_has_a_device() -> None:
     def options(**own: Any) -> PredictorOptions:
         return PredictorOptions(store_url="file:///tmp/nowhere", dedicated=DedicatedOptions(**own))
 
@@ -433,11 +443,11 @@ def test_a_versions_replica_is_told_whether_it_has_a_card() -> None:
     assert device_of(PredictorOptions(store_url="file:///tmp/nowhere")) == "cpu"
 
 
-async def test_a_replica_whose_card_failed_is_not_healthy(
+async def test_a_replica_whose_device_failed_is_not_healthy(
     folder: Path, tabular: ScoringModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     version = load_version(record(tabular.signature), folder, load_scorer)
-    monkeypatch.setattr(dedicated, "furnish_process", lambda: None)
+    monkeypatch.setattr(dedicated, "configure_process", lambda: None)
     monkeypatch.setattr(dedicated, "freeze", lambda: None)
     monkeypatch.setattr(dedicated, "_load", lambda *_: version)
     replica = VersionReplica("late", 3, {"store_url": "file:///tmp/nowhere"})
@@ -445,12 +455,12 @@ async def test_a_replica_whose_card_failed_is_not_healthy(
     assert not isinstance(await replica(rows(1), []), str)
 
     def fails(*_: Any) -> Any:
-        raise CardFailed("the card failed")
+        raise DeviceFailed("the CUDA device failed")
 
     monkeypatch.setattr(version, "predict", fails)
-    with pytest.raises(CardFailed):
+    with pytest.raises(DeviceFailed):
         await replica(rows(1), [])
-    with pytest.raises(CardFailed, match="the card failed"):
+    with pytest.raises(DeviceFailed, match="the CUDA device failed"):
         replica.check_health()
 
 
@@ -459,28 +469,30 @@ async def test_the_door_passes_on_a_replicas_words_without_its_traceback(
 ) -> None:
     class Handle:
         async def remote(self, *_: Any) -> Any:
-            error = RayTaskError("f", "Traceback ...", CardFull("no room"), proctitle="p", pid=1, ip="::1")
+            error = RayTaskError(
+                "f", "Traceback ...", DeviceOutOfMemory("no room"), proctitle="p", pid=1, ip="::1"
+            )
             raise error.as_instanceof_cause()
 
-    monkeypatch.setattr(serve, "get_replica_context", lambda: SimpleNamespace(replica_tag="door"))
+    monkeypatch.setattr(serve, "get_replica_context", lambda: SimpleNamespace(replica_tag="endpoint"))
     monkeypatch.setattr(serve, "get_deployment_handle", lambda *_, **__: Handle())
     options = PredictorOptions(store_url="file:///tmp/nowhere", dedicated=DedicatedOptions())
     assert options.dedicated is not None
-    site = ServeSite("late", options, options.dedicated, release=1)
-    with pytest.raises(CardFull) as caught:
-        await site.ask(3)({}, [])
+    deployments = ServeDeployments("late", options, options.dedicated, release=1)
+    with pytest.raises(DeviceOutOfMemory) as caught:
+        await deployments.connect(3)({}, [])
     assert str(caught.value) == "no room"
 
 
-def test_the_ways_to_a_card_and_back_are_timed(folder: Path, tabular: ScoringModel, card: Card) -> None:
-    scorer = placed(folder, tabular.signature, card)
-    stages = breakdown.card_stages(scorer, rows(7), rounds=3)
-    assert [*stages] == ["card: copy in", "card: compute", "card: copy out", "card: all in one"]
+def test_the_ways_to_a_device_and_back_are_timed(folder: Path, tabular: ScoringModel, device: Device) -> None:
+    scorer = placed(folder, tabular.signature, device)
+    stages = breakdown.device_stages(scorer, rows(7), rounds=3)
+    assert [*stages] == ["device: copy in", "device: compute", "device: copy out", "device: all in one"]
     assert all(median > 0 for median in stages.values())
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
-def test_a_card_that_is_asked_for_and_not_there_is_said(tmp_path: Path) -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_asked_for_and_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"--device cuda: torch .* finds no CUDA device here"):
         breakdown.measure_sized(tmp_path / "artifact", 1_000, 20, 1, "cuda")
 

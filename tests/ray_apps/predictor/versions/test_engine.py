@@ -14,22 +14,22 @@ from functions.prediction_log.records import decode_prediction
 from ray_apps.predictor.versions.engine import Engine
 from ray_apps.predictor.versions.loaded import Scorer
 from registry import ModelVersion, Registry, Signature, Unavailable
-from tests.ray_apps.predictor.conftest import Kitchen, load_answer, tensors
+from tests.ray_apps.predictor.conftest import ServedModel, load_answer, tensors
 
 
-async def served(kitchen: Kitchen, unit: str) -> tuple[str, str]:
-    answer = (await kitchen.infer(tensors(parameters={"unit": unit}))).json()
+async def served(served_model: ServedModel, unit: str) -> tuple[str, str]:
+    answer = (await served_model.infer(tensors(parameters={"unit": unit}))).json()
     return answer["model_version"], answer["parameters"]["arm"]
 
 
-async def test_a_promotion_and_a_rollback_take_effect_with_the_next_look(kitchen: Kitchen):
-    second = kitchen.version(0.5)
-    kitchen.registry.promote("late", second)
-    kitchen.settle()
-    assert await served(kitchen, "u") == ("2", "champion")
-    kitchen.registry.rollback("late", "champion")
-    kitchen.engine.follow_once()  # a look is enough: the version before is still loaded
-    assert await served(kitchen, "u") == ("1", "champion")
+async def test_a_promotion_and_a_rollback_take_effect_with_the_next_look(served_model: ServedModel):
+    second = served_model.version(0.5)
+    served_model.registry.promote("late", second)
+    served_model.settle()
+    assert await served(served_model, "u") == ("2", "champion")
+    served_model.registry.rollback("late", "champion")
+    served_model.engine.follow_once()  # a look is enough: the version before is still loaded
+    assert await served(served_model, "u") == ("1", "champion")
 
 
 @pytest.mark.parametrize(
@@ -37,42 +37,46 @@ async def test_a_promotion_and_a_rollback_take_effect_with_the_next_look(kitchen
     [("load", "not a model"), ("predict", "out of memory"), ("shape", "has shape"), ("type", "is not FP32"),
      ("values", "too large")],
 )  # fmt: skip
-async def test_a_version_that_cannot_answer_never_takes_traffic(kitchen: Kitchen, fail: str, words: str):
-    broken = kitchen.version(0.5, fail=fail)
-    kitchen.registry.promote("late", broken)
-    kitchen.settle()
-    assert await served(kitchen, "u") == ("1", "champion")
-    status = (await kitchen.client.get("/status")).json()
+async def test_a_version_that_cannot_answer_never_takes_traffic(
+    served_model: ServedModel, fail: str, words: str
+):
+    broken = served_model.version(0.5, fail=fail)
+    served_model.registry.promote("late", broken)
+    served_model.settle()
+    assert await served(served_model, "u") == ("1", "champion")
+    status = (await served_model.client.get("/status")).json()
     assert status["degraded"] == [broken]
     assert words in status["failures"][str(broken)]
-    assert (await kitchen.client.get("/ready")).status_code == 200
+    assert (await served_model.client.get("/ready")).status_code == 200
 
 
-async def test_a_canary_that_cannot_answer_leaves_its_share_to_the_champion(kitchen: Kitchen):
-    broken = kitchen.version(0.5, fail="load")
-    kitchen.registry.set_traffic("late", {"canary": (broken, 0.5)})
-    kitchen.settle()
-    answers = Counter([await served(kitchen, f"u{i}") for i in range(40)])
+async def test_a_canary_that_cannot_answer_leaves_its_share_to_the_champion(served_model: ServedModel):
+    broken = served_model.version(0.5, fail="load")
+    served_model.registry.set_traffic("late", {"canary": (broken, 0.5)})
+    served_model.settle()
+    answers = Counter([await served(served_model, f"u{i}") for i in range(40)])
     assert answers == {("1", "champion"): 40}
 
 
-async def test_a_changed_byte_is_refused(kitchen: Kitchen):
-    second = kitchen.version(0.5)
+async def test_a_changed_byte_is_refused(served_model: ServedModel):
+    second = served_model.version(0.5)
     blobs = [
-        p for p in (kitchen.folder / "store").rglob("*") if p.is_file() and b'"value": 0.5' in p.read_bytes()
+        p
+        for p in (served_model.folder / "store").rglob("*")
+        if p.is_file() and b'"value": 0.5' in p.read_bytes()
     ]
     assert blobs
     for blob in blobs:
         blob.chmod(0o644)
         blob.write_bytes(blob.read_bytes().replace(b"0.5", b"0.6"))
-    kitchen.registry.promote("late", second)
-    kitchen.settle()
-    assert await served(kitchen, "u") == ("1", "champion")
-    assert kitchen.engine.failures[second]
+    served_model.registry.promote("late", second)
+    served_model.settle()
+    assert await served(served_model, "u") == ("1", "champion")
+    assert served_model.engine.failures[second]
 
 
 async def test_a_failed_load_is_tried_again_later_and_not_at_once(
-    kitchen: Kitchen, monkeypatch: pytest.MonkeyPatch
+    served_model: ServedModel, monkeypatch: pytest.MonkeyPatch
 ):
     now = [0.0]
     loads: list[Path] = []
@@ -84,39 +88,39 @@ async def test_a_failed_load_is_tried_again_later_and_not_at_once(
             raise OSError("the disk is full")
         return load_answer(folder, signature)
 
-    monkeypatch.setattr(kitchen.engine, "_loader", loader)
-    monkeypatch.setattr(kitchen.engine, "_clock", lambda: now[0])
-    kitchen.registry.promote("late", kitchen.version(0.5))
-    kitchen.settle()
-    kitchen.settle()
+    monkeypatch.setattr(served_model.engine, "_loader", loader)
+    monkeypatch.setattr(served_model.engine, "_clock", lambda: now[0])
+    served_model.registry.promote("late", served_model.version(0.5))
+    served_model.settle()
+    served_model.settle()
     assert len(loads) == 1
     healthy[0], now[0] = True, 1.5
-    kitchen.settle()
+    served_model.settle()
     assert len(loads) == 2
-    assert await served(kitchen, "u") == ("2", "champion")
-    assert kitchen.engine.failures == {}
+    assert await served(served_model, "u") == ("2", "champion")
+    assert served_model.engine.failures == {}
 
 
-async def test_the_split_is_the_registrys_and_sticky(kitchen: Kitchen):
-    canary, other = kitchen.version(0.5), kitchen.version(0.75)
-    kitchen.registry.set_traffic("late", {"canary": (canary, 0.2), "b": (other, 0.3)})
-    kitchen.settle()
-    traffic = kitchen.registry.traffic("late")
+async def test_the_split_is_the_registrys_and_sticky(served_model: ServedModel):
+    canary, other = served_model.version(0.5), served_model.version(0.75)
+    served_model.registry.set_traffic("late", {"canary": (canary, 0.2), "b": (other, 0.3)})
+    served_model.settle()
+    traffic = served_model.registry.traffic("late")
     for i in range(60):
         arm = traffic.assign(f"u{i}")
         for _ in range(2):
-            assert await served(kitchen, f"u{i}") == (str(arm.version), arm.name)
+            assert await served(served_model, f"u{i}") == (str(arm.version), arm.name)
     assert len({traffic.assign(f"u{i}").name for i in range(60)}) == 3
 
 
-async def test_shadows_score_the_same_request_and_answer_none(kitchen: Kitchen):
-    shadow = kitchen.version(0.5)
-    kitchen.registry.set_traffic("late", {}, shadows=[shadow])
-    kitchen.settle()
-    answer = (await kitchen.infer(tensors(id="p1"))).json()
+async def test_shadows_score_the_same_request_and_answer_none(served_model: ServedModel):
+    shadow = served_model.version(0.5)
+    served_model.registry.set_traffic("late", {}, shadows=[shadow])
+    served_model.settle()
+    answer = (await served_model.infer(tensors(id="p1"))).json()
     assert answer["model_version"] == "1"
-    await kitchen.predictor.shadows.drained()
-    first, second = (decode_prediction(payload) for payload in kitchen.log.payloads)
+    await served_model.predictor.shadows.drained()
+    first, second = (decode_prediction(payload) for payload in served_model.log.payloads)
     assert (first["id"], first["version"], first["shadow"]) == ("p1", 1, False)
     assert (second["id"], second["version"], second["shadow"], second["arm"]) == (
         "p1",
@@ -128,8 +132,8 @@ async def test_shadows_score_the_same_request_and_answer_none(kitchen: Kitchen):
     assert second["outputs"] != first["outputs"]
 
 
-async def test_shadows_are_dropped_first_and_counted(make_kitchen: Callable[..., Kitchen]):
-    made = make_kitchen(shadow_limit=2)
+async def test_shadows_are_dropped_first_and_counted(make_served_model: Callable[..., ServedModel]):
+    made = make_served_model(shadow_limit=2)
     made.registry.promote("late", made.version())
     made.registry.set_traffic("late", {}, shadows=[made.version(0.5)])
     made.settle()
@@ -148,35 +152,37 @@ async def test_shadows_are_dropped_first_and_counted(make_kitchen: Callable[...,
     await made.predictor.close()
 
 
-async def test_a_shadow_that_fails_is_counted_and_hurts_nobody(kitchen: Kitchen):
-    shadow = kitchen.version(0.5)
-    kitchen.registry.set_traffic("late", {}, shadows=[shadow])
-    kitchen.settle()
-    loaded: Any = kitchen.engine.routes.shadows[0]
+async def test_a_shadow_that_fails_is_counted_and_hurts_nobody(served_model: ServedModel):
+    shadow = served_model.version(0.5)
+    served_model.registry.set_traffic("late", {}, shadows=[shadow])
+    served_model.settle()
+    loaded: Any = served_model.engine.routes.shadows[0]
     loaded._scorer.fail = "predict"
-    assert (await kitchen.infer()).status_code == 200
-    await kitchen.predictor.shadows.drained()
-    assert kitchen.predictor.shadows.describe() == {"scored": 0, "failed": 1, "dropped": 0}
+    assert (await served_model.infer()).status_code == 200
+    await served_model.predictor.shadows.drained()
+    assert served_model.predictor.shadows.describe() == {"scored": 0, "failed": 1, "dropped": 0}
 
 
-async def test_the_store_away_what_is_loaded_goes_on(kitchen: Kitchen, monkeypatch: pytest.MonkeyPatch):
+async def test_the_store_away_what_is_loaded_goes_on(
+    served_model: ServedModel, monkeypatch: pytest.MonkeyPatch
+):
     class Away:
         def refresh(self) -> Any:
             raise Unavailable("no route to host")
 
-    monkeypatch.setattr(kitchen.engine, "_followed", Away())
-    kitchen.settle()
-    assert await served(kitchen, "u") == ("1", "champion")
+    monkeypatch.setattr(served_model.engine, "_follower", Away())
+    served_model.settle()
+    assert await served(served_model, "u") == ("1", "champion")
 
 
-async def test_versions_the_policy_dropped_are_evicted_beyond_the_retained(kitchen: Kitchen):
+async def test_versions_the_policy_dropped_are_evicted_beyond_the_retained(served_model: ServedModel):
     for value in (0.3, 0.4, 0.5, 0.6):
-        kitchen.registry.promote("late", kitchen.version(value))
-        kitchen.settle()
-    assert (await kitchen.client.get("/status")).json()["loaded"] == [3, 4, 5]
+        served_model.registry.promote("late", served_model.version(value))
+        served_model.settle()
+    assert (await served_model.client.get("/status")).json()["loaded"] == [3, 4, 5]
 
 
-async def test_loading_does_not_block_answers(kitchen: Kitchen, monkeypatch: pytest.MonkeyPatch):
+async def test_loading_does_not_block_answers(served_model: ServedModel, monkeypatch: pytest.MonkeyPatch):
     begun, go_on = threading.Event(), threading.Event()
 
     def slow(folder: Path, signature: Signature) -> Scorer:
@@ -184,44 +190,46 @@ async def test_loading_does_not_block_answers(kitchen: Kitchen, monkeypatch: pyt
         assert go_on.wait(20)
         return load_answer(folder, signature)
 
-    monkeypatch.setattr(kitchen.engine, "_loader", slow)
-    kitchen.registry.promote("late", kitchen.version(0.5))
-    loading = asyncio.get_running_loop().run_in_executor(None, kitchen.settle)
+    monkeypatch.setattr(served_model.engine, "_loader", slow)
+    served_model.registry.promote("late", served_model.version(0.5))
+    loading = asyncio.get_running_loop().run_in_executor(None, served_model.settle)
     assert await asyncio.get_running_loop().run_in_executor(None, begun.wait, 20)
-    assert await served(kitchen, "u") == ("1", "champion")
+    assert await served(served_model, "u") == ("1", "champion")
     go_on.set()
     await loading
-    assert await served(kitchen, "u") == ("2", "champion")
+    assert await served(served_model, "u") == ("2", "champion")
 
 
-async def test_the_threads_follow_a_promotion_within_a_second(tmp_path: Path, kitchen: Kitchen):
-    library = Registry(kitchen.registry.store, actor="replica")
-    engine = Engine("late", library, load_answer, scratch=tmp_path / "x", poll_s=0.05)
+async def test_the_threads_follow_a_promotion_within_a_second(tmp_path: Path, served_model: ServedModel):
+    source = Registry(served_model.registry.store, actor="replica")
+    engine = Engine("late", source, load_answer, scratch=tmp_path / "x", poll_s=0.05)
     engine.start()
     assert engine.routes.champion is not None
-    second = kitchen.version(0.5)
+    second = served_model.version(0.5)
     begin = time.monotonic()
-    kitchen.registry.promote("late", second)
+    served_model.registry.promote("late", second)
     while engine.routes.champion.version != second:
         assert time.monotonic() - begin < 60
         await asyncio.sleep(0.01)
     engine.stop()
 
 
-async def test_slow_versions_answer_off_the_event_loop(kitchen: Kitchen):
-    champion = kitchen.engine.routes.champion
+async def test_slow_versions_answer_off_the_event_loop(served_model: ServedModel):
+    champion = served_model.engine.routes.champion
     assert champion is not None
     assert champion.inline
     champion.example_ms = 50.0
     threads: list[str] = []
     original = champion.predict
     champion.predict = lambda *x: (threads.append(threading.current_thread().name), original(*x))[1]  # type: ignore[method-assign]
-    assert (await kitchen.infer()).status_code == 200
+    assert (await served_model.infer()).status_code == 200
     assert threads[0].startswith("predict")
 
 
-async def test_between_two_answers_of_a_millisecond_the_event_loop_does_what_else_there_is(kitchen: Kitchen):
-    champion = kitchen.engine.routes.champion
+async def test_between_two_answers_of_a_millisecond_the_event_loop_does_what_else_there_is(
+    served_model: ServedModel,
+):
+    champion = served_model.engine.routes.champion
     assert champion is not None
     champion.example_ms = 1.0
     done: list[str] = []
@@ -235,13 +243,13 @@ async def test_between_two_answers_of_a_millisecond_the_event_loop_does_what_els
 
     inputs = champion.example()
     assert inputs is not None
-    answers = [champion.answer(inputs, 1, (), kitchen.predictor._pool) for _ in range(5)]
+    answers = [champion.answer(inputs, 1, (), served_model.predictor._pool) for _ in range(5)]
     await asyncio.wait_for(asyncio.gather(*answers, others()), 30)
     assert "answer,answer" not in ",".join(done)
     assert done.count("answer") == 5
 
 
-def test_version_records_are_the_registrys(kitchen: Kitchen):
-    champion = kitchen.engine.routes.champion
+def test_version_records_are_the_registrys(served_model: ServedModel):
+    champion = served_model.engine.routes.champion
     assert champion is not None
     assert isinstance(champion.record, ModelVersion)

@@ -12,7 +12,7 @@ from ray_apps.predictor.versions.batching import Batcher, Batching
 from ray_apps.predictor.versions.model_config import model_config
 from ray_apps.predictor.versions.statistics import VersionStatistics
 from registry import Signature, TensorSpec
-from tests.ray_apps.predictor.conftest import Kitchen, tensors
+from tests.ray_apps.predictor.conftest import ServedModel, tensors
 
 
 def test_totals_add_up():
@@ -60,24 +60,24 @@ async def test_the_wait_for_a_batch_is_counted():
     assert (batcher.batches, batcher.rows) == (2, 4)
 
 
-async def test_each_version_counts_its_own_and_a_shadow_counts_none(kitchen: Kitchen):
-    champion, other = 1, kitchen.version()
-    kitchen.registry.set_traffic("late", {}, shadows=[other])
-    kitchen.settle()
+async def test_each_version_counts_its_own_and_a_shadow_counts_none(served_model: ServedModel):
+    champion, other = 1, served_model.version()
+    served_model.registry.set_traffic("late", {}, shadows=[other])
+    served_model.settle()
     for _ in range(2):
-        await kitchen.infer(tensors(3))
-    await kitchen.infer(path=f"/versions/{other}/infer")
-    await kitchen.predictor.shadows.drained()
-    found = (await kitchen.client.get("/stats")).json()["model_stats"]
+        await served_model.infer(tensors(3))
+    await served_model.infer(path=f"/versions/{other}/infer")
+    await served_model.predictor.shadows.drained()
+    found = (await served_model.client.get("/stats")).json()["model_stats"]
     assert [(one["version"], one["inference_count"], one["execution_count"]) for one in found] == [
         (str(champion), 6, 2),
         (str(other), 1, 1),
     ]
-    one = (await kitchen.client.get(f"/versions/{other}/stats")).json()["model_stats"]
+    one = (await served_model.client.get(f"/versions/{other}/stats")).json()["model_stats"]
     assert one == found[1:]
-    assert (await kitchen.client.get("/versions/9/stats")).status_code == 404
-    assert (await kitchen.client.get("/stats", headers={"Authorization": ""})).status_code == 401
-    assert (await kitchen.client.post("/stats")).status_code == 405
+    assert (await served_model.client.get("/versions/9/stats")).status_code == 404
+    assert (await served_model.client.get("/stats", headers={"Authorization": ""})).status_code == 401
+    assert (await served_model.client.post("/stats")).status_code == 405
 
 
 def test_a_model_of_a_fixed_number_of_rows_has_no_batch_size():

@@ -1,4 +1,4 @@
-"""uvicorn with answers that go out together: each caller gets its own, whole, and none late."""
+"""uvicorn with coalesced writes: each caller gets its own responses, whole, in order and not late."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import uvloop
 from uvicorn.config import HTTP_PROTOCOLS
 
 from ray_apps.predictor.http.bypass import middlewares
-from ray_apps.predictor.write_coalescing import GatheringProtocol
+from ray_apps.predictor.write_coalescing import CoalescingProtocol
 
 BIG = 8 << 20
 
@@ -59,7 +59,7 @@ async def served(application: Any) -> AsyncIterator[tuple[Server, int]]:
     global released  # noqa: PLW0603 - of the loop that runs
     released = asyncio.Event()
     config = uvicorn.Config(
-        application, port=0, http=GatheringProtocol, ws="none", lifespan="off", log_level="critical"
+        application, port=0, http=CoalescingProtocol, ws="none", lifespan="off", log_level="critical"
     )
     server = Server(config)
     listening = socket.create_server(("127.0.0.1", 0))
@@ -179,7 +179,7 @@ def test_a_connection_that_is_closed_has_its_answer_first(
     run(many, loop)
 
 
-def test_who_does_not_read_holds_up_nobody_and_gets_all_of_it(loop: str) -> None:
+def test_a_client_that_does_not_read_holds_up_no_other_and_gets_all_of_it(loop: str) -> None:
     async def read_late(_server: Server, port: int) -> None:
         slow = [await asyncio.open_connection("127.0.0.1", port, limit=1 << 10) for _ in range(4)]
         for _, writer in slow:
@@ -195,7 +195,7 @@ def test_who_does_not_read_holds_up_nobody_and_gets_all_of_it(loop: str) -> None
     run(read_late, loop)
 
 
-def test_who_hangs_up_does_no_harm(loop: str) -> None:
+def test_a_client_that_hangs_up_does_no_harm(loop: str) -> None:
     async def hang_up(server: Server, port: int) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for n in range(50):
@@ -230,9 +230,9 @@ def test_a_drain_answers_what_has_come_in(loop: str) -> None:
     run(drain, loop)
 
 
-def test_the_servers_of_serve_gather(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_servers_of_serve_coalesce_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(HTTP_PROTOCOLS, "auto", HTTP_PROTOCOLS["auto"])
     middlewares()
     config = uvicorn.Config(app)  # as Serve makes it
     config.load()
-    assert config.http_protocol_class is GatheringProtocol
+    assert config.http_protocol_class is CoalescingProtocol

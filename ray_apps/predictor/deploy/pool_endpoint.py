@@ -6,15 +6,15 @@ import orjson
 
 from ray_apps.predictor.deploy.pool import Pool
 from ray_apps.predictor.http.auth import Authenticator
-from ray_apps.predictor.http.endpoint import JSON, Answer, Door, Request
+from ray_apps.predictor.http.endpoint import JSON, Answer, Endpoint, Request
 from ray_apps.predictor.protocol.errors import NotFound
 from registry import InvalidInput
 from registry.names import check_name
 
-__all__ = ["PoolDoor"]
+__all__ = ["PoolEndpoint"]
 
 
-class PoolDoor(Door):
+class PoolEndpoint(Endpoint):
     """An ASGI application that serves a pool's models; `GET /` tells of the pool itself.
 
     auth: admits a request or refuses it, before anything is loaded. max_in_flight: of all models together.
@@ -32,7 +32,7 @@ class PoolDoor(Door):
         """The versions of the models in memory; models that nobody asked for yet are missing."""
         return self.pool.index()
 
-    def opened(self) -> None:
+    def on_startup(self) -> None:
         """Load what is pinned, before anybody asks."""
         self.pool.start()
 

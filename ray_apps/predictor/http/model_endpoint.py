@@ -10,23 +10,23 @@ from typing import Any
 import orjson
 
 from ray_apps.predictor.http.auth import Authenticator
-from ray_apps.predictor.http.endpoint import JSON, Answer, Door, Request
+from ray_apps.predictor.http.endpoint import JSON, Answer, Endpoint, Request
 from ray_apps.predictor.inference.caller import Caller
-from ray_apps.predictor.inference.service import Predictor
+from ray_apps.predictor.inference.predictor import Predictor
 from ray_apps.predictor.protocol.errors import BadRequest, DeadlineExceeded, NotFound, TooLarge
 from ray_apps.predictor.protocol.json import InferRequest, InferResponse, decode_request, encode_response
 from ray_apps.predictor.protocol.protobuf import PROTOBUF, decode_message, encode_message
 from ray_apps.predictor.versions.loaded import LoadedVersion
 from ray_apps.predictor.versions.model_config import model_config
 
-__all__ = ["HttpDoor", "metadata"]
+__all__ = ["ModelEndpoint", "metadata"]
 
 ARM = b"x-toque-arm"
 """Header that asks for one arm of the split, whoever asks."""
 _VERSIONED = re.compile(r"/versions/([0-9]{1,9})(/infer|/ready|/stats|/config|)")
 
 
-class HttpDoor(Door):
+class ModelEndpoint(Endpoint):
     """An ASGI application that serves one model below the path it is mounted at.
 
     auth: admits a request or refuses it, on every route. max_body_bytes: bound on a request's body, unpacked.
@@ -86,7 +86,7 @@ class HttpDoor(Door):
             asked = decode_request(body, _header_length(headers.get(b"inference-header-content-length")))
         if number is None and ARM in headers:
             number = self.predictor.pinned(headers[ARM].decode("latin-1"))
-        caller = Caller(request.receive, request.moment)
+        caller = Caller(request.receive, request.write_batch)
         if until is None and "timeout" not in asked.parameters:
             response: InferResponse = await self.predictor.infer(asked, number=number, caller=caller)
         else:
@@ -103,9 +103,9 @@ class HttpDoor(Door):
         self, request: InferRequest, number: int | None, caller: Caller, until: float | None
     ) -> InferResponse:
         """Answer before the earlier of a header's and a parameter's deadline; later work is dropped."""
-        limits = [moment for moment in (until, _until_by_parameter(request)) if moment is not None]
+        deadlines = [at for at in (until, _until_by_parameter(request)) if at is not None]
         try:
-            async with asyncio.timeout_at(min(limits, default=None)):
+            async with asyncio.timeout_at(min(deadlines, default=None)):
                 return await self.predictor.infer(request, number=number, caller=caller)
         except TimeoutError:
             raise DeadlineExceeded(

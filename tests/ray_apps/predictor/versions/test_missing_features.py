@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 
 from functions.prediction_log.records import prediction_columns
-from ray_apps.predictor.versions.missing import MissingPolicy, PolicyError, abstaining
-from tests.ray_apps.predictor.conftest import SIGNATURE, Kitchen, redis_server
+from ray_apps.predictor.versions.missing_features import (
+    MissingFeaturesPolicy,
+    PolicyError,
+    predict_abstaining,
+)
+from tests.ray_apps.predictor.conftest import SIGNATURE, ServedModel, redis_server
 from tests.ray_apps.predictor.inference import test_keys
 from tests.ray_apps.predictor.inference.test_keys import keyed
 
@@ -22,19 +26,19 @@ GAPS = {"origin": "LGA", "tailnum": "N9"}  # its wind has expired, its carrier i
 VALUES = {"distance": 3.0}
 
 
-def serve(kitchen: Kitchen, action: str, **tags: str) -> None:
+def serve(served_model: ServedModel, action: str, **tags: str) -> None:
     tags = {"feature_service": "late", "missing_features": action, **tags}
-    kitchen.registry.promote("late", kitchen.version(tags=tags))
-    kitchen.settle()
+    served_model.registry.promote("late", served_model.version(tags=tags))
+    served_model.settle()
 
 
-async def ask(kitchen: Kitchen) -> dict[str, Any]:
-    response = await kitchen.infer(keyed(WHOLE, GAPS, request=[VALUES, VALUES]))
+async def ask(served_model: ServedModel) -> dict[str, Any]:
+    response = await served_model.infer(keyed(WHOLE, GAPS, request=[VALUES, VALUES]))
     assert response.status_code == 200, response.text
     return response.json()
 
 
-async def test_by_default_the_model_sees_the_gap_and_the_answer_names_it(by_key: Kitchen):
+async def test_by_default_the_model_sees_the_gap_and_the_answer_names_it(by_key: ServedModel):
     answer = await ask(by_key)
     assert answer["parameters"] == {
         "arm": "champion",
@@ -43,13 +47,13 @@ async def test_by_default_the_model_sees_the_gap_and_the_answer_names_it(by_key:
     }
 
 
-async def test_nothing_missing_nothing_said_of_a_policy(by_key: Kitchen):
+async def test_nothing_missing_nothing_said_of_a_policy(by_key: ServedModel):
     serve(by_key, "abstain")
     answer = (await by_key.infer(keyed(WHOLE, request=[VALUES]))).json()
     assert answer["parameters"] == {"arm": "champion", "missing": [[]]}
 
 
-async def test_default_values_stand_in_and_are_logged_as_used(by_key: Kitchen):
+async def test_default_values_stand_in_and_are_logged_as_used(by_key: ServedModel):
     serve(by_key, "default", missing_defaults=json.dumps({"wind": 5, "carrier": "none"}))
     answer = await ask(by_key)
     assert answer["outputs"][0]["data"] == [pytest.approx(0.26), pytest.approx(0.258)]
@@ -60,7 +64,7 @@ async def test_default_values_stand_in_and_are_logged_as_used(by_key: Kitchen):
     assert row["missing"] == ["wind", "carrier"]
 
 
-async def test_an_abstaining_model_does_not_see_the_row_and_answers_the_others(by_key: Kitchen):
+async def test_an_abstaining_model_does_not_see_the_row_and_answers_the_others(by_key: ServedModel):
     serve(by_key, "abstain")
     seen = by_key.engine.routes.champion._scorer.seen  # type: ignore[union-attr]
     seen.clear()
@@ -90,7 +94,7 @@ async def test_an_abstaining_model_does_not_see_the_row_and_answers_the_others(b
     ],
 )
 async def test_without_redis_keys_follow_the_policy(
-    by_key: Kitchen, redis_server: Any, action: str, status: int, values: list[float] | None
+    by_key: ServedModel, redis_server: Any, action: str, status: int, values: list[float] | None
 ):
     tags = {"missing_defaults": '{"wind": 7}'} if action == "default" else {}
     serve(by_key, action, **tags)
@@ -105,7 +109,7 @@ async def test_without_redis_keys_follow_the_policy(
         redis_server.start()
 
 
-async def test_a_shadow_follows_its_own_policy(by_key: Kitchen):
+async def test_a_shadow_follows_its_own_policy(by_key: ServedModel):
     tags = {"feature_service": "late", "missing_features": "default", "missing_defaults": '{"wind": 9}'}
     shadow = by_key.version(0.5, tags=tags)
     by_key.registry.set_traffic("late", {}, shadows=[shadow])
@@ -131,16 +135,18 @@ async def test_a_shadow_follows_its_own_policy(by_key: Kitchen):
 )
 def test_a_policy_that_cannot_be_followed_is_refused(tags: dict[str, str], words: str):
     with pytest.raises(PolicyError, match=words):
-        MissingPolicy.of(tags, SIGNATURE)
+        MissingFeaturesPolicy.of(tags, SIGNATURE)
 
 
 def test_a_model_that_cannot_say_nothing_may_not_abstain():
     outputs = [SIGNATURE.outputs[0].model_copy(update={"datatype": "INT64"})]
     with pytest.raises(PolicyError, match="floating point"):
-        MissingPolicy.of({"missing_features": "abstain"}, SIGNATURE.model_copy(update={"outputs": outputs}))
+        MissingFeaturesPolicy.of(
+            {"missing_features": "abstain"}, SIGNATURE.model_copy(update={"outputs": outputs})
+        )
 
 
-async def test_a_version_with_such_a_tag_takes_no_traffic(by_key: Kitchen):
+async def test_a_version_with_such_a_tag_takes_no_traffic(by_key: ServedModel):
     by_key.registry.promote("late", by_key.version(tags={"missing_features": "guess"}))
     by_key.settle()
     assert "missing_features='guess'" in by_key.engine.failures[2]
@@ -153,5 +159,5 @@ def test_abstained_rows_are_nan_and_the_others_in_their_places():
     def total(given: Any) -> dict[str, np.ndarray]:
         return {"probability": given["numeric"].sum(axis=1, keepdims=True)}
 
-    outputs = abstaining(total, inputs, [0, 2], SIGNATURE)
+    outputs = predict_abstaining(total, inputs, [0, 2], SIGNATURE)
     assert np.array_equal(outputs["probability"], [[np.nan], [5], [np.nan], [13]], equal_nan=True)

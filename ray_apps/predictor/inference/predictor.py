@@ -13,12 +13,12 @@ from typing import Any
 
 from functions.prediction_log import PINNED, epoch_us
 from ray_apps.predictor.inference.caller import Caller
-from ray_apps.predictor.inference.explain import Explain, Explanation, parse_explain
+from ray_apps.predictor.inference.explain import Explainer, ExplainRequest, parse_explain
 from ray_apps.predictor.inference.keys import (
-    Assembled,
     FeatureSource,
     KeyedRows,
-    ServiceWatch,
+    ModelInputs,
+    ServiceRefresher,
     look_up,
     parse_keys,
 )
@@ -29,7 +29,7 @@ from ray_apps.predictor.protocol.errors import BadRequest, NotFound, NotReady, O
 from ray_apps.predictor.protocol.json import InferRequest, InferResponse
 from ray_apps.predictor.versions.engine import Engine
 from ray_apps.predictor.versions.loaded import LoadedVersion
-from ray_apps.predictor.write_coalescing import Moment
+from ray_apps.predictor.write_coalescing import WriteBatch
 from registry.models.traffic import is_shadowed
 
 __all__ = ["Predictor"]
@@ -60,7 +60,7 @@ class Predictor:
         self.engine, self.recorder = engine, recorder
         self.shadows = Shadows(recorder, self._look_up, limit=shadow_limit)
         self._features = features
-        self._services = ServiceWatch(features) if features is not None else None
+        self._services = ServiceRefresher(features) if features is not None else None
         self._clock, self._replay = clock, replay
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="predict")
         self._explainer = ThreadPoolExecutor(1, thread_name_prefix="explain")  # never before an answer
@@ -83,7 +83,7 @@ class Predictor:
             found = await self._inputs(request, call)
             checked = time.perf_counter()
             work = version.answer(found.inputs, call.rows, found.abstained, self._pool)
-            outputs = await (work if caller is None or version.inline else caller.waits_for(work))
+            outputs = await (work if caller is None or version.inline else caller.run_while_connected(work))
         except BaseException:  # a caller whose time is up, or who has gone, included
             version.statistics.fail(time.perf_counter() - begin)
             if number is None:  # who asks for a version by number tries it out: no evidence against it
@@ -91,13 +91,15 @@ class Predictor:
             raise
         version.statistics.succeed(call.rows, input_s=checked - begin, infer_s=time.perf_counter() - checked)
         at_us = self._now_us(call.keys)
-        self._record(call, at_us, found, outputs, None if caller is None else caller.moment)
+        self._record(call, at_us, found, outputs, None if caller is None else caller.write_batch)
         if self.engine.routes.shadows and number is None and is_shadowed(arm):
             self._offer(call, at_us, found)
         said = _said(call, found)
         if call.explanation is not None:
             explaining = self._explain(call.explanation, outputs, found.abstained)
-            said["explanation"] = await (explaining if caller is None else caller.waits_for(explaining))
+            said["explanation"] = await (
+                explaining if caller is None else caller.run_while_connected(explaining)
+            )
         return InferResponse(self.engine.model, version.version, outputs, prediction_id, said)
 
     def pinned(self, arm: str) -> int:
@@ -135,13 +137,13 @@ class Predictor:
         traffic = self.engine.routes.traffic
         return traffic is not None and number in traffic.versions
 
-    async def _inputs(self, request: InferRequest, call: _Call) -> Assembled:
+    async def _inputs(self, request: InferRequest, call: _Call) -> ModelInputs:
         """The version's inputs, compared with its signature."""
         call.version.check_outputs(request.outputs)
         if request.parameters:
             call.keys = parse_keys(request.parameters, replay=self._replay)
         if call.keys is None:
-            found = Assembled(request.inputs, [])
+            found = ModelInputs(request.inputs, [])
         elif request.inputs:
             raise BadRequest("inputs: give either tensors or parameters.entities, not both")
         else:
@@ -152,15 +154,15 @@ class Predictor:
             call.explanation = self._explanation(call, found, wanted)
         return found
 
-    def _explanation(self, call: _Call, found: Assembled, wanted: Explain) -> Explanation:
+    def _explanation(self, call: _Call, found: ModelInputs, wanted: ExplainRequest) -> Explainer:
         if self._explaining >= MAX_EXPLANATIONS:
             raise Overloaded(
                 f"parameters.explain: {self._explaining} requests wait for explanations; try again"
             )
-        return Explanation(call.version, found.inputs, call.rows, wanted)
+        return Explainer(call.version, found.inputs, call.rows, wanted)
 
     async def _explain(
-        self, explanation: Explanation, outputs: Mapping[str, Array], abstained: Sequence[int]
+        self, explanation: Explainer, outputs: Mapping[str, Array], abstained: Sequence[int]
     ) -> list[Any]:
         self._explaining += 1
         try:
@@ -169,20 +171,25 @@ class Predictor:
         finally:
             self._explaining -= 1
 
-    async def _look_up(self, version: LoadedVersion, keys: KeyedRows) -> Assembled:
+    async def _look_up(self, version: LoadedVersion, keys: KeyedRows) -> ModelInputs:
         if self._features is None or self._services is None:
             raise BadRequest("parameters.entities: this platform has no online store; send tensors")
         return await look_up(self._features, self._services, version, keys, keys.at)
 
     def _record(
-        self, call: _Call, at_us: int, found: Assembled, outputs: Mapping[str, Array], moment: Moment | None
+        self,
+        call: _Call,
+        at_us: int,
+        found: ModelInputs,
+        outputs: Mapping[str, Array],
+        write_batch: WriteBatch | None,
     ) -> None:
         keys = call.keys
         self.recorder.record(
             id=call.id, version=call.version.version, arm=call.arm, shadow=False, unit=call.unit, at_us=at_us,
             latency_ms=call.passed_ms(), rows=call.rows, inputs=found.inputs, outputs=outputs,
-            plain=call.version.plain and keys is None, missing=found.missing or None,
-            entities=keys.entities if keys is not None else None, moment=moment,
+            float32_matrix=call.version.float32_matrix and keys is None, missing=found.missing or None,
+            entities=keys.entities if keys is not None else None, write_batch=write_batch,
         )  # fmt: skip
 
     def _fail(self, call: _Call) -> None:
@@ -202,7 +209,7 @@ class Predictor:
             return time.time_ns() // 1_000
         return epoch_us(self._clock().astimezone(UTC))
 
-    def _offer(self, call: _Call, at_us: int, found: Assembled) -> None:
+    def _offer(self, call: _Call, at_us: int, found: ModelInputs) -> None:
         for shadow in self.engine.routes.shadows:
             if shadow is not call.version and self.shadows.has_room():
                 job = ShadowJob(shadow, call.version, call.id, call.unit, at_us, call.rows, found, call.keys)
@@ -266,14 +273,14 @@ class _Call:
     begin: float
     keys: KeyedRows | None = None
     rows: int = 1
-    explanation: Explanation | None = None
+    explanation: Explainer | None = None
 
     def passed_ms(self) -> float:
         """Since it was begun."""
         return (time.perf_counter() - self.begin) * 1e3
 
 
-def _said(call: _Call, found: Assembled) -> dict[str, Any]:
+def _said(call: _Call, found: ModelInputs) -> dict[str, Any]:
     """The response's parameters: the arm; by key what was missing, and what was done about it."""
     parameters: dict[str, Any] = {"arm": call.arm}
     if call.keys is not None:

@@ -19,7 +19,7 @@ import orjson
 from ray_apps.predictor.protocol.datatypes import DTYPES, Array
 from registry.models import Signature
 
-__all__ = ["MissingPolicy", "PolicyError", "abstaining"]
+__all__ = ["MissingFeaturesPolicy", "PolicyError", "predict_abstaining"]
 
 Action = Literal["pass", "default", "reject", "abstain"]
 Outputs = Mapping[str, Array]
@@ -30,7 +30,7 @@ class PolicyError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class MissingPolicy:
+class MissingFeaturesPolicy:
     """What is done about missing features; defaults: value by column, for `default`."""
 
     action: Action = "pass"
@@ -82,7 +82,7 @@ def _defaults(text: str | None, signature: Signature) -> dict[str, float | str]:
     return given
 
 
-def abstaining(
+def predict_abstaining(
     predict: Callable[[Mapping[str, Array]], Outputs],
     inputs: Mapping[str, Array],
     abstained: Sequence[int],

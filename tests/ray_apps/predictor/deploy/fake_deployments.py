@@ -7,53 +7,53 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ray_apps.predictor.deploy.remote import Ask, Found, Reply, State
+from ray_apps.predictor.deploy.remote import DeploymentState, DeploymentStatus, RemotePredict, Reply
 from ray_apps.predictor.protocol.errors import BadRequest
 from ray_apps.predictor.versions.loaded import LoadedVersion, LoadError
 
 
 @dataclass
-class Cluster:
-    """Deployments of versions as Serve and the keeper have them, in this process.
+class FakeCluster:
+    """Deployments of versions as Serve and the reaper have them, in this process.
 
     states: of the versions that have a deployment; releases: by which they were deployed. loads: what a replica does
-    when it starts. busy: versions that another door is about to deploy.
+    when it starts. busy: versions that another endpoint replica is about to deploy.
     """
 
     loads: Callable[[int], LoadedVersion] | None = None
-    states: dict[int, Found] = field(default_factory=dict)
+    states: dict[int, DeploymentStatus] = field(default_factory=dict)
     releases: dict[int, int] = field(default_factory=dict)
     replicas: dict[int, LoadedVersion] = field(default_factory=dict)
-    begun: Counter[int] = field(default_factory=Counter)
+    deploys: Counter[int] = field(default_factory=Counter)
     busy: set[int] = field(default_factory=set)
     held: list[int] = field(default_factory=list)
 
-    def begin_of(self, number: int) -> None:
-        """A replica starts."""
+    def start_replica(self, number: int) -> None:
+        """Load a version in a replica, or fail as its load fails."""
         try:
             if self.loads is not None:
                 self.replicas[number] = self.loads(number)
-            self.states[number] = Found(State.RUNNING)
+            self.states[number] = DeploymentStatus(DeploymentState.RUNNING)
         except LoadError as error:
-            self.states[number] = Found(State.FAILED, str(error))
+            self.states[number] = DeploymentStatus(DeploymentState.FAILED, str(error))
 
 
 @dataclass
-class Site:
-    """A door's way to them."""
+class FakeDeployments:
+    """The deployments of a `FakeCluster`, as one endpoint replica of release `at` sees them."""
 
-    cluster: Cluster
+    cluster: FakeCluster
     at: int = 1
 
-    def find(self, number: int) -> Found | None:
+    def find(self, number: int) -> DeploymentStatus | None:
         return self.cluster.states.get(number)
 
-    def begin(self, number: int) -> bool:
+    def deploy(self, number: int) -> bool:
         if number in self.cluster.busy:
             return False
-        self.cluster.begun[number] += 1
+        self.cluster.deploys[number] += 1
         self.cluster.releases[number] = self.at
-        self.cluster.begin_of(number)
+        self.cluster.start_replica(number)
         return True
 
     def release(self, number: int) -> int:
@@ -64,18 +64,18 @@ class Site:
         self.cluster.releases |= dict.fromkeys(current, self.at)
         return [number for number in numbers if number not in self.cluster.states]
 
-    def ask(self, number: int) -> Ask:
-        async def ask(inputs: Mapping[str, Any], abstained: Sequence[int]) -> Reply:
+    def connect(self, number: int) -> RemotePredict:
+        async def predict(inputs: Mapping[str, Any], abstained: Sequence[int]) -> Reply:
             try:
                 return self.cluster.replicas[number].predict(inputs, abstained)
             except BadRequest as refusal:
                 return str(refusal)
 
-        return ask
+        return predict
 
 
-class Time:
-    """A clock that only waiting moves, and what happens meanwhile."""
+class FakeClock:
+    """A clock that only waiting moves. then: callbacks by the number of the wait at whose end they run."""
 
     def __init__(self) -> None:
         self.now = 0.0

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ray_apps.predictor.inference.explain import Explain, Explanation
+from ray_apps.predictor.inference.explain import Explainer, ExplainRequest
 from ray_apps.predictor.versions.loaded import LoadError, load_version
 from ray_apps.predictor.versions.scoring import load_scorer
 from registry import ModelVersion
@@ -40,7 +40,7 @@ def test_it_answers_its_example_and_the_protocol_s_texts(tmp_path: Path, record:
     assert answers.dtype == np.float32
     assert answers.shape == (3, 1)
     assert answers[0] > answers[2]
-    (first, *_) = Explanation(loaded, inputs, 3, Explain()).explain({"probability": answers})
+    (first, *_) = Explainer(loaded, inputs, 3, ExplainRequest()).explain({"probability": answers})
     assert first["attributions"]["distance"] > 0
     assert first["baseline"] + sum(first["attributions"].values()) == pytest.approx(first["value"], abs=1e-6)
 

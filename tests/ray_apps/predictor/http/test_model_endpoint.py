@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 
 from functions.prediction_log.records import decode_prediction, prediction_columns
 from ray_apps.predictor.inference.recording import Recorder
-from tests.ray_apps.predictor.conftest import Kitchen, tensors
+from tests.ray_apps.predictor.conftest import ServedModel, tensors
 
 VALUE = pytest.approx(0.253)
 
 
-async def test_a_prediction_has_id_version_and_arm_and_is_logged_with_its_vector(kitchen: Kitchen):
-    response = await kitchen.infer(tensors(id="flight-7", parameters={"unit": "N101"}))
+async def test_a_prediction_has_id_version_and_arm_and_is_logged_with_its_vector(served_model: ServedModel):
+    response = await served_model.infer(tensors(id="flight-7", parameters={"unit": "N101"}))
     assert response.status_code == 200
     assert response.json() == {
         "model_name": "late",
@@ -31,7 +31,7 @@ async def test_a_prediction_has_id_version_and_arm_and_is_logged_with_its_vector
         "parameters": {"arm": "champion"},
         "outputs": [{"name": "probability", "datatype": "FP32", "shape": [1, 1], "data": [VALUE]}],
     }
-    (row,) = prediction_columns(kitchen.log.payloads)["late"].to_pylist()
+    (row,) = prediction_columns(served_model.log.payloads)["late"].to_pylist()
     assert (row["prediction_id"], row["unit"], row["version"], row["arm"]) == (
         "flight-7",
         "N101",
@@ -42,20 +42,20 @@ async def test_a_prediction_has_id_version_and_arm_and_is_logged_with_its_vector
     assert row["shadow"] is False
 
 
-async def test_a_request_without_id_gets_a_fresh_one(kitchen: Kitchen):
-    ids = {(await kitchen.infer()).json()["id"] for _ in range(3)}
+async def test_a_request_without_id_gets_a_fresh_one(served_model: ServedModel):
+    ids = {(await served_model.infer()).json()["id"] for _ in range(3)}
     assert len(ids) == 3
-    assert {decode_prediction(payload)["id"] for payload in kitchen.log.payloads} == ids
+    assert {decode_prediction(payload)["id"] for payload in served_model.log.payloads} == ids
 
 
-async def test_binary_in_and_out_by_tritonclients_codec(kitchen: Kitchen):
+async def test_binary_in_and_out_by_tritonclients_codec(served_model: ServedModel):
     numeric = triton.InferInput("numeric", [3, 2], "FP32")
     numeric.set_data_from_numpy(np.ones((3, 2), np.float32), binary_data=True)
     categorical = triton.InferInput("categorical", [3, 1], "BYTES")
     categorical.set_data_from_numpy(np.array([["UA"], ["B6"], [""]], object), binary_data=True)
     wanted = [triton.InferRequestedOutput("probability", binary_data=True)]
     body, length = triton.InferenceServerClient.generate_request_body([numeric, categorical], outputs=wanted)
-    response = await kitchen.client.post(
+    response = await served_model.client.post(
         "/infer", content=body, headers={"Inference-Header-Content-Length": str(length)}
     )
     assert response.status_code == 200
@@ -66,31 +66,35 @@ async def test_binary_in_and_out_by_tritonclients_codec(kitchen: Kitchen):
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
-async def test_packed_bodies_are_read(kitchen: Kitchen, encoding: str):
+async def test_packed_bodies_are_read(served_model: ServedModel, encoding: str):
     raw = json.dumps(tensors()).encode()
     packed = gzip.compress(raw) if encoding == "gzip" else zlib.compress(raw)
-    response = await kitchen.client.post("/infer", content=packed, headers={"Content-Encoding": encoding})
+    response = await served_model.client.post(
+        "/infer", content=packed, headers={"Content-Encoding": encoding}
+    )
     assert response.status_code == 200
 
 
-async def test_metadata_readiness_and_status(kitchen: Kitchen):
-    described = (await kitchen.client.get("")).json()
+async def test_metadata_readiness_and_status(served_model: ServedModel):
+    described = (await served_model.client.get("")).json()
     assert described["name"] == "late"
     assert described["versions"] == ["1"]
     assert described["inputs"][0] == {
         "name": "numeric", "datatype": "FP32", "shape": [-1, 2],
         "parameters": {"columns": ["distance", "wind"]},
     }  # fmt: skip
-    assert (await kitchen.client.get("/ready")).json() == {"name": "late", "ready": True}
-    assert (await kitchen.client.get("/versions/1")).json()["parameters"]["version"] == "1"
-    assert (await kitchen.client.get("/versions/1/ready")).status_code == 200
-    assert (await kitchen.client.get("/versions/9/ready")).status_code == 503
-    assert (await kitchen.client.get("/versions/9")).status_code == 404
-    assert (await kitchen.client.get("/status")).json()["champion"] == 1
+    assert (await served_model.client.get("/ready")).json() == {"name": "late", "ready": True}
+    assert (await served_model.client.get("/versions/1")).json()["parameters"]["version"] == "1"
+    assert (await served_model.client.get("/versions/1/ready")).status_code == 200
+    assert (await served_model.client.get("/versions/9/ready")).status_code == 503
+    assert (await served_model.client.get("/versions/9")).status_code == 404
+    assert (await served_model.client.get("/status")).json()["champion"] == 1
 
 
-async def test_a_model_without_a_champion_is_not_ready_and_says_so(make_kitchen: Callable[..., Kitchen]):
-    made = make_kitchen()
+async def test_a_model_without_a_champion_is_not_ready_and_says_so(
+    make_served_model: Callable[..., ServedModel],
+):
+    made = make_served_model()
     made.settle()
     assert (await made.client.get("/ready")).status_code == 503
     response = await made.infer()
@@ -100,19 +104,19 @@ async def test_a_model_without_a_champion_is_not_ready_and_says_so(make_kitchen:
 
 
 @pytest.mark.parametrize("stands_in_the_split", [False, True])
-async def test_a_version_can_be_asked_for_by_number(kitchen: Kitchen, *, stands_in_the_split: bool):
-    other = kitchen.version(0.5)
+async def test_a_version_can_be_asked_for_by_number(served_model: ServedModel, *, stands_in_the_split: bool):
+    other = served_model.version(0.5)
     if stands_in_the_split:
-        kitchen.registry.set_traffic("late", {"canary": (other, 0.5)})
-    kitchen.settle()
-    response = await kitchen.infer(path=f"/versions/{other}/infer")
+        served_model.registry.set_traffic("late", {"canary": (other, 0.5)})
+    served_model.settle()
+    response = await served_model.infer(path=f"/versions/{other}/infer")
     assert response.json()["model_version"] == "2"
     assert response.json()["parameters"]["arm"] == "pinned"
-    assert (await kitchen.infer(path="/versions/77/infer")).status_code == 404
-    kitchen.registry.set_traffic("late", {})
-    kitchen.registry.as_actor("bob").reject("late", other)
-    kitchen.settle()
-    response = await kitchen.infer(path=f"/versions/{other}/infer")
+    assert (await served_model.infer(path="/versions/77/infer")).status_code == 404
+    served_model.registry.set_traffic("late", {})
+    served_model.registry.as_actor("bob").reject("late", other)
+    served_model.settle()
+    response = await served_model.infer(path=f"/versions/{other}/infer")
     assert response.status_code == 404
     assert "rejected" in response.json()["error"]
 
@@ -128,14 +132,16 @@ async def test_a_version_can_be_asked_for_by_number(kitchen: Kitchen, *, stands_
         ("admin", 200),
     ],
 )
-async def test_every_route_wants_a_token_with_the_role(kitchen: Kitchen, header: str | None, status: int):
-    if header in kitchen.tokens:
-        header = f"Bearer {kitchen.tokens[header]}"
-    kitchen.client.headers.pop("authorization")
+async def test_every_route_wants_a_token_with_the_role(
+    served_model: ServedModel, header: str | None, status: int
+):
+    if header in served_model.tokens:
+        header = f"Bearer {served_model.tokens[header]}"
+    served_model.client.headers.pop("authorization")
     headers = {} if header is None else {"Authorization": header}
     for method, path in [("POST", "/infer"), ("GET", ""), ("GET", "/status"), ("GET", "/ready")]:
         content = json.dumps(tensors()) if method == "POST" else None
-        response = await kitchen.client.request(method, path, content=content, headers=headers)
+        response = await served_model.client.request(method, path, content=content, headers=headers)
         assert response.status_code == status, (method, path)
         if status == 401:
             assert response.headers["www-authenticate"] == "Bearer"
@@ -170,13 +176,13 @@ BAD: list[tuple[dict[str, Any] | bytes, dict[str, str], int, str]] = [
 
 @pytest.mark.parametrize(("body", "headers", "status", "words"), BAD)
 async def test_bad_input_is_a_4xx_that_names_the_field(
-    kitchen: Kitchen, body: dict[str, Any] | bytes, headers: dict[str, str], status: int, words: str
+    served_model: ServedModel, body: dict[str, Any] | bytes, headers: dict[str, str], status: int, words: str
 ):
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    response = await kitchen.client.post("/infer", content=content, headers=headers)
+    response = await served_model.client.post("/infer", content=content, headers=headers)
     assert response.status_code == status
     assert words in response.json()["error"]
-    assert kitchen.log.payloads == []
+    assert served_model.log.payloads == []
 
 
 @pytest.mark.parametrize(
@@ -184,39 +190,41 @@ async def test_bad_input_is_a_4xx_that_names_the_field(
     [("GET", "/infer", 405), ("POST", "/ready", 405), ("GET", "/nope", 404), ("POST", "/versions/x/infer", 404),
      ("GET", "/versions/1/infer", 405), ("DELETE", "", 405), ("POST", "/versions/1/ready", 405)],
 )  # fmt: skip
-async def test_unknown_routes_and_methods_are_told_so(kitchen: Kitchen, method: str, path: str, status: int):
-    response = await kitchen.client.request(method, path)
+async def test_unknown_routes_and_methods_are_told_so(
+    served_model: ServedModel, method: str, path: str, status: int
+):
+    response = await served_model.client.request(method, path)
     assert response.status_code == status
     assert response.json()["error"]
 
 
-async def test_a_chunked_body_beyond_the_bound_is_cut_off(kitchen: Kitchen):
+async def test_a_chunked_body_beyond_the_bound_is_cut_off(served_model: ServedModel):
     async def endless() -> Any:
         for _ in range(100):
             yield b"x" * 65_536
 
-    response = await kitchen.client.post("/infer", content=endless())
+    response = await served_model.client.post("/infer", content=endless())
     assert response.status_code == 413
 
 
-async def test_values_that_the_model_refuses_are_the_callers_fault(kitchen: Kitchen):
-    scorer: Any = kitchen.engine.routes.champion
+async def test_values_that_the_model_refuses_are_the_callers_fault(served_model: ServedModel):
+    scorer: Any = served_model.engine.routes.champion
     scorer._scorer.fail = "values"
-    response = await kitchen.infer()
+    response = await served_model.infer()
     assert response.status_code == 400
     assert "a number is too large" in response.json()["error"]
 
 
-async def test_a_fault_of_ours_is_a_500_with_an_incident_and_no_details(kitchen: Kitchen):
-    scorer: Any = kitchen.engine.routes.champion
+async def test_a_fault_of_ours_is_a_500_with_an_incident_and_no_details(served_model: ServedModel):
+    scorer: Any = served_model.engine.routes.champion
     scorer._scorer.fail = "predict"
-    response = await kitchen.infer()
+    response = await served_model.infer()
     assert response.status_code == 500
     assert "incident" in response.json()["error"]
     assert "memory" not in response.text
 
 
-async def test_a_full_log_does_not_stop_answers_and_is_counted(kitchen: Kitchen):
+async def test_a_full_log_does_not_stop_answers_and_is_counted(served_model: ServedModel):
     from functions.prediction_log import LogFullError
 
     class Full:
@@ -225,17 +233,17 @@ async def test_a_full_log_does_not_stop_answers_and_is_counted(kitchen: Kitchen)
 
         extend = append
 
-    kitchen.predictor.recorder = Recorder("late", Full())
-    assert (await kitchen.infer()).status_code == 200
-    counts = kitchen.predictor.describe()["log"]
+    served_model.predictor.recorder = Recorder("late", Full())
+    assert (await served_model.infer()).status_code == 200
+    counts = served_model.predictor.describe()["log"]
     assert (counts["written"], counts["dropped"]) == (0, 1)
 
 
-async def test_no_rows_are_answered_with_no_rows_and_not_logged(kitchen: Kitchen):
-    response = await kitchen.infer(tensors(0))
+async def test_no_rows_are_answered_with_no_rows_and_not_logged(served_model: ServedModel):
+    response = await served_model.infer(tensors(0))
     assert response.status_code == 200
     assert response.json()["outputs"][0]["shape"] == [0, 1]
-    assert kitchen.log.payloads == []
+    assert served_model.log.payloads == []
 
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3)
@@ -273,43 +281,43 @@ PATHS = st.sampled_from(["/infer", "/versions/1/infer", "/versions/0/infer"])
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(BODY | ANY, PATHS)
-async def test_no_document_makes_a_5xx(kitchen: Kitchen, body: Any, path: str):
-    await answered_without_fault(kitchen, body, path)
+async def test_no_document_makes_a_5xx(served_model: ServedModel, body: Any, path: str):
+    await answered_without_fault(served_model, body, path)
 
 
 @pytest.mark.proof
 @settings(max_examples=2_000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(BODY | ANY, PATHS)
-async def test_none_of_two_thousand_documents_makes_a_5xx(kitchen: Kitchen, body: Any, path: str):
-    await answered_without_fault(kitchen, body, path)
+async def test_none_of_two_thousand_documents_makes_a_5xx(served_model: ServedModel, body: Any, path: str):
+    await answered_without_fault(served_model, body, path)
 
 
-async def answered_without_fault(kitchen: Kitchen, body: Any, path: str) -> None:
+async def answered_without_fault(served_model: ServedModel, body: Any, path: str) -> None:
     content = json.dumps(body).encode("utf-8", "replace")
-    response = await kitchen.client.post(path, content=content)
+    response = await served_model.client.post(path, content=content)
     assert response.status_code < 500, response.text
     assert isinstance(orjson.loads(response.content), dict)
 
 
-async def test_trace_context_and_request_id_are_echoed_with_answers_and_refusals(kitchen: Kitchen):
+async def test_trace_context_and_request_id_are_echoed_with_answers_and_refusals(served_model: ServedModel):
     sent = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "tracestate": "a=1",
             "x-request-id": "q-1"}  # fmt: skip
     for content, status in ((json.dumps(tensors()), 200), ("{", 400)):
-        response = await kitchen.client.post("/infer", content=content, headers=sent)
+        response = await served_model.client.post("/infer", content=content, headers=sent)
         assert response.status_code == status
         assert {name: response.headers[name] for name in sent} == sent
 
 
 @pytest.mark.parametrize("by", ["header", "parameter"])
-async def test_an_answer_that_would_come_after_the_deadline_is_a_504(kitchen: Kitchen, by: str):
+async def test_an_answer_that_would_come_after_the_deadline_is_a_504(served_model: ServedModel, by: str):
     release = threading.Event()
-    version: Any = kitchen.engine.routes.champion
+    version: Any = served_model.engine.routes.champion
     version._scorer.predict = lambda _: release.wait(20)
     version.example_ms = 100.0  # so it answers in a thread
     try:
         headers = {"X-Request-Timeout-Ms": "50"} if by == "header" else {}
         body = tensors(parameters={"timeout": 50_000}) if by == "parameter" else tensors()
-        response = await kitchen.client.post("/infer", json=body, headers=headers)
+        response = await served_model.client.post("/infer", json=body, headers=headers)
         assert response.status_code == 504
         assert response.json()["error"].startswith("deadline:")
     finally:
@@ -322,14 +330,16 @@ async def test_an_answer_that_would_come_after_the_deadline_is_a_504(kitchen: Ki
      ({}, {"timeout": -1}, "parameters.timeout"), ({}, {"timeout": True}, "parameters.timeout")],
 )  # fmt: skip
 async def test_a_deadline_that_is_none_is_refused(
-    kitchen: Kitchen, headers: dict[str, str], parameters: dict[str, Any], words: str
+    served_model: ServedModel, headers: dict[str, str], parameters: dict[str, Any], words: str
 ):
-    response = await kitchen.client.post("/infer", json=tensors(parameters=parameters), headers=headers)
+    response = await served_model.client.post("/infer", json=tensors(parameters=parameters), headers=headers)
     assert response.status_code == 400
     assert words in response.json()["error"]
 
 
-async def test_a_deadline_far_off_changes_nothing(kitchen: Kitchen):
+async def test_a_deadline_far_off_changes_nothing(served_model: ServedModel):
     headers = {"X-Request-Timeout-Ms": "60000"}
-    response = await kitchen.client.post("/infer", json=tensors(parameters={"timeout": 0}), headers=headers)
+    response = await served_model.client.post(
+        "/infer", json=tensors(parameters={"timeout": 0}), headers=headers
+    )
     assert response.status_code == 200

@@ -12,18 +12,18 @@ from functions.prediction_log.records import prediction_columns
 from ray_apps.predictor.versions.routes import Routes
 from registry import LayerShare, TrafficRule
 from registry.models.traffic import BUCKETS
-from tests.ray_apps.predictor.conftest import Kitchen, tensors
+from tests.ray_apps.predictor.conftest import ServedModel, tensors
 
 UNITS = 100_000
 
 
-def routes(kitchen: Kitchen, shares: dict[int, float]) -> Routes[Any]:
+def routes(served_model: ServedModel, shares: dict[int, float]) -> Routes[Any]:
     """The routes of a replica that followed the policy; shares by version."""
-    kitchen.registry.set_traffic(
+    served_model.registry.set_traffic(
         "late", {f"arm-{version}": (version, share) for version, share in shares.items()}
     )
-    kitchen.settle()
-    return kitchen.engine.routes
+    served_model.settle()
+    return served_model.engine.routes
 
 
 def arms_of(split: Routes[Any], units: list[str]) -> list[str]:
@@ -34,9 +34,11 @@ def arms_of(split: Routes[Any], units: list[str]) -> list[str]:
     "followed",  # so many units through all ramps; about 6,300 of the 10,000 buckets are in the fewer ones
     [BUCKETS, pytest.param(UNITS, marks=pytest.mark.proof)],
 )
-async def test_a_90_9_1_split_is_met_and_twenty_ramps_move_nobody_who_was_in(kitchen: Kitchen, followed: int):
-    one, two = kitchen.version(0.5), kitchen.version(0.75)
-    split = routes(kitchen, {one: 0.09, two: 0.01})
+async def test_a_90_9_1_split_is_met_and_twenty_ramps_move_nobody_who_was_in(
+    served_model: ServedModel, followed: int
+):
+    one, two = served_model.version(0.5), served_model.version(0.75)
+    split = routes(served_model, {one: 0.09, two: 0.01})
     units = [f"user-{n}" for n in range(UNITS)]
     counts = Counter(arms_of(split, units))
     assert len(counts) == 3
@@ -46,7 +48,7 @@ async def test_a_90_9_1_split_is_met_and_twenty_ramps_move_nobody_who_was_in(kit
     units = units[:followed]
     before = arms_of(split, units)
     for ramp in range(1, 21):
-        split = routes(kitchen, {one: 0.09 + 0.02 * ramp, two: 0.01 + 0.01 * ramp})
+        split = routes(served_model, {one: 0.09 + 0.02 * ramp, two: 0.01 + 0.01 * ramp})
         after = arms_of(split, units)
         assert not [pair for pair in zip(before, after, strict=True) if pair[0] not in {"champion", pair[1]}]
         before = after
@@ -54,62 +56,62 @@ async def test_a_90_9_1_split_is_met_and_twenty_ramps_move_nobody_who_was_in(kit
 
 
 @pytest.mark.parametrize("count", [UNITS // 5, pytest.param(UNITS, marks=pytest.mark.proof)])
-async def test_arms_of_two_experiments_are_independent(kitchen: Kitchen, count: int):
+async def test_arms_of_two_experiments_are_independent(served_model: ServedModel, count: int):
     units = [f"user-{n}" for n in range(count)]
-    first = arms_of(routes(kitchen, {kitchen.version(0.5): 0.5}), units)
-    kitchen.registry.set_traffic("late", {})  # ends the experiment, and with it its salt
-    second = arms_of(routes(kitchen, {kitchen.version(0.75): 0.5}), units)
+    first = arms_of(routes(served_model, {served_model.version(0.5): 0.5}), units)
+    served_model.registry.set_traffic("late", {})  # ends the experiment, and with it its salt
+    second = arms_of(routes(served_model, {served_model.version(0.75): 0.5}), units)
     both = sum(a != "champion" and b != "champion" for a, b in zip(first, second, strict=True))
     # Under independence Binomial(count, .25); false alarm 6e-5
     assert abs(both - len(units) / 4) <= 4 * sqrt(len(units) * 0.25 * 0.75)
 
 
-async def test_held_out_units_meet_the_champion_say_so_and_are_no_shadows_business(kitchen: Kitchen):
-    canary, shadow = kitchen.version(0.5), kitchen.version(0.75)
-    kitchen.registry.begin_holdout("late", "q4", 0.3)
-    kitchen.registry.set_traffic(
+async def test_held_out_units_meet_the_champion_say_so_and_are_no_shadows_business(served_model: ServedModel):
+    canary, shadow = served_model.version(0.5), served_model.version(0.75)
+    served_model.registry.begin_holdout("late", "q4", 0.3)
+    served_model.registry.set_traffic(
         "late", {"canary": (canary, 0.5)}, shadows=[shadow], layer=LayerShare(name="trips", share=0.5)
     )
-    kitchen.settle()
-    traffic, arms = kitchen.registry.traffic("late"), set[str]()
+    served_model.settle()
+    traffic, arms = served_model.registry.traffic("late"), set[str]()
     for n in range(40):
         unit = f"user-{n}"
-        answer = (await kitchen.infer(tensors(2, parameters={"unit": unit}))).json()
+        answer = (await served_model.infer(tensors(2, parameters={"unit": unit}))).json()
         assert answer["parameters"]["arm"] == traffic.assign(unit).name
         assert answer["model_version"] == str(canary if answer["parameters"]["arm"] == "canary" else 1)
         arms.add(answer["parameters"]["arm"])
     assert arms == {"champion", "canary", "holdout", "outside"}
-    await kitchen.predictor.shadows.drained()
-    rows = prediction_columns(kitchen.log.payloads)["late"].to_pylist()
+    await served_model.predictor.shadows.drained()
+    rows = prediction_columns(served_model.log.payloads)["late"].to_pylist()
     seen = {arm: {row["unit"] for row in rows if row["arm"] == arm} for arm in [*arms, "shadow"]}
     assert seen["shadow"] == seen["champion"] | seen["canary"] | seen["outside"]
     assert seen["holdout"] == {f"user-{n}" for n in range(40)} - seen["shadow"]
-    by_number = await kitchen.infer(
+    by_number = await served_model.infer(
         tensors(parameters={"unit": min(seen["holdout"])}), path=f"/versions/{canary}/infer"
     )
     assert by_number.json()["parameters"]["arm"] == "pinned"  # past the split, as before
 
 
-async def test_units_are_held_out_also_while_nothing_is_tried(kitchen: Kitchen):
-    kitchen.registry.begin_holdout("late", "q4", 0.3)
-    kitchen.settle()
-    arms = Counter(arms_of(kitchen.engine.routes, [f"user-{n}" for n in range(2_000)]))
+async def test_units_are_held_out_also_while_nothing_is_tried(served_model: ServedModel):
+    served_model.registry.begin_holdout("late", "q4", 0.3)
+    served_model.settle()
+    arms = Counter(arms_of(served_model.engine.routes, [f"user-{n}" for n in range(2_000)]))
     assert set(arms) == {"champion", "holdout"}
     # Binomial(2 000, .3); 4 standard errors
     assert abs(arms["holdout"] - 600) <= 4 * sqrt(2_000 * 0.3 * 0.7)
 
 
-async def test_an_arm_asked_for_by_header_answers_and_is_no_evidence(kitchen: Kitchen):
-    kitchen.registry.set_traffic("late", {"canary": (kitchen.version(0.5), 0.01)})
-    kitchen.settle()
+async def test_an_arm_asked_for_by_header_answers_and_is_no_evidence(served_model: ServedModel):
+    served_model.registry.set_traffic("late", {"canary": (served_model.version(0.5), 0.01)})
+    served_model.settle()
     for arm, version in (("canary", "2"), ("champion", "1")):
-        answer = await kitchen.client.post("/infer", json=tensors(), headers={"X-Toque-Arm": arm})
+        answer = await served_model.client.post("/infer", json=tensors(), headers={"X-Toque-Arm": arm})
         assert (answer.json()["model_version"], answer.json()["parameters"]["arm"]) == (version, "pinned")
-    rows = prediction_columns(kitchen.log.payloads)["late"].to_pylist()
+    rows = prediction_columns(served_model.log.payloads)["late"].to_pylist()
     assert [(row["version"], row["arm"]) for row in rows] == [(2, "pinned"), (1, "pinned")]
-    kitchen.registry.set_traffic("late", {})
-    kitchen.settle()
-    answer = await kitchen.client.post("/infer", json=tensors(), headers={"X-Toque-Arm": "canary"})
+    served_model.registry.set_traffic("late", {})
+    served_model.settle()
+    answer = await served_model.client.post("/infer", json=tensors(), headers={"X-Toque-Arm": "canary"})
     assert answer.status_code == 404
     assert "no arm 'canary' now; it has ['champion']" in answer.json()["error"]
 
@@ -121,45 +123,47 @@ def rule(name: str, to: int | str, **values: str) -> TrafficRule:
 
 
 async def test_a_rule_decides_before_holdout_layer_and_split_and_the_others_go_where_they_went(
-    kitchen: Kitchen,
+    served_model: ServedModel,
 ):
-    canary, shadow, fresh = kitchen.version(0.5), kitchen.version(0.75), kitchen.version(0.6)
-    kitchen.registry.begin_holdout("late", "q4", 0.3)
+    canary, shadow, fresh = served_model.version(0.5), served_model.version(0.75), served_model.version(0.6)
+    served_model.registry.begin_holdout("late", "q4", 0.3)
     split = {"canary": (canary, 0.5)}
     part = LayerShare(name="trips", share=0.5)
-    kitchen.registry.set_traffic("late", split, shadows=[shadow], layer=part)
-    before = kitchen.registry.traffic("late")
+    served_model.registry.set_traffic("late", split, shadows=[shadow], layer=part)
+    before = served_model.registry.traffic("late")
     rules = [rule("dutch", fresh, country="NL"), rule("gold", "champion", tier="gold")]
-    kitchen.registry.set_traffic("late", split, shadows=[shadow], layer=part, rules=rules)
-    kitchen.settle()
+    served_model.registry.set_traffic("late", split, shadows=[shadow], layer=part, rules=rules)
+    served_model.settle()
     said = [{"country": "NL", "tier": "gold"}, {"tier": "gold"}, {"country": "BE"}, {}]
     for n in range(40):
         unit, attributes = f"user-{n}", said[n % 4]
-        answer = (await kitchen.infer(tensors(parameters={"unit": unit, "attributes": attributes}))).json()
+        answer = (
+            await served_model.infer(tensors(parameters={"unit": unit, "attributes": attributes}))
+        ).json()
         arm = before.assign(unit)
         wanted = [("rule:dutch", fresh), ("rule:gold", 1), (arm.name, arm.version), (arm.name, arm.version)][
             n % 4
         ]
         assert (answer["parameters"]["arm"], answer["model_version"]) == (wanted[0], str(wanted[1]))
-    await kitchen.predictor.shadows.drained()
-    rows = prediction_columns(kitchen.log.payloads)["late"].to_pylist()
+    await served_model.predictor.shadows.drained()
+    rows = prediction_columns(served_model.log.payloads)["late"].to_pylist()
     by_rule = {row["unit"] for row in rows if row["arm"].startswith("rule:")}
     assert by_rule == {f"user-{n}" for n in range(40) if n % 4 < 2}
     assert not by_rule & {row["unit"] for row in rows if row["arm"] == "shadow"}
 
 
 async def test_a_rule_whose_version_does_not_load_is_answered_by_the_champion_under_the_rules_arm(
-    kitchen: Kitchen,
+    served_model: ServedModel,
 ):
-    broken = kitchen.version(fail="load")
-    kitchen.registry.set_traffic("late", {}, rules=[rule("dutch", broken, country="NL")])
-    kitchen.settle()
-    answer = (await kitchen.infer(tensors(parameters={"attributes": {"country": "NL"}}))).json()
+    broken = served_model.version(fail="load")
+    served_model.registry.set_traffic("late", {}, rules=[rule("dutch", broken, country="NL")])
+    served_model.settle()
+    answer = (await served_model.infer(tensors(parameters={"attributes": {"country": "NL"}}))).json()
     assert (answer["parameters"]["arm"], answer["model_version"]) == ("rule:dutch", "1")
-    assert kitchen.predictor.describe()["degraded"] == [broken]
-    kitchen.registry.set_traffic("late", {})
-    kitchen.settle()
-    answer = (await kitchen.infer(tensors(parameters={"attributes": {"country": "NL"}}))).json()
+    assert served_model.predictor.describe()["degraded"] == [broken]
+    served_model.registry.set_traffic("late", {})
+    served_model.settle()
+    answer = (await served_model.infer(tensors(parameters={"attributes": {"country": "NL"}}))).json()
     assert answer["parameters"]["arm"] == "champion"
 
 
@@ -175,12 +179,12 @@ async def test_a_rule_whose_version_does_not_load_is_answered_by_the_champion_un
     ],
 )
 async def test_attributes_that_cannot_be_are_refused_whether_or_not_there_are_rules(
-    kitchen: Kitchen, attributes: Any, message: str
+    served_model: ServedModel, attributes: Any, message: str
 ):
     for rules in ([], [rule("dutch", 1, country="NL")]):
-        kitchen.registry.set_traffic("late", {}, rules=rules)
-        kitchen.settle()
-        answer = await kitchen.infer(tensors(parameters={"attributes": attributes}))
+        served_model.registry.set_traffic("late", {}, rules=rules)
+        served_model.settle()
+        answer = await served_model.infer(tensors(parameters={"attributes": attributes}))
         assert answer.status_code == 400
         assert message in answer.json()["error"]
-    assert kitchen.log.payloads == []
+    assert served_model.log.payloads == []
