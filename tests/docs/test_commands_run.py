@@ -7,11 +7,9 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from rich.console import Console
 
 from examples.flights import FEATURES
 from ray_apps.cli import main
-from ray_apps.cli import output as show
 from registry.access import signing
 from tests.docs.commands import commands_of
 from tests.docs.conftest import AskedPlatform
@@ -35,13 +33,6 @@ def toque_commands(page: str, **placeholders: str) -> list[list[str]]:
         for words in commands_of(block)
         if words[0] == "toque" and words[1] not in OF_THE_MACHINE
     ]
-
-
-@pytest.fixture(autouse=True)
-def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Consoles that write to the streams of now: those of the module hold the streams of when it was imported."""
-    monkeypatch.setattr(show, "out", Console(highlight=False, soft_wrap=True, width=200))
-    monkeypatch.setattr(show, "err", Console(stderr=True, highlight=False, soft_wrap=True))
 
 
 def run_all(commands: list[list[str]], capsys: pytest.CaptureFixture[str]) -> dict[str, str]:

@@ -20,7 +20,6 @@ from functions.runtime import catalog
 from functions.runtime.durable.invocation import executor_of
 from functions.runtime.durable.record import Record
 from ray_apps.cli import main as toque_main
-from ray_apps.cli import output as show
 from registry import open_store
 from tests.docs.commands import commands_of
 from tests.docs.conftest import DEADLINE_S, PROJECT, AskedPlatform
@@ -114,8 +113,6 @@ def test_the_commands_of_a_platform_run(
     modules: None, asked: AskedPlatform, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     importlib.import_module("texts")
-    monkeypatch.setattr(show, "out", Console(highlight=False, soft_wrap=True, width=200))
-    monkeypatch.setattr(show, "err", Console(stderr=True, highlight=False, soft_wrap=True))
 
     def ask(*words: str) -> str:
         assert [*words] in commands, "the page shows another command"
