@@ -12,7 +12,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from rich.console import Console
 
 from functions import Context, Invocation, use_context
 from functions.__main__ import main as functions_main
