@@ -123,7 +123,7 @@ def _simple_commands(words: Iterable[str]) -> Iterator[list[str]]:
 
 
 def check(words: list[str], page: Page) -> None:
-    """Check one command as far as can be told without running it.
+    """Check one command as far as possible without running it.
 
     Raises: CommandError if its program, target, flag, route, function, argument or file does not exist.
     """
@@ -167,13 +167,13 @@ def _exact(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
     """The parsed arguments. Raises: CommandError with the parser's message."""
-    told = io.StringIO()
+    errors = io.StringIO()
     try:
-        with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
             return parser.parse_args(arguments)
     except SystemExit as end:
         if end.code:
-            raise CommandError(told.getvalue().strip().splitlines()[-1]) from end
+            raise CommandError(errors.getvalue().strip().splitlines()[-1]) from end
         return argparse.Namespace()
 
 
@@ -365,13 +365,15 @@ def _ray(arguments: list[str], page: Page) -> None:
     ours = arguments[arguments.index("--") + 1 :] if "--" in arguments else []
     command: click.Command = cli
     try:
-        told = command.make_context("ray", list(arguments))
+        click_context = command.make_context("ray", list(arguments))
         while isinstance(command, click.Group):
-            name, found, rest = command.resolve_command(told, [*told._protected_args, *told.args])
+            name, found, rest = command.resolve_command(
+                click_context, [*click_context._protected_args, *click_context.args]
+            )
             if found is None:
                 raise CommandError(f"ray knows no command {name!r}")
             command = found
-            told = command.make_context(name, rest, parent=told)
+            click_context = command.make_context(name, rest, parent=click_context)
     except click.ClickException as error:
         raise CommandError(f"ray: {error.format_message()}") from error
     if ours:

@@ -39,16 +39,18 @@ def problem(module: str, arguments: list[str]) -> str | None:
 
 
 def _parsed_by(module: str, arguments: list[str]) -> str | None:
-    told = io.StringIO()
+    errors = io.StringIO()
     sys.argv = [module, *arguments]
     try:
-        with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
             runpy.run_module(module, run_name="__main__", alter_sys=True)
     except Parsed:
         return None
     except SystemExit as end:
         return (
-            None if not end.code else (told.getvalue().strip().splitlines() or [f"exit code {end.code}"])[-1]
+            None
+            if not end.code
+            else (errors.getvalue().strip().splitlines() or [f"exit code {end.code}"])[-1]
         )
     return f"{module} parsed nothing"
 

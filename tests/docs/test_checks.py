@@ -32,7 +32,7 @@ def words_of(text: str) -> list[list[str]]:
         "make up PROJEKT=clinic",
         "python -m no.such.module",
         "python -m functions run no_such_function",
-        "python -m functions --module kitchen run drain_predictions --json '[]'",
+        "python -m functions --module absent run drain_predictions --json '[]'",
         "python -m pytest tests/no_such_test.py",
         "python no_such_file.py",
         "pip install -e '.[no-such-extra]'",
@@ -122,8 +122,8 @@ def test_arguments_of_a_module_are_parsed_and_nothing_runs(
         check=True,
         cwd=ROOT,
     )
-    (told,) = json.loads(ran.stdout.splitlines()[-1])
-    assert told is None if wrong is None else wrong in told
+    (message,) = json.loads(ran.stdout.splitlines()[-1])
+    assert message is None if wrong is None else wrong in message
 
 
 def test_a_page_is_taken_apart(tmp_path: Path) -> None:

@@ -139,5 +139,5 @@ def _get(url: str, headers: dict[str, str]) -> dict[str, object]:
 
 def test_the_table_of_states_is_the_record_s() -> None:
     rows = re.findall(r"^\| ([a-z, ]+) \| ", DURABLE.text.partition("| state | means |")[2], re.MULTILINE)
-    told = {state for row in rows for state in row.split(", ")}
-    assert told >= set(Record.model_fields["status"].annotation.__args__)  # type: ignore[union-attr]
+    documented = {state for row in rows for state in row.split(", ")}
+    assert documented >= set(Record.model_fields["status"].annotation.__args__)  # type: ignore[union-attr]

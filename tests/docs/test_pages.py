@@ -92,10 +92,10 @@ def test_modules_understand_their_arguments() -> None:
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert ran.returncode == 0, ran.stderr
-    told = json.loads(ran.stdout.splitlines()[-1])
+    messages = json.loads(ran.stdout.splitlines()[-1])
     assert not [
         f"{page.name}: python -m {' '.join(words)}: {wrong}"
-        for (page, words), wrong in zip(asked, told, strict=True)
+        for (page, words), wrong in zip(asked, messages, strict=True)
         if wrong
     ]
 
