@@ -1,14 +1,14 @@
-"""Where the time of one request goes inside a replica, stage by stage, without any network.
+"""Measures where the time of one request goes inside a replica, stage by stage, without any network.
 
 python -m ray_apps.predictor.breakdown [--columns 20]
 python -m ray_apps.predictor.breakdown --parameters 100M [--device cuda] [--rows 1]
 
 Each line is the median time of one stage of a request for one row of a small model, on this machine, repeated by
-itself; the last are the whole door, from ASGI message in to ASGI message out, and the same where nothing is logged.
+itself; the last are the whole endpoint, from ASGI message in to ASGI message out, with and without the log.
 There a stage takes longer than by itself, since the model has taken the caches.
 
---parameters: a model of that size instead, and only what its size and its rows change. --device cuda: on the card, with
-the ways to it and back, each waited for by itself; "all in one" waits once, as a request does.
+--parameters: a model of that size instead, and only the stages that depend on its size and rows. --device cuda: on the
+CUDA device, the copies each waited for by themselves; "all in one" waits once, as a request does.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from registry import Access, Registry, Signature, TensorSpec, open_store
 
 ROUNDS = 2_000
 SIZED_ROUNDS = 200
-"""Of a model that takes the CPU tens of milliseconds."""
+"""For a model that takes the CPU tens of milliseconds."""
 
 
 class _Mlp(torch.nn.Module):
@@ -88,7 +88,7 @@ def median_us(stage: Callable[[], Any], *, rounds: int = ROUNDS) -> float:
 
 
 async def median_async_us(stage: Callable[[], Awaitable[Any]]) -> float:
-    """The same for a stage that is awaited."""
+    """The median time of an awaitable stage in microseconds."""
     times = []
     for _ in range(ROUNDS):
         begin = time.perf_counter_ns()
@@ -98,13 +98,13 @@ async def median_async_us(stage: Callable[[], Awaitable[Any]]) -> float:
 
 
 async def _in_turns(*endpoints: Callable[[], Awaitable[Any]]) -> list[float]:
-    """The median of each, all of them measured in the same minute of a machine that others use too."""
+    """The median of each endpoint, measured in turns because other programs use the machine too."""
     rounds = [[await median_async_us(endpoint) for endpoint in endpoints] for _ in range(5)]
     return [statistics.median(times) for times in zip(*rounds, strict=True)]
 
 
 async def measure(folder: Path, columns: int) -> dict[str, float]:
-    """Median microseconds by stage."""
+    """Measure a small model's request; returns median microseconds by stage."""
     torch.set_num_threads(1)
     store = open_store(f"file://{folder}/store")
     registry = Registry(store, actor="breakdown")
@@ -139,7 +139,7 @@ async def measure(folder: Path, columns: int) -> dict[str, float]:
     whole, without = await _in_turns(
         lambda: endpoint(scope, receive, send), lambda: unlogged(scope, receive, send)
     )
-    stages |= {"the whole door": whole, "the same without the log": without}
+    stages |= {"the whole endpoint": whole, "the same without the log": without}
     await predictor.close()
     log.close()
     return stages
@@ -176,7 +176,10 @@ async def _stages(
 
 
 def measure_sized(folder: Path, parameters: int, columns: int, rows: int, device: str) -> dict[str, float]:
-    """Median microseconds of what depends on a model's size. Raises: SystemExit without the card asked for."""
+    """Measure the stages that depend on a model's size, in median microseconds.
+
+    Raises: SystemExit if `device` is not there, or the program cannot run on it.
+    """
     if device == "cuda" and not torch.cuda.is_available():
         raise SystemExit(f"--device cuda: torch {torch.__version__} finds no CUDA device here")
     width = math.isqrt(parameters)
@@ -200,7 +203,7 @@ def measure_sized(folder: Path, parameters: int, columns: int, rows: int, device
 
 
 def device_stages(scorer: CudaScorer, inputs: Mapping[str, Any], *, rounds: int = ROUNDS) -> dict[str, float]:
-    """Median microseconds of the ways to a card and back, and of what it computes between."""
+    """Median microseconds of the copies to a device and back, and of the computation between."""
     arrays = scorer.arrays(inputs)
 
     def done(begin: Callable[[], Any]) -> None:
@@ -221,13 +224,13 @@ def device_stages(scorer: CudaScorer, inputs: Mapping[str, Any], *, rounds: int 
 
 
 def number(text: str) -> int:
-    """A number such as 2000, 10k, 100M or 1.5G. Raises: ValueError for what is none."""
+    """Parse a number such as 2000, 10k, 100M or 1.5G. Raises: ValueError for any other text."""
     factor = {"k": 1e3, "M": 1e6, "G": 1e9}.get(text[-1:], 1)
     return int(float(text if factor == 1 else text[:-1]) * factor)
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure what the arguments ask for, and print one line a stage."""
     parser = argparse.ArgumentParser(prog="python -m ray_apps.predictor.breakdown", description=__doc__)
     parser.add_argument("--columns", type=int, default=20)
     parser.add_argument("--parameters", type=number)

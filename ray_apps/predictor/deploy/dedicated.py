@@ -38,10 +38,8 @@ from registry.errors import RegistryError
 __all__ = ["ServeDeployments", "VersionReplica", "device_of", "version_app", "version_application"]
 
 PREFIX = "version-"
-REAPER, NAMESPACE = (
-    "toque-keeper",
-    "toque",
-)  # of the previous release too: two reapers would not see each other's holds
+# The previous release's name too: two reapers would not see each other's holds in an upgrade.
+REAPER, NAMESPACE = "toque-keeper", "toque"
 SWEEP_S = 2.0
 CALL_S = 90.0
 """Timeout of a call to the reaper, which may be ending a deployment first."""

@@ -51,21 +51,21 @@ __all__ = [
 POOL_APP = "pool"
 """The Serve application of the pool."""
 POOL_PREFIX = "/v2/models"
-"""Where the pool stands: Serve prefers the longer prefix of a model that has an application of its own."""
+"""Route prefix of the pool: Serve prefers the longer prefix of a model that has an application of its own."""
 
 
 def app_name(model: str) -> str:
-    """The Serve application that serves a model."""
+    """Name of the Serve application that serves a model."""
     return f"predictor-{model}"
 
 
 def route_prefix(model: str) -> str:
-    """Where a model is served."""
+    """Route prefix below which a model is served."""
     return f"/v2/models/{model}"
 
 
 class _ReplicaResources:
-    """What all models of a replica share."""
+    """Resources that all models of a replica share: store, feature store, log and authentication."""
 
     def __init__(self, name: str, options: PredictorOptions) -> None:
         self._options = options
@@ -82,25 +82,23 @@ class _ReplicaResources:
         access = Access(self._store, actor=f"predictor/{name}")
         self.auth: Authenticator = NoAuthentication()
         if options.authentication:
-            with contextlib.suppress(Unavailable):  # then it learns them later
+            with contextlib.suppress(Unavailable):  # the cache reads the tokens later
                 access.read()
             self.auth = TokenAuthenticator(TokenCache(access))
 
     @property
     def max_in_flight(self) -> int:
-        """How many requests a replica holds at once."""
+        """Bound on the requests that a replica holds at once."""
         return self._options.max_ongoing_requests + max(0, self._options.max_queued_requests)
 
     def endpoint(
         self, model: str, *, retain: int = 2, version_loader: VersionLoader | None = None
     ) -> ModelEndpoint:
-        """The HTTP door to a model, nothing loaded.
+        """Make a model's HTTP endpoint, with no version loaded.
 
-        retain: versions kept after the policy dropped them. place: where they are loaded, if not here.
+        retain: versions kept after the policy dropped them. version_loader: loads versions, by default into this process.
         """
-        from ray_apps.predictor.versions.scoring import (
-            load_scorer,  # late: torch is for replicas, not for who deploys
-        )
+        from ray_apps.predictor.versions.scoring import load_scorer  # late: only replicas need torch
 
         registry = Registry(self._store, actor=f"predictor/{model}")
         scratch = Path(tempfile.gettempdir()) / "toque-loading"
@@ -131,7 +129,7 @@ class _ReplicaResources:
 
 
 def build_predictor(model: str, options: PredictorOptions) -> ModelEndpoint:
-    """A model's ASGI application, its versions loaded and followed: for tests and servers without Serve.
+    """Make a model's ASGI application, with its versions loaded and followed; for tests and servers without Serve.
 
     Raises: ValueError if its versions are to have deployments of their own.
     """
@@ -143,7 +141,7 @@ def build_predictor(model: str, options: PredictorOptions) -> ModelEndpoint:
 
 
 async def _open_endpoint(model: str, options: PredictorOptions, release: int) -> ModelEndpoint:
-    """The same in a replica of Serve, whose loop must go on meanwhile: a version elsewhere is asked on it."""
+    """Make a model's endpoint in a replica of Serve, with the event loop free: dedicated versions are asked on it."""
     own = options.dedicated
     if own is None:
         return build_predictor(model, options)
@@ -165,16 +163,16 @@ async def _open_endpoint(model: str, options: PredictorOptions, release: int) ->
 
 
 def build_pool(options: PoolOptions) -> PoolEndpoint:
-    """The ASGI application of a pool, empty: as `build_predictor`."""
-    platform = _ReplicaResources("pool", options)
+    """Make the ASGI application of an empty pool, for tests and servers without Serve."""
+    resources = _ReplicaResources("pool", options)
     pool = Pool(
-        lambda model: platform.endpoint(model, retain=1),
+        lambda model: resources.endpoint(model, retain=1),
         limit_bytes=options.memory_limit_bytes,
         pinned=options.pinned,
         poll_s=options.poll_s,
-        max_waiting=max(1, platform.max_in_flight // 2),
+        max_waiting=max(1, resources.max_in_flight // 2),
     )
-    return PoolEndpoint(pool, platform.auth, max_in_flight=platform.max_in_flight)
+    return PoolEndpoint(pool, resources.auth, max_in_flight=resources.max_in_flight)
 
 
 def _timed(endpoint: Endpoint, options: PredictorOptions) -> Endpoint:
@@ -182,15 +180,13 @@ def _timed(endpoint: Endpoint, options: PredictorOptions) -> Endpoint:
 
 
 def _register_bypass(prefix: str, endpoint: Endpoint, options: PredictorOptions) -> None:
-    if (
-        options.max_replicas is None
-    ):  # else Serve has to count the requests, or it stops replicas that are busy
+    if options.max_replicas is None:  # else Serve must count the requests, or it stops busy replicas
         register_bypass(prefix, endpoint)
 
 
 @serve.ingress()
 class PredictorReplica:
-    """One replica of a model's predictor."""
+    """Serve deployment of one model's predictor."""
 
     async def __init__(self, model: str, options: dict[str, Any], release: int) -> None:  # type: ignore[misc]  # Serve awaits it
         configure_process()
@@ -204,13 +200,13 @@ class PredictorReplica:
         return self._endpoint
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """What Serve asks for once a second, where replicas come and go."""
+        """Metrics that Serve scales by; it asks once a second if the deployment is autoscaled."""
         return self._endpoint.autoscaling_metrics()
 
 
 @serve.ingress()
 class PoolReplica:
-    """One replica of the pool."""
+    """Serve deployment of the pool of models."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         configure_process()
@@ -219,17 +215,17 @@ class PoolReplica:
         freeze()
 
     def __serve_build_asgi_app__(self) -> Endpoint:
-        """As a predictor's."""
+        """The application that Serve's HTTP server of this replica calls."""
         _register_bypass(POOL_PREFIX, self._endpoint, self._options)
         return self._endpoint
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """As a predictor's."""
+        """Metrics that Serve scales by; it asks once a second if the deployment is autoscaled."""
         return self._endpoint.autoscaling_metrics()
 
 
 def application(model: str, options: PredictorOptions | None = None) -> serve.Application:
-    """A model's Serve application, to be run under `route_prefix(model)`.
+    """Make a model's Serve application, to be run under `route_prefix(model)`.
 
     options: by default those of this process's environment.
     """
@@ -241,7 +237,7 @@ def application(model: str, options: PredictorOptions | None = None) -> serve.Ap
 
 
 def pool_application(options: PoolOptions | None = None) -> serve.Application:
-    """The pool's Serve application, to be run under `POOL_PREFIX`: every model without an application of its own.
+    """Make the pool's Serve application, to be run under `POOL_PREFIX`; it serves every other model.
 
     options: by default those of this process's environment.
     """

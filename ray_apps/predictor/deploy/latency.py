@@ -1,6 +1,6 @@
-"""How late the answers of the last seconds were: counted as they leave, told to Serve once a second.
+"""Latency of the answers of the last seconds, measured as they leave and reported to Serve once a second.
 
-Only replicas that come and go have any of this; the others' doors stay as they are.
+Only endpoints of autoscaled deployments are measured; the others have no cost of it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _ON_TRIAL = re.compile(r"/versions/[0-9]+/infer$")
 
 
 class LatencySummary(NamedTuple):
-    """Durations in a window: how many, their mean and 95th percentile in seconds; zeros if there were none."""
+    """Summary of the durations in a window: number, mean and 95th percentile in seconds; zeros if it is empty."""
 
     number: int
     mean_s: float
@@ -44,21 +44,21 @@ class LatencySummary(NamedTuple):
 
 
 class Window:
-    """Durations of the last five rolls, counted in buckets."""
+    """Histogram of the durations between the last five calls of `roll`."""
 
     def __init__(self) -> None:
         self._counts = [0] * BUCKETS
         self._before: deque[list[int]] = deque(maxlen=REPORTS - 1)
 
     def add(self, duration_s: float) -> None:
-        """Count one."""
+        """Count one duration in its bucket."""
         bucket = int(math.log(duration_s / LEAST_S) * _PER_BUCKET) if duration_s > LEAST_S else 0
         self._counts[bucket if bucket < BUCKETS else -1] += 1
 
     def roll(self) -> LatencySummary:
-        """What was added since the fifth roll before this one.
+        """Summarize the durations since the fifth call before this one.
 
-        One late answer among less than twenty does not make the percentile.
+        The percentile's rank is rounded down, so that one late answer among less than twenty does not set it.
         """
         counts = [sum(column) for column in zip(self._counts, *self._before, strict=True)]
         self._before.append(self._counts)
@@ -75,16 +75,15 @@ def _bucket_of(rank: int, counts: list[int]) -> int:
         rank -= count
         if rank <= 0:
             return bucket
-    raise ValueError(f"there are not so many: {rank} more are wanted")
+    raise ValueError(f"the rank is {rank} more than the number of durations")
 
 
 class LatencyMeter:
-    """What a replica tells Serve of its answers, and of how long a request waits for its event loop.
+    """Measures a replica's answers, and how long requests wait for its event loop, for Serve's autoscaler.
 
-    The door of a model that answers on the loop sees a request only once its turn has come, and Serve no sooner: what
-    it waited before, only the loop knows. So timers are set at random moments, as requests come, and how late they
-    are is counted too.
-    Belongs to one event loop. now: the moment, in seconds.
+    The endpoint of a model that answers on the loop sees a request only when the loop gets to it, as does Serve, so
+    the wait before that is estimated: timers are set at random moments, as requests come, and their delay is measured.
+    Belongs to one event loop. now: the clock, in seconds.
     """
 
     def __init__(
@@ -99,11 +98,11 @@ class LatencyMeter:
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self) -> float:
-        """A request comes in; returns the moment."""
+        """Count a request that comes in; returns its time."""
         return self._change(1)
 
     def end(self, begin: float, *, answered: bool) -> None:
-        """It leaves; begin: what it is timed from. answered: whether that says how late answers are."""
+        """Count a request that leaves; begin: measured from. answered: whether its duration is an answer's latency."""
         now = self._change(-1)
         if answered:
             self._answers.add(now - begin)
@@ -116,9 +115,9 @@ class LatencyMeter:
         return now
 
     def autoscaling_metrics(self) -> dict[str, float]:
-        """Of the time since the fifth call before this one; to be called once a second, on the event loop.
+        """Metrics of the time since the fifth call before this one; to be called once a second, on the event loop.
 
-        Zeros if there were no answers: a figure of before would count on otherwise.
+        Zeros if there were no answers, because Serve would go on using the last values otherwise.
         """
         if self._timer is None:
             self._due = self.now()
@@ -138,22 +137,22 @@ class LatencyMeter:
 
     def _tick(self) -> None:
         now = self.now()
-        while self._due <= now:  # those that were due meanwhile, too: so would requests have been
+        while self._due <= now:  # all that came due while the loop was busy, as requests would have
             self._delays.add(now - self._due - TIMER_ERROR_S)
             self._due += self._chance.expovariate(PROBES_HZ)
         self._timer = asyncio.get_running_loop().call_later(self._due - now, self._tick)
 
     def close(self) -> None:
-        """Set no more timers."""
+        """Stop setting timers on the loop."""
         if self._timer is not None:
             self._timer.cancel()
 
 
 class TimedEndpoint(Endpoint):
-    """Another door, whose predictions are timed from the moment that a request is whole.
+    """An endpoint around another one, which measures the latency of its predictions from the whole request on.
 
-    What is refused is not timed, or a crowded door would look fast; what ran out of its caller's time is. Nor is a
-    version asked for by number: somebody tries it out, and it may have to be loaded first.
+    Refusals are not measured, or an overloaded endpoint would look fast; requests that ran out of time are. Requests
+    for a version by number are not: they are trials, and the version may have to be loaded first.
     """
 
     def __init__(self, endpoint: Endpoint, meter: LatencyMeter) -> None:
@@ -161,20 +160,20 @@ class TimedEndpoint(Endpoint):
         self._endpoint, self._meter = endpoint, meter
 
     def on_startup(self) -> None:
-        """As the door within."""
+        """Call the wrapped endpoint's startup hook."""
         self._endpoint.on_startup()
 
     def index(self) -> list[dict[str, str]]:
-        """The model versions of the door within."""
+        """The model versions of the wrapped endpoint."""
         return self._endpoint.index()
 
     async def close(self) -> None:
-        """Close the door within."""
+        """Close the wrapped endpoint and stop measuring."""
         self._meter.close()
         await self._endpoint.close()
 
     async def answer(self, request: Request) -> Answer:
-        """What the door within answers. Raises: PredictorError."""
+        """Answer by the wrapped endpoint. Raises: PredictorError."""
         if not request.path.endswith("/infer") or _ON_TRIAL.search(request.path):
             return await self._endpoint.answer(request)
         whole_at, in_pieces, answered = self._meter.begin(), False, False
@@ -183,7 +182,7 @@ class TimedEndpoint(Endpoint):
         async def read() -> Message:
             nonlocal whole_at, in_pieces
             message = await receive()
-            if in_pieces:  # how long a caller takes to send a large body is not ours
+            if in_pieces:  # the time that a caller takes to send a large body does not count
                 whole_at = self._meter.now()
             in_pieces = message.get("more_body", False)
             return message
@@ -200,5 +199,5 @@ class TimedEndpoint(Endpoint):
         return answer
 
     def autoscaling_metrics(self) -> dict[str, float]:
-        """Of the last seconds; called once a second."""
+        """Metrics of the last seconds; called once a second."""
         return self._meter.autoscaling_metrics()

@@ -1,4 +1,4 @@
-"""How a predictor is deployed."""
+"""Options of the predictor's deployments: a model's, a dedicated version's, the pool's."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from ray_apps.predictor.deploy.scaling import Policy
 __all__ = ["DedicatedOptions", "PoolOptions", "PredictorOptions"]
 
 POLICY = f"{Policy.__module__}:{Policy.__name__}"
-"""Where Serve imports it from, to send it to its controller."""
+"""Import path of the autoscaling policy, which Serve sends to its controller."""
 
 
 class DedicatedOptions(BaseModel):
-    """The deployment that each live version has to itself.
+    """Options of the deployment that each live version has to itself.
 
-    min_replicas, max_replicas: as many as it takes, as a predictor's; 0: none while nobody asks. target_latency_ms:
-    as a predictor's, of the version's own answers. num_cpus, num_gpus: reserved for each. start_timeout_s: how long a version may take until it answers its example, and a
-    request waits for a replica that starts. linger_s: how long a deployment stays once no door holds its version.
+    min_replicas, max_replicas: bounds of its autoscaling, as a predictor's; a minimum of 0 stops the last replica when
+    idle. target_latency_ms: as a predictor's, of the version's own answers. num_cpus, num_gpus: reserved for each
+    replica. start_timeout_s: for a version to answer its example, and for a request to wait for a replica.
+    linger_s: how long a deployment stays once no endpoint holds its version.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,22 +49,22 @@ class DedicatedOptions(BaseModel):
 
 
 class PredictorOptions(BaseModel):
-    """Where a predictor finds its memory, and its bounds.
+    """Options of a predictor: the platform it belongs to, its bounds and its scale.
 
     store_url, redis_url: the platform's store and Redis (None: no requests by key, no log). replay: the platform
-    runs on the replay clock. authentication: False lets everybody in. log: whether answers are logged.
+    runs on the replay clock. authentication: False admits every request. log: whether answers are logged.
     wal_root: folder of the write-ahead files (default: beside the store). log_limit_bytes: their bound for each
     replica. poll_s: how often the traffic policy is read. num_replicas, num_cpus, max_ongoing_requests,
-    max_queued_requests: Serve's; beyond both a caller is told to come again. max_body_bytes: of one request.
+    max_queued_requests: Serve's; requests beyond both bounds are refused with 429. max_body_bytes: of one request.
     shadow_limit: how many requests may wait for shadows before they are dropped.
 
-    max_replicas: goes before num_replicas; as many replicas as it takes for `target_in_flight` requests in each,
-    at least `min_replicas`. With none (0) a model takes no process once nobody asked for `idle_s`, and the next
-    request waits for a replica to start. Serve counts the requests then, which costs each 0.1 ms.
-    target_latency_ms: as many as it takes, too, for 95 % of the answers to take less than this, but never more than
+    max_replicas: overrides num_replicas and scales the replicas so that each has `target_in_flight` requests, down to
+    `min_replicas`. With a minimum of 0 the last replica stops after `idle_s` without requests, and the next
+    request waits for one to start. Serve counts the requests of a scaled model, which costs each 0.1 ms.
+    target_latency_ms: scale up, too, until 95 % of the answers take less than this, but never to more replicas than
     requests in flight; the larger number wins.
 
-    dedicated: versions have deployments of their own, and the replicas here are only their door.
+    dedicated: versions have deployments of their own, and the replicas here are only the model's endpoint.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -110,8 +111,8 @@ class PredictorOptions(BaseModel):
             _check_bounds(self.min_replicas, self.max_replicas)
             if self.dedicated is not None:
                 raise ValueError(
-                    f"max_replicas={self.max_replicas} with dedicated: versions are scaled, their door is not; "
-                    "say dedicated.max_replicas, and num_replicas for the door"
+                    f"max_replicas={self.max_replicas} with dedicated: versions are scaled, their endpoint is not; "
+                    "say dedicated.max_replicas, and num_replicas for the endpoint"
                 )
         elif self.target_latency_ms is not None:
             raise ValueError(
@@ -122,7 +123,7 @@ class PredictorOptions(BaseModel):
 
     @property
     def scale(self) -> dict[str, Any]:
-        """How many replicas, in the words of a Serve deployment."""
+        """Arguments of a Serve deployment that set its number of replicas or its autoscaling."""
         if self.max_replicas is None:
             return {"num_replicas": self.num_replicas}
         return {
@@ -150,7 +151,7 @@ class PredictorOptions(BaseModel):
 
 
 class PoolOptions(PredictorOptions):
-    """How the pool is deployed: as a predictor, and
+    """Options of the pool: those of a predictor, a memory limit and pinned models.
 
     memory_limit_bytes: for the models of one replica, as estimated from their files (the process itself takes
     some 400 MB beside them). pinned: models that are loaded at the start and never evicted.

@@ -1,4 +1,4 @@
-"""Many small models in one replica: loaded when first asked for, evicted least recently used.
+"""Many small models in one replica: loaded at their first request, evicted least recently used.
 
 All bookkeeping happens on the event loop; journals are read in one thread and versions loaded in another, one
 model at a time, so that a crowd of cold models delays the hot ones by no more than one load's share of a core.
@@ -27,7 +27,7 @@ _log = logging.getLogger("ray.serve")
 
 
 class _Resident:
-    """A model in memory, or on its way there. users: requests that need it now; loading: done once it is loaded."""
+    """A model in memory, or being loaded. users: requests that need it now; loading: its load, None when done."""
 
     def __init__(self, endpoint: ModelEndpoint) -> None:
         self.endpoint = endpoint
@@ -37,33 +37,33 @@ class _Resident:
 
     @property
     def engine(self) -> Engine:
-        """Its versions."""
+        """The engine with the model's versions."""
         return self.endpoint.predictor.engine
 
     @property
     def idle(self) -> bool:
-        """Whether nobody needs it now."""
+        """Whether no request needs the model and no load is under way, so that it may be evicted."""
         return not self.users and not self.reloading and self.loading is None
 
     @property
     def size_bytes(self) -> int:
-        """The memory it takes, as estimated."""
+        """Estimated memory that the model takes."""
         loaded = self.engine.size_bytes
         return loaded + OVERHEAD_BYTES if loaded else 0
 
     @property
     def needed_bytes(self) -> int:
-        """The memory that it takes more once what is due is loaded."""
+        """Estimated memory that the model takes in addition once its due versions are loaded."""
         due = sum(memory_of(record) for record in self.engine.due())
         return due if self.size_bytes else due + OVERHEAD_BYTES
 
 
 class Pool:
-    """The models of one replica. Belongs to one event loop.
+    """An LRU cache of models in one replica. Belongs to one event loop.
 
-    furnish: a model's door, nothing loaded and no thread started. limit_bytes: of memory for all models, as
-    estimated from their files. pinned: models that are loaded first and never evicted. poll_s: how often the
-    journals of the models in memory are read. max_waiting: so many requests may wait for models to be loaded.
+    make_endpoint: makes a model's endpoint, with no version loaded and no thread started. limit_bytes: of memory for
+    all models, as estimated from their files. pinned: models that are loaded first and never evicted. poll_s: how
+    often the journals of the models in memory are read. max_waiting: requests that may wait for models to be loaded.
     patience_s: how long a load waits for room while models are in use.
     """
 
@@ -89,7 +89,7 @@ class Pool:
         self.evictions = 0
 
     def start(self) -> None:
-        """Follow the journals from now on, and load what is pinned; needs a running loop. Again: nothing."""
+        """Start following the journals, and load the pinned models; needs a running loop. Idempotent."""
         if self._tasks:
             return
         self._spawn(self._follow())
@@ -97,10 +97,10 @@ class Pool:
             self._find(name)
 
     async def answer(self, name: str, request: Request) -> Answer:
-        """Answer a request whose path is below a model's name, which is loaded first if it is not here.
+        """Answer a request whose path is below a model's name; the model is loaded first if necessary.
 
         Raises: NotFound for a model that the registry does not have; Overloaded if too many requests wait for
-        models; NotReady if the limit leaves no room, or the store does not answer; and what the model's door raises.
+        models; NotReady if the limit leaves no room, or the store does not answer; what the model's endpoint raises.
         """
         resident = self._find(name)
         resident.users += 1
@@ -113,16 +113,16 @@ class Pool:
 
     @property
     def size_bytes(self) -> int:
-        """Memory of all models here, as estimated."""
+        """Estimated memory of all models in the pool."""
         return _size(self._residents)
 
     def index(self) -> list[dict[str, str]]:
-        """The versions of the models that are here, as entries of the repository index."""
+        """The versions of the loaded models, as entries of the repository index."""
         here = [resident for resident in self._residents.values() if resident.loading is None]
         return [entry for resident in here for entry in resident.endpoint.index()]
 
     def describe(self) -> dict[str, Any]:
-        """The counts, and the models that are here, least recently used first."""
+        """Counts of the pool, and its loaded models, least recently used first."""
         return {
             "models": [name for name, resident in self._residents.items() if resident.loading is None],
             "size_bytes": self.size_bytes,
@@ -133,7 +133,7 @@ class Pool:
         }
 
     async def close(self) -> None:
-        """Stop following, and end every model."""
+        """Stop following the journals, and close every model."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -143,7 +143,7 @@ class Pool:
         self._loader.shutdown(wait=False, cancel_futures=True)
 
     def _find(self, name: str) -> _Resident:
-        """The model, as the most recently used one; its loading is begun if it is not here."""
+        """Get a model and mark it most recently used; starts to load it if necessary."""
         resident = self._residents.get(name)
         if (resident is None or resident.loading is not None) and self._waiting >= self._max_waiting:
             raise Overloaded(
@@ -159,10 +159,10 @@ class Pool:
     def _spawn(self, work: Any) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._on_task_end)
         return task
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _on_task_end(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         fault = None if task.cancelled() else task.exception()
         if isinstance(fault, NotReady):
@@ -178,7 +178,7 @@ class Pool:
             self._waiting -= 1
 
     async def _open(self, name: str, resident: _Resident) -> None:
-        """Load a model that was asked for; one that cannot be is forgotten."""
+        """Load a requested model; if that fails, it leaves the pool."""
         loop = asyncio.get_running_loop()
         try:
             await loop.run_in_executor(self._reader, resident.engine.follow_once)
@@ -200,17 +200,19 @@ class Pool:
             self.loads += 1
 
     async def _make_room(self, needed: int, keep: _Resident | None = None) -> None:
-        """Evict as many models as it takes, least recently used first; models in use are waited for a moment.
+        """Evict as many models as necessary, least recently used first; models in use are waited for a moment.
 
-        Raises: NotReady, and evicts none, if all that may go are not enough.
+        Raises: NotReady, without an eviction, if all evictable models together are not enough.
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + self._patience_s
         while (over := self.size_bytes + needed - self._limit_bytes) > 0:
             others = {
-                n: one for n, one in self._residents.items() if one is not keep and n not in self._pinned
+                n: resident
+                for n, resident in self._residents.items()
+                if resident is not keep and n not in self._pinned
             }
-            idle = {name: one for name, one in others.items() if one.idle}
+            idle = {name: resident for name, resident in others.items() if resident.idle}
             if over <= _size(idle):
                 await self._evict(idle, over)
             elif over > _size(others) or loop.time() >= until:
@@ -223,30 +225,28 @@ class Pool:
 
     async def _evict(self, idle: Mapping[str, _Resident], over: int) -> None:
         ended = []
-        for name, one in idle.items():
+        for name, resident in idle.items():
             if over <= 0:
                 break
-            over -= one.size_bytes
+            over -= resident.size_bytes
             del self._residents[name]
             self.evictions += 1
-            ended.append(one)
-        for one in ended:  # out of the way first: nobody finds a model whose end has begun
-            await one.endpoint.close()
+            ended.append(resident)
+        for resident in ended:  # after all have left the pool, so that no request finds a closing model
+            await resident.endpoint.close()
 
     async def _follow(self) -> None:
-        """Read the journals of the models that are here, again and again; load what they newly name."""
+        """Read the journals of the loaded models again and again, and load the versions that they newly name."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(self._poll_s)
-            with contextlib.suppress(
-                NotReady
-            ):  # a version that a request asked for by number was no load of ours
+            with contextlib.suppress(NotReady):  # room taken by versions that were requested by number
                 await self._make_room(0)
-            here = [one for one in self._residents.values() if one.loading is None]
-            for one in await loop.run_in_executor(self._reader, _look, here):
-                if not one.reloading:
-                    one.reloading = True
-                    self._spawn(self._reload(one))
+            here = [resident for resident in self._residents.values() if resident.loading is None]
+            for resident in await loop.run_in_executor(self._reader, _with_new_versions, here):
+                if not resident.reloading:
+                    resident.reloading = True
+                    self._spawn(self._reload(resident))
 
     async def _reload(self, resident: _Resident) -> None:
         try:
@@ -259,17 +259,17 @@ class Pool:
 
 
 def _size(residents: Mapping[str, _Resident]) -> int:
-    return sum(one.size_bytes for one in residents.values())
+    return sum(resident.size_bytes for resident in residents.values())
 
 
-def _look(residents: Iterable[_Resident]) -> list[_Resident]:
-    """Read their journals; returns those that have something to load."""
+def _with_new_versions(residents: Iterable[_Resident]) -> list[_Resident]:
+    """Read the models' journals; returns the models with versions to load."""
     found = []
-    for one in residents:
+    for resident in residents:
         try:
-            one.engine.follow_once()
+            resident.engine.follow_once()
         except Exception:  # noqa: BLE001 - one model's fault must not end the following of all
-            _log.exception("%s: following the policy failed, trying again", one.engine.model)
-        if one.engine.due():
-            found.append(one)
+            _log.exception("%s: following the policy failed, trying again", resident.engine.model)
+        if resident.engine.due():
+            found.append(resident)
     return found

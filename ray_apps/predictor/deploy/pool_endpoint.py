@@ -1,4 +1,4 @@
-"""The HTTP door to a pool: below the path it is mounted at, the routes of every model by its name."""
+"""The HTTP endpoint of a pool, with the routes of every model below the model's name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["PoolEndpoint"]
 
 
 class PoolEndpoint(Endpoint):
-    """An ASGI application that serves a pool's models; `GET /` tells of the pool itself.
+    """An ASGI application that serves a pool's models; `GET /` describes the pool itself.
 
     auth: admits a request or refuses it, before anything is loaded. max_in_flight: of all models together.
     """
@@ -25,15 +25,15 @@ class PoolEndpoint(Endpoint):
         self.pool, self.auth = pool, auth
 
     async def close(self) -> None:
-        """End the pool."""
+        """Close the pool and all its models."""
         await self.pool.close()
 
     def index(self) -> list[dict[str, str]]:
-        """The versions of the models in memory; models that nobody asked for yet are missing."""
+        """The versions of the models in memory; models without a request so far are missing."""
         return self.pool.index()
 
     def on_startup(self) -> None:
-        """Load what is pinned, before anybody asks."""
+        """Start the pool, which loads pinned models before the first request."""
         self.pool.start()
 
     async def answer(self, request: Request) -> Answer:

@@ -1,4 +1,4 @@
-"""A replica's process: its threads, and what its garbage collector leaves alone."""
+"""Settings of a replica's process: its threads and its garbage collector."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ __all__ = ["configure_process", "freeze"]
 
 
 def configure_process() -> None:
-    """Torch's threads, and how long others may hold the answering one up."""
-    import torch  # late: it is for replicas that hold models, not for who deploys
+    """Give torch as many threads as CPUs are reserved, and shorten the interpreter's thread switches."""
+    import torch  # late: only replicas need it
 
     resources: dict[str, float] = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
     torch.set_num_threads(max(1, int(resources.get("CPU", 1))))
-    sys.setswitchinterval(0.001)  # background threads hold the answering one up for this long at most
+    sys.setswitchinterval(0.001)  # background threads delay the answering one for this long at most
 
 
 def freeze() -> None:
-    """Leave what is here now to no collection: torch and Ray are a million objects, a tenth of a second each time."""
+    """Exclude all present objects from garbage collection: a million of torch and Ray take a tenth of a second each time."""
     gc.collect()
     gc.freeze()

@@ -60,7 +60,7 @@ class DeploymentHolds:
         return self._releases.get(name, 0)
 
     def expired(self, names: Collection[str]) -> list[str]:
-        """Those of the running deployments whose hold has expired; unknown ones are held for a while first."""
+        """The running deployments whose hold has expired; unknown ones are held for a while first."""
         now = self._clock()
         for name in names:
             self._until.setdefault(name, now + LINGER_S)

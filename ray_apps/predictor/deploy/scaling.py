@@ -1,8 +1,8 @@
-"""How many replicas there are to be, by the requests in flight and by the latency of answers.
+"""Autoscaling policy: the number of replicas by the requests in flight and the latency of answers.
 
-`Policy` is called by Serve's controller, ten times a second. The module is sent there by value, so it uses
-nothing of ours. It decides for this moment only: Serve applies the deployment's bounds and delays to what it says,
-as to its own rule (`ray/serve/autoscaling_policy.py`, `_apply_autoscaling_config`; Ray 2.60).
+`Policy` is called by Serve's controller, ten times a second. The module is sent there by value, so it imports
+no other module of the project. It decides for this moment only: Serve applies the deployment's bounds and delays
+as it does to its own policy (`ray/serve/autoscaling_policy.py`, `_apply_autoscaling_config`; Ray 2.60).
 """
 
 from __future__ import annotations
@@ -16,39 +16,39 @@ from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
 __all__ = ["ANSWERS", "IN_FLIGHT", "LATENCY_MS", "Policy", "TimedValue", "pooled", "replicas_by_latency"]
 
 ANSWERS, LATENCY_MS, IN_FLIGHT = "toque_answers", "toque_latency_ms", "toque_in_flight"
-"""What a replica reports of its last seconds: how many answers, the 95th percentile of their latency, and how many
-requests it had on average. Serve counts those too, but none that wait for the event loop."""
+"""Metrics that a replica reports of its last seconds: the number of answers, the 95th percentile of their latency, and
+the average number of requests in flight, which counts those that wait for the event loop; Serve's own does not."""
 AT_ONCE = 2.0
-"""So many times as many replicas at once, however late the answers are."""
+"""Largest factor by which one decision raises the number of replicas, however late the answers are."""
 SETTLED_S = 10.0
-"""A number of replicas is judged once it has run for so long: until then the figures are of the number before, or of
-replicas whose first answers are slow."""
+"""How long a number of replicas must have run before its latency counts: until then the metrics are of the number
+before, or of replicas whose first answers are slow."""
 STALE_S = 30.0
-"""A figure older than this is of a replica that reports no more; clocks of two machines differ by less."""
+"""Age from which a metric is of a replica that reports no more; clocks of two machines differ by less."""
 
 
 class TimedValue(Protocol):
-    """A figure at a time: Serve's `TimeStampedValue`."""
+    """A metric's value at a time: Serve's `TimeStampedValue`."""
 
     timestamp: float
     value: float
 
 
 Figures = Mapping[str, Mapping[Any, Sequence[TimedValue]]]
-"""By name and replica, oldest first."""
+"""Values by metric and replica, oldest first."""
 
 
 def replicas_by_latency(
     latency_ms: float, target_ms: float, *, replicas: int, requests: float, settled: bool
 ) -> int:
-    """Replicas that latency asks for: more above the target, as many down to half of it, below that fewer.
+    """Number of replicas for a latency: more above the target, unchanged down to half of it, fewer below that.
 
-    replicas: that there are to be now. requests: in flight in all of them. settled: whether the latency is one of so
-    many replicas; if not, it asks for no other number.
+    replicas: the present target number. requests: in flight in all of them. settled: whether the latency was measured
+    with that number; if not, the number stays.
 
-    Never more than requests in flight: with a replica to itself a request waits for no other, and if it is late all
-    the same, more replicas do not help. Fewer only so far that what is left would stay below half the target,
-    were latency in proportion to the requests in a replica, which it is at most.
+    Never more than requests in flight: a request with a replica to itself waits for no other, so more replicas would
+    not help it. Fewer only as far as the latency would stay below half the target if it grew in proportion to the
+    requests in a replica, which is the most it does.
     """
     share = latency_ms / target_ms
     share = min(share, AT_ONCE) if share > 1 else min(2 * share, 1.0)
@@ -56,10 +56,10 @@ def replicas_by_latency(
 
 
 def pooled(figures: Figures, *, since: float) -> tuple[float | None, float]:
-    """The latency of a deployment in ms, that of its replicas weighted by their answers, and its requests in flight.
+    """Pool the replicas' metrics: the latency in ms, weighted by their answers, and the requests in flight.
 
-    None for the latency if there were no answers. since: older figures do not count, in seconds of the epoch; nor do
-    those of a replica that did not report all three, as one of other code while a deploy goes on.
+    The latency is None without answers. since: in seconds of the epoch; older values are ignored, as are those of a
+    replica that does not report all three metrics, such as one with older code during a deploy.
     """
     answers = total_ms = in_flight = 0.0
     for replica in figures.get(ANSWERS, {}):
@@ -75,18 +75,18 @@ def pooled(figures: Figures, *, since: float) -> tuple[float | None, float]:
 
 
 class Policy:
-    """An autoscaling policy of Serve: what requests in flight ask for, or what latency asks for if that is more.
+    """Autoscaling policy for Serve: the replicas that requests in flight need, or that latency needs if that is more.
 
     Serve's own rule counts no request that waits for the event loop or is answered on it: a fast model would be taken
-    for idle while it answers. So what the replicas themselves count is seen too.
-    target_latency_ms: what the 95th percentile is to stay below; None: whatever it is.
+    for idle while it answers. So the requests that the replicas themselves count are used too.
+    target_latency_ms: bound for the 95th percentile; None scales by requests alone.
     """
 
     def __init__(self, target_latency_ms: float | None = None) -> None:
         self._target_ms = target_latency_ms
 
     def __call__(self, context: Any) -> tuple[float, dict[str, Any]]:
-        """Replicas wanted now, and what to remember until the next call.
+        """Number of replicas wanted now, and the state to pass to the next call.
 
         context: Serve's `AutoscalingContext`.
         """
@@ -109,7 +109,7 @@ class Policy:
 
 
 def _running_since(context: Any) -> tuple[int, float]:
-    """How many replicas run, and since when it is so many."""
+    """The number of running replicas, and since when it has been that number."""
     running = context.current_num_replicas
     before = context.policy_state
     return running, before["since"] if before.get("running") == running else context.current_time

@@ -1,8 +1,8 @@
-"""Serves GRPCInferenceService, Triton's and KServe's, on one port for the models of all HTTP doors.
+"""Serves GRPCInferenceService, Triton's and KServe's, on one port for the models of all HTTP endpoints.
 
-A call's token is checked before its message is read. The message goes on to the model's own door, as protobuf over
-HTTP or in the same process: what limits, predicts and logs stands there, once. This room knows nothing of versions,
-traffic or the registry.
+A call's token is checked before its message is read. The message is forwarded to the model's own endpoint, as protobuf over
+HTTP or in the same process, which limits, predicts and logs. This package knows nothing of versions, traffic or the
+registry.
 """
 
 from ray_apps.predictor.grpc.deployment import GRPC_APP, ProxyOptions, grpc_application

@@ -1,4 +1,4 @@
-"""One gRPC call: what its HTTP request takes along, and what the caller gets back beside the answer."""
+"""One gRPC call: the headers of its HTTP request, its messages and its trailing metadata."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ FORWARDED_METADATA: Final = (
     "x-toque-arm",
     "x-toque-priority",
 )
-"""Metadata of a call that its HTTP request gets as headers."""
+"""Metadata of a call that is forwarded as headers of its HTTP request."""
 MAX_TIMEOUT_MS: Final = 999_999_999
-"""The longest deadline that an HTTP door reads, eleven days."""
+"""The longest deadline that an HTTP endpoint reads, eleven days."""
 
 
 class Call:
-    """A call in the words of the HTTP doors.
+    """A gRPC call as the HTTP endpoints see it.
 
     requests: its messages, as bytes. context: grpc.aio's.
     """
@@ -41,11 +41,11 @@ class Call:
 
     @property
     def authorization(self) -> bytes | None:
-        """The header that says who calls."""
+        """The call's Authorization header, or None."""
         return self._forwarded.get(b"authorization")
 
     def headers(self) -> dict[bytes, bytes]:
-        """What an HTTP request takes along: some metadata, and the milliseconds that are left."""
+        """Headers of an HTTP request for this call: forwarded metadata, and the milliseconds until the deadline."""
         left_s = self._context.time_remaining()
         if left_s is None:
             return self._forwarded
@@ -53,7 +53,7 @@ class Call:
         return {**self._forwarded, b"x-request-timeout-ms": b"%d" % left_ms}
 
     async def next_message(self, within_s: float) -> bytes | None:
-        """The next message, None after the last. Raises: DeadlineExceeded."""
+        """Wait for the next message; None after the last. Raises: DeadlineExceeded."""
         try:
             async with asyncio.timeout(within_s):
                 return await anext(self._requests, None)
@@ -61,7 +61,7 @@ class Call:
             raise DeadlineExceeded(f"message: none came within {within_s:g} s; call again") from None
 
     def return_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        """Let the caller have an HTTP answer's trace and request id, as trailing metadata."""
+        """Send the trace and request id of an HTTP answer to the caller, as trailing metadata."""
         metadata = trailing_metadata(headers)
         if metadata:
             self._context.set_trailing_metadata(metadata)

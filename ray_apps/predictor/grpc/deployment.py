@@ -26,14 +26,14 @@ __all__ = ["GRPC_APP", "ProxyOptions", "grpc_application"]
 GRPC_APP = "grpc"
 """The name of the Serve application."""
 GRACE_S = 5.0
-"""For calls in flight when a replica ends: less than Serve gives it."""
+"""Time for calls in flight when a replica ends: less than Serve gives it."""
 
 
 class ProxyOptions(BaseModel):
-    """How the gRPC proxy is deployed.
+    """Options of the gRPC proxy's deployment.
 
     url: Serve's HTTP server. store_url: the platform's store, which has the access list. authentication: False leaves
-    it to the doors who may come in. host, port: where it listens. num_replicas: on one node they share the port.
+    it to the HTTP endpoints. host, port: where it listens. num_replicas: on one node they share the port.
     num_cpus: reserved for each. max_message_bytes: of one request. max_calls: at once, in each.
     """
 
@@ -59,13 +59,13 @@ class ProxyOptions(BaseModel):
 
 
 class ProxyReplica:
-    """Listens for gRPC as long as the replica lives. Raises: RuntimeError if the address cannot be had."""
+    """Serves gRPC as long as the replica lives. Raises: RuntimeError if the address cannot be had."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         chosen = ProxyOptions.model_validate(options)
         limits = Limits(max_message_bytes=chosen.max_message_bytes, max_calls=chosen.max_calls)
         address = f"{chosen.host}:{chosen.port}"
-        self._server = GrpcServer(HttpModels(chosen.url), _gate(chosen), address, limits)
+        self._server = GrpcServer(HttpModels(chosen.url), _authenticator(chosen), address, limits)
         self._started = asyncio.get_running_loop().create_task(self._server.start())
 
     async def check_health(self) -> None:
@@ -73,21 +73,21 @@ class ProxyReplica:
         await asyncio.shield(self._started)
 
     async def __del__(self) -> None:
-        """End: calls in flight get a few seconds."""
+        """Stop the server; calls in flight get a few seconds."""
         await self._server.stop(GRACE_S)
 
 
-def _gate(options: ProxyOptions) -> Authenticator:
+def _authenticator(options: ProxyOptions) -> Authenticator:
     if not options.authentication:
         return NoAuthentication()
     access = Access(open_store(options.store_url), actor="grpc-proxy")
-    with contextlib.suppress(Unavailable):  # then it learns the tokens later
+    with contextlib.suppress(Unavailable):  # the cache reads the tokens later
         access.read()
     return TokenAuthenticator(TokenCache(access))
 
 
 def grpc_application(options: ProxyOptions | Mapping[str, Any]) -> serve.Application:
-    """The proxy as an application; run it without a route prefix.
+    """Make the proxy's Serve application, to be run without a route prefix.
 
     options: those of a Serve config file come as a mapping, without the store of this process's environment.
     Raises: pydantic.ValidationError, naming the field.

@@ -1,4 +1,4 @@
-"""The doors' JSON documents as the messages that gRPC answers with."""
+"""Maps gRPC methods to the HTTP endpoints' JSON documents, and the documents to response messages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ VERSION_DIGITS: Final = 9
 
 
 class Document(NamedTuple):
-    """Where a method's answer comes from.
+    """The HTTP request behind a gRPC method, and the message that its answer becomes.
 
     method, path: of the HTTP request for a request message. response: the message that the JSON becomes.
     field: of that message, which the JSON is; None if it is the whole. body: of the HTTP request.
@@ -31,7 +31,7 @@ class Document(NamedTuple):
     body: Callable[[Any], bytes] = lambda _: b""
 
     def read(self, body: bytes) -> bytes:
-        """The message for an HTTP answer's JSON; fields that the protocol does not have are left out."""
+        """Encode an HTTP answer's JSON as the message; fields that the protocol does not have are left out."""
         found = orjson.loads(body)
         whole = found if self.field is None else {self.field: found}
         answer = json_format.ParseDict(whole, self.response(), ignore_unknown_fields=True)
@@ -73,4 +73,4 @@ DOCUMENTS: Final[Mapping[str, Document]] = {
         "POST", lambda _: "/v2/repository/index", messages.RepositoryIndexResponse, "models", _index_body
     ),
 }
-"""The methods that answer with a document of the HTTP doors."""
+"""The methods that answer with a document of the HTTP endpoints."""

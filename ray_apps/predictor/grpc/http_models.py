@@ -1,4 +1,4 @@
-"""The models' HTTP doors behind one address, asked over connections that are kept."""
+"""HTTP client of the models' endpoints behind one address, over kept connections."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ray_apps.predictor.http.endpoint import Answer
 __all__ = ["HttpModels"]
 
 CONNECT_S: Final = 5.0
-"""For a connection to the node's own HTTP server, which takes none of it unless that is down."""
+"""Timeout of a connection to the node's own HTTP server."""
 KEPT_S: Final = 30.0
 """How long an idle connection is kept; HAProxy's own bound is longer."""
 _UNSENT: Final = {"Accept", "Accept-Encoding", "User-Agent", "Content-Type"}
 
 
 class HttpModels:
-    """Asks the server at `url` ("http://host:port"). Belongs to one event loop.
+    """Sends requests to the server at `url` ("http://host:port"). Belongs to one event loop.
 
     Raises: ValueError for another form of address.
     """
@@ -37,7 +37,7 @@ class HttpModels:
     async def request(
         self, method: str, path: str, headers: Mapping[bytes, bytes], body: bytes = b"", /
     ) -> Answer:
-        """The server's answer to a request; path: quoted. A cancelled request closes its connection.
+        """Send a request, and return the server's answer; path: quoted. A cancelled request closes its connection.
 
         Raises: UnreachableError.
         """
@@ -63,9 +63,9 @@ class HttpModels:
         async with self._session.request(
             method, url, headers=sent, data=body or None, allow_redirects=False
         ) as response:
-            answered = await response.read()
-            told = [(name.lower(), value) for name, value in response.raw_headers]
-            return response.status, told, answered
+            content = await response.read()
+            answered = [(name.lower(), value) for name, value in response.raw_headers]
+            return response.status, answered, content
 
 
 def _open_session() -> aiohttp.ClientSession:
@@ -73,7 +73,7 @@ def _open_session() -> aiohttp.ClientSession:
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_S),  # calls are bounded already
         timeout=aiohttp.ClientTimeout(
             total=None, sock_connect=CONNECT_S
-        ),  # an answer takes what the caller allows
+        ),  # the caller's deadline bounds the rest
         cookie_jar=aiohttp.DummyCookieJar(),
         skip_auto_headers=_UNSENT,
     )

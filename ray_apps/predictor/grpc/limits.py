@@ -1,4 +1,4 @@
-"""Bounds on what callers may take of a gRPC server, strangers without a token included."""
+"""Limits on what callers may take of a gRPC server, with or without a token."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ __all__ = ["Limits"]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of one gRPC server; the defaults fit one process on one node.
+    """Limits of one gRPC server; the defaults fit one process on one node.
 
-    max_message_bytes: of a request, unpacked; the HTTP doors' bound, so that a model takes the same by both ways.
-    max_calls: calls at once on all connections; the doors refuse more than that in flight anyway.
+    max_message_bytes: of a request, unpacked; the HTTP endpoints' bound, so that both protocols accept the same.
+    max_calls: calls at once on all connections; the endpoints refuse more than that in flight anyway.
     max_streams: calls at once on one connection; one caller must not hold all of `max_calls`.
     max_connections: of all callers; each costs a file descriptor and some 100 KB, with or without a token.
     max_metadata_bytes: of a call's metadata; a large OIDC token and trace headers fit into it.
-    handshake_s: from the connection to the client's first settings; nobody needs longer who means it.
-    message_s: from a call's headers to its whole message, at a door's patience with slow bodies.
+    handshake_s: from the connection to the client's first settings.
+    message_s: from a call's headers to its whole message, as long as an endpoint waits for slow bodies.
     idle_s: without a call, after which a connection is closed, and without a message, after which a stream is.
-    age_s: of a connection, so that callers spread over the servers that came after they connected.
+    age_s: of a connection, so that callers spread over servers that started after they connected.
     age_grace_s: for the calls of a connection that is too old, which may be long streams.
     keepalive_s, keepalive_timeout_s: how often a silent caller is pinged, and how long its answer is waited for, so
-    that callers which vanished without a word are noticed.
-    min_ping_interval_s: between a client's own pings; more often is a nuisance that ends the connection.
+    that callers which vanished are noticed.
+    min_ping_interval_s: between a client's own pings; a client that pings more often is disconnected.
     """
 
     max_message_bytes: int = 64 << 20
@@ -42,7 +42,7 @@ class Limits:
     min_ping_interval_s: float = 10.0
 
     def channel_arguments(self) -> list[tuple[str, Any]]:
-        """The options of grpc core; what it has none for is held by the service."""
+        """The limits as options of gRPC core; the service enforces those without an option."""
         return [
             ("grpc.max_receive_message_length", self.max_message_bytes),  # after unpacking, too
             ("grpc.max_concurrent_streams", self.max_streams),
@@ -55,10 +55,8 @@ class Limits:
             ("grpc.max_connection_age_grace_ms", _ms(self.age_grace_s)),
             ("grpc.keepalive_time_ms", _ms(self.keepalive_s)),
             ("grpc.keepalive_timeout_ms", _ms(self.keepalive_timeout_s)),
-            (
-                "grpc.http2.ping_timeout_ms",
-                _ms(self.keepalive_timeout_s),
-            ),  # else a minute, whatever the line above says
+            # a minute by default, which would override the keepalive timeout
+            ("grpc.http2.ping_timeout_ms", _ms(self.keepalive_timeout_s)),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_ping_interval_without_data_ms", _ms(self.min_ping_interval_s)),
             ("grpc.so_reuseport", 1),  # the next server listens before the last one ends

@@ -1,4 +1,4 @@
-"""The port on which gRPC is served."""
+"""The gRPC server on its port, with its limits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["GrpcServer"]
 class GrpcServer:
     """Answers the calls that come to `address` ("host:port") from `start` to `stop`. Belongs to one event loop.
 
-    models: who answers. auth: whose tokens are accepted. Several servers may have the same address, so that the next
+    models: answer the requests. auth: accepts tokens. Several servers may have the same address, so that the next
     one listens before the last one ends. Raises: RuntimeError if the address cannot be had.
     """
 
@@ -36,10 +36,10 @@ class GrpcServer:
             ) from error
 
     async def start(self) -> None:
-        """Begin to listen and answer."""
+        """Start to listen and answer calls."""
         await self._server.start()
 
     async def stop(self, grace_s: float) -> None:
-        """Take no more calls, and end: calls in flight get `grace_s`."""
+        """Take no more calls, and stop after `grace_s` for the calls in flight."""
         await self._server.stop(grace_s)
         await self._models.close()

@@ -1,7 +1,7 @@
-"""GRPCInferenceService: each call's token checked, its message read and passed on to the model's door.
+"""GRPCInferenceService: checks each call's token, reads its message and forwards it to the model's HTTP endpoint.
 
-All handlers take a stream of raw bytes, those of unary methods too: so nothing of a call is read, let alone
-parsed, before its token was accepted, and a message that does not come is not waited for without end.
+All handlers take a stream of raw bytes, those of unary methods too: so nothing of a call is read or parsed before its
+token was accepted, and the wait for a message is bounded.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from ray_apps.predictor.protocol.protobuf import PROTOBUF
 
 __all__ = ["Models", "make_handler"]
 
-_NO_MEMORY: Final = "the models may be on other machines; send tensors in the message"
+_NO_SHARED_MEMORY: Final = "the models may be on other machines; send tensors in the message"
 UNSERVED: Final = {
     "RepositoryModelLoad": "a model's traffic policy says what is loaded",
     "RepositoryModelUnload": "a model's traffic policy says what is loaded",
-    "SystemSharedMemoryStatus": _NO_MEMORY,
-    "SystemSharedMemoryRegister": _NO_MEMORY,
-    "SystemSharedMemoryUnregister": _NO_MEMORY,
-    "CudaSharedMemoryStatus": _NO_MEMORY,
-    "CudaSharedMemoryRegister": _NO_MEMORY,
-    "CudaSharedMemoryUnregister": _NO_MEMORY,
+    "SystemSharedMemoryStatus": _NO_SHARED_MEMORY,
+    "SystemSharedMemoryRegister": _NO_SHARED_MEMORY,
+    "SystemSharedMemoryUnregister": _NO_SHARED_MEMORY,
+    "CudaSharedMemoryStatus": _NO_SHARED_MEMORY,
+    "CudaSharedMemoryRegister": _NO_SHARED_MEMORY,
+    "CudaSharedMemoryUnregister": _NO_SHARED_MEMORY,
     "TraceSetting": "traces are switched on by the platform's configuration",
     "LogSettings": "logs are set by the platform's configuration",
 }
@@ -53,34 +53,33 @@ _DENIED: Final = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DE
 
 
 class Models(Protocol):
-    """The HTTP doors of all models."""
+    """The HTTP endpoints of all models."""
 
     async def request(
         self, method: str, path: str, headers: Mapping[bytes, bytes], body: bytes = b"", /
     ) -> Answer:
-        """The answer to a request; path: quoted. Raises: UnreachableError if there is none."""
+        """Send an HTTP request, and return the answer; path: quoted. Raises: UnreachableError without an answer."""
         ...
 
     async def close(self) -> None:
-        """Close what is kept for asking."""
+        """Close the connections to the endpoints."""
         ...
 
 
 class NotServed(PredictorError):  # noqa: N818 - an answer, as those of `errors`
-    """The method is not served: 501."""
+    """The gRPC method is not served: 501."""
 
     status = 501
 
 
 Method = Callable[[Call], Awaitable[bytes]]
-"""Answers a call with the bytes of a message; what it raises is the caller's refusal."""
+"""Answers a call with the bytes of a message; an exception becomes the caller's refusal."""
 
 
 def make_handler(models: Models, auth: Authenticator, limits: Limits) -> Any:
-    """The service's handler for a grpc.aio server.
+    """Make the service's handler for a grpc.aio server.
 
-    auth: what a call's token must satisfy before its message is read. Health needs no token, and leaves messages
-    unread.
+    auth: accepts a call's token before its message is read. Health needs no token, and its messages are not read.
     """
     service = _Service(models, auth, limits)
     methods: dict[str, Method] = {
@@ -97,7 +96,7 @@ def make_handler(models: Models, auth: Authenticator, limits: Limits) -> Any:
 
 
 def _unary(method: Method) -> Any:
-    """A handler of raw bytes, which ends a call whose method raises with the status of the refusal."""
+    """Make a handler of raw bytes, which aborts a call whose method raises, with the status of the refusal."""
 
     async def handle(requests: AsyncIterator[bytes], context: Any) -> bytes:
         try:
@@ -111,11 +110,11 @@ def _unary(method: Method) -> Any:
 
 
 async def _abort(context: Any, refusal: Refusal) -> None:
-    await context.abort(refusal.code, refusal.words, trailing_metadata=refusal.metadata)
+    await context.abort(refusal.code, refusal.message, trailing_metadata=refusal.metadata)
 
 
 class _Service:
-    """The methods of the service."""
+    """The implementations of the service's methods."""
 
     def __init__(self, models: Models, auth: Authenticator, limits: Limits) -> None:
         self._models, self._auth, self._limits = models, auth, limits
@@ -139,11 +138,11 @@ class _Service:
         return _bytes_of(ModelReadyResponse(ready=answer[0] == _OK))
 
     async def look_up(self, name: str, document: Document, call: Call) -> bytes:
-        """Answer with a document of the doors."""
+        """Answer with a document of the HTTP endpoints."""
         request = await self._request(call, METHODS[name])
         headers = dict((*call.headers().items(), JSON))
-        asked = document.method, document.path(request), headers, document.body(request)
-        _, _, body = _granted(await self._models.request(*asked))
+        request_arguments = document.method, document.path(request), headers, document.body(request)
+        _, _, body = _successful(await self._models.request(*request_arguments))
         return document.read(body)
 
     async def refuse(self, name: str, reason: str, call: Call) -> bytes:
@@ -158,7 +157,7 @@ class _Service:
         return body
 
     async def infer_stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
-        """Answer each message before the next is read; a refusal is an answer, but for the token's."""
+        """Answer each message before the next is read; refusals are answers too, except those of the token."""
         call = Call(requests, context)
         try:
             await self._auth.admit(call.authorization)
@@ -178,18 +177,20 @@ class _Service:
             refusal = refusal_of(error)
             if refusal.code in _DENIED:
                 raise
-            told = ModelInferResponse(id=request.id)
-            return _bytes_of(ModelStreamInferResponse(error_message=refusal.words, infer_response=told))
+            unanswered = ModelInferResponse(id=request.id)
+            return _bytes_of(
+                ModelStreamInferResponse(error_message=refusal.message, infer_response=unanswered)
+            )
         return _bytes_of(ModelStreamInferResponse(infer_response=ModelInferResponse.FromString(body)))
 
     async def _infer(self, call: Call, message: bytes | None, request: Any) -> Answer:
-        """Have the model's own door answer a message, which was parsed here for the model's name alone."""
+        """Forward a message, which was parsed here for the model's name alone, to the model's own endpoint."""
         path = f"{model_path(request.model_name, request.model_version)}/infer"
         headers = {**call.headers(), b"content-type": PROTOBUF}
-        return _granted(await self._models.request("POST", path, headers, message or b""))
+        return _successful(await self._models.request("POST", path, headers, message or b""))
 
     async def _request(self, call: Call, request_class: Any) -> Any:
-        """The parsed message of a call whose token is accepted."""
+        """Check a call's token, and parse its message."""
         await self._auth.admit(call.authorization)
         return _parsed(request_class, await call.next_message(self._limits.message_s))
 
@@ -203,7 +204,7 @@ def _parsed(request_class: Any, message: bytes | None) -> Any:
         raise BadRequest(f"message: not a {request_class.DESCRIPTOR.name}: {error}") from None
 
 
-def _granted(answer: Answer) -> Answer:
+def _successful(answer: Answer) -> Answer:
     if answer[0] != _OK:
         raise HttpRefusal(answer)
     return answer

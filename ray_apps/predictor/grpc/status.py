@@ -1,4 +1,4 @@
-"""gRPC statuses for refusals that are HTTP answers or errors of our own."""
+"""Maps refusals, which are HTTP answers or errors of the predictor, to gRPC statuses."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ CODES: Final[Mapping[int, StatusCode]] = {
     503: StatusCode.UNAVAILABLE,
     504: StatusCode.DEADLINE_EXCEEDED,
 }
-"""The code for an HTTP status; any other refusal of a request is INVALID_ARGUMENT, a fault of ours INTERNAL."""
+"""gRPC code by HTTP status; any other refusal of a request is INVALID_ARGUMENT, a fault of the server INTERNAL."""
 RETURNED_HEADERS: Final = frozenset({b"traceparent", b"tracestate", b"x-request-id", b"retry-after"})
 """Headers of an HTTP answer that a caller gets as trailing metadata."""
-MAX_WORDS: Final = 2_000
-"""Characters of a refusal: a client that takes 8 KiB of metadata can read it, whatever has to be escaped."""
+MAX_MESSAGE: Final = 2_000
+"""Characters of a refusal's message: even escaped, it fits into 8 KiB of metadata, which every client takes."""
 _FAULT: Final = 500
 _log = logging.getLogger("ray.serve")
 
@@ -47,33 +47,33 @@ Metadata = tuple[tuple[str, str], ...]
 
 
 class UnreachableError(Exception):
-    """The models' HTTP doors cannot be reached, or did not answer."""
+    """The models' HTTP endpoints cannot be reached, or did not answer."""
 
 
 class HttpRefusal(Exception):  # noqa: N818 - an answer, as those of `errors`
-    """A model's door refused, by the HTTP answer `answer`."""
+    """A model's endpoint refused a request, with the HTTP answer `answer`."""
 
     def __init__(self, answer: Answer) -> None:
-        super().__init__(_words(answer))
+        super().__init__(_message(answer))
         self.answer = answer
 
 
 class Refusal(NamedTuple):
-    """How a call ends without an answer: its status, the words for the caller, trailing metadata."""
+    """How a call ends without an answer: its status, the message for the caller, trailing metadata."""
 
     code: StatusCode
-    words: str
+    message: str
     metadata: Metadata = ()
 
 
 def refusal_of(error: Exception) -> Refusal:
-    """The refusal for an error; a fault of ours is logged, and the caller told its incident only."""
-    words = str(error)[:MAX_WORDS]
+    """The refusal for an error; an internal fault is logged, and the caller gets only its incident number."""
+    message = str(error)[:MAX_MESSAGE]
     if isinstance(error, HttpRefusal):
         status, headers, _ = error.answer
-        return Refusal(_code(status), words, trailing_metadata(headers))
+        return Refusal(_code(status), message, trailing_metadata(headers))
     if isinstance(error, PredictorError):
-        return Refusal(_code(error.status), words)
+        return Refusal(_code(error.status), message)
     if isinstance(error, UnreachableError):
         return Refusal(StatusCode.UNAVAILABLE, f"the models cannot be reached: {error}")
     incident = uuid.uuid4().hex
@@ -82,7 +82,7 @@ def refusal_of(error: Exception) -> Refusal:
 
 
 def trailing_metadata(headers: Iterable[tuple[bytes, bytes]]) -> Metadata:
-    """What of an HTTP answer's headers a caller gets as trailing metadata."""
+    """The headers of an HTTP answer that a caller gets, as trailing metadata."""
     return tuple(
         (name.decode(), value.decode("latin-1")) for name, value in headers if name in RETURNED_HEADERS
     )
@@ -92,7 +92,7 @@ def _code(status: int) -> StatusCode:
     return CODES.get(status, StatusCode.INVALID_ARGUMENT if status < _FAULT else StatusCode.INTERNAL)
 
 
-def _words(answer: Answer) -> str:
+def _message(answer: Answer) -> str:
     """The message of an HTTP refusal: its `error`, or `detail`, or the body itself."""
     status, _, body = answer
     try:
@@ -102,6 +102,6 @@ def _words(answer: Answer) -> str:
     if isinstance(document, dict):
         for name in ("error", "detail"):
             if isinstance(document.get(name), str):
-                words: str = document[name]
-                return words
+                message: str = document[name]
+                return message
     return f"HTTP {status}: {body[:200].decode('utf-8', 'replace')}"

@@ -15,7 +15,7 @@ class Authenticator(Protocol):
     """Decides whether a request may be answered, by its Authorization header."""
 
     async def admit(self, authorization: bytes | None) -> None:
-        """Let the request in. Raises: Denied, NotReady."""
+        """Admit the request, or raise its refusal. Raises: Denied, NotReady."""
         ...
 
 
@@ -23,7 +23,7 @@ class NoAuthentication:
     """Admits every request, for platforms whose operator switched authentication off."""
 
     async def admit(self, authorization: bytes | None) -> None:
-        """Let the request in."""
+        """Admit the request, whatever its header says."""
 
 
 class TokenAuthenticator:
@@ -33,7 +33,7 @@ class TokenAuthenticator:
         self._tokens = tokens
 
     async def admit(self, authorization: bytes | None) -> None:
-        """Check an Authorization header.
+        """Admit the request if its Authorization header has an accepted token.
 
         Raises: Denied (401 without a valid token, 403 for too low a role); NotReady if the store does not
         answer and the token is not known.

@@ -1,4 +1,4 @@
-"""The HTTP door: the Open Inference Protocol's routes of one model as a bare ASGI application."""
+"""The HTTP endpoint of one model: the Open Inference Protocol's routes as an ASGI application."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from ray_apps.predictor.versions.model_config import model_config
 __all__ = ["ModelEndpoint", "metadata"]
 
 ARM = b"x-toque-arm"
-"""Header that asks for one arm of the split, whoever asks."""
+"""Header that selects an arm of the traffic split, regardless of the unit."""
 _VERSIONED = re.compile(r"/versions/([0-9]{1,9})(/infer|/ready|/stats|/config|)")
 
 
 class ModelEndpoint(Endpoint):
-    """An ASGI application that serves one model below the path it is mounted at.
+    """An ASGI application that serves one model below the path where it is mounted.
 
     auth: admits a request or refuses it, on every route. max_body_bytes: bound on a request's body, unpacked.
     max_in_flight: beyond it requests are refused with 429.
@@ -48,10 +48,10 @@ class ModelEndpoint(Endpoint):
     def index(self) -> list[dict[str, str]]:
         """The versions that are loaded, as entries of the repository index."""
         engine = self.predictor.engine
-        return [{"name": engine.model, "version": str(one), "state": "READY"} for one in engine.loaded]
+        return [{"name": engine.model, "version": str(number), "state": "READY"} for number in engine.loaded]
 
     async def close(self) -> None:
-        """Stop the predictor."""
+        """Close the predictor and its engine."""
         await self.predictor.close()
 
     async def answer(self, request: Request) -> Answer:
@@ -61,49 +61,51 @@ class ModelEndpoint(Endpoint):
         if path == "/infer" and request.method == "POST":
             return await self._infer(request, None)
         if path in {"", "/", "/ready", "/status", "/stats", "/config"}:
-            _only(request, "GET")
-            return self._look(path)
+            _require_method(request, "GET")
+            return self._describe_model(path)
         matched = _VERSIONED.fullmatch(path)
         if matched is None:
-            _only(request, "POST" if path == "/infer" else request.method)
+            _require_method(request, "POST" if path == "/infer" else request.method)
             raise NotFound(
                 f"path: no route {path!r} on a model; see /v2/models/{self.predictor.engine.model}"
             )
         number, action = int(matched[1]), matched[2]
-        _only(request, "POST" if action == "/infer" else "GET")
+        _require_method(request, "POST" if action == "/infer" else "GET")
         if action == "/infer":
             return await self._infer(request, number)
-        return self._look_at(number, action)
+        return self._describe_version(number, action)
 
     async def _infer(self, request: Request, number: int | None) -> Answer:
         headers = request.headers
-        until = _until(headers.get(b"x-request-timeout-ms"))
+        deadline = _deadline(headers.get(b"x-request-timeout-ms"))
         body = await _read(request, self.max_body_bytes)
         as_message = headers.get(b"content-type") == PROTOBUF
         if as_message:
-            asked, typed = decode_message(body)
+            infer_request, typed = decode_message(body)
         else:
-            asked = decode_request(body, _header_length(headers.get(b"inference-header-content-length")))
+            infer_request = decode_request(
+                body, _header_length(headers.get(b"inference-header-content-length"))
+            )
         if number is None and ARM in headers:
             number = self.predictor.pinned(headers[ARM].decode("latin-1"))
         caller = Caller(request.receive, request.write_batch)
-        if until is None and "timeout" not in asked.parameters:
-            response: InferResponse = await self.predictor.infer(asked, number=number, caller=caller)
+        if deadline is None and "timeout" not in infer_request.parameters:
+            response: InferResponse = await self.predictor.infer(infer_request, number=number, caller=caller)
         else:
-            response = await self._infer_in_time(asked, number, caller, until)
+            response = await self._infer_in_time(infer_request, number, caller, deadline)
         if as_message:
-            return 200, [(b"content-type", PROTOBUF)], encode_message(response, asked, typed=typed)
-        encoded, json_bytes = encode_response(response, asked)
+            return 200, [(b"content-type", PROTOBUF)], encode_message(response, infer_request, typed=typed)
+        encoded, json_bytes = encode_response(response, infer_request)
         if json_bytes is None:
             return 200, [JSON], encoded
         length = (b"inference-header-content-length", b"%d" % json_bytes)
         return 200, [(b"content-type", b"application/octet-stream"), length], encoded
 
     async def _infer_in_time(
-        self, request: InferRequest, number: int | None, caller: Caller, until: float | None
+        self, request: InferRequest, number: int | None, caller: Caller, deadline: float | None
     ) -> InferResponse:
         """Answer before the earlier of a header's and a parameter's deadline; later work is dropped."""
-        deadlines = [at for at in (until, _until_by_parameter(request)) if at is not None]
+        deadlines = [at for at in (deadline, _parameter_deadline(request)) if at is not None]
         try:
             async with asyncio.timeout_at(min(deadlines, default=None)):
                 return await self.predictor.infer(request, number=number, caller=caller)
@@ -112,7 +114,7 @@ class ModelEndpoint(Endpoint):
                 "deadline: it passed before the answer was there; allow more time"
             ) from None
 
-    def _look(self, path: str) -> Answer:
+    def _describe_model(self, path: str) -> Answer:
         champion = self.predictor.engine.routes.champion
         if path == "/status":
             return 200, [JSON], orjson.dumps(self.predictor.describe())
@@ -123,9 +125,9 @@ class ModelEndpoint(Endpoint):
             return 200 if champion is not None else 503, [JSON], orjson.dumps(document)
         if champion is None:
             raise NotFound(f"model {self.predictor.engine.model!r} has no champion that is loaded")
-        return 200, [JSON], orjson.dumps(_described(self.predictor, champion, path))
+        return 200, [JSON], orjson.dumps(_document(self.predictor, champion, path))
 
-    def _look_at(self, number: int, action: str) -> Answer:
+    def _describe_version(self, number: int, action: str) -> Answer:
         engine = self.predictor.engine
         version = engine.find(number)
         if action == "/ready":
@@ -134,14 +136,14 @@ class ModelEndpoint(Endpoint):
         if action == "/stats":
             return 200, [JSON], orjson.dumps(self.predictor.statistics(number))
         if version is not None:
-            return 200, [JSON], orjson.dumps(_described(self.predictor, version, action))
+            return 200, [JSON], orjson.dumps(_document(self.predictor, version, action))
         raise NotFound(
             f"model {engine.model!r} has no version {number} loaded; it has {engine.describe()['loaded']}"
         )
 
 
-def _described(predictor: Predictor, version: LoadedVersion, path: str) -> dict[str, Any]:
-    """The document of `/config`, or else the protocol's metadata."""
+def _document(predictor: Predictor, version: LoadedVersion, path: str) -> dict[str, Any]:
+    """The JSON document of `/config`, or else the protocol's metadata."""
     if path == "/config":
         return model_config(predictor.engine.model, version.signature, version.batching)
     return metadata(predictor, version)
@@ -169,8 +171,8 @@ def _tensor(spec: Any) -> dict[str, Any]:
 _MILLISECOND_DIGITS = 9
 
 
-def _until(value: bytes | None) -> float | None:
-    """The moment of the loop's clock by which a request with X-Request-Timeout-Ms is to be answered."""
+def _deadline(value: bytes | None) -> float | None:
+    """The deadline of an X-Request-Timeout-Ms header on the loop's clock, or None without one."""
     if value is None:
         return None
     if not value.isdigit() or len(value) > _MILLISECOND_DIGITS or int(value) == 0:
@@ -178,8 +180,8 @@ def _until(value: bytes | None) -> float | None:
     return asyncio.get_running_loop().time() + int(value) / 1e3
 
 
-def _until_by_parameter(request: InferRequest) -> float | None:
-    """The same for `parameters.timeout`, microseconds from now, as Triton's clients say it; 0 is none."""
+def _parameter_deadline(request: InferRequest) -> float | None:
+    """The deadline of `parameters.timeout`, in microseconds from now as Triton's clients send it; None for 0."""
     timeout = request.parameters.get("timeout", 0)
     if type(timeout) is not int or timeout < 0:
         raise BadRequest(f"parameters.timeout: expected microseconds, an integer >= 0, got {timeout!r:.80}")
@@ -195,7 +197,7 @@ def _header_length(value: bytes | None) -> int | None:
 
 
 async def _read(request: Request, limit: int) -> bytes:
-    """The body, bounded and unpacked."""
+    """Read the request's body, bounded and unpacked."""
     receive, headers = request.receive, request.headers
     declared = headers.get(b"content-length", b"0")
     if declared.isdigit() and int(declared[:20]) > limit:
@@ -232,7 +234,7 @@ def _unpack(body: bytes, encoding: bytes | None, limit: int) -> bytes:
     return unpacked
 
 
-def _only(request: Request, method: str) -> None:
+def _require_method(request: Request, method: str) -> None:
     if request.method != method and not (method == "GET" and request.method == "HEAD"):
         refusal = BadRequest(f"method: {request.path or '/'} takes {method}, not {request.method}")
         refusal.status = 405

@@ -1,8 +1,8 @@
-"""Why a row was answered so: what each feature added to the answer, as Shapley values.
+"""Explains answers by Shapley values: what each feature of a row added to the row's answer.
 
 Sampled over orders in which the features take their values, each order with its reverse (Strumbelj and Kononenko 2014;
-Mitchell et al. 2022), by captum, with the model as a black box: whatever the predictor can serve can be explained, texts
-too. The attributions of a row add up to its answer less the baseline's. The orders are drawn from a fixed seed, so the same
+Mitchell et al. 2022), by captum, with the model as a black box: every served model can be explained, texts included.
+The attributions of a row add up to its answer less the baseline's. The orders are drawn from a fixed seed, so the same
 row has the same explanation.
 """
 
@@ -23,7 +23,7 @@ from registry.models import TensorSpec
 __all__ = ["ExplainRequest", "Explainer", "parse_explain"]
 
 MAX_EVALUATIONS = 1_000_000
-"""Rows that the model answers for one explanation; some seconds of a small model."""
+"""Bound on the rows that the model scores for one request's explanation; some seconds of a small model."""
 ROWS_AT_ONCE = 4_096
 SAMPLES = 20
 BASELINES = ("example", "missing")
@@ -31,10 +31,10 @@ BASELINES = ("example", "missing")
 
 @dataclass(frozen=True, slots=True)
 class ExplainRequest:
-    """What a request wants explained.
+    """The explanation that a request asks for.
 
-    samples: orders that are tried; the error of an attribution falls with its root. baseline: what a feature is before it
-    takes its value: that of the first row of the version's example, or missing. output: None is the first one.
+    samples: orders that are tried; the error of an attribution falls with its root. baseline: the value of a feature
+    before it takes its own: from the first row of the version's example, or missing. output: None is the first one.
     """
 
     samples: int = SAMPLES
@@ -43,7 +43,7 @@ class ExplainRequest:
 
 
 def parse_explain(parameters: Mapping[str, Any]) -> ExplainRequest | None:
-    """What `parameters.explain` asks for: true, or an object with `samples`, `baseline`, `output`. None if nothing.
+    """Parse `parameters.explain`: true, or an object with `samples`, `baseline`, `output`; None if absent or false.
 
     Raises: BadRequest naming the field.
     """
@@ -68,9 +68,9 @@ def parse_explain(parameters: Mapping[str, Any]) -> ExplainRequest | None:
 
 
 class Explainer:
-    """One request's question, checked against its version before anything is predicted.
+    """Explains the rows of one request, which is checked against its version before anything is predicted.
 
-    Raises: BadRequest if the version cannot answer it, or it would take too many evaluations.
+    Raises: BadRequest if the version cannot be explained so, or it would take too many evaluations.
     """
 
     def __init__(
@@ -103,9 +103,9 @@ class Explainer:
             )
 
     def explain(self, outputs: Mapping[str, Array], abstained: Sequence[int] = ()) -> list[Any]:
-        """For each row what its answer is made of; None for a row that was not predicted.
+        """The explanation of each row as a JSON object; None for a row that was not predicted.
 
-        outputs: what was answered; of several values in a row the largest is explained, of one the one.
+        outputs: the answer; of several values in a row the largest is explained.
         """
         import torch  # late, as everything of torch
         from captum.attr import ShapleyValueSampling
@@ -113,10 +113,10 @@ class Explainer:
         answered = np.asarray(outputs[self._output], dtype=np.float64).reshape(self._rows, -1)
         target = np.argmax(np.nan_to_num(answered, nan=-np.inf), axis=1)
 
-        def added(mask: torch.Tensor) -> torch.Tensor:
+        def effect(mask: torch.Tensor) -> torch.Tensor:
             return torch.from_numpy(self._answers(mask.numpy() > 0, target))
 
-        method = ShapleyValueSampling(added)
+        method = ShapleyValueSampling(effect)
         method.permutation_generator = _orders
         whole = torch.ones(self._rows, len(self._names))
         values = method.attribute(
@@ -125,13 +125,13 @@ class Explainer:
             n_samples=self._wanted.samples,
             perturbations_per_eval=max(1, min(len(self._names), ROWS_AT_ONCE // self._rows)),
         ).numpy()
-        bases = added(torch.zeros_like(whole)).numpy()
+        bases = effect(torch.zeros_like(whole)).numpy()
         return [
-            None if row in abstained else self._said(answered[row, target[row]], bases[row], int(target[row]), values[row])
+            None if row in abstained else self._document(answered[row, target[row]], bases[row], int(target[row]), values[row])
             for row in range(self._rows)
         ]  # fmt: skip
 
-    def _said(self, value: float, base: float, index: int, attributions: Array) -> dict[str, Any]:
+    def _document(self, value: float, base: float, index: int, attributions: Array) -> dict[str, Any]:
         return {
             "output": self._output,
             "index": index,
@@ -140,23 +140,23 @@ class Explainer:
             "attributions": dict(zip(self._names, attributions.astype(float).tolist(), strict=True)),
         }
 
-    def _answers(self, here: Array, target: Array) -> Array:
-        """The explained output where only the features in `here` (n x rows, features) have taken their values."""
-        row = np.arange(len(here)) % self._rows
+    def _answers(self, known: Array, target: Array) -> Array:
+        """The explained output where only the features in `known` (n x rows, features) have taken their values."""
+        row = np.arange(len(known)) % self._rows
         mixed, begin = {}, 0
         for spec in self._version.signature.inputs:
             values, baseline = self._inputs[spec.name], self._baselines[spec.name]
             end = begin + int(np.prod(values.shape[1:], dtype=int))
-            mask = here[:, begin:end].reshape(-1, *values.shape[1:])
+            mask = known[:, begin:end].reshape(-1, *values.shape[1:])
             mixed[spec.name] = np.where(mask, values[row], baseline)
             begin = end
         answers = self._version.predict(mixed)[self._output]
-        flat = np.asarray(answers, dtype=np.float64).reshape(len(here), -1)
+        flat = np.asarray(answers, dtype=np.float64).reshape(len(known), -1)
         return np.take_along_axis(flat, target[row][:, None], axis=1)[:, 0]
 
 
 def _orders(features: int, samples: int) -> Iterator[list[int]]:
-    """Orders of the features, every second one the reverse of that before it."""
+    """Draw orders of the features, every second one the reverse of the one before."""
     draw = random.Random(0)
     for number in range(samples):
         if number % 2 == 0:
@@ -165,7 +165,7 @@ def _orders(features: int, samples: int) -> Iterator[list[int]]:
 
 
 def _names(spec: TensorSpec, array: Array) -> list[str]:
-    """What each place in a row of an input is called."""
+    """Names of the values in one row of an input."""
     if spec.columns is not None and array.ndim == 2:  # noqa: PLR2004 - rows and columns
         return list(spec.columns)
     size = int(np.prod(array.shape[1:], dtype=int))
@@ -175,7 +175,7 @@ def _names(spec: TensorSpec, array: Array) -> list[str]:
 def _baseline(
     version: LoadedVersion, spec: TensorSpec, inputs: Mapping[str, Array], wanted: ExplainRequest
 ) -> Array:
-    """An input's values, (…) without rows, before its features take theirs."""
+    """The baseline of one row of an input, of the input's shape without its rows."""
     shape = inputs[spec.name].shape[1:]
     if wanted.baseline == "missing":
         if spec.datatype == "BYTES":

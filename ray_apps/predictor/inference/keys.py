@@ -1,4 +1,4 @@
-"""Rows by key: features from the online store and request-time values, laid out as the model's tensors."""
+"""Requests by entity key: online features and request-time values, laid out as the model's tensors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _SERVICE_HELD_S = 30.0
 
 
 class OnlineColumns(Protocol):
-    """Features of some rows, by column."""
+    """Online features of several rows, by column."""
 
     def columns(self, names: Sequence[str] | None = None) -> Mapping[str, Sequence[Any]]:
         """Values by feature name, None where missing or expired, in the order of the rows."""
@@ -43,29 +43,29 @@ class OnlineColumns(Protocol):
 
 
 class FeatureSource(Protocol):
-    """The feature store, as far as serving needs it."""
+    """The part of the feature store that serving needs."""
 
     def get_feature_service(self, name: str) -> Any:
-        """A feature service's definition."""
+        """Read a feature service's definition from the store."""
         ...
 
     async def get_online_features_async(
         self, features: Any, entity_rows: Any, now: datetime | None = None
     ) -> OnlineColumns:
-        """The rows' features as of `now`, in one round trip."""
+        """Fetch the rows' features as of `now`, in one round trip."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class KeyedRows:
-    """What a request by key carries: entity keys, request-time values, and the moment of a replay."""
+    """The rows of a request by key: entity keys, request-time values, and the time of a replay."""
 
     entities: Sequence[Mapping[str, Any]]
     request: Sequence[Mapping[str, Value]] | None = None
     at: datetime | None = None
 
     def merged(self) -> Sequence[Mapping[str, Any]]:
-        """Keys and request-time values together: on-demand views want both."""
+        """Keys and request-time values merged by row, since on-demand views need both."""
         if self.request is None:
             return self.entities
         return [{**values, **keys} for keys, values in zip(self.entities, self.request, strict=True)]
@@ -73,9 +73,9 @@ class KeyedRows:
 
 @dataclass(frozen=True, slots=True)
 class ModelInputs:
-    """A request by key as tensors.
+    """A request's inputs as the model's tensors, with the values that were missing.
 
-    missing: per row the columns that had no value. abstained: the rows that are not to be predicted for it.
+    missing: per row the columns without a value. abstained: the rows that are therefore not predicted.
     """
 
     inputs: dict[str, Array]
@@ -84,7 +84,7 @@ class ModelInputs:
 
 
 def parse_keys(parameters: Mapping[str, Any], *, replay: bool) -> KeyedRows | None:
-    """The keyed rows in a request's parameters, or None if there are none.
+    """Parse the keyed rows in a request's parameters; None without `entities`.
 
     replay: whether `at` is honoured; it is refused on a platform that runs on the wall clock.
     Raises: BadRequest naming the parameter.
@@ -129,21 +129,21 @@ def _replay_time(value: Any, *, replay: bool) -> datetime | None:
 
 
 class ServiceRefresher:
-    """Sees to it that changed definitions of feature services are noticed, every half minute."""
+    """Reads the definitions of feature services again every half minute, so that changes are noticed."""
 
     def __init__(self, source: FeatureSource) -> None:
         self._source = source
         self._seen: dict[str, float] = {}
 
     async def refresh(self, name: str) -> None:
-        """Read a service's definition again if that is due; an old one will do while the store is away.
+        """Read a service's definition again if that is due; the old one serves while the store does not answer.
 
-        Raises: NotReady if it was never read and cannot be.
+        Raises: NotReady if the definition was never read and cannot be.
         """
         seen = self._seen.get(name)
         if seen is not None and time.monotonic() - seen < _SERVICE_HELD_S:
             return
-        self._seen[name] = time.monotonic()  # one caller goes, the others do not wait
+        self._seen[name] = time.monotonic()  # first, so that other callers do not read it too
         try:
             await asyncio.get_running_loop().run_in_executor(None, self._source.get_feature_service, name)
         except Exception as error:
@@ -159,11 +159,11 @@ async def look_up(
     rows: KeyedRows,
     now: datetime | None,
 ) -> ModelInputs:
-    """Fetch a version's features for keyed rows, one round trip for all of them, and lay them out.
+    """Fetch a version's features for keyed rows in one round trip, and lay them out as tensors.
 
-    now: the moment as of which values may be used; None is the feature store's own clock.
+    now: the time as of which values are used; None is the feature store's own clock.
     Raises: BadRequest for keys that do not fit; NotReady if the online store does not answer and the version's
-    policy for missing features does not say what to do then.
+    policy for missing features needs it.
     """
     if version.service is None:
         raise BadRequest(f"parameters.entities: {version} has no feature service; send tensors")

@@ -1,4 +1,4 @@
-"""Answering: one request in, one response out, whatever door it came through."""
+"""Predicts: chooses a version for a request, gets its inputs, scores, logs and offers a copy to shadows."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ __all__ = ["Predictor"]
 MAX_ATTRIBUTES = 64
 MAX_ATTRIBUTE = 256
 MAX_EXPLANATIONS = 16
-"""So many requests of a model may wait for their explanation; more are told to come again."""
+"""Requests of a model that may wait for their explanation; more are refused with 429."""
 
 
 class Predictor:
-    """Answers for one model with the versions of an engine.
+    """Answers requests for one model with the versions of an engine.
 
     features: the feature store, None if requests by key cannot be served. clock: the platform's time.
-    replay: whether that clock is a replayed one, so that a request may say its own moment.
+    replay: whether that clock is a replayed one, so that a request may name its own time.
     """
 
     def __init__(
@@ -69,13 +69,13 @@ class Predictor:
     async def infer(
         self, request: InferRequest, *, number: int | None = None, caller: Caller | None = None
     ) -> InferResponse:
-        """Choose a version, get its inputs, predict, log, and hand a copy to the shadows.
+        """Choose a version, get its inputs, predict, log, and offer a copy to the shadows.
 
-        number: a version asked for by number, past the split. caller: who may go away meanwhile.
-        Raises: PredictorError with the status and the words for the caller.
+        number: of a requested version, past the split. caller: for whom work stops once it disconnects.
+        Raises: PredictorError with the status and the message for the caller.
         """
         prediction_id = request.id or os.urandom(16).hex()
-        unit, attributes = _who(request.parameters) if request.parameters else (None, None)
+        unit, attributes = _routing_key(request.parameters) if request.parameters else (None, None)
         begin = time.perf_counter()
         arm, version = await self._choose(unit or prediction_id, attributes, number)
         call = _Call(prediction_id, unit, arm, version, begin)
@@ -84,28 +84,28 @@ class Predictor:
             checked = time.perf_counter()
             work = version.answer(found.inputs, call.rows, found.abstained, self._pool)
             outputs = await (work if caller is None or version.inline else caller.run_while_connected(work))
-        except BaseException:  # a caller whose time is up, or who has gone, included
+        except BaseException:  # also of a caller whose deadline passed or who disconnected
             version.statistics.fail(time.perf_counter() - begin)
-            if number is None:  # who asks for a version by number tries it out: no evidence against it
+            if number is None:  # a request by number is a trial, no evidence against the version
                 self._fail(call)
             raise
         version.statistics.succeed(call.rows, input_s=checked - begin, infer_s=time.perf_counter() - checked)
         at_us = self._now_us(call.keys)
         self._record(call, at_us, found, outputs, None if caller is None else caller.write_batch)
         if self.engine.routes.shadows and number is None and is_shadowed(arm):
-            self._offer(call, at_us, found)
-        said = _said(call, found)
+            self._offer_to_shadows(call, at_us, found)
+        parameters = _response_parameters(call, found)
         if call.explanation is not None:
             explaining = self._explain(call.explanation, outputs, found.abstained)
-            said["explanation"] = await (
+            parameters["explanation"] = await (
                 explaining if caller is None else caller.run_while_connected(explaining)
             )
-        return InferResponse(self.engine.model, version.version, outputs, prediction_id, said)
+        return InferResponse(self.engine.model, version.version, outputs, prediction_id, parameters)
 
     def pinned(self, arm: str) -> int:
-        """The version of an arm that a request asks for by name, past the split. Raises: NotFound."""
+        """The version of an arm that a request names, past the split. Raises: NotFound."""
         traffic = self.engine.routes.traffic
-        arms = {one.name: one.version for one in traffic.arms} if traffic is not None else {}
+        arms = {each.name: each.version for each in traffic.arms} if traffic is not None else {}
         if arm not in arms:
             raise NotFound(
                 f"X-Toque-Arm: {self.engine.model!r} has no arm {arm[:80]!r} now; it has {[*arms]}"
@@ -138,7 +138,7 @@ class Predictor:
         return traffic is not None and number in traffic.versions
 
     async def _inputs(self, request: InferRequest, call: _Call) -> ModelInputs:
-        """The version's inputs, compared with its signature."""
+        """Get the version's inputs, and check them against its signature."""
         call.version.check_outputs(request.outputs)
         if request.parameters:
             call.keys = parse_keys(request.parameters, replay=self._replay)
@@ -187,7 +187,7 @@ class Predictor:
         keys = call.keys
         self.recorder.record(
             id=call.id, version=call.version.version, arm=call.arm, shadow=False, unit=call.unit, at_us=at_us,
-            latency_ms=call.passed_ms(), rows=call.rows, inputs=found.inputs, outputs=outputs,
+            latency_ms=call.elapsed_ms(), rows=call.rows, inputs=found.inputs, outputs=outputs,
             float32_matrix=call.version.float32_matrix and keys is None, missing=found.missing or None,
             entities=keys.entities if keys is not None else None, write_batch=write_batch,
         )  # fmt: skip
@@ -197,7 +197,7 @@ class Predictor:
         self.recorder.fail(
             Failure(
                 id=call.id, version=call.version.version, arm=call.arm, shadow=False, unit=call.unit,
-                at_us=self._now_us(call.keys), latency_ms=call.passed_ms(),
+                at_us=self._now_us(call.keys), latency_ms=call.elapsed_ms(),
                 rows=call.rows if entities is None else len(entities), entities=entities,
             )
         )  # fmt: skip
@@ -209,14 +209,14 @@ class Predictor:
             return time.time_ns() // 1_000
         return epoch_us(self._clock().astimezone(UTC))
 
-    def _offer(self, call: _Call, at_us: int, found: ModelInputs) -> None:
+    def _offer_to_shadows(self, call: _Call, at_us: int, found: ModelInputs) -> None:
         for shadow in self.engine.routes.shadows:
             if shadow is not call.version and self.shadows.has_room():
                 job = ShadowJob(shadow, call.version, call.id, call.unit, at_us, call.rows, found, call.keys)
                 self.shadows.offer(job)
 
     def describe(self) -> dict[str, Any]:
-        """The state of this replica: versions, shadows, log."""
+        """State of this replica: versions, shadows, log and batches."""
         return {
             **self.engine.describe(),
             "shadows": self.shadows.describe(),
@@ -225,11 +225,11 @@ class Predictor:
         }
 
     def statistics(self, number: int | None = None) -> dict[str, Any]:
-        """Triton's statistics of the versions that are loaded here, or of one of them.
+        """Triton's statistics of all loaded versions, or of version `number`.
 
-        Raises: NotFound if that one is not loaded.
+        Raises: NotFound if that version is not loaded.
         """
-        loaded = [self.engine.find(one) for one in (self.engine.loaded if number is None else [number])]
+        loaded = [self.engine.find(each) for each in (self.engine.loaded if number is None else [number])]
         found = [
             version.statistics.describe(
                 self.engine.model,
@@ -245,7 +245,7 @@ class Predictor:
         return {"model_stats": found}
 
     def _batches(self) -> dict[str, dict[str, int]]:
-        """Of each loaded version that makes some: how many, and of how many rows together."""
+        """Counts of batches and of their rows, by loaded version that makes batches."""
         loaded = [self.engine.find(number) for number in self.engine.loaded]
         return {
             str(version.version): {"batches": version.batcher.batches, "rows": version.batcher.rows}
@@ -254,7 +254,7 @@ class Predictor:
         }
 
     async def close(self) -> None:
-        """Stop the engine and the shadows."""
+        """Stop the shadows and the engine, and write the queued failures."""
         await self.shadows.close()
         self.recorder.flush()
         await asyncio.get_running_loop().run_in_executor(None, self.engine.stop)
@@ -264,7 +264,7 @@ class Predictor:
 
 @dataclass(slots=True)
 class _Call:
-    """A request that a version was chosen for; rows: 1 until it was compared with the signature."""
+    """A request with its chosen version; rows: 1 until it was checked against the signature."""
 
     id: str
     unit: str | None
@@ -275,13 +275,13 @@ class _Call:
     rows: int = 1
     explanation: Explainer | None = None
 
-    def passed_ms(self) -> float:
-        """Since it was begun."""
+    def elapsed_ms(self) -> float:
+        """Milliseconds since the request came in."""
         return (time.perf_counter() - self.begin) * 1e3
 
 
-def _said(call: _Call, found: ModelInputs) -> dict[str, Any]:
-    """The response's parameters: the arm; by key what was missing, and what was done about it."""
+def _response_parameters(call: _Call, found: ModelInputs) -> dict[str, Any]:
+    """The response's parameters: the arm and, for requests by key, the missing features and the policy applied."""
     parameters: dict[str, Any] = {"arm": call.arm}
     if call.keys is not None:
         parameters["missing"] = found.missing
@@ -292,8 +292,8 @@ def _said(call: _Call, found: ModelInputs) -> dict[str, Any]:
     return parameters
 
 
-def _who(parameters: Mapping[str, Any]) -> tuple[str | None, Mapping[str, str] | None]:
-    """What decides who answers: the unit, for the split, and the attributes, for the rules before it."""
+def _routing_key(parameters: Mapping[str, Any]) -> tuple[str | None, Mapping[str, str] | None]:
+    """The unit, which the traffic split is keyed by, and the attributes, which its rules match first."""
     attributes = parameters.get("attributes")
     if attributes is not None:
         _check_attributes(attributes)
@@ -301,7 +301,7 @@ def _who(parameters: Mapping[str, Any]) -> tuple[str | None, Mapping[str, str] |
 
 
 def _check_attributes(attributes: Any) -> None:
-    """Always, whether or not there are rules: a change of the policy must not make a request a bad one."""
+    """Refuse malformed attributes even without rules, so that a change of the policy cannot break a caller."""
     if not isinstance(attributes, dict) or len(attributes) > MAX_ATTRIBUTES:
         raise BadRequest(
             f"parameters.attributes: expected an object of at most {MAX_ATTRIBUTES} texts, as in "

@@ -1,7 +1,7 @@
-"""What of an answer is logged: the exact vector, the outputs, the version and arm, the moment, the time it took.
+"""Logs each answer: the exact input vector, the outputs, the version and arm, the time and the latency.
 
-Of an answer that failed there is a record without vector and outputs, so that whoever judges a version sees its
-failures: written a moment later, behind a bound, since a failure must not cost more than an answer.
+A failed request gets a record without vector and outputs, so that evaluations of a version count its failures. Such
+records are written a little later and are bounded in number, since a failure must not cost more than an answer.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from ray_apps.predictor.write_coalescing import WriteBatch
 __all__ = ["Failure", "Log", "Recorder", "vectors"]
 
 MAX_VALUES = 65_536
-"""A row with more values than this is logged without them."""
+"""Number of values above which a row is logged without them."""
 MAX_FAILURES = 512
-"""So many failures wait to be written; more are dropped and counted."""
+"""Failures that may wait to be written; more are dropped and counted."""
 FLUSH_S = 0.05
 _FLOAT32 = np.dtype(np.float32)
 _log = logging.getLogger("ray.serve")
 
 
 class Log(Protocol):
-    """A durable log."""
+    """A durable log of byte records."""
 
     def append(self, payload: bytes) -> int:
-        """Keep a record. Raises: LogFullError."""
+        """Store one record durably in the log. Raises: LogFullError."""
         ...
 
     def extend(self, payloads: Sequence[bytes]) -> int:
-        """Keep several, all or none. Raises: LogFullError."""
+        """Store several records durably, or none of them. Raises: LogFullError."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A request that a version was chosen for and did not answer; fields as of `Recorder.record`.
+    """A request that its chosen version did not answer; fields as of `Recorder.record`.
 
-    rows: 1 as long as the request was not compared with the signature: nobody makes a thousand records of one.
+    rows: 1 until the request was checked against the signature, so that a bad request cannot make a thousand records.
     """
 
     id: str
@@ -66,9 +66,9 @@ def _is_float32_matrix(array: Array, rows: int) -> bool:
 
 
 class Recorder:
-    """Logs answers of one model; counts the records that a full log did not take.
+    """Logs the answers of one model, and counts the records that a full log did not take.
 
-    failures: how many were written; failures_dropped: how many came faster than they could be.
+    failures: records of failures that were written; failures_dropped: beyond `MAX_FAILURES`.
     """
 
     def __init__(self, model: str, log: Log | None) -> None:
@@ -98,10 +98,10 @@ class Recorder:
         entities: Sequence[Mapping[str, Any]] | None = None,
         write_batch: WriteBatch | None = None,
     ) -> None:
-        """Make one answer durable. A full log drops and counts it: answering goes first.
+        """Log one answer durably; a full log drops and counts it, since answering has priority.
 
-        plain: by tensors, of a version that is signed to make a float32 (rows, K) of one (rows, F), as most are: that is short.
-        moment: if the answer leaves at its end, such records are written together then, before it.
+        float32_matrix: the request has tensors, of a version whose signature maps one float32 (rows, F) to one (rows, K).
+        write_batch: with which the response leaves; records of such versions are written together before it does.
         """
         if self._log is None or rows == 0:
             return
@@ -111,7 +111,7 @@ class Recorder:
         if float32_matrix and scores is not None and _is_float32_matrix(scores, rows):
             numeric = next(iter(inputs.values()))
         else:
-            float32_matrix = False  # a user's class may answer something else than it signed
+            float32_matrix = False  # a user's class may answer with another shape than it signed
             (numeric, categorical), (scores, _) = vectors(inputs, rows), vectors(outputs, rows)
         payload = encode_prediction(
             id=id, model=self._model, version=version, arm=arm, shadow=shadow, unit=unit, at_us=at_us,
@@ -124,24 +124,22 @@ class Recorder:
             self._append(self._log, payload)
 
     def write_pending(self, records: Sequence[bytes]) -> None:
-        """Make answers of one moment durable. Never raises: a log that is broken costs records then, not others' answers."""
+        """Log the answers of a write batch durably; never raises, as a broken log must not cost other models' answers."""
         try:
             if self._log is not None:
                 self._write(self._log, records)
-        except Exception:  # noqa: BLE001 - answers of others wait for this
+        except Exception:  # noqa: BLE001 - responses of other models wait for this
             _log.exception("prediction log of %s: %d records are lost", self._model, len(records))
             self.dropped += len(records)
 
     def _write(self, log: Log, payloads: Sequence[bytes]) -> None:
-        if (
-            len(payloads) == 1
-        ):  # 2 us less than as one of several, of the 17 that a lone caller's record takes
+        if len(payloads) == 1:  # saves 2 of the 17 µs that a lone caller's record takes
             self._append(log, payloads[0])
         else:
             self._extend(log, payloads)
 
     def fail(self, failure: Failure) -> None:
-        """Have a failure logged soon; never waits. Beyond the bound it is dropped and counted."""
+        """Queue a failure to be logged soon; beyond the bound it is dropped and counted."""
         if self._log is None or failure.rows == 0:
             return
         if len(self._failures) >= MAX_FAILURES:
@@ -152,22 +150,22 @@ class Recorder:
             self._flushing = asyncio.get_running_loop().call_later(FLUSH_S, self.flush)
 
     def flush(self) -> None:
-        """Write the failures that wait."""
+        """Write all queued failures now."""
         if self._flushing is not None:
             self._flushing.cancel()
             self._flushing = None
         while self._failures and self._log is not None:
-            one = self._failures.popleft()
+            failure = self._failures.popleft()
             payload = encode_prediction(
-                id=one.id, model=self._model, version=one.version, arm=one.arm, shadow=one.shadow, unit=one.unit,
-                at_us=one.at_us, latency_ms=one.latency_ms, rows=one.rows, numeric=None, categorical=None,
-                outputs=None, entities=one.entities,
+                id=failure.id, model=self._model, version=failure.version, arm=failure.arm, shadow=failure.shadow,
+                unit=failure.unit, at_us=failure.at_us, latency_ms=failure.latency_ms, rows=failure.rows,
+                numeric=None, categorical=None, outputs=None, entities=failure.entities,
             )  # fmt: skip
             self._append(self._log, payload)
             self.failures += 1
 
     def describe(self) -> dict[str, int]:
-        """The counts."""
+        """Counts of written and dropped records by name."""
         return {
             "written": self.written,
             "dropped": self.dropped,
@@ -189,7 +187,7 @@ class Recorder:
         try:
             log.extend(payloads)
         except LogFullError:
-            for payload in payloads:  # there may be room for some
+            for payload in payloads:  # there may be room for some of them
                 self._append(log, payload)
         else:
             self.written += len(payloads)
@@ -198,7 +196,7 @@ class Recorder:
 def vectors(
     tensors: Mapping[str, Array], rows: int
 ) -> tuple[npt.NDArray[np.float32] | None, list[list[str | None]] | None]:
-    """Numbers and texts of some tensors, side by side per row: float32 (rows, F) and lists of C texts.
+    """Join tensors side by side per row, numbers as float32 (rows, F) and texts as lists of C texts.
 
     Tensors whose first dimension is not the rows, and rows of more than `MAX_VALUES`, are left out (None).
     """
@@ -213,7 +211,7 @@ def vectors(
 
 
 def _float32(array: Array) -> Array:
-    """As float32; what is beyond its range is logged as infinite."""
+    """Convert to float32; values beyond its range become infinite."""
     if array.dtype == np.float32:
         return array
     with np.errstate(over="ignore"):

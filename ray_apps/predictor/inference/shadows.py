@@ -1,4 +1,4 @@
-"""Shadow versions: they see what the champion answers, off its path, and are dropped first under load."""
+"""Shadow versions score copies of answered requests, after the answer; under load they are dropped first."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["ShadowJob", "Shadows"]
 
 SHADOW: Final = "shadow"
 TURN_S: Final = 100e-6
-"""Between answers, so long is spent on shadows; a version that takes less answers there: a thread would cost more."""
+"""Time spent on shadows between answers; a faster version runs on the event loop, as a thread would cost more."""
 MAX_ROWS: Final = 32
 _log = logging.getLogger("ray.serve")
 LookUp = Callable[[LoadedVersion, KeyedRows], Awaitable[ModelInputs]]
@@ -26,7 +26,7 @@ LookUp = Callable[[LoadedVersion, KeyedRows], Awaitable[ModelInputs]]
 
 @dataclass(frozen=True, slots=True)
 class ShadowJob:
-    """One answered request of some rows for one shadow: the answer's tensors, or the keys to look its own up."""
+    """One answered request to be scored by one shadow, with its tensors, or the keys to look up the shadow's own."""
 
     version: LoadedVersion
     answered_by: LoadedVersion
@@ -39,7 +39,7 @@ class ShadowJob:
 
 
 class Shadows:
-    """A bounded queue of shadow work and the one task that does it; counts what was done, failed and dropped."""
+    """A bounded queue of shadow jobs and the task that scores them; counts scored, failed and dropped jobs."""
 
     def __init__(self, recorder: Recorder, look_up: LookUp, *, limit: int = 256) -> None:
         self._recorder, self._look_up = recorder, look_up
@@ -51,13 +51,13 @@ class Shadows:
         self.dropped = 0
 
     def offer(self, job: ShadowJob) -> None:
-        """Queue a job that there is room for; never waits."""
+        """Queue a job after `has_room` returned True; never waits."""
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._work())
         self._queue.put_nowait(job)
 
     def has_room(self) -> bool:
-        """Whether one more can be offered; it is counted as dropped if not."""
+        """Whether one more job fits into the queue; if not, it is counted as dropped."""
         full = self._queue.full()
         self.dropped += full
         return not full
@@ -67,7 +67,7 @@ class Shadows:
         await self._queue.join()
 
     async def close(self) -> None:
-        """Stop; what is queued is dropped."""
+        """Stop scoring, and drop the queued jobs."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -87,7 +87,7 @@ class Shadows:
             finally:
                 self._queue.task_done()
             if time.perf_counter() - turn > TURN_S:
-                await asyncio.sleep(0)  # now the answers
+                await asyncio.sleep(0)  # let the event loop answer requests
                 turn = time.perf_counter()
 
     def _failed(self, job: ShadowJob, error: Exception, latency_ms: float) -> None:
@@ -121,7 +121,7 @@ class Shadows:
         )  # fmt: skip
 
     def describe(self) -> dict[str, Any]:
-        """The counts."""
+        """Counts of scored, failed and dropped jobs by name."""
         return {"scored": self.scored, "failed": self.failed, "dropped": self.dropped}
 
 

@@ -65,7 +65,7 @@ def datatype_of(dtype: np.dtype[Any]) -> str:
 
 
 def cast(values: Any, datatype: str, field: str) -> Array:
-    """Turn decoded JSON values (nested lists) into an array of `datatype`, refusing whatever loses a value.
+    """Turn decoded JSON values (nested lists) into an array of `datatype`, refusing every lossy conversion.
 
     values: a list, flat or nested; null is NaN in floating point tensors, None in BYTES, refused elsewhere.
     Raises: BadRequest naming `field` for ragged lists, wrong types and values out of range.
@@ -131,7 +131,7 @@ def _exact(raw: Array, values: list[Any], dtype: np.dtype[Any], datatype: str, f
 
 
 def _integers(values: list[Any], datatype: str, field: str) -> Array:
-    """Integers that numpy did not take for such by itself, mixtures around 2**63 above all."""
+    """Convert integers that numpy did not recognize, above all mixtures around 2**63."""
     try:
         raw = np.array(values, dtype=object)
     except ValueError as error:
@@ -163,7 +163,7 @@ def _text(values: list[Any], field: str) -> Array:
 
 
 def unpack(data: bytes | memoryview, datatype: str, shape: tuple[int, ...], field: str) -> Array:
-    """Read a tensor's little-endian bytes; BYTES items are prefixed by a 4-byte length.
+    """Unpack a tensor from little-endian bytes; BYTES items are prefixed by a 4-byte length.
 
     Raises: BadRequest naming `field` if the number of bytes does not fit the shape.
     """
@@ -177,7 +177,7 @@ def unpack(data: bytes | memoryview, datatype: str, shape: tuple[int, ...], fiel
         )
     if dtype.kind == "b" and (np.frombuffer(data, np.uint8) > 1).any():
         raise BadRequest(f"{field}: BOOL bytes must be 0 or 1")
-    return np.frombuffer(bytearray(data), dtype).reshape(shape)  # the model's own to write to, as of JSON
+    return np.frombuffer(bytearray(data), dtype).reshape(shape)  # a writable copy, as from JSON
 
 
 def _unpack_bytes(data: bytes | memoryview, size: int, field: str) -> Array:
@@ -200,7 +200,7 @@ def _unpack_bytes(data: bytes | memoryview, size: int, field: str) -> Array:
 
 
 def pack(array: Array) -> bytes:
-    """A tensor's bytes as `unpack` reads them.
+    """Pack a tensor into bytes as `unpack` reads them.
 
     Raises: TypeError if an object array holds anything but bytes or str.
     """

@@ -1,7 +1,7 @@
-"""The Open Inference Protocol v2 over HTTP: requests in, responses out, JSON and binary tensors mixed.
+"""Decodes requests and encodes responses of the Open Inference Protocol v2 over HTTP, JSON and binary tensors mixed.
 
-Pure: bytes to values and back; nothing here knows a model. Every refusal is a `BadRequest` that names the
-field. JSON `null` in a floating point tensor is NaN, and NaN is written as `null`.
+Without I/O and without knowledge of models. Every refusal is a `BadRequest` that names the field. JSON `null` in a
+floating point tensor is NaN, and NaN is written as `null`.
 
 Source: Open Inference Protocol v2 (REST), and the binary tensor data extension.
 """
@@ -38,7 +38,10 @@ _NO_PARAMETERS: Mapping[str, Any] = {}
 
 @dataclass(slots=True)
 class InferRequest:
-    """A decoded inference request; `binary` says for each requested output whether it goes out as bytes."""
+    """A decoded inference request of either protocol.
+
+    binary: for each requested output, whether it is sent as bytes.
+    """
 
     inputs: dict[str, Array]
     id: str | None = None
@@ -50,7 +53,7 @@ class InferRequest:
 
 @dataclass(slots=True)
 class InferResponse:
-    """What goes back: named output arrays of one version, and parameters beside them."""
+    """The response to an inference request: output arrays of one version by name, and parameters."""
 
     model: str
     version: int
@@ -59,7 +62,7 @@ class InferResponse:
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
     def chosen(self, request: InferRequest) -> Mapping[str, Array]:
-        """The outputs that a request asks for, all of them if it names none.
+        """The outputs that a request asks for; all of them if the request names no output.
 
         Raises: BadRequest if one does not exist.
         """
@@ -72,7 +75,7 @@ class InferResponse:
 
 
 def decode_request(body: bytes, header_length: int | None = None) -> InferRequest:
-    """Read a request body.
+    """Decode the body of an inference request.
 
     header_length: bytes of JSON at the start when binary tensors follow (`Inference-Header-Content-Length`).
     Raises: BadRequest or TooLarge.
@@ -87,7 +90,7 @@ def decode_request(body: bytes, header_length: int | None = None) -> InferReques
 
 
 def _read(head: bytes, rest: memoryview) -> InferRequest:
-    """A request's JSON, with the binary tensors behind it."""
+    """Decode a request's JSON, with the binary tensors behind it."""
     try:
         document = orjson.loads(head)
     except orjson.JSONDecodeError as error:
@@ -107,7 +110,7 @@ def _read(head: bytes, rest: memoryview) -> InferRequest:
 
 
 def check_identifier(value: Any) -> str | None:
-    """A request's `id`, None for none. Raises: BadRequest."""
+    """Check a request's `id`; None if it is absent or empty. Raises: BadRequest."""
     if value is None or value == "":
         return None
     if not isinstance(value, str) or len(value) > 256:  # noqa: PLR2004 - a bound for the log's key
@@ -152,7 +155,7 @@ def _inputs(tensors: Any, rest: memoryview) -> dict[str, Array]:
 
 
 def check_shape(shape: Any, field: str) -> tuple[int, ...]:
-    """The sizes of a tensor, of whatever a request has for them. Raises: BadRequest, TooLarge; they name `field`."""
+    """Check the `shape` of a tensor in a request. Raises: BadRequest, TooLarge; they name `field`."""
     if not isinstance(shape, list | tuple) or len(shape) > MAX_DIMS:
         raise BadRequest(f"{field}.shape: expected a list of at most {MAX_DIMS} sizes, got {shape!r:.80}")
     total = 1
@@ -213,16 +216,16 @@ def _requested_outputs(outputs: Any, request: InferRequest) -> None:
 
 
 def check_output(name: str, parameters: Mapping[str, Any]) -> None:
-    """Refuse what a requested output asks for and does not get. Raises: BadRequest."""
+    """Refuse parameters of a requested output that are not served. Raises: BadRequest."""
     if parameters.get("classification"):
         raise BadRequest(f"outputs.{name}.parameters.classification: not served; take the top k yourself")
 
 
 def encode_response(response: InferResponse, request: InferRequest) -> tuple[bytes, int | None]:
-    """Write a response in the form the request asked for.
+    """Encode a response in the form the request asked for.
 
     Returns the body and, if binary tensors follow the JSON, the length of the JSON.
-    Raises: BadRequest if a requested output does not exist, or a BYTES output is not text and JSON was asked.
+    Raises: BadRequest if a requested output does not exist, or a BYTES output to be sent as JSON is not text.
     """
     tensors: list[dict[str, Any]] = []
     chunks: list[bytes] = []

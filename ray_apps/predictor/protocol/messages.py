@@ -1,4 +1,4 @@
-"""The protocol's gRPC messages as Python classes, made of `open_inference.proto`.
+"""The protocol's gRPC messages as Python classes, made from `open_inference.proto`.
 
 They live in a descriptor pool of their own: a process may use another package that brings the same messages
 (tritonclient does), and in one pool the two would be refused as duplicates.
@@ -37,7 +37,7 @@ SERVICE: Final = "inference.GRPCInferenceService"
 
 
 def _load() -> dict[str, Any]:
-    """Message classes by full name, and the service's descriptor under its own."""
+    """Load the message classes by full name, and the service's descriptor by its own."""
     pool = descriptor_pool.DescriptorPool()
     (file,) = descriptor_pb2.FileDescriptorSet.FromString(DESCRIPTION.read_bytes()).file
     pool.Add(file)

@@ -1,9 +1,8 @@
-"""The Open Inference Protocol's messages as gRPC carries them: requests in, responses out. Pure.
+"""Decodes and encodes the Open Inference Protocol's messages as gRPC carries them; without I/O.
 
-The values of `protocol` without JSON: what a replica answers when the gRPC proxy passes a call on, or a caller
-sends a message over HTTP. An answer comes as it was asked: raw contents for a request with raw contents or without
-tensors, typed contents for typed ones. Parameters that a message cannot hold, `entities`, `request`, `attributes`,
-`missing`, `explain` and `explanation`, are JSON texts there.
+A replica answers with them when the gRPC proxy forwards a call, or a caller sends a message over HTTP. The response
+has raw contents for a request with raw contents or without tensors, typed contents for typed ones. Parameters that a
+message cannot hold, `entities`, `request`, `attributes`, `missing`, `explain` and `explanation`, are JSON texts there.
 
 Source: Open Inference Protocol v2 (gRPC).
 """
@@ -40,7 +39,7 @@ _BY_KIND = {"b": "bool_contents", "O": "bytes_contents", "f4": "fp32_contents", 
 
 
 def decode_message(body: bytes) -> tuple[InferRequest, bool]:
-    """Read a ModelInferRequest; returns it, and whether its tensors are typed contents.
+    """Decode a ModelInferRequest; returns it, and whether its tensors are typed contents.
 
     Raises: BadRequest or TooLarge, naming the field.
     """
@@ -92,7 +91,7 @@ def _array(tensor: Any, raw: bytes | None, field: str) -> Array:
 
 
 def _packed(tensor: Any, field: str) -> bytes:
-    """Typed contents as bytes."""
+    """Pack a tensor's typed contents as raw bytes."""
     dtype = dtype_of(tensor.datatype, field)
     wanted = _field_of(dtype)
     if wanted is None:
@@ -114,7 +113,7 @@ def _packed(tensor: Any, field: str) -> bytes:
 
 
 def _field_of(dtype: np.dtype[Any]) -> str | None:
-    """The typed contents that a dtype goes into; None for 16-bit floats, which have none."""
+    """The field of typed contents for a dtype; None for 16-bit floats, which have no field."""
     exact = _BY_KIND.get(f"{dtype.kind}{dtype.itemsize}")
     return exact or _BY_KIND.get(dtype.kind)
 
@@ -136,14 +135,14 @@ def _json(name: str, text: str) -> Any:
 
 
 def encode_message(response: InferResponse, request: InferRequest, *, typed: bool) -> bytes:
-    """A ModelInferResponse.
+    """Encode a response as a ModelInferResponse.
 
-    typed: answer with typed contents if all outputs have some (16-bit floats have none).
+    typed: with typed contents, unless an output is of 16-bit floats, which have no field for them.
     Raises: BadRequest if a requested output does not exist.
     """
     outputs = response.chosen(request)
     typed = typed and all(_field_of(array.dtype) for array in outputs.values())
-    parts = [_lead(response.model, response.version, response.parameters.get("arm"))]
+    parts = [_encoded_head(response.model, response.version, response.parameters.get("arm"))]
     own = ModelInferResponse(id=response.id or "")
     _set_parameters(own.parameters, response.parameters)
     for name, array in outputs.items():
@@ -151,15 +150,15 @@ def encode_message(response: InferResponse, request: InferRequest, *, typed: boo
             shown = own.outputs.add(name=name, datatype=datatype_of(array.dtype), shape=array.shape)
             _fill(shown.contents, array)
         else:
-            parts.append(_described(name, array.dtype, array.shape))
+            parts.append(_encoded_output(name, array.dtype, array.shape))
             own.raw_output_contents.append(pack(array))
     parts.append(own.SerializeToString())
     return b"".join(parts)
 
 
 @lru_cache(maxsize=1_024)
-def _lead(model: str, version: int, arm: str | None) -> bytes:
-    """What the answers of one arm have in common; messages one after another are one message."""
+def _encoded_head(model: str, version: int, arm: str | None) -> bytes:
+    """Encode the fields that all responses of one arm share; concatenated messages merge into one."""
     message = ModelInferResponse(model_name=model, model_version=str(version))
     if arm is not None:
         message.parameters["arm"].string_param = arm
@@ -168,8 +167,8 @@ def _lead(model: str, version: int, arm: str | None) -> bytes:
 
 
 @lru_cache(maxsize=1_024)
-def _described(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
-    """An output whose contents are raw."""
+def _encoded_output(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """Encode the description of an output whose contents are raw."""
     message = ModelInferResponse()
     message.outputs.add(name=name, datatype=datatype_of(dtype), shape=shape)
     encoded: bytes = message.SerializeToString()
@@ -178,7 +177,7 @@ def _described(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes
 
 def _fill(contents: Any, array: Array) -> None:
     field = _field_of(array.dtype)
-    assert field is not None  # noqa: S101 - asked before
+    assert field is not None  # noqa: S101 - checked by the caller
     items = array.ravel().tolist()
     if array.dtype.kind == "O":  # a class of a user's may answer with texts
         items = [item.encode() if isinstance(item, str) else item for item in items]
@@ -186,7 +185,7 @@ def _fill(contents: Any, array: Array) -> None:
 
 
 def _set_parameters(holders: Any, parameters: Mapping[str, Any]) -> None:
-    """All but the arm."""
+    """Set all parameters of a message but the arm."""
     for name, value in parameters.items():
         if name == "arm":
             continue

@@ -1,7 +1,7 @@
-"""Requests answered together: batches form while the model is busy, an idle model never waits for more.
+"""Dynamic batching: requests that arrive while the model is busy are scored together; an idle model never waits.
 
-For models whose rows do not know of each other, and that take hardly longer for many rows than for one. What
-waits is answered in the order it came, as many rows at once as the bound allows.
+For models whose rows are independent, and that take hardly longer for many rows than for one. Waiting requests are
+answered in the order they came, with as many rows at once as the bound allows.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_ROWS, MAX_WAIT_MS = 65_536, 1_000.0
 
 
 class BatchingError(ValueError):
-    """A version's tags ask for batches that cannot be made."""
+    """A version's tags ask for batches that its signature does not allow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Batching:
 
     @classmethod
     def of(cls, tags: Mapping[str, str], signature: Signature) -> Batching | None:
-        """The bounds in the tags `max_batch_rows` and `max_batch_wait_ms`; None if batches are not asked for.
+        """Read the bounds in the tags `max_batch_rows` and `max_batch_wait_ms`; None without the first.
 
         Raises: BatchingError naming the tag.
         """
@@ -61,7 +61,7 @@ class Batching:
 
 
 @dataclass(slots=True)
-class _Waiting:
+class _PendingRequest:
     inputs: Inputs
     rows: int
     shapes: tuple[tuple[int, ...], ...]
@@ -70,15 +70,15 @@ class _Waiting:
 
 
 class Batcher:
-    """Answers requests for one version together. Belongs to one event loop.
+    """Scores requests for one version in batches. Belongs to one event loop.
 
-    predict: scores checked inputs. batches, rows: how many batches and rows it scored. waited_s: how long requests
-    waited for their batch, all together.
+    predict: scores checked inputs. batches, rows: scored so far. waited_s: total time that requests waited for their
+    batch.
     """
 
     def __init__(self, predict: Predict, bounds: Batching) -> None:
         self._predict, self._bounds = predict, bounds
-        self._queue: deque[_Waiting] = deque()
+        self._queue: deque[_PendingRequest] = deque()
         self._queued_rows = 0
         self._full = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -87,17 +87,17 @@ class Batcher:
         self.waited_s = 0.0
 
     async def predict(self, inputs: Inputs, rows: int) -> Mapping[str, Array]:
-        """Outputs of one request. Raises: what the model raises for it, never for another's."""
+        """Score one request in some batch. Raises: what the model raises for it, never for another request."""
         loop = asyncio.get_running_loop()
         shapes = tuple(array.shape[1:] for array in inputs.values())
-        waiting = _Waiting(inputs, rows, shapes, time.perf_counter(), loop.create_future())
-        self._queue.append(waiting)
+        pending = _PendingRequest(inputs, rows, shapes, time.perf_counter(), loop.create_future())
+        self._queue.append(pending)
         self._queued_rows += rows
         if self._queued_rows >= self._bounds.max_rows:
             self._full.set()
         if self._task is None or self._task.done():
             self._task = loop.create_task(self._work())
-        return await waiting.answer
+        return await pending.answer
 
     async def _work(self) -> None:
         while self._queue:
@@ -110,9 +110,9 @@ class Batcher:
                 self.waited_s += sum(now - each.since for each in batch)
                 await self._answer(batch)
 
-    def _take(self) -> list[_Waiting]:
-        """The first requests that fit together; those whose caller gave up are dropped."""
-        batch: list[_Waiting] = []
+    def _take(self) -> list[_PendingRequest]:
+        """Take the first requests that fit into one batch; those whose caller gave up are dropped."""
+        batch: list[_PendingRequest] = []
         rows = 0
         while self._queue:
             first = self._queue[0]
@@ -125,7 +125,7 @@ class Batcher:
                 rows += first.rows
         return batch
 
-    async def _answer(self, batch: Sequence[_Waiting]) -> None:
+    async def _answer(self, batch: Sequence[_PendingRequest]) -> None:
         total = sum(each.rows for each in batch)
         self.batches += 1
         self.rows += total
@@ -133,7 +133,7 @@ class Batcher:
             outputs = await self._predict(_joined(batch))
             if any(len(array) != total for array in outputs.values()):
                 raise ValueError(f"{total} rows in, outputs of {[len(a) for a in outputs.values()]} rows out")  # noqa: TRY301 - one way out
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is the callers' to see
+        except Exception as error:  # noqa: BLE001 - any fault is passed on to the callers
             await self._answer_alone(batch, error)
             return
         at = 0
@@ -143,8 +143,8 @@ class Batcher:
                 each.answer.set_result({name: array[part] for name, array in outputs.items()})
             at += each.rows
 
-    async def _answer_alone(self, batch: Sequence[_Waiting], error: Exception) -> None:
-        """After a failure: one request's fault must not be another's."""
+    async def _answer_alone(self, batch: Sequence[_PendingRequest], error: Exception) -> None:
+        """Score the requests of a failed batch one by one, so that one bad request fails alone."""
         if len(batch) == 1:
             if not batch[0].answer.done():
                 batch[0].answer.set_exception(error)
@@ -160,7 +160,7 @@ async def _wait(event: asyncio.Event, timeout_s: float) -> None:
         return
 
 
-def _joined(batch: Sequence[_Waiting]) -> Inputs:
+def _joined(batch: Sequence[_PendingRequest]) -> Inputs:
     if len(batch) == 1:
         return batch[0].inputs
     return {name: np.concatenate([each.inputs[name] for each in batch]) for name in batch[0].inputs}

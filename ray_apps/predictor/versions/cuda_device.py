@@ -19,7 +19,10 @@ _MEMORY_ALLOCATION = 2
 
 @dataclass(frozen=True, slots=True)
 class CapturedGraph:
-    """A recorded run. replay: repeats it on the same input tensors. outputs: the tensors that it writes."""
+    """A recorded run that can be repeated by one call.
+
+    replay: repeats it on the same input tensors. outputs: the tensors that it writes.
+    """
 
     replay: Callable[[], None]
     outputs: Outputs
@@ -46,7 +49,7 @@ class Device(Protocol):
         ...
 
     def capture(self, run: Callable[[], Outputs]) -> CapturedGraph:
-        """Record a run. Raises: what the device raises for a run that cannot be recorded."""
+        """Record a run for replays. Raises: what the device raises for a run that cannot be recorded."""
         ...
 
 

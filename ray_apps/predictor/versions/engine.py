@@ -1,7 +1,7 @@
-"""The versions of one model in this replica: followed, loaded beside the traffic, swapped as a whole.
+"""Keeps the versions of one model that its traffic policy names loaded, and swaps the routes as a whole.
 
-One thread reads the model's journal (one GET while nothing is new); another loads what the policy names and is
-not here. Answering threads read `routes`, one immutable value. Store away: what is loaded goes on answering.
+One thread reads the model's journal (one GET while nothing is new); another loads the versions that the policy names.
+Answering threads read `routes`, one immutable value. While the store does not answer, loaded versions go on answering.
 """
 
 from __future__ import annotations
@@ -34,42 +34,42 @@ _log = logging.getLogger("ray.serve")
 
 
 class FollowedModel(Protocol):
-    """The part of a model's state that serving follows."""
+    """The part of a model's recorded state that serving follows."""
 
     @property
     def traffic(self) -> Traffic | None:
-        """The split in force."""
+        """The traffic policy in force, or None without one."""
         ...
 
     @property
     def versions(self) -> Mapping[int, ModelVersion]:
-        """All versions by number."""
+        """All versions of the model by number."""
         ...
 
     @property
     def aliases(self) -> Mapping[str, int]:
-        """Version by alias."""
+        """The version's number by alias."""
         ...
 
 
 class JournalFollower(Protocol):
-    """Follows one model's journal."""
+    """Reads one model's journal as it grows."""
 
     def refresh(self) -> FollowedModel:
-        """The newest state. Raises: RegistryError."""
+        """Read what is new, and return the newest state. Raises: RegistryError."""
         ...
 
 
 class VersionSource(ArtifactSource, Protocol):
-    """Where versions come from: the registry."""
+    """The part of the registry that an engine needs: journals and files of versions."""
 
     def follow(self, model: str) -> JournalFollower:
-        """Follow a model's journal."""
+        """Make a follower of one model's journal."""
         ...
 
 
 VersionLoader = Callable[[ModelVersion], LoadedVersion]
-"""Makes a version ready to answer. Raises: LoadError."""
+"""Loads a version, ready to answer. Raises: LoadError."""
 
 
 @dataclass
@@ -84,7 +84,7 @@ class Engine:
 
     scratch: folder for files while they are loaded. loader: files to scorer. poll_s: how often the journal is read.
     retain: how many versions stay loaded after the policy dropped them, so that a rollback needs no load.
-    place: loads versions elsewhere; by default they are loaded in this process.
+    version_loader: loads a version; by default into this process.
     """
 
     def __init__(
@@ -104,7 +104,9 @@ class Engine:
         self.view: FollowedModel | None = None
         self._source, self._loader, self._scratch = source, loader, scratch
         self._poll_s, self._retain, self._clock = poll_s, retain, clock
-        self._version_loader: VersionLoader = version_loader if version_loader is not None else self._here
+        self._version_loader: VersionLoader = (
+            version_loader if version_loader is not None else self._load_locally
+        )
         self._follower: JournalFollower | None = None
         self._loaded: dict[int, LoadedVersion] = {}  # least recently wanted first
         self._failures: dict[int, _Failure] = {}
@@ -115,7 +117,7 @@ class Engine:
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
-        """Read the policy, load what it names, then follow it in threads of its own."""
+        """Read the policy, load the versions that it names, then start the threads that follow it."""
         self.follow_once()
         self.load_wanted()
         for name, target in (("follow", self._follow), ("load", self._load)):
@@ -124,7 +126,7 @@ class Engine:
             self._threads.append(thread)
 
     def stop(self) -> None:
-        """End the threads; what is loaded still answers."""
+        """End the threads; loaded versions still answer."""
         self._stop.set()
         self._wake.set()
         for thread in self._threads:
@@ -132,11 +134,11 @@ class Engine:
 
     @property
     def failures(self) -> Mapping[int, str]:
-        """Versions that could not be loaded, and why."""
+        """Reasons of the versions that could not be loaded, by number."""
         return {version: failure.reason for version, failure in self._failures.items()}
 
     def follow_once(self) -> None:
-        """Read the journal and take over the policy as far as its versions are ready."""
+        """Read the journal, and apply the policy as far as its versions are ready."""
         try:
             if self._follower is None:
                 self._follower = self._source.follow(self.model)
@@ -147,7 +149,7 @@ class Engine:
         self._plan()
 
     def due(self) -> list[ModelVersion]:
-        """The versions that the policy names, that are not here, and whose last failure is long enough ago."""
+        """The versions to load now: named by the policy, not loaded, and past the backoff of their last failure."""
         view, now = self.view, self._clock()
         wanted = wanted_versions(view.traffic, view.aliases) if view is not None else ()
         return [
@@ -192,7 +194,7 @@ class Engine:
             self._plan()
             return loaded
 
-    def _here(self, record: ModelVersion) -> LoadedVersion:
+    def _load_locally(self, record: ModelVersion) -> LoadedVersion:
         return fetch_version(record, self._source, self._loader, scratch=self._scratch)
 
     def _failed(self, number: int, reason: str) -> None:
@@ -231,7 +233,7 @@ class Engine:
                 self._guarded(self.load_wanted)
 
     def _guarded(self, step: Callable[[], None]) -> None:
-        """Run a step; a fault nobody foresaw is told and must not end the thread that follows the policy."""
+        """Run a step; an unforeseen fault is logged and must not end the thread that follows the policy."""
         try:
             step()
         except Exception:  # noqa: BLE001 - the thread must outlive it, and it is logged whole
@@ -244,15 +246,15 @@ class Engine:
 
     @property
     def size_bytes(self) -> int:
-        """Memory of the versions that are loaded, as estimated."""
+        """Estimated memory of the loaded versions."""
         return sum(memory_of(version.record) for version in list(self._loaded.values()))
 
     def find(self, number: int) -> LoadedVersion | None:
-        """A version that is loaded, or None."""
+        """A loaded version by number, or None."""
         return self._loaded.get(number)
 
     def describe(self) -> dict[str, Any]:
-        """The state of this replica, for its readiness and metadata routes."""
+        """State of the model's versions here, for the readiness and metadata routes."""
         routes = self.routes
         return {
             "champion": routes.champion.version if routes.champion else None,

@@ -1,4 +1,4 @@
-"""One version of a model in memory: checked against its signature, warmed by its example, ready to answer."""
+"""One version of a model in memory, checked against its signature and warmed up by its example."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ __all__ = [
 ]
 
 INLINE_MS = 2.0
-"""A version whose example takes less than this answers on the event loop: a hand-over would cost more."""
+"""A version whose example takes less than this answers on the event loop: a thread would cost more."""
 SHORT_MS = 0.2
-"""Of those, one whose example takes longer than this answers one request in a turn of the loop."""
+"""A version on the event loop whose example takes longer than this answers one request in each round of the loop."""
 
 MAX_MATRIX_COLUMNS = 4_096
 
@@ -44,15 +44,15 @@ OVERHEAD_BYTES = 128 << 10
 
 
 class Scorer(Protocol):
-    """What a loaded artifact can do."""
+    """A loaded artifact, which scores inputs."""
 
     def predict(self, inputs: Mapping[str, Any]) -> Mapping[str, Array]:
-        """Outputs by name for inputs by name. Raises: ValueError for inputs it cannot take."""
+        """Score inputs by name to outputs by name. Raises: ValueError for inputs it cannot take."""
         ...
 
 
 class ArtifactSource(Protocol):
-    """Where versions' files come from: the registry."""
+    """The part of the registry that has the files of versions."""
 
     def download(self, name: str, version: int, *, to: Path) -> Path:
         """Fetch a version's files, their digests verified. Raises: RegistryError."""
@@ -69,12 +69,12 @@ class LoadError(PredictorError):
 
 
 class LoadedVersion:
-    """A version that answered its example.
+    """A version that is ready to answer, once it is warmed up.
 
-    record: what the registry says of it. service: the feature service that its keys are looked up in, or None.
-    missing: what is done about features without a value. batching: bounds of batches, None without any; batcher:
-    who makes them, once a request came. statistics: counts of its requests. plain: whether it makes one
-    float32 matrix of another, row by row, of so few columns that all are logged. example_ms: how long its example took when warm.
+    record: the registry's. service: the feature service that keys are looked up in, or None. missing: the policy for
+    features without a value. batching: bounds of batches, None without batches; batcher: makes them, from the first
+    request on. statistics: counts of its requests. float32_matrix: whether it maps one float32 matrix to another, of
+    so few columns that all are logged. example_ms: how long its example took when warm.
     """
 
     def __init__(self, record: ModelVersion, scorer: Scorer) -> None:
@@ -100,11 +100,11 @@ class LoadedVersion:
 
     @property
     def inline(self) -> bool:
-        """Whether it answers so fast that it runs on the event loop."""
+        """Whether the version is fast enough to run on the event loop."""
         return self.example_ms < INLINE_MS
 
     def check(self, inputs: Mapping[str, Array]) -> int:
-        """Compare inputs with the signature; returns the number of rows.
+        """Check inputs against the signature; returns the number of rows.
 
         Raises: BadRequest naming the input.
         """
@@ -128,13 +128,13 @@ class LoadedVersion:
         return rows if rows >= 0 else 1
 
     def check_outputs(self, names: Iterable[str]) -> None:
-        """Compare requested outputs with the signature. Raises: BadRequest naming the output."""
+        """Check the names of requested outputs. Raises: BadRequest naming the output."""
         for name in names:
             if name not in self._outputs:
                 raise BadRequest(f"outputs.{name}: no such output; the model gives {sorted(self._outputs)}")
 
     def predict(self, inputs: Mapping[str, Array], abstained: Sequence[int] = ()) -> Mapping[str, Array]:
-        """Score checked inputs.
+        """Score inputs that were checked against the signature.
 
         abstained: rows that the model does not see and whose outputs are NaN.
         Raises: BadRequest for values the model refuses (`ValueError` of the scorer).
@@ -149,7 +149,7 @@ class LoadedVersion:
     async def answer(
         self, inputs: Mapping[str, Array], rows: int, abstained: Sequence[int], threads: Executor
     ) -> Mapping[str, Array]:
-        """Score checked inputs as `predict`, beside the event loop if it takes long, together with others if asked for."""
+        """Score checked inputs as `predict`: in a thread if that takes long, in a batch if the version makes batches."""
         if self.batching is None or abstained or rows >= self.batching.max_rows:
             self.statistics.executions += 1
             if self.example_ms < SHORT_MS:
@@ -165,7 +165,7 @@ class LoadedVersion:
         loop = asyncio.get_running_loop()
         if self.inline:
             await self._turn.acquire()
-            loop.call_soon(self._turn.release)  # in between, the loop takes in what has come, connections too
+            loop.call_soon(self._turn.release)  # in between, the loop reads requests and accepts connections
             return self.predict(inputs, abstained)
         return await loop.run_in_executor(threads, self.predict, inputs, abstained)
 
@@ -201,10 +201,9 @@ class LoadedVersion:
 
 
 def load_version(record: ModelVersion, folder: Path, loader: ScorerLoader) -> LoadedVersion:
-    """Load a version's verified files and warm it.
+    """Load a version's verified files and warm it up.
 
-    Raises: LoadError with the reason, whatever went wrong: a version that cannot answer must not take the
-    replica down with it.
+    Raises: LoadError for every fault: a version that cannot answer must not take the replica down with it.
     """
     try:
         if record.signature is None:
@@ -219,7 +218,7 @@ def load_version(record: ModelVersion, folder: Path, loader: ScorerLoader) -> Lo
 def fetch_version(
     record: ModelVersion, files: ArtifactSource, loader: ScorerLoader, *, scratch: Path
 ) -> LoadedVersion:
-    """Fetch a version's files into a folder below `scratch`, load and warm it; the folder is gone afterwards.
+    """Fetch a version's files into a folder below `scratch`, load it, warm it up and delete the folder.
 
     Raises: LoadError with the reason.
     """
@@ -233,7 +232,7 @@ def fetch_version(
 
 
 def memory_of(record: ModelVersion) -> int:
-    """Bytes of memory that a version takes, estimated from its files before it is loaded."""
+    """Estimate the bytes of memory that a version takes, from its files."""
     return OVERHEAD_BYTES + sum(blob.size for blob in record.files.values())
 
 

@@ -1,7 +1,7 @@
-"""What a version does about features that have no value: a policy in its tags, read once when it is loaded.
+"""A version's policy for features without a value, read from its tags when the version is loaded.
 
 `missing_features` is one of
-  pass     the model gets NaN, or a missing text, and sees to it itself (the default)
+  pass     the model gets NaN, or a missing text, and handles it (the default)
   default  the values of `missing_defaults`, a JSON object by column; a column without one stays missing
   reject   the request is refused with a 400
   abstain  rows with a missing value are not predicted: their outputs are NaN, null in JSON
@@ -26,19 +26,19 @@ Outputs = Mapping[str, Array]
 
 
 class PolicyError(ValueError):
-    """A version's tags say no policy that can be followed."""
+    """A version's tags for missing features are malformed, or do not fit its signature."""
 
 
 @dataclass(frozen=True, slots=True)
 class MissingFeaturesPolicy:
-    """What is done about missing features; defaults: value by column, for `default`."""
+    """What to do about missing features, with the default values by column for the action `default`."""
 
     action: Action = "pass"
     defaults: Mapping[str, float | str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, tags: Mapping[str, str], signature: Signature) -> Self:
-        """The policy in a version's tags. Raises: PolicyError naming the tag."""
+        """Read the policy in a version's tags. Raises: PolicyError naming the tag."""
         action = tags.get("missing_features", "pass")
         if action not in get_args(Action):
             raise PolicyError(f"tag missing_features={action!r}: use one of {', '.join(get_args(Action))}")
@@ -50,7 +50,7 @@ class MissingFeaturesPolicy:
 
     @property
     def needs_no_store(self) -> bool:
-        """Whether it says what to do even if no stored feature can be had at all."""
+        """Whether requests can be answered even while the online store does not answer."""
         return self.action in {"default", "abstain"}
 
 
@@ -88,7 +88,7 @@ def predict_abstaining(
     abstained: Sequence[int],
     signature: Signature,
 ) -> dict[str, Any]:
-    """Outputs of all rows of which `abstained` are left out: those are NaN, and the model does not see them."""
+    """Predict all rows but those in `abstained`, which the model does not see and whose outputs are NaN."""
     rows = len(next(iter(inputs.values())))
     kept = np.setdiff1d(np.arange(rows), abstained)
     outputs = {

@@ -1,4 +1,4 @@
-"""Which version answers: the recorded traffic policy over the versions that are ready. Pure."""
+"""Chooses which version answers, by the recorded traffic policy and the versions that are ready; without I/O."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ CHAMPION = "champion"
 
 
 class ReadyVersion(Protocol):
-    """A version that can answer."""
+    """A version that is loaded and can answer."""
 
     @property
     def version(self) -> int:
-        """Its number."""
+        """The number of the version."""
         ...
 
 
@@ -27,9 +27,9 @@ V = TypeVar("V", bound=ReadyVersion)
 
 @dataclass(frozen=True, slots=True)
 class Routes(Generic[V]):
-    """What one replica does with requests from now on; replaced as a whole, never changed.
+    """The routing of one replica's requests; replaced as a whole, never changed.
 
-    champion: answers whatever no other ready arm owns; None as long as no champion ever was ready.
+    champion: answers for every arm that is not ready; None until a champion was ready for the first time.
     arms: version -> the ready version, for the arms of the split and its rules. shadows: ready shadow versions.
     degraded: versions that the policy names and that are not ready, so that another answers for them.
     """
@@ -41,9 +41,9 @@ class Routes(Generic[V]):
     degraded: frozenset[int] = frozenset()
 
     def choose(self, unit: str, attributes: Mapping[str, str] | None = None) -> tuple[str, V | None]:
-        """The arm and version that answer `unit`; an arm that is not ready is answered by the champion.
+        """Choose the arm and version that answer `unit`; the champion answers for an arm that is not ready.
 
-        attributes: what the request says of itself, for the rules. What a rule took keeps its arm if the champion
+        attributes: of the request, for the rules. A request matched by a rule keeps the rule's arm even if the champion
         answers: it did not come by the split, so it must not be counted as the champion's.
         """
         if self.traffic is None:
@@ -62,15 +62,15 @@ class Routes(Generic[V]):
 
 
 def wanted_versions(traffic: Traffic | None, aliases: Mapping[str, int]) -> tuple[int, ...]:
-    """The versions a replica holds for a policy, the champion first."""
+    """The versions that a replica loads for a policy and aliases, the champion first."""
     routed = traffic.versions if traffic is not None else ()
     return tuple(dict.fromkeys([*routed, *aliases.values()]))
 
 
 def plan_routes(traffic: Traffic | None, ready: Iterable[V], previous: Routes[V]) -> Routes[V]:
-    """Routes for a policy and the versions that are ready.
+    """Plan the routes for a policy and the versions that are ready.
 
-    A champion that is not ready does not take over: whoever was champion before keeps answering.
+    A champion that is not ready does not take over: the previous champion keeps answering.
     """
     if traffic is None:
         return previous

@@ -12,9 +12,9 @@ __all__ = ["VersionStatistics"]
 
 
 class VersionStatistics:
-    """Running totals since the version was loaded here; belongs to one event loop.
+    """Totals of a version's requests since it was loaded here; belongs to one event loop.
 
-    executions: how often the model was run for a request by itself; runs for batches are counted by the batcher.
+    executions: runs of the model for a single request; runs for batches are counted by the batcher.
     """
 
     __slots__ = (
@@ -46,15 +46,15 @@ class VersionStatistics:
         self._last_ms = time.time_ns() // 1_000_000
 
     def fail(self, duration_s: float) -> None:
-        """Count a request that the version was chosen for and did not answer."""
+        """Count a request that the version did not answer."""
         self._failures += 1
         self._failed_s += duration_s
 
     def describe(self, model: str, version: int, *, batches: int, waited_s: float) -> dict[str, Any]:
         """The totals as one element of Triton's `model_stats`.
 
-        batches: that the model was run for. waited_s: how long requests waited for their batch, all together. Encoding
-        is the door's and not measured: `compute_output` stays 0.
+        batches: that the model was run for. waited_s: total time that requests waited for their batch. Encoding
+        happens in the endpoint and is not measured: `compute_output` stays 0.
         """
         answered = self._successes
         return {

@@ -51,7 +51,7 @@ SIGNATURE = Signature(
 
 @dataclass
 class Answer:
-    """A scorer whose artifact says what it answers: `{"value": 0.3}`, `{"fail": "load"}` and so on."""
+    """A scorer whose answer stands in its artifact: `{"value": 0.3}`, `{"fail": "load"}` and so on."""
 
     value: float
     fail: str = ""
@@ -93,7 +93,7 @@ class MemoryLog:
 
 @dataclass
 class ServedModel:
-    """A registry with one model, and its predictor behind the HTTP door."""
+    """A registry with one model, and the predictor that serves it behind its HTTP endpoint."""
 
     folder: Path
     registry: Registry
@@ -112,8 +112,8 @@ class ServedModel:
         made = self.registry.create_version("late", path=path, signature=SIGNATURE, tags=dict(tags or {}))
         return made.version
 
-    def settle(self) -> None:
-        """One round of following and loading, as the engine's threads do them."""
+    def refresh(self) -> None:
+        """Follow the journal and load versions once, as the engine's threads do."""
         self.engine.follow_once()
         self.engine.load_wanted()
 
@@ -170,7 +170,7 @@ async def served_model(make_served_model: Callable[..., ServedModel]) -> AsyncIt
     """One champion that answers 0.25 + a thousandth of the sum of its numbers."""
     made = make_served_model()
     made.registry.promote("late", made.version())
-    made.settle()
+    made.refresh()
     yield made
     await made.predictor.close()
     await made.client.aclose()

@@ -1,4 +1,4 @@
-"""Two thousand calls by schemathesis on every serving route, of a model's own door and of a pool's: none is our fault."""
+"""Two thousand calls by schemathesis on every serving route of a model's own endpoint and of a pool's: no 500."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def document() -> dict[str, Any]:
 
 
 def build_app(folder: Path) -> tuple[Any, str]:
-    """A model with a door of its own and one in a pool, and a token that may predict."""
+    """A model with its own endpoint and one in a pool, and a token that may predict."""
     store = open_store(f"file://{folder}/store")
     registry = Registry(store, actor="ada")
     (folder / "artifact").mkdir()

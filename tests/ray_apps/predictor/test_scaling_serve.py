@@ -73,7 +73,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 @pytest.fixture
 def url(tmp_path: Path, case: Case) -> Iterator[str]:
-    """Where a model is asked that says a moment later which process it is in."""
+    """URL of a model that answers a little later with the id of its process."""
     store = open_store(f"file://{tmp_path}/store")
     registry = Registry(store, actor="ada")
     (tmp_path / "artifact").mkdir()

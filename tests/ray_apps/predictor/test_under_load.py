@@ -106,7 +106,7 @@ def platform(folder: Path, models: list[str], arguments: list[str]) -> Iterator[
         assert store_server.stdout is not None
         endpoint = f"http://127.0.0.1:{store_server.stdout.readline().strip()}"
         s3_servers.create_bucket(endpoint, "toque")
-        store = open_store(f"s3://toque/kitchen?endpoint={endpoint}")
+        store = open_store(f"s3://toque/models?endpoint={endpoint}")
         registry, port = Registry(store, actor="ada"), free_port()
         (folder / "good").mkdir()
         save_program(export_program(Sum(), {"x": torch.rand(2, 3)}), folder / "good" / "model.pt2")

@@ -185,7 +185,7 @@ async def test_a_batch_belongs_to_its_loop_and_stays_in_its_process() -> None:
     assert await asyncio.to_thread(lambda: asyncio.run(seen_elsewhere(here))) == (False, False)
     assert copy.deepcopy({"state": here}) == {
         "state": None
-    }  # as pickle, which Serve takes a scope elsewhere by
+    }  # as by pickle, with which Serve sends a scope to another process
 
 
 async def seen_elsewhere(other: WriteBatch) -> tuple[bool, bool]:

@@ -138,7 +138,7 @@ def test_a_piece_of_an_answer_does_not_wait_for_the_next(loop: str) -> None:
     run(stream, loop)
 
 
-def test_what_is_no_answer_yet_goes_out_too(loop: str) -> None:
+def test_an_interim_response_leaves_too(loop: str) -> None:
     async def hesitate(_server: Server, port: int) -> None:
         others = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
         for _, other in others:

@@ -107,7 +107,7 @@ def test_a_versions_deployment_reserves_and_scales_as_it_is_told():
 
 
 def releases(options: PredictorOptions) -> list[int]:
-    """Of a door that is deployed twice."""
+    """Releases of an endpoint that is deployed twice."""
     endpoints: list[Any] = [application("late", options) for _ in range(2)]
     return [endpoint._bound_deployment.init_args[2] for endpoint in endpoints]
 
@@ -120,7 +120,7 @@ def test_each_deploy_of_a_door_to_dedicated_versions_is_a_later_release():
 
 @pytest.fixture
 def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """The loop that versions are asked on, in a thread of its own as a door's is beside the loading one."""
+    """An event loop in a thread of its own, as an endpoint's runs beside the loading thread."""
     made = asyncio.new_event_loop()
     thread = threading.Thread(target=made.run_forever, daemon=True)
     thread.start()
@@ -146,7 +146,7 @@ async def dedicated(
     version_loader = DedicatedVersions(FakeDeployments(cluster), loop=loop, release=1, start_timeout_s=30)
     made.engine._version_loader = version_loader  # the same engine, predictor and endpoint as everywhere
     made.registry.promote("late", made.version())
-    made.settle()
+    made.refresh()
     yield made, cluster
     await made.predictor.close()
     await made.client.aclose()
@@ -163,7 +163,7 @@ async def test_splits_promotions_rollbacks_and_shadows_work_as_for_local_version
     served_model, cluster = dedicated
     second, third = served_model.version(0.5), served_model.version(0.75)
     served_model.registry.set_traffic("late", {"canary": (second, 0.3)}, shadows=[third])
-    served_model.settle()
+    served_model.refresh()
     traffic = served_model.registry.traffic("late")
     for i in range(40):
         arm = traffic.assign(f"u{i}")
@@ -171,10 +171,10 @@ async def test_splits_promotions_rollbacks_and_shadows_work_as_for_local_version
     await served_model.predictor.shadows.drained()
     assert served_model.predictor.shadows.describe() == {"scored": 40, "failed": 0, "dropped": 0}
     served_model.registry.promote("late", second)
-    served_model.settle()
+    served_model.refresh()
     assert await served(served_model) == ("2", "champion")
     served_model.registry.rollback("late", "champion")
-    served_model.settle()
+    served_model.refresh()
     assert await served(served_model) == ("1", "champion")
     assert cluster.deploys == {1: 1, 2: 1, 3: 1}
 
@@ -189,7 +189,7 @@ async def test_a_version_that_cannot_answer_takes_no_traffic(
     served_model, _ = dedicated
     broken = served_model.version(0.5, fail=fail)
     served_model.registry.promote("late", broken)
-    served_model.settle()
+    served_model.refresh()
     assert await served(served_model) == ("1", "champion")
     reason = (await served_model.client.get("/status")).json()["failures"][str(broken)]
     assert words in reason
@@ -224,7 +224,7 @@ async def test_batches_are_made_where_the_model_is(dedicated: tuple[ServedModel,
     served_model, cluster = dedicated
     second = served_model.version(0.5, tags={"max_batch_rows": "8"})
     served_model.registry.promote("late", second)
-    served_model.settle()
+    served_model.refresh()
     assert await served(served_model) == (str(second), "champion")
     here = served_model.engine.find(second)
     assert here is not None

@@ -39,7 +39,7 @@ print(json.dumps({name: one.status.value for name, one in serve.status().applica
 
 @pytest.fixture
 def platform(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Platform]:
-    """The model `one` with one version behind two doors, and Redis; the parameter is how versions are scaled."""
+    """The model `one` with one version behind two endpoint replicas, and Redis; the parameter is how versions are scaled."""
     redis = RedisServer(tmp_path)
     redis.start()
     store = open_store(f"file://{tmp_path}/store")
@@ -131,8 +131,11 @@ def _split(place: Platform, callers: Callers) -> None:
     until(lambda: _answers_of(callers, second, after=0), within_s=WITHIN_S)
     seen = len(callers.answers)
     until(lambda: _answers_of(callers, 1, after=seen) and _answers_of(callers, second, after=seen))
-    assert (len(versions(1)), len(versions(second))) == (1, 1)  # two doors, and each version runs once
-    until(lambda: _as_assigned(place), within_s=WITHIN_S)  # by both doors
+    assert (len(versions(1)), len(versions(second))) == (
+        1,
+        1,
+    )  # two endpoint replicas, and each version runs once
+    until(lambda: _as_assigned(place), within_s=WITHIN_S)  # by both endpoint replicas
 
 
 def _as_assigned(place: Platform) -> bool:
@@ -180,7 +183,7 @@ def _killed(callers: Callers) -> None:
 
 
 def _new_code(place: Platform, callers: Callers) -> None:
-    """A deploy of the doors takes the versions along, each answering until its next replica does."""
+    """A deploy of the endpoint takes the versions along, each answering until its next replica does."""
     before = set(versions(3))
     assert place.process is not None
     place.process.send_signal(signal.SIGHUP)
@@ -191,7 +194,7 @@ def _new_code(place: Platform, callers: Callers) -> None:
 
 
 def _gone_by_hand(place: Platform) -> None:
-    """Somebody deletes a version's application: it is deployed again while doors hold it."""
+    """A version whose application was deleted by hand is deployed again while an endpoint holds it."""
     before = set(versions(3))
     applications(place, "version-one@3")
     answer = ask(place, "u")

@@ -1,4 +1,4 @@
-"""Latencies in buckets, and what of a door's traffic is timed."""
+"""Latency histograms, and which requests of an endpoint are measured."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_one_late_answer_among_a_few_makes_no_percentile_and_one_in_ten_does() -
     assert window.roll().p95_s == pytest.approx(3.0, rel=0.051)
 
 
-def test_what_was_added_counts_in_five_rolls_and_is_forgotten_then() -> None:
+def test_a_duration_counts_in_five_rolls_and_is_forgotten_then() -> None:
     window = Window()
     window.add(0.02)
     assert [window.roll().number for _ in range(6)] == [1, 1, 1, 1, 1, 0]
@@ -60,7 +60,7 @@ def test_what_was_added_counts_in_five_rolls_and_is_forgotten_then() -> None:
 
 
 @pytest.mark.parametrize("seconds", [-1.0, 0.0, 1e-9, 1e9])
-def test_what_is_beyond_the_buckets_is_counted_in_the_last(seconds: float) -> None:
+def test_a_duration_beyond_the_buckets_counts_in_the_outermost(seconds: float) -> None:
     window = Window()
     window.add(seconds)
     assert window.roll().number == 1
@@ -152,7 +152,7 @@ async def counted(
     clock: Callable[[], float] = time.perf_counter,
     **request: Any,
 ) -> dict[str, float]:
-    """What a timed door tells after one request."""
+    """Metrics of a measured endpoint after one request."""
     endpoint = TimedEndpoint(Within(act), LatencyMeter(clock=clock))
     endpoint.in_flight = taken
     async with httpx.AsyncClient(

@@ -146,7 +146,7 @@ async def test_two_replicas_answer_for_200_models_under_a_memory_limit(served_po
         assert replica.peak_bytes <= status["limit_bytes"]
 
 
-async def test_who_was_used_last_stays(served_pool: ServedPool):
+async def test_the_most_recently_used_models_stay(served_pool: ServedPool):
     a, b, c, d = served_pool.models(4)
     replica = served_pool.replica(3)
     for name in (a, b, c, a, d):

@@ -1,4 +1,4 @@
-"""Versions in deployments of their own, without Ray: who deploys them, and who ends them."""
+"""Versions in deployments of their own, without Ray: which replica deploys them, and when the reaper ends them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def beat(dedicated: DedicatedVersions, *held: int) -> None:
     dedicated.mend(held)
 
 
-def test_what_runs_is_found_and_not_deployed_twice():
+def test_a_running_deployment_is_found_and_not_deployed_twice():
     cluster, time = FakeCluster(), FakeClock()
     run(dedicated_versions(cluster, time))
     run(dedicated_versions(cluster, time))  # another replica, or the same one after its death
@@ -69,14 +69,14 @@ def test_a_failure_of_before_is_tried_again_and_one_of_now_is_told():
         run(dedicated_versions(cluster, time))
 
 
-def test_one_that_is_ending_is_awaited_and_deployed_again():
+def test_an_ending_deployment_is_awaited_and_deployed_again():
     cluster, time = FakeCluster(states={1: DeploymentStatus(DeploymentState.ENDING)}), FakeClock()
     time.then = {4: cluster.states.clear}
     run(dedicated_versions(cluster, time))
     assert (cluster.deploys[1], time.waits) == (1, 5)
 
 
-def test_one_that_never_gets_a_replica_is_given_up():
+def test_a_deployment_that_never_gets_a_replica_is_given_up():
     cluster, time = FakeCluster(states={1: DeploymentStatus(DeploymentState.STARTING)}), FakeClock()
     with pytest.raises(LoadError, match="no replica after 10 s"):
         run(dedicated_versions(cluster, time))
@@ -106,7 +106,7 @@ def test_a_release_that_had_to_wait_is_made_up_for():
     assert (cluster.deploys[1], cluster.releases[1]) == (1, 2)
 
 
-def test_what_somebody_ended_is_deployed_again_while_it_is_held():
+def test_a_held_deployment_that_was_deleted_is_deployed_again():
     cluster, time = FakeCluster(), FakeClock()
     endpoint = dedicated_versions(cluster, time)
     run(endpoint)

@@ -1,4 +1,4 @@
-"""What the gRPC door refuses, as which status, with which words; and that no message is our fault."""
+"""Refusals of the gRPC server: their status and message, and that no message causes an internal error."""
 
 from __future__ import annotations
 

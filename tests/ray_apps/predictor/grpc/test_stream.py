@@ -64,7 +64,7 @@ def test_a_stream_without_a_token_ends_before_a_message_is_read(served: Served, 
 
 
 class Echo:
-    """Doors that answer a message with its own id, or wait."""
+    """Models that answer a message with its own id, or wait."""
 
     async def request(self, _method: str, _path: str, _headers: Any, body: bytes = b"") -> Any:
         request = service_pb2.ModelInferRequest.FromString(body)

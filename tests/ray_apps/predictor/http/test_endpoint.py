@@ -11,7 +11,7 @@ from ray_apps.predictor.http.endpoint import JSON, Answer, Endpoint, Request
 class Open(Endpoint):
     """Answers whoever comes in."""
 
-    async def answer(self, request: Request) -> Answer:  # noqa: ARG002 - the door's
+    async def answer(self, request: Request) -> Answer:  # noqa: ARG002 - of the base class
         return 200, [JSON], b"{}"
 
     async def close(self) -> None: ...

@@ -95,7 +95,7 @@ async def test_a_model_without_a_champion_is_not_ready_and_says_so(
     make_served_model: Callable[..., ServedModel],
 ):
     made = make_served_model()
-    made.settle()
+    made.refresh()
     assert (await made.client.get("/ready")).status_code == 503
     response = await made.infer()
     assert response.status_code == 503
@@ -108,14 +108,14 @@ async def test_a_version_can_be_asked_for_by_number(served_model: ServedModel, *
     other = served_model.version(0.5)
     if stands_in_the_split:
         served_model.registry.set_traffic("late", {"canary": (other, 0.5)})
-    served_model.settle()
+    served_model.refresh()
     response = await served_model.infer(path=f"/versions/{other}/infer")
     assert response.json()["model_version"] == "2"
     assert response.json()["parameters"]["arm"] == "pinned"
     assert (await served_model.infer(path="/versions/77/infer")).status_code == 404
     served_model.registry.set_traffic("late", {})
     served_model.registry.as_actor("bob").reject("late", other)
-    served_model.settle()
+    served_model.refresh()
     response = await served_model.infer(path=f"/versions/{other}/infer")
     assert response.status_code == 404
     assert "rejected" in response.json()["error"]

@@ -21,7 +21,7 @@ WITHIN_S = 20
 
 @pytest.fixture
 async def port(served_model: ServedModel) -> AsyncIterator[int]:
-    """Where the kitchen's door listens."""
+    """The port on which the served model's endpoint listens."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         app: Any = served_model.client._transport.app  # type: ignore[attr-defined]
@@ -55,7 +55,7 @@ async def test_work_for_a_caller_who_has_gone_is_dropped(
     served_model: ServedModel, port: int, tags: dict[str, str]
 ):
     served_model.registry.promote("late", served_model.version(tags=tags))
-    served_model.settle()
+    served_model.refresh()
     endpoint: Any = served_model.client._transport.app  # type: ignore[attr-defined]
     given: list[int] = []
     release = threading.Event()
@@ -95,7 +95,7 @@ async def test_work_for_a_caller_who_has_gone_is_dropped(
         writer.close()
 
 
-async def test_who_stays_is_answered_as_ever(served_model: ServedModel, port: int):
+async def test_a_caller_that_stays_connected_is_answered(served_model: ServedModel, port: int):
     version: Any = served_model.engine.routes.champion
     version.example_ms = 100.0
     reader, writer = await asyncio.open_connection("127.0.0.1", port)

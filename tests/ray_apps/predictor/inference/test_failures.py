@@ -54,14 +54,14 @@ async def test_a_request_that_does_not_fit_the_version_is_one_failure(served_mod
     assert len(logged(served_model)) == 1
 
 
-async def test_what_no_version_was_chosen_for_is_no_failure(served_model: ServedModel):
+async def test_a_request_without_a_chosen_version_is_no_failure(served_model: ServedModel):
     await served_model.client.post("/infer", content=b"{")
     served_model.client.headers.pop("authorization")
     await served_model.infer()
     assert logged(served_model) == []
 
 
-async def test_who_asks_for_a_version_by_number_is_no_evidence_against_it(served_model: ServedModel):
+async def test_a_failed_request_by_number_is_no_evidence_against_the_version(served_model: ServedModel):
     fail(served_model)
     assert (await served_model.infer(path="/versions/1/infer")).status_code == 500
     assert logged(served_model) == []
@@ -70,7 +70,7 @@ async def test_who_asks_for_a_version_by_number_is_no_evidence_against_it(served
 async def test_a_shadow_that_fails_is_logged_as_one(served_model: ServedModel):
     shadow = served_model.version(0.5)
     served_model.registry.set_traffic("late", {}, shadows=[shadow])
-    served_model.settle()
+    served_model.refresh()
     found: Any = served_model.engine.find(shadow)
     found._scorer.fail = "predict"
     await served_model.infer(tensors(2, id="s"))

@@ -45,7 +45,7 @@ async def by_key(
     made.predictor._features = features
     made.predictor._services = type(made.predictor._services or _watch(features))(features)
     made.registry.promote("late", made.version(tags={"feature_service": "late"}))
-    made.settle()
+    made.refresh()
     yield made
     await made.predictor.close()
     await made.client.aclose()
@@ -91,7 +91,7 @@ async def test_missing_and_expired_features_are_nan_and_are_named(by_key: Served
 async def test_a_model_may_reject_what_is_missing(by_key: ServedModel):
     tags = {"feature_service": "late", "missing_features": "reject"}
     by_key.registry.promote("late", by_key.version(tags=tags))
-    by_key.settle()
+    by_key.refresh()
     response = await by_key.infer(keyed({"origin": "LGA", "tailnum": "N1"}))
     assert response.status_code == 400
     assert "distance" in response.json()["error"]
@@ -143,7 +143,7 @@ async def test_a_value_that_an_on_demand_view_refuses_is_the_callers_fault(by_ke
     hour = OnDemandFeatureView("hour", [sent], [Field("distance", Float64)], hour_of)
     features.apply([hour, FeatureService("hours", features=[*features.list_feature_views(), hour])])
     by_key.registry.promote("late", by_key.version(tags={"feature_service": "hours"}))
-    by_key.settle()
+    by_key.refresh()
     entity = {"origin": "JFK", "tailnum": "N1"}
     assert (await by_key.infer(keyed(entity, request=[{"at": 7_200}]))).status_code == 200
     refused = await by_key.infer(keyed(entity, request=[{"at": 1e18}]))
@@ -180,7 +180,7 @@ async def test_on_a_replayed_platform_a_request_says_its_moment(by_key: ServedMo
 async def test_a_shadow_with_features_of_its_own_looks_them_up(by_key: ServedModel):
     shadow = by_key.version(0.5, tags={"feature_service": "late", "missing_features": "reject"})
     by_key.registry.set_traffic("late", {}, shadows=[shadow])
-    by_key.settle()
+    by_key.refresh()
     await by_key.infer(keyed({"origin": "JFK", "tailnum": "N1"}, request=[{"distance": 1.0}]))
     await by_key.predictor.shadows.drained()
     rows_logged = prediction_columns(by_key.log.payloads)["late"].to_pylist()

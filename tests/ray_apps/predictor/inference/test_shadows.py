@@ -20,7 +20,7 @@ def shadow(served_model: ServedModel) -> Any:
     """A shadow that notes the thread it answers in."""
     number = served_model.version(0.5)
     served_model.registry.set_traffic("late", {}, shadows=[number])
-    served_model.settle()
+    served_model.refresh()
     found: Any = served_model.engine.find(number)
     found.threads = []
     predict = found.predict

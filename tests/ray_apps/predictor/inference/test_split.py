@@ -22,7 +22,7 @@ def routes(served_model: ServedModel, shares: dict[int, float]) -> Routes[Any]:
     served_model.registry.set_traffic(
         "late", {f"arm-{version}": (version, share) for version, share in shares.items()}
     )
-    served_model.settle()
+    served_model.refresh()
     return served_model.engine.routes
 
 
@@ -34,7 +34,7 @@ def arms_of(split: Routes[Any], units: list[str]) -> list[str]:
     "followed",  # so many units through all ramps; about 6,300 of the 10,000 buckets are in the fewer ones
     [BUCKETS, pytest.param(UNITS, marks=pytest.mark.proof)],
 )
-async def test_a_90_9_1_split_is_met_and_twenty_ramps_move_nobody_who_was_in(
+async def test_a_90_9_1_split_is_met_and_twenty_ramps_move_no_unit_out_of_an_arm(
     served_model: ServedModel, followed: int
 ):
     one, two = served_model.version(0.5), served_model.version(0.75)
@@ -66,13 +66,13 @@ async def test_arms_of_two_experiments_are_independent(served_model: ServedModel
     assert abs(both - len(units) / 4) <= 4 * sqrt(len(units) * 0.25 * 0.75)
 
 
-async def test_held_out_units_meet_the_champion_say_so_and_are_no_shadows_business(served_model: ServedModel):
+async def test_held_out_units_are_answered_by_the_champion_and_not_shadowed(served_model: ServedModel):
     canary, shadow = served_model.version(0.5), served_model.version(0.75)
     served_model.registry.begin_holdout("late", "q4", 0.3)
     served_model.registry.set_traffic(
         "late", {"canary": (canary, 0.5)}, shadows=[shadow], layer=LayerShare(name="trips", share=0.5)
     )
-    served_model.settle()
+    served_model.refresh()
     traffic, arms = served_model.registry.traffic("late"), set[str]()
     for n in range(40):
         unit = f"user-{n}"
@@ -94,23 +94,23 @@ async def test_held_out_units_meet_the_champion_say_so_and_are_no_shadows_busine
 
 async def test_units_are_held_out_also_while_nothing_is_tried(served_model: ServedModel):
     served_model.registry.begin_holdout("late", "q4", 0.3)
-    served_model.settle()
+    served_model.refresh()
     arms = Counter(arms_of(served_model.engine.routes, [f"user-{n}" for n in range(2_000)]))
     assert set(arms) == {"champion", "holdout"}
     # Binomial(2 000, .3); 4 standard errors
     assert abs(arms["holdout"] - 600) <= 4 * sqrt(2_000 * 0.3 * 0.7)
 
 
-async def test_an_arm_asked_for_by_header_answers_and_is_no_evidence(served_model: ServedModel):
+async def test_an_arm_named_by_header_answers_and_is_no_evidence(served_model: ServedModel):
     served_model.registry.set_traffic("late", {"canary": (served_model.version(0.5), 0.01)})
-    served_model.settle()
+    served_model.refresh()
     for arm, version in (("canary", "2"), ("champion", "1")):
         answer = await served_model.client.post("/infer", json=tensors(), headers={"X-Toque-Arm": arm})
         assert (answer.json()["model_version"], answer.json()["parameters"]["arm"]) == (version, "pinned")
     rows = prediction_columns(served_model.log.payloads)["late"].to_pylist()
     assert [(row["version"], row["arm"]) for row in rows] == [(2, "pinned"), (1, "pinned")]
     served_model.registry.set_traffic("late", {})
-    served_model.settle()
+    served_model.refresh()
     answer = await served_model.client.post("/infer", json=tensors(), headers={"X-Toque-Arm": "canary"})
     assert answer.status_code == 404
     assert "no arm 'canary' now; it has ['champion']" in answer.json()["error"]
@@ -133,7 +133,7 @@ async def test_a_rule_decides_before_holdout_layer_and_split_and_the_others_go_w
     before = served_model.registry.traffic("late")
     rules = [rule("dutch", fresh, country="NL"), rule("gold", "champion", tier="gold")]
     served_model.registry.set_traffic("late", split, shadows=[shadow], layer=part, rules=rules)
-    served_model.settle()
+    served_model.refresh()
     said = [{"country": "NL", "tier": "gold"}, {"tier": "gold"}, {"country": "BE"}, {}]
     for n in range(40):
         unit, attributes = f"user-{n}", said[n % 4]
@@ -157,12 +157,12 @@ async def test_a_rule_whose_version_does_not_load_is_answered_by_the_champion_un
 ):
     broken = served_model.version(fail="load")
     served_model.registry.set_traffic("late", {}, rules=[rule("dutch", broken, country="NL")])
-    served_model.settle()
+    served_model.refresh()
     answer = (await served_model.infer(tensors(parameters={"attributes": {"country": "NL"}}))).json()
     assert (answer["parameters"]["arm"], answer["model_version"]) == ("rule:dutch", "1")
     assert served_model.predictor.describe()["degraded"] == [broken]
     served_model.registry.set_traffic("late", {})
-    served_model.settle()
+    served_model.refresh()
     answer = (await served_model.infer(tensors(parameters={"attributes": {"country": "NL"}}))).json()
     assert answer["parameters"]["arm"] == "champion"
 
@@ -183,7 +183,7 @@ async def test_attributes_that_cannot_be_are_refused_whether_or_not_there_are_ru
 ):
     for rules in ([], [rule("dutch", 1, country="NL")]):
         served_model.registry.set_traffic("late", {}, rules=rules)
-        served_model.settle()
+        served_model.refresh()
         answer = await served_model.infer(tensors(parameters={"attributes": attributes}))
         assert answer.status_code == 400
         assert message in answer.json()["error"]

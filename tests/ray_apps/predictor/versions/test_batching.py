@@ -63,7 +63,7 @@ async def test_an_idle_model_answers_at_once_and_a_busy_one_gathers_what_waits()
     assert (batcher.batches, batcher.rows) == (3, 6)
 
 
-async def test_one_callers_fault_is_not_anothers():
+async def test_a_bad_request_in_a_batch_fails_alone():
     model = Model()
     batcher = Batcher(model.predict, Batching(max_rows=8))
     good, bad, other = ask(batcher, 1), ask(batcher, -1), ask(batcher, 3)
@@ -79,7 +79,7 @@ async def test_requests_of_other_shapes_are_not_mixed():
     assert [answer["y"].shape for answer in answers] == [(1, 1), (1, 3), (1, 1)]
 
 
-async def test_who_gave_up_waiting_costs_no_work():
+async def test_a_request_whose_caller_gave_up_is_not_scored():
     model = Model(busy=True)
     batcher = Batcher(model.predict, Batching(max_rows=8))
     first = ask(batcher, 1)
@@ -138,7 +138,7 @@ def test_bounds_come_from_the_versions_tags():
 
 async def test_a_version_with_the_tag_answers_each_caller_its_own(served_model: ServedModel):
     served_model.registry.promote("late", served_model.version(0.5, tags={"max_batch_rows": "16"}))
-    served_model.settle()
+    served_model.refresh()
 
     def body(number: float) -> dict[str, Any]:
         made = tensors()

@@ -171,7 +171,7 @@ def test_an_answer_outlives_the_next_request(folder: Path, tabular: ScoringModel
     np.testing.assert_array_equal(first["probability"], kept)
 
 
-def test_one_that_makes_tensors_answers_as_on_the_cpu(tmp_path: Path, device: Device) -> None:
+def test_a_program_that_makes_tensors_answers_as_on_the_cpu(tmp_path: Path, device: Device) -> None:
     signature = signed()
     scorer = placed(saved(tmp_path, TensorMaker(), {"x": torch.rand(4, 2)}), signature, device)
     inputs = {"x": np.random.default_rng(0).random((5, 2), np.float32)}
@@ -189,7 +189,7 @@ class BelowTheLargest(torch.nn.Module):
 
 
 @pytest.mark.parametrize("model", [Centered(), BelowTheLargest()])
-def test_rows_that_know_of_each_other_are_not_padded(
+def test_rows_that_depend_on_each_other_are_not_padded(
     tmp_path: Path, model: torch.nn.Module, device: Device
 ) -> None:
     signature = signed()
@@ -254,7 +254,7 @@ def test_shapes_are_captured_when_they_come_again_and_the_oldest_go() -> None:
     assert device.replays == replays + 1
 
 
-def test_what_cannot_be_captured_runs_step_by_step_and_says_so_once(
+def test_a_program_that_cannot_be_captured_runs_step_by_step_and_says_so_once(
     folder: Path, tabular: ScoringModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     device = HostDevice(refuses="operation not permitted when stream is capturing")
@@ -289,7 +289,7 @@ def test_a_buffer_grows_by_powers_of_two_and_shows_nobody_elses_rows() -> None:
     assert device.grown == [32, 64]
 
 
-def test_one_that_answers_differently_is_unfit_and_says_by_how_much(tmp_path: Path) -> None:
+def test_a_program_that_answers_differently_is_unfit_and_the_error_says_by_how_much(tmp_path: Path) -> None:
     signature = signed()
     folder = saved(tmp_path, TensorMaker(), {"x": torch.rand(4, 2)})
     checked = load(folder, signature=signature)
@@ -464,7 +464,7 @@ async def test_a_replica_whose_device_failed_is_not_healthy(
         replica.check_health()
 
 
-async def test_the_door_passes_on_a_replicas_words_without_its_traceback(
+async def test_the_endpoint_passes_on_a_replicas_message_without_its_traceback(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Handle:
@@ -484,7 +484,9 @@ async def test_the_door_passes_on_a_replicas_words_without_its_traceback(
     assert str(caught.value) == "no room"
 
 
-def test_the_ways_to_a_device_and_back_are_timed(folder: Path, tabular: ScoringModel, device: Device) -> None:
+def test_the_copies_to_a_device_and_back_are_timed(
+    folder: Path, tabular: ScoringModel, device: Device
+) -> None:
     scorer = placed(folder, tabular.signature, device)
     stages = breakdown.device_stages(scorer, rows(7), rounds=3)
     assert [*stages] == ["device: copy in", "device: compute", "device: copy out", "device: all in one"]
@@ -492,7 +494,7 @@ def test_the_ways_to_a_device_and_back_are_timed(folder: Path, tabular: ScoringM
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_a_device_that_is_asked_for_and_not_there_is_said(tmp_path: Path) -> None:
+def test_a_missing_device_is_reported(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"--device cuda: torch .* finds no CUDA device here"):
         breakdown.measure_sized(tmp_path / "artifact", 1_000, 20, 1, "cuda")
 

@@ -25,7 +25,7 @@ async def served(served_model: ServedModel, unit: str) -> tuple[str, str]:
 async def test_a_promotion_and_a_rollback_take_effect_with_the_next_look(served_model: ServedModel):
     second = served_model.version(0.5)
     served_model.registry.promote("late", second)
-    served_model.settle()
+    served_model.refresh()
     assert await served(served_model, "u") == ("2", "champion")
     served_model.registry.rollback("late", "champion")
     served_model.engine.follow_once()  # a look is enough: the version before is still loaded
@@ -42,7 +42,7 @@ async def test_a_version_that_cannot_answer_never_takes_traffic(
 ):
     broken = served_model.version(0.5, fail=fail)
     served_model.registry.promote("late", broken)
-    served_model.settle()
+    served_model.refresh()
     assert await served(served_model, "u") == ("1", "champion")
     status = (await served_model.client.get("/status")).json()
     assert status["degraded"] == [broken]
@@ -53,7 +53,7 @@ async def test_a_version_that_cannot_answer_never_takes_traffic(
 async def test_a_canary_that_cannot_answer_leaves_its_share_to_the_champion(served_model: ServedModel):
     broken = served_model.version(0.5, fail="load")
     served_model.registry.set_traffic("late", {"canary": (broken, 0.5)})
-    served_model.settle()
+    served_model.refresh()
     answers = Counter([await served(served_model, f"u{i}") for i in range(40)])
     assert answers == {("1", "champion"): 40}
 
@@ -70,7 +70,7 @@ async def test_a_changed_byte_is_refused(served_model: ServedModel):
         blob.chmod(0o644)
         blob.write_bytes(blob.read_bytes().replace(b"0.5", b"0.6"))
     served_model.registry.promote("late", second)
-    served_model.settle()
+    served_model.refresh()
     assert await served(served_model, "u") == ("1", "champion")
     assert served_model.engine.failures[second]
 
@@ -91,11 +91,11 @@ async def test_a_failed_load_is_tried_again_later_and_not_at_once(
     monkeypatch.setattr(served_model.engine, "_loader", loader)
     monkeypatch.setattr(served_model.engine, "_clock", lambda: now[0])
     served_model.registry.promote("late", served_model.version(0.5))
-    served_model.settle()
-    served_model.settle()
+    served_model.refresh()
+    served_model.refresh()
     assert len(loads) == 1
     healthy[0], now[0] = True, 1.5
-    served_model.settle()
+    served_model.refresh()
     assert len(loads) == 2
     assert await served(served_model, "u") == ("2", "champion")
     assert served_model.engine.failures == {}
@@ -104,7 +104,7 @@ async def test_a_failed_load_is_tried_again_later_and_not_at_once(
 async def test_the_split_is_the_registrys_and_sticky(served_model: ServedModel):
     canary, other = served_model.version(0.5), served_model.version(0.75)
     served_model.registry.set_traffic("late", {"canary": (canary, 0.2), "b": (other, 0.3)})
-    served_model.settle()
+    served_model.refresh()
     traffic = served_model.registry.traffic("late")
     for i in range(60):
         arm = traffic.assign(f"u{i}")
@@ -116,7 +116,7 @@ async def test_the_split_is_the_registrys_and_sticky(served_model: ServedModel):
 async def test_shadows_score_the_same_request_and_answer_none(served_model: ServedModel):
     shadow = served_model.version(0.5)
     served_model.registry.set_traffic("late", {}, shadows=[shadow])
-    served_model.settle()
+    served_model.refresh()
     answer = (await served_model.infer(tensors(id="p1"))).json()
     assert answer["model_version"] == "1"
     await served_model.predictor.shadows.drained()
@@ -136,7 +136,7 @@ async def test_shadows_are_dropped_first_and_counted(make_served_model: Callable
     made = make_served_model(shadow_limit=2)
     made.registry.promote("late", made.version())
     made.registry.set_traffic("late", {}, shadows=[made.version(0.5)])
-    made.settle()
+    made.refresh()
     held = threading.Event()
     (shadow,) = made.engine.routes.shadows
     shadow.example_ms = 5.0  # as one that is scored in a thread
@@ -155,7 +155,7 @@ async def test_shadows_are_dropped_first_and_counted(make_served_model: Callable
 async def test_a_shadow_that_fails_is_counted_and_hurts_nobody(served_model: ServedModel):
     shadow = served_model.version(0.5)
     served_model.registry.set_traffic("late", {}, shadows=[shadow])
-    served_model.settle()
+    served_model.refresh()
     loaded: Any = served_model.engine.routes.shadows[0]
     loaded._scorer.fail = "predict"
     assert (await served_model.infer()).status_code == 200
@@ -163,7 +163,7 @@ async def test_a_shadow_that_fails_is_counted_and_hurts_nobody(served_model: Ser
     assert served_model.predictor.shadows.describe() == {"scored": 0, "failed": 1, "dropped": 0}
 
 
-async def test_the_store_away_what_is_loaded_goes_on(
+async def test_loaded_versions_answer_while_the_store_does_not(
     served_model: ServedModel, monkeypatch: pytest.MonkeyPatch
 ):
     class Away:
@@ -171,14 +171,14 @@ async def test_the_store_away_what_is_loaded_goes_on(
             raise Unavailable("no route to host")
 
     monkeypatch.setattr(served_model.engine, "_follower", Away())
-    served_model.settle()
+    served_model.refresh()
     assert await served(served_model, "u") == ("1", "champion")
 
 
 async def test_versions_the_policy_dropped_are_evicted_beyond_the_retained(served_model: ServedModel):
     for value in (0.3, 0.4, 0.5, 0.6):
         served_model.registry.promote("late", served_model.version(value))
-        served_model.settle()
+        served_model.refresh()
     assert (await served_model.client.get("/status")).json()["loaded"] == [3, 4, 5]
 
 
@@ -192,7 +192,7 @@ async def test_loading_does_not_block_answers(served_model: ServedModel, monkeyp
 
     monkeypatch.setattr(served_model.engine, "_loader", slow)
     served_model.registry.promote("late", served_model.version(0.5))
-    loading = asyncio.get_running_loop().run_in_executor(None, served_model.settle)
+    loading = asyncio.get_running_loop().run_in_executor(None, served_model.refresh)
     assert await asyncio.get_running_loop().run_in_executor(None, begun.wait, 20)
     assert await served(served_model, "u") == ("1", "champion")
     go_on.set()

@@ -31,7 +31,7 @@ def record(tmp_path: Path) -> ModelVersion:
     return ModelVersion.model_construct(model="late", version=3, signature=SIGNATURE, tags={}, files={})
 
 
-def test_it_answers_its_example_and_the_protocol_s_texts(tmp_path: Path, record: ModelVersion) -> None:
+def test_a_model_of_each_flavor_answers_its_example_and_texts(tmp_path: Path, record: ModelVersion) -> None:
     loaded = load_version(record, tmp_path, load_scorer)
     texts = np.array([[b"UA"], [b"B6"], [None]], dtype=object)
     inputs = {"numeric": np.array([[4, 1], [4, 1], [1, 0]], np.float32), "categorical": texts}
@@ -45,7 +45,9 @@ def test_it_answers_its_example_and_the_protocol_s_texts(tmp_path: Path, record:
     assert first["baseline"] + sum(first["attributions"].values()) == pytest.approx(first["value"], abs=1e-6)
 
 
-def test_one_that_cannot_answer_its_example_takes_no_traffic(tmp_path: Path, record: ModelVersion) -> None:
+def test_a_version_that_cannot_answer_its_example_takes_no_traffic(
+    tmp_path: Path, record: ModelVersion
+) -> None:
     (tmp_path / "model.skops").write_bytes(b"half of it")
     with pytest.raises(LoadError, match=r"late@3 cannot be served: model\.skops cannot be read"):
         load_version(record, tmp_path, load_scorer)

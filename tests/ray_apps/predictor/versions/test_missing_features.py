@@ -29,7 +29,7 @@ VALUES = {"distance": 3.0}
 def serve(served_model: ServedModel, action: str, **tags: str) -> None:
     tags = {"feature_service": "late", "missing_features": action, **tags}
     served_model.registry.promote("late", served_model.version(tags=tags))
-    served_model.settle()
+    served_model.refresh()
 
 
 async def ask(served_model: ServedModel) -> dict[str, Any]:
@@ -113,7 +113,7 @@ async def test_a_shadow_follows_its_own_policy(by_key: ServedModel):
     tags = {"feature_service": "late", "missing_features": "default", "missing_defaults": '{"wind": 9}'}
     shadow = by_key.version(0.5, tags=tags)
     by_key.registry.set_traffic("late", {}, shadows=[shadow])
-    by_key.settle()
+    by_key.refresh()
     await by_key.infer(keyed(GAPS, request=[VALUES]))
     await by_key.predictor.shadows.drained()
     champion, other = prediction_columns(by_key.log.payloads)["late"].to_pylist()
@@ -148,7 +148,7 @@ def test_a_model_that_cannot_say_nothing_may_not_abstain():
 
 async def test_a_version_with_such_a_tag_takes_no_traffic(by_key: ServedModel):
     by_key.registry.promote("late", by_key.version(tags={"missing_features": "guess"}))
-    by_key.settle()
+    by_key.refresh()
     assert "missing_features='guess'" in by_key.engine.failures[2]
     assert (await by_key.infer()).json()["model_version"] == "1"
 

@@ -63,7 +63,7 @@ async def test_the_wait_for_a_batch_is_counted():
 async def test_each_version_counts_its_own_and_a_shadow_counts_none(served_model: ServedModel):
     champion, other = 1, served_model.version()
     served_model.registry.set_traffic("late", {}, shadows=[other])
-    served_model.settle()
+    served_model.refresh()
     for _ in range(2):
         await served_model.infer(tensors(3))
     await served_model.infer(path=f"/versions/{other}/infer")
