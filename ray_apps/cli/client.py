@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -91,20 +91,29 @@ class Client:
             raise Unreachable(f"nothing answers at {self._url}: {error}; `toque up` starts it") from error
 
 
-def client_of(given: argparse.Namespace) -> Client:
-    """A client from `TOQUE_URL` and `TOQUE_TOKEN`, else for what runs in the state folder.
+def client_of(home: str) -> Client:
+    """A client from `TOQUE_URL` and `TOQUE_TOKEN`, else for what runs in the state folder `home`.
 
     Raises: Unreachable if there is neither.
     """
     url, token = os.environ.get("TOQUE_URL"), os.environ.get("TOQUE_TOKEN")
     if not url or not token:
-        running_url, running_token = _running(Path(given.home).expanduser().resolve())
+        running_url, running_token = _running(Path(home).expanduser().resolve())
         url, token = url or running_url, token or running_token
     if not url or not token:
-        raise Unreachable(
-            f"nothing runs in {given.home}; `toque up` starts it, or set TOQUE_URL and TOQUE_TOKEN"
-        )
+        raise Unreachable(f"nothing runs in {home}; `toque up` starts it, or set TOQUE_URL and TOQUE_TOKEN")
     return Client(url, token)
+
+
+def call(client: Client, function: str, arguments: Any) -> Any:
+    """The result of a function that stands behind a command, run by the platform.
+
+    Raises: Refused with the function's own words: neither it nor the class of its error is a name that a user gave.
+    """
+    try:
+        return client.send("POST", f"/functions/{function}", body=arguments).json()
+    except Refused as refused:
+        raise Refused(refused.status, re.sub(rf"^{function}: \w+: ", "", str(refused))) from refused
 
 
 def _running(home: Path) -> tuple[str | None, str | None]:
@@ -130,7 +139,7 @@ def _detail(answer: httpx.Response) -> str:
     try:
         problem = answer.json()
     except ValueError:
-        return f"{answer.status_code} {answer.reason_phrase}: {answer.text[:500]}"
+        problem = answer.text[:500]
     if not isinstance(problem, dict):
         return f"{answer.status_code} {answer.reason_phrase}: {problem}"
     return str(problem.get("detail") or problem.get("error") or problem.get("message") or problem)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ray_apps.cli.client import Refused, Unreachable
-from ray_apps.cli.command import INTERRUPTED, Failed, Parser, UsageError
+from ray_apps.cli.command import INTERRUPTED, Failed, Given, Parser, UsageError
 from ray_apps.cli.commands import (
     access,
     calls,
@@ -27,7 +27,7 @@ from ray_apps.cli.commands import (
     runs,
     traffic,
 )
-from ray_apps.cli.names import UnknownName
+from ray_apps.cli.names import UnknownName, explain
 from ray_apps.cli.output import complain
 
 FAILED, WRONG = 1, 2
@@ -49,7 +49,7 @@ Exit codes: 0 well; 1 failed, refused or an unknown name; 2 a command line that 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    given = parser().parse_args(arguments)
+    given = parser().parse_args(arguments, Given())
     try:
         return _run(given)
     except BrokenPipeError:  # whoever read the output has seen enough
@@ -57,18 +57,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _run(given: argparse.Namespace) -> int:
+def _run(given: Given) -> int:
+    """Run the command; its error becomes a line on standard error and an exit code."""
     try:
-        code: int = given.command(given)
-    except Refused as error:
+        try:
+            code: int = given.command(given) or 0
+        except Refused as refused:
+            explain(given, refused)
+            raise
+    except (Refused, UsageError, Failed, Unreachable, UnknownName) as error:
         complain(str(error))
-        return WRONG if error.usage else FAILED
-    except UsageError as error:
-        complain(str(error))
-        return WRONG
-    except (Failed, Unreachable, UnknownName) as error:
-        complain(str(error))
-        return FAILED
+        wrong = error.usage if isinstance(error, Refused) else isinstance(error, UsageError)
+        return WRONG if wrong else FAILED
     except KeyboardInterrupt:
         complain("interrupted")
         return INTERRUPTED

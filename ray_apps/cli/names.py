@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from ray_apps.cli.client import Client, Refused
+from ray_apps.cli.client import Client, Refused, call
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from ray_apps.cli.command import Given
 
 MLFLOW = "/api/2.0/mlflow"
 _SEARCHED = 200  # how many of the newest runs or invocations an unknown ID is compared with
 _SHOWN = 8  # names in a message at most
+
+# A name with characters that no name may have does not fit the path, and a function refuses what it does not find.
+_MAY_BE_UNKNOWN = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY})
 
 
 class UnknownName(Exception):  # noqa: N818  # an answer, not an error of ours
@@ -25,92 +28,43 @@ class UnknownName(Exception):  # noqa: N818  # an answer, not an error of ours
         super().__init__(f"there is no {kind} {name!r}{place}; {_hint(name, list(known))}`{see}` lists them")
 
 
-def require_model(client: Client, model: str) -> None:
-    """Make sure that the registry has the model. Raises: UnknownName."""
-    with known_model(client, model):
-        client.get(f"/models/{model}")
+def require(given: Given, argument: str, *names: str | int) -> None:
+    """Make sure that names of the kind that `argument` takes are known. Raises: UnknownName; Refused."""
+    kind = KINDS[argument]
+    known = list(kind.known(given))
+    for name in map(str, names):
+        if name not in known:
+            see, place = (text.format(model=vars(given).get("model")) for text in (kind.see, kind.place))
+            raise UnknownName(kind.word, name, known, see=see, place=place)
 
 
-@contextmanager
-def known_model(client: Client, model: str, version: int | str | None = None) -> Iterator[None]:
-    """Turn "not found" within the block into UnknownName where the model, or its version, is what is unknown."""
+def explain(given: Given, refused: Refused) -> None:
+    """Look for the reason of a refusal in the names that the command line gave, a model before its version.
 
-    def explain(_: Refused) -> None:
-        models = names_of(client.get("/models"), "name")
-        if model not in models:
-            raise UnknownName("model", model, models, see="toque models list")
-        if version is None:
+    Raises: UnknownName for the first that the platform does not know. Where the caller may not list the names, the
+    refusal stands as it is.
+    """
+    if refused.status not in _MAY_BE_UNKNOWN:
+        return
+    for argument in KINDS:
+        name = vars(given).get(argument)
+        names = name if isinstance(name, list) else [] if name is None else [name]
+        try:
+            if names:
+                require(given, argument, *names)
+        except Refused:
             return
-        versions = names_of(client.get(f"/models/{model}/versions"), "version")
-        known = [*versions, *client.get(f"/models/{model}")["aliases"]]
-        if str(version) not in known:
-            raise UnknownName(
-                "version", str(version), known, see=f"toque models show {model}", place=f" of {model}"
-            )
-
-    with _explained(explain):
-        yield
 
 
-@contextmanager
-def known_function(client: Client, function: str) -> Iterator[None]:
-    """Turn "not found" within the block into UnknownName where the function is what is unknown."""
-
-    def explain(_: Refused) -> None:
-        functions = names_of(client.get("/functions"), "name")
-        if function not in functions and ":" not in function:
-            raise UnknownName("function", function, functions, see="toque functions")
-
-    with _explained(explain):
-        yield
+def require_model(given: Given) -> None:
+    """Make sure that the registry has the model; `explain` turns its refusal into UnknownName. Raises: Refused."""
+    given.client.get(f"/models/{given.model}")
 
 
-@contextmanager
-def known_invocation(client: Client, invocation: str) -> Iterator[None]:
-    """Turn "not found" within the block into UnknownName for an invocation."""
-
-    def explain(_: Refused) -> None:
-        newest = names_of(client.get("/invocations", limit=_SEARCHED), "id")
-        if invocation not in newest:
-            raise UnknownName("invocation", invocation, newest, see="toque invocations list")
-
-    with _explained(explain):
-        yield
-
-
-@contextmanager
-def known_run(client: Client, run: str) -> Iterator[None]:
-    """Turn "not found" within the block into UnknownName for a run; files of it that are unknown stay as they are."""
-
-    def explain(_: Refused) -> None:
-        asked = {"experiment_ids": names_of(experiments(client), "experiment_id"), "max_results": _SEARCHED}
-        found = client.send("POST", f"{MLFLOW}/runs/search", body=asked).json()["runs"]
-        newest = [each["info"]["run_id"] for each in found]
-        if run not in newest:
-            raise UnknownName("run", run, newest, see="toque runs list EXPERIMENT")
-
-    with _explained(explain):
-        yield
-
-
-@contextmanager
-def known_among(
-    kind: str, name: str, listed: Callable[[], Iterable[str]], *, see: str, place: str = ""
-) -> Iterator[None]:
-    """Turn "not found" within the block into UnknownName if `name` is not among the names that are listed."""
-
-    def explain(_: Refused) -> None:
-        require(kind, name, listed(), see=see, place=place)
-
-    with _explained(explain):
-        yield
-
-
-def require(kind: str, name: str, known: Iterable[str], *, see: str, place: str = "") -> None:
-    """Make sure that `name` is among the known ones. Raises: UnknownName."""
-    every = list(known)
-    if name not in every:
-        raise UnknownName(kind, name, every, see=see, place=place)
+def ask(given: Given, function: str, **arguments: Any) -> Any:
+    """What a function of the platform says of the command's model, which must exist. Raises: Refused."""
+    require_model(given)
+    return call(given.client, function, {"model": given.model, **arguments})
 
 
 def experiments(client: Client) -> list[dict[str, Any]]:
@@ -125,28 +79,104 @@ def experiments(client: Client) -> list[dict[str, Any]]:
         asked["page_token"] = answer["next_page_token"]
 
 
-def names_of(rows: Sequence[dict[str, Any]], field: str) -> list[str]:
-    """One field of each row, as text."""
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of name that commands take: its word, what makes the list of the known ones, which command shows them.
+
+    see, place: where the name must be known, as in " of late"; `{model}` stands for the command's model.
+    """
+
+    word: str
+    known: Callable[[Given], Iterable[str]]
+    see: str
+    place: str = ""
+
+
+def _listed(path: str, field: str, **query: Any) -> Callable[[Given], list[str]]:
+    """What gets a list of the platform, and gives one field of each row."""
+    return lambda given: _field(given.client.get(path, **query), field)
+
+
+def _versions(given: Given) -> list[str]:
+    versions = _field(given.client.get(f"/models/{given.model}/versions"), "version")
+    return [*versions, *given.client.get(f"/models/{given.model}")["aliases"]]
+
+
+def _functions(given: Given) -> list[str]:
+    """The functions, and the name that was given if it is a reference: such a name is not listed."""
+    references = [given.function] if ":" in given.function else []
+    return [*_field(given.client.get("/functions"), "name"), *references]
+
+
+def _runs(given: Given) -> list[str]:
+    """IDs of the newest runs of all experiments."""
+    ids = _field(experiments(given.client), "experiment_id")
+    asked = {"experiment_ids": ids, "max_results": _SEARCHED}
+    found = given.client.send("POST", f"{MLFLOW}/runs/search", body=asked).json()["runs"]
+    return [each["info"]["run_id"] for each in found]
+
+
+def _experiments(given: Given) -> list[str]:
+    found = experiments(given.client)
+    return list(dict.fromkeys([*_field(found, "experiment_id"), *_field(found, "name")]))
+
+
+def _tokens(given: Given) -> list[str]:
+    return [each["name"] for each in given.client.get("/tokens") if each["revoked_at"] is None]
+
+
+def _views(given: Given) -> list[str]:
+    return _field(call(given.client, "feature_health", {"span_hours": given.hours, "samples": 0}), "view")
+
+
+def _holdouts(given: Given) -> list[str]:
+    return _field(given.client.get(f"/models/{given.model}/traffic")["holdouts"], "name")
+
+
+def _layers(given: Given) -> list[str]:
+    return list(given.client.get("/layers"))
+
+
+def _alarms(given: Given) -> list[str]:
+    return _field(call(given.client, "standing_alarms", {"model": given.model}), "key")
+
+
+def _alerts(given: Given) -> list[str]:
+    return list(call(given.client, "alert_status", {"model": given.model})["standing"])
+
+
+def _monitors(given: Given) -> list[str]:
+    """The kinds of alarms there are, and the monitors that have judged the model."""
+    alarm = given.client.get("/functions/standing_alarms")["output_schema"]["$defs"]["Alarm"]
+    judged = _field(call(given.client, "monitor_status", {"model": given.model}), "monitor")
+    return list(dict.fromkeys([*alarm["properties"]["monitor"]["enum"], *judged]))
+
+
+def _field(rows: Sequence[dict[str, Any]], field: str) -> list[str]:
     return [str(each[field]) for each in rows]
 
 
-@contextmanager
-def _explained(explain: Callable[[Refused], None]) -> Iterator[None]:
-    try:
-        yield
-    except Refused as refused:
-        # A name with characters that no name may have does not fit the path: that is unknown, too.
-        if refused.status in {HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY}:
-            _try(explain, refused)
-        raise
-
-
-def _try(explain: Callable[[Refused], None], refused: Refused) -> None:
-    """Explain by further requests; where the caller may not make these, the first answer stands. Raises: UnknownName."""
-    try:
-        explain(refused)
-    except Refused:
-        return
+# By the name of the argument that takes such a name.
+_OF_MODEL = " of {model}"
+_RUN = Kind("run", _runs, "toque runs list EXPERIMENT")
+KINDS = {
+    "model": Kind("model", _listed("/models", "name"), "toque models list"),
+    "version": Kind("version", _versions, "toque models show {model}", _OF_MODEL),
+    "function": Kind("function", _functions, "toque functions"),
+    "invocation": Kind(
+        "invocation", _listed("/invocations", "id", limit=_SEARCHED), "toque invocations list"
+    ),
+    "experiment": Kind("experiment", _experiments, "toque experiments"),
+    "run": _RUN,
+    "runs": _RUN,
+    "token": Kind("token", _tokens, "toque token list"),
+    "views": Kind("feature view", _views, "toque features"),
+    "layer": Kind("layer", _layers, "toque traffic layer"),
+    "holdout": Kind("holdout", _holdouts, "toque traffic show {model}", _OF_MODEL),
+    "monitor": Kind("monitor", _monitors, "toque monitors {model}"),
+    "alarm": Kind("alarm", _alarms, "toque incidents {model} -o wide", _OF_MODEL),
+    "alert": Kind("alert", _alerts, "toque alerts status {model}", f"{_OF_MODEL} that stands"),
+}
 
 
 def _hint(name: str, known: Sequence[str]) -> str:

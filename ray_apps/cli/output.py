@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TextIO
 
@@ -35,7 +35,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a name may not move t
 class Column:
     """A column of a table, or a fact about one thing.
 
-    source: key of the row, or what makes the value from the row. text: free text, which may be shortened. wide: printed
+    source: key of the row, with dots into inner objects, or what makes the value from the row. text: free text, which may be shortened. wide: printed
     with `-o wide` only.
     """
 
@@ -46,7 +46,30 @@ class Column:
 
     def of(self, row: Any) -> Any:
         """The value of this column in `row`."""
-        return row[self.source] if isinstance(self.source, str) else self.source(row)
+        if not isinstance(self.source, str):
+            return self.source(row)
+        found = row
+        for key in self.source.split("."):
+            found = None if found is None else found[key]
+        return found
+
+
+def columns(
+    shown: str, *, wide: str = "", texts: str = "", values: Mapping[str, Callable[[Any], Any]] | None = None
+) -> tuple[Column, ...]:
+    """Columns by their headings, as in `columns("ID: id | status | CPU, s: receipt.cpu_s")`.
+
+    After a heading stands the key of the row, which may lead into inner objects; a heading that is the key stands alone.
+    wide: further columns, which only `-o wide` prints. texts: headings of columns that hold free text. values: what makes
+    the value of a column from the row, by heading.
+    """
+    free, made = texts.split(" | "), values or {}
+    found = []
+    for part, hidden in ((shown, False), (wide, True)):
+        for each in filter(None, part.split(" | ")):
+            heading, _, key = each.partition(": ")
+            found.append(Column(heading, made.get(heading, key or heading), heading in free, hidden))
+    return tuple(found)
 
 
 def listing(
@@ -63,29 +86,39 @@ def listing(
     empty: what is said, on standard error, where there is no row. limit: how many rows are printed; if there are more, a
     line on standard error says so. total: a last row that is not counted, and not part of the JSON.
     """
-    how, kept = chosen(output), list(rows if limit is None else rows[:limit])
-    if how == "json":
-        _write_json(kept)
-    else:
-        every = kept + ([total] if total is not None and kept else [])
-        table(how, columns, every)
-        if not kept:
-            note(empty)
+    kept = list(rows if limit is None else rows[:limit])
+    every = kept + ([total] if total is not None and kept else [])
+    table(output, columns, every, whole=kept, remark="" if kept else empty)
     if limit is not None and len(rows) > limit:
         note(f"the first {limit} are shown and there are more; --limit {2 * limit} shows further ones")
 
 
-def table(output: Format | None, columns: Sequence[Column], rows: Sequence[Any]) -> None:
-    """Print rows as a table for people or as TSV. A header line stands in TSV even where there is no row."""
+def table(
+    output: Format | None,
+    columns: Sequence[Column],
+    rows: Sequence[Any],
+    *,
+    whole: Any = None,
+    remark: str = "",
+) -> None:
+    """Print rows as a table for people or as TSV. A header line stands in TSV even where there is no row.
+
+    whole: what `-o json` prints; by default the rows. remark: said on standard error, but not beside JSON.
+    """
     how = chosen(output)
-    used = [each for each in columns if how == "wide" or not each.wide]
+    if how == "json":
+        _write_json(rows if whole is None else whole)
+        return
+    used = _used(columns, how)
     values = [[each.of(row) for each in used] for row in rows]
-    if how == "tsv" or (how == "wide" and not _at_terminal()):
+    if _for_programs(how):
         _write_tsv([each.heading for each in used], values)
     elif rows:
         width = None if how == "wide" else _width()
         for line in laid_out(used, values, width=width, exact=how == "wide"):
             say(line)
+    if remark:
+        note(remark)
 
 
 def facts(output: Format | None, columns: Sequence[Column], thing: Any) -> None:
@@ -94,13 +127,28 @@ def facts(output: Format | None, columns: Sequence[Column], thing: Any) -> None:
     if how == "json":
         _write_json(thing)
         return
-    used = [each for each in columns if how == "wide" or not each.wide]
-    if how == "tsv" or (how == "wide" and not _at_terminal()):
-        _write_tsv(["field", "value"], [[each.heading, each.of(thing)] for each in used])
+    used = _used(columns, how)
+    headings, values = [each.heading for each in used], [each.of(thing) for each in used]
+    if _for_programs(how):
+        _write_tsv(["field", "value"], zip(headings, values, strict=True))
         return
-    values = [_cell(each.of(thing), exact=how == "wide") for each in used]
-    for line in _block([each.heading for each in used], values, _width() if how == "table" else None):
+    cells = [_cell(each, exact=how == "wide") for each in values]
+    for line in _block(headings, cells, None if how == "wide" else _width()):
         say(line)
+
+
+def facts_and_table(
+    output: Format | None, about: Sequence[Column], thing: Any, columns: Sequence[Column], rows: Sequence[Any]
+) -> None:
+    """Print the facts about one thing, then its rows; by `-o json` the thing itself, by `-o tsv` the rows alone."""
+    how = chosen(output)
+    if how in {"json", "tsv"}:
+        table(how, columns, rows, whole=thing)
+        return
+    facts(how, about, thing)
+    if rows:
+        say("")
+        table(how, columns, rows)
 
 
 def message(output: Format | None, text: str, content: Any) -> None:
@@ -196,6 +244,14 @@ def wrapped(text: str, room: int) -> list[str]:
         else:
             lines.append(word)
     return lines or [text]
+
+
+def _used(columns: Sequence[Column], how: Format) -> list[Column]:
+    return [each for each in columns if how == "wide" or not each.wide]
+
+
+def _for_programs(how: Format) -> bool:
+    return how == "tsv" or (how == "wide" and not _at_terminal())
 
 
 def _fitted(columns: Sequence[Column], cells: list[list[str]], width: int) -> list[list[str]] | None:
@@ -320,7 +376,7 @@ def _tsv(content: Any) -> str:
 
 def _write_json(content: Any) -> None:
     text = json.dumps(content, indent=2, ensure_ascii=False, default=str)
-    if _at_terminal() and _coloured(sys.stdout):
+    if _coloured(sys.stdout):
         from rich.console import Console
 
         Console(soft_wrap=True).print_json(text)
@@ -329,7 +385,7 @@ def _write_json(content: Any) -> None:
 
 
 def _styled(text: str, code: str, stream: TextIO) -> str:
-    return f"\x1b[{code}m{text}\x1b[0m" if stream.isatty() and _coloured(stream) else text
+    return f"\x1b[{code}m{text}\x1b[0m" if _coloured(stream) else text
 
 
 def _coloured(stream: TextIO) -> bool:

@@ -149,7 +149,7 @@ def check(words: list[str], page: Page) -> None:
 def _toque(arguments: list[str], page: Page) -> None:
     given = parse(_exact(toque_parser()), arguments)
     if arguments[:1] in (["run"], ["submit"]) and not given.json.startswith(("@", "-")):
-        check_call(given.name, given.json, page)
+        check_call(given.function, given.json, page)
     policy = next((arguments[at + 1] for at, word in enumerate(arguments) if word == "--set"), None)
     if policy is not None:
         json.loads(policy)

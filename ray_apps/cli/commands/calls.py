@@ -2,210 +2,155 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import re
-import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray_apps.cli.client import Client, Refused, client_of
-from ray_apps.cli.command import INVOCATION, UsageError, add, add_limit, find_project_here, group
-from ray_apps.cli.names import known_function, known_invocation
-from ray_apps.cli.output import Column, complain, facts, listing, message, value
+from ray_apps.cli.client import Client
+from ray_apps.cli.command import INVOCATION, add, arg, find_project_here, flag, group, limit, read_json
+from ray_apps.cli.output import columns, complain, facts, listing, message, value
 from ray_apps.cli.progress import invocation_bar
 
 if TYPE_CHECKING:
-    from ray_apps.cli.command import Commands
+    from collections.abc import Callable
+
+    from ray_apps.cli.command import Commands, Given
 
 POLL_S = 0.2
 ENDED = frozenset({"succeeded", "dead", "cancelled"})
 STATES = ("queued", "running", "failed", "waiting", "succeeded", "dead", "cancelled")
 
+_FUNCTION = arg("function", metavar="name", help="name of the function, as `toque functions` shows it")
+_FULLY = arg("function", metavar="name", nargs="?", help="function to show in full (default: list all)")
+_ARGUMENTS = arg(
+    "--json", default="{}", metavar="JSON", help="its arguments: a JSON object, @file or - (default: {})"
+)
+_HERE = flag("--here", help="run it in this process, without a platform")
+_RUN_KEY = arg("--key", help="idempotency key: the same key gives the same answer")
+_SUBMIT_KEY = arg("--key", help="idempotency key: the same key gives the same invocation")
+_WAIT = flag("--wait", help="wait for the result and print it")
+_STATE = arg("--state", choices=STATES, help="only those in this state")
+_SIGNAL = arg("name", help="name of the signal that it waits for")
+_VALUE = arg("--json", default="true", metavar="JSON", help="the signal's value (default: true)")
+
 
 def register(commands: Commands) -> None:
     """Add the commands of this module."""
-    listed = add(
-        commands, "functions", _functions, "list the functions with their arguments, or show one in full"
+    add(commands, "functions", _functions, _FULLY, limit(None))
+    add(commands, "run", _run, _FUNCTION, _ARGUMENTS, _HERE, _RUN_KEY, json_option=False)
+    add(commands, "submit", _submit, _FUNCTION, _ARGUMENTS, _SUBMIT_KEY, _WAIT, json_option=False)
+    actions = group(
+        commands, "invocations", "List, show, cancel, redrive, purge and signal durable invocations."
     )
-    listed.add_argument("name", nargs="?", help="function to show in full (default: list all)")
-    add_limit(listed, default=None)
-    running = add(commands, "run", _run, "call a function and print its result", json_option=False)
-    _add_arguments(running)
-    running.add_argument("--here", action="store_true", help="run it in this process, without a platform")
-    running.add_argument("--key", help="idempotency key: the same key gives the same answer")
-    submitting = add(
-        commands, "submit", _submit, "record a durable invocation and print its ID", json_option=False
-    )
-    _add_arguments(submitting)
-    submitting.add_argument("--key", help="idempotency key: the same key gives the same invocation")
-    submitting.add_argument("--wait", action="store_true", help="wait for the result and print it")
-    _register_invocations(
-        group(commands, "invocations", "list, show, cancel, redrive, purge and signal durable invocations")
-    )
+    add(actions, "list", _list, _STATE, limit())
+    add(actions, "show", _show, INVOCATION)
+    add(actions, "cancel", _cancel, INVOCATION)
+    add(actions, "redrive", _redrive, INVOCATION)
+    add(actions, "purge", _purge, INVOCATION)
+    add(actions, "signal", _signal, INVOCATION, _SIGNAL, _VALUE, json_option=False)
 
 
-def _register_invocations(actions: Commands) -> None:
-    listed = add(actions, "list", _list, "list invocations, the newest first")
-    listed.add_argument("--state", choices=STATES, help="only those in this state")
-    add_limit(listed)
-    for name, run, text in (
-        ("show", _show, "show one with its arguments, and its result or error"),
-        ("cancel", _cancel, "end one that has not ended"),
-        ("redrive", _redrive, "queue a dead or cancelled one again"),
-        ("purge", _purge, "take one out of the dead letters"),
-    ):
-        add(actions, name, run, text).add_argument("id", help=INVOCATION)
-    signalling = add(
-        actions, "signal", _signal, "give a waiting one its signal: an approval, say", json_option=False
-    )
-    signalling.add_argument("id", help=INVOCATION)
-    signalling.add_argument("name", help="name of the signal that it waits for")
-    signalling.add_argument(
-        "--json", default="true", metavar="JSON", help="the signal's value (default: true)"
-    )
+def _functions(given: Given) -> None:
+    """List the functions with their arguments, or show one in full."""
+    if given.function is None:
+        found = given.client.get("/functions")
+        listing(given.output, _LISTED, found, empty="no function is declared", limit=given.limit)
+    else:
+        facts(given.output, _IN_FULL, given.client.get(f"/functions/{given.function}"))
 
 
-def read_json(text: str) -> Any:
-    """A JSON value from the command line: itself, `@file`, or `-` for standard input. Raises: UsageError."""
-    if text == "-":
-        text = sys.stdin.read()
-    elif text.startswith("@"):
-        try:
-            text = Path(text[1:]).read_text()
-        except OSError as error:
-            raise UsageError(f"cannot read {text[1:]!r}: {error.strerror}") from error
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"this is not JSON: {text[:80]!r}: {error}") from error
-
-
-def call(client: Client, name: str, arguments: Any) -> Any:
-    """The result of a function that stands behind a command, run by the platform.
-
-    Raises: Refused with the function's own words: neither it nor the class of its error is a name that a user gave.
-    """
-    try:
-        return client.send("POST", f"/functions/{name}", body=arguments).json()
-    except Refused as refused:
-        raise Refused(refused.status, re.sub(rf"^{name}: \w+: ", "", str(refused))) from refused
-
-
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", help="name of the function, as `toque functions` shows it")
-    parser.add_argument(
-        "--json", default="{}", metavar="JSON", help="its arguments: a JSON object, @file or - (default: {})"
-    )
-
-
-def _functions(given: argparse.Namespace) -> int:
-    client = client_of(given)
-    if given.name is None:
-        found = client.get("/functions")
-        listing(given.output, _FUNCTIONS, found, empty="no function is declared", limit=given.limit)
-        return 0
-    with known_function(client, given.name):
-        facts(given.output, _FUNCTION, client.get(f"/functions/{given.name}"))
-    return 0
-
-
-def _run(given: argparse.Namespace) -> int:
+def _run(given: Given) -> int:
+    """Call a function and print its result."""
+    arguments = read_json(given.json)
     if given.here:
         from functions.__main__ import main  # late: it imports every function
 
         find_project_here()
-        return main(["run", given.name, "--json", json.dumps(read_json(given.json))])
-    headers = {"Idempotency-Key": given.key} if given.key else None
-    arguments, client = read_json(given.json), client_of(given)
-    with known_function(client, given.name):
-        answer = client.send("POST", f"/functions/{given.name}", body=arguments, headers=headers)
-    value(answer.json())
+        return main(["run", given.function, "--json", json.dumps(arguments)])
+    value(_post(given, arguments))
     return 0
 
 
-def _submit(given: argparse.Namespace) -> int:
-    client = client_of(given)
-    headers = {"Prefer": "respond-async"} | ({"Idempotency-Key": given.key} if given.key else {})
-    arguments = read_json(given.json)
-    with known_function(client, given.name):
-        accepted = client.send("POST", f"/functions/{given.name}", body=arguments, headers=headers).json()
+def _submit(given: Given) -> int:
+    """Record a durable invocation and print its ID."""
+    accepted = _post(given, read_json(given.json), Prefer="respond-async")
     if not given.wait:
         message(given.output, accepted["id"], accepted)
         return 0
-    return _print_result(_wait(client, accepted["id"]))
-
-
-def _wait(client: Client, identifier: str) -> dict[str, Any]:
-    """The invocation once it has ended, its progress drawn meanwhile."""
-    with invocation_bar() as report:
-        while True:
-            invocation: dict[str, Any] = client.get(f"/invocations/{identifier}")
-            report(invocation)
-            if invocation["status"] in ENDED:
-                return invocation
-            time.sleep(POLL_S)
-
-
-def _print_result(invocation: dict[str, Any]) -> int:
+    invocation = follow(given.client, accepted["id"], POLL_S)
     if invocation["status"] == "succeeded":
         value(invocation["result"])
+    return exit_code(invocation)
+
+
+def _post(given: Given, arguments: Any, **headers: str) -> Any:
+    """The platform's answer to a call of the function."""
+    headers |= {"Idempotency-Key": given.key} if given.key else {}
+    return given.client.send("POST", f"/functions/{given.function}", body=arguments, headers=headers).json()
+
+
+def follow(
+    client: Client, invocation: str, poll_s: float, *, each_time: Callable[[], None] | None = None
+) -> dict[str, Any]:
+    """The invocation once it has ended, its progress drawn meanwhile. each_time: called after each look at it."""
+    with invocation_bar() as report:
+        while True:
+            found: dict[str, Any] = client.get(f"/invocations/{invocation}")
+            if each_time:
+                each_time()
+            report(found)
+            if found["status"] in ENDED:
+                return found
+            time.sleep(poll_s)
+
+
+def exit_code(invocation: dict[str, Any]) -> int:
+    """The exit code for an invocation that has ended; why it did not succeed is said on standard error."""
+    if invocation["status"] == "succeeded":
         return 0
-    complain(failure_of(invocation))
+    complain(_failure(invocation) or f"invocation {invocation['id']} is {invocation['status']}")
     return 1
 
 
-def failure_of(invocation: dict[str, Any]) -> str:
-    """Why an invocation that has ended did not succeed, in a sentence."""
-    failure = invocation["failure"]
-    if failure is None:
-        return f"invocation {invocation['id']} is {invocation['status']}"
-    return f"{failure['type']}: {failure['message']}"
-
-
-def _list(given: argparse.Namespace) -> int:
-    found = client_of(given).get("/invocations", state=given.state, limit=given.limit + 1)
+def _list(given: Given) -> None:
+    """List invocations, the newest first."""
+    found = given.client.get("/invocations", state=given.state, limit=given.limit + 1)
     state = f" in the state {given.state}" if given.state else ""
     listing(given.output, _INVOCATIONS, found, empty=f"there is no invocation{state}", limit=given.limit)
-    return 0
 
 
-def _show(given: argparse.Namespace) -> int:
-    client = client_of(given)
-    with known_invocation(client, given.id):
-        facts(given.output, _INVOCATION, client.get(f"/invocations/{given.id}"))
-    return 0
+def _show(given: Given) -> None:
+    """Show one with its arguments, and its result or error."""
+    facts(given.output, _INVOCATION, given.client.get(f"/invocations/{given.invocation}"))
 
 
-def _cancel(given: argparse.Namespace) -> int:
-    return _change(given, "DELETE", "")
+def _cancel(given: Given) -> None:
+    """End one that has not ended."""
+    _change(given, "DELETE", "")
 
 
-def _redrive(given: argparse.Namespace) -> int:
-    return _change(given, "POST", "/redrive")
+def _redrive(given: Given) -> None:
+    """Queue a dead or cancelled one again."""
+    _change(given, "POST", "/redrive")
 
 
-def _purge(given: argparse.Namespace) -> int:
-    return _change(given, "POST", "/purge", text="purged")
+def _purge(given: Given) -> None:
+    """Take one out of the dead letters."""
+    _change(given, "POST", "/purge", text="purged")
 
 
-def _signal(given: argparse.Namespace) -> int:
-    return _change(given, "POST", f"/signals/{given.name}", body=read_json(given.json))
+def _signal(given: Given) -> None:
+    """Give a waiting one its signal: an approval, say."""
+    _change(given, "POST", f"/signals/{given.name}", body=read_json(given.json))
 
 
-def _change(
-    given: argparse.Namespace, method: str, path: str, *, body: Any = None, text: str | None = None
-) -> int:
+def _change(given: Given, method: str, path: str, *, body: Any = None, text: str | None = None) -> None:
     """Change an invocation, and print the state it is in then."""
-    client = client_of(given)
-    with known_invocation(client, given.id):
-        changed = client.send(method, f"/invocations/{given.id}{path}", body=body).json()
+    changed = given.client.send(method, f"/invocations/{given.invocation}{path}", body=body).json()
     message(given.output, text or changed["status"], changed)
-    return 0
 
 
-def _arguments(function: dict[str, Any]) -> str:
+def _names(function: dict[str, Any]) -> str:
     """Names of the arguments, those that may be left out in brackets: `model, [days]`."""
     required = function["input_schema"].get("required", [])
     names = function["input_schema"].get("properties", {})
@@ -243,66 +188,39 @@ def _summary(function: dict[str, Any]) -> str:
     return str(function["doc"].partition("\n")[0].partition(" Raises:")[0])
 
 
-_FUNCTIONS = (
-    Column("function", "name"),
-    Column("arguments", _arguments, text=True),
-    Column("what it does", _summary, text=True),
-    Column("signature", _signature, wide=True),
-    Column("schedule", "schedules", wide=True),
-    Column("events", "events", wide=True),
-    Column("reference", "reference", wide=True),
+def _failure(invocation: dict[str, Any]) -> str | None:
+    failure = invocation["failure"]
+    return failure and f"{failure['type']}: {failure['message']}"
+
+
+def _result(invocation: dict[str, Any]) -> str | None:
+    done = invocation["status"] == "succeeded"
+    return json.dumps(invocation["result"], ensure_ascii=False) if done else None
+
+
+_LISTED = columns(
+    "function: name | arguments | what it does",
+    wide="signature | schedule: schedules | events | reference",
+    texts="arguments | what it does",
+    values={"arguments": _names, "what it does": _summary, "signature": _signature},
 )
-_FUNCTION = (
-    Column("function", "name"),
-    Column("reference", "reference"),
-    Column("what it does", "doc", text=True),
-    Column("arguments", _signature, text=True),
-    Column("result", lambda row: _type(row["output_schema"]), text=True),
-    Column("time limit, s", "timeout_s"),
-    Column("attempts", "max_attempts"),
-    Column("CPUs", lambda row: row["resources"]["num_cpus"]),
-    Column("GPUs", lambda row: row["resources"]["num_gpus"]),
-    Column("results cached", "cache"),
-    Column("schedule", "schedules"),
-    Column("events", "events"),
-    Column("code digest", "digest", wide=True),
+_IN_FULL = columns(
+    "function: name | reference | what it does: doc | arguments | result | time limit, s: timeout_s | attempts: max_attempts"
+    " | CPUs: resources.num_cpus | GPUs: resources.num_gpus | results cached: cache | schedule: schedules | events",
+    wide="code digest: digest",
+    texts="what it does | arguments | result",
+    values={"arguments": _signature, "result": lambda row: _type(row["output_schema"])},
 )
-_INVOCATIONS = (
-    Column("ID", "id"),
-    Column("function", "function"),
-    Column("status", "status"),
-    Column("submitted", "submitted_at"),
-    Column("caller", "caller", wide=True),
-    Column("attempts", "attempts", wide=True),
-    Column("key", "key", wide=True),
-    Column("finished", "finished_at", wide=True),
-    Column("arguments", "arguments", text=True, wide=True),
+_INVOCATIONS = columns(
+    "ID: id | function | status | submitted: submitted_at",
+    wide="caller | attempts | key | finished: finished_at | arguments",
+    texts="arguments",
 )
-_INVOCATION = (
-    Column("ID", "id"),
-    Column("function", "function"),
-    Column("status", "status"),
-    Column("caller", "caller"),
-    Column("key", "key"),
-    Column("arguments", "arguments", text=True),
-    Column("submitted", "submitted_at"),
-    Column("started", "started_at"),
-    Column("finished", "finished_at"),
-    Column("due", "due", wide=True),
-    Column("attempts", "attempts"),
-    Column("workers lost", "lost"),
-    Column("steps done", "steps", text=True),
-    Column("waits for", "waits_for"),
-    Column("progress", "progress", text=True, wide=True),
-    Column("error", lambda row: failure_of(row) if row["failure"] else None, text=True),
-    Column(
-        "result",
-        lambda row: json.dumps(row["result"], ensure_ascii=False) if row["status"] == "succeeded" else None,
-        text=True,
-    ),
-    Column("queue, s", lambda row: (row["receipt"] or {}).get("queue_s")),
-    Column("run, s", lambda row: (row["receipt"] or {}).get("run_s")),
-    Column("CPU, s", lambda row: (row["receipt"] or {}).get("cpu_s")),
-    Column("GPU, s", lambda row: (row["receipt"] or {}).get("gpu_s")),
-    Column("peak memory, bytes", lambda row: (row["receipt"] or {}).get("peak_memory_bytes"), wide=True),
+_INVOCATION = columns(
+    "ID: id | function | status | caller | key | arguments | submitted: submitted_at | started: started_at"
+    " | finished: finished_at | attempts | workers lost: lost | steps done: steps | waits for: waits_for | error | result"
+    " | queue, s: receipt.queue_s | run, s: receipt.run_s | CPU, s: receipt.cpu_s | GPU, s: receipt.gpu_s",
+    wide="due | progress | peak memory, bytes: receipt.peak_memory_bytes",
+    texts="arguments | steps done | error | result | progress",
+    values={"error": _failure, "result": _result},
 )

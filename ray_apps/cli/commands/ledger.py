@@ -2,60 +2,55 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
-import time
 from typing import TYPE_CHECKING, Any
 
-from ray_apps.cli.client import Client, client_of
-from ray_apps.cli.command import INVOCATION, UsageError, add, add_limit
-from ray_apps.cli.commands.calls import ENDED, failure_of
-from ray_apps.cli.names import known_invocation
-from ray_apps.cli.output import Column, chosen, complain, listing, say
-from ray_apps.cli.progress import invocation_bar
+from ray_apps.cli.client import Client
+from ray_apps.cli.command import INVOCATION, UsageError, add, arg, flag, limit
+from ray_apps.cli.commands.calls import exit_code, follow
+from ray_apps.cli.output import Column, chosen, columns, listing, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ray_apps.cli.command import Commands
+    from ray_apps.cli.command import Commands, Given
 
 # functions.runtime would bring Ray, two seconds; its segments of a log are plain JSON, and so are its receipts.
 
 POLL_S = 0.5
 _OVERLAP_MS = 10_000  # as the runtime's own reader: another process may name its segment by an earlier moment
 
+_FOLLOW = flag("-f", "--follow", help="go on until it has ended; exit code 1 unless it succeeded")
+_TIMES = flag("--times", help="put time, function and source before each line")
+_CPU, _GPU = (
+    arg(
+        f"--{unit.lower()}-hour",
+        type=float,
+        metavar="PRICE",
+        help=f"price of a {unit} for an hour (default: TOQUE_PRICES)",
+    )
+    for unit in ("CPU", "GPU")
+)
+
 
 def register(commands: Commands) -> None:
     """Add the commands of this module."""
-    logs = add(commands, "logs", _logs, "show what an invocation printed and logged")
-    logs.add_argument("id", help=INVOCATION)
-    logs.add_argument(
-        "-f",
-        "--follow",
-        action="store_true",
-        help="go on until it has ended; exit code 1 unless it succeeded",
-    )
-    logs.add_argument("--times", action="store_true", help="put time, function and source before each line")
-    costs = add(
-        commands, "costs", _costs, "sum the receipts by function, day and caller, the newest day first"
-    )
-    price = "for an hour (default: TOQUE_PRICES)"
-    costs.add_argument("--cpu-hour", type=float, metavar="PRICE", help=f"price of a CPU {price}")
-    costs.add_argument("--gpu-hour", type=float, metavar="PRICE", help=f"price of a GPU {price}")
-    add_limit(costs, default=100)
+    add(commands, "logs", _logs, INVOCATION, _FOLLOW, _TIMES)
+    add(commands, "costs", _costs, _CPU, _GPU, limit(100))
 
 
-def _logs(given: argparse.Namespace) -> int:
-    client = client_of(given)
-    with known_invocation(client, given.id):
-        client.get(f"/invocations/{given.id}")
-    lines = _Lines(client, given.id)
-    if given.follow:
-        return _follow(client, given, lines)
-    _print(given, lines)
-    return 0
+def _logs(given: Given) -> int:
+    """Show what an invocation printed and logged."""
+    given.client.get(f"/invocations/{given.invocation}")  # one that is unknown has no log either
+    lines = _Lines(given.client, given.invocation)
+    if not given.follow:
+        _print(given, lines)
+        return 0
+    # The state is asked for before each reading: once it has ended, all it printed is there to read.
+    ended = follow(given.client, given.invocation, POLL_S, each_time=lambda: _print(given, lines))
+    return exit_code(ended)
 
 
 class _Lines:
@@ -82,51 +77,26 @@ class _Lines:
             self._newest_ms = int(after.partition("-")[0])
 
 
-def _follow(client: Client, given: argparse.Namespace, lines: _Lines) -> int:
-    with invocation_bar() as report:
-        while True:
-            # The state is asked for first: once it has ended, all it printed is there to read.
-            invocation = client.get(f"/invocations/{given.id}")
-            _print(given, lines)
-            report(invocation)
-            if invocation["status"] in ENDED:
-                break
-            time.sleep(POLL_S)
-    if invocation["status"] != "succeeded":
-        complain(failure_of(invocation))
-    return int(invocation["status"] != "succeeded")
-
-
-def _print(given: argparse.Namespace, lines: _Lines) -> None:
+def _print(given: Given, lines: _Lines) -> None:
     how = chosen(given.output)
     for line in lines.new():
         if how == "json":  # one object a line: a log has no end to close a list at
             say(json.dumps(line, ensure_ascii=False))
         else:
-            say(_stamped(line) if given.times or how == "wide" else line["text"])
+            stamp = f"{line['at']} {line['function']} {line['source']}: "
+            say(f"{stamp if given.times or how == 'wide' else ''}{line['text']}")
 
 
-def _stamped(line: dict[str, Any]) -> str:
-    return f"{line['at']} {line['function']} {line['source']}: {line['text']}"
-
-
-def _costs(given: argparse.Namespace) -> int:
+def _costs(given: Given) -> None:
+    """Sum the receipts by function, day and caller, the newest day first."""
     prices = _prices(given)
-    found = sorted(client_of(given).get("/costs"), key=lambda each: str(each["day"]), reverse=True)
+    found = sorted(given.client.get("/costs"), key=lambda each: str(each["day"]), reverse=True)
     rows = [each | {"money": _money(each, prices)} for each in found]
-    columns = (*_COSTS, Column(str(prices["currency"]), "money"))
-    listing(
-        given.output,
-        columns,
-        rows,
-        empty="no invocation has ended yet",
-        limit=given.limit,
-        total=_total(rows),
-    )
-    return 0
+    priced, empty = (*_COSTS, Column(str(prices["currency"]), "money")), "no invocation has ended yet"
+    listing(given.output, priced, rows, empty=empty, limit=given.limit, total=_total(rows))
 
 
-def _prices(given: argparse.Namespace) -> dict[str, Any]:
+def _prices(given: Given) -> dict[str, Any]:
     """Prices of TOQUE_PRICES, those of the command line before them. Raises: UsageError if they cannot be read."""
     text = os.environ.get("TOQUE_PRICES") or '{"currency": "money", "cpu_hour": 0, "gpu_hour": 0}'
     try:
@@ -159,14 +129,7 @@ def _total(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return names | {each: sum(row[each] for row in rows) for each in summed}
 
 
-_COSTS = (
-    Column("function", "function"),
-    Column("day", "day"),
-    Column("caller", "caller"),
-    Column("runs", "invocations"),
-    Column("attempts", "attempts", wide=True),
-    Column("queue s", "queue_s"),
-    Column("run s", "run_s"),
-    Column("CPU s", "cpu_s"),
-    Column("GPU s", "gpu_s"),
+_COSTS = columns(
+    "function | day | caller | runs: invocations | queue s: queue_s | run s: run_s | CPU s: cpu_s | GPU s: gpu_s",
+    wide="attempts",
 )

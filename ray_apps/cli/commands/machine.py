@@ -14,13 +14,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ray_apps.cli.command import Failed, UsageError, add, find_project_here
-from ray_apps.cli.output import Column, chosen, message, note, table, value
+from ray_apps.cli.command import Failed, UsageError, add, arg, find_project_here, flag
+from ray_apps.cli.output import chosen, columns, message, note, table, value
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-    from ray_apps.cli.command import Commands
+    from ray_apps.cli.command import Commands, Given
     from ray_apps.local import Settings
 
 # ray_apps.local is imported by the commands that need it: it brings Redis and the tables, half a second.
@@ -28,42 +28,33 @@ if TYPE_CHECKING:
 # What Ray Data and Tune would print would tear a demo's bars apart.
 _QUIET = {"RAY_DATA_LOG_LEVEL": "ERROR", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
 
+_DOORS = columns("door | where")
+_PARTS = columns("part: name | answers: up | where")
 
-_DOORS = (Column("door", "door"), Column("where", "where"))
-_PARTS = (Column("part", "name"), Column("answers", "up"), Column("where", "where"))
+_PROJECT = arg("--project", metavar="MODULE", help="module of your definitions (default: TOQUE_PROJECT)")
+_CLOCK = arg(
+    "--clock",
+    choices=["system", "replay"],
+    help="whose time counts: the machine's, or one that a driver sets",
+)
+_STORE = arg("--store", metavar="URL", help="address of the store (default: a folder in the state folder)")
+_REDIS = arg("--redis", metavar="URL", help="address of a Redis (default: one is started)")
+_PORT = arg("--port", type=int, help="port of the HTTP door (default: 8000)")
+_CPUS = arg("--cpus", type=int, metavar="N", help="CPUs that Ray may count on (default: all)")
+_FIXED = flag("--fixed-ports", help="stop at a taken port instead of moving on")
+_ENVIRONMENT = flag("--environment", help="print shell lines for a client, with the token")
+_REST = arg("rest", nargs=argparse.REMAINDER, help="arguments for the demo, after --")
 
 
 def register(commands: Commands) -> None:
     """Add the commands of this module."""
-    starting = add(commands, "up", _up, "start the platform on this machine")
-    starting.add_argument(
-        "--project", metavar="MODULE", help="module of your definitions (default: TOQUE_PROJECT)"
-    )
-    starting.add_argument(
-        "--clock",
-        choices=["system", "replay"],
-        help="whose time counts: the machine's, or one that a driver sets",
-    )
-    starting.add_argument(
-        "--store", metavar="URL", help="address of the store (default: a folder in the state folder)"
-    )
-    starting.add_argument("--redis", metavar="URL", help="address of a Redis (default: one is started)")
-    starting.add_argument("--port", type=int, help="port of the HTTP door (default: 8000)")
-    starting.add_argument("--cpus", type=int, metavar="N", help="CPUs that Ray may count on (default: all)")
-    starting.add_argument(
-        "--fixed-ports", action="store_true", help="stop at a taken port instead of moving on"
-    )
-    add(commands, "down", _down, "end every process of the platform on this machine")
-    asking = add(commands, "status", _status, "show what runs and whether it answers")
-    asking.add_argument(
-        "--environment", action="store_true", help="print shell lines for a client, with the token"
-    )
-    showing = add(commands, "demo", _demo, "run the project's demo: the module `demo` in it")
-    showing.add_argument("--project", metavar="MODULE", help="module of the project (default: TOQUE_PROJECT)")
-    showing.add_argument("rest", nargs=argparse.REMAINDER, help="arguments for the demo, after --")
+    add(commands, "up", _up, _PROJECT, _CLOCK, _STORE, _REDIS, _PORT, _CPUS, _FIXED)
+    add(commands, "down", _down)
+    add(commands, "status", _status, _ENVIRONMENT)
+    add(commands, "demo", _demo, _PROJECT, _REST)
 
 
-def settings_of(given: argparse.Namespace) -> Settings:
+def settings_of(given: Given) -> Settings:
     """Settings from the environment and the command line. Raises: UsageError for a value that cannot be."""
     from pydantic import ValidationError
 
@@ -93,7 +84,8 @@ def wrong_fields(error: ValidationError) -> str:
     )
 
 
-def _up(given: argparse.Namespace) -> int:
+def _up(given: Given) -> None:
+    """Start the platform on this machine."""
     from ray_apps.local import up
 
     settings = settings_of(given)
@@ -108,12 +100,8 @@ def _up(given: argparse.Namespace) -> int:
         ("token", str(running.settings.token_file)),
     ]
     rows = [{"door": door, "where": where} for door, where in doors]
-    if chosen(given.output) == "json":
-        value(rows)
-        return 0
-    table(given.output, _DOORS, rows)
-    note(f"up in {running.timings_s.get('ready', 0):.0f} s; `toque down` ends it")
-    return 0
+    ready = f"up in {running.timings_s.get('ready', 0):.0f} s; `toque down` ends it"
+    table(given.output, _DOORS, rows, remark=ready)
 
 
 @contextmanager
@@ -143,16 +131,17 @@ def _reporting() -> Iterator[Callable[[str], None]]:
         raise Failed(first) from error
 
 
-def _down(given: argparse.Namespace) -> int:
+def _down(given: Given) -> None:
+    """End every process of the platform on this machine."""
     from ray_apps.local import down
 
     with _reporting() as report:
         ended = down(Path(given.home), report=report)
     message(given.output, "nothing was running" if ended == 0 else "down", {"ended_processes": ended})
-    return 0
 
 
-def _status(given: argparse.Namespace) -> int:
+def _status(given: Given) -> int:
+    """Show what runs and whether it answers."""
     from ray_apps.local import status
 
     found = status(Path(given.home))
@@ -165,12 +154,13 @@ def _status(given: argparse.Namespace) -> int:
     elif not found.parts:
         note(f"nothing runs in {found.home}; `toque up` starts it")
     else:
-        table(given.output, _PARTS, [part.model_dump() for part in found.parts])
-        note(f"{found.processes} processes")
+        parts = [part.model_dump() for part in found.parts]
+        table(given.output, _PARTS, parts, remark=f"{found.processes} processes")
     return 0 if found.healthy else 1
 
 
-def _demo(given: argparse.Namespace) -> int:
+def _demo(given: Given) -> int:
+    """Run the project's demo: the module `demo` in it."""
     project = given.project or os.environ.get("TOQUE_PROJECT")
     if not project:
         raise UsageError("which project? give --project or set TOQUE_PROJECT, as in examples.flights")

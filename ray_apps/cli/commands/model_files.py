@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
@@ -10,52 +9,52 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ray_apps.cli import transfer as files
-from ray_apps.cli.client import Client, Refused, Unreachable, client_of
-from ray_apps.cli.command import MODEL, VERSION_OR_ALIAS, Failed, UsageError, add
-from ray_apps.cli.names import MLFLOW, known_model
+from ray_apps.cli.client import Client, Refused, Unreachable
+from ray_apps.cli.command import (
+    FOLDER_HERE,
+    MODEL,
+    VERSION_OR_ALIAS,
+    Failed,
+    UsageError,
+    add,
+    arg,
+    repeatable,
+)
+from ray_apps.cli.names import MLFLOW
 from ray_apps.cli.output import message
 
 if TYPE_CHECKING:
-    from ray_apps.cli.command import Commands
+    from ray_apps.cli.command import Commands, Given
     from registry.store.blobs import LocalFile
 
 _DEFAULT_EXPERIMENT = "0"
 _ALLOW_CODE = "toque.allow_code"
 
+_NAME = arg("name", metavar="model", help="name of the model; a new one is made")
+_SOURCE = arg("source", help="the folder, or one file")
+_DESCRIPTION = arg("--description", default="", help="what the version is, for its card")
+_TAG = repeatable("--tag", "NAME=VALUE", help="a tag of the version")
+_CODE = repeatable("--allow-code", "PATH", help="a file that may execute code and is accepted all the same")
+
 
 def register(models: Commands) -> None:
     """Add the commands of this module to the group of models."""
-    making = add(models, "register", _register, "register the files of a folder as the next version")
-    making.add_argument("model", help="name of the model; a new one is made")
-    making.add_argument("source", help="the folder, or one file")
-    making.add_argument("--description", default="", help="what the version is, for its card")
-    making.add_argument(
-        "--tag", action="append", default=[], metavar="NAME=VALUE", help="a tag of the version; repeatable"
-    )
-    making.add_argument(
-        "--allow-code",
-        action="append",
-        default=[],
-        metavar="PATH",
-        help="a file that may execute code and is accepted all the same; repeatable",
-    )
-    fetching = add(models, "download", _download, "get a version's files, digests checked")
-    fetching.add_argument("model", help=MODEL)
-    fetching.add_argument("version", help=VERSION_OR_ALIAS)
-    fetching.add_argument("--to", default=".", metavar="FOLDER", help="where the files go (default: here)")
+    add(models, "register", _register, _NAME, _SOURCE, _DESCRIPTION, _TAG, _CODE)
+    add(models, "download", _download, MODEL, VERSION_OR_ALIAS, FOLDER_HERE)
 
 
-def _register(given: argparse.Namespace) -> int:
-    client, tags = client_of(given), [_tag(text) for text in given.tag]
+def _register(given: Given) -> None:
+    """Register the files of a folder as the next version."""
+    client, tags = given.client, [_tag(text) for text in given.tag]
     if given.allow_code:
         tags.append({"key": _ALLOW_CODE, "value": ",".join(given.allow_code)})
     found = files.local(given.source)
     _require_accepted(found, given.allow_code)
-    _ensure(client, given.model)
-    with _uploading(client, given.model) as run_id:
-        files.send(client, files.outgoing(found, f"runs/{run_id}/model"), label=given.model)
+    _ensure(client, given.name)
+    with _uploading(client, given.name) as run_id:
+        files.send(client, files.outgoing(found, f"runs/{run_id}/model"), label=given.name)
     body = {
-        "name": given.model,
+        "name": given.name,
         "source": f"runs:/{run_id}/model",
         "run_id": run_id,
         "description": given.description,
@@ -63,9 +62,7 @@ def _register(given: argparse.Namespace) -> int:
     }
     made = client.send("POST", f"{MLFLOW}/model-versions/create", body=body).json()["model_version"]
     size_bytes = sum(each.size for each in found.values())
-    text = f"{given.model}@{made['version']}: {len(found)} files, {size_bytes} bytes"
-    message(given.output, text, made)
-    return 0
+    message(given.output, f"{given.name}@{made['version']}: {len(found)} files, {size_bytes} bytes", made)
 
 
 def _require_accepted(found: Mapping[str, LocalFile], accepted: list[str]) -> None:
@@ -80,19 +77,19 @@ def _require_accepted(found: Mapping[str, LocalFile], accepted: list[str]) -> No
         )
 
 
-def _download(given: argparse.Namespace) -> int:
-    client, folder = client_of(given), Path(given.to)
-    with known_model(client, given.model, given.version):
-        version = client.get(f"/models/{given.model}/versions/{given.version}")
-    address = f"models/{given.model}/{version['version']}"
+def _download(given: Given) -> None:
+    """Get a version's files, digests checked."""
+    version = given.client.get(f"/models/{given.model}/versions/{given.version}")
+    folder, address = Path(given.to), f"models/{given.model}/{version['version']}"
     transfers = [
         files.Transfer(f"{address}/{path}", files.below(folder, path), blob["size"], blob["sha256"])
         for path, blob in version["files"].items()
     ]
-    files.fetch(client, transfers, label=f"{given.model}@{version['version']}")
-    text = f"{given.model}@{version['version']}: {len(transfers)} files in {folder}"
-    message(given.output, text, [str(each.here) for each in transfers])
-    return 0
+    label = f"{given.model}@{version['version']}"
+    files.fetch(given.client, transfers, label=label)
+    message(
+        given.output, f"{label}: {len(transfers)} files in {folder}", [str(each.here) for each in transfers]
+    )
 
 
 def _ensure(client: Client, model: str) -> None:

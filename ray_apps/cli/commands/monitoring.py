@@ -2,252 +2,127 @@
 
 from __future__ import annotations
 
-import argparse
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from ray_apps.cli.client import Client, Refused, client_of
-from ray_apps.cli.command import MODEL, REASON, add, add_limit, group
-from ray_apps.cli.commands.calls import call
-from ray_apps.cli.names import known_among, names_of, require, require_model
-from ray_apps.cli.output import Column, chosen, facts, listing, message, note, say, table, value
+from ray_apps.cli.client import call
+from ray_apps.cli.command import MODEL, REASON_REQUIRED, add, arg, group, limit
+from ray_apps.cli.names import ask, require, require_model
+from ray_apps.cli.output import chosen, columns, facts_and_table, listing, message, note, value
 
 if TYPE_CHECKING:
-    from ray_apps.cli.command import Commands
+    from ray_apps.cli.command import Commands, Given
+
+_ALARM = arg(
+    "--alarm",
+    metavar="KEY",
+    help="as `toque incidents MODEL -o wide` shows it (default: the newest alarm)",
+)
+_ALERT = arg("alert", metavar="about", help="MONITOR/SUBJECT, as `toque alerts status MODEL` shows it")
+_ABOUT = arg("about", help="MONITOR/SUBJECT as alerts name it, a monitor, or '*' for everything")
+_HOURS = arg("--hours", type=float, required=True, metavar="H", help="how long; 0 ends a silence")
 
 
 def register(commands: Commands) -> None:
     """Add the commands of this module."""
-    watched = add(commands, "monitors", _monitors, "show what each monitor of a model judged last")
-    watched.add_argument("model", help=MODEL)
-    add_limit(watched, default=None)
-    standing = add(
-        commands, "incidents", _incidents, "list the alarms and broken feeds of a model that still stand"
-    )
-    standing.add_argument("model", help=MODEL)
-    add_limit(standing)
-    why = add(
-        commands, "why", _why, "show what changed behind an alarm, by its part in the loss; writes a page"
-    )
-    why.add_argument("model", help=MODEL)
-    why.add_argument(
-        "--alarm",
-        metavar="KEY",
-        help="as `toque incidents MODEL -o wide` shows it (default: the newest alarm)",
-    )
-    drift = add(
-        commands, "drift", _drift, "compare the present window of a model's inputs with its training set"
-    )
-    drift.add_argument("model", help=MODEL)
-    _register_alerts(commands)
+    add(commands, "monitors", _monitors, MODEL, limit(None))
+    add(commands, "incidents", _incidents, MODEL, limit())
+    add(commands, "why", _why, MODEL, _ALARM)
+    add(commands, "drift", _drift, MODEL)
+    alerts = group(commands, "alerts", "Show, acknowledge and silence what people are told of a model.")
+    add(alerts, "status", _alerts, MODEL, limit())
+    add(alerts, "ack", _ack, MODEL, _ALERT)
+    add(alerts, "silence", _silence, MODEL, _ABOUT, _HOURS, REASON_REQUIRED)
 
 
-def _register_alerts(commands: Commands) -> None:
-    alerts = group(commands, "alerts", "show, acknowledge and silence what people are told of a model")
-    status = add(
-        alerts, "status", _alerts, "show what was told and stands, who looks after it, what is silenced"
-    )
-    status.add_argument("model", help=MODEL)
-    add_limit(status)
-    taking = add(alerts, "ack", _ack, "look after what stands: it is not told again, its end is")
-    taking.add_argument("model", help=MODEL)
-    taking.add_argument("about", help="MONITOR/SUBJECT, as `toque alerts status MODEL` shows it")
-    silencing = add(alerts, "silence", _silence, "tell nobody about something for some hours")
-    silencing.add_argument("model", help=MODEL)
-    silencing.add_argument(
-        "about", help="MONITOR/SUBJECT as alerts name it, a monitor, or '*' for everything"
-    )
-    silencing.add_argument(
-        "--hours", type=float, required=True, metavar="H", help="how long; 0 ends a silence"
-    )
-    silencing.add_argument("--reason", required=True, help=REASON)
-
-
-def _monitors(given: argparse.Namespace) -> int:
-    found = _asked(given, "monitor_status")
+def _monitors(given: Given) -> None:
+    """Show what each monitor of a model judged last."""
     empty = f"no monitor of {given.model} has judged anything yet"
-    listing(given.output, _MONITORS, found, empty=empty, limit=given.limit)
-    return 0
+    listing(given.output, _MONITORS, ask(given, "monitor_status"), empty=empty, limit=given.limit)
 
 
-def _incidents(given: argparse.Namespace) -> int:
-    found = _asked(given, "standing_alarms")[::-1]  # the function gives the oldest first
-    empty = f"no alarm of {given.model} stands"
-    listing(given.output, _ALARMS, found, empty=empty, limit=given.limit)
-    return 0
+def _incidents(given: Given) -> None:
+    """List the alarms and broken feeds of a model that still stand."""
+    found = ask(given, "standing_alarms")[::-1]  # the function gives the oldest first
+    listing(given.output, _ALARMS, found, empty=f"no alarm of {given.model} stands", limit=given.limit)
 
 
-def _why(given: argparse.Namespace) -> int:
-    client = client_of(given)
-    require_model(client, given.model)
-    report = _alarm_report(client, given)
-    how = chosen(given.output)
-    if how == "json":
-        value(report)
-    elif how == "tsv":
-        table(how, _CAUSES, report["causes"]["causes"])
-    else:
-        facts(how, _REPORT, report)
-        say("")
-        table(how, _CAUSES, report["causes"]["causes"])
-    return 0
+def _why(given: Given) -> None:
+    """Show what changed behind an alarm, by its part in the loss; writes a page."""
+    report = ask(given, "alarm_report", alarm=given.alarm)
+    facts_and_table(given.output, _REPORT, report, _CAUSES, report["causes"]["causes"])
 
 
-def _alarm_report(client: Client, given: argparse.Namespace) -> dict[str, Any]:
-    try:
-        report: dict[str, Any] = call(client, "alarm_report", {"model": given.model, "alarm": given.alarm})
-    except Refused as refused:
-        if given.alarm is None or refused.status != HTTPStatus.CONFLICT:
-            raise
-        standing = names_of(call(client, "standing_alarms", {"model": given.model}), "key")
-        see = f"toque incidents {given.model} -o wide"
-        require("alarm", given.alarm, standing, see=see, place=f" of {given.model}")
-        raise
-    return report
-
-
-def _drift(given: argparse.Namespace) -> int:
-    found = _asked(given, "watch_drift")
-    how = chosen(given.output)
-    if how == "json":
-        value(found)
-    elif how == "tsv":
-        table(how, _ALARMS, found["alarms"])
+def _drift(given: Given) -> None:
+    """Compare the present window of a model's inputs with its training set."""
+    found = ask(given, "watch_drift")
+    facts_and_table(given.output, _WATCHED, found, _ALARMS, found["alarms"])
+    if chosen(given.output) == "tsv":
         note(found["text"])
-    else:
-        facts(how, _WATCHED, found)
-        if found["alarms"]:
-            say("")
-            table(how, _ALARMS, found["alarms"])
-    return 0
 
 
-def _alerts(given: argparse.Namespace) -> int:
-    _print_alerts(given, _asked(given, "alert_status"), limit=given.limit)
-    return 0
+def _alerts(given: Given) -> None:
+    """Show what was told and stands, who looks after it, what is silenced."""
+    state = ask(given, "alert_status")
+    if chosen(given.output) == "json":
+        value(state)
+        return
+    told = [
+        one | {"about": about, "state": "told", "by": one["acknowledged_by"], "until": None, "reason": None}
+        for about, one in state["standing"].items()
+    ]
+    silences = [one | {"state": "silenced", "told_at": None} for one in state["silences"]]
+    rows = sorted(told, key=lambda one: str(one["told_at"]), reverse=True) + silences
+    empty = f"nothing was told of {given.model} that stands, and nothing is silenced"
+    listing(given.output, _ALERTS, rows, empty=empty, limit=given.limit)
 
 
-def _ack(given: argparse.Namespace) -> int:
-    client = client_of(given)
-    require_model(client, given.model)
-
-    def standing() -> list[str]:
-        return list(call(client, "alert_status", {"model": given.model})["standing"])
-
-    see, place = f"toque alerts status {given.model}", f" of {given.model} that stands"
-    with known_among("alert", given.about, standing, see=see, place=place):
-        state = call(client, "acknowledge_alert", {"model": given.model, "about": given.about})
-    message(given.output, f"you look after {given.about} of {given.model}; nobody is told of it again", state)
-    return 0
+def _ack(given: Given) -> None:
+    """Look after what stands: it is not told again, its end is."""
+    state = ask(given, "acknowledge_alert", about=given.alert)
+    message(given.output, f"you look after {given.alert} of {given.model}; nobody is told of it again", state)
 
 
-def _silence(given: argparse.Namespace) -> int:
-    client = client_of(given)
-    require_model(client, given.model)
+def _silence(given: Given) -> None:
+    """Tell nobody about something for some hours."""
+    require_model(given)
     if given.about != "*":
-        see = f"toque monitors {given.model}"
-        require("monitor", given.about.partition("/")[0], _monitor_names(client, given.model), see=see)
-    arguments = {"about": given.about, "hours": given.hours, "reason": given.reason}
-    state = call(client, "silence_alerts", {"model": given.model, **arguments})
+        require(given, "monitor", given.about.partition("/")[0])
+    asked = {"about": given.about, "hours": given.hours, "reason": given.reason}
+    state: dict[str, Any] = call(given.client, "silence_alerts", {"model": given.model, **asked})
     ends = next((each["until"] for each in state["silences"] if each["about"] == given.about), None)
     if given.hours and ends:
         text = f"nobody is told of {given.about} of {given.model} until {ends[:16].replace('T', ' ')} UTC"
     else:
         text = f"people are told of {given.about} of {given.model} again"
     message(given.output, text, state)
-    return 0
 
 
-def _monitor_names(client: Client, model: str) -> list[str]:
-    """The kinds of alarms there are, and the monitors that have judged the model."""
-    alarm = client.get("/functions/standing_alarms")["output_schema"]["$defs"]["Alarm"]
-    kinds: list[str] = alarm["properties"]["monitor"]["enum"]
-    judged = names_of(call(client, "monitor_status", {"model": model}), "monitor")
-    return list(dict.fromkeys([*kinds, *judged]))
-
-
-def _print_alerts(given: argparse.Namespace, state: dict[str, Any], *, limit: int) -> None:
-    """One table: what stands and what is silenced, the newest first."""
-    if chosen(given.output) == "json":
-        value(state)
-        return
-    standing = [
-        {
-            "about": about,
-            "state": "told",
-            "at": one["told_at"],
-            "until": None,
-            "by": one["acknowledged_by"],
-            "reason": None,
-        }
-        for about, one in state["standing"].items()
-    ]
-    silences = [{**one, "state": "silenced", "at": None} for one in state["silences"]]
-    rows = sorted(standing, key=lambda one: str(one["at"]), reverse=True) + silences
-    empty = f"nothing was told of {given.model} that stands, and nothing is silenced"
-    listing(given.output, _ALERTS, rows, empty=empty, limit=limit)
-
-
-def _asked(given: argparse.Namespace, function: str) -> Any:
-    """What a function says of a model that is known. Raises: UnknownName."""
-    client = client_of(given)
-    require_model(client, given.model)
-    return call(client, function, {"model": given.model})
-
-
-_MONITORS = (
-    Column("monitor", "monitor"),
-    Column("judged until", "judged_until"),
-    Column("rows", "rows"),
-    Column("subjects", "subjects"),
-    Column("wrong", lambda row: "; ".join(row["wrong"]) or "nothing", text=True),
-    Column("judged at", "judged_at", wide=True),
+_MONITORS = columns(
+    "monitor | judged until: judged_until | rows | subjects | wrong",
+    wide="judged at: judged_at",
+    texts="wrong",
+    values={"wrong": lambda row: "; ".join(row["wrong"]) or "nothing"},
 )
-_ALARMS = (
-    Column("raised", "raised_at"),
-    Column("monitor", "monitor"),
-    Column("subject", "subject"),
-    Column("version", "version"),
-    Column("what", "text", text=True),
-    Column("ended", "recovered", wide=True),
-    Column("features", "columns", wide=True),
-    Column("rows from", "start", wide=True),
-    Column("rows until", "end", wide=True),
-    Column("statistic", "statistic", wide=True),
-    Column("threshold", "threshold", wide=True),
-    Column("explained by", "explained_by", wide=True),
-    Column("key", "key", wide=True),
+_ALARMS = columns(
+    "raised: raised_at | monitor | subject | version | what: text",
+    wide="ended: recovered | features: columns | rows from: start | rows until: end | statistic | threshold"
+    " | explained by: explained_by | key",
+    texts="what",
 )
-_WATCHED = (
-    Column("model", "model"),
-    Column("monitor", "monitor"),
-    Column("version", "version"),
-    Column("cohorts judged", "cohorts"),
-    Column("new alarms", lambda row: len(row["alarms"])),
-    Column("what", "text", text=True),
+_WATCHED = columns(
+    "model | monitor | version | cohorts judged: cohorts | new alarms | what: text",
+    texts="what",
+    values={"new alarms": lambda row: len(row["alarms"])},
 )
-_REPORT = (
-    Column("alarm", lambda row: row["causes"]["alarm"]["key"]),
-    Column("what", lambda row: row["causes"]["text"], text=True),
-    Column("labelled rows before", lambda row: row["causes"]["rows_before"]),
-    Column("labelled rows in its window", lambda row: row["causes"]["rows"]),
-    Column("loss before", lambda row: row["causes"]["loss_before"]),
-    Column("loss in its window", lambda row: row["causes"]["loss"]),
-    Column("page", "key"),
+_REPORT = columns(
+    "alarm: causes.alarm.key | what: causes.text | labelled rows before: causes.rows_before"
+    " | labelled rows in its window: causes.rows | loss before: causes.loss_before | loss in its window: causes.loss"
+    " | page: key",
+    texts="what",
 )
-_CAUSES = (
-    Column("since", "since"),
-    Column("kind", "kind"),
-    Column("what", "what"),
-    Column("part in the loss", "contribution"),
-    Column("standard error", "error", wide=True),
-    Column("how it changed", "text", text=True),
+_CAUSES = columns(
+    "since | kind | what | part in the loss: contribution | how it changed: text",
+    wide="standard error: error",
+    texts="how it changed",
 )
-_ALERTS = (
-    Column("about", "about"),
-    Column("state", "state"),
-    Column("told", "at"),
-    Column("until", "until"),
-    Column("by", "by"),
-    Column("reason", "reason", text=True),
-)
+_ALERTS = columns("about | state | told: told_at | until | by | reason", texts="reason")

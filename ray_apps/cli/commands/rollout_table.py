@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from time import sleep
 from typing import TYPE_CHECKING, Any
 
-from ray_apps.cli.client import Client
+from ray_apps.cli.client import Client, call
 from ray_apps.cli.command import INTERRUPTED
-from ray_apps.cli.commands.calls import call
-from ray_apps.cli.output import Column, Format, laid_out, say, wrapped
+from ray_apps.cli.output import Format, columns, laid_out, say, wrapped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -65,8 +64,8 @@ def view(look: dict[str, Any], width: int) -> list[str]:
     if not look["is_open"]:
         return [*wrapped(_title(look), width), *wrapped(look["text"], width)]
     lines = wrapped(_title(look), width)
-    for columns, rows in ((_ARMS, look["arms"]), (_EFFECTS, look["effects"]), (_RULES, look["findings"])):
-        lines += laid_out(columns, [[each.of(row) for each in columns] for row in rows], width=width)
+    for shown, rows in ((_ARMS, look["arms"]), (_EFFECTS, look["effects"]), (_RULES, look["findings"])):
+        lines += laid_out(shown, [[each.of(row) for each in shown] for row in rows], width=width)
     now = f"now: {look['action']} by {look['rule']}"
     return [*lines, *wrapped(now, width), *wrapped(f"next: {look['next']}", width)]
 
@@ -77,7 +76,7 @@ def line(look: dict[str, Any]) -> str:
         return f"{_title(look)}: {look['text']}"
     arms = ", ".join(f"{arm['arm']} {arm['answers']} answers {arm['errors']} errors" for arm in look["arms"])
     effects = "; ".join(
-        f"version {each['version']}: {each['labels']} labels, improvement {_effect(each)}"
+        f"version {each['version']}: {each['labels']} labels, improvement {effect(each)}"
         for each in look["effects"]
     )
     return f"{_title(look)}: {arms}; {effects}; {look['action']} by {look['rule']}"
@@ -111,28 +110,22 @@ def _title(look: dict[str, Any]) -> str:
     )
 
 
-def _effect(each: dict[str, Any]) -> str:
+def effect(each: dict[str, Any]) -> str:
+    """An improvement in loss with its interval, in words."""
     if each["estimate"] is None:
         return "not judged yet"
     return f"{each['estimate']:+.5f} (from {each['lower']:+.5f} to {each['upper']:+.5f})"
 
 
-_ARMS = (
-    Column("arm", "arm"),
-    Column("version", "version"),
-    Column("share", lambda row: None if row["share"] is None else f"{row['share']:.2%}"),
-    Column("answers", "answers"),
-    Column("errors", "errors"),
-    Column("slow", "slow"),
-    Column("units", "units"),
+_ARMS = columns(
+    "arm | version | share | answers | errors | slow | units",
+    values={"share": lambda row: None if row["share"] is None else f"{row['share']:.2%}"},
 )
-_EFFECTS = (
-    Column("version", "version"),
-    Column("paired labels", "labels"),
-    Column("improvement in loss", _effect),
+_EFFECTS = columns(
+    "version | paired labels: labels | improvement in loss", values={"improvement in loss": effect}
 )
-_RULES = (
-    Column("rule", lambda row: row["rule"] if row["arm"] is None else f"{row['rule']} ({row['arm']})"),
-    Column("fired", "fired"),
-    Column("finds", "text", text=True),
+_RULES = columns(
+    "rule | fired | finds: text",
+    texts="finds",
+    values={"rule": lambda row: row["rule"] if row["arm"] is None else f"{row['rule']} ({row['arm']})"},
 )

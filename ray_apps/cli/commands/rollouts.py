@@ -2,108 +2,92 @@
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ray_apps.cli.client import client_of
-from ray_apps.cli.command import MODEL, REASON, VERSION, add, add_limit, group
+from ray_apps.cli.command import (
+    MODEL,
+    REASON,
+    REASON_REQUIRED,
+    VERSION,
+    add,
+    arg,
+    flag,
+    group,
+    limit,
+    read_json,
+)
 from ray_apps.cli.commands import rollout_table
-from ray_apps.cli.commands.calls import call, read_json
-from ray_apps.cli.names import known_model, names_of, require, require_model
-from ray_apps.cli.output import Column, chosen, facts, listing, message, value
+from ray_apps.cli.names import ask, require, require_model
+from ray_apps.cli.output import chosen, columns, facts, listing, message, value
 
 if TYPE_CHECKING:
-    from ray_apps.cli.command import Command, Commands
+    from ray_apps.cli.command import Commands, Given
+
+_FOLLOW = flag(
+    "-f",
+    "--follow",
+    "--watch",
+    help="show the newest one until it has ended; exit code 1 unless it was promoted",
+)
+_RIVALS = arg(
+    "--rivals",
+    type=int,
+    nargs="*",
+    default=[],
+    metavar="VERSION",
+    help="further versions in the same shadow; the best goes on",
+)
+_POLICY = arg(
+    "--policy",
+    metavar="JSON",
+    help='as in {"canary_share": 0.05}, @file or -; default: what the project declares for the model',
+)
+_EFFECT = arg("--effect", type=float, help="improvement in mean loss (default: 2 %% of the champion's loss)")
+_DAYS = arg(
+    "--days", type=int, default=28, metavar="N", help="past days of the log to plan from (default: 28)"
+)
+_NUMBER = arg(
+    "--rollout",
+    type=int,
+    metavar="NUMBER",
+    help="as `toque rollout status` shows it (default: the newest)",
+)
+_ENTRY = arg("entry", type=int, help="number of the decision's entry in the journal")
+_ACTION = arg(
+    "action",
+    choices=["promote", "roll_back", "inconclusive"],
+    help="how it ends; the last leaves the champion",
+)
 
 
 def register(commands: Commands) -> None:
     """Add the commands of this module."""
-    rollout = group(commands, "rollout", "plan, start, follow, pause, promote and end rollouts of versions")
-    status = _add(rollout, "status", _status, "show the rollouts of a model, the newest first")
-    status.add_argument(
-        "-f",
-        "--follow",
-        "--watch",
-        action="store_true",
-        help="show the newest one until it has ended; exit code 1 unless it was promoted",
-    )
-    add_limit(status)
-    _add(rollout, "tick", _tick, "judge the open rollout now, as the schedule does")
-    start = _add(rollout, "start", _start, "roll a version out, first as a shadow")
-    start.add_argument("version", type=int, help=VERSION)
-    start.add_argument("--reason", default="", help=REASON)
-    start.add_argument(
-        "--rivals",
-        type=int,
-        nargs="*",
-        default=[],
-        metavar="VERSION",
-        help="further versions in the same shadow; the best goes on",
-    )
-    start.add_argument(
-        "--policy",
-        metavar="JSON",
-        help='as in {"canary_share": 0.05}, @file or -; default: what the project declares for the model',
-    )
-    _register_reports(rollout)
-    _register_changes(rollout)
+    rollout = group(commands, "rollout", "Plan, start, follow, pause, promote and end rollouts of versions.")
+    add(rollout, "status", _status, MODEL, _FOLLOW, limit())
+    add(rollout, "tick", _tick, MODEL)
+    add(rollout, "start", _start, MODEL, VERSION, REASON, _RIVALS, _POLICY)
+    add(rollout, "plan", _plan, MODEL, VERSION, _EFFECT, _DAYS)
+    add(rollout, "page", _page, MODEL, _NUMBER)
+    add(rollout, "explain", _explain, MODEL, _ENTRY)
+    add(rollout, "pause", _pause, MODEL, REASON_REQUIRED)
+    add(rollout, "resume", _resume, MODEL, REASON_REQUIRED)
+    add(rollout, "promote", _promote, MODEL, REASON_REQUIRED)
+    add(rollout, "abort", _abort, MODEL, REASON_REQUIRED)
+    add(rollout, "end", _end, MODEL, _ACTION, REASON_REQUIRED)
 
 
-def _register_reports(rollout: Commands) -> None:
-    planned = _add(rollout, "plan", _plan, "say what a rollout would find, and when; starts nothing")
-    planned.add_argument("version", type=int, help=VERSION)
-    planned.add_argument(
-        "--effect", type=float, help="improvement in mean loss (default: 2 %% of the champion's loss)"
-    )
-    planned.add_argument(
-        "--days", type=int, default=28, metavar="N", help="past days of the log to plan from (default: 28)"
-    )
-    paged = _add(rollout, "page", _page, "write the page of a rollout into the store; prints its key")
-    paged.add_argument(
-        "--rollout",
-        type=int,
-        metavar="NUMBER",
-        help="as `toque rollout status` shows it (default: the newest)",
-    )
-    explained = _add(rollout, "explain", _explain, "make a recorded decision again, from the journal alone")
-    explained.add_argument("entry", type=int, help="number of the decision's entry in the journal")
-
-
-def _register_changes(rollout: Commands) -> None:
-    for name, run, text in (
-        ("pause", _pause, "stop advancing; guardrails go on"),
-        ("resume", _resume, "go on after a pause"),
-        ("promote", _promote, "make the challenger the champion now, in your own name"),
-        ("abort", _abort, "roll the challenger back now, in your own name"),
-    ):
-        _add(rollout, name, run, text).add_argument("--reason", required=True, help=REASON)
-    end = _add(rollout, "end", _end, "end the open rollout by hand")
-    end.add_argument(
-        "action",
-        choices=["promote", "roll_back", "inconclusive"],
-        help="how it ends; the last leaves the champion",
-    )
-    end.add_argument("--reason", required=True, help=REASON)
-
-
-def _add(rollout: Commands, name: str, run: Command, text: str) -> argparse.ArgumentParser:
-    made = add(rollout, name, run, text)
-    made.add_argument("model", help=MODEL)
-    return made
-
-
-def _status(given: argparse.Namespace) -> int:
-    client = client_of(given)
-    require_model(client, given.model)
+def _status(given: Given) -> int:
+    """Show the rollouts of a model, the newest first."""
     if given.follow:
-        return rollout_table.follow(client, given.model, output=given.output)
-    history = call(client, "rollout_status", {"model": given.model})
-    rows = _rows(history)
+        require_model(given)
+        return rollout_table.follow(given.client, given.model, output=given.output)
+    history = ask(given, "rollout_status")
     if chosen(given.output) == "json":
         value(history | {"outcomes": history["outcomes"][-given.limit :]})
-        return 0
-    empty = f"{given.model} has never had a rollout"
-    listing(given.output, _ROLLOUTS, rows, empty=empty, limit=given.limit)
+    else:
+        empty = f"{given.model} has never had a rollout"
+        listing(given.output, _ROLLOUTS, _rows(history), empty=empty, limit=given.limit)
     return 0
 
 
@@ -117,85 +101,65 @@ def _rows(history: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: int(row["rollout"]), reverse=True)
 
 
-def _tick(given: argparse.Namespace) -> int:
-    facts(given.output, _TICK, _asked(given, "tick_rollout"))
-    return 0
+def _tick(given: Given) -> None:
+    """Judge the open rollout now, as the schedule does."""
+    facts(given.output, _TICK, ask(given, "tick_rollout"))
 
 
-def _start(given: argparse.Namespace) -> int:
+def _start(given: Given) -> None:
+    """Roll a version out, first as a shadow."""
     policy = None if given.policy is None else read_json(given.policy)
-    _require_versions(given, [given.version, *given.rivals])
-    started = _asked(
-        given,
-        "start_rollout",
-        version=given.version,
-        policy=policy,
-        reason=given.reason,
-        rivals=given.rivals,
-    )
-    facts(given.output, _STATE, started)
-    return 0
+    require(given, "version", given.version, *given.rivals)
+    _change(given, "start_rollout", version=given.version, policy=policy, rivals=given.rivals)
 
 
-def _require_versions(given: argparse.Namespace, wanted: list[int]) -> None:
-    """Make sure that the model and its versions are there. Raises: UnknownName."""
-    client = client_of(given)
-    with known_model(client, given.model):
-        versions = names_of(client.get(f"/models/{given.model}/versions"), "version")
-    see, place = f"toque models show {given.model}", f" of {given.model}"
-    for version in wanted:
-        require("version", str(version), versions, see=see, place=place)
-
-
-def _plan(given: argparse.Namespace) -> int:
-    _require_versions(given, [given.version])
-    plan = _asked(given, "plan_rollout", version=given.version, effect=given.effect, days=given.days)
+def _plan(given: Given) -> None:
+    """Say what a rollout would find, and when; starts nothing."""
+    require(given, "version", given.version)
+    plan = ask(given, "plan_rollout", version=given.version, effect=given.effect, days=given.days)
     message(given.output, plan["summary"], plan)
-    return 0
 
 
-def _page(given: argparse.Namespace) -> int:
-    key = _asked(given, "rollout_report", rollout=given.rollout)
+def _page(given: Given) -> None:
+    """Write the page of a rollout into the store; prints its key."""
+    key = ask(given, "rollout_report", rollout=given.rollout)
     message(given.output, key, key)
-    return 0
 
 
-def _explain(given: argparse.Namespace) -> int:
-    explained = _asked(given, "explain_rollout", entry=given.entry)
+def _explain(given: Given) -> None:
+    """Make a recorded decision again, from the journal alone."""
+    explained = ask(given, "explain_rollout", entry=given.entry)
     message(given.output, explained["text"], explained)
-    return 0
 
 
-def _pause(given: argparse.Namespace) -> int:
-    return _changed(given, "pause_rollout")
+def _pause(given: Given) -> None:
+    """Stop advancing; guardrails go on."""
+    _change(given, "pause_rollout")
 
 
-def _resume(given: argparse.Namespace) -> int:
-    return _changed(given, "resume_rollout")
+def _resume(given: Given) -> None:
+    """Go on after a pause."""
+    _change(given, "resume_rollout")
 
 
-def _promote(given: argparse.Namespace) -> int:
-    return _changed(given, "end_rollout", action="promote")
+def _promote(given: Given) -> None:
+    """Make the challenger the champion now, in your own name."""
+    _change(given, "end_rollout", action="promote")
 
 
-def _abort(given: argparse.Namespace) -> int:
-    return _changed(given, "end_rollout", action="roll_back")
+def _abort(given: Given) -> None:
+    """Roll the challenger back now, in your own name."""
+    _change(given, "end_rollout", action="roll_back")
 
 
-def _end(given: argparse.Namespace) -> int:
-    return _changed(given, "end_rollout", action=given.action)
+def _end(given: Given) -> None:
+    """End the open rollout by hand."""
+    _change(given, "end_rollout", action=given.action)
 
 
-def _changed(given: argparse.Namespace, function: str, **arguments: Any) -> int:
-    facts(given.output, _STATE, _asked(given, function, reason=given.reason, **arguments))
-    return 0
-
-
-def _asked(given: argparse.Namespace, function: str, **arguments: Any) -> Any:
-    """What a function says of a model that is known. Raises: UnknownName."""
-    client = client_of(given)
-    require_model(client, given.model)
-    return call(client, function, {"model": given.model, **arguments})
+def _change(given: Given, function: str, **arguments: Any) -> None:
+    """Change the rollout for the reason that was given, and print what it is then."""
+    facts(given.output, _STATE, ask(given, function, reason=given.reason, **arguments))
 
 
 def _versions(state: dict[str, Any]) -> list[int]:
@@ -208,47 +172,35 @@ def _stage(state: dict[str, Any]) -> str:
     return f"{name}, paused" if state.get("paused") else name
 
 
-def _words(field: str) -> Any:
+def _words(field: str) -> Callable[[dict[str, Any]], str | None]:
+    """What gives a field's value with spaces for its underscores."""
     return lambda row: row[field] and str(row[field]).replace("_", " ")
 
 
 def _improvement(tick: dict[str, Any]) -> str | None:
-    if tick["estimate"] is None:
-        return None
-    return f"{tick['estimate']:+.5f} (from {tick['lower']:+.5f} to {tick['upper']:+.5f})"
+    return None if tick["estimate"] is None else rollout_table.effect(tick)
 
 
-_ROLLOUTS = (
-    Column("rollout", "rollout"),
-    Column("version", _versions),
-    Column("against", "champion"),
-    Column("stage", _stage),
-    Column("started", "started_at"),
-    Column("ended", "ended_at"),
-    Column("decided by", _words("rule")),
-    Column("why", "reason", text=True),
+_VALUES = {"version": _versions, "stage": _stage, "decided by": _words("rule")}
+_ROLLOUTS = columns(
+    "rollout | version | against: champion | stage | started: started_at | ended: ended_at | decided by | why: reason",
+    texts="why",
+    values=_VALUES,
 )
-_STATE = (
-    Column("rollout", "rollout"),
-    Column("version", _versions),
-    Column("against", "champion"),
-    Column("stage", _stage),
-    Column("started", "started_at"),
-    Column("in this stage since", "stage_since"),
-    Column("canary since", "canary_since", wide=True),
-    Column("labels judged", "judged_labels"),
-    Column("why", "reason", text=True),
-    Column("policy", "policy", wide=True),
+_STATE = columns(
+    "rollout | version | against: champion | stage | started: started_at | in this stage since: stage_since"
+    " | labels judged: judged_labels | why: reason",
+    wide="canary since: canary_since | policy",
+    texts="why",
+    values=_VALUES,
 )
-_TICK = (
-    Column("model", "model"),
-    Column("rollout", "rollout"),
-    Column("version", "challenger"),
-    Column("stage", _words("stage")),
-    Column("action", _words("action")),
-    Column("decided by", _words("rule")),
-    Column("why", "text", text=True),
-    Column("labels", "labels"),
-    Column("improvement in loss", _improvement),
-    Column("entry", "entry"),
+_TICK = columns(
+    "model | rollout | version: challenger | stage | action | decided by | why: text | labels | improvement in loss | entry",
+    texts="why",
+    values={
+        "stage": _words("stage"),
+        "action": _words("action"),
+        "decided by": _words("rule"),
+        "improvement in loss": _improvement,
+    },
 )

@@ -2,82 +2,68 @@
 
 from __future__ import annotations
 
-import argparse
 import re
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from ray_apps.cli.client import Client, client_of
-from ray_apps.cli.command import MODEL, OVERRIDE, REASON, Failed, UsageError, add, add_limit, group
-from ray_apps.cli.names import known_model, require
-from ray_apps.cli.output import Column, chosen, listing, message, note, table, value
+from ray_apps.cli.command import (
+    MODEL,
+    OVERRIDE,
+    REASON,
+    Failed,
+    UsageError,
+    add,
+    arg,
+    group,
+    limit,
+    repeatable,
+)
+from ray_apps.cli.names import require
+from ray_apps.cli.output import Column, columns, listing, message, table
 
 if TYPE_CHECKING:
-    from ray_apps.cli.command import Commands
+    from ray_apps.cli.command import Commands, Given
+
+_ARMS = arg(
+    "arms",
+    nargs="*",
+    metavar="ARM=VERSION:SHARE",
+    help="an arm beside the champion, which has the rest; without any, the champion has it all",
+)
+_SHADOW = repeatable("--shadow", "VERSION", type=int, help="a version that is asked too and answers nobody")
+_LAYER_SHARE = arg(
+    "--layer",
+    dest="layer_share",
+    metavar="NAME:SHARE",
+    help="the part of a layer that the arms share, as in growth:0.2",
+)
+_RULE = repeatable(
+    "--rule",
+    "NAME=VERSION:CONDITION",
+    help="requests whose attributes meet it go there before the split, as in 'eu=5:country in NL,BE and app >= 4'",
+)
+_EXPECTED = arg(
+    "--expected",
+    type=int,
+    metavar="ENTRY",
+    help="entry of the split this was decided on; a newer one is an error",
+)
+_LAYER = arg("layer", metavar="name", nargs="?", help="name of the layer (default: list all)")
+_OF_HOLDOUT = "of the holdout; models that use the same name hold out the same units"
+_NEW_HOLDOUT = arg("name", help=_OF_HOLDOUT)
+_HOLDOUT = arg("holdout", metavar="name", help=_OF_HOLDOUT)
+_SHARE = arg("share", type=float, help="part of all units, above 0 and below 1, as in 0.05")
 
 
 def register(commands: Commands) -> None:
     """Add the commands of this module."""
-    traffic = group(commands, "traffic", "show and split who answers; rules, layers, holdouts, rollback")
-    showing = add(traffic, "show", _show, "show the split in force")
-    showing.add_argument("model", help=MODEL)
-    _register_set(traffic)
-    back = add(traffic, "rollback", _rollback, "point the champion back to the version before")
-    back.add_argument("model", help=MODEL)
-    back.add_argument("--reason", default="", help=REASON)
-    layer = add(
-        traffic, "layer", _layer, "show who has which part of a layer; without a name, list the layers"
-    )
-    layer.add_argument("name", nargs="?", help="name of the layer (default: list all)")
-    add_limit(layer, default=100)
-    holding = add(
-        traffic, "holdout", _holdout, "hold a share of all units out of every experiment of a model"
-    )
-    ending = add(traffic, "end-holdout", _end_holdout, "let held-out units take part again")
-    for each in (holding, ending):
-        each.add_argument("model", help=MODEL)
-        each.add_argument(
-            "name", help="of the holdout; models that use the same name hold out the same units"
-        )
-        each.add_argument("--reason", default="", help=REASON)
-    holding.add_argument("share", type=float, help="part of all units, above 0 and below 1, as in 0.05")
-
-
-def _register_set(traffic: Commands) -> None:
-    setting = add(traffic, "set", _set, "split the traffic, as in: set MODEL canary=5:0.1 --shadow 6")
-    setting.add_argument("model", help=MODEL)
-    setting.add_argument(
-        "arms",
-        nargs="*",
-        metavar="ARM=VERSION:SHARE",
-        help="an arm beside the champion, which has the rest; without any, the champion has it all",
-    )
-    setting.add_argument(
-        "--shadow",
-        type=int,
-        action="append",
-        default=[],
-        metavar="VERSION",
-        help="a version that is asked too and answers nobody; repeatable",
-    )
-    setting.add_argument(
-        "--layer", metavar="NAME:SHARE", help="the part of a layer that the arms share, as in growth:0.2"
-    )
-    setting.add_argument(
-        "--rule",
-        action="append",
-        default=[],
-        metavar="NAME=VERSION:CONDITION",
-        help="requests whose attributes meet it go there before the split, as in 'eu=5:country in NL,BE and app >= 4'; "
-        "repeatable",
-    )
-    setting.add_argument(
-        "--expected",
-        type=int,
-        metavar="ENTRY",
-        help="entry of the split this was decided on; a newer one is an error",
-    )
-    setting.add_argument("--reason", default="", help=REASON)
-    setting.add_argument("--override", default="", metavar="REASON", help=OVERRIDE)
+    traffic = group(commands, "traffic", "Show and split who answers; rules, layers, holdouts, rollback.")
+    add(traffic, "show", _show, MODEL)
+    add(traffic, "set", _set, MODEL, _ARMS, _SHADOW, _LAYER_SHARE, _RULE, _EXPECTED, REASON, OVERRIDE)
+    add(traffic, "rollback", _rollback, MODEL, REASON)
+    add(traffic, "layer", _layer, _LAYER, limit(100))
+    add(traffic, "holdout", _holdout, MODEL, _NEW_HOLDOUT, _SHARE, REASON)
+    add(traffic, "end-holdout", _end_holdout, MODEL, _HOLDOUT, REASON)
 
 
 def arm_of(text: str) -> tuple[str, dict[str, Any]]:
@@ -132,163 +118,112 @@ def layer_of(text: str | None) -> dict[str, Any] | None:
         ) from error
 
 
-def _show(given: argparse.Namespace) -> int:
-    client = client_of(given)
-    _require_champion(client, given.model)
-    _print(given, client.get(f"/models/{given.model}/traffic"))
-    return 0
+def _show(given: Given) -> None:
+    """Show the split in force."""
+    _require_champion(given)
+    _print(given, given.client.get(f"/models/{given.model}/traffic"))
 
 
-def _require_champion(client: Client, model: str) -> None:
-    """Make sure that the model is there and has a champion. Raises: UnknownName; Failed."""
-    with known_model(client, model):
-        aliases = client.get(f"/models/{model}")["aliases"]
-    if "champion" not in aliases:
-        raise Failed(f"{model} has no champion yet; `toque models promote {model} VERSION` makes one")
+def _require_champion(given: Given) -> None:
+    """Make sure that the model has a champion. Raises: Failed; Refused if there is no such model."""
+    if "champion" not in given.client.get(f"/models/{given.model}")["aliases"]:
+        raise Failed(
+            f"{given.model} has no champion yet; `toque models promote {given.model} VERSION` makes one"
+        )
 
 
-def _set(given: argparse.Namespace) -> int:
+def _set(given: Given) -> None:
+    """Split the traffic, as in: set MODEL canary=5:0.1 --shadow 6."""
+    arms = dict(arm_of(text) for text in given.arms)
     body = {
-        "arms": dict(arm_of(text) for text in given.arms),
+        "arms": arms,
         "shadows": given.shadow,
-        "layer": layer_of(given.layer),
+        "layer": layer_of(given.layer_share),
         "rules": [rule_of(text) for text in given.rule],
         "expected": given.expected,
         "reason": given.reason,
         "override": given.override,
     }
-    named = [*given.shadow, *(arm["version"] for arm in body["arms"].values())]
-    client = client_of(given)
-    _require_versions(client, given.model, named)
-    _require_champion(client, given.model)
-    _print(given, client.send("PUT", f"/models/{given.model}/traffic", body=body).json())
-    return 0
+    require(given, "version", *given.shadow, *(arm["version"] for arm in arms.values()))
+    _require_champion(given)
+    _print(given, given.client.send("PUT", f"/models/{given.model}/traffic", body=body).json())
 
 
-def _require_versions(client: Client, model: str, named: list[int]) -> None:
-    """Make sure that the model and its versions are there. Raises: UnknownName."""
-    with known_model(client, model):
-        versions = [str(each["version"]) for each in client.get(f"/models/{model}/versions")]
-    for version in named:
-        require("version", str(version), versions, see=f"toque models show {model}", place=f" of {model}")
-
-
-def _rollback(given: argparse.Namespace) -> int:
+def _rollback(given: Given) -> None:
+    """Point the champion back to the version before."""
     path = f"/models/{given.model}/aliases/champion/rollback"
-    client = client_of(given)
-    with known_model(client, given.model):
-        version = client.send("POST", path, body={"reason": given.reason}).json()
+    version = given.client.send("POST", path, body={"reason": given.reason}).json()
     message(given.output, f"{given.model}@{version['version']} is the champion again", version)
-    return 0
 
 
-def _layer(given: argparse.Namespace) -> int:
-    client = client_of(given)
-    layers: list[str] = client.get("/layers")
-    if given.name is None:
-        empty = "no traffic is split in a layer"
-        listing(given.output, (Column("layer", str),), layers, empty=empty, limit=given.limit)
-        return 0
-    require("layer", given.name, layers, see="toque traffic layer")
-    found = client.get(f"/layers/{given.name}")
-    if chosen(given.output) == "json":
-        value(found)
-        return 0
-    table(given.output, _PARTS, found["parts"])
-    note(f"{found['free']:.2%} is free")
-    return 0
-
-
-def _holdout(given: argparse.Namespace) -> int:
-    path = f"/models/{given.model}/holdouts/{given.name}"
-    body = {"share": given.share, "reason": given.reason}
-    client = client_of(given)
-    with known_model(client, given.model):
-        _print(given, client.send("PUT", path, body=body).json())
-    return 0
-
-
-def _end_holdout(given: argparse.Namespace) -> int:
-    client = client_of(given)
-    with known_model(client, given.model):
-        split = client.get(f"/models/{given.model}/traffic")
-    held = [each["name"] for each in split["holdouts"]]
-    see, place = f"toque traffic show {given.model}", f" of {given.model}"
-    require("holdout", given.name, held, see=see, place=place)
-    path = f"/models/{given.model}/holdouts/{given.name}"
-    _print(given, client.send("DELETE", path, params={"reason": given.reason}).json())
-    return 0
-
-
-def _print(given: argparse.Namespace, split: dict[str, Any]) -> None:
-    """The split as one table: rules come first, as they are asked first, and what is held out last."""
-    if chosen(given.output) == "json":
-        value(split)
+def _layer(given: Given) -> None:
+    """Show who has which part of a layer; without a name, list the layers."""
+    if given.layer is None:
+        empty, layers = "no traffic is split in a layer", given.client.get("/layers")
+        listing(given.output, [Column("layer", str)], layers, empty=empty, limit=given.limit)
         return
-    table(given.output, _SPLIT, _rows(split))
-    note(f"entry {split['entry']}")
+    require(given, "layer", given.layer)
+    found = given.client.get(f"/layers/{given.layer}")
+    table(given.output, _PARTS, found["parts"], whole=found, remark=f"{found['free']:.2%} is free")
 
 
-def _rows(split: dict[str, Any]) -> list[dict[str, Any]]:
-    rules = [
-        {
-            "kind": "rule",
-            "name": rule["name"],
-            "version": rule["to"],
-            "share": None,
-            "about": " and ".join(map(_condition, rule["when"])),
-        }
-        for rule in split["rules"]
-    ]
+def _holdout(given: Given) -> None:
+    """Hold a share of all units out of every experiment of a model."""
+    path, body = (
+        f"/models/{given.model}/holdouts/{given.name}",
+        {"share": given.share, "reason": given.reason},
+    )
+    _print(given, given.client.send("PUT", path, body=body).json())
+
+
+def _end_holdout(given: Given) -> None:
+    """Let held-out units take part again."""
+    require(given, "holdout", given.holdout)
+    path = f"/models/{given.model}/holdouts/{given.holdout}"
+    _print(given, given.client.send("DELETE", path, params={"reason": given.reason}).json())
+
+
+def _print(given: Given, split: dict[str, Any]) -> None:
+    table(given.output, _SPLIT, _rows(split), whole=split, remark=f"entry {split['entry']}")
+
+
+def _rows(split: dict[str, Any]) -> list[tuple[str, str, Any, float | None, str]]:
+    """Kind, name, version, share and a note: rules come first, as they are asked first, and what is held out last."""
     within = ""
     if split["layer"]:
         part = sum(stop - start for start, stop in split["layer"]["buckets"]) / 10_000
         within = f"of the {part:.2%} that the arms share of layer {split['layer']['name']}"
-    arms = [
-        {
-            "kind": "arm",
-            "name": arm["name"],
-            "version": arm["version"],
-            "share": arm["share"],
-            "about": within,
-        }
-        for arm in split["arms"]
+    return [
+        *(("rule", each["name"], each["to"], None, _conditions(each)) for each in split["rules"]),
+        *(("arm", each["name"], each["version"], each["share"], within) for each in split["arms"]),
+        *(("shadow", "", version, None, "answers nobody") for version in split["shadows"]),
+        *(
+            ("holdout", each["name"], None, each["share"], "of all units take no part")
+            for each in split["holdouts"]
+        ),
     ]
-    shadows = [
-        {"kind": "shadow", "name": "", "version": version, "share": None, "about": "answers nobody"}
-        for version in split["shadows"]
-    ]
-    holdouts = [
-        {
-            "kind": "holdout",
-            "name": each["name"],
-            "version": None,
-            "share": each["share"],
-            "about": "of all units take no part",
-        }
-        for each in split["holdouts"]
-    ]
-    return [*rules, *arms, *shadows, *holdouts]
 
 
-def _condition(one: dict[str, Any]) -> str:
-    return f"{one['attribute']} {one['op']} {','.join(one['values'])}"
+def _conditions(rule: dict[str, Any]) -> str:
+    return " and ".join(f"{one['attribute']} {one['op']} {','.join(one['values'])}" for one in rule["when"])
 
 
-def _spans(buckets: list[list[int]]) -> str:
-    return ", ".join(f"{start}-{stop - 1}" for start, stop in buckets)
+def _percent(share: float | None) -> str | None:
+    return None if share is None else f"{share:.2%}"
+
+
+def _spans(part: dict[str, Any]) -> str:
+    return ", ".join(f"{start}-{stop - 1}" for start, stop in part["buckets"])
 
 
 _SPLIT = (
-    Column("kind", "kind"),
-    Column("name", "name"),
-    Column("version", "version"),
-    Column("share", lambda row: None if row["share"] is None else f"{row['share']:.2%}"),
-    Column("note", "about", text=True),
+    Column("kind", itemgetter(0)),
+    Column("name", itemgetter(1)),
+    Column("version", itemgetter(2)),
+    Column("share", lambda row: _percent(row[3])),
+    Column("note", itemgetter(4), text=True),
 )
-_PARTS = (
-    Column("model", "model"),
-    Column("part", lambda row: f"{row['share']:.2%}"),
-    Column("buckets", lambda row: _spans(row["buckets"])),
-    Column("in use", "used"),
+_PARTS = columns(
+    "model | part | buckets | in use: used",
+    values={"part": lambda row: _percent(row["share"]), "buckets": _spans},
 )
