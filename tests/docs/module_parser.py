@@ -66,7 +66,7 @@ def _instead_of_running() -> None:
         raise Parsed
 
     argparse.ArgumentParser.__init__ = make_exact  # type: ignore[method-assign]
-    argparse.ArgumentParser.parse_args = parse_and_end  # type: ignore[method-assign, assignment]
+    argparse.ArgumentParser.parse_args = parse_and_end  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
