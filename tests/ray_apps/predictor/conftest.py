@@ -50,7 +50,7 @@ SIGNATURE = Signature(
 
 
 @dataclass
-class Answer:
+class FakeScorer:
     """A scorer whose answer stands in its artifact: `{"value": 0.3}`, `{"fail": "load"}` and so on."""
 
     value: float
@@ -72,11 +72,11 @@ class Answer:
         return {"probability": (self.value + 0.001 * sums).astype(np.float32)}
 
 
-def load_answer(folder: Path, signature: Signature) -> Answer:
+def load_fake_scorer(folder: Path, signature: Signature) -> FakeScorer:
     document = json.loads((folder / "model.json").read_text())
     if document.get("fail") == "load":
         raise RuntimeError("not a model")
-    return Answer(document["value"], document.get("fail", ""))
+    return FakeScorer(document["value"], document.get("fail", ""))
 
 
 @dataclass
@@ -147,7 +147,9 @@ def make_served_model(tmp_path: Path) -> Callable[..., ServedModel]:
         registry.create_model("late")
         access = Access(store, actor="root")
         tokens = {role: access.create_token(role, role) for role in ("viewer", "predictor", "admin")}
-        engine = Engine("late", Registry(store, actor="predictor"), load_answer, scratch=tmp_path / "loading")
+        engine = Engine(
+            "late", Registry(store, actor="predictor"), load_fake_scorer, scratch=tmp_path / "loading"
+        )
         log = MemoryLog()
         predictor = Predictor(engine, Recorder("late", log), **options)
         endpoint = ModelEndpoint(

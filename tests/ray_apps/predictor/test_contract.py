@@ -22,7 +22,7 @@ from ray_apps.predictor.inference.recording import Recorder
 from ray_apps.predictor.versions.engine import Engine
 from ray_apps.token_cache import TokenCache
 from registry import Access, Registry, open_store
-from tests.ray_apps.predictor.conftest import SIGNATURE, MemoryLog, load_answer
+from tests.ray_apps.predictor.conftest import SIGNATURE, MemoryLog, load_fake_scorer
 
 SEED = 20130701
 PHASES = ("examples", "coverage", "fuzzing", "stateful")
@@ -103,7 +103,9 @@ def build_app(folder: Path) -> tuple[Any, str]:
     auth = TokenAuthenticator(TokenCache(Access(store, actor="predictor")))
 
     def endpoint(model: str) -> ModelEndpoint:
-        engine = Engine(model, Registry(store, actor="predictor"), load_answer, scratch=folder / "loading")
+        engine = Engine(
+            model, Registry(store, actor="predictor"), load_fake_scorer, scratch=folder / "loading"
+        )
         return ModelEndpoint(Predictor(engine, Recorder(model, MemoryLog())), auth)
 
     own = endpoint("late")

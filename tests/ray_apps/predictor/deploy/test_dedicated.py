@@ -1,4 +1,4 @@
-"""Versions in deployments of their own, without Ray: options, and the way to a version."""
+"""Versions in deployments of their own, without Ray: their options, and requests to them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ray_apps.predictor.deploy.remote import (
 from ray_apps.predictor.protocol.errors import NotReady
 from ray_apps.predictor.versions.loaded import LoadedVersion, fetch_version
 from registry import Registry
-from tests.ray_apps.predictor.conftest import ServedModel, load_answer, tensors
+from tests.ray_apps.predictor.conftest import ServedModel, load_fake_scorer, tensors
 from tests.ray_apps.predictor.deploy.fake_deployments import FakeCluster, FakeDeployments
 
 STORE = "file:///tmp/nowhere"
@@ -140,7 +140,7 @@ async def dedicated(
 
     def load(number: int) -> LoadedVersion:
         record = registry.get_version("late", number)
-        return fetch_version(record, registry, load_answer, scratch=tmp_path / "remote")
+        return fetch_version(record, registry, load_fake_scorer, scratch=tmp_path / "remote")
 
     cluster = FakeCluster(load)
     version_loader = DedicatedVersions(FakeDeployments(cluster), loop=loop, release=1, start_timeout_s=30)
@@ -269,7 +269,7 @@ async def test_an_endpoint_opens_with_its_champion_while_a_canary_waits_for_room
     served_model.registry.set_traffic("late", {"canary": (canary, 0.5)})
     cluster = FakeCluster(states={canary: DeploymentStatus(DeploymentState.STARTING)})
     cluster.loads = lambda number: fetch_version(
-        registry.get_version("late", number), registry, load_answer, scratch=tmp_path / "remote"
+        registry.get_version("late", number), registry, load_fake_scorer, scratch=tmp_path / "remote"
     )
     monkeypatch.setattr(deployment, "ServeDeployments", lambda *_, release: FakeDeployments(cluster, release))
     monkeypatch.setattr(DedicatedVersions, "start", lambda *_: None)

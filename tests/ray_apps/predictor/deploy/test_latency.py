@@ -118,7 +118,7 @@ async def test_one_caller_of_a_model_on_the_loop_is_one_request_in_flight() -> N
     assert figures[IN_FLIGHT] == pytest.approx(1)
 
 
-class Within(Endpoint):
+class WrappedEndpoint(Endpoint):
     """Does what its test says; reads the whole body first."""
 
     def __init__(self, act: Callable[[], Awaitable[None]]) -> None:
@@ -153,7 +153,7 @@ async def counted(
     **request: Any,
 ) -> dict[str, float]:
     """Metrics of a measured endpoint after one request."""
-    endpoint = TimedEndpoint(Within(act), LatencyMeter(clock=clock))
+    endpoint = TimedEndpoint(WrappedEndpoint(act), LatencyMeter(clock=clock))
     endpoint.in_flight = taken
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(endpoint), base_url="http://replica"
@@ -184,7 +184,7 @@ async def test_a_caller_who_hung_up_is_timed() -> None:
         begun.set()
         await asyncio.Event().wait()
 
-    endpoint = TimedEndpoint(Within(forever), LatencyMeter())
+    endpoint = TimedEndpoint(WrappedEndpoint(forever), LatencyMeter())
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(endpoint), base_url="http://replica"
     ) as client:
@@ -213,4 +213,4 @@ async def test_the_time_that_a_caller_takes_to_send_a_body_is_not_the_door_s() -
 
 
 async def test_a_door_that_is_not_timed_has_nothing_to_tell() -> None:
-    assert Within(nothing).autoscaling_metrics() == {}
+    assert WrappedEndpoint(nothing).autoscaling_metrics() == {}

@@ -1,4 +1,4 @@
-"""How many replicas, and where: options, a project's placements, and what is deployed for them."""
+"""Number and placement of replicas: options, a project's placements, and what is deployed for them."""
 
 from __future__ import annotations
 

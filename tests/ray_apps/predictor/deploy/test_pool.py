@@ -1,4 +1,4 @@
-"""Many models in few replicas under a memory limit: everybody is answered, the least recently used leave."""
+"""Many models in few replicas under a memory limit: every request is answered, the least recently used models leave."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ray_apps.predictor.versions.engine import Engine
 from ray_apps.predictor.versions.loaded import OVERHEAD_BYTES
 from ray_apps.token_cache import TokenCache
 from registry import Access, Registry, Signature, open_store
-from tests.ray_apps.predictor.conftest import SIGNATURE, MemoryLog, load_answer, tensors
+from tests.ray_apps.predictor.conftest import SIGNATURE, MemoryLog, load_fake_scorer, tensors
 
 MODEL_BYTES = 2 * OVERHEAD_BYTES + 1_024
 """More than a model and its version are estimated to take."""
@@ -62,7 +62,7 @@ class Replica:
     def load(self, folder: Path, signature: Signature) -> Any:
         assert self.go_on.wait(20)
         self.peak_bytes = max(self.peak_bytes, self.pool.size_bytes)
-        return load_answer(folder, signature)
+        return load_fake_scorer(folder, signature)
 
     def make_endpoint(self, model: str) -> ModelEndpoint:
         registry = Registry(self.store, actor="pool")

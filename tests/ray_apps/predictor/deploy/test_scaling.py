@@ -1,4 +1,4 @@
-"""How many replicas latency asks for: the rule by itself, and in Serve's own bookkeeping on a clock of the test's."""
+"""Number of replicas by latency: the rule by itself, and in Serve's own bookkeeping on a fake clock."""
 
 from __future__ import annotations
 

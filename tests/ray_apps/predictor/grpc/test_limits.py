@@ -1,4 +1,4 @@
-"""What callers may take: message, metadata, calls, connections and time, strangers without a token included."""
+"""Limits of the gRPC server: message, metadata, calls, connections and time, with and without a token."""
 
 from __future__ import annotations
 

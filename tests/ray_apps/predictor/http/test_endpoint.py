@@ -1,4 +1,4 @@
-"""Who comes in when there is little room: by priority, and the rest are told to come again."""
+"""Admission of requests when an endpoint is nearly full: by priority, the others refused with 429."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from ray_apps.predictor.http.endpoint import JSON, Answer, Endpoint, Request
 
 
-class Open(Endpoint):
+class IdleEndpoint(Endpoint):
     """Answers whoever comes in."""
 
     async def answer(self, request: Request) -> Answer:  # noqa: ARG002 - of the base class
@@ -37,7 +37,7 @@ async def ask(endpoint: Endpoint, priority: str | None) -> httpx.Response:
     ],
 )
 async def test_the_low_are_refused_first_and_the_high_last(taken: int, let_in: list[str | None]) -> None:
-    endpoint = Open(max_in_flight=16)
+    endpoint = IdleEndpoint(max_in_flight=16)
     endpoint.in_flight = taken
     for priority in {"low", None, "normal", "high", *let_in}:
         answer = await ask(endpoint, priority)
@@ -50,6 +50,6 @@ async def test_the_low_are_refused_first_and_the_high_last(taken: int, let_in: l
 
 
 async def test_another_priority_is_refused_by_name() -> None:
-    refused = await ask(Open(max_in_flight=16), "urgent")
+    refused = await ask(IdleEndpoint(max_in_flight=16), "urgent")
     assert refused.status_code == 400
     assert "X-Toque-Priority: expected low, normal or high, got b'urgent'" in refused.json()["error"]

@@ -1,4 +1,4 @@
-"""Callers who hang up, over real connections: what has not begun for them never begins, and their room is free."""
+"""Callers who disconnect, over real connections: work that has not begun is dropped, and its capacity is free."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is logged of answers that are matrices of numbers, the way of most requests."""
+"""Log records of answers that are float32 matrices, as most are, and how they are written in batches."""
 
 from __future__ import annotations
 
@@ -148,14 +148,14 @@ async def by_grpc(app: EndpointRouter) -> AsyncIterator[Ask]:
 async def test_an_answer_that_came_is_in_the_log(tmp_path: Path, endpoint: Any, *, together: bool):
     """Of many callers at once, whose records are written together over HTTP, and one by one by gRPC."""
 
-    class Groups(MemoryLog):
+    class LargestWriteLog(MemoryLog):
         most = 0
 
         def extend(self, payloads: Sequence[bytes]) -> int:
             self.most = max(self.most, len(payloads))
             return super().extend(payloads)
 
-    log, seen = Groups(), list[str]()
+    log, seen = LargestWriteLog(), list[str]()
     predictor = plain_predictor(tmp_path, lambda inputs: {"y": inputs["x"][:, :1]}, log)
 
     async def call(ask: Ask) -> None:

@@ -1,4 +1,4 @@
-"""Where shadows are scored: fast ones between answers, slow ones and large requests in a thread."""
+"""Where shadows are scored: fast ones on the event loop between answers, slow ones and large requests in a thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests answered together: when batches form, what one caller's fault does to the others."""
+"""Dynamic batching: when batches form, and that one bad request does not fail the others."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from functions.prediction_log.records import decode_prediction
 from ray_apps.predictor.versions.engine import Engine
 from ray_apps.predictor.versions.loaded import Scorer
 from registry import ModelVersion, Registry, Signature, Unavailable
-from tests.ray_apps.predictor.conftest import ServedModel, load_answer, tensors
+from tests.ray_apps.predictor.conftest import ServedModel, load_fake_scorer, tensors
 
 
 async def served(served_model: ServedModel, unit: str) -> tuple[str, str]:
@@ -86,7 +86,7 @@ async def test_a_failed_load_is_tried_again_later_and_not_at_once(
         loads.append(folder)
         if not healthy[0]:
             raise OSError("the disk is full")
-        return load_answer(folder, signature)
+        return load_fake_scorer(folder, signature)
 
     monkeypatch.setattr(served_model.engine, "_loader", loader)
     monkeypatch.setattr(served_model.engine, "_clock", lambda: now[0])
@@ -166,11 +166,11 @@ async def test_a_shadow_that_fails_is_counted_and_hurts_nobody(served_model: Ser
 async def test_loaded_versions_answer_while_the_store_does_not(
     served_model: ServedModel, monkeypatch: pytest.MonkeyPatch
 ):
-    class Away:
+    class UnavailableFollower:
         def refresh(self) -> Any:
             raise Unavailable("no route to host")
 
-    monkeypatch.setattr(served_model.engine, "_follower", Away())
+    monkeypatch.setattr(served_model.engine, "_follower", UnavailableFollower())
     served_model.refresh()
     assert await served(served_model, "u") == ("1", "champion")
 
@@ -188,7 +188,7 @@ async def test_loading_does_not_block_answers(served_model: ServedModel, monkeyp
     def slow(folder: Path, signature: Signature) -> Scorer:
         begun.set()
         assert go_on.wait(20)
-        return load_answer(folder, signature)
+        return load_fake_scorer(folder, signature)
 
     monkeypatch.setattr(served_model.engine, "_loader", slow)
     served_model.registry.promote("late", served_model.version(0.5))
@@ -202,7 +202,7 @@ async def test_loading_does_not_block_answers(served_model: ServedModel, monkeyp
 
 async def test_the_threads_follow_a_promotion_within_a_second(tmp_path: Path, served_model: ServedModel):
     source = Registry(served_model.registry.store, actor="replica")
-    engine = Engine("late", source, load_answer, scratch=tmp_path / "x", poll_s=0.05)
+    engine = Engine("late", source, load_fake_scorer, scratch=tmp_path / "x", poll_s=0.05)
     engine.start()
     assert engine.routes.champion is not None
     second = served_model.version(0.5)

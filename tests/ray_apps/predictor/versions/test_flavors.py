@@ -1,4 +1,4 @@
-"""A model of another make behind the counter: warmed, batched with texts, explained as any other."""
+"""Models of other formats in a predictor: warmed up, batched with texts, explained as any other."""
 
 from __future__ import annotations
 

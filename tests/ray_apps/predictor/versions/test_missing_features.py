@@ -1,4 +1,4 @@
-"""What a version does about missing features: pass, default, reject, abstain; and how it says so."""
+"""Policies for missing features: pass, default, reject, abstain, and how responses report them."""
 
 from __future__ import annotations
 
