@@ -2,4 +2,9 @@
 
 from registry.renamed import install
 
-install({"ray_apps.predictor.middleware": "ray_apps.predictor.http.bypass"})
+install(
+    {
+        "ray_apps.predictor.middleware": "ray_apps.predictor.http.bypass",
+        "ray_apps.predictor.rpc": "ray_apps.predictor.grpc",
+    }
+)

@@ -96,7 +96,7 @@ class _ReplicaResources:
     ) -> ModelEndpoint:
         """Make a model's HTTP endpoint, with no version loaded.
 
-        retain: versions kept after the policy dropped them. version_loader: loads versions, by default into this process.
+        retain: versions kept after the policy dropped them. version_loader: by default loads into this process.
         """
         from ray_apps.predictor.versions.scoring import load_scorer  # late: only replicas need torch
 

@@ -20,6 +20,9 @@ def configure_process() -> None:
 
 
 def freeze() -> None:
-    """Exclude all present objects from garbage collection: a million of torch and Ray take a tenth of a second each time."""
+    """Exclude all present objects from garbage collection.
+
+    A collection of the million objects of torch and Ray takes a tenth of a second.
+    """
     gc.collect()
     gc.freeze()

@@ -132,7 +132,7 @@ class RemoteVersion(LoadedVersion):
         abstained: Sequence[int],
         threads: Executor,  # noqa: ARG002 - of this process, which has nothing to score
     ) -> Mapping[str, Array]:
-        """Answer by the version's deployment, as a local version does. Raises: NotReady if no replica answers in time."""
+        """Answer by the version's deployment. Raises: BadRequest, and NotReady if no replica answers in time."""
         self.statistics.executions += 1
         return await self._client.answer(inputs, abstained)
 

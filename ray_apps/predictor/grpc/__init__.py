@@ -1,7 +1,7 @@
 """Serves GRPCInferenceService, Triton's and KServe's, on one port for the models of all HTTP endpoints.
 
-A call's token is checked before its message is read. The message is forwarded to the model's own endpoint, as protobuf over
-HTTP or in the same process, which limits, predicts and logs. This package knows nothing of versions, traffic or the
+A call's token is checked before its message is read. The message is forwarded to the model's own endpoint, over HTTP
+or in the same process, which limits, predicts and logs. This package knows nothing of versions, traffic or the
 registry.
 """
 

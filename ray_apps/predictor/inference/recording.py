@@ -100,7 +100,7 @@ class Recorder:
     ) -> None:
         """Log one answer durably; a full log drops and counts it, since answering has priority.
 
-        float32_matrix: the request has tensors, of a version whose signature maps one float32 (rows, F) to one (rows, K).
+        float32_matrix: the request is by tensors, and the signature maps one float32 (rows, F) to one (rows, K).
         write_batch: with which the response leaves; records of such versions are written together before it does.
         """
         if self._log is None or rows == 0:
@@ -124,7 +124,7 @@ class Recorder:
             self._append(self._log, payload)
 
     def write_pending(self, records: Sequence[bytes]) -> None:
-        """Log the answers of a write batch durably; never raises, as a broken log must not cost other models' answers."""
+        """Log the answers of a write batch durably; never raises, since other models' responses wait for it."""
         try:
             if self._log is not None:
                 self._write(self._log, records)

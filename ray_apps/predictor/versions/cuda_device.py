@@ -76,7 +76,8 @@ class CudaDevice:
     def capture(self, run: Callable[[], Outputs]) -> CapturedGraph:
         """Capture a CUDA graph with its own memory, after warm-up runs in which libraries choose and allocate.
 
-        Waits for the whole device once. Raises: RuntimeError, AcceleratorError for a run that waits or copies to the host.
+        Waits for the whole device once.
+        Raises: RuntimeError, AcceleratorError for a run that waits or copies to the host.
         Source: https://docs.pytorch.org/docs/stable/notes/cuda.html, "CUDA Graphs".
         """
         for _ in range(_WARM_UPS):  # in this thread: libraries have handles for each

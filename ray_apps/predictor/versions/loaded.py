@@ -149,7 +149,7 @@ class LoadedVersion:
     async def answer(
         self, inputs: Mapping[str, Array], rows: int, abstained: Sequence[int], threads: Executor
     ) -> Mapping[str, Array]:
-        """Score checked inputs as `predict`: in a thread if that takes long, in a batch if the version makes batches."""
+        """Score checked inputs as `predict`, in a thread if that takes long, in a batch if the tags ask for it."""
         if self.batching is None or abstained or rows >= self.batching.max_rows:
             self.statistics.executions += 1
             if self.example_ms < SHORT_MS:

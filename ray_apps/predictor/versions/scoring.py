@@ -68,7 +68,7 @@ DIRECT: Mapping[Any, Callable[..., Any]] = {
     _aten.where.ScalarOther: torch.where,
     _aten.where.self: torch.where,
 }
-"""Functions that compute an ATen operator without its dispatch by name, which takes a quarter to a third of a small program."""
+"""Function by ATen operator, without the dispatch by name that takes a quarter to a third of a small program."""
 
 
 class DirectScorer:
@@ -83,7 +83,7 @@ class DirectScorer:
         self._outputs = [spec.name for spec in signature.outputs]
 
     def predict(self, inputs: Mapping[str, Any]) -> Mapping[str, Array]:
-        """Score inputs, texts hashed here; returns the outputs by name. Raises: ValueError for bytes that are no text."""
+        """Score inputs, hashing texts; returns outputs by name. Raises: ValueError for bytes that are no text."""
         tensors = [
             _tensor(hash_strings(inputs[name]) if text else inputs[name]) for name, text in self._inputs
         ]
