@@ -1,5 +1,8 @@
 """Retraining of models: an alarm leads, under a policy, to challengers, and the best of them to a rollout."""
 
+from typing import TYPE_CHECKING
+
+from functions.renamed import old_names
 from functions.retraining.jobs import (
     InspectionResult,
     RetrainResult,
@@ -25,3 +28,6 @@ __all__ = [
     "retrain",
     "retrains",
 ]
+
+if not TYPE_CHECKING:  # a type checker must not take every name as there
+    __getattr__ = old_names(__name__, {"Inspected": "InspectionResult", "Retrained": "RetrainResult"})

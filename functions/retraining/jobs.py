@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -29,7 +29,6 @@ from functions.monitoring import (
     watch_skew,
 )
 from functions.prediction_log import drain_predictions, shared_scans
-from functions.renamed import old_names
 from functions.retraining.challengers import Challenger, best_of, train_challengers
 from functions.retraining.definition import InspectedModel, InspectedProject
 from functions.retraining.policy import (
@@ -365,7 +364,3 @@ def _result(
         version=version,
         challengers=tuple(challengers),
     )
-
-
-if not TYPE_CHECKING:  # a type checker must not take every name as there
-    __getattr__ = old_names(__name__, {"Inspected": "InspectionResult", "Retrained": "RetrainResult"})

@@ -19,8 +19,8 @@ import pytest
         ("functions.prediction_log", "made_within", "predicted_within"),
         ("functions.prediction_log", "micros", "epoch_us"),
         ("functions.reporting", "Happening", "TimelineEvent"),
-        ("functions.retraining.jobs", "Inspected", "InspectionResult"),
-        ("functions.retraining.jobs", "Retrained", "RetrainResult"),
+        ("functions.retraining", "Inspected", "InspectionResult"),
+        ("functions.retraining", "Retrained", "RetrainResult"),
     ],
 )
 def test_an_old_name_is_the_new_one_and_says_so(module: str, old: str, new: str) -> None:

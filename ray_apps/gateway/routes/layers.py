@@ -14,7 +14,7 @@ from registry import Registry, Traffic
 router = APIRouter(tags=["models"])
 
 
-class LayerPart(BaseModel):
+class ModelLayerPart(BaseModel):
     """A model's part of a layer.
 
     used: its traffic is split in this layer now; else the part is only claimed, and may be taken back.
@@ -31,7 +31,7 @@ class Layer(BaseModel):
 
     name: str
     free: float
-    parts: list[LayerPart]
+    parts: list[ModelLayerPart]
 
 
 class HoldoutRequest(ChangeRequest):
@@ -83,5 +83,5 @@ def _layer(registry: Registry, name: str) -> Layer:
     for model, claim in sorted(registry.layer(name).items()):
         rests_on = registry.get_model(model).split.layer
         used = rests_on is not None and rests_on.name == name
-        parts.append(LayerPart(model=model, share=claim.share, buckets=list(claim.buckets), used=used))
+        parts.append(ModelLayerPart(model=model, share=claim.share, buckets=list(claim.buckets), used=used))
     return Layer(name=name, free=round(1 - sum(part.share for part in parts), 4), parts=parts)
