@@ -29,7 +29,7 @@ class FeatureColumns:
         if not numeric and not categorical:
             raise ValueError(
                 f"{version.model}@{version.version} names no columns in its signature; drift needs them: "
-                "register it with TensorSpec(columns=[…])"
+                "register a version whose input tensors list their columns"
             )
         return cls(tuple(numeric), tuple(categorical))
 

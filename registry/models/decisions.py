@@ -272,7 +272,7 @@ def require_traffic(state: ModelState) -> Traffic:
     traffic = state.traffic
     if traffic is None:
         raise NotFound(
-            f"model {state.name!r} has no champion; set_alias(…, 'champion', …) before its traffic"
+            f"model {state.name!r} has no champion; make a version the champion before splitting its traffic"
         )
     return traffic
 
