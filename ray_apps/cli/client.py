@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ray_apps.cli.errors import Refused, Unreachable
 
 if TYPE_CHECKING:
     import httpx
@@ -18,23 +19,6 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 3600.0
 STATE_FILE = "up.json"  # what `toque up` leaves in the state folder
-
-
-class Refused(Exception):  # noqa: N818  # an answer, not an error of ours
-    """The platform answered with a problem; `usage` says whether the command line itself was wrong."""
-
-    def __init__(self, status: int, detail: str) -> None:
-        super().__init__(detail)
-        self.status = status
-
-    @property
-    def usage(self) -> bool:
-        """Whether the request does not fit what the platform takes, whatever is stored there."""
-        return self.status in {HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY}
-
-
-class Unreachable(Exception):  # noqa: N818  # the same
-    """Nothing answers at the platform's address, or none is known."""
 
 
 class Client:
@@ -49,36 +33,26 @@ class Client:
         self._http = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S, transport=transport)
 
     def get(self, path: str, /, **query: Any) -> Any:
-        """The JSON answer to a GET."""
+        """The JSON answer to a GET. Raises: Refused; Unreachable."""
         given = {name: value for name, value in query.items() if value is not None}
         return self.send("GET", path, params=given).json()
 
-    def send(
-        self,
-        method: str,
-        path: str,
-        *,
-        body: Any = None,
-        headers: Mapping[str, str] | None = None,
-        params: Mapping[str, Any] | None = None,
-    ) -> httpx.Response:
-        """The answer to any request. Raises: Refused with the problem's detail; Unreachable."""
+    def send(self, method: str, path: str, *, body: Any = None, **options: Any) -> httpx.Response:
+        """The answer to any request. Raises: Refused with the problem's detail; Unreachable.
+
+        options: `headers` and `params` as httpx takes them.
+        """
         content = {} if body is None else {"json": body}
         with self._reaching():
-            answer = self._http.request(method, path, headers=headers, params=params, **content)
-        return _good(answer)
+            return _good(self._http.request(method, path, **content, **options))
 
     @contextmanager
-    def stream(
-        self,
-        method: str,
-        path: str,
-        *,
-        content: Iterator[bytes] | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> Iterator[httpx.Response]:
-        """The answer to a request that is sent and read piece by piece. Raises: as `send`."""
-        with self._reaching(), self._http.stream(method, path, content=content, headers=headers) as answer:
+    def stream(self, method: str, path: str, **options: Any) -> Iterator[httpx.Response]:
+        """The answer to a request that is sent and read piece by piece. Raises: as `send`.
+
+        options: `content` and `headers` as httpx takes them.
+        """
+        with self._reaching(), self._http.stream(method, path, **options) as answer:
             if answer.is_error:
                 answer.read()
             yield _good(answer)

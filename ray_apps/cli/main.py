@@ -12,8 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ray_apps.cli.client import Refused, Unreachable
-from ray_apps.cli.command import INTERRUPTED, Failed, Given, Parser, UsageError
+from ray_apps.cli.command import Given, Parser
 from ray_apps.cli.commands import (
     access,
     calls,
@@ -27,10 +26,9 @@ from ray_apps.cli.commands import (
     runs,
     traffic,
 )
-from ray_apps.cli.names import UnknownName, explain
+from ray_apps.cli.errors import INTERRUPTED, CommandError, Refused
+from ray_apps.cli.names import explain
 from ray_apps.cli.output import complain
-
-FAILED, WRONG = 1, 2
 
 # The order in which `toque --help` shows the commands.
 GROUPS = {
@@ -65,10 +63,9 @@ def _run(given: Given) -> int:
         except Refused as refused:
             explain(given, refused)
             raise
-    except (Refused, UsageError, Failed, Unreachable, UnknownName) as error:
+    except CommandError as error:
         complain(str(error))
-        wrong = error.usage if isinstance(error, Refused) else isinstance(error, UsageError)
-        return WRONG if wrong else FAILED
+        return error.exit_code
     except KeyboardInterrupt:
         complain("interrupted")
         return INTERRUPTED

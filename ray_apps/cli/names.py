@@ -8,7 +8,8 @@ from difflib import get_close_matches
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from ray_apps.cli.client import Client, Refused, call
+from ray_apps.cli.client import Client, call
+from ray_apps.cli.errors import CommandError, Refused
 
 if TYPE_CHECKING:
     from ray_apps.cli.command import Given
@@ -21,7 +22,7 @@ _SHOWN = 8  # names in a message at most
 _MAY_BE_UNKNOWN = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY})
 
 
-class UnknownName(Exception):  # noqa: N818  # an answer, not an error of ours
+class UnknownName(CommandError):  # noqa: N818  # an answer, not an error of ours
     """A name that the platform does not know; the message says which one is like it, and how to list them."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], *, see: str, place: str = "") -> None:
@@ -92,14 +93,13 @@ class Kind:
     place: str = ""
 
 
-def _listed(path: str, field: str, **query: Any) -> Callable[[Given], list[str]]:
-    """What gets a list of the platform, and gives one field of each row."""
-    return lambda given: _field(given.client.get(path, **query), field)
-
-
 def _versions(given: Given) -> list[str]:
     versions = _field(given.client.get(f"/models/{given.model}/versions"), "version")
     return [*versions, *given.client.get(f"/models/{given.model}")["aliases"]]
+
+
+def _invocations(given: Given) -> list[str]:
+    return _field(given.client.get("/invocations", limit=_SEARCHED), "id")
 
 
 def _functions(given: Given) -> list[str]:
@@ -133,10 +133,6 @@ def _holdouts(given: Given) -> list[str]:
     return _field(given.client.get(f"/models/{given.model}/traffic")["holdouts"], "name")
 
 
-def _layers(given: Given) -> list[str]:
-    return list(given.client.get("/layers"))
-
-
 def _alarms(given: Given) -> list[str]:
     return _field(call(given.client, "standing_alarms", {"model": given.model}), "key")
 
@@ -156,22 +152,19 @@ def _field(rows: Sequence[dict[str, Any]], field: str) -> list[str]:
     return [str(each[field]) for each in rows]
 
 
-# By the name of the argument that takes such a name.
 _OF_MODEL = " of {model}"
 _RUN = Kind("run", _runs, "toque runs list EXPERIMENT")
-KINDS = {
-    "model": Kind("model", _listed("/models", "name"), "toque models list"),
+KINDS = {  # by the name of the argument that takes such a name
+    "model": Kind("model", lambda given: _field(given.client.get("/models"), "name"), "toque models list"),
     "version": Kind("version", _versions, "toque models show {model}", _OF_MODEL),
     "function": Kind("function", _functions, "toque functions"),
-    "invocation": Kind(
-        "invocation", _listed("/invocations", "id", limit=_SEARCHED), "toque invocations list"
-    ),
+    "invocation": Kind("invocation", _invocations, "toque invocations list"),
     "experiment": Kind("experiment", _experiments, "toque experiments"),
     "run": _RUN,
     "runs": _RUN,
     "token": Kind("token", _tokens, "toque token list"),
     "views": Kind("feature view", _views, "toque features"),
-    "layer": Kind("layer", _layers, "toque traffic layer"),
+    "layer": Kind("layer", lambda given: given.client.get("/layers"), "toque traffic layer"),
     "holdout": Kind("holdout", _holdouts, "toque traffic show {model}", _OF_MODEL),
     "monitor": Kind("monitor", _monitors, "toque monitors {model}"),
     "alarm": Kind("alarm", _alarms, "toque incidents {model} -o wide", _OF_MODEL),

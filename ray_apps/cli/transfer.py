@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from ray_apps.cli.client import Client
-from ray_apps.cli.command import Failed, UsageError
+from ray_apps.cli.errors import Failed, UsageError
 from ray_apps.cli.progress import transfer_bar
 
 if TYPE_CHECKING:

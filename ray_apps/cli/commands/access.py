@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from ray_apps.cli.command import add, arg, group, limit
-from ray_apps.cli.output import columns, listing, message
-
-if TYPE_CHECKING:
-    from ray_apps.cli.command import Commands, Given
+from ray_apps.cli.arguments import arg, limit
+from ray_apps.cli.command import Commands, Given, add, group
+from ray_apps.cli.output import columns, listing, message, newest_first
 
 ROLES = ("viewer", "predictor", "operator", "approver", "admin")
 _TOKENS = columns(
     "name | role | made by: created_by | made: created_at | expires: expires_at | revoked: revoked_at",
     wide="ID: id",
 )
-_NAME = arg("name", help="whose it is; stands in every journal entry made with it")
-_ROLE = arg("role", choices=ROLES, help="each may do all that the ones before it may")
-_EXPIRES = arg("--expires", metavar="TIME", help="ISO time with offset (default: never)")
-_TOKEN = arg("token", metavar="name", help="whose token, as `toque token list` shows it")
+_NAME = arg("name", "whose it is; stands in every journal entry made with it")
+_ROLE = arg("role", "each may do all that the ones before it may", choices=ROLES)
+_EXPIRES = arg("--expires TIME", "ISO time with offset (default: never)")
+_TOKEN = arg("token name", "whose token, as `toque token list` shows it")
 
 
 def register(commands: Commands) -> None:
@@ -38,7 +34,7 @@ def _create(given: Given) -> None:
 
 def _list(given: Given) -> None:
     """List the tokens, without their secrets."""
-    found = sorted(given.client.get("/tokens"), key=lambda each: str(each["created_at"]), reverse=True)
+    found = newest_first(given.client.get("/tokens"))
     listing(given.output, _TOKENS, found, empty="there are no tokens", limit=given.limit)
 
 

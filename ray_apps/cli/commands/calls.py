@@ -4,34 +4,29 @@ from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
+from ray_apps.cli.arguments import INVOCATION, arg, flag, limit, read_json
 from ray_apps.cli.client import Client
-from ray_apps.cli.command import INVOCATION, add, arg, find_project_here, flag, group, limit, read_json
+from ray_apps.cli.command import Commands, Given, add, find_project_here, group
 from ray_apps.cli.output import columns, complain, facts, listing, message, value
 from ray_apps.cli.progress import invocation_bar
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from ray_apps.cli.command import Commands, Given
 
 POLL_S = 0.2
 ENDED = frozenset({"succeeded", "dead", "cancelled"})
 STATES = ("queued", "running", "failed", "waiting", "succeeded", "dead", "cancelled")
 
-_FUNCTION = arg("function", metavar="name", help="name of the function, as `toque functions` shows it")
-_FULLY = arg("function", metavar="name", nargs="?", help="function to show in full (default: list all)")
-_ARGUMENTS = arg(
-    "--json", default="{}", metavar="JSON", help="its arguments: a JSON object, @file or - (default: {})"
-)
-_HERE = flag("--here", help="run it in this process, without a platform")
-_RUN_KEY = arg("--key", help="idempotency key: the same key gives the same answer")
-_SUBMIT_KEY = arg("--key", help="idempotency key: the same key gives the same invocation")
-_WAIT = flag("--wait", help="wait for the result and print it")
-_STATE = arg("--state", choices=STATES, help="only those in this state")
-_SIGNAL = arg("name", help="name of the signal that it waits for")
-_VALUE = arg("--json", default="true", metavar="JSON", help="the signal's value (default: true)")
+_FUNCTION = arg("function name", "name of the function, as `toque functions` shows it")
+_FULLY = arg("function name", "function to show in full (default: list all)", nargs="?")
+_ARGUMENTS = arg("--json JSON", "its arguments: a JSON object, @file or - (default: {})", default="{}")
+_HERE = flag("--here", "run it in this process, without a platform")
+_RUN_KEY = arg("--key", "idempotency key: the same key gives the same answer")
+_SUBMIT_KEY = arg("--key", "idempotency key: the same key gives the same invocation")
+_WAIT = flag("--wait", "wait for the result and print it")
+_STATE = arg("--state", "only those in this state", choices=STATES)
+_SIGNAL = arg("name", "name of the signal that it waits for")
+_VALUE = arg("--json JSON", "the signal's value (default: true)", default="true")
 
 
 def register(commands: Commands) -> None:

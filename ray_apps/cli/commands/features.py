@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ray_apps.cli.arguments import arg, limit
 from ray_apps.cli.client import call
-from ray_apps.cli.command import add, arg, limit
+from ray_apps.cli.command import Commands, Given, add
 from ray_apps.cli.output import Column, chosen, columns, listing, say, table
 
-if TYPE_CHECKING:
-    from ray_apps.cli.command import Commands, Given
-
 SAMPLES = 3  # newest rows of a view that are shown
-_VIEW_NAMES = arg(
-    "views", nargs="*", metavar="VIEW", help="name of a view to show feature by feature (default: list all)"
-)
-_HOURS = arg(
-    "--hours",
-    type=float,
-    default=24.0,
-    metavar="H",
-    help="how much of the newest event time is read (default: 24)",
-)
+_VIEW_NAMES = arg("views VIEW", "name of a view to show feature by feature (default: list all)", nargs="*")
+_HOURS = arg("--hours H", "how much of the newest event time is read (default: 24)", type=float, default=24.0)
 
 
 def register(commands: Commands) -> None:

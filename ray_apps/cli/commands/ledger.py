@@ -5,34 +5,25 @@ from __future__ import annotations
 import json
 import math
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
+from ray_apps.cli.arguments import INVOCATION, arg, flag, limit
 from ray_apps.cli.client import Client
-from ray_apps.cli.command import INVOCATION, UsageError, add, arg, flag, limit
+from ray_apps.cli.command import Commands, Given, add
 from ray_apps.cli.commands.calls import exit_code, follow
-from ray_apps.cli.output import Column, chosen, columns, listing, say
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from ray_apps.cli.command import Commands, Given
+from ray_apps.cli.errors import UsageError
+from ray_apps.cli.output import Column, chosen, columns, listing, newest_first, say
 
 # functions.runtime would bring Ray, two seconds; its segments of a log are plain JSON, and so are its receipts.
 
 POLL_S = 0.5
 _OVERLAP_MS = 10_000  # as the runtime's own reader: another process may name its segment by an earlier moment
 
-_FOLLOW = flag("-f", "--follow", help="go on until it has ended; exit code 1 unless it succeeded")
-_TIMES = flag("--times", help="put time, function and source before each line")
-_CPU, _GPU = (
-    arg(
-        f"--{unit.lower()}-hour",
-        type=float,
-        metavar="PRICE",
-        help=f"price of a {unit} for an hour (default: TOQUE_PRICES)",
-    )
-    for unit in ("CPU", "GPU")
-)
+_FOLLOW = flag("-f --follow", "go on until it has ended; exit code 1 unless it succeeded")
+_TIMES = flag("--times", "put time, function and source before each line")
+_CPU = arg("--cpu-hour PRICE", "price of a CPU for an hour (default: TOQUE_PRICES)", type=float)
+_GPU = arg("--gpu-hour PRICE", "price of a GPU for an hour (default: TOQUE_PRICES)", type=float)
 
 
 def register(commands: Commands) -> None:
@@ -90,7 +81,7 @@ def _print(given: Given, lines: _Lines) -> None:
 def _costs(given: Given) -> None:
     """Sum the receipts by function, day and caller, the newest day first."""
     prices = _prices(given)
-    found = sorted(given.client.get("/costs"), key=lambda each: str(each["day"]), reverse=True)
+    found = newest_first(given.client.get("/costs"), "day")
     rows = [each | {"money": _money(each, prices)} for each in found]
     priced, empty = (*_COSTS, Column(str(prices["currency"]), "money")), "no invocation has ended yet"
     listing(given.output, priced, rows, empty=empty, limit=given.limit, total=_total(rows))

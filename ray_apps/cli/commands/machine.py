@@ -14,13 +14,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ray_apps.cli.command import Failed, UsageError, add, arg, find_project_here, flag
+from ray_apps.cli.arguments import arg, flag
+from ray_apps.cli.command import Commands, Given, add, find_project_here
+from ray_apps.cli.errors import Failed, UsageError
 from ray_apps.cli.output import chosen, columns, message, note, table, value
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-    from ray_apps.cli.command import Commands, Given
     from ray_apps.local import Settings
 
 # ray_apps.local is imported by the commands that need it: it brings Redis and the tables, half a second.
@@ -31,19 +32,17 @@ _QUIET = {"RAY_DATA_LOG_LEVEL": "ERROR", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", 
 _DOORS = columns("door | where")
 _PARTS = columns("part: name | answers: up | where")
 
-_PROJECT = arg("--project", metavar="MODULE", help="module of your definitions (default: TOQUE_PROJECT)")
+_PROJECT = arg("--project MODULE", "module of your definitions (default: TOQUE_PROJECT)")
 _CLOCK = arg(
-    "--clock",
-    choices=["system", "replay"],
-    help="whose time counts: the machine's, or one that a driver sets",
+    "--clock", "whose time counts: the machine's, or one that a driver sets", choices=["system", "replay"]
 )
-_STORE = arg("--store", metavar="URL", help="address of the store (default: a folder in the state folder)")
-_REDIS = arg("--redis", metavar="URL", help="address of a Redis (default: one is started)")
-_PORT = arg("--port", type=int, help="port of the HTTP door (default: 8000)")
-_CPUS = arg("--cpus", type=int, metavar="N", help="CPUs that Ray may count on (default: all)")
-_FIXED = flag("--fixed-ports", help="stop at a taken port instead of moving on")
-_ENVIRONMENT = flag("--environment", help="print shell lines for a client, with the token")
-_REST = arg("rest", nargs=argparse.REMAINDER, help="arguments for the demo, after --")
+_STORE = arg("--store URL", "address of the store (default: a folder in the state folder)")
+_REDIS = arg("--redis URL", "address of a Redis (default: one is started)")
+_PORT = arg("--port", "port of the HTTP door (default: 8000)", type=int)
+_CPUS = arg("--cpus N", "CPUs that Ray may count on (default: all)", type=int)
+_FIXED = flag("--fixed-ports", "stop at a taken port instead of moving on")
+_ENVIRONMENT = flag("--environment", "print shell lines for a client, with the token")
+_REST = arg("rest", "arguments for the demo, after --", nargs=argparse.REMAINDER)
 
 
 def register(commands: Commands) -> None:

@@ -9,32 +9,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ray_apps.cli import transfer as files
-from ray_apps.cli.client import Client, Refused, Unreachable
-from ray_apps.cli.command import (
-    FOLDER_HERE,
-    MODEL,
-    VERSION_OR_ALIAS,
-    Failed,
-    UsageError,
-    add,
-    arg,
-    repeatable,
-)
+from ray_apps.cli.arguments import FOLDER_HERE, MODEL, VERSION_OR_ALIAS, arg, read_pair, repeatable
+from ray_apps.cli.client import Client
+from ray_apps.cli.command import Commands, Given, add
+from ray_apps.cli.errors import Failed, Refused, Unreachable
 from ray_apps.cli.names import MLFLOW
 from ray_apps.cli.output import message
 
 if TYPE_CHECKING:
-    from ray_apps.cli.command import Commands, Given
     from registry.store.blobs import LocalFile
 
 _DEFAULT_EXPERIMENT = "0"
 _ALLOW_CODE = "toque.allow_code"
 
-_NAME = arg("name", metavar="model", help="name of the model; a new one is made")
-_SOURCE = arg("source", help="the folder, or one file")
-_DESCRIPTION = arg("--description", default="", help="what the version is, for its card")
-_TAG = repeatable("--tag", "NAME=VALUE", help="a tag of the version")
-_CODE = repeatable("--allow-code", "PATH", help="a file that may execute code and is accepted all the same")
+_NAME = arg("name model", "name of the model; a new one is made")
+_SOURCE = arg("source", "the folder, or one file")
+_DESCRIPTION = arg("--description", "what the version is, for its card", default="")
+_TAG = repeatable("--tag NAME=VALUE", "a tag of the version")
+_CODE = repeatable("--allow-code PATH", "a file that may execute code and is accepted all the same")
 
 
 def register(models: Commands) -> None:
@@ -45,9 +37,9 @@ def register(models: Commands) -> None:
 
 def _register(given: Given) -> None:
     """Register the files of a folder as the next version."""
-    client, tags = given.client, [_tag(text) for text in given.tag]
+    client, tags = given.client, [read_pair(text, "NAME=VALUE, as in --tag team=ops") for text in given.tag]
     if given.allow_code:
-        tags.append({"key": _ALLOW_CODE, "value": ",".join(given.allow_code)})
+        tags.append((_ALLOW_CODE, ",".join(given.allow_code)))
     found = files.local(given.source)
     _require_accepted(found, given.allow_code)
     _ensure(client, given.name)
@@ -58,7 +50,7 @@ def _register(given: Given) -> None:
         "source": f"runs:/{run_id}/model",
         "run_id": run_id,
         "description": given.description,
-        "tags": tags,
+        "tags": [{"key": name, "value": content} for name, content in tags],
     }
     made = client.send("POST", f"{MLFLOW}/model-versions/create", body=body).json()["model_version"]
     size_bytes = sum(each.size for each in found.values())
@@ -114,10 +106,3 @@ def _uploading(client: Client, model: str) -> Iterator[str]:
             client.send("POST", f"{MLFLOW}/runs/update", body={"run_id": run_id, "status": "FAILED"})
         raise
     client.send("POST", f"{MLFLOW}/runs/update", body={"run_id": run_id, "status": "FINISHED"})
-
-
-def _tag(text: str) -> dict[str, str]:
-    name, equals, content = text.partition("=")
-    if not (name and equals):
-        raise UsageError(f"--tag {text!r} has no name and value; write NAME=VALUE, as in team=ops")
-    return {"key": name, "value": content}

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ray_apps.cli.command import MODEL, VERSION_OR_ALIAS, Failed, add, arg, limit, read_json
-from ray_apps.cli.output import Column, columns, facts, listing, message
+from ray_apps.cli.arguments import MODEL, VERSION_OR_ALIAS, arg, limit, read_json
+from ray_apps.cli.client import Client
+from ray_apps.cli.command import Commands, Given, add
+from ray_apps.cli.errors import Failed
+from ray_apps.cli.output import Column, columns, facts, listing, message, newest_first
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from ray_apps.cli.client import Client
-    from ray_apps.cli.command import Commands, Given
     from registry import TableSnapshot
 
 _SET = arg(
-    "--set",
-    metavar="JSON",
-    help='the new policy, as in {"guarded": ["champion"], "approvals": 1, "gates": ["offline"]}, @file or -',
+    "--set JSON",
+    'the new policy, as in {"guarded": ["champion"], "approvals": 1, "gates": ["offline"]}, @file or -',
 )
-_SOURCE = arg("source", help="TABLE@VERSION, a run's ID, or a digest of code or of a feature view")
+_SOURCE = arg("source", "TABLE@VERSION, a run's ID, or a digest of code or of a feature view")
 _DEPENDENTS = columns("model | version | aliases | serves as: arms | created: created_at")
 
 
@@ -66,8 +65,7 @@ def _audit(given: Given) -> None:
 
 def _made_from(given: Given) -> None:
     """List the versions that depend on a piece of data or code."""
-    found = _dependents(given.client, source_of(given.source))
-    rows = sorted(found, key=lambda each: str(each["created_at"]), reverse=True)
+    rows = newest_first(list(_dependents(given.client, source_of(given.source))))
     empty = f"no version was made from {given.source}"
     listing(given.output, _DEPENDENTS, rows, empty=empty, limit=given.limit)
 

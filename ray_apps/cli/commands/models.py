@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ray_apps.cli.command import MODEL, OVERRIDE, REASON, VERSION, add, arg, group, limit
+from ray_apps.cli.arguments import MODEL, OVERRIDE, REASON, VERSION, arg, limit
+from ray_apps.cli.command import Commands, Given, add, group
 from ray_apps.cli.commands import model_files, model_record, signing
-from ray_apps.cli.output import columns, listing, message
+from ray_apps.cli.output import columns, listing, message, newest_first, pairs
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from ray_apps.cli.command import Commands, Given
-
-_COMMENT = arg("--comment", default="", help="what you found; it stands beside your name")
-_EXPECTED = arg(
-    "--expected",
-    type=int,
-    metavar="VERSION",
-    help="the champion this was decided on; another one is an error",
-)
+_COMMENT = arg("--comment", "what you found; it stands beside your name", default="")
+_EXPECTED = arg("--expected VERSION", "the champion this was decided on; another one is an error", type=int)
 
 
 def register(commands: Commands) -> None:
@@ -38,7 +29,7 @@ def register(commands: Commands) -> None:
 
 def _list(given: Given) -> None:
     """List the models, the newest first."""
-    found = sorted(given.client.get("/models"), key=lambda each: str(each["created_at"]), reverse=True)
+    found = newest_first(given.client.get("/models"))
     listing(given.output, _MODELS, found, empty="there are no models", limit=given.limit)
 
 
@@ -83,10 +74,6 @@ def _promote(given: Given) -> None:
     message(given.output, f"{given.model}@{given.version} is the champion", version)
 
 
-def _pairs(values: Mapping[str, Any]) -> list[str]:
-    return [f"{name}={each}" for name, each in values.items()]
-
-
 def _gates(version: dict[str, Any]) -> list[str]:
     return [f"{name} {'passed' if gate['passed'] else 'failed'}" for name, gate in version["gates"].items()]
 
@@ -101,11 +88,7 @@ _MODELS = columns(
     "model: name | versions | aliases | created: created_at | description",
     wide="tags",
     texts="description",
-    values={
-        "versions": lambda row: len(row["versions"]),
-        "aliases": lambda row: _pairs(row["aliases"]),
-        "tags": lambda row: _pairs(row["tags"]),
-    },
+    values={"versions": lambda row: len(row["versions"]), "aliases": pairs("aliases"), "tags": pairs("tags")},
 )
 _VERSIONS = columns(
     "version | status | aliases | gates | approved by | author | created: created_at",
@@ -116,7 +99,7 @@ _VERSIONS = columns(
         "approved by": lambda row: [one["actor"] for one in row["approvals"] if one["approved"]],
         "files": lambda row: len(row["files"]),
         "bytes": lambda row: sum(each["size"] for each in row["files"].values()),
-        "tags": lambda row: _pairs(row["tags"]),
+        "tags": pairs("tags"),
     },
 )
 _HISTORY = columns(

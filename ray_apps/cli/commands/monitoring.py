@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ray_apps.cli.arguments import MODEL, REASON_REQUIRED, arg, limit
 from ray_apps.cli.client import call
-from ray_apps.cli.command import MODEL, REASON_REQUIRED, add, arg, group, limit
+from ray_apps.cli.command import Commands, Given, add, group
 from ray_apps.cli.names import ask, require, require_model
 from ray_apps.cli.output import chosen, columns, facts_and_table, listing, message, note, value
 
-if TYPE_CHECKING:
-    from ray_apps.cli.command import Commands, Given
-
-_ALARM = arg(
-    "--alarm",
-    metavar="KEY",
-    help="as `toque incidents MODEL -o wide` shows it (default: the newest alarm)",
-)
-_ALERT = arg("alert", metavar="about", help="MONITOR/SUBJECT, as `toque alerts status MODEL` shows it")
-_ABOUT = arg("about", help="MONITOR/SUBJECT as alerts name it, a monitor, or '*' for everything")
-_HOURS = arg("--hours", type=float, required=True, metavar="H", help="how long; 0 ends a silence")
+_ALARM = arg("--alarm KEY", "as `toque incidents MODEL -o wide` shows it (default: the newest alarm)")
+_ALERT = arg("alert about", "MONITOR/SUBJECT, as `toque alerts status MODEL` shows it")
+_ABOUT = arg("about", "MONITOR/SUBJECT as alerts name it, a monitor, or '*' for everything")
+_HOURS = arg("--hours H", "how long; 0 ends a silence", type=float, required=True)
 
 
 def register(commands: Commands) -> None:

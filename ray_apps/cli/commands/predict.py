@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ray_apps.cli.command import MODEL, UsageError, add, arg, flag, read_json, repeatable
+from ray_apps.cli.arguments import MODEL, arg, flag, read_json, read_pair, repeatable
+from ray_apps.cli.command import Commands, Given, add
+from ray_apps.cli.errors import UsageError
 from ray_apps.cli.output import value
 
-if TYPE_CHECKING:
-    from ray_apps.cli.command import Commands, Given
-
-_VERSION = arg("--version", type=int, metavar="N", help="ask this version, whatever the traffic policy says")
-_REQUEST = arg(
-    "--json", metavar="JSON", help="a whole inference request (Open Inference Protocol), @file or -"
-)
-_ENTITIES = arg(
-    "--entities", metavar="JSON", help='join keys of each row, as in \'[{"airport": "JFK"}]\', @file or -'
-)
+_VERSION = arg("--version N", "ask this version, whatever the traffic policy says", type=int)
+_REQUEST = arg("--json JSON", "a whole inference request (Open Inference Protocol), @file or -")
+_ENTITIES = arg("--entities JSON", 'join keys of each row, as in \'[{"airport": "JFK"}]\', @file or -')
 _VALUES = arg(
-    "--request",
-    metavar="JSON",
-    help="values known only at request time, a row for each of the entities, @file or -",
+    "--request JSON", "values known only at request time, a row for each of the entities, @file or -"
 )
-_UNIT = arg("--unit", help="user or thing that the traffic policy keeps on one arm")
-_ATTRIBUTE = repeatable("--attribute", "NAME=VALUE", help="an attribute that the policy's rules look at")
-_EXPLAIN = flag("--explain", help="say what each feature added to the answer")
-_ID = arg("--id", help="prediction ID (default: a fresh one)")
+_UNIT = arg("--unit", "user or thing that the traffic policy keeps on one arm")
+_ATTRIBUTE = repeatable("--attribute NAME=VALUE", "an attribute that the policy's rules look at")
+_EXPLAIN = flag("--explain", "say what each feature added to the answer")
+_ID = arg("--id", "prediction ID (default: a fresh one)")
 _ARGUMENTS = (MODEL, _VERSION, _REQUEST, _ENTITIES, _VALUES, _UNIT, _ATTRIBUTE, _EXPLAIN, _ID)
 
 
@@ -56,12 +49,9 @@ def request_of(given: Given) -> dict[str, Any]:
 def _parameters(given: Given) -> dict[str, Any]:
     """The request's parameters; those that only go with keys are left out beside a whole request. Raises: UsageError."""
     found: dict[str, Any] = {"explain": True} if given.explain else {}
-    pairs = [text.partition("=") for text in given.attribute]
-    for name, equals, _ in pairs:
-        if not (name and equals):
-            raise UsageError(f"--attribute {name!r}: write NAME=VALUE, as in country=NL")
-    if pairs:
-        found["attributes"] = {name: text for name, _, text in pairs}
+    if given.attribute:
+        pairs = (read_pair(text, "NAME=VALUE, as in --attribute country=NL") for text in given.attribute)
+        found["attributes"] = dict(pairs)
     if given.entities is not None:
         found |= {"entities": read_json(given.entities)}
         found |= {"request": read_json(given.request)} if given.request else {}

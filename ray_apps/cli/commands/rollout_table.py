@@ -10,8 +10,9 @@ from time import sleep
 from typing import TYPE_CHECKING, Any
 
 from ray_apps.cli.client import Client, call
-from ray_apps.cli.command import INTERRUPTED
-from ray_apps.cli.output import Format, columns, laid_out, say, wrapped
+from ray_apps.cli.errors import INTERRUPTED
+from ray_apps.cli.layout import laid_out, wrapped
+from ray_apps.cli.output import Format, columns, percent, say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,9 +39,12 @@ def follow(
 
 def _printed(looks: Iterator[dict[str, Any]], output: Format | None) -> Iterator[dict[str, Any]]:
     """Print each look that is not like the one before, a line each."""
-    for look in _changes(looks):
-        say(json.dumps(look) if output == "json" else f"{look['at'][:16]}Z {line(look)}")
-        sys.stdout.flush()  # whoever reads a pipe follows, too
+    said = ""
+    for look in looks:
+        if line(look) != said:
+            said = line(look)
+            say(json.dumps(look) if output == "json" else f"{look['at'][:16]}Z {said}")
+            sys.stdout.flush()  # whoever reads a pipe follows, too
         yield look
 
 
@@ -92,14 +96,6 @@ def _looks(client: Client, model: str) -> Iterator[dict[str, Any]]:
         sleep(POLL_S)
 
 
-def _changes(looks: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    said = ""
-    for look in looks:
-        if line(look) != said:
-            yield look
-        said = line(look)
-
-
 def _title(look: dict[str, Any]) -> str:
     versions = ", ".join(map(str, look["challengers"]))
     paused = ", paused" if look["paused"] and look["is_open"] else ""
@@ -119,7 +115,7 @@ def effect(each: dict[str, Any]) -> str:
 
 _ARMS = columns(
     "arm | version | share | answers | errors | slow | units",
-    values={"share": lambda row: None if row["share"] is None else f"{row['share']:.2%}"},
+    values={"share": lambda row: percent(row["share"])},
 )
 _EFFECTS = columns(
     "version | paired labels: labels | improvement in loss", values={"improvement in loss": effect}

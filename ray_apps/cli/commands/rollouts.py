@@ -3,61 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ray_apps.cli.command import (
-    MODEL,
-    REASON,
-    REASON_REQUIRED,
-    VERSION,
-    add,
-    arg,
-    flag,
-    group,
-    limit,
-    read_json,
-)
+from ray_apps.cli.arguments import MODEL, REASON, REASON_REQUIRED, VERSION, arg, flag, limit, read_json
+from ray_apps.cli.command import Commands, Given, add, group
 from ray_apps.cli.commands import rollout_table
 from ray_apps.cli.names import ask, require, require_model
 from ray_apps.cli.output import chosen, columns, facts, listing, message, value
 
-if TYPE_CHECKING:
-    from ray_apps.cli.command import Commands, Given
-
 _FOLLOW = flag(
-    "-f",
-    "--follow",
-    "--watch",
-    help="show the newest one until it has ended; exit code 1 unless it was promoted",
+    "-f --follow --watch", "show the newest one until it has ended; exit code 1 unless it was promoted"
 )
 _RIVALS = arg(
-    "--rivals",
+    "--rivals VERSION",
+    "further versions in the same shadow; the best goes on",
     type=int,
     nargs="*",
     default=[],
-    metavar="VERSION",
-    help="further versions in the same shadow; the best goes on",
 )
 _POLICY = arg(
-    "--policy",
-    metavar="JSON",
-    help='as in {"canary_share": 0.05}, @file or -; default: what the project declares for the model',
+    "--policy JSON",
+    'as in {"canary_share": 0.05}, @file or -; default: what the project declares for the model',
 )
-_EFFECT = arg("--effect", type=float, help="improvement in mean loss (default: 2 %% of the champion's loss)")
-_DAYS = arg(
-    "--days", type=int, default=28, metavar="N", help="past days of the log to plan from (default: 28)"
-)
-_NUMBER = arg(
-    "--rollout",
-    type=int,
-    metavar="NUMBER",
-    help="as `toque rollout status` shows it (default: the newest)",
-)
-_ENTRY = arg("entry", type=int, help="number of the decision's entry in the journal")
+_EFFECT = arg("--effect", "improvement in mean loss (default: 2 %% of the champion's loss)", type=float)
+_DAYS = arg("--days N", "past days of the log to plan from (default: 28)", type=int, default=28)
+_NUMBER = arg("--rollout NUMBER", "as `toque rollout status` shows it (default: the newest)", type=int)
+_ENTRY = arg("entry", "number of the decision's entry in the journal", type=int)
 _ACTION = arg(
-    "action",
-    choices=["promote", "roll_back", "inconclusive"],
-    help="how it ends; the last leaves the champion",
+    "action", "how it ends; the last leaves the champion", choices=["promote", "roll_back", "inconclusive"]
 )
 
 

@@ -5,36 +5,34 @@ By MLflow's protocol, which the platform speaks anyway.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ray_apps.cli import transfer as files
-from ray_apps.cli.command import FOLDER_HERE, RUN, RUNS, Failed, add, arg, group, limit, repeatable
+from ray_apps.cli.arguments import FOLDER_HERE, RUN, RUNS, arg, limit, repeatable
+from ray_apps.cli.client import Client
+from ray_apps.cli.command import Commands, Given, add, group
+from ray_apps.cli.errors import Failed
 from ray_apps.cli.names import MLFLOW, UnknownName, experiments, require
-from ray_apps.cli.output import Column, columns, facts, listing, message, note, table
-
-if TYPE_CHECKING:
-    from ray_apps.cli.client import Client
-    from ray_apps.cli.command import Commands, Given
+from ray_apps.cli.output import Column, columns, facts, listing, message, note, pairs, table
 
 # registry is imported by what needs it: it brings the tables, a third of a second.
 
-_EXPERIMENT = arg("experiment", help="ID or title, as `toque experiments` shows them")
+_EXPERIMENT = arg("experiment", "ID or title, as `toque experiments` shows them")
 _WHERE = arg(
-    "--where",
+    "--where CONDITION",
+    "only runs that meet it, as in: metrics.log_loss < 0.5 and params.lr = '0.01'",
     default="",
-    metavar="CONDITION",
-    help="only runs that meet it, as in: metrics.log_loss < 0.5 and params.lr = '0.01'",
 )
-_ORDER = repeatable("--order", "FIELD", help="order by it instead, as in: metrics.log_loss ASC")
-_METRIC = arg("metric", help="name of the metric, as `toque runs show RUN` shows it")
-_SAVE = arg("--save", default="runs.html", metavar="FILE", help="where the page goes (default: %(default)s)")
-_PATH = arg("path", nargs="?", default="", help="a file or folder of it (default: all)")
-_SOURCE = arg("source", help="the file or folder here")
-_TO = arg("--to", default="", metavar="FOLDER", help="folder of the run that they go to (default: its root)")
+_ORDER = repeatable("--order FIELD", "order by it instead, as in: metrics.log_loss ASC")
+_METRIC = arg("metric", "name of the metric, as `toque runs show RUN` shows it")
+_SAVE = arg("--save FILE", "where the page goes (default: %(default)s)", default="runs.html")
+_PATH = arg("path", "a file or folder of it (default: all)", nargs="?", default="")
+_SOURCE = arg("source", "the file or folder here")
+_TO = arg("--to FOLDER", "folder of the run that they go to (default: its root)", default="")
 
 
 def register(commands: Commands) -> None:
@@ -76,15 +74,12 @@ def _experiments(given: Given) -> None:
 
 def _list(given: Given) -> None:
     """List an experiment's runs, the newest first."""
-    require(given, "experiment", given.experiment)
     ids = {each["name"]: each["experiment_id"] for each in experiments(given.client)}
     named = ids.get(given.experiment, given.experiment)
-    asked = {
-        "experiment_ids": [named],
-        "filter": given.where,
-        "order_by": given.order,
-        "max_results": given.limit + 1,
-    }
+    if named not in ids.values():
+        require(given, "experiment", named)
+    asked = {"experiment_ids": [named], "filter": given.where, "order_by": given.order}
+    asked["max_results"] = given.limit + 1
     found = given.client.send("POST", f"{MLFLOW}/runs/search", body=asked).json()["runs"]
     rows = [_plain(run["info"], run["data"]) for run in found]
     empty = f"experiment {named} has no run{' that meets the condition' if given.where else ''}"
@@ -173,11 +168,6 @@ def _plain(info: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _pairs(field: str) -> Callable[[dict[str, Any]], str]:
-    """What gives a field that holds values by name as text: `loss=0.5, auc=0.75`."""
-    return lambda row: ", ".join(f"{name}={each}" for name, each in row[field].items())
-
-
 def _moment(at_ms: int) -> datetime:
     return datetime.fromtimestamp(at_ms / 1000, UTC)
 
@@ -186,7 +176,7 @@ def _time(at_ms: int) -> str:
     return _moment(at_ms).isoformat(timespec="seconds")
 
 
-_VALUES = {each: _pairs(each) for each in ("metrics", "params", "tags")} | {"files, bytes": _pairs("files")}
+_VALUES = {each: pairs(each) for each in ("metrics", "params", "tags")} | {"files, bytes": pairs("files")}
 _EXPERIMENTS = columns("experiment: id | title | since")
 _RUNS = columns(
     "run: id | name | status | started | metrics | params",

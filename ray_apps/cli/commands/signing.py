@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ray_apps.cli.command import MODEL, VERSION, Failed, UsageError, add, arg, read_file
+from ray_apps.cli.arguments import MODEL, VERSION, arg, read_file
+from ray_apps.cli.command import Commands, Given, add
+from ray_apps.cli.errors import Failed, UsageError
 from ray_apps.cli.output import message
-
-if TYPE_CHECKING:
-    from ray_apps.cli.command import Commands, Given
 
 # registry is imported by what needs it: it brings the tables, a third of a second.
 
-_KEY = arg("--key", required=True, metavar="FILE", help="PEM file of an elliptic-curve private key")
-_PASSWORD = arg("--password-file", metavar="FILE", help="file with the key's password")
-_PUBLIC = arg("--public-key", required=True, metavar="FILE", help="PEM file of the signer's public key")
-_SAVE = arg(
-    "--save", metavar="FILE", help="write the signature there, as `model_signing verify key` reads it"
-)
+_KEY = arg("--key FILE", "PEM file of an elliptic-curve private key", required=True)
+_PASSWORD = arg("--password-file FILE", "file with the key's password")
+_PUBLIC = arg("--public-key FILE", "PEM file of the signer's public key", required=True)
+_SAVE = arg("--save FILE", "write the signature there, as `model_signing verify key` reads it")
 
 
 def register(models: Commands) -> None:

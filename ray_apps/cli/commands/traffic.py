@@ -4,55 +4,35 @@ from __future__ import annotations
 
 import re
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ray_apps.cli.command import (
-    MODEL,
-    OVERRIDE,
-    REASON,
-    Failed,
-    UsageError,
-    add,
-    arg,
-    group,
-    limit,
-    repeatable,
-)
+from ray_apps.cli.arguments import MODEL, OVERRIDE, REASON, arg, limit, read_pair, repeatable
+from ray_apps.cli.command import Commands, Given, add, group
+from ray_apps.cli.errors import Failed, UsageError
 from ray_apps.cli.names import require
-from ray_apps.cli.output import Column, columns, listing, message, table
-
-if TYPE_CHECKING:
-    from ray_apps.cli.command import Commands, Given
+from ray_apps.cli.output import Column, columns, listing, message, percent, table
 
 _ARMS = arg(
-    "arms",
+    "arms ARM=VERSION:SHARE",
+    "an arm beside the champion, which has the rest; without any, the champion has it all",
     nargs="*",
-    metavar="ARM=VERSION:SHARE",
-    help="an arm beside the champion, which has the rest; without any, the champion has it all",
 )
-_SHADOW = repeatable("--shadow", "VERSION", type=int, help="a version that is asked too and answers nobody")
+_SHADOW = repeatable("--shadow VERSION", "a version that is asked too and answers nobody", type=int)
 _LAYER_SHARE = arg(
-    "--layer",
-    dest="layer_share",
-    metavar="NAME:SHARE",
-    help="the part of a layer that the arms share, as in growth:0.2",
+    "--layer NAME:SHARE", "the part of a layer that the arms share, as in growth:0.2", dest="layer_share"
 )
 _RULE = repeatable(
-    "--rule",
-    "NAME=VERSION:CONDITION",
-    help="requests whose attributes meet it go there before the split, as in 'eu=5:country in NL,BE and app >= 4'",
+    "--rule NAME=VERSION:CONDITION",
+    "requests whose attributes meet it go there before the split, as in 'eu=5:country in NL,BE and app >= 4'",
 )
 _EXPECTED = arg(
-    "--expected",
-    type=int,
-    metavar="ENTRY",
-    help="entry of the split this was decided on; a newer one is an error",
+    "--expected ENTRY", "entry of the split this was decided on; a newer one is an error", type=int
 )
-_LAYER = arg("layer", metavar="name", nargs="?", help="name of the layer (default: list all)")
+_LAYER = arg("layer name", "name of the layer (default: list all)", nargs="?")
 _OF_HOLDOUT = "of the holdout; models that use the same name hold out the same units"
-_NEW_HOLDOUT = arg("name", help=_OF_HOLDOUT)
-_HOLDOUT = arg("holdout", metavar="name", help=_OF_HOLDOUT)
-_SHARE = arg("share", type=float, help="part of all units, above 0 and below 1, as in 0.05")
+_NEW_HOLDOUT = arg("name", _OF_HOLDOUT)
+_HOLDOUT = arg("holdout name", _OF_HOLDOUT)
+_SHARE = arg("share", "part of all units, above 0 and below 1, as in 0.05", type=float)
 
 
 def register(commands: Commands) -> None:
@@ -67,17 +47,14 @@ def register(commands: Commands) -> None:
 
 
 def arm_of(text: str) -> tuple[str, dict[str, Any]]:
-    """An arm from `name=version:share`. Raises: UsageError."""
-    name, equals, rest = text.partition("=")
-    version, colon, share = rest.partition(":")
+    """Read an arm from `name=version:share`. Raises: UsageError."""
+    wanted = "NAME=VERSION:SHARE, as in canary=5:0.1"
+    name, target = read_pair(text, wanted)
+    version, _, share = target.partition(":")
     try:
-        if not (name and equals and colon):
-            raise ValueError(text)  # noqa: TRY301  # one message for all
         return name, {"version": int(version), "share": float(share)}
     except ValueError as error:
-        raise UsageError(
-            f"{text!r} does not name an arm; write NAME=VERSION:SHARE, as in canary=5:0.1"
-        ) from error
+        raise UsageError(f"{text!r} does not name an arm; write {wanted}") from error
 
 
 _CONDITION = re.compile(r"\s*([\w.-]+)(?:\s+(in|prefix)\s+|\s*(<=|>=|<|>)\s*)(\S.*?)\s*", re.DOTALL)
@@ -94,11 +71,7 @@ def rule_of(text: str) -> dict[str, Any]:
             "prefix, <, <=, > or >="
         )
     when = [
-        {
-            "attribute": one[1],
-            "op": one[2] or one[3],
-            "values": [each.strip() for each in one[4].split(",")],
-        }
+        {"attribute": one[1], "op": one[2] or one[3], "values": [each.strip() for each in one[4].split(",")]}
         for one in found
         if one is not None
     ]
@@ -208,10 +181,6 @@ def _conditions(rule: dict[str, Any]) -> str:
     return " and ".join(f"{one['attribute']} {one['op']} {','.join(one['values'])}" for one in rule["when"])
 
 
-def _percent(share: float | None) -> str | None:
-    return None if share is None else f"{share:.2%}"
-
-
 def _spans(part: dict[str, Any]) -> str:
     return ", ".join(f"{start}-{stop - 1}" for start, stop in part["buckets"])
 
@@ -220,10 +189,10 @@ _SPLIT = (
     Column("kind", itemgetter(0)),
     Column("name", itemgetter(1)),
     Column("version", itemgetter(2)),
-    Column("share", lambda row: _percent(row[3])),
+    Column("share", lambda row: percent(row[3])),
     Column("note", itemgetter(4), text=True),
 )
 _PARTS = columns(
     "model | part | buckets | in use: used",
-    values={"part": lambda row: _percent(row["share"]), "buckets": _spans},
+    values={"part": lambda row: percent(row["share"]), "buckets": _spans},
 )

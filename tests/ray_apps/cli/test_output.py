@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_apps.cli import output as show
-from ray_apps.cli.output import Column, laid_out, shortened
+from ray_apps.cli.layout import laid_out, shortened
+from ray_apps.cli.output import Column
 
 WIDTHS = st.integers(min_value=1, max_value=200)
 IDENTIFIERS = st.text("0123456789abcdef", min_size=1, max_size=40)
@@ -180,6 +181,32 @@ def test_a_listing_says_that_there_are_more_and_that_there_is_nothing(capsys: An
 def test_tsv_keeps_a_row_on_a_line(capsys: Any) -> None:
     show.table("tsv", (Column("text", "text"), Column("none", "none")), [{"text": "a\tb\nc\\", "none": None}])
     assert capsys.readouterr().out == "text\tnone\na\\tb\\nc\\\\\t\n"
+
+
+def test_columns_are_made_of_headings_and_keys(capsys: Any) -> None:
+    made = show.columns(
+        "ID: id | status | CPU, s: receipt.cpu_s | twice",
+        wide="why: failure",
+        texts="why",
+        values={"twice": lambda row: 2 * row["id"]},
+    )
+    assert [(each.heading, each.text, each.wide) for each in made] == [
+        ("ID", False, False),
+        ("status", False, False),
+        ("CPU, s", False, False),
+        ("twice", False, False),
+        ("why", True, True),
+    ]
+    rows = [
+        {"id": 1, "status": "dead", "receipt": None, "failure": "out of gas"},
+        {"id": 2, "status": "done", "receipt": {"cpu_s": 0.5}, "failure": None},
+    ]
+    show.table("tsv", made, rows)
+    assert capsys.readouterr().out == "ID\tstatus\tCPU, s\ttwice\n1\tdead\t\t2\n2\tdone\t0.5\t4\n"
+    with pytest.raises(KeyError):
+        made[2].of({"receipt": {}})
+    with pytest.raises(ValueError, match="no column has the heading \\['whi'\\]"):
+        show.columns("id", texts="whi")
 
 
 def test_an_error_is_one_line(capsys: Any) -> None:

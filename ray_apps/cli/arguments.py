@@ -1,0 +1,108 @@
+"""Describes the arguments of commands, those that several share once, and reads what they hold."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray_apps.cli.errors import UsageError
+from ray_apps.cli.output import FORMATS
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """An argument of a command: its names and options, as `argparse` takes them."""
+
+    names: tuple[str, ...]
+    options: dict[str, Any]
+
+
+def arg(form: str, help: str, **options: Any) -> Argument:  # noqa: A002  # argparse's word
+    """Describe an argument by the form a reader sees, as in "-f --flag VALUE", or a positional one by its name.
+
+    A positional argument that is shown by another word has that after its name. options: as `argparse` takes them.
+    """
+    words = form.split()
+    names = tuple(each for each in words if each.startswith("-")) or (words[0],)
+    shown = {"metavar": words[-1]} if len(words) > len(names) else {}
+    return Argument(names, {"help": help, **shown, **options})
+
+
+def flag(form: str, help: str) -> Argument:  # noqa: A002  # argparse's word
+    """Describe an option without a value."""
+    return arg(form, help, action="store_true")
+
+
+def repeatable(form: str, help: str, **options: Any) -> Argument:  # noqa: A002  # argparse's word
+    """Describe an option that may be given more than once."""
+    return arg(form, f"{help}; repeatable", action="append", default=[], **options)
+
+
+def limit(default: int | None = 30) -> Argument:
+    """Describe `--limit` of a command that lists; without a default it lists everything."""
+    shown = "all" if default is None else default
+    text = f"how many rows to list, the newest first (default: {shown})"
+    return arg("--limit N", text, type=_positive, default=default)
+
+
+# The names of these arguments are those of `ray_apps.cli.names.KINDS`, which knows how to look an unknown one up.
+MODEL = arg("model", "name of the model, as `toque models list` shows it")
+VERSION = arg("version", "number of the version, as `toque models show MODEL` shows it", type=int)
+VERSION_OR_ALIAS = arg("version", "number of the version, or an alias such as champion")
+INVOCATION = arg("invocation id", "ID of the invocation, as `toque invocations list` shows it")
+RUN = arg("run", "ID of the run, as `toque runs list EXPERIMENT` shows it")
+RUNS = arg("runs RUN", RUN.options["help"], nargs="+")
+
+REASON = arg("--reason", "why; it stands in the journal beside your name", default="")
+REASON_REQUIRED = arg("--reason", REASON.options["help"], required=True)
+OVERRIDE = arg(
+    "--override REASON",
+    "REASON of an emergency change against the model's policy; the version keeps the mark for ever",
+    default="",
+)
+FOLDER_HERE = arg("--to FOLDER", "where the files go (default: here)", default=".")
+OUTPUT = arg(
+    "-o --output",
+    "table: texts shortened to fit the terminal; wide: more columns, nothing shortened; tsv: tab-separated, "
+    "with a header line; json (default: table at a terminal, else tsv)",
+    choices=FORMATS,
+)
+JSON = arg("--json", "short for -o json", action="store_const", const="json", dest="output")
+
+
+def read_json(text: str) -> Any:
+    """A JSON value from the command line: itself, `@file`, or `-` for standard input. Raises: UsageError."""
+    if text == "-":
+        text = sys.stdin.read()
+    elif text.startswith("@"):
+        text = read_file(text[1:]).decode()
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"this is not JSON: {text[:80]!r}: {error}") from error
+
+
+def read_file(path: str) -> bytes:
+    """The content of a file that the command line names. Raises: UsageError."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {path!r}: {error.strerror}") from error
+
+
+def read_pair(text: str, wanted: str) -> tuple[str, str]:
+    """The two sides of NAME=VALUE. wanted: an option's form with an example, for the error. Raises: UsageError."""
+    name, equals, content = text.partition("=")
+    if not (name and equals):
+        raise UsageError(f"{text!r} has no name and value; write {wanted}")
+    return name, content
+
+
+def _positive(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
