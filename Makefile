@@ -6,7 +6,7 @@ PROJECT ?= examples.flights
 BIN := .venv/bin
 STAMP := .venv/.installed
 BENCHMARKS := counter features features_big functions kernels registry sweeps training workers monitoring.bounds \
-  serving.throughput serving.dedicated serving.log serving.policy serving.pool statistics.bounds statistics.peeking
+  serving.throughput serving.dedicated serving.prediction_log serving.policy serving.pool statistics.bounds statistics.peeking
 
 help: ## print the targets
 	@grep -hE '^[a-z0-9-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-11s %s\n", $$1, $$2}'

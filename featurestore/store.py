@@ -22,7 +22,7 @@ from featurestore.definitions.views import (
 )
 from featurestore.errors import InvalidRows, OnlineStoreUnavailable, UnknownDefinition, UnreadableRow
 from featurestore.offline.historical import RetrievalJob
-from featurestore.offline.join import check_entities, stored_view
+from featurestore.offline.pinned_retrieval import check_entities, stored_view
 from featurestore.offline.tables import OfflineStore
 from featurestore.online.materialize import Materialized, Materializer, Progress
 from featurestore.online.redis_store import OnlineStore

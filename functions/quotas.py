@@ -1,7 +1,7 @@
 """Quotas of teams for experiments: what runs within them, and what waits for its turn.
 
 A training, sweep or batch inference that is submitted is an experiment. It takes a slot of its team's quota while it runs,
-and waits in the ledger until there is one; `functions.runtime.durable.admission` decides the order.
+and waits in the ledger until there is one; `functions.runtime.durable.quota_admission` decides the order.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict
 
 from functions.runtime import catalog
 from functions.runtime.context import context
-from functions.runtime.durable.admission import (
+from functions.runtime.durable.invocation import ledger_of
+from functions.runtime.durable.quota_admission import (
     EVERYONE,
     Quota,
     QuotaRequest,
@@ -20,7 +21,6 @@ from functions.runtime.durable.admission import (
     blocking_quota,
     team_of,
 )
-from functions.runtime.durable.invocation import ledger_of
 from functions.runtime.durable.quota_slots import demand_of, quotas_in
 from functions.runtime.durable.record import Record
 from functions.runtime.function import function

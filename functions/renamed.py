@@ -54,13 +54,13 @@ RENAMED = (
     moved(
         "functions.runtime",
         "functions.runtime.run",
-        "capture cluster deadline fanout nursery=forkserver local log niceness work=execution "
-        "warm=worker_pool",
+        "capture cluster deadline fanout nursery=forkserver local=local_run log niceness work=execution "
+        "warm=warm_workers",
     )
     | moved(
         "functions.runtime",
         "functions.runtime.durable",
-        "admission attendance=attempt slots=concurrency dead_letters executor invocation "
+        "admission=quota_admission attendance=attempt slots=concurrency dead_letters executor invocation "
         "lease=heartbeat ledger places=quota_slots queue record memo=result_cache values "
         "versions=code_versions workflow",
     )
@@ -93,7 +93,7 @@ RENAMED = (
     | moved(
         "functions.training",
         "functions.tuning",
-        "asking=tpe halving=tune_asha rungs=asha population=tune_pbt generations=pbt_state "
+        "asking=tpe halving=ray_tune_asha rungs=asha population=ray_tune_pbt generations=pbt_state "
         "descent=pbt_lineage space sweeping=sweep telling=epoch_metrics tracking trials",
     )
     | moved("functions", "functions.features", "features=jobs")
@@ -130,12 +130,16 @@ RENAMED = (
     | moved(
         "functions.monitoring", "functions.monitoring.estimates", "estimate=classes estimate_numbers=numbers"
     )
-    | moved("functions.monitoring", "functions.monitoring.diagnosis", "explain causes")
+    | moved(
+        "functions.monitoring",
+        "functions.monitoring.diagnosis",
+        "explain=slices_and_features causes=what_changed",
+    )
     | moved("functions.rollout", "functions.rollout", "sight=status gather=evidence_reader")
     | moved(
         "functions.rollout",
         "functions.rollout.judge",
-        "decide guards interval arms verdict look=rule_input slo",
+        "decide guards=rollback_rules interval arms verdict look=rule_input slo",
     )
     | moved(
         "functions.rollout",
@@ -144,7 +148,11 @@ RENAMED = (
     )
     | moved("functions.rollout", "functions.rollout.planning", "plan planning=jobs replay")
     | moved("functions.prediction_log", "functions.prediction_log", "places=wal_root shared=scan_cache")
-    | moved("functions.evaluation", "functions.evaluation", "demands=extra_checks kinds=outcome_kinds")
+    | moved(
+        "functions.evaluation",
+        "functions.evaluation",
+        "demands=extra_checks kinds=outcome_kinds offline=offline_gate",
+    )
     | moved("functions.alerting", "functions.alerting", "shapes=payloads")
     | moved("functions.reporting", "functions.reporting", "parts=html")
 )

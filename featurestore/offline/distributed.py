@@ -24,8 +24,15 @@ from featurestore.definitions.expectations import Freshness
 from featurestore.definitions.fields import EVENT_DAY, EVENT_TIMESTAMP
 from featurestore.definitions.views import FeatureView, Projection
 from featurestore.errors import InvalidRows, UnknownDefinition
-from featurestore.offline.join import PinnedRetrieval, attach, check_entities, finish, stored_view, typed_keys
 from featurestore.offline.partitioning import ENTITIES, PART, ROWS, Hashes, key_hashes, pack, unpack
+from featurestore.offline.pinned_retrieval import (
+    PinnedRetrieval,
+    attach,
+    check_entities,
+    finish,
+    stored_view,
+    typed_keys,
+)
 from featurestore.offline.prefilter import Prefilter
 from featurestore.offline.tables import File, OfflineStore, Version, scan, storable
 from featurestore.retrieval import Features, Retrieval

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from featurestore.definitions.views import Projection
-from featurestore.offline.join import PinnedRetrieval, attach, finish, stored_view
+from featurestore.offline.pinned_retrieval import PinnedRetrieval, attach, finish, stored_view
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -19,7 +19,7 @@ from featurestore.definitions.fields import Field
 from featurestore.definitions.on_demand import column_of, to_python
 from featurestore.definitions.views import FeatureView, Projection
 from featurestore.errors import InvalidRows, UnreadableRow
-from featurestore.offline.join import stored_view
+from featurestore.offline.pinned_retrieval import stored_view
 from featurestore.online.keys import RequestKeys
 from featurestore.retrieval import Retrieval
 

@@ -20,7 +20,7 @@ from functions.evaluation.metrics.probabilities import (
     log_loss,
     row_log_loss,
 )
-from functions.evaluation.offline import GateResult, evaluate_gate, predict_table
+from functions.evaluation.offline_gate import GateResult, evaluate_gate, predict_table
 from functions.evaluation.offpolicy import OffPolicy, doubly_robust, ips, snips
 
 __all__ = [

@@ -6,7 +6,7 @@ Knows logged predictions, labels and statistics. Must not know how models are tr
 from typing import TYPE_CHECKING
 
 from functions.monitoring.alarms import TOPIC, Alarm, Alarms
-from functions.monitoring.diagnosis.explain import ChangeFindings, SliceFindings, SliceOptions
+from functions.monitoring.diagnosis.slices_and_features import ChangeFindings, SliceFindings, SliceOptions
 from functions.monitoring.drift.dataset_sketches import reference_of_dataset, sketch_dataset
 from functions.monitoring.drift.monitor import DriftMonitor
 from functions.monitoring.estimates.classes import EstimateMonitor

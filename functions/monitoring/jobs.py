@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from featurestore import FeatureStore
 from functions.monitoring.alarms import Alarm, Alarms
-from functions.monitoring.diagnosis.explain import (
+from functions.monitoring.diagnosis.slices_and_features import (
     ChangeFindings,
     SliceFindings,
     SliceOptions,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from functions.monitoring.diagnosis.causes import Cause, Causes
+from functions.monitoring.diagnosis.what_changed import Cause, Causes
 from functions.reporting.html import document, figure_html, table
 from functions.reporting.timeline import TimelineEvent
 

@@ -17,7 +17,7 @@ from featurestore import FeatureStore
 from functions.evaluation.metrics.probabilities import auc, log_loss
 from functions.monitoring import Alarm, alarms
 from functions.monitoring.alarms import alarms_in
-from functions.monitoring.diagnosis.causes import Causes, Changes, find_causes
+from functions.monitoring.diagnosis.what_changed import Causes, Changes, find_causes
 from functions.monitoring.quality.watch import Views
 from functions.monitoring.watch import MonitorRun
 from functions.prediction_log import outcomes, predictions

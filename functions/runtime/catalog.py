@@ -15,7 +15,7 @@ PLATFORM = (
     "functions.maintenance.registry",
     "functions.training",
     "functions.tuning.jobs",
-    "functions.evaluation.offline",
+    "functions.evaluation.offline_gate",
     "functions.evaluation.batch_inference",
     "functions.prediction_log.jobs",
     "functions.monitoring.jobs",

@@ -33,7 +33,7 @@ from functions.runtime.run.deadline import with_deadline
 from functions.runtime.run.declared import DeclaredFunction
 from functions.runtime.run.execution import Outcome, attempt, run_to_end, run_with_retries
 from functions.runtime.run.fanout import fan_out
-from functions.runtime.run.local import LocalRun
+from functions.runtime.run.local_run import LocalRun
 from functions.runtime.secret import in_current_context, refuse_secrets, use_secrets
 from functions.runtime.signature import Signature
 

@@ -13,12 +13,12 @@ from functions.training.params import TabularParams
 from functions.training.tabular.columns import Columns
 from functions.training.tabular.fitting import Prepared, prepare
 from functions.tuning.pbt_state import Member
+from functions.tuning.ray_tune_asha import AshaSearcher, TrialStates
+from functions.tuning.ray_tune_pbt import resume_population
 from functions.tuning.space import Limits, Search, Space, Trial
 from functions.tuning.tpe import TpeSampler
 from functions.tuning.tracking import TrialTracker, finished_trials, losses_of
 from functions.tuning.trials import TrialResources, run_asha, run_pbt
-from functions.tuning.tune_asha import AshaSearcher, TrialStates
-from functions.tuning.tune_pbt import resume_population
 from registry import Registry, Run, Table, TableSnapshot
 
 _DECISIONS = 4  # of a population, unless copy_every is given

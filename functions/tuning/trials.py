@@ -19,9 +19,9 @@ from functions.training.params import TabularParams
 from functions.training.tabular.fitting import Prepared, new_trainer
 from functions.tuning.epoch_metrics import EPOCHS, FINISHED, METRIC, metrics_of
 from functions.tuning.pbt_state import PbtState
+from functions.tuning.ray_tune_asha import SINCE, UNTIL, AshaSearcher, TrialStates
+from functions.tuning.ray_tune_pbt import PbtScheduler, trial_and_epochs, tune_checkpoint
 from functions.tuning.tracking import TrialTracker
-from functions.tuning.tune_asha import SINCE, UNTIL, AshaSearcher, TrialStates
-from functions.tuning.tune_pbt import PbtScheduler, trial_and_epochs, tune_checkpoint
 
 
 @dataclass(frozen=True, slots=True)

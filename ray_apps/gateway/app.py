@@ -13,7 +13,16 @@ from ray_apps.gateway import openapi, problems
 from ray_apps.gateway.auth import allowed, identify_bearer
 from ray_apps.gateway.limits import BodyLimit
 from ray_apps.gateway.metrics import Metrics, RequestMetrics
-from ray_apps.gateway.routes import data, functions, invocations, layers, models, operations, repository
+from ray_apps.gateway.routes import (
+    feature_push,
+    feedback,
+    functions,
+    invocations,
+    layers,
+    models,
+    operations,
+    repository,
+)
 from ray_apps.gateway.services import Services, services_of
 from ray_apps.gateway.wire import Json
 from ray_apps.token_cache import TokenCache
@@ -39,7 +48,7 @@ def build_app(services: Services) -> FastAPI:
     app.state.services = services
     app.state.metrics = Metrics()
     app.state.tokens = TokenCache(services.access_list)
-    modules = (functions, invocations, models, layers, data, operations, repository)
+    modules = (functions, invocations, models, layers, feedback, feature_push, operations, repository)
     for module in modules:
         app.include_router(module.router)
     app.state.routes = [route for module in modules for route in module.router.routes]

@@ -13,8 +13,8 @@ from datetime import datetime, timedelta
 
 from functions.rollout.evidence.sums import Evidence
 from functions.rollout.judge.arms import combine_decisions, with_shared_alpha
-from functions.rollout.judge.guards import errors, guardrails, mismatch, not_shown_harmless, slow
 from functions.rollout.judge.interval import improvement
+from functions.rollout.judge.rollback_rules import errors, guardrails, mismatch, not_shown_harmless, slow
 from functions.rollout.judge.rule_input import Finding, RuleInput
 from functions.rollout.judge.slo import budget_burns, budget_spent
 from functions.rollout.judge.verdict import Action, Decision

@@ -33,7 +33,7 @@ from functions.runtime.run.declared import DeclaredFunction
 from functions.runtime.run.execution import Outcome
 from functions.runtime.run.forkserver import Child
 from functions.runtime.run.niceness import lower_priority
-from functions.runtime.run.worker_pool import Worker, WorkerPool
+from functions.runtime.run.warm_workers import Worker, WorkerPool
 from registry.errors import Unavailable
 from registry.journal import Entry
 from registry.times import from_text

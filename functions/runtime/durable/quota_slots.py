@@ -13,7 +13,9 @@ from typing import Any, Self
 
 from functions.runtime import catalog
 from functions.runtime.declaration import Demand
-from functions.runtime.durable.admission import (
+from functions.runtime.durable.concurrency import ConcurrencySlots, SlotHolders
+from functions.runtime.durable.ledger import FollowedRecord, Ledger
+from functions.runtime.durable.quota_admission import (
     Quota,
     QuotaRequest,
     admit,
@@ -21,8 +23,6 @@ from functions.runtime.durable.admission import (
     team_of,
     why_unsatisfiable,
 )
-from functions.runtime.durable.concurrency import ConcurrencySlots, SlotHolders
-from functions.runtime.durable.ledger import FollowedRecord, Ledger
 from functions.runtime.durable.record import Record
 from functions.runtime.errors import DeclarationError, FunctionError, OverQuota
 from functions.runtime.run.declared import DeclaredFunction

@@ -11,8 +11,8 @@ import pytest
 from featurestore.definitions.dtypes import TIMESTAMP
 from featurestore.definitions.encoding import microseconds
 from featurestore.offline import tables as offline
-from featurestore.offline.join import attach, stored_view, typed_keys
 from featurestore.offline.partitioning import key_hashes
+from featurestore.offline.pinned_retrieval import attach, stored_view, typed_keys
 from featurestore.offline.prefilter import Prefilter
 from featurestore.rows import offline_schema
 from tests.featurestore.oracle import Cases, features_of, store_of

@@ -13,7 +13,7 @@ from functions.training import train_tabular
 from functions.training.checkpoints import Checkpoints
 from functions.tuning.jobs import Choice, Exploit, Limits, Range, tune_tabular
 from functions.tuning.pbt_state import Decision
-from functions.tuning.tune_asha import TrialStates
+from functions.tuning.ray_tune_asha import TrialStates
 from registry import Table
 from tests.functions.training.tabular_setup import FAST, NAMES, POPULATION, KillsItsWorker
 

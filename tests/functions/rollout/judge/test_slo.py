@@ -13,7 +13,7 @@ from functions.rollout.evidence.sums import SloSums
 from functions.rollout.judge.decide import Decision, decide
 from functions.rollout.judge.slo import slo_sums
 from tests.functions.rollout.conftest import RolloutPlatform
-from tests.functions.rollout.judge.test_guards import BUSY, DAY, START, better_loss, canary
+from tests.functions.rollout.judge.test_rollback_rules import BUSY, DAY, START, better_loss, canary
 
 HOUR = timedelta(hours=1)
 UP = Slo(name="up", target=0.99, window=7 * DAY)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from functions.monitoring import Alarm, DriftMonitor, alarms, watch_drift
-from functions.monitoring.diagnosis import causes
+from functions.monitoring.diagnosis import what_changed
 from functions.reporting import alarm_report
 from functions.runtime import use_context
 from functions.stats.decompose import CellChange, ColumnChange
@@ -69,7 +69,7 @@ def test_a_slice_of_nearly_all_rows_is_none() -> None:
         for name, share in [("rain >= 0", 1.0), ("rain is missing", 0.9)]
     ]
     parts = [ColumnChange("rain", 0.0, 0.2, 0.01, (cell,)) for cell in cells]
-    assert [one.what for one in causes._slices(parts)] == ["rain is missing"]
+    assert [one.what for one in what_changed._slices(parts)] == ["rain is missing"]
 
 
 def test_a_drifted_feature_says_since_when_and_an_incident_what_it_spoiled(served: ServedModel) -> None:

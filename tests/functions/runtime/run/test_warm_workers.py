@@ -14,7 +14,7 @@ from functions import Context, function
 from functions.runtime import catalog
 from functions.runtime.durable.invocation import executor_of, run_pending
 from functions.runtime.errors import DeclarationError, InvocationFailed
-from functions.runtime.run import worker_pool
+from functions.runtime.run import warm_workers
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -90,8 +90,8 @@ def test_a_worker_that_cannot_start_is_not_retried_at_once(
         def state(self) -> str:
             return "failed"
 
-    monkeypatch.setattr(worker_pool, "_start", lambda function: started.append(function) or Failing())
-    pool = worker_pool.WorkerPool()
+    monkeypatch.setattr(warm_workers, "_start", lambda function: started.append(function) or Failing())
+    pool = warm_workers.WorkerPool()
     for _ in range(5):
         pool.replenish([functions.warm_slow])
     assert started == [functions.warm_slow]
@@ -113,8 +113,8 @@ class Idle:
 def test_an_extra_worker_is_kept_for_a_while_if_a_run_waits(
     functions: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_pool, "_start", lambda _: Idle())
-    pool, cold = worker_pool.WorkerPool(), functions.cold
+    monkeypatch.setattr(warm_workers, "_start", lambda _: Idle())
+    pool, cold = warm_workers.WorkerPool(), functions.cold
     first = pool.start_worker(cold)
     for _ in range(3):
         pool.evict_idle([cold], waiting={cold.reference})
@@ -125,14 +125,14 @@ def test_an_extra_worker_is_kept_for_a_while_if_a_run_waits(
 
     second = pool.start_worker(cold)
     pool.evict_idle([cold], waiting={cold.reference})
-    monkeypatch.setattr(worker_pool, "IDLE_S", 0.0)
+    monkeypatch.setattr(warm_workers, "IDLE_S", 0.0)
     pool.evict_idle([cold], waiting={cold.reference})
     assert second.killed
 
 
 def test_warm_workers_are_not_evicted(functions: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_pool, "_start", lambda _: Idle())
-    pool = worker_pool.WorkerPool()
+    monkeypatch.setattr(warm_workers, "_start", lambda _: Idle())
+    pool = warm_workers.WorkerPool()
     pool.replenish([functions.warm_two])
     pool.start_worker(functions.warm_two)
     assert pool.ready_count(functions.warm_two) == 3
@@ -141,8 +141,8 @@ def test_warm_workers_are_not_evicted(functions: Any, monkeypatch: pytest.Monkey
 
 
 def test_a_dead_worker_is_removed(functions: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_pool, "_start", lambda _: Idle())
-    pool = worker_pool.WorkerPool()
+    monkeypatch.setattr(warm_workers, "_start", lambda _: Idle())
+    pool = warm_workers.WorkerPool()
     pool.start_worker(functions.cold).kill()
     pool.evict_idle([functions.cold], waiting={functions.cold.reference})
     assert pool._idle_of(functions.cold) == []

@@ -1,6 +1,6 @@
 """Benchmark of the prediction log: one predictor that logs and one that does not, in turns.
 
-python -m load.benchmarks.serving.log [--starts 6] [--rounds 4] [--seconds 1] [--connections 1 16 64]
+python -m load.benchmarks.serving.prediction_log [--starts 6] [--rounds 4] [--seconds 1] [--connections 1 16 64]
 
 Each in one process, without Ray and HAProxy, with the small MLP of `load.benchmarks.serving.throughput` and a Redis that the log is shipped to. A
 round is both, one after the other, so a neighbour that comes hits both. Two processes of the same program differ by some

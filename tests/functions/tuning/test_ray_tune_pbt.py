@@ -12,6 +12,7 @@ from functions.training.params import TabularParams
 from functions.training.tabular.fitting import new_trainer, prepare
 from functions.tuning.pbt_lineage import Stretch, lineage
 from functions.tuning.pbt_state import Decision, Member, PbtState
+from functions.tuning.ray_tune_pbt import resume_population, tune_checkpoint
 from functions.tuning.space import (
     DEFAULT_SPACE,
     Choice,
@@ -21,7 +22,6 @@ from functions.tuning.space import (
     population_points,
     population_space,
 )
-from functions.tuning.tune_pbt import resume_population, tune_checkpoint
 from tests.functions.training.tabular_setup import COLUMNS, FAST, examples
 
 SPACE = {"lr": Range(low=1e-3, high=1e-2, log=True), "batch_size": Choice(choices=[128, 256, 512])}

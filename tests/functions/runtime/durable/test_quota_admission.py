@@ -17,7 +17,10 @@ from hypothesis import strategies as st
 from functions import Context, Demand, Retries, function, use_context
 from functions.quotas import admissions, quotas, remove_quota, set_quota
 from functions.runtime.declaration import NICENESS
-from functions.runtime.durable.admission import (
+from functions.runtime.durable.executor import Executor
+from functions.runtime.durable.invocation import executor_of
+from functions.runtime.durable.ledger import Ledger
+from functions.runtime.durable.quota_admission import (
     EVERYONE,
     Quota,
     QuotaRequest,
@@ -27,9 +30,6 @@ from functions.runtime.durable.admission import (
     team_of,
     why_unsatisfiable,
 )
-from functions.runtime.durable.executor import Executor
-from functions.runtime.durable.invocation import executor_of
-from functions.runtime.durable.ledger import Ledger
 from functions.runtime.durable.quota_slots import QuotaSlots
 from functions.runtime.errors import DeclarationError, InvocationFailed
 from registry import utc_now

@@ -1,0 +1,56 @@
+"""Route that takes labels of earlier predictions, each by its prediction id."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from functions.prediction_log import Label, encode_labels
+from ray_apps.gateway.auth import allowed
+from ray_apps.gateway.services import services_of
+from ray_apps.gateway.wire import Json, Time
+from registry import Principal, Role
+
+router = APIRouter(tags=["data"])
+
+MAX_ROWS = 100_000
+
+
+class Feedback(BaseModel):
+    """The label of one prediction.
+
+    observed_at: when the label became known; the latest one of a prediction counts.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    prediction_id: str = Field(min_length=1, max_length=512)
+    label: float = Field(strict=True, allow_inf_nan=False)
+    observed_at: Time | None = None
+
+
+class FeedbackResult(BaseModel):
+    """How many labels have been stored durably."""
+
+    accepted: int
+
+
+@router.post("/feedback", response_model=FeedbackResult)
+async def give_feedback(
+    request: Request,
+    body: Annotated[list[Feedback], Field(max_length=MAX_ROWS)],
+    _: Annotated[Principal, allowed(Role.predictor)],
+) -> Json:
+    """Store labels by prediction id, durably before the response; sending one again or correcting it is safe."""
+    services = services_of(request)
+    received = await services.run(services.context.clock)
+    labels = [
+        Label(each.prediction_id, each.label, observed_at=each.observed_at or received, received_at=received)
+        for each in body
+    ]
+    if labels:
+        await services.run(lambda: services.label_log.append(encode_labels(labels)))
+    request.app.state.metrics.labels.inc(len(labels))
+    return Json({"accepted": len(labels)})
