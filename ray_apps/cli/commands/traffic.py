@@ -142,10 +142,8 @@ def _layer(given: Given) -> None:
 
 def _holdout(given: Given) -> None:
     """Hold a share of all units out of every experiment of a model."""
-    path, body = (
-        f"/models/{given.model}/holdouts/{given.name}",
-        {"share": given.share, "reason": given.reason},
-    )
+    path = f"/models/{given.model}/holdouts/{given.name}"
+    body = {"share": given.share, "reason": given.reason}
     _print(given, given.client.send("PUT", path, body=body).json())
 
 
