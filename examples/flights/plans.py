@@ -98,7 +98,7 @@ def _fill(used: Context) -> None:
 def train(made: TableSnapshot, entities: TableSnapshot, training: TabularParams) -> Trained:
     """Train a new version on the training set `made`."""
     return train_tabular(
-        MODEL, made, "late", list(NUMERIC), list(CATEGORICAL), training, datasets=[entities], feature_service=flight_delay.name
+        MODEL, made, "late", list(NUMERIC), list(CATEGORICAL), params=training, datasets=[entities], feature_service=flight_delay.name
     )  # fmt: skip
 
 

@@ -87,6 +87,7 @@ def tune_tabular(
     label: str,
     numeric: list[str],
     categorical: list[str],
+    *,
     params: TabularParams = TabularParams(),  # noqa: B008 - frozen
     space: Space | None = None,
     num_samples: int = 4,

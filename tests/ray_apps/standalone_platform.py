@@ -70,7 +70,14 @@ def standalone_platform(folder: Path) -> Iterator[StandaloneDriver]:
     server = Server(
         f"http://127.0.0.1:{free_port()}", Access(store, actor="ada").create_token("t", "predictor")
     )
-    command = [sys.executable, "-m", "ray_apps.predictor", "--standalone", "--port", server.url.rpartition(":")[2]]
+    command = [
+        sys.executable,
+        "-m",
+        "ray_apps.predictor",
+        "--standalone",
+        "--port",
+        server.url.rpartition(":")[2],
+    ]
     with (folder / "log").open("wb") as log:
         predictor_process = subprocess.Popen(
             [*command, MODEL], stdout=log, stderr=subprocess.STDOUT, env=os.environ | variables

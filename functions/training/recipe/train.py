@@ -23,6 +23,7 @@ def _demand(num_workers: int, worker_cpus: float, worker_gpus: float, priority: 
 def train_recipe(
     model: str,
     recipe: str,
+    *,
     options: dict[str, Any] | None = None,
     params: RecipeParams = RecipeParams(),  # noqa: B008 - frozen
     num_workers: int = 1,
@@ -30,7 +31,7 @@ def train_recipe(
     worker_gpus: float = 0.0,
     sharding: Literal["replicate", "shard"] = "replicate",
     experiment: str | None = None,
-    register: bool = True,  # noqa: FBT001, FBT002 - by HTTP every argument has its name
+    register: bool = True,
     tags: dict[str, str] | None = None,
     priority: int = 0,  # noqa: ARG001 - its demand reads it
 ) -> Trained:

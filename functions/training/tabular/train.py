@@ -26,11 +26,12 @@ def train_tabular(
     label: str,
     numeric: list[str],
     categorical: list[str],
+    *,
     params: TabularParams = TabularParams(),  # noqa: B008 - frozen
     num_workers: int = 1,
     worker_cpus: float = 1.0,
     experiment: str | None = None,
-    register: bool = True,  # noqa: FBT001, FBT002 - by HTTP every argument has its name
+    register: bool = True,
     features: dict[str, str] | None = None,
     datasets: list[TableSnapshot] | None = None,
     feature_service: str | None = None,

@@ -21,7 +21,9 @@ def begin(home: Path) -> Iterator[Callable[..., ProcessSession]]:
     begun: list[subprocess.Popen[bytes]] = []
 
     def start(command: str, *, mark: bool = True) -> ProcessSession:
-        environment = processes.with_mark({"PATH": "/usr/bin:/bin"}, home) if mark else {"PATH": "/usr/bin:/bin"}
+        environment = (
+            processes.with_mark({"PATH": "/usr/bin:/bin"}, home) if mark else {"PATH": "/usr/bin:/bin"}
+        )
         process = subprocess.Popen(["/bin/sh", "-c", command], env=environment, start_new_session=True)
         begun.append(process)
         return ProcessSession.led_by(process.pid)
