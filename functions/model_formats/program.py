@@ -35,8 +35,9 @@ _OPERATOR = re.compile(
     r"torch\.ops\.aten\.[a-z_][a-z0-9_]*\.[A-Za-z0-9_]+|_operator\.(add|sub|mul|floordiv|getitem)"
 )
 _FORBIDDEN_OPERATORS = ("from_file", "save", "load")
+# Possessive: a text that does not match is refused in linear time, however its digits could be divided.
 _EXPRESSION = re.compile(
-    r"(Symbol|Integer|Add|Mul|Max|Min|FloorDiv|positive|integer|nonnegative|True|'[su]\d+'|\d+|[(),= +*-])*"
+    r"(Symbol|Integer|Add|Mul|Max|Min|FloorDiv|positive|integer|nonnegative|True|'[su]\d++'|\d++|[(),= +*-])*+"
 )
 _SPEC_TYPES = {None, "builtins.tuple", "builtins.list", "builtins.dict"}
 _VERSION = re.compile(r"[0-9A-Za-z.+]+")

@@ -123,6 +123,12 @@ def size_with_code(document):
     symbolic["as_expr"]["expr_str"] = "__import__('os').system('true')"
 
 
+def size_of_many_digits(document):
+    values = document["graph_module"]["graph"]["tensor_values"]
+    symbolic = next(s for v in values.values() for s in v["sizes"] if "as_expr" in s)
+    symbolic["as_expr"]["expr_str"] = "1" * 10_000 + "x"  # divided in every way this takes for ever
+
+
 def guard_code(document):
     document["guards_code"] = ["__import__('os').system('true')"]
 
@@ -155,6 +161,7 @@ def defaultdict_import(document):
         name_with_code,
         key_with_code,
         size_with_code,
+        size_of_many_digits,
         guard_code,
         metadata,
         enum_import,

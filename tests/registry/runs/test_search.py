@@ -1,9 +1,12 @@
+import re
 from datetime import UTC, datetime
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from registry import InvalidInput, RunRecord
-from registry.runs.search import parse_order, parse_where
+from registry.runs.search import _like_expression, parse_order, parse_where
 
 NAN = float("nan")
 
@@ -115,3 +118,25 @@ def test_order_puts_runs_without_a_value_last(order: str | list[str], expected: 
 def test_an_invalid_order_is_refused():
     with pytest.raises(InvalidInput):
         parse_order("colour DESC")
+
+
+def like(pattern: str, text: str) -> bool:
+    """LIKE by its definition: `%` is any text, `_` any letter."""
+    if not pattern:
+        return not text
+    if pattern[0] == "%":
+        return any(like(pattern[1:], text[start:]) for start in range(len(text) + 1))
+    return bool(text) and pattern[0] in {"_", text[0]} and like(pattern[1:], text[1:])
+
+
+@given(pattern=st.text("ab.%_", max_size=8), text=st.text("ab.\n", max_size=8))
+def test_a_like_pattern_matches_what_its_definition_says(pattern: str, text: str):
+    assert (re.compile(_like_expression(pattern), re.DOTALL).fullmatch(text) is not None) == like(
+        pattern, text
+    )
+
+
+@pytest.mark.parametrize("pattern", ["%_" * 40 + "b", "%a" * 40 + "b", "%" * 200 + "b"])
+def test_a_pattern_of_many_wildcards_is_answered_at_once(pattern: str):
+    # Tried piece by piece in every way, the first of these would take longer than the universe is old.
+    assert re.compile(_like_expression(pattern), re.DOTALL).fullmatch("a" * 2_000) is None
