@@ -20,6 +20,7 @@ from functions.alerting import (
     Silence,
     Sink,
     SinkDownError,
+    SinkRefusedError,
     decide,
     deliver,
     step,
@@ -100,10 +101,16 @@ def tell_people(alarm: Alarm) -> AlertOutcome:
 
 @function(timeout_s=60, retries=_PATIENT)
 def send_alert(alert: Alert, sink: Sink) -> str:
-    """Send one alert to one sink; returns the sink's name.
+    """Send one alert to one sink of the policy that the project declares for its model; returns the sink's name.
 
-    Raises: SinkDownError, which is retried; SinkRefusedError, which is not.
+    Any other sink is refused: a caller could else have secrets of the platform sent to an address of theirs.
+    Raises: SinkDownError, which is retried; SinkRefusedError, which is not; ProjectError if the model is not defined.
     """
+    definition: HasAlerts = model_definition(context().project, alert.alarm.model)
+    if definition.alerts is None or sink not in definition.alerts.sinks:
+        raise SinkRefusedError(
+            f"the project declares no such sink {sink.name!r} for {alert.alarm.model!r}; add it to the alerts of its definition"
+        )
     deliver(alert, sink, context().find_secret)
     return sink.name
 
