@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 import threading
 import time
 from pathlib import Path
@@ -17,7 +16,15 @@ from pathlib import Path
 from redis import Redis, RedisError
 
 from functions.prediction_log.stream import Stream
-from functions.prediction_log.wal import Chunk, SegmentReader, WriteAheadLog, claim, recover, segments_of
+from functions.prediction_log.wal import (
+    Chunk,
+    SegmentReader,
+    WriteAheadLog,
+    claim,
+    is_writers_folder,
+    recover,
+    segments_of,
+)
 
 __all__ = ["LogWriter", "adopt_orphans"]
 
@@ -133,12 +140,13 @@ def _send(stream: Stream, writer: str, chunk: Chunk, position: int) -> tuple[int
 def adopt_orphans(root: Path, kind: str, stream: Stream) -> int:
     """Ship the files of dead writers found under `root`, and remove those that are drained.
 
+    A folder that holds anything but a writer's lock and segments is left alone.
     Returns how many folders were claimed.
     """
     claimed = 0
     with contextlib.suppress(FileNotFoundError):
         for folder in sorted((root / kind).iterdir()):
-            lock = claim(folder)
+            lock = claim(folder) if is_writers_folder(folder) else None
             if lock is None:
                 continue
             try:
@@ -153,7 +161,10 @@ def _adopt(folder: Path, stream: Stream) -> None:
     writer = folder.name
     last = recover(folder)
     if stream.drained(writer) >= last:
-        shutil.rmtree(folder)
+        for _, segment in segments_of(folder):
+            segment.unlink()
+        (folder / "lock").unlink()
+        folder.rmdir()
         stream.forget(writer)
         return
     segments, reader = segments_of(folder), SegmentReader()

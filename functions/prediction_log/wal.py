@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import re
 import sys
 import threading
 import uuid
@@ -23,7 +24,7 @@ from pathlib import Path
 from functions.prediction_log.errors import LogFullError
 from functions.prediction_log.frames import HEADER_BYTES, encode_frame, read_frames, whole_frames
 
-__all__ = ["Chunk", "SegmentReader", "WriteAheadLog", "claim", "recover", "segments_of"]
+__all__ = ["Chunk", "SegmentReader", "WriteAheadLog", "claim", "is_writers_folder", "recover", "segments_of"]
 
 Chunk = tuple[bytes, int, int]
 """Whole frames, with the numbers of the first and the last."""
@@ -34,6 +35,15 @@ CHUNK_BYTES = 1 << 20
 def segments_of(folder: Path) -> list[tuple[int, Path]]:
     """List the segments in a writer's folder as (first record number, path), oldest first."""
     return sorted((int(path.stem), path) for path in folder.glob("*.wal"))
+
+
+def is_writers_folder(folder: Path) -> bool:
+    """Whether a folder is one of a writer's: it has a lock and, beside that, segments only."""
+    try:
+        names = {path.name for path in folder.iterdir()}
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return "lock" in names and all(re.fullmatch(r"[0-9]+\.wal", name) for name in names - {"lock"})
 
 
 def claim(folder: Path) -> int | None:

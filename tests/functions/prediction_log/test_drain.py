@@ -198,6 +198,25 @@ def test_the_drain_itself_adopts_orphans(store: ObjectStore, wal_root: Path, red
     assert list((wal_root / "predictions").iterdir()) == []
 
 
+def test_a_folder_that_is_no_writers_is_left_alone(store: ObjectStore, wal_root: Path, redis_server: Any):
+    for name, files in {
+        "empty": [],
+        "notes": ["a.txt"],
+        "mixed": ["lock", "00000000000000000001.wal", "a.txt"],
+    }.items():
+        (wal_root / "predictions" / name).mkdir(parents=True)
+        for file in files:
+            (wal_root / "predictions" / name / file).touch()
+    (wal_root / "predictions" / "file").touch()
+    before = sorted(wal_root.rglob("*"))
+    assert drain(store, redis_server.url, wal_root=wal_root) == DrainResult()
+    assert sorted(wal_root.rglob("*")) == before
+
+
+def test_the_function_takes_no_folder_from_its_caller():
+    assert drain_predictions.input_schema["properties"] == {}
+
+
 def test_the_function_drains_the_platform_it_runs_in(tmp_path: Path, redis_server: Any):
     url = f"file://{tmp_path}/store"
     write(default_wal_root(url), redis_server.url, [record("p1")])
