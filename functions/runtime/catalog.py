@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Iterable
 
 from functions.runtime.errors import UnknownFunction
-from functions.runtime.reference import resolve
+from functions.runtime.reference import current_reference, resolve
 from functions.runtime.run.declared import DeclaredFunction
 
 PLATFORM = (
@@ -54,13 +54,21 @@ def all_functions() -> list[DeclaredFunction]:
 
 
 def find(name: str) -> DeclaredFunction | None:
-    """Find the function called `name` or `module:qualname`; None if it is not declared.
+    """Find the function called `name` or `module:qualname`, importing that module; None if it is not declared.
+
+    For names that the platform recorded; what a stranger names goes to `find_declared`, which imports nothing.
+    Raises: UnknownFunction if several modules declare that name.
+    """
+    return find_declared(name) or (_resolve_declared(name) if ":" in name else None)
+
+
+def find_declared(name: str) -> DeclaredFunction | None:
+    """Find the function called `name` or `module:qualname` among those declared so far; None if it is not there.
 
     Raises: UnknownFunction if several modules declare that name.
     """
     if ":" in name:
-        declared = _declared.get(name.rpartition(":")[2].rpartition(".")[2], {}).get(name)
-        return declared or _resolve_declared(name)
+        return _declared.get(name.rpartition(":")[2].rpartition(".")[2], {}).get(current_reference(name))
     named = _declared.get(name, {})
     if len(named) > 1:
         raise UnknownFunction(
@@ -71,7 +79,15 @@ def find(name: str) -> DeclaredFunction | None:
 
 def get(name: str) -> DeclaredFunction:
     """Return the function called `name`. Raises: UnknownFunction, listing the declared names."""
-    function = find(name)
+    return _required(name, find(name))
+
+
+def get_declared(name: str) -> DeclaredFunction:
+    """Return the function called `name`, importing nothing. Raises: UnknownFunction, listing the declared names."""
+    return _required(name, find_declared(name))
+
+
+def _required(name: str, function: DeclaredFunction | None) -> DeclaredFunction:
     if function is None:
         known = ", ".join(sorted(_declared)) or "none"
         raise UnknownFunction(

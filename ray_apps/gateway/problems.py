@@ -204,7 +204,7 @@ def _unknown_function(path: str) -> runtime.UnknownFunction | None:
     before, _, name = path.partition("/functions/")
     if not before and name and "/" not in name:
         try:
-            catalog.get(name)
+            catalog.get_declared(name)
         except runtime.UnknownFunction as error:
             return error
     return None

@@ -65,7 +65,7 @@ async def list_functions(request: Request, _: Annotated[Principal, allowed(Role.
 async def get_function(request: Request, name: str, _: Annotated[Principal, allowed(Role.viewer)]) -> Json:
     """Describe one function, with the JSON Schemas of its arguments and result."""
     await services_of(request).ready()
-    return Json(describe(catalog.get(name)).model_dump(mode="json"))
+    return Json(describe(catalog.get_declared(name)).model_dump(mode="json"))
 
 
 @router.post(
@@ -86,7 +86,7 @@ async def call_function(
     """
     services = services_of(request)
     await services.ready()
-    function, arguments = catalog.get(name), await _arguments(request)
+    function, arguments = catalog.get_declared(name), await _arguments(request)
     context = services.context_of(principal)
     later = "respond-async" in (prefer or "")
     if idempotency_key is None and not later:

@@ -32,6 +32,28 @@ async def test_a_function_is_described_with_its_schemas(gateway: Gateway) -> Non
     assert told in listed
 
 
+@pytest.mark.parametrize("role", [None, "viewer", "operator", "admin"])
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT"])
+async def test_no_request_imports_a_module_by_its_name(
+    gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, role: str | None
+) -> None:
+    mark = tmp_path / "imported"
+    (tmp_path / "strangers_module.py").write_text(f"open({str(mark)!r}, 'w').close()\n\ndef x(): ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    headers = gateway.headers(role) if role else {}
+    answer = await gateway.client.request(method, "/functions/strangers_module:x", json={}, headers=headers)
+    assert answer.status_code in {401, 403, 404}, answer.text
+    assert not mark.exists()
+
+
+async def test_a_function_is_found_by_its_full_name_of_this_release_and_the_one_before(
+    gateway: Gateway,
+) -> None:
+    for name in ("functions.tuning.jobs:tune_tabular", "functions.tuning:tune_tabular"):
+        answer = await gateway.client.get(f"/functions/{name}", headers=gateway.headers("viewer"))
+        assert (answer.status_code, answer.json()["name"]) == (200, "tune_tabular")
+
+
 async def test_a_call_runs_as_the_caller(gateway: Gateway) -> None:
     answer = await post(gateway, "gateway_add", {"a": 2, "b": 3})
     assert (answer.status_code, answer.json()) == (200, {"total": 5, "who": "a-operator"})
