@@ -57,6 +57,9 @@ INVOCATION = arg("invocation id", "ID of the invocation, as `toque invocations l
 RUN = arg("run", "ID of the run, as `toque runs list EXPERIMENT` shows it")
 RUNS = arg("runs RUN", RUN.options["help"], nargs="+")
 
+EXPECTED_CHAMPION = arg(
+    "--expected VERSION", "the champion this was decided on; another one is an error", type=int
+)
 REASON = arg("--reason", "why; it stands in the journal beside your name", default="")
 REASON_REQUIRED = arg("--reason", REASON.options["help"], required=True)
 OVERRIDE = arg(

@@ -109,9 +109,7 @@ def set_alias(
     """
     require_usable(state, number)
     check_name(alias, what="alias")
-    actual = state.aliases.get(alias)
-    if expected not in {UNCHECKED, actual}:
-        raise Stale(f"alias {alias!r} of {state.name}", expected, actual)
+    actual = _require_current(state, alias, expected)
     ruled = any(rule.versions for rule in state.split.rules)
     busy = clear and bool(state.split.arms or state.split.shadows or ruled)
     if actual == number and not busy:
@@ -131,12 +129,20 @@ def delete_alias(state: ModelState, alias: str, *, reason: str) -> Body | None:
     return {"kind": "alias-deleted", "alias": alias, "reason": reason}
 
 
-def rollback(state: ModelState, alias: str, *, reason: str) -> Body:
+def _require_current(state: ModelState, alias: str, expected: Expected) -> int | None:
+    actual = state.aliases.get(alias)
+    if expected not in {UNCHECKED, actual}:
+        raise Stale(f"alias {alias!r} of {state.name}", expected, actual)
+    return actual
+
+
+def rollback(state: ModelState, alias: str, *, expected: Expected, reason: str) -> Body:
     """Point `alias` back to its latest earlier version that is still allowed.
 
-    Raises: Refused if there is no such version, with the reason for each.
+    Raises: Stale if `expected` is not the current version; Refused if there is no earlier one, with the reason for each.
     """
     require_model(state)
+    _require_current(state, alias, expected)
     past = state.past.get(alias, ())
     obstacles = {number: _obstacle(state, alias, number) for number in reversed(past)}
     for number, obstacle in obstacles.items():

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray_apps.cli.arguments import MODEL, OVERRIDE, REASON, VERSION, arg, limit
+from ray_apps.cli.arguments import EXPECTED_CHAMPION, MODEL, OVERRIDE, REASON, VERSION, arg, limit
 from ray_apps.cli.command import Commands, Given, add, group
 from ray_apps.cli.commands import model_files, model_record, signing
 from ray_apps.cli.output import columns, listing, message, newest_first, pairs
 
 _COMMENT = arg("--comment", "what you found; it stands beside your name", default="")
-_EXPECTED = arg("--expected VERSION", "the champion this was decided on; another one is an error", type=int)
 
 
 def register(commands: Commands) -> None:
@@ -24,7 +23,7 @@ def register(commands: Commands) -> None:
     model_files.register(models)
     model_record.register(models)
     signing.register(models)
-    add(models, "promote", _promote, MODEL, VERSION, REASON, _EXPECTED, OVERRIDE)
+    add(models, "promote", _promote, MODEL, VERSION, REASON, EXPECTED_CHAMPION, OVERRIDE)
 
 
 def _list(given: Given) -> None:

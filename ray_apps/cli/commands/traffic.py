@@ -6,7 +6,16 @@ import re
 from operator import itemgetter
 from typing import Any
 
-from ray_apps.cli.arguments import MODEL, OVERRIDE, REASON, arg, limit, read_pair, repeatable
+from ray_apps.cli.arguments import (
+    EXPECTED_CHAMPION,
+    MODEL,
+    OVERRIDE,
+    REASON,
+    arg,
+    limit,
+    read_pair,
+    repeatable,
+)
 from ray_apps.cli.command import Commands, Given, add, group
 from ray_apps.cli.errors import Failed, UsageError
 from ray_apps.cli.names import require
@@ -40,7 +49,7 @@ def register(commands: Commands) -> None:
     traffic = group(commands, "traffic", "Show and split who answers; rules, layers, holdouts, rollback.")
     add(traffic, "show", _show, MODEL)
     add(traffic, "set", _set, MODEL, _ARMS, _SHADOW, _LAYER_SHARE, _RULE, _EXPECTED, REASON, OVERRIDE)
-    add(traffic, "rollback", _rollback, MODEL, REASON)
+    add(traffic, "rollback", _rollback, MODEL, EXPECTED_CHAMPION, REASON)
     add(traffic, "layer", _layer, _LAYER, limit(100))
     add(traffic, "holdout", _holdout, MODEL, _NEW_HOLDOUT, _SHARE, REASON)
     add(traffic, "end-holdout", _end_holdout, MODEL, _HOLDOUT, REASON)
@@ -125,7 +134,8 @@ def _set(given: Given) -> None:
 def _rollback(given: Given) -> None:
     """Point the champion back to the version before."""
     path = f"/models/{given.model}/aliases/champion/rollback"
-    version = given.client.send("POST", path, body={"reason": given.reason}).json()
+    body = {"reason": given.reason} | ({} if given.expected is None else {"expected": given.expected})
+    version = given.client.send("POST", path, body=body).json()
     message(given.output, f"{given.model}@{version['version']} is the champion again", version)
 
 

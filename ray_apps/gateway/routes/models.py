@@ -64,6 +64,12 @@ class AliasChange(ChangeRequest):
     override: str = Field(default="", max_length=2000)
 
 
+class RollbackRequest(ChangeRequest):
+    """A way back for an alias; `expected`, if given, is the version it must point to now."""
+
+    expected: Number | None = None
+
+
 class ReviewComment(BaseModel):
     """Comment of an approver on a version."""
 
@@ -245,11 +251,12 @@ async def promote(request: Request, model: Name, body: AliasChange, principal: O
 
 @router.post("/{model}/aliases/{alias}/rollback", response_model=ModelVersion)
 async def rollback(
-    request: Request, model: Name, alias: Name, body: ChangeRequest, principal: Operator
+    request: Request, model: Name, alias: Name, body: RollbackRequest, principal: Operator
 ) -> Json:
-    """Point an alias back to its previous version."""
+    """Point an alias back to its previous version; 409 if it is not at the expected one."""
+    given = {"expected": body.expected} if "expected" in body.model_fields_set else {}
     return await by_registry(
-        request, principal, lambda registry: registry.rollback(model, alias, reason=body.reason)
+        request, principal, lambda registry: registry.rollback(model, alias, reason=body.reason, **given)
     )
 
 

@@ -138,6 +138,16 @@ def test_rollback_skips_versions_that_may_not_be_used(reg: Registry, model: str)
         reg.rollback(model, "candidate")
 
 
+def test_two_rollbacks_of_the_same_version_go_back_once(reg: Registry, model: str):
+    for version in (1, 2, 3):
+        reg.set_alias(model, "champion", version)
+    assert reg.rollback(model, expected=3).version == 2
+    with pytest.raises(Stale, match="expected 3 but it is 2 now"):
+        reg.rollback(model, expected=3)
+    assert reg.get_model(model).aliases["champion"] == 2
+    assert reg.rollback(model, expected=2).version == 1
+
+
 def test_rollback_does_not_go_around_the_policy(reg: Registry, model: str):
     for version in (1, 2, 3):
         reg.promote(model, version)
