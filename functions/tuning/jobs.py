@@ -87,8 +87,8 @@ def tune_tabular(
     label: str,
     numeric: list[str],
     categorical: list[str],
-    *,
     params: TabularParams = TabularParams(),  # noqa: B008 - frozen
+    *,
     space: Space | None = None,
     num_samples: int = 4,
     max_epochs: int | None = None,

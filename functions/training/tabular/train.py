@@ -26,8 +26,8 @@ def train_tabular(
     label: str,
     numeric: list[str],
     categorical: list[str],
-    *,
     params: TabularParams = TabularParams(),  # noqa: B008 - frozen
+    *,
     num_workers: int = 1,
     worker_cpus: float = 1.0,
     experiment: str | None = None,

@@ -53,7 +53,7 @@ def version(
     yield imported
     sys.modules.pop("prices", None)
     for name in ("price", "total"):
-        catalog._declared.pop(name, None)
+        catalog._declared.get(name, {}).pop(f"prices:{name}", None)
 
 
 @pytest.fixture
