@@ -154,7 +154,7 @@ def make_served_model(tmp_path: Path) -> Callable[..., ServedModel]:
         predictor = Predictor(engine, Recorder("late", log), **options)
         endpoint = ModelEndpoint(
             predictor,
-            TokenAuthenticator(TokenCache(Access(store, actor="predictor"))),
+            TokenAuthenticator(TokenCache(Access(store, actor="predictor"), patience_s=60)),
             max_body_bytes=1 << 20,
         )
         client = httpx.AsyncClient(

@@ -100,7 +100,7 @@ def build_app(folder: Path) -> tuple[Any, str]:
         for _ in range(2):
             registry.create_version(model, path=folder / "artifact", signature=SIGNATURE)
         registry.promote(model, 1)
-    auth = TokenAuthenticator(TokenCache(Access(store, actor="predictor")))
+    auth = TokenAuthenticator(TokenCache(Access(store, actor="predictor"), patience_s=60))
 
     def endpoint(model: str) -> ModelEndpoint:
         engine = Engine(

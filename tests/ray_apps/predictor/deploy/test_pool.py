@@ -49,7 +49,7 @@ class Replica:
     def __post_init__(self) -> None:
         self.go_on.set()
         self.store = open_store(self.store_url)
-        self.auth = TokenAuthenticator(TokenCache(Access(self.store, actor="pool")))
+        self.auth = TokenAuthenticator(TokenCache(Access(self.store, actor="pool"), patience_s=60))
         self.pool = Pool(
             self.make_endpoint, limit_bytes=self.limit_models * MODEL_BYTES, poll_s=0.02, **self.options
         )

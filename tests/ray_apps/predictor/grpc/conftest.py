@@ -100,7 +100,9 @@ def make_endpoint(folder: Path, model: str, names: list[str], release: threading
     engine.follow_once()
     engine.load_wanted()
     predictor = Predictor(engine, Recorder(model, MemoryLog()))
-    return ModelEndpoint(predictor, TokenAuthenticator(TokenCache(Access(store, actor="predictor"))))
+    return ModelEndpoint(
+        predictor, TokenAuthenticator(TokenCache(Access(store, actor="predictor"), patience_s=60))
+    )
 
 
 async def serve(served: Served, started: threading.Event, stop: threading.Event) -> None:
