@@ -106,7 +106,7 @@ class Flow:
             name = f"r{number}"
             body = json.dumps({"id": name, "inputs": [tensor]}).encode()
             try:
-                status, _, answer = await ups[number % len(ups)].ask(
+                status, _, answer = await ups[number % len(ups)].request(
                     "POST", "/v2/models/one/infer", headers, body
                 )
             except UnreachableError:
