@@ -1,6 +1,7 @@
 """Routes of functions and invocations, without ticker and Ray: the request that waits for an invocation runs it."""
 
 import asyncio
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,7 @@ async def test_no_request_imports_a_module_by_its_name(
     gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, role: str | None
 ) -> None:
     mark = tmp_path / "imported"
+    monkeypatch.delitem(sys.modules, "strangers_module", raising=False)
     (tmp_path / "strangers_module.py").write_text(f"open({str(mark)!r}, 'w').close()\n\ndef x(): ...\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     headers = gateway.headers(role) if role else {}
