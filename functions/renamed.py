@@ -5,10 +5,9 @@ invocation recorded by the release before still finds its function.
 """
 
 import importlib
-import warnings
 from collections.abc import Callable, Mapping
 
-from registry.renamed import install, moved
+from registry.renamed import install, moved, warn_renamed
 
 
 def old_names(module: str, names: Mapping[str, str]) -> Callable[[str], object]:
@@ -20,11 +19,7 @@ def old_names(module: str, names: Mapping[str, str]) -> Callable[[str], object]:
     def find(name: str) -> object:
         if name not in names:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        warnings.warn(
-            f"{module}.{name} is now {module}.{names[name]}; the old path goes with the next release",
-            DeprecationWarning,
-            stacklevel=2,
-        )
+        warn_renamed(f"{module}.{name}", f"{module}.{names[name]}")
         return getattr(importlib.import_module(module), names[name])
 
     return find
@@ -40,11 +35,7 @@ def moved_names(package: str, module: str) -> Callable[[str], object]:
         found = None if name.startswith("_") else getattr(importlib.import_module(module), name, None)
         if getattr(found, "__module__", None) != module:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        warnings.warn(
-            f"{package}.{name} is now {module}.{name}; the old path goes with the next release",
-            DeprecationWarning,
-            stacklevel=2,
-        )
+        warn_renamed(f"{package}.{name}", f"{module}.{name}")
         return found
 
     return find

@@ -5,8 +5,9 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from typing import Any
+
+from registry.renamed import warn_renamed
 
 
 class RegistryError(Exception):
@@ -64,9 +65,5 @@ def __getattr__(name: str) -> Any:
     """Import `Conflict` by its old path for one release; the class moved to the journal, whose entry it holds."""
     if name != "Conflict":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warnings.warn(
-        "registry.errors.Conflict is now registry.Conflict; the old path goes with the next release",
-        DeprecationWarning,
-        stacklevel=2,
-    )
+    warn_renamed("registry.errors.Conflict", "registry.Conflict")
     return sys.modules["registry"].Conflict  # the package is there when a module of it is

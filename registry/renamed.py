@@ -24,6 +24,13 @@ def moved(old_package: str, new_package: str, modules: str) -> dict[str, str]:
     return {f"{old_package}.{old}": f"{new_package}.{new or old}" for old, _, new in pairs}
 
 
+def warn_renamed(old: str, new: str) -> None:
+    """Warn the caller two frames up that the old path it used goes with the next release."""
+    warnings.warn(
+        f"{old} is now {new}; the old path goes with the next release", DeprecationWarning, stacklevel=3
+    )
+
+
 def install(table: Mapping[str, str]) -> None:
     """Make the old paths of `table` importable in this process."""
     sys.meta_path.append(_RenamedModules(table))
@@ -51,11 +58,7 @@ class _NewPath(Loader):
         self._spec: ModuleSpec | None = None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        warnings.warn(
-            f"{spec.name} is now {self._new}; the old path goes with the next release",
-            DeprecationWarning,
-            stacklevel=2,
-        )
+        warn_renamed(spec.name, self._new)
         module = importlib.import_module(self._new)
         self._spec = module.__spec__
         return module
