@@ -20,6 +20,7 @@ from ray_apps.predictor.versions.missing_features import MissingFeaturesPolicy, 
 from ray_apps.predictor.versions.statistics import VersionStatistics
 from registry.errors import RegistryError
 from registry.models import ModelVersion, Signature, TensorSpec
+from registry.models.serving_tags import serving_tags
 
 __all__ = [
     "ArtifactSource",
@@ -83,9 +84,10 @@ class LoadedVersion:
         self.record = record
         self.version = record.version
         self.signature: Signature = record.signature
-        self.service = record.tags.get("feature_service")
-        self.missing = MissingFeaturesPolicy.of(record.tags, record.signature)
-        self.batching = Batching.of(record.tags, record.signature)
+        tags = serving_tags(record.tags)
+        self.service = tags.get("feature_service")
+        self.missing = MissingFeaturesPolicy.of(tags, record.signature)
+        self.batching = Batching.of(tags, record.signature)
         self.batcher: Batcher | None = None
         self.float32_matrix = _is_float32_matrix(record.signature.inputs) and _is_float32_matrix(
             record.signature.outputs
