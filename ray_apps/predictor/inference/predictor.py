@@ -25,7 +25,7 @@ from ray_apps.predictor.inference.keys import (
 from ray_apps.predictor.inference.recording import Failure, Recorder
 from ray_apps.predictor.inference.shadows import ShadowJob, Shadows
 from ray_apps.predictor.protocol.datatypes import Array
-from ray_apps.predictor.protocol.errors import BadRequest, NotFound, NotReady, Overloaded
+from ray_apps.predictor.protocol.errors import BadRequest, Denied, NotFound, NotReady, Overloaded
 from ray_apps.predictor.protocol.json import InferRequest, InferResponse
 from ray_apps.predictor.versions.engine import Engine
 from ray_apps.predictor.versions.loaded import LoadedVersion
@@ -63,6 +63,9 @@ class Predictor:
         self._services = ServiceRefresher(features) if features is not None else None
         self._clock, self._replay = clock, replay
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="predict")
+        self._loader = ThreadPoolExecutor(
+            1, thread_name_prefix="load-by-number"
+        )  # a load must not hold answers up
         self._explainer = ThreadPoolExecutor(1, thread_name_prefix="explain")  # never before an answer
         self._explaining = 0
 
@@ -121,21 +124,28 @@ class Predictor:
             if version is None:
                 raise NotReady(f"model {self.engine.model!r} has no champion that is loaded; try again soon")
             return arm, version
+        self._refuse_unserved(number)
         found = self.engine.find(number)
-        self._refuse_rejected(number)
         if found is None:
             loop = asyncio.get_running_loop()
-            found = await loop.run_in_executor(self._pool, self.engine.load, number)
+            found = await loop.run_in_executor(self._loader, self.engine.load, number)
         return PINNED, found
 
-    def _refuse_rejected(self, number: int) -> None:
-        record = self.engine.view.versions.get(number) if self.engine.view is not None else None
-        if record is not None and record.status == "REJECTED" and not self._routed(number):
+    def _refuse_unserved(self, number: int) -> None:
+        """Refuse a version by number that has no traffic and was rejected or not approved; a caller may not load it."""
+        view, traffic = self.engine.view, self.engine.routes.traffic
+        record = view.versions.get(number) if view is not None else None
+        if view is None or record is None or (traffic is not None and number in traffic.versions):
+            return
+        if record.status == "REJECTED":
             raise NotFound(f"version {number} of {self.engine.model!r} was rejected and is not served")
-
-    def _routed(self, number: int) -> bool:
-        traffic = self.engine.routes.traffic
-        return traffic is not None and number in traffic.versions
+        missing = record.missing(view.policy) if view.policy.guarded and not record.overrides else ()
+        if missing and number not in view.aliases.values():
+            raise Denied(
+                f"version {number} of {self.engine.model!r} is not approved ({', '.join(missing)}): approve it, or point "
+                "an alias at it that the model's policy does not guard",
+                status=403,
+            )
 
     async def _inputs(self, request: InferRequest, call: _Call) -> ModelInputs:
         """Get the version's inputs, and check them against its signature."""
@@ -258,7 +268,7 @@ class Predictor:
         await self.shadows.close()
         self.recorder.flush()
         await asyncio.get_running_loop().run_in_executor(None, self.engine.stop)
-        for pool in (self._pool, self._explainer):
+        for pool in (self._pool, self._loader, self._explainer):
             pool.shutdown(wait=False, cancel_futures=True)
 
 

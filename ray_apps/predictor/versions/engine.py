@@ -25,7 +25,7 @@ from ray_apps.predictor.versions.loaded import (
 )
 from ray_apps.predictor.versions.routes import Routes, plan_routes, wanted_versions
 from registry.errors import RegistryError
-from registry.models import ModelVersion
+from registry.models import ModelPolicy, ModelVersion
 from registry.models.traffic import Traffic
 
 __all__ = ["Engine", "FollowedModel", "JournalFollower", "VersionLoader", "VersionSource"]
@@ -49,6 +49,11 @@ class FollowedModel(Protocol):
     @property
     def aliases(self) -> Mapping[str, int]:
         """The version's number by alias."""
+        ...
+
+    @property
+    def policy(self) -> ModelPolicy:
+        """The conditions that a version must meet before it may go live."""
         ...
 
 
@@ -170,7 +175,8 @@ class Engine:
     def load(self, number: int) -> LoadedVersion:
         """Load a version by number (or find it loaded), digests checked and example answered.
 
-        Raises: NotFound if the model has no such version; LoadError with the reason.
+        Raises: NotFound if the model has no such version; LoadError with the reason, which is that of its last failure
+        until the backoff after it has passed.
         """
         with self._loading:
             found = self._loaded.get(number)
@@ -179,6 +185,9 @@ class Engine:
             record = self.view.versions.get(number) if self.view is not None else None
             if record is None or record.status == "DELETED":
                 raise NotFound(f"model {self.model!r} has no version {number}")
+            failure = self._failures.get(number)
+            if failure is not None and failure.retry_at > self._clock():
+                raise LoadError(failure.reason)
             begin = time.monotonic()
             try:
                 loaded = self._version_loader(record)
