@@ -1,5 +1,7 @@
 """The ticker: a few times a second it fires due schedules, delivers events and runs what the ledger holds.
 
+It does so in every workspace, one after the other; one workspace's failure does not keep the others waiting.
+
 A ticker keeps no state. Any number may run, as a schedule's tick fires once and an invocation has one result whichever
 of them handles it; a lease elects the one that works while the others wait.
 """
@@ -17,6 +19,8 @@ from ray_apps.leader_lease import LeaderLease
 
 if TYPE_CHECKING:
     from ray.serve import Application
+
+    from functions.runtime.context import Context
 
 INTERVAL_S = 0.25
 DRAIN_EVERY_S = 10.0  # each drain is a commit: more often makes the tables slow to read
@@ -102,8 +106,10 @@ class TickerReplica:
 
     def __init__(self) -> None:
         from functions.runtime.context import context_of  # late: only a replica needs it
+        from registry import Access
 
         self._context = context_of(os.environ)
+        self._access = Access(self._context.store, actor=self._context.actor)
         lease = LeaderLease(self._context.store, "ticker", holder=f"{os.uname().nodename}/{os.getpid()}")
         self._due = Ticker(self._due_tasks, is_leader=lease.renew)
         self._drain = Ticker(self._drain_tasks, is_leader=lambda: lease.is_leader, interval_s=DRAIN_EVERY_S)
@@ -129,20 +135,37 @@ class TickerReplica:
         from functions.runtime.triggers import events, schedule  # late: as above
         from ray_apps.discovery import discover_at_low_priority
 
-        discover_at_low_priority(self._context.project)
+        discover_at_low_priority(self._context.projects)
         return {
-            "schedules": lambda: schedule.run_due(self._context),
-            "events": lambda: events.run_events(self._context),
-            "invocations": lambda: run_pending(self._context),
+            "schedules": lambda: self._in_each(schedule.run_due),
+            "events": lambda: self._in_each(events.run_events),
+            "invocations": lambda: self._in_each(run_pending),
         }
 
     def _drain_tasks(self) -> dict[str, Task]:
         from functions.prediction_log import default_wal_root, drain  # late: as above
 
-        store, redis_url = self._context.store, self._context.redis_url
+        redis_url = self._context.redis_url
         if redis_url is None:
             return {}
-        return {"drain": lambda: drain(store, redis_url, wal_root=default_wal_root(store.url))}
+
+        def drain_one(used: Context) -> object:
+            return drain(
+                used.store, redis_url, workspace=used.workspace, wal_root=default_wal_root(used.store_url)
+            )
+
+        return {"drain": lambda: self._in_each(drain_one)}
+
+    def _in_each(self, work: Callable[[Context], object]) -> None:
+        """Do `work` in every workspace. Raises: an ExceptionGroup of those that failed, once all had their turn."""
+        failed: list[Exception] = []
+        for workspace in self._access.known_workspaces():
+            try:
+                work(self._context.in_workspace(workspace.name))
+            except Exception as error:  # noqa: BLE001  # raised below
+                failed.append(error)
+        if failed:
+            raise ExceptionGroup(f"{len(failed)} workspaces", failed)
 
 
 def application(options: dict[str, Any] | None = None) -> Application:

@@ -4,7 +4,20 @@ It knows objects, journals and tables. It must not know features, functions, Ray
 """
 
 from registry import renamed as _renamed  # noqa: F401  # old module paths stay importable for one release
-from registry.access import Access, Principal, Role, TokenRecord
+from registry.access import (
+    DEFAULT_WORKSPACE,
+    EVERY_WORKSPACE,
+    Access,
+    Grant,
+    Limits,
+    Principal,
+    Role,
+    TokenRecord,
+    Workspace,
+    split_workspace_url,
+    workspace_store,
+    workspace_url,
+)
 from registry.errors import (
     AlreadyExists,
     Damaged,
@@ -45,6 +58,8 @@ from registry.store import Blob, ObjectStore, Table, TableSnapshot, open_store
 from registry.times import Clock, as_utc, utc_now
 
 __all__ = [
+    "DEFAULT_WORKSPACE",
+    "EVERY_WORKSPACE",
     "Access",
     "AlreadyExists",
     "Approval",
@@ -62,11 +77,13 @@ __all__ = [
     "Forbidden",
     "GateOutcome",
     "GivenUp",
+    "Grant",
     "Holdout",
     "InvalidInput",
     "Journal",
     "LayerPart",
     "LayerShare",
+    "Limits",
     "Lineage",
     "ModelPolicy",
     "ModelState",
@@ -94,7 +111,11 @@ __all__ = [
     "Traffic",
     "TrafficRule",
     "Unavailable",
+    "Workspace",
     "as_utc",
     "open_store",
+    "split_workspace_url",
     "utc_now",
+    "workspace_store",
+    "workspace_url",
 ]

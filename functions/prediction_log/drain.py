@@ -24,6 +24,7 @@ from functions.prediction_log.frames import Frame
 from functions.prediction_log.records import LABELS, PREDICTIONS, label_columns, prediction_columns
 from functions.prediction_log.shipper import adopt_orphans
 from functions.prediction_log.stream import Stream
+from registry.access import DEFAULT_WORKSPACE
 from registry.store import ObjectStore, Table
 
 __all__ = ["LABELS_TABLE", "DrainResult", "drain", "predictions_table"]
@@ -59,17 +60,23 @@ def predictions_table(model: str) -> str:
 
 
 def drain(
-    store: ObjectStore, redis_url: str, *, wal_root: Path | None = None, max_rounds: int = 1_000
+    store: ObjectStore,
+    redis_url: str,
+    *,
+    workspace: str = DEFAULT_WORKSPACE,
+    wal_root: Path | None = None,
+    max_rounds: int = 1_000,
 ) -> DrainResult:
     """Move every record that is in the streams, and those of dead writers under `wal_root`, into the tables.
 
+    store: of the workspace whose records they are.
     Safe to run several at once. Raises: redis.RedisError, PredictionLogError, registry's Unavailable.
     """
     client = Redis.from_url(redis_url, socket_timeout=30, socket_connect_timeout=5)
     try:
         total = DrainResult()
         for kind, move in (("predictions", _move_predictions), ("labels", _move_labels)):
-            stream = Stream(client, kind)
+            stream = Stream(client, kind, workspace=workspace)
             if wal_root is not None:
                 total += DrainResult(adopted=adopt_orphans(wal_root, kind, stream))
             for _ in range(max_rounds):

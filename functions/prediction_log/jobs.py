@@ -21,4 +21,9 @@ def drain_predictions() -> DrainResult:
     here = context()
     if here.redis_url is None:
         raise PredictionLogError("the prediction log needs Redis; set TOQUE_REDIS_URL")
-    return drain(here.store, here.redis_url, wal_root=default_wal_root(here.store_url))
+    return drain(
+        here.store,
+        here.redis_url,
+        workspace=here.workspace,
+        wal_root=default_wal_root(here.store_url),
+    )

@@ -25,6 +25,7 @@ from functions.prediction_log.wal import (
     recover,
     segments_of,
 )
+from registry.access import DEFAULT_WORKSPACE
 
 __all__ = ["LogWriter", "adopt_orphans"]
 
@@ -35,7 +36,7 @@ class LogWriter:
     """Writer of the durable log: `append` returns when the record survives this process; a thread ships it to Redis.
 
     root: the folder of the write-ahead files on this machine. kind: "predictions" or "labels".
-    redis_url: where the stream is.
+    redis_url: where the stream is. workspace: whose records they are.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class LogWriter:
         kind: str,
         redis_url: str,
         *,
+        workspace: str = DEFAULT_WORKSPACE,
         limit_bytes: int = 1 << 30,
         segment_bytes: int = 1 << 20,
         fsync: bool = False,
@@ -64,7 +66,7 @@ class LogWriter:
         self._position = 0
         self._unsent: Chunk | None = None
         client = Redis.from_url(redis_url, socket_timeout=5, socket_connect_timeout=2)
-        self._stream = Stream(client, kind)
+        self._stream = Stream(client, kind, workspace=workspace)
         self._thread = threading.Thread(target=self._run, name=f"ship-{kind}", daemon=True)
         self._thread.start()
 

@@ -2,7 +2,8 @@
 
 Per kind of record (`predictions`, `labels`): a stream `toque:{kind}:{writer}` per writer whose entry ids are
 `{last record number}-0`, and two hashes by writer, `toque:{kind}:shipped` and `toque:{kind}:drained`, holding
-the last record number that is in the stream and in the table. A chunk is accepted only if it continues what
+the last record number that is in the stream and in the table; `toque:@{workspace}:{kind}:…` in a workspace other
+than the default one. A chunk is accepted only if it continues what
 Redis has, so a re-send is harmless, and after Redis lost its newest second the writer learns it and sends
 that second again.
 """
@@ -16,6 +17,7 @@ from redis import Redis
 
 from functions.prediction_log.errors import PredictionLogError
 from functions.prediction_log.frames import Frame, read_frames
+from registry.access import DEFAULT_WORKSPACE
 
 __all__ = ["Shipped", "Stream"]
 
@@ -46,20 +48,22 @@ class Shipped(NamedTuple):
 class Stream:
     """Streams of one kind of record.
 
-    client: a client that returns bytes. max_entries: the bound on each writer's stream; its writer waits
-        there (its file holds the rest).
+    client: a client that returns bytes. workspace: whose records they are. max_entries: the bound on each writer's
+        stream; its writer waits there (its file holds the rest).
     """
 
-    def __init__(self, client: Redis, kind: str, *, max_entries: int = 1_024) -> None:
-        self.kind = kind
+    def __init__(
+        self, client: Redis, kind: str, *, workspace: str = DEFAULT_WORKSPACE, max_entries: int = 1_024
+    ) -> None:
+        self._prefix = f"toque:{kind}" if workspace == DEFAULT_WORKSPACE else f"toque:@{workspace}:{kind}"
         self._client = client
         self._max_entries = max_entries
-        self._shipped, self._drained = f"toque:{kind}:shipped", f"toque:{kind}:drained"
+        self._shipped, self._drained = f"{self._prefix}:shipped", f"{self._prefix}:drained"
         self._append = client.register_script(_APPEND)
         self._mark = client.register_script(_DRAINED)
 
     def _key(self, writer: str) -> str:
-        return f"toque:{self.kind}:{writer}"
+        return f"{self._prefix}:{writer}"
 
     def append(self, writer: str, frames: bytes, *, after: int, last: int) -> Shipped:
         """Add a chunk that ends at record `last`, provided that Redis has exactly up to `after`."""

@@ -8,14 +8,23 @@ import tempfile
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from registry.access import DEFAULT_WORKSPACE, split_workspace_url
+
 __all__ = ["default_wal_root"]
 
 
 def default_wal_root(store_url: str) -> Path:
-    """Derive the folder from the store's URL, so that all processes of one platform on this machine agree.
+    """Derive the folder from the URL of a workspace's store, so that all its processes on this machine agree.
 
-    Beside a store that is a folder; in the machine's temporary folder for a store elsewhere.
+    Beside a platform's store that is a folder; in the machine's temporary folder for a store elsewhere. A workspace
+    other than the default one has a folder of its own there.
     """
+    platform_url, workspace = split_workspace_url(store_url)
+    root = _platform_root(platform_url)
+    return root if workspace == DEFAULT_WORKSPACE else root / "workspaces" / workspace
+
+
+def _platform_root(store_url: str) -> Path:
     parts = urlsplit(store_url)
     if parts.scheme == "file":
         path = Path(unquote(parts.path))

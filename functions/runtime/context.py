@@ -1,8 +1,8 @@
 """Context of a run: the store, Redis, the clock, the acting user, and all else that is no argument.
 
 The only module of the runtime that reads the environment (`TOQUE_STORE`, `TOQUE_REDIS_URL`, `TOQUE_PROJECT`,
-`TOQUE_CLOCK`, `TOQUE_ACTOR`, `TOQUE_SECRETS`, `TOQUE_PRICES`, and secrets by their names). A context is sent
-along with every remote run, so that a worker uses the same store and clock as the caller.
+`TOQUE_WORKSPACE`, `TOQUE_CLOCK`, `TOQUE_ACTOR`, `TOQUE_SECRETS`, `TOQUE_PRICES`, and secrets by their names). A
+context is sent along with every remote run, so that a worker uses the same store and clock as the caller.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from functions.runtime.clock import Clock, clock_named, system_clock
 from functions.runtime.receipt import Prices
 from functions.runtime.secret import secret_value
+from registry.access import DEFAULT_WORKSPACE, check_workspace, split_workspace_url, workspace_url
 from registry.store import ObjectStore, open_store
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ DEFAULT_STORE = ".toque/store"
 class Context:
     """Store, clock, actor and settings that a run uses beside its arguments.
 
-    store, store_url: the object store; redis_url: None without Redis; project: module of the user's
-    definitions; clock: the platform's time; actor: who acts, written into every journal entry; chain: the
+    store, store_url: the object store of the workspace; redis_url: None without Redis; project: module of the
+    workspace's definitions; workspace: its name; projects: workspace and module of every project of the platform; clock: the platform's time; actor: who acts, written into every journal entry; chain: the
     functions that caused this run by events, oldest first, which shows loops; secrets_dir: a folder with a
     file for each secret, as Kubernetes, Docker and systemd mount them; invocation: the durable invocation
     that a run belongs to; prices: of CPU and GPU hours, for the receipts of trainings, None if unknown.
@@ -51,6 +52,38 @@ class Context:
     secrets_dir: str | None = None
     invocation: str | None = None
     prices: Prices | None = None
+    workspace: str = DEFAULT_WORKSPACE
+    projects: tuple[tuple[str, str], ...] = ()
+
+    def in_workspace(self, name: str) -> Context:
+        """Return this context in another workspace of the platform. Raises: InvalidInput for a malformed name."""
+        if name == self.workspace:
+            return self
+        url = workspace_url(self.platform_url, name)
+        project = dict(self.projects).get(name)
+        return replace(self, workspace=name, store=open_store(url), store_url=url, project=project)
+
+    @property
+    def platform_url(self) -> str:
+        """URL of the platform's store, of which each workspace has a part."""
+        return (
+            split_workspace_url(self.store_url)[0] if self.workspace != DEFAULT_WORKSPACE else self.store_url
+        )
+
+    def sees(self, reference: str) -> bool:
+        """Whether the function `reference` ("module:qualname") may run in this workspace.
+
+        A function of a project belongs to the workspaces of that project; those of the platform and of modules
+        outside of all projects belong to every workspace.
+        """
+        module = reference.partition(":")[0]
+        owners = [
+            (len(project), workspace)
+            for workspace, project in self.projects
+            if module == project or module.startswith(f"{project}.")
+        ]
+        longest = max(owners, default=None)
+        return longest is None or (longest[0], self.workspace) in owners
 
     def secret(self, name: str) -> str:
         """Return the secret `name`, which the running function must declare. Raises: UndeclaredSecret."""
@@ -85,7 +118,9 @@ class Context:
     def _features(self) -> FeatureStore:
         from featurestore import FeatureStore  # late: as above
 
-        return FeatureStore(self.store, redis_url=self.redis_url, clock=self.clock, actor=self.actor)
+        return FeatureStore(
+            self.store, self.redis_url, project=self.workspace, clock=self.clock, actor=self.actor
+        )
 
     @cached_property
     def _packed(self) -> bytes:
@@ -127,21 +162,41 @@ def use_context(used: Context) -> Iterator[Context]:
 def context_of(environment: Mapping[str, str]) -> Context:
     """Make a context from environment variables; the default store is the folder `.toque/store` here.
 
-    Raises: ValueError if `TOQUE_PRICES` is not the JSON of `Prices`.
+    Raises: ValueError if `TOQUE_PRICES` is not the JSON of `Prices`, or `TOQUE_PROJECT` cannot be read.
     """
     url = environment.get("TOQUE_STORE") or f"file://{Path(DEFAULT_STORE).resolve()}"
     redis_url = environment.get("TOQUE_REDIS_URL") or None
+    projects = projects_of(environment.get("TOQUE_PROJECT") or "")
     prices = environment.get("TOQUE_PRICES")  # as in {"currency": "EUR", "cpu_hour": 0.05, "gpu_hour": 3}
-    return Context(
+    platform = Context(
         store=open_store(url),
         store_url=url,
         redis_url=redis_url,
-        project=environment.get("TOQUE_PROJECT") or None,
+        project=projects.get(DEFAULT_WORKSPACE),
         clock=clock_named(environment.get("TOQUE_CLOCK") or "system", redis_url),
         actor=environment.get("TOQUE_ACTOR") or getpass.getuser(),
         secrets_dir=environment.get("TOQUE_SECRETS") or None,
         prices=Prices.model_validate_json(prices) if prices else None,
+        projects=tuple(projects.items()),
     )
+    return platform.in_workspace(environment.get("TOQUE_WORKSPACE") or DEFAULT_WORKSPACE)
+
+
+def projects_of(text: str) -> dict[str, str]:
+    """Parse `TOQUE_PROJECT`: a module for the default workspace, or `workspace=module`, or several by commas.
+
+    Raises: ValueError if a workspace has two modules, or a name is malformed.
+    """
+    found: dict[str, str] = {}
+    for item in filter(None, (each.strip() for each in text.split(","))):
+        workspace, equals, module = item.rpartition("=")
+        name = check_workspace(workspace.strip()) if equals else DEFAULT_WORKSPACE
+        if name in found or not module.strip():
+            raise ValueError(
+                f"TOQUE_PROJECT={text!r}: give each workspace one module, as in 'teams.base,payments=teams.payments'"
+            )
+        found[name] = module.strip()
+    return found
 
 
 @cache

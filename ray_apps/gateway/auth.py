@@ -25,7 +25,7 @@ def allowed(role: Role) -> Any:
     ) -> Principal:
         found = await identify(request, credentials.credentials if credentials else None)
         if not found.may(role):
-            raise Problem(403, f"{found.name} has the role {found.role.name}; this needs {role.name}")
+            raise Problem(403, f"{found.name} has {found.roles}; this needs {role.name}")
         return found
 
     return Depends(principal)

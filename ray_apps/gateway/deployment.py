@@ -53,7 +53,7 @@ def build() -> FastAPI:
     def discover() -> None:
         from ray_apps.discovery import discover_at_low_priority  # late: the import that takes seconds
 
-        discover_at_low_priority(context.project)
+        discover_at_low_priority(context.projects)
 
     services = Services(context=context, labels=labels, discover=discover)
     threading.Thread(target=services.catalogue, name="discover", daemon=True).start()

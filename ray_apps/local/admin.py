@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from ray_apps.local.settings import Settings
 from ray_apps.local.state_file import write_private
-from registry import Access, NotFound, open_store
+from registry import EVERY_WORKSPACE, Access, NotFound, open_store
 
 NAME = "admin"
 
@@ -22,6 +22,6 @@ def admin_token(settings: Settings) -> str:
         return kept
     with suppress(NotFound):  # usually there is no such token
         access.revoke(NAME)  # a live token whose secret is lost
-    made = access.create_token(NAME, "admin")
+    made = access.create_token(NAME, "admin", workspace=EVERY_WORKSPACE)
     write_private(settings.token_file, made)
     return made

@@ -6,9 +6,11 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
+from functions.runtime.context import projects_of
 from ray_apps.local import ray_head
 from ray_apps.local.errors import LocalError
 from ray_apps.local.state_file import RunningPlatform
+from registry.access import DEFAULT_WORKSPACE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -121,22 +123,22 @@ def grpc_target(running: RunningPlatform) -> RunTarget:
 
 def models_of(project: str | None) -> tuple[str, ...]:
     """List the models that the user's project declares."""
-    if project is None:
+    module = projects_of(project or "").get(DEFAULT_WORKSPACE)
+    if module is None:
         return ()
-    from functions.project import (
-        load_project,  # late: the user's code is imported only if there is a project
-    )
+    from functions.project import load_project  # late: the user's code is imported only if there is a project
 
-    return tuple(load_project(project).models)
+    return tuple(load_project(module).models)
 
 
 def placements(running: RunningPlatform) -> dict[str, Placement]:
     """Read from the project where each model of a platform is served."""
     from functions.project import load_project  # late: as above
 
-    if running.settings.project is None or not running.models:
+    module = projects_of(running.settings.project or "").get(DEFAULT_WORKSPACE)
+    if module is None or not running.models:
         return {}
-    project = load_project(running.settings.project)
+    project = load_project(module)
     return {name: project.model(name).placement for name in running.models}
 
 

@@ -62,7 +62,7 @@ class MlflowServices:
         if not principal.may(role):
             raise Refusal(
                 "PERMISSION_DENIED",
-                f"{principal.name} has the role {principal.role.name}; this needs {role.name}",
+                f"{principal.name} has {principal.roles}; this needs {role.name}",
             )
         return principal
 

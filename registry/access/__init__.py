@@ -1,5 +1,31 @@
-"""Access tokens with roles, and cryptographic signatures of model versions."""
+"""Access: roles and grants, bearer tokens, workspaces, and cryptographic signatures of model versions."""
 
-from registry.access.tokens import Access, Principal, Role, TokenRecord
+from registry.access.grants import (
+    DEFAULT_WORKSPACE,
+    EVERY_WORKSPACE,
+    UNLIMITED,
+    Grant,
+    Limits,
+    Principal,
+    Role,
+    check_workspace,
+)
+from registry.access.tokens import Access, TokenRecord
+from registry.access.workspaces import Workspace, split_workspace_url, workspace_store, workspace_url
 
-__all__ = ["Access", "Principal", "Role", "TokenRecord"]
+__all__ = [
+    "DEFAULT_WORKSPACE",
+    "EVERY_WORKSPACE",
+    "UNLIMITED",
+    "Access",
+    "Grant",
+    "Limits",
+    "Principal",
+    "Role",
+    "TokenRecord",
+    "Workspace",
+    "check_workspace",
+    "split_workspace_url",
+    "workspace_store",
+    "workspace_url",
+]

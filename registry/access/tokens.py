@@ -1,4 +1,4 @@
-"""Bearer tokens with roles, kept in a journal; only hashes of their secrets are stored."""
+"""Bearer tokens with grants, and the workspaces that grants name, in one journal; only hashes of secrets are stored."""
 
 from __future__ import annotations
 
@@ -7,72 +7,62 @@ import hmac
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
-from datetime import datetime
-from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from registry.errors import AlreadyExists, InvalidInput, NotFound, Unavailable
+from registry.access.grants import (
+    DEFAULT_WORKSPACE,
+    EVERY_WORKSPACE,
+    UNLIMITED,
+    Grant,
+    Limits,
+    Principal,
+    Role,
+    check_workspace,
+    make_grant,
+)
+from registry.access.workspaces import Workspace
+from registry.errors import AlreadyExists, InvalidInput, NotFound, RegistryError, Unavailable
 from registry.journal import Entry, Fold, Journal
 from registry.names import check_name
-from registry.times import Clock, as_utc, to_text, utc_now
+from registry.times import Clock, as_utc, from_text, to_text, utc_now
 
 if TYPE_CHECKING:
     from registry.store import ObjectStore
 
 REFRESH_EVERY_S = 1.0
+TOKEN_LIFETIME: Final = timedelta(days=90)
+"""Lifetime of a token for which no other was asked."""
+USE_NOTED_EVERY: Final = timedelta(minutes=10)
+"""How exactly the last use of a token is known."""
 _PREFIX = "tq"
 _PARTS = 3  # tq_<id>_<secret>
 
 
-class Role(IntEnum):
-    """Permissions of a token; each role includes all roles before it."""
-
-    viewer = 1
-    predictor = 2
-    operator = 3
-    approver = 4
-    admin = 5
-
-    @classmethod
-    def parse(cls, text: str | Role) -> Self:
-        """Parse the name of a role. Raises: InvalidInput, with the names there are."""
-        if isinstance(text, Role):
-            return cls(text)
-        try:
-            return cls[text]
-        except KeyError as error:
-            raise InvalidInput(f"role={text!r}: there are {', '.join(role.name for role in cls)}") from error
-
-
-class Principal(BaseModel):
-    """Identity and role behind a request."""
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    role: Role
-
-    def may(self, role: Role | str) -> bool:
-        """Whether this principal's role is at least `role`."""
-        return self.role >= Role.parse(role)
-
-
 class TokenRecord(BaseModel):
-    """Stored record of a token, without its secret. digest: SHA-256 (hex) of the secret."""
+    """Stored record of a token, without its secret.
+
+    digest: SHA-256 (hex) of the secret. expires_at: None: never. last_used_at: to ten minutes; None: not yet, or
+    before uses were noted.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     id: str
     name: str
-    role: Role
+    grants: tuple[Grant, ...]
     digest: str
     created_by: str
     created_at: datetime
+    limits: Limits = UNLIMITED
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
+    last_used_at: datetime | None = None
 
     def is_live(self, now: datetime) -> bool:
         """Whether the token is neither revoked nor expired at `now`."""
@@ -82,10 +72,20 @@ class TokenRecord(BaseModel):
 Tokens = Mapping[str, TokenRecord]
 
 
-class Access:
-    """Access tokens of a platform, kept in its store. Safe for threads.
+@dataclass(frozen=True, slots=True)
+class AccessState:
+    """Tokens by id and workspaces by name, as the journal's entries leave them."""
 
-    actor: recorded with tokens created and revoked; clock: decides when a token has expired.
+    tokens: Tokens = field(default_factory=dict)
+    workspaces: Mapping[str, Workspace] = field(
+        default_factory=lambda: {DEFAULT_WORKSPACE: Workspace(name=DEFAULT_WORKSPACE)}
+    )
+
+
+class Access:
+    """Access tokens and workspaces of a platform, kept in its store. Safe for threads.
+
+    actor: recorded with what is created and revoked; clock: decides when a token has expired.
     """
 
     def __init__(
@@ -97,38 +97,106 @@ class Access:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         journal = Journal(store, "access/journal", actor=actor, clock=clock)
-        self._fold: Fold[Tokens] = Fold(journal, {}, _step, encode=_encode, decode=_decode, carry=True)
+        self._fold: Fold[AccessState] = Fold(
+            journal, AccessState(), _step, encode=_encode, decode=_decode, schema="2", carry=True
+        )
+        self._store = store
         self._clock = clock
         self._monotonic = monotonic
         self._read_at: float | None = None
+        self._noted: dict[str, datetime] = {}
         self._lock = threading.Lock()
 
-    def create_token(self, name: str, role: Role | str, *, expires_at: datetime | None = None) -> str:
+    def create_token(
+        self,
+        name: str,
+        role: Role | str | None = None,
+        *,
+        workspace: str = DEFAULT_WORKSPACE,
+        model: str | None = None,
+        grants: Sequence[Grant] = (),
+        limits: Limits = UNLIMITED,
+        expires_at: datetime | Literal["never"] | None = None,
+    ) -> str:
         """Create a token and return its text, which is not shown again.
 
-        name: recorded as the actor of requests with the token.
-        Raises: AlreadyExists if a live token has this name; InvalidInput.
+        name: recorded as the actor of requests with the token. role, workspace, model: a grant; grants: further
+        ones. expires_at: None: in 90 days.
+        Raises: AlreadyExists if a live token has this name; NotFound for an unknown workspace; InvalidInput.
         """
         check_name(name, what="token name")
-        wanted = Role.parse(role)
-        expires = None if expires_at is None else to_text(as_utc(expires_at, name="expires_at"))
+        given = (*([make_grant(role, workspace, model)] if role is not None else []), *grants)
+        if not given:
+            raise InvalidInput("grants: a token without a grant permits nothing; give a role")
+        expires = None if expires_at == "never" else expires_at or self._clock() + TOKEN_LIFETIME
         token_id, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
         token = {
             "id": token_id,
             "name": name,
-            "role": wanted.name,
+            "grants": [grant.model_dump(mode="json") for grant in dict.fromkeys(given)],
+            "limits": limits.model_dump(mode="json"),
             "digest": _digest(secret),
-            "expires_at": expires,
+            "expires_at": None if expires is None else to_text(as_utc(expires, name="expires_at")),
         }
 
-        def decide(tokens: Tokens) -> dict[str, Any]:
+        def decide(state: AccessState) -> dict[str, Any]:
             now = self._clock()
-            if any(other.name == name and other.is_live(now) for other in tokens.values()):
+            if any(other.name == name and other.is_live(now) for other in state.tokens.values()):
                 raise AlreadyExists(f"a live token is named {name!r}; revoke it or choose another name")
+            for grant in given:
+                _require_workspace(state, grant.workspace)
             return {"kind": "created", "token": token}
 
         self._fold.transact(decide)
         return f"{_PREFIX}_{token_id}_{secret}"
+
+    def create_workspace(self, name: str, *, description: str = "", limits: Limits = UNLIMITED) -> Workspace:
+        """Create a workspace with nothing in it. Raises: AlreadyExists; InvalidInput for a malformed name."""
+        check_workspace(name)
+
+        def decide(state: AccessState) -> dict[str, Any]:
+            if name in state.workspaces:
+                raise AlreadyExists(f"workspace {name!r} exists; choose another name")
+            return _workspace_body("workspace-created", name, description, limits)
+
+        self._fold.transact(decide)
+        return self._fold.state.workspaces[name]
+
+    def change_workspace(
+        self, name: str, *, description: str | None = None, limits: Limits | None = None
+    ) -> Workspace:
+        """Change the description or limits of a workspace; None leaves them. Raises: NotFound."""
+
+        def decide(state: AccessState) -> dict[str, Any] | None:
+            old = _require_workspace(state, name)
+            new = (
+                old.description if description is None else description,
+                old.limits if limits is None else limits,
+            )
+            same = new == (old.description, old.limits)
+            return None if same else _workspace_body("workspace-changed", name, *new)
+
+        self._fold.transact(decide)
+        return self._fold.state.workspaces[name]
+
+    def list_workspaces(self) -> list[Workspace]:
+        """List all workspaces, the default one first."""
+        return list(self._fold.refresh().workspaces.values())
+
+    def known_workspaces(self) -> list[Workspace]:
+        """List all workspaces as `verify` knows them: read at most once a second, and kept during an outage.
+
+        Raises: Unavailable if the access list was never read.
+        """
+        return list(self._state().workspaces.values())
+
+    def find_workspace(self, name: str) -> Workspace | None:
+        """Find a workspace, or None, as `known_workspaces` lists them. Raises: Unavailable."""
+        return self._state().workspaces.get(name)
+
+    def recall_workspace(self, name: str) -> Workspace | None:
+        """Find a workspace in the access list as it was read last, without the store."""
+        return self._fold.state.workspaces.get(name)
 
     def verify(self, token: str) -> Principal | None:
         """Return the principal of a live token, or None for any other text.
@@ -136,7 +204,10 @@ class Access:
         Reads the store at most once a second, so a revocation takes effect within a second. While the store does
         not answer, the tokens last read stay valid. Raises: Unavailable if tokens were never read.
         """
-        return self._principal(token, self._tokens) if _is_token(token) else None
+        found = self._principal(token, self._state) if _is_token(token) else None
+        if found is not None and found.token is not None:
+            self._note_use(found.token)
+        return found
 
     def recall(self, token: str) -> Principal | None:
         """Verify a token by the tokens last read, without the store; None also if tokens were never read."""
@@ -144,34 +215,38 @@ class Access:
 
     def read(self) -> None:
         """Read the tokens from the store now, for `recall`. Raises: Unavailable."""
-        self._tokens()
+        self._state()
 
-    def _principal(self, token: str, tokens: Callable[[], Tokens]) -> Principal | None:
+    def _principal(self, token: str, state: Callable[[], AccessState]) -> Principal | None:
         _, token_id, secret = token.split("_", _PARTS - 1)
-        record = tokens().get(token_id)
+        record = state().tokens.get(token_id)
         if record is None or not hmac.compare_digest(record.digest, _digest(secret)):
             return None
-        return Principal(name=record.name, role=record.role) if record.is_live(self._clock()) else None
+        if not record.is_live(self._clock()):
+            return None
+        return Principal(name=record.name, grants=record.grants, token=record.id, limits=record.limits)
 
     def revoke(self, name: str) -> None:
         """End the live token of that name. Raises: NotFound if there is none."""
 
-        def decide(tokens: Tokens) -> dict[str, Any]:
-            live = [
-                token.id for token in tokens.values() if token.name == name and token.is_live(self._clock())
-            ]
+        def decide(state: AccessState) -> dict[str, Any]:
+            live = [token for token in state.tokens.values() if token.name == name]
+            live = [token for token in live if token.is_live(self._clock())]
             if not live:
                 raise NotFound(f"no live token is named {name!r}")
-            return {"kind": "revoked", "id": live[0]}
+            return {"kind": "revoked", "id": live[0].id}
 
         self._fold.transact(decide)
 
     def list_tokens(self) -> list[TokenRecord]:
-        """List all tokens ever created, oldest first."""
-        return list(self._fold.refresh().values())
+        """List all tokens ever created with their last use, oldest first."""
+        return [
+            token.model_copy(update={"last_used_at": self._last_use(token.id)})
+            for token in self._fold.refresh().tokens.values()
+        ]
 
-    def _tokens(self) -> Tokens:
-        """Current tokens, read again if the last read is a second old."""
+    def _state(self) -> AccessState:
+        """Current state, read again if the last read is a second old."""
         with self._lock:
             now = self._monotonic()
             if self._read_at is not None and now - self._read_at < REFRESH_EVERY_S:
@@ -184,6 +259,20 @@ class Access:
             self._read_at = now
             return self._fold.state
 
+    def _note_use(self, token_id: str) -> None:
+        """Record that a token was used now; a store that does not answer loses only this record."""
+        now = self._clock()
+        noted = self._noted.get(token_id)
+        if noted is not None and now - noted < USE_NOTED_EVERY:
+            return
+        self._noted[token_id] = now
+        with suppress(RegistryError):
+            self._store.put(_use_key(token_id), to_text(now).encode())
+
+    def _last_use(self, token_id: str) -> datetime | None:
+        data = self._store.find(_use_key(token_id))
+        return None if data is None else from_text(data.decode())
+
 
 def _is_token(token: str) -> bool:
     parts = token.split("_", _PARTS - 1)
@@ -195,18 +284,66 @@ def _digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def _step(tokens: Tokens, entry: Entry) -> Tokens:
-    if entry.body["kind"] == "revoked":
-        token = tokens[entry.body["id"]].model_copy(update={"revoked_at": entry.at})
+def _use_key(token_id: str) -> str:
+    return f"access/last-used/{token_id}"
+
+
+def _require_workspace(state: AccessState, name: str) -> Workspace:
+    found = state.workspaces.get(DEFAULT_WORKSPACE if name == EVERY_WORKSPACE else name)
+    if found is None:
+        raise NotFound(f"workspace {name!r} does not exist; there are {sorted(state.workspaces)}")
+    return found
+
+
+def _workspace_body(kind: str, name: str, description: str, limits: Limits) -> dict[str, Any]:
+    return {
+        "kind": kind,
+        "workspace": name,
+        "description": description,
+        "limits": limits.model_dump(mode="json"),
+    }
+
+
+def _step(state: AccessState, entry: Entry) -> AccessState:
+    kind = entry.body["kind"]
+    if kind.startswith("workspace-"):
+        return _with_workspace(state, entry)
+    if kind == "revoked":
+        token = state.tokens[entry.body["id"]].model_copy(update={"revoked_at": entry.at})
     else:
-        fields = {**entry.body["token"], "role": Role.parse(entry.body["token"]["role"])}
+        fields = dict(entry.body["token"])
+        if "role" in fields:  # of a release without workspaces
+            fields["grants"] = [_grant_of_role(fields.pop("role"))]
         token = TokenRecord.model_validate({**fields, "created_by": entry.actor, "created_at": entry.at})
-    return {**tokens, token.id: token}
+    return replace(state, tokens={**state.tokens, token.id: token})
 
 
-def _encode(tokens: Tokens) -> list[dict[str, Any]]:
-    return [token.model_dump(mode="json") for token in tokens.values()]
+def _with_workspace(state: AccessState, entry: Entry) -> AccessState:
+    name = entry.body["workspace"]
+    old = state.workspaces.get(name) or Workspace(name=name, created_by=entry.actor, created_at=entry.at)
+    new = old.model_copy(
+        update={
+            "description": entry.body["description"],
+            "limits": Limits.model_validate(entry.body["limits"]),
+        }
+    )
+    return replace(state, workspaces={**state.workspaces, name: new})
 
 
-def _decode(data: list[dict[str, Any]]) -> Tokens:
-    return {item["id"]: TokenRecord.model_validate(item) for item in data}
+def _grant_of_role(role: str) -> Grant:
+    """Grant of a token made before there were workspaces: an admin's reaches all, any other the default one."""
+    return make_grant(role, EVERY_WORKSPACE if role == Role.admin.name else DEFAULT_WORKSPACE)
+
+
+def _encode(state: AccessState) -> dict[str, Any]:
+    return {
+        "tokens": [token.model_dump(mode="json") for token in state.tokens.values()],
+        "workspaces": [each.model_dump(mode="json") for each in state.workspaces.values()],
+    }
+
+
+def _decode(data: dict[str, Any]) -> AccessState:
+    return AccessState(
+        {item["id"]: TokenRecord.model_validate(item) for item in data["tokens"]},
+        {item["name"]: Workspace.model_validate(item) for item in data["workspaces"]},
+    )

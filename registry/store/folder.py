@@ -55,6 +55,10 @@ class FolderStore:
         """Folder that holds the objects."""
         return self._root
 
+    def within(self, prefix: str) -> FolderStore:
+        """Open the part of this store below `prefix` as a store of its own. Raises: InvalidInput."""
+        return FolderStore(self._root / check_key(prefix))
+
     def get(self, key: str) -> bytes:
         """Get the bytes of an object. Raises: NotFound."""
         data = self.find(key)

@@ -23,6 +23,10 @@ class ObjectStore(Protocol):
         """URL from which `open_store` rebuilds this store."""
         ...
 
+    def within(self, prefix: str) -> ObjectStore:
+        """Open the part of this store below `prefix` as a store of its own. Raises: InvalidInput."""
+        ...
+
     def get(self, key: str) -> bytes:
         """Get the bytes of an object. Raises: NotFound."""
         ...

@@ -63,6 +63,10 @@ class S3Store:
         query = f"?endpoint={quote(self._endpoint, safe=':/')}" if self._endpoint else ""
         return f"s3://{self._bucket}/{self._prefix.rstrip('/')}".rstrip("/") + query
 
+    def within(self, prefix: str) -> S3Store:
+        """Open the part of this store below `prefix` as a store of its own. Raises: InvalidInput."""
+        return S3Store(self._bucket, f"{self._prefix}{check_key(prefix)}", endpoint=self._endpoint)
+
     def get(self, key: str) -> bytes:
         """Get the bytes of an object. Raises: NotFound."""
         data = self.find(key)

@@ -7,14 +7,14 @@ import pytest
 from ray_apps.predictor.http.auth import TokenAuthenticator
 from ray_apps.predictor.protocol.errors import Denied, NotReady
 from ray_apps.token_cache import TokenCache, bearer_token
-from registry import Principal, Role, Unavailable
+from registry import Grant, Principal, Role, Unavailable
 
 
 class AccessList:
     """An access list that can be changed, switched off, and counts its readers."""
 
     def __init__(self) -> None:
-        self.tokens = {"good": Principal(name="bot", role=Role.predictor)}
+        self.tokens = {"good": Principal(name="bot", grants=(Grant(role=Role.caller),))}
         self.reads = 0
         self.away = False
 
@@ -96,7 +96,7 @@ async def test_while_the_access_list_hangs_known_tokens_are_admitted_until_it_an
 
 async def test_while_the_access_list_hangs_a_token_new_to_the_process_is_found_in_the_list_read_last():
     tokens = Hanging()
-    tokens.tokens["poor"] = Principal(name="reader", role=Role.viewer)
+    tokens.tokens["poor"] = Principal(name="reader", grants=(Grant(role=Role.viewer),))
     cache = TokenCache(tokens, patience_s=0.01)
     auth = TokenAuthenticator(cache)
     try:

@@ -45,11 +45,12 @@ def add(subscription: Subscription) -> None:
     _added[subscription.name] = subscription
 
 
-def declared() -> list[Subscription]:
-    """List the subscriptions of all declared functions and those that were added."""
+def declared(used: Context) -> list[Subscription]:
+    """List the subscriptions of the functions that a workspace sees, and those that were added."""
     found = [
         Subscription(function.name if not number else f"{function.name}-{number + 1}", function, on)
         for function in catalog.all_functions()
+        if used.sees(function.reference)
         for number, on in enumerate(function.on)
     ]
     return [*found, *_added.values()]
@@ -79,7 +80,7 @@ def run_events(used: Context) -> int:
     next event, or with the first if it has `from_start`.
     """
     topics: dict[str, list[Subscription]] = {}
-    for each in declared():
+    for each in declared(used):
         topics.setdefault(each.on.topic, []).append(each)
     submitted = sum(
         _topic_reader(used, topic).deliver(subscriptions) for topic, subscriptions in topics.items()

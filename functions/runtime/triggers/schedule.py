@@ -26,6 +26,7 @@ from functions.runtime.durable.invocation import ledger_of
 from functions.runtime.durable.ledger import invocation_id
 from functions.runtime.errors import FunctionError
 from functions.runtime.run.declared import DeclaredFunction
+from registry.access import DEFAULT_WORKSPACE
 from registry.journal import Entry, Fold
 from registry.journal.journal import Journal
 
@@ -87,22 +88,23 @@ class Tick:
     reason: str = ""
 
 
-_added: dict[str, Schedule] = {}
+_added: dict[tuple[str, str], Schedule] = {}  # workspace and name -> schedule
 
 
-def add(schedule: Schedule) -> None:
-    """Add a schedule that no decorator declares, a project's for instance; the same name replaces it."""
-    _added[schedule.name] = schedule
+def add(schedule: Schedule, *, workspace: str = DEFAULT_WORKSPACE) -> None:
+    """Add a schedule that no decorator declares, a project's for instance, to a workspace; the same name replaces it."""
+    _added[workspace, schedule.name] = schedule
 
 
-def declared() -> list[Schedule]:
-    """List the schedules of all declared functions and those that were added."""
+def declared(used: Context) -> list[Schedule]:
+    """List the schedules in a workspace: of the functions that it sees, and those that were added to it."""
     found = [
         Schedule(function.name if not number else f"{function.name}-{number + 1}", function, cron)
         for function in catalog.all_functions()
+        if used.sees(function.reference)
         for number, cron in enumerate(function.schedule)
     ]
-    return [*found, *_added.values()]
+    return [*found, *(each for (workspace, _), each in _added.items() if workspace == used.workspace)]
 
 
 def run_due(
@@ -115,7 +117,7 @@ def run_due(
     """
     at = aware(now or used.clock())
     fired: list[Fired] = []
-    for schedule in declared() if schedules is None else schedules:
+    for schedule in declared(used) if schedules is None else schedules:
         try:
             fired += _runner(used, schedule).fire(at)
         except FunctionError:  # for instance its arguments do not fit: the others must still fire
@@ -126,7 +128,7 @@ def run_due(
 def status(used: Context, *, schedules: Iterable[Schedule] | None = None) -> list[ScheduleStatus]:
     """Read the status of every schedule from the store."""
     now = used.clock()
-    return [_runner(used, each).status(now) for each in (declared() if schedules is None else schedules)]
+    return [_runner(used, each).status(now) for each in (declared(used) if schedules is None else schedules)]
 
 
 def plan(cron: Cron, *, name: str, last: datetime, now: datetime) -> Tick | None:

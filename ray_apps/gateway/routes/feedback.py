@@ -41,7 +41,7 @@ class FeedbackResult(BaseModel):
 async def give_feedback(
     request: Request,
     body: Annotated[list[Feedback], Field(max_length=MAX_ROWS)],
-    _: Annotated[Principal, allowed(Role.predictor)],
+    _: Annotated[Principal, allowed(Role.labeller)],
 ) -> Json:
     """Store labels by prediction id, durably before the response; sending one again or correcting it is safe."""
     services = services_of(request)

@@ -107,7 +107,9 @@ async def list_tokens(request: Request, principal: Admin) -> Json:
     """List all tokens, also expired and revoked ones, without their secrets."""
     access = _access(request, principal)
     kept = await services_of(request).run(access.list_tokens)
-    listed = [each.model_dump(mode="json", exclude={"digest"}) | {"role": each.role.name} for each in kept]
+    listed = [
+        each.model_dump(mode="json", exclude={"digest"}) | {"role": each.grants[0].role.name} for each in kept
+    ]
     return Json(listed)
 
 

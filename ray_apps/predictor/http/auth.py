@@ -27,7 +27,7 @@ class NoAuthentication:
 
 
 class TokenAuthenticator:
-    """Admits requests whose token has the role `predictor` or a higher one."""
+    """Admits requests whose token has the role `caller`."""
 
     def __init__(self, tokens: TokenCache) -> None:
         self._tokens = tokens
@@ -47,5 +47,5 @@ class TokenAuthenticator:
             raise NotReady(f"authorization: {error}") from error
         if principal is None:
             raise Denied("authorization: the token is unknown, expired or revoked; ask an admin for one")
-        if principal.role < Role.predictor:
-            raise Denied("authorization: the token's role may not predict; it takes 'predictor'", status=403)
+        if not principal.may(Role.caller):
+            raise Denied("authorization: the token's role may not predict; it takes 'caller'", status=403)

@@ -148,7 +148,7 @@ def test_redis_away_answers_go_on_up_to_the_bound(wal_root: Path, store: ObjectS
 def test_a_full_stream_is_bounded_and_the_file_keeps_the_rest(
     wal_root: Path, redis_server: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(Stream.__init__, "__kwdefaults__", {"max_entries": 2})
+    monkeypatch.setattr(Stream.__init__, "__kwdefaults__", {"workspace": "default", "max_entries": 2})
     log = LogWriter(wal_root, "predictions", redis_server.url, poll_s=0.005)
     client = redis.Redis.from_url(redis_server.url)
     stream = Stream(client, "predictions")

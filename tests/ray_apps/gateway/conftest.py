@@ -70,7 +70,7 @@ def labels() -> Iterator[MemoryLabelLog]:
 @pytest.fixture
 async def gateway(context: Context, labels: MemoryLabelLog) -> AsyncIterator[Gateway]:
     access = Access(context.store, actor="tests")
-    roles = ("viewer", "predictor", "operator", "approver", "admin")
+    roles = ("viewer", "caller", "labeller", "operator", "approver", "admin")
     tokens = {role: access.create_token(f"a-{role}", role) for role in roles}
     services = Services(context=context, labels=lambda: labels, access=access, wait_s=20)
     app = build_app(services)

@@ -173,7 +173,7 @@ def test_a_hundred_requests_find_no_5xx_and_no_undocumented_response(
 def test_a_thousand_requests_find_no_5xx_and_no_undocumented_response(
     document: Any, sample_functions: None, declare_only: Any, examples: int, phases: list[str], prefix: str
 ) -> None:
-    discover_at_low_priority(None)
+    discover_at_low_priority(())
     declare_only(lambda reference: reference.startswith((prefix, "gateway_samples:gateway_add")))
     called, found = fuzz(document(examples, phases=phases))
     assert not found, "\n".join(found)

@@ -149,7 +149,7 @@ async def test_viewers_read_and_only_operators_write(ada: Client, vera: Client, 
     ):
         status, code, message = await vera.refused(method, path, json=body)
         assert (status, code) == (403, "PERMISSION_DENIED")
-        assert "vera has the role viewer" in message
+        assert "vera has viewer:default" in message
     for token in ("", "tq_0_0", server.tokens["ada"] + "x"):
         assert (await Client(http, token).refused("GET", "registered-models/search"))[:2] == (
             401,

@@ -22,7 +22,7 @@ async def test_labels_are_durable_before_they_are_acknowledged(gateway: Gateway)
         {"prediction_id": "p2", "label": 0.0, "observed_at": "2026-02-28T18:00:00-05:00"},
         {"prediction_id": "p3", "label": 0.5},
     ]
-    answer = await post(gateway, "/feedback", body, role="predictor")
+    answer = await post(gateway, "/feedback", body, role="labeller")
     assert (answer.status_code, answer.json()) == (200, {"accepted": 3})
     rows = label_columns(gateway.labels.payloads).to_pylist()
     assert [(row["prediction_id"], row["label"]) for row in rows] == [("p1", 1.0), ("p2", 0.0), ("p3", 0.5)]

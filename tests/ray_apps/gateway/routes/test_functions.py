@@ -1,6 +1,7 @@
 """Routes of functions and invocations, without ticker and Ray: the request that waits for an invocation runs it."""
 
 import asyncio
+import importlib
 import sys
 import time
 from dataclasses import replace
@@ -51,6 +52,7 @@ async def test_no_request_imports_a_module_by_its_name(
 async def test_a_function_is_found_by_its_full_name_of_this_release_and_the_one_before(
     gateway: Gateway,
 ) -> None:
+    importlib.import_module("functions.tuning.jobs")
     for name in ("functions.tuning.jobs:tune_tabular", "functions.tuning:tune_tabular"):
         answer = await gateway.client.get(f"/functions/{name}", headers=gateway.headers("viewer"))
         assert (answer.status_code, answer.json()["name"]) == (200, "tune_tabular")

@@ -1,0 +1,196 @@
+"""Roles, the grants that give them in workspaces, and the principals who hold grants."""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from typing import Any, Final, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
+
+from registry.errors import InvalidInput
+from registry.names import check_name
+
+DEFAULT_WORKSPACE: Final = "default"
+"""Workspace that every platform has; a team that is alone never names it."""
+EVERY_WORKSPACE: Final = "*"
+"""Stands in a grant for all workspaces, those made later included."""
+_WORKSPACE = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z")
+
+
+class Role(Enum):
+    """What a grant permits: read, infer, send labels, run functions and move traffic, approve, or everything.
+
+    caller and labeller see nothing of what others did. operator has all three roles before it, approver those of
+    an operator, admin every role. `predictor` is the earlier name of caller.
+    """
+
+    viewer = "viewer"
+    caller = "caller"
+    labeller = "labeller"
+    operator = "operator"
+    approver = "approver"
+    admin = "admin"
+    predictor = "caller"  # noqa: PIE796  # an alias is meant
+
+    @classmethod
+    def parse(cls, text: str | Role) -> Self:
+        """Parse the name of a role. Raises: InvalidInput, with the names there are."""
+        if isinstance(text, Role):
+            return cls(text)
+        try:
+            return cls[text]
+        except KeyError as error:
+            raise InvalidInput(f"role={text!r}: there are {', '.join(role.name for role in cls)}") from error
+
+    @property
+    def includes(self) -> frozenset[Role]:
+        """Roles that a grant of this one has too, itself among them."""
+        return _INCLUDED[self]
+
+
+_BASIC = frozenset({Role.viewer, Role.caller, Role.labeller})
+_INCLUDED: Final = {
+    Role.viewer: frozenset({Role.viewer}),
+    Role.caller: frozenset({Role.caller}),
+    Role.labeller: frozenset({Role.labeller}),
+    Role.operator: _BASIC | {Role.operator},
+    Role.approver: _BASIC | {Role.operator, Role.approver},
+    Role.admin: frozenset(Role),
+}
+
+
+class Grant(BaseModel):
+    """A role in a workspace, for one model of it or for everything there.
+
+    workspace: its name, or "*" for all workspaces. model: the only model that the grant reaches; None: no restriction.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    role: Role
+    workspace: str = DEFAULT_WORKSPACE
+    model: str | None = None
+
+    @field_validator("role", mode="before")
+    @classmethod
+    def _role(cls, value: Any) -> Role:
+        try:
+            return Role.parse(value)
+        except InvalidInput as error:
+            raise ValueError(str(error)) from error
+
+    @field_serializer("role")
+    def _role_name(self, role: Role) -> str:
+        return role.name
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.workspace != EVERY_WORKSPACE:
+            check_workspace(self.workspace)
+        if self.model is not None:
+            check_name(self.model, what="model")
+            if self.role is Role.labeller:
+                raise ValueError(
+                    f"model={self.model!r}: labels name a prediction and no model; leave the model out"
+                )
+        return self
+
+    @classmethod
+    def parse(cls, text: str) -> Grant:
+        """Parse `role`, `role:workspace` or `role:workspace:model`. Raises: InvalidInput."""
+        parts = text.split(":")
+        names = ("role", "workspace", "model")
+        if len(parts) > len(names) or not all(parts):
+            raise InvalidInput(f"grant={text!r}: write role, role:workspace or role:workspace:model")
+        return make_grant(**dict(zip(names, parts, strict=False)))
+
+    def allows(self, role: Role, workspace: str, model: str | None = None) -> bool:
+        """Whether the grant permits what `role` does in `workspace`, to `model` or, None, to everything there."""
+        return (
+            role in _INCLUDED[self.role]
+            and self.workspace in (workspace, EVERY_WORKSPACE)
+            and (self.model is None or self.model == model)
+        )
+
+    def covers(self, other: Grant) -> bool:
+        """Whether the grant permits all that `other` does."""
+        return self.allows(other.role, other.workspace, other.model)
+
+    def __str__(self) -> str:
+        return f"{self.role.name}:{self.workspace}" + (f":{self.model}" if self.model else "")
+
+
+def make_grant(role: str | Role, workspace: str = DEFAULT_WORKSPACE, model: str | None = None) -> Grant:
+    """Make a grant of a role in a workspace. Raises: InvalidInput, naming the field."""
+    try:
+        return Grant(role=Role.parse(role), workspace=workspace, model=model)
+    except ValueError as error:
+        raise InvalidInput(f"grant: {error}") from error
+
+
+def check_workspace(name: str) -> str:
+    """Return `name` if it may name a workspace. Raises: InvalidInput, with the rule."""
+    if not isinstance(name, str) or not _WORKSPACE.match(name):
+        raise InvalidInput(
+            f"workspace={name!r} is not a name of a workspace: 1 to 63 lower-case letters, digits and '-', "
+            "beginning and ending with a letter or digit"
+        )
+    return name
+
+
+class Limits(BaseModel):
+    """Bounds on the requests of a token or workspace at one replica of a door; None: no bound.
+
+    rate_per_s: requests a second on average, a second's worth at once; max_in_flight: requests at the same time.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rate_per_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    max_in_flight: int | None = Field(default=None, ge=1)
+
+    @property
+    def unbounded(self) -> bool:
+        """Whether there is no bound at all."""
+        return self.rate_per_s is None and self.max_in_flight is None
+
+
+UNLIMITED: Final = Limits()
+
+
+class Principal(BaseModel):
+    """Identity behind a request, with the grants that it holds.
+
+    token: id of the token, or None for an identity of an OIDC issuer.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    grants: tuple[Grant, ...]
+    token: str | None = None
+    limits: Limits = UNLIMITED
+
+    def may(self, role: Role | str, workspace: str = DEFAULT_WORKSPACE, *, model: str | None = None) -> bool:
+        """Whether a grant permits what `role` does in `workspace`, to `model` or, None, to everything there."""
+        wanted = role if isinstance(role, Role) else Role.parse(role)
+        for grant in self.grants:  # noqa: SIM110  # on every request's path: a generator costs twice as much
+            if grant.allows(wanted, workspace, model):
+                return True
+        return False
+
+    def may_give(self, grants: tuple[Grant, ...]) -> bool:
+        """Whether the principal is an admin wherever `grants` reach, and so may give them to others."""
+        return all(self.may(Role.admin, grant.workspace, model=grant.model) for grant in grants)
+
+    @property
+    def workspace(self) -> str:
+        """Workspace of requests that name none: the only one that the grants reach, else the default one."""
+        named = {grant.workspace for grant in self.grants}
+        return next(iter(named)) if len(named) == 1 and EVERY_WORKSPACE not in named else DEFAULT_WORKSPACE
+
+    @property
+    def roles(self) -> str:
+        """Grants as text, for messages."""
+        return ", ".join(map(str, self.grants)) or "no grant"
