@@ -2,18 +2,22 @@
 
 from registry.models.layers import Claim
 from registry.models.lineage import Dependent, Lineage
+from registry.models.policy import AutomaticApproval, GateData, GateDemand, ModelPolicy
 from registry.models.signature import Signature, TensorSpec
 from registry.models.state import ModelState
 from registry.models.traffic import Arm, Holdout, LayerPart, LayerShare, Traffic
 from registry.models.traffic_rules import Condition, TrafficRule
-from registry.models.versions import Approval, GateOutcome, ModelPolicy, ModelVersion, Override, SignatureMark
+from registry.models.versions import Approval, GateOutcome, ModelVersion, Override, SignatureMark
 
 __all__ = [
     "Approval",
     "Arm",
+    "AutomaticApproval",
     "Claim",
     "Condition",
     "Dependent",
+    "GateData",
+    "GateDemand",
     "GateOutcome",
     "Holdout",
     "LayerPart",

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
 from registry.errors import AlreadyExists, GivenUp, InvalidInput, NotFound, Refused, Stale
+from registry.models.policy import ModelPolicy
 from registry.models.state import ModelState
 from registry.models.traffic import (
     BUCKETS,
@@ -18,7 +19,7 @@ from registry.models.traffic import (
     to_buckets,
 )
 from registry.models.traffic_rules import MAX_RULES, TrafficRule
-from registry.models.versions import ModelPolicy, ModelVersion, finite, jsonable
+from registry.models.versions import ModelVersion, jsonable
 from registry.names import check_name
 
 Body = dict[str, Any]
@@ -61,51 +62,23 @@ def create_model(
         "kind": "model-created",
         "description": description,
         "tags": dict(tags),
-        "policy": jsonable(policy),
+        "policy": policy.recorded(),
     }
 
 
 def set_policy(state: ModelState, policy: ModelPolicy) -> Body | None:
     """Replace the policy of the model. Raises: NotFound."""
     require_model(state)
-    return None if policy == state.policy else {"kind": "policy", "policy": jsonable(policy)}
-
-
-def review(state: ModelState, number: int, *, actor: str, approved: bool, comment: str) -> Body | None:
-    """Approve or reject a version. Raises: NotFound; Refused if the policy does not accept this actor's approval."""
-    version = require_version(state, number)
-    policy = state.policy
-    if approved and policy.guarded and actor == version.author and not policy.author_may_approve:
-        raise Refused(
-            f"{state.name}@{number}: {actor!r} registered it and may not approve it too; ask another"
-        )
-    if approved and policy.approvers and actor not in policy.approvers:
-        raise Refused(
-            f"{state.name}@{number}: {actor!r} is not among its approvers {sorted(policy.approvers)}"
-        )
-    reviews = {(a.actor, a.approved, a.comment) for a in version.approvals}
-    if (actor, approved, comment) in reviews:
-        return None
-    if not approved and state.uses(number):
-        raise Refused(f"{state.name}@{number} is live ({', '.join(state.uses(number))}); roll back first")
-    return {"kind": "review", "version": number, "approved": approved, "comment": comment}
-
-
-def record_gate(
-    state: ModelState, number: int, gate: str, *, passed: bool, details: Mapping[str, Any]
-) -> Body:
-    """Record the outcome of a gate. Raises: NotFound; InvalidInput."""
-    require_version(state, number)
-    check_name(gate, what="gate")
-    return {"kind": "gate", "version": number, "gate": gate, "passed": passed, "details": finite(details)}
+    return None if policy == state.policy else {"kind": "policy", "policy": policy.recorded()}
 
 
 def set_alias(
-    state: ModelState, alias: str, number: int, *, expected: Expected, reason: str, override: str, clear: bool
-) -> Body | None:
+    state: ModelState, alias: str, number: int, *,
+    actor: str, expected: Expected, reason: str, override: str, clear: bool,
+) -> Body | None:  # fmt: skip
     """Point `alias` to a version; `clear` ends the champion's experiments in the same entry.
 
-    Raises: Stale if `expected` is not the current version; Refused if the policy is not met.
+    Raises: Stale if `expected` is not the current version; Refused if the policy is not met, or `actor` may not override it.
     """
     require_usable(state, number)
     check_name(alias, what="alias")
@@ -114,7 +87,7 @@ def set_alias(
     busy = clear and bool(state.split.arms or state.split.shadows or ruled)
     if actual == number and not busy:
         return None
-    broken = _broken(state, [number] if alias in state.policy.guarded else [], override)
+    broken = _broken(state, [number] if alias in state.policy.guarded else [], override, actor)
     body: Body = {"kind": "alias", "alias": alias, "version": number, "reason": reason, "clear": clear}
     return body | _mark(broken, override)
 
@@ -156,6 +129,7 @@ def set_traffic(
     state: ModelState,
     arms: Mapping[str, tuple[int, float]],
     *,
+    actor: str,
     shadows: Sequence[int],
     expected: int | None,
     reason: str,
@@ -185,16 +159,23 @@ def set_traffic(
         and named == state.split.rules
     ):
         return None
-    # Existing rules were checked when they were set: a rollout that carries them along need not justify them again.
+    # What is there was checked when it was set: a rollout that carries it along need not justify it again.
     added = _ruled([rule for rule in named if rule not in state.split.rules])
-    guarded = [*split, *added] if state.policy.guarded else []
+    answering = _grown(state, arms) if part == state.split.layer else split
+    guarded = [*answering, *added] if state.policy.guarded else []
     salt = (state.split.salt or f"{state.name}/{state.entries}") if new or unique_shadows else ""
     body: Body = {"kind": "traffic", "arms": new, "shadows": unique_shadows, "salt": salt, "reason": reason}
     if part is not None:
         body |= {"kind": "traffic-in-layer", "layer": jsonable(part)}
     if named:
         body |= {"kind": "traffic-by-rule", "rules": [jsonable(rule) for rule in named]}
-    return body | _mark(_broken(state, guarded, override), override)
+    return body | _mark(_broken(state, guarded, override, actor), override)
+
+
+def _grown(state: ModelState, arms: Mapping[str, tuple[int, float]]) -> list[int]:
+    """Versions of arms that are new or get a larger share."""
+    now = {(arm.name, arm.version): arm.share for arm in state.split.arms}
+    return [version for name, (version, share) in arms.items() if share > now.get((name, version), 0.0)]
 
 
 def _ruled(rules: Sequence[TrafficRule]) -> list[int]:
@@ -335,12 +316,12 @@ def _obstacle(state: ModelState, alias: str, number: int) -> str:
         return "is there now"
     if version.status != "READY":
         return f"is {version.status}"
-    missing = version.missing(state.policy) if alias in state.policy.guarded else ()
+    missing = version.missing(state.policy, under_earlier=True) if alias in state.policy.guarded else ()
     return "" if version.overrides else ", ".join(missing)
 
 
-def _broken(state: ModelState, numbers: Sequence[int], override: str) -> dict[str, list[str]]:
-    """Unmet rules of the policy by version. Raises: Refused if there are any and no override is given."""
+def _broken(state: ModelState, numbers: Sequence[int], override: str, actor: str) -> dict[str, list[str]]:
+    """Unmet rules of the policy by version. Raises: Refused if there are any, unless `actor` may override them and does."""
     broken = {
         str(number): list(missing)
         for number in numbers
@@ -349,6 +330,9 @@ def _broken(state: ModelState, numbers: Sequence[int], override: str) -> dict[st
     if broken and not override.strip():
         text = "; ".join(f"{state.name}@{number}: {', '.join(rules)}" for number, rules in broken.items())
         raise Refused(f"not allowed to go live: {text}. In an emergency pass override='the reason'")
+    overriders = state.policy.overriders
+    if broken and overriders and actor not in overriders:
+        raise Refused(f"{state.name}: {actor!r} may not override its policy; ask one of {sorted(overriders)}")
     return broken
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from registry.models import decisions
+from registry.models import decisions, reviews
 from registry.models.decisions import UNCHECKED, Expected
 from registry.models.layers import Layers
+from registry.models.policy import ModelPolicy
 from registry.models.state import ModelState
 from registry.models.traffic import CHAMPION, LayerPart, LayerShare, Traffic
 from registry.models.traffic_rules import TrafficRule
-from registry.models.versions import ModelPolicy, ModelVersion
+from registry.models.versions import ModelVersion
 
 
 class Governance(Layers):
@@ -21,12 +22,26 @@ class Governance(Layers):
         """Set the conditions that a version must meet before it may go live. Raises: NotFound."""
         return self._change(name, lambda state: decisions.set_policy(state, policy))[1]
 
-    def approve(self, name: str, version: int, *, comment: str = "") -> ModelVersion:
+    def approve(
+        self,
+        name: str,
+        version: int,
+        *,
+        comment: str = "",
+        accept_code: Collection[str] = (),
+        automatic: bool = False,
+    ) -> ModelVersion:
         """Approve a version in this actor's name; it replaces this actor's earlier review.
 
-        Raises: NotFound; Refused if the actor is its author or not among the approvers.
+        It counts as long as the model's policy stays as it is.
+        accept_code: paths of its files that can execute code, which then may be downloaded.
+        automatic: no person looked; the policy must allow that, and the approval shows it.
+        Raises: NotFound; InvalidInput for a path that holds no code; Refused if the actor is its author or not among the
+            approvers, or automatic approval is off or used up.
         """
-        return self._review(name, version, approved=True, comment=comment)
+        return self._review(
+            name, version, approved=True, comment=comment, accept_code=accept_code, automatic=automatic
+        )
 
     def reject(self, name: str, version: int, *, comment: str = "") -> ModelVersion:
         """Reject a version: no alias or traffic can point to it until this actor approves it.
@@ -35,6 +50,11 @@ class Governance(Layers):
         """
         return self._review(name, version, approved=False, comment=comment)
 
+    def accepted_code(self, name: str, version: int) -> tuple[str, ...]:
+        """List files of a version that can execute code and were accepted by the policy or an approver. Raises: NotFound."""
+        state = self.follow(name).refresh()
+        return decisions.require_version(state, version).accepted_code(state.policy)
+
     def record_gate(
         self,
         name: str,
@@ -42,15 +62,20 @@ class Governance(Layers):
         gate: str,
         passed: bool,  # noqa: FBT001 - reads as a sentence: record_gate(model, 3, "offline", passed=True)
         details: Mapping[str, Any] | None = None,
+        *,
+        demand: str = "",
     ) -> ModelVersion:
         """Record the outcome of a gate; the last one of each name counts.
 
-        details: JSON values; NaN and infinities are kept as text.
-        Raises: NotFound; InvalidInput.
+        details: JSON values; NaN and infinities are kept as text. demand: digest of the `GateDemand` by which it was judged;
+        empty: by hand, which shows.
+        Raises: NotFound; InvalidInput; Refused if the policy demands other limits or data of this gate.
         """
         _, state = self._change(
             name,
-            lambda state: decisions.record_gate(state, version, gate, passed=passed, details=details or {}),
+            lambda state: reviews.record_gate(
+                state, version, gate, passed=passed, details=details or {}, demand=demand
+            ),
         )
         return state.versions[version]
 
@@ -67,7 +92,7 @@ class Governance(Layers):
         """Point an alias to a version; returns the version.
 
         expected: the version it must point to now (None: no version); otherwise nothing changes.
-        override: the reason of an emergency: goes live against the policy, which stays recorded for ever.
+        override: the reason of an emergency: goes live against the policy, if that lets this actor; recorded for ever.
         Raises: Stale, naming the current version; Refused if the policy is not met; NotFound.
         """
         return self._point(
@@ -134,8 +159,8 @@ class Governance(Layers):
 
         def decide(state: ModelState, part: LayerPart | None) -> decisions.Body | None:
             return decisions.set_traffic(
-                state, arms, shadows=shadows, expected=expected, reason=reason, override=override, layer=part,
-                rules=rules,
+                state, arms, actor=self.actor, shadows=shadows, expected=expected, reason=reason, override=override,
+                layer=part, rules=rules,
             )  # fmt: skip
 
         return decisions.require_traffic(self._in_layer(name, layer if arms or shadows else None, decide))
@@ -168,13 +193,24 @@ class Governance(Layers):
         decisions.require_traffic(self.follow(name).refresh())
         return decisions.require_traffic(self._change(name, decide)[1])
 
-    def _review(self, name: str, version: int, *, approved: bool, comment: str) -> ModelVersion:
-        _, state = self._change(
-            name,
-            lambda state: decisions.review(
-                state, version, actor=self.actor, approved=approved, comment=comment
-            ),
+    def _review(
+        self,
+        name: str,
+        version: int,
+        *,
+        approved: bool,
+        comment: str,
+        accept_code: Collection[str] = (),
+        automatic: bool = False,
+    ) -> ModelVersion:
+        review = reviews.Review(
+            actor=self.actor,
+            approved=approved,
+            comment=comment,
+            accept_code=tuple(accept_code),
+            automatic=automatic,
         )
+        _, state = self._change(name, lambda state: reviews.review(state, version, review, now=self.clock()))
         return state.versions[version]
 
     def _point(
@@ -191,7 +227,14 @@ class Governance(Layers):
         _, state = self._change_and_release(
             name,
             lambda state: decisions.set_alias(
-                state, alias, version, expected=expected, reason=reason, override=override, clear=clear
+                state,
+                alias,
+                version,
+                actor=self.actor,
+                expected=expected,
+                reason=reason,
+                override=override,
+                clear=clear,
             ),
         )
         return state.versions[version]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from registry.models.signature import TensorSpec
 from registry.models.state import ModelState
-from registry.models.versions import ModelVersion
+from registry.models.versions import Approval, ModelVersion
 from registry.times import to_text
 
 
@@ -24,7 +24,7 @@ def model_card(state: ModelState, version: ModelVersion) -> str:
     sections = [
         ("Metrics", _table(("metric", "value"), ((n, f"{v:.6g}") for n, v in version.metrics.items()))),
         ("Inputs and outputs", _signature(version)),
-        ("Gates, approvals and signatures", _gates_and_approvals(version)),
+        ("Gates, approvals and signatures", _gates_and_approvals(state, version)),
         ("Made from", _lineage(version)),
         ("Tags", _table(("tag", "value"), version.tags.items())),
     ]
@@ -45,15 +45,18 @@ def _spec(spec: TensorSpec) -> tuple[str, str, str, str]:
     return spec.name, spec.datatype, str(spec.shape), ", ".join(spec.columns or ())
 
 
-def _gates_and_approvals(version: ModelVersion) -> str:
-    lines = [
-        f"- gate {gate.name}: {'passed' if gate.passed else 'FAILED'} ({gate.actor}, {to_text(gate.at)})"
+def _gates_and_approvals(state: ModelState, version: ModelVersion) -> str:
+    lines = (
+        [f"- the model's policy is `{state.policy.digest[:16]}`"]
+        if version.gates or version.approvals
+        else []
+    )
+    lines += [
+        f"- gate {gate.name}: {'passed' if gate.passed else 'FAILED'}{' (recorded by hand)' if gate.by_hand else ''} "
+        f"({gate.actor}, {to_text(gate.at)}, policy `{gate.policy[:16]}`)"
         for gate in version.gates.values()
     ]
-    lines += [
-        f"- {'approved' if review.approved else 'REJECTED'} by {review.actor} at {to_text(review.at)} {review.comment}".rstrip()
-        for review in version.approvals
-    ]
+    lines += [_review(review) for review in version.approvals]
     lines += [
         f"- signed by key `{mark.signer[:16]}` ({mark.actor}, {to_text(mark.at)})"
         for mark in version.signatures
@@ -63,6 +66,14 @@ def _gates_and_approvals(version: ModelVersion) -> str:
         for mark in version.overrides
     ]
     return "\n".join(lines)
+
+
+def _review(review: Approval) -> str:
+    verdict = "approved" if review.approved else "REJECTED"
+    how = " AUTOMATICALLY" if review.automatic else ""
+    code = f", code accepted: {', '.join(review.accept_code)}" if review.accept_code else ""
+    text = f"- {verdict}{how} by {review.actor} at {to_text(review.at)}, policy `{review.policy[:16]}`{code} {review.comment}"
+    return text.rstrip()
 
 
 def _lineage(version: ModelVersion) -> str:

@@ -11,13 +11,14 @@ from pydantic import BaseModel, ConfigDict
 
 from registry.errors import NotFound, Refused
 from registry.journal import Entry
-from registry.models import decisions
+from registry.models import decisions, reviews
 from registry.models.lineage import Dependent
 from registry.models.model_card import model_card
+from registry.models.policy import ModelPolicy
 from registry.models.registration import Registration
 from registry.models.signed_versions import SignedVersions
 from registry.models.state import ModelState, step
-from registry.models.versions import ModelPolicy, ModelVersion
+from registry.models.versions import ModelVersion
 from registry.store import Progress, TableSnapshot
 from registry.times import as_utc
 
@@ -104,14 +105,11 @@ class Models(Registration, SignedVersions):
         return [version for version in self.get_model(name).versions.values() if version.deleted_at is None]
 
     def set_version_tags(self, name: str, version: int, tags: Mapping[str, str | None]) -> ModelVersion:
-        """Add or replace tags of a version (None removes one). Raises: NotFound."""
+        """Add or replace tags of a version (None removes one).
 
-        def decide(state: ModelState) -> decisions.Body | None:
-            old = decisions.require_version(state, version).tags
-            same = all(old.get(tag) == value for tag, value in tags.items())
-            return None if same else {"kind": "version-changed", "version": version, "tags": dict(tags)}
-
-        return self._change(name, decide)[1].versions[version]
+        Raises: NotFound; Refused for a tag that changes how the version is served, once it is approved or was live.
+        """
+        return self._change(name, lambda state: reviews.set_tags(state, version, tags))[1].versions[version]
 
     def delete_version(self, name: str, version: int, *, reason: str = "") -> ModelVersion:
         """Mark a version as deleted; its number is never used again and its history stays.

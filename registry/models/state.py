@@ -12,12 +12,12 @@ from typing import Any
 
 from registry.errors import RegistryError
 from registry.journal import Entry
+from registry.models.policy import ModelPolicy
 from registry.models.traffic import BUCKETS, CHAMPION, Arm, Holdout, LayerPart, Traffic
 from registry.models.traffic_rules import TrafficRule
 from registry.models.versions import (
     Approval,
     GateOutcome,
-    ModelPolicy,
     ModelVersion,
     Override,
     SignatureMark,
@@ -26,7 +26,7 @@ from registry.models.versions import (
 from registry.store import Blob
 from registry.times import from_text, to_text
 
-SCHEMA = "3"
+SCHEMA = "4"
 _PAST_KEPT = 100  # earlier values of an alias, for rollback
 
 
@@ -119,7 +119,7 @@ def encode(state: ModelState) -> dict[str, Any]:
         "created_at": None if state.created_at is None else to_text(state.created_at),
         "description": state.description,
         "tags": dict(state.tags),
-        "policy": jsonable(state.policy),
+        "policy": state.policy.recorded(),
         "versions": [jsonable(version) for version in state.versions.values()],
         "aliases": dict(state.aliases),
         "past": {alias: list(versions) for alias, versions in state.past.items()},
@@ -210,7 +210,15 @@ def _reviewed(state: ModelState, entry: Entry) -> ModelState:
     body = entry.body
     version = state.versions[body["version"]]
     others = tuple(approval for approval in version.approvals if approval.actor != entry.actor)
-    review = Approval(actor=entry.actor, approved=body["approved"], comment=body["comment"], at=entry.at)
+    review = Approval(
+        actor=entry.actor,
+        approved=body["approved"],
+        comment=body["comment"],
+        at=entry.at,
+        policy=state.policy.digest,
+        automatic=body.get("automatic", False),
+        accept_code=tuple(body.get("accept_code", ())),
+    )
     return _with_version(state, version.model_copy(update={"approvals": (*others, review)}))
 
 
@@ -218,7 +226,13 @@ def _gate(state: ModelState, entry: Entry) -> ModelState:
     body = entry.body
     version = state.versions[body["version"]]
     outcome = GateOutcome(
-        name=body["gate"], passed=body["passed"], details=body["details"], actor=entry.actor, at=entry.at
+        name=body["gate"],
+        passed=body["passed"],
+        details=body["details"],
+        actor=entry.actor,
+        at=entry.at,
+        policy=state.policy.digest,
+        demand=body.get("demand", ""),
     )
     return _with_version(
         state, version.model_copy(update={"gates": {**version.gates, outcome.name: outcome}})

@@ -1,4 +1,4 @@
-"""Values of a model's journal: versions, approvals, gate outcomes, overrides and the policy."""
+"""Values of a model's journal: versions, approvals, gate outcomes and overrides."""
 
 from __future__ import annotations
 
@@ -6,18 +6,24 @@ import json
 import math
 from collections.abc import Mapping
 from datetime import datetime
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, computed_field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, computed_field
 
-from registry.access.signing import canonical, fingerprint
+from registry.access.signing import fingerprint
 from registry.models.lineage import Lineage
+from registry.models.policy import ModelPolicy
 from registry.models.signature import Signature
 from registry.store import Blob
 
 
 class Approval(BaseModel):
-    """The latest approval or rejection of a version by one person."""
+    """The latest approval or rejection of a version by one person.
+
+    policy: digest of the model's policy then in force. automatic: given by retraining, and not by a person.
+    accept_code: files of the version that can execute code, which the approver accepts.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -25,10 +31,17 @@ class Approval(BaseModel):
     approved: bool
     comment: str = ""
     at: datetime
+    policy: str = ""
+    automatic: bool = False
+    accept_code: tuple[str, ...] = ()
 
 
 class GateOutcome(BaseModel):
-    """The last result of one gate on a version."""
+    """The last result of one gate on a version.
+
+    policy: digest of the model's policy then in force. demand: digest of the limits and data by which it was judged; empty
+    if it was recorded by hand.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -37,6 +50,13 @@ class GateOutcome(BaseModel):
     details: dict[str, Any] = Field(default_factory=dict)
     actor: str
     at: datetime
+    policy: str = ""
+    demand: str = ""
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether no evaluation stands behind the result."""
+        return not self.demand
 
 
 class Override(BaseModel):
@@ -59,30 +79,6 @@ class SignatureMark(BaseModel):
     sha256: str
     actor: str
     at: datetime
-
-
-class ModelPolicy(BaseModel):
-    """Conditions that a version must meet before it may go live.
-
-    guarded: aliases that need it; with any, a share of the traffic needs it too. approvals: how many people
-    must approve; approvers: who may (empty: anyone). gates: which must have passed. author_may_approve:
-    whether the author counts. signers: public keys (PEM), one of which must have signed; with any, no file of
-    a version is handed out unless such a signature holds.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    guarded: frozenset[str] = frozenset()
-    approvals: int = Field(default=1, ge=0)
-    approvers: frozenset[str] = frozenset()
-    gates: tuple[str, ...] = ()
-    author_may_approve: bool = False
-    signers: tuple[str, ...] = ()
-
-    @field_validator("signers")
-    @classmethod
-    def _keys(cls, signers: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(canonical(key) for key in signers)
 
 
 class ModelVersion(BaseModel):
@@ -127,27 +123,60 @@ class ModelVersion(BaseModel):
         """Total size of all files in bytes."""
         return sum(blob.size for blob in self.files.values())
 
-    def missing(self, policy: ModelPolicy) -> tuple[str, ...]:
-        """Conditions of `policy` that this version does not meet yet; empty if it may go live."""
-        approvers = {
-            approval.actor
-            for approval in self.approvals
-            if approval.approved
-            and (policy.author_may_approve or approval.actor != self.author)
-            and (not policy.approvers or approval.actor in policy.approvers)
-        }
-        unmet = [
-            f"gate {gate!r} has {'failed' if gate in self.gates else 'not run'}"
-            for gate in policy.gates
-            if gate not in self.gates or not self.gates[gate].passed
-        ]
-        if len(approvers) < policy.approvals:
+    def missing(self, policy: ModelPolicy, *, under_earlier: bool = False) -> tuple[str, ...]:
+        """Conditions of `policy` that this version does not meet yet; empty if it may go live.
+
+        under_earlier: approvals and gate results count too that were given while the model had another policy.
+        """
+        unmet = [text for gate in policy.gate_names if (text := self._unpassed(policy, gate, under_earlier))]
+        valid = self._approvals_by(policy)
+        standing = [each for each in valid if under_earlier or each.policy == policy.digest]
+        if len(standing) < policy.approvals:
             who = f" from {sorted(policy.approvers)}" if policy.approvers else ""
-            unmet.append(f"{len(approvers)} of {policy.approvals} approvals{who} (author: {self.author})")
+            stale = sorted({each.actor for each in valid} - {each.actor for each in standing})
+            again = f"; {stale} approved under an earlier policy and must again" if stale else ""
+            unmet.append(
+                f"{len(standing)} of {policy.approvals} approvals{who} (author: {self.author}){again}"
+            )
         marks = {mark.signer for mark in self.signatures}
         if policy.signers and marks.isdisjoint(map(fingerprint, policy.signers)):
             unmet.append(f"not signed by one of its {len(policy.signers)} signers")
         return tuple(unmet)
+
+    def accepted_code(self, policy: ModelPolicy) -> tuple[str, ...]:
+        """Paths of files that can execute code and were accepted, by the policy or by an approval under it.
+
+        The author's own approval accepts no code, unless the policy lets authors approve.
+        """
+        approvals = [each for each in self._approvals_by(policy) if each.policy == policy.digest]
+        named = {path for approval in approvals for path in approval.accept_code}
+        return tuple(
+            path
+            for path in self.code_files
+            if path in named or any(fnmatchcase(path, pattern) for pattern in policy.allow_code)
+        )
+
+    def _approvals_by(self, policy: ModelPolicy) -> list[Approval]:
+        """Approvals by people whom `policy` lets approve, and automatic ones where it lets retraining approve."""
+        return [
+            approval
+            for approval in self.approvals
+            if approval.approved
+            and (policy.author_may_approve or approval.actor != self.author)
+            and (not policy.approvers or approval.actor in policy.approvers)
+            and (not approval.automatic or policy.automatic_approval is not None)
+        ]
+
+    def _unpassed(self, policy: ModelPolicy, gate: str, under_earlier: bool) -> str:  # noqa: FBT001 - private
+        """Say why a gate is not passed, or return "" if it is."""
+        outcome, demand = self.gates.get(gate), policy.demand(gate)
+        if outcome is None:
+            return f"gate {gate!r} has not run"
+        if not outcome.passed:
+            return f"gate {gate!r} has failed"
+        if demand is None or under_earlier or outcome.demand == demand.digest:
+            return ""
+        return f"gate {gate!r} has not run with the limits and data of the policy; evaluate it again"
 
 
 def jsonable(model: BaseModel) -> dict[str, Any]:

@@ -35,6 +35,8 @@ EXPECTED: dict[str, Any] = json.loads((HERE / "store_0_1.json").read_text())
 SEEN, NOTES = EXPECTED["seen"], EXPECTED["notes"]
 IDS: dict[str, str] = NOTES["invocations"]
 CODE_PATIENCE_S = 0.5
+# Fields that later releases added to what is read; what 0.1 saw has none of them.
+ADDED = {"accept_code", "allow_code", "automatic", "automatic_approval", "demand", "overriders", "policy"}
 
 
 @dataclass
@@ -94,9 +96,20 @@ def _with_current_references(seen: Any) -> Any:
     return [_with_current_references(each) for each in seen] if isinstance(seen, list) else seen
 
 
+def _without_added(now: Any, before: Any) -> Any:
+    """What is read now, without the fields of `ADDED` that were not there before."""
+    if isinstance(now, dict) and isinstance(before, dict):
+        left = {name: value for name, value in now.items() if name in before or name not in ADDED}
+        return {name: _without_added(value, before.get(name)) for name, value in left.items()}
+    if isinstance(now, list) and isinstance(before, list) and len(now) == len(before):
+        return [_without_added(*pair) for pair in zip(now, before, strict=True)]
+    return now
+
+
 @pytest.mark.parametrize("part", sorted(set(SEEN) - {"answers", "results_kept"}))
 def test_a_part_reads_as_before(read_again: dict[str, Any], part: str) -> None:
-    assert read_again[part] == _with_current_references(SEEN[part])
+    before = _with_current_references(SEEN[part])
+    assert _without_added(read_again[part], before) == before
 
 
 def test_every_part_that_was_seen_is_compared(read_again: dict[str, Any]) -> None:
