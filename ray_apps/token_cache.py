@@ -1,10 +1,13 @@
 """Cache of the principals of bearer tokens, so that the access list is not read for each request.
 
-Gateway, MLflow's protocol and predictor authenticate by it. A token is verified with the store once, off the event loop,
-and then cached. An entry older than `recheck_s` is verified again in the background; a request with an entry older than
-twice that waits: a revoked token is refused within `2 * recheck_s`, and a steady caller never waits for the store. While
-the store hangs, a token that is new in this process is looked up in the list as it was read last: a replica that has just
-started must not delay callers whom other replicas know.
+All doors authenticate by it. A token is verified once, off the event loop, and then cached. An entry older than
+`recheck_s` is verified again in the background; a request with an entry older than twice that waits: a revoked token is
+refused within `2 * recheck_s`, and a steady caller never waits for the store. While the store hangs, a token that is new
+in this process is looked up in the list as it was read last: a replica that has just started must not delay callers whom
+other replicas know.
+
+Texts without the form of a token are refused at once. Wrong tokens are remembered apart from valid ones, which they
+cannot push out, and only a few tokens that are not known are verified at the same time.
 """
 
 from __future__ import annotations
@@ -13,15 +16,24 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from registry import Principal, Unavailable
 
-_CAPACITY = 4_096
+_KNOWN_KEPT = 4_096
+_WRONG_KEPT = 512
+_NEW_AT_ONCE = 4
+_NEW_WAITING = 256
+_V = TypeVar("_V")
+_Checks = dict[str, "asyncio.Task[Principal | None]"]
 
 
 class AccessList(Protocol):
     """The list of tokens and the principals that they stand for."""
+
+    def recognises(self, token: str, /) -> bool:
+        """Whether a text has the form of a token, without reading anything."""
+        ...
 
     def verify(self, token: str, /) -> Principal | None:
         """Find the principal of a valid token; may read the store."""
@@ -34,7 +46,7 @@ class AccessList(Protocol):
 
 class _Entry(NamedTuple):
     at: float
-    principal: Principal | None
+    principal: Principal
 
 
 class TokenCache:
@@ -53,78 +65,108 @@ class TokenCache:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._access, self._recheck_s, self._patience_s, self._clock = access, recheck_s, patience_s, clock
-        self._entries: OrderedDict[str, _Entry] = OrderedDict()
-        self._checking: dict[str, asyncio.Task[_Entry]] = {}
+        self._known: OrderedDict[str, _Entry] = OrderedDict()
+        self._wrong: OrderedDict[str, float] = OrderedDict()
+        self._rechecks: _Checks = {}
+        self._first_checks: _Checks = {}
+        self._new = asyncio.Semaphore(_NEW_AT_ONCE)
 
     async def principal(self, token: str) -> Principal | None:
         """Find the principal of `token`; None if the token is unknown, expired or revoked.
 
         Raises: Unavailable if the store does not answer and the token is not known.
         """
-        known = self._entries.get(token)
-        age_s = self._clock() - known.at if known is not None else float("inf")
+        known = self._known.get(token)
+        if known is None:
+            return await self._first(token)
+        age_s = self._clock() - known.at
         if age_s > self._recheck_s:
-            checking = self._check(token)
-            if known is None:
-                known = await self._wait_first(token, checking)
-            elif age_s > 2 * self._recheck_s:
-                known = await self._wait_renewed(token, known, checking)
-        assert known is not None  # noqa: S101  # only a known token has an age below recheck_s
+            checking = self._check(token, self._rechecks)
+            if age_s > 2 * self._recheck_s:
+                return await self._renewed(token, known, checking)
         return known.principal
 
     def forget(self) -> None:
         """Empty the cache, so that every token is verified again."""
-        self._entries.clear()
+        self._known.clear()
+        self._wrong.clear()
 
     async def settled(self) -> None:
         """Wait until no verification is in progress."""
-        await asyncio.gather(*self._checking.values(), return_exceptions=True)
+        await asyncio.gather(*self._rechecks.values(), *self._first_checks.values(), return_exceptions=True)
 
-    async def _wait_first(self, token: str, checking: asyncio.Task[_Entry]) -> _Entry:
-        """Wait for the first verification; if the store hangs, use the list as it was read last."""
-        done, _ = await asyncio.wait({checking}, timeout=self._patience_s)
-        if done:
-            return await checking
+    async def _first(self, token: str) -> Principal | None:
+        """Verify a token that is not known; if the store hangs, or too many wait, use the list as it was read last."""
+        refused_at = self._wrong.get(token)
+        if refused_at is not None and self._clock() - refused_at <= self._recheck_s:
+            return None
+        if not self._access.recognises(token):
+            return None
+        if token in self._first_checks or len(self._first_checks) < _NEW_WAITING:
+            checking = self._check(token, self._first_checks)
+            done, _ = await asyncio.wait({checking}, timeout=self._patience_s)
+            if done:
+                return await checking
         recalled = self._access.recall(token)
         if recalled is None:  # it may be valid all the same, if it was created after the list was read
             raise Unavailable("the access list cannot be read now; try again soon")
-        return self._store_entry(token, recalled)
+        return self._note(token, recalled)
 
-    async def _wait_renewed(self, token: str, entry: _Entry, checking: asyncio.Task[_Entry]) -> _Entry:
+    async def _renewed(
+        self, token: str, known: _Entry, checking: asyncio.Task[Principal | None]
+    ) -> Principal | None:
         """Wait for a new verification; if the store hangs, keep the entry, as during an outage."""
         done, _ = await asyncio.wait({checking}, timeout=self._patience_s)
-        return await checking if done else self._store_entry(token, entry.principal)
+        return await checking if done else self._note(token, known.principal)
 
-    def _check(self, token: str) -> asyncio.Task[_Entry]:
+    def _check(self, token: str, checks: _Checks) -> asyncio.Task[Principal | None]:
         """Verify a token in the background; concurrent requests for it share one task."""
-        task = self._checking.get(token)
+        task = checks.get(token)
         if task is None:
-            task = asyncio.get_running_loop().create_task(self._verify(token))
-            self._checking[token] = task
-            task.add_done_callback(lambda done: self._check_done(token, done))
+            task = checks[token] = asyncio.get_running_loop().create_task(self._verify(token))
+            task.add_done_callback(lambda done: _check_done(token, done, checks))
         return task
 
-    def _check_done(self, token: str, done: asyncio.Task[_Entry]) -> None:
-        self._checking.pop(token, None)
-        if not done.cancelled():
-            done.exception()  # retrieved, so that asyncio does not log it; a waiting caller gets it too
-
-    async def _verify(self, token: str) -> _Entry:
+    async def _verify(self, token: str) -> Principal | None:
         try:
-            principal = await asyncio.get_running_loop().run_in_executor(None, self._access.verify, token)
+            if token in self._known:
+                found = await self._verify_in_thread(token)
+            else:
+                async with self._new:  # wrong tokens must not take the threads from the known ones
+                    found = await self._verify_in_thread(token)
         except Exception as error:
-            known = self._entries.get(token)
+            known = self._known.get(token)
             if known is None:
                 raise Unavailable(f"the access list cannot be read: {error}") from error
-            principal = known.principal  # during an outage the entry stays valid
-        return self._store_entry(token, principal)
+            found = known.principal  # during an outage the entry stays valid
+        return self._note(token, found)
 
-    def _store_entry(self, token: str, principal: Principal | None) -> _Entry:
-        self._entries[token] = entry = _Entry(self._clock(), principal)
-        self._entries.move_to_end(token)
-        if len(self._entries) > _CAPACITY:
-            self._entries.popitem(last=False)
-        return entry
+    async def _verify_in_thread(self, token: str) -> Principal | None:
+        return await asyncio.get_running_loop().run_in_executor(None, self._access.verify, token)
+
+    def _note(self, token: str, principal: Principal | None) -> Principal | None:
+        """Remember what a token stands for, or that it is wrong."""
+        now = self._clock()
+        if principal is None:
+            self._known.pop(token, None)
+            _put(self._wrong, token, now, kept=_WRONG_KEPT)
+        else:
+            self._wrong.pop(token, None)
+            _put(self._known, token, _Entry(now, principal), kept=_KNOWN_KEPT)
+        return principal
+
+
+def _check_done(token: str, done: asyncio.Task[Principal | None], checks: _Checks) -> None:
+    checks.pop(token, None)
+    if not done.cancelled():
+        done.exception()  # retrieved, so that asyncio does not log it; a waiting caller gets it too
+
+
+def _put(entries: OrderedDict[str, _V], key: str, value: _V, *, kept: int) -> None:
+    entries[key] = value
+    entries.move_to_end(key)
+    if len(entries) > kept:
+        entries.popitem(last=False)
 
 
 def bearer_token(authorization: bytes | None) -> str | None:

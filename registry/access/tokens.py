@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import secrets
 import threading
 import time
@@ -42,6 +43,7 @@ USE_NOTED_EVERY: Final = timedelta(minutes=10)
 """How exactly the last use of a token is known."""
 _PREFIX = "tq"
 _PARTS = 3  # tq_<id>_<secret>
+_TOKEN = re.compile(rf"{_PREFIX}_[0-9a-z]{{1,32}}_[A-Za-z0-9_-]{{1,128}}\Z")
 
 
 class TokenRecord(BaseModel):
@@ -198,6 +200,10 @@ class Access:
         """Find a workspace in the access list as it was read last, without the store."""
         return self._fold.state.workspaces.get(name)
 
+    def recognises(self, token: str) -> bool:
+        """Whether the text has the form of a token, so that it is worth looking up."""
+        return _is_token(token)
+
     def verify(self, token: str) -> Principal | None:
         """Return the principal of a live token, or None for any other text.
 
@@ -275,8 +281,7 @@ class Access:
 
 
 def _is_token(token: str) -> bool:
-    parts = token.split("_", _PARTS - 1)
-    return len(parts) == _PARTS and parts[0] == _PREFIX
+    return _TOKEN.match(token) is not None
 
 
 def _digest(secret: str) -> str:

@@ -1,5 +1,6 @@
 """The cache of principals, and authentication by it while the access list changes, fails or hangs."""
 
+import asyncio
 import threading
 
 import pytest
@@ -26,6 +27,9 @@ class AccessList:
 
     def recall(self, token: str) -> Principal | None:
         return self.tokens.get(token)
+
+    def recognises(self, token: str) -> bool:
+        return not token.startswith("malformed")
 
 
 class Hanging(AccessList):
@@ -113,13 +117,57 @@ async def test_while_the_access_list_hangs_a_token_new_to_the_process_is_found_i
         await auth.admit(b"Bearer made-since")
 
 
-async def test_a_flood_of_wrong_tokens_does_not_grow_the_cache():
-    cache = TokenCache(AccessList())
+async def refused(auth: TokenAuthenticator, token: str) -> None:
+    with pytest.raises(Denied):
+        await auth.admit(f"Bearer {token}".encode())
+
+
+async def test_a_flood_of_wrong_tokens_neither_grows_the_cache_nor_pushes_a_known_one_out():
+    tokens = AccessList()
+    cache = TokenCache(tokens, recheck_s=3600)
     auth = TokenAuthenticator(cache)
+    await auth.admit(b"Bearer good")
     for i in range(5_000):
-        with pytest.raises(Denied):
-            await auth.admit(b"Bearer %d" % i)
-    assert len(cache._entries) == 4_096
+        await refused(auth, f"wrong-{i}")
+    tokens.away = True
+    await auth.admit(b"Bearer good")  # would need the access list if it had been evicted
+    assert len(cache._wrong) == 512
+    assert len(cache._known) == 1
+
+
+async def test_a_text_without_the_form_of_a_token_is_refused_without_a_look_up():
+    tokens = AccessList()
+    auth = TokenAuthenticator(TokenCache(tokens))
+    await refused(auth, "malformed")
+    assert tokens.reads == 0
+
+
+async def test_a_wrong_token_is_looked_up_again_once_it_may_have_been_created():
+    now, tokens = [0.0], AccessList()
+    auth = TokenAuthenticator(TokenCache(tokens, recheck_s=1.0, clock=lambda: now[0]))
+    await refused(auth, "new")
+    await refused(auth, "new")
+    assert tokens.reads == 1
+    tokens.tokens["new"], now[0] = tokens.tokens["good"], 1.5
+    await auth.admit(b"Bearer new")
+
+
+async def test_wrong_tokens_that_hang_take_neither_threads_nor_memory_from_known_ones():
+    now, tokens = [0.0], Hanging()
+    cache = TokenCache(tokens, recheck_s=1.0, patience_s=0.01, clock=lambda: now[0])
+    auth = TokenAuthenticator(cache)
+    tokens.go_on.set()
+    await auth.admit(b"Bearer good")
+    tokens.go_on.clear()
+    flood = [asyncio.ensure_future(auth.admit(f"Bearer wrong-{i}".encode())) for i in range(600)]
+    outcomes = await asyncio.gather(*flood, return_exceptions=True)
+    assert {type(each) for each in outcomes} == {NotReady}
+    assert len(cache._first_checks) == 256
+    tokens.tokens["fresh"] = tokens.tokens["good"]
+    await auth.admit(b"Bearer fresh")  # by the list read last
+    tokens.go_on.set()
+    await cache.settled()
+    assert not cache._first_checks
 
 
 @pytest.mark.parametrize(
