@@ -48,7 +48,7 @@ class Admission(BaseModel):
     waits_for: str | None
 
 
-@function
+@function(http=True, role="admin")
 def set_quota(
     team: str,
     cpus: float | None = None,
@@ -73,7 +73,7 @@ def set_quota(
     return quotas.state
 
 
-@function
+@function(http=True, role="admin")
 def remove_quota(team: str) -> dict[str, Quota]:
     """Let a team's experiments occupy what they like, and forget its members; returns the other quotas."""
     quotas = quotas_in(context().store, context().actor)
@@ -81,13 +81,13 @@ def remove_quota(team: str) -> dict[str, Quota]:
     return quotas.state
 
 
-@function
+@function(http=True, role="viewer")
 def quotas() -> dict[str, Quota]:
     """List the quotas of all teams, by name."""
     return quotas_in(context().store, context().actor).refresh()
 
 
-@function
+@function(http=True, role="viewer")
 def admissions() -> list[Admission]:
     """List the running experiments, and the waiting ones in the order of their start; reads every invocation."""
     ledger = ledger_of(context())

@@ -115,7 +115,7 @@ def send_alert(alert: Alert, sink: Sink) -> str:
     return sink.name
 
 
-@function(timeout_s=60)
+@function(http=True, timeout_s=60)
 def silence_alerts(model: str, about: str, hours: float, reason: str) -> AlertState:
     """Hold back alerts about a subject for some hours; an alarm that still stands then is sent.
 
@@ -135,7 +135,7 @@ def silence_alerts(model: str, about: str, hours: float, reason: str) -> AlertSt
 _YEAR_HOURS = 24 * 366
 
 
-@function(timeout_s=60)
+@function(http=True, timeout_s=60)
 def acknowledge_alert(model: str, about: str) -> AlertState:
     """Acknowledge a standing alert: it is not sent again, but its recovery is.
 
@@ -150,7 +150,7 @@ def acknowledge_alert(model: str, about: str) -> AlertState:
     return fold.state
 
 
-@function(timeout_s=60)
+@function(http=True, role="viewer", timeout_s=60)
 def alert_status(model: str) -> AlertState:
     """Report a model's standing alerts, who acknowledged them, and what is silenced."""
     return alert_journal(model).refresh()

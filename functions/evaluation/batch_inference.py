@@ -72,7 +72,7 @@ def _demand(max_actors: int, priority: int, **_: Any) -> Demand:
     return Demand(cpus=max(1.0, float(max_actors)), priority=priority)
 
 
-@function(resources=Resources(num_cpus=1), timeout_s=3600, demand=_demand)
+@function(http=True, resources=Resources(num_cpus=1), timeout_s=3600, demand=_demand)
 def predict_batch(
     model: str,
     dataset: TableSnapshot,

@@ -69,7 +69,7 @@ class Measured:
     extra: list[Check]
 
 
-@function(resources=Resources(num_cpus=1), timeout_s=1800)
+@function(http=True, resources=Resources(num_cpus=1), timeout_s=1800)
 def evaluate_gate(
     model: str,
     version: int,

@@ -74,7 +74,7 @@ class MaterializeResult(BaseModel):
         return sum(view.written for view in self.views)
 
 
-@function(timeout_s=1800, retries=Retries(max_attempts=3))
+@function(http=True, timeout_s=1800, retries=Retries(max_attempts=3))
 def build_training_set(
     service: str,
     entities: TableSnapshot,
@@ -131,7 +131,7 @@ def training_set_lineage(snapshot: TableSnapshot) -> TrainingSetLineage:
     return TrainingSetLineage.model_validate(json.loads(metadata["training_set"]))
 
 
-@function(timeout_s=1800, retries=Retries(max_attempts=3))
+@function(http=True, timeout_s=1800, retries=Retries(max_attempts=3))
 def materialize(views: list[str] | None = None, end: datetime | None = None) -> MaterializeResult:
     """Bring new rows of views online up to `end`, with late rows and corrections; safe to repeat at any time.
 
@@ -157,7 +157,7 @@ class _Progress:
         report_progress(rows, total, f"{view}: {rows:,} of {total:,} rows, {rate:,.0f} rows/s")
 
 
-@function(timeout_s=600)
+@function(http=True, role="viewer", timeout_s=600)
 def feature_health(
     views: list[str] | None = None, span_hours: float = 24.0, samples: int = 3
 ) -> list[ViewHealth]:
@@ -171,7 +171,7 @@ def feature_health(
     return [view_health(features, name, span=span, samples=samples) for name in names]
 
 
-@function(timeout_s=600)
+@function(http=True, timeout_s=600)
 def record_feature_health(views: list[str] | None = None, span_hours: float = 24.0) -> list[ViewHealth]:
     """Measure views and append the figures to the table `feature_health`, for a schedule.
 

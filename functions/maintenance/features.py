@@ -15,7 +15,7 @@ from functions.runtime.function import function
 _MIB = 2**20
 
 
-@function(timeout_s=3600, retries=Retries(max_attempts=3), max_concurrency=1)
+@function(http=True, timeout_s=3600, retries=Retries(max_attempts=3), max_concurrency=1)
 def compact_features(views: list[str] | None = None, file_mib: int = 128) -> list[Upkeep]:
     """Merge the small files of each event day of views; no row changes.
 
@@ -26,7 +26,7 @@ def compact_features(views: list[str] | None = None, file_mib: int = 128) -> lis
     return [compact(features, name, file_bytes=file_mib * _MIB) for name in names]
 
 
-@function(timeout_s=3600, retries=Retries(max_attempts=3), max_concurrency=1)
+@function(http=True, timeout_s=3600, retries=Retries(max_attempts=3), max_concurrency=1)
 def expire_features(keep_days: dict[str, float]) -> list[Upkeep]:
     """Remove old event days from views' tables; older versions of a table keep them until `erase_features`.
 
@@ -37,7 +37,7 @@ def expire_features(keep_days: dict[str, float]) -> list[Upkeep]:
     return [expire(features, view, keep=timedelta(days=days)) for view, days in keep_days.items()]
 
 
-@function(timeout_s=3600, retries=Retries(max_attempts=3), max_concurrency=1)
+@function(http=True, timeout_s=3600, retries=Retries(max_attempts=3), max_concurrency=1)
 def erase_features(views: list[str] | None = None, grace_days: float = 30.0) -> list[Upkeep]:
     """Delete files that compaction and expiry have taken out of use; training sets keep their own rows.
 

@@ -27,7 +27,7 @@ class Tidied(BaseModel):
     left_over: int
 
 
-@function(timeout_s=3600, retries=Retries(max_attempts=3), max_concurrency=1)
+@function(http=True, timeout_s=3600, retries=Retries(max_attempts=3), max_concurrency=1)
 def tidy_registry(grace_days: float = 1.0) -> Tidied:
     """Delete files that no version uses, record runs without a heartbeat as lost, and delete half-written files.
 

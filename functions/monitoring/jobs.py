@@ -40,7 +40,7 @@ _ANSWERED = ("prediction_id", "version", "shadow", "predicted_at", "latency_ms",
 _FEATURES = ("prediction_id", "version", "shadow", "predicted_at", "numeric", "categorical")
 
 
-@function(timeout_s=300)
+@function(http=True, timeout_s=300)
 def watch_performance(
     model: str,
     monitor: PerformanceMonitor = PerformanceMonitor(),  # noqa: B008 — frozen
@@ -59,7 +59,7 @@ def watch_performance(
     return watch_loss(_run(model), champion, monitor, read)
 
 
-@function(timeout_s=300)
+@function(http=True, timeout_s=300)
 def watch_quality(model: str, monitor: QualityMonitor = QualityMonitor()) -> MonitorResult:  # noqa: B008 — frozen
     """Check each cohort of requests, and the views behind them, for a broken feed; raise and close incidents.
 
@@ -81,7 +81,7 @@ def watch_quality(model: str, monitor: QualityMonitor = QualityMonitor()) -> Mon
     )
 
 
-@function(timeout_s=300)
+@function(http=True, timeout_s=300)
 def watch_drift(
     model: str,
     monitor: DriftMonitor = DriftMonitor(),  # noqa: B008 — frozen
@@ -106,7 +106,7 @@ def watch_drift(
     )
 
 
-@function(timeout_s=300)
+@function(http=True, timeout_s=300)
 def watch_operations(model: str, monitor: OperationsMonitor = OperationsMonitor()) -> MonitorResult:  # noqa: B008 — frozen
     """Record latency, errors, saturation and cost of each cohort of requests, and raise alarms where a limit is broken."""
     champion = _champion(model)
@@ -122,7 +122,7 @@ def watch_operations(model: str, monitor: OperationsMonitor = OperationsMonitor(
     )
 
 
-@function(timeout_s=300)
+@function(http=True, timeout_s=300)
 def watch_embeddings(model: str, monitor: VectorMonitor) -> MonitorResult:
     """Compare embeddings and texts of requests with those of the champion's training set, and raise alarms of drift.
 
@@ -140,7 +140,7 @@ def watch_embeddings(model: str, monitor: VectorMonitor) -> MonitorResult:
     )
 
 
-@function(timeout_s=300)
+@function(http=True, timeout_s=300)
 def watch_skew(model: str, monitor: SkewMonitor = SkewMonitor()) -> MonitorResult:  # noqa: B008 — frozen
     """Compare a version's first hours with its training set, and a sample of logged rows with the offline store.
 
@@ -161,7 +161,7 @@ def watch_skew(model: str, monitor: SkewMonitor = SkewMonitor()) -> MonitorResul
     )
 
 
-@function(timeout_s=300)
+@function(http=True, timeout_s=300)
 def estimate_performance(model: str, monitor: EstimateMonitor = EstimateMonitor()) -> MonitorResult:  # noqa: B008 — frozen
     """Estimate the performance of each cohort before its labels arrive, and compare with the labels once they do.
 
@@ -181,7 +181,7 @@ def estimate_performance(model: str, monitor: EstimateMonitor = EstimateMonitor(
     )
 
 
-@function(timeout_s=300)
+@function(http=True, timeout_s=300)
 def worst_slices(model: str, options: SliceOptions = SliceOptions()) -> SliceFindings | None:  # noqa: B008 — frozen
     """Search the slices of the champion's labelled requests that lose most; None if no champion serves the model."""
     champion = _champion(model)
@@ -196,7 +196,7 @@ def worst_slices(model: str, options: SliceOptions = SliceOptions()) -> SliceFin
     )
 
 
-@function(timeout_s=300)
+@function(http=True, timeout_s=300)
 def what_changed(model: str, days: int = 7, max_rows: int = 5_000) -> ChangeFindings | None:
     """Find the features that tell the last days' requests from the champion's training set; None without a champion.
 
@@ -216,13 +216,13 @@ def what_changed(model: str, days: int = 7, max_rows: int = 5_000) -> ChangeFind
     )
 
 
-@function(timeout_s=60)
+@function(http=True, role="viewer", timeout_s=60)
 def monitor_status(model: str) -> list[MonitorStatus]:
     """Report what each monitor of a model judged last, and the problems it found."""
     return last_judged(context().store, model)
 
 
-@function(timeout_s=60)
+@function(http=True, role="viewer", timeout_s=60)
 def standing_alarms(model: str) -> list[Alarm]:
     """List the alarms of a model that were raised and have not recovered, oldest first."""
     return alarms(model).standing()

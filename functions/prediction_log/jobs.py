@@ -11,7 +11,7 @@ from functions.runtime.function import function
 __all__ = ["drain_predictions"]
 
 
-@function
+@function(http=True)
 def drain_predictions() -> DrainResult:
     """Move logged predictions and labels from the stream into their tables, each exactly once.
 

@@ -34,7 +34,7 @@ class EvidentlyReport(BaseModel):
     rows_logged: int
 
 
-@function(timeout_s=900)
+@function(http=True, timeout_s=900)
 def evidently_report(model: str, days: int = 7, max_rows: int = 5_000) -> EvidentlyReport:
     """Write evidently's page of data drift of the last days' requests against the champion's training set into the store.
 

@@ -16,7 +16,7 @@ from functions.runtime.function import function
 _HEADER = ("feature", "type", "filled", "distinct", "mean", "std", "least", "quartiles", "most")
 
 
-@function(timeout_s=600)
+@function(http=True, timeout_s=600)
 def feature_report(view: str, span_hours: float = 24.0, samples: int = 5) -> str:
     """Write the page of one view into the store; returns its key, `reports/features-{view}.html`.
 

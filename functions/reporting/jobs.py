@@ -68,7 +68,7 @@ class AlarmReport(BaseModel):
     causes: Causes
 
 
-@function(timeout_s=300)
+@function(http=True, timeout_s=300)
 def model_report(model: str, start: datetime, end: datetime, reference: int = 1) -> Report:
     """Write the report of what `model` served in [start, end) into the store, as `reports/{model}.html`.
 
@@ -110,7 +110,7 @@ def model_report(model: str, start: datetime, end: datetime, reference: int = 1)
     return report
 
 
-@function(timeout_s=120)
+@function(http=True, timeout_s=120)
 def rollout_report(model: str, rollout: int | None = None) -> str:
     """Write the page of one rollout of `model` into the store; returns its key, `reports/{model}-rollout-{number}.html`.
 
@@ -125,7 +125,7 @@ def rollout_report(model: str, rollout: int | None = None) -> str:
     return key
 
 
-@function(timeout_s=300)
+@function(http=True, timeout_s=300)
 def alarm_report(model: str, alarm: str | None = None, days_before: int = 28) -> AlarmReport:
     """Say what changed behind an alarm, ordered by its part in the loss, and write that as a page into the store.
 

@@ -91,7 +91,7 @@ class InspectionResult(BaseModel):
     retraining: tuple[RetrainResult, ...] = ()
 
 
-@function(timeout_s=3600, retries=Retries(max_attempts=3), max_concurrency=1)
+@function(http=True, timeout_s=3600, retries=Retries(max_attempts=3), max_concurrency=1)
 def inspect_model(model: str) -> InspectionResult:
     """Inspect a model: drain the log, tick the rollout, run the monitors, offer standing alarms to retraining.
 
@@ -154,7 +154,7 @@ def retrain(alarm: Alarm) -> RetrainResult:
     return _result(alarm, decision.action, finished.outcome, finished.text, finished.version, challengers)
 
 
-@function(timeout_s=60)
+@function(http=True, timeout_s=60)
 def request_retrain(model: str, reason: str) -> RetrainResult:
     """Request a retrain by hand; the policy's rules apply to it as to any alarm."""
     now = context().clock()

@@ -54,7 +54,7 @@ def declared_policy(model: str) -> RolloutPolicy:
     return RolloutPolicy() if definition is None else definition.rollout
 
 
-@function(timeout_s=120)
+@function(http=True, timeout_s=120)
 def start_rollout(
     model: str,
     version: int,
@@ -72,7 +72,7 @@ def start_rollout(
     return rollouts(model).start(version, policy, reason=reason, rivals=rivals)
 
 
-@function(timeout_s=60)
+@function(http=True, role="viewer", timeout_s=60)
 def rollout_budget(model: str, policy: RolloutPolicy | None = None) -> Budget:
     """Report how many wrong promotions the past year's rollouts may have made, and what is left of the budget.
 
@@ -81,31 +81,31 @@ def rollout_budget(model: str, policy: RolloutPolicy | None = None) -> Budget:
     return rollouts(model).budget(policy or declared_policy(model))
 
 
-@function(timeout_s=60)
+@function(http=True, timeout_s=60)
 def record_metric(name: MetricName, values: list[MetricValue]) -> int:
     """Add values of a business metric that a guardrail with source "table" reads; returns how many."""
     return write_metric(context().store, name, values)
 
 
-@function(timeout_s=120)
+@function(http=True, timeout_s=120)
 def tick_rollout(model: str) -> TickResult:
     """Judge the open rollout once: hold, advance, promote, roll back, or give up; appends at most one journal entry."""
     return rollouts(model).tick()
 
 
-@function(timeout_s=60)
+@function(http=True, timeout_s=60)
 def pause_rollout(model: str, reason: str) -> RolloutState:
     """Stop advancing and promoting, while the guardrails go on. Raises: NoRollout."""
     return rollouts(model).pause(reason=reason)
 
 
-@function(timeout_s=60)
+@function(http=True, timeout_s=60)
 def resume_rollout(model: str, reason: str) -> RolloutState:
     """Go on with a rollout after a pause. Raises: NoRollout."""
     return rollouts(model).resume(reason=reason)
 
 
-@function(timeout_s=60)
+@function(http=True, timeout_s=60)
 def end_rollout(
     model: str, action: Literal["promote", "roll_back", "inconclusive"], reason: str
 ) -> RolloutState:
@@ -113,13 +113,13 @@ def end_rollout(
     return rollouts(model).end(action, reason=reason)
 
 
-@function(timeout_s=60)
+@function(http=True, role="viewer", timeout_s=60)
 def rollout_status(model: str) -> History:
     """Return the newest rollout and how the last ones ended."""
     return rollouts(model).history()
 
 
-@function(timeout_s=120)
+@function(http=True, role="viewer", timeout_s=120)
 def look_at_rollout(model: str) -> RolloutStatus:
     """Report how the newest rollout stands: samples of each arm, effect, guards, what comes next; decides nothing.
 
@@ -128,7 +128,7 @@ def look_at_rollout(model: str) -> RolloutStatus:
     return rollouts(model).status()
 
 
-@function(timeout_s=60)
+@function(http=True, role="viewer", timeout_s=60)
 def explain_rollout(model: str, entry: int) -> Explanation:
     """Replay the decision of a journal entry from the journal alone. Raises: RolloutError."""
     return rollouts(model).explain(entry)

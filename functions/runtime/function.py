@@ -26,6 +26,7 @@ from functions.runtime.durable.result_cache import cached_result
 from functions.runtime.durable.workflow import current_run, run_step
 from functions.runtime.errors import DeclarationError, InvalidResult
 from functions.runtime.future import Future
+from functions.runtime.http_types import check_http_types
 from functions.runtime.options import checked_options
 from functions.runtime.reference import reference, resolve, travels_by_name
 from functions.runtime.run import cluster
@@ -36,6 +37,7 @@ from functions.runtime.run.fanout import fan_out
 from functions.runtime.run.local_run import LocalRun
 from functions.runtime.secret import in_current_context, refuse_secrets, use_secrets
 from functions.runtime.signature import Signature
+from registry.access import Role
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -45,7 +47,7 @@ class Function(Generic[P, R]):
     """Declared function, which is called as the function that it decorates.
 
     reference: "module:qualname"; signature: its types; resources, timeout_s, retries, max_concurrency, cache,
-    secrets, warm, demand: as declared; schedule, on: its Crons and OnEvents; body: the undecorated function.
+    secrets, warm, demand, http, role: as declared; schedule, on: its Crons and OnEvents; body: the undecorated function.
     """
 
     def __init__(
@@ -65,6 +67,8 @@ class Function(Generic[P, R]):
         demand: Callable[..., Demand] | None = None,
         schedule: Sequence[Cron] = (),
         on: Sequence[OnEvent] = (),
+        http: bool = False,
+        role: Role = Role.operator,
     ) -> None:
         functools.update_wrapper(self, body)
         self.body = body
@@ -83,6 +87,8 @@ class Function(Generic[P, R]):
         self.demand = demand
         self.schedule = tuple(schedule)
         self.on = tuple(on)
+        self.http = http
+        self.role = role
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run in this thread on validated arguments. Raises: InvalidArguments, and what the body raises."""
@@ -220,6 +226,8 @@ class Function(Generic[P, R]):
             "demand",
             "schedule",
             "on",
+            "http",
+            "role",
         )
         own = {"signature": self.signature, "named": self.reference, "digest": self.digest}
         return {name: getattr(self, name) for name in names} | own
@@ -258,6 +266,8 @@ def function(
     demand: Callable[..., Demand] | None = ...,
     schedule: Cron | Sequence[Cron] | None = ...,
     on: OnEvent | Sequence[OnEvent] | None = ...,
+    http: bool = ...,
+    role: Role | str = ...,
 ) -> _Decorator: ...
 
 
@@ -270,7 +280,9 @@ def function(body: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
     the stored one for arguments that the same code has run on. secrets: names of the secrets that the body
     reads by `context().secret(name)`. warm: workers that wait for durable runs with the imports done; 0
     scales to zero. demand: computes what a durable run takes of its team's quota from the arguments by name;
-    a run waits for its turn. schedule: one or several Crons; on: one or several OnEvents.
+    a run waits for its turn. schedule: one or several Crons; on: one or several OnEvents. http: callable by
+    HTTP in the workspaces that see it; by default only Python, schedules and events start it. role: who may
+    call it by HTTP: viewer for a function that only reads, operator (the default), approver, or admin.
 
     Raises: DeclarationError, at import, for invalid options or types.
     """
@@ -305,9 +317,11 @@ def _declare(
     if not inspect.isfunction(body):
         raise DeclarationError(f"@function decorates a function, not {body!r}; put it below other decorators")
     kind = AsyncFunction if inspect.iscoroutinefunction(body) else Function
-    instance: Function[..., Any] = kind(
-        body, signature=Signature.of(body, names=names), **checked_options(body.__name__, declared)
-    )
+    signature = Signature.of(body, names=names)
+    options = checked_options(body.__name__, declared)
+    if options.get("http"):
+        check_http_types(signature)
+    instance: Function[..., Any] = kind(body, signature=signature, **options)
     catalog.declare(instance)
     return instance
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from functions.runtime.declaration import Cron, OnEvent, Resources, Retries
 from functions.runtime.errors import DeclarationError
+from registry.access import Role
+from registry.errors import InvalidInput
 
 _SECRET = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -22,13 +24,21 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "demand": (FunctionType,),
     "schedule": (tuple,),
     "on": (tuple,),
+    "http": (bool,),
+    "role": (Role,),
 }
 _MEMBERS: dict[str, type] = {"secrets": str, "schedule": Cron, "on": OnEvent}
+CALLER_ROLES = (Role.viewer, Role.operator, Role.approver, Role.admin)
 
 
 def checked_options(name: str, declared: Mapping[str, Any]) -> dict[str, Any]:
-    """Validate the options of the function `name`; schedule and on become tuples. Raises: DeclarationError."""
+    """Validate the options of the function `name`; schedule and on become tuples, role a Role.
+
+    Raises: DeclarationError.
+    """
     options = {each: value for each, value in declared.items() if not (value is None and each != "timeout_s")}
+    if "role" in options:
+        options["role"] = _checked_role(name, options)
     for each, member in _MEMBERS.items():
         given = options.get(each, ())
         options[each] = (given,) if isinstance(given, member) else tuple(given)
@@ -41,6 +51,21 @@ def checked_options(name: str, declared: Mapping[str, Any]) -> dict[str, Any]:
             raise DeclarationError(f"{name}: {each}={value!r} must be {_KINDS[each][0].__name__}")
     _check_values(name, options)
     return options
+
+
+def _checked_role(name: str, options: Mapping[str, Any]) -> Role:
+    if not options.get("http"):
+        raise DeclarationError(
+            f"{name}: role={options['role']!r} says who may call it by HTTP; add http=True"
+        )
+    try:
+        role = Role.parse(options["role"])
+    except InvalidInput as error:
+        raise DeclarationError(f"{name}: {error}") from error
+    if role not in CALLER_ROLES:
+        known = ", ".join(each.name for each in CALLER_ROLES)
+        raise DeclarationError(f"{name}: role={role.name!r} runs no functions; there are {known}")
+    return role
 
 
 def _check_values(name: str, options: Mapping[str, Any]) -> None:

@@ -80,7 +80,7 @@ def _demand(
     return Demand(max(1.0, concurrency * cpus_per_trial), concurrency * gpus_per_trial, priority)
 
 
-@function(resources=Resources(num_cpus=1), timeout_s=3600, demand=_demand)
+@function(http=True, resources=Resources(num_cpus=1), timeout_s=3600, demand=_demand)
 def tune_tabular(
     model: str,
     training_set: TableSnapshot,

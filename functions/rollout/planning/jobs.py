@@ -21,7 +21,7 @@ _VECTORS = ("numeric", "categorical")
 _DEFAULT_EFFECT = 0.02  # of the champion's loss: the effect that is planned for, unless one is named
 
 
-@function(timeout_s=300)
+@function(http=True, timeout_s=300)
 def plan_rollout(
     model: str,
     version: int,

@@ -14,6 +14,7 @@ from functions.runtime.declaration import Cron, Demand, OnEvent, Resources, Retr
 from functions.runtime.future import Future
 from functions.runtime.run.execution import Outcome
 from functions.runtime.signature import Signature
+from registry.access import Role
 
 
 class DeclaredFunction(Protocol):
@@ -33,6 +34,8 @@ class DeclaredFunction(Protocol):
     demand: Callable[..., Demand] | None
     schedule: tuple[Cron, ...]
     on: tuple[OnEvent, ...]
+    http: bool
+    role: Role
 
     @property
     def digest(self) -> str:

@@ -19,7 +19,7 @@ def _demand(num_workers: int, worker_cpus: float, worker_gpus: float, priority: 
     return Demand(max(1.0, num_workers * worker_cpus), num_workers * worker_gpus, priority)
 
 
-@function(resources=Resources(num_cpus=1), timeout_s=86_400, demand=_demand)
+@function(http=True, resources=Resources(num_cpus=1), timeout_s=86_400, demand=_demand)
 def train_recipe(
     model: str,
     recipe: str,

@@ -19,7 +19,7 @@ def _demand(num_workers: int, worker_cpus: float, priority: int, **_: Any) -> De
     return Demand(cpus=max(1.0, num_workers * worker_cpus), priority=priority)
 
 
-@function(resources=Resources(num_cpus=1), timeout_s=3600, demand=_demand)
+@function(http=True, resources=Resources(num_cpus=1), timeout_s=3600, demand=_demand)
 def train_tabular(
     model: str,
     training_set: TableSnapshot,

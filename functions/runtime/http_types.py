@@ -1,0 +1,43 @@
+"""Types that the arguments of a function callable by HTTP may have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from functions.runtime.errors import DeclarationError
+from functions.runtime.signature import Signature
+
+# JSON Schema's formats of values that name something beyond the workspace, and of secrets.
+_REACHING = frozenset(
+    {"path", "file-path", "directory-path", "uri", "uri-reference", "multi-host-uri", "password"}
+)
+
+
+def check_http_types(signature: Signature) -> None:
+    """Check that a caller far away can give the arguments, and that none of them reaches beyond the workspace.
+
+    Raises: DeclarationError for a type without a JSON Schema, and for a path, a URL or a secret among the arguments.
+    """
+    schema = signature.input_schema | {"result": signature.output_schema}
+    for each, parameter in schema["properties"].items():
+        found = _formats(parameter, schema.get("$defs", {}), set()) & _REACHING
+        if found:
+            raise DeclarationError(
+                f"{signature.name}: {each} is a {min(found)}, which no caller by HTTP may choose: "
+                "let the project's code or the context name it, or leave http=True out"
+            )
+
+
+def _formats(value: Any, definitions: Mapping[str, Any], seen: set[str]) -> set[str]:
+    """Collect the formats of texts in a JSON Schema, definitions that it refers to included."""
+    if isinstance(value, list):
+        return {each for item in value for each in _formats(item, definitions, seen)}
+    if not isinstance(value, dict):
+        return set()
+    found = {value["format"]} if isinstance(value.get("format"), str) else set()
+    referred = str(value.get("$ref", "")).rpartition("/")[2]
+    if referred and referred not in seen:
+        seen.add(referred)
+        found |= _formats(definitions.get(referred), definitions, seen)
+    return found.union(*(_formats(each, definitions, seen) for each in value.values()))

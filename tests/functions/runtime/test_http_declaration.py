@@ -1,0 +1,105 @@
+"""Functions callable by HTTP: only those that say so, by a role, and never with an argument that reaches outside."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pydantic import AnyUrl, BaseModel, FilePath, SecretStr
+
+from functions import function
+from functions.runtime import catalog
+from functions.runtime.errors import DeclarationError
+from registry import Role
+
+
+class Target(BaseModel):
+    name: str
+    address: AnyUrl | None = None
+
+
+def test_a_function_is_for_python_unless_it_says_http() -> None:
+    @function
+    def plain(a: int) -> int:
+        return a
+
+    @function(http=True)
+    def asked(a: int) -> int:
+        return a
+
+    @function(http=True, role="viewer")
+    def read() -> int:
+        return 1
+
+    assert [each.http for each in (plain, asked, read)] == [False, True, True]
+    assert (asked.role, read.role) == (Role.operator, Role.viewer)
+
+
+@pytest.mark.parametrize("kind", [Path, FilePath, AnyUrl, SecretStr, list[Path], Target, dict[str, Target]])
+def test_no_argument_of_an_http_function_is_a_path_a_url_or_a_secret(kind: Any) -> None:
+    def body(harmless: int, where: kind) -> int:
+        return harmless
+
+    function(body)
+    with pytest.raises(DeclarationError, match=r"body: where is a .*leave http=True out"):
+        function(http=True)(body)
+
+
+def test_an_http_function_has_types_that_json_carries() -> None:
+    def rows(table: pa.Table) -> int:
+        return int(table.num_rows)
+
+    function(rows)
+    with pytest.raises(DeclarationError, match="no JSON Schema"):
+        function(http=True)(rows)
+
+
+@pytest.mark.parametrize(
+    ("declared", "message"),
+    [
+        ({"role": "viewer"}, "add http=True"),
+        ({"http": True, "role": "cook"}, "'cook': there are viewer, caller"),
+        ({"http": True, "role": "caller"}, "runs no functions; there are viewer, operator"),
+        ({"http": "yes"}, "http='yes' must be bool"),
+    ],
+)
+def test_a_role_is_one_that_runs_functions(declared: dict[str, Any], message: str) -> None:
+    def body() -> int:
+        return 1
+
+    with pytest.raises(DeclarationError, match=message):
+        function(**declared)(body)
+
+
+def test_how_it_is_called_travels_with_a_function_made_within_another() -> None:
+    @function(http=True, role="admin")
+    def local() -> int:
+        return 1
+
+    rebuild, (kind, body, options) = local.__reduce__()
+    again = rebuild(kind, body, options)
+    assert (again.http, again.role) == (True, Role.admin)
+
+
+def test_the_platforms_own_functions_are_reviewed_one_by_one() -> None:
+    """A new function of the platform stands here before anybody calls it by HTTP."""
+    catalog.discover()
+    found = {each.name: each for each in catalog.all_functions() if each.reference.startswith("functions.")}
+    by_python = {name for name, each in found.items() if not each.http}
+    roles = {
+        role.name: {name for name, each in found.items() if each.http and each.role is role} for role in Role
+    }
+    assert by_python >= {"inspect_models", "retrain", "send_alert", "tell_people"}
+    assert roles["admin"] >= {"remove_quota", "set_quota"}
+    assert roles["viewer"] == {
+        "admissions",
+        "alert_status",
+        "explain_rollout",
+        "feature_health",
+        "look_at_rollout",
+        "monitor_status",
+        "quotas",
+        "rollout_budget",
+        "rollout_status",
+        "standing_alarms",
+    }
