@@ -8,6 +8,7 @@ from functions.evaluation.checks.check import Check
 from functions.evaluation.checks.fairness import FairnessRule
 from functions.evaluation.checks.robustness import RobustnessRule
 from functions.evaluation.checks.slices import SliceRule
+from functions.evaluation.demanded_gate import check_policy_gates, gate_in_force
 from functions.evaluation.errors import EvaluationError
 from functions.evaluation.gate import Gate, judge
 from functions.evaluation.metrics.calibration import ReliabilityPoint, reliability
@@ -39,9 +40,11 @@ __all__ = [
     "auc",
     "bootstrap",
     "brier",
+    "check_policy_gates",
     "doubly_robust",
     "ece",
     "evaluate_gate",
+    "gate_in_force",
     "ips",
     "judge",
     "log_loss",

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from functions.evaluation.checks.check import Check
 from functions.evaluation.checks.robustness import Predict
+from functions.evaluation.demanded_gate import gate_in_force, require_demanded_data
 from functions.evaluation.errors import EvaluationError
 from functions.evaluation.extra_checks import EvaluatedVersion, extra_checks
 from functions.evaluation.gate import Gate, judge
@@ -75,19 +76,27 @@ def evaluate_gate(
     version: int,
     dataset: TableSnapshot,
     label: str,
-    gate: Gate = Gate(),  # noqa: B008 - frozen
+    gate: Gate | None = None,
     baseline_set: TableSnapshot | None = None,
 ) -> GateResult:
     """Measure a version on `dataset`, judge it by `gate`, and record the outcome with the version.
 
-    label: the column of 0 and 1, of classes or of numbers, as the version answers; baseline_set: what the baselines learn
-    from (default: the version's training set).
+    label: the column of 0 and 1, of classes or of numbers, as the version answers; gate: where the model's policy sets the
+    limits of the gate of that name, those, and no others may be given; baseline_set: what the baselines learn from (default:
+    the version's training set).
     An outcome without rows, with NaN predictions or with one class is recorded as not passed.
-    Raises: EvaluationError if the version learnt from this very snapshot or has no training set for the baselines;
-    NotFound; TrainingDataError if the dataset lacks a column.
+    Raises: EvaluationError if the version learnt from this very snapshot or has no training set for the baselines, or limits
+    or data are not those of the policy; NotFound; TrainingDataError if the dataset lacks a column; Refused if the policy
+    changed meanwhile.
     """
     registry = context().registry()
     judged = registry.get_version(model, version)
+    policy = registry.get_model(model).policy
+    gate, demand = gate_in_force(policy, gate)
+    if demand in policy.gates:
+        require_demanded_data(
+            registry, judged, demand, dataset=dataset, label=label, baseline_set=baseline_set
+        )
     _refuse_training_data(judged, dataset)
     champion = registry.find_version(model, _CHAMPION) if gate.max_champion_ratio is not None else None
     table = Table(registry.store, dataset.name).read(version=dataset.version)
@@ -98,7 +107,9 @@ def evaluate_gate(
     else:
         result = _judged(judged, champion, gate, table.num_rows, measured)
     details = {**result.model_dump(mode="json"), "dataset": str(dataset)}
-    registry.record_gate(model, version, gate.name, passed=result.passed, details=details)
+    registry.record_gate(
+        model, version, gate.name, passed=result.passed, details=details, demand=demand.digest
+    )
     return result
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from functions.evaluation import Gate, GateResult, evaluate_gate
+from functions.evaluation import Gate, GateResult, evaluate_gate, gate_in_force
 from functions.features.jobs import build_training_set
 from functions.retraining.definition import TrainedModel
 from functions.retraining.policy import RetrainingPolicy, Running
@@ -19,7 +19,7 @@ from functions.retraining.windows import TrainingWindow
 from functions.runtime.context import context
 from functions.training import train_tabular
 from functions.training.params import Task
-from registry import ModelVersion, Table, TableSnapshot
+from registry import ModelPolicy, ModelVersion, Table, TableSnapshot
 
 BEGINNING = datetime(1970, 1, 2, tzinfo=UTC)  # earlier than any row
 _LOSSES: dict[Task, str] = {"binary": "log_loss", "multiclass": "log_loss", "regression": "rmse"}
@@ -83,18 +83,25 @@ def _registered_before(definition: TrainedModel, running: Running) -> dict[str, 
 def _judged_before(
     definition: TrainedModel, window: str, version: ModelVersion, gate: Gate
 ) -> Challenger | None:
-    """Read the gate's result of a version that was judged already, or return None."""
-    outcome = version.gates.get(gate.name)
-    if outcome is None:
+    """Read the gate's result of a version that was judged already by the limits in force, or return None."""
+    outcome, demand = version.gates.get(gate.name), _policy_of(definition).demand(gate.name)
+    if outcome is None or (demand is not None and outcome.demand != demand.digest):
         return None
     return _challenger(definition, window, version.version, GateResult.model_validate(outcome.details))
 
 
 def _gate(definition: TrainedModel, policy: RetrainingPolicy) -> Gate:
-    """Return the model's gate with the comparison with the champion added."""
+    """Return the gate that the model's registry policy sets, or else its definition's, compared with the champion too."""
+    governed = _policy_of(definition)
+    if governed.demand(definition.gate.name) is not None:
+        return gate_in_force(governed, Gate(name=definition.gate.name))[0]
     if definition.gate.max_champion_ratio is not None:
         return definition.gate
     return definition.gate.model_copy(update={"max_champion_ratio": policy.max_champion_ratio})
+
+
+def _policy_of(definition: TrainedModel) -> ModelPolicy:
+    return context().registry().get_model(definition.name).policy
 
 
 def best_of(challengers: Sequence[Challenger]) -> Challenger | None:
