@@ -116,7 +116,8 @@ def _version_table(versions: Sequence[ModelVersion]) -> str:
         metrics = ", ".join(f"{k} {v:.4f}" for k, v in sorted(version.metrics.items()) if math.isfinite(v))
         gates = ", ".join(f"{g.name}: {'passed' if g.passed else 'failed'}" for g in version.gates.values())
         gate_texts = "; ".join(
-            f"{a.actor} {'approved' if a.approved else 'rejected'}" + (f" ({a.comment})" if a.comment else "")
+            f"{a.actor} {'approved' if a.approved else 'rejected'}{' automatically' if a.automatic else ''}"
+            + (f" ({a.comment})" if a.comment else "")
             for a in version.approvals
         )
         rows.append(

@@ -64,7 +64,7 @@ REASON = arg("--reason", "why; it stands in the journal beside your name", defau
 REASON_REQUIRED = arg("--reason", REASON.options["help"], required=True)
 OVERRIDE = arg(
     "--override REASON",
-    "REASON of an emergency change against the model's policy; the version keeps the mark for ever",
+    "REASON of an emergency change against the model's policy, by an admin; the version keeps the mark for ever",
     default="",
 )
 FOLDER_HERE = arg("--to FOLDER", "where the files go (default: here)", default=".")

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from ray_apps.mlflow.wire import Json
 from registry import Blob, InvalidInput, ModelVersion, NotFound, Registry, RunRecord
 
-ALLOW_CODE = "toque.allow_code"  # a version's tag: files that can execute code, accepted by name
+ALLOW_CODE = "toque.allow_code"  # a new version's tag: its publisher knows that these files can execute code
 _SCHEME = "mlflow-artifacts:"
 _RUN_PARTS, _VERSION_PARTS = 2, 3
 
@@ -38,12 +38,15 @@ class ArtifactLocation:
             self.owner.version,
             to,
             paths=[self.path],
-            allow_code=accepted_code(self.owner.tags),
+            allow_code=registry.accepted_code(self.owner.model, self.owner.version),
         )
         return folder / self.path
 
     def fetch_all(self, registry: Registry, to: Path) -> None:
-        """Download every file below this location to the folder `to`. Raises: NotFound; Damaged; Refused."""
+        """Download every file below this location to the folder `to`, to be registered again: nothing loads them.
+
+        Raises: NotFound; Damaged; Refused.
+        """
         below = f"{self.path}/" if self.path else ""
         inside = [path for path in self.files if path.startswith(below)]
         if not inside:
@@ -55,8 +58,8 @@ class ArtifactLocation:
             if isinstance(self.owner, RunRecord):
                 registry.fetch_artifact(self.owner, path, target)
         if isinstance(self.owner, ModelVersion):
-            allowed = accepted_code(self.owner.tags)
-            registry.download(self.owner.model, self.owner.version, to, paths=inside, allow_code=allowed)
+            owner = self.owner
+            registry.download(owner.model, owner.version, to, paths=inside, allow_code=owner.code_files)
 
 
 def locate(registry: Registry, address: str) -> ArtifactLocation:
@@ -95,8 +98,8 @@ def locate_source(registry: Registry, uri: str) -> ArtifactLocation:
     )
 
 
-def accepted_code(tags: Mapping[str, str]) -> list[str]:
-    """Parse the tag that accepts, by name, files of a version that can execute code."""
+def named_code(tags: Mapping[str, str]) -> list[str]:
+    """Parse the tag by which a publisher names files that can execute code; it lets nobody download them."""
     return [name.strip() for name in tags.get(ALLOW_CODE, "").split(",") if name.strip()]
 
 

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from ray_apps.mlflow import wire
 from ray_apps.mlflow.errors import Refusal, unsupported
-from ray_apps.mlflow.files import ALLOW_CODE, ArtifactLocation, accepted_code, locate_source
+from ray_apps.mlflow.files import ALLOW_CODE, ArtifactLocation, locate_source, named_code
 from ray_apps.mlflow.models import SearchQuery, version_number
 from ray_apps.mlflow.search import page, parse_filter, sort_by
 from ray_apps.mlflow.services import OperatorRegistry, ViewerRegistry
@@ -77,7 +77,7 @@ def create(body: CreateVersion, registry: OperatorRegistry) -> Json:
                 tags=given_tags | {name: value for name, value in platform_tags.items() if value},
                 lineage=lineage,
                 description=body.description,
-                allow_code=accepted_code(given_tags),
+                allow_code=named_code(given_tags),
             )
         except Refused as refused:
             hint = f"by this protocol: register_model(…, tags={{{ALLOW_CODE!r}: 'path,path'}})"

@@ -146,7 +146,8 @@ class Models(Registration, SignedVersions):
         refused = sorted(set(found.code_files) & set(wanted) - set(allow_code))
         if refused:
             raise Refused(
-                f"{name}@{found.version}: {refused} can execute code; accept it: allow_code={refused}"
+                f"{name}@{found.version}: {refused} can execute code; have an approver accept it "
+                f"(approve with accept_code={refused}), or in your own program pass allow_code={refused}"
             )
         self._require_signed(name, found)
         folder = Path(to)

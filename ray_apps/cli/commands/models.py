@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray_apps.cli.arguments import EXPECTED_CHAMPION, MODEL, OVERRIDE, REASON, VERSION, arg, limit
+from ray_apps.cli.arguments import (
+    EXPECTED_CHAMPION,
+    MODEL,
+    OVERRIDE,
+    REASON,
+    VERSION,
+    arg,
+    limit,
+    repeatable,
+)
 from ray_apps.cli.command import Commands, Given, add, group
 from ray_apps.cli.commands import model_files, model_record, signing
 from ray_apps.cli.output import columns, listing, message, newest_first, pairs
 
+_ACCEPT_CODE = repeatable("--accept-code PATH", "a file that can execute code, which you read and accept")
 _COMMENT = arg("--comment", "what you found; it stands beside your name", default="")
 
 
@@ -18,7 +28,7 @@ def register(commands: Commands) -> None:
     add(models, "list", _list, limit(100))
     add(models, "show", _show, MODEL, limit())
     add(models, "history", _history, MODEL, limit())
-    add(models, "approve", _approve, MODEL, VERSION, _COMMENT)
+    add(models, "approve", _approve, MODEL, VERSION, _COMMENT, _ACCEPT_CODE)
     add(models, "reject", _reject, MODEL, VERSION, _COMMENT)
     model_files.register(models)
     model_record.register(models)
@@ -51,7 +61,7 @@ def _history(given: Given) -> None:
 
 def _approve(given: Given) -> None:
     """Approve a version in your own name."""
-    _review(given, "approve", "approved")
+    _review(given, "approve", "approved", accept_code=given.accept_code)
 
 
 def _reject(given: Given) -> None:
@@ -59,9 +69,9 @@ def _reject(given: Given) -> None:
     _review(given, "reject", "rejected")
 
 
-def _review(given: Given, verb: str, done: str) -> None:
+def _review(given: Given, verb: str, done: str, **more: list[str]) -> None:
     path = f"/models/{given.model}/versions/{given.version}/{verb}"
-    version = given.client.send("POST", path, body={"comment": given.comment}).json()
+    version = given.client.send("POST", path, body={"comment": given.comment, **more}).json()
     message(given.output, f"{given.model}@{given.version}: {done}", version)
 
 
@@ -74,7 +84,18 @@ def _promote(given: Given) -> None:
 
 
 def _gates(version: dict[str, Any]) -> list[str]:
-    return [f"{name} {'passed' if gate['passed'] else 'failed'}" for name, gate in version["gates"].items()]
+    return [
+        f"{name} {'passed' if gate['passed'] else 'failed'}{'' if gate.get('demand') else ' by hand'}"
+        for name, gate in version["gates"].items()
+    ]
+
+
+def _approvers(version: dict[str, Any]) -> list[str]:
+    return [
+        f"{one['actor']}{' automatically' if one.get('automatic') else ''}"
+        for one in version["approvals"]
+        if one["approved"]
+    ]
 
 
 def _version(entry: dict[str, Any]) -> Any:
@@ -95,7 +116,7 @@ _VERSIONS = columns(
     texts="gates | approved by",
     values={
         "gates": _gates,
-        "approved by": lambda row: [one["actor"] for one in row["approvals"] if one["approved"]],
+        "approved by": _approvers,
         "files": lambda row: len(row["files"]),
         "bytes": lambda row: sum(each["size"] for each in row["files"].values()),
         "tags": pairs("tags"),

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from ray_apps.gateway.auth import allowed
+from ray_apps.gateway.problems import Problem
 from ray_apps.gateway.services import services_of
 from ray_apps.gateway.wire import Json, Name, Time
 from registry import (
@@ -76,6 +77,12 @@ class ReviewComment(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     comment: str = Field(default="", max_length=2000)
+
+
+class ApprovalRequest(ReviewComment):
+    """An approval, with the files of the version that can execute code and are accepted by name."""
+
+    accept_code: list[str] = Field(default=[], max_length=1000)
 
 
 class ModelCard(BaseModel):
@@ -190,7 +197,17 @@ async def get_policy(request: Request, model: Name, principal: Viewer) -> Json:
 @router.put("/{model}/policy", response_model=ModelPolicy)
 async def set_policy(request: Request, model: Name, body: ModelPolicy, principal: Admin) -> Json:
     """Set what a version of the model needs before it may go live; a live version stays live."""
-    return await by_registry(request, principal, lambda registry: registry.set_policy(model, body).policy)
+
+    def changed(registry: Registry) -> ModelPolicy:
+        from functions.evaluation import EvaluationError, check_policy_gates  # late: it brings torch, seconds
+
+        try:
+            check_policy_gates(body)
+        except EvaluationError as error:
+            raise Problem(422, str(error), kind="invalid-input") from error
+        return registry.set_policy(model, body).policy
+
+    return await by_registry(request, principal, changed)
 
 
 @router.post("/{model}/audit", response_model=AuditResult)
@@ -235,7 +252,11 @@ async def get_alias(
 async def set_alias(
     request: Request, model: Name, alias: Name, body: AliasChange, principal: Operator
 ) -> Json:
-    """Point an alias to a version; 409 if it is not at the expected version, or the policy is not met."""
+    """Point an alias to a version; 409 if it is not at the expected version, or the policy is not met.
+
+    An override of the policy needs the role admin.
+    """
+    _require_may_override(principal, model, body.override)
     return await by_registry(
         request, principal, lambda registry: registry.set_alias(model, alias, **_alias_arguments(body))
     )
@@ -243,7 +264,11 @@ async def set_alias(
 
 @router.post("/{model}/promote", response_model=ModelVersion)
 async def promote(request: Request, model: Name, body: AliasChange, principal: Operator) -> Json:
-    """Make a version the champion, and end the model's canaries, shadows and rules to a version, in one change."""
+    """Make a version the champion, and end the model's canaries, shadows and rules to a version, in one change.
+
+    An override of the policy needs the role admin.
+    """
+    _require_may_override(principal, model, body.override)
     return await by_registry(
         request, principal, lambda registry: registry.promote(model, **_alias_arguments(body))
     )
@@ -262,11 +287,13 @@ async def rollback(
 
 @router.post("/{model}/versions/{version}/approve", response_model=ModelVersion)
 async def approve(
-    request: Request, model: Name, version: VersionNumber, body: ReviewComment, principal: Approver
+    request: Request, model: Name, version: VersionNumber, body: ApprovalRequest, principal: Approver
 ) -> Json:
     """Approve a version in the caller's name."""
     return await by_registry(
-        request, principal, lambda registry: registry.approve(model, version, comment=body.comment)
+        request,
+        principal,
+        lambda registry: registry.approve(model, version, comment=body.comment, accept_code=body.accept_code),
     )
 
 
@@ -314,7 +341,8 @@ async def get_traffic(request: Request, model: Name, principal: Viewer) -> Json:
 
 @router.put("/{model}/traffic", response_model=Traffic)
 async def set_traffic(request: Request, model: Name, body: TrafficSplit, principal: Operator) -> Json:
-    """Split the traffic; the champion gets what the arms leave."""
+    """Split the traffic; the champion gets what the arms leave. An override of the policy needs the role admin."""
+    _require_may_override(principal, model, body.override)
 
     def changed(registry: Registry) -> Traffic:
         return registry.set_traffic(
@@ -334,6 +362,15 @@ async def set_traffic(request: Request, model: Name, body: TrafficSplit, princip
 def number_or_alias(text: str) -> int | str:
     """Parse a version in a path: a number, or else an alias."""
     return int(text) if text.isascii() and text.isdigit() else text
+
+
+def _require_may_override(principal: Principal, model: str, override: str) -> None:
+    """Check that only an admin goes against the policy. Raises: Problem 403."""
+    if override and not principal.may(Role.admin, model=model):
+        raise Problem(
+            403,
+            f"{principal.name} has {principal.roles}; an override of {model}'s policy needs admin: ask one",
+        )
 
 
 def _alias_arguments(body: AliasChange) -> dict[str, Any]:

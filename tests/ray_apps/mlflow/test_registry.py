@@ -62,17 +62,37 @@ async def test_code_is_refused_unless_it_is_accepted_by_name(ada: Client):
     assert "model.pkl" in message
     assert "tags={'toque.allow_code'" in message
     await ada.post("model-versions/create", **asked, tags=[{"key": "toque.allow_code", "value": "model.pkl"}])
-    assert (
-        await ada.send("GET", "mlflow-artifacts/artifacts/models/late/1/model.pkl")
-    ).content == b"\x80\x04."
-    await ada.send(
-        "DELETE",
-        "model-versions/delete-tag",
-        json={"name": "late", "version": "1", "key": "toque.allow_code"},
-    )
-    refused = await ada.refused("GET", "mlflow-artifacts/artifacts/models/late/1/model.pkl")
-    assert refused[1] == "PERMISSION_DENIED"
     assert (await ada.send("GET", "mlflow-artifacts/artifacts/models/late/1/weights")).status_code == 200
+
+
+async def test_a_publishers_tag_does_not_let_code_be_downloaded(ada: Client, server: TrackingServer):
+    run = await logged(ada, {"model.pkl": b"\x80\x04."})
+    await ada.post("registered-models/create", name="late")
+    tags = [{"key": "toque.allow_code", "value": "model.pkl"}]
+    await ada.post("model-versions/create", name="late", source=f"runs:/{run}/model", tags=tags)
+    path = "mlflow-artifacts/artifacts/models/late/1/model.pkl"
+    assert (await ada.refused("GET", path))[1] == "PERMISSION_DENIED"
+    server.registry.as_actor("bob").approve("late", 1, accept_code=["model.pkl"])
+    assert (await ada.send("GET", path)).content == b"\x80\x04."
+    server.registry.as_actor("bob").reject("late", 1)
+    assert (await ada.refused("GET", path))[1] == "PERMISSION_DENIED"
+    server.registry.set_policy("late", ModelPolicy(allow_code=("*.pkl",)))
+    assert (await ada.send("GET", path)).status_code == 200
+
+
+async def test_tags_that_change_serving_are_frozen_once_approved(ada: Client, server: TrackingServer):
+    await registered(ada)
+    tag = {"name": "late", "version": "1", "key": "feature_service", "value": "late"}
+    await ada.post("model-versions/set-tag", **tag)
+    server.registry.as_actor("bob").approve("late", 1)
+    status, code, message = await ada.refused(
+        "POST", "model-versions/set-tag", json={**tag, "value": "other"}
+    )
+    assert (status, code) == (403, "PERMISSION_DENIED")
+    assert "register a new version" in message
+    gone = await ada.refused("DELETE", "model-versions/delete-tag", json={**tag, "value": ""})
+    assert gone[1] == "PERMISSION_DENIED"
+    await ada.post("model-versions/set-tag", **{**tag, "key": "team", "value": "ops"})
 
 
 async def test_an_unapproved_version_does_not_reach_a_guarded_alias(ada: Client, server: TrackingServer):

@@ -117,3 +117,45 @@ async def test_a_body_that_fits_its_schema_and_breaks_a_rule_is_a_conflict(
     assert (answer.status_code, "signers" in answer.json()["detail"]) == (409, True)
     answer = await send(gateway, "admin", "PUT", "/models/late/policy", signers="no list")
     assert answer.status_code == 422
+
+
+async def test_only_an_admin_overrides_the_policy(gateway: Gateway, late: Registry) -> None:
+    late.set_policy("late", ModelPolicy())
+    late.promote("late", 3)
+    late.set_policy("late", ModelPolicy(guarded=frozenset({"champion"})))
+    split = {"arms": {"canary": {"version": 2, "share": 0.1}}}
+    for method, path, body in (
+        ("POST", "/models/late/promote", {"version": 1}),
+        ("PUT", "/models/late/aliases/champion", {"version": 1}),
+        ("PUT", "/models/late/traffic", split),
+    ):
+        for role in ("operator", "approver"):
+            refused = await send(gateway, role, method, path, **body, override="in a hurry")
+            assert refused.status_code == 403, path
+            assert "an override of late's policy needs admin" in refused.json()["detail"]
+    assert late.get_version("late", "champion").version == 3
+    marked = await send(gateway, "admin", "POST", "/models/late/promote", version=1, override="site is down")
+    assert [(mark["actor"], mark["reason"]) for mark in marked.json()["overrides"]] == [
+        ("a-admin", "site is down")
+    ]
+
+
+async def test_an_approver_accepts_code_by_name(gateway: Gateway, late: Registry, tmp_path: Path) -> None:
+    (tmp_path / "model.pkl").write_bytes(b"x")
+    late.create_version("late", tmp_path / "model.pkl", allow_code=["model.pkl"])
+    path = "/models/late/versions/4/approve"
+    unknown = await send(gateway, "approver", "POST", path, accept_code=["other.pkl"])
+    assert (unknown.status_code, unknown.json()["type"]) == (422, "invalid-input")
+    accepted = await send(gateway, "approver", "POST", path, accept_code=["model.pkl"])
+    assert accepted.json()["approvals"][0]["accept_code"] == ["model.pkl"]
+    assert late.accepted_code("late", 4) == ("model.pkl",)
+
+
+async def test_a_policys_limits_must_be_those_of_a_gate(gateway: Gateway, late: Registry) -> None:
+    path, gate = "/models/late/policy", {"name": "offline", "limits": {"min_rows": 500}}
+    wrong = await send(gateway, "admin", "PUT", path, gates=[{"name": "offline", "limits": {"min_row": 500}}])
+    assert (wrong.status_code, "min_row" in wrong.json()["detail"]) == (422, True)
+    for role, status in (("operator", 403), ("admin", 200)):
+        assert (await send(gateway, role, "PUT", path, gates=[gate])).status_code == status
+    read = (await send(gateway, "viewer", "GET", path)).json()
+    assert read["gates"] == [{**gate, "data": None}]
