@@ -1,14 +1,16 @@
-"""Creates the administrator's token once, and keeps it in the state folder, readable by this user only."""
+"""Creates the administrator's token once, kept in the state folder, and the workspaces that projects are for."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 
+from functions.runtime.context import projects_of
 from ray_apps.local.settings import Settings
 from ray_apps.local.state_file import write_private
-from registry import EVERY_WORKSPACE, Access, NotFound, open_store
+from registry import EVERY_WORKSPACE, Access, AlreadyExists, NotFound, open_store
 
 NAME = "admin"
+ACTOR = "toque-up"
 
 
 def admin_token(settings: Settings) -> str:
@@ -16,7 +18,7 @@ def admin_token(settings: Settings) -> str:
 
     A store that was emptied or replaced does not know the old token.
     """
-    access = Access(open_store(settings.store_url), actor="toque-up")
+    access = Access(open_store(settings.store_url), actor=ACTOR)
     kept = settings.token_file.read_text().strip() if settings.token_file.exists() else ""
     if kept and access.verify(kept):
         return kept
@@ -25,3 +27,14 @@ def admin_token(settings: Settings) -> str:
     made = access.create_token(NAME, "admin", workspace=EVERY_WORKSPACE)
     write_private(settings.token_file, made)
     return made
+
+
+def create_workspaces(settings: Settings) -> list[str]:
+    """Create the workspaces of the projects that the platform does not have yet; returns their names."""
+    access = Access(open_store(settings.store_url), actor=ACTOR)
+    known = {each.name for each in access.list_workspaces()}
+    missing = [name for name in projects_of(settings.project or "") if name not in known]
+    for name in missing:
+        with suppress(AlreadyExists):  # somebody made it just now
+            access.create_workspace(name)
+    return missing

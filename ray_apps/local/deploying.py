@@ -10,7 +10,7 @@ from functions.runtime.context import projects_of
 from ray_apps.local import ray_head
 from ray_apps.local.errors import LocalError
 from ray_apps.local.state_file import RunningPlatform
-from registry.access import DEFAULT_WORKSPACE
+from ray_apps.model_paths import qualified_name, split_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,7 +59,10 @@ def deploy(running: RunningPlatform) -> None:
 
 
 def targets(models: Mapping[str, Placement]) -> list[RunTarget]:
-    """List the applications to deploy: gateway, MLflow's protocol, ticker, and predictors as models are placed."""
+    """List the applications to deploy: gateway, MLflow's protocol, ticker, and predictors as models are placed.
+
+    models: by qualified name.
+    """
     from ray.serve import RunTarget  # late: as above
 
     from ray_apps import gateway, mlflow, ticker
@@ -76,23 +79,26 @@ def targets(models: Mapping[str, Placement]) -> list[RunTarget]:
 
 
 def _predictors(models: Mapping[str, Placement]) -> list[tuple[str, str | None, Any]]:
-    """List name, route prefix and application of every predictor, and of the pool if a model is placed there."""
+    """List name, route prefix and application of every predictor, and of the pools that a model is placed in."""
     from ray_apps import predictor  # late: as above
 
-    # No CPU is reserved: on a small machine training would find none left.
-    options = predictor.PredictorOptions.from_environment(os.environ, num_cpus=0)
-    found: list[tuple[str, str | None, Any]] = [
-        (
-            predictor.app_name(name),
-            predictor.route_prefix(name),
-            predictor.application(name, _with_placement(options, place)),
+    found: list[tuple[str, str | None, Any]] = []
+    pools: dict[str, None] = {}  # by workspace, each once
+    for name, place in models.items():
+        workspace, model = split_name(name)
+        if place.pool:
+            pools[workspace] = None
+            continue
+        # No CPU is reserved: on a small machine training would find none left.
+        options = predictor.PredictorOptions.from_environment(os.environ, num_cpus=0, workspace=workspace)
+        application = predictor.application(model, _with_placement(options, place))
+        found.append(
+            (predictor.app_name(model, workspace), predictor.route_prefix(model, workspace), application)
         )
-        for name, place in models.items()
-        if not place.pool
-    ]
-    if any(place.pool for place in models.values()):
-        pool = predictor.PoolOptions.from_environment(os.environ, num_cpus=0)
-        found.append((predictor.POOL_APP, predictor.POOL_PREFIX, predictor.pool_application(pool)))
+    for workspace in pools:
+        pool = predictor.PoolOptions.from_environment(os.environ, num_cpus=0, workspace=workspace)
+        application = predictor.pool_application(pool)
+        found.append((predictor.pool_app(workspace), predictor.pool_prefix(workspace), application))
     return found
 
 
@@ -122,24 +128,27 @@ def grpc_target(running: RunningPlatform) -> RunTarget:
 
 
 def models_of(project: str | None) -> tuple[str, ...]:
-    """List the models that the user's project declares."""
-    module = projects_of(project or "").get(DEFAULT_WORKSPACE)
-    if module is None:
-        return ()
-    from functions.project import load_project  # late: the user's code is imported only if there is a project
-
-    return tuple(load_project(module).models)
+    """List the models that the users' projects declare, by qualified name. project: as TOQUE_PROJECT says."""
+    return tuple(_placements_of(project))
 
 
 def placements(running: RunningPlatform) -> dict[str, Placement]:
-    """Read from the project where each model of a platform is served."""
-    from functions.project import load_project  # late: as above
+    """Read from the projects where each model of a platform is served, by qualified name."""
+    declared = _placements_of(running.settings.project) if running.models else {}
+    return {name: declared[name] for name in running.models}
 
-    module = projects_of(running.settings.project or "").get(DEFAULT_WORKSPACE)
-    if module is None or not running.models:
+
+def _placements_of(project: str | None) -> dict[str, Placement]:
+    modules = projects_of(project or "")
+    if not modules:
         return {}
-    project = load_project(module)
-    return {name: project.model(name).placement for name in running.models}
+    from functions.project import load_project  # late: the user's code is imported only if there is a project
+
+    return {
+        qualified_name(name, workspace): model.placement
+        for workspace, module in modules.items()
+        for name, model in load_project(module).models.items()
+    }
 
 
 def _cluster_id(running: RunningPlatform) -> str:

@@ -20,7 +20,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from ray_apps.local import deploying, jobs, processes, ray_head, redis_server, state_file
-from ray_apps.local.admin import admin_token
+from ray_apps.local.admin import admin_token, create_workspaces
 from ray_apps.local.errors import LocalError
 from ray_apps.local.ports import choose_ports
 from ray_apps.local.processes import ProcessSession
@@ -90,6 +90,8 @@ def _start(settings: Settings, report: Report) -> RunningPlatform:
         redis_server.wait(settings, running.redis_url)
         running = record_timing("redis", running)
         admin_token(settings)
+        for name in create_workspaces(settings):
+            report(f"created workspace {name}")
         ray_head.wait_ended(running)
         running = record_timing("ray", running, models=models.result())
     cluster_id = deploying.connect(running)

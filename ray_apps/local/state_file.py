@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ray_apps.local.processes import ProcessSession
 from ray_apps.local.settings import Ports, Settings
+from ray_apps.model_paths import models_path, split_name
 
 FILE = "up.json"
 
@@ -17,6 +18,7 @@ FILE = "up.json"
 class RunningPlatform(BaseModel):
     """A platform that was started: its settings, ports, process sessions, and how long each part took to start.
 
+    models: those of all projects, as `churn` in the default workspace and `payments/churn` in another;
     boot: id of the machine's boot in which it was started; run_folder: folder with a short path, for sockets; ready:
     false while the platform is starting; timings_s: seconds from the start until each part was ready.
     """
@@ -43,6 +45,11 @@ class RunningPlatform(BaseModel):
     def grpc_address(self) -> str:
         """Address at which the models answer by gRPC."""
         return f"{self.settings.host}:{self.ports.grpc}"
+
+    def model_url(self, name: str) -> str:
+        """URL of one of `models`."""
+        workspace, model = split_name(name)
+        return f"{self.url}{models_path(workspace)}/{model}"
 
     @property
     def jobs_url(self) -> str:

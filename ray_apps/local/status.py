@@ -70,8 +70,8 @@ def status(home: Path) -> Status:
         *(
             PartStatus(
                 name=f"model {name}",
-                up=_answers(f"{running.url}/v2/models/{name}/ready", alive=True),
-                where=f"{running.url}/v2/models/{name}",
+                up=_answers(f"{running.model_url(name)}/ready", alive=True),
+                where=running.model_url(name),
             )
             for name in running.models
         ),

@@ -1,7 +1,7 @@
 """The model server: the Open Inference Protocol v2 over the versions of the registry.
 
-Each model is a Serve application of its own under `/v2/models/{name}`, or one of many in the pool. Replicas follow
-the models' traffic policies, load what they name beside the traffic, and log every answer before it leaves.
+Each model is a Serve application of its own under `/v2/models/{name}`, or one of many in the pool; models of a
+workspace other than the default one are below `/workspaces/{workspace}`. Replicas follow the models' traffic policies, load what they name beside the traffic, and log every answer before it leaves.
 """
 
 from ray_apps.predictor import renamed as _renamed  # noqa: F401  # old module paths stay importable for one release
@@ -14,7 +14,9 @@ from ray_apps.predictor.deploy.deployment import (
     build_predictor,
     deploy_model,
     deploy_pool,
+    pool_app,
     pool_application,
+    pool_prefix,
     route_prefix,
 )
 from ray_apps.predictor.deploy.options import DedicatedOptions, PoolOptions, PredictorOptions
@@ -31,6 +33,8 @@ __all__ = [
     "build_predictor",
     "deploy_model",
     "deploy_pool",
+    "pool_app",
     "pool_application",
+    "pool_prefix",
     "route_prefix",
 ]

@@ -69,7 +69,10 @@ def _arguments() -> argparse.Namespace:
     """The parsed and checked command line."""
     parser = argparse.ArgumentParser(prog="python -m ray_apps.predictor", description=__doc__)
     parser.add_argument("models", nargs="*", metavar="MODEL", help="each in replicas of its own")
-    parser.add_argument("--pool", action="store_true", help="all other models of the store in a pool")
+    parser.add_argument(
+        "--workspace", help="whose models; by default that of TOQUE_WORKSPACE, or else `default`"
+    )
+    parser.add_argument("--pool", action="store_true", help="all other models of the workspace in a pool")
     parser.add_argument(
         "--pool-bytes", type=int, default=1 << 30, help="memory limit of a replica of the pool"
     )
@@ -150,13 +153,18 @@ def _serve_standalone(arguments: argparse.Namespace) -> None:
     )
 
 
+def _common(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options that a model's replicas and the pool's have alike."""
+    workspace = {} if arguments.workspace is None else {"workspace": arguments.workspace}
+    return {"authentication": not arguments.no_authentication, "log": not arguments.no_log, **workspace}
+
+
 def _options(arguments: argparse.Namespace, **scale: Any) -> PredictorOptions:
     from ray_apps.predictor.deploy.options import PredictorOptions  # late, as above
 
     return PredictorOptions.from_environment(
         os.environ,
-        authentication=not arguments.no_authentication,
-        log=not arguments.no_log,
+        **_common(arguments),
         num_replicas=arguments.replicas,
         idle_s=arguments.idle_s,
         **scale,
@@ -188,8 +196,7 @@ def _pool_options(arguments: argparse.Namespace) -> PoolOptions:
 
     return PoolOptions.from_environment(
         os.environ,
-        authentication=not arguments.no_authentication,
-        log=not arguments.no_log,
+        **_common(arguments),
         memory_limit_bytes=arguments.pool_bytes,
         num_replicas=arguments.pool_replicas,
     )

@@ -95,7 +95,7 @@ def _up(given: Given) -> None:
     doors = [
         ("HTTP", running.url),
         ("jobs", running.jobs_url),
-        *((f"model {name}", f"{running.url}/v2/models/{name}") for name in running.models),
+        *((f"model {name}", running.model_url(name)) for name in running.models),
         ("token", str(running.settings.token_file)),
     ]
     rows = [{"door": door, "where": where} for door, where in doors]

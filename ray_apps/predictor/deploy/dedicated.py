@@ -1,6 +1,6 @@
 """A version's own deployment on Serve, and how a model's endpoint deploys, holds and asks it.
 
-The deployment is a Serve application without a route, `version-{model}@{number}` (a model's name has no `@`). It
+The deployment is a Serve application without a route, as `ray_apps.predictor.deploy.names` names it. It
 alone loads the version; the model's endpoint has the protocol, the split, the log and all else.
 """
 
@@ -25,6 +25,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from ray_apps.predictor.deploy.latency import LatencyMeter
+from ray_apps.predictor.deploy.names import VERSION_PREFIX, version_app
 from ray_apps.predictor.deploy.options import DedicatedOptions, PredictorOptions
 from ray_apps.predictor.deploy.process import configure_process, freeze
 from ray_apps.predictor.deploy.reaper import DeploymentHolds, Reaper
@@ -33,11 +34,11 @@ from ray_apps.predictor.protocol.datatypes import Array
 from ray_apps.predictor.protocol.errors import BadRequest, DeviceFailed, NotReady, Overloaded, PredictorError
 from ray_apps.predictor.versions.loaded import LoadedVersion, LoadError, fetch_version
 from registry import Registry, open_store
+from registry.access import workspace_store
 from registry.errors import RegistryError
 
-__all__ = ["ServeDeployments", "VersionReplica", "device_of", "version_app", "version_application"]
+__all__ = ["ServeDeployments", "VersionReplica", "device_of", "version_application"]
 
-PREFIX = "version-"
 # The previous release's name too: two reapers would not see each other's holds in an upgrade.
 REAPER, NAMESPACE = "toque-keeper", "toque"
 SWEEP_S = 2.0
@@ -51,11 +52,6 @@ _STATES = {
     ApplicationStatus.DEPLOYING: DeploymentState.STARTING,
 }
 _log = logging.getLogger("ray.serve")
-
-
-def version_app(model: str, number: int) -> str:
-    """Name of the Serve application, and of the deployment in it, of a dedicated version."""
-    return f"{PREFIX}{model}@{number}"
 
 
 class VersionReplica:
@@ -116,7 +112,8 @@ class TimedVersionReplica(VersionReplica):
 def _load(model: str, number: int, options: PredictorOptions) -> LoadedVersion:
     from ray_apps.predictor.versions.scoring import load_scorer  # late: only replicas need torch
 
-    registry = Registry(open_store(options.store_url), actor=f"predictor/{model}")
+    store = workspace_store(open_store(options.store_url), options.workspace)
+    registry = Registry(store, actor=f"predictor/{model}")
     try:
         record = registry.get_version(model, number)
     except (RegistryError, OSError) as error:
@@ -151,7 +148,7 @@ def version_application(model: str, number: int, options: PredictorOptions) -> s
     replica: Any = VersionReplica if scaled.max_replicas is None else TimedVersionReplica
     bound: Any = serve.deployment(
         replica,  # Serve's overloads take a class with options for a decorator
-        name=version_app(model, number),
+        name=version_app(model, number, options.workspace),
         **scaled.scale,
         max_ongoing_requests=options.max_ongoing_requests,
         ray_actor_options={"num_cpus": own.num_cpus, "num_gpus": own.num_gpus},
@@ -174,18 +171,18 @@ class ServeDeployments:
     def __init__(self, model: str, options: PredictorOptions, own: DedicatedOptions, *, release: int) -> None:
         self._model, self._options, self._own, self._release = model, options, own, release
         self._replica = serve.get_replica_context().replica_tag
-        self._prefix = version_app(model, 0)[:-1]
+        self._prefix = self._app(0)[:-1]
 
     def find(self, number: int) -> DeploymentStatus | None:
         """The status of a version's deployment, or None without one."""
-        found = serve.status().applications.get(version_app(self._model, number))
+        found = serve.status().applications.get(self._app(number))
         if found is None or found.status == ApplicationStatus.NOT_STARTED:
             return None
         return DeploymentStatus(_STATES[found.status], _reason(found))
 
     def deploy(self, number: int) -> bool:
         """Deploy a version, not waiting for it; False if another endpoint replica is about to."""
-        name = version_app(self._model, number)
+        name = self._app(number)
         if not self._call_reaper("claim", name, self._replica):
             return False
         application = version_application(self._model, number, self._options)
@@ -197,20 +194,20 @@ class ServeDeployments:
 
     def release(self, number: int) -> int:
         """The release that a version's deployment is of at least; 0 if unknown."""
-        found: int = self._call_reaper("release", version_app(self._model, number))
+        found: int = self._call_reaper("release", self._app(number))
         return found
 
     def hold(self, numbers: Collection[int], *, current: Collection[int]) -> Sequence[int]:
         """Hold versions for a while; returns those without a deployment, as last seen. current: of this release."""
-        released = [version_app(self._model, number) for number in current]
+        released = [self._app(number) for number in current]
         self._call_reaper("know", released, self._release)
-        names = [version_app(self._model, number) for number in numbers]
+        names = [self._app(number) for number in numbers]
         missing = self._call_reaper("hold", names, self._own.linger_s)
         return [int(name.removeprefix(self._prefix)) for name in missing]
 
     def connect(self, number: int) -> RemotePredict:
         """A function that asks a deployed version for outputs, on the endpoint's event loop."""
-        name = version_app(self._model, number)
+        name = self._app(number)
         handle = serve.get_deployment_handle(name, app_name=name)
 
         async def predict(inputs: Mapping[str, Array], abstained: Sequence[int]) -> Reply:
@@ -226,6 +223,9 @@ class ServeDeployments:
                 raise
 
         return predict
+
+    def _app(self, number: int) -> str:
+        return version_app(self._model, number, self._options.workspace)
 
     def _call_reaper(self, method: str, *arguments: Any) -> Any:
         return ray.get(getattr(_reaper(), method).remote(*arguments), timeout=CALL_S)
@@ -256,7 +256,7 @@ def _version_apps() -> list[str]:
     return [
         name
         for name, application in serve.status().applications.items()
-        if name.startswith(PREFIX) and "@" in name and application.status not in ended
+        if name.startswith(VERSION_PREFIX) and "@" in name and application.status not in ended
     ]
 
 

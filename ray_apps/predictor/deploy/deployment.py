@@ -1,4 +1,4 @@
-"""The predictor as Serve applications: one per model under `/v2/models/{name}`, and a pool for the rest."""
+"""The predictor as Serve applications: one per model, and in each workspace a pool for the rest."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from functions.prediction_log import LogWriter
 from functions.runtime.clock import clock_named
 from ray_apps.predictor.deploy.dedicated import ServeDeployments
 from ray_apps.predictor.deploy.latency import LatencyMeter, TimedEndpoint
+from ray_apps.predictor.deploy.names import app_name, in_workspace, pool_app, pool_prefix, route_prefix
 from ray_apps.predictor.deploy.options import PoolOptions, PredictorOptions
 from ray_apps.predictor.deploy.pool import Pool
 from ray_apps.predictor.deploy.pool_endpoint import PoolEndpoint
@@ -32,7 +33,7 @@ from ray_apps.predictor.inference.recording import Recorder
 from ray_apps.predictor.versions.engine import Engine, VersionLoader
 from ray_apps.token_cache import TokenCache
 from registry import Registry, open_store
-from registry.access import Access
+from registry.access import Access, workspace_store
 from registry.errors import Unavailable
 
 __all__ = [
@@ -44,42 +45,39 @@ __all__ = [
     "build_predictor",
     "deploy_model",
     "deploy_pool",
+    "pool_app",
     "pool_application",
+    "pool_prefix",
     "route_prefix",
 ]
 
-POOL_APP = "pool"
-"""The Serve application of the pool."""
-POOL_PREFIX = "/v2/models"
-"""Route prefix of the pool: Serve prefers the longer prefix of a model that has an application of its own."""
-
-
-def app_name(model: str) -> str:
-    """Name of the Serve application that serves a model."""
-    return f"predictor-{model}"
-
-
-def route_prefix(model: str) -> str:
-    """Route prefix below which a model is served."""
-    return f"/v2/models/{model}"
+POOL_APP, POOL_PREFIX = pool_app(), pool_prefix()
+"""The Serve application of the default workspace's pool, and its route prefix."""
 
 
 class _ReplicaResources:
-    """Resources that all models of a replica share: store, feature store, log and authentication."""
+    """Resources that all models of a replica share: the workspace's store, features and log, and authentication."""
 
     def __init__(self, name: str, options: PredictorOptions) -> None:
         self._options = options
-        self._store = open_store(options.store_url)
+        platform = open_store(options.store_url)
+        self._store = workspace_store(platform, options.workspace)
         self._clock = clock_named("replay" if options.replay else "system", options.redis_url)
         self._features: FeatureStore | None = None
         self._log: LogWriter | None = None
         if options.redis_url is not None:
-            self._features = FeatureStore(self._store, redis_url=options.redis_url, clock=self._clock)
+            self._features = FeatureStore(
+                self._store, redis_url=options.redis_url, project=options.workspace, clock=self._clock
+            )
             if options.log:
                 self._log = LogWriter(
-                    options.wal, "predictions", options.redis_url, limit_bytes=options.log_limit_bytes
+                    options.wal,
+                    "predictions",
+                    options.redis_url,
+                    workspace=options.workspace,
+                    limit_bytes=options.log_limit_bytes,
                 )
-        access = Access(self._store, actor=f"predictor/{name}")
+        access = Access(platform, actor=f"predictor/{name}")
         self.auth: Authenticator = NoAuthentication()
         if options.authentication:
             with contextlib.suppress(Unavailable):  # the cache reads the tokens later
@@ -196,7 +194,8 @@ class PredictorReplica:
 
     def __serve_build_asgi_app__(self) -> Endpoint:
         """The application that Serve's HTTP server of this replica calls."""
-        _register_bypass(route_prefix(self._model), self._endpoint, self._options)
+        prefix = route_prefix(self._model, self._options.workspace)
+        _register_bypass(prefix, self._endpoint, self._options)
         return self._endpoint
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
@@ -216,7 +215,7 @@ class PoolReplica:
 
     def __serve_build_asgi_app__(self) -> Endpoint:
         """The application that Serve's HTTP server of this replica calls."""
-        _register_bypass(POOL_PREFIX, self._endpoint, self._options)
+        _register_bypass(pool_prefix(self._options.workspace), self._endpoint, self._options)
         return self._endpoint
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
@@ -225,26 +224,26 @@ class PoolReplica:
 
 
 def application(model: str, options: PredictorOptions | None = None) -> serve.Application:
-    """Make a model's Serve application, to be run under `route_prefix(model)`.
+    """Make a model's Serve application, to be run under the model's `route_prefix` in the options' workspace.
 
     options: by default those of this process's environment.
     """
     options = options if options is not None else PredictorOptions.from_environment(os.environ)
-    bound = _deployment(PredictorReplica, f"predict-{model}", options)
+    name = f"predict-{in_workspace(model, options.workspace)}"
+    bound = _deployment(PredictorReplica, name, options)
     release = time.time_ns() if options.dedicated is not None else 0  # the same again is no new deploy
     application: serve.Application = bound.bind(model, options.model_dump(mode="json"), release)
     return application
 
 
 def pool_application(options: PoolOptions | None = None) -> serve.Application:
-    """Make the pool's Serve application, to be run under `POOL_PREFIX`; it serves every other model.
+    """Make a workspace's pool, a Serve application to be run under its `pool_prefix`, for every other model.
 
     options: by default those of this process's environment.
     """
     options = options if options is not None else PoolOptions.from_environment(os.environ)
-    application: serve.Application = _deployment(PoolReplica, "pool", options).bind(
-        options.model_dump(mode="json")
-    )
+    bound = _deployment(PoolReplica, pool_app(options.workspace), options)
+    application: serve.Application = bound.bind(options.model_dump(mode="json"))
     return application
 
 
@@ -264,9 +263,19 @@ def _deployment(replica: Any, name: str, options: PredictorOptions) -> Any:
 
 def deploy_model(model: str, options: PredictorOptions | None = None) -> None:
     """Deploy or redeploy a model's application on the running Serve; returns when it is ready."""
-    serve.run(application(model, options), name=app_name(model), route_prefix=route_prefix(model))
+    options = options if options is not None else PredictorOptions.from_environment(os.environ)
+    serve.run(
+        application(model, options),
+        name=app_name(model, options.workspace),
+        route_prefix=route_prefix(model, options.workspace),
+    )
 
 
 def deploy_pool(options: PoolOptions | None = None) -> None:
     """Deploy or redeploy the pool on the running Serve; returns when it is ready."""
-    serve.run(pool_application(options), name=POOL_APP, route_prefix=POOL_PREFIX)
+    options = options if options is not None else PoolOptions.from_environment(os.environ)
+    serve.run(
+        pool_application(options),
+        name=pool_app(options.workspace),
+        route_prefix=pool_prefix(options.workspace),
+    )

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from functions.prediction_log import default_wal_root
 from functions.runtime.context import context_of
 from ray_apps.predictor.deploy.scaling import Policy
+from registry.access import DEFAULT_WORKSPACE, check_workspace, workspace_url
 
 __all__ = ["DedicatedOptions", "PoolOptions", "PredictorOptions"]
 
@@ -51,9 +52,9 @@ class DedicatedOptions(BaseModel):
 class PredictorOptions(BaseModel):
     """Options of a predictor: the platform it belongs to, its bounds and its scale.
 
-    store_url, redis_url: the platform's store and Redis (None: no requests by key, no log). replay: the platform
-    runs on the replay clock. authentication: False admits every request. log: whether answers are logged.
-    wal_root: folder of the write-ahead files (default: beside the store). log_limit_bytes: their bound for each
+    store_url, redis_url: the platform's store and Redis (None: no requests by key, no log). workspace: whose models,
+    features and log they are; access is the platform's. replay: the platform runs on the replay clock. authentication: False admits every request. log: whether answers are logged.
+    wal_root: folder of the write-ahead files of all workspaces (default: beside the store). log_limit_bytes: their bound for each
     replica. poll_s: how often the traffic policy is read. num_replicas, num_cpus, max_ongoing_requests,
     max_queued_requests: Serve's; requests beyond both bounds are refused with 429. max_body_bytes: of one request.
     shadow_limit: how many requests may wait for shadows before they are dropped.
@@ -71,6 +72,7 @@ class PredictorOptions(BaseModel):
 
     store_url: str
     redis_url: str | None = None
+    workspace: str = DEFAULT_WORKSPACE
     replay: bool = False
     authentication: bool = True
     log: bool = True
@@ -92,18 +94,24 @@ class PredictorOptions(BaseModel):
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str], **changes: Any) -> Self:
-        """Options of the platform that `TOQUE_STORE`, `TOQUE_REDIS_URL` and `TOQUE_CLOCK` name.
+        """Options of the platform and workspace that `TOQUE_STORE`, `TOQUE_WORKSPACE` and so on name.
 
         changes: fields that differ. Raises: ValueError if the environment contradicts itself.
         """
         here = context_of(environment)
         found = {
-            "store_url": here.store_url,
+            "store_url": here.platform_url,
             "redis_url": here.redis_url,
+            "workspace": here.workspace,
             "replay": environment.get("TOQUE_CLOCK") == "replay",
             "wal_root": environment.get("TOQUE_WAL") or None,
         }
         return cls.model_validate(found | changes)
+
+    @field_validator("workspace")
+    @classmethod
+    def _named(cls, workspace: str) -> str:
+        return check_workspace(workspace)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -146,8 +154,11 @@ class PredictorOptions(BaseModel):
 
     @property
     def wal(self) -> Path:
-        """The folder of the write-ahead files."""
-        return self.wal_root if self.wal_root is not None else default_wal_root(self.store_url)
+        """The folder of the workspace's write-ahead files."""
+        if self.wal_root is None:
+            return default_wal_root(workspace_url(self.store_url, self.workspace))
+        of_default = self.workspace == DEFAULT_WORKSPACE
+        return self.wal_root if of_default else self.wal_root / "workspaces" / self.workspace
 
 
 class PoolOptions(PredictorOptions):

@@ -55,7 +55,7 @@ class ProxyOptions(BaseModel):
 
         Raises: pydantic.ValidationError, naming the field.
         """
-        return cls.model_validate({"store_url": context_of(environment).store_url, **fields})
+        return cls.model_validate({"store_url": context_of(environment).platform_url, **fields})
 
 
 class ProxyReplica:
