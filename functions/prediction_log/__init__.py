@@ -11,6 +11,7 @@ from functions.prediction_log.drain import LABELS_TABLE, DrainResult, drain, pre
 from functions.prediction_log.errors import LogFullError, PredictionLogError
 from functions.prediction_log.jobs import drain_predictions
 from functions.prediction_log.outcomes import latest_labels, outcomes, predicted_within, predictions
+from functions.prediction_log.pseudonyms import PSEUDONYM_KEY, pseudonym, pseudonymous_entities
 from functions.prediction_log.records import (
     PINNED,
     Label,
@@ -26,6 +27,7 @@ from functions.renamed import old_names
 __all__ = [
     "LABELS_TABLE",
     "PINNED",
+    "PSEUDONYM_KEY",
     "DrainResult",
     "Label",
     "LogFullError",
@@ -42,6 +44,8 @@ __all__ = [
     "predicted_within",
     "predictions",
     "predictions_table",
+    "pseudonym",
+    "pseudonymous_entities",
     "shared_scans",
 ]
 

@@ -65,6 +65,7 @@ class LogWriter:
         self._stop = threading.Event()
         self._position = 0
         self._unsent: Chunk | None = None
+        self._rotation = self._rotating = self._rotated_at = 0
         client = Redis.from_url(redis_url, socket_timeout=5, socket_connect_timeout=2)
         self._stream = Stream(client, kind, workspace=workspace)
         self._thread = threading.Thread(target=self._run, name=f"ship-{kind}", daemon=True)
@@ -128,8 +129,21 @@ class LogWriter:
         if time.monotonic() < self._next_tidy:
             return
         self._next_tidy = time.monotonic() + self._tidy_every_s
+        self._rotate()
         self._wal.forget(self._stream.drained(self.writer))
+        self._report_rotation()
         adopt_orphans(self._root, self._kind, self._stream)
+
+    def _rotate(self) -> None:
+        """Meet a new request to drop what the files hold: later records go to a file of their own."""
+        asked = self._stream.rotation()
+        if asked > self._rotating:
+            self._rotating, self._rotated_at = asked, self._wal.rotate()
+
+    def _report_rotation(self) -> None:
+        if self._rotating > self._rotation and self._wal.oldest > self._rotated_at:
+            self._stream.mark_rotated(self.writer, self._rotating)
+            self._rotation = self._rotating
 
 
 def _send(stream: Stream, writer: str, chunk: Chunk, position: int) -> tuple[int, bool]:

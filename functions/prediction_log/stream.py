@@ -5,7 +5,8 @@ Per kind of record (`predictions`, `labels`): a stream `toque:{kind}:{writer}` p
 the last record number that is in the stream and in the table; `toque:@{workspace}:{kind}:…` in a workspace other
 than the default one. A chunk is accepted only if it continues what
 Redis has, so a re-send is harmless, and after Redis lost its newest second the writer learns it and sends
-that second again.
+that second again. `toque:{kind}:rotation` counts requests to drop what the files hold, and the hash
+`toque:{kind}:rotated` holds the last request that each writer has met.
 """
 
 from __future__ import annotations
@@ -55,10 +56,12 @@ class Stream:
     def __init__(
         self, client: Redis, kind: str, *, workspace: str = DEFAULT_WORKSPACE, max_entries: int = 1_024
     ) -> None:
+        self.kind = kind
         self._prefix = f"toque:{kind}" if workspace == DEFAULT_WORKSPACE else f"toque:@{workspace}:{kind}"
         self._client = client
         self._max_entries = max_entries
         self._shipped, self._drained = f"{self._prefix}:shipped", f"{self._prefix}:drained"
+        self._rotation, self._rotated = f"{self._prefix}:rotation", f"{self._prefix}:rotated"
         self._append = client.register_script(_APPEND)
         self._mark = client.register_script(_DRAINED)
 
@@ -109,12 +112,33 @@ class Stream:
         """Mark a writer's records up to `last` as drained, and drop them from the stream."""
         self._mark(keys=[self._key(writer), self._drained], args=[writer, last, last + 1])
 
+    def request_rotation(self) -> int:
+        """Ask every writer to drop the records it has by now, once they are drained; returns the request's number."""
+        number: Any = self._client.incr(self._rotation)
+        return int(number)
+
+    def rotation(self) -> int:
+        """Return the number of the newest request, 0 before the first."""
+        return int(self._client.get(self._rotation) or 0)  # type: ignore[arg-type]  # a client of bytes, not async
+
+    def mark_rotated(self, writer: str, number: int) -> None:
+        """Record that a writer's files hold no record from before a request."""
+        self._client.hset(self._rotated, writer, str(number))
+
+    def not_rotated(self, number: int) -> list[str]:
+        """List the writers, dead or alive, whose files may still hold records from before a request."""
+        pipe = self._client.pipeline(transaction=False)
+        pipe.hkeys(self._shipped)
+        pipe.hgetall(self._rotated)
+        known, rotated = pipe.execute()
+        return sorted(writer.decode() for writer in known if int(rotated.get(writer, b"0")) < number)
+
     def forget(self, writer: str) -> None:
         """Remove the keys of a dead writer whose records are all in the table."""
         pipe = self._client.pipeline(transaction=True)
         pipe.delete(self._key(writer))
-        pipe.hdel(self._shipped, writer)
-        pipe.hdel(self._drained, writer)
+        for record in (self._shipped, self._drained, self._rotated):
+            pipe.hdel(record, writer)
         pipe.execute()
 
 

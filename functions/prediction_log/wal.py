@@ -189,7 +189,9 @@ class WriteAheadLog:
             return None
         with self._mutex:
             segments, last, end = list(self._segments), self.last, self._end
-            if self._map is not None and self._reader.is_near(segments[-1][1], number, end, chunk_bytes):
+            if self._map is None:  # the newest segment has ended
+                end = segments[-1][1].stat().st_size if segments else 0
+            elif self._reader.is_near(segments[-1][1], number, end, chunk_bytes):
                 return self._reader.take(self._map[self._reader.offset : end], last)
         return self._reader.read(segments, number, chunk_bytes=chunk_bytes, newest=(last, end))
 
@@ -209,6 +211,19 @@ class WriteAheadLog:
                 self._sealed_bytes -= path.stat().st_size
                 path.unlink()
             self._bound()
+
+    def rotate(self) -> int:
+        """Begin a new segment with the next record, so that all present ones can be dropped; returns the last number."""
+        with self._mutex:
+            if not self._closed and self._end:
+                self._finish()
+            return self.last
+
+    @property
+    def oldest(self) -> int:
+        """Number of the oldest record that is kept; one past the last if there are none."""
+        with self._mutex:
+            return self._segments[0][0] if self._segments else self.last + 1
 
     def close(self) -> None:
         """Stop writing and release the lock; undrained records stay for an adopter."""

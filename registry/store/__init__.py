@@ -3,7 +3,19 @@
 from registry.store.blobs import Blob
 from registry.store.folder import FolderStore
 from registry.store.object_store import ObjectStore, Progress
+from registry.store.table_history import find_rows, remove_rows, table_names
 from registry.store.tables import Table, TableSnapshot
 from registry.store.urls import open_store
 
-__all__ = ["Blob", "FolderStore", "ObjectStore", "Progress", "Table", "TableSnapshot", "open_store"]
+__all__ = [
+    "Blob",
+    "FolderStore",
+    "ObjectStore",
+    "Progress",
+    "Table",
+    "TableSnapshot",
+    "find_rows",
+    "open_store",
+    "remove_rows",
+    "table_names",
+]

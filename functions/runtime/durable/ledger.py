@@ -25,7 +25,6 @@ from registry.journal import Conflict, Entry, Journal
 from registry.store import ObjectStore
 from registry.times import Clock, utc_now
 
-INLINE_BELOW_BYTES = 16 * 1024
 LEASE_S = 15.0
 
 
@@ -82,12 +81,11 @@ class Ledger:
             "chain": list(origin.chain),
         }
         try:
-            entry = self.journal(invocation).append(body, at=0)
+            self.journal(invocation).append(body, at=0)
         except Conflict as conflict:
             self._check_duplicate(invocation, body, conflict.entry)
             return invocation
-        small = len(entry.to_bytes()) < INLINE_BELOW_BYTES
-        self._queue.add(Note(invocation, entry.to_json() if small else None))
+        self._queue.add(Note(invocation))
         return invocation
 
     def read(self, invocation: str) -> Record:

@@ -28,7 +28,10 @@ SILENT_AFTER = timedelta(minutes=10)
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Note that an invocation should be processed; `entry` is its first entry, if it is new and small."""
+    """Note that an invocation should be processed.
+
+    entry: its first entry, in notes of older versions; no longer written, since a queue's entries cannot be erased.
+    """
 
     invocation: str
     entry: dict[str, Any] | None = None
@@ -47,7 +50,7 @@ class QueueWriter:
 
     def add(self, note: Note) -> None:
         """Append a note: one write, and one more for the first note."""
-        body = {"invocation": note.invocation} | ({"entry": note.entry} if note.entry else {})
+        body = {"invocation": note.invocation}
         with self._lock:
             while True:
                 journal = self._journal or self._open()

@@ -259,3 +259,20 @@ def test_a_resend_is_refused_and_says_where_redis_is(redis_server: Any):
     assert stream.append("w", b"", after=0, last=3) == (False, False, 3)
     assert stream.append("w", b"", after=2, last=4) == (False, False, 3)
     assert stream.append("w", b"", after=3, last=4) == (True, False, 4)
+
+
+def test_a_living_writer_drops_drained_records_when_it_is_asked(
+    store: ObjectStore, wal_root: Path, redis_server: Any
+):
+    log = LogWriter(wal_root, "predictions", redis_server.url, poll_s=0.01, tidy_every_s=0.02)
+    stream = Stream(redis.Redis.from_url(redis_server.url), "predictions")
+    log.append(record("old"))
+    until(lambda: stream.shipped(log.writer) == 1)
+    asked = stream.request_rotation()
+    assert stream.not_rotated(asked) == [log.writer]
+    drain(store, redis_server.url)
+    log.append(record("new"))
+    until(lambda: not stream.not_rotated(asked))
+    kept = b"".join(path.read_bytes() for path in wal_root.rglob("*.wal"))
+    assert (b"old" in kept, b"new" in kept) == (False, True)
+    log.close()

@@ -338,3 +338,19 @@ def test_recover_cuts_a_torn_end(tmp_path: Path):
         file.write(encode_frame(2, b"torn")[:-1])
     assert recover(log.folder) == 1
     assert path.stat().st_size == size
+
+
+def test_a_rotated_log_reads_on_and_drops_what_it_held(tmp_path: Path):
+    log = WriteAheadLog(tmp_path / "predictions")
+    log.append(b"one")
+    assert (log.rotate(), log.oldest) == (1, 1)
+    assert log.read_after(0) == (encode_frame(1, b"one"), 1, 1)
+    log.append(b"two")
+    assert log.read_after(1) == (encode_frame(2, b"two"), 2, 2)
+    log.forget(1)
+    assert log.oldest == 2
+    assert [path.name for _, path in segments_of(log.folder)] == [f"{2:020d}.wal"]
+    assert (log.rotate(), log.rotate()) == (2, 2)
+    log.forget(2)
+    assert log.oldest == 3
+    assert segments_of(log.folder) == []

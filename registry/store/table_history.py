@@ -1,0 +1,283 @@
+"""Removal of rows from a Delta table and from its whole history: no version, file or log entry keeps them.
+
+The newest version changes by a commit like any other, so concurrent writers see a conflict and followers see the change.
+Older versions are then rewritten in place: each names, instead of a file with such rows, a new file without them. So a
+snapshot that is named by its version stays readable, less the removed rows. Every step may be repeated after a kill; a
+reader that opened the table before may find a file gone and has to open it again.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import quote, unquote
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from deltalake import DeltaTable
+
+from registry.backoff import backoff_s
+from registry.errors import AlreadyExists, InvalidInput, Unavailable
+from registry.store.log_actions import (
+    Action,
+    commit_info,
+    lines,
+    removal_of,
+    scrubbed,
+    stats,
+    with_additions,
+    with_removals,
+)
+
+if TYPE_CHECKING:
+    from registry.store.object_store import ObjectStore
+    from registry.store.tables import Table
+
+_LOG = "_delta_log/"
+_PARALLEL = 8
+_ROUNDS = 8
+_STALE_H = 1  # a file that no commit names for so long was left by a killed writer
+
+
+class Choice(Protocol):
+    """Rows to remove, and the texts that no entry of the log may keep."""
+
+    def columns(self, schema: pa.Schema) -> list[str]:
+        """Names of the columns that `mask` needs, of those in a file."""
+        ...
+
+    def mask(self, rows: pa.Table) -> pa.Array | pa.ChunkedArray:
+        """Tell for each row whether it goes; partition columns are among the columns, as texts."""
+        ...
+
+    def mentions(self, text: str) -> bool:
+        """Whether a text of the log holds what must go."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryMatch:
+    """Rows to remove in one data file, and the versions (first, last) in which the file is part of the table."""
+
+    path: str
+    rows: int
+    versions: tuple[tuple[int, int], ...]
+
+
+def table_names(store: ObjectStore) -> list[str]:
+    """List the names of all tables in a store, by its keys."""
+    marker = f".delta/{_LOG}"
+    found = {key[len("tables/") : key.index(marker)] for key in store.list("tables/") if marker in key}
+    return sorted(found)
+
+
+def find_rows(table: Table, choice: Choice) -> list[HistoryMatch]:
+    """Find the files of any version that hold chosen rows; changes nothing. Raises: InvalidInput as `remove_rows`."""
+    log = _Log(table)
+    return list(log.matches(choice))
+
+
+def remove_rows(table: Table, choice: Choice) -> None:
+    """Remove the chosen rows from every version of a table; returns when no file and no log entry holds them.
+
+    Raises: InvalidInput for a table whose log no longer begins at version 0, or with deletion vectors; Unavailable if
+    other writers keep adding such rows.
+    """
+    for attempt in range(_ROUNDS):
+        log = _Log(table)
+        matches = list(log.matches(choice))
+        if not matches and not log.mentions(choice) and not log.has_unnamed(choice):
+            log.delete_dead()
+            return
+        try:
+            log.rewrite(matches, choice)
+        except AlreadyExists:
+            time.sleep(backoff_s(attempt))
+    raise Unavailable(
+        f"table {table.name}: rows to remove came back {_ROUNDS} times; run it again when writers rest"
+    )
+
+
+class _Log:
+    """Commits of a table and its data files, as they were when this was made."""
+
+    def __init__(self, table: Table) -> None:
+        self._table, self._store = table, table.store
+        self._root = f"tables/{table.name}.delta/"
+        keys = [key[len(self._root) :] for key in self._store.list(self._root)]
+        self._logs = [key for key in keys if key.startswith(_LOG)]
+        self._data = {key for key in keys if not key.startswith("_") and key.endswith(".parquet")}
+        numbers = sorted(int(key[len(_LOG) : -5]) for key in self._logs if _is_commit(key))
+        if numbers != list(range(len(numbers))) or not numbers:
+            raise InvalidInput(
+                f"table {table.name}: its log has versions {numbers[:1]}…{numbers[-1:]} with gaps, so rows cannot be "
+                "removed from its history; write its rows into a new table and delete this one"
+            )
+        with ThreadPoolExecutor(_PARALLEL) as pool:
+            self.commits = list(pool.map(self._read, numbers))
+
+    def _key(self, number: int) -> str:
+        return f"{self._root}{_LOG}{number:020d}.json"
+
+    def _read(self, number: int) -> list[Action]:
+        lines = self._store.get(self._key(number)).decode().splitlines()
+        actions: list[Action] = [json.loads(line) for line in lines if line]
+        if any((each.get("add") or {}).get("deletionVector") for each in actions):
+            raise InvalidInput(
+                f"table {self._table.name} has deletion vectors; rewrite its rows with overwrite first"
+            )
+        return actions
+
+    def _write(self, number: int, actions: Sequence[Action]) -> None:
+        self._store.put(self._key(number), lines(actions))
+        self.commits[number] = list(actions)
+
+    def matches(self, choice: Choice) -> Iterator[HistoryMatch]:
+        """Read every data file that any version names, and yield those with chosen rows."""
+        for path, add in self._adds().items():
+            rows = self._chosen(unquote(path), add["partitionValues"], choice)
+            if rows:
+                yield HistoryMatch(path, rows, tuple(self._lifetimes(path)))
+
+    def _adds(self) -> dict[str, Action]:
+        return {
+            each["add"]["path"]: each["add"] for actions in self.commits for each in actions if "add" in each
+        }
+
+    def _chosen(self, key: str, partition: Mapping[str, str | None], choice: Choice) -> int:
+        data = self._store.find(self._root + key)
+        if data is None:
+            return 0  # vacuumed before
+        file = pq.ParquetFile(io.BytesIO(data))
+        rows = file.read(columns=choice.columns(file.schema_arrow))
+        return int(pc.sum(choice.mask(_with_partition(rows, partition, file.metadata.num_rows))).as_py() or 0)
+
+    def _lifetimes(self, path: str) -> Iterator[tuple[int, int]]:
+        """Yield the ranges of versions that a file is part of."""
+        begun: int | None = None
+        for number, actions in enumerate(self.commits):
+            added = any(each["add"]["path"] == path for each in actions if "add" in each)
+            removed = any(each["remove"]["path"] == path for each in actions if "remove" in each)
+            if begun is not None and removed and not added:
+                yield begun, number - 1
+                begun = None
+            elif begun is None and added:
+                begun = number
+        if begun is not None:
+            yield begun, len(self.commits) - 1
+
+    def mentions(self, choice: Choice) -> bool:
+        """Whether a commit or a checkpoint holds what must go."""
+        if any(choice.mentions(json.dumps(each, ensure_ascii=False)) for c in self.commits for each in c):
+            return True
+        checkpoints = (key for key in self._logs if key.endswith(".parquet"))
+        return any(choice.mentions(str(_rows_of(self._store.find(self._root + key)))) for key in checkpoints)
+
+    def has_unnamed(self, choice: Choice) -> bool:
+        """Whether a data file that no commit names holds chosen rows: its writer is about to commit, or was killed."""
+        return any(self._chosen(key, _partition_of(key), choice) for key in self._unnamed())
+
+    def _unnamed(self) -> set[str]:
+        named = {unquote(path) for path in self._adds()} | {unquote(path) for path in self._removed()}
+        return self._data - named
+
+    def _removed(self) -> set[str]:
+        return {each["remove"]["path"] for actions in self.commits for each in actions if "remove" in each}
+
+    def rewrite(self, matches: Sequence[HistoryMatch], choice: Choice) -> None:
+        """Replace the files of `matches` in all versions. Raises: AlreadyExists if another commit came first."""
+        adds = self._adds()
+        replaced = {each.path: self._replacement(adds[each.path], choice) for each in matches}
+        newest = len(self.commits) - 1
+        live = [each.path for each in matches if each.versions[-1][1] == newest]
+        if live:
+            actions = [commit_info(), *(removal_of(adds[path]) for path in live)]
+            actions += [{"add": new} for path in live if (new := replaced[path]) is not None]
+            self._store.create(self._key(newest + 1), lines(actions))
+            self.commits.append(actions)
+        derived = [
+            key for key in self._logs if not _is_commit(key)
+        ]  # checkpoints repeat what the commits say
+        for key in sorted(
+            derived, key=lambda key: "checkpoint." in key
+        ):  # the pointer to a checkpoint goes first
+            self._store.delete(self._root + key)
+        self._rewrite_commits(replaced)
+        self.delete_dead()
+        for number in range(
+            len(self.commits)
+        ):  # last: a name that is taken out here says no more which file is dead
+            self._change(number, lambda actions: scrubbed(actions, choice))
+        if derived:
+            DeltaTable(
+                self._table.uri, storage_options=self._table.storage_options or None
+            ).create_checkpoint()
+
+    def _rewrite_commits(self, replaced: Mapping[str, Action | None]) -> None:
+        """Rewrite removals first, newest first, so that no reader in between sees a row twice; then additions."""
+        for number in reversed(range(len(self.commits))):
+            self._change(number, lambda actions: with_removals(actions, replaced))
+        for number in range(len(self.commits)):
+            self._change(number, lambda actions: with_additions(actions, replaced))
+
+    def _change(self, number: int, change: Callable[[list[Action]], list[Action]]) -> None:
+        changed = change(self.commits[number])
+        if changed != self.commits[number]:
+            self._write(number, changed)
+
+    def _replacement(self, add: Action, choice: Choice) -> Action | None:
+        """Write a data file without its chosen rows; returns the action that adds it, None if no row is left."""
+        file = pq.ParquetFile(io.BytesIO(self._store.get(self._root + unquote(add["path"]))))
+        rows = file.read()
+        mask = choice.mask(_with_partition(rows, add["partitionValues"], rows.num_rows))
+        kept = rows.filter(pc.invert(mask))
+        if not kept.num_rows:
+            return None
+        sink = io.BytesIO()
+        pq.write_table(kept, sink, compression="snappy")
+        folder = unquote(add["path"]).rpartition("/")[0]
+        key = f"{folder}/" * bool(folder) + f"part-00000-{uuid.uuid4()}-c000.snappy.parquet"
+        self._store.put(self._root + key, sink.getvalue())
+        size = len(sink.getvalue())
+        return add | {"path": quote(key, safe="/="), "size": size, "stats": stats(add, kept)}
+
+    def delete_dead(self) -> None:
+        """Delete data files that no version has any more, and those that writers killed over an hour ago left."""
+        alive = {unquote(path) for path in self._adds()}
+        dead = (self._data & {unquote(path) for path in self._removed()}) - alive
+        unnamed = self._unnamed() - alive
+        if unnamed:
+            table = DeltaTable(self._table.uri, storage_options=self._table.storage_options or None)
+            old = table.vacuum(_STALE_H, dry_run=True, enforce_retention_duration=False, full=True)
+            dead |= unnamed & {unquote(path) for path in old} | unnamed & set(old)
+        for key in sorted(dead):
+            self._store.delete(self._root + key)
+
+
+def _is_commit(key: str) -> bool:
+    name = key[len(_LOG) :]
+    return name.endswith(".json") and name[:-5].isdigit()
+
+
+def _rows_of(data: bytes | None) -> list[Any]:
+    rows: list[Any] = [] if data is None else pq.read_table(io.BytesIO(data)).to_pylist()
+    return rows
+
+
+def _with_partition(rows: pa.Table, partition: Mapping[str, str | None], count: int) -> pa.Table:
+    for name, value in partition.items():
+        rows = rows.append_column(name, pa.array([value] * count, pa.string()))
+    return rows
+
+
+def _partition_of(key: str) -> dict[str, str | None]:
+    """Partition values of a data file, by the folders that it lies in."""
+    parts = (part.partition("=") for part in key.split("/")[:-1])
+    return {name: unquote(value) for name, _, value in parts}
