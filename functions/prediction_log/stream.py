@@ -119,7 +119,7 @@ class Stream:
 
     def rotation(self) -> int:
         """Return the number of the newest request, 0 before the first."""
-        return int(self._client.get(self._rotation) or 0)  # type: ignore[arg-type]  # a client of bytes, not async
+        return int(self._client.get(self._rotation) or 0)
 
     def mark_rotated(self, writer: str, number: int) -> None:
         """Record that a writer's files hold no record from before a request."""

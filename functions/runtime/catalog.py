@@ -11,6 +11,7 @@ from functions.runtime.run.declared import DeclaredFunction
 
 PLATFORM = (
     "functions.features.jobs",
+    "functions.maintenance.erasure.jobs",
     "functions.maintenance.features",
     "functions.maintenance.registry",
     "functions.training",

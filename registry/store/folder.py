@@ -10,7 +10,7 @@ import errno
 import os
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _TMP = ".tmp"
 _CHUNK_BYTES = 1 << 20
 _STALE_S = 24 * 3600.0
+_SMALL_BYTES = 16 << 20
 
 
 class FolderStore:
@@ -157,6 +158,25 @@ class FolderStore:
             except FileNotFoundError:
                 continue  # removed meanwhile by its writer or another sweep
         return removed
+
+    def half_written(self, chosen: Callable[[bytes], bool], *, settled_s: float = 60.0) -> Sequence[Path]:
+        """Remove chosen small files of killed writers from `.tmp/`; returns those that may still be written.
+
+        chosen: tells by the bytes, of files up to 16 MiB; settled_s: how long a file must not have changed.
+        """
+        young = []
+        for path in (self._root / _TMP).glob("*"):
+            try:
+                changed = path.stat()
+                if changed.st_size > _SMALL_BYTES or not chosen(path.read_bytes()):
+                    continue
+                if time.time() - changed.st_mtime > settled_s:
+                    path.unlink()
+                else:
+                    young.append(path)
+            except FileNotFoundError:
+                continue  # its writer has finished
+        return young
 
     def _path(self, key: str) -> Path:
         return self._root / check_key(key)

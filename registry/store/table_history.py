@@ -84,9 +84,12 @@ def find_rows(table: Table, choice: Choice) -> list[HistoryMatch]:
     return list(log.matches(choice))
 
 
-def remove_rows(table: Table, choice: Choice) -> None:
+def remove_rows(
+    table: Table, choice: Choice, *, before: Callable[[Sequence[HistoryMatch]], None] = lambda _: None
+) -> None:
     """Remove the chosen rows from every version of a table; returns when no file and no log entry holds them.
 
+    before: called with what is about to be removed, before it is.
     Raises: InvalidInput for a table whose log no longer begins at version 0, or with deletion vectors; Unavailable if
     other writers keep adding such rows.
     """
@@ -96,6 +99,8 @@ def remove_rows(table: Table, choice: Choice) -> None:
         if not matches and not log.mentions(choice) and not log.has_unnamed(choice):
             log.delete_dead()
             return
+        if matches:
+            before(matches)
         try:
             log.rewrite(matches, choice)
         except AlreadyExists:

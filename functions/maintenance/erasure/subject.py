@@ -67,7 +67,7 @@ class Traces:
 
     @classmethod
     def of(cls, subject: Subject, *, key: str | None, ids: Iterable[str] = ()) -> Self:
-        """Traces of a subject. key: of the pseudonyms in the log, None if there are none."""
+        """Derive the traces of a subject, its pseudonyms included. key: of the pseudonyms in the log, None if there are none."""
         values = {name: _with_pseudonym(value, key) for name, value in subject.entity.items()}
         units = _with_pseudonym(subject.unit, key) if subject.unit is not None else frozenset()
         texts = {each for found in (*values.values(), units) for each in found if len(each) >= MIN_TEXT}

@@ -10,6 +10,7 @@ import hashlib
 import sys
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -94,10 +95,8 @@ class Ledger:
 
     def find_status(self, invocation: str) -> Status | None:
         """Find the status of an invocation; None if there is no such id."""
-        try:
-            return self.read(invocation).status
-        except UnknownInvocation:
-            return None
+        record = self._find(invocation)
+        return None if record is None else record.status
 
     def follow(self, invocation: str) -> FollowedRecord:
         """Read the record together with its journal, ready to append to. Raises: UnknownInvocation."""
@@ -153,6 +152,23 @@ class Ledger:
             )
         return record
 
+    def delete(self, invocation: str) -> bool:
+        """Delete an ended invocation with its arguments, result and logs; a later call with its key runs again.
+
+        Large values are objects of their own and stay, since others may name them. One that a killed process deleted in
+        part is deleted in full. Returns: False, with nothing deleted, if it has not ended.
+        """
+        with suppress(UnknownInvocation):
+            if not self.read(invocation).ended:
+                return False
+        self.dead_letters.remove(invocation, reason="purged")
+        self.store.delete(
+            self.journal(invocation).key(0)
+        )  # first: without it there is no record that looks unfinished
+        for key in list(self.store.list(f"invocations/{invocation}/")):
+            self.store.delete(key)
+        return True
+
     def signal(self, invocation: str, name: str, value: Any = None) -> Record:
         """Send a workflow the signal `name` with a JSON value; one that comes before the wait is kept."""
         followed = self.follow(invocation)
@@ -174,8 +190,8 @@ class Ledger:
             found = self.dead_letters.all()[::-1]
         else:
             found = tuple(newest_first(self.store, actor=self.actor))
-        records = (self.read(each) for each in found)
-        matching = (each for each in records if status is None or each.status == status)
+        records = (self._find(each) for each in found)
+        matching = (each for each in records if each is not None and status in {None, each.status})
         for _, record in zip(range(limit), matching, strict=False):
             yield record
 
@@ -183,6 +199,13 @@ class Ledger:
         """Sum the receipts of all ended invocations by function, day and caller; reads every invocation."""
         ended = self.invocations(limit=sys.maxsize)
         return totals(record.receipt for record in ended if record.receipt)
+
+    def _find(self, invocation: str) -> Record | None:
+        """Find the record of an invocation that a queue names; None if it was deleted."""
+        try:
+            return self.read(invocation)
+        except UnknownInvocation:
+            return None
 
     def journal(self, invocation: str) -> Journal:
         """Open the journal of an invocation."""

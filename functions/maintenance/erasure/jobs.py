@@ -1,0 +1,85 @@
+"""Functions that erase a subject and continue erasures that were killed."""
+
+from __future__ import annotations
+
+from functions.maintenance.erasure.affected import affected
+from functions.maintenance.erasure.places import (
+    collect_prediction_ids,
+    erase_from_objects,
+    erase_from_tables,
+)
+from functions.maintenance.erasure.record import Certificate, Erasures, PendingErasure, hash_of
+from functions.maintenance.erasure.redis_keys import clear_log, erase_online, rewrite_files
+from functions.maintenance.erasure.subject import Subject, Traces
+from functions.maintenance.errors import MaintenanceError
+from functions.prediction_log import PSEUDONYM_KEY, default_wal_root
+from functions.runtime.context import Context, context
+from functions.runtime.declaration import Retries
+from functions.runtime.function import function
+from registry import utc_now
+
+LOG_PATIENCE_S = 60.0
+
+
+@function(timeout_s=6 * 3600, retries=Retries(max_attempts=1), max_concurrency=1)
+def erase_subject(entity: dict[str, str] | None = None, unit: str | None = None) -> Certificate:
+    """Erase an entity, a unit or both from tables, stream, files, features, reports and results; returns its certificate.
+
+    entity: values by join key; unit: as the split sees it. Called again after a kill, it goes on where it was.
+    Raises: MaintenanceError in a durable call, whose stored arguments would name the subject: use `finish_erasures`.
+    """
+    here = context()
+    if here.invocation is not None:
+        raise MaintenanceError(
+            "erase_subject was submitted as a durable call, which stores its arguments; call it directly"
+        )
+    subject = Subject(entity=entity or {}, unit=unit)
+    return _carry_out(here, Erasures(here.store).request(subject, actor=here.actor, now=utc_now()))
+
+
+@function(timeout_s=6 * 3600, retries=Retries(max_attempts=3), max_concurrency=1)
+def finish_erasures() -> list[Certificate]:
+    """Carry out every erasure that was requested and is not complete, such as after a kill; for a schedule."""
+    here = context()
+    return [_carry_out(here, pending) for pending in Erasures(here.store).pending()]
+
+
+def _carry_out(here: Context, pending: PendingErasure) -> Certificate:
+    """Erase place by place, each step safe to repeat; the certificate is written last, then the subject is forgotten."""
+    erasures, key = Erasures(here.store), here.find_secret(PSEUDONYM_KEY)
+    done = erasures.find(pending.id)
+    if done is not None:  # killed between the certificate and the end
+        return erasures.complete(done)
+    holds_until = utc_now()
+    silent = []
+    if here.redis_url is not None:
+        root = default_wal_root(here.store_url)
+        silent = clear_log(here.store, here.redis_url, wal_root=root, timeout_s=LOG_PATIENCE_S)
+    traces = Traces.of(pending.subject, key=key)
+    found = collect_prediction_ids(here.store, traces)
+    pending.prediction_ids = sorted({*(pending.prediction_ids or ()), *found})
+    erasures.save(pending)
+    traces = Traces.of(pending.subject, key=key, ids=pending.prediction_ids)
+    erase_from_tables(here.store, traces, pending, save=lambda: erasures.save(pending))
+    left = erase_from_objects(here.store, traces, pending, actor=here.actor)
+    if here.redis_url is not None:
+        pending.count("online features", erase_online(here.features(), traces))
+        left += [each for each in (rewrite_files(here.redis_url),) if each]
+    training_sets, models = affected(here.registry(), pending.tables)
+    return erasures.complete(
+        Certificate(
+            id=pending.id,
+            **hash_of(pending.subject),
+            requested_at=pending.requested_at,
+            requested_by=pending.requested_by,
+            holds_until=holds_until,
+            completed_at=utc_now(),
+            tables=pending.tables,
+            removed=pending.removed,
+            training_sets=training_sets,
+            models=models,
+            left=left,
+            silent_writers=silent,
+            pseudonyms=key is not None,
+        )
+    )

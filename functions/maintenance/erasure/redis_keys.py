@@ -1,0 +1,111 @@
+"""Erasure from Redis: the prediction stream with its write-ahead files, online features, and Redis's own files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from redis import Redis
+from redis.exceptions import ResponseError
+
+from featurestore import FeatureStore, FeatureView
+from featurestore.online.keys import prefix
+from functions.maintenance.erasure.subject import Traces
+from functions.prediction_log import drain
+from functions.prediction_log.stream import Stream
+from registry import ObjectStore
+
+_KINDS = ("predictions", "labels")
+_REWRITE_S = 300.0
+
+
+def clear_log(store: ObjectStore, redis_url: str, *, wal_root: Path, timeout_s: float) -> list[str]:
+    """Drain all that was logged by now into the tables, and have every writer drop it from its files.
+
+    Returns: the writers that did not confirm it in `timeout_s`: of another machine that is away, or of an older release.
+    """
+    client = Redis.from_url(redis_url, socket_timeout=30, socket_connect_timeout=5)
+    try:
+        streams = [Stream(client, kind) for kind in _KINDS]
+        requests = [stream.request_rotation() for stream in streams]
+        deadline = time.monotonic() + timeout_s
+        while True:
+            drain(store, redis_url, wal_root=wal_root)
+            silent = [
+                f"{stream.kind}/{writer}"
+                for stream, number in zip(streams, requests, strict=True)
+                for writer in stream.not_rotated(number)
+            ]
+            if not silent or time.monotonic() > deadline:
+                return silent
+            time.sleep(0.1)
+    finally:
+        client.close()
+
+
+def erase_online(features: FeatureStore, traces: Traces) -> int:
+    """Delete the online rows of the subject's entities in every view that has its join keys; returns their number."""
+    client = features.online.client
+    deleted = 0
+    with features.online.reachable():
+        for view in features.list_feature_views():
+            for key in _keys_of(client, features.project, view, traces):
+                deleted += int(client.delete(key))
+    return deleted
+
+
+def _keys_of(client: Any, project: str, view: FeatureView, traces: Traces) -> Iterator[bytes]:
+    """Yield the keys of a view's rows that are the subject's, or hold one of its long values."""
+    names = [key.name for key in view.join_keys]
+    if not (traces.texts or traces.values.keys() & set(names)):
+        return
+    start = prefix(project, view.name)
+    texts = [text.encode() for text in traces.texts]
+    for key in client.scan_iter(match=f"{_literal(start)}*", count=1_000):
+        parts = [unquote(part) for part in key.decode()[len(start) :].split("|")]
+        row = dict(zip(names, parts, strict=False))
+        named = any(row.get(name) in accepted for name, accepted in traces.values.items())
+        if named or (texts and any(text in (client.get(key) or b"") for text in texts)):
+            yield key
+
+
+def _literal(text: str) -> str:
+    """Escape what SCAN's patterns give a meaning."""
+    return "".join(f"\\{each}" if each in "*?[]\\" else each for each in text)
+
+
+def rewrite_files(redis_url: str) -> str:
+    """Have Redis write its files anew, without what was deleted; returns why it could not, or an empty text.
+
+    Raises: redis.RedisError if it does not answer.
+    """
+    client = Redis.from_url(redis_url, socket_timeout=30, socket_connect_timeout=5)
+    try:
+        persistence: Any = client.info("persistence")
+        if persistence.get("aof_enabled"):
+            client.bgrewriteaof()
+            _wait(client, "aof_rewrite_in_progress", "aof_rewrite_scheduled")
+        saved: Any = client.config_get("save")
+        if saved.get("save"):
+            client.bgsave(schedule=True)
+            _wait(client, "rdb_bgsave_in_progress")
+    except ResponseError as error:
+        return f"Redis refused to write its files anew ({error}); see its provider for when they are replaced"
+    except TimeoutError:
+        return f"Redis did not finish writing its files anew in {_REWRITE_S:g} s; run BGREWRITEAOF and BGSAVE"
+    else:
+        return ""
+    finally:
+        client.close()
+
+
+def _wait(client: Redis, *flags: str) -> None:
+    """Wait until none of these flags is set. Raises: TimeoutError."""
+    deadline = time.monotonic() + _REWRITE_S
+    while any(int(client.info("persistence").get(flag, 0)) for flag in flags):
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(0.05)
