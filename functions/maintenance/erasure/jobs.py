@@ -21,7 +21,7 @@ from registry import utc_now
 LOG_PATIENCE_S = 60.0
 
 
-@function(timeout_s=6 * 3600, retries=Retries(max_attempts=1), max_concurrency=1)
+@function(http=True, role="admin", timeout_s=6 * 3600, retries=Retries(max_attempts=1), max_concurrency=1)
 def erase_subject(entity: dict[str, str] | None = None, unit: str | None = None) -> Certificate:
     """Erase an entity, a unit or both from tables, stream, files, features, reports and results; returns its certificate.
 
@@ -37,7 +37,7 @@ def erase_subject(entity: dict[str, str] | None = None, unit: str | None = None)
     return _carry_out(here, Erasures(here.store).request(subject, actor=here.actor, now=utc_now()))
 
 
-@function(timeout_s=6 * 3600, retries=Retries(max_attempts=3), max_concurrency=1)
+@function(http=True, role="admin", timeout_s=6 * 3600, retries=Retries(max_attempts=3), max_concurrency=1)
 def finish_erasures() -> list[Certificate]:
     """Carry out every erasure that was requested and is not complete, such as after a kill; for a schedule."""
     here = context()
@@ -54,7 +54,9 @@ def _carry_out(here: Context, pending: PendingErasure) -> Certificate:
     silent = []
     if here.redis_url is not None:
         root = default_wal_root(here.store_url)
-        silent = clear_log(here.store, here.redis_url, wal_root=root, timeout_s=LOG_PATIENCE_S)
+        silent = clear_log(
+            here.store, here.redis_url, workspace=here.workspace, wal_root=root, timeout_s=LOG_PATIENCE_S
+        )
     traces = Traces.of(pending.subject, key=key)
     found = collect_prediction_ids(here.store, traces)
     pending.prediction_ids = sorted({*(pending.prediction_ids or ()), *found})

@@ -22,18 +22,20 @@ _KINDS = ("predictions", "labels")
 _REWRITE_S = 300.0
 
 
-def clear_log(store: ObjectStore, redis_url: str, *, wal_root: Path, timeout_s: float) -> list[str]:
-    """Drain all that was logged by now into the tables, and have every writer drop it from its files.
+def clear_log(
+    store: ObjectStore, redis_url: str, *, workspace: str, wal_root: Path, timeout_s: float
+) -> list[str]:
+    """Drain all that was logged by now into a workspace's tables, and have every writer drop it from its files.
 
     Returns: the writers that did not confirm it in `timeout_s`: of another machine that is away, or of an older release.
     """
     client = Redis.from_url(redis_url, socket_timeout=30, socket_connect_timeout=5)
     try:
-        streams = [Stream(client, kind) for kind in _KINDS]
+        streams = [Stream(client, kind, workspace=workspace) for kind in _KINDS]
         requests = [stream.request_rotation() for stream in streams]
         deadline = time.monotonic() + timeout_s
         while True:
-            drain(store, redis_url, wal_root=wal_root)
+            drain(store, redis_url, workspace=workspace, wal_root=wal_root)
             silent = [
                 f"{stream.kind}/{writer}"
                 for stream, number in zip(streams, requests, strict=True)
