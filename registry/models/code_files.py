@@ -16,11 +16,14 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING
 
+from registry.models.pickles import executes_code
+
 if TYPE_CHECKING:
     from registry.store.blobs import LocalFile
 
 _SUFFIXES = {".pkl", ".pickle", ".joblib", ".dill", ".cloudpickle", ".py", ".pyc", ".so", ".npy.pkl"}
 _ARCHIVED_SUFFIXES = _SUFFIXES | {".cpp", ".o", ".cubin", ".sh"}
+_WEIGHT_SUFFIXES = {".pt", ".pth", ".bin", ".ckpt"}
 _PICKLE_STARTS = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 _ZIP_START = b"PK\x03\x04"
 _CUSTOM_OBJECTS = ("custom_obj_", "opaque_obj_")
@@ -54,9 +57,11 @@ def _can_execute(path: Path) -> bool:
         start = file.read(4)
         if start.startswith(_PICKLE_STARTS):
             return True
-        if start != _ZIP_START and path.suffix.lower() != ".pt2":
-            return False
-        return zipfile.is_zipfile(file) and _archive_can_execute(file)
+        may_be_archive = start == _ZIP_START or path.suffix.lower() == ".pt2"
+        if may_be_archive and zipfile.is_zipfile(file) and _archive_can_execute(file):
+            return True
+        file.seek(0)
+        return start != _ZIP_START and executes_code(file)
 
 
 def _archive_can_execute(file: IO[bytes]) -> bool:
@@ -78,7 +83,10 @@ def _member_can_execute(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bo
         start = content.read(4)
     if start == _ZIP_START:
         return not _holds_tensors_only(_content(archive, member))
-    return start.startswith(_PICKLE_STARTS) and path.suffix in {".pt", ".pth", ".bin"}
+    if path.suffix not in _WEIGHT_SUFFIXES:
+        return False
+    with archive.open(member) as content:
+        return start.startswith(_PICKLE_STARTS) or executes_code(content)
 
 
 def _content(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:

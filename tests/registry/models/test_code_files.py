@@ -7,10 +7,12 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from registry.models.code_files import executable_files
+from registry.models.pickles import executes_code
 from registry.store.blobs import scan
 
 
@@ -100,3 +102,86 @@ def test_states_pickles_and_scripts_are_code(tmp_path: Path):
     (tmp_path / "weights.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
     (tmp_path / "data.zip").write_bytes(b"PK\x03\x04 no archive")
     assert names(tmp_path) == ["state.pt", "train.py", "weights.bin"]
+
+
+def legacy_save(value: object) -> bytes:
+    """A file as `torch.save` wrote it before archives: several pickles one after the other, here of protocol 0."""
+    return b"".join(
+        pickle.dumps(part, protocol=0) for part in (0x1950A86A20F9469CFC6C, 1001, {"x": 1}, value)
+    )
+
+
+CODE = {
+    "protocol 0": pickle.dumps(Evil(), protocol=0),
+    "protocol 1": pickle.dumps(Evil(), protocol=1),
+    "inside": pickle.dumps({"w": [1.0, "x", Evil()]}, protocol=0),
+    "second pickle": legacy_save(Evil()),
+    "by INST": b"(S'true'\nios\nsystem\n.",
+    "by OBJ": b"(cos\nsystem\nS'true'\no.",
+    "protocol 4 without its header": b"\x8c\x02os\x8c\x06system\x93\x8c\x04true\x85R.",
+    "after a number that parsers disagree on": b"I0x1\n0cos\nsystem\n(S'true'\ntR.",
+    "never ends": b"cos\nsystem\n(S'true'\ntR" + b"\xff" * 9,
+    "too long to walk": b"N" * 200_000,
+    "import alone": b"cantigravity\nfly_away\n.",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content", CODE.values(), ids=CODE)
+@pytest.mark.parametrize("name", ["weights.bin", "model.pt", "vocabulary"])
+def test_pickles_without_a_header_are_code(tmp_path: Path, content: bytes, name: str):
+    (tmp_path / name).write_bytes(content)
+    assert names(tmp_path) == [name]
+
+
+def test_the_old_pickles_of_the_test_run_when_they_are_loaded(monkeypatch: pytest.MonkeyPatch):
+    for name in ("protocol 0", "by INST", "by OBJ", "after a number that parsers disagree on", "never ends"):
+        ran: list[str] = []
+        monkeypatch.setattr(os, "system", ran.append)
+        if name == "protocol 0":
+            monkeypatch.setattr("posix.system", ran.append)
+        with contextlib.suppress(pickle.UnpicklingError, EOFError):
+            pickle.loads(CODE[name])  # noqa: S301 - that it runs is what is shown
+        assert ran == ["true"], name
+
+
+def test_an_old_pickle_in_an_archive_is_code(program: Path):
+    rewrite(program / "model.pt2", {"extra/weights.bin": CODE["protocol 0"]})
+    assert names(program) == ["model.pt2"]
+
+
+HARMLESS = {
+    "params.json": json.dumps({"cos": ["system", 1.5]}).encode(),
+    "labels.txt": b"cat\ndog\nRabbit\nowl\nbear\n",
+    "words.txt": b"ios\nandroid\nReduce\n",
+    "columns.csv": b"carrier,origin\nAA,EWR\nUA,JFK\n",
+    "conda.yaml": b"channels:\n- conda-forge\ndependencies:\n- python=3.11\n",
+    "MLmodel": b"artifact_path: model\nflavors:\n  python_function: {}\n",
+    "requirements.txt": b"torch==2.13\n(optional)\nRay\n",
+    "weights.safetensors": b"\x28\x01\0\0\0\0\0\0" + b'{"w":{"dtype":"F32"}}'.ljust(296) + bytes(64),
+    "model.onnx": b"\x08\x09\x12\x07pytorch\x1a\x032.1:\x8f\x01",
+    "model.ubj": b"{L\0\0\0\0\0\0\0\x07learner{",
+    "model.txt": b"tree\nversion=v4\nnum_class=1\n",
+    "model.gguf": b"GGUF\x03\0\0\0\x10\0\0\0\0\0\0\0",
+    "array.npy": b"\x93NUMPY\x01\0v\0{'descr': '<f4', 'shape': (2,)}\n" + bytes(8),
+    "empty.bin": b"",
+    "plain.bin": pickle.dumps({"no": ["code", 1.5]}, protocol=0),
+}  # fmt: skip
+
+
+def test_weights_texts_and_tables_are_no_code(tmp_path: Path):
+    for name, content in HARMLESS.items():
+        (tmp_path / name).write_bytes(content)
+    rng = np.random.default_rng(0)
+    for number in range(500):
+        (tmp_path / f"raw-{number}.bin").write_bytes(rng.normal(size=400).astype(np.float32).tobytes())
+        (tmp_path / f"bytes-{number}.bin").write_bytes(rng.bytes(2_000))
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("opcode", b"VXTB\x8d\x8e\x96")
+def test_a_large_file_is_not_read_to_find_that_it_is_no_pickle(tmp_path: Path, opcode: int):
+    with (tmp_path / "weights.bin").open("w+b") as file:
+        file.write(bytes([opcode]) + b"\xfe" * 20 + b"\n")
+        file.truncate(64 << 30)
+        file.seek(0)
+        assert not executes_code(file)
