@@ -7,11 +7,11 @@ from typing import Annotated
 
 from fastapi import FastAPI
 from starlette.requests import Request
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, Response
 
+from ray_apps.admission import OPEN, BodyLimit, GuardedRoute, NotAdmitted, open_admission
 from ray_apps.gateway import openapi, problems
-from ray_apps.gateway.auth import allowed, identify_bearer
-from ray_apps.gateway.limits import BodyLimit
+from ray_apps.gateway.auth import allowed, identify_bearer, problem_of_refusal
 from ray_apps.gateway.metrics import Metrics, RequestMetrics
 from ray_apps.gateway.routes import (
     feature_push,
@@ -25,7 +25,6 @@ from ray_apps.gateway.routes import (
 )
 from ray_apps.gateway.services import Services, services_of
 from ray_apps.gateway.wire import Json
-from ray_apps.token_cache import TokenCache
 from registry import Principal, Role
 
 _PLAYGROUND = Path(__file__).with_name("playground.html")
@@ -47,18 +46,25 @@ def build_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     app.state.metrics = Metrics()
-    app.state.tokens = TokenCache(services.access_list)
+    app.state.admission = open_admission(services.context.store, "gateway", access=services.access_list)
+    app.router.route_class = GuardedRoute
     modules = (functions, invocations, models, layers, feedback, feature_push, operations, repository)
     for module in modules:
         app.include_router(module.router)
     app.state.routes = [route for module in modules for route in module.router.routes]
     openapi.install(app)
     problems.install(app, identify=identify_bearer)
+    app.add_exception_handler(NotAdmitted, _on_refusal)
     app.add_api_route("/openapi.json", get_openapi, methods=["GET"], include_in_schema=False)
-    app.add_api_route("/docs", get_playground, methods=["GET"], include_in_schema=False)
+    app.add_api_route("/docs", get_playground, methods=["GET"], include_in_schema=False, dependencies=[OPEN])
     app.add_middleware(BodyLimit)
     app.add_middleware(RequestMetrics, metrics=app.state.metrics)
     return app
+
+
+def _on_refusal(request: Request, error: Exception) -> Response:
+    assert isinstance(error, NotAdmitted)  # noqa: S101  # registered for it only
+    return problems.respond(problem_of_refusal(error), request)
 
 
 async def get_openapi(request: Request, _: Annotated[Principal, allowed(Role.viewer)]) -> Json:

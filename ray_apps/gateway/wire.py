@@ -25,8 +25,6 @@ def _refuse_number(value: object) -> object:
 
 Time = Annotated[AwareDatetime, BeforeValidator(_refuse_number)]
 
-MAX_BODY_BYTES = 16 * 1024 * 1024
-
 
 class Json(Response):
     """A JSON response, in which NaN and infinities become null as JSON lacks them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ray_apps.gateway.limits import BodyLimit
+from ray_apps.admission import BodyLimit
 from ray_apps.mlflow import artifacts, errors, experiments, logged_models, models, runs, versions
 from ray_apps.mlflow.services import MlflowServices, ViewerRegistry
 from ray_apps.mlflow.wire import Json
@@ -31,7 +31,7 @@ class _LimitBodies:
     """ASGI middleware that limits a body's size, except an artifact's, which is streamed to the disk."""
 
     def __init__(self, app: ASGIApp) -> None:
-        self._unlimited = app
+        self._unlimited = BodyLimit(app, limit_bytes=None)
         self._limited = BodyLimit(app)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -31,6 +31,7 @@ import torch
 from functions.model_formats.program import export_program, save_program
 from functions.prediction_log import encode_prediction
 from functions.prediction_log.wal import WriteAheadLog
+from ray_apps.admission import open_admission
 from ray_apps.predictor.http.auth import TokenAuthenticator
 from ray_apps.predictor.http.model_endpoint import ModelEndpoint
 from ray_apps.predictor.inference.predictor import Predictor
@@ -40,7 +41,6 @@ from ray_apps.predictor.versions.cuda_graphs import REPEATS
 from ray_apps.predictor.versions.cuda_scoring import CudaScorer
 from ray_apps.predictor.versions.engine import Engine
 from ray_apps.predictor.versions.scoring import load_scorer
-from ray_apps.token_cache import TokenCache
 from registry import Access, Registry, Signature, TensorSpec, open_store
 
 ROUNDS = 2_000
@@ -115,7 +115,7 @@ async def measure(folder: Path, columns: int) -> dict[str, float]:
     log = WriteAheadLog(folder / "wal" / "predictions")
     token = Access(store, actor="breakdown").create_token("breakdown", "predictor")
     authorization = f"Bearer {token}".encode()
-    auth = TokenAuthenticator(TokenCache(Access(store, actor="breakdown")))
+    auth = TokenAuthenticator(open_admission(store, "breakdown"))
     predictor = Predictor(engine, Recorder("mlp", log))
     endpoint = ModelEndpoint(predictor, auth)
     row = [round(i / 10, 1) for i in range(columns)]
@@ -164,7 +164,7 @@ async def _stages(
 
     payload = record()
     return {
-        "token": await median_async_us(lambda: auth.admit(authorization)),
+        "token": await median_async_us(lambda: auth.admit(authorization, model="mlp")),
         "parse": median_us(lambda: decode_request(body)),
         "choose the version": median_us(lambda: predictor.engine.routes.choose("unit")),
         "check": median_us(lambda: champion.check(request.inputs)),

@@ -115,6 +115,8 @@ def access(used: Context, tokens: dict[str, str]) -> Any:
 
 def _as_by_role(holder: Any) -> Any:
     """A token or principal in the words of the release whose tokens had a role, and whose roles had numbers."""
+    if holder is None:
+        return None
     numbers = {"viewer": 1, "caller": 2, "operator": 3, "approver": 4, "admin": 5}
     found = plain(holder)
     (grant,) = found.pop("grants")

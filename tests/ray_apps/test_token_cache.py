@@ -9,6 +9,7 @@ from ray_apps.predictor.http.auth import TokenAuthenticator
 from ray_apps.predictor.protocol.errors import Denied, NotReady
 from ray_apps.token_cache import TokenCache, bearer_token
 from registry import Grant, Principal, Role, Unavailable
+from tests.ray_apps.admissions import admission_of
 
 
 class AccessList:
@@ -47,7 +48,7 @@ class Hanging(AccessList):
 async def test_a_token_is_looked_up_once_and_revoked_within_two_rechecks():
     now, tokens = [0.0], AccessList()
     cache = TokenCache(tokens, recheck_s=1.0, clock=lambda: now[0])
-    auth = TokenAuthenticator(cache)
+    auth = TokenAuthenticator(admission_of(cache))
     for _ in range(5):
         await auth.admit(b"Bearer good")
     assert tokens.reads == 1
@@ -63,7 +64,7 @@ async def test_a_token_is_looked_up_once_and_revoked_within_two_rechecks():
 async def test_an_expired_entry_is_verified_before_it_is_used():
     now, tokens = [0.0], AccessList()
     cache = TokenCache(tokens, recheck_s=1.0, clock=lambda: now[0])
-    auth = TokenAuthenticator(cache)
+    auth = TokenAuthenticator(admission_of(cache))
     await auth.admit(b"Bearer good")
     tokens.tokens.clear()
     now[0] = 3600.0
@@ -74,7 +75,7 @@ async def test_an_expired_entry_is_verified_before_it_is_used():
 async def test_while_the_access_list_is_away_known_tokens_are_admitted_and_unknown_ones_are_not():
     now, tokens = [0.0], AccessList()
     cache = TokenCache(tokens, recheck_s=1.0, clock=lambda: now[0])
-    auth = TokenAuthenticator(cache)
+    auth = TokenAuthenticator(admission_of(cache))
     await auth.admit(b"Bearer good")
     tokens.away, now[0] = True, 10.0
     await auth.admit(b"Bearer good")
@@ -85,7 +86,7 @@ async def test_while_the_access_list_is_away_known_tokens_are_admitted_and_unkno
 async def test_while_the_access_list_hangs_known_tokens_are_admitted_until_it_answers():
     now, tokens = [0.0], Hanging()
     cache = TokenCache(tokens, recheck_s=1.0, patience_s=0.01, clock=lambda: now[0])
-    auth = TokenAuthenticator(cache)
+    auth = TokenAuthenticator(admission_of(cache))
     tokens.go_on.set()
     await auth.admit(b"Bearer good")
     tokens.go_on.clear()
@@ -102,7 +103,7 @@ async def test_while_the_access_list_hangs_a_token_new_to_the_process_is_found_i
     tokens = Hanging()
     tokens.tokens["poor"] = Principal(name="reader", grants=(Grant(role=Role.viewer),))
     cache = TokenCache(tokens, patience_s=0.01)
-    auth = TokenAuthenticator(cache)
+    auth = TokenAuthenticator(admission_of(cache))
     try:
         await auth.admit(b"Bearer good")
         with pytest.raises(Denied) as refusal:
@@ -125,7 +126,7 @@ async def refused(auth: TokenAuthenticator, token: str) -> None:
 async def test_a_flood_of_wrong_tokens_neither_grows_the_cache_nor_pushes_a_known_one_out():
     tokens = AccessList()
     cache = TokenCache(tokens, recheck_s=3600)
-    auth = TokenAuthenticator(cache)
+    auth = TokenAuthenticator(admission_of(cache))
     await auth.admit(b"Bearer good")
     for i in range(5_000):
         await refused(auth, f"wrong-{i}")
@@ -137,7 +138,7 @@ async def test_a_flood_of_wrong_tokens_neither_grows_the_cache_nor_pushes_a_know
 
 async def test_a_text_without_the_form_of_a_token_is_refused_without_a_look_up():
     tokens = AccessList()
-    auth = TokenAuthenticator(TokenCache(tokens))
+    auth = TokenAuthenticator(admission_of(TokenCache(tokens)))
     await refused(auth, "malformed")
     assert tokens.reads == 0
 
@@ -155,7 +156,7 @@ async def test_a_wrong_token_is_looked_up_again_once_it_may_have_been_created():
 async def test_wrong_tokens_that_hang_take_neither_threads_nor_memory_from_known_ones():
     now, tokens = [0.0], Hanging()
     cache = TokenCache(tokens, recheck_s=1.0, patience_s=0.01, clock=lambda: now[0])
-    auth = TokenAuthenticator(cache)
+    auth = TokenAuthenticator(admission_of(cache))
     tokens.go_on.set()
     await auth.admit(b"Bearer good")
     tokens.go_on.clear()

@@ -8,13 +8,13 @@ import pyarrow as pa
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from ray_apps.gateway.auth import allowed
+from ray_apps.admission import GuardedRoute, allowed
 from ray_apps.gateway.problems import Problem
 from ray_apps.gateway.services import services_of
 from ray_apps.gateway.wire import Json, Time
 from registry import Principal, Role
 
-router = APIRouter(tags=["data"])
+router = APIRouter(route_class=GuardedRoute, tags=["data"])
 
 MAX_ROWS = 100_000
 

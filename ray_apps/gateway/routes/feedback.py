@@ -8,12 +8,12 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from functions.prediction_log import Label, encode_labels
-from ray_apps.gateway.auth import allowed
+from ray_apps.admission import GuardedRoute, allowed
 from ray_apps.gateway.services import services_of
 from ray_apps.gateway.wire import Json, Time
 from registry import Principal, Role
 
-router = APIRouter(tags=["data"])
+router = APIRouter(route_class=GuardedRoute, tags=["data"])
 
 MAX_ROWS = 100_000
 

@@ -13,14 +13,14 @@ from functions.runtime.context import Context, use_context
 from functions.runtime.durable.invocation import Invocation
 from functions.runtime.errors import DeclarationError
 from functions.runtime.run.declared import DeclaredFunction
-from ray_apps.gateway.auth import allowed
+from ray_apps.admission import GuardedRoute, allowed
 from ray_apps.gateway.problems import Problem, problem_of_failure, problem_of_function
 from ray_apps.gateway.routes.invocations import InvocationState, state_of, state_of_record
 from ray_apps.gateway.services import Services, services_of
 from ray_apps.gateway.wire import Json, json_of
 from registry import Principal, Role
 
-router = APIRouter(tags=["functions"])
+router = APIRouter(route_class=GuardedRoute, tags=["functions"])
 
 Key = Annotated[str | None, Header(pattern="^[!-~]{1,255}$", description="1 to 255 visible ASCII characters")]
 

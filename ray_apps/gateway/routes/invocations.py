@@ -17,13 +17,13 @@ from functions.runtime.durable.values import get_value
 from functions.runtime.errors import FunctionError
 from functions.runtime.receipt import Total
 from functions.runtime.run.log import Progress, Segment, find_progress
-from ray_apps.gateway.auth import allowed
+from ray_apps.admission import GuardedRoute, allowed
 from ray_apps.gateway.problems import Problem, status_of
 from ray_apps.gateway.services import Services, services_of
 from ray_apps.gateway.wire import Json, Name, json_of
 from registry import Principal, Role
 
-router = APIRouter(tags=["invocations"])
+router = APIRouter(route_class=GuardedRoute, tags=["invocations"])
 
 InvocationStatus = Literal["queued", "running", "failed", "waiting", "succeeded", "dead", "cancelled"]
 

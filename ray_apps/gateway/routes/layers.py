@@ -7,11 +7,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 
+from ray_apps.admission import GuardedRoute
 from ray_apps.gateway.routes.models import ChangeRequest, Operator, Viewer, by_registry
 from ray_apps.gateway.wire import Json, Name
 from registry import Registry, Traffic
 
-router = APIRouter(tags=["models"])
+router = APIRouter(route_class=GuardedRoute, tags=["models"])
 
 
 class ModelLayerPart(BaseModel):

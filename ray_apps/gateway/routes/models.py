@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from ray_apps.gateway.auth import allowed
+from ray_apps.admission import GuardedRoute, allowed
 from ray_apps.gateway.problems import Problem
 from ray_apps.gateway.services import services_of
 from ray_apps.gateway.wire import Json, Name, Time
@@ -27,7 +27,7 @@ from registry import (
     TrafficRule,
 )
 
-router = APIRouter(prefix="/models", tags=["models"])
+router = APIRouter(route_class=GuardedRoute, prefix="/models", tags=["models"])
 
 Viewer = Annotated[Principal, allowed(Role.viewer)]
 Operator = Annotated[Principal, allowed(Role.operator)]

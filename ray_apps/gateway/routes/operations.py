@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict
 from starlette.responses import PlainTextResponse, Response
 
-from ray_apps.gateway.auth import allowed
+from ray_apps.admission import OPEN, GuardedRoute, allowed
 from ray_apps.gateway.problems import Problem
 from ray_apps.gateway.routes.feature_metrics import feature_metrics
 from ray_apps.gateway.routes.schedules import statuses
@@ -17,7 +17,7 @@ from ray_apps.gateway.services import services_of
 from ray_apps.gateway.wire import Json, Name, Time
 from registry import Access, NotFound, Principal, RegistryError, Role, utc_now
 
-router = APIRouter()
+router = APIRouter(route_class=GuardedRoute)
 
 NAME, VERSION = "toque", "0.1.0"
 EXTENSIONS = ["binary_tensor_data", "model_configuration", "statistics"]
@@ -57,19 +57,24 @@ class TokenEntry(BaseModel):
     revoked_at: datetime | None
 
 
-@router.get("/healthz", tags=["health"])
+@router.get("/healthz", tags=["health"], dependencies=[OPEN])
 async def get_health() -> Json:
     """Tell that this process answers; together with the protocol's health calls the only route without a token."""
     return Json({"status": "ok"})
 
 
-@router.get("/v2/health/live", tags=["protocol"])
+@router.get("/v2/health/live", tags=["protocol"], dependencies=[OPEN])
 async def get_live() -> Json:
     """Tell whether the server is alive."""
     return Json({"live": True})
 
 
-@router.get("/v2/health/ready", tags=["protocol"], responses={503: {"description": "The store is away"}})
+@router.get(
+    "/v2/health/ready",
+    tags=["protocol"],
+    responses={503: {"description": "The store is away"}},
+    dependencies=[OPEN],
+)
 async def get_ready(request: Request) -> Json:
     """Tell whether the server can do its work, for which the store must answer."""
     services = services_of(request)
@@ -147,7 +152,7 @@ async def no_such_model(model: str, _: Viewer, rest: str = "") -> Json:  # noqa:
 async def _read_again(request: Request) -> None:
     """Reread the access list, so that this gateway applies the change at once."""
     await services_of(request).run(services_of(request).access_list.list_tokens)
-    request.app.state.tokens.forget()
+    request.app.state.admission.tokens.forget()
 
 
 def _access(request: Request, principal: Principal) -> Access:

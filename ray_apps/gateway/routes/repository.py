@@ -8,12 +8,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
-from ray_apps.gateway.auth import allowed
+from ray_apps.admission import GuardedRoute, allowed
 from ray_apps.gateway.services import services_of
 from ray_apps.gateway.wire import Json
 from registry import ModelState, Principal, Role
 
-router = APIRouter()
+router = APIRouter(route_class=GuardedRoute)
 
 Viewer = Annotated[Principal, allowed(Role.viewer)]
 READY, UNAVAILABLE = "READY", "UNAVAILABLE"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import tempfile
 import time
@@ -16,6 +15,7 @@ from ray.serve.schema import LoggingConfig
 from featurestore import FeatureStore
 from functions.prediction_log import LogWriter
 from functions.runtime.clock import clock_named
+from ray_apps.admission import open_admission
 from ray_apps.predictor.deploy.dedicated import ServeDeployments
 from ray_apps.predictor.deploy.latency import LatencyMeter, TimedEndpoint
 from ray_apps.predictor.deploy.names import app_name, in_workspace, pool_app, pool_prefix, route_prefix
@@ -31,10 +31,8 @@ from ray_apps.predictor.http.model_endpoint import ModelEndpoint
 from ray_apps.predictor.inference.predictor import Predictor
 from ray_apps.predictor.inference.recording import Recorder
 from ray_apps.predictor.versions.engine import Engine, VersionLoader
-from ray_apps.token_cache import TokenCache
 from registry import Registry, open_store
-from registry.access import Access, workspace_store
-from registry.errors import Unavailable
+from registry.access import workspace_store
 
 __all__ = [
     "POOL_APP",
@@ -77,12 +75,11 @@ class _ReplicaResources:
                     workspace=options.workspace,
                     limit_bytes=options.log_limit_bytes,
                 )
-        access = Access(platform, actor=f"predictor/{name}")
-        self.auth: Authenticator = NoAuthentication()
+        self.auth: Authenticator = NoAuthentication(options.workspace)
         if options.authentication:
-            with contextlib.suppress(Unavailable):  # the cache reads the tokens later
-                access.read()
-            self.auth = TokenAuthenticator(TokenCache(access))
+            self.auth = TokenAuthenticator(
+                open_admission(platform, f"predictor/{name}"), workspace=options.workspace
+            )
 
     @property
     def max_in_flight(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import orjson
 
 from ray_apps.predictor.deploy.pool import Pool
-from ray_apps.predictor.http.auth import Authenticator
+from ray_apps.predictor.http.auth import INFER, READ, Authenticator
 from ray_apps.predictor.http.endpoint import JSON, Answer, Endpoint, Request
 from ray_apps.predictor.protocol.errors import NotFound
 from registry import InvalidInput
@@ -38,10 +38,16 @@ class PoolEndpoint(Endpoint):
 
     async def answer(self, request: Request) -> Answer:
         """Status, headers and body of the answer to one request. Raises: PredictorError."""
-        await self.auth.admit(request.headers.get(b"authorization"))
-        self.pool.start()
         path = request.path.removeprefix("/")
         name = path.partition("/")[0]
+        request.admitted = await self.auth.admit(
+            request.headers.get(b"authorization"),
+            INFER if path.endswith("/infer") else READ,
+            model=name or None,
+            what=f"{request.method} {request.path}",
+            client=request.client,
+        )
+        self.pool.start()
         if not name:
             return 200, [JSON], orjson.dumps(self.pool.describe())
         try:

@@ -12,8 +12,9 @@ from urllib.parse import unquote
 import orjson
 import uvicorn
 
+from ray_apps.admission.admission import ANY_MODEL
 from ray_apps.predictor.grpc import GrpcServer
-from ray_apps.predictor.http.auth import Authenticator
+from ray_apps.predictor.http.auth import READ, Authenticator
 from ray_apps.predictor.http.endpoint import (
     JSON,
     Answer,
@@ -100,7 +101,8 @@ class _IndexEndpoint(Endpoint):
 
     async def answer(self, request: Request) -> Answer:
         """List the versions of all endpoints. Raises: Denied, BadRequest."""
-        await self._auth.admit(request.headers.get(b"authorization"))
+        authorization = request.headers.get(b"authorization")
+        (await self._auth.admit(authorization, READ, model=ANY_MODEL, what=f"POST {INDEX}")).release()
         if request.method != "POST":
             refusal = BadRequest(f"method: {INDEX} takes POST, not {request.method}")
             refusal.status = 405

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from collections.abc import Mapping
 from typing import Any, Self
@@ -13,13 +12,12 @@ from ray import serve
 from ray.serve.schema import LoggingConfig
 
 from functions.runtime.context import context_of
+from ray_apps.admission import open_admission
 from ray_apps.predictor.grpc.http_models import HttpModels
 from ray_apps.predictor.grpc.limits import Limits
 from ray_apps.predictor.grpc.server import GrpcServer
 from ray_apps.predictor.http.auth import Authenticator, NoAuthentication, TokenAuthenticator
-from ray_apps.token_cache import TokenCache
-from registry import Access, open_store
-from registry.errors import Unavailable
+from registry import open_store
 
 __all__ = ["GRPC_APP", "ProxyOptions", "grpc_application"]
 
@@ -80,10 +78,8 @@ class ProxyReplica:
 def _authenticator(options: ProxyOptions) -> Authenticator:
     if not options.authentication:
         return NoAuthentication()
-    access = Access(open_store(options.store_url), actor="grpc-proxy")
-    with contextlib.suppress(Unavailable):  # the cache reads the tokens later
-        access.read()
-    return TokenAuthenticator(TokenCache(access))
+    admission = open_admission(open_store(options.store_url), "grpc-proxy")
+    return TokenAuthenticator(admission, workspace=None)
 
 
 def grpc_application(options: ProxyOptions | Mapping[str, Any]) -> serve.Application:

@@ -13,11 +13,12 @@ from typing import Any, Final, Protocol
 import grpc
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it ships no types
 
+from ray_apps.admission.admission import ANY_MODEL, Rule
 from ray_apps.predictor.grpc.call import Call
 from ray_apps.predictor.grpc.documents import DOCUMENTS, Document, model_path
 from ray_apps.predictor.grpc.limits import Limits
 from ray_apps.predictor.grpc.status import HttpRefusal, Refusal, UnreachableError, refusal_of
-from ray_apps.predictor.http.auth import Authenticator
+from ray_apps.predictor.http.auth import INFER, READ, Authenticator
 from ray_apps.predictor.http.endpoint import JSON, Answer
 from ray_apps.predictor.protocol.errors import BadRequest, PredictorError
 from ray_apps.predictor.protocol.messages import (
@@ -146,11 +147,11 @@ class _Service:
         return document.read(body)
 
     async def refuse(self, name: str, reason: str, call: Call) -> bytes:
-        await self._auth.admit(call.authorization)
+        await self._admit(call, READ, name)
         raise NotServed(f"{name} is not served: {reason}")
 
     async def infer(self, call: Call) -> bytes:
-        await self._auth.admit(call.authorization)
+        await self._admit(call, INFER, "ModelInfer")
         message = await call.next_message(self._limits.message_s)
         _, headers, body = await self._infer(call, message, _parsed(ModelInferRequest, message))
         call.return_headers(headers)
@@ -160,7 +161,7 @@ class _Service:
         """Answer each message before the next is read; refusals are answers too, except those of the token."""
         call = Call(requests, context)
         try:
-            await self._auth.admit(call.authorization)
+            await self._admit(call, INFER, "ModelStreamInfer")
             while (message := await call.next_message(self._limits.idle_s)) is not None:
                 yield await self._infer_one(call, message)
         except Exception as error:  # noqa: BLE001 - as of a unary call
@@ -168,7 +169,7 @@ class _Service:
 
     async def _infer_one(self, call: Call, message: bytes) -> bytes:
         """Answer one message of a stream. Raises: Denied, HttpRefusal if the token was revoked meanwhile."""
-        await self._auth.admit(call.authorization)
+        await self._admit(call, INFER, "ModelStreamInfer")
         request = ModelInferRequest()
         try:
             request = _parsed(ModelInferRequest, message)
@@ -189,9 +190,14 @@ class _Service:
         headers = {**call.headers(), b"content-type": PROTOBUF}
         return _successful(await self._models.request("POST", path, headers, message or b""))
 
+    async def _admit(self, call: Call, rule: Rule, what: str) -> None:
+        """Check a call's token before a message is read; the model's endpoint applies the caller's limits."""
+        admitted = await self._auth.admit(call.authorization, rule, model=ANY_MODEL, what=f"gRPC {what}")
+        admitted.release()
+
     async def _request(self, call: Call, request_class: Any) -> Any:
         """Check a call's token, and parse its message."""
-        await self._auth.admit(call.authorization)
+        await self._admit(call, READ, request_class.DESCRIPTOR.name)
         return _parsed(request_class, await call.next_message(self._limits.message_s))
 
 

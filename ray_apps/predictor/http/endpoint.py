@@ -16,6 +16,7 @@ from typing import Any
 
 import orjson
 
+from ray_apps.admission.admission import Admitted
 from ray_apps.predictor.protocol.errors import BadRequest, Denied, Overloaded, PredictorError
 from ray_apps.predictor.write_coalescing import WRITE_BATCH, WriteBatch
 
@@ -40,7 +41,8 @@ class Request:
     """One HTTP request to an endpoint.
 
     path: below where the endpoint is mounted. headers: the last of each name, in lower case. receive: ASGI's, for the
-    body. write_batch: with which the response leaves; None if at once.
+    body. write_batch: with which the response leaves; None if at once. client: address that it comes from. admitted:
+    what the endpoint let it in with; None: it has not.
     """
 
     method: str
@@ -48,6 +50,8 @@ class Request:
     headers: Mapping[bytes, bytes]
     receive: Receive
     write_batch: WriteBatch | None = None
+    client: str = ""
+    admitted: Admitted | None = None
 
 
 def echoed_headers(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
@@ -94,7 +98,15 @@ class Endpoint(ABC):
             await self._handle_other(scope, receive, send)
             return
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        request = Request(scope["method"], path, dict(scope["headers"]), receive, _write_batch(scope))
+        client = scope.get("client")
+        request = Request(
+            scope["method"],
+            path,
+            dict(scope["headers"]),
+            receive,
+            _write_batch(scope),
+            client[0] if client else "",
+        )
         status, headers, body = await self.respond(request)
         headers.append((b"content-length", b"%d" % len(body)))
         headers += echoed_headers(scope["headers"])
@@ -115,6 +127,8 @@ class Endpoint(ABC):
             return 500, [JSON], orjson.dumps({"error": f"internal error, incident {incident}"})
         finally:
             self.in_flight -= 1
+            if request.admitted is not None:
+                request.admitted.release()
 
     def _check_capacity(self, headers: Mapping[bytes, bytes]) -> None:
         priority = headers.get(PRIORITY, b"normal")

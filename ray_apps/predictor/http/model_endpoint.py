@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from ray_apps.predictor.http.auth import Authenticator
+from ray_apps.predictor.http.auth import INFER, READ, Authenticator
 from ray_apps.predictor.http.endpoint import JSON, Answer, Endpoint, Request
 from ray_apps.predictor.inference.caller import Caller
 from ray_apps.predictor.inference.predictor import Predictor
@@ -56,8 +56,14 @@ class ModelEndpoint(Endpoint):
 
     async def answer(self, request: Request) -> Answer:
         """Status, headers and body of the answer to one request. Raises: PredictorError."""
-        await self.auth.admit(request.headers.get(b"authorization"))
         path = request.path
+        request.admitted = await self.auth.admit(
+            request.headers.get(b"authorization"),
+            INFER if path.endswith("/infer") else READ,
+            model=self.predictor.engine.model,
+            what=f"{request.method} {self.predictor.engine.model}{path}",
+            client=request.client,
+        )
         if path == "/infer" and request.method == "POST":
             return await self._infer(request, None)
         if path in {"", "/", "/ready", "/status", "/stats", "/config"}:

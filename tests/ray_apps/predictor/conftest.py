@@ -20,8 +20,8 @@ from ray_apps.predictor.http.model_endpoint import ModelEndpoint
 from ray_apps.predictor.inference.predictor import Predictor
 from ray_apps.predictor.inference.recording import Recorder
 from ray_apps.predictor.versions.engine import Engine
-from ray_apps.token_cache import TokenCache
 from registry import Access, Registry, Signature, TensorSpec, open_store
+from tests.ray_apps.admissions import patient_admission
 
 
 def _neighbour(name: str) -> ModuleType:
@@ -154,7 +154,7 @@ def make_served_model(tmp_path: Path) -> Callable[..., ServedModel]:
         predictor = Predictor(engine, Recorder("late", log), **options)
         endpoint = ModelEndpoint(
             predictor,
-            TokenAuthenticator(TokenCache(Access(store, actor="predictor"), patience_s=60)),
+            TokenAuthenticator(patient_admission(Access(store, actor="predictor"))),
             max_body_bytes=1 << 20,
         )
         client = httpx.AsyncClient(

@@ -20,8 +20,8 @@ from ray_apps.predictor.http.model_endpoint import ModelEndpoint
 from ray_apps.predictor.inference.predictor import Predictor
 from ray_apps.predictor.inference.recording import Recorder
 from ray_apps.predictor.versions.engine import Engine
-from ray_apps.token_cache import TokenCache
 from registry import Access, Registry, open_store
+from tests.ray_apps.admissions import patient_admission
 from tests.ray_apps.predictor.conftest import SIGNATURE, MemoryLog, load_fake_scorer
 
 SEED = 20130701
@@ -100,7 +100,7 @@ def build_app(folder: Path) -> tuple[Any, str]:
         for _ in range(2):
             registry.create_version(model, path=folder / "artifact", signature=SIGNATURE)
         registry.promote(model, 1)
-    auth = TokenAuthenticator(TokenCache(Access(store, actor="predictor"), patience_s=60))
+    auth = TokenAuthenticator(patient_admission(Access(store, actor="predictor")))
 
     def endpoint(model: str) -> ModelEndpoint:
         engine = Engine(

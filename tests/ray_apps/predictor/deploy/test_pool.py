@@ -25,8 +25,8 @@ from ray_apps.predictor.inference.predictor import Predictor
 from ray_apps.predictor.inference.recording import Recorder
 from ray_apps.predictor.versions.engine import Engine
 from ray_apps.predictor.versions.loaded import OVERHEAD_BYTES
-from ray_apps.token_cache import TokenCache
 from registry import Access, Registry, Signature, open_store
+from tests.ray_apps.admissions import patient_admission
 from tests.ray_apps.predictor.conftest import SIGNATURE, MemoryLog, load_fake_scorer, tensors
 
 MODEL_BYTES = 2 * OVERHEAD_BYTES + 1_024
@@ -49,7 +49,7 @@ class Replica:
     def __post_init__(self) -> None:
         self.go_on.set()
         self.store = open_store(self.store_url)
-        self.auth = TokenAuthenticator(TokenCache(Access(self.store, actor="pool"), patience_s=60))
+        self.auth = TokenAuthenticator(patient_admission(Access(self.store, actor="pool")))
         self.pool = Pool(
             self.make_endpoint, limit_bytes=self.limit_models * MODEL_BYTES, poll_s=0.02, **self.options
         )

@@ -24,9 +24,9 @@ from ray_apps.predictor.inference.predictor import Predictor
 from ray_apps.predictor.inference.recording import Recorder
 from ray_apps.predictor.protocol.datatypes import DTYPES
 from ray_apps.predictor.versions.engine import Engine
-from ray_apps.token_cache import TokenCache
 from registry import Access, Condition, Registry, Signature, TensorSpec, TrafficRule, open_store
 from tests.ports import free_port
+from tests.ray_apps.admissions import patient_admission
 from tests.ray_apps.predictor.conftest import MemoryLog
 
 TYPED = [name for name in DTYPES if name != "FP16"]  # 16-bit floats have no typed contents and no JSON
@@ -100,9 +100,7 @@ def make_endpoint(folder: Path, model: str, names: list[str], release: threading
     engine.follow_once()
     engine.load_wanted()
     predictor = Predictor(engine, Recorder(model, MemoryLog()))
-    return ModelEndpoint(
-        predictor, TokenAuthenticator(TokenCache(Access(store, actor="predictor"), patience_s=60))
-    )
+    return ModelEndpoint(predictor, TokenAuthenticator(patient_admission(Access(store, actor="predictor"))))
 
 
 async def serve(served: Served, started: threading.Event, stop: threading.Event) -> None:

@@ -13,7 +13,9 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2
 
+from ray_apps.admission import Admitted, Rule
 from ray_apps.predictor.grpc import GrpcServer, Limits
+from ray_apps.predictor.http.auth import INFER, NoAuthentication
 from ray_apps.predictor.protocol import messages
 from ray_apps.predictor.protocol.errors import Denied
 from tests.ports import free_port
@@ -26,12 +28,13 @@ channel_to = grpc.aio.insecure_channel
 SETTINGS = bytes.fromhex("000000040000000000")
 
 
-class Authenticator:
+class Authenticator(NoAuthentication):
     """Accepts one token."""
 
-    async def admit(self, authorization: bytes | None) -> None:
+    async def admit(self, authorization: bytes | None, rule: Rule = INFER, **options: Any) -> Admitted:
         if authorization != b"Bearer known":
             raise Denied("authorization: the token is unknown")
+        return await super().admit(authorization, rule, **options)
 
 
 @dataclass

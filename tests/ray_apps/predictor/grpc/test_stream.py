@@ -13,8 +13,9 @@ import pytest
 import tritonclient.grpc as triton
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from ray_apps.admission import Admitted, Rule
 from ray_apps.predictor.grpc import GrpcServer, Limits
-from ray_apps.predictor.http.auth import NoAuthentication
+from ray_apps.predictor.http.auth import INFER, NoAuthentication
 from ray_apps.predictor.protocol.errors import Denied
 from tests.ports import free_port
 from tests.ray_apps.predictor.grpc.conftest import TYPED, Served, inputs, typed_request
@@ -84,13 +85,14 @@ async def stream_of(server: GrpcServer, address: str, requests: AsyncIterator[An
 
 
 async def test_a_stream_whose_token_is_revoked_takes_no_more():
-    class Authenticator:
+    class Authenticator(NoAuthentication):
         times = 0
 
-        async def admit(self, _authorization: bytes | None) -> None:
+        async def admit(self, authorization: bytes | None, rule: Rule = INFER, **options: Any) -> Admitted:
             self.times += 1
             if self.times > 3:
                 raise Denied("authorization: the token is unknown, expired or revoked")
+            return await super().admit(authorization, rule, **options)
 
     async def requests() -> AsyncIterator[Any]:
         for number in range(5):

@@ -1,0 +1,26 @@
+"""Admission of requests at every door, before a byte of the body is read: token, workspace, role, limits.
+
+Gateway, MLflow's protocol, the predictor and its gRPC proxy share it. It knows nothing of what a route does.
+"""
+
+from ray_apps.admission.admission import ANY_MODEL, Admission, Admitted, NotAdmitted, Rule, open_admission
+from ray_apps.admission.body_limit import BodyLimit
+from ray_apps.admission.guarded_route import OPEN, GuardedRoute, admitted_of, allowed
+from ray_apps.admission.refusals import RefusalLog
+from ray_apps.admission.request_limits import RequestLimits
+
+__all__ = [
+    "ANY_MODEL",
+    "OPEN",
+    "Admission",
+    "Admitted",
+    "BodyLimit",
+    "GuardedRoute",
+    "NotAdmitted",
+    "RefusalLog",
+    "RequestLimits",
+    "Rule",
+    "admitted_of",
+    "allowed",
+    "open_admission",
+]

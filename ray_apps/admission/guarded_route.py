@@ -1,0 +1,126 @@
+"""FastAPI routes that admit a request before its body is read, by a rule that stands in the route's signature."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, Final
+
+from fastapi import Depends, Request, Security
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.responses import Response
+
+from ray_apps.admission.admission import Admission, Admitted, Rule
+from registry import Principal, Role
+
+WORKSPACE_HEADER: Final = "x-toque-workspace"
+bearer = HTTPBearer(auto_error=False, description="A token from `toque token create`, or of the OIDC issuer")
+
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+class _Required:
+    """Dependency that carries a route's rule, and gives the handler the principal that was admitted by it.
+
+    model: fixed model that the route concerns, such as `ANY_MODEL`; None: its path parameter `model`, if it has one.
+    """
+
+    def __init__(self, rule: Rule, model: str | None = None) -> None:
+        self.rule, self.model = rule, model
+
+    def __call__(
+        self, request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Security(bearer)]
+    ) -> Principal:
+        """Return the principal of a request that has been admitted."""
+        return admitted_of(request).principal
+
+
+class _Open(_Required):
+    """Dependency of a route that needs no token."""
+
+    def __init__(self) -> None:
+        super().__init__(Rule(()))
+
+    def __call__(self) -> None:  # type: ignore[override]  # FastAPI reads this signature
+        """Return nothing, as nobody was identified."""
+
+
+def allowed(*roles: Role, model: str | None = None) -> Any:
+    """Require one of `roles` on a route; a FastAPI dependency that yields the request's principal.
+
+    model: as `Rule` has it, for a route without the path parameter `model`.
+    """
+    return Depends(_Required(Rule(roles), model))
+
+
+OPEN: Final = Depends(_Open())
+"""Declares that a route needs no token, in its `dependencies`."""
+
+
+def admitted_of(request: Request) -> Admitted:
+    """Get what a guarded route's request was admitted with."""
+    found: Admitted = request.state.admitted
+    return found
+
+
+def rule_of(dependant: Dependant) -> _Required | None:
+    """Find the rule in a route's dependencies, those of its dependencies included."""
+    for each in dependant.dependencies:
+        found = each.call if isinstance(each.call, _Required) else rule_of(each)
+        if found is not None:
+            return found
+    return None
+
+
+class GuardedRoute(APIRoute):
+    """Route of an application whose state holds an `admission`; a request is admitted before its body is read.
+
+    Raises: TypeError when a route is declared without `allowed(…)` or `OPEN`.
+    """
+
+    def get_route_handler(self) -> Handler:
+        """Wrap FastAPI's handler, which parses the body before any dependency runs."""
+        required = rule_of(self.dependant)
+        if required is None:
+            raise TypeError(
+                f"{self.methods} {self.path} has no rule; require a role by `allowed(…)`, or say OPEN"
+            )
+        handler = super().get_route_handler()
+        return handler if required.rule.is_open else _guarded(handler, required)
+
+
+def _guarded(handler: Handler, required: _Required) -> Handler:
+    async def answer(request: Request) -> Response:
+        admission: Admission = request.app.state.admission
+        admitted = await admission.admit(
+            header(request, "authorization"),
+            required.rule,
+            what=f"{request.method} {request.url.path}",
+            workspace=workspace_named(request),
+            model=required.model or request.path_params.get("model"),
+            client=client_of(request),
+        )
+        request.state.admitted = admitted
+        try:
+            return await handler(request)
+        finally:
+            admitted.release()
+
+    return answer
+
+
+def workspace_named(request: Request) -> str | None:
+    """Read the workspace that a request names in its header, if any."""
+    return request.headers.get(WORKSPACE_HEADER) or None
+
+
+def header(request: Request, name: str) -> bytes | None:
+    """Read a header as the bytes that were sent."""
+    found = request.headers.get(name)
+    return None if found is None else found.encode("latin-1")
+
+
+def client_of(request: Request) -> str:
+    """Address from which a request came, as the server knows it."""
+    return request.client.host if request.client else ""

@@ -1,0 +1,97 @@
+"""Bounds on the requests of a token or workspace: a token bucket for the rate, a count of those in flight."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Final
+
+from registry import Limits
+
+_KEPT = 10_000
+
+
+class TooManyRequests(Exception):  # noqa: N818  # an answer to the caller, not a failure of ours
+    """A bound of a caller is reached. retry_after_s: when the next request may come."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Permit:
+    """State of one bounded token or workspace: requests in flight, and the bucket that its rate refills."""
+
+    __slots__ = ("_at_s", "_bucket", "in_flight")
+
+    def __init__(self, now_s: float, limits: Limits) -> None:
+        self.in_flight = 0
+        self._at_s = now_s
+        self._bucket = _burst(limits)
+
+    def check(self, name: str, limits: Limits, now_s: float) -> None:
+        """Refill the bucket, and check that one more request fits. Raises: TooManyRequests."""
+        if limits.max_in_flight is not None and self.in_flight >= limits.max_in_flight:
+            raise TooManyRequests(
+                f"{name} has {self.in_flight} requests in flight here, its limit; send again after a moment",
+                retry_after_s=1.0,
+            )
+        if limits.rate_per_s is None:
+            return
+        refilled = self._bucket + (now_s - self._at_s) * limits.rate_per_s
+        self._bucket, self._at_s = min(_burst(limits), refilled), now_s
+        if self._bucket < 1:
+            raise TooManyRequests(
+                f"{name} sends more than its {limits.rate_per_s:g} requests/s; slow down",
+                retry_after_s=(1 - self._bucket) / limits.rate_per_s,
+            )
+
+    def take(self) -> None:
+        """Count a request that was checked."""
+        self.in_flight += 1
+        self._bucket -= 1
+
+    def release(self) -> None:
+        """Count a request as answered."""
+        self.in_flight -= 1
+
+
+NO_PERMIT: Final[tuple[Permit, ...]] = ()
+
+
+class RequestLimits:
+    """Bounds of all callers of one door in this process; so a door of N replicas admits up to N times as much.
+
+    clock: monotonic seconds.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._permits: OrderedDict[str, Permit] = OrderedDict()
+
+    def take(self, *bounds: tuple[str, Limits]) -> tuple[Permit, ...]:
+        """Count a request against each (name, limits), or against none. Raises: TooManyRequests."""
+        now_s = self._clock()
+        taken = []
+        for name, limits in bounds:
+            if not limits.unbounded:
+                permit = self._permit(name, limits, now_s)
+                permit.check(name, limits, now_s)
+                taken.append(permit)
+        for permit in taken:
+            permit.take()
+        return tuple(taken)
+
+    def _permit(self, name: str, limits: Limits, now_s: float) -> Permit:
+        permit = self._permits.get(name)
+        if permit is None:
+            permit = self._permits[name] = Permit(now_s, limits)
+            if len(self._permits) > _KEPT:
+                self._permits.popitem(last=False)
+        return permit
+
+
+def _burst(limits: Limits) -> float:
+    """Requests that may come at once: those of a second, at least one."""
+    return max(1.0, limits.rate_per_s or 1.0)

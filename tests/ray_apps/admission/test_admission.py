@@ -1,0 +1,151 @@
+"""Who passes a door, in which workspace, how often; and what is noted of those who do not."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from ray_apps.admission import ANY_MODEL, Admission, NotAdmitted, Rule
+from ray_apps.token_cache import TokenCache
+from registry import Access, Grant, Limits, ObjectStore, Role
+from tests.ray_apps.admissions import KeptRefusals
+
+READ = Rule((Role.viewer,))
+CALL = Rule((Role.caller,))
+
+
+class Door:
+    """A door on a store with the workspaces `payments` and `search`."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self.access = Access(store, actor="root")
+        for name in ("payments", "search"):
+            self.access.create_workspace(name)
+        self.refusals = KeptRefusals()
+        self.admission = Admission(
+            TokenCache(self.access, recheck_s=0.0, patience_s=60), self.access, self.refusals
+        )
+
+    def token(self, name: str, *grants: str, **options: Any) -> bytes:
+        text = self.access.create_token(name, grants=tuple(map(Grant.parse, grants)), **options)
+        return f"Bearer {text}".encode()
+
+    async def status(self, token: bytes | None, rule: Rule = READ, **options: Any) -> int:
+        try:
+            (await self.admission.admit(token, rule, what="GET /x", client="10.0.0.1", **options)).release()
+        except NotAdmitted as refusal:
+            return refusal.status
+        return 200
+
+
+@pytest.fixture
+def door(folder_store: ObjectStore) -> Door:
+    return Door(folder_store)
+
+
+async def test_a_grant_opens_its_workspace_and_no_other(door: Door) -> None:
+    ada = door.token("ada", "viewer:payments")
+    assert await door.status(ada) == 200
+    assert await door.status(ada, workspace="payments") == 200
+    assert await door.status(ada, workspace="search") == 403
+    assert await door.status(ada, workspace="default") == 403
+    assert await door.status(ada, CALL) == 403
+    assert await door.status(door.token("root", "admin:*"), workspace="search") == 200
+
+
+async def test_who_may_not_enter_does_not_learn_which_workspaces_exist(door: Door) -> None:
+    ada = door.token("ada", "viewer:payments")
+    assert await door.status(ada, workspace="search") == await door.status(ada, workspace="no-such") == 403
+    assert await door.status(door.token("root", "admin:*"), workspace="no-such") == 404
+
+
+async def test_a_grant_for_one_model_opens_only_that(door: Door) -> None:
+    bot = door.token("bot", "caller:payments:churn")
+    assert await door.status(bot, CALL, model="churn") == 200
+    assert await door.status(bot, CALL, model="fraud") == 403
+    assert await door.status(bot, CALL) == 403
+    assert await door.status(bot, CALL, model=ANY_MODEL) == 200
+    admitted = await door.admission.admit(bot, CALL, what="gRPC", model=ANY_MODEL)
+    admitted.require(Role.caller, model="churn")
+    with pytest.raises(NotAdmitted, match="fraud"):
+        admitted.require(Role.caller, model="fraud")
+
+
+async def test_one_of_several_roles_is_enough(door: Door) -> None:
+    either = Rule((Role.viewer, Role.caller))
+    assert await door.status(door.token("a", "viewer:payments"), either) == 200
+    assert await door.status(door.token("b", "caller:payments"), either) == 200
+    assert await door.status(door.token("c", "labeller:payments"), either) == 403
+
+
+@pytest.mark.parametrize("header", [None, b"", b"Bearer", b"Basic abc", b"Bearer tq_0_0", b"\xff\x00"])
+async def test_without_a_valid_token_nothing_opens(door: Door, header: bytes | None) -> None:
+    assert await door.status(header) == 401
+    (noted,) = door.refusals.kept
+    assert (noted["who"], noted["status"], noted["what"], noted["client"]) == (
+        None,
+        401,
+        "GET /x",
+        "10.0.0.1",
+    )
+
+
+async def test_a_refusal_is_noted_with_who_and_where(door: Door) -> None:
+    ada = door.token("ada", "viewer:payments")
+    assert await door.status(ada, workspace="search") == 403
+    (noted,) = door.refusals.kept
+    assert (noted["who"], noted["status"], noted["workspace"]) == ("ada", 403, "search")
+    assert "ada has viewer:payments; this needs viewer in workspace 'search'" in str(noted["why"])
+
+
+async def test_a_token_keeps_to_its_requests_in_flight(door: Door) -> None:
+    ada = door.token("ada", "viewer:payments", limits=Limits(max_in_flight=2))
+    first, second = [await door.admission.admit(ada, READ, what="GET /x") for _ in range(2)]
+    assert await door.status(ada) == 429
+    first.release()
+    assert await door.status(ada) == 200
+    second.release()
+
+
+async def test_a_token_keeps_to_its_rate(door: Door) -> None:
+    ada = door.token("ada", "viewer:payments", limits=Limits(rate_per_s=0.01))
+    assert await door.status(ada) == 200
+    with pytest.raises(NotAdmitted) as refused:
+        await door.admission.admit(ada, READ, what="GET /x")
+    assert refused.value.status == 429
+    assert 90 <= int(refused.value.headers["Retry-After"]) <= 100
+    assert await door.status(door.token("bob", "viewer:payments")) == 200
+
+
+async def test_a_workspaces_limit_holds_for_its_callers_together_and_for_no_others(door: Door) -> None:
+    door.access.change_workspace("payments", limits=Limits(max_in_flight=1))
+    ada, bob = door.token("ada", "viewer:payments"), door.token("bob", "viewer:payments", "viewer:search")
+    held = await door.admission.admit(ada, READ, what="GET /x")
+    assert await door.status(bob, workspace="payments") == 429
+    assert await door.status(bob, workspace="search") == 200
+    held.release()
+    assert await door.status(bob, workspace="payments") == 200
+
+
+async def test_a_request_over_the_workspaces_limit_takes_nothing_of_the_tokens(door: Door) -> None:
+    door.access.change_workspace("payments", limits=Limits(max_in_flight=1))
+    ada = door.token("ada", "viewer:payments", limits=Limits(max_in_flight=5))
+    held = await door.admission.admit(ada, READ, what="GET /x")
+    assert [await door.status(ada) for _ in range(9)] == [429] * 9
+    held.release()
+    assert await door.status(ada) == 200
+
+
+async def test_concurrent_requests_are_counted_each(door: Door) -> None:
+    ada = door.token("ada", "viewer:payments", limits=Limits(max_in_flight=3))
+
+    async def hold() -> int:
+        try:
+            admitted = await door.admission.admit(ada, READ, what="GET /x")
+        except NotAdmitted as refusal:
+            return refusal.status
+        await asyncio.sleep(0.05)
+        admitted.release()
+        return 200
+
+    assert sorted(await asyncio.gather(*(hold() for _ in range(8)))) == [200] * 3 + [429] * 5

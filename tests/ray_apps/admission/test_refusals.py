@@ -1,0 +1,96 @@
+"""The log of refused requests, and the audit that is read from it."""
+
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from ray_apps.admission.refusals import MAX_UNKNOWN, RefusalLog
+from registry import Access, ObjectStore, Registry, Unavailable
+from registry.access.audit import read_access_changes, read_model_changes, read_refusals
+
+NOW = datetime(2024, 5, 1, 12, tzinfo=UTC)
+
+
+def refuse(log: RefusalLog, who: str | None = "ada", **changes: Any) -> None:
+    fields: dict[str, Any] = {
+        "status": 403,
+        "what": "GET /x",
+        "workspace": "payments",
+        "client": "",
+        "why": "no",
+    }
+    log.record(who=who, **(fields | changes))
+
+
+def test_a_known_callers_refusal_is_written_soon(folder_store: ObjectStore):
+    log = RefusalLog(folder_store, "gateway")
+    refuse(log)
+    refuse(log)
+    refuse(log, what="GET /y")
+    deadline = time.monotonic() + 60
+    while not (found := list(read_refusals(folder_store, since=NOW))):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert {(each.who, each.what, each.status, each.count) for each in found} == {
+        ("ada", "gateway: GET /x", 403, 2),
+        ("ada", "gateway: GET /y", 403, 1),
+    }
+
+
+def test_a_flood_of_garbage_is_few_records(folder_store: ObjectStore):
+    log = RefusalLog(folder_store, "gateway", clock=lambda: NOW)
+    for number in range(10_000):
+        refuse(log, who=None, what=f"GET /{number}", client=f"10.0.0.{number % 250}", status=401)
+    refuse(log)
+    log.flush()
+    found = list(read_refusals(folder_store, since=NOW))
+    assert len(found) == MAX_UNKNOWN + 2
+    assert sum(each.count for each in found if each.who is None) == 10_000
+    assert [each.count for each in found if each.who == "ada"] == [1]
+
+
+def test_refusals_wait_for_a_store_that_is_away(folder_store: ObjectStore, monkeypatch: pytest.MonkeyPatch):
+    log = RefusalLog(folder_store, "gateway", clock=lambda: NOW)
+
+    def away(*_: object) -> None:
+        raise Unavailable("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(folder_store), "create", away)
+        refuse(log)
+        log.flush()
+    refuse(log)
+    log.flush()
+    assert sum(each.count for each in read_refusals(folder_store, since=NOW)) == 2
+
+
+def test_older_refusals_are_left_out(folder_store: ObjectStore):
+    now = [NOW]
+    log = RefusalLog(folder_store, "gateway", clock=lambda: now[0])
+    refuse(log, what="GET /old")
+    log.flush()
+    now[0] = NOW + timedelta(days=2)
+    refuse(log, what="GET /new")
+    log.flush()
+    found = read_refusals(folder_store, since=NOW + timedelta(days=1))
+    assert [each.what for each in found] == ["gateway: GET /new"]
+
+
+def test_changes_of_access_and_models_are_part_of_the_audit(folder_store: ObjectStore):
+    access = Access(folder_store, actor="root", clock=lambda: NOW)
+    access.create_workspace("payments")
+    access.create_token("bot", "caller", workspace="payments")
+    access.revoke("bot")
+    found = list(read_access_changes(folder_store, since=NOW))
+    assert [(each.who, each.what, each.workspace, each.detail) for each in found] == [
+        ("root", "token revoked: bot", None, ""),
+        ("root", "token created: bot", "payments", "caller:payments"),
+        ("root", "workspace-created: payments", "payments", ""),
+    ]
+    Registry(folder_store.within("workspaces/payments"), actor="ada", clock=lambda: NOW).create_model("churn")
+    (made,) = read_model_changes(folder_store, "payments", since=NOW)
+    assert (made.who, made.what, made.workspace) == ("ada", "model-created: churn", "payments")
+    assert list(read_model_changes(folder_store, "payments", since=NOW + timedelta(seconds=1))) == []
+    assert list(read_model_changes(folder_store, "default", since=NOW)) == []
