@@ -15,7 +15,8 @@ from tritonclient.grpc import service_pb2
 
 from ray_apps.admission import Admitted, Rule
 from ray_apps.predictor.grpc import GrpcServer, Limits
-from ray_apps.predictor.http.auth import INFER, NoAuthentication
+from ray_apps.predictor.http.auth import INFER as INFER_RULE
+from ray_apps.predictor.http.auth import NoAuthentication
 from ray_apps.predictor.protocol import messages
 from ray_apps.predictor.protocol.errors import Denied
 from tests.ports import free_port
@@ -31,7 +32,7 @@ SETTINGS = bytes.fromhex("000000040000000000")
 class Authenticator(NoAuthentication):
     """Accepts one token."""
 
-    async def admit(self, authorization: bytes | None, rule: Rule = INFER, **options: Any) -> Admitted:
+    async def admit(self, authorization: bytes | None, rule: Rule = INFER_RULE, **options: Any) -> Admitted:
         if authorization != b"Bearer known":
             raise Denied("authorization: the token is unknown")
         return await super().admit(authorization, rule, **options)
