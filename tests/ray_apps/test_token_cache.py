@@ -145,7 +145,7 @@ async def test_a_text_without_the_form_of_a_token_is_refused_without_a_look_up()
 
 async def test_a_wrong_token_is_looked_up_again_once_it_may_have_been_created():
     now, tokens = [0.0], AccessList()
-    auth = TokenAuthenticator(TokenCache(tokens, recheck_s=1.0, clock=lambda: now[0]))
+    auth = TokenAuthenticator(admission_of(TokenCache(tokens, recheck_s=1.0, clock=lambda: now[0])))
     await refused(auth, "new")
     await refused(auth, "new")
     assert tokens.reads == 1
