@@ -1,8 +1,9 @@
 """Context of a run: the store, Redis, the clock, the acting user, and all else that is no argument.
 
 The only module of the runtime that reads the environment (`TOQUE_STORE`, `TOQUE_REDIS_URL`, `TOQUE_PROJECT`,
-`TOQUE_WORKSPACE`, `TOQUE_CLOCK`, `TOQUE_ACTOR`, `TOQUE_SECRETS`, `TOQUE_PRICES`, and secrets by their names). A
-context is sent along with every remote run, so that a worker uses the same store and clock as the caller.
+`TOQUE_WORKSPACE`, `TOQUE_CLOCK`, `TOQUE_ACTOR`, `TOQUE_SECRETS`, `TOQUE_PRICES`, the audit keys, and secrets by their
+names). A context is sent along with every remote run, so that a worker uses the same store and clock as the caller; the
+keys are not, and each process reads its own.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from functions.runtime.clock import Clock, clock_named, system_clock
 from functions.runtime.receipt import Prices
 from functions.runtime.secret import secret_value
 from registry.access import DEFAULT_WORKSPACE, check_workspace, split_workspace_url, workspace_url
+from registry.audit_keys import AuditKeys
 from registry.store import ObjectStore, open_store
 
 if TYPE_CHECKING:
@@ -61,7 +63,8 @@ class Context:
             return self
         url = workspace_url(self.platform_url, name)
         project = dict(self.projects).get(name)
-        return replace(self, workspace=name, store=open_store(url), store_url=url, project=project)
+        store = open_store(url, audit_keys=self.store.audit_keys)
+        return replace(self, workspace=name, store=store, store_url=url, project=project)
 
     @property
     def platform_url(self) -> str:
@@ -169,7 +172,7 @@ def context_of(environment: Mapping[str, str]) -> Context:
     projects = projects_of(environment.get("TOQUE_PROJECT") or "")
     prices = environment.get("TOQUE_PRICES")  # as in {"currency": "EUR", "cpu_hour": 0.05, "gpu_hour": 3}
     platform = Context(
-        store=open_store(url),
+        store=open_store(url, audit_keys=AuditKeys.of_environment(environment)),
         store_url=url,
         redis_url=redis_url,
         project=projects.get(DEFAULT_WORKSPACE),

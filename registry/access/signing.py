@@ -2,7 +2,8 @@
 
 A signature is a Sigstore bundle: a DSSE envelope around an in-toto statement that lists each file's SHA-256. Those
 are the digests the registry names blobs by, so neither signing nor checking reads a file here, and the
-`model_signing` program verifies a downloaded version with the same bundle.
+`model_signing` program verifies a downloaded version with the same bundle. The statement also names the model, the
+version and its serving tags, in a field of the predicate of the kind that the format lets verifiers pass over.
 Source: https://github.com/ossf/model-signing-spec and https://github.com/secure-systems-lab/dsse
 """
 
@@ -12,6 +13,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -24,18 +26,30 @@ _MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 _PAYLOAD_TYPE = "application/vnd.in-toto+json"
 _STATEMENT = "https://in-toto.io/Statement/v1"
 _PREDICATE = "https://model_signing/signature/v1.0"
+_BINDING = "toque"  # the predicate's field with the binding
 _SIGNATURE_FILE = "model.sig"  # where `model_signing` looks for a bundle beside the files
 _HASHES: dict[int, hashes.HashAlgorithm] = {256: hashes.SHA256(), 384: hashes.SHA384(), 521: hashes.SHA512()}
 
 
-def sign(name: str, files: Mapping[str, str], private_key: bytes, *, password: bytes | None = None) -> bytes:
-    """Sign files (path -> SHA-256 in hex) as the model `name`; returns the bundle.
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """What a signature is bound to besides files: a version of a model, and its serving tags."""
+
+    model: str
+    version: int
+    serving_tags: Mapping[str, str]
+
+
+def sign(
+    binding: Binding, files: Mapping[str, str], private_key: bytes, *, password: bytes | None = None
+) -> bytes:
+    """Sign files (path -> SHA-256 in hex) as those of one version of a model; returns the bundle.
 
     private_key: PEM of an elliptic-curve key on P-256, P-384 or P-521.
     Raises: InvalidInput for any other key or a wrong password.
     """
     key = _private(private_key, password)
-    payload = json.dumps(_statement(name, files)).encode()
+    payload = json.dumps(_statement(binding, files)).encode()
     signature = key.sign(_pae(_PAYLOAD_TYPE, payload), ec.ECDSA(_HASHES[key.curve.key_size]))
     bundle = {
         "mediaType": _MEDIA_TYPE,
@@ -71,6 +85,29 @@ def check(bundle: bytes, files: Mapping[str, str], public_key: bytes | str) -> N
         raise Refused(f"the signature is of other files: {differing} differ")
 
 
+def check_binding(bundle: bytes, binding: Binding, *, required: bool) -> None:
+    """Check that `bundle` is bound to this version and these serving tags; `check` verifies that it is signed.
+
+    required: refuse a bundle that is bound to nothing; releases before bindings made such.
+    Raises: Refused, naming what differs; InvalidInput if it is not a bundle.
+    """
+    signed = json.loads(base64.b64decode(_envelope(bundle)["payload"]))["predicate"].get(_BINDING)
+    expected = asdict(binding)
+    if signed is None:
+        if required:
+            raise Refused(
+                "the signature names neither model nor version nor serving tags, so it would fit any version "
+                "with these files; sign with `toque models sign`"
+            )
+        return
+    for field, value in expected.items():
+        if signed.get(field) != value:
+            raise Refused(
+                f"the signature is of {signed.get('model')}@{signed.get('version')}: its {field} is "
+                f"{signed.get(field)!r}, not {value!r}"
+            )
+
+
 def fingerprint(public_key: bytes | str) -> str:
     """Fingerprint by which a bundle names its key: SHA-256 of the PEM. Raises: InvalidInput if it is not a public key."""
     return _hint(_public(public_key))
@@ -86,12 +123,12 @@ def public_of(private_key: bytes, *, password: bytes | None = None) -> str:
     return _pem(_private(private_key, password).public_key()).decode()
 
 
-def _statement(name: str, files: Mapping[str, str]) -> dict[str, Any]:
+def _statement(binding: Binding, files: Mapping[str, str]) -> dict[str, Any]:
     ordered = sorted(files.items())
     root = hashlib.sha256(b"".join(bytes.fromhex(digest) for _, digest in ordered)).hexdigest()
     return {
         "_type": _STATEMENT,
-        "subject": [{"name": name, "digest": {"sha256": root}}],
+        "subject": [{"name": f"{binding.model}@{binding.version}", "digest": {"sha256": root}}],
         "predicateType": _PREDICATE,
         "predicate": {
             "serialization": {
@@ -103,6 +140,7 @@ def _statement(name: str, files: Mapping[str, str]) -> dict[str, Any]:
             "resources": [
                 {"name": path, "algorithm": "sha256", "digest": digest} for path, digest in ordered
             ],
+            _BINDING: asdict(binding),
         },
     }
 

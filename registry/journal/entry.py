@@ -1,4 +1,4 @@
-"""One numbered entry of a journal, sealed by its digest and chained to the one before."""
+"""One numbered entry of a journal, chained to the one before by its digest and, with audit keys, authenticated by a MAC."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class Entry:
     """One change that a journal records.
 
     number: position, from 0; body: what changed, as JSON; actor: who changed it; at: when; txn: unique to the attempt;
-    previous, digest: SHA-256 (hex) of the entry before and of this one.
+    previous, digest: SHA-256 (hex) of the entry before and of this one; mac: made of path, number and digest by an audit
+    key, "" if its writer had none.
     """
 
     number: int
@@ -31,14 +32,15 @@ class Entry:
     txn: str
     previous: str
     digest: str = ""
+    mac: str = ""
 
-    def sealed(self) -> Entry:
+    def with_digest(self) -> Entry:
         """Return this entry with its digest filled in."""
         return replace(self, digest=hashlib.sha256(_canonical(self._content())).hexdigest())
 
     def to_json(self) -> dict[str, Any]:
         """The stored content as JSON values."""
-        return {**self._content(), "digest": self.digest}
+        return {**self._content(), "digest": self.digest} | ({"mac": self.mac} if self.mac else {})
 
     def to_bytes(self, carried: Sequence[Entry] = ()) -> bytes:
         """The stored bytes of the entry.
@@ -75,7 +77,7 @@ def parse_entry(data: bytes, where: str) -> tuple[Entry, list[Entry]]:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise Damaged(f"{where} is not readable: {error}") from error
     for each in (*carried, entry):
-        if each.sealed().digest != each.digest:
+        if each.with_digest().digest != each.digest:
             raise Damaged(f"{where} does not give its digest {each.digest[:12]}…: its bytes were changed")
     if entry.to_bytes(carried) != data:
         raise Damaged(f"{where} is not written as its content is: its bytes were changed")

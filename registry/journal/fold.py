@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import threading
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from registry.backoff import backoff_s
 from registry.errors import Damaged, RegistryError
+from registry.journal import snapshot
 from registry.journal.conflict import Conflict
 from registry.journal.entry import NO_DIGEST, Entry
 
@@ -55,13 +55,10 @@ class Fold(Generic[S]):
         self._schema = schema
         self._carry = carry and encode is not None
         self._tail: list[Entry] = []
-        self._tail_bytes = 0
-        self._state = initial
-        self._next = 0
-        self._head = NO_DIGEST
-        self._snapshot_at = 0
+        self._initial = initial
         self._cold = True
         self._lock = threading.RLock()
+        self._reset()
 
     @property
     def state(self) -> S:
@@ -79,13 +76,68 @@ class Fold(Generic[S]):
         Raises: Damaged if the chain is broken; the state then stays what it was.
         """
         with self._lock:
-            if self._cold:
+            if not self._cold:
+                self._read_on()
+                return self._state
+            try:
                 self._warm_up()
-                if self._carry and self._catch_up():
-                    return self._state
-            while (entry := self.journal.find(self._next)) is not None:
-                self._advance(entry)
+                if not (self._carry and self._catch_up()):
+                    self._read_on()
+                self.journal.require_count(self._next)
+            except BaseException:
+                self._reset()  # entries without a MAC are known to be the adopted ones only when the last is read
+                raise
+            self._cold = False
             return self._state
+
+    def _read_on(self) -> None:
+        while (entry := self.journal.find(self._next)) is not None:
+            self._advance(entry)
+
+    def _reset(self) -> None:
+        """Return to the initial state, before anything was read."""
+        self._state = self._initial
+        self._next = 0
+        self._head = NO_DIGEST
+        self._snapshot_at = 0
+        self._tail, self._tail_bytes = [], 0
+        self._cold = True
+
+    def verify(self, on_entry: Callable[[Entry], None] | None = None) -> int:
+        """Fold every entry again, from the first, and compare with the snapshot; returns the number of entries.
+
+        on_entry: called with each entry, once it is verified.
+        Raises: Damaged, as `Journal.verify`, and if a reader that starts from the snapshot would have another state.
+        """
+        path, store = self.journal.path, self.journal.store
+        data = store.find(snapshot.key(path))
+        found = None if data is None else snapshot.parse(data, store.audit_keys, path)
+        state = self._initial
+
+        def fold_again(entry: Entry) -> None:
+            nonlocal state
+            state = self._step(state, entry)
+            if found is not None and found.next == entry.number + 1:
+                self._compare(found, state, entry)
+            if on_entry:
+                on_entry(entry)
+
+        count = self.journal.verify(fold_again)
+        if found is not None and not 0 < found.next <= count:
+            raise Damaged(f"{path}: snapshot is of {found.next} entries, and the journal has {count}")
+        return count
+
+    def _compare(self, found: snapshot.Snapshot, state: S, last: Entry) -> None:
+        """Compare a snapshot with the state after the same entries; one of another schema is used by nobody."""
+        if found.head != last.digest:
+            raise Damaged(f"{self.journal.path}: snapshot names another entry {last.number}")
+        if self._encode is None or self._decode is None or found.schema != self._schema:
+            return
+        folded, stored = self._encode(state), self._encode(self._decode(found.state))
+        if json.dumps(folded, sort_keys=True) != json.dumps(stored, sort_keys=True):
+            raise Damaged(
+                f"{self.journal.path}: snapshot is not the state after entry {last.number}: it was changed"
+            )
 
     def transact(
         self, decide: Callable[[S], dict[str, Any] | None], *, patience_s: float = PATIENCE_S
@@ -140,24 +192,17 @@ class Fold(Generic[S]):
             self._tail.append(entry)
             self._tail_bytes += len(entry.to_bytes())
 
-    @property
-    def _key(self) -> str:
-        return f"{self.journal.path}/snapshot.json"
-
     def _save(self) -> None:
         """Store a snapshot; it only saves reads, so a failure is logged and ignored."""
         assert self._encode is not None  # noqa: S101 - the one caller checks it
-        content = {
-            "schema": self._schema,
-            "next": self._next,
-            "head": self._head,
-            "state": self._encode(self._state),
-        }
-        text = json.dumps(content, separators=(",", ":"))
+        journal = self.journal
+        stored = snapshot.Snapshot(self._schema, self._next, self._head, self._encode(self._state))
         try:
-            self.journal.store.put(self._key, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode())
+            journal.store.put(
+                snapshot.key(journal.path), stored.to_bytes(journal.store.audit_keys, journal.path)
+            )
         except RegistryError as error:
-            _logger.warning("%s: snapshot at %d not kept: %s", self.journal.path, self._next, error)
+            _logger.warning("%s: snapshot at %d not kept: %s", journal.path, self._next, error)
             return
         self._snapshot_at = self._next
         self._tail, self._tail_bytes = [], 0
@@ -177,23 +222,10 @@ class Fold(Generic[S]):
         return True
 
     def _warm_up(self) -> None:
-        """Load the snapshot before the first read of entries."""
-        content = self._load() if self._decode else None
-        if content is not None and self._decode is not None:
-            self._state = self._decode(content["state"])
-            self._next = self._snapshot_at = content["next"]
-            self._head = content["head"]
-            self.journal.trust(self._next - 1, self._head)
-        self._cold = False
-
-    def _load(self) -> dict[str, Any] | None:
-        """Read the snapshot; None where it is absent, of another schema or damaged, since the entries hold everything."""
-        data = self.journal.store.find(self._key)
-        if data is None:
-            return None
-        digest, _, text = data.partition(b"\n")
-        if hashlib.sha256(text).hexdigest().encode() != digest:
-            _logger.warning("%s: snapshot is damaged; reading every entry instead", self.journal.path)
-            return None
-        content: dict[str, Any] = json.loads(text)
-        return content if content["schema"] == self._schema else None
+        """Load the snapshot before the first read of entries; one of another schema is left aside."""
+        found = snapshot.load(self.journal.store, self.journal.path) if self._decode else None
+        if found is not None and found.schema == self._schema and self._decode is not None:
+            self._state = self._decode(found.state)
+            self._next = self._snapshot_at = found.next
+            self._head = found.head
+            self.journal.trust(self._next - 1, self._head, authenticated=bool(found.mac))

@@ -3,16 +3,20 @@
 Appending at a number is a compare-and-swap: of two writers one wins and the other finds the winner's entry.
 State is a pure fold of the entries, so the journal is at once the state, its history and the audit log.
 Entries are never deleted: a stalled writer could then create one again and believe that it won.
+Where the store has audit keys, each entry carries a MAC, and one that its holder did not write is refused.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from registry.errors import AlreadyExists, Damaged, InvalidInput, NotFound, Unavailable
+from registry.audit_keys import FILE_VARIABLE, KEY_VARIABLE
+from registry.errors import AlreadyExists, Damaged, InvalidInput, NotFound, Refused, Unavailable
+from registry.journal import adoption
 from registry.journal.conflict import Conflict
 from registry.journal.entry import NO_DIGEST, Entry, normalise_body, parse_entry
 from registry.names import check_key
@@ -36,6 +40,10 @@ class Journal:
         self.actor = actor
         self.clock = clock
         self._digests: dict[int, str] = {}
+        self._authenticated: bool | None = (
+            False  # whether the last entry known has a MAC; None: not seen here
+        )
+        self._adopted_count = 0  # entries that must be there, because they were when the store got its keys
 
     def append(self, body: Mapping[str, Any], *, at: int, carried: Sequence[Entry] = ()) -> Entry:
         """Append `body` as entry number `at`, which is one past the last; 1 write.
@@ -43,16 +51,10 @@ class Journal:
         A lost answer is settled by reading back and comparing the transaction id.
         carried: the entries right before it, repeated beside it for cold readers.
         Raises: Conflict if another writer's entry has the number; InvalidInput if `body` is not finite JSON or `at`
-        leaves a gap; Unavailable if the store does not answer (the entry may or may not be stored).
+        leaves a gap; Refused without an audit key where the journal's entries have MACs; Unavailable if the store does
+        not answer (the entry may or may not be stored).
         """
-        entry = Entry(
-            number=at,
-            body=normalise_body(body, self.path),
-            actor=self.actor,
-            at=self.clock(),
-            txn=uuid.uuid4().hex,
-            previous=self._digest_before(at),
-        ).sealed()
+        entry = self._made(body, at)
         try:
             self.store.create(self.key(at), entry.to_bytes(carried))
         except (AlreadyExists, Unavailable) as error:
@@ -72,12 +74,18 @@ class Journal:
         return found
 
     def find(self, number: int) -> Entry | None:
-        """Find the entry `number`, or None; 1 read. Raises: Damaged if its bytes do not give its digest."""
+        """Find the entry `number`, or None; 1 read.
+
+        Raises: Damaged if its bytes do not give its digest or, with audit keys, it does not carry their MAC.
+        """
         found = self.find_carrying(number)
         return None if found is None else found[0]
 
     def find_carrying(self, number: int) -> tuple[Entry, list[Entry]] | None:
-        """Find the entry `number` and those it carries, or None; 1 read. Raises: Damaged as `find`."""
+        """Find the entry `number` and those it carries, or None; 1 read. Raises: Damaged as `find`.
+
+        The MAC of the entry vouches for those it carries, whose digests its own contains.
+        """
         data = self.store.find(self.key(number))
         if data is None:
             return None
@@ -85,6 +93,7 @@ class Journal:
         if entry.number != number:
             raise Damaged(f"{self.path} entry {number} holds entry {entry.number}")
         self._check_chain(entry)
+        self._authenticate(entry)
         self.remember(entry)
         return entry, carried
 
@@ -101,17 +110,31 @@ class Journal:
             yield entry
             number += 1
 
-    def verify(self) -> int:
+    def verify(self, on_entry: Callable[[Entry], None] | None = None) -> int:
         """Walk the whole hash chain; returns the number of entries.
 
-        Raises: Damaged, naming the first entry that is missing, changed or out of its chain.
+        on_entry: called with each entry, once it is verified.
+        Raises: Damaged, naming the first entry that is missing, changed or out of its chain, or that does not carry a
+        MAC of the store's audit keys.
         """
         self._digests.clear()
-        count = sum(1 for _ in self.entries())
+        count = 0
+        for entry in self.entries():
+            count = entry.number + 1
+            if on_entry:
+                on_entry(entry)
         beyond = self.find_last(count)
         if beyond is not None and self.find(count) is None:
             raise Damaged(f"{self.path} entry {count} is missing, yet {beyond} is there")
+        self.require_count(count)
         return count
+
+    def require_count(self, count: int) -> None:
+        """Check that the journal has not lost entries that it had when the store got its keys. Raises: Damaged."""
+        if count < self._adopted_count:
+            raise Damaged(
+                f"{self.path} ends after {count} entries, but had {self._adopted_count} when the store got its keys"
+            )
 
     def key(self, number: int) -> str:
         """Key under which entry `number` is stored."""
@@ -121,17 +144,56 @@ class Journal:
 
     def remember(self, entry: Entry) -> None:
         """Remember the digest of `entry`, which the next entry must name; only recent ones are kept."""
+        self._authenticated = bool(entry.mac)
         self._digests[entry.number] = entry.digest
         self._digests.pop(entry.number - 8, None)
 
-    def trust(self, number: int, digest: str) -> None:
-        """Accept `digest` for entry `number`, as recorded by a snapshot."""
+    def trust(self, number: int, digest: str, *, authenticated: bool | None = None) -> None:
+        """Accept `digest` for entry `number`, as recorded by a snapshot or read by another process.
+
+        authenticated: whether that has a MAC; None: unknown.
+        """
+        self._authenticated = authenticated
         self._digests[number] = digest
+
+    def _made(self, body: Mapping[str, Any], at: int) -> Entry:
+        """Make the entry that `append` stores."""
+        made = Entry(
+            number=at,
+            body=normalise_body(body, self.path),
+            actor=self.actor,
+            at=self.clock(),
+            txn=uuid.uuid4().hex,
+            previous=self._digest_before(at),
+        ).with_digest()
+        self._require_keys(at)
+        return replace(made, mac=adoption.entry_mac(self.store.audit_keys, self.path, made))
+
+    def _require_keys(self, at: int) -> None:
+        """Check that an entry without a MAC may be entry `at`: others would take it for damage. Raises: Refused."""
+        if self.store.audit_keys:
+            return
+        if self._authenticated is None:
+            self._authenticated = bool(self.entry(at - 1).mac)
+        if self._authenticated or (at == 0 and adoption.is_adopted(self.store)):
+            raise Refused(
+                f"{self.path}: entries here carry the MAC of an audit key and this process has none; set "
+                f"{FILE_VARIABLE} or {KEY_VARIABLE}, or pass open_store(url, audit_keys=…)"
+            )
 
     def _find_unchained(self, number: int) -> Entry | None:
         """Read entry `number` without checking its chain: a conflict is expected here, not damage."""
         data = self.store.find(self.key(number))
-        return None if data is None else parse_entry(data, f"{self.path} entry {number}")[0]
+        if data is None:
+            return None
+        entry = parse_entry(data, f"{self.path} entry {number}")[0]
+        self._authenticate(entry)
+        return entry
+
+    def _authenticate(self, entry: Entry) -> None:
+        head = adoption.authenticate(self.store, self.path, entry)
+        if head is not None:
+            self._adopted_count = max(self._adopted_count, head.count)
 
     def _digest_before(self, number: int) -> str:
         if number == 0:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from registry.errors import NotFound, Refused
+from registry.errors import Damaged, NotFound, Refused
 from registry.journal import Entry
 from registry.models import decisions, reviews
 from registry.models.lineage import Dependent
@@ -181,15 +181,15 @@ class Models(Registration, SignedVersions):
         return state
 
     def verify(self, name: str) -> Verified:
-        """Verify the model's hash chain and read every blob and signature.
+        """Verify the model's hash chain, fold it again, and read every blob and signature.
 
         Raises: Damaged, naming the first damaged object; NotFound.
         """
-        count = self.follow(name).journal.verify()
+        count = self.follow(name).verify()
         blobs = self.get_model(name).blobs()
-        for version in self.follow(name).state.versions.values():
-            for mark in version.signatures:
-                self.signature(name, version.version, mark.sha256)
+        problems = self.check_signatures(name)
+        if problems:
+            raise Damaged("; ".join(problems))
         with tempfile.TemporaryDirectory() as scratch:
             size_bytes = self._blobs(name).check(blobs.values(), Path(scratch))
         return Verified(entries=count, blobs=len(blobs), size_bytes=size_bytes)

@@ -242,7 +242,11 @@ def _gate(state: ModelState, entry: Entry) -> ModelState:
 def _signed(state: ModelState, entry: Entry) -> ModelState:
     version = state.versions[entry.body["version"]]
     mark = SignatureMark(
-        signer=entry.body["signer"], sha256=entry.body["sha256"], actor=entry.actor, at=entry.at
+        signer=entry.body["signer"],
+        sha256=entry.body["sha256"],
+        actor=entry.actor,
+        at=entry.at,
+        bound=entry.body.get("bound", False),
     )
     return _with_version(state, version.model_copy(update={"signatures": (*version.signatures, mark)}))
 

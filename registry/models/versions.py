@@ -71,7 +71,11 @@ class Override(BaseModel):
 
 
 class SignatureMark(BaseModel):
-    """Record of a cryptographic signature, checked when it was added. signer: fingerprint of its key; sha256: of its bundle."""
+    """Record of a cryptographic signature, checked when it was added.
+
+    signer: fingerprint of its key; sha256: of its bundle; bound: whether it must name model, version and serving tags,
+    which those recorded by earlier releases do not.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -79,6 +83,7 @@ class SignatureMark(BaseModel):
     sha256: str
     actor: str
     at: datetime
+    bound: bool = Field(default=False, exclude_if=lambda bound: not bound)
 
 
 class ModelVersion(BaseModel):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote
 
+from registry.audit_keys import AuditKeys
 from registry.errors import AlreadyExists, Forbidden, InvalidInput, NotFound, Unavailable
 from registry.names import check_key
 
@@ -32,16 +33,17 @@ _SMALL_BYTES = 16 << 20
 class FolderStore:
     """Object store of files below `root`, on a file system with hard links (any local one; NFS too).
 
-    root: absolute path; created when the first object is written.
+    root: absolute path; created when the first object is written. audit_keys: authenticate the history in it.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, audit_keys: AuditKeys | None = None) -> None:
         if not root.is_absolute():
             raise InvalidInput(f"store folder {str(root)!r} is not absolute; pass Path(...).resolve()")
         self._root = root
+        self._audit_keys = (audit_keys or AuditKeys()).at(str(root))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return FolderStore, (self._root,)
+        return _rebuild, (self._root, self._audit_keys)
 
     def __repr__(self) -> str:
         return f"FolderStore({self.url!r})"
@@ -52,13 +54,18 @@ class FolderStore:
         return f"file://{quote(str(self._root))}"
 
     @property
+    def audit_keys(self) -> AuditKeys:
+        """Keys that authenticate the history in the store."""
+        return self._audit_keys
+
+    @property
     def root(self) -> Path:
         """Folder that holds the objects."""
         return self._root
 
     def within(self, prefix: str) -> FolderStore:
         """Open the part of this store below `prefix` as a store of its own. Raises: InvalidInput."""
-        return FolderStore(self._root / check_key(prefix))
+        return FolderStore(self._root / check_key(prefix), audit_keys=self._audit_keys)
 
     def get(self, key: str) -> bytes:
         """Get the bytes of an object. Raises: NotFound."""
@@ -234,6 +241,10 @@ class FolderStore:
                     yield from self._walk(name[:-1], prefix, after)
             elif name > after:
                 yield name
+
+
+def _rebuild(root: Path, audit_keys: AuditKeys) -> FolderStore:
+    return FolderStore(root, audit_keys=audit_keys)
 
 
 def _write_durably(path: Path, data: bytes) -> None:

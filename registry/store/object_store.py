@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from registry.audit_keys import AuditKeys
 
 Progress = Callable[[int], None]
 
@@ -25,6 +28,11 @@ class ObjectStore(Protocol):
 
     def within(self, prefix: str) -> ObjectStore:
         """Open the part of this store below `prefix` as a store of its own. Raises: InvalidInput."""
+        ...
+
+    @property
+    def audit_keys(self) -> AuditKeys:
+        """Keys that authenticate the history in the store; they are not stored in it."""
         ...
 
     def get(self, key: str) -> bytes:

@@ -19,6 +19,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
+from registry.audit_keys import AuditKeys
 from registry.errors import AlreadyExists, Forbidden, InvalidInput, NotFound, RegistryError, Unavailable
 from registry.names import check_key
 
@@ -40,19 +41,23 @@ class S3Store:
     """Object store under `prefix` in an S3 bucket.
 
     endpoint: url of an S3 server other than the environment's; "" for the environment's.
+    audit_keys: authenticate the history in the store.
     """
 
-    def __init__(self, bucket: str, prefix: str = "", *, endpoint: str = "") -> None:
+    def __init__(
+        self, bucket: str, prefix: str = "", *, endpoint: str = "", audit_keys: AuditKeys | None = None
+    ) -> None:
         if prefix:
             check_key(prefix)
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
         self._endpoint = endpoint
+        self._audit_keys = (audit_keys or AuditKeys()).at(prefix)
         self._lock = threading.Lock()
         self._client_of: tuple[int, Any] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self._bucket, self._prefix.strip("/"), self._endpoint)
+        return _rebuild, (self._bucket, self._prefix.strip("/"), self._endpoint, self._audit_keys)
 
     def __repr__(self) -> str:
         return f"S3Store({self.url!r})"
@@ -65,7 +70,17 @@ class S3Store:
 
     def within(self, prefix: str) -> S3Store:
         """Open the part of this store below `prefix` as a store of its own. Raises: InvalidInput."""
-        return S3Store(self._bucket, f"{self._prefix}{check_key(prefix)}", endpoint=self._endpoint)
+        return S3Store(
+            self._bucket,
+            f"{self._prefix}{check_key(prefix)}",
+            endpoint=self._endpoint,
+            audit_keys=self._audit_keys,
+        )
+
+    @property
+    def audit_keys(self) -> AuditKeys:
+        """Keys that authenticate the history in the store."""
+        return self._audit_keys
 
     def get(self, key: str) -> bytes:
         """Get the bytes of an object. Raises: NotFound."""
@@ -235,5 +250,5 @@ class S3Store:
         return RegistryError(f"{key}: {self.url} answered {code}: {error}")
 
 
-def _rebuild(bucket: str, prefix: str, endpoint: str) -> S3Store:
-    return S3Store(bucket, prefix, endpoint=endpoint)
+def _rebuild(bucket: str, prefix: str, endpoint: str, audit_keys: AuditKeys) -> S3Store:
+    return S3Store(bucket, prefix, endpoint=endpoint, audit_keys=audit_keys)

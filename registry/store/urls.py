@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from registry.audit_keys import AuditKeys
 from registry.errors import InvalidInput
 from registry.store.folder import FolderStore
 
@@ -13,19 +14,22 @@ if TYPE_CHECKING:
     from registry.store.s3 import S3Store
 
 
-def open_store(url: str) -> FolderStore | S3Store:
+def open_store(url: str, *, audit_keys: AuditKeys | None = None) -> FolderStore | S3Store:
     """Open the store at `url`: `file:///absolute/path` or `s3://bucket/prefix?endpoint=http://…`.
 
     S3 credentials, region and endpoint come from where boto3 finds them (AWS_* and its files); an `endpoint`
     in the url takes precedence.
+    audit_keys: authenticate the history in the store, such as `AuditKeys.of_environment(os.environ)`; None: it is
+    read unverified, and a journal that others authenticate cannot be appended to.
     Raises: InvalidInput for any other url.
     """
     parts = urlsplit(url)
     query = parse_qs(parts.query, strict_parsing=bool(parts.query))
     if parts.scheme == "file" and parts.netloc in {"", "localhost"} and parts.path.startswith("/"):
-        return FolderStore(Path(unquote(parts.path)))
+        return FolderStore(Path(unquote(parts.path)), audit_keys=audit_keys)
     if parts.scheme == "s3" and parts.netloc and set(query) <= {"endpoint"}:
         from registry.store.s3 import S3Store  # late: boto3 is a third of this room's import
 
-        return S3Store(parts.netloc, unquote(parts.path).strip("/"), endpoint=query.get("endpoint", [""])[-1])
+        prefix, endpoint = unquote(parts.path).strip("/"), query.get("endpoint", [""])[-1]
+        return S3Store(parts.netloc, prefix, endpoint=endpoint, audit_keys=audit_keys)
     raise InvalidInput(f"store url {url!r}: want 'file:///absolute/path' or 's3://bucket/prefix?endpoint=…'")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray_apps.cli.arguments import MODEL, VERSION, arg, read_file
 from ray_apps.cli.command import Commands, Given, add
 from ray_apps.cli.errors import Failed, UsageError
 from ray_apps.cli.output import message
+
+if TYPE_CHECKING:
+    from registry.access.signing import Binding
 
 # registry is imported by what needs it: it brings the tables, a third of a second.
 
@@ -25,16 +29,16 @@ def register(models: Commands) -> None:
 
 
 def _sign(given: Given) -> None:
-    """Sign a version's files in the OpenSSF model-signing format."""
+    """Sign a version's files and serving tags in the OpenSSF model-signing format."""
     from registry import RegistryError
     from registry.access import signing
 
     key = read_file(given.key)
     password = read_file(given.password_file).strip() if given.password_file else None
     path = f"/models/{given.model}/versions/{given.version}"
-    digests = _digests(given.client.get(path))
+    version = given.client.get(path)
     try:
-        bundle = signing.sign(given.model, digests, key, password=password)
+        bundle = signing.sign(_binding(version), _digests(version), key, password=password)
         public = signing.public_of(key, password=password)
     except RegistryError as error:
         raise UsageError(f"{given.key}: {error}") from error
@@ -53,10 +57,11 @@ def _verify(given: Given) -> None:
         signer = signing.fingerprint(public)
     except RegistryError as error:
         raise UsageError(f"{given.public_key}: {error}") from error
-    digests = _digests(given.client.get(path))
+    version = given.client.get(path)
     bundle = given.client.get(f"{path}/signatures/{signer}")["bundle"].encode()
     try:
-        signing.check(bundle, digests, public)
+        signing.check(bundle, _digests(version), public)
+        signing.check_binding(bundle, _binding(version), required=_is_bound(version, bundle))
     except RegistryError as error:
         raise Failed(f"{given.model}@{given.version}: {error}") from error
     if given.save:
@@ -67,6 +72,20 @@ def _verify(given: Given) -> None:
 def _print(given: Given, signer: str) -> None:
     text = f"{given.model}@{given.version} is signed by the key {signer}"
     message(given.output, text, {"model": given.model, "version": given.version, "signer": signer})
+
+
+def _binding(version: dict[str, Any]) -> Binding:
+    """What a signature of this version is bound to: as the platform describes it, which signs or is checked here."""
+    from registry.access.signing import Binding
+    from registry.models.serving_tags import serving_tags
+
+    return Binding(version["model"], version["version"], serving_tags(version["tags"]))
+
+
+def _is_bound(version: dict[str, Any], bundle: bytes) -> bool:
+    """Whether a bundle was recorded as bound to its version; earlier releases recorded others."""
+    digest = hashlib.sha256(bundle).hexdigest()
+    return any(mark.get("bound", False) for mark in version["signatures"] if mark["sha256"] == digest)
 
 
 def _digests(version: dict[str, Any]) -> dict[str, str]:

@@ -35,6 +35,7 @@ from ray_apps.predictor.protocol.errors import BadRequest, DeviceFailed, NotRead
 from ray_apps.predictor.versions.loaded import LoadedVersion, LoadError, fetch_version
 from registry import Registry, open_store
 from registry.access import workspace_store
+from registry.audit_keys import AuditKeys
 from registry.errors import RegistryError
 
 __all__ = ["ServeDeployments", "VersionReplica", "device_of", "version_application"]
@@ -112,7 +113,8 @@ class TimedVersionReplica(VersionReplica):
 def _load(model: str, number: int, options: PredictorOptions) -> LoadedVersion:
     from ray_apps.predictor.versions.scoring import load_scorer  # late: only replicas need torch
 
-    store = workspace_store(open_store(options.store_url), options.workspace)
+    platform = open_store(options.store_url, audit_keys=AuditKeys.of_environment(os.environ))
+    store = workspace_store(platform, options.workspace)
     registry = Registry(store, actor=f"predictor/{model}")
     try:
         record = registry.get_version(model, number)

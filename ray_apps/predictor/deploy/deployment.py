@@ -33,6 +33,7 @@ from ray_apps.predictor.inference.recording import Recorder
 from ray_apps.predictor.versions.engine import Engine, VersionLoader
 from registry import Registry, open_store
 from registry.access import workspace_store
+from registry.audit_keys import AuditKeys
 
 __all__ = [
     "POOL_APP",
@@ -58,7 +59,7 @@ class _ReplicaResources:
 
     def __init__(self, name: str, options: PredictorOptions) -> None:
         self._options = options
-        platform = open_store(options.store_url)
+        platform = open_store(options.store_url, audit_keys=AuditKeys.of_environment(os.environ))
         self._store = workspace_store(platform, options.workspace)
         self._clock = clock_named("replay" if options.replay else "system", options.redis_url)
         self._features: FeatureStore | None = None

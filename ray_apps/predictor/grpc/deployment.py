@@ -18,6 +18,7 @@ from ray_apps.predictor.grpc.limits import Limits
 from ray_apps.predictor.grpc.server import GrpcServer
 from ray_apps.predictor.http.auth import Authenticator, NoAuthentication, TokenAuthenticator
 from registry import open_store
+from registry.audit_keys import AuditKeys
 
 __all__ = ["GRPC_APP", "ProxyOptions", "grpc_application"]
 
@@ -78,8 +79,8 @@ class ProxyReplica:
 def _authenticator(options: ProxyOptions) -> Authenticator:
     if not options.authentication:
         return NoAuthentication()
-    admission = open_admission(open_store(options.store_url), "grpc-proxy")
-    return TokenAuthenticator(admission, workspace=None)
+    store = open_store(options.store_url, audit_keys=AuditKeys.of_environment(os.environ))
+    return TokenAuthenticator(open_admission(store, "grpc-proxy"), workspace=None)
 
 
 def grpc_application(options: ProxyOptions | Mapping[str, Any]) -> serve.Application:

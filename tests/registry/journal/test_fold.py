@@ -25,7 +25,8 @@ class Counting:
         self.inner, self.calls = inner, Counter[str]()
 
     def __getattr__(self, name: str) -> Any:
-        self.calls[name] += 1
+        if name != "audit_keys":
+            self.calls[name] += 1
         return getattr(self.inner, name)
 
 
@@ -57,7 +58,8 @@ def test_a_cold_read_is_three_requests_at_any_length_when_carried(folder_store: 
     assert counting.calls == {"find": 1}
     counting.calls.clear()
     reader.transact(lambda _: {"n": 1})
-    assert counting.calls == {"find": 1, "create": 1}
+    asked_for_keys = int(count == 0)  # once for each store, before a first entry is made without any
+    assert counting.calls == {"find": 1 + asked_for_keys, "create": 1}
 
 
 def test_without_carrying_a_cold_read_is_the_snapshot_and_later_entries(folder_store: ObjectStore):
@@ -154,7 +156,7 @@ def test_a_follower_refuses_a_broken_chain_and_keeps_its_state(folder_store: Obj
     writer, follower = sum_of(folder_store), sum_of(folder_store)
     writer.transact(lambda _: {"n": 1})
     assert follower.refresh() == 1
-    forged = Entry(1, {"n": 99}, "eve", writer.journal.entry(0).at, "t", "0" * 64).sealed()
+    forged = Entry(1, {"n": 99}, "eve", writer.journal.entry(0).at, "t", "0" * 64).with_digest()
     folder_store.create(writer.journal.key(1), forged.to_bytes())
     with pytest.raises(Damaged):
         follower.refresh()

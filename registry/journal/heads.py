@@ -1,0 +1,111 @@
+"""Heads of journals: how many entries each has, and the digest of the last, authenticated together by one MAC.
+
+Kept outside the store, heads show that a journal was cut or rewritten since; kept in it, that a journal is older than
+the store's audit keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from registry.errors import Damaged
+from registry.journal.entry import Entry, parse_entry
+from registry.times import from_text, to_text
+
+if TYPE_CHECKING:
+    from registry.audit_keys import AuditKeys
+    from registry.store import ObjectStore
+
+_READERS = 16
+_SKIPPED = ("tables/", "workspaces/")  # no journals of this store are there, and the tables have many objects
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Number of entries in a journal, and the digest of the last."""
+
+    count: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """Heads of all journals of a store at a moment, by the journal's path."""
+
+    at: datetime
+    journals: Mapping[str, Head]
+
+    def to_bytes(self, keys: AuditKeys, kind: str, path: str = "") -> bytes:
+        """Write the heads as JSON with a MAC, which says what `kind` they are and at which `path` they lie."""
+        content = self._content()
+        return json.dumps({**content, "mac": keys.mac(kind, path, _digest(content))}, indent=0).encode()
+
+    def _content(self) -> dict[str, Any]:
+        journals = {path: [head.count, head.digest] for path, head in sorted(self.journals.items())}
+        return {"at": to_text(self.at), "journals": journals}
+
+
+def parse_heads(data: bytes, keys: AuditKeys, kind: str, path: str = "", *, where: str) -> Heads:
+    """Parse heads and verify their MAC. Raises: Damaged, naming `where`."""
+    try:
+        content: dict[str, Any] = json.loads(data)
+        mac = str(content.pop("mac"))
+        journals = {
+            name: Head(int(count), str(digest)) for name, (count, digest) in content["journals"].items()
+        }
+        heads = Heads(from_text(content["at"]), journals)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damaged(f"{where} does not hold heads of journals: {error!r}") from error
+    problem = keys.problem(mac, kind, path, _digest(content))
+    if problem:
+        raise Damaged(f"{where} {problem}")
+    return heads
+
+
+def journal_counts(store: ObjectStore) -> dict[str, int]:
+    """List the journals of a store, those of its workspaces left out, with the number of entries in each."""
+    counts: dict[str, int] = {}
+    for key in _keys(store):
+        path, _, name = key.rpartition("/entries/")
+        if path and name.removesuffix(".json").isdigit():
+            counts[path] = max(counts.get(path, 0), int(name.removesuffix(".json")) + 1)
+    return counts
+
+
+def last_entries(store: ObjectStore) -> dict[str, Entry]:
+    """Read the last entry of every journal of a store, unverified; one listing and one read for each journal.
+
+    Raises: Damaged if one is not readable.
+    """
+
+    def last(item: tuple[str, int]) -> tuple[str, Entry]:
+        path, count = item
+        key = f"{path}/entries/{count - 1:08d}.json"
+        return path, parse_entry(store.get(key), f"{path} entry {count - 1}")[0]
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        return dict(pool.map(last, journal_counts(store).items()))
+
+
+def _keys(store: ObjectStore) -> Iterator[str]:
+    """Iterate over the keys of a store, passing over the folders without journals of its own."""
+    after = ""
+    while True:
+        for key in store.list("", after=after):
+            skipped = next((folder for folder in _SKIPPED if key.startswith(folder)), None)
+            if skipped:
+                after = f"{skipped[:-1]}0"  # the code point after "/"
+                break
+            yield key
+        else:
+            return
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
