@@ -15,12 +15,15 @@ from pydantic import BaseModel, ConfigDict
 from functions.monitoring.drift.dataset_sketches import DatasetRows
 from functions.monitoring.logged_features import FeatureColumns, feature_table, sample_rows
 from functions.prediction_log import predictions
+from functions.reporting.html import json_for_script
 from functions.runtime.context import context
 from functions.runtime.function import function
 from registry import Table
 
 _COLUMNS = ("prediction_id", "version", "shadow", "predicted_at", "numeric", "categorical")
 _FEWEST = 30
+_DATA_BEGIN, _DATA_END = "<script>\n    var ", ";\n</script>"
+_DATA = re.compile(r"\w+ = \{.*\};\n    var additional_graphs_\w+ = \{.*\}")  # JSON holds no line breaks
 
 
 class EvidentlyReport(BaseModel):
@@ -84,7 +87,22 @@ def _page(reference: pa.Table, window: pa.Table, columns: FeatureColumns) -> str
     before, now = (
         Dataset.from_pandas(rows.to_pandas(), data_definition=definition) for rows in (reference, window)
     )
-    html: str = Report([DataDriftPreset()]).run(now, before).get_html_str(as_iframe=False)
+    html = _escaped(Report([DataDriftPreset()]).run(now, before).get_html_str(as_iframe=False))
     sample_note = f"<p>{len(window):,} requests beside {len(reference):,} training rows, sampled where there were more.</p>"
     found = re.search(r"<body[^>]*>", html)
     return sample_note + html if found is None else html[: found.end()] + sample_note + html[found.end() :]
+
+
+def _escaped(page: str) -> str:
+    """Escape the data that evidently writes into its page's first script as it is.
+
+    Values of requests are among them, which callers choose: one with `</script>` in it would run as code.
+    Raises: RuntimeError if the page is not built as expected, rather than returning one that nobody escaped.
+    """
+    head, begin, rest = page.partition(_DATA_BEGIN)
+    data, end, tail = rest.partition(_DATA_END)
+    if not begin or not end or _DATA.fullmatch(data) is None:
+        raise RuntimeError(
+            "evidently's page is not built as that of 0.7, whose data is escaped here; pin evidently<0.8"
+        )
+    return head + begin + json_for_script(data) + end + tail

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+_IN_SCRIPT = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: #222; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd; }
@@ -22,10 +23,10 @@ code { font-size: .85em; overflow-wrap: anywhere; } .said { background: #f5f7f6;
 def document(title: str, summary: Sequence[str], sections: Sequence[tuple[str, str]]) -> str:
     """Assemble the whole HTML page.
 
-    summary: sentences at the top; sections: headings, and contents that are HTML already.
+    summary: sentences at the top; sections: headings, and contents that are HTML already. Texts are escaped here.
     """
     sentences = "".join(f"<p>{_text(line)}</p>" for line in summary)
-    body = "".join(f"<h2>{heading}</h2>{content}" for heading, content in sections)
+    body = "".join(f"<h2>{_text(heading)}</h2>{content}" for heading, content in sections)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title>'
         f"<style>{_STYLE}</style><script>{get_plotlyjs()}</script></head>"
@@ -62,6 +63,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]], *, numbers_fr
 
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
     return f"<table><tr>{cells('th', header)}</tr>{body}</table>"
+
+
+def json_for_script(value: str) -> str:
+    """Escape JSON so that it stays data inside an HTML `<script>`, whatever texts it holds.
+
+    value: JSON text. `<`, `>`, `&` and the line separators stand only inside its strings, where an escape means the same.
+    """
+    return value.translate(_IN_SCRIPT)
 
 
 def _text(value: object) -> str:

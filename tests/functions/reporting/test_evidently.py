@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
+from functions.monitoring.logged_features import FeatureColumns
 from functions.reporting import evidently_report
+from functions.reporting.evidently_page import _escaped, _page
 from functions.runtime import use_context
 from tests.functions.monitoring.conftest import MODEL, served  # noqa: F401 - a fixture
 
@@ -33,3 +36,21 @@ def test_too_little_to_draw_is_refused(served: Any) -> None:  # noqa: F811
         served.register()
         with pytest.raises(ValueError, match="0 requests to 'late'"):
             evidently_report(MODEL)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of litestar, as evidently uses it
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of scipy, on a category that one side never saw
+def test_a_value_that_a_caller_chose_stays_data_in_the_page():
+    values = {"seen": ["ab", "cd"] * 30, "sent": ["</script><script>alert(1)</script>", "<!--<script>"] * 30}
+    seen, sent = (pa.table({"city": column}) for column in values.values())
+    page = _page(seen, sent, FeatureColumns((), ("city",)))
+    assert "<script>alert(1)" not in page
+    assert "<!--<script>" not in page
+    escaped = values["sent"][0].replace("<", r"\u003c").replace(">", r"\u003e")
+    assert escaped in page
+
+
+def test_a_page_of_another_build_is_refused_rather_than_left_unescaped():
+    with pytest.raises(RuntimeError, match=r"pin evidently<0\.8"):
+        _escaped('<html><script>var data = "</script>"</script><body></body></html>')

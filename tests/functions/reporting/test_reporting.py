@@ -1,16 +1,19 @@
 """A model's page: figures by week that agree with a hand calculation, journals told in order, HTML that stands alone."""
 
+import json
 import math
 import re
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
+import plotly.graph_objects as go
 import pyarrow as pa
 import pytest
 
 from functions.monitoring import Alarm
 from functions.prediction_log.records import PREDICTIONS
 from functions.reporting import TimelineEvent, timeline, trace_prediction, weeks
+from functions.reporting.html import document, figure_html, json_for_script
 from functions.reporting.page import Latency, ReportContent, render
 from functions.reporting.timeline import from_alarms, from_model, from_retrains
 from functions.reporting.weekly import first_outputs, rescore, served
@@ -147,6 +150,14 @@ def test_the_page_stands_alone_and_escapes_what_it_shows():
     without_library = re.sub(r"<script[^>]*>.*?</script>", "", page, flags=re.DOTALL)
     assert not re.search(r"""(src|href)=["']?(http|//)""", without_library)
     assert "<script src" not in page
+
+
+def test_headings_and_figures_stay_text_whatever_they_hold():
+    evil = "</script><script>alert(1)</script>"
+    page = document("features", [], [(evil, figure_html(go.Figure(go.Bar(x=[evil], y=[1])), evil))])
+    assert "<script>alert(1)" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert json.loads(json_for_script(json.dumps([evil, "a&b\u2028"]))) == [evil, "a&b\u2028"]
 
 
 def test_what_came_of_an_alarm_is_told(tmp_path):
