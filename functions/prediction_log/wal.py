@@ -23,6 +23,7 @@ from pathlib import Path
 
 from functions.prediction_log.errors import LogFullError
 from functions.prediction_log.frames import HEADER_BYTES, encode_frame, read_frames, whole_frames
+from registry.store import private_folder
 
 __all__ = ["Chunk", "SegmentReader", "WriteAheadLog", "claim", "is_writers_folder", "recover", "segments_of"]
 
@@ -238,8 +239,7 @@ def _new_writer(kind: Path) -> tuple[str, Path, int]:
     """Make a writer's folder and take its lock; another name if an adopter was quicker."""
     while True:
         writer = uuid.uuid4().hex
-        folder = kind / writer
-        folder.mkdir(parents=True)
+        folder = private_folder(kind / writer)
         lock = claim(folder)
         if lock is not None:
             return writer, folder, lock

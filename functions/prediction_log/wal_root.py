@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from registry.access import DEFAULT_WORKSPACE, split_workspace_url
+from registry.store import temporary_folder
 
 __all__ = ["default_wal_root"]
 
@@ -16,8 +15,8 @@ __all__ = ["default_wal_root"]
 def default_wal_root(store_url: str) -> Path:
     """Derive the folder from the URL of a workspace's store, so that all its processes on this machine agree.
 
-    Beside a platform's store that is a folder; in the machine's temporary folder for a store elsewhere. A workspace
-    other than the default one has a folder of its own there.
+    Beside a platform's store that is a folder; in this user's temporary folder for a store elsewhere. A workspace
+    other than the default one has a folder of its own there. Raises: Forbidden if another user made that folder first.
     """
     platform_url, workspace = split_workspace_url(store_url)
     root = _platform_root(platform_url)
@@ -30,4 +29,4 @@ def _platform_root(store_url: str) -> Path:
         path = Path(unquote(parts.path))
         return path.with_name(f"{path.name}-wal")
     digest = hashlib.sha256(store_url.encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"toque-{os.getuid()}" / f"wal-{digest}"
+    return temporary_folder(f"wal-{digest}")

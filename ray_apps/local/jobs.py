@@ -26,12 +26,12 @@ def start(running: RunningPlatform, *, cluster_id: str) -> ProcessSession:
 
     cluster_id: id of the running Ray cluster, in hex.
     """
-    session = (running.run_folder / "session_latest").resolve()
+    session = (running.ray_folder / "session_latest").resolve()
     options = {
         "host": running.settings.host,
         "port": running.ports.jobs,
         "port-retries": 0,
-        "temp-dir": running.run_folder,
+        "temp-dir": running.ray_folder,
         "log-dir": session / "logs",
         "session-dir": session,
         "gcs-address": running.ray_address,
@@ -48,6 +48,7 @@ def start(running: RunningPlatform, *, cluster_id: str) -> ProcessSession:
             stderr=log,
             env=with_mark(environment(running, os.environ), running.settings.home),
             start_new_session=True,
+            umask=0o077,
         )
     return ProcessSession.led_by(process.pid)
 

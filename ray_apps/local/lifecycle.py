@@ -27,6 +27,7 @@ from ray_apps.local.processes import ProcessSession
 from ray_apps.local.settings import Settings
 from ray_apps.local.state_file import RunningPlatform
 from ray_apps.local.status import status
+from registry.store import temporary_folder
 
 GRACE_S = 3.0
 SHORT = 16  # longest path of a temporary folder, in characters, that leaves room for its sockets' paths
@@ -40,7 +41,7 @@ def up(settings: Settings, *, report: Report = lambda _: None) -> RunningPlatfor
     report: called with each step in a few words. This process stays connected to Ray, as a driver.
     Raises: PortTaken, StartFailed. On any error, and on Ctrl-C, everything started is ended again.
     """
-    settings.home.mkdir(parents=True, exist_ok=True)
+    _close(settings.home)
     with _locked(settings.home):
         recorded = state_file.find_platform(settings.home)
         if recorded is not None and status(settings.home).healthy:
@@ -136,12 +137,23 @@ def run_folder(home: Path) -> Path:
     return short / f"toque-{digest}"
 
 
+def _close(home: Path) -> None:
+    """Make the state folder if it is missing, and let only its owner enter: tokens, logs and data lie in it."""
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = home.stat()
+    if found.st_uid == os.geteuid() and found.st_mode & 0o077:
+        home.chmod(0o700)
+
+
 def _fresh(folder: Path) -> Path:
     """Make an empty folder that only this user can read. Raises: LocalError if another user owns it."""
     if folder.is_symlink() or (folder.exists() and folder.stat().st_uid != os.getuid()):
         raise LocalError(f"{folder} belongs to someone else; remove it")
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=0o700)
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError as error:
+        raise LocalError(f"{folder} was made by someone else meanwhile; remove it") from error
     return folder
 
 
@@ -173,7 +185,7 @@ def _disconnect() -> None:
 @contextmanager
 def _one_at_a_time() -> Iterator[None]:
     """Serialize starts of a user's platforms: a port that one has chosen is not bound yet when the next looks."""
-    with (Path(tempfile.gettempdir()) / f"toque-{os.getuid()}.starting").open("a") as lock:
+    with (temporary_folder("starting") / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

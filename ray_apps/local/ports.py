@@ -94,7 +94,7 @@ def _next_free(port: int, taken: set[int], host: str, ask: Callable[[int, str], 
 def _listener(port: int) -> PortHolder:
     sockets = {f"socket:[{inode}]" for inode in _listening_inodes(port)}
     for folder in Path("/proc").glob("[0-9]*"):
-        if sockets & _open_sockets(folder) and (found := Process.find(int(folder.name))) is not None:
+        if sockets & open_sockets(folder) and (found := Process.find(int(folder.name))) is not None:
             return PortHolder(port, found.pid, found.command[:120])
     return PortHolder(port, None, "")
 
@@ -109,7 +109,8 @@ def _listening_inodes(port: int) -> Iterator[str]:
                 yield fields[9]
 
 
-def _open_sockets(folder: Path) -> set[str]:
+def open_sockets(folder: Path) -> set[str]:
+    """List the open files of a process, sockets as `socket:[inode]`. folder: of the process in /proc."""
     links = set()
     try:
         for entry in os.scandir(folder / "fd"):

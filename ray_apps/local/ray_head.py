@@ -39,8 +39,8 @@ def platform_environment(running: RunningPlatform) -> dict[str, str]:
 def serve_environment(running: RunningPlatform) -> dict[str, str]:
     """List the variables that put Serve behind HAProxy with throughput settings, and its files and ports in their place.
 
-    HAProxy's own listeners cannot be bound to loopback only; they show metrics, and take no commands. Ray starts its
-    workers at niceness 15, below all else on the machine; here they serve, so they start at 0, and trainers lower theirs.
+    HAProxy's pages of statistics go to loopback by way of `clusters/haproxy.sh`. Ray starts its workers at niceness 15,
+    below all else on the machine; here they serve, so they start at 0, and trainers lower theirs.
     """
     folder = running.run_folder / "ha"
     return {
@@ -56,7 +56,7 @@ def serve_environment(running: RunningPlatform) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "m.sock"),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(running.ports.metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(running.ports.stats),
-        "RAY_TMPDIR": str(running.run_folder),
+        "RAY_TMPDIR": str(running.ray_folder),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",
         "RAY_worker_maximum_startup_concurrency": str(_STARTING),
@@ -79,7 +79,7 @@ def command(running: RunningPlatform) -> list[str]:
         "max-worker-port": 0,
         "num-cpus": settings.num_cpus,
         "object-store-memory": settings.object_store_bytes,
-        "temp-dir": running.run_folder,
+        "temp-dir": running.ray_folder,
     }
     flags = [f"--{name}={value}" for name, value in options.items()]
     program = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--no-monitor"]
@@ -98,6 +98,7 @@ def start(running: RunningPlatform, inherited: Mapping[str, str]) -> ProcessSess
             env=with_mark(environment(running, inherited), running.settings.home),
             cwd=running.run_folder,
             start_new_session=True,
+            umask=0o077,
         )
     _starters[process.pid] = process
     return ProcessSession.led_by(process.pid)

@@ -69,6 +69,7 @@ def start(settings: Settings, port: int) -> ProcessSession:
             stderr=log,
             env=with_mark({"PATH": "/usr/bin:/bin"}, settings.home),
             start_new_session=True,
+            umask=0o077,
         )
     return ProcessSession.led_by(process.pid)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -87,6 +88,14 @@ class Settings(BaseModel):
         wanted = {field: value for field, value in chosen.items() if value is not None}
         ports = from_file.get("ports", {}) | wanted.pop("ports", {})
         return cls(**(from_file | from_environment | wanted | {"ports": ports}))
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this machine reaches the platform's address."""
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:  # a name
+            return self.host == "localhost"
 
     @property
     def redis_folder(self) -> Path:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ray_apps.local.processes import ProcessSession
 from ray_apps.local.settings import Ports, Settings
+from ray_apps.loopback import loopback_environment
 from ray_apps.model_paths import models_path, split_name
 
 FILE = "up.json"
@@ -35,6 +36,11 @@ class RunningPlatform(BaseModel):
     notes: tuple[str, ...] = ()
     timings_s: dict[str, float] = {}
     ready: bool = False
+
+    @property
+    def ray_folder(self) -> Path:
+        """Folder of Ray's sessions, which Ray opens to every user; it lies in one that only this user can enter."""
+        return self.run_folder / "r"
 
     @property
     def url(self) -> str:
@@ -76,7 +82,10 @@ class RunningPlatform(BaseModel):
             "TOQUE_URL": self.url,
             "RAY_ADDRESS": self.ray_address,
             "RAY_API_SERVER_ADDRESS": self.jobs_url,
-        } | self.settings.ray_login()
+        }
+        given |= self.settings.ray_login()
+        if self.settings.on_loopback:
+            given |= loopback_environment()
         return {name: value for name, value in given.items() if value}
 
     def client_environment(self) -> dict[str, str]:

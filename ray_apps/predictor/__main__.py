@@ -24,6 +24,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ray_apps.loopback import loopback_environment
+
 if TYPE_CHECKING:
     from ray_apps.predictor.deploy.options import PoolOptions, PredictorOptions
     from ray_apps.predictor.http.endpoint import Endpoint
@@ -40,6 +42,8 @@ SERVE_ENVIRONMENT = {
     "RAY_worker_niceness": "0",  # Ray's default of 15 lets any other program starve the replicas
 }
 """Serve's settings for speed; they count only in processes that start with them."""
+SHORT = 16
+"""Longest path of a temporary folder, in characters, that leaves room for the paths of Ray's and HAProxy's sockets."""
 PORTS = range(20_000, 32_768)
 """Above the ports of Ray's workers, below those that Linux picks for outgoing connections."""
 
@@ -204,12 +208,15 @@ def _pool_options(arguments: argparse.Namespace) -> PoolOptions:
 
 @contextlib.contextmanager
 def _haproxy_folder() -> Iterator[None]:
-    """Make a folder for HAProxy's files; afterwards end the HAProxy that was started with them."""
-    folder = Path(tempfile.mkdtemp(prefix="toque-haproxy-"))
+    """Make a private folder for Ray's and HAProxy's files; afterwards end the HAProxy that was started with them."""
+    short = None if len(tempfile.gettempdir()) <= SHORT else "/tmp"  # noqa: S108  # mkdtemp makes a name nobody has
+    folder = Path(tempfile.mkdtemp(prefix="toque-", dir=short))
     metrics_port, stats_port = _free_ports(2)
     os.environ.update(
         SERVE_ENVIRONMENT
+        | loopback_environment()
         | {
+            "RAY_TMPDIR": str(folder),  # by default Ray takes /tmp/ray, which anybody can make first
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
             "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),

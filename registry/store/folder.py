@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _TMP = ".tmp"
 _CHUNK_BYTES = 1 << 20
+_PRIVATE, _SHARED = 0o600, 0o660  # modes of files
 _STALE_S = 24 * 3600.0
 _SMALL_BYTES = 16 << 20
 
@@ -33,7 +35,9 @@ _SMALL_BYTES = 16 << 20
 class FolderStore:
     """Object store of files below `root`, on a file system with hard links (any local one; NFS too).
 
-    root: absolute path; created when the first object is written. audit_keys: authenticate the history in it.
+    root: absolute path; created when the first object is written. audit_keys: authenticate the history in it. Whatever the
+    umask, only its user may read and write what is created; a root that its group may write (`chmod 2770`) is shared,
+    and all in it belongs to the group too.
     """
 
     def __init__(self, root: Path, *, audit_keys: AuditKeys | None = None) -> None:
@@ -41,6 +45,7 @@ class FolderStore:
             raise InvalidInput(f"store folder {str(root)!r} is not absolute; pass Path(...).resolve()")
         self._root = root
         self._audit_keys = (audit_keys or AuditKeys()).at(str(root))
+        self._shared: bool | None = None  # known once the root exists
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self._root, self._audit_keys)
@@ -87,7 +92,7 @@ class FolderStore:
         """Store `data` if the key is free; atomic between processes. Raises: AlreadyExists."""
         path = self._path(key)
         with self._errors(key), self._temporary() as temporary:
-            _write_durably(temporary, data)
+            _write_durably(temporary, data, mode=self._mode)
             changed = self._make_parent(path)
             try:
                 os.link(temporary, path)
@@ -99,7 +104,7 @@ class FolderStore:
         """Store `data`, replacing an object of that key."""
         path = self._path(key)
         with self._errors(key), self._temporary() as temporary:
-            _write_durably(temporary, data)
+            _write_durably(temporary, data, mode=self._mode)
             changed = self._make_parent(path)
             temporary.replace(path)
             _sync_folders(changed)
@@ -128,7 +133,7 @@ class FolderStore:
         """Stream the file at `path` into the object; `on_progress` gets the bytes of each piece."""
         target = self._path(key)
         with self._errors(key), self._temporary() as temporary:
-            with path.open("rb") as source, temporary.open("xb") as sink:
+            with path.open("rb") as source, _open_new(temporary, self._mode) as sink:
                 _copy(source, sink, on_progress)
                 _sync_file(sink)
             changed = self._make_parent(target)
@@ -194,14 +199,32 @@ class FolderStore:
         while not changed[-1].is_dir():
             changed.append(changed[-1].parent)
         for made in reversed(changed[:-1]):
-            made.mkdir(exist_ok=True)
+            self._make_folder(made)
         return changed
+
+    def _make_folder(self, folder: Path) -> None:
+        with suppress(FileExistsError):
+            shared = self._mode == _SHARED
+            folder.mkdir(mode=0o770 if shared else 0o700)
+            if shared:
+                folder.chmod(0o2770)  # new files get the group of the folder
+
+    @property
+    def _mode(self) -> int:
+        """Mode of new files: their user's alone, or the group's too if the root is shared with it."""
+        if self._shared is None:
+            self._shared = bool(self._root.stat().st_mode & stat.S_IWGRP)
+        return _SHARED if self._shared else _PRIVATE
 
     @contextmanager
     def _temporary(self) -> Iterator[Path]:
         """Give a fresh path in `.tmp/`, on the same file system, and remove it afterwards."""
         folder = self._root / _TMP
-        folder.mkdir(parents=True, exist_ok=True)
+        if not folder.is_dir():
+            self._root.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                self._root.mkdir(mode=0o700)
+            self._make_folder(folder)
         path = folder / uuid.uuid4().hex
         try:
             yield path
@@ -247,10 +270,18 @@ def _rebuild(root: Path, audit_keys: AuditKeys) -> FolderStore:
     return FolderStore(root, audit_keys=audit_keys)
 
 
-def _write_durably(path: Path, data: bytes) -> None:
-    with path.open("xb") as file:
+def _write_durably(path: Path, data: bytes, *, mode: int) -> None:
+    with _open_new(path, mode) as file:
         file.write(data)
         _sync_file(file)
+
+
+def _open_new(path: Path, mode: int) -> BinaryIO:
+    """Open a new file for writing; the umask may not add to its mode, and may not take the group from a shared store."""
+    file = open(path, "xb", opener=lambda name, flags: os.open(name, flags, _PRIVATE))  # noqa: SIM115  # Path.open takes no opener
+    if mode != _PRIVATE:
+        os.fchmod(file.fileno(), mode)
+    return file
 
 
 def _copy(source: BinaryIO, sink: BinaryIO, on_progress: Progress | None) -> None:

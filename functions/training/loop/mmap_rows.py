@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 
 from functions.renamed import old_names
+from registry.store import private_folder, temporary_folder
 
 _FILE, _LOCK, _DONE = "rows", "lock", "done.json"
 _MEMORY_PART = 0.5  # a file below this part of memory is kept by the page cache, and needs no read-ahead
@@ -44,12 +44,12 @@ class MmapRows:
         """Open the rows of `parts`, written in order by the first process of this machine that opens them.
 
         name: what distinguishes these rows: table, version, columns and encoding; parts: arrays by name, of equally many
-        rows, and in all parts of one type and shape; within: where the folder is made (default: the temporary folder).
+        rows, and in all parts of one type and shape; within: where the folder is made (default: this user's temporary one).
         The folder is removed when its last reader ends; that of a killed reader stays until the rows are opened again.
-        Raises: OSError if the disk is full; ValueError if there are no rows.
+        Raises: OSError if the disk is full; ValueError if there are no rows; Forbidden if the folder is not this user's.
         """
         digest = hashlib.sha256(name.encode()).hexdigest()[:24]
-        folder = (within or Path(tempfile.gettempdir())) / f"toque-rows-{os.getuid()}-{digest}"
+        folder = (within or temporary_folder("rows")) / f"toque-rows-{os.getuid()}-{digest}"
         lock = _locked(folder, parts)
         layout = json.loads((folder / _DONE).read_text())
         kind = np.dtype([(field, form, tuple(shape)) for field, form, shape in layout["kind"]])
@@ -82,8 +82,8 @@ class MmapRows:
 def _locked(folder: Path, parts: Callable[[], Iterable[Arrays]]) -> int:
     """Take the folder's lock, shared with its other readers; if rows are missing, write them under the exclusive lock."""
     while True:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with suppress(FileNotFoundError):  # the last reader has just removed the folder
+            private_folder(folder)
             lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
             try:
                 fcntl.flock(lock, fcntl.LOCK_SH)

@@ -9,13 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -24,6 +22,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
+from ray_apps.loopback import bind_to_loopback
 from ray_apps.predictor.deploy.latency import LatencyMeter
 from ray_apps.predictor.deploy.names import VERSION_PREFIX, version_app
 from ray_apps.predictor.deploy.options import DedicatedOptions, PredictorOptions
@@ -37,6 +36,7 @@ from registry import Registry, open_store
 from registry.access import workspace_store
 from registry.audit_keys import AuditKeys
 from registry.errors import RegistryError
+from registry.store import temporary_folder
 
 __all__ = ["ServeDeployments", "VersionReplica", "device_of", "version_application"]
 
@@ -60,6 +60,7 @@ class VersionReplica:
 
     def __init__(self, model: str, number: int, options: dict[str, Any]) -> None:
         configure_process()
+        bind_to_loopback(os.environ)
         self._version = _load(model, number, PredictorOptions.model_validate(options))
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="predict")
         self._failed = ""
@@ -120,9 +121,8 @@ def _load(model: str, number: int, options: PredictorOptions) -> LoadedVersion:
         record = registry.get_version(model, number)
     except (RegistryError, OSError) as error:
         raise LoadError(f"{model}@{number} cannot be fetched: {error}") from error
-    scratch = Path(tempfile.gettempdir()) / "toque-loading"
     loader = partial(load_scorer, device=device_of(options))
-    return fetch_version(record, registry, loader, scratch=scratch)
+    return fetch_version(record, registry, loader, scratch=temporary_folder("loading"))
 
 
 def device_of(options: PredictorOptions) -> str:

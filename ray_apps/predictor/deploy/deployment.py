@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 from ray import serve
@@ -34,6 +32,7 @@ from ray_apps.predictor.versions.engine import Engine, VersionLoader
 from registry import Registry, open_store
 from registry.access import workspace_store
 from registry.audit_keys import AuditKeys
+from registry.store import temporary_folder
 
 __all__ = [
     "POOL_APP",
@@ -97,13 +96,12 @@ class _ReplicaResources:
         from ray_apps.predictor.versions.scoring import load_scorer  # late: only replicas need torch
 
         registry = Registry(self._store, actor=f"predictor/{model}")
-        scratch = Path(tempfile.gettempdir()) / "toque-loading"
         poll_s = self._options.poll_s
         engine = Engine(
             model,
             registry,
             load_scorer,
-            scratch=scratch,
+            scratch=temporary_folder("loading"),
             poll_s=poll_s,
             retain=retain,
             version_loader=version_loader,

@@ -9,12 +9,14 @@ RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH switches it on where the cluster start
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from starlette.middleware import Middleware
 from uvicorn.config import HTTP_PROTOCOLS
 
+from ray_apps.loopback import bind_to_loopback
 from ray_apps.predictor.write_coalescing import CoalescingProtocol
 
 __all__ = ["BypassMiddleware", "middlewares", "register_bypass", "unregister_bypass"]
@@ -53,7 +55,9 @@ class BypassMiddleware:
 def middlewares() -> list[Middleware]:
     """The middlewares of Serve's HTTP servers, which Serve asks for before it makes them.
 
-    Serve leaves the choice of the HTTP protocol to uvicorn, so uvicorn's default is set here too.
+    Serve leaves the choice of the HTTP protocol to uvicorn, so uvicorn's default is set here too. It asks in each
+    replica that listens, before its other server is made, whose address is set here for the same reason.
     """
+    bind_to_loopback(os.environ)
     HTTP_PROTOCOLS["auto"] = f"{CoalescingProtocol.__module__}:{CoalescingProtocol.__qualname__}"
     return [Middleware(BypassMiddleware)]

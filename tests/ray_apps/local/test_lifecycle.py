@@ -2,10 +2,11 @@
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import tritonclient.grpc as triton
 
 from ray_apps.local import RunningPlatform, down, processes, status
+from ray_apps.local.ports import LISTENING, open_sockets
 from ray_apps.local.state_file import find_platform
 from tests.ports import free_port
 
@@ -98,6 +100,27 @@ def answers(running: RunningPlatform, path: str, body: Any = None) -> bool:
     return True
 
 
+def listening(found: Iterable[processes.Process]) -> list[tuple[str, str]]:
+    """Addresses in the kernel's hexadecimal at which these processes listen, each with a command."""
+    listeners = [
+        fields
+        for table in ("/proc/net/tcp", "/proc/net/tcp6")
+        for line in Path(table).read_text().splitlines()[1:]
+        if (fields := line.split())[3] == LISTENING
+    ]
+    addresses = {f"socket:[{fields[9]}]": fields[1].partition(":")[0] for fields in listeners}
+    return [
+        (addresses[name], each.command[:60])
+        for each in found
+        for name in open_sockets(Path(f"/proc/{each.pid}"))
+        if name in addresses
+    ]
+
+
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+"""127.0.0.1, the same in IPv6's form, and ::1."""
+
+
 def test_a_platform_restarts_after_kills_with_its_results_and_leaves_no_process(
     place: Path, home: Path
 ) -> None:
@@ -114,6 +137,19 @@ def test_a_platform_restarts_after_kills_with_its_results_and_leaves_no_process(
     assert "already up" in again.communicate(timeout=60)[0]
     assert again.returncode == 0
     assert status(home).healthy
+
+    found = processes.of_platform(home, running.sessions.values())
+    heard = listening(found)
+    assert {address for address, _ in heard} <= LOOPBACK, [each for each in heard if each[0] not in LOOPBACK]
+    assert len(heard) > 15  # all parts were seen
+    [admin_socket] = (running.run_folder / "ha").glob("*/a.sock")
+    for path, mode in (
+        (home, 0o700),
+        (running.run_folder, 0o700),
+        (home / "store", 0o700),
+        (admin_socket, 0o600),
+    ):
+        assert stat.S_IMODE(path.stat().st_mode) == mode, path
 
     kill(home, running, "redis-server 127")
     kill(home, running, "ServeReplica:gateway")

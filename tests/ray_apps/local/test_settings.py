@@ -100,6 +100,20 @@ def test_everything_ray_starts_is_bound_to_loopback(tmp_path: Path) -> None:
     assert "--include-dashboard=false" in command
 
 
+@pytest.mark.parametrize(("host", "alone"), [("127.0.0.1", True), ("localhost", True), ("10.0.0.7", False)])
+def test_ray_is_told_that_no_other_machine_joins_where_only_this_one_is_served(
+    tmp_path: Path,
+    host: str,
+    alone: bool,  # noqa: FBT001  # a parameter of the test
+) -> None:
+    running = made(tmp_path)
+    environment = running.model_copy(
+        update={"settings": running.settings.model_copy(update={"host": host})}
+    ).environment()
+    assert (environment.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER") == "0") is alone
+    assert (environment.get("TOQUE_ONE_MACHINE") == "1") is alone
+
+
 def test_the_http_middlewares_that_serve_is_given_can_be_imported(tmp_path: Path) -> None:
     name = ray_head.environment(made(tmp_path), {})["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]
     module, _, function = name.rpartition(".")
