@@ -60,7 +60,7 @@ def test_any_rows_are_read_in_any_order_any_number_of_times(disk):
 
 
 def folders(disk):
-    return list(disk.glob("toque-rows-*"))
+    return list(disk.rglob("toque-rows-*"))
 
 
 def test_the_file_is_written_once_and_removed_with_its_last_reader(disk):
@@ -103,7 +103,7 @@ def test_the_file_of_a_killed_reader_is_used_by_the_next(disk):
     def never():
         raise AssertionError("written again")
 
-    found = MmapRows.of("n", never)
+    found = MmapRows.of("n", never, within=disk)
     assert found.take(torch.tensor([2]))["y"].tolist() == [2]
     del found
     gc.collect()

@@ -1,0 +1,72 @@
+"""Installs everything into the Python that runs this, each file checked against its hash in the lock: `make setup`.
+
+    python -m tests.project.install
+
+A Python of which pip's settings name a source of its own for torch (`find-links`, an index) may get a build from there, like
+`2.13.0+cpu`, that PyPI does not have: its version is the locked one, but its hash is not known, and that is said.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from tests.project.lock import LOCK, ROOT, TORCH_LOCK, TRITON_LOCK, read_lock
+
+_SOURCES = ("find-links", "index-url", "extra-index-url")
+
+
+def main() -> None:
+    """Install the locked packages, torch, and this project; then check that nothing is missing or contradicts."""
+    _install("--require-hashes", "--no-deps", "--requirement", str(LOCK))
+    version = next(one.version for one in read_lock(TORCH_LOCK.read_text()) if one.name == "torch")
+    build = offered_build(version)
+    if build is None:
+        _install("--require-hashes", "--no-deps", "--requirement", str(TORCH_LOCK))
+    else:
+        _install("--require-hashes", "--no-deps", "--requirement", str(TRITON_LOCK))
+        _install("--no-deps", f"torch=={build}")
+        sys.stdout.write(f"torch {build} is of the source in pip's settings; no hash in the lock covers it\n")
+    # The lock has setuptools, so building takes nothing that is not checked.
+    _install("--no-deps", "--no-build-isolation", "--editable", str(ROOT))
+    _pip("check")
+
+
+def offered_build(version: str) -> str | None:
+    """Find the build of a version of torch that pip's settings bring; None if pip would take PyPI's."""
+    settings = _pip("config", "list")
+    if not any(name in settings for name in _SOURCES):
+        return None
+    report = json.loads(
+        _pip(
+            "install",
+            "--dry-run",
+            "--quiet",
+            "--no-deps",
+            "--ignore-installed",
+            "--report",
+            "-",
+            f"torch=={version}",
+        )
+    )
+    found: str = report["install"][0]["metadata"]["version"]
+    return found if "+" in found else None
+
+
+def _install(*arguments: str) -> None:
+    _pip("install", "--quiet", "--disable-pip-version-check", *arguments)
+
+
+def _pip(*arguments: str) -> str:
+    """Run pip of this Python; its errors go to the terminal. Raises: SystemExit if it fails."""
+    command = [sys.executable, "-m", "pip", *arguments]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        sys.stdout.write(done.stdout)
+        raise SystemExit(f"failed: {' '.join(command)}")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    main()
