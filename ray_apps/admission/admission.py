@@ -142,7 +142,7 @@ class Admission:
         who: str | None = None
         try:
             principal = await self.identify(authorization)
-            who = principal.name
+            who, workspace = principal.name, workspace or principal.workspace
             found = await self._authorize(principal, rule, workspace, model)
             return Admitted(principal, found.name, self._permits(principal, found))
         except NotAdmitted as refusal:
@@ -181,14 +181,11 @@ class Admission:
                 why=str(refusal),
             )
 
-    async def _authorize(
-        self, principal: Principal, rule: Rule, named: str | None, model: str | None
-    ) -> Workspace:
+    async def _authorize(self, principal: Principal, rule: Rule, name: str, model: str | None) -> Workspace:
         """Find the request's workspace, if the principal may do there what the rule requires.
 
         A caller without a grant in a workspace does not learn whether it exists. Raises: NotAdmitted.
         """
-        name = named or principal.workspace
         if not rule.allows(principal, name, model):
             raise NotAdmitted(403, _too_little(principal, str(rule), name, model))
         found = self._workspaces.recall_workspace(name)

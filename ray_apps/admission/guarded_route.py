@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.responses import Response
 
-from ray_apps.admission.admission import Admission, Admitted, Rule
+from ray_apps.admission.admission import Admission, Admitted, NotAdmitted, Rule
 from registry import Principal, Role
 
 WORKSPACE_HEADER: Final = "x-toque-workspace"
@@ -93,17 +93,22 @@ class GuardedRoute(APIRoute):
 def _guarded(handler: Handler, required: _Required) -> Handler:
     async def answer(request: Request) -> Response:
         admission: Admission = request.app.state.admission
+        what, client = f"{request.method} {request.url.path}", client_of(request)
         admitted = await admission.admit(
             header(request, "authorization"),
             required.rule,
-            what=f"{request.method} {request.url.path}",
+            what=what,
             workspace=workspace_named(request),
             model=required.model or request.path_params.get("model"),
-            client=client_of(request),
+            client=client,
         )
         request.state.admitted = admitted
         try:
             return await handler(request)
+        except NotAdmitted as refusal:  # of what only the body could tell
+            who = admitted.principal.name
+            admission.note(refusal, who=who, what=what, workspace=admitted.workspace, client=client)
+            raise
         finally:
             admitted.release()
 

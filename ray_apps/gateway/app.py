@@ -14,6 +14,7 @@ from ray_apps.gateway import openapi, problems
 from ray_apps.gateway.auth import allowed, identify_bearer, problem_of_refusal
 from ray_apps.gateway.metrics import Metrics, RequestMetrics
 from ray_apps.gateway.routes import (
+    audit,
     feature_push,
     feedback,
     functions,
@@ -48,7 +49,7 @@ def build_app(services: Services) -> FastAPI:
     app.state.metrics = Metrics()
     app.state.admission = open_admission(services.context.store, "gateway", access=services.access_list)
     app.router.route_class = GuardedRoute
-    modules = (functions, invocations, models, layers, feedback, feature_push, operations, repository)
+    modules = (functions, invocations, models, layers, feedback, feature_push, operations, repository, audit)
     for module in modules:
         app.include_router(module.router)
     app.state.routes = [route for module in modules for route in module.router.routes]

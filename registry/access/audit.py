@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from registry.access.grants import DEFAULT_WORKSPACE
+from registry.access.grants import DEFAULT_WORKSPACE, EVERY_WORKSPACE
 from registry.access.workspaces import workspace_store
 from registry.journal import Entry, Journal
 from registry.times import from_text
@@ -65,16 +65,12 @@ def read_refusals(store: ObjectStore, *, since: datetime) -> Iterator[AuditEntry
 
 def read_access_changes(store: ObjectStore, *, since: datetime) -> Iterator[AuditEntry]:
     """Read changes of tokens and workspaces from `since` on, newest first. store: the platform's."""
-    names: dict[str, str] = {}
     entries = list(Journal(store, "access/journal", actor="audit").entries())
-    for entry in entries:
-        token = entry.body.get("token")
-        if token is not None:
-            names[token["id"]] = token["name"]
+    tokens = {entry.body["token"]["id"]: entry.body["token"] for entry in entries if "token" in entry.body}
     for entry in reversed(entries):
         if entry.at < since:
             return
-        yield _access_change(entry, names)
+        yield _access_change(entry, tokens)
 
 
 def read_model_changes(store: ObjectStore, workspace: str, *, since: datetime) -> Iterator[AuditEntry]:
@@ -94,20 +90,19 @@ def read_model_changes(store: ObjectStore, workspace: str, *, since: datetime) -
             yield _model_change(entry, model, workspace)
 
 
-def _access_change(entry: Entry, names: dict[str, str]) -> AuditEntry:
+def _access_change(entry: Entry, tokens: dict[str, dict[str, Any]]) -> AuditEntry:
     body = entry.body
-    workspace = body.get("workspace")
-    if "token" in body:
-        token: dict[str, Any] = body["token"]
-        grants = token.get("grants") or [{"role": token.get("role"), "workspace": DEFAULT_WORKSPACE}]
-        what = f"token created: {token['name']}"
-        detail = ", ".join(f"{grant['role']}:{grant['workspace']}" for grant in grants)
-        reached = {grant["workspace"] for grant in grants}
-        workspace = reached.pop() if len(reached) == 1 else None
-    elif body["kind"] == "revoked":
-        what, detail = f"token revoked: {names.get(body['id'], body['id'])}", ""
+    if body["kind"].startswith("workspace-"):
+        what, workspace = f"{body['kind']}: {body['workspace']}", body["workspace"]
+        detail = body.get("description", "")
     else:
-        what, detail = f"{body['kind']}: {workspace}", body.get("description", "")
+        token = body.get("token") or tokens.get(body["id"], {"name": body.get("id"), "grants": []})
+        grants = token.get("grants") or [{"role": token.get("role"), "workspace": DEFAULT_WORKSPACE}]
+        reached = {grant["workspace"] for grant in grants}
+        what, workspace = f"token {body['kind']}: {token['name']}", None
+        if len(reached) == 1 and EVERY_WORKSPACE not in reached:
+            workspace = reached.pop()
+        detail = ", ".join(f"{grant['role']}:{grant['workspace']}" for grant in grants)
     return AuditEntry(
         at=entry.at, kind="access", who=entry.actor, what=what, workspace=workspace, detail=detail
     )

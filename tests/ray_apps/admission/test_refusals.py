@@ -85,7 +85,7 @@ def test_changes_of_access_and_models_are_part_of_the_audit(folder_store: Object
     access.revoke("bot")
     found = list(read_access_changes(folder_store, since=NOW))
     assert [(each.who, each.what, each.workspace, each.detail) for each in found] == [
-        ("root", "token revoked: bot", None, ""),
+        ("root", "token revoked: bot", "payments", "caller:payments"),
         ("root", "token created: bot", "payments", "caller:payments"),
         ("root", "workspace-created: payments", "payments", ""),
     ]

@@ -1,0 +1,100 @@
+"""Route that reads the audit: who was refused what, and who changed access and models."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from heapq import nlargest
+from typing import Annotated, Literal
+
+import orjson
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from ray_apps.admission import GuardedRoute, NotAdmitted, admitted_of, allowed
+from ray_apps.gateway.services import services_of
+from ray_apps.gateway.wire import Json, Time
+from registry import EVERY_WORKSPACE, ObjectStore, Principal, Role
+from registry.access.audit import AuditEntry, read_access_changes, read_model_changes, read_refusals
+
+router = APIRouter(route_class=GuardedRoute, tags=["access"])
+
+LOOK_BACK = timedelta(days=7)
+MAX_ENTRIES = 100_000
+_FIELDS = tuple(AuditEntry.model_fields)
+
+Admin = Annotated[Principal, allowed(Role.admin)]
+
+
+@router.get("/audit", response_model=list[AuditEntry])
+async def get_audit(
+    request: Request,
+    principal: Admin,
+    since: Time | None = None,
+    until: Time | None = None,
+    actor: Annotated[str | None, Query(max_length=128)] = None,
+    kind: Literal["refusal", "access", "model"] | None = None,
+    everywhere: bool = False,  # noqa: FBT001, FBT002  # a query parameter
+    limit: Annotated[int, Query(ge=1, le=MAX_ENTRIES)] = 1_000,
+    export: Annotated[Literal["json", "ndjson", "csv"], Query(alias="format")] = "json",
+) -> Response:
+    """Read refused requests and changes, newest first, of the workspace or, for an admin of all, of every one.
+
+    since: by default a week ago. actor: only what this principal did or was refused; "" for callers without a token.
+    format: ndjson and csv are for export.
+    """
+    if everywhere and not principal.may(Role.admin, EVERY_WORKSPACE):
+        raise NotAdmitted(403, f"{principal.name} has {principal.roles}; everywhere=true needs admin:*")
+    services = services_of(request)
+    store = services.context.store
+    begin = since or services.context.clock() - LOOK_BACK
+    workspace = None if everywhere else admitted_of(request).workspace
+
+    def found() -> list[AuditEntry]:
+        every = [each.name for each in services.access_list.list_workspaces()]
+        workspaces = every if workspace is None else [workspace]
+        entries = (
+            entry
+            for entry in _entries(store, workspaces, kind, begin)
+            if (workspace is None or entry.workspace == workspace)
+            and (until is None or entry.at < until)
+            and (actor is None or (entry.who or "") == actor)
+        )
+        return nlargest(limit, entries, key=lambda entry: entry.at)
+
+    return _rendered(await services.run(found), export)
+
+
+def _entries(
+    store: ObjectStore, workspaces: list[str], kind: str | None, since: datetime
+) -> Iterator[AuditEntry]:
+    """Read the entries of the whole platform, those of models only in `workspaces`. store: the platform's."""
+    if kind in (None, "refusal"):
+        yield from read_refusals(store, since=since)
+    if kind in (None, "access"):
+        yield from read_access_changes(store, since=since)
+    if kind in (None, "model"):
+        for name in workspaces:
+            yield from read_model_changes(store, name, since=since)
+
+
+def _rendered(entries: list[AuditEntry], export: str) -> Response:
+    rows = [entry.model_dump(mode="json") for entry in entries]
+    if export == "json":
+        return Json(rows)
+    if export == "ndjson":
+        return Response(
+            b"".join(orjson.dumps(row) + b"\n" for row in rows), media_type="application/x-ndjson"
+        )
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _FIELDS)
+    writer.writeheader()
+    writer.writerows({field: _safe(value) for field, value in row.items()} for row in rows)
+    return Response(text.getvalue(), media_type="text/csv; charset=utf-8")
+
+
+def _safe(value: object) -> object:
+    """Keep a spreadsheet from reading a text that a caller chose as a formula."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in {"=", "+", "-", "@", "\t", "\r"} else value
