@@ -1,0 +1,143 @@
+"""Verification of an issuer's signed tokens, and the principals that they stand for."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from ray_apps.oidc.issuer_keys import IssuerKeys
+from ray_apps.oidc.settings import OidcSettings
+from registry import Principal
+
+if TYPE_CHECKING:
+    from jwt import PyJWK
+
+    from ray_apps.token_cache import AccessList
+
+NAME_PREFIX: Final = "oidc:"
+"""Begins the name of every principal of an issuer; no token of the access list has such a name."""
+MAX_TOKEN_CHARS: Final = 16_384
+_MAX_NAME = 128
+_JWT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\Z")
+_REQUIRED = ["exp", "iss", "aud"]
+_logger = logging.getLogger(__name__)
+
+
+class OidcVerifier:
+    """Finds the principals of one issuer's tokens, as an access list; safe for threads.
+
+    keys: of the issuer, fetched by default.
+    """
+
+    def __init__(self, settings: OidcSettings, *, keys: IssuerKeys | None = None) -> None:
+        self._settings = settings
+        self._keys = keys or IssuerKeys(settings)
+
+    def recognises(self, token: str) -> bool:
+        """Whether the text has the form of a signed token."""
+        return len(token) <= MAX_TOKEN_CHARS and _JWT.match(token) is not None
+
+    def verify(self, token: str) -> Principal | None:
+        """Find the principal of a valid token; may read the issuer's keys. Raises: Unavailable."""
+        return self._principal(token, self._keys.find)
+
+    def recall(self, token: str) -> Principal | None:
+        """Find the principal of a valid token by the keys read last."""
+        return self._principal(token, self._keys.recall)
+
+    def _principal(self, token: str, find: Callable[[str], PyJWK | None]) -> Principal | None:
+        import jwt  # late: only where OIDC is configured
+
+        if not self.recognises(token):
+            return None
+        try:
+            return self._named(self._verified_claims(token, find))
+        except (jwt.PyJWTError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
+            _logger.debug("a token of %s is refused: %s", self._settings.issuer, error)
+            return None
+
+    def _verified_claims(self, token: str, find: Callable[[str], PyJWK | None]) -> Mapping[str, Any]:
+        """Check claims first, so that what is expired or of another issuer costs no key, then the signature.
+
+        Raises: jwt.PyJWTError, ValueError if the token is not accepted; Unavailable.
+        """
+        import jwt  # late: as above
+
+        header = jwt.get_unverified_header(token)
+        algorithm, key_id = header.get("alg"), header.get("kid")
+        if algorithm not in self._settings.algorithms:
+            raise ValueError(f"alg={algorithm!r} is not one of {self._settings.algorithms}")
+        if not isinstance(key_id, str) or "crit" in header:
+            raise ValueError("its header must have 'kid' and no 'crit'")
+        checks = ("verify_exp", "verify_nbf", "verify_iat", "verify_aud", "verify_iss")
+        self._decode(token, None, [], {"verify_signature": False, **dict.fromkeys(checks, True)})
+        key = find(key_id)
+        if key is None or key.algorithm_name != algorithm:
+            raise ValueError(f"kid={key_id!r} is no key of the issuer for {algorithm}")
+        claims = self._decode(token, key, [algorithm], {})
+        left_s = claims["exp"] - datetime.now(UTC).timestamp()
+        if left_s > self._settings.max_lifetime_s:
+            raise ValueError(
+                f"exp is {left_s:.0f} s away; at most {self._settings.max_lifetime_s:g} are accepted"
+            )
+        return claims
+
+    def _decode(self, token: str, key: Any, algorithms: list[str], options: dict[str, Any]) -> dict[str, Any]:
+        import jwt  # late: as above
+
+        settings = self._settings
+        claims: dict[str, Any] = jwt.decode(
+            token,
+            key=key,
+            algorithms=algorithms,
+            audience=settings.audiences,
+            issuer=settings.issuer,
+            leeway=settings.leeway_s,
+            options=cast("Any", {"require": _REQUIRED, **options}),
+        )
+        return claims
+
+    def _named(self, claims: Mapping[str, Any]) -> Principal:
+        """Make the principal of verified claims. Raises: ValueError if they name nobody."""
+        claim = self._settings.name_claim
+        name = claims.get(claim)
+        if (
+            not isinstance(name, str)
+            or not 0 < len(name) <= _MAX_NAME
+            or not name.isprintable()
+            or " " in name
+        ):
+            raise ValueError(
+                f"claim {claim!r} is no name of 1 to {_MAX_NAME} printable characters without spaces"
+            )
+        if claim == "email" and claims.get("email_verified", True) is not True:
+            raise ValueError("the issuer has not verified the e-mail address")
+        grants = dict.fromkeys(each.grant for each in self._settings.grants if each.fits(claims))
+        return Principal(name=NAME_PREFIX + name, grants=tuple(grants), limits=self._settings.limits)
+
+
+class _Both:
+    """Access list in front of an issuer: a text has the form of a token of one or the other."""
+
+    def __init__(self, access: AccessList, oidc: OidcVerifier) -> None:
+        self._access, self._oidc = access, oidc
+
+    def recognises(self, token: str) -> bool:
+        return self._access.recognises(token) or self._oidc.recognises(token)
+
+    def verify(self, token: str) -> Principal | None:
+        return self._of(token).verify(token)
+
+    def recall(self, token: str) -> Principal | None:
+        return self._of(token).recall(token)
+
+    def _of(self, token: str) -> AccessList:
+        return self._access if self._access.recognises(token) else self._oidc
+
+
+def with_oidc(access: AccessList, settings: OidcSettings | None) -> AccessList:
+    """Extend an access list by the tokens of an issuer; the list itself if there are no settings."""
+    return access if settings is None else _Both(access, OidcVerifier(settings))
