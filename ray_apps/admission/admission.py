@@ -10,6 +10,7 @@ from typing import Final, Protocol
 
 from ray_apps.admission.refusals import RefusalLog
 from ray_apps.admission.request_limits import NO_PERMIT, Permit, RequestLimits, TooManyRequests
+from ray_apps.oidc import OidcSettings, with_oidc
 from ray_apps.token_cache import TokenCache, bearer_token
 from registry import Access, ObjectStore, Principal, Role, Unavailable, Workspace
 
@@ -211,15 +212,17 @@ class Admission:
             raise NotAdmitted(429, str(error), retry_after_s=error.retry_after_s) from error
 
 
-def open_admission(store: ObjectStore, door: str, *, access: Access | None = None) -> Admission:
+def open_admission(
+    store: ObjectStore, door: str, *, access: Access | None = None, oidc: OidcSettings | None = None
+) -> Admission:
     """Open the admission of a door on the platform's store; reads the access list now, if the store answers.
 
-    access: the platform's access list, None: that of the store.
+    access: the platform's access list, None: that of the store. oidc: issuer whose tokens are accepted, too.
     """
     listed = access or Access(store, actor=door)
     with contextlib.suppress(Unavailable):  # the cache reads it later
         listed.read()
-    return Admission(TokenCache(listed), listed, RefusalLog(store, door))
+    return Admission(TokenCache(with_oidc(listed, oidc)), listed, RefusalLog(store, door))
 
 
 def _too_little(principal: Principal, needed: str, workspace: str, model: str | None) -> str:

@@ -47,7 +47,9 @@ def build_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     app.state.metrics = Metrics()
-    app.state.admission = open_admission(services.context.store, "gateway", access=services.access_list)
+    app.state.admission = open_admission(
+        services.context.store, "gateway", access=services.access_list, oidc=services.oidc
+    )
     app.router.route_class = GuardedRoute
     modules = (functions, invocations, models, layers, feedback, feature_push, operations, repository, audit)
     for module in modules:

@@ -42,6 +42,7 @@ def build() -> FastAPI:
     from functions.runtime.context import context_of
     from ray_apps.gateway.app import build_app
     from ray_apps.gateway.services import Services
+    from ray_apps.oidc import OidcSettings
 
     context = context_of(os.environ)
 
@@ -55,6 +56,8 @@ def build() -> FastAPI:
 
         discover_at_low_priority(context.projects)
 
-    services = Services(context=context, labels=labels, discover=discover)
+    services = Services(
+        context=context, labels=labels, discover=discover, oidc=OidcSettings.from_environment(os.environ)
+    )
     threading.Thread(target=services.catalogue, name="discover", daemon=True).start()
     return build_app(services)

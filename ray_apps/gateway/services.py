@@ -13,6 +13,7 @@ from anyio import to_thread
 
 from functions.runtime.context import Context
 from ray_apps.gateway.problems import Problem
+from ray_apps.oidc import OidcSettings
 from registry import Access, Principal
 
 P = ParamSpec("P")
@@ -36,7 +37,8 @@ class Services:
 
     context: the platform's own; labels: opens the label log, called on first use as it starts a thread; access: list of
     tokens, by default that of the store; discover: imports the functions, called on first use as it takes seconds;
-    wait_s: how long a synchronous call of a durable invocation waits before it answers 202.
+    wait_s: how long a synchronous call of a durable invocation waits before it answers 202; oidc: issuer
+    whose tokens are accepted beside those of the list.
     """
 
     context: Context
@@ -44,6 +46,7 @@ class Services:
     access: InitVar[Access | None] = None
     discover: Callable[[], object] = lambda: None
     wait_s: float = 60.0
+    oidc: OidcSettings | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _discovering: threading.Lock = field(default_factory=threading.Lock)
     _discovered: bool = False

@@ -6,10 +6,12 @@ import os
 from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from ray_apps.oidc import OidcSettings
 
 HOME = ".toque"
 CLUSTER_FILE = Path(__file__).resolve().parents[2] / "clusters" / "local.yaml"
@@ -36,11 +38,16 @@ class Ports(BaseModel):
     door_metrics: int = Field(default=44227, ge=1, le=65535)
 
 
+def _parsed_oidc(value: Any) -> Any:
+    return OidcSettings.parse(value) if isinstance(value, str) else value
+
+
 class Settings(BaseModel):
     """Settings to start the platform with.
 
     home: state folder (store, Redis data, tokens, state file); store_url: by default the folder `store` in `home`;
-    redis_url: None starts an embedded Redis; project: module of the user's definitions; clock: "system", or "replay"
+    redis_url: None starts an embedded Redis; project: module of the user's definitions; oidc: issuer whose
+    tokens are accepted, too; clock: "system", or "replay"
     for a driver that sets the time; host: address to listen on; num_cpus: CPUs for Ray; object_store_bytes: Ray's
     shared memory; start_timeout_s: for each part.
     """
@@ -51,6 +58,7 @@ class Settings(BaseModel):
     store_url: str = ""
     redis_url: str | None = None
     project: str | None = None
+    oidc: Annotated[OidcSettings | None, BeforeValidator(_parsed_oidc)] = None
     clock: Literal["system", "replay"] = "system"
     host: str = "127.0.0.1"
     ports: Ports = Ports()
@@ -79,6 +87,7 @@ class Settings(BaseModel):
             "store_url": "TOQUE_STORE",
             "redis_url": "TOQUE_REDIS_URL",
             "project": "TOQUE_PROJECT",
+            "oidc": "TOQUE_OIDC",
             "clock": "TOQUE_CLOCK",
         }
         from_file = _cluster_settings(Path(environment.get("TOQUE_CLUSTER") or CLUSTER_FILE))

@@ -79,6 +79,7 @@ class RunningPlatform(BaseModel):
             "TOQUE_REDIS_URL": self.redis_url,
             "TOQUE_CLOCK": self.settings.clock,
             "TOQUE_PROJECT": self.settings.project or "",
+            "TOQUE_OIDC": self.settings.oidc.model_dump_json() if self.settings.oidc else "",
             "TOQUE_URL": self.url,
             "RAY_ADDRESS": self.ray_address,
             "RAY_API_SERVER_ADDRESS": self.jobs_url,

@@ -9,16 +9,24 @@ from ray_apps.admission import BodyLimit
 from ray_apps.mlflow import artifacts, errors, experiments, logged_models, models, runs, versions
 from ray_apps.mlflow.services import MlflowServices, ViewerRegistry
 from ray_apps.mlflow.wire import Json
+from ray_apps.oidc import OidcSettings
 from registry import Access, Clock, ObjectStore, utc_now
 
 
-def build_app(store: ObjectStore, *, access: Access | None = None, clock: Clock = utc_now) -> FastAPI:
+def build_app(
+    store: ObjectStore,
+    *,
+    access: Access | None = None,
+    clock: Clock = utc_now,
+    oidc: OidcSettings | None = None,
+) -> FastAPI:
     """Build the application, to be mounted at `/api`; it needs neither Ray nor Serve.
 
-    store: the registry's; access: its tokens, None: those in the store; clock: gives the times of changes.
+    store: the registry's; access: its tokens, None: those in the store; clock: gives the times of changes;
+    oidc: issuer whose tokens are accepted, too.
     """
     app = FastAPI(title="Toque by MLflow's protocol", openapi_url=None, docs_url=None, redoc_url=None)
-    app.state.services = MlflowServices(store, access=access, clock=clock)
+    app.state.services = MlflowServices(store, access=access, clock=clock, oidc=oidc)
     for module in (experiments, runs, logged_models, artifacts, models, versions):
         app.include_router(module.router)
     app.add_api_route("/3.0/mlflow/server-info", server_info, methods=["GET"])

@@ -34,6 +34,7 @@ def build() -> FastAPI:
     """Build the application in a replica, on the store that the process's environment names."""
     from functions.runtime.context import context_of  # late: only a replica needs them
     from ray_apps.mlflow.app import build_app
+    from ray_apps.oidc import OidcSettings
 
     context = context_of(os.environ)
-    return build_app(context.store, clock=context.clock)
+    return build_app(context.store, clock=context.clock, oidc=OidcSettings.from_environment(os.environ))

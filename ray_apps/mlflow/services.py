@@ -12,6 +12,7 @@ from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from ray_apps.mlflow.errors import Refusal
+from ray_apps.oidc import OidcSettings, with_oidc
 from ray_apps.token_cache import TokenCache
 from registry import Access, Clock, ObjectStore, Principal, Registry, Role, RunLog, utc_now
 
@@ -24,8 +25,15 @@ bearer = HTTPBearer(auto_error=False, description="MLFLOW_TRACKING_TOKEN: a toke
 class MlflowServices:
     """Registries by actor and logs by open run, shared by all routes; thread-safe."""
 
-    def __init__(self, store: ObjectStore, *, access: Access | None = None, clock: Clock = utc_now) -> None:
-        self._tokens = TokenCache(access or Access(store, actor="mlflow"))
+    def __init__(
+        self,
+        store: ObjectStore,
+        *,
+        access: Access | None = None,
+        clock: Clock = utc_now,
+        oidc: OidcSettings | None = None,
+    ) -> None:
+        self._tokens = TokenCache(with_oidc(access or Access(store, actor="mlflow"), oidc))
         self._logs: OrderedDict[tuple[str, str], RunLog] = OrderedDict()
         self._lock = threading.Lock()
         self._registry: Callable[[str], Registry] = lru_cache(_REGISTRIES_KEPT)(

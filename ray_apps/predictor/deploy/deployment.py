@@ -78,7 +78,7 @@ class _ReplicaResources:
         self.auth: Authenticator = NoAuthentication(options.workspace)
         if options.authentication:
             self.auth = TokenAuthenticator(
-                open_admission(platform, f"predictor/{name}"), workspace=options.workspace
+                open_admission(platform, f"predictor/{name}", oidc=options.oidc), workspace=options.workspace
             )
 
     @property

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from functions.prediction_log import default_wal_root
 from functions.runtime.context import context_of
+from ray_apps.oidc import OidcSettings
 from ray_apps.predictor.deploy.scaling import Policy
 from registry.access import DEFAULT_WORKSPACE, check_workspace, workspace_url
 
@@ -53,8 +54,10 @@ class PredictorOptions(BaseModel):
     """Options of a predictor: the platform it belongs to, its bounds and its scale.
 
     store_url, redis_url: the platform's store and Redis (None: no requests by key, no log). workspace: whose models,
-    features and log they are; access is the platform's. replay: the platform runs on the replay clock. authentication: False admits every request. log: whether answers are logged.
-    wal_root: folder of the write-ahead files of all workspaces (default: beside the store). log_limit_bytes: their bound for each
+    features and log they are; access is the platform's. replay: the platform runs on the replay clock.
+    authentication: False admits every request. oidc: issuer whose tokens are accepted, too. log: whether answers are
+    logged. wal_root: folder of the write-ahead files of all workspaces (default: beside the store). log_limit_bytes:
+    their bound for each
     replica. poll_s: how often the traffic policy is read. num_replicas, num_cpus, max_ongoing_requests,
     max_queued_requests: Serve's; requests beyond both bounds are refused with 429. max_body_bytes: of one request.
     shadow_limit: how many requests may wait for shadows before they are dropped.
@@ -75,6 +78,7 @@ class PredictorOptions(BaseModel):
     workspace: str = DEFAULT_WORKSPACE
     replay: bool = False
     authentication: bool = True
+    oidc: OidcSettings | None = None
     log: bool = True
     wal_root: Path | None = None
     log_limit_bytes: int = Field(default=1 << 30, ge=1 << 16)
@@ -105,6 +109,7 @@ class PredictorOptions(BaseModel):
             "workspace": here.workspace,
             "replay": environment.get("TOQUE_CLOCK") == "replay",
             "wal_root": environment.get("TOQUE_WAL") or None,
+            "oidc": OidcSettings.from_environment(environment),
         }
         return cls.model_validate(found | changes)
 

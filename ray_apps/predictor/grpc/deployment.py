@@ -13,6 +13,7 @@ from ray.serve.schema import LoggingConfig
 
 from functions.runtime.context import context_of
 from ray_apps.admission import open_admission
+from ray_apps.oidc import OidcSettings
 from ray_apps.predictor.grpc.http_models import HttpModels
 from ray_apps.predictor.grpc.limits import Limits
 from ray_apps.predictor.grpc.server import GrpcServer
@@ -31,7 +32,8 @@ GRACE_S = 5.0
 class ProxyOptions(BaseModel):
     """Options of the gRPC proxy's deployment.
 
-    url: Serve's HTTP server. store_url: the platform's store, which has the access list. authentication: False leaves
+    url: Serve's HTTP server. store_url: the platform's store, which has the access list. oidc: issuer whose
+    tokens are accepted, too. authentication: False leaves
     it to the HTTP endpoints. host, port: where it listens. num_replicas: on one node they share the port.
     num_cpus: reserved for each. max_message_bytes: of one request. max_calls: at once, in each.
     """
@@ -41,6 +43,7 @@ class ProxyOptions(BaseModel):
     url: str
     store_url: str
     authentication: bool = True
+    oidc: OidcSettings | None = None
     host: str = "127.0.0.1"
     port: int = Field(default=8001, ge=1, le=65535)
     num_replicas: int = Field(default=1, ge=1)
@@ -50,11 +53,15 @@ class ProxyOptions(BaseModel):
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str], **fields: Any) -> Self:
-        """Options with the store that `TOQUE_STORE` names, unless `fields` do.
+        """Options with the store and issuer that `TOQUE_STORE` and `TOQUE_OIDC` name, unless `fields` do.
 
         Raises: pydantic.ValidationError, naming the field.
         """
-        return cls.model_validate({"store_url": context_of(environment).platform_url, **fields})
+        found = {
+            "store_url": context_of(environment).platform_url,
+            "oidc": OidcSettings.from_environment(environment),
+        }
+        return cls.model_validate(found | fields)
 
 
 class ProxyReplica:
@@ -80,7 +87,7 @@ def _authenticator(options: ProxyOptions) -> Authenticator:
     if not options.authentication:
         return NoAuthentication()
     store = open_store(options.store_url, audit_keys=AuditKeys.of_environment(os.environ))
-    return TokenAuthenticator(open_admission(store, "grpc-proxy"), workspace=None)
+    return TokenAuthenticator(open_admission(store, "grpc-proxy", oidc=options.oidc), workspace=None)
 
 
 def grpc_application(options: ProxyOptions | Mapping[str, Any]) -> serve.Application:

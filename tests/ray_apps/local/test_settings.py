@@ -1,3 +1,4 @@
+import json
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -10,6 +11,7 @@ from ray_apps.local.lifecycle import run_folder
 from ray_apps.local.ports import Ports
 from ray_apps.local.settings import CLUSTER_FILE, Settings
 from ray_apps.local.state_file import RunningPlatform, boot_id, delete_state_file, find_platform
+from ray_apps.oidc import OidcSettings
 
 
 def made(home: Path) -> RunningPlatform:
@@ -82,6 +84,18 @@ def test_processes_get_the_variables_of_their_platform_only(tmp_path: Path) -> N
     assert environment["PATH"] == f"{Path(sys.executable).parent}:/bin"  # a job runs with this `python`
     assert "TOQUE_TOKEN" not in environment  # functions do not act as the administrator
     assert str(ray_head.ROOT) in environment["PYTHONPATH"].split(":")
+
+
+def test_the_issuer_reaches_every_process_also_when_it_is_named_by_a_file(tmp_path: Path) -> None:
+    grant = {"claim": "groups", "value": "ml", "grant": "operator:payments"}
+    given = json.dumps({"issuer": "https://login.example", "audience": "toque", "grants": [grant]})
+    (tmp_path / "oidc.json").write_text(given)
+    settings = Settings.of({"TOQUE_OIDC": f"{tmp_path}/oidc.json", "TOQUE_HOME": str(tmp_path)})
+    made(tmp_path).model_copy(update={"settings": settings}).save()
+    running = find_platform(tmp_path)
+    assert running is not None
+    environment = ray_head.environment(running, {})
+    assert OidcSettings.from_environment(environment) == OidcSettings.parse(given)
 
 
 def test_a_client_gets_the_token(tmp_path: Path) -> None:

@@ -48,9 +48,7 @@ class Issuer:
         self.keys[kid] = (algorithm, key or new_key(algorithm))
 
     def jwks(self) -> dict[str, Any]:
-        public = {
-            kid: _TO_JWK[alg](key.public_key(), as_dict=True) for kid, (alg, key) in self.keys.items()
-        }
+        public = {kid: _TO_JWK[alg](key.public_key(), as_dict=True) for kid, (alg, key) in self.keys.items()}
         return {"keys": [{**entry, "kid": kid, "use": "sig"} for kid, entry in public.items()]}
 
     def document(self, path: str) -> Any:

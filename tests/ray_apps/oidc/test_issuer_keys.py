@@ -122,7 +122,11 @@ def test_a_known_key_does_not_wait_for_a_slow_issuer(issuer: Issuer, clock: Cloc
         ("/keys", {"keys": []}, "has no key"),
         ("/keys", {"keys": "none"}, "has no key"),
         ("/keys", {"keys": [None, {"kty": "oct", "kid": "one", "k": "AAAA"}]}, "has no key"),
-        ("/keys", {"keys": [{"kty": "EC", "crv": "P-256", "kid": "one", "x": "AA", "y": "AA"}]}, "has no key"),
+        (
+            "/keys",
+            {"keys": [{"kty": "EC", "crv": "P-256", "kid": "one", "x": "AA", "y": "AA"}]},
+            "has no key",
+        ),
     ],
 )
 def test_wrong_documents_of_the_issuer_give_no_key(issuer: Issuer, keys: IssuerKeys, path, document, problem):

@@ -138,7 +138,18 @@ def test_a_token_with_an_unusual_header_is_refused(issuer: Issuer, header):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "a.b", "a.b.c", "a.b.c.d", "....", "ä.b.c", "tq_0_0", "x." * 9_000 + "x", "e30.W10.eA", "W1tb.e30.eA"],
+    [
+        "",
+        "a.b",
+        "a.b.c",
+        "a.b.c.d",
+        "....",
+        "ä.b.c",
+        "tq_0_0",
+        "x." * 9_000 + "x",
+        "e30.W10.eA",
+        "W1tb.e30.eA",
+    ],
 )
 def test_a_text_that_is_no_token_is_refused_without_asking_the_issuer(issuer: Issuer, text):
     assert found(issuer, text) is None
@@ -189,7 +200,7 @@ async def test_a_cached_token_is_refused_once_it_has_expired_also_while_the_issu
 
 
 class _NoTokens:
-    def recognises(self, token: str) -> bool:
+    def recognises(self, _: str) -> bool:
         return False
 
     def verify(self, token: str) -> Principal | None:
