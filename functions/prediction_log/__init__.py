@@ -11,7 +11,7 @@ from functions.prediction_log.drain import LABELS_TABLE, DrainResult, drain, pre
 from functions.prediction_log.errors import LogFullError, PredictionLogError
 from functions.prediction_log.jobs import drain_predictions
 from functions.prediction_log.outcomes import latest_labels, outcomes, predicted_within, predictions
-from functions.prediction_log.pseudonyms import PSEUDONYM_KEY, pseudonym, pseudonymous_entities
+from functions.prediction_log.pseudonyms import PSEUDONYM_KEY, Pseudonyms, pseudonym
 from functions.prediction_log.records import (
     PINNED,
     Label,
@@ -33,6 +33,7 @@ __all__ = [
     "LogFullError",
     "LogWriter",
     "PredictionLogError",
+    "Pseudonyms",
     "default_wal_root",
     "drain",
     "drain_predictions",
@@ -45,7 +46,6 @@ __all__ = [
     "predictions",
     "predictions_table",
     "pseudonym",
-    "pseudonymous_entities",
     "shared_scans",
 ]
 

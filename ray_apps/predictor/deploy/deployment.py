@@ -11,8 +11,9 @@ from ray import serve
 from ray.serve.schema import LoggingConfig
 
 from featurestore import FeatureStore
-from functions.prediction_log import LogWriter
+from functions.prediction_log import PSEUDONYM_KEY, LogWriter, Pseudonyms
 from functions.runtime.clock import clock_named
+from functions.runtime.context import context_of
 from ray_apps.admission import open_admission
 from ray_apps.predictor.deploy.dedicated import ServeDeployments
 from ray_apps.predictor.deploy.latency import LatencyMeter, TimedEndpoint
@@ -53,6 +54,19 @@ POOL_APP, POOL_PREFIX = pool_app(), pool_prefix()
 """The Serve application of the default workspace's pool, and its route prefix."""
 
 
+def _pseudonyms(options: PredictorOptions) -> Pseudonyms | None:
+    """Make the pseudonyms of a replica's log. Raises: ValueError if the secret is missing."""
+    if not options.pseudonymise:
+        return None
+    key = context_of(os.environ).find_secret(PSEUDONYM_KEY)
+    if key is None:
+        raise ValueError(
+            f"pseudonymise={sorted(options.pseudonymise)} needs the secret {PSEUDONYM_KEY}; "
+            "set it, or put it into the folder that TOQUE_SECRETS names"
+        )
+    return Pseudonyms(key, options.pseudonymise)
+
+
 class _ReplicaResources:
     """Resources that all models of a replica share: the workspace's store, features and log, and authentication."""
 
@@ -75,6 +89,7 @@ class _ReplicaResources:
                     workspace=options.workspace,
                     limit_bytes=options.log_limit_bytes,
                 )
+        self._pseudonyms = _pseudonyms(options)
         self.auth: Authenticator = NoAuthentication(options.workspace)
         if options.authentication:
             self.auth = TokenAuthenticator(
@@ -108,7 +123,7 @@ class _ReplicaResources:
         )
         predictor = Predictor(
             engine,
-            Recorder(model, self._log),
+            Recorder(model, self._log, pseudonyms=self._pseudonyms),
             features=self._features,
             clock=self._clock if self._options.replay else None,
             replay=self._options.replay,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -56,7 +56,8 @@ class PredictorOptions(BaseModel):
     store_url, redis_url: the platform's store and Redis (None: no requests by key, no log). workspace: whose models,
     features and log they are; access is the platform's. replay: the platform runs on the replay clock.
     authentication: False admits every request. oidc: issuer whose tokens are accepted, too. log: whether answers are
-    logged. wal_root: folder of the write-ahead files of all workspaces (default: beside the store). log_limit_bytes:
+    logged. pseudonymise: fields of the log ("unit", "entities") that carry keyed hashes instead of values; their key is
+    the replica's secret TOQUE_PSEUDONYM_KEY. wal_root: folder of the write-ahead files of all workspaces (default: beside the store). log_limit_bytes:
     their bound for each
     replica. poll_s: how often the traffic policy is read. num_replicas, num_cpus, max_ongoing_requests,
     max_queued_requests: Serve's; requests beyond both bounds are refused with 429. max_body_bytes: of one request.
@@ -80,6 +81,7 @@ class PredictorOptions(BaseModel):
     authentication: bool = True
     oidc: OidcSettings | None = None
     log: bool = True
+    pseudonymise: frozenset[Literal["unit", "entities"]] = frozenset()
     wal_root: Path | None = None
     log_limit_bytes: int = Field(default=1 << 30, ge=1 << 16)
     poll_s: float = Field(default=0.25, gt=0)

@@ -10,13 +10,13 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from functions.prediction_log import LogFullError, encode_prediction
+from functions.prediction_log import LogFullError, Pseudonyms, encode_prediction
 from ray_apps.predictor.protocol.datatypes import Array
 from ray_apps.predictor.write_coalescing import WriteBatch
 
@@ -68,11 +68,12 @@ def _is_float32_matrix(array: Array, rows: int) -> bool:
 class Recorder:
     """Logs the answers of one model, and counts the records that a full log did not take.
 
+    pseudonyms: what stands in the log for units and entities; None logs them as they are.
     failures: records of failures that were written; failures_dropped: beyond `MAX_FAILURES`.
     """
 
-    def __init__(self, model: str, log: Log | None) -> None:
-        self._model, self._log = model, log
+    def __init__(self, model: str, log: Log | None, *, pseudonyms: Pseudonyms | None = None) -> None:
+        self._model, self._log, self._pseudonyms = model, log, pseudonyms
         self._failures: deque[Failure] = deque()
         self._flushing: asyncio.TimerHandle | None = None
         self.written = 0
@@ -105,6 +106,8 @@ class Recorder:
         """
         if self._log is None or rows == 0:
             return
+        if self._pseudonyms is not None:
+            unit, entities = self._pseudonyms.unit(unit), self._pseudonyms.entities(entities)
         numeric: Array | None
         categorical: Sequence[Sequence[str | None]] | None = None
         scores: Array | None = next(iter(outputs.values()), None)
@@ -145,6 +148,9 @@ class Recorder:
         if len(self._failures) >= MAX_FAILURES:
             self.failures_dropped += 1
             return
+        if self._pseudonyms is not None:
+            unit, entities = self._pseudonyms.unit(failure.unit), self._pseudonyms.entities(failure.entities)
+            failure = replace(failure, unit=unit, entities=entities)
         self._failures.append(failure)
         if self._flushing is None:
             self._flushing = asyncio.get_running_loop().call_later(FLUSH_S, self.flush)

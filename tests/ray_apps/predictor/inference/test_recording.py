@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from tritonclient.grpc import InferInput
 from tritonclient.grpc.aio import InferenceServerClient
 
+from functions.prediction_log import PredictionLogError, Pseudonyms, pseudonym
 from functions.prediction_log.frames import read_frames
 from functions.prediction_log.records import decode_prediction, prediction_columns
 from functions.prediction_log.wal import WriteAheadLog, segments_of
@@ -22,7 +24,7 @@ from ray_apps.predictor.grpc import GrpcServer
 from ray_apps.predictor.http.auth import NoAuthentication
 from ray_apps.predictor.http.model_endpoint import ModelEndpoint
 from ray_apps.predictor.inference.predictor import Predictor
-from ray_apps.predictor.inference.recording import Recorder
+from ray_apps.predictor.inference.recording import Failure, Recorder
 from ray_apps.predictor.protocol.json import InferRequest
 from ray_apps.predictor.versions.engine import Engine
 from ray_apps.predictor.write_coalescing import WRITE_BATCH, WriteBatch, current_batch
@@ -111,6 +113,34 @@ def test_an_arm_by_the_name_of_the_shadows_is_told_from_them():
             inputs=numbers, outputs=numbers, float32_matrix=True,
         )  # fmt: skip
     assert [decode_prediction(payload)["shadow"] for payload in log.payloads] == [True, False, True]
+
+
+KEY = "k" * 16
+
+
+async def test_units_and_entities_can_stand_in_the_log_as_pseudonyms():
+    log = MemoryLog()
+    recorder = Recorder("m", log, pseudonyms=Pseudonyms(KEY, frozenset({"unit", "entities"})))
+    numbers = {"x": np.ones((1, 2), np.float32)}
+    for unit in ("anna", "anna", None):
+        recorder.record(
+            id="a", version=1, arm="champion", shadow=False, unit=unit, at_us=0, latency_ms=1.0, rows=1,
+            inputs=numbers, outputs=numbers, entities=[{"rider": "anna", "seat": 4, "line": None}],
+        )  # fmt: skip
+    recorder.fail(Failure("b", 1, "champion", shadow=False, unit="anna", at_us=0, latency_ms=1.0))
+    recorder.flush()
+    found = [decode_prediction(payload) for payload in log.payloads]
+    anna = hmac.new(KEY.encode(), b"anna", "sha256").hexdigest()[:32]
+    assert [each["unit"] for each in found] == [anna, anna, None, anna]
+    assert found[0]["entities"] == [{"rider": anna, "seat": pseudonym("4", KEY), "line": None}]
+    assert all(b"anna" not in payload for payload in log.payloads)
+
+
+def test_only_the_named_fields_carry_pseudonyms_and_a_short_key_is_refused():
+    units = Pseudonyms(KEY, frozenset({"unit"}))
+    assert units.entities([{"rider": "anna"}]) == [{"rider": "anna"}]
+    with pytest.raises(PredictionLogError, match="at least 16"):
+        Pseudonyms("short", frozenset({"unit"}))
 
 
 Ask = Callable[[int], Awaitable[str]]
