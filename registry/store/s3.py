@@ -35,20 +35,38 @@ _CONFIG = Config(
     max_pool_connections=32,
 )
 _HTTP_SERVER_ERROR = 500
+SSE = ("", "aws:kms", "aws:kms:dsse", "AES256")
+"""Kinds of encryption at the server; "" leaves it to the bucket."""
 
 
 class S3Store:
     """Object store under `prefix` in an S3 bucket.
 
     endpoint: url of an S3 server other than the environment's; "" for the environment's.
-    audit_keys: authenticate the history in the store.
+    sse: how the server encrypts what is written (`SSE`); "" for the bucket's default. kms_key: id, ARN or alias of the
+    key; "" for the account's default key. audit_keys: authenticate the history in the store.
     """
 
     def __init__(
-        self, bucket: str, prefix: str = "", *, endpoint: str = "", audit_keys: AuditKeys | None = None
+        self,
+        bucket: str,
+        prefix: str = "",
+        *,
+        endpoint: str = "",
+        sse: str = "",
+        kms_key: str = "",
+        audit_keys: AuditKeys | None = None,
     ) -> None:
         if prefix:
             check_key(prefix)
+        if sse not in SSE or (kms_key and not sse.startswith("aws:kms")):
+            raise InvalidInput(
+                f"sse={sse!r}, kms_key={kms_key!r}: sse is one of {', '.join(filter(None, SSE))}; "
+                "kms_key goes with aws:kms or aws:kms:dsse"
+            )
+        self._sse, self._kms_key = sse, kms_key
+        self._encryption = {"ServerSideEncryption": sse} if sse else {}
+        self._encryption |= {"SSEKMSKeyId": kms_key} if kms_key else {}
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
         self._endpoint = endpoint
@@ -57,25 +75,26 @@ class S3Store:
         self._client_of: tuple[int, Any] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self._bucket, self._prefix.strip("/"), self._endpoint, self._audit_keys)
+        return _rebuild, (self._bucket, self._prefix.strip("/"), self._settings, self._audit_keys)
 
     def __repr__(self) -> str:
         return f"S3Store({self.url!r})"
 
     @property
     def url(self) -> str:
-        """URL of the store, `s3://bucket/prefix`, with the endpoint if it was given."""
-        query = f"?endpoint={quote(self._endpoint, safe=':/')}" if self._endpoint else ""
-        return f"s3://{self._bucket}/{self._prefix.rstrip('/')}".rstrip("/") + query
+        """URL of the store, `s3://bucket/prefix`, with the settings that were given."""
+        query = "&".join(
+            f"{name}={quote(value, safe=':/')}" for name, value in self._settings.items() if value
+        )
+        return f"s3://{self._bucket}/{self._prefix.rstrip('/')}".rstrip("/") + f"?{query}" * bool(query)
+
+    @property
+    def _settings(self) -> dict[str, str]:
+        return {"endpoint": self._endpoint, "sse": self._sse, "kms_key": self._kms_key}
 
     def within(self, prefix: str) -> S3Store:
         """Open the part of this store below `prefix` as a store of its own. Raises: InvalidInput."""
-        return S3Store(
-            self._bucket,
-            f"{self._prefix}{check_key(prefix)}",
-            endpoint=self._endpoint,
-            audit_keys=self._audit_keys,
-        )
+        return _rebuild(self._bucket, f"{self._prefix}{check_key(prefix)}", self._settings, self._audit_keys)
 
     @property
     def audit_keys(self) -> AuditKeys:
@@ -108,14 +127,16 @@ class S3Store:
         name = self._name(key)
         with self._errors(key):
             self._retry_conflicts(
-                lambda: self._client.put_object(Bucket=self._bucket, Key=name, Body=data, IfNoneMatch="*")
+                lambda: self._client.put_object(
+                    Bucket=self._bucket, Key=name, Body=data, IfNoneMatch="*", **self._encryption
+                )
             )
 
     def put(self, key: str, data: bytes) -> None:
         """Store `data`, replacing an object of that key."""
         name = self._name(key)
         with self._errors(key):
-            self._client.put_object(Bucket=self._bucket, Key=name, Body=data)
+            self._client.put_object(Bucket=self._bucket, Key=name, Body=data, **self._encryption)
 
     def delete(self, key: str) -> None:
         """Remove the object if it exists."""
@@ -148,7 +169,14 @@ class S3Store:
             multipart_threshold=part_bytes, multipart_chunksize=part_bytes, max_concurrency=8
         )
         with self._errors(key):
-            self._client.upload_file(str(path), self._bucket, name, Config=parts, Callback=on_progress)
+            self._client.upload_file(
+                str(path),
+                self._bucket,
+                name,
+                Config=parts,
+                Callback=on_progress,
+                ExtraArgs=self._encryption or None,
+            )
 
     def download(self, key: str, path: Path, *, on_progress: Progress | None = None) -> None:
         """Write the object to `path`, which appears whole or not at all. Raises: NotFound."""
@@ -178,6 +206,8 @@ class S3Store:
             options["AWS_ENDPOINT_URL"] = endpoint
         if endpoint.startswith("http://"):
             options["AWS_ALLOW_HTTP"] = "true"
+        options |= {"AWS_SERVER_SIDE_ENCRYPTION": self._sse} if self._sse else {}
+        options |= {"AWS_SSE_KMS_KEY_ID": self._kms_key} if self._kms_key else {}
         credentials = boto3.session.Session().get_credentials()
         if credentials is not None:
             frozen = credentials.get_frozen_credentials()
@@ -250,5 +280,5 @@ class S3Store:
         return RegistryError(f"{key}: {self.url} answered {code}: {error}")
 
 
-def _rebuild(bucket: str, prefix: str, endpoint: str, audit_keys: AuditKeys) -> S3Store:
-    return S3Store(bucket, prefix, endpoint=endpoint, audit_keys=audit_keys)
+def _rebuild(bucket: str, prefix: str, settings: dict[str, str], audit_keys: AuditKeys) -> S3Store:
+    return S3Store(bucket, prefix, audit_keys=audit_keys, **settings)

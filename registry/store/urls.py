@@ -13,12 +13,14 @@ from registry.store.folder import FolderStore
 if TYPE_CHECKING:
     from registry.store.s3 import S3Store
 
+_S3_SETTINGS = {"endpoint", "sse", "kms_key"}
+
 
 def open_store(url: str, *, audit_keys: AuditKeys | None = None) -> FolderStore | S3Store:
-    """Open the store at `url`: `file:///absolute/path` or `s3://bucket/prefix?endpoint=http://…`.
+    """Open the store at `url`: `file:///absolute/path` or `s3://bucket/prefix?endpoint=http://…&sse=aws:kms&kms_key=…`.
 
     S3 credentials, region and endpoint come from where boto3 finds them (AWS_* and its files); an `endpoint`
-    in the url takes precedence.
+    in the url takes precedence. sse, kms_key: how the server encrypts what is written (default: as the bucket says).
     audit_keys: authenticate the history in the store, such as `AuditKeys.of_environment(os.environ)`; None: it is
     read unverified, and a journal that others authenticate cannot be appended to.
     Raises: InvalidInput for any other url.
@@ -27,9 +29,11 @@ def open_store(url: str, *, audit_keys: AuditKeys | None = None) -> FolderStore 
     query = parse_qs(parts.query, strict_parsing=bool(parts.query))
     if parts.scheme == "file" and parts.netloc in {"", "localhost"} and parts.path.startswith("/"):
         return FolderStore(Path(unquote(parts.path)), audit_keys=audit_keys)
-    if parts.scheme == "s3" and parts.netloc and set(query) <= {"endpoint"}:
+    if parts.scheme == "s3" and parts.netloc and set(query) <= _S3_SETTINGS:
         from registry.store.s3 import S3Store  # late: boto3 is a third of this room's import
 
-        prefix, endpoint = unquote(parts.path).strip("/"), query.get("endpoint", [""])[-1]
-        return S3Store(parts.netloc, prefix, endpoint=endpoint, audit_keys=audit_keys)
-    raise InvalidInput(f"store url {url!r}: want 'file:///absolute/path' or 's3://bucket/prefix?endpoint=…'")
+        settings = {name: values[-1] for name, values in query.items()}
+        return S3Store(parts.netloc, unquote(parts.path).strip("/"), audit_keys=audit_keys, **settings)
+    raise InvalidInput(
+        f"store url {url!r}: want 'file:///absolute/path' or 's3://bucket/prefix?endpoint=…&sse=…&kms_key=…'"
+    )

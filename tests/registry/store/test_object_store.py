@@ -8,6 +8,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import boto3
+import pyarrow as pa
 import pytest
 from botocore.exceptions import ClientError
 
@@ -18,6 +19,7 @@ from registry import (
     NotFound,
     ObjectStore,
     RegistryError,
+    Table,
     Unavailable,
     open_store,
 )
@@ -181,6 +183,37 @@ def test_a_reader_never_sees_half_a_put(store: ObjectStore):
 def test_urls_that_name_no_store_are_refused(url: str):
     with pytest.raises((InvalidInput, ValueError)):
         open_store(url)
+
+
+KMS_KEY = "arn:aws:kms:us-east-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+
+
+def test_everything_written_to_s3_names_its_kms_key(
+    s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    if os.environ.get("TOQUE_TEST_S3") == "seaweedfs":
+        pytest.skip("SeaweedFS has no KMS")
+    monkeypatch.setattr("registry.store.s3._PART_BYTES", 5 << 20)
+    url = f"s3://toque/kms-{uuid.uuid4().hex}?endpoint={s3_endpoint}&sse=aws:kms&kms_key={KMS_KEY}"
+    store = pickle.loads(pickle.dumps(open_store(url)))  # noqa: S301  # its own bytes
+    assert (store.url, store.within("workspaces/w").url) == (url, url.replace("?", "/workspaces/w?"))
+    (tmp_path / "large").write_bytes(bytes(11 << 20))
+    store.put("put", b"x")
+    store.create("created", b"x")
+    store.upload("uploaded", tmp_path / "large")
+    Table(store, "rows").append(pa.table({"x": [1]}))
+    keys = list(store.list(""))
+    assert len(keys) == 3 + 3  # a table's creation, its first rows and their commit
+    client = boto3.client("s3", endpoint_url=s3_endpoint)
+    for key in keys:
+        head = client.head_object(Bucket="toque", Key=store._name(key))
+        assert (head.get("ServerSideEncryption"), head.get("SSEKMSKeyId")) == ("aws:kms", KMS_KEY), key
+
+
+@pytest.mark.parametrize("query", ["sse=none", "kms_key=k", "sse=AES256&kms_key=k"])
+def test_encryption_settings_that_do_not_fit_are_refused(query: str):
+    with pytest.raises(InvalidInput, match="kms_key goes with"):
+        open_store(f"s3://bucket/x?{query}")
 
 
 def test_a_missing_bucket_says_so(s3_endpoint: str):
