@@ -1,0 +1,65 @@
+"""Runs the attacks on a running platform; exit code 1 if one of them did something.
+
+Target and an admin's token come from TOQUE_URL and TOQUE_TOKEN (`eval "$(toque status --environment)"`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+
+from load.attacks import functions, http
+from load.attacks.garbage import garbage
+from load.attacks.target import Attacks, Finding, Target
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the attacks that were asked for, and print what came of each."""
+    chosen = _parser().parse_args(arguments)
+    url, token = chosen.url or os.environ.get("TOQUE_URL"), os.environ.get("TOQUE_TOKEN")
+    if not url or not token:
+        print('attacks: set TOQUE_URL and TOQUE_TOKEN: eval "$(toque status --environment)"', file=sys.stderr)
+        return 2
+    target = Target(url.rstrip("/"), chosen.grpc, token, chosen.model)
+    known = every_attack()
+    unknown = sorted(set(chosen.only) - set(known))
+    if unknown:
+        print(f"attacks: no attack {unknown}; there are {sorted(known)}", file=sys.stderr)
+        return 2
+    found = [asyncio.run(_tried(name, target, known)) for name in chosen.only or known]
+    if chosen.minutes:
+        found.append(garbage(target, chosen.minutes))
+        _print(found[-1])
+    return 0 if all(finding.bounded for finding in found) else 1
+
+
+def every_attack() -> Attacks:
+    """All attacks by name, in the order in which they run."""
+    return {**functions.ATTACKS, **http.ATTACKS}
+
+
+async def _tried(name: str, target: Target, known: Attacks) -> Finding:
+    finding = await known[name](target)
+    _print(finding)
+    return finding
+
+
+def _print(finding: Finding) -> None:
+    print(f"{'held' if finding.bounded else 'BROKEN':7}{finding.name}: {finding.details}", flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m load.attacks", description=__doc__)
+    parser.add_argument("--url", help="address of the HTTP door (default: TOQUE_URL)")
+    parser.add_argument("--grpc", metavar="HOST:PORT", help="address of the gRPC door")
+    parser.add_argument("--model", help="a served model, for the honest caller")
+    parser.add_argument("--minutes", type=float, default=0, help="throw garbage for so long as well")
+    parser.add_argument("only", nargs="*", help="names of attacks (default: all)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,254 @@
+"""Garbage without a token on every port, for minutes, beside one honest caller.
+
+Slow requests, huge ones, broken ones, and many connections. Measured: the memory and open files of the processes that
+listen, before and at the worst moment, and the honest caller's p99 in the same two phases.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import httpx
+import psutil  # type: ignore[import-untyped]  # it ships no types
+
+from load.attacks.target import Finding, Target
+from load.scenarios.open_loop import ask_steadily
+from load.scenarios.payload import tensor_request
+
+MAX_GROWTH_MIB: Final = 100
+MAX_RATIO: Final = 2.0
+MAX_FILES: Final = 8_192
+HONEST_RATE: Final = 20.0
+BEFORE_S: Final = 20.0
+CONNECTIONS: Final = 64
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+
+Opened = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@dataclass
+class Watch:
+    """Highest memory and number of open files of the watched processes."""
+
+    processes: list[psutil.Process]
+    memory_mib: float = 0.0
+    files: int = 0
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> None:
+        """Measure twice a second until `stop`."""
+        while not self._stop.wait(0.5):
+            memory_mib, files = measured(self.processes)
+            self.memory_mib, self.files = max(self.memory_mib, memory_mib), max(self.files, files)
+
+    def stop(self) -> None:
+        """End the measurements."""
+        self._stop.set()
+
+
+def listeners(target: Target) -> list[psutil.Process]:
+    """Find the processes that listen on this machine for HTTP and gRPC, with all that their parents started.
+
+    Raises: RuntimeError if none can be seen, as on another machine.
+    """
+    addresses = [urlsplit(target.url).port or 80]
+    if target.grpc_address:
+        addresses.append(int(target.grpc_address.rpartition(":")[2]))
+    pids = {
+        found.pid
+        for found in psutil.net_connections("tcp")
+        if found.status == psutil.CONN_LISTEN and found.laddr.port in addresses and found.pid
+    }
+    if not pids:
+        raise RuntimeError(
+            f"no process of this machine listens on {addresses}; run this where the platform runs"
+        )
+    found = {process.pid: process for pid in pids for process in _family(psutil.Process(pid))}
+    return list(found.values())
+
+
+def _family(process: psutil.Process) -> list[psutil.Process]:
+    """The process, and the replicas and proxies that stand beside it under the same parent."""
+    parent = process.parent()
+    if parent is None or parent.pid == 1:
+        return [process]
+    return [
+        process,
+        *(
+            each
+            for each in parent.children(recursive=True)
+            if "ServeReplica" in each.name() or "Proxy" in each.name()
+        ),
+    ]
+
+
+def measured(processes: list[psutil.Process]) -> tuple[float, int]:
+    """Memory in MiB (unique to the processes, where that can be told) and the number of open files."""
+    memory, files = 0.0, 0
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            memory += process.memory_full_info().uss / (1 << 20)
+            files += process.num_fds()
+    return memory, files
+
+
+async def throw(target: Target, seconds: float) -> int:
+    """Throw garbage at both ports for so long; returns how many connections were opened."""
+    ports = [(urlsplit(target.url).hostname or "127.0.0.1", urlsplit(target.url).port or 80, HTTP_GARBAGE)]
+    if target.grpc_address:
+        grpc_host, _, grpc_port = target.grpc_address.rpartition(":")
+        ports.append((grpc_host, int(grpc_port), GRPC_GARBAGE))
+    deadline = time.monotonic() + seconds
+    opened = 0
+
+    async def worker(host: str, port: int, kinds: tuple[Garbage, ...], seed: int) -> None:
+        nonlocal opened
+        rng = random.Random(seed)  # garbage, no secret
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
+                async with asyncio.timeout(min(30.0, max(0.1, deadline - time.monotonic()))):
+                    streams = await asyncio.open_connection(host, port)
+                    opened += 1
+                    try:
+                        await rng.choice(kinds)(streams, rng)
+                    finally:
+                        streams[1].close()
+            await asyncio.sleep(0.02)
+
+    async with asyncio.TaskGroup() as group:
+        for host, port, kinds in ports:
+            for number in range(CONNECTIONS):
+                group.create_task(worker(host, port, kinds, number))
+    return opened
+
+
+async def _slow_header(streams: Opened, rng: random.Random) -> None:
+    streams[1].write(b"POST /v2/models/x/infer HTTP/1.1\r\nHost: x\r\n")
+    for number in range(60):
+        streams[1].write(b"X-%d: a\r\n" % number)
+        await streams[1].drain()
+        await asyncio.sleep(rng.uniform(0.2, 1.0))
+
+
+async def _slow_body(streams: Opened, rng: random.Random) -> None:
+    streams[1].write(b"POST /feedback HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
+    for _ in range(60):
+        streams[1].write(b"[")
+        await streams[1].drain()
+        await asyncio.sleep(rng.uniform(0.2, 1.0))
+
+
+async def _huge_body(streams: Opened, _: random.Random) -> None:
+    streams[1].write(b"POST /v2/models/x/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 67108864\r\n\r\n")
+    for _number in range(16):
+        streams[1].write(b"\x00" * (1 << 20))
+        await streams[1].drain()
+
+
+async def _huge_header(streams: Opened, _: random.Random) -> None:
+    streams[1].write(b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * (4 << 20) + b"\r\n\r\n")
+    await streams[1].drain()
+    await streams[0].read(1024)
+
+
+async def _broken(streams: Opened, rng: random.Random) -> None:
+    streams[1].write(rng.randbytes(rng.randrange(1, 65_536)))
+    await streams[1].drain()
+    await streams[0].read(1024)
+
+
+async def _wrong_tokens(streams: Opened, rng: random.Random) -> None:
+    for _ in range(50):
+        token = f"tq_{rng.randrange(1 << 48):012x}_{'x' * 43}"
+        streams[1].write(f"GET /models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n".encode())
+        await streams[1].drain()
+        if not await streams[0].read(4_096):
+            return
+
+
+async def _idle(_: Opened, rng: random.Random) -> None:
+    await asyncio.sleep(rng.uniform(1, 20))
+
+
+async def _half_http2(streams: Opened, rng: random.Random) -> None:
+    streams[1].write(_PREFACE + _SETTINGS)
+    for _ in range(rng.randrange(1, 2_000)):  # headers of streams that are never ended, in a broken encoding
+        payload = rng.randbytes(rng.randrange(1, 200))
+        stream = rng.randrange(1, 1 << 30) | 1
+        streams[1].write(len(payload).to_bytes(3, "big") + b"\x01\x04" + stream.to_bytes(4, "big") + payload)
+    await streams[1].drain()
+    await streams[0].read(1024)
+
+
+async def _pings(streams: Opened, _: random.Random) -> None:
+    streams[1].write(_PREFACE + _SETTINGS)
+    for _number in range(2_000):
+        streams[1].write(b"\x00\x00\x08\x06\x00\x00\x00\x00\x00" + b"\x00" * 8)
+    await streams[1].drain()
+    await streams[0].read(65_536)
+
+
+Garbage = Callable[[Opened, random.Random], Coroutine[Any, Any, None]]
+HTTP_GARBAGE: Final[tuple[Garbage, ...]] = (
+    _slow_header, _slow_body, _huge_body, _huge_header, _broken, _wrong_tokens, _idle,
+)  # fmt: skip
+GRPC_GARBAGE: Final[tuple[Garbage, ...]] = (_half_http2, _pings, _broken, _idle)
+
+
+def honest(target: Target, seconds: float) -> tuple[float, int]:
+    """Ask the model as one honest caller for so long; returns p99 in ms of the median second, and how many failed."""
+    with httpx.Client(base_url=target.url, headers=target.headers(), timeout=30) as client:
+        metadata = client.get(f"/v2/models/{target.model}").raise_for_status().json()
+    body = json.dumps(tensor_request(metadata, rows=1, rng=random.Random(1))).encode()
+    found = ask_steadily(
+        f"{target.url}/v2/models/{target.model}/infer",
+        target.headers() | {"Content-Type": "application/json"},
+        body,
+        rate=HONEST_RATE,
+        seconds=seconds,
+        connections=4,
+    )
+    return found.p99_of_a_second_ms, found.failed
+
+
+def garbage(target: Target, minutes: float) -> Finding:
+    """Throw garbage for `minutes` and tell what it cost. Raises: RuntimeError as `listeners`."""
+    processes = listeners(target)
+    before_ms, _ = honest(target, BEFORE_S)
+    memory_mib, files = measured(processes)
+    watch = Watch(processes)
+    watcher = threading.Thread(target=watch.run, daemon=True)
+    watcher.start()
+    opened: list[int] = []
+    thrower = threading.Thread(
+        target=lambda: opened.append(asyncio.run(throw(target, 60 * minutes))), daemon=True
+    )
+    thrower.start()
+    during_ms, failed = honest(target, 60 * minutes - 5)
+    thrower.join()
+    watch.stop()
+    watcher.join()
+    growth_mib = watch.memory_mib - memory_mib
+    held = (
+        growth_mib < MAX_GROWTH_MIB
+        and during_ms < MAX_RATIO * before_ms
+        and watch.files < MAX_FILES
+        and not failed
+    )
+    return Finding(
+        "garbage",
+        held,
+        f"{minutes:g} min, {sum(opened)} connections: memory {memory_mib:.0f} MiB and {growth_mib:+.0f}, "
+        f"files {files} and {watch.files} at most, p99 of an honest caller {before_ms:.1f} and {during_ms:.1f} ms, "
+        f"{failed} of its requests failed; {len(processes)} processes",
+    )

@@ -1,0 +1,55 @@
+"""The platform under attack, and what an attack found."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A running platform.
+
+    url: of its HTTP door; grpc_address: host and port, None: not attacked. token: an admin's. model: one that is served,
+    None: no honest caller beside the attack.
+    """
+
+    url: str
+    grpc_address: str | None
+    token: str
+    model: str | None = None
+
+    def headers(self, token: str | None = None) -> dict[str, str]:
+        """Authorization header of a token, by default the admin's."""
+        return {"Authorization": f"Bearer {token or self.token}"}
+
+    def client(self, token: str | None = None, **options: Any) -> httpx.AsyncClient:
+        """Make a client in the name of a token; "" for one without."""
+        headers = {} if token == "" else self.headers(token)
+        return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=60, **options)
+
+    async def token_of(self, role: str, **fields: Any) -> str:
+        """Create a token of a role for the attack; it ends by itself."""
+        async with self.client() as client:
+            name = f"attack-{role}-{id(fields):x}"
+            await client.delete(f"/tokens/{name}")
+            answer = await client.post("/tokens", json={"name": name, "role": role, **fields})
+            answer.raise_for_status()
+            made: str = answer.json()["token"]
+            return made
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What came of an attack. bounded: whether it came to nothing; details: with figures."""
+
+    name: str
+    bounded: bool
+    details: str
+
+
+Attack = Callable[[Target], Awaitable[Finding]]
+Attacks = Mapping[str, Attack]
