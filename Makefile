@@ -1,23 +1,26 @@
 # `make` prints what there is; CI and people call the same targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down test test-on-ray test-without-ray test-fast test-s3 prove lint format bench bench-stats load clean
+.PHONY: help setup demo up down test test-on-ray test-without-ray test-fast test-s3 prove lint format bench bench-stats load clean lock sbom audit-dependencies
 PYTHON ?= python3
 PROJECT ?= examples.flights
 BIN := .venv/bin
 STAMP := .venv/.installed
+TOOLS := .venv/tools
+LOCKS := requirements.lock requirements-torch.lock requirements-triton.lock
+AUDIT ?= # `make audit-dependencies AUDIT=--offline-passes` passes where the service cannot be reached
 BENCHMARKS := counter features features_big functions kernels registry sweeps training workers monitoring.bounds \
   serving.throughput serving.dedicated serving.prediction_log serving.policy serving.pool statistics.bounds statistics.peeking
 
 help: ## print the targets
-	@grep -hE '^[a-z0-9-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml $(LOCKS)
 	@$(PYTHON) -c 'import sys; sys.exit(f"Toque needs Python 3.11 to 3.13, {sys.executable} is {sys.version.split()[0]}; run make PYTHON=python3.12" if not (3, 11) <= sys.version_info[:2] <= (3, 13) else 0)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,examples,flavors,load,redis,reports,sweeps]'
+	$(BIN)/python -m tests.project.install
 	@touch $@
 
-setup: $(STAMP) ## create .venv and install everything into it
+setup: $(STAMP) ## create .venv and install everything into it, each file checked by its hash
 
 demo: $(STAMP) ## the whole kitchen on real flights, about five minutes
 	@TOQUE_PROJECT=$(PROJECT) $(BIN)/python -m ray_apps.cli demo
@@ -65,6 +68,22 @@ bench-stats: $(STAMP) ## simulations of the statistics, each against its bound; 
 
 load: $(STAMP) ## locust against the running counter; exit code 1 when the SLO is missed
 	@$(BIN)/python -m load.scenarios.run
+
+$(TOOLS)/.installed: security/tools.lock # apart from .venv: what they look at is not theirs
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --requirement $<
+	@touch $@
+
+lock: ## write the lock files anew, after a change of pyproject.toml or constraints.txt
+	@test -x $(TOOLS)/bin/uv || $(MAKE) --no-print-directory $(TOOLS)/.installed
+	$(PYTHON) -m tests.project.lock $(TOOLS)/bin/uv
+
+sbom: $(STAMP) $(TOOLS)/.installed ## write build/sbom.cdx.json, what is installed, as CycloneDX
+	@mkdir -p build
+	$(TOOLS)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file build/sbom.cdx.json $(BIN)/python
+
+audit-dependencies: $(TOOLS)/.installed ## check the locked dependencies for known vulnerabilities; needs api.osv.dev
+	@$(PYTHON) -m tests.project.dependency_audit $(TOOLS)/bin/pip-audit $(AUDIT)
 
 clean: down ## remove what was built and stored here (.venv stays)
 	rm -rf .toque build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

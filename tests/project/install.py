@@ -9,12 +9,13 @@ A Python of which pip's settings name a source of its own for torch (`find-links
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
 from tests.project.lock import LOCK, ROOT, TORCH_LOCK, TRITON_LOCK, read_lock
 
-_SOURCES = ("find-links", "index-url", "extra-index-url")
+SETTING_OF_A_SOURCE = re.compile(r"\.(find-links|index-url|extra-index-url)=")
 
 
 def main() -> None:
@@ -35,8 +36,7 @@ def main() -> None:
 
 def offered_build(version: str) -> str | None:
     """Find the build of a version of torch that pip's settings bring; None if pip would take PyPI's."""
-    settings = _pip("config", "list")
-    if not any(name in settings for name in _SOURCES):
+    if not SETTING_OF_A_SOURCE.search(_pip("config", "list")):
         return None
     report = json.loads(
         _pip(

@@ -1,0 +1,135 @@
+"""The lock files agree with what is declared, hold nothing of one machine, and the audit's verdict is the right one."""
+
+import re
+import tomllib
+from datetime import date
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.project.dependency_audit import Acceptance, judge, main, read_acceptances
+from tests.project.install import SETTING_OF_A_SOURCE
+from tests.project.lock import (
+    LOCK,
+    ROOT,
+    TOOLS,
+    TOOLS_LOCK,
+    TORCH_LOCK,
+    TRITON_LOCK,
+    Locked,
+    only_for_torch,
+    read_lock,
+)
+
+LOCKS = (LOCK, TORCH_LOCK, TRITON_LOCK, TOOLS_LOCK)
+TODAY = date(2026, 11, 27)
+
+
+def declared() -> list[Requirement]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    return [Requirement(each) for group in groups for each in group]
+
+
+def test_every_declared_dependency_is_locked_at_a_version_that_it_allows():
+    locked = [one for file in (LOCK, TORCH_LOCK) for one in read_lock(file.read_text())]
+    for wanted in declared():
+        versions = [one.version for one in locked if one.name == canonicalize_name(wanted.name)]
+        assert versions, f"{wanted} is not in {LOCK.name}: run `make lock`"
+        assert all(wanted.specifier.contains(version) for version in versions), (
+            f"{wanted} is locked at {versions}: run `make lock`"
+        )
+
+
+def test_the_lock_has_the_versions_that_were_tested():
+    tested = dict(
+        line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
+    )
+    tested = {canonicalize_name(name): version for name, version in tested.items()}
+    wrong = {
+        one.name: one.version
+        for one in read_lock(LOCK.read_text())
+        if tested.get(one.name, one.version) != one.version
+    }
+    assert wrong == {}, "run `make lock`"
+
+
+def test_the_lock_of_the_tools_has_each_of_them():
+    wanted = {line for line in TOOLS.read_text().splitlines() if line and not line.startswith("#")}
+    assert wanted <= {one.name for one in read_lock(TOOLS_LOCK.read_text())}
+
+
+@pytest.mark.parametrize("file", LOCKS, ids=lambda file: file.name)
+def test_every_locked_file_has_its_hash_and_no_source_of_one_machine(file):
+    text = file.read_text()
+    assert all("--hash=sha256:" in one.lines for one in read_lock(text))
+    assert not re.search(r"https?:|file:|index|find-links|@ ", text)
+
+
+def test_what_only_torch_asks_for_is_apart():
+    found = [
+        Locked("torch", "2", "", frozenset({"toque"})),
+        Locked("nvidia-cublas", "1", "", frozenset({"torch", "nvidia-cudnn"})),
+        Locked("nvidia-cudnn", "1", "", frozenset({"torch"})),
+        Locked("cuda-python", "1", "", frozenset({"tritonclient"})),
+        Locked("sympy", "1", "", frozenset({"torch"})),
+    ]
+    assert only_for_torch(found) == {"torch", "triton", "nvidia-cublas", "nvidia-cudnn"}
+
+
+def test_only_a_source_in_pips_own_settings_may_bring_another_build_of_torch():
+    assert SETTING_OF_A_SOURCE.search("global.find-links='/opt/wheels'\nglobal.timeout='5'")
+    assert SETTING_OF_A_SOURCE.search(":env:.extra-index-url='https://download.pytorch.org/whl/cpu'")
+    assert not SETTING_OF_A_SOURCE.search("global.timeout='5'\nglobal.no-index-url-hint='1'")
+
+
+def dependency(name: str, *vulnerabilities: str) -> dict[str, object]:
+    found = [{"id": each, "aliases": [f"CVE-{each}"], "fix_versions": ["9"]} for each in vulnerabilities]
+    return {"name": name, "version": "1", "vulns": found}
+
+
+def test_a_vulnerability_fails_the_audit_until_it_is_accepted_and_again_after_that_day():
+    found = [dependency("a"), dependency("b", "PYSEC-1")]
+    assert judge(found, [], today=TODAY).problems == ("b 1: PYSEC-1, fixed in 9",)
+    accepted = Acceptance("CVE-PYSEC-1", "b", "no caller reaches it", TODAY)
+    assert judge(found, [accepted], today=TODAY).problems == ()
+    [late] = judge(found, [accepted], today=date(2026, 11, 28)).problems
+    assert late == "CVE-PYSEC-1 of b was accepted until 2026-11-27"
+    assert judge(found[:1], [accepted], today=TODAY).problems == (
+        "CVE-PYSEC-1 of b is accepted, but not found",
+    )
+
+
+def test_a_dependency_that_the_service_does_not_know_is_no_clean_one():
+    skipped = {"name": "a", "skip_reason": "Dependency not found on PyPI"}
+    assert judge([skipped], [], today=TODAY).unknown == ("a: Dependency not found on PyPI",)
+
+
+def test_an_acceptance_needs_a_reason_and_a_day():
+    entry = '[[accepted]]\nid = "X"\npackage = "a"\n'
+    with pytest.raises(ValueError, match="X of a: give a reason"):
+        read_acceptances(f'{entry}reason = " "\nuntil = 2027-01-31')
+    with pytest.raises(TypeError, match="until"):
+        read_acceptances(f'{entry}reason = "none"')
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "offline"),
+    [
+        ('{"dependencies": [{"name": "a", "version": "1", "vulns": []}]}', 0, 0),
+        ('{"dependencies": [{"name": "a", "version": "1", "vulns": [{"id": "X"}]}]}', 1, 1),
+        ('{"dependencies": [{"name": "a", "skip_reason": "not found"}]}', 3, 0),
+        ("Traceback: no such host", 3, 0),
+    ],
+)
+def test_no_answer_of_the_service_fails_the_audit_unless_that_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], answer: str, code: int, offline: int
+):
+    program = tmp_path / "pip-audit"
+    program.write_text(f"#!/bin/sh\ncat <<'END'\n{answer}\nEND\n")
+    program.chmod(0o700)
+    assert main([str(program)]) == code
+    assert ("NOT AUDITED" in capsys.readouterr().out) is (code == 3)
+    assert main([str(program), "--offline-passes"]) == offline
