@@ -8,7 +8,7 @@ from functions.monitoring import DriftMonitor, PerformanceMonitor, QualityMonito
 from functions.project import ModelDefinition
 from functions.retraining.policy import RetrainingPolicy, TrainingWindow
 from functions.rollout import RolloutPolicy
-from registry import ModelPolicy
+from registry import AutomaticApproval, ModelPolicy
 
 ENTITIES = "flights/entities"
 
@@ -34,6 +34,12 @@ delay_model = ModelDefinition(
         budget=4,
     ),
     inspect="0 0 */2 * *",
-    governance=ModelPolicy(guarded=frozenset({"champion"}), approvals=1, gates=("offline",)),
+    governance=ModelPolicy(
+        guarded=frozenset({"champion"}),
+        approvals=1,
+        gates=("offline",),
+        # The year is replayed without people; a renewal must still win its rollout against the champion.
+        automatic_approval=AutomaticApproval(reason="renewals of a recipe that a person approved"),
+    ),
 )
 MODELS = [delay_model]

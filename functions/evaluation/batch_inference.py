@@ -29,6 +29,7 @@ from functions.runtime.function import function
 from functions.runtime.run.cluster import AWAY_FROM_SERVING
 from functions.runtime.run.niceness import lower_priority
 from registry import ModelVersion, Registry, Table, TableSnapshot
+from registry.store import check_table_name
 
 _SHARD = "__shard"
 _ROW = "row"
@@ -90,13 +91,14 @@ def predict_batch(
     priority: of a submitted call in the queue of experiments, the higher first.
     The output has `row` (the row's number in the snapshot), the kept columns, the model's outputs, `source` (the
     snapshot) and `model_version`.
-    Raises: NotFound; TrainingDataError if the dataset does not fit the version's signature.
+    Raises: NotFound; TrainingDataError if the dataset does not fit the version's signature; InvalidInput for the name of a
+    table of the platform's own.
     """
     began = time.perf_counter()
     registry = context().registry()
     found = registry.get_version(model, version)
     job = BatchJob(found, dataset, tuple(keep or ()), shard_rows)
-    target = Table(registry.store, output or f"batch/{model}")
+    target = Table(registry.store, check_table_name(output or f"batch/{model}", what="output"))
     table, todo = _pending(registry, job, target)
     where: Literal["ray", "here"] = "ray" if ray.is_initialized() else "here"
     scored = 0

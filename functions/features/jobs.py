@@ -18,6 +18,7 @@ from functions.runtime.declaration import Retries
 from functions.runtime.function import function
 from functions.runtime.run.capture import report_progress
 from registry import NotFound, ObjectStore, Table, TableSnapshot, as_utc
+from registry.store import check_table_name
 
 EVENT_TIMESTAMP = "event_timestamp"
 LABEL_KNOWN_AT = "label_known_at"
@@ -91,9 +92,10 @@ def build_training_set(
         rows with `start <= event_timestamp < end`, a label, and `label_known_at <= known_by`.
     known_by: by default now, on the platform's clock.
     name: of the table it is stored in, by default `training/{service}`; every call makes a new version of it.
-    Raises: InvalidRows if no row is left, or a column is missing.
+    Raises: InvalidRows if no row is left, or a column is missing; InvalidInput for the name of a table of the platform's own.
     """
     ctx = context()
+    table = Table(ctx.store, check_table_name(name or f"training/{service}", what="name"))
     features = ctx.features()
     since, until = as_utc(start, name="start"), as_utc(end, name="end")
     known = ctx.clock() if known_by is None else as_utc(known_by, name="known_by")
@@ -114,7 +116,6 @@ def build_training_set(
         known_by=known,
         rows=chosen.num_rows,
     )
-    table = Table(ctx.store, name or f"training/{service}")
     return table.overwrite(job.to_arrow(), metadata={"training_set": lineage.model_dump_json()})
 
 

@@ -13,6 +13,7 @@ from functions.prediction_log.jobs import drain_predictions
 from functions.prediction_log.outcomes import latest_labels, outcomes, predicted_within, predictions
 from functions.prediction_log.pseudonyms import PSEUDONYM_KEY, Pseudonyms, pseudonym
 from functions.prediction_log.records import (
+    OBSERVED_AHEAD,
     PINNED,
     Label,
     encode_labels,
@@ -26,6 +27,7 @@ from functions.renamed import old_names
 
 __all__ = [
     "LABELS_TABLE",
+    "OBSERVED_AHEAD",
     "PINNED",
     "PSEUDONYM_KEY",
     "DrainResult",

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from functions.prediction_log.drain import LABELS_TABLE, predictions_table
-from functions.prediction_log.records import LABELS, PREDICTIONS
+from functions.prediction_log.records import LABELS, OBSERVED_AHEAD, PREDICTIONS
 from functions.prediction_log.scan_cache import shared_labels, shared_rows
 from registry.store import ObjectStore, Table
 
@@ -66,7 +66,10 @@ def predicted_within(start: datetime, end: datetime) -> Any:
 
 
 def latest_labels(store: ObjectStore, *, received_from: datetime | None = None) -> pa.Table:
-    """Read the label in force of each prediction id: of several, the latest observed, then the latest received."""
+    """Read the label in force of each prediction id: of several, the latest observed, then the latest received.
+
+    A label that claims to be observed after it was received counts only where there is no other.
+    """
     table = Table(store, LABELS_TABLE)
     if not table.exists():
         return LABELS.empty_table()
@@ -78,8 +81,10 @@ def _in_force(labels: pa.Table) -> pa.Table:
     """Keep the latest of several labels of a prediction."""
     rows = pl.from_arrow(labels)
     assert isinstance(rows, pl.DataFrame)  # noqa: S101 - a table is not a column
-    latest = rows.sort("observed_at", "received_at").unique("prediction_id", keep="last", maintain_order=True)
-    return latest.to_arrow().cast(LABELS)
+    # False sorts first: a label from the future, which would be the latest for ever, gives way to any other.
+    possible = (pl.col("observed_at") <= pl.col("received_at") + OBSERVED_AHEAD).alias("possible")
+    ordered = rows.sort(possible, "observed_at", "received_at")
+    return ordered.unique("prediction_id", keep="last", maintain_order=True).to_arrow().cast(LABELS)
 
 
 def outcomes(

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 __all__ = [
     "LABELS",
+    "OBSERVED_AHEAD",
     "PREDICTIONS",
     "Label",
     "decode_prediction",
@@ -203,6 +204,10 @@ def _entities(values: Sequence[Sequence[Any] | None], counts: Sequence[int]) -> 
     for value, count in zip(values, counts, strict=True):
         rows.extend([None] * count if value is None else [json.dumps(v, sort_keys=True) for v in value])
     return rows
+
+
+OBSERVED_AHEAD = timedelta(minutes=5)
+"""How far a label's `observed_at` may lie after its `received_at`, for clocks that differ."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from functions.runtime.context import context
 from functions.training import train_tabular
 from functions.training.params import Task
 from registry import ModelPolicy, ModelVersion, Table, TableSnapshot
+from registry.store import check_table_name
 
 BEGINNING = datetime(1970, 1, 2, tzinfo=UTC)  # earlier than any row
 _LOSSES: dict[Task, str] = {"binary": "log_loss", "multiclass": "log_loss", "regression": "rmse"}
@@ -167,7 +168,8 @@ def _chosen(entities: TableSnapshot, window: TrainingWindow, end: datetime, retr
     rows = Table(store, entities.name).read(version=entities.version)
     at = rows["event_timestamp"].cast(pa.timestamp("us", "UTC")).to_numpy()
     kept = rows.filter(pa.array(window.chosen(at, end)))
-    return Table(store, f"{entities.name}-{retrain}-{window.name}").overwrite(
+    name = check_table_name(f"{entities.name}-{retrain}-{window.name}", what="entities")
+    return Table(store, name).overwrite(
         kept, metadata={"chosen_from": str(entities), "window": window.model_dump_json()}
     )
 

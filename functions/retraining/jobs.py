@@ -48,7 +48,7 @@ from functions.runtime.declaration import Cron, OnEvent, Resources, Retries
 from functions.runtime.definitions import declarations, model_definition, pick
 from functions.runtime.function import function
 from functions.runtime.triggers.schedule import Schedule
-from registry import Fold
+from registry import Fold, Refused
 
 __all__ = [
     "MODELS_PER_RUN",
@@ -313,14 +313,14 @@ def _carry_out(
 def _roll_out(
     definition: InspectedModel, policy: RetrainingPolicy, running: Running, best: Challenger
 ) -> Finished:
-    """Approve in the policy's name, and start the rollout."""
+    """Approve in the policy's name where the model's registry policy lets it, and start the rollout."""
     version = best.version
     assert version is not None  # noqa: S101 — the one caller has checked it
-    registry = context().registry()
-    if policy.approver is not None:
-        comment = f"passed gate {definition.gate.name!r}; retrain {running.number}: {running.alarm.text}"
-        registry.as_actor(policy.approver).approve(definition.name, version, comment=comment)
-    rolled_out = _finished(running, "rolled_out", version, f"version {version} ({best.window}) is in shadow")
+    comment = f"passed gate {definition.gate.name!r}; retrain {running.number}: {running.alarm.text}"
+    approval = _approve_automatically(definition.name, version, policy.approver, comment)
+    rolled_out = _finished(
+        running, "rolled_out", version, f"version {version} ({best.window}) is in shadow, {approval}"
+    )
     if any(one.challenger == version for one in rollout_status(definition.name).outcomes):
         return rolled_out  # started before this retrain was killed, and has ended since
     try:
@@ -330,6 +330,17 @@ def _roll_out(
     except RolloutError as error:
         return _finished(running, "failed", None, f"version {version} was not rolled out: {error}")
     return rolled_out
+
+
+def _approve_automatically(model: str, version: int, approver: str | None, comment: str) -> str:
+    """Approve a challenger without a person if the model's policy lets retraining do that; returns who approves."""
+    if approver is None:
+        return "and waits for a person's approval"
+    try:
+        context().registry().as_actor(approver).approve(model, version, comment=comment, automatic=True)
+    except Refused as refused:
+        return f"and waits for a person's approval: {refused}"
+    return f"approved automatically as {approver!r}"
 
 
 def _end(

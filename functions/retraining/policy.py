@@ -68,7 +68,8 @@ class RetrainingPolicy(BaseModel):
     windows: a challenger is trained on each. holdout: the newest rows, kept for the gate. label_delay: rows younger than this
         are in neither, since their labels are incomplete.
     max_champion_ratio: log loss of a challenger over the champion's on the held-out rows, at most; None: not compared.
-    approver: in whose name a challenger that passed its gate is approved; None leaves that to people.
+    approver: in whose name a challenger that passed its gate is approved, if the model's registry policy has
+        `automatic_approval`, which is off by default; None: never automatically.
     lost_after: wall-clock time after which a retrain that has not ended counts as dead and is taken up again.
     """
 

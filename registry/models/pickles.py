@@ -71,7 +71,7 @@ class _Reader:
         return data
 
     def skip(self, size: int) -> None:
-        """Pass over an argument. Raises: _NotAPickle where the file ends before."""
+        """Pass over an argument without reading it. Raises: _NotAPickle where the file ends before."""
         if size > _LARGEST_FILE_BYTES:
             raise _NotAPickle
         if size:

@@ -34,10 +34,6 @@ def review(state: ModelState, number: int, asked: Review, *, now: datetime) -> B
     Raises: NotFound; InvalidInput; Refused if the policy does not accept this actor's approval, or an automatic one.
     """
     version = require_version(state, number)
-    if asked.approved:
-        _require_may_approve(state, version, asked, now)
-    elif state.uses(number):
-        raise Refused(f"{state.name}@{number} is live ({', '.join(state.uses(number))}); roll back first")
     given = (
         asked.actor,
         asked.approved,
@@ -50,6 +46,10 @@ def review(state: ModelState, number: int, asked: Review, *, now: datetime) -> B
         (a.actor, a.approved, a.comment, a.accept_code, a.automatic, a.policy) for a in version.approvals
     }:
         return None
+    if asked.approved:
+        _require_may_approve(state, version, asked, now)
+    elif state.uses(number):
+        raise Refused(f"{state.name}@{number} is live ({', '.join(state.uses(number))}); roll back first")
     body: Body = {"kind": "review", "version": number, "approved": asked.approved, "comment": asked.comment}
     body |= {"accept_code": list(asked.accept_code)} if asked.accept_code else {}
     return body | ({"automatic": True} if asked.automatic else {})

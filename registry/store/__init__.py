@@ -5,16 +5,18 @@ from registry.store.folder import FolderStore
 from registry.store.object_store import ObjectStore, Progress
 from registry.store.private_folder import private_folder, temporary_folder
 from registry.store.table_history import find_rows, remove_rows, table_names
-from registry.store.tables import Table, TableSnapshot
+from registry.store.tables import RESERVED_TABLES, Table, TableSnapshot, check_table_name
 from registry.store.urls import open_store
 
 __all__ = [
+    "RESERVED_TABLES",
     "Blob",
     "FolderStore",
     "ObjectStore",
     "Progress",
     "Table",
     "TableSnapshot",
+    "check_table_name",
     "find_rows",
     "open_store",
     "private_folder",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
@@ -31,6 +31,10 @@ _CONFIGURATION = {
     "delta.deletedFileRetentionDuration": "interval 36500 days",
 }
 _METADATA = "toque"  # key of our metadata among a commit's
+RESERVED_TABLES: Final = frozenset(
+    {"predictions", "labels", "monitoring", "metrics", "features", "feature_health", "invocations", "reports"}
+)
+"""First parts of the names of tables that the platform writes itself."""
 
 
 class TableSnapshot(BaseModel):
@@ -43,6 +47,22 @@ class TableSnapshot(BaseModel):
 
     def __str__(self) -> str:
         return f"{self.name}@{self.version}"
+
+
+def check_table_name(name: str, *, what: str = "table") -> str:
+    """Return `name` if a user may write a table of it.
+
+    Raises: InvalidInput for a malformed name, and for one of the platform's own tables or inside another table.
+    """
+    parts = [check_name(part, what=f"{what} name part") for part in name.split("/")]
+    if any(part.lower().endswith(".delta") for part in parts):
+        raise InvalidInput(f"{what}={name!r}: '.delta' ends the folder of a table; name this one otherwise")
+    if parts[0].lower() in RESERVED_TABLES:
+        raise InvalidInput(
+            f"{what}={name!r}: tables under {parts[0]!r} are the platform's own; begin the name with another part "
+            f"than {sorted(RESERVED_TABLES)}, e.g. 'training/…'"
+        )
+    return name
 
 
 class Table:

@@ -19,7 +19,7 @@ from functions.features.jobs import (
     training_set_lineage,
 )
 from functions.reporting.feature_page import feature_report
-from registry import Table, TableSnapshot, open_store
+from registry import InvalidInput, Table, TableSnapshot, open_store
 
 START = datetime(2013, 6, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -80,6 +80,15 @@ def test_an_empty_training_set_is_refused(ctx: Context) -> None:
         build_training_set("late", entities(ctx), "label", START, START + HOUR, known_by=START)
     with pytest.raises(InvalidRows, match="label column 'late' is missing"):
         build_training_set("late", entities(ctx), "late", START, START + HOUR)
+
+
+@pytest.mark.parametrize(
+    "name", ["predictions/late", "labels", "Monitoring/late", "features/default/weather", "batch/x.delta/y"]
+)
+def test_a_training_set_is_not_written_over_a_table_of_the_platform(ctx: Context, name: str) -> None:
+    with pytest.raises(InvalidInput, match=r"name=.*(platform's own|folder of a table)"):
+        build_training_set("late", entities(ctx), "label", START, START + 4 * HOUR, name=name)
+    assert not Table(ctx.store, name).exists() or name.startswith("features/")
 
 
 def test_materialize_writes_due_rows_online(ctx: Context) -> None:

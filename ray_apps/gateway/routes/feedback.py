@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from functions.prediction_log import Label, encode_labels
+from functions.prediction_log import OBSERVED_AHEAD, Label, encode_labels
 from ray_apps.admission import GuardedRoute, allowed
+from ray_apps.gateway.problems import Problem
 from ray_apps.gateway.services import services_of
 from ray_apps.gateway.wire import Json, Time
 from registry import Principal, Role
@@ -21,7 +24,7 @@ MAX_ROWS = 100_000
 class Feedback(BaseModel):
     """The label of one prediction.
 
-    observed_at: when the label became known; the latest one of a prediction counts.
+    observed_at: when the label became known, not in the future; the latest one of a prediction counts.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -46,6 +49,7 @@ async def give_feedback(
     """Store labels by prediction id, durably before the response; sending one again or correcting it is safe."""
     services = services_of(request)
     received = await services.run(services.context.clock)
+    _require_observed(body, received)
     labels = [
         Label(each.prediction_id, each.label, observed_at=each.observed_at or received, received_at=received)
         for each in body
@@ -54,3 +58,20 @@ async def give_feedback(
         await services.run(lambda: services.label_log.append(encode_labels(labels)))
     request.app.state.metrics.labels.inc(len(labels))
     return Json({"accepted": len(labels)})
+
+
+def _require_observed(labels: Sequence[Feedback], now: datetime) -> None:
+    """Check that no label is from the future, where it would override every later one. Raises: Problem 422."""
+    latest = now + OBSERVED_AHEAD
+    fields = [
+        {
+            "field": f"body.{place}.observed_at",
+            "message": f"lies in the future: it is {now.isoformat()}; send when the label became known, or leave it out",
+            "value": each.observed_at.isoformat(),
+        }
+        for place, each in enumerate(labels)
+        if each.observed_at is not None and each.observed_at > latest
+    ]
+    if fields:
+        text = "; ".join(f"{each['field']}={each['value']} {each['message']}" for each in fields[:3])
+        raise Problem(422, text, kind="invalid-request", fields=fields[:100])

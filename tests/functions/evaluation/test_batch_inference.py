@@ -5,7 +5,7 @@ import functions.evaluation.batch_inference as batch
 from functions import Context, use_context
 from functions.evaluation.batch_inference import predict_batch
 from functions.training import TrainingDataError, train_tabular
-from registry import Table, open_store
+from registry import InvalidInput, Table, open_store
 from tests.functions.training.tabular_setup import FAST, NAMES, examples
 
 
@@ -87,3 +87,10 @@ def test_what_does_not_fit_the_signature_is_named(scored):
     bare = Table(context.store, "bare").append(examples(10).drop_columns(["wind"]))
     with pytest.raises(TrainingDataError, match=r"lacks columns \['wind'\]"):
         predict_batch("late", bare, output="out-e")
+
+
+def test_the_output_is_no_table_of_the_platform(scored):
+    context, snapshot = scored
+    with pytest.raises(InvalidInput, match=r"output='predictions/late': .* are the platform's own"):
+        predict_batch("late", snapshot, output="predictions/late")
+    assert not Table(context.store, "predictions/late").exists()

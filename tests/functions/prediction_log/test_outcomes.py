@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,25 @@ def test_labels_join_their_predictions_and_corrections_win(
     everything = outcomes(store, "late", T0, T0 + timedelta(days=1), labelled_only=False, columns=["version"])
     assert everything["label"].to_pylist() == [0.0, 0.0, None]
     assert everything.column_names == ["version", "prediction_id", "label", "observed_at", "received_at"]
+
+
+def test_a_label_from_the_future_overrides_no_other(store: ObjectStore, wal_root: Path, redis_server: Any):
+    future = datetime(9999, 1, 1, tzinfo=UTC)
+    write(wal_root, redis_server.url, [record("a"), record("b"), record("c")])
+    labels = [
+        label("a", 1, 9),
+        Label("a", 0, future, T0 + timedelta(hours=10)),
+        Label("b", 0, future, T0 + timedelta(hours=9)),
+        label("b", 1, 10),
+        Label("c", 1, future, T0 + timedelta(hours=9)),  # alone, it still is one
+    ]
+    write(wal_root, redis_server.url, [encode_labels(labels)], kind="labels")
+    drain(store, redis_server.url)
+    found = outcomes(store, "late", T0, T0 + timedelta(days=1), columns=["prediction_id"])
+    assert dict(zip(*(found[name].to_pylist() for name in ("prediction_id", "label")), strict=True)) == {
+        "a": 1.0, "b": 1.0, "c": 1.0
+    }  # fmt: skip
+    assert sorted(latest_labels(store)["label"].to_pylist()) == [1.0, 1.0, 1.0]
 
 
 def test_outcomes_of_nothing_are_empty_with_their_columns(store: ObjectStore):

@@ -42,7 +42,7 @@ from functions.retraining.policy import (
 from functions.retraining.windows import TrainingWindow
 from functions.rollout import rollout_status
 from functions.training import TabularParams, train_tabular
-from registry import ModelPolicy, Table, TableSnapshot, open_store
+from registry import AutomaticApproval, ModelPolicy, Table, TableSnapshot, open_store
 
 MODEL, DAY = "late", timedelta(days=1)
 START = datetime(2013, 1, 1, tzinfo=UTC)
@@ -64,7 +64,11 @@ DEFINITION = ModelDefinition(
     categorical=("kind",),
     training=TabularParams(hidden=(16,), epochs=8, batch_size=64, lr=0.02),
     gate=Gate(max_log_loss_ratio={"constant": 1.0}, max_ece=0.3, min_rows=50),
-    governance=ModelPolicy(guarded=frozenset({"champion"}), gates=("offline",)),
+    governance=ModelPolicy(
+        guarded=frozenset({"champion"}),
+        gates=("offline",),
+        automatic_approval=AutomaticApproval(reason="the world turns without people"),
+    ),
     retraining=POLICY,
 )
 
@@ -164,7 +168,7 @@ def test_an_alarm_becomes_a_challenger_in_shadow(ctx: Context, clock: Wall) -> N
     registry = ctx.registry()
     version = registry.get_version(MODEL, done.version)
     assert version.gates["offline"].passed
-    assert [approval.actor for approval in version.approvals] == ["retraining-policy"]
+    assert [(each.actor, each.automatic) for each in version.approvals] == [("retraining-policy", True)]
     assert version.lineage.parent == 1
     assert version.tags["feature_service"] == "late"
     assert version.tags["window"] == next(
@@ -223,6 +227,31 @@ def test_no_challenger_that_passes_is_an_answer_and_is_waited_for_longer(
     clock.now += 10 * DAY
     assert retrain(alarm(clock, 2)).rule == "no_challenger"
     assert stub.calls == 2
+
+
+@pytest.mark.parametrize("ceiling", [None, 1], ids=["switched off", "used up"])
+def test_without_automatic_approval_a_challenger_waits_for_a_person(
+    ctx: Context, clock: Wall, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ceiling: int | None
+) -> None:
+    registry = ctx.registry()
+    governed = ModelPolicy(guarded=frozenset({"champion"}), gates=("offline",))
+    if ceiling is not None:
+        automatic = AutomaticApproval(reason="one a month", max_per_30_days=ceiling)
+        governed = governed.model_copy(update={"automatic_approval": automatic})
+    registry.set_policy(MODEL, governed)
+    (tmp_path / "weights.bin").write_bytes(b"w")
+    for _ in range(2):
+        registry.create_version(MODEL, tmp_path / "weights.bin")
+    if ceiling is not None:
+        registry.as_actor("retraining-policy").approve(MODEL, 3, automatic=True)
+    Stub(monkeypatch, (module.Challenger(window="all", version=2, passed=True, loss=0.1),))
+    done = retrain(alarm(clock))
+    assert (done.rule, done.version) == ("rolled_out", 2)
+    assert "waits for a person's approval" in done.text
+    assert registry.get_version(MODEL, 2).approvals == ()
+    assert registry.traffic(MODEL).shadows == (2,)
+    registry.as_actor("ada").approve(MODEL, 2)
+    assert not registry.get_version(MODEL, 2).approvals[0].automatic
 
 
 def test_a_retrain_that_fails_is_recorded_and_raised(

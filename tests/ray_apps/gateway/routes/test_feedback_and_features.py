@@ -30,6 +30,19 @@ async def test_labels_are_durable_before_they_are_acknowledged(gateway: Gateway)
     assert rows[2]["observed_at"] == rows[2]["received_at"] == gateway.context.clock()
 
 
+async def test_a_label_from_the_future_is_refused_by_the_platforms_clock(gateway: Gateway) -> None:
+    now = gateway.context.clock()
+    ahead = {"prediction_id": "p", "label": 1, "observed_at": (now + timedelta(minutes=4)).isoformat()}
+    assert (await post(gateway, "/feedback", [ahead])).status_code == 200
+    gateway.labels.payloads.clear()
+    future = {"prediction_id": "p", "label": 0, "observed_at": "9999-01-01T00:00:00+00:00"}
+    answer = await post(gateway, "/feedback", [ahead, future])
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["field"] == "body.1.observed_at"
+    assert "lies in the future" in answer.json()["detail"]
+    assert gateway.labels.payloads == []
+
+
 async def test_no_labels_write_nothing(gateway: Gateway) -> None:
     assert (await post(gateway, "/feedback", [])).json() == {"accepted": 0}
     assert gateway.labels.payloads == []
