@@ -162,6 +162,9 @@ class Replay:
     async def _midnight(self, http: aiohttp.ClientSession, now: datetime, daily: Daily) -> None:
         """Move to the day's end, report the flights that have landed, and let the platform inspect."""
         self.clock.set(now)
+        await asyncio.sleep(
+            2 * self.clock.hold_s
+        )  # other processes read the clock anew: no label is from the future
         landed = [due for due in self.tally.due if due[0] <= now]
         self.tally.due = [due for due in self.tally.due if due[0] > now]
         if landed:

@@ -134,7 +134,10 @@ def _set(given: Given) -> None:
 def _rollback(given: Given) -> None:
     """Point the champion back to the version before."""
     path = f"/models/{given.model}/aliases/champion/rollback"
-    body = {"reason": given.reason} | ({} if given.expected is None else {"expected": given.expected})
+    expected = given.expected
+    if expected is None:  # the champion that is seen now, so that two at once go back once
+        expected = given.client.get(f"/models/{given.model}")["aliases"].get("champion")
+    body = {"reason": given.reason, "expected": expected}
     version = given.client.send("POST", path, body=body).json()
     message(given.output, f"{given.model}@{version['version']} is the champion again", version)
 

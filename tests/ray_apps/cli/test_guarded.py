@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from ray_apps.cli import main
+from ray_apps.cli.client import Client
 from registry import ModelPolicy, Refused, Registry
 
 GUARDED = ModelPolicy(guarded=frozenset({"champion"}), approvals=1)
@@ -95,3 +96,24 @@ def test_an_emergency_goes_through_with_a_reason_and_is_marked(platform: Any, gu
     assert main(("models", "promote", "late", "3", "--expected", "2", "--override", "site is down")) == 0
     (mark,) = guarded.get_version("late", "champion").overrides
     assert (mark.actor, mark.reason) == ("ada", "site is down")
+
+
+def test_of_two_rollback_commands_at_once_one_goes_back(
+    platform: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "weights").write_bytes(b"w")
+    registry: Registry = platform.registry
+    registry.create_model("late")
+    for number in (1, 2, 3):
+        registry.create_version("late", tmp_path / "weights")
+        registry.promote("late", number)
+    send = Client.send
+
+    def after_another(self: Client, method: str, *arguments: Any, **more: Any) -> Any:
+        if method == "POST":
+            registry.rollback("late", expected=3)
+        return send(self, method, *arguments, **more)
+
+    monkeypatch.setattr(Client, "send", after_another)
+    assert main(("traffic", "rollback", "late")) != 0
+    assert registry.get_model("late").aliases["champion"] == 2
