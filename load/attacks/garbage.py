@@ -52,7 +52,7 @@ class Watch:
             self.memory_mib, self.files = max(self.memory_mib, memory_mib), max(self.files, files)
 
     def stop(self) -> None:
-        """End the measurements."""
+        """End the measurements of `run`."""
         self._stop.set()
 
 

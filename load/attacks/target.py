@@ -11,7 +11,7 @@ import httpx
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A running platform.
+    """A running platform that is attacked.
 
     url: of its HTTP door; grpc_address: host and port, None: not attacked. token: an admin's. model: one that is served,
     None: no honest caller beside the attack.

@@ -12,6 +12,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.responses import Response
 
 from ray_apps.admission.admission import Admission, Admitted, NotAdmitted, Rule
+from ray_apps.admission.json_limits import check_json_values
 from registry import Principal, Role
 
 WORKSPACE_HEADER: Final = "x-toque-workspace"
@@ -87,6 +88,8 @@ class GuardedRoute(APIRoute):
                 f"{self.methods} {self.path} has no rule; require a role by `allowed(…)`, or say OPEN"
             )
         handler = super().get_route_handler()
+        if self.body_field is not None:
+            handler = _with_few_values(handler)
         return handler if required.rule.is_open else _guarded(handler, required)
 
 
@@ -111,6 +114,16 @@ def _guarded(handler: Handler, required: _Required) -> Handler:
             raise
         finally:
             admitted.release()
+
+    return answer
+
+
+def _with_few_values(handler: Handler) -> Handler:
+    """Check a body that FastAPI will parse on the event loop; it reads the same bytes again."""
+
+    async def answer(request: Request) -> Response:
+        check_json_values(await request.body())
+        return await handler(request)
 
     return answer
 

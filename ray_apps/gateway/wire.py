@@ -12,6 +12,8 @@ from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from ray_apps.admission.json_limits import check_json_values
+
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"  # the registry's rule for names
 
 Name = Annotated[str, StringConstraints(pattern=NAME)]
@@ -45,9 +47,14 @@ def dumps(content: Any) -> bytes:
 
 
 async def json_of(request: Request) -> Any:
-    """Parse the request's body as a JSON value. Raises: HTTPException 400 if it is not JSON."""
+    """Parse the request's body as a JSON value.
+
+    Raises: HTTPException 400 if it is not JSON, 413 if it has too many values.
+    """
+    body = await request.body()
+    check_json_values(body)
     try:
-        return json.loads(await request.body(), parse_constant=_refuse_constant)
+        return json.loads(body, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise HTTPException(400, f"the body is not JSON: {error}") from error
 
