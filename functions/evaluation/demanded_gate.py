@@ -38,8 +38,7 @@ def gate_in_force(policy: ModelPolicy, asked: Gate | None) -> tuple[Gate, GateDe
     given = Gate() if asked is None else asked
     demand = policy.demand(given.name)
     if demand is None:
-        limits = given.model_dump(mode="json", exclude={"name"}, exclude_defaults=True)
-        return given, GateDemand(name=given.name, limits=limits)
+        return given, given.demand()
     try:
         gate = Gate.model_validate({**demand.limits, "name": demand.name})
     except ValidationError as error:

@@ -17,6 +17,7 @@ from functions.evaluation.checks.check import Check, at_least, at_most
 from functions.evaluation.checks.fairness import FairnessRule
 from functions.evaluation.checks.robustness import RobustnessRule
 from functions.evaluation.checks.slices import SliceRule
+from registry import GateData, GateDemand
 
 
 class Gate(BaseModel):
@@ -49,6 +50,11 @@ class Gate(BaseModel):
     behaviours: tuple[Behaviour, ...] = ()
     max_latency_ms: float | None = Field(default=None, gt=0.0)
     max_size_bytes: int | None = Field(default=None, gt=0)
+
+    def demand(self, data: GateData | None = None) -> GateDemand:
+        """Make the demand by which a model's policy sets these limits, and the data to judge on if given."""
+        limits = self.model_dump(mode="json", exclude={"name"}, exclude_defaults=True)
+        return GateDemand(name=self.name, limits=limits, data=data)
 
 
 def judge(

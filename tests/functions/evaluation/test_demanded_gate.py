@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from functions.evaluation import EvaluationError, Gate, GateResult, check_policy_gates, evaluate_gate
+from functions.evaluation import (
+    EvaluationError,
+    FairnessRule,
+    Gate,
+    GateResult,
+    check_policy_gates,
+    evaluate_gate,
+    gate_in_force,
+)
 from functions.training import train_tabular
 from registry import GateData, GateDemand, Lineage, ModelPolicy, Refused, Table, TableSnapshot
 from tests.functions.training.tabular_setup import FAST, NAMES, examples
@@ -109,6 +117,12 @@ def test_rows_of_unknown_origin_and_other_baselines_are_refused(context, version
 def test_a_result_by_hand_does_not_stand_for_the_policys_gate(context, version):
     with pytest.raises(Refused, match="run evaluate_gate"):
         context.registry().record_gate("late", version, "offline", passed=True)
+
+
+def test_a_gates_demand_reads_as_it_is_written_by_hand():
+    assert POLICY.gates == (GateDemand(name="offline", limits=LIMITS, data=DATA),)
+    rules = Gate(name="fair", fairness=(FairnessRule(column="origin", measure="calibration", max_gap=0.05),))
+    assert gate_in_force(ModelPolicy(gates=(rules.demand(),)), Gate(name="fair"))[0] == rules
 
 
 def test_a_policy_with_limits_that_no_gate_has_is_refused():
