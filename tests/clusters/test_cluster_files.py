@@ -52,6 +52,30 @@ def test_every_file_has_serves_throughput_and_token_settings(name: str):
         assert re.search(rf'{variable}(=|, value: "?){value}\b', text), (name, variable)
 
 
+@pytest.mark.parametrize("name", [*LAUNCHED, "kuberay.yaml"])
+def test_every_file_starts_haproxy_with_its_pages_and_socket_closed(name: str):
+    text = (FOLDER / name).read_text()
+    started = len(re.findall(r"RAY_SERVE_ENABLE_HA_PROXY", text))
+    assert (
+        len(re.findall(r"RAY_SERVE_HAPROXY_BINARY_PATH.*toque/clusters/haproxy\.sh", text)) == started
+    )
+
+
+def test_no_file_of_a_machine_with_several_users_has_a_name_that_others_can_make_first():
+    for command in ("head_start_ray_commands", "worker_start_ray_commands"):
+        text = " ".join(read("local.yaml")[command])
+        for file in (
+            "CONFIG_FILE_LOC",
+            "SOCKET_PATH",
+            "SERVER_STATE_BASE",
+            "SERVER_STATE_FILE",
+            "METRICS_SOCKET_PATH",
+        ):
+            assert f"RAY_SERVE_HAPROXY_{file}=$HOME/.ha" in text
+        assert "umask 077; mkdir -p $HOME/.ha;" in text
+    assert "--temp-dir=$HOME/.ha/r" in " ".join(read("local.yaml")["head_start_ray_commands"])
+
+
 @pytest.mark.parametrize("name", ["aws-gpu.yaml", "kuberay.yaml"])
 def test_images_have_the_installed_version_of_ray(name: str):
     images = set(re.findall(r"rayproject/ray:(\S+?)-py311", (FOLDER / name).read_text()))
