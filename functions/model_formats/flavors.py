@@ -1,6 +1,6 @@
 """Formats of models trained elsewhere, each read safely: ONNX, skops, XGBoost, LightGBM, a project's class.
 
-A version's folder holds one model file; its name says which flavor it is. A library is imported when a file of its format is
+A version's folder holds one model file; its name says which flavor it is (`.formats`). A library is imported when a file of its format is
 read, and comes with `pip install toque[flavors]`. Nothing is unpickled: skops refuses types that it does not know, the other
 formats hold no code, and a project's own class is found in its `SCORERS`, never in the version's files.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,14 +41,6 @@ class PythonModel(Protocol):
         ...
 
 
-def flavor_of(folder: Path) -> str | None:
-    """Find the model file of a flavor in a folder, or None. Raises: ArtifactRefused if the folder holds several."""
-    found = [name for name in FLAVORS if (folder / name).is_file()]
-    if len(found) > 1:
-        raise ArtifactRefused(f"{folder} holds {found}: one version is one model; keep one of them")
-    return found[0] if found else None
-
-
 def load_answer(folder: Path, name: str, signature: Signature) -> Answer:
     """Load the model file `name` as a function from inputs to outputs, checked against the signature if possible.
 
@@ -60,7 +52,7 @@ def load_answer(folder: Path, name: str, signature: Signature) -> Answer:
         raise ArtifactRefused(
             f"{name} needs {error.name}, which is not installed: pip install toque[flavors]"
         ) from error
-    except (ArtifactRefused, TrainingDataError):
+    except (ArtifactRefused, TrainingDataError, MemoryError):
         raise
     except Exception as error:  # each library has errors of its own for a file that it cannot read
         raise ArtifactRefused(f"{name} cannot be read: {error}") from error
@@ -113,15 +105,16 @@ def _onnx(path: Path, signature: Signature) -> Answer:
     return answer
 
 
-def _sklearn(path: Path, signature: Signature) -> Answer:
+def _sklearn(path: Path, signature: Signature, *, trusted_types: Collection[str] = ()) -> Answer:
+    """Read a model of scikit-learn. trusted_types: names of classes that may be made beside those that skops knows."""
     from skops.io import get_untrusted_types, load
 
-    unknown = get_untrusted_types(file=path)
+    unknown = sorted(set(get_untrusted_types(file=path)) - set(trusted_types))
     if unknown:
         raise ArtifactRefused(
             f"{path.name} holds {unknown}, which skops does not know to be safe: have a class in the project's SCORERS load it"
         )
-    model = load(path, trusted=[])
+    model = load(path, trusted=[*trusted_types])
     (output,) = _only(signature.outputs)
     predict = model.predict_proba if hasattr(model, "predict_proba") else model.predict
     frame = _frame if all(spec.columns for spec in signature.inputs) else _matrix

@@ -12,14 +12,24 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from functions.model_formats.errors import ArtifactRefused, TrainingDataError
-from functions.model_formats.flavors import FLAVORS, Answer, fitted_output, flavor_of, load_answer
+from functions.model_formats.flavors import Answer, fitted_output, load_answer
+from functions.model_formats.formats import PROGRAM_FILE, format_of
 from kernels.hashing import hash_strings
 from registry.models import Signature, TensorSpec
 
 if TYPE_CHECKING:
     import torch
 
-PROGRAM_FILE = "model.pt2"
+__all__ = [
+    "DESCRIPTION_FILE",
+    "PROGRAM_FILE",
+    "FlavorModel",
+    "ScoringModel",
+    "check_example",
+    "example_arrays",
+    "load",
+]
+
 DESCRIPTION_FILE = "model.json"
 _NUMPY_TYPES: dict[str, Any] = {
     "BOOL": np.bool_,
@@ -121,17 +131,32 @@ def load(directory: Path | str, *, signature: Signature | None = None) -> Scorin
     Raises: ArtifactRefused if a file is absent, holds more than a model of its kind, or they do not fit together.
     """
     folder = Path(directory)
-    path, flavor = folder / PROGRAM_FILE, flavor_of(folder)
-    if flavor is not None and not path.is_file():
-        found = signature or _described_signature(folder)
-        return FlavorModel(load_answer(folder, flavor, found), found)
-    if not path.is_file():
-        raise ArtifactRefused(
-            f"no {PROGRAM_FILE} and none of {[*FLAVORS]} in {folder}: it holds {sorted(p.name for p in folder.glob('*'))}"
-        )
+    found = format_of(folder)
+    described = signature or _described_signature(folder)
+    if found.file != PROGRAM_FILE:
+        return FlavorModel(load_answer(folder, found.file, described), described)
     from functions.model_formats.program import load_program  # late: it needs torch
 
-    return ScoringModel(load_program(path.read_bytes()), signature or _described_signature(folder))
+    return ScoringModel(load_program((folder / PROGRAM_FILE).read_bytes()), described)
+
+
+def check_example(model: ScoringModel) -> None:
+    """Have a model answer the example of its signature, twice as a warm-up does; without an example do nothing.
+
+    Raises: ArtifactRefused if an output has another type or shape than signed; what the model raises.
+    """
+    example = model.signature.example
+    if example is None:
+        return
+    for _ in range(2):
+        outputs = model.predict(example)
+    for spec in model.signature.outputs:
+        array = outputs[spec.name]
+        wanted = np.dtype(object if spec.datatype == "BYTES" else _NUMPY_TYPES[spec.datatype])
+        if array.dtype != wanted or not _has_shape(array, spec):
+            raise ArtifactRefused(
+                f"output {spec.name!r} of the example is {array.dtype} {list(array.shape)}, signed {spec.datatype} {spec.shape}"
+            )
 
 
 def example_arrays(signature: Signature) -> dict[str, npt.NDArray[Any]]:
@@ -157,14 +182,17 @@ def _fitting(
     if spec.name not in inputs:
         raise TrainingDataError(f"input {spec.name!r} is absent; it is {spec.datatype} {spec.shape}")
     array = typed(spec, inputs[spec.name])
-    fits = array.ndim == len(spec.shape) and all(
-        want in {-1, got} for want, got in zip(spec.shape, array.shape, strict=True)
-    )
-    if not fits:
+    if not _has_shape(array, spec):
         raise TrainingDataError(
             f"input {spec.name!r} has shape {list(array.shape)}, the model takes {spec.shape}"
         )
     return array
+
+
+def _has_shape(array: npt.NDArray[Any], spec: TensorSpec) -> bool:
+    return array.ndim == len(spec.shape) and all(
+        want in {-1, got} for want, got in zip(spec.shape, array.shape, strict=True)
+    )
 
 
 def _typed(spec: TensorSpec, values: Any) -> npt.NDArray[Any]:

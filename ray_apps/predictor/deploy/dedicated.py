@@ -26,12 +26,12 @@ from ray_apps.loopback import bind_to_loopback
 from ray_apps.predictor.deploy.latency import LatencyMeter
 from ray_apps.predictor.deploy.names import VERSION_PREFIX, version_app
 from ray_apps.predictor.deploy.options import DedicatedOptions, PredictorOptions
-from ray_apps.predictor.deploy.process import configure_process, freeze
+from ray_apps.predictor.deploy.process import configure_process, freeze, sandbox_of
 from ray_apps.predictor.deploy.reaper import DeploymentHolds, Reaper
 from ray_apps.predictor.deploy.remote import DeploymentState, DeploymentStatus, RemotePredict, Reply
 from ray_apps.predictor.protocol.datatypes import Array
 from ray_apps.predictor.protocol.errors import BadRequest, DeviceFailed, NotReady, Overloaded, PredictorError
-from ray_apps.predictor.versions.loaded import LoadedVersion, LoadError, fetch_version
+from ray_apps.predictor.versions.loaded import LoadedVersion, LoadError, fetch_version, tried_first
 from registry import Registry, open_store
 from registry.access import workspace_store
 from registry.audit_keys import AuditKeys
@@ -59,9 +59,10 @@ class VersionReplica:
     """One replica of a dedicated version's deployment."""
 
     def __init__(self, model: str, number: int, options: dict[str, Any]) -> None:
-        configure_process()
+        validated = PredictorOptions.model_validate(options)
+        configure_process(validated.sandbox)
         bind_to_loopback(os.environ)
-        self._version = _load(model, number, PredictorOptions.model_validate(options))
+        self._version = _load(model, number, validated)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="predict")
         self._failed = ""
         freeze()
@@ -122,7 +123,13 @@ def _load(model: str, number: int, options: PredictorOptions) -> LoadedVersion:
     except (RegistryError, OSError) as error:
         raise LoadError(f"{model}@{number} cannot be fetched: {error}") from error
     loader = partial(load_scorer, device=device_of(options))
-    return fetch_version(record, registry, loader, scratch=temporary_folder("loading"))
+    sandbox = sandbox_of(options.sandbox)
+    try:
+        return fetch_version(
+            record, registry, tried_first(sandbox.check, loader), scratch=temporary_folder("loading")
+        )
+    finally:
+        sandbox.close()
 
 
 def device_of(options: PredictorOptions) -> str:

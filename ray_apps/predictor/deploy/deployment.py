@@ -21,7 +21,7 @@ from ray_apps.predictor.deploy.names import app_name, in_workspace, pool_app, po
 from ray_apps.predictor.deploy.options import PoolOptions, PredictorOptions
 from ray_apps.predictor.deploy.pool import Pool
 from ray_apps.predictor.deploy.pool_endpoint import PoolEndpoint
-from ray_apps.predictor.deploy.process import configure_process, freeze
+from ray_apps.predictor.deploy.process import configure_process, freeze, sandbox_of
 from ray_apps.predictor.deploy.remote import DedicatedVersions
 from ray_apps.predictor.http.auth import Authenticator, NoAuthentication, TokenAuthenticator
 from ray_apps.predictor.http.bypass import register_bypass
@@ -30,6 +30,7 @@ from ray_apps.predictor.http.model_endpoint import ModelEndpoint
 from ray_apps.predictor.inference.predictor import Predictor
 from ray_apps.predictor.inference.recording import Recorder
 from ray_apps.predictor.versions.engine import Engine, VersionLoader
+from ray_apps.predictor.versions.loaded import tried_first
 from registry import Registry, open_store
 from registry.access import workspace_store
 from registry.audit_keys import AuditKeys
@@ -74,6 +75,7 @@ class _ReplicaResources:
         self._options = options
         platform = open_store(options.store_url, audit_keys=AuditKeys.of_environment(os.environ))
         self._store = workspace_store(platform, options.workspace)
+        self._sandbox = sandbox_of(options.sandbox)
         self._clock = clock_named("replay" if options.replay else "system", options.redis_url)
         self._features: FeatureStore | None = None
         self._log: LogWriter | None = None
@@ -115,7 +117,7 @@ class _ReplicaResources:
         engine = Engine(
             model,
             registry,
-            load_scorer,
+            tried_first(self._sandbox.check, load_scorer),
             scratch=temporary_folder("loading"),
             poll_s=poll_s,
             retain=retain,
@@ -198,8 +200,8 @@ class PredictorReplica:
     """Serve deployment of one model's predictor."""
 
     async def __init__(self, model: str, options: dict[str, Any], release: int) -> None:  # type: ignore[misc]  # Serve awaits it
-        configure_process()
         self._model, self._options = model, PredictorOptions.model_validate(options)
+        configure_process(self._options.sandbox)
         self._endpoint = _timed(await _open_endpoint(model, self._options, release), self._options)
         freeze()
 
@@ -219,8 +221,8 @@ class PoolReplica:
     """Serve deployment of the pool of models."""
 
     def __init__(self, options: dict[str, Any]) -> None:
-        configure_process()
         self._options = PoolOptions.model_validate(options)
+        configure_process(self._options.sandbox)
         self._endpoint = _timed(build_pool(self._options), self._options)
         freeze()
 

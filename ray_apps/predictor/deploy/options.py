@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from functions.model_formats.sandbox import SandboxLimits
 from functions.prediction_log import default_wal_root
 from functions.runtime.context import context_of
 from ray_apps.oidc import OidcSettings
@@ -69,6 +70,7 @@ class PredictorOptions(BaseModel):
     target_latency_ms: scale up, too, until 95 % of the answers take less than this, but never to more replicas than
     requests in flight; the larger number wins.
 
+    sandbox: limits of the process that loads a version's files before a replica does.
     dedicated: versions have deployments of their own, and the replicas here are only the model's endpoint.
     """
 
@@ -96,6 +98,7 @@ class PredictorOptions(BaseModel):
     max_queued_requests: int = Field(default=1_024, ge=-1)
     max_body_bytes: int = Field(default=64 << 20, ge=1 << 10)
     shadow_limit: int = Field(default=256, ge=1)
+    sandbox: SandboxLimits = SandboxLimits()
     dedicated: DedicatedOptions | None = None
 
     @classmethod

@@ -1,17 +1,26 @@
-"""Settings of a replica's process: its threads and its garbage collector."""
+"""Settings of a replica's process: its threads, its garbage collector, and the process that loads models first."""
 
 from __future__ import annotations
 
 import gc
+import os
 import sys
+from functools import cache
 
 import ray
 
-__all__ = ["configure_process", "freeze"]
+from functions.model_formats.sandbox import Sandbox, SandboxLimits
+from registry.store import temporary_folder
+
+__all__ = ["configure_process", "freeze", "sandbox_of"]
 
 
-def configure_process() -> None:
-    """Give torch as many threads as CPUs are reserved, and shorten the interpreter's thread switches."""
+def configure_process(limits: SandboxLimits) -> None:
+    """Give torch as many threads as CPUs are reserved, and shorten the interpreter's thread switches.
+
+    limits: of the sandbox, whose process imports torch at the same time.
+    """
+    sandbox_of(limits).start()
     import torch  # late: only replicas need it
 
     resources: dict[str, float] = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
@@ -26,3 +35,9 @@ def freeze() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@cache
+def sandbox_of(limits: SandboxLimits) -> Sandbox:
+    """The sandbox of this process; all processes of one user on one machine share its verdicts."""
+    return Sandbox(limits, verdicts=temporary_folder("verdicts"), environment=os.environ)

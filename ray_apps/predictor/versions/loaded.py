@@ -31,6 +31,7 @@ __all__ = [
     "fetch_version",
     "load_version",
     "memory_of",
+    "tried_first",
 ]
 
 INLINE_MS = 2.0
@@ -231,6 +232,16 @@ def fetch_version(
         except (RegistryError, OSError) as error:
             raise LoadError(f"{record.model}@{record.version} cannot be fetched: {error}") from error
         return load_version(record, Path(folder), loader)
+
+
+def tried_first(check: Callable[[Path, Signature], None], loader: ScorerLoader) -> ScorerLoader:
+    """A loader that has files checked before it reads them. check: raises for files that are not to be read here."""
+
+    def load(folder: Path, signature: Signature) -> Scorer:
+        check(folder, signature)
+        return loader(folder, signature)
+
+    return load
 
 
 def memory_of(record: ModelVersion) -> int:

@@ -1,8 +1,9 @@
 """Models of other makes answer as they do in their own library, or are refused with the reason."""
 
 import json
+import pickle
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +13,9 @@ import pandas as pd
 import pytest
 
 from functions.model_formats.errors import ArtifactRefused
+from functions.model_formats.flavors import FLAVORS
+from functions.model_formats.formats import FORMATS
+from functions.model_formats.sandbox import Sandbox, SandboxLimits
 from functions.training import load
 from registry import Registry, Signature, TensorSpec, open_store
 
@@ -32,13 +36,22 @@ def signed(*shape: int, columns: bool = True, texts: bool = False, datatype: str
     )
 
 
-def answer(folder: Path, signature: Signature, **more: Any) -> np.ndarray:
+@pytest.fixture(scope="module")
+def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    made = Sandbox(SandboxLimits(), verdicts=tmp_path_factory.mktemp("verdicts"), environment={})
+    yield made
+    made.close()
+
+
+def answer(folder: Path, signature: Signature, sandbox: Sandbox | None = None, **more: Any) -> np.ndarray:
+    if sandbox is not None:  # each format passes where it is read under limits
+        sandbox.check(folder, signature)
     model = load(folder, signature=signature)
     model.warm_up()
     return model.predict({"numeric": X, **more})["p"]
 
 
-def test_a_pipeline_of_scikit_learn_takes_its_columns_by_name(tmp_path: Path) -> None:
+def test_a_pipeline_of_scikit_learn_takes_its_columns_by_name(tmp_path: Path, sandbox: Sandbox) -> None:
     from sklearn.compose import make_column_transformer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -54,7 +67,7 @@ def test_a_pipeline_of_scikit_learn_takes_its_columns_by_name(tmp_path: Path) ->
     dump(model, tmp_path / "model.skops")
     as_bytes = np.array([[carrier.encode()] for carrier in carriers], dtype=object)
     for shape in ((-1,), (-1, 1)):
-        got = answer(tmp_path, signed(*shape, texts=True), categorical=as_bytes)
+        got = answer(tmp_path, signed(*shape, texts=True), sandbox, categorical=as_bytes)
         assert got.dtype == np.float32
         np.testing.assert_allclose(got.reshape(-1), model.predict_proba(table)[:, 1], rtol=1e-6)
 
@@ -86,24 +99,24 @@ def test_types_that_skops_does_not_know_are_refused_by_name(tmp_path: Path) -> N
         load(tmp_path, signature=signed(-1))
 
 
-def test_xgboost(tmp_path: Path) -> None:
+def test_xgboost(tmp_path: Path, sandbox: Sandbox) -> None:
     import xgboost
 
     data = xgboost.DMatrix(X, Y, feature_names=COLUMNS)
     model = xgboost.train({"objective": "binary:logistic", "nthread": 1}, data, num_boost_round=5)
     model.save_model(tmp_path / "model.ubj")
-    np.testing.assert_allclose(answer(tmp_path, signed(-1)), model.predict(data), rtol=1e-6)
+    np.testing.assert_allclose(answer(tmp_path, signed(-1), sandbox), model.predict(data), rtol=1e-6)
     _refuses_columns_in_another_order(tmp_path)
 
 
-def test_lightgbm(tmp_path: Path) -> None:
+def test_lightgbm(tmp_path: Path, sandbox: Sandbox) -> None:
     import lightgbm
 
     options = {"objective": "binary", "num_threads": 1, "verbose": -1, "min_data_in_leaf": 5}
     data = lightgbm.Dataset(X, Y, feature_name=COLUMNS)
     model = lightgbm.train(options, data, num_boost_round=5)
     model.save_model(tmp_path / "model.txt")
-    np.testing.assert_allclose(answer(tmp_path, signed(-1, 1))[:, 0], model.predict(X), rtol=1e-6)
+    np.testing.assert_allclose(answer(tmp_path, signed(-1, 1), sandbox)[:, 0], model.predict(X), rtol=1e-6)
     _refuses_columns_in_another_order(tmp_path)
 
 
@@ -134,9 +147,9 @@ def linear_graph(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_onnx_by_the_names_of_its_tensors(linear_graph: Path) -> None:
+def test_onnx_by_the_names_of_its_tensors(linear_graph: Path, sandbox: Sandbox) -> None:
     wanted = X @ np.array([1.0, 2.0, -1.0], np.float32)
-    np.testing.assert_allclose(answer(linear_graph, signed(-1)), wanted, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(answer(linear_graph, signed(-1), sandbox), wanted, rtol=1e-5, atol=1e-6)
     with pytest.raises(ArtifactRefused, match=r"the graph has the inputs \['numeric'\]"):
         load(linear_graph, signature=signed(-1, texts=True))
 
@@ -215,3 +228,30 @@ def test_model_files_of_these_formats_pass_the_registrys_check_for_code(
     version = registry.create_version("late", path=linear_graph, signature=signed(-1))
     folder = registry.download("late", version.version, to=tmp_path / "got")
     assert answer(folder, signed(-1)).shape == (ROWS,)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("model.onnx", b"PK\x03\x04"), ("model.skops", b"\x80\x04N."), ("model.ubj", b"\x80\x02N."), ("model.txt", b"cos\n"),
+     ("model.pt2", b"\x80\x02}q\x00.")],
+)  # fmt: skip
+def test_what_a_file_begins_with_decides_and_not_only_its_name(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ArtifactRefused, match=rf"{name} cannot be read: it begins with .*; write it with"):
+        load(tmp_path, signature=signed(-1))
+
+
+def test_a_pickle_beside_a_model_is_refused_before_anything_is_parsed(
+    linear_graph: Path, sandbox: Sandbox
+) -> None:
+    (linear_graph / "encoder.bin").write_bytes(pickle.dumps({"UA": 1}))
+    with pytest.raises(
+        ArtifactRefused, match=r"\['encoder\.bin'\] can execute code when loaded, and pickles"
+    ):
+        sandbox.check(linear_graph, signed(-1))
+
+
+def test_every_format_that_is_allowed_has_a_reader_and_no_other_has() -> None:
+    assert {*FLAVORS} == {*FORMATS} - {"model.pt2"}

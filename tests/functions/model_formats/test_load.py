@@ -6,6 +6,7 @@ import torch
 
 from functions.model_formats.errors import ArtifactRefused, TrainingDataError
 from functions.model_formats.load import load
+from functions.model_formats.sandbox import Sandbox, SandboxLimits
 from functions.training.tabular.artifact import tabular_signature, write_artifact
 from functions.training.tabular.fitting import fit, prepare
 from kernels.hashing import hash_strings
@@ -47,6 +48,15 @@ def test_one_row_and_many_rows_agree(model):
         for n in range(20)
     ]
     np.testing.assert_allclose(np.concatenate(alone), together[:20], atol=1e-6)
+
+
+def test_a_program_passes_where_it_is_read_under_limits(folder, tmp_path):
+    signature = load(folder).signature
+    assert signature.example is not None
+    sandbox = Sandbox(SandboxLimits(), verdicts=tmp_path / "verdicts", environment={})
+    sandbox.check(folder, signature)
+    sandbox.close()
+    assert len([*(tmp_path / "verdicts").iterdir()]) == 1
 
 
 def test_texts_and_their_hashes_are_the_same_input(model):

@@ -1,0 +1,167 @@
+"""Has a model's files loaded first by a process of its own, with limits, and refuses those that do not pass.
+
+Parsers of model files are native libraries: a file made for it can crash them, or take all memory. So the files are
+loaded, and the recorded example is answered, where that ends nobody else.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from functions.model_formats.errors import ArtifactRefused, TrainingError
+from functions.model_formats.formats import FORMATS, PROGRAM_FILE, PYTHON_MODEL, inspect
+from functions.model_formats.sandbox.limits import ALL_LIMITS, SandboxLimits
+from functions.model_formats.sandbox.messages import LoadRequest, Verdict, import_all
+from functions.model_formats.sandbox.verdicts import Verdicts, verdict_key
+from registry.models import Signature
+
+_log = logging.getLogger(__name__)
+_KEPT = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "TOQUE_PROJECT")
+"""Variables that the process gets; no other, since they may hold secrets."""
+_SET = {
+    "HOME": "/nonexistent",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "MALLOC_ARENA_MAX": "2",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
+IMPORT_S = 120.0
+"""For the process to start and to import a library, on a busy machine."""
+
+
+class SandboxFailed(TrainingError):  # noqa: N818 - says what happened
+    """The process that loads models first did not answer; that says nothing about the files."""
+
+
+class Sandbox:
+    """Loads models' files within limits before this process does. Safe to call from several threads.
+
+    verdicts: folder for what passed, on this machine. environment: of which the process gets a few variables.
+    """
+
+    def __init__(self, limits: SandboxLimits, *, verdicts: Path, environment: Mapping[str, str]) -> None:
+        self._limits, self._verdicts = limits, Verdicts(verdicts)
+        self._environment = {name: environment[name] for name in _KEPT if name in environment}
+        self._server: _Server | None = None
+        self._turn = threading.Lock()
+        self.held: tuple[str, ...] | None = None  # what the kernel limited at the last load
+
+    def start(self) -> None:
+        """Start the process, so that it imports what programs take while this one does; not where any files passed."""
+        with self._turn:
+            if self._server is None and not self._verdicts.any():
+                self._server = _Server(self._environment, FORMATS[PROGRAM_FILE].modules)
+
+    def check(self, folder: Path, signature: Signature) -> None:
+        """Have the files in `folder` loaded and the signature's example answered, unless they passed here before.
+
+        The files of a project's class always are: its code may have changed since.
+        Raises: ArtifactRefused with the reason and the limits; SandboxFailed.
+        """
+        found, files = inspect(folder)
+        key = verdict_key(found, files, signature)
+        if found.file != PYTHON_MODEL and self._verdicts.passed(key):
+            return
+        limits = self._limits.for_files(sum(file.size for file in files.values()))
+        request = LoadRequest(
+            folder=folder.resolve(), modules=found.modules, signature=signature, limits=limits
+        )
+        verdict = self._ask(request)
+        self.tell(verdict.held)
+        if verdict.reason is not None:
+            raise ArtifactRefused(
+                f"{verdict.reason} (loaded in a process of its own, with {limits}; no process that serves loads it: mend "
+                "the model, or raise options.sandbox of the predictor if it needs more)"
+            )
+        self._verdicts.add(key)
+
+    def close(self) -> None:
+        """End the process, if it runs."""
+        with self._turn:
+            if self._server is not None:
+                self._server.close()
+            self._server = None
+
+    def _ask(self, request: LoadRequest) -> Verdict:
+        with self._turn:
+            if self._server is not None:
+                with suppress(SandboxFailed):  # it ended because nobody needed it
+                    return self._server.ask(request)
+                self._server.close()
+            self._server = _Server(self._environment)
+            try:
+                return self._server.ask(request)
+            except SandboxFailed:
+                self._server.close()
+                self._server = None
+                raise
+
+    def tell(self, held: tuple[str, ...]) -> None:
+        """Log what the kernel limits, once, as a warning if that is not everything."""
+        if not held or held == self.held:
+            return
+        self.held = held
+        missing = [each for each in ALL_LIMITS if each not in held]
+        if missing:
+            _log.warning(
+                "models are loaded first in a process of its own, but this kernel does not limit %s; it limits %s",
+                " nor ".join(missing), "; ".join(held),
+            )  # fmt: skip
+        else:
+            _log.info("models are loaded first in a process of its own, with limits on %s", "; ".join(held))
+
+
+class _Server:
+    """The process, as its parent sees it. modules: that it imports before it is asked."""
+
+    def __init__(self, environment: Mapping[str, str], modules: Sequence[str] = ()) -> None:
+        paths = os.pathsep.join(dict.fromkeys(os.path.abspath(each) for each in sys.path))  # noqa: PTH100 - "" too
+        self._process = subprocess.Popen(  # noqa: S603 - our own interpreter
+            [sys.executable, "-P", "-m", "functions.model_formats.sandbox.server", *modules],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd="/",
+            env={**environment, **_SET, "PYTHONPATH": paths},
+        )
+        self.close = weakref.finalize(self, _end, self._process)  # a load that it may be at ends too
+
+    def ask(self, request: LoadRequest) -> Verdict:
+        """Send a request and wait for its verdict. Raises: SandboxFailed."""
+        asked, answers = self._process.stdin, self._process.stdout
+        if asked is None or answers is None:
+            raise SandboxFailed("the process that loads models first has no pipes")
+        try:
+            asked.write(request.model_dump_json().encode() + b"\n")
+            asked.flush()
+        except OSError as error:
+            raise SandboxFailed(f"the process that loads models first has ended: {error}") from error
+        import_all(request.modules)  # at the same time as the process does: this one loads the files next
+        patience_s = request.limits.wall_s + IMPORT_S
+        if not select.select([answers], [], [], patience_s)[0]:
+            raise SandboxFailed(f"the process that loads models first gave no answer in {patience_s:g} s")
+        line = answers.readline()
+        if not line:
+            raise SandboxFailed(
+                "the process that loads models first has ended; is the machine out of memory?"
+            )
+        return Verdict.model_validate_json(line)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with suppress(OSError):
+                pipe.close()
