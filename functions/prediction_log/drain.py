@@ -123,7 +123,10 @@ def _append_new(
 ) -> int:
     """Append the records of `batch` that the table does not have; returns the rows added."""
     if not table.exists():
-        table.append(schema.empty_table(), partition_by=["day"])
+        times = [
+            field.name for field in schema if pa.types.is_timestamp(field.type)
+        ]  # no unit stands in the log
+        table.append(schema.empty_table(), partition_by=["day"], bounds=times)
     deadline = time.monotonic() + _PATIENCE_S
     while True:
         snapshot = DeltaTable(table.uri, storage_options=table.storage_options or None)

@@ -11,9 +11,11 @@ from functions.runtime.run.declared import DeclaredFunction
 
 PLATFORM = (
     "functions.features.jobs",
+    "functions.maintenance.compaction",
     "functions.maintenance.erasure.jobs",
     "functions.maintenance.features",
     "functions.maintenance.registry",
+    "functions.maintenance.retention",
     "functions.training",
     "functions.tuning.jobs",
     "functions.evaluation.offline_gate",

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote
@@ -108,6 +109,15 @@ class FolderStore:
             changed = self._make_parent(path)
             temporary.replace(path)
             _sync_folders(changed)
+
+    def find_modified_at(self, key: str) -> datetime | None:
+        """Find when an object was last written, by the file system's clock (UTC), or None if absent."""
+        path = self._path(key)
+        with self._errors(key):
+            try:
+                return datetime.fromtimestamp(path.stat().st_mtime, UTC) if path.is_file() else None
+            except (FileNotFoundError, NotADirectoryError):
+                return None
 
     def delete(self, key: str) -> None:
         """Remove the object if it exists. Folders stay: removing one could race with `create`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -52,6 +53,10 @@ class ObjectStore(Protocol):
 
     def put(self, key: str, data: bytes) -> None:
         """Store `data`, replacing an object of that key; a reader sees the old or the new one whole."""
+        ...
+
+    def find_modified_at(self, key: str) -> datetime | None:
+        """Find when an object was last written, by the store's clock (UTC), or None if absent."""
         ...
 
     def delete(self, key: str) -> None:

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -137,6 +138,16 @@ class S3Store:
         name = self._name(key)
         with self._errors(key):
             self._client.put_object(Bucket=self._bucket, Key=name, Body=data, **self._encryption)
+
+    def find_modified_at(self, key: str) -> datetime | None:
+        """Find when an object was last written, by the server's clock (UTC), or None if absent."""
+        name = self._name(key)
+        try:
+            with self._errors(key):
+                at: datetime = self._client.head_object(Bucket=self._bucket, Key=name)["LastModified"]
+                return at.astimezone(UTC)
+        except NotFound:
+            return None
 
     def delete(self, key: str) -> None:
         """Remove the object if it exists."""

@@ -115,6 +115,7 @@ class Table:
         transactions: Mapping[str, int] | None = None,
         metadata: Mapping[str, str] | None = None,
         merge_schema: bool = False,
+        bounds: Sequence[str] = (),
     ) -> TableSnapshot:
         """Append rows in one commit; creates the table if it does not exist.
 
@@ -123,6 +124,8 @@ class Table:
         table are not added again. Versions of one id only grow.
         metadata: kept with the commit; see `metadata`.
         merge_schema: columns the table lacks are added to it; otherwise they are an error.
+        bounds: columns whose least and greatest value of each file the log keeps, used when the table is created; by
+        default the first 32, so name columns without personal values where there are such.
         Returns: the snapshot that has the rows.
         Raises: InvalidInput if columns or types do not fit, or a timestamp has no timezone.
         """
@@ -134,7 +137,7 @@ class Table:
         def write(table: DeltaTable | None) -> DeltaTable:
             if table is None:
                 # Created empty first: two writers of one transaction must meet in a commit, not in a creation.
-                table = self._create(data.schema, partition_by)
+                table = self._create(data.schema, partition_by, bounds)
             if not _already_in(table, transactions):
                 write_deltalake(table, data, mode="append", schema_mode=mode, commit_properties=commit)
             return table
@@ -224,14 +227,17 @@ class Table:
             else:
                 return TableSnapshot(name=self.name, version=int(table.version()))
 
-    def _create(self, schema: pa.Schema, partition_by: Sequence[str]) -> DeltaTable:
+    def _create(
+        self, schema: pa.Schema, partition_by: Sequence[str], bounds: Sequence[str] = ()
+    ) -> DeltaTable:
+        bounded = {"delta.dataSkippingStatsColumns": ",".join(bounds)} if bounds else {}
         uri, options = self.store.table_location(self.name)
         return DeltaTable.create(
             uri,
             schema,
             mode="ignore",
             partition_by=list(partition_by) or None,
-            configuration=_CONFIGURATION,
+            configuration=_CONFIGURATION | bounded,
             storage_options=options or None,
         )
 

@@ -41,6 +41,14 @@ def test_a_prediction_arrives_whole(store: ObjectStore, wal_root: Path, redis_se
     }  # fmt: skip
 
 
+def test_the_tables_log_keeps_times_and_no_units(store: ObjectStore, wal_root: Path, redis_server: Any):
+    write(wal_root, redis_server.url, [record("p1")])
+    drain(store, redis_server.url)
+    logged = b"".join(store.get(key) for key in store.list("tables/predictions/late.delta/_delta_log/"))
+    assert b"maxValues" in logged
+    assert b"u1" not in logged
+
+
 def test_rows_of_one_request_get_ids_of_their_own(store: ObjectStore, wal_root: Path, redis_server: Any):
     batch = record(
         "p", rows=2, numeric=np.array([[1], [2]], np.float32), outputs=np.array([[3], [4]], np.float32),

@@ -3,6 +3,7 @@ import pickle
 import threading
 import uuid
 from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -54,6 +55,16 @@ def test_an_absent_object_is_not_found(store: ObjectStore):
     with pytest.raises(NotFound, match="nothing/here"):
         store.get("nothing/here")
     store.delete("nothing/here")
+
+
+def test_an_object_tells_when_it_was_written(store: ObjectStore):
+    before = datetime.now(UTC) - timedelta(seconds=2)
+    assert store.find_modified_at("a/b") is None
+    store.put("a/b", b"1")
+    found = store.find_modified_at("a/b")
+    assert found is not None
+    assert before < found < datetime.now(UTC) + timedelta(seconds=2)
+    assert store.find_modified_at("a") is None
 
 
 def test_create_refuses_to_overwrite(store: ObjectStore):

@@ -1,0 +1,62 @@
+"""Compaction of prediction, label, finding and feature tables as a function that runs every night."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from pydantic import BaseModel, ConfigDict
+
+from featurestore import compact
+from functions.runtime.context import context
+from functions.runtime.declaration import Cron, Retries
+from functions.runtime.function import function
+from registry import Table
+from registry.store import table_names
+from registry.store.table_upkeep import compact_table, vacuum_table
+
+_MIB = 2**20
+_LOGGED = ("predictions/", "labels", "monitoring/", "feature_health")
+"""Tables that nothing names by version: their files go when they are out of use."""
+
+
+class Compaction(BaseModel):
+    """Files of one table that were merged, that came of it, and that were deleted as out of use."""
+
+    model_config = ConfigDict(frozen=True)
+
+    table: str
+    merged: int
+    made: int
+    deleted: int = 0
+
+
+@function(
+    http=True,
+    timeout_s=3600,
+    retries=Retries(max_attempts=3),
+    max_concurrency=1,
+    schedule=Cron("17 2 * * *", jitter_s=600),
+)
+def compact_tables(file_mib: int = 128, grace_days: float = 7.0) -> list[Compaction]:
+    """Merge small files of the platform's tables and delete those of the log that are out of use; no row changes.
+
+    file_mib: about how large a file may become; grace_days: time that a file of predictions, labels and findings must be
+    out of use, at least 1. Files of features stay for training sets until `erase_features`.
+    """
+    here = context()
+    done = []
+    for name in table_names(here.store):
+        if name.startswith(_LOGGED):
+            table = Table(here.store, name)
+            merged, made = compact_table(table, file_bytes=file_mib * _MIB)
+            deleted = vacuum_table(table, grace=timedelta(days=grace_days))
+            done.append(Compaction(table=name, merged=merged, made=made, deleted=deleted))
+    features = here.features()
+    for view in features.list_feature_views():
+        upkeep = compact(features, view, file_bytes=file_mib * _MIB)
+        done.append(
+            Compaction(
+                table=f"features/{features.project}/{view.name}", merged=upkeep.removed, made=upkeep.added
+            )
+        )
+    return done

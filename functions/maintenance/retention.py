@@ -1,0 +1,166 @@
+"""Retention: how long a workspace keeps predictions, labels, invocations and reports, and what removes the rest."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from datetime import date, datetime, timedelta
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from functions.prediction_log import LABELS_TABLE
+from functions.runtime.context import Context, context
+from functions.runtime.declaration import Cron, Retries
+from functions.runtime.durable.ledger import Ledger
+from functions.runtime.function import function
+from registry import Entry, Fold, ObjectStore, Table
+from registry.journal.journal import Journal
+from registry.store import table_names
+from registry.store.table_upkeep import drop_days
+
+_DIGEST = re.compile(r'"sha256": ?"([0-9a-f]{64})"')
+_UNUSED_FOR = timedelta(
+    days=1
+)  # a value younger than this may belong to an invocation that is being accepted
+
+
+class Retention(BaseModel):
+    """Days that a workspace keeps each kind of data; None keeps it for ever, as without any setting.
+
+    predictions, labels: by the day they were made or received. invocations: ended ones with arguments, results and logs,
+    and cached results. reports: pages that were not written again meanwhile.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    predictions: float | None = Field(default=None, ge=1)
+    labels: float | None = Field(default=None, ge=1)
+    invocations: float | None = Field(default=None, ge=1)
+    reports: float | None = Field(default=None, ge=1)
+
+
+class Expired(BaseModel):
+    """What a run of `apply_retention` deleted: files of tables, invocations with large values and results, and reports."""
+
+    model_config = ConfigDict(frozen=True)
+
+    prediction_files: int = 0
+    label_files: int = 0
+    invocations: int = 0
+    results: int = 0
+    reports: int = 0
+
+
+def _setting(here: Context) -> Fold[Retention]:
+    journal = Journal(here.store, "retention", actor=here.actor)
+    return Fold(
+        journal, Retention(), _fold_entry, encode=Retention.model_dump, decode=Retention.model_validate
+    )
+
+
+def _fold_entry(_: Retention, entry: Entry) -> Retention:
+    return Retention.model_validate(entry.body["keep"])
+
+
+@function(http=True, role="admin")
+def set_retention(
+    predictions: float | None = None,
+    labels: float | None = None,
+    invocations: float | None = None,
+    reports: float | None = None,
+) -> Retention:
+    """Set the days that this workspace keeps each kind of data, in place of the setting before; None: for ever.
+
+    Rollouts, monitors and retraining see nothing older: keep predictions and labels longer than any of them looks back.
+    Raises: ValidationError for less than a day.
+    """
+    kept = Retention(predictions=predictions, labels=labels, invocations=invocations, reports=reports)
+    _setting(context()).transact(lambda before: {"keep": kept.model_dump()} if before != kept else None)
+    return kept
+
+
+@function(http=True, role="viewer")
+def retention() -> Retention:
+    """Read the days that this workspace keeps each kind of data; None: for ever."""
+    return _setting(context()).refresh()
+
+
+@function(
+    http=True,
+    role="admin",
+    timeout_s=3600,
+    retries=Retries(max_attempts=3),
+    max_concurrency=1,
+    schedule=Cron("17 3 * * *", jitter_s=600),
+)
+def apply_retention() -> Expired:
+    """Delete what is past its retention in this workspace; nothing where none is set. Safe to kill and repeat."""
+    here = context()
+    keep, now = _setting(here).refresh(), here.clock()
+    invocations = results = 0
+    if keep.invocations is not None:
+        invocations, results = _drop_invocations(here, now - timedelta(days=keep.invocations))
+    return Expired(
+        prediction_files=_drop_days(here.store, "predictions/", _first_kept(now, keep.predictions)),
+        label_files=_drop_days(here.store, LABELS_TABLE, _first_kept(now, keep.labels)),
+        invocations=invocations,
+        results=results,
+        reports=0
+        if keep.reports is None
+        else _drop_objects(here, "reports/", now - timedelta(days=keep.reports)),
+    )
+
+
+def _first_kept(now: datetime, days: float | None) -> date | None:
+    return None if days is None else (now - timedelta(days=days)).date()
+
+
+def _drop_days(store: ObjectStore, prefix: str, before: date | None) -> int:
+    if before is None:
+        return 0
+    names = [
+        name
+        for name in table_names(store)
+        if name == prefix or (prefix.endswith("/") and name.startswith(prefix))
+    ]
+    return sum(drop_days(Table(store, name), before=before) for name in names)
+
+
+def _drop_objects(here: Context, prefix: str, before: datetime) -> int:
+    """Delete objects that were last written before a time; returns their number."""
+    old = [key for key in here.store.list(prefix) if (here.store.find_modified_at(key) or before) < before]
+    for key in old:
+        here.store.delete(key)
+    return len(old)
+
+
+def _drop_invocations(here: Context, before: datetime) -> tuple[int, int]:
+    """Delete invocations that ended before a time, then cached results and large values that nothing names any more."""
+    ledger, deleted = Ledger(here.store, actor=here.actor), 0
+    named: set[str] = set()
+    for record in ledger.invocations(limit=sys.maxsize):
+        if record.ended and (record.finished_at or record.submitted_at) < before and ledger.delete(record.id):
+            deleted += 1
+        else:
+            named |= set(_digests(record.model_dump_json()))
+    results = _drop_objects(here, "memos/", before)
+    for key in here.store.list("memos/"):
+        named |= set(_digests((here.store.find(key) or b"").decode()))
+    return deleted, results + _drop_values(here, named, before)
+
+
+def _digests(text: str) -> Iterator[str]:
+    return (found[1] for found in _DIGEST.finditer(text))
+
+
+def _drop_values(here: Context, named: set[str], before: datetime) -> int:
+    """Delete large values whose digest is not among the named ones; returns their number."""
+    deleted = 0
+    for key in list(here.store.list("values/")):
+        digest = key.rpartition("/")[2].removesuffix(".json")
+        written = here.store.find_modified_at(key)
+        if digest not in named and written is not None and written < before - _UNUSED_FOR:
+            here.store.delete(key)
+            deleted += 1
+    return deleted

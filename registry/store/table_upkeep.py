@@ -1,0 +1,99 @@
+"""Upkeep of tables that are partitioned by day: merge small files, and drop days past their retention for good."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import date, timedelta
+from itertools import takewhile
+from typing import Any
+from urllib.parse import unquote
+
+from deltalake import DeltaTable
+from deltalake.exceptions import CommitFailedError
+
+from registry.backoff import backoff_s
+from registry.errors import InvalidInput, Unavailable
+from registry.store.tables import Table
+
+FILE_BYTES = 128 << 20
+_PATIENCE_S = 60.0
+_STALE_H = 1  # a file that no commit names for so long was left by a killed writer
+
+
+def compact_table(table: Table, *, file_bytes: int = FILE_BYTES) -> tuple[int, int]:
+    """Merge the small files of each partition, up to about `file_bytes` each; returns files (before, after) that changed."""
+    done = _commit(table, lambda opened: dict(opened.optimize.compact(target_size=file_bytes)))
+    return int(done.get("numFilesRemoved", 0)), int(done.get("numFilesAdded", 0))
+
+
+def vacuum_table(table: Table, *, grace: timedelta) -> int:
+    """Delete files that the table has not named for `grace`; versions that need them cannot be read. Returns their number.
+
+    grace: at least a day, so that nothing that is being written is lost. Raises: InvalidInput for less.
+    """
+    if grace < timedelta(days=1):
+        raise InvalidInput(f"table {table.name}: grace must be at least a day, got {grace}")
+    hours = int(grace / timedelta(hours=1))
+    return len(_commit(table, lambda opened: _unused(opened, hours, delete=True)))
+
+
+def drop_days(table: Table, *, before: date, partition: str = "day") -> int:
+    """Remove all rows of days before a date, and their files at once; returns how many files were deleted.
+
+    Older versions cannot read those days any more. A kill leaves files that the next call deletes.
+    """
+    first = before.isoformat()
+
+    def remove(opened: DeltaTable) -> None:
+        paths = opened.get_add_actions(flatten=True)
+        days: list[str] = [each for each in _column(paths, f"partition.{partition}") if each is not None]
+        if any(day < first for day in days):  # an empty removal would still be a commit
+            opened.delete(f"{partition} < '{first}'")
+
+    _commit(table, remove)
+    opened = _opened(table)
+    unused = {
+        *_unused(opened, 0, full=False),
+        *_unused(opened, _STALE_H),
+    }  # removed by a commit, or left by a killed writer
+    root = f"tables/{table.name}.delta/"
+    present = takewhile(lambda key: _day_of(key) < first, table.store.list(f"{root}{partition}="))
+    expired = [key for key in present if key[len(root) :] in unused]
+    for key in expired:
+        table.store.delete(key)
+    return len(expired)
+
+
+def _day_of(key: str) -> str:
+    return key.rpartition("=")[2].partition("/")[0]
+
+
+def _column(actions: Any, name: str) -> list[Any]:
+    import pyarrow as pa
+
+    table = pa.table(actions)
+    return list(table.column(name).to_pylist()) if name in table.column_names else []
+
+
+def _unused(opened: DeltaTable, hours: int, *, full: bool = True, delete: bool = False) -> list[str]:
+    """List, and perhaps delete, the files that the table has not named for some hours."""
+    found = opened.vacuum(hours, dry_run=not delete, enforce_retention_duration=False, full=full)
+    return [unquote(path) for path in found]
+
+
+def _opened(table: Table) -> DeltaTable:
+    return DeltaTable(table.uri, storage_options=table.storage_options or None)
+
+
+def _commit(table: Table, change: Callable[[DeltaTable], Any]) -> Any:
+    """Run `change` on the newest version, and again while other writers conflict. Raises: Unavailable."""
+    deadline, attempt = time.monotonic() + _PATIENCE_S, 0
+    while True:
+        try:
+            return change(_opened(table))
+        except CommitFailedError as error:
+            if time.monotonic() > deadline:
+                raise Unavailable(f"table {table.name}: no commit in {_PATIENCE_S} s: {error}") from error
+            time.sleep(backoff_s(attempt))
+            attempt += 1
