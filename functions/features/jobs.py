@@ -17,7 +17,7 @@ from functions.runtime.context import context
 from functions.runtime.declaration import Retries
 from functions.runtime.function import function
 from functions.runtime.run.capture import report_progress
-from registry import NotFound, ObjectStore, Table, TableSnapshot, as_utc
+from registry import InvalidInput, NotFound, ObjectStore, Table, TableSnapshot, as_utc
 from registry.store import check_table_name
 
 EVENT_TIMESTAMP = "event_timestamp"
@@ -92,10 +92,12 @@ def build_training_set(
         rows with `start <= event_timestamp < end`, a label, and `label_known_at <= known_by`.
     known_by: by default now, on the platform's clock.
     name: of the table it is stored in, by default `training/{service}`; every call makes a new version of it.
-    Raises: InvalidRows if no row is left, or a column is missing; InvalidInput for the name of a table of the platform's own.
+    Raises: InvalidRows if no row is left, or a column is missing; InvalidInput for the name of a table that holds anything
+    but training sets.
     """
     ctx = context()
     table = Table(ctx.store, check_table_name(name or f"training/{service}", what="name"))
+    _require_training_sets(table)
     features = ctx.features()
     since, until = as_utc(start, name="start"), as_utc(end, name="end")
     known = ctx.clock() if known_by is None else as_utc(known_by, name="known_by")
@@ -117,6 +119,22 @@ def build_training_set(
         rows=chosen.num_rows,
     )
     return table.overwrite(job.to_arrow(), metadata={"training_set": lineage.model_dump_json()})
+
+
+def _require_training_sets(table: Table) -> None:
+    """Check that a table is new or was made by `build_training_set`: entities and others are never written over.
+
+    Raises: InvalidInput.
+    """
+    if not table.exists():
+        return
+    newest = table.version()
+    # Version 0 creates the table, empty, and the first training set is version 1; upkeep commits later versions.
+    left_by_a_kill = newest == 0 and not table.dataset().count_rows()
+    if not left_by_a_kill and "training_set" not in table.metadata(min(newest, 1)):
+        raise InvalidInput(
+            f"name={table.name!r} is a table of something else than training sets; choose another"
+        )
 
 
 def training_set_lineage(snapshot: TableSnapshot) -> TrainingSetLineage:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from deltalake import DeltaTable
 
 from featurestore import Entity, FeatureService, FeatureView, Field, Float64, InvalidRows
 from functions import Context, use_context
@@ -89,6 +90,18 @@ def test_a_training_set_is_not_written_over_a_table_of_the_platform(ctx: Context
     with pytest.raises(InvalidInput, match=r"name=.*(platform's own|folder of a table)"):
         build_training_set("late", entities(ctx), "label", START, START + 4 * HOUR, name=name)
     assert not Table(ctx.store, name).exists() or name.startswith("features/")
+
+
+def test_a_training_set_is_not_written_over_its_entities(ctx: Context) -> None:
+    asked = entities(ctx)
+    with pytest.raises(InvalidInput, match="name='entities' is a table of something else than training sets"):
+        build_training_set("late", asked, "label", START, START + 4 * HOUR, name="entities")
+    assert Table(ctx.store, "entities").snapshot() == asked
+    empty = pa.table({"flight": pa.array([], pa.int64())})
+    DeltaTable.create(Table(ctx.store, "training/cut-off").uri, empty.schema)  # as a killed writer leaves it
+    for version in (1, 2):
+        made = build_training_set("late", asked, "label", START, START + 4 * HOUR, name="training/cut-off")
+        assert made.version == version
 
 
 def test_materialize_writes_due_rows_online(ctx: Context) -> None:

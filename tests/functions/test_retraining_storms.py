@@ -21,11 +21,15 @@ from functions.retraining.challengers import Challenger
 from functions.retraining.jobs import RetrainResult, inspect_model, retrain, retrains
 from functions.retraining.policy import RULES, Blackout, RetrainingPolicy
 from functions.rollout import end_rollout, rollout_status
-from registry import ModelPolicy, open_store
+from registry import AutomaticApproval, ModelPolicy, open_store
 
 DAY = timedelta(days=1)
 SEGMENTS = ("late-AA", "late-DL", "late-UA")
-GOVERNANCE = ModelPolicy(guarded=frozenset({"champion"}), gates=("offline",))
+GOVERNANCE = ModelPolicy(
+    guarded=frozenset({"champion"}),
+    gates=("offline",),
+    automatic_approval=AutomaticApproval(reason="storms pass without people"),
+)
 POLICY = RetrainingPolicy(cooldown=10 * DAY, settle=3 * DAY)
 
 
