@@ -12,7 +12,16 @@ from ray_apps.admission.refusals import RefusalLog
 from ray_apps.admission.request_limits import NO_PERMIT, Permit, RequestLimits, TooManyRequests
 from ray_apps.oidc import OidcSettings, with_oidc
 from ray_apps.token_cache import TokenCache, bearer_token
-from registry import Access, ObjectStore, Principal, Role, Unavailable, Workspace
+from registry import (
+    DEFAULT_WORKSPACE,
+    EVERY_WORKSPACE,
+    Access,
+    ObjectStore,
+    Principal,
+    Role,
+    Unavailable,
+    Workspace,
+)
 
 ANY_MODEL: Final = "*"
 """Model of a request that names it in its body: a grant for any model lets it in, and the route asks again."""
@@ -39,9 +48,13 @@ class NotAdmitted(Exception):  # noqa: N818  # an answer to the caller, not a fa
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What a route requires: a grant of one of `roles`; without roles everybody may pass, without a token too."""
+    """What a route requires: a grant of one of `roles`; without roles everybody may pass, without a token too.
+
+    anywhere: a request that names no workspace is of one in which the caller has such a grant.
+    """
 
     roles: tuple[Role, ...]
+    anywhere: bool = False
 
     @property
     def is_open(self) -> bool:
@@ -60,6 +73,14 @@ class Rule:
             if principal.may(role, workspace, model=model):
                 return True
         return False
+
+    def workspace_for(self, principal: Principal) -> str:
+        """Workspace of a request that names none."""
+        if self.anywhere:
+            for grant in principal.grants:
+                if not grant.role.includes.isdisjoint(self.roles):
+                    return DEFAULT_WORKSPACE if grant.workspace == EVERY_WORKSPACE else grant.workspace
+        return principal.workspace
 
     def __str__(self) -> str:
         return " or ".join(role.name for role in self.roles)
@@ -143,7 +164,7 @@ class Admission:
         who: str | None = None
         try:
             principal = await self.identify(authorization)
-            who, workspace = principal.name, workspace or principal.workspace
+            who, workspace = principal.name, workspace or rule.workspace_for(principal)
             found = await self._authorize(principal, rule, workspace, model)
             return Admitted(principal, found.name, self._permits(principal, found))
         except NotAdmitted as refusal:

@@ -15,7 +15,8 @@ from ray_apps.admission.admission import Admission, Admitted, NotAdmitted, Rule
 from ray_apps.admission.json_limits import check_json_values
 from registry import Principal, Role
 
-WORKSPACE_HEADER: Final = "x-toque-workspace"
+WORKSPACE_HEADERS: Final = ("x-toque-workspace", "x-mlflow-workspace")
+"""Headers that name a request's workspace: the platform's own, and the one that MLflow's client sends."""
 bearer = HTTPBearer(auto_error=False, description="A token from `toque token create`, or of the OIDC issuer")
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -30,7 +31,7 @@ class _Required:
     def __init__(self, rule: Rule, model: str | None = None) -> None:
         self.rule, self.model = rule, model
 
-    def __call__(
+    async def __call__(
         self, request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Security(bearer)]
     ) -> Principal:
         """Return the principal of a request that has been admitted."""
@@ -43,16 +44,16 @@ class _Open(_Required):
     def __init__(self) -> None:
         super().__init__(Rule(()))
 
-    def __call__(self) -> None:  # type: ignore[override]  # FastAPI reads this signature
+    async def __call__(self) -> None:  # type: ignore[override]  # FastAPI reads this signature
         """Return nothing, as nobody was identified."""
 
 
-def allowed(*roles: Role, model: str | None = None) -> Any:
+def allowed(*roles: Role, model: str | None = None, anywhere: bool = False) -> Any:
     """Require one of `roles` on a route; a FastAPI dependency that yields the request's principal.
 
-    model: as `Rule` has it, for a route without the path parameter `model`.
+    model: as `Rule` has it, for a route without the path parameter `model`. anywhere: as `Rule` has it.
     """
-    return Depends(_Required(Rule(roles), model))
+    return Depends(_Required(Rule(roles, anywhere), model))
 
 
 OPEN: Final = Depends(_Open())
@@ -129,8 +130,9 @@ def _with_few_values(handler: Handler) -> Handler:
 
 
 def workspace_named(request: Request) -> str | None:
-    """Read the workspace that a request names in its header, if any."""
-    return request.headers.get(WORKSPACE_HEADER) or None
+    """Read the workspace that a request names in one of its headers, if any."""
+    named = (request.headers.get(name, "").strip() for name in WORKSPACE_HEADERS)
+    return next(filter(None, named), None)
 
 
 def header(request: Request, name: str) -> bytes | None:

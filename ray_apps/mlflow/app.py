@@ -5,10 +5,9 @@ from __future__ import annotations
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ray_apps.admission import BodyLimit
-from ray_apps.mlflow import artifacts, errors, experiments, logged_models, models, runs, versions
-from ray_apps.mlflow.services import MlflowServices, ViewerRegistry
-from ray_apps.mlflow.wire import Json
+from ray_apps.admission import BodyLimit, open_admission
+from ray_apps.mlflow import artifacts, errors, experiments, logged_models, models, runs, versions, workspaces
+from ray_apps.mlflow.services import MlflowServices
 from ray_apps.oidc import OidcSettings
 from registry import Access, Clock, ObjectStore, utc_now
 
@@ -22,14 +21,17 @@ def build_app(
 ) -> FastAPI:
     """Build the application, to be mounted at `/api`; it needs neither Ray nor Serve.
 
-    store: the registry's; access: its tokens, None: those in the store; clock: gives the times of changes;
+    store: the platform's; access: its tokens, None: those in the store; clock: gives the times of changes;
     oidc: issuer whose tokens are accepted, too.
     """
     app = FastAPI(title="Toque by MLflow's protocol", openapi_url=None, docs_url=None, redoc_url=None)
-    app.state.services = MlflowServices(store, access=access, clock=clock, oidc=oidc)
-    for module in (experiments, runs, logged_models, artifacts, models, versions):
+    listed = access or Access(store, actor="mlflow")
+    app.state.services = MlflowServices(store, listed, clock=clock)
+    app.state.admission = open_admission(store, "mlflow", access=listed, oidc=oidc)
+    modules = (experiments, runs, logged_models, artifacts, models, versions, workspaces)
+    for module in modules:
         app.include_router(module.router)
-    app.add_api_route("/3.0/mlflow/server-info", server_info, methods=["GET"])
+    app.state.routes = [route for module in modules for route in module.router.routes]
     app.add_middleware(_LimitBodies)
     errors.install(app)
     return app
@@ -45,14 +47,3 @@ class _LimitBodies:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._unlimited if scope.get("method") == "PUT" else self._limited
         await app(scope, receive, send)
-
-
-def server_info(_: ViewerRegistry) -> Json:
-    """Tell which optional parts of MLflow's protocol this server has: none of them."""
-    return {
-        "store_type": "toque",
-        "workspaces_enabled": False,
-        "trace_archival_enabled": False,
-        "multipart_uploads_enabled": False,
-        "multipart_downloads_enabled": False,
-    }

@@ -11,13 +11,14 @@ from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, Response
 
+from ray_apps.admission import GuardedRoute
 from ray_apps.mlflow.errors import Refusal, unsupported
-from ray_apps.mlflow.files import list_folder, locate
-from ray_apps.mlflow.services import MlflowServices, OperatorRegistry, Services, ViewerRegistry
+from ray_apps.mlflow.files import list_folder, locate, model_of
+from ray_apps.mlflow.services import Logs, ModelViewer, OperatorRegistry, RunLogs, ViewerRegistry
 from ray_apps.mlflow.wire import Json, artifact_root
 from registry import InvalidInput, Registry, RunRecord, Segment
 
-router = APIRouter(prefix="/2.0")
+router = APIRouter(prefix="/2.0", route_class=GuardedRoute)
 
 
 @router.get("/mlflow/artifacts/list")
@@ -28,15 +29,16 @@ def list_of_run(registry: ViewerRegistry, run_id: str = "", run_uuid: str = "", 
 
 
 @router.get("/mlflow-artifacts/artifacts")
-def list_proxied(registry: ViewerRegistry, path: str = "") -> Json:
+def list_proxied(models: ModelViewer, path: str = "") -> Json:
     """List the files in one folder of a run or a version."""
-    found = locate(registry, path)
+    found = locate(models.to(model_of(path)), path)
     return {"files": list_folder(found.files, found.path, relative=True)}
 
 
 @router.get("/mlflow-artifacts/artifacts/{path:path}")
-def download(path: str, registry: ViewerRegistry) -> Response:
+def download(path: str, models: ModelViewer) -> Response:
     """Send a file; its digest is checked before the first byte is sent."""
+    registry = models.to(model_of(path))
     folder = Path(tempfile.mkdtemp(prefix="toque-artifact-"))
     try:
         file = locate(registry, path).fetch(registry, folder)
@@ -48,14 +50,14 @@ def download(path: str, registry: ViewerRegistry) -> Response:
 
 
 @router.put("/mlflow-artifacts/artifacts/{path:path}")
-async def upload(path: str, request: Request, registry: OperatorRegistry, services: Services) -> Json:
+async def upload(path: str, request: Request, registry: OperatorRegistry, logs: Logs) -> Json:
     """Store a file with a run; the body is streamed, so only the disk limits its size."""
     with tempfile.TemporaryDirectory(prefix="toque-artifact-") as folder:
         file = Path(folder) / "file"
         with file.open("wb") as sink:
             async for chunk in request.stream():
                 await run_in_threadpool(sink.write, chunk)
-        await run_in_threadpool(_store, path, file, registry, services)
+        await run_in_threadpool(_store, path, file, registry, logs)
     return {}
 
 
@@ -71,7 +73,7 @@ def refuse_direct_access(rest: str, _: ViewerRegistry) -> Json:
     raise unsupported(rest, "send and get whole files by /mlflow-artifacts/artifacts")
 
 
-def _store(path: str, file: Path, registry: Registry, services: MlflowServices) -> None:
+def _store(path: str, file: Path, registry: Registry, logs: RunLogs) -> None:
     found = locate(registry, path)
     if not isinstance(found.owner, RunRecord):
         raise Refusal(
@@ -80,4 +82,4 @@ def _store(path: str, file: Path, registry: Registry, services: MlflowServices) 
     if not found.path:
         raise InvalidInput(f"path {path!r} names no file below the run")
     blob = registry.store_artifact(found.owner.id, found.path, file)
-    services.log(registry, found.owner.id).write(Segment(artifacts={found.path: blob}))
+    logs.of(registry, found.owner.id).write(Segment(artifacts={found.path: blob}))

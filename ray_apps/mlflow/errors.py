@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
+from ray_apps.admission import NotAdmitted
 from registry import Conflict, errors
 
 _logger = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ _STATUS = {
     "ENDPOINT_NOT_FOUND": 404,
     "RESOURCE_CONFLICT": 409,
     "DATA_LOSS": 409,
+    "REQUEST_LIMIT_EXCEEDED": 429,
     "INTERNAL_ERROR": 500,
     "NOT_IMPLEMENTED": 501,
     "TEMPORARILY_UNAVAILABLE": 503,
@@ -47,6 +49,16 @@ _CODES: tuple[tuple[type[Exception], str], ...] = (
 )
 
 
+# Statuses of requests that are not admitted, in MLflow's words.
+_NOT_ADMITTED = {
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "RESOURCE_DOES_NOT_EXIST",
+    429: "REQUEST_LIMIT_EXCEEDED",
+    503: "TEMPORARILY_UNAVAILABLE",
+}
+
+
 class Refusal(Exception):  # noqa: N818 - an answer to the client, not a failure of ours
     """An error response to the client. code: one of MLflow's error codes."""
 
@@ -63,6 +75,7 @@ def unsupported(what: str, instead: str) -> Refusal:
 def install(app: FastAPI) -> None:
     """Install exception handlers that answer every error in MLflow's shape."""
     app.add_exception_handler(Refusal, _on_refusal)
+    app.add_exception_handler(NotAdmitted, _on_not_admitted)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     for kind, _ in _CODES:
@@ -76,8 +89,12 @@ def _answer(code: str, message: str, headers: dict[str, str] | None = None) -> R
 
 def _on_refusal(_: Request, error: Exception) -> Response:
     assert isinstance(error, Refusal)  # noqa: S101 - what it is registered for
-    headers = {"WWW-Authenticate": "Bearer"} if error.code == "UNAUTHENTICATED" else None
-    return _answer(error.code, str(error), headers)
+    return _answer(error.code, str(error))
+
+
+def _on_not_admitted(_: Request, error: Exception) -> Response:
+    assert isinstance(error, NotAdmitted)  # noqa: S101 - what it is registered for
+    return _answer(_NOT_ADMITTED[error.status], str(error), error.headers)
 
 
 def _on_known(_: Request, error: Exception) -> Response:

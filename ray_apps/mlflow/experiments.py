@@ -15,6 +15,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import Field
 
+from ray_apps.admission import GuardedRoute
 from ray_apps.mlflow import wire
 from ray_apps.mlflow.errors import Refusal
 from ray_apps.mlflow.search import page, parse_filter, sort_by
@@ -22,7 +23,7 @@ from ray_apps.mlflow.services import OperatorRegistry, ViewerRegistry
 from ray_apps.mlflow.wire import Body, Json, Tag
 from registry import AlreadyExists, Experiment, NotFound, Registry
 
-router = APIRouter(prefix="/2.0/mlflow/experiments")
+router = APIRouter(prefix="/2.0/mlflow/experiments", route_class=GuardedRoute)
 LOGGED_MODELS = "logged-models"  # the experiment whose runs are MLflow's logged models
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")  # the ids that MLflow's client accepts

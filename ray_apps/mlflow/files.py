@@ -67,9 +67,7 @@ def locate(registry: Registry, address: str) -> ArtifactLocation:
 
     Raises: NotFound; InvalidInput if it is not an address of a run's or version's files.
     """
-    parts = PurePosixPath(address.strip("/")).parts
-    if any(part in {"..", "."} for part in parts):
-        raise InvalidInput(f"path {address!r} leaves its folder")
+    parts = _parts(address)
     if len(parts) >= _RUN_PARTS and parts[0] == "runs":
         return ArtifactLocation(registry.get_record(parts[1]), "/".join(parts[_RUN_PARTS:]))
     if len(parts) >= _VERSION_PARTS and parts[0] == "models" and parts[2].isdecimal():
@@ -77,6 +75,19 @@ def locate(registry: Registry, address: str) -> ArtifactLocation:
             registry.get_version(parts[1], int(parts[2])), "/".join(parts[_VERSION_PARTS:])
         )
     raise InvalidInput(f"path {address!r} is neither runs/ID/… nor models/NAME/NUMBER/…")
+
+
+def model_of(address: str) -> str | None:
+    """Find the model whose version an artifact address names; None for any other address. Raises: InvalidInput."""
+    parts = _parts(address)
+    return parts[1] if len(parts) > 1 and parts[0] == "models" else None
+
+
+def _parts(address: str) -> tuple[str, ...]:
+    parts = PurePosixPath(address.strip("/")).parts
+    if any(part in {"..", "."} for part in parts):
+        raise InvalidInput(f"path {address!r} leaves its folder")
+    return parts
 
 
 def locate_source(registry: Registry, uri: str) -> ArtifactLocation:

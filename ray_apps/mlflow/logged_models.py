@@ -7,17 +7,18 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
 
+from ray_apps.admission import GuardedRoute
 from ray_apps.mlflow import wire
 from ray_apps.mlflow.experiments import LOGGED_MODELS, active_experiment
 from ray_apps.mlflow.files import list_folder
 from ray_apps.mlflow.runs import logged_model_log, logged_model_record
 from ray_apps.mlflow.search import page
-from ray_apps.mlflow.services import OperatorRegistry, Services, ViewerRegistry
+from ray_apps.mlflow.services import Logs, OperatorRegistry, ViewerRegistry
 from ray_apps.mlflow.wire import Body, Json, Tag
 from registry import InvalidInput, NotFound, RunLog, RunRecord, Segment
 from registry.runs.record import Status
 
-router = APIRouter(prefix="/2.0/mlflow/logged-models")
+router = APIRouter(prefix="/2.0/mlflow/logged-models", route_class=GuardedRoute)
 
 EXPERIMENT, KIND, RUN = (f"{wire.RESERVED}{name}" for name in ("experiment", "model_type", "source_run"))
 _STATUSES: dict[str, Status] = {
@@ -126,42 +127,38 @@ def get(model_id: str, registry: ViewerRegistry, allow_deleted: bool = False) ->
 
 
 @router.patch("/{model_id}")
-def finalize(
-    model_id: str, body: FinalizeLoggedModel, registry: OperatorRegistry, services: Services
-) -> Json:
+def finalize(model_id: str, body: FinalizeLoggedModel, registry: OperatorRegistry, logs: Logs) -> Json:
     """Record how the upload of a logged model ended."""
-    return {
-        "model": _model(logged_model_log(services, registry, model_id).change(status=_STATUSES[body.status]))
-    }
+    return {"model": _model(logged_model_log(logs, registry, model_id).change(status=_STATUSES[body.status]))}
 
 
 @router.delete("/{model_id}")
-def delete(model_id: str, registry: OperatorRegistry, services: Services) -> Json:
+def delete(model_id: str, registry: OperatorRegistry, logs: Logs) -> Json:
     """Hide a logged model; its files stay."""
-    logged_model_log(services, registry, model_id).write(Segment(tags={wire.DELETED: "true"}))
+    logged_model_log(logs, registry, model_id).write(Segment(tags={wire.DELETED: "true"}))
     return {}
 
 
 @router.patch("/{model_id}/tags")
-def set_tags(model_id: str, body: TagList, registry: OperatorRegistry, services: Services) -> Json:
+def set_tags(model_id: str, body: TagList, registry: OperatorRegistry, logs: Logs) -> Json:
     """Add or replace tags of a logged model."""
-    log = logged_model_log(services, registry, model_id)
+    log = logged_model_log(logs, registry, model_id)
     log.write(Segment(tags={**wire.pairs(body.tags)}))
     return {"model": _model(registry.get_record(log.record.id))}
 
 
 @router.delete("/{model_id}/tags/{key:path}")
-def delete_tag(model_id: str, key: str, registry: OperatorRegistry, services: Services) -> Json:
+def delete_tag(model_id: str, key: str, registry: OperatorRegistry, logs: Logs) -> Json:
     """Remove a tag from a logged model."""
-    logged_model_log(services, registry, model_id).write(Segment(tags={wire.check_tag(key): None}))
+    logged_model_log(logs, registry, model_id).write(Segment(tags={wire.check_tag(key): None}))
     return {}
 
 
 @router.post("/{model_id}/params")
-def log_params(model_id: str, body: ParamList, registry: OperatorRegistry, services: Services) -> Json:
+def log_params(model_id: str, body: ParamList, registry: OperatorRegistry, logs: Logs) -> Json:
     """Add parameters to a logged model."""
     params = {param.key: param.value for param in body.params}
-    logged_model_log(services, registry, model_id).write(Segment(params=params))
+    logged_model_log(logs, registry, model_id).write(Segment(params=params))
     return {}
 
 

@@ -11,14 +11,15 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import Field
 
+from ray_apps.admission import GuardedRoute
 from ray_apps.mlflow import wire
 from ray_apps.mlflow.errors import unsupported
 from ray_apps.mlflow.search import page, parse_filter, sort_by
-from ray_apps.mlflow.services import OperatorRegistry, ViewerRegistry
+from ray_apps.mlflow.services import ModelOperator, ModelViewer
 from ray_apps.mlflow.wire import Body, Json, Tag
 from registry import InvalidInput, NotFound
 
-router = APIRouter(prefix="/2.0/mlflow/registered-models")
+router = APIRouter(prefix="/2.0/mlflow/registered-models", route_class=GuardedRoute)
 
 _ATTRIBUTES = {
     "name": lambda state: state.name,
@@ -76,23 +77,26 @@ SearchQuery = Annotated[ModelSearch, Query()]
 
 
 @router.post("/create")
-def create(body: CreateModel, registry: OperatorRegistry) -> Json:
+def create(body: CreateModel, models: ModelOperator) -> Json:
     """Create a registered model without versions."""
-    state = registry.create_model(body.name, description=body.description, tags=wire.pairs(body.tags))
+    state = models.to(body.name).create_model(
+        body.name, description=body.description, tags=wire.pairs(body.tags)
+    )
     return {"registered_model": wire.model(state)}
 
 
 @router.get("/get")
-def get(name: str, registry: ViewerRegistry) -> Json:
+def get(name: str, models: ModelViewer) -> Json:
     """Get one registered model by name."""
-    return {"registered_model": wire.model(registry.get_model(name))}
+    return {"registered_model": wire.model(models.to(name).get_model(name))}
 
 
 @router.get("/search")
-def search(query: SearchQuery, registry: ViewerRegistry) -> Json:
+def search(query: SearchQuery, models: ModelViewer) -> Json:
     """Search for models that match a filter."""
     matches = parse_filter(query.filter, _ATTRIBUTES)
-    matching = [state for state in map(registry.get_model, registry.list_models()) if matches(state)]
+    every = (models.to(name).get_model(name) for name in models.models())
+    matching = [state for state in every if matches(state)]
     found, more = page(
         sort_by(matching, query.order_by or ["name"], _ATTRIBUTES),
         size=query.max_results,
@@ -102,44 +106,49 @@ def search(query: SearchQuery, registry: ViewerRegistry) -> Json:
 
 
 @router.patch("/update")
-def update(body: DescribeModel, registry: OperatorRegistry) -> Json:
+def update(body: DescribeModel, models: ModelOperator) -> Json:
     """Replace the description of a model."""
     return {
-        "registered_model": wire.model(registry.set_model_tags(body.name, {}, description=body.description))
+        "registered_model": wire.model(
+            models.to(body.name).set_model_tags(body.name, {}, description=body.description)
+        )
     }
 
 
 @router.post("/set-tag")
-def set_tag(body: ModelTag, registry: OperatorRegistry) -> Json:
+def set_tag(body: ModelTag, models: ModelOperator) -> Json:
     """Add or replace a tag of a model."""
-    registry.set_model_tags(body.name, {wire.check_tag(body.key): body.value})
+    models.to(body.name).set_model_tags(body.name, {wire.check_tag(body.key): body.value})
     return {}
 
 
 @router.delete("/delete-tag")
-def delete_tag(body: ModelTag, registry: OperatorRegistry) -> Json:
+def delete_tag(body: ModelTag, models: ModelOperator) -> Json:
     """Remove a tag from a model."""
-    registry.set_model_tags(body.name, {wire.check_tag(body.key): None})
+    models.to(body.name).set_model_tags(body.name, {wire.check_tag(body.key): None})
     return {}
 
 
 @router.post("/alias")
-def set_alias(body: AliasTarget, registry: OperatorRegistry) -> Json:
+def set_alias(body: AliasTarget, models: ModelOperator) -> Json:
     """Point an alias to a version, if the model's policy allows it."""
-    registry.set_alias(body.name, body.alias, version_number(body.version), reason="by MLflow's protocol")
+    models.to(body.name).set_alias(
+        body.name, body.alias, version_number(body.version), reason="by MLflow's protocol"
+    )
     return {}
 
 
 @router.delete("/alias")
-def delete_alias(body: ModelAlias, registry: OperatorRegistry) -> Json:
+def delete_alias(body: ModelAlias, models: ModelOperator) -> Json:
     """Remove an alias from a model."""
-    registry.delete_alias(body.name, body.alias, reason="by MLflow's protocol")
+    models.to(body.name).delete_alias(body.name, body.alias, reason="by MLflow's protocol")
     return {}
 
 
 @router.get("/alias")
-def get_by_alias(name: str, alias: str, registry: ViewerRegistry) -> Json:
+def get_by_alias(name: str, alias: str, models: ModelViewer) -> Json:
     """Get the version that an alias points to."""
+    registry = models.to(name)
     found = registry.find_version(name, alias)
     if found is None:
         raise NotFound(
@@ -149,26 +158,28 @@ def get_by_alias(name: str, alias: str, registry: ViewerRegistry) -> Json:
 
 
 @router.post("/get-latest-versions")
-def latest(body: ModelName, registry: ViewerRegistry) -> Json:
+def latest(body: ModelName, models: ModelViewer) -> Json:
     """Get the newest version of a model, as there are no stages."""
-    return {"model_versions": wire.model(registry.get_model(body.name))["latest_versions"]}
+    return {"model_versions": wire.model(models.to(body.name).get_model(body.name))["latest_versions"]}
 
 
 @router.get("/get-latest-versions")
-def latest_by_query(name: str, registry: ViewerRegistry) -> Json:
+def latest_by_query(name: str, models: ModelViewer) -> Json:
     """Get the newest version of the model in the query string."""
-    return latest(ModelName(name=name), registry)
+    return latest(ModelName(name=name), models)
 
 
 @router.post("/rename")
-def rename(body: ModelName, _: OperatorRegistry) -> Json:
+def rename(body: ModelName, models: ModelOperator) -> Json:
     """Refuse to rename a model, as history and lineage refer to its name."""
+    models.to(body.name)
     raise unsupported(f"renaming model {body.name!r}", "create a model of the other name")
 
 
 @router.delete("/delete")
-def delete(body: ModelName, _: OperatorRegistry) -> Json:
+def delete(body: ModelName, models: ModelOperator) -> Json:
     """Refuse to delete a model, as its history is kept."""
+    models.to(body.name)
     raise unsupported(f"deleting model {body.name!r}", "its history is kept; delete its versions")
 
 

@@ -9,14 +9,15 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import Field, model_validator
 
+from ray_apps.admission import GuardedRoute
 from ray_apps.mlflow import wire
 from ray_apps.mlflow.experiments import LOGGED_MODELS, active_experiment, is_in_view
 from ray_apps.mlflow.search import page
-from ray_apps.mlflow.services import MlflowServices, OperatorRegistry, Services, ViewerRegistry
+from ray_apps.mlflow.services import Logs, OperatorRegistry, RunLogs, ViewerRegistry
 from ray_apps.mlflow.wire import Body, Json, Tag
 from registry import InvalidInput, NotFound, Point, Registry, RunLog, RunRecord, Segment
 
-router = APIRouter(prefix="/2.0/mlflow")
+router = APIRouter(prefix="/2.0/mlflow", route_class=GuardedRoute)
 
 _NAME, _PARENT = "mlflow.runName", "mlflow.parentRunId"
 _ENDLESS = 1 << 62
@@ -131,9 +132,9 @@ def get(registry: ViewerRegistry, run_id: str = "", run_uuid: str = "") -> Json:
 
 
 @router.post("/runs/update")
-def update(body: UpdateRun, registry: OperatorRegistry, services: Services) -> Json:
+def update(body: UpdateRun, registry: OperatorRegistry, logs: Logs) -> Json:
     """End a run, resume it, or rename it."""
-    log = services.log(registry, body.run_id)
+    log = logs.of(registry, body.run_id)
     if body.run_name:
         log.write(Segment(tags={_NAME: body.run_name}))
     status = "RUNNING" if body.status == "SCHEDULED" else body.status
@@ -142,37 +143,37 @@ def update(body: UpdateRun, registry: OperatorRegistry, services: Services) -> J
 
 
 @router.post("/runs/delete")
-def delete(body: RunId, registry: OperatorRegistry, services: Services) -> Json:
+def delete(body: RunId, registry: OperatorRegistry, logs: Logs) -> Json:
     """Hide a run from searches; what it logged stays."""
-    services.log(registry, body.run_id).write(Segment(tags={wire.DELETED: "true"}))
+    logs.of(registry, body.run_id).write(Segment(tags={wire.DELETED: "true"}))
     return {}
 
 
 @router.post("/runs/restore")
-def restore(body: RunId, registry: OperatorRegistry, services: Services) -> Json:
+def restore(body: RunId, registry: OperatorRegistry, logs: Logs) -> Json:
     """Restore a run that was deleted."""
-    services.log(registry, body.run_id).write(Segment(tags={wire.DELETED: None}))
+    logs.of(registry, body.run_id).write(Segment(tags={wire.DELETED: None}))
     return {}
 
 
 @router.post("/runs/log-metric")
-def log_metric(body: LogMetric, registry: OperatorRegistry, services: Services) -> Json:
+def log_metric(body: LogMetric, registry: OperatorRegistry, logs: Logs) -> Json:
     """Store one value of a metric."""
-    _write_metrics(services, registry, body.run_id, Segment(), [body])
+    _write_metrics(logs, registry, body.run_id, Segment(), [body])
     return {}
 
 
 @router.post("/runs/log-parameter")
-def log_parameter(body: RunKeyValue, registry: OperatorRegistry, services: Services) -> Json:
+def log_parameter(body: RunKeyValue, registry: OperatorRegistry, logs: Logs) -> Json:
     """Store a parameter, whose value cannot change."""
-    services.log(registry, body.run_id).write(Segment(params={body.key: body.value}))
+    logs.of(registry, body.run_id).write(Segment(params={body.key: body.value}))
     return {}
 
 
 @router.post("/runs/set-tag")
-def set_tag(body: RunKeyValue, registry: OperatorRegistry, services: Services) -> Json:
+def set_tag(body: RunKeyValue, registry: OperatorRegistry, logs: Logs) -> Json:
     """Add or replace a tag of a run, also after the run has ended."""
-    log = services.log(registry, body.run_id)
+    log = logs.of(registry, body.run_id)
     log.write(Segment(tags={wire.check_tag(body.key): body.value}))
     if body.key == _NAME:
         log.change(name=body.value)
@@ -180,14 +181,14 @@ def set_tag(body: RunKeyValue, registry: OperatorRegistry, services: Services) -
 
 
 @router.post("/runs/delete-tag")
-def delete_tag(body: RunKeyValue, registry: OperatorRegistry, services: Services) -> Json:
+def delete_tag(body: RunKeyValue, registry: OperatorRegistry, logs: Logs) -> Json:
     """Remove a tag from a run."""
-    services.log(registry, body.run_id).write(Segment(tags={wire.check_tag(body.key): None}))
+    logs.of(registry, body.run_id).write(Segment(tags={wire.check_tag(body.key): None}))
     return {}
 
 
 @router.post("/runs/log-batch")
-def log_batch(body: LogBatch, registry: OperatorRegistry, services: Services) -> Json:
+def log_batch(body: LogBatch, registry: OperatorRegistry, logs: Logs) -> Json:
     """Store many values in one write."""
     params: dict[str, str] = {}
     for param in body.params:
@@ -196,28 +197,28 @@ def log_batch(body: LogBatch, registry: OperatorRegistry, services: Services) ->
                 f"param {param.key!r} is given twice, as {params[param.key]!r} and {param.value!r}"
             )
     segment = Segment(params=params, tags={**wire.pairs(body.tags)})
-    _write_metrics(services, registry, body.run_id, segment, body.metrics)
+    _write_metrics(logs, registry, body.run_id, segment, body.metrics)
     return {}
 
 
 @router.post("/runs/log-inputs")
-def log_inputs(body: LogInputs, registry: OperatorRegistry, services: Services) -> Json:
+def log_inputs(body: LogInputs, registry: OperatorRegistry, logs: Logs) -> Json:
     """Record which data sets a run reads."""
-    _add_to_list(services.log(registry, body.run_id), wire.INPUTS, body.datasets)
+    _add_to_list(logs.of(registry, body.run_id), wire.INPUTS, body.datasets)
     return {}
 
 
 @router.post("/runs/outputs")
-def log_outputs(body: LogOutputs, registry: OperatorRegistry, services: Services) -> Json:
+def log_outputs(body: LogOutputs, registry: OperatorRegistry, logs: Logs) -> Json:
     """Record which models a run made."""
-    _add_to_list(services.log(registry, body.run_id), wire.OUTPUTS, body.models)
+    _add_to_list(logs.of(registry, body.run_id), wire.OUTPUTS, body.models)
     return {}
 
 
 @router.post("/runs/log-model")
-def log_model(body: LogModel, registry: OperatorRegistry, services: Services) -> Json:
+def log_model(body: LogModel, registry: OperatorRegistry, logs: Logs) -> Json:
     """Record a model in the run's tag that clients of MLflow 2 read."""
-    log, tag = services.log(registry, body.run_id), "mlflow.log-model.history"
+    log, tag = logs.of(registry, body.run_id), "mlflow.log-model.history"
     try:
         model = json.loads(body.model_json)
     except ValueError as error:
@@ -257,9 +258,9 @@ def history(
     return {"metrics": [_metric_value(metric_key, point) for point in found], **more}
 
 
-def logged_model_log(services: MlflowServices, registry: Registry, model_id: str) -> RunLog:
+def logged_model_log(logs: RunLogs, registry: Registry, model_id: str) -> RunLog:
     """Get the log of a logged model, which is the run whose id follows `m-`. Raises: NotFound."""
-    return services.log(registry, logged_model_record(registry, model_id).id)
+    return logs.of(registry, logged_model_record(registry, model_id).id)
 
 
 def logged_model_record(registry: Registry, model_id: str) -> RunRecord:
@@ -273,7 +274,7 @@ def logged_model_record(registry: Registry, model_id: str) -> RunRecord:
 
 
 def _write_metrics(
-    services: MlflowServices,
+    logs: RunLogs,
     registry: Registry,
     run_id: str,
     segment: Segment,
@@ -282,10 +283,10 @@ def _write_metrics(
     """Store a segment with these metrics; values of a logged model are also stored with that model."""
     segment.points = [(metric.key, _point(metric, registry)) for metric in metrics]
     if segment:
-        services.log(registry, run_id).write(segment)
+        logs.of(registry, run_id).write(segment)
     for model_id in {metric.model_id for metric in metrics if metric.model_id}:
         points = [(m.key, _point(m, registry)) for m in metrics if m.model_id == model_id]
-        logged_model_log(services, registry, model_id).write(Segment(points=points))
+        logged_model_log(logs, registry, model_id).write(Segment(points=points))
 
 
 def _point(metric: MetricValue, registry: Registry) -> Point:

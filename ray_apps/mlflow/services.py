@@ -1,52 +1,44 @@
-"""Authenticates callers of MLflow's protocol, and gives routes the registry in the caller's name."""
+"""Gives routes the registry of a request's workspace in the caller's name, once the request is admitted."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any
 
-from fastapi import Depends, Request, Security
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi import Depends, Request
 
-from ray_apps.mlflow.errors import Refusal
-from ray_apps.oidc import OidcSettings, with_oidc
-from ray_apps.token_cache import TokenCache
-from registry import Access, Clock, ObjectStore, Principal, Registry, Role, RunLog, utc_now
+from ray_apps.admission import ANY_MODEL, Admitted, admitted_of, allowed
+from registry import Access, Clock, ObjectStore, Principal, Registry, Role, RunLog, utc_now, workspace_store
 
 _REGISTRIES_KEPT = 256
 _LOGS_KEPT = 4096
 
-bearer = HTTPBearer(auto_error=False, description="MLFLOW_TRACKING_TOKEN: a token from `toque token create`")
-
 
 class MlflowServices:
-    """Registries by actor and logs by open run, shared by all routes; thread-safe."""
+    """Registries by workspace and actor, and logs by open run, shared by all routes; thread-safe.
 
-    def __init__(
-        self,
-        store: ObjectStore,
-        *,
-        access: Access | None = None,
-        clock: Clock = utc_now,
-        oidc: OidcSettings | None = None,
-    ) -> None:
-        self._tokens = TokenCache(with_oidc(access or Access(store, actor="mlflow"), oidc))
-        self._logs: OrderedDict[tuple[str, str], RunLog] = OrderedDict()
+    store: the platform's; access: its list of tokens and workspaces.
+    """
+
+    def __init__(self, store: ObjectStore, access: Access, *, clock: Clock = utc_now) -> None:
+        self.store, self.access = store, access
+        self._logs: OrderedDict[tuple[str, str, str], RunLog] = OrderedDict()
         self._lock = threading.Lock()
-        self._registry: Callable[[str], Registry] = lru_cache(_REGISTRIES_KEPT)(
-            lambda actor: Registry(store, actor=actor, clock=clock)
+        self._registry: Callable[[str, str], Registry] = lru_cache(_REGISTRIES_KEPT)(
+            lambda workspace, actor: Registry(workspace_store(store, workspace), actor=actor, clock=clock)
         )
 
-    def registry_for(self, principal: Principal) -> Registry:
-        """Get the registry, with `principal` as the actor of everything written."""
-        return self._registry(principal.name)
+    def registry_for(self, admitted: Admitted) -> Registry:
+        """Get the registry of a request's workspace, with its caller as the actor of everything written."""
+        return self._registry(admitted.workspace, admitted.principal.name)
 
-    def log(self, registry: Registry, run_id: str) -> RunLog:
+    def log(self, workspace: str, registry: Registry, run_id: str) -> RunLog:
         """Open the log of a run in the name of the registry's actor; kept open for later calls. Raises: NotFound."""
-        key = (registry.actor, run_id)
+        key = (workspace, registry.actor, run_id)
         with self._lock:
             if key in self._logs:
                 self._logs.move_to_end(key)
@@ -58,21 +50,38 @@ class MlflowServices:
                 self._logs.popitem(last=False)
             return found
 
-    async def authorize(self, token: str | None, role: Role) -> Principal:
-        """Find the principal of a token. Raises: Refusal without a live token, or if its role is below `role`."""
-        if not token:
-            raise Refusal(
-                "UNAUTHENTICATED", "no token; set MLFLOW_TRACKING_TOKEN: `toque token create` makes one"
-            )
-        principal = await self._tokens.principal(token)
-        if principal is None:
-            raise Refusal("UNAUTHENTICATED", "the token is unknown, expired or revoked")
-        if not principal.may(role):
-            raise Refusal(
-                "PERMISSION_DENIED",
-                f"{principal.name} has {principal.roles}; this needs {role.name}",
-            )
-        return principal
+
+@dataclass(frozen=True, slots=True)
+class RunLogs:
+    """Logs of the runs in the workspace of one request."""
+
+    services: MlflowServices
+    workspace: str
+
+    def of(self, registry: Registry, run_id: str) -> RunLog:
+        """Open the log of a run in the name of the registry's actor. Raises: NotFound."""
+        return self.services.log(self.workspace, registry, run_id)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelAccess:
+    """Registry of a request's workspace for a caller whose grant may be for one model: the route names which it is for.
+
+    role: what the route takes.
+    """
+
+    admitted: Admitted
+    role: Role
+    _registry: Registry
+
+    def to(self, model: str | None) -> Registry:
+        """Get the registry, for this model, or with None for everything in the workspace. Raises: NotAdmitted."""
+        self.admitted.require(self.role, model=model)
+        return self._registry
+
+    def models(self) -> list[str]:
+        """List the names of the models that the caller's grants reach."""
+        return [name for name in self._registry.list_models() if self.admitted.may(self.role, model=name)]
 
 
 def services_of(request: Request) -> MlflowServices:
@@ -82,18 +91,33 @@ def services_of(request: Request) -> MlflowServices:
 
 
 def _registry_as(role: Role) -> Any:
-    """Make a FastAPI dependency that yields the registry in the caller's name, if their role is at least `role`."""
+    """Make a FastAPI dependency that requires `role` in the workspace, and yields its registry in the caller's name."""
+    required = allowed(role)
 
-    async def registry(
-        request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(bearer)]
-    ) -> Registry:
-        services = services_of(request)
-        principal = await services.authorize(credentials.credentials if credentials else None, role)
-        return services.registry_for(principal)
+    async def registry(request: Request, _: Principal = required) -> Registry:
+        return services_of(request).registry_for(admitted_of(request))
 
     return Depends(registry)
 
 
+def _model_access_as(role: Role) -> Any:
+    """Make a FastAPI dependency that requires `role`, for some model at least, and yields access to models."""
+    required = allowed(role, model=ANY_MODEL)
+
+    async def access(request: Request, _: Principal = required) -> ModelAccess:
+        admitted = admitted_of(request)
+        return ModelAccess(admitted, role, services_of(request).registry_for(admitted))
+
+    return Depends(access)
+
+
+async def _logs_of(request: Request) -> RunLogs:
+    """Get the logs of the workspace of a request that another dependency has admitted."""
+    return RunLogs(services_of(request), admitted_of(request).workspace)
+
+
 ViewerRegistry = Annotated[Registry, _registry_as(Role.viewer)]
 OperatorRegistry = Annotated[Registry, _registry_as(Role.operator)]
-Services = Annotated[MlflowServices, Depends(services_of)]
+ModelViewer = Annotated[ModelAccess, _model_access_as(Role.viewer)]
+ModelOperator = Annotated[ModelAccess, _model_access_as(Role.operator)]
+Logs = Annotated[RunLogs, Depends(_logs_of)]

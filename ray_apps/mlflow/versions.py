@@ -13,17 +13,18 @@ from pathlib import Path
 from fastapi import APIRouter
 from pydantic import Field
 
+from ray_apps.admission import GuardedRoute
 from ray_apps.mlflow import wire
 from ray_apps.mlflow.errors import Refusal, unsupported
 from ray_apps.mlflow.files import ALLOW_CODE, ArtifactLocation, locate_source, named_code
 from ray_apps.mlflow.models import SearchQuery, version_number
 from ray_apps.mlflow.search import page, parse_filter, sort_by
-from ray_apps.mlflow.services import OperatorRegistry, ViewerRegistry
+from ray_apps.mlflow.services import ModelOperator, ModelViewer, OperatorRegistry
 from ray_apps.mlflow.signature import signature_in
 from ray_apps.mlflow.wire import Body, Json, Tag
 from registry import Lineage, ModelVersion, NotFound, Refused, Registry, RunRecord
 
-router = APIRouter(prefix="/2.0/mlflow/model-versions")
+router = APIRouter(prefix="/2.0/mlflow/model-versions", route_class=GuardedRoute)
 
 _ATTRIBUTES = {
     "name": lambda version: version.model,
@@ -86,60 +87,69 @@ def create(body: CreateVersion, registry: OperatorRegistry) -> Json:
 
 
 @router.get("/get")
-def get(name: str, version: str, registry: ViewerRegistry) -> Json:
+def get(name: str, version: str, models: ModelViewer) -> Json:
     """Get one version of a model."""
-    return {
-        "model_version": wire.version(registry.get_model(name), _undeleted_version(registry, name, version))
-    }
+    registry = models.to(name)
+    found = _undeleted_version(registry, name, version)
+    return {"model_version": wire.version(registry.get_model(name), found)}
 
 
 @router.get("/get-download-uri")
-def get_download_uri(name: str, version: str, registry: ViewerRegistry) -> Json:
+def get_download_uri(name: str, version: str, models: ModelViewer) -> Json:
     """Get the address of a version's files: this server, which checks their digests."""
-    return {"artifact_uri": wire.version_root(_undeleted_version(registry, name, version))}
+    return {"artifact_uri": wire.version_root(_undeleted_version(models.to(name), name, version))}
 
 
 @router.get("/search")
-def search(query: SearchQuery, registry: ViewerRegistry) -> Json:
+def search(query: SearchQuery, models: ModelViewer) -> Json:
     """Search for versions that match a filter, newest first."""
     matches = parse_filter(query.filter, _ATTRIBUTES)
-    every = [each for name in registry.list_models() for each in registry.list_versions(name)]
+    every = [each for name in models.models() for each in models.to(name).list_versions(name)]
     order = query.order_by or ["last_updated_timestamp DESC", "name", "version_number DESC"]
     matching = sort_by([each for each in every if matches(each)], order, _ATTRIBUTES)
     found, more = page(matching, size=query.max_results, token=query.page_token)
-    return {"model_versions": [wire.version(registry.get_model(each.model), each) for each in found], **more}
+    shown = [wire.version(models.to(each.model).get_model(each.model), each) for each in found]
+    return {"model_versions": shown, **more}
 
 
 @router.post("/set-tag")
-def set_tag(body: VersionTag, registry: OperatorRegistry) -> Json:
+def set_tag(body: VersionTag, models: ModelOperator) -> Json:
     """Add or replace a tag of a version."""
-    registry.set_version_tags(body.name, version_number(body.version), {wire.check_tag(body.key): body.value})
+    models.to(body.name).set_version_tags(
+        body.name, version_number(body.version), {wire.check_tag(body.key): body.value}
+    )
     return {}
 
 
 @router.delete("/delete-tag")
-def delete_tag(body: VersionTag, registry: OperatorRegistry) -> Json:
+def delete_tag(body: VersionTag, models: ModelOperator) -> Json:
     """Remove a tag from a version."""
-    registry.set_version_tags(body.name, version_number(body.version), {wire.check_tag(body.key): None})
+    models.to(body.name).set_version_tags(
+        body.name, version_number(body.version), {wire.check_tag(body.key): None}
+    )
     return {}
 
 
 @router.delete("/delete")
-def delete(body: VersionId, registry: OperatorRegistry) -> Json:
+def delete(body: VersionId, models: ModelOperator) -> Json:
     """Delete a version to which no alias or traffic points; its number is never used again."""
-    registry.delete_version(body.name, version_number(body.version), reason="by MLflow's protocol")
+    models.to(body.name).delete_version(
+        body.name, version_number(body.version), reason="by MLflow's protocol"
+    )
     return {}
 
 
 @router.patch("/update")
-def update(body: VersionId, _: OperatorRegistry) -> Json:
+def update(body: VersionId, models: ModelOperator) -> Json:
     """Refuse to change a description, as versions do not change."""
+    models.to(body.name)
     raise unsupported(f"describing {body.name}@{body.version} anew", "versions do not change; set a tag")
 
 
 @router.post("/transition-stage")
-def transition(body: VersionId, _: OperatorRegistry) -> Json:
+def transition(body: VersionId, models: ModelOperator) -> Json:
     """Refuse to set a stage, as aliases replace stages."""
+    models.to(body.name)
     raise unsupported(f"a stage for {body.name}@{body.version}", "set an alias, such as champion")
 
 
