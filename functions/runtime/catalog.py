@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from functions.runtime.errors import UnknownFunction
 from functions.runtime.reference import current_reference, resolve
@@ -65,14 +65,20 @@ def find(name: str) -> DeclaredFunction | None:
     return find_declared(name) or (_resolve_declared(name) if ":" in name else None)
 
 
-def find_declared(name: str) -> DeclaredFunction | None:
+def _any(_: DeclaredFunction) -> bool:
+    return True
+
+
+def find_declared(name: str, *, where: Callable[[DeclaredFunction], bool] = _any) -> DeclaredFunction | None:
     """Find the function called `name` or `module:qualname` among those declared so far; None if it is not there.
 
+    where: whether a function is looked at; the others are as if they were not declared.
     Raises: UnknownFunction if several modules declare that name.
     """
     if ":" in name:
-        return _declared.get(name.rpartition(":")[2].rpartition(".")[2], {}).get(current_reference(name))
-    named = _declared.get(name, {})
+        found = _declared.get(name.rpartition(":")[2].rpartition(".")[2], {}).get(current_reference(name))
+        return found if found is not None and where(found) else None
+    named = {reference: each for reference, each in _declared.get(name, {}).items() if where(each)}
     if len(named) > 1:
         raise UnknownFunction(
             f"{name!r} is declared more than once: {', '.join(sorted(named))}; name one of these"
@@ -83,11 +89,6 @@ def find_declared(name: str) -> DeclaredFunction | None:
 def get(name: str) -> DeclaredFunction:
     """Return the function called `name`. Raises: UnknownFunction, listing the declared names."""
     return _required(name, find(name))
-
-
-def get_declared(name: str) -> DeclaredFunction:
-    """Return the function called `name`, importing nothing. Raises: UnknownFunction, listing the declared names."""
-    return _required(name, find_declared(name))
 
 
 def _required(name: str, function: DeclaredFunction | None) -> DeclaredFunction:

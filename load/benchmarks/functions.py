@@ -41,7 +41,7 @@ CALLERS = 8
 STARTS = 10
 
 
-@function
+@function(http=True)
 def nothing(n: int) -> int:
     """Return the argument, as a declared function."""
     return n

@@ -12,8 +12,10 @@ from starlette.responses import HTMLResponse, Response
 from ray_apps.admission import OPEN, BodyLimit, GuardedRoute, NotAdmitted, open_admission
 from ray_apps.gateway import openapi, problems
 from ray_apps.gateway.auth import allowed, identify_bearer, problem_of_refusal
+from ray_apps.gateway.http_functions import list_http
 from ray_apps.gateway.metrics import Metrics, RequestMetrics
 from ray_apps.gateway.routes import (
+    access,
     audit,
     feature_push,
     feedback,
@@ -24,8 +26,9 @@ from ray_apps.gateway.routes import (
     operations,
     repository,
 )
-from ray_apps.gateway.services import Services, services_of
+from ray_apps.gateway.services import Services, context_of, services_of
 from ray_apps.gateway.wire import Json
+from ray_apps.gateway.workspace_path import WorkspacePath
 from registry import Principal, Role
 
 _PLAYGROUND = Path(__file__).with_name("playground.html")
@@ -51,7 +54,18 @@ def build_app(services: Services) -> FastAPI:
         services.context.store, "gateway", access=services.access_list, oidc=services.oidc
     )
     app.router.route_class = GuardedRoute
-    modules = (functions, invocations, models, layers, feedback, feature_push, operations, repository, audit)
+    modules = (
+        functions,
+        invocations,
+        models,
+        layers,
+        feedback,
+        feature_push,
+        operations,
+        access,
+        audit,
+        repository,
+    )
     for module in modules:
         app.include_router(module.router)
     app.state.routes = [route for module in modules for route in module.router.routes]
@@ -62,6 +76,7 @@ def build_app(services: Services) -> FastAPI:
     app.add_api_route("/docs", get_playground, methods=["GET"], include_in_schema=False, dependencies=[OPEN])
     app.add_middleware(BodyLimit)
     app.add_middleware(RequestMetrics, metrics=app.state.metrics)
+    app.add_middleware(WorkspacePath)
     return app
 
 
@@ -73,7 +88,8 @@ def _on_refusal(request: Request, error: Exception) -> Response:
 async def get_openapi(request: Request, _: Annotated[Principal, allowed(Role.viewer)]) -> Json:
     """Serve the OpenAPI document of the routes and of every function."""
     await services_of(request).ready()
-    return Json(request.app.openapi())
+    functions = list_http(await context_of(request))
+    return Json(await services_of(request).run(openapi.document, request.app, functions))
 
 
 async def get_playground() -> HTMLResponse:

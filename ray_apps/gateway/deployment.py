@@ -43,13 +43,15 @@ def build() -> FastAPI:
     from ray_apps.gateway.app import build_app
     from ray_apps.gateway.services import Services
     from ray_apps.oidc import OidcSettings
+    from registry.access import DEFAULT_WORKSPACE, workspace_url
 
-    context = context_of(os.environ)
+    context = context_of(os.environ).in_workspace(DEFAULT_WORKSPACE)
 
-    def labels() -> LogWriter:
+    def labels(workspace: str) -> LogWriter:
         if context.redis_url is None:
             raise Unavailable("labels need Redis to travel; set TOQUE_REDIS_URL")
-        return LogWriter(default_wal_root(context.store_url), "labels", context.redis_url)
+        root = default_wal_root(workspace_url(context.store_url, workspace))
+        return LogWriter(root, "labels", context.redis_url, workspace=workspace)
 
     def discover() -> None:
         from ray_apps.discovery import discover_at_low_priority  # late: the import that takes seconds

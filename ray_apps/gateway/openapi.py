@@ -1,4 +1,7 @@
-"""The OpenAPI document: the gateway's routes, and every function under its own path with its own schemas."""
+"""The OpenAPI document: the gateway's routes, and every function under its own path with its own schemas.
+
+Each operation says by `x-toque-role` which roles may call it, one of which is enough; an empty list needs no token.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,12 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 
 from functions.runtime.run.declared import DeclaredFunction
-from ray_apps.gateway.routes.functions import http_functions
+from ray_apps.admission.guarded_route import rule_of
+from ray_apps.gateway.http_functions import list_http
+from ray_apps.gateway.services import Services
 
 GENERIC = "/functions/{name}"
 _DEFINITION = re.compile(r"^#/\$defs/")
@@ -31,20 +37,36 @@ PROBLEM: dict[str, Any] = {
 }
 
 
+ROLE = "x-toque-role"
+WORKSPACE: dict[str, Any] = {
+    "name": "X-Toque-Workspace",
+    "in": "header",
+    "description": "Workspace of the request; by default the only one that the token's grants name, else `default`. "
+    "A path below `/workspaces/{name}` says the same.",
+    "schema": {"type": "string", "pattern": "^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)?$"},
+}
+
+
 def install(app: FastAPI) -> None:
-    """Make the application's OpenAPI document include the functions that are declared when it is requested."""
+    """Make the application's own OpenAPI document the one of the default workspace."""
 
-    def document_with_functions() -> dict[str, Any]:
-        document = get_openapi(
-            title="Toque",
-            version=app.version,
-            description=app.description,
-            routes=app.routes,
-            separate_input_output_schemas=False,
-        )
-        return with_functions(_with_problems(document), http_functions())
+    def document_of_default() -> dict[str, Any]:
+        services: Services = app.state.services
+        return document(app, list_http(services.context))
 
-    app.openapi = document_with_functions  # type: ignore[method-assign]  # FastAPI documents this way of extending it
+    app.openapi = document_of_default  # type: ignore[method-assign]  # FastAPI documents this way of extending it
+
+
+def document(app: FastAPI, functions: list[DeclaredFunction]) -> dict[str, Any]:
+    """Build the document of the application's routes and of `functions`; takes some 100 ms."""
+    made = get_openapi(
+        title="Toque",
+        version=app.version,
+        description=app.description,
+        routes=app.routes,
+        separate_input_output_schemas=False,
+    )
+    return with_functions(_with_problems(_with_roles(made, app.state.routes)), functions)
 
 
 def with_functions(document: dict[str, Any], functions: list[DeclaredFunction]) -> dict[str, Any]:
@@ -75,7 +97,7 @@ def _describe_operation(general: dict[str, Any], function: DeclaredFunction, cal
 
 
 def _without_path(general: dict[str, Any]) -> list[Any]:
-    return [each for each in general.get("parameters", []) if each["in"] != "path"]
+    return [each for each in general.get("parameters", []) if each.get("in") != "path"]
 
 
 def _call_operation(
@@ -87,6 +109,7 @@ def _call_operation(
     operation["summary"] = function.doc.splitlines()[0] if function.doc else function.name
     operation["description"] = function.doc
     operation["parameters"] = _without_path(general)
+    operation[ROLE] = [function.role.name]
     arguments = _hoisted(document, f"{component}_arguments", function.input_schema)
     operation["requestBody"] = {
         "required": bool(function.input_schema.get("required")),
@@ -119,6 +142,24 @@ def _renamed(value: Any, prefix: str) -> Any:
             for key, each in value.items()
         }
     return [_renamed(each, prefix) for each in value] if isinstance(value, list) else value
+
+
+def _with_roles(document: dict[str, Any], routes: list[Any]) -> dict[str, Any]:
+    """Say of each operation which roles may call it, and in which header the workspace goes."""
+    document.setdefault("components", {})["parameters"] = {"Workspace": WORKSPACE}
+    for route in routes:
+        operations = document["paths"].get(route.path_format, {}) if isinstance(route, APIRoute) else {}
+        for method in route.methods or ():
+            operation = operations.get(method.lower())
+            required = None if operation is None else rule_of(route.dependant)
+            if operation is not None and required is not None:
+                operation[ROLE] = [role.name for role in required.rule.roles]
+                if not required.rule.is_open and not route.path.startswith(
+                    "/workspaces/"
+                ):  # its path names it
+                    reference = {"$ref": "#/components/parameters/Workspace"}
+                    operation["parameters"] = [*operation.get("parameters", []), reference]
+    return document
 
 
 def _with_problems(document: dict[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from functions.prediction_log import PredictionLogError
 from functions.runtime import catalog
 from functions.runtime import errors as runtime
 from ray_apps.gateway.wire import dumps
+from ray_apps.gateway.workspace_path import route_path
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = "1"
@@ -155,7 +156,7 @@ def respond(problem: Problem, request: Request) -> Response:
         "instance": request.url.path,
     }
     body |= {"errors": problem.fields} if problem.fields else {}
-    body |= {"error": problem.detail} if request.url.path.startswith("/v2") else {}
+    body |= {"error": problem.detail} if route_path(request).startswith("/v2") else {}
     return Response(dumps(body), problem.status, headers=problem.headers, media_type=MEDIA_TYPE)
 
 
@@ -192,7 +193,7 @@ def _on_http(request: Request, error: HTTPException) -> Response:
         return respond(
             Problem(error.status_code, str(error.detail), headers=dict(error.headers or {})), request
         )
-    unknown = _unknown_function(request.url.path)
+    unknown = _unknown_function(route_path(request))
     if unknown is not None:
         return _on_known(request, unknown)
     # The router names only the first route's methods.
@@ -204,9 +205,10 @@ def _unknown_function(path: str) -> runtime.UnknownFunction | None:
     before, _, name = path.partition("/functions/")
     if not before and name and "/" not in name:
         try:
-            catalog.get_declared(name)
+            found = catalog.find_declared(name, where=lambda each: each.http)
         except runtime.UnknownFunction as error:
             return error
+        return None if found else runtime.UnknownFunction(f"no function {name!r} is callable by HTTP")
     return None
 
 
@@ -216,7 +218,7 @@ def _methods(request: Request) -> set[str]:
     return {
         method
         for route in routes
-        if isinstance(route, Route) and route.path_regex.match(request.url.path)
+        if isinstance(route, Route) and route.path_regex.match(route_path(request))
         for method in route.methods or ()
     }
 

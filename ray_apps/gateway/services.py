@@ -1,4 +1,4 @@
-"""Services of the gateway's routes: the caller's context, the access list, the label log, worker threads."""
+"""Services of the gateway's routes: the caller's context, the access list, the label logs, worker threads."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ import anyio
 from anyio import to_thread
 
 from functions.runtime.context import Context
+from ray_apps.admission import Admitted, admitted_of
 from ray_apps.gateway.problems import Problem
+from ray_apps.gateway.readiness import Readiness
 from ray_apps.oidc import OidcSettings
-from registry import Access, Principal
+from registry import Access, Unavailable
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 THREADS = 128
 CONTEXTS_KEPT = 256
+MAX_LABEL_LOGS = 256  # each has a thread, files and a connection
 
 
 class LabelLog(Protocol):
@@ -35,14 +38,14 @@ class LabelLog(Protocol):
 class Services:
     """Everything the routes need; blocking work goes through `run`.
 
-    context: the platform's own; labels: opens the label log, called on first use as it starts a thread; access: list of
-    tokens, by default that of the store; discover: imports the functions, called on first use as it takes seconds;
-    wait_s: how long a synchronous call of a durable invocation waits before it answers 202; oidc: issuer
-    whose tokens are accepted beside those of the list.
+    context: the platform's own; labels: opens the label log of a workspace, called on first use as it starts a thread;
+    access: tokens and workspaces, by default those of the store; discover: imports the functions, called on first use
+    as it takes seconds; wait_s: how long a synchronous call of a durable invocation waits before it answers 202; oidc:
+    issuer whose tokens are accepted beside those of the list.
     """
 
     context: Context
-    labels: Callable[[], LabelLog]
+    labels: Callable[[str], LabelLog]
     access: InitVar[Access | None] = None
     discover: Callable[[], object] = lambda: None
     wait_s: float = 60.0
@@ -50,22 +53,29 @@ class Services:
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _discovering: threading.Lock = field(default_factory=threading.Lock)
     _discovered: bool = False
+    _label_logs: dict[str, LabelLog] = field(default_factory=dict)
 
     def __post_init__(self, access: Access | None) -> None:
         self.access_list = access or Access(self.context.store, actor=self.context.actor)
+        self.readiness = Readiness(self.context.store)
+        self._workspaces = lru_cache(CONTEXTS_KEPT)(self.context.in_workspace)
         self._contexts = lru_cache(CONTEXTS_KEPT)(self._context_of_actor)
 
-    def context_of(self, principal: Principal) -> Context:
-        """Get the platform's context with `principal` as the actor of everything written."""
-        return self._contexts(principal.name)
+    def context_of(self, admitted: Admitted) -> Context:
+        """Get the context of a request's workspace, with its caller as the actor of everything written."""
+        return self._contexts(admitted.principal.name, admitted.workspace)
 
-    @property
-    def label_log(self) -> LabelLog:
-        """The log of labels, opened on first use."""
+    def label_log(self, workspace: str) -> LabelLog:
+        """Get the log of a workspace's labels, opened on first use. Raises: Unavailable if too many are open."""
         with self._lock:
-            if not hasattr(self, "_label_log"):
-                self._label_log = self.labels()
-            return self._label_log
+            if workspace not in self._label_logs:
+                if len(self._label_logs) >= MAX_LABEL_LOGS:
+                    raise Unavailable(
+                        f"this gateway takes labels of {MAX_LABEL_LOGS} workspaces and not of {workspace!r}: "
+                        "try again, for another replica may have room"
+                    )
+                self._label_logs[workspace] = self.labels(workspace)
+            return self._label_logs[workspace]
 
     def catalogue(self) -> None:
         """Import every function's module once; further calls wait for the first. Blocks for seconds."""
@@ -95,11 +105,19 @@ class Services:
         """Run blocking `work` in a thread, so that the event loop goes on."""
         return await to_thread.run_sync(partial(work, *args, **kwargs), limiter=self._limiter)
 
-    def _context_of_actor(self, actor: str) -> Context:
-        return replace(self.context, actor=actor)
+    def _context_of_actor(self, actor: str, workspace: str) -> Context:
+        return replace(self._workspaces(workspace), actor=actor)
 
 
 def services_of(request: Any) -> Services:
     """Get the services of the application that received a request."""
     services: Services = request.app.state.services
     return services
+
+
+async def context_of(request: Any) -> Context:
+    """Get the context of an admitted request: its workspace's, with its caller as the actor."""
+    services, admitted = services_of(request), admitted_of(request)
+    if admitted.workspace == services.context.workspace:
+        return services.context_of(admitted)
+    return await services.run(services.context_of, admitted)  # opening a store takes a while

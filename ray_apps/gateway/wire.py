@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any
 
 import orjson
@@ -18,9 +19,13 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"  # the registry's rule for names
 
 Name = Annotated[str, StringConstraints(pattern=NAME)]
 
+_NUMBER = re.compile(
+    r"[+-]?[0-9.]+(e[+-]?[0-9]+)?", re.IGNORECASE
+)  # pydantic takes it for seconds since 1970
+
 
 def _refuse_number(value: object) -> object:
-    if isinstance(value, int | float):
+    if isinstance(value, int | float) or (isinstance(value, str) and _NUMBER.fullmatch(value.strip())):
         raise PydanticCustomError("string_type", "write a time as ISO 8601 text with its offset")
     return value
 

@@ -33,7 +33,7 @@ def environment(running: RunningPlatform, inherited: Mapping[str, str]) -> dict[
 
 def platform_environment(running: RunningPlatform) -> dict[str, str]:
     """List the variables that functions, replicas and drivers of this platform read; no bearer token is among them."""
-    return running.environment() | {"TOQUE_ACTOR": "platform"}
+    return running.environment() | {"TOQUE_ACTOR": "platform", "TOQUE_WORKSPACE": "default"}
 
 
 def serve_environment(running: RunningPlatform) -> dict[str, str]:

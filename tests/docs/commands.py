@@ -354,7 +354,7 @@ def routes() -> tuple[tuple[str, str], ...]:
     return (*ours, *_SERVED, ("POST", r"/functions/\w+"), ("GET", r"/openapi\.json"), ("GET", r"/docs"))
 
 
-def _no_labels() -> Any:
+def _no_labels(_: str) -> Any:
     raise AssertionError("no route is asked")
 
 

@@ -90,7 +90,7 @@ def asked(tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> It
     access = Access(context.store, actor="docs")
     services = Services(
         context=context,
-        labels=lambda: pytest.fail("no page sends a label here"),
+        labels=lambda _: pytest.fail("no page sends a label here"),
         access=access,
         discover=lambda: catalog.discover((*catalog.PLATFORM, PROJECT)),
     )

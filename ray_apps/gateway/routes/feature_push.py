@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ray_apps.admission import GuardedRoute, allowed
 from ray_apps.gateway.problems import Problem
-from ray_apps.gateway.services import services_of
+from ray_apps.gateway.services import context_of, services_of
 from ray_apps.gateway.wire import Json, Time
 from registry import Principal, Role
 
@@ -47,18 +47,18 @@ class PushResult(BaseModel):
 
 @router.post("/features/{view}/push", response_model=PushResult)
 async def push_features(
-    request: Request, view: str, body: FeaturePush, principal: Annotated[Principal, allowed(Role.operator)]
+    request: Request, view: str, body: FeaturePush, _: Annotated[Principal, allowed(Role.operator)]
 ) -> Json:
     """Write rows of a feature view online, offline or both."""
-    services = services_of(request)
+    context = await context_of(request)
 
     def pushed() -> dict[str, Any]:
-        features = services.context_of(principal).features()
+        features = context.features()
         snapshot = features.push(features.get_feature_view(view), table_of(body.rows), to=body.to)
         name, version = (snapshot.name, snapshot.version) if snapshot else (None, None)
         return {"rows": len(body.rows), "table": name, "version": version}
 
-    return Json(await services.run(pushed))
+    return Json(await services_of(request).run(pushed))
 
 
 def table_of(rows: list[FeatureRow]) -> pa.Table:

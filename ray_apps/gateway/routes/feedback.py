@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from functions.prediction_log import OBSERVED_AHEAD, Label, encode_labels
 from ray_apps.admission import GuardedRoute, allowed
 from ray_apps.gateway.problems import Problem
-from ray_apps.gateway.services import services_of
+from ray_apps.gateway.services import context_of, services_of
 from ray_apps.gateway.wire import Json, Time
 from registry import Principal, Role
 
@@ -48,20 +48,21 @@ async def give_feedback(
 ) -> Json:
     """Store labels by prediction id, durably before the response; sending one again or correcting it is safe."""
     services = services_of(request)
-    received = await services.run(services.context.clock)
+    context = await context_of(request)
+    received = await services.run(context.clock)
     _require_observed(body, received)
     labels = [
         Label(each.prediction_id, each.label, observed_at=each.observed_at or received, received_at=received)
         for each in body
     ]
     if labels:
-        await services.run(lambda: services.label_log.append(encode_labels(labels)))
+        await services.run(lambda: services.label_log(context.workspace).append(encode_labels(labels)))
     request.app.state.metrics.labels.inc(len(labels))
     return Json({"accepted": len(labels)})
 
 
 def _require_observed(labels: Sequence[Feedback], now: datetime) -> None:
-    """Check that no label is from the future, where it would override every later one. Raises: Problem 422."""
+    """Check that no label is from the future, where it would override every later one. Raises: Problem 409."""
     latest = now + OBSERVED_AHEAD
     fields = [
         {
@@ -74,4 +75,4 @@ def _require_observed(labels: Sequence[Feedback], now: datetime) -> None:
     ]
     if fields:
         text = "; ".join(f"{each['field']}={each['value']} {each['message']}" for each in fields[:3])
-        raise Problem(422, text, kind="invalid-request", fields=fields[:100])
+        raise Problem(409, text, kind="invalid-request", fields=fields[:100])

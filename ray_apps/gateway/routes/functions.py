@@ -8,15 +8,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request
 from pydantic import BaseModel
 
-from functions.runtime import catalog
 from functions.runtime.context import Context, use_context
 from functions.runtime.durable.invocation import Invocation
-from functions.runtime.errors import DeclarationError
 from functions.runtime.run.declared import DeclaredFunction
-from ray_apps.admission import GuardedRoute, allowed
+from ray_apps.admission import GuardedRoute, admitted_of, allowed
+from ray_apps.gateway.http_functions import get_http, list_http
 from ray_apps.gateway.problems import Problem, problem_of_failure, problem_of_function
 from ray_apps.gateway.routes.invocations import InvocationState, state_of, state_of_record
-from ray_apps.gateway.services import Services, services_of
+from ray_apps.gateway.services import Services, context_of, services_of
 from ray_apps.gateway.wire import Json, json_of
 from registry import Principal, Role
 
@@ -26,11 +25,12 @@ Key = Annotated[str | None, Header(pattern="^[!-~]{1,255}$", description="1 to 2
 
 
 class FunctionDescription(BaseModel):
-    """What a caller may know of a function: schemas, limits, triggers."""
+    """What a caller may know of a function: the role that calling it takes, schemas, limits, triggers."""
 
     name: str
     reference: str
     doc: str
+    role: str
     digest: str
     input_schema: dict[str, Any]
     output_schema: dict[str, Any]
@@ -42,30 +42,24 @@ class FunctionDescription(BaseModel):
     events: list[str]
 
 
-def http_functions() -> list[DeclaredFunction]:
-    """List the functions whose types have a JSON Schema; others, such as of tables, are for Python callers only."""
-    return [function for function in catalog.all_functions() if _has_schemas(function)]
-
-
-def _has_schemas(function: DeclaredFunction) -> bool:
-    try:
-        return bool(function.input_schema) and function.output_schema is not None
-    except DeclarationError:
-        return False
-
-
 @router.get("/functions", response_model=list[FunctionDescription])
 async def list_functions(request: Request, _: Annotated[Principal, allowed(Role.viewer)]) -> Json:
-    """List every function that can be called by HTTP."""
+    """List every function that can be called by HTTP in the workspace."""
     await services_of(request).ready()
-    return Json([describe(each).model_dump(mode="json") for each in http_functions()])
+    found = list_http(await context_of(request))
+
+    def described() -> list[dict[str, Any]]:
+        return [describe(each).model_dump(mode="json") for each in found]
+
+    return Json(await services_of(request).run(described))  # digests take a while
 
 
 @router.get("/functions/{name}", response_model=FunctionDescription)
 async def get_function(request: Request, name: str, _: Annotated[Principal, allowed(Role.viewer)]) -> Json:
     """Describe one function, with the JSON Schemas of its arguments and result."""
     await services_of(request).ready()
-    return Json(describe(catalog.get_declared(name)).model_dump(mode="json"))
+    found = get_http(name, await context_of(request), admitted_of(request))
+    return Json((await services_of(request).run(describe, found)).model_dump(mode="json"))
 
 
 @router.post(
@@ -74,26 +68,31 @@ async def get_function(request: Request, name: str, _: Annotated[Principal, allo
 async def call_function(
     request: Request,
     name: str,
-    principal: Annotated[Principal, allowed(Role.operator)],
+    _: Annotated[Principal, allowed(Role.viewer)],
     idempotency_key: Key = None,
     prefer: Annotated[str | None, Header()] = None,
 ) -> Json:
-    """Call a function on a JSON object of arguments.
+    """Call a function on a JSON object of arguments; its description names the role that this takes.
 
     Without headers it runs once, now. With `Idempotency-Key` it is recorded, run durably, and the same key gives
-    the same response for ever. With `Prefer: respond-async` the response is 202 with the invocation's Location.
+    the same response for ever. With `Prefer: respond-async` the response is 202 with the invocation's Location. Both
+    take an operator.
     Arguments that do not fit the schema are 422; arguments that fit and are refused by the function are 409.
     """
     services = services_of(request)
     await services.ready()
-    function, arguments = catalog.get_declared(name), await _arguments(request)
-    context = services.context_of(principal)
+    context, admitted = await context_of(request), admitted_of(request)
+    function = get_http(name, context, admitted)
     later = "respond-async" in (prefer or "")
+    admitted.require(function.role)
+    if later or idempotency_key is not None:  # it writes a record
+        admitted.require(Role.operator)
+    arguments = await _arguments(request)
     if idempotency_key is None and not later:
         return await _call(request, services, function, arguments, context)
     invocation = await services.run(_submit, function, arguments, idempotency_key, context)
     if later:
-        return _accepted(await services.run(state_of, invocation), prefer)
+        return _accepted(request, await services.run(state_of, invocation), prefer)
     return await _awaited(request, services, function, invocation)
 
 
@@ -104,6 +103,7 @@ def describe(function: DeclaredFunction) -> FunctionDescription:
         name=function.name,
         reference=function.reference,
         doc=function.doc,
+        role=function.role.name,
         digest=function.digest,
         input_schema=function.input_schema,
         output_schema=function.output_schema,
@@ -164,10 +164,10 @@ async def _awaited(
     try:
         record = await services.run(invocation.wait, services.wait_s)
     except TimeoutError:
-        return _accepted(await services.run(state_of, invocation), None)
+        return _accepted(request, await services.run(state_of, invocation), None)
     answer = await services.run(state_of_record, record, invocation.used)
     request.app.state.metrics.calls.labels(function.name, answer.status).inc()
-    headers = {"Location": _location(answer)}
+    headers = {"Location": _location(request, answer)}
     if answer.status == "succeeded":
         return Json(answer.result, headers=headers)
     if answer.failure is None:
@@ -179,11 +179,11 @@ async def _awaited(
     )
 
 
-def _accepted(answer: InvocationState, prefer: str | None) -> Json:
-    headers = {"Location": _location(answer)}
+def _accepted(request: Request, answer: InvocationState, prefer: str | None) -> Json:
+    headers = {"Location": _location(request, answer)}
     headers |= {"Preference-Applied": "respond-async"} if prefer else {"Retry-After": "1"}
     return Json(answer.model_dump(mode="json"), 202, headers=headers)
 
 
-def _location(answer: InvocationState) -> str:
-    return f"/invocations/{answer.id}"
+def _location(request: Request, answer: InvocationState) -> str:
+    return f"{request.scope.get('root_path', '')}/invocations/{answer.id}"

@@ -19,7 +19,7 @@ from functions.runtime.receipt import Total
 from functions.runtime.run.log import Progress, Segment, find_progress
 from ray_apps.admission import GuardedRoute, allowed
 from ray_apps.gateway.problems import Problem, status_of
-from ray_apps.gateway.services import Services, services_of
+from ray_apps.gateway.services import Services, context_of, services_of
 from ray_apps.gateway.wire import Json, Name, json_of
 from registry import Principal, Role
 
@@ -54,7 +54,7 @@ class InvocationState(BaseModel):
 @router.get("/invocations", response_model=list[InvocationState])
 async def list_invocations(
     request: Request,
-    principal: Annotated[Principal, allowed(Role.viewer)],
+    _: Annotated[Principal, allowed(Role.viewer)],
     state: InvocationStatus | None = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 100,
 ) -> Json:
@@ -65,16 +65,16 @@ async def list_invocations(
         records = ledger_of(context).invocations(status=state, limit=limit)
         return [state_of_record(record, context).model_dump(mode="json") for record in records]
 
-    return Json(await services.run(listed, services.context_of(principal)))
+    return Json(await services.run(listed, await context_of(request)))
 
 
 @router.get("/invocations/{invocation}", response_model=InvocationState)
 async def get_invocation(
-    request: Request, invocation: Name, principal: Annotated[Principal, allowed(Role.viewer)]
+    request: Request, invocation: Name, _: Annotated[Principal, allowed(Role.viewer)]
 ) -> Json:
     """Read the state of an invocation, and its result."""
     services = services_of(request)
-    found = Invocation[Any](invocation, services.context_of(principal))
+    found = Invocation[Any](invocation, await context_of(request))
     return Json((await services.run(state_of, found)).model_dump(mode="json"))
 
 
@@ -82,13 +82,13 @@ async def get_invocation(
 async def get_logs(
     request: Request,
     invocation: Name,
-    principal: Annotated[Principal, allowed(Role.viewer)],
+    _: Annotated[Principal, allowed(Role.viewer)],
     after: Annotated[str, Query(pattern=r"^[0-9a-f-]{0,64}$")] = "",
     limit: Annotated[int, Query(ge=1, le=100)] = 100,
 ) -> Json:
     """Read the output and log of an invocation, in segments by time; `after` names the last segment already read."""
     services = services_of(request)
-    found = Invocation[Any](invocation, services.context_of(principal))
+    found = Invocation[Any](invocation, await context_of(request))
 
     def read() -> list[dict[str, Any]]:
         return [each.model_dump(mode="json") for each in islice(found.log(after=after), limit)]
@@ -97,45 +97,45 @@ async def get_logs(
 
 
 @router.get("/costs", response_model=list[Total])
-async def list_costs(request: Request, principal: Annotated[Principal, allowed(Role.viewer)]) -> Json:
+async def list_costs(request: Request, _: Annotated[Principal, allowed(Role.viewer)]) -> Json:
     """Sum the receipts of all invocations by function, day and caller; reads every invocation."""
     services = services_of(request)
 
     def summed(context: Context) -> list[dict[str, Any]]:
         return [each.model_dump(mode="json") for each in ledger_of(context).costs()]
 
-    return Json(await services.run(summed, services.context_of(principal)))
+    return Json(await services.run(summed, await context_of(request)))
 
 
 @router.delete("/invocations/{invocation}", response_model=InvocationState)
 async def cancel_invocation(
-    request: Request, invocation: Name, principal: Annotated[Principal, allowed(Role.operator)]
+    request: Request, invocation: Name, _: Annotated[Principal, allowed(Role.operator)]
 ) -> Json:
     """Cancel an invocation that has not ended; running work is killed."""
     services = services_of(request)
-    context = services.context_of(principal)
+    context = await context_of(request)
     record = await services.run(ledger_of(context).cancel, invocation)
     return Json((await services.run(state_of_record, record, context)).model_dump(mode="json"))
 
 
 @router.post("/invocations/{invocation}/redrive", response_model=InvocationState, status_code=202)
 async def redrive_invocation(
-    request: Request, invocation: Name, principal: Annotated[Principal, allowed(Role.operator)]
+    request: Request, invocation: Name, _: Annotated[Principal, allowed(Role.operator)]
 ) -> Json:
     """Queue a dead or cancelled invocation again, its finished steps kept."""
     services = services_of(request)
-    context = services.context_of(principal)
+    context = await context_of(request)
     record = await _change_dead(services, ledger_of(context).redrive, invocation)
     return Json((await services.run(state_of_record, record, context)).model_dump(mode="json"), 202)
 
 
 @router.post("/invocations/{invocation}/purge", response_model=InvocationState)
 async def purge_invocation(
-    request: Request, invocation: Name, principal: Annotated[Principal, allowed(Role.operator)]
+    request: Request, invocation: Name, _: Annotated[Principal, allowed(Role.operator)]
 ) -> Json:
     """Remove an invocation from the dead letters; its record stays."""
     services = services_of(request)
-    context = services.context_of(principal)
+    context = await context_of(request)
     record = await _change_dead(services, ledger_of(context).purge, invocation)
     return Json((await services.run(state_of_record, record, context)).model_dump(mode="json"))
 
@@ -151,11 +151,11 @@ async def _change_dead(services: Services, act: Callable[[str], Record], invocat
 
 @router.post("/invocations/{invocation}/signals/{name}", response_model=InvocationState, status_code=202)
 async def signal_invocation(
-    request: Request, invocation: Name, name: Name, principal: Annotated[Principal, allowed(Role.operator)]
+    request: Request, invocation: Name, name: Name, _: Annotated[Principal, allowed(Role.operator)]
 ) -> Json:
     """Send signal `name`, with the JSON value in the body, to the workflow that waits for it."""
     services = services_of(request)
-    context = services.context_of(principal)
+    context = await context_of(request)
     value = await json_of(request) if await request.body() else None
     record = await services.run(ledger_of(context).signal, invocation, name, value)
     return Json((await services.run(state_of_record, record, context)).model_dump(mode="json"), 202)

@@ -42,27 +42,27 @@ class HoldoutRequest(ChangeRequest):
 
 
 @router.get("/layers", response_model=list[str])
-async def list_layers(request: Request, principal: Viewer) -> Json:
+async def list_layers(request: Request, _: Viewer) -> Json:
     """List the names of all layers."""
-    return await by_registry(request, principal, lambda registry: registry.list_layers())
+    return await by_registry(request, lambda registry: registry.list_layers())
 
 
 @router.get("/layers/{layer}", response_model=Layer)
-async def get_layer(request: Request, layer: Name, principal: Viewer) -> Json:
+async def get_layer(request: Request, layer: Name, _: Viewer) -> Json:
     """Get the parts of a layer by model; a layer without claims is wholly free."""
-    return await by_registry(request, principal, lambda registry: _layer(registry, layer))
+    return await by_registry(request, lambda registry: _layer(registry, layer))
 
 
 @router.put("/models/{model}/holdouts/{holdout}", response_model=Traffic)
 async def begin_holdout(
-    request: Request, model: Name, holdout: Name, body: HoldoutRequest, principal: Operator
+    request: Request, model: Name, holdout: Name, body: HoldoutRequest, _: Operator
 ) -> Json:
     """Hold units out of every experiment of the model until the holdout is ended; returns the changed split."""
 
     def begun(registry: Registry) -> Any:
         return registry.begin_holdout(model, holdout, body.share, reason=body.reason)
 
-    return await by_registry(request, principal, begun)
+    return await by_registry(request, begun)
 
 
 @router.delete("/models/{model}/holdouts/{holdout}", response_model=Traffic)
@@ -70,13 +70,11 @@ async def end_holdout(
     request: Request,
     model: Name,
     holdout: Name,
-    principal: Operator,
+    _: Operator,
     reason: Annotated[str, Query(max_length=2000)] = "",
 ) -> Json:
     """End a holdout, so that its units take part again; an absent holdout is no error."""
-    return await by_registry(
-        request, principal, lambda registry: registry.end_holdout(model, holdout, reason=reason)
-    )
+    return await by_registry(request, lambda registry: registry.end_holdout(model, holdout, reason=reason))
 
 
 def _layer(registry: Registry, name: str) -> Layer:

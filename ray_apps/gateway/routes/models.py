@@ -9,9 +9,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from ray_apps.admission import GuardedRoute, allowed
+from ray_apps.admission import GuardedRoute, admitted_of, allowed
 from ray_apps.gateway.problems import Problem
-from ray_apps.gateway.services import services_of
+from ray_apps.gateway.services import context_of, services_of
 from ray_apps.gateway.wire import Json, Name, Time
 from registry import (
     Damaged,
@@ -133,69 +133,66 @@ class TrafficSplit(ChangeRequest):
     override: str = Field(default="", max_length=2000)
 
 
-async def by_registry(request: Request, principal: Principal, work: Callable[[Registry], Any]) -> Json:
-    """Run `work` on the registry in the caller's name; returns its result as JSON."""
-    services = services_of(request)
+async def by_registry(request: Request, work: Callable[[Registry], Any]) -> Json:
+    """Run `work` on the registry of the request's workspace in the caller's name; returns its result as JSON."""
+    context = await context_of(request)
 
     def done() -> Any:
-        result = work(services.context_of(principal).registry())
+        result = work(context.registry())
         return result.model_dump(mode="json") if isinstance(result, BaseModel) else result
 
-    return Json(await services.run(done))
+    return Json(await services_of(request).run(done))
 
 
 @router.get("", response_model=list[ModelSummary])
-async def list_models(request: Request, principal: Viewer) -> Json:
+async def list_models(request: Request, _: Viewer) -> Json:
     """List all models with a summary of each."""
 
     def listed(registry: Registry) -> list[Any]:
         return [_summary(registry.get_model(name)).model_dump(mode="json") for name in registry.list_models()]
 
-    return await by_registry(request, principal, listed)
+    return await by_registry(request, listed)
 
 
 @router.get("/{model}", response_model=ModelSummary)
-async def get_model(request: Request, model: Name, principal: Viewer) -> Json:
+async def get_model(request: Request, model: Name, _: Viewer) -> Json:
     """Get the summary of one model: aliases, versions, traffic."""
-    return await by_registry(request, principal, lambda registry: _summary(registry.get_model(model)))
+    return await by_registry(request, lambda registry: _summary(registry.get_model(model)))
 
 
 @router.get("/{model}/versions", response_model=list[ModelVersion])
-async def list_versions(request: Request, model: Name, principal: Viewer) -> Json:
+async def list_versions(request: Request, model: Name, _: Viewer) -> Json:
     """List all versions that are not deleted, oldest first."""
 
     def listed(registry: Registry) -> list[Any]:
         return [version.model_dump(mode="json") for version in registry.list_versions(model)]
 
-    return await by_registry(request, principal, listed)
+    return await by_registry(request, listed)
 
 
 @router.get("/{model}/versions/{version}", response_model=ModelVersion)
-async def get_version(request: Request, model: Name, version: Name, principal: Viewer) -> Json:
+async def get_version(request: Request, model: Name, version: Name, _: Viewer) -> Json:
     """Get a version by number or alias: signature, metrics, lineage, approvals, gates."""
-    return await by_registry(
-        request, principal, lambda registry: registry.get_version(model, number_or_alias(version))
-    )
+    return await by_registry(request, lambda registry: registry.get_version(model, number_or_alias(version)))
 
 
 @router.get("/{model}/versions/{version}/card", response_model=ModelCard)
-async def get_card(request: Request, model: Name, version: Name, principal: Viewer) -> Json:
+async def get_card(request: Request, model: Name, version: Name, _: Viewer) -> Json:
     """Get the model card of a version, rendered from its record."""
     return await by_registry(
         request,
-        principal,
         lambda registry: ModelCard(card=registry.card(model, number_or_alias(version))),
     )
 
 
 @router.get("/{model}/policy", response_model=ModelPolicy)
-async def get_policy(request: Request, model: Name, principal: Viewer) -> Json:
+async def get_policy(request: Request, model: Name, _: Viewer) -> Json:
     """Get the model's policy: what a version needs before it may go live."""
-    return await by_registry(request, principal, lambda registry: registry.get_model(model).policy)
+    return await by_registry(request, lambda registry: registry.get_model(model).policy)
 
 
 @router.put("/{model}/policy", response_model=ModelPolicy)
-async def set_policy(request: Request, model: Name, body: ModelPolicy, principal: Admin) -> Json:
+async def set_policy(request: Request, model: Name, body: ModelPolicy, _: Admin) -> Json:
     """Set what a version of the model needs before it may go live; a live version stays live."""
 
     def changed(registry: Registry) -> ModelPolicy:
@@ -207,11 +204,11 @@ async def set_policy(request: Request, model: Name, body: ModelPolicy, principal
             raise Problem(422, str(error), kind="invalid-input") from error
         return registry.set_policy(model, body).policy
 
-    return await by_registry(request, principal, changed)
+    return await by_registry(request, changed)
 
 
 @router.post("/{model}/audit", response_model=AuditResult)
-async def audit(request: Request, model: Name, principal: Operator) -> Json:
+async def audit(request: Request, model: Name, _: Operator) -> Json:
     """Verify the model's hash chain and every file and signature, which reads all of them."""
 
     def audited(registry: Registry) -> AuditResult:
@@ -220,107 +217,96 @@ async def audit(request: Request, model: Name, principal: Operator) -> Json:
         except Damaged as damage:
             return AuditResult(damaged=str(damage))
 
-    return await by_registry(request, principal, audited)
+    return await by_registry(request, audited)
 
 
 @router.get("/{model}/history")
 async def get_history(
-    request: Request, model: Name, principal: Viewer, limit: Annotated[int, Query(ge=1, le=10_000)] = 100
+    request: Request, model: Name, _: Viewer, limit: Annotated[int, Query(ge=1, le=10_000)] = 100
 ) -> Json:
     """List the latest entries of the model's journal, oldest first: who changed what, when and why."""
 
     def listed(registry: Registry) -> list[Any]:
         return [entry.to_json() for entry in registry.history(model)[-limit:]]
 
-    return await by_registry(request, principal, listed)
+    return await by_registry(request, listed)
 
 
 @router.get("/{model}/aliases/{alias}")
-async def get_alias(
-    request: Request, model: Name, alias: Name, principal: Viewer, at: Time | None = None
-) -> Json:
+async def get_alias(request: Request, model: Name, alias: Name, _: Viewer, at: Time | None = None) -> Json:
     """Get the version that an alias points to, now or at a past moment; null if it points to no version."""
 
     def found(registry: Registry) -> Any:
         aliases = (registry.model_at(model, at) if at else registry.get_model(model)).aliases
         return {"model": model, "alias": alias, "version": aliases.get(alias)}
 
-    return await by_registry(request, principal, found)
+    return await by_registry(request, found)
 
 
 @router.put("/{model}/aliases/{alias}", response_model=ModelVersion)
-async def set_alias(
-    request: Request, model: Name, alias: Name, body: AliasChange, principal: Operator
-) -> Json:
+async def set_alias(request: Request, model: Name, alias: Name, body: AliasChange, _: Operator) -> Json:
     """Point an alias to a version; 409 if it is not at the expected version, or the policy is not met.
 
     An override of the policy needs the role admin.
     """
-    _require_may_override(principal, model, body.override)
+    _require_may_override(request, model, body.override)
     return await by_registry(
-        request, principal, lambda registry: registry.set_alias(model, alias, **_alias_arguments(body))
+        request, lambda registry: registry.set_alias(model, alias, **_alias_arguments(body))
     )
 
 
 @router.post("/{model}/promote", response_model=ModelVersion)
-async def promote(request: Request, model: Name, body: AliasChange, principal: Operator) -> Json:
+async def promote(request: Request, model: Name, body: AliasChange, _: Operator) -> Json:
     """Make a version the champion, and end the model's canaries, shadows and rules to a version, in one change.
 
     An override of the policy needs the role admin.
     """
-    _require_may_override(principal, model, body.override)
-    return await by_registry(
-        request, principal, lambda registry: registry.promote(model, **_alias_arguments(body))
-    )
+    _require_may_override(request, model, body.override)
+    return await by_registry(request, lambda registry: registry.promote(model, **_alias_arguments(body)))
 
 
 @router.post("/{model}/aliases/{alias}/rollback", response_model=ModelVersion)
-async def rollback(
-    request: Request, model: Name, alias: Name, body: RollbackRequest, principal: Operator
-) -> Json:
+async def rollback(request: Request, model: Name, alias: Name, body: RollbackRequest, _: Operator) -> Json:
     """Point an alias back to its previous version; 409 if it is not at the expected one."""
     given = {"expected": body.expected} if "expected" in body.model_fields_set else {}
     return await by_registry(
-        request, principal, lambda registry: registry.rollback(model, alias, reason=body.reason, **given)
+        request, lambda registry: registry.rollback(model, alias, reason=body.reason, **given)
     )
 
 
 @router.post("/{model}/versions/{version}/approve", response_model=ModelVersion)
 async def approve(
-    request: Request, model: Name, version: VersionNumber, body: ApprovalRequest, principal: Approver
+    request: Request, model: Name, version: VersionNumber, body: ApprovalRequest, _: Approver
 ) -> Json:
     """Approve a version in the caller's name."""
     return await by_registry(
         request,
-        principal,
         lambda registry: registry.approve(model, version, comment=body.comment, accept_code=body.accept_code),
     )
 
 
 @router.post("/{model}/versions/{version}/reject", response_model=ModelVersion)
 async def reject(
-    request: Request, model: Name, version: VersionNumber, body: ReviewComment, principal: Approver
+    request: Request, model: Name, version: VersionNumber, body: ReviewComment, _: Approver
 ) -> Json:
     """Reject a version: no alias can point to it until it is approved."""
-    return await by_registry(
-        request, principal, lambda registry: registry.reject(model, version, comment=body.comment)
-    )
+    return await by_registry(request, lambda registry: registry.reject(model, version, comment=body.comment))
 
 
 @router.post("/{model}/versions/{version}/signatures", response_model=ModelVersion)
 async def add_signature(
-    request: Request, model: Name, version: VersionNumber, body: SignatureUpload, principal: Operator
+    request: Request, model: Name, version: VersionNumber, body: SignatureUpload, _: Operator
 ) -> Json:
     """Store a signature of a version's files; 409 if that key did not sign these files."""
     bundle = body.bundle.encode()
     return await by_registry(
-        request, principal, lambda registry: registry.add_signature(model, version, bundle, body.public_key)
+        request, lambda registry: registry.add_signature(model, version, bundle, body.public_key)
     )
 
 
 @router.get("/{model}/versions/{version}/signatures/{signer}")
 async def get_signature(
-    request: Request, model: Name, version: VersionNumber, signer: Name, principal: Viewer
+    request: Request, model: Name, version: VersionNumber, signer: Name, _: Viewer
 ) -> Json:
     """Get a signature's bundle by the fingerprint of its key, for the caller to verify."""
 
@@ -330,19 +316,19 @@ async def get_signature(
                 return {"bundle": registry.signature(model, version, mark.sha256).decode()}
         raise NotFound(f"{model}@{version} has no signature of the key {signer}")
 
-    return await by_registry(request, principal, found)
+    return await by_registry(request, found)
 
 
 @router.get("/{model}/traffic", response_model=Traffic)
-async def get_traffic(request: Request, model: Name, principal: Viewer) -> Json:
+async def get_traffic(request: Request, model: Name, _: Viewer) -> Json:
     """Get the traffic split in force."""
-    return await by_registry(request, principal, lambda registry: registry.traffic(model))
+    return await by_registry(request, lambda registry: registry.traffic(model))
 
 
 @router.put("/{model}/traffic", response_model=Traffic)
-async def set_traffic(request: Request, model: Name, body: TrafficSplit, principal: Operator) -> Json:
+async def set_traffic(request: Request, model: Name, body: TrafficSplit, _: Operator) -> Json:
     """Split the traffic; the champion gets what the arms leave. An override of the policy needs the role admin."""
-    _require_may_override(principal, model, body.override)
+    _require_may_override(request, model, body.override)
 
     def changed(registry: Registry) -> Traffic:
         return registry.set_traffic(
@@ -356,7 +342,7 @@ async def set_traffic(request: Request, model: Name, body: TrafficSplit, princip
             override=body.override,
         )
 
-    return await by_registry(request, principal, changed)
+    return await by_registry(request, changed)
 
 
 def number_or_alias(text: str) -> int | str:
@@ -364,9 +350,11 @@ def number_or_alias(text: str) -> int | str:
     return int(text) if text.isascii() and text.isdigit() else text
 
 
-def _require_may_override(principal: Principal, model: str, override: str) -> None:
+def _require_may_override(request: Request, model: str, override: str) -> None:
     """Check that only an admin goes against the policy. Raises: Problem 403."""
-    if override and not principal.may(Role.admin, model=model):
+    admitted = admitted_of(request)
+    if override and not admitted.may(Role.admin, model=model):
+        principal = admitted.principal
         raise Problem(
             403,
             f"{principal.name} has {principal.roles}; an override of {model}'s policy needs admin: ask one",

@@ -9,9 +9,9 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
 from ray_apps.admission import GuardedRoute, allowed
-from ray_apps.gateway.services import services_of
+from ray_apps.gateway.services import context_of, services_of
 from ray_apps.gateway.wire import Json
-from registry import ModelState, Principal, Role
+from registry import DEFAULT_WORKSPACE, ModelState, Principal, Role
 
 router = APIRouter(route_class=GuardedRoute)
 
@@ -35,29 +35,31 @@ class IndexEntry(BaseModel):
 
 
 @router.post("/v2/repository/index", tags=["protocol"], response_model=list[IndexEntry])
-async def get_index(request: Request, principal: Viewer, body: IndexRequest | None = None) -> Json:
-    """List every version that a traffic policy or an alias names; READY tells that its model is deployed."""
-    services = services_of(request)
-    registry = services.context_of(principal).registry()
+async def get_index(request: Request, _: Viewer, body: IndexRequest | None = None) -> Json:
+    """List the workspace's versions that a traffic policy or an alias names; READY tells that a model is deployed."""
+    context = await context_of(request)
 
     def listed() -> list[Any]:
+        registry = context.registry()
         states = [registry.get_model(name) for name in registry.list_models()]
-        found = index(states, deployed=_applications())
+        found = index(states, workspace=context.workspace, deployed=_applications())
         if body is not None and body.ready:
             found = [entry for entry in found if entry.state == READY]
         return [entry.model_dump() for entry in found]
 
-    return Json(await services.run(listed))
+    return Json(await services_of(request).run(listed))
 
 
-def index(states: Iterable[ModelState], *, deployed: Collection[str]) -> list[IndexEntry]:
-    """Make the index entries of models; deployed: names of the running Serve applications."""
-    from ray_apps.predictor import POOL_APP, app_name  # late: they bring Ray Serve, which takes seconds
+def index(
+    states: Iterable[ModelState], *, deployed: Collection[str], workspace: str = DEFAULT_WORKSPACE
+) -> list[IndexEntry]:
+    """Make the index entries of a workspace's models; deployed: names of the running Serve applications."""
+    from ray_apps.predictor import app_name, pool_app  # late: they bring Ray Serve, which takes seconds
     from ray_apps.predictor.versions.routes import wanted_versions
 
     found: list[IndexEntry] = []
     for state in states:
-        is_deployed = app_name(state.name) in deployed or POOL_APP in deployed
+        is_deployed = app_name(state.name, workspace) in deployed or pool_app(workspace) in deployed
         for number in wanted_versions(state.traffic, state.aliases):
             entry = IndexEntry(name=state.name, version=str(number), state=READY)
             if not is_deployed:

@@ -99,6 +99,7 @@ def test_the_platforms_own_functions_are_reviewed_one_by_one() -> None:
         "look_at_rollout",
         "monitor_status",
         "quotas",
+        "retention",
         "rollout_budget",
         "rollout_status",
         "standing_alarms",

@@ -1,6 +1,7 @@
 import importlib.util
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections import defaultdict
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,13 +48,14 @@ class Gateway:
 
     context: Context
     tokens: dict[str, str]
-    labels: MemoryLabelLog
+    labels: dict[str, MemoryLabelLog]
     client: httpx.AsyncClient
     app: FastAPI
 
-    def headers(self, role: str) -> dict[str, str]:
-        """Make the headers of a caller with `role`."""
-        return {"Authorization": f"Bearer {self.tokens[role]}"}
+    def headers(self, role: str, workspace: str | None = None) -> dict[str, str]:
+        """Make the headers of a caller with `role`, in the workspace that is named."""
+        named = {"X-Toque-Workspace": workspace} if workspace else {}
+        return {"Authorization": f"Bearer {self.tokens[role]}"} | named
 
 
 @pytest.fixture
@@ -63,16 +65,18 @@ def context(tmp_path: Path) -> Context:
 
 
 @pytest.fixture
-def labels() -> Iterator[MemoryLabelLog]:
-    return MemoryLabelLog()
+def labels() -> dict[str, MemoryLabelLog]:
+    """The label logs by workspace, each opened on first use."""
+    return defaultdict(MemoryLabelLog)
 
 
 @pytest.fixture
-async def gateway(context: Context, labels: MemoryLabelLog) -> AsyncIterator[Gateway]:
+async def gateway(context: Context, labels: dict[str, MemoryLabelLog]) -> AsyncIterator[Gateway]:
     access = Access(context.store, actor="tests")
     roles = ("viewer", "caller", "labeller", "operator", "approver", "admin")
     tokens = {role: access.create_token(f"a-{role}", role) for role in roles}
-    services = Services(context=context, labels=lambda: labels, access=access, wait_s=20)
+    tokens["root"] = access.create_token("root", "admin", workspace="*")
+    services = Services(context=context, labels=labels.__getitem__, access=access, wait_s=20)
     app = build_app(services)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:

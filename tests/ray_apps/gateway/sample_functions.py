@@ -15,7 +15,7 @@ class Sum(BaseModel):
     who: str
 
 
-@function()
+@function(http=True)
 def gateway_add(a: int, b: int = 1) -> Sum:
     """Add two numbers.
 
@@ -24,17 +24,27 @@ def gateway_add(a: int, b: int = 1) -> Sum:
     return Sum(total=a + b, who=context().actor)
 
 
-@function()
+@function(http=True, role="viewer")
+def gateway_read(a: int) -> int:
+    return a
+
+
+@function(http=True, role="admin")
+def gateway_govern(a: int) -> int:
+    return a
+
+
+@function(http=True)
 def gateway_refuse(a: int) -> int:
     raise ValueError(f"a={a} is refused")
 
 
-@function(retries=Retries(max_attempts=1))
+@function(http=True, retries=Retries(max_attempts=1))
 def gateway_break() -> int:
     raise RuntimeError("out of gas")
 
 
-@function()
+@function(http=True)
 def gateway_note(folder: str, text: str) -> int:
     """Append a line to a file, so that runs can be counted."""
     with (Path(folder) / "notes").open("a") as file:
@@ -42,7 +52,7 @@ def gateway_note(folder: str, text: str) -> int:
     return len(text)
 
 
-@function()
+@function
 def gateway_rows(table: pa.Table) -> int:
     """Count rows of a table, which JSON cannot carry."""
     return int(table.num_rows)
@@ -56,12 +66,12 @@ class LockedError(Exception):
         self.lock = threading.Lock()
 
 
-@function(timeout_s=30)
+@function(http=True, timeout_s=30)
 def gateway_lock() -> int:
     raise LockedError
 
 
-@function(timeout_s=30)
+@function(http=True, timeout_s=30)
 def gateway_handle() -> Any:
     """Return an object that cannot be serialized."""
     return threading.Lock()

@@ -38,7 +38,8 @@ async def test_a_401_is_a_problem_that_says_how_to_get_a_token(gateway: Gateway)
     ("role", "method", "path", "status"),
     [
         ("caller", "GET", "/models", 403),
-        ("viewer", "POST", "/functions/nothing", 403),
+        ("viewer", "POST", "/functions/nothing", None),
+        ("labeller", "POST", "/functions/nothing", 403),
         ("caller", "POST", "/functions/nothing", 403),
         ("operator", "POST", "/functions/nothing", None),
         ("viewer", "POST", "/feedback", 403),

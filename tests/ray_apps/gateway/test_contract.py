@@ -98,7 +98,7 @@ def document(context: Context, tmp_path: Path) -> Iterator[Any]:
     token = Access(context.store, actor="tests").create_token("fuzz", "admin")
     opened: list[LogWriter] = []
 
-    def labels() -> LogWriter:
+    def labels(_: str) -> LogWriter:
         opened.append(LogWriter(tmp_path / "wal", "labels", str(context.redis_url)))
         return opened[-1]
 

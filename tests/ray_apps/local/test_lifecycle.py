@@ -25,7 +25,7 @@ PROJECT = '''
 from functions import function
 FEATURES, MODELS = [], []
 
-@function()
+@function(http=True)
 def sample_add(a: int, b: int = 1) -> int:
     """Add."""
     return a + b

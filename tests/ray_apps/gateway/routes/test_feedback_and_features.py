@@ -24,7 +24,7 @@ async def test_labels_are_durable_before_they_are_acknowledged(gateway: Gateway)
     ]
     answer = await post(gateway, "/feedback", body, role="labeller")
     assert (answer.status_code, answer.json()) == (200, {"accepted": 3})
-    rows = label_columns(gateway.labels.payloads).to_pylist()
+    rows = label_columns(gateway.labels["default"].payloads).to_pylist()
     assert [(row["prediction_id"], row["label"]) for row in rows] == [("p1", 1.0), ("p2", 0.0), ("p3", 0.5)]
     assert rows[0]["observed_at"] == rows[1]["observed_at"] == datetime.fromisoformat(OBSERVED)
     assert rows[2]["observed_at"] == rows[2]["received_at"] == gateway.context.clock()
@@ -34,18 +34,18 @@ async def test_a_label_from_the_future_is_refused_by_the_platforms_clock(gateway
     now = gateway.context.clock()
     ahead = {"prediction_id": "p", "label": 1, "observed_at": (now + timedelta(minutes=4)).isoformat()}
     assert (await post(gateway, "/feedback", [ahead])).status_code == 200
-    gateway.labels.payloads.clear()
+    gateway.labels["default"].payloads.clear()
     future = {"prediction_id": "p", "label": 0, "observed_at": "9999-01-01T00:00:00+00:00"}
     answer = await post(gateway, "/feedback", [ahead, future])
-    assert answer.status_code == 422
+    assert answer.status_code == 409  # it fits the schema
     assert answer.json()["errors"][0]["field"] == "body.1.observed_at"
     assert "lies in the future" in answer.json()["detail"]
-    assert gateway.labels.payloads == []
+    assert gateway.labels["default"].payloads == []
 
 
 async def test_no_labels_write_nothing(gateway: Gateway) -> None:
     assert (await post(gateway, "/feedback", [])).json() == {"accepted": 0}
-    assert gateway.labels.payloads == []
+    assert gateway.labels["default"].payloads == []
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ async def test_a_bad_label_is_refused_with_all_that_came_with_it(
     answer = await post(gateway, "/feedback", [{"prediction_id": "good", "label": 1}, one])
     assert answer.status_code == 422
     assert answer.json()["errors"][0]["field"] == f"body.1.{field}"
-    assert gateway.labels.payloads == []
+    assert gateway.labels["default"].payloads == []
 
 
 @pytest.fixture

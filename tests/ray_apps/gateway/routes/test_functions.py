@@ -189,12 +189,49 @@ async def test_dead_invocations_are_listed_with_their_error(gateway: Gateway) ->
     ).status_code == 422
 
 
-async def test_a_function_that_json_cannot_carry_is_for_python_callers_only(gateway: Gateway) -> None:
+async def test_a_function_is_called_by_http_only_if_it_is_declared_so(gateway: Gateway) -> None:
+    document = (await gateway.client.get("/openapi.json", headers=gateway.headers("viewer"))).json()
     listed = (await gateway.client.get("/functions", headers=gateway.headers("viewer"))).json()
-    assert "gateway_rows" not in {each["name"] for each in listed}
-    told = await gateway.client.get("/functions/gateway_rows", headers=gateway.headers("viewer"))
-    assert (told.status_code, "JSON Schema" in told.json()["detail"]) == (422, True)
-    assert (await post(gateway, "gateway_rows", {"table": []})).status_code == 422
+    names = {each["name"] for each in listed}
+    assert "gateway_add" in names
+    assert "gateway_rows" not in names
+    assert "/functions/gateway_rows" not in document["paths"]
+    for headers in ({}, {"Idempotency_Key": "k9"}, {"Prefer": "respond-async"}):
+        answer = await post(gateway, "gateway_rows", {"table": []}, **headers)
+        assert (answer.status_code, "@function(http=True)" in answer.json()["detail"]) == (404, True)
+
+
+async def test_only_who_runs_functions_learns_that_one_is_there_for_python(gateway: Gateway) -> None:
+    for name in ("gateway_rows", "nothing"):
+        told = await gateway.client.get(f"/functions/{name}", headers=gateway.headers("viewer"))
+        assert (told.status_code, "http=True" in told.json()["detail"]) == (404, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "role", "status"),
+    [
+        ("gateway_read", "viewer", 200),
+        ("gateway_read", "caller", 403),
+        ("gateway_add", "viewer", 403),
+        ("gateway_add", "operator", 200),
+        ("gateway_govern", "operator", 403),
+        ("gateway_govern", "admin", 200),
+    ],
+)
+async def test_a_function_takes_the_role_that_it_declares(
+    gateway: Gateway, name: str, role: str, status: int
+) -> None:
+    answer = await gateway.client.post(f"/functions/{name}", json={"a": 1}, headers=gateway.headers(role))
+    assert answer.status_code == status, answer.text
+    malformed = await gateway.client.post(f"/functions/{name}", content=b"{", headers=gateway.headers(role))
+    assert malformed.status_code == (403 if status == 403 else 400)
+
+
+async def test_a_durable_call_takes_an_operator_also_of_a_function_for_viewers(gateway: Gateway) -> None:
+    for headers in ({"Idempotency-Key": "k10"}, {"Prefer": "respond-async"}):
+        given = gateway.headers("viewer") | headers
+        answer = await gateway.client.post("/functions/gateway_read", json={"a": 1}, headers=given)
+        assert (answer.status_code, "needs operator" in answer.json()["detail"]) == (403, True)
 
 
 @pytest.mark.parametrize(
@@ -286,11 +323,14 @@ async def test_openapi_has_every_function_with_schemas_that_resolve(gateway: Gat
     document = (await gateway.client.get("/openapi.json", headers=gateway.headers("viewer"))).json()
     operation = document["paths"]["/functions/gateway_add"]["post"]
     assert operation["summary"] == "Add two numbers."
+    assert operation["x-toque-role"] == ["operator"]
     schemas = document["components"]["schemas"]
     assert schemas["gateway_add_arguments"]["required"] == ["a"]
     for reference in _references(document):
-        assert reference.startswith("#/components/schemas/"), reference
-        assert reference.removeprefix("#/components/schemas/") in schemas
+        found: Any = document
+        for part in reference.removeprefix("#/").split("/"):
+            assert part in found, reference
+            found = found[part]
 
 
 def _references(value: Any) -> list[str]:

@@ -1,0 +1,233 @@
+"""Routes of tokens and workspaces: who may do what, and where."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self
+
+from fastapi import APIRouter, Path, Request
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from starlette.responses import Response
+
+from ray_apps.admission import ANY_MODEL, GuardedRoute, NotAdmitted, admitted_of, allowed
+from ray_apps.gateway.problems import Problem
+from ray_apps.gateway.services import services_of
+from ray_apps.gateway.wire import Json, Name, Time
+from registry import Access, NotFound, Principal, Role
+from registry.access import EVERY_WORKSPACE, UNLIMITED, Grant, Limits, Workspace
+from registry.access.tokens import TOKEN_LIFETIME
+from registry.times import utc_now
+
+router = APIRouter(route_class=GuardedRoute, tags=["access"])
+
+Admin = Annotated[Principal, allowed(Role.admin)]
+Anybody = Annotated[Principal, allowed(*Role, model=ANY_MODEL)]
+WORKSPACE_NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+WorkspaceName = Annotated[str, Path(pattern=WORKSPACE_NAME)]
+RoleName = Literal["viewer", "caller", "labeller", "operator", "approver", "admin", "predictor"]
+GrantText = Annotated[str, Field(pattern=r"^[a-z]+(:[a-z0-9*][a-z0-9-]*(:[A-Za-z0-9][A-Za-z0-9._-]*)?)?$")]
+
+
+class TokenRequest(BaseModel):
+    """A token to create: whose, with which grants, until when.
+
+    role, workspace, model: a grant; workspace: by default the request's, "*" for all. grants: further ones, each
+    `role`, `role:workspace` or `role:workspace:model`. expires_at: by default in 90 days.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Name
+    role: RoleName | None = None
+    workspace: Annotated[str, Field(pattern=rf"{WORKSPACE_NAME}|^\*$")] | None = None
+    model: Name | None = None
+    grants: list[GrantText] = Field(default=[], max_length=64)
+    limits: Limits = UNLIMITED
+    expires_at: Time | Literal["never"] | None = None
+
+    @model_validator(mode="after")
+    def _grants_something(self) -> Self:
+        if self.role is None and not self.grants:
+            raise ValueError("grants: a token without a grant permits nothing; give a role")
+        if self.role is None and (self.workspace or self.model):
+            raise ValueError("role: missing, though workspace or model narrow it; give the role")
+        return self
+
+
+class NewToken(BaseModel):
+    """A new token, whose secret `token` is shown only once. role: of the first grant, for one more release."""
+
+    name: str
+    role: str
+    grants: list[str]
+    expires_at: datetime | None
+    token: str
+
+
+class TokenEntry(BaseModel):
+    """A token in the access list, without its secret.
+
+    grants: each `role:workspace` or `role:workspace:model`; role: of the first grant, for one more release;
+    last_used_at: to ten minutes.
+    """
+
+    id: str
+    name: str
+    role: str
+    grants: list[str]
+    limits: Limits
+    created_by: str
+    created_at: datetime
+    last_used_at: datetime | None
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+
+class WorkspaceRequest(BaseModel):
+    """A workspace to create for a team. limits: bounds on the requests of all its callers together."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Annotated[str, Field(pattern=WORKSPACE_NAME)]
+    description: str = Field(default="", max_length=2000)
+    limits: Limits = UNLIMITED
+
+
+class WorkspaceChange(BaseModel):
+    """What to change of a workspace; a field that is left out stays."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    description: str | None = Field(default=None, max_length=2000)
+    limits: Limits | None = None
+
+
+@router.get("/tokens", response_model=list[TokenEntry])
+async def list_tokens(request: Request, principal: Admin) -> Json:
+    """List the tokens within the caller's reach, also expired and revoked ones, without their secrets."""
+    kept = await services_of(request).run(_access(request, principal).list_tokens)
+    return Json([_entry(each) for each in kept if principal.may_give(each.grants)])
+
+
+@router.post("/tokens", response_model=NewToken, status_code=201)
+async def create_token(request: Request, body: TokenRequest, principal: Admin) -> Json:
+    """Create a bearer token with grants that the caller may give: wherever they reach, it must be an admin.
+
+    Raises: Problem 409 if its expiry has passed, or a live token has its name.
+    """
+    if isinstance(body.expires_at, datetime) and body.expires_at <= utc_now():
+        raise Problem(409, f"expires_at={body.expires_at.isoformat()} has passed; give a later time")
+    grants = _grants_of(body, admitted_of(request).workspace)
+    if not principal.may_give(grants):
+        raise NotAdmitted(
+            403,
+            f"{principal.name} has {principal.roles}, and cannot give {', '.join(map(str, grants))}: "
+            "only an admin of all that a grant reaches may give it",
+        )
+    expires_at = body.expires_at or utc_now() + TOKEN_LIFETIME
+    access, services = _access(request, principal), services_of(request)
+    made = await services.run(
+        access.create_token, body.name, grants=grants, limits=body.limits, expires_at=expires_at
+    )
+    await _read_again(request)
+    told = NewToken(
+        name=body.name,
+        role=grants[0].role.name,
+        grants=[str(each) for each in grants],
+        expires_at=expires_at if isinstance(expires_at, datetime) else None,
+        token=made,
+    )
+    return Json(told.model_dump(mode="json"), 201)
+
+
+@router.delete("/tokens/{name}", status_code=204)
+async def revoke_token(request: Request, name: Name, principal: Admin) -> Response:
+    """Revoke the live token of that name, if all its grants are within the caller's reach; refused within two seconds."""
+    access, now = _access(request, principal), utc_now()
+
+    def revoked() -> None:
+        live = [each for each in access.list_tokens() if each.name == name and each.is_live(now)]
+        if not all(principal.may_give(each.grants) for each in live):
+            raise NotFound(f"no live token is named {name!r}")  # as for a name that nobody has
+        access.revoke(name)
+
+    await services_of(request).run(revoked)
+    await _read_again(request)
+    return Response(status_code=204)
+
+
+@router.get("/workspaces", response_model=list[Workspace])
+async def list_workspaces(request: Request, principal: Anybody) -> Json:
+    """List the workspaces that the caller has a grant in."""
+    every = await services_of(request).run(_access(request, principal).list_workspaces)
+    return Json([each.model_dump(mode="json") for each in every if _reaches(principal, each.name)])
+
+
+@router.post("/workspaces", response_model=Workspace, status_code=201)
+async def create_workspace(request: Request, body: WorkspaceRequest, principal: Admin) -> Json:
+    """Create a workspace with nothing in it; only an admin of all workspaces may."""
+    _require_platform_admin(principal)
+    access = _access(request, principal)
+
+    def created() -> Workspace:
+        return access.create_workspace(body.name, description=body.description, limits=body.limits)
+
+    made = await services_of(request).run(created)
+    await _read_again(request)
+    return Json(made.model_dump(mode="json"), 201)
+
+
+@router.get("/workspaces/{name}", response_model=Workspace)
+async def get_workspace(request: Request, name: WorkspaceName, principal: Anybody) -> Json:
+    """Get a workspace that the caller has a grant in."""
+    every = await services_of(request).run(_access(request, principal).list_workspaces)
+    found = next((each for each in every if each.name == name and _reaches(principal, name)), None)
+    if found is None:
+        raise NotFound(f"no workspace {name!r} that {principal.name} has a grant in")
+    return Json(found.model_dump(mode="json"))
+
+
+@router.patch("/workspaces/{name}", response_model=Workspace)
+async def change_workspace(
+    request: Request, name: WorkspaceName, body: WorkspaceChange, principal: Admin
+) -> Json:
+    """Change the description or limits of a workspace; only an admin of all workspaces may."""
+    _require_platform_admin(principal)
+    access = _access(request, principal)
+
+    def changed() -> Workspace:
+        return access.change_workspace(name, description=body.description, limits=body.limits)
+
+    made = await services_of(request).run(changed)
+    await _read_again(request)
+    return Json(made.model_dump(mode="json"))
+
+
+def _grants_of(body: TokenRequest, workspace: str) -> tuple[Grant, ...]:
+    """Read the grants of a request. Raises: InvalidInput for a name that no grant may have."""
+    narrowed = ":".join(filter(None, (body.role, body.workspace or workspace, body.model)))
+    return tuple(map(Grant.parse, ([narrowed] if body.role else []) + body.grants))
+
+
+def _entry(record: Any) -> dict[str, Any]:
+    plain: dict[str, Any] = record.model_dump(mode="json", exclude={"digest"})
+    return plain | {"grants": [str(each) for each in record.grants], "role": record.grants[0].role.name}
+
+
+def _reaches(principal: Principal, workspace: str) -> bool:
+    return any(grant.workspace in (workspace, EVERY_WORKSPACE) for grant in principal.grants)
+
+
+def _require_platform_admin(principal: Principal) -> None:
+    if not principal.may(Role.admin, EVERY_WORKSPACE):
+        raise NotAdmitted(403, f"{principal.name} has {principal.roles}; this needs admin:* (all workspaces)")
+
+
+async def _read_again(request: Request) -> None:
+    """Reread the access list, so that this gateway applies the change at once."""
+    await services_of(request).run(services_of(request).access_list.list_workspaces)
+    request.app.state.admission.tokens.forget()
+
+
+def _access(request: Request, principal: Principal) -> Access:
+    return Access(services_of(request).context.store, actor=principal.name)
