@@ -22,14 +22,26 @@ STATE_FILE = "up.json"  # what `toque up` leaves in the state folder
 
 
 class Client:
-    """A client that asks the platform at `url` in the name of `token`."""
+    """A client that asks the platform at `url` in the name of `token`.
 
-    def __init__(self, url: str, token: str, *, transport: httpx.BaseTransport | None = None) -> None:
+    workspace: the one that it works in; None: the token's own.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        *,
+        workspace: str | None = None,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
         import httpx  # late: see above
 
         self._url = url
         self._unreachable = httpx.TransportError
         headers = {"Authorization": f"Bearer {token}"}
+        headers |= {"X-Toque-Workspace": workspace} if workspace else {}
+        self._workspace = workspace
         self._http = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S, transport=transport)
 
     def get(self, path: str, /, **query: Any) -> Any:
@@ -45,6 +57,11 @@ class Client:
         content = {} if body is None else {"json": body}
         with self._reaching():
             return _good(self._http.request(method, path, **content, **options))
+
+    def model_path(self, model: str) -> str:
+        """The path at which a model of the workspace is served."""
+        below = "" if self._workspace in {None, "default"} else f"/workspaces/{self._workspace}"
+        return f"{below}/v2/models/{model}"
 
     @contextmanager
     def stream(self, method: str, path: str, **options: Any) -> Iterator[httpx.Response]:
@@ -65,7 +82,7 @@ class Client:
             raise Unreachable(f"nothing answers at {self._url}: {error}; `toque up` starts it") from error
 
 
-def client_of(home: str) -> Client:
+def client_of(home: str, *, workspace: str | None = None) -> Client:
     """A client from `TOQUE_URL` and `TOQUE_TOKEN`, else for what runs in the state folder `home`.
 
     Raises: Unreachable if there is neither.
@@ -76,7 +93,7 @@ def client_of(home: str) -> Client:
         url, token = url or running_url, token or running_token
     if not url or not token:
         raise Unreachable(f"nothing runs in {home}; `toque up` starts it, or set TOQUE_URL and TOQUE_TOKEN")
-    return Client(url, token)
+    return Client(url, token, workspace=workspace)
 
 
 def call(client: Client, function: str, arguments: Any) -> Any:

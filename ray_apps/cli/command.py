@@ -26,7 +26,7 @@ class Given(argparse.Namespace):
     @cached_property
     def client(self) -> Client:
         """A client of the platform, made when a command first asks it. Raises: Unreachable."""
-        return client_of(self.home)
+        return client_of(self.home, workspace=self.workspace)
 
 
 Command = Callable[[Given], int | None]  # gives the exit code; None: 0

@@ -78,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
     made = Parser(
         prog="toque",
         description="An AI platform made of small serverless functions.",
-        usage="toque [--home FOLDER] COMMAND …",
+        usage="toque [--home FOLDER] [--workspace NAME] COMMAND …",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument(
@@ -86,6 +86,12 @@ def parser() -> argparse.ArgumentParser:
         default=os.environ.get("TOQUE_HOME") or ".toque",
         metavar="FOLDER",
         help="state folder of a platform on this machine (default: %(default)s)",
+    )
+    made.add_argument(
+        "--workspace",
+        default=os.environ.get("TOQUE_WORKSPACE") or None,
+        metavar="NAME",
+        help="workspace to work in (default: TOQUE_WORKSPACE, else the token's only one, else default)",
     )
     commands = made.add_subparsers(required=True, metavar="COMMAND", help=argparse.SUPPRESS, prog="toque")
     sections = []

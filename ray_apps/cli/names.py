@@ -163,6 +163,9 @@ KINDS = {  # by the name of the argument that takes such a name
     "run": _RUN,
     "runs": _RUN,
     "token": Kind("token", _tokens, "toque token list"),
+    "chosen": Kind(
+        "workspace", lambda given: _field(given.client.get("/workspaces"), "name"), "toque workspace list"
+    ),
     "views": Kind("feature view", _views, "toque features"),
     "layer": Kind("layer", lambda given: given.client.get("/layers"), "toque traffic layer"),
     "holdout": Kind("holdout", _holdouts, "toque traffic show {model}", _OF_MODEL),

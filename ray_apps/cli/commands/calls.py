@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -61,6 +62,7 @@ def _run(given: Given) -> int:
         from functions.__main__ import main  # late: it imports every function
 
         find_project_here()
+        os.environ |= {"TOQUE_WORKSPACE": given.workspace} if given.workspace else {}
         return main(["run", given.function, "--json", json.dumps(arguments)])
     value(_post(given, arguments))
     return 0

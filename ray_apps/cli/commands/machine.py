@@ -33,6 +33,10 @@ _DOORS = columns("door | where")
 _PARTS = columns("part: name | answers: up | where")
 
 _PROJECT = arg("--project MODULE", "module of your definitions (default: TOQUE_PROJECT)")
+_PROJECTS = arg(
+    "--project MODULE",
+    "module of your definitions, or one for each workspace as in base,payments=teams.payments (default: TOQUE_PROJECT)",
+)
 _CLOCK = arg(
     "--clock", "whose time counts: the machine's, or one that a driver sets", choices=["system", "replay"]
 )
@@ -47,7 +51,7 @@ _REST = arg("rest", "arguments for the demo, after --", nargs=argparse.REMAINDER
 
 def register(commands: Commands) -> None:
     """Add the commands of this module."""
-    add(commands, "up", _up, _PROJECT, _CLOCK, _STORE, _REDIS, _PORT, _CPUS, _FIXED)
+    add(commands, "up", _up, _PROJECTS, _CLOCK, _STORE, _REDIS, _PORT, _CPUS, _FIXED)
     add(commands, "down", _down)
     add(commands, "status", _status, _ENVIRONMENT)
     add(commands, "demo", _demo, _PROJECT, _REST)
@@ -88,8 +92,8 @@ def _up(given: Given) -> None:
     from ray_apps.local import up
 
     settings = settings_of(given)
-    if settings.project:
-        _require(settings.project)
+    for module in _modules(settings.project or ""):
+        _require(module)
     with _reporting() as report:
         running = up(settings, report=report)
     doors = [
@@ -101,6 +105,16 @@ def _up(given: Given) -> None:
     rows = [{"door": door, "where": where} for door, where in doors]
     ready = f"up in {running.timings_s.get('ready', 0):.0f} s; `toque down` ends it"
     table(given.output, _DOORS, rows, remark=ready)
+
+
+def _modules(projects: str) -> list[str]:
+    """The modules of the projects of all workspaces. Raises: UsageError if they cannot be read."""
+    from functions.runtime.context import projects_of
+
+    try:
+        return list(projects_of(projects).values())
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 @contextmanager

@@ -30,8 +30,8 @@ def register(commands: Commands) -> None:
 def _predict(given: Given) -> None:
     """Ask a model for a prediction."""
     version = f"/versions/{given.version}" if given.version else ""
-    body = request_of(given)
-    value(given.client.send("POST", f"/v2/models/{given.model}{version}/infer", body=body).json())
+    path, body = given.client.model_path(given.model), request_of(given)
+    value(given.client.send("POST", f"{path}{version}/infer", body=body).json())
 
 
 def request_of(given: Given) -> dict[str, Any]:

@@ -29,19 +29,19 @@ class Platform:
     registry: Registry
 
 
-@function()
+@function(http=True)
 def cli_add(a: int, b: int = 1) -> int:
     """Add two numbers."""
     return a + b
 
 
-@function()
+@function(http=True)
 def cli_break() -> int:
     """Fail."""
     raise RuntimeError("out of gas")
 
 
-@function()
+@function(http=True)
 def cli_talk(words: list[str]) -> int:
     """Say some words."""
     for word in words:
@@ -51,7 +51,7 @@ def cli_talk(words: list[str]) -> int:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("TOQUE_URL", "TOQUE_TOKEN", "TOQUE_HOME", "TOQUE_PROJECT"):
+    for name in ("TOQUE_URL", "TOQUE_TOKEN", "TOQUE_HOME", "TOQUE_PROJECT", "TOQUE_WORKSPACE"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path / "home"
 
@@ -61,7 +61,7 @@ def platform(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     url = f"file://{tmp_path / 'store'}"
     context = Context(open_store(url), url, actor="platform")
     access = Access(context.store, actor="tests")
-    services = Services(context=context, labels=lambda: pytest.fail("no labels here"), access=access)
+    services = Services(context=context, labels=lambda _: pytest.fail("no labels here"), access=access)
     app = Starlette(
         routes=[Mount("/api", build_mlflow(context.store, access=access)), Mount("/", build_app(services))]
     )
@@ -74,7 +74,7 @@ def platform(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         time.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
     monkeypatch.setenv("TOQUE_URL", f"http://127.0.0.1:{port}")
-    token = access.create_token("ada", "admin")
+    token = access.create_token("ada", "admin", workspace="*")
     monkeypatch.setenv("TOQUE_TOKEN", token)
     yield Platform(f"http://127.0.0.1:{port}", token, context, Registry(context.store, actor="trainer"))
     server.should_exit = True
