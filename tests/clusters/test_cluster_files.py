@@ -56,9 +56,7 @@ def test_every_file_has_serves_throughput_and_token_settings(name: str):
 def test_every_file_starts_haproxy_with_its_pages_and_socket_closed(name: str):
     text = (FOLDER / name).read_text()
     started = len(re.findall(r"RAY_SERVE_ENABLE_HA_PROXY", text))
-    assert (
-        len(re.findall(r"RAY_SERVE_HAPROXY_BINARY_PATH.*toque/clusters/haproxy\.sh", text)) == started
-    )
+    assert len(re.findall(r"RAY_SERVE_HAPROXY_BINARY_PATH.*toque/clusters/haproxy\.sh", text)) == started
 
 
 def test_no_file_of_a_machine_with_several_users_has_a_name_that_others_can_make_first():
