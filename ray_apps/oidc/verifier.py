@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
+import threading
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from ray_apps.oidc.issuer_keys import IssuerKeys
 from ray_apps.oidc.settings import OidcSettings
@@ -21,20 +24,40 @@ NAME_PREFIX: Final = "oidc:"
 """Begins the name of every principal of an issuer; no token of the access list has such a name."""
 MAX_TOKEN_CHARS: Final = 16_384
 _MAX_NAME = 128
+_ACCEPTED_KEPT = 4_096
 _JWT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\Z")
 _REQUIRED = ["exp", "iss", "aud"]
+Find = Callable[[str], "PyJWK | None"]
 _logger = logging.getLogger(__name__)
+
+
+class _Verified(NamedTuple):
+    """A token whose signature was checked: by which key, until when it counts, and for whom."""
+
+    key_id: str
+    key: PyJWK
+    until_s: float
+    principal: Principal
 
 
 class OidcVerifier:
     """Finds the principals of one issuer's tokens, as an access list; safe for threads.
 
-    keys: of the issuer, fetched by default.
+    A token that was accepted before is not parsed again while its key stays the issuer's, as callers are verified
+    twice a second. keys: of the issuer, fetched by default; clock: seconds since 1970.
     """
 
-    def __init__(self, settings: OidcSettings, *, keys: IssuerKeys | None = None) -> None:
-        self._settings = settings
+    def __init__(
+        self,
+        settings: OidcSettings,
+        *,
+        keys: IssuerKeys | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._settings, self._clock = settings, clock
         self._keys = keys or IssuerKeys(settings)
+        self._accepted: OrderedDict[bytes, _Verified] = OrderedDict()
+        self._lock = threading.Lock()
 
     def recognises(self, token: str) -> bool:
         """Whether the text has the form of a signed token."""
@@ -48,48 +71,56 @@ class OidcVerifier:
         """Find the principal of a valid token by the keys read last."""
         return self._principal(token, self._keys.recall)
 
-    def _principal(self, token: str, find: Callable[[str], PyJWK | None]) -> Principal | None:
+    def _principal(self, token: str, find: Find) -> Principal | None:
         import jwt  # late: only where OIDC is configured
 
         if not self.recognises(token):
             return None
+        digest = hashlib.sha256(token.encode()).digest()
+        known = self._accepted.get(digest)
+        if known is not None and self._clock() < known.until_s and find(known.key_id) is known.key:
+            return known.principal
         try:
-            return self._named(self._verified_claims(token, find))
+            verified = self._verified(token, find)
         except (jwt.PyJWTError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
             _logger.debug("a token of %s is refused: %s", self._settings.issuer, error)
             return None
+        with self._lock:
+            self._accepted[digest] = verified
+            self._accepted.move_to_end(digest)
+            if len(self._accepted) > _ACCEPTED_KEPT:
+                self._accepted.popitem(last=False)
+        return verified.principal
 
-    def _verified_claims(self, token: str, find: Callable[[str], PyJWK | None]) -> Mapping[str, Any]:
+    def _verified(self, token: str, find: Find) -> _Verified:
         """Check claims first, so that what is expired or of another issuer costs no key, then the signature.
 
         Raises: jwt.PyJWTError, ValueError if the token is not accepted; Unavailable.
         """
-        import jwt  # late: as above
-
-        header = jwt.get_unverified_header(token)
-        algorithm, key_id = header.get("alg"), header.get("kid")
+        checks = ("verify_exp", "verify_nbf", "verify_iat", "verify_aud", "verify_iss")
+        stated = self._decode(token, None, [], {"verify_signature": False, **dict.fromkeys(checks, True)})
+        algorithm, key_id = stated["header"].get("alg"), stated["header"].get("kid")
         if algorithm not in self._settings.algorithms:
             raise ValueError(f"alg={algorithm!r} is not one of {self._settings.algorithms}")
-        if not isinstance(key_id, str) or "crit" in header:
+        if not isinstance(key_id, str) or "crit" in stated["header"]:
             raise ValueError("its header must have 'kid' and no 'crit'")
-        checks = ("verify_exp", "verify_nbf", "verify_iat", "verify_aud", "verify_iss")
-        self._decode(token, None, [], {"verify_signature": False, **dict.fromkeys(checks, True)})
         key = find(key_id)
         if key is None or key.algorithm_name != algorithm:
             raise ValueError(f"kid={key_id!r} is no key of the issuer for {algorithm}")
-        claims = self._decode(token, key, [algorithm], {})
-        left_s = claims["exp"] - datetime.now(UTC).timestamp()
+        claims = self._decode(token, key, [algorithm], {})["payload"]
+        left_s = claims["exp"] - self._clock()
         if left_s > self._settings.max_lifetime_s:
             raise ValueError(
                 f"exp is {left_s:.0f} s away; at most {self._settings.max_lifetime_s:g} are accepted"
             )
-        return claims
+        return _Verified(key_id, key, claims["exp"] + self._settings.leeway_s, self._named(claims))
 
     def _decode(self, token: str, key: Any, algorithms: list[str], options: dict[str, Any]) -> dict[str, Any]:
+        """Decode header and claims with PyJWT, which checks what `options` do not switch off. Raises: jwt.PyJWTError."""
         import jwt  # late: as above
 
         settings = self._settings
-        claims: dict[str, Any] = jwt.decode(
+        found: dict[str, Any] = jwt.decode_complete(
             token,
             key=key,
             algorithms=algorithms,
@@ -98,7 +129,7 @@ class OidcVerifier:
             leeway=settings.leeway_s,
             options=cast("Any", {"require": _REQUIRED, **options}),
         )
-        return claims
+        return found
 
     def _named(self, claims: Mapping[str, Any]) -> Principal:
         """Make the principal of verified claims. Raises: ValueError if they name nobody."""

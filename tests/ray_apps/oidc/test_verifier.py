@@ -5,10 +5,12 @@ import hashlib
 import hmac
 import time
 
+import jwt
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ray_apps.oidc import OidcVerifier, with_oidc
+from ray_apps.oidc.issuer_keys import RENEW_S, IssuerKeys
 from ray_apps.token_cache import TokenCache
 from registry import Access, Principal, Unavailable, open_store
 from tests.ray_apps.oidc.conftest import Issuer, unsigned
@@ -77,6 +79,42 @@ def test_a_token_with_a_wrong_claim_is_refused(issuer: Issuer, claims):
     token = issuer.token(**claims)
     assert verifier.verify(token) is None
     assert verifier.recall(token) is None
+
+
+def test_an_accepted_token_is_not_parsed_again_until_it_expires_or_its_key_changes(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+):
+    now_s, seconds = [time.time()], [0.0]
+    settings = issuer.settings()
+    keys = IssuerKeys(settings, clock=lambda: seconds[0])
+    verifier = OidcVerifier(settings, keys=keys, clock=lambda: now_s[0])
+    token = issuer.token()
+    found = verifier.verify(token)
+    with monkeypatch.context() as patch:
+        patch.setattr("jwt.decode_complete", None)
+        assert verifier.verify(token) is found is not None
+        assert verifier.recall(token) is found
+    issuer.add_key("one")  # another one by the same id
+    seconds[0] += RENEW_S
+    assert verifier.verify(token) is None
+
+
+def test_an_accepted_token_is_checked_again_once_it_has_expired(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+):
+    now_s = [time.time()]
+    verifier = OidcVerifier(issuer.settings(leeway_s=5), clock=lambda: now_s[0])
+    token = issuer.token(exp=int(now_s[0]) + 600)
+
+    def expired(*_: object, **__: object) -> None:
+        raise jwt.ExpiredSignatureError
+
+    assert verifier.verify(token) is not None
+    monkeypatch.setattr("jwt.decode_complete", expired)
+    now_s[0] += 603
+    assert verifier.verify(token) is not None
+    now_s[0] += 3
+    assert verifier.verify(token) is None
 
 
 def test_clocks_may_differ_by_the_leeway(issuer: Issuer):
