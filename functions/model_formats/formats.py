@@ -37,6 +37,15 @@ def _is_zip(head: bytes) -> bool:
     return head.startswith(b"PK\x03\x04")
 
 
+# What torch imports when it reads its first program, which takes seconds; later programs take some 20 ms.
+_PROGRAM_MODULES = (
+    "functions.model_formats.program",
+    "torch._dynamo",
+    "torch.export._trace",
+    "torch.export._unlift",
+    "torch.export.pt2_archive._package",
+    "networkx",
+)
 PROGRAM_FILE = "model.pt2"
 PYTHON_MODEL = "python_model.json"
 FORMATS: dict[str, Format] = {
@@ -44,7 +53,7 @@ FORMATS: dict[str, Format] = {
     for each in (
         Format(
             PROGRAM_FILE, "a program of torch.export", _is_zip, "write it with functions.training's save_program",
-            ("functions.model_formats.program", "torch._dynamo", "networkx"), ("torch",),
+            _PROGRAM_MODULES, ("torch",),
         ),
         Format(
             "model.onnx", "an ONNX graph", lambda head: head.startswith(b"\x08"), "write it with onnx.save",
