@@ -49,6 +49,7 @@ class Platform:
     ) -> httpx.Response:
         headers = {"Authorization": f"Bearer {self.tokens[who]}"} if who else {}
         headers |= {"X-MLFLOW-WORKSPACE": workspace} if workspace else {}
+        headers |= {"Content-Type": "application/json"} if "content" in kwargs else {}
         base = "/api/" if path.startswith(("3.0", "2.0")) else "/api/2.0/mlflow/"
         return await self.http.request(method, base + path, headers=headers, **kwargs)
 
