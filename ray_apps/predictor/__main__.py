@@ -152,7 +152,12 @@ def _serve_standalone(arguments: argparse.Namespace) -> None:
     ready = partial(_print, "ready")
     uvloop.run(
         serve_standalone(
-            endpoints, authenticators[0], port=arguments.port, grpc_port=arguments.grpc_port, ready=ready
+            endpoints,
+            authenticators[0],
+            workspace=options.workspace,
+            port=arguments.port,
+            grpc_port=arguments.grpc_port,
+            ready=ready,
         )
     )
 

@@ -130,7 +130,7 @@ class CoalescedTransport:
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send data behind the buffered data, now or with the next flush."""
-        if not self._busy():
+        if not self._busy() or len(data) > MAX_BUFFERED_BYTES:
             self._batch.flush()
             self._write(data)
             return

@@ -24,6 +24,7 @@ from ray_apps.predictor.deploy.pool_endpoint import PoolEndpoint
 from ray_apps.predictor.deploy.process import configure_process, freeze, sandbox_of
 from ray_apps.predictor.deploy.remote import DedicatedVersions
 from ray_apps.predictor.http.auth import Authenticator, NoAuthentication, TokenAuthenticator
+from ray_apps.predictor.http.body import LargeBodies
 from ray_apps.predictor.http.bypass import register_bypass
 from ray_apps.predictor.http.endpoint import Endpoint
 from ray_apps.predictor.http.model_endpoint import ModelEndpoint
@@ -73,6 +74,7 @@ class _ReplicaResources:
 
     def __init__(self, name: str, options: PredictorOptions) -> None:
         self._options = options
+        self._large = LargeBodies(options.max_held_bytes)
         platform = open_store(options.store_url, audit_keys=AuditKeys.of_environment(os.environ))
         self._store = workspace_store(platform, options.workspace)
         self._sandbox = sandbox_of(options.sandbox)
@@ -136,6 +138,7 @@ class _ReplicaResources:
             self.auth,
             max_body_bytes=self._options.max_body_bytes,
             max_in_flight=self.max_in_flight,
+            large=self._large,
         )
 
 

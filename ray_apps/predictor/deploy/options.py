@@ -13,6 +13,7 @@ from functions.prediction_log import default_wal_root
 from functions.runtime.context import context_of
 from ray_apps.oidc import OidcSettings
 from ray_apps.predictor.deploy.scaling import Policy
+from ray_apps.predictor.http.body import MAX_HELD_BYTES
 from registry.access import DEFAULT_WORKSPACE, check_workspace, workspace_url
 
 __all__ = ["DedicatedOptions", "PoolOptions", "PredictorOptions"]
@@ -61,7 +62,8 @@ class PredictorOptions(BaseModel):
     the replica's secret TOQUE_PSEUDONYM_KEY. wal_root: folder of the write-ahead files of all workspaces (default: beside the store). log_limit_bytes:
     their bound for each
     replica. poll_s: how often the traffic policy is read. num_replicas, num_cpus, max_ongoing_requests,
-    max_queued_requests: Serve's; requests beyond both bounds are refused with 429. max_body_bytes: of one request.
+    max_queued_requests: Serve's; requests beyond both bounds are refused with 429. max_body_bytes: of one request;
+    max_held_bytes: of all large bodies that a replica holds at once, beyond which requests are refused with 429.
     shadow_limit: how many requests may wait for shadows before they are dropped.
 
     max_replicas: overrides num_replicas and scales the replicas so that each has `target_in_flight` requests, down to
@@ -97,6 +99,7 @@ class PredictorOptions(BaseModel):
     max_ongoing_requests: int = Field(default=256, ge=1)
     max_queued_requests: int = Field(default=1_024, ge=-1)
     max_body_bytes: int = Field(default=64 << 20, ge=1 << 10)
+    max_held_bytes: int = Field(default=MAX_HELD_BYTES, ge=1 << 16)
     shadow_limit: int = Field(default=256, ge=1)
     sandbox: SandboxLimits = SandboxLimits()
     dedicated: DedicatedOptions | None = None

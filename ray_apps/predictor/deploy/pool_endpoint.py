@@ -5,7 +5,7 @@ from __future__ import annotations
 import orjson
 
 from ray_apps.predictor.deploy.pool import Pool
-from ray_apps.predictor.http.auth import INFER, READ, Authenticator
+from ray_apps.predictor.http.auth import INFER, READ, WORKSPACE, Authenticator
 from ray_apps.predictor.http.endpoint import JSON, Answer, Endpoint, Request
 from ray_apps.predictor.protocol.errors import NotFound
 from registry import InvalidInput
@@ -46,6 +46,7 @@ class PoolEndpoint(Endpoint):
             model=name or None,
             what=f"{request.method} {request.path}",
             client=request.client,
+            workspace=request.headers.get(WORKSPACE),
         )
         self.pool.start()
         if not name:

@@ -13,8 +13,10 @@ import orjson
 import uvicorn
 
 from ray_apps.admission.admission import ANY_MODEL
+from ray_apps.model_paths import models_path
 from ray_apps.predictor.grpc import GrpcServer
-from ray_apps.predictor.http.auth import READ, Authenticator
+from ray_apps.predictor.http.auth import READ, WORKSPACE, Authenticator
+from ray_apps.predictor.http.connections import TimedProtocol
 from ray_apps.predictor.http.endpoint import (
     JSON,
     Answer,
@@ -26,11 +28,10 @@ from ray_apps.predictor.http.endpoint import (
     echoed_headers,
 )
 from ray_apps.predictor.protocol.errors import BadRequest
-from ray_apps.predictor.write_coalescing import CoalescingProtocol
+from registry.access import DEFAULT_WORKSPACE
 
 __all__ = ["EndpointRouter", "serve_standalone"]
 
-ROOT = "/v2/models"
 MAX_INDEXING = 64
 """Requests for the repository index at once, which is cheap and seldom needed."""
 INDEX = "/v2/repository/index"
@@ -40,13 +41,17 @@ _SERVER_DOCUMENTS = {"/v2": _SERVER, "/v2/health/live": {"live": True}, "/v2/hea
 
 
 class EndpointRouter:
-    """Routes requests to the models' endpoints below `/v2/models/{name}`, and answers the server's own routes.
+    """Routes requests to the models' endpoints below the workspace's path, and answers the server's own routes.
 
     An ASGI application, which can be called without ASGI too, by `request`. The endpoint named "" is a pool's: it has
-    every model without an endpoint of its own. auth: decides who may see which models there are.
+    every model without an endpoint of its own. auth: decides who may see which models there are. workspace: whose
+    models they are.
     """
 
-    def __init__(self, endpoints: Mapping[str, Endpoint], auth: Authenticator) -> None:
+    def __init__(
+        self, endpoints: Mapping[str, Endpoint], auth: Authenticator, workspace: str = DEFAULT_WORKSPACE
+    ) -> None:
+        self._root = models_path(workspace)
         self._endpoints, self._pool = endpoints, endpoints.get("")
         self._index = _IndexEndpoint(endpoints.values(), auth)
 
@@ -85,11 +90,12 @@ class EndpointRouter:
         """The endpoint that a path leads to, and where it is mounted."""
         if path == INDEX:
             return self._index, INDEX
-        if not path.startswith(f"{ROOT}/"):
+        root = self._root
+        if not path.startswith(f"{root}/"):
             return None, ""
-        name = path[len(ROOT) + 1 :].partition("/")[0]
+        name = path[len(root) + 1 :].partition("/")[0]
         endpoint = self._endpoints.get(name)
-        return (self._pool, ROOT) if endpoint is None else (endpoint, f"{ROOT}/{name}")
+        return (self._pool, root) if endpoint is None else (endpoint, f"{root}/{name}")
 
 
 class _IndexEndpoint(Endpoint):
@@ -102,7 +108,11 @@ class _IndexEndpoint(Endpoint):
     async def answer(self, request: Request) -> Answer:
         """List the versions of all endpoints. Raises: Denied, BadRequest."""
         authorization = request.headers.get(b"authorization")
-        (await self._auth.admit(authorization, READ, model=ANY_MODEL, what=f"POST {INDEX}")).release()
+        admitted = await self._auth.admit(
+            authorization, READ, model=ANY_MODEL, what=f"POST {INDEX}", client=request.client,
+            workspace=request.headers.get(WORKSPACE),
+        )  # fmt: skip
+        admitted.release()
         if request.method != "POST":
             refusal = BadRequest(f"method: {INDEX} takes POST, not {request.method}")
             refusal.status = 405
@@ -142,17 +152,18 @@ async def serve_standalone(
     endpoints: Mapping[str, Endpoint],
     auth: Authenticator,
     *,
+    workspace: str = DEFAULT_WORKSPACE,
     port: int,
     grpc_port: int | None,
     ready: Callable[[], None],
 ) -> None:
     """Serve on loopback until SIGINT or SIGTERM.
 
-    auth: for what no endpoint admits itself, the index and gRPC. ready: called once callers can connect.
+    auth: for what no endpoint admits itself, the index and gRPC. workspace: whose models they are. ready: called once callers can connect.
     """
-    app = EndpointRouter(endpoints, auth)
+    app = EndpointRouter(endpoints, auth, workspace)
     config = uvicorn.Config(
-        app, port=port, http=CoalescingProtocol, ws="none", lifespan="off", log_level="warning",
+        app, port=port, http=TimedProtocol, ws="none", lifespan="off", log_level="warning",
         access_log=False, proxy_headers=False,
     )  # fmt: skip
     listening = config.bind_socket()

@@ -18,6 +18,7 @@ FORWARDED_METADATA: Final = (
     "x-request-id",
     "x-toque-arm",
     "x-toque-priority",
+    "x-toque-workspace",
 )
 """Metadata of a call that is forwarded as headers of its HTTP request."""
 MAX_TIMEOUT_MS: Final = 999_999_999
@@ -27,11 +28,12 @@ MAX_TIMEOUT_MS: Final = 999_999_999
 class Call:
     """A gRPC call as the HTTP endpoints see it.
 
-    requests: its messages, as bytes. context: grpc.aio's.
+    requests: its messages, as bytes. context: grpc.aio's. held_bytes: of a large message that is not answered yet.
     """
 
     def __init__(self, requests: AsyncIterator[bytes], context: Any) -> None:
         self._requests, self._context = aiter(requests), context
+        self.held_bytes = 0
         metadata = dict(context.invocation_metadata())
         self._forwarded = {
             name.encode(): value.strip().encode("latin-1")  # perf_analyzer sends " Bearer …"
@@ -43,6 +45,17 @@ class Call:
     def authorization(self) -> bytes | None:
         """The call's Authorization header, or None."""
         return self._forwarded.get(b"authorization")
+
+    @property
+    def workspace(self) -> bytes | None:
+        """The workspace that the call names, or None."""
+        return self._forwarded.get(b"x-toque-workspace")
+
+    @property
+    def client(self) -> str:
+        """Address that the call comes from."""
+        peer: str = self._context.peer()  # as in ipv4:127.0.0.1:40000
+        return peer.partition(":")[2].rpartition(":")[0]
 
     def headers(self) -> dict[bytes, bytes]:
         """Headers of an HTTP request for this call: forwarded metadata, and the milliseconds until the deadline."""

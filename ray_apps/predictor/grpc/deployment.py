@@ -85,7 +85,7 @@ class ProxyReplica:
 
 def _authenticator(options: ProxyOptions) -> Authenticator:
     if not options.authentication:
-        return NoAuthentication()
+        return NoAuthentication(workspace=None)
     store = open_store(options.store_url, audit_keys=AuditKeys.of_environment(os.environ))
     return TokenAuthenticator(open_admission(store, "grpc-proxy", oidc=options.oidc), workspace=None)
 

@@ -9,6 +9,7 @@ from urllib.parse import quote
 import orjson
 from google.protobuf import json_format  # type: ignore[import-untyped]  # it ships no types
 
+from ray_apps.model_paths import models_path
 from ray_apps.predictor.protocol import messages
 from ray_apps.predictor.protocol.errors import BadRequest
 
@@ -20,17 +21,17 @@ VERSION_DIGITS: Final = 9
 class Document(NamedTuple):
     """The HTTP request behind a gRPC method, and the message that its answer becomes.
 
-    method, path: of the HTTP request for a request message. response: the message that the JSON becomes.
+    method, path: of the HTTP request for a request message in a workspace. response: the message that the JSON becomes.
     field: of that message, which the JSON is; None if it is the whole. body: of the HTTP request.
     """
 
     method: str
-    path: Callable[[Any], str]
+    path: Callable[[Any, str], str]
     response: Any
     field: str | None = None
     body: Callable[[Any], bytes] = lambda _: b""
 
-    def read(self, body: bytes) -> bytes:
+    def read(self, body: bytes | bytearray) -> bytes:
         """Encode an HTTP answer's JSON as the message; fields that the protocol does not have are left out."""
         found = orjson.loads(body)
         whole = found if self.field is None else {self.field: found}
@@ -39,14 +40,14 @@ class Document(NamedTuple):
         return encoded
 
 
-def model_path(name: str, version: str) -> str:
-    """The HTTP path of a model, or of one version of it.
+def model_path(name: str, version: str, workspace: str) -> str:
+    """The HTTP path of a model, or of one version of it, in a workspace.
 
     version: "" leaves it to the traffic policy. Raises: BadRequest naming the field.
     """
     if not name:
         raise BadRequest("model_name: missing; name the model")
-    path = f"/v2/models/{quote(name, safe='')}"
+    path = f"{models_path(workspace)}/{quote(name, safe='')}"
     if not version:
         return path
     if not (version.isascii() and version.isdigit() and len(version) <= VERSION_DIGITS):
@@ -56,8 +57,8 @@ def model_path(name: str, version: str) -> str:
     return f"{path}/versions/{version}"
 
 
-def _below(suffix: str) -> Callable[[Any], str]:
-    return lambda request: model_path(request.name, request.version) + suffix
+def _below(suffix: str) -> Callable[[Any, str], str]:
+    return lambda request, workspace: model_path(request.name, request.version, workspace) + suffix
 
 
 def _index_body(request: Any) -> bytes:
@@ -65,12 +66,12 @@ def _index_body(request: Any) -> bytes:
 
 
 DOCUMENTS: Final[Mapping[str, Document]] = {
-    "ServerMetadata": Document("GET", lambda _: "/v2", messages.ServerMetadataResponse),
+    "ServerMetadata": Document("GET", lambda *_: "/v2", messages.ServerMetadataResponse),
     "ModelMetadata": Document("GET", _below(""), messages.ModelMetadataResponse),
     "ModelConfig": Document("GET", _below("/config"), messages.ModelConfigResponse, "config"),
     "ModelStatistics": Document("GET", _below("/stats"), messages.ModelStatisticsResponse),
     "RepositoryIndex": Document(
-        "POST", lambda _: "/v2/repository/index", messages.RepositoryIndexResponse, "models", _index_body
+        "POST", lambda *_: "/v2/repository/index", messages.RepositoryIndexResponse, "models", _index_body
     ),
 }
 """The methods that answer with a document of the HTTP endpoints."""

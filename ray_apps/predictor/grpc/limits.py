@@ -15,6 +15,9 @@ class Limits:
     max_message_bytes: of a request, unpacked; the HTTP endpoints' bound, so that both protocols accept the same.
     max_calls: calls at once on all connections; the endpoints refuse more than that in flight anyway.
     max_streams: calls at once on one connection; one caller must not hold all of `max_calls`.
+    max_reads, max_reads_of_caller: messages that are being received at once, for all and for one token; further calls
+    wait, at most `message_s`. max_open_streams, max_open_streams_of_caller: streams of messages, which are refused beyond.
+    max_held_bytes: of large messages that wait for their answer; beyond it calls are refused.
     max_connections: of all callers; each costs a file descriptor and some 100 KB, with or without a token.
     max_metadata_bytes: of a call's metadata; a large OIDC token and trace headers fit into it.
     handshake_s: from the connection to the client's first settings.
@@ -30,6 +33,11 @@ class Limits:
     max_message_bytes: int = 64 << 20
     max_calls: int = 1_280
     max_streams: int = 1_024
+    max_reads: int = 32
+    max_reads_of_caller: int = 16
+    max_open_streams: int = 256
+    max_open_streams_of_caller: int = 64
+    max_held_bytes: int = 256 << 20
     max_connections: int = 4_096
     max_metadata_bytes: int = 16 << 10
     handshake_s: float = 10.0

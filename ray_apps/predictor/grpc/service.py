@@ -6,6 +6,7 @@ token was accepted, and the wait for a message is bounded.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, Final, Protocol
@@ -18,9 +19,12 @@ from ray_apps.predictor.grpc.call import Call
 from ray_apps.predictor.grpc.documents import DOCUMENTS, Document, model_path
 from ray_apps.predictor.grpc.limits import Limits
 from ray_apps.predictor.grpc.status import HttpRefusal, Refusal, UnreachableError, refusal_of
-from ray_apps.predictor.http.auth import INFER, READ, Authenticator
+from ray_apps.predictor.grpc.turns import Turn, Turns
+from ray_apps.predictor.http.auth import INFER, READ, WORKSPACE, Authenticator
+from ray_apps.predictor.http.body import LargeBodies
 from ray_apps.predictor.http.endpoint import JSON, Answer
-from ray_apps.predictor.protocol.errors import BadRequest, PredictorError
+from ray_apps.predictor.protocol.errors import BadRequest, Overloaded, PredictorError, TooLarge
+from ray_apps.predictor.protocol.limits import SMALL_BYTES
 from ray_apps.predictor.protocol.messages import (
     METHODS,
     SERVICE,
@@ -31,7 +35,7 @@ from ray_apps.predictor.protocol.messages import (
     ServerLiveResponse,
     ServerReadyResponse,
 )
-from ray_apps.predictor.protocol.protobuf import PROTOBUF
+from ray_apps.predictor.protocol.protobuf import PROTOBUF, length_delimited, parse_message
 
 __all__ = ["Models", "make_handler"]
 
@@ -119,6 +123,9 @@ class _Service:
 
     def __init__(self, models: Models, auth: Authenticator, limits: Limits) -> None:
         self._models, self._auth, self._limits = models, auth, limits
+        self._reads = Turns(limits.max_reads, limits.max_reads_of_caller)
+        self._streams = Turns(limits.max_open_streams, limits.max_open_streams_of_caller)
+        self._large = LargeBodies(limits.max_held_bytes)
 
     async def live(self, _call: Call) -> bytes:
         return _bytes_of(ServerLiveResponse(live=True))
@@ -131,8 +138,8 @@ class _Service:
         return _bytes_of(ServerReadyResponse(ready=status == _OK))
 
     async def model_ready(self, call: Call) -> bytes:
-        request = await self._request(call, METHODS["ModelReady"])
-        path = f"{model_path(request.name, request.version)}/ready"
+        request, workspace = await self._request(call, METHODS["ModelReady"])
+        path = f"{model_path(request.name, request.version, workspace)}/ready"
         answer = await self._models.request("GET", path, call.headers())
         if answer[0] not in {_OK, _NOT_FOUND, _UNAVAILABLE}:
             raise HttpRefusal(answer)
@@ -140,10 +147,10 @@ class _Service:
 
     async def look_up(self, name: str, document: Document, call: Call) -> bytes:
         """Answer with a document of the HTTP endpoints."""
-        request = await self._request(call, METHODS[name])
-        headers = dict((*call.headers().items(), JSON))
-        request_arguments = document.method, document.path(request), headers, document.body(request)
-        _, _, body = _successful(await self._models.request(*request_arguments))
+        request, workspace = await self._request(call, METHODS[name])
+        headers = {**call.headers(), JSON[0]: JSON[1], WORKSPACE: workspace.encode()}
+        path, content = document.path(request, workspace), document.body(request)
+        _, _, body = _successful(await self._models.request(document.method, path, headers, content))
         return document.read(body)
 
     async def refuse(self, name: str, reason: str, call: Call) -> bytes:
@@ -151,29 +158,34 @@ class _Service:
         raise NotServed(f"{name} is not served: {reason}")
 
     async def infer(self, call: Call) -> bytes:
-        await self._admit(call, INFER, "ModelInfer")
-        message = await call.next_message(self._limits.message_s)
-        _, headers, body = await self._infer(call, message, _parsed(ModelInferRequest, message))
+        workspace = await self._admit(call, INFER, "ModelInfer")
+        try:
+            message = await self._read(call)
+            _, headers, body = await self._infer(call, message, _routed(message), workspace)
+        finally:
+            self._large.release(call)
         call.return_headers(headers)
-        return body
+        return bytes(body)
 
     async def infer_stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         """Answer each message before the next is read; refusals are answers too, except those of the token."""
         call = Call(requests, context)
         try:
             await self._admit(call, INFER, "ModelStreamInfer")
-            while (message := await call.next_message(self._limits.idle_s)) is not None:
-                yield await self._infer_one(call, message)
+            with self._streams.take(call.authorization, "streams"):
+                while (message := await call.next_message(self._limits.idle_s)) is not None:
+                    yield await self._infer_one(call, message)
         except Exception as error:  # noqa: BLE001 - as of a unary call
             await _abort(context, refusal_of(error))
 
     async def _infer_one(self, call: Call, message: bytes) -> bytes:
         """Answer one message of a stream. Raises: Denied, HttpRefusal if the token was revoked meanwhile."""
-        await self._admit(call, INFER, "ModelStreamInfer")
+        workspace = await self._admit(call, INFER, "ModelStreamInfer")
         request = ModelInferRequest()
         try:
-            request = _parsed(ModelInferRequest, message)
-            _, _, body = await self._infer(call, message, request)
+            self._hold(call, message)
+            request = _routed(message)
+            _, _, body = await self._infer(call, message, request, workspace)
         except Exception as error:
             refusal = refusal_of(error)
             if refusal.code in _DENIED:
@@ -182,28 +194,70 @@ class _Service:
             return _bytes_of(
                 ModelStreamInferResponse(error_message=refusal.message, infer_response=unanswered)
             )
-        return _bytes_of(ModelStreamInferResponse(infer_response=ModelInferResponse.FromString(body)))
+        finally:
+            self._large.release(call)
+        return length_delimited(_INFER_RESPONSE, len(body)) + body
 
-    async def _infer(self, call: Call, message: bytes | None, request: Any) -> Answer:
+    async def _infer(self, call: Call, message: bytes | None, request: Any, workspace: str) -> Answer:
         """Forward a message, which was parsed here for the model's name alone, to the model's own endpoint."""
-        path = f"{model_path(request.model_name, request.model_version)}/infer"
+        path = f"{model_path(request.model_name, request.model_version, workspace)}/infer"
         headers = {**call.headers(), b"content-type": PROTOBUF}
         return _successful(await self._models.request("POST", path, headers, message or b""))
 
-    async def _admit(self, call: Call, rule: Rule, what: str) -> None:
-        """Check a call's token before a message is read; the model's endpoint applies the caller's limits."""
-        admitted = await self._auth.admit(call.authorization, rule, model=ANY_MODEL, what=f"gRPC {what}")
-        admitted.release()
+    async def _admit(self, call: Call, rule: Rule, what: str) -> str:
+        """Check a call's token before a message is read; returns the workspace.
 
-    async def _request(self, call: Call, request_class: Any) -> Any:
-        """Check a call's token, and parse its message."""
-        await self._admit(call, READ, request_class.DESCRIPTOR.name)
-        return _parsed(request_class, await call.next_message(self._limits.message_s))
+        The model's endpoint applies the caller's limits.
+        """
+        admitted = await self._auth.admit(
+            call.authorization, rule, model=ANY_MODEL, what=f"gRPC {what}", client=call.client,
+            workspace=call.workspace,
+        )  # fmt: skip
+        admitted.release()
+        return admitted.workspace
+
+    async def _request(self, call: Call, request_class: Any) -> tuple[Any, str]:
+        """Check a call's token, and parse its message; returns it and the workspace."""
+        workspace = await self._admit(call, READ, request_class.DESCRIPTOR.name)
+        message = await self._read(call, most_bytes=SMALL_BYTES)
+        self._large.release(call)
+        return _parsed(request_class, message), workspace
+
+    async def _read(self, call: Call, most_bytes: int | None = None) -> bytes | None:
+        """Read a call's message when it is its turn. Raises: DeadlineExceeded, Overloaded, TooLarge."""
+        with await self._turn(call):
+            message = await call.next_message(self._limits.message_s)
+        if message is not None and most_bytes is not None and len(message) > most_bytes:
+            raise TooLarge(f"message: {len(message)} bytes; at most {most_bytes} are accepted")
+        self._hold(call, message)
+        return message
+
+    async def _turn(self, call: Call) -> Turn:
+        try:
+            async with asyncio.timeout(self._limits.message_s):
+                return await self._reads.wait(call.authorization)
+        except TimeoutError:
+            raise Overloaded("message: too many others are being received; call again") from None
+
+    def _hold(self, call: Call, message: bytes | None) -> None:
+        if message is not None and len(message) > SMALL_BYTES:
+            self._large.take(call, len(message))
+
+
+def _routed(message: bytes | None) -> Any:
+    """Parse a request for its model, version and id. Raises: BadRequest, TooLarge."""
+    if message is None:
+        raise BadRequest(_NO_MESSAGE)
+    return parse_message(message)[0]
+
+
+_NO_MESSAGE: Final = "message: missing; a call has one"
+_INFER_RESPONSE: Final = 2
 
 
 def _parsed(request_class: Any, message: bytes | None) -> Any:
     if message is None:
-        raise BadRequest("message: missing; a call has one")
+        raise BadRequest(_NO_MESSAGE)
     try:
         return request_class.FromString(message)
     except DecodeError as error:

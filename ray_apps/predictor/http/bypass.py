@@ -17,7 +17,7 @@ from starlette.middleware import Middleware
 from uvicorn.config import HTTP_PROTOCOLS
 
 from ray_apps.loopback import bind_to_loopback
-from ray_apps.predictor.write_coalescing import CoalescingProtocol
+from ray_apps.predictor.http.connections import TimedProtocol
 
 __all__ = ["BypassMiddleware", "middlewares", "register_bypass", "unregister_bypass"]
 
@@ -59,5 +59,5 @@ def middlewares() -> list[Middleware]:
     replica that listens, before its other server is made, whose address is set here for the same reason.
     """
     bind_to_loopback(os.environ)
-    HTTP_PROTOCOLS["auto"] = f"{CoalescingProtocol.__module__}:{CoalescingProtocol.__qualname__}"
+    HTTP_PROTOCOLS["auto"] = f"{TimedProtocol.__module__}:{TimedProtocol.__qualname__}"
     return [Middleware(BypassMiddleware)]

@@ -25,7 +25,7 @@ __all__ = ["JSON", "Answer", "Endpoint", "Message", "Receive", "Request", "Send"
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
+Answer = tuple[int, list[tuple[bytes, bytes]], bytes | bytearray]
 """Status, headers and body."""
 
 JSON = (b"content-type", b"application/json")
@@ -42,7 +42,7 @@ class Request:
 
     path: below where the endpoint is mounted. headers: the last of each name, in lower case. receive: ASGI's, for the
     body. write_batch: with which the response leaves; None if at once. client: address that it comes from. admitted:
-    what the endpoint let it in with; None: it has not.
+    what the endpoint let it in with; None: it has not. held_bytes: of a large body, counted until it is answered.
     """
 
     method: str
@@ -52,6 +52,7 @@ class Request:
     write_batch: WriteBatch | None = None
     client: str = ""
     admitted: Admitted | None = None
+    held_bytes: int = 0
 
 
 def echoed_headers(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

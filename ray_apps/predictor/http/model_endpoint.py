@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import re
-import zlib
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import orjson
 
-from ray_apps.predictor.http.auth import INFER, READ, Authenticator
+from ray_apps.predictor.http.auth import INFER, READ, WORKSPACE, Authenticator
+from ray_apps.predictor.http.body import LargeBodies, read_body
 from ray_apps.predictor.http.endpoint import JSON, Answer, Endpoint, Request
 from ray_apps.predictor.inference.caller import Caller
 from ray_apps.predictor.inference.predictor import Predictor
-from ray_apps.predictor.protocol.errors import BadRequest, DeadlineExceeded, NotFound, TooLarge
-from ray_apps.predictor.protocol.json import InferRequest, InferResponse, decode_request, encode_response
+from ray_apps.predictor.protocol.errors import BadRequest, DeadlineExceeded, NotFound
+from ray_apps.predictor.protocol.json import (
+    InferRequest,
+    InferResponse,
+    decode_request,
+    encode_response,
+    is_large,
+)
+from ray_apps.predictor.protocol.limits import SMALL_BYTES
 from ray_apps.predictor.protocol.protobuf import PROTOBUF, decode_message, encode_message
 from ray_apps.predictor.versions.loaded import LoadedVersion
 from ray_apps.predictor.versions.model_config import model_config
@@ -30,7 +39,7 @@ class ModelEndpoint(Endpoint):
     """An ASGI application that serves one model below the path where it is mounted.
 
     auth: admits a request or refuses it, on every route. max_body_bytes: bound on a request's body, unpacked.
-    max_in_flight: beyond it requests are refused with 429.
+    max_in_flight: beyond it requests are refused with 429. large: budget of large bodies, which models may share.
     """
 
     def __init__(
@@ -40,10 +49,12 @@ class ModelEndpoint(Endpoint):
         *,
         max_body_bytes: int = 64 << 20,
         max_in_flight: int = 1_280,
+        large: LargeBodies | None = None,
     ) -> None:
         super().__init__(max_in_flight=max_in_flight)
         self.predictor, self.auth = predictor, auth
         self.max_body_bytes = max_body_bytes
+        self._large = large or LargeBodies()
 
     def index(self) -> list[dict[str, str]]:
         """The versions that are loaded, as entries of the repository index."""
@@ -63,6 +74,7 @@ class ModelEndpoint(Endpoint):
             model=self.predictor.engine.model,
             what=f"{request.method} {self.predictor.engine.model}{path}",
             client=request.client,
+            workspace=request.headers.get(WORKSPACE),
         )
         if path == "/infer" and request.method == "POST":
             return await self._infer(request, None)
@@ -84,28 +96,60 @@ class ModelEndpoint(Endpoint):
     async def _infer(self, request: Request, number: int | None) -> Answer:
         headers = request.headers
         deadline = _deadline(headers.get(b"x-request-timeout-ms"))
-        body = await _read(request, self.max_body_bytes)
         as_message = headers.get(b"content-type") == PROTOBUF
-        if as_message:
-            infer_request, typed = decode_message(body)
-        else:
-            infer_request = decode_request(
-                body, _header_length(headers.get(b"inference-header-content-length"))
-            )
-        if number is None and ARM in headers:
-            number = self.predictor.pinned(headers[ARM].decode("latin-1"))
-        caller = Caller(request.receive, request.write_batch)
-        if deadline is None and "timeout" not in infer_request.parameters:
-            response: InferResponse = await self.predictor.infer(infer_request, number=number, caller=caller)
-        else:
-            response = await self._infer_in_time(infer_request, number, caller, deadline)
-        if as_message:
-            return 200, [(b"content-type", PROTOBUF)], encode_message(response, infer_request, typed=typed)
-        encoded, json_bytes = encode_response(response, infer_request)
+        try:
+            body = await read_body(request, self.max_body_bytes, self._large)
+            infer_request, typed = await self._decode(body, headers, as_message=as_message)
+            del body  # its tensors are copies
+            if number is None and ARM in headers:
+                number = self.predictor.pinned(headers[ARM].decode("latin-1"))
+            caller = Caller(request.receive, request.write_batch)
+            if deadline is None and "timeout" not in infer_request.parameters:
+                response: InferResponse = await self.predictor.infer(
+                    infer_request, number=number, caller=caller
+                )
+            else:
+                response = await self._infer_in_time(infer_request, number, caller, deadline)
+            if as_message:
+                return (
+                    200,
+                    [(b"content-type", PROTOBUF)],
+                    await self._encode_message(response, infer_request, typed=typed),
+                )
+            encoded, json_bytes = await self._encode(response, infer_request)
+        finally:
+            self._large.release(request)
         if json_bytes is None:
             return 200, [JSON], encoded
         length = (b"inference-header-content-length", b"%d" % json_bytes)
         return 200, [(b"content-type", b"application/octet-stream"), length], encoded
+
+    async def _decode(
+        self, body: bytes | bytearray, headers: Mapping[bytes, bytes], *, as_message: bool
+    ) -> tuple[InferRequest, bool]:
+        """Decode a body, a large one off the event loop; returns the request, and whether it has typed contents."""
+        small = len(body) <= SMALL_BYTES
+        if as_message:
+            return decode_message(body) if small else await self._large.run(decode_message, body)
+        length = _header_length(headers.get(b"inference-header-content-length"))
+        if small:
+            return decode_request(body, length), False
+        return await self._large.run(decode_request, body, length), False
+
+    async def _encode(
+        self, response: InferResponse, request: InferRequest
+    ) -> tuple[bytes | bytearray, int | None]:
+        if is_large(response.outputs):
+            return await self._large.run(encode_response, response, request)
+        return encode_response(response, request)
+
+    async def _encode_message(
+        self, response: InferResponse, request: InferRequest, *, typed: bool
+    ) -> bytes | bytearray:
+        encode = partial(encode_message, typed=typed)
+        if is_large(response.outputs):
+            return await self._large.run(encode, response, request)
+        return encode(response, request)
 
     async def _infer_in_time(
         self, request: InferRequest, number: int | None, caller: Caller, deadline: float | None
@@ -200,44 +244,6 @@ def _header_length(value: bytes | None) -> int | None:
     if not value.isdigit() or len(value) > 12:  # noqa: PLR2004 - digits of any body that is accepted
         raise BadRequest(f"Inference-Header-Content-Length: expected a number of bytes, got {value[:40]!r}")
     return int(value)
-
-
-async def _read(request: Request, limit: int) -> bytes:
-    """Read the request's body, bounded and unpacked."""
-    receive, headers = request.receive, request.headers
-    declared = headers.get(b"content-length", b"0")
-    if declared.isdigit() and int(declared[:20]) > limit:
-        raise TooLarge(f"body: {declared.decode()} bytes; at most {limit} are accepted")
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    if message.get("more_body"):
-        chunks, size = [body], len(body)
-        while message.get("more_body"):
-            message = await receive()
-            chunks.append(message.get("body", b""))
-            size += len(chunks[-1])
-            if size > limit:
-                raise TooLarge(f"body: more than {limit} bytes; send smaller batches")
-        body = b"".join(chunks)
-    if message["type"] == "http.disconnect":
-        raise BadRequest("body: the client went away before it was whole")
-    encoding = headers.get(b"content-encoding")
-    return body if encoding in {None, b"identity"} else _unpack(body, encoding, limit)
-
-
-def _unpack(body: bytes, encoding: bytes | None, limit: int) -> bytes:
-    if encoding not in {b"gzip", b"deflate"}:
-        raise BadRequest(f"Content-Encoding: {encoding!r} is not served; use gzip, deflate or none")
-    unpacker = zlib.decompressobj(47 if encoding == b"gzip" else 15)
-    try:
-        unpacked = unpacker.decompress(body, limit + 1)
-    except zlib.error as error:
-        raise BadRequest(f"body: not {encoding.decode()}: {error}") from None
-    if len(unpacked) > limit:
-        raise TooLarge(f"body: unpacks to more than {limit} bytes; send smaller batches")
-    if not unpacker.eof:
-        raise BadRequest(f"body: the {encoding.decode()} data is cut off")
-    return unpacked
 
 
 def _require_method(request: Request, method: str) -> None:

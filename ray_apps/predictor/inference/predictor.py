@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from functions.prediction_log import PINNED, epoch_us
@@ -26,7 +27,7 @@ from ray_apps.predictor.inference.recording import Failure, Recorder
 from ray_apps.predictor.inference.shadows import ShadowJob, Shadows
 from ray_apps.predictor.protocol.datatypes import Array
 from ray_apps.predictor.protocol.errors import BadRequest, Denied, NotFound, NotReady, Overloaded
-from ray_apps.predictor.protocol.json import InferRequest, InferResponse
+from ray_apps.predictor.protocol.json import InferRequest, InferResponse, is_large
 from ray_apps.predictor.versions.engine import Engine
 from ray_apps.predictor.versions.loaded import LoadedVersion
 from ray_apps.predictor.write_coalescing import WriteBatch
@@ -94,7 +95,11 @@ class Predictor:
             raise
         version.statistics.succeed(call.rows, input_s=checked - begin, infer_s=time.perf_counter() - checked)
         at_us = self._now_us(call.keys)
-        self._record(call, at_us, found, outputs, None if caller is None else caller.write_batch)
+        record = partial(self._record, call, at_us, found, outputs)
+        if is_large(found.inputs) or is_large(outputs):
+            await asyncio.get_running_loop().run_in_executor(self._pool, record, None)
+        else:
+            record(None if caller is None else caller.write_batch)
         if self.engine.routes.shadows and number is None and is_shadowed(arm):
             self._offer_to_shadows(call, at_us, found)
         parameters = _response_parameters(call, found)

@@ -24,6 +24,8 @@ __all__ = ["Failure", "Log", "Recorder", "vectors"]
 
 MAX_VALUES = 65_536
 """Number of values above which a row is logged without them."""
+MAX_REQUEST_VALUES, MAX_REQUEST_TEXTS = 1_048_576, 65_536
+"""Numbers and texts of a request above which its rows are logged without them: writing them would delay others."""
 MAX_FAILURES = 512
 """Failures that may wait to be written; more are dropped and counted."""
 FLUSH_S = 0.05
@@ -59,6 +61,10 @@ class Failure:
     latency_ms: float
     rows: int = 1
     entities: Sequence[Mapping[str, Any]] | None = None
+
+
+def _is_logged(tensors: Mapping[str, Array]) -> bool:
+    return all(array.size <= MAX_REQUEST_VALUES for array in tensors.values())
 
 
 def _is_float32_matrix(array: Array, rows: int) -> bool:
@@ -111,7 +117,7 @@ class Recorder:
         numeric: Array | None
         categorical: Sequence[Sequence[str | None]] | None = None
         scores: Array | None = next(iter(outputs.values()), None)
-        if float32_matrix and scores is not None and _is_float32_matrix(scores, rows):
+        if float32_matrix and scores is not None and _is_float32_matrix(scores, rows) and _is_logged(inputs):
             numeric = next(iter(inputs.values()))
         else:
             float32_matrix = False  # a user's class may answer with another shape than it signed
@@ -204,13 +210,15 @@ def vectors(
 ) -> tuple[npt.NDArray[np.float32] | None, list[list[str | None]] | None]:
     """Join tensors side by side per row, numbers as float32 (rows, F) and texts as lists of C texts.
 
-    Tensors whose first dimension is not the rows, and rows of more than `MAX_VALUES`, are left out (None).
+    Tensors whose first dimension is not the rows, and those of more values than are logged, are left out (None).
     """
     numbers: list[Array] = []
     texts: list[Array] = []
     for array in tensors.values():
-        if array.ndim and array.shape[0] == rows and array.size <= MAX_VALUES * rows:
-            (texts if array.dtype.kind == "O" else numbers).append(array)
+        is_text = array.dtype.kind == "O"
+        most = min(MAX_VALUES * rows, MAX_REQUEST_TEXTS if is_text else MAX_REQUEST_VALUES)
+        if array.ndim and array.shape[0] == rows and array.size <= most:
+            (texts if is_text else numbers).append(array)
     numeric = [_float32(array).reshape(rows, -1) for array in numbers]
     joined = numeric[0] if len(numeric) == 1 else np.hstack(numeric) if numeric else None
     return joined, _texts(texts, rows) if texts else None

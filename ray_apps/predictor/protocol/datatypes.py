@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ray_apps.predictor.protocol.errors import BadRequest
+from ray_apps.predictor.protocol.errors import BadRequest, TooLarge
+from ray_apps.predictor.protocol.limits import MAX_ITEMS, SMALL_BYTES
 
-__all__ = ["DTYPES", "Array", "cast", "datatype_of", "dtype_of", "pack", "unpack"]
+__all__ = ["DTYPES", "Array", "cast", "datatype_of", "dtype_of", "joined", "pack", "packed", "unpack"]
 
 Array = npt.NDArray[Any]
 
@@ -40,6 +42,7 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _LARGEST = {name: float(np.finfo(dtype).max) for name, dtype in DTYPES.items() if dtype.kind == "f"}
 _FEW = 256  # up to here Python's min and max over the list are faster than numpy's
 _LENGTH = struct.Struct("<I")
+_PIECE_BYTES = 4 << 20
 
 
 def dtype_of(datatype: Any, field: str) -> np.dtype[Any]:
@@ -165,7 +168,7 @@ def _text(values: list[Any], field: str) -> Array:
 def unpack(data: bytes | memoryview, datatype: str, shape: tuple[int, ...], field: str) -> Array:
     """Unpack a tensor from little-endian bytes; BYTES items are prefixed by a 4-byte length.
 
-    Raises: BadRequest naming `field` if the number of bytes does not fit the shape.
+    Raises: BadRequest naming `field` if the number of bytes does not fit the shape; TooLarge for too many items.
     """
     dtype = dtype_of(datatype, field)
     size = math.prod(shape)
@@ -177,10 +180,14 @@ def unpack(data: bytes | memoryview, datatype: str, shape: tuple[int, ...], fiel
         )
     if dtype.kind == "b" and (np.frombuffer(data, np.uint8) > 1).any():
         raise BadRequest(f"{field}: BOOL bytes must be 0 or 1")
+    if len(data) > SMALL_BYTES:  # numpy copies without holding the interpreter
+        return np.frombuffer(data, np.uint8).copy().view(dtype).reshape(shape)
     return np.frombuffer(bytearray(data), dtype).reshape(shape)  # a writable copy, as from JSON
 
 
 def _unpack_bytes(data: bytes | memoryview, size: int, field: str) -> Array:
+    if size > MAX_ITEMS:
+        raise TooLarge(f"{field}.shape: {size} BYTES items; at most {MAX_ITEMS} are accepted in one tensor")
     if size * _LENGTH.size > len(data):
         raise BadRequest(f"{field}: {size} BYTES items need at least {size * 4} bytes, got {len(data)}")
     out = np.empty(size, dtype=object)
@@ -213,3 +220,19 @@ def pack(array: Array) -> bytes:
             raise TypeError(f"a BYTES tensor holds bytes or str, got {type(item).__name__}")
         parts += (_LENGTH.pack(len(raw)), raw)
     return b"".join(parts)
+
+
+def packed(array: Array) -> memoryview:
+    """Bytes of a tensor as `pack` has them, without a copy where there need be none. Raises: TypeError."""
+    if array.dtype.kind == "O":
+        return memoryview(pack(array))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def joined(head: bytes, tensors: Iterable[bytes | memoryview]) -> bytearray:
+    """Append tensors to `head` in pieces, so that copying them holds the interpreter for a moment only."""
+    out = bytearray(head)
+    for tensor in tensors:
+        for at in range(0, len(tensor), _PIECE_BYTES):
+            out += tensor[at : at + _PIECE_BYTES]
+    return out

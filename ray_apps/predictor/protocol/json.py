@@ -16,8 +16,18 @@ from typing import Any
 import numpy as np
 import orjson
 
-from ray_apps.predictor.protocol.datatypes import Array, cast, datatype_of, dtype_of, pack, unpack
+from ray_apps.predictor.protocol.datatypes import (
+    Array,
+    cast,
+    datatype_of,
+    dtype_of,
+    joined,
+    pack,
+    packed,
+    unpack,
+)
 from ray_apps.predictor.protocol.errors import BadRequest, TooLarge
+from ray_apps.predictor.protocol.limits import MAX_JSON_VALUES, SLICE_VALUES, SMALL_BYTES, check_json
 
 __all__ = [
     "MAX_TENSORS",
@@ -28,6 +38,7 @@ __all__ = [
     "check_shape",
     "decode_request",
     "encode_response",
+    "is_large",
 ]
 
 MAX_ELEMENTS = 16_777_216
@@ -74,7 +85,7 @@ class InferResponse:
         return {name: self.outputs[name] for name in request.outputs}
 
 
-def decode_request(body: bytes, header_length: int | None = None) -> InferRequest:
+def decode_request(body: bytes | bytearray, header_length: int | None = None) -> InferRequest:
     """Decode the body of an inference request.
 
     header_length: bytes of JSON at the start when binary tensors follow (`Inference-Header-Content-Length`).
@@ -89,8 +100,9 @@ def decode_request(body: bytes, header_length: int | None = None) -> InferReques
     return _read(body[:header_length], memoryview(body)[header_length:])
 
 
-def _read(head: bytes, rest: memoryview) -> InferRequest:
+def _read(head: bytes | bytearray, rest: memoryview) -> InferRequest:
     """Decode a request's JSON, with the binary tensors behind it."""
+    check_json(head)
     try:
         document = orjson.loads(head)
     except orjson.JSONDecodeError as error:
@@ -221,14 +233,21 @@ def check_output(name: str, parameters: Mapping[str, Any]) -> None:
         raise BadRequest(f"outputs.{name}.parameters.classification: not served; take the top k yourself")
 
 
-def encode_response(response: InferResponse, request: InferRequest) -> tuple[bytes, int | None]:
+def is_large(arrays: Mapping[str, Array]) -> bool:
+    """Whether the tensors of a request or response are so large that no work on all of them belongs on an event loop."""
+    return sum([array.nbytes for array in arrays.values()]) > SMALL_BYTES
+
+
+def encode_response(response: InferResponse, request: InferRequest) -> tuple[bytes | bytearray, int | None]:
     """Encode a response in the form the request asked for.
 
     Returns the body and, if binary tensors follow the JSON, the length of the JSON.
-    Raises: BadRequest if a requested output does not exist, or a BYTES output to be sent as JSON is not text.
+    Raises: BadRequest if a requested output does not exist, or a BYTES output to be sent as JSON is not text;
+        TooLarge if more values are to be sent as JSON than a request may have.
     """
     tensors: list[dict[str, Any]] = []
-    chunks: list[bytes] = []
+    large = is_large(response.outputs)
+    chunks: list[bytes | memoryview] = []
     for name, array in response.chosen(request).items():
         tensor: dict[str, Any] = {
             "name": name,
@@ -236,15 +255,15 @@ def encode_response(response: InferResponse, request: InferRequest) -> tuple[byt
             "shape": list(array.shape),
         }
         if request.binary.get(name, request.binary_default):
-            chunks.append(pack(array))
+            chunks.append(packed(array) if large else pack(array))
             tensor["parameters"] = {"binary_data_size": len(chunks[-1])}
         else:
-            tensor["data"] = _json_data(array, name)
+            tensor["data"] = _sliced_json(array, name) if large else _json_data(array, name)
         tensors.append(tensor)
     head = orjson.dumps(_document(response, tensors), option=orjson.OPT_SERIALIZE_NUMPY)
     if not chunks:
         return head, None
-    return b"".join((head, *chunks)), len(head)
+    return joined(head, chunks) if large else b"".join((head, *chunks)), len(head)
 
 
 def _document(response: InferResponse, tensors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -267,3 +286,17 @@ def _json_data(array: Array, name: str) -> Any:
         return [item.decode() if isinstance(item, bytes) else item for item in array.ravel()]
     except UnicodeDecodeError as error:
         raise BadRequest(f"outputs.{name}: not UTF-8 ({error}); ask for it with binary_data=true") from None
+
+
+def _sliced_json(array: Array, name: str) -> orjson.Fragment:
+    """Encode a tensor's values in slices. Raises: BadRequest, TooLarge."""
+    if array.size > MAX_JSON_VALUES:
+        raise TooLarge(
+            f"outputs.{name}: {array.size} values as JSON; at most {MAX_JSON_VALUES} are sent: ask for it with "
+            "binary_data=true"
+        )
+    data = _json_data(array, name)
+    slices = (data[at : at + SLICE_VALUES] for at in range(0, len(data), SLICE_VALUES))
+    return orjson.Fragment(
+        b"[%s]" % b",".join(orjson.dumps(each, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1] for each in slices)
+    )

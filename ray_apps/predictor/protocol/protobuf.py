@@ -9,7 +9,7 @@ Source: Open Inference Protocol v2 (gRPC).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
@@ -17,8 +17,16 @@ import numpy as np
 import orjson
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # it ships no types
 
-from ray_apps.predictor.protocol.datatypes import Array, datatype_of, dtype_of, pack, unpack
-from ray_apps.predictor.protocol.errors import BadRequest
+from ray_apps.predictor.protocol.datatypes import (
+    Array,
+    datatype_of,
+    dtype_of,
+    joined,
+    pack,
+    packed,
+    unpack,
+)
+from ray_apps.predictor.protocol.errors import BadRequest, TooLarge
 from ray_apps.predictor.protocol.json import (
     MAX_TENSORS,
     InferRequest,
@@ -26,10 +34,12 @@ from ray_apps.predictor.protocol.json import (
     check_identifier,
     check_output,
     check_shape,
+    is_large,
 )
+from ray_apps.predictor.protocol.limits import MAX_FIELDS, MAX_JSON_VALUES, MAX_TYPED_BYTES, SMALL_BYTES
 from ray_apps.predictor.protocol.messages import ModelInferRequest, ModelInferResponse
 
-__all__ = ["PROTOBUF", "decode_message", "encode_message"]
+__all__ = ["PROTOBUF", "decode_message", "encode_message", "length_delimited", "parse_message"]
 
 PROTOBUF: Final = b"application/x-protobuf"
 """The content type of a message over HTTP."""
@@ -38,22 +48,93 @@ _BY_KIND = {"b": "bool_contents", "O": "bytes_contents", "f4": "fp32_contents", 
             "i8": "int64_contents", "u8": "uint64_contents", "i": "int_contents", "u": "uint_contents"}  # fmt: skip
 
 
-def decode_message(body: bytes) -> tuple[InferRequest, bool]:
+def decode_message(body: bytes | bytearray) -> tuple[InferRequest, bool]:
     """Decode a ModelInferRequest; returns it, and whether its tensors are typed contents.
 
     Raises: BadRequest or TooLarge, naming the field.
     """
-    try:
-        message = ModelInferRequest.FromString(body)
-    except DecodeError as error:
-        raise BadRequest(f"message: no ModelInferRequest: {error}") from None
+    message, raw = parse_message(body)
     request = InferRequest(
-        inputs=_inputs(message),
+        inputs=_inputs(message, raw),
         id=check_identifier(message.id),
         parameters=_parameters(message.parameters),
         outputs=_outputs(message.outputs),
     )
-    return request, bool(message.inputs) and not message.raw_input_contents
+    return request, bool(message.inputs) and not raw
+
+
+def parse_message(body: bytes | bytearray) -> tuple[Any, Sequence[bytes | memoryview]]:
+    """Parse a ModelInferRequest; returns it and its raw contents, which a large message does not hold.
+
+    Raises: BadRequest; TooLarge for a message whose parts beside the raw contents take long to parse.
+    """
+    try:
+        if len(body) <= SMALL_BYTES:
+            message = ModelInferRequest.FromString(bytes(body))
+            return message, message.raw_input_contents
+        head, raw = _without_raw(memoryview(body))
+        return ModelInferRequest.FromString(head), raw
+    except DecodeError as error:
+        raise BadRequest(f"message: not a ModelInferRequest: {error}") from None
+
+
+def _without_raw(body: memoryview) -> tuple[bytes, list[memoryview]]:
+    """Split a message into its other fields and its raw contents. Raises: DecodeError, TooLarge."""
+    head, at = bytearray(), 0
+    raw: list[memoryview] = []
+    for _ in range(MAX_FIELDS):
+        if at == len(body):
+            return bytes(head), raw
+        begin = at
+        tag, at = _varint(body, at)
+        length, at = _field_length(body, tag & 7, at)
+        if at + length > len(body):
+            raise DecodeError("a field is cut off")
+        if tag == _RAW_CONTENTS:
+            raw.append(body[at : at + length])
+        else:
+            head += body[begin : at + length]
+        at += length
+        if len(head) > MAX_TYPED_BYTES:
+            raise TooLarge(
+                f"message: more than {MAX_TYPED_BYTES} bytes beside raw_input_contents; send tensors as raw contents"
+            )
+    raise TooLarge(f"message: more than {MAX_FIELDS} fields; send fewer tensors")
+
+
+_RAW_CONTENTS: Final = 7 << 3 | 2
+_VARINT_BYTES: Final = 10
+_FIXED: Final = {1: 8, 5: 4}
+
+
+def _varint(body: memoryview, at: int) -> tuple[int, int]:
+    value = 0
+    for i, byte in enumerate(body[at : at + _VARINT_BYTES]):
+        value |= (byte & 127) << (7 * i)
+        if byte < 128:  # noqa: PLR2004  # the last byte's highest bit is 0
+            return value, at + i + 1
+    raise DecodeError("a number is cut off")
+
+
+def _field_length(body: memoryview, wire_type: int, at: int) -> tuple[int, int]:
+    """Bytes of a field's value, and where it begins."""
+    if wire_type == 0:
+        return 0, _varint(body, at)[1]
+    if wire_type == 2:  # noqa: PLR2004  # with its length before it
+        return _varint(body, at)
+    if wire_type in _FIXED:
+        return _FIXED[wire_type], at
+    raise DecodeError(f"wire type {wire_type} is unknown")
+
+
+def length_delimited(field: int, size: int) -> bytes:
+    """Tag and length of a field of bytes, which follow."""
+    out = bytearray([field << 3 | 2])
+    while size > 127:  # noqa: PLR2004  # seven bits a byte
+        out.append(size & 127 | 128)
+        size >>= 7
+    out.append(size)
+    return bytes(out)
 
 
 def _outputs(wanted: Any) -> tuple[str, ...]:
@@ -66,8 +147,8 @@ def _outputs(wanted: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(output.name for output in wanted))
 
 
-def _inputs(message: Any) -> dict[str, Array]:
-    tensors, raw = message.inputs, message.raw_input_contents
+def _inputs(message: Any, raw: Sequence[bytes | memoryview]) -> dict[str, Array]:
+    tensors = message.inputs
     if len(tensors) > MAX_TENSORS:
         raise BadRequest(f"inputs: {len(tensors)} tensors; at most {MAX_TENSORS} are accepted")
     if raw and len(raw) != len(tensors):
@@ -81,7 +162,7 @@ def _inputs(message: Any) -> dict[str, Array]:
     return arrays
 
 
-def _array(tensor: Any, raw: bytes | None, field: str) -> Array:
+def _array(tensor: Any, raw: bytes | memoryview | None, field: str) -> Array:
     shape = check_shape(tuple(tensor.shape), field)
     if raw is None:
         raw = _packed(tensor, field)
@@ -134,14 +215,19 @@ def _json(name: str, text: str) -> Any:
         raise BadRequest(f"parameters.{name}: expected JSON in a string: {error}") from None
 
 
-def encode_message(response: InferResponse, request: InferRequest, *, typed: bool) -> bytes:
+def encode_message(response: InferResponse, request: InferRequest, *, typed: bool) -> bytes | bytearray:
     """Encode a response as a ModelInferResponse.
 
-    typed: with typed contents, unless an output is of 16-bit floats, which have no field for them.
+    typed: with typed contents, unless an output is of 16-bit floats, which have no field for them, or of more values
+    than JSON may have.
     Raises: BadRequest if a requested output does not exist.
     """
     outputs = response.chosen(request)
-    typed = typed and all(_field_of(array.dtype) for array in outputs.values())
+    typed = typed and all(
+        _field_of(array.dtype) and array.size <= MAX_JSON_VALUES for array in outputs.values()
+    )
+    large = is_large(outputs) and not typed
+    raw: list[bytes | memoryview] = []
     parts = [_encoded_head(response.model, response.version, response.parameters.get("arm"))]
     own = ModelInferResponse(id=response.id or "")
     _set_parameters(own.parameters, response.parameters)
@@ -151,9 +237,16 @@ def encode_message(response: InferResponse, request: InferRequest, *, typed: boo
             _fill(shown.contents, array)
         else:
             parts.append(_encoded_output(name, array.dtype, array.shape))
-            own.raw_output_contents.append(pack(array))
+            if large:
+                data = packed(array)
+                raw += (length_delimited(_RAW_OUTPUT, len(data)), data)
+            else:
+                own.raw_output_contents.append(pack(array))
     parts.append(own.SerializeToString())
-    return b"".join(parts)
+    return joined(b"".join(parts), raw) if large else b"".join(parts)
+
+
+_RAW_OUTPUT: Final = 6
 
 
 @lru_cache(maxsize=1_024)

@@ -14,6 +14,7 @@ import uvloop
 from uvicorn.config import HTTP_PROTOCOLS
 
 from ray_apps.predictor.http.bypass import middlewares
+from ray_apps.predictor.http.connections import TimedProtocol
 from ray_apps.predictor.write_coalescing import CoalescingProtocol
 
 BIG = 8 << 20
@@ -235,4 +236,4 @@ def test_the_servers_of_serve_coalesce_writes(monkeypatch: pytest.MonkeyPatch) -
     middlewares()
     config = uvicorn.Config(app)  # as Serve makes it
     config.load()
-    assert config.http_protocol_class is CoalescingProtocol
+    assert config.http_protocol_class is TimedProtocol

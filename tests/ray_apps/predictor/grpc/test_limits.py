@@ -30,10 +30,10 @@ SETTINGS = bytes.fromhex("000000040000000000")
 
 
 class Authenticator(NoAuthentication):
-    """Accepts one token."""
+    """Accepts two tokens."""
 
     async def admit(self, authorization: bytes | None, rule: Rule = INFER_RULE, **options: Any) -> Admitted:
-        if authorization != b"Bearer known":
+        if authorization not in {b"Bearer known", b"Bearer another"}:
             raise Denied("authorization: the token is unknown")
         return await super().admit(authorization, rule, **options)
 
@@ -296,3 +296,79 @@ async def test_a_cancelled_call_drops_its_work():
             await waiting
         await until(lambda: models.given_up == 1)
         assert b"x-request-timeout-ms" not in models.headers[0]
+
+
+async def test_messages_are_received_a_few_at_a_time_by_one_caller():
+    """The rest waits unread, so that memory is bounded by what is read and not by what is sent."""
+    models = FakeModels()
+    limits = Limits(max_reads=4, max_reads_of_caller=2, message_s=20)
+    begun = asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        await begun.wait()
+        yield GOOD
+
+    async with serving(models, limits) as address, channel_to(address) as channel:
+        held = [
+            asyncio.ensure_future(wait_for(channel.stream_unary(INFER)(slow(), metadata=LOGIN)))
+            for _ in range(2)
+        ]
+        await asyncio.sleep(0.3)
+        third = asyncio.ensure_future(wait_for(channel.unary_unary(INFER)(GOOD, metadata=LOGIN)))
+        other = channel.unary_unary(INFER)(GOOD, metadata=(("authorization", "Bearer another"),))
+        assert await other == b""
+        assert not third.done()
+        begun.set()
+        assert await asyncio.gather(*held, third) == [b"", b"", b""]
+
+
+async def wait_for(call: Any) -> Any:
+    return await call
+
+
+async def test_streams_beyond_a_callers_part_are_refused():
+    limits = Limits(max_open_streams=3, max_open_streams_of_caller=2)
+    method = f"/{messages.SERVICE}/ModelStreamInfer"
+    async with serving(FakeModels(), limits) as address, channel_to(address) as channel:
+        opened = [channel.stream_stream(method)(metadata=LOGIN) for _ in range(2)]
+        for stream in opened:
+            await stream.write(GOOD)
+            assert await stream.read()
+        third = channel.stream_stream(method)(metadata=LOGIN)
+        assert await third.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "2 are open by this token" in await third.details()
+        await opened[0].done_writing()
+        assert await opened[0].code() == grpc.StatusCode.OK
+        again = channel.stream_stream(method)(metadata=LOGIN)
+        await again.write(GOOD)
+        assert await again.read()
+
+
+async def test_large_messages_that_wait_for_an_answer_have_a_budget():
+    models = FakeModels(asyncio.Event())
+    large = service_pb2.ModelInferRequest(
+        model_name="m", raw_input_contents=[bytes(1 << 20)]
+    ).SerializeToString()
+    async with (
+        serving(models, Limits(max_held_bytes=5 << 19)) as address,
+        channel_to(address) as channel,
+    ):
+        call = channel.unary_unary(INFER)
+        waiting = [asyncio.ensure_future(wait_for(call(large, metadata=LOGIN))) for _ in range(2)]
+        await until(lambda: models.asked == 2)
+        code, words = await refusal(call(large, metadata=LOGIN))
+        assert (code, "send again" in words) == (grpc.StatusCode.RESOURCE_EXHAUSTED, True)
+        models.release.set()
+        assert await asyncio.gather(*waiting) == [b"", b""]
+        assert await call(large, metadata=LOGIN) == b""
+
+
+async def test_a_message_of_many_fields_is_refused_without_being_parsed():
+    async with serving(FakeModels(), Limits()) as address, channel_to(address) as channel:
+        code, words = await refusal(channel.unary_unary(INFER)(b"\x2a\x00" * (1 << 20), metadata=LOGIN))
+        assert (code, words[:21]) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "message: more than 40")
+        code, _ = await refusal(channel.unary_unary(INFER)(b"\x2f" * (1 << 20), metadata=LOGIN))
+        assert code == grpc.StatusCode.INVALID_ARGUMENT
+        ready = channel.unary_unary(f"/{messages.SERVICE}/ModelReady")
+        code, words = await refusal(ready(b"\x0a\x80\x80\x08" + bytes(1 << 17), metadata=LOGIN))
+        assert (code, words[:16]) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "message: 131076 ")
