@@ -34,9 +34,7 @@ async def platform(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[tuple[httpx.AsyncClient, dict[str, str]]]:
     """The models `late` and `early` of the workspace `team`, and one `late` of the default workspace in a pool each."""
-    monkeypatch.setattr(
-        "ray_apps.predictor.versions.scoring.load_scorer", lambda *a, **_: load_fake_scorer(*a[:2])
-    )
+    monkeypatch.setattr("ray_apps.predictor.deploy.deployment.tried_first", lambda *_: load_fake_scorer)
     url = f"file://{tmp_path}/store"
     store = open_store(url)
     access = Access(store, actor="root")
