@@ -9,6 +9,7 @@ GATEWAY: dict[str, tuple[str, ...]] = {
         "GET /costs",
         "GET /functions",
         "GET /functions/{name}",
+        "POST /functions/{name}",
         "GET /invocations",
         "GET /invocations/{invocation}",
         "GET /invocations/{invocation}/logs",
@@ -27,15 +28,10 @@ GATEWAY: dict[str, tuple[str, ...]] = {
         "GET /models/{model}/versions/{version}/signatures/{signer}",
         "GET /openapi.json",
         "GET /schedules",
-        "GET /v2",
-        "GET /v2/models/{model}",
-        "GET /v2/models/{model}/{rest:path}",
-        "POST /v2/models/{model}/{rest:path}",
         "POST /v2/repository/index",
     ),
     "operator": (
         "POST /features/{view}/push",
-        "POST /functions/{name}",
         "DELETE /invocations/{invocation}",
         "POST /invocations/{invocation}/purge",
         "POST /invocations/{invocation}/redrive",
@@ -66,6 +62,20 @@ GATEWAY: dict[str, tuple[str, ...]] = {
         "GET /healthz",
         "GET /v2/health/live",
         "GET /v2/health/ready",
+    ),
+    "viewer or caller": (
+        "GET /v2",
+        "GET /v2/models/{model}",
+        "GET /v2/models/{model}/{rest:path}",
+        "POST /v2/models/{model}/{rest:path}",
+    ),
+    "viewer or caller or labeller or operator or approver or admin": (
+        "GET /workspaces",
+        "GET /workspaces/{name}",
+    ),
+    "platform": (
+        "POST /workspaces",
+        "PATCH /workspaces/{name}",
     ),
 }
 MLFLOW: dict[str, tuple[str, ...]] = {
@@ -166,5 +176,8 @@ ADMINS_FUNCTIONS = {
     "set_quota",
     "set_retention",
 }
-BODIES = {"POST /3.0/mlflow/workspaces": b'{"name": "made-by-the-matrix"}'}
+BODIES = {
+    "POST /workspaces": b'{"name": "made-by-the-matrix"}',
+    "POST /3.0/mlflow/workspaces": b'{"name": "made-by-the-matrix"}',
+}
 """Bodies for routes that look at what was sent before they look at the role again."""
