@@ -15,6 +15,7 @@ from starlette.routing import Mount
 
 from ray_apps.admission.guarded_route import rule_of
 from ray_apps.mlflow import build_app
+from ray_apps.mlflow.deployment import build
 from registry import Access, Grant, Registry, open_store, workspace_store
 from tests.ray_apps.mlflow.conftest import TrackingServer, run_client
 
@@ -171,6 +172,26 @@ async def test_an_open_run_is_written_in_its_own_workspace_only(platform: Platfo
     assert platform.registry("payments").get_record(run).params == {"a": "1"}
 
 
+async def test_the_default_workspace_does_not_reach_those_that_lie_in_its_store(platform: Platform):
+    run = await platform.model("ada", "late")
+    there = {"inside": f"workspaces/payments/runs/{run}", "above": f"../workspaces/payments/runs/{run}"}
+    for name in there.values():
+        for path in (
+            f"runs/get?run_id={name}",
+            f"metrics/get-history?metric_key=m&run_id={name}",
+            f"artifacts/list?run_id={name}",
+            f"2.0/mlflow-artifacts/artifacts/runs/{name}/model/weights",
+            f"2.0/mlflow-artifacts/artifacts/{name}/model/weights",
+            f"registered-models/get?name={name.replace('runs', 'models')}",
+        ):
+            answer = await platform.send("old", "GET", path)
+            assert answer.status_code in (400, 404, 501), (path, answer.text)
+        body = {"run_id": name, "key": "k", "value": "v"}
+        answer = await platform.send("old", "POST", "runs/set-tag", json=body)
+        assert answer.status_code in (400, 404), answer.text
+    assert (await platform.send("old", "GET", "registered-models/search")).json()["registered_models"] == []
+
+
 async def test_a_token_for_one_model_reaches_that_model_and_nothing_else(platform: Platform):
     run = await platform.model("ada", "late")
     await platform.model("ada", "other")
@@ -240,6 +261,22 @@ async def test_only_an_admin_of_all_workspaces_creates_one_and_it_is_there_at_on
         assert answer.status_code == 403
         answer = await platform.send(who, "PATCH", "3.0/mlflow/workspaces/new", json={"description": "x"})
         assert answer.status_code == 403
+
+
+async def test_a_replica_serves_all_workspaces_whichever_one_its_process_works_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    store = open_store(f"file://{tmp_path}/store")
+    access = Access(store, actor="root")
+    access.create_workspace("payments")
+    token = access.create_token("ada", "viewer", workspace="*")
+    monkeypatch.setenv("TOQUE_STORE", f"file://{tmp_path}/store")
+    monkeypatch.setenv("TOQUE_WORKSPACE", "payments")
+    transport = httpx.ASGITransport(app=build())
+    async with httpx.AsyncClient(transport=transport, base_url="http://toque") as http:
+        headers = {"Authorization": f"Bearer {token}"}
+        listed = (await http.get("/3.0/mlflow/workspaces", headers=headers)).json()["workspaces"]
+    assert [each["name"] for each in listed] == ["default", "payments"]
 
 
 SCRIPT = Path(__file__).with_name("two_teams.py")
