@@ -14,6 +14,7 @@ PLATFORM = (
     "functions.maintenance.compaction",
     "functions.maintenance.erasure.jobs",
     "functions.maintenance.features",
+    "functions.maintenance.history",
     "functions.maintenance.registry",
     "functions.maintenance.retention",
     "functions.training",

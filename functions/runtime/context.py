@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from registry import Registry
 
 DEFAULT_STORE = ".toque/store"
+DEFAULT_KEY_FILE = ".toque/keys/audit"
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,10 @@ class Context:
     """Store, clock, actor and settings that a run uses beside its arguments.
 
     store, store_url: the object store of the workspace; redis_url: None without Redis; project: module of the
-    workspace's definitions; workspace: its name; projects: workspace and module of every project of the platform; clock: the platform's time; actor: who acts, written into every journal entry; chain: the
-    functions that caused this run by events, oldest first, which shows loops; secrets_dir: a folder with a
-    file for each secret, as Kubernetes, Docker and systemd mount them; invocation: the durable invocation
+    workspace's definitions; workspace: its name; projects: workspace and module of every project of the platform;
+    clock: the platform's time; actor: who acts, written into every journal entry; chain: the functions that caused
+    this run by events, oldest first, which shows loops; secrets_dir: a folder with a file for each secret, as
+    Kubernetes, Docker and systemd mount them; invocation: the durable invocation
     that a run belongs to; prices: of CPU and GPU hours, for the receipts of trainings, None if unknown.
     """
 
@@ -172,7 +174,7 @@ def context_of(environment: Mapping[str, str]) -> Context:
     projects = projects_of(environment.get("TOQUE_PROJECT") or "")
     prices = environment.get("TOQUE_PRICES")  # as in {"currency": "EUR", "cpu_hour": 0.05, "gpu_hour": 3}
     platform = Context(
-        store=open_store(url, audit_keys=AuditKeys.of_environment(environment)),
+        store=open_store(url, audit_keys=_audit_keys(environment)),
         store_url=url,
         redis_url=redis_url,
         project=projects.get(DEFAULT_WORKSPACE),
@@ -200,6 +202,14 @@ def projects_of(text: str) -> dict[str, str]:
             )
         found[name] = module.strip()
     return found
+
+
+def _audit_keys(environment: Mapping[str, str]) -> AuditKeys:
+    """Find the keys of the environment, else those of the platform that has its store here."""
+    keys, file = AuditKeys.of_environment(environment), Path(DEFAULT_KEY_FILE)
+    if not keys and not environment.get("TOQUE_STORE") and file.exists():
+        return AuditKeys.of_file(file)
+    return keys
 
 
 @cache

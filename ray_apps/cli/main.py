@@ -17,6 +17,7 @@ from ray_apps.cli.commands import (
     access,
     calls,
     features,
+    history,
     ledger,
     machine,
     models,
@@ -38,6 +39,7 @@ GROUPS = {
     "training": (runs, features),
     "functions": (calls, ledger),
     "access": (access,),
+    "history": (history,),
 }
 _EPILOG = """\
 `toque COMMAND --help` lists the arguments of a command. Tables fit the terminal; -o wide shows everything, -o json and

@@ -5,9 +5,10 @@ from __future__ import annotations
 from contextlib import suppress
 
 from functions.runtime.context import projects_of
+from ray_apps.local.audit_key import open_platform_store
 from ray_apps.local.settings import Settings
 from ray_apps.local.state_file import write_private
-from registry import EVERY_WORKSPACE, Access, AlreadyExists, NotFound, open_store
+from registry import EVERY_WORKSPACE, Access, AlreadyExists, NotFound
 
 NAME = "admin"
 ACTOR = "toque-up"
@@ -18,7 +19,7 @@ def admin_token(settings: Settings) -> str:
 
     A store that was emptied or replaced does not know the old token.
     """
-    access = Access(open_store(settings.store_url), actor=ACTOR)
+    access = Access(open_platform_store(settings), actor=ACTOR)
     kept = settings.token_file.read_text().strip() if settings.token_file.exists() else ""
     if kept and access.verify(kept):
         return kept
@@ -31,7 +32,7 @@ def admin_token(settings: Settings) -> str:
 
 def create_workspaces(settings: Settings) -> list[str]:
     """Create the workspaces of the projects that the platform does not have yet; returns their names."""
-    access = Access(open_store(settings.store_url), actor=ACTOR)
+    access = Access(open_platform_store(settings), actor=ACTOR)
     known = {each.name for each in access.list_workspaces()}
     missing = [name for name in projects_of(settings.project or "") if name not in known]
     for name in missing:

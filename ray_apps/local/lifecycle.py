@@ -21,6 +21,7 @@ from pathlib import Path
 
 from ray_apps.local import deploying, jobs, processes, ray_head, redis_server, state_file
 from ray_apps.local.admin import admin_token, create_workspaces
+from ray_apps.local.audit_key import make_audit_key
 from ray_apps.local.errors import LocalError
 from ray_apps.local.ports import choose_ports
 from ray_apps.local.processes import ProcessSession
@@ -90,6 +91,7 @@ def _start(settings: Settings, report: Report) -> RunningPlatform:
         models = executor.submit(deploying.models_of, settings.project)
         redis_server.wait(settings, running.redis_url)
         running = record_timing("redis", running)
+        make_audit_key(settings)
         admin_token(settings)
         for name in create_workspaces(settings):
             report(f"created workspace {name}")

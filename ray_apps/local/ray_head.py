@@ -19,6 +19,7 @@ from ray_apps.local.state_file import RunningPlatform
 
 ROOT = Path(__file__).resolve().parents[2]  # the folder that holds our packages
 _LOG = "ray_start.log"
+_PASSED_ON = {"TOQUE_AUDIT_HEADS"}  # names no platform: where the heads of its journals are published
 _STARTING = 8  # workers started at once; by default as many as CPUs, while an idle platform has twelve
 
 
@@ -27,7 +28,11 @@ def environment(running: RunningPlatform, inherited: Mapping[str, str]) -> dict[
 
     inherited: the environment to start from; variables of another platform or cluster are left out.
     """
-    kept = {name: value for name, value in inherited.items() if not name.startswith(("TOQUE_", "RAY_"))}
+    kept = {
+        name: value
+        for name, value in inherited.items()
+        if name in _PASSED_ON or not name.startswith(("TOQUE_", "RAY_"))
+    }
     return kept | platform_environment(running) | serve_environment(running) | _paths(inherited)
 
 

@@ -46,6 +46,7 @@ class Settings(BaseModel):
     """Settings to start the platform with.
 
     home: state folder (store, Redis data, tokens, state file); store_url: by default the folder `store` in `home`;
+    audit_key_file: by default `keys/audit` in `home`;
     redis_url: None starts an embedded Redis; project: module of the user's definitions; oidc: issuer whose
     tokens are accepted, too; clock: "system", or "replay"
     for a driver that sets the time; host: address to listen on; num_cpus: CPUs for Ray; object_store_bytes: Ray's
@@ -56,6 +57,7 @@ class Settings(BaseModel):
 
     home: Path = Path(HOME)
     store_url: str = ""
+    audit_key_file: Path = Path()
     redis_url: str | None = None
     project: str | None = None
     oidc: Annotated[OidcSettings | None, BeforeValidator(_parsed_oidc)] = None
@@ -72,6 +74,8 @@ class Settings(BaseModel):
         home = self.home.expanduser().resolve()
         object.__setattr__(self, "home", home)
         object.__setattr__(self, "store_url", self.store_url or f"file://{home / 'store'}")
+        key_file = home / "keys" / "audit" if self.audit_key_file == Path() else self.audit_key_file
+        object.__setattr__(self, "audit_key_file", key_file.expanduser().resolve())
         return self
 
     @classmethod
@@ -85,6 +89,7 @@ class Settings(BaseModel):
         names = {
             "home": "TOQUE_HOME",
             "store_url": "TOQUE_STORE",
+            "audit_key_file": "TOQUE_AUDIT_KEY_FILE",
             "redis_url": "TOQUE_REDIS_URL",
             "project": "TOQUE_PROJECT",
             "oidc": "TOQUE_OIDC",

@@ -76,6 +76,7 @@ class RunningPlatform(BaseModel):
         given = {
             "TOQUE_HOME": str(self.settings.home),
             "TOQUE_STORE": self.settings.store_url,
+            "TOQUE_AUDIT_KEY_FILE": str(self.settings.audit_key_file),
             "TOQUE_REDIS_URL": self.redis_url,
             "TOQUE_CLOCK": self.settings.clock,
             "TOQUE_PROJECT": self.settings.project or "",

@@ -109,6 +109,10 @@ class Access:
         self._noted: dict[str, datetime] = {}
         self._lock = threading.Lock()
 
+    def follow(self) -> Fold[AccessState]:
+        """Follow the tokens and workspaces: `.refresh()` is one read and gives all of them."""
+        return self._fold
+
     def create_token(
         self,
         name: str,

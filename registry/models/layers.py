@@ -52,7 +52,16 @@ class Layers(ModelJournals):
 
     def layer(self, name: str) -> Claims:
         """Claims in a layer by model, empty for an unused layer; 1 read when warm. Raises: InvalidInput."""
-        return self._claims(name).refresh()
+        return self.follow_layer(name).refresh()
+
+    def follow_layer(self, layer: str) -> Fold[Claims]:
+        """Follow a layer's claims: `.refresh()` is one read. Raises: InvalidInput for a malformed name."""
+        check_name(layer, what="layer")
+        with self._models_lock:
+            if layer not in self._layers:
+                journal = Journal(self.store, f"layers/{layer}/journal", actor=self.actor, clock=self.clock)
+                self._layers[layer] = Fold(journal, {}, _step, encode=_encode, decode=_decode, carry=True)
+            return self._layers[layer]
 
     def list_layers(self) -> list[str]:
         """Names of all layers that were ever claimed, sorted."""
@@ -87,7 +96,7 @@ class Layers(ModelJournals):
         _, state = self._change(model, lambda state: decisions.leave_layer(state, layer, claim.number))
         if claim.number > state.revoked_claims.get(layer, -1):
             return
-        self._claims(layer).transact(lambda claims: _released(claims, model, claim.number))
+        self.follow_layer(layer).transact(lambda claims: _released(claims, model, claim.number))
 
     def _in_layer(
         self,
@@ -139,7 +148,7 @@ class Layers(ModelJournals):
             _logger.warning("layer %s: the part of %s is not released yet: %s", layer, model, error)
 
     def _take(self, model: str, layer: str, count: int) -> LayerPart:
-        fold = self._claims(layer)
+        fold = self.follow_layer(layer)
         if fold.next == 0:
             self.store.put(f"layer-names/{layer}", b"")
         existing: Claim | None = None
@@ -155,14 +164,6 @@ class Layers(ModelJournals):
         claim = existing if entry is None else _claim_of(entry.body, entry.number)
         assert claim is not None  # noqa: S101 - nothing is appended only where a claim exists
         return LayerPart(name=layer, claim=claim.number, buckets=claim.buckets)
-
-    def _claims(self, layer: str) -> Fold[Claims]:
-        check_name(layer, what="layer")
-        with self._models_lock:
-            if layer not in self._layers:
-                journal = Journal(self.store, f"layers/{layer}/journal", actor=self.actor, clock=self.clock)
-                self._layers[layer] = Fold(journal, {}, _step, encode=_encode, decode=_decode, carry=True)
-            return self._layers[layer]
 
 
 def _claimed(claims: Claims, model: str, layer: str, count: int) -> dict[str, Any]:

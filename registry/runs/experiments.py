@@ -43,6 +43,10 @@ class Experiments(Runs):
         journal = Journal(store, "experiment-notes/journal", actor=actor, clock=clock)
         self._notes: Fold[Notes] = Fold(journal, {}, _step, encode=_encode, decode=_decode, carry=True)
 
+    def follow_notes(self) -> Fold[Notes]:
+        """Follow titles, tags and deletions of experiments by name: `.refresh()` is one read."""
+        return self._notes
+
     def create_experiment(
         self, name: str, *, title: str = "", tags: Mapping[str, str] | None = None
     ) -> Experiment:

@@ -27,8 +27,9 @@ from functions.model_formats.program import export_program, save_program
 from functions.prediction_log import LABELS_TABLE, predictions_table
 from functions.runtime.clock import ReplayClock
 from ray_apps.local import down
+from ray_apps.local.audit_key import open_platform_store
 from ray_apps.local.state_file import find_platform
-from registry import Registry, Signature, Table, TensorSpec, open_store
+from registry import Registry, Signature, Table, TensorSpec
 from tests.ports import free_port
 
 MODEL = "late"
@@ -286,7 +287,7 @@ def platform(folder: Path) -> Iterator[Driver]:
         running = find_platform(folder / "home")
         assert started.returncode == 0, started.stdout + started.stderr
         assert running is not None
-        registry = Registry(open_store(running.settings.store_url), actor="ada")
+        registry = Registry(open_platform_store(running.settings), actor="ada")
         registry.create_model(MODEL)
         clock = ReplayClock(running.redis_url)
         clock.set(MAY)

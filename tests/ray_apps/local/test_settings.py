@@ -74,9 +74,14 @@ def test_processes_get_the_variables_of_their_platform_only(tmp_path: Path) -> N
         "TOQUE_STORE": "s3://other",
         "RAY_ADDRESS": "elsewhere",
         "TOQUE_TOKEN": "tq_other",
+        "TOQUE_AUDIT_KEY": "ab" * 32,
+        "TOQUE_AUDIT_HEADS": "s3://heads",
     }
     environment = ray_head.environment(made(tmp_path), inherited)
     assert environment["TOQUE_STORE"] == f"file://{tmp_path}/store"
+    assert environment["TOQUE_AUDIT_KEY_FILE"] == f"{tmp_path}/keys/audit"
+    assert environment["TOQUE_AUDIT_HEADS"] == "s3://heads"
+    assert "TOQUE_AUDIT_KEY" not in environment
     assert environment["TOQUE_CLOCK"] == "replay"
     assert environment["TOQUE_PROJECT"] == "examples.flights"
     assert environment["RAY_SERVE_ENABLE_HA_PROXY"] == "1"

@@ -1,0 +1,46 @@
+"""Makes the platform's audit key once, beside the store and readable by this user only, and opens the store with it."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+from ray_apps.local.errors import LocalError
+from ray_apps.local.state_file import write_private
+from registry import Damaged, open_store, utc_now
+from registry.audit_keys import AuditKeys
+from registry.history import adopt_all
+
+if TYPE_CHECKING:
+    from ray_apps.local.settings import Settings
+    from registry import ObjectStore
+
+
+def make_audit_key(settings: Settings) -> None:
+    """Make a key unless there is one, and accept what the store holds already under it.
+
+    A key that was made and not put in its place yet, because this was killed, is taken up again.
+    Raises: LocalError if the store has audit keys of another place.
+    """
+    file = settings.audit_key_file
+    if file.exists():
+        return
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    pending = file.with_name(f"{file.name}.pending")
+    if not pending.exists():
+        write_private(pending, f"{secrets.token_hex(32)}\n")
+    try:
+        adopt_all(open_store(settings.store_url, audit_keys=AuditKeys.of_file(pending)), utc_now)
+    except Damaged as error:
+        raise LocalError(
+            f"{settings.store_url} has audit keys already; copy their file to {file}, or name it in "
+            f"TOQUE_AUDIT_KEY_FILE: {error}"
+        ) from error
+    pending.replace(file)
+
+
+def open_platform_store(settings: Settings) -> ObjectStore:
+    """Open the store with the platform's audit keys, if it has some."""
+    file = settings.audit_key_file
+    keys = AuditKeys.of_file(file) if file.exists() else None
+    return open_store(settings.store_url, audit_keys=keys)
