@@ -175,7 +175,7 @@ class Journal:
             return
         if self._authenticated is None:
             self._authenticated = bool(self.entry(at - 1).mac)
-        if self._authenticated or (at == 0 and adoption.is_adopted(self.store)):
+        if self._authenticated or adoption.is_adopted(self.store):
             raise Refused(
                 f"{self.path}: entries here carry the MAC of an audit key and this process has none; set "
                 f"{FILE_VARIABLE} or {KEY_VARIABLE}, or pass open_store(url, audit_keys=…)"
