@@ -103,9 +103,8 @@ class _Audit:
             ):
                 self.seen[f"{part.prefix}{path}"] = count
                 self.findings += problems
-        for path in paths:
-            if path.startswith("models/"):
-                self._signatures(part, path.split("/")[1])
+                if path.startswith("models/") and not problems:
+                    self._signatures(part, path.split("/")[1])
 
     def report_gone(self) -> None:
         """Find journals of recorded heads that are not there at all."""
@@ -136,7 +135,8 @@ class _Audit:
             fold = registry_fold(part.store, path) or self._fold_of(part.store, path)
             (fold or entries_fold(part.store, path)).verify(compare)
         except RegistryError as error:
-            problems.append(f"{part.prefix}{error}")
+            text = str(error)
+            problems.append(f"{part.prefix}{text if text.startswith(path) else f'{path}: {text}'}")
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             problems.append(f"{part.prefix}{path} entry {count} cannot be folded: {error!r}")
         else:
@@ -148,9 +148,6 @@ class _Audit:
 
     def _signatures(self, part: Part, model: str) -> None:
         registry = Registry(part.store, actor="audit")
-        try:
-            self.findings += [f"{part.prefix}{problem}" for problem in registry.check_signatures(model)]
-            versions = registry.follow(model).state.versions.values()
-            self.signatures += sum(len(version.signatures) for version in versions)
-        except Damaged:
-            return  # the journal does not open, which is a finding already
+        self.findings += [f"{part.prefix}{problem}" for problem in registry.check_signatures(model)]
+        versions = registry.follow(model).state.versions.values()
+        self.signatures += sum(len(version.signatures) for version in versions)
