@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from ray_apps.oidc.issuer_keys import IssuerKeys
 from ray_apps.oidc.settings import OidcSettings
-from registry import Principal
+from registry import InvalidInput, Principal
 
 if TYPE_CHECKING:
     from jwt import PyJWK
@@ -71,9 +71,11 @@ class OidcVerifier:
         """Find the principal of a valid token by the keys read last."""
         return self._principal(token, self._keys.recall)
 
-    def _principal(self, token: str, find: Find) -> Principal | None:
-        import jwt  # late: only where OIDC is configured
+    def check(self, token: str) -> Principal:
+        """Find the principal of a token, or tell why there is none. Raises: InvalidInput with the reason; Unavailable."""
+        return self._verified(token, self._keys.find).principal
 
+    def _principal(self, token: str, find: Find) -> Principal | None:
         if not self.recognises(token):
             return None
         digest = hashlib.sha256(token.encode()).digest()
@@ -82,8 +84,8 @@ class OidcVerifier:
             return known.principal
         try:
             verified = self._verified(token, find)
-        except (jwt.PyJWTError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
-            _logger.debug("a token of %s is refused: %s", self._settings.issuer, error)
+        except InvalidInput as error:
+            _logger.debug("%s", error)
             return None
         with self._lock:
             self._accepted[digest] = verified
@@ -93,10 +95,16 @@ class OidcVerifier:
         return verified.principal
 
     def _verified(self, token: str, find: Find) -> _Verified:
-        """Check claims first, so that what is expired or of another issuer costs no key, then the signature.
+        """Check a token. Raises: InvalidInput with the reason if it is not accepted; Unavailable."""
+        import jwt  # late: only where OIDC is configured
 
-        Raises: jwt.PyJWTError, ValueError if the token is not accepted; Unavailable.
-        """
+        try:
+            return self._parsed(token, find)
+        except (jwt.PyJWTError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
+            raise InvalidInput(f"a token of {self._settings.issuer} is refused: {error}") from error
+
+    def _parsed(self, token: str, find: Find) -> _Verified:
+        """Check claims first, so that what is expired or of another issuer costs no key, then the signature."""
         checks = ("verify_exp", "verify_nbf", "verify_iat", "verify_aud", "verify_iss")
         stated = self._decode(token, None, [], {"verify_signature": False, **dict.fromkeys(checks, True)})
         algorithm, key_id = stated["header"].get("alg"), stated["header"].get("kid")

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import hmac
+import io
 import time
 
 import jwt
@@ -10,6 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ray_apps.oidc import OidcVerifier, with_oidc
+from ray_apps.oidc.__main__ import main
 from ray_apps.oidc.issuer_keys import RENEW_S, IssuerKeys
 from ray_apps.token_cache import TokenCache
 from registry import Access, Principal, Unavailable, open_store
@@ -246,3 +248,29 @@ class _NoTokens:
 
     def recall(self, token: str) -> Principal | None:
         raise AssertionError(token)
+
+
+def test_the_program_tells_whom_a_token_stands_for_or_why_it_is_refused(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def told(token: str) -> tuple[int, str]:
+        monkeypatch.setattr("sys.stdin", io.StringIO(f"{token}\n"))
+        code = main([])
+        return code, "".join(capsys.readouterr())
+
+    monkeypatch.delenv("TOQUE_OIDC", raising=False)
+    assert told("")[0] == 2
+    monkeypatch.setenv("TOQUE_OIDC", "{}")
+    assert "issuer" in told("")[1]
+    monkeypatch.setenv("TOQUE_OIDC", issuer.settings().model_dump_json())
+    assert told(issuer.token()) == (0, "oidc:ada has operator:payments\n")
+    for token, why in (
+        (issuer.token(exp=1), "expired"),
+        (issuer.token(aud="x"), "udience"),
+        ("", "segments"),
+    ):
+        code, text = told(token)
+        assert code == 1
+        assert why in text
+    issuer.away = True
+    assert told(issuer.token())[0] == 1
