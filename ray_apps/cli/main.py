@@ -23,6 +23,7 @@ from ray_apps.cli.commands import (
     models,
     monitoring,
     predict,
+    privacy,
     rollouts,
     runs,
     traffic,
@@ -38,7 +39,7 @@ GROUPS = {
     "monitoring": (monitoring,),
     "training": (runs, features),
     "functions": (calls, ledger),
-    "access": (access,),
+    "access": (access, privacy),
     "history": (history,),
 }
 _EPILOG = """\

@@ -44,6 +44,12 @@ def finish_erasures() -> list[Certificate]:
     return [_carry_out(here, pending) for pending in Erasures(here.store).pending()]
 
 
+@function(http=True, role="admin")
+def list_erasures() -> list[Certificate]:
+    """List the certificates of this workspace's erasures, oldest request first."""
+    return Erasures(context().store).certificates()
+
+
 def _carry_out(here: Context, pending: PendingErasure) -> Certificate:
     """Erase place by place, each step safe to repeat; the certificate is written last, then the subject is forgotten."""
     erasures, key = Erasures(here.store), here.find_secret(PSEUDONYM_KEY)
