@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functions.maintenance.erasure.affected import affected
+from functions.maintenance.erasure.lease import only_erasure
 from functions.maintenance.erasure.places import (
     collect_prediction_ids,
     erase_from_objects,
@@ -14,7 +15,7 @@ from functions.maintenance.erasure.subject import Subject, Traces
 from functions.maintenance.errors import MaintenanceError
 from functions.prediction_log import PSEUDONYM_KEY, default_wal_root
 from functions.runtime.context import Context, context
-from functions.runtime.declaration import Retries
+from functions.runtime.declaration import Cron, Retries
 from functions.runtime.function import function
 from registry import utc_now
 
@@ -26,7 +27,8 @@ def erase_subject(entity: dict[str, str] | None = None, unit: str | None = None)
     """Erase an entity, a unit or both from tables, stream, files, features, reports and results; returns its certificate.
 
     entity: values by join key; unit: as the split sees it. Called again after a kill, it goes on where it was.
-    Raises: MaintenanceError in a durable call, whose stored arguments would name the subject: use `finish_erasures`.
+    Raises: MaintenanceError while another erasure is under way, and in a durable call, whose stored arguments would name
+    the subject.
     """
     here = context()
     if here.invocation is not None:
@@ -34,14 +36,26 @@ def erase_subject(entity: dict[str, str] | None = None, unit: str | None = None)
             "erase_subject was submitted as a durable call, which stores its arguments; call it directly"
         )
     subject = Subject(entity=entity or {}, unit=unit)
-    return _carry_out(here, Erasures(here.store).request(subject, actor=here.actor, now=utc_now()))
+    pending = Erasures(here.store).request(subject, actor=here.actor, now=utc_now())
+    with only_erasure(here.store):
+        return _carry_out(here, pending)
 
 
-@function(http=True, role="admin", timeout_s=6 * 3600, retries=Retries(max_attempts=3), max_concurrency=1)
+@function(
+    http=True,
+    role="admin",
+    timeout_s=6 * 3600,
+    retries=Retries(max_attempts=3, backoff_s=60.0),
+    max_concurrency=1,
+    schedule=Cron("47 3 * * *", jitter_s=600),
+)
 def finish_erasures() -> list[Certificate]:
-    """Carry out every erasure that was requested and is not complete, such as after a kill; for a schedule."""
+    """Carry out every erasure that was requested and is not complete, such as after a kill; runs every night."""
     here = context()
-    return [_carry_out(here, pending) for pending in Erasures(here.store).pending()]
+    if not Erasures(here.store).pending():
+        return []
+    with only_erasure(here.store):
+        return [_carry_out(here, pending) for pending in Erasures(here.store).pending()]
 
 
 @function(http=True, role="admin")

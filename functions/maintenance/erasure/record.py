@@ -129,7 +129,7 @@ class Erasures:
 
     def certificates(self) -> list[Certificate]:
         """List all certificates, oldest request first."""
-        keys = (key for key in self._store.list("erasures/") if not key.startswith(_PENDING))
+        keys = (key for key in self._store.list("erasures/") if key.count("/") == 1)
         found = [Certificate.model_validate_json(self._store.get(key)) for key in keys]
         return sorted(found, key=lambda each: each.requested_at)
 

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from functions import Context, use_context
 from functions.maintenance.erasure.jobs import erase_subject, finish_erasures
+from functions.maintenance.erasure.lease import only_erasure
 from functions.maintenance.erasure.record import Erasures
 from functions.maintenance.erasure.subject import Subject, Traces
 from functions.maintenance.errors import MaintenanceError
@@ -130,10 +131,27 @@ class Fragile(FolderStore):
         self._write(super().delete, key)
 
 
-def test_an_erasure_that_is_killed_again_and_again_completes(platform: Platform):
+def test_one_erasure_at_a_time_rewrites_a_store(platform: Platform):
+    store = platform.context.store
+    with only_erasure(store):
+        with pytest.raises(MaintenanceError, match="yours is recorded"):
+            erase(platform)
+        assert len(Erasures(store).pending()) == 1
+    with use_context(platform.context):
+        assert len(finish_erasures()) == 1
+    assert traces_in(platform, UNIT, RIDER) == []
+    store.put("erasures/leases/00000009.json", b'{"holder": "killed", "at": "2026-01-01T00:00:00+00:00"}')
+    erase(platform)  # a killed holder's lease is taken over
+    assert list(store.list("erasures/leases/"))[-1].endswith("10.json")
+
+
+def test_an_erasure_that_is_killed_again_and_again_completes(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("functions.maintenance.erasure.lease.STALE_S", 0.0)
     here = platform.context
     kills, tables = 0, dict[str, Any]()
-    for writes in [0, 1, *range(2, 60, 5), 10**9]:
+    for writes in [0, 1, 2, *range(3, 70, 6), 10**9]:
         fragile = Fragile(FolderStore.root.fget(here.store))  # type: ignore[attr-defined,arg-type]
         fragile.left = writes
         dying = Context(fragile, here.store_url, redis_url=here.redis_url, actor="ada", clock=lambda: T0)
