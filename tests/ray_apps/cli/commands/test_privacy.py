@@ -4,10 +4,11 @@ import json
 from typing import Any
 
 import pyarrow as pa
+import pytest
 
 from functions.runtime import catalog
 from ray_apps.cli import main
-from registry import Role, Table
+from registry import Table
 
 
 def test_an_admin_erases_an_entity_and_reads_the_certificate(platform: Any, capsys: Any):
@@ -41,8 +42,13 @@ def test_retention_is_set_in_days_weeks_and_years(platform: Any, capsys: Any):
     assert "90d, 12w or 1y" in capsys.readouterr().err
 
 
-def test_only_admins_may_call_the_functions_behind_them():
+def test_an_operator_neither_erases_nor_sets_a_retention(
+    platform: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
+):
     catalog.discover(["functions.maintenance.retention", "functions.maintenance.erasure.jobs"])
-    for name in ("erase_subject", "finish_erasures", "list_erasures", "set_retention", "apply_retention"):
-        declared = catalog.get_declared(name)
-        assert (declared.http, declared.role) == (True, Role.admin)
+    assert main(("token", "create", "eve", "operator")) == 0
+    monkeypatch.setenv("TOQUE_TOKEN", capsys.readouterr().out.strip())
+    for command in (("erase", "--unit", "u1"), ("erasures",), ("retention", "set", "--labels", "9d")):
+        assert main(command) == 1
+        assert "admin" in capsys.readouterr().err
+    assert list(platform.context.store.list("erasures/")) == []
