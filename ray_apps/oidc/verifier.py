@@ -95,7 +95,7 @@ class OidcVerifier:
         return verified.principal
 
     def _verified(self, token: str, find: Find) -> _Verified:
-        """Check a token. Raises: InvalidInput with the reason if it is not accepted; Unavailable."""
+        """Check claims and signature of a token. Raises: InvalidInput with the reason if it is not accepted; Unavailable."""
         import jwt  # late: only where OIDC is configured
 
         try:
