@@ -30,6 +30,14 @@ def loopback_environment() -> dict[str, str]:
     }
 
 
+def stay_on_loopback() -> None:
+    """Tell this process's Ray that no other machine joins, also if it was imported before the variables were set."""
+    constants: Any = import_module(
+        "ray._private.ray_constants"
+    )  # late: Ray must see the variables first, if it can
+    constants.ENABLE_RAY_CLUSTER = False
+
+
 def bind_to_loopback(environment: Mapping[str, str]) -> None:
     """Bind this replica's own gRPC server to loopback on a platform of one machine; call it before the replica is ready."""
     if environment.get(_ONE_MACHINE) != "1":

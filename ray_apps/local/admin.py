@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from functions.runtime.context import projects_of
 from ray_apps.local.audit_key import open_platform_store
 from ray_apps.local.settings import Settings
 from ray_apps.local.state_file import write_private
@@ -34,6 +33,10 @@ def create_workspaces(settings: Settings) -> list[str]:
     """Create the workspaces of the projects that the platform does not have yet; returns their names."""
     access = Access(open_platform_store(settings), actor=ACTOR)
     known = {each.name for each in access.list_workspaces()}
+    from functions.runtime.context import (
+        projects_of,
+    )  # late: it brings Ray in
+
     missing = [name for name in projects_of(settings.project or "") if name not in known]
     for name in missing:
         with suppress(AlreadyExists):  # somebody made it just now

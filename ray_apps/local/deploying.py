@@ -6,10 +6,10 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
-from functions.runtime.context import projects_of
 from ray_apps.local import ray_head
 from ray_apps.local.errors import LocalError
 from ray_apps.local.state_file import RunningPlatform
+from ray_apps.loopback import stay_on_loopback
 from ray_apps.model_paths import qualified_name, split_name
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ def connect(running: RunningPlatform) -> str:
         if address == running.ray_address:
             return _cluster_id(running)
         raise LocalError(f"this process uses Ray at {address}; call ray.shutdown() before `up`")
+    if running.settings.on_loopback:
+        stay_on_loopback()
     ray.init(
         address=running.ray_address,
         namespace="toque",
@@ -139,6 +141,8 @@ def placements(running: RunningPlatform) -> dict[str, Placement]:
 
 
 def _placements_of(project: str | None) -> dict[str, Placement]:
+    from functions.runtime.context import projects_of  # late: it brings Ray in
+
     modules = projects_of(project or "")
     if not modules:
         return {}

@@ -1,4 +1,5 @@
 import json
+import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -137,3 +138,8 @@ def test_the_http_middlewares_that_serve_is_given_can_be_imported(tmp_path: Path
     name = ray_head.environment(made(tmp_path), {})["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]
     module, _, function = name.rpartition(".")
     assert callable(getattr(import_module(module), function))
+
+
+def test_ray_is_not_imported_before_the_variables_that_it_reads_then_are_set() -> None:
+    code = "import sys, ray_apps.cli.main, ray_apps.local; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
