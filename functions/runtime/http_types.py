@@ -19,14 +19,22 @@ def check_http_types(signature: Signature) -> None:
 
     Raises: DeclarationError for a type without a JSON Schema, and for a path, a URL or a secret among the arguments.
     """
-    schema = signature.input_schema | {"result": signature.output_schema}
-    for each, parameter in schema["properties"].items():
-        found = _formats(parameter, schema.get("$defs", {}), set()) & _REACHING
-        if found:
-            raise DeclarationError(
-                f"{signature.name}: {each} is a {min(found)}, which no caller by HTTP may choose: "
-                "let the project's code or the context name it, or leave http=True out"
-            )
+    signature.output_schema  # noqa: B018  # raises for a type without one
+    for each, kind in reaching_fields(signature.input_schema).items():
+        raise DeclarationError(
+            f"{signature.name}: {each} is a {kind}, which no caller by HTTP may choose: "
+            "let the project's code or the context name it, or leave http=True out"
+        )
+
+
+def reaching_fields(schema: Mapping[str, Any]) -> dict[str, str]:
+    """Find the fields of an object's JSON Schema that hold a path, a URL or a secret, each with its format."""
+    found = {}
+    for each, field in schema.get("properties", {}).items():
+        formats = _formats(field, schema.get("$defs", {}), set()) & _REACHING
+        if formats:
+            found[each] = min(formats)
+    return found
 
 
 def _formats(value: Any, definitions: Mapping[str, Any], seen: set[str]) -> set[str]:

@@ -8,10 +8,13 @@ from __future__ import annotations
 import importlib
 import warnings
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic.errors import PydanticInvalidForJsonSchema
 
+from functions.runtime.http_types import reaching_fields
 from functions.training.errors import TrainingDataError
 from registry.models import Signature
 
@@ -55,7 +58,8 @@ class Recipe(BaseModel, ABC):
 def recipe_of(project: str | None, name: str, options: dict[str, Any]) -> Recipe:
     """Find a recipe of the project by its name, and set its options.
 
-    Raises: TrainingDataError if there is no project, no such recipe, or an option does not fit; ImportError.
+    Raises: TrainingDataError if there is no project, no such recipe, or an option does not fit, or is a path, a URL or a
+    secret, which callers from outside could point anywhere; ImportError.
     """
     if project is None:
         raise TrainingDataError(
@@ -65,7 +69,20 @@ def recipe_of(project: str | None, name: str, options: dict[str, Any]) -> Recipe
     if name not in known:
         raise TrainingDataError(f"no recipe {name!r} in {project}.RECIPES, which has {sorted(known)}")
     kind: type[Recipe] = known[name]
+    _refuse_reaching(name, kind, options)
     try:
         return kind.model_validate(options)
     except ValidationError as error:
         raise TrainingDataError(f"options={options} do not fit recipe {name!r}: {error}") from error
+
+
+def _refuse_reaching(name: str, kind: type[Recipe], options: dict[str, Any]) -> None:
+    """Check that no given option is a path, a URL or a secret. Raises: TrainingDataError."""
+    given = {each: (field.annotation, field) for each, field in kind.model_fields.items() if each in options}
+    asked = create_model("Options", __config__=ConfigDict(arbitrary_types_allowed=True), **given)  # type: ignore[call-overload]  # fields by name
+    with suppress(PydanticInvalidForJsonSchema):  # JSON gives no value of such a type
+        for each, what in reaching_fields(asked.model_json_schema()).items():
+            raise TrainingDataError(
+                f"options.{each} of recipe {name!r} is a {what}, which a caller may not choose; "
+                "set its default in the project"
+            )

@@ -1,10 +1,12 @@
 """A network of a user's own, trained in this process."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from pydantic import AnyUrl
 
 from functions import use_context
 from functions.runtime.receipt import Prices
@@ -113,6 +115,20 @@ def test_gradients_are_clipped_and_half_precision_learns_too():
 def test_an_unknown_recipe_is_named_in_the_error(project_name, name, options, says):
     with pytest.raises(TrainingDataError, match=says):
         recipe_of(project_name, name, options)
+
+
+def test_an_option_that_is_a_path_is_the_projects_to_set(monkeypatch):
+    class Rows(RECIPES["sums"]):
+        file: Path = Path("rows.bin")
+        mirror: AnyUrl | None = None
+
+    monkeypatch.setitem(RECIPES, "rows", Rows)
+    assert recipe_of(PROJECT, "rows", {"width": 3}).file == Path("rows.bin")
+    for options in ({"file": "/etc/passwd"}, {"width": 3, "mirror": "http://10.0.0.1/"}):
+        with pytest.raises(
+            TrainingDataError, match="a caller may not choose; set its default in the project"
+        ):
+            recipe_of(PROJECT, "rows", options)
 
 
 def test_a_recipe_is_found_with_its_options():
