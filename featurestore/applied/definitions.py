@@ -32,6 +32,10 @@ class Definitions:
         self._transforms: dict[str, Transform] = {}
         self._services: dict[str, tuple[int, FeatureService]] = {}
 
+    def follow(self) -> Fold[Catalog]:
+        """Follow the definitions in force: `.refresh()` is one read and gives all of them."""
+        return self._catalog
+
     def plan(self, definitions: Iterable[Definition], *, remove: Sequence[str] = ()) -> Plan:
         """Plan what `apply` would change.
 

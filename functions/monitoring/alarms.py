@@ -56,6 +56,19 @@ class AlarmState(BaseModel):
     standing: dict[str, Alarm] = {}
 
 
+def alarm_journal(
+    model: str, *, store: ObjectStore, clock: Callable[[], datetime], actor: str
+) -> Fold[AlarmState]:
+    """Open the journal of a model's alarms."""
+    return Fold(
+        Journal(store, f"alarms/{model}", actor=actor, clock=clock),
+        AlarmState(),
+        step,
+        encode=lambda state: state.model_dump(mode="json"),
+        decode=AlarmState.model_validate,
+    )
+
+
 class Alarms:
     """Journal of the alarms of one model.
 
@@ -72,14 +85,7 @@ class Alarms:
         publish: Publish,
     ) -> None:
         self._publish = publish
-        journal = Journal(store, f"alarms/{model}", actor=actor, clock=clock)
-        self._fold: Fold[AlarmState] = Fold(
-            journal,
-            AlarmState(),
-            step,
-            encode=lambda state: state.model_dump(mode="json"),
-            decode=AlarmState.model_validate,
-        )
+        self._fold = alarm_journal(model, store=store, clock=clock, actor=actor)
 
     def report(self, alarm: Alarm) -> bool:
         """Publish and record `alarm`; returns whether it was new."""

@@ -69,6 +69,19 @@ class TickResult(BaseModel):
     entry: int | None = None
 
 
+def rollout_journal(
+    model: str, *, store: ObjectStore, clock: Callable[[], datetime], actor: str
+) -> Fold[History]:
+    """Open the journal of a model's rollouts."""
+    return Fold(
+        Journal(store, f"rollouts/{model}", actor=actor, clock=clock),
+        History(),
+        step,
+        encode=lambda history: history.model_dump(mode="json"),
+        decode=History.model_validate,
+    )
+
+
 class Rollouts:
     """Controller of the rollouts of `model`; each method reads the state anew and appends at most one journal entry.
 
@@ -93,13 +106,7 @@ class Rollouts:
         self._read = read
         self._read_metric = read_metric
         self._clock = clock
-        self._fold: Fold[History] = Fold(
-            Journal(store, f"rollouts/{model}", actor=actor, clock=clock),
-            History(),
-            step,
-            encode=lambda history: history.model_dump(mode="json"),
-            decode=History.model_validate,
-        )
+        self._fold = rollout_journal(model, store=store, clock=clock, actor=actor)
 
     def history(self) -> History:
         """Return the newest rollout and how the last ones ended."""

@@ -26,6 +26,10 @@ from functions.runtime.durable.invocation import ledger_of
 from functions.runtime.reference import current_reference
 from functions.runtime.triggers.events import publish, run_events
 from functions.runtime.triggers.schedule import run_due
+from ray_apps.cli.platform_folds import platform_fold
+from registry import Damaged, Registry, open_store, utc_now
+from registry.audit_keys import AuditKeys
+from registry.history import adopt_all, audit
 from tests.compat import reading, tasks
 from tests.compat.project import DAY, DRIFT, NOW, PERFORMANCE, QUALITY
 from tests.compat.redis_server import running_redis
@@ -122,6 +126,21 @@ def test_stored_models_answer_as_before(read_again: dict[str, Any]) -> None:
         for output, values in outputs.items():
             for row, before in zip(read_again["answers"][name][output], values, strict=True):
                 assert row == pytest.approx(before, rel=1e-5), name  # another processor rounds otherwise
+
+
+def test_a_store_of_before_opens_under_audit_keys_once_adopted(tmp_path: Path) -> None:
+    url = f"file://{unpacked(tmp_path)}"
+    assert audit(open_store(url), fold_of=platform_fold).findings == ()
+    keyed = open_store(url, audit_keys=AuditKeys(["ab" * 32]))
+    with pytest.raises(Damaged, match="toque audit-keys adopt"):
+        Registry(keyed, actor="reader").get_model("price")
+    assert adopt_all(keyed, utc_now) == 54
+    report = audit(keyed, fold_of=platform_fold)
+    assert (report.journals, report.signatures, report.findings) == (54, 3, ())
+    signed = Registry(keyed, actor="reader").verify_signature("price", 2, NOTES["signer"])
+    assert not signed.bound
+    Registry(keyed, actor="reader").set_version_tags("price", 2, {"owner": "ada"})
+    assert audit(keyed).findings == ()
 
 
 def test_a_kept_result_still_counts(old: OldStore) -> None:

@@ -131,12 +131,13 @@ def _retire(given: Given) -> None:
 
 
 def _report(store: ObjectStore, model: str | None, heads: str | None) -> AuditReport:
+    from ray_apps.cli.platform_folds import platform_fold
     from registry.history import audit, read_published
 
     published, problems = read_published(_target(heads), store.audit_keys) if heads else ([], [])
     if heads and not published and not problems:
         problems = [f"{heads} holds no published heads"]
-    report = audit(store, heads=published, model=model)
+    report = audit(store, heads=published, model=model, fold_of=platform_fold)
     return replace(report, findings=(*problems, *report.findings))
 
 

@@ -1,5 +1,6 @@
 """The audit of a store from the command line: each kind of forgery is found, in a line, with exit code 1."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from functions.runtime.durable.quota_slots import quotas_in
 from ray_apps.cli import main
 from ray_apps.local import LocalError, Settings
 from ray_apps.local.audit_key import make_audit_key, open_platform_store
@@ -103,22 +105,39 @@ def test_a_forged_snapshot_is_found_without_a_key_and_that_is_said(
     assert "without an audit key" in printed.err
 
 
+def test_a_forged_snapshot_of_a_function_s_state_is_found_without_a_key(settings: Settings, capsys: Any):
+    settings.audit_key_file.unlink()
+    settings.home.joinpath("store").rename(settings.home / "before")
+    store = open_store(settings.store_url)
+    quotas = quotas_in(store, "ada")
+    for number in range(70):
+        quotas.transact(lambda _, n=number: {"team": "a", "quota": {"cpus": float(n + 1), "gpus": 0.0}})  # type: ignore[misc]
+    assert main(("audit",)) == 0
+    text = store.get("quotas/snapshot.json").partition(b"\n")[2].replace(b"64.0", b"6400.0")
+    store.put("quotas/snapshot.json", hashlib.sha256(text).hexdigest().encode() + b"\n" + text)
+    capsys.readouterr()
+    assert main(("audit",)) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "quotas: snapshot is not the state after entry 63: it was changed"
+    ]
+
+
 def test_published_heads_find_what_was_cut_or_taken_away(reg: Registry, tmp_path: Path, capsys: Any):
-    Journal(reg.store, "alarms/m", actor="ada").append({"n": 1}, at=0)
+    Journal(reg.store, "notes/m", actor="ada").append({"n": 1}, at=0)
     heads = str(tmp_path / "heads")
     for _ in range(2):
         assert main(("audit", "--publish", heads)) == 0
     assert len(list((tmp_path / "heads" / "heads").glob("*.json"))) == 2
     assert main(("audit", "--heads", heads)) == 0
     entries = list(reg.store.list("models/m/journal/entries/"))
-    for key in [*entries[-2:], *reg.store.list("alarms/m/"), *reg.store.list("models/m/journal/snapshot")]:
+    for key in [*entries[-2:], *reg.store.list("notes/m/"), *reg.store.list("models/m/journal/snapshot")]:
         reg.store.delete(key)
     assert main(("audit",)) == 0
     capsys.readouterr()
     assert main(("audit", "--heads", heads)) == 1
     assert capsys.readouterr().out.splitlines() == [
         "models/m/journal ends after 72 entries; 74 were recorded",
-        "alarms/m is gone; it had 1 entries",
+        "notes/m is gone; it had 1 entries",
     ]
     (published, _) = sorted((tmp_path / "heads" / "heads").glob("*.json"))
     published.write_text(published.read_text().replace("74", "72"))
