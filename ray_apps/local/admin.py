@@ -33,9 +33,7 @@ def create_workspaces(settings: Settings) -> list[str]:
     """Create the workspaces of the projects that the platform does not have yet; returns their names."""
     access = Access(open_platform_store(settings), actor=ACTOR)
     known = {each.name for each in access.list_workspaces()}
-    from functions.runtime.context import (
-        projects_of,
-    )  # late: it brings Ray in
+    from functions.runtime.context import projects_of  # late: it imports Ray
 
     missing = [name for name in projects_of(settings.project or "") if name not in known]
     for name in missing:
