@@ -21,7 +21,7 @@ from registry.times import utc_now
 router = APIRouter(route_class=GuardedRoute, tags=["access"])
 
 Admin = Annotated[Principal, allowed(Role.admin)]
-Anybody = Annotated[Principal, allowed(*Role, model=ANY_MODEL)]
+Anybody = Annotated[Principal, allowed(*Role, model=ANY_MODEL, anywhere=True)]
 WORKSPACE_NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 WorkspaceName = Annotated[str, Path(pattern=WORKSPACE_NAME)]
 RoleName = Literal["viewer", "caller", "labeller", "operator", "approver", "admin", "predictor"]

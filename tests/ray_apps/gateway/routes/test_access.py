@@ -119,9 +119,18 @@ async def test_only_an_admin_of_all_workspaces_makes_and_changes_them(
 async def test_a_caller_sees_the_workspaces_that_it_has_a_grant_in(
     gateway: Gateway, payments: Access
 ) -> None:
-    for who, names in [("lead", ["payments"]), ("labeller", ["default"]), ("root", ["default", "payments"])]:
+    payments.create_workspace("search")
+    both = [Grant.parse("labeller:payments"), Grant.parse("caller:search:rank")]
+    gateway.tokens["both"] = payments.create_token("both", grants=both)
+    every = ["default", "payments", "search"]
+    for who, names in [
+        ("lead", ["payments"]),
+        ("labeller", ["default"]),
+        ("both", every[1:]),
+        ("root", every),
+    ]:
         listed = (await ask(gateway, who, "GET", "/workspaces")).json()
         assert [each["name"] for each in listed] == names
-        for name in ("default", "payments"):
+        for name in every:
             answer = await ask(gateway, who, "GET", f"/workspaces/{name}")
             assert (answer.status_code == 200) == (name in names)
