@@ -10,6 +10,7 @@ from registry import Access, InvalidInput, Journal, ObjectStore, Registry, open_
 from registry.access import workspace_store
 from registry.audit_keys import AuditKeys
 from registry.history import adopt_all, audit, publish_heads, read_published
+from registry.journal.deletions import record_deletion
 from registry.journal.heads import journal_counts
 
 KEYS = AuditKeys(["ab" * 32])
@@ -64,6 +65,22 @@ def test_published_heads_are_compared_in_every_workspace(platform: ObjectStore, 
         "models/m/journal ends after 3 entries; 4 were recorded",
         "workspaces/team/models/m/journal is gone; it had 1 entries",
     )
+
+
+def test_an_invocation_that_was_deleted_on_purpose_is_not_missed(platform: ObjectStore, store_url: str):
+    target = open_store(store_url).within("elsewhere")
+    for name in ("deleted", "taken", "again"):
+        Journal(platform, f"invocations/{name}", actor="ada").append({"n": 1}, at=0)
+    publish_heads(platform, target, utc_now)
+    heads, _ = read_published(target, KEYS)
+    for name in ("deleted", "taken", "again"):
+        platform.delete(f"invocations/{name}/entries/00000000.json")
+    for path in ("invocations/deleted", "invocations/again", "models/m/journal"):
+        record_deletion(platform, path, actor="ada")
+    Journal(platform, "invocations/again", actor="ada").append({"n": 2}, at=0)
+    assert audit(platform, heads=heads).findings == ("invocations/taken is gone; it had 1 entries",)
+    platform.delete("models/m/journal/entries/00000003.json")  # only invocations are ever deleted
+    assert "models/m/journal ends after 3 entries; 4 were recorded" in audit(platform, heads=heads).findings
 
 
 def test_a_journal_that_began_anew_is_found_by_its_head(platform: ObjectStore, store_url: str):

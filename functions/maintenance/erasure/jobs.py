@@ -82,8 +82,8 @@ def _carry_out(here: Context, pending: PendingErasure) -> Certificate:
     pending.prediction_ids = sorted({*(pending.prediction_ids or ()), *found})
     erasures.save(pending)
     traces = Traces.of(pending.subject, key=key, ids=pending.prediction_ids)
-    erase_from_tables(here.store, traces, pending, save=lambda: erasures.save(pending))
-    left = erase_from_objects(here.store, traces, pending, actor=here.actor)
+    left = erase_from_tables(here.store, traces, pending, save=lambda: erasures.save(pending))
+    left += erase_from_objects(here.store, traces, pending, actor=here.actor)
     if here.redis_url is not None:
         pending.count("online features", erase_online(here.features(), traces))
         left += [each for each in (rewrite_files(here.redis_url),) if each]

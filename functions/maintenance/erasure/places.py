@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 
 import pyarrow as pa
 
 from functions.maintenance.erasure.record import PendingErasure, TableErasure
 from functions.maintenance.erasure.subject import PREDICTION_ID, Traces
 from functions.runtime.durable.ledger import Ledger
-from registry import ObjectStore, Table
+from registry import InvalidInput, ObjectStore, Table
 from registry.store import FolderStore, find_rows, remove_rows, table_names
 from registry.store.table_history import HistoryMatch
 
@@ -28,7 +29,8 @@ def collect_prediction_ids(store: ObjectStore, traces: Traces) -> list[str]:
     collector = _IdCollector(traces)
     for name in table_names(store):
         if name.startswith(("predictions/", "batch/")):
-            find_rows(Table(store, name), collector)
+            with suppress(InvalidInput):  # that table is reported when its rows are to go
+                find_rows(Table(store, name), collector)
     return sorted(collector.ids)
 
 
@@ -53,8 +55,12 @@ class _IdCollector:
 
 def erase_from_tables(
     store: ObjectStore, traces: Traces, pending: PendingErasure, *, save: Callable[[], None]
-) -> None:
-    """Remove the subject's rows from every version of every table; what is about to go is recorded before it goes."""
+) -> list[str]:
+    """Remove the subject's rows from every version of every table; what is about to go is recorded before it goes.
+
+    Returns: why a table could not be searched, for each such.
+    """
+    left: list[str] = []
     for name in table_names(store):
 
         def note(matches: Sequence[HistoryMatch], name: str = name) -> None:
@@ -66,7 +72,11 @@ def erase_from_tables(
             pending.tables[name] = pending.tables[name] + made if name in pending.tables else made
             save()
 
-        remove_rows(Table(store, name), traces, before=note)
+        try:
+            remove_rows(Table(store, name), traces, before=note)
+        except InvalidInput as error:
+            left.append(str(error))
+    return left
 
 
 def erase_from_objects(

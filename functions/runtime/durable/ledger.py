@@ -23,6 +23,7 @@ from functions.runtime.errors import FunctionError, KeyConflict, UnknownInvocati
 from functions.runtime.receipt import Total, totals
 from functions.runtime.run.declared import DeclaredFunction
 from registry.journal import Conflict, Entry, Journal
+from registry.journal.deletions import record_deletion
 from registry.store import ObjectStore
 from registry.times import Clock, utc_now
 
@@ -162,9 +163,9 @@ class Ledger:
             if not self.read(invocation).ended:
                 return False
         self.dead_letters.remove(invocation, reason="purged")
-        self.store.delete(
-            self.journal(invocation).key(0)
-        )  # first: without it there is no record that looks unfinished
+        journal = self.journal(invocation)
+        record_deletion(self.store, journal.path, actor=self.actor, clock=self.clock)
+        self.store.delete(journal.key(0))  # first: without it there is no record that looks unfinished
         for key in list(self.store.list(f"invocations/{invocation}/")):
             self.store.delete(key)
         return True

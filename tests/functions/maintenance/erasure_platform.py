@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import redis
 
 from featurestore import Entity, FeatureService, FeatureView, Field, Float64
-from functions import Context, use_context
+from functions import Context, function, use_context
 from functions.features.jobs import build_training_set
 from functions.prediction_log import (
     Label,
@@ -40,6 +40,11 @@ class Platform:
     log: LogWriter
     training_set: TableSnapshot
     version: int
+
+
+@function
+def greet(rider: str) -> str:
+    return rider
 
 
 def prediction(name: str, unit: str, rider: str) -> bytes:
@@ -103,18 +108,8 @@ def _objects(context: Context) -> None:
     store.put("reports/late.html", f"<td>{UNIT}</td>".encode())
     store.put("reports/other.html", b"<td>unit-other</td>")
     store.put("memos/score/0.json", json.dumps({"json": {"rider": RIDER}}).encode())
-    invocation = Ledger(store, actor="ada").submit(_described(), {"rider": RIDER})
+    invocation = Ledger(store, actor="ada").submit(greet, {"rider": RIDER})
     Ledger(store, actor="ada").cancel(invocation)
-
-
-def _described() -> Any:
-    from functions import function
-
-    @function
-    def greet(rider: str) -> str:
-        return rider
-
-    return greet
 
 
 def traces_in(platform: Platform, *values: str) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from deltalake import DeltaTable
 from pydantic import ValidationError
 
 from functions import Context, use_context
@@ -17,7 +18,8 @@ from functions.maintenance.erasure.record import Erasures
 from functions.maintenance.erasure.subject import Subject, Traces
 from functions.maintenance.errors import MaintenanceError
 from functions.prediction_log import outcomes, pseudonym
-from registry import Table
+from functions.runtime.durable.ledger import Ledger
+from registry import Journal, Table
 from registry.store import FolderStore
 from tests.functions.maintenance.erasure_platform import (
     RIDER,
@@ -25,6 +27,7 @@ from tests.functions.maintenance.erasure_platform import (
     UNIT,
     Platform,
     filled,
+    greet,
     prediction,
     rides,
     traces_in,
@@ -104,6 +107,22 @@ def test_who_comes_back_later_is_beyond_the_certificate(platform: Platform):
     assert traces_in(platform, UNIT) != []
     erase(platform)
     assert traces_in(platform, UNIT, RIDER) == []
+
+
+def test_what_cannot_be_changed_is_named(platform: Platform):
+    store = platform.context.store
+    Journal(store, "notes", actor="ada").append({"text": f"asked by {RIDER}"}, at=0)
+    running = Ledger(store, actor="ada").submit(greet, {"rider": RIDER})
+    broken = Table(store, "imported/rides")
+    broken.append(pa.table({"rider": [RIDER]}))
+    broken.append(pa.table({"rider": ["rider-other"]}))
+    DeltaTable(broken.uri).create_checkpoint()  # as a writer that cleans its log leaves it
+    store.delete("tables/imported/rides.delta/_delta_log/00000000000000000000.json")
+    left = erase(platform).left
+    assert [each for each in left if each.startswith("notes/entries/")]
+    assert [each for each in left if running in each and "has not ended" in each]
+    assert [each for each in left if "imported/rides" in each and "gaps" in each]
+    assert len(left) == 3
 
 
 class KilledError(Exception):
