@@ -28,14 +28,19 @@ class Readiness:
         self._answers = False
 
     async def is_ready(self) -> bool:
-        """Whether the store answered lately; only before its first answer this waits for one."""
+        """Whether the store answered lately; where nobody has asked for a while, this waits for its answer."""
         now_s = self._monotonic()
         if (self._check is None or self._check.done()) and now_s - self._begun_s >= CHECK_EVERY_S:
             self._begun_s = now_s
             self._check = asyncio.get_running_loop().run_in_executor(self._thread, self._read)
-        if self._ended_s == float("-inf") and self._check is not None:
-            await asyncio.wait([self._check], timeout=STALE_AFTER_S)
-        return self._answers and self._monotonic() - self._ended_s < STALE_AFTER_S
+        patience_s = self._begun_s + STALE_AFTER_S - now_s
+        if self._is_stale and self._check is not None and patience_s > 0:
+            await asyncio.wait([self._check], timeout=patience_s)
+        return self._answers and not self._is_stale
+
+    @property
+    def _is_stale(self) -> bool:
+        return self._monotonic() - self._ended_s >= STALE_AFTER_S
 
     def _read(self) -> None:
         try:

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ray_apps.admission import GuardedRoute, admitted_of, allowed
 from ray_apps.gateway.problems import Problem
@@ -200,7 +200,7 @@ async def set_policy(request: Request, model: Name, body: ModelPolicy, _: Admin)
 
         try:
             check_policy_gates(body)
-        except EvaluationError as error:
+        except (EvaluationError, ValidationError) as error:  # the latter for a name that no gate may have
             raise Problem(422, str(error), kind="invalid-input") from error
         return registry.set_policy(model, body).policy
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel
+from pydantic import BaseModel, StrictBool
 
 from ray_apps.admission import GuardedRoute, allowed
 from ray_apps.gateway.services import context_of, services_of
@@ -22,7 +22,7 @@ READY, UNAVAILABLE = "READY", "UNAVAILABLE"
 class IndexRequest(BaseModel):
     """Filter of the repository index; ready: list only versions that are deployed."""
 
-    ready: bool = False
+    ready: StrictBool = False
 
 
 class IndexEntry(BaseModel):

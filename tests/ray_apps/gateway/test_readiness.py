@@ -62,6 +62,19 @@ async def test_probes_read_the_store_at_most_once_a_second(store: Store) -> None
     assert store.reads == 2
 
 
+async def test_a_probe_after_a_long_pause_waits_for_the_stores_answer(store: Store) -> None:
+    seconds = Seconds()
+    readiness = Readiness(store, monotonic=seconds)  # type: ignore[arg-type]  # all that it uses
+    assert await readiness.is_ready()
+    await settled(readiness)
+    for away in (False, True, False):
+        seconds.now += 60 * STALE_AFTER_S
+        store.away = away
+        assert await readiness.is_ready() is not away
+        await settled(readiness)
+    assert store.reads == 4
+
+
 async def test_a_store_that_hangs_makes_the_gateway_unready_and_holds_no_probe(store: Store) -> None:
     seconds = Seconds()
     readiness = Readiness(store, monotonic=seconds)  # type: ignore[arg-type]  # all that it uses
