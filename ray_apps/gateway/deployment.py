@@ -6,6 +6,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any
 
+from ray_apps.garbage_collector import freeze
 from registry.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def build() -> FastAPI:
         from ray_apps.discovery import discover_at_low_priority  # late: the import that takes seconds
 
         discover_at_low_priority(context.projects)
+        freeze()
 
     services = Services(
         context=context, labels=labels, discover=discover, oidc=OidcSettings.from_environment(os.environ)

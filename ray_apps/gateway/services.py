@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import InitVar, dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from typing import Any, ParamSpec, Protocol, TypeVar
@@ -29,8 +29,8 @@ MAX_LABEL_LOGS = 256  # each has a thread, files and a connection
 class LabelLog(Protocol):
     """A log in which labels become durable before they are acknowledged."""
 
-    def append(self, payload: bytes) -> int:
-        """Append a record durably; returns its number."""
+    def extend(self, payloads: Sequence[bytes]) -> int:
+        """Append records durably, all or none; returns the number of the last."""
         ...
 
 

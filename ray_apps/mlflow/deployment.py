@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from ray_apps.garbage_collector import freeze
+
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from ray.serve import Application
@@ -38,4 +40,6 @@ def build() -> FastAPI:
     from registry import DEFAULT_WORKSPACE
 
     context = context_of(os.environ).in_workspace(DEFAULT_WORKSPACE)
-    return build_app(context.store, clock=context.clock, oidc=OidcSettings.from_environment(os.environ))
+    app = build_app(context.store, clock=context.clock, oidc=OidcSettings.from_environment(os.environ))
+    freeze()
+    return app

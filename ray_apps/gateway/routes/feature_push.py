@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ray_apps.admission import GuardedRoute, allowed
 from ray_apps.gateway.problems import Problem
+from ray_apps.gateway.row_bodies import rows_schema, take_rows
 from ray_apps.gateway.services import context_of, services_of
 from ray_apps.gateway.wire import Json, Time
 from registry import Principal, Role
 
 router = APIRouter(route_class=GuardedRoute, tags=["data"])
-
-MAX_ROWS = 100_000
 
 
 class FeatureRow(BaseModel):
@@ -28,12 +30,11 @@ class FeatureRow(BaseModel):
     created_timestamp: Time | None = None
 
 
-class FeaturePush(BaseModel):
-    """Feature rows to write, and the stores that get them."""
+class PushOptions(BaseModel):
+    """Stores that get pushed feature rows."""
 
     model_config = ConfigDict(extra="forbid")
 
-    rows: list[FeatureRow] = Field(min_length=1, max_length=MAX_ROWS)
     to: Literal["both", "online", "offline"] = "both"
 
 
@@ -45,30 +46,62 @@ class PushResult(BaseModel):
     version: int | None
 
 
-@router.post("/features/{view}/push", response_model=PushResult)
-async def push_features(
-    request: Request, view: str, body: FeaturePush, _: Annotated[Principal, allowed(Role.operator)]
-) -> Json:
+@router.post(
+    "/features/{view}/push",
+    response_model=PushResult,
+    openapi_extra=rows_schema(
+        FeatureRow, member="rows", others=PushOptions.model_json_schema()["properties"]
+    ),
+)
+async def push_features(request: Request, view: str, _: Annotated[Principal, allowed(Role.operator)]) -> Json:
     """Write rows of a feature view online, offline or both."""
     context = await context_of(request)
+    body = await request.body()
 
     def pushed() -> dict[str, Any]:
+        parts: list[pa.Table] = []
+        taken = take_rows(body, FeatureRow, lambda _, rows: parts.append(table_of(rows)), member="rows")
+        options = _options(taken.others)
         features = context.features()
-        snapshot = features.push(features.get_feature_view(view), table_of(body.rows), to=body.to)
+        snapshot = features.push(features.get_feature_view(view), joined(parts), to=options.to)
         name, version = (snapshot.name, snapshot.version) if snapshot else (None, None)
-        return {"rows": len(body.rows), "table": name, "version": version}
+        return {"rows": taken.rows, "table": name, "version": version}
 
     return Json(await services_of(request).run(pushed))
+
+
+def _options(members: Mapping[str, Any]) -> PushOptions:
+    try:
+        return PushOptions.model_validate(members)
+    except ValidationError as error:
+        errors = [dict(each, loc=("body", *each["loc"])) for each in error.errors(include_url=False)]
+        raise RequestValidationError(errors) from error
 
 
 def table_of(rows: list[FeatureRow]) -> pa.Table:
     """Convert feature rows to an Arrow table. Raises: Problem 409 if a column has values of several types."""
     plain = [dict(row) for row in rows]
     fields = dict.fromkeys(field for row in plain for field in row)
-    columns = {field: [row.get(field) for row in plain] for field in fields}
-    if not any(columns["created_timestamp"]):
-        del columns["created_timestamp"]
+    columns = {field: [_in_utc(row.get(field)) for row in plain] for field in fields}
     try:
         return pa.table(columns)
     except (pa.ArrowException, OverflowError, UnicodeError) as error:
-        raise Problem(409, f"rows: one column cannot be of one type: {error}", kind="invalid-rows") from error
+        raise _mixed(error) from error
+
+
+def joined(parts: list[pa.Table]) -> pa.Table:
+    """Join tables of rows, whose columns may be absent or of narrower types in some. Raises: Problem 409."""
+    try:
+        table = pa.concat_tables(parts, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise _mixed(error) from error
+    created = table.column("created_timestamp")
+    return table.drop_columns("created_timestamp") if created.null_count == len(created) else table
+
+
+def _in_utc(value: Any) -> Any:
+    return value.astimezone(UTC) if isinstance(value, datetime) else value
+
+
+def _mixed(error: Exception) -> Problem:
+    return Problem(409, f"rows: one column cannot be of one type: {error}", kind="invalid-rows")

@@ -12,13 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from functions.prediction_log import OBSERVED_AHEAD, Label, encode_labels
 from ray_apps.admission import GuardedRoute, allowed
 from ray_apps.gateway.problems import Problem
+from ray_apps.gateway.row_bodies import rows_schema, take_rows
 from ray_apps.gateway.services import context_of, services_of
 from ray_apps.gateway.wire import Json, Time
 from registry import Principal, Role
 
 router = APIRouter(route_class=GuardedRoute, tags=["data"])
-
-MAX_ROWS = 100_000
 
 
 class Feedback(BaseModel):
@@ -40,28 +39,37 @@ class FeedbackResult(BaseModel):
     accepted: int
 
 
-@router.post("/feedback", response_model=FeedbackResult)
-async def give_feedback(
-    request: Request,
-    body: Annotated[list[Feedback], Field(max_length=MAX_ROWS)],
-    _: Annotated[Principal, allowed(Role.labeller)],
-) -> Json:
+@router.post("/feedback", response_model=FeedbackResult, openapi_extra=rows_schema(Feedback))
+async def give_feedback(request: Request, _: Annotated[Principal, allowed(Role.labeller)]) -> Json:
     """Store labels by prediction id, durably before the response; sending one again or correcting it is safe."""
     services = services_of(request)
     context = await context_of(request)
-    received = await services.run(context.clock)
-    _require_observed(body, received)
-    labels = [
-        Label(each.prediction_id, each.label, observed_at=each.observed_at or received, received_at=received)
-        for each in body
-    ]
-    if labels:
-        await services.run(lambda: services.label_log(context.workspace).append(encode_labels(labels)))
-    request.app.state.metrics.labels.inc(len(labels))
-    return Json({"accepted": len(labels)})
+    body = await request.body()
+
+    def store() -> int:
+        received = context.clock()
+        records: list[bytes] = []
+
+        def encode(first: int, rows: list[Feedback]) -> None:
+            _require_observed(first, rows, received)
+            records.append(encode_labels([_label(row, received) for row in rows]))
+
+        count = take_rows(body, Feedback, encode).rows
+        if records:
+            services.label_log(context.workspace).extend(records)
+        return count
+
+    accepted = await services.run(store)
+    request.app.state.metrics.labels.inc(accepted)
+    return Json({"accepted": accepted})
 
 
-def _require_observed(labels: Sequence[Feedback], now: datetime) -> None:
+def _label(row: Feedback, received: datetime) -> Label:
+    observed = row.observed_at or received
+    return Label(row.prediction_id, row.label, observed_at=observed, received_at=received)
+
+
+def _require_observed(first: int, labels: Sequence[Feedback], now: datetime) -> None:
     """Check that no label is from the future, where it would override every later one. Raises: Problem 409."""
     latest = now + OBSERVED_AHEAD
     fields = [
@@ -70,7 +78,7 @@ def _require_observed(labels: Sequence[Feedback], now: datetime) -> None:
             "message": f"lies in the future: it is {now.isoformat()}; send when the label became known, or leave it out",
             "value": each.observed_at.isoformat(),
         }
-        for place, each in enumerate(labels)
+        for place, each in enumerate(labels, first)
         if each.observed_at is not None and each.observed_at > latest
     ]
     if fields:

@@ -22,11 +22,12 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
+from ray_apps.garbage_collector import freeze
 from ray_apps.loopback import bind_to_loopback
 from ray_apps.predictor.deploy.latency import LatencyMeter
 from ray_apps.predictor.deploy.names import VERSION_PREFIX, version_app
 from ray_apps.predictor.deploy.options import DedicatedOptions, PredictorOptions
-from ray_apps.predictor.deploy.process import configure_process, freeze, sandbox_of
+from ray_apps.predictor.deploy.process import configure_process, sandbox_of
 from ray_apps.predictor.deploy.reaper import DeploymentHolds, Reaper
 from ray_apps.predictor.deploy.remote import DeploymentState, DeploymentStatus, RemotePredict, Reply
 from ray_apps.predictor.protocol.datatypes import Array

@@ -15,13 +15,14 @@ from functions.prediction_log import PSEUDONYM_KEY, LogWriter, Pseudonyms
 from functions.runtime.clock import clock_named
 from functions.runtime.context import context_of
 from ray_apps.admission import open_admission
+from ray_apps.garbage_collector import freeze
 from ray_apps.predictor.deploy.dedicated import ServeDeployments
 from ray_apps.predictor.deploy.latency import LatencyMeter, TimedEndpoint
 from ray_apps.predictor.deploy.names import app_name, in_workspace, pool_app, pool_prefix, route_prefix
 from ray_apps.predictor.deploy.options import PoolOptions, PredictorOptions
 from ray_apps.predictor.deploy.pool import Pool
 from ray_apps.predictor.deploy.pool_endpoint import PoolEndpoint
-from ray_apps.predictor.deploy.process import configure_process, freeze, sandbox_of
+from ray_apps.predictor.deploy.process import configure_process, sandbox_of
 from ray_apps.predictor.deploy.remote import DedicatedVersions
 from ray_apps.predictor.http.auth import Authenticator, NoAuthentication, TokenAuthenticator
 from ray_apps.predictor.http.body import LargeBodies

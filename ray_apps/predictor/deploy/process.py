@@ -1,8 +1,7 @@
-"""Settings of a replica's process: its threads, its garbage collector, and the process that loads models first."""
+"""Settings of a replica's process: its threads, and the process that loads models first."""
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from functools import cache
@@ -12,7 +11,7 @@ import ray
 from functions.model_formats.sandbox import Sandbox, SandboxLimits
 from registry.store import temporary_folder
 
-__all__ = ["configure_process", "freeze", "sandbox_of"]
+__all__ = ["configure_process", "sandbox_of"]
 
 
 def configure_process(limits: SandboxLimits) -> None:
@@ -26,15 +25,6 @@ def configure_process(limits: SandboxLimits) -> None:
     resources: dict[str, float] = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
     torch.set_num_threads(max(1, int(resources.get("CPU", 1))))
     sys.setswitchinterval(0.001)  # background threads delay the answering one for this long at most
-
-
-def freeze() -> None:
-    """Exclude all present objects from garbage collection.
-
-    A collection of the million objects of torch and Ray takes a tenth of a second.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 @cache

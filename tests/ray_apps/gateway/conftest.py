@@ -1,7 +1,7 @@
 import importlib.util
 import sys
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,8 +37,8 @@ class MemoryLabelLog:
 
     payloads: list[bytes] = field(default_factory=list)
 
-    def append(self, payload: bytes) -> int:
-        self.payloads.append(payload)
+    def extend(self, payloads: Sequence[bytes]) -> int:
+        self.payloads.extend(payloads)
         return len(self.payloads)
 
 
