@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import numpy as np
 
 from load.benchmarks.timing import Timing, print_machine, timed
 from registry import Fold, Journal, ModelPolicy, ObjectStore, Registry, Run, RunRecord, open_store
+from registry.audit_keys import AuditKeys
 from registry.runs.record import SCHEMA, Index, decode, encode, step
 
 WRITES = {"create", "put", "upload", "delete"}
@@ -159,6 +160,27 @@ def _serving(folder: Path, peer: dict[str, Timing]) -> None:
     _line("resolve alias, warm", warm, peer.get("resolve alias"))
     cold = timed(lambda: Registry(reg.store, actor="x").get_version("m", "champion"), repeats=20)
     _line("resolve alias, cold", cold, peer.get("resolve alias"))
+    _authenticated(folder, files)
+
+
+def _authenticated(folder: Path, files: Path) -> None:
+    """Time the same promotions and reads with audit keys and without, in turns."""
+    for number, keys in enumerate((None, AuditKeys(["ab" * 32]), None, AuditKeys(["ab" * 32]))):
+        store = open_store(f"file://{folder}/keys{number}", audit_keys=keys)
+        reg = Registry(store, actor="ada")
+        reg.create_model("m")
+        for _ in range(2):
+            reg.create_version("m", files)
+        turns = iter(range(10_000))
+        promote = partial(_alternate, reg, turns)
+        named = "with audit keys" if keys else "without"
+        _line(f"set alias, {named}", timed(promote, repeats=200), None)
+        cold = timed(lambda store=store: Registry(store, actor="x").get_version("m", "champion"), repeats=50)  # type: ignore[misc]
+        _line(f"resolve alias, cold, {named}", cold, None)
+
+
+def _alternate(reg: Registry, turns: Iterator[int]) -> None:
+    reg.set_alias("m", "champion", 1 + next(turns) % 2)
 
 
 def _searching(folder: Path) -> None:
