@@ -172,6 +172,7 @@ ADMINS_FUNCTIONS = {
     "apply_retention",
     "erase_subject",
     "finish_erasures",
+    "list_erasures",
     "remove_quota",
     "set_quota",
     "set_retention",
