@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from ray_apps.loopback import loopback_environment
 from ray_apps.oidc import OidcSettings
 
 HOME = ".toque"
@@ -127,8 +128,12 @@ class Settings(BaseModel):
         return self.home / "ray_token"
 
     def ray_login(self) -> dict[str, str]:
-        """List the variables by which Ray's processes and clients authenticate to each other."""
-        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.ray_token_file)}
+        """List the variables by which Ray's processes and clients find and authenticate each other.
+
+        Ray reads them when it is imported: set them before anything that may bring it in.
+        """
+        login = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.ray_token_file)}
+        return login | (loopback_environment() if self.on_loopback else {})
 
 
 def _cluster_settings(file: Path) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict
 
 from ray_apps.local.processes import ProcessSession
 from ray_apps.local.settings import Ports, Settings
-from ray_apps.loopback import loopback_environment
 from ray_apps.model_paths import models_path, split_name
 
 FILE = "up.json"
@@ -86,8 +85,6 @@ class RunningPlatform(BaseModel):
             "RAY_API_SERVER_ADDRESS": self.jobs_url,
         }
         given |= self.settings.ray_login()
-        if self.settings.on_loopback:
-            given |= loopback_environment()
         return {name: value for name, value in given.items() if value}
 
     def client_environment(self) -> dict[str, str]:

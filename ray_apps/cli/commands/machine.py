@@ -92,6 +92,9 @@ def _up(given: Given) -> None:
     from ray_apps.local import up
 
     settings = settings_of(given)
+    os.environ.update(
+        settings.ray_login()
+    )  # Ray reads them when it is first imported, which the projects may do
     for module in _modules(settings.project or ""):
         _require(module)
     with _reporting() as report:

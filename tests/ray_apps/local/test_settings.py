@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from importlib import import_module
@@ -140,6 +141,40 @@ def test_the_http_middlewares_that_serve_is_given_can_be_imported(tmp_path: Path
     assert callable(getattr(import_module(module), function))
 
 
-def test_ray_is_not_imported_before_the_variables_that_it_reads_then_are_set() -> None:
-    code = "import sys, ray_apps.cli.main, ray_apps.local; sys.exit('ray' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+UP = """
+import os, sys
+import ray_apps.local
+from ray_apps.cli.main import main
+
+class Watch:
+    seen = []
+
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name == "ray":
+            cls.seen.append([os.environ.get("RAY_AUTH_MODE"), os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")])
+
+def up(settings, report):
+    import ray
+    assert Watch.seen == [["token", "0"]], Watch.seen
+    raise SystemExit(0)
+
+assert "ray" not in sys.modules
+sys.meta_path.insert(0, Watch)
+ray_apps.local.up = up
+main(["--home", sys.argv[1], "up", "--project", "examples.flights"])
+"""
+
+
+def test_up_sets_the_variables_that_ray_reads_before_anything_imports_it(tmp_path: Path) -> None:
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("TOQUE_", "RAY_"))
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", UP, str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
