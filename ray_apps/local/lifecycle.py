@@ -91,7 +91,6 @@ def _start(settings: Settings, report: Report) -> RunningPlatform:
         models = executor.submit(deploying.models_of, settings.project)
         redis_server.wait(settings, running.redis_url)
         running = record_timing("redis", running)
-        make_audit_key(settings)
         admin_token(settings)
         for name in create_workspaces(settings):
             report(f"created workspace {name}")
@@ -116,6 +115,7 @@ def _prepare(settings: Settings) -> RunningPlatform:
         notes.append(age)
     if not settings.ray_token_file.exists():
         state_file.write_private(settings.ray_token_file, secrets.token_hex(32))
+    make_audit_key(settings)
     running = RunningPlatform(
         settings=settings,
         boot=state_file.boot_id(),
