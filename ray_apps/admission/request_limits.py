@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -38,6 +39,7 @@ class Permit:
                 retry_after_s=1.0,
             )
         if limits.rate_per_s is None:
+            self._bucket, self._at_s = math.inf, now_s  # full, should a rate be set later
             return
         refilled = self._bucket + (now_s - self._at_s) * limits.rate_per_s
         self._bucket, self._at_s = min(_burst(limits), refilled), now_s

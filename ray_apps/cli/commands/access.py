@@ -98,8 +98,11 @@ def _list_workspaces(given: Given) -> None:
 
 def _change_workspace(given: Given) -> None:
     """Change a workspace's description or limits; what is left out stays."""
-    body = _given({"description": given.description, "limits": _limits(given)})
-    made = given.client.send("PATCH", f"/workspaces/{given.chosen}", body=body).json()
+    path, limits = f"/workspaces/{given.chosen}", _limits(given)
+    if limits is not None:  # they are replaced together
+        limits = given.client.get(path)["limits"] | limits
+    body = _given({"description": given.description, "limits": limits})
+    made = given.client.send("PATCH", path, body=body).json()
     message(given.output, "changed", made)
 
 

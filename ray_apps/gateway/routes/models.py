@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ray_apps.admission import GuardedRoute, admitted_of, allowed
+from ray_apps.admission import GuardedRoute, NotAdmitted, admitted_of, allowed
 from ray_apps.gateway.problems import Problem
 from ray_apps.gateway.services import context_of, services_of
 from ray_apps.gateway.wire import Json, Name, Time
@@ -351,11 +351,11 @@ def number_or_alias(text: str) -> int | str:
 
 
 def _require_may_override(request: Request, model: str, override: str) -> None:
-    """Check that only an admin goes against the policy. Raises: Problem 403."""
+    """Check that only an admin goes against the policy. Raises: NotAdmitted 403."""
     admitted = admitted_of(request)
     if override and not admitted.may(Role.admin, model=model):
         principal = admitted.principal
-        raise Problem(
+        raise NotAdmitted(
             403,
             f"{principal.name} has {principal.roles}; an override of {model}'s policy needs admin: ask one",
         )
