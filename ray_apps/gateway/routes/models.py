@@ -201,7 +201,7 @@ async def set_policy(request: Request, model: Name, body: ModelPolicy, _: Admin)
         try:
             check_policy_gates(body)
         except (EvaluationError, ValidationError) as error:  # the latter for a name that no gate may have
-            raise Problem(422, str(error), kind="invalid-input") from error
+            raise Problem(409, str(error), kind="invalid-policy") from error
         return registry.set_policy(model, body).policy
 
     return await by_registry(request, changed)

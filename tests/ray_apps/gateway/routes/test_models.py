@@ -154,9 +154,9 @@ async def test_an_approver_accepts_code_by_name(gateway: Gateway, late: Registry
 async def test_a_policys_limits_must_be_those_of_a_gate(gateway: Gateway, late: Registry) -> None:
     path, gate = "/models/late/policy", {"name": "offline", "limits": {"min_rows": 500}}
     wrong = await send(gateway, "admin", "PUT", path, gates=[{"name": "offline", "limits": {"min_row": 500}}])
-    assert (wrong.status_code, "min_row" in wrong.json()["detail"]) == (422, True)
+    assert (wrong.status_code, "min_row" in wrong.json()["detail"]) == (409, True)
     nameless = await send(gateway, "admin", "PUT", path, gates=[""])
-    assert (nameless.status_code, "is not a name" in nameless.json()["detail"]) == (422, True)
+    assert (nameless.status_code, "is not a name" in nameless.json()["detail"]) == (409, True)
     for role, status in (("operator", 403), ("admin", 200)):
         assert (await send(gateway, role, "PUT", path, gates=[gate])).status_code == status
     read = (await send(gateway, "viewer", "GET", path)).json()
