@@ -136,6 +136,8 @@ class RemoteVersion(LoadedVersion):
         self.statistics.executions += 1
         return await self._client.answer(inputs, abstained)
 
+    answer_large = answer
+
 
 class DedicatedVersions:
     """Runs each version of one model in its own deployment, and keeps those that its endpoint holds.

@@ -132,10 +132,12 @@ class Endpoint(ABC):
                 request.admitted.release()
 
     def _check_capacity(self, headers: Mapping[bytes, bytes]) -> None:
-        priority = headers.get(PRIORITY, b"normal")
-        share = _SHARES.get(priority.lower())
+        priority = headers.get(PRIORITY)
+        share = 1.0 if priority is None else _SHARES.get(priority.lower())
         if share is None:
-            raise BadRequest(f"X-Toque-Priority: expected low, normal or high, got {priority[:40]!r}")
+            raise BadRequest(
+                f"X-Toque-Priority: expected low, normal or high, got {(priority or b'')[:40]!r}"
+            )
         if self.in_flight > self.max_in_flight * share:
             raise Overloaded(f"{self.in_flight} requests are in flight here; send again after a moment")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import orjson
@@ -21,7 +20,6 @@ from ray_apps.predictor.protocol.json import (
     InferResponse,
     decode_request,
     encode_response,
-    is_large,
 )
 from ray_apps.predictor.protocol.limits import SMALL_BYTES
 from ray_apps.predictor.protocol.protobuf import PROTOBUF, decode_message, encode_message
@@ -99,7 +97,11 @@ class ModelEndpoint(Endpoint):
         as_message = headers.get(b"content-type") == PROTOBUF
         try:
             body = await read_body(request, self.max_body_bytes, self._large)
-            infer_request, typed = await self._decode(body, headers, as_message=as_message)
+            if len(body) > SMALL_BYTES:
+                infer_request, typed = await self._large.run(_decode, body, headers, as_message)
+                infer_request.large = True
+            else:
+                infer_request, typed = _decode(body, headers, as_message)
             del body  # its tensors are copies
             if number is None and ARM in headers:
                 number = self.predictor.pinned(headers[ARM].decode("latin-1"))
@@ -110,46 +112,13 @@ class ModelEndpoint(Endpoint):
                 )
             else:
                 response = await self._infer_in_time(infer_request, number, caller, deadline)
-            if as_message:
-                return (
-                    200,
-                    [(b"content-type", PROTOBUF)],
-                    await self._encode_message(response, infer_request, typed=typed),
-                )
-            encoded, json_bytes = await self._encode(response, infer_request)
+            encode = _encode_message if as_message else _encode_json
+            if response.large:
+                return await self._large.run(encode, response, infer_request, typed)
+            return encode(response, infer_request, typed)
         finally:
-            self._large.release(request)
-        if json_bytes is None:
-            return 200, [JSON], encoded
-        length = (b"inference-header-content-length", b"%d" % json_bytes)
-        return 200, [(b"content-type", b"application/octet-stream"), length], encoded
-
-    async def _decode(
-        self, body: bytes | bytearray, headers: Mapping[bytes, bytes], *, as_message: bool
-    ) -> tuple[InferRequest, bool]:
-        """Decode a body, a large one off the event loop; returns the request, and whether it has typed contents."""
-        small = len(body) <= SMALL_BYTES
-        if as_message:
-            return decode_message(body) if small else await self._large.run(decode_message, body)
-        length = _header_length(headers.get(b"inference-header-content-length"))
-        if small:
-            return decode_request(body, length), False
-        return await self._large.run(decode_request, body, length), False
-
-    async def _encode(
-        self, response: InferResponse, request: InferRequest
-    ) -> tuple[bytes | bytearray, int | None]:
-        if is_large(response.outputs):
-            return await self._large.run(encode_response, response, request)
-        return encode_response(response, request)
-
-    async def _encode_message(
-        self, response: InferResponse, request: InferRequest, *, typed: bool
-    ) -> bytes | bytearray:
-        encode = partial(encode_message, typed=typed)
-        if is_large(response.outputs):
-            return await self._large.run(encode, response, request)
-        return encode(response, request)
+            if request.held_bytes:
+                self._large.release(request)
 
     async def _infer_in_time(
         self, request: InferRequest, number: int | None, caller: Caller, deadline: float | None
@@ -216,6 +185,29 @@ def _tensor(spec: Any) -> dict[str, Any]:
     if spec.columns is not None:
         described["parameters"] = {"columns": spec.columns}
     return described
+
+
+def _decode(
+    body: bytes | bytearray,
+    headers: Mapping[bytes, bytes],
+    as_message: bool,  # noqa: FBT001  # executors pass by position
+) -> tuple[InferRequest, bool]:
+    """Decode a body; returns the request, and whether it has typed contents."""
+    if as_message:
+        return decode_message(body)
+    return decode_request(body, _header_length(headers.get(b"inference-header-content-length"))), False
+
+
+def _encode_json(response: InferResponse, request: InferRequest, _typed: bool) -> Answer:  # noqa: FBT001  # as above
+    encoded, json_bytes = encode_response(response, request)
+    if json_bytes is None:
+        return 200, [JSON], encoded
+    length = (b"inference-header-content-length", b"%d" % json_bytes)
+    return 200, [(b"content-type", b"application/octet-stream"), length], encoded
+
+
+def _encode_message(response: InferResponse, request: InferRequest, typed: bool) -> Answer:  # noqa: FBT001  # as above
+    return 200, [(b"content-type", PROTOBUF)], encode_message(response, request, typed=typed)
 
 
 _MILLISECOND_DIGITS = 9

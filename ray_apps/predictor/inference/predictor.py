@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 from functions.prediction_log import PINNED, epoch_us
@@ -86,7 +85,8 @@ class Predictor:
         try:
             found = await self._inputs(request, call)
             checked = time.perf_counter()
-            work = version.answer(found.inputs, call.rows, found.abstained, self._pool)
+            answer = version.answer_large if request.large else version.answer
+            work = answer(found.inputs, call.rows, found.abstained, self._pool)
             outputs = await (work if caller is None or version.inline else caller.run_while_connected(work))
         except BaseException:  # also of a caller whose deadline passed or who disconnected
             version.statistics.fail(time.perf_counter() - begin)
@@ -95,11 +95,13 @@ class Predictor:
             raise
         version.statistics.succeed(call.rows, input_s=checked - begin, infer_s=time.perf_counter() - checked)
         at_us = self._now_us(call.keys)
-        record = partial(self._record, call, at_us, found, outputs)
-        if is_large(found.inputs) or is_large(outputs):
-            await asyncio.get_running_loop().run_in_executor(self._pool, record, None)
+        large = request.large or is_large(outputs)
+        if large:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._pool, self._record, call, at_us, found, outputs, None)
         else:
-            record(None if caller is None else caller.write_batch)
+            write_batch = None if caller is None else caller.write_batch
+            self._record(call, at_us, found, outputs, write_batch)
         if self.engine.routes.shadows and number is None and is_shadowed(arm):
             self._offer_to_shadows(call, at_us, found)
         parameters = _response_parameters(call, found)
@@ -108,7 +110,7 @@ class Predictor:
             parameters["explanation"] = await (
                 explaining if caller is None else caller.run_while_connected(explaining)
             )
-        return InferResponse(self.engine.model, version.version, outputs, prediction_id, parameters)
+        return InferResponse(self.engine.model, version.version, outputs, prediction_id, parameters, large)
 
     def pinned(self, arm: str) -> int:
         """The version of an arm that a request names, past the split. Raises: NotFound."""

@@ -51,7 +51,8 @@ _NO_PARAMETERS: Mapping[str, Any] = {}
 class InferRequest:
     """A decoded inference request of either protocol.
 
-    binary: for each requested output, whether it is sent as bytes.
+    binary: for each requested output, whether it is sent as bytes. large: whether it came in a large body, so that no
+    work on all of it belongs on an event loop.
     """
 
     inputs: dict[str, Array]
@@ -60,17 +61,22 @@ class InferRequest:
     outputs: tuple[str, ...] = ()
     binary: Mapping[str, bool] = field(default_factory=dict)
     binary_default: bool = False
+    large: bool = False
 
 
 @dataclass(slots=True)
 class InferResponse:
-    """The response to an inference request: output arrays of one version by name, and parameters."""
+    """The response to an inference request: output arrays of one version by name, and parameters.
+
+    large: whether no work on all of the outputs belongs on an event loop.
+    """
 
     model: str
     version: int
     outputs: Mapping[str, Array]
     id: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    large: bool = False
 
     def chosen(self, request: InferRequest) -> Mapping[str, Array]:
         """The outputs that a request asks for; all of them if the request names no output.
@@ -234,8 +240,11 @@ def check_output(name: str, parameters: Mapping[str, Any]) -> None:
 
 
 def is_large(arrays: Mapping[str, Array]) -> bool:
-    """Whether the tensors of a request or response are so large that no work on all of them belongs on an event loop."""
-    return sum([array.nbytes for array in arrays.values()]) > SMALL_BYTES
+    """Whether tensors are so large that no work on all of them belongs on an event loop."""
+    size = 0
+    for array in arrays.values():
+        size += array.nbytes
+    return size > SMALL_BYTES
 
 
 def encode_response(response: InferResponse, request: InferRequest) -> tuple[bytes | bytearray, int | None]:
@@ -246,7 +255,7 @@ def encode_response(response: InferResponse, request: InferRequest) -> tuple[byt
         TooLarge if more values are to be sent as JSON than a request may have.
     """
     tensors: list[dict[str, Any]] = []
-    large = is_large(response.outputs)
+    large = response.large
     chunks: list[bytes | memoryview] = []
     for name, array in response.chosen(request).items():
         tensor: dict[str, Any] = {

@@ -34,7 +34,6 @@ from ray_apps.predictor.protocol.json import (
     check_identifier,
     check_output,
     check_shape,
-    is_large,
 )
 from ray_apps.predictor.protocol.limits import MAX_FIELDS, MAX_JSON_VALUES, MAX_TYPED_BYTES, SMALL_BYTES
 from ray_apps.predictor.protocol.messages import ModelInferRequest, ModelInferResponse
@@ -226,7 +225,7 @@ def encode_message(response: InferResponse, request: InferRequest, *, typed: boo
     typed = typed and all(
         _field_of(array.dtype) and array.size <= MAX_JSON_VALUES for array in outputs.values()
     )
-    large = is_large(outputs) and not typed
+    large = response.large and not typed
     raw: list[bytes | memoryview] = []
     parts = [_encoded_head(response.model, response.version, response.parameters.get("arm"))]
     own = ModelInferResponse(id=response.id or "")

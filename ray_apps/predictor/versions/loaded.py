@@ -15,7 +15,6 @@ import numpy as np
 
 from ray_apps.predictor.protocol.datatypes import DTYPES, Array
 from ray_apps.predictor.protocol.errors import BadRequest, PredictorError
-from ray_apps.predictor.protocol.json import is_large
 from ray_apps.predictor.versions.batching import Batcher, Batching
 from ray_apps.predictor.versions.missing_features import MissingFeaturesPolicy, predict_abstaining
 from ray_apps.predictor.versions.statistics import VersionStatistics
@@ -154,9 +153,6 @@ class LoadedVersion:
         self, inputs: Mapping[str, Array], rows: int, abstained: Sequence[int], threads: Executor
     ) -> Mapping[str, Array]:
         """Score checked inputs as `predict`, in a thread if that takes long, in a batch if the tags ask for it."""
-        if is_large(inputs):
-            self.statistics.executions += 1
-            return await asyncio.get_running_loop().run_in_executor(threads, self.predict, inputs, abstained)
         if self.batching is None or abstained or rows >= self.batching.max_rows:
             self.statistics.executions += 1
             if self.example_ms < SHORT_MS:
@@ -165,6 +161,14 @@ class LoadedVersion:
         if self.batcher is None:
             self.batcher = Batcher(partial(self._answer_alone, threads=threads), self.batching)
         return await self.batcher.predict(inputs, rows)
+
+    async def answer_large(
+        self, inputs: Mapping[str, Array], rows: int, abstained: Sequence[int], threads: Executor
+    ) -> Mapping[str, Array]:
+        """Score checked inputs as `answer`, but always in a thread and alone: so many rows take long in any model."""
+        del rows  # they make no difference here
+        self.statistics.executions += 1
+        return await asyncio.get_running_loop().run_in_executor(threads, self.predict, inputs, abstained)
 
     async def _answer_alone(
         self, inputs: Mapping[str, Array], *, threads: Executor, abstained: Sequence[int] = ()
