@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from load.attacks import functions, http
+from load.attacks import functions, grpc, http
 from load.attacks.garbage import garbage
 from load.attacks.target import Attacks, Finding, Target
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def every_attack() -> Attacks:
     """All attacks by name, in the order in which they run."""
-    return {**functions.ATTACKS, **http.ATTACKS}
+    return {**functions.ATTACKS, **http.ATTACKS, **grpc.ATTACKS}
 
 
 async def _tried(name: str, target: Target, known: Attacks) -> Finding:

@@ -18,6 +18,7 @@ class Limits:
     max_reads, max_reads_of_caller: messages that are being received at once, for all and for one token; further calls
     wait, at most `message_s`. max_open_streams, max_open_streams_of_caller: streams of messages, which are refused beyond.
     max_held_bytes: of large messages that wait for their answer; beyond it calls are refused.
+    unread_bytes: of a message that are taken before it is read.
     max_connections: of all callers; each costs a file descriptor and some 100 KB, with or without a token.
     max_metadata_bytes: of a call's metadata; a large OIDC token and trace headers fit into it.
     handshake_s: from the connection to the client's first settings.
@@ -38,6 +39,7 @@ class Limits:
     max_open_streams: int = 256
     max_open_streams_of_caller: int = 64
     max_held_bytes: int = 256 << 20
+    unread_bytes: int = 16 << 10
     max_connections: int = 4_096
     max_metadata_bytes: int = 16 << 10
     handshake_s: float = 10.0
@@ -55,6 +57,9 @@ class Limits:
             ("grpc.max_receive_message_length", self.max_message_bytes),  # after unpacking, too
             ("grpc.max_concurrent_streams", self.max_streams),
             ("grpc.max_allowed_incoming_connections", self.max_connections),
+            # else core raises how much of an unread message it takes to megabytes a call
+            ("grpc.http2.bdp_probe", 0),
+            ("grpc.http2.lookahead_bytes", self.unread_bytes),
             ("grpc.max_metadata_size", self.max_metadata_bytes),
             ("grpc.absolute_max_metadata_size", self.max_metadata_bytes),  # else some in between are taken
             ("grpc.server_handshake_timeout_ms", _ms(self.handshake_s)),
