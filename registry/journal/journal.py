@@ -40,9 +40,7 @@ class Journal:
         self.actor = actor
         self.clock = clock
         self._digests: dict[int, str] = {}
-        self._authenticated: bool | None = (
-            False  # whether the last entry known has a MAC; None: not seen here
-        )
+        self._authenticated = False  # whether the last entry known has a MAC
         self._adopted_count = 0  # entries that must be there, because they were when the store got its keys
 
     def append(self, body: Mapping[str, Any], *, at: int, carried: Sequence[Entry] = ()) -> Entry:
@@ -148,10 +146,10 @@ class Journal:
         self._digests[entry.number] = entry.digest
         self._digests.pop(entry.number - 8, None)
 
-    def trust(self, number: int, digest: str, *, authenticated: bool | None = None) -> None:
+    def trust(self, number: int, digest: str, *, authenticated: bool = False) -> None:
         """Accept `digest` for entry `number`, as recorded by a snapshot or read by another process.
 
-        authenticated: whether that has a MAC; None: unknown.
+        authenticated: whether that is known to have a MAC.
         """
         self._authenticated = authenticated
         self._digests[number] = digest
@@ -166,15 +164,13 @@ class Journal:
             txn=uuid.uuid4().hex,
             previous=self._digest_before(at),
         ).with_digest()
-        self._require_keys(at)
+        self._require_keys()
         return replace(made, mac=adoption.entry_mac(self.store.audit_keys, self.path, made))
 
-    def _require_keys(self, at: int) -> None:
-        """Check that an entry without a MAC may be entry `at`: others would take it for damage. Raises: Refused."""
+    def _require_keys(self) -> None:
+        """Check that this process may append, with its keys or without any: others would take an entry without a MAC for damage. Raises: Refused."""
         if self.store.audit_keys:
             return
-        if self._authenticated is None:
-            self._authenticated = bool(self.entry(at - 1).mac)
         if self._authenticated or adoption.is_adopted(self.store):
             raise Refused(
                 f"{self.path}: entries here carry the MAC of an audit key and this process has none; set "

@@ -114,7 +114,8 @@ def test_a_finished_run_is_recorded_after_a_store_outage_and_not_repeated(
     monkeypatch.setattr(attempt.time, "sleep", lambda _: None)
     identifier = ledger_of(used).submit(mark, {"path": traces.path})
     followed = ledger_of(used).follow(identifier)
-    faulty = away(used, 1, count, after_effect=after_effect)  # request 0 is the claim, then comes the result
+    # Request 0 asks whether the store has audit keys, 1 is the claim, then comes the result.
+    faulty = away(used, 2, count, after_effect=after_effect)
     run_attempt(
         Attempt(mark, followed.record, followed.head, faulty, lease_s=15.0, code_patience_s=RESUME_PATIENCE_S)
     )
