@@ -86,6 +86,13 @@ class TokenCache:
                 return await self._renewed(token, known, checking)
         return known.principal
 
+    def fresh(self, token: str) -> Principal | None:
+        """Principal of a token that was verified less than `recheck_s` ago; None of any other, which `principal` finds."""
+        known = self._known.get(token)
+        if known is None or self._clock() - known.at > self._recheck_s:
+            return None
+        return known.principal
+
     def forget(self) -> None:
         """Empty the cache, so that every token is verified again."""
         self._known.clear()

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from ray_apps.admission.refusals import RefusalLog
 from ray_apps.admission.request_limits import NO_PERMIT, Permit, RequestLimits, TooManyRequests
@@ -26,6 +26,7 @@ from registry import (
 ANY_MODEL: Final = "*"
 """Model of a request that names it in its body: a grant for any model lets it in, and the route asks again."""
 RETRY_AFTER_S = 1.0
+_DECISIONS_KEPT = 4_096
 
 
 class NotAdmitted(Exception):  # noqa: N818  # an answer to the caller, not a failure of ours
@@ -46,7 +47,7 @@ class NotAdmitted(Exception):  # noqa: N818  # an answer to the caller, not a fa
         return {"Retry-After": str(max(1, round(self.retry_after_s)))}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # compared by identity, as each request looks one up
 class Rule:
     """What a route requires: a grant of one of `roles`; without roles everybody may pass, without a token too.
 
@@ -133,6 +134,17 @@ class Admitted:
             )
 
 
+_Asked = tuple[bytes | None, Rule, str | None, str | None]
+
+
+class _Decision(NamedTuple):
+    """An admission without limits that holds as long as its token stands for the same principal in the same workspace."""
+
+    token: str
+    workspace: Workspace
+    admitted: Admitted
+
+
 class Admission:
     """Admits requests at one door, for one event loop.
 
@@ -144,6 +156,7 @@ class Admission:
         self._workspaces = workspaces
         self._refusals = refusals
         self._limits = RequestLimits()
+        self._decisions: dict[_Asked, _Decision] = {}
 
     async def admit(
         self,
@@ -161,15 +174,37 @@ class Admission:
         caller's own. model: the only one that it concerns, None: everything. client: address it comes from.
         Raises: NotAdmitted.
         """
+        asked = (authorization, rule, workspace, model)
+        decided = self._decisions.get(asked)
+        if decided is not None and self._holds(decided):
+            return decided.admitted
         who: str | None = None
         try:
             principal = await self.identify(authorization)
             who, workspace = principal.name, workspace or rule.workspace_for(principal)
             found = await self._authorize(principal, rule, workspace, model)
-            return Admitted(principal, found.name, self._permits(principal, found))
+            admitted = Admitted(principal, found.name, self._permits(principal, found))
         except NotAdmitted as refusal:
             self.note(refusal, who=who, what=what, workspace=workspace, client=client)
             raise
+        self._remember(asked, found, admitted)
+        return admitted
+
+    def _holds(self, decided: _Decision) -> bool:
+        """Whether nothing that a decision rests on has changed: principals and workspaces are replaced, not changed."""
+        return (
+            self.tokens.fresh(decided.token) is decided.admitted.principal
+            and self._workspaces.recall_workspace(decided.workspace.name) is decided.workspace
+        )
+
+    def _remember(self, asked: _Asked, workspace: Workspace, admitted: Admitted) -> None:
+        """Keep a decision for the same question, unless the caller has limits, which are counted each time."""
+        token = bearer_token(asked[0])
+        if token is None or admitted.permits:
+            return
+        if len(self._decisions) >= _DECISIONS_KEPT:
+            self._decisions.clear()
+        self._decisions[asked] = _Decision(token, workspace, admitted)
 
     async def identify(self, authorization: bytes | None) -> Principal:
         """Find who sent an Authorization header. Raises: NotAdmitted 401, and 503 while that cannot be told."""

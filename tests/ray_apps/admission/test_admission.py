@@ -17,13 +17,13 @@ CALL = Rule((Role.caller,))
 class Door:
     """A door on a store with the workspaces `payments` and `search`."""
 
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(self, store: ObjectStore, recheck_s: float = 0.0) -> None:
         self.access = Access(store, actor="root")
         for name in ("payments", "search"):
             self.access.create_workspace(name)
         self.refusals = KeptRefusals()
         self.admission = Admission(
-            TokenCache(self.access, recheck_s=0.0, patience_s=60), self.access, self.refusals
+            TokenCache(self.access, recheck_s=recheck_s, patience_s=60), self.access, self.refusals
         )
 
     def token(self, name: str, *grants: str, **options: Any) -> bytes:
@@ -149,3 +149,22 @@ async def test_concurrent_requests_are_counted_each(door: Door) -> None:
         return 200
 
     assert sorted(await asyncio.gather(*(hold() for _ in range(8)))) == [200] * 3 + [429] * 5
+
+
+async def test_a_decision_that_is_kept_ends_with_the_token_and_counts_limits(
+    folder_store: ObjectStore,
+) -> None:
+    door = Door(folder_store, recheck_s=3600)
+    ada = door.token("ada", "viewer:payments")
+    first = await door.admission.admit(ada, READ, what="GET /x")
+    assert await door.admission.admit(ada, READ, what="GET /x") is first
+    assert await door.status(ada, CALL) == 403
+    assert await door.status(ada, workspace="search") == 403
+    door.access.change_workspace("payments", limits=Limits(max_in_flight=1))
+    held = await door.admission.admit(ada, READ, what="GET /x")
+    assert await door.status(ada) == 429
+    held.release()
+    door.access.revoke("ada")
+    door.admission.tokens.forget()
+    door.access.list_tokens()  # read again, as every process does within a second
+    assert await door.status(ada) == 401
