@@ -1,29 +1,34 @@
 """Runs the attacks on a running platform; exit code 1 if one of them did something.
 
-Target and an admin's token come from TOQUE_URL and TOQUE_TOKEN (`eval "$(toque status --environment)"`).
+Target and an admin's token come from TOQUE_URL and TOQUE_TOKEN; without them, from what `toque up` left in `.toque`.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from load.attacks import functions, grpc, http
 from load.attacks.garbage import garbage
 from load.attacks.target import Attacks, Finding, Target
+from load.scenarios.run import NotPossible, find_target
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the attacks that were asked for, and print what came of each."""
     chosen = _parser().parse_args(arguments)
-    url, token = chosen.url or os.environ.get("TOQUE_URL"), os.environ.get("TOQUE_TOKEN")
-    if not url or not token:
-        print('attacks: set TOQUE_URL and TOQUE_TOKEN: eval "$(toque status --environment)"', file=sys.stderr)
+    try:
+        found_target = find_target(os.environ, url=chosen.url, model=chosen.model)
+    except NotPossible as error:
+        print(f"attacks: {error}", file=sys.stderr)
         return 2
-    target = Target(url.rstrip("/"), chosen.grpc, token, chosen.model)
+    grpc_address = chosen.grpc or _grpc_address(Path(os.environ.get("TOQUE_HOME", ".toque")))
+    target = Target(found_target.url, grpc_address, found_target.token or "", found_target.model)
     known = every_attack()
     unknown = sorted(set(chosen.only) - set(known))
     if unknown:
@@ -47,6 +52,15 @@ async def _tried(name: str, target: Target, known: Attacks) -> Finding:
     return finding
 
 
+def _grpc_address(home: Path) -> str | None:
+    """Read where the platform that `toque up` started here speaks gRPC; None if it is not known."""
+    try:
+        running = json.loads((home / "up.json").read_text())
+    except FileNotFoundError:
+        return None
+    return f"{running['settings']['host']}:{running['ports']['grpc']}"
+
+
 def _print(finding: Finding) -> None:
     print(f"{'held' if finding.bounded else 'BROKEN':7}{finding.name}: {finding.details}", flush=True)
 
@@ -54,7 +68,9 @@ def _print(finding: Finding) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m load.attacks", description=__doc__)
     parser.add_argument("--url", help="address of the HTTP door (default: TOQUE_URL)")
-    parser.add_argument("--grpc", metavar="HOST:PORT", help="address of the gRPC door")
+    parser.add_argument(
+        "--grpc", metavar="HOST:PORT", help="address of the gRPC door (default: of what runs here)"
+    )
     parser.add_argument("--model", help="a served model, for the honest caller")
     parser.add_argument("--minutes", type=float, default=0, help="throw garbage for so long as well")
     parser.add_argument("only", nargs="*", help="names of attacks (default: all)")

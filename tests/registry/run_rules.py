@@ -152,9 +152,9 @@ class RunRules(RuleBasedStateMachine):
         for access in (self.warm_access(), Access(open_store(self.url), actor="auditor")):
             for token in self.tokens:
                 principal = access.verify(token["text"])
-                actual = None if principal is None else (principal.name, principal.role)
+                actual = None if principal is None else (principal.name, principal.grants[0].role)
                 assert actual == ((token["name"], token["role"]) if token["live"] else None)
-            listed = [(token.name, token.role, token.created_by) for token in access.list_tokens()]
+            listed = [(token.name, token.grants[0].role, token.created_by) for token in access.list_tokens()]
             assert listed == [(token["name"], token["role"], token["by"]) for token in self.tokens]
 
     def warm_access(self) -> Access:

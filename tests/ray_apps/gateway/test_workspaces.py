@@ -101,7 +101,6 @@ async def test_each_team_reads_and_writes_its_own_alone(gateway: Gateway, tmp_pa
         "/invocations": ("payments-admin", "search-admin"),
         "/v2/repository/index": ("", ""),
         "/layers": ("", ""),
-        "/schedules": ("", ""),
         "/costs": ("", ""),
     }
     for path, (of_payments, of_search) in own.items():
