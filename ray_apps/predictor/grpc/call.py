@@ -71,7 +71,7 @@ class Call:
             async with asyncio.timeout(within_s):
                 return await anext(self._requests, None)
         except TimeoutError:
-            raise DeadlineExceeded(f"message: none came within {within_s:g} s; call again") from None
+            raise DeadlineExceeded(f"message: none came within {within_s:.3g} s; call again") from None
 
     def return_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Send the trace and request id of an HTTP answer to the caller, as trailing metadata."""
