@@ -111,7 +111,7 @@ def send_alert(alert: Alert, sink: Sink) -> str:
         raise SinkRefusedError(
             f"the project declares no such sink {sink.name!r} for {alert.alarm.model!r}; add it to the alerts of its definition"
         )
-    deliver(alert, sink, context().find_secret)
+    deliver(alert, sink, context().find_secret, hosts=context().alert_hosts)
     return sink.name
 
 

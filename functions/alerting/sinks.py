@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import smtplib
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -28,19 +29,35 @@ class SinkRefusedError(ValueError):
     """Raised where a sink will not take the alert however often it is sent."""
 
 
-def deliver(alert: Alert, sink: Sink, find_secret: FindSecret) -> None:
+def deliver(
+    alert: Alert, sink: Sink, find_secret: FindSecret, *, hosts: Collection[str] | None = None
+) -> None:
     """Send one alert to one sink; errors name the sink and never its address, which may be a secret.
 
+    hosts: to which alerts may be sent, `*.example.com` for all below a domain; None: to any.
     Raises: SinkDownError, SinkRefusedError.
     """
     if isinstance(sink, Webhook):
-        _post(alert, sink, find_secret)
+        _post(alert, sink, find_secret, hosts)
     else:
+        _check_host(sink.name, sink.host, hosts)
         _send_mail(alert, sink, find_secret)
 
 
-def _post(alert: Alert, sink: Webhook, find_secret: FindSecret) -> None:
+def _check_host(sink: str, host: str, hosts: Collection[str] | None) -> None:
+    """Check that alerts may be sent to a host. Raises: SinkRefusedError."""
+    if hosts is None:
+        return
+    named = host.lower().rstrip(".")
+    if not any(named.endswith(each[1:]) if each.startswith("*.") else named == each for each in hosts):
+        raise SinkRefusedError(
+            f"sink {sink!r}: its host is not among TOQUE_ALERT_HOSTS; ask who runs the platform to add it"
+        )
+
+
+def _post(alert: Alert, sink: Webhook, find_secret: FindSecret, hosts: Collection[str] | None) -> None:
     url = sink.url if sink.url_secret is None else _secret(sink.name, sink.url_secret, find_secret)
+    _check_host(sink.name, urlsplit(str(url)).hostname or "", hosts)
     headers = {"Idempotency-Key": alert.key[-255:]}
     try:
         answer = httpx.post(

@@ -1,7 +1,7 @@
 """Context of a run: the store, Redis, the clock, the acting user, and all else that is no argument.
 
 The only module of the runtime that reads the environment (`TOQUE_STORE`, `TOQUE_REDIS_URL`, `TOQUE_PROJECT`,
-`TOQUE_WORKSPACE`, `TOQUE_CLOCK`, `TOQUE_ACTOR`, `TOQUE_SECRETS`, `TOQUE_PRICES`, the audit keys, and secrets by their
+`TOQUE_WORKSPACE`, `TOQUE_CLOCK`, `TOQUE_ACTOR`, `TOQUE_SECRETS`, `TOQUE_PRICES`, `TOQUE_ALERT_HOSTS`, the audit keys, and secrets by their
 names). A context is sent along with every remote run, so that a worker uses the same store and clock as the caller; the
 keys are not, and each process reads its own.
 """
@@ -58,6 +58,7 @@ class Context:
     prices: Prices | None = None
     workspace: str = DEFAULT_WORKSPACE
     projects: tuple[tuple[str, str], ...] = ()
+    alert_hosts: tuple[str, ...] | None = None
 
     def in_workspace(self, name: str) -> Context:
         """Return this context in another workspace of the platform. Raises: InvalidInput for a malformed name."""
@@ -183,8 +184,16 @@ def context_of(environment: Mapping[str, str]) -> Context:
         secrets_dir=environment.get("TOQUE_SECRETS") or None,
         prices=Prices.model_validate_json(prices) if prices else None,
         projects=tuple(projects.items()),
+        alert_hosts=_hosts_of(environment.get("TOQUE_ALERT_HOSTS")),
     )
     return platform.in_workspace(environment.get("TOQUE_WORKSPACE") or DEFAULT_WORKSPACE)
+
+
+def _hosts_of(text: str | None) -> tuple[str, ...] | None:
+    """Parse hosts by commas; None if the variable is not set."""
+    if text is None:
+        return None
+    return tuple(host for each in text.split(",") if (host := each.strip().lower()))
 
 
 def projects_of(text: str) -> dict[str, str]:

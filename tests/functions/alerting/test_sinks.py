@@ -103,3 +103,31 @@ def test_who_does_not_answer_is_down_and_its_address_is_not_told() -> None:
 def test_a_secret_that_is_not_there_is_named_with_its_remedy() -> None:
     with pytest.raises(SinkRefusedError, match="no secret 'HOOK' here; set the variable HOOK"):
         deliver(alert(), Webhook(name="a", url_secret="HOOK"), no_secret)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "sent"),
+    [
+        (None, True),
+        ((), False),
+        (("127.0.0.1",), True),
+        (("*.0.0.1",), True),
+        (("hooks.example.com",), False),
+        (("*.example.com",), False),
+        (("0.0.1",), False),
+    ],
+)
+def test_alerts_go_to_the_platforms_hosts_alone(
+    web: Any,
+    hosts: tuple[str, ...] | None,
+    sent: bool,  # noqa: FBT001  # of the table above
+) -> None:
+    def send() -> None:
+        deliver(alert(), Webhook(name="a", url=web.url), no_secret, hosts=hosts)
+
+    if sent:
+        send()
+    else:
+        with pytest.raises(SinkRefusedError, match="TOQUE_ALERT_HOSTS"):
+            send()
+    assert bool(web.posts) is sent
