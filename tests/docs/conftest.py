@@ -105,7 +105,7 @@ def asked(tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> It
     working.start()
     _until_started(server)
     port = server.servers[0].sockets[0].getsockname()[1]
-    token = access.create_token("root", "admin")
+    token = access.create_token("root", "admin", workspace="*")
     for name, value in (
         ("TOQUE_URL", f"http://127.0.0.1:{port}"),
         ("TOQUE_TOKEN", token),
