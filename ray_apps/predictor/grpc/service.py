@@ -226,7 +226,7 @@ class _Service:
     async def _read(self, call: Call, most_bytes: int | None = None) -> bytes | None:
         """Read a call's message when it is its turn. Raises: DeadlineExceeded, Overloaded, TooLarge."""
         loop = asyncio.get_running_loop()
-        late = loop.time() + self._limits.message_s  # the wait for a turn counts, or a call would take twice as long
+        late = loop.time() + self._limits.message_s  # with the wait for a turn, or a call took twice as long
         with await self._turn(call):
             message = await call.next_message(late - loop.time())
         if message is not None and most_bytes is not None and len(message) > most_bytes:
