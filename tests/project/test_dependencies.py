@@ -80,7 +80,7 @@ def test_what_only_torch_asks_for_is_apart():
 
 
 def test_only_a_source_in_pips_own_settings_may_bring_another_build_of_torch():
-    assert SETTING_OF_A_SOURCE.search("global.find-links='/opt/wheels'\nglobal.timeout='5'")
+    assert SETTING_OF_A_SOURCE.search("global.find-links='https://wheels.example'\nglobal.timeout='5'")
     assert SETTING_OF_A_SOURCE.search(":env:.extra-index-url='https://download.pytorch.org/whl/cpu'")
     assert not SETTING_OF_A_SOURCE.search("global.timeout='5'\nglobal.no-index-url-hint='1'")
 

@@ -155,28 +155,6 @@ MLFLOW: dict[str, tuple[str, ...]] = {
         "POST /3.0/mlflow/workspaces",
     ),
 }
-VIEWERS_FUNCTIONS = {
-    "admissions",
-    "alert_status",
-    "explain_rollout",
-    "feature_health",
-    "look_at_rollout",
-    "monitor_status",
-    "quotas",
-    "retention",
-    "rollout_budget",
-    "rollout_status",
-    "standing_alarms",
-}
-ADMINS_FUNCTIONS = {
-    "apply_retention",
-    "erase_subject",
-    "finish_erasures",
-    "list_erasures",
-    "remove_quota",
-    "set_quota",
-    "set_retention",
-}
 BODIES = {
     "POST /workspaces": b'{"name": "made-by-the-matrix"}',
     "POST /3.0/mlflow/workspaces": b'{"name": "made-by-the-matrix"}',

@@ -14,7 +14,6 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from functions.runtime import catalog
 from functions.runtime.context import Context
 from ray_apps import mlflow
 from ray_apps.admission import GuardedRoute
@@ -22,7 +21,7 @@ from ray_apps.admission.guarded_route import rule_of
 from ray_apps.gateway.app import build_app
 from ray_apps.gateway.services import Services
 from registry import Access, Grant, Registry, Role, open_store
-from tests.ray_apps.access_matrix import ADMINS_FUNCTIONS, BODIES, GATEWAY, MLFLOW, VIEWERS_FUNCTIONS
+from tests.ray_apps.access_matrix import BODIES, GATEWAY, MLFLOW
 
 WORKSPACE = "payments"
 MODEL = "churn"
@@ -163,10 +162,3 @@ async def test_each_role_from_each_workspace_gets_exactly_what_the_matrix_says(
             if (status == 200) != expected(wanted, grant, concrete):
                 wrong.append((method, path, str(grant), status))
     assert not wrong
-
-
-def test_functions_that_others_than_operators_may_call_are_these() -> None:
-    found = [each for each in catalog.discover() if each.http and each.reference.startswith("functions.")]
-    assert {each.name for each in found if each.role is Role.viewer} == VIEWERS_FUNCTIONS
-    assert {each.name for each in found if each.role is Role.admin} == ADMINS_FUNCTIONS
-    assert {each.role for each in found} == {Role.viewer, Role.operator, Role.admin}

@@ -21,6 +21,7 @@ from functions.prediction_log import outcomes, pseudonym
 from functions.runtime.durable.ledger import Ledger
 from registry import Journal, Table
 from registry.store import FolderStore
+from tests.fragile_store import FragileStore, KilledError
 from tests.functions.maintenance.erasure_platform import (
     RIDER,
     T0,
@@ -125,31 +126,6 @@ def test_what_cannot_be_changed_is_named(platform: Platform):
     assert len(left) == 3
 
 
-class KilledError(Exception):
-    pass
-
-
-class Fragile(FolderStore):
-    """A store whose process dies before its n-th write."""
-
-    left = 10**9
-
-    def _write(self, write: Any, *arguments: Any) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise KilledError
-        write(*arguments)
-
-    def create(self, key: str, data: bytes) -> None:
-        self._write(super().create, key, data)
-
-    def put(self, key: str, data: bytes) -> None:
-        self._write(super().put, key, data)
-
-    def delete(self, key: str) -> None:
-        self._write(super().delete, key)
-
-
 def test_one_erasure_at_a_time_rewrites_a_store(platform: Platform):
     store = platform.context.store
     with only_erasure(store):
@@ -169,10 +145,10 @@ def test_an_erasure_that_is_killed_again_and_again_completes(
 ):
     monkeypatch.setattr("functions.maintenance.erasure.lease.STALE_S", 0.0)
     here = platform.context
-    kills, tables = 0, dict[str, Any]()
-    for writes in [0, 1, 2, *range(3, 70, 6), 10**9]:
-        fragile = Fragile(FolderStore.root.fget(here.store))  # type: ignore[attr-defined,arg-type]
-        fragile.left = writes
+    kills = 0
+    for fatal in [1, 2, 3, *range(4, 71, 6), 0]:
+        fragile = FragileStore(FolderStore.root.fget(here.store))  # type: ignore[attr-defined,arg-type]
+        fragile.fatal = fatal
         dying = Context(fragile, here.store_url, redis_url=here.redis_url, actor="ada", clock=lambda: T0)
         with use_context(dying):
             try:

@@ -15,7 +15,8 @@ import pytest
 from deltalake import DeltaTable
 
 from registry import InvalidInput, ObjectStore, open_store
-from registry.store import FolderStore, Table, find_rows, remove_rows, table_names
+from registry.store import Table, find_rows, remove_rows, table_names
+from tests.fragile_store import FragileStore, KilledError
 
 GONE = "person-7f3a9c21"
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
@@ -111,32 +112,6 @@ def test_a_follower_of_the_table_sees_the_removal(folder_store: ObjectStore):
     assert sorted(follower.to_pyarrow_table().column("who").to_pylist()) == ["anna", "late", "max", "zoe"]
 
 
-class KilledError(Exception):
-    pass
-
-
-class Fragile(FolderStore):
-    """A store whose process dies before, or right after, its n-th write."""
-
-    writes = 0
-    fatal = 0
-
-    def _write(self, write: Any, *arguments: Any) -> None:
-        self.writes += 1
-        if self.writes == self.fatal:
-            raise KilledError
-        write(*arguments)
-
-    def create(self, key: str, data: bytes) -> None:
-        self._write(super().create, key, data)
-
-    def put(self, key: str, data: bytes) -> None:
-        self._write(super().put, key, data)
-
-    def delete(self, key: str) -> None:
-        self._write(super().delete, key)
-
-
 def test_a_kill_before_any_of_its_writes_is_made_good_by_the_next_run(tmp_path: Path):
     template = tmp_path / "template"
     table = filled(open_store(f"file://{template}"))
@@ -146,7 +121,7 @@ def test_a_kill_before_any_of_its_writes_is_made_good_by_the_next_run(tmp_path: 
         fatal += 1
         root = tmp_path / f"try-{fatal}"
         shutil.copytree(template, root)
-        fragile, store = Fragile(root), open_store(f"file://{root}")
+        fragile, store = FragileStore(root), open_store(f"file://{root}")
         fragile.fatal = fatal
         try:
             remove_rows(Table(fragile, "things/log"), Person())

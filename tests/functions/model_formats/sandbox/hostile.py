@@ -29,7 +29,7 @@ def loop(folder: Path) -> None:
 
 
 def hang(folder: Path) -> None:
-    time.sleep(600)
+    time.sleep(600)  # the attack: a load that does not end, which the limit of time has to
 
 
 def connect(folder: Path) -> None:
