@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 from functions.maintenance.errors import MaintenanceError
+from functions.runtime.durable.heartbeat import repeated
 from registry import AlreadyExists, ObjectStore, RegistryError, utc_now
 from registry.times import from_text, to_text
 
@@ -26,20 +26,14 @@ def only_erasure(store: ObjectStore) -> Iterator[None]:
     Raises: MaintenanceError if another erasure is under way.
     """
     key, holder = _take(store), uuid.uuid4().hex
-    ended = threading.Event()
 
-    def beat() -> None:
-        while not ended.wait(BEAT_S):
-            with suppress(RegistryError):  # a store that is away is asked again
-                _write(store, key, holder)
+    def renew() -> None:
+        _write(store, key, holder)
 
-    thread = threading.Thread(target=beat, name="erasure-lease", daemon=True)
-    thread.start()
     try:
-        yield
+        with repeated(renew, every_s=BEAT_S, name="erasure-lease", tolerated=RegistryError):
+            yield
     finally:
-        ended.set()
-        thread.join()
         _write(store, key, None)
 
 

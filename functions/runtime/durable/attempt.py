@@ -7,11 +7,10 @@ may die.
 from __future__ import annotations
 
 import random
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -20,7 +19,7 @@ from typing import Any
 from functions.runtime.context import Context, use_context
 from functions.runtime.durable.code_versions import bound_to_other_code, code_changed_entry, earliest_start
 from functions.runtime.durable.concurrency import ConcurrencySlots
-from functions.runtime.durable.heartbeat import write_heartbeat
+from functions.runtime.durable.heartbeat import repeated, write_heartbeat
 from functions.runtime.durable.ledger import FollowedRecord, Ledger, due_after
 from functions.runtime.durable.quota_slots import QuotaSlots
 from functions.runtime.durable.record import Record
@@ -154,19 +153,9 @@ def _retry_while_unavailable(write: Callable[[], None]) -> None:
             wait_s = min(2 * wait_s, 5.0)
 
 
-@contextmanager
-def _heartbeats(run: Run) -> Iterator[None]:
-    ended = threading.Event()
+def _heartbeats(run: Run) -> AbstractContextManager[None]:
+    def write() -> None:
+        write_heartbeat(run.ledger.store, run.id, run.worker, run.ledger.clock())
 
-    def beat() -> None:
-        while not ended.wait(run.ledger.lease_s / 3):
-            with suppress(Unavailable):  # the lease outlasts two heartbeats that fail
-                write_heartbeat(run.ledger.store, run.id, run.worker, run.ledger.clock())
-
-    thread = threading.Thread(target=beat, name=f"lease-{run.id}", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    # The lease outlasts two heartbeats that fail.
+    return repeated(write, every_s=run.ledger.lease_s / 3, name=f"lease-{run.id}", tolerated=Unavailable)
