@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -18,6 +19,7 @@ from typing import Any, NoReturn, TextIO, get_args
 
 from pydantic import BaseModel
 
+from clusters.profile import apply_profile
 from functions.runtime import catalog
 from functions.runtime.context import context
 from functions.runtime.durable.invocation import Invocation, executor_of, ledger_of
@@ -42,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command of the command line; returns its exit code."""
     args = _parser().parse_args(arguments)
     try:
+        apply_profile(os.environ)
         _declare(args.module)
         args.command(args)
     except KeyboardInterrupt:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
-HAPROXY = Path(__file__).resolve().parents[1] / "clusters" / "haproxy.sh"
+from ray_apps.deployment.serve_settings import HAPROXY
+
 _ONE_MACHINE = "TOQUE_ONE_MACHINE"
 _EVERYWHERE, _LOOPBACK = "[::]:", "127.0.0.1:"
 

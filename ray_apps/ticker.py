@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from clusters.profile import apply_profile
 from ray_apps.leader_lease import LeaderLease
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ class TickerReplica:
         from functions.runtime.context import context_of  # late: only a replica needs it
         from registry import Access
 
+        apply_profile(os.environ)
         self._context = context_of(os.environ)
         self._access = Access(self._context.store, actor=self._context.actor)
         lease = LeaderLease(self._context.store, "ticker", holder=f"{os.uname().nodename}/{os.getpid()}")

@@ -1,6 +1,6 @@
 """Context of a run: the store, Redis, the clock, the acting user, and all else that is no argument.
 
-The only module of the runtime that reads the environment (`TOQUE_STORE`, `TOQUE_REDIS_URL`, `TOQUE_PROJECT`,
+The only module of the runtime that reads the environment (the profile that `TOQUE_PROFILE` names, `TOQUE_STORE`, `TOQUE_REDIS_URL`, `TOQUE_PROJECT`,
 `TOQUE_WORKSPACE`, `TOQUE_CLOCK`, `TOQUE_ACTOR`, `TOQUE_SECRETS`, `TOQUE_PRICES`, `TOQUE_ALERT_HOSTS`, the audit keys, and secrets by their
 names). A context is sent along with every remote run, so that a worker uses the same store and clock as the caller; the
 keys are not, and each process reads its own.
@@ -19,6 +19,7 @@ from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clusters.profile import apply_profile, require_settings
 from functions.runtime.clock import Clock, clock_named, system_clock
 from functions.runtime.receipt import Prices
 from functions.runtime.secret import secret_value
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 DEFAULT_STORE = ".toque/store"
 DEFAULT_KEY_FILE = ".toque/keys/audit"
+_IN_A_CLUSTER = "RAY_RAYLET_PID"  # Ray gives it to its worker processes
 
 
 @dataclass(frozen=True)
@@ -166,10 +168,14 @@ def use_context(used: Context) -> Iterator[Context]:
 
 
 def context_of(environment: Mapping[str, str]) -> Context:
-    """Make a context from environment variables; the default store is the folder `.toque/store` here.
+    """Make a context from the profile and environment variables; the default store is the folder `.toque/store` here.
 
-    Raises: ValueError if `TOQUE_PRICES` is not the JSON of `Prices`, or `TOQUE_PROJECT` cannot be read.
+    A worker process of a cluster has no such default. Raises: ProfileError if it lacks its settings; ValueError if `TOQUE_PRICES` is not the JSON of `Prices`, or `TOQUE_PROJECT` cannot be read.
     """
+    environment = dict(environment)
+    apply_profile(environment)
+    if _IN_A_CLUSTER in environment and not environment.get("TOQUE_STORE"):
+        require_settings(environment)
     url = environment.get("TOQUE_STORE") or f"file://{Path(DEFAULT_STORE).resolve()}"
     redis_url = environment.get("TOQUE_REDIS_URL") or None
     projects = projects_of(environment.get("TOQUE_PROJECT") or "")

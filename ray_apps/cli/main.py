@@ -16,6 +16,7 @@ from ray_apps.cli.command import Given, Parser
 from ray_apps.cli.commands import (
     access,
     calls,
+    cluster,
     features,
     history,
     ledger,
@@ -28,6 +29,7 @@ from ray_apps.cli.commands import (
     runs,
     traffic,
 )
+from ray_apps.cli.commands.cluster import explained
 from ray_apps.cli.errors import INTERRUPTED, CommandError, Refused
 from ray_apps.cli.names import explain
 from ray_apps.cli.output import complain
@@ -35,6 +37,7 @@ from ray_apps.cli.output import complain
 # The order in which `toque --help` shows the commands.
 GROUPS = {
     "this machine": (machine,),
+    "a cluster": (cluster,),
     "models": (models, traffic, rollouts, predict),
     "monitoring": (monitoring,),
     "training": (runs, features),
@@ -62,6 +65,8 @@ def _run(given: Given) -> int:
     """Run the command; its error becomes a line on standard error and an exit code."""
     try:
         try:
+            if os.environ.get("TOQUE_PROFILE"):
+                _apply_profile()
             code: int = given.command(given) or 0
         except Refused as refused:
             explain(given, refused)
@@ -74,6 +79,14 @@ def _run(given: Given) -> int:
         return INTERRUPTED
     sys.stdout.flush()  # here, so that a closed pipe is seen in `main`
     return code
+
+
+def _apply_profile() -> None:
+    """Put the settings of the deployment profile into this process. Raises: UsageError if it cannot be read."""
+    from clusters.profile import apply_profile  # late: pydantic, for those who have a profile
+
+    with explained():
+        apply_profile(os.environ)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,56 +1,98 @@
-"""Builds Serve applications from the `args` in a Serve config file."""
+"""Builds Serve applications from the `args` in a Serve config, one function for each kind.
+
+args: Serve passes the config's mapping, as it cannot read annotations that are evaluated late. Each application is built
+in a process of the cluster, with that node's settings.
+"""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
+
+from clusters.profile import apply_profile
 
 if TYPE_CHECKING:
     from ray.serve import Application
 
+_Kind = TypeVar("_Kind", bound=BaseModel)
 
-class PredictorArgs(BaseModel):
-    """The `args` of a predictor's application.
 
-    workspace: whose model it is; None: that of the cluster's environment. options: fields of PredictorOptions that differ
-    from the cluster's environment.
+class AppArgs(BaseModel):
+    """The `args` of an application of the platform.
+
+    options: of its deployment, as the builder documents. release: what it was made from; Serve replaces the replicas of
+    an application whose args have changed, and of no other.
     """
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str
-    workspace: str | None = None
     options: dict[str, Any] = {}
+    release: str = ""
 
 
-def predictor(args: PredictorArgs | dict[str, Any]) -> Application:
+class PoolArgs(AppArgs):
+    """The `args` of a pool's application, with the fields of PoolOptions as options.
+
+    workspace: whose models they are; None: that of the cluster's environment.
+    """
+
+    workspace: str | None = None
+
+
+class PredictorArgs(PoolArgs):
+    """The `args` of one model's application, with the fields of PredictorOptions that differ from the environment's."""
+
+    model: str
+
+
+Args = AppArgs | dict[str, Any]
+
+
+def gateway(args: Args) -> Application:
+    """Build the gateway; its route prefix must be `/`. Raises: pydantic.ValidationError, naming the field."""
+    from ray_apps.gateway import application  # late: this module is imported where Ray is not, too
+
+    return application(_prepared(AppArgs, args).options)
+
+
+def mlflow(args: Args) -> Application:
+    """Build MLflow's protocol; its route prefix must be `/api`. Raises: pydantic.ValidationError, naming the field."""
+    from ray_apps.mlflow import application  # late: as above
+
+    return application(_prepared(AppArgs, args).options)
+
+
+def ticker(args: Args) -> Application:
+    """Build the ticker, which has no route. Raises: pydantic.ValidationError, naming the field."""
+    from ray_apps.ticker import application  # late: as above
+
+    return application(_prepared(AppArgs, args).options)
+
+
+def grpc(args: Args) -> Application:
+    """Build the gRPC proxy, which has no route; options: ProxyOptions. Raises: pydantic.ValidationError."""
+    from ray_apps.predictor.grpc import grpc_application  # late: as above
+
+    return grpc_application(_prepared(AppArgs, args).options)
+
+
+def predictor(args: Args) -> Application:
     """Build the Serve application of one model; its route prefix must be `/v2/models/{model}`.
 
     In a workspace other than `default` it is `/workspaces/{workspace}/v2/models/{model}`.
-
-    args: Serve passes the file's mapping, as it cannot read annotations that are evaluated late.
     Raises: pydantic.ValidationError, naming the field.
     """
     from ray_apps.predictor import PredictorOptions, application  # late: it imports torch
 
-    args = PredictorArgs.model_validate(args)
-    options = PredictorOptions.from_environment(os.environ, **_changes(args.options, args.workspace))
-    found: Application = application(args.model, options)
-    return found
+    found = _prepared(PredictorArgs, args)
+    options = PredictorOptions.from_environment(os.environ, **_changes(found))
+    built: Application = application(found.model, options)
+    return built
 
 
-class PoolArgs(BaseModel):
-    """The `args` of a pool's application; fields as of `PredictorArgs`, options those of PoolOptions."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    workspace: str | None = None
-    options: dict[str, Any] = {}
-
-
-def pool(args: PoolArgs | dict[str, Any]) -> Application:
+def pool(args: Args) -> Application:
     """Build the Serve application of all models that have no application of their own.
 
     Its route prefix must be `/v2/models`, or `/workspaces/{workspace}/v2/models`.
@@ -58,11 +100,15 @@ def pool(args: PoolArgs | dict[str, Any]) -> Application:
     """
     from ray_apps.predictor import PoolOptions, pool_application  # late: as above
 
-    args = PoolArgs.model_validate(args)
-    options = PoolOptions.from_environment(os.environ, **_changes(args.options, args.workspace))
-    found: Application = pool_application(options)
-    return found
+    options = PoolOptions.from_environment(os.environ, **_changes(_prepared(PoolArgs, args)))
+    built: Application = pool_application(options)
+    return built
 
 
-def _changes(options: dict[str, Any], workspace: str | None) -> dict[str, Any]:
-    return options if workspace is None else {**options, "workspace": workspace}
+def _prepared(kind: type[_Kind], args: BaseModel | dict[str, Any]) -> _Kind:
+    apply_profile(os.environ)
+    return kind.model_validate(args if isinstance(args, dict) else args.model_dump())
+
+
+def _changes(args: PoolArgs) -> dict[str, Any]:
+    return args.options if args.workspace is None else {**args.options, "workspace": args.workspace}

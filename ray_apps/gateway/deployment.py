@@ -6,6 +6,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any
 
+from clusters.profile import apply_profile
 from ray_apps.garbage_collector import freeze
 from registry.errors import Unavailable
 
@@ -46,6 +47,7 @@ def build() -> FastAPI:
     from ray_apps.oidc import OidcSettings
     from registry.access import DEFAULT_WORKSPACE, workspace_url
 
+    apply_profile(os.environ)
     context = context_of(os.environ).in_workspace(DEFAULT_WORKSPACE)
 
     def labels(workspace: str) -> LogWriter:

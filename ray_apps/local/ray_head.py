@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from ray_apps.deployment.serve_settings import serve_settings
 from ray_apps.local.errors import StartFailed
 from ray_apps.local.processes import ProcessSession, with_mark
 from ray_apps.local.state_file import RunningPlatform
@@ -42,17 +43,12 @@ def platform_environment(running: RunningPlatform) -> dict[str, str]:
 
 
 def serve_environment(running: RunningPlatform) -> dict[str, str]:
-    """List the variables that put Serve behind HAProxy with throughput settings, and its files and ports in their place.
+    """List Serve's variables, with the files and ports of HAProxy in their place.
 
-    HAProxy's pages of statistics go to loopback by way of `clusters/haproxy.sh`. Ray starts its workers at niceness 15,
-    below all else on the machine; here they serve, so they start at 0, and trainers lower theirs.
+    HAProxy's pages of statistics go to loopback by way of `clusters/haproxy.sh`.
     """
     folder = running.run_folder / "ha"
-    return {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-        "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
+    return serve_settings() | {
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "a.sock"),
@@ -62,10 +58,7 @@ def serve_environment(running: RunningPlatform) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(running.ports.metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(running.ports.stats),
         "RAY_TMPDIR": str(running.ray_folder),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_worker_niceness": "0",
         "RAY_worker_maximum_startup_concurrency": str(_STARTING),
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "ray_apps.predictor.http.bypass.middlewares",
         "RAY_START_HOOK": "ray_apps.local.start_hook.without_client_server",
         "DASHBOARD_METRIC_PORT": str(running.ports.door_metrics),
     }

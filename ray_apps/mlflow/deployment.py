@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from clusters.profile import apply_profile
 from ray_apps.garbage_collector import freeze
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def build() -> FastAPI:
     from ray_apps.oidc import OidcSettings
     from registry import DEFAULT_WORKSPACE
 
+    apply_profile(os.environ)
     context = context_of(os.environ).in_workspace(DEFAULT_WORKSPACE)
     app = build_app(context.store, clock=context.clock, oidc=OidcSettings.from_environment(os.environ))
     freeze()

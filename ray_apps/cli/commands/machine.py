@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from ray_apps.cli.arguments import arg, flag
 from ray_apps.cli.command import Commands, Given, add, find_project_here
+from ray_apps.cli.commands.cluster import explained
 from ray_apps.cli.errors import Failed, UsageError
 from ray_apps.cli.output import chosen, columns, message, note, table, value
 
@@ -44,6 +45,9 @@ _STORE = arg("--store URL", "address of the store (default: a folder in the stat
 _REDIS = arg("--redis URL", "address of a Redis (default: one is started)")
 _PORT = arg("--port", "port of the HTTP door (default: 8000)", type=int)
 _CPUS = arg("--cpus N", "CPUs that Ray may count on (default: all)", type=int)
+_CLUSTER = flag(
+    "--cluster", "end the applications of the cluster that this machine is a node of, and no node"
+)
 _FIXED = flag("--fixed-ports", "stop at a taken port instead of moving on")
 _ENVIRONMENT = flag("--environment", "print shell lines for a client, with the token")
 _REST = arg("rest", "arguments for the demo, after --", nargs=argparse.REMAINDER)
@@ -52,7 +56,7 @@ _REST = arg("rest", "arguments for the demo, after --", nargs=argparse.REMAINDER
 def register(commands: Commands) -> None:
     """Add the commands of this module."""
     add(commands, "up", _up, _PROJECTS, _CLOCK, _STORE, _REDIS, _PORT, _CPUS, _FIXED)
-    add(commands, "down", _down)
+    add(commands, "down", _down, _CLUSTER)
     add(commands, "status", _status, _ENVIRONMENT)
     add(commands, "demo", _demo, _PROJECT, _REST)
 
@@ -148,7 +152,17 @@ def _reporting() -> Iterator[Callable[[str], None]]:
 
 
 def _down(given: Given) -> None:
-    """End every process of the platform on this machine."""
+    """End every process of the platform on this machine, or the platform on its cluster."""
+    if given.cluster:
+        from ray_apps.deployment.deploy import shut_down
+
+        with explained():
+            was_up = shut_down()
+        text = (
+            "the platform is down; nodes, store and Redis stay" if was_up else "the platform was not running"
+        )
+        message(given.output, text, {"ended": was_up})
+        return
     from ray_apps.local import down
 
     with _reporting() as report:

@@ -8,6 +8,7 @@ from functools import cache
 
 import ray
 
+from clusters.profile import apply_profile
 from functions.model_formats.sandbox import Sandbox, SandboxLimits
 from registry.store import temporary_folder
 
@@ -15,10 +16,11 @@ __all__ = ["configure_process", "sandbox_of"]
 
 
 def configure_process(limits: SandboxLimits) -> None:
-    """Give torch as many threads as CPUs are reserved, and shorten the interpreter's thread switches.
+    """Read the cluster's profile, give torch as many threads as CPUs are reserved, and shorten the interpreter's thread switches.
 
     limits: of the sandbox, whose process imports torch at the same time.
     """
+    apply_profile(os.environ)
     sandbox_of(limits).start()
     import torch  # late: only replicas need it
 

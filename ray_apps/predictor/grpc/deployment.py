@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve.schema import LoggingConfig
 
+from clusters.profile import apply_profile
 from functions.runtime.context import context_of
 from ray_apps.admission import open_admission
 from ray_apps.oidc import OidcSettings
@@ -68,6 +69,7 @@ class ProxyReplica:
     """Serves gRPC as long as the replica lives. Raises: RuntimeError if the address cannot be had."""
 
     def __init__(self, options: dict[str, Any]) -> None:
+        apply_profile(os.environ)
         chosen = ProxyOptions.model_validate(options)
         limits = Limits(max_message_bytes=chosen.max_message_bytes, max_calls=chosen.max_calls)
         address = f"{chosen.host}:{chosen.port}"

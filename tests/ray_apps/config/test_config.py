@@ -3,43 +3,59 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-import yaml
 from pydantic import ValidationError
 from ray.serve import Application
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve.schema import ServeDeploySchema
 
-import ray_apps.config
+from clusters.profile import Profile
+from functions.placement import Placement
 from ray_apps.config.builders import PredictorArgs
+from ray_apps.deployment.serve_config import serve_config
 
-FILES = sorted(Path(ray_apps.config.__file__).parent.glob("*.yaml"))
+PLACED = {
+    "alone": Placement(),
+    "team/scaled": Placement(min_replicas=0, max_replicas=2),
+    "own": Placement(dedicated=True, num_cpus=1),
+    "small": Placement(pool=True),
+}
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_serve_accepts_the_file_and_every_builder_takes_its_args(file: Path) -> None:
-    schema = ServeDeploySchema.model_validate(yaml.safe_load(file.read_text()))
-    assert schema.http_options.host == "127.0.0.1"
-    assert len({each.name for each in schema.applications}) == len(schema.applications)
+@pytest.fixture
+def schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ServeDeploySchema:
+    monkeypatch.setenv("TOQUE_STORE", f"file://{tmp_path}/store")
+    profile = Profile.model_validate({"models": {"alone": {"num_replicas": 3}, "free": {}}})
+    return ServeDeploySchema.model_validate(serve_config(profile, PLACED, "r1"))
+
+
+def test_serve_accepts_the_config_and_builds_every_application(schema: ServeDeploySchema) -> None:
+    names = {each.name for each in schema.applications}
+    assert names == {
+        "gateway", "mlflow", "ticker", "grpc", "predictor-alone", "predictor-team..scaled", "predictor-own",
+        "predictor-free", "pool",
+    }  # fmt: skip
+    assert len(names) == len(schema.applications)
     for application in schema.applications:
         module, _, name = application.import_path.partition(":")
         builder = getattr(import_module(module), name)
         assert len(inspect.signature(builder).parameters) == 1
-        if name == "predictor":
-            args = PredictorArgs.model_validate(application.args)
-            assert application.route_prefix == f"/v2/models/{args.model}"
-
-
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_serve_builds_every_application_of_the_file(
-    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TOQUE_STORE", f"file://{tmp_path}/store")
-    for application in ServeDeploySchema.model_validate(yaml.safe_load(file.read_text())).applications:
-        module, _, name = application.import_path.partition(":")
-        built = call_user_app_builder_with_args_if_necessary(
-            getattr(import_module(module), name), application.args
-        )
+        built = call_user_app_builder_with_args_if_necessary(builder, application.args)
         assert isinstance(built, Application)
+
+
+def test_a_profile_says_how_a_model_is_served(schema: ServeDeploySchema) -> None:
+    alone = next(each for each in schema.applications if each.name == "predictor-alone")
+    assert PredictorArgs.model_validate(alone.args).options["num_replicas"] == 3
+    assert alone.route_prefix == "/v2/models/alone"
+
+
+def test_only_a_new_release_changes_the_config(schema: ServeDeploySchema) -> None:
+    again = ServeDeploySchema.model_validate(
+        serve_config(Profile.model_validate({"models": {"alone": {"num_replicas": 3}, "free": {}}}), PLACED, "r1")
+    )
+    assert again == schema
+    other = serve_config(Profile(), PLACED, "r2")
+    assert all(each["args"]["release"] == "r2" for each in other["applications"])
 
 
 def test_a_misspelt_argument_is_refused() -> None:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from functions.placement import Placement
 from ray_apps.config.builders import predictor
-from ray_apps.local.deploying import targets
+from ray_apps.deployment.applications import applications
 from ray_apps.predictor import DedicatedOptions, PoolOptions, PredictorOptions, application, build_predictor
 from ray_apps.predictor.deploy import deployment
 from ray_apps.predictor.deploy.dedicated import version_application
@@ -68,7 +68,9 @@ def test_the_door_is_one_replica_and_a_version_is_what_its_placement_says(monkey
     version_loader = Placement(
         dedicated=True, min_replicas=0, max_replicas=3, target_latency_ms=40, num_gpus=1
     )
-    found: Any = {one.name: one.target for one in targets({"late": version_loader})}["predictor-late"]
+    found: Any = {one.name: one.target().target for one in applications({"late": version_loader})}[
+        "predictor-late"
+    ]
     endpoint = found._bound_deployment
     assert endpoint.num_replicas == 1
     assert endpoint.ray_actor_options["num_cpus"] == 0

@@ -12,8 +12,9 @@ from ray.serve._private.haproxy import HAProxyManager
 
 from functions.placement import Placement
 from ray_apps.config.builders import pool
+from ray_apps.deployment.applications import applications
 from ray_apps.local.admin import create_workspaces
-from ray_apps.local.deploying import models_of, placements, targets
+from ray_apps.local.deploying import models_of, placements
 from ray_apps.local.settings import Ports, Settings
 from ray_apps.local.state_file import RunningPlatform
 from ray_apps.predictor import PoolOptions, PredictorOptions, application, pool_application
@@ -26,6 +27,10 @@ from functions.project import ModelDefinition
 FEATURES = []
 MODELS = [ModelDefinition(name="{model}", service="s", entities="e", label="y", numeric=("x",))]
 """
+
+
+def targets(placed: dict[str, Placement]) -> list[serve.RunTarget]:
+    return [each.target() for each in applications(placed)]
 
 
 def deployment_of(found: serve.Application) -> Any:

@@ -1,0 +1,1 @@
+"""Brings the platform up on a cluster: starts Ray on a node, checks it, deploys the applications, shuts them down."""

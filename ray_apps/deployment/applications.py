@@ -1,0 +1,137 @@
+"""Lists the Serve applications of a platform: gateway, MLflow's protocol, ticker, gRPC, and predictors as models are placed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ray_apps.model_paths import qualified_name, split_name
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ray.serve import RunTarget
+
+    from functions.placement import Placement
+
+BUILDERS = "ray_apps.config.builders"
+
+
+@dataclass(frozen=True, slots=True)
+class ApplicationSpec:
+    """An application as Serve's config describes it. builder: function of `BUILDERS`; args: what it is called with."""
+
+    name: str
+    route_prefix: str | None
+    builder: str
+    args: dict[str, Any]
+
+    def config(self, release: str) -> dict[str, Any]:
+        """Describe the application in a Serve config. release: a new one replaces its replicas, one by one."""
+        return {
+            "name": self.name,
+            "route_prefix": self.route_prefix,
+            "import_path": f"{BUILDERS}:{self.builder}",
+            "args": {**self.args, "release": release},
+        }
+
+    def target(self) -> RunTarget:
+        """Build the application in this process, for Serve's Python API."""
+        from ray.serve import RunTarget  # late: the processes that start Ray import this package before it
+
+        build = getattr(import_module(BUILDERS), self.builder)
+        return RunTarget(target=build(self.args), name=self.name, route_prefix=self.route_prefix)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How the applications are laid out over nodes.
+
+    gateway, mlflow, ticker, grpc: options of each, as its builder takes them; None: not deployed. predictors: fields of
+    PredictorOptions for every model; models: for one, by qualified name; pool: those of a pool for every other model of
+    the default workspace, None for no such pool.
+    """
+
+    gateway: dict[str, Any] | None = field(default_factory=dict)
+    mlflow: dict[str, Any] | None = field(default_factory=dict)
+    ticker: dict[str, Any] | None = field(default_factory=dict)
+    grpc: dict[str, Any] | None = None
+    # By default no CPU is reserved: on a small machine training would find none left.
+    predictors: dict[str, Any] = field(default_factory=lambda: {"num_cpus": 0})
+    models: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    pool: dict[str, Any] | None = None
+
+
+ONE_MACHINE = Layout()
+
+
+def applications(models: Mapping[str, Placement], layout: Layout = ONE_MACHINE) -> list[ApplicationSpec]:
+    """List the applications of a platform. models: where each is served, by qualified name."""
+    from ray_apps.mlflow import ROUTE_PREFIX  # late: as above
+    from ray_apps.predictor.grpc import GRPC_APP
+
+    own = [
+        ("gateway", "/", "gateway", layout.gateway),
+        ("mlflow", ROUTE_PREFIX, "mlflow", layout.mlflow),
+        ("ticker", None, "ticker", layout.ticker),
+        (GRPC_APP, None, "grpc", layout.grpc),
+    ]
+    platform = [
+        ApplicationSpec(name, prefix, builder, {"options": options})
+        for name, prefix, builder, options in own
+        if options is not None
+    ]
+    return platform + _predictors(models, layout)
+
+
+def _predictors(models: Mapping[str, Placement], layout: Layout) -> list[ApplicationSpec]:
+    """List the predictors, and the pools that a model is placed in."""
+    from ray_apps import predictor  # late: as above
+
+    found = []
+    pools: dict[str, dict[str, Any]] = {} if layout.pool is None else {"default": layout.pool}
+    for name in dict.fromkeys((*models, *layout.models)):
+        workspace, model = split_name(name)
+        place = models.get(name)
+        if place is not None and place.pool:
+            pools.setdefault(workspace, {})
+            continue
+        options = layout.predictors | _placed(place) | layout.models.get(name, {})
+        args = {"model": model, "workspace": workspace, "options": options}
+        app, prefix = predictor.app_name(model, workspace), predictor.route_prefix(model, workspace)
+        found.append(ApplicationSpec(app, prefix, "predictor", args))
+    for workspace, own in pools.items():
+        args = {"workspace": workspace, "options": layout.predictors | own}
+        app, prefix = predictor.pool_app(workspace), predictor.pool_prefix(workspace)
+        found.append(ApplicationSpec(app, prefix, "pool", args))
+    return found
+
+
+def _placed(place: Placement | None) -> dict[str, Any]:
+    """List the fields of PredictorOptions that a placement says."""
+    if place is None:
+        return {}
+    if place.dedicated:
+        from ray_apps.predictor import DedicatedOptions  # late: as above
+
+        return {"dedicated": place.model_dump(include=set(DedicatedOptions.model_fields))}
+    if place.min_replicas == place.max_replicas:
+        return {"num_replicas": place.max_replicas}
+    return place.model_dump(include={"min_replicas", "max_replicas", "target_latency_ms"})
+
+
+def placements_of(project: str | None) -> dict[str, Placement]:
+    """Read from the users' projects where each model is served, by qualified name. project: as TOQUE_PROJECT says."""
+    from functions.runtime.context import projects_of  # late: it brings Ray in
+
+    modules = projects_of(project or "")
+    if not modules:
+        return {}
+    from functions.project import load_project  # late: the user's code is imported only if there is a project
+
+    return {
+        qualified_name(name, workspace): model.placement
+        for workspace, module in modules.items()
+        for name, model in load_project(module).models.items()
+    }

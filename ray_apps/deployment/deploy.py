@@ -1,0 +1,217 @@
+"""Deploys the platform of a profile on the connected cluster; done again it changes only what differs."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clusters.profile import Profile, effective_profile, require_settings, settings_of
+from ray_apps.deployment.applications import placements_of
+from ray_apps.deployment.checks import Check, check_cluster
+from ray_apps.deployment.errors import DeploymentError
+from ray_apps.deployment.first_token import ACTOR, TokenPlace, ensure_first_token
+from ray_apps.deployment.serve_config import release_of, serve_config
+
+if TYPE_CHECKING:
+    from registry import ObjectStore
+
+READY_S = 300.0
+_ASK_S = 0.5
+_FAILED = {"DEPLOY_FAILED", "UNHEALTHY"}
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """What a deploy found and did.
+
+    checks: before it; applications: state of each by name; doors: addresses at which the platform answers; notes: what
+    a person should know, such as a change that needs a restart.
+    """
+
+    checks: list[Check]
+    applications: dict[str, str]
+    doors: list[str]
+    notes: list[str]
+
+
+def deploy(
+    token: TokenPlace, *, restart: bool = False, wait_s: float = READY_S, report: Report = lambda _: None
+) -> Deployed:
+    """Check the cluster, make what the platform needs once, deploy every application, and wait until each answers.
+
+    This process is connected to the cluster afterwards. token: where the first administrator's token goes. restart:
+    replace every replica, also where nothing changed; the doors answer meanwhile.
+    Raises: ProfileError; DeploymentError if a check fails, or an application is not ready within `wait_s`.
+    """
+    require_settings(os.environ)
+    profile = effective_profile(os.environ)
+    connect()
+    from functions.runtime.context import context_of  # late: it brings Ray in
+
+    store = context_of(os.environ).store
+    report("checking the cluster")
+    before = running_options()
+    doors = () if before else (profile.ports.http, profile.ports.grpc)
+    checks = check_cluster(store, doors=doors)
+    failed = [each for each in checks if not each.ok]
+    if failed:
+        raise DeploymentError("; ".join(f"{each.check}: {each.found}" for each in failed))
+    notes = [ensure_first_token(store, token), *prepare_store(store, profile)]
+    notes += restarts_needed(profile, before)
+    config = make_config(profile, restart=restart)
+    report(f"deploying {len(config['applications'])} applications")
+    apply(config)
+    states = wait_ready({each["name"] for each in config["applications"]}, wait_s, report)
+    return Deployed(checks, states, doors_of(profile), notes)
+
+
+def connect() -> None:
+    """Connect this process to the cluster it is on, or that RAY_ADDRESS names. Raises: DeploymentError."""
+    import ray  # late: its variables must be set first
+
+    if ray.is_initialized():
+        return
+    try:
+        ray.init(address=os.environ.get("RAY_ADDRESS") or "auto", namespace="toque", log_to_driver=False)
+    except ConnectionError as error:
+        raise DeploymentError(
+            "no cluster is here; start one with `toque node start --head`, or give --address of its job endpoint"
+        ) from error
+
+
+def prepare_store(store: ObjectStore, profile: Profile) -> list[str]:
+    """Create the workspaces of the profile and of its projects, and take the store under the audit keys.
+
+    Returns what was done, in words.
+    """
+    from functions.runtime.context import projects_of  # late: it brings Ray in
+    from registry import Access, AlreadyExists, utc_now
+    from registry.history import adopt_all
+
+    notes = []
+    if store.audit_keys:
+        adopt_all(store, utc_now)
+    access = Access(store, actor=ACTOR)
+    known = {each.name for each in access.list_workspaces()}
+    project = {each.name: each.value for each in settings_of(os.environ)}["project"]
+    for name in dict.fromkeys((*projects_of(project), *profile.workspaces)):
+        if name not in known:
+            with suppress(AlreadyExists):  # somebody made it just now
+                access.create_workspace(name)
+                notes.append(f"workspace {name}: created")
+    return notes
+
+
+def make_config(profile: Profile, *, restart: bool = False) -> dict[str, Any]:
+    """Make Serve's config of this process's profile and project. restart: as a new release."""
+    settings = settings_of(os.environ)
+    project = next(each.value for each in settings if each.name == "project")
+    release = release_of(settings, _folders_of(project))
+    release = f"{release}-{time.time_ns()}" if restart else release
+    return serve_config(profile, placements_of(project), release)
+
+
+def _folders_of(project: str) -> list[Path]:
+    """List the folders of the projects' packages, or their files."""
+    from functions.runtime.context import projects_of  # late: as above
+
+    found = []
+    for module in projects_of(project).values():
+        spec = find_spec(module)
+        if spec is not None and spec.origin:
+            file = Path(spec.origin)
+            found.append(file.parent if file.name == "__init__.py" else file)
+    return found
+
+
+def running_options() -> dict[str, Any] | None:
+    """Read the options that Serve's doors run with; None if Serve does not run."""
+    details = serve_details()
+    return None if details is None else dict(details["http_options"])
+
+
+def serve_details() -> dict[str, Any] | None:
+    """Read what Serve says of itself and of its applications; None if it does not run."""
+    from ray.serve.context import _get_global_client  # late: as above
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    return None if client is None else dict(client.get_serve_details())
+
+
+def restarts_needed(profile: Profile, running: dict[str, Any] | None) -> list[str]:
+    """Say which settings of the profile take effect only when Serve is started anew."""
+    wanted = {"host": profile.bind, "port": profile.ports.http}
+    if running is None:
+        return []
+    names = {"host": "bind", "port": "ports.http"}
+    return [
+        f"{names[name]}: Serve runs with {running[name]!r}; {value!r} needs `toque down --cluster` and `toque deploy`, "
+        "and the doors are shut meanwhile"
+        for name, value in wanted.items()
+        if running.get(name) != value
+    ]
+
+
+def apply(config: dict[str, Any]) -> None:
+    """Hand Serve its config; what it does not name any more is removed, what is equal stays as it is."""
+    from ray.serve._private.api import serve_start
+    from ray.serve.schema import ServeDeploySchema
+
+    schema = ServeDeploySchema.model_validate(config)
+    client = serve_start(
+        http_options=schema.http_options.model_dump(),
+        grpc_options=schema.grpc_options.model_dump(),
+        proxy_location=schema.proxy_location,
+        global_logging_config=schema.logging_config,
+    )
+    client.deploy_apps(schema)
+
+
+def wait_ready(names: set[str], wait_s: float, report: Report = lambda _: None) -> dict[str, str]:
+    """Wait until every application runs; returns the state of each. Raises: DeploymentError with what Serve says."""
+    deadline = time.monotonic() + wait_s
+    shown: set[str] = set()
+    while True:
+        applications = (serve_details() or {}).get("applications", {})
+        states = {name: str(applications.get(name, {}).get("status", "MISSING")) for name in names}
+        waiting = sorted(name for name, state in states.items() if state != "RUNNING")
+        if not waiting:
+            return states
+        for name in names - set(waiting) - shown:
+            report(f"{name} runs")
+            shown.add(name)
+        failed = [name for name in waiting if states[name] in _FAILED]
+        if failed or time.monotonic() > deadline:
+            why = "; ".join(
+                f"{name}: {states[name]} {applications.get(name, {}).get('message', '')}"
+                for name in failed or waiting
+            )
+            raise DeploymentError(f"not ready after {wait_s - (deadline - time.monotonic()):.0f} s: {why}")
+        time.sleep(_ASK_S)
+
+
+def doors_of(profile: Profile) -> list[str]:
+    """List the addresses of the nodes that answer clients."""
+    import ray  # late: as above
+
+    nodes = [each for each in ray.nodes() if each["Alive"] and "door" in each["Resources"]]  # type: ignore[no-untyped-call]
+    return [f"http://{each['NodeManagerAddress']}:{profile.ports.http}" for each in nodes]
+
+
+def shut_down() -> bool:
+    """End Serve and every application of the connected cluster; whether it ran. Store, Redis and nodes stay."""
+    connect()
+    if serve_details() is None:
+        return False
+    from ray import serve  # late: as above
+
+    serve.shutdown()  # type: ignore[no-untyped-call]
+    return True

@@ -1,0 +1,154 @@
+"""Makes the first administrator's token of a cluster, once, and puts it into a file or a Kubernetes secret."""
+
+from __future__ import annotations
+
+import base64
+import json
+import ssl
+import urllib.error
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from ray_apps.deployment.errors import DeploymentError
+from ray_apps.local.state_file import write_private
+from registry import EVERY_WORKSPACE, Access, NotFound, Role, utc_now
+
+if TYPE_CHECKING:
+    from registry import ObjectStore
+    from registry.access import TokenRecord
+
+NAME = "admin"
+ACTOR = "toque-deploy"
+_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_ABSENT, _CONFLICT = 404, 409
+
+
+class TokenPlace(Protocol):
+    """Where the token is kept; `where` names it for a person."""
+
+    @property
+    def where(self) -> str:
+        """Name of the place, for a person."""
+        ...
+
+    def read(self) -> str:
+        """Read the token, or "" if there is none. Raises: DeploymentError."""
+        ...
+
+    def write(self, token: str) -> None:
+        """Keep the token, readable by its owner only. Raises: DeploymentError."""
+        ...
+
+
+def ensure_first_token(store: ObjectStore, place: TokenPlace) -> str:
+    """Make the administrator's token unless there is one; returns what came of it, in words.
+
+    A platform that has another administrator's token already gets none. Killed before the token is kept, the next call
+    revokes it and makes another, as nobody can know its secret.
+    """
+    access = Access(store, actor=ACTOR)
+    kept = place.read()
+    if kept and access.verify(kept):
+        return f"admin token: in {place.where}"
+    known = access.list_tokens()
+    if kept and all(each.name != NAME for each in known):
+        raise DeploymentError(
+            f"{place.where} has a token that this platform does not know; move it away, or name another place"
+        )
+    now = utc_now()
+    others = [each.name for each in known if each.name != NAME and each.is_live(now) and _is_admin(each)]
+    if others:
+        return f"admin token: none made, as {', '.join(others[:3])} can make tokens"
+    with suppress(NotFound):  # usually there is no such token
+        access.revoke(NAME)
+    place.write(access.create_token(NAME, "admin", workspace=EVERY_WORKSPACE))
+    return f"admin token: made, in {place.where}"
+
+
+def _is_admin(token: TokenRecord) -> bool:
+    return any(each.allows(Role.admin, EVERY_WORKSPACE) for each in token.grants)
+
+
+class TokenFile:
+    """A file that only its owner can read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path.expanduser()
+
+    @property
+    def where(self) -> str:
+        """Path of the file, without `~`."""
+        return str(self._path)
+
+    def read(self) -> str:
+        """Read the token, or "" if there is no file."""
+        return self._path.read_text().strip() if self._path.exists() else ""
+
+    def write(self, token: str) -> None:
+        """Write the file atomically with mode 0600."""
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_private(self._path, token)
+
+
+class TokenSecret:
+    """The key `token` of a Kubernetes secret in this pod's namespace, through the API server by the pod's account."""
+
+    def __init__(
+        self, name: str, *, account: Path = _ACCOUNT, server: str = "https://kubernetes.default.svc"
+    ) -> None:
+        self._name, self._account, self._server = name, account, server
+
+    @property
+    def where(self) -> str:
+        """Kind and name of the secret."""
+        return f"secret {self._name}"
+
+    def read(self) -> str:
+        """Read the token, or "" if there is no such secret. Raises: DeploymentError."""
+        try:
+            found = self._ask("GET", f"/{self._name}")
+        except urllib.error.HTTPError as error:
+            if error.code == _ABSENT:
+                return ""
+            raise DeploymentError(f"{self.where}: {error}; may the pod's account read it?") from error
+        return base64.b64decode(found.get("data", {}).get("token", "")).decode().strip()
+
+    def write(self, token: str) -> None:
+        """Create the secret, or replace what it holds. Raises: DeploymentError."""
+        data = {"token": base64.b64encode(token.encode()).decode()}
+        body = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": self._name}, "data": data}
+        try:
+            try:
+                self._ask("POST", "", body)
+            except urllib.error.HTTPError as error:
+                if error.code != _CONFLICT:
+                    raise
+                self._ask("PUT", f"/{self._name}", body)
+        except urllib.error.HTTPError as error:
+            raise DeploymentError(f"{self.where}: {error}; may the pod's account create it?") from error
+
+    def _ask(self, method: str, path: str, body: object = None) -> dict[str, dict[str, str]]:
+        namespace = (self._account / "namespace").read_text().strip()
+        request = urllib.request.Request(  # noqa: S310  # the address is ours
+            f"{self._server}/api/v1/namespaces/{namespace}/secrets{path}",
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={
+                "Authorization": f"Bearer {(self._account / 'token').read_text().strip()}",
+                "Content-Type": "application/json",
+            },
+        )
+        authority = self._account / "ca.crt"
+        context = (
+            ssl.create_default_context(cafile=str(authority)) if self._server.startswith("https") else None
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=10, context=context) as answer:  # noqa: S310  # as above
+                found: dict[str, dict[str, str]] = json.load(answer)
+        except urllib.error.HTTPError:
+            raise
+        except OSError as error:
+            raise DeploymentError(f"{self.where}: the API server does not answer: {error}") from error
+        return found

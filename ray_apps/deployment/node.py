@@ -1,0 +1,216 @@
+"""Starts Ray on a node of a cluster, with the settings of the deployment profile.
+
+What `ray start` needs beside its own options comes from here, so that every node of a cluster has it alike: the
+profile's variables, Serve behind HAProxy, the node's type with the resources and the label that go with it, and for the
+head a Redis in which what it knows outlives it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from urllib.parse import unquote, urlsplit
+
+from clusters.profile import Profile, ProfileError, apply_profile, effective_profile, require_settings
+from ray_apps.deployment.errors import DeploymentError
+from ray_apps.deployment.serve_settings import HAPROXY, serve_settings
+
+ROOT = Path(__file__).resolve().parents[2]  # the folder that holds our packages
+PORT = 6379
+ATTEMPTS = 4
+PAUSE_S = 5.0
+SERVE, DOOR = "serve", "door"
+_MANY = 1000  # replicas ask for a thousandth each
+_EARLY_S = 90.0  # a head that ends sooner did not start
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStart:
+    """What a node is to be.
+
+    head: address of the cluster's head, as in `10.0.0.4`, or with its port; None: this node is the head. type: of the
+    node, as in `serve`, `cpu` or `gpu`; replicas go to `serve`, experiments to the others. block: stay until Ray ends.
+    more: further arguments of `ray start`.
+    """
+
+    head: str | None
+    type: str
+    block: bool = False
+    more: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(
+        cls,
+        *,
+        head: bool,
+        address: str | None,
+        kind: str | None,
+        block: bool,
+        more: Sequence[str],
+    ) -> NodeStart:
+        """Read the arguments of `toque node start`, of which kind is the type; `more` may be a whole `ray start` command, as KubeRay makes it.
+
+        Raises: DeploymentError naming what is missing.
+        """
+        rest = list(more)
+        if rest[:2] == ["ray", "start"]:
+            rest = rest[2:]
+        found, kept = {"--head": head, "--block": block}, []
+        for argument in rest:
+            if argument in found:
+                found[argument] = True
+            elif argument.startswith("--address="):
+                address = argument.partition("=")[2]
+            else:
+                kept.append(argument)
+        if found["--head"] == bool(address):
+            raise DeploymentError("say either --head, or --address HOST[:PORT] of the head")
+        type_ = kind or os.environ.get("RAY_NODE_TYPE_NAME") or ("head" if found["--head"] else "")
+        if not type_:
+            raise DeploymentError("--type: say what the node is for, as in serve, cpu or gpu")
+        return cls(None if found["--head"] else address, type_, block=found["--block"], more=tuple(kept))
+
+    @property
+    def is_head(self) -> bool:
+        """Whether the node is the cluster's head."""
+        return self.head is None
+
+
+def start_node(node: NodeStart, *, report: Report = lambda _: None) -> int:
+    """Start Ray on this machine as `node` says; returns the exit code of a `ray start` that blocked, else 0.
+
+    A head whose Redis still counts its predecessor as alive does not start at first, so it is tried again.
+    Raises: ProfileError, naming what the profile lacks; DeploymentError if Ray does not start.
+    """
+    environment = node_environment(node, os.environ)
+    command = ray_start(node, effective_profile(environment), environment)
+    for attempt in range(1, ATTEMPTS + 1):
+        begun = time.monotonic()
+        code = _run(command, environment)
+        if code == 0 or (node.block and time.monotonic() - begun > _EARLY_S):
+            return code
+        if not node.is_head or attempt == ATTEMPTS:
+            break
+        report(f"the head did not start (exit code {code}); trying again, {attempt} of {ATTEMPTS - 1}")
+        time.sleep(PAUSE_S)
+    raise DeploymentError(f"`ray start` ended with exit code {code}; what it printed says why")
+
+
+def node_environment(node: NodeStart, inherited: Mapping[str, str]) -> dict[str, str]:
+    """Make the environment of a node's processes. Raises: ProfileError, naming what is missing."""
+    environment = dict(inherited)
+    apply_profile(environment)
+    require_settings(environment)
+    ours = serve_settings() | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(HAPROXY),
+        "RAY_NODE_TYPE_NAME": node.type,  # becomes the label ray.io/node-group
+    }
+    environment = ours | environment
+    if node.is_head:
+        environment = _head_memory(effective_profile(environment)) | environment
+    for name, first in (("PYTHONPATH", str(ROOT)), ("PATH", str(Path(sys.executable).parent))):
+        places = [first, *environment.get(name, "").split(os.pathsep)]
+        environment[name] = os.pathsep.join(dict.fromkeys(place for place in places if place))
+    return environment
+
+
+def ray_start(node: NodeStart, profile: Profile, environment: Mapping[str, str]) -> list[str]:
+    """Build the `ray start` command of a node; arguments that `node.more` has are not said twice."""
+    options: dict[str, object] = {"object-manager-port": 8076}
+    if node.is_head:
+        options |= {"port": PORT, "dashboard-host": "127.0.0.1"}
+        options |= {} if node.type == SERVE else {"num-cpus": 0}  # it schedules; tasks cannot take it down
+        if "RAY_REDIS_ADDRESS" in environment:
+            url = urlsplit(profile.redis.head_url or profile.redis.url)
+            options |= {"redis-username": unquote(url.username)} if url.username else {}
+            password = _password(profile)
+            options |= {"redis-password": password} if password else {}
+    else:
+        address = str(node.head)
+        options["address"] = address if ":" in address else f"{address}:{PORT}"
+    given, more = _resources_in(node.more)
+    if resources := node_resources(node) | given:
+        options["resources"] = json.dumps(resources)
+    said = {argument.partition("=")[0] for argument in more}
+    flags = [f"--{name}={value}" for name, value in options.items() if f"--{name}" not in said]
+    fixed = ["--head"] * node.is_head + ["--block"] * node.block + ["--disable-usage-stats"] * node.is_head
+    return [sys.executable, "-m", "ray.scripts.scripts", "start", *fixed, *flags, *more]
+
+
+def node_resources(node: NodeStart) -> dict[str, int]:
+    """List the resources that Ray counts on a node for its type: `serve` takes replicas, `door` answers clients."""
+    serves = {SERVE: _MANY} if node.type == SERVE else {}
+    return serves | ({DOOR: _MANY} if serves or node.is_head else {})
+
+
+def _resources_in(more: Sequence[str]) -> tuple[dict[str, int], list[str]]:
+    """Split further arguments into the resources they say and the rest. Raises: DeploymentError if these are no JSON."""
+    found: dict[str, int] = {}
+    kept = []
+    for argument in more:
+        name, _, text = argument.partition("=")
+        if name != "--resources":
+            kept.append(argument)
+            continue
+        try:
+            found |= json.loads(text.strip("'\""))
+        except ValueError as error:
+            raise DeploymentError(f"{argument}: want JSON, as in --resources='{{\"serve\": 1}}'") from error
+    return found, kept
+
+
+def _head_memory(profile: Profile) -> dict[str, str]:
+    """List the variables that let what the head knows outlive it, in Redis.
+
+    Raises: ProfileError if that Redis is one that Ray cannot use.
+    """
+    name, url = (
+        ("redis.head_url", profile.redis.head_url)
+        if profile.redis.head_url
+        else ("redis.url", profile.redis.url)
+    )
+    parts = urlsplit(url)
+    if parts.scheme not in {"redis", "rediss"} or not parts.hostname:
+        raise ProfileError(
+            f"{name}: the head keeps what it knows in a single Redis, not {parts.scheme}://; name one in redis.head_url"
+        )
+    tls = "rediss://" if parts.scheme == "rediss" else ""
+    return {
+        "RAY_REDIS_ADDRESS": f"{tls}{parts.hostname}:{parts.port or PORT}",
+        "RAY_external_storage_namespace": profile.cluster,
+    }
+
+
+def _password(profile: Profile) -> str:
+    """Find the password of the head's Redis."""
+    url = urlsplit(profile.redis.head_url or profile.redis.url)
+    if url.password:
+        return unquote(url.password)
+    file = profile.redis.password_file
+    return Path(file).read_text().strip() if file and not profile.redis.head_url else ""
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a command to its end, and pass on signals that ask this process to end."""
+    process = subprocess.Popen(command, env=dict(environment))  # noqa: S603  # our own program
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        return process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
