@@ -7,8 +7,7 @@ broken, the command runs again through the client, so it has to be one that may 
 import os
 from typing import Any
 
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis_clients import TRANSIENT
 
 
 class ConnectionCache:
@@ -32,7 +31,7 @@ class ConnectionCache:
         try:
             connection.send_command(*command)
             answer = connection.read_response(disable_decoding=True)
-        except (RedisConnectionError, RedisTimeoutError):  # closed since the last call, or the server is gone
+        except TRANSIENT:  # closed since the last call, or the server is gone or loads its data
             self._pool.release(connection)
             return self._client.execute_command(*command)
         except BaseException:  # an answer may be half read

@@ -10,16 +10,11 @@ from contextlib import contextmanager
 from functools import cached_property, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
 from weakref import WeakKeyDictionary
 
 import polars as pl
 import pyarrow as pa
-import redis
-import redis.asyncio
-from redis.asyncio.cluster import RedisCluster as AsyncRedisCluster
-from redis.cluster import RedisCluster
-from redis.exceptions import RedisClusterException, RedisError
+from redis.exceptions import RedisError
 
 from featurestore.definitions.encoding import RowLayout, precedence
 from featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP
@@ -28,6 +23,7 @@ from featurestore.errors import OnlineStoreUnavailable
 from featurestore.online.coalesced_reads import CoalescedReads
 from featurestore.online.connections import ConnectionCache
 from featurestore.online.keys import row_keys
+from redis_clients import RedisAddress, open_redis, open_redis_async
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,8 +32,8 @@ if TYPE_CHECKING:
 KEYS_PER_CALL = 500
 CALLS_PER_TRIP = 8
 FEW = 500  # up to so many rows a dictionary finds the newest faster than a query
-_CLUSTER = "+cluster"
-_UNREACHABLE = (RedisError, RedisClusterException, OSError)
+READ_PATIENCE_S = 2.0  # while serving: then the request is answered without the features
+_UNREACHABLE = (RedisError, OSError)
 
 NEWEST_WINS = """
 local function newer(a, b)
@@ -69,26 +65,21 @@ return n
 class OnlineStore:
     """Online store with the packed rows of a project in Redis.
 
-    redis_url: `redis://[:password@]host:port/db`, or `redis+cluster://[:password@]host:port` of any node of a cluster.
+    redis_url: of a server, Sentinels or a Cluster; see `redis_clients.RedisAddress`.
+    Raises: InvalidRedisUrl.
     """
 
     def __init__(self, redis_url: str, project: str) -> None:
         self.project = project
-        parts = urlsplit(redis_url)
-        self._where = f"Redis at {parts.hostname}:{parts.port or 6379}"
-        self._clustered = parts.scheme.endswith(_CLUSTER)
-        self._url = urlunsplit(parts._replace(scheme=parts.scheme.removesuffix(_CLUSTER)))
+        address = RedisAddress.of(redis_url)
+        self._where, self._clustered = f"Redis at {address.where}", address.kind == "cluster"
+        self._url = redis_url
         self._async: WeakKeyDictionary[Any, tuple[Any, CoalescedReads]] = WeakKeyDictionary()
 
     @cached_property
     def client(self) -> Any:
-        """Synchronous Redis client; a cluster's client discovers the nodes when it is created.
-
-        Raises: OnlineStoreUnavailable.
-        """
-        with self.reachable():
-            kind: Any = RedisCluster if self._clustered else redis.Redis
-            return kind.from_url(self._url)
+        """Synchronous Redis client, which connects at its first command."""
+        return open_redis(self._url)
 
     @cached_property
     def _connections(self) -> ConnectionCache:
@@ -168,8 +159,7 @@ class OnlineStore:
         """Coalesced reads of the running loop, with a client of its own, as connections cannot change loops."""
         loop = asyncio.get_running_loop()
         if loop not in self._async:
-            kind: Any = AsyncRedisCluster if self._clustered else redis.asyncio.Redis
-            client = kind.from_url(self._url)
+            client = open_redis_async(self._url, patience_s=READ_PATIENCE_S)
             ask = client.mget_nonatomic if self._clustered else partial(client.execute_command, "MGET")
             self._async[loop] = client, CoalescedReads(lambda keys: ask(*keys))
         return self._async[loop][1]

@@ -17,13 +17,13 @@ import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError
 from pydantic import BaseModel, ConfigDict
-from redis import Redis
 
 from functions.prediction_log.errors import PredictionLogError
 from functions.prediction_log.frames import Frame
 from functions.prediction_log.records import LABELS, PREDICTIONS, label_columns, prediction_columns
 from functions.prediction_log.shipper import adopt_orphans
 from functions.prediction_log.stream import Stream
+from redis_clients import open_redis
 from registry.access import DEFAULT_WORKSPACE
 from registry.store import ObjectStore, Table
 
@@ -72,7 +72,7 @@ def drain(
     store: of the workspace whose records they are.
     Safe to run several at once. Raises: redis.RedisError, PredictionLogError, registry's Unavailable.
     """
-    client = Redis.from_url(redis_url, socket_timeout=30, socket_connect_timeout=5)
+    client = open_redis(redis_url, timeout_s=30.0)
     try:
         total = DrainResult()
         for kind, move in (("predictions", _move_predictions), ("labels", _move_labels)):

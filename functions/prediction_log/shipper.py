@@ -13,7 +13,7 @@ import threading
 import time
 from pathlib import Path
 
-from redis import Redis, RedisError
+from redis import RedisError
 
 from functions.prediction_log.stream import Stream
 from functions.prediction_log.wal import (
@@ -25,6 +25,7 @@ from functions.prediction_log.wal import (
     recover,
     segments_of,
 )
+from redis_clients import open_redis
 from registry.access import DEFAULT_WORKSPACE
 
 __all__ = ["LogWriter", "adopt_orphans"]
@@ -66,7 +67,7 @@ class LogWriter:
         self._position = 0
         self._unsent: Chunk | None = None
         self._rotation = self._rotating = self._rotated_at = 0
-        client = Redis.from_url(redis_url, socket_timeout=5, socket_connect_timeout=2)
+        client = open_redis(redis_url, patience_s=0.0)  # the thread's rounds are its patience
         self._stream = Stream(client, kind, workspace=workspace)
         self._thread = threading.Thread(target=self._run, name=f"ship-{kind}", daemon=True)
         self._thread.start()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Any, Protocol
 
-import redis
+from redis_clients import open_redis
 
 REPLAY_KEY = "toque:clock"
 
@@ -48,7 +48,7 @@ class ReplayClock:
 
     redis_url: str
     hold_s: float = 0.02
-    _client: redis.Redis | None = field(default=None, init=False, repr=False, compare=False)
+    _client: Any = field(default=None, init=False, repr=False, compare=False)
     _read_at: float = field(default=-1e9, init=False, repr=False, compare=False)
     _value: datetime | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -71,9 +71,9 @@ class ReplayClock:
         self._connect().set(REPLAY_KEY, aware(at).isoformat())
         self._value, self._read_at = aware(at), time.monotonic()
 
-    def _connect(self) -> redis.Redis:
+    def _connect(self) -> Any:
         if self._client is None:
-            self._client = redis.Redis.from_url(self.redis_url)
+            self._client = open_redis(self.redis_url)
         return self._client
 
     def __reduce__(self) -> tuple[type[ReplayClock], tuple[str, float]]:

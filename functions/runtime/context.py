@@ -1,7 +1,8 @@
 """Context of a run: the store, Redis, the clock, the acting user, and all else that is no argument.
 
-The only module of the runtime that reads the environment (the profile that `TOQUE_PROFILE` names, `TOQUE_STORE`, `TOQUE_REDIS_URL`, `TOQUE_PROJECT`,
-`TOQUE_WORKSPACE`, `TOQUE_CLOCK`, `TOQUE_ACTOR`, `TOQUE_SECRETS`, `TOQUE_PRICES`, `TOQUE_ALERT_HOSTS`, the audit keys, and secrets by their
+The only module of the runtime that reads the environment (the profile that `TOQUE_PROFILE` names, `TOQUE_STORE`,
+`TOQUE_REDIS_URL` and its password file, `TOQUE_PROJECT`, `TOQUE_WORKSPACE`, `TOQUE_CLOCK`, `TOQUE_ACTOR`, `TOQUE_SECRETS`,
+`TOQUE_PRICES`, `TOQUE_ALERT_HOSTS`, the audit keys, and secrets by their
 names). A context is sent along with every remote run, so that a worker uses the same store and clock as the caller; the
 keys are not, and each process reads its own.
 """
@@ -23,6 +24,7 @@ from clusters.profile import apply_profile, require_settings
 from functions.runtime.clock import Clock, clock_named, system_clock
 from functions.runtime.receipt import Prices
 from functions.runtime.secret import secret_value
+from redis_clients import redis_url_of
 from registry.access import DEFAULT_WORKSPACE, check_workspace, split_workspace_url, workspace_url
 from registry.audit_keys import AuditKeys
 from registry.store import ObjectStore, open_store
@@ -170,14 +172,16 @@ def use_context(used: Context) -> Iterator[Context]:
 def context_of(environment: Mapping[str, str]) -> Context:
     """Make a context from the profile and environment variables; the default store is the folder `.toque/store` here.
 
-    A worker process of a cluster has no such default. Raises: ProfileError if it lacks its settings; ValueError if `TOQUE_PRICES` is not the JSON of `Prices`, or `TOQUE_PROJECT` cannot be read.
+    A worker process of a cluster has no such default. Raises: ProfileError if it lacks its settings; ValueError if
+    `TOQUE_PRICES` is not the JSON of `Prices`, `TOQUE_PROJECT` cannot be read, or `TOQUE_REDIS_URL` or its password file
+    is wrong.
     """
     environment = dict(environment)
     apply_profile(environment)
     if _IN_A_CLUSTER in environment and not environment.get("TOQUE_STORE"):
         require_settings(environment)
     url = environment.get("TOQUE_STORE") or f"file://{Path(DEFAULT_STORE).resolve()}"
-    redis_url = environment.get("TOQUE_REDIS_URL") or None
+    redis_url = redis_url_of(environment)
     projects = projects_of(environment.get("TOQUE_PROJECT") or "")
     prices = environment.get("TOQUE_PRICES")  # as in {"currency": "EUR", "cpu_hour": 0.05, "gpu_hour": 3}
     platform = Context(

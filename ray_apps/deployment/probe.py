@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from clusters.profile import apply_profile, missing_settings, settings_of
 from ray_apps.deployment.serve_config import release_of
+from redis_clients import open_redis, redis_url_of
 
 KEY = "probes/deploy"
 _WAIT_S = 10.0
@@ -75,12 +76,8 @@ def _store(environment: dict[str, str]) -> Any:
 
 
 def _redis(environment: dict[str, str]) -> None:
-    import redis  # late: as above
-
-    client = redis.Redis.from_url(
-        environment["TOQUE_REDIS_URL"], socket_connect_timeout=_WAIT_S, socket_timeout=_WAIT_S
-    )
-    client.ping()
+    url = redis_url_of(environment) or ""  # the caller looked: it is set
+    open_redis(url, connect_timeout_s=_WAIT_S, timeout_s=_WAIT_S, patience_s=_WAIT_S).ping()
 
 
 def _why_not(reach: Callable[[], object]) -> str:

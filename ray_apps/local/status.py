@@ -7,13 +7,13 @@ import socket
 import urllib.error
 import urllib.request
 from pathlib import Path
-from urllib.parse import urlsplit
 
-import redis
 from pydantic import BaseModel, ConfigDict
+from redis.exceptions import RedisError
 
 from ray_apps.local import jobs, processes, redis_server, state_file
 from ray_apps.local.state_file import RunningPlatform
+from redis_clients import RedisAddress, open_redis
 
 DAEMONS = ("gcs_server", "raylet")  # a cluster needs both of them
 
@@ -82,14 +82,14 @@ def status(home: Path) -> Status:
 
 def _redis(running: RunningPlatform) -> PartStatus:
     """Check Redis; where it is and, if it answers, which version of which program."""
-    address = urlsplit(running.redis_url).netloc.rpartition("@")[2]  # without its password
-    client = redis.Redis.from_url(running.redis_url, socket_connect_timeout=1, socket_timeout=2)
+    address = RedisAddress.of(running.redis_url).where
+    client = open_redis(running.redis_url, connect_timeout_s=1.0, timeout_s=2.0, patience_s=0.0)
     try:
         up = redis_server.answers(client)
         return PartStatus(
             name="redis", up=up, where=f"{address} ({redis_server.describe(client)})" if up else address
         )
-    except redis.exceptions.RedisError:
+    except RedisError:
         return PartStatus(name="redis", up=False, where=address)
     finally:
         client.close()

@@ -19,7 +19,12 @@ from clusters.profile import (
 
 FULL = {
     "cluster": "kitchen",
-    "store": {"url": "s3://bucket/toque", "region": "eu-central-1", "kms_key": "alias/toque", "sse": "aws:kms"},
+    "store": {
+        "url": "s3://bucket/toque",
+        "region": "eu-central-1",
+        "kms_key": "alias/toque",
+        "sse": "aws:kms",
+    },
     "redis": {"url": "rediss://toque:secret@redis:6379/0?ssl_ca_certs=/ca.pem"},
     "project": {"default": "base", "payments": "teams.payments"},
     "workspaces": ["payments", "risk"],

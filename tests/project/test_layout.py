@@ -6,7 +6,17 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("clusters", "examples", "featurestore", "functions", "kernels", "load", "ray_apps", "registry")
+ROOMS = (
+    "clusters",
+    "examples",
+    "featurestore",
+    "functions",
+    "kernels",
+    "load",
+    "ray_apps",
+    "redis_clients",
+    "registry",
+)
 
 
 def test_no_installed_distribution_owns_one_of_our_names():

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from redis import Redis
 from redis.exceptions import ResponseError
 
 from featurestore import FeatureStore, FeatureView
@@ -16,6 +15,7 @@ from featurestore.online.keys import prefix
 from functions.maintenance.erasure.subject import Traces
 from functions.prediction_log import drain
 from functions.prediction_log.stream import Stream
+from redis_clients import open_redis, primaries
 from registry import ObjectStore
 
 _KINDS = ("predictions", "labels")
@@ -29,7 +29,7 @@ def clear_log(
 
     Returns: the writers that did not confirm it in `timeout_s`: of another machine that is away, or of an older release.
     """
-    client = Redis.from_url(redis_url, socket_timeout=30, socket_connect_timeout=5)
+    client = open_redis(redis_url, timeout_s=30.0)
     try:
         streams = [Stream(client, kind, workspace=workspace) for kind in _KINDS]
         requests = [stream.request_rotation() for stream in streams]
@@ -80,20 +80,14 @@ def _literal(text: str) -> str:
 
 
 def rewrite_files(redis_url: str) -> str:
-    """Have Redis write its files anew, without what was deleted; returns why it could not, or an empty text.
+    """Have Redis, each primary of a Cluster, write its files anew, without what was deleted; returns why it could not, or an empty text.
 
     Raises: redis.RedisError if it does not answer.
     """
-    client = Redis.from_url(redis_url, socket_timeout=30, socket_connect_timeout=5)
+    client = open_redis(redis_url, timeout_s=30.0)
     try:
-        persistence: Any = client.info("persistence")
-        if persistence.get("aof_enabled"):
-            client.bgrewriteaof()
-            _wait(client, "aof_rewrite_in_progress", "aof_rewrite_scheduled")
-        saved: Any = client.config_get("save")
-        if saved.get("save"):
-            client.bgsave(schedule=True)
-            _wait(client, "rdb_bgsave_in_progress")
+        for server in primaries(client):
+            _rewrite(server)
     except ResponseError as error:
         return f"Redis refused to write its files anew ({error}); see its provider for when they are replaced"
     except TimeoutError:
@@ -104,10 +98,20 @@ def rewrite_files(redis_url: str) -> str:
         client.close()
 
 
-def _wait(client: Redis, *flags: str) -> None:
+def _rewrite(server: Any) -> None:
+    """Have one server write its files anew. Raises: TimeoutError, ResponseError."""
+    if server.info("persistence").get("aof_enabled"):
+        server.bgrewriteaof()
+        _wait(server, "aof_rewrite_in_progress", "aof_rewrite_scheduled")
+    if server.config_get("save").get("save"):
+        server.bgsave(schedule=True)
+        _wait(server, "rdb_bgsave_in_progress")
+
+
+def _wait(server: Any, *flags: str) -> None:
     """Wait until none of these flags is set. Raises: TimeoutError."""
     deadline = time.monotonic() + _REWRITE_S
-    while any(int(client.info("persistence").get(flag, 0)) for flag in flags):
+    while any(int(server.info("persistence").get(flag, 0)) for flag in flags):
         if time.monotonic() > deadline:
             raise TimeoutError
         time.sleep(0.05)

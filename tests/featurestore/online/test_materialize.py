@@ -206,7 +206,7 @@ def test_eight_writers_of_both_stores_and_a_materializer_end_with_the_newest(
 def test_a_push_that_ends_between_the_two_stores_is_completed_by_the_next_run(
     make_store: Callable[..., FeatureStore], spare_redis: Any
 ) -> None:
-    fs = make_store(spare_redis.url)
+    fs = make_store(f"{spare_redis.url}?patience=0.1")
     fs.apply([view])
     spare_redis.kill()
     with pytest.raises(OnlineStoreUnavailable):
@@ -241,7 +241,7 @@ def test_redis_lost_during_a_run_is_a_clear_error_and_a_rerun_completes(
     make_store: Callable[..., FeatureStore], spare_redis: Any
 ) -> None:
     server = spare_redis
-    fs = make_store(server.url)
+    fs = make_store(f"{server.url}?patience=0.1")
     fs.apply([view])
     fs.write_offline(view, [row(PLANES[day % 6], 1440 * day, 0, float(day)) for day in range(12)])
 

@@ -65,8 +65,8 @@ def test_the_node_would_refuse_a_script_over_several_slots(redis_cluster: Any) -
 
 
 def test_an_unreachable_cluster_is_reported(make_store: Callable[..., FeatureStore]) -> None:
-    fs = make_store("redis+cluster://127.0.0.1:1")
+    fs = make_store("redis+cluster://127.0.0.1:1?patience=0.1")
     fs.apply([view])
     fs.write_offline(view, [row(0, 1, 1.0)])  # the offline store does without
-    with pytest.raises(OnlineStoreUnavailable, match=r"Redis at 127\.0\.0\.1:1: "):
+    with pytest.raises(OnlineStoreUnavailable, match=r"Redis at 127\.0\.0\.1:1 \(Cluster\): "):
         fs.materialize_incremental()

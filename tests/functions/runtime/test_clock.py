@@ -13,10 +13,6 @@ NOON = datetime(2013, 5, 1, 12, tzinfo=UTC)
 class FakeRedis:
     values: dict[str, bytes] = {}  # noqa: RUF012  # shared on purpose: it is the server
 
-    @classmethod
-    def from_url(cls, _: str) -> "FakeRedis":
-        return cls()
-
     def get(self, key: str) -> bytes | None:
         return self.values.get(key)
 
@@ -27,7 +23,7 @@ class FakeRedis:
 @pytest.fixture
 def redis(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(FakeRedis, "values", {})
-    monkeypatch.setattr(clock.redis, "Redis", FakeRedis)
+    monkeypatch.setattr(clock, "open_redis", lambda _: FakeRedis())
     return FakeRedis
 
 

@@ -51,7 +51,9 @@ def test_a_profile_says_how_a_model_is_served(schema: ServeDeploySchema) -> None
 
 def test_only_a_new_release_changes_the_config(schema: ServeDeploySchema) -> None:
     again = ServeDeploySchema.model_validate(
-        serve_config(Profile.model_validate({"models": {"alone": {"num_replicas": 3}, "free": {}}}), PLACED, "r1")
+        serve_config(
+            Profile.model_validate({"models": {"alone": {"num_replicas": 3}, "free": {}}}), PLACED, "r1"
+        )
     )
     assert again == schema
     other = serve_config(Profile(), PLACED, "r2")
