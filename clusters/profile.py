@@ -98,7 +98,7 @@ class Redis(_Section):
 
 
 class Audit(_Section):
-    """Section `audit`. key_file: keys of the history that cannot be forged; heads: where its heads are published."""
+    """Section `audit` of a profile, for the history. key_file: keys of the history that cannot be forged; heads: where its heads are published."""
 
     key_file: Annotated[str, Variable("TOQUE_AUDIT_KEY_FILE")] = ""
     heads: Annotated[str, Variable("TOQUE_AUDIT_HEADS")] = ""
@@ -189,7 +189,7 @@ class Setting:
 
 
 def read_profile(path: Path) -> Profile:
-    """Read a profile. Raises: ProfileError, naming the file, the field, its value and what is wanted."""
+    """Read the profile in a file. Raises: ProfileError, naming the file, the field, its value and what is wanted."""
     try:
         content = yaml.safe_load(path.read_text()) or {}
         return Profile.model_validate(content)

@@ -16,6 +16,7 @@ import polars as pl
 import pyarrow as pa
 from redis.exceptions import RedisError
 
+from clusters.redis_clients import RedisAddress, open_redis, open_redis_async
 from featurestore.definitions.encoding import RowLayout, precedence
 from featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP
 from featurestore.definitions.views import FeatureView
@@ -23,7 +24,6 @@ from featurestore.errors import OnlineStoreUnavailable
 from featurestore.online.coalesced_reads import CoalescedReads
 from featurestore.online.connections import ConnectionCache
 from featurestore.online.keys import row_keys
-from redis_clients import RedisAddress, open_redis, open_redis_async
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,7 +65,7 @@ return n
 class OnlineStore:
     """Online store with the packed rows of a project in Redis.
 
-    redis_url: of a server, Sentinels or a Cluster; see `redis_clients.RedisAddress`.
+    redis_url: of a server, Sentinels or a Cluster; see `clusters.redis_clients.RedisAddress`.
     Raises: InvalidRedisUrl.
     """
 

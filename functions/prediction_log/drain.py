@@ -18,12 +18,12 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError
 from pydantic import BaseModel, ConfigDict
 
+from clusters.redis_clients import open_redis
 from functions.prediction_log.errors import PredictionLogError
 from functions.prediction_log.frames import Frame
 from functions.prediction_log.records import LABELS, PREDICTIONS, label_columns, prediction_columns
 from functions.prediction_log.shipper import adopt_orphans
 from functions.prediction_log.stream import Stream
-from redis_clients import open_redis
 from registry.access import DEFAULT_WORKSPACE
 from registry.store import ObjectStore, Table
 

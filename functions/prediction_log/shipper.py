@@ -15,6 +15,7 @@ from pathlib import Path
 
 from redis import RedisError
 
+from clusters.redis_clients import open_redis
 from functions.prediction_log.stream import Stream
 from functions.prediction_log.wal import (
     Chunk,
@@ -25,7 +26,6 @@ from functions.prediction_log.wal import (
     recover,
     segments_of,
 )
-from redis_clients import open_redis
 from registry.access import DEFAULT_WORKSPACE
 
 __all__ = ["LogWriter", "adopt_orphans"]

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clusters.profile import apply_profile, require_settings
+from clusters.redis_clients import redis_url_of
 from functions.runtime.clock import Clock, clock_named, system_clock
 from functions.runtime.receipt import Prices
 from functions.runtime.secret import secret_value
-from redis_clients import redis_url_of
 from registry.access import DEFAULT_WORKSPACE, check_workspace, split_workspace_url, workspace_url
 from registry.audit_keys import AuditKeys
 from registry.store import ObjectStore, open_store

@@ -181,7 +181,7 @@ def wait_ready(names: set[str], wait_s: float, report: Report = lambda _: None) 
     shown: set[str] = set()
     while True:
         applications = (serve_details() or {}).get("applications", {})
-        states = {name: str(applications.get(name, {}).get("status", "MISSING")) for name in names}
+        states = {name: _state(applications.get(name)) for name in names}
         waiting = sorted(name for name, state in states.items() if state != "RUNNING")
         if not waiting:
             return states
@@ -196,6 +196,12 @@ def wait_ready(names: set[str], wait_s: float, report: Report = lambda _: None) 
             )
             raise DeploymentError(f"not ready after {wait_s - (deadline - time.monotonic()):.0f} s: {why}")
         time.sleep(_ASK_S)
+
+
+def _state(application: dict[str, Any] | None) -> str:
+    """Name an application's state, which Serve gives as a member of an enum or as its value."""
+    status = (application or {}).get("status", "MISSING")
+    return str(getattr(status, "value", status))
 
 
 def doors_of(profile: Profile) -> list[str]:

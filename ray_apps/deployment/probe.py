@@ -12,8 +12,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from clusters.profile import apply_profile, missing_settings, settings_of
+from clusters.redis_clients import open_redis, redis_url_of
 from ray_apps.deployment.serve_config import release_of
-from redis_clients import open_redis, redis_url_of
 
 KEY = "probes/deploy"
 _WAIT_S = 10.0

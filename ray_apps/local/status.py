@@ -11,9 +11,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 from redis.exceptions import RedisError
 
+from clusters.redis_clients import RedisAddress, open_redis
 from ray_apps.local import jobs, processes, redis_server, state_file
 from ray_apps.local.state_file import RunningPlatform
-from redis_clients import RedisAddress, open_redis
 
 DAEMONS = ("gcs_server", "raylet")  # a cluster needs both of them
 

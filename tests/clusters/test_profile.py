@@ -134,7 +134,7 @@ def test_a_profile_that_is_not_there_is_said(tmp_path: Path) -> None:
 
 
 def test_a_variable_that_cannot_be_is_refused_by_name() -> None:
-    with pytest.raises(ProfileError, match="ports.http='many'"):
+    with pytest.raises(ProfileError, match=r"ports\.http='many'"):
         effective_profile({"TOQUE_HTTP_PORT": "many"})
-    with pytest.raises(ProfileError, match="models=.*want JSON"):
+    with pytest.raises(ProfileError, match=r"models=.*want JSON"):
         effective_profile({"TOQUE_MODELS": "{late"})

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("kernels", "registry", "redis_clients", "featurestore", "functions", "ray_apps", "load", "examples")
+ROOMS = ("clusters", "kernels", "registry", "featurestore", "functions", "ray_apps", "load", "examples")
 FEWEST_WORDS = 5
 LEANS = re.compile(r"(It is|It has|Those|The same|As of|What of|Who)\b")
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef

@@ -14,7 +14,6 @@ ROOMS = (
     "kernels",
     "load",
     "ray_apps",
-    "redis_clients",
     "registry",
 )
 

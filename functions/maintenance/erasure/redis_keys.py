@@ -10,12 +10,12 @@ from urllib.parse import unquote
 
 from redis.exceptions import ResponseError
 
+from clusters.redis_clients import open_redis, primaries
 from featurestore import FeatureStore, FeatureView
 from featurestore.online.keys import prefix
 from functions.maintenance.erasure.subject import Traces
 from functions.prediction_log import drain
 from functions.prediction_log.stream import Stream
-from redis_clients import open_redis, primaries
 from registry import ObjectStore
 
 _KINDS = ("predictions", "labels")

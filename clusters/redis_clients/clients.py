@@ -11,11 +11,11 @@ import redis.asyncio
 import redis.asyncio.cluster
 import redis.cluster
 
-from redis_clients.address import FILES, RedisAddress
-from redis_clients.cluster import AsyncClusterClient, ClusterClient, primaries_of
-from redis_clients.errors import InvalidRedisUrl
-from redis_clients.patience import AsyncBoundedRetry, BoundedRetry
-from redis_clients.sentinel import AsyncSentinels, Sentinels
+from clusters.redis_clients.address import FILES, RedisAddress
+from clusters.redis_clients.cluster import AsyncClusterClient, ClusterClient, primaries_of
+from clusters.redis_clients.errors import InvalidRedisUrl
+from clusters.redis_clients.patience import AsyncBoundedRetry, BoundedRetry
+from clusters.redis_clients.sentinel import AsyncSentinels, Sentinels
 
 PATIENCE_S: Final = 10.0
 _IDLE_CHECK_S = 15  # a connection that was idle for longer is checked before it is used
