@@ -15,7 +15,14 @@ from clusters.redis_clients.address import FILES, RedisAddress
 from clusters.redis_clients.cluster import AsyncClusterClient, ClusterClient, primaries_of
 from clusters.redis_clients.errors import InvalidRedisUrl
 from clusters.redis_clients.patience import AsyncBoundedRetry, BoundedRetry
-from clusters.redis_clients.sentinel import AsyncSentinels, Sentinels
+from clusters.redis_clients.sentinel import (
+    AsyncMasterConnection,
+    AsyncSentinels,
+    AsyncTlsMasterConnection,
+    MasterConnection,
+    Sentinels,
+    TlsMasterConnection,
+)
 
 PATIENCE_S: Final = 10.0
 _IDLE_CHECK_S = 15  # a connection that was idle for longer is checked before it is used
@@ -43,7 +50,8 @@ def open_redis(
             list(address.hosts),
             sentinel_kwargs=_for_sentinels(address, settings) | {"retry": BoundedRetry(0.0)},
         )
-        return watch.master_for(address.service, **settings)
+        kind = TlsMasterConnection if address.tls else MasterConnection
+        return watch.master_for(address.service, connection_class=kind, **settings)
     return redis.Redis(**_of_server(address, settings))
 
 
@@ -67,7 +75,8 @@ def open_redis_async(
             list(address.hosts),
             sentinel_kwargs=_for_sentinels(address, settings) | {"retry": AsyncBoundedRetry(0.0)},
         )
-        return watch.master_for(address.service, **settings)
+        kind = AsyncTlsMasterConnection if address.tls else AsyncMasterConnection
+        return watch.master_for(address.service, connection_class=kind, **settings)
     return redis.asyncio.Redis(**_of_server(address, settings))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from redis._parsers import Encoder
+from redis.asyncio.cluster import ClusterPubSub
 from redis.asyncio.cluster import RedisCluster as AsyncRedisCluster
 from redis.cluster import ClusterPipeline, RedisCluster
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -110,6 +111,16 @@ class AsyncClusterClient(AsyncRedisCluster):
         values: list[Any] = await self._patiently(lambda: read(keys, *args))
         return values
 
+    def pubsub(self, *args: Any, **options: Any) -> Any:
+        """Make a subscription, which discovers the nodes first as every command does."""
+        made = super().pubsub(*args, **options)
+        made.__class__ = _Subscription  # the library's method names its own class
+        return made
+
+    async def discovered(self) -> None:
+        """Wait until the nodes are known. Raises: RedisError."""
+        await self._patiently(self.initialize)
+
     async def _patiently(self, do: Callable[[], Any]) -> Any:
         async def attempt() -> Any:
             try:
@@ -118,6 +129,14 @@ class AsyncClusterClient(AsyncRedisCluster):
                 raise _as_redis_error(error) from error
 
         return await self._patient.call_with_retry(attempt, _nothing_async)
+
+
+class _Subscription(ClusterPubSub):
+    cluster: Any  # an AsyncClusterClient
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        await self.cluster.discovered()
+        return await super().execute_command(*args, **options)
 
 
 def _patiently(retry: Any, do: Callable[[], Any]) -> Any:

@@ -1,4 +1,8 @@
-"""Sentinels that name the master of a service, with an error that a reader understands."""
+"""Sentinels that name the master of a service, and connections that follow it.
+
+A connection of the library that is lost amid a command goes back to the address it had, so a retry would wait for a dead
+master; ours ask the Sentinels again.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +32,34 @@ class AsyncSentinels(redis.asyncio.sentinel.Sentinel):
             return await super().discover_master(service_name)
         except redis.asyncio.sentinel.MasterNotFoundError as error:
             raise redis.asyncio.sentinel.MasterNotFoundError(_said(self.sentinels, service_name)) from error
+
+
+class MasterConnection(redis.sentinel.SentinelManagedConnection):
+    """Connection to the master, wherever it is by now."""
+
+    def send_packed_command(self, command: Any, check_health: bool = True) -> None:  # noqa: FBT001, FBT002  # the library's
+        """Send a command, to the present master where the connection was lost."""
+        if not self._sock:
+            self.connect()
+        super().send_packed_command(command, check_health)
+
+
+class TlsMasterConnection(MasterConnection, redis.sentinel.SentinelManagedSSLConnection):
+    """Connection by TLS to the master, wherever it is by now."""
+
+
+class AsyncMasterConnection(redis.asyncio.sentinel.SentinelManagedConnection):
+    """Connection to the master on an event loop."""
+
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:  # noqa: FBT001, FBT002  # as above
+        """Send a command, to the present master where the connection was lost."""
+        if not self.is_connected:
+            await self.connect()
+        await super().send_packed_command(command, check_health)
+
+
+class AsyncTlsMasterConnection(AsyncMasterConnection, redis.asyncio.sentinel.SentinelManagedSSLConnection):
+    """Connection by TLS to the master on an event loop."""
 
 
 def _said(sentinels: Any, service: str) -> str:
