@@ -173,11 +173,14 @@ class TickerReplica:
 def application(options: dict[str, Any] | None = None) -> Application:
     """Build the Serve application of the ticker, which has no route.
 
-    options: passed to the deployment's `options`, such as num_replicas.
+    options: passed to the deployment's `options`, such as num_replicas; and `on_serve_nodes`, with which replicas run
+    only where the resource `serve` is, two or more never all on one of several such nodes.
     """
     from ray import serve  # late: the processes that start Ray import this package before it
 
+    from ray_apps.spread import laid_out  # late: as above
+
     chosen: dict[str, Any] = {"name": "ticker", "ray_actor_options": {"num_cpus": 0}} | (options or {})
-    deployment: Any = serve.deployment(TickerReplica, **chosen)
+    deployment: Any = serve.deployment(TickerReplica, **laid_out(chosen))
     found: Application = deployment.bind()
     return found

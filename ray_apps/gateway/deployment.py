@@ -20,9 +20,12 @@ MAX_ONGOING_REQUESTS = 512
 def application(options: dict[str, Any] | None = None) -> Application:
     """Build the gateway's Serve application, also for `serve deploy` (import_path in `ray_apps/config`).
 
-    options: passed to the deployment's `options`, such as num_replicas.
+    options: passed to the deployment's `options`, such as num_replicas; and `on_serve_nodes`, with which replicas run
+    only where the resource `serve` is, two or more never all on one of several such nodes.
     """
     from ray import serve  # late: the processes that start Ray import this package before it
+
+    from ray_apps.spread import laid_out  # late: as above
 
     chosen: dict[str, Any] = {
         "name": "gateway",
@@ -30,7 +33,7 @@ def application(options: dict[str, Any] | None = None) -> Application:
         "ray_actor_options": {"num_cpus": 0},  # the gateway waits more than it computes
         "health_check_period_s": 5,
     } | (options or {})
-    deployment: Any = serve.deployment(serve.ingress(build)(), **chosen)
+    deployment: Any = serve.deployment(serve.ingress(build)(), **laid_out(chosen))
     found: Application = deployment.bind()
     return found
 

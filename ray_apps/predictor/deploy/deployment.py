@@ -33,6 +33,7 @@ from ray_apps.predictor.inference.predictor import Predictor
 from ray_apps.predictor.inference.recording import Recorder
 from ray_apps.predictor.versions.engine import Engine, VersionLoader
 from ray_apps.predictor.versions.loaded import tried_first
+from ray_apps.spread import laid_out
 from registry import Registry, open_store
 from registry.access import workspace_store
 from registry.audit_keys import AuditKeys
@@ -268,10 +269,15 @@ def _deployment(replica: Any, name: str, options: PredictorOptions) -> Any:
     return serve.deployment(  # Serve's overloads take a class with options for a decorator
         replica,
         name=name,
-        **options.scale,
+        **laid_out(
+            {
+                "on_serve_nodes": options.on_serve_nodes,
+                "ray_actor_options": {"num_cpus": options.num_cpus},
+                **options.scale,
+            }
+        ),
         max_ongoing_requests=options.max_ongoing_requests,
         max_queued_requests=options.max_queued_requests,
-        ray_actor_options={"num_cpus": options.num_cpus},
         health_check_period_s=5,
         graceful_shutdown_timeout_s=10,
         logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),

@@ -66,6 +66,9 @@ class PredictorOptions(BaseModel):
     max_held_bytes: of all large bodies that a replica holds at once, beyond which requests are refused with 429.
     shadow_limit: how many requests may wait for shadows before they are dropped.
 
+    on_serve_nodes: replicas run only where the resource `serve` is; two or more of a fixed number never all on one of
+    several such nodes. Versions that need a GPU run where one is.
+
     max_replicas: overrides num_replicas and scales the replicas so that each has `target_in_flight` requests, down to
     `min_replicas`. With a minimum of 0 the last replica stops after `idle_s` without requests, and the next
     request waits for one to start. Serve counts the requests of a scaled model, which costs each 0.1 ms.
@@ -96,6 +99,7 @@ class PredictorOptions(BaseModel):
     target_latency_ms: float | None = Field(default=None, gt=0)
     idle_s: float = Field(default=300.0, ge=0)
     num_cpus: float = Field(default=0.5, ge=0)
+    on_serve_nodes: bool = False
     max_ongoing_requests: int = Field(default=256, ge=1)
     max_queued_requests: int = Field(default=1_024, ge=-1)
     max_body_bytes: int = Field(default=64 << 20, ge=1 << 10)
