@@ -18,7 +18,7 @@ import pytest
 from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
 from ray.serve.config import HTTPOptions, gRPCOptions
 
-from clusters.ray_environment import serve_variables
+from ray_apps.deployment.serve_settings import serve_settings
 from ray_apps.loopback import HAPROXY
 from tests.ports import free_port
 
@@ -31,7 +31,7 @@ def configuration(tmp_path: Path) -> Path:
 
 def write(tmp_path: Path, servers: dict[str, int], *, host: str, port: int | None = None) -> Path:
     """Write the file as Serve does. servers: ports of the replicas of an application at `/`, by name."""
-    seconds = int(serve_variables()["RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S"])
+    seconds = int(serve_settings()["RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S"])
     served = HAProxyConfig(
         socket_path=str(tmp_path / "admin.sock"),
         server_state_base=str(tmp_path),
