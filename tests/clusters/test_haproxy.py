@@ -18,8 +18,7 @@ import pytest
 from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
 from ray.serve.config import HTTPOptions, gRPCOptions
 
-from ray_apps.deployment.serve_settings import serve_settings
-from ray_apps.loopback import HAPROXY
+from ray_apps.deployment.serve_settings import HAPROXY, serve_settings
 from tests.ports import free_port
 
 
