@@ -24,7 +24,9 @@ Manifest = dict[str, Any]
 @cache
 def render(folder: str) -> tuple[Manifest, ...]:
     """Render a kustomization. Without kustomize the test is skipped on a person's machine, and fails in CI."""
-    command = next((each for each in (["kustomize", "build"], ["kubectl", "kustomize"]) if shutil.which(each[0])), None)
+    command = next(
+        (each for each in (["kustomize", "build"], ["kubectl", "kustomize"]) if shutil.which(each[0])), None
+    )
     if command is None:
         missing = "needs kustomize or kubectl on the path (Debian: apt-get install kustomize)"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)

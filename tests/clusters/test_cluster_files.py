@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from clusters.profile import Profile, missing_settings, settings_of
 from functions.runtime.run.cluster import AWAY_FROM_SERVING
 from ray_apps.deployment.node import NodeStart, node_resources
 from ray_apps.local.settings import Settings
@@ -99,9 +101,15 @@ def test_a_types_own_commands_which_replace_all_others_do_what_those_do(name: st
     config = read(name)
     own = node_types(name)["gpu"]["worker_setup_commands"]
     assert own[: len(config["setup_commands"])] == config["setup_commands"]
-    installs = [commands[-1] for commands in (own, config["head_setup_commands"], config["worker_setup_commands"])]
+    installs = [
+        commands[-1] for commands in (own, config["head_setup_commands"], config["worker_setup_commands"])
+    ]
     assert all("python -m tests.project.install --image" in each for each in installs)
-    assert ["PIP_EXTRA_INDEX_URL" in each for each in installs] == [False, True, True]  # CUDA's libraries for GPUs
+    assert ["PIP_EXTRA_INDEX_URL" in each for each in installs] == [
+        False,
+        True,
+        True,
+    ]  # CUDA's libraries for GPUs
 
 
 def test_on_premises_the_machines_that_serve_are_some_of_the_workers():
@@ -119,3 +127,14 @@ def test_a_variable_that_nobody_reads_is_found():
     assert unread({"TOQUE_STORE", "RAY_AUTH_TOKEN", "RAY_gcs_rpc_server_reconnect_timeout_s"}) == set()
     misspelt = {"TOQUE_STOER", "RAY_AUTH_TOKN", "RAY_gcs_rpc_server_reconect_timeout_s"}
     assert unread(misspelt) == misspelt
+
+
+def test_the_example_of_a_profile_is_valid_and_names_every_setting():
+    file = FOLDER / "profile.example.yaml"
+    assert missing_settings({"TOQUE_PROFILE": str(file)}) == []
+    asked = re.sub(r"^( *)# (?=[a-z_]+:)", r"\1", file.read_text(), flags=re.MULTILINE)
+    shown = yaml.safe_load(asked)
+    assert Profile.model_validate(shown).cluster == "toque"
+    for setting in settings_of({}):
+        section, _, name = setting.name.rpartition(".")
+        assert name in (shown.get(section, {}) if section else shown), f"add {setting.name} to {file.name}"

@@ -21,7 +21,11 @@ def test_the_image_holds_every_package_but_the_load_tests():
 
 
 def test_nothing_comes_into_the_image_that_is_not_named():
-    lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+    lines = [
+        line
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
     assert lines[0] == "*"
     assert [line for line in lines if not line.startswith("!")] == ["*", "**/__pycache__", "**/*.pyc"]
 

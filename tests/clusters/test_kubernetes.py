@@ -48,7 +48,11 @@ def test_every_manifest_is_valid_and_in_the_namespace(folder: str):
 
 def test_a_misspelt_or_mistyped_field_is_found():
     for kind, place, wrong in (
-        ("RayCluster", ("spec", "headGroupSpec", "template", "spec", "containers", 0), {"imagePullpolicy": "Always"}),
+        (
+            "RayCluster",
+            ("spec", "headGroupSpec", "template", "spec", "containers", 0),
+            {"imagePullpolicy": "Always"},
+        ),
         ("RayCluster", ("spec", "workerGroupSpecs", 0), {"minReplicas": "two"}),
         ("RayCluster", ("spec", "autoscalerOptions"), {"version": "v3"}),
         ("NetworkPolicy", ("spec",), {"policyType": ["Ingress"]}),
@@ -70,7 +74,10 @@ def test_the_head_and_the_platform_find_the_same_redis_and_secrets(folder: str, 
     file.write_text(of_kind(folder, "ConfigMap")["toque-profile"]["data"]["toque.yaml"])
     profile = read_profile(file)
     told = ray_cluster(folder)["gcsFaultToleranceOptions"]
-    ours, rays = (urlsplit(url if "//" in url else f"redis://{url}") for url in (profile.redis.url, told["redisAddress"]))
+    ours, rays = (
+        urlsplit(url if "//" in url else f"redis://{url}")
+        for url in (profile.redis.url, told["redisAddress"])
+    )
     assert (ours.scheme, ours.netloc) == (rays.scheme, rays.netloc)
     assert ours.password is None  # secrets are files
     secret = told["redisPassword"]["valueFrom"]["secretKeyRef"]
@@ -165,7 +172,10 @@ def kuberays_command(name: str, group: Manifest) -> str:
 
 @every_folder
 def test_every_container_is_restricted(folder: str):
-    assert of_kind(folder, "Namespace")["toque"]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    assert (
+        of_kind(folder, "Namespace")["toque"]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"]
+        == "restricted"
+    )
     containers = {"autoscaler": ray_cluster(folder)["autoscalerOptions"]}
     for name, spec in pod_specs(folder).items():
         assert spec["securityContext"]["runAsNonRoot"] is True, name
@@ -201,7 +211,11 @@ def test_every_ray_pod_is_probed_and_a_serving_one_is_ready_when_its_door_answer
     for name, group in groups(folder).items():
         container = group["template"]["spec"]["containers"][0]
         ready = container["readinessProbe"]["httpGet"]
-        assert ready == ({"path": "/-/healthz", "port": "http"} if name == "serve" else {"path": "/api/healthz", "port": 52365})
+        assert ready == (
+            {"path": "/-/healthz", "port": "http"}
+            if name == "serve"
+            else {"path": "/api/healthz", "port": 52365}
+        )
         for probe in ("startupProbe", "livenessProbe"):
             assert container[probe]["httpGet"] == {"path": "/api/healthz", "port": 52365}, (name, probe)
 
@@ -212,9 +226,16 @@ def test_clients_reach_the_doors_of_serving_pods_alone(folder: str, tmp_path: Pa
     file.write_text(of_kind(folder, "ConfigMap")["toque-profile"]["data"]["toque.yaml"])
     doors = read_profile(file).ports
     service = of_kind(folder, "Service")["toque"]["spec"]
-    serving = {name for name, group in groups(folder).items() if service["selector"].items() <= labels_of(name, group).items()}
+    serving = {
+        name
+        for name, group in groups(folder).items()
+        if service["selector"].items() <= labels_of(name, group).items()
+    }
     assert serving == {"serve"}
-    ports = {each["name"]: each["containerPort"] for each in groups(folder)["serve"]["template"]["spec"]["containers"][0]["ports"]}
+    ports = {
+        each["name"]: each["containerPort"]
+        for each in groups(folder)["serve"]["template"]["spec"]["containers"][0]["ports"]
+    }
     assert {ports[each["targetPort"]] for each in service["ports"]} == {doors.http, doors.grpc}
     for name, group in groups(folder).items():
         expected = {doors.http, doors.grpc} if name == "serve" else set()
@@ -229,7 +250,11 @@ def reachable_from_namespaces(folder: str, pod: dict[str, str], namespace: dict[
     assert any("Ingress" in each["policyTypes"] for each in chosen)  # or all would be open
     found = set()
     for rule in (rule for each in chosen for rule in each.get("ingress", [])):
-        peers = [each["namespaceSelector"].get("matchLabels", {}) for each in rule["from"] if "namespaceSelector" in each]
+        peers = [
+            each["namespaceSelector"].get("matchLabels", {})
+            for each in rule["from"]
+            if "namespaceSelector" in each
+        ]
         if any(wanted.items() <= namespace.items() for wanted in peers):
             found |= {each["port"] for each in rule.get("ports", [{"port": 0}])}
     return found
@@ -270,7 +295,9 @@ def test_serving_pods_are_spread_kept_off_spot_machines_and_never_all_drained(fo
     for name in ("head", "serve"):
         chosen = groups(folder)[name]["template"]["spec"]["affinity"]["nodeAffinity"]
         (term,) = chosen["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
-        assert all(each["operator"] == "NotIn" and set(each["values"]) <= SPOT for each in term["matchExpressions"])
+        assert all(
+            each["operator"] == "NotIn" and set(each["values"]) <= SPOT for each in term["matchExpressions"]
+        )
     (budget,) = of_kind(folder, "PodDisruptionBudget").values()
     assert budget["spec"]["selector"]["matchLabels"].items() <= labels.items()
     assert budget["spec"]["minAvailable"] < group["minReplicas"] or folder == "overlays/dev"

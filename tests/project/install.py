@@ -63,7 +63,9 @@ def needed(installed: Mapping[str, Distribution], extras: Iterable[str]) -> set[
 
     Raises: ValueError if it has no such extra.
     """
-    from packaging.requirements import Requirement  # late: the lock brings it, and this file installs the lock
+    from packaging.requirements import (
+        Requirement,
+    )  # late: the lock brings it, and this file installs the lock
 
     declared = installed["toque"].metadata.get_all("Provides-Extra") or []
     if unknown := [each for each in extras if each not in declared]:
