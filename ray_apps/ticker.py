@@ -145,18 +145,11 @@ class TickerReplica:
         }
 
     def _drain_tasks(self) -> dict[str, Task]:
-        from functions.prediction_log import default_wal_root, drain  # late: as above
+        from functions.prediction_log import drain_workspace  # late: as above
 
-        redis_url = self._context.redis_url
-        if redis_url is None:
+        if self._context.redis_url is None:
             return {}
-
-        def drain_one(used: Context) -> object:
-            return drain(
-                used.store, redis_url, workspace=used.workspace, wal_root=default_wal_root(used.store_url)
-            )
-
-        return {"drain": lambda: self._in_each(drain_one)}
+        return {"drain": lambda: self._in_each(drain_workspace)}
 
     def _in_each(self, work: Callable[[Context], object]) -> None:
         """Do `work` in every workspace. Raises: an ExceptionGroup of those that failed, once all had their turn."""

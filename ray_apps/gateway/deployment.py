@@ -43,7 +43,11 @@ def build() -> FastAPI:
 
     The gateway answers before the functions are imported, which takes seconds; a request for a function waits for that.
     """
-    from functions.prediction_log import LogWriter, default_wal_root  # late: only a replica needs them
+    from functions.prediction_log import (
+        LogWriter,
+        default_wal_root,
+        log_mode_of,
+    )  # late: only a replica needs them
     from functions.runtime.context import context_of
     from ray_apps.gateway.app import build_app
     from ray_apps.gateway.services import Services
@@ -53,11 +57,20 @@ def build() -> FastAPI:
     apply_profile(os.environ)
     context = context_of(os.environ).in_workspace(DEFAULT_WORKSPACE)
 
+    mode = log_mode_of(os.environ)
+
     def labels(workspace: str) -> LogWriter:
         if context.redis_url is None:
             raise Unavailable("labels need Redis to travel; set TOQUE_REDIS_URL")
         root = default_wal_root(workspace_url(context.store_url, workspace))
-        return LogWriter(root, "labels", context.redis_url, workspace=workspace)
+        return LogWriter(
+            root,
+            "labels",
+            context.redis_url,
+            workspace=workspace,
+            two_nodes=mode == "two_nodes",
+            answers_first=False,
+        )
 
     def discover() -> None:
         from ray_apps.discovery import discover_at_low_priority  # late: the import that takes seconds
