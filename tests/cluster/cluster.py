@@ -9,8 +9,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,7 +17,7 @@ import yaml
 from tests.cluster import roles
 from tests.cluster.lab import Lab, until
 from tests.cluster.load import Outcome, Plan, read_outcomes
-from tests.cluster.project import FIRED, MODEL
+from tests.cluster.project import MODEL
 
 PROJECT = "tests.cluster.project"
 PROFILE = "toque.yaml"
@@ -27,14 +25,6 @@ PREFIX = "lab"
 PLATFORM_APPS = ("gateway", "mlflow", "ticker", "grpc")
 INFER = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1.0, 2.0, 3.0]}]}
 NODE = ("--node-ip-address={ip}", "--object-store-memory=200000000")
-
-
-@dataclass(frozen=True)
-class Logged:
-    """Which predictions are in the table, and which of them with a label."""
-
-    predicted: frozenset[str]
-    labelled: frozenset[str]
 
 
 @dataclass
@@ -95,7 +85,7 @@ class Cluster:
     def toque(self, *command: str, door: str | None = None, timeout_s: float = 120) -> str:
         """Run a command of `toque` as an administrator at a client; returns what it printed."""
         url = f"http://{self.lab.address(door or self.workers[0])}:8000"
-        variables = {"TOQUE_URL": url, "TOQUE_TOKEN": self.token}
+        variables = {"TOQUE_URL": url, "TOQUE_TOKEN": self.token, "TOQUE_PROFILE": ""}  # a client has none
         return self.lab.run("client", "toque", *command, timeout_s=timeout_s, **variables)
 
     def start_toque(self, machine: str, *command: str) -> subprocess.Popen[bytes]:
@@ -126,20 +116,6 @@ class Cluster:
             "GET", self.workers[0], f"/models/{MODEL}/history", params={"limit": 1000}, timeout=30
         )
         return [json.dumps(each) for each in said.raise_for_status().json()]
-
-    def runs_of_ticks(self, since: float) -> Counter[str]:
-        """How often each tick of the project's schedule ran, of those after a time in epoch seconds."""
-        with self.lab.network():
-            pages = roles.s3_client(self.lab).get_paginator("list_objects_v2")
-            keys = [
-                item["Key"]
-                for page in pages.paginate(Bucket=roles.BUCKET, Prefix=f"{PREFIX}/{FIRED}/")
-                for item in page.get("Contents", [])
-            ]
-        ticks = Counter(key.split("/")[-2] for key in keys)
-        return Counter(
-            {tick: n for tick, n in ticks.items() if datetime.fromisoformat(tick).timestamp() > since}
-        )
 
     def predict(self, door: str, *, timeout_s: float = 5) -> httpx.Response:
         """Ask the model at one door. Raises: httpx.HTTPError."""
@@ -234,45 +210,12 @@ class Cluster:
             process.kill()
             process.wait()
 
-    def _logged(self, outcomes: Sequence[Outcome]) -> Logged:
-        begin, end = outcomes[0].at - 60, outcomes[-1].at + 60
-        said = json.loads(
-            self.lab.run(
-                "client",
-                "python",
-                "-m",
-                "tests.cluster.logged",
-                MODEL,
-                str(begin),
-                str(end),
-                TOQUE_PROFILE=self._client_profile(),
-            )
-        )
-        return Logged(frozenset(said["predicted"]), frozenset(said["labelled"]))
-
-    def _client_profile(self) -> str:
+    def client_profile(self) -> str:
         """The profile's file for a command at a client, which has no /tmp of its own."""
         file = self.lab.folder / "client" / PROFILE
         file.touch(mode=0o600)
         file.write_text(self.profile())
         return str(file)
-
-    def settled(self, outcomes: Sequence[Outcome], *, within_s: float = 90, quiet_s: float = 25) -> Logged:
-        """What of a load is in the tables, once all is there, or nothing has come for a while.
-
-        quiet_s: longer than the time between two drains.
-        """
-        wanted = {each.name for each in outcomes if each.kind == "predict" and not each.failed}
-        labels = {each.name for each in outcomes if each.labelled}
-        begun = changed = time.monotonic()
-        found = self._logged(outcomes)
-        while not (wanted <= found.predicted and labels <= found.labelled):
-            if time.monotonic() - changed > quiet_s or time.monotonic() - begun > within_s:
-                break
-            time.sleep(2)
-            before, found = found, self._logged(outcomes)
-            changed = changed if before == found else time.monotonic()
-        return found
 
     def outage(self, door: str, *, within_s: float = 60, steady_s: float = 1.0) -> float:
         """Seconds from now until a door answers predictions, and goes on for `steady_s`. Raises: TimeoutError."""
@@ -289,14 +232,6 @@ class Cluster:
             time.sleep(0.05)
         return good - begun
 
-    def processor_share(self, seconds: float) -> dict[str, float]:
-        """Share of a processor core that each node takes during some seconds."""
-        nodes = ["head", *self.workers]
-        begun, before = time.monotonic(), {name: self.lab.processor_seconds(name) for name in nodes}
-        time.sleep(seconds)
-        after = {name: self.lab.processor_seconds(name) for name in nodes}
-        return {name: (after[name] - before[name]) / (time.monotonic() - begun) for name in nodes}
-
     def restore(self, workers: int) -> None:
         """Bring back what a test lost or cut; returns when the cluster is whole."""
         for name, machine in self.lab.machines.items():
@@ -307,29 +242,6 @@ class Cluster:
         for number in range(workers - len(self.workers)):
             self.join(f"spare{len(self.lab.machines)}-{number}")
         self.wait_whole()
-
-    def python_proxy_requests(self, node: str) -> int:
-        """How many requests a node's HAProxy handed to Serve's Python proxy since it started."""
-        said = self.lab.run(node, "curl", "-sf", "http://127.0.0.1:9101/metrics")
-        config = (self.lab.disk(node) / "haproxy-serve" / "haproxy.cfg").read_text()
-        backups = {
-            line.split()[1]
-            for line in config.splitlines()
-            if line.strip().startswith("server ") and " backup" in line
-        }
-        return sum(
-            int(float(line.split()[-1]))
-            for line in said.splitlines()
-            if line.startswith("haproxy_server_sessions_total{")
-            and any(f'server="{name}"' in line for name in backups)
-        )
-
-    def store_requests(self) -> float:
-        """How many requests the S3 server has answered since it started."""
-        url = f"http://{self.lab.address('s3')}:{roles.S3_METRICS_PORT}/metrics"
-        with self.lab.network():
-            lines = httpx.get(url).text.splitlines()
-        return sum(float(line.split()[-1]) for line in lines if line.startswith("SeaweedFS_s3_request_total"))
 
     def _node(self, *options: str) -> roles.Node:
         more = () if "--" in options else ("--",)
@@ -352,10 +264,3 @@ class Cluster:
             "project": PROJECT,
         }
         return yaml.safe_dump(content)
-
-
-def write_report(file: Path, name: str, figures: dict[str, Any]) -> None:
-    """Add the figures of a scenario to a JSON file."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    known = json.loads(file.read_text()) if file.exists() else {}
-    file.write_text(json.dumps(known | {name: figures}, indent=1, sort_keys=True) + "\n")

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from tests.cluster import namespaces, roles
-from tests.cluster.cluster import Cluster, write_report
+from tests.cluster.cluster import Cluster
+from tests.cluster.figures import processor_share, write_report
 from tests.cluster.lab import CODE, Lab
 
-WORKERS = 2
+WORKERS, BARE_S = 2, 10
 REPORT = Path(os.environ.get("TOQUE_CLUSTER_REPORT") or CODE / "build" / "cluster-report.json")
 FOLDER_VARIABLE = "TOQUE_CLUSTER_LAB"
 
@@ -37,7 +38,7 @@ def lab(_possible: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
 @pytest.fixture(scope="session")
 def _nodes(lab: Lab, report: Callable[[str, dict[str, Any]], None]) -> Cluster:
     made = Cluster.nodes(lab, workers=WORKERS)
-    idle = made.processor_share(20)
+    idle = processor_share(made, BARE_S)
     made.deploy()
     made.wait_whole()
     report("first prediction", made.timings)

@@ -252,7 +252,14 @@ class Lab(BaseModel):
             "link", "add", _cable(name), "type", "veth", "peer", "name", "eth0", "netns", str(process.pid)
         )
         self._ip("link", "set", _cable(name), "master", "switch", "up")
-        for line in ("link set lo up", f"addr add {address}/24 dev eth0", "link set eth0 up"):
+        hardware = f"02:00:00:00:00:{int(address.rpartition('.')[2]):02x}"  # kept, as peers remember it
+        settings = (
+            "link set lo up",
+            f"link set eth0 address {hardware}",
+            f"addr add {address}/24 dev eth0",
+            "link set eth0 up",
+        )
+        for line in settings:
             subprocess.run(process.entering(["ip", *line.split()]), check=True)
         until(lambda: self.reachable(name), f"{name} can be reached")
 

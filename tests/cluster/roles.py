@@ -56,6 +56,7 @@ class Redis(BaseModel):
             "/tmp",  # noqa: S108  # the machine's own
         ]
         if self.replica_of is not None:
+            settings += ["--repl-timeout", "5"]  # a machine without power says no farewell
             settings += ["--replicaof", lab.address(self.replica_of), str(REDIS_PORT)]
         bind = ["--bind", lab.address(name), "127.0.0.1", "--port", str(REDIS_PORT)]
         lab.start(name, str(redis_program()), *bind, *settings, *self.options)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.cluster.cluster import Cluster
+from tests.cluster.figures import settled
 from tests.cluster.load import outage_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
@@ -43,7 +44,7 @@ def test_doors_answer_while_the_head_is_away_and_every_application_is_there_afte
                 "start of the head s": back - at - AWAY_S,
                 "seconds until whole": whole - back,
                 "labels lost": len(
-                    {each.name for each in outcomes if each.labelled} - cluster.settled(outcomes).labelled
+                    {each.name for each in outcomes if each.labelled} - settled(cluster, outcomes).labelled
                 ),
                 "applications missing": sorted(set(before) - set(cluster.applications())),
             }

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.cluster.cluster import Cluster
+from tests.cluster.figures import processor_share, python_proxy_requests, store_requests
 from tests.cluster.project import TICK_SECONDS
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
@@ -23,9 +24,9 @@ def test_an_idle_cluster_asks_the_store_seldom_and_leaves_the_processors_alone(
     requests, shares = 0.0, []
     for _ in range(2):
         _wait_until_ticks_are_over()
-        before = cluster.store_requests()
-        shares.append(cluster.processor_share(WINDOW_S))
-        requests += cluster.store_requests() - before
+        before = store_requests(cluster)
+        shares.append(processor_share(cluster, WINDOW_S))
+        requests += store_requests(cluster) - before
     rate = requests / (2 * WINDOW_S)
     more = {name: min(each[name] for each in shares) - cluster.bare[name] for name in shares[0]}
     report("idle", {"store requests/s": rate, "processor share of each node above bare Ray": more})
@@ -35,10 +36,10 @@ def test_an_idle_cluster_asks_the_store_seldom_and_leaves_the_processors_alone(
 
 def test_no_request_takes_the_python_proxy(cluster: Cluster, report: Report) -> None:
     doors = ["head", *cluster.workers]
-    before = {door: cluster.python_proxy_requests(door) for door in doors}
+    before = {door: python_proxy_requests(cluster, door) for door in doors}
     with cluster.load(doors, 10, rate=50, labels=False) as outcomes:
         pass
-    taken = {door: cluster.python_proxy_requests(door) - before[door] for door in doors}
+    taken = {door: python_proxy_requests(cluster, door) - before[door] for door in doors}
     report("requests through the Python proxy", taken)
     assert not [each for each in outcomes if each.failed]
     assert sum(taken.values()) == 0

@@ -10,6 +10,7 @@ import redis
 
 from tests.cluster import roles
 from tests.cluster.lab import Lab, until
+from tests.docs.pages import all_pages
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -77,3 +78,15 @@ def test_labs_do_not_meet_and_one_that_is_down_leaves_nothing(pair: Lab, tmp_pat
     other.down()
     assert not Lab.find(tmp_path / "other").machines["three"].is_up
     assert pair.machines["one"].is_up
+
+
+@pytest.mark.usefixtures("_possible")
+def test_the_code_of_its_page_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = next(each for each in all_pages() if each.path.name == "testing-many-machines.md")
+    monkeypatch.chdir(tmp_path)
+    for block in page.blocks:
+        if block.language == "python":
+            exec(block.text, {})  # noqa: S102  # our own page
+    assert capsys.readouterr().out == "redis\nTrue\n"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.cluster.cluster import Cluster
+from tests.cluster.figures import runs_of_ticks, settled
 from tests.cluster.project import MODEL
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
@@ -35,8 +36,8 @@ def test_a_partition_doubles_nothing_and_heals(
         cluster.lab.heal(name)
         whole = cluster.wait_whole()
     said_done = sum(each.wait(120) == 0 for each in promoters)
-    found = cluster.settled(outcomes)
-    runs = cluster.runs_of_ticks(at - 30)
+    found = settled(cluster, outcomes)
+    runs = runs_of_ticks(cluster, at - 30)
     failed = [each for each in outcomes if each.failed]
     figures: dict[str, Any] = {
         "requests": len(outcomes),

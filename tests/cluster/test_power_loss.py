@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.cluster.cluster import Cluster
+from tests.cluster.figures import settled
 from tests.cluster.load import outage_of, percentile
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
@@ -53,7 +54,7 @@ def _lose(cluster: Cluster, victim: str) -> dict[str, Any]:
     answered = {each.name for each in predictions if not each.failed}
     acknowledged = {each.name for each in predictions if each.labelled}
     failed = [each for each in predictions if each.failed]
-    found = cluster.settled(outcomes)
+    found = settled(cluster, outcomes)
     return {
         "victim": victim,
         "had": {app: each[victim] for app, each in places.items() if each[victim]},
