@@ -50,6 +50,8 @@ class Cluster:
         lab.environment |= {
             "AWS_ACCESS_KEY_ID": lab.secrets.s3_access,
             "AWS_SECRET_ACCESS_KEY": lab.secrets.s3_secret,
+            "AWS_REGION": roles.REGION,
+            "AWS_DEFAULT_REGION": roles.REGION,
             "TOQUE_PROFILE": f"/tmp/{PROFILE}",  # noqa: S108  # the machine's own
         }
         made = cls(lab, [])
@@ -257,7 +259,6 @@ class Cluster:
             "cluster": "lab",
             "store": {
                 "url": f"s3://{roles.BUCKET}/{PREFIX}",
-                "region": roles.REGION,
                 "endpoint": roles.s3_endpoint(self.lab),
             },
             "redis": {"url": roles.redis_url(self.lab)},
