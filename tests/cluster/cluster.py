@@ -79,7 +79,7 @@ class Cluster:
         self.lab.run("head", "toque", "deploy", timeout_s=300)
         self.timings["deploy"] = time.monotonic() - begun
         self.token = (self.lab.disk("head") / "home" / ".toque" / "token").read_text().strip()
-        self.toque("run", "make_version", "--json", '{"factor": 1.0}')
+        self.toque("run", "make_version", "--json", '{"factor": 1.0}', timeout_s=240)
         self.toque("models", "promote", MODEL, "1", "--reason", "the first")
         self.outage(self.workers[0], steady_s=0)
         self.timings["first prediction"] = time.monotonic() - begun

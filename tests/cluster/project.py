@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import uuid
 from datetime import datetime
@@ -14,7 +15,7 @@ from functions import Cron, context, function
 from functions.model_formats.program import export_program, save_program
 from functions.placement import Placement
 from functions.project import ModelDefinition
-from registry import ModelPolicy, Signature, TensorSpec
+from registry import AlreadyExists, ModelPolicy, Signature, TensorSpec
 
 MODEL, FIRED = "sum", "tests/fired"
 TICK_SECONDS = (0, 30)
@@ -61,7 +62,10 @@ def make_version(factor: float) -> int:
     """Register a version that multiplies its sum by a factor; returns its number."""
     with tempfile.TemporaryDirectory() as folder:
         save_program(export_program(Sum(factor), {"x": torch.rand(2, 3)}), Path(folder) / "model.pt2")
-        return context().registry().create_version(MODEL, path=Path(folder), signature=SIGNATURE).version
+        registry = context().registry()
+        with contextlib.suppress(AlreadyExists):
+            registry.create_model(MODEL)
+        return registry.create_version(MODEL, path=Path(folder), signature=SIGNATURE).version
 
 
 @function(http=True)
