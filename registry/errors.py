@@ -53,6 +53,20 @@ class Damaged(RegistryError):
     """Stored bytes are not what was recorded: never use them; restore the named object from a copy."""
 
 
+class NewerFormat(RegistryError):
+    """A newer release wrote this, in a format that this one does not know: upgrade this process, nothing is damaged."""
+
+    def __init__(self, what: str, found: object, known: object) -> None:
+        self.what, self.found, self.known = what, found, known
+        super().__init__(
+            f"{what} has format {found!r}, which a newer release wrote; this one reads up to {known!r}: upgrade this "
+            "process (docs/upgrade.md)"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.what, self.found, self.known)
+
+
 class Forbidden(RegistryError):
     """The store refused our credentials for this request."""
 

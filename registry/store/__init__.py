@@ -2,7 +2,7 @@
 
 from registry.store.blobs import Blob
 from registry.store.folder import FolderStore
-from registry.store.object_store import ObjectStore, Progress
+from registry.store.object_store import ObjectInfo, ObjectStore, Progress
 from registry.store.private_folder import private_folder, temporary_folder
 from registry.store.table_history import find_rows, remove_rows, table_names
 from registry.store.tables import RESERVED_TABLES, Table, TableSnapshot, check_table_name
@@ -12,6 +12,7 @@ __all__ = [
     "RESERVED_TABLES",
     "Blob",
     "FolderStore",
+    "ObjectInfo",
     "ObjectStore",
     "Progress",
     "Table",

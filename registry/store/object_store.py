@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -11,6 +12,15 @@ if TYPE_CHECKING:
     from registry.audit_keys import AuditKeys
 
 Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """Key, size and time of last change (UTC, by the store's clock) of a stored object."""
+
+    key: str
+    size_bytes: int
+    modified_at: datetime
 
 
 @runtime_checkable
@@ -68,6 +78,14 @@ class ObjectStore(Protocol):
 
         SeaweedFS compares part by part instead ("a/b" before "a-b"): do not mix names that begin alike.
         """
+        ...
+
+    def scan(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Iterate over objects as `list` does, with their sizes and times; one that goes meanwhile may be left out."""
+        ...
+
+    def now(self) -> datetime:
+        """Time by the store's clock, which gives objects their times; to the second in S3."""
         ...
 
     def upload(self, key: str, path: Path, *, on_progress: Progress | None = None) -> None:

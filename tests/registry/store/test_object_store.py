@@ -1,6 +1,7 @@
 import os
 import pickle
 import threading
+import time
 import uuid
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -55,6 +56,19 @@ def test_an_absent_object_is_not_found(store: ObjectStore):
     with pytest.raises(NotFound, match="nothing/here"):
         store.get("nothing/here")
     store.delete("nothing/here")
+
+
+def test_a_scan_gives_sizes_and_times_of_the_store_s_clock(store: ObjectStore):
+    store.put("a/b", b"12345")
+    before = store.now()
+    while store.now() <= before:
+        time.sleep(0.01)
+    store.put("a/c", b"")
+    assert [(info.key, info.size_bytes) for info in store.scan("a/")] == [("a/b", 5), ("a/c", 0)]
+    times = [info.modified_at for info in store.scan("")]
+    assert times[0] <= before < times[1]
+    assert times[0] == store.find_modified_at("a/b")
+    assert list(store.scan("nothing/")) == []
 
 
 def test_an_object_tells_when_it_was_written(store: ObjectStore):

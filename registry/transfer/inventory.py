@@ -1,0 +1,176 @@
+"""Lists of what two stores hold, compared on disk: a store may have more keys than memory has room for."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from registry.store import ObjectInfo
+from registry.transfer.kinds import Kind, kind_of, numbered
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_SCHEMA = """
+CREATE TABLE source (
+    key TEXT PRIMARY KEY, size INTEGER, modified INTEGER, kind TEXT, series TEXT, number INTEGER, meant INTEGER
+) WITHOUT ROWID;
+CREATE TABLE target (key TEXT PRIMARY KEY, size INTEGER, kind TEXT, series TEXT) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """Object that is to be copied. modified_us: microseconds since 1970, by the source's clock."""
+
+    key: str
+    size_bytes: int
+    modified_us: int
+    kind: Kind
+
+
+def as_us(at: datetime | None) -> int:
+    """Convert a time to microseconds since 1970; 0 for None."""
+    return 0 if at is None else (at - _EPOCH) // timedelta(microseconds=1)
+
+
+class Inventory:
+    """What a source and a target hold, in a file below `scratch`."""
+
+    def __init__(self, scratch: Path) -> None:
+        path = scratch / "inventory.sqlite"
+        path.unlink(missing_ok=True)
+        self._db = sqlite3.connect(path, isolation_level=None)
+        self._db.executescript(f"PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; {_SCHEMA}")
+
+    def clear(self) -> None:
+        """Forget the listings of both stores."""
+        self._db.execute("DELETE FROM source")
+        self._db.execute("DELETE FROM target")
+
+    def close(self) -> None:
+        """Close the file of the lists."""
+        self._db.close()
+
+    def read_source(self, found: Iterable[ObjectInfo], *, until: datetime, without: frozenset[str]) -> None:
+        """Take up the listing of the source; `meant` is what was there at the moment `until`.
+
+        without: keys that are not taken up at all.
+        """
+        rows = (
+            _source_row(info, as_us(until))
+            for info in found
+            if info.key not in without and kind_of(info.key) is not Kind.LEFT_OUT
+        )
+        self._insert("source", 7, rows)
+        half_deleted = "SELECT series FROM source WHERE kind = 'entry' GROUP BY series HAVING min(number) > 0"
+        self._db.execute(f"UPDATE source SET meant = 0 WHERE kind = 'entry' AND series IN ({half_deleted})")  # noqa: S608  # both are constants
+
+    def read_target(self, found: Iterable[ObjectInfo]) -> None:
+        """Take up the listing of the target, instead of one before."""
+        self._db.execute("DELETE FROM target")
+        rows = ((i.key, i.size_bytes, kind, _series(i.key, kind)) for i in found if (kind := kind_of(i.key)))
+        self._insert("target", 4, (row for row in rows if row[2] is not Kind.LEFT_OUT))
+
+    def find_gap(self) -> str | None:
+        """Find a journal or table whose meant entries are not consecutive: something was rewritten meanwhile."""
+        return self._one(
+            "SELECT series FROM source WHERE meant AND series != '' GROUP BY kind, series "
+            "HAVING count(*) != max(number) - min(number) + 1"
+        )
+
+    def lost_history(self) -> Iterator[str]:
+        """Iterate over the journals of the target with entries that the source lacks, and the tables with commits; a
+        table that is gone as a whole is left out.
+        """
+        rows = self._db.execute(
+            "SELECT DISTINCT t.series FROM target t LEFT JOIN source s USING (key) WHERE s.key IS NULL AND (t.kind = 'entry' "
+            "OR t.kind = 'commit' AND t.series IN (SELECT series FROM source WHERE kind = 'commit'))"
+        )
+        return (row[0] for row in rows)
+
+    def content(self) -> Iterator[Item]:
+        """Iterate over the content that the target lacks."""
+        return self._items("s.kind = 'content' AND (t.key IS NULL OR s.size != t.size)", "s.key", 0)
+
+    def history(self, since: datetime | None) -> Iterator[Item]:
+        """Iterate over the entries and commits to write, in the order in which they were written.
+
+        since: those of later are among them although the target has some under their keys: a commit may have been
+        rewritten, and an entry there may be of another history.
+        """
+        wanted = (
+            "s.kind IN ('entry', 'commit') AND (t.key IS NULL OR s.modified > :since OR s.size != t.size)"
+        )
+        return self._items(wanted, "s.modified, s.kind, s.number, s.key", as_us(since))
+
+    def states(self) -> Iterator[tuple[Item, bool]]:
+        """Iterate over the states that the source holds, and whether each was last written before the moment."""
+        rows = self._db.execute(
+            "SELECT key, size, modified, meant FROM source WHERE kind = 'state' ORDER BY key"
+        )
+        return ((Item(key, size, modified, Kind.STATE), bool(meant)) for key, size, modified, meant in rows)
+
+    def is_current(self, info: ObjectInfo, since: datetime | None) -> bool:
+        """Whether the target has an object of this size that was not written since."""
+        row = self._db.execute("SELECT size FROM target WHERE key = ?", (info.key,)).fetchone()
+        return row is not None and row[0] == info.size_bytes and as_us(info.modified_at) <= as_us(since)
+
+    def extra(self) -> Iterator[str]:
+        """Iterate over the keys of the target that the source does not hold any more."""
+        rows = self._db.execute(
+            "SELECT t.key FROM target t LEFT JOIN source s USING (key) WHERE s.key IS NULL"
+        )
+        return (row[0] for row in rows)
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Forget objects that were removed from the target."""
+        self._db.executemany("DELETE FROM target WHERE key = ?", ((key,) for key in keys))
+
+    def different(self) -> str | None:
+        """Find an object that was to be copied and is absent in the target or of another size."""
+        return self._one(
+            "SELECT s.key FROM source s LEFT JOIN target t USING (key) "
+            "WHERE s.meant AND s.kind != 'state' AND (t.key IS NULL OR t.size != s.size)"
+        )
+
+    def tables(self) -> dict[str, int]:
+        """List the tables of the copy with the number of their newest version."""
+        rows = self._db.execute(
+            "SELECT series, max(number) FROM source WHERE meant AND kind = 'commit' GROUP BY series ORDER BY series"
+        )
+        return {series: int(number) for series, number in rows}
+
+    def count(self) -> int:
+        """Count the objects of the copy, states left aside."""
+        row = self._db.execute("SELECT count(*) FROM source WHERE meant AND kind != 'state'").fetchone()
+        return int(row[0])
+
+    def _items(self, wanted: str, order: str, since: int, *, meant: bool = True) -> Iterator[Item]:
+        rows = self._db.execute(
+            "SELECT s.key, s.size, s.modified, s.kind FROM source s LEFT JOIN target t USING (key) "  # noqa: S608  # constants of this module
+            f"WHERE (s.meant OR NOT :meant) AND ({wanted}) ORDER BY {order}",
+            {"since": since, "meant": meant},
+        )
+        return (Item(key, size, modified, Kind(kind)) for key, size, modified, kind in rows)
+
+    def _insert(self, table: str, columns: int, rows: Iterable[tuple[object, ...]]) -> None:
+        self._db.execute("BEGIN")
+        self._db.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({','.join('?' * columns)})", rows)  # noqa: S608  # constants of this module
+        self._db.execute("COMMIT")
+
+    def _one(self, query: str) -> str | None:
+        row = self._db.execute(query).fetchone()
+        return None if row is None else str(row[0])
+
+
+def _source_row(info: ObjectInfo, until_us: int) -> tuple[object, ...]:
+    kind = kind_of(info.key, info.size_bytes)
+    series, number = numbered(info.key) if kind in {Kind.ENTRY, Kind.COMMIT} else ("", 0)
+    modified = as_us(info.modified_at)
+    return info.key, info.size_bytes, modified, kind, series, number, modified <= until_us
+
+
+def _series(key: str, kind: Kind) -> str:
+    return numbered(key)[0] if kind in {Kind.ENTRY, Kind.COMMIT} else ""
