@@ -27,6 +27,7 @@ from ray_apps.cli.commands import (
     privacy,
     rollouts,
     runs,
+    store,
     traffic,
 )
 from ray_apps.cli.commands.cluster import explained
@@ -43,7 +44,7 @@ GROUPS = {
     "training": (runs, features),
     "functions": (calls, ledger),
     "access": (access, privacy),
-    "history": (history,),
+    "history and backup": (history, store),
 }
 _EPILOG = """\
 `toque COMMAND --help` lists the arguments of a command. Tables fit the terminal; -o wide shows everything, -o json and

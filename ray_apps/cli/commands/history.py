@@ -53,8 +53,8 @@ def _audit(given: Given) -> int:
     from registry import utc_now
     from registry.history import publish_heads
 
-    with _failing():
-        store = _open(given)
+    with failing():
+        store = open_audited(given)
         report = _report(store, given.model, given.heads)
         published = None
         if given.publish and not report.findings:
@@ -82,7 +82,7 @@ def _print(report: AuditReport, published: str | None) -> None:
 
 def _list(given: Given) -> None:
     """List the ids of the audit keys, oldest first."""
-    with _failing():
+    with failing():
         ids = _keys(given).ids
     rows = [{"id": each, "newest": each == ids[-1]} for each in ids]
     table(given.output, _KEYS, rows, remark="" if rows else "there are no audit keys here")
@@ -93,8 +93,8 @@ def _adopt(given: Given) -> None:
     from registry import utc_now
     from registry.history import adopt_all
 
-    with _failing():
-        count = adopt_all(_open(given), utc_now)
+    with failing():
+        count = adopt_all(open_audited(given), utc_now)
     message(given.output, f"{count} journals are accepted as they are now", {"journals": count})
 
 
@@ -114,9 +114,9 @@ def _retire(given: Given) -> None:
     from registry.history import adopt_all
 
     file = _key_file(given)
-    with _failing():
+    with failing():
         kept = [key for key in read_keys(file) if key_id(key) != given.key]
-        store = _open(given)
+        store = open_audited(given)
         if given.key not in store.audit_keys.ids[:-1]:
             raise UsageError(
                 f"{given.key} is not one of the older keys; `toque audit-keys rotate` adds a newer one"
@@ -144,7 +144,7 @@ def _report(store: ObjectStore, model: str | None, heads: str | None) -> AuditRe
 def _settings(given: Given) -> Settings:
     from ray_apps.local import Settings
 
-    return Settings.of(os.environ, home=Path(given.home), store_url=given.store)
+    return Settings.of(os.environ, home=Path(given.home), store_url=getattr(given, "store", None))
 
 
 def _keys(given: Given) -> AuditKeys:
@@ -154,10 +154,11 @@ def _keys(given: Given) -> AuditKeys:
     return keys if keys or not file.exists() else AuditKeys.of_file(file)
 
 
-def _open(given: Given) -> ObjectStore:
+def open_audited(given: Given, url: str | None = None) -> ObjectStore:
+    """Open a store with the audit keys here. url: of another than the one that is given or found here."""
     from registry import open_store
 
-    return open_store(_settings(given).store_url, audit_keys=_keys(given))
+    return open_store(url or _settings(given).store_url, audit_keys=_keys(given))
 
 
 def _target(target: str) -> ObjectStore:
@@ -185,7 +186,7 @@ def _write(file: Path, lines: list[str]) -> None:
 
 
 @contextmanager
-def _failing() -> Iterator[None]:
+def failing() -> Iterator[None]:
     """Turn the registry's errors into one line. Raises: Failed; UsageError for a malformed url or key."""
     from registry import InvalidInput, RegistryError
 

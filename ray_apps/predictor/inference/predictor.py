@@ -98,12 +98,10 @@ class Predictor:
         large = request.large or is_large(outputs)
         if large:
             loop = asyncio.get_running_loop()
-            logged = await loop.run_in_executor(self._pool, self._record, call, at_us, found, outputs, None)
+            await loop.run_in_executor(self._pool, self._record, call, at_us, found, outputs, None)
         else:
             write_batch = None if caller is None else caller.write_batch
-            logged = self._record(call, at_us, found, outputs, write_batch)
-        if logged is not None:
-            await self.recorder.confirmed(logged)
+            self._record(call, at_us, found, outputs, write_batch)
         if self.engine.routes.shadows and number is None and is_shadowed(arm):
             self._offer_to_shadows(call, at_us, found)
         parameters = _response_parameters(call, found)
@@ -202,9 +200,9 @@ class Predictor:
         found: ModelInputs,
         outputs: Mapping[str, Array],
         write_batch: WriteBatch | None,
-    ) -> int | None:
+    ) -> None:
         keys = call.keys
-        return self.recorder.record(
+        self.recorder.record(
             id=call.id, version=call.version.version, arm=call.arm, shadow=False, unit=call.unit, at_us=at_us,
             latency_ms=call.elapsed_ms(), rows=call.rows, inputs=found.inputs, outputs=outputs,
             float32_matrix=call.version.float32_matrix and keys is None, missing=found.missing or None,

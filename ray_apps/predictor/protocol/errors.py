@@ -12,7 +12,6 @@ __all__ = [
     "DeviceFailed",
     "DeviceOutOfMemory",
     "NotFound",
-    "NotLogged",
     "NotReady",
     "Overloaded",
     "PredictorError",
@@ -52,12 +51,6 @@ class Denied(PredictorError):
 
 class NotReady(PredictorError):
     """No version can answer yet: 503, try again."""
-
-    status = 503
-
-
-class NotLogged(PredictorError):
-    """The answer could not be logged as the mode of the log demands: 503, try again."""
 
     status = 503
 

@@ -1,0 +1,121 @@
+"""Backup of a platform and the way back: its store, and the predictions and labels that only Redis holds.
+
+Online features are not in it: `materialize` writes them again from the tables. A backup is a copy of the store that is
+brought up to date by the next one, so it costs what is new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from functions.prediction_log.drain import drain
+from functions.prediction_log.export import WriterExport, add_exports, export_streams
+from functions.prediction_log.wal_root import default_wal_root
+from registry.access import DEFAULT_WORKSPACE, Access, workspace_store
+from registry.history.folds import FoldOf
+from registry.store import ObjectStore, Progress
+from registry.times import to_text, utc_now
+from registry.transfer import CopyReport, address, copy_store, find_marker, forget_marker
+
+__all__ = ["BackupReport", "back_up", "restore"]
+
+_STREAMS = "copies/streams/"
+_ACTOR = "backup"
+Report = Callable[[str], None]
+
+
+class BackupReport(BaseModel):
+    """Result of a backup or of a restore.
+
+    copy_report: None where an earlier restore had copied everything. records: those of the streams that were in no table;
+    for a restore, the rows of which there are.
+    """
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+    copy_report: CopyReport | None
+    records: int = 0
+
+
+def back_up(
+    store: ObjectStore,
+    redis_url: str | None,
+    target: ObjectStore,
+    *,
+    scratch: Path | None = None,
+    fold_of: FoldOf = lambda _store, _path: None,
+    on_progress: Progress | None = None,
+    report: Report = lambda _: None,
+) -> BackupReport:
+    """Drain the prediction log, export what came since, and copy the store to `target`, or what is new to an earlier backup.
+
+    store: the platform's. redis_url: None to leave Redis out. The platform may run meanwhile. Raises: as `copy_store`;
+    redis.RedisError.
+    """
+    exports: dict[str, WriterExport] = {}
+    if redis_url is not None:
+        workspaces = _workspaces(store)
+        report("draining the prediction log")
+        for each in workspaces:
+            inside = workspace_store(store, each)
+            drain(inside, redis_url, workspace=each, wal_root=default_wal_root(inside.url))
+        moment = to_text(utc_now())
+        found = enumerate(export_streams(redis_url, workspaces))
+        exports = {f"{_STREAMS}{moment}/{number:06d}": export for number, export in found}
+    older = [key for key in target.list(_STREAMS) if key not in exports]
+    copied = copy_store(
+        store,
+        target,
+        scratch=scratch,
+        fold_of=fold_of,
+        on_progress=on_progress,
+        report=report,
+        beside={key: export.to_bytes() for key, export in exports.items()},
+    )
+    if redis_url is not None and not copied.findings:
+        for key in older:
+            target.delete(key)
+    return BackupReport(copy_report=copied, records=sum(len(each.frames) for each in exports.values()))
+
+
+def restore(
+    backup: ObjectStore,
+    store: ObjectStore,
+    *,
+    scratch: Path | None = None,
+    fold_of: FoldOf = lambda _store, _path: None,
+    on_progress: Progress | None = None,
+    report: Report = lambda _: None,
+) -> BackupReport:
+    """Copy a backup to an empty store and append to its tables what Redis held; may be killed and repeated.
+
+    Nothing may run on the store yet; afterwards it is a platform's, which no copy is brought up to date in. A backup that
+    was interrupted gives the moment that it had come to. Raises: as `copy_store`; PredictionLogError if an export is
+    damaged.
+    """
+    found = find_marker(store)
+    copied = None
+    if found is None or found.under_way or found.source != address(backup):
+        copied = copy_store(
+            backup, store, scratch=scratch, fold_of=fold_of, on_progress=on_progress, report=report
+        )
+        if copied.findings:
+            return BackupReport(copy_report=copied)
+    report("appending what the streams held")
+    added = add_exports(partial(workspace_store, store), _exports(backup))
+    forget_marker(store)
+    return BackupReport(copy_report=copied, records=added.predictions + added.labels)
+
+
+def _exports(backup: ObjectStore) -> Iterator[WriterExport]:
+    for key in backup.list(_STREAMS):
+        yield WriterExport.from_bytes(backup.get(key), where=f"{key} in {backup.url}")
+
+
+def _workspaces(store: ObjectStore) -> list[str]:
+    known = {workspace.name for workspace in Access(store, actor=_ACTOR).list_workspaces()}
+    return sorted(known | {DEFAULT_WORKSPACE})

@@ -1,0 +1,81 @@
+"""`toque store copy`, `toque backup` and `toque restore`."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ray_apps.cli import main
+from registry import Journal, ObjectStore, open_store
+from tests.compat.redis_server import running_redis
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> ObjectStore:
+    store = open_store(f"file://{tmp_path}/source")
+    for name in range(40):
+        journal = Journal(store, f"events/topic-{name}", actor="ada")
+        for number in range(5):
+            journal.append({"text": "x" * 100}, at=number)
+    return store
+
+
+def test_a_copy_killed_by_force_is_taken_up_again(
+    source: ObjectStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = ["store", "copy", source.url, str(tmp_path / "target")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ray_apps.cli", *words],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stderr is not None
+    while "journals" not in process.stderr.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    assert main([*words, "--json"]) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert (done["verified"]["journals"], done["verified"]["entries"], done["verified"]["findings"]) == (
+        40,
+        200,
+        [],
+    )
+
+
+def test_backup_and_restore_go_there_and_back(
+    source: ObjectStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    backup, place = str(tmp_path / "backup"), f"file://{tmp_path}/new"
+    with running_redis(tmp_path / "redis") as redis_url:
+        assert main(["backup", backup, "--store", source.url, "--redis", redis_url]) == 0
+    assert "200 entries" in capsys.readouterr().out
+    assert main(["backup", backup, "--store", source.url, "--no-redis", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["objects"] == 0
+    assert main(["restore", backup, "--store", place]) == 0
+    assert list(open_store(place).list("")) == list(source.list(""))
+
+
+def test_a_backup_must_be_told_of_redis(
+    source: ObjectStore, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("TOQUE_REDIS_URL", raising=False)
+    words = ["--home", str(tmp_path / "home"), "backup", str(tmp_path / "backup"), "--store", source.url]
+    assert main(words) == 2
+    assert "--no-redis" in capsys.readouterr().err
+
+
+def test_what_does_not_verify_is_said(
+    source: ObjectStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    key = "events/topic-1/entries/00000002.json"
+    source.put(key, source.get(key).replace(b"ada", b"eve"))
+    assert main(["store", "copy", source.url, str(tmp_path / "target")]) == 1
+    told = capsys.readouterr()
+    assert "events/topic-1 entry 2" in told.out
+    assert "do not use" in told.err
