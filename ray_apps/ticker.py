@@ -145,18 +145,11 @@ class TickerReplica:
         }
 
     def _drain_tasks(self) -> dict[str, Task]:
-        from functions.prediction_log import default_wal_root, drain  # late: as above
+        from functions.prediction_log import drain_workspace  # late: as above
 
-        redis_url = self._context.redis_url
-        if redis_url is None:
+        if self._context.redis_url is None:
             return {}
-
-        def drain_one(used: Context) -> object:
-            return drain(
-                used.store, redis_url, workspace=used.workspace, wal_root=default_wal_root(used.store_url)
-            )
-
-        return {"drain": lambda: self._in_each(drain_one)}
+        return {"drain": lambda: self._in_each(drain_workspace)}
 
     def _in_each(self, work: Callable[[Context], object]) -> None:
         """Do `work` in every workspace. Raises: an ExceptionGroup of those that failed, once all had their turn."""
@@ -173,11 +166,14 @@ class TickerReplica:
 def application(options: dict[str, Any] | None = None) -> Application:
     """Build the Serve application of the ticker, which has no route.
 
-    options: passed to the deployment's `options`, such as num_replicas.
+    options: passed to the deployment's `options`, such as num_replicas; and `on_serve_nodes`, with which replicas run
+    only where the resource `serve` is, two or more never all on one of several such nodes.
     """
     from ray import serve  # late: the processes that start Ray import this package before it
 
+    from ray_apps.spread import laid_out  # late: as above
+
     chosen: dict[str, Any] = {"name": "ticker", "ray_actor_options": {"num_cpus": 0}} | (options or {})
-    deployment: Any = serve.deployment(TickerReplica, **chosen)
+    deployment: Any = serve.deployment(TickerReplica, **laid_out(chosen))
     found: Application = deployment.bind()
     return found

@@ -8,8 +8,10 @@ package must not know models, HTTP or Serve.
 from typing import TYPE_CHECKING
 
 from functions.prediction_log.drain import LABELS_TABLE, DrainResult, drain, predictions_table
-from functions.prediction_log.errors import LogFullError, PredictionLogError
-from functions.prediction_log.jobs import drain_predictions
+from functions.prediction_log.errors import LogFullError, LogUnconfirmedError, PredictionLogError
+from functions.prediction_log.jobs import drain_predictions, drain_workspace, prediction_log_losses
+from functions.prediction_log.losses import LOSS_TOPIC, Loss, LossState, losses_of
+from functions.prediction_log.modes import LOG_MODE, LogMode, log_mode_of
 from functions.prediction_log.outcomes import latest_labels, outcomes, predicted_within, predictions
 from functions.prediction_log.pseudonyms import PSEUDONYM_KEY, Pseudonyms, pseudonym
 from functions.prediction_log.records import (
@@ -21,30 +23,41 @@ from functions.prediction_log.records import (
     epoch_us,
 )
 from functions.prediction_log.scan_cache import shared_scans
-from functions.prediction_log.shipper import LogWriter
+from functions.prediction_log.shipper import LogWriter, close_writers
 from functions.prediction_log.wal_root import default_wal_root
 from functions.renamed import old_names
 
 __all__ = [
     "LABELS_TABLE",
+    "LOG_MODE",
+    "LOSS_TOPIC",
     "OBSERVED_AHEAD",
     "PINNED",
     "PSEUDONYM_KEY",
     "DrainResult",
     "Label",
     "LogFullError",
+    "LogMode",
+    "LogUnconfirmedError",
     "LogWriter",
+    "Loss",
+    "LossState",
     "PredictionLogError",
     "Pseudonyms",
+    "close_writers",
     "default_wal_root",
     "drain",
     "drain_predictions",
+    "drain_workspace",
     "encode_labels",
     "encode_prediction",
     "epoch_us",
     "latest_labels",
+    "log_mode_of",
+    "losses_of",
     "outcomes",
     "predicted_within",
+    "prediction_log_losses",
     "predictions",
     "predictions_table",
     "pseudonym",

@@ -20,11 +20,12 @@ from deltalake.exceptions import CommitFailedError
 from pydantic import BaseModel, ConfigDict
 
 from clusters.redis_clients import open_redis
+from functions.prediction_log.adoption import KINDS, adopt_orphans
 from functions.prediction_log.errors import PredictionLogError
 from functions.prediction_log.frames import Frame
 from functions.prediction_log.records import LABELS, PREDICTIONS, label_columns, prediction_columns
-from functions.prediction_log.shipper import adopt_orphans
 from functions.prediction_log.stream import Stream
+from functions.prediction_log.stream_of_0_1 import OldStream
 from registry.access import DEFAULT_WORKSPACE
 from registry.store import ObjectStore, Table
 
@@ -37,7 +38,10 @@ Batch = Mapping[str, list[Frame]]
 
 
 class DrainResult(BaseModel):
-    """Result of one drain: rows added to the tables, writers they came from, dead writers' folders claimed."""
+    """Result of one drain: rows added to the tables, writers they came from, dead writers' folders claimed.
+
+    lost: writers that vanished and were written off now.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -45,6 +49,7 @@ class DrainResult(BaseModel):
     labels: int = 0
     writers: int = 0
     adopted: int = 0
+    lost: int = 0
 
     def __add__(self, other: DrainResult) -> DrainResult:
         return DrainResult(
@@ -52,6 +57,7 @@ class DrainResult(BaseModel):
             labels=self.labels + other.labels,
             writers=max(self.writers, other.writers),
             adopted=self.adopted + other.adopted,
+            lost=self.lost + other.lost,
         )
 
 
@@ -76,22 +82,31 @@ def drain(
     client = open_redis(redis_url, timeout_s=30.0)
     try:
         total = DrainResult()
-        for kind, move in MOVES.items():
+        for kind in KINDS:
             stream = Stream(client, kind, workspace=workspace)
+            old = OldStream(client, kind, workspace=workspace)
             if wal_root is not None:
-                total += DrainResult(adopted=adopt_orphans(wal_root, kind, stream))
-            for _ in range(max_rounds):
-                moved = _round(store, stream, move)
-                if moved is None:
-                    break
-                total += moved
+                total += DrainResult(adopted=adopt_orphans(wal_root, stream))
+            for source in (old, stream) if old.exists() else (stream,):
+                total += _move_all(store, source, max_rounds)
         return total
     finally:
         client.close()
 
 
+def _move_all(store: ObjectStore, stream: Stream | OldStream, max_rounds: int) -> DrainResult:
+    move = MOVES[stream.kind]
+    total = DrainResult()
+    for _ in range(max_rounds):
+        moved = _round(store, stream, move)
+        if moved is None:
+            break
+        total += moved
+    return total
+
+
 def _round(
-    store: ObjectStore, stream: Stream, move: Callable[[ObjectStore, Batch], DrainResult]
+    store: ObjectStore, stream: Stream | OldStream, move: Callable[[ObjectStore, Batch], DrainResult]
 ) -> DrainResult | None:
     """Move a bounded batch; None when there is nothing to move."""
     batch = {writer: frames for writer in stream.writers() if (frames := list(stream.read(writer)))}

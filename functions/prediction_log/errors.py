@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["LogFullError", "PredictionLogError"]
+__all__ = ["LogFullError", "LogUnconfirmedError", "PredictionLogError"]
 
 
 class PredictionLogError(Exception):
@@ -11,3 +11,7 @@ class PredictionLogError(Exception):
 
 class LogFullError(PredictionLogError):
     """Raised where the write-ahead file has reached its bound, or its disk is full; nothing was written."""
+
+
+class LogUnconfirmedError(PredictionLogError):
+    """Raised where a record is not known to be where it must be before it is acknowledged; send it again."""

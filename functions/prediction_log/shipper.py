@@ -1,43 +1,43 @@
-"""Shipper that moves records from the write-ahead files to the stream, off the path of any response.
+"""Shipper that moves records from the write-ahead files to the stream, and confirms those that answers wait for.
 
-Redis away: the files grow up to their bound and shipping goes on when it is back. Orphans, the files of dead
-writers on this machine, are shipped by the process that claims their lock, and removed once they are drained.
+Redis away: the files grow up to their bound and shipping goes on when it is back.
 """
 
 from __future__ import annotations
 
-import contextlib
+import atexit
 import logging
-import os
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from weakref import WeakSet
 
 from redis import RedisError
 
 from clusters.redis_clients import open_redis
+from functions.prediction_log.adoption import adopt_all
+from functions.prediction_log.confirmations import Confirmations
+from functions.prediction_log.copies import CopyCheck
+from functions.prediction_log.errors import LogUnconfirmedError
 from functions.prediction_log.stream import Stream
-from functions.prediction_log.wal import (
-    Chunk,
-    SegmentReader,
-    WriteAheadLog,
-    claim,
-    is_writers_folder,
-    recover,
-    segments_of,
-)
+from functions.prediction_log.wal import Chunk, WriteAheadLog
 from registry.access import DEFAULT_WORKSPACE
 
-__all__ = ["LogWriter", "adopt_orphans"]
+__all__ = ["LogWriter", "close_writers"]
 
+_LEAST_RESERVED = 256  # more than one process answers between two shipments
 _log = logging.getLogger(__name__)
+_open: WeakSet[LogWriter] = WeakSet()
 
 
 class LogWriter:
     """Writer of the durable log: `append` returns when the record survives this process; a thread ships it to Redis.
 
-    root: the folder of the write-ahead files on this machine. kind: "predictions" or "labels".
-    redis_url: where the stream is. workspace: whose records they are.
+    root: the folder of the workspace's write-ahead files on this machine. kind: "predictions" or "labels".
+    redis_url: where the stream is. workspace: whose records they are. poll_s: how often records are shipped that nobody
+    waits for. two_nodes: records are confirmed only once they are on another node too. answers_first: whether records are
+    answered that are not confirmed, so that this node may take some with it. confirm_s: the longest wait.
     """
 
     def __init__(
@@ -50,8 +50,11 @@ class LogWriter:
         limit_bytes: int = 1 << 30,
         segment_bytes: int = 1 << 20,
         fsync: bool = False,
-        poll_s: float = 0.25,
+        poll_s: float = 0.05,
         tidy_every_s: float = 5.0,
+        two_nodes: bool = False,
+        answers_first: bool = True,
+        confirm_s: float = 1.0,
     ) -> None:
         self._wal = WriteAheadLog(
             root / kind, limit_bytes=limit_bytes, segment_bytes=segment_bytes, fsync=fsync
@@ -60,17 +63,25 @@ class LogWriter:
         """Write one record durably and return its number. Raises: LogFullError."""
         self.extend = self._wal.extend
         """Write several records, all or none, and return the last number. Raises: LogFullError."""
-        self._root, self._kind = root, kind
-        self._poll_s, self._tidy_every_s = poll_s, tidy_every_s
-        self._next_tidy = self._deadline = time.monotonic() + tidy_every_s
-        self._stop = threading.Event()
+        self._root, self._kind, self._workspace = root, kind, workspace
+        self._poll_s, self._tidy_every_s, self._confirm_s = poll_s, tidy_every_s, confirm_s
+        self._next_tidy = self._deadline = 0.0
+        self._stop, self._wake = threading.Event(), threading.Event()
         self._position = 0
         self._unsent: Chunk | None = None
         self._rotation = self._rotating = self._rotated_at = 0
-        client = open_redis(redis_url, patience_s=0.0)  # the thread's rounds are its patience
+        self._answers_first, self._busiest = answers_first, 0
+        client = open_redis(
+            redis_url, timeout_s=max(2.0, confirm_s), patience_s=0.0
+        )  # the thread's rounds are its patience
         self._stream = Stream(client, kind, workspace=workspace)
+        self._copies = CopyCheck(self._stream, self._wal.writer, two_nodes=two_nodes)
+        self._confirmations = Confirmations(self._wake.set, timeout_s=confirm_s)
+        self.confirmed = self._confirmations.wait
+        """Wait until a record is confirmed, as mode and `two_nodes` say; False if it is not in time."""
         self._thread = threading.Thread(target=self._run, name=f"ship-{kind}", daemon=True)
         self._thread.start()
+        _open.add(self)
 
     @property
     def writer(self) -> str:
@@ -82,48 +93,105 @@ class LogWriter:
         """Size of the records in this writer's files that are not drained yet."""
         return self._wal.size_bytes
 
+    @property
+    def confirms(self) -> bool:
+        """Whether records can be confirmed now, as far as is known."""
+        return self._confirmations.available
+
+    @property
+    def why_unconfirmed(self) -> str:
+        """What keeps records from being confirmed, for a message."""
+        return self._copies.problem or f"Redis did not confirm the record in {self._confirm_s:g} s"
+
+    def commit(self, payloads: Sequence[bytes]) -> int:
+        """Write several records, all or none, and return the last number once Redis has confirmed them; blocks.
+
+        Raises: LogFullError; LogUnconfirmedError if Redis does not confirm in time: they may arrive all the same.
+        """
+        if self.confirms and self._confirmations.wait_blocking(number := self.extend(payloads)):
+            return number
+        raise LogUnconfirmedError(f"{self._kind}: {self.why_unconfirmed}; send them again")
+
     def close(self, *, timeout_s: float = 5.0) -> None:
         """Ship what can be shipped in `timeout_s` and stop; the rest stays in the files for an adopter."""
         self._deadline = time.monotonic() + timeout_s
         self._stop.set()
+        self._wake.set()
         self._thread.join(timeout_s)
         self._wal.close()
+        _open.discard(self)
 
     def _run(self) -> None:
         away = False
         while self._wait():
             try:
+                if time.monotonic() >= self._next_tidy or not self.confirms:
+                    self._report_alive()
                 self._ship()
                 self._tidy()
                 away = False
             except (RedisError, OSError) as error:
+                self._confirmations.fail()
                 if not away:
                     _log.warning("%s: cannot ship, keeping records in the files: %s", self._kind, error)
                 away = True
-                self._stop.wait(0.5)
+                self._stop.wait(min(0.5, 10 * self._poll_s))
+        if self._position == self._wal.last:
+            self._say_goodbye()
 
     def _wait(self) -> bool:
         """Wait for the next round; False once everything is shipped or the deadline has passed."""
-        if not self._stop.wait(self._poll_s):
+        self._wake.wait(self._poll_s if not self._stop.is_set() else 0.01)
+        self._wake.clear()
+        if not self._stop.is_set():
             return True
         return self._position < self._wal.last and time.monotonic() < self._deadline
 
-    def _ship(self) -> None:
-        """Ship the records written by now; later ones wait for the next round.
+    def _report_alive(self) -> None:
+        """Tell Redis that this writer lives, and learn how far it has the records; it may have lost some."""
+        self._copies.look()
+        there = self._stream.report_alive(
+            self.writer, node=self._copies.node, reserved=self._reserved(self._wal.last)
+        )
+        if there < self._position:
+            self._position, self._unsent = there, None
+        if self._copies.reachable():
+            self._confirmations.advance(there)
+        else:
+            self._confirmations.fail()
 
-        Ends early when the stream is full, keeping the chunk it read.
-        """
+    def _say_goodbye(self) -> None:
+        """Tell Redis that every record of this writer is there, so that nobody misses one."""
+        try:
+            self._stream.report_alive(self.writer, node=self._copies.node, reserved=self._position)
+        except (RedisError, OSError) as error:
+            _log.info("%s: closed without a goodbye: %s", self._kind, error)
+
+    def _reserved(self, last: int) -> int:
+        """Number of the last record that may be answered before Redis hears of this writer again."""
+        return last + max(_LEAST_RESERVED, 4 * self._busiest) if self._answers_first else self._position
+
+    def _ship(self) -> None:
+        """Ship the records written by now; later ones wait for the next round."""
         goal = self._wal.last
+        self._busiest = max(goal - self._position, self._busiest * 99 // 100)
         while self._position < goal:
             if self._unsent is None:
                 self._unsent = self._wal.read_after(self._position)
             if self._unsent is None:
                 return
-            self._position, full = _send(self._stream, self.writer, self._unsent, self._position)
-            if full:
-                self._stop.wait(0.2)
-                return
-            self._unsent = None
+            frames, _, last = self._unsent
+            answer = self._stream.append(
+                self.writer, frames, after=self._position, last=last,
+                node=self._copies.node, reserved=self._reserved(last), replica_wait_s=self._copies.replica_wait_s(),
+            )  # fmt: skip
+            self._position, self._unsent = answer.last, None
+            if not answer.added:
+                self._report_alive()  # Redis lost records, and perhaps the writer's name
+            if self._copies.enough(answer):
+                self._confirmations.advance(answer.last)
+            else:
+                self._confirmations.fail()
 
     def _tidy(self) -> None:
         """Drop drained files and adopt those of dead writers, at most every few seconds."""
@@ -133,7 +201,7 @@ class LogWriter:
         self._rotate()
         self._wal.forget(self._stream.drained(self.writer))
         self._report_rotation()
-        adopt_orphans(self._root, self._kind, self._stream)
+        adopt_all(self._root, self._stream.client, workspace=self._workspace)
 
     def _rotate(self) -> None:
         """Meet a new request to drop what the files hold: later records go to a file of their own."""
@@ -147,46 +215,11 @@ class LogWriter:
             self._rotation = self._rotating
 
 
-def _send(stream: Stream, writer: str, chunk: Chunk, position: int) -> tuple[int, bool]:
-    """Send one chunk; returns the position Redis is at now, and whether the stream is full."""
-    frames, _, last = chunk
-    answer = stream.append(writer, frames, after=position, last=last)
-    return answer.last, answer.full
+def close_writers(*, timeout_s: float = 5.0) -> None:
+    """Close all writers of this process, which ships what they hold; called when a replica stops, and at exit."""
+    deadline = time.monotonic() + timeout_s
+    for writer in list(_open):
+        writer.close(timeout_s=max(0.1, deadline - time.monotonic()))
 
 
-def adopt_orphans(root: Path, kind: str, stream: Stream) -> int:
-    """Ship the files of dead writers found under `root`, and remove those that are drained.
-
-    A folder that holds anything but a writer's lock and segments is left alone.
-    Returns how many folders were claimed.
-    """
-    claimed = 0
-    with contextlib.suppress(FileNotFoundError):
-        for folder in sorted((root / kind).iterdir()):
-            lock = claim(folder) if is_writers_folder(folder) else None
-            if lock is None:
-                continue
-            try:
-                _adopt(folder, stream)
-                claimed += 1
-            finally:
-                os.close(lock)
-    return claimed
-
-
-def _adopt(folder: Path, stream: Stream) -> None:
-    writer = folder.name
-    last = recover(folder)
-    if stream.drained(writer) >= last:
-        for _, segment in segments_of(folder):
-            segment.unlink()
-        (folder / "lock").unlink()
-        folder.rmdir()
-        stream.forget(writer)
-        return
-    segments, reader = segments_of(folder), SegmentReader()
-    position = stream.shipped(writer)
-    while (chunk := reader.read(segments, position)) is not None:
-        position, full = _send(stream, writer, chunk, position)
-        if full:
-            return
+atexit.register(close_writers)

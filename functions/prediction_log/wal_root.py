@@ -9,7 +9,9 @@ from urllib.parse import unquote, urlsplit
 from registry.access import DEFAULT_WORKSPACE, split_workspace_url
 from registry.store import temporary_folder
 
-__all__ = ["default_wal_root"]
+__all__ = ["default_wal_root", "roots_beside"]
+
+_WORKSPACES = "workspaces"
 
 
 def default_wal_root(store_url: str) -> Path:
@@ -20,7 +22,7 @@ def default_wal_root(store_url: str) -> Path:
     """
     platform_url, workspace = split_workspace_url(store_url)
     root = _platform_root(platform_url)
-    return root if workspace == DEFAULT_WORKSPACE else root / "workspaces" / workspace
+    return root if workspace == DEFAULT_WORKSPACE else root / _WORKSPACES / workspace
 
 
 def _platform_root(store_url: str) -> Path:
@@ -30,3 +32,11 @@ def _platform_root(store_url: str) -> Path:
         return path.with_name(f"{path.name}-wal")
     digest = hashlib.sha256(store_url.encode()).hexdigest()[:16]
     return temporary_folder(f"wal-{digest}")
+
+
+def roots_beside(root: Path, workspace: str) -> list[tuple[str, Path]]:
+    """List all workspaces of a platform that have a folder on this machine, with these, by the folder of one of them."""
+    platform = root if workspace == DEFAULT_WORKSPACE else root.parents[1]
+    others = platform / _WORKSPACES
+    names = sorted(path.name for path in others.iterdir()) if others.is_dir() else []
+    return [(DEFAULT_WORKSPACE, platform), *((name, others / name) for name in names)]

@@ -41,6 +41,16 @@ def check_cluster(store: ObjectStore, *, doors: tuple[int, ...]) -> list[Check]:
         took_s = time.time() - begun
     finally:
         store.delete(KEY)
+    return judged(reports, silent, marker=marker, begun=begun, took_s=took_s)
+
+
+def judged(
+    reports: Sequence[NodeReport], silent: Sequence[str], *, marker: str, begun: float, took_s: float
+) -> list[Check]:
+    """Judge what the nodes report. silent: those that did not; marker: what the store has under the probe's key.
+
+    begun, took_s: when the probes were sent, by this process's clock, and how long until all had answered.
+    """
     return [
         _answers(reports, silent),
         *_alike(reports),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 READY_S = 300.0
 _ASK_S = 0.5
-_FAILED = {"DEPLOY_FAILED", "UNHEALTHY"}
+_FAILED = {"DEPLOY_FAILED"}  # one that is UNHEALTHY, as after the loss of a node, heals or times out
 
 Report = Callable[[str], None]
 

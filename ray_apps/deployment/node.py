@@ -21,12 +21,25 @@ from urllib.parse import unquote, urlsplit
 
 from clusters.profile import Profile, ProfileError, apply_profile, effective_profile, require_settings
 from ray_apps.deployment.errors import DeploymentError
-from ray_apps.deployment.serve_settings import HAPROXY, serve_settings
+from ray_apps.deployment.serve_settings import HAPROXY, cluster_settings, serve_settings
+from ray_apps.local.processes import ProcessSession, end_sessions
 
 ROOT = Path(__file__).resolve().parents[2]  # the folder that holds our packages
 PORT = 6379
 ATTEMPTS = 4
-PAUSE_S = 5.0
+PAUSE_S, GRACE_S = 5.0, 3.0
+NODE_PORTS = {
+    "object-manager-port": 8076,
+    "node-manager-port": 8077,
+    "dashboard-agent-grpc-port": 8078,
+    "runtime-env-agent-port": 8079,
+    "metrics-export-port": 8080,
+    "dashboard-agent-listen-port": 52365,
+    "min-worker-port": 10002,
+    "max-worker-port": 19999,
+}
+"""Ports of Ray on every node, by option of `ray start`; a port that is said need not be waited for, and can be let
+through a firewall (docs/high-availability.md)."""
 SERVE, DOOR = "serve", "door"
 _MANY = 1000  # replicas ask for a thousandth each
 _EARLY_S = 90.0  # a head that ends sooner did not start
@@ -89,7 +102,8 @@ class NodeStart:
 def start_node(node: NodeStart, *, report: Report = lambda _: None) -> int:
     """Start Ray on this machine as `node` says; returns the exit code of a `ray start` that blocked, else 0.
 
-    A head whose Redis still counts its predecessor as alive does not start at first, so it is tried again.
+    A raylet gives its agent 15 s to start, which on a machine that is busy with other starts is too little; so it is
+    tried again, after what is left of the attempt was ended.
     Raises: ProfileError, naming what the profile lacks; DeploymentError if Ray does not start.
     """
     environment = node_environment(node, os.environ)
@@ -99,9 +113,12 @@ def start_node(node: NodeStart, *, report: Report = lambda _: None) -> int:
         code = _run(command, environment)
         if code == 0 or (node.block and time.monotonic() - begun > _EARLY_S):
             return code
-        if not node.is_head or attempt == ATTEMPTS:
+        if attempt == ATTEMPTS:
             break
-        report(f"the head did not start (exit code {code}); trying again, {attempt} of {ATTEMPTS - 1}")
+        report(
+            f"Ray did not start (exit code {code}); a raylet gives its agent 15 s, too little on a busy machine: "
+            f"trying again, {attempt} of {ATTEMPTS - 1}"
+        )
         time.sleep(PAUSE_S)
     raise DeploymentError(f"`ray start` ended with exit code {code}; what it printed says why")
 
@@ -111,11 +128,15 @@ def node_environment(node: NodeStart, inherited: Mapping[str, str]) -> dict[str,
     environment = dict(inherited)
     apply_profile(environment)
     require_settings(environment)
-    ours = serve_settings() | {
-        "RAY_AUTH_MODE": "token",
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(HAPROXY),
-        "RAY_NODE_TYPE_NAME": node.type,  # becomes the label ray.io/node-group
-    }
+    ours = (
+        serve_settings()
+        | cluster_settings()
+        | {
+            "RAY_AUTH_MODE": "token",
+            "RAY_SERVE_HAPROXY_BINARY_PATH": str(HAPROXY),
+            "RAY_NODE_TYPE_NAME": node.type,  # becomes the label ray.io/node-group
+        }
+    )
     environment = ours | environment
     if node.is_head:
         environment = _head_memory(effective_profile(environment)) | environment
@@ -127,7 +148,7 @@ def node_environment(node: NodeStart, inherited: Mapping[str, str]) -> dict[str,
 
 def ray_start(node: NodeStart, profile: Profile, environment: Mapping[str, str]) -> list[str]:
     """Build the `ray start` command of a node; arguments that `node.more` has are not said twice."""
-    options: dict[str, object] = {"object-manager-port": 8076}
+    options: dict[str, object] = dict(NODE_PORTS)
     if node.is_head:
         options |= {"port": PORT, "dashboard-host": "127.0.0.1"}
         options |= {} if node.type == SERVE else {"num-cpus": 0}  # it schedules; tasks cannot take it down
@@ -202,15 +223,22 @@ def _password(profile: Profile) -> str:
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run a command to its end, and pass on signals that ask this process to end."""
-    process = subprocess.Popen(command, env=dict(environment))  # noqa: S603  # our own program
+    """Run a command to its end, and pass on signals that ask this process to end.
+
+    If it fails, whatever it started ends too, which would keep the ports from the next attempt.
+    """
+    process = subprocess.Popen(command, env=dict(environment), start_new_session=True)  # noqa: S603  # our own program
+    session = ProcessSession.led_by(process.pid)
 
     def pass_on(number: int, _: FrameType | None) -> None:
         process.send_signal(number)
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        return process.wait()
+        code = process.wait()
+        if code != 0:
+            end_sessions([session], grace_s=GRACE_S)
+        return code
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -20,9 +20,12 @@ MAX_ONGOING_REQUESTS = 512
 def application(options: dict[str, Any] | None = None) -> Application:
     """Build the gateway's Serve application, also for `serve deploy` (import_path in `ray_apps/config`).
 
-    options: passed to the deployment's `options`, such as num_replicas.
+    options: passed to the deployment's `options`, such as num_replicas; and `on_serve_nodes`, with which replicas run
+    only where the resource `serve` is, two or more never all on one of several such nodes.
     """
     from ray import serve  # late: the processes that start Ray import this package before it
+
+    from ray_apps.spread import laid_out  # late: as above
 
     chosen: dict[str, Any] = {
         "name": "gateway",
@@ -30,7 +33,7 @@ def application(options: dict[str, Any] | None = None) -> Application:
         "ray_actor_options": {"num_cpus": 0},  # the gateway waits more than it computes
         "health_check_period_s": 5,
     } | (options or {})
-    deployment: Any = serve.deployment(serve.ingress(build)(), **chosen)
+    deployment: Any = serve.deployment(serve.ingress(build)(), **laid_out(chosen))
     found: Application = deployment.bind()
     return found
 
@@ -40,7 +43,11 @@ def build() -> FastAPI:
 
     The gateway answers before the functions are imported, which takes seconds; a request for a function waits for that.
     """
-    from functions.prediction_log import LogWriter, default_wal_root  # late: only a replica needs them
+    from functions.prediction_log import (
+        LogWriter,
+        default_wal_root,
+        log_mode_of,
+    )  # late: only a replica needs them
     from functions.runtime.context import context_of
     from ray_apps.gateway.app import build_app
     from ray_apps.gateway.services import Services
@@ -50,11 +57,20 @@ def build() -> FastAPI:
     apply_profile(os.environ)
     context = context_of(os.environ).in_workspace(DEFAULT_WORKSPACE)
 
+    mode = log_mode_of(os.environ)
+
     def labels(workspace: str) -> LogWriter:
         if context.redis_url is None:
             raise Unavailable("labels need Redis to travel; set TOQUE_REDIS_URL")
         root = default_wal_root(workspace_url(context.store_url, workspace))
-        return LogWriter(root, "labels", context.redis_url, workspace=workspace)
+        return LogWriter(
+            root,
+            "labels",
+            context.redis_url,
+            workspace=workspace,
+            two_nodes=mode == "two_nodes",
+            answers_first=False,
+        )
 
     def discover() -> None:
         from ray_apps.discovery import discover_at_low_priority  # late: the import that takes seconds

@@ -27,10 +27,13 @@ MAX_LABEL_LOGS = 256  # each has a thread, files and a connection
 
 
 class LabelLog(Protocol):
-    """A log in which labels become durable before they are acknowledged."""
+    """A log in which labels are in Redis, too, before they are acknowledged."""
 
-    def extend(self, payloads: Sequence[bytes]) -> int:
-        """Append records durably, all or none; returns the number of the last."""
+    def commit(self, payloads: Sequence[bytes]) -> int:
+        """Append records, all or none, and wait for Redis to have them; returns the number of the last.
+
+        Raises: PredictionLogError if it does not in time.
+        """
         ...
 
 

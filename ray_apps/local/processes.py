@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,10 +76,23 @@ def end(
 
     keep: sessions, by the pid of their leader, whose processes are not ended.
     """
+    return _end(
+        lambda: [each for each in of_platform(home, sessions) if each.session not in keep], grace_s=grace_s
+    )
+
+
+def end_sessions(sessions: Collection[ProcessSession], *, grace_s: float) -> list[Process]:
+    """Terminate the processes of sessions, and kill those left after `grace_s`; returns those that still live."""
 
     def left() -> list[Process]:
-        return [each for each in of_platform(home, sessions) if each.session not in keep]
+        everything = _scan()
+        ours = {session.leader for session in sessions if _is_same_session(session, everything)}
+        return [each for each in everything if each.session in ours - {os.getsid(0)}]
 
+    return _end(left, grace_s=grace_s)
+
+
+def _end(left: Callable[[], list[Process]], *, grace_s: float) -> list[Process]:
     for process in left():
         _signal(process, signal.SIGTERM)
     deadline = time.monotonic() + grace_s

@@ -19,16 +19,19 @@ MAX_ONGOING_REQUESTS = 256
 def application(options: dict[str, Any] | None = None) -> Application:
     """Build the Serve application, also for `serve deploy`; its route prefix must be `/api`.
 
-    options: passed to the deployment's `options`, such as num_replicas.
+    options: passed to the deployment's `options`, such as num_replicas; and `on_serve_nodes`, with which replicas run
+    only where the resource `serve` is, two or more never all on one of several such nodes.
     """
     from ray import serve  # late: the processes that start Ray import this package before it
+
+    from ray_apps.spread import laid_out  # late: as above
 
     chosen: dict[str, Any] = {
         "name": "mlflow",
         "max_ongoing_requests": MAX_ONGOING_REQUESTS,
         "ray_actor_options": {"num_cpus": 0},  # the application waits more than it computes
     } | (options or {})
-    deployment: Any = serve.deployment(serve.ingress(build)(), **chosen)
+    deployment: Any = serve.deployment(serve.ingress(build)(), **laid_out(chosen))
     found: Application = deployment.bind()
     return found
 

@@ -1,5 +1,7 @@
 """Cluster files are validated by Ray's own schema, by our settings, and against each other."""
 
+from __future__ import annotations
+
 import importlib.metadata
 import re
 from pathlib import Path
@@ -9,22 +11,21 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-import clusters
+from clusters.profile import Profile, missing_settings, settings_of
+from functions.runtime.run.cluster import AWAY_FROM_SERVING
+from ray_apps.deployment.node import NodeStart, node_resources
 from ray_apps.local.settings import Settings
+from tests.clusters.files import FOLDER, LAUNCHED, read
+from tests.clusters.variables import named_in, unread
 
-FOLDER = Path(clusters.__file__).parent
-LAUNCHED = ["local.yaml", "aws-gpu.yaml"]
-SERVE_SETTINGS = {
-    "RAY_AUTH_MODE": "token",
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
-}
+CLOUDS = ["aws-gpu.yaml", "gcp.yaml"]
+CLUSTERS = [*CLOUDS, "on-premises.yaml"]
+STARTS = ("head_start_ray_commands", "worker_start_ray_commands")
 
 
-def read(name: str) -> Any:
-    return yaml.safe_load((FOLDER / name).read_text())
+def node_types(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = read(name)["available_node_types"]
+    return found
 
 
 @pytest.mark.parametrize("name", LAUNCHED)
@@ -45,57 +46,95 @@ def test_the_local_file_holds_valid_settings():
     assert settings.ports.model_dump() | chosen["ports"] == settings.ports.model_dump()
 
 
-@pytest.mark.parametrize("name", [*LAUNCHED, "kuberay.yaml"])
-def test_every_file_has_serves_throughput_and_token_settings(name: str):
-    text = (FOLDER / name).read_text()
-    for variable, value in SERVE_SETTINGS.items():
-        assert re.search(rf'{variable}(=|, value: "?){value}\b', text), (name, variable)
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_every_node_starts_by_our_command_with_the_profile_that_was_brought_to_it(name: str):
+    config = read(name)
+    for commands in STARTS:
+        assert "toque node start" in config[commands][-1], commands
+        assert "ray start" not in " ".join(config[commands])
+    assert "--head -- --autoscaling-config=~/ray_bootstrap_config.yaml" in config[STARTS[0]][-1]
+    home = next(place for place, what in config["file_mounts"].items() if what == "toque.yaml")
+    assert f"TOQUE_PROFILE=~/{Path(home).name}" in " ".join(config["setup_commands"])
+    assert {"secrets", "~/.ray/auth_token", "."} < set(config["file_mounts"].values())
 
 
-@pytest.mark.parametrize("name", [*LAUNCHED, "kuberay.yaml"])
-def test_every_file_starts_haproxy_with_its_pages_and_socket_closed(name: str):
-    text = (FOLDER / name).read_text()
-    started = len(re.findall(r"RAY_SERVE_ENABLE_HA_PROXY", text))
-    assert len(re.findall(r"RAY_SERVE_HAPROXY_BINARY_PATH.*toque/clusters/haproxy\.sh", text)) == started
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_every_variable_that_a_file_names_is_read_by_somebody(name: str):
+    assert unread(named_in((FOLDER / name).read_text())) == set()
 
 
-def test_no_file_of_a_machine_with_several_users_has_a_name_that_others_can_make_first():
-    for command in ("head_start_ray_commands", "worker_start_ray_commands"):
-        text = " ".join(read("local.yaml")[command])
-        for file in (
-            "CONFIG_FILE_LOC",
-            "SOCKET_PATH",
-            "SERVER_STATE_BASE",
-            "SERVER_STATE_FILE",
-            "METRICS_SOCKET_PATH",
-        ):
-            assert f"RAY_SERVE_HAPROXY_{file}=$HOME/.ha" in text
-        assert "umask 077; mkdir -p $HOME/.ha;" in text
-    assert "--temp-dir=$HOME/.ha/r" in " ".join(read("local.yaml")["head_start_ray_commands"])
-
-
-@pytest.mark.parametrize("name", ["aws-gpu.yaml", "kuberay.yaml"])
+@pytest.mark.parametrize("name", CLOUDS)
 def test_images_have_the_installed_version_of_ray(name: str):
     images = set(re.findall(r"rayproject/ray:(\S+?)-py311", (FOLDER / name).read_text()))
     assert images == {importlib.metadata.version("ray")}
 
 
-def test_gpu_nodes_scale_from_zero():
-    gpu = read("aws-gpu.yaml")["available_node_types"]["gpu"]
-    assert (gpu["min_workers"], gpu["resources"]["GPU"]) == (0, 1)
-    group = next(g for g in read("kuberay.yaml")["spec"]["workerGroupSpecs"] if g["groupName"] == "gpu")
-    assert (group["minReplicas"], group["replicas"]) == (0, 0)
-    container = group["template"]["spec"]["containers"][0]
-    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
-    assert (
-        container["env"]
-        == read("kuberay.yaml")["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]
-    )
+@pytest.mark.parametrize("name", CLOUDS)
+def test_nodes_have_the_resources_and_the_label_of_their_type(name: str):
+    (key,) = AWAY_FROM_SERVING
+    for kind, node in node_types(name).items():
+        start = NodeStart(None if kind == "head" else "10.0.0.1", kind)
+        custom = {each: node["resources"].get(each) for each in ("serve", "door")}
+        assert {each: many for each, many in custom.items() if many} == node_resources(start), kind
+        assert node["labels"][key] == kind
+    assert f"!{next(kind for kind in node_types(name) if kind == 'serve')}" == AWAY_FROM_SERVING[key]
+    assert node_types(name)["head"]["resources"]["CPU"] == 0
 
 
-def test_node_types_add_up_to_the_clusters_limit():
-    config = read("aws-gpu.yaml")
-    assert (
-        sum(kind.get("max_workers", 0) for kind in config["available_node_types"].values())
-        == config["max_workers"]
-    )
+@pytest.mark.parametrize("name", CLOUDS)
+def test_spot_nodes_neither_serve_nor_lead(name: str):
+    spot = {kind for kind, node in node_types(name).items() if "SPOT" in str(node["node_config"]).upper()}
+    assert spot == {"gpu"}
+    assert {kind for kind, node in node_types(name).items() if "ray.io/market-type" in node["labels"]} == spot
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_two_nodes_serve_and_gpu_nodes_scale_from_zero(name: str):
+    types = node_types(name)
+    assert types["serve"]["min_workers"] >= 2
+    assert (types["gpu"]["min_workers"], types["gpu"]["resources"]["GPU"]) == (0, 1)
+    assert sum(kind.get("max_workers", 0) for kind in types.values()) == read(name)["max_workers"]
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_a_types_own_commands_which_replace_all_others_do_what_those_do(name: str):
+    config = read(name)
+    own = node_types(name)["gpu"]["worker_setup_commands"]
+    assert own[: len(config["setup_commands"])] == config["setup_commands"]
+    installs = [
+        commands[-1] for commands in (own, config["head_setup_commands"], config["worker_setup_commands"])
+    ]
+    assert all("python -m tests.project.install --image" in each for each in installs)
+    assert ["PIP_EXTRA_INDEX_URL" in each for each in installs] == [
+        False,
+        True,
+        True,
+    ]  # CUDA's libraries for GPUs
+
+
+def test_on_premises_the_machines_that_serve_are_some_of_the_workers():
+    config = read("on-premises.yaml")
+    workers = config["provider"]["worker_ips"]
+    assert config["max_workers"] == config["min_workers"] == len(workers)
+    found = re.search(r"for host in ([\d. ]+);", config["worker_start_ray_commands"][-1])
+    assert found
+    serving = found[1].split()
+    assert len(serving) >= 2
+    assert set(serving) < set(workers)
+
+
+def test_a_variable_that_nobody_reads_is_found():
+    assert unread({"TOQUE_STORE", "RAY_AUTH_TOKEN", "RAY_gcs_rpc_server_reconnect_timeout_s"}) == set()
+    misspelt = {"TOQUE_STOER", "RAY_AUTH_TOKN", "RAY_gcs_rpc_server_reconect_timeout_s"}
+    assert unread(misspelt) == misspelt
+
+
+def test_the_example_of_a_profile_is_valid_and_names_every_setting():
+    file = FOLDER / "profile.example.yaml"
+    assert missing_settings({"TOQUE_PROFILE": str(file)}) == []
+    asked = re.sub(r"^( *)# (?=[a-z_]+:)", r"\1", file.read_text(), flags=re.MULTILINE)
+    shown = yaml.safe_load(asked)
+    assert Profile.model_validate(shown).cluster == "toque"
+    for setting in settings_of({}):
+        section, _, name = setting.name.rpartition(".")
+        assert name in (shown.get(section, {}) if section else shown), f"add {setting.name} to {file.name}"

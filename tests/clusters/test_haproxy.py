@@ -1,43 +1,60 @@
-"""What stands between Serve and HAProxy closes the pages and the socket that Serve leaves open."""
+"""What stands between Serve and HAProxy closes what Serve leaves open, and lets HAProxy see that a replica is gone."""
 
+import contextlib
 import os
+import re
+import socket
 import stat
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
-from ray.serve._private.haproxy import HAProxyApi, HAProxyConfig
+from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
 from ray.serve.config import HTTPOptions, gRPCOptions
 
-from ray_apps.loopback import HAPROXY
+from ray_apps.deployment.serve_settings import HAPROXY, serve_settings
 from tests.ports import free_port
 
 
 @pytest.fixture
 def configuration(tmp_path: Path) -> Path:
-    """The file that this version of Serve writes, for doors on every address."""
+    """The file that this version of Serve writes, for doors on every address and no application."""
+    return write(tmp_path, {}, host="0.0.0.0")  # noqa: S104  # it is read, not listened on
+
+
+def write(tmp_path: Path, servers: dict[str, int], *, host: str, port: int | None = None) -> Path:
+    """Write the file as Serve does. servers: ports of the replicas of an application at `/`, by name."""
+    seconds = int(serve_settings()["RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S"])
     served = HAProxyConfig(
         socket_path=str(tmp_path / "admin.sock"),
         server_state_base=str(tmp_path),
         server_state_file=str(tmp_path / "state"),
         metrics_socket_path=str(tmp_path / "metrics.sock"),
-        http_options=HTTPOptions(host="0.0.0.0", port=free_port()),  # noqa: S104  # it is read, not listened on
+        timeout_connect_s=seconds,
+        http_options=HTTPOptions(host=host, port=port or free_port()),
         grpc_options=gRPCOptions(),
         stats_port=free_port(),
         metrics_port=free_port(),
     )
     file = tmp_path / "haproxy.cfg"
-    HAProxyApi(served, {}, str(file))._generate_config_file_internal()
+    replicas = [ServerConfig(name, "127.0.0.1", port) for name, port in servers.items()]
+    application = BackendConfig(app_name="app", name="http-app", path_prefix="/", servers=replicas)
+    backends = {"http-app": application} if servers else {}
+    HAProxyApi(served, backends, str(file))._generate_config_file_internal()
     return file
 
 
 def launch(configuration: Path, **environment: str) -> list[str]:
     """Let HAProxy check the file by way of the script; returns the lines that bind."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
         [str(HAPROXY), "-c", "-f", str(configuration)],
-        env=os.environ | {"PATH": path, "RAY_SERVE_HAPROXY_BINARY_PATH": str(HAPROXY)} | environment,
+        env=_environment() | environment,
         capture_output=True,
         text=True,
         check=False,
@@ -66,3 +83,86 @@ def test_the_pages_go_to_the_address_that_a_cluster_names(configuration: Path) -
 
 def test_serve_may_run_the_script() -> None:
     assert stat.S_IMODE(HAPROXY.stat().st_mode) & stat.S_IXUSR
+
+
+def _environment() -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return os.environ | {"PATH": path, "RAY_SERVE_HAPROXY_BINARY_PATH": str(HAPROXY)}
+
+
+class Replica(BaseHTTPRequestHandler):
+    """Answers health checks and requests, the latter with the number of requests so far."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        content = b"success"
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@contextlib.contextmanager
+def door(tmp_path: Path, servers: dict[str, int]) -> Iterator[str]:
+    """Address of an HAProxy with these replicas of an application at `/`."""
+    port = free_port()
+    configuration = write(tmp_path, servers, host="127.0.0.1", port=port)
+    with subprocess.Popen([str(HAPROXY), "-db", "-f", str(configuration)], env=_environment()) as process:
+        try:
+            until = time.monotonic() + 60
+            while socket.socket().connect_ex(("127.0.0.1", port)) != 0:
+                assert process.poll() is None, "HAProxy ended"
+                assert time.monotonic() < until, "HAProxy does not listen"
+                time.sleep(0.02)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+
+
+@pytest.fixture
+def vanished() -> Iterator[int]:
+    """Port of a listener whose queue is full: connections to it are never answered, as if its machine were gone."""
+    with socket.socket() as listener, contextlib.ExitStack() as filling:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        port: int = listener.getsockname()[1]
+        for _ in range(4):
+            filler = filling.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(("127.0.0.1", port))
+        yield port
+
+
+def test_a_replica_on_a_machine_that_vanished_is_passed_over_within_seconds(
+    tmp_path: Path, vanished: int
+) -> None:
+    replica = ThreadingHTTPServer(("127.0.0.1", 0), Replica)
+    threading.Thread(target=replica.serve_forever, daemon=True).start()
+    with door(tmp_path, {"gone": vanished, "here": replica.server_port}) as url:
+        for _ in range(4):  # in turns, so that the vanished one is tried
+            begun = time.monotonic()
+            assert httpx.get(url, timeout=60).text == "success"
+            assert time.monotonic() - begun < 10
+    replica.shutdown()
+
+
+def test_without_a_replica_the_answer_says_to_try_again(tmp_path: Path) -> None:
+    with door(tmp_path, {"ended": free_port()}) as url:
+        answer = httpx.get(url, timeout=60)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert "try again" in answer.json()["error"]
+
+
+def test_connections_to_replicas_end_when_the_machine_acknowledges_nothing(tmp_path: Path) -> None:
+    file = write(tmp_path, {"replica": free_port()}, host="127.0.0.1")
+    launch(file)
+    once = file.read_text()
+    assert re.search(r"^    server replica .* tcp-ut 1s$", once, re.MULTILINE)
+    defaults = once[once.index("\ndefaults\n") : once.index("\nfrontend prometheus")]
+    for line in ("option srvtcpka", "srvtcpka-idle 1s", "timeout check 5s", "timeout connect 1s"):
+        assert defaults.count(f"    {line}\n") == 1
+    launch(file)
+    assert file.read_text() == once  # as after a reload that changed nothing

@@ -138,3 +138,11 @@ def test_a_variable_that_cannot_be_is_refused_by_name() -> None:
         effective_profile({"TOQUE_HTTP_PORT": "many"})
     with pytest.raises(ProfileError, match=r"models=.*want JSON"):
         effective_profile({"TOQUE_MODELS": "{late"})
+
+
+def test_the_page_of_settings_has_every_one_with_its_variable() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    for setting in settings_of({}):
+        row = next((each for each in rows if each.startswith(f"| `{setting.name}`")), "")
+        assert f"`{setting.variable.name}`" in row, setting.name

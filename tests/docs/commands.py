@@ -28,20 +28,28 @@ from tests.docs.pages import ROOT, Block, Page
 _ASSIGNMENT = re.compile(r"^[A-Za-z_]\w*=")
 _OUR_FILE = re.compile(r"^(?:clusters|docs|examples|functions|load|ray_apps|registry|tests)/[\w./-]+\.\w+$")
 _OUR_MODULE = re.compile(r"(?:examples|functions|load|ray_apps)(?:\.|$)")
-_PREFIXES = frozenset({"exec", "nohup", "sudo", "time"})
+_PREFIXES = frozenset({"do", "exec", "nohup", "sudo", "time"})
 _PLAIN = frozenset(
     [
+        "aws",
+        "base64",
         "cat",
         "cd",
+        "cp",
         "docker",
+        "done",
         "echo",
+        "eksctl",
         "eval",
         "export",
+        "for",
+        "gcloud",
         "git",
         "grep",
         "head",
         "helm",
         "jq",
+        "kind",
         "kubectl",
         "locust",
         "ls",

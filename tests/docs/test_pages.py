@@ -24,7 +24,8 @@ PAGES = all_pages()
 MOST_WORDS = 2_000
 LONG = {"docs/benchmarks.md", "docs/experiments.md"}  # tables and a log; everything else answers one question
 RUN_ELSEWHERE = {
-    "docs/mlflow.md": "test_mlflow.py"
+    "docs/mlflow.md": "test_mlflow.py",
+    "docs/testing-many-machines.md": "../cluster/test_lab.py",
 }  # pages whose Python needs more than a store, and their test
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
@@ -129,7 +130,7 @@ CODE = [page for page in PAGES if any(block.language == "python" for block in pa
 @pytest.mark.parametrize("page", CODE, ids=[page.name for page in CODE])
 def test_the_code_of_a_page_runs_in_order(page: Page, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if page.name in RUN_ELSEWHERE:
-        assert page.path.name in Path(__file__).with_name(RUN_ELSEWHERE[page.name]).read_text()
+        assert page.path.name in (Path(__file__).parent / RUN_ELSEWHERE[page.name]).read_text()
     names: dict[str, Any] = {"__name__": "__docs__"}
     for block in page.blocks:
         if block.language != "python":

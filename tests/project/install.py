@@ -1,6 +1,7 @@
 """Installs everything into the Python that runs this, each file checked against its hash in the lock: `make setup`.
 
     python -m tests.project.install
+    python -m tests.project.install --image flavors,sweeps     without what only tests take: clusters/Dockerfile
 
 A Python of which pip's settings name a source of its own for torch (`find-links`, an index) may get a build from there, like
 `2.13.0+cpu`, that PyPI does not have: its version is the locked one, but its hash is not known, and that is said.
@@ -8,11 +9,14 @@ A Python of which pip's settings name a source of its own for torch (`find-links
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable, Mapping
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
 from tests.project.lock import LOCK, ROOT, TORCH_LOCK, TRITON_LOCK, read_lock
@@ -22,7 +26,13 @@ SETTING_OF_A_SOURCE = re.compile(r"\.(find-links|index-url|extra-index-url)=")
 
 
 def main() -> None:
-    """Install the locked packages, torch, and this project; then check that nothing is missing or contradicts."""
+    """Install the locked packages, torch, and this project; then check that nothing is missing or contradicts.
+
+    For an image, take away what the project and its chosen extras do not need, and Triton where torch has no CUDA.
+    """
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--image", metavar="EXTRAS", help="names from pyproject.toml, separated by commas")
+    extras = parser.parse_args().image
     locked = read_lock(LOCK.read_text())
     with (
         tempfile.TemporaryDirectory() as folder
@@ -42,6 +52,39 @@ def main() -> None:
         sys.stdout.write(f"torch {build} is of the source in pip's settings; no hash in the lock covers it\n")
     _install("--no-deps", "--no-build-isolation", "--editable", str(ROOT))
     _pip("check")
+    if extras is not None:
+        installed = {_canonical(one.metadata["Name"]): one for one in distributions()}
+        kept = needed(installed, extras.split(",")) - ({"triton"} if build else set())
+        _pip("uninstall", "--yes", *sorted(installed.keys() - kept))
+
+
+def needed(installed: Mapping[str, Distribution], extras: Iterable[str]) -> set[str]:
+    """Name the installed packages that this project needs with some of its extras, itself among them.
+
+    Raises: ValueError if it has no such extra.
+    """
+    from packaging.requirements import (
+        Requirement,
+    )  # late: the lock brings it, and this file installs the lock
+
+    declared = installed["toque"].metadata.get_all("Provides-Extra") or []
+    if unknown := [each for each in extras if each not in declared]:
+        raise ValueError(f"--image {','.join(unknown)}: pyproject.toml has the extras {', '.join(declared)}")
+    found: set[tuple[str, str]] = set()
+    open_ends = [("toque", each) for each in ("", *extras)]
+    while open_ends:
+        name, extra = open_ends.pop()
+        if (name, extra) in found or name not in installed:
+            continue
+        found.add((name, extra))
+        for wanted in map(Requirement, installed[name].requires or ()):
+            if wanted.marker is None or wanted.marker.evaluate({"extra": extra}):
+                open_ends += [(_canonical(wanted.name), each) for each in ("", *wanted.extras)]
+    return {name for name, _ in found}
+
+
+def _canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def offered_build(version: str) -> str | None:

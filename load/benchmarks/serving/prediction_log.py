@@ -1,10 +1,11 @@
-"""Benchmark of the prediction log: one predictor that logs and one that does not, in turns.
+"""Benchmark of the prediction log: one predictor that logs and one that does not, in turns; or one for each mode of the log.
 
-python -m load.benchmarks.serving.prediction_log [--starts 6] [--rounds 4] [--seconds 1] [--connections 1 16 64]
+python -m load.benchmarks.serving.prediction_log [--modes] [--starts 6] [--rounds 4] [--seconds 1] [--connections 1 16 64]
 
-Each in one process, without Ray and HAProxy, with the small MLP of `load.benchmarks.serving.throughput` and a Redis that the log is shipped to. A
-round is both, one after the other, so a neighbour that comes hits both. Two processes of the same program differ by some
-percent for as long as they live, so both are started several times: a ratio is the mean over starts of the median over rounds,
+With --modes the baseline is mode `file`; Redis has a replica, since it runs on the predictors' machine and mode `two_nodes` then
+waits for one. Each in one process, without Ray and HAProxy, with the small MLP of `load.benchmarks.serving.throughput` and a Redis that the log is shipped to. A
+round is all of them, one after the other, so a neighbour that comes hits all. Two processes of the same program differ by some
+percent for as long as they live, so they are started several times: a ratio is the mean over starts of the median over rounds,
 with its standard error. The CPU of a request is the process's own, answering, shipping and following the policy together.
 """
 
@@ -56,76 +57,86 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def start(stack: contextlib.ExitStack, folder: Path) -> tuple[Server, Server]:
-    """Start Redis, the predictor that logs and the one that does not."""
-    store_url, redis_port = f"file://{folder}/store", free_port()
+Variant = tuple[str, list[str], dict[str, str]]
+"""Name of a predictor, its flags and its environment beside the common one; the first of several is the baseline."""
+LOGGED: list[Variant] = [("not-logged", ["--no-log"], {}), ("logged", [], {})]
+MODES: list[Variant] = [(mode, [], {"TOQUE_LOG_MODE": mode}) for mode in ("file", "redis", "two_nodes")]
+
+
+def start_redis(stack: contextlib.ExitStack, folder: Path, *, replica_of: int | None = None) -> int:
+    """Start a Redis with an append-only file, a replica if that is asked for; returns its port."""
+    port = free_port()
+    own = folder / f"redis-{port}"
+    own.mkdir()
+    command = [redis_binary(), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(own)]
+    command += ["--requirepass", "bench", "--masterauth", "bench", "--appendonly", "yes", "--save", ""]
+    command += [] if replica_of is None else ["--replicaof", "127.0.0.1", str(replica_of)]
+    stack.enter_context(process(command, own / "log", {}))
+    wait_for_port(port)
+    return port
+
+
+def start(stack: contextlib.ExitStack, folder: Path, variants: list[Variant]) -> list[Server]:
+    """Start Redis and the predictors."""
+    store_url = f"file://{folder}/store"
     token = register(store_url, folder / "artifacts", {"mlp": BenchmarkModel(small_mlp())})
-    redis = [redis_binary(), "--port", str(redis_port), "--bind", "127.0.0.1", "--dir", str(folder)]
-    redis += ["--requirepass", "bench", "--appendonly", "yes", "--save", ""]
-    stack.enter_context(process(redis, folder / "redis.log", {}))
-    wait_for_port(redis_port)
+    redis_port = start_redis(stack, folder)
+    if variants is MODES:
+        start_redis(stack, folder, replica_of=redis_port)
     environment = {"TOQUE_STORE": store_url, "TOQUE_REDIS_URL": f"redis://:bench@127.0.0.1:{redis_port}/0"}
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
 
-    def serve(name: str, *flags: str) -> Server:
+    def serve(name: str, flags: list[str], own: dict[str, str]) -> Server:
         port, log = free_port(), folder / f"{name}.log"
-        command = [
-            sys.executable,
-            "-m",
-            "ray_apps.predictor",
-            "--port",
-            str(port),
-            "mlp",
-            "--standalone",
-            *flags,
-        ]
-        child = stack.enter_context(process(command, log, environment))
+        command = [sys.executable, "-m", "ray_apps.predictor", "--port", str(port), "mlp", "--standalone"]
+        child = stack.enter_context(process([*command, *flags], log, environment | own))
         target = Target(name, f"http://127.0.0.1:{port}/v2/models/mlp/infer", headers, json_body())
         wait_for(target, child, log)
         measure(target, 16, 2, folder)  # warm
         target.rates.clear()
         return Server(target, child.pid)
 
-    return serve("logged"), serve("not-logged", "--no-log")
+    return [serve(*variant) for variant in variants]
 
 
-def one_start(arguments: argparse.Namespace) -> tuple[Server, Server]:
-    """Measure both in turns, in new processes."""
+def one_start(arguments: argparse.Namespace) -> list[Server]:
+    """Measure the predictors in turns, in new processes."""
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
-        both = start(stack, Path(name))
+        servers = start(stack, Path(name), MODES if arguments.modes else LOGGED)
         for _ in range(arguments.rounds):
             for connections in arguments.connections:
-                for server in both:
+                for server in servers:
                     server.round(connections, arguments.seconds, Path(name))
-    return both
+    return servers
 
 
-def report(starts: list[tuple[Server, Server]], connections: int) -> None:
-    """Print a line for each predictor, and their ratio."""
-    for server in zip(*starts, strict=True):
-        rate = statistics.mean(statistics.median(one.target.rates[connections]) for one in server)
-        cpu = statistics.mean(statistics.median(one.cpu_us[connections]) for one in server)
-        print(
-            f"{server[0].target.name:12}{connections:4} connections{rate:8.0f} requests/s{cpu:6.0f} us of CPU each"
-        )
-    ratios = [
-        statistics.median(
-            one / other
-            for one, other in zip(
-                logged.target.rates[connections], plain.target.rates[connections], strict=True
+def report(starts: list[list[Server]], connections: int) -> None:
+    """Print a line for each predictor, with its ratio to the first."""
+    for servers in zip(*starts, strict=True):
+        rate = statistics.mean(statistics.median(one.target.rates[connections]) for one in servers)
+        cpu = statistics.mean(statistics.median(one.cpu_us[connections]) for one in servers)
+        ratios = [
+            statistics.median(
+                mine / base
+                for mine, base in zip(
+                    one.target.rates[connections], first.target.rates[connections], strict=True
+                )
             )
+            for one, (first, *_) in zip(servers, starts, strict=True)
+        ]
+        error = statistics.stdev(ratios) / len(ratios) ** 0.5
+        print(
+            f"{servers[0].target.name:12}{connections:4} connections{rate:8.0f} requests/s{cpu:6.0f} us of CPU each"
+            f"{statistics.mean(ratios):8.3f} +- {error:.3f} of {starts[0][0].target.name}"
         )
-        for logged, plain in starts
-    ]
-    error = statistics.stdev(ratios) / len(ratios) ** 0.5
-    print(f"ratio       {connections:4} connections{statistics.mean(ratios):8.3f} +- {error:.3f}")
 
 
 def main() -> None:
-    """Measure both predictors and print the result."""
+    """Measure the predictors and print the result."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--modes", action="store_true", help="compare the modes of the log")
     parser.add_argument("--starts", type=int, default=6, help="at least 2")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=1)

@@ -41,7 +41,10 @@ class FeedbackResult(BaseModel):
 
 @router.post("/feedback", response_model=FeedbackResult, openapi_extra=rows_schema(Feedback))
 async def give_feedback(request: Request, _: Annotated[Principal, allowed(Role.labeller)]) -> Json:
-    """Store labels by prediction id, durably before the response; sending one again or correcting it is safe."""
+    """Store labels by prediction id; sending one again or correcting it is safe.
+
+    The response leaves once they are in Redis, or says 503: send them again.
+    """
     services = services_of(request)
     context = await context_of(request)
     body = await request.body()
@@ -56,7 +59,7 @@ async def give_feedback(request: Request, _: Annotated[Principal, allowed(Role.l
 
         count = take_rows(body, Feedback, encode).rows
         if records:
-            services.label_log(context.workspace).extend(records)
+            services.label_log(context.workspace).commit(records)
         return count
 
     accepted = await services.run(store)

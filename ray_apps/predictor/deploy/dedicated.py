@@ -33,6 +33,7 @@ from ray_apps.predictor.deploy.remote import DeploymentState, DeploymentStatus, 
 from ray_apps.predictor.protocol.datatypes import Array
 from ray_apps.predictor.protocol.errors import BadRequest, DeviceFailed, NotReady, Overloaded, PredictorError
 from ray_apps.predictor.versions.loaded import LoadedVersion, LoadError, fetch_version, tried_first
+from ray_apps.spread import laid_out
 from registry import Registry, open_store
 from registry.access import workspace_store
 from registry.audit_keys import AuditKeys
@@ -159,9 +160,14 @@ def version_application(model: str, number: int, options: PredictorOptions) -> s
     bound: Any = serve.deployment(
         replica,  # Serve's overloads take a class with options for a decorator
         name=version_app(model, number, options.workspace),
-        **scaled.scale,
+        **laid_out(
+            {
+                "on_serve_nodes": options.on_serve_nodes and own.num_gpus == 0,
+                "ray_actor_options": {"num_cpus": own.num_cpus, "num_gpus": own.num_gpus},
+                **scaled.scale,
+            }
+        ),
         max_ongoing_requests=options.max_ongoing_requests,
-        ray_actor_options={"num_cpus": own.num_cpus, "num_gpus": own.num_gpus},
         max_surge_percent=100,  # with new code, the old replica answers until the new one does
         max_constructor_retry_count=1,  # the endpoint tries again, and logs why
         health_check_period_s=5,

@@ -11,7 +11,7 @@ from ray import serve
 from ray.serve.schema import LoggingConfig
 
 from featurestore import FeatureStore
-from functions.prediction_log import PSEUDONYM_KEY, LogWriter, Pseudonyms
+from functions.prediction_log import PSEUDONYM_KEY, LogWriter, Pseudonyms, close_writers
 from functions.runtime.clock import clock_named
 from functions.runtime.context import context_of
 from ray_apps.admission import open_admission
@@ -29,10 +29,12 @@ from ray_apps.predictor.http.body import LargeBodies
 from ray_apps.predictor.http.bypass import register_bypass
 from ray_apps.predictor.http.endpoint import Endpoint
 from ray_apps.predictor.http.model_endpoint import ModelEndpoint
+from ray_apps.predictor.inference.confirmation import Confirmation
 from ray_apps.predictor.inference.predictor import Predictor
 from ray_apps.predictor.inference.recording import Recorder
 from ray_apps.predictor.versions.engine import Engine, VersionLoader
 from ray_apps.predictor.versions.loaded import tried_first
+from ray_apps.spread import laid_out
 from registry import Registry, open_store
 from registry.access import workspace_store
 from registry.audit_keys import AuditKeys
@@ -70,6 +72,19 @@ def _pseudonyms(options: PredictorOptions) -> Pseudonyms | None:
     return Pseudonyms(key, options.pseudonymise)
 
 
+def _confirmation(log: LogWriter | None, options: PredictorOptions) -> Confirmation | None:
+    """Make the waits of a model's answers for their records, as the mode of the log says."""
+    if log is None or options.log_mode == "file":
+        return None
+    return Confirmation(log, strict=options.log_mode == "two_nodes")
+
+
+async def _close(endpoint: Endpoint) -> None:
+    """Close a replica's endpoint once its last request is answered, and ship what its log holds."""
+    await endpoint.close()
+    await asyncio.get_running_loop().run_in_executor(None, close_writers)
+
+
 class _ReplicaResources:
     """Resources that all models of a replica share: the workspace's store, features and log, and authentication."""
 
@@ -93,6 +108,8 @@ class _ReplicaResources:
                     options.redis_url,
                     workspace=options.workspace,
                     limit_bytes=options.log_limit_bytes,
+                    two_nodes=options.log_mode == "two_nodes",
+                    answers_first=options.log_mode != "two_nodes",
                 )
         self._pseudonyms = _pseudonyms(options)
         self.auth: Authenticator = NoAuthentication(options.workspace)
@@ -128,7 +145,12 @@ class _ReplicaResources:
         )
         predictor = Predictor(
             engine,
-            Recorder(model, self._log, pseudonyms=self._pseudonyms),
+            Recorder(
+                model,
+                self._log,
+                pseudonyms=self._pseudonyms,
+                confirmation=_confirmation(self._log, self._options),
+            ),
             features=self._features,
             clock=self._clock if self._options.replay else None,
             replay=self._options.replay,
@@ -215,6 +237,10 @@ class PredictorReplica:
         _register_bypass(prefix, self._endpoint, self._options)
         return self._endpoint
 
+    async def __del__(self) -> None:
+        """Close the endpoint and its log; Serve calls this before it ends the replica."""
+        await _close(self._endpoint)
+
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Metrics that Serve scales by; it asks once a second if the deployment is autoscaled."""
         return self._endpoint.autoscaling_metrics()
@@ -234,6 +260,10 @@ class PoolReplica:
         """The application that Serve's HTTP server of this replica calls."""
         _register_bypass(pool_prefix(self._options.workspace), self._endpoint, self._options)
         return self._endpoint
+
+    async def __del__(self) -> None:
+        """Close the endpoint and its log; Serve calls this before it ends the replica."""
+        await _close(self._endpoint)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Metrics that Serve scales by; it asks once a second if the deployment is autoscaled."""
@@ -268,10 +298,15 @@ def _deployment(replica: Any, name: str, options: PredictorOptions) -> Any:
     return serve.deployment(  # Serve's overloads take a class with options for a decorator
         replica,
         name=name,
-        **options.scale,
+        **laid_out(
+            {
+                "on_serve_nodes": options.on_serve_nodes,
+                "ray_actor_options": {"num_cpus": options.num_cpus},
+                **options.scale,
+            }
+        ),
         max_ongoing_requests=options.max_ongoing_requests,
         max_queued_requests=options.max_queued_requests,
-        ray_actor_options={"num_cpus": options.num_cpus},
         health_check_period_s=5,
         graceful_shutdown_timeout_s=10,
         logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),

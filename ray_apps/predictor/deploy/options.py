@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from functions.model_formats.sandbox import SandboxLimits
-from functions.prediction_log import default_wal_root
+from functions.prediction_log import LogMode, default_wal_root, log_mode_of
 from functions.runtime.context import context_of
 from ray_apps.oidc import OidcSettings
 from ray_apps.predictor.deploy.scaling import Policy
@@ -58,13 +58,16 @@ class PredictorOptions(BaseModel):
     store_url, redis_url: the platform's store and Redis (None: no requests by key, no log). workspace: whose models,
     features and log they are; access is the platform's. replay: the platform runs on the replay clock.
     authentication: False admits every request. oidc: issuer whose tokens are accepted, too. log: whether answers are
-    logged. pseudonymise: fields of the log ("unit", "entities") that carry keyed hashes instead of values; their key is
+    logged. log_mode: where a record is before its answer leaves, by default as the variable TOQUE_LOG_MODE says. pseudonymise: fields of the log ("unit", "entities") that carry keyed hashes instead of values; their key is
     the replica's secret TOQUE_PSEUDONYM_KEY. wal_root: folder of the write-ahead files of all workspaces (default: beside the store). log_limit_bytes:
     their bound for each
     replica. poll_s: how often the traffic policy is read. num_replicas, num_cpus, max_ongoing_requests,
     max_queued_requests: Serve's; requests beyond both bounds are refused with 429. max_body_bytes: of one request;
     max_held_bytes: of all large bodies that a replica holds at once, beyond which requests are refused with 429.
     shadow_limit: how many requests may wait for shadows before they are dropped.
+
+    on_serve_nodes: replicas run only where the resource `serve` is; two or more of a fixed number never all on one of
+    several such nodes. Versions that need a GPU run where one is.
 
     max_replicas: overrides num_replicas and scales the replicas so that each has `target_in_flight` requests, down to
     `min_replicas`. With a minimum of 0 the last replica stops after `idle_s` without requests, and the next
@@ -85,6 +88,7 @@ class PredictorOptions(BaseModel):
     authentication: bool = True
     oidc: OidcSettings | None = None
     log: bool = True
+    log_mode: LogMode = "file"
     pseudonymise: frozenset[Literal["unit", "entities"]] = frozenset()
     wal_root: Path | None = None
     log_limit_bytes: int = Field(default=1 << 30, ge=1 << 16)
@@ -96,6 +100,7 @@ class PredictorOptions(BaseModel):
     target_latency_ms: float | None = Field(default=None, gt=0)
     idle_s: float = Field(default=300.0, ge=0)
     num_cpus: float = Field(default=0.5, ge=0)
+    on_serve_nodes: bool = False
     max_ongoing_requests: int = Field(default=256, ge=1)
     max_queued_requests: int = Field(default=1_024, ge=-1)
     max_body_bytes: int = Field(default=64 << 20, ge=1 << 10)
@@ -116,6 +121,7 @@ class PredictorOptions(BaseModel):
             "redis_url": here.redis_url,
             "workspace": here.workspace,
             "replay": environment.get("TOQUE_CLOCK") == "replay",
+            "log_mode": log_mode_of(environment),
             "wal_root": environment.get("TOQUE_WAL") or None,
             "oidc": OidcSettings.from_environment(environment),
         }
@@ -128,6 +134,8 @@ class PredictorOptions(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.log and self.log_mode != "file" and self.redis_url is None:
+            raise ValueError(f"log_mode={self.log_mode!r} needs Redis; set TOQUE_REDIS_URL, or use 'file'")
         if self.max_replicas is not None:
             _check_bounds(self.min_replicas, self.max_replicas)
             if self.dedicated is not None:

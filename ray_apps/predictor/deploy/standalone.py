@@ -12,6 +12,7 @@ from urllib.parse import unquote
 import orjson
 import uvicorn
 
+from functions.prediction_log import close_writers
 from ray_apps.admission.admission import ANY_MODEL
 from ray_apps.model_paths import models_path
 from ray_apps.predictor.grpc import GrpcServer
@@ -181,3 +182,4 @@ async def serve_standalone(
         if server is not None:
             await server.stop(1)
         await asyncio.gather(*(endpoint.close() for endpoint in endpoints.values()))
+        await asyncio.get_running_loop().run_in_executor(None, close_writers)

@@ -19,6 +19,7 @@ from ray_apps.predictor.grpc.http_models import HttpModels
 from ray_apps.predictor.grpc.limits import Limits
 from ray_apps.predictor.grpc.server import GrpcServer
 from ray_apps.predictor.http.auth import Authenticator, NoAuthentication, TokenAuthenticator
+from ray_apps.spread import DOOR, SHARE, one_on_each_door
 from registry import open_store
 from registry.audit_keys import AuditKeys
 
@@ -35,8 +36,9 @@ class ProxyOptions(BaseModel):
 
     url: Serve's HTTP server. store_url: the platform's store, which has the access list. oidc: issuer whose
     tokens are accepted, too. authentication: False leaves
-    it to the HTTP endpoints. host, port: where it listens. num_replicas: on one node they share the port.
-    num_cpus: reserved for each. max_message_bytes: of one request. max_calls: at once, in each.
+    it to the HTTP endpoints. host, port: where it listens. on_each_door: one on every node with the resource `door`,
+    as those come and go, each asking its own node's HTTP server; overrides num_replicas, of which those on one node
+    share the port. num_cpus: reserved for each. max_message_bytes: of one request. max_calls: at once, in each.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,6 +49,7 @@ class ProxyOptions(BaseModel):
     oidc: OidcSettings | None = None
     host: str = "127.0.0.1"
     port: int = Field(default=8001, ge=1, le=65535)
+    on_each_door: bool = False
     num_replicas: int = Field(default=1, ge=1)
     num_cpus: float = Field(default=0.0, ge=0)
     max_message_bytes: int = Field(default=Limits().max_message_bytes, ge=1 << 10)
@@ -92,6 +95,14 @@ def _authenticator(options: ProxyOptions) -> Authenticator:
     return TokenAuthenticator(open_admission(store, "grpc-proxy", oidc=options.oidc), workspace=None)
 
 
+def _where(options: ProxyOptions) -> dict[str, Any]:
+    """Arguments of the deployment that say how many replicas there are, and on which nodes."""
+    if not options.on_each_door:
+        return {"num_replicas": options.num_replicas, "ray_actor_options": {"num_cpus": options.num_cpus}}
+    needs = {"num_cpus": options.num_cpus, "resources": {DOOR: SHARE}}
+    return one_on_each_door() | {"ray_actor_options": needs}
+
+
 def grpc_application(options: ProxyOptions | Mapping[str, Any]) -> serve.Application:
     """Make the proxy's Serve application, to be run without a route prefix.
 
@@ -103,8 +114,7 @@ def grpc_application(options: ProxyOptions | Mapping[str, Any]) -> serve.Applica
     deployment: Any = serve.deployment(  # Serve's overloads take a class with options for a decorator
         ProxyReplica,
         name="grpc-proxy",
-        num_replicas=options.num_replicas,
-        ray_actor_options={"num_cpus": options.num_cpus},
+        **_where(options),
         health_check_period_s=5,
         graceful_shutdown_timeout_s=10,
         logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),

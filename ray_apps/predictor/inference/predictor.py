@@ -98,10 +98,12 @@ class Predictor:
         large = request.large or is_large(outputs)
         if large:
             loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._pool, self._record, call, at_us, found, outputs, None)
+            logged = await loop.run_in_executor(self._pool, self._record, call, at_us, found, outputs, None)
         else:
             write_batch = None if caller is None else caller.write_batch
-            self._record(call, at_us, found, outputs, write_batch)
+            logged = self._record(call, at_us, found, outputs, write_batch)
+        if logged is not None:
+            await self.recorder.confirmed(logged)
         if self.engine.routes.shadows and number is None and is_shadowed(arm):
             self._offer_to_shadows(call, at_us, found)
         parameters = _response_parameters(call, found)
@@ -200,9 +202,9 @@ class Predictor:
         found: ModelInputs,
         outputs: Mapping[str, Array],
         write_batch: WriteBatch | None,
-    ) -> None:
+    ) -> int | None:
         keys = call.keys
-        self.recorder.record(
+        return self.recorder.record(
             id=call.id, version=call.version.version, arm=call.arm, shadow=False, unit=call.unit, at_us=at_us,
             latency_ms=call.elapsed_ms(), rows=call.rows, inputs=found.inputs, outputs=outputs,
             float32_matrix=call.version.float32_matrix and keys is None, missing=found.missing or None,

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from functions.prediction_log import LogFullError, Pseudonyms, encode_prediction
+from ray_apps.predictor.inference.confirmation import Confirmation
 from ray_apps.predictor.protocol.datatypes import Array
 from ray_apps.predictor.write_coalescing import WriteBatch
 
@@ -77,12 +78,21 @@ def _is_float32_matrix(array: Array, rows: int) -> bool:
 class Recorder:
     """Logs the answers of one model, and counts the records that a full log did not take.
 
-    pseudonyms: what stands in the log for units and entities; None logs them as they are.
+    pseudonyms: what stands in the log for units and entities; None logs them as they are. confirmation: how answers wait
+    for their records; None: they do not.
     failures: records of failures that were written; failures_dropped: beyond `MAX_FAILURES`.
     """
 
-    def __init__(self, model: str, log: Log | None, *, pseudonyms: Pseudonyms | None = None) -> None:
+    def __init__(
+        self,
+        model: str,
+        log: Log | None,
+        *,
+        pseudonyms: Pseudonyms | None = None,
+        confirmation: Confirmation | None = None,
+    ) -> None:
         self._model, self._log, self._pseudonyms = model, log, pseudonyms
+        self._confirmation = confirmation
         self._failures: deque[Failure] = deque()
         self._flushing: asyncio.TimerHandle | None = None
         self.written = 0
@@ -107,14 +117,20 @@ class Recorder:
         missing: Sequence[Sequence[str]] | None = None,
         entities: Sequence[Mapping[str, Any]] | None = None,
         write_batch: WriteBatch | None = None,
-    ) -> None:
+    ) -> int | None:
         """Log one answer durably; a full log drops and counts it, since answering has priority.
+
+        Returns what `confirmed` is to be awaited with before the answer leaves; None: nothing.
+        Raises: NotLogged, with nothing written, if the record could not be confirmed and must be.
 
         float32_matrix: the request is by tensors, and the signature maps one float32 (rows, F) to one (rows, K).
         write_batch: with which the response leaves; records of such versions are written together before it does.
         """
         if self._log is None or rows == 0:
-            return
+            return None
+        confirmation = None if shadow else self._confirmation
+        if confirmation is not None:
+            confirmation.check()
         if self._pseudonyms is not None:
             unit, entities = self._pseudonyms.unit(unit), self._pseudonyms.entities(entities)
         numeric: Array | None
@@ -130,10 +146,18 @@ class Recorder:
             latency_ms=latency_ms, rows=rows, numeric=numeric, categorical=categorical, outputs=scores,
             missing=missing, entities=entities,
         )  # fmt: skip
+        if confirmation is not None:
+            return self._append(self._log, payload)
         if float32_matrix and write_batch is not None:
             write_batch.pending_of(self).append(payload)
         else:
             self._append(self._log, payload)
+        return None
+
+    async def confirmed(self, number: int) -> None:
+        """Wait for the record that `record` returned. Raises: NotLogged if it is not confirmed, and must be."""
+        if self._confirmation is not None:
+            await self._confirmation.of(number)
 
     def write_pending(self, records: Sequence[bytes]) -> None:
         """Log the answers of a write batch durably; never raises, since other models' responses wait for it."""
@@ -181,22 +205,27 @@ class Recorder:
 
     def describe(self) -> dict[str, int]:
         """Counts of written and dropped records by name."""
+        waits = self._confirmation
         return {
             "written": self.written,
             "dropped": self.dropped,
             "failures": self.failures,
             "failures_dropped": self.failures_dropped,
+            "unconfirmed": 0 if waits is None else waits.unconfirmed,
+            "refused": 0 if waits is None else waits.refused,
         }
 
-    def _append(self, log: Log, payload: bytes) -> None:
+    def _append(self, log: Log, payload: bytes) -> int:
+        """Write one record; returns its number, 0 if the log was full."""
         try:
-            log.append(payload)
+            number = log.append(payload)
         except LogFullError as error:
             if self.dropped % 1_000 == 0:
                 _log.error("prediction log of %s: %s; %d dropped so far", self._model, error, self.dropped)
             self.dropped += 1
-        else:
-            self.written += 1
+            return 0
+        self.written += 1
+        return number
 
     def _extend(self, log: Log, payloads: Sequence[bytes]) -> None:
         try:

@@ -12,6 +12,7 @@ __all__ = [
     "DeviceFailed",
     "DeviceOutOfMemory",
     "NotFound",
+    "NotLogged",
     "NotReady",
     "Overloaded",
     "PredictorError",
@@ -51,6 +52,12 @@ class Denied(PredictorError):
 
 class NotReady(PredictorError):
     """No version can answer yet: 503, try again."""
+
+    status = 503
+
+
+class NotLogged(PredictorError):
+    """The answer could not be logged as the mode of the log demands: 503, try again."""
 
     status = 503
 

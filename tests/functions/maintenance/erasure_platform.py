@@ -124,7 +124,12 @@ def traces_in(platform: Platform, *values: str) -> list[str]:
         texts = str(pq.read_table(io.BytesIO(data)).to_pylist()) if path.suffix == ".parquet" else ""
         if any(value.encode() in data or value in texts or value in str(path) for value in values):
             found.append(str(path))
-    readers = {b"string": client.get, b"hash": client.hgetall, b"stream": client.xrange}
+    readers = {
+        b"string": client.get,
+        b"hash": client.hgetall,
+        b"stream": client.xrange,
+        b"set": client.smembers,
+    }
     for key in client.scan_iter():
         content = str([key, readers[client.type(key)](key)])
         found += [f"redis {key!r}"] if any(value in content for value in values) else []

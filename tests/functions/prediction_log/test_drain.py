@@ -153,23 +153,6 @@ def test_redis_away_answers_go_on_up_to_the_bound(wal_root: Path, store: ObjectS
     assert Counter(all_rows(store)["prediction_id"].to_pylist()) == Counter(kept)
 
 
-def test_a_full_stream_is_bounded_and_the_file_keeps_the_rest(
-    wal_root: Path, redis_server: Any, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(Stream.__init__, "__kwdefaults__", {"workspace": "default", "max_entries": 2})
-    log = LogWriter(wal_root, "predictions", redis_server.url, poll_s=0.005)
-    client = redis.Redis.from_url(redis_server.url)
-    stream = Stream(client, "predictions")
-    for i in range(30):
-        log.append(record(f"p{i}"))
-        time.sleep(0.005)
-    until(lambda: client.xlen(f"toque:predictions:{log.writer}") == 2)
-    assert stream.shipped(log.writer) < 30
-    stream.mark_drained(log.writer, stream.shipped(log.writer))
-    until(lambda: stream.shipped(log.writer) == 30)
-    log.close()
-
-
 def test_orphans_are_shipped_by_another_writer_and_removed_when_drained(
     store: ObjectStore, wal_root: Path, redis_server: Any
 ):
@@ -243,7 +226,8 @@ def test_a_damaged_entry_is_an_error_and_not_a_loss(store: ObjectStore, redis_se
     stream = Stream(redis.Redis.from_url(redis_server.url), "predictions")
     good, bad = encode_frame(1, record("a")), bytearray(encode_frame(2, record("b")))
     bad[-1] ^= 1
-    assert stream.append("w", good + bytes(bad), after=0, last=2).accepted
+    stream.report_alive("w", node="n", reserved=0)
+    assert stream.append("w", good + bytes(bad), after=0, last=2).added
     with pytest.raises(PredictionLogError, match="damaged"):
         drain(store, redis_server.url)
 
@@ -263,10 +247,10 @@ def test_a_long_stream_is_read_in_bounded_pieces(redis_server: Any):
 
 def test_a_resend_is_refused_and_says_where_redis_is(redis_server: Any):
     stream = Stream(redis.Redis.from_url(redis_server.url), "labels")
-    assert stream.append("w", b"", after=0, last=3) == (True, False, 3)
-    assert stream.append("w", b"", after=0, last=3) == (False, False, 3)
-    assert stream.append("w", b"", after=2, last=4) == (False, False, 3)
-    assert stream.append("w", b"", after=3, last=4) == (True, False, 4)
+    assert stream.append("w", b"", after=0, last=3) == (True, 3, 0)
+    assert stream.append("w", b"", after=0, last=3) == (False, 3, 0)
+    assert stream.append("w", b"", after=2, last=4) == (False, 3, 0)
+    assert stream.append("w", b"", after=3, last=4) == (True, 4, 0)
 
 
 def test_a_living_writer_drops_drained_records_when_it_is_asked(

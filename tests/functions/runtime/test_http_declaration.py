@@ -107,6 +107,7 @@ def test_the_platforms_own_functions_are_reviewed_one_by_one() -> None:
         "feature_health",
         "look_at_rollout",
         "monitor_status",
+        "prediction_log_losses",
         "quotas",
         "retention",
         "rollout_budget",

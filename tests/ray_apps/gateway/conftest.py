@@ -37,7 +37,7 @@ class MemoryLabelLog:
 
     payloads: list[bytes] = field(default_factory=list)
 
-    def extend(self, payloads: Sequence[bytes]) -> int:
+    def commit(self, payloads: Sequence[bytes]) -> int:
         self.payloads.extend(payloads)
         return len(self.payloads)
 

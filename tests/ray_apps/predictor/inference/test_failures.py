@@ -104,4 +104,6 @@ async def test_a_flood_of_failures_is_bounded_and_counted():
         "dropped": 0,
         "failures": MAX_FAILURES,
         "failures_dropped": 5,
+        "unconfirmed": 0,
+        "refused": 0,
     }

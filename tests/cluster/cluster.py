@@ -1,0 +1,267 @@
+"""Toque on the machines of a lab, brought up by the commands of docs/cluster.md, and what a test asks of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import yaml
+
+from tests.cluster import roles
+from tests.cluster.lab import Lab, until
+from tests.cluster.load import Outcome, Plan, read_outcomes
+from tests.cluster.project import MODEL
+
+PROJECT = "tests.cluster.project"
+PROFILE = "toque.yaml"
+PREFIX = "lab"
+PLATFORM_APPS = ("gateway", "mlflow", "ticker", "grpc")
+INFER = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1.0, 2.0, 3.0]}]}
+NODE = ("--node-ip-address={ip}", "--object-store-memory=200000000")
+
+
+@dataclass
+class Cluster:
+    """A platform on a head and workers, with a Redis and an S3 server. token: its administrator's.
+
+    timings: seconds that each step took; bare: processor share of each node before anything was deployed.
+    """
+
+    lab: Lab
+    workers: list[str]
+    token: str = ""
+    timings: dict[str, float] = field(default_factory=dict)
+    bare: dict[str, float] = field(default_factory=dict)
+    lost: set[str] = field(default_factory=set)
+    loads: int = 0
+
+    @classmethod
+    def nodes(cls, lab: Lab, *, workers: int) -> Cluster:
+        """Redis, an S3 server and the nodes of a cluster, on which nothing is deployed."""
+        lab.add("redis", roles.Redis())
+        lab.add("s3", roles.S3())
+        lab.environment |= {
+            "AWS_ACCESS_KEY_ID": lab.secrets.s3_access,
+            "AWS_SECRET_ACCESS_KEY": lab.secrets.s3_secret,
+            "AWS_REGION": roles.REGION,
+            "AWS_DEFAULT_REGION": roles.REGION,
+            "TOQUE_PROFILE": f"/tmp/{PROFILE}",  # noqa: S108  # the machine's own
+        }
+        made = cls(lab, [])
+        begun = time.monotonic()
+        lab.add("head", made._node("--head", "--type", "head"))
+        for number in range(1, workers + 1):
+            made.join(f"worker{number}")
+        made.timings["nodes"] = time.monotonic() - begun
+        return made
+
+    def join(self, name: str) -> None:
+        """Add a machine to the cluster, a new one or one that was killed."""
+        self.lab.add(name, self._node("--address", "head", "--type", "serve", "--", "--num-cpus=2"))
+        self.workers.append(name)
+
+    def lose(self, name: str) -> None:
+        """Take the power from a worker, which does not come back."""
+        self.workers.remove(name)
+        self.lost.add(name)
+        self.lab.kill(name)
+
+    def deploy(self) -> None:
+        """Deploy the platform, and a model of which one version is the champion."""
+        begun = time.monotonic()
+        self.lab.run("head", "toque", "deploy", timeout_s=300)
+        self.timings["deploy"] = time.monotonic() - begun
+        self.token = (self.lab.disk("head") / "home" / ".toque" / "token").read_text().strip()
+        self.toque("run", "make_version", "--json", '{"factor": 1.0}', timeout_s=240)
+        self.toque("models", "promote", MODEL, "1", "--reason", "the first")
+        self.outage(self.workers[0], steady_s=0)
+        self.timings["first prediction"] = time.monotonic() - begun
+
+    def toque(self, *command: str, door: str | None = None, timeout_s: float = 120) -> str:
+        """Run a command of `toque` as an administrator at a client; returns what it printed."""
+        url = f"http://{self.lab.address(door or self.workers[0])}:8000"
+        variables = {"TOQUE_URL": url, "TOQUE_TOKEN": self.token, "TOQUE_PROFILE": ""}  # a client has none
+        return self.lab.run("client", "toque", *command, timeout_s=timeout_s, **variables)
+
+    def start_toque(self, machine: str, *command: str) -> subprocess.Popen[bytes]:
+        """Start a command of `toque` as an administrator on a machine, at the machine's own door."""
+        url = f"http://{self.lab.address(machine)}:8000"
+        return self.lab.start(machine, "toque", *command, TOQUE_URL=url, TOQUE_TOKEN=self.token)
+
+    def durable_run(self) -> float:
+        """Seconds until a durable invocation, submitted now, has run."""
+        begun = time.monotonic()
+        key = f"echo-{time.time_ns()}"
+
+        def done() -> bool:
+            try:
+                self.toque(
+                    "submit", "echo", "--json", '{"text": "here"}', "--key", key, "--wait", timeout_s=60
+                )
+            except RuntimeError:
+                return False
+            return True
+
+        until(done, "a durable invocation ran")
+        return time.monotonic() - begun
+
+    def history(self) -> list[str]:
+        """The latest entries of the model's journal, each as JSON. Raises: httpx.HTTPError."""
+        said = self.ask(
+            "GET", self.workers[0], f"/models/{MODEL}/history", params={"limit": 1000}, timeout=30
+        )
+        return [json.dumps(each) for each in said.raise_for_status().json()]
+
+    def predict(self, door: str, *, timeout_s: float = 5) -> httpx.Response:
+        """Ask the model at one door. Raises: httpx.HTTPError."""
+        return self.ask("POST", door, f"/v2/models/{MODEL}/infer", json=INFER, timeout=timeout_s)
+
+    def ask(self, method: str, door: str, path: str, **options: Any) -> httpx.Response:
+        """Send a request as an administrator to one door. Raises: httpx.HTTPError."""
+        headers = {"Authorization": f"Bearer {self.token}"}
+        with self.lab.network():
+            return httpx.request(
+                method, f"http://{self.lab.address(door)}:8000{path}", headers=headers, **options
+            )
+
+    def answers(self, door: str, path: str = "/-/healthz") -> bool:
+        """Whether a door answers a GET with 200."""
+        try:
+            return self.ask("GET", door, path, timeout=3).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def applications(self) -> dict[str, Any]:
+        """The state of every Serve application, as the head's dashboard has it; empty while it does not answer."""
+        headers = ("-H", f"Authorization: Bearer {self.lab.secrets.ray}")
+        address = "http://127.0.0.1:8265/api/serve/applications/"
+        try:
+            said = self.lab.run("head", "curl", "-sf", "-m", "5", *headers, address, timeout_s=10)
+        except (RuntimeError, subprocess.TimeoutExpired):
+            return {}
+        found: dict[str, Any] = json.loads(said)["applications"]
+        return found
+
+    def replicas(self) -> dict[str, Counter[str]]:
+        """How many replicas of each application run, by machine."""
+        names = {each.address: name for name, each in self.lab.machines.items()}
+        return {
+            app: Counter(
+                names[replica["node_ip"]]
+                for deployment in state["deployments"].values()
+                for replica in deployment["replicas"]
+                if replica["state"] == "RUNNING"
+            )
+            for app, state in self.applications().items()
+        }
+
+    def is_whole(self) -> bool:
+        """Whether every application has all its replicas on machines that are up, and every door answers."""
+        found = self.applications()
+        wanted = {*PLATFORM_APPS, f"predictor-{MODEL}"}
+        healthy = wanted <= {name for name, state in found.items() if state["status"] == "RUNNING"}
+        up = {name for name, each in self.lab.machines.items() if each.is_up}
+        replicas = self.replicas() if healthy else {}
+        deployments = [each for state in found.values() for each in state["deployments"].values()]
+        return (
+            healthy
+            and all(each["status"] == "HEALTHY" for each in deployments)
+            and all(set(places) <= up for places in replicas.values())
+            and all(self.answers(door, f"/v2/models/{MODEL}/ready") for door in self.workers)
+        )
+
+    def wait_whole(self, *, within_s: float = 180) -> float:
+        """Wait until the cluster is whole; returns after how many seconds. Raises: TimeoutError."""
+        return until(self.is_whole, "every application is whole", within_s=within_s, every_s=1)
+
+    @contextmanager
+    def load(self, doors: Sequence[str], seconds: float, **plan: Any) -> Iterator[list[Outcome]]:
+        """Send load to doors while the block runs; the list is filled when the block is left and the load has ended.
+
+        seconds: how long; the block may be shorter. plan: further fields of `Plan`.
+        """
+        self.loads += 1
+        folder = self.lab.folder / "client" / "loads"
+        folder.mkdir(parents=True, exist_ok=True)
+        file, outcomes = folder / f"{self.loads}.plan", folder / f"{self.loads}.outcomes"
+        addresses = [self.lab.address(door) for door in doors]
+        given = Plan(
+            doors=addresses,
+            token=self.token,
+            model=MODEL,
+            seconds=seconds,
+            prefix=f"load{self.loads}",
+            **plan,
+        )
+        file.touch(mode=0o600)
+        file.write_text(given.model_dump_json())
+        found: list[Outcome] = []
+        process = self.lab.start("client", "python", "-m", "tests.cluster.load", str(file), str(outcomes))
+        try:
+            yield found
+            assert process.wait(seconds + 120) == 0, self.lab.log("client").read_text()[-3000:]
+            found += read_outcomes(outcomes)
+        finally:
+            process.kill()
+            process.wait()
+
+    def client_profile(self) -> str:
+        """The profile's file for a command at a client, which has no /tmp of its own."""
+        file = self.lab.folder / "client" / PROFILE
+        file.touch(mode=0o600)
+        file.write_text(self.profile())
+        return str(file)
+
+    def outage(self, door: str, *, within_s: float = 60, steady_s: float = 1.0) -> float:
+        """Seconds from now until a door answers predictions, and goes on for `steady_s`. Raises: TimeoutError."""
+        begun = good = time.monotonic()
+        while time.monotonic() - good < steady_s:
+            if time.monotonic() - begun > within_s:
+                raise TimeoutError(f"{door} does not answer predictions after {within_s:.0f} s")
+            try:
+                well = self.predict(door, timeout_s=1).status_code == 200
+            except httpx.HTTPError:
+                well = False
+            if not well:
+                good = time.monotonic()
+            time.sleep(0.05)
+        return good - begun
+
+    def restore(self, workers: int) -> None:
+        """Bring back what a test lost or cut; returns when the cluster is whole."""
+        for name, machine in self.lab.machines.items():
+            if machine.is_up:
+                self.lab.heal(name)
+            elif name not in self.lost:
+                self.lab.add(name)
+        for number in range(workers - len(self.workers)):
+            self.join(f"spare{len(self.lab.machines)}-{number}")
+        self.wait_whole()
+
+    def _node(self, *options: str) -> roles.Node:
+        more = () if "--" in options else ("--",)
+        token = self.lab.secrets.ray
+        return roles.Node(
+            start=("toque", "node", "start", *options, *more, *NODE),
+            files={PROFILE: self.profile(), "home/.ray/auth_token": token},
+        )
+
+    def profile(self) -> str:
+        """The deployment profile of every node."""
+        content = {
+            "cluster": "lab",
+            "store": {
+                "url": f"s3://{roles.BUCKET}/{PREFIX}",
+                "endpoint": roles.s3_endpoint(self.lab),
+            },
+            "redis": {"url": roles.redis_url(self.lab)},
+            "project": PROJECT,
+        }
+        return yaml.safe_dump(content)

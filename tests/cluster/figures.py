@@ -1,0 +1,118 @@
+"""What a scenario measures: rows in the log's tables, requests and processor time, and the report of all figures."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.cluster import roles
+from tests.cluster.cluster import PREFIX, Cluster
+from tests.cluster.load import Outcome
+from tests.cluster.project import FIRED, MODEL
+
+
+@dataclass(frozen=True)
+class Logged:
+    """Which predictions are in the table, and which of them with a label."""
+
+    predicted: frozenset[str]
+    labelled: frozenset[str]
+
+
+def settled(
+    cluster: Cluster, outcomes: Sequence[Outcome], *, within_s: float = 90, quiet_s: float = 25
+) -> Logged:
+    """What of a load is in the tables, once all is there, or nothing has come for a while.
+
+    quiet_s: longer than the time between two drains.
+    """
+    wanted = {each.name for each in outcomes if each.kind == "predict" and not each.failed}
+    labels = {each.name for each in outcomes if each.labelled}
+    begun = changed = time.monotonic()
+    found = _logged(cluster, outcomes)
+    while not (wanted <= found.predicted and labels <= found.labelled):
+        if time.monotonic() - changed > quiet_s or time.monotonic() - begun > within_s:
+            break
+        time.sleep(2)
+        before, found = found, _logged(cluster, outcomes)
+        changed = changed if before == found else time.monotonic()
+    return found
+
+
+def runs_of_ticks(cluster: Cluster, since: float) -> Counter[str]:
+    """How often each tick of the project's schedule ran, of those after a time in epoch seconds."""
+    with cluster.lab.network():
+        pages = roles.s3_client(cluster.lab).get_paginator("list_objects_v2")
+        keys = [
+            item["Key"]
+            for page in pages.paginate(Bucket=roles.BUCKET, Prefix=f"{PREFIX}/{FIRED}/")
+            for item in page.get("Contents", [])
+        ]
+    ticks = Counter(key.split("/")[-2] for key in keys)
+    return Counter({tick: n for tick, n in ticks.items() if datetime.fromisoformat(tick).timestamp() > since})
+
+
+def store_requests(cluster: Cluster) -> float:
+    """How many requests the S3 server has answered since it started."""
+    url = f"http://{cluster.lab.address('s3')}:{roles.S3_METRICS_PORT}/metrics"
+    with cluster.lab.network():
+        lines = httpx.get(url).text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("SeaweedFS_s3_request_total"))
+
+
+def processor_share(cluster: Cluster, seconds: float) -> dict[str, float]:
+    """Share of a processor core that each node takes during some seconds."""
+    nodes = ["head", *cluster.workers]
+    begun, before = time.monotonic(), {name: cluster.lab.processor_seconds(name) for name in nodes}
+    time.sleep(seconds)
+    after = {name: cluster.lab.processor_seconds(name) for name in nodes}
+    return {name: (after[name] - before[name]) / (time.monotonic() - begun) for name in nodes}
+
+
+def python_proxy_requests(cluster: Cluster, node: str) -> int:
+    """How many requests a node's HAProxy handed to Serve's Python proxy since it started."""
+    said = cluster.lab.run(node, "curl", "-sf", "http://127.0.0.1:9101/metrics")
+    config = (cluster.lab.disk(node) / "haproxy-serve" / "haproxy.cfg").read_text()
+    backups = {
+        line.split()[1]
+        for line in config.splitlines()
+        if line.strip().startswith("server ") and " backup" in line
+    }
+    return sum(
+        int(float(line.split()[-1]))
+        for line in said.splitlines()
+        if line.startswith("haproxy_server_sessions_total{")
+        and any(f'server="{name}"' in line for name in backups)
+    )
+
+
+def write_report(file: Path, name: str, figures: dict[str, Any]) -> None:
+    """Add the figures of a scenario to a JSON file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    known = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(known | {name: figures}, indent=1, sort_keys=True) + "\n")
+
+
+def _logged(cluster: Cluster, outcomes: Sequence[Outcome]) -> Logged:
+    begin, end = outcomes[0].at - 60, outcomes[-1].at + 60
+    said = json.loads(
+        cluster.lab.run(
+            "client",
+            "python",
+            "-m",
+            "tests.cluster.logged",
+            MODEL,
+            str(begin),
+            str(end),
+            TOQUE_PROFILE=cluster.client_profile(),
+        )
+    )
+    return Logged(frozenset(said["predicted"]), frozenset(said["labelled"]))

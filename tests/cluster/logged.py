@@ -1,0 +1,23 @@
+"""Prints which predictions of a time are in the table, and which have a label: MODEL, begin and end in epoch seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from datetime import UTC, datetime
+
+from functions.prediction_log import outcomes, predictions
+from functions.runtime.context import context_of
+
+if __name__ == "__main__":
+    model = sys.argv[1]
+    begin, end = (datetime.fromtimestamp(float(each), UTC) for each in sys.argv[2:])
+    store = context_of(os.environ).store
+    predicted = predictions(store, model, begin, end, columns=["prediction_id"])
+    labelled = outcomes(store, model, begin, end)
+    found = {
+        "predicted": predicted["prediction_id"].to_pylist(),
+        "labelled": labelled["prediction_id"].to_pylist(),
+    }
+    sys.stdout.write(json.dumps(found))

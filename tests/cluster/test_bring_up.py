@@ -1,0 +1,27 @@
+"""The short part, for every change: the platform comes up on nodes, answers, and goes on when a worker is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.cluster.cluster import Cluster
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
+
+FIRST_PREDICTION_S, OUTAGE_S = 180, 30
+
+
+def test_a_platform_comes_up_and_answers_though_a_worker_is_lost(
+    cluster: Cluster, report: Callable[[str, dict[str, Any]], None]
+) -> None:
+    assert cluster.timings["first prediction"] < FIRST_PREDICTION_S
+    assert all(cluster.predict(door).status_code == 200 for door in ("head", *cluster.workers))
+
+    cluster.lose(cluster.workers[-1])
+    outages = {door: cluster.outage(door) for door in ("head", *cluster.workers)}
+
+    report("one worker lost: seconds until a door answers", outages)
+    assert max(outages.values()) < OUTAGE_S

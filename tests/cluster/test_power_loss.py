@@ -1,0 +1,73 @@
+"""Random workers lose their power under load: labels, predictions, requests, and what runs on the platform."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.cluster.cluster import Cluster
+from tests.cluster.figures import settled
+from tests.cluster.load import outage_of, percentile
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
+
+RATE, PROBE_RATE = 200.0, 10.0
+LOSSES = int(os.environ.get("TOQUE_CLUSTER_LOSSES") or 3)
+LOG_MODE = os.environ.get("TOQUE_LOG_MODE") or "file"
+BOUND_S = {"file": 0.5, "redis": 0.0, "two_nodes": 0.0}[LOG_MODE]
+"""Seconds of answered predictions that a lost node may take with it, as docs/prediction-log.md declares."""
+TAKEOVER_S, BALANCER_S = 10.0, 1.0
+
+
+def test_losses_of_power_lose_no_label_and_few_requests(
+    cluster: Cluster, report: Callable[[str, dict[str, Any]], None]
+) -> None:
+    chance, losses = random.Random(23), []
+    for number in range(LOSSES):
+        losses.append(_lose(cluster, chance.choice(cluster.workers)))
+        report(f"losses of a worker's power, log mode {LOG_MODE}", {"losses": losses})
+        cluster.join(f"spare{number}")
+        losses[-1]["seconds until whole"] = cluster.wait_whole()
+    report(f"losses of a worker's power, log mode {LOG_MODE}", {"losses": losses})
+    assert [each["labels lost"] for each in losses] == [0] * LOSSES
+    assert max(each["predictions lost"] for each in losses) <= RATE * BOUND_S
+    assert all(each["failed requests"] <= each["in flight"] + RATE * BALANCER_S for each in losses)
+    assert max(max(each["outage s"].values()) for each in losses) <= TAKEOVER_S
+    assert max(each["ticker's takeover s"] for each in losses) <= TAKEOVER_S
+
+
+def _lose(cluster: Cluster, victim: str) -> dict[str, Any]:
+    """Take the power from a worker under load; returns what that cost."""
+    places = cluster.replicas()
+    usual = cluster.durable_run()
+    with cluster.load(("head", *cluster.workers), 30, rate=RATE, probe_rate=PROBE_RATE) as outcomes:
+        time.sleep(8)
+        at = time.time()
+        cluster.lose(victim)
+        ticker = cluster.durable_run()
+    predictions = [each for each in outcomes if each.kind == "predict"]
+    answered = {each.name for each in predictions if not each.failed}
+    acknowledged = {each.name for each in predictions if each.labelled}
+    failed = [each for each in predictions if each.failed]
+    found = settled(cluster, outcomes)
+    return {
+        "victim": victim,
+        "had": {app: each[victim] for app, each in places.items() if each[victim]},
+        "answered": len(answered),
+        "labels acknowledged": len(acknowledged),
+        "labels lost": len(acknowledged - found.labelled),
+        "predictions lost": len(answered - found.predicted),
+        "failed requests": len(failed),
+        "in flight": sum(each.at <= at < each.at + each.seconds for each in predictions),
+        "failures": sorted({each.said for each in outcomes if each.failed}),
+        "outage s": {
+            kind: outage_of(outcomes, kind, at) for kind in ("predict", "gateway", "mlflow", "grpc")
+        },
+        "ticker's takeover s": max(0.0, ticker - usual),
+        "p50 ms before": 1000 * percentile([each.seconds for each in predictions if each.at < at - 1], 0.5),
+    }

@@ -1,0 +1,19 @@
+"""Reads the files of `clusters`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import clusters
+
+FOLDER = Path(clusters.__file__).parent
+ROOT = FOLDER.parent
+LAUNCHED = ["aws-gpu.yaml", "gcp.yaml", "on-premises.yaml", "local.yaml"]  # by `ray up`
+
+
+def read(name: str) -> Any:
+    """Read a YAML file of `clusters`."""
+    return yaml.safe_load((FOLDER / name).read_text())

@@ -1,0 +1,104 @@
+"""What a node is started with: its type's resources, the profile's variables, the head's Redis."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from clusters.profile import ProfileError, effective_profile
+from ray_apps.deployment.errors import DeploymentError
+from ray_apps.deployment.node import NodeStart, node_environment, node_resources, ray_start
+
+PLATFORM = {
+    "TOQUE_STORE": "s3://bucket/toque",
+    "TOQUE_REDIS_URL": "redis://toque:pass%2Fword@10.0.0.2:6380/0",
+}
+KUBERAY = "ray start --head --block --dashboard-host=10.0.0.1 --num-cpus=0 --resources='{\"x\":1}'"
+
+
+def parsed(*more: str, **given: object) -> NodeStart:
+    return NodeStart.parse(
+        **{"head": False, "address": None, "kind": None, "block": False, "more": more, **given}  # type: ignore[arg-type]
+    )
+
+
+def command_of(node: NodeStart) -> list[str]:
+    environment = node_environment(node, PLATFORM)
+    return ray_start(node, effective_profile(environment), environment)
+
+
+def option(command: list[str], name: str) -> str:
+    found = [each.partition("=")[2] for each in command if each.startswith(f"--{name}=")]
+    assert len(found) == 1, command
+    return found[0]
+
+
+def test_a_command_that_kuberay_made_is_taken_as_it_is() -> None:
+    node = parsed(*KUBERAY.split(" "), kind="head")
+    assert (node.is_head, node.block) == (True, True)
+    command = command_of(node)
+    assert option(command, "dashboard-host") == "10.0.0.1"
+    assert option(command, "num-cpus") == "0"
+    assert json.loads(option(command, "resources")) == {"door": 1000, "x": 1}
+
+
+def test_nodes_that_serve_take_replicas_and_answer_clients_and_others_neither() -> None:
+    assert set(node_resources(parsed(address="head", kind="serve"))) == {"serve", "door"}
+    assert set(node_resources(parsed(head=True))) == {"door"}
+    assert set(node_resources(parsed(head=True, kind="serve"))) == {"serve", "door"}
+    assert node_resources(parsed(address="head", kind="gpu")) == {}
+
+
+def test_a_head_schedules_and_runs_nothing_unless_it_serves() -> None:
+    assert option(command_of(parsed(head=True)), "num-cpus") == "0"
+    assert not [each for each in command_of(parsed(head=True, kind="serve")) if "num-cpus" in each]
+
+
+def test_a_worker_joins_at_the_heads_port() -> None:
+    assert option(command_of(parsed(address="10.0.0.4", kind="cpu")), "address") == "10.0.0.4:6379"
+    assert option(command_of(parsed("--address=10.0.0.4:7000", kind="cpu")), "address") == "10.0.0.4:7000"
+
+
+def test_the_head_keeps_what_it_knows_in_redis() -> None:
+    node = parsed(head=True)
+    environment = node_environment(node, PLATFORM | {"TOQUE_CLUSTER_NAME": "kitchen"})
+    assert environment["RAY_REDIS_ADDRESS"] == "10.0.0.2:6380"
+    assert environment["RAY_external_storage_namespace"] == "kitchen"
+    command = command_of(node)
+    assert option(command, "redis-username") == "toque"
+    assert option(command, "redis-password") == "pass/word"
+    assert "RAY_REDIS_ADDRESS" not in node_environment(parsed(address="head", kind="cpu"), PLATFORM)
+
+
+def test_a_redis_that_ray_cannot_use_is_refused_by_name() -> None:
+    sentinel = PLATFORM | {"TOQUE_REDIS_URL": "redis+sentinel://a:26379,b:26379/0?service=main"}
+    with pytest.raises(ProfileError, match=r"redis\.url: the head keeps .* name one in redis\.head_url"):
+        node_environment(parsed(head=True), sentinel)
+    own = sentinel | {"TOQUE_HEAD_REDIS_URL": "rediss://10.0.0.9:6379"}
+    assert node_environment(parsed(head=True), own)["RAY_REDIS_ADDRESS"] == "rediss://10.0.0.9:6379"
+
+
+def test_a_nodes_type_is_its_label() -> None:
+    assert node_environment(parsed(address="head", kind="gpu"), PLATFORM)["RAY_NODE_TYPE_NAME"] == "gpu"
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({}, "either --head, or --address"),
+        ({"head": True, "address": "x"}, "either --head, or --address"),
+        ({"address": "x"}, "--type"),
+    ],
+)
+def test_what_a_node_is_must_be_said(
+    given: dict[str, object], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_NODE_TYPE_NAME", raising=False)
+    with pytest.raises(DeploymentError, match=named):
+        parsed(**given)
+
+
+def test_a_node_that_lacks_its_settings_does_not_start() -> None:
+    with pytest.raises(ProfileError, match=r"redis\.url \(TOQUE_REDIS_URL\)"):
+        node_environment(parsed(head=True), {"TOQUE_STORE": "s3://bucket/toque"})
