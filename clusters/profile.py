@@ -272,6 +272,8 @@ def apply_profile(environment: MutableMapping[str, str]) -> None:
     """
     if not environment.get(FILE_VARIABLE):
         return
+    # Processes that inherit the environment may start in another folder.
+    environment[FILE_VARIABLE] = str(Path(environment[FILE_VARIABLE]).expanduser().absolute())
     ours = set()
     before = environment.get(_APPLIED, "").split()
     for setting in settings_of(environment):

@@ -81,6 +81,13 @@ def test_a_process_that_starts_anew_follows_a_changed_file(file: Path) -> None:
     assert "TOQUE_PRICES" not in environment
 
 
+def test_the_file_is_found_from_another_folder(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(file.parent)
+    environment = {"TOQUE_PROFILE": file.name}
+    apply_profile(environment)
+    assert environment["TOQUE_PROFILE"] == str(file)
+
+
 def test_without_a_profile_nothing_changes() -> None:
     environment = {"TOQUE_STORE": "file:///s"}
     apply_profile(environment)
