@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from clusters.profile import Profile, effective_profile, require_settings, settings_of
 from ray_apps.deployment.applications import placements_of
 from ray_apps.deployment.checks import Check, check_cluster
+from ray_apps.deployment.doors import door_addresses, wait_open
 from ray_apps.deployment.errors import DeploymentError
 from ray_apps.deployment.first_token import ACTOR, TokenPlace, ensure_first_token
 from ray_apps.deployment.serve_config import release_of, serve_config
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from registry import ObjectStore
 
 READY_S = 300.0
+DOORS_S = 30.0
 _ASK_S = 0.5
 _FAILED = {"DEPLOY_FAILED"}  # one that is UNHEALTHY, as after the loss of a node, heals or times out
 
@@ -49,7 +51,7 @@ def deploy(
 
     This process is connected to the cluster afterwards. token: where the first administrator's token goes. restart:
     replace every replica, also where nothing changed; the doors answer meanwhile.
-    Raises: ProfileError; DeploymentError if a check fails, or an application is not ready within `wait_s`.
+    Raises: ProfileError; DeploymentError if a check fails, or an application or door is not ready within `wait_s`.
     """
     require_settings(os.environ)
     profile = effective_profile(os.environ)
@@ -59,8 +61,8 @@ def deploy(
     store = context_of(os.environ).store
     report("checking the cluster")
     before = running_options()
-    doors = () if before else (profile.ports.http, profile.ports.grpc)
-    checks = check_cluster(store, doors=doors)
+    wanted = () if before else (profile.ports.http, profile.ports.grpc)
+    checks = check_cluster(store, doors=wanted)
     failed = [each for each in checks if not each.ok]
     if failed:
         raise DeploymentError("; ".join(f"{each.check}: {each.found}" for each in failed))
@@ -69,8 +71,11 @@ def deploy(
     config = make_config(profile, restart=restart)
     report(f"deploying {len(config['applications'])} applications")
     apply(config)
+    begun = time.monotonic()
     states = wait_ready({each["name"] for each in config["applications"]}, wait_s, report)
-    return Deployed(checks, states, doors_of(profile), notes)
+    doors = door_addresses(profile)
+    wait_open(doors, profile, max(DOORS_S, wait_s - (time.monotonic() - begun)))
+    return Deployed(checks, states, [f"http://{each}:{profile.ports.http}" for each in doors], notes)
 
 
 def connect() -> None:
@@ -202,14 +207,6 @@ def _state(application: dict[str, Any] | None) -> str:
     """Name an application's state, which Serve gives as a member of an enum or as its value."""
     status = (application or {}).get("status", "MISSING")
     return str(getattr(status, "value", status))
-
-
-def doors_of(profile: Profile) -> list[str]:
-    """List the addresses of the nodes that answer clients."""
-    import ray  # late: as above
-
-    nodes = [each for each in ray.nodes() if each["Alive"] and "door" in each["Resources"]]  # type: ignore[no-untyped-call]
-    return [f"http://{each['NodeManagerAddress']}:{profile.ports.http}" for each in nodes]
 
 
 def shut_down() -> bool:
