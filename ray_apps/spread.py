@@ -30,8 +30,8 @@ SHARE = 0.001
 """How much of the resource a replica asks for, of the 1000 that a node has."""
 MOST_DOORS = 1_000
 COUNTED_FOR_S = 1.0
-SETTLED_S = 30.0
-"""How long fewer nodes must last before replicas are given up: a head that comes back sees its nodes arrive."""
+SETTLED_S = 10.0
+"""How long fewer nodes must last before replicas are given up."""
 RPC_TIMEOUT_S = 5.0
 
 
@@ -85,9 +85,9 @@ def _by_nodes(resource: str, *, most_on_a_node: int, most: int) -> dict[str, Any
 
 
 def count_nodes(resource: str) -> int:
-    """Number of living nodes of this process's cluster that have a resource; those that drain count only for doors.
+    """Number of nodes of this process's cluster that live, do not drain and have a resource.
 
-    A door stays open until its node ends; replicas on a node that drains move. Raises: what the head's client raises.
+    Raises: what the head's client raises.
     """
     from ray._raylet import GcsClient  # type: ignore[attr-defined]  # late and private: as Serve's controller does
 
@@ -99,8 +99,6 @@ def count_nodes(resource: str) -> int:
         for node_id, node in nodes.items()
         if node.state == alive and node.resources_total.get(resource, 0) > 0
     }
-    if resource == DOOR:
-        return len(found)
     return len(found - set(head.get_draining_nodes(timeout=RPC_TIMEOUT_S)))
 
 

@@ -31,7 +31,8 @@ def cluster_settings() -> dict[str, str]:
     The head asks a node twice a second, and the node has a second and a half to answer; the third failure in a row is
     its death, 6 s after it vanished. A node that stalls for 5 s answers the third time. A node waits an hour for its
     head: by default all of them end when it is away for a minute. HAProxy asks each replica every two seconds; Serve
-    gives an HAProxy half a minute to start before it starts another.
+    gives an HAProxy half a minute to start before it starts another. A replica that is to end serves for another ten
+    seconds, in which every HAProxy learns of it: Serve's thirty are for balancers outside.
     """
     return {
         "RAY_health_check_initial_delay_ms": "5000",
@@ -41,5 +42,6 @@ def cluster_settings() -> dict[str, str]:
         "RAY_gcs_rpc_server_reconnect_timeout_s": "3600",
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "2s",
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "10",
         "RAY_START_HOOK": "ray_apps.local.start_hook.without_client_server",
     }

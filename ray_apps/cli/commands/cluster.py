@@ -32,6 +32,15 @@ _BLOCK = flag("--block", "stay until Ray ends")
 _MORE = arg(
     "rest", "further arguments of `ray start`, or the whole command, after --", nargs=argparse.REMAINDER
 )
+_WITHIN = arg(
+    "--within SECONDS",
+    "when the machine ends (default: 100); `--within 0`: no time is set",
+    type=float,
+    default=100.0,
+)
+_WHEN_TOLD = arg(
+    "--when-told CLOUD", "wait until the cloud says that it takes the machine", choices=("aws", "gcp")
+)
 _TOKEN_FILE = arg("--token-file PATH", f"file for the first admin token (default: {ADMIN_FILE})")
 _TOKEN_SECRET = arg("--token-secret NAME", "Kubernetes secret for the first admin token, in place of a file")
 _RESTART = flag("--restart", "replace every replica, also where nothing changed")
@@ -46,6 +55,7 @@ def register(commands: Commands) -> None:
     add(commands, "config", _config, _SERVE)
     nodes = group(commands, "node", "Start and drain the nodes of a cluster.")
     add(nodes, "start", _node_start, _HEAD, _ADDRESS, _TYPE, _BLOCK, _MORE)
+    add(nodes, "drain", _node_drain, _WITHIN, _WHEN_TOLD)
     add(commands, "deploy", _deploy, _TOKEN_FILE, _TOKEN_SECRET, _RESTART, _WAIT, _JOBS)
 
 
@@ -95,6 +105,20 @@ def _node_start(given: Given) -> int:
             more=given.rest[given.rest[:1] == ["--"] :],
         )
         return start_node(node, report=note)
+
+
+def _node_drain(given: Given) -> None:
+    """Move the replicas of this machine elsewhere, close its doors, and return when it may end."""
+    from ray_apps.deployment.draining import drain
+    from ray_apps.deployment.notices import wait_for_notice
+
+    with explained():
+        within_s = given.within
+        if given.when_told:
+            told = wait_for_notice(given.when_told)
+            note(told.text)
+            within_s = told.within_s
+        drain(within_s or None, report=note)
 
 
 def _deploy(given: Given) -> int:
