@@ -41,6 +41,7 @@ NODE_PORTS = {
 """Ports of Ray on every node, by option of `ray start`; a port that is said need not be waited for, and can be let
 through a firewall (docs/high-availability.md)."""
 SERVE, DOOR = "serve", "door"
+GROUP_LABEL = "ray.io/node-group"  # Ray's own: by default the type's name in RAY_NODE_TYPE_NAME
 _MANY = 1000  # replicas ask for a thousandth each
 _EARLY_S = 90.0  # a head that ends sooner did not start
 
@@ -134,7 +135,7 @@ def node_environment(node: NodeStart, inherited: Mapping[str, str]) -> dict[str,
         | {
             "RAY_AUTH_MODE": "token",
             "RAY_SERVE_HAPROXY_BINARY_PATH": str(HAPROXY),
-            "RAY_NODE_TYPE_NAME": node.type,  # becomes the label ray.io/node-group
+            "RAY_NODE_TYPE_NAME": node.type,
         }
     )
     environment = ours | environment
@@ -163,6 +164,8 @@ def ray_start(node: NodeStart, profile: Profile, environment: Mapping[str, str])
     given, more = _resources_in(node.more)
     if resources := node_resources(node) | given:
         options["resources"] = json.dumps(resources)
+    if environment.get("RAY_NODE_TYPE_NAME") != node.type:  # the autoscaler's name for it stays what it is
+        options["labels"] = f"{GROUP_LABEL}={node.type}"
     said = {argument.partition("=")[0] for argument in more}
     flags = [f"--{name}={value}" for name, value in options.items() if f"--{name}" not in said]
     fixed = ["--head"] * node.is_head + ["--block"] * node.block + ["--disable-usage-stats"] * node.is_head
