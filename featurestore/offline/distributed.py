@@ -34,6 +34,7 @@ from featurestore.offline.pinned_retrieval import (
     typed_keys,
 )
 from featurestore.offline.prefilter import Prefilter
+from featurestore.offline.store_catalog import StoreCatalog
 from featurestore.offline.tables import File, OfflineStore, Version, scan, storable
 from featurestore.retrieval import Features, Retrieval
 from featurestore.rows import check_rows, conform, offline_schema
@@ -350,7 +351,7 @@ def write_offline(
         newest = _mapped(shaped, _newest).take_all()
         store.check_fresh(found, pa.Table.from_pylist(newest, schema=_NEWEST))
     by_day = by_key(shaped, _unchanged, keys=[EVENT_DAY], partitions=partitions)
-    by_day.write_delta(table.uri, partition_by=[EVENT_DAY], storage_options=table.storage_options or None)
+    by_day.write_delta(table.name, catalog=StoreCatalog(table.store), partition_by=[EVENT_DAY])
     return table.snapshot()
 
 

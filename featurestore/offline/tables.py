@@ -72,7 +72,7 @@ class OfflineStore:
         self._store = store
         self._project = project
         self._opened: dict[str, Version] = {}
-        self._newest: dict[str, DeltaTable] = {}
+        self._newest: dict[str, tuple[dict[str, str], DeltaTable]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """State that is pickled for a worker: where the tables are, without open tables."""
@@ -106,7 +106,7 @@ class OfflineStore:
         if table is None:
             return None
         if cached is None or cached.number != table.version():
-            cached = _open(table)
+            cached = _open(table, self.table(view))
             self._opened[view.name] = cached
         return cached
 
@@ -116,10 +116,13 @@ class OfflineStore:
         return max((f.last for f in version.files if f.last), default=None) if version else None
 
     def _delta(self, view: FeatureView, number: int | None) -> DeltaTable | None:
-        """Open the Delta table at a version; the newest stays open, so that following it reads only what is new."""
+        """Open the Delta table at a version; the newest stays open, so that following it reads only what is new.
+
+        Until its credentials are replaced: it holds those of when it was opened.
+        """
         uri, options = self._store.table_location(self.table(view).name)
-        newest = self._newest.get(view.name)
-        if number is None and newest is not None:
+        kept, newest = self._newest.get(view.name, (None, None))
+        if number is None and newest is not None and kept == options:
             newest.update_incremental()
             return newest
         try:
@@ -127,7 +130,7 @@ class OfflineStore:
         except TableNotFoundError:
             return None
         if number is None:
-            self._newest[view.name] = table
+            self._newest[view.name] = options, table
         return table
 
     def paths(self, view: FeatureView, number: int) -> frozenset[str]:
@@ -214,8 +217,8 @@ def storable(rows: pa.Table) -> pa.Table:
     return rows.select([*times, *others]).append_column(EVENT_DAY, days)
 
 
-def _open(table: DeltaTable) -> Version:
-    dataset = dataset_of(table)
+def _open(table: DeltaTable, of: Table) -> Version:
+    dataset = dataset_of(table, of)
     fragments = {fragment.path: fragment for fragment in dataset.get_fragments()}
     actions: list[dict[str, Any]] = pa.table(table.get_add_actions(flatten=True)).to_pylist()
     files = [_file(action, fragments[action["path"]]) for action in actions]

@@ -1,6 +1,7 @@
 """Object stores in a folder or in S3, and what is stored in them directly: blobs and Delta tables."""
 
 from registry.store.blobs import Blob
+from registry.store.check import UnfitStore, check_store
 from registry.store.folder import FolderStore
 from registry.store.object_store import ObjectInfo, ObjectStore, Progress
 from registry.store.private_folder import private_folder, temporary_folder
@@ -17,6 +18,8 @@ __all__ = [
     "Progress",
     "Table",
     "TableSnapshot",
+    "UnfitStore",
+    "check_store",
     "check_table_name",
     "find_rows",
     "open_store",

@@ -42,10 +42,13 @@ SSE = ("", "aws:kms", "aws:kms:dsse", "AES256")
 """Kinds of encryption at the server; "" leaves it to the bucket."""
 
 
+_Opened = tuple[int, Any, Any]  # process, session, client
+
+
 class S3Store:
     """Object store under `prefix` in an S3 bucket.
 
-    endpoint: url of an S3 server other than the environment's; "" for the environment's.
+    region: of the bucket; endpoint: url of an S3 server; "" for what boto3 finds in the environment and its files.
     sse: how the server encrypts what is written (`SSE`); "" for the bucket's default. kms_key: id, ARN or alias of the
     key; "" for the account's default key. audit_keys: authenticate the history in the store.
     """
@@ -55,6 +58,7 @@ class S3Store:
         bucket: str,
         prefix: str = "",
         *,
+        region: str = "",
         endpoint: str = "",
         sse: str = "",
         kms_key: str = "",
@@ -72,10 +76,10 @@ class S3Store:
         self._encryption |= {"SSEKMSKeyId": kms_key} if kms_key else {}
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
-        self._endpoint = endpoint
+        self._region, self._endpoint = region, endpoint
         self._audit_keys = (audit_keys or AuditKeys()).at(prefix)
         self._lock = threading.Lock()
-        self._client_of: tuple[int, Any] | None = None
+        self._opened: _Opened | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self._bucket, self._prefix.strip("/"), self._settings, self._audit_keys)
@@ -93,7 +97,12 @@ class S3Store:
 
     @property
     def _settings(self) -> dict[str, str]:
-        return {"endpoint": self._endpoint, "sse": self._sse, "kms_key": self._kms_key}
+        return {
+            "region": self._region,
+            "endpoint": self._endpoint,
+            "sse": self._sse,
+            "kms_key": self._kms_key,
+        }
 
     def within(self, prefix: str) -> S3Store:
         """Open the part of this store below `prefix` as a store of its own. Raises: InvalidInput."""
@@ -224,9 +233,10 @@ class S3Store:
     def table_location(self, name: str) -> tuple[str, dict[str, str]]:
         """URI and storage options with which `deltalake` opens the table `name`.
 
-        The options hold credentials that expire: call again instead of keeping them.
+        The options hold credentials that expire, at least ten minutes from now if they can be renewed: call again instead
+        of keeping them. Raises: Forbidden, Unavailable.
         """
-        client = self._client
+        session, client = self._session()[1:]
         options = {"AWS_REGION": client.meta.region_name or "us-east-1"}
         endpoint = str(client.meta.endpoint_url)
         if ".amazonaws.com" not in endpoint:
@@ -235,9 +245,10 @@ class S3Store:
             options["AWS_ALLOW_HTTP"] = "true"
         options |= {"AWS_SERVER_SIDE_ENCRYPTION": self._sse} if self._sse else {}
         options |= {"AWS_SSE_KMS_KEY_ID": self._kms_key} if self._kms_key else {}
-        credentials = boto3.session.Session().get_credentials()
-        if credentials is not None:
-            frozen = credentials.get_frozen_credentials()
+        with self._errors(name):
+            credentials = session.get_credentials()
+            frozen = credentials and credentials.get_frozen_credentials()  # renewed where it is time
+        if frozen:
             options |= {"AWS_ACCESS_KEY_ID": frozen.access_key, "AWS_SECRET_ACCESS_KEY": frozen.secret_key}
             options |= {"AWS_SESSION_TOKEN": frozen.token} if frozen.token else {}
         return f"s3://{self._bucket}/{self._name(f'tables/{name}.delta')}", options
@@ -245,17 +256,21 @@ class S3Store:
     @property
     def _client(self) -> Any:
         """The process's own boto3 client, which threads may share and a fork may not."""
+        return self._session()[2]
+
+    def _session(self) -> _Opened:
+        """Open the process's session, which keeps and renews the credentials, and its client."""
         with self._lock:
-            if self._client_of is None or self._client_of[0] != os.getpid():
+            if self._opened is None or self._opened[0] != os.getpid():
                 session = boto3.session.Session()
                 client = session.client(
                     "s3",
                     endpoint_url=self._endpoint or None,
-                    region_name=session.region_name or "us-east-1",
+                    region_name=self._region or session.region_name or "us-east-1",
                     config=_CONFIG,
                 )
-                self._client_of = (os.getpid(), client)
-            return self._client_of[1]
+                self._opened = (os.getpid(), session, client)
+            return self._opened
 
     def _name(self, key: str) -> str:
         return self._prefix + check_key(key)
@@ -286,7 +301,8 @@ class S3Store:
             raise Unavailable(f"{key}: upload to {self.url} failed: {error}") from error
         except (NoCredentialsError, PartialCredentialsError) as error:
             raise Forbidden(
-                f"{key}: no credentials for {self.url}; set AWS_ACCESS_KEY_ID and its secret"
+                f"{key}: no credentials for {self.url}; set AWS_ACCESS_KEY_ID and its secret or AWS_PROFILE, or give the "
+                "node a role"
             ) from error
         except BotoCoreError as error:
             raise Unavailable(f"{key}: {self.url} did not answer: {error}") from error

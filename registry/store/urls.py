@@ -13,14 +13,15 @@ from registry.store.folder import FolderStore
 if TYPE_CHECKING:
     from registry.store.s3 import S3Store
 
-_S3_SETTINGS = {"endpoint", "sse", "kms_key"}
+_S3_SETTINGS = {"region", "endpoint", "sse", "kms_key"}
 
 
 def open_store(url: str, *, audit_keys: AuditKeys | None = None) -> FolderStore | S3Store:
-    """Open the store at `url`: `file:///absolute/path` or `s3://bucket/prefix?endpoint=http://…&sse=aws:kms&kms_key=…`.
+    """Open the store at `url`: `file:///absolute/path` or `s3://bucket/prefix?region=…&endpoint=http://…&sse=…&kms_key=…`.
 
-    S3 credentials, region and endpoint come from where boto3 finds them (AWS_* and its files); an `endpoint`
-    in the url takes precedence. sse, kms_key: how the server encrypts what is written (default: as the bucket says).
+    Objects and Delta tables are reached with the same settings, and with the credentials that boto3 finds: of variables, a
+    profile, a web identity, a container or an instance. region, endpoint: by default as boto3 finds them too. sse, kms_key:
+    how the server encrypts what is written (default: as the bucket says).
     audit_keys: authenticate the history in the store, such as `AuditKeys.of_environment(os.environ)`; None: it is
     read unverified, and a journal that others authenticate cannot be appended to.
     Raises: InvalidInput for any other url.
@@ -35,5 +36,5 @@ def open_store(url: str, *, audit_keys: AuditKeys | None = None) -> FolderStore 
         settings = {name: values[-1] for name, values in query.items()}
         return S3Store(parts.netloc, unquote(parts.path).strip("/"), audit_keys=audit_keys, **settings)
     raise InvalidInput(
-        f"store url {url!r}: want 'file:///absolute/path' or 's3://bucket/prefix?endpoint=…&sse=…&kms_key=…'"
+        f"store url {url!r}: want 'file:///absolute/path' or 's3://bucket/prefix?region=…&endpoint=…&sse=…&kms_key=…'"
     )

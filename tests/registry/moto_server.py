@@ -1,11 +1,17 @@
-"""Moto's S3 server for tests, with one lock around writes, which makes its conditions atomic."""
+"""Moto's S3 server for tests, with one lock around writes, which makes its conditions atomic.
+
+--ignore-conditions: as servers do that do not know If-None-Match. --key-in=FILE: the only access key that is accepted.
+"""
 
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
+
+KEY_FILE = next((Path(each.partition("=")[2]) for each in sys.argv if each.startswith("--key-in=")), None)
 
 
 class Locked:
@@ -14,7 +20,14 @@ class Locked:
         self._lock = threading.Lock()
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+        if KEY_FILE and f"Credential={KEY_FILE.read_text()}/" not in environ.get("HTTP_AUTHORIZATION", ""):
+            start_response("403 Forbidden", [("Content-Type", "application/xml")])
+            return [
+                b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
+            ]
         if environ["REQUEST_METHOD"] in {"PUT", "POST", "DELETE"}:
+            if "--ignore-conditions" in sys.argv:
+                environ.pop("HTTP_IF_NONE_MATCH", None)
             with self._lock:
                 return list(self._app(environ, start_response))
         return self._app(environ, start_response)

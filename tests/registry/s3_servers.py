@@ -18,11 +18,11 @@ DEADLINE_S = 60.0
 
 
 @contextmanager
-def moto() -> Iterator[str]:
-    """Run moto's server behind a lock; gives its endpoint."""
+def moto(*options: str) -> Iterator[str]:
+    """Run moto's server behind a lock; gives its endpoint. options: of `moto_server.py`."""
     script = Path(__file__).with_name("moto_server.py")
     server = subprocess.Popen(
-        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, str(script), *options], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     assert server.stdout is not None
     yield f"http://127.0.0.1:{server.stdout.readline().strip()}"

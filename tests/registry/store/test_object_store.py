@@ -203,7 +203,7 @@ def test_a_reader_never_sees_half_a_put(store: ObjectStore):
 
 @pytest.mark.parametrize(
     "url",
-    ["", "file:relative", "file://host/path", "http://x/y", "s3://", "s3://bucket?region=x", "/abs/path"],
+    ["", "file:relative", "file://host/path", "http://x/y", "s3://", "s3://bucket?zone=x", "/abs/path"],
 )
 def test_urls_that_name_no_store_are_refused(url: str):
     with pytest.raises((InvalidInput, ValueError)):
