@@ -41,7 +41,8 @@ def check_cluster(store: ObjectStore, *, doors: tuple[int, ...]) -> list[Check]:
         took_s = time.time() - begun
     finally:
         store.delete(KEY)
-    return judged(reports, silent, marker=marker, begun=begun, took_s=took_s)
+    found = judged(reports, silent, marker=marker, begun=begun, took_s=took_s)
+    return [*found, check_promises(store)]
 
 
 def judged(
@@ -57,6 +58,18 @@ def judged(
         *_reached(reports, marker),
         _clocks(reports, begun, took_s),
     ]
+
+
+def check_promises(store: ObjectStore) -> Check:
+    """Try what the platform relies on: conditional writes, reads after writes, tables, the store's clock."""
+    from registry import RegistryError  # late: the command line does without boto3 and Arrow
+    from registry.store import check_store
+
+    try:
+        skew_s = check_store(store)
+    except RegistryError as error:
+        return Check(check="store's promises", ok=False, found=str(error))
+    return Check(check="store's promises", ok=True, found=f"kept; its clock is {skew_s:+.0f} s from ours")
 
 
 def probe_nodes(doors: tuple[int, ...] = ()) -> tuple[list[NodeReport], list[str]]:

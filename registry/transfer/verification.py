@@ -13,7 +13,7 @@ from deltalake.exceptions import DeltaError
 from registry.access.workspaces import workspace_store
 from registry.errors import RegistryError
 from registry.history.audit import audit
-from registry.store.tables import dataset_of
+from registry.store.tables import Table, dataset_of
 
 if TYPE_CHECKING:
     from registry.history.folds import FoldOf
@@ -66,33 +66,37 @@ def verify_copy(source: ObjectStore, target: ObjectStore, known: Inventory, *, f
 def _compare(source: ObjectStore, target: ObjectStore, folder: str, version: int) -> tuple[int, list[str]]:
     """Open a table at the version of the copy in both stores; returns its rows, and what differs."""
     try:
-        copied = _opened(target, folder, None)
+        table = _table(target, folder)
+        copied = _opened(table, None)
         if copied.version() != version:
             return 0, [f"{folder} is at version {copied.version()} in the copy, and was at {version}"]
-        rows = int(dataset_of(copied).count_rows())
-        expected = _rows(_opened(source, folder, version))
+        rows = int(dataset_of(copied, table).count_rows())
+        expected = _rows(_table(source, folder), version)
     except (DeltaError, OSError, RegistryError, ValueError) as error:
         return 0, [f"{folder} version {version} cannot be compared: {error}"]
     return rows, [] if rows == expected else [f"{folder} has {rows} rows in the copy, and had {expected}"]
 
 
-def _opened(store: ObjectStore, folder: str, version: int | None) -> DeltaTable:
-    """Open the table in `folder` of a platform's store, that of a workspace included."""
+def _table(store: ObjectStore, folder: str) -> Table:
+    """Find the table in `folder` of a platform's store, that of a workspace included."""
     inside, name = store, folder
     if folder.startswith("workspaces/"):
         _, workspace, name = folder.split("/", 2)
         inside = workspace_store(store, workspace)
-    name = name.removeprefix("tables/").removesuffix(".delta")
-    uri, options = inside.table_location(name)
-    return DeltaTable(uri, version=version, storage_options=options or None)
+    return Table(inside, name.removeprefix("tables/").removesuffix(".delta"))
 
 
-def _rows(table: DeltaTable) -> int:
-    """Count the rows by the table's log, or by its files where the log does not say."""
-    counts = list(_recorded(table))
+def _opened(table: Table, version: int | None) -> DeltaTable:
+    return DeltaTable(table.uri, version=version, storage_options=table.storage_options or None)
+
+
+def _rows(table: Table, version: int) -> int:
+    """Count the rows of a version by the table's log, or by its files where the log does not say."""
+    opened = _opened(table, version)
+    counts = list(_recorded(opened))
     if all(count is not None for count in counts):
         return sum(count for count in counts if count is not None)
-    return int(dataset_of(table).count_rows())
+    return int(dataset_of(opened, table).count_rows())
 
 
 def _recorded(table: DeltaTable) -> Iterator[int | None]:

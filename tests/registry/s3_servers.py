@@ -54,7 +54,7 @@ def seaweedfs(folder: Path) -> Iterator[str]:
 
 def create_bucket(endpoint: str, name: str) -> None:
     """Create a bucket as soon as the server answers."""
-    client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
+    client = boto3.session.Session().client("s3", endpoint_url=endpoint, region_name="us-east-1")
     deadline = time.monotonic() + DEADLINE_S
     while True:
         try:

@@ -38,15 +38,21 @@ def test_a_write_goes_on_when_its_credentials_end(credentials: tuple[ShortLived,
         file.write_text("KEY-of-another-hour")
         return rows
 
-    rows = ray.data.from_items(
-        [{"plane": f"N{n}", "x": float(n), "event_timestamp": NOW} for n in range(20)]
-    ).map_batches(end_credentials, batch_format="pyarrow")
+    times = pa.array([NOW] * 20, pa.timestamp("us", "UTC"))
+    columns = {
+        "plane": [f"N{n}" for n in range(20)],
+        "x": [float(n) for n in range(20)],
+        "event_timestamp": times,
+    }
+    rows = ray.data.from_arrow(pa.table(columns)).map_batches(end_credentials, batch_format="pyarrow")
     distributed.write_offline(fs, view, rows)
     assert file.read_text() == "KEY-of-another-hour"
     assert fs.offline.read(view).num_rows == 20
     store = fs.offline_table(view).store
     keys_written = [key for key in store.list("tables/") if key.endswith((".parquet", ".json"))]
-    client = boto3.client("s3", endpoint_url=url.partition("endpoint=")[2], region_name="eu-central-1")
+    client = boto3.session.Session().client(
+        "s3", endpoint_url=url.partition("endpoint=")[2], region_name="eu-central-1"
+    )
     for key in keys_written:
         head = client.head_object(Bucket="toque", Key=f"store/{key}")
         assert head.get("SSEKMSKeyId") == KMS_KEY, key

@@ -50,7 +50,9 @@ def test_a_worker_lists_the_files_of_a_table_once(
     )
     number = offline_fs.write_offline(late, rows).version
     opened = []
-    monkeypatch.setattr(offline, "_open", lambda table, first=offline._open: opened.append(1) or first(table))
+    monkeypatch.setattr(
+        offline, "_open", lambda *table, first=offline._open: opened.append(1) or first(*table)
+    )
     for _ in range(3):  # as it travels to each task
         there = copy.copy(offline_fs.offline)
         piece = pa.table({"files": [[0]]})

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from ray_apps.deployment.checks import judged
+from ray_apps.deployment.checks import check_promises, judged
 from ray_apps.deployment.probe import NodeReport
+from registry import open_store
 
 NOW = 1_800_000_000.0
 
@@ -55,3 +58,14 @@ def test_a_node_that_does_not_answer_is_named() -> None:
 def test_clocks_are_judged_against_the_time_that_the_probes_took() -> None:
     assert failed(report(clock_s=NOW + 2.9)) == {}
     assert "clocks" in failed(report(clock_s=NOW - 2.1))
+
+
+def test_a_store_that_breaks_a_promise_is_a_failed_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(f"file://{tmp_path}")
+    assert check_promises(store).ok
+    monkeypatch.setattr(type(store), "create", type(store).put)
+    told = check_promises(store)
+    assert not told.ok
+    assert "the server ignores If-None-Match" in told.found
