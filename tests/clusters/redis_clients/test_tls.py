@@ -33,19 +33,62 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 @pytest.fixture(scope="module")
-def tls_url(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Url of a server that speaks TLS only and knows one user, without user and password."""
+def tls_lines(authority: Authority) -> list[str]:
+    """Configuration of a server that speaks TLS only, beside its port."""
     if not knows_tls():
         pytest.skip(f"{program()} was built without TLS; put a redis-server with TLS on PATH")
     certificate, key = authority.sign("server")
+    files = [f"tls-cert-file {certificate}", f"tls-key-file {key}", f"tls-ca-cert-file {authority.file}"]
+    return ["port 0", *files, "tls-replication yes", "tls-auth-clients no"]
+
+
+@pytest.fixture(scope="module")
+def tls_url(
+    authority: Authority, tls_lines: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """Url of a server that wants a client's certificate and knows one user, without user and password."""
     port = free_port()
-    lines = ["port 0", f"tls-port {port}", f"tls-cert-file {certificate}", f"tls-key-file {key}"]
-    lines += [f"tls-ca-cert-file {authority.file}", "tls-auth-clients yes", "user default off", ACL]
+    lines = [*tls_lines, f"tls-port {port}", "tls-auth-clients yes", "user default off", ACL]
     server = Server(tmp_path_factory.mktemp("tls"), lines).start()
     client_certificate, client_key = authority.sign("client")
     files = f"ssl_ca_certs={authority.file}&ssl_certfile={client_certificate}&ssl_keyfile={client_key}"
     yield f"rediss://{{user}}127.0.0.1:{port}/0?{files}"
     server.kill()
+
+
+@pytest.mark.parametrize("kind", ["sentinel", "cluster"])
+def test_sentinels_and_clusters_are_reached_by_tls(
+    kind: str, authority: Authority, tls_lines: list[str], tmp_path: Path
+) -> None:
+    ports = free_port(below=22_768), free_port()
+    own = [*tls_lines, "requirepass secret", f"tls-port {ports[0]}"]
+    if kind == "cluster":
+        own += ["cluster-enabled yes", "tls-cluster yes", "cluster-announce-ip 127.0.0.1"]
+    servers = [Server(tmp_path, own).start()]
+    if kind == "sentinel":
+        watch = [f"sentinel monitor rows 127.0.0.1 {ports[0]} 1", "sentinel auth-pass rows secret"]
+        servers.append(Server(tmp_path, [*tls_lines, f"tls-port {ports[1]}", *watch], sentinel=True).start())
+        url = f"rediss+sentinel://:secret@127.0.0.1:{ports[1]}?service=rows&sentinel_auth=none"
+    else:
+        url = f"rediss+cluster://:secret@127.0.0.1:{ports[0]}?"
+        with open_redis(f"rediss://:secret@127.0.0.1:{ports[0]}?ssl_ca_certs={authority.file}") as node:
+            wait_for(node.ping, "the node answers")
+            node.execute_command("CLUSTER ADDSLOTS", *range(16_384))
+
+    async def read() -> object:
+        client = open_redis_async(f"{url}&ssl_ca_certs={authority.file}", patience_s=20.0)
+        try:
+            return await client.get("toque:x")
+        finally:
+            await client.aclose()
+
+    try:
+        with open_redis(f"{url}&ssl_ca_certs={authority.file}", patience_s=20.0) as client:
+            assert client.set("toque:x", 1)
+        assert asyncio.run(read()) == b"1"
+    finally:
+        for server in servers:
+            server.kill()
 
 
 def as_user(url: str, password: str = PASSWORD) -> str:
