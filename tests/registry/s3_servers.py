@@ -25,9 +25,11 @@ def moto(*options: str) -> Iterator[str]:
         [sys.executable, str(script), *options], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     assert server.stdout is not None
-    yield f"http://127.0.0.1:{server.stdout.readline().strip()}"
-    server.kill()
-    server.wait()
+    try:
+        yield f"http://127.0.0.1:{server.stdout.readline().strip()}"
+    finally:
+        server.kill()
+        server.wait()
 
 
 @contextmanager
