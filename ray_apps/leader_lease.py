@@ -1,8 +1,9 @@
-"""Leader election by put-if-absent alone: time is cut into terms, and a term belongs to its first claimant.
+"""Leases that elect one leader among processes: one in Redis, which is fast and cheap, one in the store, which is always there.
 
-The leader claims the next term before its own has ended, so it stays leader while it lives; when it dies, another
-becomes leader at most two terms later. Holders whose clocks disagree may both lead for the difference: what a leader
-does must be safe to do twice, and the lease only saves the duplicate work.
+Neither compares clocks of machines: Redis and the store time a lease by their own clock, and a holder counts its own seconds
+from before its last renewal. So one that was cut off or stalled stops leading before another begins, unless clocks run at
+different speeds. A leader's work must be safe all the same while two lead: every decision is an entry of a journal, whose
+number one writer wins. The lease only saves doubled work.
 """
 
 from __future__ import annotations
@@ -10,47 +11,207 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-from registry import AlreadyExists, ObjectStore
+from redis import RedisError
+
+from registry import AlreadyExists, ObjectStore, Unavailable
+
+REDIS_TERM_S = 5.0
+REDIS_BEAT_S = 1.0
+STORE_TERM_S = 5.0
+STORE_BEAT_S = 1.5
+_SLACK_S = 1.0  # S3 tells times in whole seconds
+_AWAY_S = 5.0
+
+_RENEW = """
+local held = redis.call('GET', KEYS[1])
+if held and held ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+"""
+_RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end return 1"
+
+
+def passing_s() -> float:
+    """Seconds that pass, also while the machine sleeps."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+class Lease(Protocol):
+    """Claim of one holder to lead."""
+
+    def renew(self) -> float:
+        """Claim or renew the lease; returns until when this holder leads, a past moment if it does not.
+
+        Raises: RedisError, Unavailable where it is not known.
+        """
+        ...
+
+    def release(self) -> None:
+        """Give the lease back, so that another need not wait for its end. Raises: as `renew`."""
+        ...
 
 
 @dataclass
-class LeaderLease:
-    """A holder's claim to be the leader of `name`, term by term.
+class RedisLease:
+    """Lease by a key of Redis that expires; the key's value is its holder.
 
-    holder: identity of the claimant; term_s: length of a term; clock: wall time in seconds since the epoch;
-    is_leader: last result of `renew`.
+    holder: unique, also among restarts of one process.
+    """
+
+    client: Any
+    name: str
+    holder: str
+    term_s: float = REDIS_TERM_S
+    clock: Callable[[], float] = passing_s
+
+    def renew(self) -> float:
+        """Claim or renew the lease; see `Lease`."""
+        begun = self.clock()
+        held = self.client.eval(_RENEW, 1, self._key, self.holder, int(self.term_s * 1000))
+        return begun + self.term_s if held else begun
+
+    def release(self) -> None:
+        """Give the lease back; see `Lease`."""
+        self.client.eval(_RELEASE, 1, self._key, self.holder)
+
+    @property
+    def _key(self) -> str:
+        return f"toque:leader:{self.name}"
+
+
+@dataclass
+class StoreLease:
+    """Lease by numbered objects of a store: the newest number leads while its object is rewritten.
+
+    Who finds it older than a term, by the store's clock, creates the next number, which one contender can.
     """
 
     store: ObjectStore
     name: str
     holder: str
-    term_s: float = 5.0
-    clock: Callable[[], float] = time.time
-    is_leader: bool = False
-    _won: set[int] = field(default_factory=set)
-    _lost: set[int] = field(default_factory=set)
+    term_s: float = STORE_TERM_S
+    clock: Callable[[], float] = passing_s
+    _number: int | None = None  # the newest that is known
+    _until: float = float("-inf")
+
+    def renew(self) -> float:
+        """Claim or renew the lease; see `Lease`. One write while it leads, one read while another does."""
+        begun = self.clock()
+        if self._number is not None and begun < self._until:
+            self.store.put(self._key(self._number), self.holder.encode())
+            self._until = begun + self.term_s
+        elif self._is_free() and self._take():
+            self._until = begun + self.term_s
+        return self._until
+
+    def release(self) -> None:
+        """Give the lease back; see `Lease`."""
+        if self._number is not None and self.clock() < self._until:
+            self._until = float("-inf")
+            self.store.put(self._key(self._number), b"")
+
+    def _is_free(self) -> bool:
+        """Whether the newest number is given back, or older than a term."""
+        found = None if self._number is None else self.store.find_aged(self._key(self._number))
+        if found is None:
+            self._number = self._newest()
+            found = None if self._number is None else self.store.find_aged(self._key(self._number))
+        return found is None or not found.data or found.age_s > self.term_s + _SLACK_S
+
+    def _take(self) -> bool:
+        number = 0 if self._number is None else self._number + 1
+        self._number = number
+        try:
+            self.store.create(self._key(number), self.holder.encode())
+        except AlreadyExists:
+            return False
+        # One that stalled before its `create` may have made a number again that is deleted.
+        newest = self._newest()
+        if newest != number:
+            self._number = newest
+            return False
+        if number > 1:
+            self.store.delete(self._key(number - 2))
+        return True
+
+    def _newest(self) -> int | None:
+        keys = list(self.store.list(self._folder))
+        return int(keys[-1].removeprefix(self._folder)) if keys else None
+
+    @property
+    def _folder(self) -> str:
+        return f"leaders/{self.name}/"
+
+    def _key(self, number: int) -> str:
+        return f"{self._folder}{number:08d}"
+
+
+@dataclass
+class _Backend:
+    lease: Lease
+    beat_s: float
+    away_until: float = float("-inf")
+
+
+@dataclass
+class Leadership:
+    """Leadership by the first of several leases that can be reached.
+
+    While Redis comes or goes, two may lead for some seconds by different leases; see above why that is safe.
+    leases: each with the seconds between its renewals.
+    """
+
+    leases: list[tuple[Lease, float]]
+    clock: Callable[[], float] = passing_s
+    _until: float = float("-inf")
+    _next: float = float("-inf")
+    _backends: list[_Backend] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._backends = [_Backend(lease, beat_s) for lease, beat_s in self.leases]
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this holder leads now, without a request."""
+        return self.clock() < self._until
 
     def renew(self) -> bool:
-        """Claim the current term, and in its second half the next; returns whether this holder leads now."""
-        now = self.clock()
-        term = int(now // self.term_s)
-        self.is_leader = self._claim(term)
-        if self.is_leader and now - term * self.term_s >= self.term_s / 2:
-            self._claim(term + 1)
+        """Renew the lease when its beat is due; returns whether this holder leads now.
+
+        Raises: RedisError, Unavailable if no lease can be reached and the last one has ended.
+        """
+        if self.clock() >= self._next:
+            self._renew()
         return self.is_leader
 
-    def _claim(self, term: int) -> bool:
-        if term not in self._won | self._lost:
+    def release(self) -> None:
+        """Give the leadership back, where it can be reached."""
+        for each in self._backends:
             try:
-                self.store.create(self._key(term), self.holder.encode())
-                self._won = {each for each in self._won if each >= term - 1} | {term}
-                self.store.delete(
-                    self._key(term - 2)
-                )  # ended for every holder whose clock is right to within a term
-            except AlreadyExists:
-                self._lost = {term}
-        return term in self._won
+                each.lease.release()
+            except (RedisError, Unavailable):
+                continue
+        self._until = float("-inf")
 
-    def _key(self, term: int) -> str:
-        return f"leases/{self.name}/{term}"
+    def _renew(self) -> None:
+        failure: Exception | None = None
+        for each in self._backends:
+            now = self.clock()
+            if now < each.away_until:
+                continue
+            try:
+                self._until = each.lease.renew()
+            except (RedisError, Unavailable) as error:
+                failure = error
+                if self.is_leader:  # it leads to the end of its term, and tries again meanwhile
+                    self._next = now + each.beat_s
+                    return
+                each.away_until = now + _AWAY_S
+            else:
+                self._next = now + each.beat_s
+                return
+        self._next = self.clock() + min(each.beat_s for each in self._backends)
+        if failure is not None:
+            raise failure

@@ -3,7 +3,8 @@
 It does so in every workspace, one after the other; one workspace's failure does not keep the others waiting.
 
 A ticker keeps no state. Any number may run, as a schedule's tick fires once and an invocation has one result whichever
-of them handles it; a lease elects the one that works while the others wait.
+of them handles it; a lease elects the one that works while the others wait. Where Redis announces what changes, a round
+without news makes no request to the store.
 """
 
 from __future__ import annotations
@@ -12,11 +13,20 @@ import logging
 import os
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from clusters.profile import apply_profile
-from ray_apps.leader_lease import LeaderLease
+from ray_apps.leader_lease import (
+    REDIS_BEAT_S,
+    STORE_BEAT_S,
+    Leadership,
+    Lease,
+    RedisLease,
+    StoreLease,
+)
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -70,12 +80,16 @@ class Ticker:
         return self._thread.is_alive()
 
     def tick(self) -> None:
-        """Run every task once if this ticker leads; a task that fails does not keep the others from running."""
+        """Run every task once while this ticker leads; a task that fails does not keep the others from running."""
         if self._tasks is None:
             self._guarded("prepare", self._make_ready)
-        if self._tasks is not None and self._guarded("lease", self._is_leader):
-            for name, work in self._tasks.items():
-                self._guarded(name, work)
+        for name, work in (self._tasks or {}).items():
+            if not self._guarded(
+                "lease", self._is_leader
+            ):  # asked again, as a task may take longer than a term
+                return
+            self._guarded(name, work)
+        if self._tasks:
             self.ticks += 1
 
     def _make_ready(self) -> None:
@@ -106,15 +120,23 @@ class TickerReplica:
     """
 
     def __init__(self) -> None:
-        from functions.runtime.context import context_of  # late: only a replica needs it
+        from functions.runtime.changes.announcer import address_in  # late: only a replica needs it
+        from functions.runtime.changes.feed import watch_of
+        from functions.runtime.context import context_of
+        from functions.runtime.request_report import report_requests
         from registry import Access
 
         apply_profile(os.environ)
-        self._context = context_of(os.environ)
-        self._access = Access(self._context.store, actor=self._context.actor)
-        lease = LeaderLease(self._context.store, "ticker", holder=f"{os.uname().nodename}/{os.getpid()}")
-        self._due = Ticker(self._due_tasks, is_leader=lease.renew)
-        self._drain = Ticker(self._drain_tasks, is_leader=lambda: lease.is_leader, interval_s=DRAIN_EVERY_S)
+        self._context = used = context_of(os.environ)
+        tokens = watch_of(used.redis_url, address_in(used.store, "access/journal"), every_s=1.0)
+        self._access = Access(used.store, actor=used.actor, changed=tokens.due)
+        self._in_workspace = cache(used.in_workspace)
+        report_requests(used.redis_url, "ticker")
+        self._leadership = leadership_of(used)
+        self._due = Ticker(self._due_tasks, is_leader=self._leadership.renew)
+        self._drain = Ticker(
+            self._drain_tasks, is_leader=lambda: self._leadership.is_leader, interval_s=DRAIN_EVERY_S
+        )
         self._due.start()
         self._drain.start()
 
@@ -128,9 +150,10 @@ class TickerReplica:
         return self._due.ticks
 
     def __del__(self) -> None:
-        """Stop both tickers when Serve releases the replica."""
+        """Stop both tickers when Serve releases the replica, and let another lead at once."""
         self._due.stop()
         self._drain.stop()
+        self._leadership.release()
 
     def _due_tasks(self) -> dict[str, Task]:
         from functions.runtime.durable.invocation import run_pending
@@ -156,11 +179,23 @@ class TickerReplica:
         failed: list[Exception] = []
         for workspace in self._access.known_workspaces():
             try:
-                work(self._context.in_workspace(workspace.name))
+                work(self._in_workspace(workspace.name))
             except Exception as error:  # noqa: BLE001  # raised below
                 failed.append(error)
         if failed:
             raise ExceptionGroup(f"{len(failed)} workspaces", failed)
+
+
+def leadership_of(used: Context) -> Leadership:
+    """Make this process's claim to lead the tickers of a platform: by Redis while it answers, else by the store."""
+    from functions.runtime.changes.announcer import connection  # late: only a replica needs it
+
+    holder = f"{os.uname().nodename}/{os.getpid()}/{uuid.uuid4().hex}"
+    leases: list[tuple[Lease, float]] = [(StoreLease(used.store, "ticker", holder), STORE_BEAT_S)]
+    if used.redis_url is not None:
+        client = connection(used.redis_url, timeout_s=0.5)
+        leases.insert(0, (RedisLease(client, "ticker", holder), REDIS_BEAT_S))
+    return Leadership(leases)
 
 
 def application(options: dict[str, Any] | None = None) -> Application:

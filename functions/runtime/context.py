@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from clusters.profile import apply_profile, require_settings
 from clusters.redis_clients import redis_url_of
+from functions.runtime.changes.announcer import announcer_of
 from functions.runtime.clock import Clock, clock_named, system_clock
 from functions.runtime.receipt import Prices
 from functions.runtime.secret import secret_value
@@ -70,7 +71,7 @@ class Context:
             return self
         url = workspace_url(self.platform_url, name)
         project = dict(self.projects).get(name)
-        store = open_store(url, audit_keys=self.store.audit_keys)
+        store = open_store(url, audit_keys=self.store.audit_keys, announce=announcer_of(self.redis_url))
         return replace(self, workspace=name, store=store, store_url=url, project=project)
 
     @property
@@ -185,7 +186,7 @@ def context_of(environment: Mapping[str, str]) -> Context:
     projects = projects_of(environment.get("TOQUE_PROJECT") or "")
     prices = environment.get("TOQUE_PRICES")  # as in {"currency": "EUR", "cpu_hour": 0.05, "gpu_hour": 3}
     platform = Context(
-        store=open_store(url, audit_keys=_audit_keys(environment)),
+        store=open_store(url, audit_keys=_audit_keys(environment), announce=announcer_of(redis_url)),
         store_url=url,
         redis_url=redis_url,
         project=projects.get(DEFAULT_WORKSPACE),

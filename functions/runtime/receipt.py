@@ -12,17 +12,21 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field
 
+from registry.store.requests import REQUESTS
+
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
 
 
 class Usage(BaseModel, frozen=True):
-    """Resources used by one run: wall, CPU and GPU seconds, and peak memory."""
+    """Resources used by one run: wall, CPU and GPU seconds, peak memory, and requests to the store as S3 charges them."""
 
     run_s: float
     cpu_s: float
     gpu_s: float
     peak_memory_bytes: int
+    store_reads: int = 0
+    store_writes: int = 0
 
 
 NO_USAGE = Usage(run_s=0, cpu_s=0, gpu_s=0, peak_memory_bytes=0)
@@ -31,8 +35,8 @@ NO_USAGE = Usage(run_s=0, cpu_s=0, gpu_s=0, peak_memory_bytes=0)
 class Receipt(BaseModel, frozen=True):
     """Resources used by an invocation, summed over its attempts; the peak is the highest of all.
 
-    queue_s: from acceptance to the first start; gpu_s: GPUs held x run time. A killed worker's use is
-    missing, since it could not report.
+    queue_s: from acceptance to the first start; gpu_s: GPUs held x run time; store_reads, store_writes: requests to the
+    store, 0 in receipts of older releases. A killed worker's use is missing, since it could not report.
     """
 
     invocation: str
@@ -46,15 +50,22 @@ class Receipt(BaseModel, frozen=True):
     cpu_s: float
     gpu_s: float
     peak_memory_bytes: int
+    store_reads: int = 0
+    store_writes: int = 0
 
 
 class Prices(BaseModel, frozen=True, extra="forbid"):
-    """Prices of an hour of a CPU and of a GPU, and of a kilowatt-hour unless the hours include it."""
+    """Prices of an hour of a CPU and of a GPU, of a kilowatt-hour unless the hours include it, and of store requests.
+
+    store_reads_1000, store_writes_1000: of a thousand GET, and of a thousand PUT, POST or LIST; None: not charged.
+    """
 
     currency: str = Field(min_length=1)
     cpu_hour: float = Field(ge=0)
     gpu_hour: float = Field(ge=0)
     kwh: float = Field(default=0.0, ge=0)
+    store_reads_1000: float | None = Field(default=None, ge=0)
+    store_writes_1000: float | None = Field(default=None, ge=0)
 
     def money(self, *, cpu_s: float, gpu_s: float, energy_j: float | None = None) -> float:
         """Compute the price of a use. energy_j: None if unknown; it is not charged then."""
@@ -63,7 +74,7 @@ class Prices(BaseModel, frozen=True, extra="forbid"):
 
 
 class Total(BaseModel, frozen=True):
-    """Sum of the receipts of one function, day (UTC) and caller."""
+    """Sum of the receipts of one function, day (UTC) and caller; or the store requests of a platform's process."""
 
     function: str
     day: str
@@ -74,6 +85,8 @@ class Total(BaseModel, frozen=True):
     run_s: float
     cpu_s: float
     gpu_s: float
+    store_reads: int = 0
+    store_writes: int = 0
 
 
 def totals(receipts: Iterable[Receipt]) -> list[Total]:
@@ -92,6 +105,8 @@ def totals(receipts: Iterable[Receipt]) -> list[Total]:
             run_s=math.fsum(each.run_s for each in group),
             cpu_s=math.fsum(each.cpu_s for each in group),
             gpu_s=math.fsum(each.gpu_s for each in group),
+            store_reads=sum(each.store_reads for each in group),
+            store_writes=sum(each.store_writes for each in group),
         )
         for (function, day, caller), group in sorted(groups.items())
     ]
@@ -100,12 +115,17 @@ def totals(receipts: Iterable[Receipt]) -> list[Total]:
 def meter(*, num_gpus: float) -> Callable[[], Usage]:
     """Start measuring this process and its ended children; call the returned function to read the usage."""
     _reset_peak()
-    started, cpu = time.monotonic(), _cpu_s()
+    started, cpu, requests = time.monotonic(), _cpu_s(), REQUESTS.charged()
 
     def read() -> Usage:
-        run_s = time.monotonic() - started
+        run_s, made = time.monotonic() - started, REQUESTS.charged().since(requests)
         return Usage(
-            run_s=run_s, cpu_s=_cpu_s() - cpu, gpu_s=run_s * num_gpus, peak_memory_bytes=_peak_memory_bytes()
+            run_s=run_s,
+            cpu_s=_cpu_s() - cpu,
+            gpu_s=run_s * num_gpus,
+            peak_memory_bytes=_peak_memory_bytes(),
+            store_reads=made.reads,
+            store_writes=made.writes,
         )
 
     return read

@@ -49,6 +49,7 @@ def build() -> FastAPI:
         log_mode_of,
     )  # late: only a replica needs them
     from functions.runtime.context import context_of
+    from functions.runtime.request_report import report_requests
     from ray_apps.gateway.app import build_app
     from ray_apps.gateway.services import Services
     from ray_apps.oidc import OidcSettings
@@ -56,6 +57,7 @@ def build() -> FastAPI:
 
     apply_profile(os.environ)
     context = context_of(os.environ).in_workspace(DEFAULT_WORKSPACE)
+    report_requests(context.redis_url, "gateway")
 
     mode = log_mode_of(os.environ)
 

@@ -39,12 +39,14 @@ def application(options: dict[str, Any] | None = None) -> Application:
 def build() -> FastAPI:
     """Build the application in a replica, for all workspaces of the platform that the process's environment names."""
     from functions.runtime.context import context_of  # late: only a replica needs them
+    from functions.runtime.request_report import report_requests
     from ray_apps.mlflow.app import build_app
     from ray_apps.oidc import OidcSettings
     from registry import DEFAULT_WORKSPACE
 
     apply_profile(os.environ)
     context = context_of(os.environ).in_workspace(DEFAULT_WORKSPACE)
+    report_requests(context.redis_url, "mlflow")
     app = build_app(context.store, clock=context.clock, oidc=OidcSettings.from_environment(os.environ))
     freeze()
     return app

@@ -87,7 +87,8 @@ class AccessState:
 class Access:
     """Access tokens and workspaces of a platform, kept in its store. Safe for threads.
 
-    actor: recorded with what is created and revoked; clock: decides when a token has expired.
+    actor: recorded with what is created and revoked; clock: decides when a token has expired; changed: whether what is
+    stored may have changed since it was last asked, by default once a second.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Access:
         actor: str,
         clock: Clock = utc_now,
         monotonic: Callable[[], float] = time.monotonic,
+        changed: Callable[[], bool] | None = None,
     ) -> None:
         journal = Journal(store, "access/journal", actor=actor, clock=clock)
         self._fold: Fold[AccessState] = Fold(
@@ -105,6 +107,7 @@ class Access:
         self._store = store
         self._clock = clock
         self._monotonic = monotonic
+        self._changed = changed or self._second_passed
         self._read_at: float | None = None
         self._noted: dict[str, datetime] = {}
         self._lock = threading.Lock()
@@ -256,11 +259,11 @@ class Access:
         ]
 
     def _state(self) -> AccessState:
-        """Current state, read again if the last read is a second old."""
+        """Current state, read again if it may have changed."""
         with self._lock:
-            now = self._monotonic()
-            if self._read_at is not None and now - self._read_at < REFRESH_EVERY_S:
+            if not self._changed() and self._read_at is not None:
                 return self._fold.state
+            now = self._monotonic()
             try:
                 self._fold.refresh()
             except Unavailable:
@@ -268,6 +271,9 @@ class Access:
                     raise
             self._read_at = now
             return self._fold.state
+
+    def _second_passed(self) -> bool:
+        return self._read_at is None or self._monotonic() - self._read_at >= REFRESH_EVERY_S
 
     def _note_use(self, token_id: str) -> None:
         """Record that a token was used now; a store that does not answer loses only this record."""

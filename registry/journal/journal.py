@@ -61,6 +61,7 @@ class Journal:
                 raise Unavailable(f"{self.path}: entry {at} was not written: {error}; try again") from error
             if stored.txn != entry.txn:
                 raise Conflict(at, stored, path=self.path) from error
+        self.store.announce(self.path)
         self.remember(entry)
         return entry
 

@@ -2,8 +2,9 @@
 
 from registry.store.blobs import Blob
 from registry.store.check import UnfitStore, check_store
+from registry.store.clock_skew import clock_skew_s
 from registry.store.folder import FolderStore
-from registry.store.object_store import ObjectInfo, ObjectStore, Progress
+from registry.store.object_store import Aged, Announce, ObjectInfo, ObjectStore, Progress
 from registry.store.private_folder import private_folder, temporary_folder
 from registry.store.table_history import find_rows, remove_rows, table_names
 from registry.store.tables import RESERVED_TABLES, Table, TableSnapshot, check_table_name
@@ -11,6 +12,8 @@ from registry.store.urls import open_store
 
 __all__ = [
     "RESERVED_TABLES",
+    "Aged",
+    "Announce",
     "Blob",
     "FolderStore",
     "ObjectInfo",
@@ -21,6 +24,7 @@ __all__ = [
     "UnfitStore",
     "check_store",
     "check_table_name",
+    "clock_skew_s",
     "find_rows",
     "open_store",
     "private_folder",

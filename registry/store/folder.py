@@ -22,10 +22,11 @@ from urllib.parse import quote
 from registry.audit_keys import AuditKeys
 from registry.errors import AlreadyExists, Forbidden, InvalidInput, NotFound, Unavailable
 from registry.names import check_key
-from registry.store.object_store import ObjectInfo
+from registry.store.object_store import Aged, ObjectInfo
+from registry.store.requests import REQUESTS
 
 if TYPE_CHECKING:
-    from registry.store.object_store import Progress
+    from registry.store.object_store import Announce, Progress
 
 _TMP = ".tmp"
 _CHUNK_BYTES = 1 << 20
@@ -37,20 +38,24 @@ _SMALL_BYTES = 16 << 20
 class FolderStore:
     """Object store of files below `root`, on a file system with hard links (any local one; NFS too).
 
-    root: absolute path; created when the first object is written. audit_keys: authenticate the history in it. Whatever the
+    root: absolute path; created when the first object is written. audit_keys: authenticate the history in it. announce:
+    called with the address of each journal that this store appends to. Whatever the
     umask, only its user may read and write what is created; a root that its group may write (`chmod 2770`) is shared,
     and all in it belongs to the group too.
     """
 
-    def __init__(self, root: Path, *, audit_keys: AuditKeys | None = None) -> None:
+    def __init__(
+        self, root: Path, *, audit_keys: AuditKeys | None = None, announce: Announce | None = None
+    ) -> None:
         if not root.is_absolute():
             raise InvalidInput(f"store folder {str(root)!r} is not absolute; pass Path(...).resolve()")
         self._root = root
         self._audit_keys = (audit_keys or AuditKeys()).at(str(root))
+        self._announce = announce
         self._shared: bool | None = None  # known once the root exists
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self._root, self._audit_keys)
+        return _rebuild, (self._root, self._audit_keys, self._announce)
 
     def __repr__(self) -> str:
         return f"FolderStore({self.url!r})"
@@ -72,7 +77,12 @@ class FolderStore:
 
     def within(self, prefix: str) -> FolderStore:
         """Open the part of this store below `prefix` as a store of its own. Raises: InvalidInput."""
-        return FolderStore(self._root / check_key(prefix), audit_keys=self._audit_keys)
+        return _rebuild(self._root / check_key(prefix), self._audit_keys, self._announce)
+
+    def announce(self, path: str) -> None:
+        """Tell readers in other processes that the journal at `path` has a new entry, if the store was given a way to."""
+        if self._announce is not None:
+            self._announce(f"{self.url}/{path}")
 
     def get(self, key: str) -> bytes:
         """Get the bytes of an object. Raises: NotFound."""
@@ -84,15 +94,30 @@ class FolderStore:
     def find(self, key: str) -> bytes | None:
         """Find the bytes of an object, or None if absent."""
         path = self._path(key)
+        REQUESTS.add("get", key)
         with self._errors(key):
             try:
                 return path.read_bytes()
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 return None
 
+    def find_aged(self, key: str) -> Aged | None:
+        """Find the bytes of an object and their age by the file system's clock, or None if absent."""
+        path = self._path(key)
+        REQUESTS.add("get", key)
+        with self._errors(key):
+            try:
+                with path.open("rb") as file:
+                    written = os.fstat(file.fileno()).st_mtime
+                    data = file.read()
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                return None
+            return Aged(data, max(0.0, self.now().timestamp() - written))
+
     def create(self, key: str, data: bytes) -> None:
         """Store `data` if the key is free; atomic between processes. Raises: AlreadyExists."""
         path = self._path(key)
+        REQUESTS.add("put", key)
         with self._errors(key), self._temporary() as temporary:
             _write_durably(temporary, data, mode=self._mode)
             changed = self._make_parent(path)
@@ -105,6 +130,7 @@ class FolderStore:
     def put(self, key: str, data: bytes) -> None:
         """Store `data`, replacing an object of that key."""
         path = self._path(key)
+        REQUESTS.add("put", key)
         with self._errors(key), self._temporary() as temporary:
             _write_durably(temporary, data, mode=self._mode)
             changed = self._make_parent(path)
@@ -114,6 +140,7 @@ class FolderStore:
     def find_modified_at(self, key: str) -> datetime | None:
         """Find when an object was last written, by the file system's clock (UTC), or None if absent."""
         path = self._path(key)
+        REQUESTS.add("head", key)
         with self._errors(key):
             try:
                 return datetime.fromtimestamp(path.stat().st_mtime, UTC) if path.is_file() else None
@@ -123,6 +150,7 @@ class FolderStore:
     def delete(self, key: str) -> None:
         """Remove the object if it exists. Folders stay: removing one could race with `create`."""
         path = self._path(key)
+        REQUESTS.add("delete", key)
         with self._errors(key):
             try:
                 path.unlink(missing_ok=True)
@@ -137,6 +165,7 @@ class FolderStore:
         folder = prefix.rpartition("/")[0]
         if folder:
             check_key(folder)
+        REQUESTS.add("list", prefix)
         with self._errors(prefix):
             yield from self._walk(folder, prefix, after)
 
@@ -158,6 +187,7 @@ class FolderStore:
     def upload(self, key: str, path: Path, *, on_progress: Progress | None = None) -> None:
         """Stream the file at `path` into the object; `on_progress` gets the bytes of each piece."""
         target = self._path(key)
+        REQUESTS.add("put", key)
         with self._errors(key), self._temporary() as temporary:
             with path.open("rb") as source, _open_new(temporary, self._mode) as sink:
                 _copy(source, sink, on_progress)
@@ -169,6 +199,7 @@ class FolderStore:
     def download(self, key: str, path: Path, *, on_progress: Progress | None = None) -> None:
         """Write the object to `path`, which appears whole or not at all. Raises: NotFound."""
         source_path = self._path(key)
+        REQUESTS.add("get", key)
         partial = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}")
         with self._errors(key):
             try:
@@ -292,8 +323,8 @@ class FolderStore:
                 yield name
 
 
-def _rebuild(root: Path, audit_keys: AuditKeys) -> FolderStore:
-    return FolderStore(root, audit_keys=audit_keys)
+def _rebuild(root: Path, audit_keys: AuditKeys, announce: Announce | None) -> FolderStore:
+    return FolderStore(root, audit_keys=audit_keys, announce=announce)
 
 
 def _write_durably(path: Path, data: bytes, *, mode: int) -> None:

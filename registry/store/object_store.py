@@ -6,12 +6,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from registry.audit_keys import AuditKeys
 
 Progress = Callable[[int], None]
+Announce = Callable[[str], None]
+"""Tells readers the address of a journal that has a new entry; must be quick, raise nothing, and be picklable."""
+
+
+class Aged(NamedTuple):
+    """Bytes of an object, and seconds since they were written, by the store's clock."""
+
+    data: bytes
+    age_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +55,20 @@ class ObjectStore(Protocol):
         """Keys that authenticate the history in the store; they are not stored in it."""
         ...
 
+    def announce(self, path: str) -> None:
+        """Tell readers in other processes that the journal at `path` has a new entry, if the store was given a way to."""
+        ...
+
     def get(self, key: str) -> bytes:
         """Get the bytes of an object. Raises: NotFound."""
         ...
 
     def find(self, key: str) -> bytes | None:
         """Find the bytes of an object, or None if absent."""
+        ...
+
+    def find_aged(self, key: str) -> Aged | None:
+        """Find the bytes of an object and their age by the store's clock alone, or None if absent."""
         ...
 
     def create(self, key: str, data: bytes) -> None:

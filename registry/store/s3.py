@@ -24,10 +24,11 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, 
 from registry.audit_keys import AuditKeys
 from registry.errors import AlreadyExists, Forbidden, InvalidInput, NotFound, RegistryError, Unavailable
 from registry.names import check_key
-from registry.store.object_store import ObjectInfo
+from registry.store.object_store import Aged, ObjectInfo
+from registry.store.requests import REQUESTS
 
 if TYPE_CHECKING:
-    from registry.store.object_store import Progress
+    from registry.store.object_store import Announce, Progress
 
 _PART_BYTES = 32 << 20
 _MAX_PARTS = 9_000  # S3 allows 10,000
@@ -50,7 +51,8 @@ class S3Store:
 
     region: of the bucket; endpoint: url of an S3 server; "" for what boto3 finds in the environment and its files.
     sse: how the server encrypts what is written (`SSE`); "" for the bucket's default. kms_key: id, ARN or alias of the
-    key; "" for the account's default key. audit_keys: authenticate the history in the store.
+    key; "" for the account's default key. audit_keys: authenticate the history in the store. announce: called with the
+    address of each journal that this store appends to.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class S3Store:
         sse: str = "",
         kms_key: str = "",
         audit_keys: AuditKeys | None = None,
+        announce: Announce | None = None,
     ) -> None:
         if prefix:
             check_key(prefix)
@@ -78,11 +81,14 @@ class S3Store:
         self._prefix = f"{prefix}/" if prefix else ""
         self._region, self._endpoint = region, endpoint
         self._audit_keys = (audit_keys or AuditKeys()).at(prefix)
+        self._announce = announce
         self._lock = threading.Lock()
         self._opened: _Opened | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self._bucket, self._prefix.strip("/"), self._settings, self._audit_keys)
+        return _rebuild, (
+            self._bucket, self._prefix.strip("/"), self._settings, self._audit_keys, self._announce,
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         return f"S3Store({self.url!r})"
@@ -106,12 +112,18 @@ class S3Store:
 
     def within(self, prefix: str) -> S3Store:
         """Open the part of this store below `prefix` as a store of its own. Raises: InvalidInput."""
-        return _rebuild(self._bucket, f"{self._prefix}{check_key(prefix)}", self._settings, self._audit_keys)
+        place = f"{self._prefix}{check_key(prefix)}"
+        return _rebuild(self._bucket, place, self._settings, self._audit_keys, self._announce)
 
     @property
     def audit_keys(self) -> AuditKeys:
         """Keys that authenticate the history in the store."""
         return self._audit_keys
+
+    def announce(self, path: str) -> None:
+        """Tell readers in other processes that the journal at `path` has a new entry, if the store was given a way to."""
+        if self._announce is not None:
+            self._announce(f"s3://{self._bucket}/{self._prefix}{path}")
 
     def get(self, key: str) -> bytes:
         """Get the bytes of an object. Raises: NotFound."""
@@ -123,10 +135,23 @@ class S3Store:
     def find(self, key: str) -> bytes | None:
         """Find the bytes of an object, or None if absent."""
         name = self._name(key)
+        REQUESTS.add("get", key)
         try:
             with self._errors(key):
                 data: bytes = self._client.get_object(Bucket=self._bucket, Key=name)["Body"].read()
                 return data
+        except NotFound:
+            return None
+
+    def find_aged(self, key: str) -> Aged | None:
+        """Find the bytes of an object and their age by the server's clock, to a second, or None if absent."""
+        name = self._name(key)
+        REQUESTS.add("get", key)
+        try:
+            with self._errors(key):
+                answer = self._client.get_object(Bucket=self._bucket, Key=name)
+                written: datetime = answer["LastModified"]
+                return Aged(answer["Body"].read(), max(0.0, (_date_of(answer) - written).total_seconds()))
         except NotFound:
             return None
 
@@ -137,6 +162,7 @@ class S3Store:
         Raises: AlreadyExists.
         """
         name = self._name(key)
+        REQUESTS.add("put", key)
         with self._errors(key):
             self._retry_conflicts(
                 lambda: self._client.put_object(
@@ -147,12 +173,14 @@ class S3Store:
     def put(self, key: str, data: bytes) -> None:
         """Store `data`, replacing an object of that key."""
         name = self._name(key)
+        REQUESTS.add("put", key)
         with self._errors(key):
             self._client.put_object(Bucket=self._bucket, Key=name, Body=data, **self._encryption)
 
     def find_modified_at(self, key: str) -> datetime | None:
         """Find when an object was last written, by the server's clock (UTC), or None if absent."""
         name = self._name(key)
+        REQUESTS.add("head", key)
         try:
             with self._errors(key):
                 at: datetime = self._client.head_object(Bucket=self._bucket, Key=name)["LastModified"]
@@ -163,6 +191,7 @@ class S3Store:
     def delete(self, key: str) -> None:
         """Remove the object if it exists."""
         name = self._name(key)
+        REQUESTS.add("delete", key)
         with self._errors(key):
             self._client.delete_object(Bucket=self._bucket, Key=name)
 
@@ -176,9 +205,10 @@ class S3Store:
 
     def now(self) -> datetime:
         """Time by the server's clock, to the second."""
+        REQUESTS.add("list", "now")
         with self._errors("now"):
             answer = self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
-        return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"]).astimezone(UTC)
+        return _date_of(answer)
 
     def _scan(self, prefix: str, after: str) -> Iterator[ObjectInfo]:
         cut = len(self._prefix)
@@ -186,6 +216,7 @@ class S3Store:
         if after:
             request["StartAfter"] = self._prefix + after
         while True:
+            REQUESTS.add("list", prefix)
             with self._errors(prefix):
                 page = self._client.list_objects_v2(**request)
             for item in page.get("Contents", ()):
@@ -200,7 +231,10 @@ class S3Store:
         on_progress: called with the bytes moved since the call before; negative when a part is sent again.
         """
         name = self._name(key)
-        part_bytes = max(_PART_BYTES, -(-path.stat().st_size // _MAX_PARTS))
+        size_bytes = path.stat().st_size
+        part_bytes = max(_PART_BYTES, -(-size_bytes // _MAX_PARTS))
+        in_parts = size_bytes >= part_bytes  # then one request more begins it, and one ends it
+        REQUESTS.add("put", key, 2 + -(-size_bytes // part_bytes) if in_parts else 1)
         parts = TransferConfig(
             multipart_threshold=part_bytes, multipart_chunksize=part_bytes, max_concurrency=8
         )
@@ -217,6 +251,7 @@ class S3Store:
     def download(self, key: str, path: Path, *, on_progress: Progress | None = None) -> None:
         """Write the object to `path`, which appears whole or not at all. Raises: NotFound."""
         name = self._name(key)
+        REQUESTS.add("get", key)
         partial = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}")
         try:
             with self._errors(key):
@@ -323,5 +358,19 @@ class S3Store:
         return RegistryError(f"{key}: {self.url} answered {code}: {error}")
 
 
-def _rebuild(bucket: str, prefix: str, settings: dict[str, str], audit_keys: AuditKeys) -> S3Store:
-    return S3Store(bucket, prefix, audit_keys=audit_keys, **settings)
+def _date_of(answer: Any) -> datetime:
+    """Time of an answer by the server. Raises: Unavailable if it does not tell."""
+    text = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+    if text is None:
+        raise Unavailable("the S3 server sends no Date header, by which leases are timed; use one that does")
+    return parsedate_to_datetime(text).astimezone(UTC)
+
+
+def _rebuild(
+    bucket: str,
+    prefix: str,
+    settings: dict[str, str],
+    audit_keys: AuditKeys,
+    announce: Announce | None,
+) -> S3Store:
+    return S3Store(bucket, prefix, audit_keys=audit_keys, announce=announce, **settings)

@@ -10,16 +10,16 @@ import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
-from functions.runtime.durable.heartbeat import lease_end
+from functions.runtime.durable.heartbeat import lease_left_s
 from functions.runtime.durable.ledger import Ledger
 from functions.runtime.errors import UnknownInvocation
 from functions.runtime.run.declared import DeclaredFunction
 from registry.journal import Entry, Fold
 from registry.journal.journal import Journal
-from registry.times import from_text, to_text
+from registry.times import to_text
 
 REFRESH_S = 0.2
 SlotHolders = dict[str, dict[str, Any]]  # worker -> invocation, time, and what it takes of a quota
@@ -35,6 +35,7 @@ class ConcurrencySlots:
     _fold: Fold[SlotHolders] = field(init=False)
     _refreshed_at: float = float("-inf")
     _checked_at: float = float("-inf")
+    _seen: dict[str, datetime] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         journal = Journal(self.ledger.store, f"concurrency/{self.name}", actor=self.ledger.actor)
@@ -82,18 +83,19 @@ class ConcurrencySlots:
         return len(holders) < self.limit
 
     def _stale(self, holders: SlotHolders) -> list[str]:
+        self._seen = {worker: at for worker, at in self._seen.items() if worker in holders}
         return [worker for worker, each in holders.items() if not self._still_holds(worker, each)]
 
     def _still_holds(self, worker: str, held: dict[str, Any]) -> bool:
         now = self.ledger.clock()
-        claim_deadline = from_text(held["at"]) + timedelta(seconds=self.ledger.lease_s)
+        seen = self._seen.setdefault(worker, now)  # by this process's clock: the worker's may differ
         try:
             record = self.ledger.read(held["invocation"])
         except UnknownInvocation:
             return False
-        if record.worker != worker:
-            return now < claim_deadline  # it may be about to claim the attempt
-        return record.status == "running" and lease_end(self.ledger.store, record, now) > now
+        if record.worker != worker:  # it may be about to claim the attempt
+            return now < seen + timedelta(seconds=self.ledger.lease_s)
+        return record.status == "running" and lease_left_s(self.ledger.store, record) > 0
 
 
 def _fold_entry(holders: SlotHolders, entry: Entry) -> SlotHolders:

@@ -18,11 +18,13 @@ from functools import cache, partial
 from typing import Any
 
 from functions.runtime import catalog
+from functions.runtime.changes.announcer import address_in
+from functions.runtime.changes.feed import watch_of
 from functions.runtime.context import Context
 from functions.runtime.durable.attempt import Attempt, AttemptResult, run_attempt
 from functions.runtime.durable.code_versions import RESUME_PATIENCE_S, code_changed_entry, earliest_start
 from functions.runtime.durable.concurrency import ConcurrencySlots
-from functions.runtime.durable.heartbeat import lease_end
+from functions.runtime.durable.heartbeat import Sign, last_beat, last_sign
 from functions.runtime.durable.ledger import FollowedRecord, Ledger, due_after
 from functions.runtime.durable.queue import Note, QueueReader
 from functions.runtime.durable.quota_slots import QuotaSlots
@@ -58,6 +60,7 @@ class Executor:
     code_patience_s: float = RESUME_PATIENCE_S
     _open: dict[str, datetime] = field(default_factory=dict)
     _workers: dict[str, tuple[DeclaredFunction, Worker]] = field(default_factory=dict)
+    _check_at: dict[str, float] = field(default_factory=dict)  # when a worker's heartbeat is looked at
     _backlog: dict[str, FollowedRecord] = field(default_factory=dict)  # due, but no worker or slot was free
     _slots: dict[str, ConcurrencySlots | None] = field(default_factory=dict)
     _quota: QuotaSlots = field(init=False)
@@ -76,6 +79,7 @@ class Executor:
                 self._open[note.invocation] = self.ledger.clock()
                 self._guarded(note.invocation, partial(self._process, note.invocation, note))
             self._reap()
+            self._check_workers()
             now = self.ledger.clock()
             for each in [
                 each for each, due in self._open.items() if due <= now and each not in self._workers
@@ -142,7 +146,9 @@ class Executor:
 
     def _new_notes(self) -> list[Note]:
         if self._reader is None:
-            self._reader = QueueReader(self.ledger.store, actor=self.ledger.actor, clock=self.ledger.clock)
+            store = self.ledger.store
+            watch = watch_of(self.context.redis_url, address_in(store, "queues/*"), every_s=0.0)
+            self._reader = QueueReader(store, actor=self.ledger.actor, clock=self.ledger.clock, watch=watch)
             self._open = self._reader.resume() | self._open
         return list(self._reader.new_notes())
 
@@ -165,6 +171,29 @@ class Executor:
         """Process the workers that have ended."""
         for each in [each for each, (_, worker) in self._workers.items() if worker.wait(0)]:
             self._guarded(each, partial(self._process, each))
+
+    def _check_workers(self) -> None:
+        """Look whether workers are lost with their node, which Ray reports only after half a minute."""
+        now = time.monotonic()
+        for each in [each for each, at in self._check_at.items() if at <= now]:
+            if each in self._workers:
+                self._check_at[each] = now + self.ledger.lease_s / 2
+                self._guarded(each, partial(self._check_worker, each))
+            else:
+                del self._check_at[each]
+
+    def _check_worker(self, invocation: str) -> None:
+        lease_s = self.ledger.lease_s
+        beat = last_beat(self.ledger.store, invocation)
+        if beat is None or not _node_is_lost(beat, lease_s):
+            if beat is not None and beat.age_s < lease_s / 2:  # look again when the next heartbeat is overdue
+                self._check_at[invocation] -= beat.age_s - 0.1
+            return
+        followed = self.ledger.follow(invocation)
+        if followed.record.status == "running" and followed.record.worker == beat.worker:
+            function, worker = self._workers.pop(invocation)
+            worker.kill()
+            self._record_loss(followed, function, f"the node of worker {beat.worker} is lost")
 
     def _postpone(self, invocation: str, error: Exception) -> None:
         _logger.warning("invocation %s is postponed by %s s: %s", invocation, POSTPONE_S, error)
@@ -286,6 +315,7 @@ class Executor:
             function, record, followed.head, self.context, self.ledger.lease_s, self.code_patience_s
         )
         self._workers[record.id] = (function, self._start_worker(attempt))
+        self._check_at[record.id] = time.monotonic() + self.ledger.lease_s / 2
         self._open[record.id] = now
 
     def _start_worker(self, attempt: Attempt) -> Worker:
@@ -302,9 +332,11 @@ class Executor:
 
     def _check_lease(self, followed: FollowedRecord, now: datetime) -> None:
         record = followed.record
-        until = lease_end(self.ledger.store, record, now)
-        if until > now:
-            self._open[record.id] = until
+        sign = last_sign(self.ledger.store, record)
+        if sign is not None and sign.age_s < record.lease_s and not _node_is_lost(sign, record.lease_s):
+            missed_s, left_s = record.lease_s / 2 - sign.age_s, record.lease_s - sign.age_s
+            look_s = min(left_s, max(missed_s, record.lease_s / 8))
+            self._open[record.id] = now + timedelta(seconds=look_s)
             return
         self._record_loss(followed, catalog.find(record.reference), f"worker {record.worker} has been silent")
 
@@ -319,6 +351,11 @@ class Executor:
             if worker and held:
                 held.release(worker)
         self._settle(followed.record.id, followed.record.status, followed.record.due)
+
+
+def _node_is_lost(sign: Sign, lease_s: float) -> bool:
+    """Whether a worker has missed a heartbeat, and its node does not answer either."""
+    return sign.age_s > lease_s / 2 and sign.node is not None and not cluster.answers(sign.node)
 
 
 def _entry_if_unchanged(body: dict[str, Any], length: int, record: Record) -> dict[str, Any] | None:

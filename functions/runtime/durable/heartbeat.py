@@ -6,11 +6,12 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime, timedelta
-from typing import Any
+from datetime import datetime
+from typing import NamedTuple
 
 from functions.runtime.durable.record import Record
 from registry.errors import RegistryError
+from registry.journal import Journal
 from registry.store import ObjectStore
 
 
@@ -19,9 +20,12 @@ def lease_key(invocation: str) -> str:
     return f"invocations/{invocation}/lease.json"
 
 
-def write_heartbeat(store: ObjectStore, invocation: str, worker: str, at: datetime) -> None:
-    """Write a heartbeat of `worker`, which renews its lease."""
-    store.put(lease_key(invocation), json.dumps({"worker": worker, "at": at.isoformat()}).encode())
+def write_heartbeat(
+    store: ObjectStore, invocation: str, worker: str, at: datetime, *, node: str | None = None
+) -> None:
+    """Write a heartbeat of `worker`, which renews its lease. node: address of its Ray node, if it has one."""
+    beat = {"worker": worker, "at": at.isoformat(), "node": node}
+    store.put(lease_key(invocation), json.dumps(beat).encode())
 
 
 @contextmanager
@@ -48,12 +52,36 @@ def repeated(
         thread.join()
 
 
-def lease_end(store: ObjectStore, record: Record, now: datetime) -> datetime:
-    """Compute when the lease of a running invocation ends; one read, once its claim alone has expired."""
-    if record.due > now:
-        return record.due
-    data = store.find(lease_key(record.id))
-    heartbeat: dict[str, Any] = json.loads(data) if data else {}
-    if heartbeat.get("worker") != record.worker:
-        return record.due
-    return max(record.due, datetime.fromisoformat(heartbeat["at"]) + timedelta(seconds=record.lease_s))
+class Sign(NamedTuple):
+    """Last sign of life of a worker: its age by the store's clock, and the node that the worker is on, if known."""
+
+    age_s: float
+    node: str | None = None
+    worker: str | None = None
+
+
+def last_beat(store: ObjectStore, invocation: str) -> Sign | None:
+    """Find the last heartbeat of any worker of an invocation, or None before the first; one read."""
+    found = store.find_aged(lease_key(invocation))
+    if found is None:
+        return None
+    content = json.loads(found.data)
+    return Sign(found.age_s, content.get("node"), content["worker"])
+
+
+def last_sign(store: ObjectStore, record: Record) -> Sign | None:
+    """Find the last sign of life of a running invocation's worker: its heartbeat, or its claim before the first.
+
+    Timed by the store alone, as clocks of machines differ. None if the invocation was deleted.
+    """
+    beat = last_beat(store, record.id)
+    if beat is not None and beat.worker == record.worker:
+        return beat
+    claim = store.find_aged(Journal(store, f"invocations/{record.id}", actor="reader").key(record.claim))
+    return None if claim is None else Sign(claim.age_s)
+
+
+def lease_left_s(store: ObjectStore, record: Record) -> float:
+    """Compute how long the lease of a running invocation still lasts; at most 0 if it has ended."""
+    sign = last_sign(store, record)
+    return 0.0 if sign is None else record.lease_s - sign.age_s

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+from functions.runtime.changes.feed import Watch
 from registry.journal import Conflict, Entry, Fold
 from registry.journal.journal import Journal
 from registry.store.object_store import ObjectStore
@@ -79,14 +80,20 @@ class _QueueCursor:
 
 @dataclass
 class QueueReader:
-    """Reader of every open queue in `store`, from a checkpoint on."""
+    """Reader of every open queue in `store`, from a checkpoint on.
+
+    watch: says when there may be notes; by default at each call.
+    """
 
     store: ObjectStore
     actor: str
     clock: Clock = utc_now
+    watch: Watch = field(default_factory=lambda: Watch(every_s=0.0))
     _index: Fold[frozenset[str]] = field(init=False)
     _queues: dict[str, _QueueCursor] = field(init=False, default_factory=dict)
     _positions: dict[str, int] = field(init=False, default_factory=dict)
+    _index_at: int = field(init=False, default=0)
+    _written: dict[str, Any] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self._index = index(self.store, actor=self.actor, clock=self.clock)
@@ -98,28 +105,51 @@ class QueueReader:
             return {}
         content = json.loads(data)
         self._positions = content["positions"]
+        self._reopen(content.get("index"))
         return {each: datetime.fromisoformat(due) for each, due in content["open"].items()}
 
     def checkpoint(self, opened: dict[str, datetime]) -> None:
         """Store this reader's positions and the open invocations; a later reader starts there.
 
-        Another reader's checkpoint may replace this one: each is complete, so an older one only makes a
-        reader read a few notes twice.
+        Another reader's checkpoint may replace this one, even one that was stalled long ago: each is complete, so an
+        older one only makes a reader read notes twice. One like the last is not written again.
         """
         positions = {name: queue.next for name, queue in self._queues.items()}
-        content = {"positions": positions, "open": {each: due.isoformat() for each, due in opened.items()}}
-        self.store.put(CHECKPOINT, json.dumps(content).encode())
+        due = {each: at.isoformat() for each, at in opened.items()}
+        content = {"positions": positions, "open": due, "index": self._index_at}
+        if content != self._written:
+            self.store.put(CHECKPOINT, json.dumps(content).encode())
+            self._written = content
 
     def new_notes(self) -> Iterator[Note]:
         """Yield the notes since the last call; without any, one read for the index and one for each queue."""
+        with self.watch.turn() as due:
+            if due:
+                yield from self._read_all()
+
+    def _read_all(self) -> Iterator[Note]:
         opened = self._index.refresh()
+        self._index_at = self._index.next
         for name in opened - self._queues.keys():
-            journal = Journal(self.store, f"queues/{name}", actor=self.actor, clock=self.clock)
-            self._queues[name] = _QueueCursor(journal, self._positions.get(name, 0), self.clock())
+            self._follow(name)
         for name, queue in list(self._queues.items()):
             yield from self._read(name, queue)
             if name not in opened:  # another executor closed it; its last notes are read now
                 del self._queues[name]
+
+    def _follow(self, name: str) -> None:
+        journal = Journal(self.store, f"queues/{name}", actor=self.actor, clock=self.clock)
+        self._queues[name] = _QueueCursor(journal, self._positions.get(name, 0), self.clock())
+
+    def _reopen(self, index_at: int | None) -> None:
+        """Follow the queues that were closed since a checkpoint, too: their last notes may be in no newer one.
+
+        index_at: number of the index's first entry that the checkpoint did not know; an older release wrote none.
+        """
+        journal = Journal(self.store, INDEX, actor=self.actor, clock=self.clock)
+        later = [] if index_at is None else [entry.body for entry in journal.entries(index_at)]
+        for name in (*self._positions, *(body["opened"] for body in later if "opened" in body)):
+            self._follow(name)
 
     def _read(self, name: str, queue: _QueueCursor) -> Iterator[Note]:
         for entry in queue.journal.entries(queue.next):

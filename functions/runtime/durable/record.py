@@ -42,7 +42,7 @@ class Record(BaseModel, frozen=True):
 
     arguments, result: in the form of `values`; chain: the functions whose events led here, oldest first;
     due: when it may run (again); attempts, lost: runs that ended by themselves, and with their worker;
-    started_digest: the code that started it, since the last redrive.
+    started_digest: the code that started it, since the last redrive; claim: number of its worker's first entry.
     """
 
     id: str
@@ -60,6 +60,7 @@ class Record(BaseModel, frozen=True):
     attempts: int = 0
     lost: int = 0
     worker: str | None = None
+    claim: int = 0
     lease_s: float = 0.0
     started_at: datetime | None = None
     first_started_at: datetime | None = None
@@ -111,6 +112,7 @@ def _started(record: Record, entry: Entry) -> dict[str, Any]:
         "waits_for": None,
         "waits_until": None,
         "worker": entry.body["worker"],
+        "claim": entry.number,
         "lease_s": entry.body["lease_s"],
         "started_at": entry.at,
         "first_started_at": record.first_started_at or entry.at,
@@ -224,6 +226,8 @@ def add_usage(first: Usage, second: Usage) -> Usage:
         cpu_s=first.cpu_s + second.cpu_s,
         gpu_s=first.gpu_s + second.gpu_s,
         peak_memory_bytes=max(first.peak_memory_bytes, second.peak_memory_bytes),
+        store_reads=first.store_reads + second.store_reads,
+        store_writes=first.store_writes + second.store_writes,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from functions.runtime.run.execution import Outcome
 from functions.runtime.run.forkserver import State
 
 AWAY_FROM_SERVING = {"ray.io/node-group": "!serve"}  # Ray's own label: the name of a node's type
+ANSWER_S = 2.0
 SEND_S = 0.1  # longer than Ray takes to send a task to a worker
 
 
@@ -133,6 +135,22 @@ class _WorkerActor:
 def running() -> bool:
     """Whether this process is connected to a Ray cluster."""
     return bool(ray.is_initialized())
+
+
+def own_node() -> str | None:
+    """Address of the raylet of this process's node; None outside of a cluster."""
+    node = getattr(ray._private.worker, "_global_node", None) if running() else None  # noqa: SLF001  # no public name
+    return None if node is None else f"{node.node_ip_address}:{node.node_manager_port}"
+
+
+def answers(node: str) -> bool:
+    """Whether the raylet of a node accepts a connection; asks neither Ray's head nor its view of the nodes."""
+    host, _, port = node.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def wait_until_sent() -> None:

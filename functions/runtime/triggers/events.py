@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from functions.runtime import catalog
+from functions.runtime.changes.announcer import address_in
+from functions.runtime.changes.feed import Watch, watch_of
 from functions.runtime.context import Context, context
 from functions.runtime.declaration import OnEvent
 from functions.runtime.durable.invocation import ledger_of
@@ -21,6 +23,7 @@ from functions.runtime.errors import InvalidArguments, KeyConflict
 from functions.runtime.run.declared import DeclaredFunction
 from functions.runtime.secret import refuse_secrets
 from functions.runtime.triggers.topic import topic_of
+from functions.runtime.triggers.waiter import PATH as WAITERS
 from functions.runtime.triggers.waiter import wake_waiters
 from registry.journal import Entry, Fold, Journal
 
@@ -76,17 +79,20 @@ def publish(
 def run_events(used: Context) -> int:
     """Deliver new events to subscriptions and waiting workflows; returns how many invocations were submitted.
 
-    Costs one read, and one for each topic, if there are no new events. A new subscription begins with the
-    next event, or with the first if it has `from_start`.
+    Costs one read, and one for each topic, if there are no new events; none while Redis would announce them. A new
+    subscription begins with the next event, or with the first if it has `from_start`.
     """
     topics: dict[str, list[Subscription]] = {}
+    known = True
     for each in declared(used):
         topics.setdefault(each.on.topic, []).append(each)
-    submitted = sum(
-        _topic_reader(used, topic).deliver(subscriptions) for topic, subscriptions in topics.items()
-    )
-    wake_waiters(used)
-    return submitted
+        known = known and _topic_reader(used, each.on.topic).knows(each)
+    with _watch(used).turn() as due:
+        if known and not due:
+            return 0
+        submitted = sum(_topic_reader(used, topic).deliver(readers) for topic, readers in topics.items())
+        wake_waiters(used)
+        return submitted
 
 
 class _TopicReader:
@@ -97,6 +103,10 @@ class _TopicReader:
         self._topic = topic
         self._journal = Journal(used.store, f"events/{topic}", actor=used.actor)
         self._cursors: dict[str, int] = {}
+
+    def knows(self, subscription: Subscription) -> bool:
+        """Whether the subscription has its place in the topic."""
+        return subscription.name in self._cursors
 
     def deliver(self, subscriptions: list[Subscription]) -> int:
         """Deliver all events up to the topic's end to every subscription; returns how many were submitted."""
@@ -166,10 +176,22 @@ class _TopicReader:
 
 
 _topic_readers: dict[tuple[str, str], _TopicReader] = {}
+_watches: dict[str, Watch] = {}
 
 
 def _topic_reader(used: Context, topic: str) -> _TopicReader:
-    return _topic_readers.setdefault((used.store_url, topic), _TopicReader(used, topic))
+    key = (used.store_url, topic)
+    if key not in _topic_readers:
+        _topic_readers[key] = _TopicReader(used, topic)
+    return _topic_readers[key]
+
+
+def _watch(used: Context) -> Watch:
+    """Watch of the topics and waiting workflows in a store."""
+    if used.store_url not in _watches:
+        watched = (address_in(used.store, "events/*"), address_in(used.store, WAITERS))
+        _watches[used.store_url] = watch_of(used.redis_url, *watched, every_s=0.0)
+    return _watches[used.store_url]
 
 
 def refusals(used: Context) -> list[dict[str, Any]]:

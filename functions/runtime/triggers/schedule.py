@@ -177,6 +177,7 @@ class _ScheduleRunner:
             decode=ScheduleState.model_validate_json,
         )
         self._submitted: datetime | None = None
+        self._quiet: tuple[datetime, datetime] | None = None  # between these moments nothing is due
 
     def fire(self, now: datetime) -> list[Fired]:
         """Fire or skip every tick that is due."""
@@ -191,7 +192,12 @@ class _ScheduleRunner:
                 lambda state: None if state.last else {"kind": "begun", "tick": now.isoformat()}
             )
             self._ensure_submitted()
+        if self._quiet is not None and self._quiet[0] <= now < self._quiet[1]:
+            return None
+        self._quiet = None
         if self._plan(self._fold.state, now) is None:
+            if not self._schedule.cron.jitter_s:
+                self._quiet = (now, tick_after(self._schedule.cron, now))
             return None
         claimed = self._claim(now)
         self._ensure_submitted()

@@ -12,8 +12,11 @@ from ray.serve.schema import LoggingConfig
 
 from featurestore import FeatureStore
 from functions.prediction_log import PSEUDONYM_KEY, LogWriter, Pseudonyms, close_writers
+from functions.runtime.changes.announcer import address_in
+from functions.runtime.changes.feed import watch_of
 from functions.runtime.clock import clock_named
 from functions.runtime.context import context_of
+from functions.runtime.request_report import report_requests
 from ray_apps.admission import open_admission
 from ray_apps.garbage_collector import freeze
 from ray_apps.predictor.deploy.dedicated import ServeDeployments
@@ -90,6 +93,7 @@ class _ReplicaResources:
 
     def __init__(self, name: str, options: PredictorOptions) -> None:
         self._options = options
+        report_requests(options.redis_url, f"predictor/{name}")
         self._large = LargeBodies(options.max_held_bytes)
         platform = open_store(options.store_url, audit_keys=AuditKeys.of_environment(os.environ))
         self._store = workspace_store(platform, options.workspace)
@@ -133,13 +137,14 @@ class _ReplicaResources:
         from ray_apps.predictor.versions.scoring import load_scorer  # late: only replicas need torch
 
         registry = Registry(self._store, actor=f"predictor/{model}")
-        poll_s = self._options.poll_s
+        journal = address_in(self._store, registry.follow(model).journal.path)
+        watch = watch_of(self._options.redis_url, journal, every_s=self._options.poll_s)
         engine = Engine(
             model,
             registry,
             tried_first(self._sandbox.check, load_scorer),
             scratch=temporary_folder("loading"),
-            poll_s=poll_s,
+            watch=watch,
             retain=retain,
             version_loader=version_loader,
         )

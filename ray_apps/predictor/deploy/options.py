@@ -61,7 +61,8 @@ class PredictorOptions(BaseModel):
     logged. log_mode: where a record is before its answer leaves, by default as the variable TOQUE_LOG_MODE says. pseudonymise: fields of the log ("unit", "entities") that carry keyed hashes instead of values; their key is
     the replica's secret TOQUE_PSEUDONYM_KEY. wal_root: folder of the write-ahead files of all workspaces (default: beside the store). log_limit_bytes:
     their bound for each
-    replica. poll_s: how often the traffic policy is read. num_replicas, num_cpus, max_ongoing_requests,
+    replica. poll_s: how often the traffic policy is read while Redis
+    does not announce its changes. num_replicas, num_cpus, max_ongoing_requests,
     max_queued_requests: Serve's; requests beyond both bounds are refused with 429. max_body_bytes: of one request;
     max_held_bytes: of all large bodies that a replica holds at once, beyond which requests are refused with 429.
     shadow_limit: how many requests may wait for shadows before they are dropped.

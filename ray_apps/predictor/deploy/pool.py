@@ -63,7 +63,7 @@ class Pool:
 
     make_endpoint: makes a model's endpoint, with no version loaded and no thread started. limit_bytes: of memory for
     all models, as estimated from their files. pinned: models that are loaded first and never evicted. poll_s: how
-    often the journals of the models in memory are read. max_waiting: requests that may wait for models to be loaded.
+    often it looks which journals of the models in memory may have changed. max_waiting: requests that may wait for models to be loaded.
     patience_s: how long a load waits for room while models are in use.
     """
 
@@ -263,11 +263,11 @@ def _size(residents: Mapping[str, _Resident]) -> int:
 
 
 def _with_new_versions(residents: Iterable[_Resident]) -> list[_Resident]:
-    """Read the models' journals; returns the models with versions to load."""
+    """Read the journals that may have changed; returns the models with versions to load."""
     found = []
     for resident in residents:
         try:
-            resident.engine.follow_once()
+            resident.engine.follow_if_due()
         except Exception:  # noqa: BLE001 - one model's fault must not end the following of all
             _log.exception("%s: following the policy failed, trying again", resident.engine.model)
         if resident.engine.due():

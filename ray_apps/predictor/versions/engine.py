@@ -1,6 +1,7 @@
 """Keeps the versions of one model that its traffic policy names loaded, and swaps the routes as a whole.
 
-One thread reads the model's journal (one GET while nothing is new); another loads the versions that the policy names.
+One thread reads the model's journal (one GET while nothing is new), when Redis announces a change or at a pace of its own;
+another loads the versions that the policy names.
 Answering threads read `routes`, one immutable value. While the store does not answer, loaded versions go on answering.
 """
 
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from functions.runtime.changes.feed import Watch
 from ray_apps.predictor.protocol.errors import NotFound
 from ray_apps.predictor.versions.loaded import (
     ArtifactSource,
@@ -30,6 +32,7 @@ from registry.models.traffic import Traffic
 
 __all__ = ["Engine", "FollowedModel", "JournalFollower", "VersionLoader", "VersionSource"]
 
+POLL_S = 0.25
 _log = logging.getLogger("ray.serve")
 
 
@@ -87,7 +90,7 @@ class _Failure:
 class Engine:
     """Keeps the versions that a model's traffic policy names ready to answer.
 
-    scratch: folder for files while they are loaded. loader: files to scorer. poll_s: how often the journal is read.
+    scratch: folder for files while they are loaded. loader: files to scorer. watch: says when to read the journal.
     retain: how many versions stay loaded after the policy dropped them, so that a rollback needs no load.
     version_loader: loads a version; by default into this process.
     """
@@ -99,7 +102,7 @@ class Engine:
         loader: ScorerLoader,
         *,
         scratch: Path,
-        poll_s: float = 0.25,
+        watch: Watch | None = None,
         retain: int = 2,
         clock: Callable[[], float] = time.monotonic,
         version_loader: VersionLoader | None = None,
@@ -108,7 +111,8 @@ class Engine:
         self.routes: Routes[LoadedVersion] = Routes()
         self.view: FollowedModel | None = None
         self._source, self._loader, self._scratch = source, loader, scratch
-        self._poll_s, self._retain, self._clock = poll_s, retain, clock
+        self._watch = watch or Watch(every_s=POLL_S)
+        self._retain, self._clock = retain, clock
         self._version_loader: VersionLoader = (
             version_loader if version_loader is not None else self._load_locally
         )
@@ -134,6 +138,7 @@ class Engine:
         """End the threads; loaded versions still answer."""
         self._stop.set()
         self._wake.set()
+        self._watch.close()
         for thread in self._threads:
             thread.join(timeout=10)
 
@@ -150,8 +155,14 @@ class Engine:
             self.view = self._follower.refresh()
         except (RegistryError, OSError) as error:
             _log.warning("%s: the store does not answer, serving goes on: %s", self.model, error)
+            self._watch.failed()
             return
         self._plan()
+
+    def follow_if_due(self) -> None:
+        """Read the journal if it may have changed, for who calls this again and again instead of starting threads."""
+        if self._watch.due():
+            self.follow_once()
 
     def due(self) -> list[ModelVersion]:
         """The versions to load now: named by the policy, not loaded, and past the backoff of their last failure."""
@@ -231,7 +242,7 @@ class Engine:
             del self._loaded[version]
 
     def _follow(self) -> None:
-        while not self._stop.wait(self._poll_s):
+        while self._watch.wait():
             self._guarded(self.follow_once)
 
     def _load(self) -> None:

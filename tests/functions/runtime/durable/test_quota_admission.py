@@ -266,10 +266,11 @@ def test_a_quota_slot_without_a_claim_is_free_after_its_lease(used: Context, tra
     ledger = Ledger(used.store, actor="ada", clock=lambda: now[0])
     set_quota("everyone", at_once=1)
     one, other = (ledger.read(train.submit(traces.path, number).id) for number in range(2))
-    assert QuotaSlots(ledger).acquire_for(one, "a")
-    assert not QuotaSlots(ledger).acquire_for(other, "b")
+    slots = QuotaSlots(ledger)
+    assert slots.acquire_for(one, "a")
+    assert not slots.acquire_for(other, "b")
     now[0] += timedelta(seconds=ledger.lease_s + 1)
-    assert QuotaSlots(ledger).acquire_for(other, "b")
+    assert slots.acquire_for(other, "b")
     assert QuotaSlots.of(train, ledger) is not None
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from functions.prediction_log.records import decode_prediction
+from functions.runtime.changes.feed import Watch
 from ray_apps.predictor.versions.engine import Engine
 from ray_apps.predictor.versions.loaded import Scorer
 from registry import ModelVersion, Registry, Signature, Unavailable
@@ -202,7 +203,7 @@ async def test_loading_does_not_block_answers(served_model: ServedModel, monkeyp
 
 async def test_the_threads_follow_a_promotion_within_a_second(tmp_path: Path, served_model: ServedModel):
     source = Registry(served_model.registry.store, actor="replica")
-    engine = Engine("late", source, load_fake_scorer, scratch=tmp_path / "x", poll_s=0.05)
+    engine = Engine("late", source, load_fake_scorer, scratch=tmp_path / "x", watch=Watch(every_s=0.05))
     engine.start()
     assert engine.routes.champion is not None
     second = served_model.version(0.5)

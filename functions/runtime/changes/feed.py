@@ -1,0 +1,230 @@
+"""Feed of changed journals from Redis to the readers of this process, and the watch by which each reader paces itself.
+
+While the feed is live a reader reads when its journal was announced, and every `SLOW_S` seconds as a safety net. While it is
+not (no Redis, or Redis away), a reader polls at its own pace.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from typing import Any
+
+from redis import RedisError
+
+from functions.runtime.changes.announcer import CHANNELS, connection
+
+SLOW_S = 10.0
+PING_S = 2.0
+SILENT_S = 5.0  # a connection that has not answered pings for so long is dead
+_TURN_S = 1.0  # a new watch is covered so much later
+_RETRY_S = 1.0
+_logger = logging.getLogger(__name__)
+
+
+class Watch:
+    """Pace of one reader: tells it when what it reads may have changed.
+
+    every_s: how often it reads while no feed is live. feed: None polls always.
+    """
+
+    def __init__(
+        self,
+        *,
+        every_s: float,
+        feed: ChangeFeed | None = None,
+        patterns: tuple[str, ...] = (),
+        slow_s: float = SLOW_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.patterns = patterns
+        self._every_s, self._slow_s, self._clock, self._feed = every_s, slow_s, clock, feed
+        self._changed = threading.Event()
+        self._changed.set()
+        self._read_at = float("-inf")
+        self._closed = self._failed = False
+
+    def due(self) -> bool:
+        """Whether the reader should read now; if so, it is expected to do it at once."""
+        if not self._changed.is_set() and self._left_s() > 0:
+            return False
+        # Cleared before the read: what is announced during it makes the next one due.
+        self._changed.clear()
+        self._failed = False
+        self._read_at = self._clock()
+        return True
+
+    def failed(self) -> None:
+        """Make the last reading due again at the pace without a feed, as it did not get an answer."""
+        self._failed = True
+
+    @contextmanager
+    def turn(self) -> Iterator[bool]:
+        """Give whether to read now, as `due`; a block that raises is a reading that failed."""
+        try:
+            yield self.due()
+        except BaseException:
+            self.failed()
+            raise
+
+    def wait(self) -> bool:
+        """Wait until the reader should read; False once the watch is closed."""
+        while not self._closed and not self.due():
+            self._changed.wait(max(self._left_s(), 0.0))  # a feed that is lost notifies its watches
+        return not self._closed
+
+    def notify(self) -> None:
+        """Make the reader read at its next turn."""
+        self._changed.set()
+
+    def close(self) -> None:
+        """End `wait`, and leave the feed."""
+        self._closed = True
+        self._changed.set()
+        if self._feed is not None:
+            self._feed.leave(self)
+
+    def _left_s(self) -> float:
+        live = self._feed is not None and self._feed.covers(self) and not self._failed
+        return self._read_at + (self._slow_s if live else self._every_s) - self._clock()
+
+
+class ChangeFeed:
+    """Feed of announcements from one Redis, by a thread that starts with the first watch.
+
+    A watch is notified when a connection is made, as announcements may have been missed before.
+    """
+
+    def __init__(self, redis_url: str) -> None:
+        self._redis_url = redis_url
+        self._watches: list[Watch] = []
+        self._covered: frozenset[str] = frozenset()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def watch(self, *patterns: str, every_s: float, slow_s: float = SLOW_S) -> Watch:
+        """Watch the journals whose addresses match a pattern ("*" stands for any text).
+
+        every_s: the reader's pace while Redis is away.
+        """
+        made = Watch(every_s=every_s, feed=self, patterns=patterns, slow_s=slow_s)
+        with self._lock:
+            self._watches.append(made)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="changes", daemon=True)
+                self._thread.start()
+        return made
+
+    def covers(self, watch: Watch) -> bool:
+        """Whether announcements for a watch arrive now."""
+        return self._covered.issuperset(watch.patterns)
+
+    def leave(self, watch: Watch) -> None:
+        """Stop notifying a watch, which nobody waits on."""
+        with self._lock:
+            self._watches = [each for each in self._watches if each is not watch]
+
+    def _run(self) -> None:
+        away = False
+        while self._has_watches():
+            try:
+                self._listen()
+            except (RedisError, OSError) as error:
+                if not away:
+                    _logger.warning("changes are polled for, as Redis does not announce them: %s", error)
+                away = True
+            except Exception:
+                _logger.exception("changes are polled for, as they cannot be followed")
+            else:
+                away = False
+            self._set_covered(frozenset())
+            time.sleep(_RETRY_S)
+
+    def _has_watches(self) -> bool:
+        with self._lock:
+            if not self._watches:
+                self._thread = None
+            return bool(self._watches)
+
+    def _listen(self) -> None:
+        """Subscribe, and pass announcements on while there are watches. Raises: RedisError; OSError."""
+        with connection(self._redis_url, timeout_s=PING_S) as client, client.pubsub() as pubsub:
+            heard = pinged = time.monotonic()
+            while wanted := self._wanted():
+                if old := self._covered - wanted:
+                    self._covered &= wanted
+                    pubsub.punsubscribe(*(f"{CHANNELS}{_escaped(each)}" for each in old))
+                if new := wanted - self._covered:
+                    pubsub.psubscribe(*(f"{CHANNELS}{_escaped(each)}" for each in new))
+                    self._await_subscribed(pubsub, len(new))
+                    self._set_covered(self._covered | new)
+                message = pubsub.get_message(timeout=_TURN_S)
+                now = time.monotonic()
+                if message is not None:
+                    heard = now
+                    self._pass_on(message)
+                elif now - heard > SILENT_S:
+                    raise TimeoutError(f"no answer to pings in {SILENT_S} s")
+                if now - pinged > PING_S:
+                    pubsub.ping()
+                    pinged = now
+
+    def _await_subscribed(self, pubsub: Any, count: int) -> None:
+        until = time.monotonic() + SILENT_S
+        while count:
+            message = pubsub.get_message(timeout=_TURN_S)
+            if message is not None and message["type"] == "psubscribe":
+                count -= 1
+            elif message is not None:
+                self._pass_on(message)
+            if time.monotonic() > until:
+                raise TimeoutError(f"no answer to a subscription in {SILENT_S} s")
+
+    def _pass_on(self, message: dict[str, Any]) -> None:
+        if message["type"] != "pmessage":
+            return
+        address = message["channel"].decode(errors="replace").removeprefix(CHANNELS)
+        for watch in self._known():
+            if any(fnmatchcase(address, _escaped(pattern)) for pattern in watch.patterns):
+                watch.notify()
+
+    def _set_covered(self, covered: frozenset[str]) -> None:
+        before, self._covered = self._covered, covered
+        for watch in self._known():
+            if before.issuperset(watch.patterns) != covered.issuperset(watch.patterns):
+                watch.notify()
+
+    def _wanted(self) -> frozenset[str]:
+        return frozenset(pattern for watch in self._known() for pattern in watch.patterns)
+
+    def _known(self) -> list[Watch]:
+        with self._lock:
+            return list(self._watches)
+
+
+def _escaped(pattern: str) -> str:
+    """Write a pattern so that only "*" is special, for Redis and `fnmatch` alike."""
+    return "".join(f"[{each}]" if each in "?[" else each for each in pattern)
+
+
+_feeds: dict[tuple[int, str], ChangeFeed] = {}
+_feeds_lock = threading.Lock()
+
+
+def feed_of(redis_url: str) -> ChangeFeed:
+    """Return this process's feed from a Redis."""
+    key = (os.getpid(), redis_url)
+    with _feeds_lock:
+        return _feeds.setdefault(key, ChangeFeed(redis_url))
+
+
+def watch_of(redis_url: str | None, *patterns: str, every_s: float) -> Watch:
+    """Watch journals by the feed of this process; without Redis, poll every `every_s` seconds."""
+    if redis_url is None:
+        return Watch(every_s=every_s)
+    return feed_of(redis_url).watch(*patterns, every_s=every_s)

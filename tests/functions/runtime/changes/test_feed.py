@@ -1,0 +1,138 @@
+import pickle
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from functions.runtime.changes import feed as feeds
+from functions.runtime.changes.announcer import Announcer, address_in
+from functions.runtime.changes.feed import ChangeFeed, Watch
+from registry import Registry, open_store
+from registry.journal.journal import Journal
+from tests.functions.prediction_log.conftest import RedisServer
+
+FAR_S = 3600.0
+DEADLINE_S = 30.0
+
+
+def until(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not happened():
+        assert time.monotonic() < deadline, "it has not happened"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
+    folder = tmp_path / "redis"
+    folder.mkdir()
+    server = RedisServer(folder)
+    server.start()
+    yield server
+    if server.process is not None:
+        server.kill()
+
+
+@pytest.fixture
+def live(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> ChangeFeed:
+    monkeypatch.setattr(feeds, "_RETRY_S", 0.02)
+    monkeypatch.setattr(feeds, "_TURN_S", 0.02)
+    return ChangeFeed(redis_server.url)
+
+
+def covered(feed: ChangeFeed, *patterns: str, every_s: float = FAR_S) -> Watch:
+    watch = feed.watch(*patterns, every_s=every_s, slow_s=FAR_S)
+    until(lambda: feed.covers(watch))
+    until(watch.due)
+    return watch
+
+
+def test_an_append_is_announced_to_who_watches_its_journal(
+    live: ChangeFeed, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    store = open_store(f"file://{tmp_path}/odd [name]?", announce=Announcer(redis_server.url))
+    topics = covered(live, address_in(store, "events/*"), address_in(store, "event-waiters"))
+    other = covered(live, address_in(store, "queues/*"))
+    inside = covered(live, address_in(store.within("workspaces/team"), "events/*"))
+    Journal(store, "events/late", actor="a").append({}, at=0)
+    until(topics.due)
+    Journal(store, "event-waiters", actor="a").append({}, at=0)
+    until(topics.due)
+    Journal(store.within("workspaces/team"), "events/late", actor="a").append({}, at=0)
+    until(inside.due)
+    assert not other.due()
+    assert not topics.due()
+    for each in (topics, other, inside):
+        each.close()
+
+
+def test_a_traffic_policy_is_announced_within_a_second(
+    live: ChangeFeed, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    store = open_store(f"file://{tmp_path}/store", announce=Announcer(redis_server.url))
+    sent = pickle.loads(pickle.dumps(store))  # noqa: S301  # as a task on another node gets it
+    registry = Registry(sent, actor="ada")
+    watch = covered(live, address_in(store, "models/m/journal"))
+    woken = threading.Event()
+
+    def wait() -> None:
+        watch.wait()
+        woken.set()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    registry.create_model("m")
+    assert woken.wait(1.0)
+    watch.close()
+    thread.join()
+
+
+def test_a_redis_that_goes_wakes_the_readers_and_lets_them_poll(
+    live: ChangeFeed, redis_server: RedisServer
+) -> None:
+    watch = covered(live, "x", every_s=0.0)
+    assert not watch.due()
+    redis_server.kill()
+    until(lambda: not live.covers(watch))
+    assert watch.due()
+    assert watch.due()  # at its own pace
+    redis_server.start()
+    until(lambda: live.covers(watch))
+    assert watch.due()  # once, for what was announced while it was away
+    assert not watch.due()
+    watch.close()
+
+
+def test_a_reading_that_failed_is_due_again_without_waiting_for_news(live: ChangeFeed) -> None:
+    watch = covered(live, "x", every_s=0.0)
+    with pytest.raises(OSError, match="store"), watch.turn():
+        raise OSError("store")
+    assert watch.due()
+    assert not watch.due()
+    watch.close()
+
+
+def test_the_thread_ends_with_the_last_watch_and_starts_with_the_next(live: ChangeFeed) -> None:
+    covered(live, "x").close()
+    until(lambda: live._thread is None)
+    covered(live, "y").close()
+
+
+def test_without_redis_a_reader_polls() -> None:
+    now = [0.0]
+    watch = Watch(every_s=2.0, clock=lambda: now[0])
+    assert watch.due()
+    assert not watch.due()
+    now[0] += 2.0
+    assert watch.due()
+
+
+def test_a_writer_does_not_wait_for_a_redis_that_is_away(tmp_path: Path) -> None:
+    store = open_store(f"file://{tmp_path}/store", announce=Announcer("redis://127.0.0.1:1/0"))
+    journal = Journal(store, "events/late", actor="a")
+    begun = time.monotonic()
+    for number in range(20):
+        journal.append({}, at=number)
+    assert time.monotonic() - begun < 5
