@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime
 from functools import cache
 from typing import Any, NamedTuple
 
-from redis import Redis, RedisError
+from redis import RedisError
 
-from registry.store.requests import REQUESTS, Operation, RequestCounts
+from functions.runtime.receipt import Total
+from redis_clients import open_redis
+from registry.store.requests import REQUESTS, WRITES, Operation, RequestCounts
 
 EVERY_S = 60.0
 KEPT_S = 400 * 24 * 3600
-_KEY = "toque:store-requests:"
+_KEY = "toque:{store-requests}:"  # braces: one slot of a Redis Cluster
+_DAYS = f"{_KEY}days"
 _logger = logging.getLogger(__name__)
 
 
@@ -50,19 +54,45 @@ class RequestReport:
                 pipe.hincrby(key, f"{self._role} {operation} {part}", number)
         if len(pipe):
             pipe.expire(key, KEPT_S)
+            pipe.sadd(_DAYS, day.isoformat())
             pipe.execute()
         self._reported = now
 
 
 def read_reports(redis_url: str) -> Iterator[ReportedRequests]:
-    """Read the reported requests of all days. Raises: RedisError."""
-    with Redis.from_url(redis_url, socket_timeout=5, socket_connect_timeout=2) as client:
-        keys: Any = sorted(client.scan_iter(match=f"{_KEY}*", count=1000))
-        for key in keys:
-            fields: Any = client.hgetall(key)
+    """Read the reported requests of the days that are kept. Raises: RedisError."""
+    client = open_redis(redis_url)
+    try:
+        days: list[str] = sorted(day.decode() for day in client.smembers(_DAYS))
+        for day in days:
+            fields: dict[bytes, bytes] = client.hgetall(f"{_KEY}{day}")
+            if not fields:
+                client.srem(_DAYS, day)
             for field, number in sorted(fields.items()):
                 role, operation, part = field.decode().split(" ", 2)
-                yield ReportedRequests(key.decode().removeprefix(_KEY), role, operation, part, int(number))
+                yield ReportedRequests(day, role, operation, part, int(number))
+    finally:
+        client.close()
+
+
+def platform_totals(redis_url: str) -> list[Total]:
+    """Sum the requests that the platform's processes reported, by role and day, as rows of the costs.
+
+    Raises: RedisError.
+    """
+    sums: dict[tuple[str, str], Counter[str]] = {}
+    for each in read_reports(redis_url):
+        kind = "writes" if each.operation in WRITES else "reads"
+        if each.operation != "delete":
+            sums.setdefault((each.role, each.day), Counter())[kind] += each.requests
+    nothing = {"invocations": 0, "attempts": 0, "queue_s": 0.0, "run_s": 0.0, "cpu_s": 0.0, "gpu_s": 0.0}
+    return [
+        Total(
+            function=f"({role})", day=day, caller="platform",
+            store_reads=count["reads"], store_writes=count["writes"], **nothing,
+        )
+        for (role, day), count in sorted(sums.items())
+    ]  # fmt: skip
 
 
 @cache
@@ -70,7 +100,7 @@ def report_requests(redis_url: str | None, role: str) -> None:
     """Report this process's requests every minute from now on, in a thread; without Redis they are not reported."""
     if redis_url is None:
         return
-    report = RequestReport(Redis.from_url(redis_url, socket_timeout=5, socket_connect_timeout=2), role)
+    report = RequestReport(open_redis(redis_url, patience_s=0.0), role)
     threading.Thread(target=_repeat, args=(report,), name="request-report", daemon=True).start()
 
 

@@ -14,6 +14,7 @@ from registry.history import adopt_all
 if TYPE_CHECKING:
     from ray_apps.local.settings import Settings
     from registry import ObjectStore
+    from registry.store import Announce
 
 
 def make_audit_key(settings: Settings) -> None:
@@ -39,8 +40,8 @@ def make_audit_key(settings: Settings) -> None:
     pending.replace(file)
 
 
-def open_platform_store(settings: Settings) -> ObjectStore:
-    """Open the store with the platform's audit keys, if it has some."""
+def open_platform_store(settings: Settings, *, announce: Announce | None = None) -> ObjectStore:
+    """Open the store with the platform's audit keys, if it has some. announce: see `open_store`."""
     file = settings.audit_key_file
     keys = AuditKeys.of_file(file) if file.exists() else None
-    return open_store(settings.store_url, audit_keys=keys)
+    return open_store(settings.store_url, audit_keys=keys, announce=announce)

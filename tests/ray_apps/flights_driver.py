@@ -25,6 +25,7 @@ import torch
 from examples.flights.data import flights
 from functions.model_formats.program import export_program, save_program
 from functions.prediction_log import LABELS_TABLE, predictions_table
+from functions.runtime.changes.announcer import Announcer
 from functions.runtime.clock import ReplayClock
 from ray_apps.local import down
 from ray_apps.local.audit_key import open_platform_store
@@ -287,7 +288,8 @@ def platform(folder: Path) -> Iterator[Driver]:
         running = find_platform(folder / "home")
         assert started.returncode == 0, started.stdout + started.stderr
         assert running is not None
-        registry = Registry(open_platform_store(running.settings), actor="ada")
+        store = open_platform_store(running.settings, announce=Announcer(running.redis_url))
+        registry = Registry(store, actor="ada")
         registry.create_model(MODEL)
         clock = ReplayClock(running.redis_url)
         clock.set(MAY)

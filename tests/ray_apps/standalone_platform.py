@@ -17,6 +17,7 @@ from typing import Any
 
 from functions.prediction_log import Label, LogWriter, default_wal_root, encode_labels
 from functions.runtime import catalog
+from functions.runtime.changes.announcer import Announcer
 from functions.runtime.clock import ReplayClock
 from functions.runtime.context import Context, use_context
 from registry import Access, Registry, open_store
@@ -62,7 +63,7 @@ def standalone_platform(folder: Path) -> Iterator[StandaloneDriver]:
     (folder / "redis").mkdir()
     redis = RedisServer(folder / "redis")
     redis.start()
-    store = open_store(f"file://{folder}/store")
+    store = open_store(f"file://{folder}/store", announce=Announcer(redis.url))
     Registry(store, actor="ada").create_model(MODEL)
     clock = ReplayClock(redis.url)
     clock.set(MAY)

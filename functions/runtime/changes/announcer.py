@@ -8,16 +8,14 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from redis import Redis, RedisError
-from redis.backoff import NoBackoff
-from redis.retry import Retry
+from redis import RedisError
 
+from redis_clients import open_redis
 from registry.store import ObjectStore
 
 CHANNELS = "toque:changed:"
 TIMEOUT_S = 0.25  # a writer must not wait for a Redis that hangs
 AWAY_S = 5.0
-CLUSTER = "+cluster"
 
 
 @dataclass(frozen=True)
@@ -68,11 +66,5 @@ def _publisher(redis_url: str) -> _Publisher:
 
 
 def connection(redis_url: str, *, timeout_s: float) -> Any:
-    """Make a client that fails fast; in a Redis Cluster any node takes announcements, and passes them on."""
-    url = redis_url.replace(CLUSTER, "", 1)
-    return Redis.from_url(
-        url,
-        socket_timeout=timeout_s,
-        socket_connect_timeout=timeout_s,
-        retry=Retry(NoBackoff(), 0),
-    )
+    """Open a client that fails fast: who uses it has another way, and tries again later."""
+    return open_redis(redis_url, timeout_s=timeout_s, connect_timeout_s=timeout_s, patience_s=0.0)

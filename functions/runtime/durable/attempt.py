@@ -35,6 +35,7 @@ from registry.errors import Unavailable
 
 STORE_RETRY_S = 60.0
 SLOT_RETRY_S = 0.25
+OWN_WRITES = 2  # of an attempt: its claim and its outcome, which are written before and after it is measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,8 @@ def _run_claimed(function: DeclaredFunction, run: Run, used: Context) -> None:
     except Suspended as wait:
         due = {"due": wait.due.isoformat()} if wait.due else {}
         body = {"kind": "waiting", "signal": wait.signal} | due
-    body["usage"] = read().model_dump()
+    usage = read()
+    body["usage"] = usage.model_dump() | {"store_writes": usage.store_writes + OWN_WRITES}
     with suppress(Cancelled):  # ended or claimed by another worker meanwhile: this outcome does not count
         _retry_while_unavailable(lambda: run.append(body))
 

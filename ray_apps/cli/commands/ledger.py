@@ -79,7 +79,7 @@ def _print(given: Given, lines: _Lines) -> None:
 
 
 def _costs(given: Given) -> None:
-    """Sum the receipts by function, day and caller, the newest day first."""
+    """Sum the receipts by function, day and caller, the newest day first; store requests of the platform too."""
     prices = _prices(given)
     found = newest_first(given.client.get("/costs"), "day")
     rows = [each | {"money": _money(each, prices)} for each in found]
@@ -98,7 +98,8 @@ def _prices(given: Given) -> dict[str, Any]:
         raise UsageError(f"TOQUE_PRICES={text} names no currency; {_EXAMPLE}")
     options = {name: getattr(given, name) for name in ("cpu_hour", "gpu_hour")}
     prices = known | {name: price for name, price in options.items() if price is not None}
-    for name in ("cpu_hour", "gpu_hour"):
+    asked = ("cpu_hour", "gpu_hour", *(name for name in _OPTIONAL if prices.get(name) is not None))
+    for name in asked:
         price = prices.get(name)
         if not isinstance(price, int | float) or isinstance(price, bool) or not 0 <= price < math.inf:
             shown = json.dumps(price) if name in prices else "missing"
@@ -106,21 +107,29 @@ def _prices(given: Given) -> dict[str, Any]:
     return prices
 
 
+_OPTIONAL = ("store_reads_1000", "store_writes_1000")
 _EXAMPLE = 'write TOQUE_PRICES=\'{"currency": "EUR", "cpu_hour": 0.04, "gpu_hour": 2}\''
 
 
 def _money(row: dict[str, Any], prices: dict[str, Any]) -> float:
-    return float((row["cpu_s"] * prices["cpu_hour"] + row["gpu_s"] * prices["gpu_hour"]) / 3600)
+    reads, writes = (prices.get(name) or 0.0 for name in _OPTIONAL)
+    requests = row["store_reads"] * reads + row["store_writes"] * writes
+    return float(
+        (row["cpu_s"] * prices["cpu_hour"] + row["gpu_s"] * prices["gpu_hour"]) / 3600 + requests / 1000
+    )
 
 
 def _total(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The last row: everything together, rows that are not shown included."""
     names = {"function": "all", "day": None, "caller": None}
-    summed = ("invocations", "attempts", "queue_s", "run_s", "cpu_s", "gpu_s", "money")
+    summed = (
+        "invocations", "attempts", "queue_s", "run_s", "cpu_s", "gpu_s", "store_reads", "store_writes", "money",
+    )  # fmt: skip
     return names | {each: sum(row[each] for row in rows) for each in summed}
 
 
 _COSTS = columns(
-    "function | day | caller | runs: invocations | queue s: queue_s | run s: run_s | CPU s: cpu_s | GPU s: gpu_s",
+    "function | day | caller | runs: invocations | queue s: queue_s | run s: run_s | CPU s: cpu_s | GPU s: gpu_s | "
+    "reads: store_reads | writes: store_writes",
     wide="attempts",
 )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from itertools import islice
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel
+from redis import RedisError
 
 from functions.runtime.context import Context
 from functions.runtime.durable.invocation import Invocation, ledger_of
@@ -16,12 +18,13 @@ from functions.runtime.durable.record import Record
 from functions.runtime.durable.values import get_value
 from functions.runtime.errors import FunctionError
 from functions.runtime.receipt import Total
+from functions.runtime.request_report import platform_totals
 from functions.runtime.run.log import Progress, Segment, find_progress
 from ray_apps.admission import GuardedRoute, allowed
 from ray_apps.gateway.problems import Problem, status_of
 from ray_apps.gateway.services import Services, context_of, services_of
 from ray_apps.gateway.wire import Json, Name, json_of
-from registry import Principal, Role
+from registry import DEFAULT_WORKSPACE, Principal, Role
 
 router = APIRouter(route_class=GuardedRoute, tags=["invocations"])
 
@@ -98,11 +101,19 @@ async def get_logs(
 
 @router.get("/costs", response_model=list[Total])
 async def list_costs(request: Request, _: Annotated[Principal, allowed(Role.viewer)]) -> Json:
-    """Sum the receipts of all invocations by function, day and caller; reads every invocation."""
+    """Sum the receipts of all invocations by function, day and caller; reads every invocation.
+
+    In the default workspace the store requests of the platform's own processes are there too, by process and day, if
+    Redis has them.
+    """
     services = services_of(request)
 
     def summed(context: Context) -> list[dict[str, Any]]:
-        return [each.model_dump(mode="json") for each in ledger_of(context).costs()]
+        rows = ledger_of(context).costs()
+        if context.workspace == DEFAULT_WORKSPACE and context.redis_url is not None:
+            with suppress(RedisError):  # what the functions cost is known without it
+                rows += platform_totals(context.redis_url)
+        return [each.model_dump(mode="json") for each in rows]
 
     return Json(await services.run(summed, await context_of(request)))
 

@@ -121,6 +121,14 @@ def test_costs_are_the_sum_of_the_receipts(platform: Any, capsys: Any, monkeypat
     assert "EUR" in run(capsys, "costs")[1]
     (said,) = json.loads(run(capsys, "costs", "--cpu-hour", "3600", "--json")[1])
     assert said["money"] == pytest.approx(said["cpu_s"])
+    assert row["store_reads"] == sum(each["store_reads"] for each in receipts)
+    assert row["store_writes"] == 6  # each run's claim and outcome
+    per_request = (
+        '{"currency": "EUR", "cpu_hour": 0, "gpu_hour": 0, "store_reads_1000": 2, "store_writes_1000": 30}'
+    )
+    monkeypatch.setenv("TOQUE_PRICES", per_request)
+    (asked,) = json.loads(run(capsys, "costs", "--json")[1])
+    assert asked["money"] == pytest.approx(0.002 * row["store_reads"] + 0.03 * row["store_writes"])
     monkeypatch.setenv("TOQUE_PRICES", '{"currency": "EUR"}')
     code, _, complaint = run(capsys, "costs")
     assert code == 2

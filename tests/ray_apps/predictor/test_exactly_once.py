@@ -32,6 +32,7 @@ from functions.prediction_log import (
     outcomes,
     predictions,
 )
+from functions.runtime.changes.announcer import Announcer
 from ray_apps.predictor.grpc import HttpModels
 from ray_apps.predictor.grpc.status import UnreachableError
 from registry import Access, Registry, Signature, TensorSpec, open_store
@@ -173,7 +174,7 @@ def test_every_answered_prediction_is_in_the_table_once_and_every_acknowledged_l
 ):
     from tests.ports import free_port
 
-    store = open_store(f"file://{tmp_path}/store")
+    store = open_store(f"file://{tmp_path}/store", announce=Announcer(redis_server.url))
     token, wal_root = published(tmp_path, store), default_wal_root(store.url)
     environment = os.environ | {"TOQUE_STORE": store.url, "TOQUE_REDIS_URL": redis_server.url}
     replicas = [Replica(free_port(), environment, tmp_path / "log") for _ in range(2)]

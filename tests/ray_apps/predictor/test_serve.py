@@ -25,6 +25,7 @@ import tritonclient.http as triton
 
 from functions.model_formats.program import export_program, save_program
 from functions.prediction_log import default_wal_root, drain, predictions
+from functions.runtime.changes.announcer import Announcer
 from registry import Access, Registry, Signature, TensorSpec, open_store
 from tests.ports import free_port
 
@@ -89,7 +90,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRe
     (folder / "redis").mkdir()
     redis = RedisServer(folder / "redis")
     redis.start()
-    store = open_store(f"file://{folder}/store")
+    store = open_store(f"file://{folder}/store", announce=Announcer(redis.url))
     made = Platform(
         folder=folder,
         port=free_port(),

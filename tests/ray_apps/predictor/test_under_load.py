@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from functions.model_formats.program import export_program, save_program
+from functions.runtime.changes.announcer import Announcer
 from registry import Access, Registry, Signature, TensorSpec, open_store
 from tests.ray_apps.predictor.conftest import RedisServer
 
@@ -106,7 +107,7 @@ def platform(folder: Path, models: list[str], arguments: list[str]) -> Iterator[
         assert store_server.stdout is not None
         endpoint = f"http://127.0.0.1:{store_server.stdout.readline().strip()}"
         s3_servers.create_bucket(endpoint, "toque")
-        store = open_store(f"s3://toque/models?endpoint={endpoint}")
+        store = open_store(f"s3://toque/models?endpoint={endpoint}", announce=Announcer(redis.url))
         registry, port = Registry(store, actor="ada"), free_port()
         (folder / "good").mkdir()
         save_program(export_program(Sum(), {"x": torch.rand(2, 3)}), folder / "good" / "model.pt2")

@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
+from functions.runtime.changes.announcer import Announcer
 from registry import Access, Registry, open_store
 from tests.ports import free_port
 from tests.ray_apps.predictor.conftest import RedisServer
@@ -42,7 +43,7 @@ def platform(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Platfor
     """The model `one` with one version behind two endpoint replicas, and Redis; the parameter is how versions are scaled."""
     redis = RedisServer(tmp_path)
     redis.start()
-    store = open_store(f"file://{tmp_path}/store")
+    store = open_store(f"file://{tmp_path}/store", announce=Announcer(redis.url))
     token = Access(store, actor="ada").create_token("test", "predictor")
     registry = Registry(store, actor="ada")
     made = Platform(tmp_path, free_port(), 0, registry, token, redis.url)
