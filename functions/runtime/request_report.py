@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from redis import RedisError
 
+from clusters.redis_clients import open_redis
 from functions.runtime.receipt import Total
-from redis_clients import open_redis
 from registry.store.requests import REQUESTS, WRITES, Operation, RequestCounts
 
 EVERY_S = 60.0

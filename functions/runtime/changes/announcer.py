@@ -10,7 +10,7 @@ from typing import Any
 
 from redis import RedisError
 
-from redis_clients import open_redis
+from clusters.redis_clients import open_redis
 from registry.store import ObjectStore
 
 CHANNELS = "toque:changed:"
