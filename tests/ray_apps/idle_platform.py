@@ -21,7 +21,7 @@ from unittest import mock
 
 ROLES = ("ticker", "gateway", "mlflow", "predictor")
 MODEL = "mlp"
-SETTLED_S = 150.0  # importing the functions takes long on a busy machine
+SETTLED_S = 15.0
 
 
 def main() -> None:
@@ -55,10 +55,20 @@ def _measure(given: argparse.Namespace) -> None:
         command = [sys.executable, "-m", "tests.ray_apps.idle_platform", "--seconds", str(given.seconds)]
         command += ["--polling"] * given.polling
         members = [
-            subprocess.Popen([*command, "--role", role], env=environment, stdout=subprocess.PIPE, text=True)
+            subprocess.Popen(
+                [*command, "--role", role],
+                env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            )
             for role in (*ROLES, *ROLES)
-        ]
-        found = [json.loads(each.communicate()[0].splitlines()[-1]) for each in members]
+        ]  # fmt: skip
+        for each in members:
+            assert each.stdout is not None
+            assert each.stdout.readline() == "ready\n"
+        for each in members:
+            assert each.stdin is not None
+            each.stdin.write("go\n")
+            each.stdin.flush()
+        found = [json.loads(each.communicate()[0]) for each in members]
         server.kill()
     for each in found:
         _say(
@@ -76,6 +86,8 @@ def _run(role: str, seconds: float) -> None:
     from registry.store.requests import REQUESTS  # late: as above
 
     kept = _started(role)
+    _say("ready")
+    sys.stdin.readline()
     time.sleep(SETTLED_S)
     before, cpu = REQUESTS.by_part(), time.process_time()
     time.sleep(seconds)
@@ -97,11 +109,16 @@ def _started(role: str) -> Any:
     if role == "ticker":
         from ray_apps.ticker import TickerReplica
 
-        return TickerReplica()
+        ticker = TickerReplica()
+        while ticker._due._tasks is None:  # importing the functions takes long on a busy machine
+            time.sleep(0.1)
+        return ticker
     if role == "gateway":
         from ray_apps.gateway import deployment
 
-        return deployment.build()
+        gateway = deployment.build()
+        gateway.state.services.catalogue()
+        return gateway
     if role == "mlflow":
         from ray_apps.mlflow.deployment import build
 

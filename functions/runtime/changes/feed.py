@@ -130,18 +130,14 @@ class ChangeFeed:
             self._watches = [each for each in self._watches if each is not watch]
 
     def _run(self) -> None:
-        away = False
         while self._has_watches():
             try:
                 self._listen()
             except (RedisError, OSError) as error:
-                if not away:
+                if self._covered:
                     _logger.warning("changes are polled for, as Redis does not announce them: %s", error)
-                away = True
             except Exception:
                 _logger.exception("changes are polled for, as they cannot be followed")
-            else:
-                away = False
             self._set_covered(frozenset())
             time.sleep(_RETRY_S)
 
