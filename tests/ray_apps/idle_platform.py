@@ -71,10 +71,8 @@ def _measure(given: argparse.Namespace) -> None:
         found = [json.loads(each.communicate()[0]) for each in members]
         server.kill()
     for each in found:
-        _say(
-            f"{each['role']:10} {each['core']:.4f} of a core, {sum(each['requests'].values()):.2f} requests/s",
-            each["requests"],
-        )
+        rate = sum(each["requests"].values())
+        _say(f"{each['role']:10} {each['core']:.4f} of a core, {rate:.2f} requests/s {each['requests']}")
     requests = sum((Counter(each["requests"]) for each in found), Counter())
     _say(
         f"all        {sum(each['core'] for each in found):.4f} of a core, {sum(requests.values()):.2f} requests/s"

@@ -150,7 +150,10 @@ class ChangeFeed:
     def _listen(self) -> None:
         """Subscribe, and pass announcements on while there are watches. Raises: RedisError; OSError."""
         with connection(self._redis_url, timeout_s=PING_S) as client, client.pubsub() as pubsub:
-            heard = pinged = time.monotonic()
+            pinged, unanswered = (
+                time.monotonic(),
+                float("inf"),
+            )  # unanswered: when the oldest such ping was sent
             while wanted := self._wanted():
                 if old := self._covered - wanted:
                     self._covered &= wanted
@@ -162,13 +165,13 @@ class ChangeFeed:
                 message = pubsub.get_message(timeout=_TURN_S)
                 now = time.monotonic()
                 if message is not None:
-                    heard = now
+                    unanswered = float("inf")
                     self._pass_on(message)
-                elif now - heard > SILENT_S:
+                elif now - unanswered > SILENT_S:
                     raise TimeoutError(f"no answer to pings in {SILENT_S} s")
                 if now - pinged > PING_S:
                     pubsub.ping()
-                    pinged = now
+                    pinged, unanswered = now, min(unanswered, now)
 
     def _await_subscribed(self, pubsub: Any, count: int) -> None:
         until = time.monotonic() + SILENT_S

@@ -1,4 +1,5 @@
 import pickle
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -102,6 +103,20 @@ def test_a_redis_that_goes_wakes_the_readers_and_lets_them_poll(
     until(lambda: live.covers(watch))
     assert watch.due()  # once, for what was announced while it was away
     assert not watch.due()
+    watch.close()
+
+
+def test_a_redis_that_hangs_is_noticed_by_its_silence(
+    live: ChangeFeed, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feeds, "PING_S", 0.1)
+    monkeypatch.setattr(feeds, "SILENT_S", 0.5)
+    watch = covered(live, "x")
+    assert redis_server.process is not None
+    redis_server.process.send_signal(signal.SIGSTOP)
+    until(lambda: not live.covers(watch))
+    redis_server.process.send_signal(signal.SIGCONT)
+    until(lambda: live.covers(watch))
     watch.close()
 
 
