@@ -50,22 +50,22 @@ class Cluster:
         lab.environment |= {
             "AWS_ACCESS_KEY_ID": lab.secrets.s3_access,
             "AWS_SECRET_ACCESS_KEY": lab.secrets.s3_secret,
-            "AWS_REGION": roles.REGION,
-            "AWS_DEFAULT_REGION": roles.REGION,
             "TOQUE_PROFILE": f"/tmp/{PROFILE}",  # noqa: S108  # the machine's own
         }
         made = cls(lab, [])
         begun = time.monotonic()
         lab.add("head", made._node("--head", "--type", "head"))
-        for number in range(1, workers + 1):
-            made.join(f"worker{number}")
+        for _ in range(workers):
+            made.join()
         made.timings["nodes"] = time.monotonic() - begun
         return made
 
-    def join(self, name: str) -> None:
-        """Add a machine to the cluster, a new one or one that was killed."""
+    def join(self) -> str:
+        """Add a new machine to the cluster as a worker; returns its name."""
+        name = f"worker{len(self.workers) + len(self.lost) + 1}"
         self.lab.add(name, self._node("--address", "head", "--type", "serve", "--", "--num-cpus=2"))
         self.workers.append(name)
+        return name
 
     def lose(self, name: str) -> None:
         """Take the power from a worker, which does not come back."""
@@ -162,24 +162,35 @@ class Cluster:
             for app, state in self.applications().items()
         }
 
-    def is_whole(self) -> bool:
-        """Whether every application has all its replicas on machines that are up, and every door answers."""
+    def lacks(self) -> str:
+        """What keeps the cluster from being whole, in words; "" if every application has all its replicas, each on a
+        machine that is up, and every door reaches the model.
+        """
         found = self.applications()
-        wanted = {*PLATFORM_APPS, f"predictor-{MODEL}"}
-        healthy = wanted <= {name for name, state in found.items() if state["status"] == "RUNNING"}
-        up = {name for name, each in self.lab.machines.items() if each.is_up}
-        replicas = self.replicas() if healthy else {}
-        deployments = [each for state in found.values() for each in state["deployments"].values()]
-        return (
-            healthy
-            and all(each["status"] == "HEALTHY" for each in deployments)
-            and all(set(places) <= up for places in replicas.values())
-            and all(self.answers(door, f"/v2/models/{MODEL}/ready") for door in self.workers)
-        )
+        for name in (*PLATFORM_APPS, f"predictor-{MODEL}"):
+            state = found.get(name, {"status": "missing", "deployments": {}})
+            unwell = [each["status"] for each in state["deployments"].values() if each["status"] != "HEALTHY"]
+            if state["status"] != "RUNNING" or unwell:
+                return f"{name} is {state['status']} {unwell}"
+        down = {name for name, each in self.lab.machines.items() if not each.is_up}
+        for name, places in self.replicas().items():
+            if down & set(places):
+                return f"{name} is still counted on {down & set(places)}"
+        silent = [each for each in self.workers if not self.answers(each, f"/v2/models/{MODEL}/ready")]
+        return f"the model does not answer at {silent}" if silent else ""
 
     def wait_whole(self, *, within_s: float = 180) -> float:
-        """Wait until the cluster is whole; returns after how many seconds. Raises: TimeoutError."""
-        return until(self.is_whole, "every application is whole", within_s=within_s, every_s=1)
+        """Wait until the cluster is whole; returns after how many seconds. Raises: TimeoutError, with what it lacks."""
+        lacks = [""]
+
+        def whole() -> bool:
+            lacks[0] = self.lacks()
+            return not lacks[0]
+
+        try:
+            return until(whole, "the cluster is whole", within_s=within_s, every_s=1)
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}: {lacks[0]}") from None
 
     @contextmanager
     def load(self, doors: Sequence[str], seconds: float, **plan: Any) -> Iterator[list[Outcome]]:
@@ -241,8 +252,8 @@ class Cluster:
                 self.lab.heal(name)
             elif name not in self.lost:
                 self.lab.add(name)
-        for number in range(workers - len(self.workers)):
-            self.join(f"spare{len(self.lab.machines)}-{number}")
+        for _ in range(workers - len(self.workers)):
+            self.join()
         self.wait_whole()
 
     def _node(self, *options: str) -> roles.Node:
@@ -259,6 +270,7 @@ class Cluster:
             "cluster": "lab",
             "store": {
                 "url": f"s3://{roles.BUCKET}/{PREFIX}",
+                "region": roles.REGION,
                 "endpoint": roles.s3_endpoint(self.lab),
             },
             "redis": {"url": roles.redis_url(self.lab)},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -17,6 +18,10 @@ from tests.cluster import roles
 from tests.cluster.cluster import PREFIX, Cluster
 from tests.cluster.load import Outcome
 from tests.cluster.project import FIRED, MODEL
+
+_FALLBACKS = re.compile(
+    r'^haproxy_server_sessions_total\{.*server="SERVE_PROXY_ACTOR-fallback-.*\} (\S+)$', re.MULTILINE
+)
 
 
 @dataclass(frozen=True)
@@ -80,18 +85,7 @@ def processor_share(cluster: Cluster, seconds: float) -> dict[str, float]:
 def python_proxy_requests(cluster: Cluster, node: str) -> int:
     """How many requests a node's HAProxy handed to Serve's Python proxy since it started."""
     said = cluster.lab.run(node, "curl", "-sf", "http://127.0.0.1:9101/metrics")
-    config = (cluster.lab.disk(node) / "haproxy-serve" / "haproxy.cfg").read_text()
-    backups = {
-        line.split()[1]
-        for line in config.splitlines()
-        if line.strip().startswith("server ") and " backup" in line
-    }
-    return sum(
-        int(float(line.split()[-1]))
-        for line in said.splitlines()
-        if line.startswith("haproxy_server_sessions_total{")
-        and any(f'server="{name}"' in line for name in backups)
-    )
+    return sum(int(float(sessions)) for sessions in _FALLBACKS.findall(said))
 
 
 def write_report(file: Path, name: str, figures: dict[str, Any]) -> None:

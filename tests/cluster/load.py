@@ -102,21 +102,17 @@ class Client:
             ("grpc", self.plan.probe_rate, self._ask_grpc),
         ]
         labels = asyncio.ensure_future(self._label(end)) if self.plan.labels else None
-        await asyncio.gather(*(self._send(kind, rate, ask, end) for kind, rate, ask in kinds if rate))
+        await asyncio.gather(*(self._send(kind, rate, ask) for kind, rate, ask in kinds if rate))
         if labels is not None:
             await labels
         for each in watchers:
             each.cancel()
 
-    async def _send(
-        self, kind: Kind, rate: float, ask: Callable[[str, str], Awaitable[str]], end: float
-    ) -> None:
+    async def _send(self, kind: Kind, rate: float, ask: Callable[[str, str], Awaitable[str]]) -> None:
         begun, sent = time.time(), []
         turns = self._turns()
-        for number in itertools.count():
+        for number in range(round(rate * self.plan.seconds)):
             due = begun + number / rate
-            if due > end:
-                break
             await asyncio.sleep(max(0.0, due - time.time()))
             name = f"{self.plan.prefix}-{kind}-{number}"
             sent.append(asyncio.ensure_future(self._one(kind, name, next(turns), due, ask)))

@@ -28,10 +28,10 @@ def test_losses_of_power_lose_no_label_and_few_requests(
     cluster: Cluster, report: Callable[[str, dict[str, Any]], None]
 ) -> None:
     chance, losses = random.Random(23), []
-    for number in range(LOSSES):
+    for _ in range(LOSSES):
         losses.append(_lose(cluster, chance.choice(cluster.workers)))
         report(f"losses of a worker's power, log mode {LOG_MODE}", {"losses": losses})
-        cluster.join(f"spare{number}")
+        cluster.join()
         losses[-1]["seconds until whole"] = cluster.wait_whole()
     report(f"losses of a worker's power, log mode {LOG_MODE}", {"losses": losses})
     assert [each["labels lost"] for each in losses] == [0] * LOSSES
