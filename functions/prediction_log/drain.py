@@ -12,7 +12,6 @@ import random
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
@@ -25,7 +24,7 @@ from functions.prediction_log.errors import PredictionLogError
 from functions.prediction_log.frames import Frame
 from functions.prediction_log.records import LABELS, PREDICTIONS, label_columns, prediction_columns
 from functions.prediction_log.stream import Stream
-from functions.prediction_log.stream_of_0_1 import OldStream
+from functions.prediction_log.stream_of_0_1 import OldStream, streams_of
 from registry.access import DEFAULT_WORKSPACE
 from registry.store import ObjectStore, Table
 
@@ -83,11 +82,10 @@ def drain(
     try:
         total = DrainResult()
         for kind in KINDS:
-            stream = Stream(client, kind, workspace=workspace)
-            old = OldStream(client, kind, workspace=workspace)
             if wal_root is not None:
+                stream = Stream(client, kind, workspace=workspace)
                 total += DrainResult(adopted=adopt_orphans(wal_root, stream))
-            for source in (old, stream) if old.exists() else (stream,):
+            for source in streams_of(client, kind, workspace=workspace):
                 total += _move_all(store, source, max_rounds)
         return total
     finally:
@@ -95,24 +93,21 @@ def drain(
 
 
 def _move_all(store: ObjectStore, stream: Stream | OldStream, max_rounds: int) -> DrainResult:
-    move = MOVES[stream.kind]
     total = DrainResult()
     for _ in range(max_rounds):
-        moved = _round(store, stream, move)
+        moved = _round(store, stream)
         if moved is None:
             break
         total += moved
     return total
 
 
-def _round(
-    store: ObjectStore, stream: Stream | OldStream, move: Callable[[ObjectStore, Batch], DrainResult]
-) -> DrainResult | None:
+def _round(store: ObjectStore, stream: Stream | OldStream) -> DrainResult | None:
     """Move a bounded batch; None when there is nothing to move."""
     batch = {writer: frames for writer in stream.writers() if (frames := list(stream.read(writer)))}
     if not batch:
         return None
-    moved = move(store, batch)
+    moved = add_records(store, stream.kind, batch)
     for writer, frames in batch.items():
         stream.mark_drained(writer, frames[-1].number)
     return moved + DrainResult(writers=len(batch))
@@ -134,15 +129,12 @@ def _move_labels(store: ObjectStore, batch: Batch) -> DrainResult:
     return DrainResult(labels=_append_new(Table(store, LABELS_TABLE), batch, label_columns, LABELS))
 
 
-MOVES: Mapping[str, Callable[[ObjectStore, Batch], DrainResult]] = MappingProxyType(
-    {"predictions": _move_predictions, "labels": _move_labels}
-)
-"""Kinds of record, each with what moves its records into tables."""
+_MOVES = {"predictions": _move_predictions, "labels": _move_labels}
 
 
 def add_records(store: ObjectStore, kind: str, batch: Batch) -> DrainResult:
     """Append records to the tables of a store, those left out that are there. Raises: PredictionLogError."""
-    return MOVES[kind](store, batch)
+    return _MOVES[kind](store, batch)
 
 
 def _append_new(

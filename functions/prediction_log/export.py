@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from clusters.redis_clients import open_redis
-from functions.prediction_log.drain import MOVES, DrainResult, add_records
+from functions.prediction_log.adoption import KINDS
+from functions.prediction_log.drain import DrainResult, add_records
 from functions.prediction_log.errors import PredictionLogError
 from functions.prediction_log.frames import Frame, encode_frame, read_frames
-from functions.prediction_log.stream import Stream
+from functions.prediction_log.stream_of_0_1 import streams_of
 from registry.errors import NewerFormat
 from registry.store import ObjectStore
 
@@ -70,11 +71,11 @@ def export_streams(redis_url: str, workspaces: Iterable[str]) -> Iterator[Writer
     client = open_redis(redis_url, timeout_s=30.0)
     try:
         for workspace in workspaces:
-            for kind in MOVES:
-                stream = Stream(client, kind, workspace=workspace)
+            streams = (each for kind in KINDS for each in streams_of(client, kind, workspace=workspace))
+            for stream in streams:
                 for writer in stream.writers():
                     frames = tuple(stream.read(writer, max_bytes=1 << 62))
-                    yield WriterExport(kind, workspace, writer, frames)
+                    yield WriterExport(stream.kind, workspace, writer, frames)
     finally:
         client.close()
 

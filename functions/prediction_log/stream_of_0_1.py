@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from functions.prediction_log.frames import Frame
-from functions.prediction_log.stream import entries_of
+from functions.prediction_log.stream import Stream, entries_of
 from registry.access import DEFAULT_WORKSPACE
 
-__all__ = ["OldStream"]
+__all__ = ["OldStream", "streams_of"]
 
 _DRAINED = """
 local there = tonumber(redis.call('HGET', KEYS[2], ARGV[1]) or '0')
@@ -68,3 +68,10 @@ class OldStream:
     def _all(self, record: str) -> dict[str, int]:
         found: Any = self.client.hgetall(f"{self._prefix}:{record}")
         return {writer.decode(): int(last) for writer, last in found.items()}
+
+
+def streams_of(client: Any, kind: str, *, workspace: str) -> list[Stream | OldStream]:
+    """List where the records of a kind are: in the streams of this release, and in old ones that are still there."""
+    old = OldStream(client, kind, workspace=workspace)
+    stream = Stream(client, kind, workspace=workspace)
+    return [stream, old] if old.exists() else [stream]

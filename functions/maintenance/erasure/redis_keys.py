@@ -16,8 +16,7 @@ from featurestore.online.keys import prefix
 from functions.maintenance.erasure.subject import Traces
 from functions.prediction_log import drain
 from functions.prediction_log.adoption import KINDS
-from functions.prediction_log.stream import Stream
-from functions.prediction_log.stream_of_0_1 import OldStream
+from functions.prediction_log.stream_of_0_1 import streams_of
 from registry import ObjectStore
 
 _REWRITE_S = 300.0
@@ -32,8 +31,7 @@ def clear_log(
     """
     client = open_redis(redis_url, timeout_s=30.0)
     try:
-        streams: list[Stream | OldStream] = [Stream(client, kind, workspace=workspace) for kind in KINDS]
-        streams += [old for kind in KINDS if (old := OldStream(client, kind, workspace=workspace)).exists()]
+        streams = [each for kind in KINDS for each in streams_of(client, kind, workspace=workspace)]
         requests = [stream.request_rotation() for stream in streams]
         deadline = time.monotonic() + timeout_s
         while True:
