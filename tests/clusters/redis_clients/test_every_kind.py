@@ -1,13 +1,21 @@
 """What the platform does with Redis works on a server, behind Sentinels and on a Cluster alike."""
 
 import asyncio
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from redis.exceptions import ResponseError
 
 from clusters.redis_clients import is_cluster, open_redis_async, primaries
-from tests.clusters.redis_clients.servers import wait_for
+from functions import Context
+from functions.prediction_log import LogWriter, drain
+from functions.prediction_log.losses import report_losses
+from functions.prediction_log.stream import Stream
+from registry import open_store
+from tests.clusters.redis_clients.servers import SentinelService, wait_for
+from tests.functions.prediction_log.logbook import all_rows, record
 
 
 def test_commands_scripts_and_pipelines(client: Any) -> None:
@@ -47,6 +55,30 @@ def test_published_messages_reach_subscribers(client: Any) -> None:
     wait_for(hears, "the message arrives")
     assert found[0] == b"now"
     heard.close()
+
+
+def test_the_prediction_log_is_confirmed_and_drained_once(client: Any, any_url: str, tmp_path: Path) -> None:
+    store, root = open_store(f"file://{tmp_path}/store"), tmp_path / "wal"
+    logs = [LogWriter(root, "predictions", any_url, tidy_every_s=0.1) for _ in range(3)]
+    names = [f"{number}-{kind}" for number in range(5) for kind in range(3)]
+    for name in names:
+        logs[int(name[-1])].commit([record(name)])
+    states = Stream(client, "predictions").states()
+    assert {state.writer: state.shipped for state in states} == {log.writer: 5 for log in logs}
+    for log in logs:
+        log.close()
+    used = Context(store, store.url, redis_url=any_url)
+    assert report_losses(used, client, silent_for=timedelta()) == []
+    for _ in range(2):
+        drain(store, any_url, wal_root=root)
+    assert sorted(all_rows(store)["prediction_id"].to_pylist()) == names
+    assert Stream(client, "predictions").states() == []
+
+
+def test_a_copy_on_a_replica_is_waited_for(sentinels: SentinelService, tmp_path: Path) -> None:
+    log = LogWriter(tmp_path, "predictions", sentinels.url, two_nodes=True, confirm_s=20)
+    assert log.commit([record("on both")]) == 1
+    log.close()
 
 
 def test_a_loop_reads_writes_and_listens(any_url: str) -> None:

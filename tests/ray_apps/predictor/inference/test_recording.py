@@ -295,8 +295,8 @@ async def test_an_answer_that_leaves_alone_is_refused_by_a_broken_log():
 
 def record(
     recorder: Recorder, name: str, write_batch: WriteBatch | None = None, answers: Any = X[:1, :1]
-) -> None:
-    recorder.record(
+) -> int | None:
+    return recorder.record(
         id=name, version=1, arm="champion", shadow=False, unit=None, at_us=0, latency_ms=1.0, rows=1,
         inputs={"x": X[:1]}, outputs={"y": answers}, float32_matrix=True, write_batch=write_batch,
     )  # fmt: skip
