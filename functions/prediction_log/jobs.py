@@ -40,7 +40,7 @@ def drain_workspace(used: Context) -> DrainResult:
         used.store,
         used.redis_url,
         workspace=used.workspace,
-        wal_root=default_wal_root(used.store_url),
+        wal_root=default_wal_root(used.store_url, used.log_folder),
     )
     client = open_redis(used.redis_url, timeout_s=30.0)
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal, cast, get_args
 
 __all__ = ["LOG_MODE", "LogMode", "log_mode_of"]
@@ -17,12 +16,12 @@ LOG_MODE = "TOQUE_LOG_MODE"
 """Environment variable that names the mode."""
 
 
-def log_mode_of(environment: Mapping[str, str]) -> LogMode:
-    """Read the mode from the environment; `file` if it names none.
+def log_mode_of(name: str) -> LogMode:
+    """Check the name of a mode; an empty one is `file`.
 
     Raises: ValueError for another word.
     """
-    found = environment.get(LOG_MODE) or "file"
+    found = name or "file"
     if found not in get_args(LogMode):
         raise ValueError(f"{LOG_MODE}={found!r}: use one of {', '.join(get_args(LogMode))}")
     return cast("LogMode", found)

@@ -67,6 +67,7 @@ class LogWriter:
         self._poll_s, self._tidy_every_s, self._confirm_s = poll_s, tidy_every_s, confirm_s
         self._next_tidy = self._deadline = 0.0
         self._stop, self._wake = threading.Event(), threading.Event()
+        self._awaited = False
         self._position = 0
         self._unsent: Chunk | None = None
         self._rotation = self._rotating = self._rotated_at = 0
@@ -76,7 +77,7 @@ class LogWriter:
         )  # the thread's rounds are its patience
         self._stream = Stream(client, kind, workspace=workspace)
         self._copies = CopyCheck(self._stream, self._wal.writer, two_nodes=two_nodes)
-        self._confirmations = Confirmations(self._wake.set, timeout_s=confirm_s)
+        self._confirmations = Confirmations(self._ship_now, timeout_s=confirm_s)
         self.confirmed = self._confirmations.wait
         """Wait until a record is confirmed, as mode and `two_nodes` say; False if it is not in time."""
         self._thread = threading.Thread(target=self._run, name=f"ship-{kind}", daemon=True)
@@ -141,11 +142,29 @@ class LogWriter:
 
     def _wait(self) -> bool:
         """Wait for the next round; False once everything is shipped or the deadline has passed."""
-        self._wake.wait(self._poll_s if not self._stop.is_set() else 0.01)
-        self._wake.clear()
         if not self._stop.is_set():
+            self._wait_for_records()
             return True
+        time.sleep(0.01)  # between two tries of the last shipment
         return self._position < self._wal.last and time.monotonic() < self._deadline
+
+    def _wait_for_records(self) -> None:
+        """Wait for a record that an answer waits for, or else for a record and then for those that follow it soon."""
+        if self.confirms and self._position >= self._wal.last:
+            self._wal.notify = self._wake.set
+            if self._position >= self._wal.last:
+                self._wake.wait(max(self._poll_s, self._next_tidy - time.monotonic()))
+            self._wal.notify = None
+        if not self._awaited and not self._stop.is_set():
+            self._wake.clear()
+            if not self._awaited and not self._stop.is_set():
+                self._wake.wait(self._poll_s)
+        self._awaited = False  # before the event: who comes between the two has the next round begin at once
+        self._wake.clear()
+
+    def _ship_now(self) -> None:
+        self._awaited = True
+        self._wake.set()
 
     def _report_alive(self) -> None:
         """Tell Redis that this writer lives, and learn how far it has the records; it may have lost some."""

@@ -18,7 +18,7 @@ import re
 import sys
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from functions.prediction_log.errors import LogFullError
@@ -81,6 +81,8 @@ class WriteAheadLog:
         self.limit_bytes, self.segment_bytes, self._fsync = limit_bytes, segment_bytes, fsync
         self.writer, self.folder, self._lock_fd = _new_writer(folder)
         self.last = 0
+        self.notify: Callable[[], object] | None = None
+        """Called once by the next record that is written, and then forgotten; how an idle reader is woken."""
         self._mutex = threading.Lock()
         self._reader = SegmentReader()
         self._segments: list[tuple[int, Path]] = []
@@ -118,6 +120,9 @@ class WriteAheadLog:
         self._end, self.last = end, self.last + count
         if self._fsync:
             self._force(size, count)
+        if self.notify is not None:
+            notify, self.notify = self.notify, None
+            notify()
         return self.last
 
     def _make_room(self, size: int) -> None:

@@ -14,14 +14,15 @@ __all__ = ["default_wal_root", "roots_beside"]
 _WORKSPACES = "workspaces"
 
 
-def default_wal_root(store_url: str) -> Path:
+def default_wal_root(store_url: str, folder: str | Path | None = None) -> Path:
     """Derive the folder from the URL of a workspace's store, so that all its processes on this machine agree.
 
-    Beside a platform's store that is a folder; in this user's temporary folder for a store elsewhere. A workspace
-    other than the default one has a folder of its own there. Raises: Forbidden if another user made that folder first.
+    folder: of the whole platform; by default beside its store if that is a folder, else in this user's temporary folder.
+    A workspace other than the default one has a folder of its own there.
+    Raises: Forbidden if another user made the temporary folder first.
     """
     platform_url, workspace = split_workspace_url(store_url)
-    root = _platform_root(platform_url)
+    root = Path(folder) if folder is not None else _platform_root(platform_url)
     return root if workspace == DEFAULT_WORKSPACE else root / _WORKSPACES / workspace
 
 

@@ -2,7 +2,7 @@
 
 The only module of the runtime that reads the environment (the profile that `TOQUE_PROFILE` names, `TOQUE_STORE`,
 `TOQUE_REDIS_URL` and its password file, `TOQUE_PROJECT`, `TOQUE_WORKSPACE`, `TOQUE_CLOCK`, `TOQUE_ACTOR`, `TOQUE_SECRETS`,
-`TOQUE_PRICES`, `TOQUE_ALERT_HOSTS`, the audit keys, and secrets by their
+`TOQUE_PRICES`, `TOQUE_ALERT_HOSTS`, `TOQUE_LOG_MODE`, `TOQUE_WAL`, the audit keys, and secrets by their
 names). A context is sent along with every remote run, so that a worker uses the same store and clock as the caller; the
 keys are not, and each process reads its own.
 """
@@ -48,7 +48,7 @@ class Context:
     clock: the platform's time; actor: who acts, written into every journal entry; chain: the functions that caused
     this run by events, oldest first, which shows loops; secrets_dir: a folder with a file for each secret, as
     Kubernetes, Docker and systemd mount them; invocation: the durable invocation
-    that a run belongs to; prices: of CPU and GPU hours, for the receipts of trainings, None if unknown.
+    that a run belongs to; log_mode, log_folder: of the prediction log, empty and None for the defaults; prices: of CPU and GPU hours, for the receipts of trainings, None if unknown.
     """
 
     store: ObjectStore
@@ -64,6 +64,8 @@ class Context:
     workspace: str = DEFAULT_WORKSPACE
     projects: tuple[tuple[str, str], ...] = ()
     alert_hosts: tuple[str, ...] | None = None
+    log_mode: str = ""
+    log_folder: str | None = None
 
     def in_workspace(self, name: str) -> Context:
         """Return this context in another workspace of the platform. Raises: InvalidInput for a malformed name."""
@@ -196,6 +198,8 @@ def context_of(environment: Mapping[str, str]) -> Context:
         prices=Prices.model_validate_json(prices) if prices else None,
         projects=tuple(projects.items()),
         alert_hosts=_hosts_of(environment.get("TOQUE_ALERT_HOSTS")),
+        log_mode=environment.get("TOQUE_LOG_MODE") or "",
+        log_folder=environment.get("TOQUE_WAL") or None,
     )
     return platform.in_workspace(environment.get("TOQUE_WORKSPACE") or DEFAULT_WORKSPACE)
 

@@ -59,12 +59,12 @@ def build() -> FastAPI:
     context = context_of(os.environ).in_workspace(DEFAULT_WORKSPACE)
     report_requests(context.redis_url, "gateway")
 
-    mode = log_mode_of(os.environ)
+    mode = log_mode_of(context.log_mode)
 
     def labels(workspace: str) -> LogWriter:
         if context.redis_url is None:
             raise Unavailable("labels need Redis to travel; set TOQUE_REDIS_URL")
-        root = default_wal_root(workspace_url(context.store_url, workspace))
+        root = default_wal_root(workspace_url(context.store_url, workspace), context.log_folder)
         return LogWriter(
             root,
             "labels",

@@ -73,7 +73,7 @@ def _carry_out(here: Context, pending: PendingErasure) -> Certificate:
     holds_until = utc_now()
     silent = []
     if here.redis_url is not None:
-        root = default_wal_root(here.store_url)
+        root = default_wal_root(here.store_url, here.log_folder)
         silent = clear_log(
             here.store, here.redis_url, workspace=here.workspace, wal_root=root, timeout_s=LOG_PATIENCE_S
         )

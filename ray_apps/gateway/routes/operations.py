@@ -9,6 +9,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from ray_apps.admission import ANY_MODEL, OPEN, GuardedRoute, NotAdmitted, allowed
 from ray_apps.gateway.routes.feature_metrics import feature_metrics
+from ray_apps.gateway.routes.log_metrics import log_metrics
 from ray_apps.gateway.routes.schedules import statuses
 from ray_apps.gateway.services import context_of, services_of
 from ray_apps.gateway.wire import Json
@@ -57,7 +58,7 @@ async def get_server(_: Annotated[Principal, allowed(Role.viewer, Role.caller, m
 
 @router.get("/metrics", tags=["health"], response_class=PlainTextResponse)
 async def get_metrics(request: Request, principal: Viewer) -> Response:
-    """Render metrics of this process, and of the workspace's feature views as last measured, as Prometheus reads them.
+    """Render metrics of this process, and of the workspace's feature views and log, as Prometheus reads them.
 
     Those of the process count the requests of all workspaces, so they take a viewer of the default one.
     """
@@ -65,7 +66,8 @@ async def get_metrics(request: Request, principal: Viewer) -> Response:
         raise NotAdmitted(403, f"{principal.name} has {principal.roles}; metrics need viewer in 'default'")
     context = await context_of(request)
     features = await services_of(request).run(feature_metrics, context.store, now=context.clock())
-    return Response(request.app.state.metrics.text() + features, media_type=METRICS_TYPE)
+    log = await services_of(request).run(log_metrics, context)
+    return Response(request.app.state.metrics.text() + features + log, media_type=METRICS_TYPE)
 
 
 @router.get("/schedules", tags=["functions"])

@@ -122,8 +122,8 @@ class PredictorOptions(BaseModel):
             "redis_url": here.redis_url,
             "workspace": here.workspace,
             "replay": environment.get("TOQUE_CLOCK") == "replay",
-            "log_mode": log_mode_of(environment),
-            "wal_root": environment.get("TOQUE_WAL") or None,
+            "log_mode": log_mode_of(here.log_mode),
+            "wal_root": here.log_folder,
             "oidc": OidcSettings.from_environment(environment),
         }
         return cls.model_validate(found | changes)
@@ -177,10 +177,7 @@ class PredictorOptions(BaseModel):
     @property
     def wal(self) -> Path:
         """The folder of the workspace's write-ahead files."""
-        if self.wal_root is None:
-            return default_wal_root(workspace_url(self.store_url, self.workspace))
-        of_default = self.workspace == DEFAULT_WORKSPACE
-        return self.wal_root if of_default else self.wal_root / "workspaces" / self.workspace
+        return default_wal_root(workspace_url(self.store_url, self.workspace), self.wal_root)
 
 
 class PoolOptions(PredictorOptions):

@@ -12,7 +12,7 @@ import httpx
 import pytest
 import redis
 
-from functions.prediction_log import close_writers, drain, log_mode_of
+from functions.prediction_log import close_writers, drain
 from functions.prediction_log.stream import Stream
 from ray_apps.predictor import PredictorOptions
 from ray_apps.predictor.deploy.deployment import PredictorReplica, build_predictor
@@ -55,6 +55,7 @@ async def asked(endpoint: ModelEndpoint) -> AsyncIterator[Ask]:
     async with httpx.AsyncClient(transport=app, base_url="http://replica") as client:
         yield lambda: client.post("/v2/models/late/infer", json=tensors())
     await endpoint.close()
+    await asyncio.to_thread(close_writers)
 
 
 def in_redis(url: str) -> int:
@@ -137,10 +138,11 @@ async def test_what_is_not_confirmed_is_counted_or_refused(mode: str):
 
 def test_the_mode_comes_from_the_environment_and_from_the_options(tmp_path: Path):
     environment = {"TOQUE_STORE": f"file://{tmp_path}", "TOQUE_REDIS_URL": "redis://away:1/0"}
-    assert PredictorOptions.from_environment(environment).log_mode == log_mode_of({}) == "file"
+    assert PredictorOptions.from_environment(environment).log_mode == "file"
     chosen = environment | {"TOQUE_LOG_MODE": "redis"}
     assert PredictorOptions.from_environment(chosen).log_mode == "redis"
     assert PredictorOptions.from_environment(chosen, log_mode="two_nodes").log_mode == "two_nodes"
     with pytest.raises(ValueError, match="log_mode='redis' needs Redis; set TOQUE_REDIS_URL"):
         PredictorOptions(store_url=f"file://{tmp_path}", log_mode="redis")
-    close_writers()
+    with pytest.raises(ValueError, match="TOQUE_LOG_MODE='both'"):
+        PredictorOptions.from_environment(environment | {"TOQUE_LOG_MODE": "both"})
