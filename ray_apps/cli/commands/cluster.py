@@ -61,15 +61,16 @@ def register(commands: Commands) -> None:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turn what is wrong with a profile or a cluster into the command's error."""
+    """Turn what is wrong with a profile, a cluster or its store into the command's error."""
     from clusters.profile import ProfileError
     from ray_apps.deployment.errors import DeploymentError
+    from registry.errors import RegistryError
 
     try:
         yield
     except ProfileError as error:
         raise UsageError(str(error)) from error
-    except DeploymentError as error:
+    except (DeploymentError, RegistryError) as error:
         raise Failed(str(error)) from error
 
 
