@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,17 +56,18 @@ class Cluster:
         made = cls(lab, [])
         begun = time.monotonic()
         lab.add("head", made._node("--head", "--type", "head"))
-        for _ in range(workers):
-            made.join()
+        made.join(workers)
         made.timings["nodes"] = time.monotonic() - begun
         return made
 
-    def join(self) -> str:
-        """Add a new machine to the cluster as a worker; returns its name."""
-        name = f"worker{len(self.workers) + len(self.lost) + 1}"
-        self.lab.add(name, self._node("--address", "head", "--type", "serve", "--", "--num-cpus=2"))
-        self.workers.append(name)
-        return name
+    def join(self, count: int = 1) -> None:
+        """Add new machines to the cluster as workers."""
+        known = len(self.workers) + len(self.lost)
+        names = [f"worker{known + number}" for number in range(1, count + 1)]
+        worker = self._node("--address", "head", "--type", "serve", "--", "--num-cpus=2")
+        with ThreadPoolExecutor(count) as pool:
+            list(pool.map(lambda name: self.lab.add(name, worker), names))
+        self.workers += names
 
     def lose(self, name: str) -> None:
         """Take the power from a worker, which does not come back."""
@@ -252,8 +254,8 @@ class Cluster:
                 self.lab.heal(name)
             elif name not in self.lost:
                 self.lab.add(name)
-        for _ in range(workers - len(self.workers)):
-            self.join()
+        if missing := workers - len(self.workers):
+            self.join(missing)
         self.wait_whole()
 
     def _node(self, *options: str) -> roles.Node:

@@ -12,6 +12,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from tests.cluster.roles import Role, weed_program
 
 CODE = Path(__file__).resolve().parents[2]
 NETWORK, CLIENT, FIRST = "10.201.0", 1, 10
+_BOOTING = threading.Lock()  # several threads may add machines
 CLOSED_PORT = 1  # nothing listens there, so that a machine that can be reached refuses at once
 
 
@@ -105,7 +107,8 @@ class Lab(BaseModel):
             if known is None:
                 raise RuntimeError(f"{name} is new; say its role")
             role = known.role
-        self._boot(name, known.address if known else self._free_address(), role)
+        with _BOOTING:
+            self._boot(name, known.address if known else self._free_address(), role)
         role.begin(self, name)
         return self.machines[name]
 
