@@ -1,0 +1,59 @@
+"""Every node that serves, and the head, answers at both ports; no replica's loss takes an application with it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import pytest
+
+from tests.cluster.cluster import Cluster
+from tests.cluster.project import MODEL
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
+
+SPREAD = ("gateway", "mlflow", "ticker", f"predictor-{MODEL}")
+GRPC_PORT = 8001
+FALLBACK = re.compile(
+    r'^haproxy_server_http_responses_total\{.*server="SERVE_PROXY_ACTOR-fallback.*\} (\S+)$', re.MULTILINE
+)
+BETWEEN_NODES = [
+    range(6379, 6380),
+    range(8000, 8002),
+    range(8076, 8081),
+    range(8265, 8266),
+    range(8500, 8501),
+    range(10002, 20000),
+    range(30000, 31001),
+    range(32768, 65536),  # replicas' own gRPC, and the agent at 52365
+]
+"""Ports that docs/high-availability.md and docs/security.md list as open between nodes."""
+
+
+def test_each_node_has_both_doors_and_no_node_has_all_replicas(cluster: Cluster) -> None:
+    doors = ["head", *cluster.workers]
+    for door in doors:
+        assert cluster.predict(door).status_code == 200
+        assert cluster.lab.reachable(door, GRPC_PORT, refused=False)
+    places = cluster.replicas()
+    for application in SPREAD:
+        assert places[application] == Counter(cluster.workers[:2])
+    assert places["grpc"] == Counter(doors)
+
+
+def test_no_request_goes_through_the_python_proxy(cluster: Cluster) -> None:
+    for door in ("head", *cluster.workers):
+        for _ in range(20):
+            assert cluster.predict(door).status_code == 200
+        metrics = cluster.lab.run(door, "curl", "-sf", "http://127.0.0.1:9101/metrics")
+        counts = FALLBACK.findall(metrics)
+        assert counts, "HAProxy no longer counts what it sends to the fallback"
+        assert sum(map(float, counts)) == 0
+
+
+def test_nothing_listens_on_a_port_that_the_pages_do_not_list(cluster: Cluster) -> None:
+    for node in ("head", *cluster.workers):
+        lines = cluster.lab.run(node, "ss", "-Htln").splitlines()
+        addresses = [line.split()[3].rpartition(":") for line in lines]
+        outside = {int(port) for host, _, port in addresses if not host.startswith(("127.", "[::1]"))}
+        assert [port for port in sorted(outside) if not any(port in each for each in BETWEEN_NODES)] == []

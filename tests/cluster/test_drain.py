@@ -1,0 +1,34 @@
+"""A machine that is to be taken is drained first, and its end costs no request."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.cluster.cluster import Cluster
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
+
+WITHIN_S = 100
+
+
+def test_a_drained_machine_takes_no_request_with_it(
+    cluster: Cluster, report: Callable[[str, dict[str, Any]], None]
+) -> None:
+    victim = cluster.workers[-1]
+    with cluster.load(cluster.workers, 90, rate=50.0, probe_rate=2.0, labels=False) as outcomes:
+        time.sleep(3)
+        begun = time.monotonic()
+        cluster.lab.run(victim, "toque", "node", "drain", f"--within={WITHIN_S}", timeout_s=WITHIN_S + 60)
+        drained_s = time.monotonic() - begun
+        left = {application for application, places in cluster.replicas().items() if places[victim]}
+        cluster.lose(victim)
+    failures = Counter((each.kind, each.said) for each in outcomes if each.failed)
+    report("a drained machine", {"drained s": drained_s, "asked": len(outcomes), "failures": str(failures)})
+    assert left == set()
+    assert not failures
+    assert drained_s < WITHIN_S
