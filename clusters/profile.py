@@ -141,7 +141,7 @@ class Profile(_Section):
     cluster: name, by which the head finds again what it knew. project: module of the definitions, or one for each
     workspace. workspaces: created by `toque deploy` beside those of the projects. models: options of a model's
     predictor that differ from its definition's placement, by name, or `workspace/name`. bind: address that doors listen
-    on. secrets: folder with a file for each secret. oidc, prices, alert_hosts: docs/oidc.md, docs/training.md,
+    on. node_loss: how soon the head gives up a node that does not answer (docs/high-availability.md). secrets: folder with a file for each secret. oidc, prices, alert_hosts: docs/oidc.md, docs/training.md,
     docs/monitoring.md.
     """
 
@@ -153,6 +153,7 @@ class Profile(_Section):
     models: Annotated[dict[str, dict[str, Any]], Variable("TOQUE_MODELS")] = {}
     bind: Annotated[str, Variable("TOQUE_BIND")] = "0.0.0.0"  # noqa: S104  # every port asks for a token
     ports: Ports = Ports()
+    node_loss: Annotated[Literal["patient", "fast"], Variable("TOQUE_NODE_LOSS")] = "patient"
     placement: Placement = Placement()
     log: Log = Log()
     audit: Audit = Audit()

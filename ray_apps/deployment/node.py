@@ -30,7 +30,6 @@ ATTEMPTS = 4
 PAUSE_S, GRACE_S = 5.0, 3.0
 NODE_PORTS = {
     "object-manager-port": 8076,
-    "node-manager-port": 8077,
     "dashboard-agent-grpc-port": 8078,
     "runtime-env-agent-port": 8079,
     "metrics-export-port": 8080,
@@ -39,7 +38,8 @@ NODE_PORTS = {
     "max-worker-port": 19999,
 }
 """Ports of Ray on every node, by option of `ray start`; a port that is said need not be waited for, and can be let
-through a firewall (docs/high-availability.md)."""
+through a firewall (docs/high-availability.md). The raylet's own differs from start to start: asked at the same address
+and port, a machine that came back would answer for the node that it was before, which then would never count as lost."""
 SERVE, DOOR = "serve", "door"
 GROUP_LABEL = "ray.io/node-group"  # Ray's own: by default the type's name in RAY_NODE_TYPE_NAME
 _MANY = 1000  # replicas ask for a thousandth each
@@ -129,16 +129,13 @@ def node_environment(node: NodeStart, inherited: Mapping[str, str]) -> dict[str,
     environment = dict(inherited)
     apply_profile(environment)
     require_settings(environment)
-    ours = (
-        serve_settings()
-        | cluster_settings()
-        | {
-            "RAY_AUTH_MODE": "token",
-            "RAY_SERVE_HAPROXY_BINARY_PATH": str(HAPROXY),
-            "RAY_NODE_TYPE_NAME": node.type,
-        }
-    )
-    environment = ours | environment
+    ours = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(HAPROXY),
+        "RAY_NODE_TYPE_NAME": node.type,
+    }
+    node_loss = effective_profile(environment).node_loss
+    environment = serve_settings() | cluster_settings(node_loss) | ours | environment
     if node.is_head:
         environment = _head_memory(effective_profile(environment)) | environment
     for name, first in (("PYTHONPATH", str(ROOT)), ("PATH", str(Path(sys.executable).parent))):

@@ -25,20 +25,26 @@ def serve_settings() -> dict[str, str]:
     }
 
 
-def cluster_settings() -> dict[str, str]:
-    """List the variables of every node of a cluster: how soon a loss is seen, and how long a node waits for its head.
+NODE_LOSS = {
+    "patient": {"period_ms": "4000", "timeout_ms": "2000", "failure_threshold": "10"},
+    "fast": {"period_ms": "500", "timeout_ms": "1500", "failure_threshold": "3"},
+}
+"""How the head asks nodes whether they live. Patient: the tenth failure in a row is a node's death, 36 to 60 s after it
+vanished, so that one that was cut off for half a minute comes back whole. Fast: the third, after 6 to 8 s; a node that
+stalls for 5 s lives, and one that is cut off for longer has to be started again."""
 
-    The head asks a node twice a second, and the node has a second and a half to answer; the third failure in a row is
-    its death, 6 s after it vanished. A node that stalls for 5 s answers the third time. A node waits an hour for its
+
+def cluster_settings(node_loss: str) -> dict[str, str]:
+    """List the variables of every node of a cluster: when it counts as lost, and how long it waits for its head.
+
+    node_loss: a key of `NODE_LOSS`. A node waits an hour for its
     head: by default all of them end when it is away for a minute. HAProxy asks each replica every two seconds; Serve
     gives an HAProxy half a minute to start before it starts another. A replica that is to end serves for another ten
     seconds, in which every HAProxy learns of it: Serve's thirty are for balancers outside.
     """
     return {
         "RAY_health_check_initial_delay_ms": "5000",
-        "RAY_health_check_period_ms": "500",
-        "RAY_health_check_timeout_ms": "1500",
-        "RAY_health_check_failure_threshold": "3",
+        **{f"RAY_health_check_{name}": value for name, value in NODE_LOSS[node_loss].items()},
         "RAY_gcs_rpc_server_reconnect_timeout_s": "3600",
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "2s",
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",

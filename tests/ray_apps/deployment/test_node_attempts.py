@@ -61,13 +61,25 @@ def test_ports_that_are_said_are_not_waited_for_and_yield_to_those_of_a_given_co
         assert command.count(f"--{name}={9999 if name == 'metrics-export-port' else port}") == 1
 
 
-def test_a_vanished_node_is_dead_within_ten_seconds_and_one_that_stalls_for_five_lives() -> None:
+def health_checks(**variables: str) -> tuple[int, int, int]:
+    """Milliseconds between two checks and for an answer, and how many failures are a node's death."""
     inherited = {"TOQUE_STORE": "s3://bucket", "TOQUE_REDIS_URL": "redis://10.0.0.2:6379"}
-    environment = node_environment(NodeStart("10.0.0.4", "serve"), inherited)
-    names = ("period_ms", "timeout_ms", "failure_threshold")
-    period, timeout, failures = (int(environment[f"RAY_health_check_{name}"]) for name in names)
-    vanished_ms = period + failures * timeout + (failures - 1) * period
-    assert vanished_ms < 8_000  # the rest of ten seconds is for what takes over
+    environment = node_environment(NodeStart("10.0.0.4", "serve"), inherited | variables)
+    period, timeout, failures = (
+        int(environment[f"RAY_health_check_{name}"])
+        for name in ("period_ms", "timeout_ms", "failure_threshold")
+    )
+    return period, timeout, failures
+
+
+def test_a_node_that_is_cut_off_for_half_a_minute_is_not_given_up() -> None:
+    period, _, failures = health_checks()
+    assert (failures - 1) * period > 32_000  # if each check fails at once, as without a route
+
+
+def test_a_fast_head_gives_a_node_up_within_eight_seconds_but_not_one_that_stalls_for_five() -> None:
+    period, timeout, failures = health_checks(TOQUE_NODE_LOSS="fast")
+    assert period + failures * timeout + (failures - 1) * period < 8_000
     stalled_ms = 5_000
     missed = sum(start + timeout <= stalled_ms for start in range(0, stalled_ms, timeout + period))
     assert missed < failures
