@@ -120,7 +120,7 @@ class TickerReplica:
     """
 
     def __init__(self) -> None:
-        from functions.runtime.changes.announcer import address_in  # late: only a replica needs it
+        from functions.runtime.changes.announcer import journals_in  # late: only a replica needs it
         from functions.runtime.changes.feed import watch_of
         from functions.runtime.context import context_of
         from functions.runtime.request_report import report_requests
@@ -128,7 +128,7 @@ class TickerReplica:
 
         apply_profile(os.environ)
         self._context = used = context_of(os.environ)
-        tokens = watch_of(used.redis_url, address_in(used.store, "access/journal"), every_s=1.0)
+        tokens = watch_of(used.redis_url, journals_in(used.store, "access/journal"), every_s=1.0)
         self._access = Access(used.store, actor=used.actor, changed=tokens.due)
         self._in_workspace = cache(used.in_workspace)
         report_requests(used.redis_url, "ticker")

@@ -39,7 +39,7 @@ class FolderStore:
     """Object store of files below `root`, on a file system with hard links (any local one; NFS too).
 
     root: absolute path; created when the first object is written. audit_keys: authenticate the history in it. announce:
-    called with the address of each journal that this store appends to. Whatever the
+    called with the store's address and the path of each journal that it appends to. Whatever the
     umask, only its user may read and write what is created; a root that its group may write (`chmod 2770`) is shared,
     and all in it belongs to the group too.
     """
@@ -82,7 +82,7 @@ class FolderStore:
     def announce(self, path: str) -> None:
         """Tell readers in other processes that the journal at `path` has a new entry, if the store was given a way to."""
         if self._announce is not None:
-            self._announce(f"{self.url}/{path}")
+            self._announce(self.url, path)
 
     def get(self, key: str) -> bytes:
         """Get the bytes of an object. Raises: NotFound."""

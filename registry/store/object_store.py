@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from registry.audit_keys import AuditKeys
 
 Progress = Callable[[int], None]
-Announce = Callable[[str], None]
-"""Tells readers the address of a journal that has a new entry; must be quick, raise nothing, and be picklable."""
+Announce = Callable[[str, str], None]
+"""Tells readers the store's address and the path of a journal that has a new entry; must be quick, raise nothing, and be picklable."""
 
 
 class Aged(NamedTuple):

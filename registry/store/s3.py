@@ -52,7 +52,7 @@ class S3Store:
     region: of the bucket; endpoint: url of an S3 server; "" for what boto3 finds in the environment and its files.
     sse: how the server encrypts what is written (`SSE`); "" for the bucket's default. kms_key: id, ARN or alias of the
     key; "" for the account's default key. audit_keys: authenticate the history in the store. announce: called with the
-    address of each journal that this store appends to.
+    store's address and the path of each journal that it appends to.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class S3Store:
     def announce(self, path: str) -> None:
         """Tell readers in other processes that the journal at `path` has a new entry, if the store was given a way to."""
         if self._announce is not None:
-            self._announce(f"s3://{self._bucket}/{self._prefix}{path}")
+            self._announce(self.url.partition("?")[0], path)
 
     def get(self, key: str) -> bytes:
         """Get the bytes of an object. Raises: NotFound."""

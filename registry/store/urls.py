@@ -27,7 +27,7 @@ def open_store(
     how the server encrypts what is written (default: as the bucket says).
     audit_keys: authenticate the history in the store, such as `AuditKeys.of_environment(os.environ)`; None: it is
     read unverified, and a journal that others authenticate cannot be appended to.
-    announce: called with the address of each journal that is appended to through this store.
+    announce: called with the store's address and the path of each journal that is appended to through it.
     Raises: InvalidInput for any other url.
     """
     parts = urlsplit(url)

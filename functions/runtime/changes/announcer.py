@@ -6,7 +6,7 @@ import threading
 import time
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis import RedisError
 
@@ -20,16 +20,16 @@ AWAY_S = 5.0
 
 @dataclass(frozen=True)
 class Announcer:
-    """Publishes the addresses of journals that were appended to; a failure is ignored, for readers poll too.
+    """Publishes which journals were appended to; a failure is ignored, for readers poll too.
 
     redis_url: where they are published. Pickled by its url.
     """
 
     redis_url: str
 
-    def __call__(self, address: str) -> None:
-        """Publish that the journal at `address` has a new entry."""
-        _publisher(self.redis_url).publish(address)
+    def __call__(self, address: str, path: str) -> None:
+        """Publish that the journal at `path` of the store at `address` has a new entry."""
+        _publisher(self.redis_url).publish(_channel(address, path), path)
 
 
 def announcer_of(redis_url: str | None) -> Announcer | None:
@@ -37,9 +37,21 @@ def announcer_of(redis_url: str | None) -> Announcer | None:
     return Announcer(redis_url) if redis_url else None
 
 
-def address_in(store: ObjectStore, path: str) -> str:
-    """Address of a journal, or a pattern of addresses with "*", in all processes that use the store."""
-    return f"{store.url.partition('?')[0]}/{path}"
+class Watched(NamedTuple):
+    """Journals that a reader watches: the channel that announces them, and their path, in which "*" stands for any text."""
+
+    channel: str
+    path: str
+
+
+def journals_in(store: ObjectStore, path: str) -> Watched:
+    """Name a journal of a store, or several by "*" after the first part of their path, in all processes alike."""
+    return Watched(_channel(store.url.partition("?")[0], path), path)
+
+
+def _channel(address: str, path: str) -> str:
+    """Name the channel of the journals below one part of a store: a user of Redis may be kept to channels by name, not by pattern."""
+    return f"{CHANNELS}{address}/{path.partition('/')[0]}"
 
 
 class _Publisher:
@@ -50,11 +62,11 @@ class _Publisher:
         self._lock = threading.Lock()
         self._away_until = float("-inf")
 
-    def publish(self, address: str) -> None:
+    def publish(self, channel: str, path: str) -> None:
         if time.monotonic() < self._away_until:
             return
         try:
-            self._client.publish(f"{CHANNELS}{address}", b"")
+            self._client.publish(channel, path)
         except (RedisError, OSError):
             with self._lock:
                 self._away_until = time.monotonic() + AWAY_S

@@ -17,7 +17,7 @@ from typing import Any
 
 from redis import RedisError
 
-from functions.runtime.changes.announcer import CHANNELS, connection
+from functions.runtime.changes.announcer import Watched, connection
 
 SLOW_S = 10.0
 PING_S = 2.0
@@ -38,11 +38,11 @@ class Watch:
         *,
         every_s: float,
         feed: ChangeFeed | None = None,
-        patterns: tuple[str, ...] = (),
+        journals: tuple[Watched, ...] = (),
         slow_s: float = SLOW_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.patterns = patterns
+        self.journals = journals
         self._every_s, self._slow_s, self._clock, self._feed = every_s, slow_s, clock, feed
         self._changed = threading.Event()
         self._changed.set()
@@ -104,15 +104,16 @@ class ChangeFeed:
         self._redis_url = redis_url
         self._watches: list[Watch] = []
         self._covered: frozenset[str] = frozenset()
+        self._told = False
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def watch(self, *patterns: str, every_s: float, slow_s: float = SLOW_S) -> Watch:
-        """Watch the journals whose addresses match a pattern ("*" stands for any text).
+    def watch(self, *journals: Watched, every_s: float, slow_s: float = SLOW_S) -> Watch:
+        """Watch journals, as `journals_in` names them.
 
         every_s: the reader's pace while Redis is away.
         """
-        made = Watch(every_s=every_s, feed=self, patterns=patterns, slow_s=slow_s)
+        made = Watch(every_s=every_s, feed=self, journals=journals, slow_s=slow_s)
         with self._lock:
             self._watches.append(made)
             if self._thread is None:
@@ -122,7 +123,7 @@ class ChangeFeed:
 
     def covers(self, watch: Watch) -> bool:
         """Whether announcements for a watch arrive now."""
-        return self._covered.issuperset(watch.patterns)
+        return self._covered.issuperset(_channels(watch))
 
     def leave(self, watch: Watch) -> None:
         """Stop notifying a watch, which nobody waits on."""
@@ -134,8 +135,9 @@ class ChangeFeed:
             try:
                 self._listen()
             except (RedisError, OSError) as error:
-                if self._covered:
+                if not self._told:  # again only after it was live
                     _logger.warning("changes are polled for, as Redis does not announce them: %s", error)
+                self._told = True
             except Exception:
                 _logger.exception("changes are polled for, as they cannot be followed")
             self._set_covered(frozenset())
@@ -157,9 +159,9 @@ class ChangeFeed:
             while wanted := self._wanted():
                 if old := self._covered - wanted:
                     self._covered &= wanted
-                    pubsub.punsubscribe(*(f"{CHANNELS}{_escaped(each)}" for each in old))
+                    pubsub.unsubscribe(*old)
                 if new := wanted - self._covered:
-                    pubsub.psubscribe(*(f"{CHANNELS}{_escaped(each)}" for each in new))
+                    pubsub.subscribe(*new)
                     self._await_subscribed(pubsub, len(new))
                     self._set_covered(self._covered | new)
                 message = pubsub.get_message(timeout=_TURN_S)
@@ -177,7 +179,7 @@ class ChangeFeed:
         until = time.monotonic() + SILENT_S
         while count:
             message = pubsub.get_message(timeout=_TURN_S)
-            if message is not None and message["type"] == "psubscribe":
+            if message is not None and message["type"] == "subscribe":
                 count -= 1
             elif message is not None:
                 self._pass_on(message)
@@ -185,30 +187,30 @@ class ChangeFeed:
                 raise TimeoutError(f"no answer to a subscription in {SILENT_S} s")
 
     def _pass_on(self, message: dict[str, Any]) -> None:
-        if message["type"] != "pmessage":
+        if message["type"] != "message":
             return
-        address = message["channel"].decode(errors="replace").removeprefix(CHANNELS)
+        channel, path = (message[part].decode(errors="replace") for part in ("channel", "data"))
         for watch in self._known():
-            if any(fnmatchcase(address, _escaped(pattern)) for pattern in watch.patterns):
+            if any(each.channel == channel and fnmatchcase(path, each.path) for each in watch.journals):
                 watch.notify()
 
     def _set_covered(self, covered: frozenset[str]) -> None:
         before, self._covered = self._covered, covered
+        self._told = self._told and not covered
         for watch in self._known():
-            if before.issuperset(watch.patterns) != covered.issuperset(watch.patterns):
+            if before.issuperset(_channels(watch)) != covered.issuperset(_channels(watch)):
                 watch.notify()
 
     def _wanted(self) -> frozenset[str]:
-        return frozenset(pattern for watch in self._known() for pattern in watch.patterns)
+        return frozenset(channel for watch in self._known() for channel in _channels(watch))
 
     def _known(self) -> list[Watch]:
         with self._lock:
             return list(self._watches)
 
 
-def _escaped(pattern: str) -> str:
-    """Write a pattern so that only "*" is special, for Redis and `fnmatch` alike."""
-    return "".join(f"[{each}]" if each in "?[" else each for each in pattern)
+def _channels(watch: Watch) -> frozenset[str]:
+    return frozenset(each.channel for each in watch.journals)
 
 
 _feeds: dict[tuple[int, str], ChangeFeed] = {}
@@ -222,8 +224,8 @@ def feed_of(redis_url: str) -> ChangeFeed:
         return _feeds.setdefault(key, ChangeFeed(redis_url))
 
 
-def watch_of(redis_url: str | None, *patterns: str, every_s: float) -> Watch:
+def watch_of(redis_url: str | None, *journals: Watched, every_s: float) -> Watch:
     """Watch journals by the feed of this process; without Redis, poll every `every_s` seconds."""
     if redis_url is None:
         return Watch(every_s=every_s)
-    return feed_of(redis_url).watch(*patterns, every_s=every_s)
+    return feed_of(redis_url).watch(*journals, every_s=every_s)

@@ -18,7 +18,7 @@ from functools import cache, partial
 from typing import Any
 
 from functions.runtime import catalog
-from functions.runtime.changes.announcer import address_in
+from functions.runtime.changes.announcer import journals_in
 from functions.runtime.changes.feed import watch_of
 from functions.runtime.context import Context
 from functions.runtime.durable.attempt import Attempt, AttemptResult, run_attempt
@@ -147,7 +147,7 @@ class Executor:
     def _new_notes(self) -> list[Note]:
         if self._reader is None:
             store = self.ledger.store
-            watch = watch_of(self.context.redis_url, address_in(store, "queues/*"), every_s=0.0)
+            watch = watch_of(self.context.redis_url, journals_in(store, "queues/*"), every_s=0.0)
             self._reader = QueueReader(store, actor=self.ledger.actor, clock=self.ledger.clock, watch=watch)
             self._open = self._reader.resume() | self._open
         return list(self._reader.new_notes())

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from functions.runtime import catalog
-from functions.runtime.changes.announcer import address_in
+from functions.runtime.changes.announcer import journals_in
 from functions.runtime.changes.feed import Watch, watch_of
 from functions.runtime.context import Context, context
 from functions.runtime.declaration import OnEvent
@@ -189,7 +189,7 @@ def _topic_reader(used: Context, topic: str) -> _TopicReader:
 def _watch(used: Context) -> Watch:
     """Watch of the topics and waiting workflows in a store."""
     if used.store_url not in _watches:
-        watched = (address_in(used.store, "events/*"), address_in(used.store, WAITERS))
+        watched = (journals_in(used.store, "events/*"), journals_in(used.store, WAITERS))
         _watches[used.store_url] = watch_of(used.redis_url, *watched, every_s=0.0)
     return _watches[used.store_url]
 

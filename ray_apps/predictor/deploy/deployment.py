@@ -12,7 +12,7 @@ from ray.serve.schema import LoggingConfig
 
 from featurestore import FeatureStore
 from functions.prediction_log import PSEUDONYM_KEY, LogWriter, Pseudonyms, close_writers
-from functions.runtime.changes.announcer import address_in
+from functions.runtime.changes.announcer import journals_in
 from functions.runtime.changes.feed import watch_of
 from functions.runtime.clock import clock_named
 from functions.runtime.context import context_of
@@ -137,7 +137,7 @@ class _ReplicaResources:
         from ray_apps.predictor.versions.scoring import load_scorer  # late: only replicas need torch
 
         registry = Registry(self._store, actor=f"predictor/{model}")
-        journal = address_in(self._store, registry.follow(model).journal.path)
+        journal = journals_in(self._store, registry.follow(model).journal.path)
         watch = watch_of(self._options.redis_url, journal, every_s=self._options.poll_s)
         engine = Engine(
             model,

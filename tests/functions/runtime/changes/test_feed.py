@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from functions.runtime.changes import feed as feeds
-from functions.runtime.changes.announcer import Announcer, address_in
+from functions.runtime.changes.announcer import Announcer, Watched, connection, journals_in
 from functions.runtime.changes.feed import ChangeFeed, Watch
 from registry import Registry, open_store
 from registry.journal.journal import Journal
@@ -16,6 +16,7 @@ from tests.functions.prediction_log.conftest import RedisServer
 
 FAR_S = 3600.0
 DEADLINE_S = 30.0
+X, Y = Watched("toque:changed:file:///x", "x"), Watched("toque:changed:file:///y", "y")
 
 
 def until(happened: Callable[[], bool]) -> None:
@@ -43,8 +44,8 @@ def live(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> ChangeFe
     return ChangeFeed(redis_server.url)
 
 
-def covered(feed: ChangeFeed, *patterns: str, every_s: float = FAR_S) -> Watch:
-    watch = feed.watch(*patterns, every_s=every_s, slow_s=FAR_S)
+def covered(feed: ChangeFeed, *journals: Watched, every_s: float = FAR_S) -> Watch:
+    watch = feed.watch(*journals, every_s=every_s, slow_s=FAR_S)
     until(lambda: feed.covers(watch))
     until(watch.due)
     return watch
@@ -54,9 +55,9 @@ def test_an_append_is_announced_to_who_watches_its_journal(
     live: ChangeFeed, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     store = open_store(f"file://{tmp_path}/odd [name]?", announce=Announcer(redis_server.url))
-    topics = covered(live, address_in(store, "events/*"), address_in(store, "event-waiters"))
-    other = covered(live, address_in(store, "queues/*"))
-    inside = covered(live, address_in(store.within("workspaces/team"), "events/*"))
+    topics = covered(live, journals_in(store, "events/*"), journals_in(store, "event-waiters"))
+    other = covered(live, journals_in(store, "queues/*"))
+    inside = covered(live, journals_in(store.within("workspaces/team"), "events/*"))
     Journal(store, "events/late", actor="a").append({}, at=0)
     until(topics.due)
     Journal(store, "event-waiters", actor="a").append({}, at=0)
@@ -75,7 +76,7 @@ def test_a_traffic_policy_is_announced_within_a_second(
     store = open_store(f"file://{tmp_path}/store", announce=Announcer(redis_server.url))
     sent = pickle.loads(pickle.dumps(store))  # noqa: S301  # as a task on another node gets it
     registry = Registry(sent, actor="ada")
-    watch = covered(live, address_in(store, "models/m/journal"))
+    watch = covered(live, journals_in(store, "models/m/journal"))
     woken = threading.Event()
 
     def wait() -> None:
@@ -90,10 +91,23 @@ def test_a_traffic_policy_is_announced_within_a_second(
     thread.join()
 
 
+def test_a_user_that_is_kept_to_the_platform_s_channels_may_announce_and_listen(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    rules = ("on", ">pw", "~toque*", "&toque*", "+@all", "-@dangerous")
+    connection(redis_server.url, timeout_s=2).execute_command("ACL", "SETUSER", "team", *rules)
+    url = redis_server.url.replace(":secret@", "team:pw@")
+    store = open_store(f"file://{tmp_path}/store", announce=Announcer(url))
+    watch = covered(ChangeFeed(url), journals_in(store, "queues/*"))
+    Journal(store, "queues/q", actor="a").append({}, at=0)
+    until(watch.due)
+    watch.close()
+
+
 def test_a_redis_that_goes_wakes_the_readers_and_lets_them_poll(
     live: ChangeFeed, redis_server: RedisServer
 ) -> None:
-    watch = covered(live, "x", every_s=0.0)
+    watch = covered(live, X, every_s=0.0)
     assert not watch.due()
     redis_server.kill()
     until(lambda: not live.covers(watch))
@@ -111,7 +125,7 @@ def test_a_redis_that_hangs_is_noticed_by_its_silence(
 ) -> None:
     monkeypatch.setattr(feeds, "PING_S", 0.1)
     monkeypatch.setattr(feeds, "SILENT_S", 0.5)
-    watch = covered(live, "x")
+    watch = covered(live, X)
     assert redis_server.process is not None
     redis_server.process.send_signal(signal.SIGSTOP)
     until(lambda: not live.covers(watch))
@@ -121,7 +135,7 @@ def test_a_redis_that_hangs_is_noticed_by_its_silence(
 
 
 def test_a_reading_that_failed_is_due_again_without_waiting_for_news(live: ChangeFeed) -> None:
-    watch = covered(live, "x", every_s=0.0)
+    watch = covered(live, X, every_s=0.0)
     with pytest.raises(OSError, match="store"), watch.turn():
         raise OSError("store")
     assert watch.due()
@@ -130,9 +144,9 @@ def test_a_reading_that_failed_is_due_again_without_waiting_for_news(live: Chang
 
 
 def test_the_thread_ends_with_the_last_watch_and_starts_with_the_next(live: ChangeFeed) -> None:
-    covered(live, "x").close()
+    covered(live, X).close()
     until(lambda: live._thread is None)
-    covered(live, "y").close()
+    covered(live, Y).close()
 
 
 def test_without_redis_a_reader_polls() -> None:
