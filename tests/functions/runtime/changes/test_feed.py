@@ -94,7 +94,7 @@ def test_a_traffic_policy_is_announced_within_a_second(
 def test_a_user_that_is_kept_to_the_platform_s_channels_may_announce_and_listen(
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    rules = ("on", ">pw", "~toque*", "&toque*", "+@all", "-@dangerous")
+    rules = ("on", ">pw", "~toque*", "resetchannels", "&toque*", "+@all", "-@dangerous")
     connection(redis_server.url, timeout_s=2).execute_command("ACL", "SETUSER", "team", *rules)
     url = redis_server.url.replace(":secret@", "team:pw@")
     store = open_store(f"file://{tmp_path}/store", announce=Announcer(url))
