@@ -1,9 +1,4 @@
-"""Reads the deployment profile: one YAML file that says what every process of a cluster must know.
-
-The file is named by `TOQUE_PROFILE`. Each field stands for one environment variable, which the rest of the platform
-reads; a variable that is set takes precedence over the file. `apply_profile` puts the file's values under the
-environment of a process, and again when the process starts anew, so that a changed file counts without a new node.
-"""
+"""Reads a deployment profile, and settles which value counts: the environment's, the file's or the default."""
 
 from __future__ import annotations
 
@@ -11,32 +6,21 @@ import json
 from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
-from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
-__all__ = [
-    "Ports",
-    "Profile",
-    "ProfileError",
-    "Setting",
-    "Variable",
-    "apply_profile",
-    "effective_profile",
-    "missing_settings",
-    "profile_of",
-    "read_profile",
-    "require_settings",
-    "settings_of",
-]
+from clusters.profile.errors import ProfileError
+from clusters.profile.sections import Profile, Section, Store, Variable
 
 FILE_VARIABLE = "TOQUE_PROFILE"
 _APPLIED = "TOQUE_PROFILE_SETS"  # names of the variables that came from the file, and so follow it
 _HIDDEN = "…"
 
 
+<<<<<<< HEAD:clusters/profile.py
 class ProfileError(ValueError):
     """Raised for a profile that cannot be read, and for a process that lacks a setting, by name."""
 
@@ -163,6 +147,8 @@ class Profile(_Section):
     alert_hosts: Annotated[tuple[str, ...] | None, Variable("TOQUE_ALERT_HOSTS")] = None
 
 
+=======
+>>>>>>> 2651242 (clusters: the profile's sections and what counts are two modules):clusters/profile/settings.py
 @dataclass(frozen=True, slots=True)
 class Setting:
     """One setting as a process has it.
@@ -292,7 +278,7 @@ def _variables(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Vari
     """Iterate over a section's settings: name, variable and value as text."""
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
-        if isinstance(value, _Section):
+        if isinstance(value, Section):
             yield from _variables(value, f"{prefix}{name}.")
         for variable in field.metadata:
             if isinstance(variable, Variable):

@@ -1,0 +1,133 @@
+"""Sections of the deployment profile, and the environment variable that each of their fields stands for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """The environment variable that a field of the profile stands for.
+
+    required: a process of a cluster does not start without it. secret: its value is never shown.
+    """
+
+    name: str
+    required: bool = False
+    secret: bool = False
+
+
+class Section(BaseModel):
+    """Base of the profile's sections: a field that there is not is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Store(Section):
+    """Section `store`: where everything is kept.
+
+    url: `s3://bucket/prefix`, or `file:///folder` on a file system that all nodes share. region, endpoint, sse, kms_key:
+    become part of the url, and so reach every client. credentials_file, credentials_profile: of the AWS files; by
+    default the credentials are whatever boto3 finds, such as a node's role.
+    """
+
+    url: Annotated[str, Variable("TOQUE_STORE", required=True)] = ""
+    region: str = ""
+    endpoint: str = ""
+    sse: str = ""
+    kms_key: str = ""
+    credentials_file: Annotated[str, Variable("AWS_SHARED_CREDENTIALS_FILE")] = ""
+    credentials_profile: Annotated[str, Variable("AWS_PROFILE")] = ""
+
+    def address(self) -> str:
+        """Build the url with its settings as a query."""
+        given = {name: getattr(self, name) for name in ("region", "endpoint", "sse", "kms_key")}
+        given = {name: value for name, value in given.items() if value}
+        if not given:
+            return self.url
+        parts = urlsplit(self.url)
+        query = dict(parse_qsl(parts.query)) | given
+        text = "&".join(f"{name}={quote(value, safe=':/')}" for name, value in query.items())
+        return urlunsplit(parts._replace(query=text))
+
+
+class Redis(Section):
+    """Section `redis`: features, the prediction log's stream, and what wakes whom.
+
+    url: single, Sentinel or Cluster, with or without TLS, as docs/online-store.md lists them. password_file: holds the
+    password, which the url then leaves out. head_url: of the Redis that keeps what the head knows; by default `url`.
+    """
+
+    url: Annotated[str, Variable("TOQUE_REDIS_URL", required=True, secret=True)] = ""
+    password_file: Annotated[str, Variable("TOQUE_REDIS_PASSWORD_FILE")] = ""
+    head_url: Annotated[str, Variable("TOQUE_HEAD_REDIS_URL", secret=True)] = ""
+
+
+class Audit(Section):
+    """Section `audit` of a profile, for the history. key_file: keys of the history that cannot be forged; heads: where its heads are published."""
+
+    key_file: Annotated[str, Variable("TOQUE_AUDIT_KEY_FILE")] = ""
+    heads: Annotated[str, Variable("TOQUE_AUDIT_HEADS")] = ""
+
+
+class Log(Section):
+    """Section `log`: how safe a prediction is when it is answered (docs/prediction-log.md).
+
+    mode: None leaves it at the default, `file`. folder: of the write-ahead files on each node.
+    """
+
+    mode: Annotated[Literal["file", "redis", "two_nodes"] | None, Variable("TOQUE_LOG_MODE")] = None
+    folder: Annotated[str, Variable("TOQUE_WAL")] = ""
+
+
+class Ports(Section):
+    """Section `ports`: where each node of the cluster that has a door answers. http: the API and models; grpc: models."""
+
+    http: Annotated[int, Field(ge=1, le=65535), Variable("TOQUE_HTTP_PORT")] = 8000
+    grpc: Annotated[int, Field(ge=1, le=65535), Variable("TOQUE_GRPC_PORT")] = 8001
+
+
+class Placement(Section):
+    """Section `placement`: how the platform's own applications are laid out over the nodes.
+
+    on_serve_nodes: replicas only run where the resource `serve` is. gateway, mlflow, ticker: replicas of each; two or
+    more are never all on one node. pool: serve every other registered model from a pool of so many replicas; 0: no.
+    """
+
+    on_serve_nodes: Annotated[bool, Variable("TOQUE_ON_SERVE_NODES")] = True
+    gateway: Annotated[int, Field(ge=1), Variable("TOQUE_GATEWAY_REPLICAS")] = 2
+    mlflow: Annotated[int, Field(ge=0), Variable("TOQUE_MLFLOW_REPLICAS")] = 2
+    ticker: Annotated[int, Field(ge=1), Variable("TOQUE_TICKER_REPLICAS")] = 2
+    pool: Annotated[int, Field(ge=0), Variable("TOQUE_POOL_REPLICAS")] = 0
+
+
+class Profile(Section):
+    """Deployment profile of a cluster, as its file has it.
+
+    cluster: name, by which the head finds again what it knew. project: module of the definitions, or one for each
+    workspace. workspaces: created by `toque deploy` beside those of the projects. models: options of a model's
+    predictor that differ from its definition's placement, by name, or `workspace/name`. bind: address that doors listen
+    on. node_loss: how soon the head gives up a node that does not answer (docs/high-availability.md). secrets: folder
+    with a file for each secret. oidc, prices, alert_hosts: docs/oidc.md, docs/training.md, docs/monitoring.md.
+    """
+
+    cluster: Annotated[str, Variable("TOQUE_CLUSTER_NAME")] = "toque"
+    store: Store = Store()
+    redis: Redis = Redis()
+    project: Annotated[str | dict[str, str] | None, Variable("TOQUE_PROJECT")] = None
+    workspaces: Annotated[tuple[str, ...], Variable("TOQUE_WORKSPACES")] = ()
+    models: Annotated[dict[str, dict[str, Any]], Variable("TOQUE_MODELS")] = {}
+    bind: Annotated[str, Variable("TOQUE_BIND")] = "0.0.0.0"  # noqa: S104  # every port asks for a token
+    ports: Ports = Ports()
+    node_loss: Annotated[Literal["patient", "fast"], Variable("TOQUE_NODE_LOSS")] = "patient"
+    placement: Placement = Placement()
+    log: Log = Log()
+    audit: Audit = Audit()
+    secrets: Annotated[str, Variable("TOQUE_SECRETS")] = ""
+    oidc: Annotated[dict[str, Any] | str | None, Variable("TOQUE_OIDC")] = None
+    prices: Annotated[dict[str, Any] | None, Variable("TOQUE_PRICES")] = None
+    alert_hosts: Annotated[tuple[str, ...] | None, Variable("TOQUE_ALERT_HOSTS")] = None
