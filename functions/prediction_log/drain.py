@@ -22,7 +22,13 @@ from clusters.redis_clients import open_redis
 from functions.prediction_log.adoption import KINDS, adopt_orphans
 from functions.prediction_log.errors import PredictionLogError
 from functions.prediction_log.frames import Frame
-from functions.prediction_log.records import LABELS, PREDICTIONS, label_columns, prediction_columns
+from functions.prediction_log.records import (
+    LABELS,
+    PREDICTIONS,
+    decode_prediction,
+    label_columns,
+    prediction_columns,
+)
 from functions.prediction_log.stream import Stream
 from functions.prediction_log.stream_of_0_1 import OldStream, streams_of
 from registry.access import DEFAULT_WORKSPACE
@@ -114,15 +120,24 @@ def _round(store: ObjectStore, stream: Stream | OldStream) -> DrainResult | None
 
 
 def _move_predictions(store: ObjectStore, batch: Batch) -> DrainResult:
-    models = prediction_columns(frame.payload for frames in batch.values() for frame in frames)
     rows = 0
-    for model in models:
+    for model, its_own in _by_model(batch).items():
 
         def build(payloads: Iterable[bytes], model: str = model) -> pa.Table:
             return prediction_columns(payloads).get(model, PREDICTIONS.empty_table())
 
-        rows += _append_new(Table(store, predictions_table(model)), batch, build, PREDICTIONS)
+        rows += _append_new(Table(store, predictions_table(model)), its_own, build, PREDICTIONS)
     return DrainResult(predictions=rows)
+
+
+def _by_model(batch: Batch) -> dict[str, dict[str, list[Frame]]]:
+    """Split a batch by model, so that each table decodes its own records alone."""
+    found: dict[str, dict[str, list[Frame]]] = {}
+    for writer, frames in batch.items():
+        for frame in frames:
+            model = decode_prediction(frame.payload)["model"]
+            found.setdefault(model, {}).setdefault(writer, []).append(frame)
+    return found
 
 
 def _move_labels(store: ObjectStore, batch: Batch) -> DrainResult:
