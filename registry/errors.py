@@ -59,8 +59,8 @@ class NewerFormat(RegistryError):
     def __init__(self, what: str, found: object, known: object) -> None:
         self.what, self.found, self.known = what, found, known
         super().__init__(
-            f"{what} has format {found!r}, which a newer release wrote; this one reads up to {known!r}: upgrade this "
-            "process (docs/upgrade.md)"
+            f"{what} has format {found}, and this release reads {known}: a newer one wrote it; upgrade this process "
+            "(docs/upgrade.md)"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from registry.errors import NewerFormat
+
 __all__ = [
     "LABELS",
     "OBSERVED_AHEAD",
@@ -69,6 +71,7 @@ _FIELDS = (
 )  # fmt: skip
 
 
+_LABEL_FIELDS = 4
 _packers = threading.local()
 _KEPT_BYTES = 1 << 20
 
@@ -128,8 +131,17 @@ def _pack(fields: tuple[Any, ...]) -> bytes:
 
 
 def decode_prediction(payload: bytes) -> dict[str, Any]:
-    """Decode the fields of `encode_prediction`, arrays still as bytes."""
-    return dict(zip(_FIELDS, msgpack.unpackb(payload), strict=True))
+    """Decode the fields of `encode_prediction`, arrays still as bytes. Raises: NewerFormat if there are others."""
+    values = msgpack.unpackb(payload)
+    if not isinstance(values, list) or len(values) != len(_FIELDS):
+        raise _newer("prediction", values, len(_FIELDS))
+    return dict(zip(_FIELDS, values, strict=True))
+
+
+def _newer(what: str, values: Any, known: int) -> NewerFormat:
+    """Make the error for a record that has other fields: their number is a record's format, and later ones add at the end."""
+    found = f"{len(values)} fields" if isinstance(values, list) else type(values).__name__
+    return NewerFormat(f"a {what} in the log", found, f"{known} fields")
 
 
 def prediction_columns(payloads: Iterable[bytes]) -> dict[str, pa.Table]:
@@ -231,9 +243,19 @@ def encode_labels(labels: Sequence[Label]) -> bytes:
     return packed
 
 
+def _label_rows(payload: bytes) -> list[Any]:
+    rows = msgpack.unpackb(payload)
+    if not isinstance(rows, list):
+        raise _newer("label", rows, _LABEL_FIELDS)
+    for row in rows:
+        if len(row) != _LABEL_FIELDS:
+            raise _newer("label", row, _LABEL_FIELDS)
+    return rows
+
+
 def label_columns(payloads: Iterable[bytes]) -> pa.Table:
     """Convert label records to a table, a row per label."""
-    rows = [row for payload in payloads for row in msgpack.unpackb(payload)]
+    rows = [row for payload in payloads for row in _label_rows(payload)]
     ids, values, observed, received = zip(*rows, strict=True) if rows else ((), (), (), ())
     columns = {
         "prediction_id": pa.array(ids, pa.string()),

@@ -21,6 +21,7 @@ from clusters.redis_clients import is_cluster
 from functions.prediction_log.errors import PredictionLogError
 from functions.prediction_log.frames import Frame, read_frames
 from registry.access import DEFAULT_WORKSPACE
+from registry.errors import NewerFormat
 
 __all__ = ["Accepted", "Stream", "WriterState", "entries_of"]
 
@@ -190,7 +191,7 @@ class Stream:
     def read(self, writer: str, *, max_bytes: int = 16 << 20) -> Iterator[Frame]:
         """Read the oldest records of a writer, in order, about `max_bytes` of them.
 
-        Raises: PredictionLogError if an entry is damaged.
+        Raises: PredictionLogError if an entry is damaged; NewerFormat if a newer release wrote it.
         """
         return entries_of(self.client, self.key(writer), max_bytes)
 
@@ -237,13 +238,15 @@ class Stream:
 def entries_of(client: Any, key: str, max_bytes: int) -> Iterator[Frame]:
     """Read the oldest records of a stream, in order, about `max_bytes` of them.
 
-    Raises: PredictionLogError if an entry is damaged.
+    Raises: PredictionLogError if an entry is damaged; NewerFormat if a newer release wrote it.
     """
     after, size, count = b"-", 0, _READ_ENTRIES
     while size < max_bytes:
         entries: Any = client.xrange(key, min=after, count=count)
         read = 0
         for entry, fields in entries:
+            if b"frames" not in fields:
+                raise NewerFormat(f"{key}: an entry", sorted(fields), "frames")
             yield from _checked(fields[b"frames"], key)
             after, read = b"(" + entry, read + len(fields[b"frames"])
         if len(entries) < count:

@@ -10,9 +10,14 @@ from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
-from registry.errors import Damaged, InvalidInput
+from registry.errors import Damaged, InvalidInput, NewerFormat
 from registry.times import from_text, to_text
 
+FORMAT = 1
+"""Newest format of an entry that is read here; one without the field `format` has the first, which all releases read.
+
+A release that writes what older ones would fold wrongly marks the entry, and they refuse it.
+"""
 NO_DIGEST = "0" * 64  # what the first entry names as its predecessor
 
 
@@ -68,10 +73,13 @@ def parse_entry(data: bytes, where: str) -> tuple[Entry, list[Entry]]:
     """Parse stored bytes: the entry, and the earlier ones that it carries.
 
     Raises: Damaged, naming `where`, if the bytes are not an entry, do not give its digest, or carry others than its
-    predecessors.
+    predecessors; NewerFormat if a newer release wrote them.
     """
     try:
         fields = json.loads(data)
+        for each in (fields, *fields.get("carried", ())):
+            if each.get("format", FORMAT) > FORMAT:
+                raise NewerFormat(where, each["format"], FORMAT)
         carried = [_from_json(before) for before in fields.pop("carried", ())]
         entry = _from_json(fields)
     except (ValueError, TypeError, KeyError, AttributeError) as error:

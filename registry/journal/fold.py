@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from registry.backoff import backoff_s
-from registry.errors import Damaged, RegistryError
+from registry.errors import Damaged, NewerFormat, RegistryError
 from registry.journal import snapshot
 from registry.journal.conflict import Conflict
 from registry.journal.entry import NO_DIGEST, Entry
@@ -185,7 +185,13 @@ class Fold(Generic[S]):
                 f"{self.journal.path} entry {entry.number} follows digest {entry.previous[:12]}…, but entry "
                 f"{entry.number - 1} has {self._head[:12]}…: one of them was changed"
             )
-        self._state = self._step(self._state, entry)
+        try:
+            self._state = self._step(self._state, entry)
+        except KeyError as error:
+            kind = entry.body.get("kind", entry.body.get("event"))
+            raise NewerFormat(
+                f"{self.journal.path} entry {entry.number}", f"{kind!r} ({error} is new)", "other kinds"
+            ) from error
         self._next = entry.number + 1
         self._head = entry.digest
         if self._carry:

@@ -8,13 +8,14 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from registry.errors import Damaged
+from registry.errors import Damaged, NewerFormat
 
 if TYPE_CHECKING:
     from registry.audit_keys import AuditKeys
     from registry.store import ObjectStore
 
 _KIND = "snapshot"
+_FORMAT = 1  # of a snapshot without the field `format`
 _logger = logging.getLogger(__name__)
 
 
@@ -53,18 +54,22 @@ def load(store: ObjectStore, path: str) -> Snapshot | None:
         return None
     try:
         return parse(data, store.audit_keys, path)
+    except NewerFormat as error:
+        _logger.info("%s; reading every entry instead", error)
     except Damaged as error:
         _logger.error("%s; reading every entry instead", error)  # noqa: TRY400 - the message says it all
-        return None
+    return None
 
 
 def parse(data: bytes, keys: AuditKeys, path: str) -> Snapshot:
-    """Parse a stored snapshot, and verify its MAC if there are keys. Raises: Damaged."""
+    """Parse a stored snapshot, and verify its MAC if there are keys. Raises: Damaged; NewerFormat."""
     digest, _, text = data.partition(b"\n")
     try:
         if _sha256(text).encode() != digest:
             raise ValueError("its bytes do not give its digest")  # noqa: TRY301 - one message for all
         content: dict[str, Any] = json.loads(text)
+        if content.get("format", _FORMAT) > _FORMAT:
+            raise NewerFormat(f"{path}: snapshot", content["format"], _FORMAT)
         found = Snapshot(**{"mac": "", **content})
         prefix = _with_mac("{", found.mac).encode()
         unmarked = b"{" + text[len(prefix) :] if text.startswith(prefix) else text

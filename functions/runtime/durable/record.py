@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel
 
 from functions.runtime.receipt import NO_USAGE, Receipt, Usage
 from functions.runtime.reference import current_reference
+from registry.errors import NewerFormat
 from registry.journal import Entry
 
 Status = Literal["queued", "running", "failed", "waiting", "succeeded", "dead", "cancelled"]
@@ -101,8 +102,11 @@ def initial_record(entry: Entry, invocation: str) -> Record:
 
 
 def fold_entry(record: Record, entry: Entry) -> Record:
-    """The record after one more entry."""
-    changes = _CHANGES[entry.body["kind"]](record, entry)
+    """The record after one more entry. Raises: NewerFormat for a kind that only newer releases know."""
+    kind = entry.body["kind"]
+    if kind not in _CHANGES:
+        raise NewerFormat(f"invocation {record.id} entry {entry.number}", kind, ", ".join(_CHANGES))
+    changes = _CHANGES[kind](record, entry)
     return record.model_copy(update={**changes, "length": entry.number + 1})
 
 

@@ -198,5 +198,5 @@ def test_a_killed_restore_is_taken_up_again(tmp_path: Path, redis_url: str, writ
 def test_an_export_of_a_newer_release_is_not_misread():
     data = WriterExport("labels", "default", "w", ()).to_bytes()
     head = json.loads(data.split(b"\n")[0])
-    with pytest.raises(NewerFormat, match=r"backup/1 has format 2.*upgrade this process"):
+    with pytest.raises(NewerFormat, match=r"backup/1 has format 2, .* upgrade this process"):
         WriterExport.from_bytes(json.dumps(head | {"format": 2}).encode() + b"\n", where="backup/1")
