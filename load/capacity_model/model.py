@@ -56,10 +56,10 @@ class Costs:
     replica_cpu_s: float = 1 / 8_000
     door_cpu_s: float = 1 / 25_000
     record_bytes: float = 300.0
-    redis_command_s: float = 10e-6
-    redis_byte_s: float = 1e-9
-    row_s: float = 10e-6
-    commit_s: float = 0.02
+    redis_command_s: float = 12e-6
+    redis_byte_s: float = 0.4e-9
+    row_s: float = 20e-6
+    commit_s: float = 0.006
     store_latency_s: float = 0.03
     commit_puts: float = 3.0
     commit_gets: float = 4.0
