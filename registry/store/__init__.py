@@ -6,7 +6,9 @@ from registry.store.clock_skew import clock_skew_s
 from registry.store.folder import FolderStore
 from registry.store.object_store import Aged, Announce, ObjectInfo, ObjectStore, Progress
 from registry.store.private_folder import private_folder, temporary_folder
+from registry.store.row_ranges import PinnedRows
 from registry.store.table_history import find_rows, remove_rows, table_names
+from registry.store.table_parts import Part, overwrite_with_parts, write_part
 from registry.store.tables import RESERVED_TABLES, Table, TableSnapshot, check_table_name
 from registry.store.urls import open_store
 
@@ -18,6 +20,8 @@ __all__ = [
     "FolderStore",
     "ObjectInfo",
     "ObjectStore",
+    "Part",
+    "PinnedRows",
     "Progress",
     "Table",
     "TableSnapshot",
@@ -27,8 +31,10 @@ __all__ = [
     "clock_skew_s",
     "find_rows",
     "open_store",
+    "overwrite_with_parts",
     "private_folder",
     "remove_rows",
     "table_names",
     "temporary_folder",
+    "write_part",
 ]

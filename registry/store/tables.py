@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import pyarrow as pa
@@ -31,6 +31,7 @@ _CONFIGURATION = {
     "delta.deletedFileRetentionDuration": "interval 36500 days",
 }
 _METADATA = "toque"  # key of our metadata among a commit's
+_COMMIT = "toque_commit"  # and of a commit's id
 RESERVED_TABLES: Final = frozenset(
     {"predictions", "labels", "monitoring", "metrics", "features", "feature_health", "invocations", "reports"}
 )
@@ -97,7 +98,7 @@ class Table:
 
     def version(self) -> int:
         """Number of the newest version, from 0. Raises: NotFound."""
-        return int(self._open().version())
+        return int(self.open().version())
 
     def snapshot(self) -> TableSnapshot:
         """Snapshot of the newest version. Raises: NotFound."""
@@ -105,7 +106,7 @@ class Table:
 
     def schema(self) -> pa.Schema:
         """Arrow schema of the newest version. Raises: NotFound."""
-        return pa.schema(self._open().schema().to_arrow())
+        return pa.schema(self.open().schema().to_arrow())
 
     def append(
         self,
@@ -129,34 +130,34 @@ class Table:
         Returns: the snapshot that has the rows.
         Raises: InvalidInput if columns or types do not fit, or a timestamp has no timezone.
         """
-        _check_times(data, self.name)
+        check_times(data, self.name)
         transactions = dict(transactions or {})
         mode: Literal["merge"] | None = "merge" if merge_schema else None
-        commit = _commit_properties(transactions, metadata)
+        commit = commit_properties(transactions, metadata)
 
         def write(table: DeltaTable | None) -> DeltaTable:
             if table is None:
                 # Created empty first: two writers of one transaction must meet in a commit, not in a creation.
-                table = self._create(data.schema, partition_by, bounds)
+                table = self.create(data.schema, partition_by, bounds)
             if not _already_in(table, transactions):
                 write_deltalake(table, data, mode="append", schema_mode=mode, commit_properties=commit)
             return table
 
-        return self._commit(write)
+        return self.commit(write)
 
     def overwrite(
         self, data: pa.Table, *, partition_by: Sequence[str] = (), metadata: Mapping[str, str] | None = None
     ) -> TableSnapshot:
         """Replace all rows and the schema; older versions stay readable. Raises: InvalidInput as `append`."""
-        _check_times(data, self.name)
-        commit = _commit_properties({}, metadata)
+        check_times(data, self.name)
+        commit = commit_properties({}, metadata)
 
         def write(table: DeltaTable | None) -> DeltaTable:
-            table = table if table is not None else self._create(data.schema, partition_by)
+            table = table if table is not None else self.create(data.schema, partition_by)
             write_deltalake(table, data, mode="overwrite", schema_mode="overwrite", commit_properties=commit)
             return table
 
-        return self._commit(write)
+        return self.commit(write)
 
     def read(
         self, *, version: int | None = None, columns: Sequence[str] | None = None, where: Any = None
@@ -167,13 +168,13 @@ class Table:
         cannot match are not read.
         Raises: NotFound if there is no such table or version.
         """
-        table = self._open(version)
+        table = self.open(version)
         names = list(columns) if columns is not None else None
         return table.to_pyarrow_table(columns=names, filters=where, filesystem=_files_of(table, self))
 
     def dataset(self, version: int | None = None) -> ds.FileSystemDataset:
         """Open a version as an Arrow dataset without reading rows. Raises: NotFound if there is no such table or version."""
-        return dataset_of(self._open(version), self)
+        return dataset_of(self.open(version), self)
 
     def head(self, rows: int, *, version: int | None = None) -> pa.Table:
         """Read the first rows of a version, in the order of `read`. Raises: NotFound if there is no such table or version."""
@@ -199,9 +200,18 @@ class Table:
         found = table.transaction_version(app_id) if table is not None else None
         return None if found is None else int(found)
 
+    def transactions(self, app_ids: Iterable[str]) -> set[str]:
+        """Select the application ids under which something was committed; opens the table once."""
+        table = self._find()
+        return (
+            set()
+            if table is None
+            else {app_id for app_id in app_ids if table.transaction_version(app_id) is not None}
+        )
+
     def metadata(self, version: int | None = None) -> dict[str, str]:
         """Metadata stored with the commit of `version`, by default the newest. Raises: NotFound."""
-        table = self._open()
+        table = self.open()
         wanted = int(table.version()) if version is None else version
         commits = table.history(int(table.version()) - wanted + 1) if wanted >= 0 else []
         commit = next((commit for commit in commits if commit["version"] == wanted), None)
@@ -210,8 +220,11 @@ class Table:
         kept: dict[str, str] = json.loads(commit.get(_METADATA, "{}"))
         return kept
 
-    def _commit(self, write: Callable[[DeltaTable | None], DeltaTable]) -> TableSnapshot:
-        """Run `write` on the newest version, and retry while other writers conflict."""
+    def commit(self, write: Callable[[DeltaTable | None], DeltaTable]) -> TableSnapshot:
+        """Run `write` on the newest version (None: there is no table), and retry while other writers conflict.
+
+        Raises: Unavailable if they do for a minute; InvalidInput if columns do not fit.
+        """
         deadline = time.monotonic() + _PATIENCE_S
         attempt = 0
         while True:
@@ -227,9 +240,10 @@ class Table:
             else:
                 return TableSnapshot(name=self.name, version=int(table.version()))
 
-    def _create(
-        self, schema: pa.Schema, partition_by: Sequence[str], bounds: Sequence[str] = ()
+    def create(
+        self, schema: pa.Schema, partition_by: Sequence[str] = (), bounds: Sequence[str] = ()
     ) -> DeltaTable:
+        """Create the table without rows, as version 0, unless it exists; see `append`."""
         bounded = {"delta.dataSkippingStatsColumns": ",".join(bounds)} if bounds else {}
         uri, options = self.store.table_location(self.name)
         return DeltaTable.create(
@@ -241,7 +255,8 @@ class Table:
             storage_options=options or None,
         )
 
-    def _open(self, version: int | None = None) -> DeltaTable:
+    def open(self, version: int | None = None) -> DeltaTable:
+        """Open a version, by default the newest, with Delta's own library. Raises: NotFound."""
         table = self._find(version)
         if table is None:
             which = "" if version is None else f" version {version}"
@@ -271,13 +286,24 @@ def _files_of(opened: DeltaTable, table: Table) -> fs.FileSystem:
     return file_system(table.store, table.name, sizes)
 
 
-def _commit_properties(
-    transactions: Mapping[str, int], metadata: Mapping[str, str] | None
+def commit_properties(
+    transactions: Mapping[str, int], metadata: Mapping[str, str] | None, *, commit_id: str | None = None
 ) -> CommitProperties:
+    """Build what a commit carries beside its files: transactions by application id, metadata of ours, and its own id."""
+    custom = {_METADATA: json.dumps(dict(metadata))} if metadata else {}
+    custom |= {_COMMIT: commit_id} if commit_id else {}
     return CommitProperties(
         app_transactions=[Transaction(app, version) for app, version in transactions.items()] or None,
-        custom_metadata={_METADATA: json.dumps(dict(metadata))} if metadata else None,
+        custom_metadata=custom or None,
     )
+
+
+def version_of_commit(commits: Iterable[Mapping[str, Any]], commit_id: str) -> int:
+    """Find the version that a commit with this id made. Raises: NotFound."""
+    for commit in commits:
+        if commit.get(_COMMIT) == commit_id:
+            return int(commit["version"])
+    raise NotFound(f"no commit has the id {commit_id}; its log was cleaned up meanwhile")
 
 
 def _already_in(table: DeltaTable, transactions: Mapping[str, int]) -> bool:
@@ -288,7 +314,7 @@ def _already_in(table: DeltaTable, transactions: Mapping[str, int]) -> bool:
     )
 
 
-def _check_times(data: pa.Table, name: str) -> None:
+def check_times(data: pa.Table, name: str) -> None:
     """Refuse timestamp columns without a timezone. Raises: InvalidInput."""
     for field in data.schema:
         if pa.types.is_timestamp(field.type) and field.type.tz is None:

@@ -1,0 +1,53 @@
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pytest
+
+from registry import Table, open_store
+from registry.store import PinnedRows
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Table:
+    made = Table(open_store(f"file://{tmp_path_factory.mktemp('store')}"), "rows")
+    for day, count in (("a", 70_000), ("b", 3), ("a", 500), ("c", 90_000)):
+        numbers = np.random.default_rng(count).integers(0, 1 << 40, count)
+        made.append(pa.table({"n": numbers, "day": [day] * count}), partition_by=["day"])
+    return made
+
+
+@pytest.mark.parametrize(
+    "bounds", [(0, 160_503), (0, 1), (160_502, 160_503), (89_990, 90_510), (69_000, 69_007), (5, 5)]
+)
+@pytest.mark.parametrize("rows", [1, 7_000, 65_536, 1_000_000])
+def test_ranges_are_the_rows_of_a_read_by_their_numbers(table, bounds, rows):
+    if rows == 1 and bounds[1] - bounds[0] > 1_000:
+        return
+    pinned, whole = PinnedRows(table, table.version()), table.read()
+    assert pinned.count == whole.num_rows
+    slices = list(pinned.slices(*bounds, rows=rows, columns=["day", "n"]))
+    assert all(each.num_rows == rows for each in slices[:-1])
+    got = pa.concat_tables(slices).to_pydict() if slices else {"day": [], "n": []}
+    assert got == whole.slice(bounds[0], bounds[1] - bounds[0]).select(["day", "n"]).to_pydict()
+
+
+def test_only_row_groups_that_overlap_are_read(tmp_path):
+    made = Table(open_store(f"file://{tmp_path}"), "rows")
+    made.append(pa.table({"n": np.arange(3_000_000)}))
+    groups: list[int] = []
+    subset = ds.ParquetFileFragment.subset
+    pinned = PinnedRows(made, made.version())
+
+    class Spy:
+        def __init__(self, fragment) -> None:
+            self._fragment = fragment
+            self.row_groups = fragment.row_groups
+
+        def subset(self, row_group_ids):
+            groups.extend(row_group_ids)
+            return subset(self._fragment, row_group_ids=row_group_ids)
+
+    pinned._files = [(Spy(fragment), numbers) for fragment, numbers in pinned._files]
+    (got,) = pinned.slices(1_500_000, 1_500_010, rows=10)
+    assert got["n"].to_pylist() == list(range(1_500_000, 1_500_010))
+    assert len(groups) == 1
