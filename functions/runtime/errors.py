@@ -46,6 +46,10 @@ class WorkerLost(FunctionError):
     """Raised if the worker process died: killed, out of memory, or its node left."""
 
 
+class NoRoom(FunctionError):
+    """Raised if the cluster, and all nodes that could be started, can never hold the workers of an experiment."""
+
+
 class MissingSecret(FunctionError, LookupError):
     """Raised if a declared secret is missing, or too short to be kept out of logs."""
 

@@ -63,7 +63,7 @@ class Trial(BaseModel):
 class Limits(BaseModel):
     """Resources that the trials of a sweep may use together; None: any. Epochs under way at a limit end first.
 
-    hours: of the wall clock; cpu_hours, gpu_hours: of all trials; money: at the prices of TOQUE_PRICES.
+    hours: of the wall clock since the first trial began; cpu_hours, gpu_hours: of all trials; money: at the prices of TOQUE_PRICES.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

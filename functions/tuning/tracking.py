@@ -95,7 +95,8 @@ class TrialTracker(tune.Callback):
     ) -> None:
         self.done = done
         self.stopped: str | None = None
-        self._prices, self._limits, self._began = prices, limits, time.monotonic()
+        self._prices, self._limits = prices, limits
+        self._began: float | None = None  # when the first trial had room on the cluster
         self._registry, self._experiment, self._parent = registry, experiment, parent
         self._points, self._dataset, self._code = points, dataset, code
         self._failed: dict[int, str] = {}
@@ -103,7 +104,8 @@ class TrialTracker(tune.Callback):
         self._tracked: dict[int, _TrackedTrial] = {}
 
     def on_trial_start(self, *, trial: Any, **_: Any) -> None:  # type: ignore[override]  # called by name
-        """Start the run of a trial, once."""
+        """Start the run of a trial, once, and with the first one the sweep's clock."""
+        self._began = time.monotonic() if self._began is None else self._began
         self._of(trial.config["point"])
 
     def record_exploit(self, number: int, exploit: Exploit) -> None:
@@ -158,7 +160,7 @@ class TrialTracker(tune.Callback):
 
     def limit_reached(self) -> bool:
         """Whether the sweep has reached one of its limits."""
-        hours = (time.monotonic() - self._began) / 3600
+        hours = 0.0 if self._began is None else (time.monotonic() - self._began) / 3600
         self.stopped = self.stopped or self._limits.reached(hours=hours, cost=self.used().cost(self._prices))
         return self.stopped is not None
 

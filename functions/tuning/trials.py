@@ -9,8 +9,11 @@ from typing import Any
 from ray import tune
 
 from functions.model_formats.torch_threads import torch_threads
+from functions.runtime.errors import NoRoom
 from functions.runtime.run.cluster import AWAY_FROM_SERVING
 from functions.runtime.run.niceness import lower_priority
+from functions.runtime.run.room import wait_for_room
+from functions.training.errors import TrainingError
 from functions.training.loop.cost import ResourceMeter
 from functions.training.loop.interrupts import interruptible
 from functions.training.loop.process_group import SingleProcess
@@ -38,6 +41,18 @@ class TrialResources:
             [{"CPU": self.cpus_per_trial, "GPU": self.gpus_per_trial}],
             bundle_label_selector=[AWAY_FROM_SERVING],
         )
+
+    def wait_for_room(self) -> None:
+        """Wait until the cluster holds one trial; the others come as there is room. Raises: TrainingError if it never can."""
+        try:
+            wait_for_room(
+                1,
+                {"CPU": self.cpus_per_trial, "GPU": self.gpus_per_trial},
+                what=f"a trial with cpus_per_trial={self.cpus_per_trial:g}, gpus_per_trial={self.gpus_per_trial:g}",
+                remedy="ask for less of them",
+            )
+        except NoRoom as error:
+            raise TrainingError(str(error)) from error
 
 
 def run_asha(
@@ -83,7 +98,8 @@ def _fit(
     resources: TrialResources,
     space: dict[str, Any] | None = None,
 ) -> None:
-    """Run the sweep on Tune, and end every run of it, however the sweep ended."""
+    """Run the sweep on Tune once there is room for a trial, and end every run of it, however the sweep ended."""
+    resources.wait_for_room()
     errors: dict[int, str] = {}
     ended = False
     with tempfile.TemporaryDirectory(prefix="toque-sweep-") as folder:

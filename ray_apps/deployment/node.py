@@ -21,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 from clusters.profile import Profile, ProfileError, apply_profile, effective_profile, require_settings
 from ray_apps.deployment.errors import DeploymentError
+from ray_apps.deployment.node_types import autoscaling_file
 from ray_apps.deployment.serve_settings import HAPROXY, cluster_settings, serve_settings
 from ray_apps.local.processes import ProcessSession, end_sessions
 
@@ -43,6 +44,7 @@ and port, a machine that came back would answer for the node that it was before,
 SERVE, DOOR = "serve", "door"
 GROUP_LABEL = "ray.io/node-group"  # Ray's own: by default the type's name in RAY_NODE_TYPE_NAME
 _MANY = 1000  # replicas ask for a thousandth each
+_TOLD_WITHIN_S = 60.0
 _EARLY_S = 90.0  # a head that ends sooner did not start
 
 Report = Callable[[str], None]
@@ -113,6 +115,8 @@ def start_node(node: NodeStart, *, report: Report = lambda _: None) -> int:
         begun = time.monotonic()
         code = _run(command, environment)
         if code == 0 or (node.block and time.monotonic() - begun > _EARLY_S):
+            if code == 0 and node.is_head and not node.block:
+                _report_node_types(command, environment, report)
             return code
         if attempt == ATTEMPTS:
             break
@@ -122,6 +126,24 @@ def start_node(node: NodeStart, *, report: Report = lambda _: None) -> int:
         )
         time.sleep(PAUSE_S)
     raise DeploymentError(f"`ray start` ended with exit code {code}; what it printed says why")
+
+
+def _report_node_types(command: Sequence[str], environment: Mapping[str, str], report: Report) -> None:
+    """Tell the cluster what its autoscaler may start; a head without an autoscaler, or that cannot be told, goes on."""
+    file = autoscaling_file(command)
+    if file is None:
+        return
+    port = next((each.partition("=")[2] for each in command if each.startswith("--port=")), str(PORT))
+    told = subprocess.run(  # noqa: S603  # our own program
+        [sys.executable, "-m", "ray_apps.deployment.node_types", str(file), f"127.0.0.1:{port}"],
+        env=dict(environment),
+        check=False,
+        timeout=_TOLD_WITHIN_S,
+    )
+    if told.returncode != 0:
+        report(
+            f"the cluster was not told of the node types in {file}: work that no type could hold waits for ever"
+        )
 
 
 def node_environment(node: NodeStart, inherited: Mapping[str, str]) -> dict[str, str]:

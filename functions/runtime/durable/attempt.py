@@ -28,7 +28,7 @@ from functions.runtime.durable.workflow import Run, Suspended, use_run
 from functions.runtime.errors import Cancelled, FunctionError
 from functions.runtime.receipt import meter
 from functions.runtime.run import cluster
-from functions.runtime.run.deadline import with_deadline
+from functions.runtime.run.deadline import waited_s, with_deadline
 from functions.runtime.run.declared import DeclaredFunction
 from functions.runtime.run.execution import ErrorRecord, Outcome
 from registry.errors import Unavailable
@@ -160,7 +160,9 @@ def _heartbeats(run: Run) -> AbstractContextManager[None]:
     node = cluster.own_node()
 
     def write() -> None:
-        write_heartbeat(run.ledger.store, run.id, run.worker, run.ledger.clock(), node=node)
+        write_heartbeat(
+            run.ledger.store, run.id, run.worker, run.ledger.clock(), node=node, waited_s=waited_s()
+        )
 
     # The lease outlasts two heartbeats that fail.
     return repeated(write, every_s=run.ledger.lease_s / 3, name=f"lease-{run.id}", tolerated=Unavailable)

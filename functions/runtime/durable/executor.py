@@ -343,8 +343,13 @@ class Executor:
     def _record_loss(self, followed: FollowedRecord, function: DeclaredFunction | None, reason: str) -> None:
         """Record that a worker died; the invocation runs again, unless too many were lost or its timeout passed."""
         worker = followed.record.worker
+        waited = waited_of(
+            self.ledger.store, followed.record
+        )  # for room on the cluster, which is no run time
         followed.append(
-            lambda record: _loss_entry(record, function, reason, worker=worker, now=self.ledger.clock())
+            lambda record: _loss_entry(
+                record, function, reason, worker=worker, now=self.ledger.clock(), waited_s=waited_s
+            )
         )
         slots = self._slots_of(function) if function else None
         for held in (slots, self._quota if function and function.demand else None):
@@ -364,7 +369,13 @@ def _entry_if_unchanged(body: dict[str, Any], length: int, record: Record) -> di
 
 
 def _loss_entry(
-    record: Record, function: DeclaredFunction | None, reason: str, *, worker: str | None, now: datetime
+    record: Record,
+    function: DeclaredFunction | None,
+    reason: str,
+    *,
+    worker: str | None,
+    now: datetime,
+    waited_s: float,
 ) -> dict[str, Any] | None:
     if record.status not in {"queued", "running"} or record.worker != worker:
         return None
@@ -374,7 +385,7 @@ def _loss_entry(
     if (
         function.timeout_s
         and record.started_at
-        and now - record.started_at >= timedelta(seconds=function.timeout_s)
+        and now - record.started_at >= timedelta(seconds=function.timeout_s + waited_s)
     ):
         reason = f"ran past timeout_s={function.timeout_s} and its worker was killed"
         failure = {"type": "TimedOut", "message": reason}

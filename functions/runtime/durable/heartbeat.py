@@ -21,10 +21,19 @@ def lease_key(invocation: str) -> str:
 
 
 def write_heartbeat(
-    store: ObjectStore, invocation: str, worker: str, at: datetime, *, node: str | None = None
+    store: ObjectStore,
+    invocation: str,
+    worker: str,
+    at: datetime,
+    *,
+    node: str | None = None,
+    waited_s: float = 0.0,
 ) -> None:
-    """Write a heartbeat of `worker`, which renews its lease. node: address of its Ray node, if it has one."""
-    beat = {"worker": worker, "at": at.isoformat(), "node": node}
+    """Write a heartbeat of `worker`, which renews its lease.
+
+    node: address of its Ray node, if it has one; waited_s: of its run so far, for room on the cluster.
+    """
+    beat = {"worker": worker, "at": at.isoformat(), "node": node, "waited_s": waited_s}
     store.put(lease_key(invocation), json.dumps(beat).encode())
 
 
@@ -53,11 +62,15 @@ def repeated(
 
 
 class Sign(NamedTuple):
-    """Last sign of life of a worker: its age by the store's clock, and the node that the worker is on, if known."""
+    """Last sign of life of a worker: its age by the store's clock, and the node that the worker is on, if known.
+
+    waited_s: for how long its run had waited for room on the cluster.
+    """
 
     age_s: float
     node: str | None = None
     worker: str | None = None
+    waited_s: float = 0.0
 
 
 def last_beat(store: ObjectStore, invocation: str) -> Sign | None:
@@ -66,7 +79,7 @@ def last_beat(store: ObjectStore, invocation: str) -> Sign | None:
     if found is None:
         return None
     content = json.loads(found.data)
-    return Sign(found.age_s, content.get("node"), content["worker"])
+    return Sign(found.age_s, content.get("node"), content["worker"], content.get("waited_s", 0.0))
 
 
 def last_sign(store: ObjectStore, record: Record) -> Sign | None:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import ray
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError, TaskCancelledError
+from ray.exceptions import GetTimeoutError, NodeDiedError, RayError, RayTaskError, TaskCancelledError
 
 from functions.runtime.declaration import ONCE, Demand, Resources, Retries
 from functions.runtime.errors import Cancelled, InvalidResult, TimedOut, WorkerLost
@@ -20,7 +20,8 @@ from functions.runtime.run.deadline import GRACE_S
 from functions.runtime.run.execution import Outcome
 from functions.runtime.run.forkserver import State
 
-AWAY_FROM_SERVING = {"ray.io/node-group": "!serve"}  # Ray's own label: the name of a node's type
+NODE_GROUP, SERVING_GROUP = "ray.io/node-group", "serve"  # Ray's own label: the name of a node's type
+AWAY_FROM_SERVING = {NODE_GROUP: f"!{SERVING_GROUP}"}
 ANSWER_S = 2.0
 SEND_S = 0.1  # longer than Ray takes to send a task to a worker
 
@@ -54,7 +55,8 @@ class ClusterRun:
     def _loss(self, error: RayError) -> WorkerLost | TimedOut | InvalidResult:
         if isinstance(error, RayTaskError) and isinstance(error.cause, TypeError | PicklingError):
             return InvalidResult(f"{self._name}: the result cannot leave its worker: {error.cause}")
-        if self._timeout_s is not None and time.monotonic() - self._started > self._timeout_s + GRACE_S:
+        overdue = self._timeout_s is not None and time.monotonic() - self._started > self._timeout_s + GRACE_S
+        if overdue and not isinstance(error, NodeDiedError):  # it may have waited for a node before it ran
             # Code that ignores its alarm is ended with its process, which can then report nothing.
             return TimedOut(f"{self._name} ran past timeout_s={self._timeout_s} and its worker was killed")
         return WorkerLost(f"{self._name}: its worker died, was preempted, or could not start it: {error}")

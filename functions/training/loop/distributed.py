@@ -16,8 +16,10 @@ import ray.train.torch
 import torch
 
 from functions.model_formats.torch_threads import torch_threads
+from functions.runtime.errors import NoRoom
 from functions.runtime.run.cluster import AWAY_FROM_SERVING
 from functions.runtime.run.niceness import lower_priority
+from functions.runtime.run.room import wait_for_room
 from functions.training.errors import TrainingError
 from functions.training.loop.cost import ResourceMeter, ResourceUse
 from functions.training.loop.interrupts import interruptible
@@ -76,7 +78,7 @@ class WorkersResult(Generic[T]):
 def run_workers(loop: WorkerLoop[T], workers: Workers) -> WorkersResult[T]:
     """Train in this process, or on the cluster if there are several workers.
 
-    Raises: TrainingError as the loop does; if Ray is not running or lacks the CPUs or GPUs; if this process has no GPU.
+    Raises: TrainingError as the loop does; if Ray is not running, or could never have the CPUs or GPUs; if this process has no GPU.
     """
     if workers.count > 1:
         return run_on_cluster(loop, workers)
@@ -93,9 +95,9 @@ def run_workers(loop: WorkerLoop[T], workers: Workers) -> WorkersResult[T]:
 def run_on_cluster(loop: WorkerLoop[T], workers: Workers) -> WorkersResult[T]:
     """Train on several workers of the cluster; a training that a lost worker interrupted resumes after its last epoch.
 
-    Raises: TrainingError as the loop does, if Ray is not running, or if it lacks the CPUs or GPUs.
+    Raises: TrainingError as the loop does, if Ray is not running, or if no node that could ever be there has the CPUs or GPUs.
     """
-    _require_capacity(workers)
+    _wait_for_room(workers)
     with tempfile.TemporaryDirectory(prefix="toque-train-") as folder:
         trainer = ray.train.torch.TorchTrainer(
             _work,  # type: ignore[arg-type]  # a result is returned, which the stub does not know
@@ -163,15 +165,17 @@ def _resources(workers: Workers) -> dict[str, float]:
     return {"CPU": workers.cpus_each, **gpus}
 
 
-def _require_capacity(workers: Workers) -> None:
+def _wait_for_room(workers: Workers) -> None:
     if not ray.is_initialized():
         raise TrainingError(
             f"num_workers={workers.count} needs a Ray cluster: call ray.init() first, or train with num_workers=1"
         )
-    for kind, each in _resources(workers).items():
-        wanted, there = workers.count * each, ray.cluster_resources().get(kind, 0.0)  # type: ignore[no-untyped-call]  # no stub
-        if wanted > there:
-            raise TrainingError(
-                f"{workers.count} workers of {each} {kind}s want {wanted} {kind}s, the cluster has {there}: "
-                f"ask for fewer workers or a smaller worker_{kind.lower()}s"
-            )
+    try:
+        wait_for_room(
+            workers.count,
+            _resources(workers),
+            what=f"num_workers={workers.count}",
+            remedy="ask for fewer workers, or for a smaller worker_cpus or worker_gpus",
+        )
+    except NoRoom as error:
+        raise TrainingError(str(error)) from error

@@ -1,0 +1,151 @@
+"""Room on the cluster for all workers of an experiment at once: wait for it, and refuse only what no node could ever hold.
+
+Cards and CPUs that are missing now may come: other work ends, or the autoscaler starts nodes. A placement group asks for them, so
+the autoscaler sees the demand; meanwhile the run's log and progress say what it waits for, and its time limit stands still.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ray
+from ray._private.state import state as cluster_state
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # no stub
+from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply  # type: ignore[attr-defined]  # the same
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+
+from functions.runtime.errors import NoRoom
+from functions.runtime.run.capture import report_progress
+from functions.runtime.run.cluster import AWAY_FROM_SERVING, NODE_GROUP, SERVING_GROUP
+from functions.runtime.run.deadline import paused
+
+_UNBOUNDED = 10_000  # nodes of a type without a limit
+_POLL_S = 1.0
+_SURE_AFTER_S = 20.0  # of the autoscaler's answer that it can start no such nodes: a node that was just lost comes back first
+_SLACK = 1e-9
+_logger = logging.getLogger(__name__)
+
+Amounts = Mapping[str, float]
+Autoscaler = Literal["absent", "able", "unable"]
+
+
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """Room that is needed by one experiment: `count` workers, each with the resources `each` on one node."""
+
+    count: int
+    each: Amounts
+
+    def __str__(self) -> str:
+        each = ", ".join(f"{amount:g} {kind}" for kind, amount in sorted(self.each.items()))
+        return f"{self.count} × ({each})"
+
+    def fits(self, nodes: Iterable[Amounts]) -> bool:
+        """Whether nodes with these total resources hold all workers."""
+        return sum(self._held(node) for node in nodes) >= self.count
+
+    def missing(self, nodes: Sequence[Amounts]) -> str:
+        """Name the first resource of which `nodes` together have too little, or else the largest node's share."""
+        for kind, each in sorted(self.each.items()):
+            wanted, there = self.count * each, sum(node.get(kind, 0.0) for node in nodes)
+            if wanted > there + _SLACK:
+                return f"{kind}={wanted:g} is wanted and there is {kind}={there:g}"
+        largest = max((self._held(node) for node in nodes), default=0)
+        return f"one node holds {largest} of such workers at most"
+
+    def _held(self, node: Amounts) -> int:
+        shares = [int(node.get(kind, 0.0) / each + _SLACK) for kind, each in self.each.items() if each > 0]
+        return min(shares, default=self.count)
+
+
+@dataclass(frozen=True, slots=True)
+class Nodes:
+    """Nodes that an experiment may use, by their total resources; `types`: each that could be started, if Ray knows them."""
+
+    present: Sequence[Amounts]
+    types: Sequence[Amounts] | None = None
+
+
+def verdict(needed: Needed, nodes: Nodes, autoscaler: Autoscaler) -> tuple[bool, str]:
+    """Decide whether a demand that has no room now may wait, and say for what it waits, or why it never will have room."""
+    if needed.fits(nodes.present):
+        return True, "room on the nodes that are there"
+    if autoscaler == "absent":
+        return False, f"the cluster has no autoscaler, and {needed.missing(nodes.present)}"
+    if nodes.types is not None and not needed.fits(nodes.types):
+        return False, f"with all nodes that may be started, {needed.missing(nodes.types)}"
+    if autoscaler == "able" or nodes.types is not None:
+        return True, "the autoscaler to start nodes"
+    if Needed(1, needed.each).fits(nodes.present):  # its limits are reached, and other work may leave
+        return True, "the autoscaler, whose limits are reached, and other work to end"
+    return False, f"the autoscaler has no node type for it, and {needed.missing(nodes.present)}"
+
+
+def wait_for_room(count: int, each: Amounts, *, what: str, remedy: str) -> None:
+    """Wait until the cluster holds `count` workers with the resources `each`, away from nodes that serve.
+
+    what: who needs them, as in "num_workers=4"; remedy: what the caller may change. The run's time limit stands still.
+    Raises: NoRoom if the cluster, and all nodes that its autoscaler may start, could never hold them.
+    """
+    needed = Needed(count, {kind: amount for kind, amount in each.items() if amount > 0})
+    if not needed.each:
+        return
+    group = placement_group(
+        [dict(needed.each)] * count, strategy="PACK", bundle_label_selector=[AWAY_FROM_SERVING] * count
+    )
+    try:
+        if not group.wait(_POLL_S):
+            with paused():
+                _wait(group, needed, what=what, remedy=remedy)
+    finally:
+        remove_placement_group(
+            group
+        )  # whoever asked takes the room at once, before its nodes are idle for long
+
+
+def _wait(group: PlacementGroup, needed: Needed, *, what: str, remedy: str) -> None:
+    said, unable_since = "", time.monotonic()
+    while not group.wait(_POLL_S):
+        autoscaler = _autoscaler(group)
+        may_wait, why = verdict(needed, nodes_for_experiments(), autoscaler)
+        if may_wait:
+            unable_since = time.monotonic()
+            text = f"{what} waits for {why}: it needs {needed}"
+            if text != said:
+                _logger.warning("%s", text)
+                report_progress(0, text=text)
+                said = text
+        elif autoscaler == "absent" or time.monotonic() - unable_since > _SURE_AFTER_S:
+            raise NoRoom(f"{what} needs {needed}, which the cluster can never hold: {why}; {remedy}")
+
+
+def _autoscaler(group: PlacementGroup) -> Autoscaler:
+    """Read what the autoscaler said last of a placement group that has no room; only that of Ray's version 2 says so."""
+    client = GcsClient(address=ray.get_runtime_context().gcs_address)
+    reply: Any = GetClusterStatusReply.FromString(client.get_cluster_status(timeout_s=10))
+    state = reply.autoscaling_state
+    if not state.autoscaler_state_version:
+        return "absent"
+    infeasible = state.infeasible_gang_resource_requests
+    return "unable" if any(group.id.hex() in gang.details for gang in infeasible) else "able"
+
+
+def nodes_for_experiments() -> Nodes:
+    """List what nodes that do not serve have in total, and what those have that could be started."""
+    present = [
+        node["Resources"]
+        for node in ray.nodes()  # type: ignore[no-untyped-call]  # Ray leaves it so
+        if node["Alive"] and node["Labels"].get(NODE_GROUP) != SERVING_GROUP
+    ]
+    config: Any = cluster_state.get_cluster_config()
+    if config is None or not config.node_group_configs:
+        return Nodes(present)
+    types: list[Amounts] = []
+    for group in config.node_group_configs:
+        if group.name != SERVING_GROUP:
+            types += [dict(group.resources)] * (group.max_count if group.max_count >= 0 else _UNBOUNDED)
+    return Nodes(present, types)
