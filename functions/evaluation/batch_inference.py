@@ -1,8 +1,9 @@
 """Batch inference of any registered version over a table snapshot, each row scored exactly once.
 
 The snapshot's rows are numbered and cut into shards. A shard's predictions are appended under a Delta transaction that
-names version, snapshot and shard, so a killed run resumes where it stopped, and a second run adds nothing. Ray Data scores
-the shards in a pool of actors; without a Ray cluster they are scored in this process, one by one.
+names version, snapshot and shard, so a killed run resumes where it stopped, and a second run adds nothing. On a cluster a
+pool of actors on all nodes reads, scores and writes runs of shards: the caller handles their numbers and no rows. Without a
+cluster this process does the same, shard by shard.
 """
 
 from __future__ import annotations
@@ -26,13 +27,19 @@ from functions.model_formats.torch_threads import torch_threads
 from functions.runtime.context import context
 from functions.runtime.declaration import Demand, Resources
 from functions.runtime.function import function
+from functions.runtime.run.capture import report_progress
 from functions.runtime.run.cluster import AWAY_FROM_SERVING
 from functions.runtime.run.niceness import lower_priority
+from functions.runtime.run.room import wait_for_room
 from registry import ModelVersion, Registry, Table, TableSnapshot
-from registry.store import check_table_name
+from registry.store import PinnedRows, check_table_name
 
-_SHARD = "__shard"
 _ROW = "row"
+_FIRST, _STOP, _ROWS = "first", "stop", "rows"  # of a run of shards
+_ROWS_PER_RUN = (
+    1_000_000  # of one call of an actor: as many as a Parquet row group usually has, which is read as a whole
+)
+_RUNS_PER_WORKER = 4  # at least, so that all have work until the end
 _ADDED = ("source", "model_version")
 
 
@@ -92,30 +99,67 @@ def predict_batch(
     The output has `row` (the row's number in the snapshot), the kept columns, the model's outputs, `source` (the
     snapshot) and `model_version`.
     Raises: NotFound; TrainingDataError if the dataset does not fit the version's signature; InvalidInput for the name of a
-    table of the platform's own.
+    table of the platform's own; NoRoom if the cluster has no node for a scorer, and never could.
     """
     began = time.perf_counter()
     registry = context().registry()
     found = registry.get_version(model, version)
     job = BatchJob(found, dataset, tuple(keep or ()), shard_rows)
     target = Table(registry.store, check_table_name(output or f"batch/{model}", what="output"))
-    table, todo = _pending(registry, job, target)
+    rows = PinnedRows(Table(registry.store, dataset.name), dataset.version)
+    _check(job, rows.schema)
+    work = ShardWork(registry, job, target, rows.count)
     where: Literal["ray", "here"] = "ray" if ray.is_initialized() else "here"
     scored = 0
-    for shard, predictions in _scored(registry, job, table, todo, max_actors):
-        target.append(predictions, transactions={job.app_id(shard): 0})
-        scored += predictions.num_rows
+    for more in _on_ray(work, max_actors) if ray.is_initialized() else _here(work, rows):
+        scored += more
+        report_progress(scored, rows.count, "rows scored")
     seconds = time.perf_counter() - began
     return BatchPredictions(
         table=target.snapshot(),
         model=model,
         version=found.version,
-        rows=table.num_rows,
+        rows=rows.count,
         rows_scored=scored,
         seconds=seconds,
         rows_per_s=scored / seconds,
         where=where,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class ShardWork:
+    """All that an actor needs to score shards of a job and append them to `target`. count: rows of the input."""
+
+    registry: Registry
+    job: BatchJob
+    target: Table
+    count: int
+
+    def pending(self, *, workers: int) -> list[range]:
+        """List the shards not yet written, as runs of neighbours: several for each worker, none of too many rows."""
+        each, shards = self.job.shard_rows, range(-(-self.count // self.job.shard_rows))
+        ids = {self.job.app_id(shard): shard for shard in shards}
+        written = {ids[app_id] for app_id in self.target.transactions(ids)}
+        todo = [shard for shard in shards if shard not in written]
+        most = max(1, min(_ROWS_PER_RUN // each, len(todo) // (workers * _RUNS_PER_WORKER)))
+        runs: list[range] = []
+        for shard in todo:
+            if runs and runs[-1].stop == shard and len(runs[-1]) < most:
+                runs[-1] = range(runs[-1].start, shard + 1)
+            else:
+                runs.append(range(shard, shard + 1))
+        return runs
+
+    def score(self, scorer: ShardScorer, rows: PinnedRows, run: range) -> Iterator[int]:
+        """Score a run of shards and append each; yields the number of its rows once they are in the table."""
+        each, inputs = self.job.shard_rows, input_columns(scorer.model.signature)
+        columns = list(dict.fromkeys([*inputs, *self.job.keep]))
+        first, stop = run.start * each, min(run.stop * each, self.count)
+        for number, table in zip(run, rows.slices(first, stop, rows=each, columns=columns), strict=True):
+            scored = scorer(_shard(table, inputs, self.job.keep, first=number * each))
+            self.target.append(_finished(scored, self.job), transactions={self.job.app_id(number): 0})
+            yield scored.num_rows
 
 
 class ShardScorer:
@@ -143,87 +187,78 @@ class ShardScorer:
         return result
 
 
-class PoolScorer(ShardScorer):
-    """Scorer that is an actor of Ray Data's pool."""
+class PoolScorer:
+    """Actor of Ray Data's pool that reads, scores and writes runs of shards."""
 
-    def __init__(self, registry: Registry, version: ModelVersion) -> None:
+    def __init__(self, work: ShardWork) -> None:
         lower_priority()
-        super().__init__(registry, version)
+        self._work = work
+        self._rows = PinnedRows(Table(work.registry.store, work.job.dataset.name), work.job.dataset.version)
+        self._scorer = ShardScorer(work.registry, work.job.version)
+
+    def __call__(self, run: pa.Table) -> pa.Table:
+        """Score a run, given by the numbers of its first shard and of the one behind it; returns how many rows it had."""
+        numbers = range(run.column(_FIRST)[0].as_py(), run.column(_STOP)[0].as_py())
+        return pa.table({_ROWS: [sum(self._work.score(self._scorer, self._rows, numbers))]})
 
 
-def _pending(registry: Registry, job: BatchJob, target: Table) -> tuple[pa.Table, list[int]]:
-    """Read the input, with kept columns renamed apart from the model's, and find the shards not yet written."""
+def _check(job: BatchJob, schema: pa.Schema) -> None:
+    """Check that a snapshot has the columns that a version reads and those to keep. Raises: TrainingDataError."""
     signature = job.version.signature
     if signature is None:
         raise TrainingDataError(
             f"{job.version.model}@{job.version.version} has no signature to read a table by"
         )
-    table = Table(registry.store, job.dataset.name).read(version=job.dataset.version)
-    wanted = [*input_columns(signature), *job.keep]
-    absent = sorted(set(wanted) - set(table.column_names))
+    absent = sorted({*input_columns(signature), *job.keep} - set(schema.names))
     clash = sorted({_ROW, *_ADDED, *(spec.name for spec in signature.outputs)} & set(job.keep))
     if absent or clash or job.shard_rows < 1:
         raise TrainingDataError(
             f"cannot score {job.dataset}: it lacks columns {absent}, keep={clash} would meet a column of the output, "
             f"shard_rows={job.shard_rows} must be positive"
         )
-    inputs = table.select(input_columns(signature))
-    for name in job.keep:
-        inputs = inputs.append_column(f"keep:{name}", table.column(name))
-    count = -(-table.num_rows // job.shard_rows)
-    return inputs, [shard for shard in range(count) if target.transaction(job.app_id(shard)) is None]
 
 
-def _scored(
-    registry: Registry, job: BatchJob, table: pa.Table, todo: Sequence[int], max_actors: int
-) -> Iterator[tuple[int, pa.Table]]:
-    """Yield the predictions of each shard of `todo`, in the order in which they are scored."""
-    shards = [_shard(table, number, job.shard_rows) for number in todo]
-    if not shards:
+def _here(work: ShardWork, rows: PinnedRows) -> Iterator[int]:
+    """Score what is pending in this process; yields the rows of each shard."""
+    runs = work.pending(workers=1)
+    if runs:
+        scorer = ShardScorer(work.registry, work.job.version)
+        for run in runs:
+            yield from work.score(scorer, rows, run)
+
+
+def _on_ray(work: ShardWork, max_actors: int) -> Iterator[int]:
+    """Score what is pending in a pool of actors; yields the rows of each run. An actor that is lost repeats its run."""
+    runs = work.pending(workers=max_actors)
+    if not runs:
         return
-    sizes = {number: shard.num_rows for number, shard in zip(todo, shards, strict=True)}
-    for scored in (
-        _on_ray(registry, job, shards, max_actors) if ray.is_initialized() else _here(registry, job, shards)
-    ):
-        number = int(scored.column(_SHARD)[0].as_py())
-        if scored.num_rows != sizes[number]:
-            raise TrainingDataError(
-                f"shard {number} came back with {scored.num_rows} of {sizes[number]} rows: lower shard_rows"
-            )
-        yield number, _finished(scored, job)
-
-
-def _here(registry: Registry, job: BatchJob, shards: Sequence[pa.Table]) -> Iterator[pa.Table]:
-    scorer = ShardScorer(registry, job.version)
-    yield from map(scorer, shards)
-
-
-def _on_ray(
-    registry: Registry, job: BatchJob, shards: Sequence[pa.Table], max_actors: int
-) -> Iterator[pa.Table]:
-    dataset = ray.data.from_arrow(list(shards)).map_batches(
+    wait_for_room(
+        1, {"CPU": 1.0}, what="a scorer of predict_batch", remedy="start a node that does not serve"
+    )
+    items = [{_FIRST: run.start, _STOP: run.stop} for run in runs]
+    scored = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         PoolScorer,
-        fn_constructor_args=(registry, job.version),
-        batch_size=None,
+        fn_constructor_args=(work,),
+        batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max_actors),
         num_cpus=1,
         label_selector=AWAY_FROM_SERVING,
     )
-    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+    for row in scored.iter_rows():
+        yield int(row[_ROWS])
 
 
-def _shard(table: pa.Table, number: int, rows: int) -> pa.Table:
-    part = table.slice(number * rows, rows)
-    numbers = np.arange(number * rows, number * rows + part.num_rows, dtype=np.int64)
-    return part.append_column(_ROW, pa.array(numbers)).append_column(
-        _SHARD, pa.array(np.full(part.num_rows, number, dtype=np.int64))
-    )
+def _shard(table: pa.Table, inputs: Sequence[str], keep: Sequence[str], *, first: int) -> pa.Table:
+    """Add the rows' numbers to a shard, and rename kept columns apart from the model's."""
+    shard = table.select(list(inputs))
+    for name in keep:
+        shard = shard.append_column(f"keep:{name}", table.column(name))
+    return shard.append_column(_ROW, pa.array(np.arange(first, first + table.num_rows, dtype=np.int64)))
 
 
 def _finished(scored: pa.Table, job: BatchJob) -> pa.Table:
-    result = scored.drop_columns([_SHARD])
-    result = result.rename_columns([name.removeprefix("keep:") for name in result.column_names])
+    result = scored.rename_columns([name.removeprefix("keep:") for name in scored.column_names])
     rows = result.num_rows
     return result.append_column("source", pa.array([str(job.dataset)] * rows, pa.string())).append_column(
         "model_version", pa.array(np.full(rows, job.version.version, dtype=np.int64))

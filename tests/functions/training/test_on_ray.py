@@ -8,13 +8,11 @@ import time
 import pytest
 import ray
 
-from functions.evaluation.batch_inference import predict_batch
 from functions.training import train_tabular
 from functions.training.checkpoints import Checkpoints
 from functions.tuning.jobs import Choice, Exploit, Limits, Range, tune_tabular
 from functions.tuning.pbt_state import Decision
 from functions.tuning.ray_tune_asha import TrialStates
-from registry import Table
 from tests.functions.training.tabular_setup import FAST, NAMES, POPULATION, KillsItsWorker
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluster")]
@@ -161,14 +159,6 @@ def test_a_population_ends_at_its_limit_though_some_members_wait(context, traini
     assert [(trial.failed, trial.epochs) for trial in sweep.trials] == [(False, 1)]
     assert [(each.begin, each.end) for each in sweep.descent] == [(0, 1)]
     assert list(context.store.list("checkpoints/")) == []
-
-
-def test_batch_inference_on_ray_data_scores_each_row_once(context, training_set):
-    trained = train_tabular("late", training_set, **NAMES, params=FAST)
-    done = predict_batch("late", training_set, version=trained.version, shard_rows=700)
-    assert (done.where, done.rows_scored) == ("ray", 4_000)
-    rows = Table(context.store, "batch/late").read()["row"].to_pylist()
-    assert sorted(rows) == list(range(4_000))
 
 
 def test_a_tpe_sweep_tries_the_given_settings_first(context, training_set):
