@@ -24,7 +24,7 @@ from featurestore.errors import InvalidRows, OnlineStoreUnavailable, UnknownDefi
 from featurestore.offline.historical import RetrievalJob
 from featurestore.offline.pinned_retrieval import check_entities, stored_view
 from featurestore.offline.tables import OfflineStore
-from featurestore.online.materialize import Materialized, Materializer, Progress
+from featurestore.online.materialize import Materialized, Materializer, Progress, Spread
 from featurestore.online.redis_store import OnlineStore
 from featurestore.online.serving import EntityRows, OnlineFeatures, Request, lookups_of
 from featurestore.retrieval import Features, Retrieval, plan_retrieval
@@ -195,13 +195,15 @@ class FeatureStore(Definitions):
         start: datetime | None = None,
         end: datetime | None = None,
         progress: Progress | None = None,
+        spread: Spread | None = None,
     ) -> list[Materialized]:
         """Write rows with `start <= event time <= end` online, newest wins; safe to repeat.
 
-        views: by default all; start: None for everything up to `end`; end: by default now.
+        views: by default all; start: None for everything up to `end`; end: by default now; spread: as
+        `offline.distributed.spread_files`, for large runs on a Ray cluster.
         Raises: InvalidRows if `start` is after `end`; OnlineStoreUnavailable, UnknownDefinition.
         """
-        materializer = Materializer(self.offline, self.online, progress=progress)
+        materializer = Materializer(self.offline, self.online, progress=progress, spread=spread)
         until = self._now(end)
         since = None if start is None else as_utc(start, name="start")
         return [materializer.window(view, start=since, end=until) for view in self._views_or_all(views)]
@@ -212,12 +214,13 @@ class FeatureStore(Definitions):
         *,
         views: Sequence[ViewOrName] | None = None,
         progress: Progress | None = None,
+        spread: Spread | None = None,
     ) -> list[Materialized]:
         """Write online what is new up to `end` (by default now), late rows and corrections included.
 
         Raises: OnlineStoreUnavailable, UnknownDefinition.
         """
-        materializer = Materializer(self.offline, self.online, progress=progress)
+        materializer = Materializer(self.offline, self.online, progress=progress, spread=spread)
         until = self._now(end)
         return [materializer.incremental(view, end=until) for view in self._views_or_all(views)]
 

@@ -6,6 +6,7 @@ of the feature store imports Ray; `featurestore/offline/partitioning.py` packs r
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Protocol
@@ -27,15 +28,18 @@ from featurestore.errors import InvalidRows, UnknownDefinition
 from featurestore.offline.partitioning import ENTITIES, PART, ROWS, Hashes, key_hashes, pack, unpack
 from featurestore.offline.pinned_retrieval import (
     PinnedRetrieval,
+    Times,
     attach,
     check_entities,
     finish,
     stored_view,
     typed_keys,
+    within_ttl,
 )
 from featurestore.offline.prefilter import Prefilter
 from featurestore.offline.store_catalog import StoreCatalog
 from featurestore.offline.tables import File, OfflineStore, Version, scan, storable
+from featurestore.online.materialize import FileShare, FilesWritten
 from featurestore.retrieval import Features, Retrieval
 from featurestore.rows import check_rows, conform, offline_schema
 from registry.store import TableSnapshot
@@ -98,18 +102,33 @@ def get_historical_features(
     row_number: str,
     as_known: bool = False,
     partitions: int | None = None,
+    between: Times = (None, None),
 ) -> Dataset:
     """Retrieve as `FeatureStore.get_historical_features` does, for an entity table that is itself a dataset.
 
-    row_number: its Int64 column that numbers the rows; they come back in that order.
+    row_number: its Int64 column that numbers the rows; they come back in that order. between: first and last event time
+    of its rows, as far as known, so that files of other times are not read.
     Raises: InvalidRows, UnknownDefinition.
     """
-    columns = list(entities.schema().names)
+    columns = entities.schema().names
     if row_number not in columns:
         raise InvalidRows(f"entity table: row number column {row_number!r} is missing; got {columns}")
-    sample = store.get_historical_features(_empty(entities), features, as_known=as_known)
-    checked = _mapped(entities, partial(_checked, retrieval=sample.retrieval, row_number=row_number))
-    return _joined(checked, sample, columns, partitions=partitions)
+    job = store.get_historical_features(_empty(entities), features, as_known=as_known)
+    return join_dataset(job, entities, row_number=row_number, partitions=partitions, between=between)
+
+
+def join_dataset(
+    job: PinnedRetrieval,
+    entities: Dataset,
+    *,
+    row_number: str,
+    partitions: int | None = None,
+    between: Times = (None, None),
+) -> Dataset:
+    """Retrieve as `get_historical_features` does, at the versions that `job` has fixed for no rows of the entity table."""
+    columns = [*(name for name in job.entities.column_names if name != row_number), row_number]
+    checked = _mapped(entities, partial(_checked, retrieval=job.retrieval, row_number=row_number))
+    return _joined(checked, job, columns, partitions=partitions, between=between)
 
 
 def _empty(dataset: Dataset) -> pa.Table:
@@ -122,14 +141,19 @@ def _checked(entities: pa.Table, *, retrieval: Retrieval, row_number: str) -> pa
 
 
 def _joined(
-    entities: Dataset, job: PinnedRetrieval, columns: Sequence[str], *, partitions: int | None
+    entities: Dataset,
+    job: PinnedRetrieval,
+    columns: Sequence[str],
+    *,
+    partitions: int | None,
+    between: Times = (None, None),
 ) -> Dataset:
     count = _partitions(partitions, rows=_most_stored(job))
     for lookup in job.retrieval.lookups:
         left = _mapped(entities, partial(_pack_entities, lookup=lookup, partitions=count))
         keys = [key.name for key in stored_view(lookup).join_keys]
         packed = partial(_pack_rows, keys=keys, partitions=count)
-        right = _mapped(_stored_rows(job, lookup), packed)
+        right = _mapped(_stored_rows(job, lookup, between), packed)
         join = partial(_join_partition, lookup=lookup, as_known=job.as_known)
         entities = _by_partition(left.union(right), join)
     finished = partial(finish, entity_columns=[*columns, ROW], retrieval=job.retrieval)
@@ -154,7 +178,7 @@ def _most_stored(job: PinnedRetrieval) -> int:
     return max((sum(file.rows for file in version.files) for version in opened if version), default=0)
 
 
-def _stored_rows(job: PinnedRetrieval, lookup: Projection) -> Dataset:
+def _stored_rows(job: PinnedRetrieval, lookup: Projection, between: Times) -> Dataset:
     """Read, in tasks, the view's rows that can be an answer; with all features, as ties may need them."""
     view = stored_view(lookup)
     snapshot = job.versions[view.name]
@@ -163,7 +187,8 @@ def _stored_rows(job: PinnedRetrieval, lookup: Projection) -> Dataset:
     version = job.offline.version(view, snapshot.version)
     prefilter = _prefilter(job, lookup)
     most = _MOST_ROWS_PER_TASK if prefilter is None else _MOST_FILTERED
-    shares = _shares(version.files, job.bounds(lookup), most=most) if version else ()
+    bounds = job.bounds(lookup) if job.entities.num_rows else within_ttl(between, view)
+    shares = _shares(version.files, bounds, most=most) if version else ()
     tasks = [{"files": files} for files in shares]
     if not tasks:
         return ray.data.from_arrow(offline_schema(view).empty_table())
@@ -177,9 +202,7 @@ def _rows_per_task(rows: int, *, most: int = _MOST_ROWS_PER_TASK) -> int:
     return min(max(rows // _TASKS, _ROWS_PER_BLOCK), most)
 
 
-def _shares(
-    files: Sequence[File], bounds: tuple[datetime | None, datetime | None], *, most: int
-) -> Iterator[list[int]]:
+def _shares(files: Sequence[File], bounds: Times, *, most: int) -> Iterator[list[int]]:
     """Group the files that may hold rows within the bounds into shares of one task each, by their index."""
     candidates = [(number, file.rows) for number, file in enumerate(files) if file.may_hold(*bounds)]
     enough = _rows_per_task(sum(rows for _, rows in candidates), most=most)
@@ -193,6 +216,32 @@ def _shares(
             share, rows = [], 0
     if share:
         yield share
+
+
+def spread_files(share: FileShare, files: Sequence[File]) -> Iterator[FilesWritten]:
+    """Write a share of a view's files online in tasks on all nodes; the caller handles numbers and names of files."""
+    tasks = [
+        {"paths": [files[number].path for number in numbers]}
+        for numbers in _shares(files, (None, None), most=_MOST_ROWS_PER_TASK)
+    ]
+    written = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
+        partial(_write_files, share=share), batch_format="pyarrow", batch_size=1, num_cpus=1
+    )
+    for row in written.iter_rows():
+        yield FilesWritten(int(row["rows"]), int(row["written"]), tuple(row["ended"]))
+
+
+def _write_files(task: pa.Table, *, share: FileShare) -> pa.Table:
+    paths = tuple(path for paths in task.column("paths").to_pylist() for path in paths)
+    done = list(replace(share, paths=paths).written())
+    ended = [path for each in done for path in each.ended]
+    return pa.table(
+        {
+            "rows": [sum(each.rows for each in done)],
+            "written": [sum(each.written for each in done)],
+            "ended": pa.array([ended], pa.list_(pa.string())),
+        }
+    )
 
 
 # Versions opened by this worker, cached because opening takes time for every file of a version.

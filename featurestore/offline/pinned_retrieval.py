@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,6 +20,8 @@ from featurestore.rows import cast_column, offline_schema, time_column
 from registry.store import TableSnapshot
 
 _ENTITY_TABLE = "entity table"  # named in messages
+Times: TypeAlias = tuple[datetime | None, datetime | None]
+"""First and last time, both inclusive; None where unbounded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +47,40 @@ class PinnedRetrieval:
         start, end = self.bounds(lookup)
         return self.offline.read(view, features=features, start=start, end=end, version=version.version)
 
-    def bounds(self, lookup: Projection) -> tuple[datetime | None, datetime | None]:
+    def bounds(self, lookup: Projection) -> Times:
         """First and last event time of rows that any entity row could see; None where unbounded."""
         times = pc.min_max(self.entities.column(EVENT_TIMESTAMP)).as_py()
-        ttl = stored_view(lookup).ttl
-        return (None if ttl is None or times["min"] is None else times["min"] - ttl), times["max"]
+        return within_ttl((times["min"], times["max"]), stored_view(lookup))
+
+    def stored_bytes(self, between: Times) -> int:
+        """Estimate the memory that the stored rows take which entity rows of these times could see, by the tables' logs."""
+        total = 0
+        for lookup in self.retrieval.lookups:
+            view, snapshot = stored_view(lookup), self.versions[stored_view(lookup).name]
+            version = None if snapshot is None else self.offline.version(view, snapshot.version)
+            if version is not None:
+                bounds = within_ttl(between, view)
+                rows = sum(file.rows for file in version.files if file.may_hold(*bounds))
+                total += rows * row_bytes(offline_schema(view))
+        return total
+
+
+def within_ttl(between: Times, view: FeatureView) -> Times:
+    """First and last event time of a view's rows that entity rows of the times `between` could see."""
+    first, last = between
+    return (None if view.ttl is None or first is None else first - view.ttl), last
+
+
+def row_bytes(schema: pa.Schema) -> int:
+    """Estimate the bytes of a row in memory; a text counts 32, and a list 64."""
+    return sum(_bytes_of(field.type) for field in schema)
+
+
+def _bytes_of(dtype: pa.DataType) -> int:
+    try:
+        return max(int(dtype.bit_width) // 8, 1)
+    except ValueError:  # no fixed width
+        return 64 if pa.types.is_nested(dtype) else 32
 
 
 def stored_view(lookup: Projection) -> FeatureView:

@@ -10,7 +10,7 @@ a kill first completes the interrupted run and skips them.
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -18,14 +18,62 @@ from pydantic import BaseModel, ConfigDict
 
 from featurestore.definitions.encoding import from_microseconds, to_microseconds
 from featurestore.definitions.views import FeatureView
-from featurestore.errors import InvalidRows
+from featurestore.errors import InvalidRows, UnknownDefinition
 from featurestore.offline.tables import File, OfflineStore, Version
 from featurestore.online.redis_store import OnlineStore
 
 ROWS_AT_ONCE = 200_000
+SPREAD_ROWS = 1_000_000  # from which a run is worth starting tasks on other nodes
 _MICROSECOND = timedelta(microseconds=1)
 
 Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class FileShare:
+    """Files of a view's table version to write online, by path: their rows with `start <= event time <= end`."""
+
+    offline: OfflineStore
+    online: OnlineStore
+    view: FeatureView
+    version: int
+    paths: tuple[str, ...]
+    start: datetime | None
+    end: datetime
+    rows_at_once: int = ROWS_AT_ONCE
+
+    def written(self) -> Iterator["FilesWritten"]:
+        """Write the rows batch by batch, and say after each what was written. Raises: OnlineStoreUnavailable."""
+        version = self.offline.version(self.view, self.version)
+        if version is None:
+            raise UnknownDefinition(
+                f"feature view {self.view.name!r}: version {self.version} of its table cannot be read"
+            )
+        wanted = set(self.paths)
+        batches = self.offline.batches(
+            self.view,
+            version,
+            [file for file in version.files if file.path in wanted],
+            start=self.start,
+            end=self.end,
+            rows=self.rows_at_once,
+        )
+        for batch, ended in batches:
+            written = self.online.write(self.view, batch)
+            yield FilesWritten(batch.num_rows, written, tuple(file.path for file in ended))
+
+
+@dataclass(frozen=True, slots=True)
+class FilesWritten:
+    """Rows of a batch that were sent, those that were new or newer online, and the files that ended with it."""
+
+    rows: int
+    written: int
+    ended: tuple[str, ...]
+
+
+Spread = Callable[[FileShare, Sequence[File]], Iterable[FilesWritten]]
+"""Writes a share of files in tasks on several nodes."""
 
 
 class Materialized(BaseModel):
@@ -83,7 +131,7 @@ class Materializer:
     """Moves rows of views from the offline to the online store.
 
     progress: called with the view's name, rows done and rows in total, after each batch.
-    rows_at_once: bounds the rows in memory.
+    rows_at_once: bounds the rows in memory. spread: writes the files of large runs on several nodes.
     """
 
     def __init__(
@@ -93,11 +141,13 @@ class Materializer:
         *,
         progress: Progress | None = None,
         rows_at_once: int = ROWS_AT_ONCE,
+        spread: Spread | None = None,
     ) -> None:
         self._offline = offline
         self._online = online
         self._progress = progress
         self._rows_at_once = rows_at_once
+        self._spread = spread
 
     def window(self, view: FeatureView, *, start: datetime | None, end: datetime) -> Materialized:
         """Write online the rows with `start <= event time <= end`; all up to `end` if start is None.
@@ -195,18 +245,20 @@ class Materializer:
         total = sum(f.rows for files, _ in shares for f in files)
         for files, start_us in shares:
             remaining = [f for f in files if f.path not in done]
-            batches = self._offline.batches(
+            share = FileShare(
+                self._offline,
+                self._online,
                 view,
-                version,
-                remaining,
-                start=None if start_us is None else from_microseconds(start_us),
-                end=from_microseconds(run.after.end_us),
-                rows=self._rows_at_once,
+                version.number,
+                tuple(f.path for f in remaining),
+                None if start_us is None else from_microseconds(start_us),
+                from_microseconds(run.after.end_us),
+                self._rows_at_once,
             )
-            for batch, ended in batches:
-                written += self._online.write(view, batch)
-                rows += batch.num_rows
-                self._record_done(done_key, ended)
+            large = self._spread is not None and sum(f.rows for f in remaining) >= SPREAD_ROWS
+            for more in self._spread(share, remaining) if large and self._spread else share.written():
+                rows, written = rows + more.rows, written + more.written
+                self._record_done(done_key, more.ended)
                 if self._progress is not None:
                     self._progress(view.name, rows, total)
         return rows, written
@@ -229,8 +281,7 @@ class Materializer:
             else [(new, None)]
         )
 
-    def _record_done(self, done_key: str, files: Iterable[File]) -> None:
-        paths = [f.path for f in files]
+    def _record_done(self, done_key: str, paths: Sequence[str]) -> None:
         if paths:
             with self._online.reachable():
                 self._online.client.sadd(done_key, *paths)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakKeyDictionary
 
 import polars as pl
@@ -75,6 +75,10 @@ class OnlineStore:
         self._where, self._clustered = f"Redis at {address.where}", address.kind == "cluster"
         self._url = redis_url
         self._async: WeakKeyDictionary[Any, tuple[Any, CoalescedReads]] = WeakKeyDictionary()
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str]]:
+        """Pickle for a worker: the address, without connections."""
+        return type(self), (self._url, self.project)
 
     @cached_property
     def client(self) -> Any:

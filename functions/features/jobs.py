@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from datetime import datetime, timedelta
 from typing import Any
@@ -12,17 +13,20 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
 from featurestore import InvalidRows, Materialized, ViewHealth, view_health
-from featurestore.offline.historical import RetrievalJob
+from featurestore.offline.pinned_retrieval import PinnedRetrieval
+from featurestore.online.materialize import Spread
+from functions.features.entity_rows import EntityRows
+from functions.features.memory import estimated_bytes, memory_bytes
 from functions.runtime.context import context
 from functions.runtime.declaration import Retries
 from functions.runtime.function import function
+from functions.runtime.run import cluster
 from functions.runtime.run.capture import report_progress
 from registry import InvalidInput, NotFound, ObjectStore, Table, TableSnapshot, as_utc
-from registry.store import check_table_name
+from registry.store import check_table_name, overwrite_with_parts
 
-EVENT_TIMESTAMP = "event_timestamp"
-LABEL_KNOWN_AT = "label_known_at"
 HEALTH_TABLE = "feature_health"
+_logger = logging.getLogger(__name__)
 
 _HEALTH = pa.schema(
     [
@@ -101,24 +105,50 @@ def build_training_set(
     features = ctx.features()
     since, until = as_utc(start, name="start"), as_utc(end, name="end")
     known = ctx.clock() if known_by is None else as_utc(known_by, name="known_by")
-    rows = Table(ctx.store, entities.name).read(version=entities.version, where=_between(since, until))
-    chosen = labelled(rows, label, known_by=known)
-    if not chosen.num_rows:
-        msg = f"{entities} has no rows with {label!r} known by {known} and {since} <= {EVENT_TIMESTAMP} < {until}"
-        raise InvalidRows(msg)
-    job = features.get_historical_features(chosen, features=service)
-    lineage = TrainingSetLineage(
-        service=service,
-        entities=entities,
-        views=features.definitions_digest(service),
-        tables=_tables(job),
-        label=label,
-        start=since,
-        end=until,
-        known_by=known,
-        rows=chosen.num_rows,
-    )
-    return table.overwrite(job.to_arrow(), metadata={"training_set": lineage.model_dump_json()})
+    chosen = EntityRows(Table(ctx.store, entities.name), entities, label, since, until, known)
+    digests = features.definitions_digest(service)
+
+    def metadata(job: PinnedRetrieval, rows: int) -> dict[str, str]:
+        lineage = TrainingSetLineage(
+            service=service,
+            entities=entities,
+            views=digests,
+            tables=_tables(job),
+            label=label,
+            start=since,
+            end=until,
+            known_by=known,
+            rows=rows,
+        )
+        return {"training_set": lineage.model_dump_json()}
+
+    empty = chosen.choose(chosen.pinned().schema.empty_table())
+    plan = features.get_historical_features(empty, features=service)
+    if _is_large(chosen, plan, name=table.name):
+        from functions.features.large_training_sets import write_parts  # late: Ray Data, which few calls need
+
+        schema = plan.to_arrow().schema
+        written = write_parts(plan, chosen, table, schema=schema)
+        return overwrite_with_parts(table, written.parts, schema, metadata=metadata(plan, written.rows))
+    rows = chosen.read()
+    if not rows.num_rows:
+        raise InvalidRows(chosen.none_left())
+    job = features.get_historical_features(rows, features=service)
+    return table.overwrite(job.to_arrow(), metadata=metadata(job, rows.num_rows))
+
+
+def _is_large(chosen: EntityRows, plan: PinnedRetrieval, *, name: str) -> bool:
+    """Whether to join over the cluster, because this process would need more than its share of the node's memory."""
+    needed, memory, share = estimated_bytes(chosen, plan), memory_bytes(), context().memory_share
+    if needed <= share * memory:
+        return False
+    if not cluster.running():
+        _logger.warning(
+            "training set %s: about %d MiB in this process are more than memory_share=%g (TOQUE_MEMORY_SHARE) of its %d MiB; "
+            "on a Ray cluster they are joined over all nodes",
+            *(name, needed >> 20, share, memory >> 20),
+        )
+    return cluster.running()
 
 
 def _require_training_sets(table: Table) -> None:
@@ -154,11 +184,16 @@ def training_set_lineage(snapshot: TableSnapshot) -> TrainingSetLineage:
 def materialize(views: list[str] | None = None, end: datetime | None = None) -> MaterializeResult:
     """Bring new rows of views online up to `end`, with late rows and corrections; safe to repeat at any time.
 
-    views: by default all; end: by default now, on the platform's clock. Reports rows done of those to read, and the rate.
+    views: by default all; end: by default now, on the platform's clock. A view with a million new rows is written by tasks
+    on all nodes of the Ray cluster, if there is one. Reports rows done of those to read, and the rate.
     Raises: OnlineStoreUnavailable if Redis does not answer; a rerun completes it.
     """
-    features = context().features()
-    return MaterializeResult(views=features.materialize_incremental(end, views=views, progress=_Progress()))
+    spread: Spread | None = None
+    if cluster.running():
+        from featurestore.offline.distributed import spread_files as spread  # late: Ray Data, as above
+
+    done = context().features().materialize_incremental(end, views=views, progress=_Progress(), spread=spread)
+    return MaterializeResult(views=done)
 
 
 class _Progress:
@@ -238,24 +273,5 @@ def _health_rows(health: ViewHealth) -> list[dict[str, Any]]:
     ]
 
 
-def labelled(rows: pa.Table, label: str, *, known_by: datetime) -> pa.Table:
-    """Select the rows whose label is present and was known by a time.
-
-    Raises: InvalidRows if there is no such column.
-    """
-    if label not in rows.column_names:
-        raise InvalidRows(f"entity table: label column {label!r} is missing; got {rows.column_names}")
-    kept = pc.is_valid(rows.column(label))
-    if LABEL_KNOWN_AT in rows.column_names:
-        known = pc.less_equal(rows.column(LABEL_KNOWN_AT), pa.scalar(known_by, pa.timestamp("us", "UTC")))
-        kept = pc.and_(kept, pc.fill_null(known, False))
-    return rows.filter(kept)
-
-
-def _between(start: datetime, end: datetime) -> pc.Expression:
-    time, utc = pc.field(EVENT_TIMESTAMP), pa.timestamp("us", "UTC")
-    return (time >= pa.scalar(start, utc)) & (time <= pa.scalar(end - timedelta(microseconds=1), utc))
-
-
-def _tables(job: RetrievalJob) -> dict[str, TableSnapshot]:
+def _tables(job: PinnedRetrieval) -> dict[str, TableSnapshot]:
     return {view: snapshot for view, snapshot in job.versions.items() if snapshot is not None}

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from croniter import croniter
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from functions.features.jobs import LABEL_KNOWN_AT
+from functions.features.entity_rows import LABEL_KNOWN_AT
 from functions.monitoring import Alarm, alarms
 from functions.monitoring.alarms import Monitor
 from functions.retraining.definition import TrainedModel

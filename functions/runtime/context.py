@@ -2,7 +2,7 @@
 
 The only module of the runtime that reads the environment (the profile that `TOQUE_PROFILE` names, `TOQUE_STORE`,
 `TOQUE_REDIS_URL` and its password file, `TOQUE_PROJECT`, `TOQUE_WORKSPACE`, `TOQUE_CLOCK`, `TOQUE_ACTOR`, `TOQUE_SECRETS`,
-`TOQUE_PRICES`, `TOQUE_ALERT_HOSTS`, `TOQUE_LOG_MODE`, `TOQUE_WAL`, the audit keys, and secrets by their
+`TOQUE_PRICES`, `TOQUE_ALERT_HOSTS`, `TOQUE_LOG_MODE`, `TOQUE_WAL`, `TOQUE_MEMORY_SHARE`, the audit keys, and secrets by their
 names). A context is sent along with every remote run, so that a worker uses the same store and clock as the caller; the
 keys are not, and each process reads its own.
 """
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from registry import Registry
 
 DEFAULT_STORE = ".toque/store"
+DEFAULT_MEMORY_SHARE = 0.25
 DEFAULT_KEY_FILE = ".toque/keys/audit"
 _IN_A_CLUSTER = "RAY_RAYLET_PID"  # Ray gives it to its worker processes
 
@@ -48,7 +49,9 @@ class Context:
     clock: the platform's time; actor: who acts, written into every journal entry; chain: the functions that caused
     this run by events, oldest first, which shows loops; secrets_dir: a folder with a file for each secret, as
     Kubernetes, Docker and systemd mount them; invocation: the durable invocation
-    that a run belongs to; log_mode, log_folder: of the prediction log, empty and None for the defaults; prices: of CPU and GPU hours, for the receipts of trainings, None if unknown.
+    that a run belongs to; log_mode, log_folder: of the prediction log, empty and None for the defaults; prices: of CPU
+    and GPU hours, for the receipts of trainings, None if unknown; memory_share: of a node's memory that one call may
+    fill, before it spreads over the cluster.
     """
 
     store: ObjectStore
@@ -66,6 +69,7 @@ class Context:
     alert_hosts: tuple[str, ...] | None = None
     log_mode: str = ""
     log_folder: str | None = None
+    memory_share: float = DEFAULT_MEMORY_SHARE
 
     def in_workspace(self, name: str) -> Context:
         """Return this context in another workspace of the platform. Raises: InvalidInput for a malformed name."""
@@ -176,8 +180,8 @@ def context_of(environment: Mapping[str, str]) -> Context:
     """Make a context from the profile and environment variables; the default store is the folder `.toque/store` here.
 
     A worker process of a cluster has no such default. Raises: ProfileError if it lacks its settings; ValueError if
-    `TOQUE_PRICES` is not the JSON of `Prices`, `TOQUE_PROJECT` cannot be read, or `TOQUE_REDIS_URL` or its password file
-    is wrong.
+    `TOQUE_PRICES` is not the JSON of `Prices`, `TOQUE_PROJECT` cannot be read, `TOQUE_MEMORY_SHARE` is no share, or
+    `TOQUE_REDIS_URL` or its password file is wrong.
     """
     environment = dict(environment)
     apply_profile(environment)
@@ -200,8 +204,17 @@ def context_of(environment: Mapping[str, str]) -> Context:
         alert_hosts=_hosts_of(environment.get("TOQUE_ALERT_HOSTS")),
         log_mode=environment.get("TOQUE_LOG_MODE") or "",
         log_folder=environment.get("TOQUE_WAL") or None,
+        memory_share=_share_of(environment.get("TOQUE_MEMORY_SHARE")),
     )
     return platform.in_workspace(environment.get("TOQUE_WORKSPACE") or DEFAULT_WORKSPACE)
+
+
+def _share_of(text: str | None) -> float:
+    """Parse a share of memory. Raises: ValueError unless it is above 0, and 1 at most."""
+    share = float(text) if text else DEFAULT_MEMORY_SHARE
+    if not 0 < share <= 1:
+        raise ValueError(f"TOQUE_MEMORY_SHARE={text}: a share of a node's memory is above 0, and 1 at most")
+    return share
 
 
 def _hosts_of(text: str | None) -> tuple[str, ...] | None:

@@ -343,9 +343,8 @@ class Executor:
     def _record_loss(self, followed: FollowedRecord, function: DeclaredFunction | None, reason: str) -> None:
         """Record that a worker died; the invocation runs again, unless too many were lost or its timeout passed."""
         worker = followed.record.worker
-        waited = waited_of(
-            self.ledger.store, followed.record
-        )  # for room on the cluster, which is no run time
+        beat = last_beat(self.ledger.store, followed.record.id)
+        waited_s = beat.waited_s if beat and beat.worker == worker else 0.0  # for room, which is no run time
         followed.append(
             lambda record: _loss_entry(
                 record, function, reason, worker=worker, now=self.ledger.clock(), waited_s=waited_s

@@ -1,0 +1,29 @@
+"""Memory that a join in one process would take, and that this node has: what decides whether it is spread over a cluster."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from featurestore.offline.pinned_retrieval import PinnedRetrieval, row_bytes
+from functions.features.entity_rows import EntityRows
+
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def estimated_bytes(entities: EntityRows, job: PinnedRetrieval) -> int:
+    """Estimate the memory of a join in one process, from the tables' logs: all entity rows, and the rows that they may see.
+
+    job: a retrieval of the features for no rows.
+    """
+    rows = entities.pinned()
+    width = row_bytes(rows.schema) + 8 * len(job.retrieval.columns)
+    # Joined rows stand beside the rows they were made of.
+    return 2 * rows.count * width + job.stored_bytes((entities.first, entities.last))
+
+
+def memory_bytes() -> int:
+    """Memory that this process may use: the node's, or less if its container has less."""
+    node = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limits = [Path(name).read_text().strip() for name in _CGROUP_LIMITS if Path(name).is_file()]
+    return min([node, *(int(limit) for limit in limits if limit.isdigit())])
