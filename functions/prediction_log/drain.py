@@ -11,7 +11,9 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from zlib import crc32
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
@@ -34,12 +36,29 @@ from functions.prediction_log.stream_of_0_1 import OldStream, streams_of
 from registry.access import DEFAULT_WORKSPACE
 from registry.store import ObjectStore, Table
 
-__all__ = ["LABELS_TABLE", "DrainResult", "drain", "predictions_table"]
+__all__ = ["LABELS_TABLE", "DrainResult", "Share", "drain", "predictions_table", "waiting_writers"]
 
 LABELS_TABLE = "labels"
 _PATIENCE_S = 60.0
+_BATCH_BYTES = 64 << 20  # of records that a round holds, however many writers there are
+_WRITER_BYTES = 16 << 20  # of one writer
 Batch = Mapping[str, list[Frame]]
 """Frames that were read, by writer, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Share of the writers that one of `count` drains moves."""
+
+    index: int = 0
+    count: int = 1
+
+    def has(self, writer: str) -> bool:
+        """Whether a writer is in this share."""
+        return crc32(writer.encode()) % self.count == self.index
+
+
+WHOLE = Share()
 
 
 class DrainResult(BaseModel):
@@ -65,6 +84,10 @@ class DrainResult(BaseModel):
             lost=self.lost + other.lost,
         )
 
+    def beside(self, other: DrainResult) -> DrainResult:
+        """Add the result of a drain that moved other writers' records."""
+        return (self + other).model_copy(update={"writers": self.writers + other.writers})
+
 
 def predictions_table(model: str) -> str:
     """Return the name of the table that holds a model's predictions."""
@@ -78,10 +101,11 @@ def drain(
     workspace: str = DEFAULT_WORKSPACE,
     wal_root: Path | None = None,
     max_rounds: int = 1_000,
+    share: Share = WHOLE,
 ) -> DrainResult:
     """Move every record that is in the streams, and those of dead writers under `wal_root`, into the tables.
 
-    store: of the workspace whose records they are.
+    store: of the workspace whose records they are. share: of the writers, where several processes share them.
     Safe to run several at once. Raises: redis.RedisError, PredictionLogError, registry's Unavailable.
     """
     client = open_redis(redis_url, timeout_s=30.0)
@@ -92,25 +116,42 @@ def drain(
                 stream = Stream(client, kind, workspace=workspace)
                 total += DrainResult(adopted=adopt_orphans(wal_root, stream))
             for source in streams_of(client, kind, workspace=workspace):
-                total += _move_all(store, source, max_rounds)
+                total += _move_all(store, source, max_rounds, share)
         return total
     finally:
         client.close()
 
 
-def _move_all(store: ObjectStore, stream: Stream | OldStream, max_rounds: int) -> DrainResult:
+def _move_all(store: ObjectStore, stream: Stream | OldStream, max_rounds: int, share: Share) -> DrainResult:
     total = DrainResult()
     for _ in range(max_rounds):
-        moved = _round(store, stream)
+        moved = _round(store, stream, share)
         if moved is None:
             break
         total += moved
     return total
 
 
-def _round(store: ObjectStore, stream: Stream | OldStream) -> DrainResult | None:
-    """Move a bounded batch; None when there is nothing to move."""
-    batch = {writer: frames for writer in stream.writers() if (frames := list(stream.read(writer)))}
+def waiting_writers(redis_url: str, *, workspace: str = DEFAULT_WORKSPACE) -> int:
+    """Count the writers whose predictions wait in Redis. Raises: redis.RedisError."""
+    client = open_redis(redis_url, timeout_s=30.0)
+    try:
+        return len(Stream(client, "predictions", workspace=workspace).writers())
+    finally:
+        client.close()
+
+
+def _round(store: ObjectStore, stream: Stream | OldStream, share: Share) -> DrainResult | None:
+    """Move a batch, bounded over all writers together; None when there is nothing to move."""
+    batch: dict[str, list[Frame]] = {}
+    waiting = [writer for writer in stream.writers() if share.has(writer)]
+    left = _BATCH_BYTES
+    for writer in random.sample(waiting, len(waiting)):  # none is always last
+        if left <= 0:
+            break
+        if frames := list(stream.read(writer, max_bytes=min(left, _WRITER_BYTES))):
+            batch[writer] = frames
+            left -= sum(len(frame.payload) for frame in frames)
     if not batch:
         return None
     moved = add_records(store, stream.kind, batch)

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from clusters.redis_clients import open_redis
-from functions.prediction_log.drain import DrainResult, drain
+from functions.prediction_log.drain import DrainResult, Share, drain, waiting_writers
 from functions.prediction_log.errors import PredictionLogError
 from functions.prediction_log.losses import LossState, losses_of, report_losses
 from functions.prediction_log.wal_root import default_wal_root
-from functions.runtime.context import Context, context
+from functions.runtime.context import Context, context, use_context
 from functions.runtime.function import function
+from functions.runtime.run import cluster
 
 __all__ = ["drain_predictions", "drain_workspace", "prediction_log_losses"]
+
+
+_WRITERS_PER_DRAIN = 8
+_MOST_DRAINS = 16
 
 
 @function(http=True)
 def drain_predictions() -> DrainResult:
     """Move logged predictions and labels from the stream into their tables, each exactly once.
 
-    Write-ahead files that dead processes of this platform left on this machine are shipped first.
+    Write-ahead files that dead processes of this platform left on this machine are shipped first. Where many writers wait
+    on a Ray cluster, drains on several nodes share them.
     Raises: PredictionLogError if there is no Redis; redis.RedisError if it does not answer.
     """
     return drain_workspace(context())
@@ -36,7 +42,7 @@ def drain_workspace(used: Context) -> DrainResult:
     """
     if used.redis_url is None:
         raise PredictionLogError("the prediction log needs Redis; set TOQUE_REDIS_URL")
-    moved = drain(
+    moved = _shared(used, used.redis_url) + drain(
         used.store,
         used.redis_url,
         workspace=used.workspace,
@@ -48,3 +54,25 @@ def drain_workspace(used: Context) -> DrainResult:
     finally:
         client.close()
     return moved + DrainResult(lost=sum(not loss.back for loss in lost))
+
+
+def _shared(used: Context, redis_url: str) -> DrainResult:
+    """Let drains on several nodes share the writers, where many wait on a Ray cluster."""
+    total = DrainResult()
+    waiting = waiting_writers(redis_url, workspace=used.workspace) if cluster.running() else 0
+    shares = min(waiting // _WRITERS_PER_DRAIN, _MOST_DRAINS)
+    if shares > 1:
+        with use_context(used):
+            drains = [drain_share.remote(index, shares) for index in range(shares)]
+        for each in drains:
+            total = total.beside(each.result())
+    return total
+
+
+@function()
+def drain_share(index: int, count: int) -> DrainResult:
+    """Move the records of a share of the writers, the one numbered `index` of `count`. Raises: as `drain_predictions`."""
+    used = context()
+    if used.redis_url is None:
+        raise PredictionLogError("the prediction log needs Redis; set TOQUE_REDIS_URL")
+    return drain(used.store, used.redis_url, workspace=used.workspace, share=Share(index, count))

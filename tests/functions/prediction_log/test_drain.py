@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import Counter
@@ -21,12 +22,15 @@ from functions.prediction_log import (
     drain,
     drain_predictions,
 )
+from functions.prediction_log.drain import Share, waiting_writers
 from functions.prediction_log.errors import PredictionLogError
 from functions.prediction_log.frames import encode_frame
 from functions.prediction_log.stream import Stream
 from registry import open_store
 from registry.store import ObjectStore
 from tests.functions.prediction_log.logbook import T0, all_rows, record, until, write
+
+drain_module = sys.modules["functions.prediction_log.drain"]  # the package has a function of the same name
 
 
 def test_a_prediction_arrives_whole(store: ObjectStore, wal_root: Path, redis_server: Any):
@@ -268,3 +272,36 @@ def test_a_living_writer_drops_drained_records_when_it_is_asked(
     kept = b"".join(path.read_bytes() for path in wal_root.rglob("*.wal"))
     assert (b"old" in kept, b"new" in kept) == (False, True)
     log.close()
+
+
+def test_a_round_holds_a_bounded_batch_however_many_writers_wait(
+    store: ObjectStore, wal_root: Path, redis_server: Any, monkeypatch: pytest.MonkeyPatch
+):
+    for number in range(6):
+        write(wal_root / str(number), redis_server.url, [record(f"{number}-{each}") for each in range(5)])
+    batches = []
+    move = drain_module._move_predictions
+    monkeypatch.setattr(drain_module, "_BATCH_BYTES", 600)  # of records of a few hundred bytes
+
+    def spy(store: ObjectStore, batch: Any) -> DrainResult:
+        batches.append([len(frames) for frames in batch.values()])
+        return move(store, batch)
+
+    monkeypatch.setattr(drain_module, "_move_predictions", spy)
+    assert drain(store, redis_server.url).predictions == 30
+    assert len(batches) > 1
+    assert max(len(batch) for batch in batches) < 6
+    assert all_rows(store).num_rows == 30
+
+
+def test_drains_that_share_the_writers_move_each_record_once(
+    store: ObjectStore, wal_root: Path, redis_server: Any
+):
+    for number in range(8):
+        write(wal_root / str(number), redis_server.url, [record(f"{number}-{each}") for each in range(3)])
+    done = DrainResult()
+    for index in range(3):
+        done = done.beside(drain(store, redis_server.url, share=Share(index, 3)))
+    assert (done.predictions, done.writers) == (24, 8)
+    assert len(set(all_rows(store)["prediction_id"].to_pylist())) == all_rows(store).num_rows == 24
+    assert waiting_writers(redis_server.url) == 0
