@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import ray
+from ray._private.label_utils import parse_node_labels_string  # what `ray start --labels` reads
 from ray._private.state import actors
 from ray.cluster_utils import Cluster
 
@@ -20,12 +21,15 @@ TRAINING = {  # what the actors that compute are called in Ray; Tune wraps a tri
 }
 
 
-@pytest.fixture
-def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+@pytest.fixture(params=["type", "labels"])
+def two_nodes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     cluster = Cluster()
-    monkeypatch.setenv("RAY_NODE_TYPE_NAME", "serve")  # as autoscaler and KubeRay do, by the name of the type
-    cluster.add_node(num_cpus=16)
-    monkeypatch.delenv("RAY_NODE_TYPE_NAME")
+    if request.param == "type":
+        monkeypatch.setenv("RAY_NODE_TYPE_NAME", "serve")  # as `toque node start`, autoscaler and KubeRay do
+        cluster.add_node(num_cpus=16)
+        monkeypatch.delenv("RAY_NODE_TYPE_NAME")
+    else:
+        cluster.add_node(num_cpus=16, labels=parse_node_labels_string("ray.io/node-group=serve"))
     cluster.add_node(num_cpus=4)
     ray.init(cluster.address, log_to_driver=False)
     yield cluster
