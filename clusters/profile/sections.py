@@ -113,6 +113,7 @@ class Profile(Section):
     predictor that differ from its definition's placement, by name, or `workspace/name`. bind: address that doors listen
     on. node_loss: how soon the head gives up a node that does not answer (docs/high-availability.md). secrets: folder
     with a file for each secret. oidc, prices, alert_hosts: docs/oidc.md, docs/training.md, docs/monitoring.md.
+    memory_share: of a node's memory that one call may fill before it spreads over the cluster.
     """
 
     cluster: Annotated[str, Variable("TOQUE_CLUSTER_NAME")] = "toque"
@@ -131,3 +132,4 @@ class Profile(Section):
     oidc: Annotated[dict[str, Any] | str | None, Variable("TOQUE_OIDC")] = None
     prices: Annotated[dict[str, Any] | None, Variable("TOQUE_PRICES")] = None
     alert_hosts: Annotated[tuple[str, ...] | None, Variable("TOQUE_ALERT_HOSTS")] = None
+    memory_share: Annotated[float, Field(gt=0, le=1), Variable("TOQUE_MEMORY_SHARE")] = 0.25

@@ -280,14 +280,14 @@ def test_a_round_holds_a_bounded_batch_however_many_writers_wait(
     for number in range(6):
         write(wal_root / str(number), redis_server.url, [record(f"{number}-{each}") for each in range(5)])
     batches = []
-    move = drain_module._move_predictions
+    move = drain_module.add_records
     monkeypatch.setattr(drain_module, "_BATCH_BYTES", 600)  # of records of a few hundred bytes
 
-    def spy(store: ObjectStore, batch: Any) -> DrainResult:
+    def spy(store: ObjectStore, kind: str, batch: Any) -> DrainResult:
         batches.append([len(frames) for frames in batch.values()])
-        return move(store, batch)
+        return move(store, kind, batch)
 
-    monkeypatch.setattr(drain_module, "_move_predictions", spy)
+    monkeypatch.setattr(drain_module, "add_records", spy)
     assert drain(store, redis_server.url).predictions == 30
     assert len(batches) > 1
     assert max(len(batch) for batch in batches) < 6

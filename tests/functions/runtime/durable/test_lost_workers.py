@@ -21,6 +21,12 @@ def answer() -> int:
     return 42
 
 
+@function(timeout_s=30)
+def answer_in_time() -> int:
+    """Return a number within half a minute."""
+    return 42
+
+
 @pytest.fixture(params=[-600.0, 600.0], ids=["behind", "ahead"])
 def elsewhere(request: pytest.FixtureRequest, used: Context) -> Ledger:
     """The ledger of a machine whose clock is ten minutes off."""
@@ -67,6 +73,26 @@ def test_a_worker_is_lost_with_its_node_before_its_lease_ends(
     started = utc_now()
     eventually(lambda: invocations.run_pending(used) >= 0 and ledger.read(invocation).lost == 1)
     assert utc_now() - started < timedelta(seconds=1.9)
+
+
+@pytest.mark.parametrize(("waited_s", "failure"), [(0.0, "TimedOut"), (55.0, "WorkerLost")])
+def test_a_wait_for_room_on_the_cluster_is_no_run_time_of_a_lost_worker(
+    used: Context, eventually: Callable[..., None], waited_s: float, failure: str
+) -> None:
+    long_ago = Ledger(
+        used.store, actor="ada", clock=lambda: utc_now() - timedelta(seconds=60), lease_s=3600.0
+    )
+    invocation = long_ago.submit(answer_in_time, {})
+    claim = {"kind": "started", "worker": "w", "lease_s": 2.0, "digest": answer_in_time.digest}
+    long_ago.follow(invocation).append(lambda _: claim)
+    write_heartbeat(used.store, invocation, "w", utc_now(), node=NOBODY, waited_s=waited_s)
+    eventually(lambda: invocations.run_pending(used) >= 0 and failure in kinds_of_loss(long_ago, invocation))
+    invocations.executor_of(used).close()
+
+
+def kinds_of_loss(ledger: Ledger, invocation: str) -> set[str]:
+    entries = ledger.journal(invocation).entries()
+    return {entry.body["failure"]["type"] for entry in entries if "failure" in entry.body}
 
 
 def test_a_checkpoint_of_a_stalled_executor_loses_no_note(used: Context) -> None:
