@@ -41,7 +41,7 @@ IDS: dict[str, str] = NOTES["invocations"]
 CODE_PATIENCE_S = 0.5
 # Fields that later releases added to what is read; what 0.1 saw has none of them.
 ADDED = {
-    "accept_code", "allow_code", "automatic", "automatic_approval", "demand", "overriders", "policy", "store_reads",
+    "accept_code", "allow_code", "automatic", "automatic_approval", "claim", "demand", "overriders", "policy", "store_reads",
     "store_writes",
 }  # fmt: skip
 
