@@ -89,6 +89,8 @@ class WorkerPool:
 
         waiting: references of the functions that have waiting runs.
         """
+        if not any(self._idle.values()):
+            return  # the keys below are digests of code: of all functions they take seconds, once in a process
         for function in functions:
             idle = self._idle.get(_key(function), [])
             spare = [each for each in idle if each.state() in {"ready", "gone", "failed"}][function.warm :]
