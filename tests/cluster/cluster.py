@@ -30,13 +30,15 @@ NODE = ("--node-ip-address={ip}", "--object-store-memory=200000000")
 
 @dataclass
 class Cluster:
-    """A platform on a head and workers, with a Redis and an S3 server. token: its administrator's.
+    """A platform on a head and workers, with a Redis and an S3 server.
 
-    timings: seconds that each step took; bare: processor share of each node before anything was deployed.
+    log_mode: of the prediction log; token: its administrator's; timings: seconds that each step took; bare: processor
+    share of each node before anything was deployed.
     """
 
     lab: Lab
     workers: list[str]
+    log_mode: str = "file"
     token: str = ""
     timings: dict[str, float] = field(default_factory=dict)
     bare: dict[str, float] = field(default_factory=dict)
@@ -44,7 +46,7 @@ class Cluster:
     loads: int = 0
 
     @classmethod
-    def nodes(cls, lab: Lab, *, workers: int) -> Cluster:
+    def nodes(cls, lab: Lab, *, workers: int, log_mode: str = "file") -> Cluster:
         """Redis, an S3 server and the nodes of a cluster, on which nothing is deployed."""
         lab.add("redis", roles.Redis())
         lab.add("s3", roles.S3())
@@ -53,7 +55,7 @@ class Cluster:
             "AWS_SECRET_ACCESS_KEY": lab.secrets.s3_secret,
             "TOQUE_PROFILE": f"/tmp/{PROFILE}",  # noqa: S108  # the machine's own
         }
-        made = cls(lab, [])
+        made = cls(lab, [], log_mode)
         begun = time.monotonic()
         lab.add("head", made._node("--head", "--type", "head"))
         made.join(workers)
@@ -277,5 +279,6 @@ class Cluster:
             },
             "redis": {"url": roles.redis_url(self.lab)},
             "project": PROJECT,
+            "log": {"mode": self.log_mode},
         }
         return yaml.safe_dump(content)

@@ -37,7 +37,7 @@ def lab(_possible: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
 
 @pytest.fixture(scope="session")
 def _nodes(lab: Lab, report: Callable[[str, dict[str, Any]], None]) -> Cluster:
-    made = Cluster.nodes(lab, workers=WORKERS)
+    made = Cluster.nodes(lab, workers=WORKERS, log_mode=os.environ.get("TOQUE_LOG_MODE") or "file")
     idle = processor_share(made, BARE_S)
     made.deploy()
     made.wait_whole()
