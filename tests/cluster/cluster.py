@@ -44,6 +44,9 @@ class Cluster:
     bare: dict[str, float] = field(default_factory=dict)
     lost: set[str] = field(default_factory=set)
     loads: int = 0
+    http: httpx.Client = field(
+        default_factory=lambda: httpx.Client(limits=httpx.Limits(max_keepalive_connections=0))
+    )
 
     @classmethod
     def nodes(cls, lab: Lab, *, workers: int, log_mode: str = "file") -> Cluster:
@@ -131,9 +134,8 @@ class Cluster:
         """Send a request as an administrator to one door. Raises: httpx.HTTPError."""
         headers = {"Authorization": f"Bearer {self.token}"}
         with self.lab.network():
-            return httpx.request(
-                method, f"http://{self.lab.address(door)}:8000{path}", headers=headers, **options
-            )
+            url = f"http://{self.lab.address(door)}:8000{path}"
+            return self.http.request(method, url, headers=headers, **options)
 
     def answers(self, door: str, path: str = "/-/healthz") -> bool:
         """Whether a door answers a GET with 200."""
