@@ -182,7 +182,8 @@ class Cluster:
         for name, places in self.replicas().items():
             if down & set(places):
                 return f"{name} is still counted on {down & set(places)}"
-        silent = [each for each in self.workers if not self.answers(each, f"/v2/models/{MODEL}/ready")]
+        doors = ("head", *self.workers)
+        silent = [each for each in doors if not self.answers(each, f"/v2/models/{MODEL}/ready")]
         return f"the model does not answer at {silent}" if silent else ""
 
     def wait_whole(self, *, within_s: float = 180) -> float:

@@ -18,7 +18,8 @@ def test_a_platform_comes_up_and_answers_though_a_worker_is_lost(
     cluster: Cluster, report: Callable[[str, dict[str, Any]], None]
 ) -> None:
     assert cluster.timings["first prediction"] < FIRST_PREDICTION_S
-    assert all(cluster.predict(door).status_code == 200 for door in ("head", *cluster.workers))
+    answers = {door: cluster.predict(door) for door in ("head", *cluster.workers)}
+    assert {each.status_code for each in answers.values()} == {200}, [each.text for each in answers.values()]
 
     cluster.lose(cluster.workers[-1])
     outages = {door: cluster.outage(door) for door in ("head", *cluster.workers)}
