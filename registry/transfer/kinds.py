@@ -11,7 +11,7 @@ LARGE_BYTES = 16 << 20
 _WORKSPACE = re.compile(r"workspaces/[^/]+/")
 _ENTRY = re.compile(r"(.+)/entries/([0-9]{8,})\.json\Z")
 _COMMIT = re.compile(r"(tables/.+\.delta)/_delta_log/([0-9]{20})\.json\Z")
-_LEFT_OUT = re.compile(r"(?:leases|copies|erasures/leases)/|invocations/[^/]+/lease\.json\Z")
+_LEFT_OUT = re.compile(r"(?:leases|leaders|probes|copies|erasures/leases)/|invocations/[^/]+/lease\.json\Z")
 _CONTENT = re.compile(
     r"tables/.+\.parquet\Z|models/[^/]+/(?:blobs|signatures)/|values/|runs/[^/]+/(?:run\.json\Z|segments/|artifacts/)"
 )
