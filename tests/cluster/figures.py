@@ -85,7 +85,9 @@ def processor_share(cluster: Cluster, seconds: float) -> dict[str, float]:
 def python_proxy_requests(cluster: Cluster, node: str) -> int:
     """How many requests a node's HAProxy handed to Serve's Python proxy since it started."""
     said = cluster.lab.run(node, "curl", "-sf", "http://127.0.0.1:9101/metrics")
-    return sum(int(float(sessions)) for sessions in _FALLBACKS.findall(said))
+    counts = _FALLBACKS.findall(said)
+    assert counts, "HAProxy no longer counts what it hands to the Python proxy"
+    return sum(int(float(sessions)) for sessions in counts)
 
 
 def write_report(file: Path, name: str, figures: dict[str, Any]) -> None:

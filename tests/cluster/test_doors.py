@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 
 import pytest
@@ -14,9 +13,6 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 SPREAD = ("gateway", "mlflow", "ticker", f"predictor-{MODEL}")
 GRPC_PORT = 8001
-FALLBACK = re.compile(
-    r'^haproxy_server_http_responses_total\{.*server="SERVE_PROXY_ACTOR-fallback.*\} (\S+)$', re.MULTILINE
-)
 BETWEEN_NODES = [
     range(6379, 6380),
     range(8000, 8002),
@@ -39,16 +35,6 @@ def test_each_node_has_both_doors_and_no_node_has_all_replicas(cluster: Cluster)
     for application in SPREAD:
         assert places[application] == Counter(cluster.workers[:2])
     assert places["grpc"] == Counter(doors)
-
-
-def test_no_request_goes_through_the_python_proxy(cluster: Cluster) -> None:
-    for door in ("head", *cluster.workers):
-        for _ in range(20):
-            assert cluster.predict(door).status_code == 200
-        metrics = cluster.lab.run(door, "curl", "-sf", "http://127.0.0.1:9101/metrics")
-        counts = FALLBACK.findall(metrics)
-        assert counts, "HAProxy no longer counts what it sends to the fallback"
-        assert sum(map(float, counts)) == 0
 
 
 def test_nothing_listens_on_a_port_that_the_pages_do_not_list(cluster: Cluster) -> None:
