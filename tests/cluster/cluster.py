@@ -121,6 +121,7 @@ class Cluster:
 
     def history(self) -> list[str]:
         """The latest entries of the model's journal, each as JSON. Raises: httpx.HTTPError."""
+        self.outage(self.workers[0])  # a door that was cut off may start anew
         said = self.ask(
             "GET", self.workers[0], f"/models/{MODEL}/history", params={"limit": 1000}, timeout=30
         )

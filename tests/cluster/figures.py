@@ -26,10 +26,11 @@ _FALLBACKS = re.compile(
 
 @dataclass(frozen=True)
 class Logged:
-    """Which predictions are in the table, and which of them with a label."""
+    """Which predictions and which labels are in the tables, and which predictions are joined with their label."""
 
     predicted: frozenset[str]
     labelled: frozenset[str]
+    joined: frozenset[str]
 
 
 def settled(
@@ -43,7 +44,7 @@ def settled(
     labels = {each.name for each in outcomes if each.labelled}
     begun = changed = time.monotonic()
     found = _logged(cluster, outcomes)
-    while not (wanted <= found.predicted and labels <= found.labelled):
+    while not (wanted <= found.predicted and labels <= found.labelled and labels <= found.joined):
         if time.monotonic() - changed > quiet_s or time.monotonic() - begun > within_s:
             break
         time.sleep(2)
@@ -74,12 +75,16 @@ def store_requests(cluster: Cluster) -> float:
 
 
 def processor_share(cluster: Cluster, seconds: float) -> dict[str, float]:
-    """Share of a processor core that each node takes during some seconds."""
+    """Share of a processor core that the processes of each node take during some seconds, but for those that end."""
     nodes = ["head", *cluster.workers]
     begun, before = time.monotonic(), {name: cluster.lab.processor_seconds(name) for name in nodes}
     time.sleep(seconds)
     after = {name: cluster.lab.processor_seconds(name) for name in nodes}
-    return {name: (after[name] - before[name]) / (time.monotonic() - begun) for name in nodes}
+    passed = time.monotonic() - begun
+    return {
+        name: sum(used - before[name].get(process, 0.0) for process, used in after[name].items()) / passed
+        for name in nodes
+    }
 
 
 def python_proxy_requests(cluster: Cluster, node: str) -> int:
@@ -111,4 +116,4 @@ def _logged(cluster: Cluster, outcomes: Sequence[Outcome]) -> Logged:
             TOQUE_PROFILE=cluster.client_profile(),
         )
     )
-    return Logged(frozenset(said["predicted"]), frozenset(said["labelled"]))
+    return Logged(**{name: frozenset(said[name]) for name in ("predicted", "labelled", "joined")})

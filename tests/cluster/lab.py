@@ -215,18 +215,19 @@ class Lab(BaseModel):
         }
         return own | self.environment
 
-    def processor_seconds(self, name: str) -> float:
-        """Processor time, in seconds, of all processes that live on a machine."""
+    def processor_seconds(self, name: str) -> dict[int, float]:
+        """Processor time, in seconds, of each process that lives on a machine, by process id."""
         space = Path(f"/proc/{self._process(name).pid}/ns/pid").stat().st_ino
-        ticks = 0
+        found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 if (folder / "ns" / "pid").stat().st_ino == space:
                     fields = (folder / "stat").read_text().rpartition(")")[2].split()
-                    ticks += int(fields[11]) + int(fields[12])
+                    ticks = int(fields[11]) + int(fields[12])
+                    found[int(folder.name)] = ticks / os.sysconf("SC_CLK_TCK")
             except OSError:  # it has just ended, or is not ours to look at
                 continue
-        return ticks / os.sysconf("SC_CLK_TCK")
+        return found
 
     def _boot(self, name: str, address: str, role: Role) -> None:
         """Namespaces, disk and cable of a machine; nothing runs on it yet."""

@@ -10,6 +10,7 @@ import pytest
 
 from tests.cluster.cluster import Cluster
 from tests.cluster.figures import runs_of_ticks, settled
+from tests.cluster.lab import until
 from tests.cluster.project import MODEL
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
@@ -37,7 +38,8 @@ def test_a_partition_doubles_nothing_and_heals(
         whole = cluster.wait_whole()
     said_done = sum(each.wait(120) == 0 for each in promoters)
     found = settled(cluster, outcomes)
-    runs = runs_of_ticks(cluster, at - 30)
+    until(lambda: runs_of_ticks(cluster, at), "a tick since the cut has run")
+    runs = runs_of_ticks(cluster, at)
     failed = [each for each in outcomes if each.failed]
     figures: dict[str, Any] = {
         "requests": len(outcomes),

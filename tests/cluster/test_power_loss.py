@@ -35,6 +35,7 @@ def test_losses_of_power_lose_no_label_and_few_requests(
         losses[-1]["seconds until whole"] = cluster.wait_whole()
     report(name, {"losses": losses})
     assert [each["labels lost"] for each in losses] == [0] * LOSSES
+    assert [each["labels of logged predictions not joined"] for each in losses] == [0] * LOSSES
     assert max(each["predictions lost"] for each in losses) <= RATE * BOUND_S[cluster.log_mode]
     assert all(each["failed requests"] <= each["in flight"] + RATE * BALANCER_S for each in losses)
     assert max(max(each["outage s"].values()) for each in losses) <= TAKEOVER_S
@@ -61,6 +62,7 @@ def _lose(cluster: Cluster, victim: str) -> dict[str, Any]:
         "answered": len(answered),
         "labels acknowledged": len(acknowledged),
         "labels lost": len(acknowledged - found.labelled),
+        "labels of logged predictions not joined": len((acknowledged & found.predicted) - found.joined),
         "predictions lost": len(answered - found.predicted),
         "failed requests": len(failed),
         "in flight": sum(each.at <= at < each.at + each.seconds for each in predictions),
