@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 class Labels:
     """A log that keeps no label."""
 
-    def extend(self, _: list[bytes]) -> int:
+    def commit(self, _: list[bytes]) -> int:
         return 1
 
 

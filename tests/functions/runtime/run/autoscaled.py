@@ -144,6 +144,35 @@ class Autoscaled:
         return found
 
 
+def answer_once() -> str:
+    """Serve a deployment that has no replica while nobody asks, and ask it; returns the node that answered."""
+    from ray import serve
+
+    class Answers:
+        def __call__(self) -> str:
+            node: str = ray.get_runtime_context().get_node_id()
+            return node
+
+    deployment: Any = serve.deployment(
+        Answers,
+        name="Answers",
+        max_ongoing_requests=1,
+        ray_actor_options={"num_cpus": 1, "resources": {"serve": 0.001}},
+        autoscaling_config={
+            "min_replicas": 0,
+            "max_replicas": 1,
+            "metrics_interval_s": 0.5,
+            "look_back_period_s": 2,
+            "upscale_delay_s": 0,
+            "downscale_delay_s": 2,
+            "downscale_to_zero_delay_s": 2,
+        },
+    )
+    serve.start(proxy_location="Disabled")
+    handle = serve.run(deployment.bind(), name="answers", route_prefix=None)
+    return str(handle.remote().result(timeout_s=150))
+
+
 @contextlib.contextmanager
 def autoscaled(folder: Path, types: dict[str, tuple[dict[str, float], int]]) -> Iterator[Autoscaled]:
     """Run a cluster without a node beside its head, which runs no work, and connect to it."""

@@ -10,7 +10,7 @@ from functions import Resources, Retries, function
 from functions.runtime.errors import NoRoom
 from functions.runtime.run import room
 from functions.runtime.run.room import wait_for_room
-from tests.functions.runtime.run.autoscaled import Autoscaled, autoscaled
+from tests.functions.runtime.run.autoscaled import Autoscaled, answer_once, autoscaled
 
 pytestmark = pytest.mark.ray
 TYPES = {"serve": ({"CPU": 1, "serve": 1000}, 1), "cpu": ({"CPU": 1}, 2), "gpu": ({"CPU": 1, "GPU": 1}, 1)}
@@ -68,29 +68,9 @@ def test_a_card_is_brought_and_what_no_type_has_is_refused_with_the_remedy(clust
 
 
 def test_serving_grows_by_its_traffic_onto_nodes_of_its_own(cluster):
-    from ray import serve
-
-    @serve.deployment(
-        max_ongoing_requests=1,
-        ray_actor_options={"num_cpus": 1, "resources": {"serve": 0.001}},
-        autoscaling_config={
-            "min_replicas": 0,
-            "max_replicas": 1,
-            "metrics_interval_s": 0.5,
-            "look_back_period_s": 2,
-            "upscale_delay_s": 0,
-            "downscale_delay_s": 2,
-            "downscale_to_zero_delay_s": 2,
-        },
-    )
-    class Answers:
-        def __call__(self) -> str:
-            return ray.get_runtime_context().get_node_id()
-
-    serve.start(proxy_location="Disabled")
-    handle = serve.run(Answers.bind(), name="answers", route_prefix=None)
     assert "serve" not in cluster.nodes().values()
-    node = handle.remote().result(timeout_s=200)
+    # In a task, as a handle of Serve keeps to the first cluster that its process was connected to.
+    ask = ray.remote(num_cpus=0)(answer_once)
+    node = ray.get(ask.remote(), timeout=200)
     assert cluster.nodes()[node] == "serve"
     cluster.until(lambda nodes: node not in nodes)
-    serve.shutdown()

@@ -68,7 +68,7 @@ def test_an_error_that_the_workers_return_is_raised(
 ):
     ended = SimpleNamespace(fit=lambda: SimpleNamespace(return_value=returned))
     monkeypatch.setattr(ray.train.torch, "TorchTrainer", lambda *_, **__: ended)
-    monkeypatch.setattr(distributed, "_require_capacity", lambda _: None)
+    monkeypatch.setattr(distributed, "_wait_for_room", lambda _: None)
     loop = worker_loop(context, training_set, FAST)
     with pytest.raises(error, match=says):
         run_on_cluster(loop, Workers(2))
