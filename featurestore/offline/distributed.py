@@ -126,7 +126,8 @@ def join_dataset(
     between: Times = (None, None),
 ) -> Dataset:
     """Retrieve as `get_historical_features` does, at the versions that `job` has fixed for no rows of the entity table."""
-    columns = [*(name for name in job.entities.column_names if name != row_number), row_number]
+    columns = job.entities.column_names
+    columns = columns if row_number in columns else [*columns, row_number]
     checked = _mapped(entities, partial(_checked, retrieval=job.retrieval, row_number=row_number))
     return _joined(checked, job, columns, partitions=partitions, between=between)
 

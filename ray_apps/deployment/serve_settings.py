@@ -37,15 +37,17 @@ stalls for 5 s lives, and one that is cut off for longer has to be started again
 def cluster_settings(node_loss: str) -> dict[str, str]:
     """List the variables of every node of a cluster: when it counts as lost, and how long it waits for its head.
 
-    node_loss: a key of `NODE_LOSS`. A node waits an hour for its
-    head: by default all of them end when it is away for a minute. HAProxy asks each replica every two seconds; Serve
-    gives an HAProxy half a minute to start before it starts another. A replica that is to end serves for another ten
-    seconds, in which every HAProxy learns of it: Serve's thirty are for balancers outside.
+    node_loss: a key of `NODE_LOSS`. A node waits an hour for its head: by default all of them end when it is away for a
+    minute. HAProxy asks each replica every two seconds; Serve gives an HAProxy half a minute to start before it starts
+    another, and its controller decides four times a second: ten times, its default, cost an idle head twice the
+    processor time. A replica that is to end serves for another ten seconds, in which every HAProxy learns of it:
+    Serve's thirty are for balancers outside.
     """
     return {
         "RAY_health_check_initial_delay_ms": "5000",
         **{f"RAY_health_check_{name}": value for name, value in NODE_LOSS[node_loss].items()},
         "RAY_gcs_rpc_server_reconnect_timeout_s": "3600",
+        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25",
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "2s",
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "10",
