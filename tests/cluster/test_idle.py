@@ -15,7 +15,8 @@ from tests.cluster.project import TICK_SECONDS
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 Report = Callable[[str, dict[str, Any]], None]
-REQUESTS_PER_S, WINDOW_S, SHARE = 2.0, 22, 0.03
+REQUESTS_PER_S, WINDOW_S, SHARE = 2.0, 22, 0.2
+"""The share is a bound against regressions: nearly all of it is Ray Serve's own (docs/benchmarks.md)."""
 
 
 def test_an_idle_cluster_asks_the_store_seldom_and_leaves_the_processors_alone(
