@@ -141,10 +141,10 @@ class ShardWork:
         each, shards = self.job.shard_rows, range(-(-self.count // self.job.shard_rows))
         ids = {self.job.app_id(shard): shard for shard in shards}
         written = {ids[app_id] for app_id in self.target.transactions(ids)}
-        todo = [shard for shard in shards if shard not in written]
-        most = max(1, min(_ROWS_PER_RUN // each, len(todo) // (workers * _RUNS_PER_WORKER)))
+        unwritten = [shard for shard in shards if shard not in written]
+        most = max(1, min(_ROWS_PER_RUN // each, len(unwritten) // (workers * _RUNS_PER_WORKER)))
         runs: list[range] = []
-        for shard in todo:
+        for shard in unwritten:
             if runs and runs[-1].stop == shard and len(runs[-1]) < most:
                 runs[-1] = range(runs[-1].start, shard + 1)
             else:

@@ -65,6 +65,18 @@ async def _until_sent(client: Client, count: int) -> None:
         await asyncio.sleep(0.01)
 
 
+async def run_at(doors: list[Door], port: int) -> Client:
+    """Run a second of load at doors that are open meanwhile."""
+    for door in doors:
+        await door.open()
+    async with aiohttp.ClientSession() as http:
+        client = Client(plan(port, seconds=1.0), http)
+        await client.run()
+    for door in doors:
+        await door.close()
+    return client
+
+
 async def test_a_door_that_closes_takes_its_own_requests_along_and_no_others() -> None:
     port = free_port()
     doors = [Door(address, port) for address in DOORS]
@@ -87,13 +99,7 @@ async def test_a_door_that_closes_takes_its_own_requests_along_and_no_others() -
 async def test_requests_leave_when_they_are_due_though_answers_are_slow() -> None:
     port = free_port()
     doors = [Door(address, port, slow_s=1.5) for address in DOORS]
-    for door in doors:
-        await door.open()
-    async with aiohttp.ClientSession() as http:
-        client = Client(plan(port, seconds=1.0), http)
-        await client.run()
-    for door in doors:
-        await door.close()
+    client = await run_at(doors, port)
     due = sorted(each.at for each in client.outcomes)
     assert len(due) == 50
     assert due[-1] - due[0] < 1.01  # a closed loop would wait for answers
@@ -103,12 +109,6 @@ async def test_requests_leave_when_they_are_due_though_answers_are_slow() -> Non
 async def test_a_label_is_sent_until_it_is_acknowledged() -> None:
     port = free_port()
     doors = [Door(address, port, refused=1) for address in DOORS]
-    for door in doors:
-        await door.open()
-    async with aiohttp.ClientSession() as http:
-        client = Client(plan(port, seconds=1.0), http)
-        await client.run()
-    for door in doors:
-        await door.close()
+    client = await run_at(doors, port)
     assert all(each.labelled for each in client.outcomes)
     assert sum((door.labels for door in doors), Counter()) == Counter(each.name for each in client.outcomes)

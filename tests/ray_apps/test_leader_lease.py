@@ -1,4 +1,3 @@
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from functions.runtime.changes.announcer import connection
 from ray_apps.leader_lease import Leadership, Lease, RedisLease, StoreLease
 from registry import ObjectStore, open_store
 from registry.store import Aged
-from tests.functions.prediction_log.conftest import RedisServer
+from tests.functions.prediction_log.conftest import RedisServer, running_redis
 
 
 @dataclass
@@ -154,14 +153,8 @@ def test_a_holder_that_stalled_before_it_took_a_free_number_finds_that_it_is_old
 
 @pytest.fixture
 def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
-    folder = tmp_path / "redis"
-    folder.mkdir()
-    server = RedisServer(folder)
-    server.start()
-    yield server
-    if server.process is not None:
-        server.kill()
-    shutil.rmtree(folder)
+    with running_redis(tmp_path / "redis") as server:
+        yield server
 
 
 def test_leadership_moves_to_the_store_while_redis_is_away_and_back(

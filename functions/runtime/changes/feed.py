@@ -68,7 +68,7 @@ class Watch:
         """Give whether to read now, as `due`; a block that raises is a reading that failed."""
         try:
             yield self.due()
-        except BaseException:
+        except BaseException:  # an interrupted reading has failed, too; it is raised again
             self.failed()
             raise
 
@@ -138,7 +138,7 @@ class ChangeFeed:
                 if not self._told:  # again only after it was live
                     _logger.warning("changes are polled for, as Redis does not announce them: %s", error)
                 self._told = True
-            except Exception:
+            except Exception:  # the thread must live: readers poll until it listens again
                 _logger.exception("changes are polled for, as they cannot be followed")
             self._set_covered(frozenset())
             time.sleep(_RETRY_S)

@@ -12,7 +12,7 @@ from functions.runtime.changes.announcer import Announcer, Watched, connection, 
 from functions.runtime.changes.feed import ChangeFeed, Watch
 from registry import Registry, open_store
 from registry.journal.journal import Journal
-from tests.functions.prediction_log.conftest import RedisServer
+from tests.functions.prediction_log.conftest import RedisServer, running_redis
 
 FAR_S = 3600.0
 DEADLINE_S = 30.0
@@ -28,13 +28,8 @@ def until(happened: Callable[[], bool]) -> None:
 
 @pytest.fixture
 def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
-    folder = tmp_path / "redis"
-    folder.mkdir()
-    server = RedisServer(folder)
-    server.start()
-    yield server
-    if server.process is not None:
-        server.kill()
+    with running_redis(tmp_path / "redis") as server:
+        yield server
 
 
 @pytest.fixture

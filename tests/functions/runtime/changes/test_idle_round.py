@@ -14,7 +14,7 @@ from functions.runtime.triggers import events, schedule
 from functions.runtime.triggers.events import publish
 from registry import open_store
 from registry.store.requests import REQUESTS
-from tests.functions.prediction_log.conftest import RedisServer
+from tests.functions.prediction_log.conftest import RedisServer, running_redis
 
 
 @function
@@ -35,13 +35,8 @@ def redis_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Re
     monkeypatch.setattr(feed, "_RETRY_S", 0.02)
     monkeypatch.setattr(feed, "SLOW_S", 3600.0)
     monkeypatch.setattr(feed.ChangeFeed.watch, "__kwdefaults__", {"slow_s": 3600.0})
-    folder = tmp_path / "redis"
-    folder.mkdir()
-    server = RedisServer(folder)
-    server.start()
-    yield server
-    if server.process is not None:
-        server.kill()
+    with running_redis(tmp_path / "redis") as server:
+        yield server
 
 
 @pytest.fixture
