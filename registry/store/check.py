@@ -15,7 +15,8 @@ from typing import Final
 
 import pyarrow as pa
 
-from registry.errors import AlreadyExists, InvalidInput, RegistryError
+from registry.errors import AlreadyExists, RegistryError
+from registry.store.clock_skew import clock_skew_s
 from registry.store.object_store import ObjectStore
 from registry.store.tables import Table
 from registry.times import utc_now
@@ -46,7 +47,7 @@ def check_store(
         _check_writes(store, f"{prefix}/written")
         _check_order(store, f"{prefix}/order/")
         _check_table(table)
-        return _checked_skew_s(store, f"{prefix}/clock", clock, most_skew_s)
+        return _checked_skew_s(store, clock, most_skew_s)
     finally:
         with suppress(RegistryError):  # what went wrong first is what counts
             for key in [*store.list(f"{prefix}/"), *store.list(f"tables/{prefix}.delta/")]:
@@ -133,15 +134,9 @@ def _check_table(table: Table) -> None:
         raise UnfitStore(f"{table.store.url}: of a table's two rows {rows} were read; {_REMEDY}")
 
 
-def _checked_skew_s(store: ObjectStore, key: str, clock: Callable[[], datetime], most_skew_s: float) -> float:
-    """Compare the clock of the server with ours; it tells whole seconds."""
-    before = clock()
-    store.put(key, b"")
-    written, after = store.find_modified_at(key), clock()
-    if written is None:
-        raise InvalidInput(f"{store.url}: {key} was written and has no time; {_REMEDY}")
-    early, late = (written - before).total_seconds(), (written - after).total_seconds()
-    skew_s = early + 1.0 if early < -1.0 else max(late, 0.0)
+def _checked_skew_s(store: ObjectStore, clock: Callable[[], datetime], most_skew_s: float) -> float:
+    """Compare the clock of the server with ours."""
+    skew_s = -clock_skew_s(store, clock=lambda: clock().timestamp())
     if abs(skew_s) > most_skew_s:
         ahead = "ahead of" if skew_s > 0 else "behind"
         raise UnfitStore(
