@@ -17,7 +17,13 @@ from deltalake import DeltaTable, Schema
 from deltalake.transaction import AddAction, RemoveAction
 
 from registry.store.table_files import file_system
-from registry.store.tables import Table, TableSnapshot, check_times, commit_properties, version_of_commit
+from registry.store.tables import (
+    Table,
+    TableSnapshot,
+    commit_properties,
+    version_of_commit,
+    with_stored_times,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +40,7 @@ def write_part(table: Table, rows: pa.Table) -> Part:
 
     Raises: InvalidInput for a timestamp without a timezone.
     """
-    check_times(rows, table.name)
+    rows = with_stored_times(rows, table.name)
     folder = file_system(table.store, table.name)
     path = f"part-{uuid.uuid4()}.snappy.parquet"
     pq.write_table(rows, path, filesystem=folder)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from registry.store.object_store import ObjectStore
 
+STORED_TIME: Final = pa.timestamp("us", "UTC")
 _PATIENCE_S = 60.0
 # A snapshot named today is readable in years: Delta would forget old versions after 30 days.
 _CONFIGURATION = {
@@ -128,9 +129,9 @@ class Table:
         bounds: columns whose least and greatest value of each file the log keeps, used when the table is created; by
         default the first 32, so name columns without personal values where there are such.
         Returns: the snapshot that has the rows.
-        Raises: InvalidInput if columns or types do not fit, or a timestamp has no timezone.
+        Raises: InvalidInput if columns or types do not fit, or a timestamp has no timezone or parts of a microsecond.
         """
-        check_times(data, self.name)
+        data = with_stored_times(data, self.name)
         transactions = dict(transactions or {})
         mode: Literal["merge"] | None = "merge" if merge_schema else None
         commit = commit_properties(transactions, metadata)
@@ -149,7 +150,7 @@ class Table:
         self, data: pa.Table, *, partition_by: Sequence[str] = (), metadata: Mapping[str, str] | None = None
     ) -> TableSnapshot:
         """Replace all rows and the schema; older versions stay readable. Raises: InvalidInput as `append`."""
-        check_times(data, self.name)
+        data = with_stored_times(data, self.name)
         commit = commit_properties({}, metadata)
 
         def write(table: DeltaTable | None) -> DeltaTable:
@@ -314,11 +315,41 @@ def _already_in(table: DeltaTable, transactions: Mapping[str, int]) -> bool:
     )
 
 
-def check_times(data: pa.Table, name: str) -> None:
-    """Refuse timestamp columns without a timezone. Raises: InvalidInput."""
-    for field in data.schema:
-        if pa.types.is_timestamp(field.type) and field.type.tz is None:
+def with_stored_times(data: pa.Table, name: str) -> pa.Table:
+    """Cast timestamp columns of any unit and timezone to microseconds in UTC, the only ones that every Delta reader opens.
+
+    Raises: InvalidInput for a time without a timezone, parts of a microsecond, or a time inside a list or struct that is
+    not timestamp('us', 'UTC') already.
+    """
+    for index, field in enumerate(data.schema):
+        if not pa.types.is_timestamp(field.type):
+            _check_nested(field.type, name, field.name)
+        elif field.type != STORED_TIME:
+            column = _stored_time(data.column(index), name, field)
+            data = data.set_column(index, pa.field(field.name, STORED_TIME, field.nullable), column)
+    return data
+
+
+def _stored_time(column: pa.ChunkedArray, name: str, field: pa.Field) -> pa.ChunkedArray:
+    if field.type.tz is None:
+        raise InvalidInput(
+            f"table {name}: column {field.name!r} is {field.type} without a timezone; "
+            "cast it to timestamp('us', 'UTC')"
+        )
+    try:
+        return column.cast(STORED_TIME)
+    except pa.ArrowInvalid as error:
+        raise InvalidInput(
+            f"table {name}: column {field.name!r} is {field.type} with times that microseconds cannot hold ({error}); "
+            "round them to timestamp('us', 'UTC')"
+        ) from error
+
+
+def _check_nested(kind: pa.DataType, name: str, column: str) -> None:
+    for index in range(kind.num_fields):
+        inner = kind.field(index).type
+        if pa.types.is_timestamp(inner) and inner != STORED_TIME:
             raise InvalidInput(
-                f"table {name}: column {field.name!r} is {field.type} without a timezone; "
-                "cast it to timestamp('us', 'UTC')"
+                f"table {name}: column {column!r} has times of type {inner} inside it; cast them to timestamp('us', 'UTC')"
             )
+        _check_nested(inner, name, column)

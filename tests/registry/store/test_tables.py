@@ -167,3 +167,40 @@ def test_the_same_transaction_from_many_processes_is_applied_once(
         for future in [pool.submit(_append_the_same, store_url) for _ in range(6)]:
             future.result()
     assert Table(open_store(store_url), "raced").read()["id"].to_pylist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("unit", "zone"), [("s", "UTC"), ("ms", "UTC"), ("ns", "UTC"), ("us", "Europe/Berlin")]
+)
+def test_times_of_any_unit_and_timezone_are_read_again_as_microseconds_in_utc(
+    store: ObjectStore, unit: str, zone: str
+):
+    at = datetime(2024, 2, 3, 4, 5, 6, tzinfo=UTC)
+    table = Table(store, "t")
+    data = pa.table({"at": pa.array([at, None], pa.timestamp(unit, zone))})
+    table.append(data)
+    table.append(data)
+    assert table.read()["at"].to_pylist() == [at, None] * 2
+    table.overwrite(data)
+    assert table.read()["at"].type == pa.timestamp("us", "UTC")
+
+
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [
+        (
+            pa.array([1_700_000_000_000_000_001], pa.timestamp("ns", "UTC")),
+            r"'at' is timestamp\[ns.* round them",
+        ),
+        (pa.array([0], pa.timestamp("us")), r"'at' is timestamp\[us\] without a timezone"),
+        (pa.array([[0]], pa.list_(pa.timestamp("ns", "UTC"))), r"'at' has times of type timestamp\[ns"),
+    ],
+)
+def test_times_that_would_lose_something_are_refused_before_anything_is_written(
+    store: ObjectStore, column: pa.Array, said: str
+):
+    table = Table(store, "t")
+    for write in (table.append, table.overwrite):
+        with pytest.raises(InvalidInput, match=said):
+            write(pa.table({"at": column}))
+    assert not table.exists()
