@@ -39,11 +39,14 @@ __all__ = [
     "decode_request",
     "encode_response",
     "is_large",
+    "with_decoded",
 ]
 
 MAX_ELEMENTS = 16_777_216
 MAX_TENSORS = 256
 MAX_DIMS = 8
+JSON_PARAMETERS = frozenset({"entities", "request", "explain", "attributes"})
+"""Parameters that are rows or objects, which a client of either protocol may send as JSON text."""
 _NO_PARAMETERS: Mapping[str, Any] = {}
 
 
@@ -115,7 +118,7 @@ def _read(head: bytes | bytearray, rest: memoryview) -> InferRequest:
         raise BadRequest(f"body: not JSON ({error}); send NaN as null") from None
     if not isinstance(document, dict):
         raise BadRequest(f"body: expected an object, got {type(document).__name__}")
-    parameters = _parameters(document, "parameters")
+    parameters = with_decoded(_parameters(document, "parameters"))
     request = InferRequest(
         inputs=_inputs(document.get("inputs", []), rest),
         id=check_identifier(document.get("id")),
@@ -143,6 +146,23 @@ def _parameters(holder: Mapping[str, Any], field: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise BadRequest(f"{field}: expected an object, got {type(value).__name__}")
     return value
+
+
+def with_decoded(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Decode parameters of rows or objects that came as JSON text, which is their only form in a gRPC message.
+
+    Raises: BadRequest naming the parameter.
+    """
+    texts = [name for name in JSON_PARAMETERS if isinstance(parameters.get(name), str)]
+    if not texts:
+        return parameters
+    decoded = dict(parameters)
+    for name in texts:
+        try:
+            decoded[name] = orjson.loads(parameters[name])
+        except orjson.JSONDecodeError as error:
+            raise BadRequest(f"parameters.{name}: expected JSON in a string: {error}") from None
+    return decoded
 
 
 def _flag(parameters: Mapping[str, Any], name: str, field: str) -> bool:

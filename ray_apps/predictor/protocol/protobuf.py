@@ -34,6 +34,7 @@ from ray_apps.predictor.protocol.json import (
     check_identifier,
     check_output,
     check_shape,
+    with_decoded,
 )
 from ray_apps.predictor.protocol.limits import MAX_FIELDS, MAX_JSON_VALUES, MAX_TYPED_BYTES, SMALL_BYTES
 from ray_apps.predictor.protocol.messages import ModelInferRequest, ModelInferResponse
@@ -42,7 +43,6 @@ __all__ = ["PROTOBUF", "decode_message", "encode_message", "length_delimited", "
 
 PROTOBUF: Final = b"application/x-protobuf"
 """The content type of a message over HTTP."""
-JSON_PARAMETERS = frozenset({"entities", "request", "explain", "attributes"})
 _BY_KIND = {"b": "bool_contents", "O": "bytes_contents", "f4": "fp32_contents", "f8": "fp64_contents",
             "i8": "int64_contents", "u8": "uint64_contents", "i": "int_contents", "u": "uint_contents"}  # fmt: skip
 
@@ -198,20 +198,13 @@ def _field_of(dtype: np.dtype[Any]) -> str | None:
     return exact or _BY_KIND.get(dtype.kind)
 
 
-def _parameters(parameters: Any) -> dict[str, Any]:
+def _parameters(parameters: Any) -> Mapping[str, Any]:
     found: dict[str, Any] = {}
     for name, holder in parameters.items() if parameters else ():
         kind = holder.WhichOneof("parameter_choice")
         value = None if kind is None else getattr(holder, kind)
-        found[name] = _json(name, value) if name in JSON_PARAMETERS and isinstance(value, str) else value
-    return found
-
-
-def _json(name: str, text: str) -> Any:
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise BadRequest(f"parameters.{name}: expected JSON in a string: {error}") from None
+        found[name] = value
+    return with_decoded(found)
 
 
 def encode_message(response: InferResponse, request: InferRequest, *, typed: bool) -> bytes | bytearray:

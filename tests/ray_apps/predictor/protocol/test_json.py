@@ -248,3 +248,14 @@ def test_any_bytes_are_read_or_refused(body: bytes, length: int | None):
     except PredictorError as refusal:
         answer = refusal
     assert isinstance(answer, InferRequest) or 400 <= answer.status < 500
+
+
+def test_rows_are_taken_as_json_text_as_in_a_grpc_message_and_as_json():
+    rows = [{"origin": "JFK"}]
+    for sent in (rows, json.dumps(rows)):
+        request = decode_request(
+            json.dumps({"inputs": [], "parameters": {"entities": sent, "unit": "a"}}).encode()
+        )
+        assert request.parameters == {"entities": rows, "unit": "a"}
+    with pytest.raises(BadRequest, match=r"parameters\.entities: expected JSON in a string"):
+        decode_request(json.dumps({"parameters": {"entities": "[{"}}).encode())
